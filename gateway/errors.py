@@ -5,9 +5,11 @@ GatewayError                 500 server_error
 │   ├── ContextLengthExceeded    context_length_exceeded
 │   └── UnsupportedParameter     unsupported_parameter
 ├── Unauthorized             401 invalid_api_key
+├── Forbidden                403 permission_denied
 ├── NotFound                 404 not_found
 │   └── ModelNotFound            model_not_found
-├── MethodNotAllowed         405
+├── MethodNotAllowed         405 method_not_allowed
+├── BodyTimeout              408 request_timeout
 ├── BodyTooLarge             413 request_too_large
 ├── QueueFull                429 rate_limit_exceeded
 ├── Unavailable              503 service_unavailable
@@ -67,6 +69,12 @@ class Unauthorized(GatewayError):
     code = "invalid_api_key"
 
 
+class Forbidden(GatewayError):
+    status = 403
+    type = "permission_error"
+    code = "permission_denied"
+
+
 class NotFound(GatewayError):
     status = 404
     type = "invalid_request_error"
@@ -81,6 +89,12 @@ class MethodNotAllowed(GatewayError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+
+class BodyTimeout(GatewayError):
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
 
 
 class BodyTooLarge(GatewayError):

@@ -1,0 +1,297 @@
+"""OpenAI's wire format as msgspec structs: field names as they are, unknown fields ignored, null means absent.
+
+Ranges live in the types, so that the decoder itself refuses what is out of range and names the field. A reply field
+that is sometimes left out is typed `... | UnsetType`; one that is null when empty is typed `... | None`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+Json = dict[str, Any]
+Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+StopString = Annotated[str, Meta(min_length=1)]
+Count = Annotated[int, Meta(ge=0)]
+AtLeastOne = Annotated[int, Meta(ge=1)]
+
+
+# ---- requests ------------------------------------------------------------------------------------------------------
+
+
+class StreamOptions(Struct, kw_only=True):
+    include_usage: bool | None = None
+
+
+class JsonSchema(Struct, kw_only=True):
+    name: Name
+    schema: Json | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Struct, kw_only=True):
+    type: str
+    json_schema: JsonSchema | None = None
+    schema: Json | None = None  # llama.cpp: a schema beside type "json_object"
+
+
+class StructuredOutputs(Struct, kw_only=True):
+    """vLLM's way to constrain the answer; exactly one of these."""
+
+    json: Json | str | None = None
+    regex: str | None = None
+    choice: Annotated[list[str], Meta(min_length=1)] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+
+class GenerationFields(Struct, kw_only=True):
+    """What chat and text completions have in common, the extra fields of local clients included."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Share | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    stop: StopString | Annotated[list[StopString], Meta(max_length=4)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[Count, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    service_tier: str | None = None
+    response_format: ResponseFormat | None = None
+    # vLLM and llama.cpp
+    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    min_p: Share | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
+    min_tokens: Count | None = None
+    ignore_eos: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Json | str | None = None
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[str], Meta(min_length=1)] | None = None
+    guided_grammar: str | None = None
+    json_schema: Json | None = None
+    grammar: str | None = None
+
+
+class ContentPart(Struct, kw_only=True):
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+class FunctionCall(Struct, kw_only=True):
+    name: str
+    arguments: str | None = None
+
+
+class CallMade(Struct, kw_only=True):
+    """A tool call in an assistant turn that the client sends back."""
+
+    id: str
+    function: FunctionCall
+
+
+class ChatMessage(Struct, kw_only=True):
+    role: Literal["developer", "system", "user", "assistant", "tool"]
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[CallMade] | None = None
+    tool_call_id: str | None = None
+
+
+class FunctionDefinition(Struct, kw_only=True):
+    name: Name
+    description: str | None = None
+    parameters: Json | None = None
+    strict: bool | None = None
+
+
+class ToolDefinition(Struct, kw_only=True):
+    type: str = "function"
+    function: FunctionDefinition | None = None
+
+
+class FunctionName(Struct, kw_only=True):
+    name: str
+
+
+class AllowedTool(Struct, kw_only=True):
+    function: FunctionName
+
+
+class AllowedTools(Struct, kw_only=True):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[AllowedTool], Meta(min_length=1)]
+
+
+class NamedChoice(Struct, kw_only=True):
+    """`{"type": "function", ...}` or `{"type": "allowed_tools", ...}`."""
+
+    type: Literal["function", "allowed_tools"]
+    function: FunctionName | None = None
+    allowed_tools: AllowedTools | None = None
+
+
+class PredictedContent(Struct, kw_only=True):
+    type: Literal["content"]
+    content: str | list[ContentPart]
+
+
+class ChatRequest(GenerationFields, kw_only=True):
+    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
+    max_tokens: AtLeastOne | None = None
+    max_completion_tokens: AtLeastOne | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: list[ToolDefinition] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
+    prediction: PredictedContent | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    chat_template_kwargs: Json | None = None
+    modalities: list[str] | None = None
+    # known, and refused by name when they ask for something
+    audio: Any = None
+    functions: Any = None
+    function_call: Any = None
+    web_search_options: Any = None
+
+
+# ---- replies -------------------------------------------------------------------------------------------------------
+
+
+class PromptTokensDetails(Struct, kw_only=True):
+    cached_tokens: int = 0
+    audio_tokens: int = 0
+
+
+class CompletionTokensDetails(Struct, kw_only=True):
+    reasoning_tokens: int = 0
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
+    audio_tokens: int = 0
+
+
+class CompletionUsage(Struct, kw_only=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
+
+
+class TopLogprob(Struct, kw_only=True):
+    token: str
+    logprob: float
+    bytes: tuple[int, ...]
+
+
+class TokenLogprobs(TopLogprob, kw_only=True):
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(Struct, kw_only=True):
+    content: list[TokenLogprobs]
+    refusal: None = None
+
+
+class FunctionPiece(Struct, kw_only=True):
+    name: str | UnsetType = UNSET
+    arguments: str = ""
+
+
+class CallPiece(Struct, kw_only=True):
+    """A tool call in a reply; `index` only in chunks, and there `id` and `type` only with the call's first piece."""
+
+    function: FunctionPiece
+    index: int | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
+class ReplyMessage(Struct, kw_only=True):
+    content: str | None
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[CallPiece] | UnsetType = UNSET
+
+
+class Choice(Struct, kw_only=True):
+    index: int
+    message: ReplyMessage
+    finish_reason: str
+    logprobs: ChoiceLogprobs | None = None
+
+
+class ChatCompletion(Struct, kw_only=True):
+    id: str
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: CompletionUsage
+    system_fingerprint: str
+    object: Literal["chat.completion"] = "chat.completion"
+
+
+class Delta(Struct, kw_only=True):
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[CallPiece] | UnsetType = UNSET
+
+
+class ChunkChoice(Struct, kw_only=True):
+    index: int
+    delta: Delta
+    logprobs: ChoiceLogprobs | None = None
+    finish_reason: str | None = None
+
+
+class ChatCompletionChunk(Struct, kw_only=True):
+    id: str
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    system_fingerprint: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    usage: CompletionUsage | None | UnsetType = UNSET
+
+
+class ModelCard(Struct, kw_only=True):
+    """One entry of /v1/models; what follows `owned_by` is ours, for editors that ask how much a model can take."""
+
+    id: str
+    created: int
+    owned_by: str
+    context_length: int
+    device: str
+    state: str
+    capabilities: tuple[str, ...]
+    object: Literal["model"] = "model"
+    root: str | UnsetType = UNSET  # an alias: the model it stands for
+
+
+class ModelList(Struct, kw_only=True):
+    data: list[ModelCard]
+    object: Literal["list"] = "list"
+
+
+class ErrorDetail(Struct, kw_only=True):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(Struct, kw_only=True):
+    error: ErrorDetail
