@@ -1,0 +1,123 @@
+"""The tokenizer in a GGUF file's metadata as a Hugging Face tokenizer.json.
+
+The file holds the vocabulary and the merges but only the *name* of the rule that cuts text into words before merging
+(`tokenizer.ggml.pre`); the rules themselves are here. An unknown name is an error: a wrong rule gives wrong ids that
+still look like text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from gateway.errors import BundleError
+
+Metadata = Callable[..., Any]  # metadata(key, default=None)
+
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # tokenizer.ggml.token_type
+
+#: Tokens that end a turn or a text whatever `eos_token_id` says; the model family decides which of them exist.
+_END_TOKENS = {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "</s>"}
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}"
+_QWEN2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}"
+
+
+class _WordRule(Struct, frozen=True, kw_only=True):
+    """How text is cut into words. `pattern` None: GPT-2's own pattern, which is built into `ByteLevel`."""
+
+    pattern: str | None = None
+    single_digits: bool = False
+    compose: bool = False  # normalise to NFC first
+    whole_words: bool = False  # a word in the vocabulary is one token even where the merges would not reach it
+    begin_token: bool = False  # what to assume when the file does not say `add_bos_token`
+
+    def pre_tokenizer(self) -> Any:
+        digits = [pre_tokenizers.Digits(individual_digits=True)] if self.single_digits else []
+        split = [pre_tokenizers.Split(Regex(self.pattern), "isolated")] if self.pattern else []
+        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=self.pattern is None)
+        return pre_tokenizers.Sequence([*digits, *split, to_bytes])
+
+
+_GPT2 = _WordRule()
+_SINGLE_DIGITS = _WordRule(single_digits=True)
+_RULES = {
+    "default": _GPT2,
+    "gpt-2": _GPT2,
+    "smollm": _SINGLE_DIGITS,
+    "starcoder": _SINGLE_DIGITS,
+    "refact": _SINGLE_DIGITS,
+    "command-r": _SINGLE_DIGITS,
+    "llama-bpe": _WordRule(pattern=_LLAMA3, whole_words=True, begin_token=True),
+    "qwen2": _WordRule(pattern=_QWEN2, compose=True),
+    "deepseek-r1-qwen": _WordRule(pattern=_QWEN2, compose=True, begin_token=True),
+}
+
+
+def tokenizer_json(metadata: Metadata, file_name: str) -> str:
+    """The text of tokenizer.json. Raises BundleError for a kind of tokenizer or a word rule that is not known."""
+    kind, rule_name = metadata("tokenizer.ggml.model"), metadata("tokenizer.ggml.pre", "default")
+    if kind != "gpt2":
+        raise BundleError(f"{file_name} has a tokenizer of kind {kind!r}; only byte-level BPE ('gpt2') can be read.")
+    if rule_name not in _RULES:
+        raise BundleError(f"{file_name} cuts words by the rule {rule_name!r}; known are {', '.join(_RULES)}.")
+    rule = _RULES[rule_name]
+    tokens: list[str] = metadata("tokenizer.ggml.tokens")
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata("tokenizer.ggml.merges")]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule.whole_words))
+    if rule.compose:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = rule.pre_tokenizer()
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = _post_processor(metadata, rule, tokens)
+    _add_special_tokens(tokenizer, tokens, metadata("tokenizer.ggml.token_type", ()))
+    return str(tokenizer.to_str())
+
+
+def tokenizer_config(metadata: Metadata) -> dict[str, Any]:
+    """The content of tokenizer_config.json: special tokens by name, and the chat template."""
+    tokens: list[str] = metadata("tokenizer.ggml.tokens")
+    named = {
+        "bos_token": metadata("tokenizer.ggml.bos_token_id"),
+        "eos_token": metadata("tokenizer.ggml.eos_token_id"),
+        "unk_token": metadata("tokenizer.ggml.unknown_token_id"),
+        "pad_token": metadata("tokenizer.ggml.padding_token_id"),
+    }
+    content: dict[str, Any] = {name: tokens[index] for name, index in named.items() if index is not None}
+    content |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    content["add_bos_token"] = _adds_begin_token(metadata, _RULES.get(metadata("tokenizer.ggml.pre", "default"), _GPT2))
+    template = metadata("tokenizer.chat_template")
+    return content | ({"chat_template": template} if template else {})
+
+
+def end_ids(metadata: Metadata) -> tuple[int, ...]:
+    """Every token id that ends the answer, the file's own `eos` first."""
+    named = [metadata(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    tokens, types = metadata("tokenizer.ggml.tokens", ()), metadata("tokenizer.ggml.token_type", ())
+    control = [index for index, kind in enumerate(types) if kind == _CONTROL and tokens[index] in _END_TOKENS]
+    return tuple(dict.fromkeys(index for index in [*named, *control] if index is not None))
+
+
+def _adds_begin_token(metadata: Metadata, rule: _WordRule) -> bool:
+    has_one = metadata("tokenizer.ggml.bos_token_id") is not None
+    return has_one and bool(metadata("tokenizer.ggml.add_bos_token", rule.begin_token))
+
+
+def _post_processor(metadata: Metadata, rule: _WordRule, tokens: list[str]) -> Any:
+    if not _adds_begin_token(metadata, rule):
+        return processors.ByteLevel(trim_offsets=True)
+    index = metadata("tokenizer.ggml.bos_token_id")
+    return processors.TemplateProcessing(single=[tokens[index], "$A"], special_tokens=[(tokens[index], index)])
+
+
+def _add_special_tokens(tokenizer: Any, tokens: list[str], types: list[int]) -> None:
+    control = [token for token, kind in zip(tokens, types, strict=False) if kind in (_UNKNOWN, _CONTROL)]
+    user = [token for token, kind in zip(tokens, types, strict=False) if kind == _USER_DEFINED]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in user])

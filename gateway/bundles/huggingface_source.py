@@ -1,0 +1,143 @@
+"""A model in a Hugging Face folder: config.json, *.safetensors, tokenizer.json and the small files beside them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.bundles import safetensors
+from gateway.bundles.source import (
+    ARCHITECTURES,
+    HEAD,
+    Blocks,
+    GenerationDefaults,
+    TransformerConfig,
+    unsupported_architecture,
+)
+from gateway.errors import BundleError
+
+
+class HuggingFaceSource:
+    """See ModelSource. Floating-point weights only: bf16, f16 or f32."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        content = _read_json(folder / "config.json")
+        _check_supported(content)
+        self._files = safetensors.open_folder(folder)
+        self._generation = _read_json(folder / "generation_config.json", optional=True)
+        self.config = self._read_config(content)
+        self.generation = msgspec.convert(self._generation, GenerationDefaults, strict=False)
+
+    def has(self, name: str) -> bool:
+        return name in self._files and not (name == HEAD and self.config.tied_embeddings)
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        if not self.has(name):
+            raise BundleError(f"{self._folder.name} has no tensor {name}.")
+        return self._files[name].tensor(name)
+
+    def blocks(self, name: str) -> Blocks | None:
+        return None
+
+    def tokenizer_json(self) -> str:
+        path = self._folder / "tokenizer.json"
+        if not path.is_file():
+            raise BundleError(f"{self._folder.name} has no tokenizer.json (convert its tokenizer to a fast one first).")
+        return path.read_text(encoding="utf-8")
+
+    def tokenizer_config(self) -> dict[str, Any]:
+        content = _read_json(self._folder / "tokenizer_config.json", optional=True)
+        template = self._folder / "chat_template.jinja"
+        if template.is_file():
+            content["chat_template"] = template.read_text(encoding="utf-8")
+        return content
+
+    def _read_config(self, content: dict[str, Any]) -> TransformerConfig:
+        try:
+            heads, hidden = int(content["num_attention_heads"]), int(content["hidden_size"])
+            head_dim = int(content.get("head_dim") or hidden // heads)
+            rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
+            return TransformerConfig(
+                architecture=content["model_type"],
+                layers=int(content["num_hidden_layers"]),
+                hidden=hidden,
+                heads=heads,
+                kv_heads=int(content.get("num_key_value_heads") or heads),
+                head_dim=head_dim,
+                ffn=int(content["intermediate_size"]),
+                vocab=int(content["vocab_size"]),
+                rms_eps=float(content["rms_norm_eps"]),
+                rope_theta=(theta := float(rope.get("rope_theta") or content.get("rope_theta", 10000.0))),
+                rope_factors=_rope_factors(rope, theta, head_dim),
+                context_length=_context_length(content),
+                tied_embeddings=bool(content.get("tie_word_embeddings")) or HEAD not in self._files,
+                eos_ids=_ids(self._generation.get("eos_token_id", content.get("eos_token_id"))),
+                bos_id=content.get("bos_token_id"),
+                pad_id=content.get("pad_token_id"),
+            )
+        except KeyError as error:
+            raise BundleError(f"{self._folder.name}: config.json lacks {error}.") from error
+        except (TypeError, ValueError) as error:
+            raise BundleError(f"{self._folder.name}: config.json has a value of the wrong kind ({error}).") from error
+
+
+def _read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    if optional and not path.is_file():
+        return {}
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except FileNotFoundError:
+        raise BundleError(f"{path.parent.name} has no {path.name}, so it is not a Hugging Face model.") from None
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise BundleError(f"{path.parent.name}: {path.name} is not a JSON object ({error}).") from error
+
+
+def _check_supported(content: dict[str, Any]) -> None:
+    if content.get("model_type") not in ARCHITECTURES:
+        raise unsupported_architecture(str(content.get("model_type")))
+    if "quantization_config" in content:
+        raise BundleError(
+            "Quantised Hugging Face folders cannot be read; take the bf16 or f16 weights, or a GGUF file."
+        )
+    if content.get("hidden_act", "silu") != "silu":
+        raise unsupported_architecture(f"{content['model_type']} with {content['hidden_act']}")
+
+
+def _context_length(content: dict[str, Any]) -> int:
+    """Without its sliding window a model is exact only up to that window, so that is its context here."""
+    length = int(content["max_position_embeddings"])
+    windowed = content.get("sliding_window") and content.get("use_sliding_window", True)
+    return min(length, int(content["sliding_window"])) if windowed else length
+
+
+def _ids(value: int | list[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _rope_factors(rope: dict[str, Any], theta: float, head_dim: int) -> tuple[float, ...]:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    pairs = head_dim // 2
+    if kind == "default":
+        return ()
+    if kind == "linear":
+        return (float(rope["factor"]),) * pairs
+    if kind == "llama3":
+        wavelengths = [2 * math.pi * theta ** (2 * pair / head_dim) for pair in range(pairs)]
+        return tuple(_llama3_factor(rope, wavelength) for wavelength in wavelengths)
+    raise BundleError(f"Rotary scaling of type {kind!r} is not supported; llama3 and linear are.")
+
+
+def _llama3_factor(rope: dict[str, Any], wavelength: float) -> float:
+    """Waves longer than the original context are slowed by `factor`, short ones kept, those between blended."""
+    factor, low, high = (float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    turns = float(rope["original_max_position_embeddings"]) / wavelength
+    blend = min(max((turns - low) / (high - low), 0.0), 1.0)
+    return 1 / ((1 - blend) / factor + blend)
