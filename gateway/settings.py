@@ -1,0 +1,77 @@
+"""One configured value: where it was set, what type it must have, and how a mistake in it is told to a person."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, get_args, get_origin
+
+import msgspec
+
+from gateway.errors import ConfigError
+
+#: Where a key stands: () is the top of the file, ("server",), ("models", NAME), ("models", NAME, "breaker").
+Table = tuple[str, ...]
+
+
+class Setting(NamedTuple):
+    """One key that somebody set.
+
+    Args:
+        where: what a mistake is reported under: 'config.toml: [server] port'.
+        text: `value` comes as text, as in an environment variable; lists and tables are split at commas.
+    """
+
+    table: Table
+    key: str
+    value: Any
+    where: str
+    text: bool = False
+
+
+def convert(setting: Setting, kind: Any) -> Any:
+    value = _from_text(setting.value, kind) if setting.text else setting.value
+    try:
+        return msgspec.convert(value, kind, strict=not setting.text, dec_hook=_path)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{setting.where}: {_problem(str(error), value, kind)}") from None
+
+
+def _path(_: type, value: Any) -> Path:
+    if not isinstance(value, str):
+        raise ValueError(f"expected a path, got {type(value).__name__}")
+    return Path(value)
+
+
+def _from_text(text: str, kind: Any) -> Any:
+    """An environment variable's text in the shape of its key: `a,b` is a list, `a=1,b=2` a table."""
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if get_origin(kind) is tuple:
+        return items
+    if get_origin(kind) is dict:
+        return {name: value for name, _, value in (item.partition("=") for item in items)}
+    return None if not text and type(None) in get_args(kind) else text
+
+
+def _problem(message: str, value: Any, kind: Any) -> str:
+    if message.startswith("Invalid enum value"):
+        choices = get_args(kind)
+        return f"{value!r} is not one of {', '.join(choices)}{nearest(value, choices)}"
+    plain = re.sub(r" - at `\$(.*)`", r" in one item", message).replace(" | null", "").replace("`", "")
+    plain = plain.replace("array", "list").replace("object", "table")
+    return plain[0].lower() + plain[1:] + ("" if ", got" in plain else f", got {value!r}")
+
+
+def nearest(word: Any, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(str(word), list(known), 1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def quoted(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else f'"{name}"'
+
+
+def upper(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]", "_", name).upper()
