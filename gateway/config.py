@@ -319,7 +319,7 @@ def _unknown_key(setting: Setting, keys: Iterable[str]) -> str:
     if setting.table[:1] == ("models",) and isinstance(setting.value, dict):
         name = f"{setting.table[1]}.{setting.key}"
         return f'unknown table; a name with a dot needs quotes: [models."{name}"]'
-    if hint := nearest(setting.key, keys):
+    if hint := nearest(setting.key, keys if setting.table else (*keys, *_TABLES, "models")):
         return f"unknown key{hint}"
     if setting.key in _keys(()):
         return "unknown key here; it belongs at the top of the file, before the first [table]"

@@ -1,0 +1,32 @@
+"""Write requirements.lock and requirements-test.lock anew from pyproject.toml: names, versions, hashes, markers.
+
+    python scripts/lock.py [--upgrade]
+
+One lock serves Linux and Windows, x86 and ARM, every supported Python. `uv` must be on the PATH; where packages come
+from is the business of each machine's own settings, so no index is written.
+"""
+
+import shlex
+import subprocess
+import sys
+
+from environment import LOCKS, ROOT
+
+HEADER = "# Written by scripts/lock.py from pyproject.toml; do not edit.\n"
+COMPILE = shlex.split(
+    "uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header "
+    "--no-emit-index-url --no-annotate --quiet"
+)
+
+
+def compile_lock(output: str, *arguments: str) -> None:
+    path = ROOT / output
+    subprocess.run([*COMPILE, *arguments, "--output-file", output], cwd=ROOT, check=True)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(HEADER + text.removeprefix(HEADER), encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    compile_lock(LOCKS["test"], "--group", "install", "--group", "test", *sys.argv[1:])
+    # Constrained by the other one, so that both name the same versions.
+    compile_lock(LOCKS["serve"], "--group", "install", "--constraint", LOCKS["test"], *sys.argv[1:])
