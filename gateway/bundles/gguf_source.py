@@ -10,7 +10,7 @@ import numpy as np
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from gateway.bundles import gguf_tokenizer, quantised
+from gateway.bundles import gguf_blocks, gguf_tokenizer
 from gateway.bundles.source import (
     ARCHITECTURES,
     EMBEDDING,
@@ -57,14 +57,14 @@ class GgufSource:
         stored = self._stored(name)
         shape = tuple(int(size) for size in reversed(stored.shape))
         try:
-            values = np.array(dequantize(stored.data, stored.tensor_type), dtype=np.float32).reshape(shape)
+            values = np.asarray(dequantize(stored.data, stored.tensor_type), dtype=np.float32).reshape(shape)
         except NotImplementedError as error:
             raise BundleError(f"{self._file}: {name} has an unknown format, {stored.tensor_type.name}.") from error
         return self._half_split(name, values)
 
     def blocks(self, name: str) -> Blocks | None:
         stored = self._stored(name)
-        found = quantised.unpack(stored.tensor_type.name, np.asarray(stored.data))
+        found = gguf_blocks.unpack(stored.tensor_type.name, np.asarray(stored.data))
         if found is None:
             return None
         scale, minimum, quants = (self._half_split(name, part) for part in (found.scale, found.minimum, found.quants))

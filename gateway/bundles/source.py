@@ -88,7 +88,7 @@ class ModelSource(Protocol):
         """Whether there is such a tensor (biases and an untied head are optional)."""
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """The tensor, dequantised, in a fresh array. Raises BundleError when the source lacks it."""
+        """The tensor, dequantised; not to be written to. Raises BundleError when the source lacks it."""
 
     def blocks(self, name: str) -> Blocks | None:
         """The tensor's own quantised blocks, rows in the order of `tensor`; None when it is stored another way."""

@@ -1,0 +1,123 @@
+"""Writes an ONNX graph node by node; large constants go straight to a file beside it, never all into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+MICROSOFT = "com.microsoft"
+_INLINE_BYTES = 1024  # smaller constants stay in the graph, where shape inference and folding can see them
+_ALIGNMENT = 4096  # a page: the runtime maps each constant instead of reading it
+
+Dimension = int | str  # a name is a dynamic dimension
+
+
+class GraphWriter:
+    """`path` gets the graph, `path` + ".data" the constants. Use as a context manager, then `save`."""
+
+    def __init__(self, path: Path, *, opset: int = 21) -> None:
+        self._path = path
+        self._opset = opset
+        self._nodes: list[onnx.NodeProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._constants: dict[str, onnx.TensorProto] = {}
+        self._data = self._data_path.open("wb")
+
+    def __enter__(self) -> GraphWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._data.close()
+
+    @property
+    def _data_path(self) -> Path:
+        return self._path.with_name(self._path.name + ".data")
+
+    def input(self, name: str, dtype: int, shape: Sequence[Dimension]) -> str:
+        self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
+        return name
+
+    def output(self, name: str, dtype: int, shape: Sequence[Dimension]) -> str:
+        self._outputs.append(helper.make_tensor_value_info(name, dtype, shape))
+        return name
+
+    def constant(self, name: str, array: NDArray[Any]) -> str:
+        """A constant, written once: a second call with the same name only returns it."""
+        if name not in self._constants:
+            array = np.ascontiguousarray(array)
+            self._constants[name] = (
+                numpy_helper.from_array(array, name) if array.nbytes <= _INLINE_BYTES else self._external(name, array)
+            )
+        return name
+
+    def reshaped_constant(self, name: str, other: str, shape: Sequence[int]) -> str:
+        """The bytes of constant `other` under another name and shape; nothing is stored twice."""
+        tensor = TensorProto()
+        tensor.CopyFrom(self._constants[other])
+        tensor.name = name
+        del tensor.dims[:]
+        tensor.dims.extend(shape)
+        self._constants[name] = tensor
+        return name
+
+    def node(self, kind: str, inputs: Sequence[str], output: str, *, domain: str = "", **attributes: Any) -> str:
+        """A node with one output, named after it; returns the output's name."""
+        self.nodes(kind, inputs, [output], domain=domain, **attributes)
+        return output
+
+    def nodes(
+        self, kind: str, inputs: Sequence[str], outputs: Sequence[str], *, domain: str = "", **attributes: Any
+    ) -> Sequence[str]:
+        """A node with several outputs; an empty name skips one."""
+        name = f"{outputs[-1]}/{kind}"
+        self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, domain=domain, **attributes))
+        return outputs
+
+    def save(self, graph_name: str) -> None:
+        self._save(self._path, graph_name, self._inputs, self._outputs)
+
+    def save_fixed(self, path: Path, graph_name: str, **sizes: int) -> None:
+        """Save a copy, over the same constants, in which each named dimension has the given size."""
+        inputs, outputs = ([_fixed(value, sizes) for value in values] for values in (self._inputs, self._outputs))
+        self._save(path, graph_name, inputs, outputs)
+
+    def _save(
+        self, path: Path, graph_name: str, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
+    ) -> None:
+        constants = list(self._constants.values())
+        graph = helper.make_graph(self._nodes, graph_name, inputs, outputs, initializer=constants)
+        opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid(MICROSOFT, 1)]
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+
+    def _external(self, name: str, array: NDArray[Any]) -> onnx.TensorProto:
+        self._data.write(b"\0" * (-self._data.tell() % _ALIGNMENT))
+        tensor = TensorProto(
+            name=name,
+            data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
+            dims=array.shape,
+            data_location=TensorProto.EXTERNAL,
+        )
+        for key, value in (
+            ("location", self._data_path.name),
+            ("offset", self._data.tell()),
+            ("length", array.nbytes),
+        ):
+            tensor.external_data.add(key=key, value=str(value))
+        self._data.write(array.data)
+        return tensor
+
+
+def _fixed(value: onnx.ValueInfoProto, sizes: dict[str, int]) -> onnx.ValueInfoProto:
+    tensor = value.type.tensor_type
+    shape = [sizes[dim.dim_param] if dim.dim_param else dim.dim_value for dim in tensor.shape.dim]
+    return helper.make_tensor_value_info(value.name, tensor.elem_type, shape)

@@ -1,0 +1,136 @@
+"""Quantised matrix products as graph nodes: which kernel reads which blocks, without changing what they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from gateway.bundles import quantise
+from gateway.bundles.graph import MICROSOFT, GraphWriter
+from gateway.bundles.source import Blocks
+
+
+class Packed(Struct, frozen=True, kw_only=True):
+    """A matrix written as constants: their names, and the attributes by which a kernel reads them."""
+
+    quants: str
+    scales: str
+    zeros: str | None
+    rows: int
+    columns: int
+    bits: int
+    block_size: int
+
+
+class LinearWriter:
+    """Writes products to `graph`, all at one accuracy level (4: int8 activations; 0: float32)."""
+
+    def __init__(self, graph: GraphWriter, accuracy_level: int) -> None:
+        self._graph = graph
+        self._accuracy_level = accuracy_level
+        self._block_sums: dict[tuple[str, int], str] = {}
+
+    def product(self, name: str, x: str, parts: Sequence[Blocks], bias: NDArray[np.float32] | None = None) -> str:
+        """y = x · wᵀ + bias; the parts' rows lie side by side in y, and parts of one kind are one product."""
+        kinds = groupby(parts, lambda part: (part.bits, part.block_size))
+        groups = [quantise.join(list(group)) for _, group in kinds]
+        outputs = [self._exact_product(f"{name}.{index}", x, blocks) for index, blocks in enumerate(groups)]
+        y = outputs[0] if len(outputs) == 1 else self._graph.node("Concat", outputs, f"{name}.joined", axis=-1)
+        if bias is None:
+            return y
+        return self._graph.node("Add", [y, self._graph.constant(f"{name}.bias", bias)], f"{name}.biased")
+
+    def pack(self, name: str, blocks: Blocks) -> Packed:
+        """The constants of a matrix, without what `product` adds for blocks that no kernel can hold."""
+        graph, zeros = self._graph, _zero_points(blocks)
+        rows, count = blocks.scale.shape
+        quants = _pairs(blocks.quants) if blocks.bits == 4 else blocks.quants.view(np.uint8) ^ np.uint8(128)
+        return Packed(
+            quants=graph.constant(f"{name}.quants", quants),
+            scales=graph.constant(f"{name}.scales", blocks.scale),
+            zeros=None if zeros is None else graph.constant(f"{name}.zeros", zeros),
+            rows=rows,
+            columns=count * blocks.block_size,
+            bits=blocks.bits,
+            block_size=blocks.block_size,
+        )
+
+    def packed_product(self, matrix: Packed, x: str, output: str) -> str:
+        """x · wᵀ. Without zero points the kernel takes 8 for them in four bits and 128 in eight."""
+        return self._graph.node(
+            "MatMulNBits",
+            [x, matrix.quants, matrix.scales, *([matrix.zeros] if matrix.zeros else [])],
+            output,
+            domain=MICROSOFT,
+            K=matrix.columns,
+            N=matrix.rows,
+            bits=matrix.bits,
+            block_size=matrix.block_size,
+            accuracy_level=self._accuracy_level,
+        )
+
+    def lookup(self, matrix: Packed, ids: str, output: str) -> str:
+        """Rows of a symmetric 8-bit matrix by their ids (batch, sequence): (batch, sequence, columns)."""
+        count = matrix.columns // matrix.block_size
+        scales = self._graph.reshaped_constant(f"{matrix.scales}_by_row", matrix.scales, [matrix.rows, count, 1])
+        blocks = self._graph.node(
+            "GatherBlockQuantized",
+            [matrix.quants, ids, scales],
+            f"{output}.blocks",
+            domain=MICROSOFT,
+            bits=8,
+            block_size=matrix.block_size,
+            gather_axis=0,
+            quantize_axis=2,
+        )
+        shape = self._graph.constant(f"{output}.shape", np.array([0, 0, matrix.columns]))
+        return self._graph.node("Reshape", [blocks, shape], output)
+
+    def _exact_product(self, name: str, x: str, blocks: Blocks) -> str:
+        matrix, missing = self.pack(name, blocks), _missing(blocks)
+        y = self.packed_product(matrix, x, f"{name}.y")
+        if missing is None:
+            return y
+        weights = self._graph.constant(f"{name}.missing", missing.T)
+        rest = self._graph.node("MatMul", [self._sums(x, blocks.block_size), weights], f"{name}.rest")
+        return self._graph.node("Add", [y, rest], f"{name}.exact")
+
+    def _sums(self, x: str, size: int) -> str:
+        """The sum of each block of inputs: (batch, sequence, columns) -> (batch, sequence, columns / size)."""
+        key = (x, size)
+        if key not in self._block_sums:
+            shape = self._graph.constant(f"blocks_of_{size}", np.array([0, 0, -1, size]))
+            blocks = self._graph.node("Reshape", [x, shape], f"{x}.blocks_of_{size}")
+            last = self._graph.constant("last_axis", np.array([-1]))
+            self._block_sums[key] = self._graph.node("ReduceSum", [blocks, last], f"{x}.sums_of_{size}", keepdims=0)
+        return self._block_sums[key]
+
+
+def _zero_points(blocks: Blocks) -> NDArray[np.uint8] | None:
+    """Packed zero points (rows, bytes) if the minimums are whole steps away from zero, and not all the default."""
+    if blocks.bits != 4:
+        return None
+    zeros = np.rint(-blocks.minimum / np.where(blocks.scale == 0, 1, blocks.scale))
+    exact = np.array_equal(-zeros * blocks.scale, blocks.minimum) and zeros.min() >= 0 and zeros.max() <= 15
+    if not exact or (zeros == 8).all():
+        return None
+    return _pairs(np.pad(zeros.astype(np.uint8), ((0, 0), (0, zeros.shape[1] % 2))))
+
+
+def _missing(blocks: Blocks) -> NDArray[np.float32] | None:
+    """(rows, blocks): what the kernel's own formula leaves out of every weight of a block; None: nothing."""
+    if _zero_points(blocks) is not None:
+        return None
+    missing = blocks.minimum + (8 if blocks.bits == 4 else 0) * blocks.scale
+    return missing if missing.any() else None
+
+
+def _pairs(quants: NDArray[Any]) -> NDArray[np.uint8]:
+    """Four-bit numbers two to a byte along the last axis, the first in the low half."""
+    packed: NDArray[np.uint8] = quants[..., 0::2] | (quants[..., 1::2] << 4)
+    return packed

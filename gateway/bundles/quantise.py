@@ -1,0 +1,95 @@
+"""Floating-point matrices into blocks of small integers, for sources that are not quantised already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.bundles.source import Blocks
+
+BLOCK = 32
+_ROWS_AT_ONCE = 4096  # bounds the temporaries on a vocabulary-sized matrix
+_SHRINKS = (1.0, 0.96, 0.92, 0.88, 0.84)  # shares of a block's range to try: clipping its extremes often costs less
+
+_Array = NDArray[np.float32]
+
+
+def four_bit(weights: _Array) -> Blocks:
+    """Blocks of 32, fitted by least squares: weight = scale * (quant - zero), zero a whole number 0..15."""
+    return _by_rows(weights, _four_bit)
+
+
+def eight_bit(weights: _Array) -> Blocks:
+    """Symmetric blocks of 32: weight = scale * quant, quant -127..127."""
+    return _by_rows(weights, _eight_bit)
+
+
+def as_eight_bit(blocks: Blocks | None) -> Blocks | None:
+    """The same numbers as symmetric 8-bit blocks; None where that is not possible without loss."""
+    if blocks is None or blocks.bits == 8:
+        return blocks
+    if not np.array_equal(blocks.minimum, -8 * blocks.scale):
+        return None
+    quants = (blocks.quants - np.uint8(8)).view(np.int8)
+    return Blocks(bits=8, scale=blocks.scale, minimum=np.zeros_like(blocks.scale), quants=quants)
+
+
+def join(parts: list[Blocks]) -> Blocks:
+    """The rows of several matrices of one kind, one below the other."""
+    return Blocks(
+        bits=parts[0].bits,
+        scale=np.concatenate([part.scale for part in parts]),
+        minimum=np.concatenate([part.minimum for part in parts]),
+        quants=np.concatenate([part.quants for part in parts]),
+    )
+
+
+def _by_rows(weights: _Array, quantise: Callable[[_Array], Blocks]) -> Blocks:
+    rows, columns = weights.shape
+    blocked = weights.reshape(rows, columns // BLOCK, BLOCK)
+    return join([quantise(blocked[start : start + _ROWS_AT_ONCE]) for start in range(0, rows, _ROWS_AT_ONCE)])
+
+
+def _eight_bit(weights: _Array) -> Blocks:
+    scale = _nonzero(np.abs(weights).max(-1) / 127)
+    quants = np.rint(weights / scale[..., None]).astype(np.int8)
+    return Blocks(bits=8, scale=scale, minimum=np.zeros_like(scale), quants=quants)
+
+
+def _four_bit(weights: _Array) -> Blocks:
+    low, high = np.minimum(weights.min(-1), 0), np.maximum(weights.max(-1), 0)
+    best = _fit(weights, low, high)
+    for shrink in _SHRINKS[1:]:
+        best = _better(best, _fit(weights, low * shrink, high * shrink))
+    _, scale, zero, quants = best
+    return Blocks(bits=4, scale=scale, minimum=-zero * scale, quants=quants.astype(np.uint8))
+
+
+_Fit = tuple[_Array, _Array, _Array, _Array]  # squared error, scale, zero point: (rows, blocks); quants
+
+
+def _fit(weights: _Array, low: _Array, high: _Array) -> _Fit:
+    """Integers for the range low..high, then the scale that suits these integers best."""
+    scale = _nonzero((high - low) / 15)
+    zero = np.clip(np.rint(-low / scale), 0, 15)
+    quants = np.clip(np.rint(weights / scale[..., None]) + zero[..., None], 0, 15)
+    steps = quants - zero[..., None]
+    squares = (steps * steps).sum(-1)
+    scale = _nonzero(
+        np.where(squares > 0, (steps * weights).sum(-1) / np.maximum(squares, 1), scale).astype(np.float32)
+    )
+    error = ((steps * scale[..., None] - weights) ** 2).sum(-1)
+    return error, scale, zero, quants
+
+
+def _better(first: _Fit, second: _Fit) -> _Fit:
+    wins = second[0] < first[0]
+    error, scale, zero = (np.where(wins, b, a) for a, b in zip(first[:3], second[:3], strict=True))
+    return error, scale, zero, np.where(wins[..., None], second[3], first[3])
+
+
+def _nonzero(scale: _Array) -> _Array:
+    """Blocks of nothing but zeros get scale 1: any scale is right, and none may divide by zero."""
+    return np.where(scale == 0, np.float32(1), scale).astype(np.float32)
