@@ -46,8 +46,10 @@ def ensure(kind: Kind, venv: Path = ROOT / ".venv") -> Path:
         if not is_ready(kind, venv):  # else another start has made it while this one waited
             try:
                 _make(kind, venv, python)
-            except (OSError, subprocess.CalledProcessError) as error:
-                sys.exit(f"The environment in {venv} could not be made: {error}")
+            except subprocess.CalledProcessError:
+                sys.exit(f"{venv} could not be made (see above); the next start tries again from the beginning.")
+            except OSError as error:
+                sys.exit(f"{venv} could not be made: {error}. Is a gateway of this folder still running?")
     return python
 
 
