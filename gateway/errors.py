@@ -147,3 +147,11 @@ class ConfigError(GatewayError):
 
 class BundleError(GatewayError):
     """A model bundle is missing, truncated, of an unknown kind, or made for another chip; the message says which."""
+
+
+def error_class(name: str) -> type[GatewayError]:
+    """The class of the tree called `name` (that is how an error crosses a process boundary); else EngineFailed."""
+    kinds = [GatewayError]
+    for kind in kinds:  # grows while it is read: the whole tree
+        kinds.extend(kind.__subclasses__())
+    return next((kind for kind in kinds if kind.__name__ == name), EngineFailed)

@@ -1,0 +1,35 @@
+"""The dialect of a model without markup: what it writes is the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gateway.dialects.base import Delta
+from gateway.generation import Chat, Grammar, TextDelta
+
+
+class PlainParser:
+    """Every character is content."""
+
+    def __init__(self, choice: int = 0) -> None:
+        self._choice = choice
+
+    def push(self, text: str) -> Iterable[Delta]:
+        return (TextDelta(text, self._choice),) if text else ()
+
+    def finish(self) -> Iterable[Delta]:
+        return ()
+
+
+class PlainDialect:
+    name = "plain"
+    markers: frozenset[str] = frozenset()
+
+    def prepare(self, chat: Chat, template: str) -> Chat:
+        return chat
+
+    def grammar(self, chat: Chat) -> Grammar | None:
+        return None
+
+    def parser(self, chat: Chat, rendered: str, choice: int) -> PlainParser:
+        return PlainParser(choice)
