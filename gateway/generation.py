@@ -119,6 +119,8 @@ class Generation(Struct, frozen=True, kw_only=True):
     prediction: str | None = None
     #: Seconds the client is ready to wait for the whole answer; None: the configured one.
     timeout_s: float | None = None
+    #: Seconds within which the first token must come, else the fallback is asked; None: no such limit.
+    ttft_timeout_s: float | None = None
     #: Yields to other requests at every step.
     background: bool = False
     #: Requests of different owners never share cached prompt prefixes (the name of the API key).

@@ -1,0 +1,97 @@
+"""What the gateway writes to stderr: one line a request that reads like a dashboard, and what changes around it.
+
+    req-7  smollm2  prompt 512 = 480 cached + 32  queue 0 ms  first token 85 ms  48 tokens  35.1 tokens/s  stop
+    req-8  llama3.2-3b -> smollm2 (latency_breaker_open)  prompt 9 = 0 cached + 9  ...
+
+Text of prompts and answers never appears unless `server.log_prompts` says so; API keys never do.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+from typing import TextIO
+
+from msgspec import Struct
+
+from gateway.generation import Chat, Prompt, Text
+
+_FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
+_LONGEST_NAME = 80
+_LONGEST_PROMPT = 2000
+
+
+def setup(level: str = "INFO", stream: TextIO | None = None) -> None:
+    """Send the gateway's log to `stream` (stderr) as UTF-8, whatever the console's code page is."""
+    stream = stream or sys.stderr
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter(_FORMAT, datefmt="%H:%M:%S"))
+    logger = logging.getLogger("gateway")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level.upper())
+    logger.propagate = False
+
+
+class RequestLine(Struct, kw_only=True):
+    """One request as the log shows it; times in seconds, None where it never came so far."""
+
+    id: str
+    asked: str
+    served: str = ""  # the model that answered, or was the last to try
+    why: str = ""  # why another one than asked for: the code of the first refusal
+    ending: str = ""  # stop, length, tool_calls, cancelled, or an error's code
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    queue_s: float | None = None
+    ttft_s: float | None = None
+    total_s: float = 0.0
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Decode speed: the tokens after the first, over the time after the first."""
+        if self.ttft_s is None or self.completion_tokens < 2 or self.total_s <= self.ttft_s:
+            return None
+        return (self.completion_tokens - 1) / (self.total_s - self.ttft_s)
+
+    def __str__(self) -> str:
+        parts = [printable(self.id), self._models()]
+        if self.prompt_tokens:
+            computed = self.prompt_tokens - self.cached_tokens
+            parts.append(f"prompt {self.prompt_tokens} = {self.cached_tokens} cached + {computed}")
+        if self.queue_s is not None:
+            parts.append(f"queue {self.queue_s * 1000:.0f} ms")
+        if self.ttft_s is not None:
+            parts.append(f"first token {self.ttft_s * 1000:.0f} ms")
+        if self.completion_tokens:
+            parts.append(f"{self.completion_tokens} tokens")
+        if self.tokens_per_s is not None:
+            parts.append(f"{self.tokens_per_s:.1f} tokens/s")
+        return "  ".join([*parts, self.ending or f"after {self.total_s:.1f} s"])
+
+    def _models(self) -> str:
+        asked = printable(self.asked) or "(none)"
+        if self.served in ("", self.asked):
+            return asked
+        return f"{asked} -> {self.served}" + (f" ({self.why})" if self.why else "")
+
+
+def printable(text: str) -> str:
+    """`text` of a client on one line: control characters escaped, cut when it is longer than a name should be."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:_LONGEST_NAME])
+    return shown + ("..." if len(text) > _LONGEST_NAME else "")
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """The prompt for `log_prompts`, its beginning cut off where it is long."""
+    match prompt:
+        case Chat(messages=messages):
+            text = "\n".join(f"{m.role}: {m.content or ''}" for m in messages)
+        case Text(text=text):
+            pass
+        case _:
+            text = " ".join(map(str, prompt.ids))
+    return text if len(text) <= _LONGEST_PROMPT else "..." + text[-_LONGEST_PROMPT:]
