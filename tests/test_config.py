@@ -1,0 +1,291 @@
+"""What config.toml may say, who wins, and how each mistake is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.config import BreakerConfig, Config, data_folder, find_config, is_loopback, load_config
+from gateway.errors import ConfigError
+
+ONE_MODEL = '[models.a]\npath = "a"\n'
+
+
+class Folder:
+    """A folder with a config.toml in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = path / "config.toml"
+
+    def load(self, text: str, environ: Mapping[str, str] | None = None, **options: Any) -> Config:
+        self.file.write_text(text, encoding="utf-8")
+        overrides = {key.replace("__", "."): value for key, value in options.items()}
+        return load_config(self.file, environ or {}, overrides)
+
+    def mistake(self, text: str, environ: Mapping[str, str] | None = None, **options: Any) -> str:
+        """The message, without the file's path where it begins with it."""
+        with pytest.raises(ConfigError) as caught:
+            self.load(text, environ, **options)
+        assert "\n" not in caught.value.message
+        return caught.value.message.removeprefix(f"{self.file}: ")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
+
+
+def test_the_file_wins_over_the_defaults(folder: Folder) -> None:
+    config = folder.load('[server]\nport = 9000\n[defaults]\nmax_tokens = 7\n[models.a]\npath = "x"\ntop_k = 3\n')
+    assert config.server.port == 9000
+    assert config.server.host == "127.0.0.1"
+    assert config.defaults.max_tokens == 7
+    assert config.models["a"].top_k == 3
+
+
+def test_the_environment_wins_over_the_file_and_the_command_line_over_both(folder: Folder) -> None:
+    text = "[server]\nport = 9000\n" + ONE_MODEL
+    environ = {"NPU_GATEWAY_SERVER_PORT": "9001"}
+    assert folder.load(text, environ).server.port == 9001
+    assert folder.load(text, environ, server__port=9002).server.port == 9002
+    assert folder.load(text, environ, server__port=None).server.port == 9001
+
+
+def test_variables_reach_every_table(folder: Folder) -> None:
+    environ = {
+        "NPU_GATEWAY_DEFAULT_MODEL": "llama3.2-3b",
+        "NPU_GATEWAY_DEFAULTS_TEMPERATURE": "0.5",
+        "NPU_GATEWAY_BREAKER_ENABLED": "false",
+        "NPU_GATEWAY_MODELS_LLAMA3_2_3B_ALIASES": "gpt-4o, gpt-4o-mini",
+        "NPU_GATEWAY_MODELS_LLAMA3_2_3B_PROVIDER_OPTIONS": "soc_model=60,htp_arch=73",
+        "NPU_GATEWAY_MODELS_LLAMA3_2_3B_BREAKER_TOKEN_MS": "12.5",
+        "NPU_GATEWAY_MODELS_LLAMA3_2_3B_FALLBACK": "",
+        "HOME": "/elsewhere",
+    }
+    config = folder.load('[models."llama3.2-3b"]\npath = "x"\nfallback = "llama3.2-3b"\n', environ)
+    model = config.models["llama3.2-3b"]
+    assert config.default_model == "llama3.2-3b"
+    assert config.defaults.temperature == 0.5
+    assert not config.breaker.enabled
+    assert model.aliases == ("gpt-4o", "gpt-4o-mini")
+    assert model.provider_options == {"soc_model": "60", "htp_arch": "73"}
+    assert model.breaker == BreakerConfig(enabled=False, token_ms=12.5)
+    assert model.fallback is None
+
+
+def test_a_models_breaker_states_only_what_differs(folder: Folder) -> None:
+    config = folder.load("[breaker]\ntoken_ms = 7\n" + ONE_MODEL + "[models.a.breaker]\nlatency_ms = 300\n")
+    assert config.breaker_for("a") == BreakerConfig(token_ms=7, latency_ms=300)
+    assert folder.load("[breaker]\ntoken_ms = 7\n" + ONE_MODEL).breaker_for("a") == BreakerConfig(token_ms=7)
+
+
+def test_a_models_defaults_override_the_general_ones(folder: Folder) -> None:
+    config = folder.load("[defaults]\ntemperature = 0.7\ntop_p = 0.8\n" + ONE_MODEL + "temperature = 0\n")
+    assert config.defaults_for("a").temperature == 0
+    assert config.defaults_for("a").top_p == 0.8
+
+
+def test_paths_start_at_the_files_folder(folder: Folder) -> None:
+    text = 'models_dir = "m"\n[models.a]\nsource = "gguf/x.gguf"\n[models."b/c"]\nsource = "pypi:x==1"\n'
+    config = folder.load(text + '[models.d]\npath = "sub/d"\n[models.e]\nengine = "genie"\npath = "e/config.json"\n')
+    models = folder.path / "m"
+    assert config.models_dir == models
+    assert Path(config.models["a"].path) == models / "a"
+    assert Path(config.models["a"].source) == folder.path / "gguf" / "x.gguf"
+    assert Path(config.models["b/c"].path) == models / "b%2Fc"
+    assert config.models["b/c"].source == "pypi:x==1"
+    assert Path(config.models["d"].path) == models / "sub" / "d"
+    assert Path(config.models["e"].path) == models / "e" / "config.json"
+
+
+def test_absolute_paths_stay(folder: Folder, tmp_path: Path) -> None:
+    bundle = tmp_path / "elsewhere"
+    assert Path(folder.load(f"[models.a]\npath = '{bundle}'\n").models["a"].path) == bundle
+
+
+def test_provider_option_goes_to_local_models_only(folder: Folder) -> None:
+    text = ONE_MODEL + '[models.b]\nengine = "upstream"\nurl = "http://127.0.0.1:1/v1"\n'
+    config = folder.load(text, models__provider="qnn")
+    assert (config.models["a"].provider, config.models["b"].provider) == ("qnn", "auto")
+
+
+def test_keys_come_from_table_file_and_environment(folder: Folder) -> None:
+    (folder.path / "keys.txt").write_text("# team\nanna k-1\n\nk-2==\n", encoding="utf-8-sig")
+    text = '[server]\napi_keys = { me = "k-0" }\napi_keys_file = "keys.txt"\n' + ONE_MODEL
+    config = folder.load(text, {"NPU_GATEWAY_API_KEY": "k-3"})
+    assert config.server.api_keys == {"me": "k-0", "anna": "k-1", "key4": "k-2==", "environment": "k-3"}
+
+
+def test_a_byte_order_mark_is_no_mistake(folder: Folder) -> None:
+    folder.file.write_text(ONE_MODEL, encoding="utf-8-sig")
+    assert "a" in load_config(folder.file, {}).models
+
+
+UPSTREAM = '[models.u]\nengine = "upstream"\n'
+MISTAKES = [
+    (ONE_MODEL + "temprature = 1", "[models.a] temprature: unknown key; did you mean 'temperature'?"),
+    ("[sever]\nport = 1\n" + ONE_MODEL, "sever: unknown key; did you mean 'server'?"),
+    ('[server]\nport = "x"\n' + ONE_MODEL, "[server] port: expected int, got str"),
+    ("[server]\nport = 70000\n" + ONE_MODEL, "[server] port: expected int <= 65535, got 70000"),
+    ("[server]\nport = true\n" + ONE_MODEL, "[server] port: expected int, got bool"),
+    ("port = 1\n" + ONE_MODEL, "port: unknown key here; it belongs in [server]"),
+    (
+        '[server]\ndefault_model = "a"\n' + ONE_MODEL,
+        "[server] default_model: unknown key here; it belongs at the top of the file, before the first [table]",
+    ),
+    ("[server]\nzzz = 1\n" + ONE_MODEL, "[server] zzz: unknown key"),
+    ("[breaker]\nrate = 0\n" + ONE_MODEL, "[breaker] rate: expected float > 0.0, got 0"),
+    ("[breaker]\nwindow = 3\n" + ONE_MODEL, "[breaker] min_calls: 5 calls never fit a window of 3"),
+    (
+        ONE_MODEL + "[models.a.breaker]\nmin_calls = 11\n",
+        "[models.a.breaker] min_calls: more than the window (10) never fit",
+    ),
+    (ONE_MODEL + "[models.a.breaker]\ntokens_ms = 1\n", "[models.a.breaker] tokens_ms: unknown key; did you mean"),
+    (
+        '[models.llama3.2-3b]\npath = "x"\n',
+        '[models.llama3] 2-3b: unknown table; a name with a dot needs quotes: [models."llama3.2-3b"]',
+    ),
+    ('[models."b.c"]\nengine = "locl"\n', "[models.\"b.c\"] engine: 'locl' is not one of local, genie, upstream,"),
+    ('[models.a]\nprovider = "npu"\n', "[models.a] provider: 'npu' is not one of auto, cpu, qnn"),
+    ("[models.a]\n", "[models.a]: needs path (where the bundle is) or source"),
+    (ONE_MODEL + 'aliases = "x"\n', "[models.a] aliases: expected list, got str"),
+    (ONE_MODEL + 'aliases = ["x", 3]\n', "[models.a] aliases: expected str, got int in one item"),
+    (ONE_MODEL + "breaker = 3\n", "models.a.breaker must be a table, written [models.a.breaker]"),
+    ("models = 3\n", "models must be a table, written [models]"),
+    ("[models]\na = 3\n", "models.a must be a table, written [models.a]"),
+    ("models_dir = 5\n" + ONE_MODEL, "models_dir: expected a path, got int"),
+    ("", "[models]: no model is configured"),
+    ("[x\n", "not valid TOML: Expected ']'"),
+    ('default_model = "A"\n' + ONE_MODEL, "default_model: there is no model 'A'"),
+    ('default_model = "mode"\n[models.model]\npath = "x"\n', "default_model: there is no model 'mode'; did you mean"),
+    (
+        'default_model = "b"\n' + ONE_MODEL + 'aliases = ["b"]\n',
+        "default_model: there is no model 'b'; it is an alias, write 'a'",
+    ),
+    (ONE_MODEL + 'fallback = "b"\n', "[models.a] fallback: there is no model 'b'"),
+    (ONE_MODEL + 'fallback = "a"\n', "[models.a] fallback: goes round in a circle: a -> a"),
+    (
+        ONE_MODEL + 'fallback = "b"\n[models.b]\npath = "x"\nfallback = "a"\n',
+        "[models.a] fallback: goes round in a circle: a -> b -> a",
+    ),
+    (
+        ONE_MODEL + 'fallback = "b"\n[models.b]\npath = "x"\nfallback = "c"\n[models.c]\npath = "x"\nfallback = "b"\n',
+        "[models.b] fallback: goes round in a circle: b -> c -> b",
+    ),
+    (ONE_MODEL + 'aliases = ["a"]\n', "[models.a] aliases: 'a' already names the model 'a'"),
+    (
+        ONE_MODEL + 'aliases = ["x"]\n[models.b]\npath = "b"\naliases = ["x"]\n',
+        "[models.b] aliases: 'x' already names the model 'a'",
+    ),
+    (UPSTREAM, "[models.u] url: engine = 'upstream' needs the server's URL"),
+    (UPSTREAM + 'url = "localhost:8081"\n', "[models.u] url: engine = 'upstream' needs the server's URL"),
+    (ONE_MODEL + 'url = "http://x"\n', "[models.a] url: means something only with engine = 'upstream'"),
+    ('[server]\nhost = "0.0.0.0"\n' + ONE_MODEL, "[server] host: '0.0.0.0' lets other machines in without a key"),
+    ('[server]\napi_keys = { a = "" }\n' + ONE_MODEL, "[server] api_keys: the key of 'a' must be"),
+    ('[server]\napi_keys = { a = "x", b = "x" }\n' + ONE_MODEL, "[server] api_keys: two names have the same key"),
+    ('[server]\napi_keys_file = "no.txt"\n' + ONE_MODEL, "[server] api_keys_file:"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), MISTAKES, ids=[message[:40] for _, message in MISTAKES])
+def test_each_mistake_is_one_line_that_says_where(folder: Folder, text: str, message: str) -> None:
+    assert folder.mistake(text).startswith(message)
+
+
+def test_mistakes_name_the_file(folder: Folder) -> None:
+    folder.file.write_text("x = 1\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"config\.toml: x: unknown key"):
+        load_config(folder.file, {})
+    with pytest.raises(ConfigError, match=r"none\.toml: no such file"):
+        load_config(folder.path / "none.toml", {})
+    folder.file.write_bytes(b"# \xff\n")
+    with pytest.raises(ConfigError, match=r"not UTF-8 text \(byte 2\)"):
+        load_config(folder.file, {})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("NPU_GATEWAY_SERVER_PROT", "1", "sets nothing; did you mean 'NPU_GATEWAY_SERVER_PORT'?"),
+        ("NPU_GATEWAY_SERVER_PORT", "x", "expected int, got str"),
+        ("NPU_GATEWAY_MODELS_A_ENGINE", "remote", "'remote' is not one of"),
+        ("NPU_GATEWAY_MODELS_B_PATH", "x", "sets nothing"),
+    ],
+)
+def test_a_wrong_variable_is_named(folder: Folder, variable: str, value: str, message: str) -> None:
+    found = folder.mistake(ONE_MODEL, {variable: value})
+    assert found.startswith(f"environment variable {variable}") and message in found
+
+
+def test_a_wrong_option_is_named(folder: Folder) -> None:
+    assert folder.mistake(ONE_MODEL, server__port=-1) == "option --port: expected int >= 0, got -1"
+
+
+def test_a_wrong_line_of_the_keys_file_is_named_without_the_key(folder: Folder) -> None:
+    (folder.path / "keys.txt").write_text("anna her secret\n", encoding="utf-8")
+    found = folder.mistake('[server]\napi_keys_file = "keys.txt"\n' + ONE_MODEL)
+    assert found.endswith("keys.txt: line 1: expected KEY or NAME KEY")
+
+
+@pytest.mark.parametrize("extra", ["insecure = true\n", 'api_keys = { a = "k" }\n'])
+def test_beyond_loopback_with_a_key_or_on_purpose(folder: Folder, extra: str) -> None:
+    assert folder.load('[server]\nhost = "0.0.0.0"\n' + extra + ONE_MODEL).server.host == "0.0.0.0"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost", "LOCALHOST"])
+def test_loopback(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example", "localhost.example"])
+def test_not_loopback(host: str) -> None:
+    assert not is_loopback(host)
+
+
+def test_which_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = tmp_path / "named.toml"
+    repository = Path(__file__).parent.parent
+    assert find_config(None, {}) == (repository / "config.toml", repository)
+    (tmp_path / "config.toml").write_text(ONE_MODEL, encoding="utf-8")
+    assert find_config(None, {}) == (Path("config.toml"), tmp_path)
+    assert find_config(None, {"NPU_GATEWAY_CONFIG": str(named)}) == (named, tmp_path)
+    assert find_config(Path("x/y.toml"), {"NPU_GATEWAY_CONFIG": str(named)}) == (Path("x/y.toml"), tmp_path / "x")
+
+
+def test_models_of_an_installed_gateway_live_with_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert data_folder({}, "linux") == tmp_path / ".local" / "share" / "npu-gateway"
+    assert data_folder({"XDG_DATA_HOME": str(tmp_path / "d")}, "linux") == tmp_path / "d" / "npu-gateway"
+    assert data_folder({"LOCALAPPDATA": str(tmp_path / "l")}, "win32") == tmp_path / "l" / "npu-gateway"
+    assert data_folder({}, "darwin") == tmp_path / "Library" / "Application Support" / "npu-gateway"
+
+
+def test_the_repositorys_config_and_its_commented_examples_hold(folder: Folder) -> None:
+    text = (Path(__file__).parent.parent / "config.toml").read_text(encoding="utf-8")
+    config = folder.load(text)
+    assert list(config.models) == ["smollm2-135m"]
+    examples = [line.removeprefix("# ") if _is_commented_toml(line) else line for line in text.splitlines()]
+    config = folder.load("\n".join(examples), {"NPU_GATEWAY_SERVER_API_KEYS_FILE": ""})
+    assert list(config.models) == ["smollm2-135m", "llama3.2-3b", "qwen2-7b", "elsewhere"]
+    assert config.models["qwen2-7b"].fallback == "llama3.2-3b"
+    assert config.default_model == "smollm2-135m"
+
+
+def _is_commented_toml(line: str) -> bool:
+    words = line.split()
+    return line.startswith("# [models") or (len(words) > 3 and words[0] == "#" and words[2] == "=")
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_a_config_or_a_mistake(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    file = tmp_path_factory.getbasetemp() / "fuzz.toml"
+    file.write_text(text, encoding="utf-8", newline="")
+    with pytest.raises(ConfigError):  # no random text names a model
+        load_config(file, {})
