@@ -264,7 +264,7 @@ class ChatCompletionChunk(Struct, kw_only=True):
     choices: list[ChunkChoice]
     system_fingerprint: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    usage: CompletionUsage | None | UnsetType = UNSET
+    usage: CompletionUsage | UnsetType | None = UNSET
 
 
 class ModelCard(Struct, kw_only=True):

@@ -1,0 +1,172 @@
+"""Everything wired together: configuration in, a running server out."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from types import FrameType
+
+import uvicorn
+from litestar import Litestar
+from litestar.datastructures import State
+from litestar.types import Message, Scope
+
+from gateway.config import Config, ServerConfig
+from gateway.engines.base import Engine
+from gateway.engines.factory import make_engine
+from gateway.errors import ConfigError
+from gateway.lane import Lane
+from gateway.metrics import Metrics
+from gateway.router import Router
+from gateway.routes import chat, health, models, root
+from gateway.routes.connection import request_number
+from gateway.routes.guards import cors_of, guards_of
+from gateway.routes.refusals import refuse
+
+HANDLERS = [
+    root.root,
+    root.root_head,
+    chat.chat_completions,
+    models.list_models,
+    models.get_model,
+    health.healthz,
+    health.readyz,
+    health.metrics,
+]
+LAST_RESORT_S = 5.0  # after the grace period, for streams to send their last frame
+
+
+def create_app(config: Config, engines: Mapping[str, Engine] | None = None) -> Litestar:
+    """The ASGI application. `engines`: one for each model by name, not yet started; made from the config if None.
+
+    Loading begins with the lifespan and does not hold it up: /healthz answers meanwhile. Raises ConfigError.
+    """
+    metrics = Metrics()
+    router = Router(config, _lanes(config, engines, metrics))
+    return Litestar(
+        HANDLERS,
+        state=State({"router": router, "metrics": metrics, "started_at": int(time.time())}),
+        lifespan=[_lifespan],
+        guards=[*guards_of(config.server)],
+        cors_config=cors_of(config.server),
+        exception_handlers={Exception: refuse},
+        before_send=[_add_request_id],
+        request_max_body_size=config.server.max_body_bytes,
+        logging_config=None,
+        openapi_config=None,
+        debug=False,  # said, because Litestar otherwise asks the environment
+        pdb_on_exception=False,
+    )
+
+
+def _lanes(config: Config, engines: Mapping[str, Engine] | None, metrics: Metrics) -> dict[str, Lane]:
+    return {
+        name: Lane(
+            name,
+            model,
+            make_engine(name, model, config.models_dir) if engines is None else engines[name],
+            model.breaker or config.breaker,
+            metrics=metrics,
+            timeout_s=config.server.timeout_s,
+        )
+        for name, model in config.models.items()
+    }
+
+
+@asynccontextmanager
+async def _lifespan(app: Litestar) -> AsyncGenerator[None, None]:
+    router: Router = app.state.router
+    await router.start()
+    try:
+        yield
+    finally:
+        await router.aclose()
+
+
+async def _add_request_id(message: Message, scope: Scope) -> None:
+    if message["type"] == "http.response.start":
+        message["headers"] = [*message["headers"], (b"x-request-id", f"req_{request_number(scope)}".encode())]
+
+
+def bind(config: ServerConfig) -> socket.socket:
+    """The listening socket; port 0 takes a free one. Raises ConfigError when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        return socket.create_server((config.host.strip("[]"), config.port), family=family, backlog=2048)
+    except OSError as error:
+        where = f"{config.host}:{config.port}"
+        raise ConfigError(f"[server] host, port: cannot listen on {where}: {error.strerror or error}") from error
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, stopping the way streams like it.
+
+    1. A first SIGINT or SIGTERM stops accepting; requests that run get `shutdown_grace_s`, then the router ends each
+       with an error of its own, so that no client sees a body cut off. A second Ctrl-C does not wait.
+    2. uvicorn would raise the signal again when it has stopped; a server that stopped as asked has succeeded.
+
+    Args:
+        on_started: called once the socket accepts.
+    """
+
+    def __init__(self, app: Litestar, config: ServerConfig, on_started: Callable[[], None] | None = None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="h11",  # httptools' protocol answers HTTP/1.0 in chunks, which HTTP/1.0 does not know
+                loop="asyncio",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=int(config.shutdown_grace_s + LAST_RESORT_S) + 1,
+            )
+        )
+        self._router: Router = app.state.router
+        self._grace_s = config.shutdown_grace_s
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self._on_started is not None:
+            self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.create_task(self._end_requests())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+    async def _end_requests(self) -> None:
+        await asyncio.sleep(self._grace_s)
+        await self._router.aclose()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+
+def serve(
+    app: Litestar,
+    config: ServerConfig,
+    *,
+    listener: socket.socket | None = None,
+    on_started: Callable[[], None] | None = None,
+) -> None:
+    """Serve until a signal says stop; prints nothing.
+
+    Args:
+        listener: from `bind`, so that the caller may tell the port first; bound here if None.
+        on_started: called once, on the event loop, when the socket accepts.
+
+    Raises ConfigError when the address cannot be had.
+    """
+    with suppress(KeyboardInterrupt), listener or bind(config) as listening:
+        Server(app, config, on_started).run(sockets=[listening])

@@ -1,0 +1,25 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import msgspec
+from litestar import post
+from litestar.types import ASGIApp
+
+from gateway.openai_types import ChatRequest
+from gateway.routes.body import read_json
+from gateway.routes.chat_replies import ChatRendering
+from gateway.routes.connection import HttpRequest, request_number, router_of
+from gateway.routes.generations import chat_generation, wants_usage
+from gateway.routes.respond import answer
+
+_decoder = msgspec.json.Decoder(ChatRequest)
+
+
+@post(["/v1/chat/completions", "/chat/completions"], status_code=200)
+async def chat_completions(request: HttpRequest) -> ASGIApp:
+    chat = await read_json(request, _decoder)
+    defaults = router_of(request).defaults_for(chat.model)
+    generation = chat_generation(chat, defaults, id=f"chatcmpl-{request_number(request.scope)}")
+    rendering = ChatRendering(generation, with_usage=wants_usage(chat))
+    return await answer(request, generation, rendering, stream=bool(chat.stream))

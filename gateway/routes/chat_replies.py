@@ -1,0 +1,164 @@
+"""Events as OpenAI chat completions: one reply, or a stream of chunks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+
+from msgspec import UNSET
+
+from gateway import __version__
+from gateway.errors import GatewayError
+from gateway.generation import (
+    ChoiceFinished,
+    Event,
+    Finished,
+    Generation,
+    ReasoningDelta,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
+from gateway.openai_types import (
+    CallPiece,
+    ChatCompletion,
+    ChatCompletionChunk,
+    Choice,
+    ChoiceLogprobs,
+    ChunkChoice,
+    CompletionTokensDetails,
+    CompletionUsage,
+    Delta,
+    FunctionPiece,
+    PromptTokensDetails,
+    ReplyMessage,
+    TokenLogprobs,
+    TopLogprob,
+)
+from gateway.routes.collect import Collected, CollectedChoice
+from gateway.routes.respond import error_body
+from gateway.sse import DONE, frame
+
+LOGPROB_FLOOR = -9999.0  # what OpenAI reports for a token of probability zero; minus infinity is no JSON
+
+
+class ChatRendering:
+    """See `respond.Rendering`. `with_usage`: the stream ends with a chunk that counts the tokens."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, generation: Generation, *, with_usage: bool = False) -> None:
+        self._id = generation.id
+        self._created = int(time.time())
+        self._with_logprobs = generation.logprobs is not None
+        self._with_usage = with_usage
+        self._begun: set[int] = set()  # choices whose role has been sent
+
+    def whole(self, model: str, collected: Collected) -> ChatCompletion:
+        return ChatCompletion(
+            id=self._id,
+            created=self._created,
+            model=model,
+            choices=[self._choice(index, choice) for index, choice in enumerate(collected.choices)],
+            usage=usage_of(collected.usage),
+            system_fingerprint=fingerprint(model),
+        )
+
+    def _choice(self, index: int, choice: CollectedChoice) -> Choice:
+        calls = [
+            CallPiece(id=call.id, type="function", function=FunctionPiece(name=call.name, arguments=call.arguments))
+            for call in choice.tool_calls
+        ]
+        message = ReplyMessage(
+            content=choice.text if choice.text or not calls else None,
+            reasoning_content=choice.reasoning or UNSET,
+            tool_calls=calls or UNSET,
+        )
+        logprobs = logprobs_of(choice.logprobs) if self._with_logprobs else None
+        return Choice(index=index, message=message, finish_reason=choice.reason, logprobs=logprobs)
+
+    def pieces(self, model: str, event: Event) -> Iterator[bytes]:
+        match event:
+            case TextDelta(text, choice, logprobs) if text or logprobs:
+                yield from self._role(model, choice)
+                scored = logprobs_of(logprobs) if self._with_logprobs else None
+                yield self._chunk(model, ChunkChoice(index=choice, delta=Delta(content=text), logprobs=scored))
+            case ReasoningDelta(text, choice) if text:
+                yield from self._role(model, choice)
+                yield self._chunk(model, ChunkChoice(index=choice, delta=Delta(reasoning_content=text)))
+            case ToolCallDelta():
+                yield from self._role(model, event.choice)
+                for call in call_pieces(event):
+                    yield self._chunk(model, ChunkChoice(index=event.choice, delta=Delta(tool_calls=[call])))
+            case ChoiceFinished(reason, choice):
+                yield from self._role(model, choice)
+                yield self._chunk(model, ChunkChoice(index=choice, delta=Delta(), finish_reason=reason))
+            case Finished():
+                if self._with_usage:
+                    yield self._chunk(model, usage=event.usage)
+                yield DONE
+
+    def failed(self, error: GatewayError) -> bytes:
+        return frame(error_body(error))
+
+    def _role(self, model: str, choice: int) -> Iterator[bytes]:
+        if choice not in self._begun:
+            self._begun.add(choice)
+            yield self._chunk(model, ChunkChoice(index=choice, delta=Delta(role="assistant", content="")))
+
+    def _chunk(self, model: str, *choices: ChunkChoice, usage: Usage | None = None) -> bytes:
+        chunk = ChatCompletionChunk(
+            id=self._id,
+            created=self._created,
+            model=model,
+            choices=list(choices),
+            system_fingerprint=fingerprint(model),
+        )
+        if self._with_usage:
+            chunk.usage = usage_of(usage) if usage else None
+        return frame(chunk)
+
+
+def call_pieces(delta: ToolCallDelta) -> Iterator[CallPiece]:
+    """A call's first piece carries its name and no arguments, as OpenAI's does; the others only arguments."""
+    if delta.id is not None:
+        function = FunctionPiece(name=delta.name or "", arguments="")
+        yield CallPiece(index=delta.index, id=delta.id, type="function", function=function)
+    if delta.arguments:
+        yield CallPiece(index=delta.index, function=FunctionPiece(arguments=delta.arguments))
+
+
+def usage_of(usage: Usage) -> CompletionUsage:
+    return CompletionUsage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.prompt_tokens + usage.completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_tokens),
+        completion_tokens_details=CompletionTokensDetails(
+            reasoning_tokens=usage.reasoning_tokens,
+            accepted_prediction_tokens=usage.accepted_prediction_tokens,
+            rejected_prediction_tokens=usage.rejected_prediction_tokens,
+        ),
+    )
+
+
+def logprobs_of(tokens: Iterable[TokenLogprob]) -> ChoiceLogprobs:
+    return ChoiceLogprobs(content=[_scored(token) for token in tokens])
+
+
+def _scored(token: TokenLogprob) -> TokenLogprobs:
+    return TokenLogprobs(
+        token=token.token,
+        logprob=max(token.logprob, LOGPROB_FLOOR),
+        bytes=token.bytes,
+        top_logprobs=[
+            TopLogprob(token=top.token, logprob=max(top.logprob, LOGPROB_FLOOR), bytes=top.bytes) for top in token.top
+        ],
+    )
+
+
+def fingerprint(model: str) -> str:
+    """Same seed and same fingerprint: same text."""
+    return "fp_" + sha256(f"{__version__} {model}".encode()).hexdigest()[:10]

@@ -1,0 +1,70 @@
+"""A finished answer, put together from its events, for replies that are sent whole."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from msgspec import Struct, field
+
+from gateway.generation import (
+    ChoiceFinished,
+    Event,
+    Finished,
+    FinishReason,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
+
+
+class CollectedChoice(Struct):
+    text: str = ""
+    reasoning: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    reason: FinishReason = "stop"
+    stop: str | None = None
+
+    def add_call(self, delta: ToolCallDelta) -> None:
+        if delta.index == len(self.tool_calls):
+            self.tool_calls.append(ToolCall(delta.id or "", delta.name or "", delta.arguments))
+        else:
+            call = self.tool_calls[delta.index]
+            self.tool_calls[delta.index] = ToolCall(call.id, call.name, call.arguments + delta.arguments)
+
+
+class Collected(Struct):
+    choices: list[CollectedChoice]
+    usage: Usage = Usage()
+
+
+async def collect(events: AsyncGenerator[Event, None], n: int) -> Collected:
+    """Read `events` to their end; they are closed in any case. Raises what they raise."""
+    collected = Collected([CollectedChoice() for _ in range(n)])
+    async with aclosing(events):
+        async for event in events:
+            _add(collected, event)
+    return collected
+
+
+def _add(collected: Collected, event: Event) -> None:
+    match event:
+        case TextDelta(text, choice, logprobs):
+            collected.choices[choice].text += text
+            collected.choices[choice].logprobs += logprobs
+        case ReasoningDelta(text, choice):
+            collected.choices[choice].reasoning += text
+        case ToolCallDelta():
+            collected.choices[event.choice].add_call(event)
+        case ChoiceFinished(reason, choice, stop):
+            collected.choices[choice].reason = reason
+            collected.choices[choice].stop = stop
+        case Finished():
+            collected.usage = event.usage
+        case Started():
+            pass

@@ -1,0 +1,59 @@
+"""Who asks, and whether they are still there."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Coroutine
+from typing import Any, TypeVar, cast
+
+from litestar import Request
+from litestar.datastructures import State
+from litestar.types import Scope
+
+from gateway.router import Router
+
+T = TypeVar("T")
+
+HttpRequest = Request[str, str, State]
+
+
+class ClientLeft(Exception):
+    """The client closed its connection before there was anything to answer it with."""
+
+
+def request_number(scope: Scope) -> str:
+    """This request's own hexadecimal number; the ids of its header, its answer and its log line all carry it."""
+    return cast(str, scope["state"].setdefault("request_number", secrets.token_hex(12)))
+
+
+def router_of(request: HttpRequest) -> Router:
+    return cast(Router, request.app.state.router)
+
+
+def owner_of(request: HttpRequest) -> str:
+    """The name of the API key the request came with; empty when the server asks for none."""
+    return cast(str, request.scope["state"].get("owner", ""))
+
+
+async def while_connected(request: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
+    """The outcome of `work`; when the client leaves first, `work` is cancelled and ClientLeft raised.
+
+    The request's body must have been read: from then on the only message a server sends is the disconnect.
+    """
+    task = asyncio.ensure_future(work)
+    left = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientLeft
+    finally:
+        task.cancel()
+        left.cancel()
+        await asyncio.gather(task, left, return_exceptions=True)
+
+
+async def _disconnected(request: HttpRequest) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,40 @@
+"""Is the process alive (/healthz), can a model answer (/readyz), and what has happened so far (/metrics)."""
+
+from __future__ import annotations
+
+from litestar import get
+from litestar.response.base import ASGIResponse
+from litestar.types import ASGIApp
+from msgspec import Struct
+
+from gateway.lane import LaneStatus
+from gateway.metrics import CONTENT_TYPE
+from gateway.routes.connection import HttpRequest, router_of
+from gateway.routes.guards import OPEN
+from gateway.routes.respond import json_response
+
+
+class Health(Struct):
+    status: str
+
+
+class Readiness(Struct):
+    ready: bool
+    models: list[LaneStatus]
+
+
+@get(["/healthz", "/health"], opt=OPEN)
+async def healthz() -> ASGIApp:
+    return json_response(Health("ok"))
+
+
+@get("/readyz", opt=OPEN)
+async def readyz(request: HttpRequest) -> ASGIApp:
+    models = router_of(request).status()
+    ready = any(model.is_ready for model in models)
+    return json_response(Readiness(ready, models), status=200 if ready else 503)
+
+
+@get("/metrics")
+async def metrics(request: HttpRequest) -> ASGIApp:
+    return ASGIResponse(body=request.app.state.metrics.render(), media_type=CONTENT_TYPE)

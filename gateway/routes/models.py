@@ -1,0 +1,44 @@
+"""GET /v1/models and /v1/models/{id}: names, aliases included, and what editors ask about a model."""
+
+from __future__ import annotations
+
+from litestar import get
+from litestar.types import ASGIApp
+
+from gateway.openai_types import ModelCard, ModelList
+from gateway.router import ModelInfo
+from gateway.routes.connection import HttpRequest, router_of
+from gateway.routes.respond import json_response
+
+CAPABILITIES = ("chat", "completion", "tools", "structured_output", "logprobs")
+
+
+@get(["/v1/models", "/models"])
+async def list_models(request: HttpRequest) -> ASGIApp:
+    created = request.app.state.started_at
+    cards = [
+        _card(name, model, created) for model in router_of(request).models() for name in (model.name, *model.aliases)
+    ]
+    return json_response(ModelList(data=cards))
+
+
+@get(["/v1/models/{model_id:path}", "/models/{model_id:path}"])
+async def get_model(request: HttpRequest, model_id: str) -> ASGIApp:
+    name = model_id.removeprefix("/")  # Litestar's `path` keeps the slash before it
+    return json_response(_card(name, router_of(request).model(name), request.app.state.started_at))
+
+
+def _card(name: str, model: ModelInfo, created: int) -> ModelCard:
+    engine = model.status.engine
+    card = ModelCard(
+        id=name,
+        created=created,
+        owned_by="npu-gateway",
+        context_length=engine.context_length,
+        device=engine.device,
+        state=engine.state,
+        capabilities=CAPABILITIES,
+    )
+    if name != model.name:
+        card.root = model.name
+    return card

@@ -1,0 +1,75 @@
+"""The one place where an exception becomes a response: OpenAI's error JSON, and nothing of our insides."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+from litestar import Response
+from litestar.exceptions import HTTPException
+
+from gateway.errors import (
+    BodyTooLarge,
+    Forbidden,
+    GatewayError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    QueueFull,
+    Unauthorized,
+    Unavailable,
+)
+from gateway.routes.connection import ClientLeft, HttpRequest, request_number
+from gateway.routes.respond import error_body, error_headers
+
+_log = logging.getLogger(__name__)
+
+#: Litestar's refusals by their status; any other 4xx is an InvalidRequest.
+_BY_STATUS: dict[int, type[GatewayError]] = {
+    error.status: error
+    for error in (
+        Unauthorized,
+        Forbidden,
+        NotFound,
+        MethodNotAllowed,
+        BodyTooLarge,
+        QueueFull,
+        Unavailable,
+    )
+}
+
+
+def refuse(request: HttpRequest, exception: Exception) -> Response[bytes]:
+    """The response for whatever a handler raised, ours or not."""
+    if isinstance(exception, ClientLeft):
+        return Response(b"", status_code=499)  # nobody reads it; the number is nginx's
+    error = as_gateway_error(request, exception)
+    headers = error_headers(error)
+    if isinstance(exception, HTTPException):
+        headers |= exception.headers or {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    body = msgspec.json.encode(error_body(error))
+    return Response(body, status_code=error.status, media_type="application/json", headers=headers)
+
+
+def as_gateway_error(request: HttpRequest, exception: Exception) -> GatewayError:
+    """Ours as it is, Litestar's by its status, anything else as a 500 that tells only the log."""
+    match exception:
+        case GatewayError():
+            return exception
+        case HTTPException(status_code=status) if status < 500 or status in _BY_STATUS:
+            return _BY_STATUS.get(status, InvalidRequest)(_words(request, exception))
+    _log.error("request %s failed", request_number(request.scope), exc_info=exception)
+    return GatewayError("The gateway failed on this request; its log says why.")
+
+
+def _words(request: HttpRequest, exception: HTTPException) -> str:
+    match exception.status_code:
+        case 404:
+            return f"Unknown path: {request.method} {request.scope['path']}. The API is under /v1."
+        case 405:
+            return f"Method {request.method} is not allowed on {request.scope['path']}."
+        case 413:
+            return "The request's body is larger than this gateway's 'server.max_body_bytes'."
+    return exception.detail

@@ -1,0 +1,114 @@
+"""What every endpoint family does with a Generation: have it answered, and put the answer on the wire."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any, Protocol, cast
+
+import msgspec
+from litestar.response.base import ASGIResponse
+from litestar.types import ASGIApp
+from msgspec.structs import replace
+
+from gateway.errors import GatewayError, InvalidRequest
+from gateway.generation import Event, Generation
+from gateway.openai_types import ErrorBody, ErrorDetail
+from gateway.router import Answer, Router
+from gateway.routes.collect import Collected, collect
+from gateway.routes.connection import HttpRequest, owner_of, router_of, while_connected
+from gateway.sse import EventStream
+
+_json = msgspec.json.Encoder()
+
+
+class Rendering(Protocol):
+    """One answer in the words of one endpoint family. Made for one request; `pieces` may keep state.
+
+    `model` is the name of the model that answers: final with the first event that has content, so nothing that
+    carries it is sent before.
+    """
+
+    media_type: str
+
+    def whole(self, model: str, collected: Collected) -> Any:
+        """The reply that is sent at once, as a struct."""
+
+    def pieces(self, model: str, event: Event) -> Iterator[bytes]:
+        """The encoded frames that `event` adds to a stream; `Finished` brings the last."""
+
+    def failed(self, error: GatewayError) -> bytes:
+        """The last frame of a stream that fails midway."""
+
+
+async def answer(request: HttpRequest, generation: Generation, rendering: Rendering, *, stream: bool) -> ASGIApp:
+    """The response to one generation.
+
+    Returns once the first event is there (streamed) or the last one (whole), so that every refusal is raised from
+    here and becomes a plain HTTP status. A client that leaves meanwhile cancels the generation: ClientLeft.
+    """
+    router = router_of(request)
+    if not stream:
+        return json_response(await while_connected(request, _whole(router, generation, rendering)))
+    opened = await while_connected(request, router.open(generation))
+    stream_response = EventStream(
+        _pieces(opened, rendering),
+        failed=rendering.failed,
+        source=opened.events,
+        ping_s=router.config.server.ping_s,
+        media_type=rendering.media_type,
+    )
+    return cast(ASGIApp, stream_response)  # starlette and Litestar each have their own types for the same protocol
+
+
+def _as_asked(generation: Generation, request: HttpRequest) -> Generation:
+    return replace(
+        generation,
+        owner=owner_of(request),
+        timeout_s=_seconds(request, "x-request-timeout-ms"),
+        ttft_timeout_s=_seconds(request, "x-max-ttft-ms"),
+    )
+
+
+def _seconds(request: HttpRequest, header: str) -> float | None:
+    """A header of positive milliseconds. Raises InvalidRequest, its `param` the header's name."""
+    text = request.headers.get(header)
+    if text is None:
+        return None
+    try:
+        milliseconds = float(text)
+    except ValueError:
+        milliseconds = math.nan
+    if not 0 < milliseconds < math.inf:
+        raise InvalidRequest(f"The header '{header}' must be a positive number of milliseconds.", param=header)
+    return milliseconds / 1000
+
+
+async def _whole(router: Router, generation: Generation, rendering: Rendering) -> Any:
+    opened = await router.open(generation)
+    collected = await collect(opened.events, generation.n)
+    return rendering.whole(opened.model, collected)
+
+
+async def _pieces(opened: Answer, rendering: Rendering) -> AsyncGenerator[bytes, None]:
+    async for event in opened.events:
+        for piece in rendering.pieces(opened.model, event):
+            yield piece
+
+
+def json_response(payload: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> ASGIApp:
+    return ASGIResponse(body=_json.encode(payload), status_code=status, headers=headers)
+
+
+def error_body(error: GatewayError) -> ErrorBody:
+    return ErrorBody(error=ErrorDetail(message=error.message, type=error.type, param=error.param, code=error.code))
+
+
+def error_headers(error: GatewayError) -> dict[str, str]:
+    """`Retry-After` and `x-should-retry`, which the official SDK obeys."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if error.should_retry is not None:
+        headers["x-should-retry"] = str(error.should_retry).lower()
+    return headers

@@ -1,0 +1,361 @@
+"""From a chat request to a Generation: defaults, translation, and contradictions refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.config import Defaults
+from gateway.errors import InvalidRequest, UnsupportedParameter
+from gateway.generation import Chat, Generation, Grammar, Message, Tool, ToolCall, ToolChoice
+from gateway.openai_types import ChatRequest
+from gateway.routes.body import parse
+from gateway.routes.generations import chat_generation
+
+decoder = msgspec.json.Decoder(ChatRequest)
+NO_CHANGES = Defaults()
+HELLO = [{"role": "user", "content": "Hello"}]
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        "strict": True,
+    },
+}
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+def generation(defaults: Defaults = NO_CHANGES, **fields: Any) -> Generation:
+    body = msgspec.json.encode({"model": "m", "messages": HELLO, **fields})
+    return chat_generation(parse(body, decoder), defaults, id="chatcmpl-1")
+
+
+def chat(**fields: Any) -> Chat:
+    prompt = generation(**fields).prompt
+    assert isinstance(prompt, Chat)
+    return prompt
+
+
+def refusal(**fields: Any) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        generation(**fields)
+    return caught.value
+
+
+# ---- limits and sampling
+
+
+def test_defaults_come_from_the_model() -> None:
+    made = generation(Defaults(max_tokens=99, temperature=0.5, top_p=0.9, top_k=40, min_p=0.1, repetition_penalty=1.1))
+    assert (made.max_tokens, made.n, made.stop, made.logprobs) == (99, 1, (), None)
+    sampling = made.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.9, 40)
+    assert (sampling.min_p, sampling.repetition_penalty, sampling.seed) == (0.1, 1.1, None)
+
+
+def test_zero_is_not_absent() -> None:
+    made = generation(Defaults(temperature=0.5, top_k=40, top_p=0.9), temperature=0, top_k=0, top_p=0, seed=0)
+    assert (made.sampling.temperature, made.sampling.top_k, made.sampling.top_p, made.sampling.seed) == (0, 0, 0, 0)
+
+
+def test_without_a_limit_64_tokens() -> None:
+    assert generation().max_tokens == 64
+
+
+def test_the_newer_limit_wins() -> None:
+    assert generation(max_tokens=5).max_tokens == 5
+    assert generation(max_completion_tokens=7).max_tokens == 7
+    assert generation(max_tokens=5, max_completion_tokens=7).max_tokens == 7
+    assert generation(max_tokens=5, max_completion_tokens=None).max_tokens == 5
+
+
+def test_extra_fields_of_local_clients() -> None:
+    made = generation(top_k=40, min_p=0.05, repetition_penalty=1.2, min_tokens=3, ignore_eos=True)
+    assert (made.sampling.top_k, made.sampling.min_p, made.sampling.repetition_penalty) == (40, 0.05, 1.2)
+    assert (made.min_tokens, made.ignore_eos) == (3, True)
+    assert generation(Defaults(top_k=40), top_k=-1).sampling.top_k == 0
+
+
+def test_min_tokens_above_the_limit_is_refused() -> None:
+    assert refusal(min_tokens=9, max_tokens=8).param == "min_tokens"
+
+
+def test_stop_as_string_or_list() -> None:
+    assert generation(stop="END").stop == ("END",)
+    assert generation(stop=["a", "b"]).stop == ("a", "b")
+    assert generation(stop=[]).stop == ()
+
+
+def test_logit_bias_has_token_ids_as_keys() -> None:
+    assert generation(logit_bias={"42": -100, "7": 3.5}).sampling.logit_bias == {42: -100.0, 7: 3.5}
+
+
+def test_logprobs() -> None:
+    assert generation(logprobs=True).logprobs == 0
+    assert generation(logprobs=True, top_logprobs=5).logprobs == 5
+    assert generation(logprobs=False, top_logprobs=0).logprobs is None
+    assert refusal(top_logprobs=5).param == "top_logprobs"
+    assert refusal(top_logprobs=5, logprobs=False).param == "top_logprobs"
+
+
+def test_flex_is_background_work() -> None:
+    assert generation(service_tier="flex").background
+    assert not generation(service_tier="auto").background
+
+
+def test_prediction_is_text_or_parts() -> None:
+    assert generation(prediction={"type": "content", "content": "x = 1\n"}).prediction == "x = 1\n"
+    parts = [{"type": "text", "text": "x = 1"}, {"type": "text", "text": "y = 2"}]
+    assert generation(prediction={"type": "content", "content": parts}).prediction == "x = 1\ny = 2"
+
+
+def test_stream_options_need_stream() -> None:
+    generation(stream=True, stream_options={"include_usage": True})
+    generation(stream=True, stream_options={})
+    assert refusal(stream_options={"include_usage": True}).param == "stream_options"
+    assert refusal(stream=False, stream_options={}).param == "stream_options"
+
+
+@pytest.mark.parametrize("name", ["functions", "function_call", "web_search_options", "audio"])
+def test_what_is_known_and_unsupported_is_refused_by_name(name: str) -> None:
+    with pytest.raises(UnsupportedParameter) as caught:
+        generation(**{name: {"some": "thing"}})
+    assert caught.value.param == name
+    generation(**{name: []})  # asks for nothing
+
+
+def test_modalities() -> None:
+    generation(modalities=["text"])
+    assert refusal(modalities=["text", "audio"]).param == "modalities"
+
+
+# ---- messages
+
+
+def test_developer_is_system() -> None:
+    messages = [{"role": "developer", "content": "a"}, {"role": "system", "content": "b"}, *HELLO]
+    assert [message.role for message in chat(messages=messages).messages] == ["system", "system", "user"]
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "user"])
+def test_one_text_part_is_the_string(role: str) -> None:
+    parts = chat(messages=[{"role": role, "content": [{"type": "text", "text": "Hello"}]}])
+    assert parts == chat(messages=[{"role": role, "content": "Hello"}])
+
+
+def test_text_parts_are_joined_in_order() -> None:
+    parts = [{"type": "text", "text": text} for text in ("one", "two", "three")]
+    assert chat(messages=[{"role": "user", "content": parts}]).messages[0].content == "one\ntwo\nthree"
+
+
+def test_empty_content_is_content() -> None:
+    assert chat(messages=[{"role": "user", "content": ""}]).messages[0].content == ""
+
+
+@pytest.mark.parametrize("content", [{"content": None}, {"content": ""}, {}])
+def test_assistant_turn_that_only_called_tools(content: dict[str, Any]) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+    message = chat(messages=[*HELLO, {"role": "assistant", "tool_calls": [call], **content}]).messages[1]
+    assert message.tool_calls == (ToolCall("call_1", "weather", '{"city": "Rome"}'),)
+    assert not message.content
+
+
+def test_tool_result() -> None:
+    for content in ("warm", [{"type": "text", "text": "warm"}]):
+        made = chat(messages=[*HELLO, {"role": "tool", "tool_call_id": "call_1", "content": content}])
+        assert made.messages[1] == Message(role="tool", content="warm", tool_call_id="call_1")
+    assert refusal(messages=[{"role": "tool", "content": "warm"}]).param == "messages.0.tool_call_id"
+
+
+def test_name_and_reasoning_are_kept() -> None:
+    message = {"role": "assistant", "content": "4", "name": "bo", "reasoning_content": "2 and 2"}
+    assert chat(messages=[message]).messages[0] == Message(
+        role="assistant", content="4", name="bo", reasoning="2 and 2"
+    )
+
+
+def test_user_without_content_is_refused() -> None:
+    assert refusal(messages=[{"role": "user"}]).param == "messages.0.content"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+        {"type": "file", "file": {"file_id": "f"}},
+        {"type": "hologram"},
+    ],
+)
+def test_part_that_is_not_text_is_refused_with_its_place(part: dict[str, Any]) -> None:
+    messages = [*HELLO, {"role": "user", "content": [{"type": "text", "text": "look"}, part]}]
+    error = refusal(messages=messages)
+    assert error.param == "messages.1.content.1"
+    assert part["type"] in error.message
+
+
+def test_text_part_without_text_is_refused() -> None:
+    assert refusal(messages=[{"role": "user", "content": [{"type": "text"}]}]).param == "messages.0.content.0.text"
+
+
+# ---- tools
+
+
+def test_tools_are_translated() -> None:
+    made = chat(tools=[WEATHER, CLOCK])
+    parameters = WEATHER["function"]["parameters"]  # type: ignore[index]
+    assert made.tools[0] == Tool(name="weather", description="of a city", parameters=parameters, strict=True)
+    assert made.tools[1] == Tool(name="clock")
+    assert made.tool_choice == ToolChoice(mode="auto")
+
+
+def test_without_tools_no_call() -> None:
+    assert chat().tool_choice.mode == "none"
+    assert chat(tools=[]).tool_choice.mode == "none"
+    assert chat(tools=[], tool_choice="auto").tool_choice.mode == "none"
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("none", ToolChoice(mode="none")),
+        ("auto", ToolChoice(mode="auto")),
+        (None, ToolChoice(mode="auto")),
+        ("required", ToolChoice(mode="required")),
+        ({"type": "function", "function": {"name": "clock"}}, ToolChoice(mode="required", names=("clock",))),
+        (
+            {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [CLOCK]}},
+            ToolChoice(mode="auto", names=("clock",)),
+        ),
+        (
+            {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [CLOCK, WEATHER]}},
+            ToolChoice(mode="required", names=("clock", "weather")),
+        ),
+    ],
+)
+def test_tool_choice(choice: Any, expected: ToolChoice) -> None:
+    assert chat(tools=[WEATHER, CLOCK], tool_choice=choice).tool_choice == expected
+
+
+def test_parallel_tool_calls() -> None:
+    assert not chat(tools=[WEATHER], parallel_tool_calls=False).tool_choice.parallel
+    assert chat(tools=[WEATHER], parallel_tool_calls=None).tool_choice.parallel
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "required", "tools": []}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "clock"}}}, "tool_choice"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "clock"}}}, "tool_choice"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function"}}, "tool_choice.function"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function"),
+        ({"tools": [WEATHER, {"type": "custom", "custom": {"name": "x"}}]}, "tools.1.type"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]},
+            "tools.0.function.parameters",
+        ),
+    ],
+)
+def test_tools_that_do_not_fit_are_refused(fields: dict[str, Any], param: str) -> None:
+    assert refusal(**fields).param == param
+
+
+def test_schema_nested_too_deeply_is_refused() -> None:
+    schema: dict[str, Any] = {"type": "object"}
+    for _ in range(100):
+        schema = {"type": "object", "properties": {"a": schema}}
+    function = {"name": "f", "parameters": schema}
+    assert refusal(tools=[{"type": "function", "function": function}]).param == "tools.0.function.parameters"
+    format_ = {"type": "json_schema", "json_schema": {"name": "deep", "schema": schema}}
+    assert refusal(response_format=format_).param == "response_format.json_schema.schema"
+    assert refusal(chat_template_kwargs=schema).param == "chat_template_kwargs"
+
+
+# ---- what constrains the answer
+
+
+def schema_of(grammar: Grammar | None) -> Any:
+    assert grammar is not None and grammar.kind == "json_schema"
+    return msgspec.json.decode(grammar.source)
+
+
+def test_response_format() -> None:
+    assert generation(response_format={"type": "text"}).grammar is None
+    assert generation(response_format={"type": "json_object"}).grammar == Grammar(kind="json_object")
+    format_ = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}}
+    assert schema_of(generation(response_format=format_).grammar) == SCHEMA
+    assert schema_of(generation(response_format={"type": "json_object", "schema": SCHEMA}).grammar) == SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"guided_regex": r"\d+"}, Grammar(kind="regex", source=r"\d+")),
+        ({"structured_outputs": {"regex": r"\d+"}}, Grammar(kind="regex", source=r"\d+")),
+        ({"guided_grammar": 'start: "a"'}, Grammar(kind="lark", source='start: "a"')),
+        ({"structured_outputs": {"grammar": 'start: "a"'}}, Grammar(kind="lark", source='start: "a"')),
+        ({"grammar": 'start: "a"'}, Grammar(kind="lark", source='start: "a"')),
+        ({"guided_choice": ["yes", 'n"o']}, Grammar(kind="lark", source='start: "yes" | "n\\"o"')),
+        ({"structured_outputs": {"choice": ["yes"]}}, Grammar(kind="lark", source='start: "yes"')),
+        ({"structured_outputs": {"json_object": True}}, Grammar(kind="json_object")),
+        ({"grammar": "", "guided_regex": "", "guided_json": ""}, None),
+        ({"structured_outputs": {}}, None),
+    ],
+)
+def test_grammars_of_local_clients(fields: dict[str, Any], expected: Grammar | None) -> None:
+    assert generation(**fields).grammar == expected
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"guided_json": SCHEMA},
+        {"guided_json": msgspec.json.encode(SCHEMA).decode()},
+        {"structured_outputs": {"json": SCHEMA}},
+        {"json_schema": SCHEMA},
+    ],
+)
+def test_schemas_of_local_clients(fields: dict[str, Any]) -> None:
+    assert schema_of(generation(**fields).grammar) == SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+        ({"response_format": {}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}},
+            "response_format.json_schema.schema",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
+            "response_format.json_schema.name",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": 5}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"guided_json": "{not json"}, "guided_json"),
+        ({"guided_json": "[1]"}, "guided_json"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "guided_regex"),
+    ],
+)
+def test_formats_that_do_not_fit_are_refused(fields: dict[str, Any], param: str) -> None:
+    assert refusal(**fields).param == param
+
+
+def test_template_variables_and_effort() -> None:
+    made = chat(chat_template_kwargs={"enable_thinking": False}, reasoning_effort="low")
+    assert made.template_kwargs == {"enable_thinking": False}
+    assert made.reasoning_effort == "low"
