@@ -53,7 +53,7 @@ def _by_rows(weights: _Array, quantise: Callable[[_Array], Blocks]) -> Blocks:
 
 
 def _eight_bit(weights: _Array) -> Blocks:
-    scale = _nonzero(np.abs(weights).max(-1) / 127)
+    scale = _nonzero(np.abs(weights).max(-1) / np.float32(127))
     quants = np.rint(weights / scale[..., None]).astype(np.int8)
     return Blocks(bits=8, scale=scale, minimum=np.zeros_like(scale), quants=quants)
 
@@ -72,7 +72,7 @@ _Fit = tuple[_Array, _Array, _Array, _Array]  # squared error, scale, zero point
 
 def _fit(weights: _Array, low: _Array, high: _Array) -> _Fit:
     """Integers for the range low..high, then the scale that suits these integers best."""
-    scale = _nonzero((high - low) / 15)
+    scale = _nonzero((high - low) / np.float32(15))
     zero = np.clip(np.rint(-low / scale), 0, 15)
     quants = np.clip(np.rint(weights / scale[..., None]) + zero[..., None], 0, 15)
     steps = quants - zero[..., None]

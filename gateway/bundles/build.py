@@ -1,0 +1,137 @@
+"""A model source into a bundle: a folder in onnxruntime-genai's layout. It appears whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from gateway.bundles.cpu_graph import write_cpu_graph
+from gateway.bundles.genai_config import genai_config
+from gateway.bundles.source import ModelSource, open_source
+from gateway.errors import BundleError
+
+#: Counts up when the same source would give another bundle; `ensure_bundle` then builds again.
+BUNDLE_FORMAT = 1
+STAMP = "bundle.json"
+
+#: progress("what is being done", share of it that is done, 0..1)
+Progress = Callable[[str, float], None]
+#: Writes the graphs into a folder and returns the `decoder` section of genai_config.json.
+Target = Callable[[ModelSource, Path, Progress], dict[str, Any]]
+
+_ABANDONED_S = 3600.0  # a temporary folder this old belongs to a build that was killed
+
+
+class Stamp(Struct, frozen=True, kw_only=True):
+    """bundle.json: which builder made this bundle, from what."""
+
+    format: int
+    target: str
+    source: str
+
+
+def build_bundle(source: Path, out: Path, *, progress: Progress, target: str = "cpu") -> Path:
+    """Build `out` from a GGUF file or a Hugging Face folder; returns `out`.
+
+    An earlier bundle of ours at `out` is replaced, anything else there refused. Raises BundleError.
+    """
+    if target not in TARGETS:
+        raise BundleError(f"There is no target {target!r}; there are {', '.join(TARGETS)}.")
+    if out.exists() and read_stamp(out) is None:
+        raise BundleError(
+            f"{out.name} exists and is not a bundle that was built here; choose another name or remove it."
+        )
+    progress("reading the source", 0.0)
+    model = open_source(source)
+    with _appearing(out) as folder:
+        decoder = TARGETS[target](model, folder, progress)
+        _write_json(folder / "genai_config.json", genai_config(model.config, model.generation, decoder))
+        (folder / "tokenizer.json").write_text(model.tokenizer_json(), encoding="utf-8", newline="\n")
+        _write_json(folder / "tokenizer_config.json", model.tokenizer_config())
+        _copy_licences(source if source.is_dir() else source.parent, folder)
+        _write_json(folder / STAMP, Stamp(format=BUNDLE_FORMAT, target=target, source=source.name))
+    return out
+
+
+def copy_bundle(source: Path, out: Path) -> Path:
+    """A finished bundle from elsewhere, copied to `out`; symbolic links become files. Raises BundleError."""
+    with _appearing(out) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+    return out
+
+
+def read_stamp(folder: Path) -> Stamp | None:
+    """The stamp of a bundle that was built here; None for any other folder."""
+    try:
+        return msgspec.json.decode((folder / STAMP).read_bytes(), type=Stamp)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that takes its place, by renaming, once it is complete: no reader sees half."""
+    building = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.building")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(out)
+        building.mkdir()
+        yield building
+        if out.exists():
+            old = building.with_suffix(".old")
+            out.rename(old)
+            shutil.rmtree(old, ignore_errors=True)
+        building.rename(out)
+    except OSError as error:
+        raise BundleError(f"Writing {out.name} failed: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _remove_abandoned(out: Path) -> None:
+    """Clean up after builds that were killed."""
+    for left in out.parent.glob(f".{out.name}.*"):
+        if time.time() - left.stat().st_mtime > _ABANDONED_S:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _cpu(source: ModelSource, folder: Path, progress: Progress) -> dict[str, Any]:
+    write_cpu_graph(source, folder / "model.onnx", lambda share: progress("writing the layers", share))
+    return {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "filename": "model.onnx",
+        "inputs": {
+            "input_ids": "input_ids",
+            "attention_mask": "attention_mask",
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+    }
+
+
+#: What a bundle can be built for.
+TARGETS: dict[str, Target] = {"cpu": _cpu}
+
+
+def _copy_licences(folder: Path, building: Path) -> None:
+    for pattern in ("LICENSE*", "LICENCE*", "NOTICE*"):
+        for path in folder.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, building / path.name)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2))

