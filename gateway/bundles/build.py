@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.bundles.cpu_graph import write_cpu_graph
-from gateway.bundles.genai_config import genai_config
+from gateway.bundles.genai_writer import genai_config
 from gateway.bundles.source import ModelSource, open_source
 from gateway.errors import BundleError
 

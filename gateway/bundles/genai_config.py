@@ -1,45 +1,205 @@
-"""Writes genai_config.json, onnxruntime-genai's description of a model folder. It refuses keys it does not know, so
-what only this gateway reads stands in files of its own."""
+"""Reads genai_config.json, onnxruntime-genai's description of a model folder, as far as a gateway needs it.
+
+Keys that are not known are ignored: bundles come from many makers and newer ones say more.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
+from msgspec import Struct, field
 
-from gateway.bundles.source import GenerationDefaults, TransformerConfig
+from gateway.errors import BundleError
 
-
-def genai_config(config: TransformerConfig, generation: GenerationDefaults, decoder: dict[str, Any]) -> dict[str, Any]:
-    """The whole file. `decoder` says what differs between targets: file names, inputs, outputs, pipeline, windows."""
-    stop = config.eos_ids
-    model: dict[str, Any] = {
-        "type": "decoder-pipeline" if "pipeline" in decoder else config.architecture,
-        "vocab_size": config.vocab,
-        "context_length": config.context_length,
-        "bos_token_id": config.bos_id,
-        "eos_token_id": list(stop),
-        "pad_token_id": config.pad_id if config.pad_id is not None else next(iter(stop), None),
-        "decoder": _dimensions(config) | decoder,
-    }
-    return {"model": _present(model), "search": _search(config, generation)}
+PIPELINE = "decoder-pipeline"  # the model type of several sessions per step
 
 
-def _dimensions(config: TransformerConfig) -> dict[str, Any]:
-    return {
-        "hidden_size": config.hidden,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_size": config.head_dim,
-    }
+class SessionOptions(Struct, frozen=True, kw_only=True):
+    """How a session wants to be opened. `entries`: settings by their own names ("ep.context_enable": "1")."""
+
+    intra_op_num_threads: int | None = None
+    inter_op_num_threads: int | None = None
+    graph_optimization_level: str | None = None
+    #: provider, in lower case ("qnn") -> its options, most wanted first; empty: the CPU
+    providers: dict[str, dict[str, str]] = field(default_factory=dict)
+    entries: dict[str, str] = field(default_factory=dict)
 
 
-def _search(config: TransformerConfig, generation: GenerationDefaults) -> dict[str, Any]:
-    return {"max_length": config.context_length, "past_present_share_buffer": True} | _present(
-        msgspec.to_builtins(generation)
+class Inputs(Struct, frozen=True, kw_only=True):
+    """The graph's names for what the host feeds; `%d` stands for the layer."""
+
+    input_ids: str = "input_ids"
+    inputs_embeds: str = "inputs_embeds"
+    attention_mask: str = "attention_mask"
+    position_ids: str = "position_ids"
+    past_key_names: str = "past_key_values.%d.key"
+    past_value_names: str = "past_key_values.%d.value"
+    past_sequence_length: str = "past_sequence_length"
+    current_sequence_length: str = "current_sequence_length"
+    total_sequence_length: str = "total_sequence_length"
+
+
+class Outputs(Struct, frozen=True, kw_only=True):
+    logits: str = "logits"
+    present_key_names: str = "present.%d.key"
+    present_value_names: str = "present.%d.value"
+
+
+class SlidingWindow(Struct, frozen=True, kw_only=True):
+    """Prompts run `window_size` tokens at a time; `alignment` "left" pads a window at its end, "right" in front."""
+
+    window_size: int
+    pad_value: int = 0  # what an empty cache is filled with
+    alignment: Literal["left", "right"] = "right"
+    slide_inputs: bool = True
+    slide_key_value_cache: bool = True  # False: an ordinary cache that the graph writes in place
+
+
+class Stage(Struct, frozen=True, kw_only=True):
+    """One graph of a pipeline. Stages run in order and hand tensors on by name."""
+
+    filename: str
+    name: str = ""
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    output_names_forwarder: dict[str, str] = field(default_factory=dict)  # output -> its name for later stages
+    run_on_prompt: bool = True
+    run_on_token_gen: bool = True
+    is_lm_head: bool = False  # of a prompt's windows only the last one needs it
+    reset_session_idx: int = -1  # the stage whose session is closed before this one runs; -1: none
+    session_options: SessionOptions = SessionOptions()
+
+
+class DecoderConfig(Struct, frozen=True, kw_only=True):
+    """`filename` of a single graph, or the `stages` of a pipeline."""
+
+    num_hidden_layers: int
+    num_key_value_heads: int
+    head_size: int
+    hidden_size: int = 0
+    num_attention_heads: int = 0
+    filename: str = ""
+    session_options: SessionOptions = SessionOptions()
+    inputs: Inputs = Inputs()
+    outputs: Outputs = Outputs()
+    sliding_window: SlidingWindow | None = None
+    stages: tuple[Stage, ...] = ()
+
+
+class Search(Struct, frozen=True, kw_only=True):
+    """How the model's makers sample from it; None where they do not say."""
+
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    max_length: int | None = None
+    past_present_share_buffer: bool = False
+
+
+class GenaiConfig(Struct, frozen=True, kw_only=True):
+    """The file. `model_type` is an architecture's name or "decoder-pipeline"."""
+
+    model_type: str
+    vocab_size: int
+    context_length: int
+    eos_ids: tuple[int, ...]
+    bos_id: int | None
+    pad_id: int | None
+    tokenizer_dir: str
+    decoder: DecoderConfig
+    search: Search
+
+
+def read_genai_config(folder: Path) -> GenaiConfig:
+    """Raises BundleError when the file is missing, is not JSON, or lacks or mistypes something needed."""
+    path = folder / "genai_config.json"
+    try:
+        content = msgspec.json.decode(path.read_bytes(), type=_File)
+        return _config(content)
+    except FileNotFoundError:
+        raise BundleError(f"{folder.name} has no genai_config.json, so it is not a model bundle.") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BundleError(f"{folder.name}: genai_config.json cannot be read: {error}.") from error
+
+
+class _Model(Struct, kw_only=True):
+    """`model`, as it stands in the file."""
+
+    type: str
+    vocab_size: int
+    context_length: int
+    decoder: dict[str, Any]
+    eos_token_id: int | list[int] = []
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    tokenizer_dir: str = ""
+
+
+class _File(Struct, kw_only=True):
+    model: _Model
+    search: Search = Search()
+
+
+def _config(content: _File) -> GenaiConfig:
+    model = content.model
+    if min(model.vocab_size, model.context_length) < 1:
+        raise msgspec.ValidationError("vocab_size and context_length must be at least 1")
+    stop = model.eos_token_id
+    return GenaiConfig(
+        model_type=model.type,
+        vocab_size=model.vocab_size,
+        context_length=model.context_length,
+        eos_ids=(stop,) if isinstance(stop, int) else tuple(stop),
+        bos_id=model.bos_token_id,
+        pad_id=model.pad_token_id,
+        tokenizer_dir=model.tokenizer_dir,
+        decoder=_decoder(model.decoder),
+        search=content.search,
     )
 
 
-def _present(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+def _decoder(raw: dict[str, Any]) -> DecoderConfig:
+    options = raw.get("session_options") or {}
+    stages = [
+        _stage(name, stage, options)
+        for part in _as_list(raw.get("pipeline"))
+        for name, stage in msgspec.convert(part, dict[str, dict[str, Any]]).items()
+    ]
+    decoder = msgspec.convert(
+        raw | {"session_options": _session_options(options), "stages": stages}, DecoderConfig, from_attributes=True
+    )
+    if not decoder.filename and not stages:
+        raise msgspec.ValidationError("decoder has neither a `filename` nor a `pipeline`")
+    return decoder
+
+
+def _as_list(pipeline: Any) -> list[Any]:
+    if pipeline is None:
+        return []
+    return pipeline if isinstance(pipeline, list) else [pipeline]
+
+
+def _stage(name: str, raw: dict[str, Any], inherited: dict[str, Any]) -> Stage:
+    own = raw.get("session_options")
+    options = inherited | (own or {}) if own is None or raw.get("inherit_session_options") else own
+    return msgspec.convert(
+        raw | {"name": name, "session_options": _session_options(options)}, Stage, from_attributes=True
+    )
+
+
+def _session_options(raw: dict[str, Any]) -> SessionOptions:
+    """The keys that genai knows become fields; provider options and free-form entries are sorted out."""
+    providers = {
+        name.lower(): {key: str(value) for key, value in options.items() if not isinstance(value, dict)}
+        for provider in msgspec.convert(raw.get("provider_options") or [], list[dict[str, dict[str, Any]]])
+        for name, options in provider.items()
+    }
+    entries = {key: value for key, value in raw.items() if isinstance(value, str) and key not in _NAMED_OPTIONS}
+    return msgspec.convert(raw | {"providers": providers, "entries": entries}, SessionOptions)
+
+
+_NAMED_OPTIONS = {"log_id", "enable_profiling", "graph_optimization_level", "custom_ops_library"}

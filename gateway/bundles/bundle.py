@@ -1,0 +1,73 @@
+"""A bundle on disk, read and checked: its genai_config.json, its tokenizer and the files of its graphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from gateway.bundles.genai_config import GenaiConfig, read_genai_config
+from gateway.bundles.onnx_files import check_onnx_file
+from gateway.errors import BundleError
+
+
+class Bundle(Struct, frozen=True, kw_only=True):
+    """Everything there is to know of a bundle before a session is opened."""
+
+    folder: Path
+    config: GenaiConfig
+    tokenizer_path: Path  # tokenizer.json
+    tokenizer_config: dict[str, Any]
+    chat_template: str | None
+
+    @property
+    def graph_paths(self) -> tuple[Path, ...]:
+        """The graph, or those of the pipeline's stages in order."""
+        decoder = self.config.decoder
+        names = [stage.filename for stage in decoder.stages] or [decoder.filename]
+        return tuple(self.folder / name for name in names)
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read the bundle in folder `path`. Raises BundleError when anything is missing, cut short or malformed."""
+    if not path.is_dir():
+        raise BundleError(f"There is no model bundle at {path.name}.")
+    config = read_genai_config(path)
+    tokenizer = path / config.tokenizer_dir
+    tokenizer_config = _read_tokenizer_config(tokenizer)
+    bundle = Bundle(
+        folder=path,
+        config=config,
+        tokenizer_path=tokenizer / "tokenizer.json",
+        tokenizer_config=tokenizer_config,
+        chat_template=_chat_template(tokenizer, tokenizer_config),
+    )
+    if not bundle.tokenizer_path.is_file():
+        raise BundleError(f"{path.name} has no tokenizer.json.")
+    for graph in dict.fromkeys(bundle.graph_paths):
+        check_onnx_file(graph)
+    return bundle
+
+
+def _read_tokenizer_config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise BundleError(f"{folder.name}: tokenizer_config.json cannot be read: {error}.") from error
+
+
+def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
+    """A template file beside the tokenizer goes before its configuration; of several named ones, "default" is taken."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    found = tokenizer_config.get("chat_template")
+    if isinstance(found, list):
+        named = {entry.get("name"): entry.get("template") for entry in found}
+        found = named.get("default") or next(iter(named.values()), None)
+    return found
