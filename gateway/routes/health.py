@@ -37,4 +37,4 @@ async def readyz(request: HttpRequest) -> ASGIApp:
 
 @get("/metrics")
 async def metrics(request: HttpRequest) -> ASGIApp:
-    return ASGIResponse(body=request.app.state.metrics.render(), media_type=CONTENT_TYPE)
+    return ASGIResponse(body=request.app.state.metrics.render(), headers={"content-type": CONTENT_TYPE})

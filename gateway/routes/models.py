@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from litestar import get
+from litestar.params import FromPath
 from litestar.types import ASGIApp
 
 from gateway.openai_types import ModelCard, ModelList
@@ -23,7 +24,7 @@ async def list_models(request: HttpRequest) -> ASGIApp:
 
 
 @get(["/v1/models/{model_id:path}", "/models/{model_id:path}"])
-async def get_model(request: HttpRequest, model_id: str) -> ASGIApp:
+async def get_model(request: HttpRequest, model_id: FromPath[str]) -> ASGIApp:
     name = model_id.removeprefix("/")  # Litestar's `path` keeps the slash before it
     return json_response(_card(name, router_of(request).model(name), request.app.state.started_at))
 

@@ -46,8 +46,10 @@ async def answer(request: HttpRequest, generation: Generation, rendering: Render
 
     Returns once the first event is there (streamed) or the last one (whole), so that every refusal is raised from
     here and becomes a plain HTTP status. A client that leaves meanwhile cancels the generation: ClientLeft.
+    The key's owner and the limits in the request's headers are added to `generation` here.
     """
     router = router_of(request)
+    generation = _as_asked(generation, request)
     if not stream:
         return json_response(await while_connected(request, _whole(router, generation, rendering)))
     opened = await while_connected(request, router.open(generation))

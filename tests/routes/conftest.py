@@ -1,0 +1,47 @@
+"""One server with scripted models, for everything that does not depend on what a model says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from gateway.config import ModelConfig
+from tests.server import Running, config_of, scripted, serving
+
+PARIS = "The capital of France is Paris."
+MODELS = {
+    "paris": ModelConfig(engine="scripted", aliases=("gpt-4o-mini", "org/alias:7b"), script={"replies": [PARIS]}),
+    "café": scripted("Ça va, 東京 👩\u200d👩\u200d👧 \u2028 line\x85 end."),
+    "endless": scripted("word", repeat=True, token_s=0.01, context_length=100_000),
+    "slow": scripted(PARIS, ttft_s=1.0),
+    "narrow": scripted(PARIS, context_length=8),
+    "breaks": scripted(PARIS, faults=[{"after": 3, "error": "EngineFailed", "message": "The device fell over."}]),
+    "busy": ModelConfig(
+        engine="scripted",
+        max_sequences=1,
+        queue=0,
+        script={"replies": ["word"], "repeat": True, "token_s": 0.01, "context_length": 100_000},
+    ),
+    "unloadable": scripted(PARIS, load_error="The bundle is broken."),
+}
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Running]:
+    with serving(config_of(MODELS)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def openai(server: Running) -> Iterator[OpenAI]:
+    with server.openai() as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def http(server: Running) -> Iterator[httpx.Client]:
+    with server.http() as client:
+        yield client

@@ -1,0 +1,87 @@
+"""The app behind a real socket, in a thread of its own, for tests that talk to it as clients do."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import Any
+
+import httpx
+from litestar import Litestar
+from msgspec.structs import replace
+from openai import OpenAI
+
+from gateway.app import Server, bind, create_app
+from gateway.config import BreakerConfig, Config, ModelConfig, ServerConfig
+from gateway.engines.base import Engine
+
+PATIENCE_S = 30.0
+
+
+class Running:
+    """A server that accepts. Everything a test needs to reach it."""
+
+    def __init__(self, app: Litestar, server: Server, port: int) -> None:
+        self.app = app
+        self.server = server
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+
+    def openai(self, **options: Any) -> OpenAI:
+        return OpenAI(**{"base_url": f"{self.url}/v1", "api_key": "x", "max_retries": 0, "timeout": 30, **options})
+
+    def http(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30, **options)
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+
+    def exchange(self, request: bytes) -> bytes:
+        """Send raw bytes and read to the end of the connection."""
+        with closing(self.connect()) as connection:
+            connection.sendall(request)
+            return b"".join(iter(lambda: connection.recv(65536), b""))
+
+    def wait_until_tried(self) -> None:
+        """Wait until every model has loaded or failed to once."""
+        until = time.monotonic() + PATIENCE_S
+        with self.http() as client:
+            while any(m["engine"]["state"] == "loading" for m in client.get("/readyz").json()["models"]):
+                assert time.monotonic() < until, "a model is still loading"
+                time.sleep(0.02)
+
+
+def config_of(models: Mapping[str, ModelConfig], server: ServerConfig | None = None, **fields: Any) -> Config:
+    """A configuration with a patient breaker, unless `fields` says otherwise."""
+    fields = {"breaker": BreakerConfig(enabled=False), **fields}
+    return Config(server=replace(server or ServerConfig(), port=0), models=dict(models), **fields)
+
+
+def scripted(*replies: str, **script: Any) -> ModelConfig:
+    if replies:
+        script["replies"] = replies
+    return ModelConfig(engine="scripted", script=script)
+
+
+@contextmanager
+def serving(config: Config, engines: Mapping[str, Engine] | None = None, *, loaded: bool = True) -> Iterator[Running]:
+    """`loaded`: wait until every model has been tried. At the end the server is stopped as by a signal."""
+    app = create_app(config, engines)
+    with bind(config.server) as listener:
+        started = threading.Event()
+        server = Server(app, config.server, started.set)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            assert started.wait(PATIENCE_S), "the server did not start"
+            running = Running(app, server, listener.getsockname()[1])
+            if loaded:
+                running.wait_until_tried()
+            yield running
+        finally:
+            server.should_exit = True
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive(), "the server did not stop"
