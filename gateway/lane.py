@@ -211,7 +211,7 @@ class Lane:
 
     def _check_wait(self, generation: Generation) -> None:
         wait_s = self.slots.expected_wait_s(generation.background)
-        if self.slots.is_full:
+        if self.slots.is_full(generation.background):
             line = f"{self.slots.running} requests in progress and {self.slots.waiting} waiting"
             raise QueueFull(f"{self.name} has {line}; there is no room for more.", retry_after_s=wait_s)
         if generation.ttft_timeout_s is not None and wait_s > generation.ttft_timeout_s:
@@ -237,24 +237,31 @@ class Lane:
             request.events.put_nowait(ModelNotReady(f"{self.name} was shut down before it finished its answer."))
 
     async def _run(self, request: _Request) -> Finished:
-        """Wait for a place, answer, and settle the permit by how that went."""
+        """Wait for a place, then answer, all within the deadline."""
         try:
             async with asyncio.timeout(self._first_deadline_s(request)) as limit:
                 if not await request.turn.wait():
                     raise self.breaker.refusal()
-                finished = await self._watched(request, limit)
-            request.permit.settle("slow" if self.breaker.is_slow(request.meter) else "ok")
-            return replace(finished, timings=self._timings(request))
-        except TimeoutError as error:
-            if not limit.expired():
-                raise self._broken(error) from error
+                return await self._answer(request, limit)
+        except TimeoutError:
             raise self._too_late(request) from None
+
+    async def _answer(self, request: _Request, limit: asyncio.Timeout) -> Finished:
+        """Have the engine answer, and settle the permit by how that goes."""
+        watch = Watch(self.breaker, request.meter, request.permit, asyncio.get_running_loop().call_later)
+        try:
+            finished = await self._pump(request, limit)
         except GatewayError as error:
             request.permit.settle(_blame(error))
             raise
         except Exception as error:
             request.permit.settle("failed")
-            raise self._broken(error) from error
+            _log.error("%s: the engine raised %s", self.name, type(error).__name__, exc_info=error)
+            raise EngineFailed(f"{self.name} failed while it answered; the gateway's log says why.") from error
+        finally:
+            watch.stop()
+        request.permit.settle("slow" if self.breaker.is_slow(request.meter) else "ok")
+        return replace(finished, timings=self._timings(request, finished.timings.queue_s))
 
     def _first_deadline_s(self, request: _Request) -> float:
         """Seconds to the first deadline: that of the first token where there is one."""
@@ -263,14 +270,6 @@ class Lane:
 
     def _whole_s(self, request: _Request) -> float:
         return self._timeout_s if request.generation.timeout_s is None else request.generation.timeout_s
-
-    async def _watched(self, request: _Request, limit: asyncio.Timeout) -> Finished:
-        call_later = asyncio.get_running_loop().call_later
-        watch = Watch(self.breaker, request.meter, request.permit, call_later)
-        try:
-            return await self._pump(request, limit)
-        finally:
-            watch.stop()
 
     async def _pump(self, request: _Request, limit: asyncio.Timeout) -> Finished:
         async with aclosing(self.engine.stream(request.generation, request.meter)) as events:
@@ -293,10 +292,6 @@ class Lane:
         waited_s = self._clock() - request.accepted_at
         return DeadlineExceeded(f"{self.name} did not {what} within {waited_s:.1f} s.")
 
-    def _broken(self, error: Exception) -> EngineFailed:
-        _log.error("%s: the engine raised %s", self.name, type(error).__name__, exc_info=error)
-        return EngineFailed(f"{self.name} failed while it answered; the gateway's log says why.")
-
     def _conclude(self, request: _Request, outcome: str) -> None:
         if not request.concluded:
             request.concluded = True
@@ -304,11 +299,11 @@ class Lane:
             request.turn.leave()
             self._metrics.request_ended(self.name, outcome, request.meter, self._timings(request))
 
-    def _timings(self, request: _Request) -> Timings:
+    def _timings(self, request: _Request, engine_queue_s: float = 0.0) -> Timings:
         now = self._clock()
         entered_at = now if request.turn.entered_at is None else request.turn.entered_at
         return Timings(
-            queue_s=entered_at - request.accepted_at,
+            queue_s=entered_at - request.accepted_at + engine_queue_s,
             ttft_s=0.0 if request.first_at is None else request.first_at - request.accepted_at,
             device_s=request.meter.device_s,
             total_s=now - request.accepted_at,
@@ -329,7 +324,7 @@ class Lane:
         self._load_fault = ""
         self._tried.set()
         status = self.engine.status
-        _log.info("%s is ready on the %s after %.1f s", self.name, status.device, status.load_s)
+        _log.info("%s is ready (%s, loaded in %.1f s)", self.name, status.device, status.load_s)
 
     async def _load_once(self) -> str:
         """Start the engine; the fault in words, empty when there was none."""

@@ -184,7 +184,7 @@ class Router:
             return Route(self._names[base], background=True)
         if self.config.default_model is not None:
             return Route(self.config.default_model, background=base != asked)
-        what = f"The model {logs.printable(asked)!r} does not exist" if asked else "The request names no model"
+        what = f"The model '{logs.printable(asked)}' does not exist" if asked else "The request names no model"
         raise ModelNotFound(f"{what}; there is {', '.join(self.lanes)}.", param="model")
 
     def defaults_for(self, name: str | None) -> Defaults:

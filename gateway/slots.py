@@ -1,7 +1,8 @@
 """Places for requests in progress, and the bounded line of those that wait for one.
 
-Interactive requests enter first, background ones when none of those waits; each kind in the order of arrival. One
-place stays free of background work (where there is more than one), so that a chat never waits for a batch to end.
+Interactive requests enter first, background ones when none of those waits; each kind in the order of arrival, in a
+line of its own, so that a batch cannot fill the chat's. One place stays free of background work (where there is more
+than one), so that a chat never waits for a batch to end.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Turn:
 
 
 class Slots:
-    """`places` requests may be in progress and `queue` more may wait."""
+    """`places` requests may be in progress, and `queue` more of each kind may wait."""
 
     def __init__(self, places: int, queue: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.places = places
@@ -57,9 +58,8 @@ class Slots:
     def waiting(self) -> int:
         return len(self._interactive) + len(self._background)
 
-    @property
-    def is_full(self) -> bool:
-        return self.waiting >= self.queue and self.running >= self.places
+    def is_full(self, background: bool = False) -> bool:
+        return len(self._line(background)) >= self.queue and self.running >= self._limit(background)
 
     def expected_wait_s(self, background: bool = False) -> float:
         """Seconds until a request that comes now gets its place, from the measured service rate; 0 before any was."""
@@ -70,13 +70,14 @@ class Slots:
     def join(self, background: bool = False) -> Turn:
         """A stand at the end of the line; the caller has looked at `is_full`, and will `leave`."""
         turn = Turn(self, background)
-        (self._background if background else self._interactive).append(turn)
+        self._line(background).append(turn)
         self._let_in()
         return turn
 
     def turn_away(self) -> None:
         """Send everybody home who waits; those in progress stay."""
-        for line in (self._interactive, self._background):
+        for background in (False, True):
+            line = self._line(background)
             while line:
                 turn = line.popleft()
                 turn.has_left = True
@@ -85,11 +86,15 @@ class Slots:
     def _limit(self, background: bool) -> int:
         return max(1, self.places - 1) if background else self.places
 
+    def _line(self, background: bool) -> deque[Turn]:
+        return self._background if background else self._interactive
+
     def _ahead_of(self, background: bool) -> int:
         return self.waiting if background else len(self._interactive)
 
     def _let_in(self) -> None:
-        for background, line in ((False, self._interactive), (True, self._background)):
+        for background in (False, True):
+            line = self._line(background)
             while line and self.running < self._limit(background):
                 self._enter(line.popleft())
 
@@ -100,7 +105,7 @@ class Slots:
 
     def _give_up(self, turn: Turn) -> None:
         if turn.entered_at is None:
-            (self._background if turn.background else self._interactive).remove(turn)
+            self._line(turn.background).remove(turn)
         else:
             self.running -= 1
             self._learn(self._clock() - turn.entered_at)

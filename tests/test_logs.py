@@ -1,0 +1,87 @@
+"""The request's line, and where the log goes."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from gateway import logs
+from gateway.generation import Chat, Message, Text, TokenIds
+from gateway.logs import RequestLine
+
+
+@pytest.fixture(autouse=True)
+def restored_logger() -> Iterator[None]:
+    logger = logging.getLogger("gateway")
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)
+
+
+def test_a_line_reads_like_a_dashboard() -> None:
+    line = RequestLine(
+        id="req-7",
+        asked="llama",
+        served="smollm2",
+        why="latency_breaker_open",
+        ending="stop",
+        prompt_tokens=512,
+        cached_tokens=480,
+        completion_tokens=48,
+        queue_s=0.002,
+        ttft_s=0.085,
+        total_s=0.085 + 47 / 35,
+    )
+    assert str(line) == (
+        "req-7  llama -> smollm2 (latency_breaker_open)  prompt 512 = 480 cached + 32  queue 2 ms  "
+        "first token 85 ms  48 tokens  35.0 tokens/s  stop"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (RequestLine(id="r", asked="m", ending="model_not_ready"), "r  m  model_not_ready"),
+        (RequestLine(id="r", asked="", served="m", ending="stop"), "r  (none) -> m  stop"),
+        (RequestLine(id="r", asked="m", ending="stop", completion_tokens=1, ttft_s=1, total_s=1.0), None),
+    ],
+)
+def test_a_line_leaves_out_what_never_came(line: RequestLine, text: str | None) -> None:
+    assert str(line) == (text or "r  m  first token 1000 ms  1 tokens  stop")
+
+
+def test_a_client_cannot_forge_a_line() -> None:
+    line = str(RequestLine(id="r\n12:00:00 INFO forged", asked="m\r\x1b[31m\u2028" + "x" * 500, ending="stop"))
+    assert line.isprintable()
+    assert len(line) < 250
+
+
+def test_setup_writes_utf8_to_a_console_of_any_code_page() -> None:
+    raw = io.BytesIO()
+    console = io.TextIOWrapper(raw, encoding="cp1252", newline="\n", write_through=True)
+    logs.setup("warning", console)
+    logging.getLogger("gateway.lane").warning("über 東京")
+    logging.getLogger("gateway.lane").info("not shown")
+    assert raw.getvalue().decode("utf-8").endswith(" WARNING über 東京\n")
+    assert raw.getvalue().count(b"\n") == 1
+
+
+def test_setup_twice_writes_once() -> None:
+    stream = io.StringIO()
+    logs.setup("INFO", stream)
+    logs.setup("INFO", stream)
+    logging.getLogger("gateway").info("once")
+    assert stream.getvalue().count("once") == 1
+
+
+def test_the_text_of_prompts() -> None:
+    chat = Chat(messages=(Message(role="system", content="be kind"), Message(role="assistant")))
+    assert logs.prompt_text(chat) == "system: be kind\nassistant: "
+    assert logs.prompt_text(Text("hello")) == "hello"
+    assert logs.prompt_text(TokenIds((1, 2))) == "1 2"
+    assert logs.prompt_text(Text("x" * 5000 + "end")).endswith("xend")
+    assert len(logs.prompt_text(Text("x" * 5000))) < 2100
