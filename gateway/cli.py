@@ -1,0 +1,52 @@
+"""`npu-gateway COMMAND`: the way in from a terminal.
+
+Exit codes: 0 done, 1 it failed, 2 a mistake in the configuration or on the command line, 130 interrupted. Whatever goes
+wrong in a way that was foreseen is one line on stderr. Commands import what they need when they run, so that `--help`
+answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+
+from gateway import __version__
+from gateway.commands import bench, chat, doctor, models, serve
+from gateway.errors import ConfigError, GatewayError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a Windows pipe may know fewer characters than a model writes
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+    except ConfigError as error:
+        return _fail(error.message, 2)
+    except GatewayError as error:
+        return _fail(error.message, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        sys.stdout = None
+        return 1
+    return code
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"npu-gateway: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="npu-gateway", description="An OpenAI-compatible API on localhost for the NPU of a Snapdragon X laptop."
+    )
+    parser.add_argument("--version", action="version", version=f"npu-gateway {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in (serve, chat, bench, doctor, models):
+        command.add_parser(subparsers)
+    return parser

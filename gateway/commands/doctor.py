@@ -1,0 +1,155 @@
+"""`npu-gateway doctor`: what this machine has, and whether each configured model can run on it.
+
+Everything is found out by asking the thing itself. The NPU is asked in a child process: a driver that is broken enough
+ends the process that asks, and native libraries print to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import struct
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from importlib import metadata
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from gateway import __version__
+from gateway.commands import options
+from gateway.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gateway.config import Config
+
+LIBRARIES = ("onnxruntime", "onnxruntime-qnn", "tokenizers", "numpy", "litestar", "uvicorn")
+MARKS = {"ok": "[green]ok[/green]  ", "note": "[yellow]note[/yellow]", "bad": "[red]bad[/red] "}
+
+
+class Finding(NamedTuple):
+    """One line of the report. A `bad` one makes the command fail; a `note` is worth knowing."""
+
+    level: Literal["ok", "note", "bad"]
+    what: str
+    detail: str
+
+
+def add_parser(subparsers: options.Subparsers) -> None:
+    text = "Check this machine, the configuration and every model. Fails when something is bad."
+    parser = subparsers.add_parser("doctor", help="check the machine, the configuration, the models", description=text)
+    options.add_config(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    findings = list(examine_all(arguments))
+    if arguments.json:
+        print(json.dumps([finding._asdict() for finding in findings], indent=2))
+    else:
+        _print(findings)
+    return 1 if any(finding.level == "bad" for finding in findings) else 0
+
+
+def examine_all(arguments: argparse.Namespace) -> Iterator[Finding]:
+    yield from machine()
+    yield from libraries()
+    yield npu()
+    try:
+        config = options.load(arguments)
+    except ConfigError as error:
+        yield Finding("bad", "configuration", error.message)
+        return
+    yield from configuration(arguments, config)
+    yield from models(config)
+
+
+def machine() -> Iterator[Finding]:
+    yield Finding("ok", "npu-gateway", __version__)
+    system = f"{platform.system()} {platform.release()} on {platform.machine()}"
+    yield Finding("ok", "machine", f"{system}, {os.cpu_count()} cores")
+    bits = struct.calcsize("P") * 8
+    python = f"{platform.python_version()}, {bits} bit, {sys.executable}"
+    emulated = (
+        platform.system() == "Windows" and "ARM64" in platform.machine() and "ARM" not in platform.python_compiler()
+    )
+    if bits != 64:
+        yield Finding("bad", "Python", f"{python}: a 64-bit Python is needed")
+    elif emulated:
+        yield Finding("bad", "Python", f"{python}: made for x64; only an ARM64 Python reaches the NPU")
+    else:
+        yield Finding("ok", "Python", python)
+
+
+def libraries() -> Iterator[Finding]:
+    for name in LIBRARIES:
+        try:
+            yield Finding("ok", name, metadata.version(name))
+        except metadata.PackageNotFoundError:
+            yield Finding("note" if name == "onnxruntime-qnn" else "bad", name, "not installed")
+
+
+def npu() -> Finding:
+    """The device that `provider = "qnn"` would take."""
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn"), initializer=_stdout_to_stderr) as pool:
+            return pool.submit(ask_npu).result()
+    except BrokenProcessPool:
+        return Finding("bad", "NPU", "asking the QNN provider ended the process that asked; is the driver damaged?")
+
+
+def _stdout_to_stderr() -> None:
+    os.dup2(2, 1)
+
+
+def ask_npu() -> Finding:
+    from gateway.bundles.qnn_provider import emulated_npu, find_npu
+
+    if device := find_npu():
+        version = f"Hexagon v{device.architecture}" if device.architecture else "unknown Hexagon version"
+        return Finding("ok", "NPU", f"{device.name}, {version}")
+    if device := emulated_npu():
+        return Finding("note", "NPU", f"none; provider 'qnn' would use slow {device.name}, 'auto' takes the CPU")
+    return Finding("note", "NPU", "none; models run on the CPU")
+
+
+def configuration(arguments: argparse.Namespace, config: Config) -> Iterator[Finding]:
+    from gateway.config import find_config
+
+    file, _ = find_config(arguments.config)
+    address = options.base_url(config.server.host, config.server.port)
+    yield Finding("ok", "configuration", f"{file}: {len(config.models)} models, {address}")
+    if config.server.insecure and not config.server.api_keys:
+        yield Finding("note", "keys", "insecure is set and there are no keys: every machine that reaches it may use it")
+
+
+def models(config: Config) -> Iterator[Finding]:
+    from gateway.commands.bundles import examine
+
+    for name, model in config.models.items():
+        found = examine(model)
+        what = f"model {name}"
+        match found.state:
+            case "ready":
+                size = f", context {found.context_length}, {found.bytes / 1e6:.0f} MB" if found.bytes else ""
+                yield Finding("ok", what, f"{model.path}{size}")
+            case "missing":
+                yield Finding("note" if model.source else "bad", what, found.detail)
+            case "broken":
+                yield Finding("bad", what, found.detail)
+            case _:
+                yield Finding("ok", what, f"{found.state} {found.detail}")
+
+
+def _print(findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False)
+    width = max(len(finding.what) for finding in findings)
+    for level, what, detail in findings:
+        console.print(f"{MARKS[level]}  {what:<{width}}  {escape(detail)}", soft_wrap=True)

@@ -1,0 +1,99 @@
+"""`npu-gateway serve`: make what is missing, start the gateway, and say how to try it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+from gateway import __version__
+from gateway.commands import options
+from gateway.errors import ConfigError, GatewayError
+
+if TYPE_CHECKING:
+    from gateway.config import Config, ServerConfig
+    from gateway.router import ModelInfo, Router
+
+
+def add_parser(subparsers: options.Subparsers) -> None:
+    parser = subparsers.add_parser("serve", help="start the gateway", description="Start the gateway.")
+    options.add_config(parser)
+    parser.add_argument("--host", help="address to listen on (default: from the configuration, 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on, 0 for any free one (default: 8000)")
+    parser.add_argument("--provider", choices=("auto", "cpu", "qnn"), help="where every local model runs")
+    parser.add_argument("--insecure", action="store_true", default=None, help="let other machines in without a key")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    overrides = {
+        "server.host": arguments.host,
+        "server.port": arguments.port,
+        "server.insecure": arguments.insecure,
+        "models.provider": arguments.provider,
+    }
+    config = options.load(arguments, overrides)
+    from gateway import logs
+    from gateway.app import create_app, serve
+    from gateway.commands.bundles import prepare
+
+    logs.setup()
+    _listen(config.server).close()  # a port in use is known before minutes of building
+    prepare(config)
+    app = create_app(config)
+    listener = _listen(config.server)
+    tasks: list[asyncio.Task[None]] = []  # a task that nobody holds may be collected
+
+    def greet_when_ready() -> None:
+        port: int = listener.getsockname()[1]
+        tasks.append(asyncio.create_task(_greet(config, app.state.router, port)))
+
+    serve(app, config.server, listener=listener, on_started=greet_when_ready)
+    return 0
+
+
+def _listen(config: ServerConfig) -> socket.socket:
+    from gateway.app import bind
+
+    try:
+        return bind(config)
+    except ConfigError as error:  # the configuration is right, the machine's state is not
+        raise GatewayError(error.message) from None
+
+
+async def _greet(config: Config, router: Router, port: int) -> None:
+    await router.tried()
+    print(greeting(config.server, router.models(), port), flush=True)
+
+
+def greeting(config: ServerConfig, models: list[ModelInfo], port: int) -> str:
+    """What a person sees when the models have been loaded: where, what, and a line to try."""
+    url = f"{options.base_url(config.host, port)}/v1"
+    lines = [f"npu-gateway {__version__} on {url}", ""]
+    lines += [_model_line(model) for model in models]
+    ready = next((model.name for model in models if model.status.engine.state == "ready"), None)
+    if ready is not None:
+        lines += ["", "Try it:", f"  {curl_line(url, ready, bool(config.api_keys))}"]
+    return "\n".join(["", *lines, ""])
+
+
+def _model_line(model: ModelInfo) -> str:
+    engine = model.status.engine
+    if engine.state != "ready":
+        return f"  {model.name}  {engine.state}: {engine.detail}"
+    also = f"  also as {', '.join(model.aliases)}" if model.aliases else ""
+    context = f"  context {engine.context_length}" if engine.context_length else ""
+    return f"  {model.name}  {engine.state} on {engine.device}{context}{also}"
+
+
+def curl_line(url: str, model: str, has_keys: bool, platform: str = sys.platform) -> str:
+    """A request for this machine's usual shell: cmd and PowerShell take no single quotes around JSON."""
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "What is the capital of France?"}]})
+    headers = ["Content-Type: application/json", *(["Authorization: Bearer YOUR-KEY"] if has_keys else [])]
+    if platform == "win32":
+        escaped = body.replace('"', '\\"')
+        return " ".join(["curl.exe", f"{url}/chat/completions", *(f'-H "{h}"' for h in headers), f'-d "{escaped}"'])
+    return " ".join(["curl", f"{url}/chat/completions", *(f"-H '{h}'" for h in headers), f"-d '{body}'"])
