@@ -18,7 +18,7 @@ PACKAGE = ROOT / "gateway"
 _SHELVES = (
     "errors",
     "generation settings config openai_types breaker slots metrics logs",
-    "textstream templates dialects bundles",
+    "textstream sandbox templates dialects bundles",
     "engines",
     "prober lane router sse",
     "routes",
