@@ -28,11 +28,12 @@ class Packed(Struct, frozen=True, kw_only=True):
 
 
 class LinearWriter:
-    """Writes products to `graph`, all at one accuracy level (4: int8 activations; 0: float32)."""
+    """Writes products to `graph`, all at one accuracy level (4: int8 activations; 0: float) and of one float type."""
 
-    def __init__(self, graph: GraphWriter, accuracy_level: int) -> None:
+    def __init__(self, graph: GraphWriter, accuracy_level: int, dtype: type[np.floating[Any]] = np.float32) -> None:
         self._graph = graph
         self._accuracy_level = accuracy_level
+        self._dtype = dtype
         self._block_sums: dict[tuple[str, int], str] = {}
 
     def product(self, name: str, x: str, parts: Sequence[Blocks], bias: NDArray[np.float32] | None = None) -> str:
@@ -43,7 +44,9 @@ class LinearWriter:
         y = outputs[0] if len(outputs) == 1 else self._graph.node("Concat", outputs, f"{name}.joined", axis=-1)
         if bias is None:
             return y
-        return self._graph.node("Add", [y, self._graph.constant(f"{name}.bias", bias)], f"{name}.biased")
+        return self._graph.node(
+            "Add", [y, self._graph.constant(f"{name}.bias", bias.astype(self._dtype))], f"{name}.biased"
+        )
 
     def pack(self, name: str, blocks: Blocks) -> Packed:
         """The constants of a matrix, without what `product` adds for blocks that no kernel can hold."""
@@ -52,7 +55,7 @@ class LinearWriter:
         quants = _pairs(blocks.quants) if blocks.bits == 4 else blocks.quants.view(np.uint8) ^ np.uint8(128)
         return Packed(
             quants=graph.constant(f"{name}.quants", quants),
-            scales=graph.constant(f"{name}.scales", blocks.scale),
+            scales=graph.constant(f"{name}.scales", blocks.scale.astype(self._dtype)),
             zeros=None if zeros is None else graph.constant(f"{name}.zeros", zeros),
             rows=rows,
             columns=count * blocks.block_size,
@@ -96,7 +99,7 @@ class LinearWriter:
         y = self.packed_product(matrix, x, f"{name}.y")
         if missing is None:
             return y
-        weights = self._graph.constant(f"{name}.missing", missing.T)
+        weights = self._graph.constant(f"{name}.missing", missing.T.astype(self._dtype))
         rest = self._graph.node("MatMul", [self._sums(x, blocks.block_size), weights], f"{name}.rest")
         return self._graph.node("Add", [y, rest], f"{name}.exact")
 

@@ -1,0 +1,150 @@
+"""Compiles graphs of fixed shape for the NPU, in a process of its own: the compiler takes gigabytes, and may crash.
+
+python -m gateway.bundles.qnn_compile < request.json
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from gateway.bundles.qnn_provider import NpuDevice, open_session, provider_version
+from gateway.errors import BundleError
+
+#: The slowest compilation, which makes the fastest network.
+_AHEAD_OF_TIME = {"htp_graph_finalization_optimization_mode": "3"}
+_REFUSED = 3  # exit code
+
+
+class _Request(Struct, frozen=True, kw_only=True):
+    graphs: tuple[str, ...]
+    folder: str
+    device: NpuDevice
+    options: dict[str, str]
+    share: bool
+    fallback: bool
+
+
+def compile_graphs(
+    graphs: Sequence[Path],
+    folder: Path,
+    device: NpuDevice,
+    *,
+    options: dict[str, str] | None = None,
+    share: bool = False,
+    fallback: bool = False,
+) -> list[Path]:
+    """Compile `graphs` into `folder`; the compiled graphs' paths, in the same order.
+
+    Args:
+        options: provider options over the usual ones.
+        share: one binary with one copy of the weights for all of them; NPUs load such, the emulator does not.
+        fallback: what the NPU does not take may stay on the CPU; otherwise such a graph is refused.
+    Raises BundleError when the NPU refuses a graph or the compiler crashes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    request = _Request(
+        graphs=tuple(str(graph.absolute()) for graph in graphs),
+        folder=str(folder.absolute()),
+        device=device,
+        options=options or {},
+        share=share,
+        fallback=fallback,
+    )
+    code, said = _in_child(request)
+    if code == _REFUSED:
+        raise BundleError(said.splitlines()[-1])
+    if code:
+        names = ", ".join(graph.name for graph in graphs)
+        raise BundleError(f"The NPU compiler crashed on {names} (exit code {code}).")
+    return [folder / compiled_name(graph) for graph in graphs]
+
+
+def compiled_once(graph: Path, device: NpuDevice, options: dict[str, str]) -> Path:
+    """The compiled form of a graph that a bundle brings uncompiled; kept beside it for the next start.
+
+    Prefers to run all of it on the NPU; what the NPU refuses stays on the CPU.
+    """
+    kept = graph.parent / "compiled" / f"{provider_version()}-{device.soc or 'this'}-{graph.stem}"
+    compiled = kept / compiled_name(graph)
+    if compiled.is_file() and compiled.stat().st_mtime >= graph.stat().st_mtime:
+        return compiled
+    shutil.rmtree(kept, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=_writable(graph.parent), prefix=".compiling-") as name:
+        working = Path(name) / "compiled"
+        try:
+            compile_graphs([graph], working, device, options=options)
+        except BundleError:
+            compile_graphs([graph], working, device, options=options, fallback=True)
+        kept.parent.mkdir(exist_ok=True)
+        working.rename(kept)
+    return compiled
+
+
+def compiled_name(graph: Path) -> str:
+    """ONNX Runtime names the binary after this: context_ctx.onnx has its network in context_ctx_qnn.bin."""
+    return f"{graph.stem}_ctx.onnx"
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        raise BundleError(
+            f"{folder.name} holds uncompiled graphs, and the compiled ones cannot be written there."
+        ) from None
+    return folder
+
+
+def _in_child(request: _Request) -> tuple[int, str]:
+    """The exit code, and what was said on stderr. Native libraries print to stdout, which nobody reads."""
+    with tempfile.TemporaryFile() as errors:
+        done = subprocess.run(
+            [sys.executable, "-m", "gateway.bundles.qnn_compile"],
+            input=msgspec.json.encode(request),
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            check=False,
+        )
+        errors.seek(0)
+        return done.returncode, errors.read().decode("utf-8", "replace").strip()
+
+
+def _main() -> int:
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=_Request)
+    try:
+        _compile(request)
+    except BundleError as error:
+        print(error.message, file=sys.stderr)
+        return _REFUSED
+    return 0
+
+
+def _compile(request: _Request) -> None:
+    sessions = []  # those that share a binary must be alive together
+    for index, name in enumerate(request.graphs):
+        graph, compiled = Path(name), Path(request.folder) / compiled_name(Path(name))
+        compiled.unlink(missing_ok=True)  # ONNX Runtime refuses to replace it
+        entries = {
+            "ep.context_enable": "1",
+            "ep.context_embed_mode": "0",
+            "ep.context_file_path": str(compiled),
+        }
+        if request.share:
+            entries["ep.share_ep_contexts"] = "1"
+            entries["ep.stop_share_ep_contexts"] = "1" if index == len(request.graphs) - 1 else "0"
+        options = _AHEAD_OF_TIME | request.options
+        session = open_session(graph, request.device, options, entries, fallback=request.fallback)
+        if request.share:
+            sessions.append(session)
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
