@@ -15,12 +15,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from gateway.bundles.bundle import Bundle
+from gateway.bundles.genai_config import DecoderConfig
 from gateway.bundles.qnn_provider import placement
 from gateway.engines.base import DecoderSpec, KVCache, Logits
 from gateway.engines.kv_cache import SlotBuffers, SlotCache
@@ -28,6 +29,8 @@ from gateway.engines.onnx import SessionOptions, numpy_dtype, open_session, runn
 from gateway.errors import BundleError
 
 PROMPT_WIDTH = 128
+DEFAULT_OPTIONS = SessionOptions()
+KEEP = "logits_to_keep"  # our own graphs' input: how many of the last positions get logits
 _FREE_SLOTS_ALONG = 2  # so many free slots between two busy ones still are cheaper than a second call
 
 Ids = NDArray[np.int64]
@@ -37,15 +40,18 @@ class CpuDecoder:
     """The Decoder of a one-graph bundle on the CPU provider.
 
     Args:
-        model: the graph's file.
         slots: how many caches there can be; their memory is committed as it is used.
-        context_length: rows per cache, at most what the model was made for.
+        context_length: rows per cache; 0, or more than the model was made for: what it was made for.
     Raises BundleError when the graph cannot be opened or is of another kind.
     """
 
-    def __init__(self, model: Path, *, slots: int, context_length: int, options: SessionOptions) -> None:
-        session = open_session(model, options)
-        self._graph = _Graph(session)
+    def __init__(
+        self, bundle: Bundle, *, slots: int, context_length: int = 0, options: SessionOptions = DEFAULT_OPTIONS
+    ) -> None:
+        limit = bundle.config.context_length
+        context_length = min(context_length or limit, limit)
+        session = open_session(bundle.folder / bundle.config.decoder.filename, options)
+        self._graph = _Graph(session, bundle.config.decoder)
         self._buffers = self._graph.buffers(slots, context_length)
         self._logits = np.empty((max(slots, PROMPT_WIDTH), self._graph.vocab_size), np.float32)
         self._caches: list[SlotCache] = []
@@ -69,7 +75,8 @@ class CpuDecoder:
         return self._caches[-1]
 
     def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
-        return self._extend(_slot(cache), ids, keep=1)[-1]
+        logits: Logits = self._extend(_slot(cache), ids, keep=1)[-1]
+        return logits
 
     def verify(self, cache: KVCache, ids: Sequence[int]) -> Logits:
         return self._extend(_slot(cache), ids, keep=len(ids))
@@ -88,7 +95,8 @@ class CpuDecoder:
             slot.length += 1
         order = [rows[slot.index] for slot in slots]
         in_order = order == list(range(len(order)))
-        return self._logits[: len(order)] if in_order else self._logits[order]
+        rows_of_logits: Logits = self._logits[: len(order)] if in_order else self._logits[order]
+        return rows_of_logits
 
     def close(self) -> None:
         self._runs.clear()
@@ -127,20 +135,29 @@ def _slot(cache: KVCache) -> SlotCache:
 
 
 class _Graph:
-    """A session with what its inputs and outputs say about the model."""
+    """A session, and the names of its inputs and outputs as the bundle states them."""
 
-    def __init__(self, session: ort.InferenceSession) -> None:
+    def __init__(self, session: ort.InferenceSession, config: DecoderConfig) -> None:
         self.session = session
-        inputs = {value.name: value for value in session.get_inputs()}
-        self.past = [name for name in inputs if name.startswith("past_key_values.")]
-        self.present = [name.replace("past_key_values.", "present.") for name in self.past]
-        self.has_keep = "logits_to_keep" in {value.name for value in session.get_overridable_initializers()} | set(inputs)
-        self.has_positions = "position_ids" in inputs
-        missing = {"input_ids", "attention_mask"} - set(inputs)
-        if missing or not self.past:
-            raise BundleError(f"The graph lacks {', '.join(sorted(missing)) or 'past_key_values'}; it is of another kind.")
-        self._cache = inputs[self.past[0]]
-        self.vocab_size = int(next(out.shape[-1] for out in session.get_outputs() if out.name == "logits"))
+        layers = range(config.num_hidden_layers)
+        inputs, outputs = config.inputs, config.outputs
+        self.ids, self.mask, self.positions = inputs.input_ids, inputs.attention_mask, inputs.position_ids
+        self.past = [name % i for i in layers for name in (inputs.past_key_names, inputs.past_value_names)]
+        self.present = [name % i for i in layers for name in (outputs.present_key_names, outputs.present_value_names)]
+        self.logits = outputs.logits
+
+        declared = {value.name: value for value in session.get_inputs()}
+        optional = {value.name for value in session.get_overridable_initializers()}
+        self.has_keep = KEEP in declared.keys() | optional
+        self.has_positions = self.positions in declared
+        results = {value.name: value for value in session.get_outputs()}
+        wanted = {self.ids, self.mask, *self.past, self.logits, *self.present}
+        if missing := wanted - declared.keys() - results.keys():
+            raise BundleError(
+                f"The graph has no {min(missing)}; it is not a decoder with an attention mask and a cache."
+            )
+        self._cache = declared[self.past[0]]
+        self.vocab_size = int(results[self.logits].shape[-1])
 
     def buffers(self, slots: int, context: int) -> SlotBuffers:
         _, kv_heads, _, head_dim = self._cache.shape
@@ -154,12 +171,11 @@ class _SlotRun:
     """
 
     def __init__(self, graph: _Graph, buffers: SlotBuffers, first: int, count: int) -> None:
-        self._session = graph.session
+        self._graph = graph
         self._binding = graph.session.io_binding()
         self._mask = np.zeros((count, buffers.context), np.int64)
         self._lengths = [0] * count
         self._keep = np.zeros(1, np.int64) if graph.has_keep else None
-        self._positions = graph.has_positions
         self._ids = np.empty((0, 0), np.int64)
         self._written = (-1, -1)  # where the logits go: first row and rows per slot
         self._cache = buffers.run(first, count)
@@ -167,9 +183,9 @@ class _SlotRun:
             value = ort.OrtValue.ortvalue_from_numpy(buffer)
             self._binding.bind_ortvalue_input(past, value)
             self._binding.bind_ortvalue_output(present, value)
-        self._bind("attention_mask", self._mask)
+        self._bind(graph.mask, self._mask)
         if self._keep is not None:
-            self._bind("logits_to_keep", self._keep)
+            self._bind(KEEP, self._keep)
 
     def __call__(self, ids: Ids, lengths: Sequence[int], logits: Logits, row: int, kept: int) -> None:
         """ids (slots, new); lengths of the sequences, `new` included; writes `kept` rows of logits for each slot."""
@@ -178,7 +194,7 @@ class _SlotRun:
         for row, length in enumerate(lengths):
             self._set_length(row, length)
         try:
-            self._session.run_with_iobinding(self._binding)
+            self._graph.session.run_with_iobinding(self._binding)
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise running_failed(error) from error
 
@@ -190,11 +206,11 @@ class _SlotRun:
             self._ids[...] = ids
         else:
             self._ids = ids
-            self._bind("input_ids", ids)
-        if self._positions:
+            self._bind(self._graph.ids, ids)
+        if self._graph.has_positions:
             last = np.array(lengths, np.int64)[:, None]
             self._position_ids = last - np.arange(ids.shape[1], 0, -1)
-            self._bind("position_ids", self._position_ids)
+            self._bind(self._graph.positions, self._position_ids)
 
     def _bind_logits(self, logits: Logits, row: int, kept: int) -> None:
         if (row, kept) == self._written:
@@ -202,7 +218,7 @@ class _SlotRun:
         self._written = row, kept
         slots = len(self._lengths)
         target = logits[row : row + slots * kept].reshape(slots, kept, -1)
-        self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(target))
+        self._binding.bind_ortvalue_output(self._graph.logits, ort.OrtValue.ortvalue_from_numpy(target))
         if self._keep is not None:
             self._keep[0] = kept
 

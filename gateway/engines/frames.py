@@ -31,6 +31,8 @@ class Submit(Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Cancel(Struct, frozen=True, tag=True):
+    """Nothing more is said of what is cancelled; what was sent before may still be on its way."""
+
     id: int
     choice: int | None = None  # None: the whole request; else one choice (it met a stop string)
 
@@ -61,7 +63,8 @@ class Began(Struct, frozen=True, tag=True):
 
 
 class Prefilled(Struct, frozen=True, tag=True):
-    """One prompt chunk is done. `prompt_logprobs`: for each of its tokens (id, logprob, top ids, top logprobs)."""
+    """One prompt chunk is done. `prompt_logprobs`: those of the prompt's next tokens, one after another over all the
+    chunks, from the prompt's second token on (the first has none)."""
 
     id: int
     device_s: float

@@ -83,11 +83,11 @@ class Slot:
     used: int = field(default=0, repr=False)  # when it was last taken or given back, in the pool's own count
 
     def shared_rows(self, ids: Sequence[int], owner: str) -> int:
-        """How many rows a sequence of this owner could take over. Its last token is never among them: computing it is
-        what gives the first logits."""
+        """How many rows a sequence of this owner could take over. Its last two tokens are never among them: computing
+        gives the first logits, and one token alone is computed in another way than several (see decoder.py)."""
         if owner != self.owner:
             return 0
-        limit = min(self.cache.length, len(ids) - 1)
+        limit = max(0, min(self.cache.length, len(ids) - 2))
         return next((i for i in range(limit) if self.ids[i] != ids[i]), limit)
 
 

@@ -43,7 +43,12 @@ ENGINE_FAULTS: tuple[type[Exception], ...] = (
     native.RuntimeException,
 )
 
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8}
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+}
 
 
 class SessionOptions(Struct, frozen=True, kw_only=True):
@@ -65,7 +70,7 @@ def open_session(path: Path, options: SessionOptions) -> ort.InferenceSession:
         settings.add_session_config_entry(key, value)
     try:
         return ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-    except (*BUNDLE_FAULTS, *ENGINE_FAULTS, MemoryError) as error:
+    except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise opening_failed(path, error) from error
 
 

@@ -150,7 +150,8 @@ def _passes(weights: NDArray[np.floating], target: float) -> tuple[int, float]:
 def log_softmax(logits: Logits) -> Logits:
     """Natural log-probabilities, shape (vocab,)."""
     shifted = logits - logits.max()
-    return shifted - np.log(np.exp(shifted).sum(dtype=np.float64)).astype(np.float32)
+    logprobs: Logits = shifted - np.float32(np.log(np.exp(shifted).sum(dtype=np.float64)))
+    return logprobs
 
 
 def score(logits: Logits, token: int, top: int) -> Scored:

@@ -2,15 +2,48 @@
 
 Started by the gateway with the `spawn` method: `Process(target=worker_main, args=(connection, spec))`. Frames only go
 through `connection`. The process ends when it is told to (`Shutdown`), when the other end of the pipe is gone, or when
-the model cannot be loaded.
+the model cannot be loaded. One thread receives; the other loads, then makes device calls, and sleeps while there are
+none to make.
 """
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import SimpleQueue
 from typing import Literal
 
 from msgspec import Struct, field
+
+from gateway.bundles.bundle import load_bundle
+from gateway.engines.base import Decoder, KVCache
+from gateway.engines.decoder import CpuDecoder
+from gateway.engines.frames import (
+    Cancel,
+    Failed,
+    FromWorker,
+    Loading,
+    Ready,
+    Shutdown,
+    Submit,
+    ToWorker,
+    decode_to_worker,
+    encode,
+)
+from gateway.engines.memory import peak_bytes
+from gateway.engines.onnx import SessionOptions
+from gateway.engines.sequence import Constraint
+from gateway.engines.token_loop import TokenLoop
+from gateway.errors import BundleError, EngineFailed, GatewayError, UnsupportedParameter
+from gateway.generation import Grammar
+
+_ORPHAN_GRACE_S = 5.0  # what a device call that is under way gets when the gateway is gone
+_WARM_UP_TOKENS = 16
 
 
 class WorkerSpec(Struct, frozen=True, kw_only=True):
@@ -27,4 +60,91 @@ class WorkerSpec(Struct, frozen=True, kw_only=True):
 
 def worker_main(connection: Connection, spec: WorkerSpec) -> None:
     """Load, warm up, say Ready, then answer until told to stop. Says Failed(id=None) when the load fails."""
-    raise NotImplementedError
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole console group; the gateway decides
+    inbox: SimpleQueue[ToWorker] = SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
+
+    def emit(frame: FromWorker) -> None:
+        connection.send_bytes(encode(frame))
+
+    try:
+        loop = _load(spec, emit)
+        serve(loop, inbox)
+    except GatewayError as error:
+        emit(Failed(None, type(error).__name__, error.message))
+    except OSError:
+        return  # the gateway is gone, and so is everybody who might have waited
+
+
+def _receive(connection: Connection, inbox: SimpleQueue[ToWorker]) -> None:
+    try:
+        while True:
+            inbox.put(decode_to_worker(connection.recv_bytes()))
+    except (EOFError, OSError):
+        inbox.put(Shutdown())
+        time.sleep(_ORPHAN_GRACE_S)
+        os._exit(1)  # a call that does not return must not keep the model in memory for nobody
+
+
+def serve(loop: TokenLoop, inbox: SimpleQueue[ToWorker]) -> None:
+    """Hand frames to the loop and let it make one device call at a time; returns on Shutdown."""
+    while True:
+        while loop.is_idle or not inbox.empty():
+            match inbox.get():
+                case Submit() as frame:
+                    loop.submit(frame)
+                case Cancel() as frame:
+                    loop.cancel(frame)
+                case Shutdown():
+                    return
+        loop.turn()
+
+
+def _load(spec: WorkerSpec, emit: Callable[[FromWorker], None]) -> TokenLoop:
+    started = time.perf_counter()
+    emit(Loading("opening the model"))
+    try:
+        decoder = open_decoder(spec)
+        caches = [decoder.new_cache() for _ in range(spec.max_sequences)]
+        loaded = time.perf_counter()
+        emit(Loading("warming up"))
+        warm_up(decoder, caches[0])
+    except (MemoryError, RuntimeError, ValueError) as error:
+        raise EngineFailed(f"The model could not be loaded: {type(error).__name__}: {error}") from error
+    emit(
+        Ready(
+            vocab_size=decoder.spec.vocab_size,
+            context_length=decoder.spec.context_length,
+            device=decoder.spec.device,
+            placement=decoder.spec.placement,
+            load_s=loaded - started,
+            warm_up_s=time.perf_counter() - loaded,
+            peak_bytes=peak_bytes(),
+        )
+    )
+    return TokenLoop(decoder, caches, emit, make_constraint=_make_constraint, prefix_cache=spec.prefix_cache)
+
+
+def open_decoder(spec: WorkerSpec) -> Decoder:
+    """The decoder for a bundle on a provider. Raises BundleError or EngineFailed."""
+    bundle = load_bundle(Path(spec.bundle))
+    if bundle.config.decoder.stages or spec.provider == "qnn":
+        raise BundleError(f"{bundle.folder.name} cannot run on the CPU as one graph.")
+    return CpuDecoder(
+        bundle,
+        slots=spec.max_sequences,
+        context_length=spec.context_length,
+        options=SessionOptions(threads=spec.threads),
+    )
+
+
+def warm_up(decoder: Decoder, cache: KVCache) -> None:
+    """Run every kind of call once: the first one prepares the network, which may take many seconds."""
+    tokens = min(_WARM_UP_TOKENS, decoder.spec.prompt_width, decoder.spec.context_length - 1)
+    decoder.prefill(cache, [0] * tokens)
+    decoder.step([cache], [0])
+    cache.truncate(0)
+
+
+def _make_constraint(grammar: Grammar) -> Constraint:
+    raise UnsupportedParameter(f"This model cannot be held to a {grammar.kind} grammar.", param="response_format")
