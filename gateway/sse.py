@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -93,6 +94,8 @@ async def _ending_in_a_frame(
         try:
             async for piece in pieces:
                 yield piece
+                # A stream that always has its next piece ready never waits, and what never waits is never cancelled.
+                await asyncio.sleep(0)
         except GatewayError as error:
             yield failed(error)
         except Exception:

@@ -72,7 +72,7 @@ def _key_guard(api_keys: dict[str, str]) -> Guard:
         if not given:
             raise Unauthorized("You did not provide an API key: send it as 'Authorization: Bearer KEY'.")
         # every key is compared, whichever fits, so that the time taken says nothing
-        owners = [name for name, key in api_keys.items() if hmac.compare_digest(key.encode(), given.encode())]
+        owners = [name for name, key in api_keys.items() if hmac.compare_digest(key.encode(), given)]
         if not owners:
             raise Unauthorized("Incorrect API key provided.")
         connection.scope["state"]["owner"] = owners[0]
@@ -80,7 +80,8 @@ def _key_guard(api_keys: dict[str, str]) -> Guard:
     return check_key
 
 
-def _given_key(connection: Connection) -> str:
-    """OpenAI's and everybody's bearer token, or Anthropic's header."""
+def _given_key(connection: Connection) -> bytes:
+    """OpenAI's and everybody's bearer token, or Anthropic's header; the bytes as they came."""
     scheme, _, token = connection.headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else connection.headers.get("x-api-key", "")
+    key = token.strip() if scheme.lower() == "bearer" else connection.headers.get("x-api-key", "")
+    return key.encode("latin-1")

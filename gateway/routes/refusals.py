@@ -47,8 +47,11 @@ def refuse(request: HttpRequest, exception: Exception) -> Response[bytes]:
     headers = error_headers(error)
     if isinstance(exception, HTTPException):
         headers |= exception.headers or {}
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
+    match error.status:
+        case 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        case 408:
+            headers["Connection"] = "close"  # what is left of the body may come at any time, or never
     body = msgspec.json.encode(error_body(error))
     return Response(body, status_code=error.status, media_type="application/json", headers=headers)
 
