@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from gateway.breaker import Breaker, Outcome, Permit, Watch
 from gateway.breaker import State as BreakerState
 from gateway.config import BreakerConfig, ModelConfig
-from gateway.engines.base import Engine, EngineStatus
+from gateway.engines.base import Engine, EngineStatus, State
 from gateway.errors import BreakerOpen, DeadlineExceeded, EngineFailed, GatewayError, ModelNotReady, QueueFull
 from gateway.generation import Event, Finished, Generation, Meter, Started, Timings
 from gateway.metrics import LaneGauges, Metrics
@@ -35,6 +35,12 @@ _BUFFERED_EVENTS = 4096  # per request, between the device and its reader: about
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
 _LOADING_RETRY_S = 2.0
+_NOT_READY: dict[State, str] = {
+    "loading": "is loading",
+    "restarting": "is being restarted",
+    "failed": "could not be loaded",
+    "closed": "is shut down",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -200,10 +206,10 @@ class Lane:
 
     def _check_ready(self) -> None:
         status = self.engine_status
-        if self._closed or status.state != "ready":
-            detail = f": {status.detail}" if status.detail else ""
-            state = "closed" if self._closed else status.state
-            raise ModelNotReady(f"{self.name} is {state}{detail}", retry_after_s=self._ready_again_s)
+        state = "closed" if self._closed else status.state
+        if state != "ready":
+            detail = f": {status.detail}" if status.detail else "."
+            raise ModelNotReady(f"{self.name} {_NOT_READY[state]}{detail}", retry_after_s=self._ready_again_s)
 
     @property
     def _ready_again_s(self) -> float:
@@ -353,7 +359,8 @@ class Lane:
                 _log.info("%s: breaker closed", self.name)
 
     def _start_probing(self) -> None:
-        if self.breaker.config.probe_itself and (self._probing is None or self._probing.done()):
+        is_probing = self._probing is not None and not self._probing.done()
+        if self.breaker.config.probe_itself and not is_probing and not self._closed:
             self._probing = self._spawn(Prober(self.name, self.config, self.engine, self.breaker).run())
 
     # --- small parts

@@ -148,7 +148,7 @@ async def test_while_it_loads_it_says_so() -> None:
     await lane.tried()
     assert isinstance((await ask(lane))[-1], Finished)
     await lane.aclose()
-    with pytest.raises(ModelNotReady, match="closed"):
+    with pytest.raises(ModelNotReady, match=r"test is shut down\."):
         await ask(lane)
 
 
@@ -158,7 +158,7 @@ async def test_a_load_that_fails_is_tried_again_with_growing_pauses(caplog: pyte
     async with running(config(), engine=engine) as lane:
         assert lane.status.engine.state == "failed"
         assert lane.status.engine.detail == "model.onnx is missing"
-        with pytest.raises(ModelNotReady, match=r"test is failed: model\.onnx is missing"):
+        with pytest.raises(ModelNotReady, match=r"test could not be loaded: model\.onnx is missing"):
             await ask(lane)
         assert [record.message for record in caplog.records if record.levelno == logging.ERROR] == [
             "test cannot be loaded: model.onnx is missing"
@@ -413,6 +413,29 @@ async def test_closing_the_lane_ends_everybody_with_an_error() -> None:
     outcomes = await asyncio.gather(*tasks, late, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {ModelNotReady}
     assert_idle(lane)
+
+
+@in_virtual_time
+async def test_a_breaker_that_opens_while_the_lane_closes_starts_no_probes() -> None:
+    class Unwilling(Engine):
+        async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event, None]:
+            yield Started(prompt_tokens=1)
+            try:
+                await asyncio.sleep(100)
+            finally:
+                raise EngineFailed("the pipe is gone")
+
+    model = config()
+    lane = Lane("test", model, Unwilling(model), BreakerConfig(latency_ms=1e6, min_calls=1), clock=now)
+    lane.start()
+    await lane.tried()
+    task = asking(lane)
+    await asyncio.sleep(1)
+    await lane.aclose()
+    assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], EngineFailed)
+    assert lane.breaker.state == "open"
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    await lane.aclose()  # once more does no harm
 
 
 # --- the breaker

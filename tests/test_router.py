@@ -232,7 +232,7 @@ async def test_when_nobody_answers_the_client_hears_the_model_it_asked_for() -> 
         with pytest.raises(QueueFull):
             answer = await router.open(request())
             await read(answer)
-        with pytest.raises(ModelNotReady, match="second is failed"):
+        with pytest.raises(ModelNotReady, match="second could not be loaded"):
             answer = await router.open(request("second"))
             await read(answer)
         await first
@@ -242,7 +242,7 @@ async def test_when_nobody_answers_the_client_hears_the_model_it_asked_for() -> 
 async def test_fallbacks_in_a_circle_are_each_tried_once() -> None:
     models = {name: model(fallback=other, load_error=name) for name, other in [("a", "b"), ("b", "a")]}
     async with routing(models) as router:
-        with pytest.raises(ModelNotReady, match="a is failed"):
+        with pytest.raises(ModelNotReady, match="a could not be loaded"):
             await router.open(request("a"))
 
 
