@@ -38,7 +38,7 @@ def _q8_0(raw: _Bytes) -> Blocks:
 
 
 def _q4_k(raw: _Bytes) -> Blocks:
-    """Super-blocks of 8 blocks: two float16 that scale 6-bit scales and minimums; 4-bit quants, two blocks to 32 bytes."""
+    """Super-blocks of 8: two float16 that scale 6-bit scales and minimums; 4-bit quants, two blocks in 32 bytes."""
     scales, minimums = _six_bit_pairs(raw[..., 4:16])
     pairs = raw[..., 16:].reshape(*raw.shape[:-1], 4, 32)
     quants = np.stack([pairs & 15, pairs >> 4], axis=-2)  # (..., 4, 2, 32)
