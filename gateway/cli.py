@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from gateway import __version__
-from gateway.commands import bench, chat, doctor, models, serve
+from gateway.commands import bench, build, chat, doctor, models, serve
 from gateway.errors import ConfigError, GatewayError
 
 
@@ -47,6 +47,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"npu-gateway {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, chat, bench, doctor, models):
+    for command in (serve, chat, bench, doctor, models, build):
         command.add_parser(subparsers)
     return parser

