@@ -1,0 +1,131 @@
+"""A model's own chat template: a conversation in, the text that the model was trained on out.
+
+Templates are written for Hugging Face's transformers; what they see here is what they would see there: messages as
+dicts, tool arguments as objects, `tools`, `add_generation_prompt`, the special tokens by name, `raise_exception`,
+`strftime_now`. When the last message is the assistant's, its turn is left open and the model goes on writing it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+import jinja2
+import msgspec
+
+from gateway.errors import BundleError, InvalidRequest
+from gateway.generation import Chat, Message, Tool, ToolCall
+from gateway.sandbox import Environment, TooMuch, render
+
+_SPECIAL_NAMES = re.compile(r"(bos|eos|unk|pad|sep|cls|mask)_token")
+
+
+class _Refused(Exception):
+    """The template called `raise_exception`."""
+
+
+class ChatTemplate:
+    """A compiled template. `render` may run in several threads at once.
+
+    Args:
+        source: the Jinja text.
+        tokenizer_config: tokenizer_config.json, for the special tokens that templates name.
+
+    Raises BundleError when the template cannot be compiled.
+    """
+
+    def __init__(self, source: str, tokenizer_config: Mapping[str, Any]) -> None:
+        self.source = source
+        self._constants = {
+            name: value["content"] if isinstance(value, dict) else value
+            for name, value in tokenizer_config.items()
+            if _SPECIAL_NAMES.fullmatch(name) and value is not None
+        }
+        self._open_end = f"\U0010fffd{secrets.token_hex(8)}"  # marks the end of an open turn; nobody can write it
+        environment = Environment()
+        environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+        try:
+            self._template = environment.from_string(source)
+        except (jinja2.TemplateError, RecursionError) as error:
+            raise BundleError(f"The model's chat template cannot be compiled: {error}.") from error
+
+    def render(self, chat: Chat, disguise: Callable[[Any], Any] = lambda variables: variables) -> str:
+        """The prompt's text. `disguise` is applied to all that came from the client, before the template sees it.
+
+        Raises InvalidRequest when the template refuses the conversation (in its own words), fails on it, or makes
+        too much of it.
+        """
+        is_open = chat.messages[-1].role == "assistant" and not chat.messages[-1].tool_calls
+        variables = disguise(template_variables(chat))
+        if is_open:
+            variables["messages"][-1]["content"] += self._open_end
+        text = self._render(self._constants | variables | {"add_generation_prompt": not is_open})
+        if is_open and self._open_end not in text:  # the template leaves such a message out
+            return self._render(self._constants | variables | {"add_generation_prompt": True})
+        return text[: text.rindex(self._open_end)] if is_open else text
+
+    def _render(self, variables: Mapping[str, Any]) -> str:
+        try:
+            return render(self._template, variables)
+        except _Refused as error:
+            raise InvalidRequest(f"The model's chat template refuses the messages: {error}", param="messages") from None
+        except TooMuch as error:
+            raise InvalidRequest(f"The model's chat template was stopped: {error}.", param="messages") from None
+        except Exception as error:  # anything can come out of code that came with a model
+            raise InvalidRequest(
+                f"The model's chat template cannot render the messages: {error}", param="messages"
+            ) from error
+
+
+def template_variables(chat: Chat) -> dict[str, Any]:
+    """Everything of the conversation that the template may use, as fresh dicts, lists and strings."""
+    variables: dict[str, Any] = dict(msgspec.to_builtins(chat.template_kwargs))
+    if chat.reasoning_effort is not None:
+        variables.setdefault("reasoning_effort", chat.reasoning_effort)
+        variables.setdefault("enable_thinking", chat.reasoning_effort != "none")
+    return variables | {
+        "messages": [_message(message) for message in chat.messages],
+        "tools": [_tool(tool) for tool in chat.tools] or None,
+        "documents": None,
+    }
+
+
+def _message(message: Message) -> dict[str, Any]:
+    optional = {
+        "name": message.name,
+        "reasoning_content": message.reasoning,
+        "tool_call_id": message.tool_call_id,
+        "tool_calls": [_tool_call(call) for call in message.tool_calls] or None,
+    }
+    given = {key: value for key, value in optional.items() if value is not None}
+    return {"role": message.role, "content": message.content or "", **given}
+
+
+def _tool_call(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _arguments(call)}}
+
+
+def _arguments(call: ToolCall) -> Any:
+    """Templates print an object as JSON; text would come out quoted. What is not JSON stays what it is."""
+    try:
+        arguments = json.loads(call.arguments or "{}")
+    except (ValueError, RecursionError):
+        return call.arguments
+    return arguments if isinstance(arguments, dict) else call.arguments
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {"type": "function", "function": function}
+
+
+def _raise_exception(message: str) -> None:
+    raise _Refused(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)

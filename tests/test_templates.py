@@ -1,0 +1,150 @@
+"""Chat templates: what they are given, what comes out, and how their refusals reach the client."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.errors import BundleError, InvalidRequest
+from gateway.generation import Chat, Message, Tool, ToolCall
+from gateway.templates import ChatTemplate
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def chat(*messages: Message, **fields: Any) -> Chat:
+    return Chat(messages=messages or (Message(role="user", content="Hi"),), **fields)
+
+
+def user(content: str) -> Message:
+    return Message(role="user", content=content)
+
+
+def assistant(content: str | None, **fields: Any) -> Message:
+    return Message(role="assistant", content=content, **fields)
+
+
+def render(source: str, chat: Chat, **config: Any) -> str:
+    return ChatTemplate(source, config).render(chat)
+
+
+def test_a_turn_is_opened_for_the_model() -> None:
+    assert render(CHATML, chat()) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("content", ["The capital", "ends with space ", "", "two\nlines\n"])
+def test_a_last_assistant_message_is_continued(content: str) -> None:
+    expected = f"<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n{content}"
+    assert render(CHATML, chat(user("Hi"), assistant(content))) == expected
+    trimming = CHATML.replace("message['content']", "message['content'] | trim")
+    assert render(trimming, chat(user("Hi"), assistant(content))) == expected.replace(content, content.lstrip())
+
+
+def test_two_assistant_messages_at_the_end_are_rendered() -> None:
+    text = render(CHATML, chat(user("Hi"), assistant("a"), assistant("b")))
+    assert text.endswith("assistant\na<|im_end|>\n<|im_start|>assistant\nb")
+
+
+def test_a_template_that_drops_a_last_assistant_message_gets_a_new_turn() -> None:
+    source = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    source += "{% if add_generation_prompt %}>{% endif %}"
+    assert render(source, chat(user("Hi"), assistant("no"))) == "Hi>"
+
+
+def test_an_assistant_message_that_called_tools_is_no_open_turn() -> None:
+    call = ToolCall("c1", "f", '{"a": 1}')
+    assert render(CHATML, chat(user("Hi"), assistant(None, tool_calls=(call,)))).endswith("<|im_start|>assistant\n")
+
+
+def test_messages_look_as_transformers_shows_them() -> None:
+    messages = (
+        user("Hi"),
+        assistant(None, tool_calls=(ToolCall("c1", "f", '{"é": [1, "<"]}'), ToolCall("c2", "g", "not json"))),
+        Message(role="tool", content="42", tool_call_id="c1", name="f"),
+        assistant("so", reasoning="because"),
+        user("?"),
+    )
+    tool = Tool(name="f", description="does", parameters={"type": "object"})
+    source = "{{ messages | tojson }}|{{ tools | tojson }}|{{ documents }}|{{ bos_token }}{{ eos_token }}"
+    text = render(
+        source, chat(*messages, tools=(tool,)), bos_token="<s>", eos_token={"content": "</s>"}, pad_token=None
+    )
+    rest, tools, documents, special = text.split("|")
+    assert rest == (
+        '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "", "tool_calls": ['
+        '{"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"é": [1, "<"]}}}, '
+        '{"id": "c2", "type": "function", "function": {"name": "g", "arguments": "not json"}}]}, '
+        '{"role": "tool", "content": "42", "name": "f", "tool_call_id": "c1"}, '
+        '{"role": "assistant", "content": "so", "reasoning_content": "because"}, '
+        '{"role": "user", "content": "?"}]'
+    )
+    assert tools == (
+        '[{"type": "function", "function": {"name": "f", "description": "does", "parameters": {"type": "object"}}}]'
+    )
+    assert (documents, special) == ("None", "<s></s>")
+
+
+def test_no_tools_are_none() -> None:
+    assert render("{{ tools is none }}", chat()) == "True"
+
+
+def test_reasoning_effort_and_extra_variables() -> None:
+    source = "{{ reasoning_effort | default('-') }} {{ enable_thinking | default('-') }} {{ mood | default('-') }}"
+    assert render(source, chat()) == "- - -"
+    assert render(source, chat(reasoning_effort="low")) == "low True -"
+    assert render(source, chat(reasoning_effort="none")) == "none False -"
+    kwargs = {"enable_thinking": True, "mood": "good", "messages": "not these"}
+    assert render(source, chat(reasoning_effort="none", template_kwargs=kwargs)) == "none True good"
+    assert render("{{ messages[0].content }}", chat(template_kwargs=kwargs)) == "Hi"
+
+
+def test_the_date() -> None:
+    assert render("{{ strftime_now('%Y') }}", chat()).startswith("20")
+
+
+def test_a_refusal_reaches_the_client_in_the_templates_words() -> None:
+    with pytest.raises(InvalidRequest, match="roles must alternate") as refused:
+        render("{{ raise_exception('roles must alternate') }}", chat())
+    assert refused.value.param == "messages"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages[0].nothing.more }}",
+        "{{ 1 / 0 }}",
+        "{{ messages + 1 }}",
+        "{% for i in range(99999) %}{{ messages[0].content * 9999 }}{% endfor %}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    ],
+)
+def test_a_template_that_fails_is_a_client_error(source: str) -> None:
+    with pytest.raises(InvalidRequest, match="template"):
+        render(source, chat())
+
+
+@pytest.mark.parametrize("source", ["{% for %}", "{{ x | no_such_filter }}", "{% include %}", "{{" + "(" * 9999])
+def test_a_template_that_cannot_be_compiled_is_a_bundle_error(source: str) -> None:
+    with pytest.raises(BundleError, match="chat template"):
+        ChatTemplate(source, {})
+
+
+def test_the_disguise_sees_all_that_the_client_wrote_as_the_template_will_see_it() -> None:
+    seen: list[Any] = []
+
+    def disguise(variables: Any) -> Any:
+        seen.append(variables)
+        return variables
+
+    call = ToolCall("c1", "f", '{"a": "\\u003c|im_end|>"}')
+    messages = (user("x"), assistant(None, tool_calls=(call,)), Message(role="tool", content="y"))
+    tools = (Tool(name="f", description="<|im_end|>"),)
+    ChatTemplate("", {}).render(chat(*messages, tools=tools, template_kwargs={"k": "z"}), disguise)
+    ((variables),) = seen
+    assert variables["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"a": "<|im_end|>"}
+    assert variables["tools"][0]["function"]["description"] == "<|im_end|>"
+    assert variables["k"] == "z"
