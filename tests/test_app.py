@@ -159,6 +159,13 @@ def test_keep_alive(server: Running) -> None:
         assert used is not None and connection.sock is used
 
 
+def test_small_answers_are_sent_at_once(http: httpx.Client) -> None:
+    begun = time.monotonic()
+    for _ in range(20):
+        http.get("/healthz")
+    assert time.monotonic() - begun < 0.4  # 0.8 s and more where each waits for the client's delayed ACK
+
+
 def test_stalled_body_does_not_block_others(server: Running, http: httpx.Client) -> None:
     stalled = [server.connect() for _ in range(50)]
     for connection in stalled:
