@@ -122,6 +122,7 @@ class CpuDecoder:
 
     def _run(self, first: int, ids: Ids, lengths: Sequence[int], keep: int, row: int = 0) -> None:
         """Run over the adjacent slots from `first` on; ids (slots, new); logits go to the buffer from `row` on."""
+        assert max(lengths) <= self._buffers.context
         key = first, len(ids)
         if key not in self._runs:
             self._runs[key] = _SlotRun(self._graph, self._buffers, *key)

@@ -83,7 +83,8 @@ _ENTRIES = {
 
 def opening_failed(path: Path, error: Exception) -> GatewayError:
     kind = BundleError if isinstance(error, BUNDLE_FAULTS) else EngineFailed
-    return kind(f"{path.parent.name}/{path.name} cannot be loaded: {first_line(error)}")
+    reason = first_line(error).replace(str(path.parent), path.parent.name)  # users get no paths of the server
+    return kind(f"{path.parent.name}/{path.name} cannot be loaded: {reason}")
 
 
 def running_failed(error: Exception) -> EngineFailed:

@@ -1,0 +1,152 @@
+"""The CPU decoder over a tiny model and over the real one: what must be equal, and equal to an independent pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gateway.bundles.bundle import load_bundle
+from gateway.engines.decoder import CpuDecoder
+from gateway.engines.kv_cache import SlotCache
+from gateway.engines.onnx import SessionOptions
+from gateway.errors import BundleError, EngineFailed
+from tests.engines.conftest import random_ids
+
+
+@pytest.fixture(params=["tiny", "smollm2"])
+def decoder(request: pytest.FixtureRequest) -> Iterator[CpuDecoder]:
+    decoder = CpuDecoder(load_bundle(request.getfixturevalue(request.param)), slots=4, context_length=256)
+    yield decoder
+    decoder.close()
+
+
+def caches(decoder: CpuDecoder, count: int = 4) -> list[SlotCache]:
+    return [decoder.new_cache() for _ in range(count)]
+
+
+def test_spec_says_what_the_graph_is(decoder: CpuDecoder) -> None:
+    assert decoder.spec.context_length == 256
+    assert decoder.spec.vocab_size in (384, 49152)
+    assert decoder.spec.device == "cpu"
+    assert set(decoder.spec.placement) == {"CPU"}
+
+
+@pytest.mark.parametrize("pieces", [(2, 38), (38, 2), (13, 14, 13), (20, 20), (2,) * 20])
+def test_a_prompt_in_pieces_gives_the_same_bits(decoder: CpuDecoder, pieces: tuple[int, ...]) -> None:
+    ids = random_ids(40, 1)
+    whole, cut, *_ = caches(decoder)
+    expected = decoder.prefill(whole, ids).copy()
+    start = 0
+    for size in pieces:
+        logits = decoder.prefill(cut, ids[start : start + size])
+        start += size
+    assert cut.length == whole.length == 40
+    assert np.array_equal(logits, expected)
+
+
+def test_a_prompt_over_an_old_sequence_gives_the_same_bits(decoder: CpuDecoder) -> None:
+    ids = random_ids(40, 1)
+    fresh, used, *_ = caches(decoder)
+    expected = decoder.prefill(fresh, ids).copy()
+    decoder.prefill(used, ids[:20] + random_ids(60, 2))
+    used.truncate(20)
+    assert np.array_equal(decoder.prefill(used, ids[20:]), expected)
+
+
+def test_verify_gives_the_logits_after_every_id(decoder: CpuDecoder) -> None:
+    ids = random_ids(12, 3)
+    one, other, *_ = caches(decoder)
+    rows = decoder.verify(one, ids).copy()
+    assert rows.shape == (12, decoder.spec.vocab_size)
+    for size in range(2, 13):
+        other.truncate(0)
+        assert np.array_equal(decoder.prefill(other, ids[:size]), rows[size - 1])
+
+
+@pytest.mark.parametrize("members", [(0, 1), (1, 2, 3), (3, 0), (2, 0), (0, 1, 2, 3), (0, 3)])
+def test_a_step_in_a_batch_gives_the_same_bits_as_alone(decoder: CpuDecoder, members: tuple[int, ...]) -> None:
+    """Sequences of different lengths, neighbours or not, in any order; those left out are untouched."""
+    slots = caches(decoder)
+    for index, slot in enumerate(slots):
+        decoder.prefill(slot, random_ids(10 + 7 * index, index))
+    steps, continuations = [], []
+    for index, slot in enumerate(slots):
+        before = slot.length
+        if index in members:
+            steps.append((index, decoder.step([slot], [50 + index])[0].copy()))
+        continuations.append(decoder.prefill(slot, [5, 6]).copy())
+        slot.truncate(before)
+    batched = decoder.step([slots[index] for index in members], [50 + index for index in members])
+    for index, alone in steps:
+        assert np.array_equal(batched[members.index(index)], alone)
+    for index, slot in enumerate(slots):
+        assert slot.length == 10 + 7 * index + (index in members)
+        assert np.array_equal(decoder.prefill(slot, [5, 6]), continuations[index])
+
+
+def test_a_slot_that_is_full_is_not_taken_along(decoder: CpuDecoder) -> None:
+    first, full, last, _ = caches(decoder)
+    decoder.prefill(first, [5, 6])
+    decoder.prefill(last, [5, 6])
+    decoder.prefill(full, random_ids(128, 1))
+    expected = decoder.prefill(full, random_ids(128, 2)).copy()
+    decoder.step([first, last], [7, 7])
+    full.truncate(254)
+    assert np.array_equal(decoder.prefill(full, random_ids(128, 2)[-2:]), expected)
+
+
+def test_one_token_and_several_agree_but_for_rounding(decoder: CpuDecoder) -> None:
+    """The attention kernel takes another way for a single token; int8 activations blow up its last bits."""
+    ids = random_ids(40, 4)
+    one, many, *_ = caches(decoder)
+    decoder.prefill(one, ids[:30])
+    decoder.prefill(many, ids[:30])
+    rows = decoder.verify(many, ids[30:]).copy()
+    steps = np.stack([decoder.step([one], [token])[0].copy() for token in ids[30:]])
+    spread = rows.max(-1) - rows.mean(-1)
+    assert np.abs(rows - steps).max() < 0.15 * spread.min()
+
+
+def test_a_copy_goes_on_like_the_original(decoder: CpuDecoder) -> None:
+    original, copy, *_ = caches(decoder)
+    decoder.prefill(original, random_ids(30, 5))
+    copy.copy_from(original, 20)
+    original.truncate(20)
+    expected = decoder.prefill(original, [8, 9]).copy()
+    assert np.array_equal(decoder.prefill(copy, [8, 9]), expected)
+
+
+def test_float_activations_equal_an_independent_forward_pass(exact_decoder: CpuDecoder, exact_tiny: Path) -> None:
+    """Batched steps against single ones of the same decoder would not notice a position that is off by one."""
+    one, two, *_ = caches(exact_decoder)
+    ids = random_ids(25, 6)
+    whole = exact_decoder.verify(one, ids).copy()
+    exact_decoder.prefill(two, ids[:10])
+    for place in range(10, 25):
+        row = exact_decoder.step([two], [ids[place]])[0]
+        assert row == pytest.approx(whole[place], abs=1e-3)
+
+
+def test_a_broken_graph_is_named(tiny: Path, tmp_path: Path) -> None:
+    bundle = load_bundle(tiny)
+    for name in ("model.onnx.data", "genai_config.json"):
+        (tmp_path / name).write_bytes((tiny / name).read_bytes())
+    (tmp_path / "model.onnx").write_bytes(b"not a graph")
+    broken = type(bundle)(
+        folder=tmp_path,
+        config=bundle.config,
+        tokenizer_path=bundle.tokenizer_path,
+        tokenizer_config={},
+        chat_template=None,
+    )
+    with pytest.raises(BundleError, match=r"model\.onnx cannot be loaded"):
+        CpuDecoder(broken, slots=1)
+
+
+def test_a_failing_call_is_an_engine_failure(tiny: Path) -> None:
+    decoder = CpuDecoder(load_bundle(tiny), slots=1, options=SessionOptions(threads=1))
+    with pytest.raises(EngineFailed, match="failed while it ran"):
+        decoder.prefill(decoder.new_cache(), [])
