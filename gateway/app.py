@@ -37,7 +37,7 @@ HANDLERS = [
     health.readyz,
     health.metrics,
 ]
-LAST_RESORT_S = 5.0  # after the grace period, for streams to send their last frame
+LAST_FRAME_S = 1.0  # after the grace period, for streams to send their last frame
 
 
 def create_app(config: Config, engines: Mapping[str, Engine] | None = None) -> Litestar:
@@ -108,7 +108,8 @@ class Server(uvicorn.Server):
     """uvicorn's server, stopping the way streams like it.
 
     1. A first SIGINT or SIGTERM stops accepting; requests that run get `shutdown_grace_s`, then the router ends each
-       with an error of its own, so that no client sees a body cut off. A second Ctrl-C does not wait.
+       with an error of its own, so that no client that reads sees a body cut off. Who neither reads nor sends is cut
+       off then. A second Ctrl-C does not wait.
     2. uvicorn would raise the signal again when it has stopped; a server that stopped as asked has succeeded.
 
     Args:
@@ -127,7 +128,6 @@ class Server(uvicorn.Server):
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                timeout_graceful_shutdown=int(config.shutdown_grace_s + LAST_RESORT_S) + 1,
             )
         )
         self._router: Router = app.state.router
@@ -149,6 +149,9 @@ class Server(uvicorn.Server):
     async def _end_requests(self) -> None:
         await asyncio.sleep(self._grace_s)
         await self._router.aclose()
+        await asyncio.sleep(LAST_FRAME_S)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit and sig == signal.SIGINT

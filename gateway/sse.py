@@ -3,7 +3,9 @@
 1. sse-starlette ends every stream as soon as uvicorn hears a signal, by a flag of the whole process that nothing takes
    back. Here a stream ends because its generation does, so that is switched off: at shutdown the router ends what is
    still running after the grace period, and every stream says so in its last frame (`app.serve`).
-2. The frames come as bytes, encoded by us. An exception inside the generator would cut the body, which a client cannot
+2. Its pings come by the clock, one possibly after the last frame. Ours come out of the stream itself, and only when
+   it has been silent.
+3. The frames come as bytes, encoded by us. An exception inside the generator would cut the body, which a client cannot
    tell from a lost connection: it becomes a last frame instead.
 """
 
@@ -16,7 +18,6 @@ from contextlib import aclosing
 from typing import Any
 
 import msgspec
-from sse_starlette import ServerSentEvent
 from sse_starlette.sse import AppStatus, EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
@@ -24,7 +25,9 @@ from gateway.errors import GatewayError
 
 AppStatus.enable_automatic_graceful_drain = False
 
+MEDIA_TYPE = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
+PING = b": keepalive\n\n"
 HEADERS = {"Cache-Control": "no-cache"}  # sse-starlette adds X-Accel-Buffering: no
 SEND_TIMEOUT_S = 60.0  # a client that has not read for so long has its request cancelled
 
@@ -48,14 +51,15 @@ def _on_one_line(json: bytes) -> bytes:
 
 
 class EventStream(EventSourceResponse):
-    """Sends `pieces` as they come, and a comment every `ping_s` seconds meanwhile.
+    """Sends `pieces` as they come.
 
     Args:
         pieces: the encoded frames; its exceptions become one last frame.
         failed: encodes that frame.
         source: what `pieces` reads from; closed when the response ends for whatever reason, also when the client left
             before the first piece was asked for.
-        ping_s: seconds between comments; 0 for a format that has none.
+        ping_s: a comment is sent whenever nothing else was for so long.
+        media_type: of another format than server-sent events, which then has no comments either.
     """
 
     def __init__(
@@ -65,14 +69,13 @@ class EventStream(EventSourceResponse):
         failed: Callable[[GatewayError], bytes],
         source: AsyncGenerator[Any, None],
         ping_s: float,
-        media_type: str = "text/event-stream",
+        media_type: str = MEDIA_TYPE,
     ) -> None:
         super().__init__(
-            _ending_in_a_frame(pieces, failed),
+            _with_pings(_ending_in_a_frame(pieces, failed), ping_s if media_type == MEDIA_TYPE else None),
             headers=HEADERS,
             media_type=media_type,
-            ping=ping_s,
-            ping_message_factory=lambda: ServerSentEvent(comment="keepalive", sep="\n"),
+            ping=0,
             send_timeout=SEND_TIMEOUT_S,
         )
         del self.headers["connection"]  # the server's business; wrong for HTTP/1.0
@@ -87,6 +90,26 @@ class EventStream(EventSourceResponse):
             await self._source.aclose()
 
 
+async def _with_pings(pieces: AsyncGenerator[bytes, None], ping_s: float | None) -> AsyncGenerator[bytes, None]:
+    following = asyncio.ensure_future(anext(pieces, None))
+    try:
+        while True:
+            await asyncio.wait([following], timeout=ping_s)
+            if not following.done():
+                yield PING
+            elif (piece := following.result()) is not None:
+                yield piece
+                # A stream that always has its next piece ready never waits, and what never waits is never cancelled.
+                await asyncio.sleep(0)
+                following = asyncio.ensure_future(anext(pieces, None))
+            else:
+                return
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+        await pieces.aclose()
+
+
 async def _ending_in_a_frame(
     pieces: AsyncGenerator[bytes, None], failed: Callable[[GatewayError], bytes]
 ) -> AsyncGenerator[bytes, None]:
@@ -94,8 +117,6 @@ async def _ending_in_a_frame(
         try:
             async for piece in pieces:
                 yield piece
-                # A stream that always has its next piece ready never waits, and what never waits is never cancelled.
-                await asyncio.sleep(0)
         except GatewayError as error:
             yield failed(error)
         except Exception:

@@ -16,7 +16,7 @@ from gateway.config import ModelConfig, ServerConfig
 from gateway.engines.base import EngineStatus
 from gateway.errors import EngineFailed
 from gateway.generation import Event, Generation, Meter, Started, TextDelta
-from gateway.sse import EventStream, frame
+from gateway.sse import PING, EventStream, frame
 from tests.server import config_of, scripted, serving
 
 CHAT = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}]}
@@ -40,8 +40,23 @@ def test_comments_while_the_model_thinks() -> None:
     with serving(config) as server, server.http() as http:
         text = http.post(PATH, json=CHAT).text
     pings, rest = text.split("data: ", 1)
-    assert 3 <= pings.count(": keepalive\n\n") <= 6
-    assert rest.endswith("data: [DONE]\n\n")
+    assert 2 <= pings.count(": keepalive\n\n") <= 5
+    assert rest.endswith("data: [DONE]\n\n") and "keepalive" not in rest
+
+
+@pytest.mark.parametrize("media_type", ["text/event-stream", "application/x-ndjson"])
+async def test_comments_come_only_into_silence_and_only_where_there_are_comments(media_type: str) -> None:
+    async def source() -> AsyncGenerator[bytes, None]:
+        for pause_s in (0.0, 0.0, 0.5, 0.0):
+            await asyncio.sleep(pause_s)
+            yield b"data: 1\n\n"
+
+    pieces = source()
+    stream = EventStream(pieces, failed=lambda error: b"", source=pieces, ping_s=0.2, media_type=media_type)
+    sent = [body for body in await _bodies(stream) if body]
+    before, silence, after = sent[:2], sent[2:-2], sent[-2:]
+    assert PING not in (*before, *after)
+    assert set(silence) == ({PING} if media_type == "text/event-stream" else set())
 
 
 class Bursting:
@@ -88,7 +103,7 @@ async def test_failure_of_our_own_is_logged_and_says_nothing_of_our_insides(capl
         raise KeyError("/secret/path")
 
     source = pieces()
-    stream = EventStream(source, failed=lambda error: error.message.encode(), source=source, ping_s=0)
+    stream = EventStream(source, failed=lambda error: error.message.encode(), source=source, ping_s=15)
     sent = await _bodies(stream)
     assert sent[0] == b"data: 1\n\n" and b"secret" not in sent[1]
     assert "KeyError" in caplog.text
@@ -109,7 +124,7 @@ async def test_source_is_closed_when_the_client_left_before_the_first_piece() ->
 
     opened = source()
     await anext(opened)
-    stream = EventStream(opened, failed=lambda error: b"", source=opened, ping_s=0)
+    stream = EventStream(opened, failed=lambda error: b"", source=opened, ping_s=15)
     await stream({"type": "http", "method": "POST"}, gone, _swallow)
     assert closed.is_set()
 
@@ -132,7 +147,7 @@ async def test_client_that_stops_reading_is_given_up(
             await asyncio.Event().wait()
 
     opened = source()
-    stream = EventStream(opened, failed=lambda error: b"", source=opened, ping_s=0)
+    stream = EventStream(opened, failed=lambda error: b"", source=opened, ping_s=15)
     with caplog.at_level(logging.INFO):
         await stream({"type": "http", "method": "POST"}, _connected, stuck)
     assert closed.is_set()
@@ -180,6 +195,24 @@ def test_shutdown_ends_a_long_answer_with_an_error_of_its_own(stream: bool) -> N
         assert msgspec.json.decode(last.removeprefix("data: "))["error"]["code"] == "model_not_ready"
     else:
         assert (response.status_code, response.json()["error"]["code"]) == (503, "model_not_ready")
+
+
+def test_shutdown_does_not_wait_for_who_neither_reads_nor_sends(caplog: pytest.LogCaptureFixture) -> None:
+    endless = scripted("word " * 50, repeat=True, context_length=10_000_000)
+    config = config_of({"m": endless}, ServerConfig(shutdown_grace_s=0.2))
+    content = msgspec.json.encode({**CHAT, "max_tokens": 1_000_000})
+    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n".encode()
+    with serving(config) as server:
+        reads_no_more, sends_no_more, silent = server.connect(), server.connect(), server.connect()
+        reads_no_more.sendall(head + content)
+        reads_no_more.recv(100)
+        sends_no_more.sendall(head + b"{")
+        time.sleep(0.3)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 4
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    for connection in (reads_no_more, sends_no_more, silent):
+        connection.close()
 
 
 def _while_stopping(server: object, http: httpx.Client, request: httpx.Request) -> httpx.Response:

@@ -39,7 +39,7 @@ from gateway.openai_types import (
 )
 from gateway.routes.collect import Collected, CollectedChoice
 from gateway.routes.respond import error_body
-from gateway.sse import DONE, frame
+from gateway.sse import DONE, MEDIA_TYPE, frame
 
 LOGPROB_FLOOR = -9999.0  # what OpenAI reports for a token of probability zero; minus infinity is no JSON
 
@@ -47,7 +47,7 @@ LOGPROB_FLOOR = -9999.0  # what OpenAI reports for a token of probability zero; 
 class ChatRendering:
     """See `respond.Rendering`. `with_usage`: the stream ends with a chunk that counts the tokens."""
 
-    media_type = "text/event-stream"
+    media_type = MEDIA_TYPE
 
     def __init__(self, generation: Generation, *, with_usage: bool = False) -> None:
         self._id = generation.id
