@@ -9,10 +9,13 @@ with the hash that the lock file names, so no compiler is needed and nothing une
 """
 
 import sys
+import sysconfig
 
-if sys.version_info < (3, 11):  # before any import or syntax that an older Python would stumble over
+# Before any import or syntax that an older Python would stumble over.
+if sys.version_info < ((3, 12) if sysconfig.get_platform() == "win-arm64" else (3, 11)):
     found = "%d.%d" % sys.version_info[:2]
-    sys.exit("npu-gateway needs Python 3.11 or newer; %s is Python %s." % (sys.executable, found))
+    needed = "Python 3.11 or newer, on Windows ARM 3.12 or newer"  # there, not every package has a wheel for 3.11
+    sys.exit("npu-gateway needs %s; %s is Python %s." % (needed, sys.executable, found))
 
 import contextlib
 import hashlib
