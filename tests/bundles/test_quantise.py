@@ -1,0 +1,71 @@
+"""Float matrices into blocks: how far off, and what comes back unchanged."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gateway.bundles import quantise
+from gateway.bundles.source import Blocks
+
+_RANDOM = np.random.default_rng(2)
+_WEIGHTS = _RANDOM.standard_normal((64, 256), np.float32)
+
+
+def _meaning(blocks: Blocks) -> np.ndarray:
+    return (blocks.scale[..., None] * blocks.quants + blocks.minimum[..., None]).reshape(len(blocks.scale), -1)
+
+
+def _relative_error(blocks: Blocks, weights: np.ndarray) -> float:
+    return float(np.linalg.norm(_meaning(blocks) - weights) / np.linalg.norm(weights))
+
+
+def test_four_bits_beat_plain_rounding_to_the_range() -> None:
+    blocked = _WEIGHTS.reshape(64, 8, 32)
+    low, high = np.minimum(blocked.min(-1), 0), np.maximum(blocked.max(-1), 0)
+    scale = (high - low) / 15
+    zero = np.rint(-low / scale)
+    plain = (np.clip(np.rint(blocked / scale[..., None]) + zero[..., None], 0, 15) - zero[..., None]) * scale[..., None]
+    plain_error = np.linalg.norm(plain - blocked) / np.linalg.norm(blocked)
+    fitted = _relative_error(quantise.four_bit(_WEIGHTS), _WEIGHTS)
+    assert fitted < plain_error
+    assert fitted < 0.09
+
+
+def test_four_bit_zero_points_are_whole_numbers_the_kernel_can_hold() -> None:
+    blocks = quantise.four_bit(_WEIGHTS + 0.5)
+    zeros = np.rint(-blocks.minimum / blocks.scale)
+    np.testing.assert_array_equal(-zeros * blocks.scale, blocks.minimum)
+    assert zeros.min() >= 0 and zeros.max() <= 15
+    assert blocks.quants.dtype == np.uint8 and blocks.quants.max() <= 15
+
+
+def test_eight_bits_are_within_half_a_step() -> None:
+    blocks = quantise.eight_bit(_WEIGHTS)
+    steps = np.abs(_meaning(blocks) - _WEIGHTS).reshape(64, 8, 32) / blocks.scale[..., None]
+    assert steps.max() <= 0.501
+    assert _relative_error(blocks, _WEIGHTS) < 0.006
+
+
+@pytest.mark.parametrize("fit", [quantise.four_bit, quantise.eight_bit])
+def test_zeros_stay_zeros(fit: object) -> None:
+    blocks = fit(np.zeros((2, 64), np.float32))  # type: ignore[operator]
+    np.testing.assert_array_equal(_meaning(blocks), 0)
+
+
+def test_a_matrix_larger_than_one_bite_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = quantise.four_bit(_WEIGHTS)
+    monkeypatch.setattr(quantise, "_ROWS_AT_ONCE", 10)
+    parts = quantise.four_bit(_WEIGHTS)
+    np.testing.assert_array_equal(whole.quants, parts.quants)
+    np.testing.assert_array_equal(whole.scale, parts.scale)
+
+
+def test_symmetric_four_bits_become_eight_without_loss() -> None:
+    quants = _RANDOM.integers(0, 16, (4, 3, 32), np.uint8)
+    scale = _RANDOM.standard_normal((4, 3), np.float32)
+    symmetric = Blocks(bits=4, scale=scale, minimum=-8 * scale, quants=quants)
+    wide = quantise.as_eight_bit(symmetric)
+    assert wide is not None and wide.bits == 8
+    np.testing.assert_allclose(_meaning(wide), _meaning(symmetric), atol=1e-6)
+    assert quantise.as_eight_bit(Blocks(bits=4, scale=scale, minimum=scale, quants=quants)) is None
