@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.config import Defaults
 from gateway.errors import InvalidRequest, UnsupportedParameter
@@ -359,3 +362,32 @@ def test_template_variables_and_effort() -> None:
     made = chat(chat_template_kwargs={"enable_thinking": False}, reasoning_effort="low")
     assert made.template_kwargs == {"enable_thinking": False}
     assert made.reasoning_effort == "low"
+
+
+# ---- anything at all
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = [field.name for field in msgspec.structs.fields(ChatRequest)]
+PART = st.fixed_dictionaries({"type": st.sampled_from(["text", "refusal", "image_url"])}, optional={"text": ANYTHING})
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["developer", "system", "user", "assistant", "tool"])},
+    optional={"content": st.text() | st.lists(PART | ANYTHING, max_size=3), "tool_call_id": ANYTHING},
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(MESSAGE, max_size=3), st.dictionaries(st.sampled_from(FIELDS), ANYTHING, max_size=4))
+def test_whatever_a_client_sends_is_a_generation_or_an_invalid_request(
+    messages: list[Any], fields: dict[str, Any]
+) -> None:
+    body = json.dumps({"messages": messages, **fields}).encode()
+    try:
+        made = chat_generation(parse(body, decoder), NO_CHANGES, id="chatcmpl-1")
+    except InvalidRequest as error:
+        assert error.message
+    else:
+        assert made.max_tokens >= 1
