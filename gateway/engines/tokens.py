@@ -67,6 +67,10 @@ class TokenText:
         """For the variables of one rendering, and then for its output in `encode_rendered`."""
         return Disguise(self._specials)
 
+    def encode_continuation(self, text: str) -> list[int]:
+        """Text that the model might write: it stands behind other text, and spells no special token."""
+        return self._encode_piece(text, first=False, specials=False)
+
     def encode_rendered(self, rendered: str, disguise: Disguise) -> list[int]:
         """A rendered template: its own special tokens are parsed, the disguised ones stay text."""
         ids: list[int] = []
@@ -164,8 +168,10 @@ class Disguise:
 
 
 class TextDecoder:
-    """One choice's token ids to text. A character comes when its last byte is there; what can never become one is
-    U+FFFD."""
+    """One choice's token ids to text: a character comes with its last byte.
+
+    What can never become one is U+FFFD. A character that the end cuts off does not come at all.
+    """
 
     def __init__(self, tokens: TokenText) -> None:
         self._tokens = tokens
@@ -173,10 +179,6 @@ class TextDecoder:
 
     def push(self, index: int) -> str:
         return self._decoder.decode(self._tokens.text_bytes(index))
-
-    def finish(self) -> str:
-        """The bytes of a character that was cut, as U+FFFD."""
-        return self._decoder.decode(b"", final=True)
 
     @property
     def is_whole(self) -> bool:

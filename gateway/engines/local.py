@@ -1,0 +1,218 @@
+"""The local engine: text on this side, tokens in a worker process on the other.
+
+A request is prepared (template, tokens) on a thread, submitted, and answered from frames as they come. Frames are
+turned into events when they arrive, not when the client reads: a stop string ends the device's work at once, and the
+meter is true, however slow the client is. Closing the stream cancels the request at the worker's next step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import cast
+
+from gateway.config import ModelConfig
+from gateway.engines.answer import Answer
+from gateway.engines.base import Device, EngineStatus
+from gateway.engines.frames import Began, Cancel, Ended, Failed, FromWorker, Prefilled, Submit, Tokens
+from gateway.engines.process import Entry, WorkerProcess
+from gateway.engines.prompts import PreparedPrompt, Prompts
+from gateway.engines.supervisor import Supervisor
+from gateway.engines.worker import WorkerSpec, worker_main
+from gateway.errors import (
+    BundleError,
+    ContextLengthExceeded,
+    EngineFailed,
+    GatewayError,
+    ModelNotReady,
+    error_class,
+)
+from gateway.generation import Chat, Event, Finished, Generation, Message, Meter, Prompt
+
+
+class LocalEngine:
+    """A bundle on this machine, served by a worker process. Implements Engine and TextTools.
+
+    Args:
+        models_dir: what `model.path` is relative to.
+        entry: what runs in the worker process.
+        clock, sleep: for the pauses between restarts and all times reported.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: ModelConfig,
+        models_dir: Path,
+        *,
+        entry: Entry = worker_main,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._name, self._model = name, model
+        self._path = models_dir / model.path
+        self._entry, self._clock = entry, clock
+        self._prompts: Prompts | None = None  # known once the bundle is read
+        self._answers: dict[int, Answer] = {}
+        self._ids = itertools.count(1)
+        self._supervisor = Supervisor(
+            name,
+            self._worker,
+            load_timeout_s=model.load_timeout_s,
+            watchdog_s=model.watchdog_s,
+            on_frame=self._receive,
+            on_lost=self._lose,
+            is_busy=lambda: bool(self._answers),
+            clock=clock,
+            sleep=sleep,
+        )
+
+    @property
+    def status(self) -> EngineStatus:
+        supervisor, ready = self._supervisor, self._supervisor.ready
+        if ready is None:
+            return EngineStatus(state=supervisor.state, detail=supervisor.detail)
+        return EngineStatus(
+            state=supervisor.state,
+            detail=supervisor.detail,
+            device=cast(Device, ready.device),
+            context_length=ready.context_length,
+            restarts=supervisor.restarts,
+            placement=ready.placement,
+            load_s=ready.load_s + ready.warm_up_s,
+            peak_bytes=ready.peak_bytes,
+        )
+
+    async def start(self) -> None:
+        """Read the bundle, spawn the worker, wait until it is warm. Raises BundleError, EngineFailed."""
+        if not self._model.path:
+            raise BundleError(f"The model '{self._name}' needs `path`, the folder of its bundle.")
+        self._prompts = await asyncio.to_thread(Prompts, self._path, self._model.dialect)
+        await self._supervisor.start()
+
+    async def aclose(self) -> None:
+        self._lose(EngineFailed(f"The model '{self._name}' was closed."))
+        await self._supervisor.aclose()
+
+    async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event, None]:
+        called_at = self._clock()
+        prompts = self._ready_prompts()
+        prompt = await asyncio.to_thread(prompts.prepare, generation)
+        self._ready_prompts()  # the worker may have died meanwhile
+        submit = self._submit(generation, prompt)
+        answer = Answer(
+            submit.id,
+            generation,
+            prompt.ids,
+            meter,
+            tokens=prompts.tokens,
+            parsers=prompts.parsers(generation, prompt),
+            called_at=called_at,
+            send=self._supervisor.send,
+            clock=self._clock,
+        )
+        self._supervisor.send(submit)
+        self._answers[answer.id] = answer
+        try:
+            while True:
+                event = await answer.events.get()
+                if isinstance(event, GatewayError):
+                    raise event
+                yield event
+                if isinstance(event, Finished):
+                    return
+        finally:
+            meter.call_since = None
+            if self._answers.pop(answer.id, None) is not None:
+                self._supervisor.send(Cancel(answer.id))
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        return self._ready_prompts().prompt(prompt).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._ready_prompts().tokens.decode(ids)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        return self._ready_prompts().prompt(Chat(messages=tuple(messages))).rendered
+
+    def _worker(self, on_frame: Callable[[FromWorker], None]) -> WorkerProcess:
+        model = self._model
+        spec = WorkerSpec(
+            bundle=str(self._path),
+            provider=model.provider,
+            provider_options=model.provider_options,
+            threads=model.threads,
+            max_sequences=model.max_sequences,
+            prefix_cache=model.prefix_cache,
+            context_length=model.context_length,
+        )
+        return WorkerProcess(self._name, spec, on_frame, self._entry)
+
+    def _ready_prompts(self) -> Prompts:
+        """Raises ModelNotReady unless the worker can take a request."""
+        state, detail = self._supervisor.state, self._supervisor.detail
+        if self._prompts is None or state != "ready":
+            why = f"{state}: {detail}" if detail else state
+            raise ModelNotReady(f"The model '{self._name}' is not ready ({why}).", retry_after_s=1)
+        return self._prompts
+
+    def _submit(self, generation: Generation, prompt: PreparedPrompt) -> Submit:
+        """The frame, its `max_tokens` what the context leaves. Raises ContextLengthExceeded."""
+        context, length = self.status.context_length, len(prompt.ids)
+        room = context - length
+        if room < min(1, generation.max_tokens):
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {context} tokens. However, your prompt has {length} tokens. "
+                "Please reduce its length.",
+                param="messages" if isinstance(generation.prompt, Chat) else "prompt",
+            )
+        assert self._prompts is not None
+        return Submit(
+            id=next(self._ids),
+            ids=prompt.ids,
+            sampling=generation.sampling,
+            max_tokens=min(generation.max_tokens, room),
+            min_tokens=generation.min_tokens,
+            stop_ids=[] if generation.ignore_eos else self._prompts.end_ids,
+            n=generation.n,
+            logprobs=generation.logprobs,
+            prompt_logprobs=generation.prompt_logprobs,
+            grammar=prompt.grammar,
+            prediction=prompt.prediction,
+            background=generation.background,
+            owner=generation.owner,
+        )
+
+    def _receive(self, frame: FromWorker) -> None:
+        """A frame from the worker: a device call has come back."""
+        for running in self._answers.values():
+            if running.has_begun:
+                running.device_reported()
+        answer = self._answers.get(getattr(frame, "id", None) or 0)
+        if answer is None:
+            return  # of a request that was cancelled meanwhile
+        match frame:
+            case Began():
+                answer.began(frame)
+                answer.device_reported()
+            case Prefilled():
+                answer.prefilled(frame)
+            case Tokens():
+                answer.produced(frame)
+            case Ended():
+                answer.ended(frame)
+            case Failed():
+                answer.fail(error_class(frame.kind)(frame.message, param=frame.param))
+        if answer.is_over:
+            del self._answers[answer.id]
+
+    def _lose(self, error: GatewayError) -> int:
+        """End every request in progress with `error`; how many there were."""
+        lost = list(self._answers.values())
+        self._answers.clear()
+        for answer in lost:
+            answer.fail(error)
+        return len(lost)

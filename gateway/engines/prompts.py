@@ -1,0 +1,86 @@
+"""What a local model does with text before the device sees a token: template, dialect, tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+
+from gateway.bundles.bundle import load_bundle
+from gateway.dialects.base import Parser
+from gateway.dialects.choose import choose_dialect
+from gateway.dialects.plain import PlainParser
+from gateway.engines.tokens import TokenText
+from gateway.errors import InvalidRequest, UnsupportedParameter
+from gateway.generation import Chat, Generation, Grammar, Prompt, Text, TokenIds
+from gateway.templates import ChatTemplate
+
+
+class PreparedPrompt(Struct, frozen=True, kw_only=True):
+    """A prompt as the model gets it."""
+
+    ids: list[int]
+    rendered: str = ""  # its text; "" where the client sent token ids
+    prediction: list[int] = []
+    grammar: Grammar | None = None
+
+
+class Prompts:
+    """The text side of the bundle in folder `path`. Raises BundleError or ConfigError when it cannot be read.
+
+    Args:
+        dialect: its name, or "" to choose by the chat template.
+    """
+
+    def __init__(self, path: Path, dialect: str) -> None:
+        bundle = load_bundle(path)
+        self._name = path.name
+        self._dialect = choose_dialect(dialect, bundle.chat_template or "")
+        self._template = ChatTemplate(bundle.chat_template, bundle.tokenizer_config) if bundle.chat_template else None
+        self.tokens = TokenText.load(bundle.tokenizer_path, self._dialect.markers)
+        self.end_ids = list(bundle.config.eos_ids)
+
+    def prepare(self, generation: Generation) -> PreparedPrompt:
+        """May take long for a long prompt: not for the event loop. Raises InvalidRequest."""
+        prompt = self.prompt(generation.prompt)
+        return PreparedPrompt(
+            ids=prompt.ids,
+            rendered=prompt.rendered,
+            prediction=self.tokens.encode_continuation(generation.prediction) if generation.prediction else [],
+            grammar=generation.grammar or prompt.grammar,
+        )
+
+    def prompt(self, prompt: Prompt) -> PreparedPrompt:
+        """The tokens and the text of one prompt. Raises InvalidRequest."""
+        match prompt:
+            case Chat():
+                prepared = self._chat(prompt)
+            case Text(suffix=str()):
+                raise UnsupportedParameter(f"The model '{self._name}' cannot fill in the middle.", param="suffix")
+            case Text(text=text):
+                prepared = PreparedPrompt(ids=self.tokens.encode(text), rendered=text)
+            case TokenIds(ids=ids):
+                self.tokens.check(ids)
+                prepared = PreparedPrompt(ids=list(ids))
+        if not prepared.ids:
+            raise InvalidRequest("The prompt is empty.", param="prompt")
+        return prepared
+
+    def parsers(self, generation: Generation, prompt: PreparedPrompt) -> list[Parser]:
+        """One for each choice."""
+        match generation.prompt:
+            case Chat() as chat:
+                return [self._dialect.parser(chat, prompt.rendered, choice) for choice in range(generation.n)]
+            case _:
+                return [PlainParser(choice) for choice in range(generation.n)]
+
+    def _chat(self, chat: Chat) -> PreparedPrompt:
+        if self._template is None:
+            raise InvalidRequest(f"The model '{self._name}' has no chat template; send its prompt as text.")
+        disguise = self.tokens.disguise()
+        rendered = self._template.render(self._dialect.prepare(chat, self._template.source), disguise.put_on)
+        return PreparedPrompt(
+            ids=self.tokens.encode_rendered(rendered, disguise),
+            rendered=disguise.take_off(rendered),
+            grammar=self._dialect.grammar(chat),
+        )
