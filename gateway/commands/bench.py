@@ -247,7 +247,7 @@ def _resident(process: psutil.Process) -> int:
 @contextmanager
 def running_gateway(arguments: argparse.Namespace, key: str) -> Iterator[Gateway]:
     """`npu-gateway serve` in a process of its own, on a free port of loopback, its breaker off; ended afterwards."""
-    from gateway.config import environment_with
+    from gateway.config_file import environment_with
 
     with closing(socket.create_server(("127.0.0.1", 0))) as probe:
         port: int = probe.getsockname()[1]

@@ -119,7 +119,7 @@ def ask_npu() -> Finding:
 
 
 def configuration(arguments: argparse.Namespace, config: Config) -> Iterator[Finding]:
-    from gateway.config import find_config
+    from gateway.config_file import find_config
 
     file, _ = find_config(arguments.config)
     address = options.base_url(config.server.host, config.server.port)

@@ -9,7 +9,7 @@ import pytest
 
 from gateway import cli
 from gateway.commands.bundles import examine
-from gateway.config import load_config
+from gateway.config_file import load_config
 
 MODELS = """
 [models.tiny]

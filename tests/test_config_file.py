@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config import BreakerConfig, Config, data_folder, find_config, is_loopback, load_config
+from gateway.config import BreakerConfig, Config, is_loopback
+from gateway.config_file import data_folder, find_config, load_config
 from gateway.errors import ConfigError
 
 ONE_MODEL = '[models.a]\npath = "a"\n'
