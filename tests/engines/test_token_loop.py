@@ -1,4 +1,4 @@
-"""The loop over a real tiny model. Its clock is the test's: a call takes 1 s, and 1 s more for each token of a prompt."""
+"""The loop over a real tiny model. The clock is the test's: a call takes 1 s, and 1 s more per token of a prompt."""
 
 from __future__ import annotations
 
