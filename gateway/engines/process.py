@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from queue import SimpleQueue
@@ -107,7 +108,9 @@ class WorkerProcess:
             pass  # the process is gone
         except msgspec.MsgspecError:
             _log.exception("%s: the worker wrote something that is no frame", self._name)
-        self._call(self.gone.set)
+        finally:
+            with suppress(EOFError):
+                self._call(self.gone.set)
 
     def _write(self) -> None:
         try:

@@ -1,0 +1,95 @@
+"""What runs in worker processes whose failures are ordered."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from gateway.engines import worker
+from gateway.engines.base import Decoder, KVCache, Logits
+from gateway.engines.frames import Failed, Loading, Ready, Shutdown, decode_to_worker, encode
+from gateway.engines.worker import WorkerSpec
+
+#: A prompt with one of these tokens makes the third step after it do this.
+HANG, DIE, RAISE = 381, 382, 383
+
+READY = Ready(vocab_size=8, context_length=8, device="cpu", placement={}, load_s=0.0, warm_up_s=0.0, peak_bytes=0)
+
+
+class FaultyDecoder:
+    """A real decoder that fails when a prompt asks for it."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._fault, self._steps = 0, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._decoder, name)
+
+    def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
+        self._fault, self._steps = max((i for i in ids if i >= HANG), default=self._fault), 0
+        return self._decoder.prefill(cache, ids)
+
+    def step(self, caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
+        self._steps += 1
+        if self._fault and self._steps == 3:
+            fault, self._fault = self._fault, 0
+            match fault:
+                case 381:
+                    time.sleep(3600)
+                case 382:
+                    os._exit(9)
+                case 383:
+                    raise RuntimeError("QNN error 14001")
+        return self._decoder.step(caches, ids)
+
+
+def faulty(connection: Connection, spec: WorkerSpec) -> None:
+    """The real worker with a FaultyDecoder."""
+    open_decoder = worker.open_decoder
+    worker.open_decoder = lambda spec: FaultyDecoder(open_decoder(spec))
+    worker.worker_main(connection, spec)
+
+
+def dies_at_once(connection: Connection, spec: WorkerSpec) -> None:
+    os._exit(3)
+
+
+def dies_when_ready(connection: Connection, spec: WorkerSpec) -> None:
+    connection.send_bytes(encode(READY))
+    os._exit(3)
+
+
+def refuses(connection: Connection, spec: WorkerSpec) -> None:
+    connection.send_bytes(encode(Failed(None, "BundleError", "The bundle was made for another chip.")))
+
+
+def loads_for_ever(connection: Connection, spec: WorkerSpec) -> None:
+    connection.send_bytes(encode(Loading("compiling")))
+    time.sleep(3600)
+
+
+def talks_nonsense(connection: Connection, spec: WorkerSpec) -> None:
+    print("a native library prints this", flush=True)
+    connection.send_bytes(encode(READY))
+    connection.send_bytes(b"\xc1 no frame")
+    time.sleep(3600)
+
+
+def waits(connection: Connection, spec: WorkerSpec) -> None:
+    connection.send_bytes(encode(READY))
+    while not isinstance(decode_to_worker(connection.recv_bytes()), Shutdown):
+        pass
+
+
+def ignores_shutdown(connection: Connection, spec: WorkerSpec) -> None:
+    if sys.platform != "win32":
+        import signal
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    connection.send_bytes(encode(READY))
+    time.sleep(3600)
