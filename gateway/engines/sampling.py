@@ -103,7 +103,7 @@ def sample(logits: Logits, best: np.float32, sampling: Sampling, uniform: float)
     if kept is not None:
         weights = weights[kept]
     if sampling.min_p > 0:  # the best token's weight is 1
-        weights = np.where(weights >= sampling.min_p, weights, 0)
+        weights *= weights >= sampling.min_p
     index = draw(weights, uniform)
     index = index if kept is None else int(kept[index])
     return index if candidates is None else int(candidates[index])
@@ -111,22 +111,23 @@ def sample(logits: Logits, best: np.float32, sampling: Sampling, uniform: float)
 
 def top_k_ids(logits: Logits, k: int) -> NDArray[np.int64]:
     """The ids of the k largest logits, in ascending order of id; which of equal ones stay at the edge is left open."""
-    ids = np.argpartition(logits, -k)[-k:]
+    ids: NDArray[np.int64] = np.argpartition(logits, -k)[-k:]
     ids.sort()
     return ids
 
 
 def nucleus(weights: Logits, top_p: float) -> NDArray[np.int64]:
-    """Indices of the fewest largest weights that hold at least `top_p` of their sum; at least one.
+    """Indices, ascending, of the fewest largest weights that hold at least `top_p` of their sum; at least one.
 
     Weights below (1 - top_p) / n of the sum hold less than 1 - top_p of it together, so the nucleus lies wholly above
     that line and only what is above needs sorting.
     """
     total = float(weights.sum(dtype=np.float64))
     above = np.flatnonzero(weights >= 0.999 * total * (1 - top_p) / len(weights))  # 0.999: room for rounding
-    above = above[np.argsort(-weights[above], kind="stable")]
-    held = np.cumsum(weights[above], dtype=np.float64)
-    return above[: int(np.searchsorted(held, total * top_p)) + 1]
+    candidates = weights[above]
+    held = np.cumsum(np.sort(candidates)[::-1], dtype=np.float64)
+    count = min(int(np.searchsorted(held, total * top_p)) + 1, len(above))
+    return above[top_k_ids(candidates, count)]
 
 
 def draw(weights: Logits, uniform: float) -> int:
