@@ -11,7 +11,8 @@ from gateway.router import ModelInfo
 from gateway.routes.connection import HttpRequest, router_of
 from gateway.routes.respond import json_response
 
-CAPABILITIES = ("chat", "completion", "tools", "structured_output", "logprobs")
+#: What every engine answers; a client that reads "tools" here would rely on them.
+CAPABILITIES = ("chat", "logprobs")
 
 
 @get(["/v1/models", "/models"])
