@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
@@ -183,7 +183,7 @@ async def test_logprobs_one_a_token_with_bytes_that_join_to_the_text(engine: Loc
     entries = logprobs(events)
     assert len(entries) == usage(events).completion_tokens
     joined = b"".join(bytes(entry.bytes) for entry in entries).decode(errors="replace")
-    assert joined.removesuffix("\ufffd") == text_of(events).removesuffix("\ufffd")  # the end may cut a character
+    assert joined in (text_of(events), text_of(events) + "\ufffd")  # the end may cut a character
     for entry in entries:
         assert entry.logprob <= 0 and len(entry.top) == 3
         assert entry.top[0].id == entry.id and entry.top[0].logprob == entry.logprob
@@ -302,9 +302,7 @@ async def test_the_meter_and_the_stop_string_do_not_wait_for_a_slow_reader(engin
     meter = Meter()
     async with aclosing(engine.stream(ask(max_tokens=100), meter)) as events:
         await anext(events)
-        async with asyncio.timeout(30):
-            while engine._answers:
-                await asyncio.sleep(0.01)
+        await until(lambda: not engine._answers)
         assert meter.completion_tokens == 100
         assert len(text_of([event async for event in events])) > 0
 
@@ -389,23 +387,32 @@ async def test_a_bundle_that_is_not_there(tmp_path: Path) -> None:
 
 
 async def ready_again(engine: LocalEngine) -> None:
+    await until(lambda: engine.status.state == "ready")
+
+
+async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
-        while engine.status.state != "ready":
-            await asyncio.sleep(0.05)
+        while not condition():  # noqa: ASYNC110 (what changes is in another process)
+            await asyncio.sleep(0.02)
 
 
 # --- the real model
 
 
-async def test_smollm2_knows_the_capital_of_france(smollm2: Path) -> None:
+@pytest_asyncio.fixture(loop_scope="module")
+async def real(smollm2: Path) -> AsyncIterator[LocalEngine]:
     engine = make(smollm2, context_length=512)
     await engine.start()
+    yield engine
+    await engine.aclose()
+
+
+async def test_smollm2_knows_the_capital_of_france(real: LocalEngine) -> None:
     prompt = chat("What is the capital of France?")
-    events = await answer(engine, ask(prompt, ignore_eos=False, max_tokens=64))
+    events = await answer(real, ask(prompt, ignore_eos=False, max_tokens=64))
     assert "Paris" in text_of(events)
     assert endings(events)[0].reason == "stop"
     assert usage(events).prompt_tokens == 37
-    again = await answer(engine, ask(prompt, ignore_eos=False, stop=("Paris",)))
+    again = await answer(real, ask(prompt, ignore_eos=False, max_tokens=64, stop=("Paris",)))
     assert text_of(again) == text_of(events).partition("Paris")[0]
     assert usage(again).cached_tokens >= 35
-    await engine.aclose()
