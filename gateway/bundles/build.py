@@ -8,10 +8,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gateway.bundles.cpu_graph import write_cpu_graph
 from gateway.bundles.genai_writer import genai_config
@@ -24,8 +25,24 @@ STAMP = "bundle.json"
 
 #: progress("what is being done", share of it that is done, 0..1)
 Progress = Callable[[str, float], None]
-#: Writes the graphs into a folder and returns the `decoder` section of genai_config.json.
-Target = Callable[[ModelSource, Path, Progress], dict[str, Any]]
+
+
+class Graphs(Struct, frozen=True, kw_only=True):
+    """What genai_config.json says of the graphs that were written."""
+
+    decoder: dict[str, Any]
+    context_length: int
+
+
+class Target(Protocol):
+    """What a bundle is built for. `name` stands in its stamp."""
+
+    @property
+    def name(self) -> str: ...
+
+    def write(self, source: ModelSource, folder: Path, progress: Progress) -> Graphs:
+        """Write the graphs into `folder`. Raises BundleError."""
+
 
 _ABANDONED_S = 3600.0  # a temporary folder this old belongs to a build that was killed
 
@@ -38,13 +55,13 @@ class Stamp(Struct, frozen=True, kw_only=True):
     source: str
 
 
-def build_bundle(source: Path, out: Path, *, progress: Progress, target: str = "cpu") -> Path:
+def build_bundle(source: Path, out: Path, *, progress: Progress, target: Target | None = None) -> Path:
     """Build `out` from a GGUF file or a Hugging Face folder; returns `out`.
 
-    An earlier bundle of ours at `out` is replaced, anything else there refused. Raises BundleError.
+    Without a target it is for the CPU. An earlier bundle of ours at `out` is replaced, anything else there refused.
+    Raises BundleError.
     """
-    if target not in TARGETS:
-        raise BundleError(f"There is no target {target!r}; there are {', '.join(TARGETS)}.")
+    target = target or CpuTarget()
     if out.exists() and read_stamp(out) is None:
         raise BundleError(
             f"{out.name} exists and is not a bundle that was built here; choose another name or remove it."
@@ -53,12 +70,13 @@ def build_bundle(source: Path, out: Path, *, progress: Progress, target: str = "
     model = open_source(source)
     progress("reading the source", 1.0)
     with _appearing(out) as folder:
-        decoder = TARGETS[target](model, folder, progress)
-        _write_json(folder / "genai_config.json", genai_config(model.config, model.generation, decoder))
+        graphs = target.write(model, folder, progress)
+        config = replace(model.config, context_length=graphs.context_length)
+        write_json(folder / "genai_config.json", genai_config(config, model.generation, graphs.decoder))
         (folder / "tokenizer.json").write_text(model.tokenizer_json(), encoding="utf-8", newline="\n")
-        _write_json(folder / "tokenizer_config.json", model.tokenizer_config())
+        write_json(folder / "tokenizer_config.json", model.tokenizer_config())
         _copy_licences(source if source.is_dir() else source.parent, folder)
-        _write_json(folder / STAMP, Stamp(format=BUNDLE_FORMAT, target=target, source=source.name))
+        write_json(folder / STAMP, Stamp(format=BUNDLE_FORMAT, target=target.name, source=source.name))
     return out
 
 
@@ -104,27 +122,29 @@ def _remove_abandoned(out: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _cpu(source: ModelSource, folder: Path, progress: Progress) -> dict[str, Any]:
-    write_cpu_graph(source, folder / "model.onnx", lambda share: progress("writing the layers", share))
-    return {
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-        "filename": "model.onnx",
-        "inputs": {
-            "input_ids": "input_ids",
-            "attention_mask": "attention_mask",
-            "past_key_names": "past_key_values.%d.key",
-            "past_value_names": "past_key_values.%d.value",
-        },
-        "outputs": {
-            "logits": "logits",
-            "present_key_names": "present.%d.key",
-            "present_value_names": "present.%d.value",
-        },
-    }
+class CpuTarget(Struct, frozen=True):
+    """One graph of any shape for the CPU provider."""
 
+    name: str = "cpu"
 
-#: What a bundle can be built for.
-TARGETS: dict[str, Target] = {"cpu": _cpu}
+    def write(self, source: ModelSource, folder: Path, progress: Progress) -> Graphs:
+        write_cpu_graph(source, folder / "model.onnx", lambda share: progress("writing the layers", share))
+        decoder = {
+            "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+            "filename": "model.onnx",
+            "inputs": {
+                "input_ids": "input_ids",
+                "attention_mask": "attention_mask",
+                "past_key_names": "past_key_values.%d.key",
+                "past_value_names": "past_key_values.%d.value",
+            },
+            "outputs": {
+                "logits": "logits",
+                "present_key_names": "present.%d.key",
+                "present_value_names": "present.%d.value",
+            },
+        }
+        return Graphs(decoder=decoder, context_length=source.config.context_length)
 
 
 def _copy_licences(folder: Path, building: Path) -> None:
@@ -134,5 +154,5 @@ def _copy_licences(folder: Path, building: Path) -> None:
                 shutil.copyfile(path, building / path.name)
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2))

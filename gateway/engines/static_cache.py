@@ -1,0 +1,117 @@
+"""Buffers that a device reads in place, and the key/value cache of one sequence made of them.
+
+A graph of fixed shape wants its cache in tensors of fixed size: the whole context where it writes the new rows itself,
+the context less its own width where it hands them back. `StaticCache` keeps the rows from the left and lays the
+buffers out for whichever graph comes next; that copies the valid rows only when the shapes differ, which is when a
+sequence passes from prompt to steps, or to a longer context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from msgspec import Struct
+from numpy.typing import DTypeLike, NDArray
+
+from gateway.engines.base import KVCache
+
+Array = NDArray[Any]
+
+
+class Buffer:
+    """A tensor in memory that host and device share. `array` is a view of it."""
+
+    def __init__(self, shape: Sequence[int], dtype: DTypeLike, memory: Any = None) -> None:
+        """`memory`: the device's own host-accessible memory (OrtMemoryInfo), if it has any."""
+        self.value, self.array = _shared(shape, dtype, memory) or _plain(shape, dtype)
+
+
+def _shared(shape: Sequence[int], dtype: DTypeLike, memory: Any) -> tuple[ort.OrtValue, Array] | None:
+    """A tensor in the device's memory; None where the driver gives none, or none that numpy can see."""
+    if memory is None:
+        return None
+    try:
+        value = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, memory_info=memory)
+        array: Array = value.numpy()
+    except Exception:  # onnxruntime's exceptions have no common base; the plain memory works everywhere
+        return None
+    return (value, array) if array.ctypes.data == value.data_ptr() else None
+
+
+def _plain(shape: Sequence[int], dtype: DTypeLike) -> tuple[ort.OrtValue, Array]:
+    array: Array = np.zeros(shape, dtype)
+    return ort.OrtValue.ortvalue_from_numpy(array), array
+
+
+class TensorLayout(Struct, frozen=True, kw_only=True):
+    """How one graph wants one tensor of the cache: `axis` counts rows, `empty` fills those that are not valid."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    axis: int
+    empty: int
+
+    @property
+    def rows(self) -> int:
+        return self.shape[self.axis]
+
+    def slice(self, start: int, stop: int) -> tuple[slice, ...]:
+        return (slice(None),) * self.axis + (slice(start, stop),)
+
+
+#: tensor name -> its layout, for all layers
+Layout = Mapping[str, TensorLayout]
+
+
+class StaticCache:
+    """See KVCache. Holds no buffer until a graph asks for one."""
+
+    def __init__(self, memory: Any = None) -> None:
+        self._memory = memory
+        self._layout: Layout = {}
+        self.buffers: dict[str, Buffer] = {}
+        self.length = 0
+
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.array.nbytes for buffer in self.buffers.values())
+
+    def truncate(self, length: int) -> None:
+        assert 0 <= length <= self.length
+        self.length = length
+
+    def copy_from(self, other: KVCache, length: int) -> None:
+        assert isinstance(other, StaticCache) and length <= other.length
+        self.length = 0
+        self.lay_out(other._layout)
+        for name, tensor in self._layout.items():
+            rows = tensor.slice(0, length)
+            self.buffers[name].array[rows] = other.buffers[name].array[rows]
+        self.length = length
+
+    def lay_out(self, layout: Layout) -> None:
+        """Bring the buffers into the shapes of `layout`; the valid rows keep their contents."""
+        if layout is self._layout:
+            return
+        self.buffers = {name: self._converted(name, tensor) for name, tensor in layout.items()}
+        self._layout = layout
+
+    def write(self, name: str, rows: Array, start: int) -> None:
+        """Put rows into a tensor from row `start` on; the axis is the tensor's own."""
+        tensor = self._layout[name]
+        self.buffers[name].array[tensor.slice(start, start + rows.shape[tensor.axis])] = rows
+
+    def _converted(self, name: str, wanted: TensorLayout) -> Buffer:
+        held = self._layout.get(name)
+        if held is not None and held.shape == wanted.shape:
+            return self.buffers[name]
+        buffer = Buffer(wanted.shape, wanted.dtype, self._memory)
+        if wanted.empty:
+            buffer.array.fill(wanted.empty)
+        if held is not None and self.length:
+            rows = held.slice(0, self.length)
+            buffer.array[rows] = self.buffers[name].array[rows]
+        return buffer

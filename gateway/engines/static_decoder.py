@@ -1,0 +1,192 @@
+"""The decoder of bundles of fixed shape: a chain of graphs for a prompt's windows and one for single steps.
+
+It runs them on the NPU, and on the CPU provider where they are not compiled, which is how one is compared with the
+other.
+
+1. A bundle may hold the chain for several context lengths: the longest at its root, shorter ones in its folders
+   `context-*`. A cache starts in the shortest and moves on when it is full, because attention over rows that nobody
+   has filled costs as much as over rows that matter.
+2. A full window may not fit the end of a context although its ids do; then the ids go one by one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime as ort
+
+from gateway.bundles.genai_config import Stage
+from gateway.bundles.qnn_context import read_compiled
+from gateway.bundles.qnn_provider import NpuDevice, any_npu, find_npu, placement
+from gateway.bundles.static_pipeline import Pipeline, read_pipelines, runs_on_npu
+from gateway.engines.base import DecoderSpec, KVCache, Logits
+from gateway.engines.onnx import SessionOptions, open_session
+from gateway.engines.qnn import NpuSessions, PerformanceSwitch
+from gateway.engines.static_cache import StaticCache
+from gateway.engines.static_stage import LoadedStage
+from gateway.engines.static_window import Window
+from gateway.errors import BundleError
+
+
+class StaticDecoder:
+    """The Decoder over windows of fixed width.
+
+    Args:
+        prompts: the windows for prompts, one for each context length, shortest first.
+        steps: the windows of width 1, likewise.
+        spec: what the token loop must know.
+        memory: the device's host-accessible memory for the caches, or None.
+        switch: entered around every device call.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Window],
+        steps: Sequence[Window],
+        spec: DecoderSpec,
+        *,
+        memory: Any = None,
+        switch: PerformanceSwitch | None = None,
+    ) -> None:
+        self._prompts = list(prompts)
+        self._steps = list(steps)
+        self._spec = spec
+        self._memory = memory
+        self._switch = switch
+        self._busy: AbstractContextManager[None] = switch or nullcontext()
+
+    @property
+    def spec(self) -> DecoderSpec:
+        return self._spec
+
+    def new_cache(self) -> StaticCache:
+        return StaticCache(self._memory)
+
+    def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
+        last: Logits = self._extend(_static(cache), ids, keep=1)[-1]
+        return last
+
+    def verify(self, cache: KVCache, ids: Sequence[int]) -> Logits:
+        return self._extend(_static(cache), ids, keep=len(ids))
+
+    def step(self, caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
+        logits = [self._extend(_static(cache), [token], keep=1) for cache, token in zip(caches, ids, strict=True)]
+        return np.concatenate(logits)
+
+    def close(self) -> None:
+        if self._switch:
+            self._switch.close()
+        self._prompts.clear()
+        self._steps.clear()
+
+    def _extend(self, cache: StaticCache, ids: Sequence[int], keep: int) -> Logits:
+        window = self._fitting(self._prompts, cache.length, len(ids)) if len(ids) > 1 else None
+        if window is None or keep > window.logit_rows:
+            return self._one_by_one(cache, ids)[-keep:]
+        with self._busy:
+            return window.run(cache, ids, keep)
+
+    def _one_by_one(self, cache: StaticCache, ids: Sequence[int]) -> Logits:
+        rows = []
+        for token in ids:
+            window = self._fitting(self._steps, cache.length, 1)
+            assert window is not None, "the caller checks the context's length"
+            with self._busy:
+                rows.append(window.run(cache, [token], keep=1))
+        return np.concatenate(rows)
+
+    def _fitting(self, windows: Sequence[Window], length: int, count: int) -> Window | None:
+        """The window of the shortest context that has room."""
+        return next((window for window in windows if window.fits(length, count)), None)
+
+
+def open_static_decoder(
+    folder: Path,
+    *,
+    provider: Literal["auto", "cpu", "qnn"] = "auto",
+    options: Mapping[str, str] | None = None,
+    threads: int = 0,
+    context_length: int = 0,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> StaticDecoder:
+    """Open a bundle of fixed shape.
+
+    Args:
+        provider: `qnn` takes the emulator where there is no NPU; `auto` the NPU or, without one, the CPU.
+        options: the user's provider options for the NPU.
+        threads: of the CPU stages; 0 is the default.
+        context_length: rows a cache must have at least, 0: as many as the bundle offers.
+        progress: told what is being loaded.
+    Raises BundleError, ConfigError, EngineFailed.
+    """
+    pipelines = _long_enough(read_pipelines(folder), context_length)
+    stages = {pipeline.file(stage): stage for pipeline in pipelines for stage in pipeline.stages}
+    device = _device(provider, options or {})
+    sessions: dict[Path, ort.InferenceSession] = {}
+    placed: Counter[str] = Counter()
+    memory, switch = None, None
+    if device:
+        opener = NpuSessions(device, options or {}, progress)
+        npu = {file: stage.session_options.providers["qnn"] for file, stage in stages.items() if runs_on_npu(stage)}
+        sessions = opener.open(npu)
+        placed, memory, switch = opener.placement, opener.memory, PerformanceSwitch(list(sessions.values()))
+    for file in stages.keys() - sessions.keys():
+        sessions[file] = _cpu_session(file, stages[file], threads)
+        placed.update(placement(sessions[file]))
+    prompts, steps = _windows(pipelines, sessions, memory)
+    spec = DecoderSpec(
+        vocab_size=pipelines[-1].config.vocab_size,
+        context_length=min(steps[-1].capacity, context_length or steps[-1].capacity),
+        prompt_width=pipelines[-1].window.window_size,
+        device=device.kind if device else "cpu",
+        placement=dict(placed),
+    )
+    return StaticDecoder(prompts, steps, spec, memory=memory, switch=switch)
+
+
+def _long_enough(pipelines: list[Pipeline], context_length: int) -> list[Pipeline]:
+    """Up to the first that holds `context_length` rows; 0: all."""
+    shorter = [pipeline for pipeline in pipelines if pipeline.config.context_length < context_length]
+    return pipelines[: len(shorter) + 1] if context_length else pipelines
+
+
+def _device(provider: Literal["auto", "cpu", "qnn"], options: Mapping[str, str]) -> NpuDevice | None:
+    match provider:
+        case "cpu":
+            return None
+        case "auto":
+            return find_npu()
+        case "qnn":
+            return any_npu(int(soc) if (soc := options.get("soc_model", "")).isdecimal() else None)
+
+
+def _cpu_session(file: Path, stage: Stage, threads: int) -> ort.InferenceSession:
+    if runs_on_npu(stage) and read_compiled(file):
+        raise BundleError(
+            f"{file.parent.name} is compiled for the NPU, and this machine has none; "
+            f"provider = 'qnn' runs it on the emulator where there is one."
+        )
+    return open_session(file, SessionOptions(threads=threads))
+
+
+def _windows(
+    pipelines: Sequence[Pipeline], sessions: Mapping[Path, ort.InferenceSession], memory: Any
+) -> tuple[list[Window], list[Window]]:
+    prompts, steps = [], []
+    for pipeline in pipelines:
+        loaded = [(stage, LoadedStage(stage, sessions[pipeline.file(stage)])) for stage in pipeline.stages]
+        prompt = [ready for stage, ready in loaded if stage.run_on_prompt]
+        step = [ready for stage, ready in loaded if stage.run_on_token_gen]
+        steps.append(Window(pipeline, step, 1, memory))
+        prompts.append(Window(pipeline, prompt, pipeline.window.window_size, memory, steps[-1].layout))
+    return prompts, steps
+
+
+def _static(cache: KVCache) -> StaticCache:
+    assert isinstance(cache, StaticCache)
+    return cache
