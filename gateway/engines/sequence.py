@@ -85,7 +85,7 @@ class GeneratingSequence:
     def draft(self, most: int) -> Sequence[int]:
         """At most `most` tokens that are likely to come next, and no more than the request still may have."""
         most = min(most, self.request.max_tokens - self.generated - 1)
-        if most <= 0:
+        if most <= 0 or not (self._drafter or self._constraint):
             return ()
         forced = self._constraint.forced() if self._constraint else ()
         self._is_predicted = self._drafter is not None and not forced

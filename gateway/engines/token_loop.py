@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Concatenate, ParamSpec
 
 from msgspec import structs
 
@@ -33,6 +33,7 @@ from gateway.engines.sequence import GeneratingSequence, MakeConstraint
 from gateway.errors import ContextLengthExceeded, EngineFailed, GatewayError, InvalidRequest
 
 _log = logging.getLogger(__name__)
+P = ParamSpec("P")
 
 
 @dataclass(eq=False)
@@ -98,7 +99,7 @@ class TokenLoop:
             return
         for choice in list(request.open) if frame.choice is None else [frame.choice]:
             self._close(request, choice)
-        if request.open:
+        if request.open and not self._of(request):
             self._start_later(request)
 
     def _checked(self, frame: Submit) -> Submit:
@@ -125,14 +126,12 @@ class TokenLoop:
         if not ready:
             return
         chosen = min(ready, key=lambda sequence: sequence.served_s)
-        self._announce(chosen)
-        with self._failing([chosen]):
-            if chosen.missing > 1:
-                self._prefill(chosen)
-            elif draft := self._draft(chosen):
-                self._verify(chosen, draft)
-            else:
-                self._step([s for s in ready if s.missing == 1 and (s is chosen or not self._draft(s))])
+        if chosen.missing > 1:
+            self._attempt(self._prefill, chosen)
+        elif draft := self._draft(chosen):
+            self._attempt(self._verify, chosen, draft)
+        else:
+            self._step([s for s in ready if s.missing == 1 and (s is chosen or not self._draft(s))])
 
     def _admit(self) -> None:
         """Give slots to waiting sequences; those in the foreground first, taking slots back from the background."""
@@ -202,14 +201,19 @@ class TokenLoop:
 
     def _step(self, sequences: list[GeneratingSequence]) -> None:
         caches, ids = [s.cache for s in sequences], [s.ids[-1] for s in sequences]
-        with self._failing(sequences):
+        try:
             rows, elapsed = self._timed(sequences, lambda: self._decoder.step(caches, ids))
-            for sequence, row in zip(sequences, rows, strict=True):
-                with self._failing([sequence]):
-                    self._advance(sequence, row[None], (), elapsed)
+        except Exception as error:
+            self._fail(sequences, error)
+            return
+        for sequence, row in zip(sequences, rows, strict=True):
+            if sequence in self._running:  # not failed meanwhile by another choice of its request
+                self._attempt(self._advance, sequence, row[None], (), elapsed)
 
     def _timed(self, sequences: Sequence[GeneratingSequence], call: Callable[[], Logits]) -> tuple[Logits, float]:
         """Make a device call; its seconds count in full for each sequence that took part."""
+        for sequence in sequences:
+            self._announce(sequence)
         before = self._clock()
         logits = call()
         elapsed = self._clock() - before
@@ -262,31 +266,37 @@ class TokenLoop:
             self._running.remove(sequence)
             self._pool.give_back(sequence.held_slot)
 
-    @contextmanager
-    def _failing(self, sequences: Sequence[GeneratingSequence]) -> Iterator[None]:
-        """What goes wrong inside fails the requests of these sequences, and no others."""
+    def _attempt(
+        self,
+        work: Callable[Concatenate[GeneratingSequence, P], None],
+        sequence: GeneratingSequence,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
+        """Do a sequence's work; what goes wrong fails its request and no other."""
         try:
-            yield
-        except GatewayError as error:
-            self._fail(sequences, error)
-        except FloatingPointError as error:
-            self._fail(sequences, EngineFailed(f"The model gave no usable logits: {error}."))
+            work(sequence, *args, **kwargs)
         except Exception as error:
-            _log.exception("a device call failed")
-            self._fail(sequences, EngineFailed(f"The worker failed: {type(error).__name__}."))
+            self._fail([sequence], error)
 
-    def _fail(self, sequences: Sequence[GeneratingSequence], error: GatewayError) -> None:
+    def _fail(self, sequences: Sequence[GeneratingSequence], error: Exception) -> None:
         for sequence in sequences:
             if sequence in self._running:  # its rows are not to be trusted
                 self._running.remove(sequence)
                 self._pool.discard(sequence.held_slot)
-            request = self._requests.pop(sequence.request.id, None)
-            if request is None:
-                continue  # another of its choices has failed it already
-            for other in self._of(request):
-                if other not in sequences:
-                    self._remove(other)
-            self._emit(_failed(sequence.request.id, error))
+        for id in dict.fromkeys(sequence.request.id for sequence in sequences):
+            for other in self._of(self._requests.pop(id)):
+                self._remove(other)
+            self._emit(_failed(id, _in_our_words(error)))
+
+
+def _in_our_words(error: Exception) -> GatewayError:
+    if isinstance(error, GatewayError):
+        return error
+    if isinstance(error, FloatingPointError):
+        return EngineFailed(f"The model gave no usable logits: {error}.")
+    _log.error("a device call failed", exc_info=error)
+    return EngineFailed(f"The worker failed: {type(error).__name__}.")
 
 
 def _failed(id: int, error: GatewayError) -> Failed:

@@ -109,6 +109,13 @@ def test_one_token_prompt(bench: Bench, exact_decoder: CpuDecoder) -> None:
     assert len(bench.tokens(request)) == 4
 
 
+def test_one_token_prompts_begin_before_they_answer(bench: Bench) -> None:
+    requests = [bench.submit([token], max_tokens=3) for token in (7, 8, 9)]
+    bench.finish()
+    for request in requests:
+        assert [type(frame) for frame in bench.frames if frame.id == request] == [Began, Tokens, Tokens, Tokens, Ended]
+
+
 # -- log-probabilities -------------------------------------------------------------------------------------------------
 
 
@@ -460,6 +467,15 @@ def test_a_cancelled_choice_leaves_the_others(bench: Bench) -> None:
     assert sorted(frame.choice for frame in bench.of(request, Ended)) == [0, 2]
 
 
+def test_cancelling_a_choice_that_has_not_begun_starts_no_other_early(bench: Bench) -> None:
+    request = bench.submit(random_ids(60, 1), n=3, max_tokens=4)
+    bench.loop.turn()
+    bench.loop.cancel(Cancel(request, 1))
+    bench.finish()
+    assert sum(size for kind, size in bench.decoder.calls if kind == "prefill") == 60 + 2
+    assert sorted(frame.choice for frame in bench.of(request, Ended)) == [0, 2]
+
+
 def test_a_cancelled_first_choice_lets_the_others_begin(bench: Bench) -> None:
     request = bench.submit(random_ids(60, 1), n=2, max_tokens=4)
     bench.loop.turn()
@@ -535,6 +551,22 @@ def test_logits_that_are_no_numbers_fail_one_request(bench: Bench) -> None:
     bench.finish()
     assert [type(frame) for frame in bench.endings(bad)] == [Failed]
     assert bench.endings(good) == [Ended(good, "length")]
+
+
+def test_a_bad_choice_takes_its_siblings_along_quietly(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    request = bench.submit(random_ids(10, 1), n=2, max_tokens=20)
+    for _ in range(4):
+        bench.loop.turn()
+    step = bench.decoder.inner.step
+
+    def poisoned(caches: Sequence, ids: Sequence[int]) -> Logits:
+        assert len(ids) == 2
+        return np.full_like(step(caches, ids), np.nan)
+
+    bench.decoder.inner.step = poisoned  # type: ignore[method-assign]
+    bench.finish()
+    assert [type(frame) for frame in bench.endings(request)] == [Failed]
+    assert not caplog.records
 
 
 def test_every_request_has_one_ending_whatever_happens(make_bench: MakeBench) -> None:
