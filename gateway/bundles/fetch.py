@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.bundles.build import BUNDLE_FORMAT, Progress, Target, build_bundle, copy_bundle, read_stamp
+from gateway.bundles.npu_target import npu_target
 from gateway.config import ModelConfig
 from gateway.errors import BundleError
 
@@ -36,16 +37,24 @@ _HUB_FILES = [
 def ensure_bundle(model: ModelConfig, models_dir: Path, progress: Progress) -> Path:
     """The folder of the model's bundle, built first if need be. Raises BundleError, saying what to do.
 
-    A bundle that an older version of the gateway built is built again if its source is known.
+    What is built here is built for where the model will run: the NPU's bundle has its own folder, `path`-npu. A bundle
+    that an older version of the gateway built is built again if its source is known.
     """
     if not model.path:
         raise BundleError("A local model needs `path`, the folder of its bundle.")
     path = models_dir / model.path
+    stamp = read_stamp(path)
+    if model.source and (stamp is None or stamp.target == "cpu") and (target := npu_target(model.provider)):
+        return _ensure(model, path.with_name(f"{path.name}-npu"), models_dir, progress, target)
+    return _ensure(model, path, models_dir, progress, None)
+
+
+def _ensure(model: ModelConfig, path: Path, models_dir: Path, progress: Progress, target: Target | None) -> Path:
     if path.exists() and not (model.source and _is_outdated(path)):
         return path
     if not model.source:
         raise BundleError(f"There is no bundle {model.path}, and no `source` says what to build it from.")
-    return make_bundle(model.source, path, base=models_dir, progress=progress)
+    return make_bundle(model.source, path, base=models_dir, progress=progress, target=target)
 
 
 def make_bundle(source: str, out: Path, *, base: Path, progress: Progress, target: Target | None = None) -> Path:

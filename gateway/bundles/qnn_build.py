@@ -63,10 +63,19 @@ class NpuTarget(Struct, frozen=True, kw_only=True):
     name: str = "qnn"
 
     def write(self, source: ModelSource, folder: Path, progress: Progress) -> BundleGraphs:
-        """See Target. Raises BundleError for a part that the NPU refuses, or computes wrongly."""
+        """See Target. Contexts beyond the model's own are cut to it.
+
+        Raises BundleError for a layout that makes no sense, and for a part that the NPU refuses or computes wrongly.
+        """
+        longest = source.config.context_length
+        target = replace(self, contexts=tuple(sorted({min(context, longest) for context in self.contexts})))
+        if not 1 < target.width < min(target.contexts):
+            raise BundleError(f"A width of {target.width} does not go with a context of {min(target.contexts)}.")
+        if not 1 <= target.parts <= source.config.layers:
+            raise BundleError(f"{source.config.layers} layers cannot make {target.parts} parts.")
         work = folder / "uncompiled"
         try:
-            return _Build(self, source, folder, work, progress).run()
+            return _Build(target, source, folder, work, progress).run()
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -175,14 +184,14 @@ class _Build:
         text = Path(__file__).with_name("calibration.txt").read_text(encoding="utf-8")
         ids = Tokenizer.from_str(self._source.tokenizer_json()).encode(text).ids
         tokens = min(_CHECKED_WINDOWS * self._target.width, min(self._target.contexts) - self._target.width) + STEPS
-        session = ort.InferenceSession(self._folder / "embeddings.onnx", providers=["CPUExecutionProvider"])
+        session = _cpu_session(self._folder / "embeddings.onnx")
         (embedded,) = session.run(None, {"input_ids": np.array([ids[:tokens]])})
         for path in (self._on_npu, self._in_float):
             np.save(path, embedded[0].astype(np.float32))
 
     def _top1(self) -> float:
         """How often the head says the same after the last part's hidden states on the NPU and in float32."""
-        session = ort.InferenceSession(self._folder / "lm_head.onnx", providers=["CPUExecutionProvider"])
+        session = _cpu_session(self._folder / "lm_head.onnx")
         dtype = np.float32 if session.get_inputs()[0].type == "tensor(float)" else np.float16
         said = []
         for path in (self._on_npu, self._in_float):
@@ -255,3 +264,9 @@ class _Build:
 
 def _stage(name: str, filename: str, inputs: list[str], outputs: list[str]) -> dict[str, dict[str, Any]]:
     return {name: {"filename": filename, "inputs": inputs, "outputs": outputs}}
+
+
+def _cpu_session(path: Path) -> ort.InferenceSession:
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    return ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])

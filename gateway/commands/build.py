@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from gateway.commands import options
+from gateway.errors import BundleError
+
+if TYPE_CHECKING:
+    from gateway.bundles.qnn_build import NpuTarget
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -15,7 +22,18 @@ def add_parser(subparsers: options.Subparsers) -> None:
     parser.add_argument(
         "out", metavar="OUT", type=Path, help="the folder to write; an earlier bundle there is replaced"
     )
-    parser.add_argument("--target", default="cpu", help="what the bundle is to run on (default: cpu)")
+    parser.add_argument("--target", choices=("cpu", "qnn"), default="cpu", help="where it is to run (default: cpu)")
+    npu = parser.add_argument_group("for --target qnn")
+    npu.add_argument(
+        "--soc",
+        type=int,
+        choices=(60, 87, 88),
+        help="chip to build for: 60 is X Elite and X Plus (default: this machine's)",
+    )
+    npu.add_argument("--context", type=_numbers, metavar="N[,N]", help="cache sizes (default: 2048; emulated 512)")
+    npu.add_argument("--width", type=int, help="prompt tokens computed at once (default: 128; emulated 32)")
+    npu.add_argument("--precision", choices=("fp16", "int4"), help="of the weights (default: fp16)")
+    npu.add_argument("--parts", type=int, help="graphs that the layers are cut into (default: 1)")
     parser.set_defaults(run=run)
 
 
@@ -24,8 +42,35 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.commands.bundles import progress_bars
 
     out = arguments.out.resolve()
+    target = _npu_target(arguments) if arguments.target == "qnn" else None
     with progress_bars(out.name) as progress:
-        make_bundle(arguments.source, out, base=Path(), progress=progress, target=arguments.target)
-    size = sum(file.stat().st_size for file in out.iterdir())
+        make_bundle(arguments.source, out, base=Path(), progress=progress, target=target)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{arguments.out}: a bundle of {size / 1e6:.0f} MB for {arguments.target}")
     return 0
+
+
+def _npu_target(arguments: argparse.Namespace) -> NpuTarget:
+    """Built for another machine's chip, graphs share their weights, which only a real NPU can load."""
+    from gateway.bundles.npu_target import default_target, look_for_npu
+
+    device = look_for_npu(emulated=True)
+    if device is None:
+        raise BundleError("This machine has no NPU that the QNN provider can drive, nor its emulation.")
+    target = default_target(device)
+    if arguments.soc is not None:
+        target = replace(target, device=replace(device, soc=arguments.soc), contexts=(2048,), width=128, share=True)
+    said = {
+        "contexts": arguments.context,
+        "width": arguments.width,
+        "precision": arguments.precision,
+        "parts": arguments.parts,
+    }
+    return replace(target, **{name: value for name, value in said.items() if value is not None})
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    numbers = tuple(int(number) for number in text.split(","))
+    if min(numbers) < 1:
+        raise argparse.ArgumentTypeError("sizes are positive")
+    return numbers

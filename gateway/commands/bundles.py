@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from gateway.config import Config, ModelConfig
 from gateway.errors import BundleError
@@ -59,25 +59,41 @@ def _examine_bundle(model: ModelConfig, path: Path) -> ModelState:
     return ModelState(state="ready", context_length=bundle.config.context_length, bytes=size)
 
 
-def prepare(config: Config) -> None:
+def prepare(config: Config) -> Config:
     """Download and build what the local models' `source` promises; nothing to do when all is there.
 
-    A model whose bundle cannot be made is named on stderr. Raises BundleError when that leaves no model at all.
+    Returns the configuration with the paths of the bundles that will be used. A model whose bundle cannot be made is
+    named on stderr. Raises BundleError when that leaves no model at all.
     """
-    from gateway.bundles.fetch import ensure_bundle
-
+    models: dict[str, ModelConfig] = {}
     failures: list[BundleError] = []
     for name, model in config.models.items():
-        if model.engine != "local":
-            continue
         try:
-            with progress_bars(name) as progress:
-                ensure_bundle(model, config.models_dir, progress)
+            models[name] = _prepared(name, model, config.models_dir) if model.engine == "local" else model
         except BundleError as error:
+            models[name] = model
             failures.append(error)
             print(f"npu-gateway: {name}: {error.message}", file=sys.stderr)
     if failures and len(failures) == len(config.models):
         raise BundleError("No model can be served.")
+    return replace(config, models=models)
+
+
+def _prepared(name: str, model: ModelConfig, models_dir: Path) -> ModelConfig:
+    """`auto` falls back to the CPU where the NPU cannot be built for; who asked for `qnn` gets the error."""
+    from gateway.bundles.fetch import ensure_bundle
+
+    try:
+        with progress_bars(name) as progress:
+            return replace(model, path=str(ensure_bundle(model, models_dir, progress)))
+    except BundleError as error:
+        if model.provider != "auto":
+            raise
+        on_cpu = replace(model, provider="cpu")
+        with progress_bars(name) as progress:
+            path = ensure_bundle(on_cpu, models_dir, progress)
+        print(f"npu-gateway: {name} runs on the CPU: {error.message}", file=sys.stderr)
+        return replace(on_cpu, path=str(path))
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.commands.bundles import examine, prepare
 
     if arguments.prepare:
-        prepare(config)
+        config = prepare(config)
     states = {name: examine(model) for name, model in config.models.items()}
     if arguments.json:
         print(json.dumps([_row(name, model, states[name]) for name, model in config.models.items()], indent=2))

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     logs.setup()
     _listen(config.server).close()  # a port in use is known before minutes of building
-    prepare(config)
+    config = prepare(config)
     app = create_app(config)
     listener = _listen(config.server)
     tasks: list[asyncio.Task[None]] = []  # a task that nobody holds may be collected

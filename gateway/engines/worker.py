@@ -38,6 +38,7 @@ from gateway.engines.frames import (
 from gateway.engines.memory import peak_bytes
 from gateway.engines.onnx import SessionOptions
 from gateway.engines.sequence import Constraint
+from gateway.engines.static_decoder import open_static_decoder
 from gateway.engines.token_loop import TokenLoop
 from gateway.errors import BundleError, EngineFailed, GatewayError, UnsupportedParameter
 from gateway.generation import Grammar
@@ -104,7 +105,7 @@ def _load(spec: WorkerSpec, emit: Callable[[FromWorker], None]) -> TokenLoop:
     started = time.perf_counter()
     emit(Loading("opening the model"))
     try:
-        decoder = open_decoder(spec)
+        decoder = open_decoder(spec, lambda stage: emit(Loading(stage)))
         caches = [decoder.new_cache() for _ in range(spec.max_sequences)]
         loaded = time.perf_counter()
         emit(Loading("warming up"))
@@ -125,11 +126,23 @@ def _load(spec: WorkerSpec, emit: Callable[[FromWorker], None]) -> TokenLoop:
     return TokenLoop(decoder, caches, emit, make_constraint=_make_constraint, prefix_cache=spec.prefix_cache)
 
 
-def open_decoder(spec: WorkerSpec) -> Decoder:
-    """The decoder for a bundle on a provider. Raises BundleError or EngineFailed."""
+def open_decoder(spec: WorkerSpec, progress: Callable[[str], None] = lambda stage: None) -> Decoder:
+    """The decoder for a bundle on a provider. Raises BundleError, ConfigError or EngineFailed."""
     bundle = load_bundle(Path(spec.bundle))
-    if bundle.config.decoder.stages or spec.provider == "qnn":
-        raise BundleError(f"{bundle.folder.name} cannot run on the CPU as one graph.")
+    if bundle.config.decoder.stages:
+        return open_static_decoder(
+            bundle.folder,
+            provider=spec.provider,
+            options=spec.provider_options,
+            threads=spec.threads,
+            context_length=spec.context_length,
+            progress=progress,
+        )
+    if spec.provider == "qnn":
+        raise BundleError(
+            f"{bundle.folder.name} is one graph of open shapes, which only the CPU runs; "
+            "`npu-gateway build --target qnn` makes a bundle for the NPU."
+        )
     return CpuDecoder(
         bundle,
         slots=spec.max_sequences,
