@@ -2,7 +2,7 @@
 
 Inputs:  input_ids int64 (batch, sequence) · attention_mask int64 (batch, total): ones, then padding on the right
          past_key_values.%d.key/value float32 (batch, kv_heads, capacity, head_dim): bind the same buffers as
-         present.%d.key/value and new rows are written in place
+         present.%d.key/value and new rows are written in place; other buffers hold just the rows there are
          logits_to_keep int64 (1,), optional: logits of the last so many positions only; 0, the default, is all
 Outputs: logits float32 (batch, kept, vocab) · present.%d.key/value
 
@@ -26,27 +26,21 @@ from gateway.bundles.graph import MICROSOFT, GraphWriter
 from gateway.bundles.linear import LinearWriter, Packed
 from gateway.bundles.source import EMBEDDING, FINAL_NORM, HEAD, Blocks, ModelSource, layer
 
-#: `accuracy_level` of the products. 4 rounds activations to int8, block by block; 0 computes in float32, which is
-#: exact and an order of magnitude slower.
-INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 0
 
-
-def write_cpu_graph(
-    source: ModelSource, path: Path, progress: Callable[[float], None], *, accuracy_level: int = INT8_ACTIVATIONS
-) -> None:
+def write_cpu_graph(source: ModelSource, path: Path, progress: Callable[[float], None]) -> None:
     """Write `path` and `path`.data. `progress` gets the share that is done, 0..1."""
     with GraphWriter(path) as graph:
-        _CpuGraph(source, graph, accuracy_level).write(progress)
+        _CpuGraph(source, graph).write(progress)
 
 
 class _CpuGraph:
     """x, residual, delta: names of float32 values (batch, sequence, hidden)."""
 
-    def __init__(self, source: ModelSource, graph: GraphWriter, accuracy_level: int) -> None:
+    def __init__(self, source: ModelSource, graph: GraphWriter) -> None:
         self._source = source
         self._config = source.config
         self._graph = graph
-        self._linear = LinearWriter(graph, accuracy_level)
+        self._linear = LinearWriter(graph, finer_eights=True)
 
     def write(self, progress: Callable[[float], None]) -> None:
         layers = self._config.layers

@@ -27,7 +27,6 @@ from msgspec import Struct
 from onnx import TensorProto
 
 from gateway.bundles import quantise
-from gateway.bundles.cpu_graph import FLOAT_ACTIVATIONS, INT8_ACTIVATIONS
 from gateway.bundles.graph import MICROSOFT, Dimension, GraphWriter
 from gateway.bundles.linear import LinearWriter
 from gateway.bundles.source import EMBEDDING, FINAL_NORM, HEAD, Blocks, ModelSource, layer
@@ -94,7 +93,7 @@ def write_embeddings_and_head(source: ModelSource, folder: Path, precision: Floa
     with GraphWriter(folder / "embeddings.onnx") as graph:
         graph.input("input_ids", TensorProto.INT64, [1, "rows"])
         graph.output("input_hidden_states", float_type, [1, "rows", config.hidden])
-        linear = LinearWriter(graph, FLOAT_ACTIVATIONS)
+        linear = LinearWriter(graph)
         table = linear.pack(EMBEDDING, _eight_bit(source, EMBEDDING))
         found = linear.lookup(table, "input_ids", "embedding")
         graph.node("Cast", [found], "input_hidden_states", to=float_type)
@@ -102,7 +101,7 @@ def write_embeddings_and_head(source: ModelSource, folder: Path, precision: Floa
     with GraphWriter(folder / "lm_head.onnx") as head:
         head.input("output_hidden_states", float_type, [1, "rows", config.hidden])
         head.output("logits", TensorProto.FLOAT, [1, "rows", config.vocab])
-        linear = LinearWriter(head, FLOAT_ACTIVATIONS if precision == "fp32" else INT8_ACTIVATIONS)
+        linear = LinearWriter(head, finer_eights=precision != "fp32")
         if config.tied_embeddings:
             head.borrow(graph, table.quants, table.scales)
         else:
@@ -110,10 +109,7 @@ def write_embeddings_and_head(source: ModelSource, folder: Path, precision: Floa
         hidden = head.node("Cast", ["output_hidden_states"], "hidden", to=TensorProto.FLOAT)
         gain = head.constant(FINAL_NORM, source.tensor(FINAL_NORM))
         x = head.node("SimplifiedLayerNormalization", [hidden, gain], "normed", axis=-1, epsilon=config.rms_eps)
-        if precision == "fp32":
-            linear.packed_product(table, x, "logits")
-        else:
-            linear.finer_product(table, x, "logits")
+        linear.packed_product(table, x, "logits")
         head.save("lm_head")
 
 
@@ -135,7 +131,7 @@ class _PartGraph:
         self._context = context
         self._precision = precision
         self._float, self._dtype = FLOATS[precision]
-        self._linear = LinearWriter(graph, FLOAT_ACTIVATIONS, self._dtype)
+        self._linear = LinearWriter(graph, self._dtype)
 
     def write(self) -> None:
         """Add the layers to the graph; two dimensions stay open: "width", the rows of a call, and "context"."""

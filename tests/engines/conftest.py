@@ -12,7 +12,7 @@ import pytest
 
 from gateway.bundles.build import open_source
 from gateway.bundles.bundle import load_bundle
-from gateway.bundles.cpu_graph import FLOAT_ACTIVATIONS, write_cpu_graph
+from gateway.bundles.cpu_graph import write_cpu_graph
 from gateway.engines.base import Decoder, DecoderSpec, KVCache, Logits
 from gateway.engines.decoder import CpuDecoder
 from gateway.engines.frames import Began, Ended, Failed, FromWorker, Prefilled, Submit, Tokens
@@ -31,7 +31,7 @@ def exact_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exact")
     bundle = build_tiny(folder)
     source = open_source(folder / "source")
-    write_cpu_graph(source, bundle / "model.onnx", lambda share: None, accuracy_level=FLOAT_ACTIVATIONS)
+    write_cpu_graph(source, bundle / "model.onnx", lambda share: None)
     return bundle
 
 
