@@ -5,7 +5,8 @@ values whose zero is 128. Two graphs over one cache layout, `width` tokens and o
 
     input_ids int32 (1, width) · attention_mask uint16 (1, 1, width, context)
     position_ids_cos/sin uint16 (1, 1, width, head_dim/2)
-    past_key_0_in uint8 (heads, 1, head_dim, context - width) · past_value_0_in uint8 (heads, 1, context - width, head_dim)
+    past_key_0_in uint8 (heads, 1, head_dim, context - width)
+    past_value_0_in uint8 (heads, 1, context - width, head_dim)
     -> logits uint16 (1, width, vocab) · past_key_0_out · past_value_0_out: the `width` new columns and rows
 
 The host keeps the cache filled from the left and marks the valid columns, and the newest ones at the end, in the mask.
@@ -33,6 +34,7 @@ Array = NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Sequence[Array]]  # feeds -> (logits, new keys, new values)
 
 PROMPT_WIDTH = 8
+LAGS = (5, 13)
 HTP_OPTIONS = {"htp_performance_mode": "burst", "soc_model": "60", "htp_arch": "73"}
 
 
@@ -62,7 +64,7 @@ HIDDEN = Encoding(-10.0, 10.0)
 CACHE_LIMITS = (-8.0, 8.0 * 127 / 128)  # these ends put the zero of uint8 at 128
 HEADS = Encoding(*CACHE_LIMITS)
 CACHE = Encoding(*CACHE_LIMITS, np.uint8)
-MASK = Encoding(-100.0, 0.0)
+MASK = Encoding(-500.0, 0.0)
 LOGITS = Encoding(-64.0, 64.0)
 INPUTS = {
     "attention_mask": MASK,
@@ -75,26 +77,52 @@ INPUTS = {
 
 @dataclass(frozen=True)
 class TinyDecoder:
+    """What comes next is what the token `LAGS[0]` back votes for, or, if that one is timid (odd), what the token
+    `LAGS[1]` back votes for. So a greedy answer shows any wrong cache row within a few tokens, and yet its logits are
+    so far apart that the graphs' different roundings never change it."""
+
     vocab_size: int = 128
-    hidden: int = 64
     heads: int = 2
-    head_dim: int = 32
+    head_dim: int = 128
     context: int = 128
+    stop_id: int = 3  # voted for by `stopper`
+    stopper: int = 4
+    first_plain: int = 4  # only ids from here on are voted for, but for `stop_id`
     seed: int = 7
 
     @cached_property
-    def weights(self) -> dict[str, Array]:
+    def successors(self) -> Array:
+        """Whom each token votes for when it is LAGS[0] (row 0) or LAGS[1] (row 1) back, (2, vocab)."""
         random = np.random.default_rng(self.seed)
-        inner = self.heads * self.head_dim
-        embedding = random.standard_normal((self.vocab_size, self.hidden)).astype(np.float32)
-        shapes = {"q": (self.hidden, inner), "k": (self.hidden, inner), "v": (self.hidden, inner)}
-        weights = {name: random.standard_normal(shape).astype(np.float32) / 8 for name, shape in shapes.items()}
-        weights["o"] = random.standard_normal((inner, self.hidden)).astype(np.float32) / 4
-        # Half a successor for every token, half noise: what comes next depends on the whole past and on the last token.
-        successor = embedding[random.permutation(self.vocab_size)].T * np.float32(0.12)
-        weights["head"] = successor + random.standard_normal((self.hidden, self.vocab_size)).astype(np.float32) / 6
-        weights["embedding"] = embedding
-        return weights
+        plain = np.arange(self.first_plain, self.vocab_size)
+        votes = random.choice(plain, (len(LAGS), self.vocab_size))
+        votes[:, self.first_plain :] = [random.permutation(plain) for _ in LAGS]
+        votes[:, self.stopper] = self.stop_id
+        return votes
+
+    @cached_property
+    def weights(self) -> dict[str, Array]:
+        one_hot = np.eye(self.vocab_size, dtype=np.float32)
+        votes = np.concatenate([one_hot[row] for row in self.successors])
+        strengths = [np.where(np.arange(self.vocab_size) % 2, 2, 6), np.full(self.vocab_size, 4)]
+        queries = np.concatenate(
+            [np.concatenate([np.cos(lag * self._speeds), -np.sin(lag * self._speeds)]) for lag in LAGS]
+        )
+        keys = np.tile(np.repeat([1.0, 0.0], self.head_dim // 2), self.heads)
+        weights = {
+            "embedding": one_hot,
+            "q": np.tile(6 * queries, (self.vocab_size, 1)),
+            "k": np.tile(6 * keys, (self.vocab_size, 1)),
+            "v": np.concatenate([one_hot * strength for strength in strengths], axis=1),
+            "o": votes,
+            "head": 2 * one_hot,
+        }
+        return {name: np.asarray(weight, np.float32) for name, weight in weights.items()}
+
+    @property
+    def _speeds(self) -> Array:
+        """Radians that each pair of a head turns per position."""
+        return 1.0 / 10000.0 ** (np.arange(0, self.head_dim, 2) / self.head_dim)
 
     def graph(self, width: int) -> onnx.ModelProto:
         """The graph that takes `width` tokens at once."""
@@ -102,8 +130,7 @@ class TinyDecoder:
 
     def rotary(self, positions: Sequence[int]) -> tuple[Array, Array]:
         """Encoded cosines and sines, each (1, 1, len(positions), head_dim/2)."""
-        inverse = 1.0 / 10000.0 ** (np.arange(0, self.head_dim, 2) / self.head_dim)
-        angles = np.outer(positions, inverse).astype(np.float32)[None, None]
+        angles = np.outer(positions, self._speeds).astype(np.float32)[None, None]
         return UNIT.quantise(np.cos(angles)), UNIT.quantise(np.sin(angles))
 
     def greedy(self, prompt_run: Run, step_run: Run, ids: Sequence[int], count: int) -> list[int]:
@@ -219,12 +246,12 @@ class _Graph:
         keys = self._op("Concat", "keys", ["past_key_0_in_real", new_keys], CACHE, axis=3)
         values = self._op("Concat", "values", ["past_value_0_in_real", new_values], CACHE, axis=2)
         queries = self._op("Transpose", "queries", ["q_rotated"], HEADS, perm=[1, 0, 2, 3])
-        scores = self._op("MatMul", "scores", [queries, keys], Encoding(-120.0, 120.0))
+        scores = self._op("MatMul", "scores", [queries, keys], Encoding(-2400.0, 2400.0))
         unit = Encoding(0.0, 1.0)
         self._constant("scaling_codes", unit.quantise(np.float32(decoder.head_dim**-0.5)))
         self._dequantise("scaling_codes", unit, "scaling")
-        scaled = self._op("Mul", "scaled", [scores, "scaling"], Encoding(-22.0, 22.0))
-        masked = self._op("Add", "masked", [scaled, "attention_mask_real"], Encoding(-122.0, 22.0))
+        scaled = self._op("Mul", "scaled", [scores, "scaling"], Encoding(-220.0, 220.0))
+        masked = self._op("Add", "masked", [scaled, "attention_mask_real"], Encoding(-720.0, 220.0))
         weights = self._op("Softmax", "weights", [masked], unit, axis=-1)
         mixed = self._op("MatMul", "mixed", [weights, values], HEADS)
         rows = self._op("Transpose", "rows", [mixed], HEADS, perm=[1, 2, 0, 3])
@@ -306,7 +333,7 @@ class _Graph:
 
 
 def session(path: Path, *, compile_to: Path | None = None) -> Run:
-    """Open a graph or a compiled context on the emulated HTP, nothing of it on the CPU; optionally write its context."""
+    """Open a graph or a compiled context on the emulated HTP, nothing of it on the CPU; maybe write its context."""
     import onnxruntime
     import onnxruntime_qnn
 
