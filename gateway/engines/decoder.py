@@ -82,6 +82,8 @@ class CpuDecoder:
         return self._extend(_slot(cache), ids, keep=len(ids))
 
     def step(self, caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
+        if len(caches) == 1:
+            return self._extend(_slot(caches[0]), ids, keep=1)
         slots = [_slot(cache) for cache in caches]
         next_ids = {slot.index: token for slot, token in zip(slots, ids, strict=True)}
         rows: dict[int, int] = {}  # of the logits, by slot

@@ -7,6 +7,7 @@ one, in a batch, or several verified at once).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -56,7 +57,7 @@ class Sampler:
         """
         token = int(logits.argmax())
         best = logits[token]
-        if not np.isfinite(best):
+        if not math.isfinite(best):
             raise FloatingPointError("no token has a finite logit")
         if not self.is_greedy:
             token = sample(logits, best, self._sampling, self._random.random())
