@@ -1,0 +1,105 @@
+"""A Generation in the words of OpenAI's API, for a server that speaks it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gateway.errors import UnsupportedParameter
+from gateway.generation import Chat, Generation, Grammar, Message, Sampling, Text, TokenIds, Tool, ToolChoice
+
+
+def chat_body(generation: Generation, chat: Chat) -> dict[str, Any]:
+    """The body of `/chat/completions`, all but `model` and `stream`.
+
+    Raises UnsupportedParameter for what the API has no words for.
+    """
+    logprobs = generation.logprobs
+    return _without_none(
+        _common(generation)
+        | {
+            "messages": [_message(message) for message in chat.messages],
+            "tools": [_tool(tool) for tool in chat.tools] or None,
+            "tool_choice": _tool_choice(chat.tool_choice) if chat.tools else None,
+            "parallel_tool_calls": False if chat.tools and not chat.tool_choice.parallel else None,
+            "reasoning_effort": chat.reasoning_effort,
+            "chat_template_kwargs": chat.template_kwargs or None,
+            "response_format": _response_format(generation.grammar) if generation.grammar else None,
+            "prediction": {"type": "content", "content": generation.prediction} if generation.prediction else None,
+            "logprobs": True if logprobs is not None else None,
+            "top_logprobs": logprobs or None,
+        }
+    )
+
+
+def completion_body(generation: Generation, prompt: Text | TokenIds) -> dict[str, Any]:
+    """The body of `/completions`, all but the same. Raises UnsupportedParameter likewise."""
+    if generation.grammar is not None:
+        raise UnsupportedParameter("This model cannot be held to a grammar without a chat.", param="response_format")
+    if generation.prompt_logprobs:
+        raise UnsupportedParameter("This model does not score prompts.", param="echo")
+    return _without_none(
+        _common(generation)
+        | {
+            "prompt": prompt.text if isinstance(prompt, Text) else list(prompt.ids),
+            "suffix": prompt.suffix if isinstance(prompt, Text) else None,
+            "logprobs": generation.logprobs,
+        }
+    )
+
+
+def _common(generation: Generation) -> dict[str, Any]:
+    """Fields of both. Those that only local servers know go along when they say something."""
+    sampling, defaults = generation.sampling, Sampling()
+    sent = {"temperature", "top_p"}  # servers differ in what they do without
+    changed = {name for name in sampling.__struct_fields__ if getattr(sampling, name) != getattr(defaults, name)}
+    return {
+        **{name: getattr(sampling, name) for name in sorted(sent | changed)},
+        "max_tokens": generation.max_tokens,
+        "min_tokens": generation.min_tokens or None,
+        "ignore_eos": generation.ignore_eos or None,
+        "stop": list(generation.stop) or None,
+        "n": generation.n if generation.n > 1 else None,
+        "stream_options": {"include_usage": True},
+    }
+
+
+def _message(message: Message) -> dict[str, Any]:
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in message.tool_calls
+    ]
+    optional = {"name": message.name, "tool_call_id": message.tool_call_id, "tool_calls": calls or None}
+    return {"role": message.role, "content": message.content, **_without_none(optional)}
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {"type": "function", "function": function | ({"strict": True} if tool.strict else {})}
+
+
+def _tool_choice(choice: ToolChoice) -> Any:
+    match choice.names:
+        case ():
+            return choice.mode
+        case (name,) if choice.mode == "required":
+            return {"type": "function", "function": {"name": name}}
+        case names:
+            tools = [{"type": "function", "function": {"name": name}} for name in names]
+            return {"type": "allowed_tools", "allowed_tools": {"mode": choice.mode, "tools": tools}}
+
+
+def _response_format(grammar: Grammar) -> dict[str, Any]:
+    match grammar.kind:
+        case "json_object":
+            return {"type": "json_object"}
+        case "json_schema":
+            schema = {"name": "answer", "schema": msgspec.json.decode(grammar.source), "strict": True}
+            return {"type": "json_schema", "json_schema": schema}
+        case kind:
+            raise UnsupportedParameter(f"This model cannot be held to a {kind} grammar.", param="response_format")
+
+
+def _without_none(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
