@@ -1,0 +1,117 @@
+"""One choice's text on its way to events: stops, markup, and which log-probabilities leave with which text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.dialects.base import Delta
+from gateway.dialects.plain import PlainParser
+from gateway.engines.choice import ChoiceText
+from gateway.generation import (
+    ChoiceFinished,
+    Event,
+    FinishReason,
+    ReasoningDelta,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+)
+
+
+class Shouting:
+    """A parser with every kind of delta: capitals are reasoning, digits are calls."""
+
+    def push(self, text: str) -> Iterable[Delta]:
+        for character in text:
+            if character.isupper():
+                yield ReasoningDelta(character)
+            elif character.isdigit():
+                yield ToolCallDelta(index=int(character), id="c", name="f")
+            else:
+                yield TextDelta(character)
+
+    def finish(self) -> Iterable[Delta]:
+        return (TextDelta("."),)
+
+
+def logprob(token: str) -> TokenLogprob:
+    return TokenLogprob(token, tuple(token.encode()), -1.0)
+
+
+def run(tokens: list[str], stops: list[str] = [], reason: FinishReason = "length") -> list[Event]:  # noqa: B006
+    choice, events = ChoiceText(0, stops, PlainParser()), []
+    for token in tokens:
+        events += choice.push(token, logprob(token))
+        if choice.stopped is not None:
+            break
+    return [*events, *choice.finish(reason)]
+
+
+def entries(events: list[Event]) -> list[str]:
+    return [entry.token for event in events if isinstance(event, TextDelta) for entry in event.logprobs]
+
+
+def test_each_text_leaves_with_its_logprobs() -> None:
+    events = run(["a", "b"])
+    assert events == [
+        TextDelta("a", 0, (logprob("a"),)),
+        TextDelta("b", 0, (logprob("b"),)),
+        ChoiceFinished("length"),
+    ]
+
+
+def test_held_tokens_keep_their_logprobs_until_their_text_leaves() -> None:
+    events = run(["x", "E", "N", "V"], ["END"])
+    assert events[0] == TextDelta("x", 0, (logprob("x"),))
+    assert events[1] == TextDelta("ENV", 0, (logprob("E"), logprob("N"), logprob("V")))
+
+
+def test_tokens_behind_a_stop_string_take_their_logprobs_along() -> None:
+    events = run(["x ", "yE", "ND", "z"], ["END"])
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "x y"
+    assert entries(events) == ["x ", "yE"]
+    assert events[-1] == ChoiceFinished("stop", stop="END")
+
+
+def test_a_token_that_ends_inside_a_character_waits_for_the_rest() -> None:
+    choice = ChoiceText(0, (), PlainParser())
+    first = choice.push("a", logprob("a"))
+    assert choice.push("", logprob("\u00c3"), whole=False) == []
+    second = choice.push("é", logprob("\u00a9"))
+    assert (entries(first), entries(second)) == (["a"], ["\u00c3", "\u00a9"])
+
+
+def test_logprobs_of_a_character_that_is_cut_come_at_the_end() -> None:
+    choice = ChoiceText(0, (), PlainParser())
+    choice.push("", logprob("\u00c3"), whole=False)
+    assert choice.finish("length") == [TextDelta("", 0, (logprob("\u00c3"),)), ChoiceFinished("length")]
+
+
+def test_a_stop_that_only_the_end_makes_certain() -> None:
+    events = run(["a file"], ["file of", "file"])
+    assert events == [TextDelta("a ", 0), TextDelta("", 0, (logprob("a file"),)), ChoiceFinished("stop", stop="file")]
+
+
+@pytest.mark.parametrize(("reason", "expected"), [("stop", "tool_calls"), ("length", "length")])
+def test_a_call_changes_the_reason_unless_it_was_cut(reason: FinishReason, expected: FinishReason) -> None:
+    choice = ChoiceText(0, (), Shouting())
+    events = choice.push("aB1", logprob("aB1"))
+    assert [type(event) for event in events] == [TextDelta, ReasoningDelta, ToolCallDelta]
+    assert choice.finish(reason) == [TextDelta("."), ChoiceFinished(expected)]
+
+
+@given(st.lists(st.text(alphabet="ab", min_size=1, max_size=3)), st.lists(st.text("ab", min_size=1, max_size=3)))
+def test_one_ending_and_no_logprob_twice(tokens: list[str], stops: list[str]) -> None:
+    events = run(tokens, stops)
+    assert sum(isinstance(event, ChoiceFinished) for event in events) == 1
+    got = entries(events)
+    assert got == tokens[: len(got)]
+    text = "".join(event.text for event in events if isinstance(event, TextDelta))
+    assert "".join(tokens).startswith(text)
+    assert len("".join(got)) >= len(text)
+    if events[-1] == ChoiceFinished("length"):
+        assert (text, got) == ("".join(tokens), tokens)
