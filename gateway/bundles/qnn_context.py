@@ -33,7 +33,9 @@ def read_compiled(path: Path) -> CompiledGraph | None:
     if not contexts:
         return None
     attributes = [{item.name: onnx.helper.get_attribute_value(item) for item in node.attribute} for node in contexts]
-    names = {item["ep_cache_context"].decode() for item in attributes if not item.get("embed_mode", 1)}
+    names = {  # of several networks in one binary only the first names it
+        item["ep_cache_context"].decode() for item in attributes if "ep_cache_context" in item and not item.get("embed_mode", 1)
+    }
     soc, architecture = _target(model)
     return CompiledGraph(
         binaries=tuple(path.parent / name for name in sorted(names)),

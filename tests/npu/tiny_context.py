@@ -264,7 +264,7 @@ class _Graph:
     def _weight(self, name: str) -> str:
         """int8 per output channel, symmetric"""
         weight = self.decoder.weights[name]
-        scale = (np.abs(weight).max(axis=0) / 127).astype(np.float32)
+        scale = (np.maximum(np.abs(weight).max(axis=0), 1e-6) / 127).astype(np.float32)
         codes = np.clip(np.round(weight / scale), -127, 127).astype(np.int8)
         inputs = [
             self._constant(f"{name}_weight_codes", codes),
