@@ -36,13 +36,13 @@ def load_bundle(path: Path) -> Bundle:
         raise BundleError(f"There is no model bundle at {path.name}.")
     config = read_genai_config(path)
     tokenizer = path / config.tokenizer_dir
-    tokenizer_config = _read_tokenizer_config(tokenizer)
+    tokenizer_config = read_tokenizer_config(tokenizer)
     bundle = Bundle(
         folder=path,
         config=config,
         tokenizer_path=tokenizer / "tokenizer.json",
         tokenizer_config=tokenizer_config,
-        chat_template=_chat_template(tokenizer, tokenizer_config),
+        chat_template=find_chat_template(tokenizer, tokenizer_config),
     )
     if not bundle.tokenizer_path.is_file():
         raise BundleError(f"{path.name} has no tokenizer.json.")
@@ -51,7 +51,7 @@ def load_bundle(path: Path) -> Bundle:
     return bundle
 
 
-def _read_tokenizer_config(folder: Path) -> dict[str, Any]:
+def read_tokenizer_config(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return {}
@@ -61,7 +61,7 @@ def _read_tokenizer_config(folder: Path) -> dict[str, Any]:
         raise BundleError(f"{folder.name}: tokenizer_config.json cannot be read: {error}.") from error
 
 
-def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
+def find_chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
     """A template file beside the tokenizer goes before its configuration; of several named ones, "default" is taken."""
     path = folder / "chat_template.jinja"
     if path.is_file():
