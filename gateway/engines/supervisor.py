@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from gateway.engines.base import State
-from gateway.engines.frames import Failed, FromWorker, Loading, Ready, ToWorker
+from gateway.engines.frames import Cancel, Failed, FromWorker, Loading, Ready, Submit, ToWorker
 from gateway.engines.process import WorkerProcess
 from gateway.errors import EngineFailed, GatewayError, error_class
 
@@ -56,6 +56,7 @@ class Supervisor:
         self._loaded: asyncio.Future[Ready] | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._last_sign = 0.0  # when the worker last showed that it lives
+        self._unanswered_s = 0.0  # silence that the last request was cancelled in
         self._last_words = ""  # why it said that it ends
         self.state: State = "loading"
         self.detail = ""
@@ -73,9 +74,16 @@ class Supervisor:
         self._keeper = asyncio.create_task(self._keep(process))
 
     def send(self, frame: ToWorker) -> None:
-        """To the worker; its silence counts from here if nothing was in progress (`is_busy` is asked before)."""
-        if not self._is_busy():
-            self._last_sign = self._clock()
+        """To the worker; a request counts for `is_busy` from after its Submit to before its Cancel.
+
+        Silence counts from the Submit that ends an idle time. A client that gives up on a hung call and asks again
+        does not start it anew: what it had waited is added.
+        """
+        match frame:
+            case Submit() if not self._is_busy():
+                self._last_sign = self._clock() - self._unanswered_s
+            case Cancel() if not self._is_busy():
+                self._unanswered_s = self._clock() - self._last_sign
         if self._process is not None:
             self._process.send(frame)
 
@@ -115,7 +123,7 @@ class Supervisor:
         return error
 
     def _receive(self, frame: FromWorker) -> None:
-        self._last_sign = self._clock()
+        self._last_sign, self._unanswered_s = self._clock(), 0.0
         match frame:
             case Loading():
                 self.detail = frame.stage

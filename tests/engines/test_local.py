@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import random
 import signal
 import threading
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -344,6 +346,25 @@ async def test_a_hung_device_call_meets_the_watchdog(faulty: LocalEngine) -> Non
     assert usage(await answer(faulty, ask())).completion_tokens == 24
 
 
+async def test_leaving_a_hung_call_and_asking_again_does_not_put_the_watchdog_off(faulty: LocalEngine) -> None:
+    async with aclosing(faulty.stream(ask(TokenIds((40, workers.HANG))), Meter())) as events:
+        await until_text(events)
+        await asyncio.sleep(0.7)
+    began = faulty._clock()
+    with pytest.raises(EngineFailed, match="did not come back"):
+        await answer(faulty, ask())
+    assert faulty._clock() - began < 0.9
+
+
+async def test_leaving_a_call_that_comes_back_does_not_count_against_the_next(faulty: LocalEngine) -> None:
+    for _ in range(3):
+        async with aclosing(faulty.stream(ask(max_tokens=400), Meter())) as events:
+            await until_text(events)
+        await asyncio.sleep(0.6)
+    assert usage(await answer(faulty, ask())).completion_tokens == 24
+    assert faulty.status.restarts == 0
+
+
 async def test_a_call_under_way_shows_in_the_meter(faulty: LocalEngine) -> None:
     meter = Meter()
     async with aclosing(faulty.stream(ask(TokenIds((40, workers.HANG))), meter)) as events:
@@ -358,6 +379,40 @@ async def test_a_device_call_that_raises_fails_its_request_only(faulty: LocalEng
         await answer(faulty, ask(TokenIds((40, workers.RAISE))))
     assert usage(await answer(faulty, ask())).completion_tokens == 24
     assert faulty.status.restarts == 0
+
+
+async def test_every_request_has_one_ending_whatever_happens_to_workers_and_clients(tiny: Path) -> None:
+    engine = LocalEngine(
+        "m", ModelConfig(path=tiny.name, threads=1), tiny.parent, sleep=lambda seconds: asyncio.sleep(0)
+    )
+    await engine.start()
+    chance = random.Random(0)
+    endings: Counter[str] = Counter()
+
+    async def client() -> None:
+        stay_s = chance.choice([0.0, 0.01, 0.1, 60.0])
+        try:
+            async with asyncio.timeout(stay_s):
+                events = await answer(engine, ask(max_tokens=chance.randint(1, 100), n=chance.randint(1, 2)))
+            endings[type(events[-1]).__name__] += 1
+        except (EngineFailed, ModelNotReady, TimeoutError) as error:
+            endings[type(error).__name__] += 1
+
+    async with asyncio.TaskGroup() as clients:
+        for i in range(300):
+            clients.create_task(client())
+            await asyncio.sleep(0.01)
+            process = engine._supervisor._process
+            if i % 75 == 50 and engine.status.state == "ready" and process is not None and process.pid is not None:
+                os.kill(process.pid, signal.SIGTERM)
+    assert endings.total() == 300
+    assert endings["Finished"] > 0 and endings["TimeoutError"] > 0 and endings["EngineFailed"] > 0
+    assert engine._answers == {}
+    assert engine.status.restarts > 0
+    await ready_again(engine)
+    assert usage(await answer(engine, ask())).completion_tokens == 24
+    await engine.aclose()
+    assert len(multiprocessing.active_children()) <= 1  # the module's engine
 
 
 async def test_closing_ends_requests_in_progress_and_leaves_nothing(tiny: Path) -> None:

@@ -51,7 +51,7 @@ class FaultyDecoder:
 def faulty(connection: Connection, spec: WorkerSpec) -> None:
     """The real worker with a FaultyDecoder."""
     open_decoder = worker.open_decoder
-    worker.open_decoder = lambda spec: FaultyDecoder(open_decoder(spec))
+    worker.open_decoder = lambda *args: FaultyDecoder(open_decoder(*args))
     worker.worker_main(connection, spec)
 
 
