@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -57,15 +57,16 @@ def compile_graphs(
     return [folder / compiled_name(graph) for graph in graphs]
 
 
-def compiled_once(graph: Path, device: NpuDevice, options: dict[str, str]) -> Path:
+def compiled_once(graph: Path, device: NpuDevice, options: dict[str, str], progress: Callable[[str], None]) -> Path:
     """The compiled form of a graph that a bundle brings uncompiled; kept beside it for the next start.
 
-    Prefers to run all of it on the NPU; what the NPU refuses stays on the CPU.
+    Prefers to run all of it on the NPU; what the NPU refuses stays on the CPU. `progress` is told when it compiles.
     """
     kept = graph.parent / "compiled" / f"{provider_version()}-{device.soc or 'this'}-{graph.stem}"
     compiled = kept / compiled_name(graph)
     if compiled.is_file() and compiled.stat().st_mtime >= graph.stat().st_mtime:
         return compiled
+    progress(f"compiling {graph.name} for the NPU")
     shutil.rmtree(kept, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=_writable(graph.parent), prefix=".compiling-") as name:
         working = Path(name) / "compiled"
@@ -108,6 +109,8 @@ def _compile(request: _Request) -> None:
             entries["ep.stop_share_ep_contexts"] = "1" if index == len(request.graphs) - 1 else "0"
         options = _AHEAD_OF_TIME | request.options
         session = open_session(graph, request.device, options, entries, fallback=request.fallback)
+        if not compiled.is_file():
+            raise BundleError(f"The NPU takes no part of {graph.name}.")
         if request.share:
             sessions.append(session)
 

@@ -80,8 +80,7 @@ class NpuSessions:
     def _compiled(self, path: Path) -> tuple[Path, CompiledGraph]:
         compiled, name = read_compiled(path), path.name
         if compiled is None:
-            self._progress(f"compiling {name} for the NPU")
-            path = compiled_once(path, self._device, self._options)
+            path = compiled_once(path, self._device, self._options, self._progress)
             compiled = read_compiled(path)
         if compiled is None:
             raise BundleError(f"The NPU takes no part of {name}.")
@@ -148,7 +147,7 @@ class PerformanceSwitch:
         if not self._lock.acquire(blocking=False):
             return
         try:
-            if not self.is_resting and self._clock() - self._used >= self._idle_s:
+            if self._sessions and not self.is_resting and self._clock() - self._used >= self._idle_s:
                 self._switch(_IDLE)
         finally:
             self._lock.release()

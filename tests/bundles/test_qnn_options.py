@@ -1,0 +1,46 @@
+"""A provider that takes every misspelt option in silence: so ours are checked, by name and by value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.bundles.qnn_options import DYNAMIC_MODES, check_options, known_options
+from gateway.errors import ConfigError
+
+
+def test_right_options_pass(tmp_path: Path) -> None:
+    affinity = tmp_path / "affinity.json"
+    affinity.write_text("{}", encoding="utf-8")
+    check_options(
+        {"htp_performance_mode": "balanced", "vtcm_mb": "8", "soc_model": "60", "op_affinity": str(affinity)}, "here"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"htp_perfomance_mode": "burst"}, "no option 'htp_perfomance_mode'; did you mean 'htp_performance_mode'?"),
+        ({"htp_performance_mode": "brust"}, "did you mean 'burst'?"),
+        ({"vtcm_mb": "lots"}, "whole number from 0 to 64"),
+        ({"vtcm_mb": "-1"}, "whole number from 0 to 64"),
+        ({"enable_htp_fp16_precision": "true"}, "must be one of 0, 1"),
+        ({"op_affinity": "nowhere.json"}, "path of a file"),
+        ({"soc_model": "0"}, "whole number from 1"),
+        ({"backend_type": "htp", "backend_path": __file__}, "exclude each other"),
+    ],
+)
+def test_a_mistake_names_itself_and_the_nearest_right_spelling(options: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=r"^here: ") as raised:
+        check_options(options, "here")
+    assert message in raised.value.message
+
+
+def test_a_bundle_may_name_what_we_do_not_know() -> None:
+    own = {"genie_model": "True", "vtcm_mb": "8", "htp_performance_mode": "warp", "backend_path": "QnnHtp.dll"}
+    assert known_options(own) == {"vtcm_mb": "8"}
+
+
+def test_the_mode_that_ends_the_process_is_never_switched_to() -> None:
+    assert "default" not in DYNAMIC_MODES

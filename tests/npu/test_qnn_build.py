@@ -1,0 +1,146 @@
+"""The builder's NPU target: what it writes, what it finds wrong, what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from gateway.bundles.build import build_bundle, read_stamp
+from gateway.bundles.bundle import load_bundle
+from gateway.bundles.child import run_in_child
+from gateway.bundles.fetch import ensure_bundle
+from gateway.bundles.qnn_build import REPORT, NpuReport, NpuTarget
+from gateway.bundles.qnn_provider import NpuDevice
+from gateway.bundles.source import open_source
+from gateway.bundles.static_graph import split
+from gateway.cli import main
+from gateway.config import ModelConfig
+from gateway.errors import BundleError
+from tests.npu.conftest import OpenDecoder
+from tests.npu.test_static_decoder import IDS, greedy
+from tests.tiny import write_tiny_folder
+from tests.tiny_gguf import write_tiny_gguf
+
+
+def build(source: Path, out: Path, npu: NpuDevice, **layout: object) -> Path:
+    target = NpuTarget(**{"device": npu, "contexts": (64,), "width": 8} | layout)  # type: ignore[arg-type]
+    return build_bundle(source, out, progress=lambda *_: None, target=target)
+
+
+def report(bundle: Path) -> NpuReport:
+    return msgspec.json.decode((bundle / REPORT).read_bytes(), type=NpuReport)
+
+
+def test_a_build_says_how_good_it_is(built: Path) -> None:
+    found = report(built)
+    assert (found.soc, found.precision, found.contexts, found.width) == (60, "fp16", (64, 128), 8)
+    assert len(found.parts) == 2 and found.top1 == 1.0 and found.tokens > 16
+    assert all(0 < part.npu_error < 0.02 and 0 < part.error < 0.02 for part in found.parts)
+    stamp = read_stamp(built)
+    assert stamp is not None and stamp.target == "qnn"
+
+
+def test_nothing_uncompiled_is_left(built: Path) -> None:
+    load_bundle(built)
+    assert [path.name for path in built.iterdir() if path.is_dir()] == ["context-64"]
+    assert not list(built.rglob("layers*"))
+
+
+@pytest.mark.parametrize("stored_as", ["Q4_0", "Q4_1", "Q8_0"])
+def test_blocks_of_a_gguf_file_keep_their_own_numbers(
+    npu: NpuDevice, tmp_path: Path, open_decoder: OpenDecoder, stored_as: str
+) -> None:
+    source = write_tiny_gguf(tmp_path / "tiny.gguf", stored_as=stored_as)
+    bundle = build(source, tmp_path / "out", npu, precision="int4")
+    (part,) = report(bundle).parts
+    assert part.error < 0.02 and report(bundle).top1 > 0.9  # float32 there means the file's own numbers
+    assert len(greedy(open_decoder(bundle, "qnn"), IDS, 8)) == 8
+
+
+def test_floats_lose_something_as_four_bits_and_the_build_says_how_much(
+    npu: NpuDevice, tiny_source: Path, tmp_path: Path
+) -> None:
+    (part,) = report(build(tiny_source, tmp_path / "out", npu, precision="int4")).parts
+    assert part.npu_error < 0.02 < part.error
+
+
+def test_a_model_too_large_for_float16_is_refused(npu: NpuDevice, tmp_path: Path) -> None:
+    """The NPU takes the graph, and computes infinities."""
+    source = write_tiny_folder(tmp_path / "source")
+    model = open_source(source)
+    weights = {name: model.tensor(name) for name in _names(model.config.layers)}
+    for name in ("up_proj", "down_proj"):
+        weights[f"model.layers.1.mlp.{name}.weight"] = weights[f"model.layers.1.mlp.{name}.weight"] * 3e3
+    _rewrite(source, weights)
+    with pytest.raises(BundleError, match=r"Part 1 of 1 is accepted by the NPU but wrong.*largest number"):
+        build(source, tmp_path / "out", npu)
+    assert not (tmp_path / "out").exists()
+
+
+def test_biases_and_an_untied_head_are_built_too(npu: NpuDevice, tmp_path: Path) -> None:
+    source = write_tiny_folder(tmp_path / "source", architecture="qwen2", bias=True, tied=False)
+    assert report(build(source, tmp_path / "out", npu)).top1 == 1.0
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [({"width": 64}, "width of 64"), ({"width": 1}, "width of 1"), ({"parts": 3}, "2 layers cannot make 3 parts")],
+)
+def test_a_layout_that_makes_no_sense_is_refused(
+    npu: NpuDevice, tiny_source: Path, tmp_path: Path, layout: dict[str, int], message: str
+) -> None:
+    with pytest.raises(BundleError, match=message):
+        build(tiny_source, tmp_path / "out", npu, **layout)
+
+
+def test_contexts_are_cut_to_the_models_own(npu: NpuDevice, tmp_path: Path) -> None:
+    source = write_tiny_folder(tmp_path / "source", context=96)
+    assert report(build(source, tmp_path / "out", npu, contexts=(64, 128, 256))).contexts == (64, 96)
+
+
+def test_for_another_chip_the_graphs_share_one_binary(npu: NpuDevice, tiny_source: Path, tmp_path: Path) -> None:
+    arguments = ["build", str(tiny_source), str(tmp_path / "out"), "--target", "qnn", "--soc", "88"]
+    assert main([*arguments, "--context", "64,128", "--width", "8", "--precision", "int4"]) == 0
+    assert report(tmp_path / "out").soc == 88
+    assert len(list((tmp_path / "out").glob("*.bin"))) == 1
+
+
+def test_serve_builds_for_the_npu_beside_the_cpus_bundle(npu: NpuDevice, tiny_source: Path, tmp_path: Path) -> None:
+    model = ModelConfig(path="tiny", source=str(tiny_source), provider="qnn")
+    path = ensure_bundle(model, tmp_path, lambda *_: None)
+    assert path == tmp_path / "tiny-npu"
+    written = (path / "genai_config.json").stat().st_mtime_ns
+    assert ensure_bundle(model, tmp_path, lambda *_: None) == path
+    assert (path / "genai_config.json").stat().st_mtime_ns == written
+
+
+def test_layers_are_split_as_evenly_as_can_be() -> None:
+    assert [part.layers for part in split(7, 3)] == [range(0, 2), range(2, 4), range(4, 7)]
+    first, second, third = split(7, 3)
+    assert (first.input, first.output) == ("input_hidden_states", second.input)
+    assert (third.input, third.output) == (second.output, "output_hidden_states")
+
+
+class _Nothing(msgspec.Struct):
+    pass
+
+
+def test_a_child_that_crashes_is_named() -> None:
+    with pytest.raises(BundleError, match="worked on the impossible crashed"):
+        run_in_child("gateway.bundles.no_such_module", _Nothing(), "the impossible")
+
+
+def _names(layers: int) -> list[str]:
+    parts = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+    parts += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm")
+    names = [f"model.layers.{index}.{part}.weight" for index in range(layers) for part in parts]
+    return ["model.embed_tokens.weight", "model.norm.weight", *names]
+
+
+def _rewrite(folder: Path, weights: dict[str, np.ndarray]) -> None:
+    from tests.tiny import _write_safetensors
+
+    _write_safetensors(folder / "model.safetensors", weights)
