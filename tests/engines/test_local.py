@@ -226,12 +226,12 @@ async def test_a_prediction_changes_the_count_and_not_the_text(engine: LocalEngi
 
 async def test_concurrent_requests_interleave_and_do_not_mix(engine: LocalEngine) -> None:
     prompts = [TokenIds(tuple(range(start, start + 10))) for start in (30, 80, 130)]
-    alone = [text_of(await answer(engine, ask(prompt, max_tokens=60))) for prompt in prompts]
+    alone = [text_of(await answer(engine, ask(prompt, max_tokens=300))) for prompt in prompts]
     order: list[int] = []
 
     async def follow(i: int) -> str:
         text = ""
-        async for event in engine.stream(ask(prompts[i], max_tokens=60), Meter()):
+        async for event in engine.stream(ask(prompts[i], max_tokens=300), Meter()):
             if isinstance(event, TextDelta):
                 order.append(i)
                 text += event.text
@@ -239,7 +239,7 @@ async def test_concurrent_requests_interleave_and_do_not_mix(engine: LocalEngine
 
     assert await asyncio.gather(*map(follow, range(3))) == alone
     first_ending = min(len(order) - 1 - order[::-1].index(i) for i in range(3))
-    assert set(order[: first_ending // 2]) == {0, 1, 2}
+    assert set(order[:first_ending]) == {0, 1, 2}
 
 
 # --- text
