@@ -4,12 +4,13 @@
    token allocates nothing and copies no cache. Only ids and logits are bound anew, when their shape changes.
 2. The attention mask always is as wide as the context: its sum says how long a sequence is, and a fixed shape keeps
    the binding. The results are bit for bit those of a mask that fits.
-3. A step over slots that are not adjacent takes the free slots between them along, because a step over three slots
-   costs 1.3 single steps. What that writes into such a slot lies behind its valid rows.
-4. What is equal, measured on x86_64: a step in a batch and alone, and prompts however they are cut into pieces of two
-   or more tokens, are equal bit for bit. One token alone goes another way through the attention kernel than several
-   (last bits, which int8 activations blow up to 0.1-0.7 of logits in -20..30): `step` and `verify` can disagree where
-   two tokens are that close.
+3. A step costs, on x86_64 with 4-bit weights and float activations, relative to one over a single slot: two slots
+   2.0, three 2.1, four 2.3, eight 2.9 (the kernel has one way for a single row and one for several). So three or more
+   sequences share a call, and take the free slots between them along; what that writes there lies behind valid rows.
+4. The same logits by different ways (a step alone, a step in a batch, a prompt cut here or there) differ in their last
+   bits: at most 1e-3 of logits in -20..30 with float activations, and no greedy token in 640. In graphs that round
+   activations to int8 the attention kernel's last bits grow to 0.7 between one token alone and several at once, while
+   batches, and prompts however they are cut into pieces of two and more, stay equal bit for bit.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from gateway.errors import BundleError
 PROMPT_WIDTH = 64  # wider chunks (up to 512 measured) cost the same per token and hold other streams up for longer
 DEFAULT_OPTIONS = SessionOptions()
 KEEP = "logits_to_keep"  # our own graphs' input: how many of the last positions get logits
-_FREE_SLOTS_ALONG = 2  # so many free slots between two busy ones still are cheaper than a second call
+_FREE_SLOTS_ALONG = 2  # so many free slots between busy ones cost less than a second call
 
 Ids = NDArray[np.int64]
 
@@ -113,10 +114,11 @@ class CpuDecoder:
 
     def _adjacent(self, indices: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Runs (first, count) that cover the slots `indices`, ascending; a few free ones between them included."""
+        most_between = _FREE_SLOTS_ALONG if len(indices) > 2 else 0
         first = last = indices[0]
         for index in indices[1:]:
             between = self._caches[last + 1 : index]
-            if len(between) > _FREE_SLOTS_ALONG or any(slot.length == self._buffers.context for slot in between):
+            if len(between) > most_between or any(slot.length == self._buffers.context for slot in between):
                 yield first, last - first + 1
                 first = index
             last = index

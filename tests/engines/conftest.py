@@ -10,34 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.bundles.build import open_source
 from gateway.bundles.bundle import load_bundle
-from gateway.bundles.cpu_graph import write_cpu_graph
 from gateway.engines.base import Decoder, DecoderSpec, KVCache, Logits
 from gateway.engines.decoder import CpuDecoder
 from gateway.engines.frames import Began, Ended, Failed, FromWorker, Prefilled, Submit, Tokens
 from gateway.engines.sequence import Constraint
 from gateway.engines.token_loop import TokenLoop
 from gateway.generation import Grammar, Sampling
-from tests.tiny import VOCABULARY, build_tiny
+from tests.tiny import VOCABULARY
 
 GREEDY = Sampling(temperature=0)
 
 
-@pytest.fixture(scope="session")
-def exact_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny bundle with float activations: two ways to the same logits differ by last bits only, which no argmax
-    shows, so that tests of scheduling can demand equal tokens on any processor."""
-    folder = tmp_path_factory.mktemp("exact")
-    bundle = build_tiny(folder)
-    source = open_source(folder / "source")
-    write_cpu_graph(source, bundle / "model.onnx", lambda share: None)
-    return bundle
-
-
 @pytest.fixture
-def exact_decoder(exact_tiny: Path) -> Iterator[CpuDecoder]:
-    decoder = CpuDecoder(load_bundle(exact_tiny), slots=4)
+def tiny_decoder(tiny: Path) -> Iterator[CpuDecoder]:
+    decoder = CpuDecoder(load_bundle(tiny), slots=4)
     yield decoder
     decoder.close()
 
@@ -133,16 +120,16 @@ class Bench:
 
 
 @pytest.fixture
-def bench(exact_decoder: CpuDecoder) -> Bench:
-    return Bench(MeteredDecoder(exact_decoder))
+def bench(tiny_decoder: CpuDecoder) -> Bench:
+    return Bench(MeteredDecoder(tiny_decoder))
 
 
 @pytest.fixture
-def make_bench(exact_decoder: CpuDecoder) -> Callable[..., Bench]:
+def make_bench(tiny_decoder: CpuDecoder) -> Callable[..., Bench]:
     """A bench of other options; one a test."""
 
     def make(slots: int = 4, *, prompt_width: int = 16, context_length: int = 512, **options: Any) -> Bench:
-        decoder = MeteredDecoder(exact_decoder, prompt_width=prompt_width, context_length=context_length)
+        decoder = MeteredDecoder(tiny_decoder, prompt_width=prompt_width, context_length=context_length)
         return Bench(decoder, slots, **options)
 
     return make

@@ -33,8 +33,8 @@ def plain_greedy(decoder: CpuDecoder, ids: Sequence[int], count: int) -> list[in
 # -- one request -------------------------------------------------------------------------------------------------------
 
 
-def test_greedy_answer_is_that_of_the_obvious_loop(make_bench: MakeBench, exact_decoder: CpuDecoder) -> None:
-    expected = plain_greedy(exact_decoder, PROMPT, 30)
+def test_greedy_answer_is_that_of_the_obvious_loop(make_bench: MakeBench, tiny_decoder: CpuDecoder) -> None:
+    expected = plain_greedy(tiny_decoder, PROMPT, 30)
     bench = make_bench(slots=3)
     request = bench.submit(PROMPT, max_tokens=30)
     bench.finish()
@@ -102,7 +102,7 @@ def test_what_the_model_cannot_take_is_refused(bench: Bench, ids: list[int], opt
     assert bench.loop.is_idle and not bench.decoder.calls
 
 
-def test_one_token_prompt(bench: Bench, exact_decoder: CpuDecoder) -> None:
+def test_one_token_prompt(bench: Bench, tiny_decoder: CpuDecoder) -> None:
     request = bench.submit([7], max_tokens=4, n=2)
     bench.finish()
     assert bench.tokens(request, 0) == bench.tokens(request, 1)
@@ -119,8 +119,8 @@ def test_one_token_prompts_begin_before_they_answer(bench: Bench) -> None:
 # -- log-probabilities -------------------------------------------------------------------------------------------------
 
 
-def test_logprobs_are_those_of_the_raw_logits(make_bench: MakeBench, exact_decoder: CpuDecoder) -> None:
-    cache = exact_decoder.new_cache()
+def test_logprobs_are_those_of_the_raw_logits(make_bench: MakeBench, tiny_decoder: CpuDecoder) -> None:
+    cache = tiny_decoder.new_cache()
     bench = make_bench(slots=3)
     request = bench.submit(
         PROMPT,
@@ -131,16 +131,16 @@ def test_logprobs_are_those_of_the_raw_logits(make_bench: MakeBench, exact_decod
     bench.finish()
     scored = [entry for frame in bench.of(request, Tokens) for entry in frame.scored]
     tokens = bench.tokens(request)
-    rows = exact_decoder.verify(cache, PROMPT + tokens)[len(PROMPT) - 1 : -1]
+    rows = tiny_decoder.verify(cache, PROMPT + tokens)[len(PROMPT) - 1 : -1]
     for token, entry, row in zip(tokens, scored, rows, strict=True):
         expected = sampling.score(row, token, 3)
         assert (entry.id, entry.top_ids) == (token, expected.top_ids)
         assert entry.logprob == pytest.approx(expected.logprob, abs=1e-3)
 
 
-def test_prompt_logprobs_of_every_token_but_the_first(make_bench: MakeBench, exact_decoder: CpuDecoder) -> None:
-    cache = exact_decoder.new_cache()
-    rows = exact_decoder.verify(cache, PROMPT).copy()
+def test_prompt_logprobs_of_every_token_but_the_first(make_bench: MakeBench, tiny_decoder: CpuDecoder) -> None:
+    cache = tiny_decoder.new_cache()
+    rows = tiny_decoder.verify(cache, PROMPT).copy()
     bench = make_bench(slots=3)
     bench.answer(PROMPT)  # rows to take over, which would have no logits
     request = bench.submit(PROMPT, max_tokens=1, logprobs=2, prompt_logprobs=True)
@@ -389,6 +389,8 @@ def test_a_draft_never_passes_the_limits(make_bench: MakeBench) -> None:
 
 class Only:
     """Allows the tokens of a fixed answer, then nothing; may say so in advance."""
+
+    end_ids: frozenset[int] = frozenset()
 
     def __init__(self, answer: list[int], says_so: bool) -> None:
         self.rest = list(answer)
