@@ -55,6 +55,7 @@ class Grammar(Struct, frozen=True, kw_only=True):
 
     kind: Literal["json_object", "json_schema", "regex", "lark"]
     source: str = ""
+    param: str = "response_format"  # the request's field that asked for it
 
 
 class Chat(Struct, frozen=True, tag="chat", kw_only=True):

@@ -86,8 +86,11 @@ def apply_count_penalties(logits: Logits, counts: dict[int, int], presence: floa
 
 
 def exclude(logits: Logits, ids: Sequence[int]) -> None:
-    """Make tokens impossible, in place."""
+    """Make tokens impossible, in place, unless nothing else is possible."""
+    kept = logits[ids]
     logits[ids] = -np.inf
+    if logits.max() == -np.inf:
+        logits[ids] = kept
 
 
 def sample(logits: Logits, best: np.float32, sampling: Sampling, uniform: float) -> int:

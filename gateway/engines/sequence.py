@@ -27,6 +27,10 @@ class Constraint(Protocol):
         """The tokens that must come next, as far as that is known; empty when there is a choice."""
 
     @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end the answer where the grammar allows it, whatever else the request says of them."""
+
+    @property
     def is_stopped(self) -> bool:
         """The answer is complete and nothing may follow."""
 
@@ -61,6 +65,10 @@ class GeneratingSequence:
         self._constraint = make_constraint(request.grammar) if request.grammar else None
         self._drafter = PredictionDrafter(request.prediction) if request.prediction else None
         self._stop_ids = frozenset(request.stop_ids)
+        self._least = request.min_tokens
+        if self._constraint:
+            self._least = self._least if request.stop_ids else request.max_tokens  # `ignore_eos`
+            self._stop_ids |= self._constraint.end_ids
         self._is_predicted = False  # whether the draft under way comes from the prediction
 
     @property
@@ -117,10 +125,10 @@ class GeneratingSequence:
         top = self.request.logprobs
         raw = row.copy() if top is not None else row
         self._sampler.adjust(row)
-        if self.generated < self.request.min_tokens:
-            exclude(row, self.request.stop_ids)
         if self._constraint:
             self._constraint.restrict(row)
+        if self.generated < self._least:
+            exclude(row, list(self._stop_ids))
         token = self._sampler.choose(row)
         return token, score(raw, token, top) if top is not None else None
 

@@ -35,16 +35,18 @@ from gateway.engines.frames import (
     decode_to_worker,
     encode,
 )
+from gateway.engines.grammar import GrammarCompiler
+from gateway.engines.grammar_desk import Compiled, GrammarDesk
 from gateway.engines.memory import peak_bytes
 from gateway.engines.onnx import SessionOptions
-from gateway.engines.sequence import Constraint
 from gateway.engines.static_decoder import open_static_decoder
 from gateway.engines.token_loop import TokenLoop
-from gateway.errors import BundleError, EngineFailed, GatewayError, UnsupportedParameter
-from gateway.generation import Grammar
+from gateway.errors import BundleError, EngineFailed, GatewayError
 
 _ORPHAN_GRACE_S = 5.0  # what a device call that is under way gets when the gateway is gone
 _WARM_UP_TOKENS = 16
+
+Inbox = SimpleQueue[ToWorker | Compiled]
 
 
 class WorkerSpec(Struct, frozen=True, kw_only=True):
@@ -62,46 +64,53 @@ class WorkerSpec(Struct, frozen=True, kw_only=True):
 def worker_main(connection: Connection, spec: WorkerSpec) -> None:
     """Load, warm up, say Ready, then answer until told to stop. Says Failed(id=None) when the load fails."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole console group; the gateway decides
-    inbox: SimpleQueue[ToWorker] = SimpleQueue()
-    threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
+    inbox: Inbox = SimpleQueue()
+    threading.Thread(target=receive, args=(connection, inbox.put), daemon=True).start()
 
     def emit(frame: FromWorker) -> None:
         connection.send_bytes(encode(frame))
 
     try:
-        loop = _load(spec, emit)
-        serve(loop, inbox)
+        decoder, caches = _load(spec, emit)
+        desk = _grammar_desk(spec, decoder, inbox)
+        serve(TokenLoop(decoder, caches, emit, make_constraint=desk, prefix_cache=spec.prefix_cache), inbox, desk)
     except GatewayError as error:
         emit(Failed(None, type(error).__name__, error.message))
     except OSError:
         return  # the gateway is gone, and so is everybody who might have waited
 
 
-def _receive(connection: Connection, inbox: SimpleQueue[ToWorker]) -> None:
+def receive(connection: Connection, deliver: Callable[[ToWorker], None]) -> None:
+    """Deliver frames until the gateway is gone; then Shutdown, and a while later the end."""
     try:
         while True:
-            inbox.put(decode_to_worker(connection.recv_bytes()))
+            deliver(decode_to_worker(connection.recv_bytes()))
     except (EOFError, OSError):
-        inbox.put(Shutdown())
+        deliver(Shutdown())
         time.sleep(_ORPHAN_GRACE_S)
         os._exit(1)  # a call that does not return must not keep the model in memory for nobody
 
 
-def serve(loop: TokenLoop, inbox: SimpleQueue[ToWorker]) -> None:
+def serve(loop: TokenLoop, inbox: Inbox, desk: GrammarDesk) -> None:
     """Hand frames to the loop and let it make one device call at a time; returns on Shutdown."""
     while True:
         while loop.is_idle or not inbox.empty():
             match inbox.get():
                 case Submit() as frame:
-                    loop.submit(frame)
-                case Cancel() as frame:
-                    loop.cancel(frame)
+                    if not desk.holds(frame):
+                        loop.submit(frame)
+                case Compiled() as compiled:
+                    if desk.releases(compiled):
+                        loop.submit(compiled.frame)
+                case Cancel() as cancel:
+                    desk.forget(cancel.id)
+                    loop.cancel(cancel)
                 case Shutdown():
                     return
         loop.turn()
 
 
-def _load(spec: WorkerSpec, emit: Callable[[FromWorker], None]) -> TokenLoop:
+def _load(spec: WorkerSpec, emit: Callable[[FromWorker], None]) -> tuple[Decoder, list[KVCache]]:
     started = time.perf_counter()
     emit(Loading("opening the model"))
     try:
@@ -123,7 +132,13 @@ def _load(spec: WorkerSpec, emit: Callable[[FromWorker], None]) -> TokenLoop:
             peak_bytes=peak_bytes(),
         )
     )
-    return TokenLoop(decoder, caches, emit, make_constraint=_make_constraint, prefix_cache=spec.prefix_cache)
+    return decoder, caches
+
+
+def _grammar_desk(spec: WorkerSpec, decoder: Decoder, inbox: Inbox) -> GrammarDesk:
+    bundle = load_bundle(Path(spec.bundle))
+    compiler = GrammarCompiler(bundle.tokenizer_path, decoder.spec.vocab_size, bundle.config.eos_ids)
+    return GrammarDesk(compiler, inbox.put)
 
 
 def open_decoder(spec: WorkerSpec, progress: Callable[[str], None] = lambda stage: None) -> Decoder:
@@ -157,7 +172,3 @@ def warm_up(decoder: Decoder, cache: KVCache) -> None:
     decoder.prefill(cache, [0] * tokens)
     decoder.step([cache], [0])
     cache.truncate(0)
-
-
-def _make_constraint(grammar: Grammar) -> Constraint:
-    raise UnsupportedParameter(f"This model cannot be held to a {grammar.kind} grammar.", param="response_format")

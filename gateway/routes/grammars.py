@@ -38,7 +38,7 @@ def _asked(request: GenerationFields) -> Asked:
     if request.json_schema is not None:
         yield "json_schema", _json_schema(request.json_schema, "json_schema")
     if request.grammar:
-        yield "grammar", Grammar(kind="lark", source=request.grammar)
+        yield "grammar", Grammar(kind="lark", source=request.grammar, param="grammar")
 
 
 def _response_format(wanted: ResponseFormat) -> Asked:
@@ -84,13 +84,13 @@ def _structured(wanted: StructuredOutputs, prefix: str) -> Asked:
     elif wanted.json:
         yield prefix + "json", _json_schema(_parsed(wanted.json, prefix + "json"), prefix + "json")
     if wanted.regex:
-        yield prefix + "regex", Grammar(kind="regex", source=wanted.regex)
+        yield prefix + "regex", Grammar(kind="regex", source=wanted.regex, param=prefix + "regex")
     if wanted.choice is not None:
-        yield prefix + "choice", Grammar(kind="lark", source=_one_of(wanted.choice))
+        yield prefix + "choice", Grammar(kind="lark", source=_one_of(wanted.choice), param=prefix + "choice")
     if wanted.grammar:
-        yield prefix + "grammar", Grammar(kind="lark", source=wanted.grammar)
+        yield prefix + "grammar", Grammar(kind="lark", source=wanted.grammar, param=prefix + "grammar")
     if wanted.json_object:
-        yield prefix + "json_object", Grammar(kind="json_object")
+        yield prefix + "json_object", Grammar(kind="json_object", param=prefix + "json_object")
 
 
 def _one_of(choices: list[str]) -> str:
@@ -99,7 +99,7 @@ def _one_of(choices: list[str]) -> str:
 
 def _json_schema(schema: Json, param: str) -> Grammar:
     check_depth(schema, param)
-    return Grammar(kind="json_schema", source=msgspec.json.encode(schema).decode())
+    return Grammar(kind="json_schema", source=msgspec.json.encode(schema).decode(), param=param)
 
 
 def _parsed(text: str, param: str) -> Json:

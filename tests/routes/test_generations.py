@@ -301,14 +301,29 @@ def test_response_format() -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"guided_regex": r"\d+"}, Grammar(kind="regex", source=r"\d+")),
-        ({"structured_outputs": {"regex": r"\d+"}}, Grammar(kind="regex", source=r"\d+")),
-        ({"guided_grammar": 'start: "a"'}, Grammar(kind="lark", source='start: "a"')),
-        ({"structured_outputs": {"grammar": 'start: "a"'}}, Grammar(kind="lark", source='start: "a"')),
-        ({"grammar": 'start: "a"'}, Grammar(kind="lark", source='start: "a"')),
-        ({"guided_choice": ["yes", 'n"o']}, Grammar(kind="lark", source='start: "yes" | "n\\"o"')),
-        ({"structured_outputs": {"choice": ["yes"]}}, Grammar(kind="lark", source='start: "yes"')),
-        ({"structured_outputs": {"json_object": True}}, Grammar(kind="json_object")),
+        ({"guided_regex": r"\d+"}, Grammar(kind="regex", source=r"\d+", param="guided_regex")),
+        (
+            {"structured_outputs": {"regex": r"\d+"}},
+            Grammar(kind="regex", source=r"\d+", param="structured_outputs.regex"),
+        ),
+        ({"guided_grammar": 'start: "a"'}, Grammar(kind="lark", source='start: "a"', param="guided_grammar")),
+        (
+            {"structured_outputs": {"grammar": 'start: "a"'}},
+            Grammar(kind="lark", source='start: "a"', param="structured_outputs.grammar"),
+        ),
+        ({"grammar": 'start: "a"'}, Grammar(kind="lark", source='start: "a"', param="grammar")),
+        (
+            {"guided_choice": ["yes", 'n"o']},
+            Grammar(kind="lark", source='start: "yes" | "n\\"o"', param="guided_choice"),
+        ),
+        (
+            {"structured_outputs": {"choice": ["yes"]}},
+            Grammar(kind="lark", source='start: "yes"', param="structured_outputs.choice"),
+        ),
+        (
+            {"structured_outputs": {"json_object": True}},
+            Grammar(kind="json_object", param="structured_outputs.json_object"),
+        ),
         ({"grammar": "", "guided_regex": "", "guided_json": ""}, None),
         ({"structured_outputs": {}}, None),
     ],

@@ -1,0 +1,249 @@
+"""JSON schemas as llguidance can hold a model to them, so that every answer validates.
+
+The library takes most of JSON Schema as it is and refuses what it cannot enforce. What is changed before it sees a
+schema, and why:
+
+1. Whitespace is fixed: `{"a": 1, "b": [2]}`, as most tools write JSON on one line. A model at a high temperature would
+   otherwise write blanks until its tokens are spent, and what is fixed can be computed several tokens at a time.
+2. An object that lists its properties gets no others, unless its schema says so: models do not stop inventing them.
+   This narrows the schema, so it is not done where schemas are combined and narrower could mean contradictory.
+3. Formats that the library does not know, or takes loosely (29 February, second 60), become narrower patterns; those
+   that JSON Schema does not define are annotations, as the standard has it.
+4. What it would take and not keep is refused: numbers with more digits than a double, `minProperties` that equal keys
+   could satisfy.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import unquote
+
+Schema = dict[str, Any]
+Path = tuple[str | int, ...]
+
+#: llguidance's compile options, as it reads them from a schema.
+OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+_DEFINITIONS = ("$defs", "definitions")
+_DEFINITION_PATHS = [(key,) for key in _DEFINITIONS]
+_SCHEMA_MAPS = ("properties", "patternProperties", *_DEFINITIONS)
+_SCHEMA_LISTS = ("anyOf", "allOf", "oneOf", "prefixItems", "items")
+_SCHEMAS = ("items", "additionalProperties", "additionalItems")
+_NUMBERS = ("const", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+
+_LEAP_YEAR = r"(\d\d(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
+_YEAR = r"([1-9]\d{3}|0[1-9]\d\d|00[1-9]\d|000[1-9])"
+_DATE = (
+    rf"({_YEAR}-((0[13578]|1[02])-(0[1-9]|[12]\d|3[01])|(0[469]|11)-(0[1-9]|[12]\d|30)|02-(0[1-9]|1\d|2[0-8]))"
+    rf"|{_LEAP_YEAR}-02-29)"
+)
+_TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,9})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
+_JSON_POINTER = r"(/([^~/]|~[01])*)*"
+_PATTERNS = {
+    "date": _DATE,
+    "time": _TIME,
+    "date-time": f"{_DATE}T{_TIME}",
+    "json-pointer": _JSON_POINTER,
+    "relative-json-pointer": rf"(0|[1-9]\d*)(#|{_JSON_POINTER})",
+}
+_NARROWER = {
+    "idn-email": "email",
+    "idn-hostname": "hostname",
+    "iri": "uri",
+    "iri-reference": "uri",
+    "uri-reference": "uri",
+    "uri-template": "uri",
+}
+_AS_THEY_ARE = frozenset(("duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"))
+_UNKEPT = frozenset(["regex"])  # defined by the standard, and beyond a grammar
+
+
+class SchemaError(Exception):
+    """What is wrong with a schema; `path` says where."""
+
+    def __init__(self, what: str, path: Path = ()) -> None:
+        super().__init__(f"at '{_pointer(path)}': {what}" if path else what)
+
+
+def prepare(schema: Any) -> Schema:
+    """The schema for llguidance, its options within. Raises SchemaError for what could not be kept."""
+    if schema is False:
+        raise SchemaError("nothing matches the schema `false`")
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        raise SchemaError(f"a JSON schema is an object, not {json.dumps(schema)[:60]}")
+    try:
+        schemas = list(_subschemas(schema, ()))
+        combined = any(_is_combined(inner) for _, inner in schemas)
+        for path, inner in schemas:
+            _check_reference(schema, inner, path)
+            _check_kept(inner, path)
+        prepared = _rewrite(schema, lambda inner: _prepared(inner, close=not combined))
+    except RecursionError:
+        raise SchemaError("it is nested too deeply") from None
+    return prepared | {"x-guidance": OPTIONS}
+
+
+def locate(schema: Schema, said: str, complaint: Callable[[Schema], str], seconds: float = 2.0) -> SchemaError:
+    """What the library `said` of the schema, with the path of the smallest subschema of which it says the same.
+
+    Args:
+        complaint: what the library says of a schema, "" if nothing.
+        seconds: after which the search is given up.
+    """
+    deadline = time.monotonic() + seconds
+    definitions = {key: schema[key] for key in _DEFINITIONS if key in schema}
+    for path, inner in sorted(_subschemas(schema, ()), key=lambda found: found[0][:1] not in _DEFINITION_PATHS):
+        if time.monotonic() > deadline:
+            break
+        if path and complaint(definitions | inner | {"x-guidance": OPTIONS}) == said:
+            return SchemaError(said, path)
+    return SchemaError(said)
+
+
+def _subschemas(schema: Any, path: Path) -> Iterator[tuple[Path, Schema]]:
+    """Every schema within, and last the schema itself. What is no object is left to the library to refuse."""
+    if not isinstance(schema, dict):
+        return
+    for key, value in schema.items():
+        for step, inner in _inner(key, value):
+            yield from _subschemas(inner, (*path, key, *step))
+    yield path, schema
+
+
+def _inner(key: str, value: Any) -> Iterator[tuple[Path, Any]]:
+    if key in _SCHEMA_MAPS and isinstance(value, dict):
+        yield from (((name,), inner) for name, inner in value.items())
+    elif key in _SCHEMA_LISTS and isinstance(value, list):
+        yield from (((index,), inner) for index, inner in enumerate(value))
+    elif key in _SCHEMAS:
+        yield (), value
+
+
+def _rewrite(schema: Schema, change: Callable[[Schema], Schema]) -> Schema:
+    """A copy with every subschema changed, inner ones first."""
+
+    def rewrite(key: str, value: Any) -> Any:
+        if key in _SCHEMA_MAPS and isinstance(value, dict):
+            return {name: inside(inner) for name, inner in value.items()}
+        if key in _SCHEMA_LISTS and isinstance(value, list):
+            return [inside(inner) for inner in value]
+        return inside(value) if key in _SCHEMAS else value
+
+    def inside(value: Any) -> Any:
+        return _rewrite(value, change) if isinstance(value, dict) else value
+
+    return change({key: rewrite(key, value) for key, value in schema.items()})
+
+
+def _is_combined(schema: Schema) -> bool:
+    """Whether closing an object in this schema or under it could leave nothing, or too much, to match."""
+    if "allOf" in schema or "oneOf" in schema:
+        return True
+    return "properties" in schema and not schema.keys().isdisjoint(("$ref", "anyOf"))
+
+
+def _prepared(schema: Schema, *, close: bool) -> Schema:
+    schema.pop("x-guidance", None)
+    if schema.get("uniqueItems") is False:
+        del schema["uniqueItems"]
+    if isinstance(schema.get("format"), str):
+        schema = _with_kept_format(schema)
+    if close and _lists_its_properties(schema):
+        schema["additionalProperties"] = False
+    return schema
+
+
+def _lists_its_properties(schema: Schema) -> bool:
+    properties, required = schema.get("properties"), schema.get("required", [])
+    if not isinstance(properties, dict) or not isinstance(required, list) or not properties:
+        return False
+    others = ("additionalProperties", "patternProperties", "minProperties")
+    return schema.keys().isdisjoint(others) and all(name in properties for name in required)
+
+
+def _with_kept_format(schema: Schema) -> Schema:
+    name = schema["format"]
+    if name in _PATTERNS:
+        rest = {key: value for key, value in schema.items() if key != "format"}
+        kept = {"pattern": f"^{_PATTERNS[name]}$"}
+        others = rest.get("allOf", [])
+        if "pattern" not in rest or not isinstance(others, list):
+            return kept | rest
+        return rest | {"allOf": [*others, kept]}
+    if name in _AS_THEY_ARE:
+        return schema
+    if name in _NARROWER:
+        return schema | {"format": _NARROWER[name]}
+    return {key: value for key, value in schema.items() if key != "format"}
+
+
+def _check_kept(schema: Schema, path: Path) -> None:
+    """Raises SchemaError for what the library would take and answers could break."""
+    if schema.get("format") in _UNKEPT:
+        raise SchemaError(f"the format {schema['format']!r} cannot be enforced", path)
+    required = schema.get("required")
+    fixed = len(required) if isinstance(required, list) else 0
+    least = schema.get("minProperties")
+    if isinstance(least, int) and least > fixed + 1:
+        raise SchemaError(f"'minProperties' cannot be more than the required properties and one ({fixed + 1})", path)
+    for key in _NUMBERS:
+        for number in _numbers(schema.get(key)):
+            if not _is_exact(number):
+                raise SchemaError(f"the number {number} has more digits than can be kept exactly", (*path, key))
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    match value:
+        case bool():
+            pass
+        case int() | float():
+            yield value
+        case list():
+            for item in value:
+                yield from _numbers(item)
+        case dict():
+            yield from _numbers(list(value.values()))
+
+
+def _is_exact(number: int | float) -> bool:
+    """The library counts in doubles and writes 15 digits."""
+    try:
+        return float(f"{number:.15g}") == number
+    except OverflowError:
+        return False
+
+
+def _check_reference(root: Schema, schema: Schema, path: Path) -> None:
+    """Raises SchemaError for a `$ref` that leaves the document or leads nowhere in it; anchors are the library's."""
+    target = schema.get("$ref")
+    if target is None:
+        return
+    if not isinstance(target, str):
+        raise SchemaError("'$ref' is a string", path)
+    if not target.startswith("#"):
+        if "$id" in root and not target.startswith(("http:", "https:")):
+            return  # relative to the document's own name
+        raise SchemaError(f"the reference {target!r} leads out of the schema; nothing is fetched", path)
+    if target.startswith("#/") and not _exists(root, unquote(target[2:]).split("/")):
+        raise SchemaError(f"there is nothing at {target!r}", (*path, "$ref"))
+
+
+def _exists(node: Any, steps: list[str]) -> bool:
+    for step in steps:
+        step = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(node, dict) and step in node:
+            node = node[step]
+        elif isinstance(node, list) and step.isdecimal() and int(step) < len(node):
+            node = node[int(step)]
+        else:
+            return False
+    return True
+
+
+def _pointer(path: Path) -> str:
+    return "#/" + "/".join(str(step).replace("~", "~0").replace("/", "~1") for step in path)
