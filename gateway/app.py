@@ -109,7 +109,7 @@ class Server(uvicorn.Server):
 
     1. A first SIGINT or SIGTERM stops accepting; requests that run get `shutdown_grace_s`, then the router ends each
        with an error of its own, so that no client that reads sees a body cut off. Who neither reads nor sends is cut
-       off then. A second Ctrl-C does not wait.
+       off then. A second Ctrl-C ends the grace; a third is uvicorn's, which drops everything.
     2. uvicorn would raise the signal again when it has stopped; a server that stopped as asked has succeeded.
 
     Args:
@@ -133,6 +133,7 @@ class Server(uvicorn.Server):
         self._router: Router = app.state.router
         self._grace_s = config.shutdown_grace_s
         self._on_started = on_started
+        self._hurried = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -147,14 +148,17 @@ class Server(uvicorn.Server):
             ending.cancel()
 
     async def _end_requests(self) -> None:
-        await asyncio.sleep(self._grace_s)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._hurried.wait(), self._grace_s)
         await self._router.aclose()
         await asyncio.sleep(LAST_FRAME_S)
         for connection in list(self.server_state.connections):
             connection.transport.abort()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.force_exit = self.should_exit and sig == signal.SIGINT
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = self._hurried.is_set()
+            self._hurried.set()
         self.should_exit = True
 
 

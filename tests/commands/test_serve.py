@@ -142,4 +142,7 @@ if os.name == "posix":
                 with pytest.raises(subprocess.TimeoutExpired):
                     running.process.wait(1.0)
                 running.process.send_signal(signal.SIGINT)
-                running.process.wait(5.0)
+                assert any('"error"' in line for line in lines)
+            assert running.process.wait(10.0) == 0
+            assert running.process.stderr is not None
+            assert "Traceback" not in running.process.stderr.read()
