@@ -24,7 +24,8 @@ from onnx import TensorProto
 from gateway.bundles import quantise
 from gateway.bundles.graph import MICROSOFT, GraphWriter
 from gateway.bundles.linear import LinearWriter, Packed
-from gateway.bundles.source import EMBEDDING, FINAL_NORM, HEAD, Blocks, ModelSource, layer
+from gateway.bundles.source import EMBEDDING, FINAL_NORM, HEAD, Blocks, ModelSource, TransformerConfig, layer
+from gateway.errors import BundleError
 
 
 def write_cpu_graph(source: ModelSource, path: Path, progress: Callable[[float], None]) -> None:
@@ -44,6 +45,7 @@ class _CpuGraph:
 
     def write(self, progress: Callable[[float], None]) -> None:
         layers = self._config.layers
+        _check_sizes(self._config)
         self._declare_inputs()
         table = self._linear.pack(EMBEDDING, self._eight_bit(EMBEDDING))
         residual = self._linear.lookup(table, "input_ids", "embedding")
@@ -52,7 +54,7 @@ class _CpuGraph:
             residual, delta = self._layer(index, residual, delta)
             progress((index + 1) / (layers + 1))
         _, x = self._norm("final", FINAL_NORM, residual, delta)
-        self._linear.packed_product(self._head(table), x, "logits")
+        self._head(table, x)
         self._graph.save(self._config.architecture)
         progress(1.0)
 
@@ -146,5 +148,22 @@ class _CpuGraph:
         own = quantise.as_eight_bit(self._source.blocks(name))
         return own or quantise.eight_bit(self._source.tensor(name))
 
-    def _head(self, table: Packed) -> Packed:
-        return table if self._config.tied_embeddings else self._linear.pack(HEAD, self._eight_bit(HEAD))
+    def _head(self, table: Packed, x: str) -> None:
+        if self._config.tied_embeddings:
+            self._linear.packed_product(table, x, "logits")
+            return
+        blocks = self._source.blocks(HEAD) or quantise.eight_bit(self._source.tensor(HEAD))
+        self._graph.node("Identity", [self._linear.product(HEAD, x, [blocks])], "logits")
+
+
+def _check_sizes(config: TransformerConfig) -> None:
+    """Raises BundleError for a model whose matrices cannot be cut into blocks, or whose heads the kernel refuses."""
+    sizes = {"hidden": config.hidden, "feed-forward": config.ffn, "attention": config.heads * config.head_dim}
+    for name, size in sizes.items():
+        if size % quantise.BLOCK:
+            raise BundleError(f"The model's {name} size, {size}, is not a multiple of {quantise.BLOCK}.")
+    if config.head_dim % 16 or config.heads % config.kv_heads:
+        raise BundleError(
+            f"{config.heads} heads of {config.head_dim} over {config.kv_heads} cached ones are not supported: a head's "
+            "size must be a multiple of 16, and each cached one serve a whole number of others."
+        )

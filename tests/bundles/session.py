@@ -1,0 +1,57 @@
+"""Runs a CPU graph in a bare InferenceSession: what a bundle promises to any host, without this gateway's engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+
+class BareSession:
+    """`batch` sequences whose caches of `capacity` rows are written in place."""
+
+    def __init__(self, graph: Path, *, batch: int = 1, capacity: int = 256) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 2
+        options.log_severity_level = 3  # logits_to_keep, an input with a default, is warned about
+        self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self.lengths = np.zeros(batch, np.int64)
+        self._caches = {
+            value.name: ort.OrtValue.ortvalue_from_numpy(
+                np.zeros((batch, value.shape[1], capacity, value.shape[3]), np.float32)
+            )
+            for value in self.session.get_inputs()
+            if value.name.startswith("past_key_values")
+        }
+
+    def feed(self, ids: Sequence[Sequence[int]], **extra: Any) -> Array:
+        """Append a row of ids to each sequence; logits (batch, kept, vocab)."""
+        self.lengths = self.lengths + len(ids[0])
+        return self._run(np.array(ids, np.int64), extra)
+
+    def feed_padded(self, ids: Sequence[Sequence[int]]) -> Array:
+        """The first ids of each sequence, padded on the right to the longest."""
+        width = max(map(len, ids))
+        self.lengths = np.array([len(row) for row in ids], np.int64)
+        return self._run(np.array([[*row, *[0] * (width - len(row))] for row in ids], np.int64), {})
+
+    def _run(self, ids: NDArray[np.int64], extra: dict[str, Any]) -> Array:
+        mask = (np.arange(self.lengths.max()) < self.lengths[:, None]).astype(np.int64)
+        binding = self.session.io_binding()
+        inputs = {"input_ids": ids, "attention_mask": mask} | extra
+        held = {name: ort.OrtValue.ortvalue_from_numpy(values) for name, values in inputs.items()}
+        for name, value in held.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_output("logits")
+        for name, cache in self._caches.items():
+            binding.bind_ortvalue_input(name, cache)
+            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)
+        self.session.run_with_iobinding(binding)
+        logits: Array = binding.get_outputs()[0].numpy()
+        return logits

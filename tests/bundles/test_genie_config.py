@@ -1,0 +1,221 @@
+"""Genie bundles are read, their files found wherever their author wrote them, and every defect is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.bundles.genie_config import GenieBundle, load_genie_bundle
+from gateway.errors import BundleError
+from gateway.generation import Chat, Message
+from gateway.templates import ChatTemplate
+from tests.npu.genie_bundle import SPECIAL_TOKENS, write_genie_bundle
+
+Change = Callable[[dict[str, Any]], object]
+CHAT = Chat(
+    messages=(Message(role="system", content="Be brief."), Message(role="user", content=" Hello ")),
+)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """config.json of a bundle whose binaries are only files."""
+    binaries = [tmp_path / f"part_{index}_of_2.bin" for index in (1, 2)]
+    for binary in binaries:
+        binary.write_bytes(b"\x01" * 10_000)
+    return write_genie_bundle(tmp_path / "models" / "tiny", binaries)
+
+
+def changed(path: Path, change: Change) -> Path:
+    config = json.loads(path.read_text(encoding="utf-8"))
+    change(config["dialog"])
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(BundleError) as raised:
+        load_genie_bundle(path)
+    assert str(path.parent.parent) not in raised.value.message  # no path of the server
+    return raised.value.message
+
+
+def set_tokens(path: Path, specials: list[str]) -> None:
+    tokens = [{"id": index, "content": content} for index, content in enumerate(specials)]
+    (path.parent / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}), encoding="utf-8")
+
+
+def prompt(bundle: GenieBundle) -> str:
+    assert bundle.chat_template is not None
+    return ChatTemplate(bundle.chat_template, bundle.tokenizer_config).render(CHAT)
+
+
+def test_everything_that_matters_is_read(bundle: Path) -> None:
+    read = load_genie_bundle(bundle)
+    assert (read.context_length, read.prompt_width, read.usable_context) == (128, 8, 120)
+    assert (read.vocab_size, read.bos_id, read.end_ids) == (128, 1, (3,))
+    assert read.dialog_type == "basic"
+    assert read.tokenizer_config == {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+
+
+def test_paths_are_made_absolute_and_nothing_else_is_touched_but_the_sampler(bundle: Path) -> None:
+    before = json.loads(bundle.read_text(encoding="utf-8"))["dialog"]
+    after = load_genie_bundle(bundle).config["dialog"]
+    folder = bundle.parent
+    assert after["tokenizer"].pop("path") == str(folder / "tokenizer.json")
+    assert after["engine"]["backend"].pop("extensions") == str(folder / "htp_backend_ext_config.json")
+    assert after["engine"]["model"]["binary"].pop("ctx-bins") == [str(folder / f"part_{i}_of_2.bin") for i in (1, 2)]
+    assert after.pop("sampler")["top-k"] > 1  # a dialog that is created greedy stays greedy
+    for place in (before["tokenizer"], before["engine"]["backend"], before["engine"]["model"]["binary"], before):
+        for key in ("path", "extensions", "ctx-bins", "sampler"):
+            place.pop(key, None)
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["part_1_of_2.bin", "models\\tiny\\part_1_of_2.bin", "genie/python/part_1_of_2.bin", "C:\\old\\part_1_of_2.bin"],
+)
+def test_binaries_are_found_from_wherever_their_names_were_written(bundle: Path, written: str) -> None:
+    changed(bundle, lambda dialog: dialog["engine"]["model"]["binary"].update({"ctx-bins": [written]}))
+    assert load_genie_bundle(bundle).binaries == (bundle.parent / "part_1_of_2.bin",)
+
+
+def test_a_file_further_up_is_found_too(bundle: Path) -> None:
+    extensions = bundle.parents[2] / "config" / "ext.json"
+    extensions.parent.mkdir()
+    extensions.write_text("{}", encoding="utf-8")
+    changed(bundle, lambda dialog: dialog["engine"]["backend"].update(extensions="config\\ext.json"))
+    assert load_genie_bundle(bundle).config["dialog"]["engine"]["backend"]["extensions"] == str(extensions)
+
+
+def test_several_end_tokens(bundle: Path) -> None:
+    changed(bundle, lambda dialog: dialog["context"].update({"eos-token": [3, 2], "eot-token": 2}))
+    assert load_genie_bundle(bundle).end_ids == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.update(type="kv-share"), "'kv-share'"),
+        (lambda d: d.update(type="ssd-q1"), "ssd-q1"),
+        (lambda d: d.pop("context"), "context"),
+        (lambda d: d["context"].pop("size"), "size"),
+        (lambda d: d["context"].pop("bos-token"), "bos-token"),
+        (lambda d: d["context"].update({"n-vocab": "many"}), "n-vocab"),
+        (lambda d: d["context"].update({"eos-token": -1}), "eos-token"),
+        (lambda d: d.update(engine=[d["engine"]]), "engine"),
+        (lambda d: d["engine"]["backend"].update(type="QnnGenAiTransformer"), "QnnGenAiTransformer"),
+        (lambda d: d["engine"]["backend"].update(extensions="nowhere.json"), "backend extensions file 'nowhere.json'"),
+        (lambda d: d["engine"]["model"]["binary"].update({"ctx-bins": []}), "ctx-bins"),
+        (lambda d: d["engine"]["model"]["binary"].update({"ctx-bins": ["a\\gone.bin"]}), "context binary 'gone.bin'"),
+        (lambda d: d["tokenizer"].update(path="gone/tokenizer2.json"), "tokenizer 'tokenizer2.json'"),
+    ],
+)
+def test_what_is_wrong_with_a_configuration_is_said_by_name(bundle: Path, change: Change, words: str) -> None:
+    assert words in refusal(changed(bundle, change))
+
+
+def test_a_configuration_that_is_none(bundle: Path) -> None:
+    bundle.write_text('{"dialog": ', encoding="utf-8")
+    assert "config.json is not a Genie configuration" in refusal(bundle)
+    bundle.unlink()
+    assert "no Genie configuration at config.json" in refusal(bundle)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "part_1_of_2.bin is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "Git LFS pointer"),
+        (b"\x01" * 500_000 + bytes(20_000), "its download was not finished"),
+    ],
+)
+def test_a_binary_that_cannot_be_whole(bundle: Path, content: bytes, words: str) -> None:
+    (bundle.parent / "part_1_of_2.bin").write_bytes(content)
+    assert words in refusal(bundle)
+
+
+def test_a_binary_may_be_padded(bundle: Path) -> None:
+    (bundle.parent / "part_1_of_2.bin").write_bytes(b"\x01" * 100_000 + bytes(4095))
+    assert load_genie_bundle(bundle)
+
+
+def test_a_tokenizer_that_is_none(bundle: Path) -> None:
+    (bundle.parent / "tokenizer.json").write_text("no", encoding="utf-8")
+    assert "tokenizer.json cannot be read" in refusal(bundle)
+
+
+def test_a_byte_order_mark_is_no_defect(bundle: Path) -> None:
+    bundle.write_bytes(b"\xef\xbb\xbf" + bundle.read_bytes())
+    assert load_genie_bundle(bundle)
+
+
+def test_without_metadata_the_usual_width_is_assumed(bundle: Path) -> None:
+    (bundle.parent / "metadata.json").unlink()
+    assert load_genie_bundle(bundle).prompt_width == 64
+    changed(bundle, lambda dialog: dialog["context"].update(size=4096))
+    assert load_genie_bundle(bundle).usable_context == 4096 - 128
+
+
+def test_metadata_tells_the_widest_pass(bundle: Path) -> None:
+    names = "prompt_ar128_cl4096_1_of_3 token_ar1_cl4096_1_of_3 ar32_cl4096_1_of_3"
+    (bundle.parent / "metadata.json").write_text(names, encoding="utf-8")
+    assert load_genie_bundle(bundle).prompt_width == 128
+
+
+def test_a_speculative_bundle_names_its_forecast(bundle: Path) -> None:
+    forecast = bundle.parent / "kv-cache.primary.qnn-htp"
+    table = {"forecast-prefix-name": "genie\\models\\Qwen\\"}
+    changed(bundle, lambda dialog: dialog.update({"type": "ssd-q1", "ssd-q1": table}))
+    assert "forecast prefix 'Qwen'" in refusal(bundle)
+    forecast.write_bytes(b"\x01")
+    read = load_genie_bundle(bundle)
+    assert read.dialog_type == "ssd-q1"
+    assert read.config["dialog"]["ssd-q1"]["forecast-prefix-name"] == str(bundle.parent)
+
+
+def test_the_models_own_template_goes_before_a_familys(bundle: Path) -> None:
+    assert "<|im_start|>" in prompt(load_genie_bundle(bundle))
+    (bundle.parent / "tokenizer_config.json").write_text('{"chat_template": "mine"}', encoding="utf-8")
+    assert prompt(load_genie_bundle(bundle)) == "mine"
+    (bundle.parent / "chat_template.jinja").write_text("still more mine", encoding="utf-8")
+    assert prompt(load_genie_bundle(bundle)) == "still more mine"
+
+
+@pytest.mark.parametrize(
+    ("specials", "expected"),
+    [
+        (
+            list(SPECIAL_TOKENS),
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n Hello <|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (
+            ["", "<|begin_of_text|>", "<|start_header_id|>", "<|eot_id|>"],
+            "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nHello<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        (
+            ["<|start_of_role|>", "<|end_of_role|>"],
+            "<|start_of_role|>system<|end_of_role|>Be brief.<|end_of_text|>\n"
+            "<|start_of_role|>user<|end_of_role|> Hello <|end_of_text|>\n"
+            "<|start_of_role|>assistant<|end_of_role|>",
+        ),
+        (["<|user|>", "<|end|>"], "<|system|>\nBe brief.<|end|>\n<|user|>\n Hello <|end|>\n<|assistant|>\n"),
+    ],
+)
+def test_a_family_is_told_by_its_special_tokens(bundle: Path, specials: list[str], expected: str) -> None:
+    set_tokens(bundle, specials)
+    assert prompt(load_genie_bundle(bundle)) == expected
+
+
+def test_no_family_no_template_unless_a_dialect_is_configured(bundle: Path) -> None:
+    set_tokens(bundle, ["<a>", "<b>"])
+    assert load_genie_bundle(bundle).chat_template is None
+    assert load_genie_bundle(bundle, "plain").chat_template is None
+    assert "<|im_start|>" in prompt(load_genie_bundle(bundle, "chatml"))
