@@ -23,6 +23,10 @@ class Bundle(Struct, frozen=True, kw_only=True):
     chat_template: str | None
 
     @property
+    def end_ids(self) -> tuple[int, ...]:
+        return tuple(self.config.eos_ids)
+
+    @property
     def graph_paths(self) -> tuple[Path, ...]:
         """The graph, or those of the pipeline's stages in order."""
         decoder = self.config.decoder
@@ -66,8 +70,16 @@ def find_chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | 
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")
-    found = tokenizer_config.get("chat_template")
-    if isinstance(found, list):
-        named = {entry.get("name"): entry.get("template") for entry in found}
-        found = named.get("default") or next(iter(named.values()), None)
-    return found
+    try:
+        found = msgspec.convert(tokenizer_config.get("chat_template"), str | list[_NamedTemplate] | None)
+    except msgspec.ValidationError as error:
+        raise BundleError(f"{folder.name}: tokenizer_config.json has no readable chat_template: {error}.") from error
+    if not isinstance(found, list):
+        return found
+    named = {entry.name: entry.template for entry in found}
+    return named.get("default") or next(iter(named.values()), None)
+
+
+class _NamedTemplate(Struct):
+    name: str
+    template: str

@@ -163,7 +163,7 @@ def _config(content: _File) -> GenaiConfig:
 
 
 def _decoder(raw: dict[str, Any]) -> DecoderConfig:
-    options = raw.get("session_options") or {}
+    options = msgspec.convert(raw.get("session_options") or {}, dict[str, Any])
     stages = [
         _stage(name, stage, options)
         for part in _as_list(raw.get("pipeline"))

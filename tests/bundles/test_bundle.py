@@ -1,0 +1,245 @@
+"""Reading bundles: ours, those of other makers, and every way in which one can be broken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from gateway.bundles.bundle import load_bundle
+from gateway.bundles.genai_config import Inputs, SlidingWindow, Stage
+from gateway.errors import BundleError
+from tests.tiny import CHATML
+
+
+@pytest.fixture
+def bundle(tiny: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle to break."""
+    return Path(shutil.copytree(tiny, tmp_path / "model"))
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], Any], name: str = "genai_config.json") -> None:
+    content = json.loads((folder / name).read_text(encoding="utf-8"))
+    change(content)
+    (folder / name).write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_a_bundle_of_ours(tiny: Path) -> None:
+    bundle = load_bundle(tiny)
+    config = bundle.config
+    assert (config.model_type, config.vocab_size, config.context_length) == ("llama", 384, 512)
+    assert (config.eos_ids, config.bos_id, config.pad_id) == ((2, 0), 1, 2)
+    assert (config.search.temperature, config.search.top_p, config.search.top_k) == (0.7, 0.9, None)
+    assert config.search.past_present_share_buffer
+    decoder = config.decoder
+    assert (decoder.num_hidden_layers, decoder.num_key_value_heads, decoder.head_size) == (2, 2, 16)
+    assert decoder.inputs == Inputs() and not decoder.stages
+    assert decoder.session_options.providers == {}
+    assert bundle.graph_paths == (tiny / "model.onnx",)
+    assert bundle.chat_template == CHATML
+
+
+def test_the_real_bundle(smollm2: Path) -> None:
+    bundle = load_bundle(smollm2)
+    assert (bundle.config.vocab_size, bundle.config.context_length, bundle.config.eos_ids) == (49152, 8192, (2, 0))
+    assert bundle.chat_template is not None and "SmolLM" in bundle.chat_template
+    assert "Apache License" in (smollm2 / "LICENSE").read_text(encoding="utf-8")
+
+
+def test_unknown_keys_are_ignored_and_one_stop_token_may_stand_alone(bundle: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["future"] = {"x": 1}
+        content["model"] |= {"eos_token_id": 7, "vision": {}}
+        content["model"]["decoder"] |= {"layer_types": ["full"], "head_size": 16}
+        content["search"]["num_beams"] = 1
+
+    edit(bundle, change)
+    assert load_bundle(bundle).config.eos_ids == (7,)
+
+
+def test_templates_by_name_and_from_a_file(bundle: Path) -> None:
+    named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
+    edit(bundle, lambda content: content.update(chat_template=named), "tokenizer_config.json")
+    assert load_bundle(bundle).chat_template == "D"
+    edit(bundle, lambda content: content.update(chat_template=named[:1]), "tokenizer_config.json")
+    assert load_bundle(bundle).chat_template == "T"
+    (bundle / "chat_template.jinja").write_text("ä", encoding="utf-8")
+    assert load_bundle(bundle).chat_template == "ä"
+    (bundle / "chat_template.jinja").unlink()
+    (bundle / "tokenizer_config.json").unlink()
+    assert load_bundle(bundle).chat_template is None
+
+
+def test_the_tokenizer_may_live_in_a_folder_of_its_own(bundle: Path) -> None:
+    (bundle / "text").mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bundle / name).rename(bundle / "text" / name)
+    edit(bundle, lambda content: content["model"].update(tokenizer_dir="text"))
+    loaded = load_bundle(bundle)
+    assert loaded.tokenizer_path == bundle / "text" / "tokenizer.json"
+    assert loaded.chat_template == CHATML
+
+
+def _graph(path: Path, context_file: str | None = None) -> Path:
+    """A graph of one node: a compiled context kept in `context_file`, or a plain one."""
+    attributes = {"embed_mode": 0, "ep_cache_context": context_file} if context_file else {}
+    node = helper.make_node(
+        "EPContext" if context_file else "Identity",
+        ["x"],
+        ["y"],
+        domain="com.microsoft" if context_file else "",
+        **attributes,
+    )
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    onnx.save(helper.make_model(helper.make_graph([node], "g", values[:1], values[1:])), path)
+    return path
+
+
+_PIPELINE = {
+    "session_options": {"intra_op_num_threads": 2, "log_id": "x", "session.intra_op.allow_spinning": "0"},
+    "sliding_window": {"window_size": 64, "alignment": "left", "slide_key_value_cache": False},
+    "pipeline": [
+        {"embeddings": {"filename": "embeddings.onnx", "inputs": ["input_ids"], "outputs": ["hidden"]}},
+        {
+            "context": {
+                "filename": "context.onnx",
+                "run_on_token_gen": False,
+                "reset_session_idx": 2,
+                "session_options": {
+                    "provider_options": [{"QNN": {"backend_path": "QnnHtp.dll", "soc_model": 60, "device": {"a": 1}}}]
+                },
+                "output_names_forwarder": {"out": "hidden"},
+            },
+            "iterator": {"filename": "iterator.onnx", "run_on_prompt": False},
+        },
+        {"lm_head": {"filename": "lm_head.onnx", "is_lm_head": True}},
+    ],
+}
+
+
+@pytest.fixture
+def pipeline(bundle: Path) -> Path:
+    """A bundle of four graphs, as Windows ML and Foundry Local lay them out."""
+
+    def change(content: dict[str, Any]) -> None:
+        del content["model"]["decoder"]["filename"]
+        content["model"]["type"] = "decoder-pipeline"
+        content["model"]["decoder"] |= _PIPELINE
+
+    edit(bundle, change)
+    (bundle / "ctx_qnn.bin").write_bytes(b"x")
+    _graph(bundle / "context.onnx", "ctx_qnn.bin")
+    for name in ("embeddings", "iterator", "lm_head"):
+        _graph(bundle / f"{name}.onnx")
+    return bundle
+
+
+def test_a_pipeline_of_stages(pipeline: Path) -> None:
+    bundle = load_bundle(pipeline)
+    decoder = bundle.config.decoder
+    embeddings, context, iterator, head = decoder.stages
+    assert [stage.name for stage in decoder.stages] == ["embeddings", "context", "iterator", "lm_head"]
+    assert [path.name for path in bundle.graph_paths] == [f"{stage.name}.onnx" for stage in decoder.stages]
+    assert (embeddings.inputs, embeddings.outputs) == (("input_ids",), ("hidden",))
+    assert (context.run_on_prompt, context.run_on_token_gen, context.reset_session_idx) == (True, False, 2)
+    assert context.output_names_forwarder == {"out": "hidden"}
+    assert (iterator.run_on_prompt, iterator.run_on_token_gen, iterator.reset_session_idx) == (False, True, -1)
+    assert head.is_lm_head
+    assert decoder.sliding_window == SlidingWindow(window_size=64, alignment="left", slide_key_value_cache=False)
+
+
+def test_session_options_are_inherited_only_by_stages_without_their_own(pipeline: Path) -> None:
+    embeddings, context, *_ = load_bundle(pipeline).config.decoder.stages
+    assert embeddings.session_options.intra_op_num_threads == 2
+    assert embeddings.session_options.entries == {"session.intra_op.allow_spinning": "0"}
+    assert context.session_options.intra_op_num_threads is None
+    assert context.session_options.providers == {"qnn": {"backend_path": "QnnHtp.dll", "soc_model": "60"}}
+    edit(
+        pipeline,
+        lambda content: content["model"]["decoder"]["pipeline"][1]["context"].update(inherit_session_options=True),
+    )
+    context = load_bundle(pipeline).config.decoder.stages[1]
+    assert context.session_options.intra_op_num_threads == 2
+    assert context.session_options.providers["qnn"]["soc_model"] == "60"
+
+
+def test_a_pipeline_may_be_one_object(pipeline: Path) -> None:
+    stages = {name: stage for part in _PIPELINE["pipeline"] for name, stage in part.items()}  # type: ignore[attr-defined]
+    edit(pipeline, lambda content: content["model"]["decoder"].update(pipeline=stages))
+    assert [stage.name for stage in load_bundle(pipeline).config.decoder.stages] == list(stages)
+    assert isinstance(load_bundle(pipeline).config.decoder.stages[0], Stage)
+
+
+def test_a_missing_compiled_context_is_named(pipeline: Path) -> None:
+    (pipeline / "ctx_qnn.bin").unlink()
+    with pytest.raises(BundleError, match=r"model lacks ctx_qnn\.bin, which context\.onnx refers to"):
+        load_bundle(pipeline)
+
+
+def _without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def _with(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def _cut(name: str, share: float) -> Callable[[Path], object]:
+    def cut(folder: Path) -> None:
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[: int(len(whole) * share)])
+
+    return cut
+
+
+def _model(**values: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder, lambda content: content["model"].update(values))
+
+
+def _decoder(**values: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder, lambda content: content["model"]["decoder"].update(values))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (shutil.rmtree, "There is no model bundle at model"),
+        (_without("genai_config.json"), "has no genai_config.json, so it is not a model bundle"),
+        (_without("tokenizer.json"), "model has no tokenizer.json"),
+        (_without("model.onnx"), "lacks model.onnx, which its genai_config.json names"),
+        (_without("model.onnx.data"), "lacks model.onnx.data, which model.onnx refers to"),
+        (_cut("model.onnx.data", 0.5), "model.onnx.data is truncated"),
+        (_cut("model.onnx.data", 0.999), "model.onnx.data is truncated"),
+        (_cut("model.onnx", 0.5), "model.onnx is truncated or not an ONNX graph"),
+        (_cut("model.onnx", 0), "model.onnx is truncated or not an ONNX graph"),
+        (_with("model.onnx", b"version https://git-lfs"), "model.onnx is truncated or not an ONNX graph"),
+        (_with("genai_config.json", b"{"), "genai_config.json cannot be read"),
+        (_with("genai_config.json", b"[]"), "genai_config.json cannot be read: Expected `object`"),
+        (_with("genai_config.json", b"\xff\xfe{}"), "genai_config.json cannot be read"),
+        (_with("tokenizer_config.json", b"[]"), "tokenizer_config.json cannot be read"),
+        (_with("tokenizer_config.json", b'{"chat_template": [1]}'), "has no readable chat_template"),
+        (_model(vocab_size="many"), r"Expected `int`, got `str` - at `$.model.vocab_size`"),
+        (_model(context_length=0), "must be at least 1"),
+        (_model(decoder=None), r"$.model.decoder"),
+        (_decoder(filename=""), "neither a `filename` nor a `pipeline`"),
+        (_decoder(head_size=None), "head_size"),
+        (_decoder(pipeline=[{"a": 1}]), "genai_config.json cannot be read"),
+        (_decoder(pipeline=[{"a": {}}]), "filename"),
+        (_decoder(session_options={"provider_options": [1]}), "genai_config.json cannot be read"),
+        (_decoder(session_options=[1]), "session_options"),
+        (_decoder(sliding_window={"window_size": 64, "alignment": "middle"}), "middle"),
+    ],
+)
+def test_damage_is_one_sentence(bundle: Path, damage: Callable[[Path], object], words: str) -> None:
+    damage(bundle)
+    with pytest.raises(BundleError) as caught:
+        load_bundle(bundle)
+    assert words in caught.value.message
+    assert str(bundle.parent) not in caught.value.message
+    assert "\n" not in caught.value.message
