@@ -27,7 +27,7 @@ from gateway.errors import BundleError
 _FORECAST = "kv-cache.primary.qnn-htp"
 #: The widest pass of the published models: what is assumed where the bundle does not say how wide its own are.
 _USUAL_WIDTH = 128
-_GRAPH_NAME = re.compile(rb"\bar(\d+)_cl\d+_\d+_of_\d+")
+_GRAPH_NAME = re.compile(rb"(?<![a-zA-Z])ar(\d+)_cl\d+_\d+_of_\d+")
 _SAMPLER = {"version": 1, "seed": 0, "temp": 1.0, "top-k": 40, "top-p": 1.0}
 
 TokenId = Annotated[int, Meta(ge=0)]

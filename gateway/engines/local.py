@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import cast
 
+from gateway.bundles.bundle import load_bundle
 from gateway.config import ModelConfig
 from gateway.engines.answer import Answer
 from gateway.engines.base import Device, EngineStatus
@@ -89,8 +90,8 @@ class LocalEngine:
     async def start(self) -> None:
         """Read the bundle, spawn the worker, wait until it is warm. Raises BundleError, EngineFailed."""
         if not self._model.path:
-            raise BundleError(f"The model '{self._name}' needs `path`, the folder of its bundle.")
-        self._prompts = await asyncio.to_thread(Prompts, self._path, self._model.dialect)
+            raise BundleError(f"The model '{self._name}' needs `path`, where its bundle is.")
+        self._prompts = await asyncio.to_thread(self._open_prompts)
         await self._supervisor.start()
 
     async def aclose(self) -> None:
@@ -137,6 +138,9 @@ class LocalEngine:
 
     def render(self, messages: Sequence[Message]) -> str:
         return self._ready_prompts().prompt(Chat(messages=tuple(messages))).rendered
+
+    def _open_prompts(self) -> Prompts:
+        return Prompts(load_bundle(self._path), self._model.dialect)
 
     def _worker(self, on_frame: Callable[[FromWorker], None]) -> WorkerProcess:
         model = self._model

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 from msgspec import Struct
 
-from gateway.bundles.bundle import load_bundle
 from gateway.dialects.base import Parser
 from gateway.dialects.choose import choose_dialect
 from gateway.dialects.plain import PlainParser
@@ -25,20 +26,34 @@ class PreparedPrompt(Struct, frozen=True, kw_only=True):
     grammar: Grammar | None = None
 
 
+class TextSide(Protocol):
+    """What a bundle, of whatever kind, says of its text."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def tokenizer_path(self) -> Path: ...
+    @property
+    def tokenizer_config(self) -> dict[str, Any]: ...
+    @property
+    def chat_template(self) -> str | None: ...
+    @property
+    def end_ids(self) -> Sequence[int]: ...
+
+
 class Prompts:
-    """The text side of the bundle in folder `path`. Raises BundleError or ConfigError when it cannot be read.
+    """The text side of a bundle. Raises BundleError or ConfigError when it cannot be read.
 
     Args:
         dialect: its name, or "" to choose by the chat template.
     """
 
-    def __init__(self, path: Path, dialect: str) -> None:
-        bundle = load_bundle(path)
-        self._name = path.name
+    def __init__(self, bundle: TextSide, dialect: str) -> None:
+        self._name = bundle.folder.name
         self._dialect = choose_dialect(dialect, bundle.chat_template or "")
         self._template = ChatTemplate(bundle.chat_template, bundle.tokenizer_config) if bundle.chat_template else None
         self.tokens = TokenText.load(bundle.tokenizer_path, self._dialect.markers)
-        self.end_ids = list(bundle.config.eos_ids)
+        self.end_ids = list(bundle.end_ids)
 
     def prepare(self, generation: Generation) -> PreparedPrompt:
         """May take long for a long prompt: not for the event loop. Raises InvalidRequest."""

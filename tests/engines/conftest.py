@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 
 from gateway.bundles.bundle import load_bundle
+from gateway.bundles.npu_target import look_for_npu
 from gateway.engines.base import Decoder, DecoderSpec, KVCache, Logits
 from gateway.engines.decoder import CpuDecoder
 from gateway.engines.frames import Began, Ended, Failed, FromWorker, Prefilled, Submit, Tokens
 from gateway.engines.sequence import Constraint
 from gateway.engines.token_loop import TokenLoop
 from gateway.generation import Grammar, Sampling
+from tests.npu.genie_bundle import write_genie_bundle
+from tests.npu.tiny_context import binaries, build_apart
 from tests.tiny import VOCABULARY
 
 GREEDY = Sampling(temperature=0)
@@ -117,6 +120,22 @@ class Bench:
 
     def when(self, request: int, kind: type = Tokens) -> list[float]:
         return [t for t, f in zip(self.times, self.frames, strict=True) if isinstance(f, kind) and f.id == request]
+
+
+@pytest.fixture(scope="session")
+def contexts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny NPU model's graphs, compiled for the emulated NPU."""
+    if look_for_npu(emulated=True) is None:
+        pytest.skip("there is no NPU here, and no emulation of one")
+    folder = tmp_path_factory.mktemp("contexts")
+    build_apart(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def genie(contexts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config.json of a Genie bundle over those."""
+    return write_genie_bundle(tmp_path_factory.mktemp("genie") / "tiny", binaries(contexts))
 
 
 @pytest.fixture
