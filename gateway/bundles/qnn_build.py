@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ class NpuReport(Struct, frozen=True, kw_only=True):
     contexts: tuple[int, ...]
     width: int
     parts: list[PartCheck]
+    compile_s: float
     #: share of the checked tokens after which float32 and the NPU would say the same next token
     top1: float
     tokens: int
@@ -104,6 +106,7 @@ class _Build:
         self._work = work
         self._progress = progress
         self._widths = {"context": target.width, "iterator": 1}
+        self._compile_s = 0.0
         self._on_npu, self._in_float = work / "npu.npy", work / "float.npy"
 
     def run(self) -> BundleGraphs:
@@ -121,6 +124,7 @@ class _Build:
             contexts=target.contexts,
             width=target.width,
             parts=[self._part(part) for part in parts],
+            compile_s=round(self._compile_s, 1),
             top1=self._top1(),
             tokens=len(np.load(self._on_npu)),
         )
@@ -139,8 +143,10 @@ class _Build:
         graphs = self._write(work, part, target.precision)
         self._progress(f"{name}: writing", 1.0)
         self._progress(f"{name}: compiling", 0.0)
+        started = time.perf_counter()
         compiled = work / "compiled" if target.share else self._folder
         compile_graphs(list(graphs.values()), compiled, target.device)
+        self._compile_s += time.perf_counter() - started
         if target.share:
             compile_graphs(list(graphs.values()), self._folder, target.device, share=True)
         self._progress(f"{name}: compiling", 1.0)

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import onnxruntime as ort
 from msgspec import Struct
 from numpy.typing import NDArray
@@ -54,9 +55,10 @@ class PartCheck(Struct, frozen=True, kw_only=True):
     """Relative errors |a - b| / |b| of the last hidden state over all tokens.
 
     `npu_error` is the NPU against the same graph on the CPU, `error` the NPU's chain of parts against float32.
-    `largest` is the largest number in float32; float16 ends at 65504.
+    `largest` is the largest number in float32; float16 ends at 65504. `nodes`: of the prompt graph, all on the NPU.
     """
 
+    nodes: int
     npu_error: float
     error: float
     largest: float
@@ -80,6 +82,7 @@ def _check(request: CheckRequest) -> None:
     np.save(request.on_npu, on_npu)
     np.save(request.in_float, in_float)
     check = PartCheck(
+        nodes=len(onnx.load(request.source.prompt, load_external_data=False).graph.node),
         npu_error=_relative(on_npu, on_cpu),
         error=_relative(on_npu, in_float),
         largest=float(np.abs(in_float).max()),

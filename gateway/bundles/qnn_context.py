@@ -33,9 +33,8 @@ def read_compiled(path: Path) -> CompiledGraph | None:
     if not contexts:
         return None
     attributes = [{item.name: onnx.helper.get_attribute_value(item) for item in node.attribute} for node in contexts]
-    names = {  # of several networks in one binary only the first names it
-        item["ep_cache_context"].decode() for item in attributes if "ep_cache_context" in item and not item.get("embed_mode", 1)
-    }
+    beside = [item for item in attributes if not item.get("embed_mode", 1)]
+    names = {item["ep_cache_context"].decode() for item in beside if "ep_cache_context" in item}
     soc, architecture = _target(model)
     return CompiledGraph(
         binaries=tuple(path.parent / name for name in sorted(names)),
