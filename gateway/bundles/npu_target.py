@@ -59,12 +59,17 @@ def may_have_npu(system: str = sys.platform, machine: str = platform.machine()) 
 
 def look_for_npu(*, emulated: bool = False) -> NpuDevice | None:
     """The NPU, or with `emulated` what stands in for it; None when there is none or its driver crashes."""
+    try:
+        return ask_for_npu(emulated=emulated)
+    except BundleError:
+        return None
+
+
+def ask_for_npu(*, emulated: bool) -> NpuDevice | None:
+    """As `look_for_npu`, but raises BundleError when the process that asks the driver crashes."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         question = _Question(emulated=emulated, answer=str(Path(folder) / "answer.json"))
-        try:
-            run_in_child(__name__, question, "the NPU's driver")
-        except BundleError:
-            return None
+        run_in_child(__name__, question, "the NPU's driver")
         return msgspec.json.decode(Path(question.answer).read_bytes(), type=NpuDevice | None)
 
 

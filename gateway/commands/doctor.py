@@ -1,7 +1,6 @@
 """`npu-gateway doctor`: what this machine has, and whether each configured model can run on it.
 
-Everything is found out by asking the thing itself. The NPU is asked in a child process: a driver that is broken enough
-ends the process that asks, and native libraries print to stdout.
+Everything is found out by asking the thing itself, the NPU's driver too.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from gateway import __version__
 from gateway.commands import options
-from gateway.errors import ConfigError
+from gateway.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
     from gateway.config import Config
@@ -92,30 +91,18 @@ def libraries() -> Iterator[Finding]:
 
 def npu() -> Finding:
     """The device that `provider = "qnn"` would take."""
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
+    from gateway.bundles.npu_target import ask_for_npu
 
     try:
-        with ProcessPoolExecutor(1, get_context("spawn"), initializer=_stdout_to_stderr) as pool:
-            return pool.submit(ask_npu).result()
-    except BrokenProcessPool:
-        return Finding("bad", "NPU", "asking the QNN provider ended the process that asked; is the driver damaged?")
-
-
-def _stdout_to_stderr() -> None:
-    os.dup2(2, 1)
-
-
-def ask_npu() -> Finding:
-    from gateway.bundles.qnn_provider import emulated_npu, find_npu
-
-    if device := find_npu():
-        version = f"Hexagon v{device.architecture}" if device.architecture else "unknown Hexagon version"
-        return Finding("ok", "NPU", f"{device.name}, {version}")
-    if device := emulated_npu():
+        device = ask_for_npu(emulated=True)
+    except BundleError as error:
+        return Finding("bad", "NPU", f"{error.message} Is the driver damaged?")
+    if device is None:
+        return Finding("note", "NPU", "none; models run on the CPU")
+    if device.kind == "emulated":
         return Finding("note", "NPU", f"none; provider 'qnn' would use slow {device.name}, 'auto' takes the CPU")
-    return Finding("note", "NPU", "none; models run on the CPU")
+    version = f"Hexagon v{device.architecture}" if device.architecture else "unknown Hexagon version"
+    return Finding("ok", "NPU", f"{device.name}, {version}")
 
 
 def configuration(arguments: argparse.Namespace, config: Config) -> Iterator[Finding]:
