@@ -17,7 +17,7 @@ PACKAGE = ROOT / "gateway"
 #: docs/architecture.md draws the same picture. A file imports only what stands before it, or its own family.
 _SHELVES = (
     "errors",
-    "generation settings config config_file openai_types breaker slots metrics logs",
+    "generation settings config config_file openai_types openai_completions breaker slots metrics logs",
     "textstream sandbox templates dialects bundles",
     "engines",
     "prober lane router sse",
@@ -40,6 +40,11 @@ ROOMS = {
 
 def sources() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
+
+
+def test_the_picture_shows_the_same_order() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert "\n".join("  ".join(shelf.split()) for shelf in _SHELVES) in page
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
