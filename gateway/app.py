@@ -22,7 +22,7 @@ from gateway.errors import ConfigError
 from gateway.lane import Lane
 from gateway.metrics import Metrics
 from gateway.router import Router
-from gateway.routes import chat, health, models, root
+from gateway.routes import chat, completions, embeddings, health, models, root, tokenize
 from gateway.routes.connection import request_number
 from gateway.routes.guards import cors_of, guards_of
 from gateway.routes.refusals import refuse
@@ -31,6 +31,11 @@ HANDLERS = [
     root.root,
     root.root_head,
     chat.chat_completions,
+    completions.completions,
+    embeddings.embeddings,
+    tokenize.tokenize,
+    tokenize.detokenize,
+    tokenize.apply_template,
     models.list_models,
     models.get_model,
     health.healthz,

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gateway.dialects.base import Parser
 from gateway.engines.choice import ChoiceText
@@ -115,6 +116,8 @@ class Answer:
             self._count_token()
             text = choice.decoder.push(index)
             logprob = self._logprob(frame.scored[place]) if frame.scored else None
+            if logprob is not None and not self._tokens.text_bytes(index):
+                logprob = replace(logprob, bytes=())  # a token that stays hidden, so that the bytes join to the text
             self._emit(choice.text.push(text, logprob, whole=choice.decoder.is_whole))
             if choice.text.stopped is not None:
                 self._send(Cancel(self.id, frame.choice))

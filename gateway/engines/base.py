@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Struct, field
 from numpy.typing import NDArray
 
-from gateway.generation import Event, Generation, Message, Meter, Prompt
+from gateway.generation import Chat, Event, Generation, Meter, Prompt
 
 Logits = NDArray[np.float32]
 State = Literal["loading", "ready", "restarting", "failed", "closed"]
@@ -52,13 +52,26 @@ class Engine(Protocol):
 
 
 class TextTools(Protocol):
-    """What an engine that owns its tokenizer can do beside generating (`/tokenize`, `/apply-template`, counting)."""
+    """What an engine that owns its tokenizer can do beside generating (`/tokenize`, `/apply-template`, counting).
 
-    def encode(self, prompt: Prompt) -> list[int]: ...
+    All raise ModelNotReady before the engine has started, and InvalidRequest for what they are given. Long texts take
+    a while: not for the event loop.
+    """
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The token ids that the model gets for `prompt`."""
 
-    def render(self, messages: Sequence[Message]) -> str: ...
+    def tokenize(self, text: str, *, begin: bool, specials: bool) -> list[int]:
+        """The ids of a text, which may be empty: with the tokenizer's begin token, with special tokens parsed."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens as they are written."""
+
+    def pieces(self, ids: Sequence[int]) -> list[bytes]:
+        """Each token as it is written; several of them may share a character."""
+
+    def render(self, chat: Chat) -> str:
+        """The conversation through the model's own chat template."""
 
 
 class KVCache(Protocol):

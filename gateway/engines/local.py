@@ -31,7 +31,7 @@ from gateway.errors import (
     ModelNotReady,
     error_class,
 )
-from gateway.generation import Chat, Event, Finished, Generation, Message, Meter, Prompt
+from gateway.generation import Chat, Event, Finished, Generation, Meter, Prompt
 
 
 class LocalEngine:
@@ -133,11 +133,19 @@ class LocalEngine:
     def encode(self, prompt: Prompt) -> list[int]:
         return self._ready_prompts().prompt(prompt).ids
 
+    def tokenize(self, text: str, *, begin: bool, specials: bool) -> list[int]:
+        return self._ready_prompts().tokens.encode(text, begin=begin, specials=specials)
+
     def decode(self, ids: Sequence[int]) -> str:
         return self._ready_prompts().tokens.decode(ids)
 
-    def render(self, messages: Sequence[Message]) -> str:
-        return self._ready_prompts().prompt(Chat(messages=tuple(messages))).rendered
+    def pieces(self, ids: Sequence[int]) -> list[bytes]:
+        tokens = self._ready_prompts().tokens
+        tokens.check(ids, "tokens")
+        return [tokens.bytes_of(index) for index in ids]
+
+    def render(self, chat: Chat) -> str:
+        return self._ready_prompts().prompt(chat).rendered
 
     def _open_prompts(self) -> Prompts:
         return Prompts(load_bundle(self._path), self._model.dialect)

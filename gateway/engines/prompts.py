@@ -11,6 +11,7 @@ from msgspec import Struct
 from gateway.dialects.base import Parser
 from gateway.dialects.choose import choose_dialect
 from gateway.dialects.plain import PlainParser
+from gateway.engines.infill import infill_ids
 from gateway.engines.tokens import TokenText
 from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.generation import Chat, Generation, Grammar, Prompt, Text, TokenIds
@@ -70,12 +71,12 @@ class Prompts:
         match prompt:
             case Chat():
                 prepared = self._chat(prompt)
-            case Text(suffix=str()):
-                raise UnsupportedParameter(f"The model '{self._name}' cannot fill in the middle.", param="suffix")
+            case Text(text=text, suffix=str(suffix)):
+                prepared = PreparedPrompt(ids=self._infill(text, suffix), rendered=text)
             case Text(text=text):
                 prepared = PreparedPrompt(ids=self.tokens.encode(text), rendered=text)
             case TokenIds(ids=ids):
-                self.tokens.check(ids)
+                self.tokens.check(ids, "prompt")
                 prepared = PreparedPrompt(ids=list(ids))
         if not prepared.ids:
             raise InvalidRequest("The prompt is empty.", param="prompt")
@@ -88,6 +89,12 @@ class Prompts:
                 return [self._dialect.parser(chat, prompt.rendered, choice) for choice in range(generation.n)]
             case _:
                 return [PlainParser(choice) for choice in range(generation.n)]
+
+    def _infill(self, prefix: str, suffix: str) -> list[int]:
+        ids = infill_ids(self.tokens, prefix, suffix)
+        if ids is None:
+            raise UnsupportedParameter(f"The model '{self._name}' cannot fill in the middle.", param="suffix")
+        return ids
 
     def _chat(self, chat: Chat) -> PreparedPrompt:
         if self._template is None:

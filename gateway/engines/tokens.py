@@ -59,9 +59,17 @@ class TokenText:
     def vocab_size(self) -> int:
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
-    def encode(self, text: str) -> list[int]:
-        """Raw text as the model's makers tokenize it: special tokens are parsed, a begin token is added if they do."""
-        return self._encode(text, begin=True)
+    def token_id(self, text: str) -> int | None:
+        """The id of the token that is written so, if there is one."""
+        index: int | None = self._tokenizer.token_to_id(text)
+        return index
+
+    def encode(self, text: str, *, begin: bool = True, specials: bool = True) -> list[int]:
+        """Raw text as the model's makers tokenize it: special tokens are parsed, a begin token is added if they do.
+
+        Without `begin` none is added, without `specials` none is parsed.
+        """
+        return self._encode(text, begin=begin, specials=specials)
 
     def disguise(self) -> Disguise:
         """For the variables of one rendering, and then for its output in `encode_rendered`."""
@@ -80,15 +88,15 @@ class TokenText:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens included. Raises InvalidRequest for ids outside the vocabulary."""
-        self.check(ids)
+        self.check(ids, "tokens")
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
-    def check(self, ids: Iterable[int]) -> None:
-        """Raises InvalidRequest unless every id is in the vocabulary."""
+    def check(self, ids: Iterable[int], param: str) -> None:
+        """Raises InvalidRequest, which names `param`, unless every id is in the vocabulary."""
         size = self.vocab_size
         for index in ids:
             if not 0 <= index < size:
-                raise InvalidRequest(f"Token id {index} is outside the vocabulary of {size} tokens.")
+                raise InvalidRequest(f"Token id {index} is outside the vocabulary of {size} tokens.", param=param)
 
     def bytes_of(self, index: int) -> bytes:
         """A token as it is written, special ones too; nothing for an id that has no token."""

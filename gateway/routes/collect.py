@@ -40,6 +40,7 @@ class CollectedChoice(Struct):
 
 class Collected(Struct):
     choices: list[CollectedChoice]
+    prompt_logprobs: list[tuple[TokenLogprob, ...]] = field(default_factory=list)  # one for each prompt
     usage: Usage = Usage()
 
 
@@ -67,4 +68,4 @@ def _add(collected: Collected, event: Event) -> None:
         case Finished():
             collected.usage = event.usage
         case Started():
-            pass
+            collected.prompt_logprobs.append(event.prompt_logprobs)

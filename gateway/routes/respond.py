@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import msgspec
@@ -15,6 +15,7 @@ from gateway.errors import GatewayError, InvalidRequest
 from gateway.generation import Event, Generation
 from gateway.openai_types import ErrorBody, ErrorDetail
 from gateway.router import Answer, Router
+from gateway.routes.batches import Batch, open_batch
 from gateway.routes.collect import Collected, collect
 from gateway.routes.connection import HttpRequest, owner_of, router_of, while_connected
 from gateway.sse import EventStream
@@ -42,17 +43,24 @@ class Rendering(Protocol):
 
 
 async def answer(request: HttpRequest, generation: Generation, rendering: Rendering, *, stream: bool) -> ASGIApp:
-    """The response to one generation.
+    """The response to one generation; see `answer_all`."""
+    return await answer_all(request, [generation], rendering, stream=stream)
+
+
+async def answer_all(
+    request: HttpRequest, generations: Sequence[Generation], rendering: Rendering, *, stream: bool
+) -> ASGIApp:
+    """One response to one or several generations, whose choices are counted on from one to the next.
 
     Returns once the first event is there (streamed) or the last one (whole), so that every refusal is raised from
     here and becomes a plain HTTP status. A client that leaves meanwhile cancels the generation: ClientLeft.
-    The key's owner and the limits in the request's headers are added to `generation` here.
+    The key's owner and the limits in the request's headers are added to the generations here.
     """
     router = router_of(request)
-    generation = _as_asked(generation, request)
+    generations = [_as_asked(generation, request) for generation in generations]
     if not stream:
-        return json_response(await while_connected(request, _whole(router, generation, rendering)))
-    opened = await while_connected(request, router.open(generation))
+        return json_response(await while_connected(request, _whole(router, generations, rendering)))
+    opened = await while_connected(request, _open(router, generations))
     stream_response = EventStream(
         _pieces(opened, rendering),
         failed=rendering.failed,
@@ -86,13 +94,17 @@ def _seconds(request: HttpRequest, header: str) -> float | None:
     return milliseconds / 1000
 
 
-async def _whole(router: Router, generation: Generation, rendering: Rendering) -> Any:
-    opened = await router.open(generation)
-    collected = await collect(opened.events, generation.n)
+async def _open(router: Router, generations: Sequence[Generation]) -> Answer | Batch:
+    return await (router.open(generations[0]) if len(generations) == 1 else open_batch(router, generations))
+
+
+async def _whole(router: Router, generations: Sequence[Generation], rendering: Rendering) -> Any:
+    opened = await _open(router, generations)
+    collected = await collect(opened.events, sum(generation.n for generation in generations))
     return rendering.whole(opened.model, collected)
 
 
-async def _pieces(opened: Answer, rendering: Rendering) -> AsyncGenerator[bytes, None]:
+async def _pieces(opened: Answer | Batch, rendering: Rendering) -> AsyncGenerator[bytes, None]:
     async for event in opened.events:
         for piece in rendering.pieces(opened.model, event):
             yield piece

@@ -247,7 +247,7 @@ async def test_concurrent_requests_interleave_and_do_not_mix(engine: LocalEngine
 
 async def test_a_chat_is_rendered_by_the_models_template(engine: LocalEngine) -> None:
     messages = (Message(role="user", content="hello"),)
-    text = engine.render(messages)
+    text = engine.render(Chat(messages=messages))
     assert text == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     assert engine.encode(Chat(messages=messages)) == engine.encode(Text(text))
     assert engine.decode(engine.encode(Text(text))) == text

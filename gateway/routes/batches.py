@@ -1,0 +1,66 @@
+"""Several generations answered as one: what a completion with a list of prompts is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+
+from msgspec.structs import replace
+
+from gateway.generation import Event, Finished, Generation, Started, Usage
+from gateway.router import Answer, Router
+
+
+class Batch:
+    """Has the interface of `router.Answer`. `events` has a Started for each generation, in order; choices are counted
+    on from one generation to the next; one Finished sums up the usage.
+
+    They are answered one after another: a long list takes one place in the lane and leaves the others their turn, and
+    each prompt is computed as if it had come alone. The deadline is that of the whole.
+    """
+
+    def __init__(
+        self, router: Router, generations: Sequence[Generation], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.events = self._answer_all()
+        self._router, self._generations, self._clock = router, generations, clock
+        longest_s = router.config.server.timeout_s
+        self._deadline = clock() + min(longest_s, generations[0].timeout_s or longest_s)
+        self._answer: Answer | None = None
+
+    @property
+    def model(self) -> str:
+        assert self._answer is not None  # there is none before `open_batch` has returned
+        return self._answer.model
+
+    async def _answer_all(self) -> AsyncGenerator[Event, None]:
+        """Yields one event more than is told, first: a sign that the first generation is open."""
+        usage, choices = Usage(), 0
+        for number, generation in enumerate(self._generations):
+            left_s = self._deadline - self._clock()
+            self._answer = await self._router.open(replace(generation, timeout_s=left_s))
+            async with aclosing(self._answer.events) as events:
+                if number == 0:
+                    yield Started(prompt_tokens=0)
+                async for event in events:
+                    match event:
+                        case Started():
+                            yield event
+                        case Finished():
+                            usage = _sum(usage, event.usage)
+                        case _:
+                            yield replace(event, choice=choices + event.choice)
+            choices += generation.n
+        yield Finished(usage=usage)
+
+
+async def open_batch(router: Router, generations: Sequence[Generation]) -> Batch:
+    """The answers to all of them, once the device has begun with the first; every refusal of it is raised from here."""
+    batch = Batch(router, generations)
+    await anext(batch.events)
+    return batch
+
+
+def _sum(a: Usage, b: Usage) -> Usage:
+    return Usage(**{name: getattr(a, name) + getattr(b, name) for name in Usage.__struct_fields__})

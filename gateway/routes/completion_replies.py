@@ -1,0 +1,163 @@
+"""Events as OpenAI text completions: one reply, or a stream of chunks."""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Iterable, Iterator
+
+from msgspec import Struct
+
+from gateway.errors import GatewayError
+from gateway.generation import ChoiceFinished, Event, Finished, Started, TextDelta, TokenLogprob, Usage
+from gateway.openai_completions import Completion, TextChoice, TextLogprobs
+from gateway.routes.chat_replies import LOGPROB_FLOOR, fingerprint, usage_of
+from gateway.routes.collect import Collected, CollectedChoice
+from gateway.routes.respond import error_body
+from gateway.sse import DONE, MEDIA_TYPE, frame
+
+
+class CompletionShape(Struct, frozen=True, kw_only=True):
+    """What the client asked the reply to hold."""
+
+    id: str
+    n: int  # choices told for each prompt ...
+    best_of: int  # ... out of so many that are generated
+    #: What each prompt's choices begin with: the prompt's text with `echo`, else nothing.
+    echoes: tuple[str, ...]
+    with_logprobs: bool = False
+    with_usage: bool = False
+
+
+class CompletionRendering:
+    """See `respond.Rendering`. Choices are numbered over all prompts, in the prompts' order."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(self, shape: CompletionShape) -> None:
+        self._shape = shape
+        self._created = int(time.time())
+        self._prompt = -1  # the one that is being answered
+        self._places = [_Places(len(echo)) for echo in shape.echoes for _ in range(shape.best_of)]
+
+    def whole(self, model: str, collected: Collected) -> Completion:
+        told = [number for prompt in range(len(self._shape.echoes)) for number in self._told(prompt, collected)]
+        choices = [self._choice(index, number, collected) for index, number in enumerate(told)]
+        return self._completion(model, choices, usage=collected.usage)
+
+    def _told(self, prompt: int, collected: Collected) -> list[int]:
+        """The choices of this prompt that the client gets: the most likely ones, by the mean over their tokens."""
+        n, best_of = self._shape.n, self._shape.best_of
+        numbers = range(prompt * best_of, (prompt + 1) * best_of)
+        if n == best_of:
+            return list(numbers)
+        return sorted(numbers, key=lambda number: _mean_logprob(collected.choices[number]), reverse=True)[:n]
+
+    def _choice(self, index: int, number: int, collected: Collected) -> TextChoice:
+        prompt, choice = number // self._shape.best_of, collected.choices[number]
+        logprobs = None
+        if self._shape.with_logprobs:
+            logprobs = self._prompt_logprobs(prompt, collected.prompt_logprobs[prompt])
+            _extend(logprobs, choice.logprobs, self._places[number])
+        text = self._shape.echoes[prompt] + choice.text
+        return TextChoice(index=index, text=text, logprobs=logprobs, finish_reason=choice.reason)
+
+    def pieces(self, model: str, event: Event) -> Iterator[bytes]:
+        match event:
+            case Started():
+                self._prompt += 1
+                yield from self._echoed(model, event)
+            case TextDelta(text, number, scored) if text or scored:
+                logprobs = self._logprobs(scored, number) if self._shape.with_logprobs else None
+                yield self._chunk(model, TextChoice(index=number, text=text, logprobs=logprobs))
+            case ChoiceFinished(reason, number):
+                yield self._chunk(model, TextChoice(index=number, text="", finish_reason=reason))
+            case Finished():
+                if self._shape.with_usage:
+                    yield self._chunk(model, usage=event.usage)
+                yield DONE
+
+    def failed(self, error: GatewayError) -> bytes:
+        return frame(error_body(error))
+
+    def _echoed(self, model: str, started: Started) -> Iterator[bytes]:
+        if not (echo := self._shape.echoes[self._prompt]):
+            return
+        logprobs = None
+        if self._shape.with_logprobs:
+            logprobs = self._prompt_logprobs(self._prompt, started.prompt_logprobs)
+        first = self._prompt * self._shape.best_of
+        for number in range(first, first + self._shape.best_of):
+            yield self._chunk(model, TextChoice(index=number, text=echo, logprobs=logprobs))
+
+    def _logprobs(self, scored: Iterable[TokenLogprob], number: int) -> TextLogprobs:
+        logprobs = _no_logprobs()
+        _extend(logprobs, scored, self._places[number])
+        return logprobs
+
+    def _prompt_logprobs(self, prompt: int, scored: Iterable[TokenLogprob]) -> TextLogprobs:
+        """Those of the echoed prompt; what its tokens write before its text (a begin token, SentencePiece's space) is
+        no part of it."""
+        logprobs = _no_logprobs()
+        places = _Places(0)
+        _extend(logprobs, scored, places)
+        before = max(0, places.end - len(self._shape.echoes[prompt]))
+        logprobs.text_offset = [max(0, offset - before) for offset in logprobs.text_offset]
+        if logprobs.tokens:
+            logprobs.token_logprobs[0] = logprobs.top_logprobs[0] = None
+        return logprobs
+
+    def _chunk(self, model: str, *choices: TextChoice, usage: Usage | None = None) -> bytes:
+        chunk = self._completion(model, list(choices), usage=usage)
+        if self._shape.with_usage and usage is None:
+            chunk.usage = None
+        return frame(chunk)
+
+    def _completion(self, model: str, choices: list[TextChoice], *, usage: Usage | None) -> Completion:
+        completion = Completion(
+            id=self._shape.id,
+            created=self._created,
+            model=model,
+            choices=choices,
+            system_fingerprint=fingerprint(model),
+        )
+        if usage is not None:
+            completion.usage = usage_of(usage)
+        return completion
+
+
+class _Places:
+    """Where in the text each token begins, in characters. A token within a character begins where that one does."""
+
+    def __init__(self, start: int) -> None:
+        self.end = start
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def next(self, token: TokenLogprob) -> int:
+        start = self.end
+        self.end += len(self._decoder.decode(bytes(token.bytes)))
+        return start
+
+
+def _no_logprobs() -> TextLogprobs:
+    return TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
+
+
+def _extend(logprobs: TextLogprobs, scored: Iterable[TokenLogprob], places: _Places) -> None:
+    for token in scored:
+        logprobs.tokens.append(_name(token))
+        logprobs.token_logprobs.append(max(token.logprob, LOGPROB_FLOOR))
+        logprobs.top_logprobs.append({_name(t): max(t.logprob, LOGPROB_FLOOR) for t in (*token.top, token)})
+        logprobs.text_offset.append(places.next(token))
+
+
+def _name(token: TokenLogprob) -> str:
+    """The token's text, or in OpenAI's manner its bytes where they are no text of their own."""
+    if "\ufffd" not in token.token:
+        return token.token
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes)
+
+
+def _mean_logprob(choice: CollectedChoice) -> float:
+    scored = choice.logprobs
+    return sum(token.logprob for token in scored) / len(scored) if scored else LOGPROB_FLOOR

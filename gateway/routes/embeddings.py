@@ -1,0 +1,25 @@
+"""POST /v1/embeddings: every model here generates text and none embeds it, and that is what the answer says.
+
+A 404 of the path would read as a wrong URL; vectors from a model that was not trained for it would be useless.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from litestar import post
+from litestar.types import ASGIApp
+
+from gateway.errors import UnsupportedParameter
+from gateway.openai_completions import EmbeddingRequest
+from gateway.routes.body import read_json
+from gateway.routes.connection import HttpRequest, router_of
+
+_decoder = msgspec.json.Decoder(EmbeddingRequest)
+
+
+@post(["/v1/embeddings", "/embeddings"], status_code=200)
+async def embeddings(request: HttpRequest) -> ASGIApp:
+    """Raises ModelNotFound, or UnsupportedParameter for any model there is."""
+    asked = await read_json(request, _decoder)
+    name = router_of(request).lookup(asked.model).model
+    raise UnsupportedParameter(f"The model '{name}' generates text; it is no embedding model.", param="model")
