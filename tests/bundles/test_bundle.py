@@ -232,7 +232,7 @@ def _decoder(**values: Any) -> Callable[[Path], None]:
         (_decoder(pipeline=[{"a": 1}]), "genai_config.json cannot be read"),
         (_decoder(pipeline=[{"a": {}}]), "filename"),
         (_decoder(session_options={"provider_options": [1]}), "genai_config.json cannot be read"),
-        (_decoder(session_options=[1]), "session_options"),
+        (_decoder(session_options=[1]), "Expected `object`, got `array`"),
         (_decoder(sliding_window={"window_size": 64, "alignment": "middle"}), "middle"),
     ],
 )

@@ -1,0 +1,70 @@
+"""A model hub on localhost: one repository served from a folder, as far as downloading a snapshot of it goes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+_COMMIT = "a" * 40
+
+
+@contextmanager
+def serve_hub(repo: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """(base URL, the files that were downloaded so far) while the hub runs."""
+    served: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = unquote(urlsplit(self.path).path)
+            prefix = f"/{repo}/resolve/{_COMMIT}/"
+            if path == f"/api/models/{repo}/revision/main":
+                self._answer(json.dumps({"id": repo, "sha": _COMMIT, "siblings": []}).encode())
+            elif path == f"/api/models/{repo}/tree/{_COMMIT}":
+                self._answer(json.dumps([_entry(file) for file in folder.rglob("*") if file.is_file()]).encode())
+            elif path.startswith(prefix):
+                if self.command == "GET":
+                    served.append(path.removeprefix(prefix))
+                self._answer((folder / path.removeprefix(prefix)).read_bytes())
+            else:
+                self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def _answer(self, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+            self.send_header("X-Repo-Commit", _COMMIT)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    def _entry(file: Path) -> dict[str, Any]:
+        name = file.relative_to(folder).as_posix()
+        return {
+            "type": "file",
+            "path": name,
+            "size": file.stat().st_size,
+            "oid": hashlib.sha1(name.encode()).hexdigest(),
+        }
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", served
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
