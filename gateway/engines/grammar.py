@@ -19,6 +19,7 @@ import llguidance
 import msgspec
 import numpy as np
 from llguidance.gbnf_to_lark import any_to_lark
+from numpy.typing import NDArray
 
 from gateway.engines.base import Logits
 from gateway.engines.grammar_trial import GrammarTrial, TooMuch, first_mask_error, limits
@@ -87,12 +88,16 @@ class GrammarConstraint:
             return
         self._forced = self._matcher.compute_ff_tokens()
         if not self._forced:
-            address, size = self._mask.ctypes.data, self._mask.nbytes
-            self._masking = self._beside.submit(self._matcher.unsafe_compute_mask_ptr, address, size)
+            self._masking = self._beside.submit(_fill, self._mask, self._matcher)
 
     def _check(self) -> None:
         if self._matcher.is_error():
             raise InvalidRequest(f"The answer cannot go on: {_readable(self._matcher.get_error())}.", param=self._param)
+
+
+def _fill(mask: NDArray[np.uint32], matcher: Any) -> None:
+    """Compute the mask. Holds on to both for as long as that takes: the choice may be cancelled meanwhile."""
+    matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
 
 
 class CompiledGrammar:

@@ -16,8 +16,10 @@ schema, and why:
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any
 from urllib.parse import unquote
 
@@ -79,6 +81,7 @@ def prepare(schema: Any) -> Schema:
     try:
         schemas = list(_subschemas(schema, ()))
         combined = any(_is_combined(inner) for _, inner in schemas)
+        _check_multiples([(path, inner["multipleOf"]) for path, inner in schemas if "multipleOf" in inner])
         for path, inner in schemas:
             _check_reference(schema, inner, path)
             _check_kept(inner, path)
@@ -195,6 +198,24 @@ def _check_kept(schema: Schema, path: Path) -> None:
         for number in _numbers(schema.get(key)):
             if not _is_exact(number):
                 raise SchemaError(f"the number {number} has more digits than can be kept exactly", (*path, key))
+
+
+def _check_multiples(found: list[tuple[Path, Any]]) -> None:
+    """Raises SchemaError where the library's 32 bits would not hold a `multipleOf`, or a common multiple of several."""
+    scaled = []
+    for path, multiple in found:
+        if isinstance(multiple, bool) or not isinstance(multiple, int | float) or not 0 < abs(multiple) < 2**32:
+            continue  # the library refuses it
+        counted, places = abs(float(multiple)), 0
+        while counted != int(counted):  # as the library counts
+            counted, places = counted * 10, places + 1
+        if Fraction(int(counted), 10**places) != abs(Fraction(str(multiple))):
+            raise SchemaError(f"the number {multiple} cannot be kept exactly", (*path, "multipleOf"))
+        scaled.append((int(counted), places))
+    widest = max((places for _, places in scaled), default=0)
+    multiples = [count * 10 ** (widest - places) for count, places in scaled]
+    if len(multiples) > 1 and math.lcm(*multiples) * max(multiples) >= 2**32:
+        raise SchemaError("its 'multipleOf' numbers are too large together")
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
