@@ -81,7 +81,10 @@ class GgufSource:
 
     def _metadata(self, key: str, default: Any = None) -> Any:
         field = self._reader.get_field(key)
-        return default if field is None else field.contents()
+        try:
+            return default if field is None else field.contents()
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{self._file} is damaged: {key} is not UTF-8.") from error
 
     def _stored(self, name: str) -> Any:
         try:

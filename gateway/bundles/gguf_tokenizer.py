@@ -70,7 +70,12 @@ def tokenizer_json(metadata: Metadata, file_name: str) -> str:
     tokens: list[str] = metadata("tokenizer.ggml.tokens")
     merges = [tuple(merge.split(" ", 1)) for merge in metadata("tokenizer.ggml.merges")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule.whole_words))
+    try:
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule.whole_words))
+    except Exception as error:  # the library has no class of its own for it
+        raise BundleError(
+            f"{file_name} is damaged: its vocabulary and merges do not fit together ({error})."
+        ) from error
     if rule.compose:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = rule.pre_tokenizer()

@@ -119,3 +119,20 @@ def test_other_paths_are_refused(tmp_path: Path) -> None:
     for path, words in ((tmp_path / "model.pth", "neither"), (tmp_path / "nothing", "no model at nothing")):
         with pytest.raises(BundleError, match=words):
             open_source(path)
+
+
+def test_damaged_bytes_are_never_more_than_a_bundle_error(tmp_path: Path) -> None:
+    whole = write_tiny_gguf(tmp_path / "tiny.gguf").read_bytes()
+    random = np.random.default_rng(3)
+    refused = 0
+    for _ in range(150):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        damaged[random.integers(0, 12_000, random.integers(1, 10))] = random.integers(0, 256)
+        path = tmp_path / "damaged.gguf"
+        path.write_bytes(damaged.tobytes())
+        try:
+            source = open_source(path)
+            source.tokenizer_json()
+        except BundleError:
+            refused += 1
+    assert refused > 50

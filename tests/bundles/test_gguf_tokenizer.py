@@ -136,6 +136,7 @@ def test_user_defined_tokens_stay_whole_and_visible(tmp_path: Path) -> None:
     [
         ({"tokenizer__ggml__pre": "tekken"}, "by the rule 'tekken'; known are default, gpt-2, smollm"),
         ({"tokenizer__ggml__model": "llama"}, "tokenizer of kind 'llama'"),
+        ({"tokenizer__ggml__merges": ["no such"]}, "its vocabulary and merges do not fit together"),
     ],
 )
 def test_unknown_kinds_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
