@@ -7,6 +7,7 @@ bundle is built from it by the product.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def write_tiny_folder(
     shards: int = 1,
     dtype: Any = np.float32,
     seed: int = 0,
+    special_tokens: Sequence[str] = SPECIAL_TOKENS,
     **config: Any,
 ) -> Path:
     """A Hugging Face folder: hidden 64, 4 heads of 16, 2 kv heads, 384 tokens. `config` adds to its config.json."""
@@ -67,7 +69,7 @@ def write_tiny_folder(
         folder / "tokenizer_config.json",
         {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": CHATML},
     )
-    (folder / "tokenizer.json").write_text(train_tokenizer().to_str(), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(train_tokenizer(special_tokens).to_str(), encoding="utf-8")
     weights = {
         name: values.astype(dtype)
         for name, values in tiny_weights(layers=layers, tied=tied, bias=bias, seed=seed).items()
@@ -81,7 +83,7 @@ def build_tiny(folder: Path, **options: Any) -> Path:
     return build_bundle(write_tiny_folder(folder / "source", **options), folder / "bundle", progress=lambda *_: None)
 
 
-def train_tokenizer() -> Tokenizer:
+def train_tokenizer(special_tokens: Sequence[str] = SPECIAL_TOKENS) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -89,7 +91,7 @@ def train_tokenizer() -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         min_frequency=1,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=list(special_tokens),
         initial_alphabet=alphabet,
         show_progress=False,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -10,8 +11,10 @@ from openai import OpenAI
 
 from gateway.config import ModelConfig
 from tests.server import Running, config_of, scripted, serving
+from tests.tiny import SPECIAL_TOKENS, build_tiny
 
 PARIS = "The capital of France is Paris."
+FIM_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 MODELS = {
     "paris": ModelConfig(engine="scripted", aliases=("gpt-4o-mini", "org/alias:7b"), script={"replies": [PARIS]}),
     "café": scripted("Ça va, 東京 👩\u200d👩\u200d👧 \u2028 line\x85 end."),
@@ -32,6 +35,16 @@ MODELS = {
 @pytest.fixture(scope="session")
 def server() -> Iterator[Running]:
     with serving(config_of(MODELS)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def local(smollm2: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server of models that run: the real one, a tiny one, and a tiny one that can fill in the middle."""
+    coder = build_tiny(tmp_path_factory.mktemp("coder"), special_tokens=(*SPECIAL_TOKENS, *FIM_TOKENS))
+    bundles = {"smollm2": smollm2, "tiny": tiny, "coder": coder}
+    models = {name: ModelConfig(path=str(bundle), threads=1) for name, bundle in bundles.items()}
+    with serving(config_of(models)) as running:
         yield running
 
 

@@ -1,0 +1,100 @@
+"""Events as text completions where a tokenizer's oddities or the order of events matter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from gateway.generation import ChoiceFinished, Event, Finished, Started, TextDelta, TokenLogprob, Usage
+from gateway.routes.collect import Collected, CollectedChoice
+from gateway.routes.completion_replies import CompletionRendering, CompletionShape
+
+
+def scored(text: str, logprob: float = -1.0) -> TokenLogprob:
+    return TokenLogprob(text, tuple(text.encode()), logprob)
+
+
+def shape(*echoes: str, **fields: Any) -> CompletionShape:
+    return CompletionShape(**{"id": "cmpl-1", "n": 1, "best_of": 1, "echoes": echoes or ("",), **fields})
+
+
+def rendered(shape: CompletionShape, *events: Event) -> list[dict[str, Any]]:
+    rendering = CompletionRendering(shape)
+    frames = [piece for event in events for piece in rendering.pieces("m", event)]
+    assert frames.pop() == b"data: [DONE]\n\n"
+    return [msgspec.json.decode(piece.removeprefix(b"data: ")) for piece in frames]
+
+
+def whole(shape: CompletionShape, prompt: tuple[TokenLogprob, ...], *choices: CollectedChoice) -> dict[str, Any]:
+    reply = CompletionRendering(shape).whole("m", Collected(list(choices), [prompt]))
+    decoded: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(reply))
+    return decoded
+
+
+def test_a_begin_token_and_sentencepieces_space_are_before_the_prompts_text() -> None:
+    prompt = (scored("<s>", 0.0), scored(" Hello"), scored(" world"))
+    choice = CollectedChoice(text="!", logprobs=[scored("!")])
+    logprobs = whole(shape("Hello world", with_logprobs=True), prompt, choice)["choices"][0]["logprobs"]
+    assert logprobs["text_offset"] == [0, 0, 5, 11]
+    assert logprobs["tokens"] == ["<s>", " Hello", " world", "!"]
+    assert logprobs["token_logprobs"] == [None, -1.0, -1.0, -1.0] and logprobs["top_logprobs"][0] is None
+
+
+def test_a_prompt_that_the_engine_cannot_score_is_echoed_all_the_same() -> None:
+    choice = CollectedChoice(text=" b", logprobs=[scored(" b")])
+    reply = whole(shape("a", with_logprobs=True), (), choice)["choices"][0]
+    assert reply["text"] == "a b" and reply["logprobs"]["text_offset"] == [1]
+
+
+def test_probability_zero_has_the_floor() -> None:
+    choice = CollectedChoice(text="a", logprobs=[TokenLogprob("a", (97,), float("-inf"), (scored("b", -0.5),))])
+    logprobs = whole(shape(with_logprobs=True), (), choice)["choices"][0]["logprobs"]
+    assert logprobs["token_logprobs"] == [-9999.0] and logprobs["top_logprobs"] == [{"b": -0.5, "a": -9999.0}]
+
+
+def test_the_best_are_those_with_the_highest_mean_whatever_their_length() -> None:
+    choices = [
+        CollectedChoice(text="long", logprobs=[scored("lo", -0.5), scored("ng", -0.5)]),
+        CollectedChoice(text="short", logprobs=[scored("short", -0.6)]),
+        CollectedChoice(text="", logprobs=[]),  # it ended at once: nothing is known of it
+        CollectedChoice(text="best", logprobs=[scored("be", -0.1), scored("st", -0.3)]),
+    ]
+    told = whole(shape(n=3, best_of=4), (), *choices)["choices"]
+    assert [(choice["index"], choice["text"]) for choice in told] == [(0, "best"), (1, "long"), (2, "short")]
+
+
+def test_choices_may_interleave_and_each_counts_its_own_places() -> None:
+    chunks = rendered(
+        shape("", "x", n=2, best_of=2, with_logprobs=True),
+        Started(prompt_tokens=1),
+        TextDelta("ab", 0, (scored("ab"),)),
+        TextDelta("c", 1, (scored("c"),)),
+        TextDelta("d", 0, (scored("d"),)),
+        ChoiceFinished("stop", 0),
+        ChoiceFinished("length", 1),
+        Started(prompt_tokens=1, prompt_logprobs=(scored("x", 0.0),)),
+        TextDelta("e", 3, (scored("e"),)),
+        ChoiceFinished("length", 3),
+        ChoiceFinished("length", 2),
+        Finished(usage=Usage()),
+    )
+    told = [
+        (c["index"], c["text"], (c["logprobs"] or {}).get("text_offset")) for chunk in chunks for c in chunk["choices"]
+    ]
+    assert told == [
+        *((0, "ab", [0]), (1, "c", [0]), (0, "d", [2]), (0, "", None), (1, "", None)),
+        *((2, "x", [0]), (3, "x", [0]), (3, "e", [1]), (3, "", None), (2, "", None)),
+    ]
+
+
+def test_usage_comes_last_and_is_null_before() -> None:
+    chunks = rendered(
+        shape(with_usage=True),
+        Started(prompt_tokens=3),
+        TextDelta("a"),
+        ChoiceFinished("stop"),
+        Finished(usage=Usage(prompt_tokens=3, completion_tokens=2)),
+    )
+    assert [chunk["usage"] for chunk in chunks[:-1]] == [None, None]
+    assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["total_tokens"] == 5
