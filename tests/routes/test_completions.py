@@ -148,6 +148,14 @@ def test_stop_cuts_before_the_match(client: OpenAI) -> None:
     assert (reply.choices[0].text, reply.choices[0].finish_reason) == (free[: free.index(stop)], "stop")
 
 
+def test_the_earliest_of_several_stops_wins_and_one_at_once_leaves_nothing(client: OpenAI) -> None:
+    (free,) = texts(client, FOX, max_tokens=24)
+    late, early = free[20:23], free[10:13]
+    assert texts(client, FOX, max_tokens=24, stop=[late, early]) == [free[: min(free.index(late), free.index(early))]]
+    at_once = complete(client, stop=[" Paris", "."])
+    assert (at_once.choices[0].text, at_once.choices[0].finish_reason) == ("", "stop")
+
+
 def test_same_seed_same_text_and_others_differ(client: OpenAI) -> None:
     def told(seed: int) -> str:
         return texts(client, FOX, temperature=1, seed=seed)[0]
