@@ -141,6 +141,11 @@ class GrammarCompiler:
                 kind = "JSON schema" if grammar.kind == "json_schema" else f"{grammar.kind} grammar"
                 raise InvalidRequest(f"The {kind} cannot be used: {error}.", param=grammar.param) from None
 
+    def close(self) -> None:
+        """End the processes and threads it has started; what was compiled can no longer be used."""
+        self._trial.close()
+        self._beside.shutdown()
+
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
         source = self._translate(grammar)
         if said := _readable(self._trial.run(source)):

@@ -5,8 +5,9 @@ schema, and why:
 
 1. Whitespace is fixed: `{"a": 1, "b": [2]}`, as most tools write JSON on one line. A model at a high temperature would
    otherwise write blanks until its tokens are spent, and what is fixed can be computed several tokens at a time.
-2. An object that lists its properties gets no others, unless its schema says so: models do not stop inventing them.
-   This narrows the schema, so it is not done where schemas are combined and narrower could mean contradictory.
+2. What lists properties is an object and gets no others, and what has items is an array, unless the schema says more:
+   models do not stop inventing. This narrows the schema, so it is not done where schemas are combined and narrower
+   could mean contradictory.
 3. Formats that the library does not know, or takes loosely (29 February, second 60), become narrower patterns; those
    that JSON Schema does not define are annotations, as the standard has it.
 4. What it would take and not keep is refused: numbers with more digits than a double, `minProperties` that equal keys
@@ -158,7 +159,15 @@ def _prepared(schema: Schema, *, close: bool) -> Schema:
         schema = _with_kept_format(schema)
     if close and _lists_its_properties(schema):
         schema["additionalProperties"] = False
-    return schema
+    return schema | _implied_type(schema) if close else schema
+
+
+def _implied_type(schema: Schema) -> Schema:
+    if not schema.keys().isdisjoint(("type", "const", "enum", "$ref", "anyOf")):
+        return {}
+    if "properties" in schema:
+        return {"type": "object"}
+    return {"type": "array"} if "items" in schema or "prefixItems" in schema else {}
 
 
 def _lists_its_properties(schema: Schema) -> bool:

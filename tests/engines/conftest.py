@@ -15,8 +15,10 @@ from gateway.bundles.npu_target import look_for_npu
 from gateway.engines.base import Decoder, DecoderSpec, KVCache, Logits
 from gateway.engines.decoder import CpuDecoder
 from gateway.engines.frames import Began, Ended, Failed, FromWorker, Prefilled, Submit, Tokens
+from gateway.engines.grammar import GrammarCompiler
 from gateway.engines.sequence import Constraint
 from gateway.engines.token_loop import TokenLoop
+from gateway.engines.tokens import TokenText
 from gateway.generation import Grammar, Sampling
 from tests.npu.genie_bundle import write_genie_bundle
 from tests.npu.tiny_context import binaries, build_apart
@@ -30,6 +32,24 @@ def tiny_decoder(tiny: Path) -> Iterator[CpuDecoder]:
     decoder = CpuDecoder(load_bundle(tiny), slots=4)
     yield decoder
     decoder.close()
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path(tiny: Path) -> Path:
+    return load_bundle(tiny).tokenizer_path
+
+
+@pytest.fixture(scope="session")
+def tokens(tokenizer_path: Path) -> TokenText:
+    return TokenText.load(tokenizer_path)
+
+
+@pytest.fixture(scope="session")
+def grammars(tokenizer_path: Path) -> Iterator[GrammarCompiler]:
+    """Compiles for the tiny model."""
+    compiler = GrammarCompiler(tokenizer_path, VOCABULARY, (2, 0))
+    yield compiler
+    compiler.close()
 
 
 @dataclass

@@ -32,6 +32,18 @@ NAME: Schema = {"type": "string", "minLength": 1, "maxLength": 30}
 WORD: Schema = {"type": "string", "pattern": "^[a-z]{2,12}$"}
 
 
+def schema_grammar(schema: Schema | bool) -> Grammar:
+    return Grammar(kind="json_schema", source=json.dumps(schema), param="p")
+
+
+def lark(source: str) -> Grammar:
+    return Grammar(kind="lark", source=source, param="p")
+
+
+def regex(source: str) -> Grammar:
+    return Grammar(kind="regex", source=source, param="p")
+
+
 def closed(required: list[str] | None = None, **properties: Any) -> Schema:
     names = list(properties) if required is None else required
     return {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
@@ -230,5 +242,5 @@ def request(name: str, seed: int, temperature: float, max_tokens: int) -> Genera
         prompt=Chat(messages=(Message(role="user", content=f"Write a {name} as JSON."),)),
         sampling=Sampling(temperature=temperature, seed=seed),
         max_tokens=max_tokens,
-        grammar=Grammar(kind="json_schema", source=json.dumps(SCHEMAS[name])),
+        grammar=schema_grammar(SCHEMAS[name]),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from llguidance import LLMatcher
@@ -39,11 +39,11 @@ def test_an_object_that_lists_its_properties_gets_no_others() -> None:
     "schema",
     [
         {"type": "object"},
-        {"properties": {}},
-        {"properties": {"a": WORD}, "additionalProperties": WORD},
-        {"properties": {"a": WORD}, "patternProperties": {"^x": WORD}},
-        {"properties": {"a": WORD}, "required": ["a", "z"]},
-        {"properties": {"a": WORD}, "minProperties": 1},
+        {"type": "object", "properties": {}},
+        {"type": "object", "properties": {"a": WORD}, "additionalProperties": WORD},
+        {"type": "object", "properties": {"a": WORD}, "patternProperties": {"^x": WORD}},
+        {"type": "object", "properties": {"a": WORD}, "required": ["a", "z"]},
+        {"type": "object", "properties": {"a": WORD}, "minProperties": 1},
         {"allOf": [{"properties": {"a": WORD}}, {"properties": {"b": WORD}}]},
         {"$ref": "#/$defs/x", "properties": {"a": WORD}, "$defs": {"x": {"properties": {"b": WORD}}}},
         {"anyOf": [{"required": ["b"]}], "properties": {"a": WORD}},
@@ -53,6 +53,14 @@ def test_an_object_that_lists_its_properties_gets_no_others() -> None:
 )
 def test_an_object_stays_open_where_it_says_so_or_closing_could_contradict(schema: Any) -> None:
     assert prepared(schema) == schema
+
+
+def test_what_has_properties_is_an_object_and_what_has_items_an_array() -> None:
+    found = prepared({"properties": {"a": {"items": WORD}, "b": {"enum": [1], "items": WORD}, "c": {"minimum": 1}}})
+    assert found["type"] == "object" and found["properties"]["a"]["type"] == "array"
+    assert "type" not in found["properties"]["b"] and "type" not in found["properties"]["c"]
+    untyped = {"anyOf": [{"type": "null"}], "items": WORD}
+    assert prepared(untyped) == untyped
 
 
 def test_the_schema_itself_is_left_alone() -> None:
@@ -151,7 +159,7 @@ def test_depth_is_no_crash() -> None:
 
 
 class TestLocate:
-    SCHEMA = {
+    SCHEMA: ClassVar[dict[str, Any]] = {
         "properties": {"a": {"items": {"$ref": "#/$defs/bad"}}, "b": {"type": "hiccup"}},
         "$defs": {"bad": {"anyOf": [{"type": "string"}, {"type": "hiccup"}]}},
     }
