@@ -60,6 +60,16 @@ class GraphWriter:
             )
         return name
 
+    def int4_constant(self, name: str, codes: NDArray[np.int8]) -> str:
+        """Numbers -8..7, stored two to a byte; their count is even."""
+        if name not in self._constants:
+            flat = np.ascontiguousarray(codes).reshape(-1).view(np.uint8) & 15
+            tensor = self._external(name, flat[0::2] | flat[1::2] << 4)
+            tensor.data_type = TensorProto.INT4
+            tensor.dims[:] = codes.shape
+            self._constants[name] = tensor
+        return name
+
     def reshaped_constant(self, name: str, other: str, shape: Sequence[int]) -> str:
         """The bytes of constant `other` under another name and shape; nothing is stored twice."""
         tensor = TensorProto()

@@ -138,10 +138,10 @@ class LinearWriter:
         if missing is None:
             return y
         weights = self._graph.constant(f"{name}.missing", missing.T.astype(self._dtype))
-        rest = self._graph.node("MatMul", [self._sums(x, blocks.block_size), weights], f"{name}.rest")
+        rest = self._graph.node("MatMul", [self.sums(x, blocks.block_size), weights], f"{name}.rest")
         return self._graph.node("Add", [y, rest], f"{name}.exact")
 
-    def _sums(self, x: str, size: int) -> str:
+    def sums(self, x: str, size: int) -> str:
         """The sum of each block of inputs: (batch, sequence, columns) -> (batch, sequence, columns / size)."""
         key = (x, size)
         if key not in self._block_sums:

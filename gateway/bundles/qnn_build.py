@@ -16,7 +16,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import onnxruntime as ort
 from msgspec import Struct
 from msgspec.structs import replace
 from tokenizers import Tokenizer
@@ -27,18 +26,16 @@ from gateway.bundles.genai_writer import genai_config
 from gateway.bundles.qnn_check import STEPS, CheckRequest, Graphs, PartCheck, check_part
 from gateway.bundles.qnn_compile import compile_graphs, compiled_name
 from gateway.bundles.qnn_provider import NpuDevice, provider_version
+from gateway.bundles.qnn_windows import cpu_session
 from gateway.bundles.source import ModelSource
-from gateway.bundles.static_graph import (
-    FloatPrecision,
-    Part,
-    graph_stem,
-    split,
-    write_embeddings_and_head,
-    write_part,
-)
+from gateway.bundles.static_calibration import calibrate
+from gateway.bundles.static_graph import Part, graph_stem, split, write_embeddings_and_head, write_part
+from gateway.bundles.static_products import Precision, Ranges
 from gateway.errors import BundleError
 
 REPORT = "npu.json"
+#: Precisions that round activations, and have to see their ranges first.
+QUANTISED = ("w8a16", "w4a16")
 #: A part whose relative error against the same graph on the CPU is larger is wrong, not imprecise.
 WRONG = 0.05
 #: One whose error against float32 is larger is of no use, however right the NPU computes it.
@@ -58,7 +55,7 @@ class NpuTarget(Struct, frozen=True, kw_only=True):
     device: NpuDevice
     contexts: tuple[int, ...]
     width: int
-    precision: FloatPrecision = "fp16"
+    precision: Precision = "fp16"
     parts: int = 1
     share: bool = False
     name: str = "qnn"
@@ -107,7 +104,7 @@ class _Build:
         self._progress = progress
         self._widths = {"context": target.width, "iterator": 1}
         self._compile_s = 0.0
-        self._on_npu, self._in_float = work / "npu.npy", work / "float.npy"
+        self._on_npu, self._in_float, self._text = work / "npu.npy", work / "float.npy", work / "text.npy"
 
     def run(self) -> BundleGraphs:
         target = self._target
@@ -140,7 +137,8 @@ class _Build:
         work = self._work / f"part{part.index}"
         work.mkdir()
         self._progress(f"{name}: writing", 0.0)
-        graphs = self._write(work, part, target.precision)
+        ranges = self._ranges(part, work) if target.precision in QUANTISED else None
+        graphs = self._write(work, part, target.precision, ranges)
         self._progress(f"{name}: writing", 1.0)
         self._progress(f"{name}: compiling", 0.0)
         started = time.perf_counter()
@@ -156,9 +154,26 @@ class _Build:
         shutil.rmtree(work)
         return check
 
-    def _write(self, folder: Path, part: Part, precision: FloatPrecision) -> dict[tuple[str, int], Path]:
-        contexts = self._target.contexts if precision == self._target.precision else (min(self._target.contexts),)
-        return write_part(self._source, folder, part, widths=self._widths, contexts=contexts, precision=precision)
+    def _write(
+        self, folder: Path, part: Part, precision: Precision, ranges: Ranges | None = None
+    ) -> dict[tuple[str, int], Path]:
+        return write_part(
+            self._source,
+            folder,
+            part,
+            widths=self._widths,
+            contexts=self._target.contexts,
+            precision=precision,
+            ranges=ranges,
+        )
+
+    def _ranges(self, part: Part, work: Path) -> Ranges:
+        folder = work / "calibration"
+        folder.mkdir()
+        graphs = self._write(folder, part, self._target.precision)
+        ranges = calibrate(graphs["context", max(self._target.contexts)], self._text)
+        shutil.rmtree(folder)
+        return ranges
 
     def _check(self, part: Part, work: Path, graphs: dict[tuple[str, int], Path], compiled: Path) -> PartCheck:
         context = min(self._target.contexts)
@@ -173,8 +188,6 @@ class _Build:
             on_npu=str(self._on_npu),
             in_float=str(self._in_float),
             device=self._target.device,
-            width=self._target.width,
-            context=context,
         )
         check = check_part(request)
         if check.npu_error > WRONG or check.error > USELESS:
@@ -186,18 +199,20 @@ class _Build:
         return check
 
     def _write_inputs(self) -> None:
-        """The calibration text's first tokens, embedded: what the first part is checked on."""
+        """The calibration text, embedded: all of it for the ranges, its beginning for what every part is checked on."""
         text = Path(__file__).with_name("calibration.txt").read_text(encoding="utf-8")
         ids = Tokenizer.from_str(self._source.tokenizer_json()).encode(text).ids
-        tokens = min(_CHECKED_WINDOWS * self._target.width, min(self._target.contexts) - self._target.width) + STEPS
-        session = _cpu_session(self._folder / "embeddings.onnx")
-        (embedded,) = session.run(None, {"input_ids": np.array([ids[:tokens]])})
+        (embedded,) = cpu_session(str(self._folder / "embeddings.onnx")).run(None, {"input_ids": np.array([ids])})
+        rows = embedded[0].astype(np.float32)
+        width = self._target.width
+        checked = min(_CHECKED_WINDOWS * width, min(self._target.contexts) - width) + STEPS
+        np.save(self._text, rows[: max(self._target.contexts) // width * width])
         for path in (self._on_npu, self._in_float):
-            np.save(path, embedded[0].astype(np.float32))
+            np.save(path, rows[:checked])
 
     def _top1(self) -> float:
         """How often the head says the same after the last part's hidden states on the NPU and in float32."""
-        session = _cpu_session(self._folder / "lm_head.onnx")
+        session = cpu_session(str(self._folder / "lm_head.onnx"))
         dtype = np.float32 if session.get_inputs()[0].type == "tensor(float)" else np.float16
         said = []
         for path in (self._on_npu, self._in_float):
@@ -270,9 +285,3 @@ class _Build:
 
 def _stage(name: str, filename: str, inputs: list[str], outputs: list[str]) -> dict[str, dict[str, Any]]:
     return {name: {"filename": filename, "inputs": inputs, "outputs": outputs}}
-
-
-def _cpu_session(path: Path) -> ort.InferenceSession:
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 4
-    return ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 from msgspec import Struct
@@ -30,9 +29,7 @@ from gateway.bundles import quantise
 from gateway.bundles.graph import MICROSOFT, Dimension, GraphWriter
 from gateway.bundles.linear import LinearWriter
 from gateway.bundles.source import EMBEDDING, FINAL_NORM, HEAD, Blocks, ModelSource, layer
-
-#: fp32 is the reference that the others are checked against; int4 keeps 4- and 8-bit blocks of the source as they are.
-FloatPrecision = Literal["fp32", "fp16", "int4"]
+from gateway.bundles.static_products import Precision, Products, Ranges, make_products
 
 
 class Part(Struct, frozen=True, kw_only=True):
@@ -68,11 +65,13 @@ def write_part(
     *,
     widths: dict[str, int],
     contexts: Sequence[int],
-    precision: FloatPrecision,
+    precision: Precision,
+    ranges: Ranges | None = None,
 ) -> dict[tuple[str, int], Path]:
     """Write a part's layers once, and a graph over them for each name in `widths` and each context length.
 
-    Returns the paths by (name, context length).
+    A precision that quantises activations needs their ranges. Without them its graphs are written in float32 and have
+    every activation whose range matters as an output of its own. Returns the paths by (name, context length).
     """
     paths = {
         (name, context): folder / f"{graph_stem(name, part, context, contexts)}.onnx"
@@ -80,16 +79,20 @@ def write_part(
         for context in contexts
     }
     with GraphWriter(folder / f"layers{part.suffix}.onnx") as graph:
-        _PartGraph(source, graph, part, max(contexts), precision).write()
+        products = make_products(source, graph, precision, ranges)
+        _PartGraph(source, graph, part, max(contexts), products).write()
         for (name, context), path in paths.items():
             graph.save_fixed(path, path.stem, width=widths[name], context=context)
     return paths
 
 
-def write_embeddings_and_head(source: ModelSource, folder: Path, precision: FloatPrecision) -> None:
-    """Write embeddings.onnx and lm_head.onnx; both read one 8-bit table where the model ties them."""
+def write_embeddings_and_head(source: ModelSource, folder: Path, precision: Precision) -> None:
+    """Write embeddings.onnx and lm_head.onnx; both read one 8-bit table where the model ties them.
+
+    Hidden states are float32 with precision fp32, else float16.
+    """
     config = source.config
-    float_type, _ = FLOATS[precision]
+    float_type = TensorProto.FLOAT if precision == "fp32" else TensorProto.FLOAT16
     with GraphWriter(folder / "embeddings.onnx") as graph:
         graph.input("input_ids", TensorProto.INT64, [1, "rows"])
         graph.output("input_hidden_states", float_type, [1, "rows", config.hidden])
@@ -119,19 +122,17 @@ def graph_stem(name: str, part: Part, context: int, contexts: Sequence[int]) -> 
 
 
 class _PartGraph:
-    """Every value is (1, width, ...) of the precision's float type."""
+    """Every value is (1, width, ...) of the products' float type."""
 
-    def __init__(
-        self, source: ModelSource, graph: GraphWriter, part: Part, context: int, precision: FloatPrecision
-    ) -> None:
+    def __init__(self, source: ModelSource, graph: GraphWriter, part: Part, context: int, products: Products) -> None:
         self._source = source
         self._config = source.config
         self._graph = graph
         self._part = part
         self._context = context
-        self._precision = precision
-        self._float, self._dtype = FLOATS[precision]
-        self._linear = LinearWriter(graph, self._dtype)
+        self._products = products
+        self._dtype = products.dtype
+        self._float = TensorProto.FLOAT if products.dtype is np.float32 else TensorProto.FLOAT16
 
     def write(self) -> None:
         """Add the layers to the graph; two dimensions stay open: "width", the rows of a call, and "context"."""
@@ -146,6 +147,8 @@ class _PartGraph:
         residual = part.input
         for index in part.layers:
             residual = self._layer(index, residual)
+        for name, columns in self._products.seen.items():
+            graph.output(name, self._float, [1, "width", columns])
 
     def _rotary_tables(self) -> None:
         angles = np.arange(self._context)[:, None] * self._config.inverse_frequencies()
@@ -195,26 +198,13 @@ class _PartGraph:
         return self._product(index, graph.node("Mul", [activated, up], f"{name}.gated"), "mlp.down_proj")
 
     def _product(self, index: int, x: str, projection: str) -> str:
-        name, weight = f"layers.{index}.{projection}", layer(index, f"{projection}.weight")
-        bias_name = layer(index, f"{projection}.bias")
-        bias = self._source.tensor(bias_name) if self._source.has(bias_name) else None
-        if self._precision == "int4":
-            blocks = self._source.blocks(weight) or quantise.four_bit(self._source.tensor(weight))
-            return self._linear.product(name, x, [blocks], bias)
-        matrix = self._graph.constant(weight, self._source.tensor(weight).T.astype(self._dtype))
-        product = self._graph.node("MatMul", [x, matrix], name)
-        if bias is None:
+        name = f"layers.{index}.{projection}"
+        product = self._products.product(x, layer(index, f"{projection}.weight"), name)
+        bias = layer(index, f"{projection}.bias")
+        if not self._source.has(bias):
             return product
-        return self._graph.node(
-            "Add", [product, self._graph.constant(bias_name, bias.astype(self._dtype))], f"{name}.biased"
-        )
-
-
-FLOATS: dict[FloatPrecision, tuple[int, type[np.floating[Any]]]] = {
-    "fp32": (TensorProto.FLOAT, np.float32),
-    "fp16": (TensorProto.FLOAT16, np.float16),
-    "int4": (TensorProto.FLOAT16, np.float16),
-}
+        constant = self._graph.constant(bias, self._source.tensor(bias).astype(self._dtype))
+        return self._graph.node("Add", [product, constant], f"{name}.biased")
 
 
 def _eight_bit(source: ModelSource, name: str) -> Blocks:

@@ -32,7 +32,9 @@ def add_parser(subparsers: options.Subparsers) -> None:
     )
     npu.add_argument("--context", type=_numbers, metavar="N[,N]", help="cache sizes (default: 2048; emulated 512)")
     npu.add_argument("--width", type=int, help="prompt tokens computed at once (default: 128; emulated 32)")
-    npu.add_argument("--precision", choices=("fp16", "int4"), help="of the weights (default: fp16)")
+    npu.add_argument(
+        "--precision", choices=("fp16", "int4", "w8a16", "w4a16"), help="of weights and activations (default: fp16)"
+    )
     npu.add_argument("--parts", type=int, help="graphs that the layers are cut into (default: 1)")
     parser.set_defaults(run=run)
 

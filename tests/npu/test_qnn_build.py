@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 import msgspec
@@ -65,6 +66,30 @@ def test_floats_lose_something_as_four_bits_and_the_build_says_how_much(
 ) -> None:
     (part,) = report(build(tiny_source, tmp_path / "out", npu, precision="int4")).parts
     assert part.npu_error < 0.02 < part.error
+
+
+def test_activations_of_16_bits_are_calibrated_part_by_part(
+    npu: NpuDevice, tiny_source: Path, tmp_path: Path, open_decoder: OpenDecoder
+) -> None:
+    bundle = build(tiny_source, tmp_path / "out", npu, precision="w8a16", width=32, contexts=(128,), parts=2)
+    found = report(bundle)
+    assert all(part.npu_error < 0.02 and part.error < 0.1 for part in found.parts) and found.top1 > 0.85
+    assert len(greedy(open_decoder(bundle, "qnn"), IDS, 8)) == 8
+
+
+def test_four_bit_blocks_keep_their_own_numbers_under_16_bit_activations_too(npu: NpuDevice, tmp_path: Path) -> None:
+    source = write_tiny_gguf(tmp_path / "tiny.gguf", stored_as="Q4_1")
+    (part,) = report(build(source, tmp_path / "out", npu, precision="w4a16", width=32, contexts=(128,))).parts
+    assert part.npu_error < 0.02 and part.error < 0.05
+
+
+@pytest.mark.skipif(metadata.version("onnxruntime-qnn") != "2.7.0", reason="a fault of 2.7.0's compiler")
+def test_what_the_npu_accepts_and_computes_wrongly_is_refused(
+    npu: NpuDevice, tiny_source: Path, tmp_path: Path
+) -> None:
+    """Windows of exactly 16 tokens, products of 8-bit weights behind a float16 norm: noise, without a word."""
+    with pytest.raises(BundleError, match=r"accepted by the NPU but wrong: its relative error is 1\.\d"):
+        build(tiny_source, tmp_path / "out", npu, precision="w8a16", width=16, contexts=(128,))
 
 
 def test_a_model_too_large_for_float16_is_refused(npu: NpuDevice, tmp_path: Path) -> None:

@@ -1,0 +1,223 @@
+"""Matrix products in graphs of fixed shape, in the number formats that the NPU computes.
+
+    fp32, fp16  plain products
+    int4        blocks of 4 or 8 bits with float activations; a GGUF file's own blocks stay what they are
+    w8a16       8-bit weights per output, 16-bit activations
+    w4a16       blocks of 4 or 8 bits as in int4, 16-bit activations
+
+The last two need to know the range of every activation (`Ranges`, from `static_calibration`).
+
+1. Only products are quantised; norms, attention, activation functions and the residual stream stay floats. Such a graph
+   is right where a fully quantised one is off (16-bit norms by up to 0.4), and in float16 the compiler takes it at
+   every width (in float32 it runs out of memory from 32 tokens on).
+2. The residual stream has a few huge values (SmolLM2: 2500 where most are below 10). A product whose range they set
+   would drown all other tokens in rounding, so it keeps float activations.
+3. Weights are symmetric: the NPU is silently wrong about blocks with a zero point between two values. What a block's
+   minimum leaves over goes into a small float product with the sums of the inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from gateway.bundles import quantise
+from gateway.bundles.graph import GraphWriter
+from gateway.bundles.linear import LinearWriter
+from gateway.bundles.source import Blocks, ModelSource
+
+Precision = Literal["fp32", "fp16", "int4", "w8a16", "w4a16"]
+
+#: Rounding to 16 bits may cost a product so much of a typical token's size; beyond, it keeps float activations.
+_TOLERATED = 0.02
+
+
+class Range(Struct, frozen=True):
+    """What an activation was seen to be: its ends, and the size (root mean square) of the median token."""
+
+    low: float
+    high: float
+    typical: float
+
+    @property
+    def scale(self) -> np.float16:
+        """Of a 16-bit code that covers it, a tenth of headroom included."""
+        span = 1.1 * (max(self.high, 0.0) - min(self.low, 0.0))
+        return np.float16(max(span / 65535, 1e-6))
+
+    @property
+    def zero(self) -> np.uint16:
+        return np.uint16(np.clip(round(-1.1 * min(self.low, 0.0) / float(self.scale)), 0, 65535))
+
+    @property
+    def is_even(self) -> bool:
+        """Whether 16 bits over the whole range still resolve a typical token."""
+        return float(self.scale) / 12**0.5 <= _TOLERATED * self.typical
+
+
+Float = type[np.floating[Any]]
+#: activation name -> what it was seen to be
+Ranges = Mapping[str, Range]
+
+
+class Products(Protocol):
+    """Writes products with the source's weights, of values of one float type.
+
+    `seen`: values that the graph must give out so that their range can be seen -> their columns.
+    """
+
+    @property
+    def dtype(self) -> Float: ...
+
+    @property
+    def seen(self) -> dict[str, int]: ...
+
+    def product(self, x: str, weight: str, y: str) -> str:
+        """Write y = x · wᵀ for the source's tensor `weight`; returns what the result is called."""
+
+
+def make_products(source: ModelSource, graph: GraphWriter, precision: Precision, ranges: Ranges | None) -> Products:
+    """Without the ranges that they need, quantised products are written in float32, for the ranges to be seen."""
+    match precision:
+        case "fp32":
+            return FloatProducts(source, graph, np.float32)
+        case "fp16":
+            return FloatProducts(source, graph, np.float16)
+        case "int4":
+            return BlockProducts(source, graph, np.float16)
+        case "w8a16":
+            return QuantisedProducts(source, graph, np.float16 if ranges else np.float32, 8, ranges)
+        case "w4a16":
+            return QuantisedProducts(source, graph, np.float16 if ranges else np.float32, 4, ranges)
+
+
+class FloatProducts:
+    """fp32, fp16: a matrix of floats."""
+
+    def __init__(self, source: ModelSource, graph: GraphWriter, dtype: Float) -> None:
+        self._source = source
+        self._graph = graph
+        self.dtype = dtype
+        self.seen: dict[str, int] = {}
+
+    def product(self, x: str, weight: str, y: str) -> str:
+        matrix = self._graph.constant(weight, self._source.tensor(weight).T.astype(self.dtype))
+        return self._graph.node("MatMul", [x, matrix], y)
+
+
+class BlockProducts:
+    """int4: blocks of small integers, float activations."""
+
+    def __init__(self, source: ModelSource, graph: GraphWriter, dtype: Float) -> None:
+        self._source = source
+        self._linear = LinearWriter(graph, dtype)
+        self.dtype = dtype
+        self.seen: dict[str, int] = {}
+
+    def product(self, x: str, weight: str, y: str) -> str:
+        blocks = self._source.blocks(weight) or quantise.four_bit(self._source.tensor(weight))
+        return self._linear.product(y, x, [blocks])
+
+
+class QuantisedProducts:
+    """w8a16, w4a16: integer weights, 16-bit activations.
+
+    Without ranges it computes the same products in floats, for the ranges to be seen.
+    """
+
+    def __init__(
+        self, source: ModelSource, graph: GraphWriter, dtype: Float, bits: Literal[4, 8], ranges: Ranges | None
+    ) -> None:
+        self._source = source
+        self._graph = graph
+        self.dtype = dtype
+        self._bits = bits
+        self._ranges = ranges
+        self._linear = LinearWriter(graph, dtype)
+        self._coded: dict[str, str] = {}
+        self.seen: dict[str, int] = {}
+
+    def product(self, x: str, weight: str, y: str) -> str:
+        matrix = self._matrix(weight)
+        main = y if matrix.missing is None else f"{y}.main"
+        columns, rows = matrix.codes.shape
+        if self._ranges is None:
+            self.seen |= {x: columns, main: rows}
+            values = self._graph.constant(weight, matrix.values().astype(self.dtype))
+            self._graph.node("MatMul", [x, values], main)
+        elif self._ranges[x].is_even and self._ranges[main].is_even:
+            product = self._graph.node("MatMul", [self._code(x), self._weight(weight, matrix)], f"{main}.exact")
+            self._rounded(product, self._ranges[main], main)
+        else:
+            own = self._source.blocks(weight) or quantise.eight_bit(self._source.tensor(weight))
+            return self._linear.product(y, x, [own])
+        if matrix.missing is None:
+            return y
+        rest = self._graph.constant(f"{weight}.missing", matrix.missing.T.astype(self.dtype))
+        sums = self._linear.sums(x, matrix.block_size)
+        return self._graph.node("Add", [main, self._graph.node("MatMul", [sums, rest], f"{y}.rest")], y)
+
+    def _matrix(self, weight: str) -> _Matrix:
+        if self._bits == 8:
+            return _by_output(self._source.tensor(weight))
+        return _by_block(self._source.blocks(weight) or quantise.four_bit(self._source.tensor(weight)))
+
+    def _weight(self, name: str, matrix: _Matrix) -> str:
+        constant = self._graph.int4_constant if matrix.bits == 4 else self._graph.constant
+        codes = constant(f"{name}.codes", matrix.codes)
+        scales = self._graph.constant(f"{name}.scales", matrix.scales.astype(self.dtype))
+        zeros = constant(f"{name}.zeros", np.zeros(matrix.scales.shape, np.int8))
+        layout: dict[str, Any] = {"axis": 0, "block_size": matrix.block_size} if matrix.block_size else {"axis": 1}
+        return self._graph.node("DequantizeLinear", [codes, scales, zeros], f"{name}.values", **layout)
+
+    def _code(self, x: str) -> str:
+        if x not in self._coded:
+            assert self._ranges is not None
+            self._coded[x] = self._rounded(x, self._ranges[x], f"{x}.rounded")
+        return self._coded[x]
+
+    def _rounded(self, x: str, seen: Range, y: str) -> str:
+        """x through its 16-bit code."""
+        scale = self._graph.constant(f"{y}.scale", np.array(seen.scale, self.dtype))
+        zero = self._graph.constant(f"{y}.zero", np.array(seen.zero))
+        code = self._graph.node("QuantizeLinear", [x, scale, zero], f"{y}.code")
+        return self._graph.node("DequantizeLinear", [code, scale, zero], y)
+
+
+class _Matrix(Struct, frozen=True, kw_only=True):
+    """A weight as it is multiplied, inputs as rows: codes int8 (columns, rows) times scales, by output (rows,) or by
+    block of inputs (blocks, rows). `missing` (rows, blocks) times the blocks' sums is to be added."""
+
+    bits: int
+    codes: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    block_size: int = 0
+    missing: NDArray[np.float32] | None = None
+
+    def values(self) -> NDArray[np.float32]:
+        scales = np.repeat(self.scales, self.block_size, axis=0) if self.block_size else self.scales
+        return (self.codes * scales).astype(np.float32)
+
+
+def _by_output(weights: NDArray[np.float32]) -> _Matrix:
+    scales = np.maximum(np.abs(weights).max(1), 1e-6) / np.float32(127)
+    scales = scales.astype(np.float16).astype(np.float32)
+    codes = np.clip(np.rint(weights / scales[:, None]), -127, 127).astype(np.int8)
+    return _Matrix(bits=8, codes=codes.T, scales=scales)
+
+
+def _by_block(blocks: Blocks) -> _Matrix:
+    centre = 8 if blocks.bits == 4 else 0
+    codes = (blocks.quants.astype(np.int8) - np.int8(centre)).reshape(len(blocks.quants), -1)
+    missing = blocks.minimum + centre * blocks.scale
+    return _Matrix(
+        bits=blocks.bits,
+        codes=codes.T,
+        scales=blocks.scale.T,
+        block_size=blocks.block_size,
+        missing=missing if missing.any() else None,
+    )
