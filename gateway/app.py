@@ -22,7 +22,18 @@ from gateway.errors import ConfigError
 from gateway.lane import Lane
 from gateway.metrics import Metrics
 from gateway.router import Router
-from gateway.routes import chat, completions, embeddings, health, models, root, tokenize
+from gateway.routes import (
+    anthropic,
+    chat,
+    completions,
+    embeddings,
+    health,
+    models,
+    ollama,
+    ollama_models,
+    root,
+    tokenize,
+)
 from gateway.routes.connection import request_number
 from gateway.routes.guards import cors_of, guards_of
 from gateway.routes.refusals import refuse
@@ -36,6 +47,14 @@ HANDLERS = [
     tokenize.tokenize,
     tokenize.detokenize,
     tokenize.apply_template,
+    anthropic.messages,
+    anthropic.count_tokens,
+    ollama.chat,
+    ollama.generate,
+    ollama_models.tags,
+    ollama_models.show,
+    ollama_models.running,
+    ollama_models.version,
     models.list_models,
     models.get_model,
     health.healthz,

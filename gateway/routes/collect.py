@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+import msgspec
 from msgspec import Struct, field
 
 from gateway.generation import (
@@ -15,11 +16,13 @@ from gateway.generation import (
     ReasoningDelta,
     Started,
     TextDelta,
+    Timings,
     TokenLogprob,
     ToolCall,
     ToolCallDelta,
     Usage,
 )
+from gateway.openai_types import Json
 
 
 class CollectedChoice(Struct):
@@ -42,6 +45,7 @@ class Collected(Struct):
     choices: list[CollectedChoice]
     prompt_logprobs: list[tuple[TokenLogprob, ...]] = field(default_factory=list)  # one for each prompt
     usage: Usage = Usage()
+    timings: Timings = Timings()
 
 
 async def collect(events: AsyncGenerator[Event, None], n: int) -> Collected:
@@ -51,6 +55,14 @@ async def collect(events: AsyncGenerator[Event, None], n: int) -> Collected:
         async for event in events:
             _add(collected, event)
     return collected
+
+
+def arguments_of(text: str) -> Json:
+    """A call's arguments as an object; none where the limit of tokens cut them off, which the stop reason says."""
+    try:
+        return msgspec.json.decode(text or "{}", type=Json)
+    except (ValueError, RecursionError):
+        return {}
 
 
 def _add(collected: Collected, event: Event) -> None:
@@ -66,6 +78,6 @@ def _add(collected: Collected, event: Event) -> None:
             collected.choices[choice].reason = reason
             collected.choices[choice].stop = stop
         case Finished():
-            collected.usage = event.usage
+            collected.usage, collected.timings = event.usage, event.timings
         case Started():
             collected.prompt_logprobs.append(event.prompt_logprobs)

@@ -36,7 +36,7 @@ def _asked(request: GenerationFields) -> Asked:
         yield from _structured(request.structured_outputs, "structured_outputs.")
     yield from _structured(_guided(request), "guided_")
     if request.json_schema is not None:
-        yield "json_schema", _json_schema(request.json_schema, "json_schema")
+        yield "json_schema", schema_grammar(request.json_schema, "json_schema")
     if request.grammar:
         yield "grammar", Grammar(kind="lark", source=request.grammar, param="grammar")
 
@@ -46,11 +46,11 @@ def _response_format(wanted: ResponseFormat) -> Asked:
         case "text":
             pass
         case "json_object" if wanted.schema is not None:
-            yield "response_format", _json_schema(wanted.schema, "response_format.schema")
+            yield "response_format", schema_grammar(wanted.schema, "response_format.schema")
         case "json_object":
             yield "response_format", Grammar(kind="json_object")
         case "json_schema":
-            yield "response_format", _json_schema(_required_schema(wanted), "response_format.json_schema.schema")
+            yield "response_format", schema_grammar(_required_schema(wanted), "response_format.json_schema.schema")
         case _:
             raise InvalidRequest(
                 f"Invalid value for 'response_format.type': {wanted.type!r} is none of 'text', 'json_object' and "
@@ -80,9 +80,9 @@ def _guided(request: GenerationFields) -> StructuredOutputs:
 
 def _structured(wanted: StructuredOutputs, prefix: str) -> Asked:
     if isinstance(wanted.json, dict):
-        yield prefix + "json", _json_schema(wanted.json, prefix + "json")
+        yield prefix + "json", schema_grammar(wanted.json, prefix + "json")
     elif wanted.json:
-        yield prefix + "json", _json_schema(_parsed(wanted.json, prefix + "json"), prefix + "json")
+        yield prefix + "json", schema_grammar(_parsed(wanted.json, prefix + "json"), prefix + "json")
     if wanted.regex:
         yield prefix + "regex", Grammar(kind="regex", source=wanted.regex, param=prefix + "regex")
     if wanted.choice is not None:
@@ -97,7 +97,7 @@ def _one_of(choices: list[str]) -> str:
     return "start: " + " | ".join(msgspec.json.encode(choice).decode() for choice in choices)
 
 
-def _json_schema(schema: Json, param: str) -> Grammar:
+def schema_grammar(schema: Json, param: str) -> Grammar:
     check_depth(schema, param)
     return Grammar(kind="json_schema", source=msgspec.json.encode(schema).decode(), param=param)
 

@@ -1,8 +1,9 @@
-"""The one place where an exception becomes a response: OpenAI's error JSON, and nothing of our insides."""
+"""The one place where an exception becomes a response: error JSON in the path's dialect, nothing of our insides."""
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import msgspec
 from litestar import Response
@@ -19,6 +20,7 @@ from gateway.errors import (
     Unauthorized,
     Unavailable,
 )
+from gateway.routes import anthropic_replies, ollama_replies
 from gateway.routes.connection import ClientLeft, HttpRequest, request_number
 from gateway.routes.respond import error_body, error_headers
 
@@ -52,8 +54,18 @@ def refuse(request: HttpRequest, exception: Exception) -> Response[bytes]:
             headers["WWW-Authenticate"] = "Bearer"
         case 408:
             headers["Connection"] = "close"  # what is left of the body may come at any time, or never
-    body = msgspec.json.encode(error_body(error))
+    body = msgspec.json.encode(_body(request, error))
     return Response(body, status_code=error.status, media_type="application/json", headers=headers)
+
+
+def _body(request: HttpRequest, error: GatewayError) -> Any:
+    """By the path and not by the route: a path that does not exist, or not with this method, has no route."""
+    path: str = request.scope["path"]
+    if path.startswith("/api/"):
+        return ollama_replies.error_body(error)
+    if path.startswith("/v1/messages"):
+        return anthropic_replies.error_body(error)
+    return error_body(error)
 
 
 def as_gateway_error(request: HttpRequest, exception: Exception) -> GatewayError:

@@ -1,0 +1,187 @@
+"""Anthropic's wire format as msgspec structs: field names as they are, unknown fields ignored, null means absent."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from gateway.openai_types import AtLeastOne, Count, Json, Share, StopString
+
+ToolName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,128}\Z")]
+
+
+# ---- requests ------------------------------------------------------------------------------------------------------
+
+
+class ContentBlock(Struct, kw_only=True):
+    """A block of any type; which fields it must have is its type's business."""
+
+    type: str
+    text: str | None = None
+    thinking: str | None = None
+    # tool_use
+    id: str | None = None
+    name: str | None = None
+    input: Json | None = None
+    # tool_result
+    tool_use_id: str | None = None
+    content: str | list[ContentBlock] | None = None
+
+
+class InputMessage(Struct, kw_only=True):
+    role: Literal["user", "assistant", "system"]
+    content: str | list[ContentBlock]
+
+
+class AnthropicTool(Struct, kw_only=True):
+    name: ToolName
+    type: str | None = None
+    description: str | None = None
+    input_schema: Json | None = None
+    strict: bool | None = None
+
+
+class AnthropicToolChoice(Struct, kw_only=True):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class Thinking(Struct, kw_only=True):
+    type: str
+
+
+class OutputFormat(Struct, kw_only=True):
+    type: Literal["json_schema"]
+    schema: Json
+
+
+class OutputConfig(Struct, kw_only=True):
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: OutputFormat | None = None
+
+
+class CountTokensRequest(Struct, kw_only=True):
+    """What makes the prompt."""
+
+    model: str
+    messages: Annotated[list[InputMessage], Meta(min_length=1)]
+    system: str | list[ContentBlock] | None = None
+    tools: list[AnthropicTool] | None = None
+    tool_choice: AnthropicToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+
+
+class MessagesRequest(CountTokensRequest, kw_only=True):
+    max_tokens: AtLeastOne
+    stream: bool | None = None
+    stop_sequences: list[StopString] | None = None
+    temperature: Share | None = None
+    top_p: Share | None = None
+    top_k: Count | None = None
+
+
+# ---- replies -------------------------------------------------------------------------------------------------------
+
+
+class TextBlock(Struct, tag="text", kw_only=True):
+    text: str = ""
+
+
+class ThinkingBlock(Struct, tag="thinking", kw_only=True):
+    thinking: str = ""
+    signature: str = ""  # nothing here is signed
+
+
+class ToolUseBlock(Struct, tag="tool_use", kw_only=True):
+    id: str
+    name: str
+    input: Json
+
+
+ReplyBlock = TextBlock | ThinkingBlock | ToolUseBlock
+
+
+class AnthropicUsage(Struct, kw_only=True):
+    """The prompt has `input_tokens` + `cache_read_input_tokens`; writing to the cache costs nothing."""
+
+    input_tokens: int
+    output_tokens: int
+    cache_read_input_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+
+
+class AnthropicMessage(Struct, tag="message", kw_only=True):
+    id: str
+    model: str
+    content: list[ReplyBlock]
+    usage: AnthropicUsage
+    role: Literal["assistant"] = "assistant"
+    stop_reason: str | None = None
+    stop_sequence: str | None = None
+
+
+class TextPiece(Struct, tag="text_delta"):
+    text: str
+
+
+class ThinkingPiece(Struct, tag="thinking_delta"):
+    thinking: str
+
+
+class InputPiece(Struct, tag="input_json_delta"):
+    partial_json: str
+
+
+class MessageStart(Struct, tag="message_start"):
+    message: AnthropicMessage
+
+
+class Ping(Struct, tag="ping"):
+    pass
+
+
+class BlockStart(Struct, tag="content_block_start"):
+    index: int
+    content_block: ReplyBlock
+
+
+class BlockDelta(Struct, tag="content_block_delta"):
+    index: int
+    delta: TextPiece | ThinkingPiece | InputPiece
+
+
+class BlockStop(Struct, tag="content_block_stop"):
+    index: int
+
+
+class StopDelta(Struct, kw_only=True):
+    stop_reason: str
+    stop_sequence: str | None = None
+
+
+class MessageDelta(Struct, tag="message_delta"):
+    delta: StopDelta
+    usage: AnthropicUsage
+
+
+class MessageStop(Struct, tag="message_stop"):
+    pass
+
+
+StreamEvent = MessageStart | Ping | BlockStart | BlockDelta | BlockStop | MessageDelta | MessageStop
+
+
+class TokenCount(Struct, kw_only=True):
+    input_tokens: int
+
+
+class AnthropicErrorDetail(Struct, kw_only=True):
+    type: str
+    message: str
+
+
+class AnthropicError(Struct, tag="error", kw_only=True):
+    error: AnthropicErrorDetail

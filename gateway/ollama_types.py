@@ -1,0 +1,177 @@
+"""Ollama's wire format as msgspec structs: what its clients send, and the lines they read."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType, field
+
+from gateway.openai_types import Json, Name, Penalty, Share, StopString, TokenLogprobs, ToolDefinition
+
+Effort = Literal["low", "medium", "high"]
+
+
+# ---- requests ------------------------------------------------------------------------------------------------------
+
+
+class Options(Struct, kw_only=True):
+    """What changes the answer; options about memory and threads are the configuration's business and are ignored."""
+
+    num_predict: Annotated[int, Meta(ge=-2)] | None = None  # negative: as much as the context leaves
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Share | None = None
+    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    min_p: Share | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: StopString | list[StopString] | None = None
+    repeat_penalty: Annotated[float, Meta(gt=0)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+
+
+class OllamaRequest(Struct, kw_only=True):
+    """What /api/chat and /api/generate have in common."""
+
+    model: Annotated[str, Meta(min_length=1)]
+    stream: bool | None = None  # unless it is false
+    format: Literal["", "json"] | Json | None = None
+    options: Options | None = None
+    think: bool | Effort | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+
+
+class CalledFunction(Struct, kw_only=True):
+    name: Name
+    arguments: Json = field(default_factory=dict)
+
+
+class OllamaCall(Struct, kw_only=True):
+    """A tool call, in requests and in replies; its id only where the client sent or the model made one."""
+
+    function: CalledFunction
+    id: str | UnsetType = UNSET
+
+
+class OllamaMessage(Struct, kw_only=True):
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | None = None
+    thinking: str | None = None
+    images: list[Any] | None = None
+    tool_calls: list[OllamaCall] | None = None
+    tool_name: str | None = None
+    tool_call_id: str | None = None
+
+
+class OllamaChatRequest(OllamaRequest, kw_only=True):
+    messages: list[OllamaMessage] = field(default_factory=list)
+    tools: list[ToolDefinition] | None = None
+
+
+class OllamaGenerateRequest(OllamaRequest, kw_only=True):
+    prompt: str | None = None
+    suffix: str | None = None
+    system: str | None = None
+    raw: bool | None = None
+    # known, and refused by name when they ask for something
+    images: list[Any] | None = None
+    template: str | None = None
+    context: list[int] | None = None
+
+
+class ShowRequest(Struct, kw_only=True):
+    """Older clients say `name`."""
+
+    model: str | None = None
+    name: str | None = None
+
+
+# ---- replies -------------------------------------------------------------------------------------------------------
+
+
+class OllamaReplyMessage(Struct, kw_only=True):
+    role: Literal["assistant"] = "assistant"
+    content: str = ""
+    thinking: str | UnsetType = UNSET
+    tool_calls: list[OllamaCall] | UnsetType = UNSET
+
+
+class OllamaReply(Struct, kw_only=True):
+    """One line of a stream, or the whole reply: with `message` from /api/chat, `response` from /api/generate.
+
+    What follows `done` comes with the last line. Durations are nanoseconds.
+    """
+
+    model: str
+    created_at: str
+    message: OllamaReplyMessage | UnsetType = UNSET
+    response: str | UnsetType = UNSET
+    thinking: str | UnsetType = UNSET
+    logprobs: list[TokenLogprobs] | UnsetType = UNSET
+    done: bool = False
+    done_reason: str | UnsetType = UNSET
+    total_duration: int | UnsetType = UNSET
+    load_duration: int | UnsetType = UNSET
+    prompt_eval_count: int | UnsetType = UNSET
+    prompt_eval_duration: int | UnsetType = UNSET
+    eval_count: int | UnsetType = UNSET
+    eval_duration: int | UnsetType = UNSET
+
+
+class ModelDetails(Struct, kw_only=True):
+    parent_model: str = ""
+    format: str = "onnx"
+    family: str = "onnx"
+    families: list[str] = field(default_factory=lambda: ["onnx"])
+    parameter_size: str = ""
+    quantization_level: str = ""
+
+
+class OllamaModel(Struct, kw_only=True):
+    """A row of /api/tags. `size`: the bytes of memory it takes, 0 until it has loaded."""
+
+    name: str
+    model: str
+    modified_at: str
+    size: int
+    digest: str
+    details: ModelDetails
+
+
+class RunningModel(Struct, kw_only=True):
+    """A row of /api/ps."""
+
+    name: str
+    model: str
+    size: int
+    digest: str
+    details: ModelDetails
+    expires_at: str
+    size_vram: int
+    context_length: int
+
+
+class OllamaModels(Struct, kw_only=True):
+    models: list[OllamaModel]
+
+
+class RunningModels(Struct, kw_only=True):
+    models: list[RunningModel]
+
+
+class ShownModel(Struct, kw_only=True):
+    modelfile: str
+    parameters: str
+    template: str
+    details: ModelDetails
+    model_info: dict[str, str | int]
+    capabilities: list[str]
+    modified_at: str
+
+
+class ApiVersion(Struct, kw_only=True):
+    version: str
+
+
+class OllamaError(Struct, kw_only=True):
+    error: str

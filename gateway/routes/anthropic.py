@@ -1,0 +1,60 @@
+"""POST /v1/messages and /v1/messages/count_tokens, for clients that speak Anthropic's API."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from litestar import post
+from litestar.types import ASGIApp
+
+from gateway.anthropic_types import CountTokensRequest, MessagesRequest, TokenCount
+from gateway.config import Defaults
+from gateway.generation import Generation, Grammar
+from gateway.openai_types import GenerationFields
+from gateway.routes.anthropic_prompts import chat_of
+from gateway.routes.anthropic_replies import AnthropicRendering
+from gateway.routes.body import read_json
+from gateway.routes.connection import HttpRequest, request_number, router_of
+from gateway.routes.generations import sampling_of
+from gateway.routes.grammars import schema_grammar
+from gateway.routes.respond import answer, json_response
+
+_messages_decoder = msgspec.json.Decoder(MessagesRequest)
+_count_decoder = msgspec.json.Decoder(CountTokensRequest)
+
+
+@post("/v1/messages", status_code=200)
+async def messages(request: HttpRequest) -> ASGIApp:
+    asked = await read_json(request, _messages_decoder)
+    defaults = router_of(request).defaults_for(asked.model)
+    generation = messages_generation(asked, defaults, id=f"msg_{request_number(request.scope)}")
+    return await answer(request, generation, AnthropicRendering(generation), stream=bool(asked.stream))
+
+
+@post("/v1/messages/count_tokens", status_code=200)
+async def count_tokens(request: HttpRequest) -> ASGIApp:
+    asked = await read_json(request, _count_decoder)
+    tools = router_of(request).tools(asked.model)
+    ids = await asyncio.to_thread(tools.encode, chat_of(asked))
+    return json_response(TokenCount(input_tokens=len(ids)))
+
+
+def messages_generation(request: MessagesRequest, defaults: Defaults, *, id: str) -> Generation:
+    """Raises InvalidRequest, its `param` the field at fault."""
+    sampling = GenerationFields(temperature=request.temperature, top_p=request.top_p, top_k=request.top_k)
+    return Generation(
+        id=id,
+        model=request.model,
+        prompt=chat_of(request),
+        sampling=sampling_of(sampling, defaults),
+        max_tokens=request.max_tokens,
+        stop=tuple(request.stop_sequences or ()),
+        grammar=_grammar(request),
+    )
+
+
+def _grammar(request: MessagesRequest) -> Grammar | None:
+    if request.output_config is None or request.output_config.format is None:
+        return None
+    return schema_grammar(request.output_config.format.schema, "output_config.format.schema")

@@ -1,0 +1,55 @@
+"""POST /api/chat and /api/generate, for clients that speak Ollama's API: streamed unless `stream` is false.
+
+`keep_alive` means nothing here: a model stays loaded as long as the gateway runs.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from litestar import post
+from litestar.types import ASGIApp
+
+from gateway.generation import Prompt
+from gateway.ollama_types import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest
+from gateway.routes.body import read_json
+from gateway.routes.connection import HttpRequest, request_number, router_of
+from gateway.routes.ollama_models import model_named
+from gateway.routes.ollama_prompts import chat_of, generation_of, prompt_of
+from gateway.routes.ollama_replies import Kind, OllamaRendering, reply_of
+from gateway.routes.respond import answer, json_response
+
+_chat_decoder = msgspec.json.Decoder(OllamaChatRequest)
+_generate_decoder = msgspec.json.Decoder(OllamaGenerateRequest)
+
+
+@post("/api/chat", status_code=200)
+async def chat(request: HttpRequest) -> ASGIApp:
+    asked = await read_json(request, _chat_decoder)
+    if not asked.messages:
+        return _loaded(request, asked, "chat")
+    return await _answer(request, asked, "chat", chat_of(asked))
+
+
+@post("/api/generate", status_code=200)
+async def generate(request: HttpRequest) -> ASGIApp:
+    asked = await read_json(request, _generate_decoder)
+    prompt = prompt_of(asked)
+    if not (asked.prompt or asked.suffix):
+        return _loaded(request, asked, "generate")
+    return await _answer(request, asked, "generate", prompt)
+
+
+async def _answer(request: HttpRequest, asked: OllamaRequest, kind: Kind, prompt: Prompt) -> ASGIApp:
+    router = router_of(request)
+    model = model_named(router, asked.model)
+    defaults = router.defaults_for(model)
+    generation = generation_of(asked, prompt, defaults, model=model, id=f"ollama-{request_number(request.scope)}")
+    return await answer(request, generation, OllamaRendering(kind, generation), stream=asked.stream is not False)
+
+
+def _loaded(request: HttpRequest, asked: OllamaRequest, kind: Kind) -> ASGIApp:
+    """Nothing to answer: the client only wants the model to be loaded."""
+    router = router_of(request)
+    reply = reply_of(kind, router.lookup(model_named(router, asked.model)).model)
+    reply.done, reply.done_reason = True, "load"
+    return json_response(reply)

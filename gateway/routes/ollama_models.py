@@ -1,0 +1,135 @@
+"""What there is, in Ollama's words: GET /api/tags, /api/ps and /api/version, POST /api/show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from hashlib import sha256
+
+import msgspec
+from litestar import get, post
+from litestar.types import ASGIApp
+
+from gateway.errors import InvalidRequest
+from gateway.ollama_types import (
+    ApiVersion,
+    ModelDetails,
+    OllamaModel,
+    OllamaModels,
+    RunningModel,
+    RunningModels,
+    ShownModel,
+    ShowRequest,
+)
+from gateway.router import ModelInfo, Router
+from gateway.routes.body import read_json
+from gateway.routes.connection import HttpRequest, router_of
+from gateway.routes.models import CAPABILITIES
+from gateway.routes.respond import json_response
+
+#: The release of Ollama whose API this is: editors ask for a minimum.
+API_VERSION = "0.12.11"
+LATEST = ":latest"
+FOREVER = "9999-12-31T23:59:59Z"  # models stay loaded
+
+_decoder = msgspec.json.Decoder(ShowRequest)
+
+
+def model_named(router: Router, asked: str) -> str:
+    """The name in this gateway: Ollama's clients append `:latest` to a name without a tag."""
+    known = {name for model in router.models() for name in (model.name, *model.aliases)}
+    return asked if asked in known else asked.removesuffix(LATEST)
+
+
+@get("/api/version")
+async def version() -> ASGIApp:
+    return json_response(ApiVersion(version=API_VERSION))
+
+
+@get("/api/tags")
+async def tags(request: HttpRequest) -> ASGIApp:
+    loaded_at = _started_at(request)
+    rows = [
+        OllamaModel(
+            name=name,
+            model=name,
+            modified_at=loaded_at,
+            size=model.status.engine.peak_bytes,
+            digest=_digest(model),
+            details=ModelDetails(),
+        )
+        for name, model in _named(router_of(request))
+    ]
+    return json_response(OllamaModels(models=rows))
+
+
+@get("/api/ps")
+async def running(request: HttpRequest) -> ASGIApp:
+    rows = [_running(name, model) for name, model in _named(router_of(request)) if model.status.is_ready]
+    return json_response(RunningModels(models=rows))
+
+
+@post("/api/show", status_code=200)
+async def show(request: HttpRequest) -> ASGIApp:
+    asked = await read_json(request, _decoder)
+    name = asked.model or asked.name
+    if not name:
+        raise InvalidRequest("Missing required parameter: 'model'.", param="model")
+    router = router_of(request)
+    model = router.model(model_named(router, name))
+    return json_response(_shown(model, router, _started_at(request)))
+
+
+def _named(router: Router) -> Iterator[tuple[str, ModelInfo]]:
+    for model in router.models():
+        for name in (model.name, *model.aliases):
+            yield name if ":" in name else name + LATEST, model
+
+
+def _running(name: str, model: ModelInfo) -> RunningModel:
+    engine = model.status.engine
+    return RunningModel(
+        name=name,
+        model=name,
+        size=engine.peak_bytes,
+        digest=_digest(model),
+        details=ModelDetails(),
+        expires_at=FOREVER,
+        size_vram=engine.peak_bytes,
+        context_length=engine.context_length,
+    )
+
+
+def _shown(model: ModelInfo, router: Router, modified_at: str) -> ShownModel:
+    defaults = router.defaults_for(model.name)
+    return ShownModel(
+        modelfile=f"FROM {model.name}\n",
+        parameters="\n".join(
+            f"{option} {value}"
+            for option, value in (
+                ("num_predict", defaults.max_tokens),
+                ("temperature", defaults.temperature),
+                ("top_p", defaults.top_p),
+                ("top_k", defaults.top_k),
+                ("min_p", defaults.min_p),
+                ("repeat_penalty", defaults.repetition_penalty),
+            )
+        ),
+        template="{{ .Prompt }}",
+        details=ModelDetails(),
+        model_info={
+            "general.architecture": "onnx",
+            "general.basename": model.name,
+            "onnx.context_length": model.status.engine.context_length,
+        },
+        capabilities=["completion", *(name for name in CAPABILITIES if name == "tools")],
+        modified_at=modified_at,
+    )
+
+
+def _digest(model: ModelInfo) -> str:
+    return sha256(model.name.encode()).hexdigest()
+
+
+def _started_at(request: HttpRequest) -> str:
+    return datetime.fromtimestamp(request.app.state.started_at, UTC).isoformat()

@@ -1,0 +1,139 @@
+"""Ollama's requests as Generations: its options in the gateway's terms, its messages as turns."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from gateway.config import Defaults
+from gateway.errors import InvalidRequest, UnsupportedParameter
+from gateway.generation import Chat, Generation, Grammar, Message, Prompt, Text, ToolCall, ToolChoice
+from gateway.ollama_types import (
+    OllamaCall,
+    OllamaChatRequest,
+    OllamaGenerateRequest,
+    OllamaMessage,
+    OllamaRequest,
+    Options,
+)
+from gateway.openai_types import GenerationFields
+from gateway.routes.generations import sampling_of, stop_of
+from gateway.routes.grammars import schema_grammar
+from gateway.routes.tools import tools_of
+
+UNLIMITED = 2**31 - 1  # as many tokens as the context leaves
+
+
+def chat_of(request: OllamaChatRequest) -> Chat:
+    """Raises InvalidRequest, its `param` the field at fault."""
+    tools = tools_of(request.tools)
+    return Chat(
+        messages=tuple(_messages(request.messages)),
+        tools=tools,
+        tool_choice=ToolChoice(mode="auto" if tools else "none"),
+        reasoning_effort=_effort(request),
+    )
+
+
+def prompt_of(request: OllamaGenerateRequest) -> Prompt:
+    """A turn of the user's, or the text as it is if it is `raw` or has a suffix. Raises UnsupportedParameter."""
+    for name, instead in (
+        ("images", "this model reads text only"),
+        ("template", "the model's own is used"),
+        ("context", "send the conversation to /api/chat"),
+    ):
+        if getattr(request, name):
+            raise UnsupportedParameter(f"Unsupported parameter: '{name}': {instead}.", param=name)
+    if request.raw or request.suffix:
+        return Text(request.prompt or "", request.suffix or None)
+    system = [Message(role="system", content=request.system)] if request.system else []
+    user = Message(role="user", content=request.prompt or "")
+    return Chat(messages=(*system, user), tool_choice=ToolChoice(mode="none"), reasoning_effort=_effort(request))
+
+
+def generation_of(request: OllamaRequest, prompt: Prompt, defaults: Defaults, *, model: str, id: str) -> Generation:
+    """Raises InvalidRequest, its `param` the field at fault."""
+    options = request.options or Options()
+    fields = GenerationFields(
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        min_p=options.min_p,
+        seed=options.seed,
+        stop=options.stop,
+        repetition_penalty=options.repeat_penalty,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+    )
+    return Generation(
+        id=id,
+        model=model,
+        prompt=prompt,
+        sampling=sampling_of(fields, defaults),
+        max_tokens=_max_tokens(options, defaults),
+        stop=stop_of(fields),
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        grammar=_grammar(request.format),
+    )
+
+
+def _max_tokens(options: Options, defaults: Defaults) -> int:
+    if options.num_predict is None:
+        return defaults.max_tokens
+    return options.num_predict if options.num_predict > 0 else UNLIMITED
+
+
+def _grammar(format: str | dict[str, Any] | None) -> Grammar | None:
+    match format:
+        case "json":
+            return Grammar(kind="json_object", param="format")
+        case dict() as schema:
+            return schema_grammar(schema, "format")
+    return None
+
+
+def _effort(request: OllamaRequest) -> str | None:
+    match request.think:
+        case False:
+            return "none"
+        case True:
+            return "medium"
+        case effort:
+            return effort
+
+
+def _messages(messages: Iterable[OllamaMessage]) -> Iterator[Message]:
+    """Calls get an id where the client keeps none, and results the id of the first call that has no result yet."""
+    unanswered: deque[str] = deque()
+    for index, message in enumerate(messages):
+        if message.images:
+            param = f"messages.{index}.images"
+            raise InvalidRequest(f"Invalid value for '{param}': this model reads text only.", param=param)
+        calls = tuple(_call(call, f"call_{index}_{place}") for place, call in enumerate(message.tool_calls or ()))
+        unanswered.extend(call.id for call in calls)
+        yield Message(
+            role=message.role,
+            content=message.content if message.content or not calls else None,
+            reasoning=message.thinking,
+            name=message.tool_name,
+            tool_calls=calls,
+            tool_call_id=_answered(message, unanswered) if message.role == "tool" else None,
+        )
+
+
+def _answered(message: OllamaMessage, unanswered: deque[str]) -> str | None:
+    id = message.tool_call_id
+    if not id:
+        return unanswered.popleft() if unanswered else None
+    if id in unanswered:
+        unanswered.remove(id)
+    return id
+
+
+def _call(call: OllamaCall, id: str) -> ToolCall:
+    arguments = msgspec.json.encode(call.function.arguments).decode()
+    return ToolCall(id if call.id is UNSET else call.id or id, call.function.name, arguments)

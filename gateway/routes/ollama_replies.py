@@ -1,0 +1,117 @@
+"""Events in Ollama's words: one JSON object, or a stream of them, a line each; the last has `done` and the times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET
+
+from gateway.errors import GatewayError
+from gateway.generation import (
+    ChoiceFinished,
+    Event,
+    Finished,
+    FinishReason,
+    Generation,
+    ReasoningDelta,
+    TextDelta,
+    Timings,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
+from gateway.ollama_types import CalledFunction, OllamaCall, OllamaError, OllamaReply, OllamaReplyMessage
+from gateway.routes.chat_replies import logprobs_of
+from gateway.routes.collect import Collected, CollectedChoice, arguments_of
+
+Kind = Literal["chat", "generate"]
+
+MEDIA_TYPE = "application/x-ndjson"
+
+_json = msgspec.json.Encoder()
+
+
+class OllamaRendering:
+    """See `respond.Rendering`. Tool calls are sent whole, as Ollama does, when the answer is complete."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(self, kind: Kind, generation: Generation) -> None:
+        self._kind: Kind = kind
+        self._with_logprobs = generation.logprobs is not None
+        self._calls = CollectedChoice()
+        self._reason: FinishReason = "stop"
+
+    def whole(self, model: str, collected: Collected) -> OllamaReply:
+        [choice] = collected.choices
+        reply = reply_of(self._kind, model, choice.text, choice.reasoning, choice.tool_calls)
+        self._score(reply, choice.logprobs)
+        return _finished(reply, choice.reason, collected.usage, collected.timings)
+
+    def pieces(self, model: str, event: Event) -> Iterator[bytes]:
+        match event:
+            case TextDelta(text, _, logprobs) if text or logprobs:
+                reply = reply_of(self._kind, model, text)
+                self._score(reply, logprobs)
+                yield _line(reply)
+            case ReasoningDelta(text) if text:
+                yield _line(reply_of(self._kind, model, reasoning=text))
+            case ToolCallDelta():
+                self._calls.add_call(event)
+            case ChoiceFinished(reason):
+                self._reason = reason
+                if self._calls.tool_calls:
+                    yield _line(reply_of(self._kind, model, calls=self._calls.tool_calls))
+            case Finished():
+                yield _line(_finished(reply_of(self._kind, model), self._reason, event.usage, event.timings))
+
+    def failed(self, error: GatewayError) -> bytes:
+        return _json.encode(error_body(error)) + b"\n"
+
+    def _score(self, reply: OllamaReply, logprobs: Iterable[TokenLogprob]) -> None:
+        if self._with_logprobs:
+            reply.logprobs = logprobs_of(logprobs).content
+
+
+def reply_of(
+    kind: Kind, model: str, text: str = "", reasoning: str = "", calls: Iterable[ToolCall] = ()
+) -> OllamaReply:
+    """A reply that is not yet done."""
+    reply = OllamaReply(model=model, created_at=datetime.now(UTC).isoformat())
+    if kind == "chat":
+        made = [_call(call) for call in calls] or UNSET
+        reply.message = OllamaReplyMessage(content=text, thinking=reasoning or UNSET, tool_calls=made)
+    else:
+        reply.response, reply.thinking = text, reasoning or UNSET
+    return reply
+
+
+def _call(call: ToolCall) -> OllamaCall:
+    return OllamaCall(id=call.id, function=CalledFunction(name=call.name, arguments=arguments_of(call.arguments)))
+
+
+def _finished(reply: OllamaReply, reason: FinishReason, usage: Usage, timings: Timings) -> OllamaReply:
+    reply.done, reply.done_reason = True, "length" if reason == "length" else "stop"
+    reply.total_duration = _nanoseconds(timings.total_s)
+    reply.load_duration = 0  # a model is loaded before it is asked
+    reply.prompt_eval_count = usage.prompt_tokens
+    reply.prompt_eval_duration = _nanoseconds(timings.ttft_s - timings.queue_s)
+    reply.eval_count = usage.completion_tokens
+    reply.eval_duration = _nanoseconds(timings.total_s - timings.ttft_s)
+    return reply
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(seconds * 1e9)
+
+
+def _line(reply: OllamaReply) -> bytes:
+    return _json.encode(reply) + b"\n"
+
+
+def error_body(error: GatewayError) -> OllamaError:
+    return OllamaError(error=error.message)
