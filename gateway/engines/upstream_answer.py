@@ -7,6 +7,7 @@ trusted to have one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
@@ -28,6 +29,7 @@ from gateway.generation import (
     Usage,
 )
 
+_PART_OF_A_CHARACTER = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)", re.IGNORECASE)  # as OpenAI names such tokens
 _REASONS: dict[str, FinishReason] = {"length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls"}
 
 
@@ -150,6 +152,9 @@ def _entry(entry: Any) -> TokenLogprob:
 def _token(
     token: str, logprob: float, top: tuple[TokenLogprob, ...] = (), written: list[int] | None = None
 ) -> TokenLogprob:
+    if part := _PART_OF_A_CHARACTER.fullmatch(token):
+        raw = bytes.fromhex(part[1].replace(r"\x", ""))
+        return TokenLogprob(raw.decode(errors="replace"), tuple(raw), logprob, top)
     return TokenLogprob(token, tuple(written if written is not None else token.encode()), logprob, top)
 
 

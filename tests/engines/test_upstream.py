@@ -256,12 +256,12 @@ async def test_completions() -> None:
             "choices": [
                 {
                     "index": 0,
-                    "text": "é x",
+                    "text": "é x東",
                     "finish_reason": None,
                     "logprobs": {
-                        "tokens": ["é", " x"],
-                        "token_logprobs": [-0.5, None],
-                        "top_logprobs": [{"é": -0.5, "e": -2.0}, None],
+                        "tokens": ["é", " x", r"bytes:\xe6\x9d", r"bytes:\xb1"],
+                        "token_logprobs": [-0.5, None, -1.0, -2.0],
+                        "top_logprobs": [{"é": -0.5, "e": -2.0}, None, None, None],
                     },
                 }
             ]
@@ -271,11 +271,13 @@ async def test_completions() -> None:
     async with raw(stream, upstream_model="up", api_key="k") as (engine, server):
         events = await answer(engine, ask(Text("Once"), logprobs=2, stop=("END",)))
         await answer(engine, ask(TokenIds((1, 2))))
-    assert text_of(events) == "é x"
+    assert text_of(events) == "é x東"
     (delta,) = [event for event in events if isinstance(event, TextDelta)]
     assert [(entry.token, bytes(entry.bytes), entry.logprob) for entry in delta.logprobs] == [
         ("é", "é".encode(), -0.5),
         (" x", b" x", 0.0),
+        ("\ufffd", b"\xe6\x9d", -1.0),
+        ("\ufffd", b"\xb1", -2.0),
     ]
     assert [entry.token for entry in delta.logprobs[0].top] == ["é", "e"]
     assert events[-2] == ChoiceFinished("stop", stop="END")
