@@ -346,3 +346,57 @@ def test_the_key_comes_in_anthropics_header() -> None:
             with pytest.raises(sdk.AuthenticationError) as refused:
                 client.messages.create(**body())
             assert refused.value.body["error"]["type"] == "authentication_error"  # type: ignore[index]
+
+
+# ---- tools, and what editors send
+
+
+WEATHER: Any = {
+    "name": "get_weather",
+    "description": "The weather in a city.",
+    "input_schema": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+}
+
+
+def test_a_tool_that_is_demanded_is_called_and_its_result_read(real: Anthropic) -> None:
+    asked: Any = {
+        "model": "smollm2",
+        "max_tokens": 100,
+        "tools": [WEATHER],
+        "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
+        "extra_body": GREEDY,
+    }
+    choice: Any = {"type": "tool", "name": "get_weather"}
+    reply = real.messages.create(**asked, tool_choice=choice)
+    [call] = [block for block in reply.content if block.type == "tool_use"]
+    assert (reply.stop_reason, call.name, list(call.input)) == ("tool_use", "get_weather", ["city"])
+    with real.messages.stream(**asked, tool_choice=choice) as stream:
+        [streamed] = [block for block in stream.get_final_message().content if block.type == "tool_use"]
+    assert (streamed.name, streamed.input) == (call.name, call.input)
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": "Rain, 9 degrees."}
+    asked["messages"] += [{"role": "assistant", "content": reply.content}, {"role": "user", "content": [result]}]
+    answer = real.messages.create(**asked, tool_choice={"type": "none"})
+    assert answer.stop_reason in ("end_turn", "max_tokens") and answer.content
+
+
+def test_what_a_coding_agent_sends_is_taken(http: httpx.Client) -> None:
+    """A large body with caching hints, many tools, a budget for thinking, and betas in the query."""
+    cached = {"cache_control": {"type": "ephemeral"}}
+    large = body(
+        max_tokens=32_000,
+        system=[{"type": "text", "text": "x" * 60_000, **cached}],
+        messages=[{"role": "user", "content": [{"type": "text", "text": "Hi.", **cached}]}],
+        tools=[{**WEATHER, "name": f"mcp__server__tool_{i}", **cached} for i in range(24)],
+        thinking={"type": "enabled", "budget_tokens": 31_999},
+        metadata={"user_id": "u"},
+        context_management={"edits": []},
+        stream=True,
+    )
+    headers = {"anthropic-version": "2023-06-01", "anthropic-beta": "interleaved-thinking-2025-05-14"}
+    response = http.post(PATH, params={"beta": "true"}, json=large, headers=headers)
+    assert events_of(response.text)[-1][0] == "message_stop"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -309,3 +310,16 @@ def test_a_stream_that_fails_midway_ends_with_an_error_line(client: Client, http
     assert not any(line.get("done") for line in lines)
     with pytest.raises(ResponseError, match="fell over"):
         list(client.chat("breaks", FRANCE, stream=True))
+
+
+# ---- leaving
+
+
+def test_leaving_a_stream_frees_the_device(server: Running, client: Client) -> None:
+    stream = client.chat("endless", FRANCE, stream=True, options={"num_predict": -1})
+    next(iter(stream))
+    stream.close()  # type: ignore[attr-defined]
+    until = time.monotonic() + 2
+    while any(status.running for status in server.app.state.router.status() if status.model == "endless"):
+        assert time.monotonic() < until, "the request still runs"
+        time.sleep(0.01)
