@@ -35,7 +35,7 @@ def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
     found = list(BLOCK.finditer(text))
     listed = []
-    for match, following in zip(found, [*found[1:], None], strict=True):
+    for match, following in zip(found, [*found, None][1:], strict=True):
         shows_output = following is not None and following[1] == "text" and match[1] in ("sh", "python")
         listed.append(Block(match[1], match[2], following[2] if shows_output and following else None))
     return listed
