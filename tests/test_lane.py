@@ -11,7 +11,6 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
-from virtual_time import in_virtual_time, now
 
 from gateway.config import BreakerConfig, ModelConfig
 from gateway.engines.scripted import ScriptedEngine
@@ -26,6 +25,7 @@ from gateway.errors import (
 )
 from gateway.generation import ChoiceFinished, Event, Finished, Generation, Meter, Started, Text, TextDelta
 from gateway.lane import Lane
+from tests.virtual_time import in_virtual_time, now
 
 NO_BREAKER = BreakerConfig(enabled=False)
 

@@ -7,7 +7,6 @@ from contextlib import aclosing
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from virtual_time import in_virtual_time, now
 
 from gateway.config import BreakerConfig, ModelConfig
 from gateway.engines.scripted import ScriptedEngine
@@ -15,6 +14,7 @@ from gateway.errors import GatewayError
 from gateway.generation import Generation, Meter, Text
 from gateway.lane import Lane
 from gateway.metrics import Metrics
+from tests.virtual_time import in_virtual_time, now
 
 Samples = dict[tuple[str, frozenset[str]], float]
 

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from virtual_time import in_virtual_time, now
 
 from gateway.config import BreakerConfig, Config, Defaults, ModelConfig, ServerConfig
 from gateway.engines.scripted import ScriptedEngine
@@ -26,6 +25,7 @@ from gateway.errors import (
 from gateway.generation import Event, Finished, Generation, Started, Text, TextDelta
 from gateway.lane import Lane
 from gateway.router import Answer, Route, Router
+from tests.virtual_time import in_virtual_time, now
 
 BREAKER = BreakerConfig(min_calls=1, probe_itself=False)
 

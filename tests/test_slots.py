@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
-from virtual_time import in_virtual_time, now
 
 from gateway.slots import Slots, Turn
+from tests.virtual_time import in_virtual_time, now
 
 
 def entered(*turns: Turn) -> list[bool]:
