@@ -7,20 +7,29 @@ each choice, which turns the text into deltas.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from gateway.generation import Chat, Grammar, ReasoningDelta, TextDelta, ToolCallDelta
+from gateway.generation import Chat, Grammar, ReasoningDelta, TextDelta, Tool, ToolCallDelta
 
 Delta = TextDelta | ReasoningDelta | ToolCallDelta
+
+#: A text as a Lark grammar names it: a string, or the special token that is written so.
+Terminal = Callable[[str], str]
 
 
 class Parser(Protocol):
     """One choice's text, piece by piece. Malformed markup is text: a parser never raises and never loses a character.
 
-    Pieces are whole characters cut anywhere; the deltas must not depend on where. Deltas carry the choice's index and
-    no log-probabilities (the engine adds those), and none of them is empty.
+    Pieces are whole characters cut anywhere; the deltas, joined, must not depend on where. Deltas carry the choice's
+    index and no log-probabilities (the engine adds those), and none of them is empty. White space around markup
+    belongs to the markup. Where the chat demands a call, what is cut off before a call has its name is not text: it
+    is dropped.
     """
+
+    @property
+    def is_reasoning(self) -> bool:
+        """Whether the text so far ends inside the reasoning."""
 
     def push(self, text: str) -> Iterable[Delta]:
         """The deltas that are certain now; text that may begin a marker is held back (see `textstream`)."""
@@ -30,19 +39,37 @@ class Parser(Protocol):
 
 
 class Dialect(Protocol):
-    name: str
-    #: Special tokens of the vocabulary that the parser has to see; all others never become text.
-    markers: frozenset[str]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def markers(self) -> frozenset[str]:
+        """Special tokens of the vocabulary that the parser has to see; all others never become text."""
 
     def prepare(self, chat: Chat, template: str) -> Chat:
-        """The conversation as `template` (its source) can render it.
+        """The conversation as `template` (its source) can render it, its tools those that may be called.
 
-        A template that knows tools gets the chat unchanged; for one that does not, the tools, earlier calls and their
+        A template that knows tools gets them as they are; for one that does not, the tools, earlier calls and their
         results are written into the messages. With `tool_choice.mode` "none" the tools are taken out.
         """
 
-    def grammar(self, chat: Chat) -> Grammar | None:
-        """What the whole output must match so that `chat.tool_choice` is honoured; None: the model writes freely."""
+    def grammar(self, chat: Chat, rendered: str, terminal: Terminal) -> Grammar | None:
+        """What the whole output must match so that `chat.tool_choice` and strict tools are honoured; None: the model
+        writes freely. `rendered` is the prompt's text: some templates open the reasoning in it."""
 
     def parser(self, chat: Chat, rendered: str, choice: int) -> Parser:
-        """A parser for one choice. `rendered` is the prompt's text: some templates open the reasoning in it."""
+        """A parser for one choice."""
+
+
+def offered(chat: Chat) -> tuple[Tool, ...]:
+    """The tools that may be called."""
+    choice = chat.tool_choice
+    if choice.mode == "none":
+        return ()
+    return tuple(tool for tool in chat.tools if not choice.names or tool.name in choice.names)
+
+
+def is_single(chat: Chat) -> bool:
+    """Whether at most one call is wanted; a function that is named is called once."""
+    choice = chat.tool_choice
+    return not choice.parallel or (choice.mode == "required" and len(choice.names) == 1)

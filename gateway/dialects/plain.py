@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gateway.dialects.base import Delta
+from gateway.dialects.base import Delta, Terminal
+from gateway.errors import UnsupportedParameter
 from gateway.generation import Chat, Grammar, TextDelta
 
 
 class PlainParser:
     """Every character is content."""
+
+    is_reasoning = False
 
     def __init__(self, choice: int = 0) -> None:
         self._choice = choice
@@ -28,7 +31,9 @@ class PlainDialect:
     def prepare(self, chat: Chat, template: str) -> Chat:
         return chat
 
-    def grammar(self, chat: Chat) -> Grammar | None:
+    def grammar(self, chat: Chat, rendered: str, terminal: Terminal) -> Grammar | None:
+        if chat.tool_choice.mode == "required":
+            raise UnsupportedParameter("This model's dialect is plain text: it calls no tools.", param="tool_choice")
         return None
 
     def parser(self, chat: Chat, rendered: str, choice: int) -> PlainParser:

@@ -169,6 +169,7 @@ class Answer:
             prompt_tokens=self._meter.prompt_tokens,
             cached_tokens=self._meter.cached_tokens,
             completion_tokens=self._meter.completion_tokens,
+            reasoning_tokens=sum(choice.text.reasoning_tokens for choice in self._choices),
             accepted_prediction_tokens=self._accepted,
             rejected_prediction_tokens=self._rejected,
         )

@@ -38,14 +38,18 @@ class ChoiceText:
         self._called = False
         #: The stop string that was met; nothing more is to be pushed then.
         self.stopped: str | None = None
+        self.reasoning_tokens = 0
 
     def push(self, text: str, logprob: TokenLogprob | None = None, *, whole: bool = True) -> list[Event]:
         """The deltas that one token's `text` makes certain; `whole` says that the token ends with a character."""
         if logprob is not None:
             self._placed.append(_Placed(self._arrived, self._arrived + len(text) + (not whole), logprob))
         self._arrived += len(text)
+        was_reasoning = self._parser.is_reasoning
         safe, self.stopped = self._stream.push(text)
-        return self._deliver(safe)
+        events = self._deliver(safe)
+        self.reasoning_tokens += was_reasoning or self._parser.is_reasoning
+        return events
 
     def finish(self, reason: FinishReason) -> list[Event]:
         """All that was held back, and the end: `reason`, unless a stop string or a tool call says otherwise."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,7 +64,7 @@ class Prompts:
             ids=prompt.ids,
             rendered=prompt.rendered,
             prediction=self.tokens.encode_continuation(generation.prediction) if generation.prediction else [],
-            grammar=generation.grammar or prompt.grammar,
+            grammar=_grammar(generation, prompt.grammar),
         )
 
     def prompt(self, prompt: Prompt) -> PreparedPrompt:
@@ -104,5 +105,18 @@ class Prompts:
         return PreparedPrompt(
             ids=self.tokens.encode_rendered(rendered, disguise),
             rendered=disguise.take_off(rendered),
-            grammar=self._dialect.grammar(chat),
+            grammar=self._dialect.grammar(chat, rendered, self._terminal),
         )
+
+    def _terminal(self, text: str) -> str:
+        index = self.tokens.special_id(text)
+        return json.dumps(text) if index is None else f"<[{index}]>"
+
+
+def _grammar(generation: Generation, of_tools: Grammar | None) -> Grammar | None:
+    """A call that is demanded goes before the format of an answer; that goes before calls that may come."""
+    match generation.prompt:
+        case Chat(tool_choice=choice) if choice.mode == "required":
+            return of_tools
+        case _:
+            return generation.grammar or of_tools

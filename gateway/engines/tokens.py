@@ -64,6 +64,10 @@ class TokenText:
         index: int | None = self._tokenizer.token_to_id(text)
         return index
 
+    def special_id(self, text: str) -> int | None:
+        """The id of the special token that is written so, if there is one."""
+        return next((index for index in self._special_ids if self._added[index] == text), None)
+
     def encode(self, text: str, *, begin: bool = True, specials: bool = True) -> list[int]:
         """Raw text as the model's makers tokenize it: special tokens are parsed, a begin token is added if they do.
 

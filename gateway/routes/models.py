@@ -12,7 +12,7 @@ from gateway.routes.connection import HttpRequest, router_of
 from gateway.routes.respond import json_response
 
 #: What every engine answers; a client that reads "tools" here would rely on them.
-CAPABILITIES = ("chat", "logprobs")
+CAPABILITIES = ("chat", "logprobs", "tools")
 
 
 @get(["/v1/models", "/models"])

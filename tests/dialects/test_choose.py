@@ -5,23 +5,45 @@ from __future__ import annotations
 import pytest
 
 from gateway.dialects.choose import choose_dialect
-from gateway.errors import ConfigError
-from gateway.generation import Chat, Message, TextDelta
+from gateway.errors import ConfigError, UnsupportedParameter
+from gateway.generation import Chat, Message, TextDelta, Tool, ToolChoice
 
 CHAT = Chat(messages=(Message(role="user", content="Hi"),))
 
 
-def test_a_template_without_markup_is_plain() -> None:
-    dialect = choose_dialect("", "{{ messages }}")
-    assert (dialect.name, dialect.markers) == ("plain", frozenset())
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        ("", "plain"),
+        ("<|im_start|>{{ message.content }}<|im_end|>", "generic"),
+        ("{% if tools %}<tool_call>{% endif %}", "hermes"),
+        ("{% if tools %}<tool_call>{% endif %}{% if enable_thinking %}<think>{% endif %}", "qwen"),
+        ("<|start_header_id|>{% if tools %}<|python_tag|>{% endif %}", "llama"),
+        ("[AVAILABLE_TOOLS]{{ tools }}[TOOL_CALLS]", "mistral"),
+        ("[AVAILABLE_TOOLS]{{ tools }}[TOOL_CALLS]{{ name }}[ARGS]", "mistral-args"),
+        ("{% if tools %}<|tool|>{{ tools }}<|/tool|>{% endif %}", "phi"),
+    ],
+)
+def test_a_template_tells_its_family(template: str, name: str) -> None:
+    assert choose_dialect("", template).name == name
+
+
+def test_a_name_in_the_configuration_goes_before_the_template() -> None:
+    assert choose_dialect("llama", "[TOOL_CALLS]").name == "llama"
 
 
 def test_the_plain_dialect_leaves_everything_as_it_is() -> None:
     dialect = choose_dialect("plain", "")
     assert dialect.prepare(CHAT, "") is CHAT
-    assert dialect.grammar(CHAT) is None
+    assert dialect.grammar(CHAT, "", repr) is None
     parser = dialect.parser(CHAT, "", 2)
     assert [*parser.push("<think>a</think>"), *parser.push(""), *parser.finish()] == [TextDelta("<think>a</think>", 2)]
+
+
+def test_the_plain_dialect_refuses_to_be_made_to_call() -> None:
+    chat = Chat(messages=CHAT.messages, tools=(Tool(name="f"),), tool_choice=ToolChoice(mode="required"))
+    with pytest.raises(UnsupportedParameter, match="plain"):
+        choose_dialect("plain", "").grammar(chat, "", repr)
 
 
 def test_an_unknown_name_is_a_config_error_that_lists_the_known_ones() -> None:

@@ -25,6 +25,8 @@ from gateway.generation import (
 class Shouting:
     """A parser with every kind of delta: capitals are reasoning, digits are calls."""
 
+    is_reasoning = False
+
     def push(self, text: str) -> Iterable[Delta]:
         for character in text:
             if character.isupper():

@@ -1,0 +1,235 @@
+"""Text with markup as deltas: every family's calls, reasoning, and whatever is neither."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.dialects.base import Delta, Parser
+from gateway.dialects.choose import choose_dialect
+from gateway.generation import Chat, Message, ReasoningDelta, TextDelta, Tool, ToolCallDelta, ToolChoice
+
+TOOLS = (Tool(name="f"), Tool(name="get_weather"))
+FAMILIES = ("generic", "hermes", "qwen", "llama", "mistral", "mistral-args", "phi")
+ARGUMENTS = '{"city": "Paris", "days": [1, {"a": "}{]["}], "say": "\\"</tool_call>\\" [TOOL_CALLS] ;"}'
+
+
+def chat(**choice: Any) -> Chat:
+    return Chat(messages=(Message(role="user", content="?"),), tools=TOOLS, tool_choice=ToolChoice(**choice))
+
+
+def parser(family: str, rendered: str = "", **choice: Any) -> Parser:
+    return choose_dialect(family, "").parser(chat(**choice), rendered, 0)
+
+
+def read(reader: Parser, *pieces: str) -> tuple[str, str, list[tuple[str, str]]]:
+    """The content, the reasoning and the calls (name, arguments)."""
+    deltas: list[Delta] = [delta for piece in pieces for delta in reader.push(piece)]
+    deltas += reader.finish()
+    calls: dict[int, tuple[str, str]] = {}
+    for delta in deltas:
+        match delta:
+            case ToolCallDelta(id=str(id), name=str(name), index=index):
+                assert id and index == len(calls) and not delta.arguments
+                calls[index] = (name, "")
+            case ToolCallDelta(index=index, arguments=arguments):
+                assert delta.id is None and delta.name is None and arguments and index == len(calls) - 1
+                calls[index] = (calls[index][0], calls[index][1] + arguments)
+            case TextDelta(text) | ReasoningDelta(text):
+                assert text
+    text = "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
+    reasoning = "".join(delta.text for delta in deltas if isinstance(delta, ReasoningDelta))
+    return text, reasoning, list(calls.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_reads_the_calls_it_writes(family: str) -> None:
+    dialect = choose_dialect(family, "")
+    calls = [("f", "{}"), ("get_weather", ARGUMENTS), ("f", '{"a": -1.5e3}')]
+    written = dialect.write(calls)  # type: ignore[attr-defined]
+    assert read(parser(family), written) == ("", "", calls)
+    assert read(parser(family), *written) == ("", "", calls)
+    assert read(parser(family), "\n", written, "\n") == ("", "", calls)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "llama"])
+def test_words_around_calls_are_content(family: str) -> None:
+    written = choose_dialect(family, "").write([("f", "{}")])  # type: ignore[attr-defined]
+    assert read(parser(family), f"Let me see. {written}") == ("Let me see. ", "", [("f", "{}")])
+    assert read(parser(family), f"{written}\nDone.") == ("Done.", "", [("f", "{}")])
+
+
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        ("hermes", '<tool_call>{"name":"f","arguments":{}}</tool_call>'),
+        ("hermes", '<tool_call>{"name": "f"}</tool_call>'),
+        ("hermes", '<tool_call>\n{"arguments": {}, "name": "f"}\n</tool_call>'),
+        ("hermes", '<tool_call>{"type": "function", "function": {"name": "f", "arguments": {}}}</tool_call>'),
+        ("hermes", '<tool_call>{"type": "function", "name": "f", "parameters": {}}</tool_call>'),
+        ("hermes", '<tool_call>{"name": "f", "arguments": "{}"}</tool_call>'),
+        ("hermes", '<tool_call>{"name": "f", "arguments": {}</tool_call>'),
+        ("hermes", '<tool_call>{"name": "f", "arguments": {}}'),
+        ("hermes", '<tool_call>[{"name": "f", "arguments": {}}]</tool_call>'),
+        ("llama", '<|python_tag|>{"name": "f", "parameters": {}}'),
+        ("llama", '  {"name": "f", "arguments": {}}  '),
+        ("llama", '[{"name": "f", "parameters": {}}]'),
+        ("mistral", '[TOOL_CALLS] [{"name": "f", "arguments": {}, "id": "abcdefghi"}]'),
+        ("mistral", "[TOOL_CALLS]f{}"),
+        ("mistral", "[TOOL_CALLS]f[ARGS]{}"),
+        ("mistral-args", "[TOOL_CALLS]f[CALL_ID]abcdefghi[ARGS]{}"),
+        ("phi", '<|tool_call|>[{"type": "function", "function": {"name": "f", "arguments": {}}}]<|/tool_call|>'),
+    ],
+)
+def test_variants_that_models_write(family: str, text: str) -> None:
+    assert read(parser(family), text) == ("", "", [("f", "{}")])
+    assert read(parser(family), *text) == ("", "", [("f", "{}")])
+
+
+@pytest.mark.parametrize(
+    ("family", "text"),
+    [
+        ("hermes", "<tool_call>"),
+        ("hermes", "<tool_call>\nnot JSON\n</tool_call>"),
+        ("hermes", '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>'),
+        ("hermes", '<tool_call>{"name": "f", "arguments": 3}</tool_call>'),
+        ("hermes", '<tool_call>{"name": "f", "arg'),
+        ("hermes", '<tool_call>{"city": "Paris"}</tool_call>'),
+        ("hermes", "a < b, <tool, </tool_call> and {} []"),
+        ("hermes", '{"name": "f", "arguments": {}}'),
+        ("llama", '{"answer": {"name": "f"}}'),
+        ("llama", 'See: {"name": "f", "parameters": {}}'),
+        ("llama", "[1, 2, 3]"),
+        ("llama", '<|python_tag|>print("x")'),
+        ("mistral", "[TOOL_CALLS] f and so on"),
+        ("mistral", "[TOOL_CALLS]unknown{}"),
+        ("phi", "<|tool_call|>[]<|/tool_call|>"),
+        ("qwen", "What does <think> mean?"),
+        ("qwen", " \n "),
+    ],
+)
+def test_what_is_no_call_is_text_to_the_last_character(family: str, text: str) -> None:
+    assert read(parser(family), text) == (text, "", [])
+    assert read(parser(family), *text) == (text, "", [])
+
+
+def test_a_call_is_found_behind_one_that_failed() -> None:
+    text = '<tool_call>{"no": 1}</tool_call> <tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    assert read(parser("hermes"), text) == ('<tool_call>{"no": 1}</tool_call> ', "", [("f", "{}")])
+
+
+def test_arguments_leave_as_they_are_written() -> None:
+    reader = parser("hermes")
+    assert list(reader.push('<tool_call>{"name": "f", "arguments": ')) == []
+    first, second = reader.push('{"a": "b')
+    assert isinstance(first, ToolCallDelta) and (first.name, first.arguments) == ("f", "")
+    assert second == ToolCallDelta(index=0, arguments='{"a": "b')
+    assert list(reader.push("c")) == [ToolCallDelta(index=0, arguments="c")]
+    assert list(reader.push('"}}</tool_call>')) == [ToolCallDelta(index=0, arguments='"}')]
+
+
+def test_a_call_that_is_cut_keeps_what_it_has() -> None:
+    text = '<tool_call>{"name": "f", "arguments": {"a": "Par'
+    assert read(parser("hermes"), text) == ("", "", [("f", '{"a": "Par')])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_a_call_that_was_demanded_is_dropped_before_it_has_a_name(family: str) -> None:
+    written = choose_dialect(family, "").write([("get_weather", ARGUMENTS)])  # type: ignore[attr-defined]
+    for length in range(len(written)):
+        text, _, calls = read(parser(family, mode="required"), written[:length])
+        assert text == ""
+        assert calls == [] or (calls[0][0] == "get_weather" and ARGUMENTS.startswith(calls[0][1]))
+
+
+def test_without_tools_or_with_none_nothing_is_a_call() -> None:
+    text = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    assert read(parser("hermes", mode="none"), text) == (text, "", [])
+
+
+def test_only_the_allowed_tools_can_be_called() -> None:
+    text = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    assert read(parser("hermes", names=("get_weather",)), text) == (text, "", [])
+
+
+def test_at_most_one_call_when_they_must_not_be_parallel() -> None:
+    text = '<tool_call>{"name": "f", "arguments": {}}</tool_call>' * 3
+    assert read(parser("hermes", parallel=False), text) == ("", "", [("f", "{}")])
+
+
+def test_call_ids_differ_and_mistrals_are_nine_characters() -> None:
+    for family, length in (("hermes", 29), ("mistral", 9)):
+        written = choose_dialect(family, "").write([("f", "{}")] * 3)  # type: ignore[attr-defined]
+        ids = [d.id for d in parser(family).push(written) if isinstance(d, ToolCallDelta) and d.id]
+        assert len(set(ids)) == 3 and {len(id) for id in ids} == {length}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reasoning_comes_apart_whoever_opens_it(family: str) -> None:
+    assert read(parser(family), "<think>\nHm.\n</think>\n\nParis.") == ("Paris.", "Hm.\n", [])
+    assert read(parser(family, "<|im_start|>assistant\n<think>\n"), "Hm.</think>Paris.") == ("Paris.", "Hm.", [])
+    assert read(parser(family, "<think>\n\n</think>\n\n"), "Paris.") == ("Paris.", "", [])
+    assert read(parser(family), "<think>\n\n</think>\n\nParis.") == ("Paris.", "", [])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_call_may_follow_reasoning(family: str) -> None:
+    written = choose_dialect(family, "").write([("f", "{}")])  # type: ignore[attr-defined]
+    assert read(parser(family), f"<think>I need f.</think>\n\n{written}") == ("", "I need f.", [("f", "{}")])
+
+
+def test_reasoning_that_is_cut_stays_reasoning() -> None:
+    assert read(parser("qwen"), "<think>So far</thi") == ("", "So far</thi", [])
+    reader = parser("qwen")
+    list(reader.push("<think>So"))
+    assert reader.is_reasoning
+    list(reader.push("</think>"))
+    assert not reader.is_reasoning
+
+
+FRAGMENTS = st.sampled_from(
+    [
+        *("<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|tool_call|>"),
+        *("<|/tool_call|>", "<|python_tag|>", "f", "get_weather", "{", "}", "[", "]", '"', ",", ";", ":", " ", "\n"),
+        *('{"name": "f", "arguments": {', '{"name": "f", "parameters": {}}', '"name": "f"', '"arguments": ', "{}"),
+        *('"a": 1', "\\", "<", "tool", "é", "words", '{"name": "f", "arguments": {"a": "b"}}', "null", "]]", "}}"),
+    ]
+)
+TEXTS = st.lists(FRAGMENTS, max_size=14).map("".join)
+
+
+@given(st.sampled_from(FAMILIES), TEXTS, st.data())
+def test_how_the_text_is_cut_changes_nothing(family: str, text: str, data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    whole = read(parser(family), text)
+    assert read(parser(family), *pieces) == whole
+    assert read(parser(family), *text) == whole
+
+
+@given(st.sampled_from(FAMILIES), TEXTS)
+def test_text_without_calls_or_reasoning_is_whole(family: str, text: str) -> None:
+    content, reasoning, calls = read(parser(family), text)
+    if not calls and "<think>" not in text:
+        assert (content, reasoning) == (text, "")
+    for name, _ in calls:
+        assert name in ("f", "get_weather")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+OBJECTS = st.dictionaries(st.text(max_size=5), VALUES, max_size=4)
+
+
+@given(st.sampled_from(FAMILIES), st.lists(OBJECTS, min_size=1, max_size=3), st.booleans())
+def test_every_json_comes_through_as_written(family: str, objects: list[dict[str, Any]], ascii: bool) -> None:
+    calls = [("f", json.dumps(value, ensure_ascii=ascii)) for value in objects]
+    written = choose_dialect(family, "").write(calls)  # type: ignore[attr-defined]
+    assert read(parser(family), *written) == ("", "", calls)
