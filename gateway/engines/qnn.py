@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -23,6 +24,8 @@ from gateway.bundles.qnn_context import CompiledGraph, check_fits, read_compiled
 from gateway.bundles.qnn_options import check_options, known_options
 from gateway.bundles.qnn_provider import NpuDevice, host_memory, open_session, placement
 from gateway.errors import BundleError
+
+_log = logging.getLogger(__name__)
 
 #: What is asked of a real NPU's driver, less with every refusal.
 _ATTEMPTS: tuple[dict[str, str], ...] = (
@@ -58,7 +61,8 @@ class NpuSessions:
     @property
     def memory(self) -> Any:
         """The device's memory that the host can write to, or None: then ordinary memory serves."""
-        return host_memory() if "enable_htp_shared_memory_allocator" in self._attempts[0] else None
+        wanted = self._attempts[0] | self._options
+        return host_memory() if wanted.get("enable_htp_shared_memory_allocator") == "1" else None
 
     def open(self, files: Mapping[Path, Mapping[str, str]]) -> dict[Path, ort.InferenceSession]:
         """A session for each graph file, by file; `files` gives the bundle's own provider options for each.
@@ -163,6 +167,10 @@ class PerformanceSwitch:
             self.rest_if_idle()
 
     def _switch(self, mode: str) -> None:
-        for session in self._sessions:
-            session.set_ep_dynamic_options({"ep.dynamic.qnn_htp_performance_mode": mode})
+        try:
+            for session in self._sessions:
+                session.set_ep_dynamic_options({"ep.dynamic.qnn_htp_performance_mode": mode})
+        except Exception as error:  # of no known kind; a driver that cannot switch still computes
+            _log.warning("the NPU stays in its performance mode: %s", error)
+            self._sessions = ()
         self.is_resting = mode == _IDLE

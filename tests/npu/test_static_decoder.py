@@ -10,12 +10,16 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from gateway.bundles.source import open_source
+from gateway.engines import static_decoder
 from gateway.engines.base import Decoder, KVCache, Logits
 from gateway.engines.static_decoder import StaticDecoder
 from gateway.errors import EngineFailed
+from tests.npu import family_b
 from tests.npu.conftest import OpenDecoder
 from tests.npu.tiny_context import Run, TinyDecoder
 from tests.oracle import Oracle
+from tests.tiny import write_tiny_folder
 
 IDS = [11, 50, 7, 90, 33, 5, 64, 71, 20, 98, 41, 13, 77, 36, 102, 9, 58]
 
@@ -186,3 +190,14 @@ def test_a_failure_of_the_device_is_an_engine_failure(plain_c: Path, open_decode
     with pytest.raises(EngineFailed, match="failed while it ran"):
         decoder.prefill(cache, [10_000, 1])
     assert cache.length == 0
+
+
+def test_a_driver_that_contradicts_itself_is_found_out(
+    plain_b: Path, tmp_path: Path, open_decoder: OpenDecoder
+) -> None:
+    """The check that a real NPU gets when it is opened."""
+    source = open_source(write_tiny_folder(tmp_path / "source", seed=1))
+    ours = open_decoder(plain_b, "cpu")
+    other = open_decoder(family_b.write_bundle(tmp_path / "other", source, compiled="none"), "cpu")
+    assert static_decoder._agrees_with_itself(ours)
+    assert not static_decoder._agrees_with_itself(StaticDecoder(ours._prompts, other._steps, ours.spec))
