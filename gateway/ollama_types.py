@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from gateway.openai_types import Json, Name, Penalty, Share, StopString, TokenLogprobs, ToolDefinition
+from gateway.openai_types import Json, Penalty, Share, StopString, TokenLogprobs, ToolDefinition
 
 Effort = Literal["low", "medium", "high"]
 
@@ -42,7 +42,7 @@ class OllamaRequest(Struct, kw_only=True):
 
 
 class CalledFunction(Struct, kw_only=True):
-    name: Name
+    name: str
     arguments: Json = field(default_factory=dict)
 
 

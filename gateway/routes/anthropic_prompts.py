@@ -56,6 +56,7 @@ def _assistant(content: Content, param: str) -> Message:
             case ContentBlock(type="thinking", thinking=str(thought)):
                 thoughts.append(thought)
             case ContentBlock(type="tool_use", id=str(id), name=str(name)):
+                check_depth(block.input, f"{where}.input")
                 calls.append(ToolCall(id, name, msgspec.json.encode(block.input or {}).decode()))
             case _:
                 texts.append(_block_text(block, where))

@@ -21,6 +21,7 @@ from gateway.ollama_types import (
     Options,
 )
 from gateway.openai_types import GenerationFields
+from gateway.routes.body import check_depth
 from gateway.routes.generations import sampling_of, stop_of
 from gateway.routes.grammars import schema_grammar
 from gateway.routes.tools import tools_of
@@ -113,7 +114,7 @@ def _messages(messages: Iterable[OllamaMessage]) -> Iterator[Message]:
         if message.images:
             param = f"messages.{index}.images"
             raise InvalidRequest(f"Invalid value for '{param}': this model reads text only.", param=param)
-        calls = tuple(_call(call, f"call_{index}_{place}") for place, call in enumerate(message.tool_calls or ()))
+        calls = tuple(_call(call, index, place) for place, call in enumerate(message.tool_calls or ()))
         unanswered.extend(call.id for call in calls)
         yield Message(
             role=message.role,
@@ -134,6 +135,7 @@ def _answered(message: OllamaMessage, unanswered: deque[str]) -> str | None:
     return id
 
 
-def _call(call: OllamaCall, id: str) -> ToolCall:
-    arguments = msgspec.json.encode(call.function.arguments).decode()
-    return ToolCall(id if call.id is UNSET else call.id or id, call.function.name, arguments)
+def _call(call: OllamaCall, message: int, place: int) -> ToolCall:
+    check_depth(call.function.arguments, f"messages.{message}.tool_calls.{place}.function.arguments")
+    id = f"call_{message}_{place}" if call.id is UNSET or not call.id else call.id
+    return ToolCall(id, call.function.name, msgspec.json.encode(call.function.arguments).decode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import anthropic as sdk
@@ -10,9 +11,12 @@ import httpx
 import msgspec
 import pytest
 from anthropic import Anthropic
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from gateway.anthropic_types import MessagesRequest
+from gateway.anthropic_types import ContentBlock, MessagesRequest
 from gateway.config import Defaults, ServerConfig
+from gateway.errors import InvalidRequest
 from gateway.generation import (
     ChoiceFinished,
     Finished,
@@ -29,6 +33,7 @@ from gateway.routes.anthropic import messages_generation
 from gateway.routes.anthropic_replies import AnthropicRendering
 from gateway.routes.body import parse
 from tests.routes.conftest import PARIS
+from tests.routes.test_completion_requests import ANYTHING
 from tests.server import Running, config_of, scripted, serving
 
 FRANCE: Any = [{"role": "user", "content": "What is the capital of France?"}]
@@ -274,6 +279,8 @@ def test_sampling_and_limits_are_passed_on() -> None:
 # ---- what is refused
 
 
+DEEP = msgspec.json.decode(b"[" * 200 + b"]" * 200)
+CALL = {"type": "tool_use", "id": "a", "name": "b"}
 IMAGE: Any = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
 
 
@@ -291,6 +298,10 @@ IMAGE: Any = {"type": "image", "source": {"type": "base64", "media_type": "image
         ),
         ({"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, "messages.0.content.0.tool_use_id"),
         ({"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "a"}]}]}, "content.0.name"),
+        (
+            {"messages": [{"role": "assistant", "content": [CALL | {"input": {"x": DEEP}}]}]},
+            "messages.0.content.0.input",
+        ),
         ({"messages": []}, "messages"),
         ({"max_tokens": None}, "max_tokens"),
         ({"temperature": 1.5}, "temperature"),
@@ -400,3 +411,23 @@ def test_what_a_coding_agent_sends_is_taken(http: httpx.Client) -> None:
     headers = {"anthropic-version": "2023-06-01", "anthropic-beta": "interleaved-thinking-2025-05-14"}
     response = http.post(PATH, params={"beta": "true"}, json=large, headers=headers)
     assert events_of(response.text)[-1][0] == "message_stop"
+
+
+# ---- anything
+
+
+FIELDS = [*MessagesRequest.__struct_fields__, "unknown"]
+BLOCKS = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "image", "tool_use", "tool_result", "thinking"])},
+    optional={name: ANYTHING for name in ContentBlock.__struct_fields__ if name != "type"},
+)
+MESSAGES = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system"]), "content": st.text() | st.lists(BLOCKS, max_size=3)}
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(FIELDS), ANYTHING, max_size=3), st.lists(MESSAGES, max_size=3))
+def test_whatever_is_asked_is_a_request_or_a_refusal(fields: Any, messages: Any) -> None:
+    with suppress(InvalidRequest):
+        assert isinstance(translated(**{"messages": messages, **fields}), Generation)

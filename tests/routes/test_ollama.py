@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ollama import Client, ResponseError
 
 from gateway.config import Defaults
+from gateway.errors import InvalidRequest
 from gateway.generation import (
     Chat,
     ChoiceFinished,
@@ -27,11 +31,12 @@ from gateway.generation import (
     ToolCallDelta,
     Usage,
 )
-from gateway.ollama_types import OllamaChatRequest, OllamaGenerateRequest
+from gateway.ollama_types import OllamaChatRequest, OllamaGenerateRequest, Options
 from gateway.routes.body import parse
 from gateway.routes.ollama_prompts import UNLIMITED, chat_of, generation_of, prompt_of
 from gateway.routes.ollama_replies import OllamaRendering
 from tests.routes.conftest import PARIS
+from tests.routes.test_completion_requests import ANYTHING
 from tests.server import Running
 
 QUESTION = "What is the capital of France?"
@@ -274,6 +279,9 @@ def test_prompts() -> None:
 # ---- what is refused
 
 
+DEEP = {"function": {"name": "f", "arguments": {"x": msgspec.json.decode(b"[" * 200 + b"]" * 200)}}}
+
+
 @pytest.mark.parametrize(
     ("path", "fields", "name"),
     [
@@ -284,6 +292,7 @@ def test_prompts() -> None:
         ("chat", {"messages": FRANCE, "options": {"temperature": -1}}, "options.temperature"),
         ("chat", {"messages": FRANCE, "options": {"temperature": "hot"}}, "options.temperature"),
         ("chat", {"messages": FRANCE, "format": "xml"}, "format"),
+        ("chat", {"messages": [{"role": "assistant", "tool_calls": [DEEP]}]}, "tool_calls.0.function.arguments"),
         ("chat", {"messages": FRANCE, "tools": [{"type": "browser"}]}, "tools.0.type"),
     ],
 )
@@ -323,3 +332,22 @@ def test_leaving_a_stream_frees_the_device(server: Running, client: Client) -> N
     while any(status.running for status in server.app.state.router.status() if status.model == "endless"):
         assert time.monotonic() < until, "the request still runs"
         time.sleep(0.01)
+
+
+# ---- anything
+
+
+OPTIONS = st.dictionaries(st.sampled_from([*Options.__struct_fields__, "num_ctx"]), ANYTHING, max_size=3)
+FIELDS = st.dictionaries(
+    st.sampled_from([*OllamaChatRequest.__struct_fields__, *OllamaGenerateRequest.__struct_fields__]),
+    ANYTHING,
+    max_size=3,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(FIELDS, OPTIONS)
+def test_whatever_is_asked_is_a_request_or_a_refusal(fields: Any, options: Any) -> None:
+    for translated in (chatting, generating):
+        with suppress(InvalidRequest):
+            assert isinstance(translated(**{"options": options, **fields}), Generation)
