@@ -96,7 +96,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     top_k: Natural | None = None
     min_p: Probability | None = None
     repetition_penalty: Penalty | None = None
-    dialect: str = ""  # "": by the chat template; else chatml, llama3, mistral, ...
+    dialect: str = ""  # "": by the chat template; else hermes, llama, mistral, ... (dialects/choose.py)
     breaker: BreakerConfig | None = None  # None: the [breaker] table
     # engine = "upstream"
     url: str = ""

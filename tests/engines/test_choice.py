@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.dialects.base import Delta
+from gateway.dialects.choose import choose_dialect
 from gateway.dialects.plain import PlainParser
 from gateway.engines.choice import ChoiceText
 from gateway.generation import (
+    Chat,
     ChoiceFinished,
     Event,
     FinishReason,
@@ -104,6 +106,14 @@ def test_a_call_changes_the_reason_unless_it_was_cut(reason: FinishReason, expec
     events = choice.push("aB1", logprob("aB1"))
     assert [type(event) for event in events] == [TextDelta, ReasoningDelta, ToolCallDelta]
     assert choice.finish(reason) == [TextDelta("."), ChoiceFinished(expected)]
+
+
+def test_tokens_of_reasoning_are_counted_its_markers_included() -> None:
+    chat = Chat(messages=(), reasoning_effort="low")
+    choice = ChoiceText(0, (), choose_dialect("qwen", "").parser(chat, "", 0))
+    for token in ("<think>", "\n", "Hm", ".", "</think>", "\n\n", "Paris", "."):
+        choice.push(token)
+    assert choice.reasoning_tokens == 5
 
 
 @given(st.lists(st.text(alphabet="ab", min_size=1, max_size=3)), st.lists(st.text("ab", min_size=1, max_size=3)))

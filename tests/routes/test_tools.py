@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 from openai import BadRequestError, OpenAI
-from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessageToolCall
+from openai.types.chat import ChatCompletion, ChatCompletionMessageToolCall
 
 from gateway.config import ModelConfig
 from tests.engines.structured import SCHEMAS, closed, faults
@@ -55,7 +55,7 @@ def ask(openai: OpenAI, **fields: Any) -> ChatCompletion:
     return answer
 
 
-def streamed(openai: OpenAI, **fields: Any) -> list[ChatCompletionChunk]:
+def streamed(openai: OpenAI, **fields: Any) -> Any:
     return list(openai.chat.completions.create(model="smollm2", stream=True, **(DEFAULTS | fields)))
 
 
@@ -235,3 +235,49 @@ def test_logprobs_come_with_a_call(openai: OpenAI) -> None:
     answer = ask(openai, tool_choice=NAMED, logprobs=True)
     assert answer.usage and answer.choices[0].logprobs and answer.choices[0].logprobs.content
     assert len(answer.choices[0].logprobs.content) == answer.usage.completion_tokens
+
+
+# What depends on a model that was trained for tools or to reason: its words are scripted.
+
+WRITTEN = (
+    "<think>\nI need it.\n</think>\n\nLet me see.\n"
+    '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Iterator[OpenAI]:
+    model = ModelConfig(engine="scripted", dialect="qwen", script={"replies": [WRITTEN]})
+    with serving(config_of({"trained": model})) as running, running.openai() as client:
+        yield client
+
+
+def test_auto_reads_reasoning_words_and_calls(trained: OpenAI) -> None:
+    answer = trained.chat.completions.create(model="trained", messages=ASKED, tools=TOOLS, max_tokens=500)
+    (choice,) = answer.choices
+    (call,) = calls_of(answer)
+    assert choice.finish_reason == "tool_calls"
+    assert (choice.message.content or "").strip() == "Let me see."
+    assert choice.message.model_extra and choice.message.model_extra["reasoning_content"].strip() == "I need it."
+    assert (call.function.name, call.function.arguments) == ("get_weather", '{"city": "Paris"}')
+
+
+def test_auto_streams_each_apart_and_in_order(trained: OpenAI) -> None:
+    fields: Any = {"messages": ASKED, "tools": TOOLS, "max_tokens": 500, "stream": True}
+    deltas = [chunk.choices[0].delta for chunk in trained.chat.completions.create(model="trained", **fields)]
+    kinds = [
+        "reasoning" if (delta.model_extra or {}).get("reasoning_content") else "content" if delta.content else "call"
+        for delta in deltas
+        if delta.content or delta.tool_calls or (delta.model_extra or {}).get("reasoning_content")
+    ]
+    assert kinds == sorted(kinds, key=["reasoning", "content", "call"].index) and len(set(kinds)) == 3
+    assert "".join(delta.content or "" for delta in deltas).strip() == "Let me see."
+    pieces = [delta.tool_calls[0].function for delta in deltas if delta.tool_calls]
+    assert "".join(piece.arguments or "" for piece in pieces if piece) == '{"city": "Paris"}'
+
+
+def test_without_tools_the_same_words_are_content(trained: OpenAI) -> None:
+    answer = trained.chat.completions.create(model="trained", messages=ASKED, max_tokens=500)
+    assert not answer.choices[0].message.tool_calls
+    assert "<tool_call>" in (answer.choices[0].message.content or "")
+    assert answer.choices[0].finish_reason == "stop"
