@@ -79,9 +79,10 @@ class TestTrial:
         assert trial.run(self.source('start: "a"')) == ""
 
     def test_memory_is_bounded_too(self, trial: GrammarTrial, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(grammar_trial, "MAX_BYTES", 150 * 1024 * 1024)
+        monkeypatch.setattr(grammar_trial, "MAX_SECONDS", PATIENCE_S)
+        monkeypatch.setattr(grammar_trial, "MAX_BYTES", 100 * 1024 * 1024)
         with pytest.raises(TooMuch):
-            trial.run(self.source('start: %json {"multipleOf": 999983, "type": "integer"}'))
+            trial.run(self.source("start: /" + "|".join("x" * length + "y" for length in range(4000)) + "/"))
 
     def test_the_child_dies_with_its_parent(self, tokenizer_path: Path) -> None:
         """Also in the middle of a grammar: the parent's end of the pipe is gone, and that is all it needs."""
