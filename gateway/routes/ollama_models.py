@@ -24,7 +24,6 @@ from gateway.ollama_types import (
 from gateway.router import ModelInfo, Router
 from gateway.routes.body import read_json
 from gateway.routes.connection import HttpRequest, router_of
-from gateway.routes.models import CAPABILITIES
 from gateway.routes.respond import json_response
 
 #: The release of Ollama whose API this is: editors ask for a minimum.
@@ -122,7 +121,7 @@ def _shown(model: ModelInfo, router: Router, modified_at: str) -> ShownModel:
             "general.basename": model.name,
             "onnx.context_length": model.status.engine.context_length,
         },
-        capabilities=["completion", *(name for name in CAPABILITIES if name == "tools")],
+        capabilities=["completion", "tools"],
         modified_at=modified_at,
     )
 

@@ -141,7 +141,7 @@ def test_show_tells_what_editors_ask(real: Client, local: Running) -> None:
     with local.http() as http:
         card = http.get("/v1/models/smollm2").json()
     assert shown.modelinfo[f"{architecture}.context_length"] == card["context_length"] > 1000
-    assert "completion" in shown.capabilities
+    assert shown.capabilities == ["completion", "tools"]
 
 
 def test_show_by_the_older_name(http: httpx.Client) -> None:
