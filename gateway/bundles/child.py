@@ -15,7 +15,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
-from gateway.errors import BundleError
+from gateway.errors import BundleError, GatewayError
 
 _REFUSED = 3  # exit code
 _Request = TypeVar("_Request", bound=Struct)
@@ -44,7 +44,7 @@ def serve_request(kind: type[_Request], work: Callable[[_Request], None]) -> int
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=kind)
     try:
         work(request)
-    except BundleError as error:
+    except GatewayError as error:
         print(error.message, file=sys.stderr)
         return _REFUSED
     return 0

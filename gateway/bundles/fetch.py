@@ -33,8 +33,13 @@ def ensure_bundle(model: ModelConfig, models_dir: Path, progress: Progress) -> P
     path = models_dir / model.path
     stamp = read_stamp(path)
     if model.source and (stamp is None or stamp.target == "cpu") and (target := npu_target(model.provider)):
-        return _ensure(model, path.with_name(f"{path.name}-npu"), models_dir, progress, target)
+        return _ensure(model, npu_folder(path), models_dir, progress, target)
     return _ensure(model, path, models_dir, progress, None)
+
+
+def npu_folder(path: Path) -> Path:
+    """Where the NPU's bundle of the model at `path` is built."""
+    return path.with_name(f"{path.name}-npu")
 
 
 def _ensure(model: ModelConfig, path: Path, models_dir: Path, progress: Progress, target: Target | None) -> Path:

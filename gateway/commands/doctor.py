@@ -13,6 +13,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from gateway import __version__
@@ -20,7 +21,7 @@ from gateway.commands import options
 from gateway.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
-    from gateway.config import Config
+    from gateway.config import Config, ModelConfig
 
 LIBRARIES = ("onnxruntime", "onnxruntime-qnn", "tokenizers", "numpy", "litestar", "uvicorn")
 MARKS = {"ok": "[green]ok[/green]  ", "note": "[yellow]note[/yellow]", "bad": "[red]bad[/red] "}
@@ -125,12 +126,35 @@ def models(config: Config) -> Iterator[Finding]:
             case "ready":
                 size = f", context {found.context_length}, {found.bytes / 1e6:.0f} MB" if found.bytes else ""
                 yield Finding("ok", what, f"{model.path}{size}")
+                if model.engine == "local":
+                    yield from npu_graphs(name, model)
             case "missing":
                 yield Finding("note" if model.source else "bad", what, found.detail)
             case "broken":
                 yield Finding("bad", what, found.detail)
             case _:
                 yield Finding("ok", what, f"{found.state} {found.detail}")
+
+
+def npu_graphs(name: str, model: ModelConfig) -> Iterator[Finding]:
+    """Whether the model's graphs for the NPU load there, and whether all of them does."""
+    from gateway.bundles.fetch import npu_folder
+    from gateway.bundles.genai_config import read_genai_config
+    from gateway.engines.probe import probe
+
+    path, what = Path(model.path), f"model {name} on the NPU"
+    folders = [path] if read_genai_config(path).decoder.stages else []
+    if model.provider == "qnn" and npu_folder(path).is_dir():
+        folders.append(npu_folder(path))
+    for folder in folders:
+        try:
+            found = probe(folder, model.provider, model.provider_options)
+        except BundleError as error:
+            yield Finding("bad", what, error.message)
+            continue
+        fallback = found.placement.get("CPU", 0)
+        where = f"{found.placement.get('QNN', 0)} nodes on the NPU ({found.device}), {fallback} beside them on the CPU"
+        yield Finding("note" if fallback else "ok", what, f"{folder.name}: {where}; loaded in {found.load_s:.1f} s")
 
 
 def _print(findings: list[Finding]) -> None:
