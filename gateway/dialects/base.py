@@ -53,9 +53,13 @@ class Dialect(Protocol):
         results are written into the messages. With `tool_choice.mode` "none" the tools are taken out.
         """
 
-    def grammar(self, chat: Chat, rendered: str, terminal: Terminal) -> Grammar | None:
-        """What the whole output must match so that `chat.tool_choice` and strict tools are honoured; None: the model
-        writes freely. `rendered` is the prompt's text: some templates open the reasoning in it."""
+    def grammar(self, chat: Chat, rendered: str, terminal: Terminal, answer: Grammar | None) -> Grammar | None:
+        """What the whole output must match so that `chat.tool_choice` and strict tools are honoured, and so that what
+        is neither a call nor reasoning matches `answer`; None: the model writes freely.
+
+        A call that is demanded goes before an answer. `rendered` is the prompt's text: some templates open the
+        reasoning in it. Raises UnsupportedParameter where the demand cannot be met.
+        """
 
     def parser(self, chat: Chat, rendered: str, choice: int) -> Parser:
         """A parser for one choice."""

@@ -34,18 +34,22 @@ class Family(ABC):
             return replace(chat, tools=offered(chat))
         return explained(chat, self.write)
 
-    def grammar(self, chat: Chat, rendered: str, terminal: Terminal) -> Grammar | None:
-        tools = offered(chat)
-        forced = chat.tool_choice.mode == "required"
-        if not forced and not any(tool.strict for tool in tools):
-            return None
-        rules = lark.call_rules(tools, lambda name, rule: self.call_rule(name, rule, terminal), all_strict=forced)
+    def grammar(self, chat: Chat, rendered: str, terminal: Terminal, answer: Grammar | None) -> Grammar | None:
+        tools, is_forced = offered(chat), chat.tool_choice.mode == "required"
         thinks = opens_reasoning(rendered)
-        if forced:
-            source = lark.must_call(self.calls_rule(terminal, single=is_single(chat)), rules, terminal, thinks=thinks)
-        else:
-            source = self.free_grammar(rules, terminal)
-        return Grammar(kind="lark", source=source, param="tools")
+        rules = lark.call_rules(tools, lambda name, rule: self.call_rule(name, rule, terminal), all_strict=is_forced)
+        calls = self.calls_rule(terminal, single=is_single(chat))
+        if is_forced:
+            return Grammar(kind="lark", source=lark.exactly(calls, rules, terminal, thinks=thinks), param="tools")
+        if answer is not None:
+            if answer.kind == "lark" or not (tools or thinks):
+                return answer
+            either = f"({calls} | answer)" if tools else "answer"
+            rules = f"{rules if tools else ''}\n{lark.answer_rule(answer)}"
+            return replace(answer, kind="lark", source=lark.exactly(either, rules, terminal, thinks=thinks))
+        if any(tool.strict for tool in tools):
+            return Grammar(kind="lark", source=self.free_grammar(rules, terminal), param="tools")
+        return None
 
     def parser(self, chat: Chat, rendered: str, choice: int) -> MarkupParser:
         return MarkupParser(self.markup, chat, rendered, choice)
@@ -73,9 +77,9 @@ def json_call(name: str, arguments: str, key: str = "arguments") -> str:
 
 
 def json_call_rule(name: str, arguments: str, key: str = "arguments") -> str:
-    """The same in Lark, `arguments` being a rule."""
-    head = f'{{"name": {lark.text(name)}, "{key}": '
-    return f'{lark.text(head)} {arguments} "}}"'
+    """The same in Lark, `arguments` being a rule. Cut as JSON is, so that an answer in JSON may begin like a call."""
+    before = ("{", '"name"', ": ", lark.text(name), ", ", lark.text(key), ": ")
+    return f'{" ".join(map(lark.text, before))} {arguments} "}}"'
 
 
 def many(one: str, separator: str, *, single: bool) -> str:

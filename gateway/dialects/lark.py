@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from gateway.dialects.base import Terminal
 from gateway.dialects.parser import THOUGHT
-from gateway.generation import Tool
+from gateway.generation import Grammar, Tool
 
 #: One tool's call: its name, and the rule for its arguments, as the right side of a rule.
 CallRule = Callable[[str, str], str]
 
 _ANYTHING = {"type": "object"}
+_unescaped_slash = re.compile(r"\\.|/|\n", re.DOTALL)
 _TEXT = "TEXT: /(.|\\n)*/"
 
 
@@ -40,11 +42,26 @@ def _closed(parameters: dict[str, Any]) -> dict[str, Any]:
     return parameters
 
 
-def must_call(calls: str, rules: str, terminal: Terminal, *, thinks: bool) -> str:
-    """The answer is `calls` and nothing else, behind the end of the reasoning where the prompt has opened it."""
+def answer_rule(answer: Grammar) -> str:
+    """`answer`: what a JSON schema or a regular expression allows."""
+    match answer.kind:
+        case "json_object":
+            return f"answer: %json {json.dumps(_ANYTHING)}"
+        case "json_schema":
+            return f"answer: %json {answer.source}"
+        case _:
+            return f"answer: /{_unescaped_slash.sub(_escape, answer.source)}/"
+
+
+def _escape(found: re.Match[str]) -> str:
+    return {"/": "\\/", "\n": "\\n"}.get(found[0], found[0])
+
+
+def exactly(wanted: str, rules: str, terminal: Terminal, *, thinks: bool) -> str:
+    """The output is `wanted` and nothing else, behind the end of the reasoning where the prompt has opened it."""
     if not thinks:
-        return f"start: {calls}\n{rules}"
-    return f"start: thought {calls}\n{_up_to('thought', THOUGHT, terminal)}\n{_TEXT}\n{rules}"
+        return f"start: {wanted}\n{rules}"
+    return f"start: thought {wanted}\n{_up_to('thought', THOUGHT, terminal)}\n{_TEXT}\n{rules}"
 
 
 def may_call(begin: str, rest: str, rules: str, terminal: Terminal) -> str:

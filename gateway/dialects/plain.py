@@ -31,10 +31,10 @@ class PlainDialect:
     def prepare(self, chat: Chat, template: str) -> Chat:
         return chat
 
-    def grammar(self, chat: Chat, rendered: str, terminal: Terminal) -> Grammar | None:
+    def grammar(self, chat: Chat, rendered: str, terminal: Terminal, answer: Grammar | None) -> Grammar | None:
         if chat.tool_choice.mode == "required":
             raise UnsupportedParameter("This model's dialect is plain text: it calls no tools.", param="tool_choice")
-        return None
+        return answer
 
     def parser(self, chat: Chat, rendered: str, choice: int) -> PlainParser:
         return PlainParser(choice)

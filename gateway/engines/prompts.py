@@ -59,26 +59,26 @@ class Prompts:
 
     def prepare(self, generation: Generation) -> PreparedPrompt:
         """May take long for a long prompt: not for the event loop. Raises InvalidRequest."""
-        prompt = self.prompt(generation.prompt)
+        prompt = self.prompt(generation.prompt, generation.grammar)
         return PreparedPrompt(
             ids=prompt.ids,
             rendered=prompt.rendered,
             prediction=self.tokens.encode_continuation(generation.prediction) if generation.prediction else [],
-            grammar=_grammar(generation, prompt.grammar),
+            grammar=prompt.grammar,
         )
 
-    def prompt(self, prompt: Prompt) -> PreparedPrompt:
-        """The tokens and the text of one prompt. Raises InvalidRequest."""
+    def prompt(self, prompt: Prompt, answer: Grammar | None = None) -> PreparedPrompt:
+        """The tokens and the text of one prompt, `answer` what is wanted of the answer. Raises InvalidRequest."""
         match prompt:
             case Chat():
-                prepared = self._chat(prompt)
+                prepared = self._chat(prompt, answer)
             case Text(text=text, suffix=str(suffix)):
-                prepared = PreparedPrompt(ids=self._infill(text, suffix), rendered=text)
+                prepared = PreparedPrompt(ids=self._infill(text, suffix), rendered=text, grammar=answer)
             case Text(text=text):
-                prepared = PreparedPrompt(ids=self.tokens.encode(text), rendered=text)
+                prepared = PreparedPrompt(ids=self.tokens.encode(text), rendered=text, grammar=answer)
             case TokenIds(ids=ids):
                 self.tokens.check(ids, "prompt")
-                prepared = PreparedPrompt(ids=list(ids))
+                prepared = PreparedPrompt(ids=list(ids), grammar=answer)
         if not prepared.ids:
             raise InvalidRequest("The prompt is empty.", param="prompt")
         return prepared
@@ -97,7 +97,7 @@ class Prompts:
             raise UnsupportedParameter(f"The model '{self._name}' cannot fill in the middle.", param="suffix")
         return ids
 
-    def _chat(self, chat: Chat) -> PreparedPrompt:
+    def _chat(self, chat: Chat, answer: Grammar | None) -> PreparedPrompt:
         if self._template is None:
             raise InvalidRequest(f"The model '{self._name}' has no chat template; send its prompt as text.")
         disguise = self.tokens.disguise()
@@ -105,18 +105,9 @@ class Prompts:
         return PreparedPrompt(
             ids=self.tokens.encode_rendered(rendered, disguise),
             rendered=disguise.take_off(rendered),
-            grammar=self._dialect.grammar(chat, rendered, self._terminal),
+            grammar=self._dialect.grammar(chat, disguise.take_off(rendered), self._terminal, answer),
         )
 
     def _terminal(self, text: str) -> str:
         index = self.tokens.special_id(text)
         return json.dumps(text) if index is None else f"<[{index}]>"
-
-
-def _grammar(generation: Generation, of_tools: Grammar | None) -> Grammar | None:
-    """A call that is demanded goes before the format of an answer; that goes before calls that may come."""
-    match generation.prompt:
-        case Chat(tool_choice=choice) if choice.mode == "required":
-            return of_tools
-        case _:
-            return generation.grammar or of_tools

@@ -35,7 +35,7 @@ def test_a_name_in_the_configuration_goes_before_the_template() -> None:
 def test_the_plain_dialect_leaves_everything_as_it_is() -> None:
     dialect = choose_dialect("plain", "")
     assert dialect.prepare(CHAT, "") is CHAT
-    assert dialect.grammar(CHAT, "", repr) is None
+    assert dialect.grammar(CHAT, "", repr, None) is None
     parser = dialect.parser(CHAT, "", 2)
     assert [*parser.push("<think>a</think>"), *parser.push(""), *parser.finish()] == [TextDelta("<think>a</think>", 2)]
 
@@ -43,7 +43,7 @@ def test_the_plain_dialect_leaves_everything_as_it_is() -> None:
 def test_the_plain_dialect_refuses_to_be_made_to_call() -> None:
     chat = Chat(messages=CHAT.messages, tools=(Tool(name="f"),), tool_choice=ToolChoice(mode="required"))
     with pytest.raises(UnsupportedParameter, match="plain"):
-        choose_dialect("plain", "").grammar(chat, "", repr)
+        choose_dialect("plain", "").grammar(chat, "", repr, None)
 
 
 def test_an_unknown_name_is_a_config_error_that_lists_the_known_ones() -> None:

@@ -13,7 +13,7 @@ from gateway.dialects.base import Terminal
 from gateway.dialects.choose import choose_dialect
 from gateway.engines.grammar import GrammarCompiler
 from gateway.engines.tokens import TokenText
-from gateway.generation import Chat, Message, Tool, ToolCall, ToolChoice
+from gateway.generation import Chat, Grammar, Message, Tool, ToolCall, ToolChoice
 from gateway.templates import ChatTemplate
 
 FAMILIES = ("hermes", "llama", "mistral", "mistral-args", "phi")
@@ -45,10 +45,17 @@ class Judge:
         self._compiler.close()
 
     def takes(
-        self, family: str, text: str, *, terminal: Terminal | None = None, rendered: str = "", **chat: Any
+        self,
+        family: str,
+        text: str,
+        *,
+        terminal: Terminal | None = None,
+        rendered: str = "",
+        answer: Grammar | None = None,
+        **chat: Any,
     ) -> bool:
         asked = Chat(**{"messages": (USER,), "tools": TOOLS, **chat})
-        grammar = choose_dialect(family, "").grammar(asked, rendered, terminal or self.terminal)
+        grammar = choose_dialect(family, "").grammar(asked, rendered, terminal or self.terminal, answer)
         assert grammar is not None
         matcher = self._compiler.compile(grammar)._matcher.deep_copy()
         ids = self._tokens.encode(text, begin=False)
@@ -107,6 +114,37 @@ def test_a_demanded_call_waits_for_the_end_of_reasoning(judge: Judge, family: st
     assert not judge.takes(family, written(family, GOOD), **fields)
 
 
+ANSWERS = (
+    (Grammar(kind="json_object"), '{"any": 1}'),
+    (Grammar(kind="json_schema", source='{"type": "array", "items": {"type": "integer"}}'), "[1, 2]"),
+    (Grammar(kind="regex", source=r"a/b\.c(\n|/)"), "a/b.c/"),
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("answer", "text"), ANSWERS)
+def test_an_answer_of_a_format_may_be_a_call_instead(judge: Judge, family: str, answer: Grammar, text: str) -> None:
+    for right in (text, written(family, ("g", '{"any": [1]}')), written(family, GOOD)):
+        assert judge.takes(family, right, answer=answer)
+        assert judge.takes(family, f"Hm.</think>{right}", answer=answer, rendered="<think>")
+    for wrong in ("words", written(family, BAD), f"{text} and words"):
+        is_object = (family, answer.kind) == ("llama", "json_object")  # a bare call is one as well, right or wrong
+        assert judge.takes(family, wrong, answer=answer) == (is_object and wrong == written(family, BAD))
+    assert judge.takes(family, f"Hm.</think>{text}", answer=answer, rendered="<think>", tools=())
+    assert not judge.takes(family, text, answer=answer, rendered="<think>", tools=())
+
+
+def test_a_format_stays_as_it_is_without_tools_and_reasoning() -> None:
+    for answer, _ in ANSWERS:
+        assert choose_dialect("hermes", "").grammar(Chat(messages=(USER,)), "", json.dumps, answer) is answer
+
+
+def test_a_demanded_call_goes_before_a_format(judge: Judge) -> None:
+    required = ToolChoice(mode="required")
+    assert judge.takes("hermes", written("hermes", GOOD), answer=ANSWERS[0][0], tool_choice=required)
+    assert not judge.takes("hermes", "{}", answer=ANSWERS[0][0], tool_choice=required)
+
+
 @pytest.mark.parametrize("family", ["mistral", "mistral-args", "phi"])
 def test_a_marker_may_be_a_special_token(judge: Judge, family: str) -> None:
     def terminal(text: str) -> str:  # <repo_name> stands for the family's marker
@@ -126,7 +164,7 @@ def test_a_marker_may_be_a_special_token(judge: Judge, family: str) -> None:
 def test_without_a_demand_or_a_strict_tool_the_model_writes_freely() -> None:
     for choice in (ToolChoice(), ToolChoice(mode="none")):
         chat = Chat(messages=(USER,), tools=(Tool(name="g"),), tool_choice=choice)
-        assert choose_dialect("hermes", "").grammar(chat, "", json.dumps) is None
+        assert choose_dialect("hermes", "").grammar(chat, "", json.dumps, None) is None
 
 
 def test_a_template_that_knows_tools_gets_those_that_may_be_called() -> None:
