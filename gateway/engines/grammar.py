@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -162,18 +162,18 @@ class GrammarCompiler:
             case "json_object":
                 return _from_schema({"type": "object", "x-guidance": OPTIONS})
             case "json_schema":
-                return self._translate_schema(_decoded(grammar.source))
+                return _from_schema(self._checked(_decoded(grammar.source)))
             case "regex":
                 return str(llguidance.LLMatcher.grammar_from_regex(grammar.source))
             case "lark":
-                return str(llguidance.LLMatcher.grammar_from_lark(_prepared_lark(grammar.source)))
+                return str(llguidance.LLMatcher.grammar_from_lark(_with_schemas(_lark(grammar.source), self._checked)))
 
-    def _translate_schema(self, schema: Any) -> str:
+    def _checked(self, schema: Any) -> Schema:
+        """The schema prepared. Raises SchemaError with the path of what the library does not take."""
         prepared = prepare(schema)
-        source = _from_schema(prepared)
         if said := self._complaint(prepared):
             raise locate(prepared, said, self._complaint)
-        return source
+        return prepared
 
     def _complaint(self, schema: Schema) -> str:
         return _readable(self._trial.run(_from_schema(schema)))
@@ -217,18 +217,23 @@ def _from_schema(schema: Schema) -> str:
         raise SchemaError(str(error)) from None
 
 
-def _prepared_lark(source: str) -> str:
-    """The grammar with its `%json` schemas prepared; one in llama.cpp's notation is translated."""
-    if "::=" in source:
-        try:
-            source = any_to_lark(source)
-        except Exception as error:  # GbnfToLarkError is one, and not the only one
-            raise SchemaError(_readable(str(error))) from None
+def _lark(source: str) -> str:
+    """The grammar, translated if it is in llama.cpp's notation."""
+    if "::=" not in source:
+        return source
+    try:
+        return str(any_to_lark(source))
+    except Exception as error:  # GbnfToLarkError is one, and not the only one
+        raise SchemaError(_readable(str(error))) from None
+
+
+def _with_schemas(source: str, change: Callable[[Any], Schema]) -> str:
+    """A Lark grammar with each `%json` schema in it changed."""
     parts, done = [], 0
     for found in _LARK_TOKEN.finditer(source):
         if found["json"] and found.start() >= done:
             schema, end = _schema_at(source, found.end())
-            parts += [source[done : found.end()], " ", json.dumps(prepare(schema))]
+            parts += [source[done : found.end()], " ", json.dumps(change(schema))]
             done = end
     return "".join([*parts, source[done:]])
 

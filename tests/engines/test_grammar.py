@@ -307,7 +307,7 @@ class TestRefusals:
             ("start: start", "no token can follow"),
             ("start: <|nope|>", 'unknown special token: "<|nope|>"'),
             ("start: %json x", "what follows %json is not JSON"),
-            ('start: %json {"items": {"type": "hiccup"}}', "Invalid type: hiccup"),
+            ('start: %json {"items": {"type": "hiccup"}}', "at '#/items': Invalid type: hiccup"),
             ('start: %json {"items": {"$ref": "#/x"}}', "at '#/items/$ref': there is nothing at '#/x'"),
             ('root ::= ("a"', "Expected ')'"),
             ("start: " + "(" * 5000, "too deeply nested"),
