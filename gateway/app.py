@@ -31,18 +31,23 @@ from gateway.routes import (
     models,
     ollama,
     ollama_models,
+    responses,
     root,
     tokenize,
 )
 from gateway.routes.connection import request_number
 from gateway.routes.guards import cors_of, guards_of
 from gateway.routes.refusals import refuse
+from gateway.routes.responses_store import ResponseStore
 
 HANDLERS = [
     root.root,
     root.root_head,
     chat.chat_completions,
     completions.completions,
+    responses.create_response,
+    responses.get_response,
+    responses.delete_response,
     embeddings.embeddings,
     tokenize.tokenize,
     tokenize.detokenize,
@@ -73,7 +78,14 @@ def create_app(config: Config, engines: Mapping[str, Engine] | None = None) -> L
     router = Router(config, _lanes(config, engines, metrics))
     return Litestar(
         HANDLERS,
-        state=State({"router": router, "metrics": metrics, "started_at": int(time.time())}),
+        state=State(
+            {
+                "router": router,
+                "metrics": metrics,
+                "responses": ResponseStore(),
+                "started_at": int(time.time()),
+            }
+        ),
         lifespan=[_lifespan],
         guards=[*guards_of(config.server)],
         cors_config=cors_of(config.server),

@@ -3,7 +3,8 @@
 GatewayError                 500 server_error
 ├── InvalidRequest           400 invalid_request_error
 │   ├── ContextLengthExceeded    context_length_exceeded
-│   └── UnsupportedParameter     unsupported_parameter
+│   ├── UnsupportedParameter     unsupported_parameter
+│   └── PreviousResponseNotFound previous_response_not_found
 ├── Unauthorized             401 invalid_api_key
 ├── Forbidden                403 permission_denied
 ├── NotFound                 404 not_found
@@ -61,6 +62,10 @@ class ContextLengthExceeded(InvalidRequest):
 
 class UnsupportedParameter(InvalidRequest):
     code = "unsupported_parameter"
+
+
+class PreviousResponseNotFound(InvalidRequest):
+    code = "previous_response_not_found"
 
 
 class Unauthorized(GatewayError):

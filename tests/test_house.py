@@ -18,7 +18,7 @@ PACKAGE = ROOT / "gateway"
 _SHELVES = (
     "errors",
     "generation settings config config_file breaker slots metrics logs",
-    "openai_types openai_completions ollama_types anthropic_types",
+    "openai_types openai_completions responses_types ollama_types anthropic_types",
     "textstream sandbox templates dialects bundles",
     "engines",
     "prober lane router sse",

@@ -24,10 +24,10 @@ def _tool(definition: ToolDefinition, param: str) -> Tool:
         )
     if definition.function is None:
         raise InvalidRequest(f"Missing required parameter: '{param}.function'.", param=f"{param}.function")
-    return _function(definition.function, f"{param}.function")
+    return function_tool(definition.function, f"{param}.function")
 
 
-def _function(function: FunctionDefinition, param: str) -> Tool:
+def function_tool(function: FunctionDefinition, param: str) -> Tool:
     description, strict = function.description or "", bool(function.strict)
     if not function.parameters:
         return Tool(name=function.name, description=description, strict=strict)

@@ -1,0 +1,243 @@
+"""Events as a response of the Responses API: told whole, or as named and numbered events, one item open at a time.
+
+A whole reply is what the stream's events would have built, so that both always say the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from gateway.errors import GatewayError
+from gateway.generation import (
+    ChoiceFinished,
+    Event,
+    Finished,
+    Generation,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
+from gateway.openai_types import TokenLogprobs
+from gateway.responses_types import (
+    ArgumentsDone,
+    ArgumentsPiece,
+    CallItem,
+    Completed,
+    Created,
+    Failed,
+    Incomplete,
+    IncompleteDetails,
+    InProgress,
+    InputTokensDetails,
+    ItemAdded,
+    ItemDone,
+    MessageItem,
+    OutputItem,
+    OutputText,
+    OutputTokensDetails,
+    PartAdded,
+    PartDone,
+    Reasoning,
+    ReasoningDone,
+    ReasoningItem,
+    ReasoningPiece,
+    ReasoningText,
+    Response,
+    ResponseError,
+    ResponseFormat,
+    ResponsesRequest,
+    ResponseText,
+    ResponseUsage,
+    Status,
+    StreamEvent,
+    TextDone,
+    TextPiece,
+)
+from gateway.routes.chat_replies import logprobs_of
+from gateway.routes.collect import Collected
+from gateway.sse import MEDIA_TYPE, frame
+
+Told = Iterator[StreamEvent]
+
+
+class ResponsesRendering:
+    """See `respond.Rendering`. `keep` is called once with the response when it has ended well."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(self, request: ResponsesRequest, generation: Generation, keep: Callable[[Response], None]) -> None:
+        self._response = _response(request, generation)
+        self._with_logprobs = generation.logprobs is not None
+        self._keep = keep
+        self._begun = False
+        self._open: OutputItem | None = None
+        self._number = 0  # of the next event
+
+    def whole(self, model: str, collected: Collected) -> Response:
+        for event in _events_of(collected):
+            for _ in self._told(model, event):
+                pass
+        return self._response
+
+    def pieces(self, model: str, event: Event) -> Iterator[bytes]:
+        for told in self._told(model, event):
+            yield self._frame(told)
+
+    def failed(self, error: GatewayError) -> bytes:
+        self._response.status = "failed"
+        self._response.error = ResponseError(code=error.code or error.type, message=error.message)
+        if self._open is not None:
+            self._open.status = "incomplete"
+        return b"".join(map(self._frame, self._failure()))
+
+    def _failure(self) -> Told:
+        yield from self._begin(self._response.model)
+        yield Failed(response=self._response)
+
+    def _frame(self, told: StreamEvent) -> bytes:
+        told.sequence_number = self._number
+        self._number += 1
+        return frame(told, event=str(type(told).__struct_config__.tag))
+
+    def _told(self, model: str, event: Event) -> Told:
+        if isinstance(event, Started):
+            return  # who answers is only known with what follows
+        yield from self._begin(model)
+        match event:
+            case TextDelta(text, _, logprobs) if text or logprobs:
+                yield from self._text(text, logprobs)
+            case ReasoningDelta(text) if text:
+                yield from self._thought(text)
+            case ToolCallDelta():
+                yield from self._call(event)
+            case ChoiceFinished("length"):
+                yield from self._close("incomplete")
+                self._response.incomplete_details = IncompleteDetails()
+            case ChoiceFinished():
+                yield from self._close("completed")
+            case Finished():
+                yield self._ended(event.usage)
+
+    def _begin(self, model: str) -> Told:
+        if not self._begun:
+            self._begun = True
+            self._response.model = model
+            yield Created(response=self._response)
+            yield InProgress(response=self._response)
+
+    def _ended(self, usage: Usage) -> StreamEvent:
+        response = self._response
+        response.usage = _usage(usage)
+        response.status = "completed" if response.incomplete_details is None else "incomplete"
+        self._keep(response)
+        return Completed(response=response) if response.status == "completed" else Incomplete(response=response)
+
+    # ---- items
+
+    @property
+    def _index(self) -> int:
+        """Of the item that was begun last."""
+        return len(self._response.output) - 1
+
+    def _new_id(self, prefix: str) -> str:
+        return f"{prefix}_{self._response.id.removeprefix('resp_')}{len(self._response.output):04x}"
+
+    def _text(self, text: str, logprobs: tuple[TokenLogprob, ...]) -> Told:
+        if not isinstance(self._open, MessageItem):
+            message = MessageItem(id=self._new_id("msg"))
+            yield from self._add(message)
+            message.content.append(OutputText())
+            yield PartAdded(item_id=message.id, output_index=self._index, part=message.content[0])
+        assert isinstance(self._open, MessageItem)
+        [part] = self._open.content
+        scored: list[TokenLogprobs] = logprobs_of(logprobs).content if self._with_logprobs else []
+        part.text += text
+        part.logprobs += scored
+        yield TextPiece(item_id=self._open.id, output_index=self._index, delta=text, logprobs=scored)
+
+    def _thought(self, text: str) -> Told:
+        if not isinstance(self._open, ReasoningItem):
+            thought = ReasoningItem(id=self._new_id("rs"))
+            yield from self._add(thought)
+            thought.content.append(ReasoningText())
+            yield PartAdded(item_id=thought.id, output_index=self._index, part=thought.content[0])
+        assert isinstance(self._open, ReasoningItem)
+        self._open.content[0].text += text
+        yield ReasoningPiece(item_id=self._open.id, output_index=self._index, delta=text)
+
+    def _call(self, delta: ToolCallDelta) -> Told:
+        if delta.id is not None:
+            yield from self._add(CallItem(id=self._new_id("fc"), call_id=delta.id, name=delta.name or ""))
+        if delta.arguments:
+            assert isinstance(self._open, CallItem)
+            self._open.arguments += delta.arguments
+            yield ArgumentsPiece(item_id=self._open.id, output_index=self._index, delta=delta.arguments)
+
+    def _add(self, item: OutputItem) -> Told:
+        yield from self._close("completed")
+        self._open = item
+        self._response.output.append(item)
+        yield ItemAdded(output_index=self._index, item=item)
+
+    def _close(self, status: Status) -> Told:
+        if self._open is None:
+            return
+        item, index, self._open = self._open, self._index, None
+        match item:
+            case MessageItem(id=id, content=[part]):
+                yield TextDone(item_id=id, output_index=index, text=part.text, logprobs=part.logprobs)
+                yield PartDone(item_id=id, output_index=index, part=part)
+            case ReasoningItem(id=id, content=[part]):
+                yield ReasoningDone(item_id=id, output_index=index, text=part.text)
+                yield PartDone(item_id=id, output_index=index, part=part)
+            case CallItem(id=id):
+                yield ArgumentsDone(item_id=id, output_index=index, name=item.name, arguments=item.arguments)
+        item.status = status
+        yield ItemDone(output_index=index, item=item)
+
+
+def _response(request: ResponsesRequest, generation: Generation) -> Response:
+    """As it is before anything is answered: what was asked, with the defaults it got."""
+    text = request.text or ResponseText()
+    return Response(
+        id=generation.id,
+        created_at=int(time.time()),
+        model=generation.model,
+        instructions=request.instructions,
+        max_output_tokens=request.max_output_tokens,
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        previous_response_id=request.previous_response_id,
+        reasoning=request.reasoning or Reasoning(),
+        store=request.store is not False,
+        temperature=generation.sampling.temperature,
+        text=ResponseText(format=text.format or ResponseFormat(type="text"), verbosity=text.verbosity),
+        tool_choice=request.tool_choice or "auto",
+        tools=request.tools or [],
+        top_p=generation.sampling.top_p,
+        top_logprobs=request.top_logprobs or 0,
+        metadata=request.metadata or {},
+    )
+
+
+def _events_of(collected: Collected) -> Iterator[Event]:
+    [choice] = collected.choices
+    yield ReasoningDelta(choice.reasoning)
+    yield TextDelta(choice.text, logprobs=tuple(choice.logprobs))
+    for index, call in enumerate(choice.tool_calls):
+        yield ToolCallDelta(index=index, id=call.id, name=call.name, arguments=call.arguments)
+    yield ChoiceFinished(choice.reason)
+    yield Finished(usage=collected.usage)
+
+
+def _usage(usage: Usage) -> ResponseUsage:
+    return ResponseUsage(
+        input_tokens=usage.prompt_tokens,
+        input_tokens_details=InputTokensDetails(cached_tokens=usage.cached_tokens),
+        output_tokens=usage.completion_tokens,
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=usage.reasoning_tokens),
+        total_tokens=usage.prompt_tokens + usage.completion_tokens,
+    )
