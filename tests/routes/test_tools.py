@@ -90,7 +90,7 @@ def test_required_is_at_least_one_call_and_one_when_not_parallel(openai: OpenAI)
         (call,) = calls_of(answer)
         check_weather(call)
         assert answer.choices[0].finish_reason == "tool_calls"
-        parallel = ask(openai, tool_choice="required", seed=seed)
+        parallel = ask(openai, tool_choice="required", seed=seed, max_tokens=100)
         assert calls_of(parallel)
         if parallel.choices[0].finish_reason == "tool_calls":
             for call in calls_of(parallel):
