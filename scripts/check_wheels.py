@@ -35,10 +35,12 @@ def requirements(platform: str, python: str) -> list[str]:
 
 def choose(pins: list[str], platform: str, python: str) -> dict[str, str]:
     """The wheel that pip takes on that machine for each pin, with its hash. Raises CalledProcessError without one."""
+    # An older pip holds what a wheel says of its Python against the one that runs it; the lock was resolved for all.
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         options = ["--dry-run", "--no-deps", "--only-binary=:all:", "--platform", platform, "--python-version", python]
         options += ["--target", folder, "--report", str(report), "--quiet", "--disable-pip-version-check"]
+        options.append("--ignore-requires-python")
         subprocess.run([sys.executable, "-m", "pip", "install", *options, *pins], check=True)
         found: list[Any] = json.loads(report.read_text(encoding="utf-8"))["install"]
     return {
