@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from gateway.openai_types import AtLeastOne, Json, Name, Share, TokenLogprobs
 
@@ -36,16 +36,20 @@ class InputItem(Struct, kw_only=True):
     # function_call, function_call_output
     call_id: str | None = None
     name: str | None = None
+    namespace: str | None = None
     arguments: str | None = None
     output: str | list[InputPart] | None = None
 
 
 class ResponseTool(Struct, kw_only=True):
+    """A function, or a namespace of functions."""
+
     type: str
     name: Name | None = None
     description: str | None = None
     parameters: Json | None = None
     strict: bool | None = None
+    tools: list[ResponseTool] | UnsetType | None = UNSET
 
 
 class ToolName(Struct, kw_only=True):
@@ -139,6 +143,7 @@ class CallItem(Struct, tag="function_call", kw_only=True):
     id: str
     call_id: str
     name: str
+    namespace: str | UnsetType = UNSET
     status: Status = "in_progress"
     arguments: str = ""
 

@@ -67,7 +67,7 @@ def _referred(item: InputItem, param: str, store: ResponseStore, owner: str) -> 
 
 def chat_of(request: ResponsesRequest, placed: list[Placed]) -> Chat:
     """Raises InvalidRequest, its `param` the field at fault."""
-    tools = tuple(_tool(tool, f"tools.{index}") for index, tool in enumerate(request.tools or ()))
+    tools = tuple(_tools(request.tools or []))
     messages = list(_joined(_message(item, param) for param, item in placed))
     if not messages:
         raise InvalidRequest("'input' has no message to answer.", param="input")
@@ -110,7 +110,8 @@ def _message(item: InputItem, param: str) -> Message:
             return Message(role=role, content=_text(item.content, f"{param}.content"))
         case "function_call":
             call_id, name = _needed(item.call_id, f"{param}.call_id"), _needed(item.name, f"{param}.name")
-            return Message(role="assistant", tool_calls=(ToolCall(call_id, name, item.arguments or "{}"),))
+            call = ToolCall(call_id, name_within(item.namespace, name), item.arguments or "{}")
+            return Message(role="assistant", tool_calls=(call,))
         case "function_call_output":
             text = _text(item.output, f"{param}.output")
             return Message(role="tool", content=text, tool_call_id=_needed(item.call_id, f"{param}.call_id"))
@@ -181,14 +182,30 @@ def _needed(value: T | None, param: str) -> T:
 # ---- tools ---------------------------------------------------------------------------------------------------------
 
 
-def _tool(tool: ResponseTool, param: str) -> Tool:
+def name_within(namespace: str | None, name: str) -> str:
+    """What a model, which knows no namespaces, calls a function."""
+    return f"{namespace}__{name}" if namespace else name
+
+
+def _tools(tools: list[ResponseTool]) -> Iterator[Tool]:
+    for index, tool in enumerate(tools):
+        param = f"tools.{index}"
+        if tool.type != "namespace":
+            yield _tool(tool, param)
+            continue
+        namespace = _needed(tool.name, f"{param}.name")
+        for inner_index, inner in enumerate(_needed(tool.tools or None, f"{param}.tools")):
+            yield _tool(inner, f"{param}.tools.{inner_index}", namespace)
+
+
+def _tool(tool: ResponseTool, param: str, namespace: str | None = None) -> Tool:
     if tool.type != "function":
         raise UnsupportedParameter(
             f"Unsupported value for '{param}.type': {tool.type!r}; only 'function' tools work here.",
             param=f"{param}.type",
         )
     definition = FunctionDefinition(
-        name=_needed(tool.name, f"{param}.name"),
+        name=name_within(namespace, _needed(tool.name, f"{param}.name")),
         description=tool.description,
         parameters=tool.parameters,
         strict=tool.strict,

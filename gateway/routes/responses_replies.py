@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
+from msgspec import UNSET
+
 from gateway.errors import GatewayError
 from gateway.generation import (
     ChoiceFinished,
@@ -59,6 +61,7 @@ from gateway.responses_types import (
 )
 from gateway.routes.chat_replies import logprobs_of
 from gateway.routes.collect import Collected
+from gateway.routes.responses_prompts import name_within
 from gateway.sse import MEDIA_TYPE, frame
 
 Told = Iterator[StreamEvent]
@@ -71,6 +74,7 @@ class ResponsesRendering:
 
     def __init__(self, request: ResponsesRequest, generation: Generation, keep: Callable[[Response], None]) -> None:
         self._response = _response(request, generation)
+        self._functions = dict(_within_namespaces(request))
         self._with_logprobs = generation.logprobs is not None
         self._keep = keep
         self._begun = False
@@ -171,7 +175,8 @@ class ResponsesRendering:
 
     def _call(self, delta: ToolCallDelta) -> Told:
         if delta.id is not None:
-            yield from self._add(CallItem(id=self._new_id("fc"), call_id=delta.id, name=delta.name or ""))
+            namespace, name = self._functions.get(delta.name or "", (UNSET, delta.name or ""))
+            yield from self._add(CallItem(id=self._new_id("fc"), call_id=delta.id, name=name, namespace=namespace))
         if delta.arguments:
             assert isinstance(self._open, CallItem)
             self._open.arguments += delta.arguments
@@ -221,6 +226,14 @@ def _response(request: ResponsesRequest, generation: Generation) -> Response:
         top_logprobs=request.top_logprobs or 0,
         metadata=request.metadata or {},
     )
+
+
+def _within_namespaces(request: ResponsesRequest) -> Iterator[tuple[str, tuple[str, str]]]:
+    """A model's name for a function, and the request's: its namespace and its own."""
+    for space in request.tools or ():
+        for function in space.tools or ():
+            if space.name and function.name:
+                yield name_within(space.name, function.name), (space.name, function.name)
 
 
 def _events_of(collected: Collected) -> Iterator[Event]:

@@ -342,6 +342,21 @@ def test_tools_choice_effort_and_formats() -> None:
     assert translated().max_tokens == 64
 
 
+SPACE: Any = {"type": "namespace", "name": "agents", "description": "d", "tools": [TOOL]}
+
+
+def test_functions_in_a_namespace_keep_it() -> None:
+    assert [tool.name for tool in chat_of(tools=[TOOL, SPACE]).tools] == ["weather", "agents__weather"]
+    call = ToolCallDelta(index=0, id="call_a", name="agents__weather", arguments="{}")
+    ends: list[Event] = [call, ChoiceFinished("tool_calls"), Finished(usage=Usage())]
+    response = told(ends, tools=[TOOL, SPACE])[-1]["response"]
+    [item] = response["output"]
+    assert (item["namespace"], item["name"]) == ("agents", "weather")
+    assert response["tools"][1]["tools"][0]["name"] == "weather" and "tools" not in response["tools"][0]
+    [back] = turns(item, tools=[TOOL, SPACE])
+    assert back.tool_calls == (ToolCall("call_a", "agents__weather", "{}"),)
+
+
 IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,"}
 
 
@@ -361,6 +376,8 @@ IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,"}
         ({"input": None}, "input"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
         ({"tools": [{"type": "function"}]}, "tools.0.name"),
+        ({"tools": [{**SPACE, "tools": []}]}, "tools.0.tools"),
+        ({"tools": [{**SPACE, "tools": [TOOL, {"type": "custom", "name": "c"}]}]}, "tools.0.tools.1.type"),
         ({"tools": [{"type": "function", "name": "f", "parameters": {"type": "array"}}]}, "tools.0.parameters"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": {"type": "web_search"}}, "tool_choice.type"),
@@ -390,7 +407,10 @@ def test_what_a_coding_agent_sends_is_taken(http: httpx.Client) -> None:
             {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "<permissions>"}]},
             {"type": "message", "role": "user", "content": [{"type": "input_text", "text": FRANCE}]},
         ],
-        "tools": [{"type": "function", "name": "shell", "description": "d", "strict": False, "parameters": schema}],
+        "tools": [
+            {"type": "function", "name": "shell", "description": "d", "strict": False, "parameters": schema},
+            SPACE,
+        ],
         "tool_choice": "auto",
         "parallel_tool_calls": False,
         "reasoning": {"effort": "medium", "summary": "auto"},
