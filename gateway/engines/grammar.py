@@ -22,13 +22,20 @@ from llguidance.gbnf_to_lark import any_to_lark
 from numpy.typing import NDArray
 
 from gateway.engines.base import Logits
-from gateway.engines.grammar_trial import GrammarTrial, TooMuch, first_mask_error, limits
+from gateway.engines.grammar_trial import GrammarTrial, TooMuch, first_step_error, limits
 from gateway.engines.json_schema import OPTIONS, Schema, SchemaError, locate, prepare
 from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.generation import Grammar
 
 MAX_CHARACTERS = 256 * 1024  # of a grammar's source
 _MAX_SAID = 200
+
+_PLAINER = (
+    (r"^Unimplemented keys: \[(.*)\]$", r"unsupported keywords: \1"),
+    (r"^NoExtensionBias$", "no token can follow"),
+    (r"^.*(Current row has|Too many items).*$", "it leaves too many ways to go on at one place"),
+    (r"^.*too many expressions.*$", "its regular expressions are too complex"),
+)
 
 #: In a Lark grammar: what may hide a `%json` that is none, and then the `%json` itself.
 _LARK_TOKEN = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/(?:\\.|[^/\\\n])+/|(?P<json>%json)')
@@ -61,8 +68,8 @@ class GrammarConstraint:
         if self._masking is not None:
             self._masking.result()
             self._check()
-            allowed = np.unpackbits(self._mask.view(np.uint8), count=len(logits), bitorder="little")
-            np.putmask(logits, allowed == 0, -np.inf)
+            excluded = np.unpackbits(np.invert(self._mask).view(np.uint8), count=len(logits), bitorder="little")
+            np.putmask(logits, excluded.view(np.bool_), -np.inf)
         else:
             only = self._forced[:1] or list(self._end_ids)
             kept = logits[only]
@@ -152,7 +159,7 @@ class GrammarCompiler:
             raise SchemaError(said)
         tokenizer = self._loaded_tokenizer(grammar.param)
         matcher = llguidance.LLMatcher(tokenizer, source, log_level=0, limits=limits())
-        if said := _readable(first_mask_error(matcher)):
+        if said := _readable(first_step_error(matcher)):
             raise SchemaError(said)
         return CompiledGrammar(matcher, tokenizer, self._beside)
 
@@ -253,6 +260,6 @@ def _readable(said: str) -> str:
     if found := re.search(r"^error: (.*)", said, re.MULTILINE):
         return f"the regular expression is not supported: {found[1]}"
     line = said.split("\n", 1)[0].split(". Enable", 1)[0].split("; following", 1)[0]
-    line = re.sub(r"^Unimplemented keys: \[(.*)\]$", r"unsupported keywords: \1", line)
-    line = line.replace("NoExtensionBias", "no token can follow")
+    for pattern, words in _PLAINER:
+        line = re.sub(pattern, words, line)
     return (line if len(line) <= _MAX_SAID else line[:_MAX_SAID] + "…").rstrip(".")

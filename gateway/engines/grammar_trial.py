@@ -40,11 +40,18 @@ def limits() -> llguidance.LLParserLimits:
     )
 
 
-def first_mask_error(matcher: llguidance.LLMatcher) -> str:
-    """What is wrong with a grammar that has just been compiled: "" when an answer can begin."""
+def first_step_error(matcher: llguidance.LLMatcher) -> str:
+    """What is wrong with a grammar that has just been compiled: "" when an answer can begin, and get past what it has
+    to begin with."""
     if not matcher.is_error():
         matcher.compute_bitmask()
-    return str(matcher.get_error())
+    if matcher.is_error():
+        return str(matcher.get_error())
+    ahead = matcher.deep_copy()
+    ahead.consume_tokens(ahead.compute_ff_tokens())
+    if not ahead.is_stopped():
+        ahead.compute_bitmask()
+    return str(ahead.get_error())
 
 
 class TooMuch(Exception):
@@ -165,7 +172,7 @@ def _serve(requests: SimpleQueue[bytes]) -> None:
     tokenizer = llguidance.LLTokenizer(wrapper)
     while True:
         matcher = llguidance.LLMatcher(tokenizer, json.loads(requests.get()), log_level=0, limits=limits())
-        sys.stdout.buffer.write(_line(first_mask_error(matcher)))
+        sys.stdout.buffer.write(_line(first_step_error(matcher)))
         sys.stdout.buffer.flush()
 
 
