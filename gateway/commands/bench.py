@@ -6,6 +6,7 @@ It starts a gateway of its own with the same configuration on a free port, asks 
     first token         from sending a short request to its first piece of text; the median of the runs
     prefill tokens/s    a long prompt that no cache knows, divided by the time to its first token
     decode tokens/s     tokens after the first, divided by the time after the first; the median of the runs
+    with a grammar      the same while every token is checked against a grammar that takes any text
     peak memory         the largest sum of resident memory of the gateway and its workers, looked at 20 times a second
 """
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     import psutil
 
 SAMPLE_S = 0.05
+_ANY_TEXT = "start: /(?s:.*)/"
 PATIENCE_S = 900.0  # a first start compiles for minutes
 
 
@@ -50,6 +52,7 @@ class Result(Struct, frozen=True, kw_only=True):
     prefill_tokens_per_s: float
     decode_tokens: int
     decode_tokens_per_s: float
+    grammar_tokens_per_s: float | None  # None: the model cannot be held to one
     peak_memory_bytes: int
 
 
@@ -99,6 +102,7 @@ def measure(gateway: Gateway, model: str, arguments: argparse.Namespace, ready_s
     timed = [sample for sample in short if sample.gap_s > 0]
     if not timed:
         raise EngineFailed("The answers are too short to measure; ask for more with --max-tokens.")
+    held = [_decode_speed(sample) for sample in _held(gateway, model, arguments) if sample.gap_s > 0]
     return Result(
         model=model,
         device=gateway.device(model),
@@ -107,9 +111,25 @@ def measure(gateway: Gateway, model: str, arguments: argparse.Namespace, ready_s
         prefill_tokens=long.computed_tokens,
         prefill_tokens_per_s=long.computed_tokens / long.first_token_s,
         decode_tokens=sum(sample.completion_tokens for sample in short),
-        decode_tokens_per_s=statistics.median((sample.completion_tokens - 1) / sample.gap_s for sample in timed),
+        decode_tokens_per_s=statistics.median(map(_decode_speed, timed)),
+        grammar_tokens_per_s=statistics.median(held) if held else None,
         peak_memory_bytes=gateway.memory.peak,
     )
+
+
+def _decode_speed(sample: Sample) -> float:
+    return (sample.completion_tokens - 1) / sample.gap_s
+
+
+def _held(gateway: Gateway, model: str, arguments: argparse.Namespace) -> list[Sample]:
+    """Nothing from a model that cannot be held to a grammar. The first answer compiles it."""
+    try:
+        return [
+            gateway.ask(model, f"{n + 1}. Tell me about the sea.", arguments.max_tokens, guided_grammar=_ANY_TEXT)
+            for n in range(arguments.runs + 1)
+        ][1:]
+    except EngineFailed:
+        return []
 
 
 def _words(count: int) -> str:
@@ -152,7 +172,7 @@ class Gateway:
     def device(self, model: str) -> str:
         return str(self._get(model)["device"])
 
-    def ask(self, model: str, text: str, max_tokens: int) -> Sample:
+    def ask(self, model: str, text: str, max_tokens: int, **fields: Any) -> Sample:
         """One streamed request; every token is generated, whatever the model thinks of ending."""
         body = {
             "model": model,
@@ -162,6 +182,7 @@ class Gateway:
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
+            **fields,
         }
         with self._request("POST", "/v1/chat/completions", body) as answer:
             sent = time.monotonic()
@@ -276,5 +297,8 @@ def _print_table(result: Result) -> None:
     table.add_row("first token", f"{result.first_token_s * 1000:.0f} ms")
     table.add_row("prefill", f"{result.prefill_tokens_per_s:.1f} tokens/s ({result.prefill_tokens} tokens)")
     table.add_row("decode", f"{result.decode_tokens_per_s:.1f} tokens/s ({result.decode_tokens} tokens)")
+    if result.grammar_tokens_per_s is not None:
+        cost = result.decode_tokens_per_s / result.grammar_tokens_per_s - 1
+        table.add_row("with a grammar", f"{result.grammar_tokens_per_s:.1f} tokens/s ({cost:+.1%} a token)")
     table.add_row("peak memory", f"{result.peak_memory_bytes / 1e6:.0f} MB")
     Console().print(table)

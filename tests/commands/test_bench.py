@@ -36,6 +36,7 @@ def test_it_finds_the_speed_that_was_scripted(folder: Path) -> None:
     assert result["prefill_tokens_per_s"] == pytest.approx(result["prefill_tokens"] / FIRST_S, rel=0.5)
     assert result["decode_tokens"] == 3 * 16
     assert result["decode_tokens_per_s"] == pytest.approx(1 / TOKEN_S, rel=0.3)
+    assert result["grammar_tokens_per_s"] == pytest.approx(1 / TOKEN_S, rel=0.3)
     assert 0.1 < result["start_to_ready_s"] < 30
     assert 20e6 < result["peak_memory_bytes"] < 1e9
 
@@ -45,7 +46,7 @@ def test_the_table_is_for_people(folder: Path) -> None:
     done = gateway("bench", "--runs", 1, "--max-tokens", 4, cwd=folder)
     assert done.returncode == 0, done.stderr
     rows = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
-    assert rows == ["known", "start", "first", "prefill", "decode", "peak"]
+    assert rows == ["known", "start", "first", "prefill", "decode", "with", "peak"]
 
 
 def test_a_model_that_does_not_load_is_one_line(folder: Path) -> None:
