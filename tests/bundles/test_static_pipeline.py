@@ -1,0 +1,69 @@
+"""Chains of graphs as genai_config.json states them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.bundles.static_pipeline import CacheTensor, read_pipelines, runs_on_npu
+from gateway.errors import BundleError
+
+
+def write(folder: Path, *, context: int = 64, window: Any = None, stages: Any = None) -> Path:
+    npu = {"session_options": {"provider_options": [{"QNN": {"htp_performance_mode": "burst"}}]}}
+    decoder = {
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 1,
+        "head_size": 16,
+        "inputs": {"past_key_names": "past_keys_%d", "past_value_names": "past_values_%d"},
+        "outputs": {"present_key_names": "present_keys_%d", "present_value_names": "present_values_%d"},
+        "sliding_window": {"window_size": 8, "slide_key_value_cache": False} if window is None else window,
+        "pipeline": [{"a": {"filename": "a.onnx"}}, {"b": {"filename": "b.onnx"} | npu}] if stages is None else stages,
+    }
+    model = {"type": "decoder-pipeline", "vocab_size": 10, "context_length": context, "decoder": decoder}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "genai_config.json").write_text(json.dumps({"model": model | {"eos_token_id": [7, 8]}}), encoding="utf-8")
+    return folder
+
+
+def test_a_cache_written_in_place_counts_rows_in_its_third_axis(tmp_path: Path) -> None:
+    (pipeline,) = read_pipelines(write(tmp_path))
+    assert pipeline.in_place and pipeline.pad_id == 7
+    assert [runs_on_npu(stage) for stage in pipeline.stages] == [False, True]
+    assert list(pipeline.cache_tensors())[:2] == [
+        CacheTensor("past_keys_0", "present_keys_0", 2),
+        CacheTensor("past_values_0", "present_values_0", 2),
+    ]
+
+
+def test_keys_that_the_host_keeps_lie_across(tmp_path: Path) -> None:
+    (pipeline,) = read_pipelines(write(tmp_path, window={"window_size": 8, "pad_value": 128}))
+    assert not pipeline.in_place and pipeline.window.pad_value == 128
+    assert [tensor.axis for tensor in pipeline.cache_tensors()] == [3, 2, 3, 2]
+
+
+def test_contexts_come_shortest_first_and_share_files(tmp_path: Path) -> None:
+    write(tmp_path, context=256)
+    write(tmp_path / "context-64", context=64, stages=[{"a": {"filename": "../a.onnx"}}])
+    shorter, longer = read_pipelines(tmp_path)
+    assert (shorter.config.context_length, longer.config.context_length) == (64, 256)
+    assert shorter.file(shorter.stages[0]) == longer.file(longer.stages[0])
+
+
+def test_contexts_of_different_widths_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, context=256)
+    write(tmp_path / "context-64", window={"window_size": 16})
+    with pytest.raises(BundleError, match="windows of different widths"):
+        read_pipelines(tmp_path)
+
+
+def test_one_graph_is_no_pipeline(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    content = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+    del content["model"]["decoder"]["sliding_window"]
+    (folder / "genai_config.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(BundleError, match="no pipeline with a sliding window"):
+        read_pipelines(folder)
