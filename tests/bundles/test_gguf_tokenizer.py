@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -78,6 +78,8 @@ def test_text_survives(tokenizer: Tokenizer, text: str) -> None:
 @given(st.text(max_size=60))
 @settings(max_examples=300, deadline=None)
 def test_any_text_survives_and_equals_the_reference(tokenizer: Tokenizer, oracle: BpeOracle, text: str) -> None:
+    specials = tokenizer.get_added_tokens_decoder().values()
+    assume(not any(token.content in text for token in specials))  # these are no text: one id each
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     assert ids == oracle.encode(text)
     if not oracle.missing_bytes.intersection(text.encode()):
