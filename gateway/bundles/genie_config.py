@@ -51,8 +51,10 @@ class GenieBundle(Struct, frozen=True, kw_only=True):
 
     @property
     def usable_context(self) -> int:
-        """Tokens of prompt and answer together: a pass that reaches over the end of the context kills the process."""
-        return self.context_length - self.prompt_width
+        """Tokens of prompt and answer together: all but two passes. Once a conversation has come closer to the end
+        of the context, the library loses count at the next one, and ends the process sooner or later (docs/genie.md).
+        """
+        return self.context_length - 2 * self.prompt_width
 
 
 def load_genie_bundle(path: Path, dialect: str = "") -> GenieBundle:
@@ -208,7 +210,7 @@ def _prompt_width(folder: Path, context: int) -> int:
     for path in (folder / "metadata.json", folder / "metadata.yaml"):
         if path.is_file() and (widths := _GRAPH_NAME.findall(path.read_bytes())):
             return max(map(int, widths))
-    return min(_USUAL_WIDTH, context // 2)
+    return min(_USUAL_WIDTH, context // 4)
 
 
 class _AddedToken(Struct):

@@ -4,13 +4,15 @@ A dialog has one conversation in its cache and holds the device until a query en
 order, those in the background for all others. What was learned of the library by running it (docs/genie.md) shapes
 the rest:
 
-1. Every prompt is a REWIND: of the one before, the shared beginning stays in the cache, and no begin token is put in
-   front. It goes wrong, without a word, when nothing is shared, when the prompt is only a beginning of what the cache
-   holds, and behind the last token of an aborted answer: the cache is emptied first then.
+1. Every prompt is a REWIND: what it shares with the one before stays in the cache, and no begin token is put in front.
+   Without a word that goes wrong when nothing is shared; when the prompt is only a beginning of what the cache holds;
+   when it goes on behind a token that is not computed yet; when the new tokens would not fit behind the old ones. So
+   the cache is first cut back, by a REWIND to less than the shared beginning that generates nothing (the next token of
+   what was there comes back as if it were generated), or emptied.
 2. Only emptying it makes the sampler start from a seed, so a request with a seed computes its whole prompt.
 3. An abort is looked at when a token is there, never within a prompt. So long prompts go in pieces, each a query that
    generates nothing.
-4. A pass over the end of the context kills the process: prompt and answer stay clear of it.
+4. Near the end of the context the library loses count and then the process: prompt and answer stay clear of it.
 """
 
 from __future__ import annotations
@@ -79,22 +81,17 @@ class Mailbox:
         return self._closing or id in self._cancelled
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Cached:
-    """What the dialog's cache holds: of whom, and which tokens."""
+    """What the dialog's cache holds: of whom, which tokens, and how many of them are surely computed."""
 
-    owner: str = ""
-    ids: Sequence[int] = ()
-    computed: int = 0  # so many of them; the last token of an answer is only computed when another follows
-    aborted: bool = False
+    owner: str
+    ids: Sequence[int]
+    computed: int
 
-    def shared_with(self, ids: Sequence[int], owner: str) -> int:
-        """How many of `ids` the library can keep; 0: the cache has to be emptied."""
+    def shared_with(self, ids: Sequence[int]) -> int:
         limit = min(len(self.ids), len(ids))
-        shared = next((i for i in range(limit) if self.ids[i] != ids[i]), limit)
-        is_longer = shared + 1 < len(ids)  # by more than the end token that may be there unseen
-        is_safe = not self.aborted or shared < len(self.ids)
-        return min(shared, self.computed) if owner == self.owner and is_longer and is_safe else 0
+        return next((i for i in range(limit) if self.ids[i] != ids[i]), limit)
 
 
 @dataclass
@@ -104,7 +101,7 @@ class _Answer:
     request: Submit
     since: float  # when the query began, or its last token came
     produced: list[int] = field(default_factory=list)
-    stopped: bool = False  # an end token came that the library let through
+    prompt_done: bool = False
 
 
 class GenieLoop:
@@ -201,13 +198,12 @@ class GenieLoop:
         for end in range(kept + piece, len(request.ids), piece):
             if not self._is_wanted(request):
                 return
-            before, ids = self._clock(), request.ids[:end]
-            self._ask(ids, 0, lambda ids: False)
-            self._cached = _Cached(request.owner, ids, len(ids))
+            before = self._clock()
+            self._compute(request, end)
             self._emit(Prefilled(request.id, self._clock() - before))
 
     def _prepare(self, request: Submit) -> int:
-        """Set the sampler, and empty the cache unless it is of use; how many tokens of the prompt it holds."""
+        """Set the sampler, cut back or empty the cache; how many tokens of the prompt it holds then."""
         sampling = request.sampling
         is_greedy = sampling.temperature < _COLDEST
         seed = secrets.randbelow(_SEEDS) if sampling.seed is None else sampling.seed % _SEEDS
@@ -217,12 +213,33 @@ class GenieLoop:
             top_p=sampling.top_p,
             seed=seed,
         )
-        kept = 0
-        if self._keeps_prefixes and self._cached and (is_greedy or sampling.seed is None):
-            kept = self._cached.shared_with(request.ids, request.owner)
+        is_seeded = not is_greedy and sampling.seed is not None
+        kept = 0 if is_seeded else self._keep(request)
         if not kept:
             self._forget()
         return kept
+
+    def _keep(self, request: Submit) -> int:
+        """Cut the cache back to what this prompt shares with it; how many tokens that are."""
+        cached, ids = self._cached, request.ids
+        if cached is None or cached.owner != request.owner or not self._keeps_prefixes:
+            return 0
+        kept = min(cached.shared_with(ids) - 1, cached.computed, len(ids) - 2)
+        if kept <= 0:
+            return 0
+        self._compute(request, kept)
+        return kept
+
+    def _compute(self, request: Submit, end: int) -> None:
+        """Make the cache hold the first `end` tokens of the prompt."""
+        ids = request.ids[:end]
+
+        def take(echo: list[int]) -> bool:  # the token behind a cut
+            ids.extend(echo)
+            return True
+
+        self._ask(ids, 0, take)
+        self._cached = _Cached(request.owner, ids, end)
 
     def _ask(self, ids: Sequence[int], limit: int, on_tokens: Callable[[list[int]], bool]) -> End:
         self._cached = None  # until it is over
@@ -234,34 +251,34 @@ class GenieLoop:
         request = answer.request
         if not self._is_wanted(request):
             return False
-        elapsed = self._lap(answer)
-        if not answer.produced:
-            self._emit(Prefilled(request.id, elapsed))  # the first token comes with the end of the prompt
-            elapsed = 0.0
-        ends = [place for place, id in enumerate(ids) if id in request.stop_ids]
-        answer.stopped = bool(ends)
-        ids = ids[: ends[0] if ends else request.max_tokens - len(answer.produced)]
+        self._announce_prompt(answer)
+        end = next((place for place, id in enumerate(ids) if id in request.stop_ids), None)  # one Genie lets through
+        ids = ids[: min(len(ids) if end is None else end, request.max_tokens - len(answer.produced))]
         answer.produced += ids
         if ids:
-            self._emit(Tokens(id=request.id, ids=ids, device_s=elapsed))
-        return not answer.stopped
+            self._emit(Tokens(id=request.id, ids=ids, device_s=self._lap(answer)))
+        return end is None
 
     def _finish(self, answer: _Answer, end: End) -> None:
         """Remember what the cache holds now, and say how the answer ended."""
         request, produced = answer.request, answer.produced
         if end is End.CONTEXT_EXCEEDED:
             raise ContextLengthExceeded("The prompt and its answer do not fit the model's context.")
-        is_cut = end is End.ABORTED or len(produced) == request.max_tokens
         ids = [*request.ids, *produced]
-        self._cached = _Cached(request.owner, ids, len(ids) - is_cut, aborted=end is End.ABORTED)
+        self._cached = _Cached(request.owner, ids, len(ids) - 1)  # the last token is only when another follows
         if not self._is_wanted(request):
             return
-        if not produced:
-            self._emit(Prefilled(request.id, self._lap(answer)))
-        if answer.stopped or not is_cut:
+        self._announce_prompt(answer)
+        if len(produced) < request.max_tokens:
             self._emit(Ended(request.id, "stop", counted_stop=1))
         else:
             self._emit(Ended(request.id, "length"))
+
+    def _announce_prompt(self, answer: _Answer) -> None:
+        """Once, when the first token is there: the time up to it was the prompt's."""
+        if not answer.prompt_done:
+            answer.prompt_done = True
+            self._emit(Prefilled(answer.request.id, self._lap(answer)))
 
     def _lap(self, answer: _Answer) -> float:
         """Seconds since the last token, or since the query began."""

@@ -56,7 +56,7 @@ def prompt(bundle: GenieBundle) -> str:
 
 def test_everything_that_matters_is_read(bundle: Path) -> None:
     read = load_genie_bundle(bundle)
-    assert (read.context_length, read.prompt_width, read.usable_context) == (128, 8, 120)
+    assert (read.context_length, read.prompt_width, read.usable_context) == (128, 8, 112)
     assert (read.vocab_size, read.bos_id, read.end_ids) == (128, 1, (3,))
     assert read.dialog_type == "basic"
     assert read.tokenizer_config == {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
@@ -157,9 +157,9 @@ def test_a_byte_order_mark_is_no_defect(bundle: Path) -> None:
 
 def test_without_metadata_the_usual_width_is_assumed(bundle: Path) -> None:
     (bundle.parent / "metadata.json").unlink()
-    assert load_genie_bundle(bundle).prompt_width == 64
+    assert load_genie_bundle(bundle).prompt_width == 32
     changed(bundle, lambda dialog: dialog["context"].update(size=4096))
-    assert load_genie_bundle(bundle).usable_context == 4096 - 128
+    assert load_genie_bundle(bundle).usable_context == 4096 - 2 * 128
 
 
 def test_metadata_tells_the_widest_pass(bundle: Path) -> None:
