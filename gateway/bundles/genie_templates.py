@@ -34,18 +34,17 @@ _GRANITE = (
     "{% if add_generation_prompt %}<|start_of_role|>assistant<|end_of_role|>{% endif %}"
 )
 
-#: dialect -> (special tokens that tell the family, its template)
-_FAMILIES = {
-    "chatml": (("<|im_start|>", "<|im_end|>"), _CHATML),
-    "llama3": (("<|start_header_id|>", "<|eot_id|>"), _LLAMA3),
-    "granite": (("<|start_of_role|>", "<|end_of_role|>"), _GRANITE),
-    "phi3": (("<|user|>", "<|end|>"), _PHI3),
-}
+#: (dialects that the family's models speak, special tokens that tell the family, its template)
+_FAMILIES = (
+    (("qwen", "hermes"), {"<|im_start|>", "<|im_end|>"}, _CHATML),
+    (("llama",), {"<|start_header_id|>", "<|eot_id|>"}, _LLAMA3),
+    ((), {"<|start_of_role|>", "<|end_of_role|>"}, _GRANITE),
+    (("phi",), {"<|user|>", "<|end|>"}, _PHI3),
+)
 
 
 def family_template(dialect: str, special_tokens: Iterable[str]) -> str | None:
-    """The template of the family named by `dialect`, else of the first whose tokens are all there, else None."""
-    if dialect in _FAMILIES:
-        return _FAMILIES[dialect][1]
+    """The template of the family that speaks `dialect`, else of the first whose tokens are all there, else None."""
     present = set(special_tokens)
-    return next((template for tokens, template in _FAMILIES.values() if present.issuperset(tokens)), None)
+    named = next((template for dialects, _, template in _FAMILIES if dialect in dialects), None)
+    return named or next((template for _, tokens, template in _FAMILIES if tokens <= present), None)

@@ -39,8 +39,7 @@ def examine(model: ModelConfig) -> ModelState:
         case "scripted":
             return ModelState(state="scripted", detail=model.simulate)
         case "genie":
-            found = path.is_file()
-            return ModelState(state="ready" if found else "missing", detail="" if found else f"no file {path}")
+            return _examine_genie(model, path)
         case "local":
             return _examine_bundle(model, path)
 
@@ -57,6 +56,19 @@ def _examine_bundle(model: ModelConfig, path: Path) -> ModelState:
         return ModelState(state="broken", detail=error.message)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return ModelState(state="ready", context_length=bundle.config.context_length, bytes=size)
+
+
+def _examine_genie(model: ModelConfig, path: Path) -> ModelState:
+    from gateway.bundles.genie_config import load_genie_bundle
+
+    if not path.is_file():
+        return ModelState(state="missing", detail=f"no file {path}")
+    try:
+        bundle = load_genie_bundle(path, model.dialect)
+    except BundleError as error:
+        return ModelState(state="broken", detail=error.message)
+    size = sum(binary.stat().st_size for binary in bundle.binaries)
+    return ModelState(state="ready", context_length=bundle.usable_context, bytes=size)
 
 
 def prepare(config: Config) -> Config:

@@ -218,4 +218,4 @@ def test_no_family_no_template_unless_a_dialect_is_configured(bundle: Path) -> N
     set_tokens(bundle, ["<a>", "<b>"])
     assert load_genie_bundle(bundle).chat_template is None
     assert load_genie_bundle(bundle, "plain").chat_template is None
-    assert "<|im_start|>" in prompt(load_genie_bundle(bundle, "chatml"))
+    assert "<|im_start|>" in prompt(load_genie_bundle(bundle, "qwen"))

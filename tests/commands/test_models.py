@@ -10,6 +10,7 @@ import pytest
 from gateway import cli
 from gateway.commands.bundles import examine
 from gateway.config_file import load_config
+from tests.npu.genie_bundle import write_genie_bundle
 
 MODELS = """
 [models.tiny]
@@ -69,11 +70,16 @@ def test_the_table_is_for_people(
     assert lines[4].split() == ["far", "upstream", "remote:", "http://127.0.0.1:1/v1"]
 
 
-def test_a_genie_config_that_is_there(config: Path) -> None:
-    path = config.parent / "models" / "genie" / "config.json"
-    path.parent.mkdir(parents=True)
+def test_a_genie_bundle_that_is_there(config: Path) -> None:
+    folder = config.parent / "models" / "genie"
+    binary = config.parent / "part_1_of_1.bin"
+    binary.write_bytes(b"\x01" * 10_000)
+    path = write_genie_bundle(folder, [binary])
+    found = examine(load_config(config, {}).models["genie"])
+    assert (found.state, found.context_length, found.bytes) == ("ready", 112, 10_000)
     path.write_text("{}", encoding="utf-8")
-    assert examine(load_config(config, {}).models["genie"]).state == "ready"
+    found = examine(load_config(config, {}).models["genie"])
+    assert found.state == "broken" and "config.json is not a Genie configuration" in found.detail
 
 
 def test_prepare_names_what_it_cannot_make(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
