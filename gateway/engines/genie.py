@@ -45,7 +45,9 @@ class GenieEngine(LocalEngine):
 
     def _submit(self, generation: Generation, prompt: PreparedPrompt) -> Submit:
         for param in _unsupported(generation, prompt):
-            raise UnsupportedParameter(f"The model '{self._name}' runs in Genie, which has no {param}.", param=param)
+            raise UnsupportedParameter(
+                f"The model '{self._name}' runs in Genie, which cannot honour '{param}'.", param=param
+            )
         return super()._submit(generation, prompt)
 
 

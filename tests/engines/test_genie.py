@@ -155,7 +155,7 @@ async def test_a_client_that_leaves_frees_the_device(engine: GenieEngine) -> Non
     ],
 )
 async def test_what_genie_cannot_do_is_refused_by_name(engine: GenieEngine, param: str, fields: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedParameter, match=f"Genie, which has no {param}") as raised:
+    with pytest.raises(UnsupportedParameter, match=f"Genie, which cannot honour '{param}'") as raised:
         await answer(engine, generation(**fields))
     assert raised.value.param == param
 
