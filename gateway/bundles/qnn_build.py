@@ -30,7 +30,7 @@ from gateway.bundles.qnn_windows import cpu_session
 from gateway.bundles.source import ModelSource
 from gateway.bundles.static_calibration import calibrate
 from gateway.bundles.static_graph import Part, graph_stem, split, write_embeddings_and_head, write_part
-from gateway.bundles.static_products import Precision, Ranges
+from gateway.bundles.static_products import COMPILE_OPTIONS, Precision, Ranges
 from gateway.errors import BundleError
 
 REPORT = "npu.json"
@@ -143,10 +143,11 @@ class _Build:
         self._progress(f"{name}: compiling", 0.0)
         started = time.perf_counter()
         compiled = work / "compiled" if target.share else self._folder
-        compile_graphs(list(graphs.values()), compiled, target.device)
+        options = COMPILE_OPTIONS.get(target.precision, {})
+        compile_graphs(list(graphs.values()), compiled, target.device, options=options)
         self._compile_s += time.perf_counter() - started
         if target.share:
-            compile_graphs(list(graphs.values()), self._folder, target.device, share=True)
+            compile_graphs(list(graphs.values()), self._folder, target.device, options=options, share=True)
         self._progress(f"{name}: compiling", 1.0)
         self._progress(f"{name}: comparing with the CPU", 0.0)
         check = self._check(part, work, graphs, compiled)

@@ -3,7 +3,7 @@
     fp32, fp16  plain products
     int4        blocks of 4 or 8 bits with float activations; a GGUF file's own blocks stay what they are
     w8a16       8-bit weights per output, 16-bit activations
-    w4a16       blocks of 4 or 8 bits as in int4, 16-bit activations
+    w4a16       blocks of 4 bits with scales on a coarse grid, 16-bit activations
 
 The last two need to know the range of every activation (`Ranges`, from `static_calibration`).
 
@@ -32,6 +32,10 @@ from gateway.bundles.source import Blocks, ModelSource
 
 Precision = Literal["fp32", "fp16", "int4", "w8a16", "w4a16"]
 
+_GRID = 16
+#: Text that calibration has not seen goes beyond what it saw, and clipping costs more than the bit that this takes.
+#: Top-1 of SmolLM2 in w8a16 with 1.1, 1.5, 2 and 3: 96.1, 96.9, 97.7, 96.9 %.
+_HEADROOM = 2.0
 #: Rounding to 16 bits may cost a product so much of a typical token's size; beyond, it keeps float activations.
 _TOLERATED = 0.02
 
@@ -45,13 +49,13 @@ class Range(Struct, frozen=True):
 
     @property
     def scale(self) -> np.float16:
-        """Of a 16-bit code that covers it, a tenth of headroom included."""
-        span = 1.1 * (max(self.high, 0.0) - min(self.low, 0.0))
+        """Of a 16-bit code that covers it and more."""
+        span = _HEADROOM * (max(self.high, 0.0) - min(self.low, 0.0))
         return np.float16(max(span / 65535, 1e-6))
 
     @property
     def zero(self) -> np.uint16:
-        return np.uint16(np.clip(round(-1.1 * min(self.low, 0.0) / float(self.scale)), 0, 65535))
+        return np.uint16(np.clip(round(-_HEADROOM * min(self.low, 0.0) / float(self.scale)), 0, 65535))
 
     @property
     def is_even(self) -> bool:
@@ -62,6 +66,9 @@ class Range(Struct, frozen=True):
 Float = type[np.floating[Any]]
 #: activation name -> what it was seen to be
 Ranges = Mapping[str, Range]
+#: Provider options that a precision needs when it is compiled. Without this one the NPU computes products of 4-bit
+#: blocks in floats, and ignores that their activations are 16 bits.
+COMPILE_OPTIONS: dict[Precision, dict[str, str]] = {"w4a16": {"enable_block_quant_weight_optimization": "1"}}
 
 
 class Products(Protocol):
@@ -164,7 +171,10 @@ class QuantisedProducts:
     def _matrix(self, weight: str) -> _Matrix:
         if self._bits == 8:
             return _by_output(self._source.tensor(weight))
-        return _by_block(self._source.blocks(weight) or quantise.four_bit(self._source.tensor(weight)))
+        blocks = self._source.blocks(weight)
+        if blocks is not None and blocks.bits == 8:
+            return _by_output(self._source.tensor(weight))
+        return _by_block(blocks or quantise.four_bit(self._source.tensor(weight)))
 
     def _weight(self, name: str, matrix: _Matrix) -> str:
         constant = self._graph.int4_constant if matrix.bits == 4 else self._graph.constant
@@ -211,13 +221,19 @@ def _by_output(weights: NDArray[np.float32]) -> _Matrix:
 
 
 def _by_block(blocks: Blocks) -> _Matrix:
-    centre = 8 if blocks.bits == 4 else 0
-    codes = (blocks.quants.astype(np.int8) - np.int8(centre)).reshape(len(blocks.quants), -1)
-    missing = blocks.minimum + centre * blocks.scale
+    """Block scales on the grid that the NPU has for 16-bit activations: 1 to 16 sixteenths of the output's largest.
+
+    Others it rounds to that grid by itself, whatever that does to the product; these it leaves as they are.
+    """
+    largest = np.maximum(blocks.scale.max(1, keepdims=True), 1e-6)
+    unit = (largest / _GRID).astype(np.float16).astype(np.float32)
+    scales = np.clip(np.rint(blocks.scale / unit), 1, _GRID) * unit
+    codes = (blocks.quants.astype(np.int8) - np.int8(8)).reshape(len(blocks.quants), -1)
+    missing = blocks.minimum + 8 * blocks.scale
     return _Matrix(
-        bits=blocks.bits,
+        bits=4,
         codes=codes.T,
-        scales=blocks.scale.T,
+        scales=scales.T,
         block_size=blocks.block_size,
         missing=missing if missing.any() else None,
     )

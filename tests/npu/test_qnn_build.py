@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,9 +15,13 @@ from gateway.bundles.bundle import load_bundle
 from gateway.bundles.child import run_in_child
 from gateway.bundles.fetch import ensure_bundle
 from gateway.bundles.qnn_build import REPORT, NpuReport, NpuTarget
-from gateway.bundles.qnn_provider import NpuDevice
+from gateway.bundles.qnn_compile import compile_graphs
+from gateway.bundles.qnn_provider import NpuDevice, open_session
+from gateway.bundles.qnn_windows import cpu_session, run_part
 from gateway.bundles.source import open_source
-from gateway.bundles.static_graph import split
+from gateway.bundles.static_calibration import calibrate
+from gateway.bundles.static_graph import split, write_part
+from gateway.bundles.static_products import COMPILE_OPTIONS, Range
 from gateway.cli import main
 from gateway.config import ModelConfig
 from gateway.errors import BundleError
@@ -77,10 +82,26 @@ def test_activations_of_16_bits_are_calibrated_part_by_part(
     assert len(greedy(open_decoder(bundle, "qnn"), IDS, 8)) == 8
 
 
-def test_four_bit_blocks_keep_their_own_numbers_under_16_bit_activations_too(npu: NpuDevice, tmp_path: Path) -> None:
-    source = write_tiny_gguf(tmp_path / "tiny.gguf", stored_as="Q4_1")
-    (part,) = report(build(source, tmp_path / "out", npu, precision="w4a16", width=32, contexts=(128,))).parts
-    assert part.npu_error < 0.02 and part.error < 0.05
+def test_activations_of_16_bits_are_so_on_the_npu_under_4_bit_blocks_too(npu: NpuDevice, tmp_path: Path) -> None:
+    """Left to itself the NPU computes such products in floats; then a code too coarse would go unnoticed."""
+    source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", stored_as="Q4_1"))
+    part, inputs = split(1, 1)[0], np.random.default_rng(0).standard_normal((32, 64), np.float32)
+    folders = [tmp_path / name for name in ("seen", "written", "compiled")]
+    for folder in folders:
+        folder.mkdir()
+    layout: Any = {"widths": {"context": 32}, "contexts": [64], "precision": "w4a16"}
+    seen = write_part(source, folders[0], part, **layout)["context", 64]
+    np.save(tmp_path / "hidden.npy", inputs)
+    coarse = {
+        name: Range(-2000.0, 2000.0, 100.0) if name.endswith("norm") else range_
+        for name, range_ in calibrate(seen, tmp_path / "hidden.npy").items()
+    }
+    graph = write_part(source, folders[1], part, ranges=coarse, **layout)["context", 64]
+    (compiled,) = compile_graphs([graph], folders[2], npu, options=COMPILE_OPTIONS["w4a16"])
+    in_float = run_part([cpu_session(str(seen))], inputs)
+    lost_on_npu = np.linalg.norm(run_part([open_session(compiled, npu)], inputs) - in_float)
+    lost_on_cpu = np.linalg.norm(run_part([cpu_session(str(graph), exact=True)], inputs) - in_float)
+    assert lost_on_npu > 0.5 * lost_on_cpu > 0.01 * np.linalg.norm(in_float)
 
 
 @pytest.mark.skipif(metadata.version("onnxruntime-qnn") != "2.7.0", reason="a fault of 2.7.0's compiler")
