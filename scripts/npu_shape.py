@@ -1,0 +1,199 @@
+"""Builds one part of a model in Llama 3.2 3B's shape, with random weights, and runs it once.
+
+    python scripts/npu_shape.py FOLDER [--precision int4] [--parts 4] [--context 2048] [--width 128] [--run]
+
+Shows what no small model can: the size of a part's binaries, and the memory and the time that its compilation takes.
+All parts of a model have the same shape, so the first stands for the others. `--run` also compares it with the CPU on
+a few tokens, which takes the emulation minutes. Prints JSON; peak memory is that of the largest process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from gateway.bundles.npu_target import look_for_npu  # noqa: E402
+from gateway.bundles.qnn_check import STEPS, CheckRequest, Graphs, check_part  # noqa: E402
+from gateway.bundles.qnn_compile import compile_graphs  # noqa: E402
+from gateway.bundles.qnn_provider import NpuDevice  # noqa: E402
+from gateway.bundles.source import Blocks, GenerationDefaults, TransformerConfig  # noqa: E402
+from gateway.bundles.static_graph import Part, split, write_part  # noqa: E402
+from gateway.bundles.static_products import Precision  # noqa: E402
+
+LLAMA_3B = TransformerConfig(
+    architecture="llama",
+    layers=28,
+    hidden=3072,
+    heads=24,
+    kv_heads=8,
+    head_dim=128,
+    ffn=8192,
+    vocab=128256,
+    rms_eps=1e-5,
+    rope_theta=500000.0,
+    context_length=131072,
+    tied_embeddings=True,
+    eos_ids=(128001,),
+)
+_PROMPT_TOKENS = 8  # in the window that is compared; then single steps
+
+
+class RandomSource:
+    """A ModelSource of some shape: each tensor is made when it is asked for, the same every time."""
+
+    generation = GenerationDefaults()
+
+    def __init__(self, config: TransformerConfig) -> None:
+        self.config = config
+
+    def has(self, name: str) -> bool:
+        return not name.endswith(".bias") and name != "lm_head.weight"
+
+    def tensor(self, name: str) -> Any:
+        random = np.random.default_rng(zlib.crc32(name.encode()))
+        shape = self._shape(name)
+        if len(shape) == 1:
+            return 1 + random.standard_normal(shape, np.float32) * np.float32(0.1)
+        return random.standard_normal(shape, np.float32) * np.float32(shape[1] ** -0.5)
+
+    def blocks(self, name: str) -> Blocks | None:
+        return None
+
+    def tokenizer_json(self) -> str:
+        return "{}"
+
+    def tokenizer_config(self) -> dict[str, Any]:
+        return {}
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        config, kind = self.config, name.split(".")[-2]
+        queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        return {
+            "embed_tokens": (config.vocab, config.hidden),
+            "q_proj": (queries, config.hidden),
+            "k_proj": (keys, config.hidden),
+            "v_proj": (keys, config.hidden),
+            "o_proj": (config.hidden, queries),
+            "gate_proj": (config.ffn, config.hidden),
+            "up_proj": (config.ffn, config.hidden),
+            "down_proj": (config.hidden, config.ffn),
+        }.get(kind, (config.hidden,))
+
+
+class Shape:
+    """The first of `parts` parts of a model, in a folder of its own. `facts`: what was measured so far."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        folder: Path,
+        device: NpuDevice,
+        *,
+        precision: Precision = "int4",
+        parts: int = 4,
+        context: int = 2048,
+        width: int = 128,
+    ) -> None:
+        self._source, self._folder, self._device = RandomSource(config), folder, device
+        self._precision, self._context, self._width = precision, context, width
+        self._part: Part = split(config.layers, parts)[0]
+        self.facts: dict[str, Any] = {"layers": len(self._part.layers), "precision": precision}
+
+    def build(self) -> None:
+        """Compile it as the emulation loads it, a binary for each graph, and as a laptop does, one for both."""
+        with self._timed("write_s"):
+            self._graphs = self._write(self._folder / "graphs", self._precision)
+        with self._timed("compile_s"):
+            self._compiled = compile_graphs(self._graphs, self._folder / "compiled", self._device)
+        with self._timed("compile_shared_s"):
+            compile_graphs(self._graphs, self._folder / "shared", self._device, share=True)
+        for name in ("compiled", "shared"):
+            binaries = sorted((self._folder / name).glob("*.bin"))
+            self.facts[f"{name}_bytes"] = [binary.stat().st_size for binary in binaries]
+        self.facts["cache_bytes"] = self._cache_bytes()
+        self.facts["build_peak_bytes"] = peak_bytes()
+
+    def run(self) -> None:
+        """Compare it with the CPU."""
+        hidden = (_PROMPT_TOKENS + STEPS, self._source.config.hidden)
+        inputs = [self._folder / f"{name}.npy" for name in ("npu", "float")]
+        for path in inputs:
+            np.save(path, np.random.default_rng(0).standard_normal(hidden, np.float32))
+        reference = self._write(self._folder / "fp32", "fp32")
+        with self._timed("run_s"):
+            check = check_part(
+                CheckRequest(
+                    compiled=Graphs.of(*self._compiled),
+                    source=Graphs.of(*self._graphs),
+                    reference=Graphs.of(*reference),
+                    on_npu=str(inputs[0]),
+                    in_float=str(inputs[1]),
+                    device=self._device,
+                )
+            )
+        self.facts |= {"nodes": check.nodes, "npu_error": check.npu_error, "error": check.error}
+        self.facts["peak_bytes"] = peak_bytes()
+
+    def _write(self, folder: Path, precision: Precision) -> list[Path]:
+        """The prompt graph and the step graph."""
+        folder.mkdir(parents=True)
+        widths = {"context": self._width, "iterator": 1}
+        layout: Any = {"widths": widths, "contexts": [self._context], "precision": precision}
+        return list(write_part(self._source, folder, self._part, **layout).values())
+
+    def _cache_bytes(self) -> int:
+        """Of a full context's keys and values, two bytes each."""
+        config = self._source.config
+        return len(self._part.layers) * self._context * config.kv_heads * config.head_dim * 2 * 2
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.facts[name] = round(time.perf_counter() - started, 1)
+
+
+def peak_bytes() -> int | None:
+    """The most memory that this process or one of its children held; None on Windows."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    return max(resource.getrusage(who).ru_maxrss * 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--precision", choices=("fp16", "int4"), default="int4")
+    parser.add_argument("--parts", type=int, default=4)
+    parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--run", action="store_true")
+    arguments = parser.parse_args()
+    device = look_for_npu(emulated=True)
+    if device is None:
+        sys.exit("There is no NPU here, and no emulation of one.")
+    layout = {name: getattr(arguments, name) for name in ("precision", "parts", "context", "width")}
+    shape = Shape(LLAMA_3B, arguments.folder, device, **layout)
+    shape.build()
+    print(json.dumps(shape.facts), flush=True)
+    if arguments.run:
+        shape.run()
+        print(json.dumps(shape.facts))
+
+
+if __name__ == "__main__":
+    main()

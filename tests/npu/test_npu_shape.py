@@ -1,0 +1,21 @@
+"""The script that builds a part of a 3B model builds and runs one of a toy, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from gateway.bundles.qnn_provider import NpuDevice
+from scripts.npu_shape import LLAMA_3B, Shape
+
+
+def test_a_part_of_random_weights_is_built_and_right(npu: NpuDevice, tmp_path: Path) -> None:
+    toy = replace(LLAMA_3B, layers=4, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=128, vocab=64)
+    shape = Shape(toy, tmp_path / "toy", npu, parts=2, context=64, width=16)
+    shape.build()
+    shape.run()
+    facts = shape.facts
+    assert facts["layers"] == 2 and facts["cache_bytes"] == 2 * 64 * 2 * 16 * 4
+    assert len(facts["compiled_bytes"]) == 2 and len(facts["shared_bytes"]) == 1
+    assert facts["nodes"] > 20 and facts["npu_error"] < 0.02 < facts["error"] < 0.5

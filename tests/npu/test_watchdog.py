@@ -1,0 +1,102 @@
+"""A call into a model on the NPU that does not come back: only the end of its process ends it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import onnx
+import openai
+import pytest
+from onnx import TensorProto, helper
+
+from gateway.config import ModelConfig
+from gateway.engines.static_decoder import open_static_decoder
+from tests.npu.apart import PATIENCE_S
+from tests.server import Running, config_of, serving
+
+#: The token that hangs a call, and how long the watchdog lets it: far more than a call takes on a busy machine.
+HANG, WATCHDOG_S = 99, 6.0
+PROMPT = [11, 50, 7, 90, 33]
+
+
+@pytest.fixture
+def hanging(built: Path, tmp_path: Path) -> Path:
+    """A bundle for the NPU whose chain of graphs, given the token HANG, runs for centuries inside ONNX Runtime."""
+    folder = Path(shutil.copytree(built, tmp_path / "hanging"))
+    path = folder / "embeddings.onnx"
+    model = onnx.load(path, load_external_data=False)
+    graph, (output,) = model.graph, model.graph.output
+    for node in graph.node:
+        node.output[:] = ["embedded" if name == output.name else name for name in node.output]
+    constants = {"hang": [HANG], "rounds": [2**62]}
+    graph.initializer.extend(helper.make_tensor(n, TensorProto.INT64, [1], values) for n, values in constants.items())
+    graph.node.extend(
+        [
+            helper.make_node("Equal", ["input_ids", "hang"], ["is_hang"]),
+            helper.make_node("Cast", ["is_hang"], ["hangs"], to=TensorProto.INT64),
+            helper.make_node("ReduceMax", ["hangs"], ["any"], keepdims=0),
+            helper.make_node("Mul", ["any", "rounds"], ["count"]),
+            helper.make_node("Loop", ["count", "", "embedded"], [output.name], body=_idle_round()),
+        ]
+    )
+    onnx.save(model, path)
+    return folder
+
+
+def _idle_round() -> onnx.GraphProto:
+    inputs = [
+        helper.make_tensor_value_info("round", TensorProto.INT64, []),
+        helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("x", TensorProto.FLOAT16, None),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT16, None),
+    ]
+    nodes = [
+        helper.make_node("Identity", ["goes_on"], ["still"]),
+        helper.make_node("Identity", ["x"], ["y"]),
+    ]
+    return helper.make_graph(nodes, "idle", inputs, outputs)
+
+
+def test_it_is_killed_says_so_and_the_next_request_is_answered(hanging: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = ModelConfig(path=str(hanging), provider="qnn", temperature=0, watchdog_s=WATCHDOG_S)
+    with (
+        serving(config_of({"m": model}), loaded=False) as server,
+        server.openai() as client,
+        caplog.at_level(logging.ERROR),
+    ):
+        _wait_until_ready(server)
+        before = client.completions.create(model="m", prompt=PROMPT, max_tokens=4)
+        with pytest.raises(openai.APIStatusError, match="did not come back within 6 s, so its worker was killed"):
+            client.completions.create(model="m", prompt=[*PROMPT, HANG], max_tokens=4)
+        engine = _wait_until_ready(server)
+        assert "a device call did not come back within 6 s, so its worker was killed" in caplog.text
+        assert "1 requests in progress ended with an error; a new worker starts in 0.5 s" in caplog.text
+        assert engine["device"] == "emulated" and engine["restarts"] == 1
+        after = client.completions.create(model="m", prompt=PROMPT, max_tokens=4)
+        assert after.choices[0].text == before.choices[0].text
+
+
+def test_the_bundle_answers_when_nothing_hangs_it(hanging: Path, built: Path) -> None:
+    rows = []
+    for folder in (hanging, built):
+        decoder = open_static_decoder(folder, provider="qnn")
+        rows.append(decoder.prefill(decoder.new_cache(), PROMPT).tolist())
+        decoder.close()
+    assert rows[0] == rows[1]
+
+
+def _wait_until_ready(server: Running) -> dict[str, object]:
+    until = time.monotonic() + PATIENCE_S
+    with server.http() as client:
+        while True:
+            engine: dict[str, object] = client.get("/readyz").json()["models"][0]["engine"]
+            if engine["state"] == "ready":
+                return engine
+            assert time.monotonic() < until, engine
+            time.sleep(0.1)
