@@ -15,6 +15,7 @@ GatewayError                 500 server_error
 ├── QueueFull                429 rate_limit_exceeded
 ├── Unavailable              503 service_unavailable
 │   ├── BreakerOpen              latency_breaker_open
+│   ├── FirstTokenTooLate        first_token_too_late
 │   ├── ModelNotReady            model_not_ready
 │   └── EngineFailed             engine_failed
 ├── DeadlineExceeded         504 deadline_exceeded
@@ -123,6 +124,11 @@ class Unavailable(GatewayError):
 class BreakerOpen(Unavailable):
     code = "latency_breaker_open"
     should_retry = False  # the SDK would otherwise sit and wait for a minute while the caller hopes for an answer
+
+
+class FirstTokenTooLate(Unavailable):
+    code = "first_token_too_late"
+    should_retry = False  # the same prompt takes as long the next time
 
 
 class ModelNotReady(Unavailable):

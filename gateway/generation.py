@@ -219,6 +219,9 @@ class Meter(Struct):
     device_s: float = 0.0
     call_since: float | None = None
     first_token_at: float | None = None
+    prompt_s: float = 0.0  # of `device_s`, what the first token took
+    predicted_ttft_s: float | None = None  # what the lane expected, from acceptance; None: it had nothing to go by
+    prepared: Any = None  # the engine's own: what it has made of the prompt
 
     @property
     def computed_tokens(self) -> int:

@@ -6,6 +6,8 @@
 2. The permit and the place are given back before the last event is handed out, so that whoever has seen the end of an
    answer may rely on it; and by the task's callback, for a task that was cancelled, even before its first step.
 3. When the breaker opens, those who wait are refused at once: their fallback answers sooner than this device would.
+4. A request joins the line before its prompt is prepared, so that a long one loses no stand to a short one that came
+   later. Its first token is predicted right after, and one that would come too late is refused then.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -25,7 +27,16 @@ from gateway.breaker import Breaker, Outcome, Permit, Watch
 from gateway.breaker import State as BreakerState
 from gateway.config import BreakerConfig, ModelConfig
 from gateway.engines.base import Engine, EngineStatus, State
-from gateway.errors import BreakerOpen, DeadlineExceeded, EngineFailed, GatewayError, ModelNotReady, QueueFull
+from gateway.errors import (
+    BreakerOpen,
+    DeadlineExceeded,
+    EngineFailed,
+    FirstTokenTooLate,
+    GatewayError,
+    ModelNotReady,
+    QueueFull,
+)
+from gateway.forecast import Forecast, Plan
 from gateway.generation import Event, Finished, Generation, Meter, Started, Timings
 from gateway.metrics import LaneGauges, Metrics
 from gateway.prober import Prober
@@ -72,13 +83,27 @@ class LaneStatus(Struct, frozen=True, kw_only=True):
 class _Request:
     """An accepted request on its way."""
 
-    __slots__ = ("accepted_at", "concluded", "events", "first_at", "generation", "meter", "permit", "turn")
+    __slots__ = (
+        "accepted_at",
+        "concluded",
+        "events",
+        "first_at",
+        "generation",
+        "meter",
+        "others",
+        "permit",
+        "plan",
+        "turn",
+    )
 
-    def __init__(self, generation: Generation, meter: Meter, permit: Permit, turn: Turn, now: float) -> None:
+    turn: Turn  # it is in the line from the moment it exists
+
+    def __init__(self, generation: Generation, meter: Meter, permit: Permit, now: float) -> None:
         self.generation = generation
         self.meter = meter
         self.permit = permit
-        self.turn = turn
+        self.plan: Plan | None = None  # not known yet, or not to be known
+        self.others = 0  # in progress when it began
         self.events: asyncio.Queue[Event | GatewayError] = asyncio.Queue(_BUFFERED_EVENTS)
         self.accepted_at = now
         self.first_at: float | None = None
@@ -113,6 +138,7 @@ class Lane:
         self.slots = Slots(config.max_sequences, config.queue, clock)
         self._metrics = metrics or Metrics()
         self._metrics.watch(name, self._gauges)
+        self._forecast = Forecast(clock)
         self._timeout_s = timeout_s
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
@@ -202,7 +228,9 @@ class Lane:
         except GatewayError as refusal:
             self._metrics.request_refused(self.name, refusal.code or refusal.type)
             raise
-        return _Request(generation, meter, permit, self.slots.join(generation.background), self._clock())
+        request = _Request(generation, meter, permit, self._clock())
+        request.turn = self.slots.join(generation.background, partial(self._remaining_s, request))
+        return request
 
     def _check_ready(self) -> None:
         status = self.engine_status
@@ -216,13 +244,10 @@ class Lane:
         return max(_LOADING_RETRY_S, self._load_again_at - self._clock()) if self._load_fault else _LOADING_RETRY_S
 
     def _check_wait(self, generation: Generation) -> None:
-        wait_s = self.slots.expected_wait_s(generation.background)
         if self.slots.is_full(generation.background):
             line = f"{self.slots.running} requests in progress and {self.slots.waiting} waiting"
+            wait_s = self.slots.expected_wait_s(generation.background)
             raise QueueFull(f"{self.name} has {line}; there is no room for more.", retry_after_s=wait_s)
-        if generation.ttft_timeout_s is not None and wait_s > generation.ttft_timeout_s:
-            promise = f"the first token was wanted within {generation.ttft_timeout_s:g} s"
-            raise QueueFull(f"{self.name} is busy for about {wait_s:.1f} s; {promise}.", retry_after_s=wait_s)
 
     async def _serve(self, request: _Request) -> None:
         """Run the request and hand its end to the reader."""
@@ -246,6 +271,9 @@ class Lane:
         """Wait for a place, then answer, all within the deadline."""
         try:
             async with asyncio.timeout(self._first_deadline_s(request)) as limit:
+                with self._blamed(request):
+                    request.plan = await self.engine.prepare(request.generation, request.meter)
+                self._check_first_token(request)
                 if not await request.turn.wait():
                     raise self.breaker.refusal()
                 return await self._answer(request, limit)
@@ -254,9 +282,22 @@ class Lane:
 
     async def _answer(self, request: _Request, limit: asyncio.Timeout) -> Finished:
         """Have the engine answer, and settle the permit by how that goes."""
+        request.others = self._others(request)
         watch = Watch(self.breaker, request.meter, request.permit, asyncio.get_running_loop().call_later)
         try:
-            finished = await self._pump(request, limit)
+            with self._blamed(request):
+                finished = await self._pump(request, limit)
+        finally:
+            watch.stop()
+        request.permit.settle("slow" if self.breaker.is_slow(request.meter) else "ok")
+        self._forecast.finished(request.meter, self._most_tokens(request))
+        return replace(finished, timings=self._timings(request, finished.timings.queue_s))
+
+    @contextmanager
+    def _blamed(self, request: _Request) -> Iterator[None]:
+        """Settle the permit by what the engine raises, and say it in our words."""
+        try:
+            yield
         except GatewayError as error:
             request.permit.settle(_blame(error))
             raise
@@ -264,10 +305,6 @@ class Lane:
             request.permit.settle("failed")
             _log.error("%s: the engine raised %s", self.name, type(error).__name__, exc_info=error)
             raise EngineFailed(f"{self.name} failed while it answered; the gateway's log says why.") from error
-        finally:
-            watch.stop()
-        request.permit.settle("slow" if self.breaker.is_slow(request.meter) else "ok")
-        return replace(finished, timings=self._timings(request, finished.timings.queue_s))
 
     def _first_deadline_s(self, request: _Request) -> float:
         """Seconds to the first deadline: that of the first token where there is one."""
@@ -289,6 +326,8 @@ class Lane:
 
     def _first_token(self, request: _Request, limit: asyncio.Timeout) -> None:
         request.first_at = self._clock()
+        if request.plan is not None and request.turn.entered_at is not None:
+            self._forecast.first_token(request.plan, request.meter, request.turn.entered_at, request.others)
         if request.generation.ttft_timeout_s is not None:
             left_s = self._whole_s(request) - (request.first_at - request.accepted_at)
             limit.reschedule(asyncio.get_running_loop().time() + left_s)
@@ -304,6 +343,50 @@ class Lane:
             request.permit.settle("released")
             request.turn.leave()
             self._metrics.request_ended(self.name, outcome, request.meter, self._timings(request))
+
+    # --- forecasts
+
+    def _check_first_token(self, request: _Request) -> None:
+        """Predict the first token, and refuse the request when it would come too late."""
+        plan, limit_s = request.plan, request.generation.ttft_timeout_s
+        ready_s = self._clock() - request.accepted_at + self.slots.wait_s(request.turn)
+        own_s = None if plan is None else self._forecast.first_token_s(plan, self._others(request))
+        if own_s is not None:
+            request.meter.predicted_ttft_s = ready_s + own_s
+        expected_s = ready_s + (own_s or 0.0)
+        if limit_s is not None and expected_s > limit_s and self._forecast.refuses():
+            raise self._too_late_already(plan, expected_s, limit_s)
+
+    def _too_late_already(self, plan: Plan | None, expected_s: float, limit_s: float) -> GatewayError:
+        wanted = f"the first token was wanted within {limit_s:g} s"
+        alone_s = None if plan is None else self._forecast.first_token_s(plan, others=0)
+        if plan is not None and alone_s is not None and alone_s > limit_s:
+            tokens = f"the {plan.computed_tokens} new tokens of this prompt"
+            return FirstTokenTooLate(f"{self.name} needs about {alone_s:.1f} s for {tokens}; {wanted}.")
+        busy = f"{self.name} is busy and would begin its answer in about {expected_s:.1f} s"
+        return QueueFull(f"{busy}; {wanted}.", retry_after_s=expected_s - limit_s)
+
+    def _remaining_s(self, request: _Request) -> float | None:
+        """Seconds until the request will have given up its place, from when it gets it or from now."""
+        if request.plan is None:
+            return None
+        return self._forecast.remaining_s(
+            request.plan, request.meter, self._most_tokens(request), self._others(request)
+        )
+
+    def _most_tokens(self, request: _Request) -> int:
+        plan, generation = request.plan, request.generation
+        room = self.engine.status.context_length - (plan.prompt_tokens if plan else 0)
+        return generation.n * max(1, min(generation.max_tokens, room))
+
+    def _others(self, request: _Request) -> int:
+        """How many the request has beside it on the device, or will have; those in the background make way."""
+        if request.turn.entered_at is None:
+            return self.slots.places - 1
+        is_other = (
+            turn is not request.turn and turn.background <= request.turn.background for turn in self.slots.inside
+        )
+        return sum(is_other)
 
     def _timings(self, request: _Request, engine_queue_s: float = 0.0) -> Timings:
         now = self._clock()

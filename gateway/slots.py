@@ -3,14 +3,19 @@
 Interactive requests enter first, background ones when none of those waits; each kind in the order of arrival, in a
 line of its own, so that a batch cannot fill the chat's. One place stays free of background work (where there is more
 than one), so that a chat never waits for a batch to end.
+
+The wait for a place is played through: each request in progress gives up its place when its turn says, each one ahead
+in the line takes the first that is given up, and gives it up in turn.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 _SMOOTHING = 0.2  # weight of the newest service time in the average
 
@@ -18,12 +23,13 @@ _SMOOTHING = 0.2  # weight of the newest service time in the average
 class Turn:
     """A request's stand in the line and then its place; `leave` gives up whichever it has, once."""
 
-    __slots__ = ("_called", "_slots", "background", "entered_at", "has_left")
+    __slots__ = ("_called", "_remaining_s", "_slots", "background", "entered_at", "has_left")
 
-    def __init__(self, slots: Slots, background: bool) -> None:
+    def __init__(self, slots: Slots, background: bool, remaining_s: Callable[[], float | None]) -> None:
         self.background = background
         self.entered_at: float | None = None
         self.has_left = False
+        self._remaining_s = remaining_s
         self._slots = slots
         self._called = asyncio.get_running_loop().create_future()
 
@@ -31,6 +37,12 @@ class Turn:
         """True when the request has its place, False when it was turned away."""
         await self._called
         return not self.has_left
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds that it will still hold a place: as its owner says, or as others held theirs."""
+        seconds = self._remaining_s()
+        return self._slots.usual_s(self) if seconds is None else seconds
 
     def leave(self) -> None:
         if not self.has_left:
@@ -48,11 +60,15 @@ class Slots:
     def __init__(self, places: int, queue: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.places = places
         self.queue = queue
-        self.running = 0
+        self.inside: list[Turn] = []
         self.mean_service_s: float | None = None  # how long a place is held, smoothed; None: none was yet
         self._clock = clock
         self._interactive: deque[Turn] = deque()
         self._background: deque[Turn] = deque()
+
+    @property
+    def running(self) -> int:
+        return len(self.inside)
 
     @property
     def waiting(self) -> int:
@@ -62,14 +78,28 @@ class Slots:
         return len(self._line(background)) >= self.queue and self.running >= self._limit(background)
 
     def expected_wait_s(self, background: bool = False) -> float:
-        """Seconds until a request that comes now gets its place, from the measured service rate; 0 before any was."""
-        if self.running < self._limit(background) and not self._ahead_of(background):
-            return 0.0
-        return (self._ahead_of(background) + 1) * (self.mean_service_s or 0.0) / self._limit(background)
+        """Seconds until a request that comes now gets its place; 0 before anything was measured."""
+        ahead = [*self._interactive, *self._background] if background else self._interactive
+        return self._wait_s(background, ahead)
 
-    def join(self, background: bool = False) -> Turn:
-        """A stand at the end of the line; the caller has looked at `is_full`, and will `leave`."""
-        turn = Turn(self, background)
+    def wait_s(self, turn: Turn) -> float:
+        """Seconds until one that is here gets its place; 0 when it has it."""
+        if turn.entered_at is not None:
+            return 0.0
+        line = self._line(turn.background)
+        before = itertools.takewhile(lambda other: other is not turn, line)
+        return self._wait_s(turn.background, [*self._interactive, *before] if turn.background else before)
+
+    def usual_s(self, turn: Turn) -> float:
+        held_s = 0.0 if turn.entered_at is None else self._clock() - turn.entered_at
+        return max(0.0, (self.mean_service_s or 0.0) - held_s)
+
+    def join(self, background: bool = False, remaining_s: Callable[[], float | None] = lambda: None) -> Turn:
+        """A stand at the end of the line; the caller has looked at `is_full`, and will `leave`.
+
+        `remaining_s`: seconds that it will still hold a place, asked now and then; None: it cannot say.
+        """
+        turn = Turn(self, background, remaining_s)
         self._line(background).append(turn)
         self._let_in()
         return turn
@@ -89,8 +119,13 @@ class Slots:
     def _line(self, background: bool) -> deque[Turn]:
         return self._background if background else self._interactive
 
-    def _ahead_of(self, background: bool) -> int:
-        return self.waiting if background else len(self._interactive)
+    def _wait_s(self, background: bool, ahead: Iterable[Turn]) -> float:
+        limit = self._limit(background)
+        ends = sorted(turn.remaining_s for turn in self.inside)
+        free_in = [0.0] * (limit - len(ends)) + ends[max(0, len(ends) - limit) :]  # ascending, so a heap
+        for turn in ahead:
+            heapq.heapreplace(free_in, free_in[0] + turn.remaining_s)
+        return free_in[0]
 
     def _let_in(self) -> None:
         for background in (False, True):
@@ -99,7 +134,7 @@ class Slots:
                 self._enter(line.popleft())
 
     def _enter(self, turn: Turn) -> None:
-        self.running += 1
+        self.inside.append(turn)
         turn.entered_at = self._clock()
         turn._call()
 
@@ -107,7 +142,7 @@ class Slots:
         if turn.entered_at is None:
             self._line(turn.background).remove(turn)
         else:
-            self.running -= 1
+            self.inside.remove(turn)
             self._learn(self._clock() - turn.entered_at)
         self._let_in()
 

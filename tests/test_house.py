@@ -17,7 +17,7 @@ PACKAGE = ROOT / "gateway"
 #: docs/architecture.md draws the same picture. A file imports only what stands before it, or its own family.
 _SHELVES = (
     "errors",
-    "generation settings config config_file breaker slots metrics logs",
+    "generation settings config config_file breaker slots forecast metrics logs",
     "openai_types openai_completions responses_types ollama_types anthropic_types",
     "textstream sandbox templates dialects bundles",
     "engines",

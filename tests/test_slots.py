@@ -74,7 +74,7 @@ async def test_turning_away_wakes_those_who_wait() -> None:
 
 
 @in_virtual_time
-async def test_the_expected_wait_follows_the_service_rate() -> None:
+async def test_the_expected_wait_follows_what_places_were_held_for() -> None:
     time = 0.0
     slots = Slots(2, 8, lambda: time)
     assert slots.expected_wait_s() == 0.0
@@ -84,12 +84,24 @@ async def test_the_expected_wait_follows_the_service_rate() -> None:
         turn.leave()
     assert slots.mean_service_s == pytest.approx(4.0)
     assert slots.expected_wait_s() == 0.0  # a place is free
-    slots.join(), slots.join()
-    assert slots.expected_wait_s() == pytest.approx(2.0)
-    assert slots.expected_wait_s(background=True) == pytest.approx(4.0)
-    slots.join(background=True), slots.join()
+    slots.join()
+    time += 1.0
+    slots.join()
+    assert slots.expected_wait_s() == pytest.approx(3.0)
+    assert slots.expected_wait_s(background=True) == pytest.approx(4.0)  # one place stays free
+    background, chat = slots.join(background=True), slots.join()
+    assert (slots.wait_s(chat), slots.wait_s(background)) == (pytest.approx(3.0), pytest.approx(8.0))
     assert slots.expected_wait_s() == pytest.approx(4.0)  # background work does not count before a chat
     assert slots.expected_wait_s(background=True) == pytest.approx(12.0)
+
+
+@in_virtual_time
+async def test_the_expected_wait_plays_through_who_leaves_when() -> None:
+    slots = Slots(2, 8, now)
+    for seconds in (5.0, 1.0, 2.0, 4.0):  # the third enters at 1 and the fourth at 3; places are free at 5 and 7
+        slots.join(remaining_s=lambda seconds=seconds: seconds)
+    assert slots.expected_wait_s() == pytest.approx(5.0)
+    assert slots.expected_wait_s(background=True) == pytest.approx(5.0 + 2.0 + 4.0)
 
 
 @pytest.mark.parametrize("seed", range(20))

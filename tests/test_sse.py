@@ -72,6 +72,8 @@ class Bursting:
 
     async def aclose(self) -> None: ...
 
+    async def prepare(self, generation: Generation, meter: Meter) -> None: ...
+
     async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event, None]:
         try:
             yield Started(prompt_tokens=1)

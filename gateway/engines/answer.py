@@ -61,6 +61,7 @@ class Answer:
     ) -> None:
         self.id = id
         self._generation, self._prompt_ids, self._meter = generation, prompt_ids, meter
+        self.ids = list(prompt_ids)  # and those of the first choice as they come: what the prefix cache will hold
         self._tokens, self._send, self._clock = tokens, send, clock
         self._choices = [
             _Choice(tokens.decoder(), ChoiceText(i, generation.stop, parser)) for i, parser in enumerate(parsers)
@@ -109,6 +110,8 @@ class Answer:
         self._accepted += frame.accepted
         self._rejected += frame.rejected
         self._start()
+        if frame.choice == 0:
+            self.ids += frame.ids
         choice = self._choices[frame.choice]
         for place, index in enumerate(frame.ids):
             if not choice.is_open:
@@ -151,7 +154,7 @@ class Answer:
     def _count_token(self) -> None:
         self._meter.completion_tokens += 1
         if self._meter.first_token_at is None:
-            self._meter.first_token_at = self._clock()
+            self._meter.first_token_at, self._meter.prompt_s = self._clock(), self._meter.device_s
 
     def _emit(self, events: Sequence[Event]) -> None:
         for event in events:

@@ -9,6 +9,7 @@ import numpy as np
 from msgspec import Struct, field
 from numpy.typing import NDArray
 
+from gateway.forecast import Plan
 from gateway.generation import Chat, Event, Generation, Meter, Prompt
 
 Logits = NDArray[np.float32]
@@ -35,6 +36,8 @@ class Engine(Protocol):
     """Seam 1: one model that answers.
 
     `start` loads and warms up, and returns when the engine can answer; it raises a GatewayError when it cannot.
+    `prepare` says what a request will cost, None where that cannot be known, and may keep its work in
+    `meter.prepared` for `stream`, which does without; it raises what is wrong with the prompt.
     `stream` yields Started, then deltas, one ChoiceFinished per choice and one Finished; it keeps `meter` current; it
     raises a GatewayError (ContextLengthExceeded, EngineFailed, ...) instead of finishing. Closing the generator early
     cancels the request: the device stops at its next step. Any number of streams may run at once; the engine
@@ -45,6 +48,8 @@ class Engine(Protocol):
     def status(self) -> EngineStatus: ...
 
     async def start(self) -> None: ...
+
+    async def prepare(self, generation: Generation, meter: Meter) -> Plan | None: ...
 
     def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event, None]: ...
 

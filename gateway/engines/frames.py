@@ -48,6 +48,7 @@ class Loading(Struct, frozen=True, tag=True):
 class Ready(Struct, frozen=True, tag=True, kw_only=True):
     vocab_size: int
     context_length: int
+    prompt_width: int = 128  # prompt tokens that one device call takes
     device: str
     placement: dict[str, int]
     load_s: float

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import cast
@@ -31,6 +33,7 @@ from gateway.errors import (
     ModelNotReady,
     error_class,
 )
+from gateway.forecast import Plan
 from gateway.generation import Chat, Event, Finished, Generation, Meter, Prompt
 
 
@@ -59,6 +62,7 @@ class LocalEngine:
         self._prompts: Prompts | None = None  # known once the bundle is read
         self._answers: dict[int, Answer] = {}
         self._ids = itertools.count(1)
+        self._rows: deque[tuple[str, list[int]]] = deque(maxlen=model.max_sequences)  # owner and tokens, likely cached
         self._supervisor = Supervisor(
             name,
             self._worker,
@@ -98,10 +102,20 @@ class LocalEngine:
         self._lose(EngineFailed(f"The model '{self._name}' was closed."))
         await self._supervisor.aclose()
 
+    async def prepare(self, generation: Generation, meter: Meter) -> Plan:
+        prompts = self._ready_prompts()
+        meter.prepared = prompt = await asyncio.to_thread(prompts.prepare, generation)
+        ready = self._supervisor.ready
+        return Plan(
+            prompt_tokens=len(prompt.ids),
+            cached_tokens=self._likely_cached(generation, prompt.ids),
+            pass_width=ready.prompt_width if ready else math.inf,
+        )
+
     async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event, None]:
         called_at = self._clock()
         prompts = self._ready_prompts()
-        prompt = await asyncio.to_thread(prompts.prepare, generation)
+        prompt: PreparedPrompt = meter.prepared or await asyncio.to_thread(prompts.prepare, generation)
         self._ready_prompts()  # the worker may have died meanwhile
         submit = self._submit(generation, prompt)
         answer = Answer(
@@ -117,6 +131,7 @@ class LocalEngine:
         )
         self._supervisor.send(submit)
         self._answers[answer.id] = answer
+        self._rows.append((generation.owner, answer.ids))
         try:
             while True:
                 event = await answer.events.get()
@@ -170,6 +185,13 @@ class LocalEngine:
             why = f"{state}: {detail}" if detail else state
             raise ModelNotReady(f"The model '{self._name}' is not ready ({why}).", retry_after_s=1)
         return self._prompts
+
+    def _likely_cached(self, generation: Generation, ids: Sequence[int]) -> int:
+        """The longest beginning shared with a recent request; the worker may have lost it, and says what is true."""
+        if not self._model.prefix_cache or generation.prompt_logprobs:
+            return 0
+        shared = (_shared(ids, rows) for owner, rows in self._rows if owner == generation.owner)
+        return max(shared, default=0)
 
     def _submit(self, generation: Generation, prompt: PreparedPrompt) -> Submit:
         """The frame, its `max_tokens` what the context leaves. Raises ContextLengthExceeded."""
@@ -228,3 +250,9 @@ class LocalEngine:
         for answer in lost:
             answer.fail(error)
         return len(lost)
+
+
+def _shared(ids: Sequence[int], rows: Sequence[int]) -> int:
+    """How many of `rows` a prompt can take over; its last two tokens are always computed."""
+    limit = max(0, min(len(ids) - 2, len(rows)))
+    return next((i for i in range(limit) if ids[i] != rows[i]), limit)

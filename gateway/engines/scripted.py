@@ -23,6 +23,7 @@ from gateway.engines.base import EngineStatus, State
 from gateway.engines.choice import ChoiceText
 from gateway.engines.script import Fault, Timing, error_of, read_script, timing
 from gateway.errors import ContextLengthExceeded, EngineFailed, ModelNotReady
+from gateway.forecast import Plan
 from gateway.generation import (
     Chat,
     Event,
@@ -92,6 +93,14 @@ class ScriptedEngine:
     async def aclose(self) -> None:
         self._closed = True
 
+    async def prepare(self, generation: Generation, meter: Meter) -> Plan:
+        prompt_tokens = self.count(generation.prompt)
+        return Plan(
+            prompt_tokens=prompt_tokens,
+            cached_tokens=self._cached(prompt_tokens),
+            pass_width=timing(self._model, self._script, self._requests).pass_width,
+        )
+
     async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event, None]:
         called_at = self._clock()
         self._check_ready()
@@ -116,6 +125,9 @@ class ScriptedEngine:
                 return len(_TOKEN.findall(text))
             case _:
                 return len(prompt.ids)
+
+    def _cached(self, prompt_tokens: int) -> int:
+        return min(self._script.cached_tokens, max(0, prompt_tokens - 1))
 
     async def call(self, meter: Meter, seconds: float, faults: Sequence[Fault], restarts: int) -> None:
         """One device call for a request that began when the engine had been restarted `restarts` times."""
@@ -200,7 +212,7 @@ class _Request:
                     await self._call(self._timing.step_s, after=k)
                 meter.completion_tokens += 1  # the end-of-turn token, which says nothing, counts as well
                 if meter.first_token_at is None:
-                    meter.first_token_at = clock()
+                    meter.first_token_at, meter.prompt_s = clock(), meter.device_s
                 events = text.push(tokens[k], self._logprob(tokens[k])) if k < len(tokens) else []
                 if k == len(tokens) or text.stopped is not None:
                     events += text.finish("stop")
@@ -215,7 +227,7 @@ class _Request:
         """Count the prompt and see what the context leaves for the answer."""
         meter, context = self._meter, self._engine.context_length
         meter.prompt_tokens = self._engine.count(self._generation.prompt)
-        meter.cached_tokens = min(self._engine._script.cached_tokens, max(0, meter.prompt_tokens - 1))
+        meter.cached_tokens = self._engine._cached(meter.prompt_tokens)
         if meter.prompt_tokens >= context:
             raise ContextLengthExceeded(
                 f"This model's maximum context length is {context} tokens. However, your messages resulted in "

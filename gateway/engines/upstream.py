@@ -29,6 +29,7 @@ from gateway.errors import (
     QueueFull,
     UpstreamFailed,
 )
+from gateway.forecast import Plan
 from gateway.generation import Chat, Event, Generation, Meter
 
 _CONNECT_S = 10.0
@@ -71,6 +72,9 @@ class UpstreamEngine:
         self._state = "closed"
         if self._client is not None:
             await self._client.close()
+
+    async def prepare(self, generation: Generation, meter: Meter) -> Plan | None:
+        return None
 
     async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event, None]:
         if self._client is None or self._state != "ready":

@@ -125,6 +125,7 @@ def _load(spec: WorkerSpec, emit: Callable[[FromWorker], None]) -> tuple[Decoder
         Ready(
             vocab_size=decoder.spec.vocab_size,
             context_length=decoder.spec.context_length,
+            prompt_width=decoder.spec.prompt_width,
             device=decoder.spec.device,
             placement=decoder.spec.placement,
             load_s=loaded - started,

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from msgspec.structs import replace
 
-from gateway.generation import Event, Finished, Generation, Started, Usage
+from gateway.generation import Event, Finished, Generation, Meter, Started, Usage
 from gateway.router import Answer, Router
 
 
@@ -33,6 +33,12 @@ class Batch:
     def model(self) -> str:
         assert self._answer is not None  # there is none before `open_batch` has returned
         return self._answer.model
+
+    @property
+    def meter(self) -> Meter:
+        """Of the generation that is being answered."""
+        assert self._answer is not None
+        return self._answer.meter
 
     async def _answer_all(self) -> AsyncGenerator[Event, None]:
         """Yields one event more than is told, first: a sign that the first generation is open."""

@@ -20,6 +20,9 @@ from gateway.routes.collect import Collected, collect
 from gateway.routes.connection import HttpRequest, owner_of, router_of, while_connected
 from gateway.sse import EventStream
 
+PRIORITY = "x-gateway-priority"
+PREDICTED_TTFT = "x-gateway-predicted-ttft-ms"
+
 _json = msgspec.json.Encoder()
 
 
@@ -54,12 +57,12 @@ async def answer_all(
 
     Returns once the first event is there (streamed) or the last one (whole), so that every refusal is raised from
     here and becomes a plain HTTP status. A client that leaves meanwhile cancels the generation: ClientLeft.
-    The key's owner and the limits in the request's headers are added to the generations here.
+    The key's owner, and the limits and the priority in the request's headers are added to the generations here.
     """
     router = router_of(request)
     generations = [_as_asked(generation, request) for generation in generations]
     if not stream:
-        return json_response(await while_connected(request, _whole(router, generations, rendering)))
+        return await while_connected(request, _whole(router, generations, rendering))
     opened = await while_connected(request, _open(router, generations))
     stream_response = EventStream(
         _pieces(opened, rendering),
@@ -68,6 +71,7 @@ async def answer_all(
         ping_s=router.config.server.ping_s,
         media_type=rendering.media_type,
     )
+    stream_response.headers.update(_predicted(opened))
     return cast(ASGIApp, stream_response)  # starlette and Litestar each have their own types for the same protocol
 
 
@@ -77,7 +81,16 @@ def _as_asked(generation: Generation, request: HttpRequest) -> Generation:
         owner=owner_of(request),
         timeout_s=_seconds(request, "x-request-timeout-ms"),
         ttft_timeout_s=_seconds(request, "x-max-ttft-ms"),
+        background=generation.background or _is_background(request),
     )
+
+
+def _is_background(request: HttpRequest) -> bool:
+    """Raises InvalidRequest for a priority there is not."""
+    priority = request.headers.get(PRIORITY, "interactive")
+    if priority not in ("interactive", "background"):
+        raise InvalidRequest(f"The header '{PRIORITY}' must be 'interactive' or 'background'.", param=PRIORITY)
+    return priority == "background"
 
 
 def _seconds(request: HttpRequest, header: str) -> float | None:
@@ -98,10 +111,17 @@ async def _open(router: Router, generations: Sequence[Generation]) -> Answer | B
     return await (router.open(generations[0]) if len(generations) == 1 else open_batch(router, generations))
 
 
-async def _whole(router: Router, generations: Sequence[Generation], rendering: Rendering) -> Any:
+async def _whole(router: Router, generations: Sequence[Generation], rendering: Rendering) -> ASGIApp:
     opened = await _open(router, generations)
+    headers = _predicted(opened)
     collected = await collect(opened.events, sum(generation.n for generation in generations))
-    return rendering.whole(opened.model, collected)
+    return json_response(rendering.whole(opened.model, collected), headers=headers)
+
+
+def _predicted(opened: Answer | Batch) -> dict[str, str]:
+    """What was expected when the device began; another model may still take over from one that fails then."""
+    predicted_s = opened.meter.predicted_ttft_s
+    return {} if predicted_s is None else {PREDICTED_TTFT: f"{1000 * predicted_s:.0f}"}
 
 
 async def _pieces(opened: Answer | Batch, rendering: Rendering) -> AsyncGenerator[bytes, None]:
