@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.engines.base import KVCache, Logits
-from gateway.engines.drafting import PredictionDrafter
+from gateway.engines.drafting import LookupDrafter, PassTimes, PredictionDrafter
 from gateway.engines.frames import Scored, Submit
 from gateway.engines.kv_cache import Slot
 from gateway.engines.sampling import Sampler, exclude, score
@@ -54,7 +54,7 @@ class Progress:
 class GeneratingSequence:
     """The state of one choice. All of `ids` but the last are in the slot's cache once the prompt is computed."""
 
-    def __init__(self, request: Submit, choice: int, make_constraint: MakeConstraint) -> None:
+    def __init__(self, request: Submit, choice: int, make_constraint: MakeConstraint, *, lookup: bool = True) -> None:
         self.request = request
         self.choice = choice
         self.ids = list(request.ids)
@@ -64,6 +64,7 @@ class GeneratingSequence:
         self._sampler = Sampler(request.sampling, request.ids, choice)
         self._constraint = make_constraint(request.grammar) if request.grammar else None
         self._drafter = PredictionDrafter(request.prediction) if request.prediction else None
+        self._lookup = LookupDrafter(self.ids) if lookup else None
         self._stop_ids = frozenset(request.stop_ids)
         self._least = request.min_tokens
         if self._constraint:
@@ -90,14 +91,22 @@ class GeneratingSequence:
         """Tokens that the cache does not hold yet."""
         return len(self.ids) - self.cache.length
 
-    def draft(self, most: int) -> Sequence[int]:
-        """At most `most` tokens that are likely to come next, and no more than the request still may have."""
+    def draft(self, most: int, times: PassTimes, sequences: int) -> Sequence[int]:
+        """At most `most` tokens that are likely to come next, and no more than the request still may have.
+
+        What the grammar forces goes first, then what the client predicted; what has been said before comes last, and
+        only when by `times` it is worth more than a step that `sequences` sequences share.
+        """
         most = min(most, self.request.max_tokens - self.generated - 1)
-        if most <= 0 or not (self._drafter or self._constraint):
+        self._is_predicted = False
+        if most <= 0:
             return ()
-        forced = self._constraint.forced() if self._constraint else ()
-        self._is_predicted = self._drafter is not None and not forced
-        return self._drafter.draft(most) if self._drafter and not forced else forced[:most]
+        if self._constraint and (forced := self._constraint.forced()):
+            return forced[:most]
+        if self._drafter and (predicted := self._drafter.draft(most)):
+            self._is_predicted = True
+            return predicted
+        return self._lookup.draft(most, times, sequences) if self._lookup else ()
 
     def advance(self, rows: Logits, draft: Sequence[int] = ()) -> Progress:
         """Choose a token from each row for as long as the draft foretold it.
@@ -139,6 +148,8 @@ class GeneratingSequence:
             progress.scored.append(scored)
         if self._drafter:
             self._drafter.follow(token)
+        if self._lookup:
+            self._lookup.follow(token)
         if self._constraint:
             self._constraint.accept(token)
         if self._constraint and self._constraint.is_stopped:

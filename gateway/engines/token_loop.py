@@ -7,8 +7,8 @@ of `turn` makes one device call:
 1. Waiting sequences take free slots, in order; the slot with the longest common prefix is the one they get.
 2. The sequence that has had the least device time goes next. A long prompt so gets half of the device while another
    answer is streaming, chunk by chunk, and a short answer is not stuck behind a long one.
-3. If it only misses its last token, all others of which that is true go along in the same call. With a draft (of a
-   predicted output, or forced by a grammar) it goes alone, and several tokens are verified at once.
+3. If it only misses its last token, all others of which that is true go along in the same call. With a draft
+   (forced by a grammar, predicted, or said before) it goes alone, and several tokens are verified at once.
 4. Requests in the background run while there is no other, wait otherwise, and give up their slot when one is needed.
 
 What the parent hears: Began once, Prefilled per chunk, Tokens, then one Ended per choice, or one Failed. Of what was
@@ -26,8 +26,10 @@ from typing import Concatenate, ParamSpec
 from msgspec import structs
 
 from gateway.engines.base import Decoder, KVCache, Logits
+from gateway.engines.drafting import PassTimes
 from gateway.engines.frames import Began, Cancel, Ended, Failed, FromWorker, Prefilled, Scored, Submit, Tokens
 from gateway.engines.kv_cache import SlotPool
+from gateway.engines.memory import NO_MEMORY
 from gateway.engines.sampling import score
 from gateway.engines.sequence import GeneratingSequence, MakeConstraint
 from gateway.errors import ContextLengthExceeded, EngineFailed, GatewayError, InvalidRequest
@@ -51,6 +53,7 @@ class TokenLoop:
         emit: takes the frames for the parent.
         caches: caches of that decoder; so many sequences are in progress at once.
         prefix_cache: whether a request may take over the rows of an ended one with the same owner.
+        lookup: whether what prompt and answer have said before is drafted again where that pays.
         make_constraint: compiles a request's grammar.
         clock: seconds, monotonic.
     """
@@ -63,6 +66,7 @@ class TokenLoop:
         *,
         make_constraint: MakeConstraint,
         prefix_cache: bool = True,
+        lookup: bool = True,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._decoder = decoder
@@ -70,6 +74,8 @@ class TokenLoop:
         self._pool = SlotPool(caches)
         self._make_constraint = make_constraint
         self._prefix_cache = prefix_cache
+        self._lookup = lookup
+        self._times = PassTimes()
         self._clock = clock
         self._requests: dict[int, _Request] = {}
         self._waiting: list[GeneratingSequence] = []
@@ -85,12 +91,15 @@ class TokenLoop:
         """Accept a request, or refuse it with Failed."""
         try:
             frame = self._checked(frame)
-            first, *later = (GeneratingSequence(frame, choice, self._make_constraint) for choice in range(frame.n))
+            first, *later = (self._sequence(frame, choice) for choice in range(frame.n))
         except GatewayError as error:
             self._emit(_failed(frame.id, error))
             return
         self._requests[frame.id] = _Request(frame, set(range(frame.n)), later)
         self._waiting.append(first)
+
+    def _sequence(self, frame: Submit, choice: int) -> GeneratingSequence:
+        return GeneratingSequence(frame, choice, self._make_constraint, lookup=self._lookup)
 
     def cancel(self, frame: Cancel) -> None:
         """Stop a request or one choice of it. Unknown ones are those that have ended meanwhile."""
@@ -128,10 +137,12 @@ class TokenLoop:
         chosen = min(ready, key=lambda sequence: sequence.served_s)
         if chosen.missing > 1:
             self._attempt(self._prefill, chosen)
-        elif draft := self._draft(chosen):
+            return
+        stepping = [s for s in ready if s.missing == 1]
+        if draft := self._draft(chosen, len(stepping)):
             self._attempt(self._verify, chosen, draft)
         else:
-            self._step([s for s in ready if s.missing == 1 and (s is chosen or not self._draft(s))])
+            self._step([s for s in stepping if s is chosen or not self._draft(s, len(stepping))])
 
     def _admit(self) -> None:
         """Give slots to waiting sequences; those in the foreground first, taking slots back from the background."""
@@ -169,9 +180,10 @@ class TokenLoop:
             request.has_begun = True
             self._emit(Began(sequence.request.id, sequence.cache.length))
 
-    def _draft(self, sequence: GeneratingSequence) -> Sequence[int]:
+    def _draft(self, sequence: GeneratingSequence, stepping: int) -> Sequence[int]:
         spec = self._decoder.spec
-        return sequence.draft(min(spec.prompt_width - 1, spec.context_length - len(sequence.ids)))
+        most = min(spec.prompt_width - 1, spec.context_length - len(sequence.ids))
+        return sequence.draft(most, self._times, stepping)
 
     def _prefill(self, sequence: GeneratingSequence) -> None:
         """Compute one chunk of the missing tokens; the last one gives the next token."""
@@ -197,6 +209,7 @@ class TokenLoop:
     def _verify(self, sequence: GeneratingSequence, draft: Sequence[int]) -> None:
         ids = [sequence.ids[-1], *draft]
         rows, elapsed = self._timed([sequence], lambda: self._decoder.verify(sequence.cache, ids))
+        self._times.learn_verified(len(ids), elapsed)
         self._advance(sequence, rows, draft, elapsed)
 
     def _step(self, sequences: list[GeneratingSequence]) -> None:
@@ -206,6 +219,7 @@ class TokenLoop:
         except Exception as error:
             self._fail(sequences, error)
             return
+        self._times.learn_step(len(sequences), elapsed)
         for sequence, row in zip(sequences, rows, strict=True):
             if sequence in self._running:  # not failed meanwhile by another choice of its request
                 self._attempt(self._advance, sequence, row[None], (), elapsed)
@@ -293,6 +307,8 @@ class TokenLoop:
 def _in_our_words(error: Exception) -> GatewayError:
     if isinstance(error, GatewayError):
         return error
+    if isinstance(error, MemoryError):
+        return EngineFailed(NO_MEMORY)
     if isinstance(error, FloatingPointError):
         return EngineFailed(f"The model gave no usable logits: {error}.")
     _log.error("a device call failed", exc_info=error)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engines.drafting import PredictionDrafter
+from gateway.engines.drafting import LookupDrafter, PassTimes, PredictionDrafter
 
 TEXT = list(range(100, 160))
 
@@ -60,3 +63,78 @@ def test_repeated_tokens_need_two_to_find_the_place() -> None:
 def test_any_answer_comes_to_an_end(answer: list[int], text: list[int], most: int) -> None:
     calls, _ = calls_for(answer, text, most)
     assert calls <= len(answer)
+
+
+# -- what has been said before -----------------------------------------------------------------------------------------
+
+PROMPT = random.Random(1).choices(range(1000), k=300)
+
+
+def like_the_cpu(ids: int) -> float:
+    return 1.0 if ids == 1 else 1.8 + 0.13 * ids
+
+
+def seconds_for(answer: list[int], prompt: list[int], cost: Callable[[int], float] = like_the_cpu) -> float:
+    """What an answer takes in single steps, when calls of so many ids cost so much."""
+    ids, times, spent = list(prompt), PassTimes(), 0.0
+    drafter = LookupDrafter(ids)
+    while len(ids) < len(prompt) + len(answer):
+        place = len(ids) - len(prompt)
+        draft = drafter.draft(min(63, len(answer) - place - 1), times, 1)
+        right = next((i for i, token in enumerate(draft) if answer[place + i] != token), len(draft))
+        spent += cost(1 + len(draft))
+        (times.learn_verified if draft else times.learn_step)(1 + len(draft), cost(1 + len(draft)))
+        for token in answer[place : place + right + 1]:
+            ids.append(token)
+            drafter.follow(token)
+    return spent
+
+
+def test_a_quotation_is_several_times_as_fast() -> None:
+    assert seconds_for(PROMPT[50:250], PROMPT) < 200 / 4
+
+
+def test_an_edited_quotation_is_twice_as_fast() -> None:
+    answer = PROMPT[50:250]
+    for place in (30, 77, 131):
+        answer[place : place + 2] = [1001, 1002, 1003]
+    assert seconds_for(answer, PROMPT) < len(answer) / 2
+
+
+def test_a_model_that_goes_round_in_circles_is_followed() -> None:
+    assert seconds_for([1, 2, 3] * 60, PROMPT) < 180 / 3
+
+
+def test_text_that_only_looks_like_what_was_said_costs_no_more_than_a_hundredth() -> None:
+    """Pairs come again all the time, and what follows them is chance."""
+    chance = random.Random(2)
+    answer = [chance.choice((1, 2, 3, 4)) if place % 3 else chance.randrange(1000) for place in range(2000)]
+    assert seconds_for(answer, answer[:500][::-1]) <= 2000 * 1.01
+
+
+def test_a_device_on_which_it_does_not_pay_is_left_alone() -> None:
+    assert seconds_for(PROMPT[50:250], PROMPT, cost=lambda ids: 0.1 + 0.9 * ids) <= 200 * 1.01
+
+
+def test_together_a_guess_must_be_worth_more() -> None:
+    times = PassTimes()
+    times.learn_step(1, 1.0)
+    times.learn_step(8, 1.2)
+    ids = [*PROMPT, PROMPT[0]]
+    drafter = LookupDrafter(ids)
+    for token in PROMPT[1:8]:
+        ids.append(token)
+        drafter.follow(token)
+    assert drafter.draft(63, times, 1) and not drafter.draft(63, times, 8)
+
+
+def test_one_slow_call_does_not_spoil_an_estimate() -> None:
+    times = PassTimes()
+    for seconds in (1.0, 1.0, 50.0, 1.0):
+        times.learn_step(1, seconds)
+    assert 0.8 < times.rate(1) <= 1
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.lists(st.integers(0, 3), max_size=60))
+def test_any_answer_comes_to_an_end_and_never_takes_more_calls(prompt: list[int], answer: list[int]) -> None:
+    assert seconds_for(answer, prompt, cost=lambda ids: 1.0) <= len(answer)
