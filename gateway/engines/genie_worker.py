@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import time
@@ -12,12 +11,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from gateway.bundles.genie_config import GenieBundle, load_genie_bundle
-from gateway.engines.frames import Failed, FromWorker, Loading, Ready, encode
+from gateway.engines.frames import FromWorker, Loading, Ready
 from gateway.engines.genie_library import GenieDialog
 from gateway.engines.genie_loop import GenieLoop, Mailbox
 from gateway.engines.memory import peak_bytes
-from gateway.engines.worker import WorkerSpec, receive
-from gateway.errors import GatewayError
+from gateway.engines.worker import WorkerSpec, receive, run_worker
 
 
 def genie_worker_main(connection: Connection, spec: WorkerSpec) -> None:
@@ -25,17 +23,7 @@ def genie_worker_main(connection: Connection, spec: WorkerSpec) -> None:
 
     Says Failed(id=None) when the load fails or the dialog is lost.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole console group; the gateway decides
-
-    def emit(frame: FromWorker) -> None:
-        connection.send_bytes(encode(frame))
-
-    try:
-        _serve(connection, spec, emit)
-    except GatewayError as error:
-        emit(Failed(None, type(error).__name__, error.message))
-    except OSError:
-        return  # the gateway is gone, and so is everybody who might have waited
+    run_worker(connection, lambda emit: _serve(connection, spec, emit))
 
 
 def _serve(connection: Connection, spec: WorkerSpec, emit: Callable[[FromWorker], None]) -> None:

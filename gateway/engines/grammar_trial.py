@@ -178,7 +178,9 @@ def _serve(requests: SimpleQueue[bytes]) -> None:
 
 def _main() -> None:
     """Serve lines until stdin ends: then at once, also in the middle of a grammar."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole console group; the worker decides
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # they reach the whole process group; the worker decides
+        if number := getattr(signal, name, None):
+            signal.signal(number, signal.SIG_IGN)
     requests: SimpleQueue[bytes] = SimpleQueue()
     threading.stack_size(STACK_BYTES)
     threading.Thread(target=_serve, args=(requests,), daemon=True).start()

@@ -19,6 +19,7 @@ from msgspec import Struct, field
 from numpy.typing import DTypeLike
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
+from gateway.engines.memory import NO_MEMORY
 from gateway.errors import BundleError, EngineFailed, GatewayError
 
 MAX_THREADS = 4  # more threads than these wait for memory, not for each other
@@ -44,6 +45,9 @@ ENGINE_FAULTS: tuple[type[Exception], ...] = (
     native.ModelLoaded,
     native.RuntimeException,
 )
+
+#: How ONNX Runtime says that the machine has no memory left: in the text of its general exceptions.
+_ALLOCATION_FAULTS = ("bad_alloc", "bad allocation", "Failed to allocate memory")
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -84,13 +88,21 @@ _ENTRIES = {
 
 
 def opening_failed(path: Path, error: Exception) -> GatewayError:
+    if _is_out_of_memory(error):
+        return EngineFailed(f"{path.parent.name}/{path.name} cannot be loaded: {NO_MEMORY}")
     kind = BundleError if isinstance(error, BUNDLE_FAULTS) else EngineFailed
     reason = first_line(error).replace(str(path.parent), path.parent.name)  # users get no paths of the server
     return kind(f"{path.parent.name}/{path.name} cannot be loaded: {reason}")
 
 
 def running_failed(error: Exception) -> EngineFailed:
-    return EngineFailed(f"The model failed while it ran: {first_line(error)}")
+    return EngineFailed(
+        NO_MEMORY if _is_out_of_memory(error) else f"The model failed while it ran: {first_line(error)}"
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _ALLOCATION_FAULTS)
 
 
 def first_line(error: Exception) -> str:

@@ -69,6 +69,11 @@ class WorkerProcess:
         """Pass a frame on, in order; one for a process that is gone is lost."""
         self._outbox.put(frame)
 
+    def kill(self) -> None:
+        """End it now; `gone` follows, and `stop` has to be called all the same."""
+        if self._process is not None and self._ending is None:
+            self._process.kill()
+
     async def stop(self, grace_s: float) -> None:
         """End the process: asked to, after `grace_s` forced to. Returns when process, threads and pipe are gone."""
         if self._process is None:
@@ -127,10 +132,9 @@ class WorkerProcess:
 
     def _end(self, process: SpawnProcess, grace_s: float) -> None:
         process.join(grace_s)
-        for force, wait_s in ((process.terminate, 1.0), (process.kill, _KILL_S)):
-            if process.is_alive():
-                force()
-                process.join(wait_s)
+        if process.is_alive():
+            process.kill()  # a worker takes no SIGTERM
+            process.join(_KILL_S)
         self._outbox.put(None)
         for thread in self._threads:
             thread.join(_KILL_S)

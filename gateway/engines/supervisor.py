@@ -1,8 +1,9 @@
 """Keeps a model's worker alive: loads it, watches it, and starts it again when it has died or hung.
 
-A device call cannot be interrupted from inside, so the watchdog's only means is the end of the process. What was in
-progress ends with EngineFailed at once; the next process is tried after a pause that doubles, up to half a minute, for
-as long as the gateway runs: a driver that is being updated, or memory that somebody else has taken, comes back.
+A device call cannot be interrupted from inside, so the watchdog's only means is the end of the process. A device that
+refuses every call is left in the same way: many a driver works again only for a process that opens it anew. What was
+in progress ends with EngineFailed at once; the next process is tried after a pause that doubles, up to half a minute,
+for as long as the gateway runs: a driver that is being updated, or memory that somebody else has taken, comes back.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from gateway.engines.base import State
-from gateway.engines.frames import Cancel, Failed, FromWorker, Loading, Ready, Submit, ToWorker
+from gateway.engines.frames import Cancel, Ended, Failed, FromWorker, Loading, Ready, Submit, ToWorker
 from gateway.engines.process import WorkerProcess
 from gateway.errors import EngineFailed, GatewayError, error_class
 
@@ -22,6 +23,20 @@ _log = logging.getLogger(__name__)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _STABLE_S = 60.0  # a worker that was ready for so long has earned a short pause
 _SHUTDOWN_S = 3.0  # what a worker gets to end by itself
+_MOST_FAILURES = 3  # so many requests one after another failed and none answered: the device is opened anew
+
+
+class _Fault(NamedTuple):
+    """Why a worker has to be replaced, and what a person can do about it; "" where its exit tells that."""
+
+    what: str
+    advice: str = ""
+
+
+_ASK_DOCTOR = "`npu-gateway doctor` looks for the reason"
+_HUNG = "if that repeats, update the NPU's driver, or raise watchdog_s for a model whose calls take longer"
+_SAVE_MEMORY = "a smaller context_length or max_sequences needs less"
+_KILLED = f"something outside killed it, as systems do when memory is short; {_SAVE_MEMORY}"
 
 
 class Supervisor:
@@ -57,7 +72,9 @@ class Supervisor:
         self._keeper: asyncio.Task[None] | None = None
         self._last_sign = 0.0  # when the worker last showed that it lives
         self._unanswered_s = 0.0  # silence that the last request was cancelled in
-        self._last_words = ""  # why it said that it ends
+        self._last_words = ""  # why it said that it ends, or why it had to
+        self._failures = 0  # requests, one after another, that the device failed since it last answered one
+        self._newest = self._newest_at_failure = 0  # ids of requests: the last one now, and when a failure was counted
         self.state: State = "loading"
         self.detail = ""
         self.restarts = 0
@@ -79,6 +96,8 @@ class Supervisor:
         Silence counts from the Submit that ends an idle time. A client that gives up on a hung call and asks again
         does not start it anew: what it had waited is added.
         """
+        if isinstance(frame, Submit):
+            self._newest = frame.id
         match frame:
             case Submit() if not self._is_busy():
                 self._last_sign = self._clock() - self._unanswered_s
@@ -100,7 +119,7 @@ class Supervisor:
         """A worker that said Ready. Raises the GatewayError that it said instead, or EngineFailed."""
         process = self._process = self._spawn(self._receive)
         loaded = self._loaded = asyncio.get_running_loop().create_future()
-        self._last_words = ""
+        self._last_words, self._failures = "", 0
         try:
             await process.start()
             async with asyncio.timeout(self._load_timeout_s):
@@ -133,8 +152,23 @@ class Supervisor:
                 self._last_words = frame.message
                 error = error_class(frame.kind)(frame.message)
                 self._settle(lambda loaded: loaded.set_exception(error))
+            case Failed(kind="EngineFailed"):
+                self._on_frame(frame)
+                self._count_failure(frame)
+            case Ended():
+                self._failures = 0
+                self._on_frame(frame)
             case _:
                 self._on_frame(frame)
+
+    def _count_failure(self, frame: Failed) -> None:
+        """Requests that were under way together may have failed by one and the same call: they count as one."""
+        if frame.id is None or frame.id <= self._newest_at_failure:
+            return
+        self._failures, self._newest_at_failure = self._failures + 1, self._newest
+        if self._failures == _MOST_FAILURES and self._process is not None:
+            self._last_words = f"the device failed {_MOST_FAILURES} requests in a row: {frame.message.rstrip('.')}"
+            self._process.kill()
 
     def _settle(self, set: Callable[[asyncio.Future[Ready]], None]) -> None:
         if self._loaded is not None and not self._loaded.done():
@@ -145,37 +179,39 @@ class Supervisor:
         while True:
             ready_at = self._clock()
             fault = await self._watch(process)
-            self.state, self.detail = "restarting", fault
+            self.state, self.detail = "restarting", fault.what
             ended = self._on_lost(
-                EngineFailed(f"The model '{self._name}' failed: {fault}. Try again.", retry_after_s=1)
+                EngineFailed(f"The model '{self._name}' failed: {fault.what}. Try again.", retry_after_s=1)
             )
             await process.stop(0)
             if self._clock() - ready_at > _STABLE_S:
                 pause_s = _FIRST_PAUSE_S
             _log.error(
-                "%s: %s (%s); %d requests in progress ended with an error; a new worker starts in %.1f s%s",
-                *(self._name, fault, process.exit, ended, pause_s),
-                "" if pause_s == _FIRST_PAUSE_S else "; `npu-gateway doctor` looks for the reason",
+                "%s: %s (%s); %d requests in progress ended with an error; a new worker starts in %.1f s; %s",
+                *(self._name, fault.what, process.exit, ended, pause_s),
+                fault.advice or _advice(fault.what, process.exit),
             )
             process, pause_s = await self._revive(pause_s)
 
-    async def _watch(self, process: WorkerProcess) -> str:
+    async def _watch(self, process: WorkerProcess) -> _Fault:
         """Wait until the worker is gone or has been silent for too long with work to do; which of them."""
         while True:
             patience_s = self._watchdog_s / 4  # how soon a request that comes meanwhile is noticed
             if self._is_busy():
                 patience_s = self._last_sign + self._watchdog_s - self._clock()
             if patience_s <= 0:
-                return f"a device call did not come back within {self._watchdog_s:g} s, so its worker was killed"
+                silence = f"a device call did not come back within {self._watchdog_s:g} s"
+                return _Fault(f"{silence}, so its worker was killed", _HUNG)
             try:
                 async with asyncio.timeout(patience_s):
                     await process.gone.wait()
             except TimeoutError:
                 continue
-            return self._last_words or "its worker died"
+            return _Fault(self._last_words or "its worker died")
 
     async def _revive(self, pause_s: float) -> tuple[WorkerProcess, float]:
         """A new worker, however many attempts it takes, and the pause before the next one."""
+        said = ""
         while True:
             await self._sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
@@ -183,11 +219,18 @@ class Supervisor:
             try:
                 process = await self._load()
             except GatewayError as error:
-                self.detail = error.message
-                _log.error("%s: could not be started again: %s; next attempt in %.1f s", self._name, error, pause_s)
+                if error.message != said:  # once, however often it is tried
+                    _log.error("%s: could not be started again: %s It is tried on; %s", self._name, error, _ASK_DOCTOR)
+                self.detail = said = error.message
             else:
                 _log.info("%s: answers again", self._name)
                 return process, pause_s
+
+
+def _advice(fault: str, exit: str) -> str:
+    if "memory" in fault:
+        return _SAVE_MEMORY
+    return _KILLED if exit == "signal SIGKILL" and fault == "its worker died" else _ASK_DOCTOR
 
 
 async def _either(loaded: asyncio.Future[Ready], gone: asyncio.Event) -> None:

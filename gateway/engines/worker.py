@@ -8,11 +8,13 @@ none to make.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
@@ -37,12 +39,13 @@ from gateway.engines.frames import (
 )
 from gateway.engines.grammar import GrammarCompiler
 from gateway.engines.grammar_desk import Compiled, GrammarDesk
-from gateway.engines.memory import peak_bytes
+from gateway.engines.memory import NO_MEMORY, peak_bytes
 from gateway.engines.onnx import SessionOptions
 from gateway.engines.static_decoder import open_static_decoder
 from gateway.engines.token_loop import TokenLoop
 from gateway.errors import BundleError, EngineFailed, GatewayError
 
+_log = logging.getLogger(__name__)
 _ORPHAN_GRACE_S = 5.0  # what a device call that is under way gets when the gateway is gone
 _WARM_UP_TOKENS = 16
 
@@ -62,22 +65,51 @@ class WorkerSpec(Struct, frozen=True, kw_only=True):
 
 
 def worker_main(connection: Connection, spec: WorkerSpec) -> None:
-    """Load, warm up, say Ready, then answer until told to stop. Says Failed(id=None) when the load fails."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole console group; the gateway decides
-    inbox: Inbox = SimpleQueue()
-    threading.Thread(target=receive, args=(connection, inbox.put), daemon=True).start()
+    """Load, warm up, say Ready, then answer until told to stop. Says Failed(id=None) before any other end."""
+    run_worker(connection, lambda emit: _work(connection, spec, emit))
+
+
+def run_worker(connection: Connection, work: Callable[[Callable[[FromWorker], None]], None]) -> None:
+    """Do a worker's `work`, which is given what sends frames; the reason of an end that nobody asked for is sent."""
+    leave_signals_to_the_gateway()
 
     def emit(frame: FromWorker) -> None:
         connection.send_bytes(encode(frame))
 
-    try:
-        decoder, caches = _load(spec, emit)
-        desk = _grammar_desk(spec, decoder, inbox)
-        serve(TokenLoop(decoder, caches, emit, make_constraint=desk, prefix_cache=spec.prefix_cache), inbox, desk)
-    except GatewayError as error:
-        emit(Failed(None, type(error).__name__, error.message))
-    except OSError:
-        return  # the gateway is gone, and so is everybody who might have waited
+    with suppress(OSError):  # the gateway is gone, and so is everybody who might have waited
+        try:
+            work(emit)
+        except Exception as error:
+            emit(_last_words(error))
+
+
+def _work(connection: Connection, spec: WorkerSpec, emit: Callable[[FromWorker], None]) -> None:
+    inbox: Inbox = SimpleQueue()
+    threading.Thread(target=receive, args=(connection, inbox.put), daemon=True).start()
+    decoder, caches = _load(spec, emit)
+    desk = _grammar_desk(spec, decoder, inbox)
+    serve(TokenLoop(decoder, caches, emit, make_constraint=desk, prefix_cache=spec.prefix_cache), inbox, desk)
+
+
+def _last_words(error: Exception) -> Failed:
+    match error:
+        case GatewayError():
+            return Failed(None, type(error).__name__, error.message)
+        case MemoryError():
+            return Failed(None, "EngineFailed", NO_MEMORY)
+        case OSError():
+            pass  # most likely the pipe's, when the gateway is gone: nothing to report
+        case _:
+            _log.error("a worker failed", exc_info=error)
+    return Failed(None, "EngineFailed", f"The worker failed: {type(error).__name__}.")
+
+
+def leave_signals_to_the_gateway() -> None:
+    """What tells a gateway to end reaches its whole process group, from a console, a supervisor or a container. The
+    gateway lets running answers finish first, and those need this process: it is told over the pipe, or killed."""
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # the last one is Windows' Ctrl-Break
+        if number := getattr(signal, name, None):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def receive(connection: Connection, deliver: Callable[[ToWorker], None]) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
-import os
-import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -199,7 +198,7 @@ async def test_a_worker_that_dies_is_replaced(genie: Path) -> None:
     async with aclosing(engine.stream(generation(Text("A long story about it"), max_tokens=80), Meter())) as events:
         await anext(aiter(events))
         (worker,) = (child for child in multiprocessing.active_children() if child.name == "mortal worker")
-        os.kill(worker.pid or 0, signal.SIGTERM)
+        psutil.Process(worker.pid).kill()
         with pytest.raises(GatewayError) as raised:
             async for _ in events:
                 pass

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import os
 import random
-import signal
 import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -14,6 +12,7 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -318,7 +317,7 @@ async def test_a_worker_killed_in_the_middle_of_streams(tiny: Path) -> None:
     pid = engine._supervisor._process.pid
     streams = [engine.stream(ask(max_tokens=400), Meter()) for _ in range(3)]
     await asyncio.gather(*map(until_text, streams))
-    os.kill(pid, signal.SIGTERM)
+    psutil.Process(pid).kill()
     for stream in streams:
         with pytest.raises(EngineFailed, match="worker died"):
             async for _ in stream:
@@ -404,7 +403,7 @@ async def test_every_request_has_one_ending_whatever_happens_to_workers_and_clie
             await asyncio.sleep(0.01)
             process = engine._supervisor._process
             if i % 75 == 50 and engine.status.state == "ready" and process is not None and process.pid is not None:
-                os.kill(process.pid, signal.SIGTERM)
+                psutil.Process(process.pid).kill()
     assert endings.total() == 300
     assert endings["Finished"] > 0 and endings["TimeoutError"] > 0 and endings["EngineFailed"] > 0
     assert engine._answers == {}

@@ -9,10 +9,14 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+import numpy as np
+import psutil
+
 from gateway.engines import worker
 from gateway.engines.base import Decoder, KVCache, Logits
 from gateway.engines.frames import Failed, Loading, Ready, Shutdown, decode_to_worker, encode
 from gateway.engines.worker import WorkerSpec
+from gateway.errors import EngineFailed
 
 #: A prompt with one of these tokens makes the third step after it do this.
 HANG, DIE, RAISE = 381, 382, 383
@@ -53,6 +57,52 @@ def faulty(connection: Connection, spec: WorkerSpec) -> None:
     open_decoder = worker.open_decoder
     worker.open_decoder = lambda *args: FaultyDecoder(open_decoder(*args))
     worker.worker_main(connection, spec)
+
+
+class FailingDecoder:
+    """A real decoder whose device answers no call any more once it is warm."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._decoder, name)
+
+    def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
+        if any(ids):  # not the warm-up's
+            raise EngineFailed("The model failed while it ran: QNN error 14001.")
+        return self._decoder.prefill(cache, ids)
+
+
+def fails_every_call(connection: Connection, spec: WorkerSpec) -> None:
+    open_decoder = worker.open_decoder
+    worker.open_decoder = lambda *args: FailingDecoder(open_decoder(*args))
+    worker.worker_main(connection, spec)
+
+
+def has_no_memory_to_load(connection: Connection, spec: WorkerSpec) -> None:
+    """The real worker on a machine that gives it 10 MiB more than the interpreter and the libraries have."""
+    _limit_memory(10 << 20)
+    worker.worker_main(connection, spec)
+
+
+def has_no_memory_left(connection: Connection, spec: WorkerSpec) -> None:
+    """The real worker, loaded and warm, on a machine that has not a byte more for it."""
+    serve = worker.serve
+
+    def serve_without_memory(*args: Any) -> None:
+        np.random.default_rng()  # loads a library
+        _limit_memory(0)
+        serve(*args)
+
+    worker.serve = serve_without_memory
+    worker.worker_main(connection, spec)
+
+
+def _limit_memory(spare: int) -> None:
+    import resource  # not on Windows
+
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + spare, resource.RLIM_INFINITY))
 
 
 def dies_at_once(connection: Connection, spec: WorkerSpec) -> None:
