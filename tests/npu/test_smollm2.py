@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import psutil
 import pytest
 
 from gateway.bundles.bundle import load_bundle
@@ -60,9 +61,8 @@ def test_its_first_words_are_those_of_the_cpu(bundle: Path, smollm2: Path) -> No
 def test_the_official_client_gets_paris_from_the_npu(bundle: Path) -> None:
     model = ModelConfig(path=str(bundle), provider="qnn", temperature=0, max_sequences=1, watchdog_s=300)
     with serving(config_of({"smollm2": model}), loaded=False) as server:
-        started = time.monotonic()
         ready = _wait_until_ready(server)
-        assert time.monotonic() - started < 30, "loading compiled contexts takes seconds"
+        assert _computed_s() < 60, "30 s of two cores: contexts load in a moment, a window and a step warm up"
         assert ready["device"] == "emulated" and ready["placement"]["QNN"] == 2
         client = server.openai(timeout=600)
         answer = client.chat.completions.create(
@@ -73,6 +73,12 @@ def test_the_official_client_gets_paris_from_the_npu(bundle: Path) -> None:
             model="smollm2", messages=[{"role": "user", "content": QUESTION}], max_tokens=10, stream=True
         )
         assert "Paris" in "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+
+
+def _computed_s() -> float:
+    """The seconds of a core that our worker has taken, which other work on the machine hardly changes."""
+    workers = psutil.Process().children(recursive=True)
+    return sum(times.user + times.system for times in (worker.cpu_times() for worker in workers))
 
 
 def _wait_until_ready(server: Running) -> dict[str, object]:
