@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from gateway.openai_types import AtLeastOne, Count, Json, Share, StopString
+from gateway.openai_types import MAX_MESSAGES, MAX_STOPS, MAX_TOOLS, AtLeastOne, Count, Json, Share, StopString
 
 ToolName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,128}\Z")]
 
@@ -66,9 +66,9 @@ class CountTokensRequest(Struct, kw_only=True):
     """What makes the prompt."""
 
     model: str
-    messages: Annotated[list[InputMessage], Meta(min_length=1)]
+    messages: Annotated[list[InputMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
     system: str | list[ContentBlock] | None = None
-    tools: list[AnthropicTool] | None = None
+    tools: Annotated[list[AnthropicTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: AnthropicToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -77,7 +77,7 @@ class CountTokensRequest(Struct, kw_only=True):
 class MessagesRequest(CountTokensRequest, kw_only=True):
     max_tokens: AtLeastOne
     stream: bool | None = None
-    stop_sequences: list[StopString] | None = None
+    stop_sequences: Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
     temperature: Share | None = None
     top_p: Share | None = None
     top_k: Count | None = None

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from litestar import Litestar
@@ -21,6 +22,7 @@ from gateway.engines.factory import make_engine
 from gateway.errors import ConfigError
 from gateway.lane import Lane
 from gateway.metrics import Metrics
+from gateway.protocol import BACKLOG, LimitedProtocol, allow_open_files
 from gateway.router import Router
 from gateway.routes import (
     anthropic,
@@ -35,6 +37,7 @@ from gateway.routes import (
     root,
     tokenize,
 )
+from gateway.routes.body import bodies_within
 from gateway.routes.connection import request_number
 from gateway.routes.guards import cors_of, guards_of
 from gateway.routes.refusals import refuse
@@ -66,6 +69,8 @@ HANDLERS = [
     health.readyz,
     health.metrics,
 ]
+_LARGEST_BODIES = 8  # so many of the largest bodies are held at once, or more smaller ones
+_TICKS_A_SECOND = 10  # of uvicorn's main loop
 LAST_FRAME_S = 1.0  # after the grace period, for streams to send their last frame
 
 
@@ -87,6 +92,7 @@ def create_app(config: Config, engines: Mapping[str, Engine] | None = None) -> L
             }
         ),
         lifespan=[_lifespan],
+        middleware=[bodies_within(_LARGEST_BODIES * config.server.max_body_bytes)],
         guards=[*guards_of(config.server)],
         cors_config=cors_of(config.server),
         exception_handlers={Exception: refuse},
@@ -132,7 +138,7 @@ def bind(config: ServerConfig) -> socket.socket:
     """The listening socket; port 0 takes a free one. Raises ConfigError when the address cannot be had."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
-        made = socket.create_server((config.host.strip("[]"), config.port), family=family, backlog=2048)
+        made = socket.create_server((config.host.strip("[]"), config.port), family=family, backlog=BACKLOG)
     except OSError as error:
         where = f"{config.host}:{config.port}"
         raise ConfigError(f"[server] host, port: cannot listen on {where}: {error.strerror or error}") from error
@@ -156,7 +162,8 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",  # the faster protocol, httptools, answers HTTP/1.0 in chunks, which HTTP/1.0 does not know
+                http=LimitedProtocol,  # h11: an answer to HTTP/1.0 must not be chunked, which it does not know
+                backlog=BACKLOG,
                 loop="asyncio",
                 ws="none",
                 lifespan="on",
@@ -191,6 +198,13 @@ class Server(uvicorn.Server):
         for connection in list(self.server_state.connections):
             connection.transport.abort()
 
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS_A_SECOND == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                cast(LimitedProtocol, connection).settle(now)
+        return await super().on_tick(counter)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = self._hurried.is_set()
@@ -213,5 +227,6 @@ def serve(
 
     Raises ConfigError when the address cannot be had.
     """
+    allow_open_files()
     with suppress(KeyboardInterrupt), listener or bind(config) as listening:
         Server(app, config, on_started).run(sockets=[listening])

@@ -6,7 +6,17 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from gateway.openai_types import Json, Penalty, Share, StopString, TokenLogprobs, ToolDefinition
+from gateway.openai_types import (
+    MAX_MESSAGES,
+    MAX_STOPS,
+    MAX_TOOLS,
+    Json,
+    Penalty,
+    Share,
+    StopString,
+    TokenLogprobs,
+    ToolDefinition,
+)
 
 Effort = Literal["low", "medium", "high"]
 
@@ -23,7 +33,7 @@ class Options(Struct, kw_only=True):
     top_k: Annotated[int, Meta(ge=-1)] | None = None
     min_p: Share | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: StopString | list[StopString] | None = None
+    stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
     repeat_penalty: Annotated[float, Meta(gt=0)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
@@ -64,8 +74,8 @@ class OllamaMessage(Struct, kw_only=True):
 
 
 class OllamaChatRequest(OllamaRequest, kw_only=True):
-    messages: list[OllamaMessage] = field(default_factory=list)
-    tools: list[ToolDefinition] | None = None
+    messages: Annotated[list[OllamaMessage], Meta(max_length=MAX_MESSAGES)] = field(default_factory=list)
+    tools: Annotated[list[ToolDefinition], Meta(max_length=MAX_TOOLS)] | None = None
 
 
 class OllamaGenerateRequest(OllamaRequest, kw_only=True):

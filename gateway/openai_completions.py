@@ -5,11 +5,21 @@ As in openai_types: field names as they are, unknown fields ignored, null means 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from gateway.openai_types import ChatMessage, CompletionUsage, Count, GenerationFields, Json, ToolDefinition
+from gateway.openai_types import (
+    MAX_MESSAGES,
+    MAX_TOOLS,
+    ChatMessage,
+    CompletionUsage,
+    Count,
+    GenerationFields,
+    Json,
+    ToolDefinition,
+)
 
 TokenId = Annotated[int, Meta(ge=0)]
 #: A text, several, the token ids of one, or of several.
@@ -34,8 +44,8 @@ class TokenizeRequest(Struct, kw_only=True):
     model: str | None = None
     content: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Meta(min_length=1)] | None = None
-    tools: list[ToolDefinition] | None = None
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    tools: Annotated[list[ToolDefinition], Meta(max_length=MAX_TOOLS)] | None = None
     chat_template_kwargs: Json | None = None
     add_special: bool | None = None
     add_special_tokens: bool | None = None
@@ -50,9 +60,9 @@ class DetokenizeRequest(Struct, kw_only=True):
 
 
 class ApplyTemplateRequest(Struct, kw_only=True):
-    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
     model: str | None = None
-    tools: list[ToolDefinition] | None = None
+    tools: Annotated[list[ToolDefinition], Meta(max_length=MAX_TOOLS)] | None = None
     chat_template_kwargs: Json | None = None
 
 
@@ -101,7 +111,7 @@ class TokenPiece(Struct, kw_only=True):
 class Tokenized(Struct, kw_only=True):
     count: int
     max_model_len: int
-    tokens: list[int] | list[TokenPiece]
+    tokens: Sequence[int | TokenPiece]
     token_strs: list[str] | UnsetType = UNSET
 
 

@@ -11,12 +11,19 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 Json = dict[str, Any]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
 Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-StopString = Annotated[str, Meta(min_length=1)]
+StopString = Annotated[str, Meta(min_length=1, max_length=4096)]
 Count = Annotated[int, Meta(ge=0)]
 AtLeastOne = Annotated[int, Meta(ge=1)]
+#: Lists that the gateway walks over for every request: what nobody needs is refused before that holds others up.
+MAX_MESSAGES = 10_000
+MAX_TOOLS = 1_000
+MAX_STOPS = 64
+MAX_BIASES = 10_000
+MAX_CHOICES = 1_000
 
 
 # ---- requests ------------------------------------------------------------------------------------------------------
@@ -44,7 +51,7 @@ class StructuredOutputs(Struct, kw_only=True):
 
     json: Json | str | None = None
     regex: str | None = None
-    choice: Annotated[list[str], Meta(min_length=1)] | None = None
+    choice: Annotated[list[str], Meta(min_length=1, max_length=MAX_CHOICES)] | None = None
     grammar: str | None = None
     json_object: bool | None = None
 
@@ -62,7 +69,7 @@ class GenerationFields(Struct, kw_only=True):
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[Count, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[Count, Bias], Meta(max_length=MAX_BIASES)] | None = None
     service_tier: str | None = None
     response_format: ResponseFormat | None = None
     # vLLM and llama.cpp
@@ -74,7 +81,7 @@ class GenerationFields(Struct, kw_only=True):
     structured_outputs: StructuredOutputs | None = None
     guided_json: Json | str | None = None
     guided_regex: str | None = None
-    guided_choice: Annotated[list[str], Meta(min_length=1)] | None = None
+    guided_choice: Annotated[list[str], Meta(min_length=1, max_length=MAX_CHOICES)] | None = None
     guided_grammar: str | None = None
     json_schema: Json | None = None
     grammar: str | None = None
@@ -147,12 +154,12 @@ class PredictedContent(Struct, kw_only=True):
 
 
 class ChatRequest(GenerationFields, kw_only=True):
-    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: AtLeastOne | None = None
     max_completion_tokens: AtLeastOne | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    tools: list[ToolDefinition] | None = None
+    tools: Annotated[list[ToolDefinition], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
     prediction: PredictedContent | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from gateway.openai_types import AtLeastOne, Json, Name, Share, TokenLogprobs
+from gateway.openai_types import MAX_MESSAGES, MAX_TOOLS, AtLeastOne, Json, Name, Share, TokenLogprobs
 
 Mode = Literal["none", "auto", "required"]
 InputRole = Literal["user", "assistant", "system", "developer"]
@@ -85,7 +85,7 @@ class Reasoning(Struct, kw_only=True):
 
 
 class ResponsesRequest(Struct, kw_only=True):
-    input: str | list[InputItem]
+    input: str | Annotated[list[InputItem], Meta(max_length=MAX_MESSAGES)]
     model: str | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
@@ -96,7 +96,7 @@ class ResponsesRequest(Struct, kw_only=True):
     top_p: Share | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     include: list[str] | None = None
-    tools: list[ResponseTool] | None = None
+    tools: Annotated[list[ResponseTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Mode | ResponseToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: ResponseText | None = None
@@ -297,3 +297,22 @@ class ArgumentsPiece(InItem, tag="response.function_call_arguments.delta", kw_on
 class ArgumentsDone(InItem, tag="response.function_call_arguments.done", kw_only=True):
     name: str
     arguments: str
+
+
+AnyEvent = (
+    Created
+    | InProgress
+    | Completed
+    | Incomplete
+    | Failed
+    | ItemAdded
+    | ItemDone
+    | PartAdded
+    | PartDone
+    | TextPiece
+    | TextDone
+    | ReasoningPiece
+    | ReasoningDone
+    | ArgumentsPiece
+    | ArgumentsDone
+)

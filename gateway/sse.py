@@ -18,6 +18,7 @@ from contextlib import aclosing
 from typing import Any
 
 import msgspec
+from anyio import CancelScope
 from sse_starlette.sse import AppStatus, EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
@@ -106,8 +107,9 @@ async def _with_pings(pieces: AsyncGenerator[bytes, None], ping_s: float | None)
                 return
     finally:
         following.cancel()
-        await asyncio.wait([following])
-        await pieces.aclose()
+        with CancelScope(shield=True):  # what cancels this generator does so at every step, and would end the waiting
+            await asyncio.wait([following])
+            await pieces.aclose()
 
 
 async def _ending_in_a_frame(

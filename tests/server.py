@@ -34,7 +34,7 @@ class Running:
         return OpenAI(**{"base_url": f"{self.url}/v1", "api_key": "x", "max_retries": 0, "timeout": 30, **options})
 
     def http(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30, **options)
+        return httpx.Client(**{"base_url": self.url, "timeout": 30, **options})
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=10)

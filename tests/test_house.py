@@ -21,7 +21,7 @@ _SHELVES = (
     "openai_types openai_completions responses_types ollama_types anthropic_types",
     "textstream sandbox templates dialects bundles",
     "engines",
-    "prober lane router sse",
+    "prober lane router sse protocol",
     "routes",
     "app",
     "commands cli",

@@ -4,21 +4,54 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import msgspec
 from litestar.exceptions import InternalServerException
+from litestar.types import ASGIApp, Receive, ReceiveMessage, Scope, Send
 
-from gateway.errors import BodyTimeout, InvalidRequest
+from gateway.errors import BodyTimeout, InvalidRequest, Unavailable
 from gateway.routes.connection import ClientLeft, HttpRequest
 
 T = TypeVar("T")
 
 BODY_TIMEOUT_S = 60.0
-MAX_DEPTH = 64  # of JSON inside a field that takes any JSON (a schema, template variables)
+MAX_DEPTH, MAX_VALUES = 64, 20_000  # of JSON inside a field that takes any JSON (a schema, template variables)
+MAX_SEPARATORS = 500_000  # commas and opening brackets of a body, which its values cannot outnumber
 
 _WHERE = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]+)`$")
+
+
+def bodies_within(most: int) -> Callable[[ASGIApp], ASGIApp]:
+    """Middleware that bounds what the bodies of all requests in progress take together, from the first byte to the
+    end of the answer: at most `most` bytes; a request that brings more is refused with Unavailable."""
+    held = 0
+
+    def middleware(app: ASGIApp) -> ASGIApp:
+        async def count(scope: Scope, receive: Receive, send: Send) -> None:
+            nonlocal held
+            mine = 0
+
+            async def counted() -> ReceiveMessage:
+                nonlocal held, mine
+                message = await receive()
+                if message["type"] == "http.request":
+                    mine += len(message["body"])
+                    held += len(message["body"])
+                    if held > most:
+                        raise Unavailable("The requests in progress take too much memory.", retry_after_s=1.0)
+                return message
+
+            try:
+                await app(scope, counted, send)
+            finally:
+                held -= mine
+
+        return count
+
+    return middleware
 
 
 async def read_json(request: HttpRequest, decoder: msgspec.json.Decoder[T]) -> T:
@@ -44,6 +77,8 @@ def parse(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """One JSON text as a struct; InvalidRequest names the field at fault in `param`."""
     if not body:
         raise InvalidRequest("The request has no body: send a JSON object.")
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_SEPARATORS:
+        raise InvalidRequest("The request's body holds more values than any model can read.")
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -76,9 +111,18 @@ def _lower_first(text: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def check_depth(value: Any, param: str, depth: int = MAX_DEPTH) -> None:
-    """Refuse JSON so deep that a walk over it could exhaust the stack."""
-    if depth == 0:
-        raise InvalidRequest(f"Invalid value for '{param}': nested more than {MAX_DEPTH} levels deep.", param=param)
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        check_depth(inner, param, depth - 1)
+def check_depth(value: Any, param: str) -> None:
+    """Refuse JSON so deep, or so large, that a walk over it could exhaust the stack or hold the others up."""
+    level, found = [value], 0
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _inside(outer)]
+        found += len(level)
+        if found > MAX_VALUES:
+            raise InvalidRequest(f"Invalid value for '{param}': it holds more than {MAX_VALUES} values.", param=param)
+        if not level:
+            return
+    raise InvalidRequest(f"Invalid value for '{param}': nested more than {MAX_DEPTH} levels deep.", param=param)
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

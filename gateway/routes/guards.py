@@ -17,7 +17,7 @@ from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
 
 from gateway.config import ServerConfig
-from gateway.errors import Forbidden, Unauthorized
+from gateway.errors import Forbidden, Unauthorized, Unavailable
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 Guard = Callable[[Connection, BaseRouteHandler], None]
@@ -28,7 +28,7 @@ OPEN = {"needs_key": False}
 
 def guards_of(config: ServerConfig) -> list[Guard]:
     """In the order in which they look."""
-    guards = [_host_guard(config), _origin_guard(config)]
+    guards = [_check_room, _host_guard(config), _origin_guard(config)]
     return [*guards, _key_guard(config.api_keys)] if config.api_keys else guards
 
 
@@ -37,6 +37,11 @@ def cors_of(config: ServerConfig) -> CORSConfig | None:
     if not config.cors_origins:
         return None
     return CORSConfig(allow_origins=list(config.cors_origins), expose_headers=["x-request-id", "retry-after"])
+
+
+def _check_room(connection: Connection, _: BaseRouteHandler) -> None:
+    if connection.scope["state"].get("is_excess"):  # says gateway/protocol.py
+        raise Unavailable("The gateway has as many connections as it can hold.", retry_after_s=5.0)
 
 
 def _host_guard(config: ServerConfig) -> Guard:
