@@ -94,6 +94,9 @@ class KVCache(Protocol):
     def copy_from(self, other: KVCache, length: int) -> None:
         """Become a copy of the first `length` rows of `other`, a cache of the same decoder."""
 
+    def keep(self) -> KVCache:
+        """A copy of the valid rows that takes no more memory than they do and is only for `copy_from`."""
+
 
 class DecoderSpec(Struct, frozen=True, kw_only=True):
     """What the token loop must know of a decoder."""

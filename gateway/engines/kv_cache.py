@@ -4,7 +4,8 @@
 slots in it. Slot i is a contiguous piece of it, a run of adjacent slots is a batch that needs no copy.
 
 `SlotPool` hands slots out. A slot remembers the tokens whose rows it holds, also after its sequence has ended, so that
-the next request with the same beginning computes only the rest. It works on any decoder's caches.
+the next request with the same beginning computes only the rest. Rows that a new sequence pushes out of their slot are
+kept beside the slots as long as there is room. It works on any decoder's caches.
 
 Decision: the buffers are anonymous memory maps, not `np.zeros`. Both commit memory only when it is written, but numpy
 asks Linux for 2 MiB pages, and one short sequence in a context of 8192 would then occupy 264 MB instead of 5.
@@ -20,6 +21,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from gateway.engines.base import KVCache
+
+_LEAST_KEPT = 16  # fewer rows are computed again in one call
 
 
 class SlotBuffers:
@@ -66,10 +69,41 @@ class SlotCache:
         self.length = length
 
     def copy_from(self, other: KVCache, length: int) -> None:
-        assert isinstance(other, SlotCache) and length <= other.length
-        for buffer in self._buffers.buffers:
-            buffer[self.index, :, :length] = buffer[other.index, :, :length]
+        assert isinstance(other, SlotCache | KeptRows) and length <= other.length
+        for buffer, rows in zip(self._buffers.buffers, other.rows(), strict=True):
+            buffer[self.index, :, :length] = rows[:, :length]
         self.length = length
+
+    def keep(self) -> KeptRows:
+        return KeptRows([rows.copy() for rows in self.rows()])
+
+    def rows(self) -> list[NDArray[np.generic]]:
+        """The valid rows in each buffer, views (kv_heads, length, head_dim)."""
+        return [buffer[self.index, :, : self.length] for buffer in self._buffers.buffers]
+
+
+class KeptRows:
+    """The KVCache of rows that are only there to be copied from."""
+
+    def __init__(self, rows: list[NDArray[np.generic]]) -> None:
+        self._rows = rows
+        self.length = rows[0].shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(rows.nbytes for rows in self._rows)
+
+    def rows(self) -> list[NDArray[np.generic]]:
+        return self._rows
+
+    def truncate(self, length: int) -> None:
+        raise AssertionError("kept rows do not change")
+
+    def copy_from(self, other: KVCache, length: int) -> None:
+        raise AssertionError("kept rows do not change")
+
+    def keep(self) -> KeptRows:
+        return self
 
 
 @dataclass(eq=False)
@@ -92,10 +126,16 @@ class Slot:
 
 
 class SlotPool:
-    """Hands out the slots of a decoder, the one with the longest common prefix first, else the least recently used."""
+    """Hands out the slots of a decoder, the one with the longest common prefix first, else the least recently used.
 
-    def __init__(self, caches: Sequence[KVCache]) -> None:
+    Args:
+        room: bytes for the rows of ended sequences that no slot holds any more; the least recently used go first.
+    """
+
+    def __init__(self, caches: Sequence[KVCache], room: int = 0) -> None:
         self.slots = [Slot(cache) for cache in caches]
+        self._kept: list[Slot] = []  # none of them is ever handed out
+        self._room = room
         self._clock = 0
 
     @property
@@ -105,24 +145,39 @@ class SlotPool:
     def take(self, ids: Sequence[int], owner: str) -> Slot:
         """A slot whose cache holds a prefix of `ids`, truncated to it; the rest is for the caller to compute.
 
-        A prefix in a slot that is busy, or whose own continuation is worth more than it, is copied out of it. Raises
-        IndexError when no slot is free.
+        A prefix in a slot that is busy, or whose own continuation is worth more than it, is copied out of it, and so
+        is one that is kept. Raises IndexError when no slot is free.
         """
         free = [slot for slot in self.slots if not slot.is_busy]
         if not free:
             raise IndexError("no slot is free")
-        shared = {id(slot): slot.shared_rows(ids, owner) for slot in self.slots}
-        donor = max(self.slots, key=lambda slot: (shared[id(slot)], not slot.is_busy, slot.used))
+        holders = [*self.slots, *self._kept]
+        shared = {id(slot): slot.shared_rows(ids, owner) for slot in holders}
+        donor = max(holders, key=lambda slot: (shared[id(slot)], slot in free, slot.used))
         rows = shared[id(donor)]
-        in_place = not donor.is_busy and rows and rows * 2 >= donor.cache.length
+        in_place = donor in free and rows and rows * 2 >= donor.cache.length
         slot = donor if in_place else min(free, key=lambda slot: slot.used)
+        if not in_place:
+            self._keep(slot)
         if slot is donor or not rows:
-            slot.cache.truncate(rows if slot is donor else 0)
+            slot.cache.truncate(rows)
         else:
             slot.cache.copy_from(donor.cache, rows)
+            self._touch(donor)
         slot.ids, slot.owner, slot.is_busy = ids, owner, True
         self._touch(slot)
         return slot
+
+    def _keep(self, slot: Slot) -> None:
+        """Rows that are about to be written over are put aside; what they continue need not be there twice."""
+        length = slot.cache.length
+        if length < _LEAST_KEPT or slot.cache.nbytes > self._room:
+            return
+        kept = Slot(slot.cache.keep(), slot.ids[:length], slot.owner, used=slot.used)
+        others = [other for other in self._kept if not _continues(kept, other)]
+        self._kept = sorted([*others, kept], key=lambda slot: slot.used)
+        while sum(slot.cache.nbytes for slot in self._kept) > self._room:
+            del self._kept[0]
 
     def give_back(self, slot: Slot) -> None:
         """The sequence has ended; its rows stay for whoever begins the same way."""
@@ -137,3 +192,8 @@ class SlotPool:
     def _touch(self, slot: Slot) -> None:
         self._clock += 1
         slot.used = self._clock
+
+
+def _continues(slot: Slot, other: Slot) -> bool:
+    """Whether `slot` holds all rows of `other`."""
+    return slot.owner == other.owner and slot.ids[: len(other.ids)] == other.ids

@@ -92,6 +92,18 @@ class StaticCache:
             self.buffers[name].array[rows] = other.buffers[name].array[rows]
         self.length = length
 
+    def keep(self) -> StaticCache:
+        kept = StaticCache()
+        kept._layout, kept.length = self._layout, self.length
+        kept.buffers = {name: self._valid(name, tensor) for name, tensor in self._layout.items()}
+        return kept
+
+    def _valid(self, name: str, tensor: TensorLayout) -> Buffer:
+        rows = self.buffers[name].array[tensor.slice(0, self.length)]
+        buffer = Buffer(rows.shape, tensor.dtype)
+        buffer.array[...] = rows
+        return buffer
+
     def lay_out(self, layout: Layout) -> None:
         """Bring the buffers into the shapes of `layout`; the valid rows keep their contents."""
         if layout is self._layout:

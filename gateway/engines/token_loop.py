@@ -37,6 +37,8 @@ from gateway.errors import ContextLengthExceeded, EngineFailed, GatewayError, In
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")
 
+KEPT_BYTES = 256 << 20  # 5800 tokens of SmolLM2, 2300 of Llama 3.2 3B in half precision
+
 
 @dataclass(eq=False)
 class _Request:
@@ -53,6 +55,7 @@ class TokenLoop:
         emit: takes the frames for the parent.
         caches: caches of that decoder; so many sequences are in progress at once.
         prefix_cache: whether a request may take over the rows of an ended one with the same owner.
+        kept_bytes: for rows of ended sequences beyond those that the caches hold.
         lookup: whether what prompt and answer have said before is drafted again where that pays.
         make_constraint: compiles a request's grammar.
         clock: seconds, monotonic.
@@ -66,12 +69,13 @@ class TokenLoop:
         *,
         make_constraint: MakeConstraint,
         prefix_cache: bool = True,
+        kept_bytes: int = KEPT_BYTES,
         lookup: bool = True,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._decoder = decoder
         self._emit = emit
-        self._pool = SlotPool(caches)
+        self._pool = SlotPool(caches, kept_bytes if prefix_cache else 0)
         self._make_constraint = make_constraint
         self._prefix_cache = prefix_cache
         self._lookup = lookup

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from gateway.engines.kv_cache import SlotBuffers, SlotCache, SlotPool
 
 
-def make_pool(slots: int = 3, context: int = 64) -> tuple[SlotPool, SlotBuffers]:
+def make_pool(slots: int = 3, context: int = 64, kept_rows: int = 0) -> tuple[SlotPool, SlotBuffers]:
     buffers = SlotBuffers(4, slots, (2, 8), context, np.float32)
-    return SlotPool([SlotCache(buffers, index) for index in range(slots)]), buffers
+    caches = [SlotCache(buffers, index) for index in range(slots)]
+    return SlotPool(caches, kept_rows * buffers.bytes_per_row()), buffers
 
 
 def compute(pool: SlotPool, buffers: SlotBuffers, ids: list[int], owner: str = "") -> tuple[object, int]:
@@ -105,9 +106,66 @@ def test_no_free_slot_is_an_error() -> None:
         pool.take([1], "")
 
 
-@given(st.lists(st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.booleans()), max_size=30))
-def test_rows_are_right_whatever_came_before(requests: list[tuple[list[int], bool]]) -> None:
-    pool, buffers = make_pool(3, 16)
+# -- beside the slots --------------------------------------------------------------------------------------------------
+
+
+def conversation(number: int, size: int = 20) -> list[int]:
+    return [number * 100 + place for place in range(size)]
+
+
+def converse(pool: SlotPool, buffers: SlotBuffers, ids: list[int], owner: str = "") -> int:
+    """One request from beginning to end; how much of it was cached."""
+    slot, cached = compute(pool, buffers, ids, owner)
+    assert rows(buffers, slot) == ids
+    pool.give_back(slot)
+    return cached
+
+
+def test_more_conversations_than_slots_keep_their_rows() -> None:
+    pool, buffers = make_pool(2, kept_rows=200)
+    for turn in range(3):
+        cached = [converse(pool, buffers, conversation(number, 20 + 5 * turn)) for number in range(5)]
+        assert cached == [max(0, 15 + 5 * turn) if turn else 0] * 5
+
+
+def test_no_more_is_kept_than_there_is_room_for() -> None:
+    pool, buffers = make_pool(1, kept_rows=45)
+    for number in range(4):
+        converse(pool, buffers, conversation(number))
+    assert sum(slot.cache.length for slot in pool._kept) == 40
+    assert converse(pool, buffers, conversation(0, 30)) == 0  # the least recently used went first
+    assert converse(pool, buffers, conversation(3, 30)) == 20
+
+
+def test_what_is_kept_has_an_owner() -> None:
+    pool, buffers = make_pool(1, kept_rows=100)
+    converse(pool, buffers, conversation(1), "alice")
+    converse(pool, buffers, conversation(2), "bob")
+    assert converse(pool, buffers, conversation(1, 30), "bob") == 0
+    assert converse(pool, buffers, conversation(1, 30), "alice") == 20
+
+
+def test_a_conversation_is_kept_once() -> None:
+    pool, buffers = make_pool(1, kept_rows=1000)
+    for turn in range(4):
+        for number in range(2):
+            converse(pool, buffers, conversation(number, 20 + turn))
+    assert len(pool._kept) == 2
+
+
+def test_two_that_begin_alike_both_go_on_from_what_is_kept() -> None:
+    pool, buffers = make_pool(1, kept_rows=1000)
+    system = conversation(9, 30)
+    converse(pool, buffers, [*system, 1, 2, 3])
+    assert converse(pool, buffers, conversation(5)) == 0
+    assert converse(pool, buffers, [*system, 4, 5, 6]) == 30
+    assert converse(pool, buffers, [*system, 7, 8, 9]) == 30
+
+
+@pytest.mark.parametrize("kept_rows", [0, 40])
+@given(requests=st.lists(st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=24), st.booleans()), max_size=30))
+def test_rows_are_right_whatever_came_before(requests: list[tuple[list[int], bool]], kept_rows: int) -> None:
+    pool, buffers = make_pool(3, 32, kept_rows)
     busy: list[object] = []
     for ids, stays in requests:
         if not pool.has_free:

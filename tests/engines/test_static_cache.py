@@ -79,3 +79,15 @@ def test_a_copy_is_independent_of_its_donor() -> None:
     donor.truncate(0)
     fill(donor, 6, seed=2)
     assert copy.length == 4 and np.array_equal(held(copy), expected)
+
+
+def test_rows_that_are_kept_can_be_copied_back() -> None:
+    cache, other = StaticCache(), StaticCache()
+    cache.lay_out(layout(32))
+    fill(cache, 10, seed=3)
+    before, kept = held(cache), cache.keep()
+    assert kept.nbytes == 10 * cache.nbytes // 32
+    cache.truncate(0)
+    fill(cache, 10, seed=4)
+    other.copy_from(kept, 7)
+    assert np.array_equal(held(other), before[..., :7])
