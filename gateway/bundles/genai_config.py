@@ -5,7 +5,8 @@ Keys that are not known are ignored: bundles come from many makers and newer one
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+from pathlib import Path, PureWindowsPath
 from typing import Any, Literal
 
 import msgspec
@@ -118,12 +119,24 @@ def read_genai_config(folder: Path) -> GenaiConfig:
     """Raises BundleError when the file is missing, is not JSON, or lacks or mistypes something needed."""
     path = folder / "genai_config.json"
     try:
-        content = msgspec.json.decode(path.read_bytes(), type=_File)
-        return _config(content)
+        config = _config(msgspec.json.decode(path.read_bytes(), type=_File))
     except FileNotFoundError:
         raise BundleError(f"{folder.name} has no genai_config.json, so it is not a model bundle.") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError(f"{folder.name}: genai_config.json cannot be read: {error}.") from error
+    for name in (config.tokenizer_dir, config.decoder.filename, *(stage.filename for stage in config.decoder.stages)):
+        check_inside(folder, name)
+    return config
+
+
+def check_inside(folder: Path, name: str) -> None:
+    """Raises BundleError when a file that the bundle in `folder` names lies elsewhere: a bundle may come from anywhere.
+
+    Chains for several lengths of context (`context-*`) share the files in the folder above theirs.
+    """
+    bundle = folder.parent if folder.name.startswith("context-") else folder
+    if not Path(os.path.normpath(folder / name)).is_relative_to(os.path.normpath(bundle)):
+        raise BundleError(f"{folder.name}: {PureWindowsPath(name).name!r} lies outside the bundle's folder.")
 
 
 class _Model(Struct, kw_only=True):

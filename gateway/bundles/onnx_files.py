@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gateway.bundles.genai_config import check_inside
 from gateway.errors import BundleError
 
 _HOLDS_ITS_WEIGHTS = 256 * 1024 * 1024  # a graph file this large refers to little and is slow to parse
@@ -27,6 +28,7 @@ def check_onnx_file(path: Path) -> None:
     if not graph.node:
         raise BundleError(f"{path.parent.name}: {path.name} is truncated or not an ONNX graph.")
     for name, size in [*_constant_files(graph), *_context_files(graph)]:
+        check_inside(path.parent, name)
         _check_size(path.parent / name, size, path.name)
 
 
