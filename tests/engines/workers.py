@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -87,12 +88,16 @@ def has_no_memory_to_load(connection: Connection, spec: WorkerSpec) -> None:
 
 
 def has_no_memory_left(connection: Connection, spec: WorkerSpec) -> None:
-    """The real worker, loaded and warm, on a machine that has not a byte more for it."""
+    """The real worker, loaded and warm, on a machine that has no more memory for it than the smallest pieces."""
     serve = worker.serve
 
     def serve_without_memory(*args: Any) -> None:
         np.random.default_rng()  # loads a library
         _limit_memory(0)
+        hoard = []
+        with suppress(MemoryError):
+            while True:
+                hoard.append(bytearray(1 << 20))
         serve(*args)
 
     worker.serve = serve_without_memory
