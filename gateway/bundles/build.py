@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,13 +15,13 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway.bundles.cpu_graph import write_cpu_graph
+from gateway.bundles.cpu_graph import Activations, write_cpu_graph
 from gateway.bundles.genai_writer import genai_config
 from gateway.bundles.source import ModelSource, open_source
 from gateway.errors import BundleError
 
 #: Counts up when the same source would give another bundle; `ensure_bundle` then builds again.
-BUNDLE_FORMAT = 2
+BUNDLE_FORMAT = 3
 STAMP = "bundle.json"
 
 #: progress("what is being done", share of it that is done, 0..1)
@@ -134,10 +135,12 @@ def _remove_abandoned(out: Path) -> None:
 class CpuTarget(Struct, frozen=True):
     """One graph of any shape for the CPU provider."""
 
+    activations: Activations = "float"
     name: str = "cpu"
 
     def write(self, source: ModelSource, folder: Path, progress: Progress) -> Graphs:
-        write_cpu_graph(source, folder / "model.onnx", lambda share: progress("writing the layers", share))
+        report = partial(progress, "writing the layers")
+        write_cpu_graph(source, folder / "model.onnx", report, self.activations)
         decoder = {
             "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
             "filename": "model.onnx",

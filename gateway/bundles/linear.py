@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -14,7 +14,7 @@ from gateway.bundles import quantise
 from gateway.bundles.graph import MICROSOFT, GraphWriter
 from gateway.bundles.source import Blocks
 
-_INT8_ACTIVATIONS, _FLOAT_ACTIVATIONS = 4, 0  # MatMulNBits' accuracy levels
+FLOAT_ACTIVATIONS, INT8_ACTIVATIONS = 0, 4  # MatMulNBits' accuracy levels
 
 
 class Packed(Struct, frozen=True, kw_only=True):
@@ -32,18 +32,28 @@ class Packed(Struct, frozen=True, kw_only=True):
 class LinearWriter:
     """Writes products to `graph`, of one float type.
 
-    Activations stay floats: rounding them to int8 (accuracy level 4) costs a third less time in a step, and moves
-    SmolLM2's logits by 0.14 (root mean square), enough to change answers and to make a step differ from a batch.
-    `finer_eights`: 8-bit blocks go through `finer_product`, since the CPU's kernel for them is slow with floats.
+    Args:
+        finer: matrices of so many bits go through `finer_product`, the others through the kernel as it is.
+        accuracy_level: the kernel's, where it is used as it is. 0 keeps activations floats, which the CPU computes fast
+            for four bits only. 4 rounds them to int8: less work, and SmolLM2's logits move by 0.2 (root mean square),
+            enough to change answers and to make a step differ from a batch.
     """
 
     def __init__(
-        self, graph: GraphWriter, dtype: type[np.floating[Any]] = np.float32, *, finer_eights: bool = False
+        self,
+        graph: GraphWriter,
+        dtype: type[np.floating[Any]] = np.float32,
+        *,
+        finer: Collection[int] = (),
+        accuracy_level: int = FLOAT_ACTIVATIONS,
     ) -> None:
         self._graph = graph
         self._dtype = dtype
-        self._finer_eights = finer_eights
+        self._finer = finer
+        self._accuracy_level = accuracy_level
         self._block_sums: dict[tuple[str, int], str] = {}
+        self._two_rows: dict[tuple[str, int], str] = {}
+        self._in_blocks: dict[tuple[str, int], str] = {}
 
     def product(self, name: str, x: str, parts: Sequence[Blocks], bias: NDArray[np.float32] | None = None) -> str:
         """y = x · wᵀ + bias; the parts' rows lie side by side in y, and parts of one kind are one product."""
@@ -74,9 +84,9 @@ class LinearWriter:
 
     def packed_product(self, matrix: Packed, x: str, output: str) -> str:
         """x · wᵀ. Without zero points the kernel takes 8 for them in four bits and 128 in eight."""
-        if matrix.bits == 8 and self._finer_eights:
-            return self.finer_product(matrix, x, output)
-        return self._kernel(matrix, x, output, _FLOAT_ACTIVATIONS)
+        if matrix.bits in self._finer:
+            return self._graph.node("Add", self._finer_halves(matrix, x, output), output)
+        return self._kernel(matrix, x, output, self._accuracy_level)
 
     def _kernel(self, matrix: Packed, x: str, output: str, accuracy_level: int) -> str:
         return self._graph.node(
@@ -91,29 +101,36 @@ class LinearWriter:
             accuracy_level=accuracy_level,
         )
 
-    def finer_product(self, matrix: Packed, x: str, output: str) -> str:
-        """x · wᵀ with about 15 bits of x on a kernel that takes 7 (accuracy level 4), at twice the price or less.
+    def _finer_halves(self, matrix: Packed, x: str, output: str) -> Sequence[str]:
+        """Two values whose sum is x · wᵀ with about 15 bits of x, from a kernel that takes 7 (accuracy level 4).
 
-        What rounding x to int8 loses goes through the kernel as further rows and is added: the weights are read once.
+        What rounding x to int8 loses goes through the kernel as further rows: the weights are read once.
         Measured on a head of 49,152 rows: error 4e-5 instead of 7e-3, 9.5 ms instead of 4.7, and 475 ms at level 0.
         """
-        graph = self._graph
-        shape = graph.constant(f"blocks_of_{matrix.block_size}", np.array([0, 0, -1, matrix.block_size]))
-        blocks = graph.node("Reshape", [x, shape], f"{output}.blocks")  # (batch, sequence, blocks, block_size)
-        magnitude = graph.node("Abs", [blocks], f"{output}.magnitude")
-        last = graph.constant("last_axis", np.array([-1]))
-        largest = graph.node("ReduceMax", [magnitude, last], f"{output}.largest")
-        scale = graph.node("Div", [largest, graph.constant("127", np.array(127, np.float32))], f"{output}.scale")
-        step = graph.node("Add", [scale, graph.constant("not_zero", np.array(1e-20, np.float32))], f"{output}.step")
-        steps = graph.node("Round", [graph.node("Div", [blocks, step], f"{output}.exact_steps")], f"{output}.steps")
-        coarse = graph.node("Mul", [steps, step], f"{output}.coarse")
-        rest = graph.node("Sub", [blocks, coarse], f"{output}.rest")
-        both = graph.node("Concat", [coarse, rest], f"{output}.both", axis=1)
-        rows = graph.constant(f"rows_of_{matrix.columns}", np.array([0, 0, matrix.columns]))
-        stacked = graph.node("Reshape", [both, rows], f"{output}.rows")
-        products = self._kernel(matrix, stacked, f"{output}.parts", _INT8_ACTIVATIONS)
+        rows = self._coarse_and_rest(x, matrix.block_size, matrix.columns)
+        products = self._kernel(matrix, rows, f"{output}.parts", INT8_ACTIVATIONS)
         halves = [f"{output}.of_coarse", f"{output}.of_rest"]
-        return graph.node("Add", graph.nodes("Split", [products], halves, axis=1, num_outputs=2), output)
+        return self._graph.nodes("Split", [products], halves, axis=1, num_outputs=2)
+
+    def _coarse_and_rest(self, x: str, size: int, columns: int) -> str:
+        """(batch, sequence, columns) -> (batch, 2 * sequence, columns): x on the kernel's int8 grid, then the rest."""
+        key = x, size
+        if key in self._two_rows:
+            return self._two_rows[key]
+        graph = self._graph
+        blocks = self._blocks(x, size)
+        magnitude = graph.node("Abs", [blocks], f"{x}.magnitude")
+        last = graph.constant("last_axis", np.array([-1]))
+        largest = graph.node("ReduceMax", [magnitude, last], f"{x}.largest")
+        scale = graph.node("Div", [largest, graph.constant("127", np.array(127, np.float32))], f"{x}.scale")
+        step = graph.node("Add", [scale, graph.constant("not_zero", np.array(1e-20, np.float32))], f"{x}.step")
+        steps = graph.node("Round", [graph.node("Div", [blocks, step], f"{x}.exact_steps")], f"{x}.steps")
+        coarse = graph.node("Mul", [steps, step], f"{x}.coarse")
+        rest = graph.node("Sub", [blocks, coarse], f"{x}.rest")
+        both = graph.node("Concat", [coarse, rest], f"{x}.both", axis=1)
+        shape = graph.constant(f"rows_of_{columns}", np.array([0, 0, columns]))
+        self._two_rows[key] = graph.node("Reshape", [both, shape], f"{x}.two_rows")
+        return self._two_rows[key]
 
     def lookup(self, matrix: Packed, ids: str, output: str) -> str:
         """Rows of a symmetric 8-bit matrix by their ids (batch, sequence): (batch, sequence, columns)."""
@@ -134,22 +151,31 @@ class LinearWriter:
 
     def _exact_product(self, name: str, x: str, blocks: Blocks) -> str:
         matrix, missing = self.pack(name, blocks), _missing(blocks)
-        y = self.packed_product(matrix, x, f"{name}.y")
         if missing is None:
-            return y
+            return self.packed_product(matrix, x, f"{name}.y")
         weights = self._graph.constant(f"{name}.missing", missing.T.astype(self._dtype))
         rest = self._graph.node("MatMul", [self.sums(x, blocks.block_size), weights], f"{name}.rest")
-        return self._graph.node("Add", [y, rest], f"{name}.exact")
+        if matrix.bits in self._finer:
+            return self._graph.node("Sum", [*self._finer_halves(matrix, x, f"{name}.y"), rest], f"{name}.exact")
+        return self._graph.node("Add", [self.packed_product(matrix, x, f"{name}.y"), rest], f"{name}.exact")
 
     def sums(self, x: str, size: int) -> str:
         """The sum of each block of inputs: (batch, sequence, columns) -> (batch, sequence, columns / size)."""
         key = (x, size)
         if key not in self._block_sums:
-            shape = self._graph.constant(f"blocks_of_{size}", np.array([0, 0, -1, size]))
-            blocks = self._graph.node("Reshape", [x, shape], f"{x}.blocks_of_{size}")
             last = self._graph.constant("last_axis", np.array([-1]))
-            self._block_sums[key] = self._graph.node("ReduceSum", [blocks, last], f"{x}.sums_of_{size}", keepdims=0)
+            self._block_sums[key] = self._graph.node(
+                "ReduceSum", [self._blocks(x, size), last], f"{x}.sums_of_{size}", keepdims=0
+            )
         return self._block_sums[key]
+
+    def _blocks(self, x: str, size: int) -> str:
+        """(batch, sequence, columns) -> (batch, sequence, blocks, size)"""
+        key = (x, size)
+        if key not in self._in_blocks:
+            shape = self._graph.constant(f"blocks_of_{size}", np.array([0, 0, -1, size]))
+            self._in_blocks[key] = self._graph.node("Reshape", [x, shape], f"{x}.blocks_of_{size}")
+        return self._in_blocks[key]
 
 
 def _zero_points(blocks: Blocks) -> NDArray[np.uint8] | None:

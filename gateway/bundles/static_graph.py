@@ -104,7 +104,7 @@ def write_embeddings_and_head(source: ModelSource, folder: Path, precision: Prec
     with GraphWriter(folder / "lm_head.onnx") as head:
         head.input("output_hidden_states", float_type, [1, "rows", config.hidden])
         head.output("logits", TensorProto.FLOAT, [1, "rows", config.vocab])
-        linear = LinearWriter(head, finer_eights=precision != "fp32")
+        linear = LinearWriter(head, finer=(8,) if precision != "fp32" else ())
         if config.tied_embeddings:
             head.borrow(graph, table.quants, table.scales)
         else:

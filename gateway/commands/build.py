@@ -23,6 +23,13 @@ def add_parser(subparsers: options.Subparsers) -> None:
         "out", metavar="OUT", type=Path, help="the folder to write; an earlier bundle there is replaced"
     )
     parser.add_argument("--target", choices=("cpu", "qnn"), default="cpu", help="where it is to run (default: cpu)")
+    cpu = parser.add_argument_group("for --target cpu")
+    cpu.add_argument(
+        "--activations",
+        choices=("float", "int8"),
+        default="float",
+        help="int8 is llama.cpp's arithmetic: faster, and up to one answer token in twenty differs (default: float)",
+    )
     npu = parser.add_argument_group("for --target qnn")
     npu.add_argument(
         "--soc",
@@ -40,11 +47,12 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from gateway.bundles.build import CpuTarget
     from gateway.bundles.fetch import make_bundle
     from gateway.commands.bundles import progress_bars
 
     out = arguments.out.resolve()
-    target = _npu_target(arguments) if arguments.target == "qnn" else None
+    target = _npu_target(arguments) if arguments.target == "qnn" else CpuTarget(activations=arguments.activations)
     with progress_bars(out.name) as progress:
         make_bundle(arguments.source, out, base=Path(), progress=progress, target=target)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
