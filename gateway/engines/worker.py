@@ -41,7 +41,6 @@ from gateway.engines.grammar import GrammarCompiler
 from gateway.engines.grammar_desk import Compiled, GrammarDesk
 from gateway.engines.memory import NO_MEMORY, peak_bytes
 from gateway.engines.onnx import SessionOptions
-from gateway.engines.static_decoder import open_static_decoder
 from gateway.engines.token_loop import TokenLoop
 from gateway.errors import BundleError, EngineFailed, GatewayError
 
@@ -178,6 +177,8 @@ def open_decoder(spec: WorkerSpec, progress: Callable[[str], None] = lambda stag
     """The decoder for a bundle on a provider. Raises BundleError, ConfigError or EngineFailed."""
     bundle = load_bundle(Path(spec.bundle))
     if bundle.config.decoder.stages:
+        from gateway.engines.static_decoder import open_static_decoder  # with onnx, a fifth of a second of every start
+
         return open_static_decoder(
             bundle.folder,
             provider=spec.provider,
