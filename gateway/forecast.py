@@ -7,7 +7,8 @@ are known before the request starts, once passes and steps have been measured:
 
 1. An NPU's pass costs the same however full it is (token_s is 0), a CPU's nearly nothing by itself (pass_s is small).
    Both terms are fitted to what was measured, by least squares, the latest weighing most. With
-   one measurement both explain half of it.
+   one measurement both explain half of it. A prompt may be slow by accident but not fast: one in less than half of
+   the time that was expected outweighs all before it.
 2. An answer's length is not known: requests so far used a share of their `max_tokens`, and the next one is taken to.
 3. Beside n others a request takes 1 + contention * n times its own device time; how much that is, the engine decides,
    so it is measured.
@@ -47,9 +48,12 @@ class PromptTimes:
     """seconds = pass_s * passes + token_s * tokens, fitted to measurements; neither is below 0."""
 
     def __init__(self) -> None:
-        self._pp = self._pt = self._tt = self._ps = self._ts = 0.0  # sums of products of what was measured
+        self._forget()
 
     def learn(self, tokens: int, width: float, seconds: float) -> None:
+        expected_s = self.seconds(tokens, width)
+        if expected_s is not None and seconds < expected_s / 2:
+            self._forget()
         passes, full = _passes(tokens, width), tokens / width
         size = passes + full  # errors count relative to it, so that a long prompt says no more than a short one
         p, t, s = passes / size, full / size, seconds / size
@@ -64,6 +68,9 @@ class PromptTimes:
             return None
         pass_s, full_s = self._fit()
         return pass_s * _passes(tokens, width) + full_s * tokens / width
+
+    def _forget(self) -> None:
+        self._pp = self._pt = self._tt = self._ps = self._ts = 0.0  # sums of products of what was measured
 
     def _fit(self) -> tuple[float, float]:
         """Seconds a pass costs by itself, and seconds that a pass full of tokens costs on top."""
@@ -117,6 +124,13 @@ class Forecast:
             stretched = (meter.first_token_at - entered_at) / meter.prompt_s
             contention = min(max(0.0, (stretched - 1) / others), _HIGHEST_CONTENTION)
             self._contention += _SMOOTHING * (contention - self._contention)
+
+    def gave_up(self, plan: Plan, waited_s: float, others: int) -> None:
+        """No first token came in so many seconds of having a place: it would have taken longer, say twice as long."""
+        seconds = 2 * waited_s / self._stretch(others)
+        expected_s = self._prompts.seconds(plan.computed_tokens, plan.pass_width)
+        if expected_s is None or expected_s < seconds:
+            self._prompts.learn(plan.computed_tokens, plan.pass_width, seconds)
 
     def finished(self, meter: Meter, max_tokens: int) -> None:
         """A request has ended by itself."""

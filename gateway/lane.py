@@ -278,6 +278,9 @@ class Lane:
                     raise self.breaker.refusal()
                 return await self._answer(request, limit)
         except TimeoutError:
+            if request.first_at is None and request.plan is not None and request.turn.entered_at is not None:
+                held_s = self._clock() - request.turn.entered_at
+                self._forecast.gave_up(request.plan, held_s, request.others)
             raise self._too_late(request) from None
 
     async def _answer(self, request: _Request, limit: asyncio.Timeout) -> Finished:

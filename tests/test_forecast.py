@@ -48,6 +48,14 @@ def test_noise_makes_no_cost_negative() -> None:
         assert (times.seconds(100_000, 128) or 0) > 0
 
 
+def test_half_the_time_is_believed_at_once() -> None:
+    times = PromptTimes()
+    for _ in range(50):
+        times.learn(128, 128, 0.3)
+    times.learn(128, 128, 0.1)
+    assert times.seconds(128, 128) == pytest.approx(0.1)
+
+
 def test_the_latest_weighs_most() -> None:
     times = PromptTimes()
     for _ in range(50):

@@ -19,6 +19,7 @@ from gateway.errors import (
     BundleError,
     DeadlineExceeded,
     EngineFailed,
+    FirstTokenTooLate,
     GatewayError,
     ModelNotReady,
     QueueFull,
@@ -214,6 +215,108 @@ async def test_who_cannot_wait_so_long_is_refused_at_once() -> None:
         await asyncio.gather(first, ask(lane, request(ttft_timeout_s=4.0001)))
 
 
+# --- forecasts
+
+
+def chip(max_sequences: int = 1) -> ModelConfig:
+    """The published times of a chip: 131 ms for each 128 tokens of a prompt, 51 ms for a token."""
+    script = {"replies": ["a b c"], "repeat": True}
+    return ModelConfig(engine="scripted", simulate="x-elite", max_sequences=max_sequences, queue=100, script=script)
+
+
+def prompt_of(tokens: int, **fields: Any) -> Generation:
+    return Generation(id="r", model="test", prompt=Text("a " * (tokens - 1) + "a"), **fields)
+
+
+async def predicted_and_true(lane: Lane, generation: Generation) -> tuple[float | None, float]:
+    """Seconds to the first token."""
+    meter, began = Meter(), now()
+    async with aclosing(lane.stream(generation, meter)) as events:
+        async for _ in events:
+            pass
+    assert meter.first_token_at is not None
+    return meter.predicted_ttft_s, meter.first_token_at - began
+
+
+@in_virtual_time
+async def test_the_first_token_comes_when_it_was_predicted() -> None:
+    async with running(chip()) as lane:
+        assert (await predicted_and_true(lane, prompt_of(40)))[0] is None  # nothing was measured yet
+        await ask(lane, prompt_of(300))
+        for tokens in (1, 128, 129, 1500, 4000):
+            predicted_s, true_s = await predicted_and_true(lane, prompt_of(tokens))
+            assert predicted_s == pytest.approx(true_s, rel=0.001)
+
+
+@in_virtual_time
+async def test_it_comes_as_predicted_behind_a_line_too() -> None:
+    async with running(chip()) as lane:
+        for tokens in (40, 300):
+            await ask(lane, prompt_of(tokens))
+        line = [(700, 60, 0.0), (10, 5, 0.5), (1300, 64, 0.6), (128, 1, 3.0), (129, 40, 3.1)]
+
+        async def come(tokens: int, max_tokens: int, after_s: float) -> tuple[float | None, float]:
+            await asyncio.sleep(after_s)
+            return await predicted_and_true(lane, prompt_of(tokens, max_tokens=max_tokens))
+
+        outcomes = await asyncio.gather(*(come(*arrival) for arrival in line))
+        for predicted_s, true_s in outcomes:
+            assert predicted_s == pytest.approx(true_s, rel=0.02)
+        assert outcomes[-1][1] > 6
+
+
+@in_virtual_time
+async def test_beside_others_it_comes_about_when_predicted() -> None:
+    dice = random.Random(0)
+
+    async def come(lane: Lane) -> float:
+        await asyncio.sleep(dice.random() * 600)
+        generation = prompt_of(dice.randint(1, 2000), max_tokens=dice.randint(1, 100))
+        predicted_s, true_s = await predicted_and_true(lane, generation)
+        return (predicted_s or 0.0) / true_s
+
+    async with running(chip(max_sequences=4)) as lane:
+        for tokens in (40, 300):
+            await ask(lane, prompt_of(tokens))
+        ratios = sorted(await asyncio.gather(*(come(lane) for _ in range(150))))
+        assert 0.8 < ratios[75] < 1.25
+        assert 0.5 < ratios[15] < ratios[135] < 2.0
+
+
+@in_virtual_time
+async def test_a_prompt_that_takes_too_long_by_itself_is_refused_at_once_and_not_to_be_sent_again() -> None:
+    async with running(chip()) as lane:
+        for tokens in (40, 300):
+            await ask(lane, prompt_of(tokens))
+        began = now()
+        said = (
+            r"test needs about 1\.0 s for the 1000 new tokens of this prompt; the first token was wanted within 0\.9 s"
+        )
+        with pytest.raises(FirstTokenTooLate, match=said) as caught:
+            await ask(lane, prompt_of(1000, ttft_timeout_s=0.9))
+        assert now() == began
+        assert (caught.value.retry_after_s, caught.value.should_retry) == (None, False)
+        await ask(lane, prompt_of(1000, ttft_timeout_s=1.1))
+
+
+@in_virtual_time
+async def test_a_device_that_has_become_fast_again_is_found_out() -> None:
+    async with running(config(replies=["a"], ttft_s=[5.0] * 5 + [0.1] * 20)) as lane:
+        for _ in range(5):
+            await ask(lane)
+        refusals = 0
+        while True:
+            try:
+                await ask(lane, request(ttft_timeout_s=1.0))
+                break
+            except FirstTokenTooLate:
+                refusals += 1
+                await asyncio.sleep(1.0)
+        assert 20 < refusals < 40
+        for _ in range(10):
+            await ask(lane, request(ttft_timeout_s=1.0))
+
+
 # --- order
 
 
@@ -272,6 +375,8 @@ async def test_the_first_token_has_a_deadline_of_its_own() -> None:
     async with running(config(ttft_s=3.0, token_s=1.0, repeat=True)) as lane:
         with pytest.raises(DeadlineExceeded, match=r"first token within 2\.0 s"):
             await ask(lane, request(ttft_timeout_s=2.0))
+        with pytest.raises(FirstTokenTooLate, match=r"needs about 4\.0 s"):  # that it has seen, twice over
+            await ask(lane, request(ttft_timeout_s=3.9))
         events = await ask(lane, request(ttft_timeout_s=4.0, max_tokens=20))  # takes 22 s in all
         assert isinstance(events[-1], Finished)
         with pytest.raises(DeadlineExceeded, match=r"finish its answer within 10\.0 s"):

@@ -266,6 +266,17 @@ async def test_a_clients_first_token_limit_holds_everywhere() -> None:
             await read(await router.open(request("alone", ttft_timeout_s=0.5)))
 
 
+@pytest.mark.parametrize("said_by", ["client", "configuration"])
+@in_virtual_time
+async def test_a_first_token_that_would_come_too_late_moves_on_at_once(said_by: str) -> None:
+    by_client = said_by == "client"
+    async with routing(with_fallback(ttft_s=0.9, ttft_timeout_s=None if by_client else 0.5)) as router:
+        for _ in range(10):
+            asked = request(ttft_timeout_s=0.5) if by_client else request()
+            assert await answer_of(router, asked) == ("second", "second")
+        assert now() == pytest.approx(0.5)  # only the first one had to find out
+
+
 @pytest.mark.parametrize(("asked_s", "after_s"), [(None, 20.0), (100.0, 20.0), (5.0, 5.0)])
 @in_virtual_time
 async def test_the_deadline_is_the_shorter_of_the_clients_and_the_servers(
