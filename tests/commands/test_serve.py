@@ -122,6 +122,27 @@ def test_the_environment_names_the_config(tmp_path: Path, folder: Path) -> None:
         assert "paris  ready" in running.read_greeting()
 
 
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_signal_to_the_whole_process_group_cuts_no_stream(tiny: Path, tmp_path: Path, stop: int) -> None:
+    (tmp_path / "config.toml").write_text(f"[models.tiny]\npath = '{tiny}'\nthreads = 1\n", encoding="utf-8")
+    with serving("--port", 0, cwd=tmp_path) as running:
+        url = running.read_greeting().split(" on ")[1].split()[0]
+        body = {"prompt": [40, 41], "ignore_eos": True, "temperature": 0, "max_tokens": 500, "stream": True}
+        with httpx.stream("POST", f"{url}/completions", json={"model": "tiny", **body}, timeout=60) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            if sys.platform == "win32":
+                running.process.send_signal(stop)  # Ctrl-Break always goes to the group
+            else:
+                os.killpg(running.process.pid, stop)
+            frames = [line for line in lines if line]
+        assert frames[-1] == "data: [DONE]" and len(frames) > 50
+        assert not any('"error"' in frame for frame in frames)
+        _, errors = running.process.communicate(timeout=60)
+    assert running.process.returncode == 0
+    assert "Traceback" not in errors and "its worker died" not in errors
+
+
 if os.name == "posix":
 
     def test_a_second_interrupt_does_not_wait(folder: Path) -> None:

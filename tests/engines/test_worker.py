@@ -133,11 +133,12 @@ def test_leaves_when_the_gateway_is_gone_while_it_is_idle(start: Callable[..., W
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
-def test_ctrl_c_is_the_gateways_business(start: Callable[..., Worker]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_the_gateways_business(start: Callable[..., Worker], number: int) -> None:
     worker = start()
     worker.hear_until(Ready)
     assert worker.process.pid
-    os.kill(worker.process.pid, signal.SIGINT)
+    os.kill(worker.process.pid, number)
     worker.say(Submit(id=1, ids=[5, 6, 7], sampling=GREEDY, max_tokens=2))
     assert isinstance(worker.hear_until(Ended, Failed)[-1], Ended)
 
