@@ -1,0 +1,263 @@
+"""What scheduling, packing, speculation and the prefix cache give on an NPU: a simulation, nothing here was measured.
+
+    python benchmarks/npu_model.py [--quick] [--write docs/benchmarks.md]
+
+The gateway's own token loop decides what every device call does; the calls cost what is published for Llama 3.2 3B
+(128 prompt tokens in one pass, a token in one step), on a clock that only they move. A pass that verifies a draft or
+packs several sequences is taken to cost what a pass of a prompt does.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from report import parser, publish, table
+
+from gateway.engines.base import DecoderSpec, KVCache, Logits
+from gateway.engines.frames import FromWorker, Submit, Tokens
+from gateway.engines.script import CHIPS, Chip
+from gateway.engines.token_loop import TokenLoop
+from gateway.generation import Sampling
+
+VOCABULARY = 997
+CONTEXT = 4096
+PACKING_FROM = 3  # steps alone cost less for fewer
+
+
+class RowCount:
+    """A KVCache of which only the length matters."""
+
+    def __init__(self, length: int = 0) -> None:
+        self.length = length
+
+    @property
+    def nbytes(self) -> int:
+        return 57_344 * self.length  # Llama 3.2 3B at 8 bits
+
+    def keep(self) -> RowCount:
+        return RowCount(self.length)
+
+    def truncate(self, length: int) -> None:
+        self.length = length
+
+    def copy_from(self, other: KVCache, length: int) -> None:
+        self.length = length
+
+
+def next_token(token: int, place: int) -> int:
+    return (token * 31 + place * 17 + 5) % VOCABULARY
+
+
+class SimulatedDecoder:
+    """Seam 2 on a chip's published times. The text it writes depends on the last token and its place alone."""
+
+    def __init__(self, chip: Chip, *, packs: bool) -> None:
+        self.chip, self.packs, self.now = chip, packs, 0.0
+        self.spec = DecoderSpec(
+            vocab_size=VOCABULARY, context_length=CONTEXT, prompt_width=chip.pass_width, device="simulated"
+        )
+
+    def new_cache(self) -> RowCount:
+        return RowCount()
+
+    def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
+        last: Logits = self.verify(cache, ids)[-1]
+        return last
+
+    def verify(self, cache: KVCache, ids: Sequence[int]) -> Logits:
+        self.now += self.chip.pass_s if len(ids) > 1 else self.chip.step_s
+        return np.stack([_advance(cache, token) for token in ids])
+
+    def step(self, caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
+        packed = self.packs and len(ids) >= PACKING_FROM
+        self.now += self.chip.pass_s if packed else self.chip.step_s * len(ids)
+        return np.stack([_advance(cache, token) for cache, token in zip(caches, ids, strict=True)])
+
+    def close(self) -> None: ...
+
+
+def _advance(cache: KVCache, token: int) -> Logits:
+    assert isinstance(cache, RowCount)
+    logits = np.zeros(VOCABULARY, np.float32)
+    logits[next_token(token, cache.length)] = 1.0
+    cache.length += 1
+    return logits
+
+
+@dataclass
+class Ask:
+    """One request and what came of it: the simulated seconds at which its tokens arrived."""
+
+    prompt: list[int]
+    tokens: int
+    at: float = 0.0
+    background: bool = False
+    prediction: list[int] = field(default_factory=list)
+    arrivals: list[float] = field(default_factory=list)
+
+    @property
+    def first_token_s(self) -> float:
+        return self.arrivals[0] - self.at
+
+    @property
+    def tokens_per_s(self) -> float:
+        return (len(self.arrivals) - 1) / (self.arrivals[-1] - self.arrivals[0])
+
+    @property
+    def longest_gap_s(self) -> float:
+        return max(after - before for before, after in zip(self.arrivals, self.arrivals[1:], strict=False))
+
+
+def play(chip: Chip, asks: Sequence[Ask], *, places: int = 8, packs: bool = False, prefix_cache: bool = True) -> None:
+    """Run the requests through the token loop to their end."""
+    decoder = SimulatedDecoder(chip, packs=packs)
+
+    def emit(frame: FromWorker) -> None:
+        if isinstance(frame, Tokens):
+            asks[frame.id].arrivals += [decoder.now] * len(frame.ids)
+
+    loop = TokenLoop(
+        decoder,
+        [decoder.new_cache() for _ in range(places)],
+        emit,
+        make_constraint=_no_grammar,
+        prefix_cache=prefix_cache,
+        clock=lambda: decoder.now,
+    )
+    waiting = sorted(range(len(asks)), key=lambda id: asks[id].at)
+    while waiting or not loop.is_idle:
+        if loop.is_idle:
+            decoder.now = max(decoder.now, asks[waiting[0]].at)
+        while waiting and asks[waiting[0]].at <= decoder.now:
+            loop.submit(_frame(waiting[0], asks[waiting.pop(0)]))
+        loop.turn()
+
+
+def _no_grammar(*_: object) -> None:
+    raise AssertionError("no request here has a grammar")
+
+
+def _frame(id: int, ask: Ask) -> Submit:
+    return Submit(
+        id=id,
+        ids=ask.prompt,
+        sampling=Sampling(temperature=0),
+        max_tokens=ask.tokens,
+        background=ask.background,
+        prediction=ask.prediction,
+    )
+
+
+def text(length: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).integers(0, VOCABULARY, length).tolist()
+
+
+def answer_to(prompt: Sequence[int], length: int) -> list[int]:
+    """What the simulated model will say."""
+    said, token = [], prompt[-1]
+    for place in range(len(prompt) - 1, len(prompt) - 1 + length):
+        token = next_token(token, place)
+        said.append(token)
+    return said
+
+
+Case = tuple[str, str, float, float]  # what, unit, without, with
+
+
+def cases(chip: Chip, tokens: int) -> list[Case]:
+    return [
+        single(chip, tokens),
+        second_turn(chip),
+        behind_a_long_prompt(chip),
+        *(streams(chip, count, tokens) for count in (2, 4, 8)),
+        edit(chip, tokens),
+        background(chip, tokens),
+    ]
+
+
+def single(chip: Chip, tokens: int) -> Case:
+    alone = Ask(text(500, 1), tokens)
+    play(chip, [alone])
+    return "one request alone, 500 tokens of prompt (the baseline)", "tokens/s", alone.tokens_per_s, alone.tokens_per_s
+
+
+def second_turn(chip: Chip) -> Case:
+    def first_token_s(prefix_cache: bool) -> float:
+        first = Ask(text(1000, 2), 64)
+        second = Ask([*first.prompt, *answer_to(first.prompt, 64), *text(30, 3)], 2, at=100.0)
+        play(chip, [first, second], prefix_cache=prefix_cache)
+        return second.first_token_s
+
+    return "first token of a second turn (1064 + 30 tokens): prefix cache", "s", *_both(first_token_s)
+
+
+def behind_a_long_prompt(chip: Chip) -> Case:
+    def first_token_s(interleaved: bool) -> float:
+        chat = Ask(text(100, 4), 16, at=0.1)
+        play(chip, [Ask(text(3900, 5), 100), chat], places=8 if interleaved else 1)
+        return chat.first_token_s
+
+    return "first token of a chat behind a prompt of 3900 tokens: interleaving", "s", *_both(first_token_s)
+
+
+def streams(chip: Chip, count: int, tokens: int) -> Case:
+    def together(packs: bool) -> float:
+        asks = [Ask(text(100, 10 + i), tokens) for i in range(count)]
+        play(chip, asks, packs=packs)
+        begun = max(ask.arrivals[0] for ask in asks)
+        later = [arrival for ask in asks for arrival in ask.arrivals if arrival > begun]
+        return len(later) / (max(later) - begun)
+
+    return f"{count} streams in all: packed into the wide graph", "tokens/s", *_both(together)
+
+
+def edit(chip: Chip, tokens: int) -> Case:
+    def speed(predicted: bool) -> float:
+        prompt = text(400, 6)
+        expected = answer_to(prompt, 4 * tokens)
+        changed = [(token + 1) % VOCABULARY if place % 50 == 25 else token for place, token in enumerate(expected)]
+        ask = Ask(prompt, 4 * tokens, prediction=changed if predicted else [])
+        play(chip, [ask])
+        return ask.tokens_per_s
+
+    return "an edit that changes every 50th token: prediction", "tokens/s", *_both(speed)
+
+
+def background(chip: Chip, tokens: int) -> Case:
+    def gap_s(yields: bool) -> float:
+        batch = [Ask(text(1500, 20 + i), tokens, background=yields) for i in range(3)]
+        chat = Ask(text(100, 7), tokens, at=0.1)
+        play(chip, [*batch, chat])
+        return statistics.mean(np.diff(chat.arrivals).tolist())
+
+    return "a chat's time per token beside 3 long jobs: background lane", "s", *_both(gap_s)
+
+
+def _both(measure: Callable[[bool], float]) -> tuple[float, float]:
+    return measure(False), measure(True)
+
+
+def main() -> None:
+    arguments = parser(__doc__ or "").parse_args()
+    tokens = 16 if arguments.quick else 128
+    found = {name: cases(chip, tokens) for name, chip in CHIPS.items()}
+    rows, bars = [], {}
+    for name, results in found.items():
+        for what, unit, without, with_it in results:
+            better = with_it / without if unit == "tokens/s" else without / with_it
+            rows.append([name, what, f"{without:.3g} {unit}", f"{with_it:.3g} {unit}", f"{better:.2f}x"])
+            if without != with_it:
+                bars[f"{name}: {what.split(':')[-1].strip()}, {unit}"] = {"without": without, "with": with_it}
+    note = (
+        "**Simulated** by `python benchmarks/npu_model.py` from the published times; no device was involved. "
+        "Packing is what it would give: on static graphs the decoder steps its sequences one by one today."
+    )
+    head = ["chip", "what", "without", "with", "better by"]
+    publish("npu_model", f"{note}\n\n{table(head, rows)}", bars, arguments.write)
+
+
+if __name__ == "__main__":
+    main()

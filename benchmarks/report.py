@@ -1,0 +1,80 @@
+"""What the benchmarks share: their results as a section of a Markdown page, with a plot beside it."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # the gateway of this clone
+
+_BAR, _LABEL, _WIDTH = 18, 240, 640  # pixels
+_COLOURS = ("#2b6cb0", "#a0aec0", "#cbd5e0", "#718096")
+
+
+def parser(text: str) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--quick", action="store_true", help="once and short: whether it runs, not what is true")
+    made.add_argument("--write", type=Path, metavar="PAGE", help="replace this benchmark's section of a Markdown page")
+    return made
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """The median, and the lowest and highest."""
+    if not values:
+        return "-"
+    shown = f"{statistics.median(values):.{digits}f}"
+    return shown if len(values) == 1 else f"{shown} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
+def publish(name: str, text: str, bars: Mapping[str, Mapping[str, float]], page: Path | None) -> None:
+    """Print the section; with a page, replace what stands there between the section's marks, and draw its plot.
+
+    Args:
+        bars: for each label of the plot its bars, by series.
+    """
+    machine = f"{platform.machine()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
+    section = f"{text}\n\nRun on {machine}."
+    print(section)
+    if page is None:
+        return
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    if not rest:
+        raise SystemExit(f"{page} has no line {begin}")
+    plot = page.with_name(f"benchmarks-{name}.svg")
+    plot.write_text(_svg(bars), encoding="utf-8")
+    page.write_text(f"{before}{begin}\n{section}\n\n![{name}]({plot.name})\n{end}{after}", encoding="utf-8")
+
+
+def _svg(bars: Mapping[str, Mapping[str, float]]) -> str:
+    """Horizontal bars; each label's are drawn to the scale of its longest, since labels differ in their units."""
+    series = list(dict.fromkeys(name for values in bars.values() for name in values))
+    drawn, y = [_text(_LABEL + 150 * i, 14, name, _COLOURS[i % 4]) for i, name in enumerate(series)], 28
+    for label, values in bars.items():
+        longest = max(values.values()) or 1.0
+        drawn.append(_text(0, y + 13, label))
+        for name, value in values.items():
+            width = value / longest * (_WIDTH - _LABEL - 80)
+            colour = _COLOURS[series.index(name) % 4]
+            drawn.append(f'<rect x="{_LABEL}" y="{y}" width="{width:.1f}" height="{_BAR - 3}" fill="{colour}"/>')
+            drawn.append(_text(_LABEL + width + 5, y + 13, f"{value:.4g}"))
+            y += _BAR
+        y += 6
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{y}" font-family="sans-serif">'
+    return "\n".join([head, f'<rect width="{_WIDTH}" height="{y}" fill="white"/>', *drawn, "</svg>\n"])
+
+
+def _text(x: float, y: float, text: str, colour: str = "#1a202c") -> str:
+    return f'<text x="{x:.0f}" y="{y:.0f}" font-size="12" fill="{colour}">{escape(text)}</text>'
