@@ -15,7 +15,7 @@ _FIRST_WIDTH = 8
 _LEAST_WIDTH = 3  # verifying four tokens costs about two single steps (see decoder.py)
 
 #: ids of one verified call -> its time in single steps, until it has been measured (SmolLM2 on the CPU)
-_USUAL_COST = {2: 1.5, 4: 2.3, 8: 4.0, 16: 5.2, 32: 8.0, 64: 14.0}
+_USUAL_COST = {1: 1.0, 2: 1.5, 4: 2.3, 8: 4.0, 16: 5.2, 32: 8.0, 64: 14.0}
 _MARGIN = 1.1  # a guess must promise this much more than going without
 _LONGEST_MATCH = 12
 _UNLIKELY = 0.05  # no draft goes on past this
@@ -80,6 +80,8 @@ class PassTimes:
 
     def learn_step(self, sequences: int, seconds: float) -> None:
         _learn(self._steps, sequences, seconds)
+        if sequences == 1:
+            self._forget()
 
     def learn_verified(self, ids: int, seconds: float) -> None:
         _learn(self._verified, _rounded(ids), seconds)
@@ -91,9 +93,22 @@ class PassTimes:
         return max(1 / self._steps[1], sequences / self._steps.get(sequences, math.inf))
 
     def verified(self, ids: int) -> float:
-        """Seconds of a call that verifies `ids` ids, once a step of one sequence was seen."""
-        width = _rounded(ids)
-        return self._verified.get(width) or _USUAL_COST[width] * self._steps[1]
+        """Seconds of a call that verifies `ids` ids, once a step of one sequence was seen.
+
+        A width that was never verified costs as much more than the next narrower one as usual, and no more than any
+        wider one.
+        """
+        width, known = _rounded(ids), {1: self._steps[1], **self._verified}
+        if width in known:
+            return known[width]
+        narrower = max(other for other in known if other < width)
+        guess = known[narrower] * _USUAL_COST[width] / _USUAL_COST[narrower]
+        return min([guess, *(seconds for other, seconds in known.items() if other > width)])
+
+    def _forget(self) -> None:
+        """Estimates drift to what is usual, so that what once was too expensive is tried again, rarely."""
+        for width, seconds in self._verified.items():
+            self._verified[width] += 0.01 * (_USUAL_COST[width] * self._steps[1] - seconds)
 
 
 def _rounded(ids: int) -> int:

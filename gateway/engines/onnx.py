@@ -81,6 +81,7 @@ def open_session(path: Path, options: SessionOptions) -> ort.InferenceSession:
 
 
 _ENTRIES = {
+    "mlas.disable_kleidiai": "1",  # on ARM it rounds a whole row to one int8 grid; our graphs count on one per block
     "session.intra_op.spin_duration_us": str(_SPIN_US),
     "session.force_spinning_stop": "1",
     "session.record_ep_graph_assignment_info": "1",

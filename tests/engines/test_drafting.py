@@ -128,6 +128,20 @@ def test_together_a_guess_must_be_worth_more() -> None:
     assert drafter.draft(63, times, 1) and not drafter.draft(63, times, 8)
 
 
+def test_a_device_that_is_cheaper_than_usual_is_found_out() -> None:
+    """A fixed cost for any width, as a graph of fixed shape has it."""
+    assert seconds_for(PROMPT[50:250], PROMPT, cost=lambda ids: 1.0 if ids == 1 else 2.6) < 200 / 6
+
+
+def test_a_width_that_was_too_expensive_once_is_tried_again() -> None:
+    times = PassTimes()
+    times.learn_step(1, 1.0)
+    times.learn_verified(8, 100.0)
+    for _ in range(600):
+        times.learn_step(1, 1.0)
+    assert times.verified(8) < 5
+
+
 def test_one_slow_call_does_not_spoil_an_estimate() -> None:
     times = PassTimes()
     for seconds in (1.0, 1.0, 50.0, 1.0):
