@@ -407,7 +407,10 @@ class Lane:
         pause_s = _FIRST_PAUSE_S
         while fault := await self._load_once():
             if fault != self._load_fault:
-                _log.error("%s cannot be loaded: %s", self.name, fault)
+                said = fault.rstrip(".")
+                _log.error(
+                    "%s cannot be loaded: %s; it is tried again; `npu-gateway doctor` says more", self.name, said
+                )
             self._load_fault = fault
             self._load_again_at = self._clock() + pause_s
             self._tried.set()

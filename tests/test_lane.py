@@ -162,7 +162,7 @@ async def test_a_load_that_fails_is_tried_again_with_growing_pauses(caplog: pyte
         with pytest.raises(ModelNotReady, match=r"test could not be loaded: model\.onnx is missing"):
             await ask(lane)
         assert [record.message for record in caplog.records if record.levelno == logging.ERROR] == [
-            "test cannot be loaded: model.onnx is missing"
+            "test cannot be loaded: model.onnx is missing; it is tried again; `npu-gateway doctor` says more"
         ]
         await asyncio.sleep(1 + 2 + 4 - 0.01)
         assert lane.status.engine.state == "failed"
