@@ -18,7 +18,7 @@ from gateway.app import Server, bind, create_app
 from gateway.config import BreakerConfig, Config, ModelConfig, ServerConfig
 from gateway.engines.base import Engine
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0  # a real model may load so long on a busy machine
 
 
 class Running:
