@@ -25,7 +25,7 @@ Millis = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(gt=0, le=1)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
-Penalty = Annotated[float, Meta(gt=0)]
+Penalty = Annotated[float, Meta(ge=0.01, le=100)]
 
 
 class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

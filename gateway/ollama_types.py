@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from gateway.openai_types import (
+    MAX_INT,
     MAX_MESSAGES,
     MAX_STOPS,
     MAX_TOOLS,
     Json,
     Penalty,
+    Repetition,
     Share,
     StopString,
     TokenLogprobs,
@@ -27,14 +29,14 @@ Effort = Literal["low", "medium", "high"]
 class Options(Struct, kw_only=True):
     """What changes the answer; options about memory and threads are the configuration's business and are ignored."""
 
-    num_predict: Annotated[int, Meta(ge=-2)] | None = None  # negative: as much as the context leaves
+    num_predict: Annotated[int, Meta(ge=-2, le=MAX_INT)] | None = None  # negative: as much as the context leaves
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Share | None = None
-    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=MAX_INT)] | None = None
     min_p: Share | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
-    repeat_penalty: Annotated[float, Meta(gt=0)] | None = None
+    repeat_penalty: Repetition | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
 

@@ -21,9 +21,9 @@ from gateway.openai_types import (
     ToolDefinition,
 )
 
-TokenId = Annotated[int, Meta(ge=0)]
+TokenId = Count
 #: A text, several, the token ids of one, or of several.
-PromptField = str | Annotated[list[str | int | list[TokenId]], Meta(min_length=1)]
+PromptField = str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
 
 
 # ---- requests ------------------------------------------------------------------------------------------------------

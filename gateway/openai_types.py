@@ -16,8 +16,10 @@ Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 StopString = Annotated[str, Meta(min_length=1, max_length=4096)]
-Count = Annotated[int, Meta(ge=0)]
-AtLeastOne = Annotated[int, Meta(ge=1)]
+MAX_INT = 2**53  # the most that JSON takes without loss; what goes to a worker must fit 64 bits
+Count = Annotated[int, Meta(ge=0, le=MAX_INT)]
+AtLeastOne = Annotated[int, Meta(ge=1, le=MAX_INT)]
+Repetition = Annotated[float, Meta(ge=0.01, le=100)]  # beyond, logits overflow
 #: Lists that the gateway walks over for every request: what nobody needs is refused before that holds others up.
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 1_000
@@ -73,9 +75,9 @@ class GenerationFields(Struct, kw_only=True):
     service_tier: str | None = None
     response_format: ResponseFormat | None = None
     # vLLM and llama.cpp
-    top_k: Annotated[int, Meta(ge=-1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=MAX_INT)] | None = None
     min_p: Share | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
+    repetition_penalty: Repetition | None = None
     min_tokens: Count | None = None
     ignore_eos: bool | None = None
     structured_outputs: StructuredOutputs | None = None
