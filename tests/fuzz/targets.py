@@ -1,0 +1,192 @@
+"""What is fuzzed: functions from bytes that raise when something does not hold. `scripts/fuzz.py` looks for such bytes.
+
+Shapes of the input:
+    requests     the first byte chooses the endpoint, the rest is the request's body
+    textstream   patterns and pieces of text, separated by bytes that are no text (0xff, 0xfe)
+    dialects     the first bytes choose the family, the tool choice, the prompt's end and the cuts, then the text
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from gateway.anthropic_types import MessagesRequest
+from gateway.config import Defaults
+from gateway.dialects.base import Delta, Parser
+from gateway.dialects.choose import choose_dialect
+from gateway.errors import GatewayError
+from gateway.generation import Chat, Generation, Message, ReasoningDelta, TextDelta, Tool, ToolCallDelta, ToolChoice
+from gateway.ollama_types import OllamaChatRequest, OllamaGenerateRequest
+from gateway.openai_completions import CompletionRequest
+from gateway.openai_types import ChatRequest
+from gateway.responses_types import ResponsesRequest
+from gateway.routes import ollama_prompts
+from gateway.routes.anthropic import messages_generation
+from gateway.routes.body import parse
+from gateway.routes.completions import completion_generations
+from gateway.routes.generations import chat_generation
+from gateway.routes.responses import response_generation
+from gateway.routes.responses_prompts import placed_items
+from gateway.routes.responses_store import ResponseStore
+from gateway.textstream import TextStream
+
+DEFAULTS = Defaults()
+STORE = ResponseStore()
+
+
+# ---- JSON -> Generation
+
+
+def _chat(asked: ChatRequest) -> list[Generation]:
+    return [chat_generation(asked, DEFAULTS, id="x")]
+
+
+def _completions(asked: CompletionRequest) -> list[Generation]:
+    return completion_generations(asked, DEFAULTS, id="x")
+
+
+def _responses(asked: ResponsesRequest) -> list[Generation]:
+    return [response_generation(asked, placed_items(asked, STORE, ""), DEFAULTS, id="x")]
+
+
+def _messages(asked: MessagesRequest) -> list[Generation]:
+    return [messages_generation(asked, DEFAULTS, id="x")]
+
+
+def _ollama_chat(asked: OllamaChatRequest) -> list[Generation]:
+    prompt = ollama_prompts.chat_of(asked)
+    return [ollama_prompts.generation_of(asked, prompt, DEFAULTS, model="m", id="x")]
+
+
+def _ollama_generate(asked: OllamaGenerateRequest) -> list[Generation]:
+    prompt = ollama_prompts.prompt_of(asked)
+    return [ollama_prompts.generation_of(asked, prompt, DEFAULTS, model="m", id="x")]
+
+
+DOORS: tuple[tuple[msgspec.json.Decoder[Any], Callable[[Any], list[Generation]]], ...] = (
+    (msgspec.json.Decoder(ChatRequest), _chat),
+    (msgspec.json.Decoder(CompletionRequest), _completions),
+    (msgspec.json.Decoder(ResponsesRequest), _responses),
+    (msgspec.json.Decoder(MessagesRequest), _messages),
+    (msgspec.json.Decoder(OllamaChatRequest), _ollama_chat),
+    (msgspec.json.Decoder(OllamaGenerateRequest), _ollama_generate),
+)
+
+
+def requests(data: bytes) -> None:
+    """A body becomes Generations that an engine can take, or a refusal: nothing else is raised."""
+    if not data:
+        return
+    decoder, build = DOORS[data[0] % len(DOORS)]
+    try:
+        made = build(parse(data[1:], decoder))
+    except GatewayError as refusal:
+        assert 400 <= refusal.status < 500, refusal
+        refusal.message.encode()
+        return
+    for generation in made:
+        assert generation.max_tokens >= 0 and generation.n >= 1
+        assert 0 <= generation.min_tokens <= max(generation.max_tokens, 0)
+        assert all(generation.stop)
+        # the worker gets it as bytes, and must read what was sent
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(generation), type=Generation) == generation
+
+
+# ---- the text stream
+
+
+def textstream(data: bytes) -> None:
+    """The cut is that of a search over the whole text, however the text arrives, and nothing is lost."""
+    head, _, tail = data.partition(b"\xff")
+    patterns = [text for part in head.split(b"\xfe")[:8] if (text := part.decode(errors="ignore"))]
+    pieces = [part.decode(errors="ignore") for part in tail.split(b"\xfe")]
+    stream, got = TextStream(patterns), ""
+    for piece in pieces:
+        text, match = stream.push(piece)
+        got += text
+        while match is not None:
+            text, following = stream.push("")
+            got += f"\0{match}\0{text}"
+            match = following
+    match = ""
+    while match is not None:
+        text, match = stream.finish()
+        got += text if match is None else f"{text}\0{match}\0"
+    assert got == _searched("".join(pieces), patterns)
+
+
+def _searched(text: str, patterns: list[str]) -> str:
+    done = ""
+    while found := [(text.find(pattern), len(pattern), pattern) for pattern in patterns if pattern in text]:
+        start, length, pattern = min(found)
+        done += f"{text[:start]}\0{pattern}\0"
+        text = text[start + length :]
+    return done + text
+
+
+# ---- the dialects
+
+
+FAMILIES = ("plain", "generic", "hermes", "qwen", "llama", "mistral", "mistral-args", "phi")
+CHOICES = (
+    ToolChoice(),
+    ToolChoice(mode="none"),
+    ToolChoice(mode="required"),
+    ToolChoice(parallel=False),
+    ToolChoice(mode="required", names=("get_weather",)),
+)
+ENDS = ("", "<think>\n", "<think>\n\n</think>\n\n")
+TOOLS = (Tool(name="f"), Tool(name="get_weather"))
+
+
+class Read(Struct):
+    content: str = ""
+    reasoning: str = ""
+    calls: list[list[str]] = []  # name and arguments
+
+
+def dialects(data: bytes) -> None:
+    """No text breaks a parser; how it is cut changes nothing; what is no markup is all there."""
+    if len(data) < 4:
+        return
+    family, choice, end = FAMILIES[data[0] % 8], CHOICES[data[1] % len(CHOICES)], ENDS[data[2] % len(ENDS)]
+    text = data[4:].decode(errors="ignore")
+    chat = Chat(messages=(Message(role="user", content="?"),), tools=TOOLS, tool_choice=choice)
+
+    def parser() -> Parser:
+        return choose_dialect(family, "").parser(chat, end, 0)
+
+    whole, step = _read(parser(), [text]), 1 + data[3] % 16
+    assert _read(parser(), list(text)) == whole
+    assert _read(parser(), [text[i : i + step] for i in range(0, len(text), step)]) == whole
+    assert all(name in ("f", "get_weather") for name, _ in whole.calls)
+    if not whole.calls and choice.mode != "required" and end == "" and "<think>" not in text:
+        assert (whole.content, whole.reasoning) == (text, "")
+
+
+def _read(parser: Parser, pieces: list[str]) -> Read:
+    deltas: list[Delta] = [delta for piece in pieces for delta in parser.push(piece)]
+    deltas += parser.finish()
+    read = Read()
+    for delta in deltas:
+        match delta:
+            case TextDelta(text=text):
+                assert text
+                read.content += text
+            case ReasoningDelta(text=text):
+                assert text
+                read.reasoning += text
+            case ToolCallDelta(name=str(name), index=index):
+                assert index == len(read.calls) and delta.id
+                read.calls.append([name, delta.arguments])
+            case ToolCallDelta(arguments=arguments):
+                assert arguments and delta.index == len(read.calls) - 1
+                read.calls[-1][1] += arguments
+    return read
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {"requests": requests, "textstream": textstream, "dialects": dialects}
