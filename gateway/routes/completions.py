@@ -25,6 +25,7 @@ from gateway.routes.grammars import grammar_of
 from gateway.routes.respond import answer_all
 
 MAX_TOKENS = 16  # OpenAI's default here, unlike that of a chat
+MAX_PROMPTS = 1_000  # in one request
 
 T = TypeVar("T")
 
@@ -81,6 +82,8 @@ def completion_generations(request: CompletionRequest, defaults: Defaults, *, id
 def prompts_of(request: CompletionRequest) -> list[Text | TokenIds]:
     """The prompts that the request holds, in order. Raises InvalidRequest for a list of mixed kinds."""
     field, suffix = request.prompt, request.suffix
+    if isinstance(field, list) and len(field) > MAX_PROMPTS and not isinstance(field[0], int):
+        raise InvalidRequest(f"'prompt' holds more than {MAX_PROMPTS} prompts.", param="prompt")
     match field:
         case str():
             return [Text(field, suffix or None)]
