@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from msgspec.structs import replace
 
 from gateway.config import BreakerConfig, Config, ModelConfig
 from gateway.engines.frames import FromWorker, ToWorker
@@ -121,9 +122,10 @@ class Storm:
         self.failures: list[str] = []
         self.kills = 0
         self.memory_mb: list[float] = []
-        model = ModelConfig(path=str(bundle), watchdog_s=1.0 if processes else 5.0, queue=CLIENTS)
+        calm = ModelConfig(path=str(bundle), queue=CLIENTS)  # a busy machine may keep its worker waiting for seconds
+        victim = replace(calm, watchdog_s=1.0 if processes else 5.0)
         breaker = BreakerConfig(enabled=not processes, latency_ms=2000, open_s=0.5)
-        self._config = Config(models=dict.fromkeys((*VICTIMS, CALM), model), breaker=breaker)
+        self._config = Config(models={**dict.fromkeys(VICTIMS, victim), CALM: calm}, breaker=breaker)
         clock = asyncio.get_running_loop().time
         self._engines = {
             name: StormEngine(name, model, bundle.parent, processes) for name, model in self._config.models.items()
