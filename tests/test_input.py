@@ -37,7 +37,7 @@ from gateway.responses_types import ResponsesRequest
 from tests.server import config_of, scripted
 
 PATIENCE_S = 120.0  # for a machine that does other things
-EXAMPLES = 8  # of a field; one within another gets half as many
+EXAMPLES = 6  # of a field; one within another gets half as many
 Words = Literal["openai", "ollama", "anthropic"]
 Step = str | int
 
