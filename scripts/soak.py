@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[1]
 PATIENCE_S = 180.0  # no answer takes so long, on no machine: it is lost
 SETTLE_S = 60.0  # what a gateway gets to come to rest, its killed worker started again
 CLOSING_S = 2.0  # for the gateway to notice that the last connections are closed
-KILL_EVERY_S = 15.0
+FIRST_KILL_S, KILL_EVERY_S = 15.0, 75.0  # seldom enough for a worker to count as stable in between
 REFUSED_S = 1.0  # what a client waits that was refused
 MEMORY_GROWTH = 1.25  # of the gateway's own process, from a tenth of the time to the end ...
 MEMORY_ROOM_MB = 16.0  # ... and what it may take besides
@@ -84,15 +84,19 @@ class Soak:
                     group.create_task(self._again_and_again(self._client, pause_s=0.05 * number))
                 group.create_task(self._again_and_again(self._look, pause_s=1.0))
                 if self._gateway is not None:
-                    group.create_task(self._again_and_again(self._kill, pause_s=KILL_EVERY_S))
+                    group.create_task(self._kill_now_and_then())
             await self._settle()
         await asyncio.sleep(CLOSING_S)
         self._compare(before)
 
+    async def _kill_now_and_then(self) -> None:
+        await asyncio.sleep(min(FIRST_KILL_S, self._seconds / 2))
+        await self._again_and_again(self._kill, pause_s=KILL_EVERY_S)
+
     async def _again_and_again(self, work: Callable[[], Awaitable[None]], pause_s: float) -> None:
         while self._goes_on:
             await work()
-            await asyncio.sleep(min(pause_s, max(0.0, self._seconds)))
+            await asyncio.sleep(min(pause_s, max(0.0, self._began + self._seconds - time.monotonic())))
 
     # --- what clients do
 

@@ -82,8 +82,8 @@ def fails_every_call(connection: Connection, spec: WorkerSpec) -> None:
 
 
 def has_no_memory_to_load(connection: Connection, spec: WorkerSpec) -> None:
-    """The real worker on a machine that gives it 10 MiB more than the interpreter and the libraries have."""
-    _limit_memory(10 << 20)
+    """The real worker on a machine that gives it 48 MiB more than the interpreter and the libraries have."""
+    _limit_memory(48 << 20)
     worker.worker_main(connection, spec)
 
 
