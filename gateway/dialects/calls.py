@@ -150,7 +150,7 @@ class CallReader:
     def _argue(self, character: str) -> bool:
         """Take one character of the arguments; True when it was their last."""
         if not self._scanner.read(character):
-            self.unread, self.is_done = character, True
+            self._break_off(character)
             return False
         self._arguments.append(character)
         return self._scanner.depth == 0
@@ -159,8 +159,7 @@ class CallReader:
         """Behind the arguments: more members, and the bracket that closes the call."""
         self.unread += character
         if not self._scanner.read(character):
-            self.unread = self.unread.lstrip()
-            self.is_done = True
+            self._break_off(self.unread.lstrip())
         elif self._scanner.depth == 0:
             self._end()
 
@@ -183,6 +182,11 @@ class CallReader:
         self._flush()
         self.index += 1
         self.unread, self._read = "", self._between
+
+    def _break_off(self, unread: str) -> None:
+        """A call ends where JSON does; another one behind it is the next."""
+        self._end()
+        self.unread, self.is_done = unread, True
 
     def _flush(self) -> None:
         if self._arguments and self._is_wanted:

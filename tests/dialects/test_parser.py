@@ -122,6 +122,13 @@ def test_a_call_is_found_behind_one_that_failed() -> None:
     assert read(parser("hermes"), text) == ('<tool_call>{"no": 1}</tool_call> ', "", [("f", "{}")])
 
 
+@pytest.mark.parametrize("broken", ['{"name": "f", "arguments": {"a": 1é', '{"name": "f", "arguments": {}, é'])
+def test_a_call_behind_one_that_breaks_off_is_the_next_one(broken: str) -> None:
+    """Clients put the pieces together by their index: with one for both, the arguments would be mixed up."""
+    _, _, calls = read(parser("mistral"), f'[TOOL_CALLS] [{broken} [TOOL_CALLS] [{{"name": "f", "arguments": {{}}}}]')
+    assert [name for name, _ in calls] == ["f", "f"] and calls[1] == ("f", "{}")
+
+
 def test_arguments_leave_as_they_are_written() -> None:
     reader = parser("hermes")
     assert list(reader.push('<tool_call>{"name": "f", "arguments": ')) == []
