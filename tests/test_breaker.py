@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -129,6 +130,26 @@ def test_the_record_under_the_per_token_rule_never_opens() -> None:
         "11.7 s  720 ms for 8 tokens, budget 1140: ok, closed",
         "12.4 s  718 ms for 16 tokens, budget 1300: ok, closed",
     ]
+
+
+def summary(name: str, config: BreakerConfig) -> str:
+    """A row of the table in docs/reliability.md."""
+    lines = list(play(config))
+    answers = [line for line in lines if " tokens, " in line]
+    refused = len(lines) - len(answers)
+    opened = [number for number, line in enumerate(answers, 1) if line.endswith(", open")]
+    if not opened:
+        return f"| {name} | never | {refused} of {len(lines)} requests | |"
+    closed = next(number for number, line in enumerate(answers, 1) if number > opened[-1] and line.endswith(", closed"))
+    opens = f"with answer {opened[0]}, again with {', '.join(map(str, opened[1:]))}"
+    return f"| {name} | {opens} | {refused} of {len(lines)} requests | with answer {closed} |"
+
+
+def test_the_documentation_shows_what_is_so() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text(encoding="utf-8")
+    for name, config in (("plain: 1000 ms", PLAIN), ("per token: 1000 ms + 20 ms a token", PER_TOKEN)):
+        assert summary(name, config) in page.splitlines()
+        assert "```text\n" + "\n".join(play(config)) + "\n```" in page
 
 
 def test_the_warm_up_alone_would_not_open_it_even_if_it_were_counted(clock: Clock) -> None:

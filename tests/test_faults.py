@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import sys
 import threading
@@ -110,7 +111,21 @@ def said_of(caplog: pytest.LogCaptureFixture, model: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def server(tiny: Path, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def loading() -> Iterator[list[str]]:
+    """What the log says of models that load."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("gateway.lane")
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+
+
+@pytest.fixture(scope="module")
+def server(
+    loading: list[str], tiny: Path, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
     broken = tmp_path_factory.mktemp("broken")
     for name in ("missing", "truncated"):
         shutil.copytree(tiny, broken / name)
@@ -176,20 +191,20 @@ def test_killed_in_the_middle_of_streams(server: Running, caplog: pytest.LogCapt
 def test_hangs_in_a_device_call(server: Running, caplog: pytest.LogCaptureFixture) -> None:
     with streams(server, "hangs", 1, prompt=[40, workers.HANG]) as asked:
         begun_at = time.monotonic()
-        waiting = ask(server, "hangs")
+        waiting = ask(server, "hangs")  # on a busy machine it may come when the worker has been killed already
         ending = asked[0].result(PATIENCE_S)
-    for each in (ending, waiting):
-        assert each.error["code"] == "engine_failed"
-        assert each.error["message"] == (
-            "The model 'hangs' failed: a device call did not come back within 2 s, so its worker was killed. Try again."
-        )
-        assert each.at - begun_at < WATCHDOG_S + SOON_S
+    assert ending.error["code"] == "engine_failed"
+    assert ending.error["message"] == (
+        "The model 'hangs' failed: a device call did not come back within 2 s, so its worker was killed. Try again."
+    )
+    assert waiting.error["code"] in ("engine_failed", "model_not_ready")
+    assert max(ending.at, waiting.at) - begun_at < WATCHDOG_S + SOON_S
     assert wait_until_ready(server, "hangs")["restarts"] == 1
-    line = said_of(caplog, "hangs")
-    assert line.startswith("hangs: a device call did not come back within 2 s, so its worker was killed (")
-    assert line.endswith(
-        "2 requests in progress ended with an error; a new worker starts in 0.5 s; if that repeats, update the NPU's "
-        "driver, or raise watchdog_s for a model whose calls take longer"
+    assert re.fullmatch(
+        r"hangs: a device call did not come back within 2 s, so its worker was killed \(.*\); [12] requests in "
+        "progress ended with an error; a new worker starts in 0.5 s; if that repeats, update the NPU's driver, or "
+        "raise watchdog_s for a model whose calls take longer",
+        said_of(caplog, "hangs"),
     )
     print(f"hangs: {ending.at - begun_at:.3f} s of {WATCHDOG_S:g}, again {time.monotonic() - begun_at:.1f} s")
     assert ask(server, "hangs", max_tokens=8).error == {}
@@ -241,27 +256,43 @@ def test_runs_out_of_memory(server: Running, caplog: pytest.LogCaptureFixture) -
 # --- a worker that cannot load
 
 
+NO_SETRLIMIT = pytest.mark.skipif(sys.platform == "win32", reason="a process's memory is limited with setrlimit")
+
+
 @pytest.mark.parametrize(
     ("model", "why"),
     [
-        ("missing", r"missing/model\.onnx cannot be loaded: .*doesn't exist"),
-        ("truncated", r"truncated/model\.onnx cannot be loaded: .*model\.onnx\.data.*"),
+        ("missing", "missing lacks model.onnx, which its genai_config.json names"),
+        ("truncated", "truncated: model.onnx.data is truncated: "),
         pytest.param(
             "too_large",
-            r"smollm2-135m/model\.onnx cannot be loaded: The machine has no memory left for this model\.",
-            marks=pytest.mark.skipif(sys.platform == "win32", reason="a process's memory is limited with setrlimit"),
+            "smollm2-135m/model.onnx cannot be loaded: The machine has no memory left for this model",
+            marks=NO_SETRLIMIT,
         ),
     ],
 )
-def test_cannot_load(server: Running, model: str, why: str) -> None:
+def test_cannot_load(server: Running, loading: list[str], model: str, why: str) -> None:
     began_at = time.monotonic()
     ending = ask(server, model)
-    assert (ending.status, ending.error["code"]) == (503, "model_not_ready")
-    print(ending.error["message"])
     assert ending.at - began_at < SOON_S
-    engine = engine_of(server, model)
-    assert engine["state"] == "failed"
-    print(engine)
+    assert (ending.status, ending.error["code"]) == (503, "model_not_ready")
+    assert why in ending.error["message"]
+    assert engine_of(server, model)["state"] == "failed"
+    (line,) = (text for text in loading if text.startswith(f"{model} cannot be loaded"))
+    assert why in line and line.endswith("; it is tried again; `npu-gateway doctor` says more")
+    assert ask(server, "beside", max_tokens=8).error == {}
+
+
+def test_what_is_repaired_is_loaded_without_a_restart(tiny: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny, tmp_path / "m"))
+    graph = bundle / "model.onnx"
+    graph.rename(tmp_path / "elsewhere")
+    engine = _engine("m", bundle)
+    with serving(config_of({"m": engine._model}), {"m": engine}) as server:
+        assert engine_of(server, "m")["state"] == "failed"
+        (tmp_path / "elsewhere").rename(graph)
+        wait_until_ready(server, "m")
+        assert ask(server, "m", max_tokens=8).error == {}
 
 
 # --- the breaker
