@@ -35,6 +35,7 @@ from gateway.routes import (
     ollama_models,
     responses,
     root,
+    schema,
     tokenize,
 )
 from gateway.routes.body import bodies_within
@@ -45,12 +46,10 @@ from gateway.routes.responses_store import ResponseStore
 
 HANDLERS = [
     root.root,
-    root.root_head,
     chat.chat_completions,
     completions.completions,
     responses.create_response,
-    responses.get_response,
-    responses.delete_response,
+    responses.kept_response,
     embeddings.embeddings,
     tokenize.tokenize,
     tokenize.detokenize,
@@ -68,6 +67,7 @@ HANDLERS = [
     health.healthz,
     health.readyz,
     health.metrics,
+    schema.schema,
 ]
 _LARGEST_BODIES = 8  # so many of the largest bodies are held at once, or more smaller ones
 _TICKS_A_SECOND = 10  # of uvicorn's main loop

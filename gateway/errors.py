@@ -89,6 +89,7 @@ class NotFound(GatewayError):
 
 class ModelNotFound(NotFound):
     code = "model_not_found"
+    asked = ""  # the name that leads nowhere
 
 
 class MethodNotAllowed(GatewayError):

@@ -20,6 +20,7 @@ MAX_INT = 2**53  # the most that JSON takes without loss; what goes to a worker 
 Count = Annotated[int, Meta(ge=0, le=MAX_INT)]
 AtLeastOne = Annotated[int, Meta(ge=1, le=MAX_INT)]
 Repetition = Annotated[float, Meta(ge=0.01, le=100)]  # beyond, logits overflow
+TOKEN_IDS = {"propertyNames": {"pattern": "^(0|[1-9][0-9]{0,14})$"}}  # of a dict's keys, which JSON writes as text
 #: Lists that the gateway walks over for every request: what nobody needs is refused before that holds others up.
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 1_000
@@ -71,7 +72,7 @@ class GenerationFields(Struct, kw_only=True):
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: Annotated[dict[Count, Bias], Meta(max_length=MAX_BIASES)] | None = None
+    logit_bias: Annotated[dict[Count, Bias], Meta(max_length=MAX_BIASES, extra_json_schema=TOKEN_IDS)] | None = None
     service_tier: str | None = None
     response_format: ResponseFormat | None = None
     # vLLM and llama.cpp

@@ -185,7 +185,9 @@ class Router:
         if self.config.default_model is not None:
             return Route(self.config.default_model, background=base != asked)
         what = f"The model '{logs.printable(asked)}' does not exist" if asked else "The request names no model"
-        raise ModelNotFound(f"{what}; there is {', '.join(self.lanes)}.", param="model")
+        error = ModelNotFound(f"{what}; there is {', '.join(self.lanes)}.", param="model")
+        error.asked = asked
+        raise error
 
     def defaults_for(self, name: str | None) -> Defaults:
         """What a request for `name` gets that does not say."""

@@ -16,6 +16,8 @@ Logits = NDArray[np.float32]
 State = Literal["loading", "ready", "restarting", "failed", "closed"]
 #: Where the model runs. `emulated` is the HTP backend on a host CPU, `simulated` the scripted engine's timing model.
 Device = Literal["cpu", "npu", "emulated", "simulated", "remote"]
+#: What clients may rely on; `structured_outputs` also means that a demanded tool call is one.
+Capability = Literal["chat", "tools", "logprobs", "structured_outputs"]
 
 
 class EngineStatus(Struct, frozen=True, kw_only=True):
@@ -30,6 +32,7 @@ class EngineStatus(Struct, frozen=True, kw_only=True):
     placement: dict[str, int] = field(default_factory=dict)
     load_s: float = 0.0
     peak_bytes: int = 0
+    capabilities: tuple[Capability, ...] = ("chat", "tools", "logprobs", "structured_outputs")
 
 
 class Engine(Protocol):

@@ -11,8 +11,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from gateway.bundles.genie_config import load_genie_bundle
 from gateway.config import ModelConfig
+from gateway.engines.base import EngineStatus
 from gateway.engines.frames import Submit
 from gateway.engines.genie_worker import genie_worker_main
 from gateway.engines.local import LocalEngine
@@ -39,6 +42,10 @@ class GenieEngine(LocalEngine):
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         super().__init__(name, model, models_dir, entry=entry, clock=clock, sleep=sleep)
+
+    @property
+    def status(self) -> EngineStatus:
+        return replace(super().status, capabilities=("chat", "tools"))
 
     def _open_prompts(self) -> Prompts:
         return Prompts(load_genie_bundle(self._path, self._model.dialect), self._model.dialect)

@@ -77,6 +77,7 @@ class ScriptedEngine:
             context_length=self.context_length,
             restarts=self._restarts,
             load_s=self._script.load_s,
+            capabilities=("chat", "tools", "logprobs"),
         )
 
     @property

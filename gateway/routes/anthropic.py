@@ -8,8 +8,9 @@ import msgspec
 from litestar import post
 from litestar.types import ASGIApp
 
-from gateway.anthropic_types import CountTokensRequest, MessagesRequest, TokenCount
+from gateway.anthropic_types import AnthropicMessage, CountTokensRequest, MessagesRequest, StreamEvent, TokenCount
 from gateway.config import Defaults
+from gateway.errors import ModelNotFound
 from gateway.generation import Generation, Grammar
 from gateway.openai_types import GenerationFields
 from gateway.routes.anthropic_prompts import chat_of
@@ -18,13 +19,16 @@ from gateway.routes.body import read_json
 from gateway.routes.connection import HttpRequest, request_number, router_of
 from gateway.routes.generations import sampling_of
 from gateway.routes.grammars import schema_grammar
-from gateway.routes.respond import answer, json_response
+from gateway.routes.operations import Stream, told
+from gateway.routes.respond import answer, generates, json_response
 
 _messages_decoder = msgspec.json.Decoder(MessagesRequest)
 _count_decoder = msgspec.json.Decoder(CountTokensRequest)
+_MESSAGES = generates("Answer a chat (Anthropic)", MessagesRequest, AnthropicMessage, Stream(StreamEvent))
+_COUNT = told("Count a prompt's tokens", takes=CountTokensRequest, gives=TokenCount, raises=(ModelNotFound,))
 
 
-@post("/v1/messages", status_code=200)
+@post("/v1/messages", status_code=200, opt=_MESSAGES)
 async def messages(request: HttpRequest) -> ASGIApp:
     asked = await read_json(request, _messages_decoder)
     defaults = router_of(request).defaults_for(asked.model)
@@ -32,7 +36,7 @@ async def messages(request: HttpRequest) -> ASGIApp:
     return await answer(request, generation, AnthropicRendering(generation), stream=bool(asked.stream))
 
 
-@post("/v1/messages/count_tokens", status_code=200)
+@post("/v1/messages/count_tokens", status_code=200, opt=_COUNT)
 async def count_tokens(request: HttpRequest) -> ASGIApp:
     asked = await read_json(request, _count_decoder)
     tools = router_of(request).tools(asked.model)

@@ -6,17 +6,19 @@ import msgspec
 from litestar import post
 from litestar.types import ASGIApp
 
-from gateway.openai_types import ChatRequest
+from gateway.openai_types import ChatCompletion, ChatCompletionChunk, ChatRequest
 from gateway.routes.body import read_json
 from gateway.routes.chat_replies import ChatRendering
 from gateway.routes.connection import HttpRequest, request_number, router_of
 from gateway.routes.generations import chat_generation, wants_usage
-from gateway.routes.respond import answer
+from gateway.routes.operations import Stream
+from gateway.routes.respond import answer, generates
 
 _decoder = msgspec.json.Decoder(ChatRequest)
+_OPERATION = generates("Answer a chat", ChatRequest, ChatCompletion, Stream(ChatCompletionChunk, last="[DONE]"))
 
 
-@post(["/v1/chat/completions", "/chat/completions"], status_code=200)
+@post(["/v1/chat/completions", "/chat/completions"], status_code=200, opt=_OPERATION)
 async def chat_completions(request: HttpRequest) -> ASGIApp:
     chat = await read_json(request, _decoder)
     defaults = router_of(request).defaults_for(chat.model)

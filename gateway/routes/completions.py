@@ -15,14 +15,15 @@ from gateway.config import Defaults
 from gateway.engines.base import TextTools
 from gateway.errors import InvalidRequest, ModelNotReady
 from gateway.generation import Generation, Text, TokenIds
-from gateway.openai_completions import CompletionRequest
+from gateway.openai_completions import Completion, CompletionRequest
 from gateway.router import Router
 from gateway.routes.body import read_json
 from gateway.routes.completion_replies import CompletionRendering, CompletionShape
 from gateway.routes.connection import HttpRequest, request_number, router_of
 from gateway.routes.generations import check_stream_options, min_tokens_of, sampling_of, stop_of, wants_usage
 from gateway.routes.grammars import grammar_of
-from gateway.routes.respond import answer_all
+from gateway.routes.operations import Stream
+from gateway.routes.respond import answer_all, generates
 
 MAX_TOKENS = 16  # OpenAI's default here, unlike that of a chat
 MAX_PROMPTS = 1_000  # in one request
@@ -30,9 +31,10 @@ MAX_PROMPTS = 1_000  # in one request
 T = TypeVar("T")
 
 _decoder = msgspec.json.Decoder(CompletionRequest)
+_OPERATION = generates("Go on with a text", CompletionRequest, Completion, Stream(Completion, last="[DONE]"))
 
 
-@post(["/v1/completions", "/completions"], status_code=200)
+@post(["/v1/completions", "/completions"], status_code=200, opt=_OPERATION)
 async def completions(request: HttpRequest) -> ASGIApp:
     asked = await read_json(request, _decoder)
     router = router_of(request)

@@ -9,15 +9,17 @@ import msgspec
 from litestar import post
 from litestar.types import ASGIApp
 
-from gateway.errors import UnsupportedParameter
+from gateway.errors import ModelNotFound, UnsupportedParameter
 from gateway.openai_completions import EmbeddingRequest
 from gateway.routes.body import read_json
 from gateway.routes.connection import HttpRequest, router_of
+from gateway.routes.operations import told
 
 _decoder = msgspec.json.Decoder(EmbeddingRequest)
+_OPERATION = told("Refused: no model here embeds text", takes=EmbeddingRequest, raises=(ModelNotFound,))
 
 
-@post(["/v1/embeddings", "/embeddings"], status_code=200)
+@post(["/v1/embeddings", "/embeddings"], status_code=200, opt=_OPERATION)
 async def embeddings(request: HttpRequest) -> ASGIApp:
     """Raises ModelNotFound, or UnsupportedParameter for any model there is."""
     asked = await read_json(request, _decoder)

@@ -11,6 +11,7 @@ from gateway.lane import LaneStatus
 from gateway.metrics import CONTENT_TYPE
 from gateway.routes.connection import HttpRequest, router_of
 from gateway.routes.guards import OPEN
+from gateway.routes.operations import told
 from gateway.routes.respond import json_response
 
 
@@ -23,18 +24,18 @@ class Readiness(Struct):
     models: list[LaneStatus]
 
 
-@get(["/healthz", "/health"], opt=OPEN)
+@get(["/healthz", "/health"], opt=OPEN | told("Is the process alive", gives=Health))
 async def healthz() -> ASGIApp:
     return json_response(Health("ok"))
 
 
-@get("/readyz", opt=OPEN)
+@get("/readyz", opt=OPEN | told("Can a model answer", gives=Readiness, otherwise={503: Readiness}))
 async def readyz(request: HttpRequest) -> ASGIApp:
     models = router_of(request).status()
     ready = any(model.is_ready for model in models)
     return json_response(Readiness(ready, models), status=200 if ready else 503)
 
 
-@get("/metrics")
+@get("/metrics", opt=told("What has happened so far, for Prometheus", gives=str, media_type="text/plain"))
 async def metrics(request: HttpRequest) -> ASGIApp:
     return ASGIResponse(body=request.app.state.metrics.render(), headers={"content-type": CONTENT_TYPE})

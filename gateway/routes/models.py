@@ -6,16 +6,15 @@ from litestar import get
 from litestar.params import FromPath
 from litestar.types import ASGIApp
 
+from gateway.errors import ModelNotFound
 from gateway.openai_types import ModelCard, ModelList
 from gateway.router import ModelInfo
 from gateway.routes.connection import HttpRequest, router_of
+from gateway.routes.operations import told
 from gateway.routes.respond import json_response
 
-#: What every engine answers; a client that reads "tools" here would rely on them.
-CAPABILITIES = ("chat", "logprobs", "tools")
 
-
-@get(["/v1/models", "/models"])
+@get(["/v1/models", "/models"], opt=told("Every model, aliases included", gives=ModelList))
 async def list_models(request: HttpRequest) -> ASGIApp:
     created = request.app.state.started_at
     cards = [
@@ -24,7 +23,10 @@ async def list_models(request: HttpRequest) -> ASGIApp:
     return json_response(ModelList(data=cards))
 
 
-@get(["/v1/models/{model_id:path}", "/models/{model_id:path}"])
+@get(
+    ["/v1/models/{model_id:path}", "/models/{model_id:path}"],
+    opt=told("One model, by name or alias", gives=ModelCard, raises=(ModelNotFound,)),
+)
 async def get_model(request: HttpRequest, model_id: FromPath[str]) -> ASGIApp:
     name = model_id.removeprefix("/")  # Litestar's `path` keeps the slash before it
     return json_response(_card(name, router_of(request).model(name), request.app.state.started_at))
@@ -39,7 +41,7 @@ def _card(name: str, model: ModelInfo, created: int) -> ModelCard:
         context_length=engine.context_length,
         device=engine.device,
         state=engine.state,
-        capabilities=CAPABILITIES,
+        capabilities=engine.capabilities,
     )
     if name != model.name:
         card.root = model.name

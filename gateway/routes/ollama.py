@@ -10,19 +10,23 @@ from litestar import post
 from litestar.types import ASGIApp
 
 from gateway.generation import Prompt
-from gateway.ollama_types import OllamaChatRequest, OllamaGenerateRequest, OllamaRequest
+from gateway.ollama_types import OllamaChatRequest, OllamaGenerateRequest, OllamaReply, OllamaRequest
 from gateway.routes.body import read_json
 from gateway.routes.connection import HttpRequest, request_number, router_of
 from gateway.routes.ollama_models import model_named
 from gateway.routes.ollama_prompts import chat_of, generation_of, prompt_of
-from gateway.routes.ollama_replies import Kind, OllamaRendering, reply_of
-from gateway.routes.respond import answer, json_response
+from gateway.routes.ollama_replies import MEDIA_TYPE, Kind, OllamaRendering, reply_of
+from gateway.routes.operations import Stream
+from gateway.routes.respond import answer, generates, json_response
 
 _chat_decoder = msgspec.json.Decoder(OllamaChatRequest)
 _generate_decoder = msgspec.json.Decoder(OllamaGenerateRequest)
+_LINES = Stream(OllamaReply, MEDIA_TYPE)
+_CHAT = generates("Answer a chat (Ollama)", OllamaChatRequest, OllamaReply, _LINES)
+_GENERATE = generates("Answer a prompt (Ollama)", OllamaGenerateRequest, OllamaReply, _LINES)
 
 
-@post("/api/chat", status_code=200)
+@post("/api/chat", status_code=200, opt=_CHAT)
 async def chat(request: HttpRequest) -> ASGIApp:
     asked = await read_json(request, _chat_decoder)
     if not asked.messages:
@@ -30,7 +34,7 @@ async def chat(request: HttpRequest) -> ASGIApp:
     return await _answer(request, asked, "chat", chat_of(asked))
 
 
-@post("/api/generate", status_code=200)
+@post("/api/generate", status_code=200, opt=_GENERATE)
 async def generate(request: HttpRequest) -> ASGIApp:
     asked = await read_json(request, _generate_decoder)
     prompt = prompt_of(asked)

@@ -10,7 +10,7 @@ import msgspec
 from litestar import get, post
 from litestar.types import ASGIApp
 
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, ModelNotFound
 from gateway.ollama_types import (
     ApiVersion,
     ModelDetails,
@@ -24,6 +24,7 @@ from gateway.ollama_types import (
 from gateway.router import ModelInfo, Router
 from gateway.routes.body import read_json
 from gateway.routes.connection import HttpRequest, router_of
+from gateway.routes.operations import told
 from gateway.routes.respond import json_response
 
 #: The release of Ollama whose API this is: editors ask for a minimum.
@@ -32,6 +33,7 @@ LATEST = ":latest"
 FOREVER = "9999-12-31T23:59:59Z"  # models stay loaded
 
 _decoder = msgspec.json.Decoder(ShowRequest)
+_SHOW = told("What a model can do (Ollama)", takes=ShowRequest, gives=ShownModel, raises=(ModelNotFound,))
 
 
 def model_named(router: Router, asked: str) -> str:
@@ -40,12 +42,12 @@ def model_named(router: Router, asked: str) -> str:
     return asked if asked in known else asked.removesuffix(LATEST)
 
 
-@get("/api/version")
+@get("/api/version", opt=told("The release of Ollama whose API this is", gives=ApiVersion))
 async def version() -> ASGIApp:
     return json_response(ApiVersion(version=API_VERSION))
 
 
-@get("/api/tags")
+@get("/api/tags", opt=told("Every model (Ollama)", gives=OllamaModels))
 async def tags(request: HttpRequest) -> ASGIApp:
     loaded_at = _started_at(request)
     rows = [
@@ -62,13 +64,13 @@ async def tags(request: HttpRequest) -> ASGIApp:
     return json_response(OllamaModels(models=rows))
 
 
-@get("/api/ps")
+@get("/api/ps", opt=told("The models that can answer (Ollama)", gives=RunningModels))
 async def running(request: HttpRequest) -> ASGIApp:
     rows = [_running(name, model) for name, model in _named(router_of(request)) if model.status.is_ready]
     return json_response(RunningModels(models=rows))
 
 
-@post("/api/show", status_code=200)
+@post("/api/show", status_code=200, opt=_SHOW)
 async def show(request: HttpRequest) -> ASGIApp:
     asked = await read_json(request, _decoder)
     name = asked.model or asked.name
@@ -121,7 +123,7 @@ def _shown(model: ModelInfo, router: Router, modified_at: str) -> ShownModel:
             "general.basename": model.name,
             "onnx.context_length": model.status.engine.context_length,
         },
-        capabilities=["completion", "tools"],
+        capabilities=["completion", *({"tools"} & {*model.status.engine.capabilities})],
         modified_at=modified_at,
     )
 

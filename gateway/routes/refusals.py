@@ -15,11 +15,13 @@ from gateway.errors import (
     GatewayError,
     InvalidRequest,
     MethodNotAllowed,
+    ModelNotFound,
     NotFound,
     QueueFull,
     Unauthorized,
     Unavailable,
 )
+from gateway.logs import RequestLine
 from gateway.routes import anthropic_replies, ollama_replies
 from gateway.routes.connection import ClientLeft, HttpRequest, request_number
 from gateway.routes.respond import error_body, error_headers
@@ -46,6 +48,10 @@ def refuse(request: HttpRequest, exception: Exception) -> Response[bytes]:
     if isinstance(exception, ClientLeft):
         return Response(b"", status_code=499)  # nobody reads it; the number is nginx's
     error = as_gateway_error(request, exception)
+    if isinstance(error, ModelNotFound):  # it came to no lane, whose requests are logged
+        _log.info(
+            "%s", RequestLine(id=f"req_{request_number(request.scope)}", asked=error.asked, ending=error.code or "")
+        )
     headers = error_headers(error)
     if isinstance(exception, HTTPException):
         headers |= exception.headers or {}
@@ -54,13 +60,12 @@ def refuse(request: HttpRequest, exception: Exception) -> Response[bytes]:
             headers["WWW-Authenticate"] = "Bearer"
         case 408:
             headers["Connection"] = "close"  # what is left of the body may come at any time, or never
-    body = msgspec.json.encode(_body(request, error))
+    body = msgspec.json.encode(body_of(request.scope["path"], error))
     return Response(body, status_code=error.status, media_type="application/json", headers=headers)
 
 
-def _body(request: HttpRequest, error: GatewayError) -> Any:
+def body_of(path: str, error: GatewayError) -> Any:
     """By the path and not by the route: a path that does not exist, or not with this method, has no route."""
-    path: str = request.scope["path"]
     if path.startswith("/api/"):
         return ollama_replies.error_body(error)
     if path.startswith("/v1/messages"):

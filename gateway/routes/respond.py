@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from typing import Any, Protocol, cast
+from typing import Annotated, Any, Protocol, cast
 
 import msgspec
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp
+from msgspec import Meta
 from msgspec.structs import replace
 
-from gateway.errors import GatewayError, InvalidRequest
+from gateway.errors import (
+    DeadlineExceeded,
+    GatewayError,
+    InvalidRequest,
+    ModelNotFound,
+    QueueFull,
+    UpstreamFailed,
+)
 from gateway.generation import Event, Generation
 from gateway.openai_types import ErrorBody, ErrorDetail
 from gateway.router import Answer, Router
 from gateway.routes.batches import Batch, open_batch
 from gateway.routes.collect import Collected, collect
 from gateway.routes.connection import HttpRequest, owner_of, router_of, while_connected
+from gateway.routes.operations import Parameter, Stream, told
 from gateway.sse import EventStream
+
+TIMEOUT, FIRST_TOKEN = "x-request-timeout-ms", "x-max-ttft-ms"
+_LIMITS = (
+    Parameter(TIMEOUT, "header", Annotated[float, Meta(gt=0)], "The longest that the whole answer may take."),
+    Parameter(FIRST_TOKEN, "header", Annotated[float, Meta(gt=0)], "The longest that the first token may take."),
+)
 
 PRIORITY = "x-gateway-priority"
 PREDICTED_TTFT = "x-gateway-predicted-ttft-ms"
@@ -43,6 +58,12 @@ class Rendering(Protocol):
 
     def failed(self, error: GatewayError) -> bytes:
         """The last frame of a stream that fails midway."""
+
+
+def generates(summary: str, takes: Any, gives: Any, streams: Stream) -> dict[str, Any]:
+    """The `opt` of a handler that asks a model; see `operations.told`."""
+    raises = (ModelNotFound, QueueFull, UpstreamFailed, DeadlineExceeded)
+    return told(summary, takes=takes, gives=gives, streams=streams, raises=raises, parameters=_LIMITS)
 
 
 async def answer(request: HttpRequest, generation: Generation, rendering: Rendering, *, stream: bool) -> ASGIApp:
@@ -79,8 +100,8 @@ def _as_asked(generation: Generation, request: HttpRequest) -> Generation:
     return replace(
         generation,
         owner=owner_of(request),
-        timeout_s=_seconds(request, "x-request-timeout-ms"),
-        ttft_timeout_s=_seconds(request, "x-max-ttft-ms"),
+        timeout_s=_seconds(request, TIMEOUT),
+        ttft_timeout_s=_seconds(request, FIRST_TOKEN),
         background=generation.background or _is_background(request),
     )
 

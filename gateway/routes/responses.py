@@ -5,27 +5,37 @@ from __future__ import annotations
 from typing import cast
 
 import msgspec
-from litestar import delete, get, post
+from litestar import post, route
+from litestar.enums import HttpMethod
 from litestar.params import FromPath
 from litestar.types import ASGIApp
 
 from gateway.config import Defaults
-from gateway.errors import UnsupportedParameter
+from gateway.errors import InvalidRequest, NotFound, UnsupportedParameter
 from gateway.generation import Generation
 from gateway.openai_types import GenerationFields
-from gateway.responses_types import Response, ResponseDeleted, ResponsesRequest
+from gateway.responses_types import AnyEvent, Response, ResponseDeleted, ResponsesRequest
 from gateway.routes.body import read_json
 from gateway.routes.connection import HttpRequest, owner_of, request_number, router_of
 from gateway.routes.generations import sampling_of
-from gateway.routes.respond import answer, json_response
+from gateway.routes.operations import Operation, Parameter, Stream, told_by_method
+from gateway.routes.respond import answer, generates, json_response
 from gateway.routes.responses_prompts import Placed, chat_of, grammar_of, placed_items
 from gateway.routes.responses_replies import ResponsesRendering
 from gateway.routes.responses_store import ResponseStore
 
 _decoder = msgspec.json.Decoder(ResponsesRequest)
+_CREATE = generates("Answer a chat (Responses API)", ResponsesRequest, Response, Stream(AnyEvent))
+_STREAM = Parameter("stream", "query", bool, "Not true: what is kept is not streamed again.")
+_KEPT = told_by_method(
+    GET=Operation(
+        summary="A response that was kept", gives=Response, raises=(InvalidRequest, NotFound), parameters=(_STREAM,)
+    ),
+    DELETE=Operation(summary="Forget a response", gives=ResponseDeleted, raises=(NotFound,)),
+)
 
 
-@post(["/v1/responses", "/responses"], status_code=200)
+@post(["/v1/responses", "/responses"], status_code=200, opt=_CREATE)
 async def create_response(request: HttpRequest) -> ASGIApp:
     asked = await read_json(request, _decoder)
     store, owner = _store_of(request), owner_of(request)
@@ -40,17 +50,21 @@ async def create_response(request: HttpRequest) -> ASGIApp:
     return await answer(request, generation, ResponsesRendering(asked, generation, keep), stream=bool(asked.stream))
 
 
-@get(["/v1/responses/{response_id:str}", "/responses/{response_id:str}"])
-async def get_response(request: HttpRequest, response_id: FromPath[str]) -> ASGIApp:
+# One handler: Litestar's own answer to OPTIONS names the methods of the first handler of a path only.
+@route(
+    ["/v1/responses/{response_id:str}", "/responses/{response_id:str}"],
+    http_method=[HttpMethod.GET, HttpMethod.DELETE],
+    status_code=200,
+    opt=_KEPT,
+)
+async def kept_response(request: HttpRequest, response_id: FromPath[str]) -> ASGIApp:
+    store, owner = _store_of(request), owner_of(request)
+    if request.method == HttpMethod.DELETE:
+        store.delete(owner, response_id)
+        return json_response(ResponseDeleted(id=response_id))
     if request.query_params.get("stream") == "true":
         raise UnsupportedParameter("A response that is kept is not streamed again.", param="stream")
-    return json_response(_store_of(request).get(owner_of(request), response_id).response)
-
-
-@delete(["/v1/responses/{response_id:str}", "/responses/{response_id:str}"], status_code=200)
-async def delete_response(request: HttpRequest, response_id: FromPath[str]) -> ASGIApp:
-    _store_of(request).delete(owner_of(request), response_id)
-    return json_response(ResponseDeleted(id=response_id))
+    return json_response(store.get(owner, response_id).response)
 
 
 def _store_of(request: HttpRequest) -> ResponseStore:

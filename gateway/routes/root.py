@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from litestar import get, head
-from litestar.enums import MediaType
+from litestar import route
+from litestar.enums import HttpMethod, MediaType
 
 from gateway import __version__
 from gateway.routes.guards import OPEN
+from gateway.routes.operations import told
+
+_KNOCK = told("A word for people", gives=str, media_type="text/plain")
 
 
-@get("/", media_type=MediaType.TEXT, sync_to_thread=False, opt=OPEN)
-def root() -> str:
+@route(
+    "/", http_method=[HttpMethod.GET, HttpMethod.HEAD], media_type=MediaType.TEXT, status_code=200, opt=OPEN | _KNOCK
+)
+async def root() -> str:
     return f"npu-gateway {__version__} is running. The OpenAI-compatible API is under /v1; try GET /v1/models.\n"
-
-
-@head("/", media_type=MediaType.TEXT, sync_to_thread=False, opt=OPEN)
-def root_head() -> None:
-    return None

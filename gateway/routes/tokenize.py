@@ -9,7 +9,7 @@ from litestar import post
 from litestar.types import ASGIApp
 
 from gateway.engines.base import TextTools
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, ModelNotFound
 from gateway.generation import Chat, Tool, ToolChoice
 from gateway.openai_completions import (
     AppliedTemplate,
@@ -24,15 +24,21 @@ from gateway.openai_types import ChatMessage, Json, ToolDefinition
 from gateway.routes.body import check_depth, read_json
 from gateway.routes.connection import HttpRequest, router_of
 from gateway.routes.messages import messages_of
+from gateway.routes.operations import told
 from gateway.routes.respond import json_response
 from gateway.routes.tools import tools_of
 
 _tokenize_decoder = msgspec.json.Decoder(TokenizeRequest)
 _detokenize_decoder = msgspec.json.Decoder(DetokenizeRequest)
 _template_decoder = msgspec.json.Decoder(ApplyTemplateRequest)
+_TOKENIZE = told("A text's tokens", takes=TokenizeRequest, gives=Tokenized, raises=(ModelNotFound,))
+_DETOKENIZE = told("The text of tokens", takes=DetokenizeRequest, gives=Detokenized, raises=(ModelNotFound,))
+_APPLY_TEMPLATE = told(
+    "A chat through its model's template", takes=ApplyTemplateRequest, gives=AppliedTemplate, raises=(ModelNotFound,)
+)
 
 
-@post("/tokenize", status_code=200)
+@post("/tokenize", status_code=200, opt=_TOKENIZE)
 async def tokenize(request: HttpRequest) -> ASGIApp:
     asked = await read_json(request, _tokenize_decoder)
     router = router_of(request)
@@ -48,14 +54,14 @@ async def tokenize(request: HttpRequest) -> ASGIApp:
     return json_response(reply)
 
 
-@post("/detokenize", status_code=200)
+@post("/detokenize", status_code=200, opt=_DETOKENIZE)
 async def detokenize(request: HttpRequest) -> ASGIApp:
     asked = await read_json(request, _detokenize_decoder)
     text = await asyncio.to_thread(router_of(request).tools(asked.model).decode, asked.tokens)
     return json_response(Detokenized(content=text, prompt=text))
 
 
-@post("/apply-template", status_code=200)
+@post("/apply-template", status_code=200, opt=_APPLY_TEMPLATE)
 async def apply_template(request: HttpRequest) -> ASGIApp:
     asked = await read_json(request, _template_decoder)
     chat = _chat(asked.messages, asked.tools, asked.chat_template_kwargs)

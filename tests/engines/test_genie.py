@@ -82,6 +82,7 @@ async def test_its_status(engine: GenieEngine) -> None:
     status = engine.status
     assert (status.state, status.device, status.context_length) == ("ready", "emulated", 112)
     assert status.placement == {"QNN": 2} and status.load_s > 0 and status.peak_bytes > 0
+    assert status.capabilities == ("chat", "tools")
 
 
 async def test_a_chat_is_answered_as_a_plain_loop_answers_it(engine: GenieEngine, contexts: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import httpx
@@ -29,8 +30,23 @@ def test_list_has_models_and_aliases_with_every_required_field(http: httpx.Clien
 def test_entry_says_what_editors_ask(http: httpx.Client) -> None:
     entry = http.get("/v1/models/narrow").json()
     assert (entry["context_length"], entry["device"], entry["state"]) == (8, "simulated", "ready")
-    assert "chat" in entry["capabilities"]
+    assert entry["capabilities"] == ["chat", "tools", "logprobs"]  # a script is held to no grammar
     assert http.get("/v1/models/unloadable").json()["state"] == "failed"
+
+
+def test_a_model_that_runs_here_can_be_held_to_a_schema(local: Running) -> None:
+    with local.http() as http:
+        entry = http.get("/v1/models/tiny").json()
+        shown = http.post("/api/show", json={"model": "tiny"}).json()
+    assert entry["capabilities"] == ["chat", "tools", "logprobs", "structured_outputs"]
+    assert shown["capabilities"] == ["completion", "tools"]
+
+
+def test_a_request_for_an_unknown_model_is_in_the_log(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="gateway")
+    response = http.post("/v1/chat/completions", json={"model": "no\nsuch", "messages": HELLO})
+    [line] = [record.getMessage() for record in caplog.records if "model_not_found" in record.getMessage()]
+    assert line == f"{response.headers['x-request-id']}  no\\nsuch  model_not_found"
 
 
 @pytest.mark.parametrize("name", ["paris", "gpt-4o-mini", "org/alias:7b", "café"])

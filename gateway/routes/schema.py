@@ -1,0 +1,204 @@
+"""GET /schema: what this gateway answers, as an OpenAPI document.
+
+It is made from what decodes and encodes: the structs' own types, ranges and required fields, and the `Operation` that
+stands at each handler. OpenAPI 3.2, the first version with words for the events and lines of a stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator, Mapping
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from litestar import get
+from litestar.handlers import HTTPRouteHandler
+from litestar.routes import HTTPRoute
+from litestar.types import ASGIApp
+
+from gateway import __version__
+from gateway.config import ServerConfig
+from gateway.errors import BodyTimeout, BodyTooLarge, Forbidden, GatewayError, InvalidRequest, Unauthorized, Unavailable
+from gateway.routes.connection import HttpRequest, router_of
+from gateway.routes.guards import OPEN
+from gateway.routes.operations import Operation, Stream, told
+from gateway.routes.refusals import body_of
+from gateway.routes.respond import json_response
+from gateway.sse import MEDIA_TYPE as EVENTS
+
+Json = dict[str, Any]
+
+_ANY_ROUTE = (Forbidden, Unavailable)
+_WITH_BODY = (InvalidRequest, BodyTimeout, BodyTooLarge)
+_SCHEMES: Json = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
+_HEADERS: Json = {
+    "x-request-id": {"required": True, "schema": {"type": "string"}, "description": "In the log and the reply's id."},
+    "Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds."},
+}
+
+
+@get(["/schema", "/openapi.json"], opt=OPEN | told("This document", gives=Json))
+async def schema(request: HttpRequest) -> ASGIApp:
+    """Made once, when it is first asked for: that takes a fifth of a second."""
+    state = request.app.state
+    if "schema" not in state:
+        routes = [route for route in request.app.routes if isinstance(route, HTTPRoute)]
+        state.schema = await asyncio.to_thread(document, routes, router_of(request).config.server)
+    return json_response(state.schema)
+
+
+def document(routes: list[HTTPRoute], config: ServerConfig) -> Json:
+    """The OpenAPI document of those of `routes` that tell their operation."""
+    types = list(_types(routes))
+    described, schemas = _described(types)
+    writer = _Writer(described, needs_keys=bool(config.api_keys))
+    paths = {route.path_format: writer.path(route) for route in sorted(routes, key=lambda route: route.path_format)}
+    return {
+        "openapi": "3.2.0",
+        "info": {"title": "npu-gateway", "version": __version__},
+        "paths": {path: item for path, item in paths.items() if item},
+        "components": {"schemas": schemas, "headers": _HEADERS, "securitySchemes": _SCHEMES if config.api_keys else {}},
+    }
+
+
+def _operations(route: HTTPRoute) -> Iterator[tuple[str, HTTPRouteHandler, Operation]]:
+    for handler in route.route_handlers:
+        if operations := handler.opt.get("operations"):
+            yield from ((method.lower(), handler, operations[method]) for method in sorted(handler.http_methods))
+
+
+def _types(routes: list[HTTPRoute]) -> Iterator[tuple[Any, bool]]:
+    """Every type that the document speaks of, each with whether a client sends it."""
+    for route in routes:
+        for _, _, operation in _operations(route):
+            yield operation.takes, True
+            yield from ((parameter.type, True) for parameter in operation.parameters)
+            yield operation.gives, False
+            yield operation.streams and operation.streams.piece, False
+            yield from ((body, False) for body in operation.otherwise.values())
+            yield _error_type(route.path_format), False
+
+
+def _error_type(path: str) -> type:
+    return type(body_of(path, GatewayError("")))
+
+
+def _described(types: list[tuple[Any, bool]]) -> tuple[list[tuple[Any, Json]], Json]:
+    """JSON schemas of `types`, and the components they refer to."""
+    template = "#/components/schemas/{name}"
+    sent = [type for type, is_sent in types if is_sent]
+    _, of_requests = msgspec.json.schema_components(sent, ref_template=template)
+    found, components = msgspec.json.schema_components([type for type, _ in types], ref_template=template)
+    for name, component in components.items():
+        if name not in of_requests and "properties" in component:
+            component["required"] = sorted(_always_there(component))
+    return [(type, schema) for (type, _), schema in zip(types, found, strict=True)], _portable(components)
+
+
+def _always_there(reply: Json) -> set[str]:
+    """A reply's defaults are written out; only what has none, and is not required either, may be missing."""
+    return {*reply["required"], *(name for name, field in reply["properties"].items() if "default" in field)}
+
+
+def _portable(schema: Any) -> Any:
+    r"""Regular expressions as JSON Schema knows them: its `$` is Python's `\Z`."""
+    match schema:
+        case dict():
+            return {
+                key: value.replace(r"\Z", "$") if key == "pattern" and isinstance(value, str) else _portable(value)
+                for key, value in schema.items()
+            }
+        case list():
+            return [_portable(value) for value in schema]
+    return schema
+
+
+class _Writer:
+    """Args: `described`: each type with its JSON schema."""
+
+    def __init__(self, described: list[tuple[Any, Json]], *, needs_keys: bool) -> None:
+        self._described = described
+        self._needs_keys = needs_keys
+
+    def path(self, route: HTTPRoute) -> Json:
+        parameters = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+            for name in route.path_parameters
+        ]
+        methods = {
+            method: self._operation(method, route.path_format, handler, operation)
+            for method, handler, operation in _operations(route)
+        }
+        return ({"parameters": parameters} if parameters and methods else {}) | methods
+
+    def _operation(self, method: str, path: str, handler: HTTPRouteHandler, operation: Operation) -> Json:
+        is_open = not handler.opt.get("needs_key", True)
+        written: Json = {
+            "operationId": re.sub(r"\W+", "_", f"{method}{path}").strip("_"),
+            "summary": operation.summary,
+            "responses": self._responses(path, operation, is_open=is_open),
+        }
+        if operation.parameters:
+            written["parameters"] = [
+                {
+                    "name": given.name,
+                    "in": given.place,
+                    "schema": self._of(given.type),
+                    "description": given.description,
+                }
+                for given in operation.parameters
+            ]
+        if operation.takes is not None:
+            content = {"application/json": {"schema": self._of(operation.takes)}}
+            written["requestBody"] = {"required": True, "content": content}
+        if self._needs_keys and not is_open:
+            written["security"] = [{name: []} for name in _SCHEMES]
+        return written
+
+    def _responses(self, path: str, operation: Operation, *, is_open: bool) -> Json:
+        error = self._of(_error_type(path))
+        raised = [*_ANY_ROUTE, *operation.raises, *(_WITH_BODY if operation.takes is not None else ())]
+        if self._needs_keys and not is_open:
+            raised.append(Unauthorized)
+        written = {str(kind.status): _response(kind.status, {"application/json": error}) for kind in raised}
+        for status, body in operation.otherwise.items():
+            written[str(status)] = _response(status, {"application/json": {"anyOf": [self._of(body), error]}})
+        if operation.gives is not None:
+            written["200"] = _response(200, {operation.media_type: self._of(operation.gives)})
+        if operation.streams is not None:
+            written["200"]["content"] |= self._stream(operation.streams, error)
+        return dict(sorted(written.items()))
+
+    def _stream(self, stream: Stream, error: Json) -> Json:
+        """A stream that fails midway ends with an error in the place of its next piece."""
+        piece = {"anyOf": [self._of(stream.piece), error]}
+        return {stream.media_type: {"itemSchema": _event(piece, stream.last) if stream.media_type == EVENTS else piece}}
+
+    def _of(self, type: Any) -> Json:
+        return next(schema for known, schema in self._described if known == type)
+
+
+def _response(status: int, schemas: Mapping[str, Json]) -> Json:
+    headers = {"x-request-id": {"$ref": "#/components/headers/x-request-id"}}
+    if status in (429, 503):
+        headers["Retry-After"] = {"$ref": "#/components/headers/Retry-After"}
+    content = {media_type: {"schema": schema} for media_type, schema in schemas.items()}
+    return {"description": HTTPStatus(status).phrase, "headers": headers, "content": content}
+
+
+def _event(piece: Json, last: str) -> Json:
+    """A server-sent event whose data is a JSON text, or the stream's `last`."""
+    data: Json = {"contentMediaType": "application/json", "contentSchema": piece}
+    return {
+        "type": "object",
+        "properties": {
+            "event": {"type": "string"},
+            "data": {"type": "string", **({"anyOf": [{"const": last}, data]} if last else data)},
+        },
+        "required": ["data"],
+    }

@@ -1,0 +1,63 @@
+"""What the fuzzer checks beside its own: it loads this file, see test_openapi.py."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema_rs
+import msgspec
+import schemathesis
+
+from gateway.app import HANDLERS
+
+DECODERS = {
+    path: msgspec.json.Decoder(operation.takes)
+    for handler in HANDLERS
+    for path in handler.paths
+    if (operation := next(iter(handler.opt["operations"].values()))).takes is not None
+}
+
+
+def is_valid(value: Any, schema: Any, case: schemathesis.Case) -> bool:
+    whole = {**schema, "components": case.operation.schema.raw_schema["components"]}
+    return jsonschema_rs.is_valid(whole, value)
+
+
+@schemathesis.check
+def schema_and_decoder_agree(
+    ctx: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case
+) -> None:
+    """What the schema lets pass the decoder takes; what it does not is refused.
+
+    But for one thing that JSON Schema has no words for: its integers may be written 8.0, the gateway's may not.
+    """
+    decoder = DECODERS.get(case.operation.path)
+    body = response.request.body
+    try:
+        value = json.loads(body or b"")
+    except ValueError:
+        return
+    if decoder is None or body is None:
+        return
+    documented = case.operation.definition.raw["requestBody"]["content"]["application/json"]["schema"]
+    if is_valid(value, documented, case):
+        try:
+            decoder.decode(body)
+        except msgspec.ValidationError as error:
+            if "Expected `int" not in str(error) or "got `float`" not in str(error):
+                raise AssertionError(f"the schema allows what the gateway does not: {error}") from None
+    else:
+        assert 400 <= response.status_code < 500, "the gateway takes what its schema does not allow"
+
+
+@schemathesis.check
+def lines_are_of_their_schema(
+    ctx: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case
+) -> None:
+    """The fuzzer itself looks into the events of a stream, and not into lines of JSON."""
+    [media_type, *_] = response.headers.get("content-type", [""])
+    if media_type == "application/x-ndjson":
+        line = case.operation.definition.raw["responses"]["200"]["content"][media_type]["itemSchema"]
+        for text in response.text.splitlines():
+            assert is_valid(json.loads(text), line, case), f"a line breaks its schema: {text}"
