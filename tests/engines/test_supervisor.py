@@ -14,7 +14,7 @@ import pytest
 
 from gateway.engines.frames import FromWorker, Shutdown, Submit
 from gateway.engines.process import Entry, WorkerProcess, describe_exit
-from gateway.engines.supervisor import Supervisor
+from gateway.engines.supervisor import Supervisor, _advice
 from gateway.engines.worker import WorkerSpec
 from gateway.errors import BundleError, EngineFailed, GatewayError
 from gateway.generation import Sampling
@@ -31,6 +31,7 @@ class Kept:
         self.busy = False
         self.processes: list[WorkerProcess] = []
         self.lost: list[str] = []
+        self.heard: list[FromWorker] = []
         self.pauses: list[float] = []
         self.enough = asyncio.Event()
         self.supervisor = Supervisor(
@@ -38,7 +39,7 @@ class Kept:
             self._spawn,
             load_timeout_s=load_timeout_s,
             watchdog_s=watchdog_s,
-            on_frame=lambda frame: None,
+            on_frame=self._hear,
             on_lost=self._lose,
             is_busy=lambda: self.busy,
             sleep=self._pause,
@@ -47,6 +48,14 @@ class Kept:
     def _spawn(self, on_frame: Callable[[FromWorker], None]) -> WorkerProcess:
         self.processes.append(WorkerProcess("model", SPEC, on_frame, self.entry))
         return self.processes[-1]
+
+    def _hear(self, frame: FromWorker) -> None:
+        self.heard.append(frame)
+
+    async def until_heard(self, id: int) -> None:
+        async with asyncio.timeout(60):
+            while not any(getattr(frame, "id", None) == id for frame in self.heard):  # noqa: ASYNC110 (in a process)
+                await asyncio.sleep(0.01)
 
     def _lose(self, error: GatewayError) -> int:
         self.lost.append(error.message)
@@ -130,6 +139,35 @@ async def test_silence_with_work_to_do_ends_the_worker_and_idle_silence_does_not
     assert kept.processes[0].exit != ""
     await kept.supervisor.aclose()
     assert_nothing_is_left()
+
+
+async def test_a_device_that_fails_one_request_after_another_is_opened_anew(caplog: pytest.LogCaptureFixture) -> None:
+    kept = Kept(workers.fails_requests, most=0)
+    await kept.supervisor.start()
+    for ids in ((1, 2, 3), (4,), (5,)):  # the first three may have failed by one call: they count as one
+        assert kept.supervisor.state == "ready" and kept.pauses == []
+        for id in ids:
+            kept.supervisor.send(Submit(id=id, ids=[1], sampling=Sampling(), max_tokens=1))
+        await kept.until_heard(ids[-1])
+    await kept.enough.wait()
+    assert kept.lost == [
+        "The model 'model' failed: the device failed 3 requests in a row: QNN error 14001. Try again.",
+    ]
+    assert "`npu-gateway doctor` looks for the reason" in caplog.text
+    await kept.supervisor.aclose()
+    assert_nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("fault", "exit", "advice"),
+    [
+        ("its worker died", "signal SIGKILL", "something outside killed it"),
+        ("its worker died", "status 0xC0000005", "npu-gateway doctor"),
+        ("The machine has no memory left for this model.", "exit code 0", "context_length"),
+    ],
+)
+def test_the_log_says_what_to_do(fault: str, exit: str, advice: str) -> None:
+    assert advice in _advice(fault, exit)
 
 
 async def test_a_worker_that_talks_nonsense_is_replaced() -> None:

@@ -15,7 +15,7 @@ import psutil
 
 from gateway.engines import worker
 from gateway.engines.base import Decoder, KVCache, Logits
-from gateway.engines.frames import Failed, Loading, Ready, Shutdown, decode_to_worker, encode
+from gateway.engines.frames import Failed, Loading, Ready, Shutdown, Submit, decode_to_worker, encode
 from gateway.engines.worker import WorkerSpec
 from gateway.errors import EngineFailed
 
@@ -121,6 +121,12 @@ def dies_when_ready(connection: Connection, spec: WorkerSpec) -> None:
 
 def refuses(connection: Connection, spec: WorkerSpec) -> None:
     connection.send_bytes(encode(Failed(None, "BundleError", "The bundle was made for another chip.")))
+
+
+def fails_requests(connection: Connection, spec: WorkerSpec) -> None:
+    connection.send_bytes(encode(READY))
+    while isinstance(frame := decode_to_worker(connection.recv_bytes()), Submit):
+        connection.send_bytes(encode(Failed(frame.id, "EngineFailed", "QNN error 14001.")))
 
 
 def loads_for_ever(connection: Connection, spec: WorkerSpec) -> None:
