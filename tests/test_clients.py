@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import logging
 import random
 import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from tests.commands.processes import SCRIPTED, free_port
 from tests.commands.processes import serving as gateway_process
 from tests.server import Running, config_of, scripted, serving
 
-PATIENCE_S = 20.0  # for a machine that does other things
+PATIENCE_S = 60.0  # for a machine that does other things
 PATH = "/v1/chat/completions"
 MODELS = {
     "m": scripted("Hello."),
@@ -41,6 +42,11 @@ MODELS = {
         script={"replies": ["word"], "repeat": True, "token_s": 0.01, "context_length": 1_000_000},
     ),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def open_files() -> None:
+    protocol.allow_open_files()  # both ends of every connection are here
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +77,11 @@ def busy(server: Running) -> dict[str, tuple[int, int]]:
     return {name: row for name, row in rows.items() if row != (0, 0)}
 
 
-def wait_until(holds: Any, what: str) -> float:
-    """Seconds that it took."""
+def wait_until(holds: Callable[[], bool], what: str) -> None:
     begun = time.monotonic()
     while not holds():
         assert time.monotonic() - begun < PATIENCE_S, what
         time.sleep(0.005)
-    return time.monotonic() - begun
 
 
 def read_to_end(connection: socket.socket) -> bytes:
@@ -92,7 +96,9 @@ def read_to_end(connection: socket.socket) -> bytes:
 
 def leave(connection: socket.socket, how: str) -> None:
     if how == "reset":
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+        )
     if how == "half-closed":
         connection.shutdown(socket.SHUT_WR)
     else:
@@ -123,7 +129,9 @@ def test_leaving_at_any_byte_leaves_nothing_behind(server: Running) -> None:
 @pytest.mark.parametrize("how", ["closed", "reset", "half-closed"])
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("model", ["endless", "thinks"])
-def test_leaving_while_the_device_works_frees_it(server: Running, model: str, stream: bool, how: str) -> None:
+def test_leaving_while_the_device_works_frees_it(
+    server: Running, caplog: pytest.LogCaptureFixture, model: str, stream: bool, how: str
+) -> None:
     with closing(server.connect()) as connection:
         connection.sendall(chat(model, stream=stream, max_tokens=100_000))
         wait_until(lambda: model in busy(server), "it never began")
@@ -131,6 +139,8 @@ def test_leaving_while_the_device_works_frees_it(server: Running, model: str, st
             connection.recv(1000)
         leave(connection, how)
         wait_until(lambda: not busy(server), f"the device still works for nobody: {busy(server)}")
+    wait_until(lambda: not server.server.server_state.tasks, "the request still runs")
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR], caplog.text
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -200,7 +210,7 @@ def test_a_client_whose_power_went_is_noticed(monkeypatch: pytest.MonkeyPatch, s
         connection.close()
         pytest.skip("needs the right to administer the network")
     connection.close()
-    assert wait_until(lambda: not busy(server), "nobody asked") < 10
+    wait_until(lambda: not busy(server), "nobody asked")
 
 
 # ---- not reading
@@ -380,7 +390,6 @@ async def open_crowd(port: int, count: int) -> list[asyncio.StreamWriter]:
 
 
 async def test_a_thousand_idle_connections_do_not_keep_others_from_an_answer(server: Running) -> None:
-    protocol.allow_open_files()
     process = psutil.Process()
     before, already = process.memory_info().rss, connections(server)
     writers = await open_crowd(server.port, 1_000)
@@ -398,7 +407,6 @@ async def test_a_thousand_idle_connections_do_not_keep_others_from_an_answer(ser
 async def test_ten_thousand_idle_connections(tmp_path: Path) -> None:
     """On a gateway of its own process: each end needs 10,000 open files, as far as the system allows."""
     (tmp_path / "config.toml").write_text(SCRIPTED, encoding="utf-8")
-    protocol.allow_open_files()
     count, port = min(10_000, protocol.connection_limit() - 200), free_port()
     with gateway_process("--port", port, cwd=tmp_path) as running:
         running.read_greeting()
