@@ -26,6 +26,7 @@ ALIASES = "^/(chat/completions|completions|embeddings|health|models|openapi|resp
 #: agree on every body is checked in their stead, by openapi_checks.schema_and_decoder_agree.
 INAPPLICABLE = "positive_data_acceptance,negative_data_rejection"
 QUICK = ("--phases", "coverage,fuzzing", "--max-examples", "5", "--generation-deterministic", "--no-shrink")
+LONG = ("--phases", "coverage,fuzzing,stateful", "--max-examples", "100", "--generation-database", "none")
 TEXT_TOOLS = "^/(tokenize|detokenize|apply-template|v1/messages/count_tokens)"
 
 
@@ -115,28 +116,28 @@ def test_keys_are_told_where_they_are_asked_for(document: dict[str, Any]) -> Non
 # ---- the fuzzer
 
 
-def fuzz(server: Running, *options: str) -> None:
-    """Fails with the fuzzer's own report, which ends with how to do it again."""
+def fuzz(server: Running, folder: Path, *options: str) -> None:
+    """Fails with the fuzzer's own report, which ends with how to do it again. `folder` is for what it leaves behind."""
     command = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"]
     command += ["--config-file", str(TESTS / "schemathesis.toml"), "run", f"{server.url}/schema"]
     command += ["--no-color", "--checks", "all", "--exclude-checks", INAPPLICABLE, *options]
     environment = {**os.environ, "SCHEMATHESIS_HOOKS": "tests.openapi_checks", "PYTHONPATH": str(TESTS.parent)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8")
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_gateway_keeps_to_its_schema(server: Running) -> None:
-    fuzz(server, "--exclude-path-regex", ALIASES, *QUICK)
+def test_the_gateway_keeps_to_its_schema(server: Running, tmp_path: Path) -> None:
+    fuzz(server, tmp_path, "--exclude-path-regex", ALIASES, *QUICK)
 
 
-def test_so_does_a_model_that_tokenizes(tiny: Path) -> None:
+def test_so_does_a_model_that_tokenizes(tiny: Path, tmp_path: Path) -> None:
     config = config_of({"tiny": ModelConfig(path=str(tiny), threads=1)}, default_model="tiny")
     with serving(config) as running:
-        fuzz(running, "--include-path-regex", TEXT_TOOLS, *QUICK)
+        fuzz(running, tmp_path, "--include-path-regex", TEXT_TOOLS, *QUICK)
 
 
 @pytest.mark.slow
-def test_for_a_long_time_and_with_every_path(tiny: Path) -> None:
+def test_for_a_long_time_and_with_every_path(tiny: Path, tmp_path: Path) -> None:
     config = config_of({"paris": PARIS, "tiny": ModelConfig(path=str(tiny), threads=1)}, default_model="paris")
     with serving(config) as running:
-        fuzz(running, "--phases", "coverage,fuzzing,stateful", "--max-examples", "300", "--generation-database", "none")
+        fuzz(running, tmp_path, *LONG)
