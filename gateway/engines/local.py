@@ -62,7 +62,8 @@ class LocalEngine:
         self._prompts: Prompts | None = None  # known once the bundle is read
         self._answers: dict[int, Answer] = {}
         self._ids = itertools.count(1)
-        self._rows: deque[tuple[str, list[int]]] = deque(maxlen=model.max_sequences)  # owner and tokens, likely cached
+        #: Owner and tokens of what is likely cached: the worker keeps more than what it has in its slots.
+        self._rows: deque[tuple[str, list[int]]] = deque(maxlen=4 * model.max_sequences)
         self._supervisor = Supervisor(
             name,
             self._worker,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from typing import Annotated, Any, Protocol, cast
+from typing import Annotated, Any, Literal, Protocol, cast
 
 import msgspec
 from litestar.response.base import ASGIResponse
@@ -29,14 +29,15 @@ from gateway.routes.connection import HttpRequest, owner_of, router_of, while_co
 from gateway.routes.operations import Parameter, Stream, told
 from gateway.sse import EventStream
 
-TIMEOUT, FIRST_TOKEN = "x-request-timeout-ms", "x-max-ttft-ms"
+TIMEOUT, FIRST_TOKEN, PRIORITY = "x-request-timeout-ms", "x-max-ttft-ms", "x-gateway-priority"
+PREDICTED_TTFT = "x-gateway-predicted-ttft-ms"  # in the answer
 _LIMITS = (
     Parameter(TIMEOUT, "header", Annotated[float, Meta(gt=0)], "The longest that the whole answer may take."),
     Parameter(FIRST_TOKEN, "header", Annotated[float, Meta(gt=0)], "The longest that the first token may take."),
+    Parameter(
+        PRIORITY, "header", Literal["interactive", "background"], "Background work lets everybody else go first."
+    ),
 )
-
-PRIORITY = "x-gateway-priority"
-PREDICTED_TTFT = "x-gateway-predicted-ttft-ms"
 
 _json = msgspec.json.Encoder()
 
