@@ -45,6 +45,7 @@ class WorkerProcess:
         self._on_frame = on_frame
         self._outbox: SimpleQueue[ToWorker | None] = SimpleQueue()
         self._process: SpawnProcess | None = None
+        self._threads: list[threading.Thread] = []
         self._ending: asyncio.Task[None] | None = None
         #: Set when the process has closed its end of the pipe: after its last frame.
         self.gone = asyncio.Event()
@@ -96,14 +97,11 @@ class WorkerProcess:
             raise
         finally:
             theirs.close()
-        self._connection = ours
-        self._threads = [
-            threading.Thread(target=target, name=f"{self._name} {what}", daemon=True)
-            for what, target in (("reader", self._read), ("writer", self._write))
-        ]
-        for thread in self._threads:
+        self._connection, self._process = ours, process
+        for what, target in (("reader", self._read), ("writer", self._write)):
+            thread = threading.Thread(target=target, name=f"{self._name} {what}", daemon=True)
             thread.start()
-        self._process = process
+            self._threads.append(thread)
 
     def _read(self) -> None:
         try:

@@ -137,8 +137,9 @@ class Supervisor:
                 return EngineFailed(f"The model '{self._name}' did not load in {self._load_timeout_s:g} s.")
             case asyncio.InvalidStateError():  # gone, and nothing said
                 return EngineFailed(f"The worker of '{self._name}' died while it loaded ({process.exit}).")
-            case OSError():
-                return EngineFailed(f"No worker process could be started for '{self._name}': {error.strerror}.")
+            case OSError() | RuntimeError() | MemoryError():  # no process, no thread, no memory to be had
+                reason = getattr(error, "strerror", None) or str(error) or "no memory left"
+                return EngineFailed(f"No worker process could be started for '{self._name}': {reason}.")
         return error
 
     def _receive(self, frame: FromWorker) -> None:

@@ -113,12 +113,12 @@ async def test_attempts_that_fail_to_load_go_on_in_the_background_and_never_end(
 async def test_a_first_load_that_fails_is_reported_and_can_be_repeated(
     entry: Entry, error: type[GatewayError], message: str
 ) -> None:
-    kept = Kept(entry, load_timeout_s=3)
+    kept = Kept(entry, load_timeout_s=3 if entry is workers.loads_for_ever else 60)
     with pytest.raises(error, match=message):
         await kept.supervisor.start()
     assert kept.supervisor.state == "failed"
     assert_nothing_is_left()
-    kept.entry = workers.waits
+    kept.entry, kept.supervisor._load_timeout_s = workers.waits, 60
     await kept.supervisor.start()
     assert kept.supervisor.state == "ready"
     await kept.supervisor.aclose()
@@ -199,6 +199,27 @@ async def test_a_process_that_cannot_be_started_is_an_error_of_ours(monkeypatch:
     kept = Kept(workers.dies_at_once)
     with pytest.raises(EngineFailed, match="Cannot allocate memory"):
         await kept.supervisor.start()
+    assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("refused", ["reader", "writer"])
+async def test_a_gateway_that_can_start_no_thread_leaves_no_process_and_tries_on(
+    monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    kept = Kept(workers.dies_when_ready)
+    await kept.supervisor.start()
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == f"model {refused}":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    await kept.enough.wait()
+    assert kept.pauses == [0.5, 1.0, 2.0, 4.0]
+    assert kept.supervisor.detail == "No worker process could be started for 'model': can't start new thread."
+    await kept.supervisor.aclose()
     assert_nothing_is_left()
 
 
