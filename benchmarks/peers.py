@@ -197,9 +197,9 @@ def python_of(folder: Path) -> Path:
 
 def install(folder: Path) -> None:
     venv.create(folder, with_pip=True)
-    jobs = {"LLAMA_CPP_BUILD_JOBS": "2", "CMAKE_BUILD_PARALLEL_LEVEL": "2"}
+    build = {"LLAMA_CPP_BUILD_JOBS": "2", "CMAKE_ARGS": "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF"}
     command = [str(python_of(folder)), "-m", "pip", "install", *PACKAGES]
-    subprocess.run(command, check=True, env=os.environ | jobs)
+    subprocess.run(command, check=True, env=os.environ | build)
 
 
 def start(stack: ExitStack, folder: Path, log: IO[bytes]) -> dict[str, Peer]:
