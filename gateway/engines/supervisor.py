@@ -34,6 +34,7 @@ class _Fault(NamedTuple):
 
 
 _ASK_DOCTOR = "`npu-gateway doctor` looks for the reason"
+_EMULATED_WARM_UPS = 10  # what a call may take on an emulated NPU: a window and a step are one
 _HUNG = "if that repeats, update the NPU's driver, or raise watchdog_s for a model whose calls take longer"
 _SAVE_MEMORY = "a smaller context_length or max_sequences needs less"
 _KILLED = f"something outside killed it, as systems do when memory is short; {_SAVE_MEMORY}"
@@ -194,14 +195,21 @@ class Supervisor:
             )
             process, pause_s = await self._revive(pause_s)
 
+    @property
+    def _deadline_s(self) -> float:
+        """What a device call may take. An emulated NPU is slow; how slow on this machine, its warm-up says."""
+        if self.ready is None or self.ready.device != "emulated":
+            return self._watchdog_s
+        return max(self._watchdog_s, round(_EMULATED_WARM_UPS * self.ready.warm_up_s))
+
     async def _watch(self, process: WorkerProcess) -> _Fault:
         """Wait until the worker is gone or has been silent for too long with work to do; which of them."""
         while True:
-            patience_s = self._watchdog_s / 4  # how soon a request that comes meanwhile is noticed
+            patience_s = self._deadline_s / 4  # how soon a request that comes meanwhile is noticed
             if self._is_busy():
-                patience_s = self._last_sign + self._watchdog_s - self._clock()
+                patience_s = self._last_sign + self._deadline_s - self._clock()
             if patience_s <= 0:
-                silence = f"a device call did not come back within {self._watchdog_s:g} s"
+                silence = f"a device call did not come back within {self._deadline_s:g} s"
                 return _Fault(f"{silence}, so its worker was killed", _HUNG)
             try:
                 async with asyncio.timeout(patience_s):
