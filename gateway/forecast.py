@@ -47,6 +47,12 @@ class Plan(Struct, frozen=True, kw_only=True):
 class PromptTimes:
     """seconds = pass_s * passes + token_s * tokens, fitted to measurements; neither is below 0."""
 
+    _pp: float
+    _pt: float
+    _tt: float
+    _ps: float
+    _ts: float
+
     def __init__(self) -> None:
         self._forget()
 
