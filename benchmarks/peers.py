@@ -5,7 +5,9 @@
 `--install` makes the peers' own environment in FOLDER (build/peers unless told): llama.cpp's server is compiled there,
 which takes minutes. A peer that is not there is left out, with a message. All run at once, with two threads each, and
 are asked in turn, the order moving on by one in each round; whoever is not asked has nothing to do. Nothing is cached
-but what a row is about: every prompt is new. llama.cpp gets the GGUF that our bundle and onnxruntime-genai's are of.
+but what a row is about: every prompt is new. llama.cpp gets the GGUF that all bundles are of. Both peers round
+activations to int8; the gateway is there as it comes, with floats, and with a bundle of `build --activations int8`,
+which is also onnxruntime-genai's.
 """
 
 from __future__ import annotations
@@ -202,10 +204,13 @@ def install(folder: Path) -> None:
     subprocess.run(command, check=True, env=os.environ | build)
 
 
-def start(stack: ExitStack, folder: Path, log: IO[bytes]) -> dict[str, Peer]:
+def start(stack: ExitStack, folder: Path, log: IO[bytes], *, int8: bool) -> dict[str, Peer]:
     bundle = ensure_bundle(MODEL, ROOT / "models", lambda what, share: None)
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     peers: dict[str, Peer] = {"npu-gateway": start_gateway(stack, bundle, log, scratch)}
+    if int8:
+        bundle = int8_bundle(scratch)
+        peers["npu-gateway, int8"] = start_gateway(stack, bundle, log, scratch)
     if server := next(iter(sorted(folder.rglob("llama-server")) + sorted(folder.rglob("llama-server.exe"))), None):
         peers["llama.cpp"] = start_llama(stack, server, gguf_file(scratch), log)
     else:
@@ -215,6 +220,14 @@ def start(stack: ExitStack, folder: Path, log: IO[bytes]) -> dict[str, Peer]:
     else:
         print(f"onnxruntime-genai is left out: not installed under {folder}; --install does that", file=sys.stderr)
     return peers
+
+
+def int8_bundle(scratch: Path) -> Path:
+    """The same blocks with the peers' arithmetic."""
+    made = scratch / "smollm2-135m-int8"
+    command = [sys.executable, "-m", "gateway", "build", str(gguf_file(scratch)), str(made), "--activations", "int8"]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return made
 
 
 def gguf_file(scratch: Path) -> Path:
@@ -295,7 +308,7 @@ def main() -> None:
             found.setdefault(row, {}).setdefault(peer, []).append(value)
 
     with ExitStack() as stack, tempfile.TemporaryFile() as log:
-        peers = start(stack, arguments.peers, log)
+        peers = start(stack, arguments.peers, log, int8=not arguments.quick)
         for peer in peers.values():
             peer.ask(fresh(8), 8)  # the first one prepares things
         for number in range(rounds):
