@@ -53,6 +53,12 @@ class PromptTimes:
     _ps: float
     _ts: float
 
+    _pp: float  # sums of products of what was measured: passes, tokens (in full passes) and seconds
+    _pt: float
+    _tt: float
+    _ps: float
+    _ts: float
+
     def __init__(self) -> None:
         self._forget()
 
@@ -76,7 +82,7 @@ class PromptTimes:
         return pass_s * _passes(tokens, width) + full_s * tokens / width
 
     def _forget(self) -> None:
-        self._pp = self._pt = self._tt = self._ps = self._ts = 0.0  # sums of products of what was measured
+        self._pp = self._pt = self._tt = self._ps = self._ts = 0.0
 
     def _fit(self) -> tuple[float, float]:
         """Seconds a pass costs by itself, and seconds that a pass full of tokens costs on top."""
