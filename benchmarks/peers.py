@@ -108,7 +108,8 @@ class HttpPeer:
             for line in answer:
                 if line.startswith(b"data: {"):
                     chunk = json.loads(line[6:])
-                    if any(choice["delta"].get("content") for choice in chunk.get("choices", ())):
+                    told = chunk.get("choices", ())  # a token without text of its own shows in the finish alone
+                    if any(choice["delta"].get("content") or choice["finish_reason"] for choice in told):
                         arrivals.append(time.perf_counter())
                     usage = chunk.get("usage") or usage
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)

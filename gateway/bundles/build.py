@@ -21,7 +21,7 @@ from gateway.bundles.source import ModelSource, open_source
 from gateway.errors import BundleError
 
 #: Counts up when the same source would give another bundle; `ensure_bundle` then builds again.
-BUNDLE_FORMAT = 3
+BUNDLE_FORMAT = 4
 STAMP = "bundle.json"
 
 #: progress("what is being done", share of it that is done, 0..1)

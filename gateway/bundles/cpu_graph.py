@@ -11,11 +11,8 @@ Outputs: logits float32 (batch, kept, vocab) · present.%d.key/value
    by a small float product. Refitting the blocks instead changes a fifth of the top-1 answers.
 2. The embedding and a tied head read the same 8-bit tensor.
 3. The last layer computes only the positions whose logits are kept, right after its attention.
-4. The whole network stands in the graph twice, over the same constants, because the kernel for float activations does
-   one row well and many rows well, but two cost as much as 2.6 rows one by one. A call of up to `FEW` tokens takes
-   products of 15-bit activations instead (`linear.py`): two rows 1.5 times one, four 2.3, and one 5 % less than before.
-   Logits of the two ways differ by 0.01 at most in 1052 tokens, and no first choice did.
-5. `int8` activations are another model: see `LinearWriter`. Then the network stands in the graph once.
+4. Activations stay floats, in calls of any size: a second way for few tokens made answers depend on which tokens
+   happened to share a call (docs/log.md). `int8` activations are another model: see `LinearWriter`.
 """
 
 from __future__ import annotations
@@ -35,9 +32,6 @@ from gateway.bundles.source import EMBEDDING, FINAL_NORM, HEAD, Blocks, ModelSou
 from gateway.errors import BundleError
 
 Activations = Literal["float", "int8"]
-FEW = 6  # tokens in a call, all sequences together
-
-_FINER = {"few": (4, 8), "many": (8,)}  # bits of the matrices whose products are of 15-bit activations
 
 
 def write_cpu_graph(
@@ -47,21 +41,14 @@ def write_cpu_graph(
     with GraphWriter(path) as graph:
         writer = _CpuGraph(source, graph)
         writer.declare_inputs_and_outputs()
-        if activations == "int8":
-            writer.write(LinearWriter(graph, accuracy_level=INT8_ACTIVATIONS), progress)
-        else:
-            _write_both_ways(graph, writer, progress)
+        writer.write(_linear_writer(graph, activations), progress)
         graph.save(source.config.architecture)
 
 
-def _write_both_ways(graph: GraphWriter, writer: _CpuGraph, progress: Callable[[float], None]) -> None:
-    def write(way: str) -> None:
-        done = 0.5 * (way == "many")
-        writer.write(LinearWriter(graph, finer=_FINER[way]), lambda share: progress(done + share / 2))
-
-    tokens = graph.node("Size", ["input_ids"], "tokens")
-    condition = graph.node("LessOrEqual", [tokens, graph.constant("few", np.array(FEW))], "are_few")
-    graph.choose(condition, "few", "many", write)
+def _linear_writer(graph: GraphWriter, activations: Activations) -> LinearWriter:
+    if activations == "int8":
+        return LinearWriter(graph, accuracy_level=INT8_ACTIVATIONS)
+    return LinearWriter(graph, finer=(8,))
 
 
 class _CpuGraph:

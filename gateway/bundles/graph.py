@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -98,17 +98,6 @@ class GraphWriter:
         self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, domain=domain, **attributes))
         return outputs
 
-    def choose(self, condition: str, first: str, second: str, write: Callable[[str], None]) -> None:
-        """All outputs in one of two ways, the first where `condition` holds. `write` writes the nodes of either."""
-        outside, branches = self._nodes, []
-        for name in (first, second):
-            self._nodes = []
-            write(name)
-            branches.append(_branch(name, self._nodes, self._outputs))
-        self._nodes = outside
-        outputs = [value.name for value in self._outputs]
-        self.nodes("If", [condition], outputs, then_branch=branches[0], else_branch=branches[1])
-
     def save(self, graph_name: str) -> None:
         self._save(self._path, graph_name, self._inputs, self._outputs)
 
@@ -141,19 +130,6 @@ class GraphWriter:
             tensor.external_data.add(key=key, value=str(value))
         self._data.write(array.data)
         return tensor
-
-
-def _branch(name: str, nodes: list[onnx.NodeProto], outputs: list[onnx.ValueInfoProto]) -> onnx.GraphProto:
-    """The nodes as a graph within a graph, where no name may be one of those outside."""
-    inside = {output: f"{name}/{output}" for node in nodes for output in node.output if output}
-    for node in nodes:
-        node.name = f"{name}/{node.name}"
-        node.input[:] = [inside.get(value, value) for value in node.input]
-        node.output[:] = [inside.get(value, value) for value in node.output]
-    values = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in outputs]
-    for value in values:
-        value.name = inside[value.name]
-    return helper.make_graph(nodes, name, [], values)
 
 
 def _fixed(value: onnx.ValueInfoProto, sizes: dict[str, int]) -> onnx.ValueInfoProto:

@@ -4,13 +4,13 @@
    token allocates nothing and copies no cache. Only ids and logits are bound anew, when their shape changes.
 2. The attention mask always is as wide as the context: its sum says how long a sequence is, and a fixed shape keeps
    the binding. The results are bit for bit those of a mask that fits.
-3. A step costs, on x86_64 with our CPU bundle, relative to one over a single slot: two slots 1.5, three 1.9, four
-   2.3, eight 4.0. So three or more sequences share a call, and take the free slots between them along; what that
-   writes there lies behind valid rows.
-4. The same logits by different ways (a step alone, a step in a batch, a prompt cut here or there) are not the same bit
-   for bit: calls of few tokens and of many take products of different precision (see cpu_graph.py), at most 0.012
-   apart in logits of -20..30, and no greedy token in 1052. In graphs that round activations to int8 the attention
-   kernel's last bits grow to 0.7 between one token alone and several at once.
+3. A step costs, on x86_64 with 4-bit weights and float activations, relative to one over a single slot: two slots
+   2.0, three 2.1, four 2.3, eight 2.9 (the kernel has one way for a single row and one for several). So three or more
+   sequences share a call, and take the free slots between them along; what that writes there lies behind valid rows.
+4. The same logits by different ways (a step alone, a step in a batch, a prompt cut here or there) differ in their last
+   bits: at most 1e-3 of logits in -20..30 with float activations, and no greedy token in 640. In graphs that round
+   activations to int8 the attention kernel's last bits grow to 0.7 between one token alone and several at once, while
+   batches, and prompts however they are cut into pieces of two and more, stay equal bit for bit.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from gateway.bundles import quantise
-from gateway.bundles.cpu_graph import FEW, write_cpu_graph
+from gateway.bundles.cpu_graph import write_cpu_graph
 from gateway.bundles.source import Blocks, ModelSource, open_source
 from gateway.errors import BundleError
 from tests.bundles.session import Array, BareSession
@@ -172,8 +172,7 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-_BETWEEN_WAYS = 5e-3  # logits by calls of few tokens, with activations of 15 bits, and by calls of many, with floats
-#: Logits reach 12 here. Of many tokens, only products with 8-bit blocks take activations of 15 bits.
+#: Logits reach 12 here. Products with 8-bit blocks take activations of 15 bits, all others floats.
 _ROUNDING = {"Q4_0": 1e-3, "Q4_1": 1e-3, "Q8_0": 1e-2, "Q5_1": 1e-2}
 _IDS = [1, 75, 300, 2, 9, 41, 380, 17, 5, 130, 260, 77]
 
@@ -249,7 +248,7 @@ def test_a_prompt_in_pieces_is_the_prompt(graph: Path) -> None:
     whole = BareSession(graph).feed([_IDS])[0]
     session = BareSession(graph)
     pieces = [session.feed([_IDS[:5]])[0], session.feed([_IDS[5:11]])[0], session.feed([_IDS[11:]])[0]]
-    np.testing.assert_allclose(np.concatenate(pieces), whole, atol=_BETWEEN_WAYS)
+    np.testing.assert_allclose(np.concatenate(pieces), whole, atol=1e-3)
 
 
 def test_sequences_of_different_lengths_run_together(graph: Path) -> None:
@@ -259,9 +258,9 @@ def test_sequences_of_different_lengths_run_together(graph: Path) -> None:
     steps = [together.feed([[token], [token + 1], [token + 2]]) for token in (20, 30, 40)]
     for row, prompt in enumerate(prompts):
         alone = BareSession(graph)
-        np.testing.assert_allclose(first[row, : len(prompt)], alone.feed([prompt])[0], atol=_BETWEEN_WAYS)
+        np.testing.assert_allclose(first[row, : len(prompt)], alone.feed([prompt])[0], atol=1e-3)
         for token, step in zip((20, 30, 40), steps, strict=True):
-            np.testing.assert_allclose(step[row], alone.feed([[token + row]])[0], atol=_BETWEEN_WAYS)
+            np.testing.assert_allclose(step[row], alone.feed([[token + row]])[0], atol=1e-3)
 
 
 def test_a_host_that_does_not_share_buffers_hands_over_just_the_rows_there_are(graph: Path) -> None:
@@ -274,15 +273,6 @@ def test_a_host_that_does_not_share_buffers_hands_over_just_the_rows_there_are(g
         logits, *present = session.run(None, feeds)
         past = dict(zip(names, present, strict=True))
         np.testing.assert_allclose(logits, shared.feed([ids]), atol=1e-3)
-
-
-@pytest.mark.parametrize("count", [1, 2, FEW, FEW + 1, 12])
-def test_few_tokens_and_many_take_ways_of_their_own_to_the_same_logits(graph: Path, count: int) -> None:
-    whole = BareSession(graph).feed([_IDS])[0, :count]
-    piece = BareSession(graph).feed([_IDS[:count]])[0]
-    difference = np.abs(piece - whole).max()
-    assert (difference > 1e-5) == (count <= FEW)
-    assert difference < _BETWEEN_WAYS
 
 
 def test_int8_activations_are_said_to_every_kernel_and_cost_accuracy(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def caches(decoder: CpuDecoder, count: int = 4) -> list[SlotCache]:
 def same(logits: np.ndarray, expected: np.ndarray) -> None:
     """Equal but for the last bits, which depend on the shape of a call (see decoder.py)."""
     assert logits.argmax() == expected.argmax()
-    assert np.abs(logits - expected).max() < 2e-2
+    assert np.abs(logits - expected).max() < 5e-3
 
 
 def test_spec_says_what_the_graph_is(decoder: CpuDecoder) -> None:

@@ -135,7 +135,7 @@ def test_logprobs_are_those_of_the_raw_logits(make_bench: MakeBench, tiny_decode
     for token, entry, row in zip(tokens, scored, rows, strict=True):
         expected = sampling.score(row, token, 3)
         assert (entry.id, entry.top_ids) == (token, expected.top_ids)
-        assert entry.logprob == pytest.approx(expected.logprob, abs=1e-2)
+        assert entry.logprob == pytest.approx(expected.logprob, abs=1e-3)
 
 
 def test_prompt_logprobs_of_every_token_but_the_first(make_bench: MakeBench, tiny_decoder: CpuDecoder) -> None:
@@ -149,10 +149,7 @@ def test_prompt_logprobs_of_every_token_but_the_first(make_bench: MakeBench, tin
     assert bench.cached(request) == 0
     assert [entry.id for entry in scored] == PROMPT[1:]
     for row, entry in zip(rows, scored, strict=False):
-        expected = sampling.score(row, entry.id, 2)
-        assert entry.top_ids == expected.top_ids
-        assert entry.logprob == pytest.approx(expected.logprob, abs=1e-2)
-        assert entry.top_logprobs == pytest.approx(expected.top_logprobs, abs=1e-2)
+        assert entry == sampling.score(row, entry.id, 2)
 
 
 # -- several requests --------------------------------------------------------------------------------------------------
