@@ -47,12 +47,6 @@ class Plan(Struct, frozen=True, kw_only=True):
 class PromptTimes:
     """seconds = pass_s * passes + token_s * tokens, fitted to measurements; neither is below 0."""
 
-    _pp: float
-    _pt: float
-    _tt: float
-    _ps: float
-    _ts: float
-
     _pp: float  # sums of products of what was measured: passes, tokens (in full passes) and seconds
     _pt: float
     _tt: float
