@@ -22,7 +22,13 @@ from tests.commands.processes import PATIENCE_S, ROOT, Serving, environment, ser
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: Commands that other tests run, or that a test must not run inside itself.
-ELSEWHERE = {"python scripts/test.py": "tests/test_scripts.py"}
+ELSEWHERE = {
+    "python scripts/test.py": "tests/test_scripts.py",
+    "python benchmarks/peers.py --install --rounds 3 --write docs/benchmarks.md": "tests/test_benchmarks.py",
+    "python benchmarks/overhead.py --write docs/benchmarks.md": "tests/test_benchmarks.py",
+    "python benchmarks/prediction.py --write docs/benchmarks.md": "tests/test_benchmarks.py",
+    "python benchmarks/npu_model.py --write docs/benchmarks.md": "tests/test_benchmarks.py",
+}
 
 
 class Block(NamedTuple):
