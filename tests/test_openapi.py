@@ -25,7 +25,7 @@ ALIASES = "^/(chat/completions|completions|embeddings|health|models|openapi|resp
 #: headers that nobody knows are ignored, as HTTP has it: these two call either a fault. That the schema and the gateway
 #: agree on every body is checked in their stead, by openapi_checks.schema_and_decoder_agree.
 INAPPLICABLE = "positive_data_acceptance,negative_data_rejection"
-QUICK = ("--phases", "coverage,fuzzing", "--max-examples", "3", "--generation-deterministic", "--no-shrink")
+QUICK = ("--phases", "coverage,fuzzing", "--max-examples", "5", "--generation-deterministic", "--no-shrink")
 LONG = ("--phases", "coverage,fuzzing,stateful", "--max-examples", "100", "--generation-database", "none")
 TEXT_TOOLS = "^/(tokenize|detokenize|apply-template|v1/messages/count_tokens)"
 
