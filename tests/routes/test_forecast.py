@@ -85,12 +85,20 @@ def test_background_work_waits_for_the_chat_however_it_is_marked(
         ended.append(name)
 
     occupied = http.stream("POST", CHAT, json=body("place", stream=True, max_tokens=50_000))
-    with ThreadPoolExecutor(2) as pool, occupied:  # the only place, until both of the others wait for it
+    with ThreadPoolExecutor(2) as pool, occupied as stream:  # the only place, until both of the others wait for it
+        lines = stream.iter_lines()  # kept: a generator thrown away closes the connection
+        wait_for_text(lines)
         pool.submit(ask, "background", body(model, **fields), headers)
         wait_for_line_of(1, http)
         pool.submit(ask, "chat", body("place"), {})
         wait_for_line_of(2, http)
     assert ended == ["chat", "background"]
+
+
+def wait_for_text(lines: Iterator[str]) -> None:
+    """A stream's headers come while it may still wait in line itself; its first text says that it has the place."""
+    while '"content":"a"' not in next(lines):
+        pass
 
 
 def wait_for_line_of(waiting: int, http: httpx.Client) -> None:
