@@ -95,16 +95,16 @@ class BpeOracle:
 
     @cached_property
     def missing_bytes(self) -> set[int]:
-        """Bytes that the vocabulary cannot spell; they are dropped."""
+        """Bytes that the vocabulary cannot spell; they are dropped, and what stood around them may merge."""
         return {byte for byte, letter in byte_letters().items() if letter not in self.ids}
 
     def encode(self, text: str) -> list[int]:
         letters = byte_letters()
-        spelled = ["".join(letters[byte] for byte in word.encode()) for word in words(text, self._rule)]
-        return [self.ids[part] for word in spelled for part in self._merge(word) if part in self.ids]
+        spelled = [[letters[byte] for byte in word.encode()] for word in words(text, self._rule)]
+        return [self.ids[part] for word in spelled for part in self._merge(word)]
 
-    def _merge(self, word: str) -> list[str]:
-        parts = list(word)
+    def _merge(self, letters: list[str]) -> list[str]:
+        parts = [letter for letter in letters if letter in self.ids]
         while len(parts) > 1:
             ranked = [(self.ranks.get(pair, len(self.ranks)), pair) for pair in pairwise(parts)]
             rank, (left, right) = min(ranked)
