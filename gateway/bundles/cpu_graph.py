@@ -11,8 +11,12 @@ Outputs: logits float32 (batch, kept, vocab) · present.%d.key/value
    by a small float product. Refitting the blocks instead changes a fifth of the top-1 answers.
 2. The embedding and a tied head read the same 8-bit tensor.
 3. The last layer computes only the positions whose logits are kept, right after its attention.
-4. Activations stay floats, in calls of any size: a second way for few tokens made answers depend on which tokens
-   happened to share a call (docs/log.md). `int8` activations are another model: see `LinearWriter`.
+4. Between attentions a value is a plain matrix, a row for each token, so that one node multiplies and adds.
+5. A token's numbers are the same bit for bit in calls of any size and any company: every kernel here computes a row
+   without regard to the others, but attention, which has a way of its own for a single one. So a single row gets a
+   second one for company, whose keys and values land behind the sequence and are overwritten by the next token. A
+   host whose cache has no row to spare goes without, and has other last bits.
+   With float activations the four-bit kernel has two ways as well; there the last bits differ.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from onnx import TensorProto
 
 from gateway.bundles import quantise
 from gateway.bundles.graph import MICROSOFT, GraphWriter
-from gateway.bundles.linear import INT8_ACTIVATIONS, LinearWriter, Packed
+from gateway.bundles.linear import FLOAT_ACTIVATIONS, INT8_ACTIVATIONS, LinearWriter, Packed
 from gateway.bundles.source import EMBEDDING, FINAL_NORM, HEAD, Blocks, ModelSource, TransformerConfig, layer
 from gateway.errors import BundleError
 
@@ -35,43 +39,41 @@ Activations = Literal["float", "int8"]
 
 
 def write_cpu_graph(
-    source: ModelSource, path: Path, progress: Callable[[float], None], activations: Activations = "float"
+    source: ModelSource, path: Path, progress: Callable[[float], None], activations: Activations = "int8"
 ) -> None:
     """Write `path` and `path`.data. `progress` gets the share that is done, 0..1."""
     with GraphWriter(path) as graph:
-        writer = _CpuGraph(source, graph)
+        writer = _CpuGraph(source, graph, activations)
         writer.declare_inputs_and_outputs()
-        writer.write(_linear_writer(graph, activations), progress)
+        writer.write(progress)
         graph.save(source.config.architecture)
 
 
-def _linear_writer(graph: GraphWriter, activations: Activations) -> LinearWriter:
-    if activations == "int8":
-        return LinearWriter(graph, accuracy_level=INT8_ACTIVATIONS)
-    return LinearWriter(graph, finer=(8,))
-
-
 class _CpuGraph:
-    """x, residual, delta: names of float32 values (batch, sequence, hidden)."""
+    """x, residual, delta: names of float32 values (batch * sequence, hidden)."""
 
-    def __init__(self, source: ModelSource, graph: GraphWriter) -> None:
+    def __init__(self, source: ModelSource, graph: GraphWriter, activations: Activations) -> None:
         _check_sizes(source.config)
         self._source = source
         self._config = source.config
         self._graph = graph
+        rounding = INT8_ACTIVATIONS if activations == "int8" else FLOAT_ACTIVATIONS
+        finer = () if rounding else (8,)  # the kernel for eight bits is slow with floats
+        self._linear = LinearWriter(graph, accuracy_level=rounding, finer=finer, rank=2)
+        self._head = LinearWriter(graph, accuracy_level=rounding, finer=(8,))
 
-    def write(self, linear: LinearWriter, progress: Callable[[float], None]) -> None:
+    def write(self, progress: Callable[[float], None]) -> None:
         """The nodes from the inputs to the outputs."""
         layers = self._config.layers
-        self._linear = linear
         table = self._linear.pack(EMBEDDING, self._eight_bit(EMBEDDING))
-        residual = self._linear.lookup(table, "input_ids", "embedding")
+        ids = self._graph.node("Reshape", ["input_ids", self._graph.constant("flat", np.array([-1]))], "ids")
+        residual = self._linear.lookup(table, ids, "embedding")
         delta = ""
         for index in range(layers):
             residual, delta = self._layer(index, residual, delta)
             progress((index + 1) / (layers + 1))
         _, x = self._norm("final", FINAL_NORM, residual, delta)
-        self._head(table, x)
+        self._logits(table, x)
         progress(1.0)
 
     def declare_inputs_and_outputs(self) -> None:
@@ -86,16 +88,35 @@ class _CpuGraph:
             cache: list[int | str] = ["batch", config.kv_heads, "capacity", config.head_dim]
             graph.input(f"past_key_values.{index}.{kind}", TensorProto.FLOAT, cache)
             graph.output(f"present.{index}.{kind}", TensorProto.FLOAT, cache)
-        one = graph.constant("one", np.array([1]))
-        lengths = graph.node("ReduceSum", ["attention_mask", one], "lengths", keepdims=0)
-        last = graph.node("Sub", [lengths, one], "last_positions")
-        graph.node("Cast", [last], "seqlens_k", to=TensorProto.INT32)
-        total = graph.node("Shape", ["attention_mask"], "total_length", start=1)
-        graph.node("Cast", [total], "total_sequence_length", to=TensorProto.INT32)
+        self._declare_rows()
         graph.node("Neg", ["logits_to_keep"], "kept_from")
-        angles = np.arange(config.context_length)[:, None] * config.inverse_frequencies()
-        graph.constant("rope.cos", np.cos(angles).astype(np.float32))  # (context, head_dim / 2)
+        angles = np.arange(config.context_length + 1)[:, None] * config.inverse_frequencies()  # one more for company
+        graph.constant("rope.cos", np.cos(angles).astype(np.float32))  # (context + 1, head_dim / 2)
         graph.constant("rope.sin", np.sin(angles).astype(np.float32))
+
+    def _declare_rows(self) -> None:
+        """What attention is told of its rows: those of the tokens, and a single one's company if the cache has room."""
+        graph, one = self._graph, self._graph.constant("one", np.array([1]))
+        batch = graph.node("Shape", ["input_ids"], "batch_size", end=1)
+        tokens = graph.node("Shape", ["input_ids"], "sequence_length", start=1)
+        room = graph.node("Shape", ["past_key_values.0.key"], "room", start=2, end=3)
+        rest = graph.constant("rest", np.array([-1]))
+        graph.node("Concat", [batch, tokens, rest], "by_sequence", axis=0)
+
+        ones = graph.node("ReduceSum", ["attention_mask", one], "ones", keepdims=0)
+        longest = graph.node("ReduceMax", [ones, graph.constant("zero", np.array([0]))], "longest")
+        alone = graph.node("Equal", [tokens, one], "is_alone")
+        company = graph.node("And", [alone, graph.node("Less", [longest, room], "has_room")], "has_company")
+        company = graph.node("Cast", [company], "company", to=TensorProto.INT64)
+        zeros = graph.constant("zeros", np.zeros(4, np.int64))
+        graph.node("Concat", [zeros, company, "zero"], "with_company", axis=0)
+
+        rows, lengths = (graph.node("Add", [value, company], f"{value}.rows") for value in (tokens, ones))
+        width = graph.node("Shape", ["attention_mask"], "width", start=1)
+        total = graph.node("Max", [width, graph.node("Add", [longest, company], "needed")], "total")
+        graph.node("Cast", [graph.node("Sub", [lengths, one], "last")], "seqlens_k", to=TensorProto.INT32)
+        graph.node("Cast", [graph.node("Min", [rows, lengths], "valid")], "query_seqlens", to=TensorProto.INT32)
+        graph.node("Cast", [total], "total_sequence_length", to=TensorProto.INT32)
 
     def _layer(self, index: int, residual: str, delta: str) -> tuple[str, str]:
         """One layer; the new residual stream and what is still to be added to it."""
@@ -103,7 +124,7 @@ class _CpuGraph:
         residual, x = self._norm(f"{name}.attention", layer(index, "input_layernorm.weight"), residual, delta)
         attended = self._attention(index, self._product(index, x, "self_attn", "q_proj", "k_proj", "v_proj"))
         if index == self._config.layers - 1:
-            residual, attended = self._keep(residual), self._keep(attended)
+            residual, attended = self._kept(residual), self._kept(attended)
         delta = self._product(index, attended, "self_attn", "o_proj")
         residual, x = self._norm(f"{name}.mlp", layer(index, "post_attention_layernorm.weight"), residual, delta)
         return residual, self._mlp(index, x)
@@ -123,20 +144,22 @@ class _CpuGraph:
 
     def _attention(self, index: int, qkv: str) -> str:
         graph, config = self._graph, self._config
+        name = f"layers.{index}.attended"
         past = [f"past_key_values.{index}.key", f"past_key_values.{index}.value"]
         present = [f"present.{index}.key", f"present.{index}.value"]
-        attended = f"layers.{index}.attended"
+        in_company = graph.node("Pad", [self._by_sequence(qkv), "with_company"], f"{qkv}.in_company")
         lengths = ["seqlens_k", "total_sequence_length"]
         graph.nodes(
             "GroupQueryAttention",
-            [qkv, "", "", *past, *lengths, "rope.cos", "rope.sin"],
-            [attended, *present],
+            [in_company, "", "", *past, *lengths, "rope.cos", "rope.sin", *[""] * 7, "query_seqlens"],
+            [f"{name}.in_company", *present],
             domain=MICROSOFT,
             num_heads=config.heads,
             kv_num_heads=config.kv_heads,
             do_rotary=1,
         )
-        return attended
+        tokens = graph.node("Slice", [f"{name}.in_company", "zero", "sequence_length", "one"], f"{name}.by_sequence")
+        return self._flat(tokens, config.heads * config.head_dim)
 
     def _mlp(self, index: int, x: str) -> str:
         graph, name = self._graph, f"layers.{index}.mlp"
@@ -145,11 +168,21 @@ class _CpuGraph:
         activated = graph.node("QuickGelu", [gate], f"{name}.silu", domain=MICROSOFT, alpha=1.0)  # alpha 1 is SiLU
         return self._product(index, graph.node("Mul", [activated, up], f"{name}.gated"), "mlp", "down_proj")
 
-    def _keep(self, value: str) -> str:
-        """The last `logits_to_keep` positions; from -0 on is all of them."""
-        graph = self._graph
-        end, axis = graph.constant("to_end", np.array([np.iinfo(np.int64).max])), graph.constant("one", np.array([1]))
-        return graph.node("Slice", [value, "kept_from", end, axis], f"{value}.kept")
+    def _kept(self, value: str) -> str:
+        """The rows of the last `logits_to_keep` positions; from -0 on is all of them."""
+        graph, columns = self._graph, self._config.hidden
+        end = graph.constant("to_end", np.array([np.iinfo(np.int64).max]))
+        kept = graph.node("Slice", [self._by_sequence(value), "kept_from", end, "one"], f"{value}.kept")
+        return self._flat(kept, columns)
+
+    def _by_sequence(self, value: str) -> str:
+        """(batch * sequence, columns) -> (batch, sequence, columns)"""
+        return self._graph.node("Reshape", [value, "by_sequence"], f"{value}.by_sequence")
+
+    def _flat(self, value: str, columns: int) -> str:
+        """(batch, sequence, columns) -> (batch * sequence, columns)"""
+        shape = self._graph.constant(f"rows_of_{columns}", np.array([-1, columns]))
+        return self._graph.node("Reshape", [value, shape], f"{value}.rows")
 
     def _product(self, index: int, x: str, block: str, *projections: str) -> str:
         names = [layer(index, f"{block}.{projection}") for projection in projections]
@@ -165,12 +198,16 @@ class _CpuGraph:
         own = quantise.as_eight_bit(self._source.blocks(name))
         return own or quantise.eight_bit(self._source.tensor(name))
 
-    def _head(self, table: Packed, x: str) -> None:
-        if self._config.tied_embeddings:
-            self._linear.packed_product(table, x, "logits")
+    def _logits(self, table: Packed, rows: str) -> None:
+        graph, config = self._graph, self._config
+        rest, hidden = graph.constant("rest", np.array([-1])), graph.constant("hidden", np.array([config.hidden]))
+        shape = graph.node("Concat", ["batch_size", rest, hidden], "by_kept_position", axis=0)
+        x = graph.node("Reshape", [rows, shape], f"{rows}.by_position")
+        if config.tied_embeddings:
+            self._head.packed_product(table, x, "logits")
             return
         blocks = self._source.blocks(HEAD) or quantise.eight_bit(self._source.tensor(HEAD))
-        self._graph.node("Identity", [self._linear.product(HEAD, x, [blocks])], "logits")
+        graph.node("Identity", [self._head.product(HEAD, x, [blocks])], "logits")
 
 
 def _check_sizes(config: TransformerConfig) -> None:

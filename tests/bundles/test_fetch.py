@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from msgspec.structs import replace
 
 from gateway.bundles.build import BUNDLE_FORMAT, read_stamp
 from gateway.bundles.bundle import load_bundle
@@ -51,11 +52,12 @@ def test_a_path_is_built_once_and_then_found(tmp_path: Path) -> None:
     assert again.stages == {}
 
 
-def test_a_bundle_of_an_older_builder_is_built_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("off", [-1, 1])
+def test_a_bundle_of_another_version_of_the_builder_is_built_again(tmp_path: Path, off: int) -> None:
     write_tiny_gguf(tmp_path / "tiny.gguf")
     path = ensure_bundle(_model("tiny", "tiny.gguf"), tmp_path, Progress())
     stamp = json.loads((path / "bundle.json").read_text(encoding="utf-8"))
-    (path / "bundle.json").write_text(json.dumps(stamp | {"format": BUNDLE_FORMAT - 1}), encoding="utf-8")
+    (path / "bundle.json").write_text(json.dumps(stamp | {"format": BUNDLE_FORMAT + off}), encoding="utf-8")
     (path / "left over").write_bytes(b"")
 
     assert ensure_bundle(_model("tiny", ""), tmp_path, Progress()) == path  # without a source it is used as it is
@@ -64,6 +66,18 @@ def test_a_bundle_of_an_older_builder_is_built_again(tmp_path: Path) -> None:
     found = read_stamp(path)
     assert found is not None and found.format == BUNDLE_FORMAT
     assert not (path / "left over").exists()
+
+
+def test_a_bundle_with_other_products_is_built_again(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    found = []
+    for activations in ("int8", "int8", "float"):
+        path = ensure_bundle(replace(_model("tiny", "tiny.gguf"), activations=activations), tmp_path, Progress())
+        stamp = read_stamp(path)
+        assert stamp is not None
+        found.append((stamp.target, (path / "bundle.json").stat().st_mtime_ns))
+    assert found[0] == found[1]
+    assert found[2][0] == "cpu-float"
 
 
 def test_a_bundle_of_another_maker_is_used_as_it_is(tiny: Path, tmp_path: Path) -> None:

@@ -164,13 +164,13 @@ def prompts(tokenizer: Tokenizer) -> list[Ids]:
     return [tokenizer.encode(f"<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n").ids for q in QUESTIONS]
 
 
-@pytest.fixture(scope="module")
-def engines(smollm2: Path) -> Iterator[dict[int, Engine]]:
+@pytest.fixture(scope="module", params=["smollm2", "smollm2_int8"])
+def engines(request: pytest.FixtureRequest) -> Iterator[dict[int, Engine]]:
     """By threads."""
-    made = {}
+    made, bundle = {}, load_bundle(request.getfixturevalue(request.param))
     for threads in (1, 2):
         options = SessionOptions(threads=threads)
-        decoder = CpuDecoder(load_bundle(smollm2), slots=4, context_length=256, options=options)
+        decoder = CpuDecoder(bundle, slots=4, context_length=256, options=options)
         made[threads] = Engine(decoder, [decoder.new_cache() for _ in range(4)])
     yield made
     for engine in made.values():
