@@ -94,6 +94,12 @@ class Slots:
         held_s = 0.0 if turn.entered_at is None else self._clock() - turn.entered_at
         return max(0.0, (self.mean_service_s or 0.0) - held_s)
 
+    def others(self, turn: Turn) -> int:
+        """How many it has beside it in progress, or will have; those in the background make way."""
+        if turn.entered_at is None:
+            return self.places - 1
+        return sum(other is not turn and other.background <= turn.background for other in self.inside)
+
     def join(self, background: bool = False, remaining_s: Callable[[], float | None] = lambda: None) -> Turn:
         """A stand at the end of the line; the caller has looked at `is_full`, and will `leave`.
 

@@ -116,7 +116,7 @@ def loading() -> Iterator[list[str]]:
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("gateway.lane")
+    logger = logging.getLogger("gateway.loader")
     logger.addHandler(handler)
     yield lines
     logger.removeHandler(handler)

@@ -44,6 +44,16 @@ async def test_background_work_enters_last_and_leaves_a_place_free() -> None:
 
 
 @in_virtual_time
+async def test_who_is_beside_whom() -> None:
+    slots = Slots(3, 8, now)
+    chat, other, batch, waits = slots.join(), slots.join(), slots.join(background=True), slots.join(background=True)
+    assert entered(chat, batch, waits) == [True, False, False]  # one place stays free
+    other.leave()
+    assert entered(batch, waits) == [True, False]
+    assert [slots.others(turn) for turn in (chat, batch, waits)] == [0, 1, 2]  # a batch makes way for a chat
+
+
+@in_virtual_time
 async def test_a_batch_is_bounded_and_leaves_room_for_a_chat() -> None:
     slots = Slots(2, 3, now)
     count = 0

@@ -7,7 +7,6 @@ q and k are in half-split rotary order (dimension i turns with i + head_dim/2) e
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -106,20 +105,6 @@ class ModelSource(Protocol):
 def layer(index: int, part: str) -> str:
     """The full name of a layer's tensor: layer(3, "mlp.up_proj.weight")."""
     return f"model.layers.{index}.{part}"
-
-
-def open_source(path: Path) -> ModelSource:
-    """Open a GGUF file or a Hugging Face model folder. Raises BundleError for anything else."""
-    from gateway.bundles.gguf_source import GgufSource
-    from gateway.bundles.huggingface_source import HuggingFaceSource
-
-    if not path.exists():
-        raise BundleError(f"There is no model at {path.name}: give a .gguf file or a Hugging Face model folder.")
-    if path.is_dir():
-        return HuggingFaceSource(path)
-    if path.suffix.lower() == ".gguf":
-        return GgufSource(path)
-    raise BundleError(f"{path.name} is neither a .gguf file nor a Hugging Face model folder.")
 
 
 def unsupported_architecture(name: str) -> BundleError:

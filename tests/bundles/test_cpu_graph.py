@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 
 from gateway.bundles import quantise
 from gateway.bundles.cpu_graph import write_cpu_graph
-from gateway.bundles.source import Blocks, ModelSource, open_source
+from gateway.bundles.open_source import open_source
+from gateway.bundles.source import Blocks, ModelSource
 from gateway.errors import BundleError
 from tests.bundles.session import Array, BareSession
 from tests.oracle import Oracle, Weights, read_gguf

@@ -12,7 +12,8 @@ from onnx import TensorProto
 
 from gateway.bundles import quantise, static_products
 from gateway.bundles.graph import GraphWriter
-from gateway.bundles.source import ModelSource, open_source
+from gateway.bundles.open_source import open_source
+from gateway.bundles.source import ModelSource
 from gateway.bundles.static_products import Precision, Range, Ranges, make_products
 from tests.tiny import write_tiny_folder
 from tests.tiny_gguf import write_tiny_gguf

@@ -25,15 +25,20 @@ HANG, DIE, RAISE = 381, 382, 383
 READY = Ready(vocab_size=8, context_length=8, device="cpu", placement={}, load_s=0.0, warm_up_s=0.0, peak_bytes=0)
 
 
-class FaultyDecoder:
-    """A real decoder that fails when a prompt asks for it."""
+class Wrapped:
+    """A real decoder, in all that a subclass does not change."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        self._fault, self._steps = 0, 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._decoder, name)
+
+
+class FaultyDecoder(Wrapped):
+    """Fails when a prompt asks for it."""
+
+    _fault, _steps = 0, 0
 
     def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
         self._fault, self._steps = max((i for i in ids if i >= HANG), default=self._fault), 0
@@ -53,21 +58,8 @@ class FaultyDecoder:
         return self._decoder.step(caches, ids)
 
 
-def faulty(connection: Connection, spec: WorkerSpec) -> None:
-    """The real worker with a FaultyDecoder."""
-    open_decoder = worker.open_decoder
-    worker.open_decoder = lambda *args: FaultyDecoder(open_decoder(*args))
-    worker.worker_main(connection, spec)
-
-
-class FailingDecoder:
-    """A real decoder whose device answers no call any more once it is warm."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._decoder, name)
+class FailingDecoder(Wrapped):
+    """Its device answers no call any more once it is warm."""
 
     def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
         if any(ids):  # not the warm-up's
@@ -75,9 +67,18 @@ class FailingDecoder:
         return self._decoder.prefill(cache, ids)
 
 
+def faulty(connection: Connection, spec: WorkerSpec) -> None:
+    _serve_through(FaultyDecoder, connection, spec)
+
+
 def fails_every_call(connection: Connection, spec: WorkerSpec) -> None:
+    _serve_through(FailingDecoder, connection, spec)
+
+
+def _serve_through(wrapper: type[Wrapped], connection: Connection, spec: WorkerSpec) -> None:
+    """The real worker with its decoder wrapped."""
     open_decoder = worker.open_decoder
-    worker.open_decoder = lambda *args: FailingDecoder(open_decoder(*args))
+    worker.open_decoder = lambda *args: wrapper(open_decoder(*args))
     worker.worker_main(connection, spec)
 
 

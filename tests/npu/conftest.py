@@ -11,9 +11,10 @@ import pytest
 from gateway.bundles import quantise
 from gateway.bundles.build import build_bundle
 from gateway.bundles.npu_target import look_for_npu
+from gateway.bundles.open_source import open_source
 from gateway.bundles.qnn_build import NpuTarget
 from gateway.bundles.qnn_provider import NpuDevice
-from gateway.bundles.source import EMBEDDING, FINAL_NORM, ModelSource, layer, open_source
+from gateway.bundles.source import EMBEDDING, FINAL_NORM, ModelSource, layer
 from gateway.engines.static_decoder import StaticDecoder, open_static_decoder
 from tests.npu import family_b, family_c
 from tests.npu.tiny_context import TinyDecoder, build_apart

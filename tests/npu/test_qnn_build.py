@@ -14,11 +14,11 @@ from gateway.bundles.build import build_bundle, read_stamp
 from gateway.bundles.bundle import load_bundle
 from gateway.bundles.child import run_in_child
 from gateway.bundles.fetch import ensure_bundle
+from gateway.bundles.open_source import open_source
 from gateway.bundles.qnn_build import REPORT, NpuReport, NpuTarget
 from gateway.bundles.qnn_compile import compile_graphs
 from gateway.bundles.qnn_provider import NpuDevice, open_session
 from gateway.bundles.qnn_windows import cpu_session, run_part
-from gateway.bundles.source import open_source
 from gateway.bundles.static_calibration import calibrate
 from gateway.bundles.static_graph import split, write_part
 from gateway.bundles.static_products import COMPILE_OPTIONS, Range

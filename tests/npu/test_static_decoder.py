@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from gateway.bundles.source import open_source
+from gateway.bundles.open_source import open_source
 from gateway.engines import static_decoder
 from gateway.engines.base import Decoder, KVCache, Logits
 from gateway.engines.static_decoder import StaticDecoder

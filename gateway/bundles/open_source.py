@@ -1,0 +1,21 @@
+"""From a path to the model source that reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gateway.bundles.gguf_source import GgufSource
+from gateway.bundles.huggingface_source import HuggingFaceSource
+from gateway.bundles.source import ModelSource
+from gateway.errors import BundleError
+
+
+def open_source(path: Path) -> ModelSource:
+    """Open a GGUF file or a Hugging Face model folder. Raises BundleError for anything else."""
+    if not path.exists():
+        raise BundleError(f"There is no model at {path.name}: give a .gguf file or a Hugging Face model folder.")
+    if path.is_dir():
+        return HuggingFaceSource(path)
+    if path.suffix.lower() == ".gguf":
+        return GgufSource(path)
+    raise BundleError(f"{path.name} is neither a .gguf file nor a Hugging Face model folder.")
