@@ -73,7 +73,7 @@ def head(path: str, *lines: str, method: str = "POST") -> bytes:
 
 def busy(server: Running) -> dict[str, tuple[int, int]]:
     """(running, waiting) of every model where that is not (0, 0)."""
-    rows = {row.model: (row.running, row.waiting) for row in server.app.state.router.status()}
+    rows = {name: (lane.slots.running, lane.slots.waiting) for name, lane in server.app.state.router.lanes.items()}
     return {name: row for name, row in rows.items() if row != (0, 0)}
 
 
