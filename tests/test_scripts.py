@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands.processes import environment
+from tests.conftest import LONGEST
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "scripts"
@@ -164,6 +165,10 @@ def test_continuous_integration_runs_the_readmes_command() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "scripts/test.py" in script
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111 or os.name == "nt"
+
+
+def test_the_longest_test_files_are_there() -> None:
+    assert [name for name in LONGEST if not list((ROOT / "tests").rglob(name))] == []
 
 
 def test_an_installed_gateway_brings_its_configuration(tmp_path: Path) -> None:

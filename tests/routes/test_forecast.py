@@ -81,17 +81,16 @@ def test_background_work_waits_for_the_chat_however_it_is_marked(
     ended: list[str] = []
 
     def ask(name: str, request: dict[str, Any], marks: dict[str, str]) -> None:
-        # half a second each, so that the order of their ends is not that of two threads on a busy machine
-        assert http.post(CHAT, json=request | {"max_tokens": 50}, headers=marks).status_code == 200
+        assert http.post(CHAT, json=request, headers=marks).status_code == 200
         ended.append(name)
 
     occupied = http.stream("POST", CHAT, json=body("place", stream=True, max_tokens=50_000))
     with ThreadPoolExecutor(2) as pool, occupied as stream:  # the only place, until both of the others wait for it
         lines = stream.iter_lines()  # kept: a generator thrown away closes the connection
         wait_for_text(lines)
-        pool.submit(ask, "background", body(model, **fields), headers)
+        pool.submit(ask, "background", body(model, max_tokens=100, **fields), headers)  # a second
         wait_for_line_of(1, http)
-        pool.submit(ask, "chat", body("place"), {})
+        pool.submit(ask, "chat", body("place", max_tokens=1), {})
         wait_for_line_of(2, http)
     assert ended == ["chat", "background"]
 
