@@ -234,20 +234,17 @@ def test_fails_every_call(server: Running, caplog: pytest.LogCaptureFixture) -> 
 def test_runs_out_of_memory(server: Running, caplog: pytest.LogCaptureFixture) -> None:
     long = [40 + i % 100 for i in range(1500)]
     began_at = time.monotonic()
-    endings = [ask(server, "starves", long, max_tokens=2, stream=False) for _ in range(3)]
-    for ending in endings:
-        assert (ending.status, ending.error["code"]) == (503, "engine_failed")
-        assert ending.error["message"] == "The machine has no memory left for this model."
-    print(f"starves: {(endings[-1].at - began_at) / 3:.3f} s each")
+    ending = ask(server, "starves", long, max_tokens=2, stream=False)
+    assert (ending.status, ending.error["code"]) == (503, "engine_failed")
+    assert ending.error["message"] == "The machine has no memory left for this model."
+    print(f"starves: {ending.at - began_at:.3f} s")
     until = time.monotonic() + PATIENCE_S
     while not engine_of(server, "starves")["restarts"]:
         assert time.monotonic() < until
         time.sleep(0.02)
     wait_until_ready(server, "starves")
     line = said_of(caplog, "starves")
-    assert line.startswith(
-        "starves: the device failed 3 requests in a row: The machine has no memory left for this model ("
-    )
+    assert line.startswith("starves: the device failed a request: The machine has no memory left for this model (")
     assert line.endswith("a new worker starts in 0.5 s; a smaller context_length or max_sequences needs less")
     assert ask(server, "starves", max_tokens=2).error == {}
     assert ask(server, "beside", max_tokens=8).error == {}

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from gateway.engines.base import State
 from gateway.engines.frames import Cancel, Ended, Failed, FromWorker, Loading, Ready, Submit, ToWorker
+from gateway.engines.memory import NO_MEMORY
 from gateway.engines.process import WorkerProcess
 from gateway.errors import EngineFailed, GatewayError, error_class
 
@@ -168,8 +169,10 @@ class Supervisor:
         if frame.id is None or frame.id <= self._newest_at_failure:
             return
         self._failures, self._newest_at_failure = self._failures + 1, self._newest
-        if self._failures == _MOST_FAILURES and self._process is not None:
-            self._last_words = f"the device failed {_MOST_FAILURES} requests in a row: {frame.message.rstrip('.')}"
+        most = 1 if frame.message == NO_MEMORY else _MOST_FAILURES  # ONNX Runtime crashes when it lacks memory twice
+        if self._failures == most and self._process is not None:
+            often = "a request" if most == 1 else f"{most} requests in a row"
+            self._last_words = f"the device failed {often}: {frame.message.rstrip('.')}"
             self._process.kill()
 
     def _settle(self, set: Callable[[asyncio.Future[Ready]], None]) -> None:
