@@ -111,12 +111,19 @@ class Failed(Struct, frozen=True, tag=True):
     param: str | None = None
 
 
+class Together(Struct, frozen=True, tag=True):
+    """What one device call brought several sequences, in one message, so that it wakes the gateway once."""
+
+    frames: list[Tokens]
+
+
 ToWorker = Submit | Cancel | Shutdown
 FromWorker = Loading | Ready | Began | Prefilled | Tokens | Ended | Failed
+Message = FromWorker | Together  # as it travels
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)
-_from_worker = msgspec.msgpack.Decoder(FromWorker)
+_from_worker = msgspec.msgpack.Decoder(Message)
 
 encode = _encoder.encode
 decode_to_worker = _to_worker.decode

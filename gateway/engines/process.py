@@ -20,7 +20,7 @@ from queue import SimpleQueue
 
 import msgspec
 
-from gateway.engines.frames import FromWorker, Shutdown, ToWorker, decode_from_worker, encode
+from gateway.engines.frames import FromWorker, Message, Shutdown, Together, ToWorker, decode_from_worker, encode
 from gateway.engines.worker import WorkerSpec, worker_main
 
 _log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class WorkerProcess:
     def _read(self) -> None:
         try:
             while True:
-                self._call(self._on_frame, decode_from_worker(self._connection.recv_bytes()))
+                self._call(self._take, decode_from_worker(self._connection.recv_bytes()))
         except (EOFError, OSError):
             pass  # the process is gone
         except msgspec.MsgspecError:
@@ -114,6 +114,10 @@ class WorkerProcess:
         finally:
             with suppress(EOFError):
                 self._call(self.gone.set)
+
+    def _take(self, message: Message) -> None:
+        for frame in message.frames if isinstance(message, Together) else (message,):
+            self._on_frame(frame)
 
     def _write(self) -> None:
         try:

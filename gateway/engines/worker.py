@@ -30,6 +30,7 @@ from gateway.engines.frames import (
     Failed,
     FromWorker,
     Loading,
+    Message,
     Ready,
     Shutdown,
     Submit,
@@ -41,6 +42,7 @@ from gateway.engines.grammar import GrammarCompiler
 from gateway.engines.grammar_desk import Compiled, GrammarDesk
 from gateway.engines.memory import NO_MEMORY, peak_bytes
 from gateway.engines.onnx import SessionOptions
+from gateway.engines.outbox import Outbox
 from gateway.engines.token_loop import TokenLoop
 from gateway.errors import BundleError, EngineFailed, GatewayError
 
@@ -68,11 +70,11 @@ def worker_main(connection: Connection, spec: WorkerSpec) -> None:
     run_worker(connection, lambda emit: _work(connection, spec, emit))
 
 
-def run_worker(connection: Connection, work: Callable[[Callable[[FromWorker], None]], None]) -> None:
+def run_worker(connection: Connection, work: Callable[[Callable[[Message], None]], None]) -> None:
     """Do a worker's `work`, which is given what sends frames; the reason of an end that nobody asked for is sent."""
     leave_signals_to_the_gateway()
 
-    def emit(frame: FromWorker) -> None:
+    def emit(frame: Message) -> None:
         connection.send_bytes(encode(frame))
 
     with suppress(OSError):  # the gateway is gone, and so is everybody who might have waited
@@ -82,12 +84,14 @@ def run_worker(connection: Connection, work: Callable[[Callable[[FromWorker], No
             emit(_last_words(error))
 
 
-def _work(connection: Connection, spec: WorkerSpec, emit: Callable[[FromWorker], None]) -> None:
+def _work(connection: Connection, spec: WorkerSpec, emit: Callable[[Message], None]) -> None:
     inbox: Inbox = SimpleQueue()
     threading.Thread(target=receive, args=(connection, inbox.put), daemon=True).start()
     decoder, caches = _load(spec, emit)
     desk = _grammar_desk(spec, decoder, inbox)
-    serve(TokenLoop(decoder, caches, emit, make_constraint=desk, prefix_cache=spec.prefix_cache), inbox, desk)
+    outbox = Outbox(emit)
+    loop = TokenLoop(decoder, caches, outbox.put, make_constraint=desk, prefix_cache=spec.prefix_cache)
+    serve(loop, inbox, desk, outbox)
 
 
 def _last_words(error: Exception) -> Failed:
@@ -122,7 +126,7 @@ def receive(connection: Connection, deliver: Callable[[ToWorker], None]) -> None
         os._exit(1)  # a call that does not return must not keep the model in memory for nobody
 
 
-def serve(loop: TokenLoop, inbox: Inbox, desk: GrammarDesk) -> None:
+def serve(loop: TokenLoop, inbox: Inbox, desk: GrammarDesk, outbox: Outbox) -> None:
     """Hand frames to the loop and let it make one device call at a time; returns on Shutdown."""
     while True:
         while loop.is_idle or not inbox.empty():
@@ -139,6 +143,7 @@ def serve(loop: TokenLoop, inbox: Inbox, desk: GrammarDesk) -> None:
                 case Shutdown():
                     return
         loop.turn()
+        outbox.flush()
 
 
 def _load(spec: WorkerSpec, emit: Callable[[FromWorker], None]) -> tuple[Decoder, list[KVCache]]:
