@@ -39,6 +39,7 @@ def write_tiny_folder(
     layers: int = 2,
     tied: bool = True,
     bias: bool = False,
+    heads: int = 4,
     context: int = 512,
     shards: int = 1,
     dtype: Any = np.float32,
@@ -46,14 +47,15 @@ def write_tiny_folder(
     special_tokens: Sequence[str] = SPECIAL_TOKENS,
     **config: Any,
 ) -> Path:
-    """A Hugging Face folder: hidden 64, 4 heads of 16, 2 kv heads, 384 tokens. `config` adds to its config.json."""
+    """A Hugging Face folder: hidden 64, heads of 16, 2 kv heads, 384 tokens. `config` adds to its config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
         "model_type": architecture,
         "num_hidden_layers": layers,
         "hidden_size": 64,
         "intermediate_size": 128,
-        "num_attention_heads": 4,
+        "num_attention_heads": heads,
+        "head_dim": 16,
         "num_key_value_heads": 2,
         "vocab_size": VOCABULARY,
         "rms_norm_eps": 1e-5,
@@ -72,7 +74,7 @@ def write_tiny_folder(
     (folder / "tokenizer.json").write_text(train_tokenizer(special_tokens).to_str(), encoding="utf-8")
     weights = {
         name: values.astype(dtype)
-        for name, values in tiny_weights(layers=layers, tied=tied, bias=bias, seed=seed).items()
+        for name, values in tiny_weights(layers=layers, tied=tied, bias=bias, heads=heads, seed=seed).items()
     }
     _write_shards(folder, weights, shards)
     return folder
@@ -101,7 +103,7 @@ def train_tokenizer(special_tokens: Sequence[str] = SPECIAL_TOKENS) -> Tokenizer
 
 
 def tiny_weights(
-    *, layers: int = 2, tied: bool = True, bias: bool = False, seed: int = 0
+    *, layers: int = 2, tied: bool = True, bias: bool = False, heads: int = 4, seed: int = 0
 ) -> dict[str, NDArray[np.float32]]:
     """The tensors by their Hugging Face names."""
     random = np.random.default_rng(seed)
@@ -117,8 +119,8 @@ def tiny_weights(
         prefix = f"model.layers.{index}."
         for name in ("input_layernorm", "post_attention_layernorm"):
             weights[f"{prefix}{name}.weight"] = vector(64)
-        for name, rows in (("q", 64), ("k", 32), ("v", 32), ("o", 64)):
-            weights[f"{prefix}self_attn.{name}_proj.weight"] = matrix(rows, 64)
+        for name, rows, columns in (("q", 16 * heads, 64), ("k", 32, 64), ("v", 32, 64), ("o", 64, 16 * heads)):
+            weights[f"{prefix}self_attn.{name}_proj.weight"] = matrix(rows, columns)
             if bias and name != "o":
                 weights[f"{prefix}self_attn.{name}_proj.bias"] = vector(rows)
         for name, rows, columns in (("gate", 128, 64), ("up", 128, 64), ("down", 64, 128)):

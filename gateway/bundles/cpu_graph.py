@@ -124,7 +124,7 @@ class _CpuGraph:
         residual, x = self._norm(f"{name}.attention", layer(index, "input_layernorm.weight"), residual, delta)
         attended = self._attention(index, self._product(index, x, "self_attn", "q_proj", "k_proj", "v_proj"))
         if index == self._config.layers - 1:
-            residual, attended = self._kept(residual), self._kept(attended)
+            residual, attended = self._kept(residual, self._config.hidden), self._kept(attended, self._attention_width)
         delta = self._product(index, attended, "self_attn", "o_proj")
         residual, x = self._norm(f"{name}.mlp", layer(index, "post_attention_layernorm.weight"), residual, delta)
         return residual, self._mlp(index, x)
@@ -159,7 +159,11 @@ class _CpuGraph:
             do_rotary=1,
         )
         tokens = graph.node("Slice", [f"{name}.in_company", "zero", "sequence_length", "one"], f"{name}.by_sequence")
-        return self._flat(tokens, config.heads * config.head_dim)
+        return self._flat(tokens, self._attention_width)
+
+    @property
+    def _attention_width(self) -> int:
+        return self._config.heads * self._config.head_dim
 
     def _mlp(self, index: int, x: str) -> str:
         graph, name = self._graph, f"layers.{index}.mlp"
@@ -168,9 +172,9 @@ class _CpuGraph:
         activated = graph.node("QuickGelu", [gate], f"{name}.silu", domain=MICROSOFT, alpha=1.0)  # alpha 1 is SiLU
         return self._product(index, graph.node("Mul", [activated, up], f"{name}.gated"), "mlp", "down_proj")
 
-    def _kept(self, value: str) -> str:
+    def _kept(self, value: str, columns: int) -> str:
         """The rows of the last `logits_to_keep` positions; from -0 on is all of them."""
-        graph, columns = self._graph, self._config.hidden
+        graph = self._graph
         end = graph.constant("to_end", np.array([np.iinfo(np.int64).max]))
         kept = graph.node("Slice", [self._by_sequence(value), "kept_from", end, "one"], f"{value}.kept")
         return self._flat(kept, columns)

@@ -184,6 +184,7 @@ _IDS = [1, 75, 300, 2, 9, 41, 380, 17, 5, 130, 260, 77]
         {},
         {"tied": False},
         {"architecture": "qwen2", "bias": True, "layers": 3},
+        {"heads": 8},  # attention is wider than the residual stream
         {"rope_scaling": _LLAMA3},
         {"architecture": "mistral", "sliding_window": 128},
     ],
@@ -194,6 +195,8 @@ def test_every_shape_of_model_equals_the_oracle(tmp_path: Path, options: dict[st
     expected = _oracle_of(source).forward(_IDS)
     logits = _session(source, tmp_path).feed([_IDS])[0]
     np.testing.assert_allclose(logits, expected, atol=1e-3)
+    last = BareSession(tmp_path / "model.onnx").feed([_IDS], logits_to_keep=np.array([2]))[0]
+    np.testing.assert_allclose(last, expected[-2:], atol=1e-3)
 
 
 @pytest.mark.parametrize("stored_as", ["Q4_0", "Q8_0"])
