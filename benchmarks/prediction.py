@@ -4,8 +4,8 @@
 
 SmolLM2 on the CPU through the worker's own token loop, greedy, without a server; a round asks each task in each way,
 and every way must give the same tokens. A small model often does not do as it is told, and then the text that a client
-would send along predicts little. `what it will say` shows the mechanism for a model that does: its own answer, with
-every 12th word changed.
+would send along predicts little. `its answer but` shows the mechanism for a model that does: what it will say, with
+every 12th word changed, and every 50th.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ TASKS = {
     "answer in given JSON": (f"{JSON}\nRepeat this JSON with the year of birth set to 1816.", JSON),
     "quote a context": (f"{STORY}\nRepeat the text above word by word.", STORY),
 }
-WAYS = ("plain", "lookup", "prediction", "what it will say")
+WAYS = ("plain", "lookup", "prediction", "every 12th", "every 50th")
 
 
 @dataclass
@@ -134,9 +134,9 @@ def _no_grammar(*_: object) -> None:
     raise AssertionError("no request here has a grammar")
 
 
-def with_every_12th_word_changed(text: str) -> str:
+def with_words_changed(text: str, every: int) -> str:
     words = text.split(" ")
-    return " ".join(word[::-1] + "x" if place % 12 == 6 else word for place, word in enumerate(words))
+    return " ".join(word[::-1] + "x" if place % every == every // 2 else word for place, word in enumerate(words))
 
 
 def main() -> None:
@@ -150,8 +150,9 @@ def main() -> None:
         for task, (question, known) in TASKS.items():
             plain = bench.ask("plain", question, "", tokens)
             speeds[task, "plain"].append(plain.tokens_per_s)
-            said = with_every_12th_word_changed(bench.prompts.tokens.decode(plain.ids))
-            for way, prediction in (("lookup", ""), ("prediction", known), ("what it will say", said)):
+            said = bench.prompts.tokens.decode(plain.ids)
+            predictions = "", known, with_words_changed(said, 12), with_words_changed(said, 50)
+            for way, prediction in zip(WAYS[1:], predictions, strict=True):
                 run = bench.ask(way, question, prediction, tokens)
                 speeds[task, way].append(run.tokens_per_s)
                 if run.ids != plain.ids:
@@ -164,7 +165,8 @@ def main() -> None:
         bars[f"{task}, tokens/s"] = {way: statistics.median(speeds[task, way]) for way in WAYS}
     same = "Every way gave the same tokens." if not differing else f"**Tokens differed**: {sorted(set(differing))}."
     how = f"Median and range of {rounds} rounds of {tokens} tokens, two threads. {same}"
-    head = ["task", "plain, tokens/s", "lookup", "prediction: the text it was given", "prediction: what it will say"]
+    predicted = ("the text it was given", "its answer but every 12th word", "its answer but every 50th word")
+    head = ["task", "plain, tokens/s", "lookup", *(f"prediction: {text}" for text in predicted)]
     publish("prediction", f"{how}\n\n{table(head, rows)}", bars, arguments.write)
 
 
