@@ -33,7 +33,7 @@ class LinearWriter:
     """Writes products to `graph`, of one float type.
 
     Args:
-        finer: matrices of so many bits are multiplied with 15 bits of x (`_finer_halves`), others by the kernel as it is.
+        finer: matrices of so many bits are taken with 15 bits of x (`_finer_halves`), others as the kernel does it.
         accuracy_level: the kernel's, where it is used as it is. 0 keeps activations floats, which the CPU computes fast
             for four bits only. 4 rounds them to int8, as llama.cpp and onnxruntime-genai do: less work, and SmolLM2's
             logits move by 0.2 (root mean square).
