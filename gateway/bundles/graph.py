@@ -98,6 +98,10 @@ class GraphWriter:
         self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, domain=domain, **attributes))
         return outputs
 
+    def restart(self) -> None:
+        """Begin another graph over the same constants."""
+        self._nodes, self._inputs, self._outputs = [], [], []
+
     def save(self, graph_name: str) -> None:
         self._save(self._path, graph_name, self._inputs, self._outputs)
 

@@ -4,6 +4,8 @@
    bundle, and memory for one part.
 2. What is compared is compiled graph by graph, because the emulator does not load binaries that share weights; for a
    real NPU the part is then compiled once more into one shared binary.
+3. Steps of several sequences at once have a graph of their own, and folders `batch-*` whose genai_config.json names
+   it: the format knows no such phase. An NPU that does not take that graph gets a bundle without it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -29,7 +30,8 @@ from gateway.bundles.qnn_provider import NpuDevice, provider_version
 from gateway.bundles.qnn_windows import cpu_session
 from gateway.bundles.source import ModelSource
 from gateway.bundles.static_calibration import calibrate
-from gateway.bundles.static_graph import Part, graph_stem, split, write_embeddings_and_head, write_part
+from gateway.bundles.static_graph import BATCH, PROMPT, STEP, Part, split, write_embeddings_and_head, write_part
+from gateway.bundles.static_layout import StaticLayout
 from gateway.bundles.static_products import COMPILE_OPTIONS, Precision, Ranges
 from gateway.errors import BundleError
 
@@ -49,7 +51,7 @@ class NpuTarget(Struct, frozen=True, kw_only=True):
 
     `contexts`: cache sizes, each with its own graphs. `width`: tokens a prompt's window takes. `parts`: graphs the
     layers are cut into; one session holds about 3.5 GB. `share`: prompt and step graphs share their weights in one
-    binary; a real NPU loads such, the emulator does not.
+    binary; a real NPU loads such, the emulator does not. `batch`: sequences that take their steps in one call; 1: none.
     """
 
     device: NpuDevice
@@ -58,6 +60,7 @@ class NpuTarget(Struct, frozen=True, kw_only=True):
     precision: Precision = "fp16"
     parts: int = 1
     share: bool = False
+    batch: int = 4
     name: str = "qnn"
 
     def write(self, source: ModelSource, folder: Path, progress: Progress) -> BundleGraphs:
@@ -69,13 +72,28 @@ class NpuTarget(Struct, frozen=True, kw_only=True):
         target = replace(self, contexts=tuple(sorted({min(context, longest) for context in self.contexts})))
         if not 1 < target.width < min(target.contexts):
             raise BundleError(f"A width of {target.width} does not go with a context of {min(target.contexts)}.")
+        if target.batch < 1:
+            raise BundleError(f"{target.batch} sequences cannot take a step.")
         if not 1 <= target.parts <= source.config.layers:
             raise BundleError(f"{source.config.layers} layers cannot make {target.parts} parts.")
-        work = folder / "uncompiled"
         try:
-            return _Build(target, source, folder, work, progress).run()
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+            return _Build(target, source, folder, progress).run()
+        except _BatchRefused:
+            progress("once more, for one sequence at a time", 0.0)
+            _empty(folder)
+            return _Build(replace(target, batch=1), source, folder, progress).run()
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_file():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
+
+
+class _BatchRefused(BundleError):
+    """The NPU does not compile the graph for several sequences, or computes it wrongly."""
 
 
 class NpuReport(Struct, frozen=True, kw_only=True):
@@ -86,6 +104,7 @@ class NpuReport(Struct, frozen=True, kw_only=True):
     precision: str
     contexts: tuple[int, ...]
     width: int
+    batch: int = 1
     parts: list[PartCheck]
     compile_s: float
     #: share of the checked tokens after which float32 and the NPU would say the same next token
@@ -96,40 +115,53 @@ class NpuReport(Struct, frozen=True, kw_only=True):
 class _Build:
     """One build. The hidden states of the checked tokens go from part to part as files in `work`."""
 
-    def __init__(self, target: NpuTarget, source: ModelSource, folder: Path, work: Path, progress: Progress) -> None:
+    def __init__(self, target: NpuTarget, source: ModelSource, folder: Path, progress: Progress) -> None:
         self._target = target
         self._source = source
         self._folder = folder
-        self._work = work
+        self._work = work = folder / "uncompiled"
         self._progress = progress
-        self._widths = {"context": target.width, "iterator": 1}
+        self._widths = {PROMPT: target.width, STEP: 1}
+        self._layout = StaticLayout(
+            parts=split(source.config.layers, target.parts),
+            contexts=target.contexts,
+            width=target.width,
+            soc=target.device.soc,
+        )
         self._compile_s = 0.0
         self._on_npu, self._in_float, self._text = work / "npu.npy", work / "float.npy", work / "text.npy"
 
     def run(self) -> BundleGraphs:
+        """Raises BundleError, or _BatchRefused when that graph alone is at fault."""
+        try:
+            return self._run()
+        finally:
+            shutil.rmtree(self._work, ignore_errors=True)
+
+    def _run(self) -> BundleGraphs:
         target = self._target
         self._work.mkdir()
         self._progress("writing embeddings and head", 0.0)
         write_embeddings_and_head(self._source, self._folder, target.precision)
         self._progress("writing embeddings and head", 1.0)
         self._write_inputs()
-        parts = split(self._source.config.layers, target.parts)
         report = NpuReport(
             provider_version=provider_version(),
             soc=target.device.soc,
             precision=target.precision,
             contexts=target.contexts,
             width=target.width,
-            parts=[self._part(part) for part in parts],
+            batch=target.batch,
+            parts=[self._part(part) for part in self._layout.parts],
             compile_s=round(self._compile_s, 1),
             top1=self._top1(),
             tokens=len(np.load(self._on_npu)),
         )
         write_json(self._folder / REPORT, msgspec.to_builtins(report))
-        for context in sorted(target.contexts)[:-1]:
-            self._write_shorter(parts, context)
+        for context in target.contexts:
+            self._write_configs(context)
         longest = max(target.contexts)
-        return BundleGraphs(decoder=self._decoder(parts, longest), context_length=longest)
+        return BundleGraphs(decoder=self._layout.decoder(self._widths, longest), context_length=longest)
 
     def _part(self, part: Part) -> PartCheck:
         """Write, compile and check one part; its compiled graphs are in the bundle's folder."""
@@ -138,25 +170,35 @@ class _Build:
         work.mkdir()
         self._progress(f"{name}: writing", 0.0)
         ranges = self._ranges(part, work) if target.precision in QUANTISED else None
-        graphs = self._write(work, part, target.precision, ranges)
+        graphs = self._write(work, part, target.precision, ranges, target.batch)
         self._progress(f"{name}: writing", 1.0)
         self._progress(f"{name}: compiling", 0.0)
         started = time.perf_counter()
         compiled = work / "compiled" if target.share else self._folder
-        options = COMPILE_OPTIONS.get(target.precision, {})
-        compile_graphs(list(graphs.values()), compiled, target.device, options=options)
+        self._compile([path for (name, _), path in graphs.items() if name != BATCH], compiled)
+        try:
+            self._compile([path for (name, _), path in graphs.items() if name == BATCH], compiled)
+        except BundleError as error:
+            raise _BatchRefused(error.message) from error
         self._compile_s += time.perf_counter() - started
         if target.share:
-            compile_graphs(list(graphs.values()), self._folder, target.device, options=options, share=True)
+            self._compile(list(graphs.values()), self._folder, share=True)
         self._progress(f"{name}: compiling", 1.0)
         self._progress(f"{name}: comparing with the CPU", 0.0)
         check = self._check(part, work, graphs, compiled)
         self._progress(f"{name}: comparing with the CPU", 1.0)
         shutil.rmtree(work)
+        if check.batch_error is not None and check.batch_error > WRONG:
+            raise _BatchRefused(f"The NPU computes steps of {self._target.batch} sequences wrongly.")
         return check
 
+    def _compile(self, graphs: Sequence[Path], folder: Path, *, share: bool = False) -> None:
+        options = COMPILE_OPTIONS.get(self._target.precision, {})
+        if graphs:
+            compile_graphs(graphs, folder, self._target.device, options=options, share=share)
+
     def _write(
-        self, folder: Path, part: Part, precision: Precision, ranges: Ranges | None = None
+        self, folder: Path, part: Part, precision: Precision, ranges: Ranges | None = None, sequences: int = 1
     ) -> dict[tuple[str, int], Path]:
         return write_part(
             self._source,
@@ -166,26 +208,27 @@ class _Build:
             contexts=self._target.contexts,
             precision=precision,
             ranges=ranges,
+            sequences=sequences,
         )
 
     def _ranges(self, part: Part, work: Path) -> Ranges:
         folder = work / "calibration"
         folder.mkdir()
         graphs = self._write(folder, part, self._target.precision)
-        ranges = calibrate(graphs["context", max(self._target.contexts)], self._text)
+        ranges = calibrate(graphs[PROMPT, max(self._target.contexts)], self._text)
         shutil.rmtree(folder)
         return ranges
 
     def _check(self, part: Part, work: Path, graphs: dict[tuple[str, int], Path], compiled: Path) -> PartCheck:
         context = min(self._target.contexts)
-        prompt, step = graphs["context", context], graphs["iterator", context]
+        own = [graphs[name, context] for name in (PROMPT, STEP, BATCH) if (name, context) in graphs]
         float_folder = work / "fp32"
         float_folder.mkdir()
         reference = self._write(float_folder, part, "fp32")
         request = CheckRequest(
-            compiled=Graphs.of(compiled / compiled_name(prompt), compiled / compiled_name(step)),
-            source=Graphs.of(prompt, step),
-            reference=Graphs.of(reference["context", context], reference["iterator", context]),
+            compiled=Graphs.of(*(compiled / compiled_name(graph) for graph in own)),
+            source=Graphs.of(*own),
+            reference=Graphs.of(reference[PROMPT, context], reference[STEP, context]),
             on_npu=str(self._on_npu),
             in_float=str(self._in_float),
             device=self._target.device,
@@ -221,68 +264,15 @@ class _Build:
             said.append(logits[0].argmax(-1))
         return float((said[0] == said[1]).mean())
 
-    def _write_shorter(self, parts: Sequence[Part], context: int) -> None:
-        """A folder of its own for each shorter context: the same graphs and files, over a smaller cache."""
-        folder = self._folder / f"context-{context}"
-        folder.mkdir()
+    def _write_configs(self, context: int) -> None:
+        if context != max(self._target.contexts):
+            self._write_config(f"context-{context}", context, list(self._widths))
+        if self._target.batch > 1:
+            self._write_config(f"batch-{context}", context, [BATCH])
+
+    def _write_config(self, name: str, context: int, graphs: Sequence[str]) -> None:
+        """A folder of its own for what genai_config.json has no room for."""
+        (self._folder / name).mkdir()
+        decoder = self._layout.decoder(graphs, context, up="../")
         config = replace(self._source.config, context_length=context)
-        content = genai_config(config, self._source.generation, self._decoder(parts, context, "../"))
-        write_json(folder / "genai_config.json", content)
-
-    def _decoder(self, parts: Sequence[Part], context: int, up: str = "") -> dict[str, Any]:
-        """The `decoder` section for one context length; `up` leads from its folder to the files."""
-        inputs = {
-            "input_ids": "input_ids",
-            "past_key_names": "past_keys_%d",
-            "past_value_names": "past_values_%d",
-            "past_sequence_length": "past_seq_len",
-            "total_sequence_length": "total_seq_len",
-        }
-        outputs = {
-            "logits": "logits",
-            "present_key_names": "present_keys_%d",
-            "present_value_names": "present_values_%d",
-        }
-        window = {
-            "window_size": self._target.width,
-            "pad_value": 0,
-            "alignment": "left",
-            "slide_key_value_cache": False,
-        }
-        return {
-            "inputs": inputs,
-            "outputs": outputs,
-            "sliding_window": window,
-            "pipeline": self._pipeline(parts, context, up),
-        }
-
-    def _pipeline(self, parts: Sequence[Part], context: int, up: str) -> list[dict[str, Any]]:
-        first, last = parts[0].input, parts[-1].output
-        stages = [_stage("embeddings", f"{up}embeddings.onnx", ["input_ids"], [first])]
-        for name in self._widths:
-            for part in parts:
-                layers = [f"{kind}_{index}" for index in part.layers for kind in ("keys", "values")]
-                stage = _stage(
-                    f"{name}{part.suffix}",
-                    up + compiled_name(Path(f"{graph_stem(name, part, context, self._target.contexts)}.onnx")),
-                    [part.input, "past_seq_len", "total_seq_len", *(f"past_{layer}" for layer in layers)],
-                    [part.output, *(f"present_{layer}" for layer in layers)],
-                )
-                content = next(iter(stage.values()))
-                content["run_on_prompt"] = name == "context"
-                content["run_on_token_gen"] = name == "iterator"
-                content["session_options"] = {"provider_options": [{"qnn": self._options()}]}
-                stages.append(stage)
-        head = _stage("lm_head", f"{up}lm_head.onnx", [last], ["logits"])
-        head["lm_head"]["is_lm_head"] = True
-        return [*stages, head]
-
-    def _options(self) -> dict[str, str]:
-        soc = self._target.device.soc
-        return {"backend_path": "QnnHtp.dll", "htp_performance_mode": "burst"} | (
-            {"soc_model": str(soc)} if soc else {}
-        )
-
-
-def _stage(name: str, filename: str, inputs: list[str], outputs: list[str]) -> dict[str, dict[str, Any]]:
-    return {name: {"filename": filename, "inputs": inputs, "outputs": outputs}}
+        write_json(self._folder / name / "genai_config.json", genai_config(config, self._source.generation, decoder))

@@ -1,6 +1,7 @@
 """Compares a compiled part of a model with the CPU: what the NPU accepts is not always what it computes rightly.
 
-A run of tokens goes through the prompt graph in windows, its last tokens through the step graph. Two references, both
+A run of tokens goes through the prompt graph in windows, its last tokens through the step graph, and once more through
+the one for several sequences if there is one. Two references, both
 on the CPU provider: the very graphs that were compiled, and the same layers in float32 from the source's own weights.
 The first tells a wrong NPU from a coarse number format, the second what the format costs.
 """
@@ -23,14 +24,15 @@ STEPS = 3  # tokens that go through the step graph
 
 
 class Graphs(Struct, frozen=True, kw_only=True):
-    """The prompt graph and the step graph of one part."""
+    """The graphs of one part: for prompts, for steps, and for steps of several sequences where there is one."""
 
     prompt: str
     step: str
+    batch: str | None = None
 
     @classmethod
-    def of(cls, prompt: Path, step: Path) -> Graphs:
-        return cls(prompt=str(prompt), step=str(step))
+    def of(cls, prompt: Path, step: Path, batch: Path | None = None) -> Graphs:
+        return cls(prompt=str(prompt), step=str(step), batch=str(batch) if batch else None)
 
 
 class CheckRequest(Struct, frozen=True, kw_only=True):
@@ -49,13 +51,15 @@ class PartCheck(Struct, frozen=True, kw_only=True):
     """Relative errors |a - b| / |b| of the part's last hidden state, the mean over the tokens.
 
     `npu_error` is the NPU against the same graph on the CPU, `error` the NPU's chain of parts against float32.
-    `largest` is the largest number in float32; float16 ends at 65504. `nodes`: of the prompt graph, all on the NPU.
+    `batch_error` is `npu_error` for the steps of several sequences, None without a graph for them. `largest` is the
+    largest number in float32; float16 ends at 65504. `nodes`: of the prompt graph, all on the NPU.
     """
 
     nodes: int
     npu_error: float
     error: float
     largest: float
+    batch_error: float | None = None
 
 
 def check_part(request: CheckRequest) -> PartCheck:
@@ -80,8 +84,19 @@ def _check(request: CheckRequest) -> None:
         npu_error=_relative(on_npu, on_cpu),
         error=_relative(on_npu, in_float),
         largest=float(np.abs(in_float).max()),
+        batch_error=_batch_error(request, inputs),
     )
     _result(request).write_bytes(msgspec.json.encode(check))
+
+
+def _batch_error(request: CheckRequest, inputs: Hidden) -> float | None:
+    compiled, source = request.compiled, request.source
+    if compiled.batch is None or source.batch is None:
+        return None
+    device, tokens = request.device, len(inputs) - STEPS
+    on_npu = run_part([open_session(Path(path), device) for path in (compiled.prompt, compiled.batch)], inputs, STEPS)
+    on_cpu = run_part([cpu_session(path, exact=True) for path in (source.prompt, source.batch)], inputs, STEPS)
+    return _relative(on_npu[tokens:], on_cpu[tokens:])
 
 
 def _paths(graphs: Graphs) -> tuple[str, str]:

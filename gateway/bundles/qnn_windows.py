@@ -29,7 +29,8 @@ def run_part(
 ) -> Hidden:
     """The part's hidden states for `inputs`.
 
-    `sessions`: its prompt graph and, for the last `steps` tokens, its step graph.
+    `sessions`: its prompt graph and, for the last `steps` tokens, its step graph. If that is the one for several
+    sequences, all of them are the same, and each has its rows in the result.
     `look` sees every call's outputs by name, cut to the rows that are tokens.
     """
     prompt, step = sessions[0], sessions[-1]
@@ -41,20 +42,23 @@ def run_part(
     cache |= {name: np.zeros(value.shape, dtype) for name, value in declared.items() if name.startswith("past_values")}
     width, context = declared[hidden].shape[1], next(iter(cache.values())).shape[2]
     in_windows = len(inputs) - steps
-    calls = [(prompt, start, min(width, in_windows - start), width) for start in range(0, in_windows, width)]
-    calls += [(step, start, 1, 1) for start in range(in_windows, len(inputs))]
+    sequences = next(value.shape[0] for value in step.get_inputs() if value.name == "past_seq_len")
+    calls = [(prompt, start, min(width, in_windows - start), width, 1) for start in range(0, in_windows, width)]
+    calls += [(step, start, 1, 1, sequences) for start in range(in_windows, len(inputs))]
     results = []
-    for session, start, count, rows in calls:
-        window = np.zeros((1, rows, inputs.shape[1]), dtype)
-        window[0, :count] = inputs[start : start + count]
+    for session, start, count, tokens, copies in calls:
+        window = np.zeros((tokens, inputs.shape[1]), dtype)
+        window[:count] = inputs[start : start + count]
         feeds = {
-            hidden: window,
-            "past_seq_len": np.array([[start + rows - 1]], np.int32),
+            hidden: np.tile(window, (copies, 1))[None],
+            "past_seq_len": np.full((copies, 1), start + tokens - 1, np.int32),
             "total_seq_len": np.array([context], np.int32),
         }
+        if len(next(iter(cache.values()))) < copies:
+            cache = {name: np.repeat(value, copies, axis=0) for name, value in cache.items()}
         names = [value.name for value in session.get_outputs()]
         outputs = dict(zip(names, session.run(names, feeds | cache), strict=True))
         cache = {name: outputs.pop(name.replace("past_", "present_")) for name in cache}
-        look({name: value[0, :count] for name, value in outputs.items()})
-        results.append(outputs[output][0, :count])
+        look({name: value[0, : count * copies] for name, value in outputs.items()})
+        results.append(outputs[output][0, : count * copies])
     return np.concatenate(results).astype(np.float32)

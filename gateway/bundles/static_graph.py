@@ -7,8 +7,11 @@
 
 A layer's cache: past_keys_%d, past_values_%d float16 (1, kv_heads, context, head_dim), handed back with the new rows in
 it as present_keys_%d, present_values_%d; both may be one buffer. past_seq_len int32 (1, 1) is the number of rows valid
-after the call, less one; total_seq_len int32 (1,) is the context's size. With several parts, context and iterator are
-chains of graphs, joined by hidden_states_%d.
+after the call, less one; total_seq_len int32 (1,) is the context's size. With several parts, each of these graphs is
+a chain, joined by hidden_states_%d.
+
+    batch.onnx      one token each of several sequences: hidden states (1, sequences, hidden), caches
+                    (sequences, kv_heads, context, head_dim), past_seq_len (sequences, 1)                          NPU
 
 1. No fused skip-and-norm: the NPU refuses it. `SimplifiedLayerNormalization` is the form of RMS norm that stays right
    there in float16; written out, its squares overflow.
@@ -18,7 +21,7 @@ chains of graphs, joined by hidden_states_%d.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +33,8 @@ from gateway.bundles.graph import MICROSOFT, Dimension, GraphWriter
 from gateway.bundles.linear import LinearWriter
 from gateway.bundles.source import EMBEDDING, FINAL_NORM, HEAD, Blocks, ModelSource, layer
 from gateway.bundles.static_products import Precision, Products, Ranges, make_products
+
+PROMPT, STEP, BATCH = "context", "iterator", "batch"  # graphs by name; the first two are Windows ML's names
 
 
 class Part(Struct, frozen=True, kw_only=True):
@@ -63,26 +68,34 @@ def write_part(
     folder: Path,
     part: Part,
     *,
-    widths: dict[str, int],
+    widths: Mapping[str, int],
     contexts: Sequence[int],
     precision: Precision,
     ranges: Ranges | None = None,
+    sequences: int = 1,
 ) -> dict[tuple[str, int], Path]:
     """Write a part's layers once, and a graph over them for each name in `widths` and each context length.
 
-    A precision that quantises activations needs their ranges. Without them its graphs are written in float32 and have
-    every activation whose range matters as an output of its own. Returns the paths by (name, context length).
+    With several `sequences` there is one more graph, BATCH, for one token of each of them. A precision that quantises
+    activations needs their ranges; without them its graphs are written in float32 and have every activation whose range
+    matters as an output of its own. Returns the paths by (name, context length).
     """
-    paths = {
-        (name, context): folder / f"{graph_stem(name, part, context, contexts)}.onnx"
-        for name in widths
-        for context in contexts
-    }
+    paths = {}
+
+    def save(name: str, **sizes: int) -> None:
+        for context in contexts:
+            paths[name, context] = folder / f"{graph_stem(name, part, context, contexts)}.onnx"
+            graph.save_fixed(paths[name, context], paths[name, context].stem, context=context, **sizes)
+
     with GraphWriter(folder / f"layers{part.suffix}.onnx") as graph:
-        products = make_products(source, graph, precision, ranges)
-        _PartGraph(source, graph, part, max(contexts), products).write()
-        for (name, context), path in paths.items():
-            graph.save_fixed(path, path.stem, width=widths[name], context=context)
+        _PartGraph(source, graph, part, max(contexts), make_products(source, graph, precision, ranges)).write()
+        for name, width in widths.items():
+            save(name, width=width)
+        if sequences > 1:
+            graph.restart()
+            products = make_products(source, graph, precision, ranges)
+            _PartGraph(source, graph, part, max(contexts), products, sequences).write()
+            save(BATCH)
     return paths
 
 
@@ -122,9 +135,17 @@ def graph_stem(name: str, part: Part, context: int, contexts: Sequence[int]) -> 
 
 
 class _PartGraph:
-    """Every value is (1, width, ...) of the products' float type."""
+    """Layers for any number of tokens of one sequence, or for one token each of several.
 
-    def __init__(self, source: ModelSource, graph: GraphWriter, part: Part, context: int, products: Products) -> None:
+    Every value is (1, rows, ...) of the products' float type; attention wants those of several sequences as
+    (sequences, 1, ...).
+    """
+
+    def __init__(
+        self, source: ModelSource, graph: GraphWriter, part: Part, context: int, products: Products, sequences: int = 1
+    ) -> None:
+        self._sequences = sequences
+        self._rows: Dimension = "width" if sequences == 1 else sequences
         self._source = source
         self._config = source.config
         self._graph = graph
@@ -135,20 +156,20 @@ class _PartGraph:
         self._float = TensorProto.FLOAT if products.dtype is np.float32 else TensorProto.FLOAT16
 
     def write(self) -> None:
-        """Add the layers to the graph; two dimensions stay open: "width", the rows of a call, and "context"."""
+        """Add the layers to the graph; open dimensions are "context" and, of one sequence, "width": its tokens."""
         graph, part = self._graph, self._part
-        rows: list[Dimension] = [1, "width", self._config.hidden]
+        rows: list[Dimension] = [1, self._rows, self._config.hidden]
         graph.input(part.input, self._float, rows)
         graph.output(part.output, self._float, rows)
-        graph.input("past_seq_len", TensorProto.INT32, [1, 1])
+        graph.input("past_seq_len", TensorProto.INT32, [self._sequences, 1])
         graph.input("total_seq_len", TensorProto.INT32, [1])
-        graph.node("Reshape", ["past_seq_len", graph.constant("one", np.array([1]))], "last_row")
+        graph.node("Reshape", ["past_seq_len", graph.constant("flat", np.array([-1]))], "last_row")
         self._rotary_tables()
         residual = part.input
         for index in part.layers:
             residual = self._layer(index, residual)
         for name, columns in self._products.seen.items():
-            graph.output(name, self._float, [1, "width", columns])
+            graph.output(name, self._float, [1, self._rows, columns])
 
     def _rotary_tables(self) -> None:
         angles = np.arange(self._context)[:, None] * self._config.inverse_frequencies()
@@ -171,24 +192,41 @@ class _PartGraph:
 
     def _attention(self, index: int, x: str) -> str:
         graph, config = self._graph, self._config
-        cache: list[Dimension] = [1, config.kv_heads, "context", config.head_dim]
+        cache: list[Dimension] = [self._sequences, config.kv_heads, "context", config.head_dim]
         past = [f"past_keys_{index}", f"past_values_{index}"]
         present = [f"present_keys_{index}", f"present_values_{index}"]
         for before, after in zip(past, present, strict=True):
             graph.input(before, self._float, cache)
             graph.output(after, self._float, cache)
-        projected = [self._product(index, x, f"self_attn.{name}") for name in ("q_proj", "k_proj", "v_proj")]
-        attended = f"layers.{index}.attended"
+        heads = {"q_proj": config.heads, "k_proj": config.kv_heads, "v_proj": config.kv_heads}
+        projected = [
+            self._by_sequence(self._product(index, x, f"self_attn.{name}"), count * config.head_dim)
+            for name, count in heads.items()
+        ]
+        attended, together = f"layers.{index}.attended", self._sequences > 1
+        by_sequence = f"{attended}.by_sequence" if together else attended
         graph.nodes(
             "GroupQueryAttention",
             [*projected, *past, "last_row", "total_seq_len", "rope.cos", "rope.sin"],
-            [attended, *present],
+            [by_sequence, *present],
             domain=MICROSOFT,
             num_heads=config.heads,
             kv_num_heads=config.kv_heads,
             do_rotary=1,
         )
+        if together:
+            self._reshaped(by_sequence, attended, [1, self._sequences, config.heads * config.head_dim])
         return self._product(index, attended, "self_attn.o_proj")
+
+    def _by_sequence(self, value: str, columns: int) -> str:
+        """(1, sequences, columns) -> (sequences, 1, columns); of one sequence a value stays what it is."""
+        if self._sequences == 1:
+            return value
+        return self._reshaped(value, f"{value}.by_sequence", [self._sequences, 1, columns])
+
+    def _reshaped(self, value: str, name: str, shape: list[int]) -> str:
+        target = self._graph.constant("_".join(["shape", *map(str, shape)]), np.array(shape))
+        return self._graph.node("Reshape", [value, target], name)
 
     def _mlp(self, index: int, x: str) -> str:
         graph, name = self._graph, f"layers.{index}.mlp"

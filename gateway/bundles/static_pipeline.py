@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from msgspec import Struct
@@ -66,11 +66,23 @@ def read_pipelines(folder: Path) -> list[Pipeline]:
 
     Raises BundleError.
     """
-    folders = [folder, *sorted(path.parent for path in folder.glob("context-*/genai_config.json"))]
-    found = sorted(map(_read, folders), key=lambda pipeline: pipeline.config.context_length)
+    found = _shortest_first([folder, *(path.parent for path in folder.glob("context-*/genai_config.json"))])
     if len({pipeline.window.window_size for pipeline in found}) != 1:
         raise BundleError(f"{folder.name}: its context lengths have windows of different widths.")
     return found
+
+
+def read_batches(folder: Path) -> list[Pipeline]:
+    """Its chains for single steps of several sequences, shortest context first, in its folders `batch-*`; only our
+    own bundles have them.
+
+    Raises BundleError.
+    """
+    return _shortest_first(path.parent for path in folder.glob("batch-*/genai_config.json"))
+
+
+def _shortest_first(folders: Iterable[Path]) -> list[Pipeline]:
+    return sorted(map(_read, folders), key=lambda pipeline: pipeline.config.context_length)
 
 
 def _read(folder: Path) -> Pipeline:

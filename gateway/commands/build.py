@@ -44,6 +44,9 @@ def add_parser(subparsers: options.Subparsers) -> None:
         "--precision", choices=("fp16", "int4", "w8a16", "w4a16"), help="of weights and activations (default: fp16)"
     )
     npu.add_argument("--parts", type=int, help="graphs that the layers are cut into (default: 1)")
+    npu.add_argument(
+        "--batch", type=int, help="sequences that take a step in one call, a graph of its own; 1: none (default: 4)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -76,6 +79,7 @@ def _npu_target(arguments: argparse.Namespace) -> NpuTarget:
         "width": arguments.width,
         "precision": arguments.precision,
         "parts": arguments.parts,
+        "batch": arguments.batch,
     }
     return replace(target, **{name: value for name, value in said.items() if value is not None})
 

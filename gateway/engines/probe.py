@@ -12,10 +12,10 @@ import msgspec
 from msgspec import Struct
 
 from gateway.bundles.child import run_in_child, serve_request
-from gateway.bundles.static_pipeline import read_pipelines, runs_on_npu
+from gateway.bundles.static_pipeline import read_batches, read_pipelines, runs_on_npu
 from gateway.engines.base import Device
 from gateway.engines.qnn import NpuSessions
-from gateway.engines.static_decoder import device_for
+from gateway.engines.static_open import device_for
 from gateway.errors import BundleError
 
 
@@ -44,10 +44,11 @@ def probe(folder: Path, provider: Literal["auto", "cpu", "qnn"], options: dict[s
 
 
 def _probe(question: _Question) -> None:
-    pipelines = read_pipelines(Path(question.folder))
+    folder = Path(question.folder)
+    pipelines = [*read_pipelines(folder), *read_batches(folder)]
     device = device_for(question.provider, question.options)
     if device is None:
-        raise BundleError(f"{Path(question.folder).name} is made for an NPU, and this machine has none.")
+        raise BundleError(f"{folder.name} is made for an NPU, and this machine has none.")
     opener = NpuSessions(device, question.options, lambda stage: None)
     started = time.perf_counter()
     opener.open(

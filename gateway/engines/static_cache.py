@@ -29,6 +29,14 @@ class Buffer:
         self.value, self.array = _shared(shape, dtype, memory) or _plain(shape, dtype)
 
 
+class Part(Buffer):
+    """One sequence's place in a tensor whose first axis counts sequences."""
+
+    def __init__(self, whole: Buffer, place: int) -> None:
+        self.array = whole.array[place : place + 1]
+        self.value = ort.OrtValue.ortvalue_from_numpy(self.array)
+
+
 def _shared(shape: Sequence[int], dtype: DTypeLike, memory: Any) -> tuple[ort.OrtValue, Array] | None:
     """A tensor in the device's memory; None where the driver gives none, or none that numpy can see."""
     if memory is None:
@@ -67,10 +75,11 @@ Layout = Mapping[str, TensorLayout]
 
 
 class StaticCache:
-    """See KVCache. Holds no buffer until a graph asks for one."""
+    """See KVCache. Holds no buffer until a graph asks for one. `number`: of its decoder's caches, from 0 on."""
 
-    def __init__(self, memory: Any = None) -> None:
+    def __init__(self, memory: Any = None, number: int = 0) -> None:
         self._memory = memory
+        self.number = number
         self._layout: Layout = {}
         self.buffers: dict[str, Buffer] = {}
         self.length = 0
@@ -111,6 +120,12 @@ class StaticCache:
         self.buffers = {name: self._converted(name, tensor) for name, tensor in layout.items()}
         self._layout = layout
 
+    def move(self, layout: Layout, buffers: dict[str, Buffer]) -> None:
+        """Take `buffers`, which have the shapes of `layout`, for its own; the valid rows come along."""
+        for name, buffer in buffers.items():
+            self._copy_rows(name, buffer)
+        self.buffers, self._layout = buffers, layout
+
     def write(self, name: str, rows: Array, start: int) -> None:
         """Put rows into a tensor from row `start` on; the axis is the tensor's own."""
         tensor = self._layout[name]
@@ -123,7 +138,10 @@ class StaticCache:
         buffer = Buffer(wanted.shape, wanted.dtype, self._memory)
         if wanted.empty:
             buffer.array.fill(wanted.empty)
-        if held is not None and self.length:
-            rows = held.slice(0, self.length)
-            buffer.array[rows] = self.buffers[name].array[rows]
+        self._copy_rows(name, buffer)
         return buffer
+
+    def _copy_rows(self, name: str, buffer: Buffer) -> None:
+        if self.length:
+            rows = self._layout[name].slice(0, self.length)
+            buffer.array[rows] = self.buffers[name].array[rows]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
 
 from gateway.bundles.genai_config import Stage
 from gateway.bundles.static_pipeline import CacheTensor
-from gateway.engines.static_cache import Array, Buffer, StaticCache
+from gateway.engines.static_cache import Array, Buffer
 from gateway.errors import BundleError
 
 _DTYPES: dict[str, type[np.generic]] = {
@@ -26,6 +26,15 @@ _DTYPES: dict[str, type[np.generic]] = {
 
 #: The named values of one run: what the host provides, then what the stages leave.
 Values = dict[str, Array]
+#: Which rows of a window have their logits wanted.
+Rows = slice | list[int]
+
+
+class HasBuffers(Protocol):
+    """A cache, or several side by side: a buffer for each tensor."""
+
+    @property
+    def buffers(self) -> Mapping[str, Buffer]: ...
 
 
 class LoadedStage:
@@ -101,7 +110,7 @@ class BoundStage:
     def gives(self) -> Iterable[str]:
         return self._outputs
 
-    def run(self, values: Values, cache: StaticCache, width: int, wanted: slice) -> None:
+    def run(self, values: Values, cache: HasBuffers, width: int, wanted: Rows) -> None:
         """Take the inputs from `values` and the cache, leave the outputs in `values` and in the cache."""
         for name, buffer in self._inputs.items():
             if values[name] is not buffer.array:
@@ -112,7 +121,7 @@ class BoundStage:
         self._session.run_with_iobinding(self._binding)
         values.update((name, buffer.array) for name, buffer in self._outputs.items())
 
-    def _bind_cache(self, cache: StaticCache) -> None:
+    def _bind_cache(self, cache: HasBuffers) -> None:
         for name in self._past:
             self._binding.bind_ortvalue_input(name, cache.buffers[name].value)
         for name, present in self._in_place.items():
@@ -139,12 +148,12 @@ class FreeStage:
     def gives(self) -> Iterable[str]:
         return self._outputs.values()
 
-    def run(self, values: Values, cache: StaticCache, width: int, wanted: slice) -> None:
+    def run(self, values: Values, cache: HasBuffers, width: int, wanted: Rows) -> None:
         feeds = {name: self._feed(name, values[name], width, wanted) for name in self._inputs}
         results = self._session.run(list(self._outputs), feeds)
         values.update(zip(self._outputs.values(), results, strict=True))
 
-    def _feed(self, name: str, value: Array, width: int, wanted: slice) -> Array:
+    def _feed(self, name: str, value: Array, width: int, wanted: Rows) -> Array:
         shape = self._inputs[name].shape
         if self._narrow and value.ndim > 1 and value.shape[1] == width and not isinstance(shape[1], int):
             value = value[:, wanted]

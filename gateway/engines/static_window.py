@@ -49,11 +49,11 @@ class Window:
         self._inputs = pipeline.config.decoder.inputs
         self._logits = pipeline.config.decoder.outputs.logits
         self._in_place = pipeline.in_place
-        self.layout = _read_layout(pipeline, stages)
+        self.layout = read_layout(pipeline, stages)
         self._longest = longest or self.layout
         rows = next(iter(self.layout.values())).rows
         self.context = rows if self._in_place else rows + width
-        self._stages = _ready(pipeline, stages, memory)
+        self._stages = ready_stages(pipeline, stages, memory)
         self._new_rows = {name: buffer for stage in self._stages for name, buffer in stage.new_rows.items()}
         self._logits_shape = self._check_chain(stages)
 
@@ -131,7 +131,7 @@ class Window:
         return shape
 
 
-def _ready(pipeline: Pipeline, stages: Sequence[LoadedStage], memory: Any) -> list[BoundStage | FreeStage]:
+def ready_stages(pipeline: Pipeline, stages: Sequence[LoadedStage], memory: Any) -> list[BoundStage | FreeStage]:
     buffers: dict[str, Buffer] = {}
     cache = list(pipeline.cache_tensors())
     bound = [stage for stage in stages if _is_bound(stage, cache)]
@@ -148,7 +148,7 @@ def _is_bound(stage: LoadedStage, cache: Sequence[CacheTensor]) -> bool:
     return runs_on_npu(stage.stage) or any(tensor.past in stage.inputs for tensor in cache)
 
 
-def _read_layout(pipeline: Pipeline, stages: Sequence[LoadedStage]) -> Layout:
+def read_layout(pipeline: Pipeline, stages: Sequence[LoadedStage]) -> Layout:
     """How the graphs want the cache. Raises BundleError when they do not agree with the bundle's own description."""
     folder, cache = pipeline.folder.name, list(pipeline.cache_tensors())
     layout: dict[str, TensorLayout] = {}

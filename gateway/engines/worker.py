@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -154,7 +154,7 @@ def _load(spec: WorkerSpec, emit: Callable[[FromWorker], None]) -> tuple[Decoder
         caches = [decoder.new_cache() for _ in range(spec.max_sequences)]
         loaded = time.perf_counter()
         emit(Loading("warming up"))
-        warm_up(decoder, caches[0])
+        warm_up(decoder, caches)
     except (MemoryError, RuntimeError, ValueError) as error:
         raise EngineFailed(f"The model could not be loaded: {type(error).__name__}: {error}") from error
     emit(
@@ -182,7 +182,7 @@ def open_decoder(spec: WorkerSpec, progress: Callable[[str], None] = lambda stag
     """The decoder for a bundle on a provider. Raises BundleError, ConfigError or EngineFailed."""
     bundle = load_bundle(Path(spec.bundle))
     if bundle.config.decoder.stages:
-        from gateway.engines.static_decoder import open_static_decoder  # with onnx, a fifth of a second of every start
+        from gateway.engines.static_open import open_static_decoder  # with onnx, a fifth of a second of every start
 
         return open_static_decoder(
             bundle.folder,
@@ -190,6 +190,7 @@ def open_decoder(spec: WorkerSpec, progress: Callable[[str], None] = lambda stag
             options=spec.provider_options,
             threads=spec.threads,
             context_length=spec.context_length,
+            sequences=spec.max_sequences,
             progress=progress,
         )
     if spec.provider == "qnn":
@@ -205,9 +206,11 @@ def open_decoder(spec: WorkerSpec, progress: Callable[[str], None] = lambda stag
     )
 
 
-def warm_up(decoder: Decoder, cache: KVCache) -> None:
+def warm_up(decoder: Decoder, caches: Sequence[KVCache]) -> None:
     """Run every kind of call once: the first one prepares the network, which may take many seconds."""
     tokens = min(_WARM_UP_TOKENS, decoder.spec.prompt_width, decoder.spec.context_length - 1)
-    decoder.prefill(cache, [0] * tokens)
-    decoder.step([cache], [0])
-    cache.truncate(0)
+    decoder.prefill(caches[0], [0] * tokens)
+    for count in sorted({1, len(caches)}):
+        decoder.step(caches[:count], [0] * count)
+    for cache in caches:
+        cache.truncate(0)

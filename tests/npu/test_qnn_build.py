@@ -30,6 +30,10 @@ from tests.npu.test_static_decoder import IDS, greedy
 from tests.tiny import write_tiny_folder
 from tests.tiny_gguf import write_tiny_gguf
 
+_FAULT_OF_2_7_0 = pytest.mark.skipif(
+    metadata.version("onnxruntime-qnn") != "2.7.0", reason="a fault of 2.7.0's compiler"
+)
+
 
 def build(source: Path, out: Path, npu: NpuDevice, **layout: object) -> Path:
     target = NpuTarget(**{"device": npu, "contexts": (64,), "width": 8} | layout)  # type: ignore[arg-type]
@@ -42,16 +46,18 @@ def report(bundle: Path) -> NpuReport:
 
 def test_a_build_says_how_good_it_is(built: Path) -> None:
     found = report(built)
-    assert (found.soc, found.precision, found.contexts, found.width) == (60, "fp16", (64, 128), 8)
+    assert (found.soc, found.precision, found.contexts, found.width, found.batch) == (60, "fp16", (64, 128), 8, 4)
     assert len(found.parts) == 2 and found.top1 == 1.0 and found.tokens > 16
     assert all(0 < part.npu_error < 0.02 and 0 < part.error < 0.02 for part in found.parts)
+    assert all(part.batch_error is not None and 0 < part.batch_error < 0.02 for part in found.parts)
     stamp = read_stamp(built)
     assert stamp is not None and stamp.target == "qnn"
 
 
 def test_nothing_uncompiled_is_left(built: Path) -> None:
     load_bundle(built)
-    assert [path.name for path in built.iterdir() if path.is_dir()] == ["context-64"]
+    folders = sorted(path.name for path in built.iterdir() if path.is_dir())
+    assert folders == ["batch-128", "batch-64", "context-64"]
     assert not list(built.rglob("layers*"))
 
 
@@ -104,13 +110,26 @@ def test_activations_of_16_bits_are_so_on_the_npu_under_4_bit_blocks_too(npu: Np
     assert lost_on_npu > 0.5 * lost_on_cpu > 0.01 * np.linalg.norm(in_float)
 
 
-@pytest.mark.skipif(metadata.version("onnxruntime-qnn") != "2.7.0", reason="a fault of 2.7.0's compiler")
+@_FAULT_OF_2_7_0
 def test_what_the_npu_accepts_and_computes_wrongly_is_refused(
     npu: NpuDevice, tiny_source: Path, tmp_path: Path
 ) -> None:
     """Windows of exactly 16 tokens, products of 8-bit weights behind a float16 norm: noise, without a word."""
     with pytest.raises(BundleError, match=r"accepted by the NPU but wrong: its relative error is 1\.\d"):
         build(tiny_source, tmp_path / "out", npu, precision="w8a16", width=16, contexts=(128,))
+
+
+@_FAULT_OF_2_7_0
+def test_an_npu_that_computes_steps_of_several_sequences_wrongly_gets_a_bundle_without_them(
+    npu: NpuDevice, tiny_source: Path, tmp_path: Path
+) -> None:
+    """16 rows again, this time of 16 sequences."""
+    said: list[str] = []
+    target = NpuTarget(device=npu, contexts=(128,), width=32, precision="w8a16", batch=16)
+    bundle = build_bundle(tiny_source, tmp_path / "out", progress=lambda what, _: said.append(what), target=target)
+    assert report(bundle).batch == 1 and report(bundle).top1 > 0.85
+    assert "once more, for one sequence at a time" in said
+    assert not list(bundle.glob("*batch*"))
 
 
 def test_a_model_too_large_for_float16_is_refused(npu: NpuDevice, tmp_path: Path) -> None:
@@ -133,7 +152,12 @@ def test_biases_and_an_untied_head_are_built_too(npu: NpuDevice, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("layout", "message"),
-    [({"width": 64}, "width of 64"), ({"width": 1}, "width of 1"), ({"parts": 3}, "2 layers cannot make 3 parts")],
+    [
+        ({"batch": 0}, "0 sequences"),
+        ({"width": 64}, "width of 64"),
+        ({"width": 1}, "width of 1"),
+        ({"parts": 3}, "2 layers cannot make 3 parts"),
+    ],
 )
 def test_a_layout_that_makes_no_sense_is_refused(
     npu: NpuDevice, tiny_source: Path, tmp_path: Path, layout: dict[str, int], message: str

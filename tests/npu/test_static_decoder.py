@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from gateway.bundles.open_source import open_source
-from gateway.engines import static_decoder
+from gateway.engines import static_open
 from gateway.engines.base import Decoder, KVCache, Logits
 from gateway.engines.static_decoder import StaticDecoder
 from gateway.errors import EngineFailed
@@ -199,5 +199,5 @@ def test_a_driver_that_contradicts_itself_is_found_out(
     source = open_source(write_tiny_folder(tmp_path / "source", seed=1))
     ours = open_decoder(plain_b, "cpu")
     other = open_decoder(family_b.write_bundle(tmp_path / "other", source, compiled="none"), "cpu")
-    assert static_decoder._agrees_with_itself(ours)
-    assert not static_decoder._agrees_with_itself(StaticDecoder(ours._prompts, other._steps, ours.spec))
+    assert static_open._agrees_with_itself(ours)
+    assert not static_open._agrees_with_itself(StaticDecoder(ours._prompts, other._steps, ours.spec))
