@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 import time
@@ -29,6 +30,10 @@ class Running:
         self.server = server
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
+
+    def stop(self) -> None:
+        """As a signal does."""
+        self.server.handle_exit(signal.SIGTERM, None)
 
     def openai(self, **options: Any) -> OpenAI:
         return OpenAI(**{"base_url": f"{self.url}/v1", "api_key": "x", "max_retries": 0, "timeout": 30, **options})
@@ -82,6 +87,7 @@ def serving(config: Config, engines: Mapping[str, Engine] | None = None, *, load
                 running.wait_until_tried()
             yield running
         finally:
-            server.should_exit = True
+            if not server.should_exit:
+                server.handle_exit(signal.SIGTERM, None)
             thread.join(PATIENCE_S)
             assert not thread.is_alive(), "the server did not stop"

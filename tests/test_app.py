@@ -324,8 +324,10 @@ def test_making_an_app_starts_nothing() -> None:
 
 
 SERVE = """
+from gateway import app
 from gateway.app import bind, create_app, serve
 from gateway.config import BreakerConfig, Config, ModelConfig, ServerConfig
+app._TICK_S = 3600.0  # nothing but the signal may end the pause
 model = ModelConfig(engine="scripted", script={"replies": ["a b c d e f g h"], "token_s": 0.1})
 config = Config(server=ServerConfig(port=0), breaker=BreakerConfig(enabled=False), models={"m": model})
 with bind(config.server) as listener:
@@ -360,3 +362,15 @@ def test_signal_lets_the_stream_finish_and_exits_with_success(sig: signal.Signal
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process of its own console cannot be sent a signal")
+def test_a_signal_wakes_a_server_that_nobody_asks() -> None:
+    with subprocess.Popen([sys.executable, "-c", SERVE], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline()
+            time.sleep(0.5)  # until it sleeps
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+        finally:
+            process.kill()

@@ -17,7 +17,7 @@ from gateway.engines.base import EngineStatus
 from gateway.errors import EngineFailed
 from gateway.generation import Event, Generation, Meter, Started, TextDelta
 from gateway.sse import PING, EventStream, frame
-from tests.server import config_of, scripted, serving
+from tests.server import Running, config_of, scripted, serving
 
 CHAT = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}]}
 PATH = "/v1/chat/completions"
@@ -177,7 +177,7 @@ def test_shutdown_lets_a_short_answer_finish(stream: bool) -> None:
     config = config_of({"m": scripted("a b c d e f g h", token_s=0.1)})
     with serving(config) as server, server.http() as http:
         with http.stream("POST", PATH, json={**CHAT, "stream": stream}) as response:
-            server.server.should_exit = True
+            server.stop()
             response.read()
         assert response.status_code == 200
         assert "[DONE]" in response.text if stream else response.json()["choices"][0]["finish_reason"] == "stop"
@@ -190,7 +190,7 @@ def test_shutdown_ends_a_long_answer_with_an_error_of_its_own(stream: bool) -> N
     with serving(config) as server, server.http() as http:
         request = http.build_request("POST", PATH, json={**CHAT, "stream": stream, "max_tokens": 1_000_000})
         begun = time.monotonic()
-        response = _while_stopping(server.server, http, request)
+        response = _while_stopping(server, http, request)
         assert 0.4 < time.monotonic() - begun < 5
     if stream:
         *_, last = response.text.removesuffix("\n\n").split("\n\n")
@@ -217,10 +217,10 @@ def test_shutdown_does_not_wait_for_who_neither_reads_nor_sends(caplog: pytest.L
         connection.close()
 
 
-def _while_stopping(server: object, http: httpx.Client, request: httpx.Request) -> httpx.Response:
+def _while_stopping(server: Running, http: httpx.Client, request: httpx.Request) -> httpx.Response:
     from threading import Timer
 
-    timer = Timer(0.2, lambda: setattr(server, "should_exit", True))
+    timer = Timer(0.2, server.stop)
     timer.start()
     response = http.send(request)
     timer.join()

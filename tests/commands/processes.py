@@ -12,6 +12,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
 SCRIPTED = '[models.paris]\nengine = "scripted"\naliases = ["gpt-4o-mini"]\n'
@@ -46,6 +48,12 @@ def free_port() -> int:
     with closing(socket.create_server(("127.0.0.1", 0))) as probe:
         port: int = probe.getsockname()[1]
         return port
+
+
+def wakeups(process: psutil.Process) -> int:
+    """How often its threads have gone to sleep so far; Linux alone counts that."""
+    states = [path.read_text(encoding="utf-8") for path in Path(f"/proc/{process.pid}/task").glob("*/status")]
+    return sum(int(state.split("\nvoluntary_ctxt_switches:")[1].split()[0]) for state in states)
 
 
 class Serving:

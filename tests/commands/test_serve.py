@@ -9,15 +9,17 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from gateway.commands.options import base_url
 from gateway.commands.serve import curl_line
-from tests.commands.processes import SCRIPTED, gateway, serving
+from tests.commands.processes import SCRIPTED, gateway, serving, wakeups
 
 INTERRUPT = signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGINT
 STOPS = [INTERRUPT] if sys.platform == "win32" else [INTERRUPT, signal.SIGTERM]
@@ -35,6 +37,24 @@ def test_it_says_where_what_and_how_to_try_it_and_a_signal_ends_it_well(folder: 
         code, errors = running.stop(stop)
     assert code == 0
     assert "Traceback" not in errors
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not count them")
+def test_while_nobody_asks_the_gateway_wakes_once_a_second_and_its_worker_never(tmp_path: Path, tiny: Path) -> None:
+    (tmp_path / "config.toml").write_text(f"[models.tiny]\npath = '{tiny}'\nprovider = 'cpu'\n", encoding="utf-8")
+    with serving("--port", 0, cwd=tmp_path) as running:
+        url = running.read_greeting().split(" on ")[1].split()[0]
+        asked = httpx.post(f"{url}/completions", json={"model": "tiny", "prompt": "Hi", "max_tokens": 2}, timeout=60)
+        assert asked.status_code == 200
+        time.sleep(1)  # until all of them sleep
+        server = psutil.Process(running.process.pid)
+        processes = [server, *server.children()]
+        before, begun = [wakeups(process) for process in processes], time.monotonic()
+        time.sleep(4)
+        after, elapsed_s = [wakeups(process) for process in processes], time.monotonic() - begun
+    ours, *workers = [(b - a) / elapsed_s for a, b in zip(before, after, strict=True)]
+    assert len(workers) == 2 and max(workers) < 1  # the other one is multiprocessing's own
+    assert 0 < ours < 3
 
 
 def test_the_line_to_try_is_written_for_the_machines_shell() -> None:
