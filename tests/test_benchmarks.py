@@ -43,6 +43,10 @@ def test_prediction_gives_the_same_tokens(page: Path, smollm2: Path) -> None:
     assert "Every way gave the same tokens." in run("prediction", page)
 
 
+def test_threads(page: Path, smollm2: Path) -> None:
+    assert "| smollm2-135m | step of 4 | " in run("threads", page, "--threads", "1,2")
+
+
 def test_peers_that_are_not_there_are_left_out(page: Path, smollm2: Path, tmp_path: Path) -> None:
     section = run("peers", page, "--peers", str(tmp_path / "none"))
     assert "|  | npu-gateway |\n" in section

@@ -25,6 +25,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ELSEWHERE = {
     "python scripts/test.py": "tests/test_scripts.py",
     "python benchmarks/peers.py --install --rounds 3 --write docs/benchmarks.md": "tests/test_benchmarks.py",
+    "python benchmarks/threads.py --write docs/benchmarks.md": "tests/test_benchmarks.py",
     "python benchmarks/overhead.py --write docs/benchmarks.md": "tests/test_benchmarks.py",
     "python benchmarks/prediction.py --write docs/benchmarks.md": "tests/test_benchmarks.py",
     "python benchmarks/npu_model.py --write docs/benchmarks.md": "tests/test_benchmarks.py",

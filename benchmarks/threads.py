@@ -1,0 +1,90 @@
+"""What a device call takes on the CPU by the number of threads: a step of one sequence and of four, a prompt's chunk.
+
+    python benchmarks/threads.py [--threads 1,2,4] [--rounds 20] [--bundle FOLDER ...] [--quick] [--write PAGE]
+
+Each round makes every call once in every session, the sessions in turn; what is told is the median of the rounds. All
+sessions live at once and sleep while another computes. Without a bundle it is SmolLM2, as models are usually built.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from report import parser, publish, table
+from weights import EXACT, USUAL, bundle_of
+
+from gateway.bundles.bundle import load_bundle
+from gateway.engines.decoder import PROMPT_WIDTH, CpuDecoder
+from gateway.engines.onnx import SessionOptions
+
+SEQUENCES = 4
+ROWS = 64  # of a sequence's cache before each call
+
+
+class Session:
+    """A decoder with so many threads, and the calls that are timed; none of them leaves a trace in its caches."""
+
+    def __init__(self, bundle: Path, threads: int) -> None:
+        options = SessionOptions(threads=threads)
+        self.decoder = CpuDecoder(load_bundle(bundle), slots=SEQUENCES, context_length=512, options=options)
+        self.caches = [self.decoder.new_cache() for _ in range(SEQUENCES)]
+        for cache in self.caches:
+            self.decoder.prefill(cache, range(1, ROWS + 1))
+
+    @property
+    def calls(self) -> dict[str, Callable[[], object]]:
+        decoder, caches = self.decoder, self.caches
+        return {
+            "step": lambda: decoder.step(caches[:1], [1]),
+            f"step of {SEQUENCES}": lambda: decoder.step(caches, [1] * SEQUENCES),
+            f"{PROMPT_WIDTH} tokens of a prompt": lambda: decoder.prefill(caches[0], [1] * PROMPT_WIDTH),
+        }
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        call()
+        elapsed = time.perf_counter() - began
+        for cache in self.caches:
+            cache.truncate(ROWS)
+        return elapsed
+
+
+def measure(bundle: Path, threads: list[int], rounds: int) -> dict[str, dict[int, float]]:
+    """Median milliseconds: call -> threads -> ms."""
+    sessions = {count: Session(bundle, count) for count in threads}
+    found: dict[str, dict[int, list[float]]] = {}
+    for _ in range(rounds):
+        for count, session in sessions.items():
+            for what, call in session.calls.items():
+                found.setdefault(what, {}).setdefault(count, []).append(1000 * session.seconds(call))
+    return {what: {count: statistics.median(times) for count, times in of.items()} for what, of in found.items()}
+
+
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def main() -> None:
+    options = parser(__doc__ or "")
+    cores = os.cpu_count() or 1
+    usual = sorted({count for count in (1, 2, 3, 4, 6, 8, 12, 16) if count <= cores})
+    options.add_argument("--threads", type=numbers, default=usual, metavar="N[,N]")
+    options.add_argument("--bundle", type=Path, nargs="*", default=[], metavar="FOLDER")
+    options.add_argument("--rounds", type=int, default=20)
+    arguments = options.parse_args()
+    bundles = arguments.bundle or [bundle_of(EXACT if arguments.quick else USUAL)]
+    rows, bars = [], {}
+    for bundle in bundles:
+        for what, times in measure(bundle, arguments.threads, 2 if arguments.quick else arguments.rounds).items():
+            rows.append([bundle.name, what, *(f"{ms:.1f}" for ms in times.values())])
+            bars[f"{bundle.name}: {what}, ms"] = {f"{count} threads": ms for count, ms in times.items()}
+    head = ["model", "milliseconds of a", *(f"{count} threads" for count in arguments.threads)]
+    publish("threads", table(head, rows), bars, arguments.write)
+
+
+if __name__ == "__main__":
+    main()
