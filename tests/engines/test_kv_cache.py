@@ -34,6 +34,17 @@ def rows(buffers: SlotBuffers, slot: object) -> list[int]:
     return [int(value) for value in buffers.buffers[-1][index, 0, :length, 0]]
 
 
+def test_busy_slots_lie_side_by_side() -> None:
+    """Whatever was used last: what lies between two busy ones would be computed along."""
+    pool, _ = make_pool(slots=6)
+    first, second, *others = (pool.take([number], "") for number in range(6))
+    for slot in (*others, second):
+        pool.give_back(slot)
+    pool.give_back(pool.take([9], ""))  # beside the busy one, although it was used last
+    assert pool.slots.index(first) == 0
+    assert [pool.slots.index(pool.take([number], "")) for number in (10, 11, 12)] == [1, 2, 3]
+
+
 def test_a_run_of_slots_is_a_contiguous_view() -> None:
     _, buffers = make_pool()
     for buffer, view in zip(buffers.buffers, buffers.run(1, 2), strict=True):
