@@ -84,7 +84,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     ttft_timeout_s: Seconds | None = None  # the fallback answers when no first token came in so long
     provider: Literal["auto", "cpu", "qnn"] = "auto"
     provider_options: dict[str, str] = field(default_factory=dict)
-    threads: Natural = 0  # 0: as many as physical cores, at most 4
+    threads: Natural = 0  # 0: as many as physical cores, at most 8
     max_sequences: Count = 4  # requests in progress at once
     queue: Natural = 32  # requests that may wait beyond those
     watchdog_s: Seconds = 60.0  # a device call that takes longer gets its worker killed

@@ -22,7 +22,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 from gateway.engines.memory import NO_MEMORY
 from gateway.errors import BundleError, EngineFailed, GatewayError
 
-MAX_THREADS = 4  # more threads than these wait for memory, not for each other
+MAX_THREADS = 8  # on 16 cores 1.2 to 1.7 times as fast as 4, and 12 at most 1.3 times as fast as 8: docs/benchmarks.md
 _SPIN_US = 20
 
 #: What a session that cannot be opened says about the bundle; everything else is about the machine.

@@ -59,7 +59,7 @@ class WorkerSpec(Struct, frozen=True, kw_only=True):
     bundle: str  # the bundle's folder
     provider: Literal["auto", "cpu", "qnn"] = "auto"
     provider_options: dict[str, str] = field(default_factory=dict)
-    threads: int = 0  # 0: as many as physical cores, at most 4
+    threads: int = 0  # 0: as many as physical cores, at most 8
     max_sequences: int = 4
     prefix_cache: bool = True
     context_length: int = 0  # 0: the bundle's own
