@@ -1,7 +1,7 @@
 """Compares a compiled part of a model with the CPU: what the NPU accepts is not always what it computes rightly.
 
-A run of tokens goes through the prompt graph in windows, its last tokens through the step graph, and once more through
-the one for several sequences if there is one. Two references, both
+A run of tokens goes through the prompt graph in windows, its last tokens through the step graph, and its first ones
+through the graph for several sequences if there is one. Two references, both
 on the CPU provider: the very graphs that were compiled, and the same layers in float32 from the source's own weights.
 The first tells a wrong NPU from a coarse number format, the second what the format costs.
 """
@@ -93,10 +93,10 @@ def _batch_error(request: CheckRequest, inputs: Hidden) -> float | None:
     compiled, source = request.compiled, request.source
     if compiled.batch is None or source.batch is None:
         return None
-    device, tokens = request.device, len(inputs) - STEPS
-    on_npu = run_part([open_session(Path(path), device) for path in (compiled.prompt, compiled.batch)], inputs, STEPS)
-    on_cpu = run_part([cpu_session(path, exact=True) for path in (source.prompt, source.batch)], inputs, STEPS)
-    return _relative(on_npu[tokens:], on_cpu[tokens:])
+    tokens = inputs[:STEPS]
+    on_npu = run_part([open_session(Path(compiled.batch), request.device)], tokens, STEPS)
+    on_cpu = run_part([cpu_session(source.batch, exact=True)], tokens, STEPS)
+    return _relative(on_npu, on_cpu)
 
 
 def _paths(graphs: Graphs) -> tuple[str, str]:

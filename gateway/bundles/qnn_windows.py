@@ -29,8 +29,8 @@ def run_part(
 ) -> Hidden:
     """The part's hidden states for `inputs`.
 
-    `sessions`: its prompt graph and, for the last `steps` tokens, its step graph. If that is the one for several
-    sequences, all of them are the same, and each has its rows in the result.
+    `sessions`: its prompt graph and, for the last `steps` tokens, its step graph; or alone the one for several
+    sequences, which all are the same, and each have their rows in the result.
     `look` sees every call's outputs by name, cut to the rows that are tokens.
     """
     prompt, step = sessions[0], sessions[-1]
@@ -54,8 +54,6 @@ def run_part(
             "past_seq_len": np.full((copies, 1), start + tokens - 1, np.int32),
             "total_seq_len": np.array([context], np.int32),
         }
-        if len(next(iter(cache.values()))) < copies:
-            cache = {name: np.repeat(value, copies, axis=0) for name, value in cache.items()}
         names = [value.name for value in session.get_outputs()]
         outputs = dict(zip(names, session.run(names, feeds | cache), strict=True))
         cache = {name: outputs.pop(name.replace("past_", "present_")) for name in cache}
