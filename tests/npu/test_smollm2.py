@@ -16,6 +16,7 @@ from gateway.bundles.qnn_build import REPORT, NpuReport
 from gateway.bundles.qnn_provider import NpuDevice
 from gateway.config import ModelConfig
 from gateway.engines.prompts import Prompts
+from gateway.engines.static_decoder import StaticDecoder
 from gateway.engines.worker import WorkerSpec, open_decoder
 from gateway.generation import Chat, Message
 from tests.conftest import MODELS, SMOLLM2
@@ -56,6 +57,24 @@ def test_its_first_words_are_those_of_the_cpu(bundle: Path, smollm2: Path) -> No
         rows = [decoder.step([cache], [token])[0] for decoder, cache in zip((npu, cpu), caches, strict=True)]
     npu.close()
     cpu.close()
+
+
+def test_two_conversations_in_a_call_get_what_each_gets_alone(bundle: Path) -> None:
+    npu = open_decoder(WorkerSpec(bundle=str(bundle), provider="qnn", max_sequences=2))
+    assert isinstance(npu, StaticDecoder) and npu.batch_size == 4
+    together, alone = [npu.new_cache() for _ in range(2)], [npu.new_cache() for _ in range(2)]
+    prompts = Prompts(load_bundle(bundle), "")
+    for place, question in enumerate((QUESTION, "Name three fruits.")):
+        ids = prompts.prompt(Chat(messages=(Message(role="user", content=question),))).ids
+        for start in range(0, len(ids), npu.spec.prompt_width):
+            npu.prefill(together[place], ids[start : start + npu.spec.prompt_width])
+        alone[place].copy_from(together[place], len(ids))
+    for tokens in ([504, 1000], [260, 28]):
+        logits = npu.step(together, tokens)
+        expected = [npu.step([cache], [token])[0] for cache, token in zip(alone, tokens, strict=True)]
+        assert np.abs(logits - expected).max() < 0.5
+        assert (logits.argmax(-1) == np.argmax(expected, -1)).all()
+    npu.close()
 
 
 def test_the_official_client_gets_paris_from_the_npu(bundle: Path) -> None:
