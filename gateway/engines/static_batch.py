@@ -45,7 +45,7 @@ class Batch:
 
     def step(self, caches: Sequence[StaticCache], ids: Sequence[int]) -> Logits:
         """Append one id to each cache of a group; float32 logits (len(ids), vocab)."""
-        group = self._groups.setdefault(self._group_of(caches[0]), _Group(self._layout, self._memory))
+        group = self._group(self._group_of(caches[0]))
         places = [cache.number % self.size for cache in caches]
         for place, cache in zip(places, caches, strict=True):
             group.admit(place, cache)
@@ -59,6 +59,11 @@ class Batch:
             cache.length += 1
         logits = values[self._pipeline.config.decoder.outputs.logits][0]
         return np.array(logits if len(logits) == len(ids) else logits[places], np.float32)
+
+    def _group(self, number: int) -> _Group:
+        if number not in self._groups:
+            self._groups[number] = _Group(self._layout, self._memory)
+        return self._groups[number]
 
     def _group_of(self, cache: StaticCache) -> int:
         return cache.number // self.size

@@ -121,7 +121,8 @@ def _checked(chains: _Chains, opened: _Opened) -> StaticDecoder:
         decoder = chains.decoder(opened)
         if not _agrees_with_itself(decoder):
             raise EngineFailed("On this NPU a window of tokens and single steps give different answers.")
-    return chains.decoder(opened, least=_least(decoder))  # anew: what was tried on it has taken caches
+    least = _least(decoder) if decoder.batch_size > 1 else 2
+    return chains.decoder(opened, least=least)  # anew: what was tried on it has taken caches
 
 
 def _agrees_with_itself(decoder: StaticDecoder) -> bool:
@@ -133,29 +134,37 @@ def _agrees_with_itself(decoder: StaticDecoder) -> bool:
         steps = np.stack([decoder.step([apart], [token])[0] for token in (1, 2, 3)])
     except EngineFailed:
         return False
-    difference = float(np.linalg.norm(window - steps) / np.linalg.norm(steps))
-    return difference < _SELF_AGREEMENT  # false for NaN too
+    return _is_close(window, steps)
 
 
 def _least(decoder: StaticDecoder) -> int:
     """From how many sequences on one call for all is faster than a call for each, as measured here and now.
 
-    More than a call has room for where it gives other logits than single steps.
+    More than a call has room for where it fails, or gives other logits than single steps.
     """
     size = decoder.batch_size
-    caches = [decoder.new_cache() for _ in range(size)]
-    for number, cache in enumerate(caches):  # of different lengths
-        for token in range(number):
+    caches, ids = [decoder.new_cache() for _ in range(size)], list(range(1, size + 1))
+    for length, cache in enumerate(caches):
+        for token in range(length):
             decoder.step([cache], [token])
-    ids = list(range(1, size + 1))
-    apart_s, apart = _fastest(
-        caches, lambda: np.concatenate([decoder.step(caches[i : i + 1], ids[i : i + 1]) for i in range(size)])
-    )
-    together_s, together = _fastest(caches, lambda: decoder.step(caches, ids))
-    if np.linalg.norm(together - apart) >= _SELF_AGREEMENT * np.linalg.norm(apart):
-        _log.warning("on this NPU a step of several sequences gives other answers: they take their steps one by one")
-        return size + 1
-    return max(2, math.ceil(together_s / (apart_s / size)))
+    apart_s, apart = _fastest(caches, lambda: _one_by_one(decoder, caches, ids))
+    try:
+        together_s, together = _fastest(caches, lambda: decoder.step(caches, ids))
+    except EngineFailed:
+        together_s, together = math.inf, np.full_like(apart, np.nan)
+    if _is_close(together, apart):
+        return max(2, math.ceil(together_s / (apart_s / size)))
+    _log.warning("this NPU does not compute steps of several sequences rightly: they take their steps one by one")
+    return size + 1
+
+
+def _one_by_one(decoder: StaticDecoder, caches: Sequence[StaticCache], ids: Sequence[int]) -> Logits:
+    return np.concatenate([decoder.step([cache], [token]) for cache, token in zip(caches, ids, strict=True)])
+
+
+def _is_close(logits: Logits, expected: Logits) -> bool:
+    difference = float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
+    return difference < _SELF_AGREEMENT  # false for NaN too
 
 
 def _fastest(caches: Sequence[StaticCache], call: Callable[[], Logits], tries: int = 3) -> tuple[float, Logits]:

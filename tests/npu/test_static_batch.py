@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ import pytest
 from gateway.bundles.build import build_bundle
 from gateway.bundles.qnn_build import NpuTarget
 from gateway.bundles.qnn_provider import NpuDevice
-from gateway.engines import static_open
+from gateway.engines import static_batch, static_open
 from gateway.engines.base import KVCache, Logits
 from gateway.engines.frames import FromWorker, Submit, Tokens
 from gateway.engines.static_decoder import StaticDecoder
 from gateway.engines.token_loop import TokenLoop
+from gateway.errors import EngineFailed
 from tests.engines.conftest import GREEDY, no_grammar
 from tests.npu.conftest import OpenDecoder
 from tests.npu.test_static_decoder import IDS, prefill
@@ -192,3 +194,26 @@ def test_a_driver_that_computes_it_wrongly_is_left_with_single_steps(
     mixed = StaticDecoder(ours._prompts, ours._steps, ours.spec, batches=theirs._batches)
     assert static_open._least(mixed) > SIZE
     assert "one by one" in caplog.text
+
+
+def test_a_driver_that_fails_at_it_is_left_with_single_steps(together: StaticDecoder) -> None:
+    def fail(*_: object) -> Logits:
+        raise EngineFailed("out of something")
+
+    together._batches[0].step = fail  # type: ignore[method-assign]
+    assert static_open._least(together) > SIZE
+
+
+def test_the_shared_tensors_are_made_once(together: StaticDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+
+    class Noted(static_batch._Group):
+        def __init__(self, *args: Any) -> None:
+            made.append(self)
+            super().__init__(*args)
+
+    monkeypatch.setattr(static_batch, "_Group", Noted)
+    caches = [together.new_cache() for _ in range(2)]
+    for token in range(3):
+        together.step(caches, [token, token])
+    assert len(made) == 1
