@@ -50,7 +50,7 @@ class NpuTarget(Struct, frozen=True, kw_only=True):
     """How a model is laid out for an NPU.
 
     `contexts`: cache sizes, each with its own graphs. `width`: tokens a prompt's window takes. `parts`: graphs the
-    layers are cut into; one session holds about 3.5 GB. `share`: prompt and step graphs share their weights in one
+    layers are cut into; one session holds about 3.5 GB. `share`: the graphs of a part share their weights in one
     binary; a real NPU loads such, the emulator does not. `batch`: sequences that take their steps in one call; 1: none.
     """
 
