@@ -45,7 +45,10 @@ class Batch:
 
     def step(self, caches: Sequence[StaticCache], ids: Sequence[int]) -> Logits:
         """Append one id to each cache of a group; float32 logits (len(ids), vocab)."""
-        group = self._groups.setdefault(self._group_of(caches[0]), _Group(self._layout, self._memory))
+        number = self._group_of(caches[0])
+        if number not in self._groups:
+            self._groups[number] = _Group(self._layout, self._memory)
+        group = self._groups[number]
         places = [cache.number % self.size for cache in caches]
         for place, cache in zip(places, caches, strict=True):
             group.admit(place, cache)
