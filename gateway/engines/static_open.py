@@ -108,6 +108,8 @@ class _Chains:
             placement=dict(opened.placed),
         )
         batches = [Batch(pipeline, list(_loaded(pipeline, sessions).values()), memory) for pipeline in self.batches]
+        if len({batch.size for batch in batches}) > 1:
+            raise BundleError(f"{self.pipelines[-1].folder.name}: its context lengths disagree on a call's sequences.")
         return StaticDecoder(prompts, steps, spec, batches=batches, least=least, memory=memory, switch=opened.switch)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
@@ -19,8 +20,9 @@ from gateway.engines.base import KVCache, Logits
 from gateway.engines.frames import FromWorker, Submit, Tokens
 from gateway.engines.static_cache import Buffer
 from gateway.engines.static_decoder import StaticDecoder
+from gateway.engines.static_open import open_static_decoder
 from gateway.engines.token_loop import TokenLoop
-from gateway.errors import EngineFailed
+from gateway.errors import BundleError, EngineFailed
 from tests.engines.conftest import GREEDY, no_grammar
 from tests.npu.conftest import OpenDecoder
 from tests.npu.test_static_decoder import IDS, prefill
@@ -219,6 +221,25 @@ def test_a_call_for_more_sequences_than_a_short_context_has_rows_is_tried_too(
     target = NpuTarget(device=npu, contexts=(16,), width=WIDTH, batch=20)
     bundle = build_bundle(tiny_source, tmp_path / "wide", progress=lambda *_: None, target=target)
     assert static_open._least(open_decoder(bundle, "qnn", sequences=SIZE)) <= 21
+
+
+def test_context_lengths_for_unlike_numbers_of_sequences_are_refused(
+    tiny_source: Path, npu: NpuDevice, tmp_path: Path
+) -> None:
+    """Which sequences share a call, and which row is whose, is the same in all of them."""
+    four, three = (
+        build_bundle(
+            tiny_source,
+            tmp_path / str(size),
+            progress=lambda *_: None,
+            target=NpuTarget(device=npu, contexts=(64, 128), width=WIDTH, batch=size),
+        )
+        for size in (4, 3)
+    )
+    for file in three.glob("batch_ctx*"):
+        shutil.copy(file, four)
+    with pytest.raises(BundleError, match="disagree"):
+        open_static_decoder(four, provider="qnn", sequences=SIZE)
 
 
 def test_a_step_takes_no_new_memory(together: StaticDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
