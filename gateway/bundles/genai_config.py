@@ -132,9 +132,10 @@ def read_genai_config(folder: Path) -> GenaiConfig:
 def check_inside(folder: Path, name: str) -> None:
     """Raises BundleError when a file that the bundle in `folder` names lies elsewhere: a bundle may come from anywhere.
 
-    Further chains (`context-*`, `batch-*`) share the files in the folder above theirs.
+    Further chains (`context-*`, `batch-*`) share the files in the bundle above theirs.
     """
-    bundle = folder.parent if folder.name.startswith(("context-", "batch-")) else folder
+    is_further = folder.name.startswith(("context-", "batch-")) and (folder.parent / "genai_config.json").is_file()
+    bundle = folder.parent if is_further else folder
     if not Path(os.path.normpath(folder / name)).is_relative_to(os.path.normpath(bundle)):
         raise BundleError(f"{folder.name}: {PureWindowsPath(name).name!r} lies outside the bundle's folder.")
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -93,7 +94,7 @@ def _empty(folder: Path) -> None:
 
 
 class _BatchRefused(BundleError):
-    """The NPU does not compile the graph for several sequences, or computes it wrongly."""
+    """The NPU does not compile the graph for several sequences, fails in it, or computes it wrongly."""
 
 
 class NpuReport(Struct, frozen=True, kw_only=True):
@@ -176,13 +177,12 @@ class _Build:
         started = time.perf_counter()
         compiled = work / "compiled" if target.share else self._folder
         self._compile([path for (name, _), path in graphs.items() if name != BATCH], compiled)
-        try:
+        with self._batch_at_fault():
             self._compile([path for (name, _), path in graphs.items() if name == BATCH], compiled)
-        except BundleError as error:
-            raise _BatchRefused(error.message) from error
         self._compile_s += time.perf_counter() - started
         if target.share:
-            self._compile(list(graphs.values()), self._folder, share=True)
+            with self._batch_at_fault():
+                self._compile(list(graphs.values()), self._folder, share=True)
         self._progress(f"{name}: compiling", 1.0)
         self._progress(f"{name}: comparing with the CPU", 0.0)
         check = self._check(part, work, graphs, compiled)
@@ -191,6 +191,16 @@ class _Build:
         if check.batch_error is not None and check.batch_error > WRONG:
             raise _BatchRefused(f"The NPU computes steps of {self._target.batch} sequences wrongly.")
         return check
+
+    @contextmanager
+    def _batch_at_fault(self) -> Iterator[None]:
+        """What fails with the graph for several sequences may succeed without it."""
+        try:
+            yield
+        except BundleError as error:
+            if self._target.batch == 1:
+                raise
+            raise _BatchRefused(error.message) from error
 
     def _compile(self, graphs: Sequence[Path], folder: Path, *, share: bool = False) -> None:
         options = COMPILE_OPTIONS.get(self._target.precision, {})
@@ -233,7 +243,8 @@ class _Build:
             in_float=str(self._in_float),
             device=self._target.device,
         )
-        check = check_part(request)
+        with self._batch_at_fault():
+            check = check_part(request)
         if check.npu_error > WRONG or check.error > USELESS:
             raise BundleError(
                 f"Part {part.index + 1} of {part.count} is accepted by the NPU but wrong: its relative error is "

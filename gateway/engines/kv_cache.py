@@ -127,7 +127,8 @@ class Slot:
 
 class SlotPool:
     """Hands out the slots of a decoder, the one with the longest common prefix first, else one beside those that are
-    busy, because sequences share a call with what lies between them; of several the least recently used.
+    busy, because sequences share a call with what lies between them; of several the least recently used. Rows that are
+    too many to be kept come last.
 
     Args:
         room: bytes for the rows of ended sequences that no slot holds any more; the least recently used go first.
@@ -157,7 +158,9 @@ class SlotPool:
         donor = max(holders, key=lambda slot: (shared[id(slot)], slot in free, slot.used))
         rows = shared[id(donor)]
         in_place = donor in free and rows and rows * 2 >= donor.cache.length
-        slot = donor if in_place else min(free, key=lambda slot: (self._span(slot), slot.used))
+        slot = (
+            donor if in_place else min(free, key=lambda slot: (self._would_be_lost(slot), self._span(slot), slot.used))
+        )
         if not in_place:
             self._keep(slot)
         if slot is donor or not rows:
@@ -173,6 +176,10 @@ class SlotPool:
         """How many slots there are from the first busy one to the last, with this one among them."""
         places = [place for place, other in enumerate(self.slots) if other.is_busy or other is slot]
         return places[-1] - places[0] + 1
+
+    def _would_be_lost(self, slot: Slot) -> bool:
+        """Whether its rows find no room beside the slots; without any, nobody asks for rows again."""
+        return 0 < self._room < slot.cache.nbytes
 
     def _keep(self, slot: Slot) -> None:
         """Rows that are about to be written over are put aside; what they continue need not be there twice."""

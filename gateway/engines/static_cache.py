@@ -86,7 +86,10 @@ class StaticCache:
 
     @property
     def nbytes(self) -> int:
-        return sum(buffer.array.nbytes for buffer in self.buffers.values())
+        """Of the valid rows, which is what `keep` takes."""
+        return sum(
+            self.buffers[name].array[tensor.slice(0, self.length)].nbytes for name, tensor in self._layout.items()
+        )
 
     def truncate(self, length: int) -> None:
         assert 0 <= length <= self.length

@@ -34,6 +34,7 @@ from gateway.errors import BundleError, EngineFailed
 
 _log = logging.getLogger(__name__)
 _SELF_AGREEMENT = 0.3  # relative error; the emulator's is below 0.02, that of noise or zeros 1 and more
+_LENGTHS = 4  # so many different lengths have the sequences on which a call for several is tried
 
 
 def open_static_decoder(
@@ -107,6 +108,8 @@ class _Chains:
             placement=dict(opened.placed),
         )
         batches = [Batch(pipeline, list(_loaded(pipeline, sessions).values()), memory) for pipeline in self.batches]
+        if len({batch.size for batch in batches}) > 1:
+            raise BundleError(f"{self.pipelines[-1].folder.name}: its context lengths disagree on a call's sequences.")
         return StaticDecoder(prompts, steps, spec, batches=batches, least=least, memory=memory, switch=opened.switch)
 
 
@@ -140,13 +143,14 @@ def _agrees_with_itself(decoder: StaticDecoder) -> bool:
 def _least(decoder: StaticDecoder) -> int:
     """From how many sequences on one call for all is faster than a call for each, as measured here and now.
 
-    More than a call has room for where it fails, or gives other logits than single steps.
+    More than a call has room for where it fails or gives other logits than single steps.
     """
     size = decoder.batch_size
-    caches, ids = [decoder.new_cache() for _ in range(size)], list(range(1, size + 1))
-    for length, cache in enumerate(caches):
-        for token in range(length):
+    caches = [decoder.new_cache() for _ in range(size)]
+    for number, cache in enumerate(caches):  # of different lengths
+        for token in range(number % _LENGTHS):
             decoder.step([cache], [token])
+    ids = list(range(1, size + 1))
     apart_s, apart = _fastest(caches, lambda: _one_by_one(decoder, caches, ids))
     try:
         together_s, together = _fastest(caches, lambda: decoder.step(caches, ids))
@@ -154,17 +158,18 @@ def _least(decoder: StaticDecoder) -> int:
         together_s, together = math.inf, np.full_like(apart, np.nan)
     if _is_close(together, apart):
         return max(2, math.ceil(together_s / (apart_s / size)))
-    _log.warning("this NPU does not compute steps of several sequences rightly: they take their steps one by one")
+    _log.warning("on this NPU a step of several sequences fails or gives other answers: they take theirs one by one")
     return size + 1
+
+
+def _is_close(logits: Logits, expected: Logits) -> bool:
+    """Row by row; never so where there is a NaN."""
+    errors = np.linalg.norm(logits - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    return bool(errors.max() < _SELF_AGREEMENT)
 
 
 def _one_by_one(decoder: StaticDecoder, caches: Sequence[StaticCache], ids: Sequence[int]) -> Logits:
     return np.concatenate([decoder.step([cache], [token]) for cache, token in zip(caches, ids, strict=True)])
-
-
-def _is_close(logits: Logits, expected: Logits) -> bool:
-    difference = float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
-    return difference < _SELF_AGREEMENT  # false for NaN too
 
 
 def _fastest(caches: Sequence[StaticCache], call: Callable[[], Logits], tries: int = 3) -> tuple[float, Logits]:

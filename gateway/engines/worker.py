@@ -211,6 +211,7 @@ def warm_up(decoder: Decoder, caches: Sequence[KVCache]) -> None:
     tokens = min(_WARM_UP_TOKENS, decoder.spec.prompt_width, decoder.spec.context_length - 1)
     decoder.prefill(caches[0], [0] * tokens)
     for count in sorted({1, len(caches)}):
+        caches[0].truncate(tokens)  # a short context has no room for more than one step
         decoder.step(caches[:count], [0] * count)
     for cache in caches:
         cache.truncate(0)

@@ -206,6 +206,15 @@ def _decoder(**values: Any) -> Callable[[Path], None]:
     return lambda folder: edit(folder, lambda content: content["model"]["decoder"].update(values))
 
 
+@pytest.mark.parametrize("name", ["batch-of-mine", "context-free"])
+def test_no_name_lets_a_bundle_read_beside_its_folder(bundle: Path, name: str) -> None:
+    folder = bundle.rename(bundle.with_name(name))
+    shutil.copy(folder / "model.onnx", folder.parent)
+    edit(folder, lambda content: content["model"]["decoder"].update(filename="../model.onnx"))
+    with pytest.raises(BundleError, match="lies outside"):
+        load_bundle(folder)
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [

@@ -45,6 +45,15 @@ def test_busy_slots_lie_side_by_side() -> None:
     assert [pool.slots.index(pool.take([number], "")) for number in (10, 11, 12)] == [1, 2, 3]
 
 
+def test_rows_for_which_there_is_no_room_beside_are_not_given_up_to_lie_side_by_side() -> None:
+    pool, buffers = make_pool(slots=3, kept_rows=32)
+    compute(pool, buffers, [1])
+    long, _ = compute(pool, buffers, list(range(2, 42)))
+    pool.give_back(long)
+    compute(pool, buffers, [100])
+    assert compute(pool, buffers, list(range(2, 44)))[1] == 40
+
+
 def test_a_run_of_slots_is_a_contiguous_view() -> None:
     _, buffers = make_pool()
     for buffer, view in zip(buffers.buffers, buffers.run(1, 2), strict=True):

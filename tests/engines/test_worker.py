@@ -92,6 +92,10 @@ def test_loads_answers_and_leaves_when_told(start: Callable[..., Worker]) -> Non
     assert worker.exit_code() == 0
 
 
+def test_a_context_as_short_as_the_warm_up_loads(start: Callable[..., Worker]) -> None:
+    assert start(context_length=8).hear_until(Ready, Failed)[-1].context_length == 8
+
+
 def test_a_cancel_overtakes_the_answer(start: Callable[..., Worker]) -> None:
     worker = start()
     worker.hear_until(Ready)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from gateway.bundles import qnn_build
 from gateway.bundles.build import build_bundle, read_stamp
 from gateway.bundles.bundle import load_bundle
 from gateway.bundles.child import run_in_child
@@ -129,6 +131,24 @@ def test_an_npu_that_computes_steps_of_several_sequences_wrongly_gets_a_bundle_w
     bundle = build_bundle(tiny_source, tmp_path / "out", progress=lambda what, _: said.append(what), target=target)
     assert report(bundle).batch == 1 and report(bundle).top1 > 0.85
     assert "once more, for one sequence at a time" in said
+    assert not list(bundle.glob("*batch*"))
+
+
+@pytest.mark.parametrize("fails", ["check_part", "compile_graphs"])
+def test_what_fails_with_the_graph_for_several_sequences_is_done_without_it(
+    npu: NpuDevice, tiny_source: Path, tmp_path: Path, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash of the device in it, or a shared binary that it makes too large."""
+    work = getattr(qnn_build, fails)
+
+    def crashing(*args: Any, **options: Any) -> Any:
+        if re.search(r"batch(_64)?(_ctx)?.onnx", repr(args)) and (fails == "check_part" or options["share"]):
+            raise BundleError("The process crashed.")
+        return work(*args, **options)
+
+    monkeypatch.setattr(qnn_build, fails, crashing)
+    bundle = build(tiny_source, tmp_path / "out", npu, share=True)
+    assert report(bundle).batch == 1
     assert not list(bundle.glob("*batch*"))
 
 

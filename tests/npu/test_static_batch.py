@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
@@ -17,9 +18,11 @@ from gateway.bundles.qnn_provider import NpuDevice
 from gateway.engines import static_batch, static_open
 from gateway.engines.base import KVCache, Logits
 from gateway.engines.frames import FromWorker, Submit, Tokens
+from gateway.engines.static_cache import Buffer
 from gateway.engines.static_decoder import StaticDecoder
+from gateway.engines.static_open import open_static_decoder
 from gateway.engines.token_loop import TokenLoop
-from gateway.errors import EngineFailed
+from gateway.errors import BundleError, EngineFailed
 from tests.engines.conftest import GREEDY, no_grammar
 from tests.npu.conftest import OpenDecoder
 from tests.npu.test_static_decoder import IDS, prefill
@@ -96,7 +99,7 @@ def test_sequences_of_any_length_share_a_call(together: StaticDecoder, alone: St
     assert both.shared == [SIZE] * 10
 
 
-@pytest.mark.parametrize("places", [(0, 1), (3, 1), (2, 0, 3)])
+@pytest.mark.parametrize("places", [(0, 1), (3, 1), (2, 0, 3), (3, 1, 0, 2)])
 def test_some_of_them_share_a_call_in_any_order(
     together: StaticDecoder, alone: StaticDecoder, places: Sequence[int]
 ) -> None:
@@ -196,24 +199,59 @@ def test_a_driver_that_computes_it_wrongly_is_left_with_single_steps(
     assert "one by one" in caplog.text
 
 
-def test_a_driver_that_fails_at_it_is_left_with_single_steps(together: StaticDecoder) -> None:
-    def fail(*_: object) -> Logits:
-        raise EngineFailed("out of something")
+def _nan(caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
+    return np.full((len(ids), 384), np.nan, np.float32)
 
-    together._batches[0].step = fail  # type: ignore[method-assign]
+
+def _refused(caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
+    raise EngineFailed("the device refuses")
+
+
+@pytest.mark.parametrize("step", [_nan, _refused])
+def test_a_driver_that_cannot_compute_it_is_left_with_single_steps(
+    together: StaticDecoder, step: Callable[..., Logits], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(together._batches[0], "step", step)
     assert static_open._least(together) > SIZE
 
 
-def test_the_shared_tensors_are_made_once(together: StaticDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[object] = []
+def test_a_call_for_more_sequences_than_a_short_context_has_rows_is_tried_too(
+    tiny_source: Path, npu: NpuDevice, tmp_path: Path, open_decoder: OpenDecoder
+) -> None:
+    target = NpuTarget(device=npu, contexts=(16,), width=WIDTH, batch=20)
+    bundle = build_bundle(tiny_source, tmp_path / "wide", progress=lambda *_: None, target=target)
+    assert static_open._least(open_decoder(bundle, "qnn", sequences=SIZE)) <= 21
 
-    class Noted(static_batch._Group):
-        def __init__(self, *args: Any) -> None:
-            made.append(self)
-            super().__init__(*args)
 
-    monkeypatch.setattr(static_batch, "_Group", Noted)
-    caches = [together.new_cache() for _ in range(2)]
-    for token in range(3):
-        together.step(caches, [token, token])
-    assert len(made) == 1
+def test_context_lengths_for_unlike_numbers_of_sequences_are_refused(
+    tiny_source: Path, npu: NpuDevice, tmp_path: Path
+) -> None:
+    """Which sequences share a call, and which row is whose, is the same in all of them."""
+    four, three = (
+        build_bundle(
+            tiny_source,
+            tmp_path / str(size),
+            progress=lambda *_: None,
+            target=NpuTarget(device=npu, contexts=(64, 128), width=WIDTH, batch=size),
+        )
+        for size in (4, 3)
+    )
+    for file in three.glob("batch_ctx*"):
+        shutil.copy(file, four)
+    with pytest.raises(BundleError, match="disagree"):
+        open_static_decoder(four, provider="qnn", sequences=SIZE)
+
+
+def test_a_step_takes_no_new_memory(together: StaticDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    caches, made = [together.new_cache() for _ in range(SIZE)], []
+
+    def noted(*args: Any) -> Buffer:
+        made.append(args)
+        return Buffer(*args)
+
+    monkeypatch.setattr(static_batch, "Buffer", noted)
+    together.step(caches, IDS[:SIZE])
+    before = len(made)
+    assert before > 0
+    together.step(caches, IDS[:SIZE])
+    assert len(made) == before
