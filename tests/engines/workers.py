@@ -99,7 +99,7 @@ def has_no_memory_left(connection: Connection, spec: WorkerSpec) -> None:
         with suppress(MemoryError):
             while True:
                 hoard.append(bytearray(1 << 20))
-        del hoard[-1:]  # for Python's own; a long prompt needs more
+        del hoard[-6:]  # MiB, for Python and short prompts; a long one needs more than twice as much
         serve(*args)
 
     worker.serve = serve_without_memory
