@@ -89,7 +89,7 @@ def has_no_memory_to_load(connection: Connection, spec: WorkerSpec) -> None:
 
 
 def has_no_memory_left(connection: Connection, spec: WorkerSpec) -> None:
-    """The real worker, loaded and warm, on a machine that has no more memory for it than the smallest pieces."""
+    """The real worker, loaded and warm, on a machine that has no more memory for it than a short prompt needs."""
     serve = worker.serve
 
     def serve_without_memory(*args: Any) -> None:
