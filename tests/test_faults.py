@@ -141,7 +141,7 @@ def server(
     }
     if sys.platform != "win32":
         engines |= {
-            "starves": _engine("starves", smollm2, workers.has_no_memory_left, max_sequences=1),
+            "starves": _engine("starves", smollm2, workers.has_no_memory_left),
             "too_large": _engine("too_large", smollm2, workers.has_no_memory_to_load),
         }
     with serving(config_of({name: engine._model for name, engine in engines.items()}), engines) as running:

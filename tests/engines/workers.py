@@ -10,7 +10,6 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
 import psutil
 
 from gateway.engines import worker
@@ -88,22 +87,32 @@ def has_no_memory_to_load(connection: Connection, spec: WorkerSpec) -> None:
     worker.worker_main(connection, spec)
 
 
-def has_no_memory_left(connection: Connection, spec: WorkerSpec) -> None:
-    """The real worker, loaded and warm, on a machine that has no more memory for it than a short prompt needs."""
-    serve = worker.serve
+class StarvingDecoder(Wrapped):
+    """The real one, on a machine that has no memory left while a piece of a long prompt is computed."""
 
-    def serve_without_memory(*args: Any) -> None:
-        np.random.default_rng()  # loads a library
-        _limit_memory(0)
-        hoard = []
+    def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
+        if len(ids) < self._decoder.spec.prompt_width:  # the warm-up has made room for fewer
+            return self._decoder.prefill(cache, ids)
+        hoard = _all_memory()
+        try:
+            return self._decoder.prefill(cache, ids)
+        finally:
+            hoard.clear()
+
+
+def has_no_memory_left(connection: Connection, spec: WorkerSpec) -> None:
+    _serve_through(StarvingDecoder, connection, spec)
+
+
+def _all_memory() -> list[bytearray]:
+    """What is left of it, also in holes; the process gets no more from here on."""
+    _limit_memory(0)
+    hoard: list[bytearray] = []
+    for size in (1 << 20, 1 << 16):
         with suppress(MemoryError):
             while True:
-                hoard.append(bytearray(1 << 20))
-        del hoard[-6:]  # MiB, for Python and short prompts; a long one needs more than twice as much
-        serve(*args)
-
-    worker.serve = serve_without_memory
-    worker.worker_main(connection, spec)
+                hoard.append(bytearray(size))
+    return hoard
 
 
 def _limit_memory(spare: int) -> None:
