@@ -29,6 +29,7 @@ from gateway.engines.process import Entry
 from gateway.engines.worker import worker_main
 from tests.engines import workers
 from tests.server import PATIENCE_S, Running, config_of, serving
+from tests.tiny import build_tiny
 
 PROMPT = list(range(40, 60))
 WATCHDOG_S = 2.0
@@ -141,7 +142,7 @@ def server(
     }
     if sys.platform != "win32":
         engines |= {
-            "starves": _engine("starves", smollm2, workers.has_no_memory_left),
+            "starves": _engine("starves", _wide(tmp_path_factory), workers.has_no_memory_left),
             "too_large": _engine("too_large", smollm2, workers.has_no_memory_to_load),
         }
     with serving(config_of({name: engine._model for name, engine in engines.items()}), engines) as running:
@@ -151,6 +152,11 @@ def server(
 def _engine(name: str, bundle: Path, entry: Entry = worker_main, **fields: Any) -> LocalEngine:
     model = ModelConfig(path=str(bundle), threads=1, **fields)
     return LocalEngine(name, model, bundle.parent, entry=entry)
+
+
+def _wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model whose 64 tokens of a long prompt need 80 MiB more than the 16 of the warm-up."""
+    return build_tiny(tmp_path_factory.mktemp("wide"), intermediate=65536)
 
 
 def _cut_weights(bundle: Path) -> None:
@@ -232,7 +238,8 @@ def test_fails_every_call(server: Running, caplog: pytest.LogCaptureFixture) -> 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process's memory is limited with setrlimit")
 def test_runs_out_of_memory(server: Running, caplog: pytest.LogCaptureFixture) -> None:
-    long = [40 + i % 100 for i in range(1500)]
+    long = [40 + i % 100 for i in range(300)]
+    assert ask(server, "starves", PROMPT[:4], max_tokens=2).error == {}
     began_at = time.monotonic()
     ending = ask(server, "starves", long, max_tokens=2, stream=False)
     assert (ending.status, ending.error["code"]) == (503, "engine_failed")
@@ -246,7 +253,7 @@ def test_runs_out_of_memory(server: Running, caplog: pytest.LogCaptureFixture) -
     line = said_of(caplog, "starves")
     assert line.startswith("starves: the device failed a request: The machine has no memory left for this model (")
     assert line.endswith("a new worker starts in 0.5 s; a smaller context_length or max_sequences needs less")
-    assert ask(server, "starves", max_tokens=2).error == {}
+    assert ask(server, "starves", PROMPT[:4], max_tokens=2).error == {}
     assert ask(server, "beside", max_tokens=8).error == {}
 
 

@@ -40,6 +40,7 @@ def write_tiny_folder(
     tied: bool = True,
     bias: bool = False,
     heads: int = 4,
+    intermediate: int = 128,
     context: int = 512,
     shards: int = 1,
     dtype: Any = np.float32,
@@ -53,7 +54,7 @@ def write_tiny_folder(
         "model_type": architecture,
         "num_hidden_layers": layers,
         "hidden_size": 64,
-        "intermediate_size": 128,
+        "intermediate_size": intermediate,
         "num_attention_heads": heads,
         "head_dim": 16,
         "num_key_value_heads": 2,
@@ -72,10 +73,8 @@ def write_tiny_folder(
         {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": CHATML},
     )
     (folder / "tokenizer.json").write_text(train_tokenizer(special_tokens).to_str(), encoding="utf-8")
-    weights = {
-        name: values.astype(dtype)
-        for name, values in tiny_weights(layers=layers, tied=tied, bias=bias, heads=heads, seed=seed).items()
-    }
+    tensors = tiny_weights(layers=layers, tied=tied, bias=bias, heads=heads, intermediate=intermediate, seed=seed)
+    weights = {name: values.astype(dtype) for name, values in tensors.items()}
     _write_shards(folder, weights, shards)
     return folder
 
@@ -103,7 +102,7 @@ def train_tokenizer(special_tokens: Sequence[str] = SPECIAL_TOKENS) -> Tokenizer
 
 
 def tiny_weights(
-    *, layers: int = 2, tied: bool = True, bias: bool = False, heads: int = 4, seed: int = 0
+    *, layers: int = 2, tied: bool = True, bias: bool = False, heads: int = 4, intermediate: int = 128, seed: int = 0
 ) -> dict[str, NDArray[np.float32]]:
     """The tensors by their Hugging Face names."""
     random = np.random.default_rng(seed)
@@ -123,7 +122,7 @@ def tiny_weights(
             weights[f"{prefix}self_attn.{name}_proj.weight"] = matrix(rows, columns)
             if bias and name != "o":
                 weights[f"{prefix}self_attn.{name}_proj.bias"] = vector(rows)
-        for name, rows, columns in (("gate", 128, 64), ("up", 128, 64), ("down", 64, 128)):
+        for name, rows, columns in (("gate", intermediate, 64), ("up", intermediate, 64), ("down", 64, intermediate)):
             weights[f"{prefix}mlp.{name}_proj.weight"] = matrix(rows, columns)
     return weights if tied else weights | {"lm_head.weight": matrix(VOCABULARY, 64) * 2}
 
