@@ -67,3 +67,9 @@ def smollm2_int8(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of a model with two small layers, 384 tokens and a context of 512."""
     return build_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def long_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with a context of 8192: an answer that fills it takes seconds."""
+    return build_tiny(tmp_path_factory.mktemp("long_tiny"), context=8192)

@@ -125,7 +125,7 @@ def loading() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def server(
-    loading: list[str], tiny: Path, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
+    loading: list[str], tiny: Path, long_tiny: Path, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
     broken = tmp_path_factory.mktemp("broken")
     for name in ("missing", "truncated"):
@@ -134,7 +134,7 @@ def server(
     _cut_weights(broken / "truncated")
     engines = {
         "beside": _engine("beside", tiny),
-        "killed": _engine("killed", tiny),
+        "killed": _engine("killed", long_tiny),
         "hangs": _engine("hangs", tiny, workers.faulty, watchdog_s=WATCHDOG_S),
         "fails": _engine("fails", tiny, workers.fails_every_call),
         "missing": _engine("missing", broken / "missing"),
@@ -173,11 +173,11 @@ def _cut_weights(bundle: Path) -> None:
 
 
 def test_killed_in_the_middle_of_streams(server: Running, caplog: pytest.LogCaptureFixture) -> None:
-    with streams(server, "killed", 3) as asked:
+    with streams(server, "killed", 3, max_tokens=8000) as asked:
         killed_at = time.monotonic()
         worker_of(server, "killed").kill()
         endings = [each.result(PATIENCE_S) for each in asked]
-    refused = ask(server, "killed")
+    refused = ask(server, "killed", max_tokens=8)
     for ending in endings:
         assert (ending.status, ending.error["code"]) == (200, "engine_failed") and ending.chunks > 0
         assert ending.error["message"] == "The model 'killed' failed: its worker died. Try again."

@@ -308,11 +308,11 @@ async def test_the_meter_and_the_stop_string_do_not_wait_for_a_slow_reader(engin
 # --- failures
 
 
-async def test_a_worker_killed_in_the_middle_of_streams(tiny: Path) -> None:
-    engine = make(tiny)
+async def test_a_worker_killed_in_the_middle_of_streams(long_tiny: Path) -> None:
+    engine = make(long_tiny)
     await engine.start()
     pid = engine._supervisor._process.pid
-    streams = [engine.stream(ask(max_tokens=400), Meter()) for _ in range(3)]
+    streams = [engine.stream(ask(max_tokens=8000), Meter()) for _ in range(3)]
     await asyncio.gather(*map(until_text, streams))
     psutil.Process(pid).kill()
     for stream in streams:
@@ -412,11 +412,11 @@ async def test_every_request_has_one_ending_whatever_happens_to_workers_and_clie
     assert set(multiprocessing.active_children()) - before == set()
 
 
-async def test_closing_ends_requests_in_progress_and_leaves_nothing(tiny: Path) -> None:
+async def test_closing_ends_requests_in_progress_and_leaves_nothing(long_tiny: Path) -> None:
     before = set(multiprocessing.active_children())
-    engine = make(tiny)
+    engine = make(long_tiny)
     await engine.start()
-    stream = engine.stream(ask(max_tokens=400), Meter())
+    stream = engine.stream(ask(max_tokens=8000), Meter())
     await until_text(stream)
     await engine.aclose()
     with pytest.raises(EngineFailed, match="closed"):
