@@ -22,7 +22,7 @@ from gateway.bundles.source import ModelSource
 from gateway.errors import BundleError
 
 #: Counts up when the same source would give another bundle; `ensure_bundle` then builds again.
-BUNDLE_FORMAT = 6
+BUNDLE_FORMAT = 7
 STAMP = "bundle.json"
 
 #: progress("what is being done", share of it that is done, 0..1)

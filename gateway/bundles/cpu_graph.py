@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from gateway.bundles import quantise
 from gateway.bundles.graph import MICROSOFT, GraphWriter
@@ -108,8 +108,7 @@ class _CpuGraph:
         alone = graph.node("Equal", [tokens, one], "is_alone")
         company = graph.node("And", [alone, graph.node("Less", [longest, room], "has_room")], "has_company")
         company = graph.node("Cast", [company], "company", to=TensorProto.INT64)
-        zeros = graph.constant("zeros", np.zeros(4, np.int64))
-        graph.node("Concat", [zeros, company, "zero"], "with_company", axis=0)
+        self._declare_order(company)
 
         rows, lengths = (graph.node("Add", [value, company], f"{value}.rows") for value in (tokens, ones))
         width = graph.node("Shape", ["attention_mask"], "width", start=1)
@@ -117,6 +116,19 @@ class _CpuGraph:
         graph.node("Cast", [graph.node("Sub", [lengths, one], "last")], "seqlens_k", to=TensorProto.INT32)
         graph.node("Cast", [graph.node("Min", [rows, lengths], "valid")], "query_seqlens", to=TensorProto.INT32)
         graph.node("Cast", [total], "total_sequence_length", to=TensorProto.INT32)
+
+    def _declare_order(self, company: str) -> None:
+        """Which row goes where: `in_company` (batch, rows), from the tokens' rows to attention's; `tokens_in_company`
+        (batch * sequence, 2), from there back. A single row's company is the row itself, once more."""
+        graph = self._graph
+        sizes, count = graph.node("Shape", ["input_ids"], "sizes"), graph.node("Size", ["input_ids"], "count")
+        first, step = graph.constant("first", np.array(0)), graph.constant("step", np.array(1))
+        rows = graph.node("Reshape", [graph.node("Range", [first, count, step], "numbers"), sizes], "row_numbers")
+        none = graph.constant("no_company", np.zeros(3, np.int64))
+        one_more = graph.node("Concat", [none, company], "one_more", axis=0)
+        graph.node("Pad", [rows, one_more], "in_company", mode="edge")
+        each = graph.node("ConstantOfShape", [sizes], "each", value=numpy_helper.from_array(np.array([1])))
+        graph.node("Transpose", [graph.node("NonZero", [each], "places")], "tokens_in_company")
 
     def _layer(self, index: int, residual: str, delta: str) -> tuple[str, str]:
         """One layer; the new residual stream and what is still to be added to it."""
@@ -147,7 +159,7 @@ class _CpuGraph:
         name = f"layers.{index}.attended"
         past = [f"past_key_values.{index}.key", f"past_key_values.{index}.value"]
         present = [f"present.{index}.key", f"present.{index}.value"]
-        in_company = graph.node("Pad", [self._by_sequence(qkv), "with_company"], f"{qkv}.in_company")
+        in_company = graph.node("Gather", [qkv, "in_company"], f"{qkv}.in_company", axis=0)
         lengths = ["seqlens_k", "total_sequence_length"]
         graph.nodes(
             "GroupQueryAttention",
@@ -158,8 +170,7 @@ class _CpuGraph:
             kv_num_heads=config.kv_heads,
             do_rotary=1,
         )
-        tokens = graph.node("Slice", [f"{name}.in_company", "zero", "sequence_length", "one"], f"{name}.by_sequence")
-        return self._flat(tokens, self._attention_width)
+        return graph.node("GatherND", [f"{name}.in_company", "tokens_in_company"], name)
 
     @property
     def _attention_width(self) -> int:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
+import platform
 import random
+import re
 import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -467,3 +470,23 @@ async def test_smollm2_knows_the_capital_of_france(real: LocalEngine) -> None:
     again = await answer(real, ask(prompt, ignore_eos=False, max_tokens=64, stop=("Paris",)))
     assert text_of(again) == text_of(events).partition("Paris")[0]
     assert usage(again).cached_tokens >= 35
+
+
+def _large_pages_are_on_request() -> bool:
+    """Whether this system gives pages of 2 MiB to those who ask, and its C library (2.35 and later) asks when told."""
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    library, version = platform.libc_ver()
+    is_told = library == "glibc" and tuple(map(int, version.split("."))) >= (2, 35) and not os.getenv("GLIBC_TUNABLES")
+    return is_told and setting.exists() and "[madvise]" in setting.read_text(encoding="ascii")
+
+
+def _kib_with_large_pages(pid: int) -> int:
+    """Resident memory of a process in areas for which it has asked for large pages."""
+    areas = re.split(r"^VmFlags: (.*)$", Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8"), flags=re.M)
+    resident = (int(re.findall(r"^Rss: +(\d+)", area, re.M)[-1]) for area in areas[:-1:2])
+    return sum(kib for kib, flags in zip(resident, areas[1::2], strict=True) if "hg" in flags.split())
+
+
+@pytest.mark.skipif(not _large_pages_are_on_request(), reason="no large pages on request")
+async def test_large_pages_are_asked_for_the_weights(real: LocalEngine) -> None:
+    assert _kib_with_large_pages(real._supervisor._process.pid) > 80_000
