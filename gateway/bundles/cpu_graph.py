@@ -5,6 +5,7 @@ Inputs:  input_ids int64 (batch, sequence) · attention_mask int64 (batch, total
          present.%d.key/value and new rows are written in place; other buffers hold just the rows there are
          logits_to_keep int64 (1,), optional: logits of the last so many positions only; 0, the default, is all
 Outputs: logits float32 (batch, kept, vocab) · present.%d.key/value
+Metadata: activations, "int8" or "float": see 5
 
 1. Four-bit blocks with a minimum keep the file's own numbers. The kernel is fast only without float zero points, where
    a weight is scale * (quant - 8); what is missing, (minimum + 8 * scale) times the sum of the block's inputs, is added
@@ -46,6 +47,7 @@ def write_cpu_graph(
         writer = _CpuGraph(source, graph, activations)
         writer.declare_inputs_and_outputs()
         writer.write(progress)
+        graph.note("activations", activations)
         graph.save(source.config.architecture)
 
 

@@ -29,6 +29,7 @@ class GraphWriter:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
+        self._notes: dict[str, str] = {}
         self._data = self._data_path.open("wb")
 
     def __enter__(self) -> GraphWriter:
@@ -42,6 +43,10 @@ class GraphWriter:
     @property
     def _data_path(self) -> Path:
         return self._path.with_name(self._path.name + ".data")
+
+    def note(self, key: str, value: str) -> None:
+        """Text that the saved graph carries as metadata, for whoever opens it."""
+        self._notes[key] = value
 
     def input(self, name: str, dtype: int, shape: Sequence[Dimension]) -> str:
         self._inputs.append(helper.make_tensor_value_info(name, dtype, shape))
@@ -116,7 +121,9 @@ class GraphWriter:
         constants = list(self._constants.values())
         graph = helper.make_graph(self._nodes, graph_name, inputs, outputs, initializer=constants)
         opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid(MICROSOFT, 1)]
-        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        helper.set_model_props(model, self._notes)
+        onnx.save(model, path)
 
     def _external(self, name: str, array: NDArray[Any]) -> onnx.TensorProto:
         self._data.write(b"\0" * (-self._data.tell() % _ALIGNMENT))

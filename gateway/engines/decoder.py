@@ -30,6 +30,7 @@ from gateway.errors import BundleError
 
 PROMPT_WIDTH = 64  # wider chunks (up to 512 measured) cost the same per token and hold other streams up for longer
 DEFAULT_OPTIONS = SessionOptions()
+ACTIVATIONS = "activations"  # our own graphs' metadata
 KEEP = "logits_to_keep"  # our own graphs' input: how many of the last positions get logits
 _FREE_SLOTS_ALONG = 2  # so many free slots between busy ones cost less than a second call
 
@@ -62,6 +63,7 @@ class CpuDecoder:
             prompt_width=PROMPT_WIDTH,
             device="cpu",
             placement=placement(session),
+            is_exact=session.get_modelmeta().custom_metadata_map.get(ACTIVATIONS) == "int8",
         )
 
     @property

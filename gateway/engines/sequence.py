@@ -52,9 +52,23 @@ class Progress:
 
 
 class GeneratingSequence:
-    """The state of one choice. All of `ids` but the last are in the slot's cache once the prompt is computed."""
+    """The state of one choice. All of `ids` but the last are in the slot's cache once the prompt is computed.
 
-    def __init__(self, request: Submit, choice: int, make_constraint: MakeConstraint, *, lookup: bool = True) -> None:
+    Args:
+        lookup: whether it may draft what prompt and answer have said before.
+        is_exact: the decoder's. Without it a seed gives the same answer again only if steps are taken alone and nothing
+            is drafted by how long calls happened to take.
+    """
+
+    def __init__(
+        self,
+        request: Submit,
+        choice: int,
+        make_constraint: MakeConstraint,
+        *,
+        lookup: bool = True,
+        is_exact: bool = True,
+    ) -> None:
         self.request = request
         self.choice = choice
         self.ids = list(request.ids)
@@ -64,7 +78,8 @@ class GeneratingSequence:
         self._sampler = Sampler(request.sampling, request.ids, choice)
         self._constraint = make_constraint(request.grammar) if request.grammar else None
         self._drafter = PredictionDrafter(request.prediction) if request.prediction else None
-        self._lookup = LookupDrafter(self.ids) if lookup else None
+        self.steps_alone = not is_exact and request.sampling.seed is not None and not self._sampler.is_greedy
+        self._lookup = LookupDrafter(self.ids) if lookup and not self.steps_alone else None
         self._stop_ids = frozenset(request.stop_ids)
         self._least = request.min_tokens
         if self._constraint:

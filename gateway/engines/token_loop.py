@@ -8,7 +8,8 @@ of `turn` makes one device call:
 2. The sequence that has had the least device time goes next. A long prompt so gets half of the device while another
    answer is streaming, chunk by chunk, and a short answer is not stuck behind a long one.
 3. If it only misses its last token, all others of which that is true go along in the same call. With a draft
-   (forced by a grammar, predicted, or said before) it goes alone, and several tokens are verified at once.
+   (forced by a grammar, predicted, or said before) it goes alone, and several tokens are verified at once. Draws of a
+   given seed always go alone where company changes last bits, because those decide a draw now and then.
 4. Requests in the background run while there is no other, wait otherwise, and give up their slot when one is needed.
 
 What the parent hears: Began once, Prefilled per chunk, Tokens, then one Ended per choice, or one Failed. Of what was
@@ -103,7 +104,8 @@ class TokenLoop:
         self._waiting.append(first)
 
     def _sequence(self, frame: Submit, choice: int) -> GeneratingSequence:
-        return GeneratingSequence(frame, choice, self._make_constraint, lookup=self._lookup)
+        is_exact = self._decoder.spec.is_exact
+        return GeneratingSequence(frame, choice, self._make_constraint, lookup=self._lookup, is_exact=is_exact)
 
     def cancel(self, frame: Cancel) -> None:
         """Stop a request or one choice of it. Unknown ones are those that have ended meanwhile."""
@@ -142,7 +144,7 @@ class TokenLoop:
         if chosen.missing > 1:
             self._attempt(self._prefill, chosen)
             return
-        stepping = [s for s in ready if s.missing == 1]
+        stepping = [chosen] if chosen.steps_alone else [s for s in ready if s.missing == 1 and not s.steps_alone]
         if draft := self._draft(chosen, len(stepping)):
             self._attempt(self._verify, chosen, draft)
         else:

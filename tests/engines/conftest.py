@@ -59,6 +59,7 @@ class MeteredDecoder:
     inner: Decoder
     prompt_width: int = 16
     context_length: int = 512
+    is_exact: bool = True
     now: float = 0.0
     calls: list[tuple[str, int]] = field(default_factory=list)
     before_call: Callable[[str], None] = lambda kind: None
@@ -66,7 +67,11 @@ class MeteredDecoder:
     @property
     def spec(self) -> DecoderSpec:
         return DecoderSpec(
-            vocab_size=VOCABULARY, context_length=self.context_length, prompt_width=self.prompt_width, device="cpu"
+            vocab_size=VOCABULARY,
+            context_length=self.context_length,
+            prompt_width=self.prompt_width,
+            device="cpu",
+            is_exact=self.is_exact,
         )
 
     def new_cache(self) -> KVCache:
@@ -167,9 +172,9 @@ def bench(tiny_decoder: CpuDecoder) -> Bench:
 def make_bench(tiny_decoder: CpuDecoder) -> Callable[..., Bench]:
     """A bench of other options; one a test."""
 
-    def make(slots: int = 4, *, prompt_width: int = 16, context_length: int = 512, **options: Any) -> Bench:
-        decoder = MeteredDecoder(tiny_decoder, prompt_width=prompt_width, context_length=context_length)
-        return Bench(decoder, slots, **options)
+    def make(slots: int = 4, **options: Any) -> Bench:
+        own = {name: options.pop(name) for name in ("prompt_width", "context_length", "is_exact") if name in options}
+        return Bench(MeteredDecoder(tiny_decoder, **own), slots, **options)
 
     return make
 

@@ -320,6 +320,29 @@ def test_same_seed_same_choices(make_bench: MakeBench) -> None:
         assert bench.tokens(first, choice) == bench.tokens(second, choice)
 
 
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_draws_of_a_seed_go_alone_where_company_shows(make_bench: MakeBench, is_exact: bool) -> None:
+    bench = make_bench(is_exact=is_exact)
+    settings = {"seeded": Sampling(seed=4, temperature=1.0), "greedy": Sampling(seed=4, temperature=0.0)}
+    settings |= {"other": Sampling(temperature=1.0), "too": Sampling(seed=5, temperature=1.0)}
+    repeated = PROMPT[:6] * 3  # invites drafts
+    requests = {name: bench.submit(repeated, max_tokens=30, sampling=sampling) for name, sampling in settings.items()}
+    bench.finish()
+    assert all(len(bench.tokens(request)) == 30 for request in requests.values())
+    company = max(size for kind, size in bench.decoder.calls if kind == "step")
+    assert company == (4 if is_exact else 2)
+    steps = [frame.device_s for name in ("seeded", "too") for frame in bench.of(requests[name], Tokens)]
+    assert is_exact or steps == [0, *[1] * 29] * 2
+
+
+def test_a_seed_does_not_keep_a_prediction_from_being_checked(make_bench: MakeBench) -> None:
+    bench = make_bench(is_exact=False)
+    settings = Sampling(seed=4, temperature=1.0)
+    plain = bench.answer(PROMPT, max_tokens=20, sampling=settings)
+    assert bench.answer(PROMPT, max_tokens=20, sampling=settings, prediction=plain) == plain
+    assert "verify" in {kind for kind, _ in bench.decoder.calls}
+
+
 # -- predictions -------------------------------------------------------------------------------------------------------
 
 
