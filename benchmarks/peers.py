@@ -5,9 +5,10 @@
 `--install` makes the peers' own environment in FOLDER (build/peers unless told): llama.cpp's server is compiled there,
 which takes minutes. A peer that is not there is left out, with a message. All run at once, each with its threads, and
 are asked in turn, the order moving on by one in each round; whoever is not asked has nothing to do. Nothing is cached
-but what a row is about: every prompt is new. llama.cpp gets the GGUF that all bundles are of. Both peers round
-activations to int8, and so does the gateway with the bundle that it builds for other models and that is also
-onnxruntime-genai's; `exact` is the one that config.toml asks for, with float activations. `--quick` has only that.
+but what a row is about: every prompt is new, and the same to each in a round. llama.cpp gets the GGUF that all bundles
+are of. Both peers round activations to int8, and so does the gateway with the bundle that it builds for other models,
+which is also onnxruntime-genai's; `exact` is the one that config.toml asks for, with float activations. `--quick` has
+only that.
 """
 
 from __future__ import annotations
@@ -222,10 +223,6 @@ def start(stack: ExitStack, folder: Path, threads: int, log: IO[bytes], *, quick
 # --- measuring
 
 
-def fresh(words: int) -> str:
-    return " ".join(random.Random(time.time_ns()).choices(WORDS, k=words))
-
-
 def cpu_s(process: psutil.Process) -> float:
     """CPU seconds of a process and those it started."""
     used = 0.0
@@ -239,29 +236,39 @@ def cpu_s(process: psutil.Process) -> float:
 Figures = dict[str, float]
 
 
-def measure(peer: Peer, tokens: int, prompts: tuple[int, ...], streams: tuple[int, ...]) -> Figures:
+class Texts:
+    """What is said in a round: the same to each peer, since some texts are easier to go on with, and never twice."""
+
+    def __init__(self, number: int) -> None:
+        self._random = random.Random(number)
+
+    def fresh(self, words: int) -> str:
+        return " ".join(self._random.choices(WORDS, k=words))
+
+
+def measure(peer: Peer, texts: Texts, tokens: int, prompts: tuple[int, ...], streams: tuple[int, ...]) -> Figures:
     """One round of one peer."""
     before_s = cpu_s(peer.process)
-    decoded = peer.ask(fresh(8), tokens)
+    decoded = peer.ask(texts.fresh(8), tokens)
     found = {
         "decode, tokens/s": decoded.tokens_per_s,
         "CPU s per 1000 tokens": (cpu_s(peer.process) - before_s) * 1000 / tokens,
     }
     for words in prompts:
-        reply = peer.ask(fresh(words - 30), 1)
+        reply = peer.ask(texts.fresh(words - 30), 1)
         found[f"prefill {words}, tokens/s"] = reply.computed / reply.first_s
-    question, answer = fresh(prompts[-1] // 3), "ok"
+    question, answer = texts.fresh(prompts[-1] // 3), "ok"
     found["first token, cold chat, ms"] = 1000 * peer.ask(question, 1).first_s
     found["first token, second turn, ms"] = 1000 * peer.ask("Why?", 1, turns=(question, answer)).first_s
     for count in streams if peer.is_concurrent else (1,):
-        found[f"{count} streams in all, tokens/s"] = together(peer, count, tokens)
+        found[f"{count} streams in all, tokens/s"] = together(peer, [texts.fresh(8) for _ in range(count)], tokens)
     return found
 
 
-def together(peer: Peer, count: int, tokens: int) -> float:
+def together(peer: Peer, texts: list[str], tokens: int) -> float:
     began = time.perf_counter()
-    with ThreadPoolExecutor(count) as pool:
-        replies = list(pool.map(lambda _: peer.ask(fresh(8), tokens), range(count)))
+    with ThreadPoolExecutor(len(texts)) as pool:
+        replies = list(pool.map(lambda text: peer.ask(text, tokens), texts))
     return sum(reply.generated for reply in replies) / (time.perf_counter() - began)
 
 
@@ -295,11 +302,11 @@ def main() -> None:
     with ExitStack() as stack, tempfile.TemporaryFile() as log:
         peers = start(stack, arguments.peers, arguments.threads, log, quick=arguments.quick)
         for peer in peers.values():
-            peer.ask(fresh(8), 8)  # the first one prepares things
+            peer.ask("What is there to say?", 8)  # the first one prepares things
         for number in range(rounds):
             names = list(peers)[number % len(peers) :] + list(peers)[: number % len(peers)]
             for name in names:
-                note(name, measure(peers[name], *asked))
+                note(name, measure(peers[name], Texts(number), *asked))
         for name, percent in idle_percent(peers, 1 if arguments.quick else 10).items():
             note(name, {"CPU while idle, %": percent, "peak memory, MB": peers[name].memory.peak / 1e6})
             peers[name].memory.stop()
