@@ -3,8 +3,8 @@
 How long a thread spins for the next piece of work, measured with SmolLM2-135M (two threads, two cores), milliseconds
 per token with 20, 200 and 1000 µs: idle machine, int8 activations 12.8, 11.5, 10.9 and float 14.8, 14.2, 15.2 (13.3
 with 5000); two other processes busy, int8 26, 25, 27 and float 32, 35, 35 (38 with 5000). The CPU time of a token is
-the same within the noise. So they spin for 1000 µs, longer than any stretch of one thread's work in a step, and not at all
-once the call has returned. In a whole server on an idle machine that is 5 % more tokens a second than with 20.
+the same within the noise. So they spin for 1000 µs, longer than any stretch of one thread's work in a step, and not at
+all once the call has returned. In a whole server on an idle machine that is 5 % more tokens a second than with 20.
 Memory arena and memory patterns on or off, and separate allocation of weights, made no difference to speed or size.
 """
 
