@@ -155,7 +155,7 @@ def _engine(name: str, bundle: Path, entry: Entry = worker_main, **fields: Any) 
 
 
 def _wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model whose 64 tokens of a long prompt need 80 MiB more than the 16 of the warm-up."""
+    """A small model whose 64 tokens of a long prompt need 64 to 96 MiB more than the 16 of the warm-up."""
     return build_tiny(tmp_path_factory.mktemp("wide"), intermediate=65536)
 
 

@@ -54,6 +54,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 GREEDY = Sampling(temperature=0.0)
 PROMPT = TokenIds(tuple(range(40, 60)))
+LARGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 def make(bundle: Path, entry: Entry = worker_main, **fields: Any) -> LocalEngine:
@@ -485,7 +486,8 @@ def _large_pages_are_on_request() -> bool:
     """Whether this system gives pages of 2 MiB to those who ask, and its C library (2.35 and later) asks when told."""
     setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     library, version = platform.libc_ver()
-    is_told = library == "glibc" and tuple(map(int, version.split("."))) >= (2, 35) and not os.getenv("GLIBC_TUNABLES")
+    is_ours = os.getenv("GLIBC_TUNABLES", LARGE_PAGES) == LARGE_PAGES
+    is_told = library == "glibc" and tuple(map(int, version.split("."))) >= (2, 35) and is_ours
     return is_told and setting.exists() and "[madvise]" in setting.read_text(encoding="ascii")
 
 
