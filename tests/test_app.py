@@ -159,10 +159,13 @@ def test_keep_alive(server: Running) -> None:
 
 
 def test_small_answers_are_sent_at_once(http: httpx.Client) -> None:
-    begun = time.monotonic()
-    for _ in range(20):
+    took_s = []
+    for _ in range(40):
+        begun = time.monotonic()
         http.get("/healthz")
-    assert time.monotonic() - begun < 0.4  # 0.8 s and more where each waits for the client's delayed ACK
+        took_s.append(time.monotonic() - begun)
+    # 0.04 and more where the answers wait for the client's delayed ACK; those to the first requests never do.
+    assert min(took_s[20:]) < 0.03
 
 
 def test_stalled_body_does_not_block_others(server: Running, http: httpx.Client) -> None:
