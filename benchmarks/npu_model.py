@@ -19,10 +19,10 @@ import numpy as np
 from report import parser, publish, table
 
 from gateway.engines.base import DecoderSpec, KVCache, Logits
-from gateway.engines.frames import FromWorker, Submit, Tokens
-from gateway.engines.script import CHIPS, Chip
-from gateway.engines.token_loop import TokenLoop
+from gateway.engines.scripted.script import CHIPS, Chip
 from gateway.generation import Sampling
+from gateway.worker.frames import FromWorker, Submit, Tokens
+from gateway.worker.token_loop import TokenLoop
 
 VOCABULARY = 997
 CONTEXT = 4096

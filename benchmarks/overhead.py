@@ -26,7 +26,7 @@ import psutil
 from report import ROOT, parser, publish, spread, table
 
 from gateway.config import ModelConfig
-from gateway.engines.scripted import ScriptedEngine
+from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.generation import Generation, Meter, Text
 
 SCRIPT = {"replies": ["word word word word"], "repeat": True, "context_length": 1_000_000}

@@ -19,11 +19,11 @@ from weights import EXACT, USUAL, bundle_of
 
 from gateway.bundles.bundle import load_bundle
 from gateway.config import ModelConfig
-from gateway.engines.frames import Failed, FromWorker, Submit, Tokens
-from gateway.engines.prompts import Prompts
-from gateway.engines.token_loop import TokenLoop
-from gateway.engines.worker import WorkerSpec, open_decoder
+from gateway.engines.local.prompts import Prompts
 from gateway.generation import Chat, Message, Sampling
+from gateway.worker.frames import Failed, FromWorker, Submit, Tokens
+from gateway.worker.main import WorkerSpec, open_decoder
+from gateway.worker.token_loop import TokenLoop
 
 FILE = """\
 def average(values):

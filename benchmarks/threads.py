@@ -20,8 +20,8 @@ from report import parser, publish, table
 from weights import EXACT, USUAL, bundle_of
 
 from gateway.bundles.bundle import load_bundle
-from gateway.engines.decoder import PROMPT_WIDTH, CpuDecoder
-from gateway.engines.onnx import SessionOptions
+from gateway.worker.decoders.cpu import PROMPT_WIDTH, CpuDecoder
+from gateway.worker.decoders.onnx import SessionOptions
 
 SEQUENCES = 4
 ROWS = 64  # of a sequence's cache before each call

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from gateway.engines.base import Decoder, Logits  # noqa: E402
-from gateway.engines.worker import WorkerSpec, open_decoder  # noqa: E402
+from gateway.worker.main import WorkerSpec, open_decoder  # noqa: E402
 
 STEPS = 8  # tokens at the end that go one by one
 

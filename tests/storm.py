@@ -26,13 +26,13 @@ import psutil
 from msgspec.structs import replace
 
 from gateway.config import BreakerConfig, Config, ModelConfig
-from gateway.engines.frames import FromWorker, ToWorker
-from gateway.engines.local import LocalEngine
-from gateway.engines.process import WorkerProcess
+from gateway.engines.local.engine import LocalEngine
+from gateway.engines.local.process import WorkerProcess
 from gateway.errors import BreakerOpen, GatewayError, ModelNotReady, QueueFull
 from gateway.generation import Finished, Generation, Sampling, TokenIds
 from gateway.lane import Lane
 from gateway.router import Router
+from gateway.worker.frames import FromWorker, ToWorker
 from tests import storm_worker
 from tests.storm_worker import DIE, HANG, RAISE, Died, Hung, Loop
 from tests.tiny import build_tiny

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
-from gateway.engines.frames import (
+from gateway.worker.frames import (
     Began,
     Cancel,
     Ended,

@@ -24,9 +24,9 @@ import psutil
 import pytest
 
 from gateway.config import BreakerConfig, ModelConfig
-from gateway.engines.local import LocalEngine
-from gateway.engines.process import Entry
-from gateway.engines.worker import worker_main
+from gateway.engines.local.engine import LocalEngine
+from gateway.engines.local.process import Entry
+from gateway.worker.main import worker_main
 from tests.engines import workers
 from tests.server import PATIENCE_S, Running, config_of, serving
 from tests.tiny import build_tiny

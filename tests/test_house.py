@@ -36,7 +36,7 @@ ROOMS = {
     "numpy": {"engines", "bundles", "commands/doctor.py"},
     "litestar": {"app.py", "routes"},
     "sse_starlette": {"sse.py"},  # importing it patches uvicorn's exit handler
-    "openai": {"engines/upstream.py", "commands/chat.py"},
+    "openai": {"engines/upstream/engine.py", "commands/chat.py"},
     "tomllib": {"config_file.py"},
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from gateway.config import BreakerConfig, ModelConfig
-from gateway.engines.scripted import ScriptedEngine
+from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import (
     BreakerOpen,
     BundleError,

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.config import BreakerConfig, ModelConfig
-from gateway.engines.scripted import ScriptedEngine
+from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import GatewayError
 from gateway.generation import Generation, Meter, Text
 from gateway.lane import Lane

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.config import BreakerConfig, Config, Defaults, ModelConfig, ServerConfig
-from gateway.engines.scripted import ScriptedEngine
+from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import (
     BreakerOpen,
     DeadlineExceeded,

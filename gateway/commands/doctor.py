@@ -140,7 +140,7 @@ def npu_graphs(name: str, model: ModelConfig) -> Iterator[Finding]:
     """Whether the model's graphs for the NPU load there, and whether all of them does."""
     from gateway.bundles.fetch import npu_folder
     from gateway.bundles.genai_config import read_genai_config
-    from gateway.engines.probe import probe
+    from gateway.worker.decoders.static.probe import probe
 
     path, what = Path(model.path), f"model {name} on the NPU"
     folders = [path] if read_genai_config(path).decoder.stages else []

@@ -15,18 +15,18 @@ def make_engine(name: str, model: ModelConfig, models_dir: Path) -> Engine:
     """
     match model.engine:
         case "local":
-            from gateway.engines.local import LocalEngine
+            from gateway.engines.local.engine import LocalEngine
 
             return LocalEngine(name, model, models_dir)
         case "genie":
-            from gateway.engines.genie import GenieEngine
+            from gateway.engines.local.genie import GenieEngine
 
             return GenieEngine(name, model, models_dir)
         case "upstream":
-            from gateway.engines.upstream import UpstreamEngine
+            from gateway.engines.upstream.engine import UpstreamEngine
 
             return UpstreamEngine(name, model)
         case "scripted":
-            from gateway.engines.scripted import ScriptedEngine
+            from gateway.engines.scripted.engine import ScriptedEngine
 
             return ScriptedEngine(name, model)

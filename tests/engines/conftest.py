@@ -13,13 +13,13 @@ import pytest
 from gateway.bundles.bundle import load_bundle
 from gateway.bundles.npu_target import look_for_npu
 from gateway.engines.base import Decoder, DecoderSpec, KVCache, Logits
-from gateway.engines.decoder import CpuDecoder
-from gateway.engines.frames import Began, Ended, Failed, FromWorker, Prefilled, Submit, Tokens
-from gateway.engines.grammar import GrammarCompiler
-from gateway.engines.sequence import Constraint
-from gateway.engines.token_loop import TokenLoop
 from gateway.engines.tokens import TokenText
 from gateway.generation import Grammar, Sampling
+from gateway.worker.decoders.cpu import CpuDecoder
+from gateway.worker.frames import Began, Ended, Failed, FromWorker, Prefilled, Submit, Tokens
+from gateway.worker.grammar.constraint import GrammarCompiler
+from gateway.worker.sequence import Constraint
+from gateway.worker.token_loop import TokenLoop
 from tests.npu.genie_bundle import write_genie_bundle
 from tests.npu.tiny_context import binaries, build_apart
 from tests.tiny import VOCABULARY

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from gateway.bundles.bundle import load_bundle
-from gateway.engines.decoder import CpuDecoder
-from gateway.engines.kv_cache import SlotCache
-from gateway.engines.onnx import SessionOptions
 from gateway.errors import BundleError, EngineFailed
+from gateway.worker.decoders.cpu import CpuDecoder
+from gateway.worker.decoders.cpu_cache import SlotCache
+from gateway.worker.decoders.onnx import SessionOptions
 from tests.engines.conftest import random_ids
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engines.drafting import LookupDrafter, PassTimes, PredictionDrafter
+from gateway.worker.drafting import LookupDrafter, PassTimes, PredictionDrafter
 
 TEXT = list(range(100, 160))
 

@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from gateway.config import ModelConfig
 from gateway.engines.factory import make_engine
-from gateway.engines.genie import GenieEngine
+from gateway.engines.local.genie import GenieEngine
 from gateway.errors import BundleError, ContextLengthExceeded, EngineFailed, GatewayError, UnsupportedParameter
 from gateway.generation import (
     Chat,

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from gateway.bundles.genie_config import load_genie_bundle
-from gateway.engines.genie_library import End, GenieDialog, Performance, Sentence
 from gateway.errors import BundleError
+from gateway.worker.genie.library import End, GenieDialog, Performance, Sentence
 from tests.npu.apart import apart
 from tests.npu.genie_bundle import END
 from tests.npu.tiny_context import TinyDecoder, session

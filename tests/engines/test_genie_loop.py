@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 from gateway.bundles.genie_config import load_genie_bundle
-from gateway.engines import genie_loop
-from gateway.engines.frames import (
+from gateway.errors import EngineFailed
+from gateway.generation import Sampling
+from gateway.worker.frames import (
     Began,
     Cancel,
     Ended,
@@ -32,12 +33,11 @@ from gateway.engines.frames import (
     decode_from_worker,
     encode,
 )
-from gateway.engines.genie_library import End, GenieDialog, Performance
-from gateway.engines.genie_loop import GenieLoop, Mailbox
-from gateway.engines.genie_worker import genie_worker_main
-from gateway.engines.worker import WorkerSpec
-from gateway.errors import EngineFailed
-from gateway.generation import Sampling
+from gateway.worker.genie import loop as genie_loop
+from gateway.worker.genie.library import End, GenieDialog, Performance
+from gateway.worker.genie.loop import GenieLoop, Mailbox
+from gateway.worker.genie.main import genie_worker_main
+from gateway.worker.main import WorkerSpec
 from tests.npu.apart import apart
 from tests.npu.genie_bundle import END
 from tests.npu.tiny_context import TinyDecoder, session

@@ -12,14 +12,14 @@ from typing import Any
 import psutil
 import pytest
 
-from gateway.engines import grammar_trial
-from gateway.engines.frames import Cancel, Ended, Failed, Ready, Shutdown, Submit, Tokens
-from gateway.engines.grammar import GrammarCompiler, special_tokens
-from gateway.engines.grammar_desk import Compiled, GrammarDesk
-from gateway.engines.grammar_trial import GrammarTrial, TooMuch
-from gateway.engines.worker import WorkerSpec
 from gateway.errors import EngineFailed, InvalidRequest
 from gateway.generation import Grammar, Sampling
+from gateway.worker.frames import Cancel, Ended, Failed, Ready, Shutdown, Submit, Tokens
+from gateway.worker.grammar import trial as grammar_trial
+from gateway.worker.grammar.compile_queue import Compiled, GrammarDesk
+from gateway.worker.grammar.constraint import GrammarCompiler, special_tokens
+from gateway.worker.grammar.trial import GrammarTrial, TooMuch
+from gateway.worker.main import WorkerSpec
 from tests.engines.structured import lark, regex, schema_grammar
 from tests.engines.test_worker import Worker
 from tests.tiny import VOCABULARY

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from gateway.engines.frames import Ended, Tokens
-from gateway.engines.grammar import GrammarCompiler, GrammarConstraint
 from gateway.engines.tokens import TokenText
 from gateway.generation import Grammar, Sampling
+from gateway.worker.frames import Ended, Tokens
+from gateway.worker.grammar.constraint import GrammarCompiler, GrammarConstraint
 from tests.engines.conftest import GREEDY, Bench
 from tests.engines.structured import SCHEMAS, WORD, faults, lark, regex, schema_grammar, some
 

@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 
 from gateway.bundles.bundle import load_bundle
 from gateway.engines.base import DecoderSpec, KVCache, Logits
-from gateway.engines.decoder import CpuDecoder
-from gateway.engines.frames import FromWorker, Submit, Tokens
-from gateway.engines.onnx import SessionOptions
-from gateway.engines.token_loop import TokenLoop
+from gateway.worker.decoders.cpu import CpuDecoder
+from gateway.worker.decoders.onnx import SessionOptions
+from gateway.worker.frames import FromWorker, Submit, Tokens
+from gateway.worker.token_loop import TokenLoop
 from tests.engines.conftest import GREEDY, no_grammar
 
 QUESTIONS = """\

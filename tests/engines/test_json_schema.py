@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 from llguidance import LLMatcher
 
-from gateway.engines.json_schema import OPTIONS, SchemaError, locate, prepare
+from gateway.worker.grammar.json_schema import OPTIONS, SchemaError, locate, prepare
 
 WORD = {"type": "string"}
 

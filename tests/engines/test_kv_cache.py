@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engines.kv_cache import SlotBuffers, SlotCache, SlotPool
+from gateway.worker.decoders.cpu_cache import SlotBuffers, SlotCache, SlotPool
 
 
 def make_pool(slots: int = 3, context: int = 64, kept_rows: int = 0) -> tuple[SlotPool, SlotBuffers]:
@@ -204,7 +204,7 @@ def test_unused_context_costs_no_memory() -> None:
     """A child of its own, so that freed memory of other tests cannot hide the growth."""
     code = """
 import numpy as np
-from gateway.engines.kv_cache import SlotBuffers
+from gateway.worker.decoders.cpu_cache import SlotBuffers
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 before = resident()

@@ -20,10 +20,8 @@ import pytest
 import pytest_asyncio
 
 from gateway.config import ModelConfig
-from gateway.engines.frames import Cancel
-from gateway.engines.local import LocalEngine
-from gateway.engines.process import Entry
-from gateway.engines.worker import worker_main
+from gateway.engines.local.engine import LocalEngine
+from gateway.engines.local.process import Entry
 from gateway.errors import (
     BundleError,
     ContextLengthExceeded,
@@ -48,6 +46,8 @@ from gateway.generation import (
     TokenLogprob,
     Usage,
 )
+from gateway.worker.frames import Cancel
+from gateway.worker.main import worker_main
 from tests.engines import workers
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from gateway.engines.native_output import captured_output
+from gateway.worker.genie.captured_output import captured_output
 from tests.npu.apart import apart
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
-from gateway.engines import onnx
-from gateway.engines.onnx import SessionOptions, open_session
 from gateway.errors import BundleError, EngineFailed
+from gateway.worker.decoders import onnx
+from gateway.worker.decoders.onnx import SessionOptions, open_session
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +28,7 @@ def test_the_library_leaves_nothing_in_the_users_folders_and_reports_to_nobody(t
     folders = ("HOME", "USERPROFILE", "LOCALAPPDATA", "APPDATA", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")
     system = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT") if name in os.environ}
     subprocess.run(
-        [sys.executable, "-c", "import gateway.engines.onnx"],
+        [sys.executable, "-c", "import gateway.worker.decoders.onnx"],
         env={**system, "PYTHONPATH": str(ROOT), **dict.fromkeys(folders, str(tmp_path))},
         check=True,
     )

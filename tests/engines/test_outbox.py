@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.engines.frames import Ended, Message, Prefilled, Together, Tokens, decode_from_worker, encode
-from gateway.engines.outbox import Outbox
+from gateway.worker.frames import Ended, Message, Prefilled, Together, Tokens, decode_from_worker, encode
+from gateway.worker.outbox import Outbox
 
 
 def tokens(id: int) -> Tokens:

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from gateway.engines import sampling
-from gateway.engines.sampling import Sampler
 from gateway.generation import Sampling
+from gateway.worker import sampling
+from gateway.worker.sampling import Sampler
 
 logit_rows = arrays(np.float32, st.integers(1, 700), elements=st.floats(-30, 30, width=32))
 

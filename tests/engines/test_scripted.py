@@ -12,7 +12,7 @@ import pytest
 
 from gateway.config import ModelConfig
 from gateway.engines.factory import make_engine
-from gateway.engines.scripted import ScriptedEngine
+from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import (
     ConfigError,
     ContextLengthExceeded,

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.engines.static_cache import Buffer, StaticCache, TensorLayout
+from gateway.worker.decoders.static.cache import Buffer, StaticCache, TensorLayout
 
 
 def layout(rows: int, empty: int = 0) -> dict[str, TensorLayout]:

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from gateway.engines.frames import FromWorker, Shutdown, Submit
-from gateway.engines.process import Entry, WorkerProcess, describe_exit
-from gateway.engines.supervisor import Supervisor, _advice
-from gateway.engines.worker import WorkerSpec
+from gateway.engines.local.process import Entry, WorkerProcess, describe_exit
+from gateway.engines.local.supervisor import Supervisor, _advice
 from gateway.errors import BundleError, EngineFailed, GatewayError
 from gateway.generation import Sampling
+from gateway.worker.frames import FromWorker, Shutdown, Submit
+from gateway.worker.main import WorkerSpec
 from tests.engines import workers
 
 SPEC = WorkerSpec(bundle="")

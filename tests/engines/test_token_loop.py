@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from gateway.engines import sampling
 from gateway.engines.base import Logits
-from gateway.engines.decoder import CpuDecoder
-from gateway.engines.frames import Began, Cancel, Ended, Failed, Prefilled, Scored, Tokens
 from gateway.errors import EngineFailed, InvalidRequest
 from gateway.generation import Grammar, Sampling
+from gateway.worker import sampling
+from gateway.worker.decoders.cpu import CpuDecoder
+from gateway.worker.frames import Began, Cancel, Ended, Failed, Prefilled, Scored, Tokens
 from tests.engines.conftest import GREEDY, Bench, random_ids
 from tests.tiny import VOCABULARY
 

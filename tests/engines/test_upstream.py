@@ -15,8 +15,8 @@ import pytest
 
 from gateway.config import ModelConfig
 from gateway.engines.factory import make_engine
-from gateway.engines.upstream import _ERRORS, UpstreamEngine, gateway_error
-from gateway.engines.upstream_request import chat_body, completion_body
+from gateway.engines.upstream.body import chat_body, completion_body
+from gateway.engines.upstream.engine import _ERRORS, UpstreamEngine, gateway_error
 from gateway.errors import (
     ConfigError,
     ContextLengthExceeded,

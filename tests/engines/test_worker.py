@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from gateway.engines.frames import (
+from gateway.worker.frames import (
     Cancel,
     Ended,
     Failed,
@@ -30,7 +30,7 @@ from gateway.engines.frames import (
     decode_from_worker,
     encode,
 )
-from gateway.engines.worker import WorkerSpec, worker_main
+from gateway.worker.main import WorkerSpec, worker_main
 from tests.engines.conftest import GREEDY
 
 PATIENCE_S = 60

@@ -15,8 +15,8 @@ from gateway.bundles.open_source import open_source
 from gateway.bundles.qnn_build import NpuTarget
 from gateway.bundles.qnn_provider import NpuDevice
 from gateway.bundles.source import EMBEDDING, FINAL_NORM, ModelSource, layer
-from gateway.engines.static_decoder import StaticDecoder
-from gateway.engines.static_open import open_static_decoder
+from gateway.worker.decoders.static.decoder import StaticDecoder
+from gateway.worker.decoders.static.open import open_static_decoder
 from tests.npu import family_b, family_c
 from tests.npu.tiny_context import TinyDecoder, build_apart
 from tests.oracle import Oracle, Weights

@@ -20,8 +20,8 @@ import onnx
 from gateway.bundles.open_source import open_source
 from gateway.bundles.static_pipeline import read_pipelines, runs_on_npu
 from gateway.engines.base import Logits
-from gateway.engines.static_decoder import StaticDecoder
-from gateway.engines.static_open import open_static_decoder
+from gateway.worker.decoders.static.decoder import StaticDecoder
+from gateway.worker.decoders.static.open import open_static_decoder
 from tests.npu import family_b, family_c
 from tests.npu.tiny_context import TinyDecoder, build_apart
 from tests.tiny import write_tiny_folder

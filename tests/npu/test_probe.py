@@ -9,8 +9,8 @@ import pytest
 
 from gateway.commands.doctor import Finding, npu_graphs
 from gateway.config import ModelConfig
-from gateway.engines.probe import probe
 from gateway.errors import BundleError
+from gateway.worker.decoders.static.probe import probe
 
 
 def finding(bundle: Path, provider: str = "qnn", **options: str) -> Finding:

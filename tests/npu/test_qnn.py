@@ -18,8 +18,8 @@ from gateway.bundles.qnn_compile import compile_graphs
 from gateway.bundles.qnn_context import check_fits, read_compiled
 from gateway.bundles.qnn_provider import NpuDevice, find_npu, open_session, placement
 from gateway.engines.qnn import NpuSessions, PerformanceSwitch
-from gateway.engines.worker import WorkerSpec, open_decoder
 from gateway.errors import BundleError, ConfigError
+from gateway.worker.main import WorkerSpec, open_decoder
 from tests.npu.conftest import OpenDecoder
 
 

@@ -15,10 +15,10 @@ from gateway.bundles.fetch import ensure_bundle
 from gateway.bundles.qnn_build import REPORT, NpuReport
 from gateway.bundles.qnn_provider import NpuDevice
 from gateway.config import ModelConfig
-from gateway.engines.prompts import Prompts
-from gateway.engines.static_decoder import StaticDecoder
-from gateway.engines.worker import WorkerSpec, open_decoder
+from gateway.engines.local.prompts import Prompts
 from gateway.generation import Chat, Message
+from gateway.worker.decoders.static.decoder import StaticDecoder
+from gateway.worker.main import WorkerSpec, open_decoder
 from tests.conftest import MODELS, SMOLLM2
 from tests.server import Running, config_of, serving
 

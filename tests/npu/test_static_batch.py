@@ -15,14 +15,15 @@ import pytest
 from gateway.bundles.build import build_bundle
 from gateway.bundles.qnn_build import NpuTarget
 from gateway.bundles.qnn_provider import NpuDevice
-from gateway.engines import static_batch, static_open
 from gateway.engines.base import KVCache, Logits
-from gateway.engines.frames import FromWorker, Submit, Tokens
-from gateway.engines.static_cache import Buffer
-from gateway.engines.static_decoder import StaticDecoder
-from gateway.engines.static_open import open_static_decoder
-from gateway.engines.token_loop import TokenLoop
 from gateway.errors import BundleError, EngineFailed
+from gateway.worker.decoders.static import batch as static_batch
+from gateway.worker.decoders.static import open as static_open
+from gateway.worker.decoders.static.cache import Buffer
+from gateway.worker.decoders.static.decoder import StaticDecoder
+from gateway.worker.decoders.static.open import open_static_decoder
+from gateway.worker.frames import FromWorker, Submit, Tokens
+from gateway.worker.token_loop import TokenLoop
 from tests.engines.conftest import GREEDY, no_grammar
 from tests.npu.conftest import OpenDecoder
 from tests.npu.test_static_decoder import IDS, prefill

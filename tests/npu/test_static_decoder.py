@@ -11,10 +11,10 @@ import onnxruntime
 import pytest
 
 from gateway.bundles.open_source import open_source
-from gateway.engines import static_open
 from gateway.engines.base import Decoder, KVCache, Logits
-from gateway.engines.static_decoder import StaticDecoder
 from gateway.errors import EngineFailed
+from gateway.worker.decoders.static import open as static_open
+from gateway.worker.decoders.static.decoder import StaticDecoder
 from tests.npu import family_b
 from tests.npu.conftest import OpenDecoder
 from tests.npu.tiny_context import Run, TinyDecoder

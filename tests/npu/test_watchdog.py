@@ -16,8 +16,8 @@ from onnx import TensorProto, helper
 
 from gateway.config import ModelConfig
 from gateway.engines.base import Device
-from gateway.engines.local import LocalEngine
-from gateway.engines.static_open import open_static_decoder
+from gateway.engines.local.engine import LocalEngine
+from gateway.worker.decoders.static.open import open_static_decoder
 from tests.engines.workers import READY
 from tests.npu.apart import PATIENCE_S
 from tests.server import Running, config_of, serving

@@ -17,8 +17,8 @@ from openai import OpenAI
 from openai.types import Completion, CompletionChoice
 
 from gateway.bundles.bundle import load_bundle
-from gateway.engines.decoder import CpuDecoder
 from gateway.engines.tokens import TokenText
+from gateway.worker.decoders.cpu import CpuDecoder
 from tests.server import Running
 
 FRANCE = "The capital of France is"

@@ -1,0 +1,158 @@
+"""One worker process from its start to its end: the pipe, the two threads that serve it, and how it is stopped.
+
+A pipe can block on either side (a worker in a device call that holds everything up does not read), so the event loop
+touches it never: one thread reads, one writes. Both end when the process does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from queue import SimpleQueue
+
+import msgspec
+
+from gateway.worker.frames import FromWorker, Message, Shutdown, Together, ToWorker, decode_from_worker, encode
+from gateway.worker.main import WorkerSpec, worker_main
+
+_log = logging.getLogger(__name__)
+_KILL_S = 5.0  # a process that is still there so long after it was killed is the system's to bury
+
+Entry = Callable[[Connection, WorkerSpec], None]
+
+
+class WorkerProcess:
+    """Spawned by `start`, gone after `stop`; not used twice.
+
+    Args:
+        name: of the model; shown in lists of processes and threads.
+        on_frame: called on the event loop with each frame, in order.
+        entry: what runs in the process: importable by name.
+    """
+
+    def __init__(
+        self, name: str, spec: WorkerSpec, on_frame: Callable[[FromWorker], None], entry: Entry = worker_main
+    ) -> None:
+        self._name, self._spec, self._entry = name, spec, entry
+        self._on_frame = on_frame
+        self._outbox: SimpleQueue[ToWorker | None] = SimpleQueue()
+        self._process: SpawnProcess | None = None
+        self._threads: list[threading.Thread] = []
+        self._ending: asyncio.Task[None] | None = None
+        #: Set when the process has closed its end of the pipe: after its last frame.
+        self.gone = asyncio.Event()
+        #: How the process ended, in words; "" before `stop` has returned.
+        self.exit = ""
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> None:
+        """Spawn it. Its first frame comes when it has something to say."""
+        self._loop = asyncio.get_running_loop()
+        spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn))
+        try:
+            await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            await spawning  # so that `stop` finds what there is to stop
+            raise
+
+    def send(self, frame: ToWorker) -> None:
+        """Pass a frame on, in order; one for a process that is gone is lost."""
+        self._outbox.put(frame)
+
+    def kill(self) -> None:
+        """End it now; `gone` follows, and `stop` has to be called all the same."""
+        if self._process is not None and self._ending is None:
+            self._process.kill()
+
+    async def stop(self, grace_s: float) -> None:
+        """End the process: asked to, after `grace_s` forced to. Returns when process, threads and pipe are gone."""
+        if self._process is None:
+            return
+        if self._ending is None:
+            self.send(Shutdown())
+            self._ending = asyncio.ensure_future(asyncio.to_thread(self._end, self._process, grace_s))
+        await asyncio.shield(self._ending)
+
+    def _spawn(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=self._entry, args=(theirs, self._spec), name=f"{self._name} worker", daemon=True
+        )
+        try:
+            process.start()
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._connection, self._process = ours, process
+        for what, target in (("reader", self._read), ("writer", self._write)):
+            thread = threading.Thread(target=target, name=f"{self._name} {what}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def _read(self) -> None:
+        try:
+            while True:
+                self._call(self._take, decode_from_worker(self._connection.recv_bytes()))
+        except (EOFError, OSError):
+            pass  # the process is gone
+        except msgspec.MsgspecError:
+            _log.exception("%s: the worker wrote something that is no frame", self._name)
+        finally:
+            with suppress(EOFError):
+                self._call(self.gone.set)
+
+    def _take(self, message: Message) -> None:
+        for frame in message.frames if isinstance(message, Together) else (message,):
+            self._on_frame(frame)
+
+    def _write(self) -> None:
+        try:
+            while (frame := self._outbox.get()) is not None:
+                self._connection.send_bytes(encode(frame))
+        except OSError:
+            pass  # the process is gone
+
+    def _call(self, function: Callable[..., object], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            raise EOFError from None  # the event loop is gone: nobody listens any more
+
+    def _end(self, process: SpawnProcess, grace_s: float) -> None:
+        process.join(grace_s)
+        if process.is_alive():
+            process.kill()  # a worker takes no SIGTERM
+            process.join(_KILL_S)
+        self._outbox.put(None)
+        for thread in self._threads:
+            thread.join(_KILL_S)
+        self._connection.close()
+        if process.is_alive():
+            _log.error("%s: worker process %s cannot be killed; the driver holds it", self._name, process.pid)
+            return
+        self.exit = describe_exit(process.exitcode or 0)
+        process.close()
+
+
+def describe_exit(code: int) -> str:
+    """An exit code as a person looks it up: the signal's name, or Windows' status in hexadecimal."""
+    if code < 0:
+        try:
+            return f"signal {signal.Signals(-code).name}"
+        except ValueError:
+            return f"signal {-code}"
+    return f"status 0x{code:08X}" if sys.platform == "win32" and code > 255 else f"exit code {code}"

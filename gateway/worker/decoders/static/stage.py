@@ -1,0 +1,170 @@
+"""One stage of a pipeline, ready to run: a graph of fixed shape over buffers bound once, or a small CPU graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime as ort
+
+from gateway.bundles.genai_config import Stage
+from gateway.bundles.static_pipeline import CacheTensor
+from gateway.errors import BundleError
+from gateway.worker.decoders.static.cache import Array, Buffer
+
+_DTYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(int16)": np.int16,
+    "tensor(uint16)": np.uint16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+}
+
+#: The named values of one run: what the host provides, then what the stages leave.
+Values = dict[str, Array]
+#: Which rows of a window have their logits wanted.
+Rows = slice | list[int]
+
+
+class HasBuffers(Protocol):
+    """A cache, or several side by side: a buffer for each tensor."""
+
+    @property
+    def buffers(self) -> Mapping[str, Buffer]: ...
+
+
+class LoadedStage:
+    """A stage with its session, and what the session says about its inputs and outputs."""
+
+    def __init__(self, stage: Stage, session: ort.InferenceSession) -> None:
+        self.stage = stage
+        self.session = session
+        self.inputs = {value.name: value for value in session.get_inputs()}
+        self.outputs = {value.name: value for value in session.get_outputs()}
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether every dimension is a number, as the NPU wants it."""
+        values = (*self.inputs.values(), *self.outputs.values())
+        return all(isinstance(size, int) for value in values for size in value.shape)
+
+    def shape_of(self, name: str) -> Sequence[int | str] | None:
+        """The shape of the output that other stages know as `name`; None: it has no such output."""
+        for output, value in self.outputs.items():
+            if self.stage.output_names_forwarder.get(output, output) == name:
+                return list(value.shape)
+        return None
+
+
+class BoundStage:
+    """A graph of fixed shape. It shares buffers with its neighbours, and reads and writes the cache in place.
+
+    Args:
+        loaded: the stage.
+        cache: the tensors of the whole cache; the stage holds some layers of it.
+        in_place: the graph writes the whole cache, and not the new rows alone.
+        buffers: those of the stages before it, by name; its own are added.
+        memory: the device's host-accessible memory, or None.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedStage,
+        cache: Sequence[CacheTensor],
+        in_place: bool,
+        buffers: dict[str, Buffer],
+        memory: Any,
+    ) -> None:
+        def buffer(name: str, value: Any) -> Buffer:
+            if name not in buffers:
+                buffers[name] = Buffer(value.shape, dtype_of(value), memory)
+            return buffers[name]
+
+        self._session = loaded.session
+        self._binding = loaded.session.io_binding()
+        own = {tensor.past: tensor.present for tensor in cache if tensor.past in loaded.inputs}
+        self._past = list(own)
+        self._in_place = own if in_place else {}
+        self._inputs = {name: buffer(name, value) for name, value in loaded.inputs.items() if name not in own}
+        self._outputs: dict[str, Buffer] = {}
+        for name, value in loaded.outputs.items():
+            if name not in self._in_place.values():
+                known_as = loaded.stage.output_names_forwarder.get(name, name)
+                self._outputs[known_as] = buffer(known_as, value)
+                self._binding.bind_ortvalue_output(name, self._outputs[known_as].value)
+        for name, held in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, held.value)
+        #: past name -> the buffer in which the graph leaves this tensor's new rows
+        self.new_rows = {} if in_place else {past: self._outputs[present] for past, present in own.items()}
+        self._bound_cache: Mapping[str, Buffer] = {}
+
+    @property
+    def needs(self) -> Iterable[str]:
+        return self._inputs
+
+    @property
+    def gives(self) -> Iterable[str]:
+        return self._outputs
+
+    def run(self, values: Values, cache: HasBuffers, width: int, wanted: Rows) -> None:
+        """Take the inputs from `values` and the cache, leave the outputs in `values` and in the cache."""
+        for name, buffer in self._inputs.items():
+            if values[name] is not buffer.array:
+                np.copyto(buffer.array, values[name].reshape(buffer.array.shape), casting="unsafe")
+                values[name] = buffer.array
+        if self._bound_cache is not cache.buffers:
+            self._bind_cache(cache)
+        self._session.run_with_iobinding(self._binding)
+        values.update((name, buffer.array) for name, buffer in self._outputs.items())
+
+    def _bind_cache(self, cache: HasBuffers) -> None:
+        for name in self._past:
+            self._binding.bind_ortvalue_input(name, cache.buffers[name].value)
+        for name, present in self._in_place.items():
+            self._binding.bind_ortvalue_output(present, cache.buffers[name].value)
+        self._bound_cache = cache.buffers
+
+
+class FreeStage:
+    """A CPU graph of any shape. `narrow`: of a whole window it needs only the rows whose logits are wanted."""
+
+    def __init__(self, loaded: LoadedStage, *, narrow: bool) -> None:
+        self._session = loaded.session
+        self._inputs = loaded.inputs
+        self._dtypes = {name: dtype_of(value) for name, value in loaded.inputs.items()}
+        self._outputs = {name: loaded.stage.output_names_forwarder.get(name, name) for name in loaded.outputs}
+        self._narrow = narrow
+        self.new_rows: dict[str, Buffer] = {}
+
+    @property
+    def needs(self) -> Iterable[str]:
+        return self._inputs
+
+    @property
+    def gives(self) -> Iterable[str]:
+        return self._outputs.values()
+
+    def run(self, values: Values, cache: HasBuffers, width: int, wanted: Rows) -> None:
+        feeds = {name: self._feed(name, values[name], width, wanted) for name in self._inputs}
+        results = self._session.run(list(self._outputs), feeds)
+        values.update(zip(self._outputs.values(), results, strict=True))
+
+    def _feed(self, name: str, value: Array, width: int, wanted: Rows) -> Array:
+        shape = self._inputs[name].shape
+        if self._narrow and value.ndim > 1 and value.shape[1] == width and not isinstance(shape[1], int):
+            value = value[:, wanted]
+        if all(isinstance(size, int) for size in shape):
+            value = value.reshape(shape)
+        return np.ascontiguousarray(value, self._dtypes[name])
+
+
+def dtype_of(value: Any) -> np.dtype[Any]:
+    """numpy's type of a session's input or output. Raises BundleError for one that no tensor here can have."""
+    try:
+        return np.dtype(_DTYPES[value.type])
+    except KeyError:
+        raise BundleError(f"{value.name} is of type {value.type}, which is not supported.") from None

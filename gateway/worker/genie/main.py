@@ -1,0 +1,54 @@
+"""A worker process that holds a Genie dialog: the counterpart of worker.py, and spoken to in the same frames."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from gateway.bundles.genie_config import GenieBundle, load_genie_bundle
+from gateway.worker.frames import FromWorker, Loading, Ready
+from gateway.worker.genie.library import GenieDialog
+from gateway.worker.genie.loop import GenieLoop, Mailbox
+from gateway.worker.main import WorkerSpec, receive, run_worker
+from gateway.worker.memory import peak_bytes
+
+
+def genie_worker_main(connection: Connection, spec: WorkerSpec) -> None:
+    """Load, warm up, say Ready, then answer until told to stop. `spec.bundle` is the path of a config.json.
+
+    Says Failed(id=None) when the load fails or the dialog is lost.
+    """
+    run_worker(connection, lambda emit: _serve(connection, spec, emit))
+
+
+def _serve(connection: Connection, spec: WorkerSpec, emit: Callable[[FromWorker], None]) -> None:
+    started = time.perf_counter()
+    mailbox = Mailbox()
+    threading.Thread(target=receive, args=(connection, mailbox.deliver), daemon=True).start()
+    emit(Loading("opening the model"))
+    bundle = load_genie_bundle(Path(spec.bundle))
+    with closing(GenieDialog(bundle.config)) as dialog:
+        loop = GenieLoop(dialog, bundle, mailbox, emit, prefix_cache=spec.prefix_cache)
+        loaded = time.perf_counter()
+        emit(Loading("warming up"))
+        loop.warm_up()
+        emit(_ready(bundle, spec, load_s=loaded - started, warm_up_s=time.perf_counter() - loaded))
+        loop.run()
+
+
+def _ready(bundle: GenieBundle, spec: WorkerSpec, *, load_s: float, warm_up_s: float) -> Ready:
+    usable = bundle.usable_context
+    return Ready(
+        vocab_size=bundle.vocab_size,
+        context_length=min(usable, spec.context_length or usable),
+        device="npu" if sys.platform == "win32" else "emulated",  # Windows' Genie has no emulation, Linux' only that
+        placement={"QNN": len(bundle.binaries)},
+        load_s=load_s,
+        warm_up_s=warm_up_s,
+        peak_bytes=peak_bytes(),
+    )
