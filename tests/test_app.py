@@ -21,7 +21,7 @@ from litestar import Request, exceptions, get
 from gateway.app import bind, create_app
 from gateway.config import Config, ServerConfig
 from gateway.errors import ConfigError
-from gateway.routes.refusals import as_gateway_error
+from gateway.routes.error_handler import as_gateway_error
 from tests.server import Running, config_of, scripted, serving
 
 ROOT = Path(__file__).parent.parent

@@ -15,9 +15,9 @@ from litestar import Litestar
 from gateway import cli
 from gateway.app import bind
 from gateway.config import ServerConfig
-from gateway.openai_types import MAX_BIASES, MAX_CHOICES, MAX_MESSAGES, MAX_STOPS, MAX_TOOLS
 from gateway.routes.body import MAX_SEPARATORS, MAX_VALUES
-from gateway.routes.completions import MAX_PROMPTS
+from gateway.routes.openai_api.completions import MAX_PROMPTS
+from gateway.routes.openai_api.wire import MAX_BIASES, MAX_CHOICES, MAX_MESSAGES, MAX_STOPS, MAX_TOOLS
 from tests.server import Running, config_of, scripted, serving
 
 ROOT = Path(__file__).parent.parent

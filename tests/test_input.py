@@ -21,19 +21,19 @@ from litestar import Litestar
 from msgspec import Struct
 from msgspec import inspect as types
 
-from gateway.anthropic_types import CountTokensRequest, MessagesRequest
 from gateway.app import create_app
 from gateway.config import ModelConfig
-from gateway.ollama_types import OllamaChatRequest, OllamaGenerateRequest, ShowRequest
-from gateway.openai_completions import (
+from gateway.routes.anthropic_api.wire import CountTokensRequest, MessagesRequest
+from gateway.routes.ollama_api.wire import OllamaChatRequest, OllamaGenerateRequest, ShowRequest
+from gateway.routes.openai_api.completion_wire import (
     ApplyTemplateRequest,
     CompletionRequest,
     DetokenizeRequest,
     EmbeddingRequest,
     TokenizeRequest,
 )
-from gateway.openai_types import ChatRequest
-from gateway.responses_types import ResponsesRequest
+from gateway.routes.openai_api.wire import ChatRequest
+from gateway.routes.responses_api.wire import ResponsesRequest
 from tests.server import config_of, scripted
 
 PATIENCE_S = 120.0  # for a machine that does other things

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from gateway.errors import InvalidRequest
-from gateway.openai_types import ChatRequest
 from gateway.routes.body import parse
+from gateway.routes.openai_api.wire import ChatRequest
 
 decoder = msgspec.json.Decoder(ChatRequest)
 HELLO = [{"role": "user", "content": "Hello"}]

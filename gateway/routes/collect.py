@@ -22,7 +22,7 @@ from gateway.generation import (
     ToolCallDelta,
     Usage,
 )
-from gateway.openai_types import Json
+from gateway.routes.openai_api.wire import Json
 
 
 class CollectedChoice(Struct):

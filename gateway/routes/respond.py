@@ -21,11 +21,11 @@ from gateway.errors import (
     UpstreamFailed,
 )
 from gateway.generation import Event, Generation
-from gateway.openai_types import ErrorBody, ErrorDetail
 from gateway.router import Answer, Router
-from gateway.routes.batches import Batch, open_batch
 from gateway.routes.collect import Collected, collect
 from gateway.routes.connection import HttpRequest, owner_of, router_of, while_connected
+from gateway.routes.many_prompts import Batch, open_batch
+from gateway.routes.openai_api.wire import ErrorBody, ErrorDetail
 from gateway.routes.operations import Parameter, Stream, told
 from gateway.sse import EventStream
 

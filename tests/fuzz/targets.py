@@ -15,7 +15,6 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway.anthropic_types import MessagesRequest
 from gateway.config import Defaults
 from gateway.dialects.base import Delta, Parser
 from gateway.dialects.choose import choose_dialect
@@ -32,18 +31,19 @@ from gateway.generation import (
     ToolCallDelta,
     ToolChoice,
 )
-from gateway.ollama_types import OllamaChatRequest, OllamaGenerateRequest
-from gateway.openai_completions import CompletionRequest
-from gateway.openai_types import ChatRequest
-from gateway.responses_types import ResponsesRequest
-from gateway.routes import ollama_prompts
-from gateway.routes.anthropic import messages_generation
+from gateway.routes.anthropic_api.routes import messages_generation
+from gateway.routes.anthropic_api.wire import MessagesRequest
 from gateway.routes.body import parse
-from gateway.routes.completions import completion_generations
-from gateway.routes.generations import chat_generation
-from gateway.routes.responses import response_generation
-from gateway.routes.responses_prompts import placed_items
-from gateway.routes.responses_store import ResponseStore
+from gateway.routes.ollama_api import parse as ollama_prompts
+from gateway.routes.ollama_api.wire import OllamaChatRequest, OllamaGenerateRequest
+from gateway.routes.openai_api.completion_wire import CompletionRequest
+from gateway.routes.openai_api.completions import completion_generations
+from gateway.routes.openai_api.parse import chat_generation
+from gateway.routes.openai_api.wire import ChatRequest
+from gateway.routes.responses_api.parse import placed_items
+from gateway.routes.responses_api.routes import response_generation
+from gateway.routes.responses_api.store import ResponseStore
+from gateway.routes.responses_api.wire import ResponsesRequest
 from gateway.textstream import TextStream
 
 DEFAULTS = Defaults()

@@ -14,7 +14,6 @@ from anthropic import Anthropic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.anthropic_types import ContentBlock, MessagesRequest
 from gateway.config import Defaults, ServerConfig
 from gateway.errors import InvalidRequest
 from gateway.generation import (
@@ -29,8 +28,9 @@ from gateway.generation import (
     ToolCallDelta,
     Usage,
 )
-from gateway.routes.anthropic import messages_generation
-from gateway.routes.anthropic_replies import AnthropicRendering
+from gateway.routes.anthropic_api.render import AnthropicRendering
+from gateway.routes.anthropic_api.routes import messages_generation
+from gateway.routes.anthropic_api.wire import ContentBlock, MessagesRequest
 from gateway.routes.body import parse
 from tests.routes.conftest import PARIS
 from tests.routes.test_completion_requests import ANYTHING

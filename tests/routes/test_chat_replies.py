@@ -20,8 +20,8 @@ from gateway.generation import (
     ToolCallDelta,
     Usage,
 )
-from gateway.routes.chat_replies import ChatRendering
 from gateway.routes.collect import collect
+from gateway.routes.openai_api.render_chat import ChatRendering
 
 STARTED = Started(prompt_tokens=5)
 FINISHED = Finished(

@@ -8,17 +8,23 @@ import msgspec
 from litestar import post
 from litestar.types import ASGIApp
 
-from gateway.anthropic_types import AnthropicMessage, CountTokensRequest, MessagesRequest, StreamEvent, TokenCount
 from gateway.config import Defaults
 from gateway.errors import ModelNotFound
 from gateway.generation import Generation, Grammar
-from gateway.openai_types import GenerationFields
-from gateway.routes.anthropic_prompts import chat_of
-from gateway.routes.anthropic_replies import AnthropicRendering
+from gateway.routes.anthropic_api.parse import chat_of
+from gateway.routes.anthropic_api.render import AnthropicRendering
+from gateway.routes.anthropic_api.wire import (
+    AnthropicMessage,
+    CountTokensRequest,
+    MessagesRequest,
+    StreamEvent,
+    TokenCount,
+)
 from gateway.routes.body import read_json
 from gateway.routes.connection import HttpRequest, request_number, router_of
-from gateway.routes.generations import sampling_of
-from gateway.routes.grammars import schema_grammar
+from gateway.routes.openai_api.parse import sampling_of
+from gateway.routes.openai_api.parse_grammar import schema_grammar
+from gateway.routes.openai_api.wire import GenerationFields
 from gateway.routes.operations import Stream, told
 from gateway.routes.respond import answer, generates, json_response
 

@@ -6,18 +6,18 @@ from collections.abc import Iterator
 
 import msgspec
 
-from gateway.anthropic_types import (
+from gateway.errors import InvalidRequest, UnsupportedParameter
+from gateway.generation import Chat, Message, Tool, ToolCall, ToolChoice
+from gateway.routes.anthropic_api.wire import (
     AnthropicTool,
     AnthropicToolChoice,
     ContentBlock,
     CountTokensRequest,
     InputMessage,
 )
-from gateway.errors import InvalidRequest, UnsupportedParameter
-from gateway.generation import Chat, Message, Tool, ToolCall, ToolChoice
-from gateway.openai_types import ChatRequest, FunctionName, NamedChoice
 from gateway.routes.body import check_depth
-from gateway.routes.tools import tool_choice_of
+from gateway.routes.openai_api.parse_tools import tool_choice_of
+from gateway.routes.openai_api.wire import ChatRequest, FunctionName, NamedChoice
 
 Content = str | list[ContentBlock]
 

@@ -23,8 +23,11 @@ from gateway.generation import (
     ToolCallDelta,
     Usage,
 )
-from gateway.openai_types import TokenLogprobs
-from gateway.responses_types import (
+from gateway.routes.collect import Collected
+from gateway.routes.openai_api.render_chat import logprobs_of
+from gateway.routes.openai_api.wire import TokenLogprobs
+from gateway.routes.responses_api.parse import name_within
+from gateway.routes.responses_api.wire import (
     ArgumentsDone,
     ArgumentsPiece,
     CallItem,
@@ -59,9 +62,6 @@ from gateway.responses_types import (
     TextDone,
     TextPiece,
 )
-from gateway.routes.chat_replies import logprobs_of
-from gateway.routes.collect import Collected
-from gateway.routes.responses_prompts import name_within
 from gateway.sse import MEDIA_TYPE, frame
 
 Told = Iterator[StreamEvent]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from gateway.openai_types import MAX_MESSAGES, MAX_TOOLS, AtLeastOne, Json, Name, Share, TokenLogprobs
+from gateway.routes.openai_api.wire import MAX_MESSAGES, MAX_TOOLS, AtLeastOne, Json, Name, Share, TokenLogprobs
 
 Mode = Literal["none", "auto", "required"]
 InputRole = Literal["user", "assistant", "system", "developer"]

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.errors import NotFound
-from gateway.responses_types import InputItem, Response
+from gateway.routes.responses_api.wire import InputItem, Response
 
 MAX_RESPONSES = 256  # per owner
 MAX_BYTES = 64 * 2**20  # per owner, as JSON

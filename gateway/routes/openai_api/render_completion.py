@@ -10,9 +10,9 @@ from msgspec import Struct
 
 from gateway.errors import GatewayError
 from gateway.generation import ChoiceFinished, Event, Finished, Started, TextDelta, TokenLogprob, Usage
-from gateway.openai_completions import Completion, TextChoice, TextLogprobs
-from gateway.routes.chat_replies import LOGPROB_FLOOR, fingerprint, usage_of
 from gateway.routes.collect import Collected, CollectedChoice
+from gateway.routes.openai_api.completion_wire import Completion, TextChoice, TextLogprobs
+from gateway.routes.openai_api.render_chat import LOGPROB_FLOOR, fingerprint, usage_of
 from gateway.routes.respond import error_body
 from gateway.sse import DONE, MEDIA_TYPE, frame
 

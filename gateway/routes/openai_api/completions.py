@@ -15,13 +15,13 @@ from gateway.config import Defaults
 from gateway.engines.base import TextTools
 from gateway.errors import InvalidRequest, ModelNotReady
 from gateway.generation import Generation, Text, TokenIds
-from gateway.openai_completions import Completion, CompletionRequest
 from gateway.router import Router
 from gateway.routes.body import read_json
-from gateway.routes.completion_replies import CompletionRendering, CompletionShape
 from gateway.routes.connection import HttpRequest, request_number, router_of
-from gateway.routes.generations import check_stream_options, min_tokens_of, sampling_of, stop_of, wants_usage
-from gateway.routes.grammars import grammar_of
+from gateway.routes.openai_api.completion_wire import Completion, CompletionRequest
+from gateway.routes.openai_api.parse import check_stream_options, min_tokens_of, sampling_of, stop_of, wants_usage
+from gateway.routes.openai_api.parse_grammar import grammar_of
+from gateway.routes.openai_api.render_completion import CompletionRendering, CompletionShape
 from gateway.routes.operations import Stream
 from gateway.routes.respond import answer_all, generates
 

@@ -24,9 +24,9 @@ from gateway.generation import (
     ToolCallDelta,
     Usage,
 )
-from gateway.ollama_types import CalledFunction, OllamaCall, OllamaError, OllamaReply, OllamaReplyMessage
-from gateway.routes.chat_replies import logprobs_of
 from gateway.routes.collect import Collected, CollectedChoice, arguments_of
+from gateway.routes.ollama_api.wire import CalledFunction, OllamaCall, OllamaError, OllamaReply, OllamaReplyMessage
+from gateway.routes.openai_api.render_chat import logprobs_of
 
 Kind = Literal["chat", "generate"]
 

@@ -12,7 +12,8 @@ from msgspec import UNSET
 from gateway.config import Defaults
 from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.generation import Chat, Generation, Grammar, Message, Prompt, Text, ToolCall, ToolChoice
-from gateway.ollama_types import (
+from gateway.routes.body import check_depth
+from gateway.routes.ollama_api.wire import (
     OllamaCall,
     OllamaChatRequest,
     OllamaGenerateRequest,
@@ -20,11 +21,10 @@ from gateway.ollama_types import (
     OllamaRequest,
     Options,
 )
-from gateway.openai_types import GenerationFields
-from gateway.routes.body import check_depth
-from gateway.routes.generations import sampling_of, stop_of
-from gateway.routes.grammars import schema_grammar
-from gateway.routes.tools import tools_of
+from gateway.routes.openai_api.parse import sampling_of, stop_of
+from gateway.routes.openai_api.parse_grammar import schema_grammar
+from gateway.routes.openai_api.parse_tools import tools_of
+from gateway.routes.openai_api.wire import GenerationFields
 
 UNLIMITED = 2**31 - 1  # as many tokens as the context leaves
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.errors import InvalidRequest
 from gateway.generation import Message, ToolCall
-from gateway.openai_types import ChatMessage, ContentPart
+from gateway.routes.openai_api.wire import ChatMessage, ContentPart
 
 
 def messages_of(messages: list[ChatMessage]) -> tuple[Message, ...]:

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gateway.anthropic_types import (
+from gateway.errors import ContextLengthExceeded, GatewayError
+from gateway.generation import (
+    ChoiceFinished,
+    Event,
+    Finished,
+    FinishReason,
+    Generation,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
+from gateway.routes.anthropic_api.wire import (
     AnthropicError,
     AnthropicErrorDetail,
     AnthropicMessage,
@@ -25,19 +38,6 @@ from gateway.anthropic_types import (
     ThinkingBlock,
     ThinkingPiece,
     ToolUseBlock,
-)
-from gateway.errors import ContextLengthExceeded, GatewayError
-from gateway.generation import (
-    ChoiceFinished,
-    Event,
-    Finished,
-    FinishReason,
-    Generation,
-    ReasoningDelta,
-    Started,
-    TextDelta,
-    ToolCallDelta,
-    Usage,
 )
 from gateway.routes.collect import Collected, CollectedChoice, arguments_of
 from gateway.sse import MEDIA_TYPE, frame

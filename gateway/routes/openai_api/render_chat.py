@@ -21,7 +21,8 @@ from gateway.generation import (
     ToolCallDelta,
     Usage,
 )
-from gateway.openai_types import (
+from gateway.routes.collect import Collected, CollectedChoice
+from gateway.routes.openai_api.wire import (
     CallPiece,
     ChatCompletion,
     ChatCompletionChunk,
@@ -37,7 +38,6 @@ from gateway.openai_types import (
     TokenLogprobs,
     TopLogprob,
 )
-from gateway.routes.collect import Collected, CollectedChoice
 from gateway.routes.respond import error_body
 from gateway.sse import DONE, MEDIA_TYPE, frame
 

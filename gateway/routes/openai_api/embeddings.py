@@ -10,9 +10,9 @@ from litestar import post
 from litestar.types import ASGIApp
 
 from gateway.errors import ModelNotFound, UnsupportedParameter
-from gateway.openai_completions import EmbeddingRequest
 from gateway.routes.body import read_json
 from gateway.routes.connection import HttpRequest, router_of
+from gateway.routes.openai_api.completion_wire import EmbeddingRequest
 from gateway.routes.operations import told
 
 _decoder = msgspec.json.Decoder(EmbeddingRequest)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from gateway.openai_types import (
+from gateway.routes.openai_api.wire import (
     MAX_INT,
     MAX_MESSAGES,
     MAX_STOPS,

@@ -7,9 +7,9 @@ from litestar.params import FromPath
 from litestar.types import ASGIApp
 
 from gateway.errors import ModelNotFound
-from gateway.openai_types import ModelCard, ModelList
 from gateway.router import ModelInfo
 from gateway.routes.connection import HttpRequest, router_of
+from gateway.routes.openai_api.wire import ModelCard, ModelList
 from gateway.routes.operations import told
 from gateway.routes.respond import json_response
 

@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from gateway.openai_types import MAX_MESSAGES, MAX_STOPS, MAX_TOOLS, AtLeastOne, Count, Json, Share, StopString
+from gateway.routes.openai_api.wire import (
+    MAX_MESSAGES,
+    MAX_STOPS,
+    MAX_TOOLS,
+    AtLeastOne,
+    Count,
+    Json,
+    Share,
+    StopString,
+)
 
 ToolName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,128}\Z")]
 

@@ -22,9 +22,9 @@ from gateway import __version__
 from gateway.config import ServerConfig
 from gateway.errors import BodyTimeout, BodyTooLarge, Forbidden, GatewayError, InvalidRequest, Unauthorized, Unavailable
 from gateway.routes.connection import HttpRequest, router_of
+from gateway.routes.error_handler import body_of
 from gateway.routes.guards import OPEN
 from gateway.routes.operations import Operation, Stream, told
-from gateway.routes.refusals import body_of
 from gateway.routes.respond import json_response
 from gateway.sse import MEDIA_TYPE as EVENTS
 

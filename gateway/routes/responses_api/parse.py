@@ -9,8 +9,18 @@ from msgspec.structs import replace
 
 from gateway.errors import InvalidRequest, NotFound, PreviousResponseNotFound, UnsupportedParameter
 from gateway.generation import Chat, Grammar, Message, Role, Tool, ToolCall, ToolChoice
-from gateway.openai_types import AllowedTool, AllowedTools, ChatRequest, FunctionDefinition, FunctionName, NamedChoice
-from gateway.responses_types import (
+from gateway.routes.openai_api.parse_grammar import schema_grammar
+from gateway.routes.openai_api.parse_tools import function_tool, tool_choice_of
+from gateway.routes.openai_api.wire import (
+    AllowedTool,
+    AllowedTools,
+    ChatRequest,
+    FunctionDefinition,
+    FunctionName,
+    NamedChoice,
+)
+from gateway.routes.responses_api.store import ResponseStore
+from gateway.routes.responses_api.wire import (
     InputItem,
     InputPart,
     InputRole,
@@ -19,9 +29,6 @@ from gateway.responses_types import (
     ResponseToolChoice,
     ToolName,
 )
-from gateway.routes.grammars import schema_grammar
-from gateway.routes.responses_store import ResponseStore
-from gateway.routes.tools import function_tool, tool_choice_of
 
 T = TypeVar("T")
 

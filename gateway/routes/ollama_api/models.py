@@ -11,7 +11,10 @@ from litestar import get, post
 from litestar.types import ASGIApp
 
 from gateway.errors import InvalidRequest, ModelNotFound
-from gateway.ollama_types import (
+from gateway.router import ModelInfo, Router
+from gateway.routes.body import read_json
+from gateway.routes.connection import HttpRequest, router_of
+from gateway.routes.ollama_api.wire import (
     ApiVersion,
     ModelDetails,
     OllamaModel,
@@ -21,9 +24,6 @@ from gateway.ollama_types import (
     ShownModel,
     ShowRequest,
 )
-from gateway.router import ModelInfo, Router
-from gateway.routes.body import read_json
-from gateway.routes.connection import HttpRequest, router_of
 from gateway.routes.operations import told
 from gateway.routes.respond import json_response
 

@@ -6,11 +6,11 @@ import msgspec
 from litestar import post
 from litestar.types import ASGIApp
 
-from gateway.openai_types import ChatCompletion, ChatCompletionChunk, ChatRequest
 from gateway.routes.body import read_json
-from gateway.routes.chat_replies import ChatRendering
 from gateway.routes.connection import HttpRequest, request_number, router_of
-from gateway.routes.generations import chat_generation, wants_usage
+from gateway.routes.openai_api.parse import chat_generation, wants_usage
+from gateway.routes.openai_api.render_chat import ChatRendering
+from gateway.routes.openai_api.wire import ChatCompletion, ChatCompletionChunk, ChatRequest
 from gateway.routes.operations import Stream
 from gateway.routes.respond import answer, generates
 

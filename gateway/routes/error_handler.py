@@ -22,8 +22,9 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.logs import RequestLine
-from gateway.routes import anthropic_replies, ollama_replies
+from gateway.routes.anthropic_api import render as anthropic_replies
 from gateway.routes.connection import ClientLeft, HttpRequest, request_number
+from gateway.routes.ollama_api import render as ollama_replies
 from gateway.routes.respond import error_body, error_headers
 
 _log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from gateway.openai_types import (
+from gateway.routes.openai_api.wire import (
     MAX_MESSAGES,
     MAX_TOOLS,
     ChatMessage,

@@ -10,12 +10,12 @@ from litestar import post
 from litestar.types import ASGIApp
 
 from gateway.generation import Prompt
-from gateway.ollama_types import OllamaChatRequest, OllamaGenerateRequest, OllamaReply, OllamaRequest
 from gateway.routes.body import read_json
 from gateway.routes.connection import HttpRequest, request_number, router_of
-from gateway.routes.ollama_models import model_named
-from gateway.routes.ollama_prompts import chat_of, generation_of, prompt_of
-from gateway.routes.ollama_replies import MEDIA_TYPE, Kind, OllamaRendering, reply_of
+from gateway.routes.ollama_api.models import model_named
+from gateway.routes.ollama_api.parse import chat_of, generation_of, prompt_of
+from gateway.routes.ollama_api.render import MEDIA_TYPE, Kind, OllamaRendering, reply_of
+from gateway.routes.ollama_api.wire import OllamaChatRequest, OllamaGenerateRequest, OllamaReply, OllamaRequest
 from gateway.routes.operations import Stream
 from gateway.routes.respond import answer, generates, json_response
 
