@@ -20,10 +20,10 @@ from gateway.config import Config, ServerConfig
 from gateway.engines.base import Engine
 from gateway.engines.factory import make_engine
 from gateway.errors import ConfigError
-from gateway.lane import Lane
+from gateway.lanes.lane import Lane
+from gateway.lanes.router import Router
 from gateway.metrics import Metrics
 from gateway.protocol import BACKLOG, LimitedProtocol, allow_open_files
-from gateway.router import Router
 from gateway.routes import health, root, tokenize
 from gateway.routes import openapi as schema
 from gateway.routes.anthropic_api import routes as anthropic

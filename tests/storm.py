@@ -30,8 +30,8 @@ from gateway.engines.local.engine import LocalEngine
 from gateway.engines.local.process import WorkerProcess
 from gateway.errors import BreakerOpen, GatewayError, ModelNotReady, QueueFull
 from gateway.generation import Finished, Generation, Sampling, TokenIds
-from gateway.lane import Lane
-from gateway.router import Router
+from gateway.lanes.lane import Lane
+from gateway.lanes.router import Router
 from gateway.worker.frames import FromWorker, ToWorker
 from tests import storm_worker
 from tests.storm_worker import DIE, HANG, RAISE, Died, Hung, Loop

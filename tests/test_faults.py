@@ -117,7 +117,7 @@ def loading() -> Iterator[list[str]]:
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("gateway.loader")
+    logger = logging.getLogger("gateway.lanes.loader")
     logger.addHandler(handler)
     yield lines
     logger.removeHandler(handler)

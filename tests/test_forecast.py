@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from gateway.forecast import Forecast, Plan, PromptTimes
 from gateway.generation import Meter
+from gateway.lanes.forecast import Forecast, Plan, PromptTimes
 
 
 def test_nothing_is_predicted_before_anything_was_measured() -> None:

@@ -25,7 +25,7 @@ from gateway.errors import (
     QueueFull,
 )
 from gateway.generation import ChoiceFinished, Event, Finished, Generation, Meter, Started, Text, TextDelta
-from gateway.lane import Lane
+from gateway.lanes.lane import Lane
 from tests.virtual_time import in_virtual_time, now
 
 NO_BREAKER = BreakerConfig(enabled=False)

@@ -64,8 +64,8 @@ def test_setup_writes_utf8_to_a_console_of_any_code_page() -> None:
     raw = io.BytesIO()
     console = io.TextIOWrapper(raw, encoding="cp1252", newline="\n", write_through=True)
     logs.setup("warning", console)
-    logging.getLogger("gateway.lane").warning("über 東京")
-    logging.getLogger("gateway.lane").info("not shown")
+    logging.getLogger("gateway.lanes.lane").warning("über 東京")
+    logging.getLogger("gateway.lanes.lane").info("not shown")
     assert raw.getvalue().decode("utf-8").endswith(" WARNING über 東京\n")
     assert raw.getvalue().count(b"\n") == 1
 

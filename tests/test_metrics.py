@@ -12,7 +12,7 @@ from gateway.config import BreakerConfig, ModelConfig
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import GatewayError
 from gateway.generation import Generation, Meter, Text
-from gateway.lane import Lane
+from gateway.lanes.lane import Lane
 from gateway.metrics import Metrics
 from tests.virtual_time import in_virtual_time, now
 

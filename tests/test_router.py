@@ -23,8 +23,8 @@ from gateway.errors import (
     QueueFull,
 )
 from gateway.generation import Event, Finished, Generation, Started, Text, TextDelta
-from gateway.lane import Lane
-from gateway.router import Answer, Route, Router
+from gateway.lanes.lane import Lane
+from gateway.lanes.router import Answer, Route, Router
 from tests.virtual_time import in_virtual_time, now
 
 BREAKER = BreakerConfig(min_calls=1, probe_itself=False)
@@ -333,14 +333,14 @@ async def test_leaving_while_it_is_opened() -> None:
 async def lines_of(
     caplog: pytest.LogCaptureFixture, router: Router, *generations: Generation, leave: bool = False
 ) -> list[str]:
-    caplog.set_level(logging.INFO, logger="gateway.router")
+    caplog.set_level(logging.INFO, logger="gateway.lanes.router")
     for generation in generations:
         try:
             answer = await router.open(generation)
             await (answer.aclose() if leave else read(answer))
         except GatewayError:
             pass
-    return [record.message for record in caplog.records if record.name == "gateway.router"]
+    return [record.message for record in caplog.records if record.name == "gateway.lanes.router"]
 
 
 @in_virtual_time

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gateway.slots import Slots, Turn
+from gateway.lanes.admission import Slots, Turn
 from tests.virtual_time import in_virtual_time, now
 
 

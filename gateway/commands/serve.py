@@ -15,7 +15,7 @@ from gateway.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
     from gateway.config import Config, ServerConfig
-    from gateway.router import ModelInfo, Router
+    from gateway.lanes.router import ModelInfo, Router
 
 
 def add_parser(subparsers: options.Subparsers) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 from msgspec import Struct, field
 from numpy.typing import NDArray
 
-from gateway.forecast import Plan
 from gateway.generation import Chat, Event, Generation, Meter, Prompt
+from gateway.lanes.forecast import Plan
 
 Logits = NDArray[np.float32]
 State = Literal["loading", "ready", "restarting", "failed", "closed"]

@@ -11,7 +11,7 @@ from litestar import Request
 from litestar.datastructures import State
 from litestar.types import Scope
 
-from gateway.router import Router
+from gateway.lanes.router import Router
 
 T = TypeVar("T")
 

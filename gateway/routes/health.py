@@ -7,7 +7,7 @@ from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp
 from msgspec import Struct
 
-from gateway.lane import LaneStatus
+from gateway.lanes.lane import LaneStatus
 from gateway.metrics import CONTENT_TYPE
 from gateway.routes.connection import HttpRequest, router_of
 from gateway.routes.guards import OPEN

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from msgspec.structs import replace
 
 from gateway.generation import Event, Finished, Generation, Meter, Started, Usage
-from gateway.router import Answer, Router
+from gateway.lanes.router import Answer, Router
 
 
 class Batch:

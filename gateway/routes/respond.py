@@ -21,7 +21,7 @@ from gateway.errors import (
     UpstreamFailed,
 )
 from gateway.generation import Event, Generation
-from gateway.router import Answer, Router
+from gateway.lanes.router import Answer, Router
 from gateway.routes.collect import Collected, collect
 from gateway.routes.connection import HttpRequest, owner_of, router_of, while_connected
 from gateway.routes.many_prompts import Batch, open_batch

@@ -37,7 +37,7 @@ def said(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("gateway.loader")
+    logger = logging.getLogger("gateway.lanes.loader")
     logger.addHandler(handler)
     with serving(config_of({**models, "beside": scripted("Hello.")})) as server:
         yield server, lines

@@ -31,8 +31,8 @@ from gateway.errors import (
     ModelNotReady,
     error_class,
 )
-from gateway.forecast import Plan
 from gateway.generation import Chat, Event, Finished, Generation, Meter, Prompt
+from gateway.lanes.forecast import Plan
 from gateway.worker.frames import Began, Cancel, Ended, Failed, FromWorker, Prefilled, Submit, Tokens
 from gateway.worker.main import WorkerSpec, worker_main
 

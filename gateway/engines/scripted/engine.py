@@ -23,7 +23,6 @@ from gateway.engines.base import EngineStatus, State
 from gateway.engines.choice import ChoiceText
 from gateway.engines.scripted.script import Fault, Timing, error_of, read_script, timing
 from gateway.errors import ContextLengthExceeded, EngineFailed, ModelNotReady
-from gateway.forecast import Plan
 from gateway.generation import (
     Chat,
     Event,
@@ -37,6 +36,7 @@ from gateway.generation import (
     TokenLogprob,
     Usage,
 )
+from gateway.lanes.forecast import Plan
 
 _TOKEN = re.compile(r"\s*\S+|\s+$")
 

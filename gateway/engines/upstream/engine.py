@@ -29,8 +29,8 @@ from gateway.errors import (
     QueueFull,
     UpstreamFailed,
 )
-from gateway.forecast import Plan
 from gateway.generation import Chat, Event, Generation, Meter
+from gateway.lanes.forecast import Plan
 
 _CONNECT_S = 10.0
 _MALFORMED = (ValueError, TypeError, AttributeError)  # a frame that is not JSON, or not the JSON one expects

@@ -11,7 +11,7 @@ from litestar import get, post
 from litestar.types import ASGIApp
 
 from gateway.errors import InvalidRequest, ModelNotFound
-from gateway.router import ModelInfo, Router
+from gateway.lanes.router import ModelInfo, Router
 from gateway.routes.body import read_json
 from gateway.routes.connection import HttpRequest, router_of
 from gateway.routes.ollama_api.wire import (

@@ -15,7 +15,7 @@ from gateway.config import Defaults
 from gateway.engines.base import TextTools
 from gateway.errors import InvalidRequest, ModelNotReady
 from gateway.generation import Generation, Text, TokenIds
-from gateway.router import Router
+from gateway.lanes.router import Router
 from gateway.routes.body import read_json
 from gateway.routes.connection import HttpRequest, request_number, router_of
 from gateway.routes.openai_api.completion_wire import Completion, CompletionRequest

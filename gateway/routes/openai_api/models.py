@@ -7,7 +7,7 @@ from litestar.params import FromPath
 from litestar.types import ASGIApp
 
 from gateway.errors import ModelNotFound
-from gateway.router import ModelInfo
+from gateway.lanes.router import ModelInfo
 from gateway.routes.connection import HttpRequest, router_of
 from gateway.routes.openai_api.wire import ModelCard, ModelList
 from gateway.routes.operations import told

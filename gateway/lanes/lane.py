@@ -19,19 +19,19 @@ from typing import Any
 
 from msgspec import Struct
 
-from gateway.breaker import Breaker
-from gateway.breaker import State as BreakerState
 from gateway.config import BreakerConfig, ModelConfig
 from gateway.engines.base import Engine, EngineStatus, State
 from gateway.errors import GatewayError, ModelNotReady, QueueFull
 from gateway.generation import Event, Finished, Generation, Meter
-from gateway.lane_forecast import LaneForecast
-from gateway.loader import Loader
+from gateway.lanes.admission import Slots
+from gateway.lanes.breaker import Breaker
+from gateway.lanes.breaker import State as BreakerState
+from gateway.lanes.job import Request
+from gateway.lanes.lane_forecast import LaneForecast
+from gateway.lanes.loader import Loader
+from gateway.lanes.prober import Prober
+from gateway.lanes.run import Runner
 from gateway.metrics import LaneGauges, Metrics
-from gateway.prober import Prober
-from gateway.request import Request
-from gateway.runner import Runner
-from gateway.slots import Slots
 
 _NOT_READY: dict[State, str] = {
     "loading": "is loading",

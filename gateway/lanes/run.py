@@ -13,12 +13,12 @@ from contextlib import aclosing, contextmanager
 
 from msgspec.structs import replace
 
-from gateway.breaker import Breaker, Outcome, Watch
 from gateway.engines.base import Engine
 from gateway.errors import BreakerOpen, DeadlineExceeded, EngineFailed, GatewayError, ModelNotReady
 from gateway.generation import Finished, Started
-from gateway.lane_forecast import LaneForecast
-from gateway.request import Request
+from gateway.lanes.breaker import Breaker, Outcome, Watch
+from gateway.lanes.job import Request
+from gateway.lanes.lane_forecast import LaneForecast
 
 _log = logging.getLogger(__name__)
 

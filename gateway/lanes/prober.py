@@ -10,11 +10,11 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from gateway.breaker import Breaker, Outcome, Watch
 from gateway.config import ModelConfig
 from gateway.engines.base import Engine
 from gateway.errors import GatewayError
 from gateway.generation import Chat, Event, Generation, Message, Meter, Prompt, Sampling, Text
+from gateway.lanes.breaker import Breaker, Outcome, Watch
 
 _log = logging.getLogger(__name__)
 

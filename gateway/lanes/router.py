@@ -25,7 +25,7 @@ from gateway.config import Config, Defaults
 from gateway.engines.base import TextTools
 from gateway.errors import GatewayError, InvalidRequest, ModelNotFound
 from gateway.generation import ChoiceFinished, Event, Generation, Meter
-from gateway.lane import Lane, LaneStatus
+from gateway.lanes.lane import Lane, LaneStatus
 
 BACKGROUND_SUFFIX = ":background"
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from gateway.engines.base import Engine
 from gateway.errors import FirstTokenTooLate, GatewayError, QueueFull
-from gateway.forecast import Forecast, Plan
-from gateway.request import Request
-from gateway.slots import Slots
+from gateway.lanes.admission import Slots
+from gateway.lanes.forecast import Forecast, Plan
+from gateway.lanes.job import Request
 
 
 class LaneForecast:
