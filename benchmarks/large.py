@@ -14,10 +14,10 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 from weights import USUAL, bundle_of, gguf_file
 
-from gateway.bundles.build import CpuTarget, write_json
-from gateway.bundles.genai_writer import genai_config
-from gateway.bundles.open_source import open_source
-from gateway.bundles.source import Blocks, ModelSource
+from gateway.builder.build import CpuTarget, write_json
+from gateway.builder.graphs.genai_writer import genai_config
+from gateway.builder.sources.detect import open_source
+from gateway.builder.sources.source import Blocks, ModelSource
 
 HIDDEN, FFN = 2048, 8192
 SIZES = {"layers": 16, "hidden": HIDDEN, "ffn": FFN, "heads": 32, "kv_heads": 8, "head_dim": 64}

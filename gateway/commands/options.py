@@ -24,8 +24,8 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def load(arguments: argparse.Namespace, overrides: Mapping[str, Any] | None = None) -> Config:
     """The configuration in force, down to the names of the NPU's options. Raises ConfigError."""
-    from gateway.bundles.qnn_options import check_options
     from gateway.config_file import find_config, load_config
+    from gateway.qnn.options import check_options
 
     config = load_config(arguments.config, overrides=overrides)
     file, _ = find_config(arguments.config)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from gateway.bundles import build
-from gateway.bundles.build import STAMP, Graphs, Progress, build_bundle, read_stamp
+from gateway.builder import build
+from gateway.builder.build import STAMP, Graphs, Progress, build_bundle, read_stamp
+from gateway.builder.sources.source import ModelSource
 from gateway.bundles.bundle import load_bundle
-from gateway.bundles.source import ModelSource
 from gateway.errors import BundleError
 from tests.tiny import write_tiny_folder
 

@@ -11,10 +11,10 @@ import onnx
 import pytest
 from tokenizers import Tokenizer
 
-from gateway.bundles import quantise
-from gateway.bundles.cpu_graph import write_cpu_graph
-from gateway.bundles.open_source import open_source
-from gateway.bundles.source import Blocks, ModelSource
+from gateway.builder.graphs import quantise
+from gateway.builder.graphs.cpu import write_cpu_graph
+from gateway.builder.sources.detect import open_source
+from gateway.builder.sources.source import Blocks, ModelSource
 from gateway.errors import BundleError
 from tests.bundles.session import Array, BareSession
 from tests.oracle import Oracle, Weights, read_gguf

@@ -12,9 +12,9 @@ import pytest
 from huggingface_hub import constants
 from msgspec.structs import replace
 
-from gateway.bundles.build import BUNDLE_FORMAT, read_stamp
+from gateway.builder.build import BUNDLE_FORMAT, read_stamp
+from gateway.builder.fetch import ensure_bundle, make_bundle
 from gateway.bundles.bundle import load_bundle
-from gateway.bundles.fetch import ensure_bundle, make_bundle
 from gateway.config import ModelConfig
 from gateway.errors import BundleError
 from tests.bundles.hub import serve_hub

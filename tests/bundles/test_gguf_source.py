@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from gguf.quants import dequantize
 
-from gateway.bundles import gguf_blocks
-from gateway.bundles.open_source import open_source
-from gateway.bundles.source import EMBEDDING, HEAD, Blocks, layer
+from gateway.builder.sources import gguf_blocks
+from gateway.builder.sources.detect import open_source
+from gateway.builder.sources.source import EMBEDDING, HEAD, Blocks, layer
 from gateway.errors import BundleError
 from tests.tiny import tiny_weights
 from tests.tiny_gguf import write_tiny_gguf

@@ -10,7 +10,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from gateway.bundles.open_source import open_source
+from gateway.builder.sources.detect import open_source
 from gateway.errors import BundleError
 from tests.bpe_oracle import BpeOracle, words
 from tests.tiny_gguf import write_tiny_gguf

@@ -11,8 +11,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gateway.bundles.open_source import open_source
-from gateway.bundles.source import EMBEDDING, HEAD
+from gateway.builder.sources.detect import open_source
+from gateway.builder.sources.source import EMBEDDING, HEAD
 from gateway.errors import BundleError
 from tests.tiny import CHATML, tiny_weights, write_tiny_folder
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.bundles.qnn_options import DYNAMIC_MODES, check_options, known_options
 from gateway.errors import ConfigError
+from gateway.qnn.options import DYNAMIC_MODES, check_options, known_options
 
 
 def test_right_options_pass(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gateway.bundles import quantise
-from gateway.bundles.source import Blocks
+from gateway.builder.graphs import quantise
+from gateway.builder.sources.source import Blocks
 
 _RANDOM = np.random.default_rng(2)
 _WEIGHTS = _RANDOM.standard_normal((64, 256), np.float32)

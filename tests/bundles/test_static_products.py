@@ -10,11 +10,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 
-from gateway.bundles import quantise, static_products
-from gateway.bundles.graph import GraphWriter
-from gateway.bundles.open_source import open_source
-from gateway.bundles.source import ModelSource
-from gateway.bundles.static_products import Precision, Range, Ranges, make_products
+from gateway.builder.graphs import quantise, static_products
+from gateway.builder.graphs.static_products import Precision, Range, Ranges, make_products
+from gateway.builder.graphs.writer import GraphWriter
+from gateway.builder.sources.detect import open_source
+from gateway.builder.sources.source import ModelSource
 from tests.tiny import write_tiny_folder
 from tests.tiny_gguf import write_tiny_gguf
 

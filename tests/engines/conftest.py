@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gateway.builder.npu.target import look_for_npu
 from gateway.bundles.bundle import load_bundle
-from gateway.bundles.npu_target import look_for_npu
 from gateway.engines.base import Decoder, DecoderSpec, KVCache, Logits
 from gateway.engines.tokens import TokenText
 from gateway.generation import Grammar, Sampling

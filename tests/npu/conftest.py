@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.bundles import quantise
-from gateway.bundles.build import build_bundle
-from gateway.bundles.npu_target import look_for_npu
-from gateway.bundles.open_source import open_source
-from gateway.bundles.qnn_build import NpuTarget
-from gateway.bundles.qnn_provider import NpuDevice
-from gateway.bundles.source import EMBEDDING, FINAL_NORM, ModelSource, layer
+from gateway.builder.build import build_bundle
+from gateway.builder.graphs import quantise
+from gateway.builder.npu.build import NpuTarget
+from gateway.builder.npu.target import look_for_npu
+from gateway.builder.sources.detect import open_source
+from gateway.builder.sources.source import EMBEDDING, FINAL_NORM, ModelSource, layer
+from gateway.qnn.provider import NpuDevice
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.open import open_static_decoder
 from tests.npu import family_b, family_c

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import onnx
 from onnx import TensorProto, helper
 
-from gateway.bundles.qnn_compile import compile_graphs, compiled_name
-from gateway.bundles.qnn_provider import emulated_npu
-from gateway.bundles.source import ModelSource
-from gateway.bundles.static_graph import Part, write_embeddings_and_head, write_part
+from gateway.builder.graphs.static import Part, write_embeddings_and_head, write_part
+from gateway.builder.sources.source import ModelSource
+from gateway.qnn.compile import compile_graphs, compiled_name
+from gateway.qnn.provider import emulated_npu
 
 #: `none`: plain graphs; `whole`: one compiled network each; `islands`: attention stays on the CPU between networks.
 Compiled = Literal["none", "whole", "islands"]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from gateway.bundles.open_source import open_source
+from gateway.builder.sources.detect import open_source
 from gateway.bundles.static_pipeline import read_pipelines, runs_on_npu
 from gateway.engines.base import Logits
 from gateway.worker.decoders.static.decoder import StaticDecoder

@@ -12,13 +12,13 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from gateway.builder.npu.target import default_target, look_for_npu, may_have_npu, npu_target
 from gateway.bundles.genai_config import read_genai_config
-from gateway.bundles.npu_target import default_target, look_for_npu, may_have_npu, npu_target
-from gateway.bundles.qnn_compile import compile_graphs
-from gateway.bundles.qnn_context import check_fits, read_compiled
-from gateway.bundles.qnn_provider import NpuDevice, find_npu, open_session, placement
-from gateway.engines.qnn import NpuSessions, PerformanceSwitch
 from gateway.errors import BundleError, ConfigError
+from gateway.qnn.compile import compile_graphs
+from gateway.qnn.context import check_fits, read_compiled
+from gateway.qnn.provider import NpuDevice, find_npu, open_session, placement
+from gateway.qnn.sessions import NpuSessions, PerformanceSwitch
 from gateway.worker.main import WorkerSpec, open_decoder
 from tests.npu.conftest import OpenDecoder
 

@@ -11,22 +11,22 @@ import msgspec
 import numpy as np
 import pytest
 
-from gateway.bundles import qnn_build
-from gateway.bundles.build import build_bundle, read_stamp
+from gateway.builder.build import build_bundle, read_stamp
+from gateway.builder.fetch import ensure_bundle
+from gateway.builder.graphs.static import split, write_part
+from gateway.builder.graphs.static_products import COMPILE_OPTIONS, Range
+from gateway.builder.npu import build as qnn_build
+from gateway.builder.npu.build import REPORT, NpuReport, NpuTarget
+from gateway.builder.npu.calibration import calibrate
+from gateway.builder.npu.part_runner import cpu_session, run_part
+from gateway.builder.sources.detect import open_source
 from gateway.bundles.bundle import load_bundle
-from gateway.bundles.child import run_in_child
-from gateway.bundles.fetch import ensure_bundle
-from gateway.bundles.open_source import open_source
-from gateway.bundles.qnn_build import REPORT, NpuReport, NpuTarget
-from gateway.bundles.qnn_compile import compile_graphs
-from gateway.bundles.qnn_provider import NpuDevice, open_session
-from gateway.bundles.qnn_windows import cpu_session, run_part
-from gateway.bundles.static_calibration import calibrate
-from gateway.bundles.static_graph import split, write_part
-from gateway.bundles.static_products import COMPILE_OPTIONS, Range
+from gateway.child import run_in_child
 from gateway.cli import main
 from gateway.config import ModelConfig
 from gateway.errors import BundleError
+from gateway.qnn.compile import compile_graphs
+from gateway.qnn.provider import NpuDevice, open_session
 from tests.npu.conftest import OpenDecoder
 from tests.npu.test_static_decoder import IDS, greedy
 from tests.tiny import write_tiny_folder

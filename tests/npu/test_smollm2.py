@@ -10,13 +10,13 @@ import numpy as np
 import psutil
 import pytest
 
+from gateway.builder.fetch import ensure_bundle
+from gateway.builder.npu.build import REPORT, NpuReport
 from gateway.bundles.bundle import load_bundle
-from gateway.bundles.fetch import ensure_bundle
-from gateway.bundles.qnn_build import REPORT, NpuReport
-from gateway.bundles.qnn_provider import NpuDevice
 from gateway.config import ModelConfig
 from gateway.engines.local.prompts import Prompts
 from gateway.generation import Chat, Message
+from gateway.qnn.provider import NpuDevice
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.main import WorkerSpec, open_decoder
 from tests.conftest import MODELS, SMOLLM2

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from gateway.bundles.open_source import open_source
+from gateway.builder.sources.detect import open_source
 from gateway.engines.base import Decoder, KVCache, Logits
 from gateway.errors import EngineFailed
 from gateway.worker.decoders.static import open as static_open

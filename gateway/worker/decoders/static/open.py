@@ -19,12 +19,12 @@ import numpy as np
 import onnxruntime as ort
 
 from gateway.bundles.genai_config import Stage
-from gateway.bundles.qnn_context import read_compiled
-from gateway.bundles.qnn_provider import NpuDevice, any_npu, find_npu, placement
 from gateway.bundles.static_pipeline import Pipeline, read_batches, read_pipelines, runs_on_npu
 from gateway.engines.base import DecoderSpec, Device, Logits
-from gateway.engines.qnn import NpuSessions, PerformanceSwitch
 from gateway.errors import BundleError, EngineFailed
+from gateway.qnn.context import read_compiled
+from gateway.qnn.provider import NpuDevice, any_npu, find_npu, placement
+from gateway.qnn.sessions import NpuSessions, PerformanceSwitch
 from gateway.worker.decoders.onnx import SessionOptions, open_session
 from gateway.worker.decoders.static.batch import Batch
 from gateway.worker.decoders.static.cache import StaticCache

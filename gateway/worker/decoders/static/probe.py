@@ -11,11 +11,11 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from gateway.bundles.child import run_in_child, serve_request
 from gateway.bundles.static_pipeline import read_batches, read_pipelines, runs_on_npu
+from gateway.child import run_in_child, serve_request
 from gateway.engines.base import Device
-from gateway.engines.qnn import NpuSessions
 from gateway.errors import BundleError
+from gateway.qnn.sessions import NpuSessions
 from gateway.worker.decoders.static.open import device_for
 
 

@@ -15,10 +15,10 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway.bundles.cpu_graph import Activations, write_cpu_graph
-from gateway.bundles.genai_writer import genai_config
-from gateway.bundles.open_source import open_source
-from gateway.bundles.source import ModelSource
+from gateway.builder.graphs.cpu import Activations, write_cpu_graph
+from gateway.builder.graphs.genai_writer import genai_config
+from gateway.builder.sources.detect import open_source
+from gateway.builder.sources.source import ModelSource
 from gateway.errors import BundleError
 
 #: Counts up when the same source would give another bundle; `ensure_bundle` then builds again.

@@ -30,10 +30,10 @@ from typing import Literal
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
-from gateway.bundles import quantise
-from gateway.bundles.graph import MICROSOFT, GraphWriter
-from gateway.bundles.linear import FLOAT_ACTIVATIONS, INT8_ACTIVATIONS, LinearWriter, Packed
-from gateway.bundles.source import EMBEDDING, FINAL_NORM, HEAD, Blocks, ModelSource, TransformerConfig, layer
+from gateway.builder.graphs import quantise
+from gateway.builder.graphs.linear import FLOAT_ACTIVATIONS, INT8_ACTIVATIONS, LinearWriter, Packed
+from gateway.builder.graphs.writer import MICROSOFT, GraphWriter
+from gateway.builder.sources.source import EMBEDDING, FINAL_NORM, HEAD, Blocks, ModelSource, TransformerConfig, layer
 from gateway.errors import BundleError
 
 Activations = Literal["float", "int8"]

@@ -19,11 +19,11 @@ from typing import Any
 
 import onnxruntime as ort
 
-from gateway.bundles.qnn_compile import compiled_once
-from gateway.bundles.qnn_context import CompiledGraph, check_fits, read_compiled
-from gateway.bundles.qnn_options import check_options, known_options
-from gateway.bundles.qnn_provider import NpuDevice, host_memory, open_session, placement
 from gateway.errors import BundleError
+from gateway.qnn.compile import compiled_once
+from gateway.qnn.context import CompiledGraph, check_fits, read_compiled
+from gateway.qnn.options import check_options, known_options
+from gateway.qnn.provider import NpuDevice, host_memory, open_session, placement
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.bundles.source import GenerationDefaults, TransformerConfig
+from gateway.builder.sources.source import GenerationDefaults, TransformerConfig
 
 
 def genai_config(config: TransformerConfig, generation: GenerationDefaults, decoder: dict[str, Any]) -> dict[str, Any]:

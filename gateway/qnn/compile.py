@@ -10,9 +10,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from gateway.bundles.child import run_in_child, serve_request
-from gateway.bundles.qnn_provider import NpuDevice, open_session, provider_version
+from gateway.child import run_in_child, serve_request
 from gateway.errors import BundleError
+from gateway.qnn.provider import NpuDevice, open_session, provider_version
 
 #: The slowest compilation, which makes the fastest network.
 _AHEAD_OF_TIME = {"htp_graph_finalization_optimization_mode": "3"}

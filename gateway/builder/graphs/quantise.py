@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.bundles.source import Blocks
+from gateway.builder.sources.source import Blocks
 
 BLOCK = 32
 _ROWS_AT_ONCE = 4096  # bounds the temporaries on a vocabulary-sized matrix

@@ -16,9 +16,9 @@ import numpy as np
 import onnx
 from msgspec import Struct
 
-from gateway.bundles.child import run_in_child, serve_request
-from gateway.bundles.qnn_provider import NpuDevice, open_session
-from gateway.bundles.qnn_windows import Hidden, cpu_session, run_part
+from gateway.builder.npu.part_runner import Hidden, cpu_session, run_part
+from gateway.child import run_in_child, serve_request
+from gateway.qnn.provider import NpuDevice, open_session
 
 STEPS = 3  # tokens that go through the step graph
 

@@ -10,9 +10,9 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from gateway.bundles import quantise
-from gateway.bundles.graph import MICROSOFT, GraphWriter
-from gateway.bundles.source import Blocks
+from gateway.builder.graphs import quantise
+from gateway.builder.graphs.writer import MICROSOFT, GraphWriter
+from gateway.builder.sources.source import Blocks
 
 FLOAT_ACTIVATIONS, INT8_ACTIVATIONS = 0, 4  # MatMulNBits' accuracy levels
 

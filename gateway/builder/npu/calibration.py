@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from gateway.bundles.child import run_in_child, serve_request
-from gateway.bundles.qnn_windows import cpu_session, run_part
-from gateway.bundles.static_products import Range, Ranges
+from gateway.builder.graphs.static_products import Range, Ranges
+from gateway.builder.npu.part_runner import cpu_session, run_part
+from gateway.child import run_in_child, serve_request
 
 
 class CalibrationRequest(Struct, frozen=True):

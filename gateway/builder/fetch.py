@@ -13,8 +13,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from gateway.bundles.build import BUNDLE_FORMAT, CpuTarget, Progress, Target, build_bundle, copy_bundle, read_stamp
-from gateway.bundles.npu_target import npu_target
+from gateway.builder.build import BUNDLE_FORMAT, CpuTarget, Progress, Target, build_bundle, copy_bundle, read_stamp
+from gateway.builder.npu.target import npu_target
 from gateway.config import ModelConfig
 from gateway.errors import BundleError
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import onnx
 from msgspec import Struct
 
-from gateway.bundles.qnn_provider import NpuDevice
 from gateway.errors import BundleError
+from gateway.qnn.provider import NpuDevice
 
 _COMPATIBILITY = "ep_compatibility_info"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gateway.bundles.gguf_source import GgufSource
-from gateway.bundles.huggingface_source import HuggingFaceSource
-from gateway.bundles.source import ModelSource
+from gateway.builder.sources.gguf import GgufSource
+from gateway.builder.sources.huggingface import HuggingFaceSource
+from gateway.builder.sources.source import ModelSource
 from gateway.errors import BundleError
 
 

@@ -14,11 +14,11 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from gateway.bundles.build import Target
-from gateway.bundles.child import run_in_child, serve_request
-from gateway.bundles.qnn_build import NpuTarget
-from gateway.bundles.qnn_provider import NpuDevice
+from gateway.builder.build import Target
+from gateway.builder.npu.build import NpuTarget
+from gateway.child import run_in_child, serve_request
 from gateway.errors import BundleError
+from gateway.qnn.provider import NpuDevice
 
 
 class _Question(Struct, frozen=True):
@@ -74,7 +74,7 @@ def ask_for_npu(*, emulated: bool) -> NpuDevice | None:
 
 
 def _look(question: _Question) -> None:
-    from gateway.bundles.qnn_provider import emulated_npu, find_npu
+    from gateway.qnn.provider import emulated_npu, find_npu
 
     device = find_npu() or (emulated_npu() if question.emulated else None)
     Path(question.answer).write_bytes(msgspec.json.encode(device))

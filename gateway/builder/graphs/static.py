@@ -28,11 +28,11 @@ import numpy as np
 from msgspec import Struct
 from onnx import TensorProto
 
-from gateway.bundles import quantise
-from gateway.bundles.graph import MICROSOFT, Dimension, GraphWriter
-from gateway.bundles.linear import LinearWriter
-from gateway.bundles.source import EMBEDDING, FINAL_NORM, HEAD, Blocks, ModelSource, layer
-from gateway.bundles.static_products import Precision, Products, Ranges, make_products
+from gateway.builder.graphs import quantise
+from gateway.builder.graphs.linear import LinearWriter
+from gateway.builder.graphs.static_products import Precision, Products, Ranges, make_products
+from gateway.builder.graphs.writer import MICROSOFT, Dimension, GraphWriter
+from gateway.builder.sources.source import EMBEDDING, FINAL_NORM, HEAD, Blocks, ModelSource, layer
 
 PROMPT, STEP, BATCH = "context", "iterator", "batch"  # graphs by name; the first two are Windows ML's names
 

@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.bundles import safetensors
-from gateway.bundles.source import (
+from gateway.builder.sources import safetensors_file as safetensors
+from gateway.builder.sources.source import (
     ARCHITECTURES,
     HEAD,
     Blocks,

@@ -25,10 +25,10 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from gateway.bundles import quantise
-from gateway.bundles.graph import GraphWriter
-from gateway.bundles.linear import LinearWriter
-from gateway.bundles.source import Blocks, ModelSource
+from gateway.builder.graphs import quantise
+from gateway.builder.graphs.linear import LinearWriter
+from gateway.builder.graphs.writer import GraphWriter
+from gateway.builder.sources.source import Blocks, ModelSource
 
 Precision = Literal["fp32", "fp16", "int4", "w8a16", "w4a16"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from gateway.bundles.qnn_compile import compiled_name
-from gateway.bundles.static_graph import PROMPT, Part, graph_stem
+from gateway.builder.graphs.static import PROMPT, Part, graph_stem
+from gateway.qnn.compile import compiled_name
 
 _INPUTS = {
     "input_ids": "input_ids",

@@ -10,8 +10,9 @@ import numpy as np
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from gateway.bundles import gguf_blocks, gguf_tokenizer, quantise
-from gateway.bundles.source import (
+from gateway.builder.graphs import quantise
+from gateway.builder.sources import gguf_blocks, gguf_tokenizer
+from gateway.builder.sources.source import (
     ARCHITECTURES,
     EMBEDDING,
     FINAL_NORM,

@@ -22,19 +22,19 @@ from msgspec import Struct
 from msgspec.structs import replace
 from tokenizers import Tokenizer
 
-from gateway.bundles.build import Graphs as BundleGraphs
-from gateway.bundles.build import Progress, write_json
-from gateway.bundles.genai_writer import genai_config
-from gateway.bundles.qnn_check import STEPS, CheckRequest, Graphs, PartCheck, check_part
-from gateway.bundles.qnn_compile import compile_graphs, compiled_name
-from gateway.bundles.qnn_provider import NpuDevice, provider_version
-from gateway.bundles.qnn_windows import cpu_session
-from gateway.bundles.source import ModelSource
-from gateway.bundles.static_calibration import calibrate
-from gateway.bundles.static_graph import BATCH, PROMPT, STEP, Part, split, write_embeddings_and_head, write_part
-from gateway.bundles.static_layout import StaticLayout
-from gateway.bundles.static_products import COMPILE_OPTIONS, Precision, Ranges
+from gateway.builder.build import Graphs as BundleGraphs
+from gateway.builder.build import Progress, write_json
+from gateway.builder.graphs.genai_writer import genai_config
+from gateway.builder.graphs.static import BATCH, PROMPT, STEP, Part, split, write_embeddings_and_head, write_part
+from gateway.builder.graphs.static_layout import StaticLayout
+from gateway.builder.graphs.static_products import COMPILE_OPTIONS, Precision, Ranges
+from gateway.builder.npu.calibration import calibrate
+from gateway.builder.npu.check import STEPS, CheckRequest, Graphs, PartCheck, check_part
+from gateway.builder.npu.part_runner import cpu_session
+from gateway.builder.sources.source import ModelSource
 from gateway.errors import BundleError
+from gateway.qnn.compile import compile_graphs, compiled_name
+from gateway.qnn.provider import NpuDevice, provider_version
 
 REPORT = "npu.json"
 #: Precisions that round activations, and have to see their ranges first.
