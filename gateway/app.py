@@ -23,19 +23,19 @@ from gateway.errors import ConfigError
 from gateway.lanes.lane import Lane
 from gateway.lanes.router import Router
 from gateway.metrics import Metrics
-from gateway.protocol import BACKLOG, LimitedProtocol, allow_open_files
 from gateway.routes import health, root, tokenize
 from gateway.routes import openapi as schema
 from gateway.routes.anthropic_api import routes as anthropic
-from gateway.routes.body import bodies_within
-from gateway.routes.connection import request_number
 from gateway.routes.error_handler import refuse
-from gateway.routes.guards import cors_of, guards_of
 from gateway.routes.ollama_api import models as ollama_models
 from gateway.routes.ollama_api import routes as ollama
 from gateway.routes.openai_api import chat, completions, embeddings, models
 from gateway.routes.responses_api import routes as responses
 from gateway.routes.responses_api.store import ResponseStore
+from gateway.server.body import bodies_within
+from gateway.server.connections import BACKLOG, LimitedProtocol, allow_open_files
+from gateway.server.guards import cors_of, guards_of
+from gateway.server.request import request_number
 
 HANDLERS = [
     root.root,

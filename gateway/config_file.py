@@ -23,8 +23,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.config import BreakerConfig, Config, Defaults, ModelConfig, ServerConfig, mistakes
+from gateway.config_value import Setting, Table, convert, nearest, quoted, upper
 from gateway.errors import ConfigError
-from gateway.settings import Setting, Table, convert, nearest, quoted, upper
 
 ENV_PREFIX = "NPU_GATEWAY_"
 _TABLES: dict[str, type[Struct]] = {"server": ServerConfig, "defaults": Defaults, "breaker": BreakerConfig}

@@ -182,7 +182,7 @@ def test_stalled_body_does_not_block_others(server: Running, http: httpx.Client)
 def test_stalled_body_is_408_in_the_end_and_the_connection_closed(
     monkeypatch: pytest.MonkeyPatch, server: Running
 ) -> None:
-    monkeypatch.setattr("gateway.routes.body.BODY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("gateway.server.body.BODY_TIMEOUT_S", 0.2)
     head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{{"
     assert server.exchange(head.encode()).startswith(b"HTTP/1.1 408")
 

@@ -22,8 +22,8 @@ from typing import Any
 import psutil
 import pytest
 
-from gateway import protocol
 from gateway.config import ModelConfig, ServerConfig
+from gateway.server import connections as protocol
 from tests.commands.processes import SCRIPTED, free_port
 from tests.commands.processes import serving as gateway_process
 from tests.server import Running, config_of, scripted, serving
@@ -304,7 +304,7 @@ def test_a_body_that_nobody_waits_for_may_not_drip(impatient: None, server: Runn
 
 
 def test_a_body_that_drips_is_408(monkeypatch: pytest.MonkeyPatch, server: Running) -> None:
-    monkeypatch.setattr("gateway.routes.body.BODY_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("gateway.server.body.BODY_TIMEOUT_S", 0.5)
     with closing(server.connect()) as connection:
         connection.sendall(head(PATH, "Content-Length: 1000"))
         with suppress(ConnectionError):
@@ -337,7 +337,7 @@ LIES = {
 def test_a_body_that_lies_about_its_length_is_refused(
     monkeypatch: pytest.MonkeyPatch, impatient: None, server: Running, lie: str
 ) -> None:
-    monkeypatch.setattr("gateway.routes.body.BODY_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("gateway.server.body.BODY_TIMEOUT_S", 0.5)
     lines, body, status = LIES[lie]
     with closing(server.connect()) as connection:
         with suppress(ConnectionError):

@@ -15,9 +15,9 @@ from litestar import Litestar
 from gateway import cli
 from gateway.app import bind
 from gateway.config import ServerConfig
-from gateway.routes.body import MAX_SEPARATORS, MAX_VALUES
 from gateway.routes.openai_api.completions import MAX_PROMPTS
 from gateway.routes.openai_api.wire import MAX_BIASES, MAX_CHOICES, MAX_MESSAGES, MAX_STOPS, MAX_TOOLS
+from gateway.server.body import MAX_SEPARATORS, MAX_VALUES
 from tests.server import Running, config_of, scripted, serving
 
 ROOT = Path(__file__).parent.parent
@@ -100,7 +100,7 @@ def test_every_key_is_compared_in_constant_time_whichever_fits(
         compared.append(a)
         return plain(a, b)
 
-    monkeypatch.setattr("gateway.routes.guards.hmac.compare_digest", counted)
+    monkeypatch.setattr("gateway.server.guards.hmac.compare_digest", counted)
     with locked.http() as http:
         response = http.get("/v1/models", headers={"authorization": f"Bearer {key}".encode("latin-1")})
     assert response.status_code == (200 if key in KEYS.values() else 401)

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from gateway.errors import InvalidRequest
-from gateway.routes.body import parse
 from gateway.routes.openai_api.wire import ChatRequest
+from gateway.server.body import parse
 
 decoder = msgspec.json.Decoder(ChatRequest)
 HELLO = [{"role": "user", "content": "Hello"}]

@@ -10,7 +10,7 @@ import jinja2
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from gateway.sandbox import Environment, TooMuch, render
+from gateway.text.jinja_sandbox import Environment, TooMuch, render
 
 VARIABLES: dict[str, Any] = {
     "messages": [{"role": "user", "content": "é <b>"}, {"role": "assistant", "content": "two\nlines"}],
@@ -62,7 +62,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_go_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.sandbox.MAX_SECONDS", 0.5)
+    monkeypatch.setattr("gateway.text.jinja_sandbox.MAX_SECONDS", 0.5)
     template = Environment().from_string(BOMBS[name])
     tracemalloc.start()
     began = time.monotonic()

@@ -16,7 +16,7 @@ from gateway.config import ModelConfig, ServerConfig
 from gateway.engines.base import EngineStatus
 from gateway.errors import EngineFailed
 from gateway.generation import Event, Generation, Meter, Started, TextDelta
-from gateway.sse import PING, EventStream, frame
+from gateway.server.sse import PING, EventStream, frame
 from tests.server import Running, config_of, scripted, serving
 
 CHAT = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}]}
@@ -134,7 +134,7 @@ async def test_source_is_closed_when_the_client_left_before_the_first_piece() ->
 async def test_client_that_stops_reading_is_given_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("gateway.sse.SEND_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("gateway.server.sse.SEND_TIMEOUT_S", 0.05)
     closed = asyncio.Event()
 
     async def source() -> AsyncGenerator[bytes, None]:

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.errors import BundleError, InvalidRequest
 from gateway.generation import Chat, Message, Tool, ToolCall
-from gateway.templates import ChatTemplate
+from gateway.text.templates import ChatTemplate
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.textstream import TextStream
+from gateway.text.textstream import TextStream
 
 letters = st.text(alphabet="ab<é", max_size=40)
 patterns = st.lists(st.text(alphabet="ab<é", min_size=1, max_size=6), max_size=4)

@@ -10,7 +10,7 @@ from msgspec import Struct
 from gateway.dialects.base import Delta, is_single, offered
 from gateway.dialects.calls import CallReader, openai_id
 from gateway.generation import Chat, ReasoningDelta, TextDelta
-from gateway.textstream import TextStream
+from gateway.text.textstream import TextStream
 
 THINK, THOUGHT = "<think>", "</think>"
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from gateway.dialects.base import Delta, Parser
 from gateway.generation import ChoiceFinished, Event, FinishReason, TextDelta, TokenLogprob, ToolCallDelta
-from gateway.textstream import TextStream
+from gateway.text.textstream import TextStream
 
 
 class _Placed(Struct, frozen=True):

@@ -9,10 +9,10 @@ from msgspec import Struct
 
 from gateway.lanes.lane import LaneStatus
 from gateway.metrics import CONTENT_TYPE
-from gateway.routes.connection import HttpRequest, router_of
-from gateway.routes.guards import OPEN
-from gateway.routes.operations import told
 from gateway.routes.respond import json_response
+from gateway.server.guards import OPEN
+from gateway.server.openapi_operation import told
+from gateway.server.request import HttpRequest, router_of
 
 
 class Health(Struct):

@@ -21,12 +21,12 @@ from litestar.types import ASGIApp
 from gateway import __version__
 from gateway.config import ServerConfig
 from gateway.errors import BodyTimeout, BodyTooLarge, Forbidden, GatewayError, InvalidRequest, Unauthorized, Unavailable
-from gateway.routes.connection import HttpRequest, router_of
 from gateway.routes.error_handler import body_of
-from gateway.routes.guards import OPEN
-from gateway.routes.operations import Operation, Stream, told
 from gateway.routes.respond import json_response
-from gateway.sse import MEDIA_TYPE as EVENTS
+from gateway.server.guards import OPEN
+from gateway.server.openapi_operation import Operation, Stream, told
+from gateway.server.request import HttpRequest, router_of
+from gateway.server.sse import MEDIA_TYPE as EVENTS
 
 Json = dict[str, Any]
 

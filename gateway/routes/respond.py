@@ -23,11 +23,11 @@ from gateway.errors import (
 from gateway.generation import Event, Generation
 from gateway.lanes.router import Answer, Router
 from gateway.routes.collect import Collected, collect
-from gateway.routes.connection import HttpRequest, owner_of, router_of, while_connected
 from gateway.routes.many_prompts import Batch, open_batch
 from gateway.routes.openai_api.wire import ErrorBody, ErrorDetail
-from gateway.routes.operations import Parameter, Stream, told
-from gateway.sse import EventStream
+from gateway.server.openapi_operation import Parameter, Stream, told
+from gateway.server.request import HttpRequest, owner_of, router_of, while_connected
+from gateway.server.sse import EventStream
 
 TIMEOUT, FIRST_TOKEN, PRIORITY = "x-request-timeout-ms", "x-max-ttft-ms", "x-gateway-priority"
 PREDICTED_TTFT = "x-gateway-predicted-ttft-ms"  # in the answer

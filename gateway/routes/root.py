@@ -6,8 +6,8 @@ from litestar import route
 from litestar.enums import HttpMethod, MediaType
 
 from gateway import __version__
-from gateway.routes.guards import OPEN
-from gateway.routes.operations import told
+from gateway.server.guards import OPEN
+from gateway.server.openapi_operation import told
 
 _KNOCK = told("A word for people", gives=str, media_type="text/plain")
 

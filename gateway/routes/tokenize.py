@@ -11,8 +11,6 @@ from litestar.types import ASGIApp
 from gateway.engines.base import TextTools
 from gateway.errors import InvalidRequest, ModelNotFound
 from gateway.generation import Chat, Tool, ToolChoice
-from gateway.routes.body import check_depth, read_json
-from gateway.routes.connection import HttpRequest, router_of
 from gateway.routes.openai_api.completion_wire import (
     AppliedTemplate,
     ApplyTemplateRequest,
@@ -25,8 +23,10 @@ from gateway.routes.openai_api.completion_wire import (
 from gateway.routes.openai_api.parse_messages import messages_of
 from gateway.routes.openai_api.parse_tools import tools_of
 from gateway.routes.openai_api.wire import ChatMessage, Json, ToolDefinition
-from gateway.routes.operations import told
 from gateway.routes.respond import json_response
+from gateway.server.body import check_depth, read_json
+from gateway.server.openapi_operation import told
+from gateway.server.request import HttpRequest, router_of
 
 _tokenize_decoder = msgspec.json.Decoder(TokenizeRequest)
 _detokenize_decoder = msgspec.json.Decoder(DetokenizeRequest)

@@ -12,7 +12,7 @@ import pytest
 from gateway.bundles.genie_config import GenieBundle, load_genie_bundle
 from gateway.errors import BundleError
 from gateway.generation import Chat, Message
-from gateway.templates import ChatTemplate
+from gateway.text.templates import ChatTemplate
 from tests.npu.genie_bundle import SPECIAL_TOKENS, write_genie_bundle
 
 Change = Callable[[dict[str, Any]], object]

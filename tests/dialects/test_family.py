@@ -11,9 +11,9 @@ import pytest
 
 from gateway.dialects.base import Terminal
 from gateway.dialects.choose import choose_dialect
-from gateway.engines.tokens import TokenText
 from gateway.generation import Chat, Grammar, Message, Tool, ToolCall, ToolChoice
-from gateway.templates import ChatTemplate
+from gateway.text.templates import ChatTemplate
+from gateway.text.tokens import TokenText
 from gateway.worker.grammar.constraint import GrammarCompiler
 
 FAMILIES = ("hermes", "llama", "mistral", "mistral-args", "phi")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from gateway.engines.base import Logits
-from gateway.engines.tokens import TokenText
 from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.generation import Grammar
+from gateway.text.tokens import TokenText
 from gateway.worker.grammar.constraint import MAX_CHARACTERS, GrammarCompiler, GrammarConstraint
 from tests.engines.structured import SCHEMAS, Schema, faults, lark, regex, schema_grammar
 from tests.tiny import VOCABULARY

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from gateway.engines.tokens import TokenText
 from gateway.generation import Grammar, Sampling
+from gateway.text.tokens import TokenText
 from gateway.worker.frames import Ended, Tokens
 from gateway.worker.grammar.constraint import GrammarCompiler, GrammarConstraint
 from tests.engines.conftest import GREEDY, Bench

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.engines.infill import infill_ids
-from gateway.engines.tokens import TokenText
+from gateway.text.infill import infill_ids
+from gateway.text.tokens import TokenText
 from tests.engines.test_tokens import BYTE_LEVEL
 from tests.tiny import SPECIAL_TOKENS, train_tokenizer
 

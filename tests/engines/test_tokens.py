@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from gateway.engines.tokens import TokenText
 from gateway.errors import BundleError, InvalidRequest
+from gateway.text.tokens import TokenText
 from tests.tiny import train_tokenizer
 
 TRICKY = [

@@ -33,7 +33,6 @@ from gateway.generation import (
 )
 from gateway.routes.anthropic_api.routes import messages_generation
 from gateway.routes.anthropic_api.wire import MessagesRequest
-from gateway.routes.body import parse
 from gateway.routes.ollama_api import parse as ollama_prompts
 from gateway.routes.ollama_api.wire import OllamaChatRequest, OllamaGenerateRequest
 from gateway.routes.openai_api.completion_wire import CompletionRequest
@@ -44,7 +43,8 @@ from gateway.routes.responses_api.parse import placed_items
 from gateway.routes.responses_api.routes import response_generation
 from gateway.routes.responses_api.store import ResponseStore
 from gateway.routes.responses_api.wire import ResponsesRequest
-from gateway.textstream import TextStream
+from gateway.server.body import parse
+from gateway.text.textstream import TextStream
 
 DEFAULTS = Defaults()
 STORE = ResponseStore()

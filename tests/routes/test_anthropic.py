@@ -31,7 +31,7 @@ from gateway.generation import (
 from gateway.routes.anthropic_api.render import AnthropicRendering
 from gateway.routes.anthropic_api.routes import messages_generation
 from gateway.routes.anthropic_api.wire import ContentBlock, MessagesRequest
-from gateway.routes.body import parse
+from gateway.server.body import parse
 from tests.routes.conftest import PARIS
 from tests.routes.test_completion_requests import ANYTHING
 from tests.server import Running, config_of, scripted, serving

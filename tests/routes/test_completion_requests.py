@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from gateway.config import Defaults
 from gateway.errors import InvalidRequest
 from gateway.generation import Generation, Grammar, Text, TokenIds
-from gateway.routes.body import parse
 from gateway.routes.openai_api.completion_wire import CompletionRequest
 from gateway.routes.openai_api.completions import completion_generations
+from gateway.server.body import parse
 
 decoder = msgspec.json.Decoder(CompletionRequest)
 DEFAULTS = Defaults(max_tokens=99, temperature=0.3, top_p=0.8, top_k=40, min_p=0.1, repetition_penalty=1.1)

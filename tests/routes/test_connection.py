@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import pytest
 
-from gateway.routes.connection import ClientLeft, HttpRequest, while_connected
+from gateway.server.request import ClientLeft, HttpRequest, while_connected
 
 
 class Gone:

@@ -17,7 +17,7 @@ from openai import OpenAI
 from openai.types import Completion, CompletionChoice
 
 from gateway.bundles.bundle import load_bundle
-from gateway.engines.tokens import TokenText
+from gateway.text.tokens import TokenText
 from gateway.worker.decoders.cpu import CpuDecoder
 from tests.server import Running
 

@@ -31,10 +31,10 @@ from gateway.generation import (
     ToolCallDelta,
     Usage,
 )
-from gateway.routes.body import parse
 from gateway.routes.ollama_api.parse import UNLIMITED, chat_of, generation_of, prompt_of
 from gateway.routes.ollama_api.render import OllamaRendering
 from gateway.routes.ollama_api.wire import OllamaChatRequest, OllamaGenerateRequest, Options
+from gateway.server.body import parse
 from tests.routes.conftest import PARIS
 from tests.routes.test_completion_requests import ANYTHING
 from tests.server import Running

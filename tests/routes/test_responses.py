@@ -29,13 +29,13 @@ from gateway.generation import (
     ToolCallDelta,
     Usage,
 )
-from gateway.routes.body import parse
 from gateway.routes.collect import Collected, CollectedChoice, collect
 from gateway.routes.responses_api.parse import placed_items
 from gateway.routes.responses_api.render import ResponsesRendering
 from gateway.routes.responses_api.routes import response_generation
 from gateway.routes.responses_api.store import ResponseStore
 from gateway.routes.responses_api.wire import InputItem, Response, ResponsesRequest
+from gateway.server.body import parse
 from tests.routes.conftest import PARIS
 from tests.routes.test_completion_requests import ANYTHING
 from tests.server import Running, config_of, scripted, serving

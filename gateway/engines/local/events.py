@@ -14,7 +14,6 @@ from msgspec.structs import replace
 
 from gateway.dialects.base import Parser
 from gateway.engines.choice import ChoiceText
-from gateway.engines.tokens import TextDecoder, TokenText
 from gateway.errors import GatewayError
 from gateway.generation import (
     Event,
@@ -27,6 +26,7 @@ from gateway.generation import (
     TokenLogprob,
     Usage,
 )
+from gateway.text.tokens import TextDecoder, TokenText
 from gateway.worker.frames import Began, Cancel, Ended, Prefilled, Scored, Tokens, ToWorker
 
 _FLOOR = -9999.0  # the lowest log-probability that is reported: JSON has no infinity

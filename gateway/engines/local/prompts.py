@@ -12,11 +12,11 @@ from msgspec import Struct
 from gateway.dialects.base import Parser
 from gateway.dialects.choose import choose_dialect
 from gateway.dialects.plain import PlainParser
-from gateway.engines.infill import infill_ids
-from gateway.engines.tokens import TokenText
 from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.generation import Chat, Generation, Grammar, Prompt, Text, TokenIds
-from gateway.templates import ChatTemplate
+from gateway.text.infill import infill_ids
+from gateway.text.templates import ChatTemplate
+from gateway.text.tokens import TokenText
 
 
 class PreparedPrompt(Struct, frozen=True, kw_only=True):

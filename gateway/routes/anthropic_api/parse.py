@@ -15,9 +15,9 @@ from gateway.routes.anthropic_api.wire import (
     CountTokensRequest,
     InputMessage,
 )
-from gateway.routes.body import check_depth
 from gateway.routes.openai_api.parse_tools import tool_choice_of
 from gateway.routes.openai_api.wire import ChatRequest, FunctionName, NamedChoice
+from gateway.server.body import check_depth
 
 Content = str | list[ContentBlock]
 

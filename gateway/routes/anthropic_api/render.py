@@ -40,7 +40,7 @@ from gateway.routes.anthropic_api.wire import (
     ToolUseBlock,
 )
 from gateway.routes.collect import Collected, CollectedChoice, arguments_of
-from gateway.sse import MEDIA_TYPE, frame
+from gateway.server.sse import MEDIA_TYPE, frame
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 

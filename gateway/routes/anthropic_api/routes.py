@@ -20,13 +20,13 @@ from gateway.routes.anthropic_api.wire import (
     StreamEvent,
     TokenCount,
 )
-from gateway.routes.body import read_json
-from gateway.routes.connection import HttpRequest, request_number, router_of
 from gateway.routes.openai_api.parse import sampling_of
 from gateway.routes.openai_api.parse_grammar import schema_grammar
 from gateway.routes.openai_api.wire import GenerationFields
-from gateway.routes.operations import Stream, told
 from gateway.routes.respond import answer, generates, json_response
+from gateway.server.body import read_json
+from gateway.server.openapi_operation import Stream, told
+from gateway.server.request import HttpRequest, request_number, router_of
 
 _messages_decoder = msgspec.json.Decoder(MessagesRequest)
 _count_decoder = msgspec.json.Decoder(CountTokensRequest)

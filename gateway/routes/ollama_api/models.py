@@ -12,8 +12,6 @@ from litestar.types import ASGIApp
 
 from gateway.errors import InvalidRequest, ModelNotFound
 from gateway.lanes.router import ModelInfo, Router
-from gateway.routes.body import read_json
-from gateway.routes.connection import HttpRequest, router_of
 from gateway.routes.ollama_api.wire import (
     ApiVersion,
     ModelDetails,
@@ -24,8 +22,10 @@ from gateway.routes.ollama_api.wire import (
     ShownModel,
     ShowRequest,
 )
-from gateway.routes.operations import told
 from gateway.routes.respond import json_response
+from gateway.server.body import read_json
+from gateway.server.openapi_operation import told
+from gateway.server.request import HttpRequest, router_of
 
 #: The release of Ollama whose API this is: editors ask for a minimum.
 API_VERSION = "0.12.11"

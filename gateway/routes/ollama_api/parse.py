@@ -12,7 +12,6 @@ from msgspec import UNSET
 from gateway.config import Defaults
 from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.generation import Chat, Generation, Grammar, Message, Prompt, Text, ToolCall, ToolChoice
-from gateway.routes.body import check_depth
 from gateway.routes.ollama_api.wire import (
     OllamaCall,
     OllamaChatRequest,
@@ -25,6 +24,7 @@ from gateway.routes.openai_api.parse import sampling_of, stop_of
 from gateway.routes.openai_api.parse_grammar import schema_grammar
 from gateway.routes.openai_api.parse_tools import tools_of
 from gateway.routes.openai_api.wire import GenerationFields
+from gateway.server.body import check_depth
 
 UNLIMITED = 2**31 - 1  # as many tokens as the context leaves
 

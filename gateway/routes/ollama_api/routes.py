@@ -10,14 +10,14 @@ from litestar import post
 from litestar.types import ASGIApp
 
 from gateway.generation import Prompt
-from gateway.routes.body import read_json
-from gateway.routes.connection import HttpRequest, request_number, router_of
 from gateway.routes.ollama_api.models import model_named
 from gateway.routes.ollama_api.parse import chat_of, generation_of, prompt_of
 from gateway.routes.ollama_api.render import MEDIA_TYPE, Kind, OllamaRendering, reply_of
 from gateway.routes.ollama_api.wire import OllamaChatRequest, OllamaGenerateRequest, OllamaReply, OllamaRequest
-from gateway.routes.operations import Stream
 from gateway.routes.respond import answer, generates, json_response
+from gateway.server.body import read_json
+from gateway.server.openapi_operation import Stream
+from gateway.server.request import HttpRequest, request_number, router_of
 
 _chat_decoder = msgspec.json.Decoder(OllamaChatRequest)
 _generate_decoder = msgspec.json.Decoder(OllamaGenerateRequest)

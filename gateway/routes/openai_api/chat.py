@@ -6,13 +6,13 @@ import msgspec
 from litestar import post
 from litestar.types import ASGIApp
 
-from gateway.routes.body import read_json
-from gateway.routes.connection import HttpRequest, request_number, router_of
 from gateway.routes.openai_api.parse import chat_generation, wants_usage
 from gateway.routes.openai_api.render_chat import ChatRendering
 from gateway.routes.openai_api.wire import ChatCompletion, ChatCompletionChunk, ChatRequest
-from gateway.routes.operations import Stream
 from gateway.routes.respond import answer, generates
+from gateway.server.body import read_json
+from gateway.server.openapi_operation import Stream
+from gateway.server.request import HttpRequest, request_number, router_of
 
 _decoder = msgspec.json.Decoder(ChatRequest)
 _OPERATION = generates("Answer a chat", ChatRequest, ChatCompletion, Stream(ChatCompletionChunk, last="[DONE]"))

@@ -16,14 +16,14 @@ from gateway.engines.base import TextTools
 from gateway.errors import InvalidRequest, ModelNotReady
 from gateway.generation import Generation, Text, TokenIds
 from gateway.lanes.router import Router
-from gateway.routes.body import read_json
-from gateway.routes.connection import HttpRequest, request_number, router_of
 from gateway.routes.openai_api.completion_wire import Completion, CompletionRequest
 from gateway.routes.openai_api.parse import check_stream_options, min_tokens_of, sampling_of, stop_of, wants_usage
 from gateway.routes.openai_api.parse_grammar import grammar_of
 from gateway.routes.openai_api.render_completion import CompletionRendering, CompletionShape
-from gateway.routes.operations import Stream
 from gateway.routes.respond import answer_all, generates
+from gateway.server.body import read_json
+from gateway.server.openapi_operation import Stream
+from gateway.server.request import HttpRequest, request_number, router_of
 
 MAX_TOKENS = 16  # OpenAI's default here, unlike that of a chat
 MAX_PROMPTS = 1_000  # in one request

@@ -10,10 +10,10 @@ from litestar import post
 from litestar.types import ASGIApp
 
 from gateway.errors import ModelNotFound, UnsupportedParameter
-from gateway.routes.body import read_json
-from gateway.routes.connection import HttpRequest, router_of
 from gateway.routes.openai_api.completion_wire import EmbeddingRequest
-from gateway.routes.operations import told
+from gateway.server.body import read_json
+from gateway.server.openapi_operation import told
+from gateway.server.request import HttpRequest, router_of
 
 _decoder = msgspec.json.Decoder(EmbeddingRequest)
 _OPERATION = told("Refused: no model here embeds text", takes=EmbeddingRequest, raises=(ModelNotFound,))

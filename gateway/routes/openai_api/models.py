@@ -8,10 +8,10 @@ from litestar.types import ASGIApp
 
 from gateway.errors import ModelNotFound
 from gateway.lanes.router import ModelInfo
-from gateway.routes.connection import HttpRequest, router_of
 from gateway.routes.openai_api.wire import ModelCard, ModelList
-from gateway.routes.operations import told
 from gateway.routes.respond import json_response
+from gateway.server.openapi_operation import told
+from gateway.server.request import HttpRequest, router_of
 
 
 @get(["/v1/models", "/models"], opt=told("Every model, aliases included", gives=ModelList))

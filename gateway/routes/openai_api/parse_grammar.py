@@ -12,8 +12,8 @@ import msgspec
 
 from gateway.errors import InvalidRequest
 from gateway.generation import Grammar
-from gateway.routes.body import check_depth
 from gateway.routes.openai_api.wire import GenerationFields, Json, ResponseFormat, StructuredOutputs
+from gateway.server.body import check_depth
 
 Asked = Iterator[tuple[str, Grammar]]  # the field that asks, and for what
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.generation import Tool, ToolChoice
-from gateway.routes.body import check_depth
 from gateway.routes.openai_api.wire import AllowedTools, ChatRequest, FunctionDefinition, NamedChoice, ToolDefinition
+from gateway.server.body import check_depth
 
 Mode = Literal["auto", "none", "required"]
 

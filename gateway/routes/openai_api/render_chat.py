@@ -39,7 +39,7 @@ from gateway.routes.openai_api.wire import (
     TopLogprob,
 )
 from gateway.routes.respond import error_body
-from gateway.sse import DONE, MEDIA_TYPE, frame
+from gateway.server.sse import DONE, MEDIA_TYPE, frame
 
 LOGPROB_FLOOR = -9999.0  # what OpenAI reports for a token of probability zero; minus infinity is no JSON
 

@@ -14,7 +14,7 @@ from gateway.routes.collect import Collected, CollectedChoice
 from gateway.routes.openai_api.completion_wire import Completion, TextChoice, TextLogprobs
 from gateway.routes.openai_api.render_chat import LOGPROB_FLOOR, fingerprint, usage_of
 from gateway.routes.respond import error_body
-from gateway.sse import DONE, MEDIA_TYPE, frame
+from gateway.server.sse import DONE, MEDIA_TYPE, frame
 
 
 class CompletionShape(Struct, frozen=True, kw_only=True):

@@ -62,7 +62,7 @@ from gateway.routes.responses_api.wire import (
     TextDone,
     TextPiece,
 )
-from gateway.sse import MEDIA_TYPE, frame
+from gateway.server.sse import MEDIA_TYPE, frame
 
 Told = Iterator[StreamEvent]
 

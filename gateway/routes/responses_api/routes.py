@@ -13,16 +13,16 @@ from litestar.types import ASGIApp
 from gateway.config import Defaults
 from gateway.errors import InvalidRequest, NotFound, UnsupportedParameter
 from gateway.generation import Generation
-from gateway.routes.body import read_json
-from gateway.routes.connection import HttpRequest, owner_of, request_number, router_of
 from gateway.routes.openai_api.parse import sampling_of
 from gateway.routes.openai_api.wire import GenerationFields
-from gateway.routes.operations import Operation, Parameter, Stream, told_by_method
 from gateway.routes.respond import answer, generates, json_response
 from gateway.routes.responses_api.parse import Placed, chat_of, grammar_of, placed_items
 from gateway.routes.responses_api.render import ResponsesRendering
 from gateway.routes.responses_api.store import ResponseStore
 from gateway.routes.responses_api.wire import AnyEvent, Response, ResponseDeleted, ResponsesRequest
+from gateway.server.body import read_json
+from gateway.server.openapi_operation import Operation, Parameter, Stream, told_by_method
+from gateway.server.request import HttpRequest, owner_of, request_number, router_of
 
 _decoder = msgspec.json.Decoder(ResponsesRequest)
 _CREATE = generates("Answer a chat (Responses API)", ResponsesRequest, Response, Stream(AnyEvent))

@@ -2,7 +2,7 @@
 
 1. A client owes something when the next move is its own: the head of a request, the rest of a body that nobody waits
    for any more, or reading what was sent. Once a second the server looks at every connection (`settle`); who has owed
-   the same thing for too long is cut off. A body that a handler waits for has its own limit, in routes/body.py.
+   the same thing for too long is cut off. A body that a handler waits for has its own limit, in server/body.py.
 2. uvicorn stops reading while more requests wait behind the one that runs, and then does not hear that the client has
    left. Here it goes on reading, up to MAX_PIPELINED bytes. Nor is a connection idle on which the next head has begun.
 3. One connection too many is answered (503, by a guard) and then closed, as long as the system has files to spare.

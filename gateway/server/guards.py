@@ -41,7 +41,7 @@ def cors_of(config: ServerConfig) -> CORSConfig | None:
 
 
 async def _check_room(connection: Connection, _: BaseRouteHandler) -> None:
-    if connection.scope["state"].get("is_excess"):  # says gateway/protocol.py
+    if connection.scope["state"].get("is_excess"):  # says gateway/server/connections.py
         raise Unavailable("The gateway has as many connections as it can hold.", retry_after_s=5.0)
 
 

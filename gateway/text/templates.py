@@ -19,7 +19,7 @@ import msgspec
 
 from gateway.errors import BundleError, InvalidRequest
 from gateway.generation import Chat, Message, Tool, ToolCall
-from gateway.sandbox import Environment, TooMuch, render
+from gateway.text.jinja_sandbox import Environment, TooMuch, render
 
 _SPECIAL_NAMES = re.compile(r"(bos|eos|unk|pad|sep|cls|mask)_token")
 

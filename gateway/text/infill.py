@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.engines.tokens import TokenText
+from gateway.text.tokens import TokenText
 
 #: The special tokens before the prefix, before the suffix, and before what is to be filled in, by family of models.
 _MARKS = (

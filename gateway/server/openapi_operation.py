@@ -8,7 +8,7 @@ from litestar.enums import HttpMethod
 from msgspec import Struct, field
 
 from gateway.errors import GatewayError
-from gateway.sse import MEDIA_TYPE
+from gateway.server.sse import MEDIA_TYPE
 
 
 class Parameter(Struct, frozen=True):

@@ -12,7 +12,7 @@ from litestar.exceptions import InternalServerException
 from litestar.types import ASGIApp, Receive, ReceiveMessage, Scope, Send
 
 from gateway.errors import BodyTimeout, InvalidRequest, Unavailable
-from gateway.routes.connection import ClientLeft, HttpRequest
+from gateway.server.request import ClientLeft, HttpRequest
 
 T = TypeVar("T")
 
