@@ -1,10 +1,10 @@
-"""Coverage-guided fuzzing of one target of tests/fuzz/targets.py, starting from its corpus.
+"""Coverage-guided fuzzing of one target of tests/system/fuzz/targets.py, starting from its corpus.
 
     python scripts/fuzz.py requests --seconds 300
 
 Needs atheris, which only Linux has and no lock names: `pip install atheris` into an environment that also has the
-test packages. What it finds lies in the current folder as crash-*, and belongs into tests/fuzz/corpus/TARGET/ once it
-is mended: `tests/fuzz/test_corpus.py` tries that again for ever.
+test packages. Each finding is a file crash-* in the current folder. Move it to tests/system/fuzz/corpus/TARGET/ once the
+fault is fixed: `tests/system/fuzz/test_corpus.py` runs every file there.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = ROOT / "tests" / "fuzz" / "words.dict"
+WORDS = ROOT / "tests" / "system" / "fuzz" / "words.dict"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Look for input that breaks a target of tests/fuzz/targets.py.")
+    parser = argparse.ArgumentParser(description="Look for input that breaks a target of tests/system/fuzz/targets.py.")
     parser.add_argument("target", choices=("requests", "textstream", "dialects"))
     parser.add_argument("--seconds", type=int, default=60, help="how long to look (default: 60)")
     parser.add_argument("--keep", help="folder for inputs that reach something new (default: a temporary one)")
@@ -32,10 +32,10 @@ def main() -> int:
         return 2
     sys.path.insert(0, str(ROOT))
     with atheris.instrument_imports(include=["gateway"]):
-        targets = importlib.import_module("tests.fuzz.targets").TARGETS
+        targets = importlib.import_module("tests.system.fuzz.targets").TARGETS
     kept = arguments.keep or tempfile.mkdtemp(prefix="fuzz-")
     Path(kept).mkdir(parents=True, exist_ok=True)
-    folders = [kept, str(ROOT / "tests" / "fuzz" / "corpus" / arguments.target)]  # new ones go to the first
+    folders = [kept, str(ROOT / "tests" / "system" / "fuzz" / "corpus" / arguments.target)]  # new ones go to the first
     limits = [f"-max_total_time={arguments.seconds}", "-timeout=20", "-rss_limit_mb=2048", "-print_final_stats=1"]
     atheris.Setup([sys.argv[0], *limits, f"-dict={WORDS}", *folders], targets[arguments.target])
     atheris.Fuzz()

@@ -25,7 +25,7 @@ from gateway.engines.base import Engine  # noqa: E402
 from gateway.engines.local.engine import LocalEngine  # noqa: E402
 from gateway.generation import Generation, Grammar, Meter, Sampling, Text  # noqa: E402
 from tests.conftest import MODELS, SMOLLM2  # noqa: E402
-from tests.engines.structured import SCHEMAS, Answer, answers, request  # noqa: E402
+from tests.support.structured import SCHEMAS, Answer, answers, request  # noqa: E402
 
 AT_ONCE = 4
 ROUNDS = 9

@@ -22,7 +22,7 @@ from gateway.app import bind, create_app
 from gateway.config import Config, ServerConfig
 from gateway.errors import ConfigError
 from gateway.routes.error_handler import as_gateway_error
-from tests.server import Running, config_of, scripted, serving
+from tests.support.server import Running, config_of, scripted, serving
 
 ROOT = Path(__file__).parent.parent
 PATH = "/v1/chat/completions"

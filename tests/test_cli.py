@@ -11,7 +11,7 @@ import pytest
 
 from gateway import __version__, cli
 from gateway.errors import BundleError, ConfigError
-from tests.commands.processes import environment, gateway
+from tests.support.processes import environment, gateway
 
 COMMANDS = ("serve", "chat", "bench", "doctor", "models", "build")
 

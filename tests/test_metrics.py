@@ -14,7 +14,7 @@ from gateway.errors import GatewayError
 from gateway.generation import Generation, Meter, Text
 from gateway.lanes.lane import Lane
 from gateway.metrics import Metrics
-from tests.virtual_time import in_virtual_time, now
+from tests.support.virtual_time import in_virtual_time, now
 
 Samples = dict[tuple[str, frozenset[str]], float]
 

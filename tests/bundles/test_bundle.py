@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from gateway.bundles.bundle import load_bundle
 from gateway.bundles.genai_config import Inputs, SlidingWindow, Stage
 from gateway.errors import BundleError
-from tests.tiny import CHATML
+from tests.support.tiny import CHATML
 
 
 @pytest.fixture

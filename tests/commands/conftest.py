@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.processes import SCRIPTED
+from tests.support.processes import SCRIPTED
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.processes import gateway
+from tests.support.processes import gateway
 
 FIRST_S = 0.2
 TOKEN_S = 0.02

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from gateway.bundles.bundle import load_bundle
-from tests.tiny import write_tiny_folder
+from tests.support.tiny import write_tiny_folder
 
 
 def _build(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gateway.config import ModelConfig, ServerConfig
-from tests.commands.processes import free_port, gateway
-from tests.server import Running, config_of, scripted, serving
+from tests.support.processes import free_port, gateway
+from tests.support.server import Running, config_of, scripted, serving
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway.commands import doctor
-from tests.commands.processes import SCRIPTED, gateway
+from tests.support.processes import SCRIPTED, gateway
 
 
 def findings(folder: Path, code: int) -> dict[str, tuple[str, str]]:

@@ -19,7 +19,7 @@ import pytest
 
 from gateway.commands.options import base_url
 from gateway.commands.serve import curl_line
-from tests.commands.processes import SCRIPTED, gateway, serving, wakeups
+from tests.support.processes import SCRIPTED, gateway, serving, wakeups
 
 INTERRUPT = signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGINT
 STOPS = [INTERRUPT] if sys.platform == "win32" else [INTERRUPT, signal.SIGTERM]

@@ -10,8 +10,8 @@ import pytest
 from openai import OpenAI
 
 from gateway.config import ModelConfig
-from tests.server import Running, config_of, scripted, serving
-from tests.tiny import SPECIAL_TOKENS, build_tiny
+from tests.support.server import Running, config_of, scripted, serving
+from tests.support.tiny import SPECIAL_TOKENS, build_tiny
 
 PARIS = "The capital of France is Paris."
 FIM_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from gateway.config import ModelConfig
-from tests.server import Running, config_of, scripted, serving
+from tests.support.server import Running, config_of, scripted, serving
 
 CHAT = "/v1/chat/completions"
 PREDICTED = "x-gateway-predicted-ttft-ms"

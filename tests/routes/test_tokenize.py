@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.server import Running
+from tests.support.server import Running
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello <|im_end|> there"}]
 TEXTS = ["", "Hello world", "  naïve — 東京 👩‍👩‍👧\n\n", "<|im_start|>user\nhi<|im_end|>\n"]

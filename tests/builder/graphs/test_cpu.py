@@ -1,0 +1,334 @@
+"""The CPU graph against the numpy oracle: the same weights, the same logits, the same words."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from tokenizers import Tokenizer
+
+from gateway.builder.graphs import quantise
+from gateway.builder.graphs.cpu import write_cpu_graph
+from gateway.builder.sources.detect import open_source
+from gateway.builder.sources.source import Blocks, ModelSource
+from gateway.errors import BundleError
+from tests.support.oracle import Oracle, Weights, read_gguf
+from tests.support.session import Array, BareSession
+from tests.support.tiny import write_tiny_folder
+from tests.support.tiny_gguf import write_tiny_gguf
+
+_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+#: question -> the beginning of the oracle's greedy answer
+_ANSWERS = {
+    "What is the capital of France?": "The capital of France is Paris.<|im_end|>",
+    "Write a Python function that returns the factorial of n.": (
+        "```python\ndef factorial(n):\n    if n == 0:\n        return 1\n    else:\n"
+        "        return n * factorial(n - 1)\n```\n\nThis function uses recursion to calculate the factor"
+    ),
+    "List three healthy breakfast ideas.": (
+        "Here are three healthy breakfast ideas that are packed with nutrients and packed with flavor:\n\n"
+        "1. **Baked Scrambled Eggs with Avocado and Berries**\n2. **Smoothie with Whole Grain Whole Grain**\n"
+    ),
+    "Write a short poem about the sea.": (
+        "The waves of the ocean, a tapestry woven with life,\nA canvas of endless blue, a canvas of endless blue,\n"
+        "A realm where the unknown lies, a realm where the unknown lies,\nA world where the sea is a"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def oracle(smollm2_gguf: Path) -> Oracle:
+    return Oracle(read_gguf(smollm2_gguf))
+
+
+def _prompt(tokenizer: Tokenizer, question: str) -> list[int]:
+    turns = (("system", _SYSTEM), ("user", question))
+    text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns)
+    return _encode(tokenizer, f"{text}<|im_start|>assistant\n")
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+@pytest.mark.parametrize("question", _ANSWERS)
+def test_every_greedy_token_is_the_oracles(smollm2: Path, tokenizer: Tokenizer, oracle: Oracle, question: str) -> None:
+    """Each token of the answer is the oracle's choice after those before it, and the bundle's too, both ways.
+
+    The oracle says so in one pass over the whole answer, the bundle in one pass and in a free run step by step.
+    """
+    prompt, answer = _prompt(tokenizer, question), _encode(tokenizer, _ANSWERS[question])
+    oracle.reset()
+    expected = oracle.forward(prompt + answer[:-1])[len(prompt) - 1 :]
+    assert expected.argmax(-1).tolist() == answer
+    assert _margin(expected) > 0.005  # no choice hangs by less than the rounding checked below
+
+    logits = BareSession(smollm2 / "model.onnx").feed([prompt + answer[:-1]])[0, len(prompt) - 1 :]
+    assert np.abs(logits - expected).max() < 0.0025
+    session, run = BareSession(smollm2 / "model.onnx"), list(prompt)
+    for _ in answer:
+        run.append(int(session.feed([run[session.lengths[0] :]])[0, -1].argmax()))
+    assert tokenizer.decode(run[len(prompt) :], skip_special_tokens=False) == _ANSWERS[question]
+
+
+def _margin(logits: Array) -> float:
+    """By how much the narrowest first choice is ahead."""
+    ranked = np.sort(logits, axis=-1)
+    return float((ranked[:, -1] - ranked[:, -2]).min())
+
+
+def test_a_step_costs_no_more_than_a_bound(smollm2: Path) -> None:
+    session = BareSession(smollm2 / "model.onnx")
+    session.feed([list(range(100, 132))], logits_to_keep=np.array([1]))
+    started = time.process_time()
+    for token in range(16):
+        session.feed([[1000 + token]])
+    assert (time.process_time() - started) / 16 < 0.2  # CPU seconds: a tenth of it on the machine this was written on
+
+
+def test_the_bundle_is_about_as_small_as_its_source(smollm2: Path, smollm2_gguf: Path) -> None:
+    assert (smollm2 / "model.onnx.data").stat().st_size < 1.2 * smollm2_gguf.stat().st_size
+
+
+class _Quantised:
+    """A source whose weights are what the builder would make of them, so that the oracle can have the same ones."""
+
+    def __init__(self, source: ModelSource) -> None:
+        self._source = source
+        self.config, self.generation = source.config, source.generation
+        self.has, self.blocks = source.has, source.blocks
+        self.tokenizer_json, self.tokenizer_config = source.tokenizer_json, source.tokenizer_config
+
+    def tensor(self, name: str) -> Array:
+        values = self._source.tensor(name)
+        if values.ndim == 1:
+            return values
+        blocks = self._source.blocks(name)
+        if "embed_tokens" in name:
+            blocks = quantise.as_eight_bit(blocks) or quantise.eight_bit(values)
+        return _meaning(blocks or (quantise.eight_bit if name == "lm_head.weight" else quantise.four_bit)(values))
+
+
+def _meaning(blocks: Blocks) -> Array:
+    return (blocks.scale[..., None] * blocks.quants + blocks.minimum[..., None]).reshape(len(blocks.scale), -1)
+
+
+_LAYER = {
+    "input_layernorm.weight": "attn_norm",
+    "post_attention_layernorm.weight": "ffn_norm",
+    "self_attn.q_proj.weight": "attn_q",
+    "self_attn.k_proj.weight": "attn_k",
+    "self_attn.v_proj.weight": "attn_v",
+    "self_attn.q_proj.bias": "attn_q.bias",
+    "self_attn.k_proj.bias": "attn_k.bias",
+    "self_attn.v_proj.bias": "attn_v.bias",
+    "self_attn.o_proj.weight": "attn_output",
+    "mlp.gate_proj.weight": "ffn_gate",
+    "mlp.up_proj.weight": "ffn_up",
+    "mlp.down_proj.weight": "ffn_down",
+}
+
+
+def _oracle_of(source: ModelSource) -> Oracle:
+    config, quantised = source.config, _Quantised(source)
+    embedding = quantised.tensor("model.embed_tokens.weight")
+    layers = [
+        {
+            short: quantised.tensor(name)
+            for part, short in _LAYER.items()
+            if source.has(name := f"model.layers.{i}.{part}")
+        }
+        for i in range(config.layers)
+    ]
+    return Oracle(
+        Weights(
+            embedding=embedding,
+            head=embedding if config.tied_embeddings else quantised.tensor("lm_head.weight"),
+            norm=quantised.tensor("model.norm.weight"),
+            layers=layers,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            theta=config.rope_theta,
+            epsilon=config.rms_eps,
+            interleaved=False,
+            frequency_divisors=np.array(config.rope_factors, np.float32) if config.rope_factors else None,
+        )
+    )
+
+
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+#: Logits reach 12 here. Products with 8-bit blocks take activations of 15 bits, all others floats.
+_ROUNDING = {"Q4_0": 1e-3, "Q4_1": 1e-3, "Q8_0": 1e-2, "Q5_1": 1e-2}
+_IDS = [1, 75, 300, 2, 9, 41, 380, 17, 5, 130, 260, 77]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tied": False},
+        {"architecture": "qwen2", "bias": True, "layers": 3},
+        {"heads": 8},  # attention is wider than the residual stream
+        {"rope_scaling": _LLAMA3},
+        {"architecture": "mistral", "sliding_window": 128},
+    ],
+    ids=str,
+)
+def test_every_shape_of_model_equals_the_oracle(tmp_path: Path, options: dict[str, Any]) -> None:
+    source = open_source(write_tiny_folder(tmp_path / "source", **options))
+    expected = _oracle_of(source).forward(_IDS)
+    logits = _session(source, tmp_path).feed([_IDS])[0]
+    np.testing.assert_allclose(logits, expected, atol=1e-3)
+    last = BareSession(tmp_path / "model.onnx").feed([_IDS], logits_to_keep=np.array([2]))[0]
+    np.testing.assert_allclose(last, expected[-2:], atol=1e-3)
+
+
+@pytest.mark.parametrize("stored_as", ["Q4_0", "Q8_0"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_quantised_files_equal_the_oracle_that_reads_them_itself(tmp_path: Path, stored_as: str, tied: bool) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", stored_as=stored_as, tied=tied)
+    expected = Oracle(read_gguf(path)).forward(_IDS)
+    np.testing.assert_allclose(
+        _session(open_source(path), tmp_path).feed([_IDS])[0], expected, atol=_ROUNDING[stored_as]
+    )
+
+
+@pytest.mark.parametrize("stored_as", ["Q4_1", "Q5_1"])
+def test_quantised_files_with_eight_bit_stand_ins_equal_the_oracle_of_those(tmp_path: Path, stored_as: str) -> None:
+    """Q4_1 keeps its matrices and gets an 8-bit embedding; all of Q5_1 becomes 8-bit."""
+    source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", stored_as=stored_as, tied=False))
+    expected = _oracle_of(source).forward(_IDS)
+    np.testing.assert_allclose(_session(source, tmp_path).feed([_IDS])[0], expected, atol=_ROUNDING[stored_as])
+
+
+def test_what_cannot_be_cut_into_blocks_is_refused(tmp_path: Path) -> None:
+    source = open_source(write_tiny_folder(tmp_path / "source", intermediate_size=120))
+    with pytest.raises(BundleError, match="feed-forward size, 120, is not a multiple of 32"):
+        _session(source, tmp_path)
+
+
+def _session(source: ModelSource, folder: Path) -> BareSession:
+    write_cpu_graph(source, folder / "model.onnx", lambda share: None, "float")
+    return BareSession(folder / "model.onnx")
+
+
+def test_matrices_of_different_kinds_are_joined_after_their_products(tmp_path: Path) -> None:
+    class Mixed(_Quantised):
+        """v in 8-bit blocks beside q and k in four, as K-quant files have it."""
+
+        def __init__(self, source: ModelSource) -> None:
+            super().__init__(source)
+            self.blocks = self._mixed  # type: ignore[method-assign]
+
+        def _mixed(self, name: str) -> Blocks | None:
+            return quantise.eight_bit(self._source.tensor(name)) if "v_proj" in name else self._source.blocks(name)
+
+    source = Mixed(open_source(write_tiny_folder(tmp_path / "source", bias=True)))
+    np.testing.assert_allclose(_session(source, tmp_path).feed([_IDS])[0], _oracle_of(source).forward(_IDS), atol=1e-3)
+
+
+@pytest.fixture
+def graph(tiny: Path) -> Path:
+    return tiny / "model.onnx"
+
+
+def test_a_prompt_in_pieces_is_the_prompt(graph: Path) -> None:
+    whole = BareSession(graph).feed([_IDS])[0]
+    session = BareSession(graph)
+    pieces = [session.feed([_IDS[:5]])[0], session.feed([_IDS[5:11]])[0], session.feed([_IDS[11:]])[0]]
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
+
+
+def test_sequences_of_different_lengths_run_together(graph: Path) -> None:
+    prompts = [_IDS, _IDS[3:7], _IDS[:1]]
+    together = BareSession(graph, batch=3)
+    first = together.feed_padded(prompts)
+    steps = [together.feed([[token], [token + 1], [token + 2]]) for token in (20, 30, 40)]
+    for row, prompt in enumerate(prompts):
+        alone = BareSession(graph)
+        np.testing.assert_array_equal(first[row, : len(prompt)], alone.feed([prompt])[0])
+        for token, step in zip((20, 30, 40), steps, strict=True):
+            np.testing.assert_array_equal(step[row], alone.feed([[token + row]])[0])
+
+
+def test_a_host_that_does_not_share_buffers_hands_over_just_the_rows_there_are(tmp_path: Path) -> None:
+    """Nor is there room for a second row beside a single one, so the last bits are others."""
+    graph = tmp_path / "model.onnx"
+    write_cpu_graph(open_source(write_tiny_folder(tmp_path / "source")), graph, lambda share: None, "float")
+    shared, session = BareSession(graph), BareSession(graph).session
+    names = [value.name for value in session.get_inputs() if value.name.startswith("past")]
+    past = {name: np.zeros((1, 2, 0, 16), np.float32) for name in names}
+    for ids in (_IDS, [7], [8]):
+        length = past[names[0]].shape[2] + len(ids)
+        feeds = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, length), np.int64), **past}
+        logits, *present = session.run(None, feeds)
+        past = dict(zip(names, present, strict=True))
+        assert all(cache.shape[2] == length for cache in present)
+        np.testing.assert_allclose(logits, shared.feed([ids]), atol=1e-3)
+
+
+def test_int8_activations_cost_little(smollm2_int8: Path, tokenizer: Tokenizer, oracle: Oracle) -> None:
+    """Of the oracle's answers, token by token: llama.cpp agrees with itself about as well (speed of both: log.md)."""
+    agreed, apart = [], []
+    for question, text in _ANSWERS.items():
+        prompt, answer = _prompt(tokenizer, question), _encode(tokenizer, text)
+        oracle.reset()
+        expected = oracle.forward(prompt + answer[:-1])[len(prompt) - 1 :]
+        logits = BareSession(smollm2_int8 / "model.onnx").feed([prompt + answer[:-1]])[0, len(prompt) - 1 :]
+        agreed += (logits.argmax(-1) == expected.argmax(-1)).tolist()
+        apart.append(np.square(logits - expected).mean())
+    assert np.mean(agreed) > 0.9
+    assert np.sqrt(np.mean(apart)) < 0.4
+
+
+def test_int8_activations_are_said_to_every_kernel_and_cost_accuracy(tmp_path: Path) -> None:
+    source = open_source(write_tiny_folder(tmp_path / "source"))
+    write_cpu_graph(source, tmp_path / "model.onnx", lambda share: None)
+    nodes = onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.node
+    levels = [
+        a.i for node in nodes if node.op_type == "MatMulNBits" for a in node.attribute if a.name == "accuracy_level"
+    ]
+    assert len(levels) == 4 * source.config.layers + 1 and set(levels) == {4}
+    error = np.abs(BareSession(tmp_path / "model.onnx").feed([_IDS])[0] - _oracle_of(source).forward(_IDS)).max()
+    assert 1e-2 < error < 2
+
+
+@pytest.mark.parametrize("keep", [1, 3, len(_IDS), 0])
+def test_only_the_rows_asked_for_come_out(graph: Path, keep: int) -> None:
+    whole = BareSession(graph).feed([_IDS])[0]
+    kept = BareSession(graph).feed([_IDS], logits_to_keep=np.array([keep]))[0]
+    np.testing.assert_array_equal(kept, whole[-keep:])
+
+
+def test_a_host_that_knows_nothing_of_logits_to_keep_sees_genai_s_inputs(tiny: Path) -> None:
+    session = BareSession(tiny / "model.onnx").session
+    names = {value.name for value in session.get_inputs()}
+    caches = {f"past_key_values.{layer}.{kind}" for layer in range(2) for kind in ("key", "value")}
+    assert names == {"input_ids", "attention_mask", *caches}
+    assert [value.name for value in session.get_overridable_initializers()] == ["logits_to_keep"]
+
+
+def test_constants_lie_on_pages_outside_the_graph(tiny: Path) -> None:
+    graph = onnx.load(tiny / "model.onnx", load_external_data=False).graph
+    offsets = {
+        int(entry.value) for tensor in graph.initializer for entry in tensor.external_data if entry.key == "offset"
+    }
+    assert len(offsets) > 10
+    assert all(offset % 4096 == 0 for offset in offsets)
+    assert (tiny / "model.onnx").stat().st_size < 100_000

@@ -1,0 +1,139 @@
+"""GGUF files: the same model as its Hugging Face folder, block formats to the bit, and mistakes in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from gguf.quants import dequantize
+
+from gateway.builder.sources import gguf_blocks
+from gateway.builder.sources.detect import open_source
+from gateway.builder.sources.source import EMBEDDING, HEAD, Blocks, layer
+from gateway.errors import BundleError
+from tests.support.tiny import tiny_weights
+from tests.support.tiny_gguf import write_tiny_gguf
+
+#: where each format keeps its float16 fields, so that random bytes can be given sane ones
+_HALVES = {"Q4_0": [0], "Q4_1": [0, 2], "Q8_0": [0], "Q4_K": [0, 2], "Q6_K": [208]}
+
+
+def _meaning(blocks: Blocks) -> np.ndarray:
+    values = blocks.scale[..., None] * blocks.quants + blocks.minimum[..., None]
+    return values.reshape(len(values), -1)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_tensors_are_those_of_the_hugging_face_folder(tmp_path: Path, architecture: str) -> None:
+    source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", architecture=architecture, tied=False, bias=True))
+    expected = tiny_weights(tied=False, bias=True)
+    assert all(source.has(name) for name in expected)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(source.tensor(name), values, err_msg=name)
+    assert not source.config.tied_embeddings
+    assert source.blocks(EMBEDDING) is None
+
+
+def test_constants_come_from_the_metadata(tmp_path: Path) -> None:
+    config = open_source(write_tiny_gguf(tmp_path / "tiny.gguf")).config
+    assert (config.layers, config.hidden, config.heads, config.kv_heads, config.head_dim) == (2, 64, 4, 2, 16)
+    assert (config.ffn, config.vocab, config.context_length, config.rope_theta) == (128, 384, 512, 10000.0)
+    assert config.tied_embeddings
+    assert config.eos_ids == (2, 0)  # the file's own, then the other token that ends a text
+    assert (config.bos_id, config.pad_id) == (1, None)
+
+
+@pytest.mark.parametrize("stored_as", ["Q4_0", "Q4_1", "Q8_0"])
+def test_blocks_mean_what_the_tensor_says(tmp_path: Path, stored_as: str) -> None:
+    source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", stored_as=stored_as))
+    for name in (layer(0, "self_attn.q_proj.weight"), layer(1, "self_attn.k_proj.weight"), EMBEDDING):
+        blocks = source.blocks(name)
+        assert blocks is not None
+        np.testing.assert_array_equal(_meaning(blocks), source.tensor(name), err_msg=name)
+
+
+@pytest.mark.parametrize("name", _HALVES)
+def test_block_formats_to_the_bit(name: str) -> None:
+    kind = gguf.GGMLQuantizationType[name]
+    _, size = gguf.GGML_QUANT_SIZES[kind]
+    random = np.random.default_rng(1)
+    raw = random.integers(0, 256, (8, 6, size), dtype=np.uint8)
+    for offset in _HALVES[name]:
+        raw[..., offset : offset + 2] = random.standard_normal((8, 6, 1)).astype(np.float16).view(np.uint8)
+    rows = raw.reshape(8, -1)
+    blocks = gguf_blocks.unpack(name, rows)
+    assert blocks is not None
+    np.testing.assert_array_equal(_meaning(blocks), dequantize(rows, kind))
+
+
+def test_other_quantised_formats_come_as_eight_bit_blocks(tmp_path: Path) -> None:
+    source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", stored_as="Q5_1"))
+    name = layer(0, "mlp.up_proj.weight")
+    blocks, tensor = source.blocks(name), source.tensor(name)
+    assert blocks is not None and blocks.bits == 8
+    assert np.abs(_meaning(blocks) - tensor).max() <= np.abs(tensor).max() / 254 * 1.001
+
+
+def test_rotary_factors_of_llama3_files(tmp_path: Path) -> None:
+    factors = np.linspace(1, 8, 8, dtype=np.float32)
+    source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", extra_tensors={"rope_freqs.weight": factors}))
+    plain = 10000.0 ** (-np.arange(0, 16, 2) / 16)
+    np.testing.assert_allclose(source.config.inverse_frequencies(), plain / factors)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architecture": "gemma3"}, "'gemma3' are not supported; llama, mistral, qwen2"),
+        ({"llama__expert_count": 8}, "experts"),
+        ({"llama__block_count": None}, "lacks llama.block_count"),
+        ({"llama__rope__scaling__type": "yarn"}, "'yarn'"),
+    ],
+)
+def test_what_cannot_be_built_is_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", **changes)
+    with pytest.raises(BundleError, match=words):
+        open_source(path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.5, 0.99])
+def test_a_file_cut_short_is_an_error_in_words(tmp_path: Path, share: float) -> None:
+    whole = write_tiny_gguf(tmp_path / "tiny.gguf").read_bytes()
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(BundleError, match=r"cut\.gguf is truncated or not a GGUF file"):
+        open_source(cut)
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf"))
+    assert not source.has(HEAD)
+    with pytest.raises(BundleError, match=r"has no tensor lm_head\.weight"):
+        source.tensor(HEAD)
+
+
+def test_other_paths_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.pth").write_bytes(b"")
+    for path, words in ((tmp_path / "model.pth", "neither"), (tmp_path / "nothing", "no model at nothing")):
+        with pytest.raises(BundleError, match=words):
+            open_source(path)
+
+
+def test_damaged_bytes_are_never_more_than_a_bundle_error(tmp_path: Path) -> None:
+    whole = write_tiny_gguf(tmp_path / "tiny.gguf").read_bytes()
+    random = np.random.default_rng(3)
+    refused = 0
+    for _ in range(150):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        damaged[random.integers(0, 12_000, random.integers(1, 10))] = random.integers(0, 256)
+        path = tmp_path / "damaged.gguf"
+        path.write_bytes(damaged.tobytes())
+        try:
+            source = open_source(path)
+            source.tokenizer_json()
+        except BundleError:
+            refused += 1
+    assert refused > 50

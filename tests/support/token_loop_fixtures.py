@@ -1,0 +1,190 @@
+"""Real decoders over tiny models, and a loop whose device calls take the time that a test says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gateway.builder.npu.target import look_for_npu
+from gateway.bundles.bundle import load_bundle
+from gateway.engines.base import Decoder, DecoderSpec, KVCache, Logits
+from gateway.generation import Grammar, Sampling
+from gateway.text.tokens import TokenText
+from gateway.worker.decoders.cpu import CpuDecoder
+from gateway.worker.frames import Began, Ended, Failed, FromWorker, Prefilled, Submit, Tokens
+from gateway.worker.grammar.constraint import GrammarCompiler
+from gateway.worker.sequence import Constraint
+from gateway.worker.token_loop import TokenLoop
+from tests.support.genie_bundle import write_genie_bundle
+from tests.support.tiny import VOCABULARY
+from tests.support.tiny_context import binaries, build_apart
+
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture
+def tiny_decoder(tiny: Path) -> Iterator[CpuDecoder]:
+    decoder = CpuDecoder(load_bundle(tiny), slots=4)
+    yield decoder
+    decoder.close()
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path(tiny: Path) -> Path:
+    return load_bundle(tiny).tokenizer_path
+
+
+@pytest.fixture(scope="session")
+def tokens(tokenizer_path: Path) -> TokenText:
+    return TokenText.load(tokenizer_path)
+
+
+@pytest.fixture(scope="session")
+def grammars(tokenizer_path: Path) -> Iterator[GrammarCompiler]:
+    """Compiles for the tiny model."""
+    compiler = GrammarCompiler(tokenizer_path, VOCABULARY, (2, 0))
+    yield compiler
+    compiler.close()
+
+
+@dataclass
+class MeteredDecoder:
+    """A decoder whose calls are recorded, can be made to fail, and take a second per token and one per call."""
+
+    inner: Decoder
+    prompt_width: int = 16
+    context_length: int = 512
+    is_exact: bool = True
+    now: float = 0.0
+    calls: list[tuple[str, int]] = field(default_factory=list)
+    before_call: Callable[[str], None] = lambda kind: None
+
+    @property
+    def spec(self) -> DecoderSpec:
+        return DecoderSpec(
+            vocab_size=VOCABULARY,
+            context_length=self.context_length,
+            prompt_width=self.prompt_width,
+            device="cpu",
+            is_exact=self.is_exact,
+        )
+
+    def new_cache(self) -> KVCache:
+        return self.inner.new_cache()
+
+    def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
+        return self._metered("prefill", len(ids), lambda: self.inner.prefill(cache, ids))
+
+    def step(self, caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
+        return self._metered("step", len(ids), lambda: self.inner.step(caches, ids))
+
+    def verify(self, cache: KVCache, ids: Sequence[int]) -> Logits:
+        return self._metered("verify", len(ids), lambda: self.inner.verify(cache, ids))
+
+    def close(self) -> None:
+        self.inner.close()
+
+    def _metered(self, kind: str, size: int, call: Callable[[], Logits]) -> Logits:
+        assert size <= self.prompt_width
+        self.before_call(kind)
+        self.calls.append((kind, size))
+        self.now += 1 + (size if kind == "prefill" else 0)
+        return call()
+
+
+class Bench:
+    """A loop, and what it has said so far, request by request."""
+
+    def __init__(self, decoder: MeteredDecoder, slots: int = 4, **options: Any) -> None:
+        self.decoder = decoder
+        self.frames: list[FromWorker] = []
+        self.times: list[float] = []
+        caches = [decoder.new_cache() for _ in range(slots)]
+        options.setdefault("make_constraint", no_grammar)
+        self.loop = TokenLoop(decoder, caches, self._hear, clock=lambda: decoder.now, **options)
+        self._next_id = 0
+
+    def _hear(self, frame: FromWorker) -> None:
+        self.frames.append(frame)
+        self.times.append(self.decoder.now)
+
+    def submit(self, ids: Sequence[int], **options: Any) -> int:
+        self._next_id += 1
+        options = {"sampling": GREEDY, "max_tokens": 8} | options
+        self.loop.submit(Submit(id=self._next_id, ids=list(ids), **options))
+        return self._next_id
+
+    def finish(self, limit: int = 10_000) -> None:
+        while not self.loop.is_idle:
+            self.loop.turn()
+            limit -= 1
+            assert limit, "the loop does not come to an end"
+
+    def answer(self, ids: Sequence[int], **options: Any) -> list[int]:
+        request = self.submit(ids, **options)
+        self.finish()
+        return self.tokens(request)
+
+    def of(self, request: int, *kinds: type) -> list[Any]:
+        return [frame for frame in self.frames if isinstance(frame, kinds) and frame.id == request]
+
+    def tokens(self, request: int, choice: int = 0) -> list[int]:
+        return [token for frame in self.of(request, Tokens) if frame.choice == choice for token in frame.ids]
+
+    def endings(self, request: int) -> list[Any]:
+        return self.of(request, Ended, Failed)
+
+    def cached(self, request: int) -> int:
+        (began,) = self.of(request, Began)
+        return int(began.cached_tokens)
+
+    def when(self, request: int, kind: type = Tokens) -> list[float]:
+        return [t for t, f in zip(self.times, self.frames, strict=True) if isinstance(f, kind) and f.id == request]
+
+
+@pytest.fixture(scope="session")
+def contexts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny NPU model's graphs, compiled for the emulated NPU."""
+    if look_for_npu(emulated=True) is None:
+        pytest.skip("there is no NPU here, and no emulation of one")
+    folder = tmp_path_factory.mktemp("contexts")
+    build_apart(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def genie(contexts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config.json of a Genie bundle over those."""
+    return write_genie_bundle(tmp_path_factory.mktemp("genie") / "tiny", binaries(contexts))
+
+
+@pytest.fixture
+def bench(tiny_decoder: CpuDecoder) -> Bench:
+    return Bench(MeteredDecoder(tiny_decoder))
+
+
+@pytest.fixture
+def make_bench(tiny_decoder: CpuDecoder) -> Callable[..., Bench]:
+    """A bench of other options; one a test."""
+
+    def make(slots: int = 4, **options: Any) -> Bench:
+        own = {name: options.pop(name) for name in ("prompt_width", "context_length", "is_exact") if name in options}
+        return Bench(MeteredDecoder(tiny_decoder, **own), slots, **options)
+
+    return make
+
+
+def no_grammar(grammar: Grammar) -> Constraint:
+    raise AssertionError("no test asked for a grammar")
+
+
+def random_ids(count: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).integers(3, VOCABULARY, count).tolist()
+
+
+__all__ = ["GREEDY", "Bench", "MeteredDecoder", "Prefilled", "random_ids"]

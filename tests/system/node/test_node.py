@@ -1,0 +1,100 @@
+"""The official Node SDK and the Vercel AI SDK see what the Python SDK sees: the real model, over a real socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.config import ModelConfig
+from tests.support.server import PATIENCE_S, Running, config_of, serving
+
+HERE = Path(__file__).parent
+FILES = ("package.json", "package-lock.json", "openai.mjs", "vercel.mjs")
+INSTALL_S, RUN_S = 300, 300
+
+Seen = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of this folder with the packages of its lock; skips where they cannot be had."""
+    if (npm := shutil.which("npm")) is None or shutil.which("node") is None:
+        pytest.skip("Node is not on this machine")
+    folder = tmp_path_factory.mktemp("node")
+    for name in FILES:
+        shutil.copy(HERE / name, folder)
+    command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_S)
+    except subprocess.TimeoutExpired:
+        pytest.skip("npm found no registry in time")
+    if done.returncode != 0:
+        assert "EUSAGE" not in done.stderr, done.stderr  # the lock does not fit package.json: ours to mend
+        pytest.skip(f"npm could not install: {done.stderr.strip().splitlines()[0] if done.stderr else done.returncode}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(smollm2: Path) -> Iterator[Running]:
+    with serving(config_of({"smollm2": ModelConfig(path=str(smollm2), aliases=("gpt-4o-mini",))})) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def python(server: Running) -> Seen:
+    """What the official Python SDK is told, to compare with."""
+    with server.openai(timeout=120) as client:
+        reply = client.chat.completions.create(
+            model="smollm2", messages=[{"role": "user", "content": "What is the capital of France?"}], temperature=0
+        )
+    assert reply.usage is not None
+    return {"text": reply.choices[0].message.content, "finish": "stop", "usage": reply.usage.total_tokens}
+
+
+def run(script: str, folder: Path, server: Running) -> Seen:
+    command = ["node", script, f"{server.url}/v1"]
+    environment = {**os.environ, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=RUN_S
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def assert_held(seen: Seen) -> None:
+    assert seen["held"].keys() == {"capital", "in_europe"} and isinstance(seen["held"]["in_europe"], bool)
+    assert seen["tool"]["name"] == "get_weather"
+    assert seen["tool"]["arguments"]["unit"] in ("celsius", "fahrenheit") and len(seen["tool"]["arguments"]) == 1
+
+
+def test_the_official_node_sdk(folder: Path, server: Running, python: Seen) -> None:
+    seen = run("openai.mjs", folder, server)
+    assert seen["models"] == ["smollm2", "gpt-4o-mini"]
+    assert seen["whole"] == seen["stream"] == python and "Paris" in python["text"]
+    assert_held(seen)
+    assert seen["tool"]["finish"] == "tool_calls"
+    assert seen["unknown"] == {"kind": "NotFoundError", "status": 404, "code": "model_not_found", "param": "model"}
+    unsupported = {"kind": "BadRequestError", "status": 400, "code": "unsupported_parameter", "param": "model"}
+    assert seen["embeddings"] == unsupported
+    assert seen["aborted"] == {"pieces": 3, "signal": True}
+    until = time.monotonic() + PATIENCE_S
+    while server.app.state.router.status()[0].running:  # the abort has freed the device
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_the_vercel_ai_sdk(folder: Path, server: Running, python: Seen) -> None:
+    seen = run("vercel.mjs", folder, server)
+    assert seen["whole"] == seen["stream"] == python
+    assert_held(seen)
+    assert seen["tool"]["finish"] == "tool-calls"
+    assert (seen["unknown"]["kind"], seen["unknown"]["status"]) == ("AI_APICallError", 404)
+    assert "no-such-model" in seen["unknown"]["message"]

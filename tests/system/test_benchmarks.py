@@ -1,0 +1,63 @@
+"""Every benchmark runs, in its quick form, and writes its section; what it measures then says nothing."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    return Path(shutil.copy(PAGE, tmp_path))
+
+
+def run(name: str, page: Path, *options: str) -> str:
+    """What the benchmark wrote between its section's marks."""
+    command = [sys.executable, f"benchmarks/{name}.py", "--quick", "--write", str(page), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=600)
+    assert done.returncode == 0, done.stderr
+    section = page.read_text(encoding="utf-8").split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
+    assert f"![{name}](benchmarks-{name}.svg)" in section
+    assert page.with_name(f"benchmarks-{name}.svg").read_text(encoding="utf-8").endswith("</svg>\n")
+    return section
+
+
+def test_npu_model(page: Path) -> None:
+    section = run("npu_model", page)
+    assert section.startswith("\n**Simulated**")
+    assert "| x2-elite | first token of a second turn (1064 + 30 tokens): prefix cache | 0.576 s | 0.064 s |" in section
+
+
+def test_overhead(page: Path) -> None:
+    assert "**a streamed chunk over the bare engine, CPU**" in run("overhead", page)
+
+
+def test_prediction_gives_the_same_tokens(page: Path, smollm2: Path) -> None:
+    assert "Every way gave the same tokens." in run("prediction", page)
+
+
+def test_threads(page: Path, smollm2: Path) -> None:
+    assert "| smollm2-135m | step of 4 | " in run("threads", page, "--threads", "1,2")
+
+
+def test_peers_that_are_not_there_are_left_out(page: Path, smollm2: Path, tmp_path: Path) -> None:
+    section = run("peers", page, "--peers", str(tmp_path / "none"))
+    assert "|  | npu-gateway |\n" in section
+
+
+def test_a_section_is_replaced_and_the_others_stay(page: Path) -> None:
+    before = page.read_text(encoding="utf-8")
+    for _ in range(2):
+        run("npu_model", page)
+    after = page.read_text(encoding="utf-8")
+    assert after.count("<!-- npu_model -->") == after.count("![npu_model]") == 1
+    assert after.partition("<!-- npu_model -->")[0] == before.partition("<!-- npu_model -->")[0]
+    assert after.partition("<!-- /npu_model -->")[2] == before.partition("<!-- /npu_model -->")[2]

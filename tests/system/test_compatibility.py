@@ -1,0 +1,47 @@
+"""docs/compatibility.md names tests that exist, each row once and in order."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT, TESTS
+
+PAGE = ROOT / "docs" / "compatibility.md"
+ROW = re.compile(r"^\| *(\d+) *\|([^|]*)\|([^|]*)\|$", re.MULTILINE)
+TEST = re.compile(r"`([\w/]+\.py)::(test_\w+)`")
+
+
+def rows() -> list[tuple[int, str, str]]:
+    found = ROW.findall(PAGE.read_text(encoding="utf-8"))
+    return [(int(number), behaviour.strip(), tests) for number, behaviour, tests in found]
+
+
+@cache
+def named_in(file: Path) -> frozenset[str]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return frozenset(node.name for node in ast.walk(tree) if isinstance(node, kinds))
+
+
+@pytest.mark.parametrize(
+    ("number", "behaviour", "tests"), rows(), ids=lambda value: str(value) if isinstance(value, int) else ""
+)
+def test_a_row_names_tests_that_exist(number: int, behaviour: str, tests: str) -> None:
+    named = TEST.findall(tests)
+    assert behaviour and named, "a behaviour that no test holds"
+    assert TEST.sub("", tests).replace("<br>", "").strip() == "", "something else than tests"
+    for file, name in named:
+        assert (TESTS / file).is_file() and name in named_in(TESTS / file), f"there is no tests/{file}::{name}"
+
+
+def test_rows_are_in_order_each_once_and_none_is_malformed() -> None:
+    numbers = [number for number, _, _ in rows()]
+    assert numbers and all(before < after for before, after in pairwise(numbers))
+    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    assert len(lines) == len(numbers) + 2

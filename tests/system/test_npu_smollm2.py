@@ -1,0 +1,111 @@
+"""The real model through the emulated NPU, all thirty layers, the way a user meets it. Slow: `scripts/test_slow.py`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import psutil
+import pytest
+
+from gateway.builder.fetch import ensure_bundle
+from gateway.builder.npu.build import REPORT, NpuReport
+from gateway.bundles.bundle import load_bundle
+from gateway.config import ModelConfig
+from gateway.engines.local.prompts import Prompts
+from gateway.generation import Chat, Message
+from gateway.qnn.provider import NpuDevice
+from gateway.worker.decoders.static.decoder import StaticDecoder
+from gateway.worker.main import WorkerSpec, open_decoder
+from tests.conftest import MODELS, SMOLLM2
+from tests.support.server import Running, config_of, serving
+
+pytestmark = pytest.mark.slow
+
+QUESTION = "What is the capital of France?"
+
+
+@pytest.fixture(scope="module")
+def bundle(npu: NpuDevice) -> Path:
+    """Built once, with its context binaries; later runs find it in models/."""
+    model = ModelConfig(path=SMOLLM2.path, source=SMOLLM2.source, provider="qnn")
+    return ensure_bundle(model, MODELS, lambda what, share: None)
+
+
+def test_every_layer_is_on_the_npu_and_right(bundle: Path) -> None:
+    found = msgspec.json.decode((bundle / REPORT).read_bytes(), type=NpuReport)
+    assert found.precision == "fp16" and found.top1 >= 0.97
+    assert max(part.npu_error for part in found.parts) < 0.01
+
+
+def test_its_first_words_are_those_of_the_cpu(bundle: Path, smollm2: Path) -> None:
+    """Where they part, the two tokens were nearly level: by less than what float16 moves a logit."""
+    prompt = Prompts(load_bundle(bundle), "").prompt(Chat(messages=(Message(role="user", content=QUESTION),))).ids
+    npu = open_decoder(WorkerSpec(bundle=str(bundle), provider="qnn"))
+    cpu = open_decoder(WorkerSpec(bundle=str(smollm2), provider="cpu", max_sequences=1))
+    caches = npu.new_cache(), cpu.new_cache()
+    for start in range(0, len(prompt), npu.spec.prompt_width):
+        window = prompt[start : start + npu.spec.prompt_width]
+        rows = [decoder.prefill(cache, window) for decoder, cache in zip((npu, cpu), caches, strict=True)]
+    for _ in range(8):
+        token = int(rows[1].argmax())
+        margin = float(np.diff(np.sort(rows[1])[-2:])[0])
+        assert int(rows[0].argmax()) == token or margin < 0.5
+        assert np.abs(rows[0] - rows[1]).max() < 1.0
+        rows = [decoder.step([cache], [token])[0] for decoder, cache in zip((npu, cpu), caches, strict=True)]
+    npu.close()
+    cpu.close()
+
+
+def test_two_conversations_in_a_call_get_what_each_gets_alone(bundle: Path) -> None:
+    npu = open_decoder(WorkerSpec(bundle=str(bundle), provider="qnn", max_sequences=2))
+    assert isinstance(npu, StaticDecoder) and npu.batch_size == 4
+    together, alone = [npu.new_cache() for _ in range(2)], [npu.new_cache() for _ in range(2)]
+    prompts = Prompts(load_bundle(bundle), "")
+    for place, question in enumerate((QUESTION, "Name three fruits.")):
+        ids = prompts.prompt(Chat(messages=(Message(role="user", content=question),))).ids
+        for start in range(0, len(ids), npu.spec.prompt_width):
+            npu.prefill(together[place], ids[start : start + npu.spec.prompt_width])
+        alone[place].copy_from(together[place], len(ids))
+    for tokens in ([504, 1000], [260, 28]):
+        logits = npu.step(together, tokens)
+        expected = [npu.step([cache], [token])[0] for cache, token in zip(alone, tokens, strict=True)]
+        assert np.abs(logits - expected).max() < 0.5
+        assert (logits.argmax(-1) == np.argmax(expected, -1)).all()
+    npu.close()
+
+
+def test_the_official_client_gets_paris_from_the_npu(bundle: Path) -> None:
+    model = ModelConfig(path=str(bundle), provider="qnn", temperature=0, max_sequences=1, watchdog_s=300)
+    with serving(config_of({"smollm2": model}), loaded=False) as server:
+        ready = _wait_until_ready(server)
+        assert _computed_s() < 60, "30 s of two cores: contexts load in a moment, a window and a step warm up"
+        assert ready["device"] == "emulated" and ready["placement"]["QNN"] == 2
+        client = server.openai(timeout=600)
+        answer = client.chat.completions.create(
+            model="smollm2", messages=[{"role": "user", "content": QUESTION}], max_tokens=10
+        )
+        assert "Paris" in (answer.choices[0].message.content or "")
+        stream = client.chat.completions.create(
+            model="smollm2", messages=[{"role": "user", "content": QUESTION}], max_tokens=10, stream=True
+        )
+        assert "Paris" in "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+
+
+def _computed_s() -> float:
+    """The seconds of a core that our worker has taken, which other work on the machine hardly changes."""
+    workers = psutil.Process().children(recursive=True)
+    return sum(times.user + times.system for times in (worker.cpu_times() for worker in workers))
+
+
+def _wait_until_ready(server: Running) -> dict[str, object]:
+    until = time.monotonic() + 300
+    with server.http() as client:
+        while True:
+            engine: dict[str, object] = client.get("/readyz").json()["models"][0]["engine"]
+            if engine["state"] == "ready":
+                return engine
+            assert engine["state"] in ("loading", "restarting") and time.monotonic() < until, engine
+            time.sleep(0.2)

@@ -1,0 +1,158 @@
+"""What README.md and docs/ show is run: commands against a real gateway, code, configuration; outputs are compared.
+
+A ```text block right after commands or code is what they print; `...` in it stands for anything. Port 8000 becomes
+the port of the gateway that `python scripts/serve.py` stands for.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from gateway.config_file import load_config
+from tests.support.processes import PATIENCE_S, ROOT, Serving, environment, serving
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+#: Commands that other tests run, or that a test must not run inside itself.
+ELSEWHERE = {
+    "python scripts/test.py": "tests/system/test_scripts.py",
+    "python benchmarks/peers.py --install --rounds 3 --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
+    "python benchmarks/threads.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
+    "python benchmarks/overhead.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
+    "python benchmarks/prediction.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
+    "python benchmarks/npu_model.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
+}
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+    expected: str | None
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = list(BLOCK.finditer(text))
+    listed = []
+    for match, following in zip(found, [*found, None][1:], strict=True):
+        shows_output = following is not None and following[1] == "text" and match[1] in ("sh", "python")
+        listed.append(Block(match[1], match[2], following[2] if shows_output and following else None))
+    return listed
+
+
+def all_blocks(*languages: str) -> list[tuple[Path, Block]]:
+    return [(page, block) for page in PAGES for block in blocks(page) if block.language in languages]
+
+
+class Gateway(NamedTuple):
+    running: Serving
+    greeting: str
+    port: str
+
+    def here(self, text: str) -> str:
+        return text.replace(":8000", f":{self.port}")
+
+
+@pytest.fixture(scope="module")
+def gateway(smollm2: Path) -> Iterator[Gateway]:
+    """The gateway of the repository's own config.toml, as the README's first command starts it."""
+    assert smollm2.is_dir()
+    with serving("--port", 0, cwd=ROOT) as running:
+        greeting = running.read_greeting()
+        found = re.search(r"127\.0\.0\.1:(\d+)/v1", greeting)
+        assert found, running.process.stderr.read() if running.process.stderr else ""
+        yield Gateway(running, greeting, found[1])
+
+
+def run(command: list[str], port: str) -> str:
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment(NPU_GATEWAY_SERVER_PORT=port),
+        input="",
+        capture_output=True,
+        encoding="utf-8",
+        timeout=PATIENCE_S * 5,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def printed_by(line: str, gateway: Gateway) -> str | None:
+    """What a line of a ```sh block prints; None for those that are run elsewhere."""
+    if line in ELSEWHERE:
+        assert (ROOT / ELSEWHERE[line]).is_file() and (ROOT / line.split()[1]).is_file()
+        return None
+    if line == "python scripts/serve.py":
+        return gateway.greeting
+    program, *arguments = shlex.split(line)
+    assert program in ("npu-gateway", "curl"), f"{program}: how is this run?"
+    if program == "npu-gateway":
+        return run([sys.executable, "-m", "gateway", *arguments], gateway.port)
+    return run([program, *map(gateway.here, arguments)], gateway.port)
+
+
+def assert_like(printed: str, expected: str) -> None:
+    """Equal up to white space, `...` matching anything."""
+    pieces = [r"\s+".join(map(re.escape, piece.split())) for piece in expected.split("...")]
+    assert re.fullmatch(r"\s*" + r".*?".join(rf"\s*{piece}\s*" for piece in pieces), printed, re.DOTALL), printed
+
+
+@pytest.mark.parametrize(("page", "block"), all_blocks("sh"), ids=lambda value: getattr(value, "name", None))
+def test_commands(page: Path, block: Block, gateway: Gateway) -> None:
+    printed = [printed_by(line, gateway) for line in block.text.splitlines() if line]
+    if block.expected is not None and None not in printed:
+        assert_like("".join(map(str, printed)), gateway.here(block.expected))
+
+
+@pytest.mark.parametrize(("page", "block"), all_blocks("python"), ids=lambda value: getattr(value, "name", None))
+def test_code(page: Path, block: Block, gateway: Gateway) -> None:
+    printed = run([sys.executable, "-c", gateway.here(block.text)], gateway.port)
+    if block.expected is not None:
+        assert_like(printed, gateway.here(block.expected))
+
+
+@pytest.mark.parametrize(("page", "block"), all_blocks("toml"), ids=lambda value: getattr(value, "name", None))
+def test_configuration(page: Path, block: Block, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(block.text, encoding="utf-8")
+    load_config(file, {})
+
+
+def test_every_block_says_what_it_is() -> None:
+    known = {"sh", "python", "toml", "text"}
+    assert {block.language for page in PAGES for block in blocks(page)} <= known
+
+
+def test_the_variables_it_names_exist(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    variables = dict(re.findall(r"(NPU_GATEWAY_[A-Z0-9_]+)=(\w+)", text)) | {"NPU_GATEWAY_API_KEY": "k"}
+    file = tmp_path / "config.toml"
+    file.write_text(next(block.text for block in blocks(ROOT / "README.md") if block.language == "toml"), "utf-8")
+    config = load_config(file, variables)
+    assert (config.server.port, config.models["big"].threads) == (9000, 2)
+
+
+def test_the_file_tree_is_the_file_tree() -> None:
+    (tree,) = (block.text for block in blocks(ROOT / "README.md") if block.text.startswith("config.toml"))
+    shown = {line.split()[0] for line in tree.splitlines() if line.startswith("  ")}
+    modules = {path.name for path in (ROOT / "gateway").glob("*.py") if not path.name.startswith("__")}
+    folders = {f"{path.name}/" for path in (ROOT / "gateway").iterdir() if path.is_dir() and path.name[0] != "_"}
+    assert shown == modules | folders
+    for line in tree.splitlines():
+        if not line.startswith("  "):
+            assert (ROOT / line.split()[0]).exists()
+
+
+@pytest.mark.parametrize("page", [ROOT / "CHANGELOG.md", *PAGES], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target

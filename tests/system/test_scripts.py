@@ -1,0 +1,195 @@
+"""The repository's own commands: the environment is made once, whatever interrupts it, from wheels with known hashes.
+
+The set-up itself is run on a copy of the repository whose lock names only what `serve --help` needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import LONGEST
+from tests.support.paths import ROOT
+from tests.support.processes import environment
+
+SCRIPTS = ROOT / "scripts"
+ENOUGH = ("hatchling", "msgspec", "packaging", "pathspec", "pluggy", "trove-classifiers")
+PATIENCE_S = 300.0
+
+
+def entries(lock: str) -> dict[str, str]:
+    """The lock's text for each NAME==VERSION."""
+    text = (ROOT / lock).read_text(encoding="utf-8")
+    return {entry.split()[0]: entry for entry in re.split(r"^(?=[a-z])", text, flags=re.MULTILINE) if "==" in entry}
+
+
+def names(lock: str) -> set[str]:
+    return {pin.split("==")[0] for pin in entries(lock)}
+
+
+class TestLock:
+    @pytest.mark.parametrize("lock", ["requirements.lock", "requirements-test.lock"])
+    def test_every_pin_has_hashes_and_nothing_says_where_it_comes_from(self, lock: str) -> None:
+        for pin, entry in entries(lock).items():
+            assert re.fullmatch(r"[a-z0-9-]+==[\w.]+", pin)
+            assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry)
+            assert "://" not in entry and "--index" not in entry
+
+    def test_every_dependency_is_locked(self) -> None:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+        runtime = {re.split("[^a-z0-9-]", line)[0] for line in project["project"]["dependencies"]}
+        groups = project["dependency-groups"]
+        tests = {re.split("[^a-z0-9-]", line)[0] for line in (*groups["test"], *groups["install"])}
+        assert runtime <= names("requirements.lock")
+        assert runtime | tests <= names("requirements-test.lock")
+
+    def test_tests_run_on_what_is_served(self) -> None:
+        assert entries("requirements.lock").items() <= entries("requirements-test.lock").items()
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository with a short lock, its environment made."""
+    folder = tmp_path_factory.mktemp("clone")
+    for part in ("scripts", "gateway"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("pyproject.toml", "README.md", "config.toml"):
+        shutil.copy(ROOT / part, folder / part)
+    short = [entry for pin, entry in entries("requirements.lock").items() if pin.split("==")[0] in ENOUGH]
+    (folder / "requirements.lock").write_text("".join(short), encoding="utf-8")
+    (folder / "requirements-test.lock").write_text("# tests\n" + "".join(short), encoding="utf-8")
+    done = serve_help(folder)
+    assert done.returncode == 0, done.stderr
+    assert "Making" in done.stderr
+    return folder
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
+    return [sys.executable, str(folder / "scripts" / "serve.py"), *arguments]
+
+
+def serve_help(folder: Path) -> subprocess.CompletedProcess[str]:
+    variables = environment()
+    del variables["PYTHONPATH"]  # the environment must do without this repository
+    return subprocess.run(
+        command(folder, "--help"), env=variables, capture_output=True, encoding="utf-8", timeout=PATIENCE_S
+    )
+
+
+def python_of(folder: Path) -> Path:
+    return folder / ".venv" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+class TestEnvironment:
+    def test_the_first_start_ends_in_the_command(self, copy: Path) -> None:
+        assert "usage: npu-gateway serve" in serve_help(copy).stdout
+
+    def test_the_second_start_makes_nothing_and_is_quick(self, copy: Path) -> None:
+        start = time.monotonic()
+        done = serve_help(copy)
+        assert time.monotonic() - start < 5
+        assert done.stderr == ""
+
+    def test_the_package_is_installed_with_its_command(self, copy: Path) -> None:
+        script = python_of(copy).with_name("npu-gateway.exe" if sys.platform == "win32" else "npu-gateway")
+        shown = subprocess.run([script, "--version"], capture_output=True, encoding="utf-8", check=True)
+        assert shown.stdout.startswith("npu-gateway ")
+
+    def test_the_commands_exit_code_comes_through(self, copy: Path) -> None:
+        assert subprocess.call(command(copy, "--port", "x"), stderr=subprocess.DEVNULL) == 2
+
+    def test_an_interrupted_set_up_is_done_again(self, copy: Path) -> None:
+        (copy / ".venv" / "ready").unlink()
+        site = subprocess.run(
+            [python_of(copy), "-c", "import msgspec; print(msgspec.__file__)"],
+            capture_output=True, encoding="utf-8", check=True,
+        )  # fmt: skip
+        Path(site.stdout.strip()).unlink()  # half a package
+        done = serve_help(copy)
+        assert done.returncode == 0 and "Making" in done.stderr
+
+    def test_a_changed_lock_is_installed(self, copy: Path) -> None:
+        lock = copy / "requirements.lock"
+        lock.write_text(lock.read_text(encoding="utf-8") + "# changed\n", encoding="utf-8")
+        assert "Installing" in serve_help(copy).stderr
+        assert serve_help(copy).stderr == ""
+
+    def test_two_starts_at_once_make_it_once(self, copy: Path) -> None:
+        (copy / ".venv" / "ready").unlink()
+        starts = [
+            subprocess.Popen(command(copy, "--help"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+            for _ in range(2)
+        ]
+        said = [start.communicate(timeout=PATIENCE_S) for start in starts]
+        assert [start.returncode for start in starts] == [0, 0]
+        assert "".join(errors for _, errors in said).count("Making") == 1
+
+    def test_a_wheel_with_another_hash_is_refused(self, copy: Path) -> None:
+        lock = copy / "requirements.lock"
+        right = lock.read_text(encoding="utf-8")
+        lock.write_text(re.sub("sha256:[0-9a-f]{8}", "sha256:00000000", right), encoding="utf-8")
+        done = serve_help(copy)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].endswith("the next start tries again from the beginning.")
+        lock.write_text(right, encoding="utf-8")
+        assert serve_help(copy).returncode == 0
+
+    def test_an_old_python_is_told_what_is_needed(self) -> None:
+        code = "import sys; sys.version_info = (3, 9, 1); import environment"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=SCRIPTS, capture_output=True, encoding="utf-8", check=False
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith("npu-gateway needs Python 3.11 or newer")
+
+
+def test_every_dependency_has_a_wheel_for_windows_on_arm() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, check_wheels; sys.exit(check_wheels.main())"],
+        cwd=SCRIPTS, capture_output=True, encoding="utf-8",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^(\d+) of \1 dependencies have a wheel for win_arm64$", done.stdout, re.MULTILINE)
+
+
+def test_continuous_integration_runs_the_readmes_command() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "scripts/test.py" in script
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111 or os.name == "nt"
+
+
+def test_the_longest_test_files_are_there() -> None:
+    assert [name for name in LONGEST if not list((ROOT / "tests").rglob(name))] == []
+
+
+def test_an_installed_gateway_brings_its_configuration(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", str(tmp_path)]
+    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    target = tmp_path / "site"
+    shutil.unpack_archive(wheel, target, "zip")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", "models", "--json"],
+        cwd=elsewhere,
+        env=environment(
+            PYTHONPATH=str(target), XDG_DATA_HOME=str(tmp_path / "data"), LOCALAPPDATA=str(tmp_path / "data")
+        ),
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    )
+    (row,) = json.loads(done.stdout)
+    assert row["name"] == "smollm2-135m" and row["state"] == "missing"
+    if sys.platform != "darwin":
+        assert Path(row["path"]) == tmp_path / "data" / "npu-gateway" / "models" / "smollm2-135m"

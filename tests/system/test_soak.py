@@ -1,0 +1,27 @@
+"""A minute of scripts/soak.py over a real model; docs/reliability.md has the figures of ten."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.processes import ROOT, environment
+
+
+def test_a_minute_of_everything(tiny: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(f"[breaker]\nenabled = false\n[models.tiny]\npath = '{tiny}'\nthreads = 1\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "soak.py", "--minutes", "1", "--clients", "4"],
+        env=environment(NPU_GATEWAY_CONFIG=str(config)),
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=600,
+    )
+    print(done.stdout)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "PASS"), done.stdout + done.stderr
+    assert int(re.search(r"(\d+) answered", done.stdout)[1]) > 5  # type: ignore[index]
+    assert int(re.search(r"(\d+) workers killed", done.stdout)[1]) > 0  # type: ignore[index]

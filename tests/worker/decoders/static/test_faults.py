@@ -1,0 +1,60 @@
+"""Models for the NPU that cannot be loaded: what a client hears and the log says, while another model answers."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.config import ModelConfig
+from tests.support.server import Running, config_of, scripted, serving
+
+BROKEN = {
+    "other_chip": "compiled for Hexagon v73 and this NPU is v81",
+    "truncated": "The NPU refuses context_2_of_2_ctx.onnx",
+    "no_driver": "The NPU refuses context_1_of_2_64_ctx.onnx",
+}
+
+
+@pytest.fixture(scope="module")
+def said(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, list[str]]]:
+    """A server of these models, and what its log has said."""
+    truncated = Path(shutil.copytree(built, tmp_path_factory.mktemp("broken") / "truncated"))
+    binary = truncated / "context_2_of_2_ctx_qnn.bin"
+    binary.write_bytes(binary.read_bytes()[:-5000])
+    options = {
+        "other_chip": {"soc_model": "88"},
+        "truncated": {},
+        "no_driver": {"backend_path": str(built / "genai_config.json")},
+    }
+    models = {
+        name: ModelConfig(path=str(truncated if name == "truncated" else built), provider="qnn", provider_options=each)
+        for name, each in options.items()
+    }
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("gateway.lanes.loader")
+    logger.addHandler(handler)
+    with serving(config_of({**models, "beside": scripted("Hello.")})) as server:
+        yield server, lines
+    logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize("model", BROKEN)
+def test_it_is_said_why_and_others_answer(said: tuple[Running, list[str]], model: str) -> None:
+    server, lines = said
+    body = {"messages": [{"role": "user", "content": "x"}]}
+    with server.http() as http:
+        reply = http.post("/v1/chat/completions", json={"model": model, **body})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "model_not_ready")
+        print(reply.json()["error"]["message"])
+        assert BROKEN[model] in reply.json()["error"]["message"]
+        assert int(reply.headers["retry-after"]) >= 1
+        assert http.post("/v1/chat/completions", json={"model": "beside", **body}).status_code == 200
+    (line,) = (each for each in lines if each.startswith(f"{model} cannot be loaded"))
+    print(line)
+    assert BROKEN[model] in line

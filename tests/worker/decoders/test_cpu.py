@@ -1,0 +1,162 @@
+"""The CPU decoder over a tiny model and over the real one: every way to the same logits gives the same logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gateway.bundles.bundle import load_bundle
+from gateway.errors import BundleError, EngineFailed
+from gateway.worker.decoders.cpu import CpuDecoder
+from gateway.worker.decoders.cpu_cache import SlotCache
+from gateway.worker.decoders.onnx import SessionOptions
+from tests.support.token_loop_fixtures import random_ids
+
+
+@pytest.fixture(params=["tiny", "smollm2_int8"])
+def decoder(request: pytest.FixtureRequest) -> Iterator[CpuDecoder]:
+    decoder = CpuDecoder(load_bundle(request.getfixturevalue(request.param)), slots=4, context_length=256)
+    yield decoder
+    decoder.close()
+
+
+def caches(decoder: CpuDecoder, count: int = 4) -> list[SlotCache]:
+    return [decoder.new_cache() for _ in range(count)]
+
+
+def same(logits: np.ndarray, expected: np.ndarray) -> None:
+    """Bit for bit, whatever the shape of the call (see cpu_graph.py)."""
+    np.testing.assert_array_equal(logits, expected)
+
+
+def test_spec_says_what_the_graph_is(decoder: CpuDecoder) -> None:
+    assert decoder.spec.context_length == 256
+    assert decoder.spec.vocab_size in (384, 49152)
+    assert decoder.spec.device == "cpu"
+    assert set(decoder.spec.placement) == {"CPU"}
+
+
+@pytest.mark.parametrize("pieces", [(2, 38), (38, 2), (13, 14, 13), (20, 20), (2,) * 20])
+def test_a_prompt_in_pieces_gives_the_same_logits(decoder: CpuDecoder, pieces: tuple[int, ...]) -> None:
+    ids = random_ids(40, 1)
+    whole, cut, *_ = caches(decoder)
+    expected = decoder.prefill(whole, ids).copy()
+    start = 0
+    for size in pieces:
+        logits = decoder.prefill(cut, ids[start : start + size])
+        start += size
+    assert cut.length == whole.length == 40
+    same(logits, expected)
+
+
+def test_a_prompt_over_an_old_sequence_gives_the_same_logits(decoder: CpuDecoder) -> None:
+    ids = random_ids(40, 1)
+    fresh, used, *_ = caches(decoder)
+    expected = decoder.prefill(fresh, ids).copy()
+    decoder.prefill(used, ids[:20] + random_ids(40, 2))
+    used.truncate(20)
+    same(decoder.prefill(used, ids[20:]), expected)
+
+
+def test_verify_gives_the_logits_after_every_id(decoder: CpuDecoder) -> None:
+    ids = random_ids(12, 3)
+    one, other, *_ = caches(decoder)
+    rows = decoder.verify(one, ids).copy()
+    assert rows.shape == (12, decoder.spec.vocab_size)
+    for size in range(2, 13):
+        other.truncate(0)
+        same(decoder.prefill(other, ids[:size]), rows[size - 1])
+
+
+@pytest.mark.parametrize("members", [(0, 1), (1, 2, 3), (3, 0), (2, 0), (0, 1, 2, 3), (3, 1, 0), (0, 2, 3)])
+def test_a_step_in_a_batch_gives_the_same_logits_as_alone(decoder: CpuDecoder, members: tuple[int, ...]) -> None:
+    """Sequences of different lengths, neighbours or not, in any order; those left out are untouched."""
+    slots = caches(decoder)
+    for index, slot in enumerate(slots):
+        decoder.prefill(slot, random_ids(10 + 7 * index, index))
+    steps, continuations = [], []
+    for index, slot in enumerate(slots):
+        before = slot.length
+        if index in members:
+            steps.append((index, decoder.step([slot], [50 + index])[0].copy()))
+        continuations.append(decoder.prefill(slot, [5, 6]).copy())
+        slot.truncate(before)
+    batched = decoder.step([slots[index] for index in members], [50 + index for index in members])
+    for index, alone in steps:
+        same(batched[members.index(index)], alone)
+    for index, slot in enumerate(slots):
+        assert slot.length == 10 + 7 * index + (index in members)
+        same(decoder.prefill(slot, [5, 6]), continuations[index])
+
+
+def test_a_slot_that_is_full_is_not_taken_along(decoder: CpuDecoder) -> None:
+    first, full, last, _ = caches(decoder)
+    decoder.prefill(first, [5, 6])
+    decoder.prefill(last, [5, 6])
+    ids = random_ids(256, 1)
+    for start in range(0, 256, 64):
+        expected = decoder.prefill(full, ids[start : start + 64]).copy()
+    decoder.step([first, last], [7, 7])
+    full.truncate(254)
+    same(decoder.prefill(full, ids[-2:]), expected)
+
+
+def test_steps_agree_with_verify(decoder: CpuDecoder) -> None:
+    ids = random_ids(40, 4)
+    one, many, *_ = caches(decoder)
+    decoder.prefill(one, ids[:30])
+    decoder.prefill(many, ids[:30])
+    rows = decoder.verify(many, ids[30:]).copy()
+    for token, row in zip(ids[30:], rows, strict=True):
+        same(decoder.step([one], [token])[0], row)
+
+
+def test_with_exact_products_only_the_last_bits_tell_one_way_from_another(smollm2: Path) -> None:
+    """A prompt at once, step by step, and a batch of steps."""
+    decoder = CpuDecoder(load_bundle(smollm2), slots=2, context_length=256)
+    one, other = caches(decoder, 2)
+    ids = random_ids(40, 4)
+    rows = decoder.verify(one, ids).copy()
+    one.truncate(0)
+    for position, token in enumerate(ids):
+        (alone,) = decoder.step([one], [token]).copy()
+        one.truncate(position)
+        together = decoder.step([one, other], [token, token])[0]
+        for logits in (alone, together):
+            assert logits.argmax() == rows[position].argmax()
+            assert np.abs(logits - rows[position]).max() < 5e-3
+    decoder.close()
+
+
+def test_a_copy_goes_on_like_the_original(decoder: CpuDecoder) -> None:
+    original, copy, *_ = caches(decoder)
+    decoder.prefill(original, random_ids(30, 5))
+    copy.copy_from(original, 20)
+    original.truncate(20)
+    expected = decoder.prefill(original, [8, 9]).copy()
+    same(decoder.prefill(copy, [8, 9]), expected)
+
+
+def test_a_broken_graph_is_named(tiny: Path, tmp_path: Path) -> None:
+    bundle = load_bundle(tiny)
+    for name in ("model.onnx.data", "genai_config.json"):
+        (tmp_path / name).write_bytes((tiny / name).read_bytes())
+    (tmp_path / "model.onnx").write_bytes(b"not a graph")
+    broken = type(bundle)(
+        folder=tmp_path,
+        config=bundle.config,
+        tokenizer_path=bundle.tokenizer_path,
+        tokenizer_config={},
+        chat_template=None,
+    )
+    with pytest.raises(BundleError, match=r"model\.onnx cannot be loaded"):
+        CpuDecoder(broken, slots=1)
+
+
+def test_a_failing_call_is_an_engine_failure(tiny: Path) -> None:
+    decoder = CpuDecoder(load_bundle(tiny), slots=1, options=SessionOptions(threads=1))
+    with pytest.raises(EngineFailed, match="failed while it ran"):
+        decoder.prefill(decoder.new_cache(), [])

@@ -1,0 +1,224 @@
+"""Compiling beside the token loop: nobody waits for somebody else's grammar, and no grammar ends the worker."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import psutil
+import pytest
+
+from gateway.errors import EngineFailed, InvalidRequest
+from gateway.generation import Grammar, Sampling
+from gateway.worker.frames import Cancel, Ended, Failed, Ready, Shutdown, Submit, Tokens
+from gateway.worker.grammar import trial as grammar_trial
+from gateway.worker.grammar.compile_queue import Compiled, GrammarDesk
+from gateway.worker.grammar.constraint import GrammarCompiler, special_tokens
+from gateway.worker.grammar.trial import GrammarTrial, TooMuch
+from gateway.worker.main import WorkerSpec
+from tests.support.structured import lark, regex, schema_grammar
+from tests.support.tiny import VOCABULARY
+from tests.worker.test_worker import Worker
+
+PATIENCE_S = 60.0
+#: Minutes and gigabytes, if it were let.
+SLOW = schema_grammar({"properties": {"a": {"type": "integer", "multipleOf": 999_983}}})
+#: Overflows the stack of whatever compiles it.
+CRASH = lark("start: r0\n" + "".join(f'r{i}: r{i + 1} "x"\n' for i in range(12_000)) + 'r12000: "a"')
+#: As much of that as has to be borne.
+DEEP = lark("start: r0\n" + "".join(f'r{i}: r{i + 1} "x"\n' for i in range(2_500)) + 'r2500: "a"')
+
+
+def submit(id: int, grammar: Grammar | None, **options: object) -> Submit:
+    fields: dict[str, object] = {"ids": [5, 6, 7], "sampling": Sampling(temperature=0), "max_tokens": 8} | options
+    return Submit(id=id, grammar=grammar, **fields)  # type: ignore[arg-type]
+
+
+class TestTrial:
+    @pytest.fixture
+    def trial(self, tokenizer_path: Path) -> Iterator[GrammarTrial]:
+        trial = GrammarTrial(VOCABULARY, lambda: special_tokens(tokenizer_path))
+        yield trial
+        trial.close()
+
+    @pytest.fixture
+    def hurried(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(grammar_trial, "MAX_SECONDS", 1.0)
+
+    @staticmethod
+    def source(lark: str) -> str:
+        return json.dumps({"grammars": [{"lark_grammar": lark}]})
+
+    @staticmethod
+    def pid(trial: GrammarTrial) -> int:
+        assert trial._process is not None
+        return trial._process.pid
+
+    def test_says_what_the_library_says(self, trial: GrammarTrial) -> None:
+        assert trial.run(self.source('start: "a"')) == ""
+        assert "unknown name" in trial.run(self.source("start: a"))
+        assert trial.run(self.source("start: <|im_start|> <[383]>")) == ""
+        assert "too large" in trial.run(self.source("start: <[384]>"))
+
+    def test_one_process_for_all(self, trial: GrammarTrial) -> None:
+        trial.run(self.source('start: "a"'))
+        first = self.pid(trial)
+        trial.run(self.source('start: "b"'))
+        assert self.pid(trial) == first
+
+    @pytest.mark.parametrize("bomb", [CRASH.source, 'start: %json {"multipleOf": 999983, "type": "integer"}'])
+    @pytest.mark.usefixtures("hurried")
+    def test_a_bomb_goes_off_where_it_harms_nobody(self, trial: GrammarTrial, bomb: str) -> None:
+        started = time.monotonic()
+        with pytest.raises(TooMuch, match="more than 1 seconds or 768 MiB"):
+            trial.run(self.source(bomb))
+        assert time.monotonic() - started < 5
+        assert trial.run(self.source('start: "a"')) == ""
+
+    def test_memory_is_bounded_too(self, trial: GrammarTrial, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(grammar_trial, "MAX_SECONDS", PATIENCE_S)
+        monkeypatch.setattr(grammar_trial, "MAX_BYTES", 100 * 1024 * 1024)
+        with pytest.raises(TooMuch):
+            trial.run(self.source("start: /" + "|".join("x" * length + "y" for length in range(4000)) + "/"))
+
+    def test_the_child_dies_with_its_parent(self, tokenizer_path: Path) -> None:
+        """Also in the middle of a grammar: the parent's end of the pipe is gone, and that is all it needs."""
+        trial = GrammarTrial(VOCABULARY, lambda: special_tokens(tokenizer_path))
+        trial.run(self.source('start: "a"'))
+        child = psutil.Process(self.pid(trial))
+        process = trial._process
+        assert process is not None and process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps(self.source('start: %json {"multipleOf": 999983}')).encode() + b"\n")
+        process.stdin.close()
+        assert psutil.wait_procs([child], timeout=PATIENCE_S)[1] == []
+        process.stdout.close()
+        process.wait()
+
+
+class TestDesk:
+    @pytest.fixture
+    def inbox(self) -> SimpleQueue[Compiled]:
+        return SimpleQueue()
+
+    @pytest.fixture
+    def desk(self, grammars: GrammarCompiler, inbox: SimpleQueue[Compiled]) -> GrammarDesk:
+        return GrammarDesk(grammars, inbox.put)
+
+    def test_a_grammar_is_waited_for_once(self, desk: GrammarDesk, inbox: SimpleQueue[Compiled]) -> None:
+        assert not desk.holds(submit(1, None))
+        assert desk.holds(submit(2, regex("once")))
+        compiled = inbox.get(timeout=PATIENCE_S)
+        assert compiled.frame.id == 2 and desk.releases(compiled)
+        assert not desk.holds(submit(3, regex("once")))
+        assert desk(regex("once")) is not desk(regex("once"))
+
+    def test_so_is_what_is_wrong_with_it(self, desk: GrammarDesk, inbox: SimpleQueue[Compiled]) -> None:
+        desk.holds(submit(1, regex("(wrong")))
+        assert desk.releases(inbox.get(timeout=PATIENCE_S))
+        assert not desk.holds(submit(2, regex("(wrong")))
+        other = Grammar(kind="regex", source="(wrong", param="guided_regex")
+        with pytest.raises(InvalidRequest, match="unclosed group") as caught:
+            desk(other)
+        assert caught.value.param == "guided_regex"
+
+    def test_who_is_cancelled_does_not_come_back(self, desk: GrammarDesk, inbox: SimpleQueue[Compiled]) -> None:
+        desk.holds(submit(1, regex("cancelled")))
+        desk.forget(1)
+        assert not desk.releases(inbox.get(timeout=PATIENCE_S))
+        assert not desk.holds(submit(2, regex("cancelled")))
+
+    def test_the_oldest_are_forgotten(self, desk: GrammarDesk, inbox: SimpleQueue[Compiled]) -> None:
+        for index in range(40):
+            assert desk.holds(submit(index, regex(f"old{index}")))
+            desk.releases(inbox.get(timeout=PATIENCE_S))
+            desk(regex("old0"))  # used, so it stays
+        assert desk.holds(submit(50, regex("old1")))
+        assert not desk.holds(submit(51, regex("old0"))) and not desk.holds(submit(52, regex("old39")))
+        inbox.get(timeout=PATIENCE_S)
+
+    def test_a_failure_of_ours_is_not_kept(
+        self, tokenizer_path: Path, inbox: SimpleQueue[Compiled], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        compiler = GrammarCompiler(tokenizer_path, VOCABULARY, (2, 0))
+        desk = GrammarDesk(compiler, inbox.put)
+        monkeypatch.setattr(grammar_trial, "__file__", str(tokenizer_path))
+        monkeypatch.setattr("sys.executable", str(tokenizer_path))  # nothing that can be started
+        desk.holds(submit(1, regex("ours")))
+        desk.releases(inbox.get(timeout=PATIENCE_S))
+        with pytest.raises(EngineFailed):
+            desk(regex("ours"))
+        monkeypatch.undo()
+        assert desk.holds(submit(2, regex("ours")))
+        desk.releases(inbox.get(timeout=PATIENCE_S))
+        desk(regex("ours"))
+        with pytest.raises(Empty):
+            inbox.get_nowait()
+        compiler.close()
+
+    def test_as_deep_as_the_trial_lets_through(self, desk: GrammarDesk, inbox: SimpleQueue[Compiled]) -> None:
+        desk.holds(submit(1, DEEP))
+        desk.releases(inbox.get(timeout=PATIENCE_S))
+        desk(DEEP)
+
+
+@pytest.fixture
+def start(tiny: Path) -> Iterator[Callable[[], Worker]]:
+    workers = []
+
+    def start() -> Worker:
+        workers.append(Worker(WorkerSpec(bundle=str(tiny), threads=1)))
+        workers[-1].hear_until(Ready)
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.process.kill()
+        worker.process.join()
+        worker.connection.close()
+
+
+def test_a_bomb_stalls_nobody(start: Callable[[], Worker]) -> None:
+    worker = start()
+    worker.say(submit(1, SLOW))
+    started = time.monotonic()
+    worker.say(submit(2, None, max_tokens=300))
+    frames = worker.hear_until(Ended)
+    assert frames[-1] == Ended(2, "length") and time.monotonic() - started < 4
+    assert sum(len(frame.ids) for frame in frames if isinstance(frame, Tokens)) == 300
+    failed = worker.hear_until(Failed)[-1]
+    assert (failed.id, failed.kind, failed.param) == (1, "InvalidRequest", "p")
+    assert "compiling it takes more than 5 seconds" in failed.message
+
+
+def test_bad_deep_and_cancelled_grammars_are_their_requests_own(start: Callable[[], Worker]) -> None:
+    worker = start()
+    worker.say(submit(1, CRASH))
+    worker.say(submit(2, schema_grammar({"items": {"type": "hiccup"}})))
+    worker.say(submit(3, regex("[0-9]{3}")))
+    worker.say(Cancel(3))
+    worker.say(submit(4, DEEP, max_tokens=300))
+    worker.say(submit(5, regex("[a-z]{4}"), n=2))
+    worker.say(submit(6, None))
+    frames: list[Any] = []
+    while sum(isinstance(frame, Ended | Failed) for frame in frames) < 6:
+        frames += worker.hear_until(Ended, Failed)
+    failed = [(frame.id, frame.kind) for frame in frames if isinstance(frame, Failed)]
+    assert failed == [(1, "InvalidRequest"), (2, "InvalidRequest")]
+    ended = [(frame.id, frame.choice, frame.reason) for frame in frames if isinstance(frame, Ended)]
+    assert sorted(ended) == [(4, 0, "length"), (5, 0, "stop"), (5, 1, "stop"), (6, 0, "length")]
+    worker.say(Shutdown())
+    assert worker.exit_code() == 0
+
+
+def test_the_child_is_gone_with_a_worker_that_is_killed(start: Callable[[], Worker]) -> None:
+    worker = start()
+    worker.say(submit(1, regex("[a-z]{4}")))
+    worker.hear_until(Ended)
+    children = psutil.Process(worker.process.pid).children()
+    assert len(children) == 1
+    worker.process.kill()
+    assert psutil.wait_procs(children, timeout=PATIENCE_S)[1] == []

@@ -1,0 +1,321 @@
+"""Grammars over a real vocabulary: what may come next, what must, and what is refused."""
+
+from __future__ import annotations
+
+import gc
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gateway.engines.base import Logits
+from gateway.errors import InvalidRequest, UnsupportedParameter
+from gateway.generation import Grammar
+from gateway.text.tokens import TokenText
+from gateway.worker.grammar.constraint import MAX_CHARACTERS, GrammarCompiler, GrammarConstraint
+from tests.support.structured import SCHEMAS, Schema, faults, lark, regex, schema_grammar
+from tests.support.tiny import VOCABULARY
+
+ENDS = (2, 0)  # of the tiny model
+WORD: Schema = {"type": "string", "pattern": "^[ab]{1,3}$"}
+
+#: What else the library takes, and must keep.
+CORNERS: list[Schema | bool] = [
+    True,
+    {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "definitions": {"x": WORD},
+        "items": {"$ref": "#/definitions/x"},
+        "maxItems": 2,
+    },
+    {"type": ["string", "null"], "maxLength": 5},
+    {"type": "object", "patternProperties": {"^x": {"type": "integer"}, "^y": WORD}, "additionalProperties": False},
+    {"properties": {"a": {"type": "integer"}, "bb": WORD}, "additionalProperties": {"type": "null"}, "type": "object"},
+    {"type": "object", "required": ["zz", "a"], "properties": {"a": WORD}, "maxProperties": 2},
+    {
+        "oneOf": [
+            {"type": "object", "properties": {"k": {"const": "a"}, "v": WORD}, "required": ["k"]},
+            {"type": "object", "properties": {"k": {"const": "b"}}, "required": ["k", "w"]},
+        ]
+    },
+    {
+        "$ref": "#/$defs/a",
+        "properties": {"q": WORD},
+        "required": ["q"],
+        "$defs": {"a": {"properties": {"p": WORD}, "type": "object"}},
+    },
+    {"type": "string", "format": "date", "pattern": "^20", "minLength": 3},
+    {"type": "string", "pattern": "a.b", "maxLength": 6},
+    {"type": "string", "pattern": r"^(\d+|\w\s)$", "maxLength": 5},
+    {"type": "array", "prefixItems": [WORD, {"type": "integer"}], "items": {"type": "boolean"}, "maxItems": 4},
+    {"anyOf": [{"const": [1, {"a": None}]}, {"const": "x"}, {"type": "integer", "minimum": 5, "maximum": 5}]},
+    {"enum": [{"a": 1, "b": [2, "c"]}, [], {}, "", 0, -1, -0.5, 1e10, 1.25e-3]},
+    {"type": "number", "exclusiveMinimum": -1.5, "exclusiveMaximum": 1.5},
+    {"type": "integer", "minimum": -1234, "maximum": 98765, "multipleOf": 7},
+    {"type": "number", "multipleOf": 0.25, "minimum": 1, "maximum": 20},
+    {"properties": {'a"b': WORD, "c\\d": WORD, "e\nf": WORD}, "additionalProperties": {"type": "null"}},
+    {"type": "object", "minProperties": 1, "properties": {"a": WORD, "b": WORD}, "additionalProperties": False},
+    {"type": "object", "minProperties": 3, "properties": {"a": WORD, "b": WORD}, "required": ["a", "b"]},
+    {"type": "object", "properties": {"a": False, "b": WORD}},
+    *({"type": "string", "format": name, "maxLength": 60} for name in ("uri", "iri-reference", "idn-email", "uuid")),
+    *({"type": "string", "format": name, "maxLength": 60} for name in ("json-pointer", "relative-json-pointer")),
+]
+
+
+def said(grammars: GrammarCompiler, grammar: Grammar) -> str:
+    with pytest.raises(InvalidRequest) as caught:
+        grammars.compile(grammar)
+    assert caught.value.param == grammar.param
+    return caught.value.message
+
+
+class Random:
+    """A model that likes every token as much as the next one, and to come to an end after a while."""
+
+    def __init__(self, tokens: TokenText, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+        self._closing = [i for i in range(VOCABULARY) if set(tokens.bytes_of(i)) & set(b'"}]')]
+
+    def logits(self, patience: int, written: int) -> Logits:
+        logits = self._random.standard_normal(VOCABULARY).astype(np.float32) * 3
+        logits[self._closing] += 6 if written > patience else 0
+        return logits
+
+
+def write(constraint: GrammarConstraint, model: Random, patience: int, most: int = 400) -> tuple[list[int], bool]:
+    """The tokens of an answer, and whether it is whole."""
+    ids: list[int] = []
+    while not constraint.is_stopped and len(ids) < most:
+        logits = model.logits(patience, len(ids))
+        constraint.restrict(logits)
+        token = int(logits.argmax())
+        assert np.isfinite(logits[token])
+        if token in ENDS:
+            return ids, True
+        constraint.accept(token)
+        ids.append(token)
+    return ids, constraint.is_stopped
+
+
+def possible(constraint: GrammarConstraint) -> set[int]:
+    logits = np.zeros(VOCABULARY, np.float32)
+    constraint.restrict(logits)
+    return set(np.flatnonzero(np.isfinite(logits)).tolist())
+
+
+def follow(constraint: GrammarConstraint, ids: list[int]) -> None:
+    for token in ids:
+        assert token in possible(constraint)
+        constraint.accept(token)
+
+
+@pytest.mark.parametrize("schema", [*SCHEMAS.values(), *CORNERS], ids=lambda schema: json.dumps(schema)[:60])
+def test_whatever_the_logits_an_answer_validates(
+    grammars: GrammarCompiler, tokens: TokenText, schema: Schema | bool
+) -> None:
+    compiled, model = grammars.compile(schema_grammar(schema)), Random(tokens, 1)
+    whole = 0
+    for patience in range(0, 40, 4):
+        ids, is_whole = write(compiled.constraint("p"), model, patience)
+        whole += is_whole
+        text = tokens.decode(ids)
+        assert not is_whole or faults(schema, text) == [], text
+    assert whole > 5
+
+
+def test_json_object_is_any_object(grammars: GrammarCompiler, tokens: TokenText) -> None:
+    compiled, model = grammars.compile(Grammar(kind="json_object")), Random(tokens, 2)
+    found = [write(compiled.constraint("p"), model, patience) for patience in range(30)]
+    texts = [tokens.decode(ids) for ids, is_whole in found if is_whole]
+    assert len(texts) > 20 and all(isinstance(json.loads(text), dict) for text in texts)
+    follow(compiled.constraint("p"), tokens.encode('{"a": [1, {"b": null, "c": []}], "d": "\\n"}'))
+
+
+def test_whitespace_is_fixed(grammars: GrammarCompiler, tokens: TokenText) -> None:
+    """One blank after a comma or a colon; none is possible anywhere else outside of strings."""
+    constraint = grammars.compile(Grammar(kind="json_object")).constraint("p")
+    blanks = {i for i in range(VOCABULARY) if tokens.bytes_of(i)[:1].isspace()}
+    for character in '{"": [1, {"": 2}], "": [[], -3]}':
+        next_ = possible(constraint)
+        if character == " ":
+            assert next_ & blanks == next_
+        elif character not in '"123':
+            assert not next_ & blanks
+        (token,) = tokens.encode(character)
+        constraint.accept(token)
+
+
+def test_special_tokens_are_no_text(grammars: GrammarCompiler) -> None:
+    assert 1 not in possible(grammars.compile(regex("(?s:.*)")).constraint("p"))
+    assert possible(grammars.compile(lark("start: <|im_start|>")).constraint("p")) == {1}
+
+
+def test_an_answer_may_end_where_the_grammar_allows_it(grammars: GrammarCompiler, tokens: TokenText) -> None:
+    constraint = grammars.compile(regex("[0-9]{1,3}")).constraint("p")
+    assert not possible(constraint) & set(ENDS)
+    follow(constraint, tokens.encode("1"))
+    assert set(ENDS) < possible(constraint) and not constraint.is_stopped
+    follow(constraint, tokens.encode("23"))
+    assert constraint.is_stopped and possible(constraint) == set(ENDS)
+
+
+def test_the_empty_answer(grammars: GrammarCompiler) -> None:
+    constraint = grammars.compile(regex("")).constraint("p")
+    assert possible(constraint) == set(ENDS)
+
+
+def test_what_is_forced_is_known_and_nothing_else_is_possible(grammars: GrammarCompiler, tokens: TokenText) -> None:
+    constraint = grammars.compile(schema_grammar({"const": {"name": ["value"]}})).constraint("p")
+    ids: list[int] = []
+    while not constraint.is_stopped:
+        assert possible(constraint) == {constraint.forced()[0]}
+        ids.append(constraint.forced()[0])
+        constraint.accept(ids[-1])
+    assert tokens.decode(ids) == '{"name": ["value"]}'
+    assert len(ids) < len('{"name": ["value"]}')  # as the tokenizer writes it, not byte by byte
+
+
+def test_logits_wider_than_the_vocabulary(tokenizer_path: Path) -> None:
+    compiler = GrammarCompiler(tokenizer_path, VOCABULARY + 77, ENDS)
+    logits = np.zeros(VOCABULARY + 77, np.float32)
+    compiler.compile(regex("(?s:.*)")).constraint("p").restrict(logits)
+    assert np.isfinite(logits[:VOCABULARY]).sum() > 250 and not np.isfinite(logits[VOCABULARY:]).any()
+    compiler.close()
+
+
+def test_logits_narrower_than_the_vocabulary(tokenizer_path: Path) -> None:
+    compiler = GrammarCompiler(tokenizer_path, VOCABULARY - 7, ENDS)
+    logits = np.zeros(VOCABULARY - 7, np.float32)
+    compiler.compile(regex("(?s:.*)")).constraint("p").restrict(logits)
+    assert np.isfinite(logits).sum() > 250
+    compiler.close()
+
+
+def test_a_tokenizer_that_the_library_cannot_read(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text('{"added_tokens": []}', encoding="utf-8")
+    compiler = GrammarCompiler(path, VOCABULARY, ENDS)
+    with pytest.raises(UnsupportedParameter, match="its tokenizer is of an unknown kind") as caught:
+        compiler.compile(regex("a"))
+    assert caught.value.param == "p"
+    compiler.close()
+
+
+def test_choices_that_are_given_up_in_the_middle_of_a_mask(grammars: GrammarCompiler) -> None:
+    """The mask is written by another thread into memory that must still be there."""
+    compiled = grammars.compile(schema_grammar(SCHEMAS["report"]))
+    for _ in range(300):
+        compiled.constraint("p")
+    gc.collect()
+
+
+def test_threads_may_compile_at_once(grammars: GrammarCompiler) -> None:
+    errors: list[Exception] = []
+
+    def work(index: int) -> None:
+        try:
+            possible(grammars.compile(regex(f"[ab]{{{index}}}")).constraint("p"))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+class TestLark:
+    def test_a_schema_within_is_kept_as_well(self, grammars: GrammarCompiler, tokens: TokenText) -> None:
+        schema = {"properties": {"a": {"type": "string", "format": "date"}}, "required": ["a"]}
+        grammar = lark(f'start: "<" %json {json.dumps(schema)} ">" // %json')
+        ids, is_whole = write(grammars.compile(grammar).constraint("p"), Random(tokens, 3), 10)
+        text = tokens.decode(ids)
+        assert is_whole and text[0] == "<" and text[-1] == ">"
+        value = json.loads(text[1:-1])
+        assert value.keys() == {"a"} and text[1:-1] == json.dumps(value)
+
+    def test_percent_json_in_a_string_is_a_string(self, grammars: GrammarCompiler, tokens: TokenText) -> None:
+        constraint = grammars.compile(lark(r'start: "%json {" /%json x?/ "\"%json"')).constraint("p")
+        follow(constraint, tokens.encode('%json {%json x"%json'))
+        assert constraint.is_stopped
+
+    def test_the_notation_of_llama_cpp(self, grammars: GrammarCompiler, tokens: TokenText) -> None:
+        grammar = lark('root ::= "[" item ("," ws item)* "]"\nitem ::= [0-9]+ | "x"{2}\nws ::= " "?')
+        constraint = grammars.compile(grammar).constraint("p")
+        follow(constraint, tokens.encode("[12, 3,xx]"))
+        assert constraint.is_stopped
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("schema", "what"),
+        [
+            ({"type": "hiccup"}, "Invalid type: hiccup"),
+            ({"properties": {"a": {"type": "hiccup"}}}, "at '#/properties/a': Invalid type: hiccup"),
+            (
+                {"properties": {"a": {"items": {"not": {}, "uniqueItems": True}}}},
+                """at '#/properties/a/items': unsupported keywords: "not", "uniqueItems\"""",
+            ),
+            ({"items": {"pattern": "(a"}}, "at '#/items': the regular expression is not supported: unclosed group"),
+            ({"items": {"pattern": "(?=a)b"}}, "look-around"),
+            ({"$ref": "#/$defs/x"}, "there is nothing at '#/$defs/x'"),
+            ({"$ref": "#"}, "no token can follow"),
+            ({"required": "a"}, "Expected array for 'required'"),
+            ({"minimum": 5, "maximum": 3, "type": "integer"}, "minimum (5) is greater than maximum (3)"),
+            ({"anyOf": [{"oneOf": [{"type": "string"}, {"minLength": 3}]}]}, "oneOf"),
+            (False, "nothing matches the schema `false`"),
+            ({"properties": {f"p{i}": {} for i in range(1000)}}, "it leaves too many ways to go on at one place"),
+        ],
+        ids=lambda value: str(value)[:60],
+    )
+    def test_a_schema_that_is_none(self, grammars: GrammarCompiler, schema: Any, what: str) -> None:
+        message = said(grammars, schema_grammar(schema))
+        assert message.startswith("The JSON schema cannot be used: ") and what in message and "\n" not in message
+
+    @pytest.mark.parametrize("source", ["{", "", "nonsense", "[" * 100_000])
+    def test_a_schema_that_is_no_json(self, grammars: GrammarCompiler, source: str) -> None:
+        assert "it is not JSON" in said(grammars, Grammar(kind="json_schema", source=source, param="p"))
+
+    def test_a_schema_too_deep_for_the_library(self, grammars: GrammarCompiler) -> None:
+        schema: Schema = {}
+        for _ in range(200):
+            schema = {"items": schema}
+        assert "recursion limit" in said(grammars, schema_grammar(schema))
+
+    @pytest.mark.parametrize(
+        ("source", "what"),
+        [
+            ("(a", "the regular expression is not supported: unclosed group"),
+            ("(?=a)", "look-around"),
+            ("(" * 5000 + "a" + ")" * 5000, "exceed the maximum number of nested"),
+        ],
+    )
+    def test_a_regular_expression_that_is_none(self, grammars: GrammarCompiler, source: str, what: str) -> None:
+        message = said(grammars, regex(source))
+        assert what in message and len(message) < 300
+
+    @pytest.mark.parametrize(
+        ("source", "what"),
+        [
+            ("", "Empty grammar"),
+            ("start: a", 'unknown name: "a"'),
+            ('start: "a', "lexer error"),
+            ("start: start", "no token can follow"),
+            ("start: <|nope|>", 'unknown special token: "<|nope|>"'),
+            ("start: %json x", "what follows %json is not JSON"),
+            ('start: %json {"items": {"type": "hiccup"}}', "at '#/items': Invalid type: hiccup"),
+            ('start: %json {"items": {"$ref": "#/x"}}', "at '#/items/$ref': there is nothing at '#/x'"),
+            ('root ::= ("a"', "Expected ')'"),
+            ("start: " + "(" * 5000, "too deeply nested"),
+        ],
+    )
+    def test_a_lark_grammar_that_is_none(self, grammars: GrammarCompiler, source: str, what: str) -> None:
+        assert what in said(grammars, lark(source))
+
+    def test_a_grammar_that_is_too_long(self, grammars: GrammarCompiler) -> None:
+        assert str(MAX_CHARACTERS) in said(grammars, regex("a" * (MAX_CHARACTERS + 1)))

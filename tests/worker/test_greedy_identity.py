@@ -1,0 +1,231 @@
+"""The real model answers the same under every combination of switches, whatever makes it faster.
+
+Each call costs the loop's clock the same, so that whatever can be drafted is. Fifty prompts; in the quick test each
+combination gets two of them, in the slow one all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, product
+from pathlib import Path
+
+import pytest
+from msgspec import Struct
+from msgspec.structs import replace
+from tokenizers import Tokenizer
+
+from gateway.bundles.bundle import load_bundle
+from gateway.engines.base import DecoderSpec, KVCache, Logits
+from gateway.worker.decoders.cpu import CpuDecoder
+from gateway.worker.decoders.onnx import SessionOptions
+from gateway.worker.frames import FromWorker, Submit, Tokens
+from gateway.worker.token_loop import TokenLoop
+from tests.support.token_loop_fixtures import GREEDY, no_grammar
+
+QUESTIONS = """\
+What is the capital of France?
+Name three fruits and a colour for each of them.
+Write a Python function that adds two numbers.
+Explain in one sentence why the sky is blue.
+Count from one to twenty.
+Repeat this word five times: banana.
+Translate "good morning" into Spanish.
+Write a haiku about the sea.
+What is 12 times 12?
+List the days of the week.
+Who wrote Romeo and Juliet?
+Give me a recipe for pancakes.
+What does HTTP stand for?
+Write a SQL query that counts the users of each country.
+Is a tomato a fruit or a vegetable?
+Summarise: The cat sat on the mat. The dog sat on the cat.
+Write the alphabet backwards.
+How many legs has a spider?
+Write a short letter to a landlord about a broken heater.
+What is the largest planet?
+Correct the spelling: "I recieved teh mesage yesterday".
+Write JSON with the keys name and age for Anna, who is 30.
+Tell me a joke about computers.
+What is the boiling point of water in Celsius?
+Make a list of five animals that live in Africa.
+Explain recursion to a child.
+Write a limerick about a cat.
+What comes after Monday?
+Name the colours of the rainbow.
+Write a bash command that lists all files by size.
+Who was Ada Lovelace?
+What is the opposite of hot?
+Describe a sunset in two sentences.
+Write a C program that prints hello.
+What is photosynthesis?
+Give three synonyms for happy.
+How do I boil an egg?
+What is the square root of 81?
+Write a CSS rule that makes paragraphs red.
+Where do penguins live?
+Write an HTML page with one heading.
+What is a prime number?
+List ten prime numbers.
+Rewrite in capitals: hello world, how are you?
+Why do leaves fall in autumn?
+Write a slogan for a bakery.
+What is the currency of Japan?
+Name two inventions of Thomas Edison.
+Explain what an API is.
+Finish the sentence: Once upon a time
+""".splitlines()
+
+Ids = list[int]
+
+
+class Switches(Struct, frozen=True, kw_only=True):
+    threads: int
+    prompt_width: int
+    prefix_cache: bool
+    together: bool
+    lookup: bool
+    predicted: bool
+
+
+PLAIN = Switches(threads=2, prompt_width=64, prefix_cache=False, together=False, lookup=False, predicted=False)
+COMBINATIONS = [
+    Switches(
+        threads=threads, prompt_width=width, prefix_cache=cache, together=together, lookup=lookup, predicted=predicted
+    )
+    for threads, width, cache, together, lookup, predicted in product((1, 2), (16, 64), *[(False, True)] * 4)
+]
+
+
+@dataclass
+class Narrow:
+    """A decoder that takes no more than so many ids in a call."""
+
+    inner: CpuDecoder
+    prompt_width: int
+
+    def __post_init__(self) -> None:
+        self.new_cache, self.close = self.inner.new_cache, self.inner.close
+        self.prefill, self.step, self.verify = self.inner.prefill, self.inner.step, self.inner.verify
+
+    @property
+    def spec(self) -> DecoderSpec:
+        return replace(self.inner.spec, prompt_width=self.prompt_width)
+
+
+@dataclass
+class Engine:
+    """A decoder and the caches that every loop over it takes anew."""
+
+    decoder: CpuDecoder
+    caches: list[KVCache]
+
+    def answers(
+        self, switches: Switches, prompts: Sequence[Ids], length: int, expected: Sequence[Ids] = ()
+    ) -> list[Ids]:
+        """`expected`: what to make predictions of."""
+        for cache in self.caches:
+            cache.truncate(0)
+        frames: list[FromWorker] = []
+        loop = TokenLoop(
+            Narrow(self.decoder, switches.prompt_width),
+            self.caches,
+            frames.append,
+            make_constraint=no_grammar,
+            prefix_cache=switches.prefix_cache,
+            lookup=switches.lookup,
+            clock=count().__next__,
+        )
+        for number, ids in enumerate(prompts):
+            prediction = edited(expected[number]) if switches.predicted else []
+            loop.submit(Submit(id=number, ids=ids, sampling=GREEDY, max_tokens=length, prediction=prediction))
+            while not (switches.together or loop.is_idle):
+                loop.turn()
+        while not loop.is_idle:
+            loop.turn()
+        tokens = [frame for frame in frames if isinstance(frame, Tokens)]
+        return [
+            [token for frame in tokens if frame.id == number for token in frame.ids] for number in range(len(prompts))
+        ]
+
+
+def edited(answer: Ids) -> Ids:
+    return [*answer[:5], 500, 501, *answer[7:]]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer: Tokenizer) -> list[Ids]:
+    return [tokenizer.encode(f"<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n").ids for q in QUESTIONS]
+
+
+@pytest.fixture(scope="module", params=["smollm2", "smollm2_int8"])
+def engines(request: pytest.FixtureRequest) -> Iterator[dict[int, Engine]]:
+    """By threads."""
+    made, bundle = {}, load_bundle(request.getfixturevalue(request.param))
+    for threads in (1, 2):
+        options = SessionOptions(threads=threads)
+        decoder = CpuDecoder(bundle, slots=4, context_length=256, options=options)
+        made[threads] = Engine(decoder, [decoder.new_cache() for _ in range(4)])
+    yield made
+    for engine in made.values():
+        engine.decoder.close()
+
+
+def test_every_combination_answers_like_the_plain_loop(engines: dict[int, Engine], prompts: list[Ids]) -> None:
+    assert len(prompts) == 50
+    plain = engines[2].answers(PLAIN, prompts, 8)
+    for number, switches in enumerate(COMBINATIONS):
+        first = 2 * number % 50
+        chosen = [first, first + 1, first]  # the first one twice, for what is kept of it
+        expected = [plain[prompt] for prompt in chosen]
+        answers = engines[switches.threads].answers(switches, [prompts[prompt] for prompt in chosen], 8, expected)
+        assert answers == expected, switches
+
+
+@pytest.fixture(scope="module")
+def long_answers(engines: dict[int, Engine], prompts: list[Ids]) -> list[Ids]:
+    return engines[2].answers(PLAIN, prompts, 24)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("switches", COMBINATIONS, ids=str)
+def test_fifty_prompts_through_a_combination(
+    engines: dict[int, Engine], prompts: list[Ids], long_answers: list[Ids], switches: Switches
+) -> None:
+    assert engines[switches.threads].answers(switches, prompts, 24, long_answers) == long_answers
+
+
+def test_as_a_second_turn(engines: dict[int, Engine], prompts: list[Ids]) -> None:
+    """An answer whose rows came step by step, against the same conversation computed at once."""
+    cached = replace(PLAIN, prefix_cache=True)
+    (answer,) = engines[2].answers(PLAIN, prompts[:1], 24)
+    second = prompts[0] + answer + prompts[1]
+    alone = engines[2].answers(PLAIN, [second], 24)
+    assert engines[2].answers(cached, [prompts[0], second], 24)[1:] == alone
+
+
+def test_what_has_been_said_before_takes_fewer_calls(engines: dict[int, Engine], tokenizer: Tokenizer) -> None:
+    """Otherwise the tests above would not have tested it."""
+    text = "one two three four five six seven eight nine ten eleven twelve " * 3
+    ids = tokenizer.encode(f"<|im_start|>user\nRepeat: {text}<|im_end|>\n<|im_start|>assistant\n{text}").ids
+    calls: list[int] = []
+    decoder = engines[2].decoder
+    verify = decoder.verify
+
+    def counted(cache: KVCache, ids: Sequence[int]) -> Logits:
+        calls.append(len(ids))
+        return verify(cache, ids)
+
+    decoder.verify = counted  # type: ignore[method-assign]
+    try:
+        drafted = engines[2].answers(replace(PLAIN, lookup=True), [ids], 24)
+    finally:
+        decoder.verify = verify  # type: ignore[method-assign]
+    assert max(calls) >= 8
+    assert drafted == engines[2].answers(PLAIN, [ids], 24)
