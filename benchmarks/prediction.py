@@ -21,8 +21,8 @@ from gateway.bundles.bundle import load_bundle
 from gateway.config import ModelConfig
 from gateway.engines.local.prompts import Prompts
 from gateway.generation import Chat, Message, Sampling
-from gateway.worker.frames import Failed, FromWorker, Submit, Tokens
-from gateway.worker.main import WorkerSpec, open_decoder
+from gateway.worker.frames import Failed, FromWorker, Submit, Tokens, WorkerSpec
+from gateway.worker.main import open_decoder
 from gateway.worker.token_loop import TokenLoop
 
 FILE = """\

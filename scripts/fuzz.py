@@ -3,8 +3,8 @@
     python scripts/fuzz.py requests --seconds 300
 
 Needs atheris, which only Linux has and no lock names: `pip install atheris` into an environment that also has the
-test packages. Each finding is a file crash-* in the current folder. Move it to tests/system/fuzz/corpus/TARGET/ once the
-fault is fixed: `tests/system/fuzz/test_corpus.py` runs every file there.
+test packages. Each finding is a file crash-* in the current folder. Move it to tests/system/fuzz/corpus/TARGET/ once
+the fault is fixed: `tests/system/fuzz/test_corpus.py` runs every file there.
 """
 
 from __future__ import annotations

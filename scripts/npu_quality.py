@@ -22,8 +22,9 @@ from tokenizers import Tokenizer
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from gateway.engines.base import Decoder, Logits  # noqa: E402
-from gateway.worker.main import WorkerSpec, open_decoder  # noqa: E402
+from gateway.worker.decoders.base import Decoder, Logits  # noqa: E402
+from gateway.worker.frames import WorkerSpec  # noqa: E402
+from gateway.worker.main import open_decoder  # noqa: E402
 
 STEPS = 8  # tokens at the end that go one by one
 

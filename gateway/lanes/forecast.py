@@ -21,8 +21,7 @@ import math
 import time
 from collections.abc import Callable
 
-from msgspec import Struct
-
+from gateway.engines.base import Plan
 from gateway.generation import Meter
 
 _SMOOTHING = 0.2  # weight of the newest measurement in an average
@@ -30,18 +29,6 @@ _MEMORY = 0.9  # what a measurement of a prompt still weighs after the next one
 _RIDGE = 1e-9
 _HIGHEST_CONTENTION = 4.0
 _REFUSING_S = 30.0
-
-
-class Plan(Struct, frozen=True, kw_only=True):
-    """What an engine knows of a request before it begins."""
-
-    prompt_tokens: int
-    cached_tokens: int = 0  # of the prompt, as far as it is known: what is cached may be gone when the request begins
-    pass_width: float = math.inf  # prompt tokens that one device call takes
-
-    @property
-    def computed_tokens(self) -> int:
-        return max(1, self.prompt_tokens - self.cached_tokens)
 
 
 class PromptTimes:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from gateway.engines.base import Plan
 from gateway.errors import GatewayError
 from gateway.generation import Event, Generation, Meter, Timings
 from gateway.lanes.admission import Turn
 from gateway.lanes.breaker import Permit
-from gateway.lanes.forecast import Plan
 
 _BUFFERED_EVENTS = 4096  # between the device and its reader: about 1 MB at worst
 

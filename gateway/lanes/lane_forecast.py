@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gateway.engines.base import Engine
+from gateway.engines.base import Engine, Plan
 from gateway.errors import FirstTokenTooLate, GatewayError, QueueFull
 from gateway.lanes.admission import Slots
-from gateway.lanes.forecast import Forecast, Plan
+from gateway.lanes.forecast import Forecast
 from gateway.lanes.job import Request
 
 

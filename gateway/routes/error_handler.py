@@ -24,7 +24,7 @@ from gateway.errors import (
 from gateway.logs import RequestLine
 from gateway.routes.anthropic_api import render as anthropic_replies
 from gateway.routes.ollama_api import render as ollama_replies
-from gateway.routes.respond import error_body, error_headers
+from gateway.server.error_body import error_body, error_headers
 from gateway.server.request import ClientLeft, HttpRequest, request_number
 
 _log = logging.getLogger(__name__)

@@ -24,7 +24,6 @@ from gateway.generation import Event, Generation
 from gateway.lanes.router import Answer, Router
 from gateway.routes.collect import Collected, collect
 from gateway.routes.many_prompts import Batch, open_batch
-from gateway.routes.openai_api.wire import ErrorBody, ErrorDetail
 from gateway.server.openapi_operation import Parameter, Stream, told
 from gateway.server.request import HttpRequest, owner_of, router_of, while_connected
 from gateway.server.sse import EventStream
@@ -154,17 +153,3 @@ async def _pieces(opened: Answer | Batch, rendering: Rendering) -> AsyncGenerato
 
 def json_response(payload: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> ASGIApp:
     return ASGIResponse(body=_json.encode(payload), status_code=status, headers=headers)
-
-
-def error_body(error: GatewayError) -> ErrorBody:
-    return ErrorBody(error=ErrorDetail(message=error.message, type=error.type, param=error.param, code=error.code))
-
-
-def error_headers(error: GatewayError) -> dict[str, str]:
-    """`Retry-After` and `x-should-retry`, which the official SDK obeys."""
-    headers = {}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    if error.should_retry is not None:
-        headers["x-should-retry"] = str(error.should_retry).lower()
-    return headers

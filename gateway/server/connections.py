@@ -23,7 +23,7 @@ import msgspec
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from gateway.errors import BodyTimeout, GatewayError, InvalidRequest
-from gateway.routes.openai_api.wire import ErrorBody, ErrorDetail
+from gateway.server.error_body import ErrorBody, ErrorDetail
 
 MAX_CONNECTIONS = 10_240
 MAX_PIPELINED = 64 * 1024

@@ -6,10 +6,30 @@ stderr never carry any (native libraries print there when they load).
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 from msgspec import Struct, field
 
 from gateway.generation import FinishReason, Grammar, Sampling
+
+#: Where a model runs. `emulated`: the HTP backend on a host CPU. `simulated`: the timing model of the scripted engine.
+Device = Literal["cpu", "npu", "emulated", "simulated", "remote"]
+
+#: The message of a `Failed` frame when an allocation failed.
+NO_MEMORY = "The machine has no memory left for this model."
+
+
+class WorkerSpec(Struct, frozen=True, kw_only=True):
+    """What a worker needs to know, as plain values that travel to a spawned process."""
+
+    bundle: str  # the bundle's folder
+    provider: Literal["auto", "cpu", "qnn"] = "auto"
+    provider_options: dict[str, str] = field(default_factory=dict)
+    threads: int = 0  # 0: as many as physical cores, at most 8
+    max_sequences: int = 4
+    prefix_cache: bool = True
+    context_length: int = 0  # 0: the bundle's own
 
 
 class Submit(Struct, frozen=True, tag=True, kw_only=True):
@@ -49,7 +69,7 @@ class Ready(Struct, frozen=True, tag=True, kw_only=True):
     vocab_size: int
     context_length: int
     prompt_width: int = 128  # prompt tokens that one device call takes
-    device: str
+    device: Device
     placement: dict[str, int]
     load_s: float
     warm_up_s: float

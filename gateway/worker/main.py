@@ -18,16 +18,14 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Literal
-
-from msgspec import Struct, field
 
 from gateway.bundles.bundle import load_bundle
-from gateway.engines.base import Decoder, KVCache
 from gateway.errors import BundleError, EngineFailed, GatewayError
+from gateway.worker.decoders.base import Decoder, KVCache
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.decoders.onnx import SessionOptions
 from gateway.worker.frames import (
+    NO_MEMORY,
     Cancel,
     Failed,
     FromWorker,
@@ -37,12 +35,13 @@ from gateway.worker.frames import (
     Shutdown,
     Submit,
     ToWorker,
+    WorkerSpec,
     decode_to_worker,
     encode,
 )
 from gateway.worker.grammar.compile_queue import Compiled, GrammarDesk
 from gateway.worker.grammar.constraint import GrammarCompiler
-from gateway.worker.memory import NO_MEMORY, peak_bytes
+from gateway.worker.memory import peak_bytes
 from gateway.worker.outbox import Outbox
 from gateway.worker.token_loop import TokenLoop
 
@@ -51,18 +50,6 @@ _ORPHAN_GRACE_S = 5.0  # what a device call that is under way gets when the gate
 _WARM_UP_TOKENS = 16
 
 Inbox = SimpleQueue[ToWorker | Compiled]
-
-
-class WorkerSpec(Struct, frozen=True, kw_only=True):
-    """What a worker needs to know, as plain values that travel to a spawned process."""
-
-    bundle: str  # the bundle's folder
-    provider: Literal["auto", "cpu", "qnn"] = "auto"
-    provider_options: dict[str, str] = field(default_factory=dict)
-    threads: int = 0  # 0: as many as physical cores, at most 8
-    max_sequences: int = 4
-    prefix_cache: bool = True
-    context_length: int = 0  # 0: the bundle's own
 
 
 def worker_main(connection: Connection, spec: WorkerSpec) -> None:

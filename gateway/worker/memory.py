@@ -1,11 +1,8 @@
-"""How much memory this process has needed at most, and the words for when there is no more."""
+"""The peak resident memory of this process."""
 
 from __future__ import annotations
 
 import sys
-
-#: What a request hears then.
-NO_MEMORY = "The machine has no memory left for this model."
 
 if sys.platform == "win32":
     import ctypes

@@ -13,8 +13,8 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.engines.base import Logits
 from gateway.generation import Sampling
+from gateway.worker.decoders.base import Logits
 from gateway.worker.frames import Scored
 
 _GREEDY_BELOW = 1e-5  # a temperature that divides logits beyond what float32 can tell apart

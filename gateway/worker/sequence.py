@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gateway.engines.base import KVCache, Logits
 from gateway.generation import FinishReason, Grammar
+from gateway.worker.decoders.base import KVCache, Logits
 from gateway.worker.decoders.cpu_cache import Slot
 from gateway.worker.drafting import LookupDrafter, PassTimes, PredictionDrafter
 from gateway.worker.frames import Scored, Submit

@@ -26,12 +26,11 @@ from typing import Concatenate, ParamSpec
 
 from msgspec import structs
 
-from gateway.engines.base import Decoder, KVCache, Logits
 from gateway.errors import ContextLengthExceeded, EngineFailed, GatewayError, InvalidRequest
+from gateway.worker.decoders.base import Decoder, KVCache, Logits
 from gateway.worker.decoders.cpu_cache import SlotPool
 from gateway.worker.drafting import PassTimes
-from gateway.worker.frames import Began, Cancel, Ended, Failed, FromWorker, Prefilled, Scored, Submit, Tokens
-from gateway.worker.memory import NO_MEMORY
+from gateway.worker.frames import NO_MEMORY, Began, Cancel, Ended, Failed, FromWorker, Prefilled, Scored, Submit, Tokens
 from gateway.worker.sampling import score
 from gateway.worker.sequence import GeneratingSequence, MakeConstraint
 

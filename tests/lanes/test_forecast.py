@@ -7,8 +7,9 @@ import random
 
 import pytest
 
+from gateway.engines.base import Plan
 from gateway.generation import Meter
-from gateway.lanes.forecast import Forecast, Plan, PromptTimes
+from gateway.lanes.forecast import Forecast, PromptTimes
 
 
 def test_nothing_is_predicted_before_anything_was_measured() -> None:

@@ -19,7 +19,8 @@ from gateway.qnn.compile import compile_graphs
 from gateway.qnn.context import check_fits, read_compiled
 from gateway.qnn.provider import NpuDevice, find_npu, open_session, placement
 from gateway.qnn.sessions import NpuSessions, PerformanceSwitch
-from gateway.worker.main import WorkerSpec, open_decoder
+from gateway.worker.frames import WorkerSpec
+from gateway.worker.main import open_decoder
 from tests.support.npu_fixtures import OpenDecoder
 
 

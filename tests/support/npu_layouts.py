@@ -19,7 +19,7 @@ import onnx
 
 from gateway.builder.sources.detect import open_source
 from gateway.bundles.static_pipeline import read_pipelines, runs_on_npu
-from gateway.engines.base import Logits
+from gateway.worker.decoders.base import Logits
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.open import open_static_decoder
 from tests.support import family_b, family_c

@@ -12,9 +12,9 @@ import pytest
 
 from gateway.builder.npu.target import look_for_npu
 from gateway.bundles.bundle import load_bundle
-from gateway.engines.base import Decoder, DecoderSpec, KVCache, Logits
 from gateway.generation import Grammar, Sampling
 from gateway.text.tokens import TokenText
+from gateway.worker.decoders.base import Decoder, DecoderSpec, KVCache, Logits
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.frames import Began, Ended, Failed, FromWorker, Prefilled, Submit, Tokens
 from gateway.worker.grammar.constraint import GrammarCompiler

@@ -11,11 +11,10 @@ from typing import Any
 
 import psutil
 
-from gateway.engines.base import Decoder, KVCache, Logits
 from gateway.errors import EngineFailed
 from gateway.worker import main as worker
-from gateway.worker.frames import Failed, Loading, Ready, Shutdown, Submit, decode_to_worker, encode
-from gateway.worker.main import WorkerSpec
+from gateway.worker.decoders.base import Decoder, KVCache, Logits
+from gateway.worker.frames import Failed, Loading, Ready, Shutdown, Submit, WorkerSpec, decode_to_worker, encode
 
 #: A prompt with one of these tokens makes the third step after it do this.
 HANG, DIE, RAISE = 381, 382, 383

@@ -18,7 +18,8 @@ from gateway.engines.local.prompts import Prompts
 from gateway.generation import Chat, Message
 from gateway.qnn.provider import NpuDevice
 from gateway.worker.decoders.static.decoder import StaticDecoder
-from gateway.worker.main import WorkerSpec, open_decoder
+from gateway.worker.frames import WorkerSpec
+from gateway.worker.main import open_decoder
 from tests.conftest import MODELS, SMOLLM2
 from tests.support.server import Running, config_of, serving
 

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from tokenizers import Tokenizer
 
 from gateway.bundles.bundle import load_bundle
-from gateway.engines.base import DecoderSpec, KVCache, Logits
+from gateway.worker.decoders.base import DecoderSpec, KVCache, Logits
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.decoders.onnx import SessionOptions
 from gateway.worker.frames import FromWorker, Submit, Tokens

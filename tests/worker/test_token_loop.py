@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from gateway.engines.base import Logits
 from gateway.errors import EngineFailed, InvalidRequest
 from gateway.generation import Grammar, Sampling
 from gateway.worker import sampling
+from gateway.worker.decoders.base import Logits
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.frames import Began, Cancel, Ended, Failed, Prefilled, Scored, Tokens
 from tests.support.tiny import VOCABULARY

@@ -27,10 +27,11 @@ from gateway.worker.frames import (
     Submit,
     Tokens,
     ToWorker,
+    WorkerSpec,
     decode_from_worker,
     encode,
 )
-from gateway.worker.main import WorkerSpec, worker_main
+from gateway.worker.main import worker_main
 from tests.support.token_loop_fixtures import GREEDY
 
 PATIENCE_S = 60

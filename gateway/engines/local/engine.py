@@ -14,11 +14,10 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 from gateway.bundles.bundle import load_bundle
 from gateway.config import ModelConfig
-from gateway.engines.base import Device, EngineStatus
+from gateway.engines.base import EngineStatus, Plan
 from gateway.engines.local.events import Answer
 from gateway.engines.local.process import Entry, WorkerProcess
 from gateway.engines.local.prompts import PreparedPrompt, Prompts
@@ -32,9 +31,8 @@ from gateway.errors import (
     error_class,
 )
 from gateway.generation import Chat, Event, Finished, Generation, Meter, Prompt
-from gateway.lanes.forecast import Plan
-from gateway.worker.frames import Began, Cancel, Ended, Failed, FromWorker, Prefilled, Submit, Tokens
-from gateway.worker.main import WorkerSpec, worker_main
+from gateway.worker.entry import local_worker
+from gateway.worker.frames import Began, Cancel, Ended, Failed, FromWorker, Prefilled, Submit, Tokens, WorkerSpec
 
 
 class LocalEngine:
@@ -52,7 +50,7 @@ class LocalEngine:
         model: ModelConfig,
         models_dir: Path,
         *,
-        entry: Entry = worker_main,
+        entry: Entry = local_worker,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -84,7 +82,7 @@ class LocalEngine:
         return EngineStatus(
             state=supervisor.state,
             detail=supervisor.detail,
-            device=cast(Device, ready.device),
+            device=ready.device,
             context_length=ready.context_length,
             restarts=supervisor.restarts,
             placement=ready.placement,

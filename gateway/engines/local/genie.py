@@ -21,8 +21,8 @@ from gateway.engines.local.process import Entry
 from gateway.engines.local.prompts import PreparedPrompt, Prompts
 from gateway.errors import UnsupportedParameter
 from gateway.generation import Generation
+from gateway.worker.entry import genie_worker
 from gateway.worker.frames import Submit
-from gateway.worker.genie.main import genie_worker_main
 
 
 class GenieEngine(LocalEngine):
@@ -37,7 +37,7 @@ class GenieEngine(LocalEngine):
         model: ModelConfig,
         models_dir: Path,
         *,
-        entry: Entry = genie_worker_main,
+        entry: Entry = genie_worker,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:

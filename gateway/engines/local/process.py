@@ -20,8 +20,17 @@ from queue import SimpleQueue
 
 import msgspec
 
-from gateway.worker.frames import FromWorker, Message, Shutdown, Together, ToWorker, decode_from_worker, encode
-from gateway.worker.main import WorkerSpec, worker_main
+from gateway.worker.entry import local_worker
+from gateway.worker.frames import (
+    FromWorker,
+    Message,
+    Shutdown,
+    Together,
+    ToWorker,
+    WorkerSpec,
+    decode_from_worker,
+    encode,
+)
 
 _log = logging.getLogger(__name__)
 _KILL_S = 5.0  # a process that is still there so long after it was killed is the system's to bury
@@ -39,7 +48,7 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, name: str, spec: WorkerSpec, on_frame: Callable[[FromWorker], None], entry: Entry = worker_main
+        self, name: str, spec: WorkerSpec, on_frame: Callable[[FromWorker], None], entry: Entry = local_worker
     ) -> None:
         self._name, self._spec, self._entry = name, spec, entry
         self._on_frame = on_frame

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 from gateway.engines.base import State
 from gateway.engines.local.process import WorkerProcess
 from gateway.errors import EngineFailed, GatewayError, error_class
-from gateway.worker.frames import Cancel, Ended, Failed, FromWorker, Loading, Ready, Submit, ToWorker
-from gateway.worker.memory import NO_MEMORY
+from gateway.worker.frames import NO_MEMORY, Cancel, Ended, Failed, FromWorker, Loading, Ready, Submit, ToWorker
 
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0

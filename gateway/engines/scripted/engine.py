@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from gateway.config import ModelConfig
 from gateway.dialects.choose import choose_dialect
 from gateway.dialects.plain import PlainParser
-from gateway.engines.base import EngineStatus, State
+from gateway.engines.base import EngineStatus, Plan, State
 from gateway.engines.choice import ChoiceText
 from gateway.engines.scripted.script import Fault, Timing, error_of, read_script, timing
 from gateway.errors import ContextLengthExceeded, EngineFailed, ModelNotReady
@@ -36,7 +36,6 @@ from gateway.generation import (
     TokenLogprob,
     Usage,
 )
-from gateway.lanes.forecast import Plan
 
 _TOKEN = re.compile(r"\s*\S+|\s+$")
 

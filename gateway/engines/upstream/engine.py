@@ -16,7 +16,7 @@ import openai
 from openai import AsyncOpenAI, AsyncStream
 
 from gateway.config import ModelConfig
-from gateway.engines.base import EngineStatus, State
+from gateway.engines.base import EngineStatus, Plan, State
 from gateway.engines.upstream.body import chat_body, completion_body
 from gateway.engines.upstream.events import UpstreamAnswer
 from gateway.errors import (
@@ -30,7 +30,6 @@ from gateway.errors import (
     UpstreamFailed,
 )
 from gateway.generation import Chat, Event, Generation, Meter
-from gateway.lanes.forecast import Plan
 
 _CONNECT_S = 10.0
 _MALFORMED = (ValueError, TypeError, AttributeError)  # a frame that is not JSON, or not the JSON one expects

@@ -38,7 +38,7 @@ from gateway.routes.openai_api.wire import (
     TokenLogprobs,
     TopLogprob,
 )
-from gateway.routes.respond import error_body
+from gateway.server.error_body import error_body
 from gateway.server.sse import DONE, MEDIA_TYPE, frame
 
 LOGPROB_FLOOR = -9999.0  # what OpenAI reports for a token of probability zero; minus infinity is no JSON

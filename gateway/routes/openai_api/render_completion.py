@@ -13,7 +13,7 @@ from gateway.generation import ChoiceFinished, Event, Finished, Started, TextDel
 from gateway.routes.collect import Collected, CollectedChoice
 from gateway.routes.openai_api.completion_wire import Completion, TextChoice, TextLogprobs
 from gateway.routes.openai_api.render_chat import LOGPROB_FLOOR, fingerprint, usage_of
-from gateway.routes.respond import error_body
+from gateway.server.error_body import error_body
 from gateway.server.sse import DONE, MEDIA_TYPE, frame
 
 

@@ -294,14 +294,3 @@ class ModelCard(Struct, kw_only=True):
 class ModelList(Struct, kw_only=True):
     data: list[ModelCard]
     object: Literal["list"] = "list"
-
-
-class ErrorDetail(Struct, kw_only=True):
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
-
-
-class ErrorBody(Struct, kw_only=True):
-    error: ErrorDetail

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from gateway.bundles.bundle import Bundle
 from gateway.bundles.genai_config import DecoderConfig
-from gateway.engines.base import DecoderSpec, KVCache, Logits
 from gateway.errors import BundleError
 from gateway.qnn.provider import placement
+from gateway.worker.decoders.base import DecoderSpec, KVCache, Logits
 from gateway.worker.decoders.cpu_cache import SlotBuffers, SlotCache
 from gateway.worker.decoders.onnx import SessionOptions, numpy_dtype, open_session, running_failed
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from gateway.engines.base import KVCache
+from gateway.worker.decoders.base import KVCache
 
 _LEAST_KEPT = 16  # fewer rows are computed again in one call
 

@@ -21,7 +21,7 @@ from numpy.typing import DTypeLike
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from gateway.errors import BundleError, EngineFailed, GatewayError
-from gateway.worker.memory import NO_MEMORY
+from gateway.worker.frames import NO_MEMORY
 
 MAX_THREADS = 8  # on 16 cores 1.2 to 1.7 times as fast as 4, and 12 at most 1.3 times as fast as 8: docs/benchmarks.md
 _SPIN_US = 1000

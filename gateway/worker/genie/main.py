@@ -11,10 +11,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from gateway.bundles.genie_config import GenieBundle, load_genie_bundle
-from gateway.worker.frames import FromWorker, Loading, Ready
+from gateway.worker.frames import FromWorker, Loading, Ready, WorkerSpec
 from gateway.worker.genie.library import GenieDialog
 from gateway.worker.genie.loop import GenieLoop, Mailbox
-from gateway.worker.main import WorkerSpec, receive, run_worker
+from gateway.worker.main import receive, run_worker
 from gateway.worker.memory import peak_bytes
 
 

@@ -21,9 +21,9 @@ import numpy as np
 from llguidance.gbnf_to_lark import any_to_lark
 from numpy.typing import NDArray
 
-from gateway.engines.base import Logits
 from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.generation import Grammar
+from gateway.worker.decoders.base import Logits
 from gateway.worker.grammar.json_schema import OPTIONS, Schema, SchemaError, locate, prepare
 from gateway.worker.grammar.trial import GrammarTrial, TooMuch, first_step_error, limits
 

@@ -15,9 +15,9 @@ from msgspec.structs import replace
 from onnx import TensorProto, helper
 
 from gateway.config import ModelConfig
-from gateway.engines.base import Device
 from gateway.engines.local.engine import LocalEngine
 from gateway.worker.decoders.static.open import open_static_decoder
+from gateway.worker.frames import Device
 from tests.support.apart import PATIENCE_S
 from tests.support.server import Running, config_of, serving
 from tests.support.workers import READY

@@ -30,6 +30,7 @@ from gateway.worker.frames import (
     Submit,
     Tokens,
     ToWorker,
+    WorkerSpec,
     decode_from_worker,
     encode,
 )
@@ -37,7 +38,6 @@ from gateway.worker.genie import loop as genie_loop
 from gateway.worker.genie.library import End, GenieDialog, Performance
 from gateway.worker.genie.loop import GenieLoop, Mailbox
 from gateway.worker.genie.main import genie_worker_main
-from gateway.worker.main import WorkerSpec
 from tests.support.apart import apart
 from tests.support.genie_bundle import END
 from tests.support.tiny_context import TinyDecoder, session

@@ -14,12 +14,11 @@ import pytest
 
 from gateway.errors import EngineFailed, InvalidRequest
 from gateway.generation import Grammar, Sampling
-from gateway.worker.frames import Cancel, Ended, Failed, Ready, Shutdown, Submit, Tokens
+from gateway.worker.frames import Cancel, Ended, Failed, Ready, Shutdown, Submit, Tokens, WorkerSpec
 from gateway.worker.grammar import trial as grammar_trial
 from gateway.worker.grammar.compile_queue import Compiled, GrammarDesk
 from gateway.worker.grammar.constraint import GrammarCompiler, special_tokens
 from gateway.worker.grammar.trial import GrammarTrial, TooMuch
-from gateway.worker.main import WorkerSpec
 from tests.support.structured import lark, regex, schema_grammar
 from tests.support.tiny import VOCABULARY
 from tests.worker.test_worker import Worker

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.engines.base import Logits
 from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.generation import Grammar
 from gateway.text.tokens import TokenText
+from gateway.worker.decoders.base import Logits
 from gateway.worker.grammar.constraint import MAX_CHARACTERS, GrammarCompiler, GrammarConstraint
 from tests.support.structured import SCHEMAS, Schema, faults, lark, regex, schema_grammar
 from tests.support.tiny import VOCABULARY

@@ -15,7 +15,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from gateway.bundles.static_pipeline import Pipeline
-from gateway.engines.base import Logits
+from gateway.worker.decoders.base import Logits
 from gateway.worker.decoders.onnx import running_failed
 from gateway.worker.decoders.static.cache import Buffer, Layout, Part, StaticCache
 from gateway.worker.decoders.static.stage import LoadedStage, Values

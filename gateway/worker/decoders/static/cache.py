@@ -16,7 +16,7 @@ import onnxruntime as ort
 from msgspec import Struct
 from numpy.typing import DTypeLike, NDArray
 
-from gateway.engines.base import KVCache
+from gateway.worker.decoders.base import KVCache
 
 Array = NDArray[Any]
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from gateway.engines.base import DecoderSpec, KVCache, Logits
 from gateway.qnn.sessions import PerformanceSwitch
+from gateway.worker.decoders.base import DecoderSpec, KVCache, Logits
 from gateway.worker.decoders.static.batch import Batch
 from gateway.worker.decoders.static.cache import StaticCache
 from gateway.worker.decoders.static.window import Window

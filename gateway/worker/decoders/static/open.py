@@ -20,17 +20,18 @@ import onnxruntime as ort
 
 from gateway.bundles.genai_config import Stage
 from gateway.bundles.static_pipeline import Pipeline, read_batches, read_pipelines, runs_on_npu
-from gateway.engines.base import DecoderSpec, Device, Logits
 from gateway.errors import BundleError, EngineFailed
 from gateway.qnn.context import read_compiled
 from gateway.qnn.provider import NpuDevice, any_npu, find_npu, placement
 from gateway.qnn.sessions import NpuSessions, PerformanceSwitch
+from gateway.worker.decoders.base import DecoderSpec, Logits
 from gateway.worker.decoders.onnx import SessionOptions, open_session
 from gateway.worker.decoders.static.batch import Batch
 from gateway.worker.decoders.static.cache import StaticCache
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.stage import LoadedStage
 from gateway.worker.decoders.static.window import Window
+from gateway.worker.frames import Device
 
 _log = logging.getLogger(__name__)
 _SELF_AGREEMENT = 0.3  # relative error; the emulator's is below 0.02, that of noise or zeros 1 and more

@@ -13,10 +13,10 @@ from msgspec import Struct
 
 from gateway.bundles.static_pipeline import read_batches, read_pipelines, runs_on_npu
 from gateway.child import run_in_child, serve_request
-from gateway.engines.base import Device
 from gateway.errors import BundleError
 from gateway.qnn.sessions import NpuSessions
 from gateway.worker.decoders.static.open import device_for
+from gateway.worker.frames import Device
 
 
 class Probed(Struct, frozen=True, kw_only=True):

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from gateway.bundles.static_pipeline import CacheTensor, Pipeline, runs_on_npu
-from gateway.engines.base import Logits
 from gateway.errors import BundleError
+from gateway.worker.decoders.base import Logits
 from gateway.worker.decoders.onnx import running_failed
 from gateway.worker.decoders.static.cache import Buffer, Layout, StaticCache, TensorLayout
 from gateway.worker.decoders.static.stage import BoundStage, FreeStage, LoadedStage, Values, dtype_of

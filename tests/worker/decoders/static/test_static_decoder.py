@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 
 from gateway.builder.sources.detect import open_source
-from gateway.engines.base import Decoder, KVCache, Logits
 from gateway.errors import EngineFailed
+from gateway.worker.decoders.base import Decoder, KVCache, Logits
 from gateway.worker.decoders.static import open as static_open
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from tests.support import family_b
