@@ -17,7 +17,7 @@ PACKAGE = ROOT / "gateway"
 
 #: docs/architecture.md draws the same picture. A file imports only what stands before it, or its own family.
 _SHELVES = (
-    "errors",
+    "errors common_prefix",
     "generation config_value config config_file metrics logs child",
     "text dialects bundles qnn",
     "worker",

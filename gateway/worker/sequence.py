@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from gateway.common_prefix import common_prefix
 from gateway.generation import FinishReason, Grammar
 from gateway.worker.decoders.base import KVCache, Logits
 from gateway.worker.decoders.cpu_cache import Slot
@@ -175,8 +176,7 @@ class GeneratingSequence:
     def _settle(self, progress: Progress, draft: Sequence[int]) -> None:
         """Count what the draft was worth, and drop the rows of its wrong tokens from the cache."""
         if draft and self._drafter and self._is_predicted:
-            wrong = (i for i, token in enumerate(progress.tokens) if i == len(draft) or token != draft[i])
-            progress.accepted = next(wrong, len(progress.tokens))
+            progress.accepted = common_prefix(progress.tokens, draft)
             progress.rejected = len(draft) - progress.accepted
             self._drafter.learn(len(draft), progress.accepted)
         self.cache.truncate(min(self.cache.length, len(self.ids) - 1))

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from gateway.common_prefix import common_prefix
 from gateway.worker.decoders.base import KVCache
 
 _LEAST_KEPT = 16  # fewer rows are computed again in one call
@@ -122,7 +123,7 @@ class Slot:
         if owner != self.owner:
             return 0
         limit = max(0, min(self.cache.length, len(ids) - 2))
-        return next((i for i in range(limit) if self.ids[i] != ids[i]), limit)
+        return min(limit, common_prefix(self.ids, ids))
 
 
 class SlotPool:

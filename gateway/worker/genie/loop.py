@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
 from gateway.bundles.genie_config import GenieBundle
+from gateway.common_prefix import common_prefix
 from gateway.errors import ContextLengthExceeded, EngineFailed, GatewayError, InvalidRequest
 from gateway.worker.frames import (
     Began,
@@ -90,8 +91,7 @@ class _Cached:
     computed: int
 
     def shared_with(self, ids: Sequence[int]) -> int:
-        limit = min(len(self.ids), len(ids))
-        return next((i for i in range(limit) if self.ids[i] != ids[i]), limit)
+        return common_prefix(self.ids, ids)
 
 
 @dataclass
