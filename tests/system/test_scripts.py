@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.words import files, hits
 from tests.conftest import LONGEST
 from tests.support.paths import ROOT
 from tests.support.processes import environment
@@ -193,3 +194,19 @@ def test_an_installed_gateway_brings_its_configuration(tmp_path: Path) -> None:
     assert row["name"] == "smollm2-135m" and row["state"] == "missing"
     if sys.platform != "darwin":
         assert Path(row["path"]) == tmp_path / "data" / "npu-gateway" / "models" / "smollm2-135m"
+
+
+class TestWords:
+    @pytest.mark.parametrize("word", ["told", "company", "whoever", "such"])
+    def test_word_check_reports_line_and_plain_words(self, word: str) -> None:
+        ((line, found, plain),) = hits(f"first line\nthe {word} one")
+        assert (line, found) == (2, word) and plain
+
+    @pytest.mark.parametrize("text", ["in place", "take place", "such as", "outside", "understand", "placeholder"])
+    def test_word_check_accepts_standard_terms(self, text: str) -> None:
+        assert list(hits(text)) == []
+
+    def test_word_check_reads_code_and_pages_but_no_lock_file(self) -> None:
+        names = files([])
+        assert {"README.md", "pyproject.toml", ".ci/run", "gateway/app.py"} <= set(names)
+        assert not [name for name in names if name.endswith(".lock") or "corpus/" in name]
