@@ -1,12 +1,18 @@
-"""The house's rules, read off the source: imports point one way, libraries keep to their rooms, linters are content."""
+"""The structure rules, read from the source. `scripts/check.py` runs the linters, the type checks and the word list.
+
+Layout: the number of units at the top, files in a folder, lines in a file, lines in a function, names of folders.
+Imports: one direction, no cycle, each library only where it belongs.
+"""
 
 from __future__ import annotations
 
 import ast
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -15,8 +21,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "gateway"
 
-#: docs/architecture.md draws the same picture. A file imports only what stands before it, or its own family.
-_SHELVES = (
+#: The layers, lowest first; docs/architecture.md has the same list. A file imports only from layers before its own,
+#: from units before its own in the same layer, and from its own unit.
+_LAYERS = (
     "errors common_prefix",
     "generation config_value config config_file metrics logs child",
     "text dialects bundles qnn",
@@ -29,9 +36,10 @@ _SHELVES = (
     "builder",
     "commands cli",
 )
-ORDER = [name for shelf in _SHELVES for name in shelf.split()]
+ORDER = [name for layer in _LAYERS for name in layer.split()]
 
-ROOMS = {
+#: library -> the folders and files that may import it
+LIBRARY_USERS = {
     "onnxruntime": {"worker", "qnn", "builder", "commands/doctor.py"},
     "onnxruntime_qnn": {"worker", "qnn", "commands/doctor.py"},
     "llguidance": {"worker"},
@@ -43,17 +51,33 @@ ROOMS = {
     "tomllib": {"config_file.py"},
 }
 
+MAX_UNITS = 26  # folders and modules directly in gateway/
+MAX_FILES = 15  # in one folder, with __init__.py
+MAX_LINES = 300  # of one file
+NOT_YET_SPLIT = {"commands/bench.py", "routes/responses_api/wire.py", "worker/token_loop.py"}
+MEDIAN_FUNCTION = 10  # lines; the median is below it
+
 
 def sources() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def test_the_picture_shows_the_same_order() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    assert "\n".join("  ".join(shelf.split()) for shelf in _SHELVES) in page
+@cache
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_bytes())
+
+
+def relative(file: Path) -> str:
+    return file.relative_to(PACKAGE).as_posix()
+
+
+def unit(file: Path) -> str:
+    """The file's folder directly in gateway/, or the module itself."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
+    """Every imported name, also inside functions."""
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
@@ -64,58 +88,75 @@ def imported(tree: ast.AST) -> Iterator[str]:
                 yield "(relative)"
 
 
-def part(file: Path) -> str:
-    """The layer's name for a file: its folder's, or its own."""
-    inside = file.relative_to(PACKAGE).parts
-    return inside[0].removesuffix(".py")
-
-
-@pytest.mark.parametrize("file", sources(), ids=lambda file: file.relative_to(PACKAGE).as_posix())
-def test_imports_point_one_way(file: Path) -> None:
-    mine = part(file)
-    if mine in ("__init__", "__main__"):
-        return
-    assert mine in ORDER, f"{mine} stands nowhere in the house"
-    for name in imported(ast.parse(file.read_text(encoding="utf-8"))):
-        if not name.startswith("gateway.") or name == "gateway.__version__":
-            continue
-        other = name.split(".")[1]
-        assert other == mine or ORDER.index(other) < ORDER.index(mine), f"{file.name} imports {name}, which comes later"
-
-
-def test_no_modules_import_each_other_in_a_circle() -> None:
-    """Within a family too, and inside functions: each file can be read after those that it imports."""
+def module_graph() -> dict[str, set[str]]:
+    """Each module of the package and what it imports."""
     files = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in sources()}
-    graph = {
-        module: {name if name in files else name.rpartition(".")[0] for name in imported(ast.parse(file.read_bytes()))}
+    return {
+        module: {name if name in files else name.rpartition(".")[0] for name in imported(tree(file))}
         for module, file in files.items()
     }
-    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
-@pytest.mark.parametrize("file", sources(), ids=lambda file: file.relative_to(PACKAGE).as_posix())
-def test_libraries_keep_to_their_rooms(file: Path) -> None:
-    place = file.relative_to(PACKAGE).as_posix()
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for name in imported(tree):
-        rooms = ROOMS.get(name.split(".")[0])
-        assert rooms is None or any(f"{place}/".startswith(f"{room}/") for room in rooms), f"{place} imports {name}"
-    if place not in ("config_file.py", "__init__.py"):
-        assert "os.environ" not in ast.unparse(tree), f"{place} reads the environment by itself"
+class TestLayout:
+    def test_package_has_few_units_at_the_top(self) -> None:
+        units = {unit(file) for file in sources()} - {"__init__", "__main__"}
+        assert len(units) <= MAX_UNITS, sorted(units)
+
+    def test_each_folder_has_few_files(self) -> None:
+        folders = {file.parent for file in sources()}
+        sizes = {relative(folder): len(list(folder.glob("*.py"))) for folder in folders}
+        assert {name: size for name, size in sizes.items() if size > MAX_FILES} == {}
+
+    def test_each_file_is_short(self) -> None:
+        lengths = {relative(file): len(file.read_text(encoding="utf-8").splitlines()) for file in sources()}
+        assert {name: length for name, length in lengths.items() if length > MAX_LINES}.keys() <= NOT_YET_SPLIT
+
+    def test_median_function_is_short(self) -> None:
+        functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+        found = [node for file in sources() for node in ast.walk(tree(file)) if isinstance(node, functions)]
+        lengths = [(node.end_lineno or node.lineno) - node.lineno + 1 for node in found]
+        assert statistics.median(lengths) < MEDIAN_FUNCTION
+
+    def test_no_folder_has_the_name_of_a_library(self) -> None:
+        lock = (ROOT / "requirements-test.lock").read_text(encoding="utf-8")
+        locked = {name.replace("-", "_") for name in re.findall(r"^([a-z0-9-]+)==", lock, re.MULTILINE)}
+        folders = {folder for file in sources() for folder in file.relative_to(PACKAGE).parts[:-1]}
+        assert folders & (locked | sys.stdlib_module_names) == set()
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "ruff format --check",
-        "ruff check",
-        "mypy --platform linux",
-        "mypy --platform win32",
-    ],
-)
-def test_the_tools_are_content(command: str) -> None:
-    done = subprocess.run([sys.executable, "-m", *command.split()], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+class TestImports:
+    def test_architecture_page_shows_the_same_order(self) -> None:
+        page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+        assert "\n".join("  ".join(layer.split()) for layer in _LAYERS) in page
+
+    @pytest.mark.parametrize("file", sources(), ids=relative)
+    def test_imports_point_one_way(self, file: Path) -> None:
+        own = unit(file)
+        if own in ("__init__", "__main__"):
+            return
+        assert own in ORDER, f"{own} is missing in _LAYERS"
+        for name in imported(tree(file)):
+            assert name != "(relative)", f"{relative(file)} has a relative import"
+            if not name.startswith("gateway.") or name == "gateway.__version__":
+                continue
+            other = name.split(".")[1]
+            allowed = other == own or ORDER.index(other) < ORDER.index(own)
+            assert allowed, f"{relative(file)} imports {name}, which is in a later layer"
+
+    def test_no_import_cycle(self) -> None:
+        TopologicalSorter(module_graph()).prepare()  # raises CycleError, which names the modules
+
+    @pytest.mark.parametrize("file", sources(), ids=relative)
+    def test_library_is_imported_only_by_its_users(self, file: Path) -> None:
+        path = relative(file)
+        for name in imported(tree(file)):
+            users = LIBRARY_USERS.get(name.split(".")[0])
+            assert users is None or any(f"{path}/".startswith(f"{user}/") for user in users), f"{path} imports {name}"
+
+    @pytest.mark.parametrize("file", sources(), ids=relative)
+    def test_environment_is_read_only_by_the_config_loader(self, file: Path) -> None:
+        if relative(file) not in ("config_file.py", "__init__.py"):
+            assert "os.environ" not in ast.unparse(tree(file))
 
 
 UNFINISHED = re.compile("not implemented|raise NotImpl|TODO|FIXME|XXX|placeholder|for now|stub", re.IGNORECASE)
@@ -129,23 +170,24 @@ def tracked(*patterns: str) -> list[Path]:
     return [ROOT / name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
 
 
-def test_nothing_is_unfinished() -> None:
-    found = [f"{file}:{number}" for file in tracked("gateway", "scripts") for number in lines_with(UNFINISHED, file)]
-    assert not found
-
-
-def test_no_path_or_host_of_somebodys_machine() -> None:
-    found = [f"{file}:{number}" for file in tracked() for number in lines_with(FOREIGN, file)]
-    assert not found
-
-
 def lines_with(pattern: re.Pattern[str], file: Path) -> list[int]:
     text = file.read_bytes().decode(errors="replace")
     return [number for number, line in enumerate(text.splitlines(), 1) if pattern.search(line)]
 
 
-def test_versions_agree() -> None:
-    from gateway import __version__
+class TestText:
+    def test_nothing_is_marked_unfinished(self) -> None:
+        found = [
+            f"{file}:{number}" for file in tracked("gateway", "scripts") for number in lines_with(UNFINISHED, file)
+        ]
+        assert not found
 
-    assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    def test_no_path_or_host_of_a_developers_machine(self) -> None:
+        found = [f"{file}:{number}" for file in tracked() for number in lines_with(FOREIGN, file)]
+        assert not found
+
+    def test_package_project_and_changelog_have_the_same_version(self) -> None:
+        from gateway import __version__
+
+        assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
