@@ -37,8 +37,9 @@ def run(arguments: argparse.Namespace) -> int:
     }
     config = options.load(arguments, overrides)
     from gateway import logs
-    from gateway.app import create_app, serve
+    from gateway.app import create_app
     from gateway.commands.bundles import prepare
+    from gateway.server.server import serve
 
     logs.setup()
     _listen(config.server).close()  # a port in use is known before minutes of building
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _listen(config: ServerConfig) -> socket.socket:
-    from gateway.app import bind
+    from gateway.server.server import bind
 
     try:
         return bind(config)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from litestar import Request
 from litestar.datastructures import State
-from litestar.types import Scope
+from litestar.types import Message, Scope
 
 from gateway.lanes.router import Router
 
@@ -25,6 +25,12 @@ class ClientLeft(Exception):
 def request_number(scope: Scope) -> str:
     """This request's own hexadecimal number; the ids of its header, its answer and its log line all carry it."""
     return cast(str, scope["state"].setdefault("request_number", secrets.token_hex(12)))
+
+
+async def add_request_id(message: Message, scope: Scope) -> None:
+    """Add the `x-request-id` header. A `before_send` hook of Litestar."""
+    if message["type"] == "http.response.start":
+        message["headers"] = [*message["headers"], (b"x-request-id", f"req_{request_number(scope)}".encode())]
 
 
 def router_of(request: HttpRequest) -> Router:

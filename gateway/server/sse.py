@@ -2,7 +2,7 @@
 
 1. sse-starlette ends every stream as soon as uvicorn hears a signal, by a flag of the whole process that nothing takes
    back. Here a stream ends because its generation does, so that is switched off: at shutdown the router ends what is
-   still running after the grace period, and every stream says so in its last frame (`app.serve`).
+   still running after the grace period, and every stream says so in its last frame (`server.serve`).
 2. Its pings come by the clock, one possibly after the last frame. Ours come out of the stream itself, and only when
    it has been silent.
 3. The frames come as bytes, encoded by us. An exception inside the generator would cut the body, which a client cannot

@@ -15,9 +15,10 @@ from litestar import Litestar
 from msgspec.structs import replace
 from openai import OpenAI
 
-from gateway.app import Server, bind, create_app
+from gateway.app import create_app
 from gateway.config import BreakerConfig, Config, ModelConfig, ServerConfig
 from gateway.engines.base import Engine
+from gateway.server.server import Server, bind
 
 PATIENCE_S = 60.0  # a real model may load so long on a busy machine
 
@@ -91,3 +92,12 @@ def serving(config: Config, engines: Mapping[str, Engine] | None = None, *, load
                 server.handle_exit(signal.SIGTERM, None)
             thread.join(PATIENCE_S)
             assert not thread.is_alive(), "the server did not stop"
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The `error` object of an error reply in OpenAI's form."""
+    assert response.headers["content-type"] == "application/json"
+    [(name, error)] = response.json().items()
+    assert name == "error" and error.keys() == {"message", "type", "param", "code"}
+    assert isinstance(error["message"], str) and isinstance(error["type"], str)
+    return dict(error)

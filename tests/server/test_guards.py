@@ -1,0 +1,134 @@
+"""API keys, host names and web origins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai as sdk
+import pytest
+
+from gateway.config import ServerConfig
+from tests.support.server import Running, config_of, error_of, scripted, serving
+
+PATH = "/v1/chat/completions"
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+OPEN_PATHS = ("/", "/healthz", "/health", "/readyz")
+
+
+@pytest.fixture(scope="module")
+def with_keys() -> Iterator[Running]:
+    server = ServerConfig(api_keys={"anna": "sk-anna", "bert": "sk-bért"}, cors_origins=("https://chat.example",))
+    with serving(config_of({"m": scripted("Hello.")}, server), loaded=False) as running:
+        running.wait_until_tried()
+        yield running
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": "Bearer"},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "Bearer sk-ann"},
+        {"authorization": "Bearer sk-anna2"},
+        {"authorization": "Basic sk-anna"},
+        {"x-api-key": "wrong"},
+    ],
+)
+@pytest.mark.parametrize(("method", "path"), [("POST", PATH), ("GET", "/v1/models"), ("GET", "/metrics")])
+def test_missing_or_wrong_key_is_401(with_keys: Running, headers: dict[str, str], method: str, path: str) -> None:
+    with with_keys.http() as http:
+        response = http.request(method, path, headers=headers, json=CHAT)
+    assert (response.status_code, error_of(response)["code"]) == (401, "invalid_api_key")
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": "Bearer sk-anna"},
+        {"authorization": "bearer  sk-anna"},
+        {"x-api-key": "sk-anna"},
+        {"authorization": "Bearer sk-bért".encode()},
+    ],
+)
+def test_each_configured_key_is_accepted(with_keys: Running, headers: dict[str, Any]) -> None:
+    with with_keys.http() as http:
+        assert http.post(PATH, json=CHAT, headers=headers).status_code == 200
+
+
+def test_sdk_raises_authentication_error_for_a_wrong_key(with_keys: Running) -> None:
+    with with_keys.openai(api_key="wrong") as openai, pytest.raises(sdk.AuthenticationError) as caught:
+        openai.models.list()
+    assert caught.value.code == "invalid_api_key"
+    with with_keys.openai(api_key="sk-anna") as openai:
+        assert [model.id for model in openai.models.list()] == ["m"]
+
+
+@pytest.mark.parametrize("path", OPEN_PATHS)
+def test_root_and_health_need_no_key(with_keys: Running, path: str) -> None:
+    with with_keys.http() as http:
+        assert http.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1234", "127.0.0.1:8000", "[::1]:8000", "[::1]"])
+def test_local_host_names_are_accepted(http: httpx.Client, host: str) -> None:
+    assert http.get("/v1/models", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io"])
+def test_unknown_host_names_are_403(http: httpx.Client, host: str) -> None:
+    response = http.get("/v1/models", headers={"host": host})
+    assert (response.status_code, error_of(response)["code"]) == (403, "permission_denied")
+
+
+def test_allowed_hosts_of_the_config_are_accepted() -> None:
+    for allowed in (("npu.lan",), ("*",)):
+        config = config_of({"m": scripted("Hi")}, ServerConfig(allowed_hosts=allowed))
+        with serving(config) as server, server.http() as http:
+            assert http.get("/v1/models", headers={"host": "npu.lan:80"}).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://localhost:1", "null"])
+def test_unlisted_web_origins_are_403(http: httpx.Client, origin: str) -> None:
+    response = http.post(PATH, json=CHAT, headers={"origin": origin})
+    assert (response.status_code, error_of(response)["code"]) == (403, "permission_denied")
+    assert "access-control-allow-origin" not in response.headers
+
+
+def test_own_pages_and_editor_origins_are_accepted(server: Running, http: httpx.Client) -> None:
+    for origin in (server.url, "vscode-webview://abc", "chrome-extension://abc", "app://obsidian.md"):
+        assert http.post(PATH, json=CHAT, headers={"origin": origin}).status_code == 200
+
+
+def test_preflight_without_cors_config_has_no_cors_headers(http: httpx.Client) -> None:
+    headers = {"origin": "https://chat.example", "access-control-request-method": "POST"}
+    assert "access-control-allow-origin" not in http.options(PATH, headers=headers).headers
+
+
+def test_preflight_of_a_configured_origin_is_allowed(with_keys: Running) -> None:
+    headers = {
+        "origin": "https://chat.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization, content-type, x-stainless-os",
+    }
+    with with_keys.http() as http:
+        response = http.options(PATH, headers=headers)
+    assert response.status_code == 204
+    assert response.headers["access-control-allow-origin"] == "https://chat.example"
+    assert "POST" in response.headers["access-control-allow-methods"]
+    assert "x-stainless-os" in response.headers["access-control-allow-headers"]
+    assert "access-control-allow-credentials" not in response.headers
+
+
+def test_replies_and_errors_to_a_configured_origin_have_cors_headers(with_keys: Running) -> None:
+    origin = {"origin": "https://chat.example"}
+    with with_keys.http() as http:
+        answer = http.post(PATH, json=CHAT, headers={**origin, "authorization": "Bearer sk-anna"})
+        refusal = http.post(PATH, json=CHAT, headers=origin)
+    assert (answer.status_code, refusal.status_code) == (200, 401)
+    for response in (answer, refusal):
+        assert response.headers["access-control-allow-origin"] == "https://chat.example"
+        assert "x-request-id" in response.headers["access-control-expose-headers"]

@@ -1,0 +1,89 @@
+"""The listening socket, signals and shutdown."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.config import ServerConfig
+from gateway.errors import ConfigError
+from gateway.server.server import bind
+from tests.support.paths import ROOT
+from tests.support.server import Running
+
+PATH = "/v1/chat/completions"
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+
+
+def test_bind_to_an_occupied_port_is_a_config_error() -> None:
+    with bind(ServerConfig(port=0)) as taken, pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1"):
+        bind(ServerConfig(port=taken.getsockname()[1]))
+
+
+def test_accepted_connections_send_small_frames_at_once(server: Running, http: httpx.Client) -> None:
+    http.get("/healthz")
+    sockets = [c.transport.get_extra_info("socket") for c in server.server.server_state.connections]
+    assert sockets and all(s.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for s in sockets)
+
+
+#: Prints the port when the main loop waits: `call_soon` runs after the code that follows `on_started` up to its wait.
+SERVE = """
+import asyncio
+from gateway.app import create_app
+from gateway.config import BreakerConfig, Config, ModelConfig, ServerConfig
+from gateway.server import server
+from gateway.server.server import bind, serve
+server._TICK_S = 3600.0  # only the signal can end the wait between two ticks
+model = ModelConfig(engine="scripted", script={"replies": ["a b c d e f g h"], "token_s": 0.1})
+config = Config(server=ServerConfig(port=0), breaker=BreakerConfig(enabled=False), models={"m": model})
+with bind(config.server) as listener:
+    port = listener.getsockname()[1]
+    print_port = lambda: asyncio.get_running_loop().call_soon(lambda: print(port, flush=True))
+    serve(create_app(config), config.server, listener=listener, on_started=print_port)
+print("stopped", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process of its own console cannot be sent a signal")
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_signal_lets_the_stream_finish_and_exits_with_success(sig: signal.Signals) -> None:
+    process = subprocess.Popen([sys.executable, "-c", SERVE], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+            while http.get("/readyz").status_code != 200:
+                time.sleep(0.02)
+            with http.stream("POST", PATH, json={**CHAT, "stream": True}) as response:
+                text = response.iter_text()
+                received = next(text)
+                process.send_signal(sig)
+                received += "".join(text)
+        assert received.endswith("data: [DONE]\n\n")
+        with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            pass
+        assert process.wait(60) == 0
+        assert process.stdout.read() == "stopped\n"
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process of its own console cannot be sent a signal")
+def test_signal_stops_an_idle_server() -> None:
+    with subprocess.Popen([sys.executable, "-c", SERVE], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
