@@ -19,7 +19,7 @@ import pytest
 from gateway.config_file import load_config
 from tests.support.processes import PATIENCE_S, ROOT, Serving, environment, serving
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: Commands that other tests run, or that a test must not run inside itself.
 ELSEWHERE = {
@@ -141,15 +141,29 @@ def test_the_variables_it_names_exist(tmp_path: Path) -> None:
     assert (config.server.port, config.models["big"].threads) == (9000, 2)
 
 
-def test_the_file_tree_is_the_file_tree() -> None:
-    (tree,) = (block.text for block in blocks(ROOT / "README.md") if block.text.startswith("config.toml"))
-    shown = {line.split()[0] for line in tree.splitlines() if line.startswith("  ")}
+def test_folder_table_names_every_top_level_unit() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition("## Folders")[2].partition("\n## ")[0]
+    shown = {
+        name
+        for row in table.splitlines()
+        for name in re.findall(r"`([\w./]+)`", row.split("|")[1] if "|" in row else "")
+    }
     modules = {path.name for path in (ROOT / "gateway").glob("*.py") if not path.name.startswith("__")}
     folders = {f"{path.name}/" for path in (ROOT / "gateway").iterdir() if path.is_dir() and path.name[0] != "_"}
-    assert shown == modules | folders
-    for line in tree.splitlines():
-        if not line.startswith("  "):
-            assert (ROOT / line.split()[0]).exists()
+    assert modules | folders <= shown
+    for name in shown:
+        assert (ROOT / "gateway" / name).exists(), name
+
+
+def test_readme_has_at_most_150_lines() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_index_lists_every_page() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "index.md"]
+    assert [name for name in pages if f"({name})" not in index] == []
 
 
 @pytest.mark.parametrize("page", [ROOT / "CHANGELOG.md", *PAGES], ids=lambda page: page.name)
