@@ -24,6 +24,8 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: Commands that other tests run, or that a test must not run inside itself.
 ELSEWHERE = {
     "python scripts/test.py": "tests/system/test_scripts.py",
+    "python scripts/test.py --fast": "tests/system/test_scripts.py",
+    "python scripts/check.py": "tests/system/test_scripts.py",
     "python benchmarks/peers.py --install --rounds 3 --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
     "python benchmarks/threads.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
     "python benchmarks/overhead.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
