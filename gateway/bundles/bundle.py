@@ -1,4 +1,7 @@
-"""A bundle on disk, read and checked: its genai_config.json, its tokenizer and the files of its graphs."""
+"""A bundle on disk: its genai_config.json, its tokenizer and its chat template.
+
+Reading a bundle needs no native library, so the gateway process can do it. `graph_files.py` checks the graphs.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,11 @@ import msgspec
 from msgspec import Struct
 
 from gateway.bundles.genai_config import GenaiConfig, read_genai_config
-from gateway.bundles.onnx_files import check_onnx_file
 from gateway.errors import BundleError
 
 
 class Bundle(Struct, frozen=True, kw_only=True):
-    """Everything there is to know of a bundle before a session is opened."""
+    """What a bundle says about its model, before a session is opened."""
 
     folder: Path
     config: GenaiConfig
@@ -28,14 +30,17 @@ class Bundle(Struct, frozen=True, kw_only=True):
 
     @property
     def graph_paths(self) -> tuple[Path, ...]:
-        """The graph, or those of the pipeline's stages in order."""
+        """The graph file, or one file per pipeline stage, in the order of the stages."""
         decoder = self.config.decoder
         names = [stage.filename for stage in decoder.stages] or [decoder.filename]
         return tuple(self.folder / name for name in names)
 
 
 def load_bundle(path: Path) -> Bundle:
-    """Read the bundle in folder `path`. Raises BundleError when anything is missing, cut short or malformed."""
+    """Read the bundle in folder `path`, but not its graphs: `check_graph_files` checks those.
+
+    Raises BundleError when the configuration or the tokenizer is missing or malformed.
+    """
     if not path.is_dir():
         raise BundleError(f"There is no model bundle at {path.name}.")
     config = read_genai_config(path)
@@ -50,8 +55,6 @@ def load_bundle(path: Path) -> Bundle:
     )
     if not bundle.tokenizer_path.is_file():
         raise BundleError(f"{path.name} has no tokenizer.json.")
-    for graph in dict.fromkeys(bundle.graph_paths):
-        check_onnx_file(graph)
     return bundle
 
 

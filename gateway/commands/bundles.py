@@ -46,12 +46,14 @@ def examine(model: ModelConfig) -> ModelState:
 
 def _examine_bundle(model: ModelConfig, path: Path) -> ModelState:
     from gateway.bundles.bundle import load_bundle
+    from gateway.bundles.graph_files import check_graph_files
 
     if not path.is_dir():
         plan = f"made from {model.source} at the first start" if model.source else f"no folder {path}, and no source"
         return ModelState(state="missing", detail=plan)
     try:
         bundle = load_bundle(path)
+        check_graph_files(bundle)
     except BundleError as error:
         return ModelState(state="broken", detail=error.message)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -20,6 +20,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from gateway.bundles.bundle import load_bundle
+from gateway.bundles.graph_files import check_graph_files
 from gateway.errors import BundleError, EngineFailed, GatewayError
 from gateway.worker.decoders.base import Decoder, KVCache
 from gateway.worker.decoders.cpu import CpuDecoder
@@ -168,6 +169,7 @@ def _grammar_desk(spec: WorkerSpec, decoder: Decoder, inbox: Inbox) -> GrammarDe
 def open_decoder(spec: WorkerSpec, progress: Callable[[str], None] = lambda stage: None) -> Decoder:
     """The decoder for a bundle on a provider. Raises BundleError, ConfigError or EngineFailed."""
     bundle = load_bundle(Path(spec.bundle))
+    check_graph_files(bundle)
     if bundle.config.decoder.stages:
         from gateway.worker.decoders.static.open import (
             open_static_decoder,  # with onnx, a fifth of a second of every start

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 from gateway.bundles.bundle import load_bundle
 from gateway.bundles.genai_config import Inputs, SlidingWindow, Stage
+from gateway.bundles.graph_files import check_graph_files
 from gateway.errors import BundleError
 from tests.support.tiny import CHATML
 
@@ -179,7 +180,7 @@ def test_a_pipeline_may_be_one_object(pipeline: Path) -> None:
 def test_a_missing_compiled_context_is_named(pipeline: Path) -> None:
     (pipeline / "ctx_qnn.bin").unlink()
     with pytest.raises(BundleError, match=r"model lacks ctx_qnn\.bin, which context\.onnx refers to"):
-        load_bundle(pipeline)
+        check_graph_files(load_bundle(pipeline))
 
 
 def _without(name: str) -> Callable[[Path], None]:
@@ -212,7 +213,7 @@ def test_no_name_lets_a_bundle_read_beside_its_folder(bundle: Path, name: str) -
     shutil.copy(folder / "model.onnx", folder.parent)
     edit(folder, lambda content: content["model"]["decoder"].update(filename="../model.onnx"))
     with pytest.raises(BundleError, match="lies outside"):
-        load_bundle(folder)
+        check_graph_files(load_bundle(folder))
 
 
 @pytest.mark.parametrize(
@@ -252,7 +253,7 @@ def test_no_name_lets_a_bundle_read_beside_its_folder(bundle: Path, name: str) -
 def test_damage_is_one_sentence(bundle: Path, damage: Callable[[Path], object], words: str) -> None:
     damage(bundle)
     with pytest.raises(BundleError) as caught:
-        load_bundle(bundle)
+        check_graph_files(load_bundle(bundle))
     assert words in caught.value.message
     assert str(bundle.parent) not in caught.value.message
     assert "\n" not in caught.value.message

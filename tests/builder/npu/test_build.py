@@ -21,6 +21,7 @@ from gateway.builder.npu.calibration import calibrate
 from gateway.builder.npu.part_runner import cpu_session, run_part
 from gateway.builder.sources.detect import open_source
 from gateway.bundles.bundle import load_bundle
+from gateway.bundles.graph_files import check_graph_files
 from gateway.child import run_in_child
 from gateway.cli import main
 from gateway.config import ModelConfig
@@ -57,7 +58,7 @@ def test_a_build_says_how_good_it_is(built: Path) -> None:
 
 
 def test_nothing_uncompiled_is_left(built: Path) -> None:
-    load_bundle(built)
+    check_graph_files(load_bundle(built))
     folders = sorted(path.name for path in built.iterdir() if path.is_dir())
     assert folders == ["batch-128", "batch-64", "context-64"]
     assert not list(built.rglob("layers*"))

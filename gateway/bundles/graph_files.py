@@ -1,4 +1,7 @@
-"""Checks that the files an ONNX graph refers to are there and as long as it says, before a runtime trips over them."""
+"""Checks the graph files of a bundle: each one is an ONNX graph, and the files it refers to are complete.
+
+This module needs the `onnx` package, so only the worker process and the commands call it. `load_bundle` does not.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gateway.bundles.bundle import Bundle
 from gateway.bundles.genai_config import check_inside
 from gateway.errors import BundleError
 
-_HOLDS_ITS_WEIGHTS = 256 * 1024 * 1024  # a graph file this large refers to little and is slow to parse
+#: Bytes. A larger graph file holds its weights itself. It refers to few other files, and parsing it is slow.
+_LARGEST_GRAPH = 256 * 1024 * 1024
 
 
-def check_onnx_file(path: Path) -> None:
-    """Raises BundleError when the graph, a file of constants or a compiled context is missing or cut short."""
-    import onnx  # a fifth of a second that only this check needs
+def check_graph_files(bundle: Bundle) -> None:
+    """Check every graph of the bundle and the files that it refers to.
+
+    Raises BundleError when a graph, a file of constants or a compiled context is missing or cut short.
+    """
+    for path in dict.fromkeys(bundle.graph_paths):
+        _check_graph(path)
+
+
+def _check_graph(path: Path) -> None:
+    import onnx  # takes 0.2 s, and only this check needs it
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     if not path.is_file():
         raise BundleError(f"{path.parent.name} lacks {path.name}, which its genai_config.json names.")
-    if path.stat().st_size > _HOLDS_ITS_WEIGHTS:
+    if path.stat().st_size > _LARGEST_GRAPH:
         return
     try:
         graph = onnx.load(path, load_external_data=False).graph
@@ -33,7 +46,7 @@ def check_onnx_file(path: Path) -> None:
 
 
 def _constant_files(graph: Any) -> Iterator[tuple[str, int]]:
-    """(file, bytes it must have) for each constant stored outside the graph."""
+    """Yield (file, bytes it must have) for each constant that is stored outside the graph."""
     for tensor in graph.initializer:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         if "location" in entries:
@@ -41,7 +54,7 @@ def _constant_files(graph: Any) -> Iterator[tuple[str, int]]:
 
 
 def _context_files(graph: Any) -> Iterator[tuple[str, int]]:
-    """(file, 1) for each compiled network that an EPContext node keeps beside the graph."""
+    """Yield (file, 1) for each compiled network that an EPContext node keeps in a separate file."""
     for node in graph.node:
         attributes = {attribute.name: attribute for attribute in node.attribute}
         if node.op_type == "EPContext" and "embed_mode" in attributes and attributes["embed_mode"].i == 0:
