@@ -57,8 +57,8 @@ class GeneratingSequence:
 
     Args:
         lookup: whether it may draft what prompt and answer have said before.
-        is_exact: the decoder's. Without it a seed gives the same answer again only if steps are taken alone and nothing
-            is drafted by how long calls happened to take.
+        is_batch_invariant: `DecoderSpec.is_batch_invariant`. If False, a seeded request steps alone and drafts
+            nothing that depends on timing, so that the same seed gives the same answer.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class GeneratingSequence:
         make_constraint: MakeConstraint,
         *,
         lookup: bool = True,
-        is_exact: bool = True,
+        is_batch_invariant: bool = True,
     ) -> None:
         self.request = request
         self.choice = choice
@@ -79,7 +79,7 @@ class GeneratingSequence:
         self._sampler = Sampler(request.sampling, request.ids, choice)
         self._constraint = make_constraint(request.grammar) if request.grammar else None
         self._drafter = PredictionDrafter(request.prediction) if request.prediction else None
-        self.steps_alone = not is_exact and request.sampling.seed is not None and not self._sampler.is_greedy
+        self.steps_alone = not is_batch_invariant and request.sampling.seed is not None and not self._sampler.is_greedy
         self._lookup = LookupDrafter(self.ids) if lookup and not self.steps_alone else None
         self._stop_ids = frozenset(request.stop_ids)
         self._least = request.min_tokens

@@ -103,8 +103,10 @@ class TokenLoop:
         self._waiting.append(first)
 
     def _sequence(self, frame: Submit, choice: int) -> GeneratingSequence:
-        is_exact = self._decoder.spec.is_exact
-        return GeneratingSequence(frame, choice, self._make_constraint, lookup=self._lookup, is_exact=is_exact)
+        is_batch_invariant = self._decoder.spec.is_batch_invariant
+        return GeneratingSequence(
+            frame, choice, self._make_constraint, lookup=self._lookup, is_batch_invariant=is_batch_invariant
+        )
 
     def cancel(self, frame: Cancel) -> None:
         """Stop a request or one choice of it. Unknown ones are those that have ended meanwhile."""

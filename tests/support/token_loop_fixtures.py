@@ -59,7 +59,7 @@ class MeteredDecoder:
     inner: Decoder
     prompt_width: int = 16
     context_length: int = 512
-    is_exact: bool = True
+    is_batch_invariant: bool = True
     now: float = 0.0
     calls: list[tuple[str, int]] = field(default_factory=list)
     before_call: Callable[[str], None] = lambda kind: None
@@ -71,7 +71,7 @@ class MeteredDecoder:
             context_length=self.context_length,
             prompt_width=self.prompt_width,
             device="cpu",
-            is_exact=self.is_exact,
+            is_batch_invariant=self.is_batch_invariant,
         )
 
     def new_cache(self) -> KVCache:
@@ -173,7 +173,11 @@ def make_bench(tiny_decoder: CpuDecoder) -> Callable[..., Bench]:
     """A bench of other options; one a test."""
 
     def make(slots: int = 4, **options: Any) -> Bench:
-        own = {name: options.pop(name) for name in ("prompt_width", "context_length", "is_exact") if name in options}
+        own = {
+            name: options.pop(name)
+            for name in ("prompt_width", "context_length", "is_batch_invariant")
+            if name in options
+        }
         return Bench(MeteredDecoder(tiny_decoder, **own), slots, **options)
 
     return make

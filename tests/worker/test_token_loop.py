@@ -320,9 +320,9 @@ def test_same_seed_same_choices(make_bench: MakeBench) -> None:
         assert bench.tokens(first, choice) == bench.tokens(second, choice)
 
 
-@pytest.mark.parametrize("is_exact", [True, False])
-def test_draws_of_a_seed_go_alone_where_company_shows(make_bench: MakeBench, is_exact: bool) -> None:
-    bench = make_bench(is_exact=is_exact)
+@pytest.mark.parametrize("is_batch_invariant", [True, False])
+def test_draws_of_a_seed_go_alone_where_company_shows(make_bench: MakeBench, is_batch_invariant: bool) -> None:
+    bench = make_bench(is_batch_invariant=is_batch_invariant)
     settings = {"seeded": Sampling(seed=4, temperature=1.0), "greedy": Sampling(seed=4, temperature=0.0)}
     settings |= {"other": Sampling(temperature=1.0), "too": Sampling(seed=5, temperature=1.0)}
     repeated = PROMPT[:6] * 3  # invites drafts
@@ -330,13 +330,13 @@ def test_draws_of_a_seed_go_alone_where_company_shows(make_bench: MakeBench, is_
     bench.finish()
     assert all(len(bench.tokens(request)) == 30 for request in requests.values())
     company = max(size for kind, size in bench.decoder.calls if kind == "step")
-    assert company == (4 if is_exact else 2)
+    assert company == (4 if is_batch_invariant else 2)
     steps = [frame.device_s for name in ("seeded", "too") for frame in bench.of(requests[name], Tokens)]
-    assert is_exact or steps == [0, *[1] * 29] * 2
+    assert is_batch_invariant or steps == [0, *[1] * 29] * 2
 
 
 def test_a_seed_does_not_keep_a_prediction_from_being_checked(make_bench: MakeBench) -> None:
-    bench = make_bench(is_exact=False)
+    bench = make_bench(is_batch_invariant=False)
     settings = Sampling(seed=4, temperature=1.0)
     plain = bench.answer(PROMPT, max_tokens=20, sampling=settings)
     assert bench.answer(PROMPT, max_tokens=20, sampling=settings, prediction=plain) == plain

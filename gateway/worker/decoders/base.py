@@ -41,7 +41,7 @@ class DecoderSpec(Struct, frozen=True, kw_only=True):
     prompt_width: int  # the most ids one `prefill` or `verify` call takes
     device: Device
     placement: dict[str, int] = field(default_factory=dict)
-    is_exact: bool = False  # a token's logits are the same bits computed alone, in company, and among several
+    is_batch_invariant: bool = False  # a token's logits are the same bits computed alone, in company, and among several
 
 
 class Decoder(Protocol):

@@ -63,7 +63,7 @@ class CpuDecoder:
             prompt_width=PROMPT_WIDTH,
             device="cpu",
             placement=placement(session),
-            is_exact=session.get_modelmeta().custom_metadata_map.get(ACTIVATIONS) == "int8",
+            is_batch_invariant=session.get_modelmeta().custom_metadata_map.get(ACTIVATIONS) == "int8",
         )
 
     @property
