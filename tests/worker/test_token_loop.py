@@ -321,7 +321,7 @@ def test_same_seed_same_choices(make_bench: MakeBench) -> None:
 
 
 @pytest.mark.parametrize("is_batch_invariant", [True, False])
-def test_draws_of_a_seed_go_alone_where_company_shows(make_bench: MakeBench, is_batch_invariant: bool) -> None:
+def test_seeded_sampling_steps_alone_unless_batch_invariant(make_bench: MakeBench, is_batch_invariant: bool) -> None:
     bench = make_bench(is_batch_invariant=is_batch_invariant)
     settings = {"seeded": Sampling(seed=4, temperature=1.0), "greedy": Sampling(seed=4, temperature=0.0)}
     settings |= {"other": Sampling(temperature=1.0), "too": Sampling(seed=5, temperature=1.0)}
@@ -329,8 +329,8 @@ def test_draws_of_a_seed_go_alone_where_company_shows(make_bench: MakeBench, is_
     requests = {name: bench.submit(repeated, max_tokens=30, sampling=sampling) for name, sampling in settings.items()}
     bench.finish()
     assert all(len(bench.tokens(request)) == 30 for request in requests.values())
-    company = max(size for kind, size in bench.decoder.calls if kind == "step")
-    assert company == (4 if is_batch_invariant else 2)
+    widest = max(size for kind, size in bench.decoder.calls if kind == "step")
+    assert widest == (4 if is_batch_invariant else 2)
     steps = [frame.device_s for name in ("seeded", "too") for frame in bench.of(requests[name], Tokens)]
     assert is_batch_invariant or steps == [0, *[1] * 29] * 2
 

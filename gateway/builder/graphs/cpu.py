@@ -13,11 +13,11 @@ Metadata: activations, "int8" or "float": see 5
 2. The embedding and a tied head read the same 8-bit tensor.
 3. The last layer computes only the positions whose logits are kept, right after its attention.
 4. Between attentions a value is a plain matrix, a row for each token, so that one node multiplies and adds.
-5. A token's numbers are the same bit for bit in calls of any size and any company: every kernel here computes a row
-   without regard to the others, but attention, which has a way of its own for a single one. So a single row gets a
-   second one for company, whose keys and values land behind the sequence and are overwritten by the next token. A
-   host whose cache has no row to spare goes without, and has other last bits.
-   With float activations the four-bit kernel has two ways as well; there the last bits differ.
+5. With int8 activations the graph is batch-invariant: a token's numbers are bit-identical for any batch size and
+   chunking. Every kernel here computes each row independently, except attention, which has a separate code path for a
+   single row. So a single row gets a padding row. Its keys and values are written behind the sequence, and the next
+   token overwrites them. If the cache has no free row, there is no padding row, and the last bits differ.
+   With float activations the four-bit kernel has two code paths as well; there the last bits differ.
 """
 
 from __future__ import annotations
@@ -92,12 +92,13 @@ class _CpuGraph:
             graph.output(f"present.{index}.{kind}", TensorProto.FLOAT, cache)
         self._declare_rows()
         graph.node("Neg", ["logits_to_keep"], "kept_from")
-        angles = np.arange(config.context_length + 1)[:, None] * config.inverse_frequencies()  # one more for company
+        positions = np.arange(config.context_length + 1)  # one more for the padding row
+        angles = positions[:, None] * config.inverse_frequencies()
         graph.constant("rope.cos", np.cos(angles).astype(np.float32))  # (context + 1, head_dim / 2)
         graph.constant("rope.sin", np.sin(angles).astype(np.float32))
 
     def _declare_rows(self) -> None:
-        """What attention is told of its rows: those of the tokens, and a single one's company if the cache has room."""
+        """Row counts for attention. A single row gets a padding row if the cache has a free row."""
         graph, one = self._graph, self._graph.constant("one", np.array([1]))
         batch = graph.node("Shape", ["input_ids"], "batch_size", end=1)
         tokens = graph.node("Shape", ["input_ids"], "sequence_length", start=1)
@@ -108,29 +109,29 @@ class _CpuGraph:
         ones = graph.node("ReduceSum", ["attention_mask", one], "ones", keepdims=0)
         longest = graph.node("ReduceMax", [ones, graph.constant("zero", np.array([0]))], "longest")
         alone = graph.node("Equal", [tokens, one], "is_alone")
-        company = graph.node("And", [alone, graph.node("Less", [longest, room], "has_room")], "has_company")
-        company = graph.node("Cast", [company], "company", to=TensorProto.INT64)
-        self._declare_order(company)
+        padding_row = graph.node("And", [alone, graph.node("Less", [longest, room], "has_room")], "has_padding_row")
+        padding_row = graph.node("Cast", [padding_row], "padding_row", to=TensorProto.INT64)
+        self._declare_order(padding_row)
 
-        rows, lengths = (graph.node("Add", [value, company], f"{value}.rows") for value in (tokens, ones))
+        rows, lengths = (graph.node("Add", [value, padding_row], f"{value}.rows") for value in (tokens, ones))
         width = graph.node("Shape", ["attention_mask"], "width", start=1)
-        total = graph.node("Max", [width, graph.node("Add", [longest, company], "needed")], "total")
+        total = graph.node("Max", [width, graph.node("Add", [longest, padding_row], "needed")], "total")
         graph.node("Cast", [graph.node("Sub", [lengths, one], "last")], "seqlens_k", to=TensorProto.INT32)
         graph.node("Cast", [graph.node("Min", [rows, lengths], "valid")], "query_seqlens", to=TensorProto.INT32)
         graph.node("Cast", [total], "total_sequence_length", to=TensorProto.INT32)
 
-    def _declare_order(self, company: str) -> None:
-        """Which row goes where: `in_company` (batch, rows), from the tokens' rows to attention's; `tokens_in_company`
-        (batch * sequence, 2), from there back. A single row's company is the row itself, once more."""
+    def _declare_order(self, padding_row: str) -> None:
+        """Which row goes where: `padded` (batch, rows), from the tokens' rows to attention's; `tokens_in_padded`
+        (batch * sequence, 2), from there back. The padding row is a copy of the single row."""
         graph = self._graph
         sizes, count = graph.node("Shape", ["input_ids"], "sizes"), graph.node("Size", ["input_ids"], "count")
         first, step = graph.constant("first", np.array(0)), graph.constant("step", np.array(1))
         rows = graph.node("Reshape", [graph.node("Range", [first, count, step], "numbers"), sizes], "row_numbers")
-        none = graph.constant("no_company", np.zeros(3, np.int64))
-        one_more = graph.node("Concat", [none, company], "one_more", axis=0)
-        graph.node("Pad", [rows, one_more], "in_company", mode="edge")
+        none = graph.constant("no_padding_row", np.zeros(3, np.int64))
+        one_more = graph.node("Concat", [none, padding_row], "one_more", axis=0)
+        graph.node("Pad", [rows, one_more], "padded", mode="edge")
         each = graph.node("ConstantOfShape", [sizes], "each", value=numpy_helper.from_array(np.array([1])))
-        graph.node("Transpose", [graph.node("NonZero", [each], "places")], "tokens_in_company")
+        graph.node("Transpose", [graph.node("NonZero", [each], "places")], "tokens_in_padded")
 
     def _layer(self, index: int, residual: str, delta: str) -> tuple[str, str]:
         """One layer; the new residual stream and what is still to be added to it."""
@@ -161,18 +162,18 @@ class _CpuGraph:
         name = f"layers.{index}.attended"
         past = [f"past_key_values.{index}.key", f"past_key_values.{index}.value"]
         present = [f"present.{index}.key", f"present.{index}.value"]
-        in_company = graph.node("Gather", [qkv, "in_company"], f"{qkv}.in_company", axis=0)
+        padded = graph.node("Gather", [qkv, "padded"], f"{qkv}.padded", axis=0)
         lengths = ["seqlens_k", "total_sequence_length"]
         graph.nodes(
             "GroupQueryAttention",
-            [in_company, "", "", *past, *lengths, "rope.cos", "rope.sin", *[""] * 7, "query_seqlens"],
-            [f"{name}.in_company", *present],
+            [padded, "", "", *past, *lengths, "rope.cos", "rope.sin", *[""] * 7, "query_seqlens"],
+            [f"{name}.padded", *present],
             domain=MICROSOFT,
             num_heads=config.heads,
             kv_num_heads=config.kv_heads,
             do_rotary=1,
         )
-        return graph.node("GatherND", [f"{name}.in_company", "tokens_in_company"], name)
+        return graph.node("GatherND", [f"{name}.padded", "tokens_in_padded"], name)
 
     @property
     def _attention_width(self) -> int:

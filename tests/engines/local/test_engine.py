@@ -473,8 +473,8 @@ async def test_smollm2_knows_the_capital_of_france(real: LocalEngine) -> None:
     assert usage(again).cached_tokens >= 35
 
 
-async def test_a_seed_gives_the_same_answer_alone_and_in_company(real: LocalEngine) -> None:
-    """Exact products have other last bits in company: at this temperature they showed in 5 of 15 answers."""
+async def test_seed_gives_same_answer_alone_and_batched(real: LocalEngine) -> None:
+    """Exact products differ in the last bits in a batch: at this temperature they showed in 5 of 15 answers."""
     draws = [ask(chat("Write a story."), sampling=Sampling(temperature=1.0, seed=i), max_tokens=48) for i in range(4)]
     alone = [text_of(await answer(real, draw)) for draw in draws]
     together = await asyncio.gather(*(answer(real, draw) for draw in draws))
