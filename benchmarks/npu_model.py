@@ -39,7 +39,7 @@ class RowCount:
     def nbytes(self) -> int:
         return 57_344 * self.length  # Llama 3.2 3B at 8 bits
 
-    def keep(self) -> RowCount:
+    def snapshot(self) -> RowCount:
         return RowCount(self.length)
 
     def truncate(self, length: int) -> None:

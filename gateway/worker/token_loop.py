@@ -37,7 +37,7 @@ from gateway.worker.sequence import GeneratingSequence, MakeConstraint
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")
 
-KEPT_BYTES = 256 << 20  # 5800 tokens of SmolLM2, 2300 of Llama 3.2 3B in half precision
+SNAPSHOT_BYTES = 256 << 20  # 5800 tokens of SmolLM2, 2300 of Llama 3.2 3B in half precision
 
 
 @dataclass(eq=False)
@@ -55,7 +55,7 @@ class TokenLoop:
         emit: takes the frames for the parent.
         caches: caches of that decoder; so many sequences are in progress at once.
         prefix_cache: whether a request may take over the rows of an ended one with the same owner.
-        kept_bytes: for rows of ended sequences beyond those that the caches hold.
+        snapshot_bytes: for rows of ended sequences beyond those that the caches hold.
         lookup: whether what prompt and answer have said before is drafted again where that pays.
         make_constraint: compiles a request's grammar.
         clock: seconds, monotonic.
@@ -69,13 +69,13 @@ class TokenLoop:
         *,
         make_constraint: MakeConstraint,
         prefix_cache: bool = True,
-        kept_bytes: int = KEPT_BYTES,
+        snapshot_bytes: int = SNAPSHOT_BYTES,
         lookup: bool = True,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._decoder = decoder
         self._emit = emit
-        self._pool = SlotPool(caches, kept_bytes if prefix_cache else 0)
+        self._pool = SlotPool(caches, snapshot_bytes if prefix_cache else 0)
         self._make_constraint = make_constraint
         self._prefix_cache = prefix_cache
         self._lookup = lookup

@@ -29,7 +29,7 @@ class KVCache(Protocol):
     def copy_from(self, other: KVCache, length: int) -> None:
         """Become a copy of the first `length` rows of `other`, a cache of the same decoder."""
 
-    def keep(self) -> KVCache:
+    def snapshot(self) -> KVCache:
         """A copy of the valid rows that takes no more memory than they do and is only for `copy_from`."""
 
 

@@ -23,7 +23,7 @@ from numpy.typing import DTypeLike, NDArray
 from gateway.common_prefix import common_prefix
 from gateway.worker.decoders.base import KVCache
 
-_LEAST_KEPT = 16  # fewer rows are computed again in one call
+_MIN_SNAPSHOT_ROWS = 16  # fewer rows are computed again in one call
 
 
 class SlotBuffers:
@@ -70,20 +70,20 @@ class SlotCache:
         self.length = length
 
     def copy_from(self, other: KVCache, length: int) -> None:
-        assert isinstance(other, SlotCache | KeptRows) and length <= other.length
+        assert isinstance(other, SlotCache | CacheSnapshot) and length <= other.length
         for buffer, rows in zip(self._buffers.buffers, other.rows(), strict=True):
             buffer[self.index, :, :length] = rows[:, :length]
         self.length = length
 
-    def keep(self) -> KeptRows:
-        return KeptRows([rows.copy() for rows in self.rows()])
+    def snapshot(self) -> CacheSnapshot:
+        return CacheSnapshot([rows.copy() for rows in self.rows()])
 
     def rows(self) -> list[NDArray[np.generic]]:
         """The valid rows in each buffer, views (kv_heads, length, head_dim)."""
         return [buffer[self.index, :, : self.length] for buffer in self._buffers.buffers]
 
 
-class KeptRows:
+class CacheSnapshot:
     """The KVCache of rows that are only there to be copied from."""
 
     def __init__(self, rows: list[NDArray[np.generic]]) -> None:
@@ -98,12 +98,12 @@ class KeptRows:
         return self._rows
 
     def truncate(self, length: int) -> None:
-        raise AssertionError("kept rows do not change")
+        raise AssertionError("a snapshot does not change")
 
     def copy_from(self, other: KVCache, length: int) -> None:
-        raise AssertionError("kept rows do not change")
+        raise AssertionError("a snapshot does not change")
 
-    def keep(self) -> KeptRows:
+    def snapshot(self) -> CacheSnapshot:
         return self
 
 
@@ -132,13 +132,13 @@ class SlotPool:
     too many to be kept come last.
 
     Args:
-        room: bytes for the rows of ended sequences that no slot holds any more; the least recently used go first.
+        snapshot_bytes: memory limit of the snapshots; the least recently used snapshot is evicted first.
     """
 
-    def __init__(self, caches: Sequence[KVCache], room: int = 0) -> None:
+    def __init__(self, caches: Sequence[KVCache], snapshot_bytes: int = 0) -> None:
         self.slots = [Slot(cache) for cache in caches]
-        self._kept: list[Slot] = []  # none of them is ever handed out
-        self._room = room
+        self._snapshots: list[Slot] = []  # none of them is ever handed out
+        self._snapshot_bytes = snapshot_bytes
         self._clock = 0
 
     @property
@@ -154,7 +154,7 @@ class SlotPool:
         free = [slot for slot in self.slots if not slot.is_busy]
         if not free:
             raise IndexError("no slot is free")
-        holders = [*self.slots, *self._kept]
+        holders = [*self.slots, *self._snapshots]
         shared = {id(slot): slot.shared_rows(ids, owner) for slot in holders}
         donor = max(holders, key=lambda slot: (shared[id(slot)], slot in free, slot.used))
         rows = shared[id(donor)]
@@ -163,7 +163,7 @@ class SlotPool:
             donor if in_place else min(free, key=lambda slot: (self._would_be_lost(slot), self._span(slot), slot.used))
         )
         if not in_place:
-            self._keep(slot)
+            self._save_snapshot(slot)
         if slot is donor or not rows:
             slot.cache.truncate(rows)
         else:
@@ -180,18 +180,18 @@ class SlotPool:
 
     def _would_be_lost(self, slot: Slot) -> bool:
         """Whether its rows find no room beside the slots; without any, nobody asks for rows again."""
-        return 0 < self._room < slot.cache.nbytes
+        return 0 < self._snapshot_bytes < slot.cache.nbytes
 
-    def _keep(self, slot: Slot) -> None:
+    def _save_snapshot(self, slot: Slot) -> None:
         """Rows that are about to be written over are put aside; what they continue need not be there twice."""
         length = slot.cache.length
-        if length < _LEAST_KEPT or slot.cache.nbytes > self._room:
+        if length < _MIN_SNAPSHOT_ROWS or slot.cache.nbytes > self._snapshot_bytes:
             return
-        kept = Slot(slot.cache.keep(), slot.ids[:length], slot.owner, used=slot.used)
-        others = [other for other in self._kept if not _continues(kept, other)]
-        self._kept = sorted([*others, kept], key=lambda slot: slot.used)
-        while sum(slot.cache.nbytes for slot in self._kept) > self._room:
-            del self._kept[0]
+        snapshot = Slot(slot.cache.snapshot(), slot.ids[:length], slot.owner, used=slot.used)
+        others = [other for other in self._snapshots if not _continues(snapshot, other)]
+        self._snapshots = sorted([*others, snapshot], key=lambda slot: slot.used)
+        while sum(slot.cache.nbytes for slot in self._snapshots) > self._snapshot_bytes:
+            del self._snapshots[0]
 
     def give_back(self, slot: Slot) -> None:
         """The sequence has ended; its rows stay for whoever begins the same way."""

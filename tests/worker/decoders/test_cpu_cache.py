@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from gateway.worker.decoders.cpu_cache import SlotBuffers, SlotCache, SlotPool
 
 
-def make_pool(slots: int = 3, context: int = 64, kept_rows: int = 0) -> tuple[SlotPool, SlotBuffers]:
+def make_pool(slots: int = 3, context: int = 64, snapshot_rows: int = 0) -> tuple[SlotPool, SlotBuffers]:
     buffers = SlotBuffers(4, slots, (2, 8), context, np.float32)
     caches = [SlotCache(buffers, index) for index in range(slots)]
-    return SlotPool(caches, kept_rows * buffers.bytes_per_row()), buffers
+    return SlotPool(caches, snapshot_rows * buffers.bytes_per_row()), buffers
 
 
 def compute(pool: SlotPool, buffers: SlotBuffers, ids: list[int], owner: str = "") -> tuple[object, int]:
@@ -46,7 +46,7 @@ def test_busy_slots_lie_side_by_side() -> None:
 
 
 def test_rows_for_which_there_is_no_room_beside_are_not_given_up_to_lie_side_by_side() -> None:
-    pool, buffers = make_pool(slots=3, kept_rows=32)
+    pool, buffers = make_pool(slots=3, snapshot_rows=32)
     compute(pool, buffers, [1])
     long, _ = compute(pool, buffers, list(range(2, 42)))
     pool.give_back(long)
@@ -142,23 +142,23 @@ def converse(pool: SlotPool, buffers: SlotBuffers, ids: list[int], owner: str = 
 
 
 def test_more_conversations_than_slots_keep_their_rows() -> None:
-    pool, buffers = make_pool(2, kept_rows=200)
+    pool, buffers = make_pool(2, snapshot_rows=200)
     for turn in range(3):
         cached = [converse(pool, buffers, conversation(number, 20 + 5 * turn)) for number in range(5)]
         assert cached == [max(0, 15 + 5 * turn) if turn else 0] * 5
 
 
 def test_no_more_is_kept_than_there_is_room_for() -> None:
-    pool, buffers = make_pool(1, kept_rows=45)
+    pool, buffers = make_pool(1, snapshot_rows=45)
     for number in range(4):
         converse(pool, buffers, conversation(number))
-    assert sum(slot.cache.length for slot in pool._kept) == 40
+    assert sum(slot.cache.length for slot in pool._snapshots) == 40
     assert converse(pool, buffers, conversation(0, 30)) == 0  # the least recently used went first
     assert converse(pool, buffers, conversation(3, 30)) == 20
 
 
 def test_what_is_kept_has_an_owner() -> None:
-    pool, buffers = make_pool(1, kept_rows=100)
+    pool, buffers = make_pool(1, snapshot_rows=100)
     converse(pool, buffers, conversation(1), "alice")
     converse(pool, buffers, conversation(2), "bob")
     assert converse(pool, buffers, conversation(1, 30), "bob") == 0
@@ -166,15 +166,15 @@ def test_what_is_kept_has_an_owner() -> None:
 
 
 def test_a_conversation_is_kept_once() -> None:
-    pool, buffers = make_pool(1, kept_rows=1000)
+    pool, buffers = make_pool(1, snapshot_rows=1000)
     for turn in range(4):
         for number in range(2):
             converse(pool, buffers, conversation(number, 20 + turn))
-    assert len(pool._kept) == 2
+    assert len(pool._snapshots) == 2
 
 
 def test_two_that_begin_alike_both_go_on_from_what_is_kept() -> None:
-    pool, buffers = make_pool(1, kept_rows=1000)
+    pool, buffers = make_pool(1, snapshot_rows=1000)
     system = conversation(9, 30)
     converse(pool, buffers, [*system, 1, 2, 3])
     assert converse(pool, buffers, conversation(5)) == 0
@@ -182,10 +182,10 @@ def test_two_that_begin_alike_both_go_on_from_what_is_kept() -> None:
     assert converse(pool, buffers, [*system, 7, 8, 9]) == 30
 
 
-@pytest.mark.parametrize("kept_rows", [0, 40])
+@pytest.mark.parametrize("snapshot_rows", [0, 40])
 @given(requests=st.lists(st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=24), st.booleans()), max_size=30))
-def test_rows_are_right_whatever_came_before(requests: list[tuple[list[int], bool]], kept_rows: int) -> None:
-    pool, buffers = make_pool(3, 32, kept_rows)
+def test_rows_are_right_whatever_came_before(requests: list[tuple[list[int], bool]], snapshot_rows: int) -> None:
+    pool, buffers = make_pool(3, 32, snapshot_rows)
     busy: list[object] = []
     for ids, stays in requests:
         if not pool.has_free:

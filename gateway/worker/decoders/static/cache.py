@@ -104,7 +104,7 @@ class StaticCache:
             self.buffers[name].array[rows] = other.buffers[name].array[rows]
         self.length = length
 
-    def keep(self) -> StaticCache:
+    def snapshot(self) -> StaticCache:
         kept = StaticCache()
         kept._layout, kept.length = self._layout, self.length
         kept.buffers = {name: self._valid(name, tensor) for name, tensor in self._layout.items()}

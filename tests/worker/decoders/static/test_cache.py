@@ -85,7 +85,7 @@ def test_rows_that_are_kept_can_be_copied_back() -> None:
     cache, other = StaticCache(), StaticCache()
     cache.lay_out(layout(32))
     fill(cache, 10, seed=3)
-    before, kept = held(cache), cache.keep()
+    before, kept = held(cache), cache.snapshot()
     assert kept.nbytes == cache.nbytes > 0
     cache.truncate(0)
     fill(cache, 10, seed=4)
