@@ -40,7 +40,7 @@ from gateway.worker.frames import (
     decode_to_worker,
     encode,
 )
-from gateway.worker.grammar.compile_queue import Compiled, GrammarDesk
+from gateway.worker.grammar.compile_queue import Compiled, GrammarQueue
 from gateway.worker.grammar.constraint import GrammarCompiler
 from gateway.worker.memory import peak_bytes
 from gateway.worker.outbox import Outbox
@@ -76,10 +76,10 @@ def _work(connection: Connection, spec: WorkerSpec, emit: Callable[[Message], No
     inbox: Inbox = SimpleQueue()
     threading.Thread(target=receive, args=(connection, inbox.put), daemon=True).start()
     decoder, caches = _load(spec, emit)
-    desk = _grammar_desk(spec, decoder, inbox)
+    grammar_queue = _grammar_queue(spec, decoder, inbox)
     outbox = Outbox(emit)
-    loop = TokenLoop(decoder, caches, outbox.put, make_constraint=desk, prefix_cache=spec.prefix_cache)
-    serve(loop, inbox, desk, outbox)
+    loop = TokenLoop(decoder, caches, outbox.put, make_constraint=grammar_queue, prefix_cache=spec.prefix_cache)
+    serve(loop, inbox, grammar_queue, outbox)
 
 
 def _last_words(error: Exception) -> Failed:
@@ -114,19 +114,19 @@ def receive(connection: Connection, deliver: Callable[[ToWorker], None]) -> None
         os._exit(1)  # a call that does not return must not keep the model in memory for nobody
 
 
-def serve(loop: TokenLoop, inbox: Inbox, desk: GrammarDesk, outbox: Outbox) -> None:
+def serve(loop: TokenLoop, inbox: Inbox, grammar_queue: GrammarQueue, outbox: Outbox) -> None:
     """Hand frames to the loop and let it make one device call at a time; returns on Shutdown."""
     while True:
         while loop.is_idle or not inbox.empty():
             match inbox.get():
                 case Submit() as frame:
-                    if not desk.holds(frame):
+                    if not grammar_queue.defer(frame):
                         loop.submit(frame)
                 case Compiled() as compiled:
-                    if desk.releases(compiled):
+                    if grammar_queue.finish(compiled):
                         loop.submit(compiled.frame)
                 case Cancel() as cancel:
-                    desk.forget(cancel.id)
+                    grammar_queue.cancel(cancel.id)
                     loop.cancel(cancel)
                 case Shutdown():
                     return
@@ -160,10 +160,10 @@ def _load(spec: WorkerSpec, emit: Callable[[FromWorker], None]) -> tuple[Decoder
     return decoder, caches
 
 
-def _grammar_desk(spec: WorkerSpec, decoder: Decoder, inbox: Inbox) -> GrammarDesk:
+def _grammar_queue(spec: WorkerSpec, decoder: Decoder, inbox: Inbox) -> GrammarQueue:
     bundle = load_bundle(Path(spec.bundle))
     compiler = GrammarCompiler(bundle.tokenizer_path, decoder.spec.vocab_size, bundle.config.eos_ids)
-    return GrammarDesk(compiler, inbox.put)
+    return GrammarQueue(compiler, inbox.put)
 
 
 def open_decoder(spec: WorkerSpec, progress: Callable[[str], None] = lambda stage: None) -> Decoder:

@@ -35,11 +35,11 @@ class Compiled(Struct, frozen=True):
     outcome: CompiledGrammar | GatewayError
 
 
-class GrammarDesk:
+class GrammarQueue:
     """Belongs to the token loop's thread. Implements MakeConstraint by being called.
 
     Args:
-        put: called on the desk's own thread with every request that waits no longer.
+        put: called on the queue's own thread with every request that waits no longer.
     """
 
     def __init__(self, compiler: GrammarCompiler, put: Callable[[Compiled], None]) -> None:
@@ -49,7 +49,7 @@ class GrammarDesk:
         self._queue: SimpleQueue[Submit] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def holds(self, frame: Submit) -> bool:
+    def defer(self, frame: Submit) -> bool:
         """Whether the request has to wait; it will then come back as `Compiled`, unless it is cancelled."""
         if frame.grammar is None or _key(frame.grammar) in self._kept:
             return False
@@ -58,11 +58,11 @@ class GrammarDesk:
         self._thread = self._thread or _start(self._work)
         return True
 
-    def forget(self, request: int) -> None:
+    def cancel(self, request: int) -> None:
         """The request is cancelled."""
         self._waiting.discard(request)
 
-    def releases(self, compiled: Compiled) -> bool:
+    def finish(self, compiled: Compiled) -> bool:
         """Keep the grammar; whether its request is still wanted."""
         assert compiled.frame.grammar is not None
         self._keep(compiled.frame.grammar, compiled.outcome)

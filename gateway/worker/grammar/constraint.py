@@ -1,6 +1,6 @@
 """Answers held to a grammar: which tokens may come next, computed by llguidance while the device computes its logits.
 
-A grammar is compiled once, which may take seconds (see `grammar_desk`); each choice then follows a copy of its own.
+A grammar is compiled once, which may take seconds (see compile_queue.py); each choice then follows a copy of its own.
 Where the grammar leaves no choice, the tokens are known before the device is asked: they are the next draft, and the
 only ones possible.
 """

@@ -16,7 +16,7 @@ from gateway.errors import EngineFailed, InvalidRequest
 from gateway.generation import Grammar, Sampling
 from gateway.worker.frames import Cancel, Ended, Failed, Ready, Shutdown, Submit, Tokens, WorkerSpec
 from gateway.worker.grammar import trial as grammar_trial
-from gateway.worker.grammar.compile_queue import Compiled, GrammarDesk
+from gateway.worker.grammar.compile_queue import Compiled, GrammarQueue
 from gateway.worker.grammar.constraint import GrammarCompiler, special_tokens
 from gateway.worker.grammar.trial import GrammarTrial, TooMuch
 from tests.support.structured import lark, regex, schema_grammar
@@ -104,64 +104,64 @@ class TestDesk:
         return SimpleQueue()
 
     @pytest.fixture
-    def desk(self, grammars: GrammarCompiler, inbox: SimpleQueue[Compiled]) -> GrammarDesk:
-        return GrammarDesk(grammars, inbox.put)
+    def queue(self, grammars: GrammarCompiler, inbox: SimpleQueue[Compiled]) -> GrammarQueue:
+        return GrammarQueue(grammars, inbox.put)
 
-    def test_a_grammar_is_waited_for_once(self, desk: GrammarDesk, inbox: SimpleQueue[Compiled]) -> None:
-        assert not desk.holds(submit(1, None))
-        assert desk.holds(submit(2, regex("once")))
+    def test_a_grammar_is_waited_for_once(self, queue: GrammarQueue, inbox: SimpleQueue[Compiled]) -> None:
+        assert not queue.defer(submit(1, None))
+        assert queue.defer(submit(2, regex("once")))
         compiled = inbox.get(timeout=PATIENCE_S)
-        assert compiled.frame.id == 2 and desk.releases(compiled)
-        assert not desk.holds(submit(3, regex("once")))
-        assert desk(regex("once")) is not desk(regex("once"))
+        assert compiled.frame.id == 2 and queue.finish(compiled)
+        assert not queue.defer(submit(3, regex("once")))
+        assert queue(regex("once")) is not queue(regex("once"))
 
-    def test_so_is_what_is_wrong_with_it(self, desk: GrammarDesk, inbox: SimpleQueue[Compiled]) -> None:
-        desk.holds(submit(1, regex("(wrong")))
-        assert desk.releases(inbox.get(timeout=PATIENCE_S))
-        assert not desk.holds(submit(2, regex("(wrong")))
+    def test_so_is_what_is_wrong_with_it(self, queue: GrammarQueue, inbox: SimpleQueue[Compiled]) -> None:
+        queue.defer(submit(1, regex("(wrong")))
+        assert queue.finish(inbox.get(timeout=PATIENCE_S))
+        assert not queue.defer(submit(2, regex("(wrong")))
         other = Grammar(kind="regex", source="(wrong", param="guided_regex")
         with pytest.raises(InvalidRequest, match="unclosed group") as caught:
-            desk(other)
+            queue(other)
         assert caught.value.param == "guided_regex"
 
-    def test_who_is_cancelled_does_not_come_back(self, desk: GrammarDesk, inbox: SimpleQueue[Compiled]) -> None:
-        desk.holds(submit(1, regex("cancelled")))
-        desk.forget(1)
-        assert not desk.releases(inbox.get(timeout=PATIENCE_S))
-        assert not desk.holds(submit(2, regex("cancelled")))
+    def test_who_is_cancelled_does_not_come_back(self, queue: GrammarQueue, inbox: SimpleQueue[Compiled]) -> None:
+        queue.defer(submit(1, regex("cancelled")))
+        queue.cancel(1)
+        assert not queue.finish(inbox.get(timeout=PATIENCE_S))
+        assert not queue.defer(submit(2, regex("cancelled")))
 
-    def test_the_oldest_are_forgotten(self, desk: GrammarDesk, inbox: SimpleQueue[Compiled]) -> None:
+    def test_the_oldest_are_forgotten(self, queue: GrammarQueue, inbox: SimpleQueue[Compiled]) -> None:
         for index in range(40):
-            assert desk.holds(submit(index, regex(f"old{index}")))
-            desk.releases(inbox.get(timeout=PATIENCE_S))
-            desk(regex("old0"))  # used, so it stays
-        assert desk.holds(submit(50, regex("old1")))
-        assert not desk.holds(submit(51, regex("old0"))) and not desk.holds(submit(52, regex("old39")))
+            assert queue.defer(submit(index, regex(f"old{index}")))
+            queue.finish(inbox.get(timeout=PATIENCE_S))
+            queue(regex("old0"))  # used, so it stays
+        assert queue.defer(submit(50, regex("old1")))
+        assert not queue.defer(submit(51, regex("old0"))) and not queue.defer(submit(52, regex("old39")))
         inbox.get(timeout=PATIENCE_S)
 
     def test_a_failure_of_ours_is_not_kept(
         self, tokenizer_path: Path, inbox: SimpleQueue[Compiled], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         compiler = GrammarCompiler(tokenizer_path, VOCABULARY, (2, 0))
-        desk = GrammarDesk(compiler, inbox.put)
+        queue = GrammarQueue(compiler, inbox.put)
         monkeypatch.setattr(grammar_trial, "__file__", str(tokenizer_path))
         monkeypatch.setattr("sys.executable", str(tokenizer_path))  # nothing that can be started
-        desk.holds(submit(1, regex("ours")))
-        desk.releases(inbox.get(timeout=PATIENCE_S))
+        queue.defer(submit(1, regex("ours")))
+        queue.finish(inbox.get(timeout=PATIENCE_S))
         with pytest.raises(EngineFailed):
-            desk(regex("ours"))
+            queue(regex("ours"))
         monkeypatch.undo()
-        assert desk.holds(submit(2, regex("ours")))
-        desk.releases(inbox.get(timeout=PATIENCE_S))
-        desk(regex("ours"))
+        assert queue.defer(submit(2, regex("ours")))
+        queue.finish(inbox.get(timeout=PATIENCE_S))
+        queue(regex("ours"))
         with pytest.raises(Empty):
             inbox.get_nowait()
         compiler.close()
 
-    def test_as_deep_as_the_trial_lets_through(self, desk: GrammarDesk, inbox: SimpleQueue[Compiled]) -> None:
-        desk.holds(submit(1, DEEP))
-        desk.releases(inbox.get(timeout=PATIENCE_S))
-        desk(DEEP)
+    def test_as_deep_as_the_trial_lets_through(self, queue: GrammarQueue, inbox: SimpleQueue[Compiled]) -> None:
+        queue.defer(submit(1, DEEP))
+        queue.finish(inbox.get(timeout=PATIENCE_S))
+        queue(DEEP)
 
 
 @pytest.fixture
