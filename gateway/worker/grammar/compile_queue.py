@@ -17,8 +17,8 @@ from msgspec import Struct
 from gateway.errors import EngineFailed, GatewayError
 from gateway.generation import Grammar
 from gateway.worker.frames import Submit
+from gateway.worker.grammar.compile_sandbox import STACK_BYTES
 from gateway.worker.grammar.constraint import CompiledGrammar, GrammarCompiler
-from gateway.worker.grammar.trial import STACK_BYTES
 from gateway.worker.sequence import Constraint
 
 _log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def _key(grammar: Grammar) -> tuple[str, str]:
 
 
 def _start(work: Callable[[], None]) -> threading.Thread:
-    """A thread with room for what fitted in the trial."""
+    """A thread whose stack fits every grammar that compiled in the sandbox."""
     usual = threading.stack_size(2 * STACK_BYTES)
     try:
         thread = threading.Thread(target=work, name="grammars", daemon=True)

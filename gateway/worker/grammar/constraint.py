@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.generation import Grammar
 from gateway.worker.decoders.base import Logits
+from gateway.worker.grammar.compile_sandbox import CompileSandbox, TooMuch, first_step_error, limits
 from gateway.worker.grammar.json_schema import OPTIONS, Schema, SchemaError, locate, prepare
-from gateway.worker.grammar.trial import GrammarTrial, TooMuch, first_step_error, limits
 
 MAX_CHARACTERS = 256 * 1024  # of a grammar's source
 _MAX_SAID = 200
@@ -44,7 +44,7 @@ _LARK_TOKEN = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/(?:\\.|[^/\\\n]
 class GrammarConstraint:
     """One choice on its way through a grammar. Implements Constraint.
 
-    Raises InvalidRequest when the grammar needs more than its share (see `grammar_trial.limits`) to go on, or when no
+    Raises InvalidRequest when the grammar needs more than its share (see `compile_sandbox.limits`) to go on, or when no
     token can follow.
     """
 
@@ -129,13 +129,13 @@ class GrammarCompiler:
 
     def __init__(self, tokenizer_path: Path, vocab_size: int, end_ids: Sequence[int]) -> None:
         self._path, self._vocab_size, self._end_ids = tokenizer_path, vocab_size, list(end_ids)
-        self._trial = GrammarTrial(vocab_size, lambda: special_tokens(tokenizer_path))
+        self._sandbox = CompileSandbox(vocab_size, lambda: special_tokens(tokenizer_path))
         self._tokenizer: Any = None
         self._beside = ThreadPoolExecutor(1, "grammar mask")
         self._lock = threading.Lock()
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
-        """May take seconds, and a stack of `grammar_trial.STACK_BYTES`.
+        """May take seconds, and a stack of `compile_sandbox.STACK_BYTES`.
 
         Raises InvalidRequest, which says what is wrong with the grammar and, in a schema, where.
         """
@@ -150,12 +150,12 @@ class GrammarCompiler:
 
     def close(self) -> None:
         """End the processes and threads it has started; what was compiled can no longer be used."""
-        self._trial.close()
+        self._sandbox.close()
         self._beside.shutdown()
 
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
         source = self._translate(grammar)
-        if said := _readable(self._trial.run(source)):
+        if said := _readable(self._sandbox.run(source)):
             raise SchemaError(said)
         tokenizer = self._loaded_tokenizer(grammar.param)
         matcher = llguidance.LLMatcher(tokenizer, source, log_level=0, limits=limits())
@@ -183,7 +183,7 @@ class GrammarCompiler:
         return prepared
 
     def _complaint(self, schema: Schema) -> str:
-        return _readable(self._trial.run(_from_schema(schema)))
+        return _readable(self._sandbox.run(_from_schema(schema)))
 
     def _loaded_tokenizer(self, param: str) -> Any:
         if self._tokenizer is None:

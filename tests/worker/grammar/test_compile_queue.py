@@ -15,10 +15,10 @@ import pytest
 from gateway.errors import EngineFailed, InvalidRequest
 from gateway.generation import Grammar, Sampling
 from gateway.worker.frames import Cancel, Ended, Failed, Ready, Shutdown, Submit, Tokens, WorkerSpec
-from gateway.worker.grammar import trial as grammar_trial
+from gateway.worker.grammar import compile_sandbox
 from gateway.worker.grammar.compile_queue import Compiled, GrammarQueue
+from gateway.worker.grammar.compile_sandbox import CompileSandbox, TooMuch
 from gateway.worker.grammar.constraint import GrammarCompiler, special_tokens
-from gateway.worker.grammar.trial import GrammarTrial, TooMuch
 from tests.support.structured import lark, regex, schema_grammar
 from tests.support.tiny import VOCABULARY
 from tests.worker.test_worker import Worker
@@ -37,59 +37,59 @@ def submit(id: int, grammar: Grammar | None, **options: object) -> Submit:
     return Submit(id=id, grammar=grammar, **fields)  # type: ignore[arg-type]
 
 
-class TestTrial:
+class TestCompileSandbox:
     @pytest.fixture
-    def trial(self, tokenizer_path: Path) -> Iterator[GrammarTrial]:
-        trial = GrammarTrial(VOCABULARY, lambda: special_tokens(tokenizer_path))
-        yield trial
-        trial.close()
+    def sandbox(self, tokenizer_path: Path) -> Iterator[CompileSandbox]:
+        sandbox = CompileSandbox(VOCABULARY, lambda: special_tokens(tokenizer_path))
+        yield sandbox
+        sandbox.close()
 
     @pytest.fixture
     def hurried(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(grammar_trial, "MAX_SECONDS", 1.0)
+        monkeypatch.setattr(compile_sandbox, "MAX_SECONDS", 1.0)
 
     @staticmethod
     def source(lark: str) -> str:
         return json.dumps({"grammars": [{"lark_grammar": lark}]})
 
     @staticmethod
-    def pid(trial: GrammarTrial) -> int:
-        assert trial._process is not None
-        return trial._process.pid
+    def pid(sandbox: CompileSandbox) -> int:
+        assert sandbox._process is not None
+        return sandbox._process.pid
 
-    def test_says_what_the_library_says(self, trial: GrammarTrial) -> None:
-        assert trial.run(self.source('start: "a"')) == ""
-        assert "unknown name" in trial.run(self.source("start: a"))
-        assert trial.run(self.source("start: <|im_start|> <[383]>")) == ""
-        assert "too large" in trial.run(self.source("start: <[384]>"))
+    def test_says_what_the_library_says(self, sandbox: CompileSandbox) -> None:
+        assert sandbox.run(self.source('start: "a"')) == ""
+        assert "unknown name" in sandbox.run(self.source("start: a"))
+        assert sandbox.run(self.source("start: <|im_start|> <[383]>")) == ""
+        assert "too large" in sandbox.run(self.source("start: <[384]>"))
 
-    def test_one_process_for_all(self, trial: GrammarTrial) -> None:
-        trial.run(self.source('start: "a"'))
-        first = self.pid(trial)
-        trial.run(self.source('start: "b"'))
-        assert self.pid(trial) == first
+    def test_one_process_for_all(self, sandbox: CompileSandbox) -> None:
+        sandbox.run(self.source('start: "a"'))
+        first = self.pid(sandbox)
+        sandbox.run(self.source('start: "b"'))
+        assert self.pid(sandbox) == first
 
     @pytest.mark.parametrize("bomb", [CRASH.source, 'start: %json {"multipleOf": 999983, "type": "integer"}'])
     @pytest.mark.usefixtures("hurried")
-    def test_a_bomb_goes_off_where_it_harms_nobody(self, trial: GrammarTrial, bomb: str) -> None:
+    def test_a_bomb_goes_off_where_it_harms_nobody(self, sandbox: CompileSandbox, bomb: str) -> None:
         started = time.monotonic()
         with pytest.raises(TooMuch, match="more than 1 seconds or 768 MiB"):
-            trial.run(self.source(bomb))
+            sandbox.run(self.source(bomb))
         assert time.monotonic() - started < 5
-        assert trial.run(self.source('start: "a"')) == ""
+        assert sandbox.run(self.source('start: "a"')) == ""
 
-    def test_memory_is_bounded_too(self, trial: GrammarTrial, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(grammar_trial, "MAX_SECONDS", PATIENCE_S)
-        monkeypatch.setattr(grammar_trial, "MAX_BYTES", 100 * 1024 * 1024)
+    def test_memory_is_bounded_too(self, sandbox: CompileSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(compile_sandbox, "MAX_SECONDS", PATIENCE_S)
+        monkeypatch.setattr(compile_sandbox, "MAX_BYTES", 100 * 1024 * 1024)
         with pytest.raises(TooMuch):
-            trial.run(self.source("start: /" + "|".join("x" * length + "y" for length in range(4000)) + "/"))
+            sandbox.run(self.source("start: /" + "|".join("x" * length + "y" for length in range(4000)) + "/"))
 
     def test_the_child_dies_with_its_parent(self, tokenizer_path: Path) -> None:
         """Also in the middle of a grammar: the parent's end of the pipe is gone, and that is all it needs."""
-        trial = GrammarTrial(VOCABULARY, lambda: special_tokens(tokenizer_path))
-        trial.run(self.source('start: "a"'))
-        child = psutil.Process(self.pid(trial))
-        process = trial._process
+        sandbox = CompileSandbox(VOCABULARY, lambda: special_tokens(tokenizer_path))
+        sandbox.run(self.source('start: "a"'))
+        child = psutil.Process(self.pid(sandbox))
+        process = sandbox._process
         assert process is not None and process.stdin is not None and process.stdout is not None
         process.stdin.write(json.dumps(self.source('start: %json {"multipleOf": 999983}')).encode() + b"\n")
         process.stdin.close()
@@ -144,7 +144,7 @@ class TestDesk:
     ) -> None:
         compiler = GrammarCompiler(tokenizer_path, VOCABULARY, (2, 0))
         queue = GrammarQueue(compiler, inbox.put)
-        monkeypatch.setattr(grammar_trial, "__file__", str(tokenizer_path))
+        monkeypatch.setattr(compile_sandbox, "__file__", str(tokenizer_path))
         monkeypatch.setattr("sys.executable", str(tokenizer_path))  # nothing that can be started
         queue.defer(submit(1, regex("ours")))
         queue.finish(inbox.get(timeout=PATIENCE_S))
@@ -158,7 +158,9 @@ class TestDesk:
             inbox.get_nowait()
         compiler.close()
 
-    def test_as_deep_as_the_trial_lets_through(self, queue: GrammarQueue, inbox: SimpleQueue[Compiled]) -> None:
+    def test_grammar_as_deep_as_sandbox_permits_compiles(
+        self, queue: GrammarQueue, inbox: SimpleQueue[Compiled]
+    ) -> None:
         queue.defer(submit(1, DEEP))
         queue.finish(inbox.get(timeout=PATIENCE_S))
         queue(DEEP)

@@ -58,7 +58,7 @@ class TooMuch(Exception):
     """Compiling a grammar takes more than anybody gets."""
 
 
-class GrammarTrial:
+class CompileSandbox:
     """The child process, started when it is first needed. Used by one thread.
 
     Args:
