@@ -131,7 +131,7 @@ class Failed(Struct, frozen=True, tag=True):
     param: str | None = None
 
 
-class Together(Struct, frozen=True, tag=True):
+class FrameBatch(Struct, frozen=True, tag=True):
     """What one device call brought several sequences, in one message, so that it wakes the gateway once."""
 
     frames: list[Tokens]
@@ -139,7 +139,7 @@ class Together(Struct, frozen=True, tag=True):
 
 ToWorker = Submit | Cancel | Shutdown
 FromWorker = Loading | Ready | Began | Prefilled | Tokens | Ended | Failed
-Message = FromWorker | Together  # as it travels
+Message = FromWorker | FrameBatch  # as it travels
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)

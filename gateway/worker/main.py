@@ -25,6 +25,7 @@ from gateway.errors import BundleError, EngineFailed, GatewayError
 from gateway.worker.decoders.base import Decoder, KVCache
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.decoders.onnx import SessionOptions
+from gateway.worker.frame_batcher import FrameBatcher
 from gateway.worker.frames import (
     NO_MEMORY,
     Cancel,
@@ -43,7 +44,6 @@ from gateway.worker.frames import (
 from gateway.worker.grammar.compile_queue import Compiled, GrammarQueue
 from gateway.worker.grammar.constraint import GrammarCompiler
 from gateway.worker.memory import peak_bytes
-from gateway.worker.outbox import Outbox
 from gateway.worker.token_loop import TokenLoop
 
 _log = logging.getLogger(__name__)
@@ -77,9 +77,9 @@ def _work(connection: Connection, spec: WorkerSpec, emit: Callable[[Message], No
     threading.Thread(target=receive, args=(connection, inbox.put), daemon=True).start()
     decoder, caches = _load(spec, emit)
     grammar_queue = _grammar_queue(spec, decoder, inbox)
-    outbox = Outbox(emit)
-    loop = TokenLoop(decoder, caches, outbox.put, make_constraint=grammar_queue, prefix_cache=spec.prefix_cache)
-    serve(loop, inbox, grammar_queue, outbox)
+    batcher = FrameBatcher(emit)
+    loop = TokenLoop(decoder, caches, batcher.put, make_constraint=grammar_queue, prefix_cache=spec.prefix_cache)
+    serve(loop, inbox, grammar_queue, batcher)
 
 
 def _last_words(error: Exception) -> Failed:
@@ -114,7 +114,7 @@ def receive(connection: Connection, deliver: Callable[[ToWorker], None]) -> None
         os._exit(1)  # a call that does not return must not keep the model in memory for nobody
 
 
-def serve(loop: TokenLoop, inbox: Inbox, grammar_queue: GrammarQueue, outbox: Outbox) -> None:
+def serve(loop: TokenLoop, inbox: Inbox, grammar_queue: GrammarQueue, batcher: FrameBatcher) -> None:
     """Hand frames to the loop and let it make one device call at a time; returns on Shutdown."""
     while True:
         while loop.is_idle or not inbox.empty():
@@ -131,7 +131,7 @@ def serve(loop: TokenLoop, inbox: Inbox, grammar_queue: GrammarQueue, outbox: Ou
                 case Shutdown():
                     return
         loop.turn()
-        outbox.flush()
+        batcher.flush()
 
 
 def _load(spec: WorkerSpec, emit: Callable[[FromWorker], None]) -> tuple[Decoder, list[KVCache]]:

@@ -22,10 +22,10 @@ import msgspec
 
 from gateway.worker.entry import local_worker
 from gateway.worker.frames import (
+    FrameBatch,
     FromWorker,
     Message,
     Shutdown,
-    Together,
     ToWorker,
     WorkerSpec,
     decode_from_worker,
@@ -125,7 +125,7 @@ class WorkerProcess:
                 self._call(self.gone.set)
 
     def _take(self, message: Message) -> None:
-        for frame in message.frames if isinstance(message, Together) else (message,):
+        for frame in message.frames if isinstance(message, FrameBatch) else (message,):
             self._on_frame(frame)
 
     def _write(self) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gateway.worker.frames import FromWorker, Message, Together, Tokens
+from gateway.worker.frames import FrameBatch, FromWorker, Message, Tokens
 
 
-class Outbox:
+class FrameBatcher:
     """Frames in order. Tokens wait for the next frame of another kind, or for `flush`, which is due after each call."""
 
     def __init__(self, emit: Callable[[Message], None]) -> None:
@@ -24,4 +24,4 @@ class Outbox:
     def flush(self) -> None:
         tokens, self._tokens = self._tokens, []
         if tokens:
-            self._emit(tokens[0] if len(tokens) == 1 else Together(tokens))
+            self._emit(tokens[0] if len(tokens) == 1 else FrameBatch(tokens))
