@@ -32,7 +32,7 @@ class StaticDecoder:
         prompts: the windows for prompts, one for each context length, shortest first.
         steps: the windows of width 1, likewise.
         batches: the chains for steps of several sequences, likewise; may be empty.
-        least: so many sequences at least share a call.
+        min_batch: smallest number of sequences that share a call.
         spec: what the token loop must know.
         memory: the device's host-accessible memory for the caches, or None.
         switch: entered around every device call.
@@ -45,14 +45,14 @@ class StaticDecoder:
         spec: DecoderSpec,
         *,
         batches: Sequence[Batch] = (),
-        least: int = 2,
+        min_batch: int = 2,
         memory: Any = None,
         switch: PerformanceSwitch | None = None,
     ) -> None:
         self._prompts = list(prompts)
         self._steps = list(steps)
         self._batches = list(batches)
-        self._least = least
+        self._min_batch = min_batch
         self._spec = spec
         self._caches = 0
         self._memory = memory
@@ -95,7 +95,7 @@ class StaticDecoder:
 
     def _step(self, caches: Sequence[StaticCache], ids: Sequence[int]) -> Logits:
         batch = next((batch for batch in self._batches if batch.fits(caches)), None)
-        if batch is None or len(caches) < self._least:
+        if batch is None or len(caches) < self._min_batch:
             steps = [self._extend(cache, [token], keep=1) for cache, token in zip(caches, ids, strict=True)]
             return np.concatenate(steps)
         with self._busy:

@@ -98,7 +98,7 @@ class _Chains:
     batches: Sequence[Pipeline]
     context_length: int
 
-    def decoder(self, opened: _Opened, least: int = 2) -> StaticDecoder:
+    def decoder(self, opened: _Opened, min_batch: int = 2) -> StaticDecoder:
         sessions, memory = opened.sessions, opened.memory
         prompts, steps = _windows(self.pipelines, sessions, memory)
         spec = DecoderSpec(
@@ -111,7 +111,15 @@ class _Chains:
         batches = [Batch(pipeline, list(_loaded(pipeline, sessions).values()), memory) for pipeline in self.batches]
         if len({batch.size for batch in batches}) > 1:
             raise BundleError(f"{self.pipelines[-1].folder.name}: its context lengths disagree on a call's sequences.")
-        return StaticDecoder(prompts, steps, spec, batches=batches, least=least, memory=memory, switch=opened.switch)
+        return StaticDecoder(
+            prompts,
+            steps,
+            spec,
+            batches=batches,
+            min_batch=min_batch,
+            memory=memory,
+            switch=opened.switch,
+        )
 
 
 def _checked(chains: _Chains, opened: _Opened) -> StaticDecoder:
@@ -125,8 +133,8 @@ def _checked(chains: _Chains, opened: _Opened) -> StaticDecoder:
         decoder = chains.decoder(opened)
         if not _agrees_with_itself(decoder):
             raise EngineFailed("On this NPU a window of tokens and single steps give different answers.")
-    least = _least(decoder) if decoder.batch_size > 1 else 2
-    return chains.decoder(opened, least=least)  # anew: what was tried on it has taken caches
+    min_batch = _min_batch(decoder) if decoder.batch_size > 1 else 2
+    return chains.decoder(opened, min_batch=min_batch)  # anew: what was tried on it has taken caches
 
 
 def _agrees_with_itself(decoder: StaticDecoder) -> bool:
@@ -141,7 +149,7 @@ def _agrees_with_itself(decoder: StaticDecoder) -> bool:
     return _is_close(window, steps)
 
 
-def _least(decoder: StaticDecoder) -> int:
+def _min_batch(decoder: StaticDecoder) -> int:
     """From how many sequences on one call for all is faster than a call for each, as measured here and now.
 
     More than a call has room for where it fails or gives other logits than single steps.

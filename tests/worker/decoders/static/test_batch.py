@@ -185,7 +185,7 @@ def test_answers_of_requests_side_by_side_are_those_of_each_alone(
 
 
 def test_what_a_call_for_several_costs_decides_from_how_many_on_it_is_made(together: StaticDecoder) -> None:
-    assert 2 <= static_open._least(together) <= SIZE + 1
+    assert 2 <= static_open._min_batch(together) <= SIZE + 1
 
 
 def test_a_driver_that_computes_it_wrongly_is_left_with_single_steps(
@@ -196,7 +196,7 @@ def test_a_driver_that_computes_it_wrongly_is_left_with_single_steps(
     other = build_bundle(source, tmp_path / "other", progress=lambda *_: None, target=target)
     ours, theirs = (open_decoder(bundle, "qnn", sequences=SIZE) for bundle in (built, other))
     mixed = StaticDecoder(ours._prompts, ours._steps, ours.spec, batches=theirs._batches)
-    assert static_open._least(mixed) > SIZE
+    assert static_open._min_batch(mixed) > SIZE
     assert "one by one" in caplog.text
 
 
@@ -213,7 +213,7 @@ def test_a_driver_that_cannot_compute_it_is_left_with_single_steps(
     together: StaticDecoder, step: Callable[..., Logits], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(together._batches[0], "step", step)
-    assert static_open._least(together) > SIZE
+    assert static_open._min_batch(together) > SIZE
 
 
 def test_a_call_for_more_sequences_than_a_short_context_has_rows_is_tried_too(
@@ -221,7 +221,7 @@ def test_a_call_for_more_sequences_than_a_short_context_has_rows_is_tried_too(
 ) -> None:
     target = NpuTarget(device=npu, contexts=(16,), width=WIDTH, batch=20)
     bundle = build_bundle(tiny_source, tmp_path / "wide", progress=lambda *_: None, target=target)
-    assert static_open._least(open_decoder(bundle, "qnn", sequences=SIZE)) <= 21
+    assert static_open._min_batch(open_decoder(bundle, "qnn", sequences=SIZE)) <= 21
 
 
 def test_context_lengths_for_unlike_numbers_of_sequences_are_refused(
