@@ -1,8 +1,7 @@
 """Guessing the next tokens, so that the model checks several in one device call.
 
-Two sources: the text that the client expects (`PredictionDrafter`), and whatever the prompt and the answer so far have
-already said (`LookupDrafter`). The first is followed as the client asked; the second has to pay for itself by what
-`PassTimes` has measured of the device.
+Two sources: the text that the client expects (`PredictionDrafter`), and the prompt and the answer so far
+(`PromptLookupDrafter`). The first is always followed. The second drafts only if `CallCosts` predicts a gain.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class PredictionDrafter:
         return min(ahead) if ahead else max(places, default=len(self._text))
 
 
-class PassTimes:
+class CallCosts:
     """Seconds that device calls take, learnt from those that were made; one for all requests of a decoder.
 
     A call slowed down by something else on the machine moves an estimate little, a fast one moves it at once.
@@ -78,21 +77,21 @@ class PassTimes:
         self._steps: dict[int, float] = {}  # by sequences that take part
         self._verified: dict[int, float] = {}  # by ids, rounded up to a key of _USUAL_COST
 
-    def learn_step(self, sequences: int, seconds: float) -> None:
+    def record_step(self, sequences: int, seconds: float) -> None:
         _learn(self._steps, sequences, seconds)
         if sequences == 1:
             self._forget()
 
-    def learn_verified(self, ids: int, seconds: float) -> None:
+    def record_verify(self, ids: int, seconds: float) -> None:
         _learn(self._verified, _rounded(ids), seconds)
 
-    def rate(self, sequences: int) -> float:
+    def step_rate(self, sequences: int) -> float:
         """Tokens per second of steps that so many sequences make together; 0 as long as no step of one was seen."""
         if 1 not in self._steps:
             return 0.0
         return max(1 / self._steps[1], sequences / self._steps.get(sequences, math.inf))
 
-    def verified(self, ids: int) -> float:
+    def verify_cost(self, ids: int) -> float:
         """Seconds of a call that verifies `ids` ids, once a step of one sequence was seen.
 
         A width that was never verified costs as much more than the next narrower one as usual, and no more than any
@@ -120,7 +119,7 @@ def _learn(seconds: dict[int, float], key: int, measured: float) -> None:
     seconds[key] += (0.5 if measured < known else 0.05) * (min(measured, 4 * known) - known)
 
 
-class LookupDrafter:
+class PromptLookupDrafter:
     """Expects that what once followed the last two tokens follows them again.
 
     It guesses all the time, also where no draft is asked for, and counts how often it is right, by how many tokens
@@ -146,17 +145,17 @@ class LookupDrafter:
         if not self._next:
             self._look_up()
 
-    def draft(self, most: int, times: PassTimes, sequences: int) -> Sequence[int]:
+    def draft(self, most: int, costs: CallCosts, sequences: int) -> Sequence[int]:
         """At most `most` tokens that may come next; empty when verifying them costs more than steps, which
         `sequences` sequences now share."""
-        rate = times.rate(sequences)
+        rate = costs.step_rate(sequences)
         if not self._next or not rate:
             return ()
-        size = self._best_size(most, times, rate * _MARGIN)
+        size = self._best_size(most, costs, rate * _MARGIN)
         start, period = self._next, len(self._ids) - self._next
         return [self._ids[start + place % period] for place in range(size)]
 
-    def _best_size(self, most: int, times: PassTimes, rate: float) -> int:
+    def _best_size(self, most: int, costs: CallCosts, rate: float) -> int:
         """The draft that brings most tokens a second, if that is more than `rate`; else 0."""
         best, expected, likely = 0, 1.0, 1.0
         for size in range(1, most + 1):
@@ -165,8 +164,8 @@ class LookupDrafter:
             expected += likely
             if likely < _UNLIKELY:
                 break
-            if size + 1 in _USUAL_COST and expected / times.verified(size + 1) > rate:
-                best, rate = size, expected / times.verified(size + 1)
+            if size + 1 in _USUAL_COST and expected / costs.verify_cost(size + 1) > rate:
+                best, rate = size, expected / costs.verify_cost(size + 1)
         return best
 
     def _count(self, was_right: bool) -> None:

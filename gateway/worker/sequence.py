@@ -10,7 +10,7 @@ from gateway.common_prefix import common_prefix
 from gateway.generation import FinishReason, Grammar
 from gateway.worker.decoders.base import KVCache, Logits
 from gateway.worker.decoders.cpu_cache import Slot
-from gateway.worker.drafting import LookupDrafter, PassTimes, PredictionDrafter
+from gateway.worker.drafting import CallCosts, PredictionDrafter, PromptLookupDrafter
 from gateway.worker.frames import Scored, Submit
 from gateway.worker.sampling import Sampler, exclude, score
 
@@ -80,7 +80,7 @@ class GeneratingSequence:
         self._constraint = make_constraint(request.grammar) if request.grammar else None
         self._drafter = PredictionDrafter(request.prediction) if request.prediction else None
         self.steps_alone = not is_batch_invariant and request.sampling.seed is not None and not self._sampler.is_greedy
-        self._lookup = LookupDrafter(self.ids) if lookup and not self.steps_alone else None
+        self._lookup = PromptLookupDrafter(self.ids) if lookup and not self.steps_alone else None
         self._stop_ids = frozenset(request.stop_ids)
         self._least = request.min_tokens
         if self._constraint:
@@ -107,11 +107,11 @@ class GeneratingSequence:
         """Tokens that the cache does not hold yet."""
         return len(self.ids) - self.cache.length
 
-    def draft(self, most: int, times: PassTimes, sequences: int) -> Sequence[int]:
+    def draft(self, most: int, costs: CallCosts, sequences: int) -> Sequence[int]:
         """At most `most` tokens that are likely to come next, and no more than the request still may have.
 
         What the grammar forces goes first, then what the client predicted; what has been said before comes last, and
-        only when by `times` it is worth more than a step that `sequences` sequences share.
+        only when by `costs` it is worth more than a step that `sequences` sequences share.
         """
         most = min(most, self.request.max_tokens - self.generated - 1)
         self._is_predicted = False
@@ -122,7 +122,7 @@ class GeneratingSequence:
         if self._drafter and (predicted := self._drafter.draft(most)):
             self._is_predicted = True
             return predicted
-        return self._lookup.draft(most, times, sequences) if self._lookup else ()
+        return self._lookup.draft(most, costs, sequences) if self._lookup else ()
 
     def advance(self, rows: Logits, draft: Sequence[int] = ()) -> Progress:
         """Choose a token from each row for as long as the draft foretold it.

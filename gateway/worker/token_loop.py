@@ -29,7 +29,7 @@ from msgspec import structs
 from gateway.errors import ContextLengthExceeded, EngineFailed, GatewayError, InvalidRequest
 from gateway.worker.decoders.base import Decoder, KVCache, Logits
 from gateway.worker.decoders.cpu_cache import SlotPool
-from gateway.worker.drafting import PassTimes
+from gateway.worker.drafting import CallCosts
 from gateway.worker.frames import NO_MEMORY, Began, Cancel, Ended, Failed, FromWorker, Prefilled, Scored, Submit, Tokens
 from gateway.worker.sampling import score
 from gateway.worker.sequence import GeneratingSequence, MakeConstraint
@@ -79,7 +79,7 @@ class TokenLoop:
         self._make_constraint = make_constraint
         self._prefix_cache = prefix_cache
         self._lookup = lookup
-        self._times = PassTimes()
+        self._costs = CallCosts()
         self._clock = clock
         self._requests: dict[int, _Request] = {}
         self._waiting: list[GeneratingSequence] = []
@@ -190,7 +190,7 @@ class TokenLoop:
     def _draft(self, sequence: GeneratingSequence, stepping: int) -> Sequence[int]:
         spec = self._decoder.spec
         most = min(spec.prompt_width - 1, spec.context_length - len(sequence.ids))
-        return sequence.draft(most, self._times, stepping)
+        return sequence.draft(most, self._costs, stepping)
 
     def _prefill(self, sequence: GeneratingSequence) -> None:
         """Compute one chunk of the missing tokens; the last one gives the next token."""
@@ -216,7 +216,7 @@ class TokenLoop:
     def _verify(self, sequence: GeneratingSequence, draft: Sequence[int]) -> None:
         ids = [sequence.ids[-1], *draft]
         rows, elapsed = self._timed([sequence], lambda: self._decoder.verify(sequence.cache, ids))
-        self._times.learn_verified(len(ids), elapsed)
+        self._costs.record_verify(len(ids), elapsed)
         self._advance(sequence, rows, draft, elapsed)
 
     def _step(self, sequences: list[GeneratingSequence]) -> None:
@@ -226,7 +226,7 @@ class TokenLoop:
         except Exception as error:
             self._fail(sequences, error)
             return
-        self._times.learn_step(len(sequences), elapsed)
+        self._costs.record_step(len(sequences), elapsed)
         for sequence, row in zip(sequences, rows, strict=True):
             if sequence in self._running:  # not failed meanwhile by another choice of its request
                 self._attempt(self._advance, sequence, row[None], (), elapsed)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.worker.drafting import LookupDrafter, PassTimes, PredictionDrafter
+from gateway.worker.drafting import CallCosts, PredictionDrafter, PromptLookupDrafter
 
 TEXT = list(range(100, 160))
 
@@ -76,14 +76,14 @@ def like_the_cpu(ids: int) -> float:
 
 def seconds_for(answer: list[int], prompt: list[int], cost: Callable[[int], float] = like_the_cpu) -> float:
     """What an answer takes in single steps, when calls of so many ids cost so much."""
-    ids, times, spent = list(prompt), PassTimes(), 0.0
-    drafter = LookupDrafter(ids)
+    ids, costs, spent = list(prompt), CallCosts(), 0.0
+    drafter = PromptLookupDrafter(ids)
     while len(ids) < len(prompt) + len(answer):
         place = len(ids) - len(prompt)
-        draft = drafter.draft(min(63, len(answer) - place - 1), times, 1)
+        draft = drafter.draft(min(63, len(answer) - place - 1), costs, 1)
         right = next((i for i, token in enumerate(draft) if answer[place + i] != token), len(draft))
         spent += cost(1 + len(draft))
-        (times.learn_verified if draft else times.learn_step)(1 + len(draft), cost(1 + len(draft)))
+        (costs.record_verify if draft else costs.record_step)(1 + len(draft), cost(1 + len(draft)))
         for token in answer[place : place + right + 1]:
             ids.append(token)
             drafter.follow(token)
@@ -117,15 +117,15 @@ def test_a_device_on_which_it_does_not_pay_is_left_alone() -> None:
 
 
 def test_together_a_guess_must_be_worth_more() -> None:
-    times = PassTimes()
-    times.learn_step(1, 1.0)
-    times.learn_step(8, 1.2)
+    costs = CallCosts()
+    costs.record_step(1, 1.0)
+    costs.record_step(8, 1.2)
     ids = [*PROMPT, PROMPT[0]]
-    drafter = LookupDrafter(ids)
+    drafter = PromptLookupDrafter(ids)
     for token in PROMPT[1:8]:
         ids.append(token)
         drafter.follow(token)
-    assert drafter.draft(63, times, 1) and not drafter.draft(63, times, 8)
+    assert drafter.draft(63, costs, 1) and not drafter.draft(63, costs, 8)
 
 
 def test_a_device_that_is_cheaper_than_usual_is_found_out() -> None:
@@ -134,19 +134,19 @@ def test_a_device_that_is_cheaper_than_usual_is_found_out() -> None:
 
 
 def test_a_width_that_was_too_expensive_once_is_tried_again() -> None:
-    times = PassTimes()
-    times.learn_step(1, 1.0)
-    times.learn_verified(8, 100.0)
+    costs = CallCosts()
+    costs.record_step(1, 1.0)
+    costs.record_verify(8, 100.0)
     for _ in range(600):
-        times.learn_step(1, 1.0)
-    assert times.verified(8) < 5
+        costs.record_step(1, 1.0)
+    assert costs.verify_cost(8) < 5
 
 
 def test_one_slow_call_does_not_spoil_an_estimate() -> None:
-    times = PassTimes()
+    costs = CallCosts()
     for seconds in (1.0, 1.0, 50.0, 1.0):
-        times.learn_step(1, seconds)
-    assert 0.8 < times.rate(1) <= 1
+        costs.record_step(1, seconds)
+    assert 0.8 < costs.step_rate(1) <= 1
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.lists(st.integers(0, 3), max_size=60))
