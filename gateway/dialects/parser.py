@@ -103,13 +103,13 @@ class MarkupParser:
             self._enter_calls("")
         else:
             self._state = _State.TEXT
-            self._stream.look_for(self._opens)
+            self._stream.set_patterns(self._opens)
         return True
 
     def _think(self) -> None:
         self._state, self._may_think, self._keeps_blank = _State.REASONING, False, False
         self._blank = ""
-        self._stream.look_for((THOUGHT,))
+        self._stream.set_patterns((THOUGHT,))
 
     @property
     def _opens(self) -> tuple[str, ...]:
@@ -123,14 +123,14 @@ class MarkupParser:
             deltas += self._content(text)
         if marker is None:
             return False
-        self._stream.look_for(())
+        self._stream.set_patterns(())
         self._unread = self._stream.push("")[0]
         if marker == THOUGHT and self._state is _State.REASONING:
             self._state, self._blank = _State.START, ""
         elif marker in self._markup.opens:
             self._enter_calls(marker)
         else:  # a marker behind calls
-            self._stream.look_for(self._opens)
+            self._stream.set_patterns(self._opens)
         return True
 
     def _enter_calls(self, marker: str) -> None:
@@ -143,10 +143,10 @@ class MarkupParser:
         self._unread, self._state = calls.unread, _State.TEXT
         if calls.has_called:
             self._blank, self._keeps_blank = "", False
-            self._stream.look_for((*self._opens, *self._markup.closes))
+            self._stream.set_patterns((*self._opens, *self._markup.closes))
         else:
             deltas += self._content(self._marker)
-            self._stream.look_for(self._opens)
+            self._stream.set_patterns(self._opens)
         return True
 
     def _conclude(self, deltas: list[Delta]) -> bool:

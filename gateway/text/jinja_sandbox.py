@@ -1,9 +1,9 @@
-"""Jinja for templates nobody has read: no reach into Python, and bounded time and memory.
+"""Jinja for untrusted templates: no access to Python, bounded time and memory.
 
-A chat template comes with a model from anywhere and runs for every request. Jinja's sandbox keeps it away from the
-interpreter; it does not keep it from looping for a day or doubling a string forty times. So every loop step, call,
-operator, filter and output is charged to the rendering's budget: characters made, and a deadline. What none of these
-sees (a slice, a comparison) works on values that were charged when they were made, and ends at the next step.
+A chat template comes with a model, from any author, and runs for every request. Jinja's own sandbox blocks access to
+the interpreter. It does not limit loops or the size of strings. So each rendering has a budget: a number of characters
+and a deadline. Every loop step, call, operator, filter and output is charged to it. A slice or a comparison is not
+charged; it works on values that were charged when they were made, and the deadline is checked at the next step.
 """
 
 from __future__ import annotations
@@ -23,78 +23,48 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-MAX_CHARACTERS = 64 * 1024 * 1024  # all strings that one rendering makes
-MAX_NUMBER = 100_000  # a width, an indentation, a repetition
+MAX_CHARACTERS = 64 * 1024 * 1024  # sum of all strings that one rendering makes
+MAX_NUMBER = 100_000  # largest width, indentation or repetition
 MAX_SECONDS = 5.0
+_TOO_LARGE = f"it makes more than {MAX_CHARACTERS >> 20} Mi characters"
 
 _FILTERS = frozenset(
     (
-        "abs",
-        "capitalize",
-        "count",
-        "d",
-        "default",
-        "dictsort",
-        "e",
-        "escape",
-        "first",
-        "float",
-        "indent",
-        "int",
-        "items",
-        "join",
-        "last",
-        "length",
-        "list",
-        "lower",
-        "map",
-        "max",
-        "min",
-        "reject",
-        "rejectattr",
-        "replace",
-        "reverse",
-        "round",
-        "safe",
-        "select",
-        "selectattr",
-        "sort",
-        "string",
-        "title",
-        "trim",
-        "truncate",
-        "unique",
-        "upper",
+        *("abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "indent"),
+        *("int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject"),
+        *("rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr", "sort", "string"),
+        *("title", "trim", "truncate", "unique", "upper"),
     )
 )
-_UNTAMED = frozenset(["expandtabs", "format_map", "translate"])  # string methods whose growth is hard to foresee
+_FORBIDDEN_METHODS = frozenset(["expandtabs", "format_map", "translate"])  # size of the result is hard to predict
 _JOINS = frozenset(["join", "do_join", "sync_do_join"])
-_WIDTH = re.compile(r"\d{6}")  # in a format string: pads to any size
+_LARGE_WIDTH = re.compile(r"\d{6}")  # in a format string
 
 
-class TooMuch(Exception):
-    """The template went beyond its budget of time or memory."""
+class BudgetExceeded(Exception):
+    """The template used more time or memory than one rendering may use."""
 
 
 class _Budget:
-    def __init__(self) -> None:
-        self._deadline = time.monotonic() + MAX_SECONDS
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._deadline = clock() + MAX_SECONDS
         self._characters = MAX_CHARACTERS
 
     def charge(self, characters: int = 0) -> None:
         self._characters -= characters
         if self._characters < 0:
-            raise TooMuch("it makes too much text")
-        if time.monotonic() > self._deadline:
-            raise TooMuch("it takes too long")
+            raise BudgetExceeded(_TOO_LARGE)
+        if self._clock() > self._deadline:
+            raise BudgetExceeded(f"it ran for more than {MAX_SECONDS:g} s")
 
 
 _budget: ContextVar[_Budget] = ContextVar("template_budget")
 
 
-def render(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
-    """The template's output. Raises TooMuch, and whatever the template raises."""
-    token = _budget.set(_Budget())
+def render(template: jinja2.Template, variables: Mapping[str, Any], clock: Callable[[], float] = time.monotonic) -> str:
+    """Return the template's output. Raises BudgetExceeded, and any exception of the template itself."""
+    token = _budget.set(_Budget(clock))
     try:
         return template.render(variables)
     finally:
@@ -102,7 +72,7 @@ def render(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
 
 
 class Environment(ImmutableSandboxedEnvironment):
-    """What chat templates expect: trimmed blocks, loop controls, `{% generation %}`, and only tame filters."""
+    """What chat templates expect: trimmed blocks, loop controls, `{% generation %}`, and a fixed list of filters."""
 
     intercepted_binops = frozenset(["+", "*", "**", "%"])
 
@@ -110,21 +80,21 @@ class Environment(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[LoopControlExtension, _Generation]
         )
-        tame = {name: _metered(function) for name, function in self.filters.items() if name in _FILTERS}
-        self.filters = tame | {"tojson": _tojson, "_emit": _emit, "_concat": _concat, "_each": _each}
+        metered = {name: _metered(function) for name, function in self.filters.items() if name in _FILTERS}
+        self.filters = metered | {"tojson": _tojson, "_emit": _emit, "_concat": _concat, "_each": _each}
         self.globals = {name: self.globals[name] for name in ("range", "dict", "namespace", "joiner", "cycler")}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        tree: nodes.Template = _Metering().visit(super()._parse(source, name, filename))
+        tree: nodes.Template = _AddMeters().visit(super()._parse(source, name, filename))
         return tree
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        return attr not in _UNTAMED and super().is_safe_attribute(obj, attr, value)
+        return attr not in _FORBIDDEN_METHODS and super().is_safe_attribute(obj, attr, value)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # Jinja's own parameter names
         name, owner = getattr(__obj, "__name__", ""), getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)
         if name in _JOINS:
-            args = tuple(map(list, args))  # to be weighed, which a generator would not survive
+            args = tuple(map(list, args))  # a list can be measured and still be read; a generator cannot
         if isinstance(owner, str):
             _check(name, owner, *args, *kwargs.values())
         else:
@@ -136,8 +106,8 @@ class Environment(ImmutableSandboxedEnvironment):
         return _charged(super().call_binop(context, operator, left, right))
 
 
-class _Metering(NodeTransformer):
-    """Puts a filter of ours around everything that is printed, joined or looped over."""
+class _AddMeters(NodeTransformer):
+    """Wraps everything that is printed, joined or looped over in a filter that charges the budget."""
 
     def visit_Output(self, node: nodes.Output) -> nodes.Output:
         self.generic_visit(node)
@@ -155,7 +125,7 @@ class _Metering(NodeTransformer):
 
 
 class _Generation(Extension):
-    """`{% generation %}…{% endgeneration %}` marks what the model wrote, for training; here it is its content."""
+    """`{% generation %}…{% endgeneration %}` marks training data. Here it is replaced by its content."""
 
     tags = {"generation"}  # noqa: RUF012 (Jinja's declaration)
 
@@ -183,9 +153,9 @@ def _concat(values: list[Any]) -> str:
 
 
 def _each(values: Iterable[Any]) -> Iterator[Any] | Iterable[Any]:
-    """The same items, one step charged for each; a sized one stays sized (`loop.length`)."""
+    """Return the same items and charge one step for each. A sized collection stays sized (for `loop.length`)."""
     if isinstance(values, jinja2.Undefined):
-        return values  # it knows best how to complain
+        return values  # iterating over it raises the right error
     return _Steps(values) if hasattr(values, "__len__") else _steps(values)
 
 
@@ -214,14 +184,14 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """As models saw it in training: `json.dumps`, characters as they are, nothing escaped for HTML."""
+    """`json.dumps` without ASCII or HTML escapes, as in Hugging Face transformers."""
     _check("tojson", indent)
     _budget.get().charge(_weight(value) * (1 + (indent or 0)))
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _metered(function: Callable[..., Any]) -> Callable[..., Any]:
-    skip = int(hasattr(function, "jinja_pass_arg"))  # the context or the environment comes first then
+    skip = int(hasattr(function, "jinja_pass_arg"))  # then the first argument is the context or the environment
 
     @functools.wraps(function)
     def filter(*args: Any, **kwargs: Any) -> Any:
@@ -240,21 +210,21 @@ def _charged(value: Any) -> Any:
 
 
 def _check(name: str, *values: Any) -> None:
-    """Charge a call before it is made, by the most that it can make."""
+    """Charge a call before it runs, for the largest result that it can have."""
     if any(isinstance(value, int) and abs(value) > MAX_NUMBER for value in values):
-        raise TooMuch("it uses a number that is too large")
+        raise BudgetExceeded(f"it uses a number above {MAX_NUMBER}")
     _budget.get().charge(_cost(name, values))
 
 
 def _cost(name: str, values: tuple[Any, ...]) -> int:
-    """Characters that a call adds to what it is given; values[0] is the string it is called on or filters."""
+    """Upper bound of the characters that a call adds. values[0] is the string that it is called on."""
     match name, values:
         case "replace" | "do_replace", (text, old, new, *_):
             return str(text).count(str(old)) * len(str(new))
         case "do_indent", (text, int(width), *_):
             return (str(text).count("\n") + 1) * abs(width)
-        case "join" | "do_join" | "sync_do_join", (one, *others):
-            return _weight(values) + len(one) * sum(map(_extent, others))
+        case "join" | "do_join" | "sync_do_join", (separator, *others):
+            return _weight(values) + len(separator) * sum(map(_extent, others))
         case "soft_str", (value, *_):
             return _weight(value)
         case "format", (text, *arguments):
@@ -267,8 +237,8 @@ def _extent(value: Any) -> int:
 
 
 def _format_cost(text: str, arguments: Any) -> int:
-    if _WIDTH.search(text):
-        raise TooMuch("it pads too wide")
+    if _LARGE_WIDTH.search(text):
+        raise BudgetExceeded(f"it pads text to more than {MAX_NUMBER} characters")
     return (text.count("%") + text.count("{")) * _weight(arguments)
 
 
@@ -280,21 +250,21 @@ def _check_operands(operator: str, left: Any, right: Any) -> None:
     elif operator == "*" and any(sized):
         _budget.get().charge(_extent(left) * _extent(right))
     elif operator in ("*", "**") and (abs(left) > 2**63 or abs(right) > (64 if operator == "**" else 2**63)):
-        raise TooMuch("it uses a number that is too large")
+        raise BudgetExceeded("it uses a number that is too large")
 
 
 def _weight(value: Any) -> int:
-    """Characters that `value` has when it is printed, roughly; raises when they are too many."""
+    """Approximate number of characters of `value` when printed. Raises BudgetExceeded above MAX_CHARACTERS."""
     if isinstance(value, str):
         return len(value)
-    weight, waiting = 0, [value]
-    while waiting:
-        item = waiting.pop()
+    weight, pending = 0, [value]
+    while pending:
+        item = pending.pop()
         if isinstance(item, Mapping):
-            waiting += (*item.keys(), *item.values())
+            pending += (*item.keys(), *item.values())
         elif isinstance(item, list | tuple | set):
-            waiting += item
+            pending += item
         weight += len(item) if isinstance(item, str) else 8
         if weight > MAX_CHARACTERS:
-            raise TooMuch("it makes too much text")
+            raise BudgetExceeded(_TOO_LARGE)
     return weight

@@ -1,8 +1,8 @@
-"""A model's own chat template: a conversation in, the text that the model was trained on out.
+"""A model's own chat template: turns a conversation into the prompt text.
 
-Templates are written for Hugging Face's transformers; what they see here is what they would see there: messages as
-dicts, tool arguments as objects, `tools`, `add_generation_prompt`, the special tokens by name, `raise_exception`,
-`strftime_now`. When the last message is the assistant's, its turn is left open and the model goes on writing it.
+Templates are written for Hugging Face transformers. They get the same variables here as there: messages as dicts, tool
+arguments as objects, `tools`, `add_generation_prompt`, the special tokens by name, `raise_exception`, `strftime_now`.
+If the last message is from the assistant, its turn is not closed, and the model continues it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 
 from gateway.errors import BundleError, InvalidRequest
 from gateway.generation import Chat, Message, Tool, ToolCall
-from gateway.text.jinja_sandbox import Environment, TooMuch, render
+from gateway.text.jinja_sandbox import BudgetExceeded, Environment, render
 
 _SPECIAL_NAMES = re.compile(r"(bos|eos|unk|pad|sep|cls|mask)_token")
 
@@ -29,13 +29,14 @@ class _Refused(Exception):
 
 
 class ChatTemplate:
-    """A compiled template. `render` may run in several threads at once.
+    """A compiled template. `render` is thread-safe.
 
     Args:
         source: the Jinja text.
         tokenizer_config: tokenizer_config.json, for the special tokens that templates name.
 
-    Raises BundleError when the template cannot be compiled.
+    Raises:
+        BundleError: the template cannot be compiled.
     """
 
     def __init__(self, source: str, tokenizer_config: Mapping[str, Any]) -> None:
@@ -45,7 +46,9 @@ class ChatTemplate:
             for name, value in tokenizer_config.items()
             if _SPECIAL_NAMES.fullmatch(name) and value is not None
         }
-        self._open_end = f"\U0010fffd{secrets.token_hex(8)}"  # marks the end of an open turn; nobody can write it
+        self._open_end = (
+            f"\U0010fffd{secrets.token_hex(8)}"  # marks the end of an open turn; random, so that no client can send it
+        )
         environment = Environment()
         environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
         try:
@@ -53,18 +56,22 @@ class ChatTemplate:
         except (jinja2.TemplateError, RecursionError) as error:
             raise BundleError(f"The model's chat template cannot be compiled: {error}.") from error
 
-    def render(self, chat: Chat, disguise: Callable[[Any], Any] = lambda variables: variables) -> str:
-        """The prompt's text. `disguise` is applied to all that came from the client, before the template sees it.
+    def render(self, chat: Chat, escape: Callable[[Any], Any] = lambda variables: variables) -> str:
+        """Return the prompt's text.
 
-        Raises InvalidRequest when the template refuses the conversation (in its own words), fails on it, or makes
-        too much of it.
+        Args:
+            chat: the conversation.
+            escape: applied to the variables that come from the client, before the template runs.
+
+        Raises:
+            InvalidRequest: the template refuses the conversation (with its own message), fails, or exceeds its budget.
         """
         is_open = chat.messages[-1].role == "assistant" and not chat.messages[-1].tool_calls
-        variables = disguise(template_variables(chat))
+        variables = escape(template_variables(chat))
         if is_open:
             variables["messages"][-1]["content"] += self._open_end
         text = self._render(self._constants | variables | {"add_generation_prompt": not is_open})
-        if is_open and self._open_end not in text:  # the template leaves such a message out
+        if is_open and self._open_end not in text:  # the template does not render this message
             return self._render(self._constants | variables | {"add_generation_prompt": True})
         return text[: text.rindex(self._open_end)] if is_open else text
 
@@ -73,16 +80,16 @@ class ChatTemplate:
             return render(self._template, variables)
         except _Refused as error:
             raise InvalidRequest(f"The model's chat template refuses the messages: {error}", param="messages") from None
-        except TooMuch as error:
+        except BudgetExceeded as error:
             raise InvalidRequest(f"The model's chat template was stopped: {error}.", param="messages") from None
-        except Exception as error:  # anything can come out of code that came with a model
+        except Exception as error:  # the template is foreign code and can raise anything
             raise InvalidRequest(
                 f"The model's chat template cannot render the messages: {error}", param="messages"
             ) from error
 
 
 def template_variables(chat: Chat) -> dict[str, Any]:
-    """Everything of the conversation that the template may use, as fresh dicts, lists and strings."""
+    """The conversation as new dicts, lists and strings, under the names that templates use."""
     variables: dict[str, Any] = dict(msgspec.to_builtins(chat.template_kwargs))
     if chat.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", chat.reasoning_effort)
@@ -110,7 +117,7 @@ def _tool_call(call: ToolCall) -> dict[str, Any]:
 
 
 def _arguments(call: ToolCall) -> Any:
-    """Templates print an object as JSON; text would come out quoted. What is not JSON stays what it is."""
+    """Arguments as an object, which templates print as JSON. Text that is not a JSON object stays text."""
     try:
         arguments = json.loads(call.arguments or "{}")
     except (ValueError, RecursionError):

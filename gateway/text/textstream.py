@@ -1,8 +1,8 @@
-"""Text that arrives in pieces, searched for strings that must not leak: stop sequences and a dialect's markers.
+"""Streaming search for stop sequences and for a dialect's markers, in text that arrives in pieces.
 
-Text is delivered as soon as no pattern can begin in it. The match that begins earliest wins, the shorter one where two
-begin together, whatever the pieces: the same text always gives the same cut. One Knuth-Morris-Pratt automaton a
-pattern: the cost is linear in the text times the number of patterns, however often a pattern nearly matches.
+Text is delivered as soon as no pattern can begin in it. The match that begins first wins; of two that begin at the same
+character, the shorter one. The result does not depend on how the text is cut into pieces. There is one
+Knuth-Morris-Pratt automaton per pattern, so the cost is linear in the length of the text times the number of patterns.
 """
 
 from __future__ import annotations
@@ -12,24 +12,29 @@ from functools import lru_cache
 
 
 class TextStream:
-    """Searches for `patterns` (non-empty strings) in what `push` is given.
+    """Searches for `patterns` (non-empty strings) in the text that `push` receives.
 
-    After a match the text behind it waits; the next `push` (of "", if there is nothing new) goes on behind the match,
-    with the patterns that `look_for` set meanwhile.
+    After a match the rest of the text is held back. The next `push` (of "" if there is no new text) continues behind
+    the match, with the patterns that `set_patterns` set in between.
+
+        stream = TextStream(["END"])
+        stream.push("the E")    # ("the ", None): "E" is held back
+        stream.push("ND more")  # ("", "END")
+        stream.push("")         # (" more", None)
     """
 
     def __init__(self, patterns: Iterable[str] = ()) -> None:
-        self._held = ""  # delivered neither as text nor as a match
-        self.look_for(patterns)
+        self._held = ""  # not yet delivered, as text or as a match
+        self.set_patterns(patterns)
 
-    def look_for(self, patterns: Iterable[str]) -> None:
-        """Search for these from here on, in what is held as well."""
+    def set_patterns(self, patterns: Iterable[str]) -> None:
+        """Search for these patterns from now on, also in the text that is held back."""
         self._patterns = tuple(dict.fromkeys(patterns))
         self._firsts = frozenset(pattern[0] for pattern in self._patterns)
         self._restart()
 
     def push(self, text: str) -> tuple[str, str | None]:
-        """Take `text`: what can be delivered now, and the pattern that follows it when one matched."""
+        """Take `text`. Return the text that can be delivered, and the pattern that follows it if one matched."""
         if not self._held and self._firsts.isdisjoint(text):
             return text, None
         self._held += text
@@ -41,7 +46,7 @@ class TextStream:
         return self._deliver(safe), None
 
     def finish(self) -> tuple[str, str | None]:
-        """The text is over: what was held back, up to the next match. Call again while it returns a match."""
+        """End the text. Return what was held back, up to the next match. Call again while it returns a match."""
         self._scan()
         if self._found is not None:
             return self._cut()
@@ -50,12 +55,12 @@ class TextStream:
         return rest, None
 
     def _restart(self) -> None:
-        self._scanned = 0  # characters of `_held` the automata have seen
-        self._matched = [0] * len(self._patterns)  # how much of each pattern ends at `_scanned`
-        self._found: tuple[int, str] | None = None  # the best match so far: where it begins in `_held`, and which
+        self._scanned = 0  # characters of `_held` that the automata have read
+        self._matched = [0] * len(self._patterns)  # per pattern: length of its prefix that ends at `_scanned`
+        self._found: tuple[int, str] | None = None  # best match so far: its start in `_held`, its pattern
 
     def _scan(self) -> bool:
-        """Read on until a match is certain: nothing that began before it can still match."""
+        """Read until a match is certain: no pattern that begins before it can still match."""
         while self._scanned < len(self._held):
             if self._certain():
                 return True
@@ -96,7 +101,7 @@ class TextStream:
 
 @lru_cache(maxsize=256)
 def _fallbacks(pattern: str) -> tuple[int, ...]:
-    """For each prefix of `pattern`, the length of its longest proper prefix that is also its suffix."""
+    """Failure function of Knuth-Morris-Pratt: per prefix, the length of its longest proper prefix that is a suffix."""
     table = [0] * len(pattern)
     length = 0
     for i in range(1, len(pattern)):

@@ -13,7 +13,7 @@ from gateway.dialects.base import Terminal
 from gateway.dialects.choose import choose_dialect
 from gateway.generation import Chat, Grammar, Message, Tool, ToolCall, ToolChoice
 from gateway.text.templates import ChatTemplate
-from gateway.text.tokens import TokenText
+from gateway.text.tokens import TextTokenizer
 from gateway.worker.grammar.constraint import GrammarCompiler
 
 FAMILIES = ("hermes", "llama", "mistral", "mistral-args", "phi")
@@ -34,7 +34,7 @@ class Judge:
     """Whether a model could write a text under a grammar."""
 
     def __init__(self, tokenizer: Path) -> None:
-        self._tokens = TokenText.load(tokenizer)
+        self._tokens = TextTokenizer.load(tokenizer)
         self._compiler = GrammarCompiler(tokenizer, self._tokens.vocab_size, [2])
 
     def terminal(self, text: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 from gateway.builder.npu.target import look_for_npu
 from gateway.bundles.bundle import load_bundle
 from gateway.generation import Grammar, Sampling
-from gateway.text.tokens import TokenText
+from gateway.text.tokens import TextTokenizer
 from gateway.worker.decoders.base import Decoder, DecoderSpec, KVCache, Logits
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.frames import Began, Ended, Failed, FromWorker, Prefilled, Submit, Tokens
@@ -40,8 +40,8 @@ def tokenizer_path(tiny: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tokens(tokenizer_path: Path) -> TokenText:
-    return TokenText.load(tokenizer_path)
+def tokens(tokenizer_path: Path) -> TextTokenizer:
+    return TextTokenizer.load(tokenizer_path)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,11 @@
-"""Fill-in-the-middle prompts, for the tokens of each family that has them."""
+"""Fill-in-the-middle prompts of each model family."""
 
 from __future__ import annotations
 
 import pytest
 
 from gateway.text.infill import infill_ids
-from gateway.text.tokens import TokenText
+from gateway.text.tokens import TextTokenizer
 from tests.support.tiny import SPECIAL_TOKENS, train_tokenizer
 from tests.text.test_tokens import BYTE_LEVEL
 
@@ -17,14 +17,14 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("marks", FAMILIES.values(), ids=FAMILIES.keys())
-def test_prefix_suffix_and_then_the_middle(marks: tuple[str, ...]) -> None:
-    tokens = TokenText(train_tokenizer((*SPECIAL_TOKENS, *marks)))
+def test_infill_prompt_is_prefix_suffix_middle(marks: tuple[str, ...]) -> None:
+    tokens = TextTokenizer(train_tokenizer((*SPECIAL_TOKENS, *marks)))
     ids = infill_ids(tokens, "def f(", f"):{marks[2]}<|im_end|>")
     assert ids is not None
     assert tokens.decode(ids) == f"{marks[0]}def f({marks[1]}):{marks[2]}<|im_end|>{marks[2]}"
-    assert [index for index in ids if index < 6] == [3, 4, 5]  # what the client spelled is text
+    assert [index for index in ids if index < 6] == [3, 4, 5]  # the special tokens in the client's text stay text
 
 
-def test_a_model_without_such_tokens() -> None:
+def test_infill_without_complete_token_set_is_none() -> None:
     assert infill_ids(BYTE_LEVEL, "a", "b") is None
-    assert infill_ids(TokenText(train_tokenizer((*SPECIAL_TOKENS, *FAMILIES["qwen"][:2]))), "a", "b") is None
+    assert infill_ids(TextTokenizer(train_tokenizer((*SPECIAL_TOKENS, *FAMILIES["qwen"][:2]))), "a", "b") is None

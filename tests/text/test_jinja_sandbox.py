@@ -1,8 +1,7 @@
-"""Templates that nobody should run: each ends quickly, and small; ordinary ones render as Jinja renders them."""
+"""The template sandbox: hostile templates are stopped, ordinary templates render as Jinja renders them."""
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 from typing import Any
 
@@ -10,7 +9,8 @@ import jinja2
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from gateway.text.jinja_sandbox import Environment, TooMuch, render
+from gateway.text import jinja_sandbox
+from gateway.text.jinja_sandbox import BudgetExceeded, Environment, render
 
 VARIABLES: dict[str, Any] = {
     "messages": [{"role": "user", "content": "é <b>"}, {"role": "assistant", "content": "two\nlines"}],
@@ -21,7 +21,7 @@ VARIABLES: dict[str, Any] = {
 BOMBS = {
     "nested loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "loops over data": "{% for a in text %}{% for b in text %}{% endfor %}{% endfor %}",
-    "a comprehension of filters": "{% for i in range(99999) %}{% set x = text|list|sort %}{% endfor %}",
+    "a comprehension of filters": "{% for i in range(99999) %}{% set x = text[:5000]|list|sort %}{% endfor %}",
     "a slice in a loop": "{% set big = text * 100 %}{% for i in range(99999) %}{% set x = big[1:] %}{% endfor %}",
     "a macro calling itself twice": (
         "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}{{ m(60) }}"
@@ -60,19 +60,35 @@ BOMBS = {
 }
 
 
+class StepClock:
+    """A clock that advances by one second each time it is read: the deadline becomes a number of budget checks."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def __call__(self) -> float:
+        self.reads += 1
+        return float(self.reads)
+
+
 @pytest.mark.parametrize("name", BOMBS)
-def test_bombs_go_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.text.jinja_sandbox.MAX_SECONDS", 0.5)
-    template = Environment().from_string(BOMBS[name])
+def test_hostile_template_is_stopped_within_step_and_memory_budget(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jinja_sandbox, "MAX_SECONDS", 300.0)
+    template, clock = Environment().from_string(BOMBS[name]), StepClock()
     tracemalloc.start()
-    began = time.monotonic()
     try:
-        with pytest.raises((TooMuch, jinja2.TemplateError)):
-            render(template, VARIABLES)
-        assert time.monotonic() - began < 5.0
+        with pytest.raises((BudgetExceeded, jinja2.TemplateError)):
+            render(template, VARIABLES, clock)
+        assert clock.reads <= 302  # the deadline, its first check, and the check that stops the template
         assert tracemalloc.get_traced_memory()[1] < 400e6
     finally:
         tracemalloc.stop()
+
+
+def test_endless_template_is_stopped_by_the_real_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jinja_sandbox, "MAX_SECONDS", 0.05)
+    with pytest.raises(BudgetExceeded, match=r"more than 0\.05 s"):
+        render(Environment().from_string(BOMBS["nested loops"]), VARIABLES)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +102,7 @@ def test_bombs_go_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "{% import 'x' as y %}",
     ],
 )
-def test_no_way_out(source: str) -> None:
+def test_template_cannot_reach_python(source: str) -> None:
     with pytest.raises((jinja2.TemplateError, TypeError)):
         render(Environment().from_string(source), VARIABLES)
 
@@ -110,12 +126,12 @@ def test_no_way_out(source: str) -> None:
         "  {% if true %}\n  trimmed\n  {% endif %}\n",
     ],
 )
-def test_ordinary_templates_render_as_jinja_does(source: str) -> None:
+def test_ordinary_template_renders_as_in_plain_jinja(source: str) -> None:
     plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     assert render(Environment().from_string(source), VARIABLES) == plain.from_string(source).render(VARIABLES)
 
 
-def test_what_transformers_adds_to_jinja() -> None:
+def test_extensions_of_transformers_are_supported() -> None:
     environment = Environment()
     assert render(environment.from_string("{{ messages[0] | tojson }}"), VARIABLES) == (
         '{"role": "user", "content": "é <b>"}'

@@ -1,4 +1,4 @@
-"""Chat templates: what they are given, what comes out, and how their refusals reach the client."""
+"""Chat templates: their variables, their output, and the errors that a client gets."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ def render(source: str, chat: Chat, **config: Any) -> str:
     return ChatTemplate(source, config).render(chat)
 
 
-def test_a_turn_is_opened_for_the_model() -> None:
+def test_render_opens_a_turn_for_the_model() -> None:
     assert render(CHATML, chat()) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.mark.parametrize("content", ["The capital", "ends with space ", "", "two\nlines\n"])
-def test_a_last_assistant_message_is_continued(content: str) -> None:
+def test_render_leaves_last_assistant_message_open(content: str) -> None:
     expected = f"<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n{content}"
     assert render(CHATML, chat(user("Hi"), assistant(content))) == expected
     trimming = CHATML.replace("message['content']", "message['content'] | trim")
     assert render(trimming, chat(user("Hi"), assistant(content))) == expected.replace(content, content.lstrip())
 
 
-def test_two_assistant_messages_at_the_end_are_rendered() -> None:
+def test_render_keeps_two_assistant_messages_at_the_end() -> None:
     text = render(CHATML, chat(user("Hi"), assistant("a"), assistant("b")))
     assert text.endswith("assistant\na<|im_end|>\n<|im_start|>assistant\nb")
 
 
-def test_a_template_that_drops_a_last_assistant_message_gets_a_new_turn() -> None:
+def test_render_opens_a_turn_if_template_drops_last_assistant_message() -> None:
     source = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
     source += "{% if add_generation_prompt %}>{% endif %}"
     assert render(source, chat(user("Hi"), assistant("no"))) == "Hi>"
 
 
-def test_an_assistant_message_that_called_tools_is_no_open_turn() -> None:
+def test_render_closes_last_assistant_message_with_tool_calls() -> None:
     call = ToolCall("c1", "f", '{"a": 1}')
     assert render(CHATML, chat(user("Hi"), assistant(None, tool_calls=(call,)))).endswith("<|im_start|>assistant\n")
 
 
-def test_messages_look_as_transformers_shows_them() -> None:
+def test_variables_have_the_form_of_transformers() -> None:
     messages = (
         user("Hi"),
         assistant(None, tool_calls=(ToolCall("c1", "f", '{"é": [1, "<"]}'), ToolCall("c2", "g", "not json"))),
@@ -88,25 +88,25 @@ def test_messages_look_as_transformers_shows_them() -> None:
     assert (documents, special) == ("None", "<s></s>")
 
 
-def test_no_tools_are_none() -> None:
+def test_tools_variable_is_none_without_tools() -> None:
     assert render("{{ tools is none }}", chat()) == "True"
 
 
-def test_reasoning_effort_and_extra_variables() -> None:
+def test_reasoning_effort_and_template_kwargs_become_variables() -> None:
     source = "{{ reasoning_effort | default('-') }} {{ enable_thinking | default('-') }} {{ mood | default('-') }}"
     assert render(source, chat()) == "- - -"
     assert render(source, chat(reasoning_effort="low")) == "low True -"
     assert render(source, chat(reasoning_effort="none")) == "none False -"
-    kwargs = {"enable_thinking": True, "mood": "good", "messages": "not these"}
+    kwargs = {"enable_thinking": True, "mood": "good", "messages": "ignored"}
     assert render(source, chat(reasoning_effort="none", template_kwargs=kwargs)) == "none True good"
     assert render("{{ messages[0].content }}", chat(template_kwargs=kwargs)) == "Hi"
 
 
-def test_the_date() -> None:
+def test_strftime_now_returns_the_date() -> None:
     assert render("{{ strftime_now('%Y') }}", chat()).startswith("20")
 
 
-def test_a_refusal_reaches_the_client_in_the_templates_words() -> None:
+def test_raise_exception_is_invalid_request_with_its_message() -> None:
     with pytest.raises(InvalidRequest, match="roles must alternate") as refused:
         render("{{ raise_exception('roles must alternate') }}", chat())
     assert refused.value.param == "messages"
@@ -122,28 +122,28 @@ def test_a_refusal_reaches_the_client_in_the_templates_words() -> None:
         "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     ],
 )
-def test_a_template_that_fails_is_a_client_error(source: str) -> None:
+def test_failing_template_is_invalid_request(source: str) -> None:
     with pytest.raises(InvalidRequest, match="template"):
         render(source, chat())
 
 
 @pytest.mark.parametrize("source", ["{% for %}", "{{ x | no_such_filter }}", "{% include %}", "{{" + "(" * 9999])
-def test_a_template_that_cannot_be_compiled_is_a_bundle_error(source: str) -> None:
+def test_invalid_template_is_bundle_error(source: str) -> None:
     with pytest.raises(BundleError, match="chat template"):
         ChatTemplate(source, {})
 
 
-def test_the_disguise_sees_all_that_the_client_wrote_as_the_template_will_see_it() -> None:
+def test_escape_receives_all_client_text_in_its_final_form() -> None:
     seen: list[Any] = []
 
-    def disguise(variables: Any) -> Any:
+    def escape(variables: Any) -> Any:
         seen.append(variables)
         return variables
 
     call = ToolCall("c1", "f", '{"a": "\\u003c|im_end|>"}')
     messages = (user("x"), assistant(None, tool_calls=(call,)), Message(role="tool", content="y"))
     tools = (Tool(name="f", description="<|im_end|>"),)
-    ChatTemplate("", {}).render(chat(*messages, tools=tools, template_kwargs={"k": "z"}), disguise)
+    ChatTemplate("", {}).render(chat(*messages, tools=tools, template_kwargs={"k": "z"}), escape)
     ((variables),) = seen
     assert variables["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"a": "<|im_end|>"}
     assert variables["tools"][0]["function"]["description"] == "<|im_end|>"

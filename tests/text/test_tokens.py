@@ -1,4 +1,4 @@
-"""Text to ids and back, over a byte-level vocabulary and two SentencePiece ones."""
+"""Text to token ids and back, for a byte-level vocabulary and two SentencePiece vocabularies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from gateway.errors import BundleError, InvalidRequest
-from gateway.text.tokens import TokenText
+from gateway.text.tokens import TextTokenizer
 from tests.support.tiny import train_tokenizer
 
 TRICKY = [
@@ -26,7 +26,7 @@ TRICKY = [
 
 
 def sentencepiece(legacy: bool) -> Tokenizer:
-    """A byte-fallback BPE in Llama 2's way: a space before the text (`legacy`: before every piece of it)."""
+    """A byte-fallback BPE like Llama 2's: adds a space before the text (`legacy`: before every piece)."""
     letters = [*"abcdefghijklmnopqrstuvwxyz|<>_\u2581"]
     tokens = [
         "<unk>",
@@ -52,32 +52,32 @@ def sentencepiece(legacy: bool) -> Tokenizer:
     return tokenizer
 
 
-BYTE_LEVEL = TokenText(train_tokenizer())
-LEGACY, METASPACE = TokenText(sentencepiece(legacy=True)), TokenText(sentencepiece(legacy=False))
+BYTE_LEVEL = TextTokenizer(train_tokenizer())
+LEGACY, METASPACE = TextTokenizer(sentencepiece(legacy=True)), TextTokenizer(sentencepiece(legacy=False))
 ALL = {"byte-level": BYTE_LEVEL, "legacy": LEGACY, "metaspace": METASPACE}
 each = pytest.mark.parametrize("tokens", ALL.values(), ids=ALL.keys())
 
 
-def streamed(tokens: TokenText, ids: list[int]) -> str:
+def streamed(tokens: TextTokenizer, ids: list[int]) -> str:
     decoder = tokens.decoder()
     return "".join(map(decoder.push, ids))
 
 
-def rendered(tokens: TokenText, before: str, content: str, after: str) -> list[int]:
-    disguise = tokens.disguise()
-    hidden = disguise.put_on({"messages": [{"content": content}]})
-    return tokens.encode_rendered(before + hidden["messages"][0]["content"] + after, disguise)
+def rendered(tokens: TextTokenizer, before: str, content: str, after: str) -> list[int]:
+    escape = tokens.special_token_escape()
+    escaped = escape.escape({"messages": [{"content": content}]})
+    return tokens.encode_rendered(before + escaped["messages"][0]["content"] + after, escape)
 
 
 @each
 @pytest.mark.parametrize("text", TRICKY)
-def test_tricky_text_comes_back(tokens: TokenText, text: str) -> None:
+def test_encode_then_decode_returns_unusual_text(tokens: TextTokenizer, text: str) -> None:
     assert streamed(tokens, tokens.encode(text)).removeprefix("" if tokens is BYTE_LEVEL else " ") == text
     assert tokens.decode(tokens.encode(text)) == text
 
 
 @given(st.text())
-def test_any_text_comes_back_in_whole_characters(text: str) -> None:
+def test_decoder_returns_any_text_in_whole_characters(text: str) -> None:
     decoder, pieces = BYTE_LEVEL.decoder(), []
     for index in BYTE_LEVEL.encode(text):
         pieces.append(decoder.push(index))
@@ -86,7 +86,7 @@ def test_any_text_comes_back_in_whole_characters(text: str) -> None:
     assert "".join(pieces) == text
 
 
-def test_a_character_waits_for_its_last_byte() -> None:
+def test_decoder_returns_a_character_with_its_last_byte() -> None:
     decoder = LEGACY.decoder()
     ids = [LEGACY._tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in "🦊".encode()]
     assert [decoder.push(index) for index in ids] == ["", "", "", "🦊"]
@@ -94,27 +94,27 @@ def test_a_character_waits_for_its_last_byte() -> None:
     assert not decoder.is_whole
 
 
-def test_bytes_that_are_no_character_do_not_hold_up_what_follows() -> None:
+def test_decoder_replaces_invalid_bytes_and_continues() -> None:
     byte = LEGACY._tokenizer.token_to_id
     assert streamed(LEGACY, [byte("<0xF0>"), byte("a"), byte("<0x9F>"), byte("he")]) == "\ufffda\ufffdhe"
 
 
 @each
-def test_special_tokens_never_become_text(tokens: TokenText) -> None:
+def test_special_token_has_no_text(tokens: TextTokenizer) -> None:
     (end,) = tokens._encode("<|im_end|>")
     assert streamed(tokens, [*tokens.encode("he"), end]).strip() == "he"
-    assert tokens.bytes_of(end) == b"<|im_end|>"
+    assert tokens.token_bytes(end) == b"<|im_end|>"
     assert tokens.decode([end]) == "<|im_end|>"
 
 
-def test_a_dialects_marker_is_text() -> None:
-    tokens = TokenText(train_tokenizer(), markers={"<|im_end|>"})
+def test_marker_of_a_dialect_has_text() -> None:
+    tokens = TextTokenizer(train_tokenizer(), markers={"<|im_end|>"})
     ids = tokens.encode("a<|im_end|><|im_start|>")
     assert streamed(tokens, ids) == "a<|im_end|>"
 
 
 @each
-def test_special_text_of_a_client_stays_text(tokens: TokenText) -> None:
+def test_special_token_in_client_text_stays_text(tokens: TextTokenizer) -> None:
     (end,) = tokens._encode("<|im_end|>")
     ids = rendered(tokens, "a ", "he <|im_end|> he<|im_end|>", "<|im_end|>\n")
     assert [index for index in ids if index in tokens._special_ids] == [end]
@@ -123,7 +123,7 @@ def test_special_text_of_a_client_stays_text(tokens: TokenText) -> None:
 
 @each
 @given(st.text(alphabet="<|im_end>s/ \n", max_size=30), st.text(alphabet="ahe \n", max_size=10))
-def test_no_content_can_spell_a_special_token(tokens: TokenText, content: str, before: str) -> None:
+def test_no_client_text_becomes_a_special_token(tokens: TextTokenizer, content: str, before: str) -> None:
     ids = rendered(tokens, before, content, "")
     assert tokens._special_ids.isdisjoint(ids)
     text = streamed(tokens, ids)
@@ -132,54 +132,54 @@ def test_no_content_can_spell_a_special_token(tokens: TokenText, content: str, b
 
 @each
 @pytest.mark.parametrize("content", TRICKY)
-def test_content_without_special_text_is_tokenized_as_if_nothing_were_done(tokens: TokenText, content: str) -> None:
+def test_client_text_without_special_tokens_is_encoded_unchanged(tokens: TextTokenizer, content: str) -> None:
     assert rendered(tokens, "<|im_end|>he\n", content, "<|im_end|>") == tokens._encode(
         f"<|im_end|>he\n{content}<|im_end|>"
     )
 
 
-def test_disguises_reach_keys_and_keep_clear_of_characters_in_use() -> None:
-    disguise = BYTE_LEVEL.disguise()
+def test_escape_replaces_keys_and_avoids_used_characters() -> None:
+    escape = BYTE_LEVEL.special_token_escape()
     variables = {"a<|im_end|>": ["\U000f0000<|im_start|>", 1, None, {"b": ("<|im_end|>",)}]}
-    hidden = disguise.put_on(variables)
-    assert "<|" not in str(hidden)
-    ((key, (first, *_, last)),) = hidden.items()
-    assert disguise.take_off(key + first + last["b"][0]) == "a<|im_end|>\U000f0000<|im_start|><|im_end|>"
+    escaped = escape.escape(variables)
+    assert "<|" not in str(escaped)
+    ((key, (first, *_, last)),) = escaped.items()
+    assert escape.unescape(key + first + last["b"][0]) == "a<|im_end|>\U000f0000<|im_start|><|im_end|>"
 
 
-def test_clean_variables_are_left_alone() -> None:
+def test_escape_returns_variables_without_special_tokens_as_they_are() -> None:
     variables: dict[str, Any] = {"messages": [{"content": "hello"}]}
-    assert BYTE_LEVEL.disguise().put_on(variables) is variables
+    assert BYTE_LEVEL.special_token_escape().escape(variables) is variables
 
 
-def test_a_vocabulary_that_holds_its_special_tokens_as_words() -> None:
-    """Llama 3 takes a whole word from the vocabulary before it merges; a special token must not come in that way."""
+def test_client_text_stays_text_if_vocabulary_has_special_tokens_as_words() -> None:
+    """Llama 3 looks up whole words in the vocabulary before merging. This must not produce a special token."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     vocabulary = {token: index for index, token in enumerate([*sorted(alphabet), "[END]"])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["[END]"])
-    tokens = TokenText(tokenizer)
+    tokens = TextTokenizer(tokenizer)
     ids = rendered(tokens, "", "[END]", "")
     assert vocabulary["[END]"] not in ids
     assert streamed(tokens, ids) == "[END]"
 
 
-def test_ids_outside_the_vocabulary_are_refused() -> None:
+def test_decode_refuses_ids_outside_the_vocabulary() -> None:
     for index in (-1, BYTE_LEVEL.vocab_size):
         with pytest.raises(InvalidRequest, match=str(index)):
             BYTE_LEVEL.decode([index])
-    assert BYTE_LEVEL.bytes_of(BYTE_LEVEL.vocab_size) == b""
+    assert BYTE_LEVEL.token_bytes(BYTE_LEVEL.vocab_size) == b""
 
 
-def test_a_lone_surrogate_is_refused() -> None:
+def test_encode_refuses_a_lone_surrogate() -> None:
     with pytest.raises(InvalidRequest, match="Unicode"):
         BYTE_LEVEL.encode("\ud800")
 
 
-def test_a_broken_file_is_named(tmp_path: Path) -> None:
+def test_load_names_the_invalid_file(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text("{", encoding="utf-8")
     with pytest.raises(BundleError, match=r"tokenizer\.json"):
-        TokenText.load(path)
+        TextTokenizer.load(path)

@@ -155,8 +155,8 @@ class LocalEngine:
 
     def pieces(self, ids: Sequence[int]) -> list[bytes]:
         tokens = self._ready_prompts().tokens
-        tokens.check(ids, "tokens")
-        return [tokens.bytes_of(index) for index in ids]
+        tokens.check_ids(ids, "tokens")
+        return [tokens.token_bytes(index) for index in ids]
 
     def render(self, chat: Chat) -> str:
         return self._ready_prompts().prompt(chat).rendered

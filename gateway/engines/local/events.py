@@ -26,7 +26,7 @@ from gateway.generation import (
     TokenLogprob,
     Usage,
 )
-from gateway.text.tokens import TextDecoder, TokenText
+from gateway.text.tokens import TextDecoder, TextTokenizer
 from gateway.worker.frames import Began, Cancel, Ended, Prefilled, Scored, Tokens, ToWorker
 
 _FLOOR = -9999.0  # the lowest log-probability that is reported: JSON has no infinity
@@ -53,7 +53,7 @@ class Answer:
         prompt_ids: Sequence[int],
         meter: Meter,
         *,
-        tokens: TokenText,
+        tokens: TextTokenizer,
         parsers: Sequence[Parser],
         called_at: float,
         send: Callable[[ToWorker], None],
@@ -119,7 +119,7 @@ class Answer:
             self._count_token()
             text = choice.decoder.push(index)
             logprob = self._logprob(frame.scored[place]) if frame.scored else None
-            if logprob is not None and not self._tokens.text_bytes(index):
+            if logprob is not None and not self._tokens.visible_bytes(index):
                 logprob = replace(logprob, bytes=())  # a token that stays hidden, so that the bytes join to the text
             self._emit(choice.text.push(text, logprob, whole=choice.decoder.is_whole))
             if choice.text.stopped is not None:
@@ -193,5 +193,5 @@ class Answer:
         return self._token(scored.id, scored.logprob, tuple(self._token(index, logprob) for index, logprob in top))
 
     def _token(self, index: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
-        written = self._tokens.bytes_of(index)
+        written = self._tokens.token_bytes(index)
         return TokenLogprob(written.decode("utf-8", "replace"), tuple(written), max(logprob, _FLOOR), top, index)

@@ -16,7 +16,7 @@ from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.generation import Chat, Generation, Grammar, Prompt, Text, TokenIds
 from gateway.text.infill import infill_ids
 from gateway.text.templates import ChatTemplate
-from gateway.text.tokens import TokenText
+from gateway.text.tokens import TextTokenizer
 
 
 class PreparedPrompt(Struct, frozen=True, kw_only=True):
@@ -54,7 +54,7 @@ class Prompts:
         self._name = bundle.folder.name
         self._dialect = choose_dialect(dialect, bundle.chat_template or "")
         self._template = ChatTemplate(bundle.chat_template, bundle.tokenizer_config) if bundle.chat_template else None
-        self.tokens = TokenText.load(bundle.tokenizer_path, self._dialect.markers)
+        self.tokens = TextTokenizer.load(bundle.tokenizer_path, self._dialect.markers)
         self.end_ids = list(bundle.end_ids)
 
     def prepare(self, generation: Generation) -> PreparedPrompt:
@@ -77,7 +77,7 @@ class Prompts:
             case Text(text=text):
                 prepared = PreparedPrompt(ids=self.tokens.encode(text), rendered=text, grammar=answer)
             case TokenIds(ids=ids):
-                self.tokens.check(ids, "prompt")
+                self.tokens.check_ids(ids, "prompt")
                 prepared = PreparedPrompt(ids=list(ids), grammar=answer)
         if not prepared.ids:
             raise InvalidRequest("The prompt is empty.", param="prompt")
@@ -100,12 +100,12 @@ class Prompts:
     def _chat(self, chat: Chat, answer: Grammar | None) -> PreparedPrompt:
         if self._template is None:
             raise InvalidRequest(f"The model '{self._name}' has no chat template; send its prompt as text.")
-        disguise = self.tokens.disguise()
-        rendered = self._template.render(self._dialect.prepare(chat, self._template.source), disguise.put_on)
+        escape = self.tokens.special_token_escape()
+        rendered = self._template.render(self._dialect.prepare(chat, self._template.source), escape.escape)
         return PreparedPrompt(
-            ids=self.tokens.encode_rendered(rendered, disguise),
-            rendered=disguise.take_off(rendered),
-            grammar=self._dialect.grammar(chat, disguise.take_off(rendered), self._terminal, answer),
+            ids=self.tokens.encode_rendered(rendered, escape),
+            rendered=escape.unescape(rendered),
+            grammar=self._dialect.grammar(chat, escape.unescape(rendered), self._terminal, answer),
         )
 
     def _terminal(self, text: str) -> str:

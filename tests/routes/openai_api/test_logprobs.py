@@ -17,7 +17,7 @@ from openai import OpenAI
 from openai.types import Completion, CompletionChoice
 
 from gateway.bundles.bundle import load_bundle
-from gateway.text.tokens import TokenText
+from gateway.text.tokens import TextTokenizer
 from gateway.worker.decoders.cpu import CpuDecoder
 from tests.support.server import Running
 
@@ -180,10 +180,10 @@ def test_values_are_the_log_softmax_of_the_raw_logits(
 
 def ids_by_name(bundle: Path) -> dict[str, int]:
     """Every token of the vocabulary by the name that a reply gives it."""
-    tokens = TokenText.load(bundle / "tokenizer.json")
+    tokens = TextTokenizer.load(bundle / "tokenizer.json")
     names = {}
     for index in range(tokens.vocab_size):
-        raw = tokens.bytes_of(index)
+        raw = tokens.token_bytes(index)
         try:
             names[raw.decode()] = index
         except UnicodeDecodeError:

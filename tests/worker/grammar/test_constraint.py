@@ -13,7 +13,7 @@ import pytest
 
 from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.generation import Grammar
-from gateway.text.tokens import TokenText
+from gateway.text.tokens import TextTokenizer
 from gateway.worker.decoders.base import Logits
 from gateway.worker.grammar.constraint import MAX_CHARACTERS, GrammarCompiler, GrammarConstraint
 from tests.support.structured import SCHEMAS, Schema, faults, lark, regex, schema_grammar
@@ -75,9 +75,9 @@ def said(grammars: GrammarCompiler, grammar: Grammar) -> str:
 class Random:
     """A model that likes every token as much as the next one, and to come to an end after a while."""
 
-    def __init__(self, tokens: TokenText, seed: int) -> None:
+    def __init__(self, tokens: TextTokenizer, seed: int) -> None:
         self._random = np.random.default_rng(seed)
-        self._closing = [i for i in range(VOCABULARY) if set(tokens.bytes_of(i)) & set(b'"}]')]
+        self._closing = [i for i in range(VOCABULARY) if set(tokens.token_bytes(i)) & set(b'"}]')]
 
     def logits(self, patience: int, written: int) -> Logits:
         logits = self._random.standard_normal(VOCABULARY).astype(np.float32) * 3
@@ -114,7 +114,7 @@ def follow(constraint: GrammarConstraint, ids: list[int]) -> None:
 
 @pytest.mark.parametrize("schema", [*SCHEMAS.values(), *CORNERS], ids=lambda schema: json.dumps(schema)[:60])
 def test_whatever_the_logits_an_answer_validates(
-    grammars: GrammarCompiler, tokens: TokenText, schema: Schema | bool
+    grammars: GrammarCompiler, tokens: TextTokenizer, schema: Schema | bool
 ) -> None:
     compiled, model = grammars.compile(schema_grammar(schema)), Random(tokens, 1)
     whole = 0
@@ -126,7 +126,7 @@ def test_whatever_the_logits_an_answer_validates(
     assert whole > 5
 
 
-def test_json_object_is_any_object(grammars: GrammarCompiler, tokens: TokenText) -> None:
+def test_json_object_is_any_object(grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
     compiled, model = grammars.compile(Grammar(kind="json_object")), Random(tokens, 2)
     found = [write(compiled.constraint("p"), model, patience) for patience in range(30)]
     texts = [tokens.decode(ids) for ids, is_whole in found if is_whole]
@@ -134,10 +134,10 @@ def test_json_object_is_any_object(grammars: GrammarCompiler, tokens: TokenText)
     follow(compiled.constraint("p"), tokens.encode('{"a": [1, {"b": null, "c": []}], "d": "\\n"}'))
 
 
-def test_whitespace_is_fixed(grammars: GrammarCompiler, tokens: TokenText) -> None:
+def test_whitespace_is_fixed(grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
     """One blank after a comma or a colon; none is possible anywhere else outside of strings."""
     constraint = grammars.compile(Grammar(kind="json_object")).constraint("p")
-    blanks = {i for i in range(VOCABULARY) if tokens.bytes_of(i)[:1].isspace()}
+    blanks = {i for i in range(VOCABULARY) if tokens.token_bytes(i)[:1].isspace()}
     for character in '{"": [1, {"": 2}], "": [[], -3]}':
         next_ = possible(constraint)
         if character == " ":
@@ -153,7 +153,7 @@ def test_special_tokens_are_no_text(grammars: GrammarCompiler) -> None:
     assert possible(grammars.compile(lark("start: <|im_start|>")).constraint("p")) == {1}
 
 
-def test_an_answer_may_end_where_the_grammar_allows_it(grammars: GrammarCompiler, tokens: TokenText) -> None:
+def test_an_answer_may_end_where_the_grammar_allows_it(grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
     constraint = grammars.compile(regex("[0-9]{1,3}")).constraint("p")
     assert not possible(constraint) & set(ENDS)
     follow(constraint, tokens.encode("1"))
@@ -167,7 +167,7 @@ def test_the_empty_answer(grammars: GrammarCompiler) -> None:
     assert possible(constraint) == set(ENDS)
 
 
-def test_what_is_forced_is_known_and_nothing_else_is_possible(grammars: GrammarCompiler, tokens: TokenText) -> None:
+def test_what_is_forced_is_known_and_nothing_else_is_possible(grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
     constraint = grammars.compile(schema_grammar({"const": {"name": ["value"]}})).constraint("p")
     ids: list[int] = []
     while not constraint.is_stopped:
@@ -230,7 +230,7 @@ def test_threads_may_compile_at_once(grammars: GrammarCompiler) -> None:
 
 
 class TestLark:
-    def test_a_schema_within_is_kept_as_well(self, grammars: GrammarCompiler, tokens: TokenText) -> None:
+    def test_a_schema_within_is_kept_as_well(self, grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
         schema = {"properties": {"a": {"type": "string", "format": "date"}}, "required": ["a"]}
         grammar = lark(f'start: "<" %json {json.dumps(schema)} ">" // %json')
         ids, is_whole = write(grammars.compile(grammar).constraint("p"), Random(tokens, 3), 10)
@@ -239,12 +239,12 @@ class TestLark:
         value = json.loads(text[1:-1])
         assert value.keys() == {"a"} and text[1:-1] == json.dumps(value)
 
-    def test_percent_json_in_a_string_is_a_string(self, grammars: GrammarCompiler, tokens: TokenText) -> None:
+    def test_percent_json_in_a_string_is_a_string(self, grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
         constraint = grammars.compile(lark(r'start: "%json {" /%json x?/ "\"%json"')).constraint("p")
         follow(constraint, tokens.encode('%json {%json x"%json'))
         assert constraint.is_stopped
 
-    def test_the_notation_of_llama_cpp(self, grammars: GrammarCompiler, tokens: TokenText) -> None:
+    def test_the_notation_of_llama_cpp(self, grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
         grammar = lark('root ::= "[" item ("," ws item)* "]"\nitem ::= [0-9]+ | "x"{2}\nws ::= " "?')
         constraint = grammars.compile(grammar).constraint("p")
         follow(constraint, tokens.encode("[12, 3,xx]"))

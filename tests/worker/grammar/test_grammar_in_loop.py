@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.generation import Grammar, Sampling
-from gateway.text.tokens import TokenText
+from gateway.text.tokens import TextTokenizer
 from gateway.worker.frames import Ended, Tokens
 from gateway.worker.grammar.constraint import GrammarCompiler, GrammarConstraint
 from tests.support.structured import SCHEMAS, WORD, faults, lark, regex, schema_grammar, some
@@ -37,7 +37,7 @@ def bench(make_bench: MakeBench, grammars: GrammarCompiler) -> Bench:
     ],
     ids=str,
 )
-def test_however_tokens_are_drawn(bench: Bench, tokens: TokenText, sampling: Sampling) -> None:
+def test_however_tokens_are_drawn(bench: Bench, tokens: TextTokenizer, sampling: Sampling) -> None:
     schema = {"properties": {"n": {"enum": [1, None, "x"]}, "w": some(WORD, 1, 3)}, "required": ["n", "w"]}
     request = bench.submit(PROMPT, max_tokens=200, grammar=schema_grammar(schema), sampling=sampling)
     bench.finish()
@@ -55,7 +55,7 @@ def test_the_end_that_the_model_chooses(bench: Bench) -> None:
     assert bench.endings(request) == [Ended(request, "stop", counted_stop=1)] and bench.tokens(request) == []
 
 
-def test_ignore_eos_goes_on_as_long_as_the_grammar_does(bench: Bench, tokens: TokenText) -> None:
+def test_ignore_eos_goes_on_as_long_as_the_grammar_does(bench: Bench, tokens: TextTokenizer) -> None:
     bias = Sampling(temperature=0, logit_bias={2: 100.0, 0: 100.0})
     free = bench.submit(PROMPT, grammar=regex("[a-z]*"), sampling=bias, max_tokens=5)
     fixed = bench.submit(PROMPT, grammar=regex("[a-z]{3}"), sampling=bias, max_tokens=5)
@@ -81,7 +81,7 @@ def test_an_answer_that_is_cut(bench: Bench) -> None:
     assert bench.endings(request) == [Ended(request, "length")] and len(bench.tokens(request)) == 3
 
 
-def test_forced_tokens_go_to_the_device_together(bench: Bench, tokens: TokenText) -> None:
+def test_forced_tokens_go_to_the_device_together(bench: Bench, tokens: TextTokenizer) -> None:
     text = json.dumps({"name": "The quick brown fox", "numbers": [1, 2, 3]})
     request = bench.submit(PROMPT, max_tokens=100, grammar=schema_grammar({"const": json.loads(text)}))
     bench.finish()
@@ -112,7 +112,7 @@ def test_forcing_changes_no_answer(make_bench: MakeBench, grammars: GrammarCompi
     assert any(kind == "verify" for kind, _ in bench.decoder.calls)
 
 
-def test_every_choice_follows_a_copy_of_its_own(bench: Bench, tokens: TokenText) -> None:
+def test_every_choice_follows_a_copy_of_its_own(bench: Bench, tokens: TextTokenizer) -> None:
     request = bench.submit(
         PROMPT, n=4, max_tokens=100, grammar=schema_grammar(SCHEMAS["shape"]), sampling=Sampling(seed=1)
     )
@@ -135,7 +135,7 @@ def test_logprobs_are_those_of_the_raw_logits(bench: Bench) -> None:
     assert held.id not in held.top_ids or held.logprob in held.top_logprobs
 
 
-def test_a_prediction_under_a_grammar(bench: Bench, tokens: TokenText) -> None:
+def test_a_prediction_under_a_grammar(bench: Bench, tokens: TextTokenizer) -> None:
     schema = {"properties": {"words": some(WORD, 3, 3)}, "required": ["words"]}
     options: dict[str, Any] = {"max_tokens": 100, "grammar": schema_grammar(schema)}
     plain = bench.answer(PROMPT, **options)
