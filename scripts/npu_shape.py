@@ -27,9 +27,9 @@ sys.path.insert(0, str(ROOT))
 from gateway.builder.graphs.static import Part, split, write_part  # noqa: E402
 from gateway.builder.graphs.static_products import Precision  # noqa: E402
 from gateway.builder.npu.check import STEPS, CheckRequest, Graphs, check_part  # noqa: E402
-from gateway.builder.npu.target import look_for_npu  # noqa: E402
 from gateway.builder.sources.source import Blocks, GenerationDefaults, TransformerConfig  # noqa: E402
 from gateway.qnn.compile import compile_graphs  # noqa: E402
+from gateway.qnn.detect import try_detect_npu  # noqa: E402
 from gateway.qnn.provider import NpuDevice  # noqa: E402
 
 LLAMA_3B = TransformerConfig(
@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--run", action="store_true")
     arguments = parser.parse_args()
-    device = look_for_npu(emulated=True)
+    device = try_detect_npu(emulated=True)
     if device is None:
         sys.exit("There is no NPU here, and no emulation of one.")
     layout = {name: getattr(arguments, name) for name in ("precision", "parts", "context", "width")}

@@ -40,10 +40,10 @@ ORDER = [name for layer in _LAYERS for name in layer.split()]
 
 #: library -> the folders and files that may import it
 LIBRARY_USERS = {
-    "onnxruntime": {"worker", "qnn", "builder", "commands/doctor.py"},
-    "onnxruntime_qnn": {"worker", "qnn", "commands/doctor.py"},
+    "onnxruntime": {"worker", "qnn", "builder"},
+    "onnxruntime_qnn": {"worker/genie", "qnn"},
     "llguidance": {"worker"},
-    "numpy": {"worker", "qnn", "builder", "commands/doctor.py"},
+    "numpy": {"worker", "qnn", "builder"},
     "onnx": {"bundles", "worker", "qnn", "builder"},
     "litestar": {"app.py", "routes", "server"},
     "sse_starlette": {"server/sse.py"},  # importing it patches uvicorn's exit handler

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from gateway.commands import options
-from gateway.errors import BundleError
 
 if TYPE_CHECKING:
     from gateway.builder.npu.build import NpuTarget
@@ -66,11 +65,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _npu_target(arguments: argparse.Namespace) -> NpuTarget:
     """Built for another machine's chip, graphs share their weights, which only a real NPU can load."""
-    from gateway.builder.npu.target import default_target, look_for_npu
+    from gateway.builder.npu.target import default_target, required_npu
 
-    device = look_for_npu(emulated=True)
-    if device is None:
-        raise BundleError("This machine has no NPU that the QNN provider can drive, nor its emulation.")
+    device = required_npu()
     target = default_target(device)
     if arguments.soc is not None:
         target = replace(target, device=replace(device, soc=arguments.soc), contexts=(2048,), width=128, share=True)

@@ -92,10 +92,10 @@ def libraries() -> Iterator[Finding]:
 
 def npu() -> Finding:
     """The device that `provider = "qnn"` would take."""
-    from gateway.builder.npu.target import ask_for_npu
+    from gateway.qnn.detect import detect_npu
 
     try:
-        device = ask_for_npu(emulated=True)
+        device = detect_npu(emulated=True)
     except BundleError as error:
         return Finding("bad", "NPU", f"{error.message} Is the driver damaged?")
     if device is None:
@@ -140,7 +140,7 @@ def npu_graphs(name: str, model: ModelConfig) -> Iterator[Finding]:
     """Whether the model's graphs for the NPU load there, and whether all of them does."""
     from gateway.builder.fetch import npu_folder
     from gateway.bundles.genai_config import read_genai_config
-    from gateway.worker.decoders.static.probe import probe
+    from gateway.worker.decoders.static.load_check import check_load
 
     path, what = Path(model.path), f"model {name} on the NPU"
     folders = [path] if read_genai_config(path).decoder.stages else []
@@ -148,7 +148,7 @@ def npu_graphs(name: str, model: ModelConfig) -> Iterator[Finding]:
         folders.append(npu_folder(path))
     for folder in folders:
         try:
-            found = probe(folder, model.provider, model.provider_options)
+            found = check_load(folder, model.provider, model.provider_options)
         except BundleError as error:
             yield Finding("bad", what, error.message)
             continue

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import onnxruntime as ort
 from msgspec import Struct
 
-from gateway.errors import BundleError, EngineFailed
+from gateway.errors import BundleError
 
 PROVIDER = "QNNExecutionProvider"
 #: Hexagon architecture of each chip number. X Elite and X Plus are 60; for X2 Elite public sources say 87 and 88.
@@ -72,13 +72,17 @@ def emulated_npu(soc: int = DEFAULT_SOC) -> NpuDevice | None:
 def any_npu(soc: int | None = None) -> NpuDevice:
     """What `provider = "qnn"` runs on: the real NPU, else the emulator, which plays chip `soc` if one is given.
 
-    Raises EngineFailed when there is neither.
+    Raises BundleError when there is neither.
     """
     if device := find_npu() or emulated_npu(soc or DEFAULT_SOC):
         return device
-    raise EngineFailed(
-        f"This machine has no NPU that the QNN provider can drive, nor its emulation "
-        f"({platform.system()} on {platform.machine()}); use provider = 'cpu'."
+    raise no_npu_error()
+
+
+def no_npu_error() -> BundleError:
+    return BundleError(
+        f"This machine ({platform.system()} on {platform.machine()}) has no NPU that the QNN provider can use, "
+        "and no NPU emulator; use provider = 'cpu'."
     )
 
 

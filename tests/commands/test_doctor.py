@@ -67,6 +67,6 @@ def test_an_open_door_is_noted(folder: Path) -> None:
 
 
 def test_a_driver_that_ends_the_process_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.builder.npu.target.__name__", "tests.commands.crash")
+    monkeypatch.setattr("gateway.qnn.detect.__name__", "tests.commands.crash")
     finding = doctor.npu()
     assert finding.level == "bad" and "driver crashed" in finding.detail

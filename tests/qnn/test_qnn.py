@@ -12,11 +12,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from gateway.builder.npu.target import default_target, look_for_npu, may_have_npu, npu_target
+from gateway.builder.npu.target import default_target, npu_target
 from gateway.bundles.genai_config import read_genai_config
 from gateway.errors import BundleError, ConfigError
 from gateway.qnn.compile import compile_graphs
 from gateway.qnn.context import check_fits, read_compiled
+from gateway.qnn.detect import may_have_npu, try_detect_npu
 from gateway.qnn.provider import NpuDevice, find_npu, open_session, placement
 from gateway.qnn.sessions import NpuSessions, PerformanceSwitch
 from gateway.worker.frames import WorkerSpec
@@ -25,9 +26,9 @@ from tests.support.npu_fixtures import OpenDecoder
 
 
 @pytest.fixture
-def copy(built: Path, tmp_path: Path) -> Path:
+def copy(npu_bundle: Path, tmp_path: Path) -> Path:
     """A bundle to break."""
-    return Path(shutil.copytree(built, tmp_path / "broken"))
+    return Path(shutil.copytree(npu_bundle, tmp_path / "broken"))
 
 
 def write_graph(
@@ -46,13 +47,13 @@ def write_graph(
 # -- which device --------------------------------------------------------------------------------------------------
 
 
-def test_auto_never_takes_the_emulator(npu: NpuDevice, built: Path) -> None:
+def test_auto_never_takes_the_emulator(npu: NpuDevice, npu_bundle: Path) -> None:
     if npu.kind == "npu":
         pytest.skip("this machine has a real NPU")
     assert find_npu() is None
     assert npu_target("auto") is None
     with pytest.raises(BundleError, match=r"compiled for the NPU, and this machine has none; provider = 'qnn'"):
-        open_decoder(WorkerSpec(bundle=str(built), provider="auto"))
+        open_decoder(WorkerSpec(bundle=str(npu_bundle), provider="auto"))
 
 
 def test_qnn_takes_what_there_is(npu: NpuDevice) -> None:
@@ -68,7 +69,7 @@ def test_only_windows_on_arm_is_searched_for_an_npu() -> None:
 
 
 def test_looking_leaves_this_process_alone(npu: NpuDevice) -> None:
-    assert look_for_npu(emulated=True) == npu
+    assert try_detect_npu(emulated=True) == npu
 
 
 def test_a_bundle_for_the_cpu_does_not_run_on_the_npu(tiny: Path) -> None:
@@ -97,9 +98,9 @@ def test_a_bundle_whose_npu_stage_runs_on_the_cpu_is_refused(npu: NpuDevice, tmp
         NpuSessions(npu, {}, lambda stage: None).open({graph: {}})
 
 
-def test_a_misspelt_option_is_a_config_error(built: Path) -> None:
+def test_a_misspelt_option_is_a_config_error(npu_bundle: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'vtcm_mb'"):
-        open_decoder(WorkerSpec(bundle=str(built), provider="qnn", provider_options={"vtcm_mbs": "8"}))
+        open_decoder(WorkerSpec(bundle=str(npu_bundle), provider="qnn", provider_options={"vtcm_mbs": "8"}))
 
 
 def test_a_bundle_for_another_chip_is_named(npu: NpuDevice, copy: Path, open_decoder: OpenDecoder) -> None:
@@ -107,8 +108,8 @@ def test_a_bundle_for_another_chip_is_named(npu: NpuDevice, copy: Path, open_dec
         open_decoder(copy, "qnn", options={"soc_model": "88"})
 
 
-def test_a_real_npu_wants_its_own_chip_and_not_only_its_architecture(built: Path) -> None:
-    graph = next(built.glob("context*_ctx.onnx"))
+def test_a_real_npu_wants_its_own_chip_and_not_only_its_architecture(npu_bundle: Path) -> None:
+    graph = next(npu_bundle.glob("context*_ctx.onnx"))
     compiled = read_compiled(graph)
     assert compiled is not None and (compiled.soc, compiled.architecture) == (60, 73)
     check_fits(graph, compiled, NpuDevice(kind="npu", name="X Elite", soc=60))
@@ -140,9 +141,9 @@ def test_a_graph_file_that_is_none_is_named(npu: NpuDevice, copy: Path, open_dec
 
 
 def test_what_a_bundle_brings_uncompiled_is_compiled_once(
-    npu: NpuDevice, plain_b: Path, tmp_path: Path, open_decoder: OpenDecoder
+    npu: NpuDevice, windows_ml_uncompiled: Path, tmp_path: Path, open_decoder: OpenDecoder
 ) -> None:
-    folder = Path(shutil.copytree(plain_b, tmp_path / "plain", ignore=shutil.ignore_patterns("compiled")))
+    folder = Path(shutil.copytree(windows_ml_uncompiled, tmp_path / "plain", ignore=shutil.ignore_patterns("compiled")))
     said: list[str] = []
     open_decoder(folder, "qnn", progress=said.append)
     assert any("compiling context.onnx" in stage for stage in said)
@@ -151,8 +152,8 @@ def test_what_a_bundle_brings_uncompiled_is_compiled_once(
     assert said == ["loading context_ctx.onnx", "loading iterator_ctx.onnx"]
 
 
-def test_graphs_can_share_one_binary(npu: NpuDevice, plain_b: Path, tmp_path: Path) -> None:
-    graphs = [plain_b / "context.onnx", plain_b / "iterator.onnx"]
+def test_graphs_can_share_one_binary(npu: NpuDevice, windows_ml_uncompiled: Path, tmp_path: Path) -> None:
+    graphs = [windows_ml_uncompiled / "context.onnx", windows_ml_uncompiled / "iterator.onnx"]
     shared = compile_graphs(graphs, tmp_path / "shared", npu, share=True)
     alone = compile_graphs(graphs, tmp_path / "alone", npu)
     named = [read_compiled(graph) for graph in shared]
@@ -164,17 +165,17 @@ def test_graphs_can_share_one_binary(npu: NpuDevice, plain_b: Path, tmp_path: Pa
     assert len(alone) == 2 and size(tmp_path / "shared") < 0.8 * size(tmp_path / "alone")
 
 
-def test_a_context_for_another_chip_says_so(npu: NpuDevice, plain_b: Path, tmp_path: Path) -> None:
+def test_a_context_for_another_chip_says_so(npu: NpuDevice, windows_ml_uncompiled: Path, tmp_path: Path) -> None:
     other = NpuDevice(kind="emulated", name="X2", soc=88)
-    (graph,) = compile_graphs([plain_b / "iterator.onnx"], tmp_path, other)
+    (graph,) = compile_graphs([windows_ml_uncompiled / "iterator.onnx"], tmp_path, other)
     compiled = read_compiled(graph)
     assert compiled is not None and (compiled.soc, compiled.architecture, compiled.other_nodes) == (88, 81, 0)
 
 
-def test_attention_left_to_the_cpu_is_counted(islands_b: Path, open_decoder: OpenDecoder) -> None:
-    compiled = read_compiled(islands_b / "context_ctx.onnx")
+def test_attention_left_to_the_cpu_is_counted(windows_ml_cpu_attention: Path, open_decoder: OpenDecoder) -> None:
+    compiled = read_compiled(windows_ml_cpu_attention / "context_ctx.onnx")
     assert compiled is not None and compiled.other_nodes == 2
-    assert open_decoder(islands_b, "qnn").spec.placement["QNN"] == 6
+    assert open_decoder(windows_ml_cpu_attention, "qnn").spec.placement["QNN"] == 6
 
 
 # -- performance ---------------------------------------------------------------------------------------------------
@@ -214,8 +215,8 @@ def test_the_npu_rests_when_nothing_runs_and_wakes_when_something_does(session: 
     assert not switch.is_resting
 
 
-def test_our_bundle_asks_for_what_genai_knows(built: Path) -> None:
-    stages = read_genai_config(built).decoder.stages
+def test_our_bundle_asks_for_what_genai_knows(npu_bundle: Path) -> None:
+    stages = read_genai_config(npu_bundle).decoder.stages
     assert [stage.name for stage in stages] == [
         "embeddings", "context_1_of_2", "context_2_of_2", "iterator_1_of_2", "iterator_2_of_2", "lm_head",
     ]  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from tests.support.tiny_context import PROMPT_WIDTH, TinyDecoder
+from tests.support.tiny_htp_decoder import PROMPT_WIDTH, TinyDecoder
 
 SPECIAL_TOKENS = ("<unk>", "<|im_start|>", "<|endoftext|>", "<|im_end|>")
 BEGIN, END = 1, 3

@@ -11,16 +11,17 @@ import pytest
 from gateway.builder.build import build_bundle
 from gateway.builder.graphs import quantise
 from gateway.builder.npu.build import NpuTarget
-from gateway.builder.npu.target import look_for_npu
 from gateway.builder.sources.detect import open_source
 from gateway.builder.sources.source import EMBEDDING, FINAL_NORM, ModelSource, layer
+from gateway.qnn.detect import try_detect_npu
 from gateway.qnn.provider import NpuDevice
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.open import open_static_decoder
-from tests.support import family_b, family_c
+from tests.support import ai_hub_bundle, windows_ml_bundle
+from tests.support.genie_bundle import write_genie_bundle
 from tests.support.oracle import Oracle, Weights
 from tests.support.tiny import write_tiny_folder
-from tests.support.tiny_context import TinyDecoder, build_apart
+from tests.support.tiny_htp_decoder import TinyDecoder, compile_in_child, context_binaries
 
 #: Opens a bundle for one test and closes it afterwards.
 OpenDecoder = Callable[..., StaticDecoder]
@@ -28,7 +29,7 @@ OpenDecoder = Callable[..., StaticDecoder]
 
 @pytest.fixture(scope="session")
 def npu() -> NpuDevice:
-    device = look_for_npu(emulated=True)
+    device = try_detect_npu(emulated=True)
     if device is None:
         pytest.skip("there is no NPU here, and no emulation of one")
     return device
@@ -95,34 +96,49 @@ _PARTS = {
 
 
 @pytest.fixture(scope="session")
-def built(npu: NpuDevice, tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def npu_bundle(npu: NpuDevice, tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `build --target qnn` makes: two parts, two context lengths."""
     target = NpuTarget(device=npu, contexts=(64, 128), width=8, parts=2)
-    return build_bundle(tiny_source, tmp_path_factory.mktemp("built") / "tiny", progress=lambda *_: None, target=target)
+    return build_bundle(
+        tiny_source, tmp_path_factory.mktemp("npu_bundle") / "tiny", progress=lambda *_: None, target=target
+    )
 
 
 @pytest.fixture(scope="session")
-def plain_b(tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return family_b.write_bundle(tmp_path_factory.mktemp("b") / "plain", tiny_model, compiled="none")
+def windows_ml_uncompiled(tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return windows_ml_bundle.write_bundle(tmp_path_factory.mktemp("b") / "plain", tiny_model, compiled="none")
 
 
 @pytest.fixture(scope="session")
-def whole_b(npu: NpuDevice, tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return family_b.write_bundle(tmp_path_factory.mktemp("b") / "whole", tiny_model, compiled="whole")
+def windows_ml_compiled(npu: NpuDevice, tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return windows_ml_bundle.write_bundle(tmp_path_factory.mktemp("b") / "whole", tiny_model, compiled="whole")
 
 
 @pytest.fixture(scope="session")
-def islands_b(npu: NpuDevice, tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return family_b.write_bundle(tmp_path_factory.mktemp("b") / "islands", tiny_model, compiled="islands")
+def windows_ml_cpu_attention(npu: NpuDevice, tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return windows_ml_bundle.write_bundle(tmp_path_factory.mktemp("b") / "islands", tiny_model, compiled="islands")
 
 
 @pytest.fixture(scope="session")
-def plain_c(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return family_c.write_bundle(tmp_path_factory.mktemp("c") / "plain", TinyDecoder())
+def ai_hub_uncompiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ai_hub_bundle.write_bundle(tmp_path_factory.mktemp("c") / "plain", TinyDecoder())
 
 
 @pytest.fixture(scope="session")
-def compiled_c(npu: NpuDevice, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("c")
-    build_apart(folder / "contexts")
-    return family_c.write_bundle(folder / "compiled", TinyDecoder(), compiled=folder / "contexts")
+def context_folder(npu: NpuDevice, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny decoder's graphs and context binaries, compiled for the emulated NPU."""
+    folder = tmp_path_factory.mktemp("contexts")
+    compile_in_child(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ai_hub_compiled(context_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ai_hub") / "compiled"
+    return ai_hub_bundle.write_bundle(folder, TinyDecoder(), compiled=context_folder)
+
+
+@pytest.fixture(scope="session")
+def genie_config(context_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config.json of a Genie bundle over the same binaries."""
+    return write_genie_bundle(tmp_path_factory.mktemp("genie") / "tiny", context_binaries(context_folder))

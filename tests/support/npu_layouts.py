@@ -22,9 +22,9 @@ from gateway.bundles.static_pipeline import read_pipelines, runs_on_npu
 from gateway.worker.decoders.base import Logits
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.open import open_static_decoder
-from tests.support import family_b, family_c
+from tests.support import ai_hub_bundle, windows_ml_bundle
 from tests.support.tiny import write_tiny_folder
-from tests.support.tiny_context import TinyDecoder, build_apart
+from tests.support.tiny_htp_decoder import TinyDecoder, compile_in_child
 
 TOKENS, STEPS = 240, 8  # compared in all, and the last of each text that go one by one
 
@@ -44,18 +44,18 @@ def main() -> None:
 def write_windows_ml(folder: Path) -> tuple[Path, list[Path]]:
     """The uncompiled bundle, and the compiled ones."""
     source = open_source(write_tiny_folder(folder / "source"))
-    forms: tuple[family_b.Compiled, ...] = ("none", "whole", "islands")
+    forms: tuple[windows_ml_bundle.Compiled, ...] = ("none", "whole", "islands")
     plain, *compiled = (
-        family_b.write_bundle(folder / f"windows-ml-{form}", source, compiled=form, width=32, context=256)
+        windows_ml_bundle.write_bundle(folder / f"windows-ml-{form}", source, compiled=form, width=32, context=256)
         for form in forms
     )
     return plain, compiled
 
 
 def write_ai_hub(folder: Path) -> tuple[Path, list[Path]]:
-    build_apart(folder / "contexts")
-    plain = family_c.write_bundle(folder / "ai-hub-none", TinyDecoder())
-    return plain, [family_c.write_bundle(folder / "ai-hub-whole", TinyDecoder(), compiled=folder / "contexts")]
+    compile_in_child(folder / "contexts")
+    plain = ai_hub_bundle.write_bundle(folder / "ai-hub-none", TinyDecoder())
+    return plain, [ai_hub_bundle.write_bundle(folder / "ai-hub-whole", TinyDecoder(), compiled=folder / "contexts")]
 
 
 def texts(decoder: StaticDecoder) -> list[list[int]]:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.builder.npu.target import look_for_npu
 from gateway.bundles.bundle import load_bundle
 from gateway.generation import Grammar, Sampling
 from gateway.text.tokens import TextTokenizer
@@ -20,9 +19,7 @@ from gateway.worker.frames import Began, Ended, Failed, FromWorker, Prefilled, S
 from gateway.worker.grammar.constraint import GrammarCompiler
 from gateway.worker.sequence import Constraint
 from gateway.worker.token_loop import TokenLoop
-from tests.support.genie_bundle import write_genie_bundle
 from tests.support.tiny import VOCABULARY
-from tests.support.tiny_context import binaries, build_apart
 
 GREEDY = Sampling(temperature=0)
 
@@ -145,22 +142,6 @@ class Bench:
 
     def when(self, request: int, kind: type = Tokens) -> list[float]:
         return [t for t, f in zip(self.times, self.frames, strict=True) if isinstance(f, kind) and f.id == request]
-
-
-@pytest.fixture(scope="session")
-def contexts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the tiny NPU model's graphs, compiled for the emulated NPU."""
-    if look_for_npu(emulated=True) is None:
-        pytest.skip("there is no NPU here, and no emulation of one")
-    folder = tmp_path_factory.mktemp("contexts")
-    build_apart(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def genie(contexts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The config.json of a Genie bundle over those."""
-    return write_genie_bundle(tmp_path_factory.mktemp("genie") / "tiny", binaries(contexts))
 
 
 @pytest.fixture

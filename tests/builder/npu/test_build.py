@@ -47,21 +47,21 @@ def report(bundle: Path) -> NpuReport:
     return msgspec.json.decode((bundle / REPORT).read_bytes(), type=NpuReport)
 
 
-def test_a_build_says_how_good_it_is(built: Path) -> None:
-    found = report(built)
+def test_a_build_says_how_good_it_is(npu_bundle: Path) -> None:
+    found = report(npu_bundle)
     assert (found.soc, found.precision, found.contexts, found.width, found.batch) == (60, "fp16", (64, 128), 8, 4)
     assert len(found.parts) == 2 and found.top1 == 1.0 and found.tokens > 16
     assert all(0 < part.npu_error < 0.02 and 0 < part.error < 0.02 for part in found.parts)
     assert all(part.batch_error is not None and 0 < part.batch_error < 0.02 for part in found.parts)
-    stamp = read_stamp(built)
+    stamp = read_stamp(npu_bundle)
     assert stamp is not None and stamp.target == "qnn"
 
 
-def test_nothing_uncompiled_is_left(built: Path) -> None:
-    check_graph_files(load_bundle(built))
-    folders = sorted(path.name for path in built.iterdir() if path.is_dir())
+def test_nothing_uncompiled_is_left(npu_bundle: Path) -> None:
+    check_graph_files(load_bundle(npu_bundle))
+    folders = sorted(path.name for path in npu_bundle.iterdir() if path.is_dir())
     assert folders == ["batch-128", "batch-64", "context-64"]
-    assert not list(built.rglob("layers*"))
+    assert not list(npu_bundle.rglob("layers*"))
 
 
 @pytest.mark.parametrize("stored_as", ["Q4_0", "Q4_1", "Q8_0"])

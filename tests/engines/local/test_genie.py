@@ -34,9 +34,9 @@ from gateway.generation import (
     TextDelta,
     TokenIds,
 )
-from tests.support.apart import apart
+from tests.support.child_call import call_in_child
 from tests.support.genie_bundle import write_genie_bundle
-from tests.support.tiny_context import TinyDecoder, binaries, session
+from tests.support.tiny_htp_decoder import TinyDecoder, context_binaries, open_htp_session
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -52,9 +52,9 @@ def make(config: Path, name: str = "m", **fields: Any) -> GenieEngine:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(genie: Path) -> AsyncIterator[GenieEngine]:
+async def engine(genie_config: Path) -> AsyncIterator[GenieEngine]:
     before = set(multiprocessing.active_children())  # the workers of other files' servers
-    engine = make(genie)
+    engine = make(genie_config)
     await engine.start()
     yield engine
     await engine.aclose()
@@ -75,7 +75,7 @@ def text_of(events: list[Event]) -> str:
 
 
 def own_answer(folder: Path, ids: list[int], count: int) -> list[int]:
-    prompt_run, step_run = session(folder / "prompt_ctx.onnx"), session(folder / "token_ctx.onnx")
+    prompt_run, step_run = open_htp_session(folder / "prompt_ctx.onnx"), open_htp_session(folder / "token_ctx.onnx")
     return TinyDecoder().greedy(prompt_run, step_run, ids, count)
 
 
@@ -86,13 +86,13 @@ async def test_its_status(engine: GenieEngine) -> None:
     assert status.capabilities == ("chat", "tools")
 
 
-async def test_a_chat_is_answered_as_a_plain_loop_answers_it(engine: GenieEngine, contexts: Path) -> None:
+async def test_a_chat_is_answered_as_a_plain_loop_answers_it(engine: GenieEngine, context_folder: Path) -> None:
     meter = Meter()
     async with aclosing(engine.stream(generation(), meter)) as events:
         got = [event async for event in events]
     ids = engine.encode(CHAT)
     assert ids[0] == 1 and len(ids) > 40
-    expected = await asyncio.to_thread(apart, own_answer, contexts, ids, 12)
+    expected = await asyncio.to_thread(call_in_child, own_answer, context_folder, ids, 12)
     assert text_of(got) == engine.decode(expected)
     started, finished = got[0], got[-1]
     assert isinstance(started, Started) and started.prompt_tokens == len(ids)
@@ -168,8 +168,8 @@ async def test_a_prompt_that_does_not_fit_is_refused(engine: GenieEngine) -> Non
 
 
 @pytest.mark.parametrize("content", [None, b"", b"version https://git-lfs.github.com/spec/v1\n", b"x" * 100_000])
-async def test_a_binary_that_is_not_there_or_not_whole(genie: Path, tmp_path: Path, content: bytes | None) -> None:
-    parts = [genie.parent / name for name in ("prompt_ctx_qnn.bin", "token_ctx_qnn.bin")]
+async def test_start_with_unusable_binary_is_refused(genie_config: Path, tmp_path: Path, content: bytes | None) -> None:
+    parts = [genie_config.parent / name for name in ("prompt_ctx_qnn.bin", "token_ctx_qnn.bin")]
     config = write_genie_bundle(tmp_path / "broken", parts)
     (config.parent / parts[1].name).unlink()
     if content is not None:
@@ -181,8 +181,10 @@ async def test_a_binary_that_is_not_there_or_not_whole(genie: Path, tmp_path: Pa
     await engine.aclose()
 
 
-async def test_a_configuration_that_the_library_refuses(genie: Path, tmp_path: Path, contexts: Path) -> None:
-    config = write_genie_bundle(tmp_path / "odd", binaries(contexts))
+async def test_start_with_invalid_configuration_is_refused(
+    genie_config: Path, tmp_path: Path, context_folder: Path
+) -> None:
+    config = write_genie_bundle(tmp_path / "odd", context_binaries(context_folder))
     odd = json.loads(config.read_text(encoding="utf-8"))
     odd["dialog"]["context"]["size"] = 4096
     config.write_text(json.dumps(odd), encoding="utf-8")
@@ -193,8 +195,8 @@ async def test_a_configuration_that_the_library_refuses(genie: Path, tmp_path: P
     await engine.aclose()
 
 
-async def test_a_worker_that_dies_is_replaced(genie: Path) -> None:
-    engine = make(genie, "mortal")
+async def test_a_worker_that_dies_is_replaced(genie_config: Path) -> None:
+    engine = make(genie_config, "mortal")
     await engine.start()
     before = text_of(await answer(engine, generation()))
     async with aclosing(engine.stream(generation(Text("A long story about it"), max_tokens=80), Meter())) as events:

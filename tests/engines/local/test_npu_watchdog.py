@@ -18,7 +18,7 @@ from gateway.config import ModelConfig
 from gateway.engines.local.engine import LocalEngine
 from gateway.worker.decoders.static.open import open_static_decoder
 from gateway.worker.frames import Device
-from tests.support.apart import PATIENCE_S
+from tests.support.child_call import PATIENCE_S
 from tests.support.server import Running, config_of, serving
 from tests.support.workers import READY
 
@@ -29,9 +29,9 @@ PROMPT = [11, 50, 7, 90, 33]
 
 
 @pytest.fixture
-def hanging(built: Path, tmp_path: Path) -> Path:
+def hanging(npu_bundle: Path, tmp_path: Path) -> Path:
     """A bundle for the NPU whose chain of graphs, given the token HANG, runs for centuries inside ONNX Runtime."""
-    folder = Path(shutil.copytree(built, tmp_path / "hanging"))
+    folder = Path(shutil.copytree(npu_bundle, tmp_path / "hanging"))
     path = folder / "embeddings.onnx"
     model = onnx.load(path, load_external_data=False)
     graph, (output,) = model.graph, model.graph.output
@@ -95,9 +95,9 @@ def test_an_emulated_npu_gets_the_time_that_its_warm_up_says_it_needs(device: De
     assert supervisor._deadline_s == deadline_s
 
 
-def test_the_bundle_answers_when_nothing_hangs_it(hanging: Path, built: Path) -> None:
+def test_the_bundle_answers_when_nothing_hangs_it(hanging: Path, npu_bundle: Path) -> None:
     rows = []
-    for folder in (hanging, built):
+    for folder in (hanging, npu_bundle):
         decoder = open_static_decoder(folder, provider="qnn")
         rows.append(decoder.prefill(decoder.new_cache(), PROMPT).tolist())
         decoder.close()

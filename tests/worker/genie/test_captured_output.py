@@ -6,7 +6,7 @@ import os
 import sys
 
 from gateway.worker.genie.captured_output import captured_output
-from tests.support.apart import apart
+from tests.support.child_call import call_in_child
 
 
 def catches() -> str:
@@ -26,11 +26,11 @@ def catches_without_streams() -> str:
 
 
 def test_both_streams_are_caught_in_order() -> None:
-    assert apart(catches) == "to stdout \ufffd, to stderr, from Python\n"
+    assert call_in_child(catches) == "to stdout \ufffd, to stderr, from Python\n"
 
 
 def test_a_process_without_a_console_loses_only_what_it_has_not() -> None:
-    assert apart(catches_without_streams) == "only this"
+    assert call_in_child(catches_without_streams) == "only this"
 
 
 def test_an_exception_passes_and_the_streams_come_back(capfd: object) -> None:

@@ -13,9 +13,9 @@ import pytest
 from gateway.bundles.genie_config import load_genie_bundle
 from gateway.errors import BundleError
 from gateway.worker.genie.library import End, GenieDialog, Performance, Sentence
-from tests.support.apart import apart
+from tests.support.child_call import call_in_child
 from tests.support.genie_bundle import END
-from tests.support.tiny_context import TinyDecoder, session
+from tests.support.tiny_htp_decoder import TinyDecoder, open_htp_session
 
 IDS = [1, *((index * 37 + 11) % 96 + 5 for index in range(110))]
 
@@ -51,16 +51,16 @@ def genie_answers(config: Path, prompts: Sequence[Sequence[int]]) -> list[list[i
 
 
 def own_answers(folder: Path, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-    prompt_run, step_run = session(folder / "prompt_ctx.onnx"), session(folder / "token_ctx.onnx")
+    prompt_run, step_run = open_htp_session(folder / "prompt_ctx.onnx"), open_htp_session(folder / "token_ctx.onnx")
     answers = [TinyDecoder().greedy(prompt_run, step_run, prompt, 24) for prompt in prompts]
     return [answer[: answer.index(END)] if END in answer else answer for answer in answers]
 
 
-def test_greedy_tokens_equal_a_plain_decode_loop_over_the_same_binaries(genie: Path, contexts: Path) -> None:
+def test_greedy_tokens_equal_plain_decode_loop(genie_config: Path, context_folder: Path) -> None:
     prompts = [IDS[:16], IDS[20:40], IDS[:73], IDS[7:103]]
-    expected = apart(own_answers, contexts, prompts)
+    expected = call_in_child(own_answers, context_folder, prompts)
     assert len({tuple(answer) for answer in expected}) == len(prompts)
-    assert apart(genie_answers, genie, prompts) == expected
+    assert call_in_child(genie_answers, genie_config, prompts) == expected
 
 
 # -- what the loop is built on ------------------------------------------------------------------------------------
@@ -82,8 +82,8 @@ def aborts(config: Path) -> dict[str, Any]:
         return {"whole": whole, "got": got, "end": end, "raised": raised, "after": ask(dialog, IDS[:40], 12)}
 
 
-def test_an_answer_is_stopped_from_within_and_the_dialog_goes_on(genie: Path) -> None:
-    seen = apart(aborts, genie)
+def test_an_answer_is_stopped_from_within_and_the_dialog_goes_on(genie_config: Path) -> None:
+    seen = call_in_child(aborts, genie_config)
     assert seen["end"] is End.ABORTED
     assert seen["got"] == seen["whole"][:4]
     assert "zero" in seen["raised"]
@@ -100,8 +100,8 @@ def overflows(config: Path) -> tuple[End, bool]:
         return end, ask(dialog, IDS[:90], 6) == whole
 
 
-def test_more_than_the_context_holds_is_an_end_and_no_fault(genie: Path) -> None:
-    assert apart(overflows, genie) == (End.CONTEXT_EXCEEDED, True)
+def test_more_than_the_context_holds_is_an_end_and_no_fault(genie_config: Path) -> None:
+    assert call_in_child(overflows, genie_config) == (End.CONTEXT_EXCEEDED, True)
 
 
 def draws(config: Path) -> dict[str, list[int]]:
@@ -122,8 +122,8 @@ def draws(config: Path) -> dict[str, list[int]]:
         }
 
 
-def test_sampling_follows_seed_temperature_top_k_and_top_p(genie: Path) -> None:
-    drawn = apart(draws, genie)
+def test_sampling_follows_seed_temperature_top_k_and_top_p(genie_config: Path) -> None:
+    drawn = call_in_child(draws, genie_config)
     assert drawn["one"] == drawn["one again"]
     assert drawn["greedy"] == drawn["narrow"] == drawn["cold"]
     assert len({tuple(drawn[name]) for name in ("one", "two", "greedy", "far seed")}) == 4
@@ -144,8 +144,8 @@ def begins(config: Path) -> dict[str, bool]:
         }
 
 
-def test_a_rewinding_query_gets_no_begin_token_put_before_it(genie: Path) -> None:
-    assert apart(begins, genie) == {"rewind adds it": False, "complete adds it": True}
+def test_a_rewinding_query_gets_no_begin_token_put_before_it(genie_config: Path) -> None:
+    assert call_in_child(begins, genie_config) == {"rewind adds it": False, "complete adds it": True}
 
 
 def computes_nothing_more(config: Path) -> tuple[list[int], list[int]]:
@@ -154,10 +154,10 @@ def computes_nothing_more(config: Path) -> tuple[list[int], list[int]]:
         return ask(dialog, IDS[:40], 0), ask(dialog, IDS[:60], 4)
 
 
-def test_a_limit_of_nothing_only_computes_the_prompt(genie: Path, contexts: Path) -> None:
-    nothing, answer = apart(computes_nothing_more, genie)
+def test_a_limit_of_nothing_only_computes_the_prompt(genie_config: Path, context_folder: Path) -> None:
+    nothing, answer = call_in_child(computes_nothing_more, genie_config)
     assert nothing == []
-    assert answer == apart(own_answers, contexts, [IDS[:60]])[0][:4]
+    assert answer == call_in_child(own_answers, context_folder, [IDS[:60]])[0][:4]
 
 
 def performs(config: Path) -> str:
@@ -168,8 +168,8 @@ def performs(config: Path) -> str:
     return "done"
 
 
-def test_the_pace_can_be_set(genie: Path) -> None:
-    assert apart(performs, genie) == "done"
+def test_the_pace_can_be_set(genie_config: Path) -> None:
+    assert call_in_child(performs, genie_config) == "done"
 
 
 # -- what it refuses --------------------------------------------------------------------------------------------------
@@ -194,10 +194,10 @@ def refusals(config: Path) -> list[str]:
     ]
 
 
-def test_a_refusal_carries_the_librarys_own_words(genie: Path) -> None:
-    unknown, missing, context, cut = apart(refusals, genie)
+def test_a_refusal_carries_the_librarys_own_words(genie_config: Path) -> None:
+    unknown, missing, context, cut = call_in_child(refusals, genie_config)
     assert "'colour'" in unknown
     assert "'n-threads'" in missing
     assert "context->size=256" in context
     assert "cut short, or was made for another chip" in cut
-    assert all(str(genie.parent) not in refusal for refusal in (unknown, missing, context, cut))
+    assert all(str(genie_config.parent) not in refusal for refusal in (unknown, missing, context, cut))

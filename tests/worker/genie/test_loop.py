@@ -38,9 +38,9 @@ from gateway.worker.genie import loop as genie_loop
 from gateway.worker.genie.library import End, GenieDialog, Performance
 from gateway.worker.genie.loop import GenieLoop, Mailbox
 from gateway.worker.genie.main import genie_worker_main
-from tests.support.apart import apart
+from tests.support.child_call import call_in_child
 from tests.support.genie_bundle import END
-from tests.support.tiny_context import TinyDecoder, session
+from tests.support.tiny_htp_decoder import TinyDecoder, open_htp_session
 
 PATIENCE_S = 60.0
 GREEDY = Sampling(temperature=0.0)
@@ -110,18 +110,18 @@ class Told:
 
 
 @pytest.fixture(scope="module")
-def worker(genie: Path) -> Iterator[Worker]:
-    started = Worker(genie)
+def worker(genie_config: Path) -> Iterator[Worker]:
+    started = Worker(genie_config)
     assert isinstance(started.load(), Ready)
     yield started
     started.end()
 
 
 @pytest.fixture
-def start(genie: Path) -> Iterator[Callable[..., Worker]]:
+def start(genie_config: Path) -> Iterator[Callable[..., Worker]]:
     workers = []
 
-    def start(config: Path = genie, **options: Any) -> Worker:
+    def start(config: Path = genie_config, **options: Any) -> Worker:
         workers.append(Worker(config, **options))
         return workers[-1]
 
@@ -131,18 +131,18 @@ def start(genie: Path) -> Iterator[Callable[..., Worker]]:
 
 
 def _refer(connection: Connection, folder: Path) -> None:
-    prompt_run, step_run = session(folder / "prompt_ctx.onnx"), session(folder / "token_ctx.onnx")
+    prompt_run, step_run = open_htp_session(folder / "prompt_ctx.onnx"), open_htp_session(folder / "token_ctx.onnx")
     while True:
         ids, count = connection.recv()
         connection.send(TinyDecoder().greedy(prompt_run, step_run, ids, count))
 
 
 @pytest.fixture(scope="module")
-def reference(contexts: Path) -> Iterator[Callable[[Sequence[int], int], list[int]]]:
+def reference(context_folder: Path) -> Iterator[Callable[[Sequence[int], int], list[int]]]:
     """A plain decode loop over the same binaries, in its own process: the greedy tokens up to the end token."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_refer, args=(theirs, contexts), daemon=True)
+    process = context.Process(target=_refer, args=(theirs, context_folder), daemon=True)
     process.start()
 
     def refer(ids: Sequence[int], count: int = 12) -> list[int]:
@@ -458,21 +458,21 @@ def _watch(config: Path, faults: list[str], pause_s: float) -> tuple[list[str], 
         return dialog.paces, frames, "told to"
 
 
-def test_the_npu_saves_power_when_nothing_comes(genie: Path) -> None:
-    paces, _, _ = apart(_watch, genie, [], 0.6)
+def test_the_npu_saves_power_when_nothing_comes(genie_config: Path) -> None:
+    paces, _, _ = call_in_child(_watch, genie_config, [], 0.6)
     assert paces == ["BURST", "POWER_SAVER"] * 2
 
 
-def test_a_query_that_fails_ends_its_request_only(genie: Path) -> None:
-    _, frames, end = apart(_watch, genie, ["query"], 0.0)
+def test_a_query_that_fails_ends_its_request_only(genie_config: Path) -> None:
+    _, frames, end = call_in_child(_watch, genie_config, ["query"], 0.0)
     failed = next(frame for frame in frames if isinstance(frame, Failed))
     assert (failed.id, failed.kind, failed.message) == (1, "EngineFailed", "query failed")
     assert [frame.id for frame in frames if isinstance(frame, Ended)] == [2]
     assert end == "told to"
 
 
-def test_a_dialog_that_cannot_be_reset_is_given_up(genie: Path) -> None:
-    _, frames, end = apart(_watch, genie, ["reset", "reset"], 0.0)
+def test_a_dialog_that_cannot_be_reset_is_given_up(genie_config: Path) -> None:
+    _, frames, end = call_in_child(_watch, genie_config, ["reset", "reset"], 0.0)
     assert [frame.id for frame in frames if isinstance(frame, Failed)] == [1]
     assert end == "reset failed"
 
@@ -490,8 +490,8 @@ def test_memory_is_flat(worker: Worker) -> None:
     assert process.memory_info().rss - before < 4 * 2**20
 
 
-def test_a_bundle_that_does_not_load_is_said_and_the_process_ends(genie: Path, start: Callable[..., Worker]) -> None:
-    worker = start(genie.parent / "gone.json")
+def test_load_failure_is_reported_and_process_ends(genie_config: Path, start: Callable[..., Worker]) -> None:
+    worker = start(genie_config.parent / "gone.json")
     failed = worker.load()
     assert isinstance(failed, Failed)
     assert (failed.id, failed.kind) == (None, "BundleError")

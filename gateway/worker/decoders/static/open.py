@@ -62,7 +62,7 @@ def open_static_decoder(
     pipelines = _long_enough(read_pipelines(folder), context_length)
     batches = _long_enough(read_batches(folder), context_length) if sequences > 1 else []
     stages = {pipeline.file(stage): stage for pipeline in (*pipelines, *batches) for stage in pipeline.stages}
-    device = device_for(provider, options or {})
+    device = select_device(provider, options or {})
     opened = _Opened(device.kind if device else "cpu")
     if device:
         opened.take_npu(stages, NpuSessions(device, options or {}, progress))
@@ -199,7 +199,7 @@ def _long_enough(pipelines: list[Pipeline], context_length: int) -> list[Pipelin
     return pipelines[: len(shorter) + 1] if context_length else pipelines
 
 
-def device_for(provider: Literal["auto", "cpu", "qnn"], options: Mapping[str, str]) -> NpuDevice | None:
+def select_device(provider: Literal["auto", "cpu", "qnn"], options: Mapping[str, str]) -> NpuDevice | None:
     """The NPU that a model with this provider runs on; None: the CPU. Option `soc_model` is what the emulator plays."""
     match provider:
         case "cpu":

@@ -78,15 +78,15 @@ def _assert_same(ours: Logits, theirs: Logits) -> None:
 
 
 @pytest.fixture
-def together(built: Path, open_decoder: OpenDecoder) -> StaticDecoder:
-    decoder = open_decoder(built, "qnn", sequences=SIZE)
+def together(npu_bundle: Path, open_decoder: OpenDecoder) -> StaticDecoder:
+    decoder = open_decoder(npu_bundle, "qnn", sequences=SIZE)
     assert decoder.batch_size == SIZE and decoder.spec.context_length == CONTEXT
     return decoder
 
 
 @pytest.fixture
-def alone(built: Path, open_decoder: OpenDecoder) -> StaticDecoder:
-    decoder = open_decoder(built, "qnn")
+def alone(npu_bundle: Path, open_decoder: OpenDecoder) -> StaticDecoder:
+    decoder = open_decoder(npu_bundle, "qnn")
     assert decoder.batch_size == 1
     return decoder
 
@@ -189,12 +189,12 @@ def test_what_a_call_for_several_costs_decides_from_how_many_on_it_is_made(toget
 
 
 def test_a_driver_that_computes_it_wrongly_is_left_with_single_steps(
-    built: Path, npu: NpuDevice, tmp_path: Path, open_decoder: OpenDecoder, caplog: pytest.LogCaptureFixture
+    npu_bundle: Path, npu: NpuDevice, tmp_path: Path, open_decoder: OpenDecoder, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = write_tiny_folder(tmp_path / "source", seed=1)
     target = NpuTarget(device=npu, contexts=(64, 128), width=WIDTH)
     other = build_bundle(source, tmp_path / "other", progress=lambda *_: None, target=target)
-    ours, theirs = (open_decoder(bundle, "qnn", sequences=SIZE) for bundle in (built, other))
+    ours, theirs = (open_decoder(bundle, "qnn", sequences=SIZE) for bundle in (npu_bundle, other))
     mixed = StaticDecoder(ours._prompts, ours._steps, ours.spec, batches=theirs._batches)
     assert static_open._min_batch(mixed) > SIZE
     assert "one by one" in caplog.text

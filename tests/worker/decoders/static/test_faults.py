@@ -20,18 +20,20 @@ BROKEN = {
 
 
 @pytest.fixture(scope="module")
-def said(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, list[str]]]:
+def said(npu_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, list[str]]]:
     """A server of these models, and what its log has said."""
-    truncated = Path(shutil.copytree(built, tmp_path_factory.mktemp("broken") / "truncated"))
+    truncated = Path(shutil.copytree(npu_bundle, tmp_path_factory.mktemp("broken") / "truncated"))
     binary = truncated / "context_2_of_2_ctx_qnn.bin"
     binary.write_bytes(binary.read_bytes()[:-5000])
     options = {
         "other_chip": {"soc_model": "88"},
         "truncated": {},
-        "no_driver": {"backend_path": str(built / "genai_config.json")},
+        "no_driver": {"backend_path": str(npu_bundle / "genai_config.json")},
     }
     models = {
-        name: ModelConfig(path=str(truncated if name == "truncated" else built), provider="qnn", provider_options=each)
+        name: ModelConfig(
+            path=str(truncated if name == "truncated" else npu_bundle), provider="qnn", provider_options=each
+        )
         for name, each in options.items()
     }
     lines: list[str] = []

@@ -15,11 +15,11 @@ from gateway.errors import EngineFailed
 from gateway.worker.decoders.base import Decoder, KVCache, Logits
 from gateway.worker.decoders.static import open as static_open
 from gateway.worker.decoders.static.decoder import StaticDecoder
-from tests.support import family_b
+from tests.support import windows_ml_bundle
 from tests.support.npu_fixtures import OpenDecoder
 from tests.support.oracle import Oracle
 from tests.support.tiny import write_tiny_folder
-from tests.support.tiny_context import Run, TinyDecoder
+from tests.support.tiny_htp_decoder import Run, TinyDecoder
 
 IDS = [11, 50, 7, 90, 33, 5, 64, 71, 20, 98, 41, 13, 77, 36, 102, 9, 58]
 
@@ -51,12 +51,12 @@ def same_words(answer: Sequence[int], oracle: Oracle, ids: Sequence[int], least:
     return parting >= least and bool(best - second < 0.5)
 
 
-@pytest.fixture(params=["plain_b", "plain_c"])
+@pytest.fixture(params=["windows_ml_uncompiled", "ai_hub_uncompiled"])
 def on_cpu(request: pytest.FixtureRequest, open_decoder: OpenDecoder) -> StaticDecoder:
     return open_decoder(request.getfixturevalue(request.param), "cpu")
 
 
-@pytest.fixture(params=["whole_b", "compiled_c"])
+@pytest.fixture(params=["windows_ml_compiled", "ai_hub_compiled"])
 def on_npu(request: pytest.FixtureRequest, open_decoder: OpenDecoder) -> StaticDecoder:
     return open_decoder(request.getfixturevalue(request.param), "qnn")
 
@@ -64,10 +64,10 @@ def on_npu(request: pytest.FixtureRequest, open_decoder: OpenDecoder) -> StaticD
 @pytest.mark.parametrize(
     ("bundle", "provider", "device"),
     [
-        ("plain_b", "cpu", "cpu"),
-        ("plain_b", "qnn", "emulated"),  # compiled at the first start
-        ("whole_b", "qnn", "emulated"),
-        ("islands_b", "qnn", "emulated"),
+        ("windows_ml_uncompiled", "cpu", "cpu"),
+        ("windows_ml_uncompiled", "qnn", "emulated"),  # compiled at the first start
+        ("windows_ml_compiled", "qnn", "emulated"),
+        ("windows_ml_cpu_attention", "qnn", "emulated"),
     ],
 )
 def test_windows_ml_layout_says_what_float32_says(
@@ -81,15 +81,19 @@ def test_windows_ml_layout_says_what_float32_says(
     assert ("QNN" in decoder.spec.placement) == (provider == "qnn")
 
 
-@pytest.mark.parametrize(("bundle", "provider"), [("plain_c", "cpu"), ("plain_c", "qnn"), ("compiled_c", "qnn")])
+@pytest.mark.parametrize(
+    ("bundle", "provider"), [("ai_hub_uncompiled", "cpu"), ("ai_hub_uncompiled", "qnn"), ("ai_hub_compiled", "qnn")]
+)
 def test_ai_hub_layout_says_what_a_plain_loop_says(
-    bundle: str, provider: str, plain_c: Path, open_decoder: OpenDecoder, request: pytest.FixtureRequest
+    bundle: str, provider: str, ai_hub_uncompiled: Path, open_decoder: OpenDecoder, request: pytest.FixtureRequest
 ) -> None:
     if provider == "qnn":
         request.getfixturevalue("npu")
 
     def graph(phase: str) -> Run:
-        session = onnxruntime.InferenceSession(plain_c / f"{phase}_1_of_1.onnx", providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            ai_hub_uncompiled / f"{phase}_1_of_1.onnx", providers=["CPUExecutionProvider"]
+        )
         return lambda feeds: session.run(["logits", "past_key_0_out", "past_value_0_out"], dict(feeds))
 
     tiny = TinyDecoder()
@@ -99,9 +103,9 @@ def test_ai_hub_layout_says_what_a_plain_loop_says(
 
 
 def test_our_own_bundle_says_what_float32_says_across_its_contexts(
-    built: Path, oracle: Oracle, open_decoder: OpenDecoder
+    npu_bundle: Path, oracle: Oracle, open_decoder: OpenDecoder
 ) -> None:
-    decoder = open_decoder(built, "qnn")
+    decoder = open_decoder(npu_bundle, "qnn")
     assert decoder.spec.context_length == 128
     assert same_words(greedy(decoder, IDS, 128 - len(IDS)), oracle, IDS, least=64)  # well into the second context
 
@@ -172,9 +176,9 @@ def test_a_context_is_usable_to_its_last_row(on_cpu: StaticDecoder) -> None:
     np.testing.assert_allclose(logits, expected, atol=0.05)
 
 
-def test_a_shorter_context_can_be_asked_for(built: Path, open_decoder: OpenDecoder) -> None:
-    assert open_decoder(built, "qnn", context_length=40).spec.context_length == 40
-    assert open_decoder(built, "qnn", context_length=100).spec.context_length == 100
+def test_a_shorter_context_can_be_asked_for(npu_bundle: Path, open_decoder: OpenDecoder) -> None:
+    assert open_decoder(npu_bundle, "qnn", context_length=40).spec.context_length == 40
+    assert open_decoder(npu_bundle, "qnn", context_length=100).spec.context_length == 100
 
 
 def test_a_cache_costs_nothing_before_it_is_used(on_cpu: StaticDecoder) -> None:
@@ -184,8 +188,8 @@ def test_a_cache_costs_nothing_before_it_is_used(on_cpu: StaticDecoder) -> None:
     assert cache.nbytes > 0
 
 
-def test_a_failure_of_the_device_is_an_engine_failure(plain_c: Path, open_decoder: OpenDecoder) -> None:
-    decoder = open_decoder(plain_c, "cpu")
+def test_a_failure_of_the_device_is_an_engine_failure(ai_hub_uncompiled: Path, open_decoder: OpenDecoder) -> None:
+    decoder = open_decoder(ai_hub_uncompiled, "cpu")
     cache = decoder.new_cache()
     with pytest.raises(EngineFailed, match="failed while it ran"):
         decoder.prefill(cache, [10_000, 1])
@@ -193,11 +197,11 @@ def test_a_failure_of_the_device_is_an_engine_failure(plain_c: Path, open_decode
 
 
 def test_a_driver_that_contradicts_itself_is_found_out(
-    plain_b: Path, tmp_path: Path, open_decoder: OpenDecoder
+    windows_ml_uncompiled: Path, tmp_path: Path, open_decoder: OpenDecoder
 ) -> None:
     """The check that a real NPU gets when it is opened."""
     source = open_source(write_tiny_folder(tmp_path / "source", seed=1))
-    ours = open_decoder(plain_b, "cpu")
-    other = open_decoder(family_b.write_bundle(tmp_path / "other", source, compiled="none"), "cpu")
+    ours = open_decoder(windows_ml_uncompiled, "cpu")
+    other = open_decoder(windows_ml_bundle.write_bundle(tmp_path / "other", source, compiled="none"), "cpu")
     assert static_open._agrees_with_itself(ours)
     assert not static_open._agrees_with_itself(StaticDecoder(ours._prompts, other._steps, ours.spec))

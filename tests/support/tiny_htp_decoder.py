@@ -12,7 +12,7 @@ values whose zero is 128. Two graphs over one cache layout, `width` tokens and o
 The host keeps the cache filled from the left and marks the valid columns, and the newest ones at the end, in the mask.
 Run as a module it compiles into a folder, in a process of its own, because the emulator can take its process with it:
 
-    python -m tests.support.tiny_context FOLDER
+    python -m tests.support.tiny_htp_decoder FOLDER
 """
 
 from __future__ import annotations
@@ -332,7 +332,7 @@ class _Graph:
         return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def session(path: Path, *, compile_to: Path | None = None) -> Run:
+def open_htp_session(path: Path, *, compile_to: Path | None = None) -> Run:
     """Open a graph or a compiled context on the emulated HTP, nothing of it on the CPU; maybe write its context."""
     import onnxruntime
     import onnxruntime_qnn
@@ -362,21 +362,21 @@ def build(folder: Path, decoder: TinyDecoder) -> None:
     for width in (PROMPT_WIDTH, 1):
         source = folder / f"{graph_name(width)}.onnx"
         onnx.save(decoder.graph(width), str(source))
-        session(source, compile_to=source.with_name(f"{source.stem}_ctx.onnx"))
+        open_htp_session(source, compile_to=source.with_name(f"{source.stem}_ctx.onnx"))
 
 
-def binaries(folder: Path) -> list[Path]:
+def context_binaries(folder: Path) -> list[Path]:
     """The compiled context binaries, prompt graph first."""
     return sorted(folder.glob("*_ctx_qnn.bin"))
 
 
-def build_apart(folder: Path) -> list[Path]:
+def compile_in_child(folder: Path) -> list[Path]:
     """`build` in a child process; the context binaries, prompt graph first."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "tests.support.tiny_context", str(folder)]
+    command = [sys.executable, "-m", "tests.support.tiny_htp_decoder", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
-    assert done.returncode == 0 and len(binaries(folder)) == 2, done.stdout + done.stderr
-    return binaries(folder)
+    assert done.returncode == 0 and len(context_binaries(folder)) == 2, done.stdout + done.stderr
+    return context_binaries(folder)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 PATIENCE_S = 60.0
 
 
-def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+def call_in_child(function: Callable[..., Any], *arguments: Any) -> Any:
     """What `function`, importable by name, returns in a new process; fails when it raises there or dies."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()

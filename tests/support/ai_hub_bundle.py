@@ -18,13 +18,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.support.tiny_context import LOGITS, MASK, PROMPT_WIDTH, UNIT, TinyDecoder
+from tests.support.tiny_htp_decoder import LOGITS, MASK, PROMPT_WIDTH, UNIT, TinyDecoder
 
 _STAGES = {PROMPT_WIDTH: "prompt", 1: "token"}
 
 
 def write_bundle(folder: Path, decoder: TinyDecoder, *, compiled: Path | None = None) -> Path:
-    """Write the bundle; with `compiled`, a folder from `build_apart`, over context binaries, else over plain graphs."""
+    """Write the bundle: with context binaries from `compiled` (a folder of `compile_in_child`), or with ONNX graphs."""
     folder.mkdir(parents=True)
     for width, phase in _STAGES.items():
         if compiled:

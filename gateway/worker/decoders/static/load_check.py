@@ -1,0 +1,67 @@
+"""Loads the NPU graphs of a bundle in a child process and reports where their nodes run. Used by `doctor`."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from gateway.bundles.static_pipeline import read_batches, read_pipelines, runs_on_npu
+from gateway.child import run_in_child, serve_request
+from gateway.errors import BundleError
+from gateway.qnn.sessions import NpuSessions
+from gateway.worker.decoders.static.open import select_device
+from gateway.worker.frames import Device
+
+
+class LoadReport(Struct, frozen=True, kw_only=True):
+    """`placement` counts only nodes of graphs that are meant for the NPU: every "CPU" node is a fallback."""
+
+    device: Device
+    placement: dict[str, int]
+    load_s: float
+
+
+class _Request(Struct, frozen=True, kw_only=True):
+    folder: str
+    provider: Literal["auto", "cpu", "qnn"]
+    options: dict[str, str]
+    answer: str  # the file for the report, as JSON
+
+
+def check_load(folder: Path, provider: Literal["auto", "cpu", "qnn"], options: dict[str, str]) -> LoadReport:
+    """Load the bundle's NPU graphs once. Raises BundleError if the bundle cannot be served, also after a crash."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        answer = Path(name) / "answer.json"
+        request = _Request(folder=str(folder), provider=provider, options=options, answer=str(answer))
+        run_in_child(__name__, request, folder.name)
+        return msgspec.json.decode(answer.read_bytes(), type=LoadReport)
+
+
+def _load(request: _Request) -> None:
+    folder = Path(request.folder)
+    pipelines = [*read_pipelines(folder), *read_batches(folder)]
+    device = select_device(request.provider, request.options)
+    if device is None:
+        raise BundleError(f"{folder.name} is made for an NPU, and this machine has none.")
+    sessions = NpuSessions(device, request.options, lambda stage: None)
+    started = time.perf_counter()
+    sessions.open(
+        {
+            pipeline.file(stage): stage.session_options.providers["qnn"]
+            for pipeline in pipelines
+            for stage in pipeline.stages
+            if runs_on_npu(stage)
+        }
+    )
+    report = LoadReport(device=device.kind, placement=dict(sessions.placement), load_s=time.perf_counter() - started)
+    Path(request.answer).write_bytes(msgspec.json.encode(report))
+
+
+if __name__ == "__main__":
+    sys.exit(serve_request(_Request, _load))
