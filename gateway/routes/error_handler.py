@@ -22,8 +22,8 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.logs import RequestLine
-from gateway.routes.anthropic_api import render as anthropic_replies
-from gateway.routes.ollama_api import render as ollama_replies
+from gateway.routes.anthropic_api import render as anthropic_render
+from gateway.routes.ollama_api import render as ollama_render
 from gateway.server.error_body import error_body, error_headers
 from gateway.server.request import ClientLeft, HttpRequest, request_number
 
@@ -68,9 +68,9 @@ def refuse(request: HttpRequest, exception: Exception) -> Response[bytes]:
 def body_of(path: str, error: GatewayError) -> Any:
     """By the path and not by the route: a path that does not exist, or not with this method, has no route."""
     if path.startswith("/api/"):
-        return ollama_replies.error_body(error)
+        return ollama_render.error_body(error)
     if path.startswith("/v1/messages"):
-        return anthropic_replies.error_body(error)
+        return anthropic_render.error_body(error)
     return error_body(error)
 
 

@@ -11,7 +11,7 @@ from gateway.lanes.lane import LaneStatus
 from gateway.metrics import CONTENT_TYPE
 from gateway.routes.respond import json_response
 from gateway.server.guards import OPEN
-from gateway.server.openapi_operation import told
+from gateway.server.openapi_operation import openapi_opt
 from gateway.server.request import HttpRequest, router_of
 
 
@@ -24,18 +24,18 @@ class Readiness(Struct):
     models: list[LaneStatus]
 
 
-@get(["/healthz", "/health"], opt=OPEN | told("Is the process alive", gives=Health))
+@get(["/healthz", "/health"], opt=OPEN | openapi_opt("Is the process alive", reply=Health))
 async def healthz() -> ASGIApp:
     return json_response(Health("ok"))
 
 
-@get("/readyz", opt=OPEN | told("Can a model answer", gives=Readiness, otherwise={503: Readiness}))
+@get("/readyz", opt=OPEN | openapi_opt("Can a model answer", reply=Readiness, other_replies={503: Readiness}))
 async def readyz(request: HttpRequest) -> ASGIApp:
     models = router_of(request).status()
     ready = any(model.is_ready for model in models)
     return json_response(Readiness(ready, models), status=200 if ready else 503)
 
 
-@get("/metrics", opt=told("What has happened so far, for Prometheus", gives=str, media_type="text/plain"))
+@get("/metrics", opt=openapi_opt("What has happened so far, for Prometheus", reply=str, media_type="text/plain"))
 async def metrics(request: HttpRequest) -> ASGIApp:
     return ASGIResponse(body=request.app.state.metrics.render(), headers={"content-type": CONTENT_TYPE})

@@ -24,7 +24,7 @@ from gateway.errors import BodyTimeout, BodyTooLarge, Forbidden, GatewayError, I
 from gateway.routes.error_handler import body_of
 from gateway.routes.respond import json_response
 from gateway.server.guards import OPEN
-from gateway.server.openapi_operation import Operation, Stream, told
+from gateway.server.openapi_operation import Operation, Stream, openapi_opt
 from gateway.server.request import HttpRequest, router_of
 from gateway.server.sse import MEDIA_TYPE as EVENTS
 
@@ -42,7 +42,7 @@ _HEADERS: Json = {
 }
 
 
-@get(["/schema", "/openapi.json"], opt=OPEN | told("This document", gives=Json))
+@get(["/schema", "/openapi.json"], opt=OPEN | openapi_opt("This document", reply=Json))
 async def schema(request: HttpRequest) -> ASGIApp:
     """Made once, when it is first asked for: that takes a fifth of a second."""
     state = request.app.state
@@ -68,7 +68,7 @@ def document(routes: list[HTTPRoute], config: ServerConfig) -> Json:
 
 def _operations(route: HTTPRoute) -> Iterator[tuple[str, HTTPRouteHandler, Operation]]:
     for handler in route.route_handlers:
-        if operations := handler.opt.get("operations"):
+        if operations := handler.opt.get("openapi"):
             yield from ((method.lower(), handler, operations[method]) for method in sorted(handler.http_methods))
 
 
@@ -76,11 +76,11 @@ def _types(routes: list[HTTPRoute]) -> Iterator[tuple[Any, bool]]:
     """Every type that the document speaks of, each with whether a client sends it."""
     for route in routes:
         for _, _, operation in _operations(route):
-            yield operation.takes, True
+            yield operation.body, True
             yield from ((parameter.type, True) for parameter in operation.parameters)
-            yield operation.gives, False
-            yield operation.streams and operation.streams.piece, False
-            yield from ((body, False) for body in operation.otherwise.values())
+            yield operation.reply, False
+            yield operation.stream and operation.stream.item, False
+            yield from ((body, False) for body in operation.other_replies.values())
             yield _error_type(route.path_format), False
 
 
@@ -147,14 +147,14 @@ class _Writer:
             written["parameters"] = [
                 {
                     "name": given.name,
-                    "in": given.place,
+                    "in": given.location,
                     "schema": self._of(given.type),
                     "description": given.description,
                 }
                 for given in operation.parameters
             ]
-        if operation.takes is not None:
-            content = {"application/json": {"schema": self._of(operation.takes)}}
+        if operation.body is not None:
+            content = {"application/json": {"schema": self._of(operation.body)}}
             written["requestBody"] = {"required": True, "content": content}
         if self._needs_keys and not is_open:
             written["security"] = [{name: []} for name in _SCHEMES]
@@ -162,22 +162,22 @@ class _Writer:
 
     def _responses(self, path: str, operation: Operation, *, is_open: bool) -> Json:
         error = self._of(_error_type(path))
-        raised = [*_ANY_ROUTE, *operation.raises, *(_WITH_BODY if operation.takes is not None else ())]
+        raised = [*_ANY_ROUTE, *operation.raises, *(_WITH_BODY if operation.body is not None else ())]
         if self._needs_keys and not is_open:
             raised.append(Unauthorized)
         written = {str(kind.status): _response(kind.status, {"application/json": error}) for kind in raised}
-        for status, body in operation.otherwise.items():
+        for status, body in operation.other_replies.items():
             written[str(status)] = _response(status, {"application/json": {"anyOf": [self._of(body), error]}})
-        if operation.gives is not None:
-            written["200"] = _response(200, {operation.media_type: self._of(operation.gives)})
-        if operation.streams is not None:
-            written["200"]["content"] |= self._stream(operation.streams, error)
+        if operation.reply is not None:
+            written["200"] = _response(200, {operation.media_type: self._of(operation.reply)})
+        if operation.stream is not None:
+            written["200"]["content"] |= self._stream(operation.stream, error)
         return dict(sorted(written.items()))
 
     def _stream(self, stream: Stream, error: Json) -> Json:
         """A stream that fails midway ends with an error in the place of its next piece."""
-        piece = {"anyOf": [self._of(stream.piece), error]}
-        return {stream.media_type: {"itemSchema": _event(piece, stream.last) if stream.media_type == EVENTS else piece}}
+        piece = {"anyOf": [self._of(stream.item), error]}
+        return {stream.media_type: {"itemSchema": _event(piece, stream.end) if stream.media_type == EVENTS else piece}}
 
     def _of(self, type: Any) -> Json:
         return next(schema for known, schema in self._described if known == type)

@@ -24,7 +24,7 @@ from gateway.generation import Event, Generation
 from gateway.lanes.router import Answer, Router
 from gateway.routes.collect import Collected, collect
 from gateway.routes.many_prompts import Batch, open_batch
-from gateway.server.openapi_operation import Parameter, Stream, told
+from gateway.server.openapi_operation import Parameter, Stream, openapi_opt
 from gateway.server.request import HttpRequest, owner_of, router_of, while_connected
 from gateway.server.sse import EventStream
 
@@ -60,10 +60,10 @@ class Rendering(Protocol):
         """The last frame of a stream that fails midway."""
 
 
-def generates(summary: str, takes: Any, gives: Any, streams: Stream) -> dict[str, Any]:
-    """The `opt` of a handler that asks a model; see `operations.told`."""
+def generation_opt(summary: str, body: Any, reply: Any, stream: Stream) -> dict[str, Any]:
+    """The `opt` of a handler that asks a model; see `openapi_opt`."""
     raises = (ModelNotFound, QueueFull, UpstreamFailed, DeadlineExceeded)
-    return told(summary, takes=takes, gives=gives, streams=streams, raises=raises, parameters=_LIMITS)
+    return openapi_opt(summary, body=body, reply=reply, stream=stream, raises=raises, parameters=_LIMITS)
 
 
 async def answer(request: HttpRequest, generation: Generation, rendering: Rendering, *, stream: bool) -> ASGIApp:

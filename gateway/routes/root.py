@@ -7,9 +7,9 @@ from litestar.enums import HttpMethod, MediaType
 
 from gateway import __version__
 from gateway.server.guards import OPEN
-from gateway.server.openapi_operation import told
+from gateway.server.openapi_operation import openapi_opt
 
-_KNOCK = told("A word for people", gives=str, media_type="text/plain")
+_KNOCK = openapi_opt("A word for people", reply=str, media_type="text/plain")
 
 
 @route(

@@ -25,16 +25,16 @@ from gateway.routes.openai_api.parse_tools import tools_of
 from gateway.routes.openai_api.wire import ChatMessage, Json, ToolDefinition
 from gateway.routes.respond import json_response
 from gateway.server.body import check_depth, read_json
-from gateway.server.openapi_operation import told
+from gateway.server.openapi_operation import openapi_opt
 from gateway.server.request import HttpRequest, router_of
 
 _tokenize_decoder = msgspec.json.Decoder(TokenizeRequest)
 _detokenize_decoder = msgspec.json.Decoder(DetokenizeRequest)
 _template_decoder = msgspec.json.Decoder(ApplyTemplateRequest)
-_TOKENIZE = told("A text's tokens", takes=TokenizeRequest, gives=Tokenized, raises=(ModelNotFound,))
-_DETOKENIZE = told("The text of tokens", takes=DetokenizeRequest, gives=Detokenized, raises=(ModelNotFound,))
-_APPLY_TEMPLATE = told(
-    "A chat through its model's template", takes=ApplyTemplateRequest, gives=AppliedTemplate, raises=(ModelNotFound,)
+_TOKENIZE = openapi_opt("A text's tokens", body=TokenizeRequest, reply=Tokenized, raises=(ModelNotFound,))
+_DETOKENIZE = openapi_opt("The text of tokens", body=DetokenizeRequest, reply=Detokenized, raises=(ModelNotFound,))
+_APPLY_TEMPLATE = openapi_opt(
+    "A chat through its model's template", body=ApplyTemplateRequest, reply=AppliedTemplate, raises=(ModelNotFound,)
 )
 
 

@@ -1,4 +1,4 @@
-"""What a route takes, gives and refuses, told beside its handler; `schema` makes the OpenAPI document of it."""
+"""The OpenAPI description of a route. It is attached to the handler; `routes/openapi.py` writes the document."""
 
 from __future__ import annotations
 
@@ -12,41 +12,49 @@ from gateway.server.sse import MEDIA_TYPE
 
 
 class Parameter(Struct, frozen=True):
-    """Something beside the body, never required."""
+    """An optional header or query parameter."""
 
     name: str
-    place: Literal["header", "query"]
+    location: Literal["header", "query"]
     type: Any
     description: str
 
 
 class Stream(Struct, frozen=True):
-    """A reply in pieces: the type of one event's data, or of one line; `last` is an event that is no JSON."""
+    """A streamed reply. `item`: the type of an event's data or of a line. `end`: a last event that is not JSON."""
 
-    piece: Any
+    item: Any
     media_type: str = MEDIA_TYPE
-    last: str = ""
+    end: str = ""
 
 
 class Operation(Struct, frozen=True, kw_only=True):
-    """One route. `gives` None: it never succeeds, or has no body; `otherwise`: bodies that are no error, by status."""
+    """One method of one route.
+
+    Args:
+        body: the type of the request's JSON body; None: no body.
+        reply: the type of the reply with status 200; None: the route never answers 200.
+        stream: the streamed form of that reply, if the route has one.
+        other_replies: types of replies that are not errors, by status.
+        raises: the errors of this route besides those of every route.
+    """
 
     summary: str
-    takes: Any = None
-    gives: Any = None
+    body: Any = None
+    reply: Any = None
     media_type: str = "application/json"
-    streams: Stream | None = None
-    otherwise: dict[int, Any] = field(default_factory=dict)
+    stream: Stream | None = None
+    other_replies: dict[int, Any] = field(default_factory=dict)
     raises: tuple[type[GatewayError], ...] = ()
     parameters: tuple[Parameter, ...] = ()
 
 
-def told(summary: str, **fields: Any) -> dict[str, Any]:
-    """The `opt` of a handler; `fields` are those of Operation."""
+def openapi_opt(summary: str, **fields: Any) -> dict[str, Any]:
+    """The `opt` of a handler that describes all its methods alike. `fields`: those of `Operation`."""
     operation = Operation(summary=summary, **fields)
-    return {"operations": dict.fromkeys(HttpMethod, operation)}
+    return {"openapi": dict.fromkeys(HttpMethod, operation)}
 
 
-def told_by_method(**operations: Operation) -> dict[str, Any]:
-    """The `opt` of a handler of several methods."""
-    return {"operations": operations}
+def openapi_opt_by_method(**operations: Operation) -> dict[str, Any]:
+    """The `opt` of a handler with one `Operation` for each method."""
+    return {"openapi": operations}

@@ -12,10 +12,10 @@ import schemathesis
 from gateway.app import HANDLERS
 
 DECODERS = {
-    path: msgspec.json.Decoder(operation.takes)
+    path: msgspec.json.Decoder(operation.body)
     for handler in HANDLERS
     for path in handler.paths
-    if (operation := next(iter(handler.opt["operations"].values()))).takes is not None
+    if (operation := next(iter(handler.opt["openapi"].values()))).body is not None
 }
 
 

@@ -23,15 +23,15 @@ from gateway.routes.anthropic_api.wire import (
 from gateway.routes.openai_api.parse import sampling_of
 from gateway.routes.openai_api.parse_grammar import schema_grammar
 from gateway.routes.openai_api.wire import GenerationFields
-from gateway.routes.respond import answer, generates, json_response
+from gateway.routes.respond import answer, generation_opt, json_response
 from gateway.server.body import read_json
-from gateway.server.openapi_operation import Stream, told
+from gateway.server.openapi_operation import Stream, openapi_opt
 from gateway.server.request import HttpRequest, request_number, router_of
 
 _messages_decoder = msgspec.json.Decoder(MessagesRequest)
 _count_decoder = msgspec.json.Decoder(CountTokensRequest)
-_MESSAGES = generates("Answer a chat (Anthropic)", MessagesRequest, AnthropicMessage, Stream(StreamEvent))
-_COUNT = told("Count a prompt's tokens", takes=CountTokensRequest, gives=TokenCount, raises=(ModelNotFound,))
+_MESSAGES = generation_opt("Answer a chat (Anthropic)", MessagesRequest, AnthropicMessage, Stream(StreamEvent))
+_COUNT = openapi_opt("Count a prompt's tokens", body=CountTokensRequest, reply=TokenCount, raises=(ModelNotFound,))
 
 
 @post("/v1/messages", status_code=200, opt=_MESSAGES)

@@ -24,7 +24,7 @@ from gateway.routes.ollama_api.wire import (
 )
 from gateway.routes.respond import json_response
 from gateway.server.body import read_json
-from gateway.server.openapi_operation import told
+from gateway.server.openapi_operation import openapi_opt
 from gateway.server.request import HttpRequest, router_of
 
 #: The release of Ollama whose API this is: editors ask for a minimum.
@@ -33,7 +33,7 @@ LATEST = ":latest"
 FOREVER = "9999-12-31T23:59:59Z"  # models stay loaded
 
 _decoder = msgspec.json.Decoder(ShowRequest)
-_SHOW = told("What a model can do (Ollama)", takes=ShowRequest, gives=ShownModel, raises=(ModelNotFound,))
+_SHOW = openapi_opt("What a model can do (Ollama)", body=ShowRequest, reply=ShownModel, raises=(ModelNotFound,))
 
 
 def model_named(router: Router, asked: str) -> str:
@@ -42,12 +42,12 @@ def model_named(router: Router, asked: str) -> str:
     return asked if asked in known else asked.removesuffix(LATEST)
 
 
-@get("/api/version", opt=told("The release of Ollama whose API this is", gives=ApiVersion))
+@get("/api/version", opt=openapi_opt("The release of Ollama whose API this is", reply=ApiVersion))
 async def version() -> ASGIApp:
     return json_response(ApiVersion(version=API_VERSION))
 
 
-@get("/api/tags", opt=told("Every model (Ollama)", gives=OllamaModels))
+@get("/api/tags", opt=openapi_opt("Every model (Ollama)", reply=OllamaModels))
 async def tags(request: HttpRequest) -> ASGIApp:
     loaded_at = _started_at(request)
     rows = [
@@ -64,7 +64,7 @@ async def tags(request: HttpRequest) -> ASGIApp:
     return json_response(OllamaModels(models=rows))
 
 
-@get("/api/ps", opt=told("The models that can answer (Ollama)", gives=RunningModels))
+@get("/api/ps", opt=openapi_opt("The models that can answer (Ollama)", reply=RunningModels))
 async def running(request: HttpRequest) -> ASGIApp:
     rows = [_running(name, model) for name, model in _named(router_of(request)) if model.status.is_ready]
     return json_response(RunningModels(models=rows))

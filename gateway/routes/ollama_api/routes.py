@@ -14,7 +14,7 @@ from gateway.routes.ollama_api.models import model_named
 from gateway.routes.ollama_api.parse import chat_of, generation_of, prompt_of
 from gateway.routes.ollama_api.render import MEDIA_TYPE, Kind, OllamaRendering, reply_of
 from gateway.routes.ollama_api.wire import OllamaChatRequest, OllamaGenerateRequest, OllamaReply, OllamaRequest
-from gateway.routes.respond import answer, generates, json_response
+from gateway.routes.respond import answer, generation_opt, json_response
 from gateway.server.body import read_json
 from gateway.server.openapi_operation import Stream
 from gateway.server.request import HttpRequest, request_number, router_of
@@ -22,8 +22,8 @@ from gateway.server.request import HttpRequest, request_number, router_of
 _chat_decoder = msgspec.json.Decoder(OllamaChatRequest)
 _generate_decoder = msgspec.json.Decoder(OllamaGenerateRequest)
 _LINES = Stream(OllamaReply, MEDIA_TYPE)
-_CHAT = generates("Answer a chat (Ollama)", OllamaChatRequest, OllamaReply, _LINES)
-_GENERATE = generates("Answer a prompt (Ollama)", OllamaGenerateRequest, OllamaReply, _LINES)
+_CHAT = generation_opt("Answer a chat (Ollama)", OllamaChatRequest, OllamaReply, _LINES)
+_GENERATE = generation_opt("Answer a prompt (Ollama)", OllamaGenerateRequest, OllamaReply, _LINES)
 
 
 @post("/api/chat", status_code=200, opt=_CHAT)

@@ -9,13 +9,13 @@ from litestar.types import ASGIApp
 from gateway.routes.openai_api.parse import chat_generation, wants_usage
 from gateway.routes.openai_api.render_chat import ChatRendering
 from gateway.routes.openai_api.wire import ChatCompletion, ChatCompletionChunk, ChatRequest
-from gateway.routes.respond import answer, generates
+from gateway.routes.respond import answer, generation_opt
 from gateway.server.body import read_json
 from gateway.server.openapi_operation import Stream
 from gateway.server.request import HttpRequest, request_number, router_of
 
 _decoder = msgspec.json.Decoder(ChatRequest)
-_OPERATION = generates("Answer a chat", ChatRequest, ChatCompletion, Stream(ChatCompletionChunk, last="[DONE]"))
+_OPERATION = generation_opt("Answer a chat", ChatRequest, ChatCompletion, Stream(ChatCompletionChunk, end="[DONE]"))
 
 
 @post(["/v1/chat/completions", "/chat/completions"], status_code=200, opt=_OPERATION)

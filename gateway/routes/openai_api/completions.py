@@ -20,7 +20,7 @@ from gateway.routes.openai_api.completion_wire import Completion, CompletionRequ
 from gateway.routes.openai_api.parse import check_stream_options, min_tokens_of, sampling_of, stop_of, wants_usage
 from gateway.routes.openai_api.parse_grammar import grammar_of
 from gateway.routes.openai_api.render_completion import CompletionRendering, CompletionShape
-from gateway.routes.respond import answer_all, generates
+from gateway.routes.respond import answer_all, generation_opt
 from gateway.server.body import read_json
 from gateway.server.openapi_operation import Stream
 from gateway.server.request import HttpRequest, request_number, router_of
@@ -31,7 +31,7 @@ MAX_PROMPTS = 1_000  # in one request
 T = TypeVar("T")
 
 _decoder = msgspec.json.Decoder(CompletionRequest)
-_OPERATION = generates("Go on with a text", CompletionRequest, Completion, Stream(Completion, last="[DONE]"))
+_OPERATION = generation_opt("Go on with a text", CompletionRequest, Completion, Stream(Completion, end="[DONE]"))
 
 
 @post(["/v1/completions", "/completions"], status_code=200, opt=_OPERATION)

@@ -10,11 +10,11 @@ from gateway.errors import ModelNotFound
 from gateway.lanes.router import ModelInfo
 from gateway.routes.openai_api.wire import ModelCard, ModelList
 from gateway.routes.respond import json_response
-from gateway.server.openapi_operation import told
+from gateway.server.openapi_operation import openapi_opt
 from gateway.server.request import HttpRequest, router_of
 
 
-@get(["/v1/models", "/models"], opt=told("Every model, aliases included", gives=ModelList))
+@get(["/v1/models", "/models"], opt=openapi_opt("Every model, aliases included", reply=ModelList))
 async def list_models(request: HttpRequest) -> ASGIApp:
     created = request.app.state.started_at
     cards = [
@@ -25,7 +25,7 @@ async def list_models(request: HttpRequest) -> ASGIApp:
 
 @get(
     ["/v1/models/{model_id:path}", "/models/{model_id:path}"],
-    opt=told("One model, by name or alias", gives=ModelCard, raises=(ModelNotFound,)),
+    opt=openapi_opt("One model, by name or alias", reply=ModelCard, raises=(ModelNotFound,)),
 )
 async def get_model(request: HttpRequest, model_id: FromPath[str]) -> ASGIApp:
     name = model_id.removeprefix("/")  # Litestar's `path` keeps the slash before it

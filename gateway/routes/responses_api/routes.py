@@ -15,23 +15,23 @@ from gateway.errors import InvalidRequest, NotFound, UnsupportedParameter
 from gateway.generation import Generation
 from gateway.routes.openai_api.parse import sampling_of
 from gateway.routes.openai_api.wire import GenerationFields
-from gateway.routes.respond import answer, generates, json_response
+from gateway.routes.respond import answer, generation_opt, json_response
 from gateway.routes.responses_api.parse import Placed, chat_of, grammar_of, placed_items
 from gateway.routes.responses_api.render import ResponsesRendering
 from gateway.routes.responses_api.store import ResponseStore
 from gateway.routes.responses_api.wire import AnyEvent, Response, ResponseDeleted, ResponsesRequest
 from gateway.server.body import read_json
-from gateway.server.openapi_operation import Operation, Parameter, Stream, told_by_method
+from gateway.server.openapi_operation import Operation, Parameter, Stream, openapi_opt_by_method
 from gateway.server.request import HttpRequest, owner_of, request_number, router_of
 
 _decoder = msgspec.json.Decoder(ResponsesRequest)
-_CREATE = generates("Answer a chat (Responses API)", ResponsesRequest, Response, Stream(AnyEvent))
+_CREATE = generation_opt("Answer a chat (Responses API)", ResponsesRequest, Response, Stream(AnyEvent))
 _STREAM = Parameter("stream", "query", bool, "Not true: what is kept is not streamed again.")
-_KEPT = told_by_method(
+_KEPT = openapi_opt_by_method(
     GET=Operation(
-        summary="A response that was kept", gives=Response, raises=(InvalidRequest, NotFound), parameters=(_STREAM,)
+        summary="A response that was kept", reply=Response, raises=(InvalidRequest, NotFound), parameters=(_STREAM,)
     ),
-    DELETE=Operation(summary="Forget a response", gives=ResponseDeleted, raises=(NotFound,)),
+    DELETE=Operation(summary="Forget a response", reply=ResponseDeleted, raises=(NotFound,)),
 )
 
 
