@@ -5,7 +5,7 @@ line of its own, so that a batch cannot fill the chat's. One place stays free of
 than one), so that a chat never waits for a batch to end.
 
 The wait for a place is played through: each request in progress gives up its place when its turn says, each one ahead
-in the line takes the first that is given up, and gives it up in turn.
+in the line takes the first that is given up, and gives it up in ticket.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 _SMOOTHING = 0.2  # weight of the newest service time in the average
 
 
-class Turn:
+class Ticket:
     """A request's stand in the line and then its place; `leave` gives up whichever it has, once."""
 
     __slots__ = ("_called", "_remaining_s", "_slots", "background", "entered_at", "has_left")
@@ -60,11 +60,11 @@ class Slots:
     def __init__(self, places: int, queue: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.places = places
         self.queue = queue
-        self.inside: list[Turn] = []
+        self.inside: list[Ticket] = []
         self.mean_service_s: float | None = None  # how long a place is held, smoothed; None: none was yet
         self._clock = clock
-        self._interactive: deque[Turn] = deque()
-        self._background: deque[Turn] = deque()
+        self._interactive: deque[Ticket] = deque()
+        self._background: deque[Ticket] = deque()
 
     @property
     def running(self) -> int:
@@ -82,55 +82,55 @@ class Slots:
         ahead = [*self._interactive, *self._background] if background else self._interactive
         return self._wait_s(background, ahead)
 
-    def wait_s(self, turn: Turn) -> float:
+    def wait_s(self, ticket: Ticket) -> float:
         """Seconds until one that is here gets its place; 0 when it has it."""
-        if turn.entered_at is not None:
+        if ticket.entered_at is not None:
             return 0.0
-        line = self._line(turn.background)
-        before = itertools.takewhile(lambda other: other is not turn, line)
-        return self._wait_s(turn.background, [*self._interactive, *before] if turn.background else before)
+        line = self._line(ticket.background)
+        before = itertools.takewhile(lambda other: other is not ticket, line)
+        return self._wait_s(ticket.background, [*self._interactive, *before] if ticket.background else before)
 
-    def usual_s(self, turn: Turn) -> float:
-        held_s = 0.0 if turn.entered_at is None else self._clock() - turn.entered_at
+    def usual_s(self, ticket: Ticket) -> float:
+        held_s = 0.0 if ticket.entered_at is None else self._clock() - ticket.entered_at
         return max(0.0, (self.mean_service_s or 0.0) - held_s)
 
-    def others(self, turn: Turn) -> int:
+    def others(self, ticket: Ticket) -> int:
         """How many it has beside it in progress, or will have; those in the background make way."""
-        if turn.entered_at is None:
+        if ticket.entered_at is None:
             return self.places - 1
-        return sum(other is not turn and other.background <= turn.background for other in self.inside)
+        return sum(other is not ticket and other.background <= ticket.background for other in self.inside)
 
-    def join(self, background: bool = False, remaining_s: Callable[[], float | None] = lambda: None) -> Turn:
+    def join(self, background: bool = False, remaining_s: Callable[[], float | None] = lambda: None) -> Ticket:
         """A stand at the end of the line; the caller has looked at `is_full`, and will `leave`.
 
         `remaining_s`: seconds that it will still hold a place, asked now and then; None: it cannot say.
         """
-        turn = Turn(self, background, remaining_s)
-        self._line(background).append(turn)
+        ticket = Ticket(self, background, remaining_s)
+        self._line(background).append(ticket)
         self._let_in()
-        return turn
+        return ticket
 
     def turn_away(self) -> None:
         """Send everybody home who waits; those in progress stay."""
         for background in (False, True):
             line = self._line(background)
             while line:
-                turn = line.popleft()
-                turn.has_left = True
-                turn._call()
+                ticket = line.popleft()
+                ticket.has_left = True
+                ticket._call()
 
     def _limit(self, background: bool) -> int:
         return max(1, self.places - 1) if background else self.places
 
-    def _line(self, background: bool) -> deque[Turn]:
+    def _line(self, background: bool) -> deque[Ticket]:
         return self._background if background else self._interactive
 
-    def _wait_s(self, background: bool, ahead: Iterable[Turn]) -> float:
+    def _wait_s(self, background: bool, ahead: Iterable[Ticket]) -> float:
         limit = self._limit(background)
-        ends = sorted(turn.remaining_s for turn in self.inside)
+        ends = sorted(ticket.remaining_s for ticket in self.inside)
         free_in = [0.0] * (limit - len(ends)) + ends[max(0, len(ends) - limit) :]  # ascending, so a heap
-        for turn in ahead:
-            heapq.heapreplace(free_in, free_in[0] + turn.remaining_s)
+        for ticket in ahead:
+            heapq.heapreplace(free_in, free_in[0] + ticket.remaining_s)
         return free_in[0]
 
     def _let_in(self) -> None:
@@ -139,17 +139,17 @@ class Slots:
             while line and self.running < self._limit(background):
                 self._enter(line.popleft())
 
-    def _enter(self, turn: Turn) -> None:
-        self.inside.append(turn)
-        turn.entered_at = self._clock()
-        turn._call()
+    def _enter(self, ticket: Ticket) -> None:
+        self.inside.append(ticket)
+        ticket.entered_at = self._clock()
+        ticket._call()
 
-    def _give_up(self, turn: Turn) -> None:
-        if turn.entered_at is None:
-            self._line(turn.background).remove(turn)
+    def _give_up(self, ticket: Ticket) -> None:
+        if ticket.entered_at is None:
+            self._line(ticket.background).remove(ticket)
         else:
-            self.inside.remove(turn)
-            self._learn(self._clock() - turn.entered_at)
+            self.inside.remove(ticket)
+            self._learn(self._clock() - ticket.entered_at)
         self._let_in()
 
     def _learn(self, service_s: float) -> None:

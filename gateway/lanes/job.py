@@ -8,14 +8,14 @@ from collections.abc import Callable
 from gateway.engines.base import Plan
 from gateway.errors import GatewayError
 from gateway.generation import Event, Generation, Meter, Timings
-from gateway.lanes.admission import Turn
+from gateway.lanes.admission import Ticket
 from gateway.lanes.breaker import Permit
 
 _BUFFERED_EVENTS = 4096  # between the device and its reader: about 1 MB at worst
 
 
-class Request:
-    """One accepted request.
+class Job:
+    """One accepted job.
 
     Args:
         timeout_s: its deadline when `generation` brings none.
@@ -34,10 +34,10 @@ class Request:
         "others",
         "permit",
         "plan",
-        "turn",
+        "ticket",
     )
 
-    turn: Turn  # it is in the line from the moment it exists
+    ticket: Ticket  # it is in the line from the moment it exists
 
     def __init__(
         self, generation: Generation, meter: Meter, permit: Permit, timeout_s: float, clock: Callable[[], float]
@@ -76,7 +76,7 @@ class Request:
     def timings(self, engine_queue_s: float = 0.0) -> Timings:
         """Where its time went until now; `engine_queue_s` is what the engine let it wait."""
         now = self._clock()
-        entered_at = now if self.turn.entered_at is None else self.turn.entered_at
+        entered_at = now if self.ticket.entered_at is None else self.ticket.entered_at
         return Timings(
             queue_s=entered_at - self.accepted_at + engine_queue_s,
             ttft_s=0.0 if self.first_at is None else self.first_at - self.accepted_at,

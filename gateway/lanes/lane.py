@@ -1,4 +1,4 @@
-"""One model's lane: its queue, its breaker and its engine. The only place that admits and cancels a request.
+"""One model's lane: its queue, its breaker and its engine. The only place that admits and cancels a job.
 
 1. A request runs in a task of its own that fills a bounded queue, and its reader empties that: a reader that stalls
    holds no place on the device, and the deadline passes whether or not somebody reads. Closing the reader's generator
@@ -26,11 +26,11 @@ from gateway.generation import Event, Finished, Generation, Meter
 from gateway.lanes.admission import Slots
 from gateway.lanes.breaker import Breaker
 from gateway.lanes.breaker import State as BreakerState
-from gateway.lanes.job import Request
+from gateway.lanes.job import Job
 from gateway.lanes.lane_forecast import LaneForecast
 from gateway.lanes.loader import Loader
 from gateway.lanes.prober import Prober
-from gateway.lanes.run import Runner
+from gateway.lanes.run import JobRunner
 from gateway.metrics import LaneGauges, Metrics
 
 _NOT_READY: dict[State, str] = {
@@ -97,7 +97,7 @@ class Lane:
         self._metrics.watch(name, self._gauges)
         self._loader = Loader(name, engine, clock)
         self._forecast = LaneForecast(name, engine, self.slots, clock)
-        self._runner = Runner(name, engine, self.breaker, self._forecast)
+        self._runner = JobRunner(name, engine, self.breaker, self._forecast)
         self._timeout_s = timeout_s
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
@@ -150,14 +150,14 @@ class Lane:
         """The request's events; they end with Finished, or with a GatewayError raised from here.
 
         The first step raises the refusals: ModelNotReady, BreakerOpen, QueueFull, each with the seconds to wait.
-        Later: DeadlineExceeded and whatever the engine raises. Closing the generator cancels the request.
+        Later: DeadlineExceeded and whatever the engine raises. Closing the generator cancels the job.
         """
-        request = self._accept(generation, meter)
-        task = self._spawn(self._serve(request))
-        task.add_done_callback(partial(self._ended, request))
+        job = self._accept(generation, meter)
+        task = self._spawn(self._serve(job))
+        task.add_done_callback(partial(self._ended, job))
         try:
             while True:
-                event = await request.events.get()
+                event = await job.events.get()
                 if isinstance(event, GatewayError):
                     raise event
                 yield event
@@ -167,7 +167,7 @@ class Lane:
             task.cancel()
             await asyncio.wait([task])
 
-    def _accept(self, generation: Generation, meter: Meter) -> Request:
+    def _accept(self, generation: Generation, meter: Meter) -> Job:
         try:
             self._check_ready()
             permit = self.breaker.admit()
@@ -179,9 +179,9 @@ class Lane:
         except GatewayError as refusal:
             self._metrics.request_refused(self.name, refusal.code or refusal.type)
             raise
-        request = Request(generation, meter, permit, self._timeout_s, self._clock)
-        request.turn = self.slots.join(generation.background, partial(self._forecast.remaining_s, request))
-        return request
+        job = Job(generation, meter, permit, self._timeout_s, self._clock)
+        job.ticket = self.slots.join(generation.background, partial(self._forecast.remaining_s, job))
+        return job
 
     def _check_ready(self) -> None:
         status = self._loader.status
@@ -196,30 +196,30 @@ class Lane:
             wait_s = self.slots.expected_wait_s(generation.background)
             raise QueueFull(f"{self.name} has {line}; there is no room for more.", retry_after_s=wait_s)
 
-    async def _serve(self, request: Request) -> None:
+    async def _serve(self, job: Job) -> None:
         """Run the request and hand its end to the reader."""
         try:
-            finished = await self._runner.run(request)
+            finished = await self._runner.run(job)
         except GatewayError as error:
-            self._conclude(request, error.code or error.type)
-            await request.events.put(error)
+            self._conclude(job, error.code or error.type)
+            await job.events.put(error)
         else:
-            self._conclude(request, "ok")
-            await request.events.put(finished)
+            self._conclude(job, "ok")
+            await job.events.put(finished)
 
-    def _ended(self, request: Request, task: asyncio.Task[None]) -> None:
-        self._conclude(request, "cancelled")
+    def _ended(self, job: Job, task: asyncio.Task[None]) -> None:
+        self._conclude(job, "cancelled")
         if task.cancelled() or task.exception():  # a reader that is still there waits for an end
-            while request.events.full():
-                request.events.get_nowait()
-            request.events.put_nowait(ModelNotReady(f"{self.name} was shut down before it finished its answer."))
+            while job.events.full():
+                job.events.get_nowait()
+            job.events.put_nowait(ModelNotReady(f"{self.name} was shut down before it finished its answer."))
 
-    def _conclude(self, request: Request, outcome: str) -> None:
-        if not request.concluded:
-            request.concluded = True
-            request.permit.settle("released")
-            request.turn.leave()
-            self._metrics.request_ended(self.name, outcome, request.meter, request.timings())
+    def _conclude(self, job: Job, outcome: str) -> None:
+        if not job.concluded:
+            job.concluded = True
+            job.permit.settle("released")
+            job.ticket.leave()
+            self._metrics.request_ended(self.name, outcome, job.meter, job.timings())
 
     # --- the breaker
 

@@ -12,7 +12,7 @@ from gateway.engines.base import Engine, Plan
 from gateway.errors import FirstTokenTooLate, GatewayError, QueueFull
 from gateway.lanes.admission import Slots
 from gateway.lanes.forecast import Forecast
-from gateway.lanes.job import Request
+from gateway.lanes.job import Job
 
 
 class LaneForecast:
@@ -30,42 +30,42 @@ class LaneForecast:
         self._forecast = Forecast(clock)
         self._clock = clock
 
-    def check_first_token(self, request: Request) -> None:
+    def check_first_token(self, job: Job) -> None:
         """Predict the first token into the meter; FirstTokenTooLate or QueueFull when it would come too late."""
-        plan, limit_s = request.plan, request.generation.ttft_timeout_s
-        ready_s = request.age_s + self._slots.wait_s(request.turn)
-        own_s = None if plan is None else self._forecast.first_token_s(plan, self._slots.others(request.turn))
+        plan, limit_s = job.plan, job.generation.ttft_timeout_s
+        ready_s = job.age_s + self._slots.wait_s(job.ticket)
+        own_s = None if plan is None else self._forecast.first_token_s(plan, self._slots.others(job.ticket))
         if own_s is not None:
-            request.meter.predicted_ttft_s = ready_s + own_s
+            job.meter.predicted_ttft_s = ready_s + own_s
         expected_s = ready_s + (own_s or 0.0)
         if limit_s is not None and expected_s > limit_s and self._forecast.refuses():
             raise self._refusal(plan, expected_s, limit_s)
 
-    def remaining_s(self, request: Request) -> float | None:
+    def remaining_s(self, job: Job) -> float | None:
         """Seconds until the request will have given up its place, from when it gets it or from now."""
-        if request.plan is None:
+        if job.plan is None:
             return None
-        others = self._slots.others(request.turn)
-        return self._forecast.remaining_s(request.plan, request.meter, self._most_tokens(request), others)
+        others = self._slots.others(job.ticket)
+        return self._forecast.remaining_s(job.plan, job.meter, self._most_tokens(job), others)
 
-    def began(self, request: Request) -> None:
+    def began(self, job: Job) -> None:
         """Keep in mind beside how many a request begins that has got its place."""
-        request.others = self._slots.others(request.turn)
+        job.others = self._slots.others(job.ticket)
 
-    def first_token(self, request: Request) -> None:
+    def first_token(self, job: Job) -> None:
         """Learn from a request that has its first token."""
-        if request.plan is not None and request.turn.entered_at is not None:
-            self._forecast.first_token(request.plan, request.meter, request.turn.entered_at, request.others)
+        if job.plan is not None and job.ticket.entered_at is not None:
+            self._forecast.first_token(job.plan, job.meter, job.ticket.entered_at, job.others)
 
-    def gave_up(self, request: Request) -> None:
+    def gave_up(self, job: Job) -> None:
         """Learn from a request whose deadline has passed, if it had its place and no first token."""
-        if request.first_at is None and request.plan is not None and request.turn.entered_at is not None:
-            held_s = self._clock() - request.turn.entered_at
-            self._forecast.gave_up(request.plan, held_s, request.others)
+        if job.first_at is None and job.plan is not None and job.ticket.entered_at is not None:
+            held_s = self._clock() - job.ticket.entered_at
+            self._forecast.gave_up(job.plan, held_s, job.others)
 
-    def finished(self, request: Request) -> None:
+    def finished(self, job: Job) -> None:
         """Learn from a request that has ended by itself."""
-        self._forecast.finished(request.meter, self._most_tokens(request))
+        self._forecast.finished(job.meter, self._most_tokens(job))
 
     def _refusal(self, plan: Plan | None, expected_s: float, limit_s: float) -> GatewayError:
         wanted = f"the first token was wanted within {limit_s:g} s"
@@ -76,7 +76,7 @@ class LaneForecast:
         busy = f"{self._name} is busy and would begin its answer in about {expected_s:.1f} s"
         return QueueFull(f"{busy}; {wanted}.", retry_after_s=expected_s - limit_s)
 
-    def _most_tokens(self, request: Request) -> int:
-        plan, generation = request.plan, request.generation
+    def _most_tokens(self, job: Job) -> int:
+        plan, generation = job.plan, job.generation
         room = self._engine.status.context_length - (plan.prompt_tokens if plan else 0)
         return generation.n * max(1, min(generation.max_tokens, room))

@@ -47,7 +47,7 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     status: LaneStatus
 
 
-class Answer:
+class RoutedAnswer:
     """One opened request.
 
     `model` and `meter` are those of the lane that answers: final once `events` has yielded. `events` yields Started,
@@ -193,11 +193,11 @@ class Router:
         """What a request for `name` gets that does not say."""
         return self.config.defaults_for(self.lookup(name).model)
 
-    async def open(self, generation: Generation) -> Answer:
+    async def open(self, generation: Generation) -> RoutedAnswer:
         """The answer to a request, once the device has begun with it; every refusal is raised from here."""
         route = self.lookup(generation.model)
         longest_s = self.config.server.timeout_s
-        answer = Answer(
+        answer = RoutedAnswer(
             replace(generation, background=generation.background or route.background),
             self._chain(route.model),
             longest_s if generation.timeout_s is None else min(generation.timeout_s, longest_s),

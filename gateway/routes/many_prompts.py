@@ -9,15 +9,15 @@ from contextlib import aclosing
 from msgspec.structs import replace
 
 from gateway.generation import Event, Finished, Generation, Meter, Started, Usage
-from gateway.lanes.router import Answer, Router
+from gateway.lanes.router import RoutedAnswer, Router
 
 
-class Batch:
-    """Has the interface of `router.Answer`. `events` has a Started for each generation, in order; choices are counted
-    on from one generation to the next; one Finished sums up the usage.
+class MultiPromptAnswer:
+    """The answers to several generations, one after another, as one answer. Has the interface of `RoutedAnswer`.
 
-    They are answered one after another: a long list takes one place in the lane and leaves the others their turn, and
-    each prompt is computed as if it had come alone. The deadline is that of the whole.
+    `events` yields a Started for each generation and one Finished with the sum of the usage. Choices are numbered
+    across the generations. A long list of prompts uses one slot at a time, so that other requests get their turn, and
+    the result of each prompt is the same as in a request of its own. The deadline applies to the whole list.
     """
 
     def __init__(
@@ -27,11 +27,11 @@ class Batch:
         self._router, self._generations, self._clock = router, generations, clock
         longest_s = router.config.server.timeout_s
         self._deadline = clock() + min(longest_s, generations[0].timeout_s or longest_s)
-        self._answer: Answer | None = None
+        self._answer: RoutedAnswer | None = None
 
     @property
     def model(self) -> str:
-        assert self._answer is not None  # there is none before `open_batch` has returned
+        assert self._answer is not None  # there is none before `open_all` has returned
         return self._answer.model
 
     @property
@@ -61,11 +61,11 @@ class Batch:
         yield Finished(usage=usage)
 
 
-async def open_batch(router: Router, generations: Sequence[Generation]) -> Batch:
+async def open_all(router: Router, generations: Sequence[Generation]) -> MultiPromptAnswer:
     """The answers to all of them, once the device has begun with the first; every refusal of it is raised from here."""
-    batch = Batch(router, generations)
-    await anext(batch.events)
-    return batch
+    answers = MultiPromptAnswer(router, generations)
+    await anext(answers.events)
+    return answers
 
 
 def _sum(a: Usage, b: Usage) -> Usage:

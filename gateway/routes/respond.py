@@ -21,9 +21,9 @@ from gateway.errors import (
     UpstreamFailed,
 )
 from gateway.generation import Event, Generation
-from gateway.lanes.router import Answer, Router
+from gateway.lanes.router import RoutedAnswer, Router
 from gateway.routes.collect import Collected, collect
-from gateway.routes.many_prompts import Batch, open_batch
+from gateway.routes.many_prompts import MultiPromptAnswer, open_all
 from gateway.server.openapi_operation import Parameter, Stream, openapi_opt
 from gateway.server.request import HttpRequest, owner_of, router_of, while_connected
 from gateway.server.sse import EventStream
@@ -128,8 +128,8 @@ def _seconds(request: HttpRequest, header: str) -> float | None:
     return milliseconds / 1000
 
 
-async def _open(router: Router, generations: Sequence[Generation]) -> Answer | Batch:
-    return await (router.open(generations[0]) if len(generations) == 1 else open_batch(router, generations))
+async def _open(router: Router, generations: Sequence[Generation]) -> RoutedAnswer | MultiPromptAnswer:
+    return await (router.open(generations[0]) if len(generations) == 1 else open_all(router, generations))
 
 
 async def _whole(router: Router, generations: Sequence[Generation], rendering: Rendering) -> ASGIApp:
@@ -139,13 +139,13 @@ async def _whole(router: Router, generations: Sequence[Generation], rendering: R
     return json_response(rendering.whole(opened.model, collected), headers=headers)
 
 
-def _predicted(opened: Answer | Batch) -> dict[str, str]:
+def _predicted(opened: RoutedAnswer | MultiPromptAnswer) -> dict[str, str]:
     """What was expected when the device began; another model may still take over from one that fails then."""
     predicted_s = opened.meter.predicted_ttft_s
     return {} if predicted_s is None else {PREDICTED_TTFT: f"{1000 * predicted_s:.0f}"}
 
 
-async def _pieces(opened: Answer | Batch, rendering: Rendering) -> AsyncGenerator[bytes, None]:
+async def _pieces(opened: RoutedAnswer | MultiPromptAnswer, rendering: Rendering) -> AsyncGenerator[bytes, None]:
     async for event in opened.events:
         for piece in rendering.pieces(opened.model, event):
             yield piece

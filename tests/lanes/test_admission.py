@@ -6,25 +6,25 @@ import random
 
 import pytest
 
-from gateway.lanes.admission import Slots, Turn
+from gateway.lanes.admission import Slots, Ticket
 from tests.support.virtual_time import in_virtual_time, now
 
 
-def entered(*turns: Turn) -> list[bool]:
-    return [turn.entered_at is not None for turn in turns]
+def entered(*tickets: Ticket) -> list[bool]:
+    return [ticket.entered_at is not None for ticket in tickets]
 
 
 @in_virtual_time
 async def test_places_then_the_line_in_order() -> None:
     slots = Slots(2, 3, now)
-    turns = [slots.join() for _ in range(5)]
-    assert entered(*turns) == [True, True, False, False, False]
+    tickets = [slots.join() for _ in range(5)]
+    assert entered(*tickets) == [True, True, False, False, False]
     assert slots.is_full()
-    turns[3].leave()  # gave up waiting
-    turns[0].leave()
-    assert entered(*turns[2:]) == [True, False, False]
-    turns[1].leave()
-    assert entered(turns[4]) == [True]
+    tickets[3].leave()  # gave up waiting
+    tickets[0].leave()
+    assert entered(*tickets[2:]) == [True, False, False]
+    tickets[1].leave()
+    assert entered(tickets[4]) == [True]
     assert (slots.running, slots.waiting) == (2, 0)
 
 
@@ -50,7 +50,7 @@ async def test_who_is_beside_whom() -> None:
     assert entered(chat, batch, waits) == [True, False, False]  # one place stays free
     other.leave()
     assert entered(batch, waits) == [True, False]
-    assert [slots.others(turn) for turn in (chat, batch, waits)] == [0, 1, 2]  # a batch makes way for a chat
+    assert [slots.others(ticket) for ticket in (chat, batch, waits)] == [0, 1, 2]  # a batch makes way for a chat
 
 
 @in_virtual_time
@@ -78,8 +78,8 @@ async def test_turning_away_wakes_those_who_wait() -> None:
     assert await inside.wait()
     assert not await waiting.wait()
     assert not await background.wait()
-    for turn in (inside, waiting, background, waiting, inside):
-        turn.leave()
+    for ticket in (inside, waiting, background, waiting, inside):
+        ticket.leave()
     assert (slots.running, slots.waiting) == (0, 0)
 
 
@@ -89,9 +89,9 @@ async def test_the_expected_wait_follows_what_places_were_held_for() -> None:
     slots = Slots(2, 8, lambda: time)
     assert slots.expected_wait_s() == 0.0
     for _ in range(3):
-        turn = slots.join()
+        ticket = slots.join()
         time += 4.0
-        turn.leave()
+        ticket.leave()
     assert slots.mean_service_s == pytest.approx(4.0)
     assert slots.expected_wait_s() == 0.0  # a place is free
     slots.join()
@@ -119,7 +119,7 @@ async def test_the_expected_wait_plays_through_who_leaves_when() -> None:
 async def test_any_order_of_coming_and_going_keeps_the_limits(seed: int) -> None:
     dice = random.Random(seed)
     slots = Slots(dice.randint(1, 4), dice.randint(0, 6), now)
-    here: list[Turn] = []
+    here: list[Ticket] = []
     for _ in range(500):
         if dice.random() < 0.55:
             background = dice.random() < 0.4
@@ -127,14 +127,14 @@ async def test_any_order_of_coming_and_going_keeps_the_limits(seed: int) -> None
                 here.append(slots.join(background))
         elif here:
             here.pop(dice.randrange(len(here))).leave()
-        inside = [turn for turn in here if turn.entered_at is not None]
+        inside = [ticket for ticket in here if ticket.entered_at is not None]
         assert slots.running == len(inside) <= slots.places
         assert slots.waiting == len(here) - len(inside)
         for background in (False, True):
-            waiting = sum(turn.background == background and turn.entered_at is None for turn in here)
+            waiting = sum(ticket.background == background and ticket.entered_at is None for ticket in here)
             assert waiting <= slots.queue
-        if any(turn.entered_at is None and not turn.background for turn in here):
+        if any(ticket.entered_at is None and not ticket.background for ticket in here):
             assert slots.running == slots.places  # nobody waits beside a free place
-    for turn in here:
-        turn.leave()
+    for ticket in here:
+        ticket.leave()
     assert (slots.running, slots.waiting) == (0, 0)

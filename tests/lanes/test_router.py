@@ -24,7 +24,7 @@ from gateway.errors import (
 )
 from gateway.generation import Event, Finished, Generation, Started, Text, TextDelta
 from gateway.lanes.lane import Lane
-from gateway.lanes.router import Answer, Route, Router
+from gateway.lanes.router import Route, RoutedAnswer, Router
 from tests.support.virtual_time import in_virtual_time, now
 
 BREAKER = BreakerConfig(min_calls=1, probe_itself=False)
@@ -59,7 +59,7 @@ def request(name: str = "main", **fields: Any) -> Generation:
     return Generation(id="req-1", model=name, prompt=Text("one two three"), **fields)
 
 
-async def read(answer: Answer) -> list[Event]:
+async def read(answer: RoutedAnswer) -> list[Event]:
     try:
         return [event async for event in answer.events]
     finally:

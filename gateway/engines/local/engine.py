@@ -18,7 +18,7 @@ from pathlib import Path
 from gateway.bundles.bundle import load_bundle
 from gateway.config import ModelConfig
 from gateway.engines.base import EngineStatus, Plan
-from gateway.engines.local.events import Answer
+from gateway.engines.local.events import FrameTranslator
 from gateway.engines.local.process import Entry, WorkerProcess
 from gateway.engines.local.prompts import PreparedPrompt, Prompts
 from gateway.engines.local.supervisor import Supervisor
@@ -58,7 +58,7 @@ class LocalEngine:
         self._path = models_dir / model.path
         self._entry, self._clock = entry, clock
         self._prompts: Prompts | None = None  # known once the bundle is read
-        self._answers: dict[int, Answer] = {}
+        self._answers: dict[int, FrameTranslator] = {}
         self._ids = itertools.count(1)
         #: Owner and tokens of what is likely cached: the worker keeps more than what it has in its slots.
         self._rows: deque[tuple[str, list[int]]] = deque(maxlen=4 * model.max_sequences)
@@ -117,7 +117,7 @@ class LocalEngine:
         prompt: PreparedPrompt = meter.prepared or await asyncio.to_thread(prompts.prepare, generation)
         self._ready_prompts()  # the worker may have died meanwhile
         submit = self._submit(generation, prompt)
-        answer = Answer(
+        answer = FrameTranslator(
             submit.id,
             generation,
             prompt.ids,

@@ -38,7 +38,7 @@ class _Choice(Struct):
     is_open: bool = True
 
 
-class Answer:
+class FrameTranslator:
     """Args:
     id: of the request at the worker.
     parsers: one for each choice.

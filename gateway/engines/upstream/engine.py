@@ -18,7 +18,7 @@ from openai import AsyncOpenAI, AsyncStream
 from gateway.config import ModelConfig
 from gateway.engines.base import EngineStatus, Plan, State
 from gateway.engines.upstream.body import chat_body, completion_body
-from gateway.engines.upstream.events import UpstreamAnswer
+from gateway.engines.upstream.events import ChunkTranslator
 from gateway.errors import (
     ConfigError,
     ContextLengthExceeded,
@@ -78,7 +78,7 @@ class UpstreamEngine:
     async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event, None]:
         if self._client is None or self._state != "ready":
             raise ModelNotReady(f"The model '{self._name}' is not ready ({self._state}).", retry_after_s=1)
-        answer = UpstreamAnswer(generation, meter, self._clock)
+        answer = ChunkTranslator(generation, meter, self._clock)
         chunks: AsyncStream[Any] | None = None
         try:
             chunks = await self._ask(self._client, generation)

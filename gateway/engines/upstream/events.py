@@ -33,7 +33,7 @@ _PART_OF_A_CHARACTER = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)", re.IGNORECASE)
 _REASONS: dict[str, FinishReason] = {"length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls"}
 
 
-class UpstreamAnswer:
+class ChunkTranslator:
     """Args:
     clock: seconds, monotonic.
     """
