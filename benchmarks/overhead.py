@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 from report import ROOT, parser, publish, spread, table
 
-from gateway.config import ModelConfig
+from gateway.config import ScriptedModel
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.generation import Generation, Meter, Text
 
@@ -117,7 +117,7 @@ def whole(port: int, server: psutil.Process, requests: int) -> tuple[float, floa
 
 async def bare(tokens: int) -> float:
     """Microseconds of CPU a token of the same engine costs by itself."""
-    engine = ScriptedEngine("scripted", ModelConfig(engine="scripted", script=SCRIPT))
+    engine = ScriptedEngine("scripted", ScriptedModel(script=SCRIPT))
     await engine.start()
     generation = Generation(id="bare", model="scripted", prompt=Text("hello"), max_tokens=tokens)
     before_s = time.process_time()

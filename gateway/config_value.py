@@ -65,8 +65,12 @@ def _problem(message: str, value: Any, kind: Any) -> str:
 
 
 def nearest(word: Any, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(str(word), list(known), 1)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    found = closest(str(word), known)
+    return f"; did you mean {found!r}?" if found else ""
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(word, list(known), 1)), None)
 
 
 def quoted(name: str) -> str:

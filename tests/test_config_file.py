@@ -1,4 +1,4 @@
-"""What config.toml may say, who wins, and how each mistake is told."""
+"""Loading config.toml: keys and their precedence, paths, and the message of each mistake."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config import BreakerConfig, Config, is_loopback
+from gateway.config import BreakerConfig, Config, GenieModel, LocalModel, ScriptedModel, UpstreamModel
+from gateway.config_check import is_loopback
 from gateway.config_file import data_folder, find_config, load_config
 from gateway.errors import ConfigError
 
@@ -42,7 +43,13 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
 
 
-def test_the_file_wins_over_the_defaults(folder: Folder) -> None:
+def local(config: Config, name: str) -> LocalModel:
+    model = config.models[name]
+    assert isinstance(model, LocalModel)
+    return model
+
+
+def test_file_value_overrides_default(folder: Folder) -> None:
     config = folder.load('[server]\nport = 9000\n[defaults]\nmax_tokens = 7\n[models.a]\npath = "x"\ntop_k = 3\n')
     assert config.server.port == 9000
     assert config.server.host == "127.0.0.1"
@@ -50,7 +57,7 @@ def test_the_file_wins_over_the_defaults(folder: Folder) -> None:
     assert config.models["a"].top_k == 3
 
 
-def test_the_environment_wins_over_the_file_and_the_command_line_over_both(folder: Folder) -> None:
+def test_option_overrides_environment_overrides_file(folder: Folder) -> None:
     text = "[server]\nport = 9000\n" + ONE_MODEL
     environ = {"NPU_GATEWAY_SERVER_PORT": "9001"}
     assert folder.load(text, environ).server.port == 9001
@@ -58,7 +65,7 @@ def test_the_environment_wins_over_the_file_and_the_command_line_over_both(folde
     assert folder.load(text, environ, server__port=None).server.port == 9001
 
 
-def test_variables_reach_every_table(folder: Folder) -> None:
+def test_environment_sets_keys_of_every_table(folder: Folder) -> None:
     environ = {
         "NPU_GATEWAY_DEFAULT_MODEL": "llama3.2-3b",
         "NPU_GATEWAY_DEFAULTS_TEMPERATURE": "0.5",
@@ -70,7 +77,7 @@ def test_variables_reach_every_table(folder: Folder) -> None:
         "HOME": "/elsewhere",
     }
     config = folder.load('[models."llama3.2-3b"]\npath = "x"\nfallback = "llama3.2-3b"\n', environ)
-    model = config.models["llama3.2-3b"]
+    model = local(config, "llama3.2-3b")
     assert config.default_model == "llama3.2-3b"
     assert config.defaults.temperature == 0.5
     assert not config.breaker.enabled
@@ -80,50 +87,72 @@ def test_variables_reach_every_table(folder: Folder) -> None:
     assert model.fallback is None
 
 
-def test_a_models_breaker_states_only_what_differs(folder: Folder) -> None:
+def test_model_breaker_table_starts_from_breaker_table(folder: Folder) -> None:
     config = folder.load("[breaker]\ntoken_ms = 7\n" + ONE_MODEL + "[models.a.breaker]\nlatency_ms = 300\n")
-    assert config.breaker_for("a") == BreakerConfig(token_ms=7, latency_ms=300)
-    assert folder.load("[breaker]\ntoken_ms = 7\n" + ONE_MODEL).breaker_for("a") == BreakerConfig(token_ms=7)
+    assert config.models["a"].breaker == BreakerConfig(token_ms=7, latency_ms=300)
+    assert folder.load("[breaker]\ntoken_ms = 7\n" + ONE_MODEL).models["a"].breaker is None
 
 
-def test_a_models_defaults_override_the_general_ones(folder: Folder) -> None:
+def test_model_sampling_defaults_override_defaults_table(folder: Folder) -> None:
     config = folder.load("[defaults]\ntemperature = 0.7\ntop_p = 0.8\n" + ONE_MODEL + "temperature = 0\n")
     assert config.defaults_for("a").temperature == 0
     assert config.defaults_for("a").top_p == 0.8
 
 
-def test_paths_start_at_the_files_folder(folder: Folder) -> None:
+def test_relative_path_resolves_from_folder_of_file(folder: Folder) -> None:
     text = 'models_dir = "m"\n[models.a]\nsource = "gguf/x.gguf"\n[models."b/c"]\nsource = "pypi:x==1"\n'
     config = folder.load(text + '[models.d]\npath = "sub/d"\n[models.e]\nengine = "genie"\npath = "e/config.json"\n')
     models = folder.path / "m"
     assert config.models_dir == models
-    assert Path(config.models["a"].path) == models / "a"
-    assert Path(config.models["a"].source) == folder.path / "gguf" / "x.gguf"
-    assert Path(config.models["b/c"].path) == models / "b%2Fc"
-    assert config.models["b/c"].source == "pypi:x==1"
-    assert Path(config.models["d"].path) == models / "sub" / "d"
-    assert Path(config.models["e"].path) == models / "e" / "config.json"
+    assert Path(local(config, "a").path) == models / "a"
+    assert Path(local(config, "a").source) == folder.path / "gguf" / "x.gguf"
+    assert Path(local(config, "b/c").path) == models / "b%2Fc"
+    assert local(config, "b/c").source == "pypi:x==1"
+    assert Path(local(config, "d").path) == models / "sub" / "d"
+    assert config.models["e"] == GenieModel(path=str(models / "e" / "config.json"))
 
 
-def test_absolute_paths_stay(folder: Folder, tmp_path: Path) -> None:
+def test_absolute_path_is_kept(folder: Folder, tmp_path: Path) -> None:
     bundle = tmp_path / "elsewhere"
-    assert Path(folder.load(f"[models.a]\npath = '{bundle}'\n").models["a"].path) == bundle
+    assert Path(local(folder.load(f"[models.a]\npath = '{bundle}'\n"), "a").path) == bundle
+
+
+@pytest.mark.parametrize(
+    ("table", "model"),
+    [
+        ('engine = "local"\nsource = "pypi:x==1"\nthreads = 2\n', LocalModel),
+        ('engine = "genie"\npath = "m/config.json"\nprefix_cache = false\n', GenieModel),
+        ('engine = "upstream"\nurl = "http://127.0.0.1:1/v1"\ncontext_length = 512\n', UpstreamModel),
+        ('engine = "scripted"\nsimulate = "x-elite"\ndialect = "qwen"\n', ScriptedModel),
+    ],
+    ids=["local", "genie", "upstream", "scripted"],
+)
+def test_engine_key_selects_model_struct(folder: Folder, table: str, model: type) -> None:
+    assert type(folder.load(f"[models.m]\n{table}").models["m"]) is model
+
+
+def test_engine_variable_selects_model_struct(folder: Folder) -> None:
+    environ = {"NPU_GATEWAY_MODELS_A_ENGINE": "upstream", "NPU_GATEWAY_MODELS_A_URL": "http://127.0.0.1:1/v1"}
+    assert folder.load("[models.a]\nqueue = 3\n", environ).models["a"] == UpstreamModel(
+        url="http://127.0.0.1:1/v1", queue=3
+    )
 
 
 def test_provider_option_goes_to_local_models_only(folder: Folder) -> None:
     text = ONE_MODEL + '[models.b]\nengine = "upstream"\nurl = "http://127.0.0.1:1/v1"\n'
     config = folder.load(text, models__provider="qnn")
-    assert (config.models["a"].provider, config.models["b"].provider) == ("qnn", "auto")
+    assert local(config, "a").provider == "qnn"
+    assert config.models["b"] == UpstreamModel(url="http://127.0.0.1:1/v1")
 
 
-def test_keys_come_from_table_file_and_environment(folder: Folder) -> None:
+def test_api_keys_come_from_table_file_and_environment(folder: Folder) -> None:
     (folder.path / "keys.txt").write_text("# team\nanna k-1\n\nk-2==\n", encoding="utf-8-sig")
     text = '[server]\napi_keys = { me = "k-0" }\napi_keys_file = "keys.txt"\n' + ONE_MODEL
     config = folder.load(text, {"NPU_GATEWAY_API_KEY": "k-3"})
     assert config.server.api_keys == {"me": "k-0", "anna": "k-1", "key4": "k-2==", "environment": "k-3"}
 
 
-def test_a_byte_order_mark_is_no_mistake(folder: Folder) -> None:
+def test_file_with_byte_order_mark_loads(folder: Folder) -> None:
     folder.file.write_text(ONE_MODEL, encoding="utf-8-sig")
     assert "a" in load_config(folder.file, {}).models
 
@@ -187,6 +216,26 @@ MISTAKES = [
     (UPSTREAM, "[models.u] url: engine = 'upstream' needs the server's URL"),
     (UPSTREAM + 'url = "localhost:8081"\n', "[models.u] url: engine = 'upstream' needs the server's URL"),
     (ONE_MODEL + 'url = "http://x"\n', "[models.a] url: means something only with engine = 'upstream'"),
+    (UPSTREAM + "threads = 2\n", "[models.u] threads: means something only with engine = 'local'"),
+    (UPSTREAM + 'path = "x"\n', "[models.u] path: means something only with engine = 'local' or 'genie'"),
+    (UPSTREAM + "[models.u.script]\n", "[models.u] script: means something only with engine = 'scripted'"),
+    (UPSTREAM + 'dialect = "qwen"\n', "[models.u] dialect: means something only with engine = 'local' or 'genie' or"),
+    (
+        UPSTREAM + "treads = 2\n",
+        "[models.u] treads: unknown key; did you mean 'threads'? It means something only with engine = 'local'",
+    ),
+    ('[models.g]\nengine = "genie"\nsource = "x"\n', "[models.g] source: means something only with engine = 'local'"),
+    ('[models.g]\nengine = "genie"\n', "[models.g]: needs path, the bundle's config.json"),
+    (
+        ONE_MODEL + 'dialect = "mistrl"\n',
+        "[models.a] dialect: 'mistrl' is not one of generic, hermes, llama, mistral, mistral-args, phi, plain, qwen; "
+        "did you mean 'mistral'?",
+    ),
+    ('[models.s]\nengine = "scripted"\ndialect = "nonsense"\n', "[models.s] dialect: 'nonsense' is not one of"),
+    (
+        ONE_MODEL + "provider_options = { htp_performance_mod = 'burst' }\n",
+        "[models.a] provider_options: the QNN provider has no option 'htp_performance_mod'; did you mean",
+    ),
     ('[server]\nhost = "0.0.0.0"\n' + ONE_MODEL, "[server] host: '0.0.0.0' lets other machines in without a key"),
     ('[server]\napi_keys = { a = "" }\n' + ONE_MODEL, "[server] api_keys: the key of 'a' must be"),
     ('[server]\napi_keys = { a = "x", b = "x" }\n' + ONE_MODEL, "[server] api_keys: two names have the same key"),
@@ -195,11 +244,11 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("text", "message"), MISTAKES, ids=[message[:40] for _, message in MISTAKES])
-def test_each_mistake_is_one_line_that_says_where(folder: Folder, text: str, message: str) -> None:
+def test_mistake_message_is_one_line_with_table_and_key(folder: Folder, text: str, message: str) -> None:
     assert folder.mistake(text).startswith(message)
 
 
-def test_mistakes_name_the_file(folder: Folder) -> None:
+def test_mistake_message_names_file(folder: Folder) -> None:
     folder.file.write_text("x = 1\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"config\.toml: x: unknown key"):
         load_config(folder.file, {})
@@ -216,40 +265,41 @@ def test_mistakes_name_the_file(folder: Folder) -> None:
         ("NPU_GATEWAY_SERVER_PROT", "1", "sets nothing; did you mean 'NPU_GATEWAY_SERVER_PORT'?"),
         ("NPU_GATEWAY_SERVER_PORT", "x", "expected int, got str"),
         ("NPU_GATEWAY_MODELS_A_ENGINE", "remote", "'remote' is not one of"),
+        ("NPU_GATEWAY_MODELS_A_URL", "http://x", "means something only with engine = 'upstream'"),
         ("NPU_GATEWAY_MODELS_B_PATH", "x", "sets nothing"),
     ],
 )
-def test_a_wrong_variable_is_named(folder: Folder, variable: str, value: str, message: str) -> None:
+def test_mistake_message_names_variable(folder: Folder, variable: str, value: str, message: str) -> None:
     found = folder.mistake(ONE_MODEL, {variable: value})
     assert found.startswith(f"environment variable {variable}") and message in found
 
 
-def test_a_wrong_option_is_named(folder: Folder) -> None:
+def test_mistake_message_names_option(folder: Folder) -> None:
     assert folder.mistake(ONE_MODEL, server__port=-1) == "option --port: expected int >= 0, got -1"
 
 
-def test_a_wrong_line_of_the_keys_file_is_named_without_the_key(folder: Folder) -> None:
+def test_mistake_in_keys_file_names_line_without_key(folder: Folder) -> None:
     (folder.path / "keys.txt").write_text("anna her secret\n", encoding="utf-8")
     found = folder.mistake('[server]\napi_keys_file = "keys.txt"\n' + ONE_MODEL)
     assert found.endswith("keys.txt: line 1: expected KEY or NAME KEY")
 
 
 @pytest.mark.parametrize("extra", ["insecure = true\n", 'api_keys = { a = "k" }\n'])
-def test_beyond_loopback_with_a_key_or_on_purpose(folder: Folder, extra: str) -> None:
+def test_non_loopback_host_needs_key_or_insecure(folder: Folder, extra: str) -> None:
     assert folder.load('[server]\nhost = "0.0.0.0"\n' + extra + ONE_MODEL).server.host == "0.0.0.0"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost", "LOCALHOST"])
-def test_loopback(host: str) -> None:
+def test_is_loopback_with_loopback_host_is_true(host: str) -> None:
     assert is_loopback(host)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example", "localhost.example"])
-def test_not_loopback(host: str) -> None:
+def test_is_loopback_with_other_host_is_false(host: str) -> None:
     assert not is_loopback(host)
 
 
-def test_which_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_config_prefers_option_then_variable_then_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     named = tmp_path / "named.toml"
     repository = Path(__file__).parent.parent
@@ -260,7 +310,7 @@ def test_which_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert find_config(Path("x/y.toml"), {"NPU_GATEWAY_CONFIG": str(named)}) == (Path("x/y.toml"), tmp_path / "x")
 
 
-def test_models_of_an_installed_gateway_live_with_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_data_folder_is_platform_user_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     assert data_folder({}, "linux") == tmp_path / ".local" / "share" / "npu-gateway"
     assert data_folder({"XDG_DATA_HOME": str(tmp_path / "d")}, "linux") == tmp_path / "d" / "npu-gateway"
@@ -268,7 +318,7 @@ def test_models_of_an_installed_gateway_live_with_the_user(monkeypatch: pytest.M
     assert data_folder({}, "darwin") == tmp_path / "Library" / "Application Support" / "npu-gateway"
 
 
-def test_the_repositorys_config_and_its_commented_examples_hold(folder: Folder) -> None:
+def test_repository_config_and_commented_examples_load(folder: Folder) -> None:
     text = (Path(__file__).parent.parent / "config.toml").read_text(encoding="utf-8")
     config = folder.load(text)
     assert list(config.models) == ["smollm2-135m"]
@@ -285,7 +335,7 @@ def _is_commented_toml(line: str) -> bool:
 
 
 @given(st.text(max_size=200))
-def test_any_text_is_a_config_or_a_mistake(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_random_text_raises_config_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     file = tmp_path_factory.getbasetemp() / "fuzz.toml"
     file.write_text(text, encoding="utf-8", newline="")
     with pytest.raises(ConfigError):  # no random text names a model

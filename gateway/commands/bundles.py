@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
-from gateway.config import Config, ModelConfig
+from gateway.config import Config, GenieModel, LocalModel, ModelConfig, ScriptedModel, UpstreamModel
 from gateway.errors import BundleError
 
 if TYPE_CHECKING:
@@ -32,19 +32,18 @@ class ModelState(Struct, frozen=True, kw_only=True):
 
 def examine(model: ModelConfig) -> ModelState:
     """Look at the model's files, without a runtime."""
-    path = Path(model.path)
-    match model.engine:
-        case "upstream":
-            return ModelState(state="remote", detail=model.url)
-        case "scripted":
-            return ModelState(state="scripted", detail=model.simulate)
-        case "genie":
-            return _examine_genie(model, path)
-        case "local":
-            return _examine_bundle(model, path)
+    match model:
+        case UpstreamModel(url=url):
+            return ModelState(state="remote", detail=url)
+        case ScriptedModel(simulate=chip):
+            return ModelState(state="scripted", detail=chip)
+        case GenieModel(path=path):
+            return _examine_genie(model, Path(path))
+        case LocalModel(path=path):
+            return _examine_bundle(model, Path(path))
 
 
-def _examine_bundle(model: ModelConfig, path: Path) -> ModelState:
+def _examine_bundle(model: LocalModel, path: Path) -> ModelState:
     from gateway.bundles.bundle import load_bundle
     from gateway.bundles.graph_files import check_graph_files
 
@@ -60,7 +59,7 @@ def _examine_bundle(model: ModelConfig, path: Path) -> ModelState:
     return ModelState(state="ready", context_length=bundle.config.context_length, bytes=size)
 
 
-def _examine_genie(model: ModelConfig, path: Path) -> ModelState:
+def _examine_genie(model: GenieModel, path: Path) -> ModelState:
     from gateway.bundles.genie_config import load_genie_bundle
 
     if not path.is_file():
@@ -83,7 +82,7 @@ def prepare(config: Config) -> Config:
     failures: list[BundleError] = []
     for name, model in config.models.items():
         try:
-            models[name] = _prepared(name, model, config.models_dir) if model.engine == "local" else model
+            models[name] = _prepared(name, model, config.models_dir) if isinstance(model, LocalModel) else model
         except BundleError as error:
             models[name] = model
             failures.append(error)
@@ -93,7 +92,7 @@ def prepare(config: Config) -> Config:
     return replace(config, models=models)
 
 
-def _prepared(name: str, model: ModelConfig, models_dir: Path) -> ModelConfig:
+def _prepared(name: str, model: LocalModel, models_dir: Path) -> LocalModel:
     """`auto` falls back to the CPU where the NPU cannot be built for; who asked for `qnn` gets the error."""
     from gateway.builder.fetch import ensure_bundle
 

@@ -21,7 +21,7 @@ from gateway.commands import options
 from gateway.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
-    from gateway.config import Config, ModelConfig
+    from gateway.config import Config, LocalModel
 
 LIBRARIES = ("onnxruntime", "onnxruntime-qnn", "tokenizers", "numpy", "litestar", "uvicorn")
 MARKS = {"ok": "[green]ok[/green]  ", "note": "[yellow]note[/yellow]", "bad": "[red]bad[/red] "}
@@ -118,25 +118,26 @@ def configuration(arguments: argparse.Namespace, config: Config) -> Iterator[Fin
 
 def models(config: Config) -> Iterator[Finding]:
     from gateway.commands.bundles import examine
+    from gateway.config import BundleModel, LocalModel
 
     for name, model in config.models.items():
         found = examine(model)
         what = f"model {name}"
-        match found.state:
-            case "ready":
+        match found.state, model:
+            case "ready", BundleModel(path=path):
                 size = f", context {found.context_length}, {found.bytes / 1e6:.0f} MB" if found.bytes else ""
-                yield Finding("ok", what, f"{model.path}{size}")
-                if model.engine == "local":
+                yield Finding("ok", what, f"{path}{size}")
+                if isinstance(model, LocalModel):
                     yield from npu_graphs(name, model)
-            case "missing":
-                yield Finding("note" if model.source else "bad", what, found.detail)
-            case "broken":
+            case "missing", LocalModel(source=source) if source:
+                yield Finding("note", what, found.detail)
+            case (("missing" | "broken"), _):
                 yield Finding("bad", what, found.detail)
             case _:
                 yield Finding("ok", what, f"{found.state} {found.detail}")
 
 
-def npu_graphs(name: str, model: ModelConfig) -> Iterator[Finding]:
+def npu_graphs(name: str, model: LocalModel) -> Iterator[Finding]:
     """Whether the model's graphs for the NPU load there, and whether all of them does."""
     from gateway.builder.fetch import npu_folder
     from gateway.bundles.genai_config import read_genai_config

@@ -37,12 +37,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _row(name: str, model: ModelConfig, state: ModelState) -> dict[str, Any]:
+    from gateway.config import BundleModel
+
     return {
         "name": name,
         "engine": model.engine,
         "aliases": model.aliases,
         "fallback": model.fallback,
-        "path": model.path,
+        "path": model.path if isinstance(model, BundleModel) else "",
         **state.as_dict(),
     }
 

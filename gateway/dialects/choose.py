@@ -24,6 +24,8 @@ _DIALECTS: dict[str, Dialect] = {
     )
 }
 
+DIALECT_NAMES = tuple(sorted(_DIALECTS))
+
 #: What only this family's templates contain; the first that is found decides.
 _SIGNS = (
     ("[ARGS]", "mistral-args"),
@@ -45,7 +47,7 @@ def choose_dialect(name: str, template: str) -> Dialect:
     dialect of that name.
     """
     if name and name not in _DIALECTS:
-        raise ConfigError(f"There is no dialect '{name}'; known are: {', '.join(sorted(_DIALECTS))}.")
+        raise ConfigError(f"There is no dialect '{name}'; known are: {', '.join(DIALECT_NAMES)}.")
     return _DIALECTS[name or _by_signs(template)]
 
 

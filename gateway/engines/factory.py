@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gateway.config import ModelConfig
+from gateway.config import GenieModel, LocalModel, ModelConfig, ScriptedModel, UpstreamModel
 from gateway.engines.base import Engine
 
 
@@ -13,20 +13,20 @@ def make_engine(name: str, model: ModelConfig, models_dir: Path) -> Engine:
 
     Only the module of the engine that is used is imported: a gateway of upstreams needs no tokenizer.
     """
-    match model.engine:
-        case "local":
+    match model:
+        case LocalModel():
             from gateway.engines.local.engine import LocalEngine
 
             return LocalEngine(name, model, models_dir)
-        case "genie":
+        case GenieModel():
             from gateway.engines.local.genie import GenieEngine
 
             return GenieEngine(name, model, models_dir)
-        case "upstream":
+        case UpstreamModel():
             from gateway.engines.upstream.engine import UpstreamEngine
 
             return UpstreamEngine(name, model)
-        case "scripted":
+        case ScriptedModel():
             from gateway.engines.scripted.engine import ScriptedEngine
 
             return ScriptedEngine(name, model)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from gateway.config import ModelConfig
+from gateway.config import ModelConfig, UpstreamModel
 from gateway.engines.base import Engine
 from gateway.errors import GatewayError
 from gateway.generation import Chat, Event, Generation, Message, Meter, Prompt, Sampling, Text
@@ -66,7 +66,7 @@ class Prober:
 
     def _stream(self, meter: Meter) -> AsyncGenerator[Event, None]:
         # A model of ours may have no chat template, a server elsewhere may offer nothing but chat.
-        remote = self._config.engine == "upstream"
+        remote = isinstance(self._config, UpstreamModel)
         prompt: Prompt = Chat(messages=(Message(role="user", content="Hello"),)) if remote else Text("Hello")
         probe = Generation(
             id=f"probe-{self._name}",

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from gateway.builder.build import BUNDLE_FORMAT, read_stamp
 from gateway.builder.fetch import ensure_bundle, make_bundle
 from gateway.bundles.bundle import load_bundle
-from gateway.config import ModelConfig
+from gateway.config import LocalModel
 from gateway.errors import BundleError
 from tests.support.hub import serve_hub
 from tests.support.tiny import write_tiny_folder
@@ -34,8 +34,8 @@ class Progress:
         self.stages[what] = share
 
 
-def _model(path: str, source: str) -> ModelConfig:
-    return ModelConfig(path=path, source=source, provider="cpu")
+def _model(path: str, source: str) -> LocalModel:
+    return LocalModel(path=path, source=source, provider="cpu")
 
 
 def test_a_path_is_built_once_and_then_found(tmp_path: Path) -> None:
@@ -97,13 +97,13 @@ def test_a_source_that_is_a_bundle_is_copied(tiny: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (ModelConfig(), "needs `path`"),
+        (LocalModel(), "needs `path`"),
         (_model("tiny", ""), "no bundle tiny, and no `source` says what to build it from"),
         (_model("tiny", "nothing.gguf"), "There is no model at nothing.gguf"),
         (_model("tiny", "hf:lonely"), "write hf:ORGANISATION/MODEL"),
     ],
 )
-def test_what_is_missing_is_said(tmp_path: Path, model: ModelConfig, words: str) -> None:
+def test_what_is_missing_is_said(tmp_path: Path, model: LocalModel, words: str) -> None:
     with pytest.raises(BundleError) as caught:
         ensure_bundle(model, tmp_path, Progress())
     assert words in caught.value.message

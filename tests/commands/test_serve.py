@@ -112,7 +112,7 @@ def test_a_misspelt_npu_option_is_a_mistake(folder: Path) -> None:
     (folder / "config.toml").write_text(text, encoding="utf-8")
     done = gateway("serve", "--port", 0, cwd=folder)
     assert done.returncode == 2
-    assert 'config.toml: [models."a"] provider_options' in done.stderr
+    assert "config.toml: [models.a] provider_options" in done.stderr
     assert "did you mean 'htp_performance_mode'?" in done.stderr
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gateway.config import BreakerConfig, ModelConfig
+from gateway.config import BreakerConfig, ScriptedModel
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import (
     BreakerOpen,
@@ -34,7 +34,7 @@ NO_BREAKER = BreakerConfig(enabled=False)
 class Engine(ScriptedEngine):
     """The scripted engine, that also counts its open streams and can fail to load for a while."""
 
-    def __init__(self, config: ModelConfig, load_faults: int = 0) -> None:
+    def __init__(self, config: ScriptedModel, load_faults: int = 0) -> None:
         super().__init__("test", config, clock=now)
         self.open_streams = 0
         self.began: list[str] = []
@@ -57,15 +57,13 @@ class Engine(ScriptedEngine):
             self.open_streams -= 1
 
 
-def config(max_sequences: int = 4, queue: int = 32, watchdog_s: float = 60.0, **script: Any) -> ModelConfig:
-    return ModelConfig(
-        engine="scripted", max_sequences=max_sequences, queue=queue, watchdog_s=watchdog_s, script=script
-    )
+def config(max_sequences: int = 4, queue: int = 32, watchdog_s: float = 60.0, **script: Any) -> ScriptedModel:
+    return ScriptedModel(max_sequences=max_sequences, queue=queue, watchdog_s=watchdog_s, script=script)
 
 
 @asynccontextmanager
 async def running(
-    model: ModelConfig, breaker: BreakerConfig = NO_BREAKER, engine: Engine | None = None
+    model: ScriptedModel, breaker: BreakerConfig = NO_BREAKER, engine: Engine | None = None
 ) -> AsyncIterator[Lane]:
     """A loaded lane; at the end nothing of any request may be left."""
     lane = Lane("test", model, engine or Engine(model), breaker, clock=now)
@@ -218,10 +216,10 @@ async def test_who_cannot_wait_so_long_is_refused_at_once() -> None:
 # --- forecasts
 
 
-def chip(max_sequences: int = 1) -> ModelConfig:
+def chip(max_sequences: int = 1) -> ScriptedModel:
     """The published times of a chip: 131 ms for each 128 tokens of a prompt, 51 ms for a token."""
     script = {"replies": ["a b c"], "repeat": True}
-    return ModelConfig(engine="scripted", simulate="x-elite", max_sequences=max_sequences, queue=100, script=script)
+    return ScriptedModel(simulate="x-elite", max_sequences=max_sequences, queue=100, script=script)
 
 
 def prompt_of(tokens: int, **fields: Any) -> Generation:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.config import BreakerConfig, Config, Defaults, ModelConfig, ServerConfig
+from gateway.config import BreakerConfig, Config, Defaults, ScriptedModel, ServerConfig
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import (
     BreakerOpen,
@@ -30,18 +30,18 @@ from tests.support.virtual_time import in_virtual_time, now
 BREAKER = BreakerConfig(min_calls=1, probe_itself=False)
 
 
-def model(reply: str = "fine", fallback: str | None = None, **fields: Any) -> ModelConfig:
-    own = {name: fields.pop(name) for name in list(fields) if name in ModelConfig.__struct_fields__}
-    return ModelConfig(engine="scripted", fallback=fallback, script={"replies": [reply], **fields}, **own)
+def model(reply: str = "fine", fallback: str | None = None, **fields: Any) -> ScriptedModel:
+    own = {name: fields.pop(name) for name in list(fields) if name in ScriptedModel.__struct_fields__}
+    return ScriptedModel(fallback=fallback, script={"replies": [reply], **fields}, **own)
 
 
 @asynccontextmanager
 async def routing(
-    models: dict[str, ModelConfig], *, default_model: str | None = None, server: ServerConfig | None = None
+    models: dict[str, ScriptedModel], *, default_model: str | None = None, server: ServerConfig | None = None
 ) -> AsyncIterator[Router]:
     config = Config(models=models, default_model=default_model, server=server or ServerConfig(), breaker=BREAKER)
     lanes = {
-        name: Lane(name, table, ScriptedEngine(name, table, clock=now), config.breaker_for(name), clock=now)
+        name: Lane(name, table, ScriptedEngine(name, table, clock=now), table.breaker or config.breaker, clock=now)
         for name, table in models.items()
     }
     router = Router(config, lanes, now)
@@ -167,7 +167,7 @@ async def test_the_background_suffix_reaches_the_lane() -> None:
 # --- fallback
 
 
-def with_fallback(**first: Any) -> dict[str, ModelConfig]:
+def with_fallback(**first: Any) -> dict[str, ScriptedModel]:
     return {"main": model("main", fallback="second", **first), "second": model("second")}
 
 

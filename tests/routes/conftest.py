@@ -9,21 +9,20 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from gateway.config import ModelConfig
+from gateway.config import LocalModel, ScriptedModel
 from tests.support.server import Running, config_of, scripted, serving
 from tests.support.tiny import SPECIAL_TOKENS, build_tiny
 
 PARIS = "The capital of France is Paris."
 FIM_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 MODELS = {
-    "paris": ModelConfig(engine="scripted", aliases=("gpt-4o-mini", "org/alias:7b"), script={"replies": [PARIS]}),
+    "paris": ScriptedModel(aliases=("gpt-4o-mini", "org/alias:7b"), script={"replies": [PARIS]}),
     "café": scripted("Ça va, 東京 👩\u200d👩\u200d👧 \u2028 line\x85 end."),
     "endless": scripted("word", repeat=True, token_s=0.01, context_length=100_000),
     "slow": scripted(PARIS, ttft_s=1.0),
     "narrow": scripted(PARIS, context_length=8),
     "breaks": scripted(PARIS, faults=[{"after": 3, "error": "EngineFailed", "message": "The device fell over."}]),
-    "busy": ModelConfig(
-        engine="scripted",
+    "busy": ScriptedModel(
         max_sequences=1,
         queue=0,
         script={"replies": ["word"], "repeat": True, "token_s": 0.01, "context_length": 100_000},
@@ -43,7 +42,7 @@ def local(smollm2: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -
     """A server of models that run: the real one, a tiny one, and a tiny one that can fill in the middle."""
     coder = build_tiny(tmp_path_factory.mktemp("coder"), special_tokens=(*SPECIAL_TOKENS, *FIM_TOKENS))
     bundles = {"smollm2": smollm2, "tiny": tiny, "coder": coder}
-    models = {name: ModelConfig(path=str(bundle), threads=1) for name, bundle in bundles.items()}
+    models = {name: LocalModel(path=str(bundle), threads=1) for name, bundle in bundles.items()}
     with serving(config_of(models)) as running:
         yield running
 

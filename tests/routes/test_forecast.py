@@ -11,13 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.config import ModelConfig
+from gateway.config import ScriptedModel
 from tests.support.server import Running, config_of, scripted, serving
 
 CHAT = "/v1/chat/completions"
 PREDICTED = "x-gateway-predicted-ttft-ms"
-ONE_PLACE = ModelConfig(
-    engine="scripted",
+ONE_PLACE = ScriptedModel(
     max_sequences=1,
     aliases=("one",),
     script={"replies": ["a"], "repeat": True, "token_s": 0.01, "context_length": 100_000},
@@ -28,7 +27,7 @@ ONE_PLACE = ModelConfig(
 def http() -> Iterator[httpx.Client]:
     models = {
         "small": scripted("small", ttft_s=0.01),
-        "big": ModelConfig(engine="scripted", fallback="small", script={"replies": ["big"], "ttft_s": 0.4}),
+        "big": ScriptedModel(fallback="small", script={"replies": ["big"], "ttft_s": 0.4}),
         "alone": scripted("alone", ttft_s=0.4),
         "place": ONE_PLACE,
     }

@@ -13,7 +13,7 @@ import pytest
 import schemathesis
 
 from gateway.app import HANDLERS
-from gateway.config import ModelConfig, ServerConfig
+from gateway.config import LocalModel, ServerConfig
 from tests.support.paths import ROOT, TESTS
 from tests.support.server import Running, config_of, scripted, serving
 
@@ -131,13 +131,13 @@ def test_the_gateway_keeps_to_its_schema(server: Running, tmp_path: Path) -> Non
 
 
 def test_so_does_a_model_that_tokenizes(tiny: Path, tmp_path: Path) -> None:
-    config = config_of({"tiny": ModelConfig(path=str(tiny), threads=1)}, default_model="tiny")
+    config = config_of({"tiny": LocalModel(path=str(tiny), threads=1)}, default_model="tiny")
     with serving(config) as running:
         fuzz(running, tmp_path, "--include-path-regex", TEXT_TOOLS, *QUICK)
 
 
 @pytest.mark.slow
 def test_for_a_long_time_and_with_every_path(tiny: Path, tmp_path: Path) -> None:
-    config = config_of({"paris": PARIS, "tiny": ModelConfig(path=str(tiny), threads=1)}, default_model="paris")
+    config = config_of({"paris": PARIS, "tiny": LocalModel(path=str(tiny), threads=1)}, default_model="paris")
     with serving(config) as running:
         fuzz(running, tmp_path, *LONG)

@@ -12,7 +12,7 @@ import httpx
 import msgspec
 import pytest
 
-from gateway.config import ModelConfig, ServerConfig
+from gateway.config import LocalModel, ServerConfig
 from gateway.engines.base import EngineStatus
 from gateway.errors import EngineFailed
 from gateway.generation import Event, Generation, Meter, Started, TextDelta
@@ -87,7 +87,7 @@ class Bursting:
 @pytest.mark.parametrize("error", [EngineFailed("The NPU is gone."), RuntimeError("/secret/path")])
 def test_failure_ends_in_one_frame_with_our_words(error: Exception) -> None:
     engine = Bursting(error)
-    with serving(config_of({"m": ModelConfig()}), {"m": engine}) as server, server.http() as http:
+    with serving(config_of({"m": LocalModel()}), {"m": engine}) as server, server.http() as http:
         response = http.post(PATH, json=CHAT)
         frames = response.text.removesuffix("\n\n").split("\n\n")
         assert response.status_code == 200

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from openai import OpenAI
 
 from gateway.app import create_app
-from gateway.config import BreakerConfig, Config, ModelConfig, ServerConfig
+from gateway.config import BreakerConfig, Config, ModelConfig, ScriptedModel, ServerConfig
 from gateway.engines.base import Engine
 from gateway.server.server import Server, bind
 
@@ -66,10 +66,10 @@ def config_of(models: Mapping[str, ModelConfig], server: ServerConfig | None = N
     return Config(server=replace(server or ServerConfig(), port=0), models=dict(models), **fields)
 
 
-def scripted(*replies: str, **script: Any) -> ModelConfig:
+def scripted(*replies: str, **script: Any) -> ScriptedModel:
     if replies:
         script["replies"] = replies
-    return ModelConfig(engine="scripted", script=script)
+    return ScriptedModel(script=script)
 
 
 @contextmanager

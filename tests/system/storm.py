@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 from msgspec.structs import replace
 
-from gateway.config import BreakerConfig, Config, ModelConfig
+from gateway.config import BreakerConfig, Config, LocalModel, ModelConfig
 from gateway.engines.local.engine import LocalEngine
 from gateway.engines.local.process import WorkerProcess
 from gateway.errors import BreakerOpen, GatewayError, ModelNotReady, QueueFull
@@ -122,7 +122,7 @@ class Storm:
         self.failures: list[str] = []
         self.kills = 0
         self.memory_mb: list[float] = []
-        calm = ModelConfig(path=str(bundle), queue=CLIENTS)  # a busy machine may keep its worker waiting for seconds
+        calm = LocalModel(path=str(bundle), queue=CLIENTS)  # a busy machine may keep its worker waiting for seconds
         victim = replace(calm, watchdog_s=1.0 if processes else 5.0)
         breaker = BreakerConfig(enabled=not processes, latency_ms=2000, open_s=0.5)
         self._config = Config(models={**dict.fromkeys(VICTIMS, victim), CALM: calm}, breaker=breaker)

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 import pytest
 
-from gateway.config import ModelConfig, ServerConfig
+from gateway.config import LocalModel, ScriptedModel, ServerConfig
 from gateway.server import connections as protocol
 from tests.support.processes import SCRIPTED, free_port
 from tests.support.processes import serving as gateway_process
@@ -36,8 +36,7 @@ MODELS = {
     "thinks": scripted("word", repeat=True, ttft_s=0.5, token_s=0.01, context_length=1_000_000),
     "gushes": scripted("word " * 50, repeat=True, context_length=100_000_000),
     "bulky": scripted("x" * 50_000, repeat=True, context_length=1_000_000),
-    "single": ModelConfig(
-        engine="scripted",
+    "single": ScriptedModel(
         max_sequences=1,
         script={"replies": ["word"], "repeat": True, "token_s": 0.01, "context_length": 1_000_000},
     ),
@@ -453,7 +452,7 @@ async def test_one_connection_too_many_is_told_so_and_the_rest_serve_on(monkeypa
 
 async def test_200_streams_at_once_each_get_one_ending(smollm2: Any) -> None:
     """On the default model as configured: the line is bounded, what does not fit is 429."""
-    models = {"m": ModelConfig(path=str(smollm2), threads=1)}
+    models = {"m": LocalModel(path=str(smollm2), threads=1)}
     with serving(config_of(models, ServerConfig(timeout_s=600.0))) as server:
         answers = await asyncio.gather(
             *(whole_answer(server.port, chat("m", stream=True, max_tokens=2)) for _ in range(200))
@@ -497,9 +496,7 @@ def test_bodies_in_progress_take_a_bounded_amount_of_memory() -> None:
 
 
 async def test_a_queued_request_takes_little_memory() -> None:
-    waits = ModelConfig(
-        engine="scripted", max_sequences=1, queue=500, script={"replies": ["word"], "repeat": True, "token_s": 0.05}
-    )
+    waits = ScriptedModel(max_sequences=1, queue=500, script={"replies": ["word"], "repeat": True, "token_s": 0.05})
     with serving(config_of({"m": waits})) as server:
         process = psutil.Process()
         writers = await open_crowd(server.port, 500)

@@ -23,7 +23,7 @@ import onnx
 import psutil
 import pytest
 
-from gateway.config import BreakerConfig, ModelConfig
+from gateway.config import BreakerConfig, LocalModel
 from gateway.engines.local.engine import LocalEngine
 from gateway.engines.local.process import Entry
 from gateway.worker.main import worker_main
@@ -150,7 +150,7 @@ def server(
 
 
 def _engine(name: str, bundle: Path, entry: Entry = worker_main, **fields: Any) -> LocalEngine:
-    model = ModelConfig(path=str(bundle), threads=1, **fields)
+    model = LocalModel(path=str(bundle), threads=1, **fields)
     return LocalEngine(name, model, bundle.parent, entry=entry)
 
 

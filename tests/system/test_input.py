@@ -22,7 +22,7 @@ from msgspec import Struct
 from msgspec import inspect as types
 
 from gateway.app import create_app
-from gateway.config import ModelConfig
+from gateway.config import LocalModel
 from gateway.routes.anthropic_api.wire import CountTokensRequest, MessagesRequest
 from gateway.routes.ollama_api.wire import OllamaChatRequest, OllamaGenerateRequest, ShowRequest
 from gateway.routes.openai_api.completion_wire import (
@@ -293,7 +293,7 @@ class Asker:
 @pytest.fixture(scope="module")
 def asker(tiny: Path) -> Iterator[Asker]:
     tools = scripted("<tool_call>{}</tool_call> Hello.", context_length=64)
-    app = create_app(config_of({"m": tools, "tiny": ModelConfig(path=str(tiny), threads=1)}))
+    app = create_app(config_of({"m": tools, "tiny": LocalModel(path=str(tiny), threads=1)}))
     with asyncio.Runner() as runner:
         runner.run(app.state.router.start())
         runner.run(app.state.router.tried())

@@ -13,7 +13,7 @@ import pytest
 from gateway.builder.fetch import ensure_bundle
 from gateway.builder.npu.build import REPORT, NpuReport
 from gateway.bundles.bundle import load_bundle
-from gateway.config import ModelConfig
+from gateway.config import LocalModel
 from gateway.engines.local.prompts import Prompts
 from gateway.generation import Chat, Message
 from gateway.qnn.provider import NpuDevice
@@ -31,7 +31,7 @@ QUESTION = "What is the capital of France?"
 @pytest.fixture(scope="module")
 def bundle(npu: NpuDevice) -> Path:
     """Built once, with its context binaries; later runs find it in models/."""
-    model = ModelConfig(path=SMOLLM2.path, source=SMOLLM2.source, provider="qnn")
+    model = LocalModel(path=SMOLLM2.path, source=SMOLLM2.source, provider="qnn")
     return ensure_bundle(model, MODELS, lambda what, share: None)
 
 
@@ -79,7 +79,7 @@ def test_two_conversations_in_a_call_get_what_each_gets_alone(bundle: Path) -> N
 
 
 def test_the_official_client_gets_paris_from_the_npu(bundle: Path) -> None:
-    model = ModelConfig(path=str(bundle), provider="qnn", temperature=0, max_sequences=1, watchdog_s=300)
+    model = LocalModel(path=str(bundle), provider="qnn", temperature=0, max_sequences=1, watchdog_s=300)
     with serving(config_of({"smollm2": model}), loaded=False) as server:
         ready = _wait_until_ready(server)
         assert _computed_s() < 60, "30 s of two cores: contexts load in a moment, a window and a step warm up"

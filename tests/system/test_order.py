@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from gateway.config import BreakerConfig, ModelConfig, ServerConfig
+from gateway.config import BreakerConfig, LocalModel, ScriptedModel, ServerConfig
 from tests.support.server import PATIENCE_S, Running, config_of, scripted, serving
 
 TOKENS = 10
@@ -29,11 +29,11 @@ def body(model: str, **fields: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def server(smollm2: Path) -> Iterator[Running]:
     models = {
-        "one": ModelConfig(engine="scripted", max_sequences=1, queue=2, script=STEADY),
+        "one": ScriptedModel(max_sequences=1, queue=2, script=STEADY),
         "slow": replace(scripted("late", ttft_s=60.0), fallback="quick", ttft_timeout_s=0.3),
         "endless": scripted("word", repeat=True, token_s=0.05),
         "quick": scripted("soon"),
-        "smollm2": ModelConfig(path=str(smollm2), threads=1, max_sequences=2),
+        "smollm2": LocalModel(path=str(smollm2), threads=1, max_sequences=2),
     }
     with serving(config_of(models, ServerConfig(timeout_s=600.0))) as running:
         yield running

@@ -15,8 +15,10 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from gateway.bundles.bundle import load_bundle
-from gateway.config import ModelConfig
+from gateway.config import GenieModel, LocalModel
 from gateway.engines.base import EngineStatus, Plan
 from gateway.engines.local.events import FrameTranslator
 from gateway.engines.local.process import Entry, WorkerProcess
@@ -47,7 +49,7 @@ class LocalEngine:
     def __init__(
         self,
         name: str,
-        model: ModelConfig,
+        model: LocalModel | GenieModel,
         models_dir: Path,
         *,
         entry: Entry = local_worker,
@@ -165,17 +167,7 @@ class LocalEngine:
         return Prompts(load_bundle(self._path), self._model.dialect)
 
     def _worker(self, on_frame: Callable[[FromWorker], None]) -> WorkerProcess:
-        model = self._model
-        spec = WorkerSpec(
-            bundle=str(self._path),
-            provider=model.provider,
-            provider_options=model.provider_options,
-            threads=model.threads,
-            max_sequences=model.max_sequences,
-            prefix_cache=model.prefix_cache,
-            context_length=model.context_length,
-        )
-        return WorkerProcess(self._name, spec, on_frame, self._entry)
+        return WorkerProcess(self._name, _spec(self._model, self._path), on_frame, self._entry)
 
     def _ready_prompts(self) -> Prompts:
         """Raises ModelNotReady unless the worker can take a request."""
@@ -249,6 +241,18 @@ class LocalEngine:
         for answer in lost:
             answer.fail(error)
         return len(lost)
+
+
+def _spec(model: LocalModel | GenieModel, bundle: Path) -> WorkerSpec:
+    spec = WorkerSpec(
+        bundle=str(bundle),
+        max_sequences=model.max_sequences,
+        prefix_cache=model.prefix_cache,
+        context_length=model.context_length,
+    )
+    if isinstance(model, GenieModel):
+        return spec
+    return replace(spec, provider=model.provider, provider_options=model.provider_options, threads=model.threads)
 
 
 def _shared(ids: Sequence[int], rows: Sequence[int]) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from gateway.bundles.genie_config import load_genie_bundle
-from gateway.config import ModelConfig
+from gateway.config import GenieModel
 from gateway.engines.base import EngineStatus
 from gateway.engines.local.engine import LocalEngine
 from gateway.engines.local.process import Entry
@@ -34,7 +34,7 @@ class GenieEngine(LocalEngine):
     def __init__(
         self,
         name: str,
-        model: ModelConfig,
+        model: GenieModel,
         models_dir: Path,
         *,
         entry: Entry = genie_worker,

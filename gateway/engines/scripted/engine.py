@@ -16,7 +16,7 @@ from contextlib import aclosing
 
 from msgspec.structs import replace
 
-from gateway.config import ModelConfig
+from gateway.config import ScriptedModel
 from gateway.dialects.choose import choose_dialect
 from gateway.dialects.plain import PlainParser
 from gateway.engines.base import EngineStatus, Plan, State
@@ -49,7 +49,7 @@ class ScriptedEngine:
     def __init__(
         self,
         name: str,
-        model: ModelConfig,
+        model: ScriptedModel,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from gateway.config import ModelConfig
+from gateway.config import ScriptedModel
 from gateway.errors import ConfigError, GatewayError, error_class
 
 
@@ -66,7 +66,7 @@ class Timing(Struct, frozen=True, kw_only=True):
         return max(1, math.ceil(prompt_tokens / self.pass_width))
 
 
-def timing(model: ModelConfig, script: Script, request: int) -> Timing:
+def timing(model: ScriptedModel, script: Script, request: int) -> Timing:
     """How long the device takes for request number `request`."""
     if model.simulate:
         chip = CHIPS[model.simulate]
@@ -74,7 +74,7 @@ def timing(model: ModelConfig, script: Script, request: int) -> Timing:
     return Timing(pass_s=_in_turn(script.ttft_s, request), step_s=_in_turn(script.token_s, request))
 
 
-def read_script(name: str, model: ModelConfig) -> Script:
+def read_script(name: str, model: ScriptedModel) -> Script:
     """The checked script of model `name`. Raises ConfigError naming the key at fault."""
     if model.simulate and model.simulate not in CHIPS:
         raise ConfigError(f"models.{name}.simulate: '{model.simulate}' is unknown; known are: {', '.join(CHIPS)}")

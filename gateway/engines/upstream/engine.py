@@ -15,7 +15,7 @@ from typing import Any, cast
 import openai
 from openai import AsyncOpenAI, AsyncStream
 
-from gateway.config import ModelConfig
+from gateway.config import UpstreamModel
 from gateway.engines.base import EngineStatus, Plan, State
 from gateway.engines.upstream.body import chat_body, completion_body
 from gateway.engines.upstream.events import ChunkTranslator
@@ -44,7 +44,7 @@ class UpstreamEngine:
     Raises ConfigError when `model.url` is missing.
     """
 
-    def __init__(self, name: str, model: ModelConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, name: str, model: UpstreamModel, *, clock: Callable[[], float] = time.monotonic) -> None:
         if not model.url.startswith(("http://", "https://")):
             raise ConfigError(f"models.{name}.url: an upstream model needs the server's URL, like http://host:8080/v1")
         self._name, self._model, self._clock = name, model, clock

@@ -24,7 +24,7 @@ from gateway.bundles.bundle import load_bundle
 from gateway.bundles.graph_files import check_graph_files
 from gateway.child import run_in_child
 from gateway.cli import main
-from gateway.config import ModelConfig
+from gateway.config import LocalModel
 from gateway.errors import BundleError
 from gateway.qnn.compile import compile_graphs
 from gateway.qnn.provider import NpuDevice, open_session
@@ -200,7 +200,7 @@ def test_for_another_chip_the_graphs_share_one_binary(npu: NpuDevice, tiny_sourc
 
 
 def test_serve_builds_for_the_npu_beside_the_cpus_bundle(npu: NpuDevice, tiny_source: Path, tmp_path: Path) -> None:
-    model = ModelConfig(path="tiny", source=str(tiny_source), provider="qnn")
+    model = LocalModel(path="tiny", source=str(tiny_source), provider="qnn")
     path = ensure_bundle(model, tmp_path, lambda *_: None)
     assert path == tmp_path / "tiny-npu"
     written = (path / "genai_config.json").stat().st_mtime_ns

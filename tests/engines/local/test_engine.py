@@ -19,7 +19,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from gateway.config import ModelConfig
+from gateway.config import LocalModel
 from gateway.engines.local.engine import LocalEngine
 from gateway.engines.local.process import Entry
 from gateway.errors import (
@@ -58,7 +58,7 @@ LARGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
 def make(bundle: Path, entry: Entry = worker_main, **fields: Any) -> LocalEngine:
-    model = ModelConfig(path=bundle.name, threads=1, **fields)
+    model = LocalModel(path=bundle.name, threads=1, **fields)
     return LocalEngine("m", model, bundle.parent, entry=entry)
 
 
@@ -384,7 +384,7 @@ async def test_a_device_call_that_raises_fails_its_request_only(faulty: LocalEng
 async def test_every_request_has_one_ending_whatever_happens_to_workers_and_clients(tiny: Path) -> None:
     before = set(multiprocessing.active_children())  # the module's engine, and other files' servers
     engine = LocalEngine(
-        "m", ModelConfig(path=tiny.name, threads=1), tiny.parent, sleep=lambda seconds: asyncio.sleep(0)
+        "m", LocalModel(path=tiny.name, threads=1), tiny.parent, sleep=lambda seconds: asyncio.sleep(0)
     )
     await engine.start()
     chance = random.Random(0)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from gateway.config import ModelConfig
+from gateway.config import GenieModel
 from gateway.engines.factory import make_engine
 from gateway.engines.local.genie import GenieEngine
 from gateway.errors import BundleError, ContextLengthExceeded, EngineFailed, GatewayError, UnsupportedParameter
@@ -45,7 +45,7 @@ CHAT = Chat(messages=(Message(role="user", content="What is the capital of Franc
 
 
 def make(config: Path, name: str = "m", **fields: Any) -> GenieEngine:
-    model = ModelConfig(engine="genie", path=config.name, **fields)
+    model = GenieModel(path=config.name, **fields)
     engine = make_engine(name, model, config.parent)
     assert isinstance(engine, GenieEngine)
     return engine

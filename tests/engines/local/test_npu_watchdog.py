@@ -14,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 from onnx import TensorProto, helper
 
-from gateway.config import ModelConfig
+from gateway.config import LocalModel
 from gateway.engines.local.engine import LocalEngine
 from gateway.worker.decoders.static.open import open_static_decoder
 from gateway.worker.frames import Device
@@ -70,7 +70,7 @@ def _idle_round() -> onnx.GraphProto:
 
 
 def test_it_is_killed_says_so_and_the_next_request_is_answered(hanging: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model = ModelConfig(path=str(hanging), provider="qnn", temperature=0, watchdog_s=WATCHDOG_S)
+    model = LocalModel(path=str(hanging), provider="qnn", temperature=0, watchdog_s=WATCHDOG_S)
     with (
         serving(config_of({"m": model}), loaded=False) as server,
         server.openai(timeout=300) as client,
@@ -90,7 +90,7 @@ def test_it_is_killed_says_so_and_the_next_request_is_answered(hanging: Path, ca
 
 @pytest.mark.parametrize(("device", "deadline_s"), [("npu", 60), ("emulated", 160)])
 def test_an_emulated_npu_gets_the_time_that_its_warm_up_says_it_needs(device: Device, deadline_s: float) -> None:
-    supervisor = LocalEngine("m", ModelConfig(path="m"), Path())._supervisor
+    supervisor = LocalEngine("m", LocalModel(path="m"), Path())._supervisor
     supervisor.ready = replace(READY, device=device, warm_up_s=16.0)
     assert supervisor._deadline_s == deadline_s
 

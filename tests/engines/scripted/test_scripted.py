@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.config import ModelConfig
+from gateway.config import ScriptedModel
 from gateway.engines.factory import make_engine
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import (
@@ -50,13 +50,11 @@ class Clock:
         self.now += seconds
 
 
-def model(simulate: str = "", max_sequences: int = 4, watchdog_s: float = 60.0, **script: Any) -> ModelConfig:
-    return ModelConfig(
-        engine="scripted", simulate=simulate, max_sequences=max_sequences, watchdog_s=watchdog_s, script=script
-    )
+def model(simulate: str = "", max_sequences: int = 4, watchdog_s: float = 60.0, **script: Any) -> ScriptedModel:
+    return ScriptedModel(simulate=simulate, max_sequences=max_sequences, watchdog_s=watchdog_s, script=script)
 
 
-async def started(config: ModelConfig) -> tuple[ScriptedEngine, Clock]:
+async def started(config: ScriptedModel) -> tuple[ScriptedEngine, Clock]:
     clock = Clock()
     engine = ScriptedEngine("m", config, clock=clock, sleep=clock.sleep)
     await engine.start()
@@ -257,10 +255,10 @@ async def test_logprobs_come_one_a_visible_token() -> None:
         (model(reply="x"), "reply"),
         (model(replies=[]), "empty"),
         (model(faults=[{"error": "NoSuchError"}]), "NoSuchError"),
-        (ModelConfig(engine="scripted", dialect="klingon"), "klingon"),
+        (ScriptedModel(dialect="klingon"), "klingon"),
     ],
 )
-def test_mistakes_in_the_script_are_named(config: ModelConfig, words: str) -> None:
+def test_mistakes_in_the_script_are_named(config: ScriptedModel, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         make_engine("m", config, Path("models"))
 

@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import pytest
 
-from gateway.config import ModelConfig
+from gateway.config import ScriptedModel, UpstreamModel
 from gateway.engines.factory import make_engine
 from gateway.engines.upstream.body import chat_body, completion_body
 from gateway.engines.upstream.engine import _ERRORS, UpstreamEngine, gateway_error
@@ -59,7 +59,7 @@ def ask(prompt: Any = CHAT, **fields: Any) -> Generation:
 
 @asynccontextmanager
 async def engine_of(url: str, **fields: Any) -> AsyncIterator[UpstreamEngine]:
-    engine = UpstreamEngine("m", ModelConfig(engine="upstream", url=url, **fields))
+    engine = UpstreamEngine("m", UpstreamModel(url=url, **fields))
     await engine.start()
     try:
         yield engine
@@ -85,7 +85,7 @@ def gateway() -> Iterator[Running]:
         "paris": scripted("It is Paris."),
         "endless": scripted("word", repeat=True, token_s=0.01, context_length=100_000),
         "narrow": scripted("x", context_length=4),
-        "full": ModelConfig(engine="scripted", max_sequences=1, queue=0, script={"ttft_s": 30.0}),
+        "full": ScriptedModel(max_sequences=1, queue=0, script={"ttft_s": 30.0}),
         "breaks": scripted("a b c d", faults=[{"after": 2, "error": "EngineFailed", "message": "It fell over."}]),
     }
     with serving(config_of(models)) as running:
@@ -363,7 +363,7 @@ async def test_the_environments_organization_stays_at_home(monkeypatch: pytest.M
 
 def test_an_upstream_without_url_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match=r"models\.m\.url"):
-        make_engine("m", ModelConfig(engine="upstream"), Path("models"))
+        make_engine("m", UpstreamModel(), Path("models"))
 
 
 def test_every_exception_of_the_library_is_mapped() -> None:

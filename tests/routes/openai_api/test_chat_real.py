@@ -12,7 +12,7 @@ import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletion
 
-from gateway.config import ModelConfig
+from gateway.config import LocalModel
 from tests.support.server import Running, config_of, serving
 
 FRANCE: Any = [{"role": "user", "content": "What is the capital of France?"}]
@@ -21,7 +21,7 @@ STORY: Any = [{"role": "user", "content": "Tell me a story about a fox."}]
 
 @pytest.fixture(scope="module")
 def real(smollm2: Path) -> Iterator[Running]:
-    model = ModelConfig(path=smollm2.name)
+    model = LocalModel(path=smollm2.name)
     with serving(config_of({"smollm2": model}, models_dir=smollm2.parent)) as running:
         yield running
 

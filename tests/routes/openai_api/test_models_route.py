@@ -10,7 +10,7 @@ import openai as sdk
 import pytest
 from openai import OpenAI
 
-from gateway.config import BreakerConfig, ModelConfig
+from gateway.config import BreakerConfig, ScriptedModel
 from tests.routes.conftest import MODELS
 from tests.support.server import Running, config_of, scripted, serving
 
@@ -109,7 +109,7 @@ def test_alive_while_loading_and_ready_after() -> None:
 
 def test_not_ready_while_the_only_breaker_is_open() -> None:
     breaker = BreakerConfig(latency_ms=20, min_calls=1, window=1, probe_itself=False, open_s=60)
-    slow = ModelConfig(engine="scripted", script={"ttft_s": 0.1}, breaker=breaker)
+    slow = ScriptedModel(script={"ttft_s": 0.1}, breaker=breaker)
     with serving(config_of({"m": slow})) as server, server.http() as http:
         assert http.post("/v1/chat/completions", json={"messages": HELLO, "model": "m"}).status_code == 200
         answer = http.get("/readyz")
@@ -123,7 +123,7 @@ def test_not_ready_while_the_only_breaker_is_open() -> None:
 
 def test_open_breaker_moves_to_the_fallback_and_the_reply_says_so() -> None:
     breaker = BreakerConfig(latency_ms=20, min_calls=1, window=1, probe_itself=False, open_s=60)
-    slow = ModelConfig(engine="scripted", script={"ttft_s": 0.1}, breaker=breaker, fallback="quick")
+    slow = ScriptedModel(script={"ttft_s": 0.1}, breaker=breaker, fallback="quick")
     with serving(config_of({"large": slow, "quick": scripted("Quickly.")})) as server, server.openai() as openai:
         served = [
             openai.chat.completions.create(model="large", messages=HELLO).model  # type: ignore[arg-type]

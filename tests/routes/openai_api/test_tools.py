@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from openai import BadRequestError, OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionMessageToolCall
 
-from gateway.config import ModelConfig
+from gateway.config import LocalModel, ScriptedModel
 from tests.support.server import Running, config_of, serving
 from tests.support.structured import SCHEMAS, closed, faults
 
@@ -39,7 +39,7 @@ NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
 
 @pytest.fixture(scope="module")
 def real(smollm2: Path) -> Iterator[Running]:
-    model = ModelConfig(path=smollm2.name)
+    model = LocalModel(path=smollm2.name)
     with serving(config_of({"smollm2": model}, models_dir=smollm2.parent)) as running:
         yield running
 
@@ -247,7 +247,7 @@ WRITTEN = (
 
 @pytest.fixture(scope="module")
 def trained() -> Iterator[OpenAI]:
-    model = ModelConfig(engine="scripted", dialect="qwen", script={"replies": [WRITTEN]})
+    model = ScriptedModel(dialect="qwen", script={"replies": [WRITTEN]})
     with serving(config_of({"trained": model})) as running, running.openai() as client:
         yield client
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gateway.config import ModelConfig
+from gateway.config import LocalModel
 from tests.support.server import PATIENCE_S, Running, config_of, serving
 
 HERE = Path(__file__).parent
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(smollm2: Path) -> Iterator[Running]:
-    with serving(config_of({"smollm2": ModelConfig(path=str(smollm2), aliases=("gpt-4o-mini",))})) as running:
+    with serving(config_of({"smollm2": LocalModel(path=str(smollm2), aliases=("gpt-4o-mini",))})) as running:
         yield running
 
 

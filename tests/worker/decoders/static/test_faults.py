@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import ModelConfig
+from gateway.config import LocalModel
 from tests.support.server import Running, config_of, scripted, serving
 
 BROKEN = {
@@ -31,7 +31,7 @@ def said(npu_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "no_driver": {"backend_path": str(npu_bundle / "genai_config.json")},
     }
     models = {
-        name: ModelConfig(
+        name: LocalModel(
             path=str(truncated if name == "truncated" else npu_bundle), provider="qnn", provider_options=each
         )
         for name, each in options.items()

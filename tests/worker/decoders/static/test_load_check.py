@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from gateway.commands.doctor import Finding, npu_graphs
-from gateway.config import ModelConfig
+from gateway.config import LocalModel
 from gateway.errors import BundleError
 from gateway.worker.decoders.static.load_check import check_load
 
 
 def finding(bundle: Path, provider: str = "qnn", **options: str) -> Finding:
-    model = ModelConfig(path=str(bundle), provider=provider, provider_options=options)  # type: ignore[arg-type]
+    model = LocalModel(path=str(bundle), provider=provider, provider_options=options)  # type: ignore[arg-type]
     (found,) = npu_graphs("tiny", model)
     return found
 
@@ -48,7 +48,7 @@ def test_without_an_npu_auto_cannot_serve_it(npu_bundle: Path) -> None:
 
 
 def test_a_bundle_for_the_cpu_has_nothing_to_say(tiny: Path) -> None:
-    assert not list(npu_graphs("tiny", ModelConfig(path=str(tiny))))
+    assert not list(npu_graphs("tiny", LocalModel(path=str(tiny))))
 
 
 def test_a_folder_that_is_no_pipeline_is_refused(tiny: Path) -> None:

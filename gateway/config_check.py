@@ -1,0 +1,161 @@
+"""The keys of every table of config.toml, and what is wrong with those that do not fit."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Struct
+
+from gateway.config import (
+    MODEL_KINDS,
+    BreakerConfig,
+    BundleModel,
+    Config,
+    Defaults,
+    GenieModel,
+    LocalModel,
+    ModelConfig,
+    ScriptedModel,
+    ServerConfig,
+    UpstreamModel,
+)
+from gateway.config_value import Setting, Table, closest, nearest, quoted
+from gateway.dialects.choose import DIALECT_NAMES
+
+#: model's name -> the struct of its table
+Kinds = Mapping[str, type[ModelConfig]]
+Engine = Literal[tuple(MODEL_KINDS)]  # type: ignore[valid-type]
+TABLES: dict[str, type[Struct]] = {"server": ServerConfig, "defaults": Defaults, "breaker": BreakerConfig}
+
+
+def keys_of(table: Table, kinds: Kinds) -> dict[str, Any]:
+    """The keys of a table with their types, without the tables inside it."""
+    match table:
+        case ():
+            return fields_of(Config)
+        case ("models", name):
+            return {"engine": Engine, **fields_of(kinds[name])}
+        case _:
+            return fields_of(TABLES[table[-1]])
+
+
+def fields_of(struct: type[Struct]) -> dict[str, Any]:
+    return {item.name: item.type for item in msgspec.structs.fields(struct) if item.name not in (*TABLES, "models")}
+
+
+def unknown_key(setting: Setting, keys: Iterable[str]) -> str:
+    if setting.table[:1] == ("models",):
+        return _unknown_model_key(setting, keys)
+    if hint := nearest(setting.key, keys if setting.table else (*keys, *TABLES, "models")):
+        return f"unknown key{hint}"
+    if setting.key in fields_of(Config):
+        return "unknown key here; it belongs at the top of the file, before the first [table]"
+    homes = [name for name, struct in TABLES.items() if setting.key in fields_of(struct)]
+    return f"unknown key here; it belongs in [{homes[0]}]" if homes else "unknown key"
+
+
+def _unknown_model_key(setting: Setting, keys: Iterable[str]) -> str:
+    """Why a key does not belong in its `[models.NAME]` table: another engine's, misspelt, or a table."""
+    foreign = engines_of_keys() if len(setting.table) == 2 else {}
+    if setting.key in foreign:
+        return f"means something only with {foreign[setting.key]}"
+    if isinstance(setting.value, dict):
+        name = f"{setting.table[1]}.{setting.key}"
+        return f'unknown table; a name with a dot needs quotes: [models."{name}"]'
+    if hint := nearest(setting.key, keys):
+        return f"unknown key{hint}"
+    if key := closest(setting.key, foreign):
+        return f"unknown key; did you mean {key!r}? It means something only with {foreign[key]}"
+    return "unknown key"
+
+
+def engines_of_keys() -> dict[str, str]:
+    """For each key of a model table, the values of `engine` that it needs: "engine = 'local' or 'genie'"."""
+    engines: dict[str, list[str]] = {}
+    for engine, kind in MODEL_KINDS.items():
+        for key in fields_of(kind):
+            engines.setdefault(key, []).append(repr(engine))
+    return {key: f"engine = {' or '.join(names)}" for key, names in engines.items()}
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def mistakes(config: Config) -> Iterator[tuple[str, str]]:
+    """(where, what is wrong) for what the keys say together and none of them says alone."""
+    if not config.models:
+        yield "[models]", "no model is configured"
+    if config.default_model is not None:
+        yield from _not_a_model("default_model", config.default_model, config)
+    yield from _server_mistakes(config.server)
+    if config.breaker.min_calls > config.breaker.window:
+        yield "[breaker] min_calls", f"{config.breaker.min_calls} calls never fit a window of {config.breaker.window}"
+    owners = {name: name for name in config.models}
+    for name, model in config.models.items():
+        where = f"[models.{quoted(name)}]"
+        for alias in model.aliases:
+            if owners.setdefault(alias, name) != name or alias in config.models:
+                yield f"{where} aliases", f"{alias!r} already names the model {owners[alias]!r}"
+        yield from _model_mistakes(where, name, model, config)
+
+
+def _server_mistakes(server: ServerConfig) -> Iterator[tuple[str, str]]:
+    for name, key in server.api_keys.items():
+        if not key or not key.isascii() or key.split() != [key]:
+            yield "[server] api_keys", f"the key of {name!r} must be printable ASCII without spaces, and not empty"
+    if len(set(server.api_keys.values())) < len(server.api_keys):
+        yield "[server] api_keys", "two names have the same key"
+    if not (is_loopback(server.host) or server.api_keys or server.insecure):
+        reach = "lets other machines in without a key"
+        yield (
+            "[server] host",
+            f"{server.host!r} {reach}; set api_keys, or insecure = true (--insecure) if that is meant",
+        )
+
+
+def _model_mistakes(where: str, name: str, model: ModelConfig, config: Config) -> Iterator[tuple[str, str]]:
+    if model.fallback is not None:
+        yield from _not_a_model(f"{where} fallback", model.fallback, config)
+        if cycle := _cycle(name, config):
+            yield f"{where} fallback", f"goes round in a circle: {' -> '.join(cycle)}"
+    match model:
+        case LocalModel(path=""):
+            yield where, "needs path (where the bundle is) or source (what to build it from)"
+        case GenieModel(path=""):
+            yield where, "needs path, the bundle's config.json"
+        case UpstreamModel(url=url) if urlsplit(url).scheme not in ("http", "https"):
+            yield f"{where} url", "engine = 'upstream' needs the server's URL, such as 'http://127.0.0.1:8081/v1'"
+    match model:
+        case BundleModel(dialect=dialect) | ScriptedModel(dialect=dialect) if dialect not in ("", *DIALECT_NAMES):
+            known = ", ".join(DIALECT_NAMES)
+            yield f"{where} dialect", f"{dialect!r} is not one of {known}{nearest(dialect, DIALECT_NAMES)}"
+    if model.breaker and model.breaker.min_calls > model.breaker.window:
+        yield f"{where[:-1]}.breaker] min_calls", f"more than the window ({model.breaker.window}) never fit"
+
+
+def _not_a_model(where: str, name: str, config: Config) -> Iterator[tuple[str, str]]:
+    if name in config.models:
+        return
+    owner = next((model for model, table in config.models.items() if name in table.aliases), None)
+    hint = f"; it is an alias, write {owner!r}" if owner else nearest(name, config.models)
+    yield where, f"there is no model {name!r}{hint}"
+
+
+def _cycle(name: str, config: Config) -> list[str]:
+    """The way back to `name` along the fallbacks, or nothing."""
+    way = [name]
+    while (step := config.models[way[-1]].fallback) in config.models and step is not None:
+        way.append(step)
+        if step == name:
+            return way
+        if step in way[:-1]:  # a circle further on, reported where it closes
+            return []
+    return []
