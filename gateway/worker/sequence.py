@@ -9,10 +9,10 @@ from typing import Protocol
 from gateway.common_prefix import common_prefix
 from gateway.generation import FinishReason, Grammar
 from gateway.worker.decoders.base import KVCache, Logits
-from gateway.worker.decoders.cpu_cache import Slot
 from gateway.worker.drafting import CallCosts, PredictionDrafter, PromptLookupDrafter
 from gateway.worker.frames import Scored, Submit
 from gateway.worker.sampling import Sampler, exclude, score
+from gateway.worker.slots import Slot
 
 
 class Constraint(Protocol):

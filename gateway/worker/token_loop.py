@@ -28,11 +28,11 @@ from msgspec import structs
 
 from gateway.errors import ContextLengthExceeded, EngineFailed, GatewayError, InvalidRequest
 from gateway.worker.decoders.base import Decoder, KVCache, Logits
-from gateway.worker.decoders.cpu_cache import SlotPool
 from gateway.worker.drafting import CallCosts
 from gateway.worker.frames import NO_MEMORY, Began, Cancel, Ended, Failed, FromWorker, Prefilled, Scored, Submit, Tokens
 from gateway.worker.sampling import score
 from gateway.worker.sequence import GeneratingSequence, MakeConstraint
+from gateway.worker.slots import SlotPool
 
 _log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -171,7 +171,7 @@ class TokenLoop:
         if victim is None or sequence.request.background:
             return False
         self._running.remove(victim)
-        self._pool.give_back(victim.held_slot)
+        self._pool.release(victim.held_slot)
         self._waiting.insert(0, victim)
         return True
 
@@ -285,7 +285,7 @@ class TokenLoop:
             self._waiting.remove(sequence)
         if sequence in self._running:
             self._running.remove(sequence)
-            self._pool.give_back(sequence.held_slot)
+            self._pool.release(sequence.held_slot)
 
     def _attempt(
         self,
