@@ -1,8 +1,11 @@
-"""What a model family's markup means: how it is told about tools, and what in its text is reasoning or a call.
+"""The contract of a dialect: how one model family writes tool calls and reasoning.
 
-An engine asks a dialect four things, in this order: `prepare` before the chat template is rendered, `grammar` for what
-the output is forced to, `markers` for the special tokens that must stay readable in the text, and one `parser` for
-each choice, which turns the text into deltas.
+An engine uses a dialect in this order:
+
+1. `prepare`, before the chat template is rendered.
+2. `grammar`, for constrained decoding, if the request needs it.
+3. `markers`, the special tokens that stay visible in the output text.
+4. `parser`, one per choice. It turns the output text into deltas.
 """
 
 from __future__ import annotations
@@ -14,66 +17,86 @@ from gateway.generation import Chat, Grammar, ReasoningDelta, TextDelta, Tool, T
 
 Delta = TextDelta | ReasoningDelta | ToolCallDelta
 
-#: A text as a Lark grammar names it: a string, or the special token that is written so.
+#: Returns a marker as a Lark grammar refers to it: a string literal, or the id of its special token.
 Terminal = Callable[[str], str]
 
 
 class Parser(Protocol):
-    """One choice's text, piece by piece. Malformed markup is text: a parser never raises and never loses a character.
+    """Turns the text of one choice into deltas, piece by piece.
 
-    Pieces are whole characters cut anywhere; the deltas, joined, must not depend on where. Deltas carry the choice's
-    index and no log-probabilities (the engine adds those), and none of them is empty. White space around markup
-    belongs to the markup. Where the chat demands a call, what is cut off before a call has its name is not text: it
-    is dropped.
+    A parser never raises and never loses a character: malformed markup becomes text. The joined deltas do not depend on
+    how the text is cut. Whitespace around markup belongs to the markup. If the chat requires a call
+    (`tool_choice.mode` is "required"), a call that ends before its name is known is dropped.
+
+        parser = choose_dialect("hermes", "").parser(chat, rendered="", choice=0)
+        parser.push('<tool_call>{"name": "f", "arguments": {"a"')
+        # ToolCallDelta(index=0, id="call_…", name="f"), ToolCallDelta(index=0, arguments='{"a"')
     """
 
     @property
     def is_reasoning(self) -> bool:
-        """Whether the text so far ends inside the reasoning."""
+        """True if the text so far ends inside the reasoning."""
 
     def push(self, text: str) -> Iterable[Delta]:
-        """The deltas that are certain now; text that may begin a marker is held back (see `textstream`)."""
+        """Take the next text and return the deltas that are certain.
+
+        Text that may be the beginning of a marker is held back (see `TextStream`). Deltas are not empty, have the
+        choice's index, and have no log-probabilities (the engine adds those).
+        """
 
     def finish(self) -> Iterable[Delta]:
-        """The text is over (also when it was cut): what was held back."""
+        """End the text, complete or cut. Return the deltas of the text that was held back."""
 
 
 class Dialect(Protocol):
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The value of the configuration key `dialect`."""
 
     @property
     def markers(self) -> frozenset[str]:
-        """Special tokens of the vocabulary that the parser has to see; all others never become text."""
+        """Special tokens that the parser must see in the text. All other special tokens have no text."""
 
     def prepare(self, chat: Chat, template: str) -> Chat:
-        """The conversation as `template` (its source) can render it, its tools those that may be called.
+        """Return the conversation in the form that the chat template can render.
 
-        A template that knows tools gets them as they are; for one that does not, the tools, earlier calls and their
-        results are written into the messages. With `tool_choice.mode` "none" the tools are taken out.
+        The tools of the result are those that the model may call (see `callable_tools`). If the template does not
+        render tools, then tools, calls and results are written into the messages.
+
+        Args:
+            chat: the conversation.
+            template: the Jinja source of the chat template.
         """
 
     def grammar(self, chat: Chat, rendered: str, terminal: Terminal, answer: Grammar | None) -> Grammar | None:
-        """What the whole output must match so that `chat.tool_choice` and strict tools are honoured, and so that what
-        is neither a call nor reasoning matches `answer`; None: the model writes freely.
+        """Return the grammar for the whole output, or None for unconstrained output.
 
-        A call that is demanded goes before an answer. `rendered` is the prompt's text: some templates open the
-        reasoning in it. Raises UnsupportedParameter where the demand cannot be met.
+        The grammar enforces `chat.tool_choice`, the schemas of strict tools, and `answer` for output that is neither a
+        call nor reasoning. If a call is required, `answer` is ignored.
+
+        Args:
+            chat: the conversation that `prepare` returned.
+            rendered: the prompt's text. Some templates open the reasoning in it.
+            terminal: returns a marker as a Lark terminal.
+            answer: the response format of the request.
+
+        Raises:
+            UnsupportedParameter: the dialect cannot enforce the request.
         """
 
     def parser(self, chat: Chat, rendered: str, choice: int) -> Parser:
-        """A parser for one choice."""
+        """Return a new parser for choice number `choice`."""
 
 
-def offered(chat: Chat) -> tuple[Tool, ...]:
-    """The tools that may be called."""
+def callable_tools(chat: Chat) -> tuple[Tool, ...]:
+    """The tools that `chat.tool_choice` lets the model call."""
     choice = chat.tool_choice
     if choice.mode == "none":
         return ()
     return tuple(tool for tool in chat.tools if not choice.names or tool.name in choice.names)
 
 
-def is_single(chat: Chat) -> bool:
-    """Whether at most one call is wanted; a function that is named is called once."""
+def allows_one_call(chat: Chat) -> bool:
+    """True if the answer may have one call only: calls are not parallel, or one named function is required."""
     choice = chat.tool_choice
     return not choice.parallel or (choice.mode == "required" and len(choice.names) == 1)

@@ -1,13 +1,16 @@
-"""Tool calls as models write them, read a character at a time.
+"""Reads tool calls as models write them, one character at a time.
 
-What is understood between a family's markers: one object or an array of them, `{"name": ..., "arguments": {...}}`
-(Llama says `parameters`; some wrap it as `{"function": {...}}`, some write the arguments first, or as a string), and
-Mistral's `name[ARGS]{...}` and `name{...}`.
+Between a family's markers, these spellings are accepted:
 
-1. As soon as a call has its name and the bracket that opens its arguments, it is a call: its arguments leave as they
-   are written, whatever comes of them. Before that it can still turn out to be text, and nothing leaves.
-2. A call names one of the tools that are offered. Anything else is text.
-3. What JSON cannot contain ends the arguments: models forget brackets.
+    {"name": "f", "arguments": {...}}                 one object, or an array of them
+    {"name": "f", "parameters": {...}}                Llama
+    {"function": {"name": "f", "arguments": "..."}}   also with the arguments first, or as a string
+    f[ARGS]{...}   f{...}                             Mistral (`named`)
+
+1. A call begins when its name is known and the bracket of its arguments is open. From then on the arguments are
+   delivered as they arrive, whatever follows. Before that nothing is delivered, because the text may not be a call.
+2. A call names one of the tools that the model may call. Otherwise it is text.
+3. A character that JSON cannot contain ends the arguments, because models forget brackets.
 """
 
 from __future__ import annotations
@@ -37,11 +40,18 @@ def openai_id() -> str:
 class CallReader:
     """Reads the calls behind one opening marker.
 
+        reader = CallReader({"f"}, choice=0)
+        reader.push('{"name": "f", "arguments": {"a": 1')
+        # [ToolCallDelta(index=0, id="call_…", name="f"), ToolCallDelta(index=0, arguments='{"a": 1')]
+        reader.push("}}</tool_call>")  # [ToolCallDelta(index=0, arguments="}")]
+        reader.is_done, reader.unread  # (True, "</tool_call>")
+
     Args:
-        names: of the tools that are offered.
-        index: of the first call.
-        limit: how many calls the choice may have; those beyond it are read and not reported.
-        named: whether calls may be written Mistral's way, the name before the arguments.
+        names: names of the tools that the model may call.
+        choice: the choice's index, for the deltas.
+        index: index of the first call.
+        limit: number of calls that the choice may have. Further calls are read and not delivered.
+        named: accept Mistral's spelling, with the name before the arguments.
         new_id: makes a call's id.
     """
 
@@ -57,30 +67,32 @@ class CallReader:
     ) -> None:
         self._names, self._choice, self.index = names, choice, index
         self._limit, self._named, self._new_id = limit, named, new_id
-        self._read: Callable[[str], None] = self._between
+        self._read: Callable[[str], None] = self._between_calls
         self._scanner = JsonScanner()
         self._in_array = False
-        self._arguments: list[str] = []  # pieces that wait for the end of the push
+        self._arguments: list[str] = []  # pieces to deliver at the end of the push
         self._deltas: list[ToolCallDelta] = []
-        #: What was read and is no part of a call so far.
+        #: Text that was read and is not part of a call (yet).
         self.unread = ""
+        #: At least one call has begun.
         self.has_called = False
+        #: No further call can follow; `unread` has the text behind the calls.
         self.is_done = False
 
     def push(self, text: str) -> list[ToolCallDelta]:
-        """The deltas that are certain. Once `is_done`, what is behind the calls is in `unread`."""
-        for place, character in enumerate(text):
+        """Take the next text and return the deltas that are certain."""
+        for index, character in enumerate(text):
             self._read(character)
             if self.is_done:
-                self.unread += text[place + 1 :]
+                self.unread += text[index + 1 :]
                 break
         self._flush()
         deltas, self._deltas = self._deltas, []
         return deltas
 
-    # Each of these reads one character in one situation. `_give_up` leaves it to whoever reads on.
+    # Each of these methods reads one character in one state. `self._read` is the current state.
 
-    def _between(self, character: str) -> None:
+    def _between_calls(self, character: str) -> None:
         self.unread += character
         if character == "{":
             self._scanner, self._read = JsonScanner(1), self._in_head
@@ -88,7 +100,7 @@ class CallReader:
         elif self._named and (character.isalnum() or character == "_") and not self._in_array:
             self._read = self._in_named_head
         elif not self._is_separator(character):
-            self._done_behind()
+            self._end_of_calls()
 
     def _is_separator(self, character: str) -> bool:
         if character == "[" and not self._in_array and not self.has_called:
@@ -96,31 +108,32 @@ class CallReader:
             return True
         return character.isspace() or (self.has_called and character in ",;") or (self._in_array and character == "]")
 
-    def _done_behind(self) -> None:
-        """What comes now is no call; separators behind the last one belong to it."""
+    def _end_of_calls(self) -> None:
+        """The last character does not belong to a call. Separators before it belong to the last call."""
         if self.has_called:
             self.unread = self.unread[-1:]
         self.is_done = True
 
     def _in_head(self, character: str) -> None:
+        """Between the first bracket of a call and the bracket that opens its arguments."""
         self.unread += character
         if not self._scanner.read(character):
             self.is_done = True
         elif self._scanner.in_string:
             return
-        elif character == ":" and self._scanner.depth == 1 and not self._begins_like_a_call():
+        elif character == ":" and self._scanner.depth == 1 and not self._starts_like_a_call():
             self.is_done = True
         elif character == "{" and self._scanner.depth == 2:
             found = _HEAD.fullmatch(self._object())
             if found and found["name"] in self._names:
                 self._begin(found["name"], self._in_arguments)
         elif self._scanner.depth == 0:
-            self._whole()
+            self._complete_object()
 
     def _object(self) -> str:
         return self.unread[self.unread.index("{") :]
 
-    def _begins_like_a_call(self) -> bool:
+    def _starts_like_a_call(self) -> bool:
         return _FIRST_KEY.match(self._object()) is not None
 
     def _in_named_head(self, character: str) -> None:
@@ -135,20 +148,21 @@ class CallReader:
             self.is_done = True
 
     def _begin(self, name: str, read: Callable[[str], None]) -> None:
-        self._start(name)
+        """The call's name is known, and its arguments begin."""
+        self._start_call(name)
         self._arguments.append("{")
         self._scanner, self._read = JsonScanner(1), read
 
     def _in_arguments(self, character: str) -> None:
-        if self._argue(character):
+        if self._read_argument(character):
             self._scanner, self._read = JsonScanner(1), self._in_tail
 
     def _in_named_arguments(self, character: str) -> None:
-        if self._argue(character):
-            self._end()
+        if self._read_argument(character):
+            self._end_call()
 
-    def _argue(self, character: str) -> bool:
-        """Take one character of the arguments; True when it was their last."""
+    def _read_argument(self, character: str) -> bool:
+        """Read one character of the arguments. Return True if it was the last one."""
         if not self._scanner.read(character):
             self._break_off(character)
             return False
@@ -156,51 +170,51 @@ class CallReader:
         return self._scanner.depth == 0
 
     def _in_tail(self, character: str) -> None:
-        """Behind the arguments: more members, and the bracket that closes the call."""
+        """Behind the arguments: further members, and the bracket that closes the call."""
         self.unread += character
         if not self._scanner.read(character):
             self._break_off(self.unread.lstrip())
         elif self._scanner.depth == 0:
-            self._end()
+            self._end_call()
 
-    def _whole(self) -> None:
-        """An object that was no call up to its first inner bracket is one as a whole, or it is text."""
-        found = _call_of(self._object())
+    def _complete_object(self) -> None:
+        """An object whose head `_HEAD` did not match. It is a call in another spelling, or text."""
+        found = _parse_call(self._object())
         if found is None or found[0] not in self._names:
             self.is_done = True
             return
-        self._start(found[0])
+        self._start_call(found[0])
         self._arguments.append(found[1])
-        self._end()
+        self._end_call()
 
-    def _start(self, name: str) -> None:
+    def _start_call(self, name: str) -> None:
         self.unread, self.has_called = "", True
-        if self._is_wanted:
+        if self._within_limit:
             self._deltas.append(ToolCallDelta(index=self.index, id=self._new_id(), name=name, choice=self._choice))
 
-    def _end(self) -> None:
+    def _end_call(self) -> None:
         self._flush()
         self.index += 1
-        self.unread, self._read = "", self._between
+        self.unread, self._read = "", self._between_calls
 
     def _break_off(self, unread: str) -> None:
-        """A call ends where JSON does; another one behind it is the next."""
-        self._end()
+        """End a call that is not complete JSON. A call behind it gets the next index."""
+        self._end_call()
         self.unread, self.is_done = unread, True
 
     def _flush(self) -> None:
-        if self._arguments and self._is_wanted:
+        if self._arguments and self._within_limit:
             arguments = "".join(self._arguments)
             self._deltas.append(ToolCallDelta(index=self.index, arguments=arguments, choice=self._choice))
         self._arguments = []
 
     @property
-    def _is_wanted(self) -> bool:
+    def _within_limit(self) -> bool:
         return self._limit is None or self.index < self._limit
 
 
-def _call_of(text: str) -> tuple[str, str] | None:
-    """The name and the arguments' JSON of one call, if it is one."""
+def _parse_call(text: str) -> tuple[str, str] | None:
+    """Return the name and the arguments' JSON if `text` is one call as a complete JSON object."""
     try:
         call = json.loads(text)
         call = call.get("function", call)
@@ -213,5 +227,5 @@ def _arguments_of(call: dict[str, Any]) -> str:
     arguments = call.get("arguments", call.get("parameters"))
     value = json.loads(arguments) if isinstance(arguments, str) else arguments or {}
     if not isinstance(value, dict):
-        raise ValueError("arguments are an object")
+        raise ValueError("arguments must be an object")
     return arguments if isinstance(arguments, str) else json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""What the families have in common: one class, told by its subclasses how calls are written."""
+"""The base class of dialects with markup. A subclass says how its family writes calls; the rest is the same for all."""
 
 from __future__ import annotations
 
@@ -8,45 +8,93 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from gateway.dialects import lark
-from gateway.dialects.base import Terminal, is_single, offered
-from gateway.dialects.parser import THINK, THOUGHT, Markup, MarkupParser, opens_reasoning
-from gateway.dialects.prompt import explained, knows_tools
+from gateway.dialects.base import Terminal, allows_one_call, callable_tools
+from gateway.dialects.parser import THINK_CLOSE, THINK_OPEN, Markup, MarkupParser, opens_reasoning
+from gateway.dialects.prompt import renders_tools, with_tools_as_text
 from gateway.generation import Chat, Grammar
 
 
-class Family(ABC):
-    """A dialect with markup. Implements Dialect.
+class FamilyDialect(ABC):
+    """Implements Dialect for one model family.
+
+    A model's calls are one or more sections. A section begins with the marker `markup.opens[0]`. For Hermes, a section
+    is one call:
+
+        <tool_call>
+        {"name": "f", "arguments": {}}
+        </tool_call>
+
+    For Phi, all calls are in one section: `<|tool_call|>[{...}, {...}]<|/tool_call|>`.
+
+    Grammar rules are written in llguidance's Lark. A subclass can use the rule `call`: one call of any tool, as
+    `call_rule` describes it.
 
     Args:
-        name: in the configuration.
-        markup: how calls are found.
+        name: the value of the configuration key `dialect`.
+        markup: how the parser finds calls in the text.
     """
+
+    #: Markers that occur inside a call.
+    inner_markers: tuple[str, ...] = ()
+    #: The member of a call's JSON object that has the arguments.
+    arguments_key = "arguments"
+    #: The text between two sections. None: the answer has one section.
+    section_separator: str | None = None
 
     def __init__(self, name: str, markup: Markup) -> None:
         self.name, self.markup = name, markup
-        self.markers = frozenset((THINK, THOUGHT, *markup.opens, *markup.closes, *self.inner_markers))
+        self.markers = frozenset((THINK_OPEN, THINK_CLOSE, *markup.opens, *markup.closes, *self.inner_markers))
 
-    #: Markers that stand inside a call.
-    inner_markers: tuple[str, ...] = ()
+    # --- what a subclass describes
+
+    @abstractmethod
+    def format_calls(self, calls: Sequence[tuple[str, str]]) -> str:
+        """Return calls, each (name, arguments as JSON), in the text that the model would write."""
+
+    @abstractmethod
+    def section_rule(self, terminal: Terminal, *, single: bool) -> str:
+        """Return the right side of the Lark rule for the rest of a section, behind its opening marker.
+
+        Args:
+            terminal: returns a marker as a Lark terminal.
+            single: the answer may have one call only.
+        """
+
+    def call_rule(self, name: str, arguments: str, terminal: Terminal) -> str:
+        """Return the right side of the Lark rule for one call of the tool `name`. `arguments` is a rule's name."""
+        return lark.json_call(name, arguments, self.arguments_key)
+
+    def calls_rule(self, terminal: Terminal, *, single: bool) -> str:
+        """Return the right side of the Lark rule for an answer that is one or more calls."""
+        section = f"{terminal(self.markup.opens[0])} {self.section_rule(terminal, single=single)}"
+        if self.section_separator is None:
+            return section
+        return lark.repeated(section, self.section_separator, single=single)
+
+    def free_grammar(self, rules: str, terminal: Terminal) -> str:
+        """Return a Lark grammar for free text that may contain calls. `rules` defines `call`."""
+        return lark.text_with_calls(self.markup.opens[0], self.section_rule(terminal, single=False), rules, terminal)
+
+    # --- the same for all families
 
     def prepare(self, chat: Chat, template: str) -> Chat:
-        if knows_tools(template):
-            return replace(chat, tools=offered(chat))
-        return explained(chat, self.write)
+        if renders_tools(template):
+            return replace(chat, tools=callable_tools(chat))
+        return with_tools_as_text(chat, self.format_calls)
 
     def grammar(self, chat: Chat, rendered: str, terminal: Terminal, answer: Grammar | None) -> Grammar | None:
-        tools, is_forced = offered(chat), chat.tool_choice.mode == "required"
+        tools, is_forced = callable_tools(chat), chat.tool_choice.mode == "required"
         thinks = opens_reasoning(rendered)
         rules = lark.call_rules(tools, lambda name, rule: self.call_rule(name, rule, terminal), all_strict=is_forced)
-        calls = self.calls_rule(terminal, single=is_single(chat))
+        calls = self.calls_rule(terminal, single=allows_one_call(chat))
         if is_forced:
-            return Grammar(kind="lark", source=lark.exactly(calls, rules, terminal, thinks=thinks), param="tools")
+            return Grammar(kind="lark", source=lark.whole_output(calls, rules, terminal, thinks=thinks), param="tools")
         if answer is not None:
             if answer.kind == "lark" or not (tools or thinks):
                 return answer
             either = f"({calls} | answer)" if tools else "answer"
             rules = f"{rules if tools else ''}\n{lark.answer_rule(answer)}"
-            return replace(answer, kind="lark", source=lark.exactly(either, rules, terminal, thinks=thinks))
+            return replace(answer, kind="lark", source=lark.whole_output(either, rules, terminal, thinks=thinks))
         if any(tool.strict for tool in tools):
             return Grammar(kind="lark", source=self.free_grammar(rules, terminal), param="tools")
         return None
@@ -54,34 +102,6 @@ class Family(ABC):
     def parser(self, chat: Chat, rendered: str, choice: int) -> MarkupParser:
         return MarkupParser(self.markup, chat, rendered, choice)
 
-    @abstractmethod
-    def write(self, calls: Sequence[tuple[str, str]]) -> str:
-        """Calls (name, arguments as JSON) as the model would have written them."""
-
-    @abstractmethod
-    def call_rule(self, name: str, arguments: str, terminal: Terminal) -> str:
-        """In Lark: one call of `name`, without the markers around it; `arguments` is a rule."""
-
-    @abstractmethod
-    def calls_rule(self, terminal: Terminal, *, single: bool) -> str:
-        """In Lark: an answer that is one `call` or several, with all markers."""
-
-    @abstractmethod
-    def free_grammar(self, rules: str, terminal: Terminal) -> str:
-        """In Lark: free text with calls in it, if the model makes any; `rules` say what a `call` is."""
-
-
-def json_call(name: str, arguments: str, key: str = "arguments") -> str:
-    """A call as one JSON object, as text."""
-    return f'{{"name": {lark.text(name)}, "{key}": {arguments}}}'
-
-
-def json_call_rule(name: str, arguments: str, key: str = "arguments") -> str:
-    """The same in Lark, `arguments` being a rule. Cut as JSON is, so that an answer in JSON may begin like a call."""
-    before = ("{", '"name"', ": ", lark.text(name), ", ", lark.text(key), ": ")
-    return f'{" ".join(map(lark.text, before))} {arguments} "}}"'
-
-
-def many(one: str, separator: str, *, single: bool) -> str:
-    """In Lark: `one`, or several with `separator` between them."""
-    return one if single else f"{one} ({separator} {one})*"
+    def json_call(self, name: str, arguments: str) -> str:
+        """Return one call as a JSON object. `arguments` is JSON."""
+        return f'{{"name": {lark.literal(name)}, "{self.arguments_key}": {arguments}}}'

@@ -1,16 +1,16 @@
-"""JSON read a character at a time: where an object ends, and whether it still is one."""
+"""Reads JSON one character at a time: where an object ends, and whether the text can still be JSON."""
 
 from __future__ import annotations
 
 _OUTSIDE_STRINGS = frozenset(
     '{}[]:,"+-.0123456789 \t\r\nabcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ'
-)  # letters: of true, false, null, and of the NaN and Infinity that some models write
+)  # letters of true, false, null, and of NaN and Infinity, which some models write
 
 
 class JsonScanner:
-    """Follows brackets and strings; it does not judge commas and colons.
+    """Follows brackets and strings. Commas and colons are not checked.
 
-    `depth`: brackets open after what was read so far.
+    `depth` is the number of open brackets. With `JsonScanner(1)`, reading `"a": {}}` ends with `depth == 0`.
     """
 
     def __init__(self, depth: int = 0) -> None:
@@ -19,7 +19,7 @@ class JsonScanner:
         self._escaped = False
 
     def read(self, character: str) -> bool:
-        """Read on; False when JSON cannot go on with this character, which is then not read."""
+        """Read one character. Return False, and read nothing, if JSON cannot continue with it."""
         if self.in_string:
             self._read_in_string(character)
             return True

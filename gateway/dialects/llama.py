@@ -1,6 +1,8 @@
-"""Llama 3.x: the answer is a bare object, `;` between several; sometimes `<|python_tag|>` stands in front.
+"""Llama 3.x: the answer is a JSON object without a marker, several with `; ` between them.
 
 {"name": "get_weather", "parameters": {"city": "Paris"}}
+
+Some models write `<|python_tag|>` before it.
 """
 
 from __future__ import annotations
@@ -9,24 +11,24 @@ from collections.abc import Sequence
 
 from gateway.dialects import lark
 from gateway.dialects.base import Terminal
-from gateway.dialects.family import Family, json_call, json_call_rule, many
+from gateway.dialects.family import FamilyDialect
 from gateway.dialects.parser import Markup
 
-TAG = "<|python_tag|>"
 
+class LlamaDialect(FamilyDialect):
+    arguments_key = "parameters"
 
-class LlamaDialect(Family):
-    def __init__(self) -> None:
-        super().__init__("llama", Markup(opens=(TAG,), bare=True))
+    def __init__(self, name: str) -> None:
+        super().__init__(name, Markup(opens=("<|python_tag|>",), bare=True))
 
-    def write(self, calls: Sequence[tuple[str, str]]) -> str:
-        return "; ".join(json_call(*call, key="parameters") for call in calls)
+    def format_calls(self, calls: Sequence[tuple[str, str]]) -> str:
+        return "; ".join(self.json_call(*call) for call in calls)
 
-    def call_rule(self, name: str, arguments: str, terminal: Terminal) -> str:
-        return json_call_rule(name, arguments, key="parameters")
+    def section_rule(self, terminal: Terminal, *, single: bool) -> str:
+        return lark.repeated("call", "; ", single=single)
 
     def calls_rule(self, terminal: Terminal, *, single: bool) -> str:
-        return many("call", lark.text("; "), single=single)
+        return self.section_rule(terminal, single=single)  # the grammar lets the model write no marker
 
     def free_grammar(self, rules: str, terminal: Terminal) -> str:
-        return lark.may_be_call(self.calls_rule(terminal, single=False), rules)
+        return lark.calls_or_text(self.section_rule(terminal, single=False), rules)

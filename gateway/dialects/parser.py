@@ -1,4 +1,11 @@
-"""The text of a model with markup as deltas: reasoning in front, calls behind their markers, the rest content."""
+"""The parser of all dialects with markup: splits the output text into reasoning, content and tool calls.
+
+The input `<think>Hm.</think>Let me see. <tool_call>{"name": "f", "arguments": {}}</tool_call>` gives these deltas:
+
+    ReasoningDelta("Hm.")
+    TextDelta("Let me see. ")
+    ToolCallDelta(index=0, id="call_…", name="f"), ToolCallDelta(index=0, arguments="{}")
+"""
 
 from __future__ import annotations
 
@@ -7,22 +14,23 @@ from enum import Enum, auto
 
 from msgspec import Struct
 
-from gateway.dialects.base import Delta, is_single, offered
+from gateway.dialects.base import Delta, allows_one_call, callable_tools
 from gateway.dialects.calls import CallReader, openai_id
 from gateway.generation import Chat, ReasoningDelta, TextDelta
 from gateway.text.textstream import TextStream
 
-THINK, THOUGHT = "<think>", "</think>"
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 
 class Markup(Struct, frozen=True, kw_only=True):
-    """How a family marks its calls.
+    """How a family marks calls. For Hermes: `Markup(opens=("<tool_call>",), closes=("</tool_call>",))`.
 
     Args:
-        opens: each of these begins calls.
-        closes: what may stand behind calls.
-        bare: an answer that begins with a bracket is a call, without a marker.
-        named: calls may be written `name[ARGS]{...}`.
+        opens: markers that begin calls. The first one is the marker that the grammar uses.
+        closes: markers that may follow calls. They are removed from the text.
+        bare: an answer that begins with `{` or `[` is a call, without a marker (Llama).
+        named: a call may be written `name[ARGS]{...}` (Mistral).
+        new_id: makes the id of a call.
     """
 
     opens: tuple[str, ...]
@@ -33,30 +41,30 @@ class Markup(Struct, frozen=True, kw_only=True):
 
 
 class _State(Enum):
-    START = auto()  # nothing but white space so far, or only reasoning
+    START = auto()  # only whitespace so far, or whitespace behind the reasoning
     REASONING = auto()
     TEXT = auto()
     CALLS = auto()
 
 
 class MarkupParser:
-    """See `base.Parser`. Reasoning stands at the beginning; some templates open it in the prompt (`rendered`)."""
+    """Implements Parser. Reasoning comes first, if at all. Some templates open it in the prompt (`rendered`)."""
 
     def __init__(self, markup: Markup, chat: Chat, rendered: str, choice: int) -> None:
         self._markup, self._choice = markup, choice
-        self._names: Collection[str] = frozenset(tool.name for tool in offered(chat))
-        self._limit = 1 if is_single(chat) else None
+        self._names: Collection[str] = frozenset(tool.name for tool in callable_tools(chat))
+        self._limit = 1 if allows_one_call(chat) else None
         self._is_forced = chat.tool_choice.mode == "required"
         self._stream = TextStream()
-        self._unread = ""  # in START, and between two states
-        self._blank: str | None = ""  # white space that may belong to markup; None: it does not
-        self._keeps_blank = True  # whether it is content if content follows
-        self._marker = ""  # which began the calls that are read
+        self._unread = ""  # text for the next state
+        self._blank: str | None = ""  # whitespace that may belong to markup; None: whitespace is content
+        self._keeps_blank = True  # deliver `_blank` if content follows
+        self._marker = ""  # the marker that began the current calls
         self._calls = self._reader(0)
         self._state = _State.START
         self._may_think = True
         if opens_reasoning(rendered):
-            self._think()
+            self._enter_reasoning()
 
     @property
     def is_reasoning(self) -> bool:
@@ -71,7 +79,7 @@ class MarkupParser:
 
     def finish(self) -> list[Delta]:
         deltas: list[Delta] = []
-        while self._conclude(deltas):
+        while self._finish_state(deltas):
             while self._advance(deltas):
                 pass
         if self._blank and self._keeps_blank:
@@ -79,7 +87,7 @@ class MarkupParser:
         return [delta for delta in deltas if not (self._is_forced and isinstance(delta, TextDelta))]
 
     def _advance(self, deltas: list[Delta]) -> bool:
-        """Read what there is in the present state; True when another state is to read on."""
+        """Read `_unread` in the current state. Return True if the state changed and there may be more to read."""
         match self._state:
             case _State.START:
                 return self._begin()
@@ -89,34 +97,34 @@ class MarkupParser:
                 return self._calls.is_done and self._leave_calls(deltas)
             case _:
                 text, self._unread = self._unread, ""
-                return self._found(*self._stream.push(text), deltas)
+                return self._deliver(*self._stream.push(text), deltas)
 
     def _begin(self) -> bool:
-        """Look at how the answer begins: with reasoning, a bare call, or text."""
-        said = self._unread.lstrip()
-        if not said or (self._may_think and said != THINK and THINK.startswith(said)):
+        """Decide what the answer begins with: reasoning, a call without a marker, or text."""
+        start = self._unread.lstrip()
+        if not start or (self._may_think and start != THINK_OPEN and THINK_OPEN.startswith(start)):
             return False
-        if self._may_think and said.startswith(THINK):
-            self._unread = said[len(THINK) :]
-            self._think()
-        elif self._markup.bare and self._names and said[0] in "{[":
+        if self._may_think and start.startswith(THINK_OPEN):
+            self._unread = start[len(THINK_OPEN) :]
+            self._enter_reasoning()
+        elif self._markup.bare and self._names and start[0] in "{[":
             self._enter_calls("")
         else:
             self._state = _State.TEXT
             self._stream.set_patterns(self._opens)
         return True
 
-    def _think(self) -> None:
+    def _enter_reasoning(self) -> None:
         self._state, self._may_think, self._keeps_blank = _State.REASONING, False, False
         self._blank = ""
-        self._stream.set_patterns((THOUGHT,))
+        self._stream.set_patterns((THINK_CLOSE,))
 
     @property
     def _opens(self) -> tuple[str, ...]:
         return self._markup.opens if self._names else ()
 
-    def _found(self, text: str, marker: str | None, deltas: list[Delta]) -> bool:
-        """Deliver `text`, and do what the marker behind it says; True when there was one."""
+    def _deliver(self, text: str, marker: str | None, deltas: list[Delta]) -> bool:
+        """Deliver `text`, then change the state for the marker behind it. Return True if there is a marker."""
         if self._state is _State.REASONING:
             deltas += self._reasoning(text)
         else:
@@ -125,11 +133,11 @@ class MarkupParser:
             return False
         self._stream.set_patterns(())
         self._unread = self._stream.push("")[0]
-        if marker == THOUGHT and self._state is _State.REASONING:
+        if marker == THINK_CLOSE and self._state is _State.REASONING:
             self._state, self._blank = _State.START, ""
         elif marker in self._markup.opens:
             self._enter_calls(marker)
-        else:  # a marker behind calls
+        else:  # a closing marker
             self._stream.set_patterns(self._opens)
         return True
 
@@ -138,7 +146,7 @@ class MarkupParser:
         self._calls = self._reader(self._calls.index)
 
     def _leave_calls(self, deltas: list[Delta]) -> bool:
-        """Calls are over, or they were none: then the marker was text."""
+        """Continue as text behind the calls. If there was no call, the marker is content."""
         calls = self._calls
         self._unread, self._state = calls.unread, _State.TEXT
         if calls.has_called:
@@ -149,8 +157,8 @@ class MarkupParser:
             self._stream.set_patterns(self._opens)
         return True
 
-    def _conclude(self, deltas: list[Delta]) -> bool:
-        """The text is over: what the present state held back. True when that has to be read again."""
+    def _finish_state(self, deltas: list[Delta]) -> bool:
+        """Deliver what the current state holds back at the end. Return True if text must be read again."""
         match self._state:
             case _State.START:
                 held, self._unread = self._unread, ""
@@ -163,7 +171,7 @@ class MarkupParser:
             case _State.CALLS:
                 return self._leave_calls(deltas)
             case _:
-                return self._found(*self._stream.finish(), deltas)
+                return self._deliver(*self._stream.finish(), deltas)
 
     def _reader(self, index: int) -> CallReader:
         return CallReader(
@@ -196,5 +204,5 @@ class MarkupParser:
 
 
 def opens_reasoning(rendered: str) -> bool:
-    """Whether the prompt ends inside the reasoning."""
-    return rendered.rstrip().endswith(THINK)
+    """True if the prompt ends inside the reasoning."""
+    return rendered.rstrip().endswith(THINK_OPEN)

@@ -1,4 +1,4 @@
-"""The dialect of a model without markup: what it writes is the answer."""
+"""The dialect of a model without markup: all output is content."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.generation import Chat, Grammar, TextDelta
 
 
 class PlainParser:
-    """Every character is content."""
+    """Returns all text as content. Implements Parser."""
 
     is_reasoning = False
 
@@ -25,6 +25,8 @@ class PlainParser:
 
 
 class PlainDialect:
+    """Has no tools and no reasoning. Implements Dialect."""
+
     name = "plain"
     markers: frozenset[str] = frozenset()
 
@@ -33,7 +35,7 @@ class PlainDialect:
 
     def grammar(self, chat: Chat, rendered: str, terminal: Terminal, answer: Grammar | None) -> Grammar | None:
         if chat.tool_choice.mode == "required":
-            raise UnsupportedParameter("This model's dialect is plain text: it calls no tools.", param="tool_choice")
+            raise UnsupportedParameter("This model's dialect is plain: it cannot call tools.", param="tool_choice")
         return answer
 
     def parser(self, chat: Chat, rendered: str, choice: int) -> PlainParser:

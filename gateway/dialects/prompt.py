@@ -1,6 +1,6 @@
-"""Tools for models whose template has no place for them: what they are told, and how calls and results are written.
+"""Tool use for models whose chat template does not render tools: tools, calls and results become message text.
 
-The system message gets a last paragraph, the same for every such model:
+The system message gets one more paragraph:
 
     You may call these functions, one JSON object a line:
     <tools>
@@ -12,7 +12,8 @@ The system message gets a last paragraph, the same for every such model:
     </tool_call>
     Its result comes back as <tool_response>...</tool_response>. If none is of use, answer in words.
 
-Earlier calls stand in the assistant's messages as they would have been written; results are a user's message.
+Earlier calls become text of the assistant's messages, in the markup of the dialect. Their results become one message
+of the user. The paragraph is part of the prompt: a change of its words changes the output of models.
 """
 
 from __future__ import annotations
@@ -23,53 +24,54 @@ from collections.abc import Callable, Iterable, Sequence
 
 from msgspec.structs import replace
 
-from gateway.dialects.base import offered
+from gateway.dialects.base import callable_tools
 from gateway.generation import Chat, Message, Tool, ToolCall, ToolChoice
 
-#: Calls in a family's own markup.
-Write = Callable[[Sequence[tuple[str, str]]], str]
+#: Calls, each (name, arguments as JSON) -> text in the dialect's markup.
+FormatCalls = Callable[[Sequence[tuple[str, str]]], str]
 
-_KNOWS_TOOLS = re.compile(r"\btools\b")
-_LAST_WORD = {
+_TOOLS_VARIABLE = re.compile(r"\btools\b")
+_LAST_SENTENCE = {
     "auto": "If none is of use, answer in words.",
     "required": "You must call one now.",
 }
 
 
-def knows_tools(template: str) -> bool:
-    return _KNOWS_TOOLS.search(template) is not None
+def renders_tools(template: str) -> bool:
+    """True if the chat template uses the variable `tools`."""
+    return _TOOLS_VARIABLE.search(template) is not None
 
 
-def explained(chat: Chat, write: Write) -> Chat:
-    """The chat with its tools, calls and results as text; without tools and calls it stays as it is."""
-    tools = offered(chat)
-    messages = list(_spelled(chat.messages, write))
+def with_tools_as_text(chat: Chat, format_calls: FormatCalls) -> Chat:
+    """Return the chat with its tools, calls and results written into the messages."""
+    tools = callable_tools(chat)
+    messages = list(_as_text(chat.messages, format_calls))
     if tools:
-        told = _instructions(tools, chat.tool_choice, write)
+        paragraph = _instructions(tools, chat.tool_choice, format_calls)
         if messages and messages[0].role == "system":
-            messages[0] = replace(messages[0], content=f"{messages[0].content or ''}\n\n{told}".lstrip())
+            messages[0] = replace(messages[0], content=f"{messages[0].content or ''}\n\n{paragraph}".lstrip())
         else:
-            messages.insert(0, Message(role="system", content=told))
+            messages.insert(0, Message(role="system", content=paragraph))
     return replace(chat, messages=tuple(messages), tools=())
 
 
-def _instructions(tools: Sequence[Tool], choice: ToolChoice, write: Write) -> str:
-    listed = "\n".join(json.dumps(_described(tool), ensure_ascii=False) for tool in tools)
-    example = write([("the function", '{"argument": "value"}')])
+def _instructions(tools: Sequence[Tool], choice: ToolChoice, format_calls: FormatCalls) -> str:
+    listed = "\n".join(json.dumps(_openai_tool(tool), ensure_ascii=False) for tool in tools)
+    example = format_calls([("the function", '{"argument": "value"}')])
     return (
         f"You may call these functions, one JSON object a line:\n<tools>\n{listed}\n</tools>\n"
         f"To call one, answer with nothing but this, its arguments as JSON:\n{example}\n"
-        f"Its result comes back as <tool_response>...</tool_response>. {_LAST_WORD[choice.mode]}"
+        f"Its result comes back as <tool_response>...</tool_response>. {_LAST_SENTENCE[choice.mode]}"
     )
 
 
-def _described(tool: Tool) -> dict[str, object]:
+def _openai_tool(tool: Tool) -> dict[str, object]:
     function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
     return {"type": "function", "function": function}
 
 
-def _spelled(messages: Iterable[Message], write: Write) -> Iterable[Message]:
-    """Calls in their messages' text; results that follow one another in one user's message."""
+def _as_text(messages: Iterable[Message], format_calls: FormatCalls) -> Iterable[Message]:
+    """Move calls into the text of their messages, and consecutive results into one message of the user."""
     results: list[str] = []
     for message in messages:
         if message.role == "tool":
@@ -77,7 +79,7 @@ def _spelled(messages: Iterable[Message], write: Write) -> Iterable[Message]:
             continue
         yield from _results(results)
         results = []
-        yield _with_calls(message, write) if message.tool_calls else message
+        yield _with_calls(message, format_calls) if message.tool_calls else message
     yield from _results(results)
 
 
@@ -86,9 +88,9 @@ def _results(results: Sequence[str]) -> Iterable[Message]:
         yield Message(role="user", content="\n".join(results))
 
 
-def _with_calls(message: Message, write: Write) -> Message:
-    written = write([_pair(call) for call in message.tool_calls])
-    content = f"{message.content}\n{written}" if message.content else written
+def _with_calls(message: Message, format_calls: FormatCalls) -> Message:
+    calls = format_calls([_pair(call) for call in message.tool_calls])
+    content = f"{message.content}\n{calls}" if message.content else calls
     return replace(message, content=content, tool_calls=())
 
 

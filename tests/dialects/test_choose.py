@@ -1,4 +1,4 @@
-"""Which dialect a model gets."""
+"""The choice of a model's dialect, and the plain dialect."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ CHAT = Chat(messages=(Message(role="user", content="Hi"),))
         ("{% if tools %}<|tool|>{{ tools }}<|/tool|>{% endif %}", "phi"),
     ],
 )
-def test_a_template_tells_its_family(template: str, name: str) -> None:
+def test_template_chooses_its_family(template: str, name: str) -> None:
     assert choose_dialect("", template).name == name
 
 
-def test_a_name_in_the_configuration_goes_before_the_template() -> None:
+def test_configured_name_overrides_template() -> None:
     assert choose_dialect("llama", "[TOOL_CALLS]").name == "llama"
 
 
-def test_the_plain_dialect_leaves_everything_as_it_is() -> None:
+def test_plain_dialect_returns_all_text_as_content() -> None:
     dialect = choose_dialect("plain", "")
     assert dialect.prepare(CHAT, "") is CHAT
     assert dialect.grammar(CHAT, "", repr, None) is None
@@ -40,12 +40,12 @@ def test_the_plain_dialect_leaves_everything_as_it_is() -> None:
     assert [*parser.push("<think>a</think>"), *parser.push(""), *parser.finish()] == [TextDelta("<think>a</think>", 2)]
 
 
-def test_the_plain_dialect_refuses_to_be_made_to_call() -> None:
+def test_plain_dialect_refuses_required_call() -> None:
     chat = Chat(messages=CHAT.messages, tools=(Tool(name="f"),), tool_choice=ToolChoice(mode="required"))
     with pytest.raises(UnsupportedParameter, match="plain"):
         choose_dialect("plain", "").grammar(chat, "", repr, None)
 
 
-def test_an_unknown_name_is_a_config_error_that_lists_the_known_ones() -> None:
+def test_unknown_name_is_config_error_with_known_names() -> None:
     with pytest.raises(ConfigError, match=r"klingon.*plain"):
         choose_dialect("klingon", "")

@@ -1,4 +1,4 @@
-"""What models are told of tools, and the grammars that hold them to a choice: compiled by the real compiler."""
+"""Prompts and grammars of each family. The grammars are compiled by the real compiler."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ STRICT = Tool(name="f", description="Does f.", parameters=INTEGER, strict=True)
 TOOLS = (STRICT, Tool(name="g"))
 GOOD, BAD, OTHER = ("f", '{"a": 1}'), ("f", '{"a": "x"}'), ("g", "{}")
 USER = Message(role="user", content="Hi")
-KNOWING = "{% for tool in tools %}{{ tool }}{% endfor %}"
+TEMPLATE_WITH_TOOLS = "{% for tool in tools %}{{ tool }}{% endfor %}"
 
 
-class Judge:
-    """Whether a model could write a text under a grammar."""
+class Matcher:
+    """Checks if a model could write a text under a dialect's grammar."""
 
     def __init__(self, tokenizer: Path) -> None:
         self._tokens = TextTokenizer.load(tokenizer)
@@ -44,7 +44,7 @@ class Judge:
     def close(self) -> None:
         self._compiler.close()
 
-    def takes(
+    def accepts(
         self,
         family: str,
         text: str,
@@ -54,64 +54,70 @@ class Judge:
         answer: Grammar | None = None,
         **chat: Any,
     ) -> bool:
-        asked = Chat(**{"messages": (USER,), "tools": TOOLS, **chat})
-        grammar = choose_dialect(family, "").grammar(asked, rendered, terminal or self.terminal, answer)
+        conversation = Chat(**{"messages": (USER,), "tools": TOOLS, **chat})
+        grammar = choose_dialect(family, "").grammar(conversation, rendered, terminal or self.terminal, answer)
         assert grammar is not None
-        matcher = self._compiler.compile(grammar)._matcher.deep_copy()
+        compiled = self._compiler.compile(grammar)._matcher.deep_copy()
         ids = self._tokens.encode(text, begin=False)
-        return bool(matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting())
+        return bool(compiled.try_consume_tokens(ids) == len(ids) and compiled.is_accepting())
 
 
 @pytest.fixture(scope="module")
-def judge(smollm2: Path) -> Iterator[Judge]:
-    judge = Judge(smollm2 / "tokenizer.json")
-    yield judge
-    judge.close()
+def matcher(smollm2: Path) -> Iterator[Matcher]:
+    matcher = Matcher(smollm2 / "tokenizer.json")
+    yield matcher
+    matcher.close()
 
 
-def written(family: str, *calls: tuple[str, str]) -> str:
-    return choose_dialect(family, "").write(calls)  # type: ignore[attr-defined, no-any-return]
+def formatted(family: str, *calls: tuple[str, str]) -> str:
+    return choose_dialect(family, "").format_calls(calls)  # type: ignore[attr-defined, no-any-return]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_required_is_calls_that_validate_and_nothing_else(judge: Judge, family: str) -> None:
+def test_required_choice_accepts_valid_calls_only(matcher: Matcher, family: str) -> None:
     required = ToolChoice(mode="required")
-    assert judge.takes(family, written(family, GOOD), tool_choice=required)
-    assert judge.takes(family, written(family, GOOD, OTHER, GOOD), tool_choice=required)
-    for text in ("", "Hello", written(family, BAD), written(family, GOOD, BAD), written(family, ("g", '{"b": 1}'))):
-        assert not judge.takes(family, text, tool_choice=required)
+    assert matcher.accepts(family, formatted(family, GOOD), tool_choice=required)
+    assert matcher.accepts(family, formatted(family, GOOD, OTHER, GOOD), tool_choice=required)
+    for text in (
+        "",
+        "Hello",
+        formatted(family, BAD),
+        formatted(family, GOOD, BAD),
+        formatted(family, ("g", '{"b": 1}')),
+    ):
+        assert not matcher.accepts(family, text, tool_choice=required)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_named_function_is_called_once(judge: Judge, family: str) -> None:
+def test_named_function_is_called_once(matcher: Matcher, family: str) -> None:
     named = ToolChoice(mode="required", names=("f",))
-    assert judge.takes(family, written(family, GOOD), tool_choice=named)
+    assert matcher.accepts(family, formatted(family, GOOD), tool_choice=named)
     for calls in ((OTHER,), (GOOD, GOOD), (GOOD, OTHER)):
-        assert not judge.takes(family, written(family, *calls), tool_choice=named)
+        assert not matcher.accepts(family, formatted(family, *calls), tool_choice=named)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_no_two_calls_unless_parallel(judge: Judge, family: str) -> None:
+def test_one_call_without_parallel_calls(matcher: Matcher, family: str) -> None:
     single = ToolChoice(mode="required", parallel=False)
-    assert judge.takes(family, written(family, OTHER), tool_choice=single)
-    assert not judge.takes(family, written(family, OTHER, GOOD), tool_choice=single)
+    assert matcher.accepts(family, formatted(family, OTHER), tool_choice=single)
+    assert not matcher.accepts(family, formatted(family, OTHER, GOOD), tool_choice=single)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_with_a_strict_tool_words_are_free_and_calls_are_not(judge: Judge, family: str) -> None:
-    for text in ("", "Hello, {you} <there>", written(family, GOOD), written(family, ("g", '{"any": [1]}'))):
-        assert judge.takes(family, text)
-    assert not judge.takes(family, written(family, BAD))
+def test_strict_tool_constrains_calls_and_not_text(matcher: Matcher, family: str) -> None:
+    for text in ("", "Hello, {you} <there>", formatted(family, GOOD), formatted(family, ("g", '{"any": [1]}'))):
+        assert matcher.accepts(family, text)
+    assert not matcher.accepts(family, formatted(family, BAD))
     if family != "llama":
-        assert judge.takes(family, f"Let me see. {written(family, GOOD)} Done.")
-        assert not judge.takes(family, f"Let me see. {written(family, BAD)}")
+        assert matcher.accepts(family, f"Let me see. {formatted(family, GOOD)} Done.")
+        assert not matcher.accepts(family, f"Let me see. {formatted(family, BAD)}")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_demanded_call_waits_for_the_end_of_reasoning(judge: Judge, family: str) -> None:
+def test_required_call_comes_after_reasoning(matcher: Matcher, family: str) -> None:
     fields: Any = {"rendered": "<think>\n", "tool_choice": ToolChoice(mode="required")}
-    assert judge.takes(family, f"Hm, {{f}}?\n</think>{written(family, GOOD)}", **fields)
-    assert not judge.takes(family, written(family, GOOD), **fields)
+    assert matcher.accepts(family, f"Hm, {{f}}?\n</think>{formatted(family, GOOD)}", **fields)
+    assert not matcher.accepts(family, formatted(family, GOOD), **fields)
 
 
 ANSWERS = (
@@ -123,100 +129,102 @@ ANSWERS = (
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("answer", "text"), ANSWERS)
-def test_an_answer_of_a_format_may_be_a_call_instead(judge: Judge, family: str, answer: Grammar, text: str) -> None:
-    for right in (text, written(family, ("g", '{"any": [1]}')), written(family, GOOD)):
-        assert judge.takes(family, right, answer=answer)
-        assert judge.takes(family, f"Hm.</think>{right}", answer=answer, rendered="<think>")
-    for wrong in ("words", written(family, BAD), f"{text} and words"):
-        is_object = (family, answer.kind) == ("llama", "json_object")  # a bare call is one as well, right or wrong
-        assert judge.takes(family, wrong, answer=answer) == (is_object and wrong == written(family, BAD))
-    assert judge.takes(family, f"Hm.</think>{text}", answer=answer, rendered="<think>", tools=())
-    assert not judge.takes(family, text, answer=answer, rendered="<think>", tools=())
+def test_response_format_also_accepts_a_call(matcher: Matcher, family: str, answer: Grammar, text: str) -> None:
+    for right in (text, formatted(family, ("g", '{"any": [1]}')), formatted(family, GOOD)):
+        assert matcher.accepts(family, right, answer=answer)
+        assert matcher.accepts(family, f"Hm.</think>{right}", answer=answer, rendered="<think>")
+    for wrong in ("words", formatted(family, BAD), f"{text} and words"):
+        is_object = (family, answer.kind) == ("llama", "json_object")  # a call without a marker is an object too
+        assert matcher.accepts(family, wrong, answer=answer) == (is_object and wrong == formatted(family, BAD))
+    assert matcher.accepts(family, f"Hm.</think>{text}", answer=answer, rendered="<think>", tools=())
+    assert not matcher.accepts(family, text, answer=answer, rendered="<think>", tools=())
 
 
-def test_a_format_stays_as_it_is_without_tools_and_reasoning() -> None:
+def test_response_format_is_unchanged_without_tools_and_reasoning() -> None:
     for answer, _ in ANSWERS:
         assert choose_dialect("hermes", "").grammar(Chat(messages=(USER,)), "", json.dumps, answer) is answer
 
 
-def test_a_demanded_call_goes_before_a_format(judge: Judge) -> None:
+def test_required_call_overrides_response_format(matcher: Matcher) -> None:
     required = ToolChoice(mode="required")
-    assert judge.takes("hermes", written("hermes", GOOD), answer=ANSWERS[0][0], tool_choice=required)
-    assert not judge.takes("hermes", "{}", answer=ANSWERS[0][0], tool_choice=required)
+    assert matcher.accepts("hermes", formatted("hermes", GOOD), answer=ANSWERS[0][0], tool_choice=required)
+    assert not matcher.accepts("hermes", "{}", answer=ANSWERS[0][0], tool_choice=required)
 
 
 @pytest.mark.parametrize("family", ["mistral", "mistral-args", "phi"])
-def test_a_marker_may_be_a_special_token(judge: Judge, family: str) -> None:
-    def terminal(text: str) -> str:  # <repo_name> stands for the family's marker
+def test_grammar_accepts_marker_as_special_token(matcher: Matcher, family: str) -> None:
+    def terminal(text: str) -> str:  # <repo_name> replaces the family's marker
         return "<[3]>" if text in choose_dialect(family, "").markers else json.dumps(text)
 
     def special(*calls: tuple[str, str]) -> str:
-        text = written(family, *calls)
+        text = formatted(family, *calls)
         for marker in choose_dialect(family, "").markers:
             text = text.replace(marker, "<repo_name>")
         return text
 
     for choice in (ToolChoice(), ToolChoice(mode="required")):
-        assert judge.takes(family, special(GOOD), terminal=terminal, tool_choice=choice)
-        assert not judge.takes(family, special(BAD), terminal=terminal, tool_choice=choice)
+        assert matcher.accepts(family, special(GOOD), terminal=terminal, tool_choice=choice)
+        assert not matcher.accepts(family, special(BAD), terminal=terminal, tool_choice=choice)
 
 
-def test_without_a_demand_or_a_strict_tool_the_model_writes_freely() -> None:
+def test_no_grammar_without_required_call_or_strict_tool() -> None:
     for choice in (ToolChoice(), ToolChoice(mode="none")):
         chat = Chat(messages=(USER,), tools=(Tool(name="g"),), tool_choice=choice)
         assert choose_dialect("hermes", "").grammar(chat, "", json.dumps, None) is None
 
 
-def test_a_template_that_knows_tools_gets_those_that_may_be_called() -> None:
+def test_prepare_gives_callable_tools_to_template_that_renders_tools() -> None:
     dialect = choose_dialect("hermes", "")
     for choice, names in (
         (ToolChoice(), ["f", "g"]),
         (ToolChoice(mode="none"), []),
         (ToolChoice(mode="auto", names=("g",)), ["g"]),
     ):
-        chat = dialect.prepare(Chat(messages=(USER,), tools=TOOLS, tool_choice=choice), KNOWING)
+        chat = dialect.prepare(Chat(messages=(USER,), tools=TOOLS, tool_choice=choice), TEMPLATE_WITH_TOOLS)
         assert [tool.name for tool in chat.tools] == names
         assert chat.messages == (USER,)
 
 
-def test_a_template_that_knows_none_is_told_in_the_system_message() -> None:
+def test_prepare_writes_tools_into_system_message_for_other_templates() -> None:
     dialect = choose_dialect("generic", "")
     alone = dialect.prepare(Chat(messages=(USER,), tools=TOOLS), "{{ messages }}")
     assert [message.role for message in alone.messages] == ["system", "user"]
-    told = alone.messages[0].content or ""
-    listed = told.split("<tools>\n")[1].split("\n</tools>")[0].splitlines()
+    paragraph = alone.messages[0].content or ""
+    listed = paragraph.split("<tools>\n")[1].split("\n</tools>")[0].splitlines()
     assert json.loads(listed[0]) == {
         "type": "function",
         "function": {"name": "f", "description": "Does f.", "parameters": INTEGER},
     }
-    assert '<tool_call>\n{"name": "the function"' in told and "answer in words" in told
-    ruled = Chat(messages=(Message(role="system", content="Be brief."), USER), tools=TOOLS)
-    assert dialect.prepare(ruled, "").messages[0].content == f"Be brief.\n\n{told}"
+    assert '<tool_call>\n{"name": "the function"' in paragraph and "answer in words" in paragraph
+    with_system = Chat(messages=(Message(role="system", content="Be brief."), USER), tools=TOOLS)
+    assert dialect.prepare(with_system, "").messages[0].content == f"Be brief.\n\n{paragraph}"
     assert dialect.prepare(Chat(messages=(USER,)), "").messages == (USER,)
 
 
-def test_calls_and_results_are_written_out_for_such_a_template() -> None:
+def test_prepare_writes_calls_and_results_into_messages_for_other_templates() -> None:
     calls = (ToolCall("1", *GOOD), ToolCall("2", *OTHER))
     results = tuple(Message(role="tool", content=text, tool_call_id=id) for text, id in (("one", "1"), ("two", "2")))
     chat = Chat(messages=(USER, Message(role="assistant", content="See:", tool_calls=calls), *results))
-    _, made, told = choose_dialect("generic", "").prepare(chat, "").messages
-    assert made.content == f"See:\n{written('generic', GOOD, OTHER)}" and not made.tool_calls
-    assert told.role == "user"
-    assert told.content == "<tool_response>\none\n</tool_response>\n<tool_response>\ntwo\n</tool_response>"
+    _, call, result = choose_dialect("generic", "").prepare(chat, "").messages
+    assert call.content == f"See:\n{formatted('generic', GOOD, OTHER)}" and not call.tool_calls
+    assert result.role == "user"
+    assert result.content == "<tool_response>\none\n</tool_response>\n<tool_response>\ntwo\n</tool_response>"
 
 
-def test_mistral_gets_ids_of_nine_characters_the_same_in_call_and_result() -> None:
+def test_mistral_shortens_ids_alike_in_call_and_result() -> None:
     call = Message(
         role="assistant", tool_calls=(ToolCall("call_0123456789abcdef", *GOOD), ToolCall("abcDEF123", *OTHER))
     )
     result = Message(role="tool", content="1", tool_call_id="call_0123456789abcdef")
-    _, called, told = choose_dialect("mistral", "").prepare(Chat(messages=(USER, call, result)), KNOWING).messages
+    _, called, answered = (
+        choose_dialect("mistral", "").prepare(Chat(messages=(USER, call, result)), TEMPLATE_WITH_TOOLS).messages
+    )
     first, second = (call.id for call in called.tool_calls)
-    assert len(first) == 9 and first.isalnum() and told.tool_call_id == first
+    assert len(first) == 9 and first.isalnum() and answered.tool_call_id == first
     assert second == "abcDEF123"
 
 
-def test_reasoning_effort_is_the_templates_switch() -> None:
+def test_reasoning_effort_sets_enable_thinking() -> None:
     template = ChatTemplate("{% if enable_thinking is false %}off{% else %}on{% endif %} {{ reasoning_effort }}", {})
     for effort, rendered in (("none", "off none"), ("high", "on high")):
         assert template.render(Chat(messages=(USER,), reasoning_effort=effort), lambda variables: variables) == rendered

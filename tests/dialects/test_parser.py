@@ -1,4 +1,4 @@
-"""Text with markup as deltas: every family's calls, reasoning, and whatever is neither."""
+"""The markup parser: calls, reasoning and content of every family."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def parser(family: str, rendered: str = "", **choice: Any) -> Parser:
 
 
 def read(reader: Parser, *pieces: str) -> tuple[str, str, list[tuple[str, str]]]:
-    """The content, the reasoning and the calls (name, arguments)."""
+    """Return the content, the reasoning and the calls (name, arguments)."""
     deltas: list[Delta] = [delta for piece in pieces for delta in reader.push(piece)]
     deltas += reader.finish()
     calls: dict[int, tuple[str, str]] = {}
@@ -47,20 +47,20 @@ def read(reader: Parser, *pieces: str) -> tuple[str, str, list[tuple[str, str]]]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_reads_the_calls_it_writes(family: str) -> None:
+def test_family_parses_the_calls_that_it_formats(family: str) -> None:
     dialect = choose_dialect(family, "")
     calls = [("f", "{}"), ("get_weather", ARGUMENTS), ("f", '{"a": -1.5e3}')]
-    written = dialect.write(calls)  # type: ignore[attr-defined]
-    assert read(parser(family), written) == ("", "", calls)
-    assert read(parser(family), *written) == ("", "", calls)
-    assert read(parser(family), "\n", written, "\n") == ("", "", calls)
+    formatted = dialect.format_calls(calls)  # type: ignore[attr-defined]
+    assert read(parser(family), formatted) == ("", "", calls)
+    assert read(parser(family), *formatted) == ("", "", calls)
+    assert read(parser(family), "\n", formatted, "\n") == ("", "", calls)
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "llama"])
-def test_words_around_calls_are_content(family: str) -> None:
-    written = choose_dialect(family, "").write([("f", "{}")])  # type: ignore[attr-defined]
-    assert read(parser(family), f"Let me see. {written}") == ("Let me see. ", "", [("f", "{}")])
-    assert read(parser(family), f"{written}\nDone.") == ("Done.", "", [("f", "{}")])
+def test_text_around_calls_is_content(family: str) -> None:
+    formatted = choose_dialect(family, "").format_calls([("f", "{}")])  # type: ignore[attr-defined]
+    assert read(parser(family), f"Let me see. {formatted}") == ("Let me see. ", "", [("f", "{}")])
+    assert read(parser(family), f"{formatted}\nDone.") == ("Done.", "", [("f", "{}")])
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_words_around_calls_are_content(family: str) -> None:
         ("phi", '<|tool_call|>[{"type": "function", "function": {"name": "f", "arguments": {}}}]<|/tool_call|>'),
     ],
 )
-def test_variants_that_models_write(family: str, text: str) -> None:
+def test_family_accepts_call_spelling(family: str, text: str) -> None:
     assert read(parser(family), text) == ("", "", [("f", "{}")])
     assert read(parser(family), *text) == ("", "", [("f", "{}")])
 
@@ -112,24 +112,24 @@ def test_variants_that_models_write(family: str, text: str) -> None:
         ("qwen", " \n "),
     ],
 )
-def test_what_is_no_call_is_text_to_the_last_character(family: str, text: str) -> None:
+def test_text_that_is_not_a_call_is_complete_content(family: str, text: str) -> None:
     assert read(parser(family), text) == (text, "", [])
     assert read(parser(family), *text) == (text, "", [])
 
 
-def test_a_call_is_found_behind_one_that_failed() -> None:
+def test_call_is_found_behind_invalid_call() -> None:
     text = '<tool_call>{"no": 1}</tool_call> <tool_call>{"name": "f", "arguments": {}}</tool_call>'
     assert read(parser("hermes"), text) == ('<tool_call>{"no": 1}</tool_call> ', "", [("f", "{}")])
 
 
 @pytest.mark.parametrize("broken", ['{"name": "f", "arguments": {"a": 1é', '{"name": "f", "arguments": {}, é'])
-def test_a_call_behind_one_that_breaks_off_is_the_next_one(broken: str) -> None:
-    """Clients put the pieces together by their index: with one for both, the arguments would be mixed up."""
+def test_call_behind_incomplete_call_has_next_index(broken: str) -> None:
+    """Clients join the pieces of a call by its index. With the same index, the arguments of both would be joined."""
     _, _, calls = read(parser("mistral"), f'[TOOL_CALLS] [{broken} [TOOL_CALLS] [{{"name": "f", "arguments": {{}}}}]')
     assert [name for name, _ in calls] == ["f", "f"] and calls[1] == ("f", "{}")
 
 
-def test_arguments_leave_as_they_are_written() -> None:
+def test_arguments_are_delivered_as_they_arrive() -> None:
     reader = parser("hermes")
     assert list(reader.push('<tool_call>{"name": "f", "arguments": ')) == []
     first, second = reader.push('{"a": "b')
@@ -139,44 +139,44 @@ def test_arguments_leave_as_they_are_written() -> None:
     assert list(reader.push('"}}</tool_call>')) == [ToolCallDelta(index=0, arguments='"}')]
 
 
-def test_a_call_that_is_cut_keeps_what_it_has() -> None:
+def test_cut_call_keeps_its_arguments() -> None:
     text = '<tool_call>{"name": "f", "arguments": {"a": "Par'
     assert read(parser("hermes"), text) == ("", "", [("f", '{"a": "Par')])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_half_a_call_that_was_demanded_is_dropped_before_it_has_a_name(family: str) -> None:
-    written = choose_dialect(family, "").write([("get_weather", ARGUMENTS)])  # type: ignore[attr-defined]
-    for length in range(len(written)):
-        text, _, calls = read(parser(family, mode="required"), written[:length])
+def test_required_call_cut_before_its_name_is_dropped(family: str) -> None:
+    formatted = choose_dialect(family, "").format_calls([("get_weather", ARGUMENTS)])  # type: ignore[attr-defined]
+    for length in range(len(formatted)):
+        text, _, calls = read(parser(family, mode="required"), formatted[:length])
         assert text == ""
         assert calls == [] or (calls[0][0] == "get_weather" and ARGUMENTS.startswith(calls[0][1]))
 
 
-def test_without_tools_or_with_none_nothing_is_a_call() -> None:
+def test_tool_choice_none_makes_calls_content() -> None:
     text = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
     assert read(parser("hermes", mode="none"), text) == (text, "", [])
 
 
-def test_only_the_allowed_tools_can_be_called() -> None:
+def test_call_of_disallowed_tool_is_content() -> None:
     text = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
     assert read(parser("hermes", names=("get_weather",)), text) == (text, "", [])
 
 
-def test_at_most_one_call_when_they_must_not_be_parallel() -> None:
+def test_second_call_is_dropped_without_parallel_calls() -> None:
     text = '<tool_call>{"name": "f", "arguments": {}}</tool_call>' * 3
     assert read(parser("hermes", parallel=False), text) == ("", "", [("f", "{}")])
 
 
-def test_call_ids_differ_and_mistrals_are_nine_characters() -> None:
+def test_call_ids_are_unique_and_have_the_length_of_the_family() -> None:
     for family, length in (("hermes", 29), ("mistral", 9)):
-        written = choose_dialect(family, "").write([("f", "{}")] * 3)  # type: ignore[attr-defined]
-        ids = [d.id for d in parser(family).push(written) if isinstance(d, ToolCallDelta) and d.id]
+        formatted = choose_dialect(family, "").format_calls([("f", "{}")] * 3)  # type: ignore[attr-defined]
+        ids = [d.id for d in parser(family).push(formatted) if isinstance(d, ToolCallDelta) and d.id]
         assert len(set(ids)) == 3 and {len(id) for id in ids} == {length}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_reasoning_comes_apart_whoever_opens_it(family: str) -> None:
+def test_reasoning_is_separate_if_model_or_prompt_opens_it(family: str) -> None:
     assert read(parser(family), "<think>\nHm.\n</think>\n\nParis.") == ("Paris.", "Hm.\n", [])
     assert read(parser(family, "<|im_start|>assistant\n<think>\n"), "Hm.</think>Paris.") == ("Paris.", "Hm.", [])
     assert read(parser(family, "<think>\n\n</think>\n\n"), "Paris.") == ("Paris.", "", [])
@@ -184,12 +184,12 @@ def test_reasoning_comes_apart_whoever_opens_it(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_call_may_follow_reasoning(family: str) -> None:
-    written = choose_dialect(family, "").write([("f", "{}")])  # type: ignore[attr-defined]
-    assert read(parser(family), f"<think>I need f.</think>\n\n{written}") == ("", "I need f.", [("f", "{}")])
+def test_call_is_parsed_behind_reasoning(family: str) -> None:
+    formatted = choose_dialect(family, "").format_calls([("f", "{}")])  # type: ignore[attr-defined]
+    assert read(parser(family), f"<think>I need f.</think>\n\n{formatted}") == ("", "I need f.", [("f", "{}")])
 
 
-def test_reasoning_that_is_cut_stays_reasoning() -> None:
+def test_cut_reasoning_stays_reasoning() -> None:
     assert read(parser("qwen"), "<think>So far</thi") == ("", "So far</thi", [])
     reader = parser("qwen")
     list(reader.push("<think>So"))
@@ -210,7 +210,7 @@ TEXTS = st.lists(FRAGMENTS, max_size=14).map("".join)
 
 
 @given(st.sampled_from(FAMILIES), TEXTS, st.data())
-def test_how_the_text_is_cut_changes_nothing(family: str, text: str, data: st.DataObject) -> None:
+def test_deltas_are_the_same_for_any_cut(family: str, text: str, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     whole = read(parser(family), text)
@@ -219,7 +219,7 @@ def test_how_the_text_is_cut_changes_nothing(family: str, text: str, data: st.Da
 
 
 @given(st.sampled_from(FAMILIES), TEXTS)
-def test_text_without_calls_or_reasoning_is_whole(family: str, text: str) -> None:
+def test_text_without_calls_and_reasoning_is_complete_content(family: str, text: str) -> None:
     content, reasoning, calls = read(parser(family), text)
     if not calls and "<think>" not in text:
         assert (content, reasoning) == (text, "")
@@ -236,7 +236,7 @@ OBJECTS = st.dictionaries(st.text(max_size=5), VALUES, max_size=4)
 
 
 @given(st.sampled_from(FAMILIES), st.lists(OBJECTS, min_size=1, max_size=3), st.booleans())
-def test_every_json_comes_through_as_written(family: str, objects: list[dict[str, Any]], ascii: bool) -> None:
+def test_any_json_arguments_are_unchanged(family: str, objects: list[dict[str, Any]], ascii: bool) -> None:
     calls = [("f", json.dumps(value, ensure_ascii=ascii)) for value in objects]
-    written = choose_dialect(family, "").write(calls)  # type: ignore[attr-defined]
-    assert read(parser(family), *written) == ("", "", calls)
+    formatted = choose_dialect(family, "").format_calls(calls)  # type: ignore[attr-defined]
+    assert read(parser(family), *formatted) == ("", "", calls)
