@@ -19,7 +19,7 @@ import numpy as np
 from report import parser, publish, table
 
 from gateway.engines.scripted.script import CHIPS, Chip
-from gateway.generation import Sampling
+from gateway.sampling import Sampling
 from gateway.worker.decoders.base import DecoderSpec, KVCache, Logits
 from gateway.worker.frames import FromWorker, Submit, Tokens
 from gateway.worker.token_loop import TokenLoop

@@ -20,7 +20,8 @@ from weights import EXACT, USUAL, bundle_of
 from gateway.bundles.bundle import load_bundle
 from gateway.config import LocalModel
 from gateway.engines.local.prompts import Prompts
-from gateway.generation import Chat, Message, Sampling
+from gateway.generation import Chat, Message
+from gateway.sampling import Sampling
 from gateway.worker.frames import Failed, FromWorker, Submit, Tokens, WorkerSpec
 from gateway.worker.main import open_decoder
 from gateway.worker.token_loop import TokenLoop

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from msgspec import Struct, field
 
+from gateway.sampling import Sampling
+
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -83,20 +85,6 @@ class TokenIds(Struct, frozen=True, tag="tokens"):
 
 
 Prompt = Chat | Text | TokenIds
-
-
-class Sampling(Struct, frozen=True, kw_only=True):
-    """How the next token is chosen. The defaults change nothing: plain sampling from the softmax."""
-
-    temperature: float = 1.0  # 0 is greedy
-    top_p: float = 1.0
-    top_k: int = 0  # 0 is off
-    min_p: float = 0.0
-    seed: int | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: dict[int, float] = field(default_factory=dict)
 
 
 class Generation(Struct, frozen=True, kw_only=True):

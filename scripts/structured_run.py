@@ -23,7 +23,8 @@ sys.path.insert(0, str(ROOT))
 from gateway.builder.fetch import ensure_bundle  # noqa: E402
 from gateway.engines.base import Engine  # noqa: E402
 from gateway.engines.local.engine import LocalEngine  # noqa: E402
-from gateway.generation import Generation, Grammar, Meter, Sampling, Text  # noqa: E402
+from gateway.generation import Generation, Grammar, Meter, Text  # noqa: E402
+from gateway.sampling import Sampling  # noqa: E402
 from tests.conftest import MODELS, SMOLLM2  # noqa: E402
 from tests.support.structured import SCHEMAS, Answer, answers, request  # noqa: E402
 

@@ -13,8 +13,9 @@ from contextlib import aclosing
 from gateway.config import ModelConfig, UpstreamModel
 from gateway.engines.base import Engine
 from gateway.errors import GatewayError
-from gateway.generation import Chat, Event, Generation, Message, Meter, Prompt, Sampling, Text
+from gateway.generation import Chat, Event, Generation, Message, Meter, Prompt, Text
 from gateway.lanes.breaker import Breaker, Outcome, Watch
+from gateway.sampling import Sampling
 
 _log = logging.getLogger(__name__)
 

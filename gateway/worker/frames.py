@@ -11,7 +11,8 @@ from typing import Literal
 import msgspec
 from msgspec import Struct, field
 
-from gateway.generation import FinishReason, Grammar, Sampling
+from gateway.generation import FinishReason, Grammar
+from gateway.sampling import Sampling
 
 #: Where a model runs. `emulated`: the HTP backend on a host CPU. `simulated`: the timing model of the scripted engine.
 Device = Literal["cpu", "npu", "emulated", "simulated", "remote"]

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.generation import Sampling
+from gateway.sampling import Sampling
 from gateway.worker.decoders.base import Logits
 from gateway.worker.frames import Scored
 

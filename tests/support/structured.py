@@ -22,9 +22,9 @@ from gateway.generation import (
     Grammar,
     Message,
     Meter,
-    Sampling,
     TextDelta,
 )
+from gateway.sampling import Sampling
 
 Schema = dict[str, Any]
 

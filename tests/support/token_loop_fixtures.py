@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from gateway.bundles.bundle import load_bundle
-from gateway.generation import Grammar, Sampling
+from gateway.generation import Grammar
+from gateway.sampling import Sampling
 from gateway.text.tokens import TextTokenizer
 from gateway.worker.decoders.base import Decoder, DecoderSpec, KVCache, Logits
 from gateway.worker.decoders.cpu import CpuDecoder

@@ -29,9 +29,10 @@ from gateway.config import BreakerConfig, Config, LocalModel, ModelConfig
 from gateway.engines.local.engine import LocalEngine
 from gateway.engines.local.process import WorkerProcess
 from gateway.errors import BreakerOpen, GatewayError, ModelNotReady, QueueFull
-from gateway.generation import Finished, Generation, Sampling, TokenIds
+from gateway.generation import Finished, Generation, TokenIds
 from gateway.lanes.lane import Lane
 from gateway.lanes.router import Router
+from gateway.sampling import Sampling
 from gateway.worker.frames import FromWorker, ToWorker
 from tests.support.tiny import build_tiny
 from tests.support.virtual_time import VirtualLoop

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from gateway.generation import Sampling
+from gateway.sampling import Sampling
 from gateway.worker import sampling
 from gateway.worker.sampling import Sampler
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gateway.errors import EngineFailed, InvalidRequest
-from gateway.generation import Grammar, Sampling
+from gateway.generation import Grammar
+from gateway.sampling import Sampling
 from gateway.worker import sampling
 from gateway.worker.decoders.base import Logits
 from gateway.worker.decoders.cpu import CpuDecoder

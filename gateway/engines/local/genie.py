@@ -21,6 +21,7 @@ from gateway.engines.local.process import Entry
 from gateway.engines.local.prompts import PreparedPrompt, Prompts
 from gateway.errors import UnsupportedParameter
 from gateway.generation import Generation
+from gateway.sampling import unsupported
 from gateway.worker.entry import genie_worker
 from gateway.worker.frames import Submit
 
@@ -60,15 +61,10 @@ class GenieEngine(LocalEngine):
 
 def _unsupported(generation: Generation, prompt: PreparedPrompt) -> Iterator[str]:
     """The request's fields that ask for what Genie has no means for."""
-    sampling = generation.sampling
+    yield from unsupported(generation.sampling, "genie")
     asked = {
         "n": generation.n > 1,
         "logprobs": generation.logprobs is not None or generation.prompt_logprobs,
-        "logit_bias": bool(sampling.logit_bias),
-        "min_p": sampling.min_p > 0,
-        "presence_penalty": sampling.presence_penalty != 0,
-        "frequency_penalty": sampling.frequency_penalty != 0,
-        "repetition_penalty": sampling.repetition_penalty != 1,
         "min_tokens": generation.min_tokens > 0,
         "ignore_eos": generation.ignore_eos,
         "prediction": generation.prediction is not None,

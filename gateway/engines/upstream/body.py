@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from gateway.errors import UnsupportedParameter
-from gateway.generation import Chat, Generation, Grammar, Message, Sampling, Text, TokenIds, Tool, ToolChoice
+from gateway.generation import Chat, Generation, Grammar, Message, Text, TokenIds, Tool, ToolChoice
+from gateway.sampling import Sampling, changed, parameters, unsupported
 
 
 def chat_body(generation: Generation, chat: Chat) -> dict[str, Any]:
@@ -50,18 +51,27 @@ def completion_body(generation: Generation, prompt: Text | TokenIds) -> dict[str
 
 
 def _common(generation: Generation) -> dict[str, Any]:
-    """Fields of both. Those that only local servers know go along when they say something."""
-    sampling, defaults = generation.sampling, Sampling()
-    sent = {"temperature", "top_p"}  # servers differ in what they do without
-    changed = {name for name in sampling.__struct_fields__ if getattr(sampling, name) != getattr(defaults, name)}
+    """The fields of both endpoints. A field that only local servers have is left out unless the request sets it."""
     return {
-        **{name: getattr(sampling, name) for name in sorted(sent | changed)},
+        **_sampling(generation.sampling),
         "max_tokens": generation.max_tokens,
         "min_tokens": generation.min_tokens or None,
         "ignore_eos": generation.ignore_eos or None,
         "stop": list(generation.stop) or None,
         "n": generation.n if generation.n > 1 else None,
         "stream_options": {"include_usage": True},
+    }
+
+
+def _sampling(sampling: Sampling) -> dict[str, Any]:
+    """Raises UnsupportedParameter for what an OpenAI server does not honour."""
+    for name in unsupported(sampling, "upstream"):
+        raise UnsupportedParameter(f"The server of this model does not support '{name}'.", param=name)
+    sent = {"temperature", "top_p", *changed(sampling)}  # the defaults of these two differ between servers
+    return {
+        declared.param.names["openai"]: getattr(sampling, name)
+        for name, declared in parameters().items()
+        if name in sent
     }
 
 

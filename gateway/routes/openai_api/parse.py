@@ -6,11 +6,12 @@ from typing import TypeVar
 
 from gateway.config import Defaults
 from gateway.errors import InvalidRequest, UnsupportedParameter
-from gateway.generation import Chat, Generation, Sampling
+from gateway.generation import Chat, Generation
 from gateway.routes.openai_api.parse_grammar import grammar_of
 from gateway.routes.openai_api.parse_messages import messages_of, text_of
 from gateway.routes.openai_api.parse_tools import tool_choice_of, tools_of
 from gateway.routes.openai_api.wire import ChatRequest, GenerationFields
+from gateway.sampling import Sampling
 from gateway.server.body import check_depth
 
 T = TypeVar("T")

@@ -38,7 +38,6 @@ from gateway.generation import (
     Generation,
     Message,
     Meter,
-    Sampling,
     Started,
     Text,
     TextDelta,
@@ -46,6 +45,7 @@ from gateway.generation import (
     TokenLogprob,
     Usage,
 )
+from gateway.sampling import Sampling
 from gateway.worker.frames import Cancel
 from gateway.worker.main import worker_main
 from tests.support import workers

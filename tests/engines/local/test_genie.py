@@ -28,12 +28,12 @@ from gateway.generation import (
     Message,
     Meter,
     Prompt,
-    Sampling,
     Started,
     Text,
     TextDelta,
     TokenIds,
 )
+from gateway.sampling import Sampling
 from tests.support.child_call import call_in_child
 from tests.support.genie_bundle import write_genie_bundle
 from tests.support.tiny_htp_decoder import TinyDecoder, context_binaries, open_htp_session

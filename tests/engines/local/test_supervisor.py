@@ -16,7 +16,7 @@ import pytest
 from gateway.engines.local.process import Entry, WorkerProcess, describe_exit
 from gateway.engines.local.supervisor import Supervisor, _advice
 from gateway.errors import BundleError, EngineFailed, GatewayError
-from gateway.generation import Sampling
+from gateway.sampling import Sampling
 from gateway.worker.frames import FromWorker, Shutdown, Submit, WorkerSpec
 from tests.support import workers
 

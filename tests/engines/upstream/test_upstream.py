@@ -37,7 +37,6 @@ from gateway.generation import (
     Message,
     Meter,
     ReasoningDelta,
-    Sampling,
     Started,
     Text,
     TextDelta,
@@ -48,6 +47,7 @@ from gateway.generation import (
     ToolChoice,
     Usage,
 )
+from gateway.sampling import Sampling
 from tests.support.server import Running, config_of, scripted, serving
 
 CHAT = Chat(messages=(Message(role="user", content="Hi"),))

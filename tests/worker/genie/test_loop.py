@@ -17,7 +17,7 @@ import pytest
 
 from gateway.bundles.genie_config import load_genie_bundle
 from gateway.errors import EngineFailed
-from gateway.generation import Sampling
+from gateway.sampling import Sampling
 from gateway.worker.frames import (
     Began,
     Cancel,

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from gateway.errors import EngineFailed, InvalidRequest
-from gateway.generation import Grammar, Sampling
+from gateway.generation import Grammar
+from gateway.sampling import Sampling
 from gateway.worker.frames import Cancel, Ended, Failed, Ready, Shutdown, Submit, Tokens, WorkerSpec
 from gateway.worker.grammar import compile_sandbox
 from gateway.worker.grammar.compile_queue import Compiled, GrammarQueue

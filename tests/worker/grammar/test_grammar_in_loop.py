@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from gateway.generation import Grammar, Sampling
+from gateway.generation import Grammar
+from gateway.sampling import Sampling
 from gateway.text.tokens import TextTokenizer
 from gateway.worker.frames import Ended, Tokens
 from gateway.worker.grammar.constraint import GrammarCompiler, GrammarConstraint
