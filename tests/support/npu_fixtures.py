@@ -28,7 +28,7 @@ OpenDecoder = Callable[..., StaticDecoder]
 
 
 @pytest.fixture(scope="session")
-def npu() -> NpuDevice:
+def npu(expensive: None) -> NpuDevice:
     device = try_detect_npu(emulated=True)
     if device is None:
         pytest.skip("there is no NPU here, and no emulation of one")

@@ -168,7 +168,17 @@ def test_continuous_integration_runs_the_readmes_command() -> None:
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111 or os.name == "nt"
 
 
-def test_the_longest_test_files_are_there() -> None:
+def test_fast_run_leaves_out_models_processes_and_system_tests() -> None:
+    listing = [sys.executable, "-m", "pytest", "--fast", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(listing, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=PATIENCE_S)
+    files = {line.partition("::")[0] for line in done.stdout.splitlines()}
+    assert {"tests/test_house.py", "tests/worker/test_sampling.py"} <= files, done.stdout + done.stderr
+    assert "tests/worker/test_greedy_identity.py" not in files  # needs the default model
+    assert "tests/test_cli.py" not in files  # starts processes
+    assert not [name for name in files if name.startswith("tests/system/")]
+
+
+def test_longest_test_files_exist() -> None:
     assert [name for name in LONGEST if not list((ROOT / "tests").rglob(name))] == []
 
 
