@@ -118,7 +118,7 @@ class Shape:
         with self._timed("compile_s"):
             self._compiled = compile_graphs(self._graphs, self._folder / "compiled", self._device)
         with self._timed("compile_shared_s"):
-            compile_graphs(self._graphs, self._folder / "shared", self._device, share=True)
+            compile_graphs(self._graphs, self._folder / "shared", self._device, share_weights=True)
         for name in ("compiled", "shared"):
             binaries = sorted((self._folder / name).glob("*.bin"))
             self.facts[f"{name}_bytes"] = [binary.stat().st_size for binary in binaries]

@@ -64,21 +64,23 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _npu_target(arguments: argparse.Namespace) -> NpuTarget:
-    """Built for another machine's chip, graphs share their weights, which only a real NPU can load."""
+    """The target from the arguments. With `--soc`, the graphs share their weights: only a real NPU loads that."""
     from gateway.builder.npu.target import default_target, required_npu
 
     device = required_npu()
     target = default_target(device)
     if arguments.soc is not None:
-        target = replace(target, device=replace(device, soc=arguments.soc), contexts=(2048,), width=128, share=True)
-    said = {
+        target = replace(
+            target, device=replace(device, soc=arguments.soc), contexts=(2048,), width=128, share_weights=True
+        )
+    given = {
         "contexts": arguments.context,
         "width": arguments.width,
         "precision": arguments.precision,
         "parts": arguments.parts,
         "batch": arguments.batch,
     }
-    return replace(target, **{name: value for name, value in said.items() if value is not None})
+    return replace(target, **{name: value for name, value in given.items() if value is not None})
 
 
 def _numbers(text: str) -> tuple[int, ...]:

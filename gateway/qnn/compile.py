@@ -1,4 +1,8 @@
-"""Compiles graphs of fixed shape for the NPU: small ONNX files beside binaries that load in a moment."""
+"""Compiles graphs of fixed shape for the NPU ahead of time.
+
+Each compiled graph is a small ONNX file and a context binary next to it. A context binary loads much faster than the
+source graph, because the driver does not compile it again.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,8 @@ from gateway.child import run_in_child, serve_request
 from gateway.errors import BundleError
 from gateway.qnn.provider import NpuDevice, open_session, provider_version
 
-#: The slowest compilation, which makes the fastest network.
-_AHEAD_OF_TIME = {"htp_graph_finalization_optimization_mode": "3"}
+#: The slowest compilation and the fastest network.
+_COMPILE_OPTIONS = {"htp_graph_finalization_optimization_mode": "3"}
 
 
 class _Request(Struct, frozen=True, kw_only=True):
@@ -23,8 +27,8 @@ class _Request(Struct, frozen=True, kw_only=True):
     folder: str
     device: NpuDevice
     options: dict[str, str]
-    share: bool
-    fallback: bool
+    share_weights: bool
+    cpu_fallback: bool
 
 
 def compile_graphs(
@@ -33,15 +37,17 @@ def compile_graphs(
     device: NpuDevice,
     *,
     options: dict[str, str] | None = None,
-    share: bool = False,
-    fallback: bool = False,
+    share_weights: bool = False,
+    cpu_fallback: bool = False,
 ) -> list[Path]:
-    """Compile `graphs` into `folder`; the compiled graphs' paths, in the same order.
+    """Compile `graphs` into `folder` in a child process.
 
     Args:
-        options: provider options over the usual ones.
-        share: one binary with one copy of the weights for all of them; NPUs load such, the emulator does not.
-        fallback: what the NPU does not take may stay on the CPU; otherwise such a graph is refused.
+        options: provider options that override the defaults.
+        share_weights: write one binary with one copy of the weights for all graphs. A real NPU loads it, the
+            emulator does not.
+        cpu_fallback: leave the nodes that the NPU refuses on the CPU; otherwise refuse the whole graph.
+    Returns: the paths of the compiled graphs, in the order of `graphs`.
     Raises BundleError when the NPU refuses a graph or the compiler crashes.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,37 +56,37 @@ def compile_graphs(
         folder=str(folder.absolute()),
         device=device,
         options=options or {},
-        share=share,
-        fallback=fallback,
+        share_weights=share_weights,
+        cpu_fallback=cpu_fallback,
     )
     run_in_child(__name__, request, ", ".join(graph.name for graph in graphs))
     return [folder / compiled_name(graph) for graph in graphs]
 
 
-def compiled_once(graph: Path, device: NpuDevice, options: dict[str, str], progress: Callable[[str], None]) -> Path:
-    """The compiled form of a graph that a bundle brings uncompiled; kept beside it for the next start.
+def compile_cached(graph: Path, device: NpuDevice, options: dict[str, str], progress: Callable[[str], None]) -> Path:
+    """The compiled form of a graph from a bundle without compiled graphs. Later calls reuse the files on disk.
 
-    Prefers to run all of it on the NPU; what the NPU refuses stays on the CPU. `progress` is told when it compiles.
+    Compiles the whole graph for the NPU if possible, else with CPU fallback. Calls `progress` before it compiles.
     """
-    kept = graph.parent / "compiled" / f"{provider_version()}-{device.soc or 'this'}-{graph.stem}"
-    compiled = kept / compiled_name(graph)
+    cached = graph.parent / "compiled" / f"{provider_version()}-{device.soc or 'this'}-{graph.stem}"
+    compiled = cached / compiled_name(graph)
     if compiled.is_file() and compiled.stat().st_mtime >= graph.stat().st_mtime:
         return compiled
     progress(f"compiling {graph.name} for the NPU")
-    shutil.rmtree(kept, ignore_errors=True)
+    shutil.rmtree(cached, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=_writable(graph.parent), prefix=".compiling-") as name:
         working = Path(name) / "compiled"
         try:
             compile_graphs([graph], working, device, options=options)
         except BundleError:
-            compile_graphs([graph], working, device, options=options, fallback=True)
-        kept.parent.mkdir(exist_ok=True)
-        working.rename(kept)
+            compile_graphs([graph], working, device, options=options, cpu_fallback=True)
+        cached.parent.mkdir(exist_ok=True)
+        working.rename(cached)
     return compiled
 
 
 def compiled_name(graph: Path) -> str:
-    """ONNX Runtime names the binary after this: context_ctx.onnx has its network in context_ctx_qnn.bin."""
+    """The file name of a compiled graph. ONNX Runtime derives the binary's name from it: x_ctx.onnx, x_ctx_qnn.bin."""
     return f"{graph.stem}_ctx.onnx"
 
 
@@ -89,30 +95,34 @@ def _writable(folder: Path) -> Path:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError:
         raise BundleError(
-            f"{folder.name} holds uncompiled graphs, and the compiled ones cannot be written there."
+            f"{folder.name} has graphs that are not compiled, and the gateway cannot write the compiled graphs there."
         ) from None
     return folder
 
 
 def _compile(request: _Request) -> None:
-    sessions = []  # those that share a binary must be alive together
+    sessions = []  # sessions that share a binary must exist at the same time
     for index, name in enumerate(request.graphs):
         graph, compiled = Path(name), Path(request.folder) / compiled_name(Path(name))
-        compiled.unlink(missing_ok=True)  # ONNX Runtime refuses to replace it
-        entries = {
+        compiled.unlink(missing_ok=True)  # ONNX Runtime does not overwrite it
+        session_config = {
             "ep.context_enable": "1",
             "ep.context_embed_mode": "0",
             "ep.context_file_path": str(compiled),
         }
-        if request.share:
-            entries["ep.share_ep_contexts"] = "1"
-            entries["ep.stop_share_ep_contexts"] = "1" if index == len(request.graphs) - 1 else "0"
-        options = _AHEAD_OF_TIME | request.options
-        session = open_session(graph, request.device, options, entries, fallback=request.fallback)
+        if request.share_weights:
+            session_config["ep.share_ep_contexts"] = "1"
+            session_config["ep.stop_share_ep_contexts"] = "1" if index == len(request.graphs) - 1 else "0"
+        options = _COMPILE_OPTIONS | request.options
+        session = open_session(graph, request.device, options, session_config, cpu_fallback=request.cpu_fallback)
         if not compiled.is_file():
-            raise BundleError(f"The NPU takes no part of {graph.name}.")
-        if request.share:
+            raise no_npu_nodes_error(graph.name)
+        if request.share_weights:
             sessions.append(session)
+
+
+def no_npu_nodes_error(name: str) -> BundleError:
+    return BundleError(f"The NPU takes no node of {name}, so the CPU would run all of it.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Compiled NPU graphs on disk: a small ONNX file whose EPContext nodes name the binaries with the compiled network."""
+"""Reads compiled NPU graphs: ONNX files whose EPContext nodes name the context binaries."""
 
 from __future__ import annotations
 
@@ -14,39 +14,43 @@ _COMPATIBILITY = "ep_compatibility_info"
 
 
 class CompiledGraph(Struct, frozen=True, kw_only=True):
-    """What an ONNX file says about the compiled networks in it. `soc`, `architecture`: None where it does not say."""
+    """The contents of a compiled graph. `soc` and `architecture` are None if the file does not state them."""
 
     binaries: tuple[Path, ...]
-    other_nodes: int  # nodes beside the compiled networks: these run on the CPU
+    cpu_nodes: int  # nodes outside the compiled networks
     soc: int | None = None
     architecture: int | None = None
     sdk: str = ""
 
 
 def read_compiled(path: Path) -> CompiledGraph | None:
-    """Read a stage's file; None when it holds no compiled network. Raises BundleError for a file that is no graph."""
+    """Read the ONNX file of a stage.
+
+    Returns: None if the file has no compiled network.
+    Raises BundleError if the file is not an ONNX graph.
+    """
     try:
         model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's exceptions differ between its implementations
+    except Exception as error:  # the exception class depends on the protobuf implementation
         raise BundleError(f"{path.parent.name}/{path.name} is truncated or not an ONNX file.") from error
     contexts = [node for node in model.graph.node if node.op_type == "EPContext"]
     if not contexts:
         return None
     attributes = [{item.name: onnx.helper.get_attribute_value(item) for item in node.attribute} for node in contexts]
-    beside = [item for item in attributes if not item.get("embed_mode", 1)]
-    names = {item["ep_cache_context"].decode() for item in beside if "ep_cache_context" in item}
+    external = [item for item in attributes if not item.get("embed_mode", 1)]
+    names = {item["ep_cache_context"].decode() for item in external if "ep_cache_context" in item}
     soc, architecture = _target(model)
     return CompiledGraph(
         binaries=tuple(path.parent / name for name in sorted(names)),
-        other_nodes=len(model.graph.node) - len(contexts),
+        cpu_nodes=len(model.graph.node) - len(contexts),
         soc=soc,
         architecture=architecture,
         sdk=next((item["ep_sdk_version"].decode() for item in attributes if "ep_sdk_version" in item), ""),
     )
 
 
-def check_fits(path: Path, compiled: CompiledGraph, device: NpuDevice) -> None:
-    """Raise BundleError when a compiled graph's binary is missing, or made for another chip than `device`."""
+def check_compatible(path: Path, compiled: CompiledGraph, device: NpuDevice) -> None:
+    """Raise BundleError if a binary of the graph is missing, or if the graph is for another chip than `device`."""
     name = f"{path.parent.name}/{path.name}"
     for binary in compiled.binaries:
         if not binary.is_file():
@@ -60,7 +64,7 @@ def check_fits(path: Path, compiled: CompiledGraph, device: NpuDevice) -> None:
 
 
 def _target(model: onnx.ModelProto) -> tuple[int | None, int | None]:
-    """Chip and architecture in "v2:6:2.51.0:5.51.0:73:60:0:0"; files of other writers lack it, and 0 means unknown."""
+    """Chip and architecture: fields 5 and 4 of "v2:6:2.51.0:5.51.0:73:60:0:0". 0 means unknown."""
     for item in model.metadata_props:
         fields = item.value.split(":")
         if item.key.split(".")[0] == _COMPATIBILITY and len(fields) >= 6 and fields[4].isdecimal():

@@ -1,6 +1,6 @@
-"""Every provider option of the QNN provider that may be set, and what it may be set to.
+"""The provider options of the QNN provider and their allowed values.
 
-The provider takes a misspelt option without a word, so nothing reaches it that is not in this table.
+The provider ignores a misspelt option silently. So the gateway passes only options that are in this table.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gateway.errors import ConfigError
 
-#: The performance modes that may be switched to while running. Any other, `default` included, ends the process.
+#: The performance modes that a running session can switch to. Every other mode ends the process, `default` too.
 DYNAMIC_MODES = (
     "burst",
     "sustained_high_performance",
@@ -24,7 +24,7 @@ DYNAMIC_MODES = (
     "extreme_power_saver",
 )
 
-#: Says what is wrong with a value, or None.
+#: value -> what is wrong with it, or None
 _Check = Callable[[str], str | None]
 
 
@@ -90,11 +90,11 @@ _OPTIONS: dict[str, _Check] = {
 
 
 def check_options(options: Mapping[str, str], where: str) -> None:
-    """Raise ConfigError for an option that the QNN provider does not have, or a value that it does not take.
+    """Raise ConfigError for an unknown option or a value that is not allowed.
 
     Args:
-        options: provider options as a person wrote them.
-        where: what the message starts with ("config.toml: [models.x] provider_options").
+        options: provider options from the configuration.
+        where: the start of the message ("config.toml: [models.x] provider_options").
     """
     for name, value in options.items():
         if name not in _OPTIONS:
@@ -106,7 +106,7 @@ def check_options(options: Mapping[str, str], where: str) -> None:
 
 
 def known_options(options: Mapping[str, str]) -> dict[str, str]:
-    """The ones of a bundle's own options that are in the table: bundles name options of other runtimes too."""
+    """The valid options of a bundle. Bundles also name options of other runtimes; those are dropped."""
     return {name: value for name, value in options.items() if name in _OPTIONS and _OPTIONS[name](value) is None}
 
 

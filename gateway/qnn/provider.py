@@ -1,8 +1,8 @@
-"""ONNX Runtime's QNN provider: is it installed, which chip does it drive, and how a session on it is opened.
+"""ONNX Runtime's QNN provider: detects the NPU and opens sessions on it.
 
-1. `onnxruntime` is imported before anything of Qualcomm's: the other order crashes the process later.
-2. The provider never says no: with a wrong option it lists itself and lets the CPU run every node. So fallback to the
-   CPU is switched off for every graph meant for the NPU, and `placement` asks where each node went.
+1. Import `onnxruntime` before any Qualcomm library. The other order crashes the process later.
+2. The provider does not reject wrong options. It then reports success and the CPU runs every node. So sessions for the
+   NPU disable CPU fallback, and `placement` reports where each node runs.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from msgspec import Struct
 from gateway.errors import BundleError
 
 PROVIDER = "QNNExecutionProvider"
-#: Hexagon architecture of each chip number. X Elite and X Plus are 60; for X2 Elite public sources say 87 and 88.
+#: chip number -> Hexagon architecture. X Elite and X Plus are 60. For X2 Elite, public sources give 87 and 88.
 HTP_ARCHITECTURES = {60: 73, 87: 81, 88: 81}
-#: The chip that the emulator plays when nobody names another: Snapdragon X Elite.
+#: The chip that the emulator emulates by default: Snapdragon X Elite.
 DEFAULT_SOC = 60
 
 
 class NpuDevice(Struct, frozen=True, kw_only=True):
-    """An NPU that sessions can be opened on: a real one, or Qualcomm's emulation of one on the host's CPU.
+    """A device for sessions: a real NPU, or Qualcomm's emulator on the host CPU.
 
-    `soc` is Qualcomm's number of the chip; None when the machine does not say which it has.
+    `soc` is Qualcomm's chip number; None if the machine does not report it.
     """
 
     kind: Literal["npu", "emulated"]
@@ -42,12 +42,12 @@ class NpuDevice(Struct, frozen=True, kw_only=True):
 
     @property
     def architecture(self) -> int | None:
-        """The Hexagon version, 73 for v73; None when unknown."""
+        """The Hexagon version (73 for v73); None if unknown."""
         return HTP_ARCHITECTURES.get(self.soc) if self.soc is not None else None
 
 
 def find_npu() -> NpuDevice | None:
-    """The machine's real NPU, or None. Never the emulator, never an exception: this is the question `auto` asks."""
+    """The real NPU of this machine; None if there is none. Never returns the emulator, never raises."""
     try:
         found = _ep_device()
     except (ImportError, OSError, RuntimeError):
@@ -59,7 +59,7 @@ def find_npu() -> NpuDevice | None:
 
 
 def emulated_npu(soc: int = DEFAULT_SOC) -> NpuDevice | None:
-    """The HTP backend emulated on this CPU (x86_64 only), or None where the provider has none."""
+    """The NPU emulator (the HTP backend on an x86_64 CPU); None if the provider has none."""
     try:
         found = _ep_device()
     except (ImportError, OSError, RuntimeError):
@@ -70,7 +70,7 @@ def emulated_npu(soc: int = DEFAULT_SOC) -> NpuDevice | None:
 
 
 def any_npu(soc: int | None = None) -> NpuDevice:
-    """What `provider = "qnn"` runs on: the real NPU, else the emulator, which plays chip `soc` if one is given.
+    """The device for `provider = "qnn"`: the real NPU, else the emulator of chip `soc`.
 
     Raises BundleError when there is neither.
     """
@@ -90,33 +90,33 @@ def open_session(
     model: Path,
     device: NpuDevice,
     options: Mapping[str, str] | None = None,
-    entries: Mapping[str, str] | None = None,
+    session_config: Mapping[str, str] | None = None,
     *,
-    fallback: bool = False,
+    cpu_fallback: bool = False,
 ) -> ort.InferenceSession:
-    """Open a graph of static shapes on the NPU. Compiles it first unless it holds a compiled context.
+    """Open a graph of fixed shape on the NPU. A graph without a compiled network is compiled first.
 
     Args:
-        options: provider options over `default_options`, already checked.
-        entries: session configuration entries over ours (`ep.context_enable`, ...).
-        fallback: let the CPU run what the NPU does not; otherwise such a graph is refused.
-    Raises BundleError when the provider or the NPU does not take the graph.
+        options: checked provider options that override `default_options`.
+        session_config: session configuration entries that override ours (`ep.context_enable`, ...).
+        cpu_fallback: let the CPU run the nodes that the NPU refuses; otherwise refuse the whole graph.
+    Raises BundleError when the provider or the NPU refuses the graph.
     """
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
-    for key, value in (_SESSION_ENTRIES | dict(entries or {})).items():
+    for key, value in (_SESSION_CONFIG | dict(session_config or {})).items():
         settings.add_session_config_entry(key, value)
-    if not fallback:
+    if not cpu_fallback:
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     settings.add_provider_for_devices([_ep_device()], default_options(device) | dict(options or {}))
     try:
         return ort.InferenceSession(model, settings)
-    except Exception as error:  # onnxruntime's exceptions have no common base
-        raise BundleError(f"The NPU refuses {model.name}: {_first_line(error)}") from error
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
+        raise BundleError(f"The NPU refuses {model.name}: {_one_line(error)}") from error
 
 
 def default_options(device: NpuDevice) -> dict[str, str]:
-    """What every session gets that says nothing else: burst, fp16, attention on the NPU too."""
+    """The default provider options: burst mode, float16, attention on the NPU."""
     import onnxruntime_qnn
 
     options = {
@@ -133,7 +133,7 @@ def default_options(device: NpuDevice) -> dict[str, str]:
 
 
 def placement(session: ort.InferenceSession) -> dict[str, int]:
-    """Where the graph's nodes run: {"QNN": 60}, {"QNN": 58, "CPU": 2}. The nodes are those of the loaded model."""
+    """Nodes of the loaded graph per provider: {"QNN": 58, "CPU": 2}. A compiled network is one node."""
     count: Counter[str] = Counter()
     for part in session.get_provider_graph_assignment_info():
         count[part.ep_name.removesuffix("ExecutionProvider")] += len(part.get_nodes())
@@ -141,10 +141,10 @@ def placement(session: ort.InferenceSession) -> dict[str, int]:
 
 
 def host_memory() -> Any:
-    """The device's own memory that the host can write to (OrtMemoryInfo); None where the driver offers none."""
+    """The device memory that the host can access (OrtMemoryInfo); None if the driver offers none."""
     try:
         return _ep_device().memory_info(ort.OrtDeviceMemoryType.HOST_ACCESSIBLE)
-    except Exception:  # of no known kind, and ordinary memory always serves
+    except Exception:  # the driver's exceptions have no common base class, and ordinary memory always works
         return None
 
 
@@ -154,15 +154,15 @@ def provider_version() -> str:
     return str(onnxruntime_qnn.__version__)
 
 
-_SESSION_ENTRIES = {
-    "session.intra_op.allow_spinning": "0",  # spinning threads cost a third of the CPU and gain nothing here
+_SESSION_CONFIG = {
+    "session.intra_op.allow_spinning": "0",  # measured: spinning threads take a third of the CPU, with no gain here
     "session.record_ep_graph_assignment_info": "1",
 }
 
 
 @cache
 def _ep_device() -> Any:
-    """The provider's device, the NPU before any other; None when the provider finds no device at all."""
+    """The provider's device, preferably a real NPU; None if the provider finds no device."""
     import onnxruntime_qnn
 
     ort.register_execution_provider_library(PROVIDER, onnxruntime_qnn.get_library_path())
@@ -173,7 +173,7 @@ def _ep_device() -> Any:
 
 @cache
 def _affinity_file() -> Path:
-    """The provider leaves attention to the CPU unless a file like this one says otherwise."""
+    """A file that assigns attention to the NPU. Without it the provider leaves attention on the CPU."""
     with tempfile.NamedTemporaryFile(
         "w", prefix="npu-gateway-", suffix=".json", delete=False, encoding="utf-8"
     ) as file:
@@ -183,7 +183,7 @@ def _affinity_file() -> Path:
 
 
 def _processor_name() -> str:
-    """The processor's name as Windows shows it: "Snapdragon(R) X Elite - X1E78100 - Qualcomm(R) Oryon(TM) CPU"."""
+    """The processor name that Windows shows: "Snapdragon(R) X Elite - X1E78100 - Qualcomm(R) Oryon(TM) CPU"."""
     if sys.platform == "win32":
         import winreg
 
@@ -197,10 +197,10 @@ def _processor_name() -> str:
 
 
 def _soc_of(processor: str) -> int | None:
-    """X1 chips (X1E, X1P, X1-26) all are number 60; the X2's number is not settled, so the runtime finds it itself."""
+    """60 for all X1 chips (X1E, X1P, X1-26). None for X2: sources disagree on its number, so the runtime detects it."""
     return 60 if any(word.startswith("X1") for word in processor.replace("-", " ").split()) else None
 
 
-def _first_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= 400 else text[:400] + "…"

@@ -1,9 +1,9 @@
-"""The stages of a bundle on the NPU: how their graphs are opened, where their nodes went, how hard the NPU works.
+"""Opens the NPU stages of a bundle and switches the NPU's performance mode.
 
-1. A compiled graph that left nodes to the CPU on purpose keeps them there; any other graph that does not fit the NPU
-   whole is refused. `placement` says where everything runs.
-2. What only a real NPU has (memory shared with the host, mapped weights) is asked for there and given up in steps when
-   the driver refuses: a 7B model fails to map on 16 GB machines and loads when it is copied.
+1. If a compiled graph has nodes outside its networks, the CPU runs those. Every other graph must run on the NPU as a
+   whole. `placement` reports where the nodes run.
+2. A real NPU first gets options that the emulator does not have (memory shared with the host, file-mapped weights).
+   Each refusal of the driver drops some of them: a 7B model cannot be mapped on a 16 GB machine, but can be copied.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from typing import Any
 import onnxruntime as ort
 
 from gateway.errors import BundleError
-from gateway.qnn.compile import compiled_once
-from gateway.qnn.context import CompiledGraph, check_fits, read_compiled
+from gateway.qnn.compile import compile_cached, no_npu_nodes_error
+from gateway.qnn.context import CompiledGraph, check_compatible, read_compiled
 from gateway.qnn.options import check_options, known_options
 from gateway.qnn.provider import NpuDevice, host_memory, open_session, placement
 
 _log = logging.getLogger(__name__)
 
-#: What is asked of a real NPU's driver, less with every refusal.
+#: Options for a real NPU, in the order in which they are tried.
 _ATTEMPTS: tuple[dict[str, str], ...] = (
     {"enable_htp_shared_memory_allocator": "1"},
     {"enable_htp_shared_memory_allocator": "1", "disable_file_mapped_weights": "1"},
     {"disable_file_mapped_weights": "1"},
 )
-#: Options of a bundle that are about the machine it was made for.
-_NOT_TAKEN_OVER = frozenset(
+#: Options of a bundle that describe the machine it was made on. The gateway ignores them.
+_MACHINE_OPTIONS = frozenset(
     {"backend_path", "backend_type", "soc_model", "htp_arch", "enable_htp_shared_memory_allocator", "op_affinity"}
 )
 _BUSY, _IDLE = "burst", "power_saver"
@@ -44,10 +44,10 @@ class NpuSessions:
     """Opens the NPU stages of one bundle.
 
     Args:
-        device: what they run on.
-        options: the user's provider options; they win over the bundle's and ours.
-        progress: told what is being done, when it takes long.
-    Raises ConfigError for an option that does not exist.
+        device: the device for all sessions.
+        options: the user's provider options; they override the bundle's options and the defaults.
+        progress: called with a description before a slow action.
+    Raises ConfigError for an unknown option.
     """
 
     def __init__(self, device: NpuDevice, options: Mapping[str, str], progress: Callable[[str], None]) -> None:
@@ -60,64 +60,76 @@ class NpuSessions:
 
     @property
     def memory(self) -> Any:
-        """The device's memory that the host can write to, or None: then ordinary memory serves."""
-        wanted = self._attempts[0] | self._options
-        return host_memory() if wanted.get("enable_htp_shared_memory_allocator") == "1" else None
+        """The device memory that the host can access; None: use ordinary memory."""
+        options = self._attempts[0] | self._options
+        return host_memory() if options.get("enable_htp_shared_memory_allocator") == "1" else None
 
     def open(self, files: Mapping[Path, Mapping[str, str]]) -> dict[Path, ort.InferenceSession]:
-        """A session for each graph file, by file; `files` gives the bundle's own provider options for each.
+        """Open one session per graph file. Graphs that name the same binary share it.
 
-        Graphs that name the same binary share it. Raises BundleError.
+        Args:
+            files: graph file -> the bundle's own provider options for it.
+        Returns: graph file -> session.
+        Raises BundleError when the NPU refuses a graph.
         """
         graphs = {file: self._compiled(file) for file in files}
-        named = Counter(binary for _, compiled in graphs.values() for binary in compiled.binaries)
-        shared = [file for file, (_, graph) in graphs.items() if any(named[binary] > 1 for binary in graph.binaries)]
+        uses = Counter(binary for _, compiled in graphs.values() for binary in compiled.binaries)
+        shared = [file for file, (_, graph) in graphs.items() if any(uses[binary] > 1 for binary in graph.binaries)]
         sessions = {}
         for file, (path, compiled) in graphs.items():
             self._progress(f"loading {path.name}")
-            entries = {"ep.share_ep_contexts": "1"} if file in shared else {}
+            session_config = {"ep.share_ep_contexts": "1"} if file in shared else {}
             if shared and file == shared[-1]:
-                entries["ep.stop_share_ep_contexts"] = "1"
-            sessions[file] = self._session(path, compiled, files[file], entries)
+                session_config["ep.stop_share_ep_contexts"] = "1"
+            sessions[file] = self._session(path, compiled, files[file], session_config)
         return sessions
 
     def _compiled(self, path: Path) -> tuple[Path, CompiledGraph]:
         compiled, name = read_compiled(path), path.name
         if compiled is None:
-            path = compiled_once(path, self._device, self._options, self._progress)
+            path = compile_cached(path, self._device, self._options, self._progress)
             compiled = read_compiled(path)
         if compiled is None:
-            raise BundleError(f"The NPU takes no part of {name}.")
-        check_fits(path, compiled, self._device)
+            raise no_npu_nodes_error(name)
+        check_compatible(path, compiled, self._device)
         return path, compiled
 
     def _session(
-        self, path: Path, compiled: CompiledGraph, own: Mapping[str, str], entries: Mapping[str, str]
+        self,
+        path: Path,
+        compiled: CompiledGraph,
+        bundle_options: Mapping[str, str],
+        session_config: Mapping[str, str],
     ) -> ort.InferenceSession:
-        taken_over = {name: value for name, value in known_options(own).items() if name not in _NOT_TAKEN_OVER}
+        usable = {name: value for name, value in known_options(bundle_options).items() if name not in _MACHINE_OPTIONS}
+        cpu_fallback = compiled.cpu_nodes > 0
         while True:
-            options = taken_over | self._attempts[0] | self._options
+            options = usable | self._attempts[0] | self._options
             try:
-                session = open_session(path, self._device, options, entries, fallback=compiled.other_nodes > 0)
+                session = open_session(path, self._device, options, session_config, cpu_fallback=cpu_fallback)
             except BundleError:
                 if len(self._attempts) == 1:
                     raise
                 self._attempts.pop(0)
             else:
-                self.placement.update(self._checked_placement(path, session))
+                self.placement.update(_checked_placement(path, session))
                 return session
 
-    def _checked_placement(self, path: Path, session: ort.InferenceSession) -> dict[str, int]:
-        placed = placement(session)
-        if not placed.get("QNN"):
-            raise BundleError(f"Nothing of {path.name} runs on the NPU, all of it would run on the CPU.")
-        return placed
+
+def _checked_placement(path: Path, session: ort.InferenceSession) -> dict[str, int]:
+    placed = placement(session)
+    if not placed.get("QNN"):
+        raise no_npu_nodes_error(path.name)
+    return placed
 
 
 class PerformanceSwitch:
-    """Holds the NPU in burst while it is used and lets it rest after `idle_s` seconds of silence.
+    """Keeps the NPU in burst mode while it works. Switches to power-saver mode after `idle_s` seconds without a call.
 
-    Use as a context manager around every run. Sessions start in burst, because they were opened that way.
+    Enter it as a context manager around every device call. New sessions are in burst mode.
+
+    Args:
+        clock: seconds, monotonic.
     """
 
     def __init__(
@@ -132,12 +144,12 @@ class PerformanceSwitch:
         self._used = clock()
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self.is_resting = False
-        threading.Thread(target=self._watch, name="npu-rest", daemon=True).start()
+        self.is_saving_power = False
+        threading.Thread(target=self._watch, name="npu-power-saver", daemon=True).start()
 
     def __enter__(self) -> None:
         self._lock.acquire()
-        if self.is_resting:
+        if self.is_saving_power:
             self._switch(_BUSY)
 
     def __exit__(
@@ -146,31 +158,31 @@ class PerformanceSwitch:
         self._used = self._clock()
         self._lock.release()
 
-    def rest_if_idle(self) -> None:
-        """Switch to the saver if nothing ran for `idle_s`. A run under way is not waited for."""
+    def save_power_if_idle(self) -> None:
+        """Switch to power-saver mode if no call ran for `idle_s`. Returns at once while a call runs."""
         if not self._lock.acquire(blocking=False):
             return
         try:
-            if self._sessions and not self.is_resting and self._clock() - self._used >= self._idle_s:
+            if self._sessions and not self.is_saving_power and self._clock() - self._used >= self._idle_s:
                 self._switch(_IDLE)
         finally:
             self._lock.release()
 
     def close(self) -> None:
-        """No switch happens after this returns."""
+        """Stop switching. After this returns, no session is used any more."""
         self._closed.set()
         with self._lock:
             self._sessions = ()
 
     def _watch(self) -> None:
         while not self._closed.wait(self._idle_s / 2):
-            self.rest_if_idle()
+            self.save_power_if_idle()
 
     def _switch(self, mode: str) -> None:
         try:
             for session in self._sessions:
                 session.set_ep_dynamic_options({"ep.dynamic.qnn_htp_performance_mode": mode})
-        except Exception as error:  # of no known kind; a driver that cannot switch still computes
-            _log.warning("the NPU stays in its performance mode: %s", error)
+        except Exception as error:  # no common base class; an NPU that cannot switch still computes
+            _log.warning("the NPU cannot change its performance mode: %s", error)
             self._sessions = ()
-        self.is_resting = mode == _IDLE
+        self.is_saving_power = mode == _IDLE

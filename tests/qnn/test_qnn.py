@@ -16,7 +16,7 @@ from gateway.builder.npu.target import default_target, npu_target
 from gateway.bundles.genai_config import read_genai_config
 from gateway.errors import BundleError, ConfigError
 from gateway.qnn.compile import compile_graphs
-from gateway.qnn.context import check_fits, read_compiled
+from gateway.qnn.context import check_compatible, read_compiled
 from gateway.qnn.detect import may_have_npu, try_detect_npu
 from gateway.qnn.provider import NpuDevice, find_npu, open_session, placement
 from gateway.qnn.sessions import NpuSessions, PerformanceSwitch
@@ -94,7 +94,7 @@ def test_an_unknown_chip_is_refused_and_not_run_on_the_cpu(npu: NpuDevice, tmp_p
 
 def test_a_bundle_whose_npu_stage_runs_on_the_cpu_is_refused(npu: NpuDevice, tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "norm.onnx", "Mod", 2, [1, 8, 64], fmod=1)
-    with pytest.raises(BundleError, match=r"takes no part of norm\.onnx"):
+    with pytest.raises(BundleError, match=r"takes no node of norm\.onnx"):
         NpuSessions(npu, {}, lambda stage: None).open({graph: {}})
 
 
@@ -112,10 +112,10 @@ def test_a_real_npu_wants_its_own_chip_and_not_only_its_architecture(npu_bundle:
     graph = next(npu_bundle.glob("context*_ctx.onnx"))
     compiled = read_compiled(graph)
     assert compiled is not None and (compiled.soc, compiled.architecture) == (60, 73)
-    check_fits(graph, compiled, NpuDevice(kind="npu", name="X Elite", soc=60))
-    check_fits(graph, compiled, NpuDevice(kind="npu", name="unknown", soc=None))
+    check_compatible(graph, compiled, NpuDevice(kind="npu", name="X Elite", soc=60))
+    check_compatible(graph, compiled, NpuDevice(kind="npu", name="unknown", soc=None))
     with pytest.raises(BundleError, match="this NPU is v81"):
-        check_fits(graph, compiled, NpuDevice(kind="npu", name="X2", soc=88))
+        check_compatible(graph, compiled, NpuDevice(kind="npu", name="X2", soc=88))
 
 
 def test_a_missing_binary_is_named(npu: NpuDevice, copy: Path, open_decoder: OpenDecoder) -> None:
@@ -144,17 +144,17 @@ def test_what_a_bundle_brings_uncompiled_is_compiled_once(
     npu: NpuDevice, windows_ml_uncompiled: Path, tmp_path: Path, open_decoder: OpenDecoder
 ) -> None:
     folder = Path(shutil.copytree(windows_ml_uncompiled, tmp_path / "plain", ignore=shutil.ignore_patterns("compiled")))
-    said: list[str] = []
-    open_decoder(folder, "qnn", progress=said.append)
-    assert any("compiling context.onnx" in stage for stage in said)
-    said.clear()
-    open_decoder(folder, "qnn", progress=said.append)
-    assert said == ["loading context_ctx.onnx", "loading iterator_ctx.onnx"]
+    stages: list[str] = []
+    open_decoder(folder, "qnn", progress=stages.append)
+    assert any("compiling context.onnx" in stage for stage in stages)
+    stages.clear()
+    open_decoder(folder, "qnn", progress=stages.append)
+    assert stages == ["loading context_ctx.onnx", "loading iterator_ctx.onnx"]
 
 
 def test_graphs_can_share_one_binary(npu: NpuDevice, windows_ml_uncompiled: Path, tmp_path: Path) -> None:
     graphs = [windows_ml_uncompiled / "context.onnx", windows_ml_uncompiled / "iterator.onnx"]
-    shared = compile_graphs(graphs, tmp_path / "shared", npu, share=True)
+    shared = compile_graphs(graphs, tmp_path / "shared", npu, share_weights=True)
     alone = compile_graphs(graphs, tmp_path / "alone", npu)
     named = [read_compiled(graph) for graph in shared]
     assert named[0] is not None and named[1] is not None and named[0].binaries == named[1].binaries
@@ -169,12 +169,12 @@ def test_a_context_for_another_chip_says_so(npu: NpuDevice, windows_ml_uncompile
     other = NpuDevice(kind="emulated", name="X2", soc=88)
     (graph,) = compile_graphs([windows_ml_uncompiled / "iterator.onnx"], tmp_path, other)
     compiled = read_compiled(graph)
-    assert compiled is not None and (compiled.soc, compiled.architecture, compiled.other_nodes) == (88, 81, 0)
+    assert compiled is not None and (compiled.soc, compiled.architecture, compiled.cpu_nodes) == (88, 81, 0)
 
 
 def test_attention_left_to_the_cpu_is_counted(windows_ml_cpu_attention: Path, open_decoder: OpenDecoder) -> None:
     compiled = read_compiled(windows_ml_cpu_attention / "context_ctx.onnx")
-    assert compiled is not None and compiled.other_nodes == 2
+    assert compiled is not None and compiled.cpu_nodes == 2
     assert open_decoder(windows_ml_cpu_attention, "qnn").spec.placement["QNN"] == 6
 
 
@@ -195,24 +195,24 @@ def test_the_npu_rests_when_nothing_runs_and_wakes_when_something_does(session: 
     switch = PerformanceSwitch([session], idle_s=10.0, clock=lambda: now)
     try:
         now = 9.0
-        switch.rest_if_idle()
-        assert not switch.is_resting
+        switch.save_power_if_idle()
+        assert not switch.is_saving_power
         with switch:
             now = 30.0
-            switch.rest_if_idle()  # a run is under way
-            assert not switch.is_resting
+            switch.save_power_if_idle()  # a run is under way
+            assert not switch.is_saving_power
         now = 40.0
-        switch.rest_if_idle()
-        assert switch.is_resting
+        switch.save_power_if_idle()
+        assert switch.is_saving_power
         with switch:
-            assert not switch.is_resting
+            assert not switch.is_saving_power
             (y,) = session.run(None, {"x0": np.zeros((1, 8, 64), np.float32)})
         assert np.allclose(y, 0.5, atol=1e-3)
     finally:
         switch.close()
     now = 100.0
-    switch.rest_if_idle()
-    assert not switch.is_resting
+    switch.save_power_if_idle()
+    assert not switch.is_saving_power
 
 
 def test_our_bundle_asks_for_what_genai_knows(npu_bundle: Path) -> None:

@@ -69,7 +69,7 @@ def _compile(graphs: list[Path], folder: Path, *, islands: bool) -> None:
         return
     affinity = graphs[0].with_name("affinity.json")
     affinity.write_text('{"op_type": {"GroupQueryAttention": "cpu"}}', encoding="utf-8")
-    compile_graphs(graphs, folder, device, options={"op_affinity": str(affinity)}, fallback=True)
+    compile_graphs(graphs, folder, device, options={"op_affinity": str(affinity)}, cpu_fallback=True)
 
 
 def _config(source: ModelSource, files: dict[str, str], width: int, context: int) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""The NPU target of the builder: static graphs, compiled part by part and compared with the CPU before they are kept.
+"""The NPU target of the builder: static graphs, compiled part by part and compared with the CPU.
 
-1. One part is on disk uncompiled at a time, in a folder that is thrown away: a model needs little more room than its
-   bundle, and memory for one part.
-2. What is compared is compiled graph by graph, because the emulator does not load binaries that share weights; for a
-   real NPU the part is then compiled once more into one shared binary.
-3. Steps of several sequences at once have a graph of their own, and folders `batch-*` whose genai_config.json names
-   it: the format knows no such phase. An NPU that does not take that graph gets a bundle without it.
+1. Only one part is on disk uncompiled at a time, in a temporary folder. So a build needs little more disk space than
+   the bundle, and memory for one part.
+2. The builder checks binaries that hold one graph each, because the emulator does not load binaries that share weights.
+   For a real NPU it then compiles the part again into one shared binary.
+3. Folders `batch-*` with their own genai_config.json name the graph for batched steps, because the format has no phase
+   for it. If the NPU refuses that graph, the builder makes the bundle without it.
 """
 
 from __future__ import annotations
@@ -37,22 +37,25 @@ from gateway.qnn.compile import compile_graphs, compiled_name
 from gateway.qnn.provider import NpuDevice, provider_version
 
 REPORT = "npu.json"
-#: Precisions that round activations, and have to see their ranges first.
+#: Precisions that quantise activations and so need calibration.
 QUANTISED = ("w8a16", "w4a16")
-#: A part whose relative error against the same graph on the CPU is larger is wrong, not imprecise.
-WRONG = 0.05
-#: One whose error against float32 is larger is of no use, however right the NPU computes it.
-USELESS = 1.0
-#: Windows of calibration text that a part is checked on.
+#: The largest relative error of a part against the same graph on the CPU. A larger error is a fault of the NPU.
+MAX_NPU_ERROR = 0.05
+#: The largest relative error of a part against float32. With a larger error the model is useless.
+MAX_ERROR = 1.0
+#: Windows of calibration text in a check.
 _CHECKED_WINDOWS = 2
 
 
 class NpuTarget(Struct, frozen=True, kw_only=True):
-    """How a model is laid out for an NPU.
+    """The shapes and the number format of a model for an NPU.
 
-    `contexts`: cache sizes, each with its own graphs. `width`: tokens a prompt's window takes. `parts`: graphs the
-    layers are cut into; one session holds about 3.5 GB. `share`: the graphs of a part share their weights in one
-    binary; a real NPU loads such, the emulator does not. `batch`: sequences that take their steps in one call; 1: none.
+    Args:
+        contexts: cache sizes in tokens; each has its own graphs.
+        width: tokens per window of a prompt.
+        parts: graphs that the layers are split into; one session holds about 3.5 GB.
+        share_weights: the graphs of a part share one binary. A real NPU loads it, the emulator does not.
+        batch: sequences per batched step; 1: no graph for batched steps.
     """
 
     device: NpuDevice
@@ -60,27 +63,28 @@ class NpuTarget(Struct, frozen=True, kw_only=True):
     width: int
     precision: Precision = "fp16"
     parts: int = 1
-    share: bool = False
+    share_weights: bool = False
     batch: int = 4
     name: str = "qnn"
 
     def write(self, source: ModelSource, folder: Path, progress: Progress) -> BundleGraphs:
-        """See Target. Contexts beyond the model's own are cut to it.
+        """See Target. Limits `contexts` to the model's own context length.
 
-        Raises BundleError for a layout that makes no sense, and for a part that the NPU refuses or computes wrongly.
+        Raises BundleError for impossible shapes, and for a part that the NPU refuses or computes wrongly.
         """
         longest = source.config.context_length
         target = replace(self, contexts=tuple(sorted({min(context, longest) for context in self.contexts})))
         if not 1 < target.width < min(target.contexts):
-            raise BundleError(f"A width of {target.width} does not go with a context of {min(target.contexts)}.")
+            longest_width = min(target.contexts) - 1
+            raise BundleError(f"The width must be from 2 to {longest_width} for these contexts, and is {target.width}.")
         if target.batch < 1:
-            raise BundleError(f"{target.batch} sequences cannot take a step.")
+            raise BundleError(f"The batch must be at least 1, and is {target.batch}.")
         if not 1 <= target.parts <= source.config.layers:
-            raise BundleError(f"{source.config.layers} layers cannot make {target.parts} parts.")
+            raise BundleError(f"The number of parts must be from 1 to {source.config.layers}, and is {target.parts}.")
         try:
             return _Build(target, source, folder, progress).run()
         except _BatchRefused:
-            progress("once more, for one sequence at a time", 0.0)
+            progress("building again, without batched steps", 0.0)
             _empty(folder)
             return _Build(replace(target, batch=1), source, folder, progress).run()
 
@@ -94,11 +98,14 @@ def _empty(folder: Path) -> None:
 
 
 class _BatchRefused(BundleError):
-    """The NPU does not compile the graph for several sequences, fails in it, or computes it wrongly."""
+    """The NPU refuses the graph for batched steps, crashes in it, or computes it wrongly."""
 
 
 class NpuReport(Struct, frozen=True, kw_only=True):
-    """npu.json: for what, with what and how well a bundle was compiled."""
+    """npu.json: the target, the compiler and the measured errors of a bundle.
+
+    `top1`: share of the checked tokens for which the NPU and float32 predict the same next token.
+    """
 
     provider_version: str
     soc: int | None
@@ -108,13 +115,12 @@ class NpuReport(Struct, frozen=True, kw_only=True):
     batch: int = 1
     parts: list[PartCheck]
     compile_s: float
-    #: share of the checked tokens after which float32 and the NPU would say the same next token
     top1: float
     tokens: int
 
 
 class _Build:
-    """One build. The hidden states of the checked tokens go from part to part as files in `work`."""
+    """One build. Files in `_work` pass the hidden states of the checked tokens from part to part."""
 
     def __init__(self, target: NpuTarget, source: ModelSource, folder: Path, progress: Progress) -> None:
         self._target = target
@@ -133,7 +139,7 @@ class _Build:
         self._on_npu, self._in_float, self._text = work / "npu.npy", work / "float.npy", work / "text.npy"
 
     def run(self) -> BundleGraphs:
-        """Raises BundleError, or _BatchRefused when that graph alone is at fault."""
+        """Raises BundleError, or _BatchRefused if only the graph for batched steps is at fault."""
         try:
             return self._run()
         finally:
@@ -165,7 +171,7 @@ class _Build:
         return BundleGraphs(decoder=self._layout.decoder(self._widths, longest), context_length=longest)
 
     def _part(self, part: Part) -> PartCheck:
-        """Write, compile and check one part; its compiled graphs are in the bundle's folder."""
+        """Write, compile and check one part. Its compiled graphs go to the bundle's folder."""
         target, name = self._target, f"part {part.index + 1} of {part.count}"
         work = self._work / f"part{part.index}"
         work.mkdir()
@@ -175,26 +181,26 @@ class _Build:
         self._progress(f"{name}: writing", 1.0)
         self._progress(f"{name}: compiling", 0.0)
         started = time.perf_counter()
-        compiled = work / "compiled" if target.share else self._folder
+        compiled = work / "compiled" if target.share_weights else self._folder
         self._compile([path for (name, _), path in graphs.items() if name != BATCH], compiled)
-        with self._batch_at_fault():
+        with self._batch_errors():
             self._compile([path for (name, _), path in graphs.items() if name == BATCH], compiled)
         self._compile_s += time.perf_counter() - started
-        if target.share:
-            with self._batch_at_fault():
-                self._compile(list(graphs.values()), self._folder, share=True)
+        if target.share_weights:
+            with self._batch_errors():
+                self._compile(list(graphs.values()), self._folder, share_weights=True)
         self._progress(f"{name}: compiling", 1.0)
         self._progress(f"{name}: comparing with the CPU", 0.0)
         check = self._check(part, work, graphs, compiled)
         self._progress(f"{name}: comparing with the CPU", 1.0)
         shutil.rmtree(work)
-        if check.batch_error is not None and check.batch_error > WRONG:
-            raise _BatchRefused(f"The NPU computes steps of {self._target.batch} sequences wrongly.")
+        if check.batch_error is not None and check.batch_error > MAX_NPU_ERROR:
+            raise _BatchRefused(f"The NPU computes batched steps of {self._target.batch} sequences wrongly.")
         return check
 
     @contextmanager
-    def _batch_at_fault(self) -> Iterator[None]:
-        """What fails with the graph for several sequences may succeed without it."""
+    def _batch_errors(self) -> Iterator[None]:
+        """Turn every BundleError into _BatchRefused: the build may succeed without batched steps."""
         try:
             yield
         except BundleError as error:
@@ -202,10 +208,10 @@ class _Build:
                 raise
             raise _BatchRefused(error.message) from error
 
-    def _compile(self, graphs: Sequence[Path], folder: Path, *, share: bool = False) -> None:
+    def _compile(self, graphs: Sequence[Path], folder: Path, *, share_weights: bool = False) -> None:
         options = COMPILE_OPTIONS.get(self._target.precision, {})
         if graphs:
-            compile_graphs(graphs, folder, self._target.device, options=options, share=share)
+            compile_graphs(graphs, folder, self._target.device, options=options, share_weights=share_weights)
 
     def _write(
         self, folder: Path, part: Part, precision: Precision, ranges: Ranges | None = None, sequences: int = 1
@@ -243,18 +249,18 @@ class _Build:
             in_float=str(self._in_float),
             device=self._target.device,
         )
-        with self._batch_at_fault():
+        with self._batch_errors():
             check = check_part(request)
-        if check.npu_error > WRONG or check.error > USELESS:
+        if check.npu_error > MAX_NPU_ERROR or check.error > MAX_ERROR:
             raise BundleError(
-                f"Part {part.index + 1} of {part.count} is accepted by the NPU but wrong: its relative error is "
+                f"The NPU accepts part {part.index + 1} of {part.count} but computes it wrongly: the relative error is "
                 f"{check.npu_error:.3f} against the same graph on the CPU and {check.error:.3f} against float32 "
-                f"(the largest number in it is {check.largest:.0f})."
+                f"(largest number: {check.largest:.0f}). Try another precision or width."
             )
         return check
 
     def _write_inputs(self) -> None:
-        """The calibration text, embedded: all of it for the ranges, its beginning for what every part is checked on."""
+        """Write the embedded calibration text: all of it for calibration, the first tokens for the checks."""
         text = Path(__file__).with_name("calibration.txt").read_text(encoding="utf-8")
         ids = Tokenizer.from_str(self._source.tokenizer_json()).encode(text).ids
         (embedded,) = cpu_session(str(self._folder / "embeddings.onnx")).run(None, {"input_ids": np.array([ids])})
@@ -266,14 +272,14 @@ class _Build:
             np.save(path, rows[:checked])
 
     def _top1(self) -> float:
-        """How often the head says the same after the last part's hidden states on the NPU and in float32."""
+        """Share of tokens for which the head predicts the same token from the NPU's and float32's hidden states."""
         session = cpu_session(str(self._folder / "lm_head.onnx"))
         dtype = np.float32 if session.get_inputs()[0].type == "tensor(float)" else np.float16
-        said = []
+        predicted = []
         for path in (self._on_npu, self._in_float):
             (logits,) = session.run(None, {"output_hidden_states": np.load(path)[None].astype(dtype)})
-            said.append(logits[0].argmax(-1))
-        return float((said[0] == said[1]).mean())
+            predicted.append(logits[0].argmax(-1))
+        return float((predicted[0] == predicted[1]).mean())
 
     def _write_configs(self, context: int) -> None:
         if context != max(self._target.contexts):
@@ -282,7 +288,7 @@ class _Build:
             self._write_config(f"batch-{context}", context, [BATCH])
 
     def _write_config(self, name: str, context: int, graphs: Sequence[str]) -> None:
-        """A folder of its own for what genai_config.json has no room for."""
+        """Write a folder with its own genai_config.json, because one file describes one context length."""
         (self._folder / name).mkdir()
         decoder = self._layout.decoder(graphs, context, up="../")
         config = replace(self._source.config, context_length=context)

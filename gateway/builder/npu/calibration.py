@@ -1,4 +1,4 @@
-"""The ranges of a part's activations, seen on a text: what 16-bit activations have to cover."""
+"""Calibration: the ranges of a part's activations over a text, for 16-bit activations."""
 
 from __future__ import annotations
 
@@ -17,8 +17,13 @@ from gateway.child import run_in_child, serve_request
 
 
 class CalibrationRequest(Struct, frozen=True):
-    """`graph`: a prompt graph that gives out what is to be seen. `hidden`: a .npy file with the part's input, float32
-    (tokens, hidden), which gets its output. `answer`: the file for the ranges."""
+    """The files of one calibration.
+
+    Args:
+        graph: a prompt graph whose outputs include the activations.
+        hidden: a .npy file with the part's input, float32 (tokens, hidden); the output overwrites it.
+        answer: the file for the ranges, as JSON.
+    """
 
     graph: str
     hidden: str
@@ -26,21 +31,21 @@ class CalibrationRequest(Struct, frozen=True):
 
 
 def calibrate(graph: Path, hidden: Path) -> Ranges:
-    """Run a part over the hidden states in `hidden`, which then holds those that come out. In a child process."""
+    """Run a part over the hidden states in `hidden` in a child process; the part's output overwrites them."""
     request = CalibrationRequest(str(graph), str(hidden), str(hidden.with_suffix(".ranges")))
     run_in_child(__name__, request, graph.name)
     return msgspec.json.decode(Path(request.answer).read_bytes(), type=dict[str, Range])
 
 
-class _Seen:
-    """What is gathered of one activation."""
+class _Statistics:
+    """The range and the magnitudes of one activation."""
 
     def __init__(self) -> None:
         self._low, self._high = 0.0, 0.0
         self._sizes: list[float] = []
 
     def add(self, rows: Any) -> None:
-        """rows: (tokens, columns)"""
+        """rows: float (tokens, columns)"""
         self._low, self._high = min(self._low, float(rows.min())), max(self._high, float(rows.max()))
         self._sizes += np.sqrt((rows * rows).mean(-1)).tolist()
 
@@ -49,16 +54,16 @@ class _Seen:
 
 
 def _calibrate(request: CalibrationRequest) -> None:
-    seen: defaultdict[str, _Seen] = defaultdict(_Seen)
+    statistics: defaultdict[str, _Statistics] = defaultdict(_Statistics)
 
-    def look(outputs: dict[str, Any]) -> None:
+    def observe(outputs: dict[str, Any]) -> None:
         for name, rows in outputs.items():
             if "hidden_states" not in name:
-                seen[name].add(rows)
+                statistics[name].add(rows)
 
-    outputs = run_part([cpu_session(request.graph)], np.load(request.hidden), look=look)
+    outputs = run_part([cpu_session(request.graph)], np.load(request.hidden), observe=observe)
     np.save(request.hidden, outputs)
-    ranges = {name: gathered.range() for name, gathered in seen.items()}
+    ranges = {name: gathered.range() for name, gathered in statistics.items()}
     Path(request.answer).write_bytes(msgspec.json.encode(ranges))
 
 

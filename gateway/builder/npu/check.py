@@ -1,9 +1,9 @@
-"""Compares a compiled part of a model with the CPU: what the NPU accepts is not always what it computes rightly.
+"""Compares a compiled part of a model with the CPU, because the NPU computes some accepted graphs wrongly.
 
-A run of tokens goes through the prompt graph in windows, its last tokens through the step graph, and its first ones
-through the graph for several sequences if there is one. Two references, both
-on the CPU provider: the very graphs that were compiled, and the same layers in float32 from the source's own weights.
-The first tells a wrong NPU from a coarse number format, the second what the format costs.
+Tokens of a text go through the prompt graph in windows. The last ones go through the step graph, and the first ones
+also through the graph for batched steps, if there is one. There are two references on the CPU provider. The first is
+the graph that was compiled: a difference is a fault of the NPU. The second is float32 with the source's own weights: a
+difference also includes the error of the number format.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from gateway.builder.npu.part_runner import Hidden, cpu_session, run_part
 from gateway.child import run_in_child, serve_request
 from gateway.qnn.provider import NpuDevice, open_session
 
-STEPS = 3  # tokens that go through the step graph
+STEPS = 3  # tokens for the step graph
 
 
 class Graphs(Struct, frozen=True, kw_only=True):
-    """The graphs of one part: for prompts, for steps, and for steps of several sequences where there is one."""
+    """The graphs of one part: for prompts, for steps, and for batched steps (None: no graph)."""
 
     prompt: str
     step: str
@@ -36,8 +36,13 @@ class Graphs(Struct, frozen=True, kw_only=True):
 
 
 class CheckRequest(Struct, frozen=True, kw_only=True):
-    """`on_npu` and `in_float`: .npy files with the part's input, float32 (tokens, hidden), as the parts before it left
-    them; they get its output."""
+    """The graphs to compare and the hidden states to compare them on.
+
+    Args:
+        compiled, source, reference: the compiled graphs, their source graphs, the float32 graphs.
+        on_npu, in_float: .npy files with the part's input from the NPU and from float32, float32 (tokens, hidden). The
+            part's output overwrites them.
+    """
 
     compiled: Graphs
     source: Graphs
@@ -48,11 +53,14 @@ class CheckRequest(Struct, frozen=True, kw_only=True):
 
 
 class PartCheck(Struct, frozen=True, kw_only=True):
-    """Relative errors |a - b| / |b| of the part's last hidden state, the mean over the tokens.
+    """Relative errors |a - b| / |b| of the part's last hidden state, averaged over the tokens.
 
-    `npu_error` is the NPU against the same graph on the CPU, `error` the NPU's chain of parts against float32.
-    `batch_error` is `npu_error` for the steps of several sequences, None without a graph for them. `largest` is the
-    largest number in float32; float16 ends at 65504. `nodes`: of the prompt graph, all on the NPU.
+    Args:
+        nodes: nodes of the prompt graph; all of them run on the NPU.
+        npu_error: the NPU against the same graph on the CPU.
+        error: all parts up to this one on the NPU against float32.
+        largest: the largest float32 value. The largest float16 value is 65504.
+        batch_error: `npu_error` of the batched steps; None without a graph for them.
     """
 
     nodes: int
@@ -104,9 +112,9 @@ def _paths(graphs: Graphs) -> tuple[str, str]:
 
 
 def _relative(values: Hidden, reference: Hidden) -> float:
-    """The mean of the tokens' own errors: one token with huge values must not speak for all.
+    """The mean of the errors of single tokens, so that one token with large values does not dominate.
 
-    Huge where either holds what is no number, since JSON and comparisons know no NaN.
+    1e9 if a value is not finite, because JSON has no NaN.
     """
     errors = np.linalg.norm(values - reference, axis=1) / np.linalg.norm(reference, axis=1)
     error = float(errors.mean())

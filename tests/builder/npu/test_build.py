@@ -1,4 +1,4 @@
-"""The builder's NPU target: what it writes, what it finds wrong, what it refuses."""
+"""The builder's NPU target: the files it writes, the errors it measures, the models it refuses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from gateway.builder.npu.part_runner import cpu_session, run_part
 from gateway.builder.sources.detect import open_source
 from gateway.bundles.bundle import load_bundle
 from gateway.bundles.graph_files import check_graph_files
-from gateway.child import run_in_child
 from gateway.cli import main
 from gateway.config import LocalModel
 from gateway.errors import BundleError
@@ -33,8 +32,8 @@ from tests.support.tiny import write_tiny_folder
 from tests.support.tiny_gguf import write_tiny_gguf
 from tests.worker.decoders.static.test_static_decoder import IDS, greedy
 
-_FAULT_OF_2_7_0 = pytest.mark.skipif(
-    metadata.version("onnxruntime-qnn") != "2.7.0", reason="a fault of 2.7.0's compiler"
+_NEEDS_2_7_0 = pytest.mark.skipif(
+    metadata.version("onnxruntime-qnn") != "2.7.0", reason="needs a fault of the compiler in 2.7.0"
 )
 
 
@@ -47,7 +46,7 @@ def report(bundle: Path) -> NpuReport:
     return msgspec.json.decode((bundle / REPORT).read_bytes(), type=NpuReport)
 
 
-def test_a_build_says_how_good_it_is(npu_bundle: Path) -> None:
+def test_report_contains_target_and_errors(npu_bundle: Path) -> None:
     found = report(npu_bundle)
     assert (found.soc, found.precision, found.contexts, found.width, found.batch) == (60, "fp16", (64, 128), 8, 4)
     assert len(found.parts) == 2 and found.top1 == 1.0 and found.tokens > 16
@@ -57,7 +56,7 @@ def test_a_build_says_how_good_it_is(npu_bundle: Path) -> None:
     assert stamp is not None and stamp.target == "qnn"
 
 
-def test_nothing_uncompiled_is_left(npu_bundle: Path) -> None:
+def test_bundle_contains_no_uncompiled_graph(npu_bundle: Path) -> None:
     check_graph_files(load_bundle(npu_bundle))
     folders = sorted(path.name for path in npu_bundle.iterdir() if path.is_dir())
     assert folders == ["batch-128", "batch-64", "context-64"]
@@ -65,24 +64,24 @@ def test_nothing_uncompiled_is_left(npu_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("stored_as", ["Q4_0", "Q4_1", "Q8_0"])
-def test_blocks_of_a_gguf_file_keep_their_own_numbers(
+def test_int4_build_keeps_gguf_blocks(
     npu: NpuDevice, tmp_path: Path, open_decoder: OpenDecoder, stored_as: str
 ) -> None:
     source = write_tiny_gguf(tmp_path / "tiny.gguf", stored_as=stored_as)
     bundle = build(source, tmp_path / "out", npu, precision="int4")
     (part,) = report(bundle).parts
-    assert part.error < 0.02 and report(bundle).top1 > 0.9  # float32 there means the file's own numbers
+    assert part.error < 0.02 and report(bundle).top1 > 0.9  # the float32 reference uses the file's own numbers
     assert len(greedy(open_decoder(bundle, "qnn"), IDS, 8)) == 8
 
 
-def test_floats_lose_something_as_four_bits_and_the_build_says_how_much(
+def test_int4_build_of_float_weights_reports_quantisation_error(
     npu: NpuDevice, tiny_source: Path, tmp_path: Path
 ) -> None:
     (part,) = report(build(tiny_source, tmp_path / "out", npu, precision="int4")).parts
     assert part.npu_error < 0.02 < part.error
 
 
-def test_activations_of_16_bits_are_calibrated_part_by_part(
+def test_w8a16_build_calibrates_each_part(
     npu: NpuDevice, tiny_source: Path, tmp_path: Path, open_decoder: OpenDecoder
 ) -> None:
     bundle = build(tiny_source, tmp_path / "out", npu, precision="w8a16", width=32, contexts=(128,), parts=2)
@@ -91,82 +90,78 @@ def test_activations_of_16_bits_are_calibrated_part_by_part(
     assert len(greedy(open_decoder(bundle, "qnn"), IDS, 8)) == 8
 
 
-def test_activations_of_16_bits_are_so_on_the_npu_under_4_bit_blocks_too(npu: NpuDevice, tmp_path: Path) -> None:
-    """Left to itself the NPU computes such products in floats; then a code too coarse would go unnoticed."""
+def test_w4a16_graph_quantises_activations_on_npu(npu: NpuDevice, tmp_path: Path) -> None:
+    """By default the NPU computes these products in floats, and calibration ranges that are too wide have no effect."""
     source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", stored_as="Q4_1"))
     part, inputs = split(1, 1)[0], np.random.default_rng(0).standard_normal((32, 64), np.float32)
-    folders = [tmp_path / name for name in ("seen", "written", "compiled")]
+    folders = [tmp_path / name for name in ("calibration", "quantised", "compiled")]
     for folder in folders:
         folder.mkdir()
     layout: Any = {"widths": {"context": 32}, "contexts": [64], "precision": "w4a16"}
-    seen = write_part(source, folders[0], part, **layout)["context", 64]
+    plain = write_part(source, folders[0], part, **layout)["context", 64]
     np.save(tmp_path / "hidden.npy", inputs)
     coarse = {
         name: Range(-2000.0, 2000.0, 100.0) if name.endswith("norm") else range_
-        for name, range_ in calibrate(seen, tmp_path / "hidden.npy").items()
+        for name, range_ in calibrate(plain, tmp_path / "hidden.npy").items()
     }
     graph = write_part(source, folders[1], part, ranges=coarse, **layout)["context", 64]
     (compiled,) = compile_graphs([graph], folders[2], npu, options=COMPILE_OPTIONS["w4a16"])
-    in_float = run_part([cpu_session(str(seen))], inputs)
-    lost_on_npu = np.linalg.norm(run_part([open_session(compiled, npu)], inputs) - in_float)
-    lost_on_cpu = np.linalg.norm(run_part([cpu_session(str(graph), exact=True)], inputs) - in_float)
-    assert lost_on_npu > 0.5 * lost_on_cpu > 0.01 * np.linalg.norm(in_float)
+    in_float = run_part([cpu_session(str(plain))], inputs)
+    npu_error = np.linalg.norm(run_part([open_session(compiled, npu)], inputs) - in_float)
+    cpu_error = np.linalg.norm(run_part([cpu_session(str(graph), exact=True)], inputs) - in_float)
+    assert npu_error > 0.5 * cpu_error > 0.01 * np.linalg.norm(in_float)
 
 
-@_FAULT_OF_2_7_0
-def test_what_the_npu_accepts_and_computes_wrongly_is_refused(
-    npu: NpuDevice, tiny_source: Path, tmp_path: Path
-) -> None:
-    """Windows of exactly 16 tokens, products of 8-bit weights behind a float16 norm: noise, without a word."""
-    with pytest.raises(BundleError, match=r"accepted by the NPU but wrong: its relative error is 1\.\d"):
+@_NEEDS_2_7_0
+def test_build_with_wrong_npu_results_is_refused(npu: NpuDevice, tiny_source: Path, tmp_path: Path) -> None:
+    """The compiler's fault: windows of exactly 16 tokens, 8-bit weights after a float16 norm give noise silently."""
+    with pytest.raises(BundleError, match=r"computes it wrongly: the relative error is 1\.\d"):
         build(tiny_source, tmp_path / "out", npu, precision="w8a16", width=16, contexts=(128,))
 
 
-@_FAULT_OF_2_7_0
-def test_an_npu_that_computes_steps_of_several_sequences_wrongly_gets_a_bundle_without_them(
-    npu: NpuDevice, tiny_source: Path, tmp_path: Path
-) -> None:
-    """16 rows again, this time of 16 sequences."""
-    said: list[str] = []
+@_NEEDS_2_7_0
+def test_build_with_wrong_batched_steps_omits_them(npu: NpuDevice, tiny_source: Path, tmp_path: Path) -> None:
+    """The same fault with 16 rows, here of 16 sequences."""
+    stages: list[str] = []
     target = NpuTarget(device=npu, contexts=(128,), width=32, precision="w8a16", batch=16)
-    bundle = build_bundle(tiny_source, tmp_path / "out", progress=lambda what, _: said.append(what), target=target)
+    bundle = build_bundle(tiny_source, tmp_path / "out", progress=lambda what, _: stages.append(what), target=target)
     assert report(bundle).batch == 1 and report(bundle).top1 > 0.85
-    assert "once more, for one sequence at a time" in said
+    assert "building again, without batched steps" in stages
     assert not list(bundle.glob("*batch*"))
 
 
 @pytest.mark.parametrize("fails", ["check_part", "compile_graphs"])
-def test_what_fails_with_the_graph_for_several_sequences_is_done_without_it(
+def test_build_with_failing_batched_steps_omits_them(
     npu: NpuDevice, tiny_source: Path, tmp_path: Path, fails: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A crash of the device in it, or a shared binary that it makes too large."""
-    work = getattr(qnn_build, fails)
+    """The device crashes in the batch graph, or the shared binary with it is too large."""
+    original = getattr(qnn_build, fails)
 
     def crashing(*args: Any, **options: Any) -> Any:
-        if re.search(r"batch(_64)?(_ctx)?.onnx", repr(args)) and (fails == "check_part" or options["share"]):
+        if re.search(r"batch(_64)?(_ctx)?.onnx", repr(args)) and (fails == "check_part" or options["share_weights"]):
             raise BundleError("The process crashed.")
-        return work(*args, **options)
+        return original(*args, **options)
 
     monkeypatch.setattr(qnn_build, fails, crashing)
-    bundle = build(tiny_source, tmp_path / "out", npu, share=True)
+    bundle = build(tiny_source, tmp_path / "out", npu, share_weights=True)
     assert report(bundle).batch == 1
     assert not list(bundle.glob("*batch*"))
 
 
-def test_a_model_too_large_for_float16_is_refused(npu: NpuDevice, tmp_path: Path) -> None:
-    """The NPU takes the graph, and computes infinities."""
+def test_build_with_float16_overflow_is_refused(npu: NpuDevice, tmp_path: Path) -> None:
+    """The NPU accepts the graph and computes infinities."""
     source = write_tiny_folder(tmp_path / "source")
     model = open_source(source)
     weights = {name: model.tensor(name) for name in _names(model.config.layers)}
     for name in ("up_proj", "down_proj"):
         weights[f"model.layers.1.mlp.{name}.weight"] = weights[f"model.layers.1.mlp.{name}.weight"] * 3e3
     _rewrite(source, weights)
-    with pytest.raises(BundleError, match=r"Part 1 of 1 is accepted by the NPU but wrong.*largest number"):
+    with pytest.raises(BundleError, match=r"accepts part 1 of 1 but computes it wrongly.*largest number"):
         build(source, tmp_path / "out", npu)
     assert not (tmp_path / "out").exists()
 
 
-def test_biases_and_an_untied_head_are_built_too(npu: NpuDevice, tmp_path: Path) -> None:
+def test_build_with_biases_and_untied_head(npu: NpuDevice, tmp_path: Path) -> None:
     source = write_tiny_folder(tmp_path / "source", architecture="qwen2", bias=True, tied=False)
     assert report(build(source, tmp_path / "out", npu)).top1 == 1.0
 
@@ -174,54 +169,38 @@ def test_biases_and_an_untied_head_are_built_too(npu: NpuDevice, tmp_path: Path)
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        ({"batch": 0}, "0 sequences"),
-        ({"width": 64}, "width of 64"),
-        ({"width": 1}, "width of 1"),
-        ({"parts": 3}, "2 layers cannot make 3 parts"),
+        ({"batch": 0}, "batch must be at least 1, and is 0"),
+        ({"width": 64}, "from 2 to 63 for these contexts, and is 64"),
+        ({"width": 1}, "from 2 to 63 for these contexts, and is 1"),
+        ({"parts": 3}, "from 1 to 2, and is 3"),
     ],
 )
-def test_a_layout_that_makes_no_sense_is_refused(
+def test_impossible_shapes_are_refused(
     npu: NpuDevice, tiny_source: Path, tmp_path: Path, layout: dict[str, int], message: str
 ) -> None:
     with pytest.raises(BundleError, match=message):
         build(tiny_source, tmp_path / "out", npu, **layout)
 
 
-def test_contexts_are_cut_to_the_models_own(npu: NpuDevice, tmp_path: Path) -> None:
+def test_contexts_are_limited_to_model_context(npu: NpuDevice, tmp_path: Path) -> None:
     source = write_tiny_folder(tmp_path / "source", context=96)
     assert report(build(source, tmp_path / "out", npu, contexts=(64, 128, 256))).contexts == (64, 96)
 
 
-def test_for_another_chip_the_graphs_share_one_binary(npu: NpuDevice, tiny_source: Path, tmp_path: Path) -> None:
+def test_build_for_another_chip_shares_one_binary(npu: NpuDevice, tiny_source: Path, tmp_path: Path) -> None:
     arguments = ["build", str(tiny_source), str(tmp_path / "out"), "--target", "qnn", "--soc", "88"]
     assert main([*arguments, "--context", "64,128", "--width", "8", "--precision", "int4"]) == 0
     assert report(tmp_path / "out").soc == 88
     assert len(list((tmp_path / "out").glob("*.bin"))) == 1
 
 
-def test_serve_builds_for_the_npu_beside_the_cpus_bundle(npu: NpuDevice, tiny_source: Path, tmp_path: Path) -> None:
+def test_ensure_bundle_builds_npu_bundle_once(npu: NpuDevice, tiny_source: Path, tmp_path: Path) -> None:
     model = LocalModel(path="tiny", source=str(tiny_source), provider="qnn")
     path = ensure_bundle(model, tmp_path, lambda *_: None)
     assert path == tmp_path / "tiny-npu"
     written = (path / "genai_config.json").stat().st_mtime_ns
     assert ensure_bundle(model, tmp_path, lambda *_: None) == path
     assert (path / "genai_config.json").stat().st_mtime_ns == written
-
-
-def test_layers_are_split_as_evenly_as_can_be() -> None:
-    assert [part.layers for part in split(7, 3)] == [range(0, 2), range(2, 4), range(4, 7)]
-    first, second, third = split(7, 3)
-    assert (first.input, first.output) == ("input_hidden_states", second.input)
-    assert (third.input, third.output) == (second.output, "output_hidden_states")
-
-
-class _Nothing(msgspec.Struct):
-    pass
-
-
-def test_a_child_that_crashes_is_named() -> None:
-    with pytest.raises(BundleError, match="worked on the impossible crashed"):
-        run_in_child("gateway.bundles.no_such_module", _Nothing(), "the impossible")
 
 
 def _names(layers: int) -> list[str]:
