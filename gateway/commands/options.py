@@ -22,6 +22,10 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_provider(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--provider", choices=("auto", "cpu", "qnn"), help="where every local model runs")
+
+
 def load(arguments: argparse.Namespace, overrides: Mapping[str, Any] | None = None) -> Config:
     """The configuration in force. Raises ConfigError."""
     from gateway.config_file import load_config

@@ -23,7 +23,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     options.add_config(parser)
     parser.add_argument("--host", help="address to listen on (default: from the configuration, 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on, 0 for any free one (default: 8000)")
-    parser.add_argument("--provider", choices=("auto", "cpu", "qnn"), help="where every local model runs")
+    options.add_provider(parser)
     parser.add_argument("--insecure", action="store_true", default=None, help="let other machines in without a key")
     parser.set_defaults(run=run)
 

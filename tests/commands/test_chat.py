@@ -1,4 +1,4 @@
-"""`npu-gateway chat` against a real gateway, typed to as a person would."""
+"""`npu-gateway chat` as a process, with its input on stdin, against a gateway over a socket."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ def server() -> Iterator[Running]:
         yield running
 
 
-def chat(server: Running, folder: Path, typed: str, *arguments: str, key: str = "secret") -> tuple[int, str, str]:
+def chat(server: Running, folder: Path, lines: str, *arguments: str, key: str = "secret") -> tuple[int, str, str]:
     url = f"{server.url}/v1"
-    done = gateway("chat", "--url", url, "--api-key", key, *arguments, cwd=folder, stdin=typed)
+    done = gateway("chat", "--url", url, "--api-key", key, *arguments, cwd=folder, stdin=lines)
     return done.returncode, done.stdout, done.stderr
 
 
-def test_a_conversation(server: Running, folder: Path) -> None:
-    code, said, errors = chat(server, folder, "France?\n\nItaly?\n/new\nFrance?\n/exit\nnever read\n")
+def test_chat_keeps_messages_until_new(server: Running, folder: Path) -> None:
+    code, output, errors = chat(server, folder, "France?\n\nItaly?\n/new\nFrance?\n/exit\nnever read\n")
     assert (code, errors) == (0, "")
-    assert said.startswith(f"first at {server.url}/v1")
-    assert said.count("It is Paris.") == 2 and said.count("It is Rome.") == 1
-    assert said.count(" tokens in ") == 3
+    assert output.startswith(f"first at {server.url}/v1")
+    assert output.count("It is Paris.") == 2 and output.count("It is Rome.") == 1
+    assert output.count(" tokens in ") == 3
 
 
-def test_the_end_of_input_ends_it(server: Running, folder: Path) -> None:
+def test_chat_ends_at_end_of_input(server: Running, folder: Path) -> None:
     assert chat(server, folder, "", "--system", "Be brief.", "--max-tokens", "5")[0] == 0
 
 
-def test_a_refused_question_does_not_end_it(server: Running, folder: Path) -> None:
-    code, said, errors = chat(server, folder, "a\nb\n", "--model", "breaks")
+def test_chat_continues_after_refused_question(server: Running, folder: Path) -> None:
+    code, output, errors = chat(server, folder, "a\nb\n", "--model", "breaks")
     assert (code, errors) == (0, "")
-    assert said.count("It fell.") == 2
+    assert output.count("It fell.") == 2
 
 
-def test_a_wrong_key_is_one_line_in_the_gateways_words(server: Running, folder: Path) -> None:
+def test_chat_with_wrong_key_prints_one_line(server: Running, folder: Path) -> None:
     code, _, errors = chat(server, folder, "", key="wrong")
     assert code == 1
     assert errors.startswith("npu-gateway: ") and len(errors.splitlines()) == 1 and "key" in errors
 
 
-def test_nobody_there(folder: Path) -> None:
+def test_chat_without_gateway_prints_its_address(folder: Path) -> None:
     done = gateway("chat", cwd=folder, variables={"NPU_GATEWAY_SERVER_PORT": str(free_port())})
     assert done.returncode == 1
-    assert "nobody answers at http://127.0.0.1:" in done.stderr and "npu-gateway serve" in done.stderr
+    assert "no server answers at http://127.0.0.1:" in done.stderr and "npu-gateway serve" in done.stderr

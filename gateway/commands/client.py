@@ -1,0 +1,29 @@
+"""The OpenAI client for a gateway on this machine, as `chat` and `bench` use it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.errors import GatewayError, UpstreamFailed
+
+if TYPE_CHECKING:
+    from openai import APIError, OpenAI
+
+
+def client_of(url: str, key: str, *, timeout_s: float = 600.0, retries: int = 2) -> OpenAI:
+    """A client of the API at `url`. `key`: "" if the gateway has no keys."""
+    from openai import OpenAI
+
+    return OpenAI(base_url=url, api_key=key or "none", timeout=timeout_s, max_retries=retries)
+
+
+def gateway_error(error: APIError) -> GatewayError:
+    """The error of the client library as one line for the user."""
+    from openai import APIConnectionError
+
+    if isinstance(error, APIConnectionError):
+        url = error.request.url
+        address = f"{url.scheme}://{url.netloc.decode()}"
+        return UpstreamFailed(f"no server answers at {address}; start the gateway with `npu-gateway serve`")
+    body = error.body if isinstance(error.body, dict) else {}
+    return UpstreamFailed(str(body.get("message") or error.message))
