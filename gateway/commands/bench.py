@@ -84,7 +84,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from gateway.commands.bundles import prepare
+    from gateway.commands.prepare import prepare
 
     config = options.load(arguments)
     prepare(config)  # a build is not part of the measurement

@@ -52,7 +52,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from gateway.builder.build import CpuTarget
     from gateway.builder.fetch import make_bundle
-    from gateway.commands.bundles import progress_bars
+    from gateway.commands.prepare import progress_bars
 
     out = arguments.out.resolve()
     target = _npu_target(arguments) if arguments.target == "qnn" else CpuTarget(activations=arguments.activations)
@@ -65,7 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _npu_target(arguments: argparse.Namespace) -> NpuTarget:
     """The target from the arguments. With `--soc`, the graphs share their weights: only a real NPU loads that."""
-    from gateway.builder.npu.target import default_target, required_npu
+    from gateway.builder.npu.target import default_target
+    from gateway.qnn.detect import required_npu
 
     device = required_npu()
     target = default_target(device)

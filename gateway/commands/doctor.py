@@ -139,8 +139,8 @@ def models(config: Config) -> Iterator[Finding]:
 
 def npu_graphs(name: str, model: LocalModel) -> Iterator[Finding]:
     """Whether the model's graphs for the NPU load there, and whether all of them does."""
-    from gateway.builder.fetch import npu_folder
     from gateway.bundles.genai_config import read_genai_config
+    from gateway.bundles.stamp import npu_folder
     from gateway.worker.decoders.static.load_check import check_load
 
     path, what = Path(model.path), f"model {name} on the NPU"

@@ -24,7 +24,8 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = options.load(arguments)
-    from gateway.commands.bundles import examine, prepare
+    from gateway.commands.bundles import examine
+    from gateway.commands.prepare import prepare
 
     if arguments.prepare:
         config = prepare(config)

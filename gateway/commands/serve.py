@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = options.load(arguments, overrides)
     from gateway import logs
     from gateway.app import create_app
-    from gateway.commands.bundles import prepare
+    from gateway.commands.prepare import prepare
     from gateway.server.server import serve
 
     logs.setup()

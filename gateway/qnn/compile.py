@@ -16,7 +16,8 @@ from msgspec import Struct
 
 from gateway.child import run_in_child, serve_request
 from gateway.errors import BundleError
-from gateway.qnn.provider import NpuDevice, open_session, provider_version
+from gateway.qnn.device import NpuDevice
+from gateway.qnn.provider import open_session, provider_version
 
 #: The slowest compilation and the fastest network.
 _COMPILE_OPTIONS = {"htp_graph_finalization_optimization_mode": "3"}

@@ -8,7 +8,7 @@ import onnx
 from msgspec import Struct
 
 from gateway.errors import BundleError
-from gateway.qnn.provider import NpuDevice
+from gateway.qnn.device import NpuDevice
 
 _COMPATIBILITY = "ep_compatibility_info"
 

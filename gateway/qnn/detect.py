@@ -1,25 +1,49 @@
-"""Detects the NPU in a child process: a broken driver can crash the process that loads it."""
+"""Detects the NPU in a child process: a broken driver can crash the process that loads it.
+
+This module loads no native library, so the gateway process can import it.
+"""
 
 from __future__ import annotations
 
 import platform
 import sys
-import tempfile
-from pathlib import Path
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
 from gateway.child import run_in_child, serve_request
 from gateway.errors import BundleError
-from gateway.qnn.provider import NpuDevice, emulated_npu, find_npu
+from gateway.qnn.device import NpuDevice, no_npu_error
+
+Provider = Literal["auto", "cpu", "qnn"]
 
 
 class _Request(Struct, frozen=True):
-    """`emulated`: accept the emulator. `answer`: the file for the device, as JSON."""
+    """`emulated`: accept the emulator."""
 
     emulated: bool
-    answer: str
+
+
+def npu_for(provider: Provider) -> NpuDevice | None:
+    """The NPU that a model with this provider will run on. None means the CPU.
+
+    Raises BundleError if the provider is `qnn` and there is no NPU and no emulator.
+    """
+    match provider:
+        case "cpu":
+            return None
+        case "auto":
+            return try_detect_npu() if may_have_npu() else None
+        case "qnn":
+            return required_npu()
+
+
+def required_npu() -> NpuDevice:
+    """The NPU or the emulator. Raises BundleError if there is neither."""
+    if device := try_detect_npu(emulated=True):
+        return device
+    raise no_npu_error()
 
 
 def may_have_npu(system: str = sys.platform, machine: str = platform.machine()) -> bool:
@@ -28,24 +52,23 @@ def may_have_npu(system: str = sys.platform, machine: str = platform.machine()) 
 
 
 def detect_npu(*, emulated: bool) -> NpuDevice | None:
-    """The real NPU, else with `emulated` the emulator, else None. Raises BundleError when the driver crashes."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        request = _Request(emulated=emulated, answer=str(Path(folder) / "answer.json"))
-        run_in_child(__name__, request, "the NPU's driver")
-        return msgspec.json.decode(Path(request.answer).read_bytes(), type=NpuDevice | None)
+    """The NPU, or the emulator if `emulated` is True, or None. Raises BundleError if the driver crashes."""
+    reply = run_in_child(__name__, _Request(emulated), "the NPU's driver")
+    return msgspec.json.decode(reply, type=NpuDevice | None)
 
 
 def try_detect_npu(*, emulated: bool = False) -> NpuDevice | None:
-    """As `detect_npu`, but None when the driver crashes."""
+    """As `detect_npu`, but returns None if the driver crashes."""
     try:
         return detect_npu(emulated=emulated)
     except BundleError:
         return None
 
 
-def _detect(request: _Request) -> None:
-    device = find_npu() or (emulated_npu() if request.emulated else None)
-    Path(request.answer).write_bytes(msgspec.json.encode(device))
+def _detect(request: _Request) -> NpuDevice | None:
+    from gateway.qnn.provider import emulated_npu, find_npu
+
+    return find_npu() or (emulated_npu() if request.emulated else None)
 
 
 if __name__ == "__main__":

@@ -16,34 +16,16 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnxruntime as ort
-from msgspec import Struct
 
 from gateway.errors import BundleError
+from gateway.qnn.device import NpuDevice, no_npu_error
 
 PROVIDER = "QNNExecutionProvider"
-#: chip number -> Hexagon architecture. X Elite and X Plus are 60. For X2 Elite, public sources give 87 and 88.
-HTP_ARCHITECTURES = {60: 73, 87: 81, 88: 81}
 #: The chip that the emulator emulates by default: Snapdragon X Elite.
 DEFAULT_SOC = 60
-
-
-class NpuDevice(Struct, frozen=True, kw_only=True):
-    """A device for sessions: a real NPU, or Qualcomm's emulator on the host CPU.
-
-    `soc` is Qualcomm's chip number; None if the machine does not report it.
-    """
-
-    kind: Literal["npu", "emulated"]
-    name: str
-    soc: int | None
-
-    @property
-    def architecture(self) -> int | None:
-        """The Hexagon version (73 for v73); None if unknown."""
-        return HTP_ARCHITECTURES.get(self.soc) if self.soc is not None else None
 
 
 def find_npu() -> NpuDevice | None:
@@ -77,13 +59,6 @@ def any_npu(soc: int | None = None) -> NpuDevice:
     if device := find_npu() or emulated_npu(soc or DEFAULT_SOC):
         return device
     raise no_npu_error()
-
-
-def no_npu_error() -> BundleError:
-    return BundleError(
-        f"This machine ({platform.system()} on {platform.machine()}) has no NPU that the QNN provider can use, "
-        "and no NPU emulator; use provider = 'cpu'."
-    )
 
 
 def open_session(

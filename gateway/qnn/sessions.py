@@ -22,8 +22,9 @@ import onnxruntime as ort
 from gateway.errors import BundleError
 from gateway.qnn.compile import compile_cached, no_npu_nodes_error
 from gateway.qnn.context import CompiledGraph, check_compatible, read_compiled
+from gateway.qnn.device import NpuDevice
 from gateway.qnn.options import check_options, known_options
-from gateway.qnn.provider import NpuDevice, host_memory, open_session, placement
+from gateway.qnn.provider import host_memory, open_session, placement
 
 _log = logging.getLogger(__name__)
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from gateway.builder import build
-from gateway.builder.build import STAMP, Graphs, Progress, build_bundle, read_stamp
+from gateway.builder.build import Graphs, build_bundle
 from gateway.builder.sources.source import ModelSource
 from gateway.bundles.bundle import load_bundle
+from gateway.bundles.stamp import BUNDLE_FORMAT, STAMP_FILE, read_stamp
+from gateway.child import Progress
 from gateway.errors import BundleError
 from tests.support.tiny import write_tiny_folder
 
@@ -110,8 +112,8 @@ def test_the_stamp_says_what_made_it(source: Path, tmp_path: Path) -> None:
     out = build_bundle(source, tmp_path / "bundle", progress=_ignore)
     stamp = read_stamp(out)
     assert stamp is not None
-    assert (stamp.format, stamp.target, stamp.source) == (build.BUNDLE_FORMAT, "cpu", "source")
-    (out / STAMP).write_text("{}", encoding="utf-8")
+    assert (stamp.format, stamp.target, stamp.source) == (BUNDLE_FORMAT, "cpu", "source")
+    (out / STAMP_FILE).write_text("{}", encoding="utf-8")
     assert read_stamp(out) is None
 
 

@@ -12,9 +12,9 @@ import pytest
 from huggingface_hub import constants
 from msgspec.structs import replace
 
-from gateway.builder.build import BUNDLE_FORMAT, read_stamp
 from gateway.builder.fetch import ensure_bundle, make_bundle
 from gateway.bundles.bundle import load_bundle
+from gateway.bundles.stamp import BUNDLE_FORMAT, read_stamp
 from gateway.config import LocalModel
 from gateway.errors import BundleError
 from tests.support.hub import serve_hub
@@ -98,7 +98,7 @@ def test_a_source_that_is_a_bundle_is_copied(tiny: Path, tmp_path: Path) -> None
     ("model", "words"),
     [
         (LocalModel(), "needs `path`"),
-        (_model("tiny", ""), "no bundle tiny, and no `source` says what to build it from"),
+        (_model("tiny", ""), "There is no bundle tiny. Correct `path`, or set `source` to build one"),
         (_model("tiny", "nothing.gguf"), "There is no model at nothing.gguf"),
         (_model("tiny", "hf:lonely"), "write hf:ORGANISATION/MODEL"),
     ],

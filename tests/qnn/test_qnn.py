@@ -12,13 +12,13 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from gateway.builder.npu.target import default_target, npu_target
 from gateway.bundles.genai_config import read_genai_config
 from gateway.errors import BundleError, ConfigError
 from gateway.qnn.compile import compile_graphs
 from gateway.qnn.context import check_compatible, read_compiled
-from gateway.qnn.detect import may_have_npu, try_detect_npu
-from gateway.qnn.provider import NpuDevice, find_npu, open_session, placement
+from gateway.qnn.detect import may_have_npu, npu_for, try_detect_npu
+from gateway.qnn.device import NpuDevice
+from gateway.qnn.provider import find_npu, open_session, placement
 from gateway.qnn.sessions import NpuSessions, PerformanceSwitch
 from gateway.worker.frames import WorkerSpec
 from gateway.worker.main import open_decoder
@@ -51,15 +51,14 @@ def test_auto_never_takes_the_emulator(npu: NpuDevice, npu_bundle: Path) -> None
     if npu.kind == "npu":
         pytest.skip("this machine has a real NPU")
     assert find_npu() is None
-    assert npu_target("auto") is None
+    assert npu_for("auto") is None
     with pytest.raises(BundleError, match=r"compiled for the NPU, and this machine has none; provider = 'qnn'"):
         open_decoder(WorkerSpec(bundle=str(npu_bundle), provider="auto"))
 
 
 def test_qnn_takes_what_there_is(npu: NpuDevice) -> None:
-    target = npu_target("qnn")
-    assert target == default_target(npu)
-    assert npu_target("cpu") is None
+    assert npu_for("qnn") == npu
+    assert npu_for("cpu") is None
 
 
 def test_only_windows_on_arm_is_searched_for_an_npu() -> None:

@@ -14,7 +14,7 @@ from gateway.builder.npu.build import NpuTarget
 from gateway.builder.sources.detect import open_source
 from gateway.builder.sources.source import EMBEDDING, FINAL_NORM, ModelSource, layer
 from gateway.qnn.detect import try_detect_npu
-from gateway.qnn.provider import NpuDevice
+from gateway.qnn.device import NpuDevice
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.open import open_static_decoder
 from tests.support import ai_hub_bundle, windows_ml_bundle

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from gateway.qnn.provider import NpuDevice
+from gateway.qnn.device import NpuDevice
 from scripts.npu_shape import LLAMA_3B, Shape
 
 

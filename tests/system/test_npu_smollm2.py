@@ -16,7 +16,7 @@ from gateway.bundles.bundle import load_bundle
 from gateway.config import LocalModel
 from gateway.engines.local.prompts import Prompts
 from gateway.generation import Chat, Message
-from gateway.qnn.provider import NpuDevice
+from gateway.qnn.device import NpuDevice
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.frames import WorkerSpec
 from gateway.worker.main import open_decoder

@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from onnx import TensorProto, numpy_helper
@@ -34,9 +33,8 @@ from gateway.builder.graphs import quantise
 from gateway.builder.graphs.linear import FLOAT_ACTIVATIONS, INT8_ACTIVATIONS, LinearWriter, Packed
 from gateway.builder.graphs.writer import MICROSOFT, GraphWriter
 from gateway.builder.sources.source import EMBEDDING, FINAL_NORM, HEAD, Blocks, ModelSource, TransformerConfig, layer
+from gateway.bundles.stamp import Activations
 from gateway.errors import BundleError
-
-Activations = Literal["float", "int8"]
 
 
 def write_cpu_graph(

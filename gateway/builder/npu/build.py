@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from tokenizers import Tokenizer
 
 from gateway.builder.build import Graphs as BundleGraphs
-from gateway.builder.build import Progress, write_json
+from gateway.builder.build import write_json
 from gateway.builder.graphs.genai_writer import genai_config
 from gateway.builder.graphs.static import BATCH, PROMPT, STEP, Part, split, write_embeddings_and_head, write_part
 from gateway.builder.graphs.static_layout import StaticLayout
@@ -32,9 +32,11 @@ from gateway.builder.npu.calibration import calibrate
 from gateway.builder.npu.check import STEPS, CheckRequest, Graphs, PartCheck, check_part
 from gateway.builder.npu.part_runner import cpu_session
 from gateway.builder.sources.source import ModelSource
+from gateway.child import Progress
 from gateway.errors import BundleError
 from gateway.qnn.compile import compile_graphs, compiled_name
-from gateway.qnn.provider import NpuDevice, provider_version
+from gateway.qnn.device import NpuDevice
+from gateway.qnn.provider import provider_version
 
 REPORT = "npu.json"
 #: Precisions that quantise activations and so need calibration.

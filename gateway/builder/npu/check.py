@@ -18,7 +18,8 @@ from msgspec import Struct
 
 from gateway.builder.npu.part_runner import Hidden, cpu_session, run_part
 from gateway.child import run_in_child, serve_request
-from gateway.qnn.provider import NpuDevice, open_session
+from gateway.qnn.device import NpuDevice
+from gateway.qnn.provider import open_session
 
 STEPS = 3  # tokens for the step graph
 

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from gateway.builder.build import build_bundle, read_stamp
+from gateway.builder.build import build_bundle
 from gateway.builder.fetch import ensure_bundle
 from gateway.builder.graphs.static import split, write_part
 from gateway.builder.graphs.static_products import COMPILE_OPTIONS, Range
@@ -22,11 +22,13 @@ from gateway.builder.npu.part_runner import cpu_session, run_part
 from gateway.builder.sources.detect import open_source
 from gateway.bundles.bundle import load_bundle
 from gateway.bundles.graph_files import check_graph_files
+from gateway.bundles.stamp import read_stamp
 from gateway.cli import main
 from gateway.config import LocalModel
 from gateway.errors import BundleError
 from gateway.qnn.compile import compile_graphs
-from gateway.qnn.provider import NpuDevice, open_session
+from gateway.qnn.device import NpuDevice
+from gateway.qnn.provider import open_session
 from tests.support.npu_fixtures import OpenDecoder
 from tests.support.tiny import write_tiny_folder
 from tests.support.tiny_gguf import write_tiny_gguf

@@ -22,7 +22,8 @@ from gateway.bundles.genai_config import Stage
 from gateway.bundles.static_pipeline import Pipeline, read_batches, read_pipelines, runs_on_npu
 from gateway.errors import BundleError, EngineFailed
 from gateway.qnn.context import read_compiled
-from gateway.qnn.provider import NpuDevice, any_npu, find_npu, placement
+from gateway.qnn.device import NpuDevice
+from gateway.qnn.provider import any_npu, find_npu, placement
 from gateway.qnn.sessions import NpuSessions, PerformanceSwitch
 from gateway.worker.decoders.base import DecoderSpec, Logits
 from gateway.worker.decoders.onnx import SessionOptions, open_session

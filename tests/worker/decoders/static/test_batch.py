@@ -15,7 +15,7 @@ import pytest
 from gateway.builder.build import build_bundle
 from gateway.builder.npu.build import NpuTarget
 from gateway.errors import BundleError, EngineFailed
-from gateway.qnn.provider import NpuDevice
+from gateway.qnn.device import NpuDevice
 from gateway.worker.decoders.base import KVCache, Logits
 from gateway.worker.decoders.static import batch as static_batch
 from gateway.worker.decoders.static import open as static_open

@@ -1,0 +1,111 @@
+"""Bundles that this gateway built: their stamp, their folders, and the decision whether to build one.
+
+The decision needs only the stamp, so the gateway process makes it without the builder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from gateway.errors import BundleError
+
+#: Increases when the builder makes another bundle from the same source. An older bundle is then built again.
+BUNDLE_FORMAT = 7
+STAMP_FILE = "bundle.json"
+
+Activations = Literal["float", "int8"]
+#: activations -> the `target` in the stamp of a bundle for the CPU
+CPU_TARGETS: dict[Activations, str] = {"int8": "cpu", "float": "cpu-float"}
+
+
+class Stamp(Struct, frozen=True, kw_only=True):
+    """The content of bundle.json: the builder's format, the target and the name of the source."""
+
+    format: int
+    target: str
+    source: str
+
+
+class BundlePlan(Struct, frozen=True, kw_only=True):
+    """The folder of a model's bundle. `is_ready`: nothing has to be built."""
+
+    folder: Path
+    for_npu: bool
+    is_ready: bool
+
+
+class BundleOptions(Protocol):
+    """What the configuration of a local model says about its bundle."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def provider(self) -> Literal["auto", "cpu", "qnn"]: ...
+
+    @property
+    def activations(self) -> Activations: ...
+
+
+class BuildRequest(Struct, frozen=True, kw_only=True):
+    """`BundleOptions` for the child process `gateway.builder.main`. Its reply is the folder of the bundle."""
+
+    path: str
+    source: str
+    provider: Literal["auto", "cpu", "qnn"]
+    activations: Activations
+    models_dir: str
+
+
+def read_stamp(folder: Path) -> Stamp | None:
+    """The stamp of a bundle that was built here. None for any other folder."""
+    try:
+        return msgspec.json.decode((folder / STAMP_FILE).read_bytes(), type=Stamp)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def npu_folder(path: Path) -> Path:
+    """The folder of the NPU's bundle, for a model whose bundle for the CPU is at `path`."""
+    return path.with_name(f"{path.name}-npu")
+
+
+def plan_bundle(model: BundleOptions, models_dir: Path, has_npu: Callable[[], bool]) -> BundlePlan:
+    """Find the folder of a local model's bundle and decide whether to build it.
+
+    A bundle for the NPU has its own folder, `path`-npu. A bundle of another format, or for other activations on the
+    CPU, is built again if its source is known.
+
+    Args:
+        has_npu: True if the model will run on an NPU. Called only if a bundle for the NPU can be built.
+
+    Raises BundleError if the bundle is missing and there is no source.
+    """
+    if not model.path:
+        raise BundleError("A local model needs `path`, the folder of its bundle.")
+    path = models_dir / model.path
+    stamp = read_stamp(path)
+    is_for_cpu = stamp is None or stamp.target in CPU_TARGETS.values()
+    for_npu = bool(model.source) and is_for_cpu and has_npu()
+    folder = npu_folder(path) if for_npu else path
+    is_ready = folder.exists() and not (model.source and _is_outdated(folder, model.activations, for_npu))
+    if not is_ready and not model.source:
+        raise BundleError(f"There is no bundle {model.path}. Correct `path`, or set `source` to build one.")
+    return BundlePlan(folder=folder, for_npu=for_npu, is_ready=is_ready)
+
+
+def _is_outdated(folder: Path, activations: Activations, for_npu: bool) -> bool:
+    """True also for a newer format: this version may not be able to run it."""
+    stamp = read_stamp(folder)
+    if stamp is None:
+        return False
+    has_other_activations = not for_npu and stamp.target in set(CPU_TARGETS.values()) - {CPU_TARGETS[activations]}
+    return stamp.format != BUNDLE_FORMAT or has_other_activations

@@ -1,0 +1,106 @@
+"""Builds the missing bundles of the configured models, with progress bars, before the gateway starts.
+
+A child process builds them. This process loads neither the builder nor its native libraries.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from gateway.bundles.stamp import BuildRequest, plan_bundle
+from gateway.child import Progress, run_in_child
+from gateway.config import Config, LocalModel, ModelConfig
+from gateway.errors import BundleError
+from gateway.qnn.detect import Provider, npu_for
+
+_CLEAN_UP_S = 10.0  # for the removal of an unfinished bundle after an interrupt
+
+
+def prepare(config: Config) -> Config:
+    """Download and build the bundles that are missing or outdated.
+
+    Returns the configuration with the paths of the bundles that will be used. Reports each failure on stderr.
+    Raises BundleError if every model failed.
+    """
+    models: dict[str, ModelConfig] = {}
+    failures: list[BundleError] = []
+
+    @cache
+    def has_npu(provider: Provider) -> bool:
+        return npu_for(provider) is not None
+
+    for name, model in config.models.items():
+        models[name] = model
+        if not isinstance(model, LocalModel):
+            continue
+        try:
+            models[name] = _prepared(name, model, config.models_dir, has_npu)
+        except BundleError as error:
+            failures.append(error)
+            print(f"npu-gateway: {name}: {error.message}", file=sys.stderr)
+    if failures and len(failures) == len(config.models):
+        raise BundleError("No model can be served.")
+    return replace(config, models=models)
+
+
+def _prepared(name: str, model: LocalModel, models_dir: Path, has_npu: Callable[[Provider], bool]) -> LocalModel:
+    """The model with the path of its bundle. If the NPU's bundle cannot be built, `auto` falls back to the CPU."""
+    plan = plan_bundle(model, models_dir, lambda: has_npu(model.provider))
+    if plan.is_ready:
+        return replace(model, path=str(plan.folder))
+    try:
+        return replace(model, path=_build(name, model, models_dir))
+    except BundleError as error:
+        if not plan.for_npu or model.provider != "auto":
+            raise
+        on_cpu = _prepared(name, replace(model, provider="cpu"), models_dir, has_npu)
+        print(f"npu-gateway: {name} runs on the CPU: {error.message}", file=sys.stderr)
+        return on_cpu
+
+
+def _build(name: str, model: LocalModel, models_dir: Path) -> str:
+    """Build the bundle in a child process. Returns its folder."""
+    request = BuildRequest(
+        path=model.path,
+        source=model.source,
+        provider=model.provider,
+        activations=model.activations,
+        models_dir=str(models_dir),
+    )
+    with progress_bars(name) as progress:
+        what = f"the bundle of {name}"
+        reply = run_in_child("gateway.builder.main", request, what, progress=progress, clean_up_s=_CLEAN_UP_S)
+    return msgspec.json.decode(reply, type=str)
+
+
+@contextmanager
+def progress_bars(name: str) -> Iterator[Progress]:
+    """A bar on stderr for each stage that is reported; none at all when nothing is."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    bars = Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )  # fmt: skip
+    stages: dict[str, TaskID] = {}
+
+    def report(stage: str, fraction: float) -> None:
+        if not stages:
+            bars.start()
+        if stage not in stages:
+            stages[stage] = bars.add_task(f"{name}: {stage}", total=1.0)
+        bars.update(stages[stage], completed=fraction)
+
+    try:
+        yield report
+    finally:
+        if stages:
+            bars.stop()

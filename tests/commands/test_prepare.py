@@ -1,0 +1,100 @@
+"""`prepare`: `serve`, `models --prepare` and `bench` build missing bundles in a child process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from gateway.commands.prepare import prepare
+from gateway.config import Config, LocalModel
+from gateway.errors import BundleError
+from tests.support.processes import PATIENCE_S, environment, serving
+from tests.support.tiny import write_tiny_folder
+
+
+def config_of(models_dir: Path, **models: LocalModel) -> Config:
+    return Config(models=models, models_dir=models_dir)
+
+
+def test_missing_bundle_is_built_and_its_path_is_returned(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_tiny_folder(tmp_path / "source")
+    prepared = prepare(config_of(tmp_path, tiny=LocalModel(path="tiny", source="source", provider="cpu")))
+    assert prepared.models["tiny"].path == str(tmp_path / "tiny")
+    assert (tmp_path / "tiny" / "genai_config.json").is_file()
+    shown = capfd.readouterr().err
+    assert "tiny: reading the source" in shown and "tiny: writing the layers" in shown
+
+
+def test_one_failure_is_reported_and_the_other_models_are_kept(
+    tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = LocalModel(path=str(tiny)), LocalModel(path="bad", source="nothing.gguf")
+    assert prepare(config_of(tmp_path, good=good, bad=bad)).models == {"good": good, "bad": bad}
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[-1].startswith("npu-gateway: bad: There is no model at nothing.gguf")
+    assert not any("Traceback" in line for line in lines)
+
+
+def test_failure_of_every_model_raises(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="No model can be served"):
+        prepare(config_of(tmp_path, gone=LocalModel(path="gone")))
+
+
+def test_ready_bundle_loads_neither_the_builder_nor_native_libraries(tiny: Path, tmp_path: Path) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+from gateway.commands.prepare import prepare
+from gateway.config import Config, LocalModel
+model = LocalModel(path={str(tiny)!r}, source="unused", provider="cpu")
+prepare(Config(models={{"tiny": model}}, models_dir=Path({str(tmp_path)!r})))
+print([name for name in sys.modules if name.startswith(("gateway.builder", "numpy", "onnx", "rich", "subprocess."))])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), capture_output=True, encoding="utf-8", check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_ready_bundle_starts_no_child_process(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("a child process was started")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    model = LocalModel(path=str(tiny), source="unused", provider="cpu")
+    assert prepare(config_of(tmp_path, tiny=model)).models["tiny"] == model
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a test cannot send Ctrl-C to a console's processes there")
+def test_interrupt_while_building_ends_with_one_line(tmp_path: Path) -> None:
+    """The download hangs until the interrupt comes, so the build is certainly in progress."""
+    assert sys.platform != "win32"
+    asked = threading.Event()
+
+    class Silent(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.set()
+            self.rfile.read(1)  # until the client closes the connection
+
+        do_HEAD = do_GET
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Silent)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (tmp_path / "config.toml").write_text('[models.a]\nsource = "hf:org/tiny"\nprovider = "cpu"\n', encoding="utf-8")
+    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hub")}
+    with serving("--port", 0, cwd=tmp_path, **hub) as running:
+        assert asked.wait(PATIENCE_S)
+        os.killpg(running.process.pid, signal.SIGINT)
+        _, errors = running.process.communicate(timeout=PATIENCE_S)
+    server.shutdown()
+    server.server_close()
+    assert running.process.returncode == 130
+    assert errors.splitlines()[-1] == "npu-gateway: interrupted"
+    assert "Traceback" not in errors
