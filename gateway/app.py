@@ -33,7 +33,7 @@ HANDLERS = [
     chat.chat_completions,
     completions.completions,
     responses.create_response,
-    responses.kept_response,
+    responses.stored_response,
     embeddings.embeddings,
     tokenize.tokenize,
     tokenize.detokenize,

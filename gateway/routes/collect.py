@@ -22,7 +22,7 @@ from gateway.generation import (
     ToolCallDelta,
     Usage,
 )
-from gateway.routes.openai_api.wire import Json
+from gateway.routes.wire import Json
 
 
 class CollectedChoice(Struct):

@@ -1,86 +1,137 @@
-"""POST /tokenize, /detokenize and /apply-template, in llama.cpp's words and in vLLM's."""
+"""POST /tokenize, /detokenize and /apply-template, with the field names of llama.cpp and of vLLM."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 from litestar import post
 from litestar.types import ASGIApp
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from gateway.engines.base import TextTools
 from gateway.errors import InvalidRequest, ModelNotFound
 from gateway.generation import Chat, Tool, ToolChoice
-from gateway.routes.openai_api.completion_wire import (
-    AppliedTemplate,
-    ApplyTemplateRequest,
-    Detokenized,
-    DetokenizeRequest,
-    Tokenized,
-    TokenizeRequest,
-    TokenPiece,
-)
 from gateway.routes.openai_api.parse_messages import messages_of
 from gateway.routes.openai_api.parse_tools import tools_of
-from gateway.routes.openai_api.wire import ChatMessage, Json, ToolDefinition
+from gateway.routes.openai_api.wire import ChatMessage, ToolDefinition
 from gateway.routes.respond import json_response
+from gateway.routes.wire import MAX_MESSAGES, MAX_TOOLS, Count, Json
 from gateway.server.body import check_depth, read_json
 from gateway.server.openapi_operation import openapi_opt
 from gateway.server.request import HttpRequest, router_of
 
+
+class TokenizeRequest(Struct, kw_only=True):
+    """A text as `content` (llama.cpp) or `prompt` (vLLM), or a chat as `messages`."""
+
+    model: str | None = None
+    content: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    tools: Annotated[list[ToolDefinition], Meta(max_length=MAX_TOOLS)] | None = None
+    chat_template_kwargs: Json | None = None
+    add_special: bool | None = None
+    add_special_tokens: bool | None = None
+    parse_special: bool | None = None
+    with_pieces: bool | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(Struct, kw_only=True):
+    tokens: list[Count]
+    model: str | None = None
+
+
+class ApplyTemplateRequest(Struct, kw_only=True):
+    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    model: str | None = None
+    tools: Annotated[list[ToolDefinition], Meta(max_length=MAX_TOOLS)] | None = None
+    chat_template_kwargs: Json | None = None
+
+
+class TokenPiece(Struct, kw_only=True):
+    """llama.cpp's form of a token: its text, or its bytes if they are not valid UTF-8."""
+
+    id: int
+    piece: str | list[int]
+
+
+class Tokenized(Struct, kw_only=True):
+    count: int
+    max_model_len: int
+    tokens: Sequence[int | TokenPiece]
+    token_strs: list[str] | UnsetType = UNSET
+
+
+class Detokenized(Struct, kw_only=True):
+    """The text under llama.cpp's field name and under vLLM's."""
+
+    content: str
+    prompt: str
+
+
+class AppliedTemplate(Struct, kw_only=True):
+    prompt: str
+
+
 _tokenize_decoder = msgspec.json.Decoder(TokenizeRequest)
 _detokenize_decoder = msgspec.json.Decoder(DetokenizeRequest)
 _template_decoder = msgspec.json.Decoder(ApplyTemplateRequest)
-_TOKENIZE = openapi_opt("A text's tokens", body=TokenizeRequest, reply=Tokenized, raises=(ModelNotFound,))
-_DETOKENIZE = openapi_opt("The text of tokens", body=DetokenizeRequest, reply=Detokenized, raises=(ModelNotFound,))
+_TOKENIZE = openapi_opt("Tokenize a text or a chat", body=TokenizeRequest, reply=Tokenized, raises=(ModelNotFound,))
+_DETOKENIZE = openapi_opt(
+    "Decode token ids to text", body=DetokenizeRequest, reply=Detokenized, raises=(ModelNotFound,)
+)
 _APPLY_TEMPLATE = openapi_opt(
-    "A chat through its model's template", body=ApplyTemplateRequest, reply=AppliedTemplate, raises=(ModelNotFound,)
+    "Render a chat with the model's template", body=ApplyTemplateRequest, reply=AppliedTemplate, raises=(ModelNotFound,)
 )
 
 
 @post("/tokenize", status_code=200, opt=_TOKENIZE)
 async def tokenize(request: HttpRequest) -> ASGIApp:
-    asked = await read_json(request, _tokenize_decoder)
+    body = await read_json(request, _tokenize_decoder)
     router = router_of(request)
-    tools = router.tools(asked.model)
-    ids = await asyncio.to_thread(_ids, asked, tools)
+    tools = router.tools(body.model)
+    ids = await asyncio.to_thread(_ids, body, tools)
     reply = Tokenized(
         count=len(ids),
-        max_model_len=router.model(asked.model or "").status.engine.context_length,
-        tokens=_with_pieces(ids, tools) if asked.with_pieces else ids,
+        max_model_len=router.model(body.model or "").status.engine.context_length,
+        tokens=_with_pieces(ids, tools) if body.with_pieces else ids,
     )
-    if asked.return_token_strs:
+    if body.return_token_strs:
         reply.token_strs = [piece.decode(errors="replace") for piece in tools.pieces(ids)]
     return json_response(reply)
 
 
 @post("/detokenize", status_code=200, opt=_DETOKENIZE)
 async def detokenize(request: HttpRequest) -> ASGIApp:
-    asked = await read_json(request, _detokenize_decoder)
-    text = await asyncio.to_thread(router_of(request).tools(asked.model).decode, asked.tokens)
+    body = await read_json(request, _detokenize_decoder)
+    text = await asyncio.to_thread(router_of(request).tools(body.model).decode, body.tokens)
     return json_response(Detokenized(content=text, prompt=text))
 
 
 @post("/apply-template", status_code=200, opt=_APPLY_TEMPLATE)
 async def apply_template(request: HttpRequest) -> ASGIApp:
-    asked = await read_json(request, _template_decoder)
-    chat = _chat(asked.messages, asked.tools, asked.chat_template_kwargs)
-    prompt = await asyncio.to_thread(router_of(request).tools(asked.model).render, chat)
+    body = await read_json(request, _template_decoder)
+    chat = _chat(body.messages, body.tools, body.chat_template_kwargs)
+    prompt = await asyncio.to_thread(router_of(request).tools(body.model).render, chat)
     return json_response(AppliedTemplate(prompt=prompt))
 
 
-def _ids(asked: TokenizeRequest, tools: TextTools) -> list[int]:
-    """Raises InvalidRequest unless there is exactly one thing to tokenize."""
-    match asked:
+def _ids(body: TokenizeRequest, tools: TextTools) -> list[int]:
+    """Raises InvalidRequest unless the request has exactly one of `content`, `prompt` and `messages`."""
+    match body:
         case TokenizeRequest(content=str(text), prompt=None, messages=None):
-            begin = bool(asked.add_special)
+            begin = bool(body.add_special)
         case TokenizeRequest(content=None, prompt=str(text), messages=None):
-            begin = asked.add_special_tokens is not False
+            begin = body.add_special_tokens is not False
         case TokenizeRequest(content=None, prompt=None, messages=list(messages)):
-            return tools.encode(_chat(messages, asked.tools, asked.chat_template_kwargs))
+            return tools.encode(_chat(messages, body.tools, body.chat_template_kwargs))
         case _:
             raise InvalidRequest("Send one of 'content', 'prompt' and 'messages'.", param="content")
-    return tools.tokenize(text, begin=begin, specials=asked.parse_special is not False)
+    return tools.tokenize(text, begin=begin, specials=body.parse_special is not False)
 
 
 def _chat(messages: list[ChatMessage], definitions: list[ToolDefinition] | None, template_kwargs: Json | None) -> Chat:
@@ -98,8 +149,8 @@ def _with_pieces(ids: list[int], tools: TextTools) -> list[TokenPiece]:
     return [TokenPiece(id=index, piece=_piece(piece)) for index, piece in zip(ids, tools.pieces(ids), strict=True)]
 
 
-def _piece(written: bytes) -> str | list[int]:
+def _piece(token: bytes) -> str | list[int]:
     try:
-        return written.decode()
+        return token.decode()
     except UnicodeDecodeError:
-        return list(written)
+        return list(token)

@@ -25,15 +25,11 @@ from gateway.app import create_app
 from gateway.config import LocalModel
 from gateway.routes.anthropic_api.wire import CountTokensRequest, MessagesRequest
 from gateway.routes.ollama_api.wire import OllamaChatRequest, OllamaGenerateRequest, ShowRequest
-from gateway.routes.openai_api.completion_wire import (
-    ApplyTemplateRequest,
-    CompletionRequest,
-    DetokenizeRequest,
-    EmbeddingRequest,
-    TokenizeRequest,
-)
+from gateway.routes.openai_api.embeddings import EmbeddingRequest
 from gateway.routes.openai_api.wire import ChatRequest
+from gateway.routes.openai_api.wire_completions import CompletionRequest
 from gateway.routes.responses_api.wire import ResponsesRequest
+from gateway.routes.tokenize import ApplyTemplateRequest, DetokenizeRequest, TokenizeRequest
 from tests.support.server import config_of, scripted
 
 PATIENCE_S = 120.0  # for a machine that does other things

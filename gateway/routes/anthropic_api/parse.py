@@ -1,4 +1,4 @@
-"""Anthropic's messages, tools and switches as the engine's conversation; what is not text is refused by name."""
+"""An Anthropic request becomes a `Generation`. Content that is not text is refused."""
 
 from __future__ import annotations
 
@@ -6,24 +6,51 @@ from collections.abc import Iterator
 
 import msgspec
 
+from gateway.config import Defaults
 from gateway.errors import InvalidRequest, UnsupportedParameter
-from gateway.generation import Chat, Message, Tool, ToolCall, ToolChoice
+from gateway.generation import Chat, Generation, Grammar, Message, Tool, ToolCall, ToolChoice
 from gateway.routes.anthropic_api.wire import (
     AnthropicTool,
     AnthropicToolChoice,
     ContentBlock,
     CountTokensRequest,
     InputMessage,
+    MessagesRequest,
 )
-from gateway.routes.openai_api.parse_tools import tool_choice_of
-from gateway.routes.openai_api.wire import ChatRequest, FunctionName, NamedChoice
+from gateway.routes.parse import (
+    function_tool,
+    required,
+    sampling_of,
+    schema_grammar,
+    stop_of,
+    tool_choice_of,
+)
 from gateway.server.body import check_depth
 
 Content = str | list[ContentBlock]
 
 
+def messages_generation(request: MessagesRequest, defaults: Defaults, *, id: str) -> Generation:
+    """Raises InvalidRequest; its `param` names the field."""
+    return Generation(
+        id=id,
+        model=request.model,
+        prompt=chat_of(request),
+        sampling=sampling_of(defaults, temperature=request.temperature, top_p=request.top_p, top_k=request.top_k),
+        max_tokens=request.max_tokens,
+        stop=stop_of(request.stop_sequences),
+        grammar=_grammar(request),
+    )
+
+
+def _grammar(request: MessagesRequest) -> Grammar | None:
+    if request.output_config is None or request.output_config.format is None:
+        return None
+    return schema_grammar(request.output_config.format.schema, "output_config.format.schema")
+
+
 def chat_of(request: CountTokensRequest) -> Chat:
-    """Raises InvalidRequest, its `param` the field at fault."""
+    """Raises InvalidRequest; its `param` names the field."""
     tools = tuple(_tool(tool, f"tools.{index}") for index, tool in enumerate(request.tools or ()))
     return Chat(
         messages=tuple(_messages(request)),
@@ -49,43 +76,43 @@ def _messages(request: CountTokensRequest) -> Iterator[Message]:
 
 def _assistant(content: Content, param: str) -> Message:
     texts: list[str] = []
-    thoughts: list[str] = []
+    reasoning: list[str] = []
     calls: list[ToolCall] = []
-    for where, block in _blocks(content, param):
+    for path, block in _blocks(content, param):
         match block:
-            case ContentBlock(type="thinking", thinking=str(thought)):
-                thoughts.append(thought)
+            case ContentBlock(type="thinking", thinking=str(text)):
+                reasoning.append(text)
             case ContentBlock(type="tool_use", id=str(id), name=str(name)):
-                check_depth(block.input, f"{where}.input")
+                check_depth(block.input, f"{path}.input")
                 calls.append(ToolCall(id, name, msgspec.json.encode(block.input or {}).decode()))
             case _:
-                texts.append(_block_text(block, where))
+                texts.append(_block_text(block, path))
     return Message(
         role="assistant",
         content="\n".join(texts) if texts or not calls else None,
-        reasoning="\n".join(thoughts) or None,
+        reasoning="\n".join(reasoning) or None,
         tool_calls=tuple(calls),
     )
 
 
 def _user(content: Content, param: str) -> Iterator[Message]:
-    """Results of tools are turns of their own."""
+    """Each tool result becomes a message of its own, before the text."""
     texts: list[str] = []
     results: list[Message] = []
-    for where, block in _blocks(content, param):
+    for path, block in _blocks(content, param):
         match block:
             case ContentBlock(type="tool_result", tool_use_id=str(id)):
-                result = _text(block.content or "", f"{where}.content")
+                result = _text(block.content or "", f"{path}.content")
                 results.append(Message(role="tool", content=result, tool_call_id=id))
             case _:
-                texts.append(_block_text(block, where))
+                texts.append(_block_text(block, path))
     yield from results
     if texts or not results:
         yield Message(role="user", content="\n".join(texts))
 
 
 def _text(content: Content, param: str) -> str:
-    return "\n".join(_block_text(block, where) for where, block in _blocks(content, param))
+    return "\n".join(_block_text(block, path) for path, block in _blocks(content, param))
 
 
 def _blocks(content: Content, param: str) -> Iterator[tuple[str, ContentBlock]]:
@@ -96,19 +123,19 @@ def _blocks(content: Content, param: str) -> Iterator[tuple[str, ContentBlock]]:
         yield f"{param}.{index}", block
 
 
-_NEEDED = {"text": "text", "thinking": "thinking", "tool_result": "tool_use_id"}
+#: The required field of each block type; a `tool_use` block requires `id` and `name`.
+_REQUIRED = {"text": "text", "thinking": "thinking", "tool_result": "tool_use_id"}
 
 
 def _block_text(block: ContentBlock, param: str) -> str:
-    """Raises InvalidRequest for a block that is not text, or not here."""
+    """Raises InvalidRequest for a block that lacks a field, is not text, or is not allowed in this position."""
     if block.type == "text" and block.text is not None:
         return block.text
-    missing = _NEEDED.get(block.type) or ("id" if block.id is None else "name")
-    if block.type in (*_NEEDED, "tool_use") and getattr(block, missing) is None:
-        raise InvalidRequest(f"Missing required parameter: '{param}.{missing}'.", param=f"{param}.{missing}")
+    missing = _REQUIRED.get(block.type) or ("id" if block.id is None else "name")
+    if block.type in (*_REQUIRED, "tool_use") and getattr(block, missing) is None:
+        required(None, f"{param}.{missing}")
     raise InvalidRequest(
-        f"Invalid content block '{param}': this model reads text only, and no {block.type!r} here. Send it as text, or "
-        "leave it out.",
+        f"Invalid content block '{param}': a {block.type!r} block is not allowed here. The model reads only text.",
         param=param,
     )
 
@@ -116,35 +143,27 @@ def _block_text(block: ContentBlock, param: str) -> str:
 def _tool(tool: AnthropicTool, param: str) -> Tool:
     if tool.type not in (None, "custom"):
         raise UnsupportedParameter(
-            f"Unsupported value for '{param}.type': {tool.type!r}; only tools that the client runs work here.",
+            f"Unsupported value for '{param}.type': {tool.type!r}; only tools that the client runs are supported.",
             param=f"{param}.type",
         )
-    schema = tool.input_schema
-    if schema is None:
-        raise InvalidRequest(f"Missing required parameter: '{param}.input_schema'.", param=f"{param}.input_schema")
-    if schema.get("type", "object") != "object":
-        raise InvalidRequest(f"'{param}.input_schema' must be of type 'object'.", param=f"{param}.input_schema")
-    check_depth(schema, f"{param}.input_schema")
-    return Tool(name=tool.name, description=tool.description or "", parameters=schema, strict=bool(tool.strict))
+    param = f"{param}.input_schema"
+    schema = required(tool.input_schema, param)
+    return function_tool(tool.name, description=tool.description, parameters=schema, strict=tool.strict, param=param)
 
 
 def _tool_choice(choice: AnthropicToolChoice, tools: tuple[Tool, ...]) -> ToolChoice:
-    """Through OpenAI's, whose rules are the same."""
-    request = ChatRequest(messages=[], parallel_tool_calls=not choice.disable_parallel_tool_use)
-    match choice:
-        case AnthropicToolChoice(type="any"):
-            request.tool_choice = "required"
-        case AnthropicToolChoice(type="tool", name=None):
-            raise InvalidRequest("Missing required parameter: 'tool_choice.name'.", param="tool_choice.name")
-        case AnthropicToolChoice(type="tool", name=str(name)):
-            request.tool_choice = NamedChoice(type="function", function=FunctionName(name=name))
-        case AnthropicToolChoice(type="auto" | "none" as mode):
-            request.tool_choice = mode
-    return tool_choice_of(request, tools)
+    parallel = not choice.disable_parallel_tool_use
+    match choice.type:
+        case "any":
+            return tool_choice_of("required", (), tools, parallel=parallel)
+        case "tool":
+            return tool_choice_of("required", (required(choice.name, "tool_choice.name"),), tools, parallel=parallel)
+        case mode:
+            return tool_choice_of(mode, (), tools, parallel=parallel)
 
 
 def _effort(request: CountTokensRequest) -> str | None:
-    """`thinking` and `output_config.effort` in OpenAI's words; None leaves it to the model's template."""
+    """`thinking` and `output_config.effort` as OpenAI's reasoning effort. None: the chat template decides."""
     if request.thinking is not None and request.thinking.type == "disabled":
         return "none"
     effort = request.output_config.effort if request.output_config else None

@@ -1,4 +1,4 @@
-"""Events as Anthropic messages: one reply, or a stream of named events, one content block open at a time."""
+"""Events become an Anthropic message: one reply, or a stream of named events with one content block open at a time."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class AnthropicRendering:
 
     def __init__(self, generation: Generation) -> None:
         self._id = generation.id
-        self._index = -1  # of the block that was begun last
+        self._index = -1  # of the newest block
         self._open: type[ReplyBlock] | None = None
         self._end = StopDelta(stop_reason="end_turn")
 
@@ -80,23 +80,23 @@ class AnthropicRendering:
         )
 
     def pieces(self, model: str, event: Event) -> Iterator[bytes]:
-        for told in self._told(model, event):
-            yield frame(told, event=_name(told))
+        for stream_event in self._stream_events(model, event):
+            yield frame(stream_event, event=_name(stream_event))
 
     def failed(self, error: GatewayError) -> bytes:
         return frame(error_body(error), event="error")
 
-    def _told(self, model: str, event: Event) -> Iterator[StreamEvent]:
+    def _stream_events(self, model: str, event: Event) -> Iterator[StreamEvent]:
         match event:
             case Started():
                 usage = _usage(Usage(prompt_tokens=event.prompt_tokens, cached_tokens=event.cached_tokens))
                 yield MessageStart(AnthropicMessage(id=self._id, model=model, content=[], usage=usage))
                 yield Ping()
             case TextDelta(text) if text:
-                yield from self._within(TextBlock())
+                yield from self._in_block(TextBlock())
                 yield BlockDelta(self._index, TextPiece(text))
             case ReasoningDelta(text) if text:
-                yield from self._within(ThinkingBlock())
+                yield from self._in_block(ThinkingBlock())
                 yield BlockDelta(self._index, ThinkingPiece(text))
             case ToolCallDelta():
                 if event.id is not None:
@@ -110,7 +110,7 @@ class AnthropicRendering:
                 yield MessageDelta(self._end, _usage(event.usage))
                 yield MessageStop()
 
-    def _within(self, block: TextBlock | ThinkingBlock) -> Iterator[StreamEvent]:
+    def _in_block(self, block: TextBlock | ThinkingBlock) -> Iterator[StreamEvent]:
         if self._open is not type(block):
             yield from self._begin(block)
 
@@ -125,8 +125,8 @@ class AnthropicRendering:
             yield BlockStop(self._index)
 
 
-def _name(told: StreamEvent) -> str:
-    return str(type(told).__struct_config__.tag)
+def _name(event: StreamEvent) -> str:
+    return str(type(event).__struct_config__.tag)
 
 
 def _blocks(choice: CollectedChoice) -> Iterator[ReplyBlock]:
@@ -151,7 +151,7 @@ def _usage(usage: Usage) -> AnthropicUsage:
 
 
 def error_body(error: GatewayError) -> AnthropicError:
-    """In Anthropic's words; clients know a conversation that is too long by "prompt is too long"."""
+    """Anthropic's error. Its clients recognise a prompt over the context length by "prompt is too long"."""
     kind = _ERROR_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     is_too_long = isinstance(error, ContextLengthExceeded)
     message = f"prompt is too long: {error.message}" if is_too_long else error.message

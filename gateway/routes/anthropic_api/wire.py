@@ -1,4 +1,4 @@
-"""Anthropic's wire format as msgspec structs: field names as they are, unknown fields ignored, null means absent."""
+"""Anthropic's wire format as msgspec structs. Requests: unknown fields are ignored, null means absent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from gateway.routes.openai_api.wire import (
+from gateway.routes.wire import (
     MAX_MESSAGES,
     MAX_STOPS,
     MAX_TOOLS,
@@ -24,7 +24,7 @@ ToolName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,128}\Z")]
 
 
 class ContentBlock(Struct, kw_only=True):
-    """A block of any type; which fields it must have is its type's business."""
+    """A block of any type. `parse.py` checks which fields the type requires."""
 
     type: str
     text: str | None = None
@@ -72,7 +72,7 @@ class OutputConfig(Struct, kw_only=True):
 
 
 class CountTokensRequest(Struct, kw_only=True):
-    """What makes the prompt."""
+    """The fields that make the prompt."""
 
     model: str
     messages: Annotated[list[InputMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
@@ -101,7 +101,7 @@ class TextBlock(Struct, tag="text", kw_only=True):
 
 class ThinkingBlock(Struct, tag="thinking", kw_only=True):
     thinking: str = ""
-    signature: str = ""  # nothing here is signed
+    signature: str = ""  # the gateway does not sign
 
 
 class ToolUseBlock(Struct, tag="tool_use", kw_only=True):
@@ -114,7 +114,7 @@ ReplyBlock = TextBlock | ThinkingBlock | ToolUseBlock
 
 
 class AnthropicUsage(Struct, kw_only=True):
-    """The prompt has `input_tokens` + `cache_read_input_tokens`; writing to the cache costs nothing."""
+    """The prompt has `input_tokens` + `cache_read_input_tokens` tokens. Cache writes are not counted."""
 
     input_tokens: int
     output_tokens: int

@@ -1,4 +1,4 @@
-"""What there is, in Ollama's words: GET /api/tags, /api/ps and /api/version, POST /api/show."""
+"""Ollama's model list: GET /api/tags, /api/ps and /api/version, POST /api/show."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from litestar import get, post
 from litestar.types import ASGIApp
 
-from gateway.errors import InvalidRequest, ModelNotFound
+from gateway.errors import ModelNotFound
 from gateway.lanes.router import ModelInfo, Router
 from gateway.routes.ollama_api.wire import (
     ApiVersion,
@@ -22,32 +22,33 @@ from gateway.routes.ollama_api.wire import (
     ShownModel,
     ShowRequest,
 )
+from gateway.routes.parse import required
 from gateway.routes.respond import json_response
 from gateway.server.body import read_json
 from gateway.server.openapi_operation import openapi_opt
 from gateway.server.request import HttpRequest, router_of
 
-#: The release of Ollama whose API this is: editors ask for a minimum.
+#: The Ollama release whose API this is. Editors require a minimum.
 API_VERSION = "0.12.11"
 LATEST = ":latest"
 FOREVER = "9999-12-31T23:59:59Z"  # models stay loaded
 
 _decoder = msgspec.json.Decoder(ShowRequest)
-_SHOW = openapi_opt("What a model can do (Ollama)", body=ShowRequest, reply=ShownModel, raises=(ModelNotFound,))
+_SHOW = openapi_opt("Get the details of a model (Ollama)", body=ShowRequest, reply=ShownModel, raises=(ModelNotFound,))
 
 
-def model_named(router: Router, asked: str) -> str:
-    """The name in this gateway: Ollama's clients append `:latest` to a name without a tag."""
-    known = {name for model in router.models() for name in (model.name, *model.aliases)}
-    return asked if asked in known else asked.removesuffix(LATEST)
+def model_named(router: Router, name: str) -> str:
+    """The gateway's name of a model. Ollama's clients append `:latest` to a name without a tag."""
+    known = {known for model in router.models() for known in (model.name, *model.aliases)}
+    return name if name in known else name.removesuffix(LATEST)
 
 
-@get("/api/version", opt=openapi_opt("The release of Ollama whose API this is", reply=ApiVersion))
+@get("/api/version", opt=openapi_opt("Get the Ollama release whose API this is", reply=ApiVersion))
 async def version() -> ASGIApp:
     return json_response(ApiVersion(version=API_VERSION))
 
 
-@get("/api/tags", opt=openapi_opt("Every model (Ollama)", reply=OllamaModels))
+@get("/api/tags", opt=openapi_opt("List the models (Ollama)", reply=OllamaModels))
 async def tags(request: HttpRequest) -> ASGIApp:
     loaded_at = _started_at(request)
     rows = [
@@ -64,7 +65,7 @@ async def tags(request: HttpRequest) -> ASGIApp:
     return json_response(OllamaModels(models=rows))
 
 
-@get("/api/ps", opt=openapi_opt("The models that can answer (Ollama)", reply=RunningModels))
+@get("/api/ps", opt=openapi_opt("List the models that are ready (Ollama)", reply=RunningModels))
 async def running(request: HttpRequest) -> ASGIApp:
     rows = [_running(name, model) for name, model in _named(router_of(request)) if model.status.is_ready]
     return json_response(RunningModels(models=rows))
@@ -72,10 +73,8 @@ async def running(request: HttpRequest) -> ASGIApp:
 
 @post("/api/show", status_code=200, opt=_SHOW)
 async def show(request: HttpRequest) -> ASGIApp:
-    asked = await read_json(request, _decoder)
-    name = asked.model or asked.name
-    if not name:
-        raise InvalidRequest("Missing required parameter: 'model'.", param="model")
+    body = await read_json(request, _decoder)
+    name = required(body.model or body.name or None, "model")
     router = router_of(request)
     model = router.model(model_named(router, name))
     return json_response(_shown(model, router, _started_at(request)))

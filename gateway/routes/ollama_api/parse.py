@@ -1,4 +1,4 @@
-"""Ollama's requests as Generations: its options in the gateway's terms, its messages as turns."""
+"""An Ollama request becomes a `Generation`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET
 
 from gateway.config import Defaults
-from gateway.errors import InvalidRequest, UnsupportedParameter
+from gateway.errors import InvalidRequest
 from gateway.generation import Chat, Generation, Grammar, Message, Prompt, Text, ToolCall, ToolChoice
 from gateway.routes.ollama_api.wire import (
     OllamaCall,
@@ -20,17 +20,15 @@ from gateway.routes.ollama_api.wire import (
     OllamaRequest,
     Options,
 )
-from gateway.routes.openai_api.parse import sampling_of, stop_of
-from gateway.routes.openai_api.parse_grammar import schema_grammar
 from gateway.routes.openai_api.parse_tools import tools_of
-from gateway.routes.openai_api.wire import GenerationFields
+from gateway.routes.parse import refuse_parameters, sampling_of, schema_grammar, stop_of
 from gateway.server.body import check_depth
 
-UNLIMITED = 2**31 - 1  # as many tokens as the context leaves
+UNLIMITED = 2**31 - 1  # the engine clamps it to what the context length allows
 
 
 def chat_of(request: OllamaChatRequest) -> Chat:
-    """Raises InvalidRequest, its `param` the field at fault."""
+    """Raises InvalidRequest; its `param` names the field."""
     tools = tools_of(request.tools)
     return Chat(
         messages=tuple(_messages(request.messages)),
@@ -41,14 +39,17 @@ def chat_of(request: OllamaChatRequest) -> Chat:
 
 
 def prompt_of(request: OllamaGenerateRequest) -> Prompt:
-    """A turn of the user's, or the text as it is if it is `raw` or has a suffix. Raises UnsupportedParameter."""
-    for name, instead in (
-        ("images", "this model reads text only"),
-        ("template", "the model's own is used"),
-        ("context", "send the conversation to /api/chat"),
-    ):
-        if getattr(request, name):
-            raise UnsupportedParameter(f"Unsupported parameter: '{name}': {instead}.", param=name)
+    """A chat with one user message; the plain text if the request is `raw` or has a suffix.
+
+    Raises UnsupportedParameter.
+    """
+    refuse_parameters(
+        [
+            ("images", request.images, "the model reads only text"),
+            ("template", request.template, "the gateway uses the model's own template"),
+            ("context", request.context, "send the conversation to /api/chat"),
+        ]
+    )
     if request.raw or request.suffix:
         return Text(request.prompt or "", request.suffix or None)
     system = [Message(role="system", content=request.system)] if request.system else []
@@ -57,15 +58,15 @@ def prompt_of(request: OllamaGenerateRequest) -> Prompt:
 
 
 def generation_of(request: OllamaRequest, prompt: Prompt, defaults: Defaults, *, model: str, id: str) -> Generation:
-    """Raises InvalidRequest, its `param` the field at fault."""
+    """Raises InvalidRequest; its `param` names the field."""
     options = request.options or Options()
-    fields = GenerationFields(
+    sampling = sampling_of(
+        defaults,
         temperature=options.temperature,
         top_p=options.top_p,
         top_k=options.top_k,
         min_p=options.min_p,
         seed=options.seed,
-        stop=options.stop,
         repetition_penalty=options.repeat_penalty,
         presence_penalty=options.presence_penalty,
         frequency_penalty=options.frequency_penalty,
@@ -74,9 +75,9 @@ def generation_of(request: OllamaRequest, prompt: Prompt, defaults: Defaults, *,
         id=id,
         model=model,
         prompt=prompt,
-        sampling=sampling_of(fields, defaults),
+        sampling=sampling,
         max_tokens=_max_tokens(options, defaults),
-        stop=stop_of(fields),
+        stop=stop_of(options.stop),
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         grammar=_grammar(request.format),
     )
@@ -108,13 +109,13 @@ def _effort(request: OllamaRequest) -> str | None:
 
 
 def _messages(messages: Iterable[OllamaMessage]) -> Iterator[Message]:
-    """Calls get an id where the client keeps none, and results the id of the first call that has no result yet."""
+    """A call without an id gets one. A result without an id gets that of the first call without a result."""
     unanswered: deque[str] = deque()
     for index, message in enumerate(messages):
         if message.images:
             param = f"messages.{index}.images"
-            raise InvalidRequest(f"Invalid value for '{param}': this model reads text only.", param=param)
-        calls = tuple(_call(call, index, place) for place, call in enumerate(message.tool_calls or ()))
+            raise InvalidRequest(f"Invalid value for '{param}': the model reads only text.", param=param)
+        calls = tuple(_call(call, index, position) for position, call in enumerate(message.tool_calls or ()))
         unanswered.extend(call.id for call in calls)
         yield Message(
             role=message.role,
@@ -135,7 +136,7 @@ def _answered(message: OllamaMessage, unanswered: deque[str]) -> str | None:
     return id
 
 
-def _call(call: OllamaCall, message: int, place: int) -> ToolCall:
-    check_depth(call.function.arguments, f"messages.{message}.tool_calls.{place}.function.arguments")
-    id = f"call_{message}_{place}" if call.id is UNSET or not call.id else call.id
+def _call(call: OllamaCall, message: int, position: int) -> ToolCall:
+    check_depth(call.function.arguments, f"messages.{message}.tool_calls.{position}.function.arguments")
+    id = f"call_{message}_{position}" if call.id is UNSET or not call.id else call.id
     return ToolCall(id, call.function.name, msgspec.json.encode(call.function.arguments).decode())

@@ -1,4 +1,4 @@
-"""Events in Ollama's words: one JSON object, or a stream of them, a line each; the last has `done` and the times."""
+"""Events become Ollama's reply: one JSON object, or one per line. The last has `done` and the durations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gateway.generation import (
 )
 from gateway.routes.collect import Collected, CollectedChoice, arguments_of
 from gateway.routes.ollama_api.wire import CalledFunction, OllamaCall, OllamaError, OllamaReply, OllamaReplyMessage
-from gateway.routes.openai_api.render_chat import logprobs_of
+from gateway.routes.render import logprobs_of
 
 Kind = Literal["chat", "generate"]
 
@@ -36,7 +36,7 @@ _json = msgspec.json.Encoder()
 
 
 class OllamaRendering:
-    """See `respond.Rendering`. Tool calls are sent whole, as Ollama does, when the answer is complete."""
+    """See `respond.Rendering`. As in Ollama, tool calls are sent complete, at the end."""
 
     media_type = MEDIA_TYPE
 
@@ -49,14 +49,14 @@ class OllamaRendering:
     def whole(self, model: str, collected: Collected) -> OllamaReply:
         [choice] = collected.choices
         reply = reply_of(self._kind, model, choice.text, choice.reasoning, choice.tool_calls)
-        self._score(reply, choice.logprobs)
+        self._add_logprobs(reply, choice.logprobs)
         return _finished(reply, choice.reason, collected.usage, collected.timings)
 
     def pieces(self, model: str, event: Event) -> Iterator[bytes]:
         match event:
             case TextDelta(text, _, logprobs) if text or logprobs:
                 reply = reply_of(self._kind, model, text)
-                self._score(reply, logprobs)
+                self._add_logprobs(reply, logprobs)
                 yield _line(reply)
             case ReasoningDelta(text) if text:
                 yield _line(reply_of(self._kind, model, reasoning=text))
@@ -72,9 +72,9 @@ class OllamaRendering:
     def failed(self, error: GatewayError) -> bytes:
         return _json.encode(error_body(error)) + b"\n"
 
-    def _score(self, reply: OllamaReply, logprobs: Iterable[TokenLogprob]) -> None:
+    def _add_logprobs(self, reply: OllamaReply, tokens: Iterable[TokenLogprob]) -> None:
         if self._with_logprobs:
-            reply.logprobs = logprobs_of(logprobs).content
+            reply.logprobs = logprobs_of(tokens)
 
 
 def reply_of(
@@ -97,7 +97,7 @@ def _call(call: ToolCall) -> OllamaCall:
 def _finished(reply: OllamaReply, reason: FinishReason, usage: Usage, timings: Timings) -> OllamaReply:
     reply.done, reply.done_reason = True, "length" if reason == "length" else "stop"
     reply.total_duration = _nanoseconds(timings.total_s)
-    reply.load_duration = 0  # a model is loaded before it is asked
+    reply.load_duration = 0  # models are loaded before the request
     reply.prompt_eval_count = usage.prompt_tokens
     reply.prompt_eval_duration = _nanoseconds(timings.ttft_s - timings.queue_s)
     reply.eval_count = usage.completion_tokens

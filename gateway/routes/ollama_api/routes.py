@@ -1,6 +1,6 @@
-"""POST /api/chat and /api/generate, for clients that speak Ollama's API: streamed unless `stream` is false.
+"""POST /api/chat and /api/generate: Ollama's API. Streamed unless `stream` is false.
 
-`keep_alive` means nothing here: a model stays loaded as long as the gateway runs.
+`keep_alive` is ignored: a model stays loaded while the gateway runs.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ _GENERATE = generation_opt("Answer a prompt (Ollama)", OllamaGenerateRequest, Ol
 
 @post("/api/chat", status_code=200, opt=_CHAT)
 async def chat(request: HttpRequest) -> ASGIApp:
-    asked = await read_json(request, _chat_decoder)
-    if not asked.messages:
-        return _loaded(request, asked, "chat")
-    return await _answer(request, asked, "chat", chat_of(asked))
+    body = await read_json(request, _chat_decoder)
+    if not body.messages:
+        return _loaded(request, body, "chat")
+    return await _answer(request, body, "chat", chat_of(body))
 
 
 @post("/api/generate", status_code=200, opt=_GENERATE)
 async def generate(request: HttpRequest) -> ASGIApp:
-    asked = await read_json(request, _generate_decoder)
-    prompt = prompt_of(asked)
-    if not (asked.prompt or asked.suffix):
-        return _loaded(request, asked, "generate")
-    return await _answer(request, asked, "generate", prompt)
+    body = await read_json(request, _generate_decoder)
+    prompt = prompt_of(body)
+    if not (body.prompt or body.suffix):
+        return _loaded(request, body, "generate")
+    return await _answer(request, body, "generate", prompt)
 
 
-async def _answer(request: HttpRequest, asked: OllamaRequest, kind: Kind, prompt: Prompt) -> ASGIApp:
+async def _answer(request: HttpRequest, body: OllamaRequest, kind: Kind, prompt: Prompt) -> ASGIApp:
     router = router_of(request)
-    model = model_named(router, asked.model)
+    model = model_named(router, body.model)
     defaults = router.defaults_for(model)
-    generation = generation_of(asked, prompt, defaults, model=model, id=f"ollama-{request_number(request.scope)}")
-    return await answer(request, generation, OllamaRendering(kind, generation), stream=asked.stream is not False)
+    generation = generation_of(body, prompt, defaults, model=model, id=f"ollama-{request_number(request.scope)}")
+    return await answer(request, generation, OllamaRendering(kind, generation), stream=body.stream is not False)
 
 
-def _loaded(request: HttpRequest, asked: OllamaRequest, kind: Kind) -> ASGIApp:
-    """Nothing to answer: the client only wants the model to be loaded."""
+def _loaded(request: HttpRequest, body: OllamaRequest, kind: Kind) -> ASGIApp:
+    """The reply to a request without a prompt: the client only wants the model to be loaded."""
     router = router_of(request)
-    reply = reply_of(kind, router.lookup(model_named(router, asked.model)).model)
+    reply = reply_of(kind, router.lookup(model_named(router, body.model)).model)
     reply.done, reply.done_reason = True, "load"
     return json_response(reply)

@@ -1,4 +1,4 @@
-"""Ollama's wire format as msgspec structs: what its clients send, and the lines they read."""
+"""Ollama's wire format as msgspec structs. Requests: unknown fields are ignored, null means absent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from gateway.routes.openai_api.wire import (
+from gateway.routes.openai_api.wire import ToolDefinition
+from gateway.routes.wire import (
     MAX_INT,
     MAX_MESSAGES,
     MAX_STOPS,
@@ -14,10 +15,13 @@ from gateway.routes.openai_api.wire import (
     Json,
     Penalty,
     Repetition,
+    Seed,
     Share,
     StopString,
+    Temperature,
     TokenLogprobs,
-    ToolDefinition,
+    TopK,
+    TopLogprobs,
 )
 
 Effort = Literal["low", "medium", "high"]
@@ -27,14 +31,14 @@ Effort = Literal["low", "medium", "high"]
 
 
 class Options(Struct, kw_only=True):
-    """What changes the answer; options about memory and threads are the configuration's business and are ignored."""
+    """The options that change the answer. Options about memory and threads are ignored: the config has them."""
 
-    num_predict: Annotated[int, Meta(ge=-2, le=MAX_INT)] | None = None  # negative: as much as the context leaves
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    num_predict: Annotated[int, Meta(ge=-2, le=MAX_INT)] | None = None  # negative: up to the context length
+    temperature: Temperature | None = None
     top_p: Share | None = None
-    top_k: Annotated[int, Meta(ge=-1, le=MAX_INT)] | None = None
+    top_k: TopK | None = None
     min_p: Share | None = None
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    seed: Seed | None = None
     stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
     repeat_penalty: Repetition | None = None
     presence_penalty: Penalty | None = None
@@ -42,15 +46,15 @@ class Options(Struct, kw_only=True):
 
 
 class OllamaRequest(Struct, kw_only=True):
-    """What /api/chat and /api/generate have in common."""
+    """The fields that /api/chat and /api/generate share."""
 
     model: Annotated[str, Meta(min_length=1)]
-    stream: bool | None = None  # unless it is false
+    stream: bool | None = None  # absent means true
     format: Literal["", "json"] | Json | None = None
     options: Options | None = None
     think: bool | Effort | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    top_logprobs: TopLogprobs | None = None
 
 
 class CalledFunction(Struct, kw_only=True):
@@ -59,7 +63,7 @@ class CalledFunction(Struct, kw_only=True):
 
 
 class OllamaCall(Struct, kw_only=True):
-    """A tool call, in requests and in replies; its id only where the client sent or the model made one."""
+    """A tool call in a request or a reply. Without an id, `id` is omitted."""
 
     function: CalledFunction
     id: str | UnsetType = UNSET
@@ -85,14 +89,14 @@ class OllamaGenerateRequest(OllamaRequest, kw_only=True):
     suffix: str | None = None
     system: str | None = None
     raw: bool | None = None
-    # known, and refused by name when they ask for something
+    # not supported: an error that names the field if it is set
     images: list[Any] | None = None
     template: str | None = None
     context: list[int] | None = None
 
 
 class ShowRequest(Struct, kw_only=True):
-    """Older clients say `name`."""
+    """Older clients send `name`."""
 
     model: str | None = None
     name: str | None = None
@@ -109,9 +113,9 @@ class OllamaReplyMessage(Struct, kw_only=True):
 
 
 class OllamaReply(Struct, kw_only=True):
-    """One line of a stream, or the whole reply: with `message` from /api/chat, `response` from /api/generate.
+    """One line of a stream, or the whole reply. /api/chat sets `message`, /api/generate sets `response`.
 
-    What follows `done` comes with the last line. Durations are nanoseconds.
+    Only the last line has the fields after `done`. Durations are in nanoseconds.
     """
 
     model: str
@@ -140,7 +144,7 @@ class ModelDetails(Struct, kw_only=True):
 
 
 class OllamaModel(Struct, kw_only=True):
-    """A row of /api/tags. `size`: the bytes of memory it takes, 0 until it has loaded."""
+    """An entry of /api/tags. `size`: bytes of memory in use, 0 before the model is loaded."""
 
     name: str
     model: str
@@ -151,7 +155,7 @@ class OllamaModel(Struct, kw_only=True):
 
 
 class RunningModel(Struct, kw_only=True):
-    """A row of /api/ps."""
+    """An entry of /api/ps."""
 
     name: str
     model: str

@@ -6,7 +6,8 @@ import msgspec
 from litestar import post
 from litestar.types import ASGIApp
 
-from gateway.routes.openai_api.parse import chat_generation, wants_usage
+from gateway.routes.openai_api.parse import wants_usage
+from gateway.routes.openai_api.parse_chat import chat_generation
 from gateway.routes.openai_api.render_chat import ChatRendering
 from gateway.routes.openai_api.wire import ChatCompletion, ChatCompletionChunk, ChatRequest
 from gateway.routes.respond import answer, generation_opt
@@ -20,8 +21,8 @@ _OPERATION = generation_opt("Answer a chat", ChatRequest, ChatCompletion, Stream
 
 @post(["/v1/chat/completions", "/chat/completions"], status_code=200, opt=_OPERATION)
 async def chat_completions(request: HttpRequest) -> ASGIApp:
-    chat = await read_json(request, _decoder)
-    defaults = router_of(request).defaults_for(chat.model)
-    generation = chat_generation(chat, defaults, id=f"chatcmpl-{request_number(request.scope)}")
-    rendering = ChatRendering(generation, with_usage=wants_usage(chat))
-    return await answer(request, generation, rendering, stream=bool(chat.stream))
+    body = await read_json(request, _decoder)
+    defaults = router_of(request).defaults_for(body.model)
+    generation = chat_generation(body, defaults, id=f"chatcmpl-{request_number(request.scope)}")
+    rendering = ChatRendering(generation, with_usage=wants_usage(body))
+    return await answer(request, generation, rendering, stream=bool(body.stream))

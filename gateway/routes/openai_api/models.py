@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id}: names, aliases included, and what editors ask about a model."""
+"""GET /v1/models and /v1/models/{id}: every name and alias, with the properties that editors read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gateway.server.openapi_operation import openapi_opt
 from gateway.server.request import HttpRequest, router_of
 
 
-@get(["/v1/models", "/models"], opt=openapi_opt("Every model, aliases included", reply=ModelList))
+@get(["/v1/models", "/models"], opt=openapi_opt("List the models and their aliases", reply=ModelList))
 async def list_models(request: HttpRequest) -> ASGIApp:
     created = request.app.state.started_at
     cards = [
@@ -25,10 +25,10 @@ async def list_models(request: HttpRequest) -> ASGIApp:
 
 @get(
     ["/v1/models/{model_id:path}", "/models/{model_id:path}"],
-    opt=openapi_opt("One model, by name or alias", reply=ModelCard, raises=(ModelNotFound,)),
+    opt=openapi_opt("Get a model by name or alias", reply=ModelCard, raises=(ModelNotFound,)),
 )
 async def get_model(request: HttpRequest, model_id: FromPath[str]) -> ASGIApp:
-    name = model_id.removeprefix("/")  # Litestar's `path` keeps the slash before it
+    name = model_id.removeprefix("/")  # Litestar's `path` includes the leading slash
     return json_response(_card(name, router_of(request).model(name), request.app.state.started_at))
 
 

@@ -1,7 +1,7 @@
-"""Every way a client may say what the answer must look like, as one `Grammar`.
+"""All request fields that constrain the answer (constrained decoding) become one `Grammar`.
 
 OpenAI's `response_format`, vLLM's `structured_outputs` and older `guided_*` fields, llama.cpp's `json_schema` and
-`grammar`. At most one of them may ask for something; an empty string asks for nothing (chat UIs send it).
+`grammar`. A request may use one of them. An empty string counts as absent, because chat UIs send it.
 """
 
 from __future__ import annotations
@@ -12,94 +12,74 @@ import msgspec
 
 from gateway.errors import InvalidRequest
 from gateway.generation import Grammar
-from gateway.routes.openai_api.wire import GenerationFields, Json, ResponseFormat, StructuredOutputs
-from gateway.server.body import check_depth
+from gateway.routes.openai_api.wire import GenerationFields, ResponseFormat
+from gateway.routes.parse import required, schema_grammar, unknown_format
+from gateway.routes.wire import Json
 
-Asked = Iterator[tuple[str, Grammar]]  # the field that asks, and for what
+Constraints = Iterator[tuple[str, Grammar]]  # the field's name, and its grammar
 
 _schema_text = msgspec.json.Decoder(dict)
 
 
 def grammar_of(request: GenerationFields) -> Grammar | None:
-    """What constrains the answer. Raises InvalidRequest for an unknown kind, a missing schema, or two constraints."""
-    asked = list(_asked(request))
-    if len(asked) > 1:
-        (first, _), (second, _) = asked[:2]
+    """Raises InvalidRequest for an unknown format, a missing schema, or two constraints."""
+    found = list(_constraints(request))
+    if len(found) > 1:
+        (first, _), (second, _) = found[:2]
         raise InvalidRequest(f"'{first}' and '{second}' both constrain the answer: send one of them.", param=second)
-    return asked[0][1] if asked else None
+    return found[0][1] if found else None
 
 
-def _asked(request: GenerationFields) -> Asked:
+def _constraints(request: GenerationFields) -> Constraints:
     if request.response_format is not None:
         yield from _response_format(request.response_format)
-    if request.structured_outputs is not None:
-        yield from _structured(request.structured_outputs, "structured_outputs.")
-    yield from _structured(_guided(request), "guided_")
+    if (outputs := request.structured_outputs) is not None:
+        yield from _structured("structured_outputs.", outputs.json, outputs.regex, outputs.choice, outputs.grammar)
+        if outputs.json_object:
+            param = "structured_outputs.json_object"
+            yield param, Grammar(kind="json_object", param=param)
+    yield from _structured(
+        "guided_", request.guided_json, request.guided_regex, request.guided_choice, request.guided_grammar
+    )
     if request.json_schema is not None:
         yield "json_schema", schema_grammar(request.json_schema, "json_schema")
     if request.grammar:
         yield "grammar", Grammar(kind="lark", source=request.grammar, param="grammar")
 
 
-def _response_format(wanted: ResponseFormat) -> Asked:
-    match wanted.type:
+def _response_format(format: ResponseFormat) -> Constraints:
+    match format.type:
         case "text":
             pass
-        case "json_object" if wanted.schema is not None:
-            yield "response_format", schema_grammar(wanted.schema, "response_format.schema")
+        case "json_object" if format.schema is not None:
+            yield "response_format", schema_grammar(format.schema, "response_format.schema")
         case "json_object":
             yield "response_format", Grammar(kind="json_object")
         case "json_schema":
-            yield "response_format", schema_grammar(_required_schema(wanted), "response_format.json_schema.schema")
-        case _:
-            raise InvalidRequest(
-                f"Invalid value for 'response_format.type': {wanted.type!r} is none of 'text', 'json_object' and "
-                "'json_schema'.",
-                param="response_format.type",
-            )
+            json_schema = required(format.json_schema, "response_format.json_schema")
+            param = "response_format.json_schema.schema"
+            yield "response_format", schema_grammar(required(json_schema.schema, param), param)
+        case kind:
+            raise unknown_format(kind, "response_format.type")
 
 
-def _required_schema(wanted: ResponseFormat) -> Json:
-    if wanted.json_schema is None:
-        param = "response_format.json_schema"
-    elif wanted.json_schema.schema is None:
-        param = "response_format.json_schema.schema"
-    else:
-        return wanted.json_schema.schema
-    raise InvalidRequest(f"Missing required parameter: '{param}'.", param=param)
-
-
-def _guided(request: GenerationFields) -> StructuredOutputs:
-    return StructuredOutputs(
-        json=request.guided_json,
-        regex=request.guided_regex,
-        choice=request.guided_choice,
-        grammar=request.guided_grammar,
-    )
-
-
-def _structured(wanted: StructuredOutputs, prefix: str) -> Asked:
-    if isinstance(wanted.json, dict):
-        yield prefix + "json", schema_grammar(wanted.json, prefix + "json")
-    elif wanted.json:
-        yield prefix + "json", schema_grammar(_parsed(wanted.json, prefix + "json"), prefix + "json")
-    if wanted.regex:
-        yield prefix + "regex", Grammar(kind="regex", source=wanted.regex, param=prefix + "regex")
-    if wanted.choice is not None:
-        yield prefix + "choice", Grammar(kind="lark", source=_one_of(wanted.choice), param=prefix + "choice")
-    if wanted.grammar:
-        yield prefix + "grammar", Grammar(kind="lark", source=wanted.grammar, param=prefix + "grammar")
-    if wanted.json_object:
-        yield prefix + "json_object", Grammar(kind="json_object", param=prefix + "json_object")
+def _structured(
+    prefix: str, json: Json | str | None, regex: str | None, choice: list[str] | None, grammar: str | None
+) -> Constraints:
+    """vLLM's constraints. `prefix`: what precedes each name in the request."""
+    if json or isinstance(json, dict):
+        param = prefix + "json"
+        yield param, schema_grammar(json if isinstance(json, dict) else _parsed(json, param), param)
+    if regex:
+        yield prefix + "regex", Grammar(kind="regex", source=regex, param=prefix + "regex")
+    if choice is not None:
+        yield prefix + "choice", Grammar(kind="lark", source=_one_of(choice), param=prefix + "choice")
+    if grammar:
+        yield prefix + "grammar", Grammar(kind="lark", source=grammar, param=prefix + "grammar")
 
 
 def _one_of(choices: list[str]) -> str:
     return "start: " + " | ".join(msgspec.json.encode(choice).decode() for choice in choices)
-
-
-def schema_grammar(schema: Json, param: str) -> Grammar:
-    check_depth(schema, param)
-    return Grammar(kind="json_schema", source=msgspec.json.encode(schema).decode(), param=param)
 
 
 def _parsed(text: str, param: str) -> Json:
@@ -107,6 +87,6 @@ def _parsed(text: str, param: str) -> Json:
         schema: Json = _schema_text.decode(text)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(
-            f"Invalid value for '{param}': the text is no JSON schema: {error}.", param=param
+            f"Invalid value for '{param}': the text is not a JSON schema: {error}.", param=param
         ) from None
     return schema

@@ -1,29 +1,29 @@
-"""OpenAI's chat messages as the engine's: parts joined, developer read as system, what is not text refused."""
+"""OpenAI's chat messages become the engine's: text parts joined, "developer" read as "system", images refused."""
 
 from __future__ import annotations
 
-from gateway.errors import InvalidRequest
 from gateway.generation import Message, ToolCall
 from gateway.routes.openai_api.wire import ChatMessage, ContentPart
+from gateway.routes.parse import not_text, required
 
 
 def messages_of(messages: list[ChatMessage]) -> tuple[Message, ...]:
     return tuple(_message(message, f"messages.{index}") for index, message in enumerate(messages))
 
 
-def text_of(content: str | list[ContentPart], param: str) -> str:
-    """The text of a string or of a list of text parts, one part a line.
+def text_of(content: str | list[ContentPart] | None, param: str) -> str:
+    """The text of a string or of a list of text parts, one line for each part.
 
-    Raises InvalidRequest for any other part, with its place as `param` ("messages.0.content.1").
+    Raises InvalidRequest for None and for any other part, with its path as `param` ("messages.0.content.1").
     """
     if isinstance(content, str):
         return content
-    return "\n".join(_part(part, f"{param}.{index}") for index, part in enumerate(content))
+    return "\n".join(_part(part, f"{param}.{index}") for index, part in enumerate(required(content, param)))
 
 
 def _message(message: ChatMessage, param: str) -> Message:
-    if message.role == "tool" and message.tool_call_id is None:
-        raise InvalidRequest(f"Missing required parameter: '{param}.tool_call_id'.", param=f"{param}.tool_call_id")
+    if message.role == "tool":
+        required(message.tool_call_id, f"{param}.tool_call_id")
     return Message(
         role="system" if message.role == "developer" else message.role,
         content=_content(message, param),
@@ -37,23 +37,15 @@ def _message(message: ChatMessage, param: str) -> Message:
 
 
 def _content(message: ChatMessage, param: str) -> str | None:
-    if message.content is not None:
-        return text_of(message.content, f"{param}.content")
-    if message.role == "assistant":
+    if message.content is None and message.role == "assistant":
         return message.refusal
-    raise InvalidRequest(f"Missing required parameter: '{param}.content'.", param=f"{param}.content")
+    return text_of(message.content, f"{param}.content")
 
 
 def _part(part: ContentPart, param: str) -> str:
-    match part:
-        case ContentPart(type="text", text=str(text)):
-            return text
-        case ContentPart(type="refusal", refusal=str(text)):
-            return text
-        case ContentPart(type="text" | "refusal"):
-            raise InvalidRequest(f"Missing required parameter: '{param}.{part.type}'.", param=f"{param}.{part.type}")
-    raise InvalidRequest(
-        f"Invalid content part '{param}': this model reads text only, not {part.type!r}. Send it as text, or leave it "
-        "out.",
-        param=param,
-    )
+    match part.type:
+        case "text":
+            return required(part.text, f"{param}.text")
+        case "refusal":
+            return required(part.refusal, f"{param}.refusal")
+    raise not_text(part.type, param)

@@ -1,9 +1,9 @@
-"""Events as OpenAI chat completions: one reply, or a stream of chunks."""
+"""Events become an OpenAI chat completion: one reply, or a stream of chunks."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 
 from msgspec import UNSET
@@ -35,17 +35,14 @@ from gateway.routes.openai_api.wire import (
     FunctionPiece,
     PromptTokensDetails,
     ReplyMessage,
-    TokenLogprobs,
-    TopLogprob,
 )
+from gateway.routes.render import logprobs_of
 from gateway.server.error_body import error_body
 from gateway.server.sse import DONE, MEDIA_TYPE, frame
 
-LOGPROB_FLOOR = -9999.0  # what OpenAI reports for a token of probability zero; minus infinity is no JSON
-
 
 class ChatRendering:
-    """See `respond.Rendering`. `with_usage`: the stream ends with a chunk that counts the tokens."""
+    """See `respond.Rendering`. `with_usage`: the stream ends with a chunk that has the token counts."""
 
     media_type = MEDIA_TYPE
 
@@ -54,7 +51,7 @@ class ChatRendering:
         self._created = int(time.time())
         self._with_logprobs = generation.logprobs is not None
         self._with_usage = with_usage
-        self._begun: set[int] = set()  # choices whose role has been sent
+        self._with_role: set[int] = set()  # choices whose role was sent
 
     def whole(self, model: str, collected: Collected) -> ChatCompletion:
         return ChatCompletion(
@@ -76,15 +73,17 @@ class ChatRendering:
             reasoning_content=choice.reasoning or UNSET,
             tool_calls=calls or UNSET,
         )
-        logprobs = logprobs_of(choice.logprobs) if self._with_logprobs else None
-        return Choice(index=index, message=message, finish_reason=choice.reason, logprobs=logprobs)
+        return Choice(
+            index=index, message=message, finish_reason=choice.reason, logprobs=self._logprobs(choice.logprobs)
+        )
 
     def pieces(self, model: str, event: Event) -> Iterator[bytes]:
         match event:
             case TextDelta(text, choice, logprobs) if text or logprobs:
                 yield from self._role(model, choice)
-                scored = logprobs_of(logprobs) if self._with_logprobs else None
-                yield self._chunk(model, ChunkChoice(index=choice, delta=Delta(content=text), logprobs=scored))
+                yield self._chunk(
+                    model, ChunkChoice(index=choice, delta=Delta(content=text), logprobs=self._logprobs(logprobs))
+                )
             case ReasoningDelta(text, choice) if text:
                 yield from self._role(model, choice)
                 yield self._chunk(model, ChunkChoice(index=choice, delta=Delta(reasoning_content=text)))
@@ -104,9 +103,12 @@ class ChatRendering:
         return frame(error_body(error))
 
     def _role(self, model: str, choice: int) -> Iterator[bytes]:
-        if choice not in self._begun:
-            self._begun.add(choice)
+        if choice not in self._with_role:
+            self._with_role.add(choice)
             yield self._chunk(model, ChunkChoice(index=choice, delta=Delta(role="assistant", content="")))
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob]) -> ChoiceLogprobs | None:
+        return ChoiceLogprobs(content=logprobs_of(tokens)) if self._with_logprobs else None
 
     def _chunk(self, model: str, *choices: ChunkChoice, usage: Usage | None = None) -> bytes:
         chunk = ChatCompletionChunk(
@@ -122,7 +124,7 @@ class ChatRendering:
 
 
 def call_pieces(delta: ToolCallDelta) -> Iterator[CallPiece]:
-    """A call's first piece carries its name and no arguments, as OpenAI's does; the others only arguments."""
+    """As OpenAI: the first piece of a call has its name and no arguments, the others have only arguments."""
     if delta.id is not None:
         function = FunctionPiece(name=delta.name or "", arguments="")
         yield CallPiece(index=delta.index, id=delta.id, type="function", function=function)
@@ -144,21 +146,6 @@ def usage_of(usage: Usage) -> CompletionUsage:
     )
 
 
-def logprobs_of(tokens: Iterable[TokenLogprob]) -> ChoiceLogprobs:
-    return ChoiceLogprobs(content=[_scored(token) for token in tokens])
-
-
-def _scored(token: TokenLogprob) -> TokenLogprobs:
-    return TokenLogprobs(
-        token=token.token,
-        logprob=max(token.logprob, LOGPROB_FLOOR),
-        bytes=token.bytes,
-        top_logprobs=[
-            TopLogprob(token=top.token, logprob=max(top.logprob, LOGPROB_FLOOR), bytes=top.bytes) for top in token.top
-        ],
-    )
-
-
 def fingerprint(model: str) -> str:
-    """Same seed and same fingerprint: same text."""
+    """Requests with the same seed and the same fingerprint get the same text."""
     return "fp_" + sha256(f"{__version__} {model}".encode()).hexdigest()[:10]

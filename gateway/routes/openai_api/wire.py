@@ -1,7 +1,7 @@
-"""OpenAI's wire format as msgspec structs: field names as they are, unknown fields ignored, null means absent.
+"""OpenAI's wire format of chats and models, as msgspec structs with OpenAI's field names.
 
-Ranges live in the types, so that the decoder itself refuses what is out of range and names the field. A reply field
-that is sometimes left out is typed `... | UnsetType`; one that is null when empty is typed `... | None`.
+Requests: unknown fields are ignored, null means absent, ranges are part of the type, so the decoder enforces them.
+Replies: a field that is sometimes omitted has the type `... | UnsetType`, one that can be null `... | None`.
 """
 
 from __future__ import annotations
@@ -10,23 +10,28 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-Json = dict[str, Any]
-Bias = Annotated[float, Meta(ge=-100, le=100)]
-Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")]
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-StopString = Annotated[str, Meta(min_length=1, max_length=4096)]
-MAX_INT = 2**53  # the most that JSON takes without loss; what goes to a worker must fit 64 bits
-Count = Annotated[int, Meta(ge=0, le=MAX_INT)]
-AtLeastOne = Annotated[int, Meta(ge=1, le=MAX_INT)]
-Repetition = Annotated[float, Meta(ge=0.01, le=100)]  # beyond, logits overflow
-TOKEN_IDS = {"propertyNames": {"pattern": "^(0|[1-9][0-9]{0,14})$"}}  # of a dict's keys, which JSON writes as text
-#: Lists that the gateway walks over for every request: what nobody needs is refused before that holds others up.
-MAX_MESSAGES = 10_000
-MAX_TOOLS = 1_000
-MAX_STOPS = 64
-MAX_BIASES = 10_000
-MAX_CHOICES = 1_000
+from gateway.routes.wire import (
+    MAX_BIASES,
+    MAX_CHOICES,
+    MAX_MESSAGES,
+    MAX_TOOLS,
+    AtLeastOne,
+    Bias,
+    Count,
+    Json,
+    Name,
+    Penalty,
+    Repetition,
+    Seed,
+    Share,
+    StopString,
+    Temperature,
+    TokenLogprobs,
+    TopK,
+    TopLogprobs,
+)
+
+TOKEN_IDS = {"propertyNames": {"pattern": "^(0|[1-9][0-9]{0,14})$"}}  # JSON object keys are strings
 
 
 # ---- requests ------------------------------------------------------------------------------------------------------
@@ -46,11 +51,11 @@ class JsonSchema(Struct, kw_only=True):
 class ResponseFormat(Struct, kw_only=True):
     type: str
     json_schema: JsonSchema | None = None
-    schema: Json | None = None  # llama.cpp: a schema beside type "json_object"
+    schema: Json | None = None  # llama.cpp: a schema with type "json_object"
 
 
 class StructuredOutputs(Struct, kw_only=True):
-    """vLLM's way to constrain the answer; exactly one of these."""
+    """vLLM's field for constrained decoding; exactly one member may be set."""
 
     json: Json | str | None = None
     regex: str | None = None
@@ -60,23 +65,23 @@ class StructuredOutputs(Struct, kw_only=True):
 
 
 class GenerationFields(Struct, kw_only=True):
-    """What chat and text completions have in common, the extra fields of local clients included."""
+    """The fields that chat and text completions share, with the extra fields of vLLM and llama.cpp."""
 
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    temperature: Temperature | None = None
     top_p: Share | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     stop: StopString | Annotated[list[StopString], Meta(max_length=4)] | None = None
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    seed: Seed | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: Annotated[dict[Count, Bias], Meta(max_length=MAX_BIASES, extra_json_schema=TOKEN_IDS)] | None = None
     service_tier: str | None = None
     response_format: ResponseFormat | None = None
     # vLLM and llama.cpp
-    top_k: Annotated[int, Meta(ge=-1, le=MAX_INT)] | None = None
+    top_k: TopK | None = None
     min_p: Share | None = None
     repetition_penalty: Repetition | None = None
     min_tokens: Count | None = None
@@ -102,7 +107,7 @@ class FunctionCall(Struct, kw_only=True):
 
 
 class CallMade(Struct, kw_only=True):
-    """A tool call in an assistant turn that the client sends back."""
+    """A tool call in an assistant message that the client sends back."""
 
     id: str
     function: FunctionCall
@@ -161,7 +166,7 @@ class ChatRequest(GenerationFields, kw_only=True):
     max_tokens: AtLeastOne | None = None
     max_completion_tokens: AtLeastOne | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    top_logprobs: TopLogprobs | None = None
     tools: Annotated[list[ToolDefinition], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -169,7 +174,7 @@ class ChatRequest(GenerationFields, kw_only=True):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     chat_template_kwargs: Json | None = None
     modalities: list[str] | None = None
-    # known, and refused by name when they ask for something
+    # not supported: an error that names the field if it is set
     audio: Any = None
     functions: Any = None
     function_call: Any = None
@@ -199,16 +204,6 @@ class CompletionUsage(Struct, kw_only=True):
     completion_tokens_details: CompletionTokensDetails
 
 
-class TopLogprob(Struct, kw_only=True):
-    token: str
-    logprob: float
-    bytes: tuple[int, ...]
-
-
-class TokenLogprobs(TopLogprob, kw_only=True):
-    top_logprobs: list[TopLogprob]
-
-
 class ChoiceLogprobs(Struct, kw_only=True):
     content: list[TokenLogprobs]
     refusal: None = None
@@ -220,7 +215,7 @@ class FunctionPiece(Struct, kw_only=True):
 
 
 class CallPiece(Struct, kw_only=True):
-    """A tool call in a reply; `index` only in chunks, and there `id` and `type` only with the call's first piece."""
+    """A tool call in a reply. `index` only in chunks; there, `id` and `type` only with the call's first piece."""
 
     function: FunctionPiece
     index: int | UnsetType = UNSET
@@ -278,7 +273,7 @@ class ChatCompletionChunk(Struct, kw_only=True):
 
 
 class ModelCard(Struct, kw_only=True):
-    """One entry of /v1/models; what follows `owned_by` is ours, for editors that ask how much a model can take."""
+    """One entry of /v1/models. The fields after `owned_by` are not OpenAI's; editors read the context length."""
 
     id: str
     created: int
@@ -288,7 +283,7 @@ class ModelCard(Struct, kw_only=True):
     state: str
     capabilities: tuple[str, ...]
     object: Literal["model"] = "model"
-    root: str | UnsetType = UNSET  # an alias: the model it stands for
+    root: str | UnsetType = UNSET  # only for an alias: the model's name
 
 
 class ModelList(Struct, kw_only=True):

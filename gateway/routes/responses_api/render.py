@@ -1,6 +1,6 @@
-"""Events as a response of the Responses API: told whole, or as named and numbered events, one item open at a time.
+"""Events become a response: one reply, or a stream of named and numbered events with one item open at a time.
 
-A whole reply is what the stream's events would have built, so that both always say the same.
+The one reply is built from the same stream events, so both forms always agree.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from gateway.generation import (
     Usage,
 )
 from gateway.routes.collect import Collected
-from gateway.routes.openai_api.render_chat import logprobs_of
-from gateway.routes.openai_api.wire import TokenLogprobs
-from gateway.routes.responses_api.parse import name_within
-from gateway.routes.responses_api.wire import (
+from gateway.routes.render import logprobs_of
+from gateway.routes.responses_api.parse_tools import full_name
+from gateway.routes.responses_api.wire import Reasoning, ResponsesRequest, ResponseText, TextFormat
+from gateway.routes.responses_api.wire_response import (
     ArgumentsDone,
     ArgumentsPiece,
     CallItem,
@@ -43,53 +43,49 @@ from gateway.routes.responses_api.wire import (
     MessageItem,
     OutputItem,
     OutputText,
+    OutputTextPiece,
     OutputTokensDetails,
     PartAdded,
     PartDone,
-    Reasoning,
     ReasoningDone,
     ReasoningItem,
     ReasoningPiece,
     ReasoningText,
     Response,
     ResponseError,
-    ResponseFormat,
-    ResponsesRequest,
-    ResponseText,
     ResponseUsage,
     Status,
     StreamEvent,
     TextDone,
-    TextPiece,
 )
 from gateway.server.sse import MEDIA_TYPE, frame
 
-Told = Iterator[StreamEvent]
+StreamEvents = Iterator[StreamEvent]
 
 
 class ResponsesRendering:
-    """See `respond.Rendering`. `keep` is called once with the response when it has ended well."""
+    """See `respond.Rendering`. `save` is called once, with the finished response, unless the request failed."""
 
     media_type = MEDIA_TYPE
 
-    def __init__(self, request: ResponsesRequest, generation: Generation, keep: Callable[[Response], None]) -> None:
+    def __init__(self, request: ResponsesRequest, generation: Generation, save: Callable[[Response], None]) -> None:
         self._response = _response(request, generation)
-        self._functions = dict(_within_namespaces(request))
+        self._functions = dict(_namespaced_functions(request))
         self._with_logprobs = generation.logprobs is not None
-        self._keep = keep
-        self._begun = False
+        self._save = save
+        self._is_begun = False
         self._open: OutputItem | None = None
         self._number = 0  # of the next event
 
     def whole(self, model: str, collected: Collected) -> Response:
         for event in _events_of(collected):
-            for _ in self._told(model, event):
-                pass
+            for _ in self._stream_events(model, event):
+                pass  # each step changes `self._response`
         return self._response
 
     def pieces(self, model: str, event: Event) -> Iterator[bytes]:
-        for told in self._told(model, event):
-            yield self._frame(told)
+        for stream_event in self._stream_events(model, event):
+            yield self._frame(stream_event)
 
     def failed(self, error: GatewayError) -> bytes:
         self._response.status = "failed"
@@ -98,24 +94,24 @@ class ResponsesRendering:
             self._open.status = "incomplete"
         return b"".join(map(self._frame, self._failure()))
 
-    def _failure(self) -> Told:
+    def _failure(self) -> StreamEvents:
         yield from self._begin(self._response.model)
         yield Failed(response=self._response)
 
-    def _frame(self, told: StreamEvent) -> bytes:
-        told.sequence_number = self._number
+    def _frame(self, event: StreamEvent) -> bytes:
+        event.sequence_number = self._number
         self._number += 1
-        return frame(told, event=str(type(told).__struct_config__.tag))
+        return frame(event, event=str(type(event).__struct_config__.tag))
 
-    def _told(self, model: str, event: Event) -> Told:
+    def _stream_events(self, model: str, event: Event) -> StreamEvents:
         if isinstance(event, Started):
-            return  # who answers is only known with what follows
+            return  # another model may still take over; its name is final with the next event
         yield from self._begin(model)
         match event:
             case TextDelta(text, _, logprobs) if text or logprobs:
                 yield from self._text(text, logprobs)
             case ReasoningDelta(text) if text:
-                yield from self._thought(text)
+                yield from self._reasoning(text)
             case ToolCallDelta():
                 yield from self._call(event)
             case ChoiceFinished("length"):
@@ -126,9 +122,9 @@ class ResponsesRendering:
             case Finished():
                 yield self._ended(event.usage)
 
-    def _begin(self, model: str) -> Told:
-        if not self._begun:
-            self._begun = True
+    def _begin(self, model: str) -> StreamEvents:
+        if not self._is_begun:
+            self._is_begun = True
             self._response.model = model
             yield Created(response=self._response)
             yield InProgress(response=self._response)
@@ -137,20 +133,20 @@ class ResponsesRendering:
         response = self._response
         response.usage = _usage(usage)
         response.status = "completed" if response.incomplete_details is None else "incomplete"
-        self._keep(response)
+        self._save(response)
         return Completed(response=response) if response.status == "completed" else Incomplete(response=response)
 
     # ---- items
 
     @property
     def _index(self) -> int:
-        """Of the item that was begun last."""
+        """Position of the newest item in the output."""
         return len(self._response.output) - 1
 
     def _new_id(self, prefix: str) -> str:
         return f"{prefix}_{self._response.id.removeprefix('resp_')}{len(self._response.output):04x}"
 
-    def _text(self, text: str, logprobs: tuple[TokenLogprob, ...]) -> Told:
+    def _text(self, text: str, logprobs: tuple[TokenLogprob, ...]) -> StreamEvents:
         if not isinstance(self._open, MessageItem):
             message = MessageItem(id=self._new_id("msg"))
             yield from self._add(message)
@@ -158,22 +154,22 @@ class ResponsesRendering:
             yield PartAdded(item_id=message.id, output_index=self._index, part=message.content[0])
         assert isinstance(self._open, MessageItem)
         [part] = self._open.content
-        scored: list[TokenLogprobs] = logprobs_of(logprobs).content if self._with_logprobs else []
+        scored = logprobs_of(logprobs) if self._with_logprobs else []
         part.text += text
         part.logprobs += scored
-        yield TextPiece(item_id=self._open.id, output_index=self._index, delta=text, logprobs=scored)
+        yield OutputTextPiece(item_id=self._open.id, output_index=self._index, delta=text, logprobs=scored)
 
-    def _thought(self, text: str) -> Told:
+    def _reasoning(self, text: str) -> StreamEvents:
         if not isinstance(self._open, ReasoningItem):
-            thought = ReasoningItem(id=self._new_id("rs"))
-            yield from self._add(thought)
-            thought.content.append(ReasoningText())
-            yield PartAdded(item_id=thought.id, output_index=self._index, part=thought.content[0])
+            item = ReasoningItem(id=self._new_id("rs"))
+            yield from self._add(item)
+            item.content.append(ReasoningText())
+            yield PartAdded(item_id=item.id, output_index=self._index, part=item.content[0])
         assert isinstance(self._open, ReasoningItem)
         self._open.content[0].text += text
         yield ReasoningPiece(item_id=self._open.id, output_index=self._index, delta=text)
 
-    def _call(self, delta: ToolCallDelta) -> Told:
+    def _call(self, delta: ToolCallDelta) -> StreamEvents:
         if delta.id is not None:
             namespace, name = self._functions.get(delta.name or "", (UNSET, delta.name or ""))
             yield from self._add(CallItem(id=self._new_id("fc"), call_id=delta.id, name=name, namespace=namespace))
@@ -182,13 +178,13 @@ class ResponsesRendering:
             self._open.arguments += delta.arguments
             yield ArgumentsPiece(item_id=self._open.id, output_index=self._index, delta=delta.arguments)
 
-    def _add(self, item: OutputItem) -> Told:
+    def _add(self, item: OutputItem) -> StreamEvents:
         yield from self._close("completed")
         self._open = item
         self._response.output.append(item)
         yield ItemAdded(output_index=self._index, item=item)
 
-    def _close(self, status: Status) -> Told:
+    def _close(self, status: Status) -> StreamEvents:
         if self._open is None:
             return
         item, index, self._open = self._open, self._index, None
@@ -206,7 +202,7 @@ class ResponsesRendering:
 
 
 def _response(request: ResponsesRequest, generation: Generation) -> Response:
-    """As it is before anything is answered: what was asked, with the defaults it got."""
+    """The response before the first event: the request's settings, defaults applied."""
     text = request.text or ResponseText()
     return Response(
         id=generation.id,
@@ -219,7 +215,7 @@ def _response(request: ResponsesRequest, generation: Generation) -> Response:
         reasoning=request.reasoning or Reasoning(),
         store=request.store is not False,
         temperature=generation.sampling.temperature,
-        text=ResponseText(format=text.format or ResponseFormat(type="text"), verbosity=text.verbosity),
+        text=ResponseText(format=text.format or TextFormat(type="text"), verbosity=text.verbosity),
         tool_choice=request.tool_choice or "auto",
         tools=request.tools or [],
         top_p=generation.sampling.top_p,
@@ -228,12 +224,12 @@ def _response(request: ResponsesRequest, generation: Generation) -> Response:
     )
 
 
-def _within_namespaces(request: ResponsesRequest) -> Iterator[tuple[str, tuple[str, str]]]:
-    """A model's name for a function, and the request's: its namespace and its own."""
-    for space in request.tools or ():
-        for function in space.tools or ():
-            if space.name and function.name:
-                yield name_within(space.name, function.name), (space.name, function.name)
+def _namespaced_functions(request: ResponsesRequest) -> Iterator[tuple[str, tuple[str, str]]]:
+    """For each function of a namespace: the name that the model knows, and (namespace, name) of the request."""
+    for namespace in request.tools or ():
+        for function in namespace.tools or ():
+            if namespace.name and function.name:
+                yield full_name(namespace.name, function.name), (namespace.name, function.name)
 
 
 def _events_of(collected: Collected) -> Iterator[Event]:

@@ -28,12 +28,12 @@ from gateway.generation import (
     ToolCallDelta,
     Usage,
 )
+from gateway.routes.anthropic_api.parse import messages_generation
 from gateway.routes.anthropic_api.render import AnthropicRendering
-from gateway.routes.anthropic_api.routes import messages_generation
 from gateway.routes.anthropic_api.wire import ContentBlock, MessagesRequest
 from gateway.server.body import parse
 from tests.routes.conftest import PARIS
-from tests.routes.openai_api.test_completion_requests import ANYTHING
+from tests.routes.openai_api.test_parse_completions import ANYTHING
 from tests.support.server import Running, config_of, scripted, serving
 
 FRANCE: Any = [{"role": "user", "content": "What is the capital of France?"}]

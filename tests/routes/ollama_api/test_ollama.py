@@ -36,7 +36,7 @@ from gateway.routes.ollama_api.render import OllamaRendering
 from gateway.routes.ollama_api.wire import OllamaChatRequest, OllamaGenerateRequest, Options
 from gateway.server.body import parse
 from tests.routes.conftest import PARIS
-from tests.routes.openai_api.test_completion_requests import ANYTHING
+from tests.routes.openai_api.test_parse_completions import ANYTHING
 from tests.support.server import Running
 
 QUESTION = "What is the capital of France?"

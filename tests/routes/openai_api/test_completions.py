@@ -344,7 +344,7 @@ def test_a_prompt_that_fails_ends_the_whole(http: httpx.Client) -> None:
 
 
 def test_embeddings_say_that_no_model_embeds(openai: OpenAI) -> None:
-    with pytest.raises(sdk.BadRequestError, match="no embedding model") as caught:
+    with pytest.raises(sdk.BadRequestError, match="not an embedding model") as caught:
         openai.embeddings.create(model="paris", input="x")
     assert caught.value.param == "model"
     with pytest.raises(sdk.NotFoundError):

@@ -30,14 +30,15 @@ from gateway.generation import (
     Usage,
 )
 from gateway.routes.collect import Collected, CollectedChoice, collect
-from gateway.routes.responses_api.parse import placed_items
+from gateway.routes.responses_api.parse import response_generation
+from gateway.routes.responses_api.parse_items import located_items
 from gateway.routes.responses_api.render import ResponsesRendering
-from gateway.routes.responses_api.routes import response_generation
 from gateway.routes.responses_api.store import ResponseStore
-from gateway.routes.responses_api.wire import InputItem, Response, ResponsesRequest
+from gateway.routes.responses_api.wire import InputItem, ResponsesRequest
+from gateway.routes.responses_api.wire_response import Response
 from gateway.server.body import parse
 from tests.routes.conftest import PARIS
-from tests.routes.openai_api.test_completion_requests import ANYTHING
+from tests.routes.openai_api.test_parse_completions import ANYTHING
 from tests.support.server import Running, config_of, scripted, serving
 
 FRANCE = "What is the capital of France?"
@@ -55,7 +56,7 @@ def real(local: Running) -> Iterator[OpenAI]:
 
 def translated(store: ResponseStore | None = None, **fields: Any) -> Generation:
     request = parse(msgspec.json.encode({"model": "m", "input": FRANCE, **fields}), _decoder)
-    placed = placed_items(request, store or ResponseStore(), "me")
+    placed = located_items(request, store or ResponseStore(), "me")
     return response_generation(request, placed, Defaults(), id="resp_1")
 
 
@@ -438,7 +439,7 @@ def test_whatever_is_asked_is_a_request_or_a_refusal(fields: dict[str, Any]) -> 
         return
     try:
         request = parse(body, _decoder)
-        response_generation(request, placed_items(request, ResponseStore(), ""), Defaults(), id="resp_1")
+        response_generation(request, located_items(request, ResponseStore(), ""), Defaults(), id="resp_1")
     except (InvalidRequest, NotFound) as refused:
         assert refused.message
 

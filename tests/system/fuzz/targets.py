@@ -31,16 +31,16 @@ from gateway.generation import (
     ToolCallDelta,
     ToolChoice,
 )
-from gateway.routes.anthropic_api.routes import messages_generation
+from gateway.routes.anthropic_api.parse import messages_generation
 from gateway.routes.anthropic_api.wire import MessagesRequest
-from gateway.routes.ollama_api import parse as ollama_prompts
+from gateway.routes.ollama_api import parse as ollama_parse
 from gateway.routes.ollama_api.wire import OllamaChatRequest, OllamaGenerateRequest
-from gateway.routes.openai_api.completion_wire import CompletionRequest
-from gateway.routes.openai_api.completions import completion_generations
-from gateway.routes.openai_api.parse import chat_generation
+from gateway.routes.openai_api.parse_chat import chat_generation
+from gateway.routes.openai_api.parse_completions import completion_generations
 from gateway.routes.openai_api.wire import ChatRequest
-from gateway.routes.responses_api.parse import placed_items
-from gateway.routes.responses_api.routes import response_generation
+from gateway.routes.openai_api.wire_completions import CompletionRequest
+from gateway.routes.responses_api.parse import response_generation
+from gateway.routes.responses_api.parse_items import located_items
 from gateway.routes.responses_api.store import ResponseStore
 from gateway.routes.responses_api.wire import ResponsesRequest
 from gateway.server.body import parse
@@ -62,7 +62,7 @@ def _completions(asked: CompletionRequest) -> list[Generation]:
 
 
 def _responses(asked: ResponsesRequest) -> list[Generation]:
-    return [response_generation(asked, placed_items(asked, STORE, ""), DEFAULTS, id="x")]
+    return [response_generation(asked, located_items(asked, STORE, ""), DEFAULTS, id="x")]
 
 
 def _messages(asked: MessagesRequest) -> list[Generation]:
@@ -70,13 +70,13 @@ def _messages(asked: MessagesRequest) -> list[Generation]:
 
 
 def _ollama_chat(asked: OllamaChatRequest) -> list[Generation]:
-    prompt = ollama_prompts.chat_of(asked)
-    return [ollama_prompts.generation_of(asked, prompt, DEFAULTS, model="m", id="x")]
+    prompt = ollama_parse.chat_of(asked)
+    return [ollama_parse.generation_of(asked, prompt, DEFAULTS, model="m", id="x")]
 
 
 def _ollama_generate(asked: OllamaGenerateRequest) -> list[Generation]:
-    prompt = ollama_prompts.prompt_of(asked)
-    return [ollama_prompts.generation_of(asked, prompt, DEFAULTS, model="m", id="x")]
+    prompt = ollama_parse.prompt_of(asked)
+    return [ollama_parse.generation_of(asked, prompt, DEFAULTS, model="m", id="x")]
 
 
 DOORS: tuple[tuple[msgspec.json.Decoder[Any], Callable[[Any], list[Generation]]], ...] = (

@@ -8,7 +8,7 @@ import msgspec
 
 from gateway.generation import ChoiceFinished, Event, Finished, Started, TextDelta, TokenLogprob, Usage
 from gateway.routes.collect import Collected, CollectedChoice
-from gateway.routes.openai_api.render_completion import CompletionRendering, CompletionShape
+from gateway.routes.openai_api.render_completions import CompletionRendering, CompletionShape
 
 
 def scored(text: str, logprob: float = -1.0) -> TokenLogprob:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from gateway.config import Defaults
 from gateway.errors import InvalidRequest
 from gateway.generation import Generation, Grammar, Text, TokenIds
-from gateway.routes.openai_api.completion_wire import CompletionRequest
-from gateway.routes.openai_api.completions import completion_generations
+from gateway.routes.openai_api.parse_completions import completion_generations
+from gateway.routes.openai_api.wire_completions import CompletionRequest
 from gateway.server.body import parse
 
 decoder = msgspec.json.Decoder(CompletionRequest)

@@ -1,4 +1,4 @@
-"""Events as OpenAI text completions: one reply, or a stream of chunks."""
+"""Events become an OpenAI text completion: one reply, or a stream of chunks."""
 
 from __future__ import annotations
 
@@ -11,42 +11,43 @@ from msgspec import Struct
 from gateway.errors import GatewayError
 from gateway.generation import ChoiceFinished, Event, Finished, Started, TextDelta, TokenLogprob, Usage
 from gateway.routes.collect import Collected, CollectedChoice
-from gateway.routes.openai_api.completion_wire import Completion, TextChoice, TextLogprobs
-from gateway.routes.openai_api.render_chat import LOGPROB_FLOOR, fingerprint, usage_of
+from gateway.routes.openai_api.render_chat import fingerprint, usage_of
+from gateway.routes.openai_api.wire_completions import Completion, TextChoice, TextLogprobs
+from gateway.routes.render import LOGPROB_FLOOR
 from gateway.server.error_body import error_body
 from gateway.server.sse import DONE, MEDIA_TYPE, frame
 
 
 class CompletionShape(Struct, frozen=True, kw_only=True):
-    """What the client asked the reply to hold."""
+    """What the reply contains."""
 
     id: str
-    n: int  # choices told for each prompt ...
-    best_of: int  # ... out of so many that are generated
-    #: What each prompt's choices begin with: the prompt's text with `echo`, else nothing.
+    n: int  # choices in the reply for each prompt
+    best_of: int  # choices generated for each prompt
+    #: For each prompt, the text before its choices: the prompt itself with `echo`, else "".
     echoes: tuple[str, ...]
     with_logprobs: bool = False
     with_usage: bool = False
 
 
 class CompletionRendering:
-    """See `respond.Rendering`. Choices are numbered over all prompts, in the prompts' order."""
+    """See `respond.Rendering`. Choice numbers run over all prompts, in order: prompt 0 has 0 to `best_of` - 1."""
 
     media_type = MEDIA_TYPE
 
     def __init__(self, shape: CompletionShape) -> None:
         self._shape = shape
         self._created = int(time.time())
-        self._prompt = -1  # the one that is being answered
-        self._places = [_Places(len(echo)) for echo in shape.echoes for _ in range(shape.best_of)]
+        self._prompt = -1  # index of the prompt that is answered now
+        self._offsets = [_Offsets(len(echo)) for echo in shape.echoes for _ in range(shape.best_of)]
 
     def whole(self, model: str, collected: Collected) -> Completion:
-        told = [number for prompt in range(len(self._shape.echoes)) for number in self._told(prompt, collected)]
-        choices = [self._choice(index, number, collected) for index, number in enumerate(told)]
+        numbers = [number for prompt in range(len(self._shape.echoes)) for number in self._best(prompt, collected)]
+        choices = [self._choice(index, number, collected) for index, number in enumerate(numbers)]
         return self._completion(model, choices, usage=collected.usage)
 
-    def _told(self, prompt: int, collected: Collected) -> list[int]:
-        """The choices of this prompt that the client gets: the most likely ones, by the mean over their tokens."""
+    def _best(self, prompt: int, collected: Collected) -> list[int]:
+        """The `n` choices of this prompt with the highest mean log-probability of their tokens."""
         n, best_of = self._shape.n, self._shape.best_of
         numbers = range(prompt * best_of, (prompt + 1) * best_of)
         if n == best_of:
@@ -58,7 +59,7 @@ class CompletionRendering:
         logprobs = None
         if self._shape.with_logprobs:
             logprobs = self._prompt_logprobs(prompt, collected.prompt_logprobs[prompt])
-            _extend(logprobs, choice.logprobs, self._places[number])
+            _extend(logprobs, choice.logprobs, self._offsets[number])
         text = self._shape.echoes[prompt] + choice.text
         return TextChoice(index=index, text=text, logprobs=logprobs, finish_reason=choice.reason)
 
@@ -67,8 +68,8 @@ class CompletionRendering:
             case Started():
                 self._prompt += 1
                 yield from self._echoed(model, event)
-            case TextDelta(text, number, scored) if text or scored:
-                logprobs = self._logprobs(scored, number) if self._shape.with_logprobs else None
+            case TextDelta(text, number, tokens) if text or tokens:
+                logprobs = self._logprobs(tokens, number) if self._shape.with_logprobs else None
                 yield self._chunk(model, TextChoice(index=number, text=text, logprobs=logprobs))
             case ChoiceFinished(reason, number):
                 yield self._chunk(model, TextChoice(index=number, text="", finish_reason=reason))
@@ -90,18 +91,20 @@ class CompletionRendering:
         for number in range(first, first + self._shape.best_of):
             yield self._chunk(model, TextChoice(index=number, text=echo, logprobs=logprobs))
 
-    def _logprobs(self, scored: Iterable[TokenLogprob], number: int) -> TextLogprobs:
+    def _logprobs(self, tokens: Iterable[TokenLogprob], number: int) -> TextLogprobs:
         logprobs = _no_logprobs()
-        _extend(logprobs, scored, self._places[number])
+        _extend(logprobs, tokens, self._offsets[number])
         return logprobs
 
-    def _prompt_logprobs(self, prompt: int, scored: Iterable[TokenLogprob]) -> TextLogprobs:
-        """Those of the echoed prompt; what its tokens write before its text (a begin token, SentencePiece's space) is
-        no part of it."""
+    def _prompt_logprobs(self, prompt: int, tokens: Iterable[TokenLogprob]) -> TextLogprobs:
+        """Log-probabilities of the echoed prompt.
+
+        A begin token, or SentencePiece's first space, writes text that the prompt does not have. The offsets skip it.
+        """
         logprobs = _no_logprobs()
-        places = _Places(0)
-        _extend(logprobs, scored, places)
-        before = max(0, places.end - len(self._shape.echoes[prompt]))
+        offsets = _Offsets(0)
+        _extend(logprobs, tokens, offsets)
+        before = max(0, offsets.end - len(self._shape.echoes[prompt]))
         logprobs.text_offset = [max(0, offset - before) for offset in logprobs.text_offset]
         if logprobs.tokens:
             logprobs.token_logprobs[0] = logprobs.top_logprobs[0] = None
@@ -126,8 +129,8 @@ class CompletionRendering:
         return completion
 
 
-class _Places:
-    """Where in the text each token begins, in characters. A token within a character begins where that one does."""
+class _Offsets:
+    """The character offset of each token in the text. A token inside a character has that character's offset."""
 
     def __init__(self, start: int) -> None:
         self.end = start
@@ -143,21 +146,21 @@ def _no_logprobs() -> TextLogprobs:
     return TextLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
 
 
-def _extend(logprobs: TextLogprobs, scored: Iterable[TokenLogprob], places: _Places) -> None:
-    for token in scored:
+def _extend(logprobs: TextLogprobs, tokens: Iterable[TokenLogprob], offsets: _Offsets) -> None:
+    for token in tokens:
         logprobs.tokens.append(_name(token))
         logprobs.token_logprobs.append(max(token.logprob, LOGPROB_FLOOR))
         logprobs.top_logprobs.append({_name(t): max(t.logprob, LOGPROB_FLOOR) for t in (*token.top, token)})
-        logprobs.text_offset.append(places.next(token))
+        logprobs.text_offset.append(offsets.next(token))
 
 
 def _name(token: TokenLogprob) -> str:
-    """The token's text, or in OpenAI's manner its bytes where they are no text of their own."""
+    """The token's text; OpenAI's "bytes:" form if its bytes are not valid UTF-8."""
     if "\ufffd" not in token.token:
         return token.token
     return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes)
 
 
 def _mean_logprob(choice: CollectedChoice) -> float:
-    scored = choice.logprobs
-    return sum(token.logprob for token in scored) / len(scored) if scored else LOGPROB_FLOOR
+    tokens = choice.logprobs
+    return sum(token.logprob for token in tokens) / len(tokens) if tokens else LOGPROB_FLOOR

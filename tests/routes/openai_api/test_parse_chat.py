@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gateway.config import Defaults
 from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.generation import Chat, Generation, Grammar, Message, Tool, ToolCall, ToolChoice
-from gateway.routes.openai_api.parse import chat_generation
+from gateway.routes.openai_api.parse_chat import chat_generation
 from gateway.routes.openai_api.wire import ChatRequest
 from gateway.server.body import parse
 

@@ -1,0 +1,134 @@
+"""Parse helpers that several APIs share. They take plain values, not the structs of one API.
+
+Each raises InvalidRequest (or UnsupportedParameter) with `param`: the path of the field, for example "tools.0.type".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, TypeVar
+
+import msgspec
+
+from gateway.config import Defaults
+from gateway.errors import InvalidRequest, UnsupportedParameter
+from gateway.generation import Grammar, Tool, ToolChoice
+from gateway.routes.wire import Json
+from gateway.sampling import Sampling
+from gateway.server.body import check_depth
+
+T = TypeVar("T")
+
+Mode = Literal["auto", "none", "required"]
+
+
+def required(value: T | None, param: str) -> T:
+    if value is None:
+        raise InvalidRequest(f"Missing required parameter: '{param}'.", param=param)
+    return value
+
+
+def refuse_parameters(sent: Iterable[tuple[str, object, str]]) -> None:
+    """`sent`: for each parameter that the gateway does not support, its name, its value and what to do instead."""
+    for name, value, instead in sent:
+        if value:
+            raise UnsupportedParameter(f"Unsupported parameter: '{name}': {instead}.", param=name)
+
+
+def not_text(kind: str, param: str) -> InvalidRequest:
+    """The error for an image, a sound or a file."""
+    return InvalidRequest(
+        f"Invalid content part '{param}': the model reads only text, not {kind!r}. Send it as text, or remove it.",
+        param=param,
+    )
+
+
+# ---- sampling ------------------------------------------------------------------------------------------------------
+
+
+def sampling_of(
+    defaults: Defaults,
+    *,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    seed: int | None = None,
+    presence_penalty: float | None = None,
+    frequency_penalty: float | None = None,
+    logit_bias: dict[int, float] | None = None,
+) -> Sampling:
+    """None: the request does not set the parameter."""
+    return Sampling(
+        temperature=_or(temperature, defaults.temperature),
+        top_p=_or(top_p, defaults.top_p),
+        top_k=max(0, _or(top_k, defaults.top_k)),  # vLLM's -1 means off, like 0
+        min_p=_or(min_p, defaults.min_p),
+        repetition_penalty=_or(repetition_penalty, defaults.repetition_penalty),
+        seed=seed,
+        presence_penalty=presence_penalty or 0.0,
+        frequency_penalty=frequency_penalty or 0.0,
+        logit_bias=logit_bias or {},
+    )
+
+
+def _or(given: T | None, default: T) -> T:
+    return default if given is None else given
+
+
+def stop_of(stop: str | list[str] | None) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
+
+
+# ---- tools ---------------------------------------------------------------------------------------------------------
+
+
+def function_tool(
+    name: str, *, description: str | None, parameters: Json | None, strict: bool | None, param: str
+) -> Tool:
+    """A tool of the engine. `parameters`: its JSON schema, from the field `param`; None: no arguments."""
+    if parameters is None:
+        return Tool(name=name, description=description or "", strict=bool(strict))
+    if parameters.get("type", "object") != "object":
+        raise InvalidRequest(f"Invalid schema for function '{name}': '{param}' must be of type 'object'.", param=param)
+    check_depth(parameters, param)
+    return Tool(name=name, description=description or "", parameters=parameters, strict=bool(strict))
+
+
+def check_function_type(kind: str, param: str) -> None:
+    """Only functions that the client runs are supported, not hosted tools such as web search."""
+    if kind != "function":
+        raise UnsupportedParameter(
+            f"Unsupported value for '{param}.type': {kind!r}; the gateway supports only 'function' tools.",
+            param=f"{param}.type",
+        )
+
+
+def tool_choice_of(mode: Mode, names: tuple[str, ...], tools: tuple[Tool, ...], *, parallel: bool) -> ToolChoice:
+    """Which of `tools` the model may or must call. Without tools the mode is "none".
+
+    Raises InvalidRequest if a call is required without tools, or if `names` has a tool that `tools` lacks.
+    """
+    if mode != "required" and not names:
+        return ToolChoice(mode=mode if tools else "none", parallel=parallel)
+    if not tools:
+        raise InvalidRequest("'tool_choice' requires a tool call, but the request has no 'tools'.", param="tool_choice")
+    known = {tool.name for tool in tools}
+    if unknown := [name for name in names if name not in known]:
+        raise InvalidRequest(f"'tool_choice' names {unknown[0]!r}, which is not in 'tools'.", param="tool_choice")
+    return ToolChoice(mode=mode, names=names, parallel=parallel)
+
+
+# ---- grammar -------------------------------------------------------------------------------------------------------
+
+
+def schema_grammar(schema: Json, param: str) -> Grammar:
+    check_depth(schema, param)
+    return Grammar(kind="json_schema", source=msgspec.json.encode(schema).decode(), param=param)
+
+
+def unknown_format(kind: str, param: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"Invalid value for '{param}': {kind!r} is not one of 'text', 'json_object' and 'json_schema'.", param=param
+    )
