@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.bundles.genai_config import GenaiConfig, read_genai_config
+from gateway.bundles.json_file import read_optional_object
 from gateway.errors import BundleError
 
 
@@ -45,7 +46,7 @@ def load_bundle(path: Path) -> Bundle:
         raise BundleError(f"There is no model bundle at {path.name}.")
     config = read_genai_config(path)
     tokenizer = path / config.tokenizer_dir
-    tokenizer_config = read_tokenizer_config(tokenizer)
+    tokenizer_config = read_optional_object(tokenizer / "tokenizer_config.json")
     bundle = Bundle(
         folder=path,
         config=config,
@@ -56,16 +57,6 @@ def load_bundle(path: Path) -> Bundle:
     if not bundle.tokenizer_path.is_file():
         raise BundleError(f"{path.name} has no tokenizer.json.")
     return bundle
-
-
-def read_tokenizer_config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except msgspec.MsgspecError as error:
-        raise BundleError(f"{folder.name}: tokenizer_config.json cannot be read: {error}.") from error
 
 
 def find_chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct, field
 
+from gateway.bundles.json_file import read_json
 from gateway.errors import BundleError
 
 PIPELINE = "decoder-pipeline"  # the model type of several sessions per step
@@ -117,12 +118,10 @@ class GenaiConfig(Struct, frozen=True, kw_only=True):
 
 def read_genai_config(folder: Path) -> GenaiConfig:
     """Raises BundleError when the file is missing, is not JSON, or lacks or mistypes something needed."""
-    path = folder / "genai_config.json"
+    content = read_json(folder / "genai_config.json", _File, missing="so it is not a model bundle")
     try:
-        config = _config(msgspec.json.decode(path.read_bytes(), type=_File))
-    except FileNotFoundError:
-        raise BundleError(f"{folder.name} has no genai_config.json, so it is not a model bundle.") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        config = _config(content)
+    except msgspec.ValidationError as error:
         raise BundleError(f"{folder.name}: genai_config.json cannot be read: {error}.") from error
     for name in (config.tokenizer_dir, config.decoder.filename, *(stage.filename for stage in config.decoder.stages)):
         check_inside(folder, name)

@@ -20,8 +20,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from gateway.bundles.bundle import find_chat_template, read_tokenizer_config
+from gateway.bundles.bundle import find_chat_template
 from gateway.bundles.genie_templates import family_template
+from gateway.bundles.json_file import read_json, read_optional_object
 from gateway.errors import BundleError
 
 _FORECAST = "kv-cache.primary.qnn-htp"
@@ -66,7 +67,9 @@ def load_genie_bundle(path: Path, dialect: str = "") -> GenieBundle:
     raw, dialog = _read(path)
     folder = path.absolute().parent
     tokenizer_path = _located(folder, dialog.tokenizer.path, "tokenizer")
-    tokenizer_config = _special_tokens(tokenizer_path, dialog) | read_tokenizer_config(tokenizer_path.parent)
+    tokenizer_config = _special_tokens(tokenizer_path, dialog) | read_optional_object(
+        tokenizer_path.with_name("tokenizer_config.json")
+    )
     template = find_chat_template(tokenizer_path.parent, tokenizer_config)
     binaries = tuple(_located(folder, name, "context binary") for name in dialog.engine.model.binary.ctx_bins)
     for binary in binaries:
@@ -141,13 +144,11 @@ class _Config(Struct):
 def _read(path: Path) -> tuple[dict[str, Any], _Dialog]:
     if not path.is_file():
         raise BundleError(f"There is no Genie configuration at {path.name}; `path` names the bundle's config.json.")
+    raw = read_json(path, dict[str, Any])
     try:
-        raw = msgspec.json.decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), type=dict[str, Any])
         dialog = msgspec.convert(raw, _Config).dialog
-    except msgspec.MsgspecError as error:
+    except msgspec.ValidationError as error:
         raise BundleError(f"{path.name} is not a Genie configuration that can be served: {error}.") from error
-    except OSError as error:
-        raise BundleError(f"{path.name} cannot be read: {error.strerror}.") from error
     if dialog.type == "ssd-q1" and dialog.ssd is None:
         raise BundleError(f"{path.name}: a dialog of type 'ssd-q1' needs its table `ssd-q1`.")
     return raw, dialog
@@ -223,11 +224,7 @@ class _TokenizerFile(Struct):
 
 
 def _added_tokens(path: Path) -> dict[int, str]:
-    try:
-        found = msgspec.json.decode(path.read_bytes(), type=_TokenizerFile)
-    except (msgspec.MsgspecError, OSError) as error:
-        raise BundleError(f"{path.name} cannot be read: {error}.") from error
-    return {token.id: token.content for token in found.added_tokens}
+    return {token.id: token.content for token in read_json(path, _TokenizerFile).added_tokens}
 
 
 def _special_tokens(tokenizer: Path, dialog: _Dialog) -> dict[str, Any]:

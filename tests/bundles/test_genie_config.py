@@ -122,7 +122,7 @@ def test_what_is_wrong_with_a_configuration_is_said_by_name(bundle: Path, change
 
 def test_a_configuration_that_is_none(bundle: Path) -> None:
     bundle.write_text('{"dialog": ', encoding="utf-8")
-    assert "config.json is not a Genie configuration" in refusal(bundle)
+    assert "config.json cannot be read: " in refusal(bundle)
     bundle.unlink()
     assert "no Genie configuration at config.json" in refusal(bundle)
 

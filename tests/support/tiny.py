@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gateway.builder.build import build_bundle
@@ -130,24 +130,12 @@ def tiny_weights(
 def _write_shards(folder: Path, weights: dict[str, NDArray[Any]], shards: int) -> None:
     names = list(weights)
     if shards == 1:
-        _write_safetensors(folder / "model.safetensors", weights)
+        save_file(weights, folder / "model.safetensors")
         return
     placed = {name: f"model-{1 + index % shards:05}-of-{shards:05}.safetensors" for index, name in enumerate(names)}
     for file in set(placed.values()):
-        _write_safetensors(folder / file, {name: weights[name] for name in names if placed[name] == file})
+        save_file({name: weights[name] for name in names if placed[name] == file}, folder / file)
     _write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": placed})
-
-
-def _write_safetensors(path: Path, weights: dict[str, NDArray[Any]]) -> None:
-    types = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(ml_dtypes.bfloat16): "BF16"}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, values in weights.items():
-        end = offset + values.nbytes
-        header[name] = {"dtype": types[values.dtype], "shape": list(values.shape), "data_offsets": [offset, end]}
-        offset = end
-    head = json.dumps(header).encode()
-    path.write_bytes(len(head).to_bytes(8, "little") + head + b"".join(values.tobytes() for values in weights.values()))
 
 
 def _write_json(path: Path, content: Any) -> None:

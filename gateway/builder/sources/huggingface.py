@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.builder.sources import safetensors_file as safetensors
+from gateway.builder.sources.safetensors_file import Weights
 from gateway.builder.sources.source import (
     ARCHITECTURES,
     HEAD,
@@ -19,6 +19,7 @@ from gateway.builder.sources.source import (
     TransformerConfig,
     unsupported_architecture,
 )
+from gateway.bundles.json_file import read_json, read_optional_object
 from gateway.errors import BundleError
 
 
@@ -27,20 +28,20 @@ class HuggingFaceSource:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        content = _read_json(folder / "config.json")
+        content = read_json(folder / "config.json", dict[str, Any], missing="so it is not a Hugging Face model")
         _check_supported(content)
-        self._files = safetensors.open_folder(folder)
-        self._generation = _read_json(folder / "generation_config.json", optional=True)
+        self._weights = Weights(folder)
+        self._generation = read_optional_object(folder / "generation_config.json")
         self.config = self._read_config(content)
         self.generation = msgspec.convert(self._generation, GenerationDefaults, strict=False)
 
     def has(self, name: str) -> bool:
-        return name in self._files and not (name == HEAD and self.config.tied_embeddings)
+        return name in self._weights and not (name == HEAD and self.config.tied_embeddings)
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         if not self.has(name):
             raise BundleError(f"{self._folder.name} has no tensor {name}.")
-        return self._files[name].tensor(name)
+        return self._weights.tensor(name)
 
     def blocks(self, name: str) -> Blocks | None:
         return None
@@ -52,7 +53,7 @@ class HuggingFaceSource:
         return path.read_text(encoding="utf-8")
 
     def tokenizer_config(self) -> dict[str, Any]:
-        content = _read_json(self._folder / "tokenizer_config.json", optional=True)
+        content = read_optional_object(self._folder / "tokenizer_config.json")
         template = self._folder / "chat_template.jinja"
         if template.is_file():
             content["chat_template"] = template.read_text(encoding="utf-8")
@@ -76,7 +77,7 @@ class HuggingFaceSource:
                 rope_theta=(theta := float(rope.get("rope_theta") or content.get("rope_theta", 10000.0))),
                 rope_factors=_rope_factors(rope, theta, head_dim),
                 context_length=_context_length(content),
-                tied_embeddings=bool(content.get("tie_word_embeddings")) or HEAD not in self._files,
+                tied_embeddings=bool(content.get("tie_word_embeddings")) or HEAD not in self._weights,
                 eos_ids=_ids(self._generation.get("eos_token_id", content.get("eos_token_id"))),
                 bos_id=content.get("bos_token_id"),
                 pad_id=content.get("pad_token_id"),
@@ -85,17 +86,6 @@ class HuggingFaceSource:
             raise BundleError(f"{self._folder.name}: config.json lacks {error}.") from error
         except (TypeError, ValueError) as error:
             raise BundleError(f"{self._folder.name}: config.json has a value of the wrong kind ({error}).") from error
-
-
-def _read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
-    if optional and not path.is_file():
-        return {}
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except FileNotFoundError:
-        raise BundleError(f"{path.parent.name} has no {path.name}, so it is not a Hugging Face model.") from None
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise BundleError(f"{path.parent.name}: {path.name} is not a JSON object ({error}).") from error
 
 
 def _check_supported(content: dict[str, Any]) -> None:

@@ -1,86 +1,72 @@
-"""Reads *.safetensors files: a JSON header of names, types and offsets, then the raw tensors, mapped and not loaded."""
+"""Reads the weights of a Hugging Face folder: one *.safetensors file or several shards of a model."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import msgspec
+import ml_dtypes  # noqa: F401  # registers bfloat16 with numpy, which safetensors needs to return it
 import numpy as np
+import safetensors
 from msgspec import Struct
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
+from gateway.bundles.json_file import read_json
 from gateway.errors import BundleError
 
-_FLOATS: dict[str, DTypeLike] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
+_FLOATS = ("F32", "F16", "BF16", "F64")
 
 
-class _Entry(Struct, frozen=True):
-    dtype: str
-    shape: tuple[int, ...]
-    data_offsets: tuple[int, int]
+class _Index(Struct):
+    """model.safetensors.index.json: tensor name -> shard."""
+
+    weight_map: dict[str, str]
 
 
-class SafetensorsFile:
-    """One file. `tensor` maps just the bytes it needs, so a model larger than memory can be read."""
+class Weights:
+    """The tensors of all *.safetensors files in a folder. Raises BundleError if a file is missing or damaged.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._data_start, self._entries = _read_header(path)
+    A file is mapped only while one of its tensors is read, so a model that is larger than memory can be read.
+    """
 
-    @property
-    def names(self) -> list[str]:
-        return list(self._entries)
+    def __init__(self, folder: Path) -> None:
+        self._files: dict[str, Path] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            with _open(path) as file:
+                self._files |= dict.fromkeys(file.keys(), path)
+        missing = [name for name in _indexed_names(folder) if name not in self._files]
+        if missing:
+            raise BundleError(
+                f"{folder.name} lacks {len(missing)} tensors that its index names, such as {missing[0]}. "
+                "Download the missing *.safetensors files."
+            )
+        if not self._files:
+            raise BundleError(f"{folder.name} has no .safetensors weights.")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """A copy as float32; BundleError for a type that is not a float."""
-        entry = self._entries[name]
-        if entry.dtype not in _FLOATS:
-            raise BundleError(f"{self._path.name}: {name} has type {entry.dtype}; {', '.join(_FLOATS)} can be read.")
-        start, end = entry.data_offsets
-        raw = np.memmap(self._path, np.uint8, "r", offset=self._data_start + start, shape=(end - start,))
-        return np.array(raw.view(_FLOATS[entry.dtype]).reshape(entry.shape), dtype=np.float32)
+        """A copy as float32. Raises BundleError if the type is not a float."""
+        path = self._files[name]
+        with _open(path) as file:
+            kind = file.get_slice(name).get_dtype()
+            if kind not in _FLOATS:
+                raise BundleError(f"{path.name}: {name} has type {kind}; {', '.join(_FLOATS)} can be read.")
+            return np.asarray(file.get_tensor(name), dtype=np.float32)
 
 
-def open_folder(folder: Path) -> dict[str, SafetensorsFile]:
-    """Tensor name -> the file that holds it, over all *.safetensors of a model folder, sharded or not."""
-    files = [SafetensorsFile(path) for path in sorted(folder.glob("*.safetensors"))]
-    holders = {name: file for file in files for name in file.names}
-    missing = [name for name in _indexed_names(folder) if name not in holders]
-    if missing:
-        raise BundleError(
-            f"{folder.name}: {len(missing)} tensors of its index are in no file here, {missing[0]} first."
-        )
-    if not holders:
-        raise BundleError(f"{folder.name} has no .safetensors weights.")
-    return holders
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            yield file
+    except safetensors.SafetensorError as error:
+        raise BundleError(f"{path.name} is truncated or not a safetensors file: {error}.") from error
 
 
 def _indexed_names(folder: Path) -> list[str]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return []
-    try:
-        return list(msgspec.json.decode(index.read_bytes())["weight_map"])
-    except (msgspec.DecodeError, KeyError, TypeError) as error:
-        raise BundleError(f"{folder.name}: model.safetensors.index.json is not a weight index.") from error
-
-
-def _read_header(path: Path) -> tuple[int, dict[str, _Entry]]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header_size = int.from_bytes(file.read(8), "little")
-        if size < 8 or header_size > size - 8:
-            raise BundleError(f"{path.name} is truncated or not a safetensors file.")
-        header = file.read(header_size)
-    try:
-        fields: dict[str, Any] = msgspec.json.decode(header)
-        fields.pop("__metadata__", None)
-        entries = msgspec.convert(fields, dict[str, _Entry])
-    except (msgspec.DecodeError, msgspec.ValidationError, AttributeError) as error:
-        raise BundleError(f"{path.name} does not have a safetensors header: {error}") from error
-    expected = 8 + header_size + max((entry.data_offsets[1] for entry in entries.values()), default=0)
-    if size < expected:
-        raise BundleError(f"{path.name} is truncated: {size} bytes instead of {expected}.")
-    return 8 + header_size, entries
+    path = folder / "model.safetensors.index.json"
+    return list(read_json(path, _Index).weight_map) if path.is_file() else []

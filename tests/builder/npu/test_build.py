@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from gateway.builder.build import build_bundle
 from gateway.builder.fetch import ensure_bundle
@@ -157,7 +158,7 @@ def test_build_with_float16_overflow_is_refused(npu: NpuDevice, tmp_path: Path) 
     weights = {name: model.tensor(name) for name in _names(model.config.layers)}
     for name in ("up_proj", "down_proj"):
         weights[f"model.layers.1.mlp.{name}.weight"] = weights[f"model.layers.1.mlp.{name}.weight"] * 3e3
-    _rewrite(source, weights)
+    save_file(weights, source / "model.safetensors")
     with pytest.raises(BundleError, match=r"accepts part 1 of 1 but computes it wrongly.*largest number"):
         build(source, tmp_path / "out", npu)
     assert not (tmp_path / "out").exists()
@@ -210,9 +211,3 @@ def _names(layers: int) -> list[str]:
     parts += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm")
     names = [f"model.layers.{index}.{part}.weight" for index in range(layers) for part in parts]
     return ["model.embed_tokens.weight", "model.norm.weight", *names]
-
-
-def _rewrite(folder: Path, weights: dict[str, np.ndarray]) -> None:
-    from tests.support.tiny import _write_safetensors
-
-    _write_safetensors(folder / "model.safetensors", weights)

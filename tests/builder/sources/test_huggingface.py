@@ -123,7 +123,7 @@ def test_missing_and_malformed_files(tmp_path: Path) -> None:
         open_source(folder)
 
     (folder / "config.json").write_text("[1", encoding="utf-8")
-    with pytest.raises(BundleError, match=r"config\.json is not a JSON object"):
+    with pytest.raises(BundleError, match=r"m: config\.json cannot be read: "):
         open_source(folder)
 
 
@@ -139,7 +139,7 @@ def test_a_missing_config_key_is_named(tmp_path: Path) -> None:
 def test_a_shard_that_is_missing_is_counted(tmp_path: Path) -> None:
     folder = write_tiny_folder(tmp_path / "m", shards=3)
     (folder / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(BundleError, match="tensors of its index are in no file here"):
+    with pytest.raises(BundleError, match=r"lacks \d+ tensors that its index names, such as "):
         open_source(folder)
 
 

@@ -1,0 +1,35 @@
+"""Reads the JSON files of a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from gateway.errors import BundleError
+
+_T = TypeVar("_T")
+_BOM = b"\xef\xbb\xbf"  # a byte order mark, which some editors write
+
+
+def read_json(path: Path, kind: type[_T], *, missing: str = "") -> _T:
+    """The content of `path` as `kind`. Raises BundleError if the file is missing, is not JSON or does not fit `kind`.
+
+    Args:
+        missing: ends the message about a missing file: "so it is not a model bundle".
+    """
+    folder, name = path.parent.name, path.name
+    try:
+        return msgspec.json.decode(path.read_bytes().removeprefix(_BOM), type=kind)
+    except FileNotFoundError:
+        raise BundleError(f"{folder} has no {name}{missing and f', {missing}'}.") from None
+    except OSError as error:
+        raise BundleError(f"{folder}: {name} cannot be read: {error.strerror}.") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BundleError(f"{folder}: {name} cannot be read: {error}.") from error
+
+
+def read_optional_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`, {} if there is no such file. Raises BundleError if it is not a JSON object."""
+    return read_json(path, dict[str, Any]) if path.is_file() else {}
