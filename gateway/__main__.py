@@ -1,4 +1,4 @@
 from gateway.cli import main
 
-if __name__ == "__main__":  # a spawned worker imports this module too, under another name
+if __name__ == "__main__":  # a spawned worker also imports this module, under another name
     raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""Everything wired together: configuration in, a running server out."""
+"""Connects all parts: from a configuration to an ASGI application."""
 
 from __future__ import annotations
 
@@ -53,13 +53,17 @@ HANDLERS = [
     health.metrics,
     schema.schema,
 ]
-_LARGEST_BODIES = 8  # so many of the largest bodies are held at once, or more smaller ones
+_BODIES_IN_MEMORY = 8  # all requests together may hold this number of bodies of `max_body_bytes`, or more small ones
 
 
 def create_app(config: Config, engines: Mapping[str, Engine] | None = None) -> Litestar:
-    """The ASGI application. `engines`: one for each model by name, not yet started; made from the config if None.
+    """The ASGI application. The start of its lifespan starts to load the models, and does not wait for them.
 
-    Loading begins with the lifespan and does not hold it up: /healthz answers meanwhile. Raises ConfigError.
+    Args:
+        engines: an engine for each model by name, not started; None: made from the configuration.
+
+    Raises:
+        ConfigError: the script of a scripted model is wrong.
     """
     metrics = Metrics()
     router = Router(config, _lanes(config, engines, metrics))
@@ -74,7 +78,7 @@ def create_app(config: Config, engines: Mapping[str, Engine] | None = None) -> L
             }
         ),
         lifespan=[_lifespan],
-        middleware=[bodies_within(_LARGEST_BODIES * config.server.max_body_bytes)],
+        middleware=[bodies_within(_BODIES_IN_MEMORY * config.server.max_body_bytes)],
         guards=[*guards_of(config.server)],
         cors_config=cors_of(config.server),
         exception_handlers={Exception: refuse},
@@ -82,7 +86,7 @@ def create_app(config: Config, engines: Mapping[str, Engine] | None = None) -> L
         request_max_body_size=config.server.max_body_bytes,
         logging_config=None,
         openapi_config=None,
-        debug=False,  # said, because Litestar otherwise asks the environment
+        debug=False,  # without this, Litestar reads it from the environment
         pdb_on_exception=False,
     )
 

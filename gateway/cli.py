@@ -1,8 +1,7 @@
-"""`npu-gateway COMMAND`: the way in from a terminal.
+"""`npu-gateway COMMAND`: the command line.
 
-Exit codes: 0 done, 1 it failed, 2 a mistake in the configuration or on the command line, 130 interrupted. Whatever goes
-wrong in a way that was foreseen is one line on stderr. Commands import what they need when they run, so that `--help`
-answers at once.
+Exit codes: 0 success, 1 failure, 2 a mistake in the configuration or on the command line, 130 interrupted. Every
+expected error is one line on stderr. Commands import their libraries when they run, so `--help` is fast.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from gateway.errors import ConfigError, GatewayError
 def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a Windows pipe may know fewer characters than a model writes
+            stream.reconfigure(errors="replace")  # a Windows pipe can lack characters that a model writes
     arguments = _parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error.message, 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
+    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
         sys.stdout = None
         return 1
     return code

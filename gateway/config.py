@@ -1,7 +1,7 @@
-"""config.toml as frozen structs: every key with its default and its range, and what the keys must say together.
+"""The tables of config.toml as frozen structs: every key with its type, range and default.
 
-`config_file.load_config` fills them. Precedence, strongest first: command line, environment
-(`NPU_GATEWAY_<TABLE>_<KEY>`), file, the defaults here.
+`config_file.load_config` fills them; config_check.py has the rules that join several keys. Precedence, highest first:
+command line, environment (`NPU_GATEWAY_<TABLE>_<KEY>`), file, the defaults here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
-Port = Annotated[int, Meta(ge=0, le=65535)]  # 0: any free one
+Port = Annotated[int, Meta(ge=0, le=65535)]  # 0: any free port
 Count = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0)]
@@ -26,21 +26,21 @@ Penalty = Annotated[float, Meta(ge=0.01, le=100)]
 class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
     port: Port = 8000
-    #: name -> key; empty: no key is asked for.
+    #: name -> key. Empty: clients need no key.
     api_keys: dict[str, str] = field(default_factory=dict)
-    api_keys_file: str = ""  # more keys, one a line: `KEY` or `NAME KEY`; relative to the config's folder
-    insecure: bool = False  # serve beyond loopback without keys
+    api_keys_file: str = ""  # more keys, one in each line: `KEY` or `NAME KEY`
+    insecure: bool = False  # other machines may connect without a key
     allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: Count = 8 * 1024 * 1024
-    ping_s: Seconds = 15.0  # a comment line on a stream that has been silent this long
-    shutdown_grace_s: Annotated[float, Meta(ge=0)] = 10.0  # what running streams get after SIGTERM
-    timeout_s: Seconds = 600.0  # the longest any request may take, queue included
+    ping_s: Seconds = 15.0  # a stream without data for this time gets a comment line
+    shutdown_grace_s: Annotated[float, Meta(ge=0)] = 10.0  # time for running requests to finish after SIGTERM
+    timeout_s: Seconds = 600.0  # limit for one request, including its time in the queue
     log_prompts: bool = False
 
 
 class Defaults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a request gets that does not say. On a model's table the same keys override these."""
+    """Values for a request that does not send them. The same keys of a model's table override these."""
 
     max_tokens: Count = 64
     temperature: Temperature = 1.0
@@ -51,18 +51,21 @@ class Defaults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class BreakerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """budget = latency_ms + prompt_token_ms * computed prompt tokens + token_ms * (generated tokens - 1)."""
+    """The circuit breaker. A request is slow if its device time exceeds its budget:
+
+    latency_ms + prompt_token_ms * (prompt tokens computed) + token_ms * (tokens generated after the first)
+    """
 
     enabled: bool = True
     latency_ms: Annotated[float, Meta(gt=0)] = 1000.0
     prompt_token_ms: Millis = 0.0
     token_ms: Millis = 0.0
-    window: Count = 10  # the last so many requests are judged
-    min_calls: Count = 5  # no verdict before so many
-    rate: Share = 0.5  # opens when at least this share of them was slow or failed
-    open_s: Seconds = 10.0  # refuses for so long, then tries
-    probes: Count = 2  # so many good answers close it again
-    probe_itself: bool = True  # the gateway asks a few tokens by itself; no user request is the guinea pig
+    window: Count = 10  # number of recent requests that are judged
+    min_calls: Count = 5  # smallest number of judged requests to open it
+    rate: Share = 0.5  # it opens if this share of them, or more, was slow or failed
+    open_s: Seconds = 10.0  # time that it refuses requests before the first probe
+    probes: Count = 2  # number of good answers in a row that close it
+    probe_itself: bool = True  # the gateway makes the probes; False: the next requests of users are the probes
 
 
 class ModelBase(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -123,7 +126,7 @@ class UpstreamModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class ScriptedModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`engine = "scripted"`: no model; a script says what is answered, and when."""
+    """`engine = "scripted"`: no model; a script has the answers and their timing."""
 
     engine: ClassVar[str] = "scripted"
     dialect: str = ""
@@ -139,18 +142,18 @@ MODEL_KINDS: dict[str, type[ModelConfig]] = {kind.engine: kind for kind in get_a
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The whole file. After `load_config` every path in it is absolute."""
+    """The whole file. `load_config` makes every path absolute."""
 
     server: ServerConfig = ServerConfig()
     defaults: Defaults = Defaults()
     breaker: BreakerConfig = BreakerConfig()
     models: dict[str, ModelConfig] = field(default_factory=dict)
-    #: The model for requests that name none or an unknown one; None: those get 404 `model_not_found`.
+    #: The model for requests without a model, or with an unknown one. None: they get 404 `model_not_found`.
     default_model: str | None = None
     models_dir: Path = Path("models")
 
     def defaults_for(self, model: str) -> Defaults:
-        """[defaults] with what the model's own table says instead."""
+        """[defaults], overridden by the keys of the model's table."""
         own = self.models[model]
-        said = {name: value for name in Defaults.__struct_fields__ if (value := getattr(own, name)) is not None}
-        return replace(self.defaults, **said)
+        overrides = {name: value for name in Defaults.__struct_fields__ if (value := getattr(own, name)) is not None}
+        return replace(self.defaults, **overrides)

@@ -1,4 +1,4 @@
-"""The keys of every table of config.toml, and what is wrong with those that do not fit."""
+"""Which keys each table of config.toml has, and the rules that join several keys."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gateway.config import (
 from gateway.config_value import Setting, Table, closest, nearest, quoted
 from gateway.dialects.choose import DIALECT_NAMES
 
-#: model's name -> the struct of its table
+#: The struct of each model's table, by the model's name.
 Kinds = Mapping[str, type[ModelConfig]]
 Engine = Literal[tuple(MODEL_KINDS)]  # type: ignore[valid-type]
 TABLES: dict[str, type[Struct]] = {"server": ServerConfig, "defaults": Defaults, "breaker": BreakerConfig}
@@ -48,6 +48,7 @@ def fields_of(struct: type[Struct]) -> dict[str, Any]:
 
 
 def unknown_key(setting: Setting, keys: Iterable[str]) -> str:
+    """The message for a key that is not among the `keys` of its table."""
     if setting.table[:1] == ("models",):
         return _unknown_model_key(setting, keys)
     if hint := nearest(setting.key, keys if setting.table else (*keys, *TABLES, "models")):
@@ -59,7 +60,7 @@ def unknown_key(setting: Setting, keys: Iterable[str]) -> str:
 
 
 def _unknown_model_key(setting: Setting, keys: Iterable[str]) -> str:
-    """Why a key does not belong in its `[models.NAME]` table: another engine's, misspelt, or a table."""
+    """The key belongs to another engine, is misspelt, or is a table."""
     foreign = engines_of_keys() if len(setting.table) == 2 else {}
     if setting.key in foreign:
         return f"means something only with {foreign[setting.key]}"
@@ -83,6 +84,7 @@ def engines_of_keys() -> dict[str, str]:
 
 
 def is_loopback(host: str) -> bool:
+    """True if only this machine can connect to `host`."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -90,14 +92,14 @@ def is_loopback(host: str) -> bool:
 
 
 def mistakes(config: Config) -> Iterator[tuple[str, str]]:
-    """(where, what is wrong) for what the keys say together and none of them says alone."""
+    """The broken rules that join several keys: (table and key, message)."""
     if not config.models:
-        yield "[models]", "no model is configured"
+        yield "[models]", "the file has no model; add a [models.NAME] table"
     if config.default_model is not None:
         yield from _not_a_model("default_model", config.default_model, config)
     yield from _server_mistakes(config.server)
     if config.breaker.min_calls > config.breaker.window:
-        yield "[breaker] min_calls", f"{config.breaker.min_calls} calls never fit a window of {config.breaker.window}"
+        yield "[breaker] min_calls", f"{config.breaker.min_calls} is more than the window of {config.breaker.window}"
     owners = {name: name for name in config.models}
     for name, model in config.models.items():
         where = f"[models.{quoted(name)}]"
@@ -114,23 +116,20 @@ def _server_mistakes(server: ServerConfig) -> Iterator[tuple[str, str]]:
     if len(set(server.api_keys.values())) < len(server.api_keys):
         yield "[server] api_keys", "two names have the same key"
     if not (is_loopback(server.host) or server.api_keys or server.insecure):
-        reach = "lets other machines in without a key"
-        yield (
-            "[server] host",
-            f"{server.host!r} {reach}; set api_keys, or insecure = true (--insecure) if that is meant",
-        )
+        problem = f"{server.host!r} lets other machines connect without a key"
+        yield "[server] host", f"{problem}; set api_keys, or insecure = true (--insecure) to allow it"
 
 
 def _model_mistakes(where: str, name: str, model: ModelConfig, config: Config) -> Iterator[tuple[str, str]]:
     if model.fallback is not None:
         yield from _not_a_model(f"{where} fallback", model.fallback, config)
         if cycle := _cycle(name, config):
-            yield f"{where} fallback", f"goes round in a circle: {' -> '.join(cycle)}"
+            yield f"{where} fallback", f"is a cycle: {' -> '.join(cycle)}"
     match model:
         case LocalModel(path=""):
-            yield where, "needs path (where the bundle is) or source (what to build it from)"
+            yield where, "needs path (the folder of the bundle) or source (from which the gateway builds it)"
         case GenieModel(path=""):
-            yield where, "needs path, the bundle's config.json"
+            yield where, "needs path (the config.json of the bundle)"
         case UpstreamModel(url=url) if urlsplit(url).scheme not in ("http", "https"):
             yield f"{where} url", "engine = 'upstream' needs the server's URL, such as 'http://127.0.0.1:8081/v1'"
     match model:
@@ -138,7 +137,10 @@ def _model_mistakes(where: str, name: str, model: ModelConfig, config: Config) -
             known = ", ".join(DIALECT_NAMES)
             yield f"{where} dialect", f"{dialect!r} is not one of {known}{nearest(dialect, DIALECT_NAMES)}"
     if model.breaker and model.breaker.min_calls > model.breaker.window:
-        yield f"{where[:-1]}.breaker] min_calls", f"more than the window ({model.breaker.window}) never fit"
+        yield (
+            f"{where[:-1]}.breaker] min_calls",
+            f"{model.breaker.min_calls} is more than the window of {model.breaker.window}",
+        )
 
 
 def _not_a_model(where: str, name: str, config: Config) -> Iterator[tuple[str, str]]:
@@ -150,12 +152,12 @@ def _not_a_model(where: str, name: str, config: Config) -> Iterator[tuple[str, s
 
 
 def _cycle(name: str, config: Config) -> list[str]:
-    """The way back to `name` along the fallbacks, or nothing."""
-    way = [name]
-    while (step := config.models[way[-1]].fallback) in config.models and step is not None:
-        way.append(step)
-        if step == name:
-            return way
-        if step in way[:-1]:  # a circle further on, reported where it closes
+    """The models from `name` along the fallbacks back to `name`; empty if they do not lead back."""
+    chain = [name]
+    while (fallback := config.models[chain[-1]].fallback) in config.models and fallback is not None:
+        chain.append(fallback)
+        if fallback == name:
+            return chain
+        if fallback in chain[:-1]:  # a cycle without `name`: reported for the models in it
             return []
     return []

@@ -1,11 +1,11 @@
-"""From config.toml, the environment and the command line to a checked `Config`.
+"""Reads config.toml, the environment and the command line into a checked `Config`.
 
-Every mistake becomes one ConfigError line that names file, table, key and the nearest right spelling.
+Each mistake is a ConfigError of one line, with file, table, key and the nearest right spelling.
 
-1. Each value is converted by itself: msgspec loses the table's key inside `dict[str, Struct]`, and a value from the
-   environment must be reported under its variable's name.
-2. A model's `[models.NAME.breaker]` starts from the `[breaker]` table, not from the structs' defaults, so that a model
-   states only what differs.
+1. Each value is converted alone: msgspec loses the key of the table inside `dict[str, Struct]`, and the message for a
+   value from the environment names the variable.
+2. A `[models.NAME.breaker]` table starts from the `[breaker]` table, not from the defaults of the struct. So it needs
+   only the keys that differ.
 """
 
 from __future__ import annotations
@@ -43,15 +43,17 @@ def load_config(
     environ: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Read the configuration that is in force.
+    """Read and check the configuration.
 
     Args:
-        path: the file; None: `NPU_GATEWAY_CONFIG`, else ./config.toml if there, else the packaged one, whose models
-            live in the user's data folder.
-        environ: the environment, `os.environ` when None.
-        overrides: "table.key" -> value from the command line ("server.port": 8123; "models.provider" goes to every
-            local model). A value of None is an option that nobody gave.
-    Raises ConfigError with one line for a person.
+        path: the file. None: `NPU_GATEWAY_CONFIG`, else ./config.toml if it exists, else the file in the package; with
+            that one, models are in the user's data folder.
+        environ: the environment; None: `os.environ`.
+        overrides: "table.key" -> value from the command line ("server.port": 8123). "models.provider" applies to every
+            local model. None as a value: the option is not on the command line.
+
+    Raises:
+        ConfigError: with a message of one line.
     """
     environ = os.environ if environ is None else environ
     file, base = find_config(path, environ)
@@ -74,7 +76,7 @@ def load_config(
 
 
 def find_config(path: Path | None = None, environ: Mapping[str, str] | None = None) -> tuple[Path, Path]:
-    """The file to read, and the folder that its relative paths start from."""
+    """The file to read, and the folder to which its relative paths are relative."""
     environ = os.environ if environ is None else environ
     named = environ.get(ENV_PREFIX + "CONFIG")
     file = path or (Path(named) if named else Path("config.toml"))
@@ -88,7 +90,7 @@ def find_config(path: Path | None = None, environ: Mapping[str, str] | None = No
 
 
 def data_folder(environ: Mapping[str, str], platform: str = sys.platform) -> Path:
-    """Where this user's models go when no config file says otherwise."""
+    """The folder of this user's models if there is no config file."""
     home = Path.home()
     if platform == "win32":
         root = Path(environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
@@ -100,7 +102,7 @@ def data_folder(environ: Mapping[str, str], platform: str = sys.platform) -> Pat
 
 
 def environment_with(**settings: str) -> dict[str, str]:
-    """This process's environment for a child, with our variables set as well: `SERVER_PORT="9000"`."""
+    """The environment of this process for a child, with gateway settings added: `SERVER_PORT="9000"`."""
     return {**os.environ, **{ENV_PREFIX + name: value for name, value in settings.items()}}
 
 
@@ -108,7 +110,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # Notepad writes a byte order mark
     except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file") from None
+        raise ConfigError(f"{file}: the file does not exist") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not UTF-8 text (byte {error.start})") from None
     except tomllib.TOMLDecodeError as error:
@@ -151,13 +153,13 @@ def _from_environ(environ: Mapping[str, str], models: Iterable[str]) -> Iterator
     known = _variables(models)
     for variable in sorted(name for name in environ if name.startswith(ENV_PREFIX)):
         if variable not in known:
-            raise ConfigError(f"environment variable {variable} sets nothing{nearest(variable, known)}")
-        if place := known[variable]:
-            yield Setting(*place, environ[variable], f"environment variable {variable}", text=True)
+            raise ConfigError(f"environment variable {variable} is unknown{nearest(variable, known)}")
+        if table_and_key := known[variable]:
+            yield Setting(*table_and_key, environ[variable], f"environment variable {variable}", text=True)
 
 
 def _variables(models: Iterable[str]) -> dict[str, tuple[Table, str] | None]:
-    """Every variable that may be set, and the table and key it stands for (None: read elsewhere)."""
+    """The table and key of each variable. None: other code reads the variable."""
     tables: dict[Table, Iterable[str]] = {(): fields_of(Config)}
     tables |= {(name,): fields_of(struct) for name, struct in TABLES.items()}
     for name in models:
@@ -184,7 +186,7 @@ def _chosen_kinds(settings: Iterable[Setting]) -> dict[str, type[ModelConfig]]:
 
 
 def _merge(settings: Iterable[Setting], kinds: Kinds) -> dict[Table, dict[str, Any]]:
-    """Each table's converted values; a later setting wins."""
+    """The converted values of each table. A later setting overrides an earlier one."""
     values: dict[Table, dict[str, Any]] = {}
     for setting in settings:
         keys = keys_of(setting.table, kinds)
@@ -232,7 +234,7 @@ def _with_paths(config: Config, base: Path) -> Config:
 
 
 def _with_keys(config: Config, environ: Mapping[str, str], base: Path) -> Config:
-    """Collect the API keys of the table, the file and the environment."""
+    """Add the API keys of the keys file and of the environment."""
     server = config.server
     keys = dict(server.api_keys)
     if server.api_keys_file:

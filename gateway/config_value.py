@@ -1,4 +1,4 @@
-"""One configured value: where it was set, what type it must have, and how a mistake in it is told to a person."""
+"""One configured value: where it was set, its conversion to the type of its key, and the message of a mistake in it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import msgspec
 
 from gateway.errors import ConfigError
 
-#: Where a key stands: () is the top of the file, ("server",), ("models", NAME), ("models", NAME, "breaker").
+#: The table of a key: () is the top of the file, ("server",), ("models", NAME), ("models", NAME, "breaker").
 Table = tuple[str, ...]
 
 
 class Setting(NamedTuple):
-    """One key that somebody set.
+    """A key with a value from the file, the environment or the command line.
 
     Args:
-        where: what a mistake is reported under: 'config.toml: [server] port'.
-        text: `value` comes as text, as in an environment variable; lists and tables are split at commas.
+        where: the start of an error message: 'config.toml: [server] port'.
+        text: True if `value` is text, as in an environment variable. Commas separate the items of lists and tables.
     """
 
     table: Table
@@ -32,6 +32,7 @@ class Setting(NamedTuple):
 
 
 def convert(setting: Setting, kind: Any) -> Any:
+    """The value as a `kind`. Raises ConfigError."""
     value = _from_text(setting.value, kind) if setting.text else setting.value
     try:
         return msgspec.convert(value, kind, strict=not setting.text, dec_hook=_path)
@@ -46,7 +47,7 @@ def _path(_: type, value: Any) -> Path:
 
 
 def _from_text(text: str, kind: Any) -> Any:
-    """An environment variable's text in the shape of its key: `a,b` is a list, `a=1,b=2` a table."""
+    """The text of an environment variable in the form of its key: `a,b` is a list, `a=1,b=2` a table."""
     items = [item.strip() for item in text.split(",") if item.strip()]
     if get_origin(kind) is tuple:
         return items
@@ -65,6 +66,7 @@ def _problem(message: str, value: Any, kind: Any) -> str:
 
 
 def nearest(word: Any, known: Iterable[str]) -> str:
+    """The end of an error message with the nearest right spelling; "" if no spelling is near."""
     found = closest(str(word), known)
     return f"; did you mean {found!r}?" if found else ""
 
@@ -74,8 +76,10 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 
 def quoted(name: str) -> str:
+    """`name` as TOML writes it in a table's header."""
     return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else f'"{name}"'
 
 
 def upper(name: str) -> str:
+    """`name` as a part of an environment variable's name."""
     return re.sub(r"[^A-Za-z0-9]", "_", name).upper()

@@ -1,4 +1,4 @@
-"""Every error a user can meet, in one tree.
+"""All errors that a user can see, in one tree.
 
 GatewayError                 500 server_error
 ├── InvalidRequest           400 invalid_request_error
@@ -20,29 +20,29 @@ GatewayError                 500 server_error
 │   └── EngineFailed             engine_failed
 ├── DeadlineExceeded         504 deadline_exceeded
 ├── UpstreamFailed           502 upstream_failed
-├── ConfigError              (start-up only: exit code 2)
-└── BundleError              (a bundle on disk is missing, broken or does not fit)
+├── ConfigError              (not over HTTP: the command ends with exit code 2)
+└── BundleError              (not over HTTP: exit code 1, or a model that does not load)
 
-The class carries what a machine reads (status, type, code); the instance carries what a person reads (message, param,
-seconds to wait). Foreign exceptions become one of these in the one module that talks to the foreign library.
+The class has status, type and code, for programs. The instance has message, field and seconds to wait, for people.
+One module for each library converts the exceptions of that library to these.
 """
 
 from __future__ import annotations
 
 
 class GatewayError(Exception):
-    """Something the gateway says to its user.
+    """An error for the user of the gateway.
 
     Args:
-        message: one sentence, no path of the server in it, ready to be shown.
-        param: the request field at fault, in the client's own spelling ("messages.0.content").
-        retry_after_s: seconds after which trying again makes sense; rendered as `Retry-After`, rounded up.
+        message: one sentence for the user. It contains no path of the server.
+        param: the field of the request that is wrong, as the client spells it ("messages.0.content").
+        retry_after_s: seconds until a retry can succeed. The reply has it as `Retry-After`, rounded up.
     """
 
     status = 500
     type = "server_error"
     code: str | None = None
-    #: Whether the official SDK should retry by itself; None leaves the decision to the SDK (`x-should-retry`).
+    #: The header `x-should-retry`: whether the official SDK retries by itself. None: no header, the SDK decides.
     should_retry: bool | None = None
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
@@ -53,94 +53,130 @@ class GatewayError(Exception):
 
 
 class InvalidRequest(GatewayError):
+    """The client must change the request."""
+
     status = 400
     type = "invalid_request_error"
 
 
 class ContextLengthExceeded(InvalidRequest):
+    """The prompt leaves no space for a token in the model's context."""
+
     code = "context_length_exceeded"
 
 
 class UnsupportedParameter(InvalidRequest):
+    """The request sets a parameter, or a value of one, that the gateway or the model's engine does not support."""
+
     code = "unsupported_parameter"
 
 
 class PreviousResponseNotFound(InvalidRequest):
+    """`previous_response_id` names a response that the gateway does not have."""
+
     code = "previous_response_not_found"
 
 
 class Unauthorized(GatewayError):
+    """The gateway has API keys, and the request has none of them."""
+
     status = 401
     type = "invalid_request_error"
     code = "invalid_api_key"
 
 
 class Forbidden(GatewayError):
+    """The host name or the web origin of the request is not allowed."""
+
     status = 403
     type = "permission_error"
     code = "permission_denied"
 
 
 class NotFound(GatewayError):
+    """There is no route or object of that name."""
+
     status = 404
     type = "invalid_request_error"
     code = "not_found"
 
 
 class ModelNotFound(NotFound):
+    """No model has the name in the request, and no default model is configured."""
+
     code = "model_not_found"
-    asked = ""  # the name that leads nowhere
+    requested = ""  # the name in the request
 
 
 class MethodNotAllowed(GatewayError):
+    """The route exists, but not with this HTTP method."""
+
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
 
 
 class BodyTimeout(GatewayError):
+    """The client did not send the whole body in time."""
+
     status = 408
     type = "invalid_request_error"
     code = "request_timeout"
 
 
 class BodyTooLarge(GatewayError):
+    """The body is larger than `max_body_bytes`."""
+
     status = 413
     type = "invalid_request_error"
     code = "request_too_large"
 
 
 class QueueFull(GatewayError):
+    """The model runs as many requests as it may, and its admission queue is full."""
+
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
 
 
 class Unavailable(GatewayError):
+    """The gateway cannot answer now; the request itself is right."""
+
     status = 503
     type = "service_unavailable_error"
     code = "service_unavailable"
 
 
 class BreakerOpen(Unavailable):
+    """The model's circuit breaker is open: recent requests were too slow or failed."""
+
     code = "latency_breaker_open"
-    should_retry = False  # the SDK would otherwise sit and wait for a minute while the caller hopes for an answer
+    should_retry = False  # the SDK waits up to a minute before a retry; the caller can choose another model at once
 
 
 class FirstTokenTooLate(Unavailable):
+    """The first token did not come within the time limit, and no fallback answered."""
+
     code = "first_token_too_late"
-    should_retry = False  # the same prompt takes as long the next time
+    should_retry = False  # the same prompt takes the same time again
 
 
 class ModelNotReady(Unavailable):
+    """The model is loading, restarting, closed, or could not be loaded."""
+
     code = "model_not_ready"
 
 
 class EngineFailed(Unavailable):
+    """The engine failed while it ran the request: the worker ended, a device call failed or took too long."""
+
     code = "engine_failed"
 
 
 class DeadlineExceeded(GatewayError):
+    """The whole answer took longer than the request's time limit."""
+
     status = 504
     type = "timeout_error"
     code = "deadline_exceeded"
@@ -148,22 +184,24 @@ class DeadlineExceeded(GatewayError):
 
 
 class UpstreamFailed(GatewayError):
+    """An upstream server failed, cannot be reached, or sent something that is not OpenAI's API."""
+
     status = 502
     type = "upstream_error"
     code = "upstream_failed"
 
 
 class ConfigError(GatewayError):
-    """A mistake in config.toml, the environment or the command line; the message names file, table and key."""
+    """config.toml, the environment or the command line has a mistake. The message names file, table and key."""
 
 
 class BundleError(GatewayError):
-    """A model bundle is missing, truncated, of an unknown kind, or made for another chip; the message says which."""
+    """A model bundle is missing, truncated, of an unknown layout, or made for another chip. The message says which."""
 
 
 def error_class(name: str) -> type[GatewayError]:
-    """The class of the tree called `name` (that is how an error crosses a process boundary); else EngineFailed."""
-    kinds = [GatewayError]
-    for kind in kinds:  # grows while it is read: the whole tree
+    """The class with this name, as an error from a worker process names it. EngineFailed if there is none."""
+    kinds: list[type[GatewayError]] = [GatewayError]
+    for kind in kinds:  # the loop adds the subclasses while it runs, so it visits the whole tree
         kinds.extend(kind.__subclasses__())
     return next((kind for kind in kinds if kind.__name__ == name), EngineFailed)

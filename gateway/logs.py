@@ -1,9 +1,9 @@
-"""What the gateway writes to stderr: one line a request that reads like a dashboard, and what changes around it.
+"""The gateway's log on stderr: one line for each request, and one for each change of a model's state.
 
     req-7  smollm2  prompt 512 = 480 cached + 32  queue 0 ms  first token 85 ms  48 tokens  35.1 tokens/s  stop
     req-8  llama3.2-3b -> smollm2 (latency_breaker_open)  prompt 9 = 0 cached + 9  ...
 
-Text of prompts and answers never appears unless `server.log_prompts` says so; API keys never do.
+The log has text of prompts only if `server.log_prompts` is set. It never has API keys.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LONGEST_PROMPT = 2000
 
 
 def setup(level: str = "INFO", stream: TextIO | None = None) -> None:
-    """Send the gateway's log to `stream` (stderr) as UTF-8, whatever the console's code page is."""
+    """Write the gateway's log to `stream` (default: stderr) as UTF-8, also on a console with another code page."""
     stream = stream or sys.stderr
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -36,12 +36,12 @@ def setup(level: str = "INFO", stream: TextIO | None = None) -> None:
 
 
 class RequestLine(Struct, kw_only=True):
-    """One request as the log shows it; times in seconds, None where it never came so far."""
+    """One request in the log. Times in seconds; None: the request ended before this."""
 
     id: str
-    asked: str
-    served: str = ""  # the model that answered, or was the last to try
-    why: str = ""  # why another one than asked for: the code of the first refusal
+    requested: str  # the model name in the request
+    served: str = ""  # the model that answered, or that failed last
+    why: str = ""  # if that is another model: the error code of the first refusal
     ending: str = ""  # stop, length, tool_calls, cancelled, or an error's code
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -52,7 +52,7 @@ class RequestLine(Struct, kw_only=True):
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Decode speed: the tokens after the first, over the time after the first."""
+        """Decode speed: the tokens after the first, divided by the time after the first."""
         if self.ttft_s is None or self.completion_tokens < 2 or self.total_s <= self.ttft_s:
             return None
         return (self.completion_tokens - 1) / (self.total_s - self.ttft_s)
@@ -73,20 +73,20 @@ class RequestLine(Struct, kw_only=True):
         return "  ".join([*parts, self.ending or f"after {self.total_s:.1f} s"])
 
     def _models(self) -> str:
-        asked = printable(self.asked) or "(none)"
-        if self.served in ("", self.asked):
-            return asked
-        return f"{asked} -> {self.served}" + (f" ({self.why})" if self.why else "")
+        requested = printable(self.requested) or "(none)"
+        if self.served in ("", self.requested):
+            return requested
+        return f"{requested} -> {self.served}" + (f" ({self.why})" if self.why else "")
 
 
 def printable(text: str) -> str:
-    """`text` of a client on one line: control characters escaped, cut when it is longer than a name should be."""
+    """Text from a client for one log line: control characters escaped, cut after 80 characters."""
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:_LONGEST_NAME])
     return shown + ("..." if len(text) > _LONGEST_NAME else "")
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """The prompt for `log_prompts`, its beginning cut off where it is long."""
+    """The prompt for `log_prompts`; only the end of a long one."""
     match prompt:
         case Chat(messages=messages):
             text = "\n".join(f"{m.role}: {m.content or ''}" for m in messages)

@@ -1,6 +1,6 @@
-"""Prometheus metrics of the gateway, in a registry of their own: two gateways in one process do not meet.
+"""Prometheus metrics. Each gateway has its own registry, so two gateways in one process do not share counts.
 
-What happens is counted as it happens; what merely is (queue depth, breaker state) is read when somebody scrapes.
+Events are counted when they happen. States (queue length, breaker state) are read at every scrape.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BREAKER_STATES = ("closed", "half_open", "open")
 
 
 class LaneGauges(Struct, frozen=True, kw_only=True):
-    """What is true of a lane at this moment."""
+    """The state of a lane now."""
 
     ready: bool
     breaker: str
@@ -37,14 +37,18 @@ class _LaneCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         now = {model: read() for model, read in self.lanes.items()}
         yield _gauge("gateway_model_ready", "1 when the model can answer", {m: g.ready for m, g in now.items()})
-        yield _gauge("gateway_requests_running", "Requests in progress", {m: g.running for m, g in now.items()})
-        yield _gauge("gateway_requests_waiting", "Requests in the queue", {m: g.waiting for m, g in now.items()})
-        breaker = GaugeMetricFamily("gateway_breaker_state", "1 for the breaker's state", labels=["model", "state"])
+        yield _gauge("gateway_requests_running", "Requests that run now", {m: g.running for m, g in now.items()})
+        yield _gauge(
+            "gateway_requests_waiting", "Requests in the admission queue", {m: g.waiting for m, g in now.items()}
+        )
+        breaker = GaugeMetricFamily(
+            "gateway_breaker_state", "1 for the present state of the circuit breaker", labels=["model", "state"]
+        )
         for model, gauges in now.items():
             for state in _BREAKER_STATES:
                 breaker.add_metric([model, state], float(gauges.breaker == state))
         yield breaker
-        restarts = CounterMetricFamily("gateway_worker_restarts", "Workers started again", labels=["model"])
+        restarts = CounterMetricFamily("gateway_worker_restarts", "Restarts of the worker process", labels=["model"])
         for model, gauges in now.items():
             restarts.add_metric([model], gauges.restarts)
         yield restarts
@@ -58,7 +62,7 @@ def _gauge(name: str, text: str, values: dict[str, bool] | dict[str, int]) -> Ga
 
 
 class Metrics:
-    """Counts for `/metrics`. A request that moved to its fallback counts at both models, each with its own outcome."""
+    """The counts of `/metrics`. A request that moves to its fallback counts for both models."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -66,21 +70,21 @@ class Metrics:
         self._registry.register(self._lanes)
         self._requests = self._counter("gateway_requests", "Requests by outcome: ok, cancelled or the error's code")
         self._tokens = self._counter("gateway_tokens", "Tokens by kind: prompt, cached (of the prompt), completion")
-        self._breaker_changes = self._counter("gateway_breaker_changes", "Changes of the breaker by the state it took")
-        self._queue_s = self._histogram("gateway_queue_seconds", "Wait for a place")
-        self._ttft_s = self._histogram("gateway_first_token_seconds", "From acceptance to the first token")
-        self._total_s = self._histogram("gateway_request_seconds", "From acceptance to the end")
+        self._breaker_changes = self._counter("gateway_breaker_changes", "Changes of the circuit breaker, by new state")
+        self._queue_s = self._histogram("gateway_queue_seconds", "Time in the admission queue")
+        self._ttft_s = self._histogram("gateway_first_token_seconds", "Time to first token (TTFT), from acceptance")
+        self._total_s = self._histogram("gateway_request_seconds", "Time from acceptance to the end")
         self._device_s = self._histogram("gateway_device_seconds", "Time inside device calls")
 
     def watch(self, model: str, read: Callable[[], LaneGauges]) -> None:
-        """Ask `read` for the lane's gauges at every scrape."""
+        """Call `read` at every scrape."""
         self._lanes.lanes[model] = read
 
     def request_refused(self, model: str, outcome: str) -> None:
         self._requests.labels(model, outcome).inc()
 
     def request_ended(self, model: str, outcome: str, meter: Meter, timings: Timings) -> None:
-        """An accepted request is over: `outcome` is ok, cancelled or an error's code; 0 s of ttft: no token came."""
+        """Count an accepted request at its end. `outcome`: ok, cancelled or an error's code."""
         self._requests.labels(model, outcome).inc()
         self._tokens.labels(model, "prompt").inc(meter.prompt_tokens)
         self._tokens.labels(model, "cached").inc(meter.cached_tokens)
@@ -95,7 +99,7 @@ class Metrics:
         self._breaker_changes.labels(model, state).inc()
 
     def render(self) -> bytes:
-        """The text exposition, to be sent as `CONTENT_TYPE`."""
+        """The text format; its media type is `CONTENT_TYPE`."""
         return generate_latest(self._registry)
 
     def _counter(self, name: str, text: str) -> Counter:

@@ -1,4 +1,4 @@
-"""The application that `create_app` wires."""
+"""The application from `create_app`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way in: exit codes, one line per failure, and a start that imports nothing heavy."""
+"""`npu-gateway`: exit codes, one line for each failure, and no heavy import at the start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.processes import environment, gateway
 COMMANDS = ("serve", "chat", "bench", "doctor", "models", "build")
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_option_prints_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["--version"])
     assert ended.value.code == 0
@@ -24,7 +24,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_option_names_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([command, "--help"])
     assert ended.value.code == 0
@@ -32,7 +32,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("arguments", [[], ["serv"], ["serve", "--port", "x"], ["serve", "--provider", "gpu"]])
-def test_a_wrong_command_line_is_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_command_line_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
     assert ended.value.code == 2
@@ -47,7 +47,7 @@ def test_a_wrong_command_line_is_2(arguments: list[str], capsys: pytest.CaptureF
         (KeyboardInterrupt(), 130, "npu-gateway: interrupted\n"),
     ],
 )
-def test_what_was_foreseen_is_one_line(
+def test_expected_error_prints_one_line(
     raised: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(_: argparse.Namespace) -> int:
@@ -58,7 +58,7 @@ def test_what_was_foreseen_is_one_line(
     assert capsys.readouterr().err == line
 
 
-def test_a_mistake_in_the_config_is_2_from_every_command(tmp_path: Path) -> None:
+def test_config_mistake_exits_2_from_every_command(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("[sever]\nport = 1\n", encoding="utf-8")
     for command in ("serve", "chat", "bench", "models"):
         done = gateway(command, cwd=tmp_path)
@@ -66,14 +66,14 @@ def test_a_mistake_in_the_config_is_2_from_every_command(tmp_path: Path) -> None
         assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
 
 
-def test_nothing_heavy_is_imported_before_a_command_runs() -> None:
+def test_cli_import_loads_no_heavy_library() -> None:
     heavy = ("onnxruntime", "numpy", "litestar", "uvicorn", "openai", "rich", "tokenizers", "psutil", "multiprocessing")
     code = f"import sys, gateway.cli; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert done.stdout == "[]\n"
 
 
-def test_a_reader_that_leaves_is_no_accident(tmp_path: Path) -> None:
+def test_closed_output_pipe_exits_1_without_message(tmp_path: Path) -> None:
     models = "".join(f'[models.m{n}]\nengine = "scripted"\n' for n in range(2000))
     (tmp_path / "config.toml").write_text(models, encoding="utf-8")
     command = [sys.executable, "-m", "gateway", "models", "--json"]

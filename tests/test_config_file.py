@@ -171,10 +171,10 @@ MISTAKES = [
     ),
     ("[server]\nzzz = 1\n" + ONE_MODEL, "[server] zzz: unknown key"),
     ("[breaker]\nrate = 0\n" + ONE_MODEL, "[breaker] rate: expected float > 0.0, got 0"),
-    ("[breaker]\nwindow = 3\n" + ONE_MODEL, "[breaker] min_calls: 5 calls never fit a window of 3"),
+    ("[breaker]\nwindow = 3\n" + ONE_MODEL, "[breaker] min_calls: 5 is more than the window of 3"),
     (
         ONE_MODEL + "[models.a.breaker]\nmin_calls = 11\n",
-        "[models.a.breaker] min_calls: more than the window (10) never fit",
+        "[models.a.breaker] min_calls: 11 is more than the window of 10",
     ),
     (ONE_MODEL + "[models.a.breaker]\ntokens_ms = 1\n", "[models.a.breaker] tokens_ms: unknown key; did you mean"),
     (
@@ -183,14 +183,14 @@ MISTAKES = [
     ),
     ('[models."b.c"]\nengine = "locl"\n', "[models.\"b.c\"] engine: 'locl' is not one of local, genie, upstream,"),
     ('[models.a]\nprovider = "npu"\n', "[models.a] provider: 'npu' is not one of auto, cpu, qnn"),
-    ("[models.a]\n", "[models.a]: needs path (where the bundle is) or source"),
+    ("[models.a]\n", "[models.a]: needs path (the folder of the bundle) or source"),
     (ONE_MODEL + 'aliases = "x"\n', "[models.a] aliases: expected list, got str"),
     (ONE_MODEL + 'aliases = ["x", 3]\n', "[models.a] aliases: expected str, got int in one item"),
     (ONE_MODEL + "breaker = 3\n", "models.a.breaker must be a table, written [models.a.breaker]"),
     ("models = 3\n", "models must be a table, written [models]"),
     ("[models]\na = 3\n", "models.a must be a table, written [models.a]"),
     ("models_dir = 5\n" + ONE_MODEL, "models_dir: expected a path, got int"),
-    ("", "[models]: no model is configured"),
+    ("", "[models]: the file has no model"),
     ("[x\n", "not valid TOML: Expected ']'"),
     ('default_model = "A"\n' + ONE_MODEL, "default_model: there is no model 'A'"),
     ('default_model = "mode"\n[models.model]\npath = "x"\n', "default_model: there is no model 'mode'; did you mean"),
@@ -199,14 +199,14 @@ MISTAKES = [
         "default_model: there is no model 'b'; it is an alias, write 'a'",
     ),
     (ONE_MODEL + 'fallback = "b"\n', "[models.a] fallback: there is no model 'b'"),
-    (ONE_MODEL + 'fallback = "a"\n', "[models.a] fallback: goes round in a circle: a -> a"),
+    (ONE_MODEL + 'fallback = "a"\n', "[models.a] fallback: is a cycle: a -> a"),
     (
         ONE_MODEL + 'fallback = "b"\n[models.b]\npath = "x"\nfallback = "a"\n',
-        "[models.a] fallback: goes round in a circle: a -> b -> a",
+        "[models.a] fallback: is a cycle: a -> b -> a",
     ),
     (
         ONE_MODEL + 'fallback = "b"\n[models.b]\npath = "x"\nfallback = "c"\n[models.c]\npath = "x"\nfallback = "b"\n',
-        "[models.b] fallback: goes round in a circle: b -> c -> b",
+        "[models.b] fallback: is a cycle: b -> c -> b",
     ),
     (ONE_MODEL + 'aliases = ["a"]\n', "[models.a] aliases: 'a' already names the model 'a'"),
     (
@@ -225,7 +225,7 @@ MISTAKES = [
         "[models.u] treads: unknown key; did you mean 'threads'? It means something only with engine = 'local'",
     ),
     ('[models.g]\nengine = "genie"\nsource = "x"\n', "[models.g] source: means something only with engine = 'local'"),
-    ('[models.g]\nengine = "genie"\n', "[models.g]: needs path, the bundle's config.json"),
+    ('[models.g]\nengine = "genie"\n', "[models.g]: needs path (the config.json of the bundle)"),
     (
         ONE_MODEL + 'dialect = "mistrl"\n',
         "[models.a] dialect: 'mistrl' is not one of generic, hermes, llama, mistral, mistral-args, phi, plain, qwen; "
@@ -236,7 +236,7 @@ MISTAKES = [
         ONE_MODEL + "provider_options = { htp_performance_mod = 'burst' }\n",
         "[models.a] provider_options: the QNN provider has no option 'htp_performance_mod'; did you mean",
     ),
-    ('[server]\nhost = "0.0.0.0"\n' + ONE_MODEL, "[server] host: '0.0.0.0' lets other machines in without a key"),
+    ('[server]\nhost = "0.0.0.0"\n' + ONE_MODEL, "[server] host: '0.0.0.0' lets other machines connect without a key"),
     ('[server]\napi_keys = { a = "" }\n' + ONE_MODEL, "[server] api_keys: the key of 'a' must be"),
     ('[server]\napi_keys = { a = "x", b = "x" }\n' + ONE_MODEL, "[server] api_keys: two names have the same key"),
     ('[server]\napi_keys_file = "no.txt"\n' + ONE_MODEL, "[server] api_keys_file:"),
@@ -252,7 +252,7 @@ def test_mistake_message_names_file(folder: Folder) -> None:
     folder.file.write_text("x = 1\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"config\.toml: x: unknown key"):
         load_config(folder.file, {})
-    with pytest.raises(ConfigError, match=r"none\.toml: no such file"):
+    with pytest.raises(ConfigError, match=r"none\.toml: the file does not exist"):
         load_config(folder.path / "none.toml", {})
     folder.file.write_bytes(b"# \xff\n")
     with pytest.raises(ConfigError, match=r"not UTF-8 text \(byte 2\)"):
@@ -262,11 +262,11 @@ def test_mistake_message_names_file(folder: Folder) -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("NPU_GATEWAY_SERVER_PROT", "1", "sets nothing; did you mean 'NPU_GATEWAY_SERVER_PORT'?"),
+        ("NPU_GATEWAY_SERVER_PROT", "1", "is unknown; did you mean 'NPU_GATEWAY_SERVER_PORT'?"),
         ("NPU_GATEWAY_SERVER_PORT", "x", "expected int, got str"),
         ("NPU_GATEWAY_MODELS_A_ENGINE", "remote", "'remote' is not one of"),
         ("NPU_GATEWAY_MODELS_A_URL", "http://x", "means something only with engine = 'upstream'"),
-        ("NPU_GATEWAY_MODELS_B_PATH", "x", "sets nothing"),
+        ("NPU_GATEWAY_MODELS_B_PATH", "x", "is unknown"),
     ],
 )
 def test_mistake_message_names_variable(folder: Folder, variable: str, value: str, message: str) -> None:

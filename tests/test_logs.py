@@ -1,4 +1,4 @@
-"""The request's line, and where the log goes."""
+"""The log line of a request, and the setup of the log."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def restored_logger() -> Iterator[None]:
     logger.setLevel(level)
 
 
-def test_a_line_reads_like_a_dashboard() -> None:
+def test_request_line_shows_models_tokens_and_times() -> None:
     line = RequestLine(
         id="req-7",
-        asked="llama",
+        requested="llama",
         served="smollm2",
         why="latency_breaker_open",
         ending="stop",
@@ -45,22 +45,22 @@ def test_a_line_reads_like_a_dashboard() -> None:
 @pytest.mark.parametrize(
     ("line", "text"),
     [
-        (RequestLine(id="r", asked="m", ending="model_not_ready"), "r  m  model_not_ready"),
-        (RequestLine(id="r", asked="", served="m", ending="stop"), "r  (none) -> m  stop"),
-        (RequestLine(id="r", asked="m", ending="stop", completion_tokens=1, ttft_s=1, total_s=1.0), None),
+        (RequestLine(id="r", requested="m", ending="model_not_ready"), "r  m  model_not_ready"),
+        (RequestLine(id="r", requested="", served="m", ending="stop"), "r  (none) -> m  stop"),
+        (RequestLine(id="r", requested="m", ending="stop", completion_tokens=1, ttft_s=1, total_s=1.0), None),
     ],
 )
-def test_a_line_leaves_out_what_never_came(line: RequestLine, text: str | None) -> None:
+def test_request_line_leaves_out_missing_times(line: RequestLine, text: str | None) -> None:
     assert str(line) == (text or "r  m  first token 1000 ms  1 tokens  stop")
 
 
-def test_a_client_cannot_forge_a_line() -> None:
-    line = str(RequestLine(id="r\n12:00:00 INFO forged", asked="m\r\x1b[31m\u2028" + "x" * 500, ending="stop"))
+def test_request_line_escapes_control_characters() -> None:
+    line = str(RequestLine(id="r\n12:00:00 INFO forged", requested="m\r\x1b[31m\u2028" + "x" * 500, ending="stop"))
     assert line.isprintable()
     assert len(line) < 250
 
 
-def test_setup_writes_utf8_to_a_console_of_any_code_page() -> None:
+def test_setup_writes_utf8_to_console_with_other_code_page() -> None:
     raw = io.BytesIO()
     console = io.TextIOWrapper(raw, encoding="cp1252", newline="\n", write_through=True)
     logs.setup("warning", console)
@@ -70,7 +70,7 @@ def test_setup_writes_utf8_to_a_console_of_any_code_page() -> None:
     assert raw.getvalue().count(b"\n") == 1
 
 
-def test_setup_twice_writes_once() -> None:
+def test_setup_twice_adds_one_handler() -> None:
     stream = io.StringIO()
     logs.setup("INFO", stream)
     logs.setup("INFO", stream)
@@ -78,7 +78,7 @@ def test_setup_twice_writes_once() -> None:
     assert stream.getvalue().count("once") == 1
 
 
-def test_the_text_of_prompts() -> None:
+def test_prompt_text_of_each_prompt_type() -> None:
     chat = Chat(messages=(Message(role="system", content="be kind"), Message(role="assistant")))
     assert logs.prompt_text(chat) == "system: be kind\nassistant: "
     assert logs.prompt_text(Text("hello")) == "hello"

@@ -1,4 +1,4 @@
-"""What a scrape shows after requests over the scripted engine."""
+"""The samples of a scrape after requests to the scripted engine."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def ask(lane: Lane) -> None:
 
 
 @in_virtual_time
-async def test_requests_tokens_times_and_the_breaker() -> None:
+async def test_scrape_counts_requests_tokens_times_and_breaker_states() -> None:
     script = {"replies": ["a b"], "ttft_s": 0.5, "token_s": 0.25, "cached_tokens": 1}
     script["faults"] = [{"requests": [2], "error": "EngineFailed"}]
     model = ScriptedModel(max_sequences=1, queue=1, script=script)
@@ -84,7 +84,7 @@ async def test_requests_tokens_times_and_the_breaker() -> None:
     assert at(samples, "worker_restarts_total", "m") == 0
 
 
-def test_two_gateways_in_a_process_do_not_meet() -> None:
+def test_two_metrics_in_one_process_are_independent() -> None:
     one, other = Metrics(), Metrics()
     one.request_refused("m", "x")
     assert ("gateway_requests_total", frozenset(["m", "x"])) in scrape(one)

@@ -1,6 +1,6 @@
-"""`npu-gateway doctor`: what this machine has, and whether each configured model can run on it.
+"""`npu-gateway doctor`: the parts of this machine, and whether each configured model can run on it.
 
-Everything is found out by asking the thing itself, the NPU's driver too.
+Each check uses the real part, also the NPU's driver.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MARKS = {"ok": "[green]ok[/green]  ", "note": "[yellow]note[/yellow]", "bad": "[
 
 
 class Finding(NamedTuple):
-    """One line of the report. A `bad` one makes the command fail; a `note` is worth knowing."""
+    """One line of the report. A `bad` one makes the command fail; a `note` does not."""
 
     level: Literal["ok", "note", "bad"]
     what: str
@@ -36,7 +36,7 @@ class Finding(NamedTuple):
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
-    text = "Check this machine, the configuration and every model. Fails when something is bad."
+    text = "Check this machine, the configuration and every model. Exit code 1 if a line is bad."
     parser = subparsers.add_parser("doctor", help="check the machine, the configuration, the models", description=text)
     options.add_config(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -75,9 +75,9 @@ def machine() -> Iterator[Finding]:
         platform.system() == "Windows" and "ARM64" in platform.machine() and "ARM" not in platform.python_compiler()
     )
     if bits != 64:
-        yield Finding("bad", "Python", f"{python}: a 64-bit Python is needed")
+        yield Finding("bad", "Python", f"{python}: the gateway needs a 64-bit Python")
     elif emulated:
-        yield Finding("bad", "Python", f"{python}: made for x64; only an ARM64 Python reaches the NPU")
+        yield Finding("bad", "Python", f"{python}: built for x64; the NPU needs an ARM64 Python")
     else:
         yield Finding("ok", "Python", python)
 
@@ -91,7 +91,7 @@ def libraries() -> Iterator[Finding]:
 
 
 def npu() -> Finding:
-    """The device that `provider = "qnn"` would take."""
+    """The device of `provider = "qnn"`."""
     from gateway.qnn.detect import detect_npu
 
     try:
@@ -113,7 +113,9 @@ def configuration(arguments: argparse.Namespace, config: Config) -> Iterator[Fin
     address = options.base_url(config.server.host, config.server.port)
     yield Finding("ok", "configuration", f"{file}: {len(config.models)} models, {address}")
     if config.server.insecure and not config.server.api_keys:
-        yield Finding("note", "keys", "insecure is set and there are no keys: every machine that reaches it may use it")
+        yield Finding(
+            "note", "keys", "insecure is set and there are no keys: every machine that can connect may use the gateway"
+        )
 
 
 def models(config: Config) -> Iterator[Finding]:
@@ -138,7 +140,7 @@ def models(config: Config) -> Iterator[Finding]:
 
 
 def npu_graphs(name: str, model: LocalModel) -> Iterator[Finding]:
-    """Whether the model's graphs for the NPU load there, and whether all of them does."""
+    """Load the model's graphs for the NPU, and report how many of their nodes run there."""
     from gateway.bundles.genai_config import read_genai_config
     from gateway.bundles.stamp import npu_folder
     from gateway.worker.decoders.static.load_check import check_load
@@ -154,7 +156,7 @@ def npu_graphs(name: str, model: LocalModel) -> Iterator[Finding]:
             yield Finding("bad", what, error.message)
             continue
         fallback = found.placement.get("CPU", 0)
-        where = f"{found.placement.get('QNN', 0)} nodes on the NPU ({found.device}), {fallback} beside them on the CPU"
+        where = f"{found.placement.get('QNN', 0)} nodes on the NPU ({found.device}), {fallback} on the CPU"
         yield Finding("note" if fallback else "ok", what, f"{folder.name}: {where}; loaded in {found.load_s:.1f} s")
 
 

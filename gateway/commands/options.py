@@ -1,4 +1,4 @@
-"""What the commands share: the type of their parsers, the option that names the config file, and reading it."""
+"""Shared by the commands: options of their parsers, the configuration, the gateway's URL."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         "--config",
         type=Path,
         metavar="FILE",
-        help="the configuration (default: ./config.toml if there is one, else the one that came with the gateway)",
+        help="the configuration (default: ./config.toml if it exists, else the file in the package)",
     )
 
 
@@ -27,14 +27,14 @@ def add_provider(parser: argparse.ArgumentParser) -> None:
 
 
 def load(arguments: argparse.Namespace, overrides: Mapping[str, Any] | None = None) -> Config:
-    """The configuration in force. Raises ConfigError."""
+    """Read the configuration. Raises ConfigError."""
     from gateway.config_file import load_config
 
     return load_config(arguments.config, overrides=overrides)
 
 
 def base_url(host: str, port: int) -> str:
-    """Where a client on this machine reaches a gateway that listens there."""
+    """The URL for clients on this machine of a gateway that listens on `host`."""
     host = host.strip("[]")
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # every address: take loopback
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # the host means every address: use loopback
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,4 +1,4 @@
-"""`npu-gateway serve`: make what is missing, start the gateway, and say how to try it."""
+"""`npu-gateway serve`: build missing bundles, start the gateway, print a request to try."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def add_parser(subparsers: options.Subparsers) -> None:
     parser.add_argument("--host", help="address to listen on (default: from the configuration, 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on, 0 for any free one (default: 8000)")
     options.add_provider(parser)
-    parser.add_argument("--insecure", action="store_true", default=None, help="let other machines in without a key")
+    parser.add_argument(
+        "--insecure", action="store_true", default=None, help="let other machines connect without a key"
+    )
     parser.set_defaults(run=run)
 
 
@@ -42,11 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.server.server import serve
 
     logs.setup()
-    _listen(config.server).close()  # a port in use is known before minutes of building
+    _listen(config.server).close()  # reports a port in use before a build of minutes
     config = prepare(config)
     app = create_app(config)
     listener = _listen(config.server)
-    tasks: list[asyncio.Task[None]] = []  # a task that nobody holds may be collected
+    tasks: list[asyncio.Task[None]] = []  # the event loop keeps only a weak reference to a task
 
     def greet_when_ready() -> None:
         port: int = listener.getsockname()[1]
@@ -61,7 +63,7 @@ def _listen(config: ServerConfig) -> socket.socket:
 
     try:
         return bind(config)
-    except ConfigError as error:  # the configuration is right, the machine's state is not
+    except ConfigError as error:  # the configuration is right: exit code 1, not 2
         raise GatewayError(error.message) from None
 
 
@@ -71,7 +73,7 @@ async def _greet(config: Config, router: Router, port: int) -> None:
 
 
 def greeting(config: ServerConfig, models: list[ModelInfo], port: int) -> str:
-    """What a person sees when the models have been loaded: where, what, and a line to try."""
+    """The text on stdout when every model has loaded or failed: URL, models, and a request to try."""
     url = f"{options.base_url(config.host, port)}/v1"
     lines = [f"npu-gateway {__version__} on {url}", ""]
     lines += [_model_line(model) for model in models]
@@ -91,7 +93,7 @@ def _model_line(model: ModelInfo) -> str:
 
 
 def curl_line(url: str, model: str, has_keys: bool, platform: str = sys.platform) -> str:
-    """A request for this machine's usual shell: cmd and PowerShell take no single quotes around JSON."""
+    """A chat request for the usual shell of this machine. cmd and PowerShell accept no single quotes around JSON."""
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "What is the capital of France?"}]})
     headers = ["Content-Type: application/json", *(["Authorization: Bearer YOUR-KEY"] if has_keys else [])]
     if platform == "win32":

@@ -66,7 +66,7 @@ class RoutedAnswer:
         self._opened_at = clock()
         self._deadline = self._opened_at + timeout_s
         self._refusals: list[GatewayError] = []
-        self._line = logs.RequestLine(id=generation.id, asked=generation.model)
+        self._line = logs.RequestLine(id=generation.id, requested=generation.model)
         self._log_prompt = log_prompt
         self._has_content = False
 
@@ -186,7 +186,7 @@ class Router:
             return Route(self.config.default_model, background=base != asked)
         what = f"The model '{logs.printable(asked)}' does not exist" if asked else "The request names no model"
         error = ModelNotFound(f"{what}; there is {', '.join(self.lanes)}.", param="model")
-        error.asked = asked
+        error.requested = asked
         raise error
 
     def defaults_for(self, name: str | None) -> Defaults:

@@ -51,7 +51,8 @@ def refuse(request: HttpRequest, exception: Exception) -> Response[bytes]:
     error = as_gateway_error(request, exception)
     if isinstance(error, ModelNotFound):  # it came to no lane, whose requests are logged
         _log.info(
-            "%s", RequestLine(id=f"req_{request_number(request.scope)}", asked=error.asked, ending=error.code or "")
+            "%s",
+            RequestLine(id=f"req_{request_number(request.scope)}", requested=error.requested, ending=error.code or ""),
         )
     headers = error_headers(error)
     if isinstance(exception, HTTPException):

@@ -1,4 +1,4 @@
-"""Stands in for a module whose driver is broken: `python -m tests.commands.crash` ends as a crash does."""
+"""`python -m tests.commands.crash` ends like a process whose driver crashes."""
 
 from __future__ import annotations
 

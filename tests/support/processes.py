@@ -1,4 +1,4 @@
-"""`python -m gateway ...` as a process of its own, for tests that use it as a person at a terminal does."""
+"""`python -m gateway ...` as a process, for tests of the command line."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import psutil
 
 from tests.support.paths import ROOT
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0  # for one command, on a machine with other work
 SCRIPTED = '[models.paris]\nengine = "scripted"\naliases = ["gpt-4o-mini"]\n'
-#: Ctrl-C on Windows reaches a whole console; a process group of its own can be sent Ctrl-Break.
+#: Windows sends Ctrl-C to all processes of a console. A separate process group can get Ctrl-Break alone.
 OWN_GROUP: dict[str, Any] = (
     {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if sys.platform == "win32" else {"start_new_session": True}
 )
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This environment without anybody's gateway settings."""
+    """The environment of the tests without gateway settings, plus `variables`."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith("NPU_GATEWAY_")}
     return {**mine, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **variables}
 
@@ -33,7 +33,7 @@ def environment(**variables: str) -> dict[str, str]:
 def gateway(
     *arguments: object, cwd: Path, stdin: str = "", variables: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+    """Run a command until it ends."""
     return subprocess.run(
         [sys.executable, "-m", "gateway", *map(str, arguments)],
         cwd=cwd,
@@ -52,20 +52,20 @@ def free_port() -> int:
 
 
 def wakeups(process: psutil.Process) -> int:
-    """How often its threads have gone to sleep so far; Linux alone counts that."""
+    """How often the threads of the process have gone to sleep until now. Only Linux counts this."""
     states = [path.read_text(encoding="utf-8") for path in Path(f"/proc/{process.pid}/task").glob("*/status")]
     return sum(int(state.split("\nvoluntary_ctxt_switches:")[1].split()[0]) for state in states)
 
 
 class Serving:
-    """`npu-gateway serve`, running."""
+    """A running `npu-gateway serve`."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         self.output = ""
 
     def read_greeting(self) -> str:
-        """All that is printed up to the line to try, or up to the end of the output."""
+        """Read stdout up to the curl line, or up to its end."""
         assert self.process.stdout is not None
         timer = threading.Timer(PATIENCE_S, self.process.kill)
         timer.start()
@@ -77,7 +77,7 @@ class Serving:
         return self.output
 
     def stop(self, signal_number: int) -> tuple[int, str]:
-        """Send a signal; the exit code, and all that was said on stderr."""
+        """Send a signal and wait. Returns the exit code and all of stderr."""
         self.process.send_signal(signal_number)
         _, errors = self.process.communicate(timeout=PATIENCE_S)
         return self.process.returncode, errors
@@ -97,4 +97,4 @@ def serving(*arguments: object, cwd: Path, **variables: str) -> Iterator[Serving
         try:
             yield Serving(process)
         finally:
-            process.kill()  # no harm to one that has ended
+            process.kill()  # no effect if it has ended
