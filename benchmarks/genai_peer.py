@@ -1,9 +1,9 @@
-"""onnxruntime-genai behind stdin and stdout, run by peers.py in the peers' environment: it has no server of its own.
+"""onnxruntime-genai behind stdin and stdout, because it has no server. peers.py runs this in the peers' environment.
 
     python genai_peer.py BUNDLE THREADS
 
-A line of JSON in: {"text": ..., "max_tokens": ..., "keep": whether the conversation so far goes on}. A line out for
-it: seconds to the first token and from it to the last, and how many tokens were computed and generated.
+Request, a line of JSON: {"text": ..., "max_tokens": ..., "keep": true if the conversation continues}.
+Response, a line of JSON: the fields of `Reply` in peer_clients.py.
 """
 
 import json
@@ -26,29 +26,29 @@ def main() -> None:
         settings.write_text(json.dumps(config), encoding="utf-8")
         model = genai.Model(str(settings.parent))
         tokenizer = genai.Tokenizer(model)
-        answer_all(model, tokenizer)
+        serve(model, tokenizer)
 
 
-def answer_all(model: genai.Model, tokenizer: genai.Tokenizer) -> None:
+def serve(model: genai.Model, tokenizer: genai.Tokenizer) -> None:
     generator = None
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
-        ask = json.loads(line)
+        request = json.loads(line)
         began = time.perf_counter()
-        if generator is None or not ask["keep"]:
+        if generator is None or not request["keep"]:
             del generator
             params = genai.GeneratorParams(model)
-            params.set_search_options(max_length=4096, do_sample=False, min_length=4095)  # no end of the turn
+            params.set_search_options(max_length=4096, do_sample=False, min_length=4095)  # no end-of-turn token
             generator = genai.Generator(model, params)
-        ids = tokenizer.encode(ask["text"])
+        ids = tokenizer.encode(request["text"])
         generator.append_tokens(ids)
         generator.generate_next_token()
         first = time.perf_counter()
-        for _ in range(ask["max_tokens"] - 1):
+        for _ in range(request["max_tokens"] - 1):
             generator.generate_next_token()
         gap_s = time.perf_counter() - first
-        told = {"first_s": first - began, "gap_s": gap_s, "computed": len(ids), "generated": ask["max_tokens"]}
-        print(json.dumps(told), flush=True)
+        reply = {"first_s": first - began, "gap_s": gap_s, "computed": len(ids), "generated": request["max_tokens"]}
+        print(json.dumps(reply), flush=True)
 
 
 if __name__ == "__main__":

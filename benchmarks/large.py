@@ -1,6 +1,6 @@
-"""A bundle with the shape of a model of a billion weights, for what it costs: its weights are random, so is its text.
+"""A bundle with the shape of a model of a billion weights, to measure its cost. Its weights are random, so is its text.
 
-The layers are Llama 3.2 1B's, vocabulary and tokenizer SmolLM2's; 845 MB in models/, written once.
+The layers have the shape of Llama 3.2 1B; vocabulary and tokenizer are SmolLM2's. 845 MB in models/, written once.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def large_bundle() -> Path:
 
 
 def _write(small: ModelSource, folder: Path) -> None:
-    """Other graphs, in the folder of a bundle of `small`."""
+    """Replace the graphs in a copy of the bundle of `small`."""
     source = _Random(small)
     graphs = CpuTarget().write(source, folder, lambda what, share: None)
     write_json(folder / "genai_config.json", genai_config(source.config, source.generation, graphs.decoder))
 
 
 class _Random:
-    """A ModelSource of seeded random numbers."""
+    """A ModelSource of random numbers with a fixed seed."""
 
     def __init__(self, small: ModelSource) -> None:
         self.config = replace(small.config, **SIZES)

@@ -1,11 +1,12 @@
-"""What scheduling, shared steps, drafts and the prefix cache give on an NPU: a simulation, nothing here was measured.
+"""Effect of scheduling, batched steps, drafts and the prefix cache on an NPU. This is a simulation, not a measurement.
 
     python benchmarks/npu_model.py [--quick] [--write docs/benchmarks.md]
 
-The gateway's own token loop decides what every device call does; the calls cost what is published for Llama 3.2 3B
-(128 prompt tokens in one pass, a token in one step), on a clock that only they move. A pass that verifies a draft is
-taken to cost what a pass of a prompt does. For a step of four sequences in one call nothing is published: it lies
-between a step's and a pass's, whose 128 rows are 32 times as many; a guess and the dearest are shown.
+The gateway's own token loop decides what each device call does. A call takes the published time of Llama 3.2 3B: one
+pass for 128 prompt tokens, one step for one token. Only these calls move the simulated clock. Assumptions: a pass that
+verifies a draft takes as long as a prompt pass. No time is published for a step of four sequences in one call. It is
+between the time of a step and that of a pass, which has 32 times as many rows. Two values are simulated: a guess, and
+the upper limit.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ BATCH = 4  # sequences in a call, as bundles are built
 
 
 class RowCount:
-    """A KVCache of which only the length matters."""
+    """A KVCache that has only a length."""
 
     def __init__(self, length: int = 0) -> None:
         self.length = length
@@ -49,15 +50,15 @@ class RowCount:
         self.length = length
 
 
-def next_token(token: int, place: int) -> int:
-    return (token * 31 + place * 17 + 5) % VOCABULARY
+def next_token(token: int, position: int) -> int:
+    return (token * 31 + position * 17 + 5) % VOCABULARY
 
 
 class SimulatedDecoder:
-    """Seam 2 on a chip's published times. The text it writes depends on the last token and its place alone."""
+    """A `Decoder` with a chip's published times. The next token depends on the last token and its position only."""
 
     def __init__(self, chip: Chip, batch_s: float) -> None:
-        """`batch_s`: seconds of a step for up to BATCH sequences; infinite where there is none."""
+        """`batch_s`: seconds of a batched step for up to BATCH sequences; infinite if there is no batched step."""
         self.chip, self.batch_s, self.now = chip, batch_s, 0.0
         self.spec = DecoderSpec(
             vocab_size=VOCABULARY, context_length=CONTEXT, prompt_width=chip.pass_width, device="simulated"
@@ -91,8 +92,8 @@ def _advance(cache: KVCache, token: int) -> Logits:
 
 
 @dataclass
-class Ask:
-    """One request and what came of it: the simulated seconds at which its tokens arrived."""
+class Request:
+    """One request, and the simulated times in seconds at which its tokens arrived."""
 
     prompt: list[int]
     tokens: int
@@ -115,29 +116,29 @@ class Ask:
 
 
 def play(
-    chip: Chip, asks: Sequence[Ask], *, places: int = 8, batch_s: float = math.inf, prefix_cache: bool = True
+    chip: Chip, requests: Sequence[Request], *, slots: int = 8, batch_s: float = math.inf, prefix_cache: bool = True
 ) -> None:
-    """Run the requests through the token loop to their end."""
+    """Run the requests in the token loop until all have ended."""
     decoder = SimulatedDecoder(chip, batch_s)
 
     def emit(frame: FromWorker) -> None:
         if isinstance(frame, Tokens):
-            asks[frame.id].arrivals += [decoder.now] * len(frame.ids)
+            requests[frame.id].arrivals += [decoder.now] * len(frame.ids)
 
     loop = TokenLoop(
         decoder,
-        [decoder.new_cache() for _ in range(places)],
+        [decoder.new_cache() for _ in range(slots)],
         emit,
         make_constraint=_no_grammar,
         prefix_cache=prefix_cache,
         clock=lambda: decoder.now,
     )
-    waiting = sorted(range(len(asks)), key=lambda id: asks[id].at)
+    waiting = sorted(range(len(requests)), key=lambda id: requests[id].at)
     while waiting or not loop.is_idle:
         if loop.is_idle:
-            decoder.now = max(decoder.now, asks[waiting[0]].at)
-        while waiting and asks[waiting[0]].at <= decoder.now:
-            loop.submit(_frame(waiting[0], asks[waiting.pop(0)]))
+            decoder.now = max(decoder.now, requests[waiting[0]].at)
+        while waiting and requests[waiting[0]].at <= decoder.now:
+            loop.submit(_frame(waiting[0], requests[waiting.pop(0)]))
         loop.turn()
 
 
@@ -145,14 +146,14 @@ def _no_grammar(*_: object) -> None:
     raise AssertionError("no request here has a grammar")
 
 
-def _frame(id: int, ask: Ask) -> Submit:
+def _frame(id: int, request: Request) -> Submit:
     return Submit(
         id=id,
-        ids=ask.prompt,
+        ids=request.prompt,
         sampling=Sampling(temperature=0),
-        max_tokens=ask.tokens,
-        background=ask.background,
-        prediction=ask.prediction,
+        max_tokens=request.tokens,
+        background=request.background,
+        prediction=request.prediction,
     )
 
 
@@ -161,12 +162,12 @@ def text(length: int, seed: int) -> list[int]:
 
 
 def answer_to(prompt: Sequence[int], length: int) -> list[int]:
-    """What the simulated model will say."""
-    said, token = [], prompt[-1]
-    for place in range(len(prompt) - 1, len(prompt) - 1 + length):
-        token = next_token(token, place)
-        said.append(token)
-    return said
+    """The tokens that the simulated model will generate."""
+    answer, token = [], prompt[-1]
+    for position in range(len(prompt) - 1, len(prompt) - 1 + length):
+        token = next_token(token, position)
+        answer.append(token)
+    return answer
 
 
 Case = tuple[str, str, float, float]  # what, unit, without, with
@@ -179,7 +180,7 @@ def cases(chip: Chip, tokens: int) -> list[Case]:
         behind_a_long_prompt(chip),
         *(
             streams(chip, count, tokens, *price)
-            for price in (("half as much again as a step", 1.5 * chip.step_s), ("a whole pass", chip.pass_s))
+            for price in (("1.5 steps", 1.5 * chip.step_s), ("a whole pass", chip.pass_s))
             for count in (2, 4, 8)
         ),
         edit(chip, tokens),
@@ -188,15 +189,15 @@ def cases(chip: Chip, tokens: int) -> list[Case]:
 
 
 def single(chip: Chip, tokens: int) -> Case:
-    alone = Ask(text(500, 1), tokens)
+    alone = Request(text(500, 1), tokens)
     play(chip, [alone])
-    return "one request alone, 500 tokens of prompt (the baseline)", "tokens/s", alone.tokens_per_s, alone.tokens_per_s
+    return "one request, 500 prompt tokens (baseline)", "tokens/s", alone.tokens_per_s, alone.tokens_per_s
 
 
 def second_turn(chip: Chip) -> Case:
     def first_token_s(prefix_cache: bool) -> float:
-        first = Ask(text(1000, 2), 64)
-        second = Ask([*first.prompt, *answer_to(first.prompt, 64), *text(30, 3)], 2, at=100.0)
+        first = Request(text(1000, 2), 64)
+        second = Request([*first.prompt, *answer_to(first.prompt, 64), *text(30, 3)], 2, at=100.0)
         play(chip, [first, second], prefix_cache=prefix_cache)
         return second.first_token_s
 
@@ -205,44 +206,46 @@ def second_turn(chip: Chip) -> Case:
 
 def behind_a_long_prompt(chip: Chip) -> Case:
     def first_token_s(interleaved: bool) -> float:
-        chat = Ask(text(100, 4), 16, at=0.1)
-        play(chip, [Ask(text(3900, 5), 100), chat], places=8 if interleaved else 1)
+        chat = Request(text(100, 4), 16, at=0.1)
+        play(chip, [Request(text(3900, 5), 100), chat], slots=8 if interleaved else 1)
         return chat.first_token_s
 
-    return "first token of a chat behind a prompt of 3900 tokens: interleaving", "s", *_both(first_token_s)
+    return "first token of a chat after a prompt of 3900 tokens: chunked prefill", "s", *_both(first_token_s)
 
 
 def streams(chip: Chip, count: int, tokens: int, price: str, batch_s: float) -> Case:
     def together(shared: bool) -> float:
-        asks = [Ask(text(100, 10 + i), tokens) for i in range(count)]
-        play(chip, asks, batch_s=batch_s if shared else math.inf)
-        begun = max(ask.arrivals[0] for ask in asks)
-        later = [arrival for ask in asks for arrival in ask.arrivals if arrival > begun]
+        requests = [Request(text(100, 10 + i), tokens) for i in range(count)]
+        play(chip, requests, batch_s=batch_s if shared else math.inf)
+        begun = max(request.arrivals[0] for request in requests)
+        later = [arrival for request in requests for arrival in request.arrivals if arrival > begun]
         return len(later) / (max(later) - begun)
 
-    return f"{count} streams in all: steps of four in a call that costs {price}", "tokens/s", *_both(together)
+    return f"{count} streams together: batched steps of four, one costs {price}", "tokens/s", *_both(together)
 
 
 def edit(chip: Chip, tokens: int) -> Case:
     def speed(predicted: bool) -> float:
         prompt = text(400, 6)
         expected = answer_to(prompt, 4 * tokens)
-        changed = [(token + 1) % VOCABULARY if place % 50 == 25 else token for place, token in enumerate(expected)]
-        ask = Ask(prompt, 4 * tokens, prediction=changed if predicted else [])
-        play(chip, [ask])
-        return ask.tokens_per_s
+        changed = [
+            (token + 1) % VOCABULARY if position % 50 == 25 else token for position, token in enumerate(expected)
+        ]
+        request = Request(prompt, 4 * tokens, prediction=changed if predicted else [])
+        play(chip, [request])
+        return request.tokens_per_s
 
     return "an edit that changes every 50th token: prediction", "tokens/s", *_both(speed)
 
 
 def background(chip: Chip, tokens: int) -> Case:
     def gap_s(yields: bool) -> float:
-        batch = [Ask(text(1500, 20 + i), tokens, background=yields) for i in range(3)]
-        chat = Ask(text(100, 7), tokens, at=0.1)
+        batch = [Request(text(1500, 20 + i), tokens, background=yields) for i in range(3)]
+        chat = Request(text(100, 7), tokens, at=0.1)
         play(chip, [*batch, chat])
         return statistics.mean(np.diff(chat.arrivals).tolist())
 
-    return "a chat's time per token beside 3 long jobs: background lane", "s", *_both(gap_s)
+    return "time per token of a chat next to 3 long jobs: background priority", "s", *_both(gap_s)
 
 
 def _both(measure: Callable[[bool], float]) -> tuple[float, float]:
@@ -261,8 +264,8 @@ def main() -> None:
             if without != with_it:
                 bars[f"{name}: {what.split(':')[-1].strip()}, {unit}"] = {"without": without, "with": with_it}
     note = (
-        "**Simulated** by `python benchmarks/npu_model.py` from the published times; no device was involved. "
-        "What a step of four sequences in one call costs is not published: a guess and the dearest are tried."
+        "**Simulated** by `python benchmarks/npu_model.py` from the published times, without a device. The cost of a "
+        "batched step of four sequences is not published: a guess and the upper limit are simulated."
     )
     head = ["chip", "what", "without", "with", "better by"]
     publish("npu_model", f"{note}\n\n{table(head, rows)}", bars, arguments.write)

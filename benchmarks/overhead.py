@@ -1,28 +1,28 @@
-"""What the HTTP path costs: the scripted engine at full speed, through a real socket, read by another process.
+"""Cost of the HTTP path: the scripted engine at full speed, through a real socket.
 
     python benchmarks/overhead.py [--quick] [--write docs/benchmarks.md]
 
-The server runs in a process of its own; its CPU time is counted there. The same engine read without a server is the
-base line: what is above it, is what a streamed token or a request costs over the bare engine.
+The server runs in a process of its own, and its CPU time is counted there. The baseline is the same engine without a
+server. The difference is the cost of a streamed token or of a request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import aclosing, closing, contextmanager, suppress
-from http.client import HTTPConnection, HTTPException
+from contextlib import aclosing, closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import psutil
+from processes import free_port, running
 from report import ROOT, parser, publish, spread, table
 
 from gateway.config import ScriptedModel
@@ -42,35 +42,20 @@ replies = ["word word word word"]
 repeat = true
 context_length = 1000000
 """
-PATIENCE_S = 120
+REPLY_S = 600  # for one response on a busy machine
 
 
 @contextmanager
 def served() -> Iterator[tuple[int, psutil.Process]]:
-    """The port and the process of a gateway that answers from a script."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
-        port: int = probe.getsockname()[1]
+    """Start a gateway with a scripted model. Yields its port and its process."""
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "config.toml")
         config.write_text(CONFIG.format(port=port), encoding="utf-8")
         command = [sys.executable, "-m", "gateway", "serve", "--config", str(config)]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            try:
-                _wait_until_ready(port, process)
-                yield port, psutil.Process(process.pid)
-            finally:
-                process.terminate()
-
-
-def _wait_until_ready(port: int, process: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + PATIENCE_S
-    while time.monotonic() < until and process.poll() is None:
-        with suppress(OSError, HTTPException), closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
-            connection.request("GET", "/readyz")
-            if connection.getresponse().status == 200:
-                return
-        time.sleep(0.1)
-    raise SystemExit("the gateway was not ready in time")
+        with running(command, cwd=ROOT, stdout=subprocess.DEVNULL) as server:
+            server.wait_until_ready(port, "/readyz")
+            yield port, psutil.Process(server.process.pid)
 
 
 def body(tokens: int, stream: bool) -> bytes:
@@ -79,11 +64,11 @@ def body(tokens: int, stream: bool) -> bytes:
     return json.dumps(fields).encode()
 
 
-def ask(connection: HTTPConnection, content: bytes) -> bytes:
+def send(connection: HTTPConnection, content: bytes) -> bytes:
     connection.request("POST", "/v1/chat/completions", content, {"Content-Type": "application/json"})
-    answer = connection.getresponse()
-    assert answer.status == 200, answer.read()
-    return answer.read()
+    response = connection.getresponse()
+    assert response.status == 200, response.read()
+    return response.read()
 
 
 def cpu_s(process: psutil.Process) -> float:
@@ -92,31 +77,31 @@ def cpu_s(process: psutil.Process) -> float:
 
 
 def streamed(port: int, server: psutil.Process, tokens: int) -> tuple[float, float]:
-    """Microseconds a chunk: of the clock, and of the server's CPU."""
-    with closing(HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)) as connection:
+    """Microseconds per chunk: elapsed time, and the server's CPU time."""
+    with closing(HTTPConnection("127.0.0.1", port, timeout=REPLY_S)) as connection:
         before_s, began = cpu_s(server), time.perf_counter()
-        frames = ask(connection, body(tokens, stream=True)).count(b"data: {")
+        frames = send(connection, body(tokens, stream=True)).count(b"data: {")
         wall_s, used_s = time.perf_counter() - began, cpu_s(server) - before_s
     assert frames >= tokens, f"{frames} frames for {tokens} tokens"
     return 1e6 * wall_s / frames, 1e6 * used_s / frames
 
 
 def whole(port: int, server: psutil.Process, requests: int) -> tuple[float, float]:
-    """Milliseconds a request of one token: of the clock (median), and of the server's CPU (mean)."""
+    """Milliseconds per request of one token: elapsed time (median), and the server's CPU time (mean)."""
     walls, content = [], body(1, stream=False)
-    with closing(HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)) as connection:
-        ask(connection, content)
+    with closing(HTTPConnection("127.0.0.1", port, timeout=REPLY_S)) as connection:
+        send(connection, content)
         before_s = cpu_s(server)
         for _ in range(requests):
             began = time.perf_counter()
-            ask(connection, content)
+            send(connection, content)
             walls.append(time.perf_counter() - began)
         used_s = cpu_s(server) - before_s
     return 1e3 * statistics.median(walls), 1e3 * used_s / requests
 
 
 async def bare(tokens: int) -> float:
-    """Microseconds of CPU a token of the same engine costs by itself."""
+    """Microseconds of CPU time per token of the same engine without a server."""
     engine = ScriptedEngine("scripted", ScriptedModel(script=SCRIPT))
     await engine.start()
     generation = Generation(id="bare", model="scripted", prompt=Text("hello"), max_tokens=tokens)
@@ -143,16 +128,19 @@ def main() -> None:
                     found[name].append(value)
     over = [cpu - alone for cpu, alone in zip(found["cpu"], found["bare"], strict=True)]
     rows = [
-        ["a streamed chunk, clock", f"{spread(found['wall'])} µs", ""],
-        ["a streamed chunk, server's CPU", f"{spread(found['cpu'])} µs", ""],
-        ["the scripted engine by itself, CPU", f"{spread(found['bare'])} µs", ""],
-        ["**a streamed chunk over the bare engine, CPU**", f"{spread(over)} µs", "under 200 µs"],
-        ["**a request of one token, clock**", f"{spread(found['request'], 2)} ms", "under 2 ms"],
-        ["a request of one token, server's CPU", f"{spread(found['request_cpu'], 2)} ms", ""],
+        ["a streamed chunk, elapsed time", f"{spread(found['wall'])} µs", ""],
+        ["a streamed chunk, server's CPU time", f"{spread(found['cpu'])} µs", ""],
+        ["the scripted engine without a server, CPU time", f"{spread(found['bare'])} µs", ""],
+        ["**a streamed chunk minus the bare engine, CPU time**", f"{spread(over)} µs", "under 200 µs"],
+        ["**a request of one token, elapsed time**", f"{spread(found['request'], 2)} ms", "under 2 ms"],
+        ["a request of one token, server's CPU time", f"{spread(found['request_cpu'], 2)} ms", ""],
     ]
-    how = f"Median and range of {rounds} rounds: {tokens} streamed tokens, {requests} requests one after another."
+    how = f"Median and range of {rounds} rounds: {tokens} streamed tokens, {requests} requests, one after another."
     bars = {
-        "µs of CPU a chunk": {"through HTTP": statistics.median(found["cpu"]), "bare": statistics.median(found["bare"])}
+        "µs of CPU time per chunk": {
+            "through HTTP": statistics.median(found["cpu"]),
+            "bare": statistics.median(found["bare"]),
+        }
     }
     publish("overhead", f"{how}\n\n{table(['what', 'cost', 'goal'], rows)}", bars, arguments.write)
 

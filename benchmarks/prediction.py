@@ -1,11 +1,11 @@
-"""Answers that largely repeat what is known: plain decoding, prompt-lookup and `prediction` side by side.
+"""Responses that repeat known text: plain decoding, prompt-lookup decoding and `prediction` compared.
 
     python benchmarks/prediction.py [--quick] [--write docs/benchmarks.md]
 
-SmolLM2 on the CPU through the worker's own token loop, greedy, without a server; a round asks each task in each way,
-and every way must give the same tokens. A small model often does not do as it is told, and then the text that a client
-would send along predicts little. `its answer but` shows the mechanism for a model that does: what it will say, with
-every 12th word changed, and every 50th.
+SmolLM2 on the CPU with the worker's own token loop, greedy, without a server. A round runs each task in each way, and
+every way must give the same tokens. A small model often does not follow the instruction, and then the prediction that a
+client would send does not help. The ways `its answer, ...` show a model that does follow: the prediction is its own
+answer, with every 12th or every 50th word changed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ JSON = """\
 "notes on the analytical engine"], "father": "Lord Byron", "mother": "Anne Isabella Milbanke"}
 """
 STORY = """\
-The lighthouse stood on a rock far out in the bay. Every evening the keeper climbed its two hundred steps, lit the lamp
+The lighthouse was on a rock far out in the bay. Every evening the keeper climbed its two hundred steps, lit the lamp
 and wrote the weather into his book. In the winter of the great storm no boat could reach him for seven weeks. He ate
 what he had stored, burned the old stairs of the boathouse, and kept the lamp alight every single night.
 """
@@ -71,21 +71,20 @@ WAYS = ("plain", "lookup", "prediction", "every 12th", "every 50th")
 
 @dataclass
 class Run:
-    """One answer: its tokens, and the seconds from the first of them to the last."""
+    """One response: its tokens, and the times in seconds at which they arrived."""
 
     ids: list[int] = field(default_factory=list)
     arrivals: list[float] = field(default_factory=list)
+    first: int = 0  # tokens of the first call
 
     @property
     def tokens_per_s(self) -> float:
         later = len(self.ids) - self.first
         return later / (self.arrivals[-1] - self.arrivals[0])
 
-    first: int = 0  # tokens that came with the first call
-
 
 class Bench:
-    """SmolLM2 in this process, one token loop for each way, so that each knows its own measured times."""
+    """SmolLM2 in this process. Each way has its own token loop, because the loop measures the costs of its calls."""
 
     def __init__(self, model: LocalModel) -> None:
         folder = bundle_of(model)
@@ -104,7 +103,7 @@ class Bench:
             for way in WAYS
         }
 
-    def ask(self, way: str, question: str, prediction: str, tokens: int) -> Run:
+    def run(self, way: str, question: str, prediction: str, tokens: int) -> Run:
         chat = Chat(messages=(Message(role="user", content=question),))
         frame = Submit(
             id=1,
@@ -137,7 +136,7 @@ def _no_grammar(*_: object) -> None:
 
 def with_words_changed(text: str, every: int) -> str:
     words = text.split(" ")
-    return " ".join(word[::-1] + "x" if place % every == every // 2 else word for place, word in enumerate(words))
+    return " ".join(word[::-1] + "x" if index % every == every // 2 else word for index, word in enumerate(words))
 
 
 def main() -> None:
@@ -146,15 +145,15 @@ def main() -> None:
     bench = Bench(EXACT if arguments.quick else USUAL)
     speeds: dict[tuple[str, str], list[float]] = {(task, way): [] for task in TASKS for way in WAYS}
     differing: list[str] = []
-    bench.ask("plain", "Hello", "", 8)
+    bench.run("plain", "Hello", "", 8)
     for _ in range(rounds):
         for task, (question, known) in TASKS.items():
-            plain = bench.ask("plain", question, "", tokens)
+            plain = bench.run("plain", question, "", tokens)
             speeds[task, "plain"].append(plain.tokens_per_s)
-            said = bench.prompts.tokens.decode(plain.ids)
-            predictions = "", known, with_words_changed(said, 12), with_words_changed(said, 50)
+            answer = bench.prompts.tokens.decode(plain.ids)
+            predictions = "", known, with_words_changed(answer, 12), with_words_changed(answer, 50)
             for way, prediction in zip(WAYS[1:], predictions, strict=True):
-                run = bench.ask(way, question, prediction, tokens)
+                run = bench.run(way, question, prediction, tokens)
                 speeds[task, way].append(run.tokens_per_s)
                 if run.ids != plain.ids:
                     differing.append(f"{task}, {way}")
@@ -166,7 +165,7 @@ def main() -> None:
         bars[f"{task}, tokens/s"] = {way: statistics.median(speeds[task, way]) for way in WAYS}
     same = "Every way gave the same tokens." if not differing else f"**Tokens differed**: {sorted(set(differing))}."
     how = f"Median and range of {rounds} rounds of {tokens} tokens, two threads. {same}"
-    predicted = ("the text it was given", "its answer but every 12th word", "its answer but every 50th word")
+    predicted = ("the given text", "its answer, every 12th word changed", "its answer, every 50th word changed")
     head = ["task", "plain, tokens/s", "lookup", *(f"prediction: {text}" for text in predicted)]
     publish("prediction", f"{how}\n\n{table(head, rows)}", bars, arguments.write)
 

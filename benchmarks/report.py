@@ -1,4 +1,4 @@
-"""What the benchmarks share: their results as a section of a Markdown page, with a plot beside it."""
+"""Write the result of a benchmark into its section of a Markdown page, and draw its plot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # the gateway of this clone
+sys.path.insert(0, str(ROOT))  # import the gateway of this clone
 
 _BAR, _LABEL, _WIDTH = 18, 240, 640  # pixels
 _COLOURS = ("#2b6cb0", "#a0aec0", "#cbd5e0", "#718096")
@@ -20,13 +20,15 @@ _COLOURS = ("#2b6cb0", "#a0aec0", "#cbd5e0", "#718096")
 
 def parser(text: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--quick", action="store_true", help="once and short: whether it runs, not what is true")
+    made.add_argument(
+        "--quick", action="store_true", help="one short round: shows that the benchmark runs, measures nothing useful"
+    )
     made.add_argument("--write", type=Path, metavar="PAGE", help="replace this benchmark's section of a Markdown page")
     return made
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
-    """The median, and the lowest and highest."""
+    """The median, with the lowest and the highest value."""
     if not values:
         return "-"
     shown = f"{statistics.median(values):.{digits}f}"
@@ -38,10 +40,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def publish(name: str, text: str, bars: Mapping[str, Mapping[str, float]], page: Path | None) -> None:
-    """Print the section; with a page, replace what stands there between the section's marks, and draw its plot.
+    """Print the section. With a page, replace the text between the section's marks and write the plot.
 
     Args:
-        bars: for each label of the plot its bars, by series.
+        name: of the section, its marks and its plot.
+        bars: label of the plot -> series -> length of the bar.
     """
     machine = f"{platform.machine()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
     section = f"{text}\n\nRun on {machine}."
@@ -59,7 +62,7 @@ def publish(name: str, text: str, bars: Mapping[str, Mapping[str, float]], page:
 
 
 def _svg(bars: Mapping[str, Mapping[str, float]]) -> str:
-    """Horizontal bars; each label's are drawn to the scale of its longest, since labels differ in their units."""
+    """Horizontal bars. Each label has its own scale, because labels have different units."""
     series = list(dict.fromkeys(name for values in bars.values() for name in values))
     drawn, y = [_text(_LABEL + 150 * i, 14, name, _COLOURS[i % 4]) for i, name in enumerate(series)], 28
     for label, values in bars.items():

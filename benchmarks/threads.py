@@ -1,10 +1,10 @@
-"""What a device call takes on the CPU by the number of threads: a step of one sequence and of four, a prompt's chunk.
+"""Duration of a device call on the CPU by number of threads: a step of one sequence, a step of four, a prompt chunk.
 
     python benchmarks/threads.py [--threads 1,2,4] [--rounds 20] [--quick] [--write docs/benchmarks.md]
 
-Each round makes every call once in every session, the sessions in turn; what is told is the median of the rounds. All
-sessions of a model live at once and sleep while another computes. SmolLM2 as models are usually built, and one of a
-billion random weights (`large.py`); `--quick` has only the small one of config.toml.
+Each round makes every call once in every session, one session after the other. The result is the median of the rounds.
+All sessions of a model are open at the same time, and only one computes. The models are SmolLM2 with int8 activations
+and one of a billion random weights (`large.py`); `--quick` has only the small one of config.toml.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from gateway.worker.decoders.cpu import PROMPT_WIDTH, CpuDecoder
 from gateway.worker.decoders.onnx import SessionOptions
 
 SEQUENCES = 4
-ROWS = 64  # of a sequence's cache before each call
+ROWS = 64  # in a sequence's cache before each call
 
 
 class Session:
-    """A decoder with so many threads, and the calls that are timed; none of them leaves a trace in its caches."""
+    """A decoder with `threads` threads, and the calls to measure. Each call leaves the caches as they were."""
 
     def __init__(self, bundle: Path, threads: int) -> None:
         options = SessionOptions(threads=threads)
@@ -83,7 +83,7 @@ def main() -> None:
         for what, times in measure(bundle, arguments.threads, 2 if arguments.quick else arguments.rounds).items():
             rows.append([bundle.name, what, *(f"{ms:.1f}" for ms in times.values())])
             bars[f"{bundle.name}: {what}, ms"] = {f"{count} threads": ms for count, ms in times.items()}
-    head = ["model", "milliseconds of a", *(f"{count} threads" for count in arguments.threads)]
+    head = ["model", "call, ms", *(f"{count} threads" for count in arguments.threads)]
     publish("threads", table(head, rows), bars, arguments.write)
 
 

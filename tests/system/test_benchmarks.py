@@ -1,4 +1,4 @@
-"""Every benchmark runs, in its quick form, and writes its section; what it measures then says nothing."""
+"""Every benchmark runs in its quick form and writes its section. The figures of a quick run are not checked."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.processes import running
 from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -20,7 +21,7 @@ def page(tmp_path: Path) -> Path:
 
 
 def run(name: str, page: Path, *options: str) -> str:
-    """What the benchmark wrote between its section's marks."""
+    """Run the benchmark; return its section of the page."""
     command = [sys.executable, f"benchmarks/{name}.py", "--quick", "--write", str(page), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=600)
     assert done.returncode == 0, done.stderr
@@ -30,30 +31,30 @@ def run(name: str, page: Path, *options: str) -> str:
     return section
 
 
-def test_npu_model(page: Path) -> None:
+def test_npu_model_reports_gain_of_prefix_cache(page: Path) -> None:
     section = run("npu_model", page)
     assert section.startswith("\n**Simulated**")
     assert "| x2-elite | first token of a second turn (1064 + 30 tokens): prefix cache | 0.576 s | 0.064 s |" in section
 
 
-def test_overhead(page: Path) -> None:
-    assert "**a streamed chunk over the bare engine, CPU**" in run("overhead", page)
+def test_overhead_reports_cost_of_a_chunk(page: Path) -> None:
+    assert "**a streamed chunk minus the bare engine, CPU time**" in run("overhead", page)
 
 
-def test_prediction_gives_the_same_tokens(page: Path, smollm2: Path) -> None:
+def test_prediction_gives_same_tokens_in_every_way(page: Path, smollm2: Path) -> None:
     assert "Every way gave the same tokens." in run("prediction", page)
 
 
-def test_threads(page: Path, smollm2: Path) -> None:
+def test_threads_reports_each_call(page: Path, smollm2: Path) -> None:
     assert "| smollm2-135m | step of 4 | " in run("threads", page, "--threads", "1,2")
 
 
-def test_peers_that_are_not_there_are_left_out(page: Path, smollm2: Path, tmp_path: Path) -> None:
+def test_peers_leaves_out_a_server_that_is_not_installed(page: Path, smollm2: Path, tmp_path: Path) -> None:
     section = run("peers", page, "--peers", str(tmp_path / "none"))
     assert "|  | npu-gateway |\n" in section
 
 
-def test_a_section_is_replaced_and_the_others_stay(page: Path) -> None:
+def test_second_run_replaces_only_its_own_section(page: Path) -> None:
     before = page.read_text(encoding="utf-8")
     for _ in range(2):
         run("npu_model", page)
@@ -61,3 +62,11 @@ def test_a_section_is_replaced_and_the_others_stay(page: Path) -> None:
     assert after.count("<!-- npu_model -->") == after.count("![npu_model]") == 1
     assert after.partition("<!-- npu_model -->")[0] == before.partition("<!-- npu_model -->")[0]
     assert after.partition("<!-- /npu_model -->")[2] == before.partition("<!-- /npu_model -->")[2]
+
+
+def test_server_that_ends_early_shows_its_error_output() -> None:
+    program = "import sys; sys.exit('libllama.so.0: cannot open shared object file')"
+    with running([sys.executable, "-c", program]) as server:
+        server.process.wait()
+        with pytest.raises(SystemExit, match=r"exit code 1(?s:.)*libllama.so.0: cannot open shared object file"):
+            server.wait_until_ready(1, "/health")

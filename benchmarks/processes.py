@@ -1,0 +1,57 @@
+"""Start a server for a benchmark. If it ends before it is ready, show its own error output."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from http.client import HTTPConnection, HTTPException
+from typing import IO, Any, NoReturn
+
+READY_S = 300  # to load a model on a busy machine
+SHOWN = 4000  # characters of a server's error output
+
+
+class Running:
+    """A child process and the file that collects its stderr."""
+
+    def __init__(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+        self.process = process
+        self._errors = errors
+
+    def wait_until_ready(self, port: int, path: str) -> None:
+        """Wait until `path` answers 200. Raises SystemExit with the server's error output if that does not happen."""
+        until = time.monotonic() + READY_S
+        while time.monotonic() < until:
+            if self.process.poll() is not None:
+                self.fail(f"ended with exit code {self.process.returncode} before it was ready")
+            with suppress(OSError, HTTPException), closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+                connection.request("GET", path)
+                if connection.getresponse().status == 200:
+                    return
+            time.sleep(0.1)
+        self.fail(f"was not ready after {READY_S} s")
+
+    def fail(self, what: str) -> NoReturn:
+        self._errors.seek(0)
+        text = self._errors.read().decode(errors="replace").strip()[-SHOWN:]
+        raise SystemExit(f"{self.process.args} {what}. Its error output:\n{text or '(nothing)'}")
+
+
+@contextmanager
+def running(command: list[str], **options: Any) -> Iterator[Running]:
+    """Start `command`; terminate it at the end of the block."""
+    with tempfile.TemporaryFile() as errors, subprocess.Popen(command, stderr=errors, **options) as process:
+        try:
+            yield Running(process, errors)
+        finally:
+            process.terminate()
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        port: int = probe.getsockname()[1]
+    return port
