@@ -11,7 +11,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -51,6 +51,18 @@ LIBRARY_USERS = {
     "openai": {"engines/upstream", "commands/client.py", "commands/chat.py", "commands/bench.py"},
     "tomllib": {"config_file.py"},
 }
+
+#: Start units -> the libraries and units that they must not import, directly or through other modules.
+FORBIDDEN = {
+    "gateway_process": (
+        ("engines", "lanes", "routes", "server", "app"),
+        ("onnxruntime", "onnxruntime_qnn", "llguidance", "onnx", "numpy"),
+    ),
+    "worker_process": (("worker",), ("asyncio", "litestar", "gateway.dialects", "gateway.text", "gateway.engines")),
+    "serving": (("engines", "lanes", "routes", "server", "app", "worker"), ("gateway.builder",)),
+}
+#: The functions of this module are what a child process runs. Their imports are not those of the gateway process.
+ENTRY = "gateway.worker.entry"
 
 MAX_UNITS = 26  # folders and modules directly in gateway/
 MAX_FILES = 15  # in one folder, with __init__.py
@@ -96,6 +108,26 @@ def module_graph() -> dict[str, set[str]]:
         module: {name if name in files else name.rpartition(".")[0] for name in imported(tree(file))}
         for module, file in files.items()
     }
+
+
+def reached(start: Sequence[str]) -> dict[str, str]:
+    """Each module and library that the start units import, directly or not -> the chain of imports to it."""
+    files = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in sources()}
+    chains = {module: module for module, file in files.items() if unit(file) in start}
+    queue = list(chains)
+    for module in queue:
+        if module not in files:
+            continue
+        source: ast.AST = tree(files[module])
+        if module == ENTRY:
+            source = ast.Module([node for node in tree(files[module]).body if not isinstance(node, ast.FunctionDef)])
+        for name in imported(source):
+            parent = name.rpartition(".")[0]
+            target = name if name in files else parent if parent in files else name
+            if target not in chains:
+                chains[target] = f"{chains[module]} > {target}"
+                queue.append(target)
+    return chains
 
 
 class TestLayout:
@@ -146,6 +178,15 @@ class TestImports:
 
     def test_no_import_cycle(self) -> None:
         TopologicalSorter(module_graph()).prepare()  # raises CycleError, which names the modules
+
+    @pytest.mark.parametrize(("start", "forbidden"), FORBIDDEN.values(), ids=FORBIDDEN)
+    def test_process_never_reaches(self, start: Sequence[str], forbidden: Sequence[str]) -> None:
+        chains = reached(start)
+        assert len(chains) > len(sources()) / 4
+        found = [
+            chain for name, chain in chains.items() if any(f"{name}.".startswith(f"{each}.") for each in forbidden)
+        ]
+        assert not found, "\n".join(found)
 
     @pytest.mark.parametrize("file", sources(), ids=relative)
     def test_library_is_imported_only_by_its_users(self, file: Path) -> None:
