@@ -1,4 +1,4 @@
-"""A provider that takes every misspelt option in silence: so ours are checked, by name and by value."""
+"""The check of provider options, by name and by value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.errors import ConfigError
 from gateway.qnn.options import DYNAMIC_MODES, check_options, known_options
 
 
-def test_right_options_pass(tmp_path: Path) -> None:
+def test_valid_options_are_accepted(tmp_path: Path) -> None:
     affinity = tmp_path / "affinity.json"
     affinity.write_text("{}", encoding="utf-8")
     check_options(
@@ -31,16 +31,16 @@ def test_right_options_pass(tmp_path: Path) -> None:
         ({"backend_type": "htp", "backend_path": __file__}, "exclude each other"),
     ],
 )
-def test_a_mistake_names_itself_and_the_nearest_right_spelling(options: dict[str, str], message: str) -> None:
+def test_invalid_option_is_named_with_nearest_spelling(options: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=r"^here: ") as raised:
         check_options(options, "here")
     assert message in raised.value.message
 
 
-def test_a_bundle_may_name_what_we_do_not_know() -> None:
+def test_unknown_options_of_bundle_are_dropped() -> None:
     own = {"genie_model": "True", "vtcm_mb": "8", "htp_performance_mode": "warp", "backend_path": "QnnHtp.dll"}
     assert known_options(own) == {"vtcm_mb": "8"}
 
 
-def test_the_mode_that_ends_the_process_is_never_switched_to() -> None:
+def test_dynamic_modes_exclude_default() -> None:
     assert "default" not in DYNAMIC_MODES

@@ -30,10 +30,10 @@ from gateway.errors import BundleError
 from gateway.qnn.compile import compile_graphs
 from gateway.qnn.device import NpuDevice
 from gateway.qnn.provider import open_session
+from tests.support.decoding import IDS, greedy
 from tests.support.npu_fixtures import OpenDecoder
 from tests.support.tiny import write_tiny_folder
 from tests.support.tiny_gguf import write_tiny_gguf
-from tests.worker.decoders.static.test_static_decoder import IDS, greedy
 
 _NEEDS_2_7_0 = pytest.mark.skipif(
     metadata.version("onnxruntime-qnn") != "2.7.0", reason="needs a fault of the compiler in 2.7.0"

@@ -1,9 +1,9 @@
-"""Steps of several sequences in one call: a chain of graphs with a row for each, over caches that lie side by side.
+"""Batched steps: one device call computes a step for several sequences. Each sequence is a row of the batch.
 
-1. A cache moves into the tensors that it shares when it first steps in company, and stays: prompts and single steps
-   read and write it there as well.
-2. Every call has all rows. That of a sequence which takes no step is written behind its valid ones, where its next
-   token comes to lie; so a full cache does not go along.
+1. The caches of a batch share tensors; each has one batch row. A cache moves into the shared tensors at its first
+   batched step and stays there. Prompts and single steps then use the same memory.
+2. A call computes all batch rows. A batch row without a token is a padding row: the graph writes a scratch cache row
+   after the valid rows of that sequence. So no cache of the group may be full.
 """
 
 from __future__ import annotations
@@ -17,91 +17,98 @@ from msgspec.structs import replace
 from gateway.bundles.static_pipeline import Pipeline
 from gateway.worker.decoders.base import Logits
 from gateway.worker.decoders.onnx import running_failed
-from gateway.worker.decoders.static.cache import Buffer, Layout, Part, StaticCache
+from gateway.worker.decoders.static.cache import BatchRow, Buffer, Layout, StaticCache
 from gateway.worker.decoders.static.stage import LoadedStage, Values
-from gateway.worker.decoders.static.window import read_layout, ready_stages
+from gateway.worker.decoders.static.window import bind_stages, read_layout
 
 
-class Batch:
-    """A chain of stages for one token each of `size` sequences. The caches numbered 0..size-1 share a call, and so on.
+class BatchStep:
+    """A chain of stages that computes one token for each of `size` sequences.
+
+    The caches of a decoder are grouped by index: 0..size-1 is one group, size..2*size-1 the next.
 
     Args: see Window.
-    Raises BundleError when its graphs do not agree with the bundle's own description.
+    Raises BundleError when the graphs do not match the bundle's description.
     """
 
     def __init__(self, pipeline: Pipeline, stages: Sequence[LoadedStage], memory: Any = None) -> None:
         self._pipeline = pipeline
         self._memory = memory
         self._layout = read_layout(pipeline, stages)
-        self._stages = ready_stages(pipeline, stages, memory)
+        self._stages = bind_stages(pipeline, stages, memory)
         tensor = next(iter(self._layout.values()))
         self.size, self._context = tensor.shape[0], tensor.rows
         self._groups: dict[int, _Group] = {}
 
     def fits(self, caches: Sequence[StaticCache]) -> bool:
-        """Whether these, all of one group, have room for a token, and those beside them for what is written there."""
-        beside = self._groups[group].present if (group := self._group_of(caches[0])) in self._groups else []
-        return all(cache.length < self._context for cache in (*caches, *beside))
+        """True if every cache of the group has a free row. Idle caches need one too, for the scratch row.
 
-    def step(self, caches: Sequence[StaticCache], ids: Sequence[int]) -> Logits:
-        """Append one id to each cache of a group; float32 logits (len(ids), vocab)."""
-        group = self._group(self._group_of(caches[0]))
-        places = [cache.number % self.size for cache in caches]
-        for place, cache in zip(places, caches, strict=True):
-            group.admit(place, cache)
-        values = self._given(group, dict(zip(places, ids, strict=True)))
+        Args:
+            caches: caches of one group.
+        """
+        index = self._group_index(caches[0])
+        members = self._groups[index].present if index in self._groups else []
+        return all(cache.length < self._context for cache in (*caches, *members))
+
+    def run(self, caches: Sequence[StaticCache], ids: Sequence[int]) -> Logits:
+        """Append one id to each cache of a group. Returns: logits, float32 (len(ids), vocab)."""
+        group = self._group(self._group_index(caches[0]))
+        rows = [cache.index % self.size for cache in caches]
+        for row, cache in zip(rows, caches, strict=True):
+            group.admit(row, cache)
+        values = self._inputs(group, dict(zip(rows, ids, strict=True)))
         try:
             for stage in self._stages:
-                stage.run(values, group, self.size, places)
-        except Exception as error:  # ONNX Runtime's exceptions have no common base
+                stage.run(values, group, self.size, rows)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
             raise running_failed(error) from error
         for cache in caches:
             cache.length += 1
         logits = values[self._pipeline.config.decoder.outputs.logits][0]
-        return np.array(logits if len(logits) == len(ids) else logits[places], np.float32)
+        return np.array(logits if len(logits) == len(ids) else logits[rows], np.float32)
 
-    def _group(self, number: int) -> _Group:
-        if number not in self._groups:
-            self._groups[number] = _Group(self._layout, self._memory)
-        return self._groups[number]
+    def _group(self, index: int) -> _Group:
+        if index not in self._groups:
+            self._groups[index] = _Group(self._layout, self._memory)
+        return self._groups[index]
 
-    def _group_of(self, cache: StaticCache) -> int:
-        return cache.number // self.size
+    def _group_index(self, cache: StaticCache) -> int:
+        return cache.index // self.size
 
-    def _given(self, group: _Group, ids: dict[int, int]) -> Values:
-        """What the host provides; a graph's past sequence length is the row that it writes."""
-        names, places = self._pipeline.config.decoder.inputs, range(self.size)
+    def _inputs(self, group: _Group, ids: dict[int, int]) -> Values:
+        """The inputs from the host, for ids by batch row. The past length of a row is the cache row that it writes."""
+        names, rows = self._pipeline.config.decoder.inputs, range(self.size)
         return {
-            names.input_ids: np.array([[ids.get(place, self._pipeline.pad_id) for place in places]]),
-            names.past_sequence_length: np.array([[group.length(place)] for place in places]),
+            names.input_ids: np.array([[ids.get(row, self._pipeline.pad_id) for row in rows]]),
+            names.past_sequence_length: np.array([[group.length(row)] for row in rows]),
             names.total_sequence_length: np.array([self._context]),
         }
 
 
 class _Group:
-    """The caches of some sequences in the same tensors, each with a place of its own along the first axis."""
+    """Caches in shared tensors. The first axis of each tensor is the batch row."""
 
     def __init__(self, layout: Layout, memory: Any) -> None:
         self.buffers = {name: Buffer(tensor.shape, tensor.dtype, memory) for name, tensor in layout.items()}
         self._layout = {name: replace(tensor, shape=(1, *tensor.shape[1:])) for name, tensor in layout.items()}
         self._members: dict[int, StaticCache] = {}
-        self._parts: dict[int, dict[str, Part]] = {}
+        self._rows: dict[int, dict[str, BatchRow]] = {}
 
     @property
     def present(self) -> list[StaticCache]:
-        """The caches whose rows are here, and not meanwhile in the tensors of another context length."""
-        return [cache for place, cache in self._members.items() if self._is_here(place)]
+        """The caches whose data is in these tensors, and not in the tensors of another context length."""
+        return [cache for row, cache in self._members.items() if self._is_present(row)]
 
-    def admit(self, place: int, cache: StaticCache) -> None:
-        self._members[place] = cache
-        if not self._is_here(place):
-            self._parts[place] = {name: Part(buffer, place) for name, buffer in self.buffers.items()}
-            cache.move(self._layout, dict(self._parts[place]))
+    def admit(self, row: int, cache: StaticCache) -> None:
+        self._members[row] = cache
+        if not self._is_present(row):
+            self._rows[row] = {name: BatchRow(buffer, row) for name, buffer in self.buffers.items()}
+            cache.move_to(self._layout, dict(self._rows[row]))
 
-    def length(self, place: int) -> int:
-        return self._members[place].length if self._is_here(place) else 0
+    def length(self, row: int) -> int:
+        return self._members[row].length if self._is_present(row) else 0
 
-    def _is_here(self, place: int) -> bool:
+    def _is_present(self, row: int) -> bool:
         name = next(iter(self.buffers))
-        held = self._members[place].buffers.get(name) if place in self._members else None
-        return held is not None and held is self._parts.get(place, {}).get(name)
+        buffer = self._members[row].buffers.get(name) if row in self._members else None
+        return buffer is not None and buffer is self._rows.get(row, {}).get(name)

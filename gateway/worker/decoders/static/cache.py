@@ -1,9 +1,9 @@
-"""Buffers that a device reads in place, and the key/value cache of one sequence made of them.
+"""The KV cache of one sequence for graphs of fixed shape, in buffers that the device reads in place.
 
-A graph of fixed shape wants its cache in tensors of fixed size: the whole context where it writes the new rows itself,
-the context less its own width where it hands them back. `StaticCache` keeps the rows from the left and lays the
-buffers out for whichever graph comes next; that copies the valid rows only when the shapes differ, which is when a
-sequence passes from prompt to steps, or to a longer context.
+A graph of fixed shape needs cache tensors of a fixed size. The size is the whole context if the graph writes the new
+rows itself, or the context minus the graph's width if it returns them. `StaticCache` fills its tensors from the left.
+`set_layout` converts them for the next graph. It copies the valid rows only if the shapes differ: between prompt and
+steps, or when a sequence moves to a longer context.
 """
 
 from __future__ import annotations
@@ -22,40 +22,48 @@ Array = NDArray[Any]
 
 
 class Buffer:
-    """A tensor in memory that host and device share. `array` is a view of it."""
+    """A tensor that host and device share. `value` is the OrtValue, `array` a numpy view of the same memory.
+
+    Args:
+        memory: the device memory that the host can access (OrtMemoryInfo); None: ordinary memory.
+    """
 
     def __init__(self, shape: Sequence[int], dtype: DTypeLike, memory: Any = None) -> None:
-        """`memory`: the device's own host-accessible memory (OrtMemoryInfo), if it has any."""
-        self.value, self.array = _shared(shape, dtype, memory) or _plain(shape, dtype)
+        self.value, self.array = _device_tensor(shape, dtype, memory) or _host_tensor(shape, dtype)
 
 
-class Part(Buffer):
-    """One sequence's place in a tensor whose first axis counts sequences."""
+class BatchRow(Buffer):
+    """One sequence's row of a tensor whose first axis is the batch."""
 
-    def __init__(self, whole: Buffer, place: int) -> None:
-        self.array = whole.array[place : place + 1]
+    def __init__(self, whole: Buffer, row: int) -> None:
+        self.array = whole.array[row : row + 1]
         self.value = ort.OrtValue.ortvalue_from_numpy(self.array)
 
 
-def _shared(shape: Sequence[int], dtype: DTypeLike, memory: Any) -> tuple[ort.OrtValue, Array] | None:
-    """A tensor in the device's memory; None where the driver gives none, or none that numpy can see."""
+def _device_tensor(shape: Sequence[int], dtype: DTypeLike, memory: Any) -> tuple[ort.OrtValue, Array] | None:
+    """A tensor in device memory; None if the driver gives no memory that numpy can access."""
     if memory is None:
         return None
     try:
         value = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, memory_info=memory)
         array: Array = value.numpy()
-    except Exception:  # onnxruntime's exceptions have no common base; the plain memory works everywhere
+    except Exception:  # ONNX Runtime's exceptions have no common base class, and ordinary memory always works
         return None
     return (value, array) if array.ctypes.data == value.data_ptr() else None
 
 
-def _plain(shape: Sequence[int], dtype: DTypeLike) -> tuple[ort.OrtValue, Array]:
+def _host_tensor(shape: Sequence[int], dtype: DTypeLike) -> tuple[ort.OrtValue, Array]:
     array: Array = np.zeros(shape, dtype)
     return ort.OrtValue.ortvalue_from_numpy(array), array
 
 
 class TensorLayout(Struct, frozen=True, kw_only=True):
-    """How one graph wants one tensor of the cache: `axis` counts rows, `empty` fills those that are not valid."""
+    """The shape of one cache tensor for one graph.
+
+    Args:
+        axis: the axis of the cache rows (tokens).
+        empty: the value of rows that are not valid.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -75,18 +83,23 @@ Layout = Mapping[str, TensorLayout]
 
 
 class StaticCache:
-    """See KVCache. Holds no buffer until a graph asks for one. `number`: of its decoder's caches, from 0 on."""
+    """See KVCache. Has no buffers until the first call of `set_layout`.
 
-    def __init__(self, memory: Any = None, number: int = 0) -> None:
+    Args:
+        memory: see Buffer.
+        index: the position among the caches of its decoder, from 0.
+    """
+
+    def __init__(self, memory: Any = None, index: int = 0) -> None:
         self._memory = memory
-        self.number = number
+        self.index = index
         self._layout: Layout = {}
         self.buffers: dict[str, Buffer] = {}
         self.length = 0
 
     @property
     def nbytes(self) -> int:
-        """Of the valid rows, which is what `keep` takes."""
+        """Bytes of the valid rows, which is the size of a snapshot."""
         return sum(
             self.buffers[name].array[tensor.slice(0, self.length)].nbytes for name, tensor in self._layout.items()
         )
@@ -98,49 +111,49 @@ class StaticCache:
     def copy_from(self, other: KVCache, length: int) -> None:
         assert isinstance(other, StaticCache) and length <= other.length
         self.length = 0
-        self.lay_out(other._layout)
+        self.set_layout(other._layout)
         for name, tensor in self._layout.items():
             rows = tensor.slice(0, length)
             self.buffers[name].array[rows] = other.buffers[name].array[rows]
         self.length = length
 
     def snapshot(self) -> StaticCache:
-        kept = StaticCache()
-        kept._layout, kept.length = self._layout, self.length
-        kept.buffers = {name: self._valid(name, tensor) for name, tensor in self._layout.items()}
-        return kept
+        copy = StaticCache()
+        copy._layout, copy.length = self._layout, self.length
+        copy.buffers = {name: self._valid_rows(name, tensor) for name, tensor in self._layout.items()}
+        return copy
 
-    def _valid(self, name: str, tensor: TensorLayout) -> Buffer:
+    def _valid_rows(self, name: str, tensor: TensorLayout) -> Buffer:
         rows = self.buffers[name].array[tensor.slice(0, self.length)]
         buffer = Buffer(rows.shape, tensor.dtype)
         buffer.array[...] = rows
         return buffer
 
-    def lay_out(self, layout: Layout) -> None:
-        """Bring the buffers into the shapes of `layout`; the valid rows keep their contents."""
+    def set_layout(self, layout: Layout) -> None:
+        """Convert the buffers to the shapes of `layout`. The valid rows keep their contents."""
         if layout is self._layout:
             return
         self.buffers = {name: self._converted(name, tensor) for name, tensor in layout.items()}
         self._layout = layout
 
-    def move(self, layout: Layout, buffers: dict[str, Buffer]) -> None:
-        """Take `buffers`, which have the shapes of `layout`, for its own; the valid rows come along."""
+    def move_to(self, layout: Layout, buffers: dict[str, Buffer]) -> None:
+        """Copy the valid rows into `buffers`, which have the shapes of `layout`, and use those from now on."""
         for name, buffer in buffers.items():
             self._copy_rows(name, buffer)
         self.buffers, self._layout = buffers, layout
 
     def write(self, name: str, rows: Array, start: int) -> None:
-        """Put rows into a tensor from row `start` on; the axis is the tensor's own."""
+        """Write rows into one tensor from row `start`. `rows` has the tensor's axis order."""
         tensor = self._layout[name]
         self.buffers[name].array[tensor.slice(start, start + rows.shape[tensor.axis])] = rows
 
-    def _converted(self, name: str, wanted: TensorLayout) -> Buffer:
-        held = self._layout.get(name)
-        if held is not None and held.shape == wanted.shape:
+    def _converted(self, name: str, target: TensorLayout) -> Buffer:
+        current = self._layout.get(name)
+        if current is not None and current.shape == target.shape:
             return self.buffers[name]
-        buffer = Buffer(wanted.shape, wanted.dtype, self._memory)
-        if wanted.empty:
-            buffer.array.fill(wanted.empty)
+        buffer = Buffer(target.shape, target.dtype, self._memory)
+        if target.empty:
+            buffer.array.fill(target.empty)
         self._copy_rows(name, buffer)
         return buffer
 

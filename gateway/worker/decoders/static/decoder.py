@@ -1,13 +1,12 @@
-"""The decoder of bundles of fixed shape: a chain of graphs for a prompt's windows and one for single steps.
+"""The decoder for bundles of fixed shape: one chain of graphs for prompt windows and one for single steps.
 
-It runs them on the NPU, and on the CPU provider where they are not compiled, which is how one is compared with the
-other.
+The graphs run on the NPU if they are compiled, else on the CPU provider. Tests compare the two.
 
-1. A bundle may hold the chain for several context lengths: the longest at its root, shorter ones in its folders
-   `context-*`. A cache starts in the shortest and moves on when it is full, because attention over rows that nobody
-   has filled costs as much as over rows that matter.
-2. Our own bundles have a third chain, for one step of several sequences in a call.
-3. A full window may not fit the end of a context although its ids do; then the ids go one by one.
+1. A bundle can have the chains for several context lengths: the longest in its root folder, shorter ones in folders
+   `context-*`. A sequence starts in the shortest context and moves on when it is full, because attention costs the
+   same for empty rows as for valid ones.
+2. Bundles of our builder have a third chain for batched steps.
+3. Near the end of a context a full window may not fit, although the tokens do. Then the tokens go one by one.
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ import numpy as np
 
 from gateway.qnn.sessions import PerformanceSwitch
 from gateway.worker.decoders.base import DecoderSpec, KVCache, Logits
-from gateway.worker.decoders.static.batch import Batch
+from gateway.worker.decoders.static.batch import BatchStep
 from gateway.worker.decoders.static.cache import StaticCache
 from gateway.worker.decoders.static.window import Window
 
 
 class StaticDecoder:
-    """The Decoder over windows of fixed width.
+    """Implements Decoder with graphs of fixed shape.
 
     Args:
-        prompts: the windows for prompts, one for each context length, shortest first.
-        steps: the windows of width 1, likewise.
-        batches: the chains for steps of several sequences, likewise; may be empty.
+        prompts: the windows for prompts, one per context length, shortest first.
+        steps: the windows of width 1, in the same order.
+        batch_steps: the chains for batched steps, in the same order; may be empty.
         min_batch: smallest number of sequences that share a call.
-        spec: what the token loop must know.
-        memory: the device's host-accessible memory for the caches, or None.
+        spec: see Decoder.
+        memory: the device memory for the caches that the host can access, or None.
         switch: entered around every device call.
     """
 
@@ -44,14 +43,14 @@ class StaticDecoder:
         steps: Sequence[Window],
         spec: DecoderSpec,
         *,
-        batches: Sequence[Batch] = (),
+        batch_steps: Sequence[BatchStep] = (),
         min_batch: int = 2,
         memory: Any = None,
         switch: PerformanceSwitch | None = None,
     ) -> None:
         self._prompts = list(prompts)
         self._steps = list(steps)
-        self._batches = list(batches)
+        self._batch_steps = list(batch_steps)
         self._min_batch = min_batch
         self._spec = spec
         self._caches = 0
@@ -65,67 +64,68 @@ class StaticDecoder:
 
     @property
     def batch_size(self) -> int:
-        """How many sequences can take a step in one call."""
-        return self._batches[0].size if self._batches else 1
+        """The most sequences of one batched step; 1 without a graph for batched steps."""
+        return self._batch_steps[0].size if self._batch_steps else 1
 
     def new_cache(self) -> StaticCache:
         self._caches += 1
         return StaticCache(self._memory, self._caches - 1)
 
     def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
-        last: Logits = self._extend(_static(cache), ids, keep=1)[-1]
+        last: Logits = self._extend(_static(cache), ids, logit_rows=1)[-1]
         return last
 
     def verify(self, cache: KVCache, ids: Sequence[int]) -> Logits:
-        return self._extend(_static(cache), ids, keep=len(ids))
+        return self._extend(_static(cache), ids, logit_rows=len(ids))
 
     def step(self, caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
         own = [_static(cache) for cache in caches]
         logits = np.empty((len(ids), self._spec.vocab_size), np.float32)
-        for places in self._companies(own):
-            logits[places] = self._step([own[place] for place in places], [ids[place] for place in places])
+        for group in self._groups(own):
+            logits[group] = self._step([own[index] for index in group], [ids[index] for index in group])
         return logits
 
-    def _companies(self, caches: Sequence[StaticCache]) -> Iterable[list[int]]:
-        """The places of those that could share a call."""
+    def _groups(self, caches: Sequence[StaticCache]) -> Iterable[list[int]]:
+        """The indices of `caches`, grouped by the shared tensors of their batched steps."""
         groups: dict[int, list[int]] = {}
-        for place, cache in enumerate(caches):
-            groups.setdefault(cache.number // self.batch_size, []).append(place)
+        for index, cache in enumerate(caches):
+            groups.setdefault(cache.index // self.batch_size, []).append(index)
         return groups.values()
 
     def _step(self, caches: Sequence[StaticCache], ids: Sequence[int]) -> Logits:
-        batch = next((batch for batch in self._batches if batch.fits(caches)), None)
-        if batch is None or len(caches) < self._min_batch:
-            steps = [self._extend(cache, [token], keep=1) for cache, token in zip(caches, ids, strict=True)]
+        batch_step = next((batch_step for batch_step in self._batch_steps if batch_step.fits(caches)), None)
+        if batch_step is None or len(caches) < self._min_batch:
+            steps = [self._extend(cache, [token], logit_rows=1) for cache, token in zip(caches, ids, strict=True)]
             return np.concatenate(steps)
         with self._busy:
-            return batch.step(caches, ids)
+            return batch_step.run(caches, ids)
 
     def close(self) -> None:
         if self._switch:
             self._switch.close()
         self._prompts.clear()
         self._steps.clear()
-        self._batches.clear()
+        self._batch_steps.clear()
 
-    def _extend(self, cache: StaticCache, ids: Sequence[int], keep: int) -> Logits:
+    def _extend(self, cache: StaticCache, ids: Sequence[int], logit_rows: int) -> Logits:
+        """Append `ids`; the logits of the last `logit_rows` of them."""
         window = self._fitting(self._prompts, cache.length, len(ids)) if len(ids) > 1 else None
-        if window is None or keep > window.logit_rows:
-            return self._one_by_one(cache, ids)[-keep:]
+        if window is None or logit_rows > window.max_logit_rows:
+            return self._one_by_one(cache, ids)[-logit_rows:]
         with self._busy:
-            return window.run(cache, ids, keep)
+            return window.run(cache, ids, logit_rows)
 
     def _one_by_one(self, cache: StaticCache, ids: Sequence[int]) -> Logits:
         rows = []
         for token in ids:
             window = self._fitting(self._steps, cache.length, 1)
-            assert window is not None, "the caller checks the context's length"
+            assert window is not None, "the caller checks the context length"
             with self._busy:
-                rows.append(window.run(cache, [token], keep=1))
+                rows.append(window.run(cache, [token], logit_rows=1))
         return np.concatenate(rows)
 
     def _fitting(self, windows: Sequence[Window], length: int, count: int) -> Window | None:
-        """The window of the shortest context that has room."""
+        """The window of the shortest context that has `count` free rows."""
         return next((window for window in windows if window.fits(length, count)), None)
 
 

@@ -1,7 +1,7 @@
-"""Opens a bundle of fixed shape: its graphs on the NPU or the CPU, and what a driver has to show before it is trusted.
+"""Opens a bundle of fixed shape on the NPU or the CPU.
 
-What the NPU computes is compared before a real one serves: windows with single steps, and those with steps of several
-sequences, which are timed as well.
+Before a real NPU serves a model, its results are checked: windows against single steps, and single steps against
+batched steps. The batched steps are also timed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gateway.qnn.provider import any_npu, find_npu, placement
 from gateway.qnn.sessions import NpuSessions, PerformanceSwitch
 from gateway.worker.decoders.base import DecoderSpec, Logits
 from gateway.worker.decoders.onnx import SessionOptions, open_session
-from gateway.worker.decoders.static.batch import Batch
+from gateway.worker.decoders.static.batch import BatchStep
 from gateway.worker.decoders.static.cache import StaticCache
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.stage import LoadedStage
@@ -35,8 +35,8 @@ from gateway.worker.decoders.static.window import Window
 from gateway.worker.frames import Device
 
 _log = logging.getLogger(__name__)
-_SELF_AGREEMENT = 0.3  # relative error; the emulator's is below 0.02, that of noise or zeros 1 and more
-_LENGTHS = 4  # so many different lengths have the sequences on which a call for several is tried
+_MAX_ERROR = 0.3  # relative error of the checks; the emulator's is below 0.02, that of noise or zeros is 1 or more
+_LENGTHS = 4  # different sequence lengths in the check of batched steps
 
 
 def open_static_decoder(
@@ -52,31 +52,32 @@ def open_static_decoder(
     """Open a bundle of fixed shape.
 
     Args:
-        provider: `qnn` takes the emulator where there is no NPU; `auto` the NPU or, without one, the CPU.
+        provider: `qnn`: the NPU, else the emulator. `auto`: the NPU, else the CPU.
         options: the user's provider options for the NPU.
-        threads: of the CPU stages; 0 is the default.
-        context_length: rows a cache must have at least, 0: as many as the bundle offers.
-        sequences: how many there can be at once; one alone needs no graphs for several.
-        progress: told what is being loaded.
-    Raises BundleError, ConfigError, EngineFailed.
+        threads: threads of the CPU stages; 0: the default.
+        context_length: the fewest rows of a cache; 0: as many as the bundle has.
+        sequences: the most sequences at the same time. With 1, the graphs for batched steps are not loaded.
+        progress: called with a description before a slow action.
+    Raises BundleError when the bundle does not fit this machine, ConfigError for an unknown option, EngineFailed when
+    the NPU computes wrongly.
     """
     pipelines = _long_enough(read_pipelines(folder), context_length)
     batches = _long_enough(read_batches(folder), context_length) if sequences > 1 else []
     stages = {pipeline.file(stage): stage for pipeline in (*pipelines, *batches) for stage in pipeline.stages}
     device = select_device(provider, options or {})
-    opened = _Opened(device.kind if device else "cpu")
+    opened = _OpenStages(device.kind if device else "cpu")
     if device:
-        opened.take_npu(stages, NpuSessions(device, options or {}, progress))
+        opened.open_on_npu(stages, NpuSessions(device, options or {}, progress))
     for file in stages.keys() - opened.sessions.keys():
         opened.sessions[file] = _cpu_session(file, stages[file], threads)
         opened.placed.update(placement(opened.sessions[file]))
     chains = _Chains(pipelines, batches, context_length)
-    return _checked(chains, opened) if opened.device == "npu" else chains.decoder(opened)
+    return _checked_decoder(chains, opened) if opened.device == "npu" else chains.decoder(opened)
 
 
 @dataclass
-class _Opened:
-    """The sessions of all stages by file, where their nodes are, and what their device offers."""
+class _OpenStages:
+    """The sessions of all stages by file, the placement of their nodes, and the device's memory."""
 
     device: Device
     sessions: dict[Path, ort.InferenceSession] = field(default_factory=dict)
@@ -84,22 +85,22 @@ class _Opened:
     memory: Any = None
     switch: PerformanceSwitch | None = None
 
-    def take_npu(self, stages: Mapping[Path, Stage], opener: NpuSessions) -> None:
-        meant = {file: stage.session_options.providers["qnn"] for file, stage in stages.items() if runs_on_npu(stage)}
-        self.sessions = opener.open(meant)
-        self.placed, self.memory = opener.placement, opener.memory
+    def open_on_npu(self, stages: Mapping[Path, Stage], npu: NpuSessions) -> None:
+        files = {file: stage.session_options.providers["qnn"] for file, stage in stages.items() if runs_on_npu(stage)}
+        self.sessions = npu.open(files)
+        self.placed, self.memory = npu.placement, npu.memory
         self.switch = PerformanceSwitch(list(self.sessions.values()))
 
 
 @dataclass(frozen=True)
 class _Chains:
-    """What a bundle offers, shortest context first, and the context length that is wanted of it."""
+    """The pipelines of a bundle, shortest context first, and the configured context length."""
 
     pipelines: Sequence[Pipeline]
     batches: Sequence[Pipeline]
     context_length: int
 
-    def decoder(self, opened: _Opened, min_batch: int = 2) -> StaticDecoder:
+    def decoder(self, opened: _OpenStages, min_batch: int = 2) -> StaticDecoder:
         sessions, memory = opened.sessions, opened.memory
         prompts, steps = _windows(self.pipelines, sessions, memory)
         spec = DecoderSpec(
@@ -109,73 +110,78 @@ class _Chains:
             device=opened.device,
             placement=dict(opened.placed),
         )
-        batches = [Batch(pipeline, list(_loaded(pipeline, sessions).values()), memory) for pipeline in self.batches]
-        if len({batch.size for batch in batches}) > 1:
-            raise BundleError(f"{self.pipelines[-1].folder.name}: its context lengths disagree on a call's sequences.")
+        batch_steps = [
+            BatchStep(pipeline, list(_loaded(pipeline, sessions).values()), memory) for pipeline in self.batches
+        ]
+        if len({batch_step.size for batch_step in batch_steps}) > 1:
+            raise BundleError(f"{self.pipelines[-1].folder.name}: its context lengths have different batch sizes.")
         return StaticDecoder(
             prompts,
             steps,
             spec,
-            batches=batches,
+            batch_steps=batch_steps,
             min_batch=min_batch,
             memory=memory,
             switch=opened.switch,
         )
 
 
-def _checked(chains: _Chains, opened: _Opened) -> StaticDecoder:
-    """The decoder, once it has been seen that the driver computes what it should.
+def _checked_decoder(chains: _Chains, opened: _OpenStages) -> StaticDecoder:
+    """A decoder whose results are checked, if necessary without memory that host and device share.
 
-    Raises EngineFailed when it does not, not even without memory shared with the host.
+    Raises EngineFailed when the NPU computes wrongly in both cases.
     """
     decoder = chains.decoder(opened)
-    if not _agrees_with_itself(decoder):
-        opened.memory = None  # so far the host's memory, if it was shared, is under suspicion
+    if not _is_consistent(decoder):
+        opened.memory = None  # shared memory is the most likely cause
         decoder = chains.decoder(opened)
-        if not _agrees_with_itself(decoder):
-            raise EngineFailed("On this NPU a window of tokens and single steps give different answers.")
+        if not _is_consistent(decoder):
+            raise EngineFailed("This NPU computes wrongly: a window of tokens and single steps give different logits.")
     min_batch = _min_batch(decoder) if decoder.batch_size > 1 else 2
-    return chains.decoder(opened, min_batch=min_batch)  # anew: what was tried on it has taken caches
+    return chains.decoder(opened, min_batch=min_batch)  # a new decoder: the checks used caches of this one
 
 
-def _agrees_with_itself(decoder: StaticDecoder) -> bool:
-    """Whether three tokens in one window and one by one give nearly the same logits: two graphs, the cache written and
-    read in place. A driver's faults, in memory it shares with the host above all, show here and not in answers."""
-    together, apart = decoder.new_cache(), decoder.new_cache()
+def _is_consistent(decoder: StaticDecoder) -> bool:
+    """True if three tokens have nearly the same logits in one window and one by one.
+
+    The check runs two graphs and reads and writes the cache in place. It finds faults of a driver, mostly in shared
+    memory, before a client gets wrong tokens.
+    """
+    window_cache, step_cache = decoder.new_cache(), decoder.new_cache()
     try:
-        window = decoder.verify(together, [1, 2, 3])
-        steps = np.stack([decoder.step([apart], [token])[0] for token in (1, 2, 3)])
+        window = decoder.verify(window_cache, [1, 2, 3])
+        steps = np.stack([decoder.step([step_cache], [token])[0] for token in (1, 2, 3)])
     except EngineFailed:
         return False
     return _is_close(window, steps)
 
 
 def _min_batch(decoder: StaticDecoder) -> int:
-    """From how many sequences on one call for all is faster than a call for each, as measured here and now.
+    """The fewest sequences for which one batched step is faster than single steps, measured on this machine.
 
-    More than a call has room for where it fails or gives other logits than single steps.
+    Larger than the batch size if the batched step fails or its logits differ from those of single steps.
     """
     size = decoder.batch_size
     caches = [decoder.new_cache() for _ in range(size)]
-    for number, cache in enumerate(caches):  # of different lengths
-        for token in range(number % _LENGTHS):
+    for index, cache in enumerate(caches):
+        for token in range(index % _LENGTHS):
             decoder.step([cache], [token])
     ids = list(range(1, size + 1))
-    apart_s, apart = _fastest(caches, lambda: _one_by_one(decoder, caches, ids))
+    single_s, single = _fastest(caches, lambda: _one_by_one(decoder, caches, ids))
     try:
-        together_s, together = _fastest(caches, lambda: decoder.step(caches, ids))
+        batched_s, batched = _fastest(caches, lambda: decoder.step(caches, ids))
     except EngineFailed:
-        together_s, together = math.inf, np.full_like(apart, np.nan)
-    if _is_close(together, apart):
-        return max(2, math.ceil(together_s / (apart_s / size)))
-    _log.warning("on this NPU a step of several sequences fails or gives other answers: they take theirs one by one")
+        batched_s, batched = math.inf, np.full_like(single, np.nan)
+    if _is_close(batched, single):
+        return max(2, math.ceil(batched_s / (single_s / size)))
+    _log.warning("this NPU fails in batched steps or computes them wrongly: each sequence takes single steps")
     return size + 1
 
 
 def _is_close(logits: Logits, expected: Logits) -> bool:
-    """Row by row; never so where there is a NaN."""
+    """True if every row has a small relative error. False if there is a NaN."""
     errors = np.linalg.norm(logits - expected, axis=1) / np.linalg.norm(expected, axis=1)
-    return bool(errors.max() < _SELF_AGREEMENT)
+    return bool(errors.max() < _MAX_ERROR)
 
 
 def _one_by_one(decoder: StaticDecoder, caches: Sequence[StaticCache], ids: Sequence[int]) -> Logits:
@@ -183,7 +189,7 @@ def _one_by_one(decoder: StaticDecoder, caches: Sequence[StaticCache], ids: Sequ
 
 
 def _fastest(caches: Sequence[StaticCache], call: Callable[[], Logits], tries: int = 3) -> tuple[float, Logits]:
-    """The seconds of the fastest of some calls, none of which leaves a trace in the caches, and its logits."""
+    """Seconds of the fastest call, and the logits. Resets the caches after each call."""
     lengths, seconds = [cache.length for cache in caches], []
     for _ in range(tries):
         started = time.perf_counter()
@@ -195,13 +201,13 @@ def _fastest(caches: Sequence[StaticCache], call: Callable[[], Logits], tries: i
 
 
 def _long_enough(pipelines: list[Pipeline], context_length: int) -> list[Pipeline]:
-    """Up to the first that holds `context_length` rows; 0: all."""
+    """The pipelines up to the first one with `context_length` rows; 0: all pipelines."""
     shorter = [pipeline for pipeline in pipelines if pipeline.config.context_length < context_length]
     return pipelines[: len(shorter) + 1] if context_length else pipelines
 
 
 def select_device(provider: Literal["auto", "cpu", "qnn"], options: Mapping[str, str]) -> NpuDevice | None:
-    """The NPU that a model with this provider runs on; None: the CPU. Option `soc_model` is what the emulator plays."""
+    """The NPU for a model with this provider; None: the CPU. Option `soc_model` selects the emulator's chip."""
     match provider:
         case "cpu":
             return None
@@ -215,7 +221,7 @@ def _cpu_session(file: Path, stage: Stage, threads: int) -> ort.InferenceSession
     if runs_on_npu(stage) and read_compiled(file):
         raise BundleError(
             f"{file.parent.name} is compiled for the NPU, and this machine has none; "
-            f"provider = 'qnn' runs it on the emulator where there is one."
+            f"provider = 'qnn' runs it on the emulator, if there is one."
         )
     return open_session(file, SessionOptions(threads=threads))
 

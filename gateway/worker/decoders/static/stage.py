@@ -1,4 +1,4 @@
-"""One stage of a pipeline, ready to run: a graph of fixed shape over buffers bound once, or a small CPU graph."""
+"""One stage of a pipeline, ready to run: a graph of fixed shape with bound buffers, or a small CPU graph."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _DTYPES: dict[str, type[np.generic]] = {
     "tensor(int64)": np.int64,
 }
 
-#: The named values of one run: what the host provides, then what the stages leave.
+#: The named values of one run: the inputs from the host, then also the outputs of the stages.
 Values = dict[str, Array]
-#: Which rows of a window have their logits wanted.
-Rows = slice | list[int]
+#: The rows of a window, or of a batch, whose logits are needed.
+LogitRows = slice | list[int]
 
 
 class HasBuffers(Protocol):
-    """A cache, or several side by side: a buffer for each tensor."""
+    """One cache, or the caches of a batch: a buffer for each tensor."""
 
     @property
     def buffers(self) -> Mapping[str, Buffer]: ...
 
 
 class LoadedStage:
-    """A stage with its session, and what the session says about its inputs and outputs."""
+    """A stage with its session and the session's inputs and outputs by name."""
 
     def __init__(self, stage: Stage, session: ort.InferenceSession) -> None:
         self.stage = stage
@@ -48,12 +48,12 @@ class LoadedStage:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether every dimension is a number, as the NPU wants it."""
+        """True if every dimension is a number. The NPU requires it."""
         values = (*self.inputs.values(), *self.outputs.values())
         return all(isinstance(size, int) for value in values for size in value.shape)
 
     def shape_of(self, name: str) -> Sequence[int | str] | None:
-        """The shape of the output that other stages know as `name`; None: it has no such output."""
+        """The shape of the output that other stages call `name`; None if there is no output of this name."""
         for output, value in self.outputs.items():
             if self.stage.output_names_forwarder.get(output, output) == name:
                 return list(value.shape)
@@ -61,14 +61,14 @@ class LoadedStage:
 
 
 class BoundStage:
-    """A graph of fixed shape. It shares buffers with its neighbours, and reads and writes the cache in place.
+    """A graph of fixed shape. It shares buffers with the stages next to it, and reads and writes the cache in place.
 
     Args:
         loaded: the stage.
-        cache: the tensors of the whole cache; the stage holds some layers of it.
-        in_place: the graph writes the whole cache, and not the new rows alone.
-        buffers: those of the stages before it, by name; its own are added.
-        memory: the device's host-accessible memory, or None.
+        cache: the tensors of all layers; the stage has some of the layers.
+        in_place: the graph writes into the whole cache; otherwise it returns only the new rows.
+        buffers: the buffers of the earlier stages, by name. The stage adds its own.
+        memory: the device memory that the host can access, or None.
     """
 
     def __init__(
@@ -93,25 +93,25 @@ class BoundStage:
         self._outputs: dict[str, Buffer] = {}
         for name, value in loaded.outputs.items():
             if name not in self._in_place.values():
-                known_as = loaded.stage.output_names_forwarder.get(name, name)
-                self._outputs[known_as] = buffer(known_as, value)
-                self._binding.bind_ortvalue_output(name, self._outputs[known_as].value)
-        for name, held in self._inputs.items():
-            self._binding.bind_ortvalue_input(name, held.value)
-        #: past name -> the buffer in which the graph leaves this tensor's new rows
+                public_name = loaded.stage.output_names_forwarder.get(name, name)
+                self._outputs[public_name] = buffer(public_name, value)
+                self._binding.bind_ortvalue_output(name, self._outputs[public_name].value)
+        for name, shared in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, shared.value)
+        #: name of the past tensor -> the buffer for its new rows
         self.new_rows = {} if in_place else {past: self._outputs[present] for past, present in own.items()}
         self._bound_cache: Mapping[str, Buffer] = {}
 
     @property
-    def needs(self) -> Iterable[str]:
+    def input_names(self) -> Iterable[str]:
         return self._inputs
 
     @property
-    def gives(self) -> Iterable[str]:
+    def output_names(self) -> Iterable[str]:
         return self._outputs
 
-    def run(self, values: Values, cache: HasBuffers, width: int, wanted: Rows) -> None:
-        """Take the inputs from `values` and the cache, leave the outputs in `values` and in the cache."""
+    def run(self, values: Values, cache: HasBuffers, width: int, logit_rows: LogitRows) -> None:
+        """Read the inputs from `values` and the cache; write the outputs to `values` and the cache."""
         for name, buffer in self._inputs.items():
             if values[name] is not buffer.array:
                 np.copyto(buffer.array, values[name].reshape(buffer.array.shape), casting="unsafe")
@@ -130,40 +130,40 @@ class BoundStage:
 
 
 class FreeStage:
-    """A CPU graph of any shape. `narrow`: of a whole window it needs only the rows whose logits are wanted."""
+    """A CPU graph of any shape. `only_logit_rows`: compute only the rows of a window whose logits are needed."""
 
-    def __init__(self, loaded: LoadedStage, *, narrow: bool) -> None:
+    def __init__(self, loaded: LoadedStage, *, only_logit_rows: bool) -> None:
         self._session = loaded.session
         self._inputs = loaded.inputs
         self._dtypes = {name: dtype_of(value) for name, value in loaded.inputs.items()}
         self._outputs = {name: loaded.stage.output_names_forwarder.get(name, name) for name in loaded.outputs}
-        self._narrow = narrow
+        self._only_logit_rows = only_logit_rows
         self.new_rows: dict[str, Buffer] = {}
 
     @property
-    def needs(self) -> Iterable[str]:
+    def input_names(self) -> Iterable[str]:
         return self._inputs
 
     @property
-    def gives(self) -> Iterable[str]:
+    def output_names(self) -> Iterable[str]:
         return self._outputs.values()
 
-    def run(self, values: Values, cache: HasBuffers, width: int, wanted: Rows) -> None:
-        feeds = {name: self._feed(name, values[name], width, wanted) for name in self._inputs}
+    def run(self, values: Values, cache: HasBuffers, width: int, logit_rows: LogitRows) -> None:
+        feeds = {name: self._feed(name, values[name], width, logit_rows) for name in self._inputs}
         results = self._session.run(list(self._outputs), feeds)
         values.update(zip(self._outputs.values(), results, strict=True))
 
-    def _feed(self, name: str, value: Array, width: int, wanted: Rows) -> Array:
+    def _feed(self, name: str, value: Array, width: int, logit_rows: LogitRows) -> Array:
         shape = self._inputs[name].shape
-        if self._narrow and value.ndim > 1 and value.shape[1] == width and not isinstance(shape[1], int):
-            value = value[:, wanted]
+        if self._only_logit_rows and value.ndim > 1 and value.shape[1] == width and not isinstance(shape[1], int):
+            value = value[:, logit_rows]
         if all(isinstance(size, int) for size in shape):
             value = value.reshape(shape)
         return np.ascontiguousarray(value, self._dtypes[name])
 
 
 def dtype_of(value: Any) -> np.dtype[Any]:
-    """numpy's type of a session's input or output. Raises BundleError for one that no tensor here can have."""
+    """The numpy type of a session's input or output. Raises BundleError for an unsupported type."""
     try:
         return np.dtype(_DTYPES[value.type])
     except KeyError:

@@ -1,4 +1,4 @@
-"""A cache in buffers of fixed shape: rows stay what they are, however the buffers are laid out."""
+"""StaticCache: valid rows keep their contents through every change of the layout."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from gateway.worker.decoders.static.cache import Buffer, StaticCache, TensorLayo
 
 
 def layout(rows: int, empty: int = 0) -> dict[str, TensorLayout]:
-    """Keys lie across (heads, 1, size, rows), values along (heads, 1, rows, size)."""
-    kind = np.dtype(np.uint8)
+    """Keys (heads, 1, size, rows) and values (heads, 1, rows, size)."""
+    dtype = np.dtype(np.uint8)
     return {
-        "keys": TensorLayout(shape=(2, 1, 4, rows), dtype=kind, axis=3, empty=empty),
-        "values": TensorLayout(shape=(2, 1, rows, 4), dtype=kind, axis=2, empty=empty),
+        "keys": TensorLayout(shape=(2, 1, 4, rows), dtype=dtype, axis=3, empty=empty),
+        "values": TensorLayout(shape=(2, 1, rows, 4), dtype=dtype, axis=2, empty=empty),
     }
 
 
@@ -25,69 +25,69 @@ def fill(cache: StaticCache, rows: int, seed: int) -> None:
     cache.length += rows
 
 
-def held(cache: StaticCache) -> np.ndarray:
+def valid_rows(cache: StaticCache) -> np.ndarray:
     keys = cache.buffers["keys"].array[..., : cache.length]
     values = cache.buffers["values"].array[:, :, : cache.length]
     assert np.array_equal(keys, values.swapaxes(2, 3))
     return keys.copy()
 
 
-def test_host_and_device_share_the_bytes() -> None:
+def test_buffer_value_and_array_share_memory() -> None:
     buffer = Buffer((2, 3), np.float16)
     buffer.array[1, 2] = 5
     assert buffer.value.numpy()[1, 2] == 5
     assert buffer.value.data_ptr() == buffer.array.ctypes.data
 
 
-def test_memory_that_a_driver_does_not_give_is_plain_memory() -> None:
-    assert Buffer((2, 3), np.float16, memory="no memory at all").array.shape == (2, 3)
+def test_buffer_without_device_memory_uses_host_memory() -> None:
+    assert Buffer((2, 3), np.float16, memory="not a memory info").array.shape == (2, 3)
 
 
-def test_rows_that_are_not_valid_hold_the_code_of_zero() -> None:
+def test_rows_after_valid_ones_contain_empty_value() -> None:
     cache = StaticCache()
-    cache.lay_out(layout(8, empty=128))
+    cache.set_layout(layout(8, empty=128))
     fill(cache, 3, seed=0)
     assert (cache.buffers["keys"].array[..., 3:] == 128).all()
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(10, 40), min_size=1, max_size=5), st.integers(1, 10))
-def test_rows_survive_every_change_of_layout(sizes: list[int], rows: int) -> None:
+def test_layout_change_keeps_valid_rows(sizes: list[int], rows: int) -> None:
     cache = StaticCache()
-    cache.lay_out(layout(10))
+    cache.set_layout(layout(10))
     fill(cache, rows, seed=rows)
-    before = held(cache)
+    before = valid_rows(cache)
     for size in sizes:
-        cache.lay_out(layout(size))
-        assert np.array_equal(held(cache), before)
+        cache.set_layout(layout(size))
+        assert np.array_equal(valid_rows(cache), before)
 
 
-def test_the_same_layout_again_moves_nothing() -> None:
-    cache, wanted = StaticCache(), layout(10)
-    cache.lay_out(wanted)
+def test_same_layout_keeps_buffers() -> None:
+    cache, same = StaticCache(), layout(10)
+    cache.set_layout(same)
     buffers = cache.buffers
-    cache.lay_out(wanted)
+    cache.set_layout(same)
     assert cache.buffers is buffers
 
 
-def test_a_copy_is_independent_of_its_donor() -> None:
+def test_copy_is_independent_of_donor() -> None:
     donor, copy = StaticCache(), StaticCache()
-    donor.lay_out(layout(10))
+    donor.set_layout(layout(10))
     fill(donor, 6, seed=1)
     copy.copy_from(donor, 4)
-    expected = held(donor)[..., :4]
+    expected = valid_rows(donor)[..., :4]
     donor.truncate(0)
     fill(donor, 6, seed=2)
-    assert copy.length == 4 and np.array_equal(held(copy), expected)
+    assert copy.length == 4 and np.array_equal(valid_rows(copy), expected)
 
 
-def test_rows_that_are_kept_can_be_copied_back() -> None:
+def test_snapshot_rows_can_be_copied_back() -> None:
     cache, other = StaticCache(), StaticCache()
-    cache.lay_out(layout(32))
+    cache.set_layout(layout(32))
     fill(cache, 10, seed=3)
-    before, kept = held(cache), cache.snapshot()
-    assert kept.nbytes == cache.nbytes > 0
+    before, snapshot = valid_rows(cache), cache.snapshot()
+    assert snapshot.nbytes == cache.nbytes > 0
     cache.truncate(0)
     fill(cache, 10, seed=4)
-    other.copy_from(kept, 7)
-    assert np.array_equal(held(other), before[..., :7])
+    other.copy_from(snapshot, 7)
+    assert np.array_equal(valid_rows(other), before[..., :7])

@@ -1,4 +1,4 @@
-"""What `doctor` finds out about a bundle for the NPU, by opening it."""
+"""The load check of `doctor`: NPU graphs of a bundle, opened in a child process."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ def finding(bundle: Path, provider: str = "qnn", **options: str) -> Finding:
     return found
 
 
-def test_a_bundle_that_runs_on_the_npu_whole_is_ok(npu_bundle: Path) -> None:
+def test_bundle_without_cpu_nodes_is_ok(npu_bundle: Path) -> None:
     found = finding(npu_bundle)
     assert found.level == "ok" and "12 nodes on the NPU (emulated), 0 beside them on the CPU" in found.detail
 
 
-def test_nodes_that_fell_back_to_the_cpu_are_counted(windows_ml_cpu_attention: Path) -> None:
+def test_cpu_fallback_nodes_are_counted(windows_ml_cpu_attention: Path) -> None:
     found = finding(windows_ml_cpu_attention)
     assert found.level == "note" and "4 beside them on the CPU" in found.detail
 
 
-def test_a_bundle_for_another_chip_is_bad(npu_bundle: Path) -> None:
+def test_bundle_for_another_chip_is_bad(npu_bundle: Path) -> None:
     found = finding(npu_bundle, soc_model="88")
     assert found.level == "bad" and "compiled for Hexagon v73 and this NPU is v81" in found.detail
 
 
-def test_a_truncated_network_is_bad(npu_bundle: Path, tmp_path: Path) -> None:
+def test_truncated_binary_is_bad(npu_bundle: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(npu_bundle, tmp_path / "broken"))
     binary = broken / "context_1_of_2_ctx_qnn.bin"
     binary.write_bytes(binary.read_bytes()[:1000])
@@ -42,15 +42,15 @@ def test_a_truncated_network_is_bad(npu_bundle: Path, tmp_path: Path) -> None:
     assert found.level == "bad" and "context_1_of_2_ctx.onnx" in found.detail
 
 
-def test_without_an_npu_auto_cannot_serve_it(npu_bundle: Path) -> None:
+def test_auto_provider_without_npu_is_bad(npu_bundle: Path) -> None:
     found = finding(npu_bundle, "auto")
     assert found.level == "bad" and "this machine has none" in found.detail
 
 
-def test_a_bundle_for_the_cpu_has_nothing_to_say(tiny: Path) -> None:
+def test_cpu_bundle_has_no_finding(tiny: Path) -> None:
     assert not list(npu_graphs("tiny", LocalModel(path=str(tiny))))
 
 
-def test_a_folder_that_is_no_pipeline_is_refused(tiny: Path) -> None:
+def test_bundle_without_pipeline_is_refused(tiny: Path) -> None:
     with pytest.raises(BundleError, match="describes no pipeline"):
         check_load(tiny, "qnn", {})

@@ -1,4 +1,4 @@
-"""Models for the NPU that cannot be loaded: what a client hears and the log says, while another model answers."""
+"""NPU models that cannot be loaded: the client's error and the log name the reason, and other models answer."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ BROKEN = {
 
 
 @pytest.fixture(scope="module")
-def said(npu_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, list[str]]]:
-    """A server of these models, and what its log has said."""
+def server_and_log(npu_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, list[str]]]:
+    """A server with these models, and its log lines."""
     truncated = Path(shutil.copytree(npu_bundle, tmp_path_factory.mktemp("broken") / "truncated"))
     binary = truncated / "context_2_of_2_ctx_qnn.bin"
     binary.write_bytes(binary.read_bytes()[:-5000])
@@ -41,22 +41,20 @@ def said(npu_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("gateway.lanes.loader")
     logger.addHandler(handler)
-    with serving(config_of({**models, "beside": scripted("Hello.")})) as server:
+    with serving(config_of({**models, "other": scripted("Hello.")})) as server:
         yield server, lines
     logger.removeHandler(handler)
 
 
 @pytest.mark.parametrize("model", BROKEN)
-def test_it_is_said_why_and_others_answer(said: tuple[Running, list[str]], model: str) -> None:
-    server, lines = said
+def test_unloadable_model_is_reported_and_others_answer(server_and_log: tuple[Running, list[str]], model: str) -> None:
+    server, lines = server_and_log
     body = {"messages": [{"role": "user", "content": "x"}]}
     with server.http() as http:
         reply = http.post("/v1/chat/completions", json={"model": model, **body})
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "model_not_ready")
-        print(reply.json()["error"]["message"])
         assert BROKEN[model] in reply.json()["error"]["message"]
         assert int(reply.headers["retry-after"]) >= 1
-        assert http.post("/v1/chat/completions", json={"model": "beside", **body}).status_code == 200
+        assert http.post("/v1/chat/completions", json={"model": "other", **body}).status_code == 200
     (line,) = (each for each in lines if each.startswith(f"{model} cannot be loaded"))
-    print(line)
     assert BROKEN[model] in line

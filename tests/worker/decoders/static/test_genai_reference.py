@@ -1,6 +1,4 @@
-"""Our bundles are onnxruntime-genai's bundles: its CPU build runs one and says the same.
-
-Needs `onnxruntime-genai`, which the gateway does not depend on."""
+"""Our bundles in onnxruntime-genai's CPU build. Needs `onnxruntime-genai`, which the gateway does not depend on."""
 
 from __future__ import annotations
 
@@ -11,15 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.decoding import IDS, greedy
 from tests.support.npu_fixtures import OpenDecoder
-from tests.worker.decoders.static.test_static_decoder import IDS, greedy
 
 genai = pytest.importorskip("onnxruntime_genai")
 
 
-def test_genai_generates_the_same_tokens(
-    windows_ml_uncompiled: Path, tmp_path: Path, open_decoder: OpenDecoder
-) -> None:
+def test_genai_generates_same_tokens(windows_ml_uncompiled: Path, tmp_path: Path, open_decoder: OpenDecoder) -> None:
     folder = Path(shutil.copytree(windows_ml_uncompiled, tmp_path / "bundle"))
     config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
     for stage in config["model"]["decoder"]["pipeline"]:

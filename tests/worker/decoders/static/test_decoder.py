@@ -1,0 +1,155 @@
+"""StaticDecoder over both published layouts, on the emulated NPU and on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from gateway.errors import EngineFailed
+from gateway.worker.decoders.static.decoder import StaticDecoder
+from tests.support.decoding import IDS, greedy, matches_oracle, prefill
+from tests.support.npu_fixtures import OpenDecoder
+from tests.support.oracle import Oracle
+from tests.support.tiny_htp_decoder import Run, TinyDecoder
+
+
+@pytest.fixture(params=["windows_ml_uncompiled", "ai_hub_uncompiled"])
+def on_cpu(request: pytest.FixtureRequest, open_decoder: OpenDecoder) -> StaticDecoder:
+    return open_decoder(request.getfixturevalue(request.param), "cpu")
+
+
+@pytest.fixture(params=["windows_ml_compiled", "ai_hub_compiled"])
+def on_npu(request: pytest.FixtureRequest, open_decoder: OpenDecoder) -> StaticDecoder:
+    return open_decoder(request.getfixturevalue(request.param), "qnn")
+
+
+@pytest.mark.parametrize(
+    ("bundle", "provider", "device"),
+    [
+        ("windows_ml_uncompiled", "cpu", "cpu"),
+        ("windows_ml_uncompiled", "qnn", "emulated"),  # compiled when it is opened first
+        ("windows_ml_compiled", "qnn", "emulated"),
+        ("windows_ml_cpu_attention", "qnn", "emulated"),
+    ],
+)
+def test_windows_ml_bundle_generates_float32_tokens(
+    bundle: str, provider: str, device: str, oracle: Oracle, open_decoder: OpenDecoder, request: pytest.FixtureRequest
+) -> None:
+    if provider == "qnn":
+        request.getfixturevalue("npu")
+    decoder = open_decoder(request.getfixturevalue(bundle), provider)
+    assert matches_oracle(greedy(decoder, IDS, 40), oracle, IDS, min_equal=20)
+    assert decoder.spec.device == device
+    assert ("QNN" in decoder.spec.placement) == (provider == "qnn")
+
+
+@pytest.mark.parametrize(
+    ("bundle", "provider"), [("ai_hub_uncompiled", "cpu"), ("ai_hub_uncompiled", "qnn"), ("ai_hub_compiled", "qnn")]
+)
+def test_ai_hub_bundle_generates_plain_loop_tokens(
+    bundle: str, provider: str, ai_hub_uncompiled: Path, open_decoder: OpenDecoder, request: pytest.FixtureRequest
+) -> None:
+    if provider == "qnn":
+        request.getfixturevalue("npu")
+
+    def graph(phase: str) -> Run:
+        path = ai_hub_uncompiled / f"{phase}_1_of_1.onnx"
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return lambda feeds: session.run(["logits", "past_key_0_out", "past_value_0_out"], dict(feeds))
+
+    tiny = TinyDecoder()
+    decoder = open_decoder(request.getfixturevalue(bundle), provider)
+    count = decoder.spec.context_length - len(IDS)
+    assert greedy(decoder, IDS, count) == tiny.greedy(graph("prompt"), graph("token"), IDS, count)
+
+
+def test_built_bundle_generates_float32_tokens_across_contexts(
+    npu_bundle: Path, oracle: Oracle, open_decoder: OpenDecoder
+) -> None:
+    decoder = open_decoder(npu_bundle, "qnn")
+    assert decoder.spec.context_length == 128
+    assert matches_oracle(greedy(decoder, IDS, 128 - len(IDS)), oracle, IDS, min_equal=64)  # the first context has 64
+
+
+@pytest.mark.parametrize("sizes", [(17,), (1,) * 17, (8, 8, 1), (5, 7, 5), (3, 1, 8, 5)], ids=str)
+def test_chunked_prefill_gives_same_logits(on_cpu: StaticDecoder, sizes: tuple[int, ...]) -> None:
+    whole, chunked = on_cpu.new_cache(), on_cpu.new_cache()
+    expected = prefill(on_cpu, whole, IDS)
+    start = 0
+    for size in sizes:
+        logits = prefill(on_cpu, chunked, IDS[start : start + size])
+        start += size
+    assert chunked.length == len(IDS)
+    np.testing.assert_allclose(logits, expected, atol=0.05)
+
+
+def test_verify_gives_logits_of_single_steps(on_npu: StaticDecoder) -> None:
+    stepped, verified = on_npu.new_cache(), on_npu.new_cache()
+    prefill(on_npu, stepped, IDS[:9])
+    prefill(on_npu, verified, IDS[:9])
+    steps = [on_npu.step([stepped], [token])[0] for token in IDS[9:15]]
+    logits = on_npu.verify(verified, IDS[9:15])
+    assert logits.shape == (6, on_npu.spec.vocab_size)
+    np.testing.assert_allclose(logits, steps, atol=0.05)
+
+
+def test_truncated_rows_do_not_change_logits(on_npu: StaticDecoder) -> None:
+    cache, fresh = on_npu.new_cache(), on_npu.new_cache()
+    prefill(on_npu, cache, IDS)
+    on_npu.step([cache], [100])
+    cache.truncate(10)
+    expected = prefill(on_npu, fresh, IDS[:10] + IDS[:6])
+    np.testing.assert_allclose(prefill(on_npu, cache, IDS[:6]), expected, atol=0.05)
+
+
+def test_copied_prefix_continues_independently(on_npu: StaticDecoder) -> None:
+    donor, copy, fresh = (on_npu.new_cache() for _ in range(3))
+    prefill(on_npu, donor, IDS)
+    copy.copy_from(donor, 12)
+    ours = prefill(on_npu, copy, IDS[:3])
+    expected = prefill(on_npu, fresh, IDS[:12] + IDS[:3])
+    np.testing.assert_allclose(ours, expected, atol=0.05)
+    assert (copy.length, donor.length) == (15, len(IDS))
+
+
+def test_step_of_two_sequences_equals_single_steps(on_cpu: StaticDecoder) -> None:
+    single = [on_cpu.new_cache() for _ in range(2)]
+    joint = [on_cpu.new_cache() for _ in range(2)]
+    for caches in (single, joint):
+        prefill(on_cpu, caches[0], IDS[:5])
+        prefill(on_cpu, caches[1], IDS[3:15])
+    for token in (70, 80, 90):
+        expected = [on_cpu.step([cache], [token])[0].copy() for cache in single]
+        np.testing.assert_array_equal(on_cpu.step(joint, [token, token]), expected)
+
+
+def test_context_is_usable_to_last_row(on_cpu: StaticDecoder) -> None:
+    """Near the end no full window fits, so the decoder appends the last tokens one by one."""
+    context = on_cpu.spec.context_length
+    ids = (IDS * 8)[:context]
+    cache, stepped = on_cpu.new_cache(), on_cpu.new_cache()
+    prefill(on_cpu, cache, ids[:-4])
+    logits = on_cpu.prefill(cache, ids[-4:])
+    prefill(on_cpu, stepped, ids[:-4])
+    for token in ids[-4:]:
+        expected = on_cpu.step([stepped], [token])[0]
+    assert cache.length == context
+    np.testing.assert_allclose(logits, expected, atol=0.05)
+
+
+def test_unused_cache_has_no_bytes(on_cpu: StaticDecoder) -> None:
+    cache = on_cpu.new_cache()
+    assert cache.nbytes == 0
+    on_cpu.prefill(cache, IDS[:2])
+    assert cache.nbytes > 0
+
+
+def test_device_failure_raises_engine_failed(ai_hub_uncompiled: Path, open_decoder: OpenDecoder) -> None:
+    decoder = open_decoder(ai_hub_uncompiled, "cpu")
+    cache = decoder.new_cache()
+    with pytest.raises(EngineFailed, match="failed while it ran"):
+        decoder.prefill(cache, [10_000, 1])
+    assert cache.length == 0

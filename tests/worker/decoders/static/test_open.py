@@ -1,0 +1,124 @@
+"""Opening a bundle of fixed shape: devices, context lengths, and the checks of a real NPU's results."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gateway.builder.build import build_bundle
+from gateway.builder.npu.build import NpuTarget
+from gateway.builder.sources.detect import open_source
+from gateway.errors import BundleError, ConfigError, EngineFailed
+from gateway.qnn.device import NpuDevice
+from gateway.worker.decoders.base import KVCache, Logits
+from gateway.worker.decoders.static import open as static_open
+from gateway.worker.decoders.static.decoder import StaticDecoder
+from gateway.worker.decoders.static.open import open_static_decoder
+from gateway.worker.frames import WorkerSpec
+from gateway.worker.main import open_decoder as open_any_decoder
+from tests.support import windows_ml_bundle
+from tests.support.npu_fixtures import OpenDecoder
+from tests.support.tiny import write_tiny_folder
+
+BATCH = 4
+WIDTH = 8
+
+# -- devices and options ------------------------------------------------------------------------------------------
+
+
+def test_auto_provider_refuses_npu_bundle_without_npu(npu: NpuDevice, npu_bundle: Path) -> None:
+    if npu.kind == "npu":
+        pytest.skip("this machine has a real NPU")
+    with pytest.raises(BundleError, match=r"compiled for the NPU, and this machine has none; provider = 'qnn'"):
+        open_any_decoder(WorkerSpec(bundle=str(npu_bundle), provider="auto"))
+
+
+def test_qnn_provider_refuses_cpu_bundle(tiny: Path) -> None:
+    with pytest.raises(BundleError, match="build --target qnn"):
+        open_any_decoder(WorkerSpec(bundle=str(tiny), provider="qnn"))
+
+
+def test_misspelt_option_is_config_error(npu_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'vtcm_mb'"):
+        open_any_decoder(WorkerSpec(bundle=str(npu_bundle), provider="qnn", provider_options={"vtcm_mbs": "8"}))
+
+
+@pytest.mark.parametrize("context_length", [40, 100])
+def test_context_length_limits_usable_context(npu_bundle: Path, open_decoder: OpenDecoder, context_length: int) -> None:
+    decoder = open_decoder(npu_bundle, "qnn", context_length=context_length)
+    assert decoder.spec.context_length == context_length
+
+
+# -- the checks of a real NPU, here on the emulator ---------------------------------------------------------------
+
+
+def test_consistency_check_finds_wrong_step_graph(
+    windows_ml_uncompiled: Path, tmp_path: Path, open_decoder: OpenDecoder
+) -> None:
+    source = open_source(write_tiny_folder(tmp_path / "source", seed=1))
+    ours = open_decoder(windows_ml_uncompiled, "cpu")
+    other = open_decoder(windows_ml_bundle.write_bundle(tmp_path / "other", source, compiled="none"), "cpu")
+    assert static_open._is_consistent(ours)
+    assert not static_open._is_consistent(StaticDecoder(ours._prompts, other._steps, ours.spec))
+
+
+@pytest.fixture
+def batched(npu_bundle: Path, open_decoder: OpenDecoder) -> StaticDecoder:
+    return open_decoder(npu_bundle, "qnn", sequences=BATCH)
+
+
+def test_min_batch_is_measured(batched: StaticDecoder) -> None:
+    assert 2 <= static_open._min_batch(batched) <= BATCH + 1
+
+
+def test_min_batch_with_wrong_batch_graph_disables_batching(
+    batched: StaticDecoder, npu: NpuDevice, tmp_path: Path, open_decoder: OpenDecoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_tiny_folder(tmp_path / "source", seed=1)
+    target = NpuTarget(device=npu, contexts=(128,), width=WIDTH)
+    bundle = build_bundle(source, tmp_path / "other", progress=lambda *_: None, target=target)
+    other = open_decoder(bundle, "qnn", sequences=BATCH)
+    mixed = StaticDecoder(batched._prompts, batched._steps, batched.spec, batch_steps=other._batch_steps)
+    assert static_open._min_batch(mixed) > BATCH
+    assert "each sequence takes single steps" in caplog.text
+
+
+def _nan(caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
+    return np.full((len(ids), 384), np.nan, np.float32)
+
+
+def _refused(caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
+    raise EngineFailed("the device refuses")
+
+
+@pytest.mark.parametrize("run", [_nan, _refused], ids=["nan", "refused"])
+def test_min_batch_with_failing_batch_graph_disables_batching(
+    batched: StaticDecoder, run: Callable[..., Logits], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batched._batch_steps[0], "run", run)
+    assert static_open._min_batch(batched) > BATCH
+
+
+def test_min_batch_with_more_sequences_than_context_rows(
+    tiny_source: Path, npu: NpuDevice, tmp_path: Path, open_decoder: OpenDecoder
+) -> None:
+    target = NpuTarget(device=npu, contexts=(16,), width=WIDTH, batch=20)
+    bundle = build_bundle(tiny_source, tmp_path / "wide", progress=lambda *_: None, target=target)
+    assert static_open._min_batch(open_decoder(bundle, "qnn", sequences=BATCH)) <= 21
+
+
+def test_contexts_with_different_batch_sizes_are_refused(
+    npu_bundle: Path, tiny_source: Path, npu: NpuDevice, tmp_path: Path
+) -> None:
+    """All context lengths must agree on the group and the batch row of a sequence."""
+    bundle = Path(shutil.copytree(npu_bundle, tmp_path / "mixed"))
+    target = NpuTarget(device=npu, contexts=(128,), width=WIDTH, parts=2, batch=3)
+    other = build_bundle(tiny_source, tmp_path / "three", progress=lambda *_: None, target=target)
+    for file in other.glob("batch_*_ctx*"):
+        shutil.copy(file, bundle)
+    with pytest.raises(BundleError, match="different batch sizes"):
+        open_static_decoder(bundle, provider="qnn", sequences=BATCH)
