@@ -43,7 +43,7 @@ class Running:
         return httpx.Client(**{"base_url": self.url, "timeout": 30, **options})
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
 
     def exchange(self, request: bytes) -> bytes:
         """Send raw bytes and read to the end of the connection."""

@@ -1,0 +1,135 @@
+"""Many clients at once: idle connections, more connections than the limit, and full queues."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from gateway.config import LocalModel, ScriptedModel, ServerConfig
+from gateway.server import connections as protocol
+from tests.support.processes import SCRIPTED, free_port
+from tests.support.processes import serving as gateway_process
+from tests.support.server import PATIENCE_S, Running, config_of, scripted, serving
+from tests.system.clients.raw import (
+    busy,
+    chat,
+    connections,
+    open_connections,
+    still_serves,
+    wait_until,
+    whole_answer,
+)
+
+
+async def test_thousand_idle_connections_do_not_block_a_request(server: Running) -> None:
+    process = psutil.Process()
+    before, already = process.memory_info().rss, connections(server)
+    writers = await open_connections(server.port, 1_000)
+    await asyncio.to_thread(wait_until, lambda: connections(server) >= already + 1_000, "not all are open")
+    each = (process.memory_info().rss - before) / 1_000
+    print(f"an idle connection: {each / 1024:.1f} KiB, both ends")
+    assert each < 64 * 1024
+    await asyncio.to_thread(still_serves, server)
+    for writer in writers:
+        writer.transport.abort()
+    await asyncio.to_thread(wait_until, lambda: connections(server) <= already, "some are still held")
+
+
+@pytest.mark.slow
+async def test_ten_thousand_idle_connections_do_not_block_a_request(tmp_path: Path) -> None:
+    """The gateway is a process of its own, because each end needs 10,000 open files, if the system allows that."""
+    (tmp_path / "config.toml").write_text(SCRIPTED, encoding="utf-8")
+    count, port = min(10_000, protocol.connection_limit() - 200), free_port()
+    with gateway_process("--port", port, cwd=tmp_path) as running:
+        running.read_greeting()
+        process = psutil.Process(running.process.pid)
+        before = process.memory_info().rss
+        writers = await open_connections(port, count)
+        each = (process.memory_info().rss - before) / len(writers)
+        begun = time.monotonic()
+        answer = await whole_answer(port, chat("paris"))
+        took_s = time.monotonic() - begun
+        assert answer.startswith(b"HTTP/1.1 200")
+        print(f"{len(writers)} idle connections: {each / 1024:.1f} KiB each; a chat answered in {took_s:.3f} s")
+        for writer in writers:
+            writer.transport.abort()
+
+
+async def test_connection_above_the_limit_gets_503_and_others_continue(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, spare, more = 64, 8, 30
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", limit)
+    monkeypatch.setattr(protocol, "SPARE_CONNECTIONS", spare)
+    with serving(config_of({"m": scripted("Hello.")})) as server:
+        await asyncio.to_thread(wait_until, lambda: connections(server) == 0, "a connection of the start is left")
+        idle = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(limit)]
+        await asyncio.to_thread(wait_until, lambda: connections(server) == limit, "not all are open")
+        refused = await asyncio.to_thread(server.exchange, chat("m"))
+        assert refused.startswith(b"HTTP/1.1 503") and b"retry-after: 5" in refused.lower()
+        assert json.loads(refused.partition(b"\r\n\r\n")[2])["error"]["code"] == "service_unavailable"
+        reader, writer = idle[0]
+        writer.write(chat("m"))
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        beyond = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(more)]
+        await _wait_until_cut([reader for reader, _ in beyond], more - spare)
+        for _, writer in (*idle, *beyond):
+            writer.transport.abort()
+        await asyncio.to_thread(still_serves, server)
+
+
+async def _wait_until_cut(readers: list[asyncio.StreamReader], count: int) -> None:
+    """Wait until the server has closed or reset `count` of the connections."""
+
+    async def is_cut(reader: asyncio.StreamReader) -> bool:
+        try:
+            return await reader.read(1) == b""
+        except ConnectionError:
+            return True
+
+    tasks = [asyncio.create_task(is_cut(reader)) for reader in readers]
+    async with asyncio.timeout(PATIENCE_S):
+        assert all([await each for each in itertools.islice(asyncio.as_completed(tasks), count)])
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_200_streams_each_end_once(smollm2: Any) -> None:
+    """The default model runs 4 requests and queues 32. The others get 429."""
+    models = {"m": LocalModel(path=str(smollm2), threads=1)}
+    with serving(config_of(models, ServerConfig(timeout_s=600.0))) as server:
+        answers = await asyncio.gather(
+            *(whole_answer(server.port, chat("m", stream=True, max_tokens=2)) for _ in range(200))
+        )
+        finished = [answer for answer in answers if answer.startswith(b"HTTP/1.1 200")]
+        refused = [answer for answer in answers if answer.startswith(b"HTTP/1.1 429")]
+        assert len(finished) + len(refused) == 200 and len(finished) >= 4 + 32
+        assert all(answer.count(b"data: [DONE]") == 1 and b'"error"' not in answer for answer in finished)
+        assert all(b"retry-after" in answer.lower() and b"[DONE]" not in answer for answer in refused)
+        print(f"200 streams: {len(finished)} finished, {len(refused)} refused with 429")
+        await asyncio.to_thread(wait_until, lambda: not busy(server), "still busy")
+
+
+async def test_queued_request_takes_little_memory() -> None:
+    model = ScriptedModel(max_sequences=1, queue=500, script={"replies": ["word"], "repeat": True, "token_s": 0.05})
+    with serving(config_of({"m": model})) as server:
+        process = psutil.Process()
+        writers = await open_connections(server.port, 500)
+        before = process.memory_info().rss
+        for writer in writers:
+            writer.write(chat("m", max_tokens=4_000))
+        await asyncio.to_thread(
+            wait_until, lambda: sum(busy(server).get("m", (0, 0))) == 500, f"not all are queued: {busy(server)}"
+        )
+        each = (process.memory_info().rss - before) / 500
+        print(f"a queued request: {each / 1024:.1f} KiB")
+        assert each < 100 * 1024
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.to_thread(wait_until, lambda: not busy(server), "still busy")
