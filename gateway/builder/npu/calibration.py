@@ -22,19 +22,16 @@ class CalibrationRequest(Struct, frozen=True):
     Args:
         graph: a prompt graph whose outputs include the activations.
         hidden: a .npy file with the part's input, float32 (tokens, hidden); the output overwrites it.
-        answer: the file for the ranges, as JSON.
     """
 
     graph: str
     hidden: str
-    answer: str
 
 
 def calibrate(graph: Path, hidden: Path) -> Ranges:
     """Run a part over the hidden states in `hidden` in a child process; the part's output overwrites them."""
-    request = CalibrationRequest(str(graph), str(hidden), str(hidden.with_suffix(".ranges")))
-    run_in_child(__name__, request, graph.name)
-    return msgspec.json.decode(Path(request.answer).read_bytes(), type=dict[str, Range])
+    reply = run_in_child(__name__, CalibrationRequest(str(graph), str(hidden)), graph.name)
+    return msgspec.json.decode(reply, type=dict[str, Range])
 
 
 class _Statistics:
@@ -53,7 +50,7 @@ class _Statistics:
         return Range(self._low, self._high, float(np.median(self._sizes)))
 
 
-def _calibrate(request: CalibrationRequest) -> None:
+def _calibrate(request: CalibrationRequest) -> Ranges:
     statistics: defaultdict[str, _Statistics] = defaultdict(_Statistics)
 
     def observe(outputs: dict[str, Any]) -> None:
@@ -63,8 +60,7 @@ def _calibrate(request: CalibrationRequest) -> None:
 
     outputs = run_part([cpu_session(request.graph)], np.load(request.hidden), observe=observe)
     np.save(request.hidden, outputs)
-    ranges = {name: gathered.range() for name, gathered in statistics.items()}
-    Path(request.answer).write_bytes(msgspec.json.encode(ranges))
+    return {name: gathered.range() for name, gathered in statistics.items()}
 
 
 if __name__ == "__main__":

@@ -73,29 +73,24 @@ class PartCheck(Struct, frozen=True, kw_only=True):
 
 def check_part(request: CheckRequest) -> PartCheck:
     """Run the comparison in a child process. Raises BundleError when it crashes."""
-    run_in_child(__name__, request, Path(request.compiled.prompt).name)
-    return msgspec.json.decode(_result(request).read_bytes(), type=PartCheck)
+    reply = run_in_child(__name__, request, Path(request.compiled.prompt).name)
+    return msgspec.json.decode(reply, type=PartCheck)
 
 
-def _result(request: CheckRequest) -> Path:
-    return Path(request.on_npu).with_suffix(".json")
-
-
-def _check(request: CheckRequest) -> None:
+def _check(request: CheckRequest) -> PartCheck:
     inputs, float_inputs = np.load(request.on_npu), np.load(request.in_float)
     on_npu = run_part([open_session(Path(path), request.device) for path in _paths(request.compiled)], inputs, STEPS)
     on_cpu = run_part([cpu_session(path, exact=True) for path in _paths(request.source)], inputs, STEPS)
     in_float = run_part([cpu_session(path) for path in _paths(request.reference)], float_inputs, STEPS)
     np.save(request.on_npu, on_npu)
     np.save(request.in_float, in_float)
-    check = PartCheck(
+    return PartCheck(
         nodes=len(onnx.load(request.source.prompt, load_external_data=False).graph.node),
         npu_error=_relative(on_npu, on_cpu),
         error=_relative(on_npu, in_float),
         largest=float(np.abs(in_float).max()),
         batch_error=_batch_error(request, inputs),
     )
-    _result(request).write_bytes(msgspec.json.encode(check))
 
 
 def _batch_error(request: CheckRequest, inputs: Hidden) -> float | None:

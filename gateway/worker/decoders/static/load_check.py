@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Literal
@@ -31,19 +30,15 @@ class _Request(Struct, frozen=True, kw_only=True):
     folder: str
     provider: Literal["auto", "cpu", "qnn"]
     options: dict[str, str]
-    answer: str  # the file for the report, as JSON
 
 
 def check_load(folder: Path, provider: Literal["auto", "cpu", "qnn"], options: dict[str, str]) -> LoadReport:
     """Load the bundle's NPU graphs once. Raises BundleError if the bundle cannot be served, also after a crash."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
-        answer = Path(name) / "answer.json"
-        request = _Request(folder=str(folder), provider=provider, options=options, answer=str(answer))
-        run_in_child(__name__, request, folder.name)
-        return msgspec.json.decode(answer.read_bytes(), type=LoadReport)
+    request = _Request(folder=str(folder), provider=provider, options=options)
+    return msgspec.json.decode(run_in_child(__name__, request, folder.name), type=LoadReport)
 
 
-def _load(request: _Request) -> None:
+def _load(request: _Request) -> LoadReport:
     folder = Path(request.folder)
     pipelines = [*read_pipelines(folder), *read_batches(folder)]
     device = select_device(request.provider, request.options)
@@ -59,8 +54,7 @@ def _load(request: _Request) -> None:
             if runs_on_npu(stage)
         }
     )
-    report = LoadReport(device=device.kind, placement=dict(sessions.placement), load_s=time.perf_counter() - started)
-    Path(request.answer).write_bytes(msgspec.json.encode(report))
+    return LoadReport(device=device.kind, placement=dict(sessions.placement), load_s=time.perf_counter() - started)
 
 
 if __name__ == "__main__":
