@@ -18,13 +18,13 @@ from gateway.metrics import Metrics
 from gateway.routes import health, root, tokenize
 from gateway.routes import openapi as schema
 from gateway.routes.anthropic_api import routes as anthropic
-from gateway.routes.error_handler import refuse
+from gateway.routes.error_handler import handle_error
 from gateway.routes.ollama_api import models as ollama_models
 from gateway.routes.ollama_api import routes as ollama
 from gateway.routes.openai_api import chat, completions, embeddings, models
 from gateway.routes.responses_api import routes as responses
 from gateway.routes.responses_api.store import ResponseStore
-from gateway.server.body import bodies_within
+from gateway.server.body import limit_bodies
 from gateway.server.guards import cors_of, guards_of
 from gateway.server.request import add_request_id
 
@@ -78,10 +78,10 @@ def create_app(config: Config, engines: Mapping[str, Engine] | None = None) -> L
             }
         ),
         lifespan=[_lifespan],
-        middleware=[bodies_within(_BODIES_IN_MEMORY * config.server.max_body_bytes)],
+        middleware=[limit_bodies(_BODIES_IN_MEMORY * config.server.max_body_bytes)],
         guards=[*guards_of(config.server)],
         cors_config=cors_of(config.server),
-        exception_handlers={Exception: refuse},
+        exception_handlers={Exception: handle_error},
         before_send=[add_request_id],
         request_max_body_size=config.server.max_body_bytes,
         logging_config=None,

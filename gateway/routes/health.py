@@ -1,4 +1,4 @@
-"""Is the process alive (/healthz), can a model answer (/readyz), and what has happened so far (/metrics)."""
+"""/healthz: the process is alive. /readyz: a model is ready. /metrics: metrics in the Prometheus format."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ class Readiness(Struct):
     models: list[LaneStatus]
 
 
-@get(["/healthz", "/health"], opt=OPEN | openapi_opt("Is the process alive", reply=Health))
+@get(["/healthz", "/health"], opt=OPEN | openapi_opt("Check that the process is alive", reply=Health))
 async def healthz() -> ASGIApp:
     return json_response(Health("ok"))
 
 
-@get("/readyz", opt=OPEN | openapi_opt("Can a model answer", reply=Readiness, other_replies={503: Readiness}))
+@get("/readyz", opt=OPEN | openapi_opt("Check that a model is ready", reply=Readiness, other_replies={503: Readiness}))
 async def readyz(request: HttpRequest) -> ASGIApp:
     models = router_of(request).status()
     ready = any(model.is_ready for model in models)
     return json_response(Readiness(ready, models), status=200 if ready else 503)
 
 
-@get("/metrics", opt=openapi_opt("What has happened so far, for Prometheus", reply=str, media_type="text/plain"))
+@get("/metrics", opt=openapi_opt("Get the metrics in the Prometheus format", reply=str, media_type="text/plain"))
 async def metrics(request: HttpRequest) -> ASGIApp:
     return ASGIResponse(body=request.app.state.metrics.render(), headers={"content-type": CONTENT_TYPE})

@@ -1,7 +1,16 @@
-"""GET /schema: what this gateway answers, as an OpenAPI document.
+"""GET /schema: the OpenAPI document of the gateway.
 
-It is made from what decodes and encodes: the structs' own types, ranges and required fields, and the `Operation` that
-stands at each handler. OpenAPI 3.2, the first version with words for the events and lines of a stream.
+It is made from the structs that decode and encode (types, ranges, required fields) and from each handler's `Operation`.
+The version is OpenAPI 3.2, the first one that can describe the events and lines of a stream (`itemSchema`).
+
+Litestar 2.25 can write an OpenAPI document too, but not this one:
+
+1. It writes OpenAPI 3.1; its `OpenAPIMediaType` has no `itemSchema`. It has one media type for each status
+   (`_openapi/responses.py`), so a stream replaces the JSON reply of the same operation.
+2. It loses ranges: `ge=0`, and all ranges of the members of a union (`stop`, `logit_bias`). The decoder enforces them.
+3. It takes the body from a parameter `data` and the reply from the return type. Our handlers decode the body themselves
+   and return `ASGIApp`.
+4. It takes errors from `raises`: Litestar's exceptions with Litestar's body. Each of our APIs has its own error body.
 """
 
 from __future__ import annotations
@@ -37,14 +46,18 @@ _SCHEMES: Json = {
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
 }
 _HEADERS: Json = {
-    "x-request-id": {"required": True, "schema": {"type": "string"}, "description": "In the log and the reply's id."},
+    "x-request-id": {
+        "required": True,
+        "schema": {"type": "string"},
+        "description": "Part of the reply's id and of the log line.",
+    },
     "Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds."},
 }
 
 
-@get(["/schema", "/openapi.json"], opt=OPEN | openapi_opt("This document", reply=Json))
+@get(["/schema", "/openapi.json"], opt=OPEN | openapi_opt("Get this document", reply=Json))
 async def schema(request: HttpRequest) -> ASGIApp:
-    """Made once, when it is first asked for: that takes a fifth of a second."""
+    """The document is made at the first request, in 0.2 s, and kept."""
     state = request.app.state
     if "schema" not in state:
         routes = [route for route in request.app.routes if isinstance(route, HTTPRoute)]
@@ -53,7 +66,7 @@ async def schema(request: HttpRequest) -> ASGIApp:
 
 
 def document(routes: list[HTTPRoute], config: ServerConfig) -> Json:
-    """The OpenAPI document of those of `routes` that tell their operation."""
+    """The OpenAPI document of the routes whose handlers have an `Operation`."""
     types = list(_types(routes))
     described, schemas = _described(types)
     writer = _Writer(described, needs_keys=bool(config.api_keys))
@@ -73,7 +86,7 @@ def _operations(route: HTTPRoute) -> Iterator[tuple[str, HTTPRouteHandler, Opera
 
 
 def _types(routes: list[HTTPRoute]) -> Iterator[tuple[Any, bool]]:
-    """Every type that the document speaks of, each with whether a client sends it."""
+    """Every type in the document, and True if clients send it."""
     for route in routes:
         for _, _, operation in _operations(route):
             yield operation.body, True
@@ -89,24 +102,24 @@ def _error_type(path: str) -> type:
 
 
 def _described(types: list[tuple[Any, bool]]) -> tuple[list[tuple[Any, Json]], Json]:
-    """JSON schemas of `types`, and the components they refer to."""
+    """The JSON schema of each type, and the components that the schemas refer to."""
     template = "#/components/schemas/{name}"
     sent = [type for type, is_sent in types if is_sent]
-    _, of_requests = msgspec.json.schema_components(sent, ref_template=template)
+    _, request_components = msgspec.json.schema_components(sent, ref_template=template)
     found, components = msgspec.json.schema_components([type for type, _ in types], ref_template=template)
     for name, component in components.items():
-        if name not in of_requests and "properties" in component:
-            component["required"] = sorted(_always_there(component))
+        if name not in request_components and "properties" in component:
+            component["required"] = sorted(_always_sent(component))
     return [(type, schema) for (type, _), schema in zip(types, found, strict=True)], _portable(components)
 
 
-def _always_there(reply: Json) -> set[str]:
-    """A reply's defaults are written out; only what has none, and is not required either, may be missing."""
+def _always_sent(reply: Json) -> set[str]:
+    """Replies include defaults, so only fields that are not required and have no default can be missing."""
     return {*reply["required"], *(name for name, field in reply["properties"].items() if "default" in field)}
 
 
 def _portable(schema: Any) -> Any:
-    r"""Regular expressions as JSON Schema knows them: its `$` is Python's `\Z`."""
+    r"""JSON Schema writes `$` for the end of the text, Python writes `\Z`."""
     match schema:
         case dict():
             return {
@@ -119,7 +132,7 @@ def _portable(schema: Any) -> Any:
 
 
 class _Writer:
-    """Args: `described`: each type with its JSON schema."""
+    """Writes the paths. `described`: each type with its JSON schema."""
 
     def __init__(self, described: list[tuple[Any, Json]], *, needs_keys: bool) -> None:
         self._described = described
@@ -146,12 +159,12 @@ class _Writer:
         if operation.parameters:
             written["parameters"] = [
                 {
-                    "name": given.name,
-                    "in": given.location,
-                    "schema": self._of(given.type),
-                    "description": given.description,
+                    "name": parameter.name,
+                    "in": parameter.location,
+                    "schema": self._of(parameter.type),
+                    "description": parameter.description,
                 }
-                for given in operation.parameters
+                for parameter in operation.parameters
             ]
         if operation.body is not None:
             content = {"application/json": {"schema": self._of(operation.body)}}
@@ -175,9 +188,9 @@ class _Writer:
         return dict(sorted(written.items()))
 
     def _stream(self, stream: Stream, error: Json) -> Json:
-        """A stream that fails midway ends with an error in the place of its next piece."""
-        piece = {"anyOf": [self._of(stream.item), error]}
-        return {stream.media_type: {"itemSchema": _event(piece, stream.end) if stream.media_type == EVENTS else piece}}
+        """The last item of a stream that fails is an error."""
+        item = {"anyOf": [self._of(stream.item), error]}
+        return {stream.media_type: {"itemSchema": _event(item, stream.end) if stream.media_type == EVENTS else item}}
 
     def _of(self, type: Any) -> Json:
         return next(schema for known, schema in self._described if known == type)
@@ -191,14 +204,14 @@ def _response(status: int, schemas: Mapping[str, Json]) -> Json:
     return {"description": HTTPStatus(status).phrase, "headers": headers, "content": content}
 
 
-def _event(piece: Json, last: str) -> Json:
-    """A server-sent event whose data is a JSON text, or the stream's `last`."""
-    data: Json = {"contentMediaType": "application/json", "contentSchema": piece}
+def _event(item: Json, end: str) -> Json:
+    """A server-sent event. Its data is JSON, or the text `end`."""
+    data: Json = {"contentMediaType": "application/json", "contentSchema": item}
     return {
         "type": "object",
         "properties": {
             "event": {"type": "string"},
-            "data": {"type": "string", **({"anyOf": [{"const": last}, data]} if last else data)},
+            "data": {"type": "string", **({"anyOf": [{"const": end}, data]} if end else data)},
         },
         "required": ["data"],
     }

@@ -77,7 +77,7 @@ async def answer_all(
     """One response to one or several generations, whose choices are counted on from one to the next.
 
     Returns once the first event is there (streamed) or the last one (whole), so that every refusal is raised from
-    here and becomes a plain HTTP status. A client that leaves meanwhile cancels the generation: ClientLeft.
+    here and becomes a plain HTTP status. A client that leaves meanwhile cancels the generation: ClientDisconnected.
     The key's owner, and the limits and the priority in the request's headers are added to the generations here.
     """
     router = router_of(request)

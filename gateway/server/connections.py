@@ -1,11 +1,11 @@
-"""HTTP/1.1 as uvicorn speaks it, with limits: on patience with a client, on connections, on what is held for one.
+"""uvicorn's HTTP/1.1 protocol with limits on slow clients, on connections and on pipelined bytes.
 
-1. A client owes something when the next move is its own: the head of a request, the rest of a body that nobody waits
-   for any more, or reading what was sent. Once a second the server looks at every connection (`settle`); who has owed
-   the same thing for too long is cut off. A body that a handler waits for has its own limit, in server/body.py.
-2. uvicorn stops reading while more requests wait behind the one that runs, and then does not hear that the client has
-   left. Here it goes on reading, up to MAX_PIPELINED bytes. Nor is a connection idle on which the next head has begun.
-3. One connection too many is answered (503, by a guard) and then closed, as long as the system has files to spare.
+1. Slow clients. A client is pending if the server waits for it: for the head of a request, for the rest of a body that
+   no handler reads, or until it reads what was sent. `check_pending` looks at every connection once a second and closes
+   one that is pending for the same reason too long. A body that a handler reads has its own limit (body.py).
+2. Pipelined requests. uvicorn stops reading while a request waits behind the running one, and then misses a disconnect.
+   This class reads on, up to MAX_PIPELINED bytes. A connection with the start of a next head does not count as idle.
+3. Connections over the limit get 503 from a guard and are closed, up to SPARE_CONNECTIONS of them.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ import msgspec
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from gateway.errors import BodyTimeout, GatewayError, InvalidRequest
-from gateway.server.error_body import ErrorBody, ErrorDetail
+from gateway.server.error_body import error_body
 
 MAX_CONNECTIONS = 10_240
 MAX_PIPELINED = 64 * 1024
-BACKLOG = 256  # connections that may wait to be accepted, and the most that are accepted at once
-RESERVED_FILES = 512  # for the rest of the gateway, and for those that are accepted only to be refused
-SPARE_CONNECTIONS = 64  # beyond the limit: these are told so
-#: Seconds that a client may owe a thing.
-PATIENCE_S = {"head": 30.0, "rest": 5.0, "reading": 60.0}
-#: After 30 s of silence, and then three times, ask whether the other side is still there: one that lost its power
-#: never says goodbye. The last is Linux's, in milliseconds, for what was sent and never acknowledged.
+BACKLOG = 256  # connections that wait to be accepted; asyncio accepts up to this many at once
+RESERVED_FILES = 512  # open files for the rest of the gateway and for the spare connections
+SPARE_CONNECTIONS = 64  # over the limit; they get the reply 503
+#: Seconds that a client may be pending, by reason.
+PENDING_LIMIT_S = {"head": 30.0, "rest": 5.0, "reading": 60.0}
+#: TCP keepalive: the first probe after 30 s of silence, 3 probes. A computer that lost its power never closes a
+#: connection. TCP_USER_TIMEOUT (Linux, milliseconds) is the limit for data that is sent and never acknowledged.
 TCP_OPTIONS = {
     "TCP_KEEPIDLE": 30,
-    "TCP_KEEPALIVE": 30,  # macOS's name of the same
+    "TCP_KEEPALIVE": 30,  # the same on macOS
     "TCP_KEEPINTVL": 10,
     "TCP_KEEPCNT": 3,
     "TCP_USER_TIMEOUT": 60_000,
@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 def connection_limit() -> int:
-    """How many connections are served at once: fewer where the system allows this process fewer open files."""
+    """The number of connections served at once. It is lower if the system allows the process fewer open files."""
     if sys.platform == "win32":
         return MAX_CONNECTIONS
     import resource
@@ -58,32 +58,32 @@ def connection_limit() -> int:
 
 
 def allow_open_files() -> None:
-    """Raise the system's limit to what MAX_CONNECTIONS need, or as far as it lets us; Windows has none."""
+    """Raise the limit of open files to what MAX_CONNECTIONS need, or as far as allowed. Windows has no limit."""
     if sys.platform == "win32":
         return
     import resource
 
-    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + RESERVED_FILES
-    if most != resource.RLIM_INFINITY:
-        wanted = min(wanted, most)
+    if hard_limit != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard_limit)
     if allowed != resource.RLIM_INFINITY and allowed < wanted:
-        with suppress(ValueError, OSError):  # macOS has a second, lower one
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+        with suppress(ValueError, OSError):  # macOS has a second, lower limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard_limit))
 
 
 class LimitedProtocol(H11Protocol):
-    """One connection."""
+    """One connection. See the module's docstring for the limits."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._owed: tuple[str, object] | None = None  # what, and how far it has come
+        self._pending: tuple[str, object] | None = None  # the reason, and its progress
         self._since = 0.0
         self._is_excess = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        _ask_whether_alive(transport.get_extra_info("socket"))
+        _enable_keepalive(transport.get_extra_info("socket"))
         excess = len(self.connections) - connection_limit()
         if excess > SPARE_CONNECTIONS:
             transport.abort()
@@ -97,27 +97,27 @@ class LimitedProtocol(H11Protocol):
             if len(self.conn.trailing_data[0]) <= MAX_PIPELINED:
                 self.flow.resume_reading()
             else:
-                self._cut_off("it sent more requests than it waits for answers to")
+                self._abort("it sent too many pipelined requests")
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:  # the next head has begun
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:  # the start of the next head
             self._unset_keepalive_if_required()
         if self._is_excess and not self.transport.is_closing():
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(InvalidRequest("The request is not HTTP/1.1 as this gateway reads it."))
+        self._refuse(InvalidRequest("The request is not valid HTTP/1.1."))
 
-    def settle(self, now: float) -> None:
-        """Cut the client off if it has owed the same thing for too long. `now`: seconds of the event loop's clock."""
-        owed = self._owes()
-        if owed != self._owed:
-            self._owed, self._since = owed, now
-        elif owed is not None and now - self._since >= PATIENCE_S[owed[0]]:
-            self._end_patience(owed[0])
+    def check_pending(self, now: float) -> None:
+        """Close the connection if the client is pending too long. `now`: seconds of the event loop's clock."""
+        pending = self._pending_reason()
+        if pending != self._pending:
+            self._pending, self._since = pending, now
+        elif pending is not None and now - self._since >= PENDING_LIMIT_S[pending[0]]:
+            self._end_pending(pending[0])
 
-    def _owes(self) -> tuple[str, object] | None:
+    def _pending_reason(self) -> tuple[str, object] | None:
         if unread := self.transport.get_write_buffer_size():
             return "reading", unread
         if self.conn.their_state is h11.IDLE and self.timeout_keep_alive_task is None:
@@ -126,25 +126,24 @@ class LimitedProtocol(H11Protocol):
             return "rest", self.cycle
         return None
 
-    def _end_patience(self, owed: str) -> None:
-        if owed == "head" and self.conn.trailing_data[0] and not self.transport.is_closing():
-            self._refuse(BodyTimeout(f"The request's head did not arrive within {PATIENCE_S[owed]:.0f} seconds."))
-        elif owed == "reading":
-            self._cut_off(f"it has read nothing for {PATIENCE_S[owed]:.0f} s")
+    def _end_pending(self, reason: str) -> None:
+        if reason == "head" and self.conn.trailing_data[0] and not self.transport.is_closing():
+            self._refuse(BodyTimeout(f"The request head did not arrive within {PENDING_LIMIT_S[reason]:.0f} seconds."))
+        elif reason == "reading":
+            self._abort(f"it read nothing for {PENDING_LIMIT_S[reason]:.0f} s")
         else:
             self.transport.abort()
 
-    def _cut_off(self, why: str) -> None:
-        _log.info("a client was cut off: %s", why)
+    def _abort(self, reason: str) -> None:
+        _log.info("connection of a client closed: %s", reason)
         self.transport.abort()
 
     def _refuse(self, error: GatewayError) -> None:
-        """Answer what never became a request, in OpenAI's shape, and close."""
+        """Send an error in OpenAI's form for bytes that are not a request, and close."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.abort()  # in the middle of an answer there is no room for another
+            self.transport.abort()  # a reply has started; a second one would corrupt it
             return
-        detail = ErrorDetail(message=error.message, type=error.type, param=error.param, code=error.code)
-        body = msgspec.json.encode(ErrorBody(error=detail))
+        body = msgspec.json.encode(error_body(error))
         headers = {
             "content-type": "application/json",
             "content-length": str(len(body)),
@@ -159,7 +158,7 @@ class LimitedProtocol(H11Protocol):
         self.transport.close()
 
 
-def _ask_whether_alive(connection: socket.socket) -> None:
+def _enable_keepalive(connection: socket.socket) -> None:
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     options += [
         (socket.IPPROTO_TCP, option, value)
@@ -167,5 +166,5 @@ def _ask_whether_alive(connection: socket.socket) -> None:
         if (option := getattr(socket, name, None)) is not None
     ]
     for option in options:
-        with suppress(OSError):  # gone already, or not on this system
+        with suppress(OSError):  # closed already, or not supported by the system
             connection.setsockopt(*option)

@@ -1,4 +1,4 @@
-"""The JSON body and the headers of an error response, in OpenAI's form."""
+"""The JSON body and the headers of an error reply, in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def error_body(error: GatewayError) -> ErrorBody:
 
 
 def error_headers(error: GatewayError) -> dict[str, str]:
-    """`Retry-After` and `x-should-retry`, which the official SDK obeys."""
+    """`Retry-After` and `x-should-retry`. The official SDK obeys both."""
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))

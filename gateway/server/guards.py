@@ -1,8 +1,9 @@
-"""Who may ask: the right host name, the gateway's own pages or a listed web origin, and a key where there are keys.
+"""Guards of every route: the connection limit, the host name, the web origin and the API key.
 
-1. A web page anywhere can make a browser post to localhost. It cannot read the answer (CORS), but the model would run:
-   requests whose `Origin` is not allowed are refused, not only left without headers.
-2. A page whose name was re-bound to 127.0.0.1 comes from its own origin; the list of host names stops it.
+1. Any web page can make a browser send a POST to localhost. CORS only stops the page from reading the reply; the model
+   would still run. So a request with an `Origin` that is not allowed gets 403.
+2. DNS rebinding: a page whose host name resolves to 127.0.0.1 has the same origin as the gateway. The list of host
+   names stops it.
 """
 
 from __future__ import annotations
@@ -20,29 +21,29 @@ from gateway.config import ServerConfig
 from gateway.errors import Forbidden, Unauthorized, Unavailable
 
 Connection = ASGIConnection[Any, Any, Any, Any]
-#: Coroutines, though none of them waits: Litestar calls a plain function in a thread, at a third of a millisecond each.
+#: Coroutines, although none awaits: Litestar runs a plain function in a thread, which costs 0.3 ms for each call.
 Guard = Callable[[Connection, BaseRouteHandler], Awaitable[None]]
 
-#: `opt` of the routes that need no key.
+#: The `opt` of routes without an API key.
 OPEN = {"needs_key": False}
 
 
 def guards_of(config: ServerConfig) -> list[Guard]:
-    """In the order in which they look."""
-    guards = [_check_room, _host_guard(config), _origin_guard(config)]
+    """The guards in the order in which they run."""
+    guards = [_check_connection_limit, _host_guard(config), _origin_guard(config)]
     return [*guards, _key_guard(config.api_keys)] if config.api_keys else guards
 
 
 def cors_of(config: ServerConfig) -> CORSConfig | None:
-    """What pages of other origins may do: nothing, unless the config names some."""
+    """None, unless the config lists web origins."""
     if not config.cors_origins:
         return None
     return CORSConfig(allow_origins=list(config.cors_origins), expose_headers=["x-request-id", "retry-after"])
 
 
-async def _check_room(connection: Connection, _: BaseRouteHandler) -> None:
-    if connection.scope["state"].get("is_excess"):  # says gateway/server/connections.py
-        raise Unavailable("The gateway has as many connections as it can hold.", retry_after_s=5.0)
+async def _check_connection_limit(connection: Connection, _: BaseRouteHandler) -> None:
+    if connection.scope["state"].get("is_excess"):  # set in server/connections.py
+        raise Unavailable("The gateway has reached its limit of connections.", retry_after_s=5.0)
 
 
 def _host_guard(config: ServerConfig) -> Guard:
@@ -50,8 +51,8 @@ def _host_guard(config: ServerConfig) -> Guard:
 
     async def check_host(connection: Connection, _: BaseRouteHandler) -> None:
         host = re.sub(r":\d*$", "", connection.headers.get("host", "")).lower()
-        if host and host not in allowed and "*" not in allowed:  # HTTP/1.0 knows no Host, and browsers no HTTP/1.0
-            raise Forbidden(f"The host name {host!r} is not in this gateway's 'server.allowed_hosts'.")
+        if host and host not in allowed and "*" not in allowed:  # only HTTP/1.0 has no Host; browsers do not use it
+            raise Forbidden(f"The host name {host!r} is not in 'server.allowed_hosts' of the gateway's config.")
 
     return check_host
 
@@ -62,10 +63,10 @@ def _origin_guard(config: ServerConfig) -> Guard:
     async def check_origin(connection: Connection, _: BaseRouteHandler) -> None:
         origin = connection.headers.get("origin", "")
         scheme, _sep, host = origin.partition("://")
-        if scheme not in ("http", "https", "null"):  # none, or the one of an editor or a browser's extension
+        if scheme not in ("http", "https", "null"):  # no origin, an editor or a browser extension
             return
         if host != connection.headers.get("host") and not (cors and cors.is_origin_allowed(origin)):
-            raise Forbidden(f"The origin {origin!r} is not in this gateway's 'server.cors_origins'.")
+            raise Forbidden(f"The origin {origin!r} is not in 'server.cors_origins' of the gateway's config.")
 
     return check_origin
 
@@ -77,7 +78,7 @@ def _key_guard(api_keys: dict[str, str]) -> Guard:
         given = _given_key(connection)
         if not given:
             raise Unauthorized("You did not provide an API key: send it as 'Authorization: Bearer KEY'.")
-        # every key is compared, whichever fits, so that the time taken says nothing
+        # compare all keys, so that the time does not depend on which one matches
         owners = [name for name, key in api_keys.items() if hmac.compare_digest(key.encode(), given)]
         if not owners:
             raise Unauthorized("Incorrect API key provided.")
@@ -87,7 +88,7 @@ def _key_guard(api_keys: dict[str, str]) -> Guard:
 
 
 def _given_key(connection: Connection) -> bytes:
-    """OpenAI's and everybody's bearer token, or Anthropic's header; the bytes as they came."""
+    """The bearer token, or Anthropic's `x-api-key` header, as the received bytes."""
     scheme, _, token = connection.headers.get("authorization", "").partition(" ")
     key = token.strip() if scheme.lower() == "bearer" else connection.headers.get("x-api-key", "")
     return key.encode("latin-1")

@@ -21,7 +21,7 @@ class Parameter(Struct, frozen=True):
 
 
 class Stream(Struct, frozen=True):
-    """A streamed reply. `item`: the type of an event's data or of a line. `end`: a last event that is not JSON."""
+    """A streamed reply. `item`: the type of one event's data, or of one line. `end`: a last event that is not JSON."""
 
     item: Any
     media_type: str = MEDIA_TYPE

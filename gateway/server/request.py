@@ -1,4 +1,4 @@
-"""Who asks, and whether they are still there."""
+"""What a handler needs from its request: ids, the router, the API key's owner, and the end of the connection."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ T = TypeVar("T")
 HttpRequest = Request[str, str, State]
 
 
-class ClientLeft(Exception):
-    """The client closed its connection before there was anything to answer it with."""
+class ClientDisconnected(Exception):
+    """The client closed the connection before a reply was ready."""
 
 
 def request_number(scope: Scope) -> str:
-    """This request's own hexadecimal number; the ids of its header, its answer and its log line all carry it."""
+    """The request's unique hexadecimal number: part of `x-request-id`, of the reply's id and of the log line."""
     return cast(str, scope["state"].setdefault("request_number", secrets.token_hex(12)))
 
 
@@ -38,42 +38,44 @@ def router_of(request: HttpRequest) -> Router:
 
 
 def owner_of(request: HttpRequest) -> str:
-    """The name of the API key the request came with; empty when the server asks for none."""
+    """The name of the request's API key; empty if the config has no API keys."""
     return cast(str, request.scope["state"].get("owner", ""))
 
 
 async def while_connected(request: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
-    """The outcome of `work`; when the client leaves first, `work` is cancelled and ClientLeft raised.
+    """The result of `work`. If the client disconnects first, `work` is cancelled and ClientDisconnected raised.
 
-    The request's body must have been read: from then on the only message a server sends is the disconnect.
+    The request body must have been read: after it, the only message from the server is the disconnect.
     """
-    left = asyncio.ensure_future(_disconnected(request))
-    task = asyncio.ensure_future(_unless_gone(left, work))
+    disconnected = asyncio.ensure_future(_wait_for_disconnect(request))
+    task = asyncio.ensure_future(_unless_disconnected(disconnected, work))
     try:
-        await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, disconnected), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ClientLeft
+        raise ClientDisconnected
     finally:
         task.cancel()
-        left.cancel()
-        await asyncio.gather(task, left, return_exceptions=True)
+        disconnected.cancel()
+        await asyncio.gather(task, disconnected, return_exceptions=True)
 
 
-async def _unless_gone(left: asyncio.Future[None], work: Coroutine[Any, Any, T]) -> T:
-    """`work`, or ClientLeft. That a client left right behind its request is known two turns of the event loop later:
-    work begun at once for many such would take every place in a queue."""
+async def _unless_disconnected(disconnected: asyncio.Future[None], work: Coroutine[Any, Any, T]) -> T:
+    """Start `work` two turns of the event loop later, because only then a disconnect right after the request is known.
+
+    Without the wait, many clients that disconnect at once would fill the admission queue.
+    """
     try:
         for _ in range(2):
             await asyncio.sleep(0)
-        if left.done():
-            raise ClientLeft
+        if disconnected.done():
+            raise ClientDisconnected
     except BaseException:
         work.close()
         raise
     return await work
 
 
-async def _disconnected(request: HttpRequest) -> None:
+async def _wait_for_disconnect(request: HttpRequest) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

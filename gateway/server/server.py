@@ -23,35 +23,35 @@ LAST_FRAME_S = 1.0  # after the grace period, for streams to send their last fra
 
 
 def bind(config: ServerConfig) -> socket.socket:
-    """The listening socket; port 0 takes a free one. Raises ConfigError when the address cannot be had."""
+    """The listening socket. Port 0 selects a free port. Raises ConfigError if the address is not available."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
         made = socket.create_server((config.host.strip("[]"), config.port), family=family, backlog=BACKLOG)
     except OSError as error:
         where = f"{config.host}:{config.port}"
         raise ConfigError(f"[server] host, port: cannot listen on {where}: {error.strerror or error}") from error
-    # asyncio sends small frames at once (TCP_NODELAY) only on sockets that say they are TCP; without that: 40 ms each.
+    # asyncio sets TCP_NODELAY only if the socket's protocol is IPPROTO_TCP. Without it each small frame takes 40 ms.
     return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=made.detach())
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, stopping the way streams like it.
+    """uvicorn's server with a graceful shutdown for streams.
 
-    1. A first SIGINT or SIGTERM stops accepting; requests that run get `shutdown_grace_s`, then the router ends each
-       with an error of its own, so that no client that reads sees a body cut off. Who neither reads nor sends is cut
-       off then. A second Ctrl-C ends the grace; a third is uvicorn's, which drops everything.
-    2. uvicorn would raise the signal again when it has stopped; a server that stopped as asked has succeeded.
-    3. uvicorn looks ten times a second whether a signal has come; here the signal ends the pause between two ticks.
+    1. The first SIGINT or SIGTERM stops accepting. Running requests get `shutdown_grace_s` seconds. Then the router
+       ends each with an error, so that clients see a last frame. Connections that are still open are aborted.
+       A second Ctrl-C ends the grace period; a third one is uvicorn's forced exit.
+    2. uvicorn raises the signal again after its shutdown. This class does not: a requested stop is a success.
+    3. uvicorn polls for a signal ten times a second. Here the signal ends the wait between two ticks.
 
     Args:
-        on_started: called once the socket accepts.
+        on_started: called once, on the event loop, when the socket accepts connections.
     """
 
     def __init__(self, app: Litestar, config: ServerConfig, on_started: Callable[[], None] | None = None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=LimitedProtocol,  # h11: an answer to HTTP/1.0 must not be chunked, which it does not know
+                http=LimitedProtocol,  # h11, because httptools sends chunks to HTTP/1.0 clients
                 backlog=BACKLOG,
                 loop="asyncio",
                 ws="none",
@@ -65,9 +65,9 @@ class Server(uvicorn.Server):
         self._router: Router = app.state.router
         self._grace_s = config.shutdown_grace_s
         self._on_started = on_started
-        self._hurried = asyncio.Event()
-        self._asked_to_stop = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None  # once it runs
+        self._no_grace = asyncio.Event()
+        self._stop_requested = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None  # set when the main loop runs
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -83,7 +83,7 @@ class Server(uvicorn.Server):
 
     async def _end_requests(self) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._hurried.wait(), self._grace_s)
+            await asyncio.wait_for(self._no_grace.wait(), self._grace_s)
         await self._router.aclose()
         await asyncio.sleep(LAST_FRAME_S)
         for connection in list(self.server_state.connections):
@@ -91,24 +91,26 @@ class Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         self._loop = asyncio.get_running_loop()
-        while not await self.on_tick(0):  # uvicorn renews the header at every tenth tick, counted from 0
+        while not await self.on_tick(0):  # uvicorn renews its `Date` header at ticks 0, 10, 20, ...
             with suppress(TimeoutError):
                 async with asyncio.timeout(_TICK_S):
-                    await self._asked_to_stop.wait()
+                    await self._stop_requested.wait()
 
     async def on_tick(self, counter: int) -> bool:
         now = asyncio.get_running_loop().time()
         for connection in list(self.server_state.connections):
-            cast(LimitedProtocol, connection).settle(now)
+            cast(LimitedProtocol, connection).check_pending(now)
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit and sig == signal.SIGINT:
-            self.force_exit = self._hurried.is_set()
-            self._hurried.set()
+            self.force_exit = self._no_grace.is_set()
+            self._no_grace.set()
         self.should_exit = True
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._asked_to_stop.set)  # a handler runs between any two instructions
+            self._loop.call_soon_threadsafe(
+                self._stop_requested.set
+            )  # a signal handler must not touch the loop directly
 
 
 def serve(
@@ -118,13 +120,13 @@ def serve(
     listener: socket.socket | None = None,
     on_started: Callable[[], None] | None = None,
 ) -> None:
-    """Serve until a signal says stop; prints nothing.
+    """Serve until a signal stops the server. Prints nothing.
 
     Args:
-        listener: from `bind`, so that the caller may tell the port first; bound here if None.
-        on_started: called once, on the event loop, when the socket accepts.
+        listener: from `bind`, for a caller that needs the port before; bound here if None.
+        on_started: called once, on the event loop, when the socket accepts connections.
 
-    Raises ConfigError when the address cannot be had.
+    Raises ConfigError if the address is not available.
     """
     allow_open_files()
     with suppress(KeyboardInterrupt), listener or bind(config) as listening:

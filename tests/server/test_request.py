@@ -6,7 +6,7 @@ import httpx
 import openai as sdk
 import pytest
 
-from gateway.server.request import ClientLeft, HttpRequest, while_connected
+from gateway.server.request import ClientDisconnected, HttpRequest, while_connected
 from tests.support.server import Running
 
 PATH = "/v1/chat/completions"
@@ -27,7 +27,7 @@ async def test_while_connected_starts_no_work_after_a_disconnect() -> None:
         nonlocal started
         started = True
 
-    with pytest.raises(ClientLeft):
+    with pytest.raises(ClientDisconnected):
         await while_connected(cast(HttpRequest, Disconnected()), work())
     assert not started
 

@@ -122,8 +122,8 @@ def pass_time(server: Running, seconds: float) -> None:
     async def check() -> None:
         now = loop.time()
         for each in list(server.server.server_state.connections):
-            each.settle(now)  # type: ignore[union-attr]
-            each.settle(now + seconds)  # type: ignore[union-attr]
+            each.check_pending(now)  # type: ignore[union-attr]
+            each.check_pending(now + seconds)  # type: ignore[union-attr]
 
     asyncio.run_coroutine_threadsafe(check(), loop).result(PATIENCE_S)
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing, suppress
 import psutil
 import pytest
 
-from gateway.server.connections import PATIENCE_S as LIMITS_S
+from gateway.server.connections import PENDING_LIMIT_S
 from tests.support.server import PATIENCE_S, Running
 from tests.system.clients.raw import (
     PATH,
@@ -73,9 +73,9 @@ def test_stalled_reader_is_cut_off_and_holds_little_memory(server: Running) -> N
         wait_until_stalled(server, 4)
         held = process.memory_info().rss - before
         assert busy(server)["fast"][0] == 4
-        pass_time(server, LIMITS_S["reading"] - 1)
+        pass_time(server, PENDING_LIMIT_S["reading"] - 1)
         assert busy(server)["fast"][0] == 4
-        pass_time(server, LIMITS_S["reading"] + 1)
+        pass_time(server, PENDING_LIMIT_S["reading"] + 1)
         wait_until(lambda: not busy(server), "the clients were not cut off")
     print(f"held for 4 stalled readers: {held / 2**20:.1f} MiB")
     assert held < 4 * 6 * 2**20
@@ -91,7 +91,7 @@ def test_whole_reply_that_no_client_reads_is_dropped(server: Running) -> None:
     with closing(connect_with_small_buffers(server)) as connection:
         connection.sendall(chat("bulky", max_tokens=200))
         wait_until_stalled(server, 1)
-        pass_time(server, LIMITS_S["reading"] + 1)
+        pass_time(server, PENDING_LIMIT_S["reading"] + 1)
         wait_until(lambda: connections(server) == 0, "the reply is still held")
     still_serves(server)
 
@@ -101,7 +101,7 @@ def test_whole_reply_that_no_client_reads_is_dropped(server: Running) -> None:
 
 def test_head_that_drips_gets_408(server: Running) -> None:
     with closing(server.connect()) as connection:
-        for number, seconds in enumerate((0, 10, 20, LIMITS_S["head"] + 1), 1):
+        for number, seconds in enumerate((0, 10, 20, PENDING_LIMIT_S["head"] + 1), 1):
             connection.sendall(b"G")
             wait_until(lambda sent=number: unparsed(server) == sent, "the server did not read the byte")  # type: ignore[misc]
             pass_time(server, seconds)
@@ -118,7 +118,7 @@ def test_second_head_that_stops_gets_408(server: Running, pipelined: bool) -> No
         if not pipelined:
             connection.sendall(second)
         wait_until(lambda: unparsed(server) == len(second), "the server did not read the second head")
-        pass_time(server, LIMITS_S["head"] + 1)
+        pass_time(server, PENDING_LIMIT_S["head"] + 1)
         answers += read_to_end(connection)
     assert statuses(answers) == [b"200", b"408"]
 
@@ -126,12 +126,12 @@ def test_second_head_that_stops_gets_408(server: Running, pipelined: bool) -> No
 def test_silent_connection_is_closed_after_the_limit(server: Running) -> None:
     with closing(server.connect()) as connection:
         wait_until(lambda: connections(server) == 1, "the connection was not accepted")
-        pass_time(server, LIMITS_S["head"] - 1)
+        pass_time(server, PENDING_LIMIT_S["head"] - 1)
         pass_time(server, 0)  # one more turn of the event loop, in which a closed connection would end
         connection.setblocking(False)
         with pytest.raises(BlockingIOError):
             connection.recv(1)
-        pass_time(server, LIMITS_S["head"] + 1)
+        pass_time(server, PENDING_LIMIT_S["head"] + 1)
         assert read_to_end(connection) == b""
 
 
@@ -140,7 +140,7 @@ def test_body_that_drips_after_the_answer_is_cut_off(server: Running) -> None:
     with closing(server.connect()) as connection:
         connection.sendall(head("/nowhere", "Content-Length: 1000000"))
         assert statuses(read_answer(connection)) == [b"404"]
-        for seconds in (0, 2, LIMITS_S["rest"] + 1):
+        for seconds in (0, 2, PENDING_LIMIT_S["rest"] + 1):
             connection.sendall(b"x")
             pass_time(server, seconds)
         wait_until(lambda: connections(server) == 0, "the connection is still open")
