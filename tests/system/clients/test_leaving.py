@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import random
@@ -15,6 +14,7 @@ import pytest
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.server import connections as protocol
 from tests.support.server import Running, config_of, scripted, serving
+from tests.support.stepped_device import SteppedDevice
 from tests.system.clients.raw import (
     busy,
     chat,
@@ -71,24 +71,12 @@ def test_client_that_leaves_the_queue_frees_its_position(server: Running, stream
         wait_until(lambda: not busy(server), "the first request still runs")
 
 
-class SteppedDevice:
-    """The `sleep` of a ScriptedEngine: a device call ends when the test has allowed it."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.allowed = math.inf
-
-    async def __call__(self, seconds: float) -> None:
-        self.calls += 1
-        call = self.calls
-        while call > self.allowed:  # noqa: ASYNC110 (another thread sets it)
-            await asyncio.sleep(0.005)
-
-
 def test_device_stops_at_the_step_in_which_the_client_leaves() -> None:
     """The client requests 100,000 tokens and leaves during the sixth device call."""
     model, device = scripted("word", repeat=True, context_length=1_000_000), SteppedDevice()
-    with serving(config_of({"m": model}), {"m": ScriptedEngine("m", model, sleep=device)}) as server:
+    with serving(
+        config_of({"m": model}), {"m": ScriptedEngine("m", model, clock=device.clock, sleep=device.sleep)}
+    ) as server:
         device.allowed = device.calls + 5
         with closing(server.connect()) as connection:
             connection.sendall(chat("m", stream=True, max_tokens=100_000))
