@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -43,6 +44,7 @@ def keys_of(table: Table, kinds: Kinds) -> dict[str, Any]:
             return fields_of(TABLES[table[-1]])
 
 
+@cache
 def fields_of(struct: type[Struct]) -> dict[str, Any]:
     return {item.name: item.type for item in msgspec.structs.fields(struct) if item.name not in (*TABLES, "models")}
 
