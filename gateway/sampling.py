@@ -20,7 +20,7 @@ Api = Literal["openai", "responses", "anthropic", "ollama"]
 EngineKind = Literal["local", "genie", "upstream", "scripted"]
 
 MAX_INT = 2**53  # the largest integer that JSON carries without loss; a worker's frames need less than 2**64
-_MAX_BIASES = 10_000  # the gateway walks over them for every request
+MAX_BIASES = 10_000  # the gateway walks over them for every request
 _ALL: frozenset[EngineKind] = frozenset(get_args(EngineKind))
 _NOT_GENIE = _ALL - {"genie"}
 
@@ -94,7 +94,7 @@ class Sampling(Struct, frozen=True, kw_only=True):
     frequency_penalty: Annotated[_Penalty, SamplingParam(names=_local("frequency_penalty"), engines=_NOT_GENIE)] = 0.0
     logit_bias: Annotated[
         dict[_TokenId, _Bias],
-        Meta(max_length=_MAX_BIASES, extra_json_schema=_TOKEN_ID_KEYS),
+        Meta(max_length=MAX_BIASES, extra_json_schema=_TOKEN_ID_KEYS),
         SamplingParam(names={"openai": "logit_bias"}, engines=_NOT_GENIE),
     ] = field(default_factory=dict)
 
@@ -110,11 +110,15 @@ class _Declared(NamedTuple):
 @cache
 def parameters() -> dict[str, _Declared]:
     """Every sampling parameter by name, in the order of the declaration."""
-    types = get_type_hints(Sampling, include_extras=True)
-    return {
-        item.name: _Declared(types[item.name], _default(item), types[item.name].__metadata__[-1])
-        for item in msgspec.structs.fields(Sampling)
-    }
+    hints = get_type_hints(Sampling, include_extras=True)
+    return {item.name: _declared(item, hints[item.name]) for item in msgspec.structs.fields(Sampling)}
+
+
+def _declared(item: FieldInfo, hint: Any) -> _Declared:
+    *ranges, param = hint.__metadata__
+    kind = Annotated[(hint.__origin__, *ranges)] if ranges else hint.__origin__
+    default = item.default_factory() if item.default is msgspec.NODEFAULT else item.default
+    return _Declared(kind, default, param)
 
 
 def configurable(engine: EngineKind | None = None) -> list[str]:
@@ -141,6 +145,15 @@ def sampling_of(api: Api, request: Struct, defaults: Struct) -> Sampling:
         elif sent is not None and sent != param.off:
             values[name] = sent
     return Sampling(**values)
+
+
+def configured(api: Api, defaults: Struct) -> dict[str, Any]:
+    """The values of config.toml under the API's spelling. `defaults`: as for `sampling_of`."""
+    return {
+        param.names[api]: getattr(defaults, name)
+        for name, (_, _, param) in parameters().items()
+        if param.in_config and api in param.names
+    }
 
 
 def unsupported(sampling: Sampling, engine: EngineKind) -> Iterator[str]:
@@ -173,10 +186,6 @@ def with_model_keys(engine: EngineKind) -> Callable[[type[T]], type[T]]:
 
 def _of_api(api: Api) -> Iterable[_Declared]:
     return (declared for declared in parameters().values() if api in declared.param.names)
-
-
-def _default(item: FieldInfo) -> Any:
-    return item.default if item.default is not msgspec.NODEFAULT else item.default_factory()
 
 
 def _extended(struct: type[T], fields: list[tuple[str, Any, Any]], **class_vars: str) -> type[T]:

@@ -10,11 +10,9 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from gateway.config import Defaults
 from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.generation import Grammar, Tool, ToolChoice
 from gateway.routes.wire import Json
-from gateway.sampling import Sampling
 from gateway.server.body import check_depth
 
 T = TypeVar("T")
@@ -41,40 +39,6 @@ def not_text(kind: str, param: str) -> InvalidRequest:
         f"Invalid content part '{param}': the model reads only text, not {kind!r}. Send it as text, or remove it.",
         param=param,
     )
-
-
-# ---- sampling ------------------------------------------------------------------------------------------------------
-
-
-def sampling_of(
-    defaults: Defaults,
-    *,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    top_k: int | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float | None = None,
-    seed: int | None = None,
-    presence_penalty: float | None = None,
-    frequency_penalty: float | None = None,
-    logit_bias: dict[int, float] | None = None,
-) -> Sampling:
-    """None: the request does not set the parameter."""
-    return Sampling(
-        temperature=_or(temperature, defaults.temperature),
-        top_p=_or(top_p, defaults.top_p),
-        top_k=max(0, _or(top_k, defaults.top_k)),  # vLLM's -1 means off, like 0
-        min_p=_or(min_p, defaults.min_p),
-        repetition_penalty=_or(repetition_penalty, defaults.repetition_penalty),
-        seed=seed,
-        presence_penalty=presence_penalty or 0.0,
-        frequency_penalty=frequency_penalty or 0.0,
-        logit_bias=logit_bias or {},
-    )
-
-
-def _or(given: T | None, default: T) -> T:
-    return default if given is None else given
 
 
 def stop_of(stop: str | list[str] | None) -> tuple[str, ...]:

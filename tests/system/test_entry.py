@@ -14,7 +14,8 @@ from litestar import Litestar
 from gateway import cli
 from gateway.config import ServerConfig
 from gateway.routes.openai_api.parse_completions import MAX_PROMPTS
-from gateway.routes.wire import MAX_BIASES, MAX_CHOICES, MAX_MESSAGES, MAX_STOPS, MAX_TOOLS
+from gateway.routes.wire import MAX_CHOICES, MAX_MESSAGES, MAX_STOPS, MAX_TOOLS
+from gateway.sampling import MAX_BIASES
 from gateway.server.body import MAX_SEPARATORS, MAX_VALUES
 from gateway.server.server import bind
 from tests.support.paths import ROOT

@@ -20,11 +20,11 @@ from gateway.routes.anthropic_api.wire import (
 from gateway.routes.parse import (
     function_tool,
     required,
-    sampling_of,
     schema_grammar,
     stop_of,
     tool_choice_of,
 )
+from gateway.sampling import sampling_of
 from gateway.server.body import check_depth
 
 Content = str | list[ContentBlock]
@@ -36,7 +36,7 @@ def messages_generation(request: MessagesRequest, defaults: Defaults, *, id: str
         id=id,
         model=request.model,
         prompt=chat_of(request),
-        sampling=sampling_of(defaults, temperature=request.temperature, top_p=request.top_p, top_k=request.top_k),
+        sampling=sampling_of("anthropic", request, defaults),
         max_tokens=request.max_tokens,
         stop=stop_of(request.stop_sequences),
         grammar=_grammar(request),

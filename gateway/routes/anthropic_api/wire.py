@@ -11,11 +11,10 @@ from gateway.routes.wire import (
     MAX_STOPS,
     MAX_TOOLS,
     AtLeastOne,
-    Count,
     Json,
-    Share,
     StopString,
 )
+from gateway.sampling import with_wire_fields
 
 ToolName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,128}\Z")]
 
@@ -83,13 +82,11 @@ class CountTokensRequest(Struct, kw_only=True):
     output_config: OutputConfig | None = None
 
 
+@with_wire_fields("anthropic")
 class MessagesRequest(CountTokensRequest, kw_only=True):
     max_tokens: AtLeastOne
     stream: bool | None = None
     stop_sequences: Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
-    temperature: Share | None = None
-    top_p: Share | None = None
-    top_k: Count | None = None
 
 
 # ---- replies -------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from gateway.routes.ollama_api.wire import (
 )
 from gateway.routes.parse import required
 from gateway.routes.respond import json_response
+from gateway.sampling import configured
 from gateway.server.body import read_json
 from gateway.server.openapi_operation import openapi_opt
 from gateway.server.request import HttpRequest, router_of
@@ -102,19 +103,10 @@ def _running(name: str, model: ModelInfo) -> RunningModel:
 
 def _shown(model: ModelInfo, router: Router, modified_at: str) -> ShownModel:
     defaults = router.defaults_for(model.name)
+    options = {"num_predict": defaults.max_tokens, **configured("ollama", defaults)}
     return ShownModel(
         modelfile=f"FROM {model.name}\n",
-        parameters="\n".join(
-            f"{option} {value}"
-            for option, value in (
-                ("num_predict", defaults.max_tokens),
-                ("temperature", defaults.temperature),
-                ("top_p", defaults.top_p),
-                ("top_k", defaults.top_k),
-                ("min_p", defaults.min_p),
-                ("repeat_penalty", defaults.repetition_penalty),
-            )
-        ),
+        parameters="\n".join(f"{option} {value}" for option, value in options.items()),
         template="{{ .Prompt }}",
         details=ModelDetails(),
         model_info={

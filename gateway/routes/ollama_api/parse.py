@@ -21,7 +21,8 @@ from gateway.routes.ollama_api.wire import (
     Options,
 )
 from gateway.routes.openai_api.parse_tools import tools_of
-from gateway.routes.parse import refuse_parameters, sampling_of, schema_grammar, stop_of
+from gateway.routes.parse import refuse_parameters, schema_grammar, stop_of
+from gateway.sampling import sampling_of
 from gateway.server.body import check_depth
 
 UNLIMITED = 2**31 - 1  # the engine clamps it to what the context length allows
@@ -60,22 +61,11 @@ def prompt_of(request: OllamaGenerateRequest) -> Prompt:
 def generation_of(request: OllamaRequest, prompt: Prompt, defaults: Defaults, *, model: str, id: str) -> Generation:
     """Raises InvalidRequest; its `param` names the field."""
     options = request.options or Options()
-    sampling = sampling_of(
-        defaults,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        min_p=options.min_p,
-        seed=options.seed,
-        repetition_penalty=options.repeat_penalty,
-        presence_penalty=options.presence_penalty,
-        frequency_penalty=options.frequency_penalty,
-    )
     return Generation(
         id=id,
         model=model,
         prompt=prompt,
-        sampling=sampling,
+        sampling=sampling_of("ollama", options, defaults),
         max_tokens=_max_tokens(options, defaults),
         stop=stop_of(options.stop),
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,

@@ -8,21 +8,15 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from gateway.routes.openai_api.wire import ToolDefinition
 from gateway.routes.wire import (
-    MAX_INT,
     MAX_MESSAGES,
     MAX_STOPS,
     MAX_TOOLS,
     Json,
-    Penalty,
-    Repetition,
-    Seed,
-    Share,
     StopString,
-    Temperature,
     TokenLogprobs,
-    TopK,
     TopLogprobs,
 )
+from gateway.sampling import MAX_INT, with_wire_fields
 
 Effort = Literal["low", "medium", "high"]
 
@@ -30,19 +24,12 @@ Effort = Literal["low", "medium", "high"]
 # ---- requests ------------------------------------------------------------------------------------------------------
 
 
+@with_wire_fields("ollama")
 class Options(Struct, kw_only=True):
     """The options that change the answer. Options about memory and threads are ignored: the config has them."""
 
     num_predict: Annotated[int, Meta(ge=-2, le=MAX_INT)] | None = None  # negative: up to the context length
-    temperature: Temperature | None = None
-    top_p: Share | None = None
-    top_k: TopK | None = None
-    min_p: Share | None = None
-    seed: Seed | None = None
     stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
-    repeat_penalty: Repetition | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
 
 
 class OllamaRequest(Struct, kw_only=True):

@@ -2,26 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.config import Defaults
 from gateway.errors import InvalidRequest
 from gateway.routes.openai_api.wire import GenerationFields
-from gateway.routes.parse import sampling_of
-from gateway.sampling import Sampling
-
-
-def fields_sampling(request: GenerationFields, defaults: Defaults) -> Sampling:
-    return sampling_of(
-        defaults,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=request.top_k,
-        min_p=request.min_p,
-        repetition_penalty=request.repetition_penalty,
-        seed=request.seed,
-        presence_penalty=request.presence_penalty,
-        frequency_penalty=request.frequency_penalty,
-        logit_bias=request.logit_bias,
-    )
 
 
 def min_tokens_of(request: GenerationFields, max_tokens: int) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from gateway.config import Defaults
 from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.generation import Chat, Generation
-from gateway.routes.openai_api.parse import check_stream_options, fields_sampling, is_background, min_tokens_of
+from gateway.routes.openai_api.parse import check_stream_options, is_background, min_tokens_of
 from gateway.routes.openai_api.parse_grammar import grammar_of
 from gateway.routes.openai_api.parse_messages import messages_of, text_of
 from gateway.routes.openai_api.parse_tools import chat_tool_choice, tools_of
 from gateway.routes.openai_api.wire import ChatRequest
 from gateway.routes.parse import refuse_parameters, stop_of
+from gateway.sampling import sampling_of
 from gateway.server.body import check_depth
 
 
@@ -23,7 +24,7 @@ def chat_generation(request: ChatRequest, defaults: Defaults, *, id: str) -> Gen
         id=id,
         model=request.model or "",
         prompt=chat_of(request),
-        sampling=fields_sampling(request, defaults),
+        sampling=sampling_of("openai", request, defaults),
         max_tokens=max_tokens,
         min_tokens=min_tokens_of(request, max_tokens),
         ignore_eos=bool(request.ignore_eos),

@@ -8,10 +8,11 @@ from typing import TypeVar
 from gateway.config import Defaults
 from gateway.errors import InvalidRequest
 from gateway.generation import Generation, Text, TokenIds
-from gateway.routes.openai_api.parse import check_stream_options, fields_sampling, is_background, min_tokens_of
+from gateway.routes.openai_api.parse import check_stream_options, is_background, min_tokens_of
 from gateway.routes.openai_api.parse_grammar import grammar_of
 from gateway.routes.openai_api.wire_completions import CompletionRequest
 from gateway.routes.parse import stop_of
+from gateway.sampling import sampling_of
 
 MAX_TOKENS = 16  # OpenAI's default of this endpoint; a chat has another
 MAX_PROMPTS = 1_000  # in one request
@@ -31,7 +32,7 @@ def completion_generations(request: CompletionRequest, defaults: Defaults, *, id
             id=id,
             model=request.model or "",
             prompt=prompt,
-            sampling=fields_sampling(request, defaults),
+            sampling=sampling_of("openai", request, defaults),
             max_tokens=max_tokens,
             min_tokens=min_tokens_of(request, max_tokens),
             ignore_eos=bool(request.ignore_eos),

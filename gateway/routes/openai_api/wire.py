@@ -11,28 +11,18 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from gateway.routes.wire import (
-    MAX_BIASES,
     MAX_CHOICES,
     MAX_MESSAGES,
     MAX_TOOLS,
     AtLeastOne,
-    Bias,
     Count,
     Json,
     Name,
-    Penalty,
-    Repetition,
-    Seed,
-    Share,
     StopString,
-    Temperature,
     TokenLogprobs,
-    TopK,
     TopLogprobs,
 )
-
-TOKEN_IDS = {"propertyNames": {"pattern": "^(0|[1-9][0-9]{0,14})$"}}  # JSON object keys are strings
-
+from gateway.sampling import with_wire_fields
 
 # ---- requests ------------------------------------------------------------------------------------------------------
 
@@ -64,26 +54,18 @@ class StructuredOutputs(Struct, kw_only=True):
     json_object: bool | None = None
 
 
+@with_wire_fields("openai")
 class GenerationFields(Struct, kw_only=True):
     """The fields that chat and text completions share, with the extra fields of vLLM and llama.cpp."""
 
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    temperature: Temperature | None = None
-    top_p: Share | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     stop: StopString | Annotated[list[StopString], Meta(max_length=4)] | None = None
-    seed: Seed | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    logit_bias: Annotated[dict[Count, Bias], Meta(max_length=MAX_BIASES, extra_json_schema=TOKEN_IDS)] | None = None
     service_tier: str | None = None
     response_format: ResponseFormat | None = None
     # vLLM and llama.cpp
-    top_k: TopK | None = None
-    min_p: Share | None = None
-    repetition_penalty: Repetition | None = None
     min_tokens: Count | None = None
     ignore_eos: bool | None = None
     structured_outputs: StructuredOutputs | None = None

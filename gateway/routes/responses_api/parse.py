@@ -5,10 +5,11 @@ from __future__ import annotations
 from gateway.config import Defaults
 from gateway.errors import InvalidRequest
 from gateway.generation import Chat, Generation, Grammar, Message
-from gateway.routes.parse import refuse_parameters, required, sampling_of, schema_grammar, unknown_format
+from gateway.routes.parse import refuse_parameters, required, schema_grammar, unknown_format
 from gateway.routes.responses_api.parse_items import LocatedItem, messages_of
 from gateway.routes.responses_api.parse_tools import response_tool_choice, tools_of
 from gateway.routes.responses_api.wire import ResponsesRequest
+from gateway.sampling import sampling_of
 
 
 def response_generation(
@@ -20,7 +21,7 @@ def response_generation(
         id=id,
         model=request.model or "",
         prompt=_chat(request, items),
-        sampling=sampling_of(defaults, temperature=request.temperature, top_p=request.top_p),
+        sampling=sampling_of("responses", request, defaults),
         max_tokens=request.max_output_tokens or defaults.max_tokens,
         logprobs=_logprobs(request),
         grammar=_grammar(request),

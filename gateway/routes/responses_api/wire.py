@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from gateway.routes.wire import MAX_MESSAGES, MAX_TOOLS, AtLeastOne, Json, Name, Share, Temperature, TopLogprobs
+from gateway.routes.wire import MAX_MESSAGES, MAX_TOOLS, AtLeastOne, Json, Name, TopLogprobs
+from gateway.sampling import with_wire_fields
 
 Mode = Literal["none", "auto", "required"]
 InputRole = Literal["user", "assistant", "system", "developer"]
@@ -84,6 +85,7 @@ class Reasoning(Struct, kw_only=True):
     summary: str | None = None
 
 
+@with_wire_fields("responses")
 class ResponsesRequest(Struct, kw_only=True):
     input: str | Annotated[list[InputItem], Meta(max_length=MAX_MESSAGES)]
     model: str | None = None
@@ -92,8 +94,6 @@ class ResponsesRequest(Struct, kw_only=True):
     store: bool | None = None
     stream: bool | None = None
     max_output_tokens: AtLeastOne | None = None
-    temperature: Temperature | None = None
-    top_p: Share | None = None
     top_logprobs: TopLogprobs | None = None
     include: list[str] | None = None
     tools: Annotated[list[ResponseTool], Meta(max_length=MAX_TOOLS)] | None = None
