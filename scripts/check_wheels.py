@@ -1,9 +1,9 @@
-"""Does every runtime dependency have a wheel for the target, Windows on ARM? That machine has no compiler.
+"""Check that every runtime dependency has a wheel for the target, Windows on ARM. That machine has no compiler.
 
     python scripts/check_wheels.py [--platform win_arm64] [--python-version 3.12]
 
-pip chooses the files as it would on the target, without downloading them; each must be one whose hash the lock names.
-Prints one line for each dependency, and fails when one has no wheel.
+pip chooses the files as on the target machine, without a download. The lock file must contain the hash of each file.
+Prints one line for each dependency, and fails if one has no wheel.
 """
 
 import argparse
@@ -24,7 +24,7 @@ MACHINES = {
 
 
 def requirements(platform: str, python: str) -> list[str]:
-    """What the lock installs on that machine: NAME==VERSION."""
+    """The lock's NAME==VERSION entries for that machine."""
     from packaging.markers import Marker
 
     target = {**MACHINES[platform], "python_version": python, "python_full_version": f"{python}.0"}
@@ -34,8 +34,8 @@ def requirements(platform: str, python: str) -> list[str]:
 
 
 def choose(pins: list[str], platform: str, python: str) -> dict[str, str]:
-    """The wheel that pip takes on that machine for each pin, with its hash. Raises CalledProcessError without one."""
-    # An older pip holds what a wheel says of its Python against the one that runs it; the lock was resolved for all.
+    """The wheel that pip chooses for each pin, with its hash. Raises CalledProcessError if there is none."""
+    # An older pip compares a wheel's requires-python with the running Python. The lock was resolved for all versions.
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         options = ["--dry-run", "--no-deps", "--only-binary=:all:", "--platform", platform, "--python-version", python]

@@ -1,17 +1,17 @@
-"""The virtual environment that the repository's commands run in. Standard library only: it does not exist yet.
+"""Make the virtual environment for the repository's commands. Standard library only, because nothing is installed yet.
 
-    .venv/            made beside config.toml
-    .venv/ready       written last: a digest of what was installed, so that the next start installs nothing
-    .venv.lock        held while it is made, so that two starts at once make it once
+    .venv/            in the folder of config.toml
+    .venv/ready       written last: a digest of the installed packages, so that the next start installs nothing
+    .venv.lock        a lock, so that two starts at the same time make the environment once
 
-A set-up that was interrupted has no `ready` file and is done again from the beginning. Every package comes as a wheel
-with the hash that the lock file names, so no compiler is needed and nothing unexpected gets in.
+After an interruption there is no `ready` file, and the next start begins again. Every package is a wheel with a hash
+from the lock file: no compiler is needed, and pip refuses any other file.
 """
 
 import sys
 import sysconfig
 
-# Before any import or syntax that an older Python would stumble over.
+# This check comes before any import or syntax that an older Python does not know.
 if sys.version_info < ((3, 12) if sysconfig.get_platform() == "win-arm64" else (3, 11)):
     found = "%d.%d" % sys.version_info[:2]
     needed = "Python 3.11 or newer, on Windows ARM 3.12 or newer"  # there, not every package has a wheel for 3.11
@@ -38,15 +38,19 @@ LOCKS: dict[Kind, str] = {"serve": "requirements.lock", "test": "requirements-te
 
 
 def ensure(kind: Kind, venv: Path = ROOT / ".venv") -> Path:
-    """Make `venv` hold what `kind` needs, unless it already does.
+    """Install into `venv` what `kind` needs, unless it is there.
 
-    Returns the environment's Python. Exits with one line when it cannot be made.
+    Returns:
+        the environment's Python.
+
+    Raises:
+        SystemExit: with one line, if the environment cannot be made.
     """
     python = venv / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     if is_ready(kind, venv):
         return python
     with _held(venv.with_name(venv.name + ".lock")):
-        if not is_ready(kind, venv):  # else another start has made it while this one waited
+        if not is_ready(kind, venv):  # another start may have made it in the meantime
             try:
                 _make(kind, venv, python)
             except subprocess.CalledProcessError:
@@ -57,12 +61,12 @@ def ensure(kind: Kind, venv: Path = ROOT / ".venv") -> Path:
 
 
 def is_ready(kind: Kind, venv: Path) -> bool:
-    # The test lock holds everything that serving needs, in the same versions.
+    # The test lock contains all packages of the serve lock, in the same versions.
     return _stamp(venv) in {digest(k) for k in LOCKS if k in (kind, "test")}
 
 
 def digest(kind: Kind) -> str:
-    """What an environment depends on: the lock, the package's own metadata, this Python and this folder."""
+    """Digest of all that an environment depends on: the lock, pyproject.toml, this Python and this folder."""
     state = hashlib.sha256()
     for part in (LOCKS[kind], "pyproject.toml"):
         state.update((ROOT / part).read_bytes())
@@ -102,22 +106,22 @@ def _run(*command: str) -> None:
 
 @contextlib.contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; the system lets go of it when its holder dies."""
+    """Hold a lock between processes. The system releases it when the process dies."""
     with path.open("a+b") as file:
         if sys.platform == "win32":
             file.seek(0)
             while True:
-                with contextlib.suppress(OSError):  # gives up after ten tries, one a second
+                with contextlib.suppress(OSError):  # fails after ten tries, one a second
                     msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
                     break
         else:
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file lets go
+        yield  # closing the file releases the lock
 
 
 def become(command: list[str]) -> NoReturn:
-    """Go on as `command`: the same process where the system can, a child whose end is ours on Windows."""
+    """Replace this process by `command`. On Windows, run it as a child and exit with its exit code."""
     if sys.platform != "win32":
         os.execv(command[0], command)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the console gives Ctrl-C to the child too, which ends in its own way
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child gets Ctrl-C from the console too, and handles it
     sys.exit(subprocess.call(command))

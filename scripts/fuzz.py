@@ -2,9 +2,9 @@
 
     python scripts/fuzz.py requests --seconds 300
 
-Needs atheris, which only Linux has and no lock names: `pip install atheris` into an environment that also has the
-test packages. Each finding is a file crash-* in the current folder. Move it to tests/system/fuzz/corpus/TARGET/ once
-the fault is fixed: `tests/system/fuzz/test_corpus.py` runs every file there.
+Needs atheris, which exists for Linux only and is in no lock file: `pip install atheris` into an environment that has
+the test packages. Each finding is a file crash-* in the current folder. After the fix, move it to
+tests/system/fuzz/corpus/TARGET/: `tests/system/fuzz/test_corpus.py` runs every file there.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ WORDS = ROOT / "tests" / "system" / "fuzz" / "words.dict"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Look for input that breaks a target of tests/system/fuzz/targets.py.")
+    parser = argparse.ArgumentParser(description="Search for input that breaks a target of targets.py.")
     parser.add_argument("target", choices=("requests", "textstream", "dialects"))
-    parser.add_argument("--seconds", type=int, default=60, help="how long to look (default: 60)")
-    parser.add_argument("--keep", help="folder for inputs that reach something new (default: a temporary one)")
+    parser.add_argument("--seconds", type=int, default=60, help="duration (default: 60)")
+    parser.add_argument("--keep", help="folder for inputs that reach new code (default: a temporary one)")
     arguments = parser.parse_args()
     try:
         atheris = importlib.import_module("atheris")
@@ -35,7 +35,8 @@ def main() -> int:
         targets = importlib.import_module("tests.system.fuzz.targets").TARGETS
     kept = arguments.keep or tempfile.mkdtemp(prefix="fuzz-")
     Path(kept).mkdir(parents=True, exist_ok=True)
-    folders = [kept, str(ROOT / "tests" / "system" / "fuzz" / "corpus" / arguments.target)]  # new ones go to the first
+    # atheris writes new inputs to the first folder
+    folders = [kept, str(ROOT / "tests" / "system" / "fuzz" / "corpus" / arguments.target)]
     limits = [f"-max_total_time={arguments.seconds}", "-timeout=20", "-rss_limit_mb=2048", "-print_final_stats=1"]
     atheris.Setup([sys.argv[0], *limits, f"-dict={WORDS}", *folders], targets[arguments.target])
     atheris.Fuzz()

@@ -1,9 +1,9 @@
-"""Write requirements.lock and requirements-test.lock anew from pyproject.toml: names, versions, hashes, markers.
+"""Write requirements.lock and requirements-test.lock from pyproject.toml: names, versions, hashes, markers.
 
     python scripts/lock.py [--upgrade]
 
-One lock serves Linux and Windows, x86 and ARM, every supported Python. `uv` must be on the PATH; where packages come
-from is the business of each machine's own settings, so no index is written.
+Each lock file is valid for Linux and Windows, x86 and ARM, and every supported Python. `uv` must be on the PATH. The
+lock files contain no package index, because each machine has its own setting for that.
 """
 
 import shlex
@@ -28,5 +28,5 @@ def compile_lock(output: str, *arguments: str) -> None:
 
 if __name__ == "__main__":
     compile_lock(LOCKS["test"], "--group", "install", "--group", "test", *sys.argv[1:])
-    # Constrained by the other one, so that both name the same versions.
+    # Constrained by the test lock, so that both have the same versions.
     compile_lock(LOCKS["serve"], "--group", "install", "--constraint", LOCKS["test"], *sys.argv[1:])

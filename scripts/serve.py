@@ -1,8 +1,8 @@
-"""Start the gateway from a fresh clone: make .venv, install what is pinned, then `npu-gateway serve`.
+"""Start the gateway from a fresh clone: make .venv, install the pinned packages, then run `npu-gateway serve`.
 
     python scripts/serve.py [--config config.toml] [--host 127.0.0.1] [--port 8000] [--provider auto|cpu|qnn]
 
-The second start does none of the set-up again.
+A second start skips the set-up.
 """
 
 import sys

@@ -1,10 +1,10 @@
-"""Answers held to JSON schemas by the thousand, each judged by an independent validator; and what holding costs.
+"""Constrained decoding: check a thousand responses with an independent validator, and measure the cost per token.
 
     python scripts/structured_run.py [--count 1000] [--temperature 1.5] [--max-tokens 256]
 
-Runs 20 nested schemas in turn through the engine on the default model, in an environment with the tests' packages
-(`scripts/test.py` makes one). Prints a line for each schema, every answer that does not validate, and the time that a
-token takes with a grammar and without. Fails when one answer is wrong.
+Runs 20 nested JSON schemas in turn with the default model, in an environment with the test packages (`scripts/test.py`
+makes one). Prints a line for each schema, every response that does not validate, and the time per token with a grammar
+and without. Fails if one response is wrong.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.support.structured import SCHEMAS, Answer, answers, request  # noqa: 
 AT_ONCE = 4
 ROUNDS = 9
 TOKENS = 128
-ANY_TEXT = Grammar(kind="lark", source=r"start: /(?s:.*)/")  # the dearest mask, and nothing is forced
+ANY_TEXT = Grammar(kind="lark", source=r"start: /(?s:.*)/")  # the most expensive mask, and no token is forced
 
 
 def main() -> int:
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 async def run(count: int, temperature: float, max_tokens: int) -> int:
-    """The exit code: 1 when an answer is wrong."""
+    """Returns the exit code: 1 if a response is wrong."""
     ensure_bundle(SMOLLM2, MODELS, lambda what, share: None)
     engine = LocalEngine("smollm2-135m", with_fields(SMOLLM2, max_sequences=AT_ONCE), MODELS)
     await engine.start()
@@ -59,7 +59,7 @@ async def run(count: int, temperature: float, max_tokens: int) -> int:
 
 
 def report(found: list[Answer], seconds: float) -> int:
-    """Print what became of the answers; how many were wrong."""
+    """Print the results; return the number of wrong responses."""
     print(f"{'schema':14}{'valid':>7}{'length':>7}{'wrong':>7}{'tokens':>8}")
     for name in SCHEMAS:
         print(row(name, [answer for answer in found if answer.name == name]))
@@ -80,7 +80,7 @@ def row(name: str, found: list[Answer]) -> str:
 
 
 async def compare(engine: Engine) -> None:
-    """Print the milliseconds that one sequence's tokens take, the best of several rounds, each kind in turn."""
+    """Print the milliseconds per token of one sequence: the minimum of several rounds, each kind in turn."""
     plain = Generation(
         id="plain",
         model="m",
@@ -99,12 +99,12 @@ async def compare(engine: Engine) -> None:
         for name, generation in kinds.items():
             times[name].append(await token_ms(engine, generation))
     for name, each in times.items():
-        took = min(each)  # whatever else the machine does only adds
+        took = min(each)  # other work of the machine only makes it slower
         print(f"{name:14}{took:7.2f} ms a token{took / min(times['plain']) - 1:+8.1%}")
 
 
 async def token_ms(engine: Engine, generation: Generation) -> float:
-    """From the first token to the end, divided by the tokens after it."""
+    """Milliseconds per token after the first one."""
     meter = Meter()
     async for _ in engine.stream(generation, meter):
         pass

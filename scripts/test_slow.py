@@ -1,4 +1,4 @@
-"""Run the slow tests: the full SmolLM2 compiled for the emulated NPU, minutes of two cores and 6 GB of memory.
+"""Run the slow tests: the full SmolLM2 compiled for the emulated NPU. Takes minutes on two cores and 6 GB of memory.
 
 python scripts/test_slow.py [pytest arguments]
 """
