@@ -1,4 +1,4 @@
-"""gateway/sampling.py: a parameter is declared in one place, and every other part follows."""
+"""gateway/sampling.py: one declaration of a parameter, and every other part follows it."""
 
 from __future__ import annotations
 
