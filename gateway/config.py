@@ -23,6 +23,8 @@ Share = Annotated[float, Meta(gt=0, le=1)]
 
 
 class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The HTTP server: address, keys, limits."""
+
     host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
     port: Port = 8000
     #: name -> key. Empty: clients need no key.

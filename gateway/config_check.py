@@ -76,6 +76,7 @@ def _unknown_model_key(setting: Setting, keys: Iterable[str]) -> str:
     return "unknown key"
 
 
+@cache
 def engines_of_keys() -> dict[str, str]:
     """For each key of a model table, the values of `engine` that it needs: "engine = 'local' or 'genie'"."""
     engines: dict[str, list[str]] = {}

@@ -181,8 +181,11 @@ def _from_options(overrides: Mapping[str, Any]) -> Iterator[Setting]:
 
 def _chosen_kinds(settings: Iterable[Setting]) -> dict[str, type[ModelConfig]]:
     """The struct of each model whose `engine` is set."""
-    engines = [setting for setting in settings if setting.key == "engine" and setting.table[:1] == ("models",)]
-    return {setting.table[1]: MODEL_KINDS[convert(setting, Engine)] for setting in engines}
+    return {
+        setting.table[1]: MODEL_KINDS[convert(setting, Engine)]
+        for setting in settings
+        if setting.key == "engine" and setting.table[:1] == ("models",) and len(setting.table) == 2
+    }
 
 
 def _merge(settings: Iterable[Setting], kinds: Kinds) -> dict[Table, dict[str, Any]]:

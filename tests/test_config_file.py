@@ -176,6 +176,7 @@ MISTAKES = [
         ONE_MODEL + "[models.a.breaker]\nmin_calls = 11\n",
         "[models.a.breaker] min_calls: 11 is more than the window of 10",
     ),
+    (ONE_MODEL + "[models.a.breaker]\nengine = 1\n", "[models.a.breaker] engine: unknown key"),
     (ONE_MODEL + "[models.a.breaker]\ntokens_ms = 1\n", "[models.a.breaker] tokens_ms: unknown key; did you mean"),
     (
         '[models.llama3.2-3b]\npath = "x"\n',

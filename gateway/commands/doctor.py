@@ -97,7 +97,7 @@ def npu() -> Finding:
     try:
         device = detect_npu(emulated=True)
     except BundleError as error:
-        return Finding("bad", "NPU", f"{error.message} Is the driver damaged?")
+        return Finding("bad", "NPU", f"{error.message} Check the NPU driver.")
     if device is None:
         return Finding("note", "NPU", "none; models run on the CPU")
     if device.kind == "emulated":
