@@ -1,4 +1,4 @@
-"""What may take its process down runs in a process of its own."""
+"""Calls a function in a new process, for code that can crash its process."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
 def call_in_child(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function`, importable by name, returns in a new process; fails when it raises there or dies."""
+    """The result of `function`, which must be importable by name. Fails when it raises, or when its process dies."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_run, args=(theirs, function, arguments), daemon=True)
     process.start()
     theirs.close()
     try:
-        assert ours.poll(PATIENCE_S), "no answer"
+        assert ours.poll(TIMEOUT_S), "no result"
         outcome = ours.recv()
     except EOFError:
-        process.join(PATIENCE_S)
+        process.join(TIMEOUT_S)
         raise AssertionError(f"the process died: exit code {process.exitcode}") from None
     finally:
         ours.close()
-        process.join(PATIENCE_S)
+        process.join(TIMEOUT_S)
         process.kill()
     if isinstance(outcome, BaseException):
         raise outcome
-    assert process.exitcode == 0, f"it answered, and then died: exit code {process.exitcode}"
+    assert process.exitcode == 0, f"the process died after its result: exit code {process.exitcode}"
     return outcome
 
 

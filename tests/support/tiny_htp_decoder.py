@@ -85,8 +85,8 @@ class TinyDecoder:
     heads: int = 2
     head_dim: int = 128
     context: int = 128
-    stop_id: int = 3  # voted for by `stopper`
-    stopper: int = 4
+    stop_id: int = 3  # voted for by `stop_trigger`
+    stop_trigger: int = 4
     first_plain: int = 4  # only ids from here on are voted for, but for `stop_id`
     seed: int = 7
 
@@ -97,7 +97,7 @@ class TinyDecoder:
         plain = np.arange(self.first_plain, self.vocab_size)
         votes = random.choice(plain, (len(LAGS), self.vocab_size))
         votes[:, self.first_plain :] = [random.permutation(plain) for _ in LAGS]
-        votes[:, self.stopper] = self.stop_id
+        votes[:, self.stop_trigger] = self.stop_id
         return votes
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What native code prints, caught: libraries say on stdout and stderr what they do not return."""
+"""Captures the output of native code: libraries print error reasons that they do not return."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from dataclasses import dataclass
 
 @dataclass
 class Output:
-    text: str = ""  # known when the block has ended
+    text: str = ""  # set at the end of the block
 
 
 @contextmanager
 def captured_output() -> Iterator[Output]:
-    """Redirect this process's stdout and stderr, native code's included, within the block; then pass them on to
-    stderr. Where the process has neither, nothing is caught."""
+    """Capture stdout and stderr of this process, including native code, within the block. Then write them to stderr.
+
+    Captures nothing from a stream that the process does not have.
+    """
     output = Output()
     with tempfile.TemporaryFile() as file:
-        kept = _redirect(file.fileno())
+        saved = _redirect(file.fileno())
         try:
             yield output
         finally:
             _flush()
-            _restore(kept)
+            _restore(saved)
             file.seek(0)
             output.text = file.read().decode("utf-8", "replace")
             if output.text and sys.stderr is not None:
@@ -35,18 +37,18 @@ def captured_output() -> Iterator[Output]:
 
 
 def _redirect(target: int) -> dict[int, int]:
-    """descriptor -> a copy of what it was"""
+    """Returns: descriptor -> a copy of the original descriptor"""
     _flush()
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
     for descriptor in (1, 2):
         with suppress(OSError):
-            kept[descriptor] = os.dup(descriptor)
+            saved[descriptor] = os.dup(descriptor)
             os.dup2(target, descriptor)
-    return kept
+    return saved
 
 
-def _restore(kept: dict[int, int]) -> None:
-    for descriptor, copy in kept.items():
+def _restore(saved: dict[int, int]) -> None:
+    for descriptor, copy in saved.items():
         os.dup2(copy, descriptor)
         os.close(copy)
 

@@ -1,12 +1,13 @@
-"""Genie, Qualcomm's runtime for language models, through its C API by ctypes.
+"""A ctypes binding of Genie, Qualcomm's runtime for language models.
 
-The library comes with the onnxruntime-qnn wheel: libGenie.so drives the HTP emulation on x86_64 Linux, Genie.dll the
-NPU on Windows. What the functions take and give is what the vendor's public API pages say, checked by calling them.
+The library is part of the onnxruntime-qnn wheel. libGenie.so runs the NPU emulator on x86_64 Linux, Genie.dll the NPU
+on Windows. The prototypes are from the vendor's public API pages, and calls of every function confirm them.
 
-1. `onnxruntime` is imported before the library is loaded: the other order crashes the process at a later session.
-2. A sampler parameter that is set on an existing configuration is not always heeded; one made from JSON is.
-3. Reasons for a refusal are printed, not returned. So what the library prints while it loads is caught and passed on.
-4. A dialog that is still open when the process ends takes it down with a C++ exception: `close` it.
+1. Import `onnxruntime` before the library is loaded. The other order crashes the process at a later session.
+2. The library sometimes ignores a sampler parameter that is set on an existing configuration. It applies a
+   configuration that is created from JSON.
+3. The library prints the reasons of a refusal and does not return them. So its output is captured while it loads.
+4. Call `close` before the process ends. An open dialog then ends the process with a C++ exception.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
 
 _ABORT = 1  # the action of GenieDialog_signal
 _DONE, _ABORTED, _CONTEXT_EXCEEDED = 0, 1, 4
-_FAULTS = {
+_STATUS_REASONS = {
     2: "a handle is still in use",
     3: "the dialog is paused",
     4: "the context is exceeded",
@@ -68,22 +69,22 @@ _FAULTS = {
 }
 
 
-class Sentence(IntEnum):
-    """What a query is to the dialog."""
+class SentenceCode(IntEnum):
+    """How a dialog treats the tokens of a query."""
 
-    COMPLETE = 0  # a whole prompt; the begin token is put before it unless it is there
-    REWIND = 5  # a whole prompt as it is, of which the beginning that it shares with the last one is kept
+    COMPLETE = 0  # a whole prompt; Genie adds the begin token if it is missing
+    REWIND = 5  # a whole prompt, unchanged; the cache keeps the common prefix with the last prompt
 
 
-class Performance(IntEnum):
-    """How fast the NPU is to be, and how hungry."""
+class PerformancePolicy(IntEnum):
+    """The speed and the power consumption of the NPU."""
 
     BURST = 10
     POWER_SAVER = 70
 
 
-class End(IntEnum):
-    """How a query came to its end."""
+class QueryEnd(IntEnum):
+    """The reason why a query ended."""
 
     DONE = _DONE
     ABORTED = _ABORTED
@@ -91,12 +92,11 @@ class End(IntEnum):
 
 
 class GenieDialog:
-    """One model, loaded, and the conversation in its cache. One thread.
+    """One loaded model with the conversation in its cache. Use it from one thread.
 
     Args:
-        config: as a config.json holds it, paths absolute.
-    Raises BundleError when the library does not take the configuration or the binaries, EngineFailed when there is
-    no such library.
+        config: the content of a config.json with absolute paths.
+    Raises BundleError when this machine has no usable Genie, or when Genie refuses the configuration or the binaries.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -105,19 +105,21 @@ class GenieDialog:
         with captured_output() as output:
             status = self._open(json.dumps(config).encode())
         if status != _DONE:
-            raise BundleError(_refusal(status, output.text))
+            raise _load_error(status, output.text)
 
-    def query(self, ids: Sequence[int], sentence: Sentence, on_tokens: Callable[[list[int]], bool]) -> End:
-        """Compute `ids` and generate. `on_tokens` gets each token as it comes and says whether to go on.
+    def query(self, ids: Sequence[int], code: SentenceCode, on_tokens: Callable[[list[int]], bool]) -> QueryEnd:
+        """Compute `ids` and generate tokens.
 
-        End tokens are not among them. Raises EngineFailed, and whatever `on_tokens` raised.
+        Args:
+            on_tokens: called with each token, end tokens excluded. The query aborts when it returns False.
+        Raises EngineFailed when the device fails. Passes on the exceptions of `on_tokens`.
         """
         raised: list[BaseException] = []
 
-        def receive(tokens: Any, count: int, code: int, _: Any) -> None:
+        def receive(tokens: Any, count: int, sentence: int, _: Any) -> None:
             try:
                 go_on = not raised and (count == 0 or on_tokens(tokens[:count]))
-            except BaseException as error:  # must not travel through the library
+            except BaseException as error:  # must not pass through the C library
                 raised.append(error)
                 go_on = False
             if not go_on:
@@ -125,25 +127,25 @@ class GenieDialog:
 
         array = (c_uint32 * len(ids))(*ids)
         status = self._library.GenieDialog_tokenQuery(
-            self._dialog, array, len(ids), sentence, _TokenCallback(receive), None
+            self._dialog, array, len(ids), code, _TokenCallback(receive), None
         )
         if raised:
             raise raised[0]
         try:
-            return End(status)
+            return QueryEnd(status)
         except ValueError:
-            raise EngineFailed(f"Genie failed while it generated: {_fault(status)}.") from None
+            raise _call_error("GenieDialog_tokenQuery", status) from None
 
-    def limit(self, tokens: int) -> None:
-        """Generate at most so many in each query from now on; 0: only compute the prompt."""
-        self._call("GenieDialog_setMaxNumTokens", self._dialog, tokens)
+    def set_max_tokens(self, count: int) -> None:
+        """Set the most tokens that each later query generates; 0: only compute the prompt."""
+        self._call("GenieDialog_setMaxNumTokens", self._dialog, count)
 
-    def sample(self, *, temperature: float, top_k: int, top_p: float, seed: int) -> None:
-        """Choose tokens this way from now on; the seed counts from the next `reset`.
+    def set_sampler(self, *, temperature: float, top_k: int, top_p: float, seed: int) -> None:
+        """Set the sampling of later queries. The seed takes effect at the next `reset`.
 
         Args:
-            temperature: above 0.
-            top_k: 1 is greedy, 0 is off.
+            temperature: greater than 0.
+            top_k: 1: greedy; 0: off.
             seed: 0..2^31-1.
         """
         settings = {"version": 1, "temp": temperature, "top-k": top_k, "top-p": top_p, "seed": seed}
@@ -155,14 +157,14 @@ class GenieDialog:
             self._library.GenieSamplerConfig_free(config)
 
     def reset(self) -> None:
-        """Forget the conversation; the sampler starts again from its seed."""
+        """Empty the cache and restart the sampler from its seed."""
         self._call("GenieDialog_reset", self._dialog)
 
-    def perform(self, performance: Performance) -> None:
-        self._call("GenieDialog_setPerformancePolicy", self._dialog, performance)
+    def set_performance(self, policy: PerformancePolicy) -> None:
+        self._call("GenieDialog_setPerformancePolicy", self._dialog, policy)
 
     def close(self) -> None:
-        """Give the device and the memory back."""
+        """Release the device and the memory. Idempotent."""
         if self._dialog:
             self._library.GenieDialog_free(self._dialog)
             self._dialog = _Handle()
@@ -183,23 +185,23 @@ class GenieDialog:
     def _call(self, function: str, *arguments: Any) -> None:
         status = getattr(self._library, function)(*arguments)
         if status != _DONE:
-            raise EngineFailed(f"{function} failed: {_fault(status)}.")
+            raise _call_error(function, status)
 
 
 @cache
 def _load_library() -> Any:
-    """The library with its prototypes. Raises EngineFailed when it is not here or is another than expected."""
+    """The library with its prototypes. Raises BundleError when it is missing or has another interface."""
     try:
-        import onnxruntime  # noqa: F401  before anything of Qualcomm's
+        import onnxruntime  # noqa: F401  before every Qualcomm library
         import onnxruntime_qnn
 
         folder = Path(onnxruntime_qnn.__file__).parent
         library = _open_library(folder)
     except (ImportError, OSError) as error:
-        raise EngineFailed(f"Genie cannot be loaded on this machine: {error}.") from error
+        raise BundleError(f"This machine cannot load Genie: {error}. Install onnxruntime-qnn.") from error
     missing = [name for name in _PROTOTYPES if not hasattr(library, name)]
     if missing:
-        raise EngineFailed(f"This machine's Genie is of another version: it lacks {', '.join(missing)}.")
+        raise BundleError(f"The installed Genie has another version: it has no {', '.join(missing)}.")
     for name, arguments in _PROTOTYPES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, c_int32
@@ -209,30 +211,34 @@ def _load_library() -> Any:
 def _open_library(folder: Path) -> Any:
     if sys.platform != "win32":
         return ctypes.CDLL(str(folder / "libGenie.so"))
-    # Genie.dll loads QnnHtp.dll by its bare name, that one its part for the chip, and the driver looks for the code
-    # that runs on the NPU itself in ADSP_LIBRARY_PATH.
+    # Genie.dll loads QnnHtp.dll by its bare name, and QnnHtp.dll loads the library for the chip. The driver searches
+    # ADSP_LIBRARY_PATH for the code that runs on the NPU.
     os.add_dll_directory(str(folder))
     os.putenv("PATH", f"{folder}{os.pathsep}{os.getenv('PATH', '')}")
     os.putenv("ADSP_LIBRARY_PATH", str(folder))
     return ctypes.CDLL(str(folder / "Genie.dll"))
 
 
-def _fault(status: int) -> str:
-    return _FAULTS.get(status, f"status {status}")
+def _call_error(call: str, status: int) -> EngineFailed:
+    return EngineFailed(f"{call} failed: {_reason(status)}.")
 
 
-_COMPLAINT = re.compile(r"error|fail|can't|at '/|exceed", re.IGNORECASE)
-_WARNING = re.compile(r"\W*warn", re.IGNORECASE)
+def _reason(status: int) -> str:
+    return _STATUS_REASONS.get(status, f"status {status}")
+
+
+_ERROR_LINE = re.compile(r"error|fail|can't|at '/|exceed", re.IGNORECASE)
+_WARNING_LINE = re.compile(r"\W*warn", re.IGNORECASE)
 _FOLDERS = re.compile(r"([A-Za-z]:)?[/\\]([^\s/\\:]+[/\\])+")
-#: What it says of binaries that this chip or this version cannot use, or that are cut short.
-_FOREIGN_BINARY = re.compile(r"5005|1002|30001|create context|binary info")
+#: Messages about truncated binaries, and about binaries for another chip or version.
+_UNUSABLE_BINARY = re.compile(r"5005|1002|30001|create context|binary info")
 
 
-def _refusal(status: int, output: str) -> str:
-    """What the library said of it, in a line, with the likeliest reason."""
-    lines = [line for line in output.splitlines() if _COMPLAINT.search(line) and not _WARNING.match(line)]
-    said = [_FOLDERS.sub("", line.removeprefix("[ERROR]")).strip(' -."') for line in lines]
-    sentence = f"Genie does not load the model: {'; '.join([_fault(status), *said])}."
-    if _FOREIGN_BINARY.search(sentence):
-        sentence += " A binary is cut short, or was made for another chip or a newer runtime."
-    return sentence
+def _load_error(status: int, output: str) -> BundleError:
+    """One line with the status, the library's error messages without paths, and the most likely reason."""
+    lines = [line for line in output.splitlines() if _ERROR_LINE.search(line) and not _WARNING_LINE.match(line)]
+    reasons = [_FOLDERS.sub("", line.removeprefix("[ERROR]")).strip(' -."') for line in lines]
+    sentence = f"Genie does not load the model: {'; '.join([_reason(status), *reasons])}."
+    if _UNUSABLE_BINARY.search(sentence):
+        sentence += " A binary is truncated, or it was made for another chip or a newer runtime."
+    return BundleError(sentence)

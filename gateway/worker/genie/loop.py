@@ -1,18 +1,19 @@
-"""Requests for a Genie dialog, one after another: what is asked of the library and what the gateway hears of it.
+"""Runs requests on a Genie dialog, one after another.
 
-A dialog has one conversation in its cache and holds the device until a query ends. So requests wait for each other in
-order, those in the background for all others. What was learned of the library by running it (docs/genie.md) shapes
-the rest:
+A dialog has one conversation in its cache and uses the device until a query ends. So requests wait in a queue, and
+background requests wait for all others. Measurements of the library (docs/genie.md) lead to these rules:
 
-1. Every prompt is a REWIND: what it shares with the one before stays in the cache, and no begin token is put in front.
-   Without a word that goes wrong when nothing is shared; when the prompt is only a beginning of what the cache holds;
-   when it goes on behind a token that is not computed yet; when the new tokens would not fit behind the old ones. So
-   the cache is first cut back, by a REWIND to less than the shared beginning that generates nothing (the next token of
-   what was there comes back as if it were generated), or emptied.
-2. Only emptying it makes the sampler start from a seed, so a request with a seed computes its whole prompt.
-3. An abort is looked at when a token is there, never within a prompt. So long prompts go in pieces, each a query that
+1. Every prompt is a REWIND query. It keeps the common prefix with the previous prompt in the cache and adds no begin
+   token. REWIND silently gives wrong tokens in four cases: there is no common prefix; the prompt is a prefix of the
+   cache content; the prompt continues after a token that is not computed yet; the new tokens do not fit after the old
+   ones. So the loop first truncates the cache. A REWIND query with fewer tokens than the common prefix and a limit of
+   0 tokens does that; the library then returns the next cached token as if it had generated it. Without a common
+   prefix the loop resets the dialog.
+2. Only a reset restarts the sampler from its seed. So a request with a seed computes its whole prompt.
+3. An abort takes effect at the next token, and never within a prompt. So prefill is chunked: each chunk is a query that
    generates nothing.
-4. Near the end of the context the library loses count and then the process: prompt and answer stay clear of it.
+4. Near the end of the context the library computes wrong positions and later ends the process. So prompt and answer
+   together stay within `GenieBundle.usable_context`.
 """
 
 from __future__ import annotations
@@ -40,17 +41,17 @@ from gateway.worker.frames import (
     Tokens,
     ToWorker,
 )
-from gateway.worker.genie.library import End, GenieDialog, Performance, Sentence
+from gateway.worker.genie.library import GenieDialog, PerformancePolicy, QueryEnd, SentenceCode
 
-_PIECE_PASSES = 4  # passes of a prompt between two looks at whether it is still wanted
-_IDLE_S = 5.0  # the NPU saves power when nothing has come for so long
+_CHUNK_PASSES = 4  # device passes per prompt chunk; a cancelled request stops after its chunk
+_IDLE_S = 5.0  # without requests for this time, the NPU saves power
 _SEEDS = 1 << 31
-_COLDEST = 1e-4  # below, sampling is greedy; at 0, also by rounding, the library would end the process
+_MIN_TEMPERATURE = 1e-4  # sampling below it is greedy; a temperature that rounds to 0 ends the process
 _WARM_UP_TOKENS = 16
 
 
 class Mailbox:
-    """What the gateway says, passed from the thread that hears it to the one that is held up by a query."""
+    """Passes frames from the thread that receives them to the thread that runs queries."""
 
     def __init__(self) -> None:
         self._frames: SimpleQueue[ToWorker] = SimpleQueue()
@@ -58,7 +59,7 @@ class Mailbox:
         self._closing = False
 
     def deliver(self, frame: ToWorker) -> None:
-        """From any thread."""
+        """Add a frame. Any thread may call it."""
         match frame:
             case Cancel(id=id):
                 self._cancelled.add(id)
@@ -71,45 +72,43 @@ class Mailbox:
         return self._frames.empty()
 
     def get(self, timeout_s: float | None = None) -> ToWorker:
-        """The next frame, waited for. Raises queue.Empty when none has come in time."""
+        """Wait for the next frame. Raises queue.Empty after `timeout_s`."""
         frame = self._frames.get(timeout=timeout_s)
         if isinstance(frame, Cancel):
             self._cancelled.discard(frame.id)
         return frame
 
     def is_cancelled(self, id: int) -> bool:
-        """Whether nobody wants the request any more: known here before `get` has come to the frame that says so."""
+        """True as soon as the Cancel frame is delivered, also before `get` returns it."""
         return self._closing or id in self._cancelled
 
 
 @dataclass(frozen=True)
-class _Cached:
-    """What the dialog's cache holds: of whom, which tokens, and how many of them are surely computed."""
+class _CacheContent:
+    """The owner and the tokens of the dialog's cache. The first `computed` tokens are certainly computed."""
 
     owner: str
     ids: Sequence[int]
     computed: int
 
-    def shared_with(self, ids: Sequence[int]) -> int:
-        return common_prefix(self.ids, ids)
-
 
 @dataclass
 class _Answer:
-    """A request while it is generated."""
+    """The state of the running request."""
 
     request: Submit
-    since: float  # when the query began, or its last token came
+    since: float  # the start of the query, or the time of its last token
     produced: list[int] = field(default_factory=list)
     prompt_done: bool = False
 
 
 class GenieLoop:
-    """Answers what comes in the mailbox.
+    """Answers the frames of a mailbox.
 
     Args:
-        emit: takes the frames for the parent.
-        prefix_cache: whether a prompt may take over the shared beginning of the one before.
+        emit: called with the frames for the gateway process.
+        prefix_cache: keep the common prefix of a prompt with the previous one.
+        idle_s: seconds without a request before the NPU saves power.
         clock: seconds, monotonic.
     """
 
@@ -121,178 +120,177 @@ class GenieLoop:
         emit: Callable[[FromWorker], None],
         *,
         prefix_cache: bool = True,
+        idle_s: float = _IDLE_S,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._dialog, self._bundle, self._mailbox = dialog, bundle, mailbox
-        self._emit, self._clock = emit, clock
-        self._can_rewind = bundle.dialog_type == "basic"  # a speculative dialog keeps rows of its own in front
+        self._emit, self._idle_s, self._clock = emit, idle_s, clock
+        self._can_rewind = bundle.dialog_type == "basic"  # the cache of a speculative dialog begins with its own rows
         self._keeps_prefixes = prefix_cache and self._can_rewind
-        self._waiting: deque[Submit] = deque()
-        self._cached: _Cached | None = None  # None: what it holds is unknown
+        self._queue: deque[Submit] = deque()
+        self._cached: _CacheContent | None = None  # None: unknown
 
     def run(self) -> None:
-        """Answer until Shutdown. Raises EngineFailed when the dialog cannot go on."""
+        """Answer requests until Shutdown. Raises EngineFailed if the dialog cannot be reset after a failure."""
         while True:
-            while not self._waiting or not self._mailbox.is_empty:
+            while not self._queue or not self._mailbox.is_empty:
                 match self._next_frame():
                     case Submit() as frame:
-                        self._waiting.append(frame)
+                        self._queue.append(frame)
                     case Cancel(id=id):
-                        self._waiting = deque(request for request in self._waiting if request.id != id)
+                        self._queue = deque(request for request in self._queue if request.id != id)
                     case Shutdown():
                         return
             self._answer(self._take())
 
     def warm_up(self) -> None:
-        """The first query prepares the network, which may take seconds."""
-        self._ask([self._bundle.bos_id] * min(_WARM_UP_TOKENS, self._bundle.usable_context), 1, lambda ids: True)
-        self._forget()
+        """Run one query. The first query prepares the network, which can take seconds."""
+        self._query([self._bundle.bos_id] * min(_WARM_UP_TOKENS, self._bundle.usable_context), 1, lambda ids: True)
+        self._reset()
 
     def _next_frame(self) -> ToWorker:
         with suppress(Empty):
-            return self._mailbox.get(_IDLE_S)
-        self._perform(Performance.POWER_SAVER)
+            return self._mailbox.get(self._idle_s)
+        self._set_performance(PerformancePolicy.POWER_SAVER)
         return self._mailbox.get()
 
     def _take(self) -> Submit:
-        request = next((request for request in self._waiting if not request.background), self._waiting[0])
-        self._waiting.remove(request)
+        request = next((request for request in self._queue if not request.background), self._queue[0])
+        self._queue.remove(request)
         return request
 
     def _answer(self, request: Submit) -> None:
         try:
-            self._check(request)
+            self._check_vocabulary(request)
             self._generate(request)
         except GatewayError as error:
             self._emit(Failed(request.id, type(error).__name__, error.message, error.param))
             if isinstance(error, EngineFailed):
-                self._forget()
+                self._reset()
 
-    def _check(self, request: Submit) -> None:
-        vocab_size, room = self._bundle.vocab_size, self._bundle.usable_context - len(request.ids)
+    def _check_vocabulary(self, request: Submit) -> None:
+        """The gateway checks ids against the tokenizer. The graphs can have fewer ids, and a larger id crashes them."""
+        vocab_size = self._bundle.vocab_size
         if not request.ids or not 0 <= min(request.ids) <= max(request.ids) < vocab_size:
             raise InvalidRequest(f"The prompt needs token ids from 0 to {vocab_size - 1}.", param="prompt")
-        if room < request.max_tokens:
-            raise ContextLengthExceeded(
-                f"This model's maximum context length is {self._bundle.usable_context} tokens. However, you asked for "
-                f"{len(request.ids)} in the prompt and {request.max_tokens} in the answer."
-            )
 
     def _generate(self, request: Submit) -> None:
-        self._perform(Performance.BURST)
-        kept = self._prepare(request)
-        self._emit(Began(request.id, kept))
+        assert len(request.ids) + request.max_tokens <= self._bundle.usable_context, "the gateway checks the context"
+        self._set_performance(PerformancePolicy.BURST)
+        cached = self._prepare(request)
+        self._emit(Began(request.id, cached))
         if request.max_tokens == 0:
             self._emit(Ended(request.id, "length"))
             return
         if self._can_rewind:
-            self._compute_pieces(request, kept)
+            self._prefill_chunks(request, cached)
         if self._is_wanted(request):
             answer = _Answer(request, self._clock())
-            end = self._ask(request.ids, request.max_tokens, lambda ids: self._produce(answer, ids))
+            end = self._query(request.ids, request.max_tokens, lambda ids: self._produce(answer, ids))
             self._finish(answer, end)
 
-    def _compute_pieces(self, request: Submit, kept: int) -> None:
-        """All of the prompt but its last piece, as long as somebody wants it."""
-        piece = _PIECE_PASSES * self._bundle.prompt_width
-        for end in range(kept + piece, len(request.ids), piece):
+    def _prefill_chunks(self, request: Submit, cached: int) -> None:
+        """Compute the prompt except its last chunk. Stops when the request is cancelled."""
+        chunk = _CHUNK_PASSES * self._bundle.prompt_width
+        for end in range(cached + chunk, len(request.ids), chunk):
             if not self._is_wanted(request):
                 return
             before = self._clock()
-            self._compute(request, end)
+            self._prefill(request, end)
             self._emit(Prefilled(request.id, self._clock() - before))
 
     def _prepare(self, request: Submit) -> int:
-        """Set the sampler, cut back or empty the cache; how many tokens of the prompt it holds then."""
+        """Set the sampler, and truncate or reset the cache. Returns: the number of prompt tokens in the cache."""
         sampling = request.sampling
-        is_greedy = sampling.temperature < _COLDEST
+        is_greedy = sampling.temperature < _MIN_TEMPERATURE
         seed = secrets.randbelow(_SEEDS) if sampling.seed is None else sampling.seed % _SEEDS
-        self._dialog.sample(
+        self._dialog.set_sampler(
             temperature=1.0 if is_greedy else sampling.temperature,
             top_k=1 if is_greedy else min(sampling.top_k, self._bundle.vocab_size),
             top_p=sampling.top_p,
             seed=seed,
         )
         is_seeded = not is_greedy and sampling.seed is not None
-        kept = 0 if is_seeded else self._keep(request)
-        if not kept:
-            self._forget()
-        return kept
+        cached = 0 if is_seeded else self._reuse_prefix(request)
+        if not cached:
+            self._reset()
+        return cached
 
-    def _keep(self, request: Submit) -> int:
-        """Cut the cache back to what this prompt shares with it; how many tokens that are."""
+    def _reuse_prefix(self, request: Submit) -> int:
+        """Truncate the cache to its common prefix with the prompt. Returns: the length of the prefix."""
         cached, ids = self._cached, request.ids
         if cached is None or cached.owner != request.owner or not self._keeps_prefixes:
             return 0
-        kept = min(cached.shared_with(ids) - 1, cached.computed, len(ids) - 2)
-        if kept <= 0:
+        length = min(common_prefix(cached.ids, ids) - 1, cached.computed, len(ids) - 2)
+        if length <= 0:
             return 0
-        self._compute(request, kept)
-        return kept
+        self._prefill(request, length)
+        return length
 
-    def _compute(self, request: Submit, end: int) -> None:
-        """Make the cache hold the first `end` tokens of the prompt."""
+    def _prefill(self, request: Submit, end: int) -> None:
+        """Compute the first `end` tokens of the prompt. The cache then holds these tokens only."""
         ids = request.ids[:end]
 
-        def take(echo: list[int]) -> bool:  # the token behind a cut
+        def take(echo: list[int]) -> bool:  # the token that the library returns after truncation
             ids.extend(echo)
             return True
 
-        self._ask(ids, 0, take)
-        self._cached = _Cached(request.owner, ids, end)
+        self._query(ids, 0, take)
+        self._cached = _CacheContent(request.owner, ids, end)
 
-    def _ask(self, ids: Sequence[int], limit: int, on_tokens: Callable[[list[int]], bool]) -> End:
-        self._cached = None  # until it is over
-        self._dialog.limit(limit)
-        return self._dialog.query(ids, Sentence.REWIND if self._can_rewind else Sentence.COMPLETE, on_tokens)
+    def _query(self, ids: Sequence[int], max_tokens: int, on_tokens: Callable[[list[int]], bool]) -> QueryEnd:
+        self._cached = None  # unknown until the query ends
+        self._dialog.set_max_tokens(max_tokens)
+        code = SentenceCode.REWIND if self._can_rewind else SentenceCode.COMPLETE
+        return self._dialog.query(ids, code, on_tokens)
 
     def _produce(self, answer: _Answer, ids: list[int]) -> bool:
-        """Pass tokens on as they come; whether to go on."""
+        """Emit tokens as they come. Returns: False to abort the query."""
         request = answer.request
         if not self._is_wanted(request):
             return False
-        self._announce_prompt(answer)
-        end = next((place for place, id in enumerate(ids) if id in request.stop_ids), None)  # one Genie lets through
+        self._emit_prefilled(answer)
+        end = next((index for index, id in enumerate(ids) if id in request.stop_ids), None)  # Genie knows only its own
         ids = ids[: min(len(ids) if end is None else end, request.max_tokens - len(answer.produced))]
         answer.produced += ids
         if ids:
             self._emit(Tokens(id=request.id, ids=ids, device_s=self._lap(answer)))
         return end is None
 
-    def _finish(self, answer: _Answer, end: End) -> None:
-        """Remember what the cache holds now, and say how the answer ended."""
+    def _finish(self, answer: _Answer, end: QueryEnd) -> None:
+        """Record the content of the cache and emit the end of the request."""
         request, produced = answer.request, answer.produced
-        if end is End.CONTEXT_EXCEEDED:
-            raise ContextLengthExceeded("The prompt and its answer do not fit the model's context.")
+        if end is QueryEnd.CONTEXT_EXCEEDED:  # Genie counts rows itself, and its count can differ from ours
+            raise ContextLengthExceeded("The prompt and its answer do not fit the model's context. Shorten the prompt.")
         ids = [*request.ids, *produced]
-        self._cached = _Cached(request.owner, ids, len(ids) - 1)  # the last token is only when another follows
+        self._cached = _CacheContent(request.owner, ids, len(ids) - 1)  # the last token is computed with the next one
         if not self._is_wanted(request):
             return
-        self._announce_prompt(answer)
+        self._emit_prefilled(answer)
         if len(produced) < request.max_tokens:
             self._emit(Ended(request.id, "stop", counted_stop=1))
         else:
             self._emit(Ended(request.id, "length"))
 
-    def _announce_prompt(self, answer: _Answer) -> None:
-        """Once, when the first token is there: the time up to it was the prompt's."""
+    def _emit_prefilled(self, answer: _Answer) -> None:
+        """Once, at the first token: the time since the start of the query is prompt time."""
         if not answer.prompt_done:
             answer.prompt_done = True
             self._emit(Prefilled(answer.request.id, self._lap(answer)))
 
     def _lap(self, answer: _Answer) -> float:
-        """Seconds since the last token, or since the query began."""
+        """Seconds since the last token, or since the start of the query."""
         now = self._clock()
         elapsed, answer.since = now - answer.since, now
         return elapsed
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._cached = None
         self._dialog.reset()
 
     def _is_wanted(self, request: Submit) -> bool:
         return not self._mailbox.is_cancelled(request.id)
 
-    def _perform(self, performance: Performance) -> None:
-        with suppress(EngineFailed):  # a wish: a device that cannot change its pace answers all the same
-            self._dialog.perform(performance)
+    def _set_performance(self, policy: PerformancePolicy) -> None:
+        with suppress(EngineFailed):  # optional: a device without this setting still computes
+            self._dialog.set_performance(policy)

@@ -1,4 +1,4 @@
-"""A worker process that holds a Genie dialog: the counterpart of worker.py, and spoken to in the same frames."""
+"""The worker process for a Genie dialog. It uses the same frames as worker/main.py."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from gateway.worker.memory import peak_bytes
 
 
 def genie_worker_main(connection: Connection, spec: WorkerSpec) -> None:
-    """Load, warm up, say Ready, then answer until told to stop. `spec.bundle` is the path of a config.json.
+    """Load, warm up, send Ready, then answer until Shutdown. `spec.bundle` is the path of a config.json.
 
-    Says Failed(id=None) when the load fails or the dialog is lost.
+    Sends Failed(id=None) when the load fails or the dialog cannot continue.
     """
     run_worker(connection, lambda emit: _serve(connection, spec, emit))
 
@@ -46,7 +46,7 @@ def _ready(bundle: GenieBundle, spec: WorkerSpec, *, load_s: float, warm_up_s: f
     return Ready(
         vocab_size=bundle.vocab_size,
         context_length=min(usable, spec.context_length or usable),
-        device="npu" if sys.platform == "win32" else "emulated",  # Windows' Genie has no emulation, Linux' only that
+        device="npu" if sys.platform == "win32" else "emulated",  # Genie emulates on Linux only
         placement={"QNN": len(bundle.binaries)},
         load_s=load_s,
         warm_up_s=warm_up_s,

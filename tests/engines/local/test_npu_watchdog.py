@@ -18,7 +18,7 @@ from gateway.config import LocalModel
 from gateway.engines.local.engine import LocalEngine
 from gateway.worker.decoders.static.open import open_static_decoder
 from gateway.worker.frames import Device
-from tests.support.child_call import PATIENCE_S
+from tests.support.child_call import TIMEOUT_S
 from tests.support.server import Running, config_of, serving
 from tests.support.workers import READY
 
@@ -105,7 +105,7 @@ def test_the_bundle_answers_when_nothing_hangs_it(hanging: Path, npu_bundle: Pat
 
 
 def _wait_until_ready(server: Running) -> dict[str, object]:
-    until = time.monotonic() + PATIENCE_S
+    until = time.monotonic() + TIMEOUT_S
     with server.http() as client:
         while True:
             engine: dict[str, object] = client.get("/readyz").json()["models"][0]["engine"]

@@ -1,4 +1,4 @@
-"""What native code prints is caught and passed on."""
+"""The output of native code is captured and passed on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gateway.worker.genie.captured_output import captured_output
 from tests.support.child_call import call_in_child
 
 
-def catches() -> str:
+def capture() -> str:
     with captured_output() as output:
         os.write(1, b"to stdout \xff, ")
         os.write(2, b"to stderr, ")
@@ -17,23 +17,23 @@ def catches() -> str:
     return output.text
 
 
-def catches_without_streams() -> str:
+def capture_without_stdout() -> str:
     os.close(1)
-    sys.stdout = None  # as in a process without a console
+    sys.stdout = None  # a process without a console
     with captured_output() as output:
         os.write(2, b"only this")
     return output.text
 
 
-def test_both_streams_are_caught_in_order() -> None:
-    assert call_in_child(catches) == "to stdout \ufffd, to stderr, from Python\n"
+def test_both_streams_are_captured_in_order() -> None:
+    assert call_in_child(capture) == "to stdout \ufffd, to stderr, from Python\n"
 
 
-def test_a_process_without_a_console_loses_only_what_it_has_not() -> None:
-    assert call_in_child(catches_without_streams) == "only this"
+def test_missing_stdout_captures_stderr() -> None:
+    assert call_in_child(capture_without_stdout) == "only this"
 
 
-def test_an_exception_passes_and_the_streams_come_back(capfd: object) -> None:
+def test_exception_restores_streams(capfd: object) -> None:
     def fails() -> None:
         with captured_output():
             raise ValueError("here")
