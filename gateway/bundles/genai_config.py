@@ -1,6 +1,6 @@
-"""Reads genai_config.json, onnxruntime-genai's description of a model folder, as far as a gateway needs it.
+"""Reads genai_config.json, onnxruntime-genai's description of a model folder.
 
-Keys that are not known are ignored: bundles come from many makers and newer ones say more.
+Unknown keys are ignored, because other exporters and newer versions write more keys.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from msgspec import Struct, field
 from gateway.bundles.json_file import read_json
 from gateway.errors import BundleError
 
-PIPELINE = "decoder-pipeline"  # the model type of several sessions per step
+PIPELINE = "decoder-pipeline"  # the model type of a pipeline: several sessions for each step
 
 
 class SessionOptions(Struct, frozen=True, kw_only=True):
-    """How a session wants to be opened. `entries`: settings by their own names ("ep.context_enable": "1")."""
+    """The options of a session. `entries`: session configuration entries, for example "ep.context_enable": "1"."""
 
     intra_op_num_threads: int | None = None
     inter_op_num_threads: int | None = None
     graph_optimization_level: str | None = None
-    #: provider, in lower case ("qnn") -> its options, most wanted first; empty: the CPU
+    #: provider in lower case ("qnn") -> its options; the preferred provider is first; empty: the CPU
     providers: dict[str, dict[str, str]] = field(default_factory=dict)
     entries: dict[str, str] = field(default_factory=dict)
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
-    """The graph's names for what the host feeds; `%d` stands for the layer."""
+    """The names of the graph's inputs. `%d` is replaced by the number of the layer."""
 
     input_ids: str = "input_ids"
     inputs_embeds: str = "inputs_embeds"
@@ -44,38 +44,40 @@ class Inputs(Struct, frozen=True, kw_only=True):
 
 
 class Outputs(Struct, frozen=True, kw_only=True):
+    """The names of the graph's outputs. `%d` is replaced by the number of the layer."""
+
     logits: str = "logits"
     present_key_names: str = "present.%d.key"
     present_value_names: str = "present.%d.value"
 
 
 class SlidingWindow(Struct, frozen=True, kw_only=True):
-    """Prompts run `window_size` tokens at a time; `alignment` "left" pads a window at its end, "right" in front."""
+    """A prompt runs in windows of `window_size` tokens. `alignment`: "left" pads at the end, "right" at the start."""
 
     window_size: int
-    pad_value: int = 0  # what an empty cache is filled with
+    pad_value: int = 0  # the content of an empty cache
     alignment: Literal["left", "right"] = "right"
     slide_inputs: bool = True
-    slide_key_value_cache: bool = True  # False: an ordinary cache that the graph writes in place
+    slide_key_value_cache: bool = True  # False: the graph writes new rows into the cache in place
 
 
 class Stage(Struct, frozen=True, kw_only=True):
-    """One graph of a pipeline. Stages run in order and hand tensors on by name."""
+    """One graph of a pipeline. Stages run in order. An output is passed to later stages by its name."""
 
     filename: str
     name: str = ""
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
-    output_names_forwarder: dict[str, str] = field(default_factory=dict)  # output -> its name for later stages
+    output_names_forwarder: dict[str, str] = field(default_factory=dict)  # output -> its name in later stages
     run_on_prompt: bool = True
     run_on_token_gen: bool = True
-    is_lm_head: bool = False  # of a prompt's windows only the last one needs it
-    reset_session_idx: int = -1  # the stage whose session is closed before this one runs; -1: none
+    is_lm_head: bool = False  # runs only after the last window of a prompt
+    reset_session_idx: int = -1  # the stage whose session closes before this one runs; -1: none
     session_options: SessionOptions = SessionOptions()
 
 
 class DecoderConfig(Struct, frozen=True, kw_only=True):
-    """`filename` of a single graph, or the `stages` of a pipeline."""
+    """A decoder: `filename` names its single graph, or `stages` are its pipeline."""
 
     num_hidden_layers: int
     num_key_value_heads: int
@@ -91,7 +93,7 @@ class DecoderConfig(Struct, frozen=True, kw_only=True):
 
 
 class Search(Struct, frozen=True, kw_only=True):
-    """How the model's makers sample from it; None where they do not say."""
+    """The sampling defaults of the model. None: the file does not set the value."""
 
     do_sample: bool | None = None
     temperature: float | None = None
@@ -103,7 +105,7 @@ class Search(Struct, frozen=True, kw_only=True):
 
 
 class GenaiConfig(Struct, frozen=True, kw_only=True):
-    """The file. `model_type` is an architecture's name or "decoder-pipeline"."""
+    """The whole file. `model_type` is the name of an architecture, or "decoder-pipeline"."""
 
     model_type: str
     vocab_size: int
@@ -117,7 +119,7 @@ class GenaiConfig(Struct, frozen=True, kw_only=True):
 
 
 def read_genai_config(folder: Path) -> GenaiConfig:
-    """Raises BundleError when the file is missing, is not JSON, or lacks or mistypes something needed."""
+    """Read the file in `folder`. Raises BundleError if it is missing, is not JSON, or has a missing or wrong value."""
     content = read_json(folder / "genai_config.json", _File, missing="so it is not a model bundle")
     try:
         config = _config(content)
@@ -129,18 +131,18 @@ def read_genai_config(folder: Path) -> GenaiConfig:
 
 
 def check_inside(folder: Path, name: str) -> None:
-    """Raises BundleError when a file that the bundle in `folder` names lies elsewhere: a bundle may come from anywhere.
+    """Raises BundleError if `name` is a path outside the bundle in `folder`, because a bundle can be hostile.
 
-    Further chains (`context-*`, `batch-*`) share the files in the bundle above theirs.
+    The folders `context-*` and `batch-*` of a bundle may use files of the bundle that contains them.
     """
-    is_further = folder.name.startswith(("context-", "batch-")) and (folder.parent / "genai_config.json").is_file()
-    bundle = folder.parent if is_further else folder
+    is_inner = folder.name.startswith(("context-", "batch-")) and (folder.parent / "genai_config.json").is_file()
+    bundle = folder.parent if is_inner else folder
     if not Path(os.path.normpath(folder / name)).is_relative_to(os.path.normpath(bundle)):
         raise BundleError(f"{folder.name}: {PureWindowsPath(name).name!r} lies outside the bundle's folder.")
 
 
 class _Model(Struct, kw_only=True):
-    """`model`, as it stands in the file."""
+    """The table `model` of the file."""
 
     type: str
     vocab_size: int
@@ -205,7 +207,7 @@ def _stage(name: str, raw: dict[str, Any], inherited: dict[str, Any]) -> Stage:
 
 
 def _session_options(raw: dict[str, Any]) -> SessionOptions:
-    """The keys that genai knows become fields; provider options and free-form entries are sorted out."""
+    """Split the table into the fields that genai knows, the providers' options, and all other entries."""
     providers = {
         name.lower(): {key: str(value) for key, value in options.items() if not isinstance(value, dict)}
         for provider in msgspec.convert(raw.get("provider_options") or [], list[dict[str, dict[str, Any]]])

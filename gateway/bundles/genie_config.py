@@ -1,13 +1,13 @@
-"""A Genie bundle on disk: its config.json, the files that names, and how a chat is written for its model.
+"""Reads a Genie bundle: its config.json, the files that it names, and the chat template for its model.
 
-This is the layout of the models that Snapdragon laptops come with, and of AI Hub's Genie exports.
+Snapdragon laptops come with models in this layout, and AI Hub exports it.
 
-1. Genie resolves relative paths against the process's working directory, and published configurations name their
-   files from wherever their author stood (`genie\\python\\models\\...`). Here a path is looked for from the
-   configuration's folder upwards, then by its bare name beside the configuration, and passed on absolute.
-2. `sampler` is replaced: a dialog that is created greedy stays greedy whatever is applied to it later.
-3. A binary does not say how long it must be, and the library itself notices a missing end only sometimes. So what can
-   be seen from outside is looked for: nothing in it, a Git LFS pointer in its place, nothing but zeros at its end.
+1. Genie resolves relative paths against the working directory of the process. Published configurations name their
+   files relative to an unknown folder (`genie\\python\\models\\...`). This module searches for a path from the
+   configuration's folder upwards, then for the file name in the configuration's folder. Genie gets absolute paths.
+2. `sampler` is replaced, because a dialog that is created greedy stays greedy even if another sampler is applied later.
+3. A binary does not contain its length, and the library does not always detect a truncated file. So this module
+   detects what is visible from outside: an empty file, a Git LFS pointer, only zeros at the end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gateway.bundles.json_file import read_json, read_optional_object
 from gateway.errors import BundleError
 
 _FORECAST = "kv-cache.primary.qnn-htp"
-#: The widest pass of the published models: what is assumed where the bundle does not say how wide its own are.
+#: Tokens. The widest pass of the published models, assumed if the bundle does not state its own width.
 _USUAL_WIDTH = 128
 _GRAPH_NAME = re.compile(rb"(?<![a-zA-Z])ar(\d+)_cl\d+_\d+_of_\d+")
 _SAMPLER = {"version": 1, "seed": 0, "temp": 1.0, "top-k": 40, "top-p": 1.0}
@@ -35,13 +35,13 @@ TokenId = Annotated[int, Meta(ge=0)]
 
 
 class GenieBundle(Struct, frozen=True, kw_only=True):
-    """Everything there is to know of the bundle before the library is loaded."""
+    """What a bundle says about its model, before the library is loaded."""
 
     folder: Path
-    config: dict[str, Any]  # for Genie: paths absolute
+    config: dict[str, Any]  # config.json for Genie, with absolute paths
     dialog_type: str
-    context_length: int  # tokens that the compiled graphs hold
-    prompt_width: int  # the most tokens that one pass of the prompt takes
+    context_length: int  # tokens, of the compiled graphs
+    prompt_width: int  # the maximum number of prompt tokens in one pass
     vocab_size: int
     bos_id: int
     end_ids: tuple[int, ...]
@@ -52,17 +52,18 @@ class GenieBundle(Struct, frozen=True, kw_only=True):
 
     @property
     def usable_context(self) -> int:
-        """Tokens of prompt and answer together: all but two passes. Once a conversation has come closer to the end
-        of the context, the library loses count at the next one, and ends the process sooner or later (docs/genie.md).
+        """The maximum number of tokens of prompt and answer together: the context without two passes.
+
+        After a longer conversation, the library counts wrongly in the next one and later crashes (docs/genie.md).
         """
         return self.context_length - 2 * self.prompt_width
 
 
 def load_genie_bundle(path: Path, dialect: str = "") -> GenieBundle:
-    """Read the configuration at `path` and look at every file it names. Raises BundleError for whatever is wrong.
+    """Read the configuration at `path` and check every file that it names. Raises BundleError for each fault.
 
     Args:
-        dialect: whose chat template is meant when the bundle has none; "": the family that the vocabulary tells.
+        dialect: selects the chat template if the bundle has none; "": the special tokens select it.
     """
     raw, dialog = _read(path)
     folder = path.absolute().parent
@@ -130,7 +131,7 @@ class _Forecast(Struct, rename="kebab"):
 
 
 class _Dialog(Struct, rename={"ssd": "ssd-q1"}):
-    type: Literal["basic", "ssd-q1"]  # the kinds that run on one engine with one stream
+    type: Literal["basic", "ssd-q1"]  # the types with one engine and one stream
     context: _Context
     tokenizer: _Tokenizer
     engine: _Engine
@@ -166,27 +167,27 @@ def _with_absolute_paths(
         own["engine"]["backend"]["extensions"] = str(extensions)
     if dialog.ssd is not None:
         forecast = _located(
-            folder, dialog.ssd.forecast_prefix_name, "forecast prefix", lambda place: (place / _FORECAST).is_file()
+            folder, dialog.ssd.forecast_prefix_name, "forecast prefix", lambda path: (path / _FORECAST).is_file()
         )
         own["ssd-q1"]["forecast-prefix-name"] = str(forecast)
     return raw
 
 
 def _located(folder: Path, name: str, what: str, fits: Callable[[Path], bool] = Path.is_file) -> Path:
-    for place in _places(folder, name):
-        if fits(place):
-            return place
+    for path in _candidates(folder, name):
+        if fits(path):
+            return path
     raise BundleError(f"The {what} '{PureWindowsPath(name).name or name}' of {folder.name} is missing.")
 
 
-def _places(folder: Path, name: str) -> Iterator[Path]:
-    """Where a file may be that the configuration calls `name`, likeliest first."""
+def _candidates(folder: Path, name: str) -> Iterator[Path]:
+    """Yield the possible paths of the file that the configuration calls `name`, the most probable first."""
     yield folder / name
-    relative = Path(*PureWindowsPath(name).parts)  # both kinds of slashes are written
+    relative = Path(*PureWindowsPath(name).parts)  # authors write both kinds of slashes
     for base in (folder, *folder.parents):
         yield base / relative
     yield folder / relative.name
-    yield folder  # a forecast prefix usually lies beside the configuration
+    yield folder  # a forecast prefix is usually in the configuration's folder
 
 
 def _check_binary(path: Path) -> None:
@@ -201,13 +202,13 @@ def _check_binary(path: Path) -> None:
     if size == 0:
         raise BundleError(f"{path.name} is empty.")
     if start.startswith(b"version https://git-lfs"):
-        raise BundleError(f"{path.name} is a Git LFS pointer: the model itself has not been downloaded.")
+        raise BundleError(f"{path.name} is a Git LFS pointer, not the model. Download the model with `git lfs pull`.")
     if not end.strip(b"\0"):
-        raise BundleError(f"{path.name} ends in nothing but zeros: its download was not finished.")
+        raise BundleError(f"{path.name} ends with zeros only: its download was not finished. Download it again.")
 
 
 def _prompt_width(folder: Path, context: int) -> int:
-    """From the graphs' names (`ar128_cl4096_1_of_3`) in the metadata that newer exports have."""
+    """The width in the graph names (`ar128_cl4096_1_of_3`) in the metadata of newer exports, else an estimate."""
     for path in (folder / "metadata.json", folder / "metadata.yaml"):
         if path.is_file() and (widths := _GRAPH_NAME.findall(path.read_bytes())):
             return max(map(int, widths))
@@ -228,7 +229,7 @@ def _added_tokens(path: Path) -> dict[int, str]:
 
 
 def _special_tokens(tokenizer: Path, dialog: _Dialog) -> dict[str, Any]:
-    """What templates call bos_token and eos_token, for bundles without a tokenizer_config.json."""
+    """`bos_token` and `eos_token` for the template of a bundle without a tokenizer_config.json."""
     names = _added_tokens(tokenizer)
     ids = {"bos_token": dialog.context.bos_token, "eos_token": dialog.context.end_ids[0]}
     return {role: names[index] for role, index in ids.items() if index in names}

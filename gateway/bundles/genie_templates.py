@@ -1,8 +1,7 @@
-"""Chat templates for bundles that come without one.
+"""Chat templates for Genie bundles without one: many contain only binaries and a tokenizer.json.
 
-Genie bundles are often just binaries and a tokenizer.json. Which family a model belongs to shows in the special tokens
-of its vocabulary, and each of these families writes its turns in one way. None of the templates knows tools: a dialect
-writes those into the messages.
+The special tokens in the vocabulary show the model's family. Every family has one template. The templates have no
+tools: the dialect writes tools into the messages.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _GRANITE = (
     "{% if add_generation_prompt %}<|start_of_role|>assistant<|end_of_role|>{% endif %}"
 )
 
-#: (dialects that the family's models speak, special tokens that tell the family, its template)
+#: (dialects of the family, special tokens that identify the family, its template)
 _FAMILIES = (
     (("qwen", "hermes"), {"<|im_start|>", "<|im_end|>"}, _CHATML),
     (("llama",), {"<|start_header_id|>", "<|eot_id|>"}, _LLAMA3),
@@ -44,7 +43,7 @@ _FAMILIES = (
 
 
 def family_template(dialect: str, special_tokens: Iterable[str]) -> str | None:
-    """The template of the family that speaks `dialect`, else of the first whose tokens are all there, else None."""
+    """The template of the family with this dialect, else of the first family whose tokens all exist, else None."""
     present = set(special_tokens)
     named = next((template for dialects, _, template in _FAMILIES if dialect in dialects), None)
     return named or next((template for _, tokens, template in _FAMILIES if tokens <= present), None)

@@ -31,5 +31,5 @@ def read_json(path: Path, kind: type[_T], *, missing: str = "") -> _T:
 
 
 def read_optional_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`, {} if there is no such file. Raises BundleError if it is not a JSON object."""
+    """The JSON object in `path`, {} if there is no file. Raises BundleError if it is not a JSON object."""
     return read_json(path, dict[str, Any]) if path.is_file() else {}

@@ -1,4 +1,7 @@
-"""Bundles of fixed shape: the chain of graphs that runs once for every window of tokens, by genai_config.json."""
+"""Reads bundles with graphs of fixed shape: a pipeline of stages that runs once for each window of tokens.
+
+AI Hub, Windows ML and our builder write this layout. genai_config.json describes the stages.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from gateway.errors import BundleError
 
 
 class CacheTensor(Struct, frozen=True):
-    """What the graphs call one tensor of the cache going in and coming out, and which of its axes counts rows."""
+    """One tensor of the KV cache: its name as input, its name as output, and the axis of the rows."""
 
     past: str
     present: str
@@ -20,7 +23,7 @@ class CacheTensor(Struct, frozen=True):
 
 
 class Pipeline(Struct, frozen=True, kw_only=True):
-    """One chain: for windows of `window.window_size` tokens and for single steps, over a cache of fixed size."""
+    """One pipeline: for windows of `window.window_size` tokens and for single steps, over a cache of fixed size."""
 
     folder: Path
     config: GenaiConfig
@@ -32,7 +35,7 @@ class Pipeline(Struct, frozen=True, kw_only=True):
 
     @property
     def in_place(self) -> bool:
-        """Whether the graphs write new rows into the whole cache; else they hand back the new rows alone."""
+        """True if the graphs write new rows into the whole cache. False if they return only the new rows."""
         return not self.window.slide_key_value_cache
 
     @property
@@ -45,8 +48,8 @@ class Pipeline(Struct, frozen=True, kw_only=True):
     def cache_tensors(self) -> Iterator[CacheTensor]:
         """The keys and the values of every layer.
 
-        In place both are (1, kv_heads, context, head_dim); else keys are (kv_heads, 1, head_dim, rows) and values
-        (kv_heads, 1, rows, head_dim).
+        If `in_place`, both are (1, kv_heads, context, head_dim). Else keys are (kv_heads, 1, head_dim, rows) and
+        values (kv_heads, 1, rows, head_dim).
         """
         decoder = self.config.decoder
         for index in range(decoder.num_hidden_layers):
@@ -62,19 +65,18 @@ def runs_on_npu(stage: Stage) -> bool:
 
 
 def read_pipelines(folder: Path) -> list[Pipeline]:
-    """The bundle's chains, shortest context first: the one at its root, and those in its folders `context-*`.
+    """The bundle's pipelines, shortest context first: one in its root folder, others in its folders `context-*`.
 
     Raises BundleError.
     """
     found = _shortest_first([folder, *(path.parent for path in folder.glob("context-*/genai_config.json"))])
     if len({pipeline.window.window_size for pipeline in found}) != 1:
-        raise BundleError(f"{folder.name}: its context lengths have windows of different widths.")
+        raise BundleError(f"{folder.name}: its pipelines have windows of different widths. Build it again.")
     return found
 
 
-def read_batches(folder: Path) -> list[Pipeline]:
-    """Its chains for single steps of several sequences, shortest context first, in its folders `batch-*`; only our
-    own bundles have them.
+def read_batch_pipelines(folder: Path) -> list[Pipeline]:
+    """The pipelines for batched steps, shortest context first, in the folders `batch-*`. Only our builder writes them.
 
     Raises BundleError.
     """

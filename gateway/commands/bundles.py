@@ -13,7 +13,7 @@ from gateway.errors import BundleError
 
 
 class ModelState(Struct, frozen=True, kw_only=True):
-    """What `models` and `doctor` say of a configured model before anything is loaded."""
+    """The state of a configured model's files, before a model is loaded."""
 
     state: Literal["ready", "missing", "broken", "remote", "scripted"]
     detail: str = ""
@@ -25,7 +25,7 @@ class ModelState(Struct, frozen=True, kw_only=True):
 
 
 def examine(model: ModelConfig) -> ModelState:
-    """Look at the model's files, without a runtime."""
+    """Check the files of a model, without a runtime."""
     match model:
         case UpstreamModel(url=url):
             return ModelState(state="remote", detail=url)
@@ -42,15 +42,14 @@ def _examine_bundle(model: LocalModel, path: Path) -> ModelState:
     from gateway.bundles.graph_files import check_graph_files
 
     if not path.is_dir():
-        plan = f"made from {model.source} at the first start" if model.source else f"no folder {path}, and no source"
+        plan = f"built from {model.source} at the first start" if model.source else f"no folder {path}, and no source"
         return ModelState(state="missing", detail=plan)
     try:
         bundle = load_bundle(path)
         check_graph_files(bundle)
     except BundleError as error:
         return ModelState(state="broken", detail=error.message)
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return ModelState(state="ready", context_length=bundle.config.context_length, bytes=size)
+    return ModelState(state="ready", context_length=bundle.config.context_length, bytes=folder_bytes(path))
 
 
 def _examine_genie(model: GenieModel, path: Path) -> ModelState:
@@ -64,3 +63,8 @@ def _examine_genie(model: GenieModel, path: Path) -> ModelState:
         return ModelState(state="broken", detail=error.message)
     size = sum(binary.stat().st_size for binary in bundle.binaries)
     return ModelState(state="ready", context_length=bundle.usable_context, bytes=size)
+
+
+def folder_bytes(folder: Path) -> int:
+    """The size of all files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,4 +1,4 @@
-"""`npu-gateway models`: what is configured, and whether its bundle is there."""
+"""`npu-gateway models`: list the configured models and the state of their bundles."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     text = "List the configured models and the state of their bundles."
     parser = subparsers.add_parser("models", help="list the configured models", description=text)
     options.add_config(parser)
-    parser.add_argument("--prepare", action="store_true", help="first download and build what is missing")
+    parser.add_argument("--prepare", action="store_true", help="first download and build missing bundles")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 

@@ -82,7 +82,7 @@ def _build(name: str, model: LocalModel, models_dir: Path) -> str:
 
 @contextmanager
 def progress_bars(name: str) -> Iterator[Progress]:
-    """A bar on stderr for each stage that is reported; none at all when nothing is."""
+    """Yield a `Progress` that shows a bar on stderr for each stage. Without a stage, nothing is shown."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 

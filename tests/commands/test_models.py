@@ -55,7 +55,7 @@ def test_json_tells_the_state_of_each(config: Path, capsys: pytest.CaptureFixtur
     }
     assert rows["tiny"]["aliases"] == ["gpt-4o-mini"] and rows["tiny"]["fallback"] == "far"
     assert rows["tiny"]["context_length"] == 512 and rows["tiny"]["bytes"] > 10_000
-    assert rows["later"]["detail"] == "made from pypi:some-model==1.0 at the first start"
+    assert rows["later"]["detail"] == "built from pypi:some-model==1.0 at the first start"
     assert "genai_config.json" in rows["broken"]["detail"]
 
 

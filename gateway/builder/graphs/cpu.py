@@ -1,18 +1,18 @@
-"""The CPU flavour of a model: one onnxruntime-genai style graph for prompts and single steps, any batch, any length.
+"""Writes the graph of a model for the CPU: one graph in onnxruntime-genai's form, for every batch size and length.
 
 Inputs:  input_ids int64 (batch, sequence) · attention_mask int64 (batch, total): ones, then padding on the right
-         past_key_values.%d.key/value float32 (batch, kv_heads, capacity, head_dim): bind the same buffers as
-         present.%d.key/value and new rows are written in place; other buffers hold just the rows there are
-         logits_to_keep int64 (1,), optional: logits of the last so many positions only; 0, the default, is all
+         past_key_values.%d.key/value float32 (batch, kv_heads, capacity, head_dim): if present.%d.key/value are
+         bound to the same buffers, new rows are written in place; else the inputs hold exactly the past rows
+         logits_to_keep int64 (1,), optional: number of last positions to return; 0, the default, returns all
 Outputs: logits float32 (batch, kept, vocab) · present.%d.key/value
 Metadata: activations, "int8" or "float": see 5
 
-1. Four-bit blocks with a minimum keep the file's own numbers. The kernel is fast only without float zero points, where
-   a weight is scale * (quant - 8); what is missing, (minimum + 8 * scale) times the sum of the block's inputs, is added
-   by a small float product. Refitting the blocks instead changes a fifth of the top-1 answers.
+1. 4-bit blocks with a minimum keep the numbers of the file. The kernel is fast only without float zero points. A weight
+   is then scale * (quant - 8). A small float product adds the rest: (minimum + 8 * scale) times the sum of the block's
+   inputs. Refitting the blocks instead changes 20 % of the top-1 answers.
 2. The embedding and a tied head read the same 8-bit tensor.
 3. The last layer computes only the positions whose logits are kept, right after its attention.
-4. Between attentions a value is a plain matrix, a row for each token, so that one node multiplies and adds.
+4. Outside attention, a value is a matrix with one row for each token, so that one node multiplies and adds.
 5. With int8 activations the graph is batch-invariant: a token's numbers are bit-identical for any batch size and
    chunking. Every kernel here computes each row independently, except attention, which has a separate code path for a
    single row. So a single row gets a padding row. Its keys and values are written behind the sequence, and the next
@@ -40,7 +40,7 @@ from gateway.errors import BundleError
 def write_cpu_graph(
     source: ModelSource, path: Path, progress: Callable[[float], None], activations: Activations = "int8"
 ) -> None:
-    """Write `path` and `path`.data. `progress` gets the share that is done, 0..1."""
+    """Write `path` and `path`.data. `progress` gets the fraction that is done, 0 to 1."""
     with GraphWriter(path) as graph:
         writer = _CpuGraph(source, graph, activations)
         writer.declare_inputs_and_outputs()
@@ -58,12 +58,12 @@ class _CpuGraph:
         self._config = source.config
         self._graph = graph
         rounding = INT8_ACTIVATIONS if activations == "int8" else FLOAT_ACTIVATIONS
-        finer = () if rounding else (8,)  # the kernel for eight bits is slow with floats
+        finer = () if rounding else (8,)  # the 8-bit kernel is slow with float activations
         self._linear = LinearWriter(graph, accuracy_level=rounding, finer=finer, rank=2)
         self._head = LinearWriter(graph, accuracy_level=rounding, finer=(8,))
 
     def write(self, progress: Callable[[float], None]) -> None:
-        """The nodes from the inputs to the outputs."""
+        """Write the nodes from the inputs to the outputs."""
         layers = self._config.layers
         table = self._linear.pack(EMBEDDING, self._eight_bit(EMBEDDING))
         ids = self._graph.node("Reshape", ["input_ids", self._graph.constant("flat", np.array([-1]))], "ids")
@@ -77,7 +77,7 @@ class _CpuGraph:
         progress(1.0)
 
     def declare_inputs_and_outputs(self) -> None:
-        """And what is derived from the inputs alone."""
+        """Declare inputs and outputs, and write the nodes that depend only on the inputs."""
         graph, config = self._graph, self._config
         graph.input("input_ids", TensorProto.INT64, ["batch", "sequence"])
         graph.input("attention_mask", TensorProto.INT64, ["batch", "total"])
@@ -100,14 +100,16 @@ class _CpuGraph:
         graph, one = self._graph, self._graph.constant("one", np.array([1]))
         batch = graph.node("Shape", ["input_ids"], "batch_size", end=1)
         tokens = graph.node("Shape", ["input_ids"], "sequence_length", start=1)
-        room = graph.node("Shape", ["past_key_values.0.key"], "room", start=2, end=3)
+        capacity = graph.node("Shape", ["past_key_values.0.key"], "capacity_rows", start=2, end=3)
         rest = graph.constant("rest", np.array([-1]))
         graph.node("Concat", [batch, tokens, rest], "by_sequence", axis=0)
 
         ones = graph.node("ReduceSum", ["attention_mask", one], "ones", keepdims=0)
         longest = graph.node("ReduceMax", [ones, graph.constant("zero", np.array([0]))], "longest")
         alone = graph.node("Equal", [tokens, one], "is_alone")
-        padding_row = graph.node("And", [alone, graph.node("Less", [longest, room], "has_room")], "has_padding_row")
+        padding_row = graph.node(
+            "And", [alone, graph.node("Less", [longest, capacity], "has_free_row")], "has_padding_row"
+        )
         padding_row = graph.node("Cast", [padding_row], "padding_row", to=TensorProto.INT64)
         self._declare_order(padding_row)
 
@@ -119,8 +121,8 @@ class _CpuGraph:
         graph.node("Cast", [total], "total_sequence_length", to=TensorProto.INT32)
 
     def _declare_order(self, padding_row: str) -> None:
-        """Which row goes where: `padded` (batch, rows), from the tokens' rows to attention's; `tokens_in_padded`
-        (batch * sequence, 2), from there back. The padding row is a copy of the single row."""
+        """The order of rows: `padded` (batch, rows) maps attention's rows to the tokens' rows, `tokens_in_padded`
+        (batch * sequence, 2) maps back. The padding row is a copy of the single row."""
         graph = self._graph
         sizes, count = graph.node("Shape", ["input_ids"], "sizes"), graph.node("Size", ["input_ids"], "count")
         first, step = graph.constant("first", np.array(0)), graph.constant("step", np.array(1))
@@ -129,10 +131,10 @@ class _CpuGraph:
         one_more = graph.node("Concat", [none, padding_row], "one_more", axis=0)
         graph.node("Pad", [rows, one_more], "padded", mode="edge")
         each = graph.node("ConstantOfShape", [sizes], "each", value=numpy_helper.from_array(np.array([1])))
-        graph.node("Transpose", [graph.node("NonZero", [each], "places")], "tokens_in_padded")
+        graph.node("Transpose", [graph.node("NonZero", [each], "indices")], "tokens_in_padded")
 
     def _layer(self, index: int, residual: str, delta: str) -> tuple[str, str]:
-        """One layer; the new residual stream and what is still to be added to it."""
+        """Write one layer. Returns the new residual stream and the value that must still be added to it."""
         name = f"layers.{index}"
         residual, x = self._norm(f"{name}.attention", layer(index, "input_layernorm.weight"), residual, delta)
         attended = self._attention(index, self._product(index, x, "self_attn", "q_proj", "k_proj", "v_proj"))
@@ -143,7 +145,7 @@ class _CpuGraph:
         return residual, self._mlp(index, x)
 
     def _norm(self, name: str, weight: str, residual: str, delta: str) -> tuple[str, str]:
-        """residual + delta, and its RMS norm. `delta` is empty before the first layer."""
+        """Returns residual + delta, and its RMS norm. `delta` is "" before the first layer."""
         graph, epsilon = self._graph, self._config.rms_eps
         gain = graph.constant(weight, self._source.tensor(weight))
         x, total = f"{name}.norm", f"{name}.residual"
@@ -185,7 +187,7 @@ class _CpuGraph:
         return self._product(index, graph.node("Mul", [activated, up], f"{name}.gated"), "mlp", "down_proj")
 
     def _kept(self, value: str, columns: int) -> str:
-        """The rows of the last `logits_to_keep` positions; from -0 on is all of them."""
+        """The rows of the last `logits_to_keep` positions. A slice from -0 is all rows."""
         graph = self._graph
         end = graph.constant("to_end", np.array([np.iinfo(np.int64).max]))
         kept = graph.node("Slice", [self._by_sequence(value), "kept_from", end, "one"], f"{value}.kept")
@@ -227,13 +229,13 @@ class _CpuGraph:
 
 
 def _check_sizes(config: TransformerConfig) -> None:
-    """Raises BundleError for a model whose matrices cannot be cut into blocks, or whose heads the kernel refuses."""
+    """Raises BundleError if a matrix cannot be split into blocks, or if the kernel does not support the heads."""
     sizes = {"hidden": config.hidden, "feed-forward": config.ffn, "attention": config.heads * config.head_dim}
     for name, size in sizes.items():
         if size % quantise.BLOCK:
             raise BundleError(f"The model's {name} size, {size}, is not a multiple of {quantise.BLOCK}.")
     if config.head_dim % 16 or config.heads % config.kv_heads:
         raise BundleError(
-            f"{config.heads} heads of {config.head_dim} over {config.kv_heads} cached ones are not supported: a head's "
-            "size must be a multiple of 16, and each cached one serve a whole number of others."
+            f"{config.heads} heads of size {config.head_dim} with {config.kv_heads} key-value heads are not supported: "
+            "the size must be a multiple of 16, and the number of heads a multiple of the key-value heads."
         )

@@ -1,5 +1,7 @@
-"""Writes genai_config.json, onnxruntime-genai's description of a model folder. It refuses keys it does not know, so
-what only this gateway reads stands in files of its own."""
+"""Writes genai_config.json, onnxruntime-genai's description of a model folder.
+
+onnxruntime-genai refuses unknown keys, so data that only this gateway reads is in other files.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from gateway.builder.sources.source import GenerationDefaults, TransformerConfig
 
 
 def genai_config(config: TransformerConfig, generation: GenerationDefaults, decoder: dict[str, Any]) -> dict[str, Any]:
-    """The whole file. `decoder` says what differs between targets: file names, inputs, outputs, pipeline, windows."""
+    """The whole file. `decoder` depends on the target: file names, inputs, outputs, pipeline, windows."""
     stop = config.eos_ids
     model: dict[str, Any] = {
         "type": "decoder-pipeline" if "pipeline" in decoder else config.architecture,

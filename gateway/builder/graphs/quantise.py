@@ -1,4 +1,4 @@
-"""Floating-point matrices into blocks of small integers, for sources that are not quantised already."""
+"""Quantises floating-point matrices into blocks of small integers, for sources that are not quantised."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 from gateway.builder.sources.source import Blocks
 
 BLOCK = 32
-_ROWS_AT_ONCE = 4096  # bounds the temporaries on a vocabulary-sized matrix
-_SHRINKS = (1.0, 0.96, 0.92, 0.88, 0.84)  # shares of a block's range to try: clipping its extremes often costs less
+_ROWS_AT_ONCE = 4096  # limits the temporary memory for a matrix with one row for each token
+#: Fractions of a block's range to try. Clipping the extremes often gives a smaller error.
+_SHRINKS = (1.0, 0.96, 0.92, 0.88, 0.84)
 
 _Array = NDArray[np.float32]
 
 
 def four_bit(weights: _Array) -> Blocks:
-    """Blocks of 32, fitted by least squares: weight = scale * (quant - zero), zero a whole number 0..15."""
+    """Blocks of 32, fitted by least squares: weight = scale * (quant - zero), with an integer zero 0..15."""
     return _by_rows(weights, _four_bit)
 
 
@@ -27,7 +28,7 @@ def eight_bit(weights: _Array) -> Blocks:
 
 
 def as_eight_bit(blocks: Blocks | None) -> Blocks | None:
-    """The same numbers as symmetric 8-bit blocks; None where that is not possible without loss."""
+    """The same values as symmetric 8-bit blocks. None if that is not possible without loss."""
     if blocks is None or blocks.bits == 8:
         return blocks
     if not np.array_equal(blocks.minimum, -8 * blocks.scale):
@@ -37,7 +38,7 @@ def as_eight_bit(blocks: Blocks | None) -> Blocks | None:
 
 
 def join(parts: list[Blocks]) -> Blocks:
-    """The rows of several matrices of one kind, one below the other."""
+    """Concatenate the rows of several matrices of one kind."""
     return Blocks(
         bits=parts[0].bits,
         scale=np.concatenate([part.scale for part in parts]),
@@ -71,7 +72,7 @@ _Fit = tuple[_Array, _Array, _Array, _Array]  # squared error, scale, zero point
 
 
 def _fit(weights: _Array, low: _Array, high: _Array) -> _Fit:
-    """Integers for the range low..high, then the scale that suits these integers best."""
+    """Choose integers for the range low..high, then the best scale for these integers."""
     scale = _nonzero((high - low) / np.float32(15))
     zero = np.clip(np.rint(-low / scale), 0, 15)
     quants = np.clip(np.rint(weights / scale[..., None]) + zero[..., None], 0, 15)
@@ -91,5 +92,5 @@ def _better(first: _Fit, second: _Fit) -> _Fit:
 
 
 def _nonzero(scale: _Array) -> _Array:
-    """Blocks of nothing but zeros get scale 1: any scale is right, and none may divide by zero."""
+    """Replace scale 0, of a block of zeros, with 1, because the weights are divided by it."""
     return np.where(scale == 0, np.float32(1), scale).astype(np.float32)

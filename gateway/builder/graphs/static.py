@@ -1,22 +1,22 @@
-"""The NPU flavour of a model, float or 4-bit: graphs of fixed shape in the Windows ML layout (family B).
+"""Writes the graphs of a model for the NPU, float or quantised: graphs of fixed shape in the Windows ML layout.
 
     embeddings.onnx  input_ids int64 (1, rows)                  -> input_hidden_states float16 (1, rows, hidden)    CPU
     context.onnx     input_hidden_states (1, width, hidden), cache -> output_hidden_states (1, width, hidden)       NPU
     iterator.onnx    the same for one token                                                                         NPU
     lm_head.onnx     output_hidden_states                       -> logits float32 (1, rows, vocab)                  CPU
 
-A layer's cache: past_keys_%d, past_values_%d float16 (1, kv_heads, context, head_dim), handed back with the new rows in
-it as present_keys_%d, present_values_%d; both may be one buffer. past_seq_len int32 (1, 1) is the number of rows valid
-after the call, less one; total_seq_len int32 (1,) is the context's size. With several parts, each of these graphs is
-a chain, joined by hidden_states_%d.
+The cache of a layer: past_keys_%d, past_values_%d float16 (1, kv_heads, context, head_dim). present_keys_%d and
+present_values_%d return it with the new rows; input and output may be one buffer. past_seq_len int32 (1, 1) is the
+number of valid rows after the call, minus one. total_seq_len int32 (1,) is the size of the context. With several parts,
+each of these graphs is a chain of graphs, connected by hidden_states_%d.
 
-    batch.onnx      one token each of several sequences: hidden states (1, sequences, hidden), caches
+    batch.onnx      one token of each of several sequences: hidden states (1, sequences, hidden), caches
                     (sequences, kv_heads, context, head_dim), past_seq_len (sequences, 1)                          NPU
 
-1. No fused skip-and-norm: the NPU refuses it. `SimplifiedLayerNormalization` is the form of RMS norm that stays right
-   there in float16; written out, its squares overflow.
-2. Embedding and head stay on the CPU: of a prompt the head needs the last row only, and a graph of fixed shape would
-   compute all of them. The head does the final norm itself, in float32.
+1. There is no fused residual add and norm, because the NPU refuses it. `SimplifiedLayerNormalization` computes RMS norm
+   correctly in float16 there. Separate nodes do not: the squares overflow.
+2. Embedding and head run on the CPU. The head needs only the last row of a prompt, and a graph of fixed shape computes
+   all rows. The head graph contains the final norm, in float32.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from gateway.builder.graphs.static_products import Precision, Products, Ranges, 
 from gateway.builder.graphs.writer import MICROSOFT, Dimension, GraphWriter
 from gateway.builder.sources.source import EMBEDDING, FINAL_NORM, HEAD, Blocks, ModelSource, layer
 
-PROMPT, STEP, BATCH = "context", "iterator", "batch"  # graphs by name; the first two are Windows ML's names
+PROMPT, STEP, BATCH = "context", "iterator", "batch"  # names of graphs; the first two are Windows ML's names
 
 
 class Part(Struct, frozen=True, kw_only=True):
-    """A run of layers that makes one NPU graph: number `index` of `count`."""
+    """Consecutive layers that are one NPU graph: number `index` of `count`."""
 
     index: int
     count: int
@@ -58,7 +58,7 @@ class Part(Struct, frozen=True, kw_only=True):
 
 
 def split(layers: int, count: int) -> list[Part]:
-    """The layers in `count` runs, as even as can be."""
+    """Split the layers into `count` parts that differ by at most one layer."""
     edges = [layers * index // count for index in range(count + 1)]
     return [Part(index=index, count=count, layers=range(edges[index], edges[index + 1])) for index in range(count)]
 
@@ -74,11 +74,15 @@ def write_part(
     ranges: Ranges | None = None,
     sequences: int = 1,
 ) -> dict[tuple[str, int], Path]:
-    """Write a part's layers once, and a graph over them for each name in `widths` and each context length.
+    """Write a part's constants once, and a graph for each name in `widths` and each context length.
 
-    With several `sequences` there is one more graph, BATCH, for one token of each of them. A precision that quantises
-    activations needs their ranges; without them its graphs are written in float32 and have every activation whose range
-    matters as an output of its own. Returns the paths by (name, context length).
+    Returns the paths by (name, context length).
+
+    Args:
+        widths: name of a graph -> number of tokens of one call.
+        ranges: needed by a precision that quantises activations. If None, the graphs are float32, and every activation
+            that needs a range is an output.
+        sequences: if more than 1, there is also a graph BATCH for one token of each sequence.
     """
     paths = {}
 
@@ -100,9 +104,9 @@ def write_part(
 
 
 def write_embeddings_and_head(source: ModelSource, folder: Path, precision: Precision) -> None:
-    """Write embeddings.onnx and lm_head.onnx; both read one 8-bit table where the model ties them.
+    """Write embeddings.onnx and lm_head.onnx. If the model ties them, both read one 8-bit table.
 
-    Hidden states are float32 with precision fp32, else float16.
+    Hidden states are float32 if the precision is fp32, else float16.
     """
     config = source.config
     float_type = TensorProto.FLOAT if precision == "fp32" else TensorProto.FLOAT16
@@ -130,14 +134,14 @@ def write_embeddings_and_head(source: ModelSource, folder: Path, precision: Prec
 
 
 def graph_stem(name: str, part: Part, context: int, contexts: Sequence[int]) -> str:
-    """A graph's file name without its suffix: it tells the context length, unless that is the longest."""
+    """The file name of a graph without its suffix. It contains the context length, except for the longest one."""
     return f"{name}{part.suffix}" + ("" if context == max(contexts) else f"_{context}")
 
 
 class _PartGraph:
-    """Layers for any number of tokens of one sequence, or for one token each of several.
+    """Layers for several tokens of one sequence, or for one token of each of several sequences.
 
-    Every value is (1, rows, ...) of the products' float type; attention wants those of several sequences as
+    Every value is (1, rows, ...) in the products' float type. For several sequences, attention needs
     (sequences, 1, ...).
     """
 
@@ -156,7 +160,7 @@ class _PartGraph:
         self._float = TensorProto.FLOAT if products.dtype is np.float32 else TensorProto.FLOAT16
 
     def write(self) -> None:
-        """Add the layers to the graph; open dimensions are "context" and, of one sequence, "width": its tokens."""
+        """Add the layers to the graph. Dynamic dimensions: "context", and for one sequence "width", its tokens."""
         graph, part = self._graph, self._part
         rows: list[Dimension] = [1, self._rows, self._config.hidden]
         graph.input(part.input, self._float, rows)
@@ -219,7 +223,7 @@ class _PartGraph:
         return self._product(index, attended, "self_attn.o_proj")
 
     def _by_sequence(self, value: str, columns: int) -> str:
-        """(1, sequences, columns) -> (sequences, 1, columns); of one sequence a value stays what it is."""
+        """(1, sequences, columns) -> (sequences, 1, columns). Returns `value` itself for one sequence."""
         if self._sequences == 1:
             return value
         return self._reshaped(value, f"{value}.by_sequence", [self._sequences, 1, columns])

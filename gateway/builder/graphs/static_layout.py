@@ -1,4 +1,4 @@
-"""The `decoder` section of genai_config.json over our graphs of fixed shape: which of them runs when, and on what."""
+"""Writes the `decoder` section of genai_config.json for our graphs of fixed shape: the pipeline of stages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OUTPUTS = {
 
 
 class StaticLayout(Struct, frozen=True, kw_only=True):
-    """The graphs of one bundle. `width`: tokens of a prompt's window; `soc`: the chip's number, None where unknown."""
+    """The graphs of one bundle. `width`: tokens of a prompt window. `soc`: the chip number, None if unknown."""
 
     parts: Sequence[Part]
     contexts: Sequence[int]
@@ -34,7 +34,7 @@ class StaticLayout(Struct, frozen=True, kw_only=True):
     soc: int | None
 
     def decoder(self, names: Iterable[str], context: int, up: str = "") -> dict[str, Any]:
-        """The section for the graphs `names` of one context length; `up` leads from its folder to the files."""
+        """The section for the graphs `names` of one context length. `up`: the path from its folder to the files."""
         window = {"window_size": self.width, "pad_value": 0, "alignment": "left", "slide_key_value_cache": False}
         return {
             "inputs": _INPUTS,

@@ -1,19 +1,19 @@
-"""Matrix products in graphs of fixed shape, in the number formats that the NPU computes.
+"""Writes matrix products in graphs of fixed shape, in the number formats of the NPU.
 
-    fp32, fp16  plain products
-    int4        blocks of 4 or 8 bits with float activations; a GGUF file's own blocks stay what they are
-    w8a16       8-bit weights per output, 16-bit activations
+    fp32, fp16  float weights and activations
+    int4        blocks of 4 or 8 bits, float activations; blocks from a GGUF file do not change
+    w8a16       8-bit weights with one scale for each output, 16-bit activations
     w4a16       blocks of 4 bits with scales on a coarse grid, 16-bit activations
 
-The last two need to know the range of every activation (`Ranges`, from `static_calibration`).
+The last two need the range of every activation (`Ranges`, from `builder/npu/calibration.py`).
 
-1. Only products are quantised; norms, attention, activation functions and the residual stream stay floats. Such a graph
-   is right where a fully quantised one is off (16-bit norms by up to 0.4), and in float16 the compiler takes it at
-   every width (in float32 it runs out of memory from 32 tokens on).
-2. The residual stream has a few huge values (SmolLM2: 2500 where most are below 10). A product whose range they set
-   would drown all other tokens in rounding, so it keeps float activations.
-3. Weights are symmetric: the NPU is silently wrong about blocks with a zero point between two values. What a block's
-   minimum leaves over goes into a small float product with the sums of the inputs.
+1. Only products are quantised. Norms, attention, activation functions and the residual stream stay float. A fully
+   quantised graph is inexact: 16-bit norms have errors up to 0.4. The compiler accepts float16 at every width. With
+   float32, it runs out of memory from 32 tokens on.
+2. The residual stream has a few very large values (SmolLM2: 2500, most are below 10). If they set the range of a
+   product, the rounding error of all other tokens is too large, so that product keeps float activations.
+3. Weights are symmetric, because the NPU computes blocks with a fractional zero point wrongly, without an error. The
+   rest of a block's minimum is a small float product with the sums of the inputs.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from gateway.builder.sources.source import Blocks, ModelSource
 Precision = Literal["fp32", "fp16", "int4", "w8a16", "w4a16"]
 
 _GRID = 16
-#: Text that calibration has not seen goes beyond what it saw, and clipping costs more than the bit that this takes.
-#: Top-1 of SmolLM2 in w8a16 with 1.1, 1.5, 2 and 3: 96.1, 96.9, 97.7, 96.9 %.
+#: Factor on the calibrated range. Other text has larger activations, and clipping costs more than one bit.
+#: Top-1 agreement of SmolLM2 in w8a16 with 1.1, 1.5, 2 and 3: 96.1, 96.9, 97.7, 96.9 %.
 _HEADROOM = 2.0
-#: Rounding to 16 bits may cost a product so much of a typical token's size; beyond, it keeps float activations.
+#: The largest rounding error of 16 bits, as a fraction of a typical token's size. Above it, activations stay float.
 _TOLERATED = 0.02
 
 
 class Range(Struct, frozen=True):
-    """What an activation was seen to be: its ends, and the size (root mean square) of the median token."""
+    """The calibrated range of an activation: its ends, and the size (root mean square) of the median token."""
 
     low: float
     high: float
@@ -49,7 +49,7 @@ class Range(Struct, frozen=True):
 
     @property
     def scale(self) -> np.float16:
-        """Of a 16-bit code that covers it and more."""
+        """The scale of a 16-bit code for the range with headroom."""
         span = _HEADROOM * (max(self.high, 0.0) - min(self.low, 0.0))
         return np.float16(max(span / 65535, 1e-6))
 
@@ -59,22 +59,22 @@ class Range(Struct, frozen=True):
 
     @property
     def is_even(self) -> bool:
-        """Whether 16 bits over the whole range still resolve a typical token."""
+        """True if 16 bits for the whole range are fine enough for a typical token."""
         return float(self.scale) / 12**0.5 <= _TOLERATED * self.typical
 
 
 Float = type[np.floating[Any]]
-#: activation name -> what it was seen to be
+#: activation name -> its range
 Ranges = Mapping[str, Range]
-#: Provider options that a precision needs when it is compiled. Without this one the NPU computes products of 4-bit
-#: blocks in floats, and ignores that their activations are 16 bits.
+#: Provider options for the compilation of a precision. Without this option, the NPU computes products of 4-bit blocks
+#: in float and ignores the 16-bit activations.
 COMPILE_OPTIONS: dict[Precision, dict[str, str]] = {"w4a16": {"enable_block_quant_weight_optimization": "1"}}
 
 
 class Products(Protocol):
-    """Writes products with the source's weights, of values of one float type.
+    """Writes products with the source's weights, in one float type.
 
-    `seen`: values that the graph must give out so that their range can be seen -> their columns.
+    `seen`: activations that must be outputs of the graph for calibration -> their columns.
     """
 
     @property
@@ -84,11 +84,11 @@ class Products(Protocol):
     def seen(self) -> dict[str, int]: ...
 
     def product(self, x: str, weight: str, y: str) -> str:
-        """Write y = x · wᵀ for the source's tensor `weight`; returns what the result is called."""
+        """Write y = x · wᵀ for the source's tensor `weight`. Returns the name of the result."""
 
 
 def make_products(source: ModelSource, graph: GraphWriter, precision: Precision, ranges: Ranges | None) -> Products:
-    """Without the ranges that they need, quantised products are written in float32, for the ranges to be seen."""
+    """The writer for a precision. Without ranges, quantised products are written in float32, for calibration."""
     match precision:
         case "fp32":
             return FloatProducts(source, graph, np.float32)
@@ -133,7 +133,7 @@ class BlockProducts:
 class QuantisedProducts:
     """w8a16, w4a16: integer weights, 16-bit activations.
 
-    Without ranges it computes the same products in floats, for the ranges to be seen.
+    Without ranges, it computes the same products in float, for calibration.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class QuantisedProducts:
         return self._coded[x]
 
     def _rounded(self, x: str, seen: Range, y: str) -> str:
-        """x through its 16-bit code."""
+        """x, rounded to its 16-bit code."""
         scale = self._graph.constant(f"{y}.scale", np.array(seen.scale, self.dtype))
         zero = self._graph.constant(f"{y}.zero", np.array(seen.zero))
         code = self._graph.node("QuantizeLinear", [x, scale, zero], f"{y}.code")
@@ -199,8 +199,13 @@ class QuantisedProducts:
 
 
 class _Matrix(Struct, frozen=True, kw_only=True):
-    """A weight as it is multiplied, inputs as rows: codes int8 (columns, rows) times scales, by output (rows,) or by
-    block of inputs (blocks, rows). `missing` (rows, blocks) times the blocks' sums is to be added."""
+    """A transposed weight: codes times scales, plus a correction.
+
+    Args:
+        codes: int8 (columns, rows).
+        scales: by output (rows,), or by block of inputs (blocks, rows).
+        missing: (rows, blocks); its product with the blocks' sums is added to the result.
+    """
 
     bits: int
     codes: NDArray[np.int8]
@@ -221,9 +226,9 @@ def _by_output(weights: NDArray[np.float32]) -> _Matrix:
 
 
 def _by_block(blocks: Blocks) -> _Matrix:
-    """Block scales on the grid that the NPU has for 16-bit activations: 1 to 16 sixteenths of the output's largest.
+    """Round the block scales to the NPU's grid for 16-bit activations: 1/16 to 16/16 of the output's largest scale.
 
-    Others it rounds to that grid by itself, whatever that does to the product; these it leaves as they are.
+    The NPU rounds other scales to that grid itself. It does not change these.
     """
     largest = np.maximum(blocks.scale.max(1, keepdims=True), 1e-6)
     unit = (largest / _GRID).astype(np.float16).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Writes an ONNX graph node by node; large constants go straight to a file beside it, never all into memory."""
+"""Writes an ONNX graph node by node. Large constants go directly to a second file, so memory never holds them all."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 MICROSOFT = "com.microsoft"
-_INLINE_BYTES = 1024  # smaller constants stay in the graph, where shape inference and folding can see them
-_ALIGNMENT = 4096  # a page: the runtime maps each constant instead of reading it
+_INLINE_BYTES = 1024  # smaller constants stay in the graph, where shape inference and constant folding use them
+_ALIGNMENT = 4096  # a memory page, so that the runtime maps each constant and does not read it
 
-Dimension = int | str  # a name is a dynamic dimension
+Dimension = int | str  # a str names a dynamic dimension
 
 
 class GraphWriter:
-    """`path` gets the graph, `path` + ".data" the constants. Use as a context manager, then `save`."""
+    """Writes the graph to `path` and the constants to `path` + ".data". Use it as a context manager; call `save`."""
 
     def __init__(self, path: Path, *, opset: int = 21) -> None:
         self._path = path
@@ -31,6 +31,7 @@ class GraphWriter:
         self._constants: dict[str, onnx.TensorProto] = {}
         self._notes: dict[str, str] = {}
         self._data = self._data_path.open("wb")
+        self._data_bytes = 0
 
     def __enter__(self) -> GraphWriter:
         return self
@@ -45,7 +46,7 @@ class GraphWriter:
         return self._path.with_name(self._path.name + ".data")
 
     def note(self, key: str, value: str) -> None:
-        """Text that the saved graph carries as metadata, for whoever opens it."""
+        """Add a metadata entry to the saved graph."""
         self._notes[key] = value
 
     def input(self, name: str, dtype: int, shape: Sequence[Dimension]) -> str:
@@ -57,7 +58,7 @@ class GraphWriter:
         return name
 
     def constant(self, name: str, array: NDArray[Any]) -> str:
-        """A constant, written once: a second call with the same name only returns it."""
+        """Add a constant. A second call with the same name only returns the name."""
         if name not in self._constants:
             array = np.ascontiguousarray(array)
             self._constants[name] = (
@@ -66,7 +67,7 @@ class GraphWriter:
         return name
 
     def int4_constant(self, name: str, codes: NDArray[np.int8]) -> str:
-        """Numbers -8..7, stored two to a byte; their count is even."""
+        """Add a constant of integers -8..7, two in a byte. Their count is even."""
         if name not in self._constants:
             flat = np.ascontiguousarray(codes).reshape(-1).view(np.uint8) & 15
             tensor = self._external(name, flat[0::2] | flat[1::2] << 4)
@@ -76,7 +77,7 @@ class GraphWriter:
         return name
 
     def reshaped_constant(self, name: str, other: str, shape: Sequence[int]) -> str:
-        """The bytes of constant `other` under another name and shape; nothing is stored twice."""
+        """Add a constant that shares the bytes of constant `other`, with another name and shape."""
         tensor = TensorProto()
         tensor.CopyFrom(self._constants[other])
         tensor.name = name
@@ -86,32 +87,32 @@ class GraphWriter:
         return name
 
     def borrow(self, other: GraphWriter, *names: str) -> None:
-        """Use constants of another graph in the same folder; their bytes stay in that graph's file."""
+        """Use constants of another graph in the same folder. Their bytes stay in that graph's file."""
         for name in names:
             self._constants[name] = other._constants[name]
 
     def node(self, kind: str, inputs: Sequence[str], output: str, *, domain: str = "", **attributes: Any) -> str:
-        """A node with one output, named after it; returns the output's name."""
+        """Add a node with one output. Returns the name of the output."""
         self.nodes(kind, inputs, [output], domain=domain, **attributes)
         return output
 
     def nodes(
         self, kind: str, inputs: Sequence[str], outputs: Sequence[str], *, domain: str = "", **attributes: Any
     ) -> Sequence[str]:
-        """A node with several outputs; an empty name skips one."""
+        """Add a node with several outputs. An empty name omits an output. Returns the names."""
         name = f"{outputs[-1]}/{kind}"
         self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, domain=domain, **attributes))
         return outputs
 
     def restart(self) -> None:
-        """Begin another graph over the same constants."""
+        """Start another graph with the same constants."""
         self._nodes, self._inputs, self._outputs = [], [], []
 
     def save(self, graph_name: str) -> None:
         self._save(self._path, graph_name, self._inputs, self._outputs)
 
     def save_fixed(self, path: Path, graph_name: str, **sizes: int) -> None:
-        """Save a copy, over the same constants, in which each named dimension has the given size."""
+        """Save a copy with the same constants, in which each named dimension has the given size."""
         inputs, outputs = ([_fixed(value, sizes) for value in values] for values in (self._inputs, self._outputs))
         self._save(path, graph_name, inputs, outputs)
 
@@ -126,7 +127,7 @@ class GraphWriter:
         onnx.save(model, path)
 
     def _external(self, name: str, array: NDArray[Any]) -> onnx.TensorProto:
-        self._data.write(b"\0" * (-self._data.tell() % _ALIGNMENT))
+        offset = self._append(array)
         tensor = TensorProto(
             name=name,
             data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
@@ -135,12 +136,19 @@ class GraphWriter:
         )
         for key, value in (
             ("location", self._data_path.name),
-            ("offset", self._data.tell()),
+            ("offset", offset),
             ("length", array.nbytes),
         ):
             tensor.external_data.add(key=key, value=str(value))
-        self._data.write(array.data)
         return tensor
+
+    def _append(self, array: NDArray[Any]) -> int:
+        """Append the array to the file of constants. Returns its offset."""
+        offset = self._data_bytes + -self._data_bytes % _ALIGNMENT
+        self._data.write(b"\0" * (offset - self._data_bytes))
+        self._data.write(array.data)
+        self._data_bytes = offset + array.nbytes
+        return offset
 
 
 def _fixed(value: onnx.ValueInfoProto, sizes: dict[str, int]) -> onnx.ValueInfoProto:

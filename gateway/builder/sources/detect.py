@@ -1,4 +1,4 @@
-"""From a path to the model source that reads it."""
+"""Selects the reader for a model source by its path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gateway.errors import BundleError
 def open_source(path: Path) -> ModelSource:
     """Open a GGUF file or a Hugging Face model folder. Raises BundleError for anything else."""
     if not path.exists():
-        raise BundleError(f"There is no model at {path.name}: give a .gguf file or a Hugging Face model folder.")
+        raise BundleError(f"There is no model at {path.name}. Give a .gguf file or a Hugging Face model folder.")
     if path.is_dir():
         return HuggingFaceSource(path)
     if path.suffix.lower() == ".gguf":

@@ -1,4 +1,4 @@
-"""A model in a GGUF file: llama.cpp's names, blocks and rotary order turned into the ones `ModelSource` promises."""
+"""A model in a GGUF file. Converts llama.cpp's names, blocks and rotary order to those of `ModelSource`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _LAYER_NAMES = {
 
 
 class GgufSource:
-    """See ModelSource. The file stays mapped until the object is collected."""
+    """Implements ModelSource. The file stays memory-mapped until the object is collected."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.name
@@ -94,7 +94,7 @@ class GgufSource:
             raise BundleError(f"{self._file} has no tensor {name}.") from None
 
     def _half_split(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:
-        """llama.cpp stores the q and k rows of Llama and Mistral as interleaved rotary pairs; put them in halves."""
+        """Reorder the q and k rows of Llama and Mistral, which llama.cpp stores as interleaved rotary pairs."""
         if self.config.architecture == "llama" and ".self_attn.q_proj." in name:
             return _deinterleave(rows, self.config.heads)
         if self.config.architecture == "llama" and ".self_attn.k_proj." in name:
@@ -137,12 +137,14 @@ class GgufSource:
 
     def _rope_factors(self, architecture: str) -> tuple[float, ...]:
         kind = self._metadata(f"{architecture}.rope.scaling.type", "none")
-        if "rope_freqs.weight" in self._tensors:  # llama3 scaling, already worked out per frequency
+        if "rope_freqs.weight" in self._tensors:  # llama3 scaling, one factor for each frequency
             return tuple(float(factor) for factor in self._tensors["rope_freqs.weight"].data)
         if kind == "none":
             return ()
         if kind != "linear":
-            raise BundleError(f"{self._file} uses rotary scaling of type {kind!r}; llama3 and linear are supported.")
+            raise BundleError(
+                f"{self._file} uses rotary scaling of type {kind!r}. Only llama3 and linear are supported."
+            )
         pairs = int(self._metadata(f"{architecture}.rope.dimension_count")) // 2
         return (float(self._metadata(f"{architecture}.rope.scaling.factor", 1.0)),) * pairs
 
@@ -156,6 +158,6 @@ def _gguf_name(name: str) -> str:
 
 
 def _deinterleave(rows: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Rows (heads, pair, 2) -> (heads, 2, pair), flattened again; further axes stay as they are."""
+    """Reorder rows (heads, pair, 2) to (heads, 2, pair). Other axes do not change."""
     pairs = rows.reshape(heads, -1, 2, *rows.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows.shape))

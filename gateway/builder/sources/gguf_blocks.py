@@ -1,4 +1,4 @@
-"""GGUF's block formats unpacked into `Blocks`: scales, minimums and integers, exactly as stored."""
+"""Unpacks GGUF's block formats into `Blocks`: scales, minimums and integers, exactly as stored."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _Bytes = NDArray[np.uint8]
 
 
 def _half(raw: _Bytes) -> NDArray[np.float32]:
-    """The little-endian float16 in the first two bytes of each block."""
+    """The little-endian float16 in the first two bytes of each block, as float32."""
     return np.ascontiguousarray(raw[..., :2]).view("<f2")[..., 0].astype(np.float32)
 
 
 def _nibbles(raw: _Bytes) -> _Bytes:
-    """(..., 16) packed -> (..., 32): all the low halves first, then all the high ones."""
+    """(..., 16) packed -> (..., 32): all low nibbles first, then all high nibbles."""
     return np.concatenate([raw & 15, raw >> 4], axis=-1)
 
 
@@ -38,7 +38,7 @@ def _q8_0(raw: _Bytes) -> Blocks:
 
 
 def _q4_k(raw: _Bytes) -> Blocks:
-    """Super-blocks of 8: two float16 that scale 6-bit scales and minimums; 4-bit quants, two blocks in 32 bytes."""
+    """Super-blocks of 8 blocks: two float16 factors, 6-bit scales and minimums, 4-bit quants: 2 blocks in 32 bytes."""
     scales, minimums = _six_bit_pairs(raw[..., 4:16])
     pairs = raw[..., 16:].reshape(*raw.shape[:-1], 4, 32)
     quants = np.stack([pairs & 15, pairs >> 4], axis=-2)  # (..., 4, 2, 32)
@@ -51,7 +51,7 @@ def _q4_k(raw: _Bytes) -> Blocks:
 
 
 def _six_bit_pairs(raw: _Bytes) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(..., 12) -> 8 scales and 8 minimums; the last four of each have their upper two bits in the first bytes."""
+    """(..., 12) -> 8 scales and 8 minimums. The upper two bits of the last four of each are in the first 8 bytes."""
     first, second, rest = raw[..., 0:4], raw[..., 4:8], raw[..., 8:12]
     scales = np.concatenate([first & 63, (rest & 15) | (first >> 6 << 4)], axis=-1)
     minimums = np.concatenate([second & 63, (rest >> 4) | (second >> 6 << 4)], axis=-1)
@@ -59,7 +59,7 @@ def _six_bit_pairs(raw: _Bytes) -> tuple[NDArray[np.float32], NDArray[np.float32
 
 
 def _q6_k(raw: _Bytes) -> Blocks:
-    """Super-blocks of 16 blocks of 16: low halves, upper two bits, int8 scales, one float16 over all."""
+    """Super-blocks of 16 blocks of 16: low nibbles, upper two bits, int8 scales, one float16 factor for all."""
     low = raw[..., :128].reshape(*raw.shape[:-1], 2, 1, 64)
     high = raw[..., 128:192].reshape(*raw.shape[:-1], 2, 1, 32)
     nibbles = np.concatenate([low & 15, low >> 4], axis=-2).reshape(*raw.shape[:-1], 2, 4, 32)
@@ -75,7 +75,7 @@ def _flat(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return values.reshape(values.shape[0], -1)
 
 
-#: format name -> (bytes per block, its reader); raw blocks come as (rows, blocks, bytes per block)
+#: format name -> (bytes per block, its reader). A reader gets (rows, blocks, bytes per block).
 _FORMATS: dict[str, tuple[int, Callable[[_Bytes], Blocks]]] = {
     "Q4_0": (18, _q4_0),
     "Q4_1": (20, _q4_1),
@@ -86,7 +86,7 @@ _FORMATS: dict[str, tuple[int, Callable[[_Bytes], Blocks]]] = {
 
 
 def unpack(format_name: str, rows: _Bytes) -> Blocks | None:
-    """`rows`: uint8 (rows, bytes per row) of a GGUF tensor; None for a format that no such blocks can hold."""
+    """Unpack a GGUF tensor: uint8 (rows, bytes per row). None if `Blocks` cannot represent the format."""
     if format_name not in _FORMATS:
         return None
     size, read = _FORMATS[format_name]

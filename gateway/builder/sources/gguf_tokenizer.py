@@ -1,8 +1,8 @@
-"""The tokenizer in a GGUF file's metadata as a Hugging Face tokenizer.json.
+"""Converts the tokenizer in a GGUF file's metadata to a Hugging Face tokenizer.json.
 
-The file holds the vocabulary and the merges but only the *name* of the rule that cuts text into words before merging
-(`tokenizer.ggml.pre`); the rules themselves are here. An unknown name is an error: a wrong rule gives wrong ids that
-still look like text.
+The file contains the vocabulary and the merges, but only the name of the pre-tokenizer, which splits text into words
+(`tokenizer.ggml.pre`). This module has the pre-tokenizers. An unknown name is an error, because a wrong pre-tokenizer
+gives wrong token ids that still decode to text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Metadata = Callable[..., Any]  # metadata(key, default=None)
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # tokenizer.ggml.token_type
 
-#: Tokens that end a turn or a text whatever `eos_token_id` says; the model family decides which of them exist.
+#: Tokens that end a turn or a text, in addition to `eos_token_id`. Each model family has some of them.
 _END_TOKENS = {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "</s>"}
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -28,14 +28,14 @@ _LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_RES
 _QWEN2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}"
 
 
-class _WordRule(Struct, frozen=True, kw_only=True):
-    """How text is cut into words. `pattern` None: GPT-2's own pattern, which is built into `ByteLevel`."""
+class _PreTokenizerRule(Struct, frozen=True, kw_only=True):
+    """How text is split into words. `pattern` None: GPT-2's pattern, which is part of `ByteLevel`."""
 
     pattern: str | None = None
     single_digits: bool = False
-    compose: bool = False  # normalise to NFC first
-    whole_words: bool = False  # a word in the vocabulary is one token even where the merges would not reach it
-    begin_token: bool = False  # what to assume when the file does not say `add_bos_token`
+    nfc: bool = False  # normalise to NFC first
+    ignore_merges: bool = False  # a word in the vocabulary is one token, even if the merges do not lead to it
+    add_bos: bool = False  # the default of `add_bos_token`
 
     def pre_tokenizer(self) -> Any:
         digits = [pre_tokenizers.Digits(individual_digits=True)] if self.single_digits else []
@@ -44,8 +44,8 @@ class _WordRule(Struct, frozen=True, kw_only=True):
         return pre_tokenizers.Sequence([*digits, *split, to_bytes])
 
 
-_GPT2 = _WordRule()
-_SINGLE_DIGITS = _WordRule(single_digits=True)
+_GPT2 = _PreTokenizerRule()
+_SINGLE_DIGITS = _PreTokenizerRule(single_digits=True)
 _RULES = {
     "default": _GPT2,
     "gpt-2": _GPT2,
@@ -53,30 +53,32 @@ _RULES = {
     "starcoder": _SINGLE_DIGITS,
     "refact": _SINGLE_DIGITS,
     "command-r": _SINGLE_DIGITS,
-    "llama-bpe": _WordRule(pattern=_LLAMA3, whole_words=True, begin_token=True),
-    "qwen2": _WordRule(pattern=_QWEN2, compose=True),
-    "deepseek-r1-qwen": _WordRule(pattern=_QWEN2, compose=True, begin_token=True),
+    "llama-bpe": _PreTokenizerRule(pattern=_LLAMA3, ignore_merges=True, add_bos=True),
+    "qwen2": _PreTokenizerRule(pattern=_QWEN2, nfc=True),
+    "deepseek-r1-qwen": _PreTokenizerRule(pattern=_QWEN2, nfc=True, add_bos=True),
 }
 
 
 def tokenizer_json(metadata: Metadata, file_name: str) -> str:
-    """The text of tokenizer.json. Raises BundleError for a kind of tokenizer or a word rule that is not known."""
+    """The text of tokenizer.json. Raises BundleError if the kind of tokenizer or its pre-tokenizer is unknown."""
     kind, rule_name = metadata("tokenizer.ggml.model"), metadata("tokenizer.ggml.pre", "default")
     if kind != "gpt2":
-        raise BundleError(f"{file_name} has a tokenizer of kind {kind!r}; only byte-level BPE ('gpt2') can be read.")
+        raise BundleError(f"{file_name} has a tokenizer of kind {kind!r}. Only byte-level BPE ('gpt2') is supported.")
     if rule_name not in _RULES:
-        raise BundleError(f"{file_name} cuts words by the rule {rule_name!r}; known are {', '.join(_RULES)}.")
+        raise BundleError(
+            f"{file_name} has the pre-tokenizer {rule_name!r}. Only these are supported: {', '.join(_RULES)}."
+        )
     rule = _RULES[rule_name]
     tokens: list[str] = metadata("tokenizer.ggml.tokens")
     merges = [tuple(merge.split(" ", 1)) for merge in metadata("tokenizer.ggml.merges")]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     try:
-        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule.whole_words))
-    except Exception as error:  # the library has no class of its own for it
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule.ignore_merges))
+    except Exception as error:  # the library raises a bare Exception
         raise BundleError(
             f"{file_name} is damaged: its vocabulary and merges do not fit together ({error})."
         ) from error
-    if rule.compose:
+    if rule.nfc:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = rule.pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
@@ -96,26 +98,26 @@ def tokenizer_config(metadata: Metadata) -> dict[str, Any]:
     }
     content: dict[str, Any] = {name: tokens[index] for name, index in named.items() if index is not None}
     content |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    content["add_bos_token"] = _adds_begin_token(metadata, _RULES.get(metadata("tokenizer.ggml.pre", "default"), _GPT2))
+    content["add_bos_token"] = _adds_bos(metadata, _RULES.get(metadata("tokenizer.ggml.pre", "default"), _GPT2))
     template = metadata("tokenizer.chat_template")
     return content | ({"chat_template": template} if template else {})
 
 
 def end_ids(metadata: Metadata) -> tuple[int, ...]:
-    """Every token id that ends the answer, the file's own `eos` first."""
+    """Every token id that ends an answer. The file's `eos` is first."""
     named = [metadata(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     tokens, types = metadata("tokenizer.ggml.tokens", ()), metadata("tokenizer.ggml.token_type", ())
     control = [index for index, kind in enumerate(types) if kind == _CONTROL and tokens[index] in _END_TOKENS]
     return tuple(dict.fromkeys(index for index in [*named, *control] if index is not None))
 
 
-def _adds_begin_token(metadata: Metadata, rule: _WordRule) -> bool:
+def _adds_bos(metadata: Metadata, rule: _PreTokenizerRule) -> bool:
     has_one = metadata("tokenizer.ggml.bos_token_id") is not None
-    return has_one and bool(metadata("tokenizer.ggml.add_bos_token", rule.begin_token))
+    return has_one and bool(metadata("tokenizer.ggml.add_bos_token", rule.add_bos))
 
 
-def _post_processor(metadata: Metadata, rule: _WordRule, tokens: list[str]) -> Any:
-    if not _adds_begin_token(metadata, rule):
+def _post_processor(metadata: Metadata, rule: _PreTokenizerRule, tokens: list[str]) -> Any:
+    if not _adds_bos(metadata, rule):
         return processors.ByteLevel(trim_offsets=True)
     index = metadata("tokenizer.ggml.bos_token_id")
     return processors.TemplateProcessing(single=[tokens[index], "$A"], special_tokens=[(tokens[index], index)])

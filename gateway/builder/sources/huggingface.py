@@ -1,4 +1,4 @@
-"""A model in a Hugging Face folder: config.json, *.safetensors, tokenizer.json and the small files beside them."""
+"""A model in a Hugging Face folder: config.json, *.safetensors, tokenizer.json and the optional small files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gateway.errors import BundleError
 
 
 class HuggingFaceSource:
-    """See ModelSource. Floating-point weights only: bf16, f16 or f32."""
+    """Implements ModelSource. Reads only floating-point weights: bf16, f16, f32 or f64."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -49,7 +49,9 @@ class HuggingFaceSource:
     def tokenizer_json(self) -> str:
         path = self._folder / "tokenizer.json"
         if not path.is_file():
-            raise BundleError(f"{self._folder.name} has no tokenizer.json (convert its tokenizer to a fast one first).")
+            raise BundleError(
+                f"{self._folder.name} has no tokenizer.json. Convert its tokenizer to a fast tokenizer first."
+            )
         return path.read_text(encoding="utf-8")
 
     def tokenizer_config(self) -> dict[str, Any]:
@@ -92,15 +94,13 @@ def _check_supported(content: dict[str, Any]) -> None:
     if content.get("model_type") not in ARCHITECTURES:
         raise unsupported_architecture(str(content.get("model_type")))
     if "quantization_config" in content:
-        raise BundleError(
-            "Quantised Hugging Face folders cannot be read; take the bf16 or f16 weights, or a GGUF file."
-        )
+        raise BundleError("Quantised Hugging Face folders cannot be read. Use the bf16 or f16 weights, or a GGUF file.")
     if content.get("hidden_act", "silu") != "silu":
         raise unsupported_architecture(f"{content['model_type']} with {content['hidden_act']}")
 
 
 def _context_length(content: dict[str, Any]) -> int:
-    """Without its sliding window a model is exact only up to that window, so that is its context here."""
+    """The context without a sliding window. We do not implement one, so its size limits the context."""
     length = int(content["max_position_embeddings"])
     windowed = content.get("sliding_window") and content.get("use_sliding_window", True)
     return min(length, int(content["sliding_window"])) if windowed else length
@@ -122,11 +122,11 @@ def _rope_factors(rope: dict[str, Any], theta: float, head_dim: int) -> tuple[fl
     if kind == "llama3":
         wavelengths = [2 * math.pi * theta ** (2 * pair / head_dim) for pair in range(pairs)]
         return tuple(_llama3_factor(rope, wavelength) for wavelength in wavelengths)
-    raise BundleError(f"Rotary scaling of type {kind!r} is not supported; llama3 and linear are.")
+    raise BundleError(f"Rotary scaling of type {kind!r} is not supported. Only llama3 and linear are.")
 
 
 def _llama3_factor(rope: dict[str, Any], wavelength: float) -> float:
-    """Waves longer than the original context are slowed by `factor`, short ones kept, those between blended."""
+    """The published rule: `factor` for long waves, 1 for short waves, a value between them for the others."""
     factor, low, high = (float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     turns = float(rope["original_max_position_embeddings"]) / wavelength
     blend = min(max((turns - low) / (high - low), 0.0), 1.0)

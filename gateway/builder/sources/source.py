@@ -1,8 +1,8 @@
-"""What a bundle is built from: weights, tokenizer and constants of one Llama-shaped model, whatever its file format.
+"""The interface to a model that a bundle is built from: weights, tokenizer and constants, for every file format.
 
-Llama, Mistral and Qwen2 share the shape: pre-norm RMS, rotary grouped-query attention, SwiGLU, optional q/k/v biases.
-Weights go by their Hugging Face names ("model.layers.0.self_attn.q_proj.weight"), rows are outputs, and the rows of
-q and k are in half-split rotary order (dimension i turns with i + head_dim/2) even where the file interleaves them.
+Llama, Mistral and Qwen2 have one shape: pre-norm RMS, rotary grouped-query attention, SwiGLU, optional q/k/v biases.
+Weights have their Hugging Face names ("model.layers.0.self_attn.q_proj.weight"). Rows are outputs. The rows of q and k
+are in half-split rotary order: dimension i pairs with i + head_dim/2.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from gateway.errors import BundleError
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
-HEAD = "lm_head.weight"  # absent when the embedding is tied to it
+HEAD = "lm_head.weight"  # absent if the head is tied to the embedding
 ARCHITECTURES = ("llama", "mistral", "qwen2")
 
 
 class TransformerConfig(Struct, frozen=True, kw_only=True):
-    """The constants of a model's graph. `rope_factors`, when there are any, divide the rotary frequencies."""
+    """The constants of a model's graph. `rope_factors` divide the rotary frequencies."""
 
     architecture: str
     layers: int
@@ -39,7 +39,7 @@ class TransformerConfig(Struct, frozen=True, kw_only=True):
     eos_ids: tuple[int, ...]
     bos_id: int | None = None
     pad_id: int | None = None
-    rope_factors: tuple[float, ...] = ()  # head_dim / 2 of them, or none
+    rope_factors: tuple[float, ...] = ()  # head_dim / 2 factors; empty: no scaling
 
     def inverse_frequencies(self) -> NDArray[np.float64]:
         """Radians per position of each rotary pair, shape (head_dim / 2,)."""
@@ -48,10 +48,11 @@ class TransformerConfig(Struct, frozen=True, kw_only=True):
 
 
 class Blocks(Struct, frozen=True, kw_only=True):
-    """A quantised matrix as the file holds it: weight = scale * quants + minimum, block by block along the inputs.
+    """A quantised matrix, in blocks along the inputs: weight = scale * quants + minimum.
 
-    scale, minimum: float32 (rows, blocks). quants: (rows, blocks, block_size), uint8 in 0..15 when `bits` is 4, int8
-    when it is 8.
+    Args:
+        scale, minimum: float32 (rows, blocks).
+        quants: (rows, blocks, block_size); uint8 0..15 if `bits` is 4, int8 if it is 8.
     """
 
     bits: int
@@ -65,7 +66,7 @@ class Blocks(Struct, frozen=True, kw_only=True):
 
 
 class GenerationDefaults(Struct, frozen=True, kw_only=True):
-    """How the model's makers sample from it; None where they do not say."""
+    """The sampling defaults of the model. None: the source does not set the value."""
 
     do_sample: bool | None = None
     temperature: float | None = None
@@ -75,7 +76,7 @@ class GenerationDefaults(Struct, frozen=True, kw_only=True):
 
 
 class ModelSource(Protocol):
-    """A model to build from. Reads lazily: no call holds more than the tensor it returns."""
+    """A model to build from. Reads lazily: a call keeps no tensor but the one that it returns."""
 
     @property
     def config(self) -> TransformerConfig: ...
@@ -84,22 +85,22 @@ class ModelSource(Protocol):
     def generation(self) -> GenerationDefaults: ...
 
     def has(self, name: str) -> bool:
-        """Whether there is such a tensor (biases and an untied head are optional)."""
+        """True if the tensor exists. Biases and an untied head are optional."""
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """The tensor, dequantised; not to be written to. Raises BundleError when the source lacks it."""
+        """The dequantised tensor, read-only. Raises BundleError if the source does not have it."""
 
     def blocks(self, name: str) -> Blocks | None:
-        """The tensor's own quantised blocks, rows in the order of `tensor`; None when it is stored in floating point.
+        """The tensor's quantised blocks, with rows in the order of `tensor`. None if it is stored in floating point.
 
-        Formats that do not fit into `Blocks` come as 8-bit blocks of what they stand for.
+        A format that does not fit into `Blocks` is converted to 8-bit blocks.
         """
 
     def tokenizer_json(self) -> str:
         """The text of a Hugging Face tokenizer.json."""
 
     def tokenizer_config(self) -> dict[str, Any]:
-        """The content of a tokenizer_config.json: special tokens and, where there is one, `chat_template`."""
+        """The content of a tokenizer_config.json: special tokens and, if the model has one, `chat_template`."""
 
 
 def layer(index: int, part: str) -> str:
@@ -108,4 +109,4 @@ def layer(index: int, part: str) -> str:
 
 
 def unsupported_architecture(name: str) -> BundleError:
-    return BundleError(f"Models of architecture {name!r} are not supported; {', '.join(ARCHITECTURES)} are.")
+    return BundleError(f"Models of architecture {name!r} are not supported. Only {', '.join(ARCHITECTURES)} are.")

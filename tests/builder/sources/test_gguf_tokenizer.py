@@ -137,7 +137,10 @@ def test_user_defined_tokens_stay_whole_and_visible(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"tokenizer__ggml__pre": "tekken"}, "by the rule 'tekken'; known are default, gpt-2, smollm"),
+        (
+            {"tokenizer__ggml__pre": "tekken"},
+            "has the pre-tokenizer 'tekken'. Only these are supported: default, gpt-2, smollm",
+        ),
         ({"tokenizer__ggml__model": "llama"}, "tokenizer of kind 'llama'"),
         ({"tokenizer__ggml__merges": ["no such"]}, "its vocabulary and merges do not fit together"),
     ],

@@ -94,7 +94,7 @@ def test_the_context_ends_where_a_sliding_window_would_begin(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"model_type": "phi3"}, "'phi3' are not supported; llama, mistral, qwen2 are"),
+        ({"model_type": "phi3"}, "'phi3' are not supported. Only llama, mistral, qwen2 are"),
         ({"hidden_act": "gelu"}, "llama with gelu"),
         ({"quantization_config": {"quant_method": "gptq"}}, "Quantised Hugging Face folders cannot be read"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn' is not supported"),

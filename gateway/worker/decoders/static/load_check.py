@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from gateway.bundles.static_pipeline import read_batches, read_pipelines, runs_on_npu
+from gateway.bundles.static_pipeline import read_batch_pipelines, read_pipelines, runs_on_npu
 from gateway.child import run_in_child, serve_request
 from gateway.errors import BundleError
 from gateway.qnn.sessions import NpuSessions
@@ -40,7 +40,7 @@ def check_load(folder: Path, provider: Literal["auto", "cpu", "qnn"], options: d
 
 def _load(request: _Request) -> LoadReport:
     folder = Path(request.folder)
-    pipelines = [*read_pipelines(folder), *read_batches(folder)]
+    pipelines = [*read_pipelines(folder), *read_batch_pipelines(folder)]
     device = select_device(request.provider, request.options)
     if device is None:
         raise BundleError(f"{folder.name} is made for an NPU, and this machine has none.")

@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime as ort
 
 from gateway.bundles.genai_config import Stage
-from gateway.bundles.static_pipeline import Pipeline, read_batches, read_pipelines, runs_on_npu
+from gateway.bundles.static_pipeline import Pipeline, read_batch_pipelines, read_pipelines, runs_on_npu
 from gateway.errors import BundleError, EngineFailed
 from gateway.qnn.context import read_compiled
 from gateway.qnn.device import NpuDevice
@@ -62,7 +62,7 @@ def open_static_decoder(
     the NPU computes wrongly.
     """
     pipelines = _long_enough(read_pipelines(folder), context_length)
-    batches = _long_enough(read_batches(folder), context_length) if sequences > 1 else []
+    batches = _long_enough(read_batch_pipelines(folder), context_length) if sequences > 1 else []
     stages = {pipeline.file(stage): stage for pipeline in (*pipelines, *batches) for stage in pipeline.stages}
     device = select_device(provider, options or {})
     opened = _OpenStages(device.kind if device else "cpu")
