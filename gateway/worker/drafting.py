@@ -1,4 +1,4 @@
-"""Guessing the next tokens, so that the model checks several in one device call.
+"""Speculative decoding: drafts of the next tokens, which the model verifies in one device call.
 
 Two sources: the text that the client expects (`PredictionDrafter`), and the prompt and the answer so far
 (`PromptLookupDrafter`). The first is always followed. The second drafts only if `CallCosts` predicts a gain.
@@ -11,91 +11,94 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 _FIRST_WIDTH = 8
-_LEAST_WIDTH = 4  # verifying 2 to 5 tokens costs about the same, two single steps (see decoder.py)
+_MIN_WIDTH = 4  # a call that verifies 2 to 5 tokens costs about as much as two single steps
 
-#: ids of one verified call -> its time in single steps, until it has been measured (SmolLM2 on the CPU)
+#: ids of a verify call -> its time in single steps, used until it is measured (source: SmolLM2-135M on the CPU)
 _USUAL_COST = {1: 1.0, 2: 2.0, 4: 2.3, 8: 2.9, 16: 3.8, 32: 6.0, 64: 9.6}
-_MARGIN = 1.1  # a guess must promise this much more than going without
+_MARGIN = 1.1  # a draft must promise this much more than steps
 _LONGEST_MATCH = 12
-_UNLIKELY = 0.05  # no draft goes on past this
-_FADING = 0.98  # what has been seen counts half after 35 guesses
+_UNLIKELY = 0.05  # a draft ends when its probability falls below this
+_DECAY = 0.98  # the weight of a guess halves after 35 further guesses
 
 
 class PredictionDrafter:
-    """Follows an answer through its predicted text (`prediction`), also past edits.
+    """Drafts from the client's predicted text (`prediction`), also past edits.
 
-    While the answer agrees with the text, the text's next tokens are the draft. Where it departs, the drafter waits
-    until the last two tokens, or one that the text has only once, are found again; the nearest place ahead counts.
-    Drafts double while they are wholly right and shrink to what was right when they are not.
+    While the answer agrees with the text, the next tokens of the text are the draft. After a difference, the drafter
+    finds the position again by the last two tokens, or by one token that the text has only once. Of several positions
+    it takes the nearest one ahead. The width doubles when all of a draft was right; else it shrinks to the right part.
+
+    Args:
+        text: the tokens of the prediction.
     """
 
     def __init__(self, text: Sequence[int]) -> None:
         self._text = list(text)
-        self._next = 0  # the place in the text that comes next; its end when the answer is elsewhere
-        self._followed = 0  # the place up to which the answer is known to have followed
+        self._next = 0  # position in the text of the next draft; the text's end if the position is unknown
+        self._followed = 0  # position up to which the answer has followed the text
         self._width = _FIRST_WIDTH
         self._previous: int | None = None
-        self._pairs: defaultdict[tuple[int, int], list[int]] = defaultdict(list)  # -> places right after the pair
+        self._pairs: defaultdict[tuple[int, int], list[int]] = defaultdict(list)  # -> positions after the pair
         self._singles: defaultdict[int, list[int]] = defaultdict(list)
-        for place, token in enumerate(text):
-            self._singles[token].append(place + 1)
-            if place:
-                self._pairs[text[place - 1], token].append(place + 1)
+        for position, token in enumerate(text):
+            self._singles[token].append(position + 1)
+            if position:
+                self._pairs[text[position - 1], token].append(position + 1)
 
-    def draft(self, most: int) -> Sequence[int]:
-        """At most `most` tokens that may come next; empty when there is nothing to go by."""
-        return self._text[self._next : self._next + min(self._width, most)]
+    def draft(self, limit: int) -> Sequence[int]:
+        """Up to `limit` tokens that can come next; empty if the position in the text is unknown."""
+        return self._text[self._next : self._next + min(self._width, limit)]
 
     def follow(self, token: int) -> None:
-        """The answer goes on with this token."""
+        """Append a token to the answer."""
         if self._text[self._next : self._next + 1] == [token]:
             self._next += 1
             self._followed = self._next
         else:
-            self._next = self._place_after(token)
+            self._next = self._position_after(token)
         self._previous = token
 
-    def learn(self, drafted: int, accepted: int) -> None:
-        """So many tokens of the last draft were right."""
-        self._width = self._width * 2 if accepted == drafted else max(_LEAST_WIDTH, accepted)
+    def record(self, drafted: int, accepted: int) -> None:
+        """Adapt the width to the number of right tokens in the last draft."""
+        self._width = self._width * 2 if accepted == drafted else max(_MIN_WIDTH, accepted)
 
-    def _place_after(self, token: int) -> int:
-        places = self._pairs.get((self._previous, token), []) if self._previous is not None else []
-        if not places and len(self._singles.get(token, [])) == 1:
-            places = self._singles[token]
-        ahead = [place for place in places if place >= self._followed]
-        return min(ahead) if ahead else max(places, default=len(self._text))
+    def _position_after(self, token: int) -> int:
+        found = self._pairs.get((self._previous, token), []) if self._previous is not None else []
+        if not found and len(self._singles.get(token, [])) == 1:
+            found = self._singles[token]
+        ahead = [position for position in found if position >= self._followed]
+        return min(ahead) if ahead else max(found, default=len(self._text))
 
 
 class CallCosts:
-    """Seconds that device calls take, learnt from those that were made; one for all requests of a decoder.
+    """The measured durations of device calls, shared by all requests of a decoder.
 
-    A call slowed down by something else on the machine moves an estimate little, a fast one moves it at once.
+    A short call changes an estimate at once, a long one only a little: other programs can make a call longer.
     """
 
     def __init__(self) -> None:
-        self._steps: dict[int, float] = {}  # by sequences that take part
-        self._verified: dict[int, float] = {}  # by ids, rounded up to a key of _USUAL_COST
+        self._steps: dict[int, float] = {}  # number of sequences -> seconds
+        self._verified: dict[int, float] = {}  # number of ids, rounded up to a key of _USUAL_COST -> seconds
 
     def record_step(self, sequences: int, seconds: float) -> None:
-        _learn(self._steps, sequences, seconds)
+        _update(self._steps, sequences, seconds)
         if sequences == 1:
-            self._forget()
+            self._drift()
 
     def record_verify(self, ids: int, seconds: float) -> None:
-        _learn(self._verified, _rounded(ids), seconds)
+        _update(self._verified, _rounded(ids), seconds)
 
     def step_rate(self, sequences: int) -> float:
-        """Tokens per second of steps that so many sequences make together; 0 as long as no step of one was seen."""
+        """Tokens per second of steps that `sequences` sequences share; 0 before the first step of a single one."""
         if 1 not in self._steps:
             return 0.0
         return max(1 / self._steps[1], sequences / self._steps.get(sequences, math.inf))
 
     def verify_cost(self, ids: int) -> float:
-        """Seconds of a call that verifies `ids` ids, once a step of one sequence was seen.
+        """Seconds of a call that verifies `ids` ids. Needs a measured step of one sequence.
 
-        A width that was never verified costs as much more than the next narrower one as usual, and no more than any
-        wider one.
+        A width without a measurement is scaled from the next narrower one by _USUAL_COST. It is never above the
+        measurement of a wider one.
         """
         width, known = _rounded(ids), {1: self._steps[1], **self._verified}
         if width in known:
@@ -104,8 +107,8 @@ class CallCosts:
         guess = known[narrower] * _USUAL_COST[width] / _USUAL_COST[narrower]
         return min([guess, *(seconds for other, seconds in known.items() if other > width)])
 
-    def _forget(self) -> None:
-        """Estimates drift to what is usual, so that what once was too expensive is tried again, rarely."""
+    def _drift(self) -> None:
+        """Move the estimates slowly to the usual costs, so that a width that was too slow is tried again at times."""
         for width, seconds in self._verified.items():
             self._verified[width] += 0.01 * (_USUAL_COST[width] * self._steps[1] - seconds)
 
@@ -114,51 +117,53 @@ def _rounded(ids: int) -> int:
     return next((width for width in _USUAL_COST if width >= ids), max(_USUAL_COST))
 
 
-def _learn(seconds: dict[int, float], key: int, measured: float) -> None:
-    known = seconds.setdefault(key, measured)
-    seconds[key] += (0.5 if measured < known else 0.05) * (min(measured, 4 * known) - known)
+def _update(estimates: dict[int, float], key: int, measured: float) -> None:
+    known = estimates.setdefault(key, measured)
+    estimates[key] += (0.5 if measured < known else 0.05) * (min(measured, 4 * known) - known)
 
 
 class PromptLookupDrafter:
-    """Expects that what once followed the last two tokens follows them again.
+    """Prompt-lookup decoding: drafts what followed the last two tokens when they occurred before.
 
-    It guesses all the time, also where no draft is asked for, and counts how often it is right, by how many tokens
-    agree already: being switched off costs the device nothing, and so does finding out that it would pay again.
+    The drafter also guesses when no draft is requested, and counts how often a guess is right, by the length of the
+    suffix match. So it costs no device time while it does not pay, and it notices when it would pay again.
 
     Args:
-        ids: prompt and answer; grows by one token before each `follow`.
+        ids: prompt and answer. The caller appends one token before each `follow`.
     """
 
     def __init__(self, ids: Sequence[int]) -> None:
         self._ids = ids
-        self._places: dict[tuple[int, int], int] = {}  # two tokens -> the latest place right after them
-        self._indexed = 1  # pairs that end before this place are in it
-        self._next = 0  # the place that is expected to be repeated; 0: none
-        self._matched = 0  # so many tokens before it are those before the end
-        self._right = [matched / (matched + 2) for matched in range(_LONGEST_MATCH + 1)]  # by tokens that agreed
+        self._positions: dict[tuple[int, int], int] = {}  # a pair of tokens -> the latest position after it
+        self._indexed = 1  # `_positions` has the pairs that end before this position
+        self._next = 0  # the position whose token is expected next; 0: none
+        self._matched = 0  # length of the suffix match that ends at `_next`
+        self._right = [matched / (matched + 2) for matched in range(_LONGEST_MATCH + 1)]  # by length of the match
         self._guesses = [1.0] * (_LONGEST_MATCH + 1)
 
     def follow(self, token: int) -> None:
-        """The answer goes on with this token, the last of the ids."""
+        """The caller has appended this token to the ids."""
         if self._next:
             self._count(self._ids[self._next] == token)
         if not self._next:
             self._look_up()
 
-    def draft(self, most: int, costs: CallCosts, sequences: int) -> Sequence[int]:
-        """At most `most` tokens that may come next; empty when verifying them costs more than steps, which
-        `sequences` sequences now share."""
+    def draft(self, limit: int, costs: CallCosts, sequences: int) -> Sequence[int]:
+        """Up to `limit` tokens that can come next.
+
+        Empty if no match is known, or if steps that `sequences` sequences share give more tokens per second.
+        """
         rate = costs.step_rate(sequences)
         if not self._next or not rate:
             return ()
-        size = self._best_size(most, costs, rate * _MARGIN)
+        size = self._best_size(limit, costs, rate * _MARGIN)
         start, period = self._next, len(self._ids) - self._next
-        return [self._ids[start + place % period] for place in range(size)]
+        return [self._ids[start + offset % period] for offset in range(size)]
 
-    def _best_size(self, most: int, costs: CallCosts, rate: float) -> int:
-        """The draft that brings most tokens a second, if that is more than `rate`; else 0."""
+    def _best_size(self, limit: int, costs: CallCosts, rate: float) -> int:
+        """The draft size with the most expected tokens per second; 0 if none has more than `rate`."""
         best, expected, likely = 0, 1.0, 1.0
-        for size in range(1, most + 1):
+        for size in range(1, limit + 1):
             matched = min(self._matched + size - 1, _LONGEST_MATCH)
             likely *= self._right[matched] / self._guesses[matched]
             expected += likely
@@ -170,18 +175,22 @@ class PromptLookupDrafter:
 
     def _count(self, was_right: bool) -> None:
         matched = min(self._matched, _LONGEST_MATCH)
-        self._right[matched] = self._right[matched] * _FADING + was_right
-        self._guesses[matched] = self._guesses[matched] * _FADING + 1
+        self._right[matched] = self._right[matched] * _DECAY + was_right
+        self._guesses[matched] = self._guesses[matched] * _DECAY + 1
         self._next = self._next + 1 if was_right else 0
         self._matched += 1
 
     def _look_up(self) -> None:
         ids, end = self._ids, len(self._ids)
-        for place in range(self._indexed, end - 1):
-            self._places[ids[place - 1], ids[place]] = place + 1
+        for position in range(self._indexed, end - 1):
+            self._positions[ids[position - 1], ids[position]] = position + 1
         self._indexed = max(end - 1, 1)
-        self._next = self._places.get((ids[-2], ids[-1]), 0) if end > 1 else 0
-        agree = 2
-        while agree < _LONGEST_MATCH and agree < self._next and ids[self._next - 1 - agree] == ids[end - 1 - agree]:
-            agree += 1
-        self._matched = agree
+        self._next = self._positions.get((ids[-2], ids[-1]), 0) if end > 1 else 0
+        matched = 2
+        while matched < _LONGEST_MATCH and matched < self._next and self._agrees(matched):
+            matched += 1
+        self._matched = matched
+
+    def _agrees(self, distance: int) -> bool:
+        """True if the tokens `distance` before the match and before the end are equal."""
+        return self._ids[self._next - 1 - distance] == self._ids[len(self._ids) - 1 - distance]

@@ -1,6 +1,6 @@
-"""The entry points of worker processes: all that the gateway process names of the child, besides `frames`.
+"""The entry points of the worker processes. `engines/` imports only this module and frames.py of worker/.
 
-Nothing native is imported here. Each entry point imports its implementation when it runs, in the child.
+This module imports no native library. Each entry point imports its implementation in the child process.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from gateway.worker.frames import WorkerSpec
 
 
 def local_worker(connection: Connection, spec: WorkerSpec) -> None:
-    """Serve an ONNX bundle until Shutdown. The target of `Process`, in the child."""
+    """Serve an ONNX bundle until Shutdown. A target for `multiprocessing.Process`."""
     from gateway.worker.main import worker_main
 
     worker_main(connection, spec)
 
 
 def genie_worker(connection: Connection, spec: WorkerSpec) -> None:
-    """Serve a Genie bundle until Shutdown. The target of `Process`, in the child."""
+    """Serve a Genie bundle until Shutdown. A target for `multiprocessing.Process`."""
     from gateway.worker.genie.main import genie_worker_main
 
     genie_worker_main(connection, spec)

@@ -1,4 +1,4 @@
-"""What a worker sends, with the tokens of one device call in one message."""
+"""Puts the Tokens frames of one device call into one pipe message."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from gateway.worker.frames import FrameBatch, FromWorker, Message, Tokens
 
 
 class FrameBatcher:
-    """Frames in order. Tokens wait for the next frame of another kind, or for `flush`, which is due after each call."""
+    """Sends frames in order. It holds Tokens frames until a frame of another kind, or until `flush`.
+
+    Args:
+        emit: sends one message to the gateway.
+    """
 
     def __init__(self, emit: Callable[[Message], None]) -> None:
         self._emit = emit
@@ -22,6 +26,7 @@ class FrameBatcher:
         self._emit(frame)
 
     def flush(self) -> None:
+        """Send the held frames. The worker calls it after each device call."""
         tokens, self._tokens = self._tokens, []
         if tokens:
             self._emit(tokens[0] if len(tokens) == 1 else FrameBatch(tokens))

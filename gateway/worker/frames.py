@@ -1,7 +1,7 @@
-"""What the gateway and a worker process say to each other: msgpack frames, one struct a frame.
+"""The messages between the gateway process and a worker process: token ids in, token ids out.
 
-Token ids in, token ids out. A frame is `encode(struct)` sent with `Connection.send_bytes`; the worker's stdout and
-stderr never carry any (native libraries print there when they load).
+Each frame is one struct, sent as msgpack: `connection.send_bytes(encode(frame))`. Frames never go through stdout or
+stderr, because native libraries print there when they load.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ NO_MEMORY = "The machine has no memory left for this model."
 
 
 class WorkerSpec(Struct, frozen=True, kw_only=True):
-    """What a worker needs to know, as plain values that travel to a spawned process."""
+    """The configuration of a worker. Plain values, because a spawned process gets them by pickle."""
 
-    bundle: str  # the bundle's folder
+    bundle: str  # path of the bundle's folder; genie: of its config.json
     provider: Literal["auto", "cpu", "qnn"] = "auto"
     provider_options: dict[str, str] = field(default_factory=dict)
-    threads: int = 0  # 0: as many as physical cores, at most 8
+    threads: int = 0  # 0: one for each physical core, at most 8
     max_sequences: int = 4
     prefix_cache: bool = True
     context_length: int = 0  # 0: the bundle's own
 
 
 class Submit(Struct, frozen=True, tag=True, kw_only=True):
-    """One request. `id` is the parent's own number, never reused."""
+    """One request. The prompt and `max_tokens` together fit the context: the gateway has checked that."""
 
-    id: int
-    ids: list[int]
+    id: int  # chosen by the gateway, never used again
+    ids: list[int]  # the prompt
     sampling: Sampling
     max_tokens: int
     min_tokens: int = 0
-    stop_ids: list[int] = field(default_factory=list)  # end-of-turn tokens; empty with ignore_eos
+    stop_ids: list[int] = field(default_factory=list)  # end-of-turn tokens; empty with `ignore_eos`
     n: int = 1
     logprobs: int | None = None
     prompt_logprobs: bool = False
@@ -52,24 +52,28 @@ class Submit(Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Cancel(Struct, frozen=True, tag=True):
-    """Nothing more is said of what is cancelled; what was sent before may still be on its way."""
+    """Stop a request or one choice of it. The worker sends no more frames of it; earlier ones can still arrive."""
 
     id: int
-    choice: int | None = None  # None: the whole request; else one choice (it met a stop string)
+    choice: int | None = None  # None: all choices
 
 
 class Shutdown(Struct, frozen=True, tag=True):
-    pass
+    """End the worker process."""
 
 
 class Loading(Struct, frozen=True, tag=True):
+    """The worker has begun a stage of the load."""
+
     stage: str
 
 
 class Ready(Struct, frozen=True, tag=True, kw_only=True):
+    """The model is loaded and warm; the worker takes requests."""
+
     vocab_size: int
     context_length: int
-    prompt_width: int = 128  # prompt tokens that one device call takes
+    prompt_width: int = 128  # most prompt tokens of one device call
     device: Device
     placement: dict[str, int]
     load_s: float
@@ -78,15 +82,17 @@ class Ready(Struct, frozen=True, tag=True, kw_only=True):
 
 
 class Began(Struct, frozen=True, tag=True):
-    """The request has a slot and its first device call is about to start."""
+    """The request has a slot, and its first device call starts now."""
 
     id: int
     cached_tokens: int
 
 
 class Prefilled(Struct, frozen=True, tag=True):
-    """One prompt chunk is done. `prompt_logprobs`: those of the prompt's next tokens, one after another over all the
-    chunks, from the prompt's second token on (the first has none)."""
+    """One prompt chunk is computed.
+
+    `prompt_logprobs` continues over the chunks of a prompt. It starts at the second token; the first token has none.
+    """
 
     id: int
     device_s: float
@@ -94,7 +100,7 @@ class Prefilled(Struct, frozen=True, tag=True):
 
 
 class Scored(Struct, frozen=True, array_like=True):
-    """A token with its log-probability and the most likely ones at its place."""
+    """A token, its log-probability, and the most likely tokens at its position."""
 
     id: int
     logprob: float
@@ -103,28 +109,28 @@ class Scored(Struct, frozen=True, array_like=True):
 
 
 class Tokens(Struct, frozen=True, tag=True, kw_only=True):
-    """Tokens one device call gave one choice. `device_s` is what the call cost this request."""
+    """The tokens of one choice from one device call."""
 
     id: int
     ids: list[int]
-    device_s: float
+    device_s: float  # duration of the call, or 0 if a Prefilled frame has it
     choice: int = 0
     scored: list[Scored] = field(default_factory=list)
-    accepted: int = 0  # prediction tokens among `ids`
+    accepted: int = 0  # tokens of `ids` that the prediction had right
     rejected: int = 0
 
 
 class Ended(Struct, frozen=True, tag=True):
-    """One choice is over; the request is when all `n` are. The stop token is not in any `Tokens`."""
+    """One choice has ended. The request has ended when all `n` choices have."""
 
     id: int
     reason: FinishReason
     choice: int = 0
-    counted_stop: int = 0  # 1 when a stop token was generated and withheld: it counts as a completion token
+    counted_stop: int = 0  # 1 if a stop token was generated: it counts as a completion token, but is in no `Tokens`
 
 
 class Failed(Struct, frozen=True, tag=True):
-    """The request (id) or the worker as a whole (id None) failed. `kind` names a GatewayError subclass."""
+    """A request has failed, or the worker itself (id None). `kind` is the name of a GatewayError class."""
 
     id: int | None
     kind: str
@@ -133,14 +139,14 @@ class Failed(Struct, frozen=True, tag=True):
 
 
 class FrameBatch(Struct, frozen=True, tag=True):
-    """What one device call brought several sequences, in one message, so that it wakes the gateway once."""
+    """The Tokens frames of several sequences from one device call, in one message: the gateway wakes up once."""
 
     frames: list[Tokens]
 
 
 ToWorker = Submit | Cancel | Shutdown
 FromWorker = Loading | Ready | Began | Prefilled | Tokens | Ended | Failed
-Message = FromWorker | FrameBatch  # as it travels
+Message = FromWorker | FrameBatch  # what the pipe carries
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)

@@ -1,75 +1,40 @@
-"""The child side: one process that holds one model and answers frames.
+"""The worker process of an ONNX bundle: it holds one model and answers frames.
 
-Started by the gateway with the `spawn` method: `Process(target=worker_main, args=(connection, spec))`. Frames only go
-through `connection`. The process ends when it is told to (`Shutdown`), when the other end of the pipe is gone, or when
-the model cannot be loaded. One thread receives; the other loads, then makes device calls, and sleeps while there are
-none to make.
+The gateway spawns it. It ends on Shutdown, when the gateway has ended, or when the model cannot be loaded. One thread
+receives frames. The main thread loads the model, then makes the device calls; it sleeps while there are none.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
 
 from gateway.bundles.bundle import load_bundle
 from gateway.bundles.graph_files import check_graph_files
-from gateway.errors import BundleError, EngineFailed, GatewayError
+from gateway.errors import BundleError, EngineFailed
 from gateway.worker.decoders.base import Decoder, KVCache
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.decoders.onnx import SessionOptions
 from gateway.worker.frame_batcher import FrameBatcher
-from gateway.worker.frames import (
-    NO_MEMORY,
-    Cancel,
-    Failed,
-    FromWorker,
-    Loading,
-    Message,
-    Ready,
-    Shutdown,
-    Submit,
-    ToWorker,
-    WorkerSpec,
-    decode_to_worker,
-    encode,
-)
+from gateway.worker.frames import Cancel, FromWorker, Loading, Message, Ready, Shutdown, Submit, ToWorker, WorkerSpec
 from gateway.worker.grammar.compile_queue import Compiled, GrammarQueue
 from gateway.worker.grammar.constraint import GrammarCompiler
 from gateway.worker.memory import peak_bytes
+from gateway.worker.pipe import receive, run_worker
 from gateway.worker.token_loop import TokenLoop
 
-_log = logging.getLogger(__name__)
-_ORPHAN_GRACE_S = 5.0  # what a device call that is under way gets when the gateway is gone
 _WARM_UP_TOKENS = 16
 
 Inbox = SimpleQueue[ToWorker | Compiled]
 
 
 def worker_main(connection: Connection, spec: WorkerSpec) -> None:
-    """Load, warm up, say Ready, then answer until told to stop. Says Failed(id=None) before any other end."""
+    """Load, warm up, send Ready, then answer until Shutdown. Sends Failed(id=None) if it ends for another reason."""
     run_worker(connection, lambda emit: _work(connection, spec, emit))
-
-
-def run_worker(connection: Connection, work: Callable[[Callable[[Message], None]], None]) -> None:
-    """Do a worker's `work`, which is given what sends frames; the reason of an end that nobody asked for is sent."""
-    leave_signals_to_the_gateway()
-
-    def emit(frame: Message) -> None:
-        connection.send_bytes(encode(frame))
-
-    with suppress(OSError):  # the gateway is gone, and so is everybody who might have waited
-        try:
-            work(emit)
-        except Exception as error:
-            emit(_last_words(error))
 
 
 def _work(connection: Connection, spec: WorkerSpec, emit: Callable[[Message], None]) -> None:
@@ -82,40 +47,8 @@ def _work(connection: Connection, spec: WorkerSpec, emit: Callable[[Message], No
     serve(loop, inbox, grammar_queue, batcher)
 
 
-def _last_words(error: Exception) -> Failed:
-    match error:
-        case GatewayError():
-            return Failed(None, type(error).__name__, error.message)
-        case MemoryError():
-            return Failed(None, "EngineFailed", NO_MEMORY)
-        case OSError():
-            pass  # most likely the pipe's, when the gateway is gone: nothing to report
-        case _:
-            _log.error("a worker failed", exc_info=error)
-    return Failed(None, "EngineFailed", f"The worker failed: {type(error).__name__}.")
-
-
-def leave_signals_to_the_gateway() -> None:
-    """What tells a gateway to end reaches its whole process group, from a console, a supervisor or a container. The
-    gateway lets running answers finish first, and those need this process: it is told over the pipe, or killed."""
-    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # the last one is Windows' Ctrl-Break
-        if number := getattr(signal, name, None):
-            signal.signal(number, signal.SIG_IGN)
-
-
-def receive(connection: Connection, deliver: Callable[[ToWorker], None]) -> None:
-    """Deliver frames until the gateway is gone; then Shutdown, and a while later the end."""
-    try:
-        while True:
-            deliver(decode_to_worker(connection.recv_bytes()))
-    except (EOFError, OSError):
-        deliver(Shutdown())
-        time.sleep(_ORPHAN_GRACE_S)
-        os._exit(1)  # a call that does not return must not keep the model in memory for nobody
-
-
 def serve(loop: TokenLoop, inbox: Inbox, grammar_queue: GrammarQueue, batcher: FrameBatcher) -> None:
-    """Hand frames to the loop and let it make one device call at a time; returns on Shutdown."""
+    """Pass frames to the loop and make one device call at a time. Returns on Shutdown."""
     while True:
         while loop.is_idle or not inbox.empty():
             match inbox.get():
@@ -143,7 +76,7 @@ def _load(spec: WorkerSpec, emit: Callable[[FromWorker], None]) -> tuple[Decoder
         loaded = time.perf_counter()
         emit(Loading("warming up"))
         warm_up(decoder, caches)
-    except (MemoryError, RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:  # a graph that opens, but whose shapes do not fit
         raise EngineFailed(f"The model could not be loaded: {type(error).__name__}: {error}") from error
     emit(
         Ready(
@@ -167,13 +100,11 @@ def _grammar_queue(spec: WorkerSpec, decoder: Decoder, inbox: Inbox) -> GrammarQ
 
 
 def open_decoder(spec: WorkerSpec, progress: Callable[[str], None] = lambda stage: None) -> Decoder:
-    """The decoder for a bundle on a provider. Raises BundleError, ConfigError or EngineFailed."""
+    """Open the decoder for a bundle on a provider. Raises BundleError, ConfigError or EngineFailed."""
     bundle = load_bundle(Path(spec.bundle))
     check_graph_files(bundle)
     if bundle.config.decoder.stages:
-        from gateway.worker.decoders.static.open import (
-            open_static_decoder,  # with onnx, a fifth of a second of every start
-        )
+        from gateway.worker.decoders.static.open import open_static_decoder  # imports onnx: 0.2 s of every start
 
         return open_static_decoder(
             bundle.folder,
@@ -186,7 +117,7 @@ def open_decoder(spec: WorkerSpec, progress: Callable[[str], None] = lambda stag
         )
     if spec.provider == "qnn":
         raise BundleError(
-            f"{bundle.folder.name} is one graph of open shapes, which only the CPU runs; "
+            f"{bundle.folder.name} is one graph of open shapes, and only the CPU runs it. "
             "`npu-gateway build --target qnn` makes a bundle for the NPU."
         )
     return CpuDecoder(
@@ -198,11 +129,11 @@ def open_decoder(spec: WorkerSpec, progress: Callable[[str], None] = lambda stag
 
 
 def warm_up(decoder: Decoder, caches: Sequence[KVCache]) -> None:
-    """Run every kind of call once: the first one prepares the network, which may take many seconds."""
+    """Make each kind of device call once. The first call prepares the network, which can take many seconds."""
     tokens = min(_WARM_UP_TOKENS, decoder.spec.prompt_width, decoder.spec.context_length - 1)
     decoder.prefill(caches[0], [0] * tokens)
     for count in sorted({1, len(caches)}):
-        caches[0].truncate(tokens)  # a short context has no room for more than one step
+        caches[0].truncate(tokens)  # a short context has one free row only
         decoder.step(caches[:count], [0] * count)
     for cache in caches:
         cache.truncate(0)

@@ -1,4 +1,4 @@
-"""The peak resident memory of this process."""
+"""Peak resident memory of this process, on Windows, macOS and Linux."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if sys.platform == "win32":
         )
 
     def peak_bytes() -> int:
-        """The largest resident size so far; 0 when the system does not say."""
+        """The peak resident size in bytes; 0 if the system does not report it."""
         kernel = ctypes.WinDLL("kernel32")
         kernel.GetCurrentProcess.restype = wintypes.HANDLE
         query = kernel.K32GetProcessMemoryInfo
@@ -38,6 +38,6 @@ else:
     import resource
 
     def peak_bytes() -> int:
-        """The largest resident size so far; 0 when the system does not say."""
+        """The peak resident size in bytes; 0 if the system does not report it."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024

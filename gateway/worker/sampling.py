@@ -1,8 +1,7 @@
-"""From logits to a token: small pure functions over one row of logits, shape (vocab,), float32.
+"""From logits to a token: pure functions over one row of logits, float32 (vocab,).
 
-The order is that of most model cards: bias and penalties, then temperature, top_k, top_p, min_p, then one draw. A
-token's draw uses one uniform number, so that the same seed gives the same tokens however they were computed (one by
-one, in a batch, or several verified at once).
+The order is that of most model cards: bias and penalties, then temperature, top_k, top_p, min_p, then one draw. Each
+token uses one uniform number. So the same seed gives the same tokens from single steps, batched steps and drafts.
 """
 
 from __future__ import annotations
@@ -13,16 +12,22 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from gateway.errors import EngineFailed
 from gateway.sampling import Sampling
 from gateway.worker.decoders.base import Logits
 from gateway.worker.frames import Scored
 
-_GREEDY_BELOW = 1e-5  # a temperature that divides logits beyond what float32 can tell apart
+_GREEDY_BELOW = 1e-5  # logits divided by a lower temperature overflow or lose their differences in float32
 _BLOCK = 256
 
 
 class Sampler:
-    """Chooses the tokens of one choice, one after another, and remembers them for the penalties."""
+    """Chooses the tokens of one choice, and counts them for the penalties.
+
+    Args:
+        prompt: the prompt's tokens, for the repetition penalty.
+        choice: index of the choice; each choice of a seeded request has its own random numbers.
+    """
 
     def __init__(self, sampling: Sampling, prompt: Collection[int], choice: int) -> None:
         self._sampling = sampling
@@ -39,7 +44,7 @@ class Sampler:
         return self._sampling.temperature < _GREEDY_BELOW
 
     def adjust(self, logits: Logits) -> None:
-        """Apply bias and penalties, in place."""
+        """Apply bias and penalties to the logits, in place."""
         if len(self._bias_ids):
             logits[self._bias_ids] += self._biases
         if not self._counting:
@@ -51,14 +56,14 @@ class Sampler:
             apply_count_penalties(logits, self._counts, sampling.presence_penalty, sampling.frequency_penalty)
 
     def choose(self, logits: Logits) -> int:
-        """The next token, from logits that `adjust` has seen; may change them in place. Remembers the token.
+        """Choose the next token from adjusted logits, which can change in place. Counts the token for the penalties.
 
-        Raises FloatingPointError when no token is possible: all are excluded, or the logits are not numbers.
+        Raises EngineFailed if no token is possible: all are excluded, or the logits are not finite.
         """
         token = int(logits.argmax())
         best = logits[token]
         if not math.isfinite(best):
-            raise FloatingPointError("no token has a finite logit")
+            raise EngineFailed("The model gave no usable logits: no token has a finite logit.")
         if not self.is_greedy:
             token = sample(logits, best, self._sampling, self._random.random())
         if self._counting:
@@ -67,26 +72,26 @@ class Sampler:
 
 
 def random_numbers(seed: int | None, choice: int) -> np.random.Generator:
-    """The choice's own stream of random numbers; without a seed, one that nobody can repeat."""
+    """The random numbers of a choice. Without a seed they differ on each call."""
     return np.random.default_rng(None if seed is None else [seed % 2**64, choice])
 
 
 def apply_repetition_penalty(logits: Logits, seen: Collection[int], penalty: float) -> None:
-    """Divide the positive logits of seen tokens by `penalty`, multiply the negative ones, in place."""
+    """Divide the positive logits of seen tokens by `penalty` and multiply their negative logits, in place."""
     ids = np.fromiter(seen, np.int64, len(seen))
     values = logits[ids]
     logits[ids] = np.where(values > 0, values / penalty, values * penalty)
 
 
 def apply_count_penalties(logits: Logits, counts: dict[int, int], presence: float, frequency: float) -> None:
-    """Subtract `presence` once and `frequency` per occurrence from the generated tokens' logits, in place."""
+    """Subtract `presence` once and `frequency` per occurrence from the logits of generated tokens, in place."""
     ids = np.fromiter(counts.keys(), np.int64, len(counts))
     times = np.fromiter(counts.values(), np.float32, len(counts))
     logits[ids] -= np.float32(presence) + np.float32(frequency) * times
 
 
 def exclude(logits: Logits, ids: Sequence[int]) -> None:
-    """Make tokens impossible, in place, unless nothing else is possible."""
+    """Set the logits of `ids` to -inf, in place, unless no other token is possible."""
     kept = logits[ids]
     logits[ids] = -np.inf
     if logits.max() == -np.inf:
@@ -94,7 +99,12 @@ def exclude(logits: Logits, ids: Sequence[int]) -> None:
 
 
 def sample(logits: Logits, best: np.float32, sampling: Sampling, uniform: float) -> int:
-    """Draw a token after temperature, top_k, top_p and min_p; `best` is the largest logit. Changes logits in place."""
+    """Draw a token after temperature, top_k, top_p and min_p. Changes the logits in place.
+
+    Args:
+        best: the largest logit.
+        uniform: the random number, 0 <= uniform < 1.
+    """
     if 0 < sampling.top_k < len(logits):
         candidates = top_k_ids(logits, sampling.top_k)
         weights = np.exp((logits[candidates] - best) / np.float32(sampling.temperature))
@@ -114,20 +124,20 @@ def sample(logits: Logits, best: np.float32, sampling: Sampling, uniform: float)
 
 
 def top_k_ids(logits: Logits, k: int) -> NDArray[np.int64]:
-    """The ids of the k largest logits, in ascending order of id; which of equal ones stay at the edge is left open."""
+    """The ids of the k largest logits, ascending by id. Which of several equal ones are included is not specified."""
     ids: NDArray[np.int64] = np.argpartition(logits, -k)[-k:]
     ids.sort()
     return ids
 
 
 def nucleus(weights: Logits, top_p: float) -> NDArray[np.int64]:
-    """Indices, ascending, of the fewest largest weights that hold at least `top_p` of their sum; at least one.
+    """Indices, ascending, of the fewest largest weights whose sum is at least `top_p` of the total; at least one.
 
-    Weights below (1 - top_p) / n of the sum hold less than 1 - top_p of it together, so the nucleus lies wholly above
-    that line and only what is above needs sorting.
+    All weights below (1 - top_p) / n of the total together have less than 1 - top_p of it. So the nucleus has only
+    weights above that threshold, and only those need sorting.
     """
     total = float(weights.sum(dtype=np.float64))
-    above = np.flatnonzero(weights >= 0.999 * total * (1 - top_p) / len(weights))  # 0.999: room for rounding
+    above = np.flatnonzero(weights >= 0.999 * total * (1 - top_p) / len(weights))  # 0.999: rounding
     candidates = weights[above]
     held = np.cumsum(np.sort(candidates)[::-1], dtype=np.float64)
     count = min(int(np.searchsorted(held, total * top_p)) + 1, len(above))
@@ -135,7 +145,7 @@ def nucleus(weights: Logits, top_p: float) -> NDArray[np.int64]:
 
 
 def draw(weights: Logits, uniform: float) -> int:
-    """The index at which the running sum of the weights passes `uniform` (0 <= uniform < 1) of their total."""
+    """The index at which the running sum of the weights exceeds `uniform` (0 <= uniform < 1) times their total."""
     blocks = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64)
     target = uniform * float(blocks.sum())
     block, before = _passes(blocks, target)
@@ -144,10 +154,10 @@ def draw(weights: Logits, uniform: float) -> int:
 
 
 def _passes(weights: NDArray[np.floating], target: float) -> tuple[int, float]:
-    """The first index whose running sum is greater than `target`, and the sum before it."""
+    """The first index whose running sum is above `target`, and the sum before it."""
     sums = np.cumsum(weights, dtype=np.float64)
     index = int(np.searchsorted(sums, target, side="right"))
-    if index == len(sums):  # rounding put the target at the very end: take the last index that has any weight
+    if index == len(sums):  # rounding moved the target to the end: the last index with a weight
         index = int(np.flatnonzero(weights)[-1])
     return index, float(sums[index - 1]) if index else 0.0
 
@@ -160,9 +170,10 @@ def log_softmax(logits: Logits) -> Logits:
 
 
 def score(logits: Logits, token: int, top: int) -> Scored:
-    """The token with its log-probability and the `top` most likely tokens, most likely first.
+    """The token's log-probability and the `top` most likely tokens, most likely first.
 
-    Reads the logits as the model gave them: before bias, penalties, temperature and any mask.
+    Args:
+        logits: the model's own, before bias, penalties, temperature and mask.
     """
     logprobs = log_softmax(logits)
     if not top:

@@ -1,4 +1,4 @@
-"""One choice of a request: its tokens so far, and how the next ones are chosen from logits."""
+"""One choice of a request: its tokens so far, and how the next tokens are chosen from logits."""
 
 from __future__ import annotations
 
@@ -16,47 +16,52 @@ from gateway.worker.slots import Slot
 
 
 class Constraint(Protocol):
-    """What one answer must match, token by token. Stop tokens are never given to `accept`."""
+    """Constrained decoding of one answer: which tokens can come next. `accept` never gets a stop token."""
 
     def restrict(self, logits: Logits) -> None:
-        """Make every token that may not come next impossible (-inf), in place; at least one stays possible."""
+        """Set each token that cannot come next to -inf, in place. At least one token stays possible.
+
+        Args:
+            logits: float32 (vocab,).
+        """
 
     def accept(self, token: int) -> None:
-        """The answer goes on with this token. Work for the next `restrict` may begin here, beside the device."""
+        """Append a token to the answer. Work for the next `restrict` can start here, in parallel with the device."""
 
     def forced(self) -> Sequence[int]:
-        """The tokens that must come next, as far as that is known; empty when there is a choice."""
+        """The tokens that must come next, as far as they are known. Empty if more than one token is possible."""
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """The tokens that end the answer where the grammar allows it, whatever else the request says of them."""
+        """The tokens that end the answer where the grammar permits it, also with `ignore_eos`."""
 
     @property
     def is_stopped(self) -> bool:
-        """The answer is complete and nothing may follow."""
+        """True if the answer is complete and no token can follow."""
 
 
-#: Raises InvalidRequest when the grammar cannot be compiled.
+#: Raises InvalidRequest if the grammar does not compile.
 MakeConstraint = Callable[[Grammar], Constraint]
 
 
 @dataclass
 class Progress:
-    """What one device call brought a choice."""
+    """The tokens of one choice from one device call."""
 
     tokens: list[int] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
-    accepted: int = 0  # tokens of the prediction that were right
+    accepted: int = 0  # tokens that the prediction had right
     rejected: int = 0
-    reason: FinishReason | None = None  # set when the choice is over
+    reason: FinishReason | None = None  # set when the choice has ended
     counted_stop: int = 0
 
 
 class GeneratingSequence:
-    """The state of one choice. All of `ids` but the last are in the slot's cache once the prompt is computed.
+    """The state of one choice. After the prefill, the slot's cache holds all of `ids` except the last one.
 
     Args:
-        lookup: whether it may draft what prompt and answer have said before.
+        choice: index of the choice, 0..n-1.
+        lookup: True to draft with prompt-lookup decoding.
         is_batch_invariant: `DecoderSpec.is_batch_invariant`. If False, a seeded request steps alone and drafts
             nothing that depends on timing, so that the same seed gives the same answer.
     """
@@ -74,19 +79,19 @@ class GeneratingSequence:
         self.choice = choice
         self.ids = list(request.ids)
         self.slot: Slot | None = None
-        self.served_s = 0.0  # device time it has had, for fairness; starts level with the others
-        self.prompt_scored = 1  # prompt tokens whose log-probability is reported; the first one has none
+        self.served_s = 0.0  # device time so far, for fair scheduling; it starts at the minimum of the running ones
+        self._scored_prompt = 1  # prompt tokens whose log-probability is reported; the first token has none
         self._sampler = Sampler(request.sampling, request.ids, choice)
         self._constraint = make_constraint(request.grammar) if request.grammar else None
         self._drafter = PredictionDrafter(request.prediction) if request.prediction else None
         self.steps_alone = not is_batch_invariant and request.sampling.seed is not None and not self._sampler.is_greedy
         self._lookup = PromptLookupDrafter(self.ids) if lookup and not self.steps_alone else None
         self._stop_ids = frozenset(request.stop_ids)
-        self._least = request.min_tokens
+        self._min_tokens = request.min_tokens
         if self._constraint:
-            self._least = self._least if request.stop_ids else request.max_tokens  # `ignore_eos`
+            self._min_tokens = self._min_tokens if request.stop_ids else request.max_tokens  # `ignore_eos`
             self._stop_ids |= self._constraint.end_ids
-        self._is_predicted = False  # whether the draft under way comes from the prediction
+        self._is_predicted = False  # True if the current draft is from the prediction
 
     @property
     def generated(self) -> int:
@@ -94,7 +99,7 @@ class GeneratingSequence:
 
     @property
     def held_slot(self) -> Slot:
-        """Its slot, which it has while it runs."""
+        """The slot of a running sequence."""
         assert self.slot is not None
         return self.slot
 
@@ -104,32 +109,36 @@ class GeneratingSequence:
 
     @property
     def missing(self) -> int:
-        """Tokens that the cache does not hold yet."""
+        """The number of tokens that the cache does not hold yet."""
         return len(self.ids) - self.cache.length
 
-    def draft(self, most: int, costs: CallCosts, sequences: int) -> Sequence[int]:
-        """At most `most` tokens that are likely to come next, and no more than the request still may have.
+    def draft(self, limit: int, costs: CallCosts, sequences: int) -> Sequence[int]:
+        """Up to `limit` tokens that are likely to come next, within the request's `max_tokens`.
 
-        What the grammar forces goes first, then what the client predicted; what has been said before comes last, and
-        only when by `costs` it is worth more than a step that `sequences` sequences share.
+        The sources, in this order: tokens that the grammar forces, the client's prediction, prompt lookup. Prompt
+        lookup drafts only if `costs` predict more tokens per second than steps that `sequences` sequences share.
         """
-        most = min(most, self.request.max_tokens - self.generated - 1)
+        limit = min(limit, self.request.max_tokens - self.generated - 1)
         self._is_predicted = False
-        if most <= 0:
+        if limit <= 0:
             return ()
         if self._constraint and (forced := self._constraint.forced()):
-            return forced[:most]
-        if self._drafter and (predicted := self._drafter.draft(most)):
+            return forced[:limit]
+        if self._drafter and (predicted := self._drafter.draft(limit)):
             self._is_predicted = True
             return predicted
-        return self._lookup.draft(most, costs, sequences) if self._lookup else ()
+        return self._lookup.draft(limit, costs, sequences) if self._lookup else ()
 
     def advance(self, rows: Logits, draft: Sequence[int] = ()) -> Progress:
-        """Choose a token from each row for as long as the draft foretold it.
+        """Choose a token from each row, as long as the chosen tokens agree with the draft.
 
-        rows: (1 + len(draft), vocab); row i follows the draft's first i tokens. Each token is chosen as if it were the
-        only one, with its own random number, so the draft changes no answer and no distribution.
-        Raises FloatingPointError when no token is possible.
+        Each token is chosen from its own logits with its own random number, as without a draft. So a draft changes
+        neither the answer nor its distribution.
+
+        Args:
+            rows: float32 (1 + len(draft), vocab); row i follows the first i tokens of the draft.
+
+        Raises EngineFailed if no token is possible.
         """
         progress = Progress()
         if self.generated >= self.request.max_tokens:
@@ -146,13 +155,25 @@ class GeneratingSequence:
         self._settle(progress, draft)
         return progress
 
+    def score_prompt(self, rows: Logits, start: int) -> list[Scored]:
+        """The log-probabilities of the prompt tokens that follow the rows. Each token is reported once.
+
+        Args:
+            rows: float32 (rows, vocab), the logits after the tokens from position `start` on.
+        """
+        prompt, top = self.request.ids, self.request.logprobs or 0
+        first = max(self._scored_prompt, start + 1)
+        last = min(len(prompt), start + 1 + len(rows))
+        self._scored_prompt = max(first, last)
+        return [score(rows[position - start - 1], prompt[position], top) for position in range(first, last)]
+
     def _choose(self, row: Logits) -> tuple[int, Scored | None]:
         top = self.request.logprobs
         raw = row.copy() if top is not None else row
         self._sampler.adjust(row)
         if self._constraint:
             self._constraint.restrict(row)
-        if self.generated < self._least:
+        if self.generated < self._min_tokens:
             exclude(row, list(self._stop_ids))
         token = self._sampler.choose(row)
         return token, score(raw, token, top) if top is not None else None
@@ -174,9 +195,9 @@ class GeneratingSequence:
             progress.reason = "length"
 
     def _settle(self, progress: Progress, draft: Sequence[int]) -> None:
-        """Count what the draft was worth, and drop the rows of its wrong tokens from the cache."""
+        """Count the accepted tokens of a prediction, and remove the rows of rejected tokens from the cache."""
         if draft and self._drafter and self._is_predicted:
             progress.accepted = common_prefix(progress.tokens, draft)
             progress.rejected = len(draft) - progress.accepted
-            self._drafter.learn(len(draft), progress.accepted)
+            self._drafter.record(len(draft), progress.accepted)
         self.cache.truncate(min(self.cache.length, len(self.ids) - 1))

@@ -1,64 +1,59 @@
-"""The token loop: which of the requests in progress gets the next device call, and what comes of it.
+"""The token loop: continuous batching over one decoder. It decides which sequences take part in the next device call.
 
-A request is one sequence per choice. A sequence has its tokens so far; those its slot's cache lacks are computed
-(`prefill` when many are missing, `step` when it is only the last one), and then the next token is chosen. Every call
-of `turn` makes one device call:
+A request has one sequence for each choice. The tokens that its slot's cache lacks are computed: with `prefill` if more
+than one is missing, with `step` if only the last one is. Then the next token is chosen. Each `turn` makes one call:
 
-1. Waiting sequences take free slots, in order; the slot with the longest common prefix is the one they get.
-2. The sequence that has had the least device time goes next. A long prompt so gets half of the device while another
-   answer is streaming, chunk by chunk, and a short answer is not stuck behind a long one.
-3. If it only misses its last token, all others of which that is true go along in the same call. With a draft
-   (forced by a grammar, predicted, or said before) it goes alone, and several tokens are verified at once. Draws of a
-   given seed always go alone where company changes last bits, because those decide a draw now and then.
-4. Requests in the background run while there is no other, wait otherwise, and give up their slot when one is needed.
+1. The schedule (schedule.py) gives slots to waiting sequences.
+2. The sequence with the least device time so far is next. So a long prompt (chunked prefill) gets half of the device
+   while one other answer streams, and a short answer does not wait for a long one.
+3. If that sequence lacks only its last token, all others that also do take part in the same call. A sequence with a
+   draft goes alone, and several tokens are verified in one call. A seeded request always steps alone if the decoder is
+   not batch-invariant: other last bits could change its draws.
 
-What the parent hears: Began once, Prefilled per chunk, Tokens, then one Ended per choice, or one Failed. Of what was
-cancelled it hears nothing more. Nothing queues here beyond what the parent has submitted; bounding that is its work.
+For each request the gateway gets Began once, Prefilled for each chunk, Tokens, then one Ended for each choice, or one
+Failed. It gets no more frames of a cancelled request. The number of waiting requests is limited by the gateway.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Concatenate, ParamSpec
 
-from msgspec import structs
-
-from gateway.errors import ContextLengthExceeded, EngineFailed, GatewayError, InvalidRequest
+from gateway.errors import GatewayError, InvalidRequest
 from gateway.worker.decoders.base import Decoder, KVCache, Logits
 from gateway.worker.drafting import CallCosts
-from gateway.worker.frames import NO_MEMORY, Began, Cancel, Ended, Failed, FromWorker, Prefilled, Scored, Submit, Tokens
-from gateway.worker.sampling import score
+from gateway.worker.failures import as_gateway_error, failed_frame
+from gateway.worker.frames import Began, Cancel, Ended, FromWorker, Prefilled, Submit, Tokens
+from gateway.worker.schedule import Schedule
 from gateway.worker.sequence import GeneratingSequence, MakeConstraint
 from gateway.worker.slots import SlotPool
 
-_log = logging.getLogger(__name__)
 P = ParamSpec("P")
 
-SNAPSHOT_BYTES = 256 << 20  # 5800 tokens of SmolLM2, 2300 of Llama 3.2 3B in half precision
+SNAPSHOT_BYTES = 256 << 20  # 5800 tokens of SmolLM2-135M, or 2300 of Llama 3.2 3B in half precision
 
 
 @dataclass(eq=False)
 class _Request:
     frame: Submit
     open: set[int]  # choices that have not ended
-    later: list[GeneratingSequence] = field(default_factory=list)  # choices that wait for the first one's prompt
+    later: list[GeneratingSequence] = field(default_factory=list)  # choices that wait for the first one's prefill
     has_begun: bool = False
 
 
 class TokenLoop:
-    """Drives a decoder. Not thread-safe: `submit`, `cancel` and `turn` belong to one thread.
+    """Drives a decoder. Not thread-safe: one thread calls `submit`, `cancel` and `turn`.
 
     Args:
-        emit: takes the frames for the parent.
-        caches: caches of that decoder; so many sequences are in progress at once.
-        prefix_cache: whether a request may take over the rows of an ended one with the same owner.
-        snapshot_bytes: for rows of ended sequences beyond those that the caches hold.
-        lookup: whether what prompt and answer have said before is drafted again where that pays.
+        caches: caches of that decoder; their number is the number of sequences that run at the same time.
+        emit: sends a frame to the gateway.
         make_constraint: compiles a request's grammar.
-        clock: seconds, monotonic.
+        prefix_cache: True if a request can reuse cached rows of other requests with the same owner.
+        snapshot_bytes: memory limit for the rows of ended sequences outside the slots.
+        lookup: True to draft with prompt-lookup decoding.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -75,32 +70,48 @@ class TokenLoop:
     ) -> None:
         self._decoder = decoder
         self._emit = emit
-        self._pool = SlotPool(caches, snapshot_bytes if prefix_cache else 0)
+        pool = SlotPool(caches, snapshot_bytes if prefix_cache else 0)
+        self._schedule = Schedule(pool, prefix_cache=prefix_cache)
         self._make_constraint = make_constraint
-        self._prefix_cache = prefix_cache
         self._lookup = lookup
         self._costs = CallCosts()
         self._clock = clock
         self._requests: dict[int, _Request] = {}
-        self._waiting: list[GeneratingSequence] = []
-        self._running: list[GeneratingSequence] = []
 
     @property
     def is_idle(self) -> bool:
         return not self._requests
 
-    # -- what the parent asks for ---------------------------------------------------------------------------------
+    # -- frames from the gateway --------------------------------------------------------------------------------------
 
     def submit(self, frame: Submit) -> None:
-        """Accept a request, or refuse it with Failed."""
+        """Accept a request, or refuse it with a Failed frame."""
+        assert frame.ids and len(frame.ids) + frame.max_tokens <= self._decoder.spec.context_length
         try:
-            frame = self._checked(frame)
+            self._check_vocabulary(frame)
             first, *later = (self._sequence(frame, choice) for choice in range(frame.n))
         except GatewayError as error:
-            self._emit(_failed(frame.id, error))
+            self._emit(failed_frame(frame.id, error))
             return
         self._requests[frame.id] = _Request(frame, set(range(frame.n)), later)
-        self._waiting.append(first)
+        self._schedule.add(first)
+
+    def cancel(self, frame: Cancel) -> None:
+        """Stop a request or one choice of it. An unknown one has already ended."""
+        request = self._requests.get(frame.id)
+        if request is None:
+            return
+        for choice in list(request.open) if frame.choice is None else [frame.choice]:
+            self._close(request, choice)
+        if request.open and not self._schedule.of(request.frame):
+            self._start_later(request)
+
+    def _check_vocabulary(self, frame: Submit) -> None:
+        """Raises InvalidRequest for a token id that the model does not have. Its tokenizer can have more ids."""
+        size, biased = self._decoder.spec.vocab_size, list(frame.sampling.logit_bias)
+        for name, ids in (("prompt", frame.ids), ("prediction", frame.prediction), ("logit_bias", biased)):
+            if ids and not 0 <= min(ids) <= max(ids) < size:
+                raise InvalidRequest(f"{name} has a token id outside 0..{size - 1}.", param=name)
 
     def _sequence(self, frame: Submit, choice: int) -> GeneratingSequence:
         is_batch_invariant = self._decoder.spec.is_batch_invariant
@@ -108,37 +119,11 @@ class TokenLoop:
             frame, choice, self._make_constraint, lookup=self._lookup, is_batch_invariant=is_batch_invariant
         )
 
-    def cancel(self, frame: Cancel) -> None:
-        """Stop a request or one choice of it. Unknown ones are those that have ended meanwhile."""
-        request = self._requests.get(frame.id)
-        if request is None:
-            return
-        for choice in list(request.open) if frame.choice is None else [frame.choice]:
-            self._close(request, choice)
-        if request.open and not self._of(request):
-            self._start_later(request)
-
-    def _checked(self, frame: Submit) -> Submit:
-        """The request with `max_tokens` cut to what the context leaves. Raises what is wrong with it."""
-        spec = self._decoder.spec
-        if not frame.ids:
-            raise InvalidRequest("The prompt is empty.", param="prompt")
-        for name, ids in (("prompt", frame.ids), ("prediction", frame.prediction), ("logit_bias", _biased(frame))):
-            if ids and not 0 <= min(ids) <= max(ids) < spec.vocab_size:
-                raise InvalidRequest(f"{name} has a token id outside 0..{spec.vocab_size - 1}.", param=name)
-        room = spec.context_length - len(frame.ids)
-        if room < min(1, frame.max_tokens):
-            raise ContextLengthExceeded(
-                f"The model's context is {spec.context_length} tokens; the prompt already has {len(frame.ids)}."
-            )
-        return structs.replace(frame, max_tokens=min(frame.max_tokens, room))
-
-    # -- one device call ------------------------------------------------------------------------------------------
+    # -- one device call ----------------------------------------------------------------------------------------------
 
     def turn(self) -> None:
-        """Make the next device call, and tell the parent what it brought."""
-        self._admit()
-        ready = [s for s in self._running if not s.request.background] or self._running
+        """Make the next device call and send its results to the gateway."""
+        ready = self._schedule.admit()
         if not ready:
             return
         chosen = min(ready, key=lambda sequence: sequence.served_s)
@@ -151,36 +136,6 @@ class TokenLoop:
         else:
             self._step([s for s in stepping if s is chosen or not self._draft(s, len(stepping))])
 
-    def _admit(self) -> None:
-        """Give slots to waiting sequences; those in the foreground first, taking slots back from the background."""
-        while self._waiting:
-            sequence = next((s for s in self._waiting if not s.request.background), self._waiting[0])
-            in_foreground = [s for s in self._running if not s.request.background]
-            if sequence.request.background and in_foreground:
-                return
-            if not self._pool.has_free and not self._suspend_background(sequence):
-                return
-            self._waiting.remove(sequence)
-            sequence.slot = self._pool.take(sequence.ids, self._cache_owner(sequence))
-            sequence.served_s = min((s.served_s for s in self._running), default=0.0)
-            self._running.append(sequence)
-
-    def _suspend_background(self, sequence: GeneratingSequence) -> bool:
-        """Free a slot for `sequence`; its rows stay for when the suspended one goes on, unless they are needed."""
-        victim = next((s for s in reversed(self._running) if s.request.background), None)
-        if victim is None or sequence.request.background:
-            return False
-        self._running.remove(victim)
-        self._pool.release(victim.held_slot)
-        self._waiting.insert(0, victim)
-        return True
-
-    def _cache_owner(self, sequence: GeneratingSequence) -> str:
-        """Whose rows it may take over. A request that asks for its prompt's log-probabilities computes all of it."""
-        request = sequence.request
-        is_shared = self._prefix_cache and not request.prompt_logprobs
-        return f"owner {request.owner}" if is_shared else f"request {request.id}"
-
     def _announce(self, sequence: GeneratingSequence) -> None:
         request = self._requests[sequence.request.id]
         if not request.has_begun:
@@ -189,11 +144,11 @@ class TokenLoop:
 
     def _draft(self, sequence: GeneratingSequence, stepping: int) -> Sequence[int]:
         spec = self._decoder.spec
-        most = min(spec.prompt_width - 1, spec.context_length - len(sequence.ids))
-        return sequence.draft(most, self._costs, stepping)
+        limit = min(spec.prompt_width - 1, spec.context_length - len(sequence.ids))
+        return sequence.draft(limit, self._costs, stepping)
 
     def _prefill(self, sequence: GeneratingSequence) -> None:
-        """Compute one chunk of the missing tokens; the last one gives the next token."""
+        """Compute one chunk of the missing tokens. The last chunk gives the next token."""
         cache = sequence.cache
         start = cache.length
         chunk = sequence.ids[start : start + self._chunk_size(sequence.missing)]
@@ -202,14 +157,14 @@ class TokenLoop:
         else:
             row, elapsed = self._timed([sequence], lambda: self._decoder.prefill(cache, chunk))
             rows = row[None]
-        scored = _score_prompt(sequence, rows, start) if sequence.request.prompt_logprobs else []
+        scored = sequence.score_prompt(rows, start) if sequence.request.prompt_logprobs else []
         self._emit(Prefilled(sequence.request.id, elapsed, scored))
         if sequence.missing == 0:
             self._advance(sequence, rows[-1:], (), 0.0)
 
     def _chunk_size(self, missing: int) -> int:
-        """All that fits, but never so that a single token is left: one alone is computed in another way than several
-        (see decoder.py), and then answers would depend on what the prefix cache happened to hold."""
+        """As many tokens as fit, but never leave a single token for the next call. The kernel for one row differs in
+        the last bits in some graphs (decoders/cpu.py), and then the answer would depend on the prefix cache."""
         width = self._decoder.spec.prompt_width
         return width - 1 if missing == width + 1 and width > 2 else min(missing, width)
 
@@ -228,11 +183,11 @@ class TokenLoop:
             return
         self._costs.record_step(len(sequences), elapsed)
         for sequence, row in zip(sequences, rows, strict=True):
-            if sequence in self._running:  # not failed meanwhile by another choice of its request
+            if self._schedule.is_running(sequence):  # another choice of its request can have failed in this loop
                 self._attempt(self._advance, sequence, row[None], (), elapsed)
 
     def _timed(self, sequences: Sequence[GeneratingSequence], call: Callable[[], Logits]) -> tuple[Logits, float]:
-        """Make a device call; its seconds count in full for each sequence that took part."""
+        """Make a device call. Each sequence that takes part is charged for its full duration."""
         for sequence in sequences:
             self._announce(sequence)
         before = self._clock()
@@ -242,7 +197,7 @@ class TokenLoop:
             sequence.served_s += elapsed
         return logits, elapsed
 
-    # -- what a call brings ---------------------------------------------------------------------------------------
+    # -- results of a call --------------------------------------------------------------------------------------------
 
     def _advance(self, sequence: GeneratingSequence, rows: Logits, draft: Sequence[int], elapsed: float) -> None:
         progress = sequence.advance(rows, draft)
@@ -265,27 +220,17 @@ class TokenLoop:
         self._start_later(request)
 
     def _start_later(self, request: _Request) -> None:
-        """The first choice's prompt is in a slot now: the others take it over from there."""
-        self._waiting[:0] = [sequence for sequence in request.later if sequence.choice in request.open]
+        """The first choice's prompt is in a slot now: the other choices reuse its rows."""
+        self._schedule.add_first([sequence for sequence in request.later if sequence.choice in request.open])
         request.later = []
 
     def _close(self, request: _Request, choice: int) -> None:
         request.open.discard(choice)
-        for sequence in self._of(request):
+        for sequence in self._schedule.of(request.frame):
             if sequence.choice == choice:
-                self._remove(sequence)
+                self._schedule.remove(sequence)
         if not request.open:
             self._requests.pop(request.frame.id, None)
-
-    def _of(self, request: _Request) -> list[GeneratingSequence]:
-        return [s for s in (*self._running, *self._waiting) if s.request is request.frame]
-
-    def _remove(self, sequence: GeneratingSequence) -> None:
-        if sequence in self._waiting:
-            self._waiting.remove(sequence)
-        if sequence in self._running:
-            self._running.remove(sequence)
-            self._pool.release(sequence.held_slot)
 
     def _attempt(
         self,
@@ -294,7 +239,7 @@ class TokenLoop:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> None:
-        """Do a sequence's work; what goes wrong fails its request and no other."""
+        """Do the work of a sequence. An exception fails its request and no other."""
         try:
             work(sequence, *args, **kwargs)
         except Exception as error:
@@ -302,38 +247,8 @@ class TokenLoop:
 
     def _fail(self, sequences: Sequence[GeneratingSequence], error: Exception) -> None:
         for sequence in sequences:
-            if sequence in self._running:  # its rows are not to be trusted
-                self._running.remove(sequence)
-                self._pool.discard(sequence.held_slot)
+            self._schedule.discard(sequence)
         for id in dict.fromkeys(sequence.request.id for sequence in sequences):
-            for other in self._of(self._requests.pop(id)):
-                self._remove(other)
-            self._emit(_failed(id, _in_our_words(error)))
-
-
-def _in_our_words(error: Exception) -> GatewayError:
-    if isinstance(error, GatewayError):
-        return error
-    if isinstance(error, MemoryError):
-        return EngineFailed(NO_MEMORY)
-    if isinstance(error, FloatingPointError):
-        return EngineFailed(f"The model gave no usable logits: {error}.")
-    _log.error("a device call failed", exc_info=error)
-    return EngineFailed(f"The worker failed: {type(error).__name__}.")
-
-
-def _failed(id: int, error: GatewayError) -> Failed:
-    return Failed(id, type(error).__name__, error.message, error.param)
-
-
-def _biased(frame: Submit) -> list[int]:
-    return list(frame.sampling.logit_bias)
-
-
-def _score_prompt(sequence: GeneratingSequence, rows: Logits, start: int) -> list[Scored]:
-    """Log-probabilities of the prompt's tokens that follow rows start..; each is reported once."""
-    prompt, top = sequence.request.ids, sequence.request.logprobs or 0
-    first = max(sequence.prompt_scored, start + 1)
-    last = min(len(prompt), start + 1 + len(rows))
-    sequence.prompt_scored = max(first, last)
-    return [score(rows[place - start - 1], prompt[place], top) for place in range(first, last)]
+            for other in self._schedule.of(self._requests.pop(id).frame):
+                self._schedule.remove(other)
+            self._emit(failed_frame(id, as_gateway_error(error)))

@@ -1,3 +1,5 @@
+"""Drafters against simulated answers. Costs are simulated too, in units of one single step."""
+
 from __future__ import annotations
 
 import random
@@ -6,6 +8,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.common_prefix import common_prefix
 from gateway.worker.drafting import CallCosts, PredictionDrafter, PromptLookupDrafter
 
 TEXT = list(range(100, 160))
@@ -14,27 +17,27 @@ TEXT = list(range(100, 160))
 def calls_for(answer: list[int], text: list[int], most: int = 64) -> tuple[int, int]:
     """Device calls that an answer takes with drafts from `text`, and how many drafted tokens were wrong."""
     drafter = PredictionDrafter(text)
-    calls = wrong = place = 0
-    while place < len(answer):
+    calls = wrong = position = 0
+    while position < len(answer):
         draft = list(drafter.draft(most))
         assert len(draft) <= most
-        right = next((i for i, t in enumerate(draft) if answer[place + i : place + i + 1] != [t]), len(draft))
+        right = common_prefix(draft, answer[position:])
         calls += 1
         wrong += len(draft) - right
         if draft:
-            drafter.learn(len(draft), right)
-        for token in answer[place : place + right + 1]:
+            drafter.record(len(draft), right)
+        for token in answer[position : position + right + 1]:
             drafter.follow(token)
-        place += right + 1
+        position += right + 1
     return calls, wrong
 
 
-def test_an_unchanged_text_takes_few_calls() -> None:
+def test_prediction_equal_to_answer_takes_few_calls() -> None:
     calls, wrong = calls_for(TEXT, TEXT)
     assert (calls, wrong) == (4, 0)  # drafts of 8, 16, 32 and the rest
 
 
-def test_an_edit_is_passed() -> None:
+def test_prediction_is_followed_past_edits() -> None:
     replaced = [*TEXT[:20], 1, *TEXT[21:]]
     inserted = [*TEXT[:20], 1, 2, 3, *TEXT[20:]]
     deleted = [*TEXT[:20], *TEXT[30:]]
@@ -43,80 +46,80 @@ def test_an_edit_is_passed() -> None:
     assert calls_for(deleted, TEXT)[0] <= 8
 
 
-def test_a_text_that_has_nothing_to_do_with_the_answer_costs_little() -> None:
+def test_unrelated_prediction_drafts_few_tokens() -> None:
     calls, wrong = calls_for(list(range(40)), TEXT)
     assert calls == 40
     assert wrong <= 8
 
 
-def test_repeated_tokens_need_two_to_find_the_place() -> None:
+def test_repeated_token_needs_pair_to_find_position() -> None:
     text = [5, 1, 5, 2, 5, 3, 5, 4]
     drafter = PredictionDrafter(text)
     for token in (9, 5):
         drafter.follow(token)
-    assert not drafter.draft(8)  # 5 alone stands in four places
+    assert not drafter.draft(8)  # 5 is at four positions
     drafter.follow(2)
     assert drafter.draft(8) == [5, 3, 5, 4]
 
 
 @given(st.lists(st.integers(0, 5), max_size=40), st.lists(st.integers(0, 5), max_size=40), st.integers(1, 9))
-def test_any_answer_comes_to_an_end(answer: list[int], text: list[int], most: int) -> None:
+def test_prediction_never_takes_more_calls_than_tokens(answer: list[int], text: list[int], most: int) -> None:
     calls, _ = calls_for(answer, text, most)
     assert calls <= len(answer)
 
 
-# -- what has been said before -----------------------------------------------------------------------------------------
+# -- prompt lookup -----------------------------------------------------------------------------------------------------
 
 PROMPT = random.Random(1).choices(range(1000), k=300)
 
 
-def like_the_cpu(ids: int) -> float:
+def cpu_cost(ids: int) -> float:
     return 1.0 if ids == 1 else 1.8 + 0.13 * ids
 
 
-def seconds_for(answer: list[int], prompt: list[int], cost: Callable[[int], float] = like_the_cpu) -> float:
-    """What an answer takes in single steps, when calls of so many ids cost so much."""
+def seconds_for(answer: list[int], prompt: list[int], cost: Callable[[int], float] = cpu_cost) -> float:
+    """The cost of an answer, in single steps, if a call of n ids costs `cost(n)`."""
     ids, costs, spent = list(prompt), CallCosts(), 0.0
     drafter = PromptLookupDrafter(ids)
     while len(ids) < len(prompt) + len(answer):
-        place = len(ids) - len(prompt)
-        draft = drafter.draft(min(63, len(answer) - place - 1), costs, 1)
-        right = next((i for i, token in enumerate(draft) if answer[place + i] != token), len(draft))
+        position = len(ids) - len(prompt)
+        draft = drafter.draft(min(63, len(answer) - position - 1), costs, 1)
+        right = common_prefix(draft, answer[position:])
         spent += cost(1 + len(draft))
         (costs.record_verify if draft else costs.record_step)(1 + len(draft), cost(1 + len(draft)))
-        for token in answer[place : place + right + 1]:
+        for token in answer[position : position + right + 1]:
             ids.append(token)
             drafter.follow(token)
     return spent
 
 
-def test_a_quotation_is_several_times_as_fast() -> None:
+def test_lookup_of_quotation_takes_quarter_of_steps() -> None:
     assert seconds_for(PROMPT[50:250], PROMPT) < 200 / 4
 
 
-def test_an_edited_quotation_is_twice_as_fast() -> None:
+def test_lookup_of_edited_quotation_takes_half_of_steps() -> None:
     answer = PROMPT[50:250]
-    for place in (30, 77, 131):
-        answer[place : place + 2] = [1001, 1002, 1003]
+    for edit in (30, 77, 131):
+        answer[edit : edit + 2] = [1001, 1002, 1003]
     assert seconds_for(answer, PROMPT) < len(answer) / 2
 
 
-def test_a_model_that_goes_round_in_circles_is_followed() -> None:
+def test_lookup_follows_repeating_answer() -> None:
     assert seconds_for([1, 2, 3] * 60, PROMPT) < 180 / 3
 
 
-def test_text_that_only_looks_like_what_was_said_costs_no_more_than_a_hundredth() -> None:
-    """Pairs come again all the time, and what follows them is chance."""
-    chance = random.Random(2)
-    answer = [chance.choice((1, 2, 3, 4)) if place % 3 else chance.randrange(1000) for place in range(2000)]
+def test_lookup_of_random_continuations_costs_at_most_one_percent() -> None:
+    """Pairs of tokens repeat often, but what follows them is random."""
+    rng = random.Random(2)
+    answer = [rng.choice((1, 2, 3, 4)) if position % 3 else rng.randrange(1000) for position in range(2000)]
     assert seconds_for(answer, answer[:500][::-1]) <= 2000 * 1.01
 
 
-def test_a_device_on_which_it_does_not_pay_is_left_alone() -> None:
+def test_lookup_stops_on_device_without_gain() -> None:
     assert seconds_for(PROMPT[50:250], PROMPT, cost=lambda ids: 0.1 + 0.9 * ids) <= 200 * 1.01
 
 
-def test_together_a_guess_must_be_worth_more() -> None:
+def test_lookup_drafts_only_alone_when_batched_steps_are_cheap() -> None:
     costs = CallCosts()
     costs.record_step(1, 1.0)
     costs.record_step(8, 1.2)
@@ -128,12 +131,12 @@ def test_together_a_guess_must_be_worth_more() -> None:
     assert drafter.draft(63, costs, 1) and not drafter.draft(63, costs, 8)
 
 
-def test_a_device_that_is_cheaper_than_usual_is_found_out() -> None:
-    """A fixed cost for any width, as a graph of fixed shape has it."""
+def test_lookup_uses_wide_drafts_on_device_with_fixed_call_cost() -> None:
+    """A graph of fixed shape costs the same for any width."""
     assert seconds_for(PROMPT[50:250], PROMPT, cost=lambda ids: 1.0 if ids == 1 else 2.6) < 200 / 6
 
 
-def test_a_width_that_was_too_expensive_once_is_tried_again() -> None:
+def test_verify_cost_drifts_back_to_usual() -> None:
     costs = CallCosts()
     costs.record_step(1, 1.0)
     costs.record_verify(8, 100.0)
@@ -142,7 +145,7 @@ def test_a_width_that_was_too_expensive_once_is_tried_again() -> None:
     assert costs.verify_cost(8) < 5
 
 
-def test_one_slow_call_does_not_spoil_an_estimate() -> None:
+def test_step_rate_ignores_one_slow_call() -> None:
     costs = CallCosts()
     for seconds in (1.0, 1.0, 50.0, 1.0):
         costs.record_step(1, seconds)
@@ -150,5 +153,5 @@ def test_one_slow_call_does_not_spoil_an_estimate() -> None:
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.lists(st.integers(0, 3), max_size=60))
-def test_any_answer_comes_to_an_end_and_never_takes_more_calls(prompt: list[int], answer: list[int]) -> None:
+def test_lookup_never_takes_more_calls_than_tokens(prompt: list[int], answer: list[int]) -> None:
     assert seconds_for(answer, prompt, cost=lambda ids: 1.0) <= len(answer)

@@ -1,4 +1,4 @@
-"""Tokens of one device call travel together, and nothing overtakes them."""
+"""Tokens frames of one device call become one message, and the order of frames is kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def tokens(id: int) -> Tokens:
     return Tokens(id=id, choice=0, ids=[7], device_s=0.1)
 
 
-def test_tokens_of_one_call_are_one_message_and_order_is_kept() -> None:
+def test_tokens_of_one_call_are_one_message_in_order() -> None:
     sent: list[Message] = []
     batcher = FrameBatcher(lambda message: sent.append(decode_from_worker(encode(message))))
     batcher.put(tokens(1))

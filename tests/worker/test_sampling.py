@@ -1,4 +1,4 @@
-"""The fast functions against the obvious ones, and against the distribution they must draw from."""
+"""The sampling functions against simple reference implementations, and against the expected distribution."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from gateway.errors import EngineFailed
 from gateway.sampling import Sampling
 from gateway.worker import sampling
 from gateway.worker.sampling import Sampler
@@ -16,7 +17,7 @@ logit_rows = arrays(np.float32, st.integers(1, 700), elements=st.floats(-30, 30,
 
 
 def naive_probabilities(logits: np.ndarray, s: Sampling) -> np.ndarray:
-    """The whole pipeline with full sorts, in float64."""
+    """Reference: all steps with full sorts, in float64."""
     scaled = logits.astype(np.float64) / s.temperature
     order = np.argsort(-scaled, kind="stable")
     keep = np.zeros(len(logits), bool)
@@ -33,7 +34,7 @@ def naive_probabilities(logits: np.ndarray, s: Sampling) -> np.ndarray:
 
 def drawn_probabilities(logits: np.ndarray, s: Sampling, draws: int = 20_000) -> np.ndarray:
     best = logits.max()
-    uniforms = (np.arange(draws) + 0.5) / draws  # evenly spread: the shares are exact to 1 / draws
+    uniforms = (np.arange(draws) + 0.5) / draws  # evenly spaced: each share is exact to 1 / draws
     tokens = [sampling.sample(logits.copy(), best, s, u) for u in uniforms]
     return np.bincount(tokens, minlength=len(logits)) / draws
 
@@ -48,36 +49,37 @@ def drawn_probabilities(logits: np.ndarray, s: Sampling, draws: int = 20_000) ->
         Sampling(min_p=0.1),
         Sampling(temperature=1.3, top_k=20, top_p=0.7, min_p=0.05),
     ],
+    ids=["softmax", "low_temperature", "top_k", "top_p", "min_p", "all"],
 )
-def test_draws_follow_the_distribution(settings_: Sampling) -> None:
+def test_draws_follow_expected_distribution(settings_: Sampling) -> None:
     logits = np.random.default_rng(1).normal(0, 2, 300).astype(np.float32)
     expected = naive_probabilities(logits, settings_)
     assert drawn_probabilities(logits, settings_, 5000) == pytest.approx(expected, abs=3e-4)
 
 
-def test_draws_of_a_sampler_follow_the_softmax() -> None:
+def test_seeded_sampler_draws_follow_softmax() -> None:
     logits = np.random.default_rng(2).normal(0, 1.5, 40).astype(np.float32)
     sampler = Sampler(Sampling(seed=3), (), 0)
     draws = 20_000
     counts = np.bincount([sampler.choose(logits.copy()) for _ in range(draws)], minlength=40)
     p = naive_probabilities(logits, Sampling())
     chi_square = float((((counts - draws * p) ** 2) / (draws * p)).sum())
-    assert chi_square < 73  # 39 degrees of freedom: exceeded once in a thousand
+    assert chi_square < 73  # 39 degrees of freedom: p = 0.001
 
 
 @given(logit_rows, st.floats(0, 1))
-def test_nucleus_equals_the_full_sort(logits: np.ndarray, top_p: float) -> None:
+def test_nucleus_equals_full_sort(logits: np.ndarray, top_p: float) -> None:
     weights = np.exp(logits - logits.max())
     kept = sampling.nucleus(weights, top_p)
     share = weights[kept].sum(dtype=np.float64) / weights.sum(dtype=np.float64)
     assert share >= top_p - 1e-6
-    without_least = share - weights[kept].min() / weights.sum(dtype=np.float64)
-    assert len(kept) == 1 or without_least < top_p + 1e-6
+    without_smallest = share - weights[kept].min() / weights.sum(dtype=np.float64)
+    assert len(kept) == 1 or without_smallest < top_p + 1e-6
     assert weights[kept].min() >= np.delete(weights, kept).max(initial=0)
 
 
 @given(logit_rows, st.integers(1, 700))
-def test_top_k_ids_are_the_largest(logits: np.ndarray, k: int) -> None:
+def test_top_k_ids_are_largest_logits(logits: np.ndarray, k: int) -> None:
     k = min(k, len(logits))
     ids = sampling.top_k_ids(logits, k)
     assert len(set(ids.tolist())) == k
@@ -85,7 +87,7 @@ def test_top_k_ids_are_the_largest(logits: np.ndarray, k: int) -> None:
 
 
 @given(arrays(np.float32, st.integers(1, 700), elements=st.sampled_from([0, 0.25, 1, 3])), st.floats(0, 1))
-def test_draw_equals_the_running_sum(weights: np.ndarray, uniform: float) -> None:
+def test_draw_equals_running_sum(weights: np.ndarray, uniform: float) -> None:
     uniform = min(uniform, 1 - 2**-53)
     if not weights.any():
         return
@@ -96,14 +98,14 @@ def test_draw_equals_the_running_sum(weights: np.ndarray, uniform: float) -> Non
 
 
 @given(logit_rows)
-def test_log_softmax_is_exact(logits: np.ndarray) -> None:
+def test_log_softmax_equals_float64_result(logits: np.ndarray) -> None:
     exact = logits.astype(np.float64)
     exact = exact - exact.max() - np.log(np.exp(exact - exact.max()).sum())
     assert sampling.log_softmax(logits) == pytest.approx(exact, abs=1e-5)
 
 
 @given(logit_rows, st.integers(0, 20), st.data())
-def test_score_reports_the_token_and_the_most_likely(logits: np.ndarray, top: int, data: st.DataObject) -> None:
+def test_score_reports_token_and_most_likely_tokens(logits: np.ndarray, top: int, data: st.DataObject) -> None:
     token = data.draw(st.integers(0, len(logits) - 1))
     scored = sampling.score(logits, token, top)
     exact = sampling.log_softmax(logits)
@@ -114,7 +116,7 @@ def test_score_reports_the_token_and_the_most_likely(logits: np.ndarray, top: in
 
 
 @given(logit_rows)
-def test_greedy_is_argmax_and_leaves_the_logits_alone(logits: np.ndarray) -> None:
+def test_greedy_choice_is_argmax_and_keeps_logits(logits: np.ndarray) -> None:
     before = logits.copy()
     assert Sampler(Sampling(temperature=0), (), 0).choose(logits) == int(before.argmax())
     assert logits.tolist() == before.tolist()
@@ -122,13 +124,15 @@ def test_greedy_is_argmax_and_leaves_the_logits_alone(logits: np.ndarray) -> Non
 
 @settings(max_examples=30)
 @given(logit_rows, st.integers(-(2**63), 2**63), st.floats(1e-4, 2), st.integers(0, 50), st.floats(0, 1))
-def test_same_seed_same_tokens(logits: np.ndarray, seed: int, temperature: float, top_k: int, top_p: float) -> None:
+def test_same_seed_gives_same_tokens(
+    logits: np.ndarray, seed: int, temperature: float, top_k: int, top_p: float
+) -> None:
     s = Sampling(seed=seed, temperature=temperature, top_k=top_k, top_p=top_p)
     first, second = Sampler(s, (), 1), Sampler(s, (), 1)
     assert [first.choose(logits.copy()) for _ in range(5)] == [second.choose(logits.copy()) for _ in range(5)]
 
 
-def test_choices_draw_differently_and_so_do_requests_without_a_seed() -> None:
+def test_draws_differ_between_choices_and_without_seed() -> None:
     logits = np.zeros(1000, np.float32)
 
     def tokens(sampler: Sampler) -> list[int]:
@@ -139,7 +143,7 @@ def test_choices_draw_differently_and_so_do_requests_without_a_seed() -> None:
 
 
 def adjusted(s: Sampling, prompt: tuple[int, ...], chosen: tuple[int, ...], logits: np.ndarray) -> np.ndarray:
-    """What the sampler makes of `logits` after it was made to choose `chosen`."""
+    """The adjusted logits after the sampler has chosen the tokens `chosen`."""
     sampler = Sampler(s, prompt, 0)
     for token in chosen:
         row = np.zeros(len(logits), np.float32)
@@ -150,19 +154,19 @@ def adjusted(s: Sampling, prompt: tuple[int, ...], chosen: tuple[int, ...], logi
     return result
 
 
-def test_presence_and_frequency_count_generated_tokens_only() -> None:
+def test_presence_and_frequency_penalties_ignore_prompt() -> None:
     logits = np.array([1, 2, -3, 4], np.float32)
     got = adjusted(Sampling(presence_penalty=0.5, frequency_penalty=0.25), (3,), (1, 1, 2), logits)
     assert got.tolist() == [1, 2 - 0.5 - 0.5, -3 - 0.5 - 0.25, 4]
 
 
-def test_repetition_penalty_counts_the_prompt_too() -> None:
+def test_repetition_penalty_includes_prompt() -> None:
     logits = np.array([1, 2, -3, 4], np.float32)
     got = adjusted(Sampling(repetition_penalty=2.0), (3,), (2,), logits)
     assert got.tolist() == [1, 2, -6, 2]
 
 
-def test_logit_bias_bans_and_forces() -> None:
+def test_logit_bias_bans_and_forces_tokens() -> None:
     logits = np.array([5, 1, 0], np.float32)
     sampler = Sampler(Sampling(temperature=0, logit_bias={0: -100, 2: 50}), (), 0)
     sampler.adjust(logits)
@@ -176,7 +180,7 @@ def test_excluded_tokens_are_never_drawn() -> None:
     assert {sampler.choose(logits.copy()) for _ in range(200)} == {1, 2, 3, 4}
 
 
-@pytest.mark.parametrize("row", [[-np.inf, -np.inf], [np.nan, 1], [np.inf, 1]])
-def test_impossible_logits_are_an_error(row: list[float]) -> None:
-    with pytest.raises(FloatingPointError):
+@pytest.mark.parametrize("row", [[-np.inf, -np.inf], [np.nan, 1], [np.inf, 1]], ids=["all_excluded", "nan", "infinite"])
+def test_choice_without_finite_logit_raises(row: list[float]) -> None:
+    with pytest.raises(EngineFailed, match="no token has a finite logit"):
         Sampler(Sampling(), (), 0).choose(np.array(row, np.float32))

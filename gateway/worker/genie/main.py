@@ -14,8 +14,8 @@ from gateway.bundles.genie_config import GenieBundle, load_genie_bundle
 from gateway.worker.frames import FromWorker, Loading, Ready, WorkerSpec
 from gateway.worker.genie.library import GenieDialog
 from gateway.worker.genie.loop import GenieLoop, Mailbox
-from gateway.worker.main import receive, run_worker
 from gateway.worker.memory import peak_bytes
+from gateway.worker.pipe import receive, run_worker
 
 
 def genie_worker_main(connection: Connection, spec: WorkerSpec) -> None:

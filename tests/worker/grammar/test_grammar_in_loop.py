@@ -124,7 +124,7 @@ def test_every_choice_follows_a_copy_of_its_own(bench: Bench, tokens: TextTokeni
     assert all(reason == "length" or not faults(SCHEMAS["shape"], texts[i]) for i, reason in ended.items())
 
 
-def test_logprobs_are_those_of_the_raw_logits(bench: Bench) -> None:
+def test_logprobs_come_from_raw_logits(bench: Bench) -> None:
     request = bench.submit(PROMPT, logprobs=5, max_tokens=4, grammar=regex("[0-9]+"))
     bench.finish()
     free = bench.submit(PROMPT, logprobs=5, max_tokens=1)

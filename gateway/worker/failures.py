@@ -1,0 +1,32 @@
+"""From any exception in a worker to the GatewayError that the gateway reports.
+
+The exceptions of a native library are converted before, in that library's own module: ONNX Runtime in decoders/onnx.py,
+llguidance in grammar/constraint.py, Genie in genie/library.py.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from gateway.errors import EngineFailed, GatewayError
+from gateway.worker.frames import NO_MEMORY, Failed
+
+_log = logging.getLogger(__name__)
+
+
+def as_gateway_error(error: Exception, component: str = "The worker") -> GatewayError:
+    """The error itself if it is a GatewayError, else EngineFailed. An unexpected error is logged with its traceback."""
+    match error:
+        case GatewayError():
+            return error
+        case MemoryError():
+            return EngineFailed(NO_MEMORY)
+        case ConnectionError():
+            pass  # the gateway has ended and closed the pipe: nothing to log
+        case _:
+            _log.error("%s failed", component, exc_info=error)
+    return EngineFailed(f"{component} failed: {type(error).__name__}.")
+
+
+def failed_frame(id: int | None, error: GatewayError) -> Failed:
+    return Failed(id, type(error).__name__, error.message, error.param)
