@@ -1,10 +1,11 @@
-"""How well a bundle says what another one says, token by token over a text that neither chose.
+"""Compares the logits of two bundles after each token of a text.
 
     python scripts/npu_quality.py models/smollm2-135m-npu models/smollm2-135m [--tokens 256] [--provider qnn]
 
-The second bundle is the reference and runs on the CPU; made from a GGUF file it computes that file's own numbers in
-float32. Prints JSON: how often the most likely token is the same (and how often where the reference prefers it by more
-than half a logit), the logits' errors, the divergence in nats, size, load time, and what a window and a step take.
+The second bundle is the reference and runs on the CPU. If it is made from a GGUF file, it computes that file's own
+numbers in float32. Prints JSON: the share of tokens with the same most likely token (of all tokens, and of those where
+the reference's two best logits differ by more than 0.5), the errors of the logits, the divergence in nats, size, load
+time, and the times of a window and a step.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from gateway.worker.decoders.base import Decoder, Logits  # noqa: E402
 from gateway.worker.frames import WorkerSpec  # noqa: E402
 from gateway.worker.main import open_decoder  # noqa: E402
 
-STEPS = 8  # tokens at the end that go one by one
+STEPS = 8  # last tokens, which go in single steps
 
 
 def main() -> None:
@@ -45,7 +46,7 @@ def main() -> None:
 
 
 def logits_of(bundle: Path, provider: Any, ids: list[int]) -> tuple[Logits, dict[str, Any]]:
-    """The logits after every id, (ids, vocab), and what it took."""
+    """The logits after each id, (ids, vocab), and the measurements."""
     started = time.perf_counter()
     decoder = open_decoder(WorkerSpec(bundle=str(bundle), provider=provider, max_sequences=1))
     load_s = time.perf_counter() - started

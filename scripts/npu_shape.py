@@ -1,10 +1,10 @@
-"""Builds one part of a model in Llama 3.2 3B's shape, with random weights, and runs it once.
+"""Builds and runs one part of a model with the shape of Llama 3.2 3B and random weights.
 
     python scripts/npu_shape.py FOLDER [--precision int4] [--parts 4] [--context 2048] [--width 128] [--run]
 
-Shows what no small model can: the size of a part's binaries, and the memory and the time that its compilation takes.
-All parts of a model have the same shape, so the first stands for the others. `--run` also compares it with the CPU on
-a few tokens, which takes the emulation minutes. Prints JSON; peak memory is that of the largest process.
+Measures the size of a part's binaries, and the memory and time of its compilation. All parts of a model have the same
+shape, so one part is enough. `--run` also compares the part with the CPU on a few tokens; that takes minutes on the
+emulator. Prints JSON. Peak memory is that of the largest process.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ LLAMA_3B = TransformerConfig(
     tied_embeddings=True,
     eos_ids=(128001,),
 )
-_PROMPT_TOKENS = 8  # in the window that is compared; then single steps
+_PROMPT_TOKENS = 8  # in the compared window, before the single steps
 
 
 class RandomSource:
-    """A ModelSource of some shape: each tensor is made when it is asked for, the same every time."""
+    """A ModelSource with random weights. A tensor has the same values in each call."""
 
     generation = GenerationDefaults()
 
@@ -93,7 +93,7 @@ class RandomSource:
 
 
 class Shape:
-    """The first of `parts` parts of a model, in a folder of its own. `facts`: what was measured so far."""
+    """The first of `parts` parts of a model. `facts` has the measurements."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Shape:
         self.facts: dict[str, Any] = {"layers": len(self._part.layers), "precision": precision}
 
     def build(self) -> None:
-        """Compile it as the emulation loads it, a binary for each graph, and as a laptop does, one for both."""
+        """Compile the part twice: one binary per graph for the emulator, and one shared binary for a laptop."""
         with self._timed("write_s"):
             self._graphs = self._write(self._folder / "graphs", self._precision)
         with self._timed("compile_s"):
@@ -126,7 +126,7 @@ class Shape:
         self.facts["build_peak_bytes"] = peak_bytes()
 
     def run(self) -> None:
-        """Compare it with the CPU."""
+        """Compare the part with the CPU."""
         hidden = (_PROMPT_TOKENS + STEPS, self._source.config.hidden)
         inputs = [self._folder / f"{name}.npy" for name in ("npu", "float")]
         for path in inputs:
@@ -154,7 +154,7 @@ class Shape:
         return list(write_part(self._source, folder, self._part, **layout).values())
 
     def _cache_bytes(self) -> int:
-        """Of a full context's keys and values, two bytes each."""
+        """Bytes of the keys and values of a full context, two bytes per value."""
         config = self._source.config
         return len(self._part.layers) * self._context * config.kv_heads * config.head_dim * 2 * 2
 
@@ -166,7 +166,7 @@ class Shape:
 
 
 def peak_bytes() -> int | None:
-    """The most memory that this process or one of its children held; None on Windows."""
+    """The peak memory of this process or of its largest child; None on Windows."""
     if sys.platform == "win32":
         return None
     import resource
@@ -185,7 +185,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = try_detect_npu(emulated=True)
     if device is None:
-        sys.exit("There is no NPU here, and no emulation of one.")
+        sys.exit("This machine has no NPU and no NPU emulator.")
     layout = {name: getattr(arguments, name) for name in ("precision", "parts", "context", "width")}
     shape = Shape(LLAMA_3B, arguments.folder, device, **layout)
     shape.build()

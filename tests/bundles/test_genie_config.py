@@ -13,7 +13,7 @@ from gateway.bundles.genie_config import GenieBundle, load_genie_bundle
 from gateway.errors import BundleError
 from gateway.generation import Chat, Message
 from gateway.text.templates import ChatTemplate
-from tests.support.genie_bundle import SPECIAL_TOKENS, write_genie_bundle
+from tests.support.npu.genie_bundle import SPECIAL_TOKENS, write_genie_bundle
 
 Change = Callable[[dict[str, Any]], object]
 CHAT = Chat(

@@ -10,7 +10,7 @@ import pytest
 from gateway import cli
 from gateway.commands.bundles import examine
 from gateway.config_file import load_config
-from tests.support.genie_bundle import write_genie_bundle
+from tests.support.npu.genie_bundle import write_genie_bundle
 
 MODELS = """
 [models.tiny]

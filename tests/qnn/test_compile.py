@@ -7,7 +7,7 @@ from pathlib import Path
 from gateway.qnn.compile import compile_cached, compile_graphs
 from gateway.qnn.context import read_compiled
 from gateway.qnn.device import NpuDevice
-from tests.support.onnx_graph import write_graph
+from tests.support.npu.onnx_graph import write_graph
 
 
 def test_compile_cached_compiles_a_graph_once(npu: NpuDevice, tmp_path: Path) -> None:

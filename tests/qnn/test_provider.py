@@ -9,7 +9,7 @@ import pytest
 from gateway.errors import BundleError
 from gateway.qnn.device import NpuDevice
 from gateway.qnn.provider import find_npu, open_session, placement
-from tests.support.onnx_graph import write_graph
+from tests.support.npu.onnx_graph import write_graph
 
 
 def test_find_npu_never_returns_emulator(npu: NpuDevice) -> None:

@@ -15,8 +15,8 @@ from gateway.errors import BundleError
 from gateway.qnn.device import NpuDevice
 from gateway.qnn.provider import open_session
 from gateway.qnn.sessions import NpuSessions, PerformanceSwitch
-from tests.support.npu_fixtures import OpenDecoder
-from tests.support.onnx_graph import write_graph
+from tests.support.npu.fixtures import OpenDecoder
+from tests.support.npu.onnx_graph import write_graph
 
 
 @pytest.fixture

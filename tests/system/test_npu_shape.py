@@ -1,4 +1,4 @@
-"""The script that builds a part of a 3B model builds and runs one of a toy, too."""
+"""scripts/npu_shape.py with a tiny model."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from gateway.qnn.device import NpuDevice
 from scripts.npu_shape import LLAMA_3B, Shape
 
 
-def test_a_part_of_random_weights_is_built_and_right(npu: NpuDevice, tmp_path: Path) -> None:
-    toy = replace(LLAMA_3B, layers=4, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=128, vocab=64)
-    shape = Shape(toy, tmp_path / "toy", npu, parts=2, context=64, width=16)
+def test_part_with_random_weights_is_built_and_checked(npu: NpuDevice, tmp_path: Path) -> None:
+    tiny = replace(LLAMA_3B, layers=4, hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=128, vocab=64)
+    shape = Shape(tiny, tmp_path / "tiny", npu, parts=2, context=64, width=16)
     shape.build()
     shape.run()
     facts = shape.facts

@@ -31,7 +31,7 @@ from gateway.qnn.compile import compile_graphs
 from gateway.qnn.device import NpuDevice
 from gateway.qnn.provider import open_session
 from tests.support.decoding import IDS, greedy
-from tests.support.npu_fixtures import OpenDecoder
+from tests.support.npu.fixtures import OpenDecoder
 from tests.support.tiny import write_tiny_folder
 from tests.support.tiny_gguf import write_tiny_gguf
 

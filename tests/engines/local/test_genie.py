@@ -35,8 +35,8 @@ from gateway.generation import (
 )
 from gateway.sampling import Sampling
 from tests.support.child_call import call_in_child
-from tests.support.genie_bundle import write_genie_bundle
-from tests.support.tiny_htp_decoder import TinyDecoder, context_binaries, open_htp_session
+from tests.support.npu.genie_bundle import write_genie_bundle
+from tests.support.npu.tiny_htp_decoder import TinyDecoder, context_binaries, open_htp_session
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

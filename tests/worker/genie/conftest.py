@@ -12,9 +12,9 @@ import pytest
 
 from gateway.worker.frames import Ready
 from tests.support.child_call import TIMEOUT_S
-from tests.support.genie_bundle import END
-from tests.support.genie_worker import GenieWorker, Reference, StartWorker
-from tests.support.tiny_htp_decoder import TinyDecoder, open_htp_session
+from tests.support.npu.genie_bundle import END
+from tests.support.npu.genie_worker import GenieWorker, Reference, StartWorker
+from tests.support.npu.tiny_htp_decoder import TinyDecoder, open_htp_session
 
 
 @pytest.fixture(scope="package")

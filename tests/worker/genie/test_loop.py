@@ -8,8 +8,8 @@ import pytest
 
 from gateway.sampling import Sampling
 from gateway.worker.frames import Began, Ended, Prefilled, Tokens
-from tests.support.genie_bundle import END
-from tests.support.genie_worker import HOT, IDS, STOP_TRIGGER, GenieWorker, Reference, StartWorker
+from tests.support.npu.genie_bundle import END
+from tests.support.npu.genie_worker import HOT, IDS, STOP_TRIGGER, GenieWorker, Reference, StartWorker
 
 # -- answers ----------------------------------------------------------------------------------------------------------
 

@@ -18,8 +18,8 @@ from gateway.worker.frames import Began, Cancel, Ended, Failed, FromWorker, Pref
 from gateway.worker.genie.library import GenieDialog, PerformancePolicy, QueryEnd
 from gateway.worker.genie.loop import GenieLoop, Mailbox
 from tests.support.child_call import call_in_child
-from tests.support.genie_bundle import END
-from tests.support.genie_worker import GREEDY, IDS, Reference
+from tests.support.npu.genie_bundle import END
+from tests.support.npu.genie_worker import GREEDY, IDS, Reference
 
 
 class _Dialog(GenieDialog):

@@ -8,7 +8,7 @@ import psutil
 
 from gateway.worker.frames import Failed, Ready, Shutdown, Tokens
 from tests.support.child_call import TIMEOUT_S
-from tests.support.genie_worker import HOT, IDS, GenieWorker, StartWorker
+from tests.support.npu.genie_worker import HOT, IDS, GenieWorker, StartWorker
 
 
 def test_ready_states_device_and_limits(start: StartWorker) -> None:

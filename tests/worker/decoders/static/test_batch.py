@@ -18,7 +18,7 @@ from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.frames import FromWorker, Submit, Tokens
 from gateway.worker.token_loop import TokenLoop
 from tests.support.decoding import IDS, prefill
-from tests.support.npu_fixtures import OpenDecoder
+from tests.support.npu.fixtures import OpenDecoder
 from tests.support.token_loop_fixtures import GREEDY, no_grammar
 
 SIZE = 4

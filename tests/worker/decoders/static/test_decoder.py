@@ -11,9 +11,9 @@ import pytest
 from gateway.errors import EngineFailed
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from tests.support.decoding import IDS, greedy, matches_oracle, prefill
-from tests.support.npu_fixtures import OpenDecoder
+from tests.support.npu.fixtures import OpenDecoder
+from tests.support.npu.tiny_htp_decoder import Run, TinyDecoder
 from tests.support.oracle import Oracle
-from tests.support.tiny_htp_decoder import Run, TinyDecoder
 
 
 @pytest.fixture(params=["windows_ml_uncompiled", "ai_hub_uncompiled"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.decoding import IDS, greedy
-from tests.support.npu_fixtures import OpenDecoder
+from tests.support.npu.fixtures import OpenDecoder
 
 genai = pytest.importorskip("onnxruntime_genai")
 

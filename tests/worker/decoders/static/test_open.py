@@ -20,8 +20,8 @@ from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.open import open_static_decoder
 from gateway.worker.frames import WorkerSpec
 from gateway.worker.main import open_decoder as open_any_decoder
-from tests.support import windows_ml_bundle
-from tests.support.npu_fixtures import OpenDecoder
+from tests.support.npu import windows_ml_bundle
+from tests.support.npu.fixtures import OpenDecoder
 from tests.support.tiny import write_tiny_folder
 
 BATCH = 4

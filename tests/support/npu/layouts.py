@@ -1,9 +1,9 @@
-"""The two published layouts of NPU bundles, with the test suite's small models: one row of docs/npu.md for each form.
+"""Measures the two published layouts of NPU bundles with the tests' small models: the second table of docs/npu.md.
 
-    python -m tests.support.npu_layouts FOLDER
+    python -m tests.support.npu.layouts FOLDER
 
-Writes the bundles into FOLDER, opens each twice on the NPU or its emulation, and compares its logits with those of the
-uncompiled graphs on the CPU, over random ids, in windows and in single steps.
+Writes the bundles into FOLDER and opens each one twice on the NPU or the emulator. Compares the logits of random ids,
+in windows and single steps, with those of the uncompiled graphs on the CPU. Prints one JSON line per bundle.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from gateway.bundles.static_pipeline import read_pipelines, runs_on_npu
 from gateway.worker.decoders.base import Logits
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.open import open_static_decoder
-from tests.support import ai_hub_bundle, windows_ml_bundle
+from tests.support.npu import ai_hub_bundle, windows_ml_bundle
+from tests.support.npu.tiny_htp_decoder import TinyDecoder, compile_in_child
 from tests.support.tiny import write_tiny_folder
-from tests.support.tiny_htp_decoder import TinyDecoder, compile_in_child
 
-TOKENS, STEPS = 240, 8  # compared in all, and the last of each text that go one by one
+TOKENS, STEPS = 240, 8  # tokens in all; last tokens of each text that go in single steps
 
 
 def main() -> None:
@@ -37,14 +37,14 @@ def main() -> None:
         reference = open_static_decoder(plain, provider="cpu")
         ids = texts(reference)
         expected = logits_of(reference, ids)
-        for bundle in (*compiled, plain):  # the plain one is compiled at its first start
+        for bundle in (*compiled, plain):  # the uncompiled one is compiled when it is opened first
             print(json.dumps({"bundle": bundle.name, "nodes": nodes(plain), **measured(bundle, ids, expected)}))
 
 
 def write_windows_ml(folder: Path) -> tuple[Path, list[Path]]:
-    """The uncompiled bundle, and the compiled ones."""
+    """Returns: the uncompiled bundle and the compiled ones."""
     source = open_source(write_tiny_folder(folder / "source"))
-    forms: tuple[windows_ml_bundle.Compiled, ...] = ("none", "whole", "islands")
+    forms: tuple[windows_ml_bundle.Compiled, ...] = ("none", "whole", "cpu_attention")
     plain, *compiled = (
         windows_ml_bundle.write_bundle(folder / f"windows-ml-{form}", source, compiled=form, width=32, context=256)
         for form in forms
@@ -59,13 +59,13 @@ def write_ai_hub(folder: Path) -> tuple[Path, list[Path]]:
 
 
 def texts(decoder: StaticDecoder) -> list[list[int]]:
-    """As many random texts that fill the context as it takes."""
+    """Random texts that fill the context, with TOKENS ids or more in all."""
     random, size = np.random.default_rng(0), min(TOKENS, decoder.spec.context_length)
     return [random.integers(0, decoder.spec.vocab_size, size).tolist() for _ in range(-(-TOKENS // size))]
 
 
 def logits_of(decoder: StaticDecoder, ids: list[list[int]]) -> Logits:
-    """The logits after every id of every text, (ids, vocab)."""
+    """The logits after each id of each text, (ids, vocab)."""
     rows, width = [], decoder.spec.prompt_width
     for text in ids:
         cache, in_windows = decoder.new_cache(), len(text) - STEPS
@@ -76,7 +76,7 @@ def logits_of(decoder: StaticDecoder, ids: list[list[int]]) -> Logits:
 
 
 def nodes(plain: Path) -> int:
-    """Operators of the prompt graph."""
+    """The number of nodes of the prompt graph."""
     (pipeline,) = read_pipelines(plain)
     prompt = [pipeline.file(stage) for stage in pipeline.stages if runs_on_npu(stage) and stage.run_on_prompt]
     return sum(len(onnx.load(path, load_external_data=False).graph.node) for path in prompt)

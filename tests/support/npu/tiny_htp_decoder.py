@@ -1,7 +1,7 @@
-"""A tiny decoder in the shape of the context binaries that AI Hub and Genie use, made and compiled when tests start.
+"""A tiny decoder with the interface of the context binaries that AI Hub and Genie use. Tests compile it.
 
-One layer, quantised as the published models are: uint16 activations, int8 weights per output channel, uint8 keys and
-values whose zero is 128. Two graphs over one cache layout, `width` tokens and one token:
+It has one layer, quantised like the published models: uint16 activations, int8 weights per output channel, uint8 keys
+and values with zero point 128. Two graphs have the same cache layout, one for `width` tokens and one for one token:
 
     input_ids int32 (1, width) · attention_mask uint16 (1, 1, width, context)
     position_ids_cos/sin uint16 (1, 1, width, head_dim/2)
@@ -9,10 +9,10 @@ values whose zero is 128. Two graphs over one cache layout, `width` tokens and o
     past_value_0_in uint8 (heads, 1, context - width, head_dim)
     -> logits uint16 (1, width, vocab) · past_key_0_out · past_value_0_out: the `width` new columns and rows
 
-The host keeps the cache filled from the left and marks the valid columns, and the newest ones at the end, in the mask.
-Run as a module it compiles into a folder, in a process of its own, because the emulator can take its process with it:
+The host fills the cache from the left. The mask marks the valid columns, and the current tokens at the end. Compile in
+a child process, because the emulator can crash its process:
 
-    python -m tests.support.tiny_htp_decoder FOLDER
+    python -m tests.support.npu.tiny_htp_decoder FOLDER
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.support.paths import ROOT
+
 Array = NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Sequence[Array]]  # feeds -> (logits, new keys, new values)
 
@@ -40,7 +42,7 @@ HTP_OPTIONS = {"htp_performance_mode": "burst", "soc_model": "60", "htp_arch": "
 
 @dataclass(frozen=True)
 class Encoding:
-    """An affine code: value = (code - zero) * scale."""
+    """Affine quantisation: value = (code - zero) * scale."""
 
     low: float
     high: float
@@ -61,7 +63,7 @@ class Encoding:
 
 UNIT = Encoding(-1.0, 1.0)
 HIDDEN = Encoding(-10.0, 10.0)
-CACHE_LIMITS = (-8.0, 8.0 * 127 / 128)  # these ends put the zero of uint8 at 128
+CACHE_LIMITS = (-8.0, 8.0 * 127 / 128)  # with these limits the zero point of uint8 is 128
 HEADS = Encoding(*CACHE_LIMITS)
 CACHE = Encoding(*CACHE_LIMITS, np.uint8)
 MASK = Encoding(-500.0, 0.0)
@@ -77,33 +79,40 @@ INPUTS = {
 
 @dataclass(frozen=True)
 class TinyDecoder:
-    """What comes next is what the token `LAGS[0]` back votes for, or, if that one is timid (odd), what the token
-    `LAGS[1]` back votes for. So a greedy answer shows any wrong cache row within a few tokens, and yet its logits are
-    so far apart that the graphs' different roundings never change it."""
+    """Each token has two successors. The next token is the first successor of the token `LAGS[0]` positions back; if
+    that token is odd, it is the second successor of the token `LAGS[1]` positions back.
+
+    So a wrong cache row changes a greedy answer within a few tokens. The logits are far apart, so that the different
+    rounding of the graphs never changes an answer.
+
+    Args:
+        stop_trigger: the token whose successor is `stop_id`.
+        first_plain: other successors are ids from here on.
+    """
 
     vocab_size: int = 128
     heads: int = 2
     head_dim: int = 128
     context: int = 128
-    stop_id: int = 3  # voted for by `stop_trigger`
+    stop_id: int = 3
     stop_trigger: int = 4
-    first_plain: int = 4  # only ids from here on are voted for, but for `stop_id`
+    first_plain: int = 4
     seed: int = 7
 
     @cached_property
     def successors(self) -> Array:
-        """Whom each token votes for when it is LAGS[0] (row 0) or LAGS[1] (row 1) back, (2, vocab)."""
+        """The successors of each token at distance LAGS[0] (row 0) and LAGS[1] (row 1), (2, vocab)."""
         random = np.random.default_rng(self.seed)
         plain = np.arange(self.first_plain, self.vocab_size)
-        votes = random.choice(plain, (len(LAGS), self.vocab_size))
-        votes[:, self.first_plain :] = [random.permutation(plain) for _ in LAGS]
-        votes[:, self.stop_trigger] = self.stop_id
-        return votes
+        successors = random.choice(plain, (len(LAGS), self.vocab_size))
+        successors[:, self.first_plain :] = [random.permutation(plain) for _ in LAGS]
+        successors[:, self.stop_trigger] = self.stop_id
+        return successors
 
     @cached_property
     def weights(self) -> dict[str, Array]:
         one_hot = np.eye(self.vocab_size, dtype=np.float32)
-        votes = np.concatenate([one_hot[row] for row in self.successors])
+        successors = np.concatenate([one_hot[row] for row in self.successors])
         strengths = [np.where(np.arange(self.vocab_size) % 2, 2, 6), np.full(self.vocab_size, 4)]
         queries = np.concatenate(
             [np.concatenate([np.cos(lag * self._speeds), -np.sin(lag * self._speeds)]) for lag in LAGS]
@@ -114,27 +123,27 @@ class TinyDecoder:
             "q": np.tile(6 * queries, (self.vocab_size, 1)),
             "k": np.tile(6 * keys, (self.vocab_size, 1)),
             "v": np.concatenate([one_hot * strength for strength in strengths], axis=1),
-            "o": votes,
+            "o": successors,
             "head": 2 * one_hot,
         }
         return {name: np.asarray(weight, np.float32) for name, weight in weights.items()}
 
     @property
     def _speeds(self) -> Array:
-        """Radians that each pair of a head turns per position."""
+        """Rotary angle per position of each pair of a head, radians."""
         return 1.0 / 10000.0 ** (np.arange(0, self.head_dim, 2) / self.head_dim)
 
     def graph(self, width: int) -> onnx.ModelProto:
-        """The graph that takes `width` tokens at once."""
+        """The graph for `width` tokens."""
         return _Graph(self, width).build()
 
     def rotary(self, positions: Sequence[int]) -> tuple[Array, Array]:
-        """Encoded cosines and sines, each (1, 1, len(positions), head_dim/2)."""
+        """Quantised cosines and sines, each (1, 1, len(positions), head_dim/2)."""
         angles = np.outer(positions, self._speeds).astype(np.float32)[None, None]
         return UNIT.quantise(np.cos(angles)), UNIT.quantise(np.sin(angles))
 
     def greedy(self, prompt_run: Run, step_run: Run, ids: Sequence[int], count: int) -> list[int]:
-        """The `count` most likely next tokens: a plain decode loop over the two graphs."""
+        """The `count` greedy tokens after `ids`: a plain decode loop over the two graphs."""
         cache = _Cache(self)
         for start in range(0, len(ids), PROMPT_WIDTH):
             chunk = ids[start : start + PROMPT_WIDTH]
@@ -156,7 +165,7 @@ class _Cache:
         self.values = np.ascontiguousarray(self.keys.swapaxes(2, 3))
 
     def append(self, run: Run, width: int, ids: Sequence[int]) -> Array:
-        """Run 1..width ids; the logits after the last of them, (vocab,)."""
+        """Append 1..width ids. Returns: the logits after the last one, (vocab,)."""
         context, used = self.decoder.context, len(ids)
         mask = np.full((1, 1, width, context), MASK.low, np.float32)
         for row in range(used):
@@ -182,7 +191,7 @@ class _Cache:
 
 @dataclass
 class _Graph:
-    """Writes nodes with a Quantize/Dequantize pair after each, the form in which HTP takes 16-bit activations."""
+    """Builds a graph. A Quantize/Dequantize pair follows each node, as HTP needs it for 16-bit activations."""
 
     decoder: TinyDecoder
     width: int
@@ -210,7 +219,7 @@ class _Graph:
         return self._op("Gather", "hidden", ["embedding", "input_ids"], encoding, axis=0)
 
     def _projected(self, hidden: str) -> None:
-        """q and k rotated, and v, each (1, heads, width, head_dim)."""
+        """Rotated q and k, and v, each (1, heads, width, head_dim)."""
         decoder = self.decoder
         shape = self._constant("by_head", np.array([1, self.width, decoder.heads, decoder.head_dim], np.int64))
         for name in "qkv":
@@ -333,7 +342,7 @@ class _Graph:
 
 
 def open_htp_session(path: Path, *, compile_to: Path | None = None) -> Run:
-    """Open a graph or a compiled context on the emulated HTP, nothing of it on the CPU; maybe write its context."""
+    """Open a graph or a compiled context on the emulated HTP without CPU fallback. Optionally write its context."""
     import onnxruntime
     import onnxruntime_qnn
 
@@ -358,7 +367,7 @@ def graph_name(width: int) -> str:
 
 
 def build(folder: Path, decoder: TinyDecoder) -> None:
-    """Write {prompt,token}.onnx, {prompt,token}_ctx.onnx and the context binaries that those name into `folder`."""
+    """Write {prompt,token}.onnx, {prompt,token}_ctx.onnx and their context binaries into `folder`."""
     for width in (PROMPT_WIDTH, 1):
         source = folder / f"{graph_name(width)}.onnx"
         onnx.save(decoder.graph(width), str(source))
@@ -366,15 +375,15 @@ def build(folder: Path, decoder: TinyDecoder) -> None:
 
 
 def context_binaries(folder: Path) -> list[Path]:
-    """The compiled context binaries, prompt graph first."""
+    """The context binaries of `folder`, prompt graph first."""
     return sorted(folder.glob("*_ctx_qnn.bin"))
 
 
 def compile_in_child(folder: Path) -> list[Path]:
-    """`build` in a child process; the context binaries, prompt graph first."""
+    """`build` in a child process. Returns: the context binaries, prompt graph first."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "tests.support.tiny_htp_decoder", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    command = [sys.executable, "-m", "tests.support.npu.tiny_htp_decoder", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0 and len(context_binaries(folder)) == 2, done.stdout + done.stderr
     return context_binaries(folder)
 

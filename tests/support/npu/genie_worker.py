@@ -25,8 +25,8 @@ from gateway.worker.frames import (
 )
 from gateway.worker.genie.main import genie_worker_main
 from tests.support.child_call import TIMEOUT_S
-from tests.support.genie_bundle import END
-from tests.support.tiny_htp_decoder import TinyDecoder
+from tests.support.npu.genie_bundle import END
+from tests.support.npu.tiny_htp_decoder import TinyDecoder
 
 GREEDY = Sampling(temperature=0.0)
 HOT = Sampling(temperature=2.0)

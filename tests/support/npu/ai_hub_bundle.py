@@ -1,10 +1,10 @@
-"""A bundle in AI Hub's layout around the tiny decoder: what one gets who exports a model for this chip there.
+"""Writes a bundle in AI Hub's layout around the tiny decoder, like an export for this chip.
 
     position-processor (CPU) -> quantizer (CPU) -> prompt_ar8_cl128_1_of_1 or token_ar1_cl128_1_of_1 (NPU)
     -> dequantizer (CPU)
 
-The host feeds ids, a mask of ones and zeros over the context, and positions. The NPU stages are wrappers written by
-hand around bare context binaries, one EPContext node each.
+The host provides ids, a mask of ones and zeros over the context, and positions. Each NPU stage is an ONNX file with one
+EPContext node for a context binary.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.support.tiny_htp_decoder import LOGITS, MASK, PROMPT_WIDTH, UNIT, TinyDecoder
+from tests.support.npu.tiny_htp_decoder import LOGITS, MASK, PROMPT_WIDTH, UNIT, TinyDecoder
 
 _STAGES = {PROMPT_WIDTH: "prompt", 1: "token"}
 
@@ -57,7 +57,7 @@ def _wrapper(decoder: TinyDecoder, width: int, binary: str) -> onnx.ModelProto:
 
 
 def _position_processor(decoder: TinyDecoder) -> onnx.ModelProto:
-    """Mask (1, context) and positions (1, rows) -> additive mask (1, 1, rows, context), cosines and sines."""
+    """A graph: mask (1, context) and positions (1, rows) -> additive mask (1, 1, rows, context), cosines, sines."""
     context = decoder.context
     constants = {
         "speeds": decoder._speeds.astype(np.float32)[None],
@@ -79,7 +79,7 @@ def _position_processor(decoder: TinyDecoder) -> onnx.ModelProto:
         helper.make_node("Sin", ["angles"], ["sines"]),
         helper.make_node("Unsqueeze", ["cosines", "axes"], ["position_ids_cos_before_quantizer"]),
         helper.make_node("Unsqueeze", ["sines", "axes"], ["position_ids_sin_before_quantizer"]),
-        # row r of a window of S sees columns up to context - S + r, of those that the mask marks
+        # row r of a window of S rows attends to the marked columns up to context - S + r
         helper.make_node("Shape", ["position_ids"], ["rows"], start=1),
         helper.make_node("Squeeze", ["rows"], ["row_count"]),
         helper.make_node("Range", ["zero", "row_count", "step"], ["indices"]),

@@ -1,4 +1,4 @@
-"""Bundles of fixed shape, made once: both published layouts, compiled for the emulated NPU and not, and our own."""
+"""Bundles of fixed shape: both published layouts, compiled for the emulated NPU and not, and our own layout."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from gateway.qnn.detect import try_detect_npu
 from gateway.qnn.device import NpuDevice
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.open import open_static_decoder
-from tests.support import ai_hub_bundle, windows_ml_bundle
-from tests.support.genie_bundle import write_genie_bundle
+from tests.support.npu import ai_hub_bundle, windows_ml_bundle
+from tests.support.npu.genie_bundle import write_genie_bundle
+from tests.support.npu.tiny_htp_decoder import TinyDecoder, compile_in_child, context_binaries
 from tests.support.oracle import Oracle, Weights
 from tests.support.tiny import write_tiny_folder
-from tests.support.tiny_htp_decoder import TinyDecoder, compile_in_child, context_binaries
 
-#: Opens a bundle for one test and closes it afterwards.
+#: Opens a bundle for one test. The arguments are those of `open_static_decoder`.
 OpenDecoder = Callable[..., StaticDecoder]
 
 
@@ -31,7 +31,7 @@ OpenDecoder = Callable[..., StaticDecoder]
 def npu(expensive: None) -> NpuDevice:
     device = try_detect_npu(emulated=True)
     if device is None:
-        pytest.skip("there is no NPU here, and no emulation of one")
+        pytest.skip("this machine has no NPU and no NPU emulator")
     return device
 
 
@@ -60,7 +60,7 @@ def tiny_model(tiny_source: Path) -> ModelSource:
 
 @pytest.fixture(scope="session")
 def oracle(tiny_model: ModelSource) -> Oracle:
-    """The tiny model in float32, its embedding in the 8-bit blocks that bundles keep it in."""
+    """The tiny model in float32. Only its embedding is in 8-bit blocks, as in the bundles."""
     blocks, config = quantise.eight_bit(tiny_model.tensor(EMBEDDING)), tiny_model.config
     embedding = (blocks.quants * blocks.scale[..., None]).reshape(config.vocab, config.hidden).astype(np.float32)
     layers = [
@@ -97,7 +97,7 @@ _PARTS = {
 
 @pytest.fixture(scope="session")
 def npu_bundle(npu: NpuDevice, tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `build --target qnn` makes: two parts, two context lengths."""
+    """A bundle of our builder: two parts, two context lengths, batched steps of four."""
     target = NpuTarget(device=npu, contexts=(64, 128), width=8, parts=2)
     return build_bundle(
         tiny_source, tmp_path_factory.mktemp("npu_bundle") / "tiny", progress=lambda *_: None, target=target
@@ -106,22 +106,24 @@ def npu_bundle(npu: NpuDevice, tiny_source: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="session")
 def windows_ml_uncompiled(tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return windows_ml_bundle.write_bundle(tmp_path_factory.mktemp("b") / "plain", tiny_model, compiled="none")
+    return windows_ml_bundle.write_bundle(tmp_path_factory.mktemp("windows_ml") / "plain", tiny_model, compiled="none")
 
 
 @pytest.fixture(scope="session")
 def windows_ml_compiled(npu: NpuDevice, tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return windows_ml_bundle.write_bundle(tmp_path_factory.mktemp("b") / "whole", tiny_model, compiled="whole")
+    return windows_ml_bundle.write_bundle(tmp_path_factory.mktemp("windows_ml") / "whole", tiny_model, compiled="whole")
 
 
 @pytest.fixture(scope="session")
 def windows_ml_cpu_attention(npu: NpuDevice, tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return windows_ml_bundle.write_bundle(tmp_path_factory.mktemp("b") / "islands", tiny_model, compiled="islands")
+    return windows_ml_bundle.write_bundle(
+        tmp_path_factory.mktemp("windows_ml") / "cpu_attention", tiny_model, compiled="cpu_attention"
+    )
 
 
 @pytest.fixture(scope="session")
 def ai_hub_uncompiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ai_hub_bundle.write_bundle(tmp_path_factory.mktemp("c") / "plain", TinyDecoder())
+    return ai_hub_bundle.write_bundle(tmp_path_factory.mktemp("ai_hub") / "plain", TinyDecoder())
 
 
 @pytest.fixture(scope="session")

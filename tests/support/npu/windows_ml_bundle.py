@@ -1,5 +1,8 @@
-"""A bundle in the layout of Windows ML, Olive and Foundry Local, as one is downloaded: embeddings, context, iterator,
-lm_head, float32 hidden states between them, float16 caches written in place."""
+"""Writes a bundle in the layout of Windows ML, Olive and Foundry Local.
+
+The stages are embeddings, context, iterator and lm_head. Hidden states between them are float32. The graphs write the
+float16 cache in place.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,9 @@ from gateway.builder.sources.source import ModelSource
 from gateway.qnn.compile import compile_graphs, compiled_name
 from gateway.qnn.provider import emulated_npu
 
-#: `none`: plain graphs; `whole`: one compiled network each; `islands`: attention stays on the CPU between networks.
-Compiled = Literal["none", "whole", "islands"]
+#: `none`: ONNX graphs. `whole`: one compiled network per graph. `cpu_attention`: attention runs on the CPU, between
+#: several compiled networks.
+Compiled = Literal["none", "whole", "cpu_attention"]
 
 
 def write_bundle(folder: Path, source: ModelSource, *, compiled: Compiled, width: int = 8, context: int = 64) -> Path:
@@ -36,7 +40,7 @@ def write_bundle(folder: Path, source: ModelSource, *, compiled: Compiled, width
         for path in work.iterdir():
             shutil.move(path, folder / path.name)
     else:
-        _compile(graphs, folder, islands=compiled == "islands")
+        _compile(graphs, folder, cpu_attention=compiled == "cpu_attention")
     shutil.rmtree(work)
     names = {graph.stem: graph.name if compiled == "none" else compiled_name(graph) for graph in graphs}
     config = _config(source, names, width, context)
@@ -45,7 +49,7 @@ def write_bundle(folder: Path, source: ModelSource, *, compiled: Compiled, width
 
 
 def _take_float32(path: Path) -> None:
-    """Let hidden states cross as float32, the way the published graphs have it."""
+    """Make the hidden states of the graph's inputs and outputs float32, as in the published graphs."""
     model = onnx.load(path, load_external_data=False)
     graph = model.graph
     before = helper.make_node("Cast", ["input_hidden_states"], ["hidden_in"], name="cast_in", to=TensorProto.FLOAT16)
@@ -61,10 +65,10 @@ def _take_float32(path: Path) -> None:
     onnx.save(model, path)
 
 
-def _compile(graphs: list[Path], folder: Path, *, islands: bool) -> None:
+def _compile(graphs: list[Path], folder: Path, *, cpu_attention: bool) -> None:
     device = emulated_npu()
     assert device is not None
-    if not islands:
+    if not cpu_attention:
         compile_graphs(graphs, folder, device)
         return
     affinity = graphs[0].with_name("affinity.json")

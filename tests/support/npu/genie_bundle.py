@@ -1,4 +1,4 @@
-"""A bundle in Genie's layout around the tiny decoder: config.json, binaries, and a tokenizer of single characters."""
+"""Writes a bundle in Genie's layout around the tiny decoder, with a tokenizer of single characters."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from tests.support.tiny_htp_decoder import PROMPT_WIDTH, TinyDecoder
+from tests.support.npu.tiny_htp_decoder import PROMPT_WIDTH, TinyDecoder
 
 SPECIAL_TOKENS = ("<unk>", "<|im_start|>", "<|endoftext|>", "<|im_end|>")
 BEGIN, END = 1, 3
 
 
 def write_genie_bundle(folder: Path, binaries: Sequence[Path], decoder: TinyDecoder | None = None) -> Path:
-    """Write the bundle; the path of its config.json."""
+    """Write the bundle. Returns: the path of its config.json."""
     decoder = decoder or TinyDecoder()
     folder.mkdir(parents=True)
     for binary in binaries:
@@ -62,7 +62,7 @@ def config(decoder: TinyDecoder, binaries: Sequence[str]) -> dict[str, Any]:
 
 
 def tokenizer(vocab_size: int) -> Tokenizer:
-    """One token for each visible ASCII character, the space and the newline; `!` makes the tiny decoder stop."""
+    """One token per visible ASCII character, space and newline. The token of `!` is the tiny decoder's stop trigger."""
     tokens = [*SPECIAL_TOKENS, *map(chr, range(33, 127)), "\u0120", "\u010a"]
     tokens += [f"<spare_{index}>" for index in range(vocab_size - len(tokens))]
     vocabulary = {token: index for index, token in enumerate(tokens)}
