@@ -19,9 +19,6 @@ from gateway.worker.frames import Failed, Loading, Ready, Shutdown, Submit, Work
 #: A prompt with one of these tokens makes the third step after it do this.
 HANG, DIE, RAISE = 381, 382, 383
 
-#: More than Python and short prompts need, a third of what a long one does: see test_faults.
-SPARE = 24 << 20
-
 READY = Ready(vocab_size=8, context_length=8, device="cpu", placement={}, load_s=0.0, warm_up_s=0.0, peak_bytes=0)
 
 
@@ -67,6 +64,35 @@ class FailingDecoder(Wrapped):
         return self._decoder.prefill(cache, ids)
 
 
+class SlowDecoder(Wrapped):
+    """Takes 20 ms more for each step, so that an answer takes as long as a test needs."""
+
+    def step(self, caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
+        time.sleep(0.02)
+        return self._decoder.step(caches, ids)
+
+
+class StarvedDecoder(Wrapped):
+    """Has 8 MiB left for a prompt of more than 16 tokens, and no limit for all else the process does."""
+
+    def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
+        if len(ids) <= 16:
+            return self._decoder.prefill(cache, ids)
+        _limit_memory(8 << 20)
+        try:
+            return self._decoder.prefill(cache, ids)
+        finally:
+            _limit_memory(None)
+
+
+def takes_20_ms_per_step(connection: Connection, spec: WorkerSpec) -> None:
+    _serve_through(SlowDecoder, connection, spec)
+
+
+def has_no_memory_for_long_prompts(connection: Connection, spec: WorkerSpec) -> None:
+    _serve_through(StarvedDecoder, connection, spec)
+
+
 def faulty(connection: Connection, spec: WorkerSpec) -> None:
     _serve_through(FaultyDecoder, connection, spec)
 
@@ -88,22 +114,12 @@ def has_no_memory_to_load(connection: Connection, spec: WorkerSpec) -> None:
     worker.worker_main(connection, spec)
 
 
-def has_no_memory_left(connection: Connection, spec: WorkerSpec) -> None:
-    """The real worker, loaded and warm, on a machine that has SPARE bytes more for it and no more."""
-    serve = worker.serve
-
-    def serve_with_little_memory(*args: Any) -> None:
-        _limit_memory(SPARE)
-        serve(*args)
-
-    worker.serve = serve_with_little_memory
-    worker.worker_main(connection, spec)
-
-
-def _limit_memory(spare: int) -> None:
+def _limit_memory(spare: int | None) -> None:
+    """Let this process allocate `spare` bytes more; None: as many as it wants."""
     import resource  # not on Windows
 
-    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + spare, resource.RLIM_INFINITY))
+    most = resource.RLIM_INFINITY if spare is None else psutil.Process().memory_info().vms + spare
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
 
 def dies_at_once(connection: Connection, spec: WorkerSpec) -> None:
