@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 import subprocess
 import tempfile
@@ -18,8 +19,9 @@ SHOWN = 4000  # characters of a server's error output
 class Running:
     """A child process and the file that collects its stderr."""
 
-    def __init__(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+    def __init__(self, command: list[str], process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
         self.process = process
+        self._command = command
         self._errors = errors
 
     def wait_until_ready(self, port: int, path: str) -> None:
@@ -38,7 +40,7 @@ class Running:
     def fail(self, what: str) -> NoReturn:
         self._errors.seek(0)
         text = self._errors.read().decode(errors="replace").strip()[-SHOWN:]
-        raise SystemExit(f"{self.process.args} {what}. Its error output:\n{text or '(nothing)'}")
+        raise SystemExit(f"{shlex.join(self._command)} {what}. Its error output:\n{text or '(nothing)'}")
 
 
 @contextmanager
@@ -46,7 +48,7 @@ def running(command: list[str], **options: Any) -> Iterator[Running]:
     """Start `command`; terminate it at the end of the block."""
     with tempfile.TemporaryFile() as errors, subprocess.Popen(command, stderr=errors, **options) as process:
         try:
-            yield Running(process, errors)
+            yield Running(command, process, errors)
         finally:
             process.terminate()
 
