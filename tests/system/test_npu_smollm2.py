@@ -1,4 +1,4 @@
-"""The real model through the emulated NPU, all thirty layers, the way a user meets it. Slow: `scripts/test_slow.py`."""
+"""SmolLM2-135M on the emulated NPU, all thirty layers, up to the official client. Slow: `scripts/test_slow.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import psutil
 import pytest
 
 from gateway.builder.fetch import ensure_bundle
@@ -30,19 +29,19 @@ QUESTION = "What is the capital of France?"
 
 @pytest.fixture(scope="module")
 def bundle(npu: NpuDevice) -> Path:
-    """Built once, with its context binaries; later runs find it in models/."""
+    """The NPU bundle, built once into models/."""
     model = LocalModel(path=SMOLLM2.path, source=SMOLLM2.source, provider="qnn")
     return ensure_bundle(model, MODELS, lambda what, share: None)
 
 
-def test_every_layer_is_on_the_npu_and_right(bundle: Path) -> None:
+def test_build_report_has_small_errors(bundle: Path) -> None:
     found = msgspec.json.decode((bundle / REPORT).read_bytes(), type=NpuReport)
     assert found.precision == "fp16" and found.top1 >= 0.97
     assert max(part.npu_error for part in found.parts) < 0.01
 
 
-def test_its_first_words_are_those_of_the_cpu(bundle: Path, smollm2: Path) -> None:
-    """Where they part, the two tokens were nearly level: by less than what float16 moves a logit."""
+def test_first_tokens_equal_those_of_cpu(bundle: Path, smollm2: Path) -> None:
+    """A token may differ if the CPU's two best logits differ by less than 0.5, the error of float16."""
     prompt = Prompts(load_bundle(bundle), "").prompt(Chat(messages=(Message(role="user", content=QUESTION),))).ids
     npu = open_decoder(WorkerSpec(bundle=str(bundle), provider="qnn"))
     cpu = open_decoder(WorkerSpec(bundle=str(smollm2), provider="cpu", max_sequences=1))
@@ -60,29 +59,28 @@ def test_its_first_words_are_those_of_the_cpu(bundle: Path, smollm2: Path) -> No
     cpu.close()
 
 
-def test_two_conversations_in_a_call_get_what_each_gets_alone(bundle: Path) -> None:
+def test_batched_step_gives_logits_of_single_steps(bundle: Path) -> None:
     npu = open_decoder(WorkerSpec(bundle=str(bundle), provider="qnn", max_sequences=2))
     assert isinstance(npu, StaticDecoder) and npu.batch_size == 4
-    together, alone = [npu.new_cache() for _ in range(2)], [npu.new_cache() for _ in range(2)]
+    batched, single = [npu.new_cache() for _ in range(2)], [npu.new_cache() for _ in range(2)]
     prompts = Prompts(load_bundle(bundle), "")
-    for place, question in enumerate((QUESTION, "Name three fruits.")):
+    for index, question in enumerate((QUESTION, "Name three fruits.")):
         ids = prompts.prompt(Chat(messages=(Message(role="user", content=question),))).ids
         for start in range(0, len(ids), npu.spec.prompt_width):
-            npu.prefill(together[place], ids[start : start + npu.spec.prompt_width])
-        alone[place].copy_from(together[place], len(ids))
+            npu.prefill(batched[index], ids[start : start + npu.spec.prompt_width])
+        single[index].copy_from(batched[index], len(ids))
     for tokens in ([504, 1000], [260, 28]):
-        logits = npu.step(together, tokens)
-        expected = [npu.step([cache], [token])[0] for cache, token in zip(alone, tokens, strict=True)]
+        logits = npu.step(batched, tokens)
+        expected = [npu.step([cache], [token])[0] for cache, token in zip(single, tokens, strict=True)]
         assert np.abs(logits - expected).max() < 0.5
         assert (logits.argmax(-1) == np.argmax(expected, -1)).all()
     npu.close()
 
 
-def test_the_official_client_gets_paris_from_the_npu(bundle: Path) -> None:
+def test_official_client_gets_answer_from_npu(bundle: Path) -> None:
     model = LocalModel(path=str(bundle), provider="qnn", temperature=0, max_sequences=1, watchdog_s=300)
     with serving(config_of({"smollm2": model}), loaded=False) as server:
         ready = _wait_until_ready(server)
-        assert _computed_s() < 60, "30 s of two cores: contexts load in a moment, a window and a step warm up"
         assert ready["device"] == "emulated" and ready["placement"]["QNN"] == 2
         client = server.openai(timeout=600)
         answer = client.chat.completions.create(
@@ -93,12 +91,6 @@ def test_the_official_client_gets_paris_from_the_npu(bundle: Path) -> None:
             model="smollm2", messages=[{"role": "user", "content": QUESTION}], max_tokens=10, stream=True
         )
         assert "Paris" in "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
-
-
-def _computed_s() -> float:
-    """The seconds of a core that our worker has taken, which other work on the machine hardly changes."""
-    workers = psutil.Process().children(recursive=True)
-    return sum(times.user + times.system for times in (worker.cpu_times() for worker in workers))
 
 
 def _wait_until_ready(server: Running) -> dict[str, object]:
