@@ -61,7 +61,7 @@ class SimulatedDecoder:
         """`batch_s`: seconds of a batched step for up to BATCH sequences; infinite if there is no batched step."""
         self.chip, self.batch_s, self.now = chip, batch_s, 0.0
         self.spec = DecoderSpec(
-            vocab_size=VOCABULARY, context_length=CONTEXT, prompt_width=chip.pass_width, device="simulated"
+            vocab_size=VOCABULARY, context_length=CONTEXT, prompt_width=chip.chunk_width, device="simulated"
         )
 
     def new_cache(self) -> RowCount:
@@ -72,7 +72,7 @@ class SimulatedDecoder:
         return last
 
     def verify(self, cache: KVCache, ids: Sequence[int]) -> Logits:
-        self.now += self.chip.pass_s if len(ids) > 1 else self.chip.step_s
+        self.now += self.chip.chunk_s if len(ids) > 1 else self.chip.step_s
         return np.stack([_advance(cache, token) for token in ids])
 
     def step(self, caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
@@ -180,7 +180,7 @@ def cases(chip: Chip, tokens: int) -> list[Case]:
         behind_a_long_prompt(chip),
         *(
             streams(chip, count, tokens, *price)
-            for price in (("1.5 steps", 1.5 * chip.step_s), ("a whole pass", chip.pass_s))
+            for price in (("1.5 steps", 1.5 * chip.step_s), ("a whole pass", chip.chunk_s))
             for count in (2, 4, 8)
         ),
         edit(chip, tokens),

@@ -6,6 +6,8 @@ endpoint renders. No endpoint knows an engine, no engine knows an endpoint.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 from msgspec import Struct, field
@@ -138,11 +140,11 @@ class Usage(Struct, frozen=True, kw_only=True):
 
 
 class Timings(Struct, frozen=True, kw_only=True):
-    """Where the time went, in seconds. `device_s` is time inside device calls made for this request."""
+    """How long a request took, in seconds from its acceptance by the lane. Only the lane makes these."""
 
-    queue_s: float = 0.0
-    ttft_s: float = 0.0
-    device_s: float = 0.0
+    queue_s: float = 0.0  # in the admission queue, and in the engine until the device began
+    ttft_s: float | None = None  # time to first token; None: no token was generated
+    device_s: float = 0.0  # inside device calls for this request
     total_s: float = 0.0
 
 
@@ -194,28 +196,46 @@ class Finished(Struct, frozen=True, tag="finished", kw_only=True):
 Event = Started | TextDelta | ReasoningDelta | ToolCallDelta | ChoiceFinished | Finished
 
 
-class Meter(Struct):
-    """What a request has cost the device so far, kept current by its engine while it runs.
+class Meter(Struct, kw_only=True):
+    """The device time and the tokens of one running request. The engine writes it, the lane reads it at any time.
 
-    The lane reads it to judge slowness before a call has ended. `call_since` is the clock time (`time.monotonic`)
-    since which a device call that may belong to this request has not reported back; None while none is under way.
+    The circuit breaker judges by it while a device call still runs, so an engine updates it at every call.
+
+    Args:
+        clock: seconds, monotonic. All times here are times of this clock.
     """
 
+    clock: Callable[[], float] = time.monotonic
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
-    device_s: float = 0.0
-    call_since: float | None = None
-    first_token_at: float | None = None
-    prompt_s: float = 0.0  # of `device_s`, what the first token took
-    predicted_ttft_s: float | None = None  # what the lane expected, from acceptance; None: it had nothing to go by
-    prepared: Any = None  # the engine's own: what it has made of the prompt
+    device_s: float = 0.0  # in device calls that have returned
+    prompt_s: float = 0.0  # the part of `device_s` up to the first token
+    began_at: float | None = None  # when the device began with the request
+    first_token_at: float | None = None  # when the first token was counted: the one clock for time to first token
+    call_since: float | None = None  # start of the call that may work for this request; None: no call is running
 
     @property
     def computed_tokens(self) -> int:
-        """Prompt tokens the device had to compute."""
+        """Prompt tokens that the device had to compute."""
         return self.prompt_tokens - self.cached_tokens
 
+    def begin(self) -> None:
+        """The device begins with the request."""
+        self.began_at = self.clock()
+
+    def call_started(self) -> None:
+        self.call_since = self.clock()
+
+    def call_ended(self) -> None:
+        self.call_since = None
+
+    def count_token(self) -> None:
+        """Count one completion token; the first one sets `first_token_at` and `prompt_s`."""
+        self.completion_tokens += 1
+        if self.first_token_at is None:
+            self.first_token_at, self.prompt_s = self.clock(), self.device_s
+
     def device_s_at(self, now: float) -> float:
-        """Device seconds up to `now`, the call under way included."""
+        """Device seconds up to `now`, with the call that is running."""
         return self.device_s + (now - self.call_since if self.call_since is not None else 0.0)

@@ -92,7 +92,7 @@ class Metrics:
         self._queue_s.labels(model).observe(timings.queue_s)
         self._total_s.labels(model).observe(timings.total_s)
         self._device_s.labels(model).observe(timings.device_s)
-        if timings.ttft_s:
+        if timings.ttft_s is not None:
             self._ttft_s.labels(model).observe(timings.ttft_s)
 
     def breaker_changed(self, model: str, state: str) -> None:

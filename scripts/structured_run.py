@@ -26,6 +26,7 @@ from gateway.engines.local.engine import LocalEngine  # noqa: E402
 from gateway.generation import Generation, Grammar, Meter, Text  # noqa: E402
 from gateway.sampling import Sampling  # noqa: E402
 from tests.conftest import MODELS, SMOLLM2  # noqa: E402
+from tests.support.engines import events_of  # noqa: E402
 from tests.support.structured import SCHEMAS, Answer, answers, request  # noqa: E402
 
 AT_ONCE = 4
@@ -106,8 +107,7 @@ async def compare(engine: Engine) -> None:
 async def token_ms(engine: Engine, generation: Generation) -> float:
     """Milliseconds per token after the first one."""
     meter = Meter()
-    async for _ in engine.stream(generation, meter):
-        pass
+    await events_of(engine, generation, meter)
     assert meter.first_token_at is not None
     return (time.monotonic() - meter.first_token_at) / (meter.completion_tokens - 1) * 1000
 

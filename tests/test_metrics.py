@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.config import BreakerConfig, ScriptedModel
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import GatewayError
-from gateway.generation import Generation, Meter, Text
+from gateway.generation import Generation, Text
 from gateway.lanes.lane import Lane
 from gateway.metrics import Metrics
 from tests.support.virtual_time import in_virtual_time, now
@@ -35,7 +35,7 @@ def at(samples: Samples, name: str, *labels: str) -> float:
 
 async def ask(lane: Lane) -> None:
     generation = Generation(id="r", model="m", prompt=Text("one two three"))
-    async with aclosing(lane.stream(generation, Meter())) as events:
+    async with aclosing(lane.submit(generation)) as events:
         async for _ in events:
             pass
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from msgspec import Struct, field
 
-from gateway.generation import Chat, Event, Generation, Meter, Prompt
+from gateway.generation import Chat, Event, Generation, Meter, Prompt, Usage
 from gateway.worker.frames import Device
 
 State = Literal["loading", "ready", "restarting", "failed", "closed"]
-#: What clients may rely on; `structured_outputs` also means that a demanded tool call is one.
+#: What a client can use. `structured_outputs` also means that a required tool call is always a valid call.
 Capability = Literal["chat", "tools", "logprobs", "structured_outputs"]
 
 
@@ -20,11 +20,11 @@ class EngineStatus(Struct, frozen=True, kw_only=True):
     """What `/readyz`, `/v1/models/{id}` and `doctor` show of an engine."""
 
     state: State
-    detail: str = ""  # why it is not ready, or how far the load is: one line for a person
+    detail: str = ""  # one line for a person: why the engine is not ready, or the stage of the load
     device: Device = "cpu"
     context_length: int = 0
     restarts: int = 0
-    #: provider name -> number of graph nodes placed there, summed over the bundle's graphs
+    #: provider name -> number of graph nodes that it runs, summed over the graphs of the bundle
     placement: dict[str, int] = field(default_factory=dict)
     load_s: float = 0.0
     peak_bytes: int = 0
@@ -32,59 +32,137 @@ class EngineStatus(Struct, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """What an engine knows of a request before it begins."""
+    """What an engine knows about the cost of a request before the request runs."""
 
     prompt_tokens: int
-    cached_tokens: int = 0  # of the prompt, as far as it is known: what is cached may be gone when the request begins
-    pass_width: float = math.inf  # prompt tokens that one device call takes
+    cached_tokens: int = 0  # an estimate: the cached part can be evicted before the request runs
+    chunk_width: float = math.inf  # prompt tokens in one device call (chunked prefill)
+    max_tokens: int  # tokens that one choice can get: the request's limit, or what the context has left
 
     @property
     def computed_tokens(self) -> int:
         return max(1, self.prompt_tokens - self.cached_tokens)
 
 
+class Prepared(Struct, frozen=True, kw_only=True):
+    """A request that `Engine.run` can run. Engines subclass it to keep what they made of the prompt."""
+
+    generation: Generation
+    plan: Plan | None = None  # None: the engine cannot know the cost
+
+
+class Emit(Protocol):
+    """Where `Engine.run` puts its events: the one queue between the device and the reader.
+
+    emit(TextDelta("Paris"))
+    await emit.drain()
+    """
+
+    def __call__(self, event: Event) -> None:
+        """Append an event. Never waits, so a slow reader does not delay the device, the meter or a stop string."""
+
+    async def drain(self) -> None:
+        """Backpressure: wait while the reader is far behind.
+
+        An engine that can produce events without a bound calls it between events. An engine whose output is limited
+        by its context length does not need it.
+        """
+
+
 class Engine(Protocol):
     """Seam 1: one model that answers.
 
-    `start` loads and warms up, and returns when the engine can answer; it raises a GatewayError when it cannot.
-    `prepare` says what a request will cost, None where that cannot be known, and may keep its work in
-    `meter.prepared` for `stream`, which does without; it raises what is wrong with the prompt.
-    `stream` yields Started, then deltas, one ChoiceFinished per choice and one Finished; it keeps `meter` current; it
-    raises a GatewayError (ContextLengthExceeded, EngineFailed, ...) instead of finishing. Closing the generator early
-    cancels the request: the device stops at its next step. Any number of streams may run at once; the engine
-    interleaves what it can run together and queues the rest in order.
+        prepared = await engine.prepare(generation)
+        usage = await engine.run(prepared, meter, emit)
+
+    Any number of requests may run at the same time. The engine batches what it can and queues the rest in order.
     """
 
     @property
-    def status(self) -> EngineStatus: ...
+    def status(self) -> EngineStatus:
+        """The state now. `ready` means that `prepare` and `run` are accepted."""
 
-    async def start(self) -> None: ...
+    @property
+    def text_tools(self) -> TextTools | None:
+        """The model's tokenizer and chat template; None for a model that has them on another server."""
 
-    async def prepare(self, generation: Generation, meter: Meter) -> Plan | None: ...
+    async def start(self) -> None:
+        """Load the model and warm it up. Returns when `status` is ready.
 
-    def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event, None]: ...
+        The caller may call it again after a failure and after `lost`. The engine itself does not retry.
 
-    async def aclose(self) -> None: ...
+        Raises:
+            GatewayError: the model cannot be loaded now.
+        """
+
+    async def lost(self) -> str:
+        """Return when a ready engine needs another `start`, because its worker died or was killed.
+
+        An engine without a worker never returns from it.
+
+        Returns:
+            the reason and an advice, in one line for the log.
+        """
+
+    async def prepare(self, generation: Generation) -> Prepared:
+        """Make the prompt ready for the device and estimate its cost. Does not use the device.
+
+        Args:
+            generation: one request with every default applied.
+
+        Returns:
+            what `run` needs, with the plan if the engine can know one.
+
+        Raises:
+            InvalidRequest: the prompt or a parameter is wrong, or the prompt is too long (ContextLengthExceeded).
+            ModelNotReady: the engine is not ready.
+        """
+
+    async def run(self, prepared: Prepared, meter: Meter, emit: Emit) -> Usage:
+        """Answer the request on the device.
+
+        Emits Started, then deltas, and one ChoiceFinished for each choice. Updates `meter` at every device call.
+        Cancel the task to cancel the request: the device stops at its next step.
+
+        Args:
+            prepared: from `prepare` of this engine.
+            meter: a new one; the engine writes it until `run` ends.
+            emit: takes the events.
+
+        Returns:
+            the token counts of the whole answer.
+
+        Raises:
+            GatewayError: the request failed (EngineFailed, UpstreamFailed, ModelNotReady, ...).
+        """
+
+    async def aclose(self) -> None:
+        """End the requests that run and free everything. No task, thread or process is left when it returns."""
 
 
 class TextTools(Protocol):
-    """What an engine that owns its tokenizer can do beside generating (`/tokenize`, `/apply-template`, counting).
+    """What a local tokenizer can do without the device: `/tokenize`, `/apply-template`, and counting tokens.
 
-    All raise ModelNotReady before the engine has started, and InvalidRequest for what they are given. Long texts take
-    a while: not for the event loop.
+    All methods raise ModelNotReady before the engine is ready, and InvalidRequest for a wrong argument. They take long
+    for long texts: call them in a thread.
     """
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids that the model gets for `prompt`."""
 
     def tokenize(self, text: str, *, begin: bool, specials: bool) -> list[int]:
-        """The ids of a text, which may be empty: with the tokenizer's begin token, with special tokens parsed."""
+        """The token ids of `text`, which may be empty.
+
+        Args:
+            begin: add the tokenizer's begin token.
+            specials: parse special tokens in the text.
+        """
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, special tokens as they are written."""
+        """The text of `ids`, with special tokens."""
 
     def pieces(self, ids: Sequence[int]) -> list[bytes]:
-        """Each token as it is written; several of them may share a character."""
+        """The bytes of each token. A character can span several tokens."""
 
     def render(self, chat: Chat) -> str:
-        """The conversation through the model's own chat template."""
+        """The conversation as text, from the model's chat template."""

@@ -1,15 +1,16 @@
-"""The latency breaker: says no while a model's device answers too slowly.
+"""The latency circuit breaker: refuses requests while the device of a model is too slow.
 
-    budget = latency_ms + prompt_token_ms * prompt tokens computed + token_ms * tokens generated after the first
+    budget = latency_ms + prompt_token_ms * (prompt tokens computed) + token_ms * (tokens generated after the first)
 
-1. The promise is about the device: queueing and what the prefix cache saved are not in it; warm-up never comes here.
-2. A permit settles once. What settles after the breaker has changed state says nothing about the new state, so it is
-   ignored: a request of the closed time that ends during half-open neither closes the breaker nor opens it again.
-3. A request that is still running may be settled `slow` the moment its device time passes its budget (see `slack_s`);
-   a hung call so opens the breaker without waiting for its end.
-4. While half-open, good answers and probes in flight together never exceed `probes`: more could not help to close it.
+1. The budget is for device time. Time in a queue and prompt tokens from the prefix cache do not count. Warm-up is not
+   judged.
+2. A permit is settled once. A permit from before a change of state is ignored: a request of the closed state that ends
+   in the half-open state neither closes the breaker nor opens it.
+3. A running request is settled `slow` as soon as its device time is above its budget (see `Watch`). So a hung call
+   opens the breaker before it ends.
+4. In the half-open state, good answers plus running probes are at most `probes`.
 
-Synchronous and without a lock: every method runs to its end on the event loop's thread.
+Synchronous, without a lock: every method runs on the thread of the event loop.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Outcome = Literal["ok", "slow", "failed", "released"]
 
 
 class Permit:
-    """Leave to use the device once; as a context manager it comes back `released` if nothing else was said."""
+    """Permission to use the device once. On context exit it settles as `released` unless already settled."""
 
     __slots__ = ("_breaker", "_epoch", "_settled")
 
@@ -39,7 +40,7 @@ class Permit:
         self._settled = False
 
     def settle(self, outcome: Outcome) -> None:
-        """Say how it went; the first word counts. `released` is neutral: the client left, the request was wrong."""
+        """Report the outcome; only the first call counts. `released` is neutral: no judgement about the device."""
         if not self._settled:
             self._settled = True
             self._breaker._settle(self._epoch, outcome)
@@ -52,13 +53,13 @@ class Permit:
 
 
 class Breaker:
-    """One model's breaker.
+    """The circuit breaker of one model.
 
     Args:
-        config: budget, window, and times; `enabled = False` admits everything and judges nothing.
-        clock: monotonic seconds, the clock `Meter.call_since` was read from.
-        name: the model, for the words of a refusal.
-        on_change: called with the new state after each change of state.
+        config: budget, window and times; with `enabled = False` it admits everything and judges nothing.
+        clock: seconds, monotonic; the clock of the meters.
+        name: of the model, for messages.
+        on_change: called with the new state after each change.
     """
 
     def __init__(
@@ -70,34 +71,34 @@ class Breaker:
         on_change: Callable[[State], None] | None = None,
     ) -> None:
         self.config = config
-        self.reason = ""  # why it last opened, for people
-        self._clock = clock
+        self.clock = clock
+        self.reason = ""  # why it last opened, for a person
         self._name = name
         self._on_change = on_change
         self._state: State = "closed"
-        self._epoch = 0  # grows with every change of state
-        self._bad: deque[bool] = deque(maxlen=config.window)  # the last answers: slow or failed?
+        self._epoch = 0  # the number of changes of state
+        self._bad: deque[bool] = deque(maxlen=config.window)  # for each of the last answers: slow or failed
         self._opened_at = 0.0
         self._probes_out = 0
         self._probes_good = 0
 
     @property
     def state(self) -> State:
-        """The state now; an open breaker becomes half-open by looking at it when its time is over."""
-        if self._state == "open" and self._clock() >= self._opened_at + self.config.open_s:
+        """The state now. An open breaker becomes half-open when `open_s` has passed and this is read."""
+        if self._state == "open" and self.clock() >= self._opened_at + self.config.open_s:
             self._change("half_open")
         return self._state
 
     @property
     def retry_after_s(self) -> float:
-        """Seconds until a refused request may be admitted: what is left of `open_s`, or about one probe's time."""
+        """Seconds until a request may be admitted: the rest of `open_s`, or in half-open about the time of a probe."""
         match self.state:
             case "closed":
                 return 0.0
             case "half_open":
                 return self.config.latency_ms / 1000
             case "open":
-                return self._opened_at + self.config.open_s - self._clock()
+                return self._opened_at + self.config.open_s - self.clock()
 
     @property
     def verdict(self) -> tuple[int, int]:
@@ -105,9 +106,12 @@ class Breaker:
         return sum(self._bad), len(self._bad)
 
     def admit(self, *, own_probe: bool = False) -> Permit:
-        """A permit, or BreakerOpen with the seconds to wait.
+        """A permit for one request.
 
-        With `probe_itself` only the gateway's own probes pass a half-open breaker; without it, any request is a probe.
+        In the half-open state with `probe_itself`, only the gateway's own probes get one; else any request is a probe.
+
+        Raises:
+            BreakerOpen: no permit now; it has the seconds to wait.
         """
         match self.state:
             case "closed":
@@ -118,21 +122,21 @@ class Breaker:
         raise self.refusal()
 
     def refusal(self) -> BreakerOpen:
-        """What a request hears that is not admitted."""
+        """The error of a request that gets no permit."""
         wait_s = self.retry_after_s
         message = f"{self._name} is too slow now: {self.reason}. It is tried again in {max(wait_s, 0.1):.1f} s."
         return BreakerOpen(message, retry_after_s=wait_s)
 
     def budget_s(self, meter: Meter) -> float:
-        """Device seconds the request may have used by now. A call under way may be making one more token: it counts."""
+        """Device seconds that the request may have used until now. The running call counts as one more token."""
         config = self.config
         later_tokens = meter.completion_tokens - (meter.call_since is None)
         tokens_ms = config.prompt_token_ms * meter.computed_tokens + config.token_ms * max(0, later_tokens)
         return (config.latency_ms + tokens_ms) / 1000
 
     def slack_s(self, meter: Meter) -> float:
-        """What is left of the budget now; device time cannot pass the budget in less than this."""
-        return self.budget_s(meter) - meter.device_s_at(self._clock())
+        """Seconds left of the budget. Device time cannot be above the budget before they have passed."""
+        return self.budget_s(meter) - meter.device_s_at(self.clock())
 
     def is_slow(self, meter: Meter) -> bool:
         return self.slack_s(meter) < 0
@@ -167,7 +171,7 @@ class Breaker:
 
     def _open(self, reason: str) -> None:
         self.reason = reason
-        self._opened_at = self._clock()
+        self._opened_at = self.clock()
         self._change("open")
 
     def _change(self, state: State) -> None:
@@ -184,13 +188,15 @@ class Timer(Protocol):
 
 
 class Watch:
-    """Settles `permit` slow at the moment its request's device time passes the budget, until `stop` is called.
+    """Settles `permit` as slow as soon as the device time of its request is above the budget, until `stop` is called.
 
-    It sleeps for as long as what is left of the budget, so it wakes a few times a request and not at every token.
-    `call_later(seconds, function)` is the event loop's.
+    It sleeps for the time that is left of the budget, so it wakes a few times for each request and not for each token.
+
+    Args:
+        call_later: `(seconds, function)`, of the event loop.
     """
 
-    _SHORTEST_SLEEP_S = 0.001
+    _MIN_SLEEP_S = 0.001
 
     def __init__(
         self, breaker: Breaker, meter: Meter, permit: Permit, call_later: Callable[[float, Callable[[], None]], Timer]
@@ -200,15 +206,15 @@ class Watch:
         self._permit = permit
         self._call_later = call_later
         self._timer: Timer | None = None
-        self._look()
+        self._check()
 
     def stop(self) -> None:
         if self._timer:
             self._timer.cancel()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         slack_s = self._breaker.slack_s(self._meter)
         if slack_s < 0:
             self._permit.settle("slow")
         else:
-            self._timer = self._call_later(max(slack_s, self._SHORTEST_SLEEP_S), self._look)
+            self._timer = self._call_later(max(slack_s, self._MIN_SLEEP_S), self._check)

@@ -1,18 +1,19 @@
-"""What the device's past calls say of the next request: when its first token comes, and how long its answer takes.
+"""Predicts the time to first token and the length of an answer from past device calls.
 
-A prompt costs a known number of passes of a fixed width, and an answer about as many steps as it has tokens, so both
-are known before the request starts, once passes and steps have been measured:
+The prefill of a prompt takes a known number of chunks of a fixed width, and an answer takes about one step for each
+token. So both are known before the request runs, when chunks and steps have been measured:
 
-    prompt = pass_s * passes + token_s * prompt tokens computed
+    prefill = chunk_s * chunks + token_s * (prompt tokens computed)
 
-1. An NPU's pass costs the same however full it is (token_s is 0), a CPU's nearly nothing by itself (pass_s is small).
-   Both terms are fitted to what was measured, by least squares, the latest weighing most. With
-   one measurement both explain half of it. A prompt may be slow by accident but not fast: one in less than half of
-   the time that was expected outweighs all before it.
-2. An answer's length is not known: requests so far used a share of their `max_tokens`, and the next one is taken to.
-3. Beside n others a request takes 1 + contention * n times its own device time; how much that is, the engine decides,
-   so it is measured.
-4. Whoever refuses by a forecast measures nothing new. So after half a minute of refusals one request is let through.
+1. On an NPU a chunk costs the same for any number of tokens in it (token_s is 0). On a CPU a chunk alone costs little
+   (chunk_s is small). Both terms are a least-squares fit to the measurements; newer ones weigh more. After one
+   measurement each term explains half of it. A prompt can be slow by accident but not fast: if one takes less than
+   half of the prediction, all older measurements are forgotten.
+2. The length of an answer is not known. Past requests used a share of their `max_tokens`; the next one is assumed to
+   use the same share.
+3. With n other requests, a request takes 1 + contention * n times its own device time. The contention depends on the
+   engine, so it is measured.
+4. If every request is refused, nothing new is measured. So one request is let through after 30 seconds of refusals.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from gateway.engines.base import Plan
 from gateway.generation import Meter
 
 _SMOOTHING = 0.2  # weight of the newest measurement in an average
-_MEMORY = 0.9  # what a measurement of a prompt still weighs after the next one
+_DECAY = 0.9  # weight of an older prefill measurement, for each newer one
 _RIDGE = 1e-9
-_HIGHEST_CONTENTION = 4.0
+_MAX_CONTENTION = 4.0
 _REFUSING_S = 30.0
 
 
-class PromptTimes:
-    """seconds = pass_s * passes + token_s * tokens, fitted to measurements; neither is below 0."""
+class PrefillTimes:
+    """seconds = chunk_s * chunks + token_s * tokens, fitted to measurements. Neither term is below 0."""
 
-    _pp: float  # sums of products of what was measured: passes, tokens (in full passes) and seconds
-    _pt: float
+    _cc: float  # sums of products of the measurements: chunks, tokens (in full chunks), seconds
+    _ct: float
     _tt: float
-    _ps: float
+    _cs: float
     _ts: float
 
     def __init__(self) -> None:
@@ -47,105 +48,105 @@ class PromptTimes:
         expected_s = self.seconds(tokens, width)
         if expected_s is not None and seconds < expected_s / 2:
             self._forget()
-        passes, full = _passes(tokens, width), tokens / width
-        size = passes + full  # errors count relative to it, so that a long prompt says no more than a short one
-        p, t, s = passes / size, full / size, seconds / size
-        self._pp, self._pt, self._tt = (
-            _MEMORY * s + x for s, x in ((self._pp, p * p), (self._pt, p * t), (self._tt, t * t))
+        chunks, full = _chunks(tokens, width), tokens / width
+        size = chunks + full  # errors are relative to it, so a long prompt has no more weight than a short one
+        c, t, s = chunks / size, full / size, seconds / size
+        self._cc, self._ct, self._tt = (
+            _DECAY * total + x for total, x in ((self._cc, c * c), (self._ct, c * t), (self._tt, t * t))
         )
-        self._ps, self._ts = _MEMORY * self._ps + p * s, _MEMORY * self._ts + t * s
+        self._cs, self._ts = _DECAY * self._cs + c * s, _DECAY * self._ts + t * s
 
     def seconds(self, tokens: int, width: float) -> float | None:
-        """None before anything was measured."""
-        if not self._pp:
+        """None before the first measurement."""
+        if not self._cc:
             return None
-        pass_s, full_s = self._fit()
-        return pass_s * _passes(tokens, width) + full_s * tokens / width
+        chunk_s, full_s = self._fit()
+        return chunk_s * _chunks(tokens, width) + full_s * tokens / width
 
     def _forget(self) -> None:
-        self._pp = self._pt = self._tt = self._ps = self._ts = 0.0
+        self._cc = self._ct = self._tt = self._cs = self._ts = 0.0
 
     def _fit(self) -> tuple[float, float]:
-        """Seconds a pass costs by itself, and seconds that a pass full of tokens costs on top."""
-        ridge = _RIDGE * (self._pp + self._tt)
-        pp, tt, pt = self._pp + ridge, self._tt + ridge, self._pt
-        determinant = pp * tt - pt * pt
-        pass_s = (self._ps * tt - self._ts * pt) / determinant
-        full_s = (self._ts * pp - self._ps * pt) / determinant
-        if pass_s < 0:
+        """Seconds for a chunk itself, and seconds for the tokens of a full chunk."""
+        ridge = _RIDGE * (self._cc + self._tt)
+        cc, tt, ct = self._cc + ridge, self._tt + ridge, self._ct
+        determinant = cc * tt - ct * ct
+        chunk_s = (self._cs * tt - self._ts * ct) / determinant
+        full_s = (self._ts * cc - self._cs * ct) / determinant
+        if chunk_s < 0:
             return 0.0, self._ts / tt
-        return (pass_s, full_s) if full_s >= 0 else (self._ps / pp, 0.0)
+        return (chunk_s, full_s) if full_s >= 0 else (self._cs / cc, 0.0)
 
 
 class Forecast:
-    """One model's. Fed with the meters of requests as they go.
+    """The forecast of one model, from the meters of its requests.
 
     Args:
-        clock: monotonic seconds, the one the meters are read from.
+        clock: seconds, monotonic; the clock of the meters.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._prompts = PromptTimes()
+        self._prefill = PrefillTimes()
         self._step_s: float | None = None
         self._share_used = 1.0  # of max_tokens
         self._contention = 1.0
-        self._let_one_try_at: float | None = None  # set while requests are refused by forecast
+        self._next_trial_at: float | None = None  # set while requests are refused
 
     def first_token_s(self, plan: Plan, others: int) -> float | None:
-        """Seconds from a request's place to its first token beside so many others; None: nothing was measured yet."""
-        seconds = self._prompts.seconds(plan.computed_tokens, plan.pass_width)
-        return None if seconds is None else seconds * self._stretch(others)
+        """Predicted TTFT in seconds from admission, with `others` running. None before the first measurement."""
+        seconds = self._prefill.seconds(plan.computed_tokens, plan.chunk_width)
+        return None if seconds is None else seconds * self._slowdown(others)
 
     def remaining_s(self, plan: Plan, meter: Meter, max_tokens: int, others: int) -> float | None:
-        """Seconds until a request that has come as far as `meter` says gives up its place; None: not known yet."""
-        prompt_s = self._prompts.seconds(plan.computed_tokens, plan.pass_width)
-        if prompt_s is None:
+        """Predicted seconds until a request with this meter ends. None before the first measurement."""
+        prefill_s = self._prefill.seconds(plan.computed_tokens, plan.chunk_width)
+        if prefill_s is None:
             return None
         has_first = meter.first_token_at is not None
-        prompt_left_s = 0.0 if has_first else max(0.0, prompt_s - meter.device_s_at(self._clock()))
+        prefill_left_s = 0.0 if has_first else max(0.0, prefill_s - meter.device_s_at(self._clock()))
         tokens_left = max(0.0, self._share_used * max_tokens - max(1, meter.completion_tokens))
-        return (prompt_left_s + tokens_left * (self._step_s or 0.0)) * self._stretch(others)
+        return (prefill_left_s + tokens_left * (self._step_s or 0.0)) * self._slowdown(others)
 
-    def first_token(self, plan: Plan, meter: Meter, entered_at: float, others: int) -> None:
-        """A request that found `others` in progress has its first token."""
+    def learn_first_token(self, plan: Plan, meter: Meter, admitted_at: float, others: int) -> None:
+        """Learn from a request with its first token; `others` were running when it started."""
         if meter.first_token_at is None or meter.prompt_s <= 0:
             return
-        self._prompts.learn(max(1, meter.computed_tokens), plan.pass_width, meter.prompt_s)
-        self._let_one_try_at = None
+        self._prefill.learn(max(1, meter.computed_tokens), plan.chunk_width, meter.prompt_s)
+        self._next_trial_at = None
         if others:
-            stretched = (meter.first_token_at - entered_at) / meter.prompt_s
-            contention = min(max(0.0, (stretched - 1) / others), _HIGHEST_CONTENTION)
+            slowdown = (meter.first_token_at - admitted_at) / meter.prompt_s
+            contention = min(max(0.0, (slowdown - 1) / others), _MAX_CONTENTION)
             self._contention += _SMOOTHING * (contention - self._contention)
 
-    def gave_up(self, plan: Plan, waited_s: float, others: int) -> None:
-        """No first token came in so many seconds of having a place: it would have taken longer, say twice as long."""
-        seconds = 2 * waited_s / self._stretch(others)
-        expected_s = self._prompts.seconds(plan.computed_tokens, plan.pass_width)
+    def learn_timeout(self, plan: Plan, waited_s: float, others: int) -> None:
+        """Learn from a request with no first token after `waited_s`. The true time is longer: assume two times that."""
+        seconds = 2 * waited_s / self._slowdown(others)
+        expected_s = self._prefill.seconds(plan.computed_tokens, plan.chunk_width)
         if expected_s is None or expected_s < seconds:
-            self._prompts.learn(plan.computed_tokens, plan.pass_width, seconds)
+            self._prefill.learn(plan.computed_tokens, plan.chunk_width, seconds)
 
-    def finished(self, meter: Meter, max_tokens: int) -> None:
-        """A request has ended by itself."""
+    def learn_end(self, meter: Meter, max_tokens: int) -> None:
+        """Learn from a complete answer."""
         later_tokens = meter.completion_tokens - 1
         if later_tokens > 0:
             step_s = (meter.device_s - meter.prompt_s) / later_tokens
             self._step_s = step_s if self._step_s is None else self._step_s + _SMOOTHING * (step_s - self._step_s)
         self._share_used += _SMOOTHING * (min(1.0, meter.completion_tokens / max(1, max_tokens)) - self._share_used)
 
-    def refuses(self) -> bool:
-        """Whether a request that is predicted to be late is refused: nearly always; see 4."""
+    def should_refuse(self) -> bool:
+        """False once in 30 seconds of refusals (point 4 above), else True."""
         now = self._clock()
-        if self._let_one_try_at is None:
-            self._let_one_try_at = now + _REFUSING_S
-        if now < self._let_one_try_at:
+        if self._next_trial_at is None:
+            self._next_trial_at = now + _REFUSING_S
+        if now < self._next_trial_at:
             return True
-        self._let_one_try_at = now + _REFUSING_S
+        self._next_trial_at = now + _REFUSING_S
         return False
 
-    def _stretch(self, others: int) -> float:
+    def _slowdown(self, others: int) -> float:
         return 1 + self._contention * others
 
 
-def _passes(tokens: int, width: float) -> int:
+def _chunks(tokens: int, width: float) -> int:
     return max(1, math.ceil(tokens / width))

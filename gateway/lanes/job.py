@@ -1,85 +1,90 @@
-"""A request that a lane has accepted, on its way: what it is, what it holds and how far it has come."""
+"""A job: one request that a lane has accepted, what it holds, and its events."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 from gateway.engines.base import Plan
 from gateway.errors import GatewayError
-from gateway.generation import Event, Generation, Meter, Timings
+from gateway.generation import Event, Finished, Generation, Meter, Timings
 from gateway.lanes.admission import Ticket
 from gateway.lanes.breaker import Permit
+from gateway.lanes.event_queue import EventQueue
 
-_BUFFERED_EVENTS = 4096  # between the device and its reader: about 1 MB at worst
 
+class Job(AsyncIterator[Event]):
+    """One accepted request. It runs in a task of its own; iterate to read its events.
 
-class Job:
-    """One accepted job.
+    The iteration ends after Finished, or raises the GatewayError that ended the request. A cancelled read does not
+    cancel the request and loses no event. `aclose` cancels the request; close every job.
 
     Args:
-        timeout_s: its deadline when `generation` brings none.
-        clock: monotonic seconds, the one its meter and its turn are read from.
+        timeout_s: the deadline if `generation` has none, in seconds.
+        clock: seconds, monotonic.
     """
 
-    __slots__ = (
-        "_clock",
-        "_timeout_s",
-        "accepted_at",
-        "concluded",
-        "events",
-        "first_at",
-        "generation",
-        "meter",
-        "others",
-        "permit",
-        "plan",
-        "ticket",
-    )
+    ticket: Ticket  # set by the lane before the task starts
+    task: asyncio.Task[None]  # set by the lane
 
-    ticket: Ticket  # it is in the line from the moment it exists
-
-    def __init__(
-        self, generation: Generation, meter: Meter, permit: Permit, timeout_s: float, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, generation: Generation, permit: Permit, timeout_s: float, clock: Callable[[], float]) -> None:
         self.generation = generation
-        self.meter = meter
         self.permit = permit
-        self.plan: Plan | None = None  # not known yet, or not to be known
-        self.others = 0  # in progress when it began
-        self.events: asyncio.Queue[Event | GatewayError] = asyncio.Queue(_BUFFERED_EVENTS)
+        self.meter = Meter(clock=clock)
+        self.events = EventQueue()
+        self.plan: Plan | None = None  # None: not known yet, or the engine cannot know it
+        self.predicted_ttft_s: float | None = None  # predicted from acceptance; None: nothing was measured yet
+        self.others = 0  # other requests that were running when this one started
         self.accepted_at = clock()
-        self.first_at: float | None = None  # when it had its first token
+        self.run_at: float | None = None  # when the engine's `run` was called
         self.concluded = False
+        self._is_read = False
         self._timeout_s = timeout_s
         self._clock = clock
 
+    async def __anext__(self) -> Event:
+        if self._is_read:
+            raise StopAsyncIteration
+        try:
+            event = await self.events.get()
+        except GatewayError:
+            self._is_read = True
+            raise
+        self._is_read = isinstance(event, Finished)
+        return event
+
+    async def aclose(self) -> None:
+        """Cancel the request if it still runs. The device stops at its next step. May be called again."""
+        if not self.task.done():
+            self.task.cancel()
+            await asyncio.wait([self.task])
+
     @property
     def age_s(self) -> float:
-        """Seconds since it was accepted."""
+        """Seconds since the request was accepted."""
         return self._clock() - self.accepted_at
 
     @property
     def deadline_s(self) -> float:
-        """Seconds it may take in all, from when it was accepted."""
+        """The time limit of the whole answer, in seconds from acceptance."""
         return self._timeout_s if self.generation.timeout_s is None else self.generation.timeout_s
 
     @property
     def first_deadline_s(self) -> float:
-        """Seconds to the first deadline: that of the first token where there is one."""
-        first_s = self.generation.ttft_timeout_s
-        return self.deadline_s if first_s is None else min(first_s, self.deadline_s)
+        """The time limit until the first token if there is one, else of the whole answer."""
+        ttft_s = self.generation.ttft_timeout_s
+        return self.deadline_s if ttft_s is None else min(ttft_s, self.deadline_s)
 
-    def got_first_token(self) -> None:
-        self.first_at = self._clock()
-
-    def timings(self, engine_queue_s: float = 0.0) -> Timings:
-        """Where its time went until now; `engine_queue_s` is what the engine let it wait."""
-        now = self._clock()
-        entered_at = now if self.ticket.entered_at is None else self.ticket.entered_at
+    def timings(self) -> Timings:
+        """Where the time went until now."""
+        now, meter = self._clock(), self.meter
+        admitted_at = now if self.ticket.admitted_at is None else self.ticket.admitted_at
+        engine_queue_s = 0.0
+        if self.run_at is not None and meter.began_at is not None:
+            engine_queue_s = meter.began_at - self.run_at
         return Timings(
-            queue_s=entered_at - self.accepted_at + engine_queue_s,
-            ttft_s=0.0 if self.first_at is None else self.first_at - self.accepted_at,
-            device_s=self.meter.device_s,
+            queue_s=admitted_at - self.accepted_at + engine_queue_s,
+            ttft_s=None if meter.first_token_at is None else meter.first_token_at - self.accepted_at,
+            device_s=meter.device_s,
             total_s=now - self.accepted_at,
         )

@@ -1,11 +1,10 @@
-"""One model's lane: its queue, its breaker and its engine. The only place that admits and cancels a job.
+"""One model's lane: its admission queue, its circuit breaker and its engine. Only a lane admits and cancels requests.
 
-1. A request runs in a task of its own that fills a bounded queue, and its reader empties that: a reader that stalls
-   holds no place on the device, and the deadline passes whether or not somebody reads. Closing the reader's generator
-   cancels the task, and the device stops at its next step.
-2. The permit and the place are given back before the last event is handed out, so that whoever has seen the end of an
-   answer may rely on it; and by the task's callback, for a task that was cancelled, even before its first step.
-3. When the breaker opens, those who wait are refused at once: their fallback answers sooner than this device would.
+1. Each job runs in a task of its own that fills the job's queue. A reader that stalls does not delay the deadline or
+   the release of the slot. `Job.aclose` cancels the task, and the device stops at its next step.
+2. The permit and the slot are given back before the last event is readable, so a client that has the end of an answer
+   can send the next request. The callback of the task does it for a task that was cancelled before its first step.
+3. When the breaker opens, the queued requests are refused at once: a fallback answers sooner than this device.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -22,8 +21,8 @@ from msgspec import Struct
 from gateway.config import BreakerConfig, ModelConfig
 from gateway.engines.base import Engine, EngineStatus, State
 from gateway.errors import GatewayError, ModelNotReady, QueueFull
-from gateway.generation import Event, Finished, Generation, Meter
-from gateway.lanes.admission import Slots
+from gateway.generation import Finished, Generation
+from gateway.lanes.admission import AdmissionQueue
 from gateway.lanes.breaker import Breaker
 from gateway.lanes.breaker import State as BreakerState
 from gateway.lanes.job import Job
@@ -47,8 +46,8 @@ class BreakerStatus(Struct, frozen=True, kw_only=True):
     state: BreakerState
     reason: str  # why it last opened
     retry_after_s: float
-    bad: int  # slow or failed ...
-    judged: int  # ... among the last so many answers
+    bad: int  # the number of slow or failed answers ...
+    judged: int  # ... in the last `judged` answers
 
 
 class LaneStatus(Struct, frozen=True, kw_only=True):
@@ -59,11 +58,11 @@ class LaneStatus(Struct, frozen=True, kw_only=True):
     breaker: BreakerStatus
     running: int
     waiting: int
-    expected_wait_s: float  # for a place, were a request to come now
+    expected_wait_s: float  # until a request that comes now gets a slot
 
     @property
     def is_ready(self) -> bool:
-        """Whether a request would be answered now."""
+        """True if a request is accepted now."""
         return self.engine.state == "ready" and self.breaker.state == "closed"
 
 
@@ -72,9 +71,11 @@ class Lane:
 
     Args:
         name: the model's name in the configuration.
-        engine: not yet started; the lane starts and closes it.
-        timeout_s: the deadline of requests that bring none.
-        clock: monotonic seconds, the one the engine's meters are read from.
+        config: the model's table.
+        engine: not started; the lane starts and closes it.
+        timeout_s: the deadline of requests that have none, in seconds.
+        clock: seconds, monotonic.
+        sleep: the pauses of the loader, in seconds of `clock`.
     """
 
     def __init__(
@@ -87,16 +88,17 @@ class Lane:
         metrics: Metrics | None = None,
         timeout_s: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.name = name
         self.config = config
         self.engine = engine
         self.breaker = Breaker(breaker_config, clock, name=name, on_change=self._breaker_changed)
-        self.slots = Slots(config.max_sequences, config.queue, clock)
+        self.queue = AdmissionQueue(config.max_sequences, config.queue, clock)
         self._metrics = metrics or Metrics()
         self._metrics.watch(name, self._gauges)
-        self._loader = Loader(name, engine, clock)
-        self._forecast = LaneForecast(name, engine, self.slots, clock)
+        self._loader = Loader(name, engine, clock, sleep)
+        self._forecast = LaneForecast(name, self.queue, clock)
         self._runner = JobRunner(name, engine, self.breaker, self._forecast)
         self._timeout_s = timeout_s
         self._clock = clock
@@ -104,14 +106,14 @@ class Lane:
         self._probing: asyncio.Task[None] | None = None
         self._closed = False
 
-    # --- life
+    # --- start and stop
 
     def start(self) -> None:
-        """Begin to load in the background, and try again with growing pauses while that fails."""
+        """Load the engine in the background, and again whenever it is lost."""
         self._spawn(self._loader.run())
 
     async def tried(self) -> None:
-        """Wait for the first attempt to load, whether or not it succeeded."""
+        """Wait for the end of the first attempt to load, with or without success."""
         await self._loader.tried.wait()
 
     async def aclose(self) -> None:
@@ -123,7 +125,7 @@ class Lane:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.engine.aclose()
 
-    # --- looking
+    # --- status
 
     @property
     def status(self) -> LaneStatus:
@@ -139,48 +141,38 @@ class Lane:
             model=self.name,
             engine=self._loader.status,
             breaker=breaker,
-            running=self.slots.running,
-            waiting=self.slots.waiting,
-            expected_wait_s=self.slots.expected_wait_s(),
+            running=self.queue.running,
+            waiting=self.queue.waiting,
+            expected_wait_s=self.queue.expected_wait_s(),
         )
 
     # --- requests
 
-    async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event, None]:
-        """The request's events; they end with Finished, or with a GatewayError raised from here.
+    def submit(self, generation: Generation) -> Job:
+        """Accept a request and start it in a task of its own. Read the events from the job, and close it.
 
-        The first step raises the refusals: ModelNotReady, BreakerOpen, QueueFull, each with the seconds to wait.
-        Later: DeadlineExceeded and whatever the engine raises. Closing the generator cancels the job.
+        Raises:
+            ModelNotReady, BreakerOpen, QueueFull: a refusal, with the seconds to wait.
         """
-        job = self._accept(generation, meter)
-        task = self._spawn(self._serve(job))
-        task.add_done_callback(partial(self._ended, job))
-        try:
-            while True:
-                event = await job.events.get()
-                if isinstance(event, GatewayError):
-                    raise event
-                yield event
-                if isinstance(event, Finished):
-                    return
-        finally:
-            task.cancel()
-            await asyncio.wait([task])
+        job = self._accept(generation)
+        job.task = self._spawn(self._serve(job))
+        job.task.add_done_callback(partial(self._ended, job))
+        return job
 
-    def _accept(self, generation: Generation, meter: Meter) -> Job:
+    def _accept(self, generation: Generation) -> Job:
         try:
             self._check_ready()
             permit = self.breaker.admit()
             try:
-                self._check_wait(generation)
+                self._check_queue(generation)
             except QueueFull:
                 permit.settle("released")
                 raise
         except GatewayError as refusal:
             self._metrics.request_refused(self.name, refusal.code or refusal.type)
             raise
-        job = Job(generation, meter, permit, self._timeout_s, self._clock)
-        job.ticket = self.slots.join(generation.background, partial(self._forecast.remaining_s, job))
+        job = Job(generation, permit, self._timeout_s, self._clock)
+        job.ticket = self.queue.enqueue(generation.background, partial(self._forecast.remaining_s, job))
         return job
 
     def _check_ready(self) -> None:
@@ -190,29 +182,28 @@ class Lane:
             detail = f": {status.detail}" if status.detail else "."
             raise ModelNotReady(f"{self.name} {_NOT_READY[state]}{detail}", retry_after_s=self._loader.retry_after_s)
 
-    def _check_wait(self, generation: Generation) -> None:
-        if self.slots.is_full(generation.background):
-            line = f"{self.slots.running} requests in progress and {self.slots.waiting} waiting"
-            wait_s = self.slots.expected_wait_s(generation.background)
-            raise QueueFull(f"{self.name} has {line}; there is no room for more.", retry_after_s=wait_s)
+    def _check_queue(self, generation: Generation) -> None:
+        if self.queue.is_full(generation.background):
+            counts = f"{self.queue.running} requests running and {self.queue.waiting} waiting"
+            wait_s = self.queue.expected_wait_s(generation.background)
+            raise QueueFull(f"{self.name} has {counts}; its queue is full.", retry_after_s=wait_s)
 
     async def _serve(self, job: Job) -> None:
-        """Run the request and hand its end to the reader."""
+        """Run the job and put its end into the queue."""
         try:
-            finished = await self._runner.run(job)
+            usage = await self._runner.run(job)
         except GatewayError as error:
             self._conclude(job, error.code or error.type)
-            await job.events.put(error)
+            job.events.end(error)
         else:
+            finished = Finished(usage=usage, timings=job.timings())
             self._conclude(job, "ok")
-            await job.events.put(finished)
+            job.events.end(finished)
 
     def _ended(self, job: Job, task: asyncio.Task[None]) -> None:
         self._conclude(job, "cancelled")
-        if task.cancelled() or task.exception():  # a reader that is still there waits for an end
-            while job.events.full():
-                job.events.get_nowait()
-            job.events.put_nowait(ModelNotReady(f"{self.name} was shut down before it finished its answer."))
+        if task.cancelled() or task.exception():  # the reader still waits for an end
+            job.events.end(ModelNotReady(f"{self.name} was shut down before it finished its answer."))
 
     def _conclude(self, job: Job, outcome: str) -> None:
         if not job.concluded:
@@ -229,7 +220,7 @@ class Lane:
             case "open":
                 wait_s = self.breaker.config.open_s
                 _log.warning("%s: breaker open: %s; refusing for %.0f s", self.name, self.breaker.reason, wait_s)
-                self.slots.turn_away()
+                self.queue.refuse_waiting()
                 self._start_probing()
             case "half_open":
                 _log.info("%s: breaker half-open: %d good probes close it", self.name, self.breaker.config.probes)
@@ -241,15 +232,15 @@ class Lane:
         if self.breaker.config.probe_itself and not is_probing and not self._closed:
             self._probing = self._spawn(Prober(self.name, self.config, self.engine, self.breaker).run())
 
-    # --- small parts
+    # --- helpers
 
     def _gauges(self) -> LaneGauges:
         status = self._loader.status
         return LaneGauges(
             ready=status.state == "ready",
             breaker=self.breaker.state,
-            running=self.slots.running,
-            waiting=self.slots.waiting,
+            running=self.queue.running,
+            waiting=self.queue.waiting,
             restarts=status.restarts,
         )
 

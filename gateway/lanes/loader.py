@@ -1,59 +1,78 @@
-"""Loads an engine, and tries again with growing pauses while that fails."""
+"""Loads an engine and loads it again after a loss: the only retry loop of a model, with exponential backoff."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from msgspec.structs import replace
 
 from gateway.engines.base import Engine, EngineStatus
 from gateway.errors import GatewayError
 
-_FIRST_PAUSE_S = 1.0
-_LONGEST_PAUSE_S = 60.0
-_LOADING_RETRY_S = 2.0
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.5, 30.0
+_STABLE_S = 60.0  # an engine that was ready for longer gets the first pause again
+_MIN_RETRY_AFTER_S = 2.0
 
 _log = logging.getLogger(__name__)
 
 
 class Loader:
-    """One engine's."""
+    """Keeps one engine loaded.
 
-    def __init__(self, name: str, engine: Engine, clock: Callable[[], float]) -> None:
-        self.tried = asyncio.Event()  # the first attempt is over, whether or not it succeeded
+    Args:
+        name: of the model, for the log.
+        engine: not started.
+        clock: seconds, monotonic.
+        sleep: waits for a number of seconds of `clock`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.tried = asyncio.Event()  # set when the first attempt has ended, with or without success
         self._name = name
         self._engine = engine
-        self._clock = clock
+        self._clock, self._sleep = clock, sleep
         self._fault = ""  # why the last attempt failed
-        self._again_at = 0.0
+        self._was_ready = False
+        self._retry_at = 0.0
 
     @property
     def status(self) -> EngineStatus:
-        """The engine's; failed, and why, between two attempts."""
+        """The engine's status. Between two attempts: the reason why the last one failed."""
         status = self._engine.status
-        return replace(status, state="failed", detail=self._fault) if self._fault else status
+        if not self._fault:
+            return status
+        return replace(status, state="restarting" if self._was_ready else "failed", detail=self._fault)
 
     @property
     def retry_after_s(self) -> float:
-        """Seconds after which an engine that is not ready may be."""
-        return max(_LOADING_RETRY_S, self._again_at - self._clock()) if self._fault else _LOADING_RETRY_S
+        """Seconds until an engine that is not ready may be ready."""
+        return max(_MIN_RETRY_AFTER_S, self._retry_at - self._clock()) if self._fault else _MIN_RETRY_AFTER_S
 
     async def run(self) -> None:
-        """Return when the engine is loaded."""
+        """Load the engine, and load it again each time it is lost. Runs until it is cancelled."""
         pause_s = _FIRST_PAUSE_S
-        while fault := await self._load():
-            self._failed(fault, pause_s)
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-        self._fault = ""
-        self.tried.set()
-        status = self._engine.status
-        _log.info("%s is ready (%s, loaded in %.1f s)", self._name, status.device, status.load_s)
+        while True:
+            if fault := await self._load():
+                self._failed(fault, pause_s)
+            else:
+                ready_at = self._clock()
+                reason = await self._engine.lost()
+                if self._clock() - ready_at > _STABLE_S:
+                    pause_s = _FIRST_PAUSE_S
+                _log.error("%s: %s; it is loaded again in %.1f s", self._name, reason, pause_s)
+            await self._sleep(pause_s)
+            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
     async def _load(self) -> str:
-        """Start the engine; the fault in words, empty when there was none."""
+        """Start the engine. Returns the fault, empty if there was none."""
         try:
             await self._engine.start()
         except GatewayError as error:
@@ -61,12 +80,16 @@ class Loader:
         except Exception as error:
             _log.error("%s: the engine raised while it loaded", self._name, exc_info=error)
             return f"{type(error).__name__} while loading"
+        self._fault, self._was_ready = "", True
+        self.tried.set()
+        status = self._engine.status
+        _log.info("%s is ready (%s, loaded in %.1f s)", self._name, status.device, status.load_s)
         return ""
 
     def _failed(self, fault: str, pause_s: float) -> None:
-        if fault != self._fault:
-            line = "%s cannot be loaded: %s; it is tried again; `npu-gateway doctor` says more"
+        if fault != self._fault:  # one line for each fault, not for each attempt
+            line = "%s cannot be loaded: %s; it is tried again; `npu-gateway doctor` looks for the reason"
             _log.error(line, self._name, fault.rstrip("."))
         self._fault = fault
-        self._again_at = self._clock() + pause_s
+        self._retry_at = self._clock() + pause_s
         self.tried.set()

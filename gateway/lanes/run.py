@@ -1,7 +1,8 @@
-"""The run of an accepted request: prepared, let in, answered by the engine; within its deadline, the permit settled.
+"""Runs a job: prepare, wait for a slot, let the engine answer, all within the deadline.
 
-A request has joined the line before its prompt is prepared, so that a long one loses no stand to a short one that came
-later. Its first token is predicted right after, and one that would come too late is refused then.
+A job is in the admission queue before its prompt is prepared, so a long prompt does not lose its position to a short
+one that came later. After `prepare` the time to first token is predicted, and a request that would be too late is
+refused.
 """
 
 from __future__ import annotations
@@ -9,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import contextmanager
+from functools import partial
 
-from msgspec.structs import replace
-
-from gateway.engines.base import Engine
+from gateway.engines.base import Engine, Prepared
 from gateway.errors import BreakerOpen, DeadlineExceeded, EngineFailed, GatewayError, ModelNotReady
-from gateway.generation import Finished, Started
+from gateway.generation import Usage
 from gateway.lanes.breaker import Breaker, Outcome, Watch
 from gateway.lanes.job import Job
 from gateway.lanes.lane_forecast import LaneForecast
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class JobRunner:
-    """Runs the requests of one lane, each in the task that calls it."""
+    """Runs the jobs of one lane, each in the task that calls `run`."""
 
     def __init__(self, name: str, engine: Engine, breaker: Breaker, forecast: LaneForecast) -> None:
         self._name = name
@@ -32,73 +32,73 @@ class JobRunner:
         self._breaker = breaker
         self._forecast = forecast
 
-    async def run(self, job: Job) -> Finished:
-        """Fill the request's queue with all events but the last, which is returned; or raise a GatewayError.
+    async def run(self, job: Job) -> Usage:
+        """Put the events into the job's queue and settle its permit.
 
-        Refusals: FirstTokenTooLate, QueueFull, BreakerOpen. Later: DeadlineExceeded and whatever the engine raises.
+        Raises:
+            FirstTokenTooLate, QueueFull, BreakerOpen: the request was refused before the device began.
+            DeadlineExceeded: a time limit of the request has passed.
+            GatewayError: what the engine raised; EngineFailed for an exception of another kind.
         """
         try:
             async with asyncio.timeout(job.first_deadline_s) as limit:
-                with self._blamed(job):
-                    job.plan = await self._engine.prepare(job.generation, job.meter)
+                with self._settled(job):
+                    prepared = await self._engine.prepare(job.generation)
+                job.plan = prepared.plan
                 self._forecast.check_first_token(job)
                 if not await job.ticket.wait():
                     raise self._breaker.refusal()
-                return await self._answer(job, limit)
+                return await self._answer(job, prepared, limit)
         except TimeoutError:
-            self._forecast.gave_up(job)
+            self._forecast.learn_timeout(job)
             raise self._too_late(job) from None
 
-    async def _answer(self, job: Job, limit: asyncio.Timeout) -> Finished:
-        """Have the engine answer, and settle the permit by how that goes."""
-        self._forecast.began(job)
+    async def _answer(self, job: Job, prepared: Prepared, limit: asyncio.Timeout) -> Usage:
+        """Let the engine answer, and settle the permit with the result."""
+        self._forecast.record_start(job)
+        job.events.on_content = partial(self._first_content, job, limit)
         watch = Watch(self._breaker, job.meter, job.permit, asyncio.get_running_loop().call_later)
         try:
-            with self._blamed(job):
-                finished = await self._pump(job, limit)
+            with self._settled(job):
+                usage = await self._run_engine(job, prepared)
         finally:
             watch.stop()
         job.permit.settle("slow" if self._breaker.is_slow(job.meter) else "ok")
-        self._forecast.finished(job)
-        return replace(finished, timings=job.timings(finished.timings.queue_s))
+        self._forecast.learn_end(job)
+        return usage
+
+    async def _run_engine(self, job: Job, prepared: Prepared) -> Usage:
+        job.run_at = job.meter.clock()
+        usage = await self._engine.run(prepared, job.meter, job.events)
+        if job.events.finished_choices < job.generation.n:
+            raise EngineFailed(f"{self._name} stopped before it finished its answer.")
+        return usage
 
     @contextmanager
-    def _blamed(self, job: Job) -> Iterator[None]:
-        """Settle the permit by what the engine raises, and say it in our words."""
+    def _settled(self, job: Job) -> Iterator[None]:
+        """Settle the permit with what the engine raises. An exception of another kind becomes EngineFailed."""
         try:
             yield
         except GatewayError as error:
-            job.permit.settle(_blame(error))
+            job.permit.settle(_outcome(error))
             raise
         except Exception as error:
             job.permit.settle("failed")
             _log.error("%s: the engine raised %s", self._name, type(error).__name__, exc_info=error)
-            raise EngineFailed(f"{self._name} failed while it answered; the gateway's log says why.") from error
+            raise EngineFailed(f"{self._name} failed while it answered; the gateway's log has the reason.") from error
 
-    async def _pump(self, job: Job, limit: asyncio.Timeout) -> Finished:
-        async with aclosing(self._engine.stream(job.generation, job.meter)) as events:
-            async for event in events:
-                if isinstance(event, Finished):
-                    return event
-                if job.first_at is None and not isinstance(event, Started):
-                    self._first_token(job, limit)
-                await job.events.put(event)
-        raise EngineFailed(f"{self._name} stopped before it finished its answer.")
-
-    def _first_token(self, job: Job, limit: asyncio.Timeout) -> None:
-        """From here on the deadline is the whole answer's."""
-        job.got_first_token()
-        self._forecast.first_token(job)
-        if job.generation.ttft_timeout_s is not None:
-            left_s = job.deadline_s - job.age_s
-            limit.reschedule(asyncio.get_running_loop().time() + left_s)
+    def _first_content(self, job: Job, limit: asyncio.Timeout) -> None:
+        """From now on the time limit is that of the whole answer."""
+        self._forecast.learn_first_token(job)
+        if job.generation.ttft_timeout_s is not None and not limit.expired():
+            limit.reschedule(asyncio.get_running_loop().time() + job.deadline_s - job.age_s)
 
     def _too_late(self, job: Job) -> DeadlineExceeded:
-        what = "finish its answer" if job.first_at is not None else "give a first token"
+        what = "finish its answer" if job.events.has_content else "give a first token"
         return DeadlineExceeded(f"{self._name} did not {what} within {job.age_s:.1f} s.")
 
 
-def _blame(error: GatewayError) -> Outcome:
-    """Whether the device is at fault; refusals, deadlines and requests that are wrong in themselves are neutral."""
+def _outcome(error: GatewayError) -> Outcome:
+    """Failed, if the device is the cause. Refusals, deadlines and wrong requests are neutral."""
     neutral = error.status < 500 or isinstance(error, ModelNotReady | BreakerOpen | DeadlineExceeded)
     return "released" if neutral else "failed"

@@ -1,9 +1,8 @@
-"""A finished answer, put together from its events, for replies that are sent whole."""
+"""Collects the events of an answer, for replies that are not streamed."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncIterable
 
 import msgspec
 from msgspec import Struct, field
@@ -48,17 +47,16 @@ class Collected(Struct):
     timings: Timings = Timings()
 
 
-async def collect(events: AsyncGenerator[Event, None], n: int) -> Collected:
-    """Read `events` to their end; they are closed in any case. Raises what they raise."""
+async def collect(events: AsyncIterable[Event], n: int) -> Collected:
+    """Read `events` to the end. `n` is the number of choices. Raises what `events` raises."""
     collected = Collected([CollectedChoice() for _ in range(n)])
-    async with aclosing(events):
-        async for event in events:
-            _add(collected, event)
+    async for event in events:
+        _add(collected, event)
     return collected
 
 
 def arguments_of(text: str) -> Json:
-    """A call's arguments as an object; none where the limit of tokens cut them off, which the stop reason says."""
+    """A call's arguments as an object. Empty if the token limit cut them: the finish reason is `length` then."""
     try:
         return msgspec.json.decode(text or "{}", type=Json)
     except (ValueError, RecursionError):

@@ -1,21 +1,22 @@
-"""Several generations answered as one: what a completion with a list of prompts is."""
+"""One answer to several generations: a completion with a list of prompts."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from msgspec.structs import replace
 
-from gateway.generation import Event, Finished, Generation, Meter, Started, Usage
-from gateway.lanes.router import RoutedAnswer, Router
+from gateway.generation import Event, Finished, Generation, Started, Usage
+from gateway.lanes.answer import RoutedAnswer
+from gateway.lanes.router import Router
 
 
-class MultiPromptAnswer:
-    """The answers to several generations, one after another, as one answer. Has the interface of `RoutedAnswer`.
+class MultiPromptAnswer(AsyncIterator[Event]):
+    """The answers to several generations, one after another. Has the interface of `RoutedAnswer`.
 
-    `events` yields a Started for each generation and one Finished with the sum of the usage. Choices are numbered
+    The iteration gives a Started for each generation and one Finished with the sum of the usage. Choices are numbered
     across the generations. A long list of prompts uses one slot at a time, so that other requests get their turn, and
     the result of each prompt is the same as in a request of its own. The deadline applies to the whole list.
     """
@@ -23,49 +24,53 @@ class MultiPromptAnswer:
     def __init__(
         self, router: Router, generations: Sequence[Generation], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.events = self._answer_all()
-        self._router, self._generations, self._clock = router, generations, clock
+        self._router, self._clock = router, clock
+        self._queued = deque(generations)
         longest_s = router.config.server.timeout_s
         self._deadline = clock() + min(longest_s, generations[0].timeout_s or longest_s)
-        self._answer: RoutedAnswer | None = None
+        self._usage = Usage()
+        self._first_choice = 0  # the number of the first choice of the generation that runs
+        self._next_first_choice = 0
+        self._is_over = False
+        self._answer = self._route()
 
     @property
     def model(self) -> str:
-        assert self._answer is not None  # there is none before `open_all` has returned
         return self._answer.model
 
     @property
-    def meter(self) -> Meter:
-        """Of the generation that is being answered."""
-        assert self._answer is not None
-        return self._answer.meter
+    def predicted_ttft_s(self) -> float | None:
+        """Of the generation that runs."""
+        return self._answer.predicted_ttft_s
 
-    async def _answer_all(self) -> AsyncGenerator[Event, None]:
-        """Yields one event more than is told, first: a sign that the first generation is open."""
-        usage, choices = Usage(), 0
-        for number, generation in enumerate(self._generations):
-            left_s = self._deadline - self._clock()
-            self._answer = await self._router.open(replace(generation, timeout_s=left_s))
-            async with aclosing(self._answer.events) as events:
-                if number == 0:
-                    yield Started(prompt_tokens=0)
-                async for event in events:
-                    match event:
-                        case Started():
-                            yield event
-                        case Finished():
-                            usage = _sum(usage, event.usage)
-                        case _:
-                            yield replace(event, choice=choices + event.choice)
-            choices += generation.n
-        yield Finished(usage=usage)
+    async def open(self) -> None:
+        """Return when a device has begun with the first generation. Raises its refusal."""
+        await self._answer.open()
 
+    async def __anext__(self) -> Event:
+        if self._is_over:
+            raise StopAsyncIteration
+        while True:
+            match event := await anext(self._answer):
+                case Started():
+                    return event
+                case Finished():
+                    self._usage = _sum(self._usage, event.usage)
+                    if not self._queued:
+                        self._is_over = True
+                        return Finished(usage=self._usage)
+                    self._answer = self._route()
+                case _:
+                    return replace(event, choice=self._first_choice + event.choice)
 
-async def open_all(router: Router, generations: Sequence[Generation]) -> MultiPromptAnswer:
-    """The answers to all of them, once the device has begun with the first; every refusal of it is raised from here."""
-    answers = MultiPromptAnswer(router, generations)
-    await anext(answers.events)
-    return answers
+    async def aclose(self) -> None:
+        self._is_over = True
+        await self._answer.aclose()
+
+    def _route(self) -> RoutedAnswer:
+        generation = self._queued.popleft()
+        self._first_choice, self._next_first_choice = self._next_first_choice, self._next_first_choice + generation.n
+        return self._router.route(replace(generation, timeout_s=self._deadline - self._clock()))
 
 
 def _sum(a: Usage, b: Usage) -> Usage:

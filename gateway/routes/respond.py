@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import aclosing
 from typing import Annotated, Any, Literal, Protocol, cast
 
 import msgspec
@@ -21,9 +22,10 @@ from gateway.errors import (
     UpstreamFailed,
 )
 from gateway.generation import Event, Generation
-from gateway.lanes.router import RoutedAnswer, Router
+from gateway.lanes.answer import RoutedAnswer
+from gateway.lanes.router import Router
 from gateway.routes.collect import Collected, collect
-from gateway.routes.many_prompts import MultiPromptAnswer, open_all
+from gateway.routes.many_prompts import MultiPromptAnswer
 from gateway.server.openapi_operation import Parameter, Stream, openapi_opt
 from gateway.server.request import HttpRequest, owner_of, router_of, while_connected
 from gateway.server.sse import EventStream
@@ -37,6 +39,8 @@ _LIMITS = (
         PRIORITY, "header", Literal["interactive", "background"], "Background work lets everybody else go first."
     ),
 )
+
+Answer = RoutedAnswer | MultiPromptAnswer
 
 _json = msgspec.json.Encoder()
 
@@ -86,9 +90,9 @@ async def answer_all(
         return await while_connected(request, _whole(router, generations, rendering))
     opened = await while_connected(request, _open(router, generations))
     stream_response = EventStream(
-        _pieces(opened, rendering),
+        opened,
+        lambda event: rendering.pieces(opened.model, event),
         failed=rendering.failed,
-        source=opened.events,
         ping_s=router.config.server.ping_s,
         media_type=rendering.media_type,
     )
@@ -128,27 +132,30 @@ def _seconds(request: HttpRequest, header: str) -> float | None:
     return milliseconds / 1000
 
 
-async def _open(router: Router, generations: Sequence[Generation]) -> RoutedAnswer | MultiPromptAnswer:
-    return await (router.open(generations[0]) if len(generations) == 1 else open_all(router, generations))
+async def _open(router: Router, generations: Sequence[Generation]) -> Answer:
+    """The answer, when a device has begun with it. Raises every refusal. Close the answer."""
+    if len(generations) == 1:
+        return await router.open(generations[0])
+    answer = MultiPromptAnswer(router, generations)
+    try:
+        await answer.open()
+    except BaseException:
+        await answer.aclose()
+        raise
+    return answer
 
 
 async def _whole(router: Router, generations: Sequence[Generation], rendering: Rendering) -> ASGIApp:
-    opened = await _open(router, generations)
-    headers = _predicted(opened)
-    collected = await collect(opened.events, sum(generation.n for generation in generations))
+    async with aclosing(await _open(router, generations)) as opened:
+        headers = _predicted(opened)
+        collected = await collect(opened, sum(generation.n for generation in generations))
     return json_response(rendering.whole(opened.model, collected), headers=headers)
 
 
-def _predicted(opened: RoutedAnswer | MultiPromptAnswer) -> dict[str, str]:
-    """What was expected when the device began; another model may still take over from one that fails then."""
-    predicted_s = opened.meter.predicted_ttft_s
+def _predicted(opened: Answer) -> dict[str, str]:
+    """The prediction of the lane whose device has begun. Its fallback may still answer."""
+    predicted_s = opened.predicted_ttft_s
     return {} if predicted_s is None else {PREDICTED_TTFT: f"{1000 * predicted_s:.0f}"}
-
-
-async def _pieces(opened: RoutedAnswer | MultiPromptAnswer, rendering: Rendering) -> AsyncGenerator[bytes, None]:
-    async for event in opened.events:
-        for piece in rendering.pieces(opened.model, event):
-            yield piece
 
 
 def json_response(payload: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> ASGIApp:

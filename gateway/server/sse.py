@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Iterable
+from typing import Any, Protocol, TypeVar
 
 import msgspec
-from anyio import CancelScope
 from sse_starlette.sse import AppStatus, EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from gateway.errors import GatewayError
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 AppStatus.enable_automatic_graceful_drain = False
 
@@ -30,7 +31,7 @@ MEDIA_TYPE = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
 PING = b": keepalive\n\n"
 HEADERS = {"Cache-Control": "no-cache"}  # sse-starlette adds X-Accel-Buffering: no
-SEND_TIMEOUT_S = 60.0  # a client that has not read for so long has its request cancelled
+SEND_TIMEOUT_S = 60.0  # a client that does not read for this time has its request cancelled
 
 _LINE_BREAKS = [(char.encode(), rb"\u%04x" % ord(char)) for char in ("\u0085", "\u2028", "\u2029")]
 
@@ -39,47 +40,54 @@ _json = msgspec.json.Encoder()
 
 
 def frame(payload: Any, event: str = "") -> bytes:
-    """One server-sent event: `payload` as one line of JSON, under `event`'s name where the dialect names events."""
+    """One server-sent event: `payload` as one line of JSON, with the name `event` if the API names its events."""
     name = f"event: {event}\n".encode() if event else b""
     return b"%sdata: %s\n\n" % (name, _on_one_line(_json.encode(payload)))
 
 
 def _on_one_line(json: bytes) -> bytes:
-    """Escape what is no line break in server-sent events but is one to Python's `splitlines`, which clients use."""
+    """Escape characters that end a line for Python's `splitlines`, which clients use, but not in server-sent events."""
     for raw, escaped in _LINE_BREAKS:
         json = json.replace(raw, escaped)
     return json
 
 
+class Source(Protocol[T_co]):
+    """What a stream is made of. A cancelled read loses nothing."""
+
+    async def __anext__(self) -> T_co: ...
+
+    async def aclose(self) -> None: ...
+
+
 class EventStream(EventSourceResponse):
-    """Sends `pieces` as they come.
+    """An HTTP response with the frames of `source`, sent as they come.
 
     Args:
-        pieces: the encoded frames; its exceptions become one last frame.
-        failed: encodes that frame.
-        source: what `pieces` reads from; closed when the response ends for whatever reason, also when the client left
-            before the first piece was asked for.
-        ping_s: a comment is sent whenever nothing else was for so long.
-        media_type: of another format than server-sent events, which then has no comments either.
+        source: read to its end and then closed, also when the client disconnects before the first frame.
+        encode: the frames of one item. An exception of `source` or `encode` becomes one last frame.
+        failed: the last frame for an error.
+        ping_s: seconds without a frame after which a comment is sent.
+        media_type: a format that is not server-sent events has no comments.
     """
 
     def __init__(
         self,
-        pieces: AsyncGenerator[bytes, None],
+        source: Source[T],
+        encode: Callable[[T], Iterable[bytes]],
         *,
         failed: Callable[[GatewayError], bytes],
-        source: AsyncGenerator[Any, None],
         ping_s: float,
         media_type: str = MEDIA_TYPE,
     ) -> None:
         super().__init__(
-            _with_pings(_ending_in_a_frame(pieces, failed), ping_s if media_type == MEDIA_TYPE else None),
+            _frames(source, encode, failed, ping_s if media_type == MEDIA_TYPE else None),
             headers=HEADERS,
             media_type=media_type,
             ping=0,
             send_timeout=SEND_TIMEOUT_S,
         )
-        del self.headers["connection"]  # the server's business; wrong for HTTP/1.0
+        del self.headers["connection"]  # the server sets it; wrong for HTTP/1.0
         self._source = source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,36 +99,29 @@ class EventStream(EventSourceResponse):
             await self._source.aclose()
 
 
-async def _with_pings(pieces: AsyncGenerator[bytes, None], ping_s: float | None) -> AsyncGenerator[bytes, None]:
-    following = asyncio.ensure_future(anext(pieces, None))
+async def _frames(
+    source: Source[T],
+    encode: Callable[[T], Iterable[bytes]],
+    failed: Callable[[GatewayError], bytes],
+    ping_s: float | None,
+) -> AsyncGenerator[bytes, None]:
     try:
         while True:
-            await asyncio.wait([following], timeout=ping_s)
-            if not following.done():
+            try:
+                async with asyncio.timeout(ping_s) as silence:
+                    item = await source.__anext__()
+            except TimeoutError:
+                if not silence.expired():
+                    raise
                 yield PING
-            elif (piece := following.result()) is not None:
-                yield piece
-                # A stream that always has its next piece ready never waits, and what never waits is never cancelled.
-                await asyncio.sleep(0)
-                following = asyncio.ensure_future(anext(pieces, None))
-            else:
+                continue
+            except StopAsyncIteration:
                 return
-    finally:
-        following.cancel()
-        with CancelScope(shield=True):  # what cancels this generator does so at every step, and would end the waiting
-            await asyncio.wait([following])
-            await pieces.aclose()
-
-
-async def _ending_in_a_frame(
-    pieces: AsyncGenerator[bytes, None], failed: Callable[[GatewayError], bytes]
-) -> AsyncGenerator[bytes, None]:
-    async with aclosing(pieces):
-        try:
-            async for piece in pieces:
-                yield piece
-        except GatewayError as error:
-            yield failed(error)
-        except Exception:
-            _log.exception("a stream failed")
-            yield failed(GatewayError("The gateway failed while it answered; its log says why."))
+            for frame in encode(item):
+                yield frame
+            await asyncio.sleep(0)  # a stream that never waits cannot be cancelled
+    except GatewayError as error:
+        yield failed(error)
+    except Exception:
+        _log.exception("a stream failed")
+        yield failed(GatewayError("The gateway failed while it answered; its log has the reason."))

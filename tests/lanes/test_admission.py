@@ -6,34 +6,38 @@ import random
 
 import pytest
 
-from gateway.lanes.admission import Slots, Ticket
+from gateway.lanes.admission import AdmissionQueue, Ticket
 from tests.support.virtual_time import in_virtual_time, now
 
 
 def entered(*tickets: Ticket) -> list[bool]:
-    return [ticket.entered_at is not None for ticket in tickets]
+    return [ticket.admitted_at is not None for ticket in tickets]
 
 
 @in_virtual_time
 async def test_places_then_the_line_in_order() -> None:
-    slots = Slots(2, 3, now)
-    tickets = [slots.join() for _ in range(5)]
+    queue = AdmissionQueue(2, 3, now)
+    tickets = [queue.enqueue() for _ in range(5)]
     assert entered(*tickets) == [True, True, False, False, False]
-    assert slots.is_full()
+    assert queue.is_full()
     tickets[3].leave()  # gave up waiting
     tickets[0].leave()
     assert entered(*tickets[2:]) == [True, False, False]
     tickets[1].leave()
     assert entered(tickets[4]) == [True]
-    assert (slots.running, slots.waiting) == (2, 0)
+    assert (queue.running, queue.waiting) == (2, 0)
 
 
 @in_virtual_time
 async def test_background_work_enters_last_and_leaves_a_place_free() -> None:
-    slots = Slots(2, 8, now)
-    first, second, third = slots.join(background=True), slots.join(background=True), slots.join(background=True)
+    queue = AdmissionQueue(2, 8, now)
+    first, second, third = (
+        queue.enqueue(background=True),
+        queue.enqueue(background=True),
+        queue.enqueue(background=True),
+    )
     assert entered(first, second, third) == [True, False, False]
-    chat, other = slots.join(), slots.join()
+    chat, other = queue.enqueue(), queue.enqueue()
     assert entered(chat, other) == [True, False]
     first.leave()
     assert entered(other, second) == [True, False]
@@ -45,96 +49,101 @@ async def test_background_work_enters_last_and_leaves_a_place_free() -> None:
 
 @in_virtual_time
 async def test_who_is_beside_whom() -> None:
-    slots = Slots(3, 8, now)
-    chat, other, batch, waits = slots.join(), slots.join(), slots.join(background=True), slots.join(background=True)
+    queue = AdmissionQueue(3, 8, now)
+    chat, other, batch, waits = (
+        queue.enqueue(),
+        queue.enqueue(),
+        queue.enqueue(background=True),
+        queue.enqueue(background=True),
+    )
     assert entered(chat, batch, waits) == [True, False, False]  # one place stays free
     other.leave()
     assert entered(batch, waits) == [True, False]
-    assert [slots.others(ticket) for ticket in (chat, batch, waits)] == [0, 1, 2]  # a batch makes way for a chat
+    assert [queue.others(ticket) for ticket in (chat, batch, waits)] == [0, 1, 2]  # a batch makes way for a chat
 
 
 @in_virtual_time
 async def test_a_batch_is_bounded_and_leaves_room_for_a_chat() -> None:
-    slots = Slots(2, 3, now)
+    queue = AdmissionQueue(2, 3, now)
     count = 0
-    while not slots.is_full(background=True):
-        slots.join(background=True)
+    while not queue.is_full(background=True):
+        queue.enqueue(background=True)
         count += 1
     assert count == 1 + 3
-    assert not slots.is_full()
+    assert not queue.is_full()
 
 
 @in_virtual_time
 async def test_one_place_alone_serves_background_work_too() -> None:
-    slots = Slots(1, 8, now)
-    assert entered(slots.join(background=True)) == [True]
+    queue = AdmissionQueue(1, 8, now)
+    assert entered(queue.enqueue(background=True)) == [True]
 
 
 @in_virtual_time
 async def test_turning_away_wakes_those_who_wait() -> None:
-    slots = Slots(1, 8, now)
-    inside, waiting, background = slots.join(), slots.join(), slots.join(background=True)
-    slots.turn_away()
+    queue = AdmissionQueue(1, 8, now)
+    inside, waiting, background = queue.enqueue(), queue.enqueue(), queue.enqueue(background=True)
+    queue.refuse_waiting()
     assert await inside.wait()
     assert not await waiting.wait()
     assert not await background.wait()
     for ticket in (inside, waiting, background, waiting, inside):
         ticket.leave()
-    assert (slots.running, slots.waiting) == (0, 0)
+    assert (queue.running, queue.waiting) == (0, 0)
 
 
 @in_virtual_time
 async def test_the_expected_wait_follows_what_places_were_held_for() -> None:
     time = 0.0
-    slots = Slots(2, 8, lambda: time)
-    assert slots.expected_wait_s() == 0.0
+    queue = AdmissionQueue(2, 8, lambda: time)
+    assert queue.expected_wait_s() == 0.0
     for _ in range(3):
-        ticket = slots.join()
+        ticket = queue.enqueue()
         time += 4.0
         ticket.leave()
-    assert slots.mean_service_s == pytest.approx(4.0)
-    assert slots.expected_wait_s() == 0.0  # a place is free
-    slots.join()
+    assert queue.mean_service_s == pytest.approx(4.0)
+    assert queue.expected_wait_s() == 0.0  # a place is free
+    queue.enqueue()
     time += 1.0
-    slots.join()
-    assert slots.expected_wait_s() == pytest.approx(3.0)
-    assert slots.expected_wait_s(background=True) == pytest.approx(4.0)  # one place stays free
-    background, chat = slots.join(background=True), slots.join()
-    assert (slots.wait_s(chat), slots.wait_s(background)) == (pytest.approx(3.0), pytest.approx(8.0))
-    assert slots.expected_wait_s() == pytest.approx(4.0)  # background work does not count before a chat
-    assert slots.expected_wait_s(background=True) == pytest.approx(12.0)
+    queue.enqueue()
+    assert queue.expected_wait_s() == pytest.approx(3.0)
+    assert queue.expected_wait_s(background=True) == pytest.approx(4.0)  # one place stays free
+    background, chat = queue.enqueue(background=True), queue.enqueue()
+    assert (queue.wait_s(chat), queue.wait_s(background)) == (pytest.approx(3.0), pytest.approx(8.0))
+    assert queue.expected_wait_s() == pytest.approx(4.0)  # background work does not count before a chat
+    assert queue.expected_wait_s(background=True) == pytest.approx(12.0)
 
 
 @in_virtual_time
 async def test_the_expected_wait_plays_through_who_leaves_when() -> None:
-    slots = Slots(2, 8, now)
+    queue = AdmissionQueue(2, 8, now)
     for seconds in (5.0, 1.0, 2.0, 4.0):  # the third enters at 1 and the fourth at 3; places are free at 5 and 7
-        slots.join(remaining_s=lambda seconds=seconds: seconds)
-    assert slots.expected_wait_s() == pytest.approx(5.0)
-    assert slots.expected_wait_s(background=True) == pytest.approx(5.0 + 2.0 + 4.0)
+        queue.enqueue(remaining_s=lambda seconds=seconds: seconds)
+    assert queue.expected_wait_s() == pytest.approx(5.0)
+    assert queue.expected_wait_s(background=True) == pytest.approx(5.0 + 2.0 + 4.0)
 
 
 @pytest.mark.parametrize("seed", range(20))
 @in_virtual_time
 async def test_any_order_of_coming_and_going_keeps_the_limits(seed: int) -> None:
     dice = random.Random(seed)
-    slots = Slots(dice.randint(1, 4), dice.randint(0, 6), now)
+    queue = AdmissionQueue(dice.randint(1, 4), dice.randint(0, 6), now)
     here: list[Ticket] = []
     for _ in range(500):
         if dice.random() < 0.55:
             background = dice.random() < 0.4
-            if not slots.is_full(background):
-                here.append(slots.join(background))
+            if not queue.is_full(background):
+                here.append(queue.enqueue(background))
         elif here:
             here.pop(dice.randrange(len(here))).leave()
-        inside = [ticket for ticket in here if ticket.entered_at is not None]
-        assert slots.running == len(inside) <= slots.places
-        assert slots.waiting == len(here) - len(inside)
+        inside = [ticket for ticket in here if ticket.admitted_at is not None]
+        assert queue.running == len(inside) <= queue.slots
+        assert queue.waiting == len(here) - len(inside)
         for background in (False, True):
-            waiting = sum(ticket.background == background and ticket.entered_at is None for ticket in here)
-            assert waiting <= slots.queue
-        if any(ticket.entered_at is None and not ticket.background for ticket in here):
-            assert slots.running == slots.places  # nobody waits beside a free place
+            waiting = sum(ticket.background == background and ticket.admitted_at is None for ticket in here)
+            assert waiting <= queue.max_waiting
+        if any(ticket.admitted_at is None and not ticket.background for ticket in here):
+            assert queue.running == queue.slots  # nobody waits beside a free place
     for ticket in here:
         ticket.leave()
-    assert (slots.running, slots.waiting) == (0, 0)
+    assert (queue.running, queue.waiting) == (0, 0)

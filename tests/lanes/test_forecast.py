@@ -9,17 +9,19 @@ import pytest
 
 from gateway.engines.base import Plan
 from gateway.generation import Meter
-from gateway.lanes.forecast import Forecast, PromptTimes
+from gateway.lanes.forecast import Forecast, PrefillTimes
+
+PLAN = Plan(prompt_tokens=50, max_tokens=64)
 
 
 def test_nothing_is_predicted_before_anything_was_measured() -> None:
-    assert PromptTimes().seconds(100, 128) is None
-    assert Forecast().first_token_s(Plan(prompt_tokens=10), others=0) is None
-    assert Forecast().remaining_s(Plan(prompt_tokens=10), Meter(), 64, others=0) is None
+    assert PrefillTimes().seconds(100, 128) is None
+    assert Forecast().first_token_s(PLAN, others=0) is None
+    assert Forecast().remaining_s(PLAN, Meter(), 64, others=0) is None
 
 
 def test_passes_of_fixed_cost_are_told_from_tokens_after_two_prompts() -> None:
-    npu = PromptTimes()
+    npu = PrefillTimes()
     npu.learn(40, 128, 0.131)
     assert 0.131 < (npu.seconds(128, 128) or 0) < 0.131 * 2  # one measurement: half and half
     npu.learn(300, 128, 3 * 0.131)
@@ -28,21 +30,21 @@ def test_passes_of_fixed_cost_are_told_from_tokens_after_two_prompts() -> None:
 
 
 def test_a_cost_by_the_token_is_told_from_passes_too() -> None:
-    cpu = PromptTimes()
+    cpu = PrefillTimes()
     for tokens in (30, 500):
         cpu.learn(tokens, 64, 0.006 * math.ceil(tokens / 64) + 0.001 * tokens)
     assert cpu.seconds(1500, 64) == pytest.approx(0.006 * 24 + 1.5, rel=1e-3)
 
 
 def test_one_call_for_the_whole_prompt() -> None:
-    times = PromptTimes()
+    times = PrefillTimes()
     times.learn(40, math.inf, 0.5)
     assert times.seconds(4000, math.inf) == pytest.approx(0.5)
 
 
 def test_noise_makes_no_cost_negative() -> None:
     dice = random.Random(0)
-    times = PromptTimes()
+    times = PrefillTimes()
     for _ in range(500):
         times.learn(dice.randint(1, 2000), 128, dice.uniform(0.001, 5))
         assert (times.seconds(1, 128) or 0) >= 0
@@ -50,7 +52,7 @@ def test_noise_makes_no_cost_negative() -> None:
 
 
 def test_half_the_time_is_believed_at_once() -> None:
-    times = PromptTimes()
+    times = PrefillTimes()
     for _ in range(50):
         times.learn(128, 128, 0.3)
     times.learn(128, 128, 0.1)
@@ -58,7 +60,7 @@ def test_half_the_time_is_believed_at_once() -> None:
 
 
 def test_the_latest_weighs_most() -> None:
-    times = PromptTimes()
+    times = PrefillTimes()
     for _ in range(50):
         times.learn(128, 128, 0.1)
     for _ in range(20):
@@ -69,35 +71,33 @@ def test_the_latest_weighs_most() -> None:
 def measured(forecast: Forecast, tokens: int, *, wall: float = 1.0, others: int = 0) -> None:
     """One request with a prompt of a second, all of 10 tokens of 0.1 s, out of a limit of `tokens`."""
     meter = Meter(prompt_tokens=50, completion_tokens=10, device_s=1.9, first_token_at=wall, prompt_s=1.0)
-    forecast.first_token(Plan(prompt_tokens=50), meter, 0.0, others)
-    forecast.finished(meter, tokens)
+    forecast.learn_first_token(PLAN, meter, 0.0, others)
+    forecast.learn_end(meter, tokens)
 
 
 def test_what_is_left_of_a_request() -> None:
     forecast = Forecast(lambda: 0.0)
     measured(forecast, 10)
-    plan = Plan(prompt_tokens=50)
-    assert forecast.remaining_s(plan, Meter(), 11, 0) == pytest.approx(1.0 + 10 * 0.1)
-    assert forecast.remaining_s(plan, Meter(device_s=0.4), 11, 0) == pytest.approx(0.6 + 10 * 0.1)
+    assert forecast.remaining_s(PLAN, Meter(), 11, 0) == pytest.approx(1.0 + 10 * 0.1)
+    assert forecast.remaining_s(PLAN, Meter(device_s=0.4), 11, 0) == pytest.approx(0.6 + 10 * 0.1)
     talking = Meter(device_s=1.5, first_token_at=1.0, completion_tokens=6)
-    assert forecast.remaining_s(plan, talking, 11, 0) == pytest.approx(5 * 0.1)
+    assert forecast.remaining_s(PLAN, talking, 11, 0) == pytest.approx(5 * 0.1)
 
 
 def test_answers_shorter_than_their_limit_are_expected_again() -> None:
     forecast = Forecast(lambda: 0.0)
     for _ in range(40):
         measured(forecast, 100)
-    assert forecast.remaining_s(Plan(prompt_tokens=50), Meter(), 200, 0) == pytest.approx(1.0 + 19 * 0.1, rel=0.01)
+    assert forecast.remaining_s(PLAN, Meter(), 200, 0) == pytest.approx(1.0 + 19 * 0.1, rel=0.01)
 
 
 def test_company_is_measured() -> None:
     forecast = Forecast(lambda: 0.0)
     measured(forecast, 10)
-    plan = Plan(prompt_tokens=50)
-    assert forecast.first_token_s(plan, others=2) == pytest.approx(3.0)  # an equal share each, until it is known better
+    assert forecast.first_token_s(PLAN, others=2) == pytest.approx(3.0)  # an equal share each, until it is known better
     for _ in range(40):
         measured(forecast, 10, wall=1.5, others=1)
-    assert forecast.first_token_s(plan, others=2) == pytest.approx(2.0, rel=0.01)
+    assert forecast.first_token_s(PLAN, others=2) == pytest.approx(2.0, rel=0.01)
 
 
 def test_refusing_does_not_go_on_for_ever_without_a_measurement() -> None:
@@ -105,8 +105,8 @@ def test_refusing_does_not_go_on_for_ever_without_a_measurement() -> None:
     forecast = Forecast(lambda: time)
     outcomes = []
     for _ in range(100):
-        outcomes.append(forecast.refuses())
+        outcomes.append(forecast.should_refuse())
         time += 1.0
     assert outcomes.count(False) == 3
     measured(forecast, 10)
-    assert all(forecast.refuses() for _ in range(10))
+    assert all(forecast.should_refuse() for _ in range(10))

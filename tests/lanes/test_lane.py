@@ -6,13 +6,14 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import pytest
 
 from gateway.config import BreakerConfig, ScriptedModel
+from gateway.engines.base import Emit, Prepared
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import (
     BreakerOpen,
@@ -24,7 +25,7 @@ from gateway.errors import (
     ModelNotReady,
     QueueFull,
 )
-from gateway.generation import ChoiceFinished, Event, Finished, Generation, Meter, Started, Text, TextDelta
+from gateway.generation import ChoiceFinished, Event, Finished, Generation, Meter, Started, Text, TextDelta, Usage
 from gateway.lanes.lane import Lane
 from tests.support.virtual_time import in_virtual_time, now
 
@@ -36,7 +37,7 @@ class Engine(ScriptedEngine):
 
     def __init__(self, config: ScriptedModel, load_faults: int = 0) -> None:
         super().__init__("test", config, clock=now)
-        self.open_streams = 0
+        self.open_runs = 0
         self.began: list[str] = []
         self.load_faults = load_faults
 
@@ -46,15 +47,13 @@ class Engine(ScriptedEngine):
             raise BundleError("model.onnx is missing")
         await super().start()
 
-    async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event, None]:
-        self.open_streams += 1
-        self.began.append(generation.id)
+    async def run(self, prepared: Prepared, meter: Meter, emit: Emit) -> Usage:
+        self.open_runs += 1
+        self.began.append(prepared.generation.id)
         try:
-            async with aclosing(super().stream(generation, meter)) as events:
-                async for event in events:
-                    yield event
+            return await super().run(prepared, meter, emit)
         finally:
-            self.open_streams -= 1
+            self.open_runs -= 1
 
 
 def config(max_sequences: int = 4, queue: int = 32, watchdog_s: float = 60.0, **script: Any) -> ScriptedModel:
@@ -79,9 +78,9 @@ async def running(
 
 
 def assert_idle(lane: Lane) -> None:
-    assert (lane.slots.running, lane.slots.waiting) == (0, 0)
+    assert (lane.queue.running, lane.queue.waiting) == (0, 0)
     assert isinstance(lane.engine, Engine)
-    assert lane.engine.open_streams == 0
+    assert lane.engine.open_runs == 0
 
 
 def request(id: str = "r", **fields: Any) -> Generation:
@@ -89,7 +88,7 @@ def request(id: str = "r", **fields: Any) -> Generation:
 
 
 async def ask(lane: Lane, generation: Generation | None = None) -> list[Event]:
-    async with aclosing(lane.stream(generation or request(), Meter())) as events:
+    async with aclosing(lane.submit(generation or request())) as events:
         return [event async for event in events]
 
 
@@ -118,10 +117,10 @@ async def test_an_answer_begins_with_started_and_ends_with_finished_and_the_lane
 
 @in_virtual_time
 async def test_the_place_is_free_and_the_permit_settled_before_the_end_is_seen() -> None:
-    async with running(config(), BreakerConfig()) as lane, aclosing(lane.stream(request(), Meter())) as events:
+    async with running(config(), BreakerConfig()) as lane, aclosing(lane.submit(request())) as events:
         async for event in events:
             if isinstance(event, Finished):
-                assert lane.slots.running == 0
+                assert lane.queue.running == 0
                 assert lane.breaker.verdict == (0, 1)
 
 
@@ -160,9 +159,9 @@ async def test_a_load_that_fails_is_tried_again_with_growing_pauses(caplog: pyte
         with pytest.raises(ModelNotReady, match=r"test could not be loaded: model\.onnx is missing"):
             await ask(lane)
         assert [record.message for record in caplog.records if record.levelno == logging.ERROR] == [
-            "test cannot be loaded: model.onnx is missing; it is tried again; `npu-gateway doctor` says more"
+            "test cannot be loaded: model.onnx is missing; it is tried again; `npu-gateway doctor` looks for the reason"
         ]
-        await asyncio.sleep(1 + 2 + 4 - 0.01)
+        await asyncio.sleep(0.5 + 1 + 2 - 0.01)
         assert lane.status.engine.state == "failed"
         await asyncio.sleep(0.02)
         assert lane.status.is_ready
@@ -175,7 +174,7 @@ async def test_a_full_queue_refuses_with_the_seconds_until_it_has_been_worked_of
         await ask(lane)  # 3 s of service are measured
         waiting = [asking(lane) for _ in range(6)]
         await asyncio.sleep(0.01)
-        with pytest.raises(QueueFull, match="2 requests in progress and 4 waiting") as caught:
+        with pytest.raises(QueueFull, match="2 requests running and 4 waiting") as caught:
             await ask(lane)
         refused_at = now()
         await asyncio.gather(*waiting)
@@ -204,7 +203,7 @@ async def test_who_cannot_wait_so_long_is_refused_at_once() -> None:
         first = asking(lane)
         await asyncio.sleep(0.5)
         began = now()
-        said = r"test is busy and would begin its answer in about 5\.5 s; the first token was wanted within 4 s\."
+        said = r"test is busy and would begin its answer in about 5\.5 s; the limit for the first token is 4 s\."
         with pytest.raises(QueueFull, match=said) as caught:
             await ask(lane, request(ttft_timeout_s=4.0))
         assert caught.value.retry_after_s == pytest.approx(1.5)
@@ -228,12 +227,12 @@ def prompt_of(tokens: int, **fields: Any) -> Generation:
 
 async def predicted_and_true(lane: Lane, generation: Generation) -> tuple[float | None, float]:
     """Seconds to the first token."""
-    meter, began = Meter(), now()
-    async with aclosing(lane.stream(generation, meter)) as events:
-        async for _ in events:
+    began = now()
+    async with aclosing(lane.submit(generation)) as job:
+        async for _ in job:
             pass
-    assert meter.first_token_at is not None
-    return meter.predicted_ttft_s, meter.first_token_at - began
+    assert job.meter.first_token_at is not None
+    return job.predicted_ttft_s, job.meter.first_token_at - began
 
 
 @in_virtual_time
@@ -288,7 +287,7 @@ async def test_a_prompt_that_takes_too_long_by_itself_is_refused_at_once_and_not
             await ask(lane, prompt_of(tokens))
         began = now()
         said = (
-            r"test needs about 1\.0 s for the 1000 new tokens of this prompt; the first token was wanted within 0\.9 s"
+            r"test needs about 1\.0 s for the 1000 new tokens of this prompt; the limit for the first token is 0\.9 s"
         )
         with pytest.raises(FirstTokenTooLate, match=said) as caught:
             await ask(lane, prompt_of(1000, ttft_timeout_s=0.9))
@@ -387,7 +386,7 @@ async def test_the_first_token_has_a_deadline_of_its_own() -> None:
 @in_virtual_time
 async def test_closing_stops_the_device_and_is_neutral() -> None:
     async with running(config(token_s=0.1, repeat=True), BreakerConfig(min_calls=1)) as lane:
-        async with aclosing(lane.stream(request(), Meter())) as events:
+        async with aclosing(lane.submit(request())) as events:
             async for event in events:
                 if isinstance(event, TextDelta):
                     break
@@ -401,10 +400,10 @@ async def test_closing_while_waiting_leaves_the_queue() -> None:
         first = asking(lane)
         second = asking(lane)
         await asyncio.sleep(0.5)
-        assert lane.slots.waiting == 1
+        assert lane.queue.waiting == 1
         second.cancel()
         await asyncio.wait([second])
-        assert lane.slots.waiting == 0
+        assert lane.queue.waiting == 0
         await first
 
 
@@ -421,21 +420,23 @@ async def test_leaving_before_the_first_step_leaves_nothing_behind() -> None:
 
 
 @in_virtual_time
-async def test_a_stream_that_is_never_read_costs_nothing() -> None:
+async def test_unread_job_frees_its_slot() -> None:
     async with running(config(max_sequences=1, queue=0)) as lane:
-        unread = [lane.stream(request(), Meter()) for _ in range(100)]
+        for _ in range(100):
+            job = lane.submit(request())
+            await asyncio.wait([job.task])
+            assert lane.queue.running == 0
+            await job.aclose()
         await ask(lane)
-        for stream in unread:
-            await stream.aclose()
 
 
 @in_virtual_time
 async def test_a_stalled_reader_holds_no_place() -> None:
     async with running(config(max_sequences=1, token_s=0.01, repeat=True)) as lane:
-        events = lane.stream(request(max_tokens=1000), Meter())
+        events = lane.submit(request(max_tokens=1000))
         await anext(events)
         await asyncio.sleep(20)
-        assert lane.slots.running == 0
+        assert lane.queue.running == 0
         await ask(lane)
         assert isinstance([event async for event in events][-1], Finished)
 
@@ -443,10 +444,10 @@ async def test_a_stalled_reader_holds_no_place() -> None:
 @in_virtual_time
 async def test_a_stalled_reader_of_an_endless_answer_is_ended_by_the_deadline() -> None:
     async with running(config(token_s=0.01, repeat=True, context_length=100_000)) as lane:
-        events = lane.stream(request(max_tokens=50_000, timeout_s=100), Meter())
+        events = lane.submit(request(max_tokens=50_000, timeout_s=100))
         await anext(events)
         await asyncio.sleep(101)
-        assert lane.slots.running == 0
+        assert lane.queue.running == 0
         unread = 0
         with pytest.raises(DeadlineExceeded):
             async for _ in events:
@@ -480,13 +481,13 @@ async def test_who_is_to_blame_for_a_failure(error: str, verdict: tuple[int, int
 @in_virtual_time
 async def test_a_mistake_in_an_engine_is_a_clear_error_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     class Mistaken(Engine):
-        async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event, None]:
-            yield Started(prompt_tokens=1)
-            raise TimeoutError("of the engine's own") if generation.n == 2 else KeyError("oops")
+        async def run(self, prepared: Prepared, meter: Meter, emit: Emit) -> Usage:
+            emit(Started(prompt_tokens=1))
+            raise TimeoutError("of the engine's own") if prepared.generation.n == 2 else KeyError("oops")
 
     async with running(config(), BreakerConfig(), Mistaken(config())) as lane:
         for n in (1, 2):
-            with pytest.raises(EngineFailed, match="the gateway's log says why"):
+            with pytest.raises(EngineFailed, match="the gateway's log has the reason"):
                 await ask(lane, request(n=n))
         assert lane.breaker.verdict == (2, 2)
     assert [record.message for record in caplog.records if record.levelno == logging.ERROR] == [
@@ -498,8 +499,9 @@ async def test_a_mistake_in_an_engine_is_a_clear_error_and_in_the_log(caplog: py
 @in_virtual_time
 async def test_an_engine_that_just_stops_has_failed() -> None:
     class Short(Engine):
-        async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event, None]:
-            yield Started(prompt_tokens=1)
+        async def run(self, prepared: Prepared, meter: Meter, emit: Emit) -> Usage:
+            emit(Started(prompt_tokens=1))
+            return Usage()
 
     async with running(config(), engine=Short(config())) as lane:
         with pytest.raises(EngineFailed, match="stopped before it finished"):
@@ -525,8 +527,8 @@ async def test_closing_the_lane_ends_everybody_with_an_error() -> None:
 @in_virtual_time
 async def test_a_breaker_that_opens_while_the_lane_closes_starts_no_probes() -> None:
     class Unwilling(Engine):
-        async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event, None]:
-            yield Started(prompt_tokens=1)
+        async def run(self, prepared: Prepared, meter: Meter, emit: Emit) -> Usage:
+            emit(Started(prompt_tokens=1))
             try:
                 await asyncio.sleep(100)
             finally:
@@ -624,13 +626,11 @@ async def test_a_hung_worker_is_restarted_and_the_probes_close_the_breaker() -> 
 @in_virtual_time
 async def test_a_probe_that_meets_a_mistake_does_not_end_the_probing() -> None:
     class Mistaken(Engine):
-        async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event, None]:
+        async def run(self, prepared: Prepared, meter: Meter, emit: Emit) -> Usage:
             if len(self.began) < 3:
-                self.began.append(generation.id)
+                self.began.append(prepared.generation.id)
                 raise KeyError("oops")
-            async with aclosing(super().stream(generation, meter)) as events:
-                async for event in events:
-                    yield event
+            return await super().run(prepared, meter, emit)
 
     async with running(config(), BreakerConfig(min_calls=1), Mistaken(config())) as lane:
         with pytest.raises(EngineFailed):
@@ -668,7 +668,7 @@ async def _visitor(lane: Lane, dice: random.Random, i: int) -> str:
     patience = dice.choice([0, 1, 3, 1000])
     seen = 0
     try:
-        async with aclosing(lane.stream(generation, Meter())) as events:
+        async with aclosing(lane.submit(generation)) as events:
             async for event in events:
                 assert not isinstance(event, Started) or seen == 0
                 seen += 1
@@ -709,8 +709,8 @@ async def test_a_thousand_requests_that_leave_fail_and_hang_leave_nothing_behind
         assert_idle(lane)
         await asyncio.sleep(60)  # the probes close the breaker again
         assert lane.breaker.state == "closed"
-        assert len(lane._tasks) == 0
-        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert len(lane._tasks) == 1  # the loader
+        assert asyncio.all_tasks() == {asyncio.current_task(), *lane._tasks}
 
 
 @pytest.mark.parametrize("cancel_at", range(12))

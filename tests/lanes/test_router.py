@@ -23,8 +23,9 @@ from gateway.errors import (
     QueueFull,
 )
 from gateway.generation import Event, Finished, Generation, Started, Text, TextDelta
+from gateway.lanes.answer import RoutedAnswer
 from gateway.lanes.lane import Lane
-from gateway.lanes.router import Route, RoutedAnswer, Router
+from gateway.lanes.router import Route, Router
 from tests.support.virtual_time import in_virtual_time, now
 
 BREAKER = BreakerConfig(min_calls=1, probe_itself=False)
@@ -61,7 +62,7 @@ def request(name: str = "main", **fields: Any) -> Generation:
 
 async def read(answer: RoutedAnswer) -> list[Event]:
     try:
-        return [event async for event in answer.events]
+        return [event async for event in answer]
     finally:
         await answer.aclose()
 
@@ -333,14 +334,14 @@ async def test_leaving_while_it_is_opened() -> None:
 async def lines_of(
     caplog: pytest.LogCaptureFixture, router: Router, *generations: Generation, leave: bool = False
 ) -> list[str]:
-    caplog.set_level(logging.INFO, logger="gateway.lanes.router")
+    caplog.set_level(logging.INFO, logger="gateway.lanes.answer")
     for generation in generations:
         try:
             answer = await router.open(generation)
             await (answer.aclose() if leave else read(answer))
         except GatewayError:
             pass
-    return [record.message for record in caplog.records if record.name == "gateway.lanes.router"]
+    return [record.message for record in caplog.records if record.name == "gateway.lanes.answer"]
 
 
 @in_virtual_time

@@ -55,7 +55,7 @@ def test_who_wants_the_first_token_sooner_is_refused_at_once(http: httpx.Client)
     assert time.monotonic() - began < 5 * 0.4  # none of them waited for the device
     assert {refusal.status_code for refusal in refusals} == {503}
     assert refusals[0].json()["error"]["code"] == "first_token_too_late"
-    assert "the first token was wanted within 0.1 s" in refusals[0].json()["error"]["message"]
+    assert "the limit for the first token is 0.1 s" in refusals[0].json()["error"]["message"]
     assert refusals[0].headers["x-should-retry"] == "false"
 
 

@@ -13,14 +13,42 @@ import msgspec
 import pytest
 
 from gateway.config import LocalModel, ServerConfig
-from gateway.engines.base import EngineStatus
+from gateway.engines.base import Emit, EngineStatus, Prepared
 from gateway.errors import EngineFailed
-from gateway.generation import Event, Generation, Meter, Started, TextDelta
+from gateway.generation import Generation, Meter, Started, TextDelta, Usage
 from gateway.server.sse import PING, EventStream, frame
 from tests.support.server import Running, config_of, scripted, serving
 
 CHAT = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}]}
 PATH = "/v1/chat/completions"
+
+
+class Source:
+    """What `pieces` yields, read by tasks that may be cancelled, as a job is."""
+
+    def __init__(self, pieces: AsyncGenerator[bytes, None]) -> None:
+        self._pieces = pieces
+        self._next: asyncio.Future[bytes] | None = None
+        self.is_closed = False
+
+    async def __anext__(self) -> bytes:
+        self._next = self._next or asyncio.ensure_future(anext(self._pieces))
+        try:
+            return await asyncio.shield(self._next)
+        finally:
+            if self._next.done():
+                self._next = None
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+        if self._next is not None:
+            self._next.cancel()
+            await asyncio.wait([self._next])
+        await self._pieces.aclose()
+
+
+def as_is(piece: bytes) -> list[bytes]:
+    return [piece]
 
 
 def test_frame_is_one_data_line_and_a_blank_one() -> None:
@@ -51,8 +79,7 @@ async def test_comments_come_only_into_silence_and_only_where_there_are_comments
             await asyncio.sleep(pause_s)
             yield b"data: 1\n\n"
 
-    pieces = source()
-    stream = EventStream(pieces, failed=lambda error: b"", source=pieces, ping_s=0.2, media_type=media_type)
+    stream = EventStream(Source(source()), as_is, failed=lambda error: b"", ping_s=0.2, media_type=media_type)
     sent = [body for body in await _bodies(stream) if body]
     before, silence, after = sent[:2], sent[2:-2], sent[-2:]
     assert PING not in (*before, *after)
@@ -67,18 +94,23 @@ class Bursting:
         self.closed = 0
 
     status = EngineStatus(state="ready")
+    text_tools = None
 
     async def start(self) -> None: ...
 
     async def aclose(self) -> None: ...
 
-    async def prepare(self, generation: Generation, meter: Meter) -> None: ...
+    async def lost(self) -> str:
+        await asyncio.Event().wait()
+        return ""
 
-    async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event, None]:
+    async def prepare(self, generation: Generation) -> Prepared:
+        return Prepared(generation=generation)
+
+    async def run(self, prepared: Prepared, meter: Meter, emit: Emit) -> Usage:
         try:
-            yield Started(prompt_tokens=1)
-            yield TextDelta("half an ans")
-            await asyncio.sleep(0.01)
+            emit(Started(prompt_tokens=1))
+            emit(TextDelta("half an ans"))
             raise self.error
         finally:
             self.closed += 1
@@ -104,55 +136,43 @@ async def test_failure_of_our_own_is_logged_and_says_nothing_of_our_insides(capl
         yield b"data: 1\n\n"
         raise KeyError("/secret/path")
 
-    source = pieces()
-    stream = EventStream(source, failed=lambda error: error.message.encode(), source=source, ping_s=15)
+    stream = EventStream(Source(pieces()), as_is, failed=lambda error: error.message.encode(), ping_s=15)
     sent = await _bodies(stream)
     assert sent[0] == b"data: 1\n\n" and b"secret" not in sent[1]
     assert "KeyError" in caplog.text
 
 
 async def test_source_is_closed_when_the_client_left_before_the_first_piece() -> None:
-    closed = asyncio.Event()
-
-    async def source() -> AsyncGenerator[bytes, None]:
-        try:
-            yield b"never asked for"
-            yield b"again"
-        finally:
-            closed.set()
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        yield b"never read"
 
     async def gone() -> dict[str, str]:
         return {"type": "http.disconnect"}
 
-    opened = source()
-    await anext(opened)
-    stream = EventStream(opened, failed=lambda error: b"", source=opened, ping_s=15)
+    source = Source(pieces())
+    stream = EventStream(source, as_is, failed=lambda error: b"", ping_s=15)
     await stream({"type": "http", "method": "POST"}, gone, _swallow)
-    assert closed.is_set()
+    assert source.is_closed
 
 
 async def test_client_that_stops_reading_is_given_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("gateway.server.sse.SEND_TIMEOUT_S", 0.05)
-    closed = asyncio.Event()
 
-    async def source() -> AsyncGenerator[bytes, None]:
-        try:
-            while True:
-                yield b"data: 1\n\n"
-        finally:
-            closed.set()
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        while True:
+            yield b"data: 1\n\n"
 
     async def stuck(message: dict[str, object]) -> None:
         if message["type"] == "http.response.body":
             await asyncio.Event().wait()
 
-    opened = source()
-    stream = EventStream(opened, failed=lambda error: b"", source=opened, ping_s=15)
+    source = Source(pieces())
+    stream = EventStream(source, as_is, failed=lambda error: b"", ping_s=15)
     with caplog.at_level(logging.INFO):
         await stream({"type": "http", "method": "POST"}, _connected, stuck)
-    assert closed.is_set()
+    assert source.is_closed
     assert "stopped reading" in caplog.text
 
 

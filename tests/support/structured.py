@@ -21,10 +21,10 @@ from gateway.generation import (
     Generation,
     Grammar,
     Message,
-    Meter,
     TextDelta,
 )
 from gateway.sampling import Sampling
+from tests.support.engines import events_of
 
 Schema = dict[str, Any]
 
@@ -224,7 +224,7 @@ async def answers(
 async def ask(engine: Engine, name: str, seed: int, temperature: float, max_tokens: int) -> Answer:
     text, tokens = "", 0
     reason: FinishReason = "length"
-    async for event in engine.stream(request(name, seed, temperature, max_tokens), Meter()):
+    for event in await events_of(engine, request(name, seed, temperature, max_tokens)):
         match event:
             case TextDelta():
                 text += event.text

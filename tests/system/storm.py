@@ -98,7 +98,7 @@ class StormEngine(LocalEngine):
 
     def __init__(self, name: str, model: ModelConfig, folder: Path, processes: bool) -> None:
         clock = asyncio.get_running_loop().time
-        super().__init__(name, model, folder, clock=clock, sleep=lambda seconds: asyncio.sleep(min(seconds, PAUSE_S)))
+        super().__init__(name, model, folder, clock=clock)
         self._processes = processes
 
     def _worker(self, on_frame: Callable[[FromWorker], None]) -> Any:
@@ -111,6 +111,10 @@ class StormEngine(LocalEngine):
         process = self._supervisor._process
         if process is not None and self.status.state == "ready":
             psutil.Process(process.pid).kill() if process.pid else process.kill()
+
+
+async def _short_pause(seconds: float) -> None:
+    await asyncio.sleep(min(seconds, PAUSE_S))
 
 
 class Storm:
@@ -132,7 +136,7 @@ class Storm:
             name: StormEngine(name, model, bundle.parent, processes) for name, model in self._config.models.items()
         }
         lanes = {
-            name: Lane(name, model, self._engines[name], breaker, clock=clock)
+            name: Lane(name, model, self._engines[name], breaker, clock=clock, sleep=_short_pause)
             for name, model in self._config.models.items()
         }
         self._router = Router(self._config, lanes, clock)
@@ -188,7 +192,7 @@ class Storm:
             return f"refused: {error.code}"
         except GatewayError as error:
             return self._failed(error)
-        async with aclosing(opened.events) as events:
+        async with aclosing(opened) as events:
             try:
                 finishes = [event async for event in events if isinstance(event, Finished)]
             except GatewayError as error:

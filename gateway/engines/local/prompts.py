@@ -19,7 +19,7 @@ from gateway.text.templates import ChatTemplate
 from gateway.text.tokens import TextTokenizer
 
 
-class PreparedPrompt(Struct, frozen=True, kw_only=True):
+class EncodedPrompt(Struct, frozen=True, kw_only=True):
     """A prompt as the model gets it."""
 
     ids: list[int]
@@ -57,33 +57,33 @@ class Prompts:
         self.tokens = TextTokenizer.load(bundle.tokenizer_path, self._dialect.markers)
         self.end_ids = list(bundle.end_ids)
 
-    def prepare(self, generation: Generation) -> PreparedPrompt:
+    def encode(self, generation: Generation) -> EncodedPrompt:
         """May take long for a long prompt: not for the event loop. Raises InvalidRequest."""
-        prompt = self.prompt(generation.prompt, generation.grammar)
-        return PreparedPrompt(
+        prompt = self.encode_prompt(generation.prompt, generation.grammar)
+        return EncodedPrompt(
             ids=prompt.ids,
             rendered=prompt.rendered,
             prediction=self.tokens.encode_continuation(generation.prediction) if generation.prediction else [],
             grammar=prompt.grammar,
         )
 
-    def prompt(self, prompt: Prompt, answer: Grammar | None = None) -> PreparedPrompt:
+    def encode_prompt(self, prompt: Prompt, answer: Grammar | None = None) -> EncodedPrompt:
         """The tokens and the text of one prompt, `answer` what is wanted of the answer. Raises InvalidRequest."""
         match prompt:
             case Chat():
                 prepared = self._chat(prompt, answer)
             case Text(text=text, suffix=str(suffix)):
-                prepared = PreparedPrompt(ids=self._infill(text, suffix), rendered=text, grammar=answer)
+                prepared = EncodedPrompt(ids=self._infill(text, suffix), rendered=text, grammar=answer)
             case Text(text=text):
-                prepared = PreparedPrompt(ids=self.tokens.encode(text), rendered=text, grammar=answer)
+                prepared = EncodedPrompt(ids=self.tokens.encode(text), rendered=text, grammar=answer)
             case TokenIds(ids=ids):
                 self.tokens.check_ids(ids, "prompt")
-                prepared = PreparedPrompt(ids=list(ids), grammar=answer)
+                prepared = EncodedPrompt(ids=list(ids), grammar=answer)
         if not prepared.ids:
             raise InvalidRequest("The prompt is empty.", param="prompt")
         return prepared
 
-    def parsers(self, generation: Generation, prompt: PreparedPrompt) -> list[Parser]:
+    def parsers(self, generation: Generation, prompt: EncodedPrompt) -> list[Parser]:
         """One for each choice."""
         match generation.prompt:
             case Chat() as chat:
@@ -97,12 +97,12 @@ class Prompts:
             raise UnsupportedParameter(f"The model '{self._name}' cannot fill in the middle.", param="suffix")
         return ids
 
-    def _chat(self, chat: Chat, answer: Grammar | None) -> PreparedPrompt:
+    def _chat(self, chat: Chat, answer: Grammar | None) -> EncodedPrompt:
         if self._template is None:
             raise InvalidRequest(f"The model '{self._name}' has no chat template; send its prompt as text.")
         escape = self.tokens.special_token_escape()
         rendered = self._template.render(self._dialect.prepare(chat, self._template.source), escape.escape)
-        return PreparedPrompt(
+        return EncodedPrompt(
             ids=self.tokens.encode_rendered(rendered, escape),
             rendered=escape.unescape(rendered),
             grammar=self._dialect.grammar(chat, escape.unescape(rendered), self._terminal, answer),

@@ -1,22 +1,22 @@
-"""A model on another server that speaks OpenAI's API: llama.cpp, Ollama, vLLM, LM Studio, OpenAI itself.
+"""A model on another server with OpenAI's API: llama.cpp, Ollama, vLLM, LM Studio, OpenAI itself.
 
-1. Nearly all of a body goes out as `extra_body`: local servers know fields that the SDK's typed methods do not.
-2. Nothing is retried here: the lane knows how long the client will wait, and whether there is a fallback.
-3. `device_s` is the time spent waiting for the server; more cannot be known of its device from here. `Started` comes
-   with the server's first chunk, before the prompt's tokens are counted: its count is 0, that of `Finished` is true.
+1. Most of a body is sent as `extra_body`: local servers have fields that the typed methods of the SDK do not have.
+2. Nothing is retried here: the lane knows the deadline of the client, and if there is a fallback.
+3. `device_s` is the time that the gateway waits for the server: the gateway cannot measure that server's device.
+   `Started` comes with the first chunk, when the prompt is not counted yet: its count is 0. The usage has the count.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncGenerator, Callable
+import asyncio
+from collections.abc import Callable
 from typing import Any, cast
 
 import openai
 from openai import AsyncOpenAI, AsyncStream
 
 from gateway.config import UpstreamModel
-from gateway.engines.base import EngineStatus, Plan, State
+from gateway.engines.base import Emit, EngineStatus, Prepared, State
 from gateway.engines.upstream.body import chat_body, completion_body
 from gateway.engines.upstream.events import ChunkTranslator
 from gateway.errors import (
@@ -29,25 +29,29 @@ from gateway.errors import (
     QueueFull,
     UpstreamFailed,
 )
-from gateway.generation import Chat, Event, Generation, Meter
+from gateway.generation import Chat, Generation, Meter, Usage
 
 _CONNECT_S = 10.0
-_MALFORMED = (ValueError, TypeError, AttributeError)  # a frame that is not JSON, or not the JSON one expects
+_MALFORMED = (ValueError, TypeError, AttributeError)  # raised for a chunk that is not JSON or has wrong types
 _TOO_LONG = ("context_length_exceeded", "exceed_context_size_error", "maximum context length")
 
 
 class UpstreamEngine:
-    """Args:
-    name: of the model; also its name upstream unless `model.upstream_model` says another.
-    clock: seconds, monotonic.
+    """A model on another server. Implements Engine.
 
-    Raises ConfigError when `model.url` is missing.
+    Args:
+        name: of the model; also its name on the server, unless `model.upstream_model` is set.
+
+    Raises:
+        ConfigError: `model.url` is missing.
     """
 
-    def __init__(self, name: str, model: UpstreamModel, *, clock: Callable[[], float] = time.monotonic) -> None:
+    text_tools = None
+
+    def __init__(self, name: str, model: UpstreamModel) -> None:
         if not model.url.startswith(("http://", "https://")):
             raise ConfigError(f"models.{name}.url: an upstream model needs the server's URL, like http://host:8080/v1")
-        self._name, self._model, self._clock = name, model, clock
+        self._name, self._model = name, model
         self._client: AsyncOpenAI | None = None
         self._state: State = "loading"
 
@@ -56,7 +60,7 @@ class UpstreamEngine:
         return EngineStatus(state=self._state, device="remote", context_length=self._model.context_length)
 
     async def start(self) -> None:
-        """Nothing is asked of the server yet: one that is down shows in its requests, and in their breaker."""
+        """Make the HTTP client. Sends nothing: a server that is down shows in the requests and in their breaker."""
         omitted = {name: openai.Omit() for name in ("OpenAI-Organization", "OpenAI-Project")}  # of the environment
         self._client = AsyncOpenAI(
             base_url=self._model.url,
@@ -72,30 +76,37 @@ class UpstreamEngine:
         if self._client is not None:
             await self._client.close()
 
-    async def prepare(self, generation: Generation, meter: Meter) -> Plan | None:
-        return None
+    async def lost(self) -> str:
+        never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        return await never  # a server that is down shows in its requests
 
-    async def stream(self, generation: Generation, meter: Meter) -> AsyncGenerator[Event, None]:
+    async def prepare(self, generation: Generation) -> Prepared:
+        return Prepared(generation=generation)
+
+    async def run(self, prepared: Prepared, meter: Meter, emit: Emit) -> Usage:
         if self._client is None or self._state != "ready":
             raise ModelNotReady(f"The model '{self._name}' is not ready ({self._state}).", retry_after_s=1)
-        answer = ChunkTranslator(generation, meter, self._clock)
+        generation = prepared.generation
+        translator = ChunkTranslator(generation.n, meter)
         chunks: AsyncStream[Any] | None = None
+        meter.call_started()
         try:
-            chunks = await self._ask(self._client, generation)
+            chunks = await self._send(self._client, generation)
             async for chunk in chunks:
-                for event in answer.take(chunk):
-                    yield event
-            for event in answer.finish():
-                yield event
+                for event in translator.take(chunk):
+                    emit(event)
+                await emit.drain()
+                meter.call_started()
+            return translator.finish()
         except (openai.OpenAIError, *_MALFORMED) as error:
             raise gateway_error(error, self._name) from error
         finally:
-            meter.call_since = None
+            meter.call_ended()
             if chunks is not None:
                 await chunks.close()
 
-    async def _ask(self, client: AsyncOpenAI, generation: Generation) -> AsyncStream[Any]:
-        """The server's answer, chunk by chunk."""
+    async def _send(self, client: AsyncOpenAI, generation: Generation) -> AsyncStream[Any]:
+        """The chunks of the server's answer."""
         model = self._model.upstream_model or self._name
         if isinstance(generation.prompt, Chat):
             body = chat_body(generation, generation.prompt)
@@ -106,7 +117,7 @@ class UpstreamEngine:
 
 
 def gateway_error(error: Exception, name: str) -> GatewayError:
-    """The one way in for the library's exceptions: what the client of the gateway is told."""
+    """The one mapper for the exceptions of the library."""
     kind = next((kind for kind in type(error).__mro__ if kind in _ERRORS), None)
     return _broken(error, name) if kind is None else _ERRORS[kind](error, name)
 
@@ -120,11 +131,11 @@ def _failed(error: openai.APIError, name: str) -> GatewayError:
 
 
 def _refused(error: openai.APIError, name: str) -> GatewayError:
-    """The server found fault with the request: so it is the client's to put right."""
+    """The server found a mistake in the request: the client must correct it."""
     body = error.body if isinstance(error.body, dict) else {}
     message = body["message"] if isinstance(body.get("message"), str) else error.message
-    said = f"{error.code} {error.type} {message}"
-    kind = ContextLengthExceeded if any(words in said for words in _TOO_LONG) else InvalidRequest
+    text = f"{error.code} {error.type} {message}"
+    kind = ContextLengthExceeded if any(words in text for words in _TOO_LONG) else InvalidRequest
     return kind(message, param=error.param)
 
 
@@ -161,7 +172,7 @@ def _retry_after_s(error: openai.APIError) -> float | None:
         return None
 
 
-#: Every exception class that the library exports; a test fails when it grows another.
+#: Every exception class that the library exports. A test fails when a new version has another one.
 _ERRORS: dict[type, Callable[[Any, str], GatewayError]] = {
     openai.BadRequestError: _refused,
     openai.UnprocessableEntityError: _refused,
@@ -177,7 +188,7 @@ _ERRORS: dict[type, Callable[[Any, str], GatewayError]] = {
     openai.APIConnectionError: _unreachable,
     openai.APIResponseValidationError: _broken,
     openai.APIError: _failed,
-    openai.LengthFinishReasonError: _unexpected,  # from here on: of parts of the library that are not used here
+    openai.LengthFinishReasonError: _unexpected,  # this and the next: parts of the library that are not used here
     openai.ContentFilterFinishReasonError: _unexpected,
     openai.InvalidWebhookSignatureError: _unexpected,
     openai.WebSocketConnectionClosedError: _unexpected,

@@ -1,14 +1,14 @@
-"""The chunks of another server's answer, as events.
+"""The chunks of another server's answer become events.
 
-Servers differ: some leave out ids, indices, usage or reasons. What is missing is made up where that is harmless, and
-an error where an answer would look complete that is not. Chunks come as the SDK's objects, read by attribute and never
-trusted to have one.
+Servers differ: some send no ids, indices, usage or reasons. A default replaces a missing value if that is harmless. A
+missing end of a choice is an error, because a cut answer must not look complete. Chunks are objects of the SDK. Any
+attribute can be missing.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -16,34 +16,31 @@ from gateway.errors import UpstreamFailed
 from gateway.generation import (
     ChoiceFinished,
     Event,
-    Finished,
     FinishReason,
-    Generation,
     Meter,
     ReasoningDelta,
     Started,
     TextDelta,
-    Timings,
     TokenLogprob,
     ToolCallDelta,
     Usage,
 )
 
-_PART_OF_A_CHARACTER = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)", re.IGNORECASE)  # as OpenAI names such tokens
+_PART_OF_A_CHARACTER = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)", re.IGNORECASE)  # OpenAI's notation
 _REASONS: dict[str, FinishReason] = {"length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls"}
 
 
 class ChunkTranslator:
     """Args:
-    clock: seconds, monotonic.
+    n: the number of choices.
+    meter: updated with every chunk.
     """
 
-    def __init__(self, generation: Generation, meter: Meter, clock: Callable[[], float]) -> None:
-        self._open = set(range(generation.n))
-        self._meter, self._clock = meter, clock
-        self._asked_at = meter.call_since = clock()
+    def __init__(self, n: int, meter: Meter) -> None:
+        self._open = set(range(n))
+        self._meter = meter
         self._started = False
-        self._calls: set[tuple[int, int]] = set()  # (choice, index) of the tool calls that were announced
+        self._calls: set[tuple[int, int]] = set()  # (choice, index) of the tool calls that have begun
         self._usage: Any = None
 
     def take(self, chunk: Any) -> Iterator[Event]:
@@ -60,38 +57,37 @@ class ChunkTranslator:
                 self._open.discard(index)
                 yield _ending(choice, index)
 
-    def finish(self) -> Iterator[Event]:
-        """The end of the answer. Raises UpstreamFailed when a choice has none."""
+    def finish(self) -> Usage:
+        """The token counts, at the end of the chunks. Raises UpstreamFailed when a choice has no end."""
         if self._open or not self._started:
             raise UpstreamFailed("The server ended its answer in the middle.")
-        usage = self._count()
-        self._meter.call_since = None
-        self._meter.prompt_tokens, self._meter.cached_tokens = usage.prompt_tokens, usage.cached_tokens
-        self._meter.completion_tokens = usage.completion_tokens
-        yield Finished(usage=usage, timings=self._timings())
+        usage, meter = self._count(), self._meter
+        meter.prompt_tokens, meter.cached_tokens = usage.prompt_tokens, usage.cached_tokens
+        meter.completion_tokens = usage.completion_tokens
+        return usage
 
     def _measure(self) -> None:
-        now, meter = self._clock(), self._meter
-        meter.device_s = meter.device_s_at(now)
-        meter.call_since = now
+        meter = self._meter
+        meter.device_s = meter.device_s_at(meter.clock())
+        meter.call_ended()
 
     def _deltas(self, choice: Any, index: int) -> Iterator[Event]:
-        delta = getattr(choice, "delta", None)  # a chat's; a completion has `text`
+        delta = getattr(choice, "delta", None)  # of a chat; a completion has `text`
         content = getattr(delta, "content", None) or getattr(choice, "text", None) or ""
         reasoning = getattr(delta, "reasoning_content", None) or getattr(delta, "reasoning", None)
         calls = getattr(delta, "tool_calls", None) or ()
         logprobs = _logprobs(getattr(choice, "logprobs", None))
         if content or reasoning or calls:
-            self._count_token()
+            self._meter.count_token()  # a chunk is about one token; the server's own count replaces it at the end
         if isinstance(reasoning, str) and reasoning:
             yield ReasoningDelta(reasoning, index)
         if content or logprobs:
             yield TextDelta(content, index, logprobs)
-        for place, call in enumerate(calls):
-            yield self._call(call, index, place)
+        for position, call in enumerate(calls):
+            yield self._call(call, index, position)
 
-    def _call(self, call: Any, choice: int, place: int) -> ToolCallDelta:
-        index = place if getattr(call, "index", None) is None else int(call.index)
+    def _call(self, call: Any, choice: int, position: int) -> ToolCallDelta:
+        index = position if getattr(call, "index", None) is None else int(call.index)
         function = getattr(call, "function", None)
         arguments = getattr(function, "arguments", None) or ""
         if (choice, index) in self._calls:
@@ -99,12 +95,6 @@ class ChunkTranslator:
         self._calls.add((choice, index))
         id, name = getattr(call, "id", None) or f"call_{uuid4().hex}", getattr(function, "name", None) or ""
         return ToolCallDelta(index=index, arguments=arguments, id=id, name=name, choice=choice)
-
-    def _count_token(self) -> None:
-        """A chunk is about a token: good enough until the server has counted."""
-        self._meter.completion_tokens += 1
-        if self._meter.first_token_at is None:
-            self._meter.first_token_at = self._clock()
 
     def _count(self) -> Usage:
         if self._usage is None:
@@ -120,14 +110,9 @@ class ChunkTranslator:
             rejected_prediction_tokens=_number(completion, "rejected_prediction_tokens"),
         )
 
-    def _timings(self) -> Timings:
-        now = self._clock()
-        first_at = self._meter.first_token_at if self._meter.first_token_at is not None else now
-        return Timings(ttft_s=first_at - self._asked_at, device_s=self._meter.device_s, total_s=now - self._asked_at)
-
 
 def _ending(choice: Any, index: int) -> ChoiceFinished:
-    stop = getattr(choice, "stop_reason", None)  # vLLM says which stop string it was
+    stop = getattr(choice, "stop_reason", None)  # vLLM: the stop string
     reason = _REASONS.get(choice.finish_reason, "stop")
     return ChoiceFinished(reason, index, stop if isinstance(stop, str) else None)
 

@@ -99,9 +99,10 @@ def _finished(reply: OllamaReply, reason: FinishReason, usage: Usage, timings: T
     reply.total_duration = _nanoseconds(timings.total_s)
     reply.load_duration = 0  # models are loaded before the request
     reply.prompt_eval_count = usage.prompt_tokens
-    reply.prompt_eval_duration = _nanoseconds(timings.ttft_s - timings.queue_s)
+    ttft_s = timings.total_s if timings.ttft_s is None else timings.ttft_s
+    reply.prompt_eval_duration = _nanoseconds(ttft_s - timings.queue_s)
     reply.eval_count = usage.completion_tokens
-    reply.eval_duration = _nanoseconds(timings.total_s - timings.ttft_s)
+    reply.eval_duration = _nanoseconds(timings.total_s - ttft_s)
     return reply
 
 

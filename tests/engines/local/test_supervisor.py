@@ -6,16 +6,19 @@ import asyncio
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from gateway.engines.base import Engine, EngineStatus
 from gateway.engines.local.process import Entry, WorkerProcess, describe_exit
 from gateway.engines.local.supervisor import Supervisor, _advice
 from gateway.errors import BundleError, EngineFailed, GatewayError
+from gateway.lanes.loader import Loader
 from gateway.sampling import Sampling
 from gateway.worker.frames import FromWorker, Shutdown, Submit, WorkerSpec
 from tests.support import workers
@@ -30,7 +33,7 @@ class Kept:
         self.entry, self.most = entry, most
         self.busy = False
         self.processes: list[WorkerProcess] = []
-        self.lost: list[str] = []
+        self.errors: list[str] = []
         self.heard: list[FromWorker] = []
         self.pauses: list[float] = []
         self.enough = asyncio.Event()
@@ -42,8 +45,31 @@ class Kept:
             on_frame=self._hear,
             on_lost=self._lose,
             is_busy=lambda: self.busy,
-            sleep=self._pause,
         )
+        self._loading: asyncio.Task[None] | None = None
+
+    @property
+    def status(self) -> EngineStatus:
+        return EngineStatus(state=self.supervisor.state, detail=self.supervisor.detail)
+
+    async def start(self) -> None:
+        await self.supervisor.start()
+
+    async def lost(self) -> str:
+        return await self.supervisor.lost()
+
+    async def load(self) -> Loader:
+        """Start a loader; return after its first attempt."""
+        loader = Loader("model", cast(Engine, self), time.monotonic, self._pause)
+        self._loading = asyncio.create_task(loader.run())
+        await loader.tried.wait()
+        return loader
+
+    async def aclose(self) -> None:
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.wait([self._loading])
+        await self.supervisor.aclose()
 
     def _spawn(self, on_frame: Callable[[FromWorker], None]) -> WorkerProcess:
         self.processes.append(WorkerProcess("model", SPEC, on_frame, self.entry))
@@ -58,7 +84,7 @@ class Kept:
                 await asyncio.sleep(0.01)
 
     def _lose(self, error: GatewayError) -> int:
-        self.lost.append(error.message)
+        self.errors.append(error.message)
         return 1
 
     async def _pause(self, seconds: float) -> None:
@@ -86,27 +112,28 @@ async def test_a_worker_that_dies_is_started_again_after_longer_and_longer_pause
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     kept = Kept(workers.dies_when_ready)
-    await kept.supervisor.start()
+    await kept.load()
     await kept.enough.wait()
     assert kept.pauses == [0.5, 1.0, 2.0, 4.0]
     assert kept.supervisor.restarts == 3
     assert kept.supervisor.state == "restarting"
-    assert kept.lost == ["The model 'model' failed: its worker died. Try again."] * 4
+    assert kept.errors == ["The model 'model' failed: its worker died. Try again."] * 4
     assert "its worker died (exit code 3); 1 requests in progress ended with an error" in caplog.text
     assert "npu-gateway doctor" in caplog.text
-    await kept.supervisor.aclose()
+    await kept.aclose()
     assert_nothing_is_left()
 
 
 async def test_attempts_that_fail_to_load_go_on_in_the_background_and_never_end() -> None:
     kept = Kept(workers.dies_when_ready)
-    await kept.supervisor.start()
+    loader = await kept.load()
     kept.entry = workers.dies_at_once
     await kept.enough.wait()
     assert kept.pauses == [0.5, 1.0, 2.0, 4.0]
-    assert len(kept.lost) == 1
-    assert kept.supervisor.detail == "The worker of 'model' died while it loaded (exit code 3)."
-    await kept.supervisor.aclose()
+    assert len(kept.errors) == 1
+    assert loader.status.state == "restarting"
+    assert loader.status.detail == "The worker of 'model' died while it loaded (exit code 3)."
+    await kept.aclose()
     assert_nothing_is_left()
 
 
@@ -129,40 +156,40 @@ async def test_a_first_load_that_fails_is_reported_and_can_be_repeated(
     kept.entry, kept.supervisor._load_timeout_s = workers.waits, 60
     await kept.supervisor.start()
     assert kept.supervisor.state == "ready"
-    await kept.supervisor.aclose()
+    await kept.aclose()
     assert_nothing_is_left()
 
 
 async def test_silence_with_work_to_do_ends_the_worker_and_idle_silence_does_not() -> None:
-    kept = Kept(workers.ignores_shutdown, watchdog_s=0.5, most=0)
+    kept = Kept(workers.ignores_shutdown, watchdog_s=0.5)
     await kept.supervisor.start()
     await asyncio.sleep(1.0)
     assert kept.supervisor.state == "ready"
     kept.supervisor.send(Submit(id=1, ids=[1], sampling=Sampling(), max_tokens=1))
     kept.busy = True
-    await kept.enough.wait()
-    assert kept.lost == [
+    await kept.lost()
+    assert kept.errors == [
         "The model 'model' failed: a device call did not come back within 0.5 s, so its worker was killed. Try again."
     ]
     assert kept.processes[0].exit != ""
-    await kept.supervisor.aclose()
+    await kept.aclose()
     assert_nothing_is_left()
 
 
-async def test_a_device_that_fails_one_request_after_another_is_opened_anew(caplog: pytest.LogCaptureFixture) -> None:
-    kept = Kept(workers.fails_requests, most=0)
+async def test_a_device_that_fails_one_request_after_another_is_opened_anew() -> None:
+    kept = Kept(workers.fails_requests)
     await kept.supervisor.start()
     for ids in ((1, 2, 3), (4,), (5,)):  # the first three may have failed by one call: they count as one
         assert kept.supervisor.state == "ready" and kept.pauses == []
         for id in ids:
             kept.supervisor.send(Submit(id=id, ids=[1], sampling=Sampling(), max_tokens=1))
         await kept.until_heard(ids[-1])
-    await kept.enough.wait()
-    assert kept.lost == [
+    reason = await kept.lost()
+    assert kept.errors == [
         "The model 'model' failed: the device failed 3 requests in a row: QNN error 14001. Try again.",
     ]
-    assert "`npu-gateway doctor` looks for the reason" in caplog.text
-    await kept.supervisor.aclose()
+    assert "`npu-gateway doctor` looks for the reason" in reason
+    await kept.aclose()
     assert_nothing_is_left()
 
 
@@ -179,11 +206,11 @@ def test_the_log_says_what_to_do(fault: str, exit: str, advice: str) -> None:
 
 
 async def test_a_worker_that_talks_nonsense_is_replaced() -> None:
-    kept = Kept(workers.talks_nonsense, most=0)
+    kept = Kept(workers.talks_nonsense)
     await kept.supervisor.start()
-    await kept.enough.wait()
-    assert len(kept.lost) == 1
-    await kept.supervisor.aclose()
+    await kept.lost()
+    assert len(kept.errors) == 1
+    await kept.aclose()
     assert_nothing_is_left()
 
 
@@ -195,7 +222,7 @@ async def test_a_cancelled_start_leaves_nothing() -> None:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        await kept.supervisor.aclose()
+        await kept.aclose()
         assert_nothing_is_left()
 
 
@@ -215,7 +242,7 @@ async def test_a_gateway_that_can_start_no_thread_leaves_no_process_and_tries_on
     monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
     kept = Kept(workers.dies_when_ready)
-    await kept.supervisor.start()
+    loader = await kept.load()
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
@@ -226,8 +253,8 @@ async def test_a_gateway_that_can_start_no_thread_leaves_no_process_and_tries_on
     monkeypatch.setattr(threading.Thread, "start", refuse)
     await kept.enough.wait()
     assert kept.pauses == [0.5, 1.0, 2.0, 4.0]
-    assert kept.supervisor.detail == "No worker process could be started for 'model': can't start new thread."
-    await kept.supervisor.aclose()
+    assert loader.status.detail == "No worker process could be started for 'model': can't start new thread."
+    await kept.aclose()
     assert_nothing_is_left()
 
 

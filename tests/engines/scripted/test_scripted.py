@@ -34,6 +34,7 @@ from gateway.generation import (
     TextDelta,
     TokenIds,
 )
+from tests.support.engines import event_stream, events_of
 
 
 class Clock:
@@ -65,11 +66,6 @@ def ask(text: str = "one two three", **fields: Any) -> Generation:
     return Generation(id="r", model="m", prompt=Chat(messages=(Message(role="user", content=text),)), **fields)
 
 
-async def answer(engine: ScriptedEngine, generation: Generation, meter: Meter | None = None) -> list[Event]:
-    async with aclosing(engine.stream(generation, meter or Meter())) as events:
-        return [event async for event in events]
-
-
 def text_of(events: list[Event], choice: int = 0) -> str:
     return "".join(event.text for event in events if isinstance(event, TextDelta) and event.choice == choice)
 
@@ -81,7 +77,7 @@ def endings(events: list[Event]) -> list[ChoiceFinished]:
 async def test_says_its_reply_and_counts_the_stop_token() -> None:
     engine, _ = await started(model(replies=["Hello big world"]))
     meter = Meter()
-    events = await answer(engine, ask(), meter)
+    events = await events_of(engine, ask(), meter)
     assert events[0] == Started(prompt_tokens=3)
     assert text_of(events) == "Hello big world"
     assert endings(events) == [ChoiceFinished("stop")]
@@ -91,21 +87,21 @@ async def test_says_its_reply_and_counts_the_stop_token() -> None:
 
 async def test_stops_at_max_tokens() -> None:
     engine, _ = await started(model(replies=["Hello big world"]))
-    events = await answer(engine, ask(max_tokens=2))
+    events = await events_of(engine, ask(max_tokens=2))
     assert (text_of(events), endings(events)) == ("Hello big", [ChoiceFinished("length")])
-    events = await answer(engine, ask(max_tokens=0))
+    events = await events_of(engine, ask(max_tokens=0))
     assert (text_of(events), endings(events)) == ("", [ChoiceFinished("length")])
 
 
 async def test_a_stop_string_across_tokens_is_cut_and_named() -> None:
     engine, _ = await started(model(replies=["Hello big world"]))
-    events = await answer(engine, ask(stop=("big w", "x")))
+    events = await events_of(engine, ask(stop=("big w", "x")))
     assert (text_of(events), endings(events)) == ("Hello ", [ChoiceFinished("stop", stop="big w")])
 
 
 async def test_n_choices_each_with_one_ending() -> None:
     engine, _ = await started(model(replies=["a b c", "d"]))
-    events = await answer(engine, ask(n=3))
+    events = await events_of(engine, ask(n=3))
     assert [text_of(events, choice) for choice in range(3)] == ["a b c", "d", "a b c"]
     assert sorted(ending.choice for ending in endings(events)) == [0, 1, 2]
 
@@ -113,16 +109,22 @@ async def test_n_choices_each_with_one_ending() -> None:
 async def test_replies_and_times_come_in_turn() -> None:
     engine, clock = await started(model(replies=["a", "b"], ttft_s=[1.0, 2.0, 3.0]))
     for expected in ("a", "b", "a"):
-        assert text_of(await answer(engine, ask())) == expected
+        assert text_of(await events_of(engine, ask())) == expected
     assert clock.now == 6.0
 
 
 async def test_the_meter_follows_the_device() -> None:
     engine, clock = await started(model(replies=["a b c"], ttft_s=1.0, token_s=0.25))
-    meter, seen = Meter(), []
-    async for event in engine.stream(ask(max_tokens=3), meter):
-        if isinstance(event, TextDelta):
-            seen.append((meter.completion_tokens, meter.device_s, meter.call_since))
+    meter, seen = Meter(clock=clock), []
+
+    class Emit:
+        def __call__(self, event: Event) -> None:
+            if isinstance(event, TextDelta):
+                seen.append((meter.completion_tokens, meter.device_s, meter.call_since))
+
+        async def drain(self) -> None: ...
+
+    await engine.run(await engine.prepare(ask(max_tokens=3)), meter, Emit())
     assert seen == [(1, 1.0, None), (2, 1.25, None), (3, 1.5, None)]
     assert (meter.first_token_at, clock.now) == (1.0, 1.5)
 
@@ -131,9 +133,10 @@ async def test_a_call_under_way_shows_in_the_meter() -> None:
     engine = ScriptedEngine("m", model(ttft_s=30.0))
     await engine.start()
     meter = Meter()
-    task = asyncio.create_task(answer(engine, ask(), meter))
-    await asyncio.sleep(0)  # as far as the device call
-    assert meter.call_since is not None
+    task = asyncio.create_task(events_of(engine, ask(), meter))
+    async with asyncio.timeout(60):
+        while meter.call_since is None:  # noqa: ASYNC110 (until the device call)
+            await asyncio.sleep(0)
     assert meter.device_s_at(meter.call_since + 5.0) == 5.0
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -144,10 +147,10 @@ async def test_a_call_under_way_shows_in_the_meter() -> None:
 
 async def test_published_timing_of_the_chip() -> None:
     engine, clock = await started(model(simulate="x-elite", prompt_tokens=300, repeat=True))
-    events = await answer(engine, ask(max_tokens=198))
+    meter = Meter(clock=clock)
+    await events_of(engine, ask(max_tokens=198), meter)
     assert clock.now == pytest.approx(3 * 0.131 + 197 / 19.7)
-    assert isinstance(events[-1], Finished)
-    assert events[-1].timings.ttft_s == pytest.approx(3 * 0.131)
+    assert meter.first_token_at == pytest.approx(3 * 0.131)
     assert engine.status.device == "simulated"
 
 
@@ -156,7 +159,7 @@ async def test_one_device_serves_requests_in_turn() -> None:
     order: list[str] = []
 
     async def follow(name: str) -> None:
-        async for event in engine.stream(ask(), Meter()):
+        async for event in event_stream(engine, ask()):
             if isinstance(event, TextDelta):
                 order.append(name)
 
@@ -166,19 +169,19 @@ async def test_one_device_serves_requests_in_turn() -> None:
 
 
 async def test_requests_beyond_max_sequences_wait_their_turn() -> None:
-    engine, _ = await started(model(max_sequences=1, replies=["a b"], ttft_s=1.0))
-    first, second = await asyncio.gather(answer(engine, ask()), answer(engine, ask()))
-    assert isinstance(first[-1], Finished) and isinstance(second[-1], Finished)
-    assert (first[-1].timings.queue_s, second[-1].timings.queue_s) == (0.0, 1.0)
+    engine, clock = await started(model(max_sequences=1, replies=["a b"], ttft_s=1.0))
+    meters = [Meter(clock=clock) for _ in range(2)]
+    await asyncio.gather(*(events_of(engine, ask(), meter) for meter in meters))
+    assert [meter.began_at for meter in meters] == [0.0, 1.0]
 
 
 async def test_closing_the_stream_frees_its_place() -> None:
     engine, _ = await started(model(max_sequences=1, repeat=True))
-    async with aclosing(engine.stream(ask(max_tokens=1000), Meter())) as events:
+    async with aclosing(event_stream(engine, ask(max_tokens=1000))) as events:
         async for event in events:
             if isinstance(event, TextDelta):
                 break
-    assert isinstance((await answer(engine, ask(max_tokens=1)))[-1], Finished)
+    assert isinstance((await events_of(engine, ask(max_tokens=1)))[-1], Finished)
 
 
 @pytest.mark.parametrize(
@@ -193,25 +196,25 @@ async def test_fails_after_so_many_tokens_in_the_named_request(
     fault: dict[str, Any], error: type[GatewayError]
 ) -> None:
     engine, _ = await started(model(replies=["a b c"], faults=[{"requests": [1], "after": 2, **fault}]))
-    assert text_of(await answer(engine, ask())) == "a b c"
+    assert text_of(await events_of(engine, ask())) == "a b c"
     seen: list[Event] = []
     with pytest.raises(error, match=str(fault.get("driver_code", "script"))):
-        async for event in engine.stream(ask(), Meter()):
+        async for event in event_stream(engine, ask()):
             seen.append(event)
     assert text_of(seen) == "a b"
-    assert text_of(await answer(engine, ask())) == "a b c"
+    assert text_of(await events_of(engine, ask())) == "a b c"
 
 
 async def test_a_hang_meets_the_watchdog_and_ends_all_requests_in_progress() -> None:
     hang = {"requests": [0], "after": 1, "stall_s": math.inf}
     engine, clock = await started(model(watchdog_s=5.0, load_s=2.0, faults=[hang]))
-    results = await asyncio.gather(*(answer(engine, ask()) for _ in range(3)), return_exceptions=True)
+    results = await asyncio.gather(*(events_of(engine, ask()) for _ in range(3)), return_exceptions=True)
     assert [type(result) for result in results] == [EngineFailed] * 3
     assert (engine.status.state, engine.status.restarts) == ("restarting", 1)
     with pytest.raises(ModelNotReady):
-        await answer(engine, ask())
+        await events_of(engine, ask())
     await clock.sleep(2.0)
-    assert isinstance((await answer(engine, ask()))[-1], Finished)
+    assert isinstance((await events_of(engine, ask()))[-1], Finished)
 
 
 async def test_load_takes_its_time_and_can_fail() -> None:
@@ -219,7 +222,7 @@ async def test_load_takes_its_time_and_can_fail() -> None:
     engine = ScriptedEngine("m", model(load_s=16.0), clock=clock, sleep=clock.sleep)
     assert engine.status.state == "loading"
     with pytest.raises(ModelNotReady):
-        await answer(engine, ask())
+        await events_of(engine, ask())
     await engine.start()
     assert (clock.now, engine.status.state) == (16.0, "ready")
     await engine.aclose()
@@ -234,15 +237,15 @@ async def test_load_takes_its_time_and_can_fail() -> None:
 async def test_a_prompt_beyond_the_context_is_refused_and_the_answer_clamped_to_it() -> None:
     engine, _ = await started(model(context_length=10, repeat=True))
     with pytest.raises(ContextLengthExceeded, match="maximum context length is 10 tokens"):
-        await answer(engine, Generation(id="r", model="m", prompt=TokenIds(tuple(range(10)))))
-    events = await answer(engine, Generation(id="r", model="m", prompt=TokenIds(tuple(range(7))), max_tokens=64))
+        await events_of(engine, Generation(id="r", model="m", prompt=TokenIds(tuple(range(10)))))
+    events = await events_of(engine, Generation(id="r", model="m", prompt=TokenIds(tuple(range(7))), max_tokens=64))
     assert isinstance(events[-1], Finished)
     assert events[-1].usage.completion_tokens == 3
 
 
 async def test_logprobs_come_one_a_visible_token() -> None:
     engine, _ = await started(model(replies=["Hello big world"]))
-    events = await answer(engine, ask(logprobs=1, stop=("orl",)))
+    events = await events_of(engine, ask(logprobs=1, stop=("orl",)))
     entries = [entry for event in events if isinstance(event, TextDelta) for entry in event.logprobs]
     assert [entry.token for entry in entries] == ["Hello", " big", " world"]
     assert all(entry.top[0].token == entry.token for entry in entries)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -48,6 +49,7 @@ from gateway.generation import (
     Usage,
 )
 from gateway.sampling import Sampling
+from tests.support.engines import event_stream, events_of
 from tests.support.server import Running, config_of, scripted, serving
 
 CHAT = Chat(messages=(Message(role="user", content="Hi"),))
@@ -65,11 +67,6 @@ async def engine_of(url: str, **fields: Any) -> AsyncIterator[UpstreamEngine]:
         yield engine
     finally:
         await engine.aclose()
-
-
-async def answer(engine: UpstreamEngine, generation: Generation, meter: Meter | None = None) -> list[Event]:
-    async with aclosing(engine.stream(generation, meter or Meter())) as events:
-        return [event async for event in events]
 
 
 def text_of(events: list[Event], choice: int = 0) -> str:
@@ -94,28 +91,28 @@ def gateway() -> Iterator[Running]:
 
 async def test_our_own_gateway_as_upstream(gateway: Running) -> None:
     async with engine_of(f"{gateway.url}/v1", upstream_model="paris") as engine:
-        meter = Meter()
-        events = await answer(engine, ask(logprobs=1), meter)
+        meter, began = Meter(), time.monotonic()
+        events = await events_of(engine, ask(logprobs=1), meter)
         assert events[0] == Started(prompt_tokens=0)
         assert text_of(events) == "It is Paris."
         assert events[-2] == ChoiceFinished("stop")
         assert isinstance(events[-1], Finished)
         assert events[-1].usage == Usage(prompt_tokens=1, completion_tokens=4)
         assert (meter.prompt_tokens, meter.completion_tokens, meter.call_since) == (1, 4, None)
-        assert 0 < events[-1].timings.ttft_s <= events[-1].timings.device_s <= events[-1].timings.total_s
+        assert meter.first_token_at is not None and 0 < meter.device_s < time.monotonic() - began
         entries = [entry for event in events if isinstance(event, TextDelta) for entry in event.logprobs]
         assert [(entry.token, entry.top[0].token) for entry in entries] == [(t, t) for t in ("It", " is", " Paris.")]
         assert "".join(bytes(entry.bytes).decode() for entry in entries) == "It is Paris."
 
-        events = await answer(engine, ask(stop=("Paris",), n=2))
+        events = await events_of(engine, ask(stop=("Paris",), n=2))
         assert [text_of(events, choice) for choice in (0, 1)] == ["It is ", "It is "]
         assert sum(isinstance(event, ChoiceFinished) for event in events) == 2
-        assert (await answer(engine, ask(max_tokens=1)))[-2] == ChoiceFinished("length")
+        assert (await events_of(engine, ask(max_tokens=1)))[-2] == ChoiceFinished("length")
 
 
 async def test_closing_the_stream_leaves_the_server(gateway: Running) -> None:
     async with engine_of(f"{gateway.url}/v1", upstream_model="endless") as engine:
-        async with aclosing(engine.stream(ask(max_tokens=5000), Meter())) as events:
+        async with aclosing(event_stream(engine, ask(max_tokens=5000))) as events:
             async for event in events:
                 if isinstance(event, TextDelta):
                     break
@@ -135,17 +132,17 @@ async def test_closing_the_stream_leaves_the_server(gateway: Running) -> None:
 async def test_refusals_of_our_gateway(gateway: Running, model: str, error: type[GatewayError], words: str) -> None:
     async with engine_of(f"{gateway.url}/v1", upstream_model=model) as engine:
         with pytest.raises(error, match=words):
-            await answer(engine, ask(Chat(messages=(Message(role="user", content="a b c d e f"),))))
+            await events_of(engine, ask(Chat(messages=(Message(role="user", content="a b c d e f"),))))
 
 
 async def test_a_full_queue_upstream_is_a_full_queue(gateway: Running) -> None:
     async with engine_of(f"{gateway.url}/v1", upstream_model="full") as engine:
-        first = asyncio.create_task(answer(engine, ask()))
+        first = asyncio.create_task(events_of(engine, ask()))
         async with asyncio.timeout(10):
             while not any(lane.running for lane in gateway.app.state.router.status()):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         with pytest.raises(QueueFull) as refused:
-            await answer(engine, ask())
+            await events_of(engine, ask())
         assert refused.value.retry_after_s is not None and refused.value.retry_after_s >= 1
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
@@ -225,7 +222,7 @@ async def test_reasoning_tools_and_details() -> None:
         {"choices": [], "usage": usage},
     )
     async with raw(stream) as (engine, _):
-        events = await answer(engine, ask())
+        events = await events_of(engine, ask())
     assert events[1:3] == [ReasoningDelta("Hm. "), ReasoningDelta("Yes.")]
     first, second, third, fourth = events[3:7]
     assert first == ToolCallDelta(index=0, id="c1", name="f")
@@ -243,7 +240,7 @@ async def test_reasoning_tools_and_details() -> None:
 
 async def test_a_server_that_leaves_out_what_it_can() -> None:
     async with raw(frames(chunk(content="a", index=None), chunk(content=" b"), chunk("eos"))) as (engine, _):
-        events = await answer(engine, ask())
+        events = await events_of(engine, ask())
     assert text_of(events) == "a b"
     assert events[-2] == ChoiceFinished("stop")
     assert isinstance(events[-1], Finished)
@@ -269,8 +266,8 @@ async def test_completions() -> None:
         {"choices": [{"index": 0, "text": "", "finish_reason": "stop", "stop_reason": "END"}]},
     )
     async with raw(stream, upstream_model="up", api_key="k") as (engine, server):
-        events = await answer(engine, ask(Text("Once"), logprobs=2, stop=("END",)))
-        await answer(engine, ask(TokenIds((1, 2))))
+        events = await events_of(engine, ask(Text("Once"), logprobs=2, stop=("END",)))
+        await events_of(engine, ask(TokenIds((1, 2))))
     assert text_of(events) == "é x東"
     (delta,) = [event for event in events if isinstance(event, TextDelta)]
     assert [(entry.token, bytes(entry.bytes), entry.logprob) for entry in delta.logprobs] == [
@@ -319,7 +316,7 @@ async def test_everything_that_goes_wrong_is_an_error_of_ours(
 ) -> None:
     async with raw(sent) as (engine, _):
         with pytest.raises(kind, match=words) as failed:
-            await answer(engine, ask())
+            await events_of(engine, ask())
     if b"retry-after: 7" in sent:
         assert failed.value.retry_after_s == 7
     if b'"tools"' in sent:
@@ -339,16 +336,16 @@ async def test_a_silent_server_meets_the_watchdog() -> None:
         port = server.sockets[0].getsockname()[1]
         async with engine_of(f"http://127.0.0.1:{port}/v1", watchdog_s=0.2) as engine:
             with pytest.raises(UpstreamFailed, match="silent"):
-                await answer(engine, ask())
+                await events_of(engine, ask())
         await asyncio.wait_for(left.wait(), 5)
 
 
 async def test_nobody_there() -> None:
     async with engine_of("http://127.0.0.1:9/v1") as engine:
         with pytest.raises(UpstreamFailed, match="cannot be reached"):
-            await answer(engine, ask())
+            await events_of(engine, ask())
     with pytest.raises(ModelNotReady):
-        await answer(engine, ask())
+        await events_of(engine, ask())
 
 
 async def test_the_environments_organization_stays_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,7 +353,7 @@ async def test_the_environments_organization_stays_at_home(monkeypatch: pytest.M
     monkeypatch.setenv("OPENAI_PROJECT_ID", "project-secret")
     monkeypatch.setenv("OPENAI_API_KEY", "key-secret")
     async with raw(frames(chunk("stop"))) as (engine, server):
-        await answer(engine, ask())
+        await events_of(engine, ask())
     ((_, _, headers),) = server.requests
     assert "secret" not in str(headers)
 

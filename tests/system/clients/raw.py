@@ -96,7 +96,7 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
 
 def busy(server: Running) -> dict[str, tuple[int, int]]:
     """(running, waiting) of every model for which it is not (0, 0)."""
-    rows = {name: (lane.slots.running, lane.slots.waiting) for name, lane in server.app.state.router.lanes.items()}
+    rows = {name: (lane.queue.running, lane.queue.waiting) for name, lane in server.app.state.router.lanes.items()}
     return {name: row for name, row in rows.items() if row != (0, 0)}
 
 

@@ -80,7 +80,7 @@ def test_model_that_cannot_load_is_not_ready(server: Running, loader_log: list[s
     assert reason in ending.error["message"]
     assert engine_of(server, model)["state"] == "failed"
     (line,) = (text for text in loader_log if text.startswith(f"{model} cannot be loaded"))
-    assert reason in line and line.endswith("; it is tried again; `npu-gateway doctor` says more")
+    assert reason in line and line.endswith("; it is tried again; `npu-gateway doctor` looks for the reason")
     assert ask(server, OTHER, max_tokens=8).error == {}
 
 

@@ -78,9 +78,9 @@ def test_killed_worker_ends_its_streams_with_an_error(server: Running, caplog: p
     wait_until_restarted(server, "killed")
     if sys.platform != "win32":
         assert logged_fault(caplog, "killed") == (
-            "killed: its worker died (signal SIGKILL); 3 requests in progress ended with an error; a new worker starts "
-            "in 0.5 s; something outside killed it, as systems do when memory is short; a smaller context_length or "
-            "max_sequences needs less"
+            "killed: its worker died (signal SIGKILL); 3 requests in progress ended with an error; something outside "
+            "killed it, as systems do when memory is short; a smaller context_length or max_sequences needs less; "
+            "it is loaded again in 0.5 s"
         )
     print(f"killed: {max(e.at for e in endings) - killed_at:.3f} s, again {time.monotonic() - killed_at:.1f} s")
     assert ask(server, "killed", max_tokens=8).error == {}
@@ -92,7 +92,7 @@ def test_hung_device_call_ends_with_an_error(
     with streams(server, "hangs", 1, prompt=[40, workers.HANG]) as [hanging], ThreadPoolExecutor(1) as pool:
         second = pool.submit(ask, server, "hangs")
         until = time.monotonic() + PATIENCE_S
-        while server.app.state.router.lanes["hangs"].slots.running < 2:
+        while server.app.state.router.lanes["hangs"].queue.running < 2:
             assert time.monotonic() < until, "the second request did not begin"
             time.sleep(0.01)
         while not hanging.done():
@@ -109,8 +109,8 @@ def test_hung_device_call_ends_with_an_error(
     line = logged_fault(caplog, "hangs")
     assert line.startswith("hangs: a device call did not come back within 0.5 s, so its worker was killed (")
     assert line.endswith(
-        "); 2 requests in progress ended with an error; a new worker starts in 0.5 s; if that repeats, update the "
-        "NPU's driver, or raise watchdog_s for a model whose calls take longer"
+        "); 2 requests in progress ended with an error; if that repeats, update the NPU's driver, or raise watchdog_s "
+        "for a model whose calls take longer; it is loaded again in 0.5 s"
     )
     assert ask(server, "hangs", max_tokens=8).error == {}
 
@@ -127,7 +127,7 @@ def test_worker_whose_calls_all_fail_is_restarted(server: Running, caplog: pytes
     assert line.startswith(
         "fails: the device failed 3 requests in a row: The model failed while it ran: QNN error 14001"
     )
-    assert line.endswith("a new worker starts in 0.5 s; `npu-gateway doctor` looks for the reason")
+    assert line.endswith("; `npu-gateway doctor` looks for the reason; it is loaded again in 0.5 s")
     assert ask(server, OTHER, max_tokens=8).error == {}
 
 
@@ -141,7 +141,7 @@ def test_worker_without_memory_for_a_call_is_restarted(server: Running, caplog: 
     wait_until_restarted(server, "starves")
     line = logged_fault(caplog, "starves")
     assert line.startswith("starves: the device failed a request: The machine has no memory left for this model (")
-    assert line.endswith("a new worker starts in 0.5 s; a smaller context_length or max_sequences needs less")
+    assert line.endswith("; a smaller context_length or max_sequences needs less; it is loaded again in 0.5 s")
     assert ask(server, "starves", PROMPT[:4], max_tokens=2).error == {}
     assert ask(server, OTHER, max_tokens=8).error == {}
 

@@ -1,0 +1,156 @@
+"""The answer to one request, from its lane or from a fallback of it.
+
+1. When a lane refuses or fails, the request moves to the fallback, until the first event with content is out. From
+   then on the answer is that lane's. A wrong request is not sent to a fallback.
+2. If no lane answers, the client gets the error of the model that it asked for. The log has the others.
+3. A first-token limit from the configuration is used only if there is a fallback. One from the client is always used,
+   and starts again at each lane.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import NoReturn
+
+from msgspec.structs import replace
+
+from gateway import logs
+from gateway.errors import GatewayError, InvalidRequest
+from gateway.generation import ChoiceFinished, Event, Finished, Generation, Meter, Started
+from gateway.lanes.job import Job
+from gateway.lanes.lane import Lane
+
+_log = logging.getLogger(__name__)
+
+
+class RoutedAnswer(AsyncIterator[Event]):
+    """The events of one request: Started, deltas, one ChoiceFinished for each choice, Finished.
+
+    Iterate once. The iteration ends after Finished, or raises the GatewayError that the client gets. A cancelled read
+    loses no event. `aclose` cancels the request; close every answer.
+
+    Args:
+        lanes: the lanes to try, in order.
+        timeout_s: the deadline of the whole answer, in seconds from now.
+        clock: seconds, monotonic; the lanes' clock.
+        log_prompt: write the prompt to the log.
+    """
+
+    def __init__(
+        self, generation: Generation, lanes: list[Lane], timeout_s: float, clock: Callable[[], float], log_prompt: bool
+    ) -> None:
+        self.model = lanes[0].name  # the model that answers: final with the first event that the iteration gives
+        self._generation = generation
+        self._lanes = deque(lanes)
+        self._clock = clock
+        self._opened_at = clock()
+        self._deadline = self._opened_at + timeout_s
+        self._job: Job | None = None
+        self._started: Started | None = None
+        self._held: Event | None = None  # the first content, while the reader has Started
+        self._has_content = False
+        self._is_over = False
+        self._refusals: list[GatewayError] = []
+        self._line = logs.RequestLine(id=generation.id, requested=generation.model, ending="cancelled")
+        self._log_prompt = log_prompt
+
+    @property
+    def meter(self) -> Meter:
+        """Of the lane that answers."""
+        return Meter() if self._job is None else self._job.meter
+
+    @property
+    def predicted_ttft_s(self) -> float | None:
+        """The prediction of the lane that answers, in seconds from acceptance; None: it had no measurement."""
+        return None if self._job is None else self._job.predicted_ttft_s
+
+    async def open(self) -> None:
+        """Return when a device has begun with the request. Raises the refusal that the client gets."""
+        while self._started is None:
+            await self._next()
+
+    async def __anext__(self) -> Event:
+        if self._held is not None:
+            event, self._held = self._held, None
+            return self._noted(event)
+        if self._is_over:
+            raise StopAsyncIteration
+        event = await self._next()
+        while isinstance(event, Started):
+            event = await self._next()
+        if self._has_content or self._started is None:
+            return self._noted(event)
+        self._has_content, self._held = True, event
+        return self._started
+
+    async def aclose(self) -> None:
+        """Cancel the request if it still runs. May be called again."""
+        self._end()
+        if self._job is not None:
+            await self._job.aclose()
+
+    async def _next(self) -> Event:
+        """The next event of the lane that answers; the next lane's if this one refuses or fails."""
+        while True:
+            try:
+                if self._job is None:
+                    self._job = self._submit()
+                event = await anext(self._job)
+            except GatewayError as error:
+                self._move_on(error)
+                self._job = None
+                continue
+            if isinstance(event, Started):
+                self._started = event
+                self._line.queue_s = self._clock() - self._opened_at
+            return event
+
+    def _submit(self) -> Job:
+        lane = self._lanes.popleft()
+        self.model = lane.name
+        ttft_timeout_s = self._generation.ttft_timeout_s
+        if ttft_timeout_s is None and self._lanes:
+            ttft_timeout_s = lane.config.ttft_timeout_s
+        left_s = self._deadline - self._clock()
+        return lane.submit(replace(self._generation, timeout_s=left_s, ttft_timeout_s=ttft_timeout_s))
+
+    def _move_on(self, error: GatewayError) -> None:
+        """Return if there is another lane to try, else raise the error that the client gets."""
+        self._refusals.append(error)
+        if self._has_content or self._clock() >= self._deadline:
+            self._fail(error)
+        is_wrong_request = isinstance(error, InvalidRequest) and len(self._refusals) == 1
+        if is_wrong_request or not self._lanes:
+            self._fail(self._refusals[0])
+        self._line.why = self._line.why or error.code or error.type
+        _log.debug("%s: %s refused: %s", self._generation.id, self.model, error.message)
+
+    def _fail(self, error: GatewayError) -> NoReturn:
+        self._line.ending = error.code or error.type
+        self._end()
+        raise error
+
+    def _noted(self, event: Event) -> Event:
+        if isinstance(event, ChoiceFinished):
+            self._line.ending = event.reason
+        elif isinstance(event, Finished):
+            self._end()
+        return event
+
+    def _end(self) -> None:
+        """Write the log line, once."""
+        if self._is_over:
+            return
+        self._is_over = True
+        line, meter = self._line, self.meter
+        line.served = self.model
+        line.prompt_tokens = meter.prompt_tokens
+        line.cached_tokens = meter.cached_tokens
+        line.completion_tokens = meter.completion_tokens
+        line.ttft_s = None if meter.first_token_at is None else meter.first_token_at - self._opened_at
+        line.total_s = self._clock() - self._opened_at
+        _log.info("%s", line)
+        if self._log_prompt:
+            _log.info("%s  %s", line.id, logs.prompt_text(self._generation.prompt))
