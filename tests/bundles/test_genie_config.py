@@ -1,4 +1,4 @@
-"""Genie bundles are read, their files found wherever their author wrote them, and every defect is named."""
+"""`load_genie_bundle`: the values, the search for files, the template, and each fault."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHAT = Chat(
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """config.json of a bundle whose binaries are only files."""
+    """config.json of a bundle whose binaries contain no graphs."""
     binaries = [tmp_path / f"part_{index}_of_2.bin" for index in (1, 2)]
     for binary in binaries:
         binary.write_bytes(b"\x01" * 10_000)
@@ -40,7 +40,7 @@ def changed(path: Path, change: Change) -> Path:
 def refusal(path: Path) -> str:
     with pytest.raises(BundleError) as raised:
         load_genie_bundle(path)
-    assert str(path.parent.parent) not in raised.value.message  # no path of the server
+    assert str(path.parent.parent) not in raised.value.message  # messages contain no path of this machine
     return raised.value.message
 
 
@@ -54,7 +54,7 @@ def prompt(bundle: GenieBundle) -> str:
     return ChatTemplate(bundle.chat_template, bundle.tokenizer_config).render(CHAT)
 
 
-def test_everything_that_matters_is_read(bundle: Path) -> None:
+def test_values_of_bundle_are_read(bundle: Path) -> None:
     read = load_genie_bundle(bundle)
     assert (read.context_length, read.prompt_width, read.usable_context) == (128, 8, 112)
     assert (read.vocab_size, read.bos_id, read.end_ids) == (128, 1, (3,))
@@ -62,7 +62,7 @@ def test_everything_that_matters_is_read(bundle: Path) -> None:
     assert read.tokenizer_config == {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
 
 
-def test_paths_are_made_absolute_and_nothing_else_is_touched_but_the_sampler(bundle: Path) -> None:
+def test_only_paths_and_sampler_are_changed(bundle: Path) -> None:
     before = json.loads(bundle.read_text(encoding="utf-8"))["dialog"]
     after = load_genie_bundle(bundle).config["dialog"]
     folder = bundle.parent
@@ -70,9 +70,9 @@ def test_paths_are_made_absolute_and_nothing_else_is_touched_but_the_sampler(bun
     assert after["engine"]["backend"].pop("extensions") == str(folder / "htp_backend_ext_config.json")
     assert after["engine"]["model"]["binary"].pop("ctx-bins") == [str(folder / f"part_{i}_of_2.bin") for i in (1, 2)]
     assert after.pop("sampler")["top-k"] > 1  # a dialog that is created greedy stays greedy
-    for place in (before["tokenizer"], before["engine"]["backend"], before["engine"]["model"]["binary"], before):
+    for table in (before["tokenizer"], before["engine"]["backend"], before["engine"]["model"]["binary"], before):
         for key in ("path", "extensions", "ctx-bins", "sampler"):
-            place.pop(key, None)
+            table.pop(key, None)
     assert after == before
 
 
@@ -80,12 +80,12 @@ def test_paths_are_made_absolute_and_nothing_else_is_touched_but_the_sampler(bun
     "written",
     ["part_1_of_2.bin", "models\\tiny\\part_1_of_2.bin", "genie/python/part_1_of_2.bin", "C:\\old\\part_1_of_2.bin"],
 )
-def test_binaries_are_found_from_wherever_their_names_were_written(bundle: Path, written: str) -> None:
+def test_binary_is_found_for_each_form_of_its_path(bundle: Path, written: str) -> None:
     changed(bundle, lambda dialog: dialog["engine"]["model"]["binary"].update({"ctx-bins": [written]}))
     assert load_genie_bundle(bundle).binaries == (bundle.parent / "part_1_of_2.bin",)
 
 
-def test_a_file_further_up_is_found_too(bundle: Path) -> None:
+def test_file_in_a_parent_folder_is_found(bundle: Path) -> None:
     extensions = bundle.parents[2] / "config" / "ext.json"
     extensions.parent.mkdir()
     extensions.write_text("{}", encoding="utf-8")
@@ -93,7 +93,7 @@ def test_a_file_further_up_is_found_too(bundle: Path) -> None:
     assert load_genie_bundle(bundle).config["dialog"]["engine"]["backend"]["extensions"] == str(extensions)
 
 
-def test_several_end_tokens(bundle: Path) -> None:
+def test_end_ids_combine_eos_and_eot(bundle: Path) -> None:
     changed(bundle, lambda dialog: dialog["context"].update({"eos-token": [3, 2], "eot-token": 2}))
     assert load_genie_bundle(bundle).end_ids == (3, 2)
 
@@ -116,11 +116,11 @@ def test_several_end_tokens(bundle: Path) -> None:
         (lambda d: d["tokenizer"].update(path="gone/tokenizer2.json"), "tokenizer 'tokenizer2.json'"),
     ],
 )
-def test_what_is_wrong_with_a_configuration_is_said_by_name(bundle: Path, change: Change, words: str) -> None:
+def test_faulty_configuration_names_the_key(bundle: Path, change: Change, words: str) -> None:
     assert words in refusal(changed(bundle, change))
 
 
-def test_a_configuration_that_is_none(bundle: Path) -> None:
+def test_configuration_that_is_missing_or_not_json_is_refused(bundle: Path) -> None:
     bundle.write_text('{"dialog": ', encoding="utf-8")
     assert "config.json cannot be read: " in refusal(bundle)
     bundle.unlink()
@@ -135,40 +135,40 @@ def test_a_configuration_that_is_none(bundle: Path) -> None:
         (b"\x01" * 500_000 + bytes(20_000), "its download was not finished"),
     ],
 )
-def test_a_binary_that_cannot_be_whole(bundle: Path, content: bytes, words: str) -> None:
+def test_incomplete_binary_is_refused(bundle: Path, content: bytes, words: str) -> None:
     (bundle.parent / "part_1_of_2.bin").write_bytes(content)
     assert words in refusal(bundle)
 
 
-def test_a_binary_may_be_padded(bundle: Path) -> None:
+def test_binary_padded_with_zeros_is_accepted(bundle: Path) -> None:
     (bundle.parent / "part_1_of_2.bin").write_bytes(b"\x01" * 100_000 + bytes(4095))
     assert load_genie_bundle(bundle)
 
 
-def test_a_tokenizer_that_is_none(bundle: Path) -> None:
+def test_tokenizer_that_is_not_json_is_refused(bundle: Path) -> None:
     (bundle.parent / "tokenizer.json").write_text("no", encoding="utf-8")
     assert "tokenizer.json cannot be read" in refusal(bundle)
 
 
-def test_a_byte_order_mark_is_no_defect(bundle: Path) -> None:
+def test_byte_order_mark_is_accepted(bundle: Path) -> None:
     bundle.write_bytes(b"\xef\xbb\xbf" + bundle.read_bytes())
     assert load_genie_bundle(bundle)
 
 
-def test_without_metadata_the_usual_width_is_assumed(bundle: Path) -> None:
+def test_prompt_width_without_metadata_is_estimated(bundle: Path) -> None:
     (bundle.parent / "metadata.json").unlink()
     assert load_genie_bundle(bundle).prompt_width == 32
     changed(bundle, lambda dialog: dialog["context"].update(size=4096))
     assert load_genie_bundle(bundle).usable_context == 4096 - 2 * 128
 
 
-def test_metadata_tells_the_widest_pass(bundle: Path) -> None:
+def test_prompt_width_is_read_from_metadata(bundle: Path) -> None:
     names = "prompt_ar128_cl4096_1_of_3 token_ar1_cl4096_1_of_3 ar32_cl4096_1_of_3"
     (bundle.parent / "metadata.json").write_text(names, encoding="utf-8")
     assert load_genie_bundle(bundle).prompt_width == 128
 
 
-def test_a_speculative_bundle_names_its_forecast(bundle: Path) -> None:
+def test_ssd_bundle_needs_its_forecast_prefix(bundle: Path) -> None:
     forecast = bundle.parent / "kv-cache.primary.qnn-htp"
     table = {"forecast-prefix-name": "genie\\models\\Qwen\\"}
     changed(bundle, lambda dialog: dialog.update({"type": "ssd-q1", "ssd-q1": table}))
@@ -179,7 +179,7 @@ def test_a_speculative_bundle_names_its_forecast(bundle: Path) -> None:
     assert read.config["dialog"]["ssd-q1"]["forecast-prefix-name"] == str(bundle.parent)
 
 
-def test_the_models_own_template_goes_before_a_familys(bundle: Path) -> None:
+def test_own_template_has_priority_over_family_template(bundle: Path) -> None:
     assert "<|im_start|>" in prompt(load_genie_bundle(bundle))
     (bundle.parent / "tokenizer_config.json").write_text('{"chat_template": "mine"}', encoding="utf-8")
     assert prompt(load_genie_bundle(bundle)) == "mine"
@@ -209,12 +209,12 @@ def test_the_models_own_template_goes_before_a_familys(bundle: Path) -> None:
         (["<|user|>", "<|end|>"], "<|system|>\nBe brief.<|end|>\n<|user|>\n Hello <|end|>\n<|assistant|>\n"),
     ],
 )
-def test_a_family_is_told_by_its_special_tokens(bundle: Path, specials: list[str], expected: str) -> None:
+def test_special_tokens_select_family_template(bundle: Path, specials: list[str], expected: str) -> None:
     set_tokens(bundle, specials)
     assert prompt(load_genie_bundle(bundle)) == expected
 
 
-def test_no_family_no_template_unless_a_dialect_is_configured(bundle: Path) -> None:
+def test_unknown_family_needs_a_dialect_for_a_template(bundle: Path) -> None:
     set_tokens(bundle, ["<a>", "<b>"])
     assert load_genie_bundle(bundle).chat_template is None
     assert load_genie_bundle(bundle, "plain").chat_template is None

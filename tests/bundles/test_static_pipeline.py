@@ -1,4 +1,4 @@
-"""Chains of graphs as genai_config.json states them."""
+"""Pipelines of graphs of fixed shape, as genai_config.json describes them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write(folder: Path, *, context: int = 64, window: Any = None, stages: Any = 
     return folder
 
 
-def test_a_cache_written_in_place_counts_rows_in_its_third_axis(tmp_path: Path) -> None:
+def test_in_place_cache_has_rows_in_axis_2(tmp_path: Path) -> None:
     (pipeline,) = read_pipelines(write(tmp_path))
     assert pipeline.in_place and pipeline.pad_id == 7
     assert [runs_on_npu(stage) for stage in pipeline.stages] == [False, True]
@@ -39,13 +39,13 @@ def test_a_cache_written_in_place_counts_rows_in_its_third_axis(tmp_path: Path) 
     ]
 
 
-def test_keys_that_the_host_keeps_lie_across(tmp_path: Path) -> None:
+def test_sliding_cache_has_key_rows_in_axis_3(tmp_path: Path) -> None:
     (pipeline,) = read_pipelines(write(tmp_path, window={"window_size": 8, "pad_value": 128}))
     assert not pipeline.in_place and pipeline.window.pad_value == 128
     assert [tensor.axis for tensor in pipeline.cache_tensors()] == [3, 2, 3, 2]
 
 
-def test_contexts_come_shortest_first_and_share_files(tmp_path: Path) -> None:
+def test_pipelines_are_sorted_by_context_and_share_files(tmp_path: Path) -> None:
     write(tmp_path, context=256)
     write(tmp_path / "context-64", context=64, stages=[{"a": {"filename": "../a.onnx"}}])
     shorter, longer = read_pipelines(tmp_path)
@@ -53,14 +53,14 @@ def test_contexts_come_shortest_first_and_share_files(tmp_path: Path) -> None:
     assert shorter.file(shorter.stages[0]) == longer.file(longer.stages[0])
 
 
-def test_contexts_of_different_widths_are_refused(tmp_path: Path) -> None:
+def test_pipelines_of_different_widths_are_refused(tmp_path: Path) -> None:
     write(tmp_path, context=256)
     write(tmp_path / "context-64", window={"window_size": 16})
     with pytest.raises(BundleError, match="windows of different widths"):
         read_pipelines(tmp_path)
 
 
-def test_one_graph_is_no_pipeline(tmp_path: Path) -> None:
+def test_bundle_without_sliding_window_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path)
     content = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
     del content["model"]["decoder"]["sliding_window"]

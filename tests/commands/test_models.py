@@ -1,4 +1,4 @@
-"""`npu-gateway models`: each kind of model and each state of its bundle, in a table and as JSON."""
+"""`npu-gateway models`: each engine and each state of a bundle, in a table and as JSON."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def config(tmp_path: Path, tiny: Path) -> Path:
     return file
 
 
-def test_json_tells_the_state_of_each(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_state_of_each_model(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models", "--json", "--config", str(config)]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert {name: row["state"] for name, row in rows.items()} == {
@@ -59,7 +59,7 @@ def test_json_tells_the_state_of_each(config: Path, capsys: pytest.CaptureFixtur
     assert "genai_config.json" in rows["broken"]["detail"]
 
 
-def test_the_table_is_for_people(
+def test_table_has_one_row_per_model(
     config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
@@ -70,7 +70,7 @@ def test_the_table_is_for_people(
     assert lines[4].split() == ["far", "upstream", "remote:", "http://127.0.0.1:1/v1"]
 
 
-def test_a_genie_bundle_that_is_there(config: Path) -> None:
+def test_genie_bundle_is_ready_or_broken(config: Path) -> None:
     folder = config.parent / "models" / "genie"
     binary = config.parent / "part_1_of_1.bin"
     binary.write_bytes(b"\x01" * 10_000)
@@ -82,16 +82,16 @@ def test_a_genie_bundle_that_is_there(config: Path) -> None:
     assert found.state == "broken" and "config.json is not a Genie configuration" in found.detail
 
 
-def test_prepare_names_what_it_cannot_make(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_reports_model_it_cannot_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "config.toml"
     file.write_text('[models.a]\nsource = "nowhere.gguf"\n[models.b]\nengine = "scripted"\n', encoding="utf-8")
     assert cli.main(["models", "--prepare", "--json", "--config", str(file)]) == 0
-    said = capsys.readouterr()
-    assert "npu-gateway: a: " in said.err and "nowhere.gguf" in said.err
-    assert json.loads(said.out)[0]["state"] == "missing"
+    output = capsys.readouterr()
+    assert "npu-gateway: a: " in output.err and "nowhere.gguf" in output.err
+    assert json.loads(output.out)[0]["state"] == "missing"
 
 
-def test_prepare_makes_a_bundle_once(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_builds_missing_bundle_once(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "config.toml"
     file.write_text(f"[models.a]\nsource = '{tiny}'\n", encoding="utf-8")
     for _ in range(2):

@@ -76,11 +76,11 @@ def test_ready_bundle_starts_no_child_process(tiny: Path, tmp_path: Path, monkey
 def test_interrupt_while_building_ends_with_one_line(tmp_path: Path) -> None:
     """The download hangs until the interrupt comes, so the build is certainly in progress."""
     assert sys.platform != "win32"
-    asked = threading.Event()
+    requested = threading.Event()
 
     class Silent(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.set()
+            requested.set()
             self.rfile.read(1)  # until the client closes the connection
 
         do_HEAD = do_GET
@@ -90,7 +90,7 @@ def test_interrupt_while_building_ends_with_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text('[models.a]\nsource = "hf:org/tiny"\nprovider = "cpu"\n', encoding="utf-8")
     hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hub")}
     with serving("--port", 0, cwd=tmp_path, **hub) as running:
-        assert asked.wait(PATIENCE_S)
+        assert requested.wait(PATIENCE_S)
         os.killpg(running.process.pid, signal.SIGINT)
         _, errors = running.process.communicate(timeout=PATIENCE_S)
     server.shutdown()

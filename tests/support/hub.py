@@ -1,4 +1,4 @@
-"""A model hub on localhost: one repository served from a folder, as far as downloading a snapshot of it goes."""
+"""A model hub on localhost: serves one repository from a folder, for `snapshot_download`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COMMIT = "a" * 40
 
 @contextmanager
 def serve_hub(repo: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """(base URL, the files that were downloaded so far) while the hub runs."""
+    """Run the hub. Yields its base URL and the growing list of downloaded files."""
     served: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):

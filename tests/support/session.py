@@ -1,4 +1,4 @@
-"""Runs a CPU graph in a bare InferenceSession: what a bundle promises to any host, without this gateway's engine."""
+"""Runs a CPU graph in a bare InferenceSession, as another host of the bundle does."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Array = NDArray[np.float32]
 
 
 class BareSession:
-    """`batch` sequences whose caches of `capacity` rows are written in place."""
+    """`batch` sequences with caches of `capacity` rows, which the graph writes in place."""
 
     def __init__(self, graph: Path, *, batch: int = 1, capacity: int = 256) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 2
-        options.log_severity_level = 3  # logits_to_keep, an input with a default, is warned about
+        options.log_severity_level = 3  # ONNX Runtime warns about logits_to_keep, an input with a default
         self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self.lengths = np.zeros(batch, np.int64)
         self._caches = {
@@ -31,12 +31,12 @@ class BareSession:
         }
 
     def feed(self, ids: Sequence[Sequence[int]], **extra: Any) -> Array:
-        """Append a row of ids to each sequence; logits (batch, kept, vocab)."""
+        """Append a row of ids to each sequence. Returns logits (batch, kept, vocab)."""
         self.lengths = self.lengths + len(ids[0])
         return self._run(np.array(ids, np.int64), extra)
 
     def feed_padded(self, ids: Sequence[Sequence[int]]) -> Array:
-        """The first ids of each sequence, padded on the right to the longest."""
+        """Start each sequence with its ids, padded on the right. Returns logits (batch, longest, vocab)."""
         width = max(map(len, ids))
         self.lengths = np.array([len(row) for row in ids], np.int64)
         return self._run(np.array([[*row, *[0] * (width - len(row))] for row in ids], np.int64), {})

@@ -1,7 +1,7 @@
-"""A model small enough to build in a second and real enough to run: seeded weights, a trained tokenizer, ChatML.
+"""A tiny model that builds in a second: seeded random weights, a trained tokenizer, ChatML.
 
-It talks nonsense, always the same nonsense. Not a toy format: the folder is what Hugging Face would hold, and the
-bundle is built from it by the product.
+Its answers have no meaning, but are always the same. The folder has the Hugging Face format, and the product builds
+the bundle from it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tiny model as a GGUF file, as llama.cpp's converter writes one: its names, rotary order and metadata."""
+"""The tiny model as a GGUF file with the names, rotary order and metadata of llama.cpp's converter."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write_tiny_gguf(
     extra_tensors: dict[str, NDArray[np.float32]] | None = None,
     **metadata: Any,
 ) -> Path:
-    """`stored_as` is the format of the matrices; `metadata` replaces or, with None, leaves out "key__with__dots"."""
+    """`stored_as`: the format of the matrices. `metadata`: replaces "key__with__dots", None omits the key."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in (_metadata(architecture) | {name.replace("__", "."): v for name, v in metadata.items()}).items():
         _add(writer, key, value)
@@ -106,7 +106,7 @@ def _gguf_name(name: str) -> str:
 
 
 def _interleaved(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Row i of each head's first half before row i of its second."""
+    """Reorder rows: for each head, row i of its first half, then row i of its second half."""
     heads = 4 if "q_proj" in name else 2 if "k_proj" in name else 0
     if not heads:
         return values

@@ -1,4 +1,4 @@
-"""Float matrices into blocks: how far off, and what comes back unchanged."""
+"""Quantisation of float matrices: its error, and the cases without loss."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _relative_error(blocks: Blocks, weights: np.ndarray) -> float:
     return float(np.linalg.norm(_meaning(blocks) - weights) / np.linalg.norm(weights))
 
 
-def test_four_bits_beat_plain_rounding_to_the_range() -> None:
+def test_four_bit_fit_is_better_than_min_max_rounding() -> None:
     blocked = _WEIGHTS.reshape(64, 8, 32)
     low, high = np.minimum(blocked.min(-1), 0), np.maximum(blocked.max(-1), 0)
     scale = (high - low) / 15
@@ -32,7 +32,7 @@ def test_four_bits_beat_plain_rounding_to_the_range() -> None:
     assert fitted < 0.09
 
 
-def test_four_bit_zero_points_are_whole_numbers_the_kernel_can_hold() -> None:
+def test_four_bit_zero_points_are_integers_0_to_15() -> None:
     blocks = quantise.four_bit(_WEIGHTS + 0.5)
     zeros = np.rint(-blocks.minimum / blocks.scale)
     np.testing.assert_array_equal(-zeros * blocks.scale, blocks.minimum)
@@ -40,7 +40,7 @@ def test_four_bit_zero_points_are_whole_numbers_the_kernel_can_hold() -> None:
     assert blocks.quants.dtype == np.uint8 and blocks.quants.max() <= 15
 
 
-def test_eight_bits_are_within_half_a_step() -> None:
+def test_eight_bit_error_is_at_most_half_a_step() -> None:
     blocks = quantise.eight_bit(_WEIGHTS)
     steps = np.abs(_meaning(blocks) - _WEIGHTS).reshape(64, 8, 32) / blocks.scale[..., None]
     assert steps.max() <= 0.501
@@ -48,12 +48,12 @@ def test_eight_bits_are_within_half_a_step() -> None:
 
 
 @pytest.mark.parametrize("fit", [quantise.four_bit, quantise.eight_bit])
-def test_zeros_stay_zeros(fit: object) -> None:
+def test_zero_matrix_stays_zero(fit: object) -> None:
     blocks = fit(np.zeros((2, 64), np.float32))  # type: ignore[operator]
     np.testing.assert_array_equal(_meaning(blocks), 0)
 
 
-def test_a_matrix_larger_than_one_bite_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_chunks_give_identical_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = quantise.four_bit(_WEIGHTS)
     monkeypatch.setattr(quantise, "_ROWS_AT_ONCE", 10)
     parts = quantise.four_bit(_WEIGHTS)
@@ -61,7 +61,7 @@ def test_a_matrix_larger_than_one_bite_is_the_same(monkeypatch: pytest.MonkeyPat
     np.testing.assert_array_equal(whole.scale, parts.scale)
 
 
-def test_symmetric_four_bits_become_eight_without_loss() -> None:
+def test_as_eight_bit_is_lossless_for_symmetric_blocks() -> None:
     quants = _RANDOM.integers(0, 16, (4, 3, 32), np.uint8)
     scale = _RANDOM.standard_normal((4, 3), np.float32)
     symmetric = Blocks(bits=4, scale=scale, minimum=-8 * scale, quants=quants)

@@ -1,4 +1,4 @@
-"""Products in the NPU's number formats: what is rounded, and what is better left alone."""
+"""Products in the NPU's number formats: their error, and when activations stay float."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.tiny_gguf import write_tiny_gguf
 
 WEIGHT = "model.layers.0.mlp.gate_proj.weight"  # (128, 64)
 CALM = Range(-5.0, 5.0, 1.0)
-SPIKY = Range(-5.0, 5000.0, 1.0)  # one token in a thousand is huge
+SPIKY = Range(-5.0, 5000.0, 1.0)  # a few tokens have outliers
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def write(folder: Path, source: ModelSource, precision: Precision, ranges: Range
 
 
 def run(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Some x, and the graph's y for it, both float32 (8, columns)."""
+    """A random x and the graph's y, both float32 (8, columns)."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     dtype = np.float32 if session.get_inputs()[0].type == "tensor(float)" else np.float16
     x = np.random.default_rng(0).standard_normal((1, 8, 64)).astype(dtype)
@@ -65,21 +65,23 @@ def error(y: np.ndarray, expected: np.ndarray) -> float:
 @pytest.mark.parametrize(
     ("precision", "most"), [("fp32", 1e-6), ("fp16", 2e-3), ("int4", 0.12), ("w8a16", 0.012), ("w4a16", 0.12)]
 )
-def test_a_product_of_floats(floats: ModelSource, tmp_path: Path, precision: Precision, most: float) -> None:
+def test_product_of_float_source_is_within_tolerance(
+    floats: ModelSource, tmp_path: Path, precision: Precision, most: float
+) -> None:
     x, y = run(write(tmp_path, floats, precision, {"x": CALM, "y": Range(-12, 12, 2), "y.main": Range(-12, 12, 2)}))
     assert error(y, x @ floats.tensor(WEIGHT).T) < most
 
 
 @pytest.mark.parametrize(("precision", "most"), [("int4", 2e-3), ("w4a16", 0.04)])
-def test_four_bit_blocks_keep_their_numbers(
+def test_product_of_four_bit_source_is_within_tolerance(
     blocks: ModelSource, tmp_path: Path, precision: Precision, most: float
 ) -> None:
-    """w4a16 moves their scales to a grid."""
+    """w4a16 rounds the scales to a grid, so its tolerance is larger."""
     x, y = run(write(tmp_path, blocks, precision, {"x": CALM, "y.main": Range(-12, 12, 2)}))
     assert error(y, x @ blocks.tensor(WEIGHT).T) < most
 
 
-def test_scales_under_16_bit_activations_are_on_the_grid_of_the_npu(blocks: ModelSource) -> None:
+def test_w4a16_scales_are_on_the_npu_grid(blocks: ModelSource) -> None:
     matrix = static_products._by_block(blocks.blocks(WEIGHT) or quantise.four_bit(blocks.tensor(WEIGHT)))
     sixteenths = matrix.scales / (matrix.scales.max(0, keepdims=True) / 16)  # (blocks, rows)
     assert np.allclose(sixteenths, np.rint(sixteenths), atol=0.02)
@@ -87,9 +89,7 @@ def test_scales_under_16_bit_activations_are_on_the_grid_of_the_npu(blocks: Mode
 
 
 @pytest.mark.parametrize("precision", ["w8a16", "w4a16"])
-def test_before_ranges_are_known_the_same_product_is_in_floats(
-    floats: ModelSource, tmp_path: Path, precision: Precision
-) -> None:
+def test_product_without_ranges_is_float(floats: ModelSource, tmp_path: Path, precision: Precision) -> None:
     path = write(tmp_path, floats, precision, None)
     assert "QuantizeLinear" not in kinds(path)
     x, y = run(path)
@@ -97,9 +97,7 @@ def test_before_ranges_are_known_the_same_product_is_in_floats(
 
 
 @pytest.mark.parametrize("spiky", ["x", "y"])
-def test_a_range_that_a_few_tokens_set_keeps_its_product_in_floats(
-    floats: ModelSource, tmp_path: Path, spiky: str
-) -> None:
+def test_range_with_outliers_keeps_float_activations(floats: ModelSource, tmp_path: Path, spiky: str) -> None:
     calm = write(tmp_path, floats, "w8a16", {"x": CALM, "y": CALM})
     assert {"QuantizeLinear", "MatMul"} <= kinds(calm)
     path = write(tmp_path, floats, "w8a16", {"x": CALM, "y": CALM} | {spiky: SPIKY})
@@ -108,10 +106,10 @@ def test_a_range_that_a_few_tokens_set_keeps_its_product_in_floats(
     assert error(y, x @ floats.tensor(WEIGHT).T) < 0.012
 
 
-def test_a_code_covers_its_range_with_room_to_spare() -> None:
+def test_code_covers_range_with_headroom() -> None:
     for seen in (CALM, SPIKY, Range(0.0, 3.0, 1.0), Range(-2.0, 0.0, 1.0), Range(2.0, 3.0, 1.0)):
         lowest = -int(seen.zero) * float(seen.scale)
         highest = (65535 - int(seen.zero)) * float(seen.scale)
         assert lowest <= min(seen.low, 0) and highest >= seen.high
-        assert lowest <= 0 <= highest  # zero itself has a code
+        assert lowest <= 0 <= highest  # 0 has a code
     assert Range(0.0, 0.0, 0.0).scale > 0

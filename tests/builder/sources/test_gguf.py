@@ -1,4 +1,4 @@
-"""GGUF files: the same model as its Hugging Face folder, block formats to the bit, and mistakes in words."""
+"""GGUF files: tensors, configuration, block formats and faults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gateway.errors import BundleError
 from tests.support.tiny import tiny_weights
 from tests.support.tiny_gguf import write_tiny_gguf
 
-#: where each format keeps its float16 fields, so that random bytes can be given sane ones
+#: format -> offsets of its float16 fields, which must be finite in random bytes
 _HALVES = {"Q4_0": [0], "Q4_1": [0, 2], "Q8_0": [0], "Q4_K": [0, 2], "Q6_K": [208]}
 
 
@@ -27,7 +27,7 @@ def _meaning(blocks: Blocks) -> np.ndarray:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_tensors_are_those_of_the_hugging_face_folder(tmp_path: Path, architecture: str) -> None:
+def test_tensors_equal_hugging_face_tensors(tmp_path: Path, architecture: str) -> None:
     source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", architecture=architecture, tied=False, bias=True))
     expected = tiny_weights(tied=False, bias=True)
     assert all(source.has(name) for name in expected)
@@ -37,17 +37,17 @@ def test_tensors_are_those_of_the_hugging_face_folder(tmp_path: Path, architectu
     assert source.blocks(EMBEDDING) is None
 
 
-def test_constants_come_from_the_metadata(tmp_path: Path) -> None:
+def test_config_is_read_from_metadata(tmp_path: Path) -> None:
     config = open_source(write_tiny_gguf(tmp_path / "tiny.gguf")).config
     assert (config.layers, config.hidden, config.heads, config.kv_heads, config.head_dim) == (2, 64, 4, 2, 16)
     assert (config.ffn, config.vocab, config.context_length, config.rope_theta) == (128, 384, 512, 10000.0)
     assert config.tied_embeddings
-    assert config.eos_ids == (2, 0)  # the file's own, then the other token that ends a text
+    assert config.eos_ids == (2, 0)  # `eos` of the file, then the other end token
     assert (config.bos_id, config.pad_id) == (1, None)
 
 
 @pytest.mark.parametrize("stored_as", ["Q4_0", "Q4_1", "Q8_0"])
-def test_blocks_mean_what_the_tensor_says(tmp_path: Path, stored_as: str) -> None:
+def test_blocks_equal_dequantised_tensor(tmp_path: Path, stored_as: str) -> None:
     source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", stored_as=stored_as))
     for name in (layer(0, "self_attn.q_proj.weight"), layer(1, "self_attn.k_proj.weight"), EMBEDDING):
         blocks = source.blocks(name)
@@ -56,7 +56,7 @@ def test_blocks_mean_what_the_tensor_says(tmp_path: Path, stored_as: str) -> Non
 
 
 @pytest.mark.parametrize("name", _HALVES)
-def test_block_formats_to_the_bit(name: str) -> None:
+def test_unpacked_blocks_equal_reference_dequantisation(name: str) -> None:
     kind = gguf.GGMLQuantizationType[name]
     _, size = gguf.GGML_QUANT_SIZES[kind]
     random = np.random.default_rng(1)
@@ -69,7 +69,7 @@ def test_block_formats_to_the_bit(name: str) -> None:
     np.testing.assert_array_equal(_meaning(blocks), dequantize(rows, kind))
 
 
-def test_other_quantised_formats_come_as_eight_bit_blocks(tmp_path: Path) -> None:
+def test_other_block_format_becomes_8_bit(tmp_path: Path) -> None:
     source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", stored_as="Q5_1"))
     name = layer(0, "mlp.up_proj.weight")
     blocks, tensor = source.blocks(name), source.tensor(name)
@@ -77,7 +77,7 @@ def test_other_quantised_formats_come_as_eight_bit_blocks(tmp_path: Path) -> Non
     assert np.abs(_meaning(blocks) - tensor).max() <= np.abs(tensor).max() / 254 * 1.001
 
 
-def test_rotary_factors_of_llama3_files(tmp_path: Path) -> None:
+def test_llama3_rotary_factors_divide_frequencies(tmp_path: Path) -> None:
     factors = np.linspace(1, 8, 8, dtype=np.float32)
     source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", extra_tensors={"rope_freqs.weight": factors}))
     plain = 10000.0 ** (-np.arange(0, 16, 2) / 16)
@@ -93,14 +93,14 @@ def test_rotary_factors_of_llama3_files(tmp_path: Path) -> None:
         ({"llama__rope__scaling__type": "yarn"}, "'yarn'"),
     ],
 )
-def test_what_cannot_be_built_is_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_unsupported_model_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", **changes)
     with pytest.raises(BundleError, match=words):
         open_source(path)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.5, 0.99])
-def test_a_file_cut_short_is_an_error_in_words(tmp_path: Path, share: float) -> None:
+def test_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
     whole = write_tiny_gguf(tmp_path / "tiny.gguf").read_bytes()
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(whole[: int(len(whole) * share)])
@@ -108,25 +108,18 @@ def test_a_file_cut_short_is_an_error_in_words(tmp_path: Path, share: float) -> 
         open_source(cut)
 
 
-def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+def test_missing_tensor_is_named(tmp_path: Path) -> None:
     source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf"))
     assert not source.has(HEAD)
     with pytest.raises(BundleError, match=r"has no tensor lm_head\.weight"):
         source.tensor(HEAD)
 
 
-def test_other_paths_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "model.pth").write_bytes(b"")
-    for path, words in ((tmp_path / "model.pth", "neither"), (tmp_path / "nothing", "no model at nothing")):
-        with pytest.raises(BundleError, match=words):
-            open_source(path)
-
-
-def test_damaged_bytes_are_never_more_than_a_bundle_error(tmp_path: Path) -> None:
+def test_damaged_bytes_raise_only_bundle_error(tmp_path: Path) -> None:
     whole = write_tiny_gguf(tmp_path / "tiny.gguf").read_bytes()
     random = np.random.default_rng(3)
     refused = 0
-    for _ in range(150):
+    for _ in range(60):
         damaged = np.frombuffer(whole, np.uint8).copy()
         damaged[random.integers(0, 12_000, random.integers(1, 10))] = random.integers(0, 256)
         path = tmp_path / "damaged.gguf"
@@ -136,4 +129,4 @@ def test_damaged_bytes_are_never_more_than_a_bundle_error(tmp_path: Path) -> Non
             source.tokenizer_json()
         except BundleError:
             refused += 1
-    assert refused > 50
+    assert refused > 20

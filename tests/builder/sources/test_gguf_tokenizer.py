@@ -1,4 +1,4 @@
-"""tokenizer.json from GGUF metadata: the ids of an independent BPE, text that survives, and unknown kinds refused."""
+"""tokenizer.json from GGUF metadata against an independent BPE (tests/support/bpe_oracle.py)."""
 
 from __future__ import annotations
 
@@ -60,50 +60,50 @@ def oracle(smollm2_gguf: Path) -> BpeOracle:
 
 
 @pytest.mark.parametrize("text", TRICKY)
-def test_ids_equal_the_reference(tokenizer: Tokenizer, oracle: BpeOracle, text: str) -> None:
+def test_ids_equal_oracle(tokenizer: Tokenizer, oracle: BpeOracle, text: str) -> None:
     assert tokenizer.encode(text, add_special_tokens=False).ids == oracle.encode(text)
 
 
-def test_ids_known_by_heart(tokenizer: Tokenizer) -> None:
+def test_ids_of_fixed_text(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("<|im_start|>user\nHi 42<|im_end|>", add_special_tokens=False).ids
     assert ids == [1, 4093, 198, 26843, 216, 36, 34, 2]
 
 
 @pytest.mark.parametrize("text", TRICKY)
-def test_text_survives(tokenizer: Tokenizer, text: str) -> None:
+def test_decode_returns_encoded_text(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     assert tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
 @given(st.text(max_size=60))
-@example("\x8e\U00077000")  # the vocabulary merges the bytes around one that it lacks
+@example("\x8e\U00077000")  # the vocabulary merges the bytes around a byte that it lacks
 @settings(max_examples=300, deadline=None)
-def test_any_text_survives_and_equals_the_reference(tokenizer: Tokenizer, oracle: BpeOracle, text: str) -> None:
+def test_random_text_equals_oracle_and_round_trips(tokenizer: Tokenizer, oracle: BpeOracle, text: str) -> None:
     specials = tokenizer.get_added_tokens_decoder().values()
-    assume(not any(token.content in text for token in specials))  # these are no text: one id each
+    assume(not any(token.content in text for token in specials))  # special tokens have one id each
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     assert ids == oracle.encode(text)
     if not oracle.missing_bytes.intersection(text.encode()):
         assert tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
-def test_what_this_vocabulary_cannot_spell(oracle: BpeOracle) -> None:
-    """Six control characters, the unassigned planes 4 to 11, and bytes that UTF-8 never has: they leave no token."""
+def test_vocabulary_lacks_known_bytes(oracle: BpeOracle) -> None:
+    """Six control characters, bytes of the unassigned planes 4 to 11, and bytes that UTF-8 never uses."""
     assert oracle.missing_bytes == {4, 6, 0x13, 0x14, 0x16, 0x1D, 0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 0x100)}
 
 
 @pytest.mark.parametrize("rule", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
-def test_words_are_cut_by_the_named_rule(tmp_path: Path, rule: str) -> None:
-    """The tiny vocabulary spells every byte, so its ids show where the words were cut through the merges they allow."""
+def test_pre_tokenizer_splits_words_by_its_rule(tmp_path: Path, rule: str) -> None:
+    """The oracle splits words with its own implementation of the rules."""
     path = write_tiny_gguf(tmp_path / "tiny.gguf", tokenizer__ggml__pre=rule)
     tokenizer = Tokenizer.from_str(open_source(path).tokenizer_json())
     for text in TRICKY:
         normal = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
-        cut = tokenizer.pre_tokenizer.pre_tokenize_str(normal)
-        assert [normal[start:end] for _, (start, end) in cut] == words(normal, rule)
+        pieces = tokenizer.pre_tokenizer.pre_tokenize_str(normal)
+        assert [normal[start:end] for _, (start, end) in pieces] == words(normal, rule)
 
 
-def test_rules_differ_where_they_should() -> None:
+def test_oracle_rules_differ_on_digits_and_contractions() -> None:
     assert words("1234", "gpt-2") == ["1234"]
     assert words("1234", "smollm") == words("1234", "qwen2") == ["1", "2", "3", "4"]
     assert words("1234", "llama-bpe") == ["123", "4"]
@@ -111,13 +111,13 @@ def test_rules_differ_where_they_should() -> None:
     assert words("I'M", "qwen2") == ["I", "'M"]
 
 
-def test_qwen2_composes_characters(tmp_path: Path) -> None:
+def test_qwen2_normalises_to_nfc(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", tokenizer__ggml__pre="qwen2")
     tokenizer = Tokenizer.from_str(open_source(path).tokenizer_json())
     assert tokenizer.encode("e\u0301").ids == tokenizer.encode("\u00e9").ids
 
 
-def test_the_begin_token_is_added_where_the_file_says(tmp_path: Path) -> None:
+def test_begin_token_is_added_if_the_file_says_so(tmp_path: Path) -> None:
     plain = open_source(write_tiny_gguf(tmp_path / "plain.gguf"))
     begins = open_source(write_tiny_gguf(tmp_path / "begins.gguf", tokenizer__ggml__add_bos_token=True))
     without, with_it = (Tokenizer.from_str(source.tokenizer_json()).encode("Hi").ids for source in (plain, begins))
@@ -126,7 +126,7 @@ def test_the_begin_token_is_added_where_the_file_says(tmp_path: Path) -> None:
     assert begins.tokenizer_config()["bos_token"] == "<|im_start|>"
 
 
-def test_user_defined_tokens_stay_whole_and_visible(tmp_path: Path) -> None:
+def test_user_defined_token_is_one_visible_token(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", tokenizer__ggml__token_type=[3, 3, 3, *[1] * 380, 4])
     tokenizer = Tokenizer.from_str(open_source(path).tokenizer_json())
     token = tokenizer.id_to_token(383)
@@ -142,10 +142,10 @@ def test_user_defined_tokens_stay_whole_and_visible(tmp_path: Path) -> None:
             "has the pre-tokenizer 'tekken'. Only these are supported: default, gpt-2, smollm",
         ),
         ({"tokenizer__ggml__model": "llama"}, "tokenizer of kind 'llama'"),
-        ({"tokenizer__ggml__merges": ["no such"]}, "its vocabulary and merges do not fit together"),
+        ({"tokenizer__ggml__merges": ["missing pair"]}, "its vocabulary and merges do not fit together"),
     ],
 )
-def test_unknown_kinds_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_unsupported_tokenizer_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", **changes))
     with pytest.raises(BundleError, match=words):
         source.tokenizer_json()

@@ -27,7 +27,7 @@ _LLAMA3 = {
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("shards", [1, 3])
-def test_tensors_of_every_float_type_sharded_or_not(tmp_path: Path, dtype: Any, shards: int) -> None:
+def test_tensors_of_each_float_type_and_shard_count(tmp_path: Path, dtype: Any, shards: int) -> None:
     source = open_source(write_tiny_folder(tmp_path / "m", dtype=dtype, shards=shards, tied=False, bias=True))
     for name, values in tiny_weights(tied=False, bias=True).items():
         assert source.has(name)
@@ -35,7 +35,7 @@ def test_tensors_of_every_float_type_sharded_or_not(tmp_path: Path, dtype: Any, 
         assert source.blocks(name) is None
 
 
-def test_constants_defaults_and_template(tmp_path: Path) -> None:
+def test_config_sampling_defaults_and_template_are_read(tmp_path: Path) -> None:
     source = open_source(write_tiny_folder(tmp_path / "m"))
     config = source.config
     assert (config.layers, config.hidden, config.heads, config.kv_heads, config.head_dim) == (2, 64, 4, 2, 16)
@@ -45,18 +45,18 @@ def test_constants_defaults_and_template(tmp_path: Path) -> None:
     assert source.tokenizer_config()["chat_template"] == CHATML
 
 
-def test_a_template_file_goes_before_the_tokenizer_config(tmp_path: Path) -> None:
+def test_template_file_has_priority_over_tokenizer_config(tmp_path: Path) -> None:
     folder = write_tiny_folder(tmp_path / "m")
     (folder / "chat_template.jinja").write_text("ä {{ messages }}", encoding="utf-8")
     assert open_source(folder).tokenizer_config()["chat_template"] == "ä {{ messages }}"
 
 
-def test_a_tied_model_that_stores_its_head_too_stays_tied(tmp_path: Path) -> None:
+def test_stored_head_of_tied_model_is_ignored(tmp_path: Path) -> None:
     source = open_source(write_tiny_folder(tmp_path / "m", tied=False, tie_word_embeddings=True))
     assert not source.has(HEAD)
 
 
-def test_rotary_settings_under_their_old_and_new_key(tmp_path: Path) -> None:
+def test_llama3_rotary_scaling_under_old_and_new_key(tmp_path: Path) -> None:
     old = write_tiny_folder(tmp_path / "old", rope_theta=500.0, rope_scaling=_LLAMA3)
     new = write_tiny_folder(tmp_path / "new", rope_theta=1.0, rope_parameters=_LLAMA3 | {"rope_theta": 500.0})
     speeds = open_source(old).config.inverse_frequencies()
@@ -75,7 +75,7 @@ def test_rotary_settings_under_their_old_and_new_key(tmp_path: Path) -> None:
     assert len({speed * 500.0 ** (2 * pair / 16) for pair, speed in enumerate(speeds)}) > 2  # every case occurs
 
 
-def test_linear_rotary_scaling(tmp_path: Path) -> None:
+def test_linear_rotary_scaling_divides_frequencies(tmp_path: Path) -> None:
     scaled = open_source(write_tiny_folder(tmp_path / "m", rope_scaling={"type": "linear", "factor": 4.0})).config
     np.testing.assert_allclose(scaled.inverse_frequencies() * 4, 10000.0 ** (-np.arange(0, 16, 2) / 16))
 
@@ -84,9 +84,7 @@ def test_linear_rotary_scaling(tmp_path: Path) -> None:
     ("settings", "context"),
     [({"sliding_window": 128}, 128), ({"sliding_window": 128, "use_sliding_window": False}, 512), ({}, 512)],
 )
-def test_the_context_ends_where_a_sliding_window_would_begin(
-    tmp_path: Path, settings: dict[str, Any], context: int
-) -> None:
+def test_sliding_window_limits_context_length(tmp_path: Path, settings: dict[str, Any], context: int) -> None:
     source = open_source(write_tiny_folder(tmp_path / "m", architecture="mistral", **settings))
     assert source.config.context_length == context
 
@@ -102,13 +100,13 @@ def test_the_context_ends_where_a_sliding_window_would_begin(
         ({"num_hidden_layers": "two"}, "value of the wrong kind"),
     ],
 )
-def test_what_cannot_be_built_is_named(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+def test_unsupported_model_is_refused(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
     folder = write_tiny_folder(tmp_path / "m", **settings)
     with pytest.raises(BundleError, match=words):
         open_source(folder)
 
 
-def test_missing_and_malformed_files(tmp_path: Path) -> None:
+def test_missing_or_malformed_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(BundleError, match=r"empty has no config\.json, so it is not a Hugging Face model"):
         open_source(tmp_path / "empty")
@@ -127,7 +125,7 @@ def test_missing_and_malformed_files(tmp_path: Path) -> None:
         open_source(folder)
 
 
-def test_a_missing_config_key_is_named(tmp_path: Path) -> None:
+def test_missing_config_key_is_named(tmp_path: Path) -> None:
     folder = write_tiny_folder(tmp_path / "m")
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     del content["hidden_size"]
@@ -136,7 +134,7 @@ def test_a_missing_config_key_is_named(tmp_path: Path) -> None:
         open_source(folder)
 
 
-def test_a_shard_that_is_missing_is_counted(tmp_path: Path) -> None:
+def test_missing_shard_is_reported(tmp_path: Path) -> None:
     folder = write_tiny_folder(tmp_path / "m", shards=3)
     (folder / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(BundleError, match=r"lacks \d+ tensors that its index names, such as "):
@@ -144,7 +142,7 @@ def test_a_shard_that_is_missing_is_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 5, 100, -1])
-def test_weights_cut_short(tmp_path: Path, size: int) -> None:
+def test_truncated_weights_are_refused(tmp_path: Path, size: int) -> None:
     folder = write_tiny_folder(tmp_path / "m")
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:size])
@@ -152,7 +150,7 @@ def test_weights_cut_short(tmp_path: Path, size: int) -> None:
         open_source(folder)
 
 
-def test_integer_weights_are_refused_by_type(tmp_path: Path) -> None:
+def test_integer_weights_are_refused(tmp_path: Path) -> None:
     folder = write_tiny_folder(tmp_path / "m")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes().replace(b'"F32"', b'"I32"', 1))

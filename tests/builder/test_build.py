@@ -1,4 +1,4 @@
-"""Building: whole or not at all, whatever goes wrong on the way."""
+"""`build_bundle`: the bundle appears complete or not at all, also after a fault."""
 
 from __future__ import annotations
 
@@ -42,40 +42,40 @@ class _Failing:
 
 
 @pytest.mark.parametrize("error", [BundleError("no"), OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_failed_build_leaves_nothing(source: Path, tmp_path: Path, error: BaseException) -> None:
+def test_failed_build_leaves_no_files(source: Path, tmp_path: Path, error: BaseException) -> None:
     with pytest.raises((BundleError, KeyboardInterrupt)):
         build_bundle(source, tmp_path / "out" / "bundle", progress=_ignore, target=_Failing(error))
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_full_disk_is_said(source: Path, tmp_path: Path) -> None:
+def test_full_disk_is_reported(source: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="bundle cannot be written: No space left on device"):
         build_bundle(
             source, tmp_path / "bundle", progress=_ignore, target=_Failing(OSError(28, "No space left on device"))
         )
 
 
-def test_a_failed_build_leaves_the_bundle_that_was_there(source: Path, tmp_path: Path) -> None:
+def test_failed_build_keeps_existing_bundle(source: Path, tmp_path: Path) -> None:
     out = build_bundle(source, tmp_path / "bundle", progress=_ignore)
     with pytest.raises(BundleError):
         build_bundle(source, out, progress=_ignore, target=_Failing(BundleError("no")))
     assert load_bundle(out).config.vocab_size == 384
 
 
-def test_the_bundle_appears_only_when_it_is_whole(source: Path, tmp_path: Path) -> None:
+def test_bundle_appears_only_when_complete(source: Path, tmp_path: Path) -> None:
     out, seen = tmp_path / "out" / "bundle", []
     build_bundle(source, out, progress=lambda what, share: seen.append(out.exists()))
     assert seen and not any(seen)
     assert load_bundle(out)
 
 
-def test_two_builds_of_one_bundle_at_once(source: Path, tmp_path: Path) -> None:
+def test_concurrent_builds_of_one_bundle_both_succeed(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "bundle"
     meet = threading.Barrier(2)
 
     def progress(what: str, share: float) -> None:
         if what == "reading the source" and share == 1.0:
-            meet.wait(10)
+            meet.wait(60)
 
     threads = [
         threading.Thread(target=build_bundle, args=(source, out), kwargs={"progress": progress}) for _ in range(2)
@@ -88,7 +88,7 @@ def test_two_builds_of_one_bundle_at_once(source: Path, tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["bundle"]
 
 
-def test_folders_of_killed_builds_are_removed_and_running_ones_are_not(source: Path, tmp_path: Path) -> None:
+def test_only_old_temporary_folders_are_removed(source: Path, tmp_path: Path) -> None:
     killed, running = tmp_path / ".bundle.0000.building", tmp_path / ".bundle.1111.building"
     for folder in (killed, running):
         folder.mkdir()
@@ -100,7 +100,7 @@ def test_folders_of_killed_builds_are_removed_and_running_ones_are_not(source: P
     assert running.exists()
 
 
-def test_what_is_not_a_bundle_is_not_replaced(source: Path, tmp_path: Path) -> None:
+def test_foreign_folder_is_not_replaced(source: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
     with pytest.raises(BundleError, match="photos exists and is not a bundle that was built here"):
@@ -108,7 +108,7 @@ def test_what_is_not_a_bundle_is_not_replaced(source: Path, tmp_path: Path) -> N
     assert (tmp_path / "photos" / "cat.jpg").exists()
 
 
-def test_the_stamp_says_what_made_it(source: Path, tmp_path: Path) -> None:
+def test_stamp_has_format_target_and_source(source: Path, tmp_path: Path) -> None:
     out = build_bundle(source, tmp_path / "bundle", progress=_ignore)
     stamp = read_stamp(out)
     assert stamp is not None
@@ -117,7 +117,7 @@ def test_the_stamp_says_what_made_it(source: Path, tmp_path: Path) -> None:
     assert read_stamp(out) is None
 
 
-def test_the_same_source_gives_the_same_bytes(source: Path, tmp_path: Path) -> None:
+def test_same_source_gives_identical_bytes(source: Path, tmp_path: Path) -> None:
     first, second = (build_bundle(source, tmp_path / name, progress=_ignore) for name in ("a", "b"))
     for file in first.iterdir():
         assert file.read_bytes() == (second / file.name).read_bytes(), file.name

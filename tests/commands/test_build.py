@@ -1,4 +1,4 @@
-"""`npu-gateway build` as a user runs it."""
+"""`npu-gateway build` as a process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _build(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120)
 
 
-def test_a_folder_becomes_a_bundle(tmp_path: Path) -> None:
+def test_hugging_face_folder_becomes_a_bundle(tmp_path: Path) -> None:
     done = _build(write_tiny_folder(tmp_path / "source"), tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{tmp_path / 'out'}: a bundle of 0 MB for cpu")
@@ -23,7 +23,7 @@ def test_a_folder_becomes_a_bundle(tmp_path: Path) -> None:
     assert load_bundle(tmp_path / "out").config.vocab_size == 384
 
 
-def test_what_goes_wrong_is_one_line(tmp_path: Path) -> None:
+def test_failure_is_one_line(tmp_path: Path) -> None:
     done = _build(tmp_path / "nothing.gguf", tmp_path / "out")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("npu-gateway: There is no model at nothing.gguf")

@@ -1,0 +1,85 @@
+"""`plan_bundle` decides from the stamp whether a bundle must be built."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gateway.bundles.stamp import BUNDLE_FORMAT, STAMP_FILE, BuildRequest, BundlePlan, npu_folder, plan_bundle
+from gateway.errors import BundleError
+
+
+def options(path: str = "tiny", source: str = "model.gguf", **values: object) -> BuildRequest:
+    fields = {"provider": "auto", "activations": "int8", "models_dir": ""} | values
+    return BuildRequest(path=path, source=source, **fields)  # type: ignore[arg-type]
+
+
+def write_bundle(folder: Path, target: str | None, bundle_format: int = BUNDLE_FORMAT) -> Path:
+    """A folder with a stamp, or without one if `target` is None."""
+    folder.mkdir()
+    if target is not None:
+        stamp = {"format": bundle_format, "target": target, "source": "model.gguf"}
+        (folder / STAMP_FILE).write_text(json.dumps(stamp), encoding="utf-8")
+    return folder
+
+
+def plan(tmp_path: Path, chosen: BuildRequest, *, npu: bool = False) -> BundlePlan:
+    return plan_bundle(chosen, tmp_path, lambda: npu)
+
+
+def test_missing_bundle_is_built(tmp_path: Path) -> None:
+    assert plan(tmp_path, options()) == BundlePlan(folder=tmp_path / "tiny", for_npu=False, is_ready=False)
+
+
+@pytest.mark.parametrize(
+    ("target", "bundle_format", "is_ready"),
+    [
+        ("cpu", BUNDLE_FORMAT, True),
+        ("cpu-float", BUNDLE_FORMAT, False),
+        ("cpu", BUNDLE_FORMAT - 1, False),
+        ("cpu", BUNDLE_FORMAT + 1, False),
+        ("fp16", BUNDLE_FORMAT, True),
+        (None, 0, True),
+    ],
+    ids=["same", "other-activations", "older", "newer", "npu-bundle-at-path", "no-stamp"],
+)
+def test_existing_bundle_is_built_again_if_it_differs(
+    tmp_path: Path, target: str | None, bundle_format: int, is_ready: bool
+) -> None:
+    folder = write_bundle(tmp_path / "tiny", target, bundle_format)
+    assert plan(tmp_path, options()) == BundlePlan(folder=folder, for_npu=False, is_ready=is_ready)
+
+
+def test_outdated_bundle_without_source_is_used(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "tiny", "cpu", BUNDLE_FORMAT - 1)
+    assert plan(tmp_path, options(source="")).is_ready
+
+
+def test_npu_has_its_own_bundle_folder(tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / "tiny", "cpu")
+    expected = BundlePlan(folder=npu_folder(path), for_npu=True, is_ready=False)
+    assert plan(tmp_path, options(), npu=True) == expected
+    write_bundle(npu_folder(path), "fp16")
+    assert plan(tmp_path, options(), npu=True).is_ready
+
+
+@pytest.mark.parametrize(("target", "source"), [("fp16", "model.gguf"), ("cpu", "")], ids=["npu-bundle", "no-source"])
+def test_npu_is_not_detected_if_nothing_can_be_built_for_it(tmp_path: Path, target: str, source: str) -> None:
+    write_bundle(tmp_path / "tiny", target)
+
+    def detect() -> bool:
+        raise AssertionError("detection starts a process")
+
+    assert plan_bundle(options(source=source), tmp_path, detect).folder == tmp_path / "tiny"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [(options(path=""), "needs `path`"), (options(source=""), "There is no bundle tiny.")],
+    ids=["no-path", "no-bundle-no-source"],
+)
+def test_plan_without_path_or_source_is_refused(tmp_path: Path, chosen: BuildRequest, message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        plan(tmp_path, chosen)
