@@ -15,56 +15,90 @@ Logits = NDArray[np.float32]
 
 
 class KVCache(Protocol):
-    """The keys and values of one sequence: rows 0..length-1 are valid."""
+    """The keys and values of one sequence. Rows 0..length-1 are valid."""
 
     @property
     def length(self) -> int: ...
 
     @property
-    def nbytes(self) -> int: ...
+    def nbytes(self) -> int:
+        """The size of the valid rows in bytes."""
 
     def truncate(self, length: int) -> None:
-        """Keep the first `length` rows (0 <= length <= self.length); nothing is moved."""
+        """Keep the first `length` rows, 0 <= length <= self.length. Moves no data."""
 
     def copy_from(self, other: KVCache, length: int) -> None:
-        """Become a copy of the first `length` rows of `other`, a cache of the same decoder."""
+        """Replace the rows by a copy of the first `length` rows of `other`, a cache of the same decoder."""
 
     def snapshot(self) -> KVCache:
-        """A copy of the valid rows that takes no more memory than they do and is only for `copy_from`."""
+        """A copy of the valid rows, no larger than they are. It is only a source for `copy_from`."""
 
 
 class DecoderSpec(Struct, frozen=True, kw_only=True):
-    """What the token loop must know of a decoder."""
+    """The properties of a decoder that the token loop needs."""
 
     vocab_size: int
-    context_length: int
-    prompt_width: int  # the most ids one `prefill` or `verify` call takes
+    context_length: int  # most rows of a cache
+    prompt_width: int  # most ids of one `prefill` or `verify` call
     device: Device
-    placement: dict[str, int] = field(default_factory=dict)
-    is_batch_invariant: bool = False  # a token's logits are the same bits computed alone, in company, and among several
+    placement: dict[str, int] = field(default_factory=dict)  # execution provider -> number of graph nodes
+    is_batch_invariant: bool = False  # True: logits are bit-identical for any batch size and chunking
 
 
 class Decoder(Protocol):
-    """Seam 2: token ids in, logits out. Synchronous, one thread, no text, no JSON.
+    """Seam 2: token ids in, logits out. Synchronous, for one thread, without text.
 
-    Returned logits are float32 and may be a view that the next call overwrites; the caller may change them in place.
-    Every call appends to the cache(s) it is given and raises EngineFailed when the device refuses. A cache never
-    grows past `spec.context_length`: the caller checks before it calls.
+    Each call appends the keys and values of its ids to the caches, before it returns. The caller makes sure that no
+    cache grows past `spec.context_length`. Returned logits can be a view that the next call overwrites. The caller can
+    change them in place.
+
+    Example, greedy decoding:
+
+        token = int(decoder.prefill(cache, prompt_ids).argmax())
+        token = int(decoder.step([cache], [token])[0].argmax())
     """
 
     @property
     def spec(self) -> DecoderSpec: ...
 
-    def new_cache(self) -> KVCache: ...
+    def new_cache(self) -> KVCache:
+        """An empty cache. The number of caches was fixed when the decoder was opened."""
 
     def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
-        """Append 1..prompt_width ids; the logits after the last of them, shape (vocab,)."""
+        """Append a chunk of a prompt.
+
+        Args:
+            cache: the sequence's cache.
+            ids: 1..spec.prompt_width token ids.
+
+        Returns: the logits after the last id, float32 (vocab,).
+
+        Raises EngineFailed if the device call fails. The cache's rows can be wrong then.
+        """
 
     def step(self, caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
-        """Append one id to each cache; logits of shape (len(ids), vocab)."""
+        """Append one token to each of several sequences, in one or more device calls.
+
+        Args:
+            caches: the sequences' caches, each at most once.
+            ids: one token id for each cache.
+
+        Returns: the logits after each token, float32 (len(ids), vocab).
+
+        Raises EngineFailed if a device call fails. The rows of all these caches can be wrong then.
+        """
 
     def verify(self, cache: KVCache, ids: Sequence[int]) -> Logits:
-        """Append 1..prompt_width ids; the logits after each of them, shape (len(ids), vocab)."""
+        """Append several tokens and get the logits after each one. To reject tokens, truncate the cache afterwards.
+
+        Args:
+            cache: the sequence's cache.
+            ids: 1..spec.prompt_width token ids.
+
+        Returns: the logits after each id, float32 (len(ids), vocab).
+
+        Raises EngineFailed if the device call fails. The cache's rows can be wrong then.
+        """
 
     def close(self) -> None:
-        """Give the device and the memory back."""
+        """Release the device and the memory. No other call can follow."""

@@ -1,15 +1,15 @@
-"""The CPU decoder: one graph for prompts and steps, its cache in slots, its bindings made once.
+"""The CPU decoder: one graph for prompts and steps, a cache of slots, and I/O bindings that are made once.
 
-1. Every run of adjacent slots has one I/O binding, made on first use, whose cache tensors are views of the slots: a
-   token allocates nothing and copies no cache. Only ids and logits are bound anew, when their shape changes.
-2. The attention mask always is as wide as the context: its sum says how long a sequence is, and a fixed shape keeps
-   the binding. The results are bit for bit those of a mask that fits.
-3. A step costs, on x86_64 with 4-bit weights and int8 activations, relative to one over a single slot: two slots
-   1.2, four 1.7, eight 2.6. So sequences share a call, and take a free slot or two between them along; what that writes
-   there lies behind valid rows.
-4. The same logits by different ways (a step alone, a step in a batch, a prompt cut here or there) are the same bit for
-   bit in our own graphs (see cpu_graph.py), so nothing that is done for speed can change an answer. With float
-   activations, and in graphs from elsewhere, the last bits differ: at most 1e-3 of logits in -20..30 with floats.
+1. Each run of adjacent slots has one I/O binding, made on first use. Its cache tensors are views of the slots, so a
+   token allocates nothing and copies no cache. Only ids and logits are bound again when their shape changes.
+2. The attention mask is always as wide as the context. Its sum is the length of the sequence, and a fixed shape keeps
+   the binding. The results are bit-identical to those of a mask that fits.
+3. Several sequences share a call. Relative to a step over one slot, a step over two slots costs 1.2, over four 1.7,
+   over eight 2.6 (x86_64, 4-bit weights, int8 activations). A call includes up to two free slots between busy ones; the
+   graph writes scratch rows behind their valid rows.
+4. Our own graphs with int8 activations are batch-invariant (see builder/graphs/cpu.py): batching, chunking and drafts
+   cannot change an answer. With float activations, and in other graphs, the last bits differ: at most 1e-3 for logits
+   in -20..30 with float activations.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from gateway.worker.decoders.base import DecoderSpec, KVCache, Logits
 from gateway.worker.decoders.cpu_cache import SlotBuffers, SlotCache
 from gateway.worker.decoders.onnx import SessionOptions, numpy_dtype, open_session, running_failed
 
-PROMPT_WIDTH = 64  # wider chunks (up to 512 measured) cost the same per token and hold other streams up for longer
+PROMPT_WIDTH = 64  # wider chunks (measured up to 512) cost the same per token and delay other streams longer
 DEFAULT_OPTIONS = SessionOptions()
-ACTIVATIONS = "activations"  # our own graphs' metadata
-KEEP = "logits_to_keep"  # our own graphs' input: how many of the last positions get logits
-_FREE_SLOTS_ALONG = 2  # so many free slots between busy ones cost less than a second call
+ACTIVATIONS = "activations"  # metadata key of our own graphs
+LOGITS_TO_KEEP = "logits_to_keep"  # input of our own graphs: compute logits for the last n positions only
+_MAX_FREE_BETWEEN = 2  # this many free slots in a call cost less than a second call
 
 Ids = NDArray[np.int64]
 
@@ -41,9 +41,10 @@ class CpuDecoder:
     """The Decoder of a one-graph bundle on the CPU provider.
 
     Args:
-        slots: how many caches there can be; their memory is committed as it is used.
-        context_length: rows per cache; 0, or more than the model was made for: what it was made for.
-    Raises BundleError when the graph cannot be opened or is of another kind.
+        slots: number of caches. Their memory is committed when rows are written.
+        context_length: rows of a cache; 0 or a number above the model's limit: the model's limit.
+
+    Raises BundleError if the graph cannot be opened or has other inputs, EngineFailed if there is no memory for it.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class CpuDecoder:
         return self._spec
 
     def new_cache(self) -> SlotCache:
-        """The next slot's cache; there are `slots` of them."""
+        """The cache of the next slot. At most `slots` calls."""
         assert len(self._caches) < self._buffers.slots
         self._caches.append(SlotCache(self._buffers, len(self._caches)))
         return self._caches[-1]
@@ -108,29 +109,40 @@ class CpuDecoder:
         del self._graph, self._buffers
 
     def _extend(self, slot: SlotCache, ids: Sequence[int], keep: int) -> Logits:
-        """Logits of the last `keep` ids, or of all where the graph cannot leave any out."""
+        """Append ids. The logits of the last `keep` ids, or of all ids if the graph cannot limit them."""
         self._run(slot.index, np.array([ids], np.int64), [slot.length + len(ids)], keep)
         slot.length += len(ids)
-        return self._logits[: keep if self._graph.has_keep else len(ids)]
+        return self._logits[: keep if self._graph.has_logits_to_keep else len(ids)]
 
     def _adjacent(self, indices: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """Runs (first, count) that cover the slots `indices`, ascending; a few free ones between them included."""
+        """Runs (first, count) of adjacent slots that include the slots `indices`, which ascend.
+
+        A full slot is never between two members: the graph has no row there to write.
+        """
         first = last = indices[0]
         for index in indices[1:]:
             between = self._caches[last + 1 : index]
-            if len(between) > _FREE_SLOTS_ALONG or any(slot.length == self._buffers.context for slot in between):
+            if len(between) > _MAX_FREE_BETWEEN or any(slot.length == self._buffers.context for slot in between):
                 yield first, last - first + 1
                 first = index
             last = index
         yield first, last - first + 1
 
     def _run(self, first: int, ids: Ids, lengths: Sequence[int], keep: int, row: int = 0) -> None:
-        """Run over the adjacent slots from `first` on; ids (slots, new); logits go to the buffer from `row` on."""
+        """One device call over adjacent slots.
+
+        Args:
+            first: index of the first slot.
+            ids: int64 (slots, new), the new tokens of each slot.
+            lengths: rows of each slot after the call.
+            keep: positions with logits in each slot.
+            row: the first row of the logits buffer to write.
+        """
         assert max(lengths) <= self._buffers.context
         key = first, len(ids)
         if key not in self._runs:
             self._runs[key] = _SlotRun(self._graph, self._buffers, *key)
-        kept = keep if self._graph.has_keep else ids.shape[1]
+        kept = keep if self._graph.has_logits_to_keep else ids.shape[1]
         self._runs[key](ids, lengths, self._logits, row, kept)
 
 
@@ -140,7 +152,7 @@ def _slot(cache: KVCache) -> SlotCache:
 
 
 class _Graph:
-    """A session, and the names of its inputs and outputs as the bundle states them."""
+    """A session, and the names of its inputs and outputs from the bundle's configuration."""
 
     def __init__(self, session: ort.InferenceSession, config: DecoderConfig) -> None:
         self.session = session
@@ -153,13 +165,13 @@ class _Graph:
 
         declared = {value.name: value for value in session.get_inputs()}
         optional = {value.name for value in session.get_overridable_initializers()}
-        self.has_keep = KEEP in declared.keys() | optional
+        self.has_logits_to_keep = LOGITS_TO_KEEP in declared.keys() | optional
         self.has_positions = self.positions in declared
         results = {value.name: value for value in session.get_outputs()}
         wanted = {self.ids, self.mask, *self.past, self.logits, *self.present}
         if missing := wanted - declared.keys() - results.keys():
             raise BundleError(
-                f"The graph has no {min(missing)}; it is not a decoder with an attention mask and a cache."
+                f"The graph has no {min(missing)}. It is not a decoder with an attention mask and a cache."
             )
         self._cache = declared[self.past[0]]
         self.vocab_size = int(results[self.logits].shape[-1])
@@ -170,9 +182,9 @@ class _Graph:
 
 
 class _SlotRun:
-    """The graph bound to the cache of some adjacent slots.
+    """The graph, bound to the caches of some adjacent slots.
 
-    The binding holds pointers into numpy arrays; whatever it points to is kept here as an attribute.
+    The binding holds pointers into numpy arrays. Each array is an attribute here, so that it stays in memory.
     """
 
     def __init__(self, graph: _Graph, buffers: SlotBuffers, first: int, count: int) -> None:
@@ -180,9 +192,9 @@ class _SlotRun:
         self._binding = graph.session.io_binding()
         self._mask = np.zeros((count, buffers.context), np.int64)
         self._lengths = [0] * count
-        self._keep = np.zeros(1, np.int64) if graph.has_keep else None
+        self._keep = np.zeros(1, np.int64) if graph.has_logits_to_keep else None
         self._ids = np.empty((0, 0), np.int64)
-        self._written = (-1, -1)  # where the logits go: first row and rows per slot
+        self._written = (-1, -1)  # the bound part of the logits buffer: first row, rows of each slot
         self._cache = buffers.run(first, count)
         for past, present, buffer in zip(graph.past, graph.present, self._cache, strict=True):
             value = ort.OrtValue.ortvalue_from_numpy(buffer)
@@ -190,10 +202,10 @@ class _SlotRun:
             self._binding.bind_ortvalue_output(present, value)
         self._bind(graph.mask, self._mask)
         if self._keep is not None:
-            self._bind(KEEP, self._keep)
+            self._bind(LOGITS_TO_KEEP, self._keep)
 
     def __call__(self, ids: Ids, lengths: Sequence[int], logits: Logits, row: int, kept: int) -> None:
-        """ids (slots, new); lengths of the sequences, `new` included; writes `kept` rows of logits for each slot."""
+        """Run the graph; see `CpuDecoder._run`. Writes `kept` rows of logits for each slot."""
         self._bind_ids(ids, lengths)
         self._bind_logits(logits, row, kept)
         for row, length in enumerate(lengths):
@@ -228,7 +240,7 @@ class _SlotRun:
             self._keep[0] = kept
 
     def _set_length(self, row: int, length: int) -> None:
-        """The row's mask becomes `length` ones; only what changed is written."""
+        """Set the row's mask to `length` ones. Writes only the difference."""
         before = self._lengths[row]
         self._mask[row, min(before, length) : max(before, length)] = length > before
         self._lengths[row] = length

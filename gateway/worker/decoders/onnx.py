@@ -1,11 +1,18 @@
-"""ONNX Runtime on the CPU: how sessions are opened, and its exceptions in our words.
+"""ONNX Runtime on the CPU: opens sessions, and converts the library's exceptions to GatewayErrors.
 
-How long a thread spins for the next piece of work, measured with SmolLM2-135M (two threads, two cores), milliseconds
-per token with 20, 200 and 1000 µs: idle machine, int8 activations 12.8, 11.5, 10.9 and float 14.8, 14.2, 15.2 (13.3
-with 5000); two other processes busy, int8 26, 25, 27 and float 32, 35, 35 (38 with 5000). The CPU time of a token is
-the same within the noise. So they spin for 1000 µs, longer than any stretch of one thread's work in a step, and not at
-all once the call has returned. In a whole server on an idle machine that is 5 % more tokens a second than with 20.
-Memory arena and memory patterns on or off, and separate allocation of weights, made no difference to speed or size.
+A thread spins for a time while it waits for its next piece of work. Measured with SmolLM2-135M (two threads, two
+cores), in milliseconds per token:
+
+    spin time           20 µs   200 µs   1000 µs   5000 µs
+    idle, int8           12.8     11.5      10.9
+    idle, float          14.8     14.2      15.2      13.3
+    two busy, int8         26       25        27
+    two busy, float        32       35        35        38
+
+(idle: no other program; two busy: two other busy processes; int8, float: the activations.) The CPU time of a token did
+not differ. Threads spin for 1000 µs, longer than any part of a step that runs on one thread, and they stop when the
+call returns. A whole server on an idle machine then gives 5 % more tokens per second than with 20 µs. The memory arena,
+memory patterns and separate allocation of weights changed neither speed nor size.
 """
 
 from __future__ import annotations
@@ -23,10 +30,12 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 from gateway.errors import BundleError, EngineFailed, GatewayError
 from gateway.worker.frames import NO_MEMORY
 
-MAX_THREADS = 8  # on 16 cores 1.2 to 1.7 times as fast as 4, and 12 at most 1.3 times as fast as 8: docs/benchmarks.md
+MAX_THREADS = (
+    8  # on 16 cores, 8 are 1.2 to 1.7 times as fast as 4, and 12 at most 1.3 times as fast as 8 (docs/benchmarks.md)
+)
 _SPIN_US = 1000
 
-#: What a session that cannot be opened says about the bundle; everything else is about the machine.
+#: Exceptions of an opening session that are the bundle's fault.
 BUNDLE_FAULTS: tuple[type[Exception], ...] = (
     native.Fail,
     native.InvalidArgument,
@@ -38,6 +47,7 @@ BUNDLE_FAULTS: tuple[type[Exception], ...] = (
     native.NotFound,
     native.NotImplemented,
 )
+#: All others are the machine's fault.
 ENGINE_FAULTS: tuple[type[Exception], ...] = (
     native.DeviceReset,
     native.EngineError,
@@ -47,7 +57,7 @@ ENGINE_FAULTS: tuple[type[Exception], ...] = (
     native.RuntimeException,
 )
 
-#: How ONNX Runtime says that the machine has no memory left: in the text of its general exceptions.
+#: ONNX Runtime reports a failed allocation in the text of its general exceptions.
 _ALLOCATION_FAULTS = ("bad_alloc", "bad allocation", "Failed to allocate memory")
 
 _DTYPES = {
@@ -66,13 +76,13 @@ class SessionOptions(Struct, frozen=True, kw_only=True):
 def open_session(path: Path, options: SessionOptions) -> ort.InferenceSession:
     """Open a graph on the CPU provider.
 
-    Raises BundleError when the file is missing or not a graph that this version can run, EngineFailed when the machine
-    cannot hold it.
+    Raises BundleError if the file is missing or is not a graph that this version can run, EngineFailed if the machine
+    has too little memory.
     """
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options.threads or default_threads()
     settings.inter_op_num_threads = 1
-    settings.log_severity_level = 4  # what matters comes as an exception
+    settings.log_severity_level = 4  # fatal only: errors are exceptions
     for key, value in (_ENTRIES | options.entries).items():
         settings.add_session_config_entry(key, value)
     try:
@@ -82,7 +92,7 @@ def open_session(path: Path, options: SessionOptions) -> ort.InferenceSession:
 
 
 _ENTRIES = {
-    "mlas.disable_kleidiai": "1",  # on ARM it rounds a whole row to one int8 grid; our graphs count on one per block
+    "mlas.disable_kleidiai": "1",  # on ARM it has one int8 scale for a whole row; our graphs need one for each block
     "session.intra_op.spin_duration_us": str(_SPIN_US),
     "session.force_spinning_stop": "1",
     "session.record_ep_graph_assignment_info": "1",
@@ -90,31 +100,31 @@ _ENTRIES = {
 
 
 def opening_failed(path: Path, error: Exception) -> GatewayError:
+    """The error to raise when the graph at `path` cannot be opened."""
     if _is_out_of_memory(error):
         return EngineFailed(f"{path.parent.name}/{path.name} cannot be loaded: {NO_MEMORY}")
     kind = BundleError if isinstance(error, BUNDLE_FAULTS) else EngineFailed
-    reason = first_line(error).replace(str(path.parent), path.parent.name)  # users get no paths of the server
+    reason = _one_line(error).replace(str(path.parent), path.parent.name)  # no path of the server in a message
     return kind(f"{path.parent.name}/{path.name} cannot be loaded: {reason}")
 
 
 def running_failed(error: Exception) -> EngineFailed:
-    return EngineFailed(
-        NO_MEMORY if _is_out_of_memory(error) else f"The model failed while it ran: {first_line(error)}"
-    )
+    """The error to raise when a device call fails."""
+    return EngineFailed(NO_MEMORY if _is_out_of_memory(error) else f"The model failed while it ran: {_one_line(error)}")
 
 
 def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error) for words in _ALLOCATION_FAULTS)
 
 
-def first_line(error: Exception) -> str:
-    """ONNX Runtime's text without line breaks and without its source locations at length."""
+def _one_line(error: Exception) -> str:
+    """ONNX Runtime's message in one line, at most 300 characters of it."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:300] + "…"
 
 
 def numpy_dtype(onnx_type: str) -> DTypeLike:
-    """numpy's name for a tensor's type as a session states it. Raises BundleError for one that no cache can have."""
+    """The numpy type for a session's tensor type. Raises BundleError for a type that a cache cannot have."""
     try:
         return _DTYPES[onnx_type]
     except KeyError:
@@ -122,13 +132,13 @@ def numpy_dtype(onnx_type: str) -> DTypeLike:
 
 
 def default_threads() -> int:
-    """One thread per physical core this process may use, at most `MAX_THREADS`."""
+    """One thread for each physical core that this process can use, at most `MAX_THREADS`."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cpus // 2 if _has_two_threads_per_core() else cpus, MAX_THREADS))
 
 
 def _has_two_threads_per_core() -> bool:
-    """True where Linux says so; elsewhere an x86 processor is taken to have them, an ARM one not to."""
+    """Linux reports it. Elsewhere the assumption is: x86 has two, ARM has one."""
     try:
         return Path("/sys/devices/system/cpu/smt/active").read_text(encoding="ascii").strip() == "1"
     except OSError:

@@ -1,12 +1,11 @@
-"""Requests whose grammar has to be compiled first wait here, and nobody else waits for them.
+"""The queue of requests whose grammar is being compiled. Other requests do not wait for it.
 
-Compiling may take seconds, so it has its own thread; the token loop goes on meanwhile. A request that comes back finds
-its grammar, or what is wrong with it, kept for it and for the next ones.
+Compiling can take seconds, so it has its own thread, and the token loop continues. The result is cached: a compiled
+grammar, or the error to report. Later requests with the same grammar do not wait.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,42 +15,39 @@ from msgspec import Struct
 
 from gateway.errors import EngineFailed, GatewayError
 from gateway.generation import Grammar
+from gateway.worker.failures import as_gateway_error
 from gateway.worker.frames import Submit
 from gateway.worker.grammar.compile_sandbox import STACK_BYTES
 from gateway.worker.grammar.constraint import CompiledGrammar, GrammarCompiler
 from gateway.worker.sequence import Constraint
 
-_log = logging.getLogger(__name__)
-
-_KEPT = 32  # grammars
-
-_Outcome = CompiledGrammar | GatewayError
+_MAX_CACHED = 32  # grammars; the least recently used one is evicted
 
 
 class Compiled(Struct, frozen=True):
-    """A request, and what became of its grammar."""
+    """A request whose grammar is compiled, and the result."""
 
     frame: Submit
     outcome: CompiledGrammar | GatewayError
 
 
 class GrammarQueue:
-    """Belongs to the token loop's thread. Implements MakeConstraint by being called.
+    """For the thread of the token loop. Called with a grammar, it is a MakeConstraint.
 
     Args:
-        put: called on the queue's own thread with every request that waits no longer.
+        put: called on the queue's own thread with each request that has finished waiting.
     """
 
     def __init__(self, compiler: GrammarCompiler, put: Callable[[Compiled], None]) -> None:
         self._compiler, self._put = compiler, put
-        self._kept: OrderedDict[tuple[str, str], _Outcome] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, str], CompiledGrammar | GatewayError] = OrderedDict()
         self._waiting: set[int] = set()
         self._queue: SimpleQueue[Submit] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def defer(self, frame: Submit) -> bool:
-        """Whether the request has to wait; it will then come back as `Compiled`, unless it is cancelled."""
-        if frame.grammar is None or _key(frame.grammar) in self._kept:
+        """Queue the request if its grammar is not cached. Returns True if it waits: `put` gets it later."""
+        if frame.grammar is None or _key(frame.grammar) in self._cache:
             return False
         self._waiting.add(frame.id)
         self._queue.put(frame)
@@ -59,46 +55,40 @@ class GrammarQueue:
         return True
 
     def cancel(self, request: int) -> None:
-        """The request is cancelled."""
+        """The client has cancelled the request. `finish` returns False for it."""
         self._waiting.discard(request)
 
     def finish(self, compiled: Compiled) -> bool:
-        """Keep the grammar; whether its request is still wanted."""
+        """Cache the result. Returns True if the request has not been cancelled."""
         assert compiled.frame.grammar is not None
-        self._keep(compiled.frame.grammar, compiled.outcome)
+        self._cache[_key(compiled.frame.grammar)] = compiled.outcome
+        if len(self._cache) > _MAX_CACHED:
+            self._cache.popitem(last=False)
         is_wanted = compiled.frame.id in self._waiting
         self._waiting.discard(compiled.frame.id)
         return is_wanted
 
     def __call__(self, grammar: Grammar) -> Constraint:
-        """A constraint at its beginning, for a request that is not held. Raises what is wrong with the grammar."""
-        self._kept.move_to_end(_key(grammar))
-        outcome = self._kept[_key(grammar)]
+        """A constraint at its start, for a request that does not wait. Raises the error of a bad grammar."""
+        key = _key(grammar)
+        self._cache.move_to_end(key)
+        outcome = self._cache[key]
         if isinstance(outcome, EngineFailed):
-            del self._kept[_key(grammar)]  # it was not the grammar's fault
+            del self._cache[key]  # not the grammar's fault: compile it again next time
         if isinstance(outcome, GatewayError):
             raise type(outcome)(outcome.message, param=grammar.param)
         return outcome.constraint(grammar.param)
-
-    def _keep(self, grammar: Grammar, outcome: _Outcome) -> None:
-        self._kept[_key(grammar)] = outcome
-        if len(self._kept) > _KEPT:
-            self._kept.popitem(last=False)
-
-    def _outcome(self, grammar: Grammar) -> _Outcome:
-        try:
-            return self._compiler.compile(grammar)
-        except GatewayError as error:
-            return error
-        except Exception as error:
-            _log.exception("a grammar could not be compiled")
-            return EngineFailed(f"The grammar could not be compiled: {type(error).__name__}.")
 
     def _work(self) -> None:
         while True:
             frame = self._queue.get()
             assert frame.grammar is not None
-            self._put(Compiled(frame, self._outcome(frame.grammar)))
+            outcome: CompiledGrammar | GatewayError
+            try:
+                outcome = self._compiler.compile(frame.grammar)
+            except Exception as error:
+                outcome = as_gateway_error(error, "The grammar compiler")
+            self._put(Compiled(frame, outcome))
 
 
 def _key(grammar: Grammar) -> tuple[str, str]:
@@ -106,10 +96,10 @@ def _key(grammar: Grammar) -> tuple[str, str]:
 
 
 def _start(work: Callable[[], None]) -> threading.Thread:
-    """A thread whose stack fits every grammar that compiled in the sandbox."""
+    """Start a thread whose stack fits every grammar that compiled in the sandbox."""
     usual = threading.stack_size(2 * STACK_BYTES)
     try:
-        thread = threading.Thread(target=work, name="grammars", daemon=True)
+        thread = threading.Thread(target=work, name="grammar compiler", daemon=True)
         thread.start()
     finally:
         threading.stack_size(usual)

@@ -1,17 +1,18 @@
-"""A grammar is first compiled where it can do no harm: in a process that may be killed.
+"""Compiles a grammar first in a child process, within limits of processor time and memory.
 
-Anybody who may send a request may send a grammar, and compiling one has no bound: a `multipleOf` of a few digits can
-take minutes and gigabytes, a chain of a few thousand rules overflows the stack and ends the process. What survives
-here, in bounded time and memory, is compiled again in the worker.
+Clients send grammars, and the cost to compile one has no upper bound. A `multipleOf` of a few digits can take minutes
+and gigabytes. A chain of a few thousand rules overflows the stack and ends the process. A grammar that compiles here
+is compiled again in the worker.
 
-The child runs this file as a script and speaks JSON lines: the vocabulary first, then a grammar a line, to each of
-which it answers with "" or what is wrong with it. Its tokens are the 256 bytes and the model's special tokens, so it
-needs no tokenizer to be read.
+The child runs this file as a script and exchanges JSON lines with the worker. First it gets the vocabulary and replies
+"". Then it gets one grammar at a time and replies with "" or the library's error message. Its tokens are the 256 bytes
+and the model's special tokens, so it reads no tokenizer.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -26,23 +27,28 @@ from typing import Any
 import llguidance
 import psutil
 
-MAX_SECONDS = 5.0
+#: Limits for one grammar. Processor time, because it does not depend on the load of the machine.
+MAX_CPU_S = 5.0
 MAX_BYTES = 768 * 1024 * 1024
-#: For the threads that compile; the worker's has twice of it, so that what fits here fits there.
+MAX_WALL_S = 60.0  # for the start of the child, and for one that uses no processor time
+#: Stack of the compiling thread. The worker's thread has twice as much, so a grammar that compiles here compiles there.
 STACK_BYTES = 16 * 1024 * 1024
 _POLL_S = 0.05
 
 
 def limits() -> llguidance.LLParserLimits:
-    """What one grammar may cost: 500 ms to build its automata, 30 ms and 5000 parser items a token, 60 MB of states."""
+    """The library's limits for one grammar: parser items for each token, lexer states (60 MB), size of the grammar.
+
+    The other limits have the library's defaults, which are about 500 ms to build the automata and 30 ms for each token.
+    The library counts operations, not time.
+    """
     return llguidance.LLParserLimits(
         step_max_items=5_000, max_lexer_states=40_000, max_grammar_size=200_000, verbose_errors=False
     )
 
 
 def first_step_error(matcher: llguidance.LLMatcher) -> str:
-    """What is wrong with a grammar that has just been compiled: "" when an answer can begin, and get past what it has
-    to begin with."""
+    """The error of a grammar that has just been compiled; "" if an answer can start and pass its forced beginning."""
     if not matcher.is_error():
         matcher.compute_bitmask()
     if matcher.is_error():
@@ -54,64 +60,71 @@ def first_step_error(matcher: llguidance.LLMatcher) -> str:
     return str(ahead.get_error())
 
 
-class TooMuch(Exception):
-    """Compiling a grammar takes more than anybody gets."""
+class CompileLimitError(Exception):
+    """A grammar took too much time or memory to compile, or ended the process."""
 
 
 class CompileSandbox:
-    """The child process, started when it is first needed. Used by one thread.
+    """The child process, started on first use. For one thread.
 
     Args:
-        vocab_size: tokens of the model.
-        specials: reads the special tokens that a grammar may name, by id.
+        vocab_size: number of tokens of the model.
+        special_tokens: reads the special tokens that a grammar can name, by id.
     """
 
-    def __init__(self, vocab_size: int, specials: Callable[[], Mapping[int, str]]) -> None:
-        self._vocab_size, self._specials = vocab_size, specials
+    def __init__(self, vocab_size: int, special_tokens: Callable[[], Mapping[int, str]]) -> None:
+        self._vocab_size, self._special_tokens = vocab_size, special_tokens
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self, grammar: str) -> str:
-        """Compile `grammar` (the library's own JSON): "" when that went well, else the library's complaint.
+        """Compile `grammar`, JSON in the library's format. Returns "" or the library's error message.
 
-        Raises TooMuch when it had to be given up, or ended the process.
+        Raises CompileLimitError if the grammar exceeds a limit or ends the process.
         """
-        process = self._process = self._process or self._start()
-        over = threading.Event()
-        watch = threading.Thread(target=_watch, args=(process, over))
-        watch.start()
-        reply = _ask(process, grammar)
-        over.set()
-        watch.join()
+        process = self._process or self._start()
+        reply = _request(process, grammar, MAX_CPU_S)
         if reply is None:
             self.close()
-            raise TooMuch(f"compiling it takes more than {MAX_SECONDS:g} seconds or {MAX_BYTES >> 20} MiB")
+            raise CompileLimitError(f"compiling it takes more than {MAX_CPU_S:g} seconds or {MAX_BYTES >> 20} MiB")
         return reply
 
     def close(self) -> None:
-        """End the process; the next run starts another."""
+        """Kill the process. The next run starts another."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
             self._process = None
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # -P: this folder's modules must not stand in for others of the same name
-        process = subprocess.Popen(
+        # -P: do not import this folder's modules in place of others with the same name
+        process = self._process = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        assert process.stdin is not None
-        process.stdin.write(_line({"size": self._vocab_size, "specials": self._specials()}))
+        if _request(process, {"size": self._vocab_size, "special_tokens": self._special_tokens()}) is None:
+            self.close()
+            raise RuntimeError("the process that compiles grammars did not start")
         return process
 
 
-def _ask(process: subprocess.Popen[bytes], grammar: str) -> str | None:
-    """The child's answer; None when it is gone."""
+def _request(process: subprocess.Popen[bytes], value: object, max_cpu_s: float = math.inf) -> str | None:
+    """Send a line and wait for the reply. None if the child has ended, or was killed because it exceeded a limit."""
+    over = threading.Event()
+    watch = threading.Thread(target=_kill_above_limits, args=(process, max_cpu_s, over))
+    watch.start()
+    try:
+        return _exchange(process, value)
+    finally:
+        over.set()
+        watch.join()
+
+
+def _exchange(process: subprocess.Popen[bytes], value: object) -> str | None:
     assert process.stdin is not None and process.stdout is not None
     try:
-        process.stdin.write(_line(grammar))
+        process.stdin.write(_line(value))
         process.stdin.flush()
         reply = process.stdout.readline()
     except OSError:
@@ -119,39 +132,48 @@ def _ask(process: subprocess.Popen[bytes], grammar: str) -> str | None:
     return str(json.loads(reply)) if reply else None
 
 
-def _watch(process: subprocess.Popen[bytes], over: threading.Event) -> None:
-    """Kill the child unless it is done in time; it answers with silence then."""
-    deadline = time.monotonic() + MAX_SECONDS
+def _kill_above_limits(process: subprocess.Popen[bytes], max_cpu_s: float, over: threading.Event) -> None:
+    """Kill the child if it exceeds a limit before `over` is set."""
+    deadline, (started_s, _) = time.monotonic() + MAX_WALL_S, _usage(process.pid)
     while not over.wait(_POLL_S):
-        if time.monotonic() > deadline or _memory(process.pid) > MAX_BYTES:
+        cpu_s, size = _usage(process.pid)
+        if cpu_s - started_s > max_cpu_s or size > MAX_BYTES or time.monotonic() > deadline:
             process.kill()
             return
 
 
-def _memory(pid: int) -> int:
-    """Bytes held; on Windows a virtual environment's python.exe is a launcher, and the real one its child."""
+def _usage(pid: int) -> tuple[float, int]:
+    """Processor seconds and resident bytes of a process and its children.
+
+    On Windows, python.exe of a virtual environment is a launcher, and the interpreter is its child.
+    """
+    seconds, size = 0.0, 0
     try:
         process = psutil.Process(pid)
-        return sum(int(each.memory_info().rss) for each in (process, *process.children()))
+        for each in (process, *process.children()):
+            times = each.cpu_times()
+            seconds += times.user + times.system
+            size += int(each.memory_info().rss)
     except psutil.Error:
-        return 0  # it has just ended
+        pass  # it has just ended
+    return seconds, size
 
 
 def _line(value: object) -> bytes:
     return json.dumps(value).encode() + b"\n"
 
 
-# -- the child's side --------------------------------------------------------------------------------------------------
+# -- in the child ------------------------------------------------------------------------------------------------------
 
 
 class _ByteVocabulary:
-    """What llguidance asks of a tokenizer: bytes and special tokens; all other ids are there and mean nothing."""
+    """The tokenizer interface of llguidance over bytes and special tokens. All other ids exist and have no text."""
 
     bos_token_id = None
     special_token_ids: list[int]
 
-    def __init__(self, size: int, specials: Mapping[str, str]) -> None:
-        names = {int(index): name.encode() for index, name in specials.items()}
+    def __init__(self, size: int, special_tokens: Mapping[str, str]) -> None:
+        names = {int(index): name.encode() for index, name in special_tokens.items()}
         plain = [index for index in range(max(size, 256 + len(names))) if index not in names]
         self._ids = plain[:256]
         self.tokens = [b""] * (len(plain) + len(names))
@@ -168,17 +190,22 @@ class _ByteVocabulary:
 
 def _serve(requests: SimpleQueue[bytes]) -> None:
     vocabulary = json.loads(requests.get())
-    wrapper: Any = llguidance.TokenizerWrapper(_ByteVocabulary(vocabulary["size"], vocabulary["specials"]))
+    wrapper: Any = llguidance.TokenizerWrapper(_ByteVocabulary(vocabulary["size"], vocabulary["special_tokens"]))
     tokenizer = llguidance.LLTokenizer(wrapper)
+    _reply("")
     while True:
         matcher = llguidance.LLMatcher(tokenizer, json.loads(requests.get()), log_level=0, limits=limits())
-        sys.stdout.buffer.write(_line(first_step_error(matcher)))
-        sys.stdout.buffer.flush()
+        _reply(first_step_error(matcher))
+
+
+def _reply(message: str) -> None:
+    sys.stdout.buffer.write(_line(message))
+    sys.stdout.buffer.flush()
 
 
 def _main() -> None:
-    """Serve lines until stdin ends: then at once, also in the middle of a grammar."""
-    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # they reach the whole process group; the worker decides
+    """Serve lines until stdin closes, then exit at once, also during a compilation."""
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # the whole process group gets them; the worker ends this process
         if number := getattr(signal, name, None):
             signal.signal(number, signal.SIG_IGN)
     requests: SimpleQueue[bytes] = SimpleQueue()

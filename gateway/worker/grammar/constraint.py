@@ -1,8 +1,9 @@
-"""Answers held to a grammar: which tokens may come next, computed by llguidance while the device computes its logits.
+"""Constrained decoding with llguidance: the mask of possible tokens, computed while the device computes logits.
 
-A grammar is compiled once, which may take seconds (see compile_queue.py); each choice then follows a copy of its own.
-Where the grammar leaves no choice, the tokens are known before the device is asked: they are the next draft, and the
-only ones possible.
+A grammar is compiled once, which can take seconds (see compile_queue.py). Each choice then follows its own copy. Where
+only one token is possible, the forced tokens are known before the device call: they are the next draft.
+
+This module converts the errors of llguidance to GatewayErrors.
 """
 
 from __future__ import annotations
@@ -24,35 +25,40 @@ from numpy.typing import NDArray
 from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.generation import Grammar
 from gateway.worker.decoders.base import Logits
-from gateway.worker.grammar.compile_sandbox import CompileSandbox, TooMuch, first_step_error, limits
+from gateway.worker.grammar.compile_sandbox import CompileLimitError, CompileSandbox, first_step_error, limits
 from gateway.worker.grammar.json_schema import OPTIONS, Schema, SchemaError, locate, prepare
 
 MAX_CHARACTERS = 256 * 1024  # of a grammar's source
-_MAX_SAID = 200
+_MAX_MESSAGE = 200
 
-_PLAINER = (
+#: (the library's message, our wording)
+_REWORDED = (
     (r"^Unimplemented keys: \[(.*)\]$", r"unsupported keywords: \1"),
     (r"^NoExtensionBias$", "no token can follow"),
-    (r"^.*(Current row has|Too many items).*$", "it leaves too many ways to go on at one place"),
+    (r"^.*(Current row has|Too many items).*$", "it has too many possible continuations at one position"),
     (r"^.*too many expressions.*$", "its regular expressions are too complex"),
 )
 
-#: In a Lark grammar: what may hide a `%json` that is none, and then the `%json` itself.
+#: In a Lark grammar: strings, comments and regular expressions, which can contain `%json` as text; and `%json`.
 _LARK_TOKEN = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/(?:\\.|[^/\\\n])+/|(?P<json>%json)')
 
 
 class GrammarConstraint:
-    """One choice on its way through a grammar. Implements Constraint.
+    """The position of one choice in a grammar. Implements Constraint.
 
-    Raises InvalidRequest when the grammar needs more than its share (see `compile_sandbox.limits`) to go on, or when no
-    token can follow.
+    Its methods raise InvalidRequest if the grammar exceeds a limit (see `compile_sandbox.limits`) or if no token can
+    follow.
+
+    Args:
+        mask_thread: computes the masks.
+        param: the field of the request with the grammar, for error messages.
     """
 
-    def __init__(self, matcher: Any, tokenizer: Any, beside: ThreadPoolExecutor, param: str) -> None:
-        self._matcher, self._beside, self._param = matcher, beside, param
-        self._mask = np.zeros((tokenizer.vocab_size + 31) // 32, np.uint32)  # a bit a token
+    def __init__(self, matcher: Any, tokenizer: Any, mask_thread: ThreadPoolExecutor, param: str) -> None:
+        self._matcher, self._mask_thread, self._param = matcher, mask_thread, param
+        self._mask = np.zeros((tokenizer.vocab_size + 31) // 32, np.uint32)  # one bit for each token
         self._forced: list[int] = []
-        self._masking: Future[None] | None = None  # the matcher is not to be touched before it is done
+        self._masking: Future[None] | None = None  # until it is done, only its thread uses the matcher
         self._end_ids = frozenset(tokenizer.eos_tokens)
         self._look_ahead()
 
@@ -89,82 +95,84 @@ class GrammarConstraint:
         return self._forced
 
     def _look_ahead(self) -> None:
-        """Find out what is forced; where nothing is, begin to compute what is possible."""
+        """Find the forced tokens. If there are none, start to compute the mask."""
         self._masking = None
         if self._matcher.is_stopped():
             return
         self._forced = self._matcher.compute_ff_tokens()
         if not self._forced:
-            self._masking = self._beside.submit(_fill, self._mask, self._matcher)
+            self._masking = self._mask_thread.submit(_fill, self._mask, self._matcher)
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise InvalidRequest(f"The answer cannot go on: {_readable(self._matcher.get_error())}.", param=self._param)
+            raise InvalidRequest(
+                f"The answer cannot continue: {_readable(self._matcher.get_error())}.", param=self._param
+            )
 
 
 def _fill(mask: NDArray[np.uint32], matcher: Any) -> None:
-    """Compute the mask. Holds on to both for as long as that takes: the choice may be cancelled meanwhile."""
+    """Compute the mask. The arguments keep both objects alive if the choice is cancelled meanwhile."""
     matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
 
 
 class CompiledGrammar:
-    """A grammar that any number of choices can follow."""
+    """A compiled grammar, for any number of choices."""
 
-    def __init__(self, matcher: Any, tokenizer: Any, beside: ThreadPoolExecutor) -> None:
-        self._matcher, self._tokenizer, self._beside = matcher, tokenizer, beside
+    def __init__(self, matcher: Any, tokenizer: Any, mask_thread: ThreadPoolExecutor) -> None:
+        self._matcher, self._tokenizer, self._mask_thread = matcher, tokenizer, mask_thread
 
     def constraint(self, param: str) -> GrammarConstraint:
-        """At its beginning. `param`: the request's field that asked for the grammar."""
-        return GrammarConstraint(self._matcher.deep_copy(), self._tokenizer, self._beside, param)
+        """A constraint at the start of the grammar. `param`: the field of the request with the grammar."""
+        return GrammarConstraint(self._matcher.deep_copy(), self._tokenizer, self._mask_thread, param)
 
 
 class GrammarCompiler:
     """Compiles grammars for one model.
 
     Args:
-        tokenizer_path: tokenizer.json; read when the first grammar comes.
-        vocab_size: the width of the logits.
-        end_ids: the tokens that end an answer.
+        tokenizer_path: tokenizer.json; it is read for the first grammar.
+        vocab_size: width of the logits.
+        end_ids: tokens that end an answer.
     """
 
     def __init__(self, tokenizer_path: Path, vocab_size: int, end_ids: Sequence[int]) -> None:
         self._path, self._vocab_size, self._end_ids = tokenizer_path, vocab_size, list(end_ids)
         self._sandbox = CompileSandbox(vocab_size, lambda: special_tokens(tokenizer_path))
         self._tokenizer: Any = None
-        self._beside = ThreadPoolExecutor(1, "grammar mask")
+        self._mask_thread = ThreadPoolExecutor(1, "grammar mask")
         self._lock = threading.Lock()
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
-        """May take seconds, and a stack of `compile_sandbox.STACK_BYTES`.
+        """Compile a grammar. This can take seconds, and needs a stack of `compile_sandbox.STACK_BYTES`.
 
-        Raises InvalidRequest, which says what is wrong with the grammar and, in a schema, where.
+        Raises InvalidRequest with the reason and, in a schema, with the path.
         """
         if len(grammar.source) > MAX_CHARACTERS:
             raise InvalidRequest(f"The grammar is longer than {MAX_CHARACTERS} characters.", param=grammar.param)
         with self._lock:
             try:
                 return self._compile(grammar)
-            except (SchemaError, TooMuch) as error:
+            except (SchemaError, CompileLimitError) as error:
                 kind = "JSON schema" if grammar.kind == "json_schema" else f"{grammar.kind} grammar"
                 raise InvalidRequest(f"The {kind} cannot be used: {error}.", param=grammar.param) from None
 
     def close(self) -> None:
-        """End the processes and threads it has started; what was compiled can no longer be used."""
+        """End the child process and the mask thread. Compiled grammars cannot be used any more."""
         self._sandbox.close()
-        self._beside.shutdown()
+        self._mask_thread.shutdown()
 
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
         source = self._translate(grammar)
-        if said := _readable(self._sandbox.run(source)):
-            raise SchemaError(said)
+        if message := _readable(self._sandbox.run(source)):
+            raise SchemaError(message)
         tokenizer = self._loaded_tokenizer(grammar.param)
         matcher = llguidance.LLMatcher(tokenizer, source, log_level=0, limits=limits())
-        if said := _readable(first_step_error(matcher)):
-            raise SchemaError(said)
-        return CompiledGrammar(matcher, tokenizer, self._beside)
+        if message := _readable(first_step_error(matcher)):
+            raise SchemaError(message)
+        return CompiledGrammar(matcher, tokenizer, self._mask_thread)
 
     def _translate(self, grammar: Grammar) -> str:
-        """The grammar in the library's own notation."""
+        """The grammar in the library's format."""
         match grammar.kind:
             case "json_object":
                 return _from_schema({"type": "object", "x-guidance": OPTIONS})
@@ -176,13 +184,13 @@ class GrammarCompiler:
                 return str(llguidance.LLMatcher.grammar_from_lark(_with_schemas(_lark(grammar.source), self._checked)))
 
     def _checked(self, schema: Any) -> Schema:
-        """The schema prepared. Raises SchemaError with the path of what the library does not take."""
+        """The schema, prepared. Raises SchemaError with the path of a part that the library refuses."""
         prepared = prepare(schema)
-        if said := self._complaint(prepared):
-            raise locate(prepared, said, self._complaint)
+        if message := self._schema_error(prepared):
+            raise locate(prepared, message, self._schema_error)
         return prepared
 
-    def _complaint(self, schema: Schema) -> str:
+    def _schema_error(self, schema: Schema) -> str:
         return _readable(self._sandbox.run(_from_schema(schema)))
 
     def _loaded_tokenizer(self, param: str) -> Any:
@@ -190,24 +198,24 @@ class GrammarCompiler:
             try:
                 self._tokenizer = _load_tokenizer(self._path, self._vocab_size, self._end_ids)
             except ValueError as error:
-                raise UnsupportedParameter(f"This model cannot be held to a grammar: {error}.", param=param) from error
+                raise UnsupportedParameter(f"This model does not support grammars: {error}.", param=param) from error
         return self._tokenizer
 
 
 def special_tokens(tokenizer_path: Path) -> dict[int, str]:
-    """The tokens that a Lark grammar may name as <name>."""
+    """The special tokens by id. A Lark grammar can name them as <name>."""
     added = msgspec.json.decode(tokenizer_path.read_bytes()).get("added_tokens", [])
     return {token["id"]: token["content"] for token in added}
 
 
 def _load_tokenizer(path: Path, vocab_size: int, end_ids: list[int]) -> Any:
-    """Raises ValueError when the library cannot read it."""
+    """Raises ValueError if the library cannot read the tokenizer."""
     try:
         return llguidance.LLTokenizer(str(path), n_vocab=vocab_size, eos_token=end_ids or None)
     except ValueError as error:
         if "vocab size too small" not in str(error):
             raise ValueError("its tokenizer is of an unknown kind") from error
-    return llguidance.LLTokenizer(str(path), eos_token=end_ids or None)  # it has tokens that the model never writes
+    return llguidance.LLTokenizer(str(path), eos_token=end_ids or None)  # it has more tokens than the model
 
 
 def _decoded(source: str) -> Any:
@@ -225,17 +233,17 @@ def _from_schema(schema: Schema) -> str:
 
 
 def _lark(source: str) -> str:
-    """The grammar, translated if it is in llama.cpp's notation."""
+    """The grammar in Lark notation; a GBNF grammar (llama.cpp) is translated."""
     if "::=" not in source:
         return source
     try:
         return str(any_to_lark(source))
-    except Exception as error:  # GbnfToLarkError is one, and not the only one
+    except Exception as error:  # GbnfToLarkError and others
         raise SchemaError(_readable(str(error))) from None
 
 
 def _with_schemas(source: str, change: Callable[[Any], Schema]) -> str:
-    """A Lark grammar with each `%json` schema in it changed."""
+    """A Lark grammar with `change` applied to each of its `%json` schemas."""
     parts, done = [], 0
     for found in _LARK_TOKEN.finditer(source):
         if found["json"] and found.start() >= done:
@@ -251,15 +259,15 @@ def _schema_at(source: str, start: int) -> tuple[Any, int]:
     try:
         return json.JSONDecoder().raw_decode(source, start)
     except (ValueError, RecursionError) as error:
-        raise SchemaError(f"what follows %json is not JSON: {error}") from None
+        raise SchemaError(f"the text after %json is not JSON: {error}") from None
 
 
-def _readable(said: str) -> str:
-    """What the library says, in one line, without its state."""
-    said = said.split("\n<", 1)[0].strip()
-    if found := re.search(r"^error: (.*)", said, re.MULTILINE):
+def _readable(message: str) -> str:
+    """The library's message in one line, without the dump of its state."""
+    message = message.split("\n<", 1)[0].strip()
+    if found := re.search(r"^error: (.*)", message, re.MULTILINE):
         return f"the regular expression is not supported: {found[1]}"
-    line = said.split("\n", 1)[0].split(". Enable", 1)[0].split("; following", 1)[0]
-    for pattern, words in _PLAINER:
-        line = re.sub(pattern, words, line)
-    return (line if len(line) <= _MAX_SAID else line[:_MAX_SAID] + "…").rstrip(".")
+    line = message.split("\n", 1)[0].split(". Enable", 1)[0].split("; following", 1)[0]
+    for pattern, wording in _REWORDED:
+        line = re.sub(pattern, wording, line)
+    return (line if len(line) <= _MAX_MESSAGE else line[:_MAX_MESSAGE] + "…").rstrip(".")

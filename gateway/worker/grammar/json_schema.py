@@ -1,17 +1,17 @@
-"""JSON schemas as llguidance can hold a model to them, so that every answer validates.
+"""Prepares JSON schemas for llguidance, so that each complete answer validates.
 
-The library takes most of JSON Schema as it is and refuses what it cannot enforce. What is changed before it sees a
-schema, and why:
+The library takes most of JSON Schema as it is, and refuses keywords that it cannot enforce. The changes to a schema
+before, and the reasons:
 
-1. Whitespace is fixed: `{"a": 1, "b": [2]}`, as most tools write JSON on one line. A model at a high temperature would
-   otherwise write blanks until its tokens are spent, and what is fixed can be computed several tokens at a time.
-2. What lists properties is an object and gets no others, and what has items is an array, unless the schema says more:
-   models do not stop inventing. This narrows the schema, so it is not done where schemas are combined and narrower
-   could mean contradictory.
-3. Formats that the library does not know, or takes loosely (29 February, second 60), become narrower patterns; those
-   that JSON Schema does not define are annotations, as the standard has it.
-4. What it would take and not keep is refused: numbers with more digits than a double, `minProperties` that equal keys
-   could satisfy.
+1. Whitespace is fixed: `{"a": 1, "b": [2]}`, as most tools write JSON on one line. At a high temperature a model would
+   write spaces until `max_tokens`. Fixed whitespace is also forced, so several tokens go into one device call.
+2. A schema with `properties` is an object without other properties, and a schema with items is an array, unless the
+   schema has more keywords: models invent properties without end. This makes the schema narrower. It is not done if
+   schemas are combined, because a narrower schema could then contradict another one.
+3. Formats that the library does not know or checks loosely (29 February, second 60) become patterns. Formats that JSON
+   Schema does not define are annotations, as in the standard.
+4. Keywords that the library would take and not enforce are refused: numbers with more digits than a double, and a
+   `minProperties` that repeated keys could satisfy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from urllib.parse import unquote
 Schema = dict[str, Any]
 Path = tuple[str | int, ...]
 
-#: llguidance's compile options, as it reads them from a schema.
+#: The value of `x-guidance`: llguidance's compile options in a schema.
 OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 _DEFINITIONS = ("$defs", "definitions")
@@ -52,6 +52,7 @@ _PATTERNS = {
     "json-pointer": _JSON_POINTER,
     "relative-json-pointer": rf"(0|[1-9]\d*)(#|{_JSON_POINTER})",
 }
+#: format -> a format that the library knows and whose values are a subset
 _NARROWER = {
     "idn-email": "email",
     "idn-hostname": "hostname",
@@ -60,19 +61,19 @@ _NARROWER = {
     "uri-reference": "uri",
     "uri-template": "uri",
 }
-_AS_THEY_ARE = frozenset(("duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"))
-_UNKEPT = frozenset(["regex"])  # defined by the standard, and beyond a grammar
+_SUPPORTED_FORMATS = frozenset(("duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"))
+_UNENFORCEABLE = frozenset(["regex"])  # in the standard, but no grammar can enforce it
 
 
 class SchemaError(Exception):
-    """What is wrong with a schema; `path` says where."""
+    """The error in a schema, and its path in the schema."""
 
-    def __init__(self, what: str, path: Path = ()) -> None:
-        super().__init__(f"at '{_pointer(path)}': {what}" if path else what)
+    def __init__(self, message: str, path: Path = ()) -> None:
+        super().__init__(f"at '{_pointer(path)}': {message}" if path else message)
 
 
 def prepare(schema: Any) -> Schema:
-    """The schema for llguidance, its options within. Raises SchemaError for what could not be kept."""
+    """The schema for llguidance, with its options. Raises SchemaError for a keyword that cannot be enforced."""
     if schema is False:
         raise SchemaError("nothing matches the schema `false`")
     if schema is True:
@@ -92,25 +93,25 @@ def prepare(schema: Any) -> Schema:
     return prepared | {"x-guidance": OPTIONS}
 
 
-def locate(schema: Schema, said: str, complaint: Callable[[Schema], str], seconds: float = 2.0) -> SchemaError:
-    """What the library `said` of the schema, with the path of the smallest subschema of which it says the same.
+def locate(schema: Schema, message: str, error_of: Callable[[Schema], str], seconds: float = 5.0) -> SchemaError:
+    """The library's error message, with the path of the smallest subschema that gives the same message.
 
     Args:
-        complaint: what the library says of a schema, "" if nothing.
-        seconds: after which the search is given up.
+        error_of: the library's message for a schema, or "".
+        seconds: time limit of the search. After that, the error has no path.
     """
     deadline = time.monotonic() + seconds
     definitions = {key: schema[key] for key in _DEFINITIONS if key in schema}
     for path, inner in sorted(_subschemas(schema, ()), key=lambda found: found[0][:1] not in _DEFINITION_PATHS):
         if time.monotonic() > deadline:
             break
-        if path and complaint(definitions | inner | {"x-guidance": OPTIONS}) == said:
-            return SchemaError(said, path)
-    return SchemaError(said)
+        if path and error_of(definitions | inner | {"x-guidance": OPTIONS}) == message:
+            return SchemaError(message, path)
+    return SchemaError(message)
 
 
 def _subschemas(schema: Any, path: Path) -> Iterator[tuple[Path, Schema]]:
-    """Every schema within, and last the schema itself. What is no object is left to the library to refuse."""
+    """All inner schemas, and last the schema itself. The library refuses a value that is not an object."""
     if not isinstance(schema, dict):
         return
     for key, value in schema.items():
@@ -129,7 +130,7 @@ def _inner(key: str, value: Any) -> Iterator[tuple[Path, Any]]:
 
 
 def _rewrite(schema: Schema, change: Callable[[Schema], Schema]) -> Schema:
-    """A copy with every subschema changed, inner ones first."""
+    """A copy with `change` applied to each schema, inner ones first."""
 
     def rewrite(key: str, value: Any) -> Any:
         if key in _SCHEMA_MAPS and isinstance(value, dict):
@@ -145,7 +146,7 @@ def _rewrite(schema: Schema, change: Callable[[Schema], Schema]) -> Schema:
 
 
 def _is_combined(schema: Schema) -> bool:
-    """Whether closing an object in this schema or under it could leave nothing, or too much, to match."""
+    """True if a closed object in this schema could match nothing, or too much."""
     if "allOf" in schema or "oneOf" in schema:
         return True
     return "properties" in schema and not schema.keys().isdisjoint(("$ref", "anyOf"))
@@ -187,7 +188,7 @@ def _with_kept_format(schema: Schema) -> Schema:
         if "pattern" not in rest or not isinstance(others, list):
             return kept | rest
         return rest | {"allOf": [*others, kept]}
-    if name in _AS_THEY_ARE:
+    if name in _SUPPORTED_FORMATS:
         return schema
     if name in _NARROWER:
         return schema | {"format": _NARROWER[name]}
@@ -195,34 +196,36 @@ def _with_kept_format(schema: Schema) -> Schema:
 
 
 def _check_kept(schema: Schema, path: Path) -> None:
-    """Raises SchemaError for what the library would take and answers could break."""
-    if schema.get("format") in _UNKEPT:
+    """Raises SchemaError for a keyword that the library takes, but does not enforce."""
+    if schema.get("format") in _UNENFORCEABLE:
         raise SchemaError(f"the format {schema['format']!r} cannot be enforced", path)
     required = schema.get("required")
     fixed = len(required) if isinstance(required, list) else 0
-    least = schema.get("minProperties")
-    if isinstance(least, int) and least > fixed + 1:
-        raise SchemaError(f"'minProperties' cannot be more than the required properties and one ({fixed + 1})", path)
+    minimum = schema.get("minProperties")
+    if isinstance(minimum, int) and minimum > fixed + 1:
+        raise SchemaError(
+            f"'minProperties' cannot be above the number of required properties plus one ({fixed + 1})", path
+        )
     for key in _NUMBERS:
         for number in _numbers(schema.get(key)):
             if not _is_exact(number):
-                raise SchemaError(f"the number {number} has more digits than can be kept exactly", (*path, key))
+                raise SchemaError(f"the number {number} has more digits than a double", (*path, key))
 
 
 def _check_multiples(found: list[tuple[Path, Any]]) -> None:
-    """Raises SchemaError where the library's 32 bits would not hold a `multipleOf`, or a common multiple of several."""
+    """Raises SchemaError if a `multipleOf`, or a common multiple of several, exceeds the library's 32 bits."""
     scaled = []
     for path, multiple in found:
         if isinstance(multiple, bool) or not isinstance(multiple, int | float) or not 0 < abs(multiple) < 2**32:
             continue  # the library refuses it
-        counted, places = abs(float(multiple)), 0
-        while counted != int(counted):  # as the library counts
-            counted, places = counted * 10, places + 1
-        if Fraction(int(counted), 10**places) != abs(Fraction(str(multiple))):
-            raise SchemaError(f"the number {multiple} cannot be kept exactly", (*path, "multipleOf"))
-        scaled.append((int(counted), places))
-    widest = max((places for _, places in scaled), default=0)
-    multiples = [count * 10 ** (widest - places) for count, places in scaled]
+        integer, decimals = abs(float(multiple)), 0
+        while integer != int(integer):  # the library's own algorithm
+            integer, decimals = integer * 10, decimals + 1
+        if Fraction(int(integer), 10**decimals) != abs(Fraction(str(multiple))):
+            raise SchemaError(f"the number {multiple} has no exact representation", (*path, "multipleOf"))
+        scaled.append((int(integer), decimals))
+    most_decimals = max((decimals for _, decimals in scaled), default=0)
+    multiples = [integer * 10 ** (most_decimals - decimals) for integer, decimals in scaled]
     if len(multiples) > 1 and math.lcm(*multiples) * max(multiples) >= 2**32:
         raise SchemaError("its 'multipleOf' numbers are too large together")
 
@@ -241,7 +244,7 @@ def _numbers(value: Any) -> Iterator[int | float]:
 
 
 def _is_exact(number: int | float) -> bool:
-    """The library counts in doubles and writes 15 digits."""
+    """True if the number is a double with at most 15 digits, as the library writes it."""
     try:
         return float(f"{number:.15g}") == number
     except OverflowError:
@@ -249,16 +252,16 @@ def _is_exact(number: int | float) -> bool:
 
 
 def _check_reference(root: Schema, schema: Schema, path: Path) -> None:
-    """Raises SchemaError for a `$ref` that leaves the document or leads nowhere in it; anchors are the library's."""
+    """Raises SchemaError for a `$ref` to another document or to a missing part. The library checks anchors."""
     target = schema.get("$ref")
     if target is None:
         return
     if not isinstance(target, str):
-        raise SchemaError("'$ref' is a string", path)
+        raise SchemaError("'$ref' must be a string", path)
     if not target.startswith("#"):
         if "$id" in root and not target.startswith(("http:", "https:")):
-            return  # relative to the document's own name
-        raise SchemaError(f"the reference {target!r} leads out of the schema; nothing is fetched", path)
+            return  # relative to the document's own `$id`
+        raise SchemaError(f"the reference {target!r} is outside the schema, and the gateway fetches nothing", path)
     if target.startswith("#/") and not _exists(root, unquote(target[2:]).split("/")):
         raise SchemaError(f"there is nothing at {target!r}", (*path, "$ref"))
 

@@ -1,9 +1,8 @@
-"""Compiling beside the token loop: nobody waits for somebody else's grammar, and no grammar ends the worker."""
+"""Grammars compile in parallel with the token loop: other requests do not wait, and no grammar ends the worker."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -18,18 +17,18 @@ from gateway.sampling import Sampling
 from gateway.worker.frames import Cancel, Ended, Failed, Ready, Shutdown, Submit, Tokens, WorkerSpec
 from gateway.worker.grammar import compile_sandbox
 from gateway.worker.grammar.compile_queue import Compiled, GrammarQueue
-from gateway.worker.grammar.compile_sandbox import CompileSandbox, TooMuch
+from gateway.worker.grammar.compile_sandbox import CompileLimitError, CompileSandbox
 from gateway.worker.grammar.constraint import GrammarCompiler, special_tokens
 from tests.support.structured import lark, regex, schema_grammar
 from tests.support.tiny import VOCABULARY
 from tests.worker.test_worker import Worker
 
 PATIENCE_S = 60.0
-#: Minutes and gigabytes, if it were let.
+#: Would take minutes and gigabytes to compile.
 SLOW = schema_grammar({"properties": {"a": {"type": "integer", "multipleOf": 999_983}}})
-#: Overflows the stack of whatever compiles it.
+#: Overflows the stack of the process that compiles it.
 CRASH = lark("start: r0\n" + "".join(f'r{i}: r{i + 1} "x"\n' for i in range(12_000)) + 'r12000: "a"')
-#: As much of that as has to be borne.
+#: The same with fewer rules: it compiles.
 DEEP = lark("start: r0\n" + "".join(f'r{i}: r{i + 1} "x"\n' for i in range(2_500)) + 'r2500: "a"')
 
 
@@ -45,10 +44,6 @@ class TestCompileSandbox:
         yield sandbox
         sandbox.close()
 
-    @pytest.fixture
-    def hurried(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(compile_sandbox, "MAX_SECONDS", 1.0)
-
     @staticmethod
     def source(lark: str) -> str:
         return json.dumps({"grammars": [{"lark_grammar": lark}]})
@@ -58,35 +53,41 @@ class TestCompileSandbox:
         assert sandbox._process is not None
         return sandbox._process.pid
 
-    def test_says_what_the_library_says(self, sandbox: CompileSandbox) -> None:
+    def test_run_returns_message_of_library(self, sandbox: CompileSandbox) -> None:
         assert sandbox.run(self.source('start: "a"')) == ""
         assert "unknown name" in sandbox.run(self.source("start: a"))
         assert sandbox.run(self.source("start: <|im_start|> <[383]>")) == ""
         assert "too large" in sandbox.run(self.source("start: <[384]>"))
 
-    def test_one_process_for_all(self, sandbox: CompileSandbox) -> None:
+    def test_runs_share_one_process(self, sandbox: CompileSandbox) -> None:
         sandbox.run(self.source('start: "a"'))
         first = self.pid(sandbox)
         sandbox.run(self.source('start: "b"'))
         assert self.pid(sandbox) == first
 
-    @pytest.mark.parametrize("bomb", [CRASH.source, 'start: %json {"multipleOf": 999983, "type": "integer"}'])
-    @pytest.mark.usefixtures("hurried")
-    def test_a_bomb_goes_off_where_it_harms_nobody(self, sandbox: CompileSandbox, bomb: str) -> None:
-        started = time.monotonic()
-        with pytest.raises(TooMuch, match="more than 1 seconds or 768 MiB"):
+    @pytest.mark.parametrize(
+        "bomb",
+        [CRASH.source, 'start: %json {"multipleOf": 999983, "type": "integer"}'],
+        ids=["stack_overflow", "processor_time"],
+    )
+    def test_bomb_ends_only_the_child(
+        self, sandbox: CompileSandbox, monkeypatch: pytest.MonkeyPatch, bomb: str
+    ) -> None:
+        monkeypatch.setattr(compile_sandbox, "MAX_CPU_S", 1.0)
+        sandbox.run(self.source('start: "a"'))
+        child = psutil.Process(self.pid(sandbox))
+        with pytest.raises(CompileLimitError, match="more than 1 seconds or 768 MiB"):
             sandbox.run(self.source(bomb))
-        assert time.monotonic() - started < 5
+        assert not child.is_running()
         assert sandbox.run(self.source('start: "a"')) == ""
 
-    def test_memory_is_bounded_too(self, sandbox: CompileSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(compile_sandbox, "MAX_SECONDS", PATIENCE_S)
+    def test_child_above_memory_limit_is_killed(self, sandbox: CompileSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(compile_sandbox, "MAX_CPU_S", PATIENCE_S)
         monkeypatch.setattr(compile_sandbox, "MAX_BYTES", 100 * 1024 * 1024)
-        with pytest.raises(TooMuch):
+        with pytest.raises(CompileLimitError):
             sandbox.run(self.source("start: /" + "|".join("x" * length + "y" for length in range(4000)) + "/"))
 
-    def test_the_child_dies_with_its_parent(self, tokenizer_path: Path) -> None:
-        """Also in the middle of a grammar: the parent's end of the pipe is gone, and that is all it needs."""
+    def test_child_ends_when_pipe_closes_during_compilation(self, tokenizer_path: Path) -> None:
         sandbox = CompileSandbox(VOCABULARY, lambda: special_tokens(tokenizer_path))
         sandbox.run(self.source('start: "a"'))
         child = psutil.Process(self.pid(sandbox))
@@ -99,7 +100,7 @@ class TestCompileSandbox:
         process.wait()
 
 
-class TestDesk:
+class TestGrammarQueue:
     @pytest.fixture
     def inbox(self) -> SimpleQueue[Compiled]:
         return SimpleQueue()
@@ -108,7 +109,7 @@ class TestDesk:
     def queue(self, grammars: GrammarCompiler, inbox: SimpleQueue[Compiled]) -> GrammarQueue:
         return GrammarQueue(grammars, inbox.put)
 
-    def test_a_grammar_is_waited_for_once(self, queue: GrammarQueue, inbox: SimpleQueue[Compiled]) -> None:
+    def test_compiled_grammar_is_cached(self, queue: GrammarQueue, inbox: SimpleQueue[Compiled]) -> None:
         assert not queue.defer(submit(1, None))
         assert queue.defer(submit(2, regex("once")))
         compiled = inbox.get(timeout=PATIENCE_S)
@@ -116,7 +117,7 @@ class TestDesk:
         assert not queue.defer(submit(3, regex("once")))
         assert queue(regex("once")) is not queue(regex("once"))
 
-    def test_so_is_what_is_wrong_with_it(self, queue: GrammarQueue, inbox: SimpleQueue[Compiled]) -> None:
+    def test_error_of_grammar_is_cached(self, queue: GrammarQueue, inbox: SimpleQueue[Compiled]) -> None:
         queue.defer(submit(1, regex("(wrong")))
         assert queue.finish(inbox.get(timeout=PATIENCE_S))
         assert not queue.defer(submit(2, regex("(wrong")))
@@ -125,28 +126,30 @@ class TestDesk:
             queue(other)
         assert caught.value.param == "guided_regex"
 
-    def test_who_is_cancelled_does_not_come_back(self, queue: GrammarQueue, inbox: SimpleQueue[Compiled]) -> None:
+    def test_cancelled_request_is_not_wanted_after_compilation(
+        self, queue: GrammarQueue, inbox: SimpleQueue[Compiled]
+    ) -> None:
         queue.defer(submit(1, regex("cancelled")))
         queue.cancel(1)
         assert not queue.finish(inbox.get(timeout=PATIENCE_S))
         assert not queue.defer(submit(2, regex("cancelled")))
 
-    def test_the_oldest_are_forgotten(self, queue: GrammarQueue, inbox: SimpleQueue[Compiled]) -> None:
+    def test_cache_evicts_least_recently_used_grammar(self, queue: GrammarQueue, inbox: SimpleQueue[Compiled]) -> None:
         for index in range(40):
             assert queue.defer(submit(index, regex(f"old{index}")))
             queue.finish(inbox.get(timeout=PATIENCE_S))
-            queue(regex("old0"))  # used, so it stays
+            queue(regex("old0"))  # used, so it is not evicted
         assert queue.defer(submit(50, regex("old1")))
         assert not queue.defer(submit(51, regex("old0"))) and not queue.defer(submit(52, regex("old39")))
         inbox.get(timeout=PATIENCE_S)
 
-    def test_a_failure_of_ours_is_not_kept(
+    def test_failure_of_sandbox_is_not_cached(
         self, tokenizer_path: Path, inbox: SimpleQueue[Compiled], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         compiler = GrammarCompiler(tokenizer_path, VOCABULARY, (2, 0))
         queue = GrammarQueue(compiler, inbox.put)
         monkeypatch.setattr(compile_sandbox, "__file__", str(tokenizer_path))
-        monkeypatch.setattr("sys.executable", str(tokenizer_path))  # nothing that can be started
+        monkeypatch.setattr("sys.executable", str(tokenizer_path))  # not an executable file
         queue.defer(submit(1, regex("ours")))
         queue.finish(inbox.get(timeout=PATIENCE_S))
         with pytest.raises(EngineFailed):
@@ -183,20 +186,19 @@ def start(tiny: Path) -> Iterator[Callable[[], Worker]]:
         worker.connection.close()
 
 
-def test_a_bomb_stalls_nobody(start: Callable[[], Worker]) -> None:
+def test_bomb_delays_no_other_request(start: Callable[[], Worker]) -> None:
     worker = start()
     worker.say(submit(1, SLOW))
-    started = time.monotonic()
     worker.say(submit(2, None, max_tokens=300))
-    frames = worker.hear_until(Ended)
-    assert frames[-1] == Ended(2, "length") and time.monotonic() - started < 4
+    frames = worker.hear_until(Ended, Failed)
+    assert frames[-1] == Ended(2, "length")  # before the bomb has used its processor time
     assert sum(len(frame.ids) for frame in frames if isinstance(frame, Tokens)) == 300
     failed = worker.hear_until(Failed)[-1]
     assert (failed.id, failed.kind, failed.param) == (1, "InvalidRequest", "p")
     assert "compiling it takes more than 5 seconds" in failed.message
 
 
-def test_bad_deep_and_cancelled_grammars_are_their_requests_own(start: Callable[[], Worker]) -> None:
+def test_bad_deep_and_cancelled_grammars_affect_only_their_requests(start: Callable[[], Worker]) -> None:
     worker = start()
     worker.say(submit(1, CRASH))
     worker.say(submit(2, schema_grammar({"items": {"type": "hiccup"}})))
@@ -216,7 +218,7 @@ def test_bad_deep_and_cancelled_grammars_are_their_requests_own(start: Callable[
     assert worker.exit_code() == 0
 
 
-def test_the_child_is_gone_with_a_worker_that_is_killed(start: Callable[[], Worker]) -> None:
+def test_child_ends_with_killed_worker(start: Callable[[], Worker]) -> None:
     worker = start()
     worker.say(submit(1, regex("[a-z]{4}")))
     worker.hear_until(Ended)

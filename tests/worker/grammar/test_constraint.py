@@ -1,4 +1,4 @@
-"""Grammars over a real vocabulary: what may come next, what must, and what is refused."""
+"""Grammars over a real vocabulary: possible tokens, forced tokens, and refused grammars."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.tiny import VOCABULARY
 ENDS = (2, 0)  # of the tiny model
 WORD: Schema = {"type": "string", "pattern": "^[ab]{1,3}$"}
 
-#: What else the library takes, and must keep.
+#: Further schemas that the library takes and must enforce.
 CORNERS: list[Schema | bool] = [
     True,
     {
@@ -65,7 +65,7 @@ CORNERS: list[Schema | bool] = [
 ]
 
 
-def said(grammars: GrammarCompiler, grammar: Grammar) -> str:
+def refusal(grammars: GrammarCompiler, grammar: Grammar) -> str:
     with pytest.raises(InvalidRequest) as caught:
         grammars.compile(grammar)
     assert caught.value.param == grammar.param
@@ -73,7 +73,7 @@ def said(grammars: GrammarCompiler, grammar: Grammar) -> str:
 
 
 class Random:
-    """A model that likes every token as much as the next one, and to come to an end after a while."""
+    """Random logits. After `patience` tokens, closing characters become likely."""
 
     def __init__(self, tokens: TextTokenizer, seed: int) -> None:
         self._random = np.random.default_rng(seed)
@@ -85,10 +85,10 @@ class Random:
         return logits
 
 
-def write(constraint: GrammarConstraint, model: Random, patience: int, most: int = 400) -> tuple[list[int], bool]:
-    """The tokens of an answer, and whether it is whole."""
+def write(constraint: GrammarConstraint, model: Random, patience: int, limit: int = 400) -> tuple[list[int], bool]:
+    """The tokens of an answer, and True if it is complete."""
     ids: list[int] = []
-    while not constraint.is_stopped and len(ids) < most:
+    while not constraint.is_stopped and len(ids) < limit:
         logits = model.logits(patience, len(ids))
         constraint.restrict(logits)
         token = int(logits.argmax())
@@ -113,29 +113,29 @@ def follow(constraint: GrammarConstraint, ids: list[int]) -> None:
 
 
 @pytest.mark.parametrize("schema", [*SCHEMAS.values(), *CORNERS], ids=lambda schema: json.dumps(schema)[:60])
-def test_whatever_the_logits_an_answer_validates(
+def test_complete_answer_validates_for_random_logits(
     grammars: GrammarCompiler, tokens: TextTokenizer, schema: Schema | bool
 ) -> None:
     compiled, model = grammars.compile(schema_grammar(schema)), Random(tokens, 1)
-    whole = 0
+    complete = 0
     for patience in range(0, 40, 4):
-        ids, is_whole = write(compiled.constraint("p"), model, patience)
-        whole += is_whole
+        ids, is_complete = write(compiled.constraint("p"), model, patience)
+        complete += is_complete
         text = tokens.decode(ids)
-        assert not is_whole or faults(schema, text) == [], text
-    assert whole > 5
+        assert not is_complete or faults(schema, text) == [], text
+    assert complete > 5
 
 
-def test_json_object_is_any_object(grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
+def test_json_object_grammar_permits_any_object(grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
     compiled, model = grammars.compile(Grammar(kind="json_object")), Random(tokens, 2)
     found = [write(compiled.constraint("p"), model, patience) for patience in range(30)]
-    texts = [tokens.decode(ids) for ids, is_whole in found if is_whole]
+    texts = [tokens.decode(ids) for ids, is_complete in found if is_complete]
     assert len(texts) > 20 and all(isinstance(json.loads(text), dict) for text in texts)
     follow(compiled.constraint("p"), tokens.encode('{"a": [1, {"b": null, "c": []}], "d": "\\n"}'))
 
 
-def test_whitespace_is_fixed(grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
-    """One blank after a comma or a colon; none is possible anywhere else outside of strings."""
+def test_json_whitespace_is_fixed(grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
+    """One space after a comma or a colon, and none elsewhere outside strings."""
     constraint = grammars.compile(Grammar(kind="json_object")).constraint("p")
     blanks = {i for i in range(VOCABULARY) if tokens.token_bytes(i)[:1].isspace()}
     for character in '{"": [1, {"": 2}], "": [[], -3]}':
@@ -148,12 +148,12 @@ def test_whitespace_is_fixed(grammars: GrammarCompiler, tokens: TextTokenizer) -
         constraint.accept(token)
 
 
-def test_special_tokens_are_no_text(grammars: GrammarCompiler) -> None:
+def test_special_token_matches_only_by_name(grammars: GrammarCompiler) -> None:
     assert 1 not in possible(grammars.compile(regex("(?s:.*)")).constraint("p"))
     assert possible(grammars.compile(lark("start: <|im_start|>")).constraint("p")) == {1}
 
 
-def test_an_answer_may_end_where_the_grammar_allows_it(grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
+def test_end_tokens_are_possible_where_grammar_can_end(grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
     constraint = grammars.compile(regex("[0-9]{1,3}")).constraint("p")
     assert not possible(constraint) & set(ENDS)
     follow(constraint, tokens.encode("1"))
@@ -162,12 +162,12 @@ def test_an_answer_may_end_where_the_grammar_allows_it(grammars: GrammarCompiler
     assert constraint.is_stopped and possible(constraint) == set(ENDS)
 
 
-def test_the_empty_answer(grammars: GrammarCompiler) -> None:
+def test_empty_regex_permits_only_end_tokens(grammars: GrammarCompiler) -> None:
     constraint = grammars.compile(regex("")).constraint("p")
     assert possible(constraint) == set(ENDS)
 
 
-def test_what_is_forced_is_known_and_nothing_else_is_possible(grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
+def test_forced_tokens_are_only_possible_ones(grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
     constraint = grammars.compile(schema_grammar({"const": {"name": ["value"]}})).constraint("p")
     ids: list[int] = []
     while not constraint.is_stopped:
@@ -175,10 +175,10 @@ def test_what_is_forced_is_known_and_nothing_else_is_possible(grammars: GrammarC
         ids.append(constraint.forced()[0])
         constraint.accept(ids[-1])
     assert tokens.decode(ids) == '{"name": ["value"]}'
-    assert len(ids) < len('{"name": ["value"]}')  # as the tokenizer writes it, not byte by byte
+    assert len(ids) < len('{"name": ["value"]}')  # tokens of the tokenizer, not bytes
 
 
-def test_logits_wider_than_the_vocabulary(tokenizer_path: Path) -> None:
+def test_logits_wider_than_tokenizer_are_masked(tokenizer_path: Path) -> None:
     compiler = GrammarCompiler(tokenizer_path, VOCABULARY + 77, ENDS)
     logits = np.zeros(VOCABULARY + 77, np.float32)
     compiler.compile(regex("(?s:.*)")).constraint("p").restrict(logits)
@@ -186,7 +186,7 @@ def test_logits_wider_than_the_vocabulary(tokenizer_path: Path) -> None:
     compiler.close()
 
 
-def test_logits_narrower_than_the_vocabulary(tokenizer_path: Path) -> None:
+def test_logits_narrower_than_tokenizer_are_masked(tokenizer_path: Path) -> None:
     compiler = GrammarCompiler(tokenizer_path, VOCABULARY - 7, ENDS)
     logits = np.zeros(VOCABULARY - 7, np.float32)
     compiler.compile(regex("(?s:.*)")).constraint("p").restrict(logits)
@@ -194,7 +194,7 @@ def test_logits_narrower_than_the_vocabulary(tokenizer_path: Path) -> None:
     compiler.close()
 
 
-def test_a_tokenizer_that_the_library_cannot_read(tmp_path: Path) -> None:
+def test_unreadable_tokenizer_is_unsupported_parameter(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text('{"added_tokens": []}', encoding="utf-8")
     compiler = GrammarCompiler(path, VOCABULARY, ENDS)
@@ -204,15 +204,15 @@ def test_a_tokenizer_that_the_library_cannot_read(tmp_path: Path) -> None:
     compiler.close()
 
 
-def test_choices_that_are_given_up_in_the_middle_of_a_mask(grammars: GrammarCompiler) -> None:
-    """The mask is written by another thread into memory that must still be there."""
+def test_mask_memory_outlives_discarded_constraint(grammars: GrammarCompiler) -> None:
+    """Another thread writes the mask into memory that must not be freed."""
     compiled = grammars.compile(schema_grammar(SCHEMAS["report"]))
     for _ in range(300):
         compiled.constraint("p")
     gc.collect()
 
 
-def test_threads_may_compile_at_once(grammars: GrammarCompiler) -> None:
+def test_threads_can_compile_at_same_time(grammars: GrammarCompiler) -> None:
     errors: list[Exception] = []
 
     def work(index: int) -> None:
@@ -230,21 +230,21 @@ def test_threads_may_compile_at_once(grammars: GrammarCompiler) -> None:
 
 
 class TestLark:
-    def test_a_schema_within_is_kept_as_well(self, grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
+    def test_schema_inside_lark_is_enforced(self, grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
         schema = {"properties": {"a": {"type": "string", "format": "date"}}, "required": ["a"]}
         grammar = lark(f'start: "<" %json {json.dumps(schema)} ">" // %json')
-        ids, is_whole = write(grammars.compile(grammar).constraint("p"), Random(tokens, 3), 10)
+        ids, is_complete = write(grammars.compile(grammar).constraint("p"), Random(tokens, 3), 10)
         text = tokens.decode(ids)
-        assert is_whole and text[0] == "<" and text[-1] == ">"
+        assert is_complete and text[0] == "<" and text[-1] == ">"
         value = json.loads(text[1:-1])
         assert value.keys() == {"a"} and text[1:-1] == json.dumps(value)
 
-    def test_percent_json_in_a_string_is_a_string(self, grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
+    def test_percent_json_inside_string_is_text(self, grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
         constraint = grammars.compile(lark(r'start: "%json {" /%json x?/ "\"%json"')).constraint("p")
         follow(constraint, tokens.encode('%json {%json x"%json'))
         assert constraint.is_stopped
 
-    def test_the_notation_of_llama_cpp(self, grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
+    def test_gbnf_grammar_is_translated(self, grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
         grammar = lark('root ::= "[" item ("," ws item)* "]"\nitem ::= [0-9]+ | "x"{2}\nws ::= " "?')
         constraint = grammars.compile(grammar).constraint("p")
         follow(constraint, tokens.encode("[12, 3,xx]"))
@@ -269,23 +269,26 @@ class TestRefusals:
             ({"minimum": 5, "maximum": 3, "type": "integer"}, "minimum (5) is greater than maximum (3)"),
             ({"anyOf": [{"oneOf": [{"type": "string"}, {"minLength": 3}]}]}, "oneOf"),
             (False, "nothing matches the schema `false`"),
-            ({"properties": {f"p{i}": {} for i in range(1000)}}, "it leaves too many ways to go on at one place"),
+            (
+                {"properties": {f"p{i}": {} for i in range(1000)}},
+                "it has too many possible continuations at one position",
+            ),
         ],
         ids=lambda value: str(value)[:60],
     )
-    def test_a_schema_that_is_none(self, grammars: GrammarCompiler, schema: Any, what: str) -> None:
-        message = said(grammars, schema_grammar(schema))
+    def test_bad_schema_is_refused_with_reason(self, grammars: GrammarCompiler, schema: Any, what: str) -> None:
+        message = refusal(grammars, schema_grammar(schema))
         assert message.startswith("The JSON schema cannot be used: ") and what in message and "\n" not in message
 
     @pytest.mark.parametrize("source", ["{", "", "nonsense", "[" * 100_000])
-    def test_a_schema_that_is_no_json(self, grammars: GrammarCompiler, source: str) -> None:
-        assert "it is not JSON" in said(grammars, Grammar(kind="json_schema", source=source, param="p"))
+    def test_schema_that_is_not_json_is_refused(self, grammars: GrammarCompiler, source: str) -> None:
+        assert "it is not JSON" in refusal(grammars, Grammar(kind="json_schema", source=source, param="p"))
 
-    def test_a_schema_too_deep_for_the_library(self, grammars: GrammarCompiler) -> None:
+    def test_too_deep_schema_is_refused(self, grammars: GrammarCompiler) -> None:
         schema: Schema = {}
         for _ in range(200):
             schema = {"items": schema}
-        assert "recursion limit" in said(grammars, schema_grammar(schema))
+        assert "recursion limit" in refusal(grammars, schema_grammar(schema))
 
     @pytest.mark.parametrize(
         ("source", "what"),
@@ -295,8 +298,8 @@ class TestRefusals:
             ("(" * 5000 + "a" + ")" * 5000, "exceed the maximum number of nested"),
         ],
     )
-    def test_a_regular_expression_that_is_none(self, grammars: GrammarCompiler, source: str, what: str) -> None:
-        message = said(grammars, regex(source))
+    def test_bad_regex_is_refused_with_reason(self, grammars: GrammarCompiler, source: str, what: str) -> None:
+        message = refusal(grammars, regex(source))
         assert what in message and len(message) < 300
 
     @pytest.mark.parametrize(
@@ -307,15 +310,15 @@ class TestRefusals:
             ('start: "a', "lexer error"),
             ("start: start", "no token can follow"),
             ("start: <|nope|>", 'unknown special token: "<|nope|>"'),
-            ("start: %json x", "what follows %json is not JSON"),
+            ("start: %json x", "the text after %json is not JSON"),
             ('start: %json {"items": {"type": "hiccup"}}', "at '#/items': Invalid type: hiccup"),
             ('start: %json {"items": {"$ref": "#/x"}}', "at '#/items/$ref': there is nothing at '#/x'"),
             ('root ::= ("a"', "Expected ')'"),
             ("start: " + "(" * 5000, "too deeply nested"),
         ],
     )
-    def test_a_lark_grammar_that_is_none(self, grammars: GrammarCompiler, source: str, what: str) -> None:
-        assert what in said(grammars, lark(source))
+    def test_bad_lark_grammar_is_refused_with_reason(self, grammars: GrammarCompiler, source: str, what: str) -> None:
+        assert what in refusal(grammars, lark(source))
 
-    def test_a_grammar_that_is_too_long(self, grammars: GrammarCompiler) -> None:
-        assert str(MAX_CHARACTERS) in said(grammars, regex("a" * (MAX_CHARACTERS + 1)))
+    def test_too_long_grammar_is_refused(self, grammars: GrammarCompiler) -> None:
+        assert str(MAX_CHARACTERS) in refusal(grammars, regex("a" * (MAX_CHARACTERS + 1)))

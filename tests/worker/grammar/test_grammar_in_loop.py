@@ -1,4 +1,4 @@
-"""A real decoder, sampling and all, held to grammars."""
+"""Constrained decoding in a token loop with a real decoder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def bench(make_bench: MakeBench, grammars: GrammarCompiler) -> Bench:
     ],
     ids=str,
 )
-def test_however_tokens_are_drawn(bench: Bench, tokens: TextTokenizer, sampling: Sampling) -> None:
+def test_answer_validates_with_any_sampling(bench: Bench, tokens: TextTokenizer, sampling: Sampling) -> None:
     schema = {"properties": {"n": {"enum": [1, None, "x"]}, "w": some(WORD, 1, 3)}, "required": ["n", "w"]}
     request = bench.submit(PROMPT, max_tokens=200, grammar=schema_grammar(schema), sampling=sampling)
     bench.finish()
@@ -46,8 +46,8 @@ def test_however_tokens_are_drawn(bench: Bench, tokens: TextTokenizer, sampling:
     assert faults(schema, tokens.decode(bench.tokens(request))) == []
 
 
-def test_the_end_that_the_model_chooses(bench: Bench) -> None:
-    """Every end token stands for the end, also one that the request does not name."""
+def test_any_end_token_ends_answer(bench: Bench) -> None:
+    """Each end token of the model ends the answer, also one that the request does not name."""
     bias = {2: 100.0}
     request = bench.submit(
         PROMPT, grammar=regex("[a-z]*"), sampling=Sampling(temperature=0, logit_bias=bias), stop_ids=[2, 0]
@@ -56,7 +56,7 @@ def test_the_end_that_the_model_chooses(bench: Bench) -> None:
     assert bench.endings(request) == [Ended(request, "stop", counted_stop=1)] and bench.tokens(request) == []
 
 
-def test_ignore_eos_goes_on_as_long_as_the_grammar_does(bench: Bench, tokens: TextTokenizer) -> None:
+def test_ignore_eos_continues_until_grammar_ends(bench: Bench, tokens: TextTokenizer) -> None:
     bias = Sampling(temperature=0, logit_bias={2: 100.0, 0: 100.0})
     free = bench.submit(PROMPT, grammar=regex("[a-z]*"), sampling=bias, max_tokens=5)
     fixed = bench.submit(PROMPT, grammar=regex("[a-z]{3}"), sampling=bias, max_tokens=5)
@@ -66,7 +66,7 @@ def test_ignore_eos_goes_on_as_long_as_the_grammar_does(bench: Bench, tokens: Te
     assert len(tokens.decode(bench.tokens(fixed))) == 3
 
 
-def test_min_tokens_gives_way_to_the_grammar(bench: Bench) -> None:
+def test_min_tokens_yields_to_grammar(bench: Bench) -> None:
     bias = Sampling(temperature=0, logit_bias={2: 100.0})
     options: dict[str, Any] = {"sampling": bias, "stop_ids": [2, 0], "min_tokens": 4, "max_tokens": 20}
     free = bench.submit(PROMPT, grammar=regex("[a-z]*"), **options)
@@ -76,13 +76,13 @@ def test_min_tokens_gives_way_to_the_grammar(bench: Bench) -> None:
     assert len(bench.tokens(only)) == 1 and isinstance(bench.endings(only)[0], Ended)
 
 
-def test_an_answer_that_is_cut(bench: Bench) -> None:
+def test_max_tokens_cuts_answer(bench: Bench) -> None:
     request = bench.submit(PROMPT, max_tokens=3, grammar=schema_grammar(SCHEMAS["person"]))
     bench.finish()
     assert bench.endings(request) == [Ended(request, "length")] and len(bench.tokens(request)) == 3
 
 
-def test_forced_tokens_go_to_the_device_together(bench: Bench, tokens: TextTokenizer) -> None:
+def test_forced_tokens_share_device_calls(bench: Bench, tokens: TextTokenizer) -> None:
     text = json.dumps({"name": "The quick brown fox", "numbers": [1, 2, 3]})
     request = bench.submit(PROMPT, max_tokens=100, grammar=schema_grammar({"const": json.loads(text)}))
     bench.finish()
@@ -92,7 +92,7 @@ def test_forced_tokens_go_to_the_device_together(bench: Bench, tokens: TextToken
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_forcing_changes_no_answer(make_bench: MakeBench, grammars: GrammarCompiler, seed: int) -> None:
+def test_forced_drafts_keep_answer(make_bench: MakeBench, grammars: GrammarCompiler, seed: int) -> None:
     class Silent(GrammarConstraint):
         def forced(self) -> list[int]:
             return []
@@ -113,7 +113,7 @@ def test_forcing_changes_no_answer(make_bench: MakeBench, grammars: GrammarCompi
     assert any(kind == "verify" for kind, _ in bench.decoder.calls)
 
 
-def test_every_choice_follows_a_copy_of_its_own(bench: Bench, tokens: TextTokenizer) -> None:
+def test_each_choice_has_own_constraint(bench: Bench, tokens: TextTokenizer) -> None:
     request = bench.submit(
         PROMPT, n=4, max_tokens=100, grammar=schema_grammar(SCHEMAS["shape"]), sampling=Sampling(seed=1)
     )
@@ -129,28 +129,31 @@ def test_logprobs_come_from_raw_logits(bench: Bench) -> None:
     bench.finish()
     free = bench.submit(PROMPT, logprobs=5, max_tokens=1)
     bench.finish()
-    (held, *_), (plain,) = (
+    (constrained, *_), (plain,) = (
         [scored for frame in bench.of(each, Tokens) for scored in frame.scored] for each in (request, free)
     )
-    assert held.top_ids == plain.top_ids and held.top_logprobs == pytest.approx(plain.top_logprobs)
-    assert held.id not in held.top_ids or held.logprob in held.top_logprobs
+    assert constrained.top_ids == plain.top_ids and constrained.top_logprobs == pytest.approx(plain.top_logprobs)
+    assert constrained.id not in constrained.top_ids or constrained.logprob in constrained.top_logprobs
 
 
-def test_a_prediction_under_a_grammar(bench: Bench, tokens: TextTokenizer) -> None:
+def test_prediction_under_grammar_keeps_answer(bench: Bench, tokens: TextTokenizer) -> None:
     schema = {"properties": {"words": some(WORD, 3, 3)}, "required": ["words"]}
     options: dict[str, Any] = {"max_tokens": 100, "grammar": schema_grammar(schema)}
     plain = bench.answer(PROMPT, **options)
     assert bench.answer(PROMPT, prediction=plain, **options) == plain
-    wrong = tokens.encode('{"words": ["no such", "text"]}')
+    wrong = tokens.encode('{"words": ["other", "text"]}')
     assert bench.answer(PROMPT, prediction=wrong, **options) == plain
 
 
-def test_a_grammar_that_fails_on_the_way_ends_its_own_request(bench: Bench) -> None:
-    """Too many parser items in one step: found only when the answer gets there."""
+def test_grammar_that_fails_during_answer_fails_only_its_request(bench: Bench) -> None:
+    """Too many parser items in one step: detected only when the answer reaches that step."""
     rules = "".join(f'r{i}: "a" | "b" r{i} "c" | "d" r{i}\n' for i in range(800))
     bomb = lark(f'start: /[xy]{{20}}/ ({"|".join(f"r{i}" for i in range(800))}) "e"\n{rules}')
     one, other = bench.submit(PROMPT, max_tokens=50, grammar=bomb), bench.submit(PROMPT, max_tokens=50)
     bench.finish()
     (failed,) = bench.endings(one)
-    assert (failed.kind, failed.param) == ("InvalidRequest", "p") and "too many ways to go on" in failed.message
+    assert (failed.kind, failed.param) == (
+        "InvalidRequest",
+        "p",
+    ) and "too many possible continuations" in failed.message
     assert isinstance(bench.endings(other)[0], Ended)

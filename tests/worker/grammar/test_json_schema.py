@@ -1,4 +1,4 @@
-"""What a schema becomes before the library sees it, and how mistakes in one are told."""
+"""The preparation of schemas for the library, and the errors of bad schemas."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def message(schema: Any) -> str:
     return str(caught.value)
 
 
-def test_an_object_that_lists_its_properties_gets_no_others() -> None:
+def test_object_with_properties_is_closed() -> None:
     inner = {"properties": {"b": WORD}}
     found = prepared({"type": "object", "properties": {"a": inner}, "$defs": {"x": inner}})
     assert found["additionalProperties"] is False
@@ -51,11 +51,11 @@ def test_an_object_that_lists_its_properties_gets_no_others() -> None:
     ],
     ids=json.dumps,
 )
-def test_an_object_stays_open_where_it_says_so_or_closing_could_contradict(schema: Any) -> None:
+def test_object_stays_open_if_closing_could_contradict(schema: Any) -> None:
     assert prepared(schema) == schema
 
 
-def test_what_has_properties_is_an_object_and_what_has_items_an_array() -> None:
+def test_missing_type_follows_from_properties_and_items() -> None:
     found = prepared({"properties": {"a": {"items": WORD}, "b": {"enum": [1], "items": WORD}, "c": {"minimum": 1}}})
     assert found["type"] == "object" and found["properties"]["a"]["type"] == "array"
     assert "type" not in found["properties"]["b"] and "type" not in found["properties"]["c"]
@@ -63,7 +63,7 @@ def test_what_has_properties_is_an_object_and_what_has_items_an_array() -> None:
     assert prepared(untyped) == untyped
 
 
-def test_the_schema_itself_is_left_alone() -> None:
+def test_prepare_does_not_change_its_argument() -> None:
     schema = {"properties": {"a": {"format": "date", "uniqueItems": False, "x-guidance": {"lenient": True}}}}
     before = json.dumps(schema)
     found = prepared(schema)
@@ -71,28 +71,28 @@ def test_the_schema_itself_is_left_alone() -> None:
     assert found["properties"]["a"].keys() == {"pattern"}
 
 
-def test_property_names_that_are_keywords_are_only_names() -> None:
+def test_property_names_equal_to_keywords_are_names() -> None:
     names = {"properties": WORD, "items": WORD, "$ref": WORD, "format": {"format": "date-time"}, "enum": WORD}
     found = prepared({"properties": names})["properties"]
     assert found.keys() == names.keys() and found["items"] == WORD
 
 
-def test_true_is_any_value() -> None:
+def test_true_schema_permits_any_value() -> None:
     assert prepared(True) == {} == prepared({})
 
 
-def test_a_format_beside_a_pattern_keeps_both() -> None:
+def test_format_and_pattern_are_both_kept() -> None:
     found = prepared({"format": "date", "pattern": "^20", "allOf": [WORD]})
     assert found["pattern"] == "^20"
     assert found["allOf"][0] == WORD and found["allOf"][1].keys() == {"pattern"}
 
 
 @pytest.mark.parametrize("name", ["int32", "binary", "credit-card"])
-def test_a_format_that_nobody_defines_is_an_annotation(name: str) -> None:
+def test_undefined_format_is_removed(name: str) -> None:
     assert prepared({"type": "string", "format": name}) == {"type": "string"}
 
 
-def test_dates_are_days_of_the_calendar() -> None:
+def test_date_pattern_equals_calendar() -> None:
     pattern = re.compile(prepared({"format": "date"})["pattern"])
     days = {f"{y:04}-{m:02}-{d:02}" for y in range(2100) for m in range(14) for d in range(33)}
     for day in days:
@@ -115,43 +115,43 @@ def test_dates_are_days_of_the_calendar() -> None:
         ("2024-01-01T00:00:00", False),
     ],
 )
-def test_moments_are_moments(text: str, fits: bool) -> None:
+def test_date_time_pattern(text: str, fits: bool) -> None:
     assert bool(re.match(prepared({"format": "date-time"})["pattern"], text)) is fits
 
 
 @pytest.mark.parametrize(
-    ("schema", "said"),
+    ("schema", "expected"),
     [
         (False, "nothing matches the schema `false`"),
         (3, "a JSON schema is an object, not 3"),
         (["a"], 'a JSON schema is an object, not ["a"]'),
         ({"properties": {"a": {"format": "regex"}}}, "at '#/properties/a': the format 'regex' cannot be enforced"),
-        ({"items": {"minProperties": 2}}, "at '#/items': 'minProperties' cannot be more than"),
+        ({"items": {"minProperties": 2}}, "at '#/items': 'minProperties' cannot be above"),
         ({"anyOf": [WORD, {"const": 2**63 + 1}]}, "at '#/anyOf/1/const': the number 9223372036854775809 has more"),
         ({"enum": [{"a": [0.1 + 0.2]}]}, "at '#/enum': the number 0.30000000000000004 has more digits"),
         ({"maximum": 10**400}, "at '#/maximum': the number 1000"),
-        ({"$defs": {"a/b": {"multipleOf": 0.07}}}, "at '#/$defs/a~1b/multipleOf': the number 0.07 cannot be kept"),
+        ({"$defs": {"a/b": {"multipleOf": 0.07}}}, "at '#/$defs/a~1b/multipleOf': the number 0.07 has no exact"),
         ({"items": {"multipleOf": 65537}, "multipleOf": 65539}, "'multipleOf' numbers are too large together"),
         ({"prefixItems": [{"$ref": "#/$defs/x"}]}, "at '#/prefixItems/0/$ref': there is nothing at '#/$defs/x'"),
-        ({"$ref": "https://a.example/b.json"}, "leads out of the schema; nothing is fetched"),
-        ({"properties": {"a": {"$ref": 3}}}, "at '#/properties/a': '$ref' is a string"),
+        ({"$ref": "https://a.example/b.json"}, "is outside the schema, and the gateway fetches nothing"),
+        ({"properties": {"a": {"$ref": 3}}}, "at '#/properties/a': '$ref' must be a string"),
     ],
     ids=str,
 )
-def test_what_could_not_be_kept_is_refused_with_its_path(schema: Any, said: str) -> None:
-    assert said in message(schema)
+def test_unenforceable_keyword_is_refused_with_path(schema: Any, expected: str) -> None:
+    assert expected in message(schema)
 
 
 @pytest.mark.parametrize("target", ["#", "#/$defs/a~1b", "#/$defs/a%20b", "#/$defs/list/0", "#anchor"])
-def test_references_that_lead_somewhere(target: str) -> None:
+def test_reference_to_existing_part_is_accepted(target: str) -> None:
     prepare({"items": {"$ref": target}, "$defs": {"a/b": {"$anchor": "anchor"}, "a b": {}, "list": [{}]}})
 
 
-def test_multiples_that_32_bits_hold() -> None:
+def test_multiples_within_32_bits_are_accepted() -> None:
     prepare({"items": {"multipleOf": 0.01}, "multipleOf": 0.25, "prefixItems": [{"multipleOf": 60}]})
 
 
-def test_depth_is_no_crash() -> None:
+def test_deep_schema_is_refused() -> None:
     schema: Any = {}
     for _ in range(5000):
         schema = {"items": schema}
@@ -165,23 +165,23 @@ class TestLocate:
     }
 
     @staticmethod
-    def complaint(schema: Any) -> str:
+    def error_of(schema: Any) -> str:
         grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema))
         return str(LLMatcher.validate_grammar(grammar)).split("\n")[0]
 
-    def test_the_smallest_subschema_that_is_wrong_alone(self) -> None:
-        said = self.complaint(self.SCHEMA)
-        assert str(locate(self.SCHEMA, said, self.complaint)) == "at '#/$defs/bad/anyOf/1': Invalid type: hiccup"
+    def test_locate_finds_smallest_wrong_subschema(self) -> None:
+        message = self.error_of(self.SCHEMA)
+        assert str(locate(self.SCHEMA, message, self.error_of)) == "at '#/$defs/bad/anyOf/1': Invalid type: hiccup"
 
-    def test_another_complaint_is_another_mistake(self) -> None:
-        assert str(locate(self.SCHEMA, "All is wrong", self.complaint)) == "All is wrong"
+    def test_locate_without_same_message_gives_no_path(self) -> None:
+        assert str(locate(self.SCHEMA, "Other error", self.error_of)) == "Other error"
 
-    def test_the_search_is_given_up(self) -> None:
-        asked: list[Any] = []
+    def test_locate_after_time_limit_gives_no_path(self) -> None:
+        checked: list[Any] = []
 
-        def complaint(schema: Any) -> str:
-            asked.append(schema)
+        def error_of(schema: Any) -> str:
+            checked.append(schema)
             return ""
 
-        assert str(locate(self.SCHEMA, "Invalid type", complaint, seconds=-1)) == "Invalid type"
-        assert asked == []
+        assert str(locate(self.SCHEMA, "Invalid type", error_of, seconds=-1)) == "Invalid type"
+        assert checked == []
