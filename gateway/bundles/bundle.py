@@ -1,7 +1,7 @@
 """Reads a bundle: its genai_config.json, its tokenizer and its chat template.
 
-The layout is onnxruntime-genai's. Our builder, onnxruntime-genai's model builder, Olive, Windows ML and Foundry Local
-write it. Reading needs no native library, so the gateway process can do it. `graph_files.py` checks the graphs.
+The layout is onnxruntime-genai's. Our builder and Olive write it. Windows ML and Foundry Local use it.
+Reading needs no native library, so the gateway process can do it. `graph_files.py` checks the graphs.
 """
 
 from __future__ import annotations

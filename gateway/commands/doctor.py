@@ -119,7 +119,7 @@ def configuration(arguments: argparse.Namespace, config: Config) -> Iterator[Fin
 
 
 def models(config: Config) -> Iterator[Finding]:
-    from gateway.commands.bundles import examine
+    from gateway.commands.model_state import examine
     from gateway.config import BundleModel, LocalModel
 
     for name, model in config.models.items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.commands import options
 
 if TYPE_CHECKING:
-    from gateway.commands.bundles import ModelState
+    from gateway.commands.model_state import ModelState
     from gateway.config import Config, ModelConfig
 
 
@@ -24,7 +24,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = options.load(arguments)
-    from gateway.commands.bundles import examine
+    from gateway.commands.model_state import examine
     from gateway.commands.prepare import prepare
 
     if arguments.prepare:

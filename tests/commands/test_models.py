@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway import cli
-from gateway.commands.bundles import examine
+from gateway.commands.model_state import examine
 from gateway.config_file import load_config
 from tests.support.npu.genie_bundle import write_genie_bundle
 

@@ -172,7 +172,7 @@ class _PartGraph:
         residual = part.input
         for index in part.layers:
             residual = self._layer(index, residual)
-        for name, columns in self._products.seen.items():
+        for name, columns in self._products.observed.items():
             graph.output(name, self._float, [1, self._rows, columns])
 
     def _rotary_tables(self) -> None:

@@ -58,7 +58,7 @@ class Range(Struct, frozen=True):
         return np.uint16(np.clip(round(-_HEADROOM * min(self.low, 0.0) / float(self.scale)), 0, 65535))
 
     @property
-    def is_even(self) -> bool:
+    def resolves_typical_token(self) -> bool:
         """True if 16 bits for the whole range are fine enough for a typical token."""
         return float(self.scale) / 12**0.5 <= _TOLERATED * self.typical
 
@@ -74,14 +74,14 @@ COMPILE_OPTIONS: dict[Precision, dict[str, str]] = {"w4a16": {"enable_block_quan
 class Products(Protocol):
     """Writes products with the source's weights, in one float type.
 
-    `seen`: activations that must be outputs of the graph for calibration -> their columns.
+    `observed`: activations that must be outputs of the graph for calibration -> their columns.
     """
 
     @property
     def dtype(self) -> Float: ...
 
     @property
-    def seen(self) -> dict[str, int]: ...
+    def observed(self) -> dict[str, int]: ...
 
     def product(self, x: str, weight: str, y: str) -> str:
         """Write y = x · wᵀ for the source's tensor `weight`. Returns the name of the result."""
@@ -109,7 +109,7 @@ class FloatProducts:
         self._source = source
         self._graph = graph
         self.dtype = dtype
-        self.seen: dict[str, int] = {}
+        self.observed: dict[str, int] = {}
 
     def product(self, x: str, weight: str, y: str) -> str:
         matrix = self._graph.constant(weight, self._source.tensor(weight).T.astype(self.dtype))
@@ -123,7 +123,7 @@ class BlockProducts:
         self._source = source
         self._linear = LinearWriter(graph, dtype)
         self.dtype = dtype
-        self.seen: dict[str, int] = {}
+        self.observed: dict[str, int] = {}
 
     def product(self, x: str, weight: str, y: str) -> str:
         blocks = self._source.blocks(weight) or quantise.four_bit(self._source.tensor(weight))
@@ -146,17 +146,17 @@ class QuantisedProducts:
         self._ranges = ranges
         self._linear = LinearWriter(graph, dtype)
         self._coded: dict[str, str] = {}
-        self.seen: dict[str, int] = {}
+        self.observed: dict[str, int] = {}
 
     def product(self, x: str, weight: str, y: str) -> str:
         matrix = self._matrix(weight)
         main = y if matrix.missing is None else f"{y}.main"
         columns, rows = matrix.codes.shape
         if self._ranges is None:
-            self.seen |= {x: columns, main: rows}
+            self.observed |= {x: columns, main: rows}
             values = self._graph.constant(weight, matrix.values().astype(self.dtype))
             self._graph.node("MatMul", [x, values], main)
-        elif self._ranges[x].is_even and self._ranges[main].is_even:
+        elif self._ranges[x].resolves_typical_token and self._ranges[main].resolves_typical_token:
             product = self._graph.node("MatMul", [self._code(x), self._weight(weight, matrix)], f"{main}.exact")
             self._rounded(product, self._ranges[main], main)
         else:
@@ -190,10 +190,10 @@ class QuantisedProducts:
             self._coded[x] = self._rounded(x, self._ranges[x], f"{x}.rounded")
         return self._coded[x]
 
-    def _rounded(self, x: str, seen: Range, y: str) -> str:
+    def _rounded(self, x: str, covered: Range, y: str) -> str:
         """x, rounded to its 16-bit code."""
-        scale = self._graph.constant(f"{y}.scale", np.array(seen.scale, self.dtype))
-        zero = self._graph.constant(f"{y}.zero", np.array(seen.zero))
+        scale = self._graph.constant(f"{y}.scale", np.array(covered.scale, self.dtype))
+        zero = self._graph.constant(f"{y}.zero", np.array(covered.zero))
         code = self._graph.node("QuantizeLinear", [x, scale, zero], f"{y}.code")
         return self._graph.node("DequantizeLinear", [code, scale, zero], y)
 

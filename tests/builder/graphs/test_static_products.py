@@ -107,9 +107,9 @@ def test_range_with_outliers_keeps_float_activations(floats: ModelSource, tmp_pa
 
 
 def test_code_covers_range_with_headroom() -> None:
-    for seen in (CALM, SPIKY, Range(0.0, 3.0, 1.0), Range(-2.0, 0.0, 1.0), Range(2.0, 3.0, 1.0)):
-        lowest = -int(seen.zero) * float(seen.scale)
-        highest = (65535 - int(seen.zero)) * float(seen.scale)
-        assert lowest <= min(seen.low, 0) and highest >= seen.high
+    for covered in (CALM, SPIKY, Range(0.0, 3.0, 1.0), Range(-2.0, 0.0, 1.0), Range(2.0, 3.0, 1.0)):
+        lowest = -int(covered.zero) * float(covered.scale)
+        highest = (65535 - int(covered.zero)) * float(covered.scale)
+        assert lowest <= min(covered.low, 0) and highest >= covered.high
         assert lowest <= 0 <= highest  # 0 has a code
     assert Range(0.0, 0.0, 0.0).scale > 0
