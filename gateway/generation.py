@@ -1,7 +1,7 @@
-"""One request with every default resolved, and the events that answer it.
+"""One request with every default applied, and the events that answer it.
 
-`Generation` is what every endpoint translates to and every engine reads; `Event` is what every engine yields and every
-endpoint renders. No endpoint knows an engine, no engine knows an endpoint.
+Every API parses its requests to a `Generation`, and every engine reads it. Every engine emits `Event`s, and every API
+renders them. No API depends on an engine, and no engine depends on an API.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class ToolCall(Struct, frozen=True):
-    """A call the model made: `arguments` is the JSON text as the model wrote it."""
+    """A tool call of the model. `arguments` is JSON text as the model wrote it."""
 
     id: str
     name: str
@@ -27,7 +27,7 @@ class ToolCall(Struct, frozen=True):
 
 
 class Message(Struct, frozen=True, kw_only=True):
-    """One turn, its text parts already joined. `content` None: an assistant turn that only called tools."""
+    """One message of a chat, its text parts joined. `content` is None for a message that only has tool calls."""
 
     role: Role
     content: str | None = None
@@ -38,7 +38,7 @@ class Message(Struct, frozen=True, kw_only=True):
 
 
 class Tool(Struct, frozen=True, kw_only=True):
-    """A function the model may call; `parameters` is its JSON schema."""
+    """A function that the model may call. `parameters` is its JSON schema."""
 
     name: str
     description: str = ""
@@ -47,7 +47,7 @@ class Tool(Struct, frozen=True, kw_only=True):
 
 
 class ToolChoice(Struct, frozen=True, kw_only=True):
-    """`auto`: the model decides; `none`: no call; `required`: at least one call, of `names` if given."""
+    """`auto`: the model decides. `none`: no call. `required`: at least one call, one of `names` if there are names."""
 
     mode: Literal["auto", "none", "required"] = "auto"
     names: tuple[str, ...] = ()
@@ -55,33 +55,33 @@ class ToolChoice(Struct, frozen=True, kw_only=True):
 
 
 class Grammar(Struct, frozen=True, kw_only=True):
-    """What the output must match. `source` is a JSON schema text, a regular expression or a Lark grammar."""
+    """Constrained decoding: what the output must match. `source` is a JSON schema, a regular expression or Lark."""
 
     kind: Literal["json_object", "json_schema", "regex", "lark"]
     source: str = ""
-    param: str = "response_format"  # the request's field that asked for it
+    param: str = "response_format"  # the field of the request, for error messages
 
 
 class Chat(Struct, frozen=True, tag="chat", kw_only=True):
-    """A conversation, rendered through the model's own chat template."""
+    """A conversation. The model's own chat template renders it."""
 
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice()
     reasoning_effort: str | None = None
-    #: Extra variables for the template (`chat_template_kwargs`, e.g. {"enable_thinking": false}).
+    #: More variables for the template (`chat_template_kwargs`, for example {"enable_thinking": false}).
     template_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 class Text(Struct, frozen=True, tag="text"):
-    """Raw text without a template; `suffix` asks for fill-in-the-middle."""
+    """Text without a template. With a `suffix` the model fills in the middle."""
 
     text: str
     suffix: str | None = None
 
 
 class TokenIds(Struct, frozen=True, tag="tokens"):
-    """Token ids as the client counted them."""
+    """Token ids that the client made."""
 
     ids: tuple[int, ...]
 
@@ -90,46 +90,46 @@ Prompt = Chat | Text | TokenIds
 
 
 class Generation(Struct, frozen=True, kw_only=True):
-    """One request, complete. Built by a route, admitted by a lane, answered by an engine."""
+    """One complete request. A route makes it, a lane admits it, an engine answers it."""
 
     id: str
-    model: str  # the name the client asked for
+    model: str  # the name in the request
     prompt: Prompt
     sampling: Sampling = Sampling()
-    max_tokens: int = 64  # clamped by the engine to what the context leaves
+    max_tokens: int = 64  # the engine reduces it to what the context has left
     min_tokens: int = 0
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
     n: int = 1
-    #: None: no log-probabilities. k: those of each chosen token and of the k most likely ones (0-20).
+    #: None: no log-probabilities. k: of each chosen token and of the k most likely tokens (0-20).
     logprobs: int | None = None
-    #: Also report the log-probabilities of the prompt's own tokens (`echo` with `logprobs`).
+    #: Report the log-probabilities of the prompt's tokens too (`echo` with `logprobs`).
     prompt_logprobs: bool = False
     grammar: Grammar | None = None
-    #: Text the client expects in the answer; verified several tokens at a time.
+    #: Text that the client expects in the answer, for speculative decoding.
     prediction: str | None = None
-    #: Seconds the client is ready to wait for the whole answer; None: the configured one.
+    #: Time limit of the whole answer in seconds; None: the configured one.
     timeout_s: float | None = None
-    #: Seconds within which the first token must come, else the fallback is asked; None: no such limit.
+    #: Time limit of the first token in seconds, after which the fallback answers; None: no limit.
     ttft_timeout_s: float | None = None
-    #: Yields to other requests at every step.
+    #: Other requests run first, at every step.
     background: bool = False
-    #: Requests of different owners never share cached prompt prefixes (the name of the API key).
+    #: The name of the API key. Requests of different owners never share cached prefixes.
     owner: str = ""
 
 
 class TokenLogprob(Struct, frozen=True):
-    """Log-softmax of the raw logits at one position."""
+    """The log-softmax of the raw logits for one token, and for the `top` most likely tokens at its position."""
 
     token: str
     bytes: tuple[int, ...]
     logprob: float
     top: tuple[TokenLogprob, ...] = ()
-    id: int = -1
+    id: int | None = None  # None: another server did not send it
 
 
 class Usage(Struct, frozen=True, kw_only=True):
-    """Token counts, as the tokenizer counts them. `completion_tokens` is summed over the choices."""
+    """Token counts. `completion_tokens` is the sum over the choices."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -149,7 +149,7 @@ class Timings(Struct, frozen=True, kw_only=True):
 
 
 class Started(Struct, frozen=True, tag="started", kw_only=True):
-    """The device has begun: the prompt is counted and its cached part known. Comes first, once."""
+    """The device has begun. The prompt is counted, and its cached part is known. The first event, once."""
 
     prompt_tokens: int
     cached_tokens: int = 0
@@ -168,7 +168,7 @@ class ReasoningDelta(Struct, frozen=True, tag="reasoning"):
 
 
 class ToolCallDelta(Struct, frozen=True, tag="tool_call", kw_only=True):
-    """`name` and `id` come with a call's first delta, later ones only carry more of its arguments."""
+    """A part of a tool call. The first delta of a call has `name` and `id`; later ones only have more `arguments`."""
 
     index: int
     arguments: str = ""
@@ -178,16 +178,16 @@ class ToolCallDelta(Struct, frozen=True, tag="tool_call", kw_only=True):
 
 
 class ChoiceFinished(Struct, frozen=True, tag="choice_finished"):
-    """One choice is complete; every choice has exactly one of these, before `Finished`."""
+    """The end of one choice. Each choice has exactly one, before `Finished`."""
 
     reason: FinishReason
     choice: int = 0
-    #: The stop string that matched, when one did (Anthropic's and vLLM's `stop_sequence`).
+    #: The stop string that matched, if one did.
     stop: str | None = None
 
 
 class Finished(Struct, frozen=True, tag="finished", kw_only=True):
-    """The end of the request: last, once. A request that fails raises a GatewayError instead."""
+    """The end of the request. The last event, once. A request that fails raises a GatewayError instead."""
 
     usage: Usage
     timings: Timings = Timings()

@@ -1,4 +1,4 @@
-"""One choice of an answer on its way from text to events: stop strings, the dialect's markup, log-probabilities."""
+"""The text of one choice becomes events: stop strings, the dialect's markup, log-probabilities."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from gateway.generation import ChoiceFinished, Event, FinishReason, TextDelta, T
 from gateway.text.textstream import TextStream
 
 
-class _Placed(Struct, frozen=True):
-    """A token's log-probabilities and the characters of the text that it wrote: `start` up to `end`."""
+class _PendingLogprob(Struct, frozen=True):
+    """A token's log-probabilities that are not sent yet, and its characters in the text: `start` up to `end`."""
 
     start: int
     end: int
@@ -22,67 +22,77 @@ class _Placed(Struct, frozen=True):
 
 
 class ChoiceText:
-    """Turns one choice's text into deltas and its one ChoiceFinished.
+    """Turns the text of one choice into deltas and its one ChoiceFinished.
 
-    Stop strings are looked for in all that the model writes, markup included. A token's log-probabilities leave with
-    the text that completes it; those of tokens that begin behind a stop string do not leave at all.
+    Stop strings are searched in all text of the model, also in its markup. The log-probabilities of a token are sent
+    with the text that completes it. Those of tokens that begin after a stop string are not sent.
+
+    Args:
+        choice: its number.
+        stops: stop strings.
+        parser: separates the text from reasoning and tool calls.
     """
 
     def __init__(self, choice: int, stops: Sequence[str], parser: Parser) -> None:
         self._choice = choice
         self._stream = TextStream(stops)
         self._parser = parser
-        self._placed: deque[_Placed] = deque()
-        self._arrived = 0  # characters pushed
-        self._delivered = 0  # characters that went to the parser
-        self._called = False
-        #: The stop string that was met; nothing more is to be pushed then.
+        self._pending: deque[_PendingLogprob] = deque()
+        self._pushed = 0  # characters from the model
+        self._parsed = 0  # characters that went to the parser
+        self._has_call = False
+        #: The stop string that was found. Push nothing after it.
         self.stopped: str | None = None
         self.reasoning_tokens = 0
 
     def push(self, text: str, logprob: TokenLogprob | None = None, *, whole: bool = True) -> list[Event]:
-        """The deltas that one token's `text` makes certain; `whole` says that the token ends with a character."""
+        """The deltas that are certain after one more token.
+
+        Args:
+            text: the token's text.
+            whole: False if the token ends inside a character.
+        """
         if logprob is not None:
-            self._placed.append(_Placed(self._arrived, self._arrived + len(text) + (not whole), logprob))
-        self._arrived += len(text)
+            self._pending.append(_PendingLogprob(self._pushed, self._pushed + len(text) + (not whole), logprob))
+        self._pushed += len(text)
         was_reasoning = self._parser.is_reasoning
         safe, self.stopped = self._stream.push(text)
-        events = self._deliver(safe)
+        events = self._parse(safe)
         self.reasoning_tokens += was_reasoning or self._parser.is_reasoning
         return events
 
     def finish(self, reason: FinishReason) -> list[Event]:
-        """All that was held back, and the end: `reason`, unless a stop string or a tool call says otherwise."""
+        """The text that was held back, and the end. A stop string or a tool call replaces `reason`."""
         events: list[Event] = []
         if self.stopped is None:
             rest, self.stopped = self._stream.finish()
-            events += self._deliver(rest)
+            events += self._parse(rest)
         if self.stopped is not None:
             reason = "stop"
-            self._placed = deque(placed for placed in self._placed if placed.start < self._delivered)
-        events += self._mark(self._parser.finish())
-        if self._placed:
-            events.append(TextDelta("", self._choice, tuple(placed.logprob for placed in self._placed)))
-        if self._called and reason == "stop":
+            self._pending = deque(entry for entry in self._pending if entry.start < self._parsed)
+        events += self._events(self._parser.finish())
+        if self._pending:
+            events.append(TextDelta("", self._choice, tuple(entry.logprob for entry in self._pending)))
+        if self._has_call and reason == "stop":
             reason = "tool_calls"
         return [*events, ChoiceFinished(reason, self._choice, self.stopped)]
 
-    def _deliver(self, text: str) -> list[Event]:
-        self._delivered += len(text)
-        return self._mark(self._parser.push(text)) if text else []
+    def _parse(self, text: str) -> list[Event]:
+        self._parsed += len(text)
+        return self._events(self._parser.push(text)) if text else []
 
-    def _mark(self, deltas: Iterable[Delta]) -> list[Event]:
-        """Attach to the first text the log-probabilities that are due, and notice tool calls."""
+    def _events(self, deltas: Iterable[Delta]) -> list[Event]:
+        """Add the log-probabilities that are due to the first text delta. Record tool calls."""
         events: list[Event] = []
         for delta in deltas:
-            self._called |= isinstance(delta, ToolCallDelta)
-            if isinstance(delta, TextDelta) and self._placed:
+            self._has_call |= isinstance(delta, ToolCallDelta)
+            if isinstance(delta, TextDelta) and self._pending:
                 delta = replace(delta, logprobs=self._due())
             events.append(delta)
         return events
 
     def _due(self) -> tuple[TokenLogprob, ...]:
         due = []
-        while self._placed and self._placed[0].end <= self._delivered:
-            due.append(self._placed.popleft().logprob)
+        while self._pending and self._pending[0].end <= self._parsed:
+            due.append(self._pending.popleft().logprob)
         return tuple(due)

@@ -1,4 +1,4 @@
-"""From a model's configuration to the engine that answers for it."""
+"""Makes the engine for a model's configuration."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from gateway.engines.base import Engine
 
 
 def make_engine(name: str, model: ModelConfig, models_dir: Path) -> Engine:
-    """The engine of the `[models.NAME]` table, not started. Raises ConfigError for a table that contradicts itself.
+    """The engine of the `[models.NAME]` table, not started. Raises ConfigError for a wrong table.
 
-    Only the module of the engine that is used is imported: a gateway of upstreams needs no tokenizer.
+    Imports only the module of that engine: a gateway with only upstream models does not load a tokenizer.
     """
     match model:
         case LocalModel():

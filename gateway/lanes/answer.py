@@ -2,7 +2,7 @@
 
 1. When a lane refuses or fails, the request moves to the fallback, until the first event with content is out. From
    then on the answer is that lane's. A wrong request is not sent to a fallback.
-2. If no lane answers, the client gets the error of the model that it asked for. The log has the others.
+2. If no lane answers, the client gets the error of the model in its request. The log has the others.
 3. A first-token limit from the configuration is used only if there is a fallback. One from the client is always used,
    and starts again at each lane.
 """

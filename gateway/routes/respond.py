@@ -1,4 +1,4 @@
-"""What every endpoint family does with a Generation: have it answered, and put the answer on the wire."""
+"""What every API does with a Generation: it gets the answer and sends it, streamed or not."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from gateway.server.request import HttpRequest, owner_of, router_of, while_conne
 from gateway.server.sse import EventStream
 
 TIMEOUT, FIRST_TOKEN, PRIORITY = "x-request-timeout-ms", "x-max-ttft-ms", "x-gateway-priority"
-PREDICTED_TTFT = "x-gateway-predicted-ttft-ms"  # in the answer
+PREDICTED_TTFT = "x-gateway-predicted-ttft-ms"  # a header of the response
 _LIMITS = (
-    Parameter(TIMEOUT, "header", Annotated[float, Meta(gt=0)], "The longest that the whole answer may take."),
-    Parameter(FIRST_TOKEN, "header", Annotated[float, Meta(gt=0)], "The longest that the first token may take."),
+    Parameter(TIMEOUT, "header", Annotated[float, Meta(gt=0)], "Time limit of the whole answer, in milliseconds."),
+    Parameter(FIRST_TOKEN, "header", Annotated[float, Meta(gt=0)], "Time limit of the first token, in milliseconds."),
     Parameter(
-        PRIORITY, "header", Literal["interactive", "background"], "Background work lets everybody else go first."
+        PRIORITY, "header", Literal["interactive", "background"], "Background requests wait for interactive ones."
     ),
 )
 
@@ -46,26 +46,25 @@ _json = msgspec.json.Encoder()
 
 
 class Rendering(Protocol):
-    """One answer in the words of one endpoint family. Made for one request; `pieces` may keep state.
+    """Renders one answer for one API. Made for one request; `pieces` may keep state.
 
-    `model` is the name of the model that answers: final with the first event that has content, so nothing that
-    carries it is sent before.
+    `model` is the name of the model that answers. It is final with the first event.
     """
 
     media_type: str
 
     def whole(self, model: str, collected: Collected) -> Any:
-        """The reply that is sent at once, as a struct."""
+        """The reply that is not streamed, as a struct."""
 
     def pieces(self, model: str, event: Event) -> Iterator[bytes]:
-        """The encoded frames that `event` adds to a stream; `Finished` brings the last."""
+        """The encoded frames of `event`. `Finished` gives the last frames of the stream."""
 
     def failed(self, error: GatewayError) -> bytes:
-        """The last frame of a stream that fails midway."""
+        """The last frame of a stream that fails."""
 
 
 def generation_opt(summary: str, body: Any, reply: Any, stream: Stream) -> dict[str, Any]:
-    """The `opt` of a handler that asks a model; see `openapi_opt`."""
+    """The `opt` of a handler that sends a request to a model; see `openapi_opt`."""
     raises = (ModelNotFound, QueueFull, UpstreamFailed, DeadlineExceeded)
     return openapi_opt(summary, body=body, reply=reply, stream=stream, raises=raises, parameters=_LIMITS)
 
@@ -78,14 +77,14 @@ async def answer(request: HttpRequest, generation: Generation, rendering: Render
 async def answer_all(
     request: HttpRequest, generations: Sequence[Generation], rendering: Rendering, *, stream: bool
 ) -> ASGIApp:
-    """One response to one or several generations, whose choices are counted on from one to the next.
+    """One response to one or several generations. Choices are numbered across the generations.
 
-    Returns once the first event is there (streamed) or the last one (whole), so that every refusal is raised from
-    here and becomes a plain HTTP status. A client that leaves meanwhile cancels the generation: ClientDisconnected.
-    The key's owner, and the limits and the priority in the request's headers are added to the generations here.
+    Returns when a device has begun (streamed) or when the answer is complete, so every refusal is raised here and gets
+    its own HTTP status. A client that disconnects before that cancels the request: ClientDisconnected. Adds the owner
+    of the key, and the limits and the priority from the headers, to the generations.
     """
     router = router_of(request)
-    generations = [_as_asked(generation, request) for generation in generations]
+    generations = [_with_headers(generation, request) for generation in generations]
     if not stream:
         return await while_connected(request, _whole(router, generations, rendering))
     opened = await while_connected(request, _open(router, generations))
@@ -97,10 +96,10 @@ async def answer_all(
         media_type=rendering.media_type,
     )
     stream_response.headers.update(_predicted(opened))
-    return cast(ASGIApp, stream_response)  # starlette and Litestar each have their own types for the same protocol
+    return cast(ASGIApp, stream_response)  # starlette and Litestar have different types for the same protocol
 
 
-def _as_asked(generation: Generation, request: HttpRequest) -> Generation:
+def _with_headers(generation: Generation, request: HttpRequest) -> Generation:
     return replace(
         generation,
         owner=owner_of(request),
@@ -111,7 +110,7 @@ def _as_asked(generation: Generation, request: HttpRequest) -> Generation:
 
 
 def _is_background(request: HttpRequest) -> bool:
-    """Raises InvalidRequest for a priority there is not."""
+    """Raises InvalidRequest for an unknown priority."""
     priority = request.headers.get(PRIORITY, "interactive")
     if priority not in ("interactive", "background"):
         raise InvalidRequest(f"The header '{PRIORITY}' must be 'interactive' or 'background'.", param=PRIORITY)
@@ -119,7 +118,7 @@ def _is_background(request: HttpRequest) -> bool:
 
 
 def _seconds(request: HttpRequest, header: str) -> float | None:
-    """A header of positive milliseconds. Raises InvalidRequest, its `param` the header's name."""
+    """A header in milliseconds, as seconds. Raises InvalidRequest with the header's name as `param`."""
     text = request.headers.get(header)
     if text is None:
         return None

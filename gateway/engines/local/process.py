@@ -1,7 +1,7 @@
-"""One worker process from its start to its end: the pipe, the two threads that serve it, and how it is stopped.
+"""One worker process from start to end: its pipe, the two threads for the pipe, and how it is stopped.
 
-A pipe can block on either side (a worker in a device call that holds everything up does not read), so the event loop
-touches it never: one thread reads, one writes. Both end when the process does.
+A pipe can block at both ends: a worker does not read during some device calls. So the event loop does not use the pipe.
+One thread reads and one writes. Both end with the process.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from gateway.worker.frames import (
 )
 
 _log = logging.getLogger(__name__)
-_KILL_S = 5.0  # a process that is still there so long after it was killed is the system's to bury
+_KILL_S = 5.0  # limit of the wait for a killed process or a thread
 
 Entry = Callable[[Connection, WorkerSpec], None]
 
 
 class WorkerProcess:
-    """Spawned by `start`, gone after `stop`; not used twice.
+    """Spawned by `start`, gone after `stop`. Cannot be started again.
 
     Args:
-        name: of the model; shown in lists of processes and threads.
+        name: of the model; part of the names of the process and its threads.
         on_frame: called on the event loop with each frame, in order.
-        entry: what runs in the process: importable by name.
+        entry: the function that runs in the process; it must be importable.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class WorkerProcess:
         self._process: SpawnProcess | None = None
         self._threads: list[threading.Thread] = []
         self._ending: asyncio.Task[None] | None = None
-        #: Set when the process has closed its end of the pipe: after its last frame.
+        #: Set when the process has closed its end of the pipe, after its last frame.
         self.gone = asyncio.Event()
-        #: How the process ended, in words; "" before `stop` has returned.
+        #: How the process ended, for a person; "" before `stop` has returned.
         self.exit = ""
 
     @property
@@ -66,26 +66,29 @@ class WorkerProcess:
         return self._process.pid if self._process is not None else None
 
     async def start(self) -> None:
-        """Spawn it. Its first frame comes when it has something to say."""
+        """Spawn the process."""
         self._loop = asyncio.get_running_loop()
         spawning = asyncio.ensure_future(asyncio.to_thread(self._spawn))
         try:
             await asyncio.shield(spawning)
         except asyncio.CancelledError:
-            await spawning  # so that `stop` finds what there is to stop
+            await spawning  # `stop` needs the process
             raise
 
     def send(self, frame: ToWorker) -> None:
-        """Pass a frame on, in order; one for a process that is gone is lost."""
+        """Queue a frame for the process. A frame for a process that is gone is lost."""
         self._outbox.put(frame)
 
     def kill(self) -> None:
-        """End it now; `gone` follows, and `stop` has to be called all the same."""
+        """Kill the process. `gone` follows; `stop` is still necessary."""
         if self._process is not None and self._ending is None:
             self._process.kill()
 
     async def stop(self, grace_s: float) -> None:
-        """End the process: asked to, after `grace_s` forced to. Returns when process, threads and pipe are gone."""
+        """End the process: with a Shutdown frame, and with a kill after `grace_s` seconds.
+
+        Returns when process, threads and pipe are gone.
+        """
         if self._process is None:
             return
         if self._ending is None:
@@ -119,7 +122,7 @@ class WorkerProcess:
         except (EOFError, OSError):
             pass  # the process is gone
         except msgspec.MsgspecError:
-            _log.exception("%s: the worker wrote something that is no frame", self._name)
+            _log.exception("%s: the worker sent data that is not a frame", self._name)
         finally:
             with suppress(EOFError):
                 self._call(self.gone.set)
@@ -139,26 +142,30 @@ class WorkerProcess:
         try:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
-            raise EOFError from None  # the event loop is gone: nobody listens any more
+            raise EOFError from None  # the event loop is gone
 
     def _end(self, process: SpawnProcess, grace_s: float) -> None:
         process.join(grace_s)
         if process.is_alive():
-            process.kill()  # a worker takes no SIGTERM
+            process.kill()  # a worker ignores SIGTERM
             process.join(_KILL_S)
         self._outbox.put(None)
         for thread in self._threads:
             thread.join(_KILL_S)
         self._connection.close()
         if process.is_alive():
-            _log.error("%s: worker process %s cannot be killed; the driver holds it", self._name, process.pid)
+            _log.error(
+                "%s: worker process %s cannot be killed, because a driver call blocks it; restart the machine",
+                self._name,
+                process.pid,
+            )
             return
         self.exit = describe_exit(process.exitcode or 0)
         process.close()
 
 
 def describe_exit(code: int) -> str:
-    """An exit code as a person looks it up: the signal's name, or Windows' status in hexadecimal."""
+    """An exit code as documentation shows it: the name of the signal, or the Windows status in hexadecimal."""
     if code < 0:
         try:
             return f"signal {signal.Signals(-code).name}"

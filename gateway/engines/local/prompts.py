@@ -1,4 +1,4 @@
-"""What a local model does with text before the device sees a token: template, dialect, tokenizer."""
+"""From a prompt to the token ids for a local model: chat template, dialect, tokenizer."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class EncodedPrompt(Struct, frozen=True, kw_only=True):
     """A prompt as the model gets it."""
 
     ids: list[int]
-    rendered: str = ""  # its text; "" where the client sent token ids
+    rendered: str = ""  # its text; "" if the client sent token ids
     prediction: list[int] = []
     grammar: Grammar | None = None
 
 
 class TextSide(Protocol):
-    """What a bundle, of whatever kind, says of its text."""
+    """The part of a bundle that is about text; the same for every layout."""
 
     @property
     def folder(self) -> Path: ...
@@ -44,10 +44,13 @@ class TextSide(Protocol):
 
 
 class Prompts:
-    """The text side of a bundle. Raises BundleError or ConfigError when it cannot be read.
+    """Encodes prompts for one bundle.
 
     Args:
         dialect: its name, or "" to choose by the chat template.
+
+    Raises:
+        BundleError, ConfigError: the bundle's text files or the dialect cannot be read.
     """
 
     def __init__(self, bundle: TextSide, dialect: str) -> None:
@@ -58,7 +61,7 @@ class Prompts:
         self.end_ids = list(bundle.end_ids)
 
     def encode(self, generation: Generation) -> EncodedPrompt:
-        """May take long for a long prompt: not for the event loop. Raises InvalidRequest."""
+        """Encode prompt and prediction. Call it in a thread: it takes long for a long prompt. Raises InvalidRequest."""
         prompt = self.encode_prompt(generation.prompt, generation.grammar)
         return EncodedPrompt(
             ids=prompt.ids,
@@ -68,7 +71,7 @@ class Prompts:
         )
 
     def encode_prompt(self, prompt: Prompt, answer: Grammar | None = None) -> EncodedPrompt:
-        """The tokens and the text of one prompt, `answer` what is wanted of the answer. Raises InvalidRequest."""
+        """The token ids and the text of one prompt. `answer` is the grammar of the answer. Raises InvalidRequest."""
         match prompt:
             case Chat():
                 prepared = self._chat(prompt, answer)
@@ -84,7 +87,7 @@ class Prompts:
         return prepared
 
     def parsers(self, generation: Generation, prompt: EncodedPrompt) -> list[Parser]:
-        """One for each choice."""
+        """One parser for each choice."""
         match generation.prompt:
             case Chat() as chat:
                 return [self._dialect.parser(chat, prompt.rendered, choice) for choice in range(generation.n)]

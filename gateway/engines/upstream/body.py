@@ -1,4 +1,4 @@
-"""A Generation in the words of OpenAI's API, for a server that speaks it."""
+"""A Generation as a request body of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from gateway.sampling import Sampling, changed, parameters, unsupported
 
 
 def chat_body(generation: Generation, chat: Chat) -> dict[str, Any]:
-    """The body of `/chat/completions`, all but `model` and `stream`.
+    """The body of `/chat/completions` without `model` and `stream`.
 
-    Raises UnsupportedParameter for what the API has no words for.
+    Raises UnsupportedParameter for a parameter that the API does not have.
     """
     logprobs = generation.logprobs
     return _without_none(
@@ -35,11 +35,13 @@ def chat_body(generation: Generation, chat: Chat) -> dict[str, Any]:
 
 
 def completion_body(generation: Generation, prompt: Text | TokenIds) -> dict[str, Any]:
-    """The body of `/completions`, all but the same. Raises UnsupportedParameter likewise."""
+    """The body of `/completions` without `model` and `stream`. Raises UnsupportedParameter."""
     if generation.grammar is not None:
-        raise UnsupportedParameter("This model cannot be held to a grammar without a chat.", param="response_format")
+        raise UnsupportedParameter(
+            "This model supports a grammar only in a chat. Use /v1/chat/completions.", param="response_format"
+        )
     if generation.prompt_logprobs:
-        raise UnsupportedParameter("This model does not score prompts.", param="echo")
+        raise UnsupportedParameter("This model has no log-probabilities of the prompt.", param="echo")
     return _without_none(
         _common(generation)
         | {
@@ -108,7 +110,9 @@ def _response_format(grammar: Grammar) -> dict[str, Any]:
             schema = {"name": "answer", "schema": msgspec.json.decode(grammar.source), "strict": True}
             return {"type": "json_schema", "json_schema": schema}
         case kind:
-            raise UnsupportedParameter(f"This model cannot be held to a {kind} grammar.", param="response_format")
+            raise UnsupportedParameter(
+                f"This model does not support a {kind} grammar. Use a JSON schema.", param="response_format"
+            )
 
 
 def _without_none(fields: dict[str, Any]) -> dict[str, Any]:
