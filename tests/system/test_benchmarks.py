@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.peer_install import check_llama_server
 from benchmarks.processes import running
 from tests.support.paths import ROOT
 
@@ -70,3 +71,14 @@ def test_server_that_ends_early_shows_its_error_output() -> None:
         server.process.wait()
         with pytest.raises(SystemExit, match=r"exit code 1(?s:.)*libllama.so.0: cannot open shared object file"):
             server.wait_until_ready(1, "/health")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a script is no program there")
+def test_install_reports_the_loaders_message(tmp_path: Path) -> None:
+    server = tmp_path / "llama-server"
+    server.write_text(
+        "#!/bin/sh\necho 'libllama.so.0: cannot open shared object file' >&2\nexit 127\n", encoding="utf-8"
+    )
+    server.chmod(0o755)
+    with pytest.raises(SystemExit, match=r"does not start:\nlibllama.so.0: cannot open shared object file"):
+        check_llama_server(tmp_path)
