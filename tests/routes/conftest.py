@@ -1,4 +1,4 @@
-"""One server with scripted models, for everything that does not depend on what a model says."""
+"""Two servers for all tests of the routes: one with scripted models, one with local models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ MODELS = {
     "paris": ScriptedModel(aliases=("gpt-4o-mini", "org/alias:7b"), script={"replies": [PARIS]}),
     "café": scripted("Ça va, 東京 👩\u200d👩\u200d👧 \u2028 line\x85 end."),
     "endless": scripted("word", repeat=True, token_s=0.01, context_length=100_000),
-    "slow": scripted(PARIS, ttft_s=1.0),
     "narrow": scripted(PARIS, context_length=8),
     "breaks": scripted(PARIS, faults=[{"after": 3, "error": "EngineFailed", "message": "The device fell over."}]),
     "busy": ScriptedModel(
@@ -39,7 +38,7 @@ def server() -> Iterator[Running]:
 
 @pytest.fixture(scope="session")
 def local(smollm2: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server of models that run: the real one, a tiny one, and a tiny one that can fill in the middle."""
+    """A server with local models: SmolLM2, a tiny model, and a tiny model with fill-in-the-middle tokens."""
     coder = build_tiny(tmp_path_factory.mktemp("coder"), special_tokens=(*SPECIAL_TOKENS, *FIM_TOKENS))
     bundles = {"smollm2": smollm2, "tiny": tiny, "coder": coder}
     models = {name: LocalModel(path=str(bundle), threads=1) for name, bundle in bundles.items()}

@@ -1,4 +1,4 @@
-"""The schema at /schema says all that the gateway answers, and the gateway keeps to it whatever is thrown at it."""
+"""The OpenAPI document at /schema is complete, and the gateway follows it for fuzzed requests."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.support.server import Running, config_of, scripted, serving
 
 PARIS = scripted("The capital of France is Paris.")
 KEYS = ServerConfig(api_keys={"anna": "sk-anna"})
-#: The same handlers under a second name, see test_a_second_name_is_the_same.
+#: Second paths of the same handlers; test_alias_paths_have_the_same_operation compares their operations.
 ALIASES = "^/(chat/completions|completions|embeddings|health|models|openapi|responses)"
-#: What a schema cannot say is refused too (fields that contradict each other, a grammar that does not compile), and
-#: headers that nobody knows are ignored, as HTTP has it: these two call either a fault. That the schema and the gateway
-#: agree on every body is checked in their stead, by openapi_checks.schema_and_decoder_agree.
+#: Two checks of the fuzzer that do not apply: the gateway also refuses what a schema cannot describe (contradicting
+#: fields, a grammar that does not compile), and it ignores unknown headers. openapi_checks.schema_and_decoder_agree
+#: replaces them.
 INAPPLICABLE = "positive_data_acceptance,negative_data_rejection"
 QUICK = ("--phases", "coverage,fuzzing", "--max-examples", "5", "--generation-deterministic", "--no-shrink")
 LONG = ("--phases", "coverage,fuzzing,stateful", "--max-examples", "100", "--generation-database", "none")
@@ -44,14 +44,14 @@ def document(server: Running) -> dict[str, Any]:
 
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for path, item in document["paths"].items():
-        yield from ((path, method, told) for method, told in item.items() if method != "parameters")
+        yield from ((path, method, operation) for method, operation in item.items() if method != "parameters")
 
 
-def test_it_is_a_valid_document(document: dict[str, Any]) -> None:
+def test_document_is_valid(document: dict[str, Any]) -> None:
     schemathesis.openapi.from_dict(document).validate()
 
 
-def test_it_has_every_route_and_method(document: dict[str, Any]) -> None:
+def test_document_has_every_route_and_method(document: dict[str, Any]) -> None:
     routes = {
         (path.replace(":path}", "}").replace(":str}", "}"), method.lower())
         for handler in HANDLERS
@@ -61,23 +61,23 @@ def test_it_has_every_route_and_method(document: dict[str, Any]) -> None:
     assert {(path, method) for path, method, _ in operations(document)} == routes
 
 
-def test_a_second_name_is_the_same(document: dict[str, Any]) -> None:
-    told = {(path, method): {**told, "operationId": ""} for path, method, told in operations(document)}
-    for path, method in told:
-        if (first := (f"/v1{path}", method)) in told:
-            assert told[path, method] == told[first]
-    assert told["/health", "get"] == told["/healthz", "get"]
-    assert told["/openapi.json", "get"] == told["/schema", "get"]
+def test_alias_paths_have_the_same_operation(document: dict[str, Any]) -> None:
+    found = {(path, method): {**each, "operationId": ""} for path, method, each in operations(document)}
+    for path, method in found:
+        if (first := (f"/v1{path}", method)) in found:
+            assert found[path, method] == found[first]
+    assert found["/health", "get"] == found["/healthz", "get"]
+    assert found["/openapi.json", "get"] == found["/schema", "get"]
 
 
-def test_ranges_and_required_fields_are_those_of_the_decoders(document: dict[str, Any]) -> None:
+def test_ranges_and_required_fields_equal_the_decoders(document: dict[str, Any]) -> None:
     chat = document["components"]["schemas"]["ChatRequest"]
     assert chat["required"] == ["messages"]
     assert chat["properties"]["temperature"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 2}
     assert document["components"]["schemas"]["MessagesRequest"]["required"] == ["model", "messages", "max_tokens"]
 
 
-def test_a_reply_must_have_what_it_always_has(document: dict[str, Any]) -> None:
+def test_reply_fields_that_are_always_sent_are_required(document: dict[str, Any]) -> None:
     reply = document["components"]["schemas"]["ChatCompletion"]
     assert set(reply["required"]) == set(reply["properties"])
     assert "tool_calls" not in document["components"]["schemas"]["ReplyMessage"]["required"]
@@ -87,14 +87,14 @@ def test_a_reply_must_have_what_it_always_has(document: dict[str, Any]) -> None:
     ("path", "error"),
     [("/v1/responses", "ErrorBody"), ("/api/chat", "OllamaError"), ("/v1/messages", "AnthropicError")],
 )
-def test_each_door_has_its_own_errors(document: dict[str, Any], path: str, error: str) -> None:
+def test_each_api_has_its_own_error_body(document: dict[str, Any], path: str, error: str) -> None:
     answers = document["paths"][path]["post"]["responses"]
     assert answers.keys() >= {"400", "403", "404", "408", "413", "429", "502", "503", "504"}
     for status in answers.keys() - {"200"}:
         assert answers[status]["content"]["application/json"]["schema"]["$ref"].endswith(error)
 
 
-def test_streams_are_told_beside_whole_replies(document: dict[str, Any]) -> None:
+def test_streams_are_described_next_to_whole_replies(document: dict[str, Any]) -> None:
     chat, lines = (
         document["paths"][path]["post"]["responses"]["200"] for path in ("/v1/chat/completions", "/api/chat")
     )
@@ -102,22 +102,22 @@ def test_streams_are_told_beside_whole_replies(document: dict[str, Any]) -> None
     assert lines["content"].keys() == {"application/json", "application/x-ndjson"}
 
 
-def test_keys_are_told_where_they_are_asked_for(document: dict[str, Any]) -> None:
-    assert not any("security" in told for _, _, told in operations(document))
-    with serving(config_of({"paris": PARIS}, KEYS), loaded=False) as locked, locked.http() as http:
-        told = http.get("/schema").json()["paths"]
-        for path, item in told.items():
+def test_security_is_described_where_a_key_is_required(document: dict[str, Any]) -> None:
+    assert not any("security" in operation for _, _, operation in operations(document))
+    with serving(config_of({"paris": PARIS}, KEYS), loaded=False) as with_keys, with_keys.http() as http:
+        paths = http.get("/schema").json()["paths"]
+        for path, item in paths.items():
             if item.keys() & {"get"} and "{" not in path:
                 assert (http.get(path).status_code == 401) == ("401" in item["get"]["responses"]), path
-    assert told["/v1/models"]["get"]["security"] == [{"bearer": []}, {"x-api-key": []}]
-    assert "401" in told["/v1/messages"]["post"]["responses"] and "security" not in told["/healthz"]["get"]
+    assert paths["/v1/models"]["get"]["security"] == [{"bearer": []}, {"x-api-key": []}]
+    assert "401" in paths["/v1/messages"]["post"]["responses"] and "security" not in paths["/healthz"]["get"]
 
 
 # ---- the fuzzer
 
 
 def fuzz(server: Running, folder: Path, *options: str) -> None:
-    """Fails with the fuzzer's own report, which ends with how to do it again. `folder` is for what it leaves behind."""
+    """Run the fuzzer in `folder`. A failure shows its report, which has the command to reproduce each case."""
     command = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"]
     command += ["--config-file", str(TESTS / "routes" / "schemathesis.toml"), "run", f"{server.url}/schema"]
     command += ["--no-color", "--checks", "all", "--exclude-checks", INAPPLICABLE, *options]
@@ -126,18 +126,18 @@ def fuzz(server: Running, folder: Path, *options: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_gateway_keeps_to_its_schema(server: Running, tmp_path: Path) -> None:
+def test_fuzzed_requests_match_the_document(server: Running, tmp_path: Path) -> None:
     fuzz(server, tmp_path, "--exclude-path-regex", ALIASES, *QUICK)
 
 
-def test_so_does_a_model_that_tokenizes(tiny: Path, tmp_path: Path) -> None:
+def test_fuzzed_text_tool_requests_match_the_document(tiny: Path, tmp_path: Path) -> None:
     config = config_of({"tiny": LocalModel(path=str(tiny), threads=1)}, default_model="tiny")
     with serving(config) as running:
         fuzz(running, tmp_path, "--include-path-regex", TEXT_TOOLS, *QUICK)
 
 
 @pytest.mark.slow
-def test_for_a_long_time_and_with_every_path(tiny: Path, tmp_path: Path) -> None:
+def test_long_fuzzing_of_every_path_matches_the_document(tiny: Path, tmp_path: Path) -> None:
     config = config_of({"paris": PARIS, "tiny": LocalModel(path=str(tiny), threads=1)}, default_model="paris")
     with serving(config) as running:
         fuzz(running, tmp_path, *LONG)

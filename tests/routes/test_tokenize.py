@@ -1,4 +1,4 @@
-"""POST /tokenize, /detokenize and /apply-template, as llama.cpp's and vLLM's clients send them."""
+"""POST /tokenize, /detokenize and /apply-template, with the fields of llama.cpp and of vLLM."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.routes.openai_api.helpers import running_requests
 from tests.support.server import Running
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello <|im_end|> there"}]
@@ -29,21 +30,21 @@ def post(http: httpx.Client, path: str, **fields: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("field", ["content", "prompt"])
 @pytest.mark.parametrize("text", TEXTS)
-def test_there_and_back(http: httpx.Client, field: str, text: str) -> None:
+def test_detokenize_reverses_tokenize(http: httpx.Client, field: str, text: str) -> None:
     tokenized = post(http, "/tokenize", **{field: text})
     assert tokenized["count"] == len(tokenized["tokens"]) and tokenized["max_model_len"] == 2048 * 4
     back = post(http, "/detokenize", tokens=tokenized["tokens"])
     assert back == {"content": text, "prompt": text}
 
 
-def test_special_tokens_are_parsed_unless_told_not_to(http: httpx.Client) -> None:
+def test_special_tokens_are_parsed_unless_parse_special_is_false(http: httpx.Client) -> None:
     assert post(http, "/tokenize", content="<|im_end|>")["tokens"] == [2]
     spelled = post(http, "/tokenize", content="<|im_end|>", parse_special=False)["tokens"]
     assert len(spelled) > 3 and 2 not in spelled
     assert post(http, "/detokenize", tokens=spelled)["content"] == "<|im_end|>"
 
 
-def test_pieces_are_the_tokens_as_text_or_as_bytes(http: httpx.Client) -> None:
+def test_pieces_are_text_or_bytes(http: httpx.Client) -> None:
     text = "Hello 👩 é"
     tokens = post(http, "/tokenize", content=text, with_pieces=True)["tokens"]
     assert [token["id"] for token in tokens] == post(http, "/tokenize", content=text)["tokens"]
@@ -52,20 +53,20 @@ def test_pieces_are_the_tokens_as_text_or_as_bytes(http: httpx.Client) -> None:
     assert b"".join(raw).decode() == text
 
 
-def test_token_strings_as_vllm_gives_them(http: httpx.Client) -> None:
+def test_return_token_strs_gives_token_texts(http: httpx.Client) -> None:
     assert post(http, "/tokenize", prompt="Hello world", return_token_strs=True)["token_strs"] == ["Hello", " world"]
     assert "token_strs" not in post(http, "/tokenize", prompt="Hello world")
 
 
-def test_messages_have_the_tokens_that_a_chat_has(http: httpx.Client, local: Running) -> None:
+def test_tokenized_messages_equal_the_chat_prompt(http: httpx.Client, local: Running) -> None:
     tokenized = post(http, "/tokenize", messages=MESSAGES)
     with local.openai() as client:
         reply = client.chat.completions.create(model="smollm2", messages=MESSAGES, max_tokens=1)  # type: ignore[arg-type]
     assert reply.usage is not None and reply.usage.prompt_tokens == tokenized["count"]
-    assert tokenized["tokens"].count(2) == 2  # the end of two turns; what the user spelled is none
+    assert tokenized["tokens"].count(2) == 2  # the end of two messages; the user's text has none
 
 
-def test_apply_template_is_the_prompt_that_a_chat_becomes(http: httpx.Client) -> None:
+def test_apply_template_gives_the_chat_prompt(http: httpx.Client) -> None:
     prompt = post(http, "/apply-template", messages=MESSAGES)["prompt"]
     assert prompt == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello <|im_end|> there<|im_end|>\n"
@@ -74,7 +75,7 @@ def test_apply_template_is_the_prompt_that_a_chat_becomes(http: httpx.Client) ->
     assert post(http, "/detokenize", tokens=post(http, "/tokenize", messages=MESSAGES)["tokens"])["prompt"] == prompt
 
 
-def test_the_prompt_says_as_a_completion_what_the_chat_says(http: httpx.Client, local: Running) -> None:
+def test_completion_of_the_rendered_prompt_equals_the_chat(http: httpx.Client, local: Running) -> None:
     messages: Any = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = post(http, "/apply-template", messages=messages)["prompt"]
     with local.openai() as client:
@@ -99,35 +100,30 @@ def test_the_prompt_says_as_a_completion_what_the_chat_says(http: httpx.Client, 
         ("/apply-template", {"messages": [{"role": "wizard", "content": ""}]}, "messages.0.role"),
     ],
 )
-def test_what_does_not_fit_is_a_400_that_names_the_field(
-    http: httpx.Client, path: str, body: dict[str, Any], param: str
-) -> None:
+def test_invalid_field_is_400_with_its_name(http: httpx.Client, path: str, body: dict[str, Any], param: str) -> None:
     response = http.post(path, json={"model": "smollm2", **body})
     assert response.status_code == 400
     assert response.json()["error"]["param"].startswith(param)
 
 
 @pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/apply-template"])
-def test_models_without_a_tokenizer_here_and_unknown_ones(server: Running, path: str) -> None:
+def test_model_without_tokenizer_is_400_and_unknown_model_404(server: Running, path: str) -> None:
     body = {"content": "a", "tokens": [1], "messages": MESSAGES}
     one = {"/tokenize": "content", "/detokenize": "tokens", "/apply-template": "messages"}[path]
     with server.http() as http:
-        elsewhere = http.post(path, json={"model": "paris", one: body[one]})
+        scripted = http.post(path, json={"model": "paris", one: body[one]})
         unknown = http.post(path, json={"model": "gpt-9", one: body[one]})
-    assert (elsewhere.status_code, elsewhere.json()["error"]["param"]) == (400, "model")
+    assert (scripted.status_code, scripted.json()["error"]["param"]) == (400, "model")
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
 
 
-def test_counting_does_not_wait_for_a_generation(local: Running, http: httpx.Client) -> None:
+def test_tokenize_does_not_wait_for_a_generation(local: Running, http: httpx.Client) -> None:
     with (
         local.openai() as client,
         client.completions.create(
-            model="smollm2", prompt="Once", max_tokens=400, stream=True, extra_body={"ignore_eos": True}
+            model="smollm2", prompt="Once", max_tokens=8000, stream=True, extra_body={"ignore_eos": True}
         ) as stream,
     ):
         next(iter(stream))
-        assert _counted(http) == 2
-
-
-def _counted(http: httpx.Client) -> int:
-    return int(post(http, "/tokenize", content="Hello world")["count"])
+        assert post(http, "/tokenize", content="Hello world")["count"] == 2
+        assert running_requests(local, "smollm2") == 1

@@ -1,4 +1,4 @@
-"""What the fuzzer checks beside its own: it loads this file, see test_openapi.py."""
+"""Additional checks of the fuzzer, which loads this file. See tests/routes/test_openapi.py."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def is_valid(value: Any, schema: Any, case: schemathesis.Case) -> bool:
 def schema_and_decoder_agree(
     ctx: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case
 ) -> None:
-    """What the schema lets pass the decoder takes; what it does not is refused.
+    """The decoder accepts a body if the schema does, and the gateway refuses a body if the schema does.
 
-    But for one thing that JSON Schema has no words for: its integers may be written 8.0, the gateway's may not.
+    One exception: JSON Schema accepts 8.0 as an integer, the gateway does not.
     """
     decoder = DECODERS.get(case.operation.path)
     body = response.request.body
@@ -46,18 +46,18 @@ def schema_and_decoder_agree(
             decoder.decode(body)
         except msgspec.ValidationError as error:
             if "Expected `int" not in str(error) or "got `float`" not in str(error):
-                raise AssertionError(f"the schema allows what the gateway does not: {error}") from None
+                raise AssertionError(f"the schema accepts a body that the gateway refuses: {error}") from None
     else:
-        assert 400 <= response.status_code < 500, "the gateway takes what its schema does not allow"
+        assert 400 <= response.status_code < 500, "the gateway accepts a body that its schema refuses"
 
 
 @schemathesis.check
-def lines_are_of_their_schema(
+def lines_match_their_schema(
     ctx: schemathesis.CheckContext, response: schemathesis.Response, case: schemathesis.Case
 ) -> None:
-    """The fuzzer itself looks into the events of a stream, and not into lines of JSON."""
+    """The fuzzer itself checks the events of a stream, but not lines of JSON."""
     [media_type, *_] = response.headers.get("content-type", [""])
     if media_type == "application/x-ndjson":
         line = case.operation.definition.raw["responses"]["200"]["content"][media_type]["itemSchema"]
         for text in response.text.splitlines():
-            assert is_valid(json.loads(text), line, case), f"a line breaks its schema: {text}"
+            assert is_valid(json.loads(text), line, case), f"a line does not match its schema: {text}"

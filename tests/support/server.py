@@ -1,4 +1,4 @@
-"""The app behind a real socket, in a thread of its own, for tests that talk to it as clients do."""
+"""The gateway on a real socket, in a thread of the test process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -20,11 +20,11 @@ from gateway.config import BreakerConfig, Config, ModelConfig, ScriptedModel, Se
 from gateway.engines.base import Engine
 from gateway.server.server import Server, bind
 
-PATIENCE_S = 60.0  # a real model may load so long on a busy machine
+PATIENCE_S = 60.0  # a real model may take this long to load on a busy machine
 
 
 class Running:
-    """A server that accepts. Everything a test needs to reach it."""
+    """A server that accepts connections."""
 
     def __init__(self, app: Litestar, server: Server, port: int) -> None:
         self.app = app
@@ -33,35 +33,45 @@ class Running:
         self.url = f"http://127.0.0.1:{port}"
 
     def stop(self) -> None:
-        """As a signal does."""
+        """Stop as a signal does."""
         self.server.handle_exit(signal.SIGTERM, None)
 
     def openai(self, **options: Any) -> OpenAI:
-        return OpenAI(**{"base_url": f"{self.url}/v1", "api_key": "x", "max_retries": 0, "timeout": 30, **options})
+        return OpenAI(
+            **{"base_url": f"{self.url}/v1", "api_key": "x", "max_retries": 0, "timeout": PATIENCE_S, **options}
+        )
 
     def http(self, **options: Any) -> httpx.Client:
-        return httpx.Client(**{"base_url": self.url, "timeout": 30, **options})
+        return httpx.Client(**{"base_url": self.url, "timeout": PATIENCE_S, **options})
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
 
     def exchange(self, request: bytes) -> bytes:
-        """Send raw bytes and read to the end of the connection."""
+        """Send raw bytes and read until the server closes the connection."""
         with closing(self.connect()) as connection:
             connection.sendall(request)
             return b"".join(iter(lambda: connection.recv(65536), b""))
 
     def wait_until_tried(self) -> None:
-        """Wait until every model has loaded or failed to once."""
-        until = time.monotonic() + PATIENCE_S
+        """Wait until every model is ready, or failed to load once."""
         with self.http() as client:
-            while any(m["engine"]["state"] == "loading" for m in client.get("/readyz").json()["models"]):
-                assert time.monotonic() < until, "a model is still loading"
-                time.sleep(0.02)
+            wait_until(
+                lambda: all(m["engine"]["state"] != "loading" for m in client.get("/readyz").json()["models"]),
+                "a model is still loading",
+            )
+
+
+def wait_until(condition: Callable[[], bool], message: str) -> None:
+    """Poll `condition`; fail with `message` after PATIENCE_S seconds."""
+    until = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < until, message
+        time.sleep(0.02)
 
 
 def config_of(models: Mapping[str, ModelConfig], server: ServerConfig | None = None, **fields: Any) -> Config:
-    """A configuration with a patient breaker, unless `fields` says otherwise."""
+    """A configuration without a circuit breaker, unless `fields` has one."""
     fields = {"breaker": BreakerConfig(enabled=False), **fields}
     return Config(server=replace(server or ServerConfig(), port=0), models=dict(models), **fields)
 
@@ -74,7 +84,7 @@ def scripted(*replies: str, **script: Any) -> ScriptedModel:
 
 @contextmanager
 def serving(config: Config, engines: Mapping[str, Engine] | None = None, *, loaded: bool = True) -> Iterator[Running]:
-    """`loaded`: wait until every model has been tried. At the end the server is stopped as by a signal."""
+    """A running server, stopped at the end. `loaded`: wait until every model is ready, or failed to load once."""
     app = create_app(config, engines)
     with bind(config.server) as listener:
         started = threading.Event()

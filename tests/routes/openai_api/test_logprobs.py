@@ -1,4 +1,4 @@
-"""Log-probabilities as clients read them: against the model's raw logits, through both endpoints, streamed and not."""
+"""Log-probabilities of chats and completions, streamed and whole, compared with the model's raw logits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.server import Running
 FRANCE = "The capital of France is"
 EMOJI = "Repeat: 東京 👩‍👩‍👧 é. Again: 東京 👩‍👩‍👧"
 HELLO: Any = [{"role": "user", "content": "Say hello to 東京 🦊."}]
-CLOSE = 2e-3  # the same logits computed one by one and many at once differ in their last bits
+CLOSE = 2e-3  # logits of one token and of a batch differ in their last bits
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def ids_of(http: httpx.Client, text: str, model: str = "smollm2") -> list[int]:
 
 
 class Lists:
-    """A choice's older form, its lists checked to be of one length."""
+    """The logprobs of a completion; its lists must have equal lengths."""
 
     def __init__(self, choices: Sequence[CompletionChoice]) -> None:
         self.tokens: list[str] = []
@@ -73,7 +73,7 @@ def lists_of(reply: Completion, index: int = 0) -> Lists:
 
 
 def raw_logprobs(bundle: Path, ids: Sequence[int]) -> NDArray[np.float64]:
-    """Log-softmax of the logits after each id, computed here."""
+    """The log-softmax of the logits after each id, computed by this test."""
     decoder = CpuDecoder(load_bundle(bundle), slots=1)
     cache = decoder.new_cache()
     width = decoder.spec.prompt_width
@@ -88,25 +88,32 @@ def raw_logprobs(bundle: Path, ids: Sequence[int]) -> NDArray[np.float64]:
 # ---- chat completions
 
 
-def test_one_entry_a_token_whose_bytes_join_to_the_content(client: OpenAI) -> None:
+def test_each_token_has_an_entry_and_bytes_join_to_the_content(client: OpenAI) -> None:
     reply = client.chat.completions.create(
         model="smollm2", messages=HELLO, max_tokens=32, temperature=0, logprobs=True, top_logprobs=3
     )
     choice = reply.choices[0]
     assert choice.logprobs is not None and choice.logprobs.content is not None and reply.usage is not None
     entries = choice.logprobs.content
-    assert len(entries) in (reply.usage.completion_tokens, reply.usage.completion_tokens - 1)  # the end tells nothing
+    assert len(entries) in (
+        reply.usage.completion_tokens,
+        reply.usage.completion_tokens - 1,
+    )  # none for the end token
     joined = b"".join(bytes(entry.bytes or ()) for entry in entries).decode(errors="replace")
     assert joined.removesuffix("\ufffd") == (choice.message.content or "").removesuffix("\ufffd")
     for entry in entries:
         assert -9999 <= entry.logprob <= 0 and len(entry.top_logprobs) == 3
         assert all(top.bytes is not None and -9999 <= top.logprob <= 0 for top in entry.top_logprobs)
         best = entry.top_logprobs[0]
-        assert (best.token, best.logprob, best.bytes) == (entry.token, entry.logprob, entry.bytes)  # it is greedy
+        assert (best.token, best.logprob, best.bytes) == (
+            entry.token,
+            entry.logprob,
+            entry.bytes,
+        )  # greedy
 
 
 @pytest.mark.parametrize("fields", [{}, {"top_logprobs": 0}, {"top_logprobs": None}])
-def test_without_top_logprobs_an_empty_list(client: OpenAI, fields: Any) -> None:
+def test_no_top_logprobs_gives_an_empty_list(client: OpenAI, fields: Any) -> None:
     reply = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=4, logprobs=True, **fields)
     assert reply.choices[0].logprobs is not None and reply.choices[0].logprobs.content
     assert all(entry.top_logprobs == [] for entry in reply.choices[0].logprobs.content)
@@ -115,7 +122,7 @@ def test_without_top_logprobs_an_empty_list(client: OpenAI, fields: Any) -> None
 @pytest.mark.parametrize(
     "fields", [{"top_logprobs": 3}, {"logprobs": True, "top_logprobs": 21}, {"logprobs": True, "top_logprobs": -1}]
 )
-def test_what_does_not_fit_is_refused_and_the_server_works_on(client: OpenAI, fields: Any) -> None:
+def test_top_logprobs_out_of_range_is_400(client: OpenAI, fields: Any) -> None:
     with pytest.raises(sdk.BadRequestError) as caught:
         client.chat.completions.create(model="tiny", messages=HELLO, **fields)
     assert caught.value.param == "top_logprobs"
@@ -124,7 +131,7 @@ def test_what_does_not_fit_is_refused_and_the_server_works_on(client: OpenAI, fi
     assert len(reply.choices[0].logprobs.content[0].top_logprobs) == 20
 
 
-def test_streamed_entries_belong_to_the_text_of_their_chunk(client: OpenAI) -> None:
+def test_streamed_logprobs_match_the_text_of_their_chunk(client: OpenAI) -> None:
     options: Any = {"model": "smollm2", "messages": HELLO, "max_tokens": 32, "temperature": 0, "seed": 1}
     options |= {"logprobs": True, "top_logprobs": 2}
     whole = client.chat.completions.create(**options).choices[0]
@@ -139,7 +146,7 @@ def test_streamed_entries_belong_to_the_text_of_their_chunk(client: OpenAI) -> N
     assert [entry.token for entry in streamed] == [entry.token for entry in whole.logprobs.content]
     for one, other in zip(streamed, whole.logprobs.content, strict=True):
         assert [top.token for top in one.top_logprobs] == [top.token for top in other.top_logprobs]
-        # how many tokens shared a device call changes the last bits
+        # the number of tokens in a device call changes the last bits
         assert one.logprob == pytest.approx(other.logprob, abs=CLOSE)
 
 
@@ -160,7 +167,7 @@ def test_streamed_entries_belong_to_the_text_of_their_chunk(client: OpenAI) -> N
         },
     ],
 )
-def test_values_are_the_log_softmax_of_the_raw_logits(
+def test_logprobs_are_the_log_softmax_of_raw_logits(
     client: OpenAI, http: httpx.Client, smollm2: Path, tiny: Path, model: str, fields: dict[str, Any]
 ) -> None:
     reply = complete(client, model=model, logprobs=5, **fields)
@@ -169,9 +176,9 @@ def test_values_are_the_log_softmax_of_the_raw_logits(
     ids = ids_by_name(bundle)
     prompt, written = ids_of(http, FRANCE, model), [ids[token] for token in lists.tokens]
     expected = raw_logprobs(bundle, [*prompt, *written])
-    for place, token in enumerate(written):
-        row = expected[len(prompt) - 1 + place]
-        score, top = lists.scores[place], lists.tops[place]
+    for position, token in enumerate(written):
+        row = expected[len(prompt) - 1 + position]
+        score, top = lists.scores[position], lists.tops[position]
         assert score is not None and top is not None
         assert score == pytest.approx(row[token], abs=CLOSE)
         best = sorted(row, reverse=True)[:5]
@@ -179,7 +186,7 @@ def test_values_are_the_log_softmax_of_the_raw_logits(
 
 
 def ids_by_name(bundle: Path) -> dict[str, int]:
-    """Every token of the vocabulary by the name that a reply gives it."""
+    """The id of each token, by its name in a reply."""
     tokens = TextTokenizer.load(bundle / "tokenizer.json")
     names = {}
     for index in range(tokens.vocab_size):
@@ -192,23 +199,21 @@ def ids_by_name(bundle: Path) -> dict[str, int]:
     return names
 
 
-def test_a_prompts_scores_are_the_log_softmax_of_the_raw_logits(
-    client: OpenAI, http: httpx.Client, smollm2: Path
-) -> None:
+def test_prompt_logprobs_are_the_log_softmax_of_raw_logits(client: OpenAI, http: httpx.Client, smollm2: Path) -> None:
     text = "The quick brown fox jumps over the lazy dog. " * 9  # more than one chunk of the prompt
     ids = ids_of(http, text)
     expected = raw_logprobs(smollm2, ids)
     scores = lists_of(complete(client, text, max_tokens=0, echo=True, logprobs=0)).scores
     assert len(ids) > 64 and len(scores) == len(ids) and scores[0] is None
-    for place in range(1, len(ids)):
-        assert scores[place] == pytest.approx(expected[place - 1][ids[place]], abs=CLOSE)
+    for position in range(1, len(ids)):
+        assert scores[position] == pytest.approx(expected[position - 1][ids[position]], abs=CLOSE)
 
 
 # ---- text completions
 
 
 @pytest.mark.parametrize("k", [0, 1, 5, 20])
-def test_lists_of_one_length_with_k_entries_or_one_more(client: OpenAI, k: int) -> None:
+def test_completion_logprobs_have_equal_lists_with_k_entries(client: OpenAI, k: int) -> None:
     reply = complete(client, logprobs=k, temperature=1.5, seed=2)
     lists = lists_of(reply)
     assert reply.usage is not None and len(lists.tokens) == reply.usage.completion_tokens == 8
@@ -217,7 +222,7 @@ def test_lists_of_one_length_with_k_entries_or_one_more(client: OpenAI, k: int) 
         assert top is not None and top[token] == score and len(top) in (k, k + 1)
 
 
-def test_offsets_are_the_places_of_the_tokens_in_the_text(client: OpenAI) -> None:
+def test_text_offsets_point_to_the_tokens(client: OpenAI) -> None:
     for prompt, echo in ((FRANCE, False), (FRANCE, True), (EMOJI, True)):
         reply = complete(client, prompt, logprobs=0, echo=echo, max_tokens=24)
         lists, text = lists_of(reply), reply.choices[0].text
@@ -226,7 +231,7 @@ def test_offsets_are_the_places_of_the_tokens_in_the_text(client: OpenAI) -> Non
         assert all(text[lists.offsets[i] :].startswith(lists.tokens[i]) for i in whole)
 
 
-def test_parts_of_a_character_are_told_as_bytes(client: OpenAI) -> None:
+def test_part_of_a_character_is_shown_as_bytes(client: OpenAI) -> None:
     lists = lists_of(complete(client, EMOJI, echo=True, logprobs=0, max_tokens=0))
     raw = b"".join(
         bytes.fromhex(token[6:].replace("\\x", "")) if token.startswith("bytes:") else token.encode()
@@ -235,7 +240,7 @@ def test_parts_of_a_character_are_told_as_bytes(client: OpenAI) -> None:
     assert any(token.startswith("bytes:") for token in lists.tokens) and raw.decode() == EMOJI
 
 
-def test_echo_scores_the_prompt_from_its_second_token_on(client: OpenAI, http: httpx.Client) -> None:
+def test_echo_has_prompt_logprobs_from_the_second_token(client: OpenAI, http: httpx.Client) -> None:
     reply = complete(client, echo=True, logprobs=2, max_tokens=1)
     lists = lists_of(reply)
     assert reply.choices[0].text == FRANCE + " Paris"
@@ -245,25 +250,25 @@ def test_echo_scores_the_prompt_from_its_second_token_on(client: OpenAI, http: h
     assert all(top is not None and len(top) in (2, 3) for top in lists.tops[1:])
 
 
-def test_max_tokens_0_scores_a_prompt_without_generating(client: OpenAI) -> None:
+def test_max_tokens_0_gives_prompt_logprobs_only(client: OpenAI) -> None:
     scored = complete(client, echo=True, logprobs=1, max_tokens=0)
     with_one = complete(client, echo=True, logprobs=1, max_tokens=1)
     assert scored.choices[0].text == FRANCE and scored.usage is not None and scored.usage.completion_tokens == 0
     assert lists_of(scored).scores == pytest.approx(lists_of(with_one).scores[:-1], abs=CLOSE, nan_ok=True)
 
 
-def test_echoed_scores_equal_those_reported_at_generation(client: OpenAI) -> None:
+def test_echoed_logprobs_equal_generated_logprobs(client: OpenAI) -> None:
     for prompt in (FRANCE, "Once upon a time there was a fox that"):
-        told = complete(client, prompt, logprobs=3, max_tokens=24)
-        again = complete(client, prompt + told.choices[0].text, logprobs=3, max_tokens=0, echo=True)
-        generated, echoed = lists_of(told), lists_of(again)
+        first = complete(client, prompt, logprobs=3, max_tokens=24)
+        again = complete(client, prompt + first.choices[0].text, logprobs=3, max_tokens=0, echo=True)
+        generated, echoed = lists_of(first), lists_of(again)
         count = len(generated.tokens)
         assert echoed.tokens[-count:] == generated.tokens
         assert echoed.scores[-count:] == pytest.approx(generated.scores, abs=CLOSE)
         assert [offset - len(prompt) for offset in echoed.offsets[-count:]] == generated.offsets
 
 
-def test_scoring_is_the_same_whatever_the_cache_holds(client: OpenAI) -> None:
+def test_prompt_logprobs_do_not_depend_on_the_cache(client: OpenAI) -> None:
     first = lists_of(complete(client, echo=True, logprobs=2, max_tokens=0))
     complete(client, FRANCE + " Paris and", max_tokens=4)
     assert lists_of(complete(client, echo=True, logprobs=2, max_tokens=0)) == first
@@ -274,10 +279,8 @@ SAMPLED = {"n": 2, "temperature": 1, "seed": 6}
 
 @pytest.mark.parametrize("fields", [{}, {"echo": True}, SAMPLED, {"model": "tiny", **SAMPLED}])
 @pytest.mark.parametrize("stop_length", [None, 3])
-def test_streamed_lists_equal_those_of_the_whole_reply(
-    client: OpenAI, fields: dict[str, Any], stop_length: int | None
-) -> None:
-    """Also where a stop string, found or not, holds text back."""
+def test_streamed_logprobs_equal_whole_reply(client: OpenAI, fields: dict[str, Any], stop_length: int | None) -> None:
+    """Also while the search for a stop string holds text back."""
     fields = {"model": "smollm2", "logprobs": 2, "max_tokens": 16, **fields}
     if stop_length is not None:
         begun = complete(client, EMOJI, **{**fields, "echo": False}).choices[0].text
@@ -292,8 +295,8 @@ def test_streamed_lists_equal_those_of_the_whole_reply(
         assert streamed.scores == pytest.approx(expected.scores, abs=CLOSE, nan_ok=True)
 
 
-def test_a_hidden_token_has_no_bytes_and_takes_no_place(client: OpenAI, http: httpx.Client) -> None:
-    """An end-of-turn token that is ignored: told as it is written, and no part of the text."""
+def test_hidden_token_has_no_bytes_and_no_offset(client: OpenAI, http: httpx.Client) -> None:
+    """With `ignore_eos` an end-of-turn token is in the logprobs, but not in the text."""
     (end,) = ids_of(http, "<|im_end|>")
     forced: Any = {"logit_bias": {str(end): 100}, "extra_body": {"ignore_eos": True}, "max_tokens": 3}
     reply = complete(client, logprobs=0, **forced)
@@ -304,7 +307,7 @@ def test_a_hidden_token_has_no_bytes_and_takes_no_place(client: OpenAI, http: ht
     assert [entry.bytes for entry in chat.choices[0].logprobs.content or ()] == [[], [], []]
 
 
-def test_several_prompts_each_have_their_own_scores(client: OpenAI) -> None:
+def test_each_prompt_has_its_own_logprobs(client: OpenAI) -> None:
     prompts = [FRANCE, "One two three"]
     both = complete(client, prompts, echo=True, logprobs=1, max_tokens=2)
     for index, prompt in enumerate(prompts):

@@ -1,4 +1,4 @@
-"""Events as chat completions, for what scripted models do not say: tool calls, reasoning, several choices at once."""
+"""Events become chat completions: tool calls, reasoning, interleaved choices."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CALLS: list[Event] = [
 
 
 def generation(**fields: Any) -> Generation:
-    return Generation(id="chatcmpl-1", model="asked", prompt=Chat(messages=()), **fields)
+    return Generation(id="chatcmpl-1", model="requested", prompt=Chat(messages=()), **fields)
 
 
 async def whole(events: Iterable[Event], **fields: Any) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def deltas(events: Iterable[Event], **fields: Any) -> list[dict[str, Any]]:
     return [chunk["choices"][0]["delta"] for chunk in streamed(events, **fields)]
 
 
-async def test_tool_calls_of_a_whole_reply() -> None:
+async def test_whole_reply_has_complete_tool_calls() -> None:
     [choice] = (await whole(CALLS))["choices"]
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"] == {
@@ -84,7 +84,7 @@ async def test_tool_calls_of_a_whole_reply() -> None:
     }
 
 
-def test_streamed_tool_calls_begin_with_their_name_and_go_on_with_arguments_only() -> None:
+def test_streamed_tool_call_sends_name_first_then_arguments() -> None:
     def first(index: int, id: str, name: str) -> dict[str, Any]:
         call = {"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""}}
         return {"tool_calls": [call]}
@@ -103,13 +103,13 @@ def test_streamed_tool_calls_begin_with_their_name_and_go_on_with_arguments_only
     ]
 
 
-async def test_text_beside_a_call_is_kept() -> None:
+async def test_text_before_a_tool_call_is_kept() -> None:
     [choice] = (await whole([STARTED, TextDelta("Let me look."), *CALLS[1:]]))["choices"]
     assert choice["message"]["content"] == "Let me look."
     assert len(choice["message"]["tool_calls"]) == 2
 
 
-async def test_reasoning_goes_apart() -> None:
+async def test_reasoning_is_a_separate_field() -> None:
     events = [STARTED, ReasoningDelta("2 and 2"), TextDelta("4"), ChoiceFinished("stop"), FINISHED]
     [choice] = (await whole(events))["choices"]
     assert (choice["message"]["content"], choice["message"]["reasoning_content"]) == ("4", "2 and 2")
@@ -121,13 +121,13 @@ async def test_reasoning_goes_apart() -> None:
     ]
 
 
-async def test_empty_answer_is_empty_text() -> None:
+async def test_empty_answer_has_empty_content() -> None:
     events = [STARTED, ChoiceFinished("stop"), FINISHED]
     assert (await whole(events))["choices"][0]["message"]["content"] == ""
     assert deltas(events) == [{"role": "assistant", "content": ""}, {}]
 
 
-async def test_usage_has_its_details() -> None:
+async def test_usage_has_details() -> None:
     expected = {
         "prompt_tokens": 5,
         "completion_tokens": 9,
@@ -145,14 +145,14 @@ async def test_usage_has_its_details() -> None:
     assert streamed(events, with_usage=True)[-1]["usage"] == expected
 
 
-def test_model_is_the_one_that_answers_even_if_another_started() -> None:
+def test_stream_names_the_fallback_that_took_over() -> None:
     rendering = ChatRendering(generation())
-    assert list(rendering.pieces("asked", STARTED)) == []  # it may still move to its fallback
+    assert list(rendering.pieces("requested", STARTED)) == []  # the fallback may still take over
     frames = list(rendering.pieces("fallback", TextDelta("4")))
     assert all(msgspec.json.decode(frame.removeprefix(b"data: "))["model"] == "fallback" for frame in frames)
 
 
-async def test_choices_may_interleave() -> None:
+async def test_interleaved_choices_are_separated() -> None:
     events: list[Event] = [
         STARTED,
         TextDelta("a", 0),
@@ -174,8 +174,8 @@ async def test_choices_may_interleave() -> None:
 
 async def test_logprobs_have_a_floor_and_bytes() -> None:
     never = TokenLogprob("never", tuple(b"never"), float("-inf"))
-    scored = TokenLogprob("caf\ufffd", (99, 97, 102, 195), -0.5, (never,))
-    events = [STARTED, TextDelta("caf", logprobs=(scored,)), ChoiceFinished("stop"), FINISHED]
+    half = TokenLogprob("caf\ufffd", (99, 97, 102, 195), -0.5, (never,))
+    events = [STARTED, TextDelta("caf", logprobs=(half,)), ChoiceFinished("stop"), FINISHED]
     expected = {
         "token": "caf\ufffd",
         "logprob": -0.5,
@@ -187,7 +187,7 @@ async def test_logprobs_have_a_floor_and_bytes() -> None:
     assert streamed(events, logprobs=1)[1]["choices"][0]["logprobs"]["content"] == [expected]
 
 
-def test_tokens_without_text_yet_still_have_their_logprobs() -> None:
+def test_token_without_text_is_sent_with_its_logprob() -> None:
     half = TokenLogprob("\ufffd", (195,), -0.1)
     chunks = streamed([STARTED, TextDelta("", logprobs=(half,)), ChoiceFinished("stop"), FINISHED], logprobs=0)
     assert chunks[1]["choices"][0]["delta"] == {"content": ""}

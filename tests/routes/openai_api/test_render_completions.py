@@ -1,4 +1,4 @@
-"""Events as text completions where a tokenizer's oddities or the order of events matter."""
+"""Events become text completions: offsets, ranking, interleaved choices."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def whole(shape: CompletionShape, prompt: tuple[TokenLogprob, ...], *choices: Co
     return decoded
 
 
-def test_a_begin_token_and_sentencepieces_space_are_before_the_prompts_text() -> None:
+def test_offsets_skip_begin_token_and_sentencepiece_space() -> None:
     prompt = (scored("<s>", 0.0), scored(" Hello"), scored(" world"))
     choice = CollectedChoice(text="!", logprobs=[scored("!")])
     logprobs = whole(shape("Hello world", with_logprobs=True), prompt, choice)["choices"][0]["logprobs"]
@@ -41,30 +41,30 @@ def test_a_begin_token_and_sentencepieces_space_are_before_the_prompts_text() ->
     assert logprobs["token_logprobs"] == [None, -1.0, -1.0, -1.0] and logprobs["top_logprobs"][0] is None
 
 
-def test_a_prompt_that_the_engine_cannot_score_is_echoed_all_the_same() -> None:
+def test_prompt_without_logprobs_is_still_echoed() -> None:
     choice = CollectedChoice(text=" b", logprobs=[scored(" b")])
     reply = whole(shape("a", with_logprobs=True), (), choice)["choices"][0]
     assert reply["text"] == "a b" and reply["logprobs"]["text_offset"] == [1]
 
 
-def test_probability_zero_has_the_floor() -> None:
+def test_probability_zero_gets_the_floor() -> None:
     choice = CollectedChoice(text="a", logprobs=[TokenLogprob("a", (97,), float("-inf"), (scored("b", -0.5),))])
     logprobs = whole(shape(with_logprobs=True), (), choice)["choices"][0]["logprobs"]
     assert logprobs["token_logprobs"] == [-9999.0] and logprobs["top_logprobs"] == [{"b": -0.5, "a": -9999.0}]
 
 
-def test_the_best_are_those_with_the_highest_mean_whatever_their_length() -> None:
+def test_best_of_ranks_by_mean_logprob() -> None:
     choices = [
         CollectedChoice(text="long", logprobs=[scored("lo", -0.5), scored("ng", -0.5)]),
         CollectedChoice(text="short", logprobs=[scored("short", -0.6)]),
-        CollectedChoice(text="", logprobs=[]),  # it ended at once: nothing is known of it
+        CollectedChoice(text="", logprobs=[]),  # ended at once, without tokens
         CollectedChoice(text="best", logprobs=[scored("be", -0.1), scored("st", -0.3)]),
     ]
-    told = whole(shape(n=3, best_of=4), (), *choices)["choices"]
-    assert [(choice["index"], choice["text"]) for choice in told] == [(0, "best"), (1, "long"), (2, "short")]
+    ranked = whole(shape(n=3, best_of=4), (), *choices)["choices"]
+    assert [(choice["index"], choice["text"]) for choice in ranked] == [(0, "best"), (1, "long"), (2, "short")]
 
 
-def test_choices_may_interleave_and_each_counts_its_own_places() -> None:
+def test_interleaved_choices_have_their_own_offsets() -> None:
     chunks = rendered(
         shape("", "x", n=2, best_of=2, with_logprobs=True),
         Started(prompt_tokens=1),
@@ -79,16 +79,16 @@ def test_choices_may_interleave_and_each_counts_its_own_places() -> None:
         ChoiceFinished("length", 2),
         Finished(usage=Usage()),
     )
-    told = [
+    texts = [
         (c["index"], c["text"], (c["logprobs"] or {}).get("text_offset")) for chunk in chunks for c in chunk["choices"]
     ]
-    assert told == [
+    assert texts == [
         *((0, "ab", [0]), (1, "c", [0]), (0, "d", [2]), (0, "", None), (1, "", None)),
         *((2, "x", [0]), (3, "x", [0]), (3, "e", [1]), (3, "", None), (2, "", None)),
     ]
 
 
-def test_usage_comes_last_and_is_null_before() -> None:
+def test_usage_is_in_the_last_chunk_and_null_before() -> None:
     chunks = rendered(
         shape(with_usage=True),
         Started(prompt_tokens=3),

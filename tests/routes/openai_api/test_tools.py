@@ -1,4 +1,4 @@
-"""Tool calls with the real default model, through the official client: what is demanded is what comes."""
+"""Tool calls of SmolLM2 and of scripted models, through the official client."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tests.support.server import Running, config_of, serving
 from tests.support.structured import SCHEMAS, closed, faults
 
 WEATHER = closed(city={"type": "string", "maxLength": 30}, unit={"enum": ["celsius", "fahrenheit"]})
-ASKED: Any = [{"role": "user", "content": "What is the weather in Paris, in celsius?"}]
+QUESTION: Any = [{"role": "user", "content": "What is the weather in Paris, in celsius?"}]
 
-#: Twenty different functions; parameters are objects.
+#: One function for each schema; the parameters of a function must be an object.
 PARAMETERS = {
     name: schema if schema.get("type") == "object" else closed(value=schema)
     for name, schema in SCHEMAS.items()
@@ -33,7 +33,7 @@ def tool(name: str, parameters: Any = None, **fields: Any) -> Any:
 
 
 TOOLS = [tool("get_weather", WEATHER), tool("get_time")]
-DEFAULTS: Any = {"messages": ASKED, "tools": TOOLS, "temperature": 1, "seed": 1, "max_tokens": 200}
+DEFAULTS: Any = {"messages": QUESTION, "tools": TOOLS, "temperature": 1, "seed": 1, "max_tokens": 200}
 NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
 
 
@@ -74,7 +74,7 @@ def check_weather(call: ChatCompletionMessageToolCall) -> None:
         assert json.loads(call.function.arguments) == {}
 
 
-def test_a_named_function_is_called_once_and_nothing_is_said(openai: OpenAI) -> None:
+def test_named_function_is_called_once_without_text(openai: OpenAI) -> None:
     for seed in range(5):
         answer = ask(openai, tool_choice=NAMED, seed=seed)
         (call,) = calls_of(answer)
@@ -84,7 +84,7 @@ def test_a_named_function_is_called_once_and_nothing_is_said(openai: OpenAI) -> 
         assert answer.choices[0].finish_reason == "tool_calls"
 
 
-def test_required_is_at_least_one_call_and_one_when_not_parallel(openai: OpenAI) -> None:
+def test_required_gives_calls_and_only_one_if_not_parallel(openai: OpenAI) -> None:
     for seed in range(3):
         answer = ask(openai, tool_choice="required", parallel_tool_calls=False, seed=seed)
         (call,) = calls_of(answer)
@@ -98,7 +98,7 @@ def test_required_is_at_least_one_call_and_one_when_not_parallel(openai: OpenAI)
         assert len({call.id for call in calls_of(parallel)}) == len(calls_of(parallel))
 
 
-def test_allowed_tools_leave_no_other(openai: OpenAI) -> None:
+def test_allowed_tools_excludes_other_tools(openai: OpenAI) -> None:
     allowed: Any = {"mode": "required", "tools": [{"type": "function", "function": {"name": "get_time"}}]}
     for seed in range(3):
         answer = ask(openai, tool_choice={"type": "allowed_tools", "allowed_tools": allowed}, seed=seed)
@@ -106,7 +106,7 @@ def test_allowed_tools_leave_no_other(openai: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_arguments_validate_whatever_the_schema(openai: OpenAI, name: str) -> None:
+def test_arguments_match_their_schema(openai: OpenAI, name: str) -> None:
     parameters = PARAMETERS[name]
     Draft202012Validator.check_schema(parameters)
     answer = ask(
@@ -123,7 +123,7 @@ def test_arguments_validate_whatever_the_schema(openai: OpenAI, name: str) -> No
         assert faults(parameters, call.function.arguments) == []
 
 
-def test_a_stream_brings_the_name_first_and_then_the_arguments_in_pieces(openai: OpenAI) -> None:
+def test_streamed_call_sends_name_then_arguments(openai: OpenAI) -> None:
     whole = ask(openai, tool_choice=NAMED)
     chunks = streamed(openai, tool_choice=NAMED, stream_options={"include_usage": True})
     choices = [chunk.choices[0] for chunk in chunks if chunk.choices]
@@ -144,9 +144,9 @@ def test_a_stream_brings_the_name_first_and_then_the_arguments_in_pieces(openai:
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
 
 
-def test_the_clients_own_helper_puts_a_stream_together(openai: OpenAI) -> None:
+def test_sdk_stream_helper_joins_the_call(openai: OpenAI) -> None:
     with openai.chat.completions.stream(
-        model="smollm2", messages=ASKED, tools=TOOLS, tool_choice=NAMED, max_tokens=200
+        model="smollm2", messages=QUESTION, tools=TOOLS, tool_choice=NAMED, max_tokens=200
     ) as stream:
         for _ in stream:
             pass
@@ -154,21 +154,21 @@ def test_the_clients_own_helper_puts_a_stream_together(openai: OpenAI) -> None:
     assert call.function.name == "get_weather" and not faults(WEATHER, call.function.arguments)
 
 
-def test_results_go_back_to_the_model(openai: OpenAI) -> None:
+def test_tool_result_reaches_the_model(openai: OpenAI) -> None:
     (call,) = calls_of(ask(openai, tool_choice=NAMED))
     messages = [
-        *ASKED,
+        *QUESTION,
         {"role": "assistant", "content": None, "tool_calls": [call.model_dump()]},
         {"role": "tool", "tool_call_id": call.id, "content": [{"type": "text", "text": "It rains. 7 degrees."}]},
     ]
     answer = ask(openai, messages=messages, temperature=0, tool_choice="none")
     assert answer.choices[0].message.content and not answer.choices[0].message.tool_calls
-    told = ask(openai, messages=messages[:2], temperature=0, tool_choice="none")
-    assert answer.usage and told.usage and answer.usage.prompt_tokens > told.usage.prompt_tokens
+    without = ask(openai, messages=messages[:2], temperature=0, tool_choice="none")
+    assert answer.usage and without.usage and answer.usage.prompt_tokens > without.usage.prompt_tokens
     assert ask(openai, messages=messages, tool_choice="auto", max_tokens=16).choices[0].finish_reason
 
 
-def test_none_makes_no_call(openai: OpenAI) -> None:
+def test_tool_choice_none_gives_no_call(openai: OpenAI) -> None:
     answer = ask(openai, tool_choice="none", max_tokens=24)
     assert answer.choices[0].message.content and answer.choices[0].message.tool_calls is None
     assert answer.usage and answer.usage.prompt_tokens == ask(openai, tools=None, max_tokens=1).usage.prompt_tokens  # type: ignore[union-attr]
@@ -176,8 +176,8 @@ def test_none_makes_no_call(openai: OpenAI) -> None:
 
 @pytest.mark.parametrize("limit", [1, 3, 24, 28])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_limit_within_the_call_says_length(openai: OpenAI, limit: int, stream: bool) -> None:
-    """Before the name there is no call; behind it the arguments are as long as they got."""
+def test_token_limit_inside_a_call_gives_length_reason(openai: OpenAI, limit: int, stream: bool) -> None:
+    """A limit before the name gives no call; a later one cuts the arguments."""
     fields: Any = {"tool_choice": NAMED, "max_tokens": limit}
     whole = calls_of(ask(openai, tool_choice=NAMED))[0].function.arguments
     if stream:
@@ -198,7 +198,7 @@ def test_a_limit_within_the_call_says_length(openai: OpenAI, limit: int, stream:
     assert whole.startswith(arguments) and arguments != whole
 
 
-def test_several_choices_each_have_their_call(openai: OpenAI) -> None:
+def test_each_choice_has_its_own_call(openai: OpenAI) -> None:
     answer = ask(openai, tool_choice=NAMED, n=3)
     assert len(answer.choices) == 3
     ids = set()
@@ -209,7 +209,7 @@ def test_several_choices_each_have_their_call(openai: OpenAI) -> None:
     assert len(ids) == 3
 
 
-def test_auto_may_answer_in_words_and_strict_calls_validate(openai: OpenAI) -> None:
+def test_auto_with_strict_tool_gives_text_or_valid_calls(openai: OpenAI) -> None:
     strict = [tool("get_weather", WEATHER, strict=True)]
     for seed in range(3):
         answer = ask(openai, tools=strict, seed=seed, max_tokens=48)
@@ -220,24 +220,24 @@ def test_auto_may_answer_in_words_and_strict_calls_validate(openai: OpenAI) -> N
                 check_weather(call)
 
 
-def test_a_call_goes_before_the_format_of_an_answer(openai: OpenAI) -> None:
+def test_required_call_overrides_response_format(openai: OpenAI) -> None:
     (call,) = calls_of(ask(openai, tool_choice=NAMED, response_format={"type": "json_object"}))
     check_weather(call)
 
 
-def test_a_schema_that_cannot_be_kept_is_refused_by_name(openai: OpenAI) -> None:
+def test_unsupported_tool_schema_is_400(openai: OpenAI) -> None:
     with pytest.raises(BadRequestError, match="hiccup") as refused:
         ask(openai, tools=[tool("f", closed(a={"type": "hiccup"}))], tool_choice="required")
     assert refused.value.param == "tools"
 
 
-def test_logprobs_come_with_a_call(openai: OpenAI) -> None:
+def test_tool_call_has_logprobs(openai: OpenAI) -> None:
     answer = ask(openai, tool_choice=NAMED, logprobs=True)
     assert answer.usage and answer.choices[0].logprobs and answer.choices[0].logprobs.content
     assert len(answer.choices[0].logprobs.content) == answer.usage.completion_tokens
 
 
-# What depends on a model that was trained for tools or to reason: its words are scripted.
+# A model that is trained for tools and reasoning is scripted: SmolLM2 is not.
 
 WRITTEN = (
     "<think>\nI need it.\n</think>\n\nLet me see.\n"
@@ -252,8 +252,8 @@ def trained() -> Iterator[OpenAI]:
         yield client
 
 
-def test_auto_reads_reasoning_words_and_calls(trained: OpenAI) -> None:
-    answer = trained.chat.completions.create(model="trained", messages=ASKED, tools=TOOLS, max_tokens=500)
+def test_auto_separates_reasoning_text_and_calls(trained: OpenAI) -> None:
+    answer = trained.chat.completions.create(model="trained", messages=QUESTION, tools=TOOLS, max_tokens=500)
     (choice,) = answer.choices
     (call,) = calls_of(answer)
     assert choice.finish_reason == "tool_calls"
@@ -262,8 +262,8 @@ def test_auto_reads_reasoning_words_and_calls(trained: OpenAI) -> None:
     assert (call.function.name, call.function.arguments) == ("get_weather", '{"city": "Paris"}')
 
 
-def test_auto_streams_each_apart_and_in_order(trained: OpenAI) -> None:
-    fields: Any = {"messages": ASKED, "tools": TOOLS, "max_tokens": 500, "stream": True}
+def test_auto_streams_reasoning_then_text_then_calls(trained: OpenAI) -> None:
+    fields: Any = {"messages": QUESTION, "tools": TOOLS, "max_tokens": 500, "stream": True}
     deltas = [chunk.choices[0].delta for chunk in trained.chat.completions.create(model="trained", **fields)]
     kinds = [
         "reasoning" if (delta.model_extra or {}).get("reasoning_content") else "content" if delta.content else "call"
@@ -276,8 +276,8 @@ def test_auto_streams_each_apart_and_in_order(trained: OpenAI) -> None:
     assert "".join(piece.arguments or "" for piece in pieces if piece) == '{"city": "Paris"}'
 
 
-def test_without_tools_the_same_words_are_content(trained: OpenAI) -> None:
-    answer = trained.chat.completions.create(model="trained", messages=ASKED, max_tokens=500)
+def test_call_markup_without_tools_is_content(trained: OpenAI) -> None:
+    answer = trained.chat.completions.create(model="trained", messages=QUESTION, max_tokens=500)
     assert not answer.choices[0].message.tool_calls
     assert "<tool_call>" in (answer.choices[0].message.content or "")
     assert answer.choices[0].finish_reason == "stop"

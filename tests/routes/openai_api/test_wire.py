@@ -1,4 +1,4 @@
-"""The shapes of requests: what is taken, what is refused, and which field the refusal names."""
+"""The decoder of chat requests: accepted and refused bodies, and the field that an error names."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from gateway.server.body import parse
 
 decoder = msgspec.json.Decoder(ChatRequest)
 HELLO = [{"role": "user", "content": "Hello"}]
-OPTIONAL = [
-    field.name for field in msgspec.structs.fields(ChatRequest) if field.name != "messages"
-]  # everything but messages
+OPTIONAL = [field.name for field in msgspec.structs.fields(ChatRequest) if field.name != "messages"]
 
 
 def decode(**fields: Any) -> ChatRequest:
@@ -34,11 +32,11 @@ def test_only_messages_is_required() -> None:
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
-def test_null_is_the_same_as_absent(name: str) -> None:
+def test_null_equals_absent(name: str) -> None:
     assert decode(**{name: None}) == decode(**({"model": None} if name == "model" else {}))
 
 
-def test_unknown_fields_are_ignored_at_the_top_and_in_a_message() -> None:
+def test_unknown_fields_are_ignored() -> None:
     message = {"role": "user", "content": "Hello", "shoe_size": 44}
     assert decode(messages=[message], unheard_of={"a": 1}, user="u", store=True, verbosity="low") == decode()
 
@@ -90,17 +88,17 @@ def test_unknown_fields_are_ignored_at_the_top_and_in_a_message() -> None:
         ({"prediction": {"type": "prophecy", "content": "x"}}, "prediction.type"),
     ],
 )
-def test_wrong_type_or_range_is_refused_with_the_fields_name(fields: dict[str, Any], param: str) -> None:
+def test_wrong_type_or_range_is_refused_with_field_name(fields: dict[str, Any], param: str) -> None:
     assert refusal(**fields).param == param
 
 
-def test_the_ends_of_the_ranges_are_taken() -> None:
+def test_limits_of_ranges_are_accepted() -> None:
     decode(temperature=0, top_p=0, presence_penalty=-2, frequency_penalty=2, n=128, seed=-(2**63), min_p=1)
     decode(temperature=2, top_p=1, n=1, seed=2**63 - 1, stop=["a", "b", "c", "d"], logit_bias={"0": -100, "7": 100})
     decode(top_logprobs=20, logprobs=True, top_k=-1)
 
 
-def test_missing_messages_reads_like_openai() -> None:
+def test_missing_messages_has_openai_message() -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse(b'{"model": "m"}', decoder)
     assert (caught.value.message, caught.value.param) == ("Missing required parameter: 'messages'.", "messages")
@@ -126,11 +124,11 @@ def test_missing_messages_reads_like_openai() -> None:
         b'{"anything": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}",
     ],
 )
-def test_malformed_json_is_an_invalid_request(body: bytes) -> None:
+def test_malformed_json_is_invalid_request(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
         parse(body, decoder)
 
 
-def test_odd_characters_are_taken_as_they_are() -> None:
+def test_unusual_characters_are_kept() -> None:
     odd = "\u2028 \ufeff \x00 e\u0301 \U0001f468\u200d\U0001f469\u200d\U0001f467 \x1b[0m"
     assert decode(messages=[{"role": "user", "content": odd}]).messages[0].content == odd

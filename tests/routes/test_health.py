@@ -1,0 +1,64 @@
+"""/healthz, /readyz and /metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import httpx
+
+from gateway.config import BreakerConfig, ScriptedModel
+from gateway.engines.scripted.engine import ScriptedEngine
+from tests.support.server import config_of, scripted, serving
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def test_metrics_count_requests(http: httpx.Client) -> None:
+    http.post("/v1/chat/completions", json={"model": "paris", "messages": HELLO})
+    response = http.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    assert 'gateway_requests_total{model="paris",outcome="ok"}' in response.text
+
+
+def test_readyz_reports_the_state_of_every_lane(http: httpx.Client) -> None:
+    answer = http.get("/readyz")
+    assert answer.status_code == 200 and answer.json()["ready"]
+    states = {lane["model"]: lane for lane in answer.json()["models"]}
+    assert states["paris"]["engine"]["state"] == "ready"
+    assert states["paris"]["breaker"]["state"] == "closed"
+    assert states["unloadable"]["engine"]["detail"] == "The bundle is broken."
+
+
+def test_healthz_is_200_and_readyz_503_while_loading() -> None:
+    loaded = threading.Event()
+
+    async def sleep(seconds: float) -> None:
+        await asyncio.to_thread(loaded.wait)
+
+    model = scripted("Hi")
+    engines = {"m": ScriptedEngine("m", model, sleep=sleep)}
+    with serving(config_of({"m": model}), engines, loaded=False) as server, server.http() as http:
+        assert http.get("/healthz").status_code == 200
+        assert http.get("/health").status_code == 200
+        loading = http.get("/readyz")
+        assert (loading.status_code, loading.json()["models"][0]["engine"]["state"]) == (503, "loading")
+        refused = http.post("/v1/chat/completions", json={"messages": HELLO, "model": "m"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_not_ready")
+        loaded.set()
+        server.wait_until_tried()
+        assert http.get("/readyz").status_code == 200
+
+
+def test_readyz_is_503_while_the_only_breaker_is_open() -> None:
+    breaker = BreakerConfig(latency_ms=20, min_calls=1, window=1, probe_itself=False, open_s=60)
+    slow = ScriptedModel(script={"ttft_s": 0.1}, breaker=breaker)
+    with serving(config_of({"m": slow})) as server, server.http() as http:
+        assert http.post("/v1/chat/completions", json={"messages": HELLO, "model": "m"}).status_code == 200
+        answer = http.get("/readyz")
+        assert (answer.status_code, answer.json()["models"][0]["breaker"]["state"]) == (503, "open")
+        refused = http.post("/v1/chat/completions", json={"messages": HELLO, "model": "m", "stream": True})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "latency_breaker_open")
+        assert refused.headers["x-should-retry"] == "false"
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert "m is too slow" in refused.json()["error"]["message"]

@@ -1,0 +1,118 @@
+"""Headers of a request and of its reply: predicted time to first token (TTFT), TTFT limit and priority."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.config import ScriptedModel
+from tests.support.server import Running, config_of, scripted, serving, wait_until
+
+CHAT = "/v1/chat/completions"
+PREDICTED = "x-gateway-predicted-ttft-ms"
+MODELS = {
+    "small": scripted("small"),
+    "big": ScriptedModel(fallback="small", script={"replies": ["big"], "ttft_s": 2.0}),
+    "alone": scripted("first", "second", ttft_s=0.4),
+    "one-slot": ScriptedModel(
+        max_sequences=1,
+        aliases=("one",),
+        script={"replies": ["a"], "repeat": True, "token_s": 0.01, "context_length": 100_000},
+    ),
+}
+
+
+@pytest.fixture
+def http() -> Iterator[httpx.Client]:
+    with serving(config_of(MODELS)) as server, server.http() as client:
+        yield client
+
+
+def body(model: str, content: str = "Hello", **fields: Any) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": content}], **fields}
+
+
+def test_predicted_ttft_header_is_in_whole_replies_and_streams(http: httpx.Client) -> None:
+    http.post(CHAT, json=body("alone"))
+    for stream in (False, True):
+        predicted_ms = float(http.post(CHAT, json=body("alone", stream=stream)).headers[PREDICTED])
+        assert predicted_ms >= 400  # the measured TTFT is at least the script's
+    answer = http.post("/v1/completions", json={"model": "alone", "prompt": ["one", "two"]})
+    assert float(answer.headers[PREDICTED]) >= 400
+
+
+def test_max_ttft_below_the_prediction_is_refused_at_once(http: httpx.Client) -> None:
+    http.post(CHAT, json=body("alone"))
+    refused = [http.post(CHAT, json=body("alone"), headers={"x-max-ttft-ms": "100"}) for _ in range(5)]
+    assert {response.status_code for response in refused} == {503}
+    error = refused[0].json()["error"]
+    assert error["code"] == "first_token_too_late"
+    assert "the limit for the first token is 0.1 s" in error["message"]
+    assert refused[0].headers["x-should-retry"] == "false"
+    answer = http.post(CHAT, json=body("alone")).json()
+    assert answer["choices"][0]["message"]["content"] == "second"  # the refused requests used no reply of the script
+
+
+def test_max_ttft_below_the_prediction_moves_to_the_fallback(http: httpx.Client) -> None:
+    http.post(CHAT, json=body("big"))
+    answer = http.post(CHAT, json=body("big"), headers={"x-max-ttft-ms": "1900"}).json()
+    assert (answer["model"], answer["choices"][0]["message"]["content"]) == ("small", "small")
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "headers"),
+    [
+        ("one-slot", {}, {"x-gateway-priority": "background"}),
+        ("one-slot", {"service_tier": "flex"}, {}),
+        ("one-slot:background", {}, {}),
+        ("one:background", {}, {}),
+    ],
+)
+def test_background_request_waits_for_interactive_one(
+    http: httpx.Client, model: str, fields: dict[str, Any], headers: dict[str, str]
+) -> None:
+    ended: list[str] = []
+
+    def run(name: str, request: dict[str, Any], headers: dict[str, str]) -> None:
+        assert http.post(CHAT, json=request, headers=headers).status_code == 200
+        ended.append(name)
+
+    occupied = http.stream("POST", CHAT, json=body("one-slot", stream=True, max_tokens=50_000))
+    with ThreadPoolExecutor(2) as pool, occupied as stream:  # the only slot, until the others wait
+        lines = stream.iter_lines()  # kept in a variable: a collected generator closes the connection
+        wait_for_text(lines)
+        pool.submit(run, "background", body(model, max_tokens=100, **fields), headers)
+        wait_for_queue(1, http)
+        pool.submit(run, "chat", body("one-slot", max_tokens=1), {})
+        wait_for_queue(2, http)
+    assert ended == ["chat", "background"]
+
+
+def wait_for_text(lines: Iterator[str]) -> None:
+    """The headers of a stream may arrive while it is still queued; its first text shows that it runs."""
+    while '"content":"a"' not in next(lines):
+        pass
+
+
+def wait_for_queue(length: int, http: httpx.Client) -> None:
+    def waiting() -> int:
+        models = http.get("/readyz").json()["models"]
+        return int(next(model["waiting"] for model in models if model["model"] == "one-slot"))
+
+    wait_until(lambda: waiting() >= length, "the request is not in the queue")
+
+
+@pytest.mark.parametrize("value", ["low", "", "BACKGROUND"])
+def test_unknown_priority_is_400(http: httpx.Client, value: str) -> None:
+    answer = http.post(CHAT, json=body("one-slot"), headers={"x-gateway-priority": value})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "x-gateway-priority")
+
+
+def test_local_model_has_predicted_ttft_after_its_first_request(local: Running) -> None:
+    with local.http() as client:
+        client.post(CHAT, json=body("tiny", max_tokens=1))
+        assert float(client.post(CHAT, json=body("tiny", "Hello again", max_tokens=1)).headers[PREDICTED]) > 0
