@@ -59,7 +59,7 @@ def entries(events: list[Event]) -> list[str]:
     return [entry.token for event in events if isinstance(event, TextDelta) for entry in event.logprobs]
 
 
-def test_each_text_leaves_with_its_logprobs() -> None:
+def test_text_delta_has_logprobs_of_its_tokens() -> None:
     events = run(["a", "b"])
     assert events == [
         TextDelta("a", 0, (logprob("a"),)),
@@ -68,20 +68,20 @@ def test_each_text_leaves_with_its_logprobs() -> None:
     ]
 
 
-def test_held_tokens_keep_their_logprobs_until_their_text_leaves() -> None:
+def test_held_back_text_keeps_its_logprobs() -> None:
     events = run(["x", "E", "N", "V"], ["END"])
     assert events[0] == TextDelta("x", 0, (logprob("x"),))
     assert events[1] == TextDelta("ENV", 0, (logprob("E"), logprob("N"), logprob("V")))
 
 
-def test_tokens_behind_a_stop_string_take_their_logprobs_along() -> None:
+def test_logprobs_of_tokens_after_stop_string_are_dropped() -> None:
     events = run(["x ", "yE", "ND", "z"], ["END"])
     assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "x y"
     assert entries(events) == ["x ", "yE"]
     assert events[-1] == ChoiceFinished("stop", stop="END")
 
 
-def test_a_token_that_ends_inside_a_character_waits_for_the_rest() -> None:
+def test_logprob_of_partial_character_waits_for_the_rest() -> None:
     choice = ChoiceText(0, (), PlainParser())
     first = choice.push("a", logprob("a"))
     assert choice.push("", logprob("\u00c3"), whole=False) == []
@@ -89,26 +89,26 @@ def test_a_token_that_ends_inside_a_character_waits_for_the_rest() -> None:
     assert (entries(first), entries(second)) == (["a"], ["\u00c3", "\u00a9"])
 
 
-def test_logprobs_of_a_character_that_is_cut_come_at_the_end() -> None:
+def test_logprob_of_cut_character_comes_at_the_end() -> None:
     choice = ChoiceText(0, (), PlainParser())
     choice.push("", logprob("\u00c3"), whole=False)
     assert choice.finish("length") == [TextDelta("", 0, (logprob("\u00c3"),)), ChoiceFinished("length")]
 
 
-def test_a_stop_that_only_the_end_makes_certain() -> None:
+def test_stop_string_decided_at_the_end() -> None:
     events = run(["a file"], ["file of", "file"])
     assert events == [TextDelta("a ", 0), TextDelta("", 0, (logprob("a file"),)), ChoiceFinished("stop", stop="file")]
 
 
 @pytest.mark.parametrize(("reason", "expected"), [("stop", "tool_calls"), ("length", "length")])
-def test_a_call_changes_the_reason_unless_it_was_cut(reason: FinishReason, expected: FinishReason) -> None:
+def test_tool_call_changes_reason_unless_cut(reason: FinishReason, expected: FinishReason) -> None:
     choice = ChoiceText(0, (), Shouting())
     events = choice.push("aB1", logprob("aB1"))
     assert [type(event) for event in events] == [TextDelta, ReasoningDelta, ToolCallDelta]
     assert choice.finish(reason) == [TextDelta("."), ChoiceFinished(expected)]
 
 
-def test_tokens_of_reasoning_are_counted_its_markers_included() -> None:
+def test_reasoning_tokens_include_markers() -> None:
     chat = Chat(messages=(), reasoning_effort="low")
     choice = ChoiceText(0, (), choose_dialect("qwen", "").parser(chat, "", 0))
     for token in ("<think>", "\n", "Hm", ".", "</think>", "\n\n", "Paris", "."):
@@ -117,7 +117,7 @@ def test_tokens_of_reasoning_are_counted_its_markers_included() -> None:
 
 
 @given(st.lists(st.text(alphabet="ab", min_size=1, max_size=3)), st.lists(st.text("ab", min_size=1, max_size=3)))
-def test_one_ending_and_no_logprob_twice(tokens: list[str], stops: list[str]) -> None:
+def test_choice_has_one_end_and_each_logprob_once(tokens: list[str], stops: list[str]) -> None:
     events = run(tokens, stops)
     assert sum(isinstance(event, ChoiceFinished) for event in events) == 1
     got = entries(events)

@@ -15,7 +15,7 @@ def entered(*tickets: Ticket) -> list[bool]:
 
 
 @in_virtual_time
-async def test_places_then_the_line_in_order() -> None:
+async def test_slots_are_given_in_order_of_arrival() -> None:
     queue = AdmissionQueue(2, 3, now)
     tickets = [queue.enqueue() for _ in range(5)]
     assert entered(*tickets) == [True, True, False, False, False]
@@ -29,7 +29,7 @@ async def test_places_then_the_line_in_order() -> None:
 
 
 @in_virtual_time
-async def test_background_work_enters_last_and_leaves_a_place_free() -> None:
+async def test_background_requests_are_admitted_last_and_leave_one_slot_free() -> None:
     queue = AdmissionQueue(2, 8, now)
     first, second, third = (
         queue.enqueue(background=True),
@@ -48,7 +48,7 @@ async def test_background_work_enters_last_and_leaves_a_place_free() -> None:
 
 
 @in_virtual_time
-async def test_who_is_beside_whom() -> None:
+async def test_others_counts_requests_that_share_the_device() -> None:
     queue = AdmissionQueue(3, 8, now)
     chat, other, batch, waits = (
         queue.enqueue(),
@@ -63,7 +63,7 @@ async def test_who_is_beside_whom() -> None:
 
 
 @in_virtual_time
-async def test_a_batch_is_bounded_and_leaves_room_for_a_chat() -> None:
+async def test_background_queue_is_bounded_separately() -> None:
     queue = AdmissionQueue(2, 3, now)
     count = 0
     while not queue.is_full(background=True):
@@ -74,13 +74,13 @@ async def test_a_batch_is_bounded_and_leaves_room_for_a_chat() -> None:
 
 
 @in_virtual_time
-async def test_one_place_alone_serves_background_work_too() -> None:
+async def test_single_slot_is_given_to_background_request() -> None:
     queue = AdmissionQueue(1, 8, now)
     assert entered(queue.enqueue(background=True)) == [True]
 
 
 @in_virtual_time
-async def test_turning_away_wakes_those_who_wait() -> None:
+async def test_refuse_waiting_ends_every_wait_and_no_running_request() -> None:
     queue = AdmissionQueue(1, 8, now)
     inside, waiting, background = queue.enqueue(), queue.enqueue(), queue.enqueue(background=True)
     queue.refuse_waiting()
@@ -93,7 +93,7 @@ async def test_turning_away_wakes_those_who_wait() -> None:
 
 
 @in_virtual_time
-async def test_the_expected_wait_follows_what_places_were_held_for() -> None:
+async def test_expected_wait_follows_measured_service_time() -> None:
     time = 0.0
     queue = AdmissionQueue(2, 8, lambda: time)
     assert queue.expected_wait_s() == 0.0
@@ -115,7 +115,7 @@ async def test_the_expected_wait_follows_what_places_were_held_for() -> None:
 
 
 @in_virtual_time
-async def test_the_expected_wait_plays_through_who_leaves_when() -> None:
+async def test_expected_wait_simulates_end_of_each_request() -> None:
     queue = AdmissionQueue(2, 8, now)
     for seconds in (5.0, 1.0, 2.0, 4.0):  # the third enters at 1 and the fourth at 3; places are free at 5 and 7
         queue.enqueue(remaining_s=lambda seconds=seconds: seconds)
@@ -125,7 +125,7 @@ async def test_the_expected_wait_plays_through_who_leaves_when() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 @in_virtual_time
-async def test_any_order_of_coming_and_going_keeps_the_limits(seed: int) -> None:
+async def test_random_arrivals_and_departures_keep_the_limits(seed: int) -> None:
     dice = random.Random(seed)
     queue = AdmissionQueue(dice.randint(1, 4), dice.randint(0, 6), now)
     here: list[Ticket] = []

@@ -78,7 +78,7 @@ def play(config: BreakerConfig) -> Iterator[str]:
         yield f"{at}  {ms} ms for {tokens} tokens, budget {budget_ms:.0f}: {outcome}, {breaker.state}"
 
 
-def test_the_record_under_the_plain_rule() -> None:
+def test_recorded_requests_under_plain_budget() -> None:
     assert list(play(PLAIN)) == [
         " 0.0 s  715 ms for 8 tokens, budget 1000: ok, closed",
         " 0.7 s  1201 ms for 16 tokens, budget 1000: slow, closed",
@@ -115,7 +115,7 @@ def test_the_record_under_the_plain_rule() -> None:
     ]
 
 
-def test_the_record_under_the_per_token_rule_never_opens() -> None:
+def test_recorded_requests_under_token_budget_never_open() -> None:
     assert list(play(PER_TOKEN)) == [
         " 0.0 s  715 ms for 8 tokens, budget 1140: ok, closed",
         " 0.7 s  1201 ms for 16 tokens, budget 1300: ok, closed",
@@ -145,14 +145,14 @@ def summary(name: str, config: BreakerConfig) -> str:
     return f"| {name} | {opens} | {refused} of {len(lines)} requests | with answer {closed} |"
 
 
-def test_the_documentation_shows_what_is_so() -> None:
+def test_documentation_table_equals_replay() -> None:
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     for name, config in (("plain: 1000 ms", PLAIN), ("per token: 1000 ms + 20 ms a token", PER_TOKEN)):
         assert summary(name, config) in page.splitlines()
         assert "```text\n" + "\n".join(play(config)) + "\n```" in page
 
 
-def test_the_warm_up_alone_would_not_open_it_even_if_it_were_counted(clock: Clock) -> None:
+def test_warm_up_alone_does_not_open_breaker(clock: Clock) -> None:
     breaker = Breaker(PER_TOKEN, clock)
     for ms, tokens in [WARM_UP, *RECORD]:
         meter = Meter(completion_tokens=tokens, device_s=ms / 1000)
@@ -164,14 +164,14 @@ def test_the_warm_up_alone_would_not_open_it_even_if_it_were_counted(clock: Cloc
 # --- the budget
 
 
-def test_the_budget_counts_computed_prompt_tokens_and_tokens_after_the_first(clock: Clock) -> None:
+def test_budget_counts_computed_prompt_tokens_and_later_tokens(clock: Clock) -> None:
     breaker = Breaker(BreakerConfig(latency_ms=500, prompt_token_ms=2, token_ms=30), clock)
     assert breaker.budget_s(Meter()) == pytest.approx(0.5)
     meter = Meter(prompt_tokens=100, cached_tokens=60, completion_tokens=11)
     assert breaker.budget_s(meter) == pytest.approx(0.5 + 40 * 0.002 + 10 * 0.030)
 
 
-def test_a_call_under_way_may_use_the_time_of_the_token_it_makes(clock: Clock) -> None:
+def test_running_call_has_the_budget_of_one_more_token(clock: Clock) -> None:
     breaker = Breaker(BreakerConfig(latency_ms=500, token_ms=30), clock)
     meter = Meter(completion_tokens=11, device_s=0.8, call_since=clock.now)
     assert not breaker.is_slow(meter)
@@ -197,13 +197,13 @@ def test_a_call_under_way_may_use_the_time_of_the_token_it_makes(clock: Clock) -
         (["ok"] * 10, "closed"),
     ],
 )
-def test_when_it_opens(clock: Clock, outcomes: list[str], state: str) -> None:
+def test_breaker_opens_at_rate_and_min_calls(clock: Clock, outcomes: list[str], state: str) -> None:
     breaker = Breaker(PLAIN, clock)
     settle(breaker, *outcomes)
     assert breaker.state == state
 
 
-def test_a_refusal_says_why_and_how_long(clock: Clock) -> None:
+def test_refusal_has_reason_and_seconds(clock: Clock) -> None:
     breaker = Breaker(PLAIN, clock, name="smollm2")
     settle(breaker, *["slow"] * 5)
     clock.now += 3.5
@@ -215,13 +215,13 @@ def test_a_refusal_says_why_and_how_long(clock: Clock) -> None:
     )
 
 
-def test_disabled_it_admits_and_forgets(clock: Clock) -> None:
+def test_disabled_breaker_admits_everything(clock: Clock) -> None:
     breaker = Breaker(replace(PLAIN, enabled=False), clock)
     settle(breaker, *["failed"] * 50)
     assert (breaker.state, breaker.verdict) == ("closed", (0, 0))
 
 
-def test_a_permit_settles_once(clock: Clock) -> None:
+def test_permit_settles_once(clock: Clock) -> None:
     breaker = Breaker(PLAIN, clock)
     permit = breaker.admit()
     for _ in range(20):
@@ -230,7 +230,7 @@ def test_a_permit_settles_once(clock: Clock) -> None:
     assert breaker.verdict == (1, 1)
 
 
-def test_a_permit_comes_back_neutral_from_its_block(clock: Clock) -> None:
+def test_permit_settles_released_on_context_exit(clock: Clock) -> None:
     breaker = opened(clock, probes=1)
     clock.now += 10
     for _ in range(5):  # would be refused if the permit before had been kept
@@ -242,7 +242,7 @@ def test_a_permit_comes_back_neutral_from_its_block(clock: Clock) -> None:
 # --- half-open
 
 
-def test_after_its_time_it_lets_probes_through_and_good_ones_close_it(clock: Clock) -> None:
+def test_good_probes_close_half_open_breaker(clock: Clock) -> None:
     breaker = opened(clock)
     clock.now += 9.999
     with pytest.raises(BreakerOpen):
@@ -259,7 +259,7 @@ def test_after_its_time_it_lets_probes_through_and_good_ones_close_it(clock: Clo
 
 
 @pytest.mark.parametrize("outcome", ["slow", "failed"])
-def test_a_bad_probe_opens_it_again_for_the_whole_time(clock: Clock, outcome: str) -> None:
+def test_bad_probe_opens_breaker_for_full_open_time(clock: Clock, outcome: str) -> None:
     breaker = opened(clock)
     clock.now += 10
     good, bad = breaker.admit(), breaker.admit()
@@ -269,7 +269,7 @@ def test_a_bad_probe_opens_it_again_for_the_whole_time(clock: Clock, outcome: st
     assert breaker.retry_after_s == 10.0
 
 
-def test_a_released_probe_gives_its_place_to_another(clock: Clock) -> None:
+def test_released_probe_permits_another_probe(clock: Clock) -> None:
     breaker = opened(clock, probes=1)
     clock.now += 10
     for _ in range(3):
@@ -278,7 +278,7 @@ def test_a_released_probe_gives_its_place_to_another(clock: Clock) -> None:
     assert breaker.state == "closed"
 
 
-def test_what_began_before_it_opened_says_nothing_afterwards(clock: Clock) -> None:
+def test_permit_from_before_state_change_is_ignored(clock: Clock) -> None:
     breaker = Breaker(PLAIN, clock)
     early = [breaker.admit() for _ in range(10)]
     settle(breaker, *["slow"] * 5)
@@ -293,7 +293,7 @@ def test_what_began_before_it_opened_says_nothing_afterwards(clock: Clock) -> No
     assert breaker.state == "closed"
 
 
-def test_with_probes_of_its_own_no_request_passes_half_open(clock: Clock) -> None:
+def test_half_open_breaker_with_own_probes_admits_no_request(clock: Clock) -> None:
     breaker = opened(clock, probe_itself=True)
     clock.now += 10
     with pytest.raises(BreakerOpen):
@@ -305,7 +305,7 @@ def test_with_probes_of_its_own_no_request_passes_half_open(clock: Clock) -> Non
     breaker.admit().settle("ok")
 
 
-def test_of_a_thousand_at_once_only_the_probes_pass(clock: Clock) -> None:
+def test_half_open_breaker_admits_only_probes_of_thousand_requests(clock: Clock) -> None:
     breaker = opened(clock, probes=3)
     clock.now += 10
     permits: list[Permit] = []
@@ -317,7 +317,7 @@ def test_of_a_thousand_at_once_only_the_probes_pass(clock: Clock) -> None:
     assert len(permits) == 3
 
 
-def test_every_change_of_state_is_told_once(clock: Clock) -> None:
+def test_on_change_is_called_once_for_each_state(clock: Clock) -> None:
     told: list[str] = []
     breaker = Breaker(PLAIN, clock, on_change=told.append)
     settle(breaker, *["slow"] * 5)
@@ -403,7 +403,7 @@ class Timers:
         self.clock.now = end
 
 
-def test_a_hung_call_is_slow_at_its_budget_and_opens_the_breaker(clock: Clock) -> None:
+def test_watch_settles_hung_call_slow_at_its_budget(clock: Clock) -> None:
     breaker = Breaker(PLAIN, clock)
     settle(breaker, *["slow"] * 4)
     timers, permit = Timers(clock), breaker.admit()
@@ -416,7 +416,7 @@ def test_a_hung_call_is_slow_at_its_budget_and_opens_the_breaker(clock: Clock) -
     assert breaker.state == "open"
 
 
-def test_a_request_within_its_budget_is_never_slow_and_seldom_looked_at(clock: Clock) -> None:
+def test_watch_wakes_a_few_times_within_budget(clock: Clock) -> None:
     breaker = Breaker(BreakerConfig(latency_ms=200, token_ms=50, min_calls=1), clock)
     timers, meter, permit = Timers(clock), Meter(), breaker.admit()
     watch = Watch(breaker, meter, permit, timers)
@@ -432,7 +432,7 @@ def test_a_request_within_its_budget_is_never_slow_and_seldom_looked_at(clock: C
     assert breaker.verdict == (0, 1)
 
 
-def test_a_request_that_waits_uses_up_nothing(clock: Clock) -> None:
+def test_waiting_request_uses_no_budget(clock: Clock) -> None:
     breaker = Breaker(replace(PLAIN, min_calls=1), clock)
     timers = Timers(clock)
     watch = Watch(breaker, Meter(), breaker.admit(), timers)
@@ -443,7 +443,7 @@ def test_a_request_that_waits_uses_up_nothing(clock: Clock) -> None:
     assert timers.woken == 3600
 
 
-def test_stopping_the_watch_after_its_verdict_is_harmless(clock: Clock) -> None:
+def test_watch_stop_after_verdict_does_nothing(clock: Clock) -> None:
     breaker = Breaker(PLAIN, clock)
     watch = Watch(breaker, Meter(device_s=2.0), breaker.admit(), Timers(clock))
     watch.stop()

@@ -14,13 +14,13 @@ from gateway.lanes.forecast import Forecast, PrefillTimes
 PLAN = Plan(prompt_tokens=50, max_tokens=64)
 
 
-def test_nothing_is_predicted_before_anything_was_measured() -> None:
+def test_no_prediction_before_first_measurement() -> None:
     assert PrefillTimes().seconds(100, 128) is None
     assert Forecast().first_token_s(PLAN, others=0) is None
     assert Forecast().remaining_s(PLAN, Meter(), 64, others=0) is None
 
 
-def test_passes_of_fixed_cost_are_told_from_tokens_after_two_prompts() -> None:
+def test_fit_finds_fixed_chunk_cost_after_two_prompts() -> None:
     npu = PrefillTimes()
     npu.learn(40, 128, 0.131)
     assert 0.131 < (npu.seconds(128, 128) or 0) < 0.131 * 2  # one measurement: half and half
@@ -29,20 +29,20 @@ def test_passes_of_fixed_cost_are_told_from_tokens_after_two_prompts() -> None:
         assert npu.seconds(tokens, 128) == pytest.approx(passes * 0.131, rel=1e-3)
 
 
-def test_a_cost_by_the_token_is_told_from_passes_too() -> None:
+def test_fit_finds_token_cost() -> None:
     cpu = PrefillTimes()
     for tokens in (30, 500):
         cpu.learn(tokens, 64, 0.006 * math.ceil(tokens / 64) + 0.001 * tokens)
     assert cpu.seconds(1500, 64) == pytest.approx(0.006 * 24 + 1.5, rel=1e-3)
 
 
-def test_one_call_for_the_whole_prompt() -> None:
+def test_infinite_chunk_width_is_one_call() -> None:
     times = PrefillTimes()
     times.learn(40, math.inf, 0.5)
     assert times.seconds(4000, math.inf) == pytest.approx(0.5)
 
 
-def test_noise_makes_no_cost_negative() -> None:
+def test_fit_of_noise_is_never_negative() -> None:
     dice = random.Random(0)
     times = PrefillTimes()
     for _ in range(500):
@@ -51,7 +51,7 @@ def test_noise_makes_no_cost_negative() -> None:
         assert (times.seconds(100_000, 128) or 0) > 0
 
 
-def test_half_the_time_is_believed_at_once() -> None:
+def test_measurement_below_half_replaces_older_ones() -> None:
     times = PrefillTimes()
     for _ in range(50):
         times.learn(128, 128, 0.3)
@@ -59,7 +59,7 @@ def test_half_the_time_is_believed_at_once() -> None:
     assert times.seconds(128, 128) == pytest.approx(0.1)
 
 
-def test_the_latest_weighs_most() -> None:
+def test_newest_measurement_weighs_most() -> None:
     times = PrefillTimes()
     for _ in range(50):
         times.learn(128, 128, 0.1)
@@ -75,7 +75,7 @@ def measured(forecast: Forecast, tokens: int, *, wall: float = 1.0, others: int 
     forecast.learn_end(meter, tokens)
 
 
-def test_what_is_left_of_a_request() -> None:
+def test_remaining_time_follows_meter() -> None:
     forecast = Forecast(lambda: 0.0)
     measured(forecast, 10)
     assert forecast.remaining_s(PLAN, Meter(), 11, 0) == pytest.approx(1.0 + 10 * 0.1)
@@ -84,14 +84,14 @@ def test_what_is_left_of_a_request() -> None:
     assert forecast.remaining_s(PLAN, talking, 11, 0) == pytest.approx(5 * 0.1)
 
 
-def test_answers_shorter_than_their_limit_are_expected_again() -> None:
+def test_remaining_time_follows_used_share_of_max_tokens() -> None:
     forecast = Forecast(lambda: 0.0)
     for _ in range(40):
         measured(forecast, 100)
     assert forecast.remaining_s(PLAN, Meter(), 200, 0) == pytest.approx(1.0 + 19 * 0.1, rel=0.01)
 
 
-def test_company_is_measured() -> None:
+def test_contention_is_measured() -> None:
     forecast = Forecast(lambda: 0.0)
     measured(forecast, 10)
     assert forecast.first_token_s(PLAN, others=2) == pytest.approx(3.0)  # an equal share each, until it is known better
@@ -100,7 +100,7 @@ def test_company_is_measured() -> None:
     assert forecast.first_token_s(PLAN, others=2) == pytest.approx(2.0, rel=0.01)
 
 
-def test_refusing_does_not_go_on_for_ever_without_a_measurement() -> None:
+def test_one_request_in_30_s_of_refusals_is_let_through() -> None:
     time = 0.0
     forecast = Forecast(lambda: time)
     outcomes = []

@@ -100,7 +100,7 @@ def asking(lane: Lane, *args: Any, **fields: Any) -> asyncio.Task[list[Event]]:
 
 
 @in_virtual_time
-async def test_an_answer_begins_with_started_and_ends_with_finished_and_the_lanes_times() -> None:
+async def test_answer_starts_with_started_and_ends_with_finished_and_timings() -> None:
     async with running(config(replies=["a b c"], ttft_s=0.5, token_s=0.1)) as lane:
         events = await ask(lane)
     assert isinstance(events[0], Started)
@@ -116,7 +116,7 @@ async def test_an_answer_begins_with_started_and_ends_with_finished_and_the_lane
 
 
 @in_virtual_time
-async def test_the_place_is_free_and_the_permit_settled_before_the_end_is_seen() -> None:
+async def test_slot_and_permit_are_free_before_finished_is_readable() -> None:
     async with running(config(), BreakerConfig()) as lane, aclosing(lane.submit(request())) as events:
         async for event in events:
             if isinstance(event, Finished):
@@ -125,7 +125,7 @@ async def test_the_place_is_free_and_the_permit_settled_before_the_end_is_seen()
 
 
 @in_virtual_time
-async def test_time_in_the_queue_is_told() -> None:
+async def test_timings_include_time_in_admission_queue() -> None:
     async with running(config(max_sequences=1, replies=["a"], ttft_s=2.0)) as lane:
         answers = await asyncio.gather(ask(lane), ask(lane))
     waits = [events[-1].timings.queue_s for events in answers if isinstance(events[-1], Finished)]
@@ -136,7 +136,7 @@ async def test_time_in_the_queue_is_told() -> None:
 
 
 @in_virtual_time
-async def test_while_it_loads_it_says_so() -> None:
+async def test_loading_lane_refuses_with_model_not_ready() -> None:
     model = config(load_s=5.0)
     lane = Lane("test", model, Engine(model), NO_BREAKER, clock=now)
     lane.start()
@@ -151,7 +151,7 @@ async def test_while_it_loads_it_says_so() -> None:
 
 
 @in_virtual_time
-async def test_a_load_that_fails_is_tried_again_with_growing_pauses(caplog: pytest.LogCaptureFixture) -> None:
+async def test_failed_load_is_retried_with_exponential_backoff(caplog: pytest.LogCaptureFixture) -> None:
     engine = Engine(config(), load_faults=3)
     async with running(config(), engine=engine) as lane:
         assert lane.status.engine.state == "failed"
@@ -169,7 +169,7 @@ async def test_a_load_that_fails_is_tried_again_with_growing_pauses(caplog: pyte
 
 
 @in_virtual_time
-async def test_a_full_queue_refuses_with_the_seconds_until_it_has_been_worked_off() -> None:
+async def test_full_queue_refuses_with_seconds_until_it_is_empty() -> None:
     async with running(config(max_sequences=2, queue=4, replies=["a"], ttft_s=3.0)) as lane:
         await ask(lane)  # 3 s of service are measured
         waiting = [asking(lane) for _ in range(6)]
@@ -183,21 +183,21 @@ async def test_a_full_queue_refuses_with_the_seconds_until_it_has_been_worked_of
 
 
 @in_virtual_time
-async def test_a_queue_of_none_still_serves_as_many_as_there_are_places() -> None:
+async def test_queue_of_zero_serves_one_request_for_each_slot() -> None:
     async with running(config(max_sequences=2, queue=0, replies=["a"], ttft_s=3.0)) as lane:
         outcomes = await asyncio.gather(*(ask(lane) for _ in range(3)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [list, list, QueueFull]
 
 
 @in_virtual_time
-async def test_a_thousand_at_once_are_no_more_than_fit() -> None:
+async def test_thousand_concurrent_requests_fill_slots_and_queue() -> None:
     async with running(config(max_sequences=4, queue=32, ttft_s=1.0)) as lane:
         outcomes = await asyncio.gather(*(ask(lane) for _ in range(1000)), return_exceptions=True)
     assert Counter(type(outcome) for outcome in outcomes) == {list: 36, QueueFull: 964}
 
 
 @in_virtual_time
-async def test_who_cannot_wait_so_long_is_refused_at_once() -> None:
+async def test_request_with_ttft_limit_below_wait_is_refused_at_once() -> None:
     async with running(config(max_sequences=1, replies=["a"], ttft_s=3.0)) as lane:
         await ask(lane)
         first = asking(lane)
@@ -236,7 +236,7 @@ async def predicted_and_true(lane: Lane, generation: Generation) -> tuple[float 
 
 
 @in_virtual_time
-async def test_the_first_token_comes_when_it_was_predicted() -> None:
+async def test_predicted_ttft_equals_measured_ttft() -> None:
     async with running(chip()) as lane:
         assert (await predicted_and_true(lane, prompt_of(40)))[0] is None  # nothing was measured yet
         await ask(lane, prompt_of(300))
@@ -246,7 +246,7 @@ async def test_the_first_token_comes_when_it_was_predicted() -> None:
 
 
 @in_virtual_time
-async def test_it_comes_as_predicted_behind_a_line_too() -> None:
+async def test_predicted_ttft_includes_admission_queue() -> None:
     async with running(chip()) as lane:
         for tokens in (40, 300):
             await ask(lane, prompt_of(tokens))
@@ -263,7 +263,7 @@ async def test_it_comes_as_predicted_behind_a_line_too() -> None:
 
 
 @in_virtual_time
-async def test_beside_others_it_comes_about_when_predicted() -> None:
+async def test_predicted_ttft_is_close_with_concurrent_requests() -> None:
     dice = random.Random(0)
 
     async def come(lane: Lane) -> float:
@@ -281,7 +281,7 @@ async def test_beside_others_it_comes_about_when_predicted() -> None:
 
 
 @in_virtual_time
-async def test_a_prompt_that_takes_too_long_by_itself_is_refused_at_once_and_not_to_be_sent_again() -> None:
+async def test_too_long_prompt_is_refused_without_retry() -> None:
     async with running(chip()) as lane:
         for tokens in (40, 300):
             await ask(lane, prompt_of(tokens))
@@ -297,7 +297,7 @@ async def test_a_prompt_that_takes_too_long_by_itself_is_refused_at_once_and_not
 
 
 @in_virtual_time
-async def test_a_device_that_has_become_fast_again_is_found_out() -> None:
+async def test_refusals_end_after_device_is_fast_again() -> None:
     async with running(config(replies=["a"], ttft_s=[5.0] * 5 + [0.1] * 20)) as lane:
         for _ in range(5):
             await ask(lane)
@@ -318,7 +318,7 @@ async def test_a_device_that_has_become_fast_again_is_found_out() -> None:
 
 
 @in_virtual_time
-async def test_first_come_first_served_and_background_last() -> None:
+async def test_interactive_requests_run_in_order_before_background() -> None:
     engine = Engine(model := config(max_sequences=1, replies=["a"], ttft_s=1.0))
     async with running(model, engine=engine) as lane:
         kinds = [("1", False), ("b1", True), ("2", False), ("b2", True), ("3", False)]
@@ -327,7 +327,7 @@ async def test_first_come_first_served_and_background_last() -> None:
 
 
 @in_virtual_time
-async def test_a_place_stays_free_of_background_work() -> None:
+async def test_background_requests_leave_one_slot_free() -> None:
     engine = Engine(model := config(max_sequences=3, replies=["a"], ttft_s=1.0))
     async with running(model, engine=engine) as lane:
         background = [asking(lane, f"b{i}", background=True) for i in range(4)]
@@ -350,7 +350,7 @@ async def test_a_place_stays_free_of_background_work() -> None:
     ],
 )
 @in_virtual_time
-async def test_the_deadline_ends_a_request(script: dict[str, Any], said: str, after_s: float) -> None:
+async def test_deadline_ends_request(script: dict[str, Any], said: str, after_s: float) -> None:
     async with running(config(**script)) as lane:
         with pytest.raises(DeadlineExceeded, match=said):
             await ask(lane, request(timeout_s=5.0))
@@ -358,7 +358,7 @@ async def test_the_deadline_ends_a_request(script: dict[str, Any], said: str, af
 
 
 @in_virtual_time
-async def test_the_deadline_counts_the_queue() -> None:
+async def test_deadline_includes_time_in_queue() -> None:
     async with running(config(max_sequences=1, ttft_s=30.0), BreakerConfig(latency_ms=60_000)) as lane:
         first = asking(lane)
         with pytest.raises(DeadlineExceeded):
@@ -368,7 +368,7 @@ async def test_the_deadline_counts_the_queue() -> None:
 
 
 @in_virtual_time
-async def test_the_first_token_has_a_deadline_of_its_own() -> None:
+async def test_ttft_limit_ends_request_without_first_token() -> None:
     async with running(config(ttft_s=3.0, token_s=1.0, repeat=True)) as lane:
         with pytest.raises(DeadlineExceeded, match=r"first token within 2\.0 s"):
             await ask(lane, request(ttft_timeout_s=2.0))
@@ -384,7 +384,7 @@ async def test_the_first_token_has_a_deadline_of_its_own() -> None:
 
 
 @in_virtual_time
-async def test_closing_stops_the_device_and_is_neutral() -> None:
+async def test_closed_job_stops_device_and_is_not_judged() -> None:
     async with running(config(token_s=0.1, repeat=True), BreakerConfig(min_calls=1)) as lane:
         async with aclosing(lane.submit(request())) as events:
             async for event in events:
@@ -395,7 +395,7 @@ async def test_closing_stops_the_device_and_is_neutral() -> None:
 
 
 @in_virtual_time
-async def test_closing_while_waiting_leaves_the_queue() -> None:
+async def test_closed_queued_job_leaves_queue() -> None:
     async with running(config(max_sequences=1, ttft_s=1.0)) as lane:
         first = asking(lane)
         second = asking(lane)
@@ -408,7 +408,7 @@ async def test_closing_while_waiting_leaves_the_queue() -> None:
 
 
 @in_virtual_time
-async def test_leaving_before_the_first_step_leaves_nothing_behind() -> None:
+async def test_job_cancelled_before_first_step_leaves_nothing() -> None:
     async with running(config(max_sequences=1)) as lane:
         for steps in range(4):
             task = asking(lane)
@@ -431,7 +431,7 @@ async def test_unread_job_frees_its_slot() -> None:
 
 
 @in_virtual_time
-async def test_a_stalled_reader_holds_no_place() -> None:
+async def test_stalled_reader_holds_no_slot() -> None:
     async with running(config(max_sequences=1, token_s=0.01, repeat=True)) as lane:
         events = lane.submit(request(max_tokens=1000))
         await anext(events)
@@ -442,7 +442,7 @@ async def test_a_stalled_reader_holds_no_place() -> None:
 
 
 @in_virtual_time
-async def test_a_stalled_reader_of_an_endless_answer_is_ended_by_the_deadline() -> None:
+async def test_deadline_ends_endless_answer_of_stalled_reader() -> None:
     async with running(config(token_s=0.01, repeat=True, context_length=100_000)) as lane:
         events = lane.submit(request(max_tokens=50_000, timeout_s=100))
         await anext(events)
@@ -471,7 +471,7 @@ async def test_a_stalled_reader_of_an_endless_answer_is_ended_by_the_deadline() 
     ],
 )
 @in_virtual_time
-async def test_who_is_to_blame_for_a_failure(error: str, verdict: tuple[int, int]) -> None:
+async def test_engine_error_is_judged_by_its_cause(error: str, verdict: tuple[int, int]) -> None:
     async with running(config(faults=[{"error": error, "message": "as told"}]), BreakerConfig()) as lane:
         with pytest.raises(GatewayError, match="as told"):
             await ask(lane)
@@ -479,7 +479,7 @@ async def test_who_is_to_blame_for_a_failure(error: str, verdict: tuple[int, int
 
 
 @in_virtual_time
-async def test_a_mistake_in_an_engine_is_a_clear_error_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unexpected_engine_exception_becomes_engine_failed(caplog: pytest.LogCaptureFixture) -> None:
     class Mistaken(Engine):
         async def run(self, prepared: Prepared, meter: Meter, emit: Emit) -> Usage:
             emit(Started(prompt_tokens=1))
@@ -497,7 +497,7 @@ async def test_a_mistake_in_an_engine_is_a_clear_error_and_in_the_log(caplog: py
 
 
 @in_virtual_time
-async def test_an_engine_that_just_stops_has_failed() -> None:
+async def test_engine_that_ends_no_choice_has_failed() -> None:
     class Short(Engine):
         async def run(self, prepared: Prepared, meter: Meter, emit: Emit) -> Usage:
             emit(Started(prompt_tokens=1))
@@ -509,7 +509,7 @@ async def test_an_engine_that_just_stops_has_failed() -> None:
 
 
 @in_virtual_time
-async def test_closing_the_lane_ends_everybody_with_an_error() -> None:
+async def test_closed_lane_ends_every_job_with_an_error() -> None:
     model = config(max_sequences=2, ttft_s=10.0)
     lane = Lane("test", model, Engine(model), NO_BREAKER, clock=now)
     lane.start()
@@ -525,7 +525,7 @@ async def test_closing_the_lane_ends_everybody_with_an_error() -> None:
 
 
 @in_virtual_time
-async def test_a_breaker_that_opens_while_the_lane_closes_starts_no_probes() -> None:
+async def test_breaker_that_opens_during_close_starts_no_probes() -> None:
     class Unwilling(Engine):
         async def run(self, prepared: Prepared, meter: Meter, emit: Emit) -> Usage:
             emit(Started(prompt_tokens=1))
@@ -551,7 +551,7 @@ async def test_a_breaker_that_opens_while_the_lane_closes_starts_no_probes() -> 
 
 
 @in_virtual_time
-async def test_a_call_that_hangs_opens_the_breaker_before_it_ends() -> None:
+async def test_hung_call_opens_breaker_before_it_ends() -> None:
     faults = [{"after": 2, "stall_s": 30.0}]
     breaker = BreakerConfig(min_calls=1, probe_itself=False)
     async with running(config(faults=faults), breaker) as lane:
@@ -566,7 +566,7 @@ async def test_a_call_that_hangs_opens_the_breaker_before_it_ends() -> None:
 
 
 @in_virtual_time
-async def test_who_waits_when_it_opens_is_refused_at_once() -> None:
+async def test_queued_jobs_are_refused_when_breaker_opens() -> None:
     breaker = BreakerConfig(min_calls=1, probe_itself=False)
     async with running(config(max_sequences=1, ttft_s=30.0), breaker) as lane:
         running_one = asking(lane)
@@ -579,7 +579,7 @@ async def test_who_waits_when_it_opens_is_refused_at_once() -> None:
 
 
 @in_virtual_time
-async def test_while_open_it_probes_by_itself_and_no_request_is_the_guinea_pig(
+async def test_open_breaker_uses_only_own_probes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -610,7 +610,7 @@ async def test_while_open_it_probes_by_itself_and_no_request_is_the_guinea_pig(
 
 
 @in_virtual_time
-async def test_a_hung_worker_is_restarted_and_the_probes_close_the_breaker() -> None:
+async def test_probes_close_breaker_after_restart() -> None:
     faults = [{"requests": [0], "stall_s": 1e9}]
     engine = Engine(model := config(faults=faults, watchdog_s=25.0, load_s=3.0))
     async with running(model, BreakerConfig(min_calls=1), engine) as lane:
@@ -624,7 +624,7 @@ async def test_a_hung_worker_is_restarted_and_the_probes_close_the_breaker() -> 
 
 
 @in_virtual_time
-async def test_a_probe_that_meets_a_mistake_does_not_end_the_probing() -> None:
+async def test_engine_exception_in_probe_does_not_stop_prober() -> None:
     class Mistaken(Engine):
         async def run(self, prepared: Prepared, meter: Meter, emit: Emit) -> Usage:
             if len(self.began) < 3:
@@ -640,7 +640,7 @@ async def test_a_probe_that_meets_a_mistake_does_not_end_the_probing() -> None:
 
 
 @in_virtual_time
-async def test_under_a_thousand_requests_half_open_no_more_than_the_probes_reach_the_engine() -> None:
+async def test_half_open_lane_sends_only_probes_to_engine() -> None:
     engine = Engine(model := config(max_sequences=8, faults=[{"requests": [0], "error": "EngineFailed"}], ttft_s=0.5))
     async with running(model, BreakerConfig(min_calls=1, probes=3, probe_itself=False), engine) as lane:
         with pytest.raises(EngineFailed):
@@ -685,7 +685,7 @@ async def _visitor(lane: Lane, dice: random.Random, i: int) -> str:
 
 @pytest.mark.parametrize("seed", range(3))
 @in_virtual_time
-async def test_a_thousand_requests_that_leave_fail_and_hang_leave_nothing_behind(seed: int) -> None:
+async def test_thousand_mixed_requests_leave_nothing(seed: int) -> None:
     dice = random.Random(seed)
     names = ["EngineFailed", "InvalidRequest", "UpstreamFailed", "ModelNotReady"]
     faults = [
@@ -715,7 +715,7 @@ async def test_a_thousand_requests_that_leave_fail_and_hang_leave_nothing_behind
 
 @pytest.mark.parametrize("cancel_at", range(12))
 @in_virtual_time
-async def test_a_request_cancelled_at_any_step_leaves_nothing_behind(cancel_at: int) -> None:
+async def test_job_cancelled_at_any_step_leaves_nothing(cancel_at: int) -> None:
     async with running(config(max_sequences=1, replies=["a b"]), BreakerConfig()) as lane:
         tasks = [asking(lane) for _ in range(3)]
         for _ in range(cancel_at):

@@ -93,14 +93,14 @@ NAMES = {"main": model(aliases=("gpt-4o-mini", "qwen2:7b")), "other": model(alia
     ],
 )
 @in_virtual_time
-async def test_names_and_aliases(name: str, route: Route) -> None:
+async def test_lookup_of_names_and_aliases(name: str, route: Route) -> None:
     async with routing(NAMES) as router:
         assert router.lookup(name) == route
 
 
 @pytest.mark.parametrize("name", ["unknown", "MAIN", "main:", ":background", "x\n" * 100])
 @in_virtual_time
-async def test_an_unknown_name_hears_what_there_is(name: str) -> None:
+async def test_unknown_name_is_refused_with_list_of_models(name: str) -> None:
     async with routing(NAMES) as router:
         with pytest.raises(ModelNotFound, match=r"does not exist; there is main, other\.$") as caught:
             await router.open(request(name))
@@ -111,14 +111,14 @@ async def test_an_unknown_name_hears_what_there_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", None])
 @in_virtual_time
-async def test_no_name(name: str | None) -> None:
+async def test_missing_name_is_refused(name: str | None) -> None:
     async with routing(NAMES) as router:
         with pytest.raises(ModelNotFound, match="names no model"):
             router.lookup(name)
 
 
 @in_virtual_time
-async def test_the_default_model_takes_what_nobody_else_does() -> None:
+async def test_default_model_answers_unknown_names() -> None:
     async with routing(NAMES, default_model="other") as router:
         assert router.lookup(None) == Route("other")
         assert router.lookup("gpt-5") == Route("other")
@@ -128,13 +128,13 @@ async def test_the_default_model_takes_what_nobody_else_does() -> None:
 
 
 @in_virtual_time
-async def test_a_models_defaults_override_the_common_ones() -> None:
+async def test_model_defaults_override_common_defaults() -> None:
     async with routing({"main": model(max_tokens=7, aliases=("alias",))}) as router:
         assert router.defaults_for("alias") == Defaults(max_tokens=7)
 
 
 @in_virtual_time
-async def test_the_list_of_models() -> None:
+async def test_models_are_listed_with_status() -> None:
     async with routing({"main": model(aliases=("a",)), "broken": model(load_error="no such file")}) as router:
         infos = router.models()
         assert [(info.name, info.aliases, info.status.is_ready) for info in infos] == [
@@ -146,14 +146,14 @@ async def test_the_list_of_models() -> None:
 
 
 @in_virtual_time
-async def test_an_engine_without_a_tokenizer_has_no_tools() -> None:
+async def test_engine_without_tokenizer_has_no_text_tools() -> None:
     async with routing(NAMES) as router:
         with pytest.raises(InvalidRequest, match="tokenizer of main"):
             router.tools("gpt-4o-mini")
 
 
 @in_virtual_time
-async def test_the_background_suffix_reaches_the_lane() -> None:
+async def test_background_suffix_makes_request_background() -> None:
     async with routing({"main": model(max_sequences=1, ttft_s=1.0)}) as router:
         order: list[str] = []
 
@@ -175,14 +175,14 @@ def with_fallback(**first: Any) -> dict[str, ScriptedModel]:
 @pytest.mark.parametrize("error", ["EngineFailed", "UpstreamFailed", "ModelNotReady", "GatewayError", "QueueFull"])
 @pytest.mark.parametrize("after", [0, 1])
 @in_virtual_time
-async def test_a_failure_before_any_content_moves_on(error: str, after: int) -> None:
+async def test_failure_before_content_moves_to_fallback(error: str, after: int) -> None:
     # The scripted engine has already yielded Started when this happens: open() has returned.
     async with routing(with_fallback(faults=[{"error": error}])) as router:
         assert await answer_of(router, request()) == ("second", "second")
 
 
 @in_virtual_time
-async def test_a_failure_after_content_is_the_end() -> None:
+async def test_failure_after_content_ends_answer() -> None:
     async with routing(with_fallback(faults=[{"error": "EngineFailed", "after": 2}], repeat=True)) as router:
         answer = await router.open(request())
         with pytest.raises(EngineFailed):
@@ -192,7 +192,7 @@ async def test_a_failure_after_content_is_the_end() -> None:
 
 @pytest.mark.parametrize("error", ["InvalidRequest", "ContextLengthExceeded", "UnsupportedParameter"])
 @in_virtual_time
-async def test_what_is_wrong_with_the_request_is_not_asked_elsewhere(error: str) -> None:
+async def test_wrong_request_is_not_sent_to_fallback(error: str) -> None:
     async with routing(with_fallback(faults=[{"error": error, "message": "as told"}])) as router:
         answer = await router.open(request())
         with pytest.raises(InvalidRequest, match="as told"):
@@ -200,7 +200,7 @@ async def test_what_is_wrong_with_the_request_is_not_asked_elsewhere(error: str)
 
 
 @in_virtual_time
-async def test_an_open_breaker_moves_on_and_without_a_fallback_is_a_refusal() -> None:
+async def test_open_breaker_moves_to_fallback_or_refuses() -> None:
     async with routing(with_fallback(ttft_s=[1.2, 0.1]) | {"alone": model(ttft_s=1.2)}) as router:
         for name in ("main", "alone"):
             await answer_of(router, request(name))  # too slow
@@ -213,7 +213,7 @@ async def test_an_open_breaker_moves_on_and_without_a_fallback_is_a_refusal() ->
 
 
 @in_virtual_time
-async def test_a_full_queue_and_a_broken_model_move_on() -> None:
+async def test_full_queue_and_broken_model_move_to_fallback() -> None:
     models = with_fallback(max_sequences=1, queue=0, ttft_s=0.5)
     async with routing(models | {"broken": model(load_error="no", fallback="main")}) as router:
         answers = await asyncio.gather(*(answer_of(router, request("broken")) for _ in range(2)))
@@ -221,7 +221,7 @@ async def test_a_full_queue_and_a_broken_model_move_on() -> None:
 
 
 @in_virtual_time
-async def test_when_nobody_answers_the_client_hears_the_model_it_asked_for() -> None:
+async def test_client_gets_error_of_requested_model_when_all_lanes_refuse() -> None:
     models = {
         "main": model(fallback="second", max_sequences=1, queue=0, ttft_s=1.0),
         "second": model(fallback="third", load_error="no such file"),
@@ -240,7 +240,7 @@ async def test_when_nobody_answers_the_client_hears_the_model_it_asked_for() -> 
 
 
 @in_virtual_time
-async def test_fallbacks_in_a_circle_are_each_tried_once() -> None:
+async def test_circular_fallbacks_are_tried_once() -> None:
     models = {name: model(fallback=other, load_error=name) for name, other in [("a", "b"), ("b", "a")]}
     async with routing(models) as router:
         with pytest.raises(ModelNotReady, match="a could not be loaded"):
@@ -251,7 +251,7 @@ async def test_fallbacks_in_a_circle_are_each_tried_once() -> None:
 
 
 @in_virtual_time
-async def test_a_configured_first_token_limit_moves_on_but_only_where_there_is_somewhere_to_go() -> None:
+async def test_configured_ttft_limit_applies_only_with_fallback() -> None:
     models = with_fallback(ttft_timeout_s=1.0, ttft_s=3.0) | {"alone": model(ttft_timeout_s=1.0, ttft_s=3.0)}
     async with routing(models) as router:
         assert await answer_of(router, request()) == ("second", "second")
@@ -260,7 +260,7 @@ async def test_a_configured_first_token_limit_moves_on_but_only_where_there_is_s
 
 
 @in_virtual_time
-async def test_a_clients_first_token_limit_holds_everywhere() -> None:
+async def test_client_ttft_limit_applies_to_every_lane() -> None:
     async with routing(with_fallback(ttft_s=3.0) | {"alone": model(ttft_s=3.0)}) as router:
         assert await answer_of(router, request(ttft_timeout_s=0.5)) == ("second", "second")
         with pytest.raises(DeadlineExceeded, match="first token"):
@@ -269,7 +269,7 @@ async def test_a_clients_first_token_limit_holds_everywhere() -> None:
 
 @pytest.mark.parametrize("said_by", ["client", "configuration"])
 @in_virtual_time
-async def test_a_first_token_that_would_come_too_late_moves_on_at_once(said_by: str) -> None:
+async def test_predicted_late_first_token_moves_to_fallback_at_once(said_by: str) -> None:
     by_client = said_by == "client"
     async with routing(with_fallback(ttft_s=0.9, ttft_timeout_s=None if by_client else 0.5)) as router:
         for _ in range(10):
@@ -280,9 +280,7 @@ async def test_a_first_token_that_would_come_too_late_moves_on_at_once(said_by: 
 
 @pytest.mark.parametrize(("asked_s", "after_s"), [(None, 20.0), (100.0, 20.0), (5.0, 5.0)])
 @in_virtual_time
-async def test_the_deadline_is_the_shorter_of_the_clients_and_the_servers(
-    asked_s: float | None, after_s: float
-) -> None:
+async def test_deadline_is_shorter_of_client_and_server_limit(asked_s: float | None, after_s: float) -> None:
     async with routing(with_fallback(ttft_s=60.0), server=ServerConfig(timeout_s=20.0)) as router:
         with pytest.raises(DeadlineExceeded):
             await read(await router.open(request(timeout_s=asked_s)))
@@ -290,7 +288,7 @@ async def test_the_deadline_is_the_shorter_of_the_clients_and_the_servers(
 
 
 @in_virtual_time
-async def test_the_fallback_has_what_is_left_of_the_time() -> None:
+async def test_fallback_gets_rest_of_the_deadline() -> None:
     models = {
         "main": model(fallback="second", ttft_timeout_s=3.0, ttft_s=10.0),
         "second": model(ttft_s=10.0),
@@ -305,7 +303,7 @@ async def test_the_fallback_has_what_is_left_of_the_time() -> None:
 
 
 @in_virtual_time
-async def test_an_answer_that_is_opened_and_never_read_is_closed_like_any_other() -> None:
+async def test_unread_answer_can_be_closed() -> None:
     async with routing({"main": model(token_s=1.0, repeat=True)}) as router:
         answer = await router.open(request())
         assert router.status()[0].running == 1
@@ -315,7 +313,7 @@ async def test_an_answer_that_is_opened_and_never_read_is_closed_like_any_other(
 
 
 @in_virtual_time
-async def test_leaving_while_it_is_opened() -> None:
+async def test_cancelled_open_leaves_queue() -> None:
     async with routing({"main": model(max_sequences=1, ttft_s=1.0)}) as router:
         first = asyncio.create_task(answer_of(router, request()))
         await asyncio.sleep(0.1)
@@ -345,7 +343,7 @@ async def lines_of(
 
 
 @in_virtual_time
-async def test_one_line_for_every_request(caplog: pytest.LogCaptureFixture) -> None:
+async def test_each_request_has_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
     models = {
         "main": model("a b c", cached_tokens=1, ttft_s=0.5, token_s=0.1, aliases=("alias",)),
         "broken": model(fallback="main", load_error="no"),
@@ -364,7 +362,7 @@ async def test_one_line_for_every_request(caplog: pytest.LogCaptureFixture) -> N
 
 
 @in_virtual_time
-async def test_a_client_that_leaves_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_cancelled_request_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with routing({"main": model()}) as router:
         assert await lines_of(caplog, router, request(), leave=True) == [
             "req-1  main  prompt 3 = 0 cached + 3  queue 0 ms  cancelled"
@@ -372,7 +370,7 @@ async def test_a_client_that_leaves_is_in_the_log(caplog: pytest.LogCaptureFixtu
 
 
 @in_virtual_time
-async def test_prompts_are_logged_only_when_configured(caplog: pytest.LogCaptureFixture) -> None:
+async def test_prompt_is_logged_only_when_configured(caplog: pytest.LogCaptureFixture) -> None:
     async with routing({"main": model()}) as router:
         assert "one two three" not in "".join(await lines_of(caplog, router, request()))
     async with routing({"main": model()}, server=ServerConfig(log_prompts=True)) as router:

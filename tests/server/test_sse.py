@@ -51,19 +51,19 @@ def as_is(piece: bytes) -> list[bytes]:
     return [piece]
 
 
-def test_frame_is_one_data_line_and_a_blank_one() -> None:
+def test_frame_is_one_data_line_and_a_blank_line() -> None:
     assert frame({"a": "x\ny"}) == b'data: {"a":"x\\ny"}\n\n'
     assert frame({"a": 1}, "message_start") == b'event: message_start\ndata: {"a":1}\n\n'
 
 
-def test_nothing_in_a_frame_splits_lines() -> None:
+def test_frame_has_no_other_line_break() -> None:
     text = "".join(map(chr, [*range(0x20), 0x7F, 0x85, 0xA0, 0x2028, 0x2029, 0xFEFF]))
     encoded = frame({"a": text})
     assert len(encoded.decode().splitlines()) == 2
     assert msgspec.json.decode(encoded.removeprefix(b"data: ")) == {"a": text}
 
 
-def test_comments_while_the_model_thinks() -> None:
+def test_silent_stream_sends_comments() -> None:
     config = config_of({"m": scripted("Hi", ttft_s=0.5)}, ServerConfig(ping_s=0.1))
     with serving(config) as server, server.http() as http:
         text = http.post(PATH, json=CHAT).text
@@ -73,7 +73,7 @@ def test_comments_while_the_model_thinks() -> None:
 
 
 @pytest.mark.parametrize("media_type", ["text/event-stream", "application/x-ndjson"])
-async def test_comments_come_only_into_silence_and_only_where_there_are_comments(media_type: str) -> None:
+async def test_comments_are_sent_only_in_silence_of_event_streams(media_type: str) -> None:
     async def source() -> AsyncGenerator[bytes, None]:
         for pause_s in (0.0, 0.0, 0.5, 0.0):
             await asyncio.sleep(pause_s)
@@ -117,7 +117,7 @@ class Bursting:
 
 
 @pytest.mark.parametrize("error", [EngineFailed("The NPU is gone."), RuntimeError("/secret/path")])
-def test_failure_ends_in_one_frame_with_our_words(error: Exception) -> None:
+def test_failure_is_one_last_frame(error: Exception) -> None:
     engine = Bursting(error)
     with serving(config_of({"m": LocalModel()}), {"m": engine}) as server, server.http() as http:
         response = http.post(PATH, json=CHAT)
@@ -131,7 +131,7 @@ def test_failure_ends_in_one_frame_with_our_words(error: Exception) -> None:
     assert engine.closed == 1
 
 
-async def test_failure_of_our_own_is_logged_and_says_nothing_of_our_insides(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unexpected_exception_is_logged_and_not_sent(caplog: pytest.LogCaptureFixture) -> None:
     async def pieces() -> AsyncGenerator[bytes, None]:
         yield b"data: 1\n\n"
         raise KeyError("/secret/path")
@@ -142,7 +142,7 @@ async def test_failure_of_our_own_is_logged_and_says_nothing_of_our_insides(capl
     assert "KeyError" in caplog.text
 
 
-async def test_source_is_closed_when_the_client_left_before_the_first_piece() -> None:
+async def test_source_is_closed_when_client_disconnects_before_first_frame() -> None:
     async def pieces() -> AsyncGenerator[bytes, None]:
         yield b"never read"
 
@@ -155,7 +155,7 @@ async def test_source_is_closed_when_the_client_left_before_the_first_piece() ->
     assert source.is_closed
 
 
-async def test_client_that_stops_reading_is_given_up(
+async def test_request_of_stalled_client_is_cancelled(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("gateway.server.sse.SEND_TIMEOUT_S", 0.05)
@@ -176,7 +176,7 @@ async def test_client_that_stops_reading_is_given_up(
     assert "stopped reading" in caplog.text
 
 
-def test_slow_reader_does_not_hold_up_others_and_is_cancelled_when_it_leaves() -> None:
+def test_stalled_client_does_not_delay_others() -> None:
     words = scripted("word " * 50, repeat=True, context_length=10_000_000)
     with serving(config_of({"m": words})) as server, server.http() as http:
         with closing(server.connect()) as slow:
@@ -193,7 +193,7 @@ def test_slow_reader_does_not_hold_up_others_and_is_cancelled_when_it_leaves() -
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_shutdown_lets_a_short_answer_finish(stream: bool) -> None:
+def test_shutdown_lets_short_answer_finish(stream: bool) -> None:
     config = config_of({"m": scripted("a b c d e f g h", token_s=0.1)})
     with serving(config) as server, server.http() as http:
         with http.stream("POST", PATH, json={**CHAT, "stream": stream}) as response:
@@ -204,7 +204,7 @@ def test_shutdown_lets_a_short_answer_finish(stream: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_shutdown_ends_a_long_answer_with_an_error_of_its_own(stream: bool) -> None:
+def test_shutdown_ends_long_answer_with_error(stream: bool) -> None:
     endless = scripted("word", repeat=True, token_s=0.01, context_length=10_000_000)
     config = config_of({"m": endless}, ServerConfig(shutdown_grace_s=0.5))
     with serving(config) as server, server.http() as http:
@@ -219,7 +219,7 @@ def test_shutdown_ends_a_long_answer_with_an_error_of_its_own(stream: bool) -> N
         assert (response.status_code, response.json()["error"]["code"]) == (503, "model_not_ready")
 
 
-def test_shutdown_does_not_wait_for_who_neither_reads_nor_sends(caplog: pytest.LogCaptureFixture) -> None:
+def test_shutdown_does_not_wait_for_stalled_clients(caplog: pytest.LogCaptureFixture) -> None:
     endless = scripted("word " * 50, repeat=True, context_length=10_000_000)
     config = config_of({"m": endless}, ServerConfig(shutdown_grace_s=0.2))
     content = msgspec.json.encode({**CHAT, "max_tokens": 1_000_000})

@@ -76,14 +76,14 @@ def own_answer(folder: Path, ids: list[int], count: int) -> list[int]:
     return TinyDecoder().greedy(prompt_run, step_run, ids, count)
 
 
-async def test_its_status(engine: GenieEngine) -> None:
+async def test_status_of_ready_engine(engine: GenieEngine) -> None:
     status = engine.status
     assert (status.state, status.device, status.context_length) == ("ready", "emulated", 112)
     assert status.placement == {"QNN": 2} and status.load_s > 0 and status.peak_bytes > 0
     assert status.capabilities == ("chat", "tools")
 
 
-async def test_a_chat_is_answered_as_a_plain_loop_answers_it(engine: GenieEngine, context_folder: Path) -> None:
+async def test_chat_answer_equals_plain_greedy_loop(engine: GenieEngine, context_folder: Path) -> None:
     meter, began = Meter(), time.monotonic()
     async with aclosing(event_stream(engine, generation(), meter)) as events:
         got = [event async for event in events]
@@ -99,7 +99,7 @@ async def test_a_chat_is_answered_as_a_plain_loop_answers_it(engine: GenieEngine
     assert meter.first_token_at is not None and 0 < meter.device_s <= time.monotonic() - began
 
 
-async def test_the_next_turn_finds_the_conversation_in_the_cache(engine: GenieEngine) -> None:
+async def test_next_turn_uses_cached_conversation(engine: GenieEngine) -> None:
     short = Chat(messages=(Message(role="user", content="Say this"),))
     first = await events_of(engine, generation(short, max_tokens=4))
     turns = (*short.messages, Message(role="assistant", content=text_of(first)), Message(role="user", content="And?"))
@@ -108,26 +108,26 @@ async def test_the_next_turn_finds_the_conversation_in_the_cache(engine: GenieEn
     assert again[-1].usage.cached_tokens >= len(engine.text_tools.encode(short)) - 1
 
 
-async def test_a_stop_string_ends_it(engine: GenieEngine) -> None:
+async def test_stop_string_ends_answer(engine: GenieEngine) -> None:
     whole = text_of(await events_of(engine, generation(max_tokens=20)))
     events = await events_of(engine, generation(max_tokens=20, stop=(whole[3:5],)))
     assert text_of(events) == whole[: whole.index(whole[3:5])]
     assert isinstance(events[-2], ChoiceFinished) and events[-2].stop == whole[3:5]
 
 
-async def test_an_end_token_ends_it(engine: GenieEngine) -> None:
+async def test_end_token_ends_answer(engine: GenieEngine) -> None:
     events = await events_of(engine, generation(Text("The quick brown fox jumps!or not"), max_tokens=20))
     assert events[-2] == ChoiceFinished("stop")
 
 
-async def test_requests_take_turns(engine: GenieEngine) -> None:
+async def test_concurrent_requests_get_same_answers_as_alone(engine: GenieEngine) -> None:
     prompts = [Text(f"Prompt number {number} is here") for number in range(4)]
     alone = [text_of(await events_of(engine, generation(prompt))) for prompt in prompts]
     together = await asyncio.gather(*(events_of(engine, generation(prompt)) for prompt in prompts))
     assert [text_of(events) for events in together] == alone
 
 
-async def test_a_client_that_leaves_frees_the_device(engine: GenieEngine) -> None:
+async def test_closed_stream_frees_device(engine: GenieEngine) -> None:
     async with aclosing(event_stream(engine, generation(Text("A long story about it"), max_tokens=80))) as events:
         await anext(aiter(events))
     async with asyncio.timeout(10):
@@ -151,13 +151,15 @@ async def test_a_client_that_leaves_frees_the_device(engine: GenieEngine) -> Non
         ("response_format", {"grammar": Grammar(kind="json_object")}),
     ],
 )
-async def test_what_genie_cannot_do_is_refused_by_name(engine: GenieEngine, param: str, fields: dict[str, Any]) -> None:
+async def test_unsupported_parameter_is_refused_by_name(
+    engine: GenieEngine, param: str, fields: dict[str, Any]
+) -> None:
     with pytest.raises(UnsupportedParameter, match=f"Genie, which does not support '{param}'") as raised:
         await events_of(engine, generation(**fields))
     assert raised.value.param == param
 
 
-async def test_a_prompt_that_does_not_fit_is_refused(engine: GenieEngine) -> None:
+async def test_too_long_prompt_is_refused(engine: GenieEngine) -> None:
     with pytest.raises(ContextLengthExceeded, match="maximum context length is 112 tokens"):
         await events_of(engine, generation(TokenIds((7,) * 112)))
     assert text_of(await events_of(engine, generation(TokenIds(tuple(range(10, 110))), max_tokens=500)))
@@ -191,7 +193,7 @@ async def test_start_with_invalid_configuration_is_refused(
     await engine.aclose()
 
 
-async def test_a_worker_that_dies_is_replaced(genie_config: Path) -> None:
+async def test_killed_worker_is_replaced(genie_config: Path) -> None:
     engine = make(genie_config, "mortal")
     async with kept_loaded(engine):
         before = text_of(await events_of(engine, generation()))

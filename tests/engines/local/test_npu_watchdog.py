@@ -69,7 +69,7 @@ def _idle_round() -> onnx.GraphProto:
     return helper.make_graph(nodes, "idle", inputs, outputs)
 
 
-def test_it_is_killed_says_so_and_the_next_request_is_answered(hanging: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_hung_npu_call_is_killed_and_next_request_answered(hanging: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = LocalModel(path=str(hanging), provider="qnn", temperature=0, watchdog_s=WATCHDOG_S)
     with (
         serving(config_of({"m": model}), loaded=False) as server,
@@ -90,13 +90,13 @@ def test_it_is_killed_says_so_and_the_next_request_is_answered(hanging: Path, ca
 
 
 @pytest.mark.parametrize(("device", "limit_s"), [("npu", 60), ("emulated", 160)])
-def test_an_emulated_npu_gets_the_time_that_its_warm_up_says_it_needs(device: Device, limit_s: float) -> None:
+def test_call_limit_of_emulated_npu_follows_warm_up(device: Device, limit_s: float) -> None:
     supervisor = LocalEngine("m", LocalModel(path="m"), Path())._supervisor
     supervisor.ready = replace(READY, device=device, warm_up_s=16.0)
     assert supervisor._call_limit_s == limit_s
 
 
-def test_the_bundle_answers_when_nothing_hangs_it(hanging: Path, npu_bundle: Path) -> None:
+def test_bundle_with_loop_answers_like_original(hanging: Path, npu_bundle: Path) -> None:
     rows = []
     for folder in (hanging, npu_bundle):
         decoder = open_static_decoder(folder, provider="qnn")

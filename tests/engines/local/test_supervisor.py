@@ -108,7 +108,7 @@ def assert_nothing_is_left() -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_a_worker_that_dies_is_started_again_after_longer_and_longer_pauses(
+async def test_dying_worker_is_restarted_with_exponential_backoff(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     kept = Kept(workers.dies_when_ready)
@@ -124,7 +124,7 @@ async def test_a_worker_that_dies_is_started_again_after_longer_and_longer_pause
     assert_nothing_is_left()
 
 
-async def test_attempts_that_fail_to_load_go_on_in_the_background_and_never_end() -> None:
+async def test_failing_restart_is_retried_without_end() -> None:
     kept = Kept(workers.dies_when_ready)
     loader = await kept.load()
     kept.entry = workers.dies_at_once
@@ -145,7 +145,7 @@ async def test_attempts_that_fail_to_load_go_on_in_the_background_and_never_end(
         (workers.loads_for_ever, EngineFailed, "did not load in 3 s"),
     ],
 )
-async def test_a_first_load_that_fails_is_reported_and_can_be_repeated(
+async def test_failed_first_load_is_raised_and_can_be_repeated(
     entry: Entry, error: type[GatewayError], message: str
 ) -> None:
     kept = Kept(entry, load_timeout_s=3 if entry is workers.loads_for_ever else 60)
@@ -160,7 +160,7 @@ async def test_a_first_load_that_fails_is_reported_and_can_be_repeated(
     assert_nothing_is_left()
 
 
-async def test_silence_with_work_to_do_ends_the_worker_and_idle_silence_does_not() -> None:
+async def test_watchdog_ends_silent_busy_worker_not_idle_one() -> None:
     kept = Kept(workers.ignores_shutdown, watchdog_s=0.5)
     await kept.supervisor.start()
     await asyncio.sleep(1.0)
@@ -176,7 +176,7 @@ async def test_silence_with_work_to_do_ends_the_worker_and_idle_silence_does_not
     assert_nothing_is_left()
 
 
-async def test_a_device_that_fails_one_request_after_another_is_opened_anew() -> None:
+async def test_device_that_fails_three_requests_gets_new_worker() -> None:
     kept = Kept(workers.fails_requests)
     await kept.supervisor.start()
     for ids in ((1, 2, 3), (4,), (5,)):  # the first three may have failed by one call: they count as one
@@ -201,11 +201,11 @@ async def test_a_device_that_fails_one_request_after_another_is_opened_anew() ->
         ("The machine has no memory left for this model.", "exit code 0", "context_length"),
     ],
 )
-def test_the_log_says_what_to_do(fault: str, exit: str, advice: str) -> None:
+def test_advice_matches_fault(fault: str, exit: str, advice: str) -> None:
     assert advice in _advice(fault, exit)
 
 
-async def test_a_worker_that_talks_nonsense_is_replaced() -> None:
+async def test_worker_with_invalid_frames_is_lost() -> None:
     kept = Kept(workers.talks_nonsense)
     await kept.supervisor.start()
     await kept.lost()
@@ -214,7 +214,7 @@ async def test_a_worker_that_talks_nonsense_is_replaced() -> None:
     assert_nothing_is_left()
 
 
-async def test_a_cancelled_start_leaves_nothing() -> None:
+async def test_cancelled_start_leaves_nothing() -> None:
     for delay in (0, 0.01, 0.5):
         kept = Kept(workers.loads_for_ever)
         task = asyncio.create_task(kept.supervisor.start())
@@ -226,7 +226,7 @@ async def test_a_cancelled_start_leaves_nothing() -> None:
         assert_nothing_is_left()
 
 
-async def test_a_process_that_cannot_be_started_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_process_start_failure_is_engine_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise OSError(12, "Cannot allocate memory")
 
@@ -238,7 +238,7 @@ async def test_a_process_that_cannot_be_started_is_an_error_of_ours(monkeypatch:
 
 
 @pytest.mark.parametrize("refused", ["reader", "writer"])
-async def test_a_gateway_that_can_start_no_thread_leaves_no_process_and_tries_on(
+async def test_thread_start_failure_leaves_no_process_and_is_retried(
     monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
     kept = Kept(workers.dies_when_ready)
@@ -258,7 +258,7 @@ async def test_a_gateway_that_can_start_no_thread_leaves_no_process_and_tries_on
     assert_nothing_is_left()
 
 
-async def test_frames_larger_than_a_pipe_do_not_block_the_event_loop() -> None:
+async def test_frames_larger_than_pipe_do_not_block_event_loop() -> None:
     process = WorkerProcess("model", SPEC, lambda frame: None, workers.ignores_shutdown)
     await process.start()
     for _ in range(10):
@@ -268,7 +268,7 @@ async def test_frames_larger_than_a_pipe_do_not_block_the_event_loop() -> None:
     assert_nothing_is_left()
 
 
-def test_exits_are_described_as_they_are_looked_up() -> None:
+def test_exit_code_is_described() -> None:
     assert describe_exit(3) == "exit code 3"
     if os.name == "posix":
         assert describe_exit(-9) == "signal SIGKILL"

@@ -74,7 +74,7 @@ def endings(events: list[Event]) -> list[ChoiceFinished]:
     return [event for event in events if isinstance(event, ChoiceFinished)]
 
 
-async def test_says_its_reply_and_counts_the_stop_token() -> None:
+async def test_reply_is_emitted_and_stop_token_counted() -> None:
     engine, _ = await started(model(replies=["Hello big world"]))
     meter = Meter()
     events = await events_of(engine, ask(), meter)
@@ -85,7 +85,7 @@ async def test_says_its_reply_and_counts_the_stop_token() -> None:
     assert events[-1].usage.completion_tokens == meter.completion_tokens == 4
 
 
-async def test_stops_at_max_tokens() -> None:
+async def test_answer_stops_at_max_tokens() -> None:
     engine, _ = await started(model(replies=["Hello big world"]))
     events = await events_of(engine, ask(max_tokens=2))
     assert (text_of(events), endings(events)) == ("Hello big", [ChoiceFinished("length")])
@@ -93,27 +93,27 @@ async def test_stops_at_max_tokens() -> None:
     assert (text_of(events), endings(events)) == ("", [ChoiceFinished("length")])
 
 
-async def test_a_stop_string_across_tokens_is_cut_and_named() -> None:
+async def test_stop_string_across_tokens_is_cut() -> None:
     engine, _ = await started(model(replies=["Hello big world"]))
     events = await events_of(engine, ask(stop=("big w", "x")))
     assert (text_of(events), endings(events)) == ("Hello ", [ChoiceFinished("stop", stop="big w")])
 
 
-async def test_n_choices_each_with_one_ending() -> None:
+async def test_each_choice_ends_once() -> None:
     engine, _ = await started(model(replies=["a b c", "d"]))
     events = await events_of(engine, ask(n=3))
     assert [text_of(events, choice) for choice in range(3)] == ["a b c", "d", "a b c"]
     assert sorted(ending.choice for ending in endings(events)) == [0, 1, 2]
 
 
-async def test_replies_and_times_come_in_turn() -> None:
+async def test_replies_and_times_are_used_in_turn() -> None:
     engine, clock = await started(model(replies=["a", "b"], ttft_s=[1.0, 2.0, 3.0]))
     for expected in ("a", "b", "a"):
         assert text_of(await events_of(engine, ask())) == expected
     assert clock.now == 6.0
 
 
-async def test_the_meter_follows_the_device() -> None:
+async def test_meter_follows_device_calls() -> None:
     engine, clock = await started(model(replies=["a b c"], ttft_s=1.0, token_s=0.25))
     meter, seen = Meter(clock=clock), []
 
@@ -129,7 +129,7 @@ async def test_the_meter_follows_the_device() -> None:
     assert (meter.first_token_at, clock.now) == (1.0, 1.5)
 
 
-async def test_a_call_under_way_shows_in_the_meter() -> None:
+async def test_running_call_is_in_meter() -> None:
     engine = ScriptedEngine("m", model(ttft_s=30.0))
     await engine.start()
     meter = Meter()
@@ -145,7 +145,7 @@ async def test_a_call_under_way_shows_in_the_meter() -> None:
     assert not engine._device.locked()
 
 
-async def test_published_timing_of_the_chip() -> None:
+async def test_simulated_chip_has_published_timing() -> None:
     engine, clock = await started(model(simulate="x-elite", prompt_tokens=300, repeat=True))
     meter = Meter(clock=clock)
     await events_of(engine, ask(max_tokens=198), meter)
@@ -154,7 +154,7 @@ async def test_published_timing_of_the_chip() -> None:
     assert engine.status.device == "simulated"
 
 
-async def test_one_device_serves_requests_in_turn() -> None:
+async def test_device_serves_requests_in_turn() -> None:
     engine, clock = await started(model(replies=["a b c d"], ttft_s=1.0, token_s=1.0))
     order: list[str] = []
 
@@ -168,14 +168,14 @@ async def test_one_device_serves_requests_in_turn() -> None:
     assert clock.now == 10.0
 
 
-async def test_requests_beyond_max_sequences_wait_their_turn() -> None:
+async def test_requests_beyond_max_sequences_wait() -> None:
     engine, clock = await started(model(max_sequences=1, replies=["a b"], ttft_s=1.0))
     meters = [Meter(clock=clock) for _ in range(2)]
     await asyncio.gather(*(events_of(engine, ask(), meter) for meter in meters))
     assert [meter.began_at for meter in meters] == [0.0, 1.0]
 
 
-async def test_closing_the_stream_frees_its_place() -> None:
+async def test_closed_stream_frees_slot() -> None:
     engine, _ = await started(model(max_sequences=1, repeat=True))
     async with aclosing(event_stream(engine, ask(max_tokens=1000))) as events:
         async for event in events:
@@ -192,9 +192,7 @@ async def test_closing_the_stream_frees_its_place() -> None:
         ({"driver_code": -100301, "stall_s": 3.0}, EngineFailed),
     ],
 )
-async def test_fails_after_so_many_tokens_in_the_named_request(
-    fault: dict[str, Any], error: type[GatewayError]
-) -> None:
+async def test_fault_applies_to_its_request_and_token(fault: dict[str, Any], error: type[GatewayError]) -> None:
     engine, _ = await started(model(replies=["a b c"], faults=[{"requests": [1], "after": 2, **fault}]))
     assert text_of(await events_of(engine, ask())) == "a b c"
     seen: list[Event] = []
@@ -205,7 +203,7 @@ async def test_fails_after_so_many_tokens_in_the_named_request(
     assert text_of(await events_of(engine, ask())) == "a b c"
 
 
-async def test_a_hang_meets_the_watchdog_and_ends_all_requests_in_progress() -> None:
+async def test_watchdog_ends_hung_call_and_all_requests() -> None:
     hang = {"requests": [0], "after": 1, "stall_s": math.inf}
     engine, clock = await started(model(watchdog_s=5.0, load_s=2.0, faults=[hang]))
     results = await asyncio.gather(*(events_of(engine, ask()) for _ in range(3)), return_exceptions=True)
@@ -217,7 +215,7 @@ async def test_a_hang_meets_the_watchdog_and_ends_all_requests_in_progress() -> 
     assert isinstance((await events_of(engine, ask()))[-1], Finished)
 
 
-async def test_load_takes_its_time_and_can_fail() -> None:
+async def test_load_takes_load_s_and_can_fail() -> None:
     clock = Clock()
     engine = ScriptedEngine("m", model(load_s=16.0), clock=clock, sleep=clock.sleep)
     assert engine.status.state == "loading"
@@ -234,7 +232,7 @@ async def test_load_takes_its_time_and_can_fail() -> None:
     assert (engine.status.state, engine.status.detail) == ("failed", "no such chip")
 
 
-async def test_a_prompt_beyond_the_context_is_refused_and_the_answer_clamped_to_it() -> None:
+async def test_context_limits_prompt_and_answer() -> None:
     engine, _ = await started(model(context_length=10, repeat=True))
     with pytest.raises(ContextLengthExceeded, match="maximum context length is 10 tokens"):
         await events_of(engine, Generation(id="r", model="m", prompt=TokenIds(tuple(range(10)))))
@@ -243,7 +241,7 @@ async def test_a_prompt_beyond_the_context_is_refused_and_the_answer_clamped_to_
     assert events[-1].usage.completion_tokens == 3
 
 
-async def test_logprobs_come_one_a_visible_token() -> None:
+async def test_each_visible_token_has_one_logprob() -> None:
     engine, _ = await started(model(replies=["Hello big world"]))
     events = await events_of(engine, ask(logprobs=1, stop=("orl",)))
     entries = [entry for event in events if isinstance(event, TextDelta) for entry in event.logprobs]
@@ -261,11 +259,11 @@ async def test_logprobs_come_one_a_visible_token() -> None:
         (ScriptedModel(dialect="klingon"), "klingon"),
     ],
 )
-def test_mistakes_in_the_script_are_named(config: ScriptedModel, words: str) -> None:
+def test_invalid_script_is_config_error(config: ScriptedModel, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         make_engine("m", config, Path("models"))
 
 
-def test_errors_are_found_by_name() -> None:
+def test_error_class_is_found_by_name() -> None:
     assert error_class("ContextLengthExceeded") is ContextLengthExceeded
     assert error_class("Nonsense") is EngineFailed

@@ -89,7 +89,7 @@ def gateway() -> Iterator[Running]:
         yield running
 
 
-async def test_our_own_gateway_as_upstream(gateway: Running) -> None:
+async def test_gateway_as_upstream_server(gateway: Running) -> None:
     async with engine_of(f"{gateway.url}/v1", upstream_model="paris") as engine:
         meter, began = Meter(), time.monotonic()
         events = await events_of(engine, ask(logprobs=1), meter)
@@ -110,7 +110,7 @@ async def test_our_own_gateway_as_upstream(gateway: Running) -> None:
         assert (await events_of(engine, ask(max_tokens=1)))[-2] == ChoiceFinished("length")
 
 
-async def test_closing_the_stream_leaves_the_server(gateway: Running) -> None:
+async def test_closed_stream_cancels_request_on_server(gateway: Running) -> None:
     async with engine_of(f"{gateway.url}/v1", upstream_model="endless") as engine:
         async with aclosing(event_stream(engine, ask(max_tokens=5000))) as events:
             async for event in events:
@@ -129,13 +129,13 @@ async def test_closing_the_stream_leaves_the_server(gateway: Running) -> None:
         ("breaks", UpstreamFailed, "It fell over"),
     ],
 )
-async def test_refusals_of_our_gateway(gateway: Running, model: str, error: type[GatewayError], words: str) -> None:
+async def test_gateway_refusal_is_mapped(gateway: Running, model: str, error: type[GatewayError], words: str) -> None:
     async with engine_of(f"{gateway.url}/v1", upstream_model=model) as engine:
         with pytest.raises(error, match=words):
             await events_of(engine, ask(Chat(messages=(Message(role="user", content="a b c d e f"),))))
 
 
-async def test_a_full_queue_upstream_is_a_full_queue(gateway: Running) -> None:
+async def test_full_queue_upstream_is_queue_full(gateway: Running) -> None:
     async with engine_of(f"{gateway.url}/v1", upstream_model="full") as engine:
         first = asyncio.create_task(events_of(engine, ask()))
         async with asyncio.timeout(10):
@@ -199,7 +199,7 @@ def chunk(finish: str | None = None, *, index: int | None = 0, **delta: Any) -> 
     return {"choices": [{"index": index, "delta": delta, "finish_reason": finish}]}
 
 
-async def test_reasoning_tools_and_details() -> None:
+async def test_chat_chunks_become_reasoning_tools_and_usage() -> None:
     calls = [
         [{"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}],
         [{"index": 0, "function": {"arguments": '{"a":'}}],
@@ -238,7 +238,7 @@ async def test_reasoning_tools_and_details() -> None:
     )
 
 
-async def test_a_server_that_leaves_out_what_it_can() -> None:
+async def test_missing_optional_fields_get_defaults() -> None:
     async with raw(frames(chunk(content="a", index=None), chunk(content=" b"), chunk("eos"))) as (engine, _):
         events = await events_of(engine, ask())
     assert text_of(events) == "a b"
@@ -247,7 +247,7 @@ async def test_a_server_that_leaves_out_what_it_can() -> None:
     assert events[-1].usage.completion_tokens == 2
 
 
-async def test_completions() -> None:
+async def test_completion_chunks_become_text_and_logprobs() -> None:
     stream = frames(
         {
             "choices": [
@@ -311,9 +311,7 @@ async def test_completions() -> None:
         (frames(chunk(content="a"))[:-40], UpstreamFailed, "broke the connection"),
     ],
 )
-async def test_everything_that_goes_wrong_is_an_error_of_ours(
-    sent: bytes, kind: type[GatewayError], words: str
-) -> None:
+async def test_server_failure_is_mapped(sent: bytes, kind: type[GatewayError], words: str) -> None:
     async with raw(sent) as (engine, _):
         with pytest.raises(kind, match=words) as failed:
             await events_of(engine, ask())
@@ -323,7 +321,7 @@ async def test_everything_that_goes_wrong_is_an_error_of_ours(
         assert failed.value.param == "tools"
 
 
-async def test_a_silent_server_meets_the_watchdog() -> None:
+async def test_silent_server_is_upstream_failed() -> None:
     left = asyncio.Event()
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -340,7 +338,7 @@ async def test_a_silent_server_meets_the_watchdog() -> None:
         await asyncio.wait_for(left.wait(), 5)
 
 
-async def test_nobody_there() -> None:
+async def test_unreachable_server_is_upstream_failed() -> None:
     async with engine_of("http://127.0.0.1:9/v1") as engine:
         with pytest.raises(UpstreamFailed, match="cannot be reached"):
             await events_of(engine, ask())
@@ -348,7 +346,7 @@ async def test_nobody_there() -> None:
         await events_of(engine, ask())
 
 
-async def test_the_environments_organization_stays_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_organization_of_environment_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_ORG_ID", "org-secret")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "project-secret")
     monkeypatch.setenv("OPENAI_API_KEY", "key-secret")
@@ -358,12 +356,12 @@ async def test_the_environments_organization_stays_at_home(monkeypatch: pytest.M
     assert "secret" not in str(headers)
 
 
-def test_an_upstream_without_url_is_a_config_error() -> None:
+def test_missing_url_is_config_error() -> None:
     with pytest.raises(ConfigError, match=r"models\.m\.url"):
         make_engine("m", UpstreamModel(), Path("models"))
 
 
-def test_every_exception_of_the_library_is_mapped() -> None:
+def test_every_exported_exception_is_mapped() -> None:
     exported = {found for _, found in inspect.getmembers(openai, inspect.isclass) if issubclass(found, Exception)}
     assert {found for found in exported if not found.__name__.startswith("_")} == set(_ERRORS)
     assert isinstance(gateway_error(openai.OpenAIError(), "m"), GatewayError)
@@ -372,7 +370,7 @@ def test_every_exception_of_the_library_is_mapped() -> None:
 # --- what is sent
 
 
-def test_a_plain_chat_says_only_what_it_must() -> None:
+def test_plain_chat_body_is_minimal() -> None:
     assert chat_body(ask(), CHAT) == {
         "messages": [{"role": "user", "content": "Hi"}],
         "temperature": 1.0,
@@ -382,7 +380,7 @@ def test_a_plain_chat_says_only_what_it_must() -> None:
     }
 
 
-def test_everything_that_can_be_said() -> None:
+def test_chat_body_with_every_field() -> None:
     tool = Tool(name="f", description="does", parameters={"type": "object"}, strict=True)
     call = ToolCall("c1", "f", "{}")
     chat = Chat(
@@ -429,7 +427,7 @@ def test_everything_that_can_be_said() -> None:
     assert "top_logprobs" not in body and "presence_penalty" not in body
 
 
-def test_tool_choices() -> None:
+def test_tool_choice_of_chat_body() -> None:
     def choice(**fields: Any) -> Any:
         chat = Chat(messages=CHAT.messages, tools=(Tool(name="f"),), tool_choice=ToolChoice(**fields))
         return chat_body(ask(chat), chat)["tool_choice"]
@@ -439,7 +437,7 @@ def test_tool_choices() -> None:
     assert (allowed["type"], allowed["allowed_tools"]["mode"]) == ("allowed_tools", "auto")
 
 
-def test_what_the_api_has_no_words_for_is_refused() -> None:
+def test_parameter_without_api_field_is_refused() -> None:
     with pytest.raises(UnsupportedParameter, match="regex"):
         chat_body(ask(grammar=Grammar(kind="regex", source="a")), CHAT)
     assert chat_body(ask(grammar=Grammar(kind="json_object")), CHAT)["response_format"] == {"type": "json_object"}
