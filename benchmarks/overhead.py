@@ -25,11 +25,11 @@ import psutil
 from processes import free_port, running
 from report import ROOT, parser, publish, spread, table
 
-from gateway.config import ScriptedModel
+from gateway.config import Script, ScriptedModel
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.generation import Event, Generation, Meter, Text
 
-SCRIPT = {"replies": ["word word word word"], "repeat": True, "context_length": 1_000_000}
+SCRIPT = Script(replies=("word word word word",), repeat=True, context_length=1_000_000)
 CONFIG = """\
 [server]
 port = {port}

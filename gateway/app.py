@@ -61,9 +61,6 @@ def create_app(config: Config, engines: Mapping[str, Engine] | None = None) -> L
 
     Args:
         engines: an engine for each model by name, not started; None: made from the configuration.
-
-    Raises:
-        ConfigError: the script of a scripted model is wrong.
     """
     metrics = Metrics()
     router = Router(config, _lanes(config, engines, metrics))

@@ -7,7 +7,7 @@ command line, environment (`NPU_GATEWAY_<TABLE>_<KEY>`), file, the defaults here
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from msgspec import Meta, Struct, field
 from msgspec.structs import asdict
@@ -116,14 +116,43 @@ class UpstreamModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=
     context_length: Natural = 0  # 0: unknown
 
 
+class Fault(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A fault in the device call after `after` tokens of a choice (0: in the prefill)."""
+
+    requests: tuple[int, ...] = ()  # the numbers of the requests with the fault, from 0; empty: every request
+    after: Natural = 0
+    stall_s: float = 0.0  # added to the time of the call; `inf` hangs it until the watchdog ends it
+    error: str = ""  # the class name of the GatewayError that the call raises
+    driver_code: int = 0  # or: the call raises EngineFailed with this code of the NPU driver: 14001, -100301, ...
+    message: str = ""
+
+
+class Script(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Request k gets item k of `replies`, `ttft_s` and `token_s`, each modulo the number of items.
+
+    A word with the white space before it is one token.
+    """
+
+    replies: Annotated[tuple[str, ...], Meta(min_length=1)] = ("The capital of France is Paris.",)
+    repeat: bool = False  # repeat the reply until `max_tokens`
+    ttft_s: float | Annotated[tuple[float, ...], Meta(min_length=1)] = 0.0  # the prefill, one device call
+    token_s: float | Annotated[tuple[float, ...], Meta(min_length=1)] = 0.0  # every token after the first
+    faults: tuple[Fault, ...] = ()
+    prompt_tokens: int | None = None  # None: the number of words in the prompt
+    cached_tokens: int = 0
+    context_length: int = 4096
+    load_s: float = 0.0
+    load_error: str = ""  # every load fails with this message
+
+
 @with_model_keys("scripted")
 class ScriptedModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`engine = "scripted"`: no model; a script has the answers and their timing."""
 
     dialect: str = ""
     context_length: Natural = 0  # 0: the script's own
-    simulate: str = ""  # a chip whose published timings are replayed: "x-elite", "x2-elite"
-    script: dict[str, Any] = field(default_factory=dict)  # its keys: engines/scripted/script.py
+    simulate: Literal["x-elite", "x2-elite"] | None = None  # the chip whose published timing replaces the script's
+    script: Script = Script()
 
 
 ModelConfig = LocalModel | GenieModel | UpstreamModel | ScriptedModel

@@ -26,6 +26,7 @@ from gateway.config import (
 )
 from gateway.config_value import Setting, Table, closest, nearest, quoted
 from gateway.dialects.choose import DIALECT_NAMES
+from gateway.errors import error_class
 
 #: The struct of each model's table, by the model's name.
 Kinds = Mapping[str, type[ModelConfig]]
@@ -135,6 +136,10 @@ def _model_mistakes(where: str, name: str, model: ModelConfig, config: Config) -
             yield where, "needs path (the config.json of the bundle)"
         case UpstreamModel(url=url) if urlsplit(url).scheme not in ("http", "https"):
             yield f"{where} url", "engine = 'upstream' needs the server's URL, such as 'http://127.0.0.1:8081/v1'"
+        case ScriptedModel(script=script):
+            for fault in script.faults:
+                if fault.error and error_class(fault.error).__name__ != fault.error:
+                    yield f"{where} script.faults", f"there is no error {fault.error!r}"
     match model:
         case BundleModel(dialect=dialect) | ScriptedModel(dialect=dialect) if dialect not in ("", *DIALECT_NAMES):
             known = ", ".join(DIALECT_NAMES)

@@ -34,10 +34,24 @@ class Setting(NamedTuple):
 def convert(setting: Setting, kind: Any) -> Any:
     """The value as a `kind`. Raises ConfigError."""
     value = _from_text(setting.value, kind) if setting.text else setting.value
+    if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return _convert_table(setting, value, kind)
     try:
         return msgspec.convert(value, kind, strict=not setting.text, dec_hook=_path)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{setting.where}: {_problem(str(error), value, kind)}") from None
+
+
+def _convert_table(setting: Setting, table: dict[str, Any], kind: type[msgspec.Struct]) -> msgspec.Struct:
+    """A struct from a table that is the value of a key. A message names the key inside the table."""
+    kinds = {item.name: item.type for item in msgspec.structs.fields(kind)}
+    values = {}
+    for key, value in table.items():
+        inner = setting._replace(key=key, value=value, where=f"{setting.where}.{key}")
+        if key not in kinds:
+            raise ConfigError(f"{inner.where}: unknown key{nearest(key, kinds)}")
+        values[key] = convert(inner, kinds[key])
+    return kind(**values)
 
 
 def _path(_: type, value: Any) -> Path:
@@ -51,14 +65,16 @@ def _from_text(text: str, kind: Any) -> Any:
     items = [item.strip() for item in text.split(",") if item.strip()]
     if get_origin(kind) is tuple:
         return items
-    if get_origin(kind) is dict:
+    if get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
         return {name: value for name, _, value in (item.partition("=") for item in items)}
     return None if not text and type(None) in get_args(kind) else text
 
 
 def _problem(message: str, value: Any, kind: Any) -> str:
     if message.startswith("Invalid enum value"):
-        choices = get_args(kind)
+        choices = [
+            choice for part in get_args(kind) for choice in (get_args(part) or [part]) if isinstance(choice, str)
+        ]
         return f"{value!r} is not one of {', '.join(choices)}{nearest(value, choices)}"
     plain = re.sub(r" - at `\$(.*)`", r" in one item", message).replace(" | null", "").replace("`", "")
     plain = plain.replace("array", "list").replace("object", "table")

@@ -157,6 +157,7 @@ def test_file_with_byte_order_mark_loads(folder: Folder) -> None:
     assert "a" in load_config(folder.file, {}).models
 
 
+SCRIPTED = '[models.s]\nengine = "scripted"\n'
 UPSTREAM = '[models.u]\nengine = "upstream"\n'
 MISTAKES = [
     (ONE_MODEL + "temprature = 1", "[models.a] temprature: unknown key; did you mean 'temperature'?"),
@@ -231,6 +232,17 @@ MISTAKES = [
         ONE_MODEL + 'dialect = "mistrl"\n',
         "[models.a] dialect: 'mistrl' is not one of generic, hermes, llama, mistral, mistral-args, phi, plain, qwen; "
         "did you mean 'mistral'?",
+    ),
+    (SCRIPTED + 'script = { repliez = ["x"] }\n', "[models.s] script.repliez: unknown key; did you mean 'replies'?"),
+    (SCRIPTED + "script = { replies = [] }\n", "[models.s] script.replies: expected list of length >= 1, got []"),
+    (SCRIPTED + "[models.s.script]\ntoken_s = true\n", "[models.s] script.token_s: expected float | list, got bool"),
+    (
+        SCRIPTED + 'script = { faults = [{ error = "NoSuchError" }] }\n',
+        "[models.s] script.faults: there is no error 'NoSuchError'",
+    ),
+    (
+        SCRIPTED + 'simulate = "x-elit"\n',
+        "[models.s] simulate: 'x-elit' is not one of x-elite, x2-elite; did you mean 'x-elite'?",
     ),
     ('[models.s]\nengine = "scripted"\ndialect = "nonsense"\n', "[models.s] dialect: 'nonsense' is not one of"),
     (

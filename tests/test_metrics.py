@@ -8,7 +8,7 @@ from contextlib import aclosing
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.config import BreakerConfig, ScriptedModel
+from gateway.config import BreakerConfig, Fault, Script, ScriptedModel
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import GatewayError
 from gateway.generation import Generation, Text
@@ -42,8 +42,8 @@ async def ask(lane: Lane) -> None:
 
 @in_virtual_time
 async def test_scrape_counts_requests_tokens_times_and_breaker_states() -> None:
-    script = {"replies": ["a b"], "ttft_s": 0.5, "token_s": 0.25, "cached_tokens": 1}
-    script["faults"] = [{"requests": [2], "error": "EngineFailed"}]
+    faults = (Fault(requests=(2,), error="EngineFailed"),)
+    script = Script(replies=("a b",), ttft_s=0.5, token_s=0.25, cached_tokens=1, faults=faults)
     model = ScriptedModel(max_sequences=1, queue=1, script=script)
     metrics = Metrics()
     breaker = BreakerConfig(min_calls=3, rate=0.3, probe_itself=False)

@@ -30,7 +30,7 @@ def examine(model: ModelConfig) -> ModelState:
         case UpstreamModel(url=url):
             return ModelState(state="remote", detail=url)
         case ScriptedModel(simulate=chip):
-            return ModelState(state="scripted", detail=chip)
+            return ModelState(state="scripted", detail=chip or "")
         case GenieModel(path=path):
             return _examine_genie(model, Path(path))
         case LocalModel(path=path):

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
+import tempfile
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gateway.commands.bench import Sample, measure
+from gateway.commands.bench import Gateway, Sample, measure
+from gateway.commands.client import client_of
 from gateway.errors import EngineFailed, InvalidRequest
-from tests.support.processes import gateway
+from tests.support.processes import free_port, gateway
 
 FIRST_S = 0.2
 MODEL = f"""
@@ -108,8 +113,21 @@ def test_bench_of_model_that_does_not_load_prints_one_line(folder: Path) -> None
     assert "It is broken" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_bench_of_gateway_that_does_not_start_prints_one_line(folder: Path) -> None:
+def test_bench_with_config_mistake_prints_one_line(folder: Path) -> None:
     (folder / "config.toml").write_text(MODEL.replace("repeat", "repeet"), encoding="utf-8")
     done = gateway("bench", cwd=folder)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "repeet" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_wait_until_ready_reports_last_log_line_of_ended_gateway() -> None:
+    command = [sys.executable, "-c", "import sys; sys.exit('first line\\nlast line')"]
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(command, stderr=log) as process,
+        client_of(f"http://127.0.0.1:{free_port()}/v1", "", retries=0) as client,
+        closing(Gateway(process, client, log)) as ended,
+    ):
+        process.wait()
+        with pytest.raises(EngineFailed, match="ended before the model was ready: last line"):
+            ended.wait_until_ready("m")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import ScriptedModel, ServerConfig
+from gateway.config import ServerConfig
 from tests.support.processes import free_port, gateway
 from tests.support.server import Running, config_of, scripted, serving
 
@@ -16,7 +16,7 @@ from tests.support.server import Running, config_of, scripted, serving
 def server() -> Iterator[Running]:
     models = {
         "first": scripted("It is Paris.", "It is Rome."),
-        "breaks": ScriptedModel(script={"faults": [{"error": "EngineFailed", "message": "It fell."}]}),
+        "breaks": scripted(faults=[{"error": "EngineFailed", "message": "It fell."}]),
     }
     with serving(config_of(models, ServerConfig(api_keys={"me": "secret"}))) as running:
         yield running

@@ -27,6 +27,7 @@ from gateway.errors import (
 )
 from gateway.generation import ChoiceFinished, Event, Finished, Generation, Meter, Started, Text, TextDelta, Usage
 from gateway.lanes.lane import Lane
+from tests.support.server import script_of
 from tests.support.virtual_time import in_virtual_time, now
 
 NO_BREAKER = BreakerConfig(enabled=False)
@@ -57,7 +58,7 @@ class Engine(ScriptedEngine):
 
 
 def config(max_sequences: int = 4, queue: int = 32, watchdog_s: float = 60.0, **script: Any) -> ScriptedModel:
-    return ScriptedModel(max_sequences=max_sequences, queue=queue, watchdog_s=watchdog_s, script=script)
+    return ScriptedModel(max_sequences=max_sequences, queue=queue, watchdog_s=watchdog_s, script=script_of(**script))
 
 
 @asynccontextmanager
@@ -217,7 +218,7 @@ async def test_request_with_ttft_limit_below_wait_is_refused_at_once() -> None:
 
 def chip(max_sequences: int = 1) -> ScriptedModel:
     """The published times of a chip: 131 ms for each 128 tokens of a prompt, 51 ms for a token."""
-    script = {"replies": ["a b c"], "repeat": True}
+    script = script_of(replies=["a b c"], repeat=True)
     return ScriptedModel(simulate="x-elite", max_sequences=max_sequences, queue=100, script=script)
 
 

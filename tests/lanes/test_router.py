@@ -26,6 +26,7 @@ from gateway.generation import Event, Finished, Generation, Started, Text, TextD
 from gateway.lanes.answer import RoutedAnswer
 from gateway.lanes.lane import Lane
 from gateway.lanes.router import Route, Router
+from tests.support.server import script_of
 from tests.support.virtual_time import in_virtual_time, now
 
 BREAKER = BreakerConfig(min_calls=1, probe_itself=False)
@@ -33,7 +34,7 @@ BREAKER = BreakerConfig(min_calls=1, probe_itself=False)
 
 def model(reply: str = "fine", fallback: str | None = None, **fields: Any) -> ScriptedModel:
     own = {name: fields.pop(name) for name in list(fields) if name in ScriptedModel.__struct_fields__}
-    return ScriptedModel(fallback=fallback, script={"replies": [reply], **fields}, **own)
+    return ScriptedModel(fallback=fallback, script=script_of(replies=[reply], **fields), **own)
 
 
 @asynccontextmanager

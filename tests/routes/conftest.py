@@ -9,14 +9,14 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from gateway.config import LocalModel, ScriptedModel
+from gateway.config import LocalModel, Script, ScriptedModel
 from tests.support.server import Running, config_of, scripted, serving
 from tests.support.tiny import SPECIAL_TOKENS, build_tiny
 
 PARIS = "The capital of France is Paris."
 FIM_TOKENS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 MODELS = {
-    "paris": ScriptedModel(aliases=("gpt-4o-mini", "org/alias:7b"), script={"replies": [PARIS]}),
+    "paris": ScriptedModel(aliases=("gpt-4o-mini", "org/alias:7b"), script=Script(replies=(PARIS,))),
     "café": scripted("Ça va, 東京 👩\u200d👩\u200d👧 \u2028 line\x85 end."),
     "endless": scripted("word", repeat=True, token_s=0.01, context_length=100_000),
     "narrow": scripted(PARIS, context_length=8),
@@ -24,7 +24,7 @@ MODELS = {
     "busy": ScriptedModel(
         max_sequences=1,
         queue=0,
-        script={"replies": ["word"], "repeat": True, "token_s": 0.01, "context_length": 100_000},
+        script=Script(replies=("word",), repeat=True, token_s=0.01, context_length=100_000),
     ),
     "unloadable": scripted(PARIS, load_error="The bundle is broken."),
 }

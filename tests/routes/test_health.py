@@ -7,7 +7,7 @@ import threading
 
 import httpx
 
-from gateway.config import BreakerConfig, ScriptedModel
+from gateway.config import BreakerConfig, Script, ScriptedModel
 from gateway.engines.scripted.engine import ScriptedEngine
 from tests.support.server import config_of, scripted, serving
 
@@ -52,7 +52,7 @@ def test_healthz_is_200_and_readyz_503_while_loading() -> None:
 
 def test_readyz_is_503_while_the_only_breaker_is_open() -> None:
     breaker = BreakerConfig(latency_ms=20, min_calls=1, window=1, probe_itself=False, open_s=60)
-    slow = ScriptedModel(script={"ttft_s": 0.1}, breaker=breaker)
+    slow = ScriptedModel(script=Script(ttft_s=0.1), breaker=breaker)
     with serving(config_of({"m": slow})) as server, server.http() as http:
         assert http.post("/v1/chat/completions", json={"messages": HELLO, "model": "m"}).status_code == 200
         answer = http.get("/readyz")

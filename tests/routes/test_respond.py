@@ -9,19 +9,19 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.config import ScriptedModel
+from gateway.config import Script, ScriptedModel
 from tests.support.server import Running, config_of, scripted, serving, wait_until
 
 CHAT = "/v1/chat/completions"
 PREDICTED = "x-gateway-predicted-ttft-ms"
 MODELS = {
     "small": scripted("small"),
-    "big": ScriptedModel(fallback="small", script={"replies": ["big"], "ttft_s": 2.0}),
+    "big": ScriptedModel(fallback="small", script=Script(replies=("big",), ttft_s=2.0)),
     "alone": scripted("first", "second", ttft_s=0.4),
     "one-slot": ScriptedModel(
         max_sequences=1,
         aliases=("one",),
-        script={"replies": ["a"], "repeat": True, "token_s": 0.01, "context_length": 100_000},
+        script=Script(replies=("a",), repeat=True, token_s=0.01, context_length=100_000),
     ),
 }
 

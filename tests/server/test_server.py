@@ -37,11 +37,11 @@ def test_accepted_connections_send_small_frames_at_once(server: Running, http: h
 SERVE = """
 import asyncio
 from gateway.app import create_app
-from gateway.config import BreakerConfig, Config, ScriptedModel, ServerConfig
+from gateway.config import BreakerConfig, Config, Script, ScriptedModel, ServerConfig
 from gateway.server import server
 from gateway.server.server import bind, serve
 server._TICK_S = 3600.0  # only the signal can end the wait between two ticks
-model = ScriptedModel(script={"replies": ["a b c d e f g h"], "token_s": 0.1})
+model = ScriptedModel(script=Script(replies=("a b c d e f g h",), token_s=0.1))
 config = Config(server=ServerConfig(port=0), breaker=BreakerConfig(enabled=False), models={"m": model})
 with bind(config.server) as listener:
     port = listener.getsockname()[1]

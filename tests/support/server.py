@@ -11,12 +11,13 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import httpx
+import msgspec
 from litestar import Litestar
 from msgspec.structs import replace
 from openai import OpenAI
 
 from gateway.app import create_app
-from gateway.config import BreakerConfig, Config, ModelConfig, ScriptedModel, ServerConfig
+from gateway.config import BreakerConfig, Config, ModelConfig, Script, ScriptedModel, ServerConfig
 from gateway.engines.base import Engine
 from gateway.server.server import Server, bind
 
@@ -79,7 +80,12 @@ def config_of(models: Mapping[str, ModelConfig], server: ServerConfig | None = N
 def scripted(*replies: str, **script: Any) -> ScriptedModel:
     if replies:
         script["replies"] = replies
-    return ScriptedModel(script=script)
+    return ScriptedModel(script=script_of(**script))
+
+
+def script_of(**fields: Any) -> Script:
+    """A script from the values of a `[models.NAME.script]` table."""
+    return msgspec.convert(fields, Script)
 
 
 @contextmanager

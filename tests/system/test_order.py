@@ -17,7 +17,7 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
-from gateway.config import BreakerConfig, LocalModel, ScriptedModel, ServerConfig
+from gateway.config import BreakerConfig, LocalModel, Script, ScriptedModel, ServerConfig
 from gateway.engines.scripted.engine import ScriptedEngine
 from tests.support.server import PATIENCE_S, Running, config_of, scripted, serving
 from tests.support.stepped_device import SteppedDevice
@@ -44,7 +44,7 @@ def server(smollm2: Path) -> Iterator[Running]:
 
 
 def test_full_queue_gets_429_with_the_wait_of_the_service_rate() -> None:
-    model = ScriptedModel(max_sequences=1, queue=2, script={"replies": ["word"], "repeat": True, "token_s": TOKEN_S})
+    model = ScriptedModel(max_sequences=1, queue=2, script=Script(replies=("word",), repeat=True, token_s=TOKEN_S))
     device = SteppedDevice()
     engine = ScriptedEngine("m", model, clock=device.clock, sleep=device.sleep)
     with (

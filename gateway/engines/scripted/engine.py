@@ -15,13 +15,13 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec.structs import replace
 
-from gateway.config import ScriptedModel
+from gateway.config import Fault, ScriptedModel
 from gateway.dialects.choose import choose_dialect
 from gateway.dialects.plain import PlainParser
 from gateway.engines.base import Emit, EngineStatus, Plan, Prepared, State
 from gateway.engines.choice import ChoiceText
 from gateway.engines.context import max_answer_tokens
-from gateway.engines.scripted.script import Fault, Timing, error_of, read_script, timing
+from gateway.engines.scripted.script import Timing, error_of, timing
 from gateway.errors import EngineFailed, ModelNotReady
 from gateway.generation import Chat, Generation, Meter, Prompt, Started, Text, TokenLogprob, Usage
 
@@ -40,9 +40,6 @@ class ScriptedEngine:
         model: its table in the configuration.
         clock: seconds, monotonic.
         sleep: waits for a number of seconds of `clock`. Tests pass both, so that they do not wait.
-
-    Raises:
-        ConfigError: `script` or `simulate` of the model is wrong.
     """
 
     text_tools = None
@@ -56,7 +53,7 @@ class ScriptedEngine:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._name, self._model = name, model
-        self._script = read_script(name, model)
+        self._script = model.script
         self._dialect = choose_dialect(model.dialect, "")
         self._clock, self._sleep = clock, sleep
         self._slots = asyncio.Semaphore(model.max_sequences)
@@ -99,7 +96,7 @@ class ScriptedEngine:
         plan = Plan(
             prompt_tokens=prompt_tokens,
             cached_tokens=min(self._script.cached_tokens, max(0, prompt_tokens - 1)),
-            chunk_width=timing(self._model, self._script, self._requests).chunk_width,
+            chunk_width=timing(self._model, self._requests).chunk_width,
             max_tokens=max_answer_tokens(generation, prompt_tokens, self._context_length),
         )
         return ScriptedPrepared(generation=generation, plan=plan)
@@ -184,7 +181,7 @@ class _Run:
         script, generation = engine._script, prepared.generation
         self._engine, self._number, self._generation, self._meter = engine, number, generation, meter
         self._restarts = engine._restarts
-        self._timing: Timing = timing(engine._model, script, number)
+        self._timing: Timing = timing(engine._model, number)
         self._faults = [fault for fault in script.faults if not fault.requests or number in fault.requests]
         self._repeat = script.repeat or generation.ignore_eos
         self._limit = prepared.plan.max_tokens

@@ -1,44 +1,13 @@
-"""The `[models.NAME.script]` table, and the published timing of real chips."""
+"""The timing and the errors of a scripted engine, and the published timing of real chips."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import msgspec
 from msgspec import Struct
 
-from gateway.config import ScriptedModel
-from gateway.errors import ConfigError, GatewayError, error_class
-
-
-class Fault(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A fault in the device call after `after` tokens of a choice (0: in the prefill)."""
-
-    requests: tuple[int, ...] = ()  # the numbers of the requests with the fault, from 0; empty: every request
-    after: int = 0
-    stall_s: float = 0.0  # added to the time of the call; `inf` hangs it until the watchdog ends it
-    error: str = ""  # the name of the GatewayError that the call raises
-    driver_code: int = 0  # or: the call raises EngineFailed with this code of the NPU driver: 14001, -100301, ...
-    message: str = ""
-
-
-class Script(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Request k gets item k of `replies`, `ttft_s` and `token_s`, each modulo the number of items.
-
-    A word with the white space before it is one token. `repeat` repeats the reply until `max_tokens`.
-    """
-
-    replies: tuple[str, ...] = ("The capital of France is Paris.",)
-    repeat: bool = False
-    ttft_s: float | tuple[float, ...] = 0.0  # the prefill, one device call
-    token_s: float | tuple[float, ...] = 0.0  # every token after the first
-    faults: tuple[Fault, ...] = ()
-    prompt_tokens: int | None = None  # None: the number of words in the prompt
-    cached_tokens: int = 0
-    context_length: int = 4096
-    load_s: float = 0.0
-    load_error: str = ""  # every load fails with this message
+from gateway.config import Fault, ScriptedModel
+from gateway.errors import GatewayError, error_class
 
 
 class Chip(Struct, frozen=True, kw_only=True):
@@ -66,25 +35,13 @@ class Timing(Struct, frozen=True, kw_only=True):
         return max(1, math.ceil(prompt_tokens / self.chunk_width))
 
 
-def timing(model: ScriptedModel, script: Script, request: int) -> Timing:
+def timing(model: ScriptedModel, request: int) -> Timing:
     """The device times of request number `request`."""
-    if model.simulate:
+    if model.simulate is not None:
         chip = CHIPS[model.simulate]
         return Timing(chunk_s=chip.chunk_s, step_s=chip.step_s, chunk_width=chip.chunk_width)
+    script = model.script
     return Timing(chunk_s=_in_turn(script.ttft_s, request), step_s=_in_turn(script.token_s, request))
-
-
-def read_script(name: str, model: ScriptedModel) -> Script:
-    """The checked script of model `name`. Raises ConfigError with the wrong key."""
-    if model.simulate and model.simulate not in CHIPS:
-        raise ConfigError(f"models.{name}.simulate: '{model.simulate}' is unknown; known are: {', '.join(CHIPS)}")
-    script = _convert(name, model.script)
-    for fault in script.faults:
-        if fault.error and error_class(fault.error).__name__ != fault.error:
-            raise ConfigError(f"models.{name}.script.faults: there is no error '{fault.error}'")
-    if not script.replies or script.ttft_s == () or script.token_s == ():
-        raise ConfigError(f"models.{name}.script: replies, ttft_s and token_s must not be empty")
-    return script
 
 
 def error_of(fault: Fault) -> GatewayError | None:
@@ -94,13 +51,6 @@ def error_of(fault: Fault) -> GatewayError | None:
     if fault.error:
         return error_class(fault.error)(fault.message or "The script makes this request fail.")
     return None
-
-
-def _convert(name: str, table: dict[str, Any]) -> Script:
-    try:
-        return msgspec.convert(table, Script)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"models.{name}.script: {error}") from error
 
 
 def _in_turn(seconds: float | tuple[float, ...], request: int) -> float:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.config import ScriptedModel
-from gateway.engines.factory import make_engine
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import (
-    ConfigError,
     ContextLengthExceeded,
     EngineFailed,
     GatewayError,
@@ -35,6 +32,7 @@ from gateway.generation import (
     TokenIds,
 )
 from tests.support.engines import event_stream, events_of
+from tests.support.server import script_of
 
 
 class Clock:
@@ -51,8 +49,10 @@ class Clock:
         self.now += seconds
 
 
-def model(simulate: str = "", max_sequences: int = 4, watchdog_s: float = 60.0, **script: Any) -> ScriptedModel:
-    return ScriptedModel(simulate=simulate, max_sequences=max_sequences, watchdog_s=watchdog_s, script=script)
+def model(simulate: Any = None, max_sequences: int = 4, watchdog_s: float = 60.0, **script: Any) -> ScriptedModel:
+    return ScriptedModel(
+        simulate=simulate, max_sequences=max_sequences, watchdog_s=watchdog_s, script=script_of(**script)
+    )
 
 
 async def started(config: ScriptedModel) -> tuple[ScriptedEngine, Clock]:
@@ -247,21 +247,6 @@ async def test_each_visible_token_has_one_logprob() -> None:
     entries = [entry for event in events if isinstance(event, TextDelta) for entry in event.logprobs]
     assert [entry.token for entry in entries] == ["Hello", " big", " world"]
     assert all(entry.top[0].token == entry.token for entry in entries)
-
-
-@pytest.mark.parametrize(
-    ("config", "words"),
-    [
-        (model(simulate="x-elit"), "x-elite"),
-        (model(reply="x"), "reply"),
-        (model(replies=[]), "empty"),
-        (model(faults=[{"error": "NoSuchError"}]), "NoSuchError"),
-        (ScriptedModel(dialect="klingon"), "klingon"),
-    ],
-)
-def test_invalid_script_is_config_error(config: ScriptedModel, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        make_engine("m", config, Path("models"))
 
 
 def test_error_class_is_found_by_name() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import openai
 import pytest
 
-from gateway.config import ScriptedModel, UpstreamModel
+from gateway.config import Script, ScriptedModel, UpstreamModel
 from gateway.engines.factory import make_engine
 from gateway.engines.upstream.body import chat_body, completion_body
 from gateway.engines.upstream.engine import _ERRORS, UpstreamEngine, gateway_error
@@ -82,7 +82,7 @@ def gateway() -> Iterator[Running]:
         "paris": scripted("It is Paris."),
         "endless": scripted("word", repeat=True, token_s=0.01, context_length=100_000),
         "narrow": scripted("x", context_length=4),
-        "full": ScriptedModel(max_sequences=1, queue=0, script={"ttft_s": 30.0}),
+        "full": ScriptedModel(max_sequences=1, queue=0, script=Script(ttft_s=30.0)),
         "breaks": scripted("a b c d", faults=[{"after": 2, "error": "EngineFailed", "message": "It fell over."}]),
     }
     with serving(config_of(models)) as running:

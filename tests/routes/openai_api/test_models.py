@@ -10,7 +10,7 @@ import openai as sdk
 import pytest
 from openai import OpenAI
 
-from gateway.config import BreakerConfig, ScriptedModel
+from gateway.config import BreakerConfig, Script, ScriptedModel
 from tests.routes.conftest import MODELS
 from tests.support.server import Running, config_of, scripted, serving
 
@@ -75,7 +75,7 @@ def test_reply_to_an_alias_names_a_listed_model(openai: OpenAI) -> None:
 
 def test_open_breaker_reply_names_the_fallback() -> None:
     breaker = BreakerConfig(latency_ms=20, min_calls=1, window=1, probe_itself=False, open_s=60)
-    slow = ScriptedModel(script={"ttft_s": 0.1}, breaker=breaker, fallback="quick")
+    slow = ScriptedModel(script=Script(ttft_s=0.1), breaker=breaker, fallback="quick")
     with serving(config_of({"large": slow, "quick": scripted("Quickly.")})) as server, server.openai() as openai:
         served = [
             openai.chat.completions.create(model="large", messages=HELLO).model  # type: ignore[arg-type]

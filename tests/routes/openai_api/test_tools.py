@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from openai import BadRequestError, OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionMessageToolCall
 
-from gateway.config import LocalModel, ScriptedModel
+from gateway.config import LocalModel, Script, ScriptedModel
 from tests.support.server import Running, config_of, serving
 from tests.support.structured import SCHEMAS, closed, faults
 
@@ -247,7 +247,7 @@ WRITTEN = (
 
 @pytest.fixture(scope="module")
 def trained() -> Iterator[OpenAI]:
-    model = ScriptedModel(dialect="qwen", script={"replies": [WRITTEN]})
+    model = ScriptedModel(dialect="qwen", script=Script(replies=(WRITTEN,)))
     with serving(config_of({"trained": model})) as running, running.openai() as client:
         yield client
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.config import ScriptedModel
+from gateway.config import Script, ScriptedModel
 from gateway.server import connections
 from tests.support.server import Running, config_of, scripted, serving
 
@@ -18,7 +18,7 @@ MODELS = {
     "bulky": scripted("x" * 50_000, repeat=True, context_length=1_000_000),
     "single": ScriptedModel(
         max_sequences=1,
-        script={"replies": ["word"], "repeat": True, "token_s": 0.01, "context_length": 1_000_000},
+        script=Script(replies=("word",), repeat=True, token_s=0.01, context_length=1_000_000),
     ),
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from gateway.config import LocalModel, ScriptedModel, ServerConfig
+from gateway.config import LocalModel, Script, ScriptedModel, ServerConfig
 from gateway.server import connections as protocol
 from tests.support.processes import SCRIPTED, free_port
 from tests.support.processes import serving as gateway_process
@@ -117,7 +117,7 @@ async def test_200_streams_each_end_once(smollm2: Any) -> None:
 
 
 async def test_queued_request_takes_little_memory() -> None:
-    model = ScriptedModel(max_sequences=1, queue=500, script={"replies": ["word"], "repeat": True, "token_s": 0.05})
+    model = ScriptedModel(max_sequences=1, queue=500, script=Script(replies=("word",), repeat=True, token_s=0.05))
     with serving(config_of({"m": model})) as server:
         process = psutil.Process()
         writers = await open_connections(server.port, 500)
