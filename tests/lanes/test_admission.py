@@ -1,4 +1,4 @@
-"""Who enters when, and what the wait is said to be. The lane's tests show the rest over an engine."""
+"""AdmissionQueue: the order of admission, and the expected wait. In virtual time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.lanes.admission import AdmissionQueue, Ticket
 from tests.support.virtual_time import in_virtual_time, now
 
 
-def entered(*tickets: Ticket) -> list[bool]:
+def admitted(*tickets: Ticket) -> list[bool]:
     return [ticket.admitted_at is not None for ticket in tickets]
 
 
@@ -18,13 +18,13 @@ def entered(*tickets: Ticket) -> list[bool]:
 async def test_slots_are_given_in_order_of_arrival() -> None:
     queue = AdmissionQueue(2, 3, now)
     tickets = [queue.enqueue() for _ in range(5)]
-    assert entered(*tickets) == [True, True, False, False, False]
+    assert admitted(*tickets) == [True, True, False, False, False]
     assert queue.is_full()
-    tickets[3].leave()  # gave up waiting
+    tickets[3].leave()  # stopped waiting
     tickets[0].leave()
-    assert entered(*tickets[2:]) == [True, False, False]
+    assert admitted(*tickets[2:]) == [True, False, False]
     tickets[1].leave()
-    assert entered(tickets[4]) == [True]
+    assert admitted(tickets[4]) == [True]
     assert (queue.running, queue.waiting) == (2, 0)
 
 
@@ -36,15 +36,15 @@ async def test_background_requests_are_admitted_last_and_leave_one_slot_free() -
         queue.enqueue(background=True),
         queue.enqueue(background=True),
     )
-    assert entered(first, second, third) == [True, False, False]
+    assert admitted(first, second, third) == [True, False, False]
     chat, other = queue.enqueue(), queue.enqueue()
-    assert entered(chat, other) == [True, False]
+    assert admitted(chat, other) == [True, False]
     first.leave()
-    assert entered(other, second) == [True, False]
+    assert admitted(other, second) == [True, False]
     chat.leave()
-    assert entered(second) == [False]  # one place stays free
+    assert admitted(second) == [False]  # one slot stays free
     other.leave()
-    assert entered(second, third) == [True, False]
+    assert admitted(second, third) == [True, False]
 
 
 @in_virtual_time
@@ -56,10 +56,14 @@ async def test_others_counts_requests_that_share_the_device() -> None:
         queue.enqueue(background=True),
         queue.enqueue(background=True),
     )
-    assert entered(chat, batch, waits) == [True, False, False]  # one place stays free
+    assert admitted(chat, batch, waits) == [True, False, False]  # one slot stays free
     other.leave()
-    assert entered(batch, waits) == [True, False]
-    assert [queue.others(ticket) for ticket in (chat, batch, waits)] == [0, 1, 2]  # a batch makes way for a chat
+    assert admitted(batch, waits) == [True, False]
+    assert [queue.others(ticket) for ticket in (chat, batch, waits)] == [
+        0,
+        1,
+        2,
+    ]
 
 
 @in_virtual_time
@@ -76,7 +80,7 @@ async def test_background_queue_is_bounded_separately() -> None:
 @in_virtual_time
 async def test_single_slot_is_given_to_background_request() -> None:
     queue = AdmissionQueue(1, 8, now)
-    assert entered(queue.enqueue(background=True)) == [True]
+    assert admitted(queue.enqueue(background=True)) == [True]
 
 
 @in_virtual_time
@@ -102,22 +106,22 @@ async def test_expected_wait_follows_measured_service_time() -> None:
         time += 4.0
         ticket.leave()
     assert queue.mean_service_s == pytest.approx(4.0)
-    assert queue.expected_wait_s() == 0.0  # a place is free
+    assert queue.expected_wait_s() == 0.0  # a slot is free
     queue.enqueue()
     time += 1.0
     queue.enqueue()
     assert queue.expected_wait_s() == pytest.approx(3.0)
-    assert queue.expected_wait_s(background=True) == pytest.approx(4.0)  # one place stays free
+    assert queue.expected_wait_s(background=True) == pytest.approx(4.0)  # one slot stays free
     background, chat = queue.enqueue(background=True), queue.enqueue()
     assert (queue.wait_s(chat), queue.wait_s(background)) == (pytest.approx(3.0), pytest.approx(8.0))
-    assert queue.expected_wait_s() == pytest.approx(4.0)  # background work does not count before a chat
+    assert queue.expected_wait_s() == pytest.approx(4.0)  # background requests do not count for a chat
     assert queue.expected_wait_s(background=True) == pytest.approx(12.0)
 
 
 @in_virtual_time
 async def test_expected_wait_simulates_end_of_each_request() -> None:
     queue = AdmissionQueue(2, 8, now)
-    for seconds in (5.0, 1.0, 2.0, 4.0):  # the third enters at 1 and the fourth at 3; places are free at 5 and 7
+    for seconds in (5.0, 1.0, 2.0, 4.0):  # the third is admitted at 1, the fourth at 3; slots are free at 5 and 7
         queue.enqueue(remaining_s=lambda seconds=seconds: seconds)
     assert queue.expected_wait_s() == pytest.approx(5.0)
     assert queue.expected_wait_s(background=True) == pytest.approx(5.0 + 2.0 + 4.0)
@@ -143,7 +147,7 @@ async def test_random_arrivals_and_departures_keep_the_limits(seed: int) -> None
             waiting = sum(ticket.background == background and ticket.admitted_at is None for ticket in here)
             assert waiting <= queue.max_waiting
         if any(ticket.admitted_at is None and not ticket.background for ticket in here):
-            assert queue.running == queue.slots  # nobody waits beside a free place
+            assert queue.running == queue.slots  # no interactive request waits while a slot is free
     for ticket in here:
         ticket.leave()
     assert (queue.running, queue.waiting) == (0, 0)

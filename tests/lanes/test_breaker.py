@@ -1,4 +1,4 @@
-"""The breaker's verdicts, on records of latencies and under every order of events."""
+"""Breaker: verdicts on recorded latencies and on random orders of events."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def opened(clock: Clock, **changes: object) -> Breaker:
     return breaker
 
 
-# --- the measured record: the same prompt, answers of growing length, on a device that is 20 % too slow
+# --- recorded latencies: one prompt, answers of growing length, a device that is 20 % too slow
 
 WARM_UP = (16021, 8)
 RECORD = [(715, 8), (1201, 16), (1206, 16), (1294, 32), (1294, 32), (1347, 64), (1297, 64), (1292, 128), (1299, 128)]
@@ -55,7 +55,7 @@ RECOVERED = [(715, 8), (720, 8), (718, 16)]
 
 
 def play(config: BreakerConfig) -> Iterator[str]:
-    """A client that asks again as soon as it was answered, or 3 s after a refusal; one line for each request."""
+    """A client that sends again at once after an answer, and 3 s after a refusal. One line for each request."""
     clock = Clock()
     start_s = clock.now
     breaker = Breaker(config, clock)
@@ -233,7 +233,7 @@ def test_permit_settles_once(clock: Clock) -> None:
 def test_permit_settles_released_on_context_exit(clock: Clock) -> None:
     breaker = opened(clock, probes=1)
     clock.now += 10
-    for _ in range(5):  # would be refused if the permit before had been kept
+    for _ in range(5):  # refused if the previous permit were still out
         with pytest.raises(ZeroDivisionError), breaker.admit():
             _ = 1 / 0
     assert breaker.state == "half_open"
@@ -252,7 +252,7 @@ def test_good_probes_close_half_open_breaker(clock: Clock) -> None:
     with pytest.raises(BreakerOpen):
         breaker.admit()
     first.settle("ok")
-    with pytest.raises(BreakerOpen):  # one good and one in flight are the two that close it
+    with pytest.raises(BreakerOpen):  # one good and one running probe are the two that close it
         breaker.admit()
     second.settle("ok")
     assert (breaker.state, breaker.verdict) == ("closed", (0, 0))
@@ -318,14 +318,14 @@ def test_half_open_breaker_admits_only_probes_of_thousand_requests(clock: Clock)
 
 
 def test_on_change_is_called_once_for_each_state(clock: Clock) -> None:
-    told: list[str] = []
-    breaker = Breaker(PLAIN, clock, on_change=told.append)
+    states: list[str] = []
+    breaker = Breaker(PLAIN, clock, on_change=states.append)
     settle(breaker, *["slow"] * 5)
     clock.now += 10
     for _ in range(3):
         assert breaker.state == "half_open"
     settle(breaker, "ok", "ok")
-    assert told == ["open", "half_open", "closed"]
+    assert states == ["open", "half_open", "closed"]
 
 
 class Orders(RuleBasedStateMachine):
@@ -335,10 +335,10 @@ class Orders(RuleBasedStateMachine):
         super().__init__()
         self.clock = Clock()
         self.breaker = Breaker(BreakerConfig(window=6, min_calls=3, probes=2, probe_itself=False), self.clock)
-        self.out: list[tuple[Permit, bool]] = []  # with: was it admitted half-open, in this half-open time?
+        self.out: list[tuple[Permit, bool]] = []  # and True if admitted in this half-open state
 
     @rule()
-    def ask(self) -> None:
+    def request(self) -> None:
         state = self.breaker.state
         try:
             self.out.append((self.breaker.admit(), state == "half_open"))
@@ -375,11 +375,11 @@ TestOrders = Orders.TestCase
 TestOrders.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
-# --- slow while it runs
+# --- Watch
 
 
 class Timers:
-    """`call_later` over the test's clock."""
+    """`call_later` on the clock of the test."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -412,7 +412,7 @@ def test_watch_settles_hung_call_slow_at_its_budget(clock: Clock) -> None:
     assert breaker.state == "closed"
     timers.advance(0.02)
     assert breaker.state == "open"
-    permit.settle("ok")  # the call came back after all
+    permit.settle("ok")  # the call returned later
     assert breaker.state == "open"
 
 
@@ -420,7 +420,7 @@ def test_watch_wakes_a_few_times_within_budget(clock: Clock) -> None:
     breaker = Breaker(BreakerConfig(latency_ms=200, token_ms=50, min_calls=1), clock)
     timers, meter, permit = Timers(clock), Meter(), breaker.admit()
     watch = Watch(breaker, meter, permit, timers)
-    for _ in range(200):  # 45 ms a token, 9 s in all
+    for _ in range(200):  # 45 ms for each token, 9 s together
         meter.call_since = clock.now
         timers.advance(0.045)
         meter.call_since = None

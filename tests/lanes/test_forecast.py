@@ -1,4 +1,4 @@
-"""Predictions from measurements, without a lane; tests/lanes/test_lane.py compares them with the outcome."""
+"""Forecast: predictions from measurements. test_lane_forecast.py compares them with the times of an engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_no_prediction_before_first_measurement() -> None:
 def test_fit_finds_fixed_chunk_cost_after_two_prompts() -> None:
     npu = PrefillTimes()
     npu.learn(40, 128, 0.131)
-    assert 0.131 < (npu.seconds(128, 128) or 0) < 0.131 * 2  # one measurement: half and half
+    assert 0.131 < (npu.seconds(128, 128) or 0) < 0.131 * 2  # after one measurement each term explains half
     npu.learn(300, 128, 3 * 0.131)
     for tokens, passes in ((1, 1), (128, 1), (129, 2), (1500, 12)):
         assert npu.seconds(tokens, 128) == pytest.approx(passes * 0.131, rel=1e-3)
@@ -69,7 +69,7 @@ def test_newest_measurement_weighs_most() -> None:
 
 
 def measured(forecast: Forecast, tokens: int, *, wall: float = 1.0, others: int = 0) -> None:
-    """One request with a prompt of a second, all of 10 tokens of 0.1 s, out of a limit of `tokens`."""
+    """One request: a prompt of 1 s, then 10 tokens of 0.1 s, with a limit of `tokens`."""
     meter = Meter(prompt_tokens=50, completion_tokens=10, device_s=1.9, first_token_at=wall, prompt_s=1.0)
     forecast.learn_first_token(PLAN, meter, 0.0, others)
     forecast.learn_end(meter, tokens)
@@ -94,7 +94,7 @@ def test_remaining_time_follows_used_share_of_max_tokens() -> None:
 def test_contention_is_measured() -> None:
     forecast = Forecast(lambda: 0.0)
     measured(forecast, 10)
-    assert forecast.first_token_s(PLAN, others=2) == pytest.approx(3.0)  # an equal share each, until it is known better
+    assert forecast.first_token_s(PLAN, others=2) == pytest.approx(3.0)  # contention 1 before the first measurement
     for _ in range(40):
         measured(forecast, 10, wall=1.5, others=1)
     assert forecast.first_token_s(PLAN, others=2) == pytest.approx(2.0, rel=0.01)

@@ -1,0 +1,41 @@
+"""max_answer_tokens: the one check of the context length in the gateway process."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.engines.context import max_answer_tokens
+from gateway.errors import ContextLengthExceeded
+from gateway.generation import Chat, Generation, Prompt, Text
+
+TEXT = Text("x")
+
+
+def generation(max_tokens: int, prompt: Prompt = TEXT) -> Generation:
+    return Generation(id="r", model="m", prompt=prompt, max_tokens=max_tokens)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "prompt_tokens", "expected"), [(64, 10, 64), (64, 90, 10), (64, 99, 1), (0, 100, 0), (0, 10, 0)]
+)
+def test_max_answer_tokens_is_request_limit_or_rest_of_context(
+    max_tokens: int, prompt_tokens: int, expected: int
+) -> None:
+    assert max_answer_tokens(generation(max_tokens), prompt_tokens, 100) == expected
+
+
+@pytest.mark.parametrize(("max_tokens", "prompt_tokens"), [(1, 100), (64, 5000), (0, 101)])
+def test_prompt_without_space_for_an_answer_is_refused(max_tokens: int, prompt_tokens: int) -> None:
+    with pytest.raises(ContextLengthExceeded) as refused:
+        max_answer_tokens(generation(max_tokens), prompt_tokens, 100)
+    assert refused.value.message == (
+        f"This model's maximum context length is 100 tokens. However, your prompt has {prompt_tokens} tokens. "
+        "Please reduce its length."
+    )
+    assert refused.value.param == "prompt"
+
+
+def test_refusal_of_chat_names_messages() -> None:
+    with pytest.raises(ContextLengthExceeded) as refused:
+        max_answer_tokens(generation(1, Chat(messages=())), 100, 100)
+    assert refused.value.param == "messages"
