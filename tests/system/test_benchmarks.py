@@ -46,6 +46,10 @@ def test_prediction_gives_same_tokens_in_every_way(page: Path, smollm2: Path) ->
     assert "Every way gave the same tokens." in run("prediction", page)
 
 
+def test_forecast_compares_predicted_and_measured_ttft(page: Path, smollm2: Path) -> None:
+    assert "| prompt | predicted TTFT, ms | measured TTFT, ms | ratio |" in run("forecast", page)
+
+
 def test_threads_reports_each_call(page: Path, smollm2: Path) -> None:
     assert "| smollm2-135m | step of 4 | " in run("threads", page, "--threads", "1,2")
 

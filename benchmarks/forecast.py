@@ -1,0 +1,104 @@
+"""Predicted and measured time to first token (TTFT): SmolLM2 on the CPU, through a real socket.
+
+    python benchmarks/forecast.py [--quick] [--write docs/benchmarks.md]
+
+Each round sends prompts of different lengths, none of them cached, and compares the header
+`x-gateway-predicted-ttft-ms` with the time until the first text arrives. The first prompts are not counted: the gateway
+needs them to learn the cost of a call.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+
+from processes import free_port, running
+from report import ROOT, parser, publish, spread, table
+from weights import USUAL, bundle_of
+
+HEADER = "x-gateway-predicted-ttft-ms"
+CONFIG = """\
+[server]
+port = {port}
+[breaker]
+enabled = false
+[models.smollm2]
+path = {path}
+"""
+LEARNED = (5, 60, 120)  # words of the prompts that are not counted
+COUNTED = (8, 30, 100, 150, 200)
+REPLY_S = 600  # for one response on a busy machine
+
+
+@contextmanager
+def served() -> Iterator[int]:
+    """Start a gateway with SmolLM2. Yields its port."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, "config.toml")
+        path = json.dumps(bundle_of(USUAL).as_posix())
+        config.write_text(CONFIG.format(port=port, path=path), encoding="utf-8")
+        command = [sys.executable, "-m", "gateway", "serve", "--config", str(config)]
+        with running(command, cwd=ROOT, stdout=subprocess.DEVNULL) as server:
+            server.wait_until_ready(port, "/readyz")
+            yield port
+
+
+def first_token(port: int, words: int, start: int) -> tuple[float | None, float]:
+    """Milliseconds: the predicted TTFT, None if there is none yet, and the measured one."""
+    text = " ".join(f"word{start + i}" for i in range(words))
+    messages = [{"role": "user", "content": text}]
+    body = json.dumps({"model": "smollm2", "messages": messages, "stream": True, "max_tokens": 2})
+    with closing(HTTPConnection("127.0.0.1", port, timeout=REPLY_S)) as connection:
+        began = time.perf_counter()
+        connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        assert response.status == 200, response.read()
+        while b'"content":"' not in (line := response.readline()) or b'"content":""' in line:
+            assert line, "the stream has no text"
+        measured_ms = 1e3 * (time.perf_counter() - began)
+        predicted = response.headers[HEADER]
+    return (None if predicted is None else float(predicted)), measured_ms
+
+
+def main() -> None:
+    arguments = parser(__doc__ or "").parse_args()
+    rounds = 1 if arguments.quick else 5
+    predicted: dict[int, list[float]] = {words: [] for words in COUNTED}
+    measured: dict[int, list[float]] = {words: [] for words in COUNTED}
+    with served() as port:
+        starts = iter(range(0, 1_000_000, 1000))  # different words, so that no prompt is cached
+        for words in LEARNED:
+            first_token(port, words, next(starts))
+        for _ in range(rounds):
+            for words in COUNTED:
+                expected_ms, found_ms = first_token(port, words, next(starts))
+                assert expected_ms is not None, "the gateway predicts nothing"
+                predicted[words].append(expected_ms)
+                measured[words].append(found_ms)
+    ratios = {words: [p / m for p, m in zip(predicted[words], measured[words], strict=True)] for words in COUNTED}
+    rows = [
+        [f"{words} words", spread(predicted[words], 0), spread(measured[words], 0), spread(ratios[words], 2)]
+        for words in COUNTED
+    ]
+    bars = {
+        f"TTFT of {words} words, ms": {
+            "predicted": statistics.median(predicted[words]),
+            "measured": statistics.median(measured[words]),
+        }
+        for words in COUNTED
+    }
+    text = table(["prompt", "predicted TTFT, ms", "measured TTFT, ms", "ratio"], rows)
+    publish("forecast", f"Median and range of {rounds} rounds.\n\n{text}", bars, arguments.write)
+
+
+if __name__ == "__main__":
+    main()
