@@ -1,12 +1,14 @@
-"""What runs in worker processes whose failures are ordered."""
+"""Worker processes for tests: real ones, and entry points that fail in a given way."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import psutil
@@ -14,16 +16,65 @@ import psutil
 from gateway.errors import EngineFailed
 from gateway.worker import main as worker
 from gateway.worker.decoders.base import Decoder, KVCache, Logits
-from gateway.worker.frames import Failed, Loading, Ready, Shutdown, Submit, WorkerSpec, decode_to_worker, encode
+from gateway.worker.frames import (
+    Failed,
+    FromWorker,
+    Loading,
+    Ready,
+    Shutdown,
+    Submit,
+    ToWorker,
+    WorkerSpec,
+    decode_from_worker,
+    decode_to_worker,
+    encode,
+)
 
-#: A prompt with one of these tokens makes the third step after it do this.
+PATIENCE_S = 60.0
+
+#: Tokens of a prompt. They make the third step after the prefill hang, end the process, or raise.
 HANG, DIE, RAISE = 381, 382, 383
 
 READY = Ready(vocab_size=8, context_length=8, device="cpu", placement={}, load_s=0.0, warm_up_s=0.0, peak_bytes=0)
 
 
+class SpawnedWorker:
+    """A worker process and this end of its pipe."""
+
+    def __init__(self, spec: WorkerSpec, entry: Callable[[Connection, WorkerSpec], None] = worker.worker_main) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection: Connection
+        self.connection, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=entry, args=(theirs, spec), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def send(self, frame: ToWorker) -> None:
+        self.connection.send_bytes(encode(frame))
+
+    def receive(self) -> FromWorker:
+        assert self.connection.poll(PATIENCE_S), "the worker sends no frame"
+        return decode_from_worker(self.connection.recv_bytes())
+
+    def receive_until(self, *kinds: type) -> list[Any]:
+        """All frames up to the first one of these kinds."""
+        frames: list[Any] = [self.receive()]
+        while not isinstance(frames[-1], kinds):
+            frames.append(self.receive())
+        return frames
+
+    def exit_code(self) -> int | None:
+        self.process.join(PATIENCE_S)
+        return self.process.exitcode
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
 class Wrapped:
-    """A real decoder, in all that a subclass does not change."""
+    """A real decoder; a subclass replaces some of its methods."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
@@ -33,7 +84,7 @@ class Wrapped:
 
 
 class FaultyDecoder(Wrapped):
-    """Fails when a prompt asks for it."""
+    """Fails if the prompt has a token HANG, DIE or RAISE."""
 
     _fault, _steps = 0, 0
 
@@ -56,16 +107,16 @@ class FaultyDecoder(Wrapped):
 
 
 class FailingDecoder(Wrapped):
-    """Its device answers no call any more once it is warm."""
+    """Each call after the warm-up fails."""
 
     def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
-        if any(ids):  # not the warm-up's
+        if any(ids):  # the warm-up has only zeros
             raise EngineFailed("The model failed while it ran: QNN error 14001.")
         return self._decoder.prefill(cache, ids)
 
 
 class SlowDecoder(Wrapped):
-    """Takes 20 ms more for each step, so that an answer takes as long as a test needs."""
+    """Each step takes 20 ms longer, so that a test can decide how long an answer takes."""
 
     def step(self, caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
         time.sleep(0.02)
@@ -73,7 +124,7 @@ class SlowDecoder(Wrapped):
 
 
 class StarvedDecoder(Wrapped):
-    """Has 8 MiB left for a prompt of more than 16 tokens, and no limit for all else the process does."""
+    """A prompt of more than 16 tokens has 8 MiB left. Other calls have no limit."""
 
     def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
         if len(ids) <= 16:
@@ -102,24 +153,24 @@ def fails_every_call(connection: Connection, spec: WorkerSpec) -> None:
 
 
 def _serve_through(wrapper: type[Wrapped], connection: Connection, spec: WorkerSpec) -> None:
-    """The real worker with its decoder wrapped."""
+    """The real worker with a wrapped decoder."""
     open_decoder = worker.open_decoder
     worker.open_decoder = lambda *args: wrapper(open_decoder(*args))
     worker.worker_main(connection, spec)
 
 
 def has_no_memory_to_load(connection: Connection, spec: WorkerSpec) -> None:
-    """The real worker on a machine that gives it 48 MiB more than the interpreter and the libraries have."""
+    """The real worker with a limit of 48 MiB above the memory of the interpreter and the libraries."""
     _limit_memory(48 << 20)
     worker.worker_main(connection, spec)
 
 
 def _limit_memory(spare: int | None) -> None:
-    """Let this process allocate `spare` bytes more; None: as many as it wants."""
+    """Permit this process to allocate `spare` more bytes. None: no limit."""
     import resource  # not on Windows
 
-    most = resource.RLIM_INFINITY if spare is None else psutil.Process().memory_info().vms + spare
-    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+    limit = resource.RLIM_INFINITY if spare is None else psutil.Process().memory_info().vms + spare
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 
 
 def dies_at_once(connection: Connection, spec: WorkerSpec) -> None:
@@ -131,7 +182,7 @@ def dies_when_ready(connection: Connection, spec: WorkerSpec) -> None:
     os._exit(3)
 
 
-def refuses(connection: Connection, spec: WorkerSpec) -> None:
+def refuses_bundle(connection: Connection, spec: WorkerSpec) -> None:
     connection.send_bytes(encode(Failed(None, "BundleError", "The bundle was made for another chip.")))
 
 
@@ -141,19 +192,19 @@ def fails_requests(connection: Connection, spec: WorkerSpec) -> None:
         connection.send_bytes(encode(Failed(frame.id, "EngineFailed", "QNN error 14001.")))
 
 
-def loads_for_ever(connection: Connection, spec: WorkerSpec) -> None:
+def never_finishes_loading(connection: Connection, spec: WorkerSpec) -> None:
     connection.send_bytes(encode(Loading("compiling")))
     time.sleep(3600)
 
 
-def talks_nonsense(connection: Connection, spec: WorkerSpec) -> None:
+def sends_invalid_frame(connection: Connection, spec: WorkerSpec) -> None:
     print("a native library prints this", flush=True)
     connection.send_bytes(encode(READY))
     connection.send_bytes(b"\xc1 no frame")
     time.sleep(3600)
 
 
-def waits(connection: Connection, spec: WorkerSpec) -> None:
+def serves_nothing(connection: Connection, spec: WorkerSpec) -> None:
     connection.send_bytes(encode(READY))
     while not isinstance(decode_to_worker(connection.recv_bytes()), Shutdown):
         pass

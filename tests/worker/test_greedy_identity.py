@@ -1,7 +1,8 @@
-"""The real model answers the same under every combination of switches, whatever makes it faster.
+"""Greedy answers of a real model are identical under all combinations of the features that make it faster.
 
-Each call costs the loop's clock the same, so that whatever can be drafted is. Fifty prompts; in the quick test each
-combination gets two of them, in the slow one all.
+Each device call takes the same time on the loop's clock, so everything that can be drafted is drafted. There are fifty
+prompts. In the quick test each combination answers two of them, on one of two models. In the slow test each combination
+answers all of them on both models.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ What is 12 times 12?
 List the days of the week.
 Who wrote Romeo and Juliet?
 Give me a recipe for pancakes.
-What does HTTP stand for?
+What is the meaning of HTTP?
 Write a SQL query that counts the users of each country.
 Is a tomato a fruit or a vegetable?
 Summarise: The cat sat on the mat. The dog sat on the cat.
@@ -47,7 +48,7 @@ Write a short letter to a landlord about a broken heater.
 What is the largest planet?
 Correct the spelling: "I recieved teh mesage yesterday".
 Write JSON with the keys name and age for Anna, who is 30.
-Tell me a joke about computers.
+Make a joke about computers.
 What is the boiling point of water in Celsius?
 Make a list of five animals that live in Africa.
 Explain recursion to a child.
@@ -89,6 +90,7 @@ class Switches(Struct, frozen=True, kw_only=True):
     predicted: bool
 
 
+#: The plain loop: no feature on.
 PLAIN = Switches(threads=2, prompt_width=64, prefix_cache=False, together=False, lookup=False, predicted=False)
 COMBINATIONS = [
     Switches(
@@ -100,7 +102,7 @@ COMBINATIONS = [
 
 @dataclass
 class Narrow:
-    """A decoder that takes no more than so many ids in a call."""
+    """A decoder with a smaller `prompt_width`."""
 
     inner: CpuDecoder
     prompt_width: int
@@ -116,7 +118,7 @@ class Narrow:
 
 @dataclass
 class Engine:
-    """A decoder and the caches that every loop over it takes anew."""
+    """A decoder, and the caches that each loop over it uses again."""
 
     decoder: CpuDecoder
     caches: list[KVCache]
@@ -124,7 +126,7 @@ class Engine:
     def answers(
         self, switches: Switches, prompts: Sequence[Ids], length: int, expected: Sequence[Ids] = ()
     ) -> list[Ids]:
-        """`expected`: what to make predictions of."""
+        """Answer the prompts. `expected`: the answers from which predictions are made."""
         for cache in self.caches:
             cache.truncate(0)
         frames: list[FromWorker] = []
@@ -165,9 +167,15 @@ def prompts(tokenizer: Tokenizer) -> list[Ids]:
 
 
 @pytest.fixture(scope="module", params=["smollm2", "smollm2_int8"])
-def engines(request: pytest.FixtureRequest) -> Iterator[dict[int, Engine]]:
-    """By threads."""
-    made, bundle = {}, load_bundle(request.getfixturevalue(request.param))
+def model(request: pytest.FixtureRequest) -> str:
+    """`smollm2` has float activations; it is not batch-invariant."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def engines(request: pytest.FixtureRequest, model: str) -> Iterator[dict[int, Engine]]:
+    """An engine for each number of threads."""
+    made, bundle = {}, load_bundle(request.getfixturevalue(model))
     for threads in (1, 2):
         options = SessionOptions(threads=threads)
         decoder = CpuDecoder(bundle, slots=4, context_length=256, options=options)
@@ -177,12 +185,17 @@ def engines(request: pytest.FixtureRequest) -> Iterator[dict[int, Engine]]:
         engine.decoder.close()
 
 
-def test_every_combination_answers_like_the_plain_loop(engines: dict[int, Engine], prompts: list[Ids]) -> None:
+def test_each_combination_gives_answers_of_plain_loop(
+    engines: dict[int, Engine], prompts: list[Ids], model: str
+) -> None:
+    """Combinations with an even number of switches on use one model, the others the second one."""
     assert len(prompts) == 50
     plain = engines[2].answers(PLAIN, prompts, 8)
     for number, switches in enumerate(COMBINATIONS):
-        first = 2 * number % 50
-        chosen = [first, first + 1, first]  # the first one twice, for what is kept of it
+        if number.bit_count() % 2 == (model == "smollm2"):
+            continue
+        first = 2 * (number // 2) % 50
+        chosen = [first, first + 1, first]  # the first prompt twice, for its cached rows
         expected = [plain[prompt] for prompt in chosen]
         answers = engines[switches.threads].answers(switches, [prompts[prompt] for prompt in chosen], 8, expected)
         assert answers == expected, switches
@@ -195,14 +208,16 @@ def long_answers(engines: dict[int, Engine], prompts: list[Ids]) -> list[Ids]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("switches", COMBINATIONS, ids=str)
-def test_fifty_prompts_through_a_combination(
+def test_combination_gives_answers_of_plain_loop_for_fifty_prompts(
     engines: dict[int, Engine], prompts: list[Ids], long_answers: list[Ids], switches: Switches
 ) -> None:
     assert engines[switches.threads].answers(switches, prompts, 24, long_answers) == long_answers
 
 
-def test_as_a_second_turn(engines: dict[int, Engine], prompts: list[Ids]) -> None:
-    """An answer whose rows came step by step, against the same conversation computed at once."""
+def test_second_turn_with_cached_rows_gives_answer_of_plain_loop(
+    engines: dict[int, Engine], prompts: list[Ids]
+) -> None:
+    """The rows of the first answer come from single steps. The reference computes them in a prefill."""
     cached = replace(PLAIN, prefix_cache=True)
     (answer,) = engines[2].answers(PLAIN, prompts[:1], 24)
     second = prompts[0] + answer + prompts[1]
@@ -210,8 +225,8 @@ def test_as_a_second_turn(engines: dict[int, Engine], prompts: list[Ids]) -> Non
     assert engines[2].answers(cached, [prompts[0], second], 24)[1:] == alone
 
 
-def test_what_has_been_said_before_takes_fewer_calls(engines: dict[int, Engine], tokenizer: Tokenizer) -> None:
-    """Otherwise the tests above would not have tested it."""
+def test_prompt_lookup_verifies_several_tokens_per_call(engines: dict[int, Engine], tokenizer: Tokenizer) -> None:
+    """Shows that the tests above use prompt lookup."""
     text = "one two three four five six seven eight nine ten eleven twelve " * 3
     ids = tokenizer.encode(f"<|im_start|>user\nRepeat: {text}<|im_end|>\n<|im_start|>assistant\n{text}").ids
     calls: list[int] = []

@@ -1,161 +1,149 @@
-"""Real worker processes, spoken to as the gateway does."""
+"""Real worker processes, over a real pipe."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import psutil
 import pytest
 
-from gateway.worker.frames import (
-    Cancel,
-    Ended,
-    Failed,
-    FromWorker,
-    Loading,
-    Ready,
-    Shutdown,
-    Submit,
-    Tokens,
-    ToWorker,
-    WorkerSpec,
-    decode_from_worker,
-    encode,
-)
-from gateway.worker.main import worker_main
-from tests.support.token_loop_fixtures import GREEDY
+from gateway.worker.decoders.cpu import CpuDecoder
+from gateway.worker.frame_batcher import FrameBatcher
+from gateway.worker.frames import Cancel, Ended, Failed, Loading, Ready, Shutdown, Submit, Tokens, WorkerSpec
+from gateway.worker.grammar.compile_queue import GrammarQueue
+from gateway.worker.grammar.constraint import GrammarCompiler
+from gateway.worker.main import Inbox, serve, worker_main
+from gateway.worker.token_loop import TokenLoop
+from tests.support.token_loop_fixtures import GREEDY, MeteredDecoder, no_grammar
+from tests.support.workers import PATIENCE_S, SpawnedWorker, takes_20_ms_per_step
 
-PATIENCE_S = 60
-
-
-class Worker:
-    def __init__(self, spec: WorkerSpec) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection: Connection
-        self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=worker_main, args=(theirs, spec), daemon=True)
-        self.process.start()
-        theirs.close()
-
-    def say(self, frame: ToWorker) -> None:
-        self.connection.send_bytes(encode(frame))
-
-    def hear(self) -> FromWorker:
-        assert self.connection.poll(PATIENCE_S), "the worker is silent"
-        return decode_from_worker(self.connection.recv_bytes())
-
-    def hear_until(self, *kinds: type) -> list[Any]:
-        frames: list[Any] = [self.hear()]
-        while not isinstance(frames[-1], kinds):
-            frames.append(self.hear())
-        return frames
-
-    def exit_code(self) -> int | None:
-        self.process.join(PATIENCE_S)
-        return self.process.exitcode
+Entry = Callable[[Connection, WorkerSpec], None]
+Start = Callable[..., SpawnedWorker]
 
 
 @pytest.fixture
-def start(tiny: Path) -> Iterator[Callable[..., Worker]]:
+def start(tiny: Path) -> Iterator[Start]:
     workers = []
 
-    def start(**options: Any) -> Worker:
-        workers.append(Worker(WorkerSpec(**{"bundle": str(tiny), "threads": 1} | options)))
+    def start(entry: Entry = worker_main, **options: Any) -> SpawnedWorker:
+        spec = WorkerSpec(**{"bundle": str(tiny), "threads": 1} | options)
+        workers.append(SpawnedWorker(spec, entry))
         return workers[-1]
 
     yield start
     for worker in workers:
-        worker.process.kill()
-        worker.process.join()
-        worker.connection.close()
+        worker.close()
 
 
-def test_loads_answers_and_leaves_when_told(start: Callable[..., Worker]) -> None:
+def test_worker_loads_answers_and_ends_on_shutdown(start: Start) -> None:
     worker = start(context_length=128)
-    *loading, ready = worker.hear_until(Ready, Failed)
+    *loading, ready = worker.receive_until(Ready, Failed)
     assert loading and all(isinstance(frame, Loading) for frame in loading)
     assert (ready.vocab_size, ready.context_length, ready.device) == (384, 128, "cpu")
     assert ready.load_s > 0 and ready.warm_up_s > 0 and ready.peak_bytes > 10e6
-    worker.say(Submit(id=1, ids=[5, 6, 7], sampling=GREEDY, max_tokens=5))
-    frames = worker.hear_until(Ended, Failed)
+    worker.send(Submit(id=1, ids=[5, 6, 7], sampling=GREEDY, max_tokens=5))
+    frames = worker.receive_until(Ended, Failed)
     assert frames[-1] == Ended(1, "length")
     assert sum(len(frame.ids) for frame in frames if isinstance(frame, Tokens)) == 5
-    worker.say(Shutdown())
+    worker.send(Shutdown())
     assert worker.exit_code() == 0
 
 
-def test_a_context_as_short_as_the_warm_up_loads(start: Callable[..., Worker]) -> None:
-    assert start(context_length=8).hear_until(Ready, Failed)[-1].context_length == 8
+def test_context_shorter_than_warm_up_loads(start: Start) -> None:
+    assert start(context_length=8).receive_until(Ready, Failed)[-1].context_length == 8
 
 
-def test_a_cancel_overtakes_the_answer(start: Callable[..., Worker]) -> None:
-    worker = start()
-    worker.hear_until(Ready)
-    worker.say(Submit(id=1, ids=[5, 6, 7], sampling=GREEDY, max_tokens=500))
-    worker.hear_until(Tokens)
-    worker.say(Cancel(1))
-    worker.say(Submit(id=2, ids=[5, 6, 7], sampling=GREEDY, max_tokens=1))
-    frames = worker.hear_until(Ended)
+def test_cancel_ends_running_request(start: Start) -> None:
+    """500 steps take at least 10 s, so the cancel arrives long before the end."""
+    worker = start(takes_20_ms_per_step)
+    worker.receive_until(Ready)
+    worker.send(Submit(id=1, ids=[5, 6, 7], sampling=GREEDY, max_tokens=500))
+    worker.receive_until(Tokens)
+    worker.send(Cancel(1))
+    worker.send(Submit(id=2, ids=[5, 6, 7], sampling=GREEDY, max_tokens=1))
+    frames = worker.receive_until(Ended)
     assert frames[-1].id == 2
-    assert len([frame for frame in frames if frame.id == 1]) < 400
 
 
-@pytest.mark.parametrize("missing", [True, False])
-def test_a_load_that_fails_is_said(start: Callable[..., Worker], tmp_path: Path, missing: bool) -> None:
+def test_serve_handles_cancel_before_next_device_call(tiny_decoder: CpuDecoder) -> None:
+    inbox: Inbox = SimpleQueue()
+    frames: list[Any] = []
+
+    def during_call(kind: str) -> None:
+        if len(decoder.calls) == 3:
+            inbox.put(Cancel(1))
+            inbox.put(Submit(id=2, ids=[5, 6, 7], sampling=GREEDY, max_tokens=1))
+        if len(decoder.calls) == 4:
+            inbox.put(Shutdown())
+
+    decoder = MeteredDecoder(tiny_decoder, before_call=during_call)
+    batcher = FrameBatcher(frames.append)
+    loop = TokenLoop(decoder, [decoder.new_cache()], batcher.put, make_constraint=no_grammar)
+    inbox.put(Submit(id=1, ids=[5, 6, 7], sampling=GREEDY, max_tokens=500))
+    serve(loop, inbox, GrammarQueue(GrammarCompiler(Path("unused"), 0, ()), inbox.put), batcher)
+    assert [frame.id for frame in frames if isinstance(frame, Tokens)] == [1, 1, 1, 1, 2]
+    assert [frame for frame in frames if isinstance(frame, Ended)] == [Ended(2, "length")]
+
+
+@pytest.mark.parametrize("missing", [True, False], ids=["no_folder", "bad_config"])
+def test_failed_load_is_reported(start: Start, tmp_path: Path, missing: bool) -> None:
     folder = tmp_path / "broken"
     if not missing:
         folder.mkdir()
         (folder / "genai_config.json").write_text("{}", encoding="utf-8")
     worker = start(bundle=str(folder))
-    failed = worker.hear_until(Ready, Failed)[-1]
+    failed = worker.receive_until(Ready, Failed)[-1]
     assert (failed.id, failed.kind) == (None, "BundleError")
     assert "broken" in failed.message and str(tmp_path) not in failed.message
     assert worker.exit_code() == 0
 
 
-def test_leaves_when_the_gateway_is_gone(start: Callable[..., Worker]) -> None:
+def test_worker_ends_when_pipe_closes_during_request(start: Start) -> None:
     worker = start()
-    worker.hear_until(Ready)
-    worker.say(Submit(id=1, ids=[5, 6, 7], sampling=GREEDY, max_tokens=500))
+    worker.receive_until(Ready)
+    worker.send(Submit(id=1, ids=[5, 6, 7], sampling=GREEDY, max_tokens=500))
     worker.connection.close()
     assert worker.exit_code() in (0, 1)
 
 
-def test_leaves_when_the_gateway_is_gone_while_it_is_idle(start: Callable[..., Worker]) -> None:
+def test_idle_worker_ends_when_pipe_closes(start: Start) -> None:
     worker = start()
-    worker.hear_until(Ready)
+    worker.receive_until(Ready)
     worker.connection.close()
     assert worker.exit_code() == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_are_the_gateways_business(start: Callable[..., Worker], number: int) -> None:
+def test_worker_ignores_signals(start: Start, number: int) -> None:
     worker = start()
-    worker.hear_until(Ready)
+    worker.receive_until(Ready)
     assert worker.process.pid
     os.kill(worker.process.pid, number)
-    worker.say(Submit(id=1, ids=[5, 6, 7], sampling=GREEDY, max_tokens=2))
-    assert isinstance(worker.hear_until(Ended, Failed)[-1], Ended)
+    worker.send(Submit(id=1, ids=[5, 6, 7], sampling=GREEDY, max_tokens=2))
+    assert isinstance(worker.receive_until(Ended, Failed)[-1], Ended)
 
 
-def test_idle_costs_no_cpu(start: Callable[..., Worker]) -> None:
+def test_idle_worker_uses_no_processor_time(start: Start) -> None:
     worker = start(threads=2)
-    worker.hear_until(Ready)
-    worker.say(Submit(id=1, ids=[5, 6, 7], sampling=GREEDY, max_tokens=20))
-    worker.hear_until(Ended)
-    process = psutil.Process(worker.process.pid)
-    time.sleep(0.2)
+    worker.receive_until(Ready)
+    worker.send(Submit(id=1, ids=[5, 6, 7], sampling=GREEDY, max_tokens=20))
+    worker.receive_until(Ended)
+    process, until = psutil.Process(worker.process.pid), time.monotonic() + PATIENCE_S
+    while processor_seconds(process, during_s=0.5) > 0.01:  # threads of the last call may still spin
+        assert time.monotonic() < until, "the idle worker uses processor time"
+
+
+def processor_seconds(process: psutil.Process, during_s: float) -> float:
     before = process.cpu_times()
-    time.sleep(1)
+    time.sleep(during_s)
     after = process.cpu_times()
-    assert after.user + after.system - before.user - before.system <= 0.01
+    return float(after.user + after.system - before.user - before.system)

@@ -141,19 +141,19 @@ async def test_failing_restart_is_retried_without_end() -> None:
     ("entry", "error", "message"),
     [
         (workers.dies_at_once, EngineFailed, r"died while it loaded \(exit code 3\)"),
-        (workers.refuses, BundleError, "made for another chip"),
-        (workers.loads_for_ever, EngineFailed, "did not load in 3 s"),
+        (workers.refuses_bundle, BundleError, "made for another chip"),
+        (workers.never_finishes_loading, EngineFailed, "did not load in 3 s"),
     ],
 )
 async def test_failed_first_load_is_raised_and_can_be_repeated(
     entry: Entry, error: type[GatewayError], message: str
 ) -> None:
-    kept = Kept(entry, load_timeout_s=3 if entry is workers.loads_for_ever else 60)
+    kept = Kept(entry, load_timeout_s=3 if entry is workers.never_finishes_loading else 60)
     with pytest.raises(error, match=message):
         await kept.supervisor.start()
     assert kept.supervisor.state == "failed"
     assert_nothing_is_left()
-    kept.entry, kept.supervisor._load_timeout_s = workers.waits, 60
+    kept.entry, kept.supervisor._load_timeout_s = workers.serves_nothing, 60
     await kept.supervisor.start()
     assert kept.supervisor.state == "ready"
     await kept.aclose()
@@ -206,7 +206,7 @@ def test_advice_matches_fault(fault: str, exit: str, advice: str) -> None:
 
 
 async def test_worker_with_invalid_frames_is_lost() -> None:
-    kept = Kept(workers.talks_nonsense)
+    kept = Kept(workers.sends_invalid_frame)
     await kept.supervisor.start()
     await kept.lost()
     assert len(kept.errors) == 1
@@ -216,7 +216,7 @@ async def test_worker_with_invalid_frames_is_lost() -> None:
 
 async def test_cancelled_start_leaves_nothing() -> None:
     for delay in (0, 0.01, 0.5):
-        kept = Kept(workers.loads_for_ever)
+        kept = Kept(workers.never_finishes_loading)
         task = asyncio.create_task(kept.supervisor.start())
         await asyncio.sleep(delay)
         task.cancel()

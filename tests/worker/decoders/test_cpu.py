@@ -1,4 +1,4 @@
-"""The CPU decoder over a tiny model and over the real one: every way to the same logits gives the same logits."""
+"""The CPU decoder over a tiny model and a real one is batch-invariant."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ def caches(decoder: CpuDecoder, count: int = 4) -> list[SlotCache]:
 
 
 def same(logits: np.ndarray, expected: np.ndarray) -> None:
-    """Bit for bit, whatever the shape of the call (see cpu_graph.py)."""
+    """Bit-identical (see builder/graphs/cpu.py)."""
     np.testing.assert_array_equal(logits, expected)
 
 
-def test_spec_says_what_the_graph_is(decoder: CpuDecoder) -> None:
+def test_spec_describes_graph(decoder: CpuDecoder) -> None:
     assert decoder.spec.context_length == 256
     assert decoder.spec.vocab_size in (384, 49152)
     assert decoder.spec.device == "cpu"
     assert set(decoder.spec.placement) == {"CPU"}
 
 
-@pytest.mark.parametrize("pieces", [(2, 38), (38, 2), (13, 14, 13), (20, 20), (2,) * 20])
-def test_a_prompt_in_pieces_gives_the_same_logits(decoder: CpuDecoder, pieces: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("chunks", [(2, 38), (38, 2), (13, 14, 13), (20, 20), (2,) * 20], ids=str)
+def test_chunked_prefill_gives_same_logits(decoder: CpuDecoder, chunks: tuple[int, ...]) -> None:
     ids = random_ids(40, 1)
     whole, cut, *_ = caches(decoder)
     expected = decoder.prefill(whole, ids).copy()
     start = 0
-    for size in pieces:
+    for size in chunks:
         logits = decoder.prefill(cut, ids[start : start + size])
         start += size
     assert cut.length == whole.length == 40
     same(logits, expected)
 
 
-def test_a_prompt_over_an_old_sequence_gives_the_same_logits(decoder: CpuDecoder) -> None:
+def test_prefill_after_truncate_gives_same_logits(decoder: CpuDecoder) -> None:
     ids = random_ids(40, 1)
     fresh, used, *_ = caches(decoder)
     expected = decoder.prefill(fresh, ids).copy()
@@ -61,7 +61,7 @@ def test_a_prompt_over_an_old_sequence_gives_the_same_logits(decoder: CpuDecoder
     same(decoder.prefill(used, ids[20:]), expected)
 
 
-def test_verify_gives_the_logits_after_every_id(decoder: CpuDecoder) -> None:
+def test_verify_gives_logits_after_each_id(decoder: CpuDecoder) -> None:
     ids = random_ids(12, 3)
     one, other, *_ = caches(decoder)
     rows = decoder.verify(one, ids).copy()
@@ -71,9 +71,9 @@ def test_verify_gives_the_logits_after_every_id(decoder: CpuDecoder) -> None:
         same(decoder.prefill(other, ids[:size]), rows[size - 1])
 
 
-@pytest.mark.parametrize("members", [(0, 1), (1, 2, 3), (3, 0), (2, 0), (0, 1, 2, 3), (3, 1, 0), (0, 2, 3)])
-def test_a_step_in_a_batch_gives_the_same_logits_as_alone(decoder: CpuDecoder, members: tuple[int, ...]) -> None:
-    """Sequences of different lengths, neighbours or not, in any order; those left out are untouched."""
+@pytest.mark.parametrize("members", [(0, 1), (1, 2, 3), (3, 0), (2, 0), (0, 1, 2, 3), (3, 1, 0), (0, 2, 3)], ids=str)
+def test_batched_step_gives_same_logits_as_single_step(decoder: CpuDecoder, members: tuple[int, ...]) -> None:
+    """Sequences of different lengths, adjacent or not, in any order. The other slots do not change."""
     slots = caches(decoder)
     for index, slot in enumerate(slots):
         decoder.prefill(slot, random_ids(10 + 7 * index, index))
@@ -92,7 +92,7 @@ def test_a_step_in_a_batch_gives_the_same_logits_as_alone(decoder: CpuDecoder, m
         same(decoder.prefill(slot, [5, 6]), continuations[index])
 
 
-def test_a_slot_that_is_full_is_not_taken_along(decoder: CpuDecoder) -> None:
+def test_batched_step_leaves_full_slot_between_members_unchanged(decoder: CpuDecoder) -> None:
     first, full, last, _ = caches(decoder)
     decoder.prefill(first, [5, 6])
     decoder.prefill(last, [5, 6])
@@ -104,7 +104,7 @@ def test_a_slot_that_is_full_is_not_taken_along(decoder: CpuDecoder) -> None:
     same(decoder.prefill(full, ids[-2:]), expected)
 
 
-def test_steps_agree_with_verify(decoder: CpuDecoder) -> None:
+def test_steps_give_same_logits_as_verify(decoder: CpuDecoder) -> None:
     ids = random_ids(40, 4)
     one, many, *_ = caches(decoder)
     decoder.prefill(one, ids[:30])
@@ -114,8 +114,8 @@ def test_steps_agree_with_verify(decoder: CpuDecoder) -> None:
         same(decoder.step([one], [token])[0], row)
 
 
-def test_with_exact_products_only_the_last_bits_tell_one_way_from_another(smollm2: Path) -> None:
-    """A prompt at once, step by step, and a batch of steps."""
+def test_float_activations_differ_only_in_last_bits(smollm2: Path) -> None:
+    """A prompt in one call, in single steps, and in batched steps."""
     decoder = CpuDecoder(load_bundle(smollm2), slots=2, context_length=256)
     one, other = caches(decoder, 2)
     ids = random_ids(40, 4)
@@ -131,7 +131,7 @@ def test_with_exact_products_only_the_last_bits_tell_one_way_from_another(smollm
     decoder.close()
 
 
-def test_a_copy_goes_on_like_the_original(decoder: CpuDecoder) -> None:
+def test_copied_cache_gives_same_logits(decoder: CpuDecoder) -> None:
     original, copy, *_ = caches(decoder)
     decoder.prefill(original, random_ids(30, 5))
     copy.copy_from(original, 20)
@@ -140,7 +140,7 @@ def test_a_copy_goes_on_like_the_original(decoder: CpuDecoder) -> None:
     same(decoder.prefill(copy, [8, 9]), expected)
 
 
-def test_a_broken_graph_is_named(tiny: Path, tmp_path: Path) -> None:
+def test_broken_graph_is_bundle_error_with_file_name(tiny: Path, tmp_path: Path) -> None:
     bundle = load_bundle(tiny)
     for name in ("model.onnx.data", "genai_config.json"):
         (tmp_path / name).write_bytes((tiny / name).read_bytes())
@@ -156,7 +156,7 @@ def test_a_broken_graph_is_named(tiny: Path, tmp_path: Path) -> None:
         CpuDecoder(broken, slots=1)
 
 
-def test_a_failing_call_is_an_engine_failure(tiny: Path) -> None:
+def test_failing_call_raises_engine_failed(tiny: Path) -> None:
     decoder = CpuDecoder(load_bundle(tiny), slots=1, options=SessionOptions(threads=1))
     with pytest.raises(EngineFailed, match="failed while it ran"):
         decoder.prefill(decoder.new_cache(), [])

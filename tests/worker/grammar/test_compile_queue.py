@@ -21,9 +21,8 @@ from gateway.worker.grammar.compile_sandbox import CompileLimitError, CompileSan
 from gateway.worker.grammar.constraint import GrammarCompiler, special_tokens
 from tests.support.structured import lark, regex, schema_grammar
 from tests.support.tiny import VOCABULARY
-from tests.worker.test_worker import Worker
+from tests.support.workers import PATIENCE_S, SpawnedWorker
 
-PATIENCE_S = 60.0
 #: Would take minutes and gigabytes to compile.
 SLOW = schema_grammar({"properties": {"a": {"type": "integer", "multipleOf": 999_983}}})
 #: Overflows the stack of the process that compiles it.
@@ -171,57 +170,55 @@ class TestGrammarQueue:
 
 
 @pytest.fixture
-def start(tiny: Path) -> Iterator[Callable[[], Worker]]:
+def start(tiny: Path) -> Iterator[Callable[[], SpawnedWorker]]:
     workers = []
 
-    def start() -> Worker:
-        workers.append(Worker(WorkerSpec(bundle=str(tiny), threads=1)))
-        workers[-1].hear_until(Ready)
+    def start() -> SpawnedWorker:
+        workers.append(SpawnedWorker(WorkerSpec(bundle=str(tiny), threads=1)))
+        workers[-1].receive_until(Ready)
         return workers[-1]
 
     yield start
     for worker in workers:
-        worker.process.kill()
-        worker.process.join()
-        worker.connection.close()
+        worker.close()
 
 
-def test_bomb_delays_no_other_request(start: Callable[[], Worker]) -> None:
+def test_bomb_delays_no_other_request(start: Callable[[], SpawnedWorker]) -> None:
     worker = start()
-    worker.say(submit(1, SLOW))
-    worker.say(submit(2, None, max_tokens=300))
-    frames = worker.hear_until(Ended, Failed)
+    worker.send(submit(1, SLOW))
+    worker.send(submit(2, None, max_tokens=300))
+    frames = worker.receive_until(Ended, Failed)
     assert frames[-1] == Ended(2, "length")  # before the bomb has used its processor time
     assert sum(len(frame.ids) for frame in frames if isinstance(frame, Tokens)) == 300
-    failed = worker.hear_until(Failed)[-1]
+    failed = worker.receive_until(Failed)[-1]
     assert (failed.id, failed.kind, failed.param) == (1, "InvalidRequest", "p")
     assert "compiling it takes more than 5 seconds" in failed.message
 
 
-def test_bad_deep_and_cancelled_grammars_affect_only_their_requests(start: Callable[[], Worker]) -> None:
+def test_bad_deep_and_cancelled_grammars_affect_only_their_requests(start: Callable[[], SpawnedWorker]) -> None:
     worker = start()
-    worker.say(submit(1, CRASH))
-    worker.say(submit(2, schema_grammar({"items": {"type": "hiccup"}})))
-    worker.say(submit(3, regex("[0-9]{3}")))
-    worker.say(Cancel(3))
-    worker.say(submit(4, DEEP, max_tokens=300))
-    worker.say(submit(5, regex("[a-z]{4}"), n=2))
-    worker.say(submit(6, None))
+    worker.send(submit(1, CRASH))
+    worker.send(submit(2, schema_grammar({"items": {"type": "hiccup"}})))
+    worker.send(submit(3, regex("[0-9]{3}")))
+    worker.send(Cancel(3))
+    worker.send(submit(4, DEEP, max_tokens=300))
+    worker.send(submit(5, regex("[a-z]{4}"), n=2))
+    worker.send(submit(6, None))
     frames: list[Any] = []
     while sum(isinstance(frame, Ended | Failed) for frame in frames) < 6:
-        frames += worker.hear_until(Ended, Failed)
+        frames += worker.receive_until(Ended, Failed)
     failed = [(frame.id, frame.kind) for frame in frames if isinstance(frame, Failed)]
     assert failed == [(1, "InvalidRequest"), (2, "InvalidRequest")]
     ended = [(frame.id, frame.choice, frame.reason) for frame in frames if isinstance(frame, Ended)]
     assert sorted(ended) == [(4, 0, "length"), (5, 0, "stop"), (5, 1, "stop"), (6, 0, "length")]
-    worker.say(Shutdown())
+    worker.send(Shutdown())
     assert worker.exit_code() == 0
 
 
-def test_child_ends_with_killed_worker(start: Callable[[], Worker]) -> None:
+def test_child_ends_with_killed_worker(start: Callable[[], SpawnedWorker]) -> None:
     worker = start()
-    worker.say(submit(1, regex("[a-z]{4}")))
-    worker.hear_until(Ended)
+    worker.send(submit(1, regex("[a-z]{4}")))
+    worker.receive_until(Ended)
     children = psutil.Process(worker.process.pid).children()
     assert len(children) == 1
     worker.process.kill()
