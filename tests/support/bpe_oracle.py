@@ -1,7 +1,7 @@
-"""Byte-level BPE in plain Python, from a GGUF file's own vocabulary and merges: reference ids for tokenizers.
+"""Byte-level BPE in plain Python, from a GGUF file's vocabulary and merges: reference ids for tokenizers.
 
-Shares nothing with the tokenizers library: words are cut by hand-made character classes and `re`, bytes are mapped by
-GPT-2's rule, and merges are applied one at a time.
+It shares nothing with the tokenizers library. `re` splits words by character classes, bytes are mapped by GPT-2's rule,
+and merges are applied one at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SPACES = {*map(chr, range(9, 14)), *" \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3
 
 
 def _classes(text: str) -> str:
-    """A letter per character: L letter, N number, R carriage return or line feed, space, s other space, O the rest."""
+    """One letter for each character: L letter, N number, R carriage return or line feed, s other space, O other."""
     return "".join(map(_class, text))
 
 
@@ -40,7 +40,7 @@ _GPT2 = re.compile(r" ?L+| ?N+| ?O+|[ sR]+(?![LNO])|[ sR]+")
 
 
 def _cloned_words(number: str) -> re.Pattern[str]:
-    """The rule that Llama 3 and Qwen2 share up to how many digits make a word."""
+    """The rule of Llama 3 and Qwen2, which differ in the number of digits of a word."""
     return re.compile(rf"[ sO]?L+|{number}| ?O+R*|[ sR]*R+|[ sR]+(?![LNO])|[ sR]+")
 
 
@@ -53,7 +53,7 @@ _RULES = {
 
 
 def words(text: str, rule: str) -> list[str]:
-    """The words that rule `rule` cuts `text` into."""
+    """Split `text` into words by a rule."""
     pieces = re.split("(N)", _classes(text)) if rule == "smollm" else [_classes(text)]
     result, start = [], 0
     for piece in filter(None, pieces):
@@ -73,7 +73,7 @@ def _cut(text: str, classes: str, pattern: re.Pattern[str], contraction: re.Patt
 
 
 def byte_letters() -> dict[int, str]:
-    """GPT-2's printable stand-in for each byte."""
+    """GPT-2's printable character for each byte."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]
     return {byte: chr(byte) for byte in plain} | {byte: chr(256 + index) for index, byte in enumerate(others)}
@@ -95,7 +95,7 @@ class BpeOracle:
 
     @cached_property
     def missing_bytes(self) -> set[int]:
-        """Bytes that the vocabulary cannot spell; they are dropped, and what stood around them may merge."""
+        """Bytes without a token. They are dropped, and the parts before and after can merge."""
         return {byte for byte, letter in byte_letters().items() if letter not in self.ids}
 
     def encode(self, text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""An independent forward pass in numpy, float32: what a bundle's answers are checked against.
+"""An independent forward pass in numpy, float32: the reference for a bundle's answers.
 
 Shares no code with the gateway. It reads a GGUF file with the gguf package's own dequantiser and applies rotary
 embedding to interleaved pairs, as that file stores them, or takes a dictionary of Hugging Face tensors.
@@ -20,7 +20,7 @@ Array = NDArray[np.float32]
 
 @dataclass
 class Weights:
-    """Matrices have outputs as rows. Layer weights go by GGUF's short names ("attn_q", "ffn_down")."""
+    """Matrices have outputs as rows. Layer weights have GGUF's short names ("attn_q", "ffn_down")."""
 
     embedding: Array
     head: Array
@@ -30,7 +30,7 @@ class Weights:
     kv_heads: int
     theta: float
     epsilon: float
-    interleaved: bool  # rotary pairs are neighbours (2i, 2i + 1) rather than halves (i, i + head_dim / 2)
+    interleaved: bool  # rotary pairs are (2i, 2i + 1), else (i, i + head_dim / 2)
     frequency_divisors: Array | None = None
 
 
@@ -61,7 +61,7 @@ class Oracle:
         return _norm(x, weights.norm, weights.epsilon) @ weights.head.T
 
     def greedy(self, ids: list[int], count: int, stop: tuple[int, ...] = ()) -> tuple[list[int], Array]:
-        """The most likely continuation of `ids` and the logits it was chosen from, (tokens, vocab)."""
+        """The greedy continuation of `ids`, and the logits of each of its tokens, (tokens, vocab)."""
         self.reset()
         logits = self.forward(ids)[-1]
         chosen, seen = [int(logits.argmax())], [logits]
@@ -114,7 +114,7 @@ def _norm(x: Array, gain: Array, epsilon: float) -> Array:
 
 
 def read_gguf(path: Path) -> Weights:
-    """A llama GGUF file, dequantised, q and k left as they are stored."""
+    """A llama GGUF file, dequantised. The order of q and k stays as stored."""
     reader = gguf.GGUFReader(path)
     tensors = {tensor.name: np.asarray(dequantize(tensor.data, tensor.tensor_type)) for tensor in reader.tensors}
 

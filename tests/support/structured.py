@@ -1,4 +1,4 @@
-"""Twenty nested schemas, answers to them from a real model, and a judge who knows nothing of grammars."""
+"""Twenty nested schemas, answers to them from a real model, and an independent validator."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def closed(required: list[str] | None = None, **properties: Any) -> Schema:
     return {"type": "object", "properties": properties, "required": names, "additionalProperties": False}
 
 
-def some(items: Schema, least: int, most: int) -> Schema:
-    return {"type": "array", "items": items, "minItems": least, "maxItems": most}
+def some(items: Schema, minimum: int, maximum: int) -> Schema:
+    return {"type": "array", "items": items, "minItems": minimum, "maxItems": maximum}
 
 
 SCHEMAS: dict[str, Schema] = {
@@ -176,12 +176,14 @@ formats.checks("time", raises=ValueError)(_is_time)
 
 
 def faults(schema: Schema, text: str) -> list[str]:
-    """What an independent validator holds against an answer; nothing, if it validates. Numbers are decimals: in
-    doubles, 36.09 would be no multiple of 0.01."""
+    """The errors of an independent validator; empty if the answer validates.
+
+    Numbers are decimals, because as a double 36.09 is not a multiple of 0.01.
+    """
     try:
         value = json.loads(text, parse_float=_exact, parse_constant=_refuse)
     except ValueError as error:
-        return [f"no JSON: {error}"]
+        return [f"not JSON: {error}"]
     exact = json.loads(json.dumps(schema), parse_float=_exact)
     return [error.message for error in Draft202012Validator(exact, format_checker=formats).iter_errors(value)]
 
@@ -191,7 +193,7 @@ def _exact(number: str) -> Decimal | float:
 
 
 def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 @dataclass(frozen=True)
@@ -204,14 +206,14 @@ class Answer:
 
     @property
     def faults(self) -> list[str]:
-        """None of an answer that was cut: it is a beginning."""
+        """The errors of a complete answer. An answer that was cut has none."""
         return faults(SCHEMAS[self.name], self.text) if self.reason == "stop" else []
 
 
 async def answers(
     engine: Engine, count: int, *, at_once: int = 4, temperature: float = 1.5, max_tokens: int = 256
 ) -> list[Answer]:
-    """`count` answers to the schemas in turn, each with a seed of its own."""
+    """`count` answers to the schemas in turn, each with its own seed."""
     todo = iter(range(count))
     names = list(SCHEMAS)
 

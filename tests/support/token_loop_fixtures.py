@@ -1,4 +1,4 @@
-"""Real decoders over tiny models, and a loop whose device calls take the time that a test says."""
+"""A real decoder over a tiny model, and a token loop with a simulated clock."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def tokens(tokenizer_path: Path) -> TextTokenizer:
 
 @pytest.fixture(scope="session")
 def grammars(tokenizer_path: Path) -> Iterator[GrammarCompiler]:
-    """Compiles for the tiny model."""
+    """The grammar compiler of the tiny model."""
     compiler = GrammarCompiler(tokenizer_path, VOCABULARY, (2, 0))
     yield compiler
     compiler.close()
@@ -52,7 +52,11 @@ def grammars(tokenizer_path: Path) -> Iterator[GrammarCompiler]:
 
 @dataclass
 class MeteredDecoder:
-    """A decoder whose calls are recorded, can be made to fail, and take a second per token and one per call."""
+    """Records the calls of a decoder. A call takes 1 s, and 1 s more for each prompt token, on the simulated clock.
+
+    Args:
+        before_call: called with the kind of each call. A test can raise an error from it.
+    """
 
     inner: Decoder
     prompt_width: int = 16
@@ -96,7 +100,7 @@ class MeteredDecoder:
 
 
 class Bench:
-    """A loop, and what it has said so far, request by request."""
+    """A token loop and the frames that it has sent, with their times on the simulated clock."""
 
     def __init__(self, decoder: MeteredDecoder, slots: int = 4, **options: Any) -> None:
         self.decoder = decoder
@@ -104,10 +108,10 @@ class Bench:
         self.times: list[float] = []
         caches = [decoder.new_cache() for _ in range(slots)]
         options.setdefault("make_constraint", no_grammar)
-        self.loop = TokenLoop(decoder, caches, self._hear, clock=lambda: decoder.now, **options)
+        self.loop = TokenLoop(decoder, caches, self._record, clock=lambda: decoder.now, **options)
         self._next_id = 0
 
-    def _hear(self, frame: FromWorker) -> None:
+    def _record(self, frame: FromWorker) -> None:
         self.frames.append(frame)
         self.times.append(self.decoder.now)
 
@@ -121,7 +125,7 @@ class Bench:
         while not self.loop.is_idle:
             self.loop.turn()
             limit -= 1
-            assert limit, "the loop does not come to an end"
+            assert limit, "the loop does not end"
 
     def answer(self, ids: Sequence[int], **options: Any) -> list[int]:
         request = self.submit(ids, **options)
@@ -152,7 +156,7 @@ def bench(tiny_decoder: CpuDecoder) -> Bench:
 
 @pytest.fixture
 def make_bench(tiny_decoder: CpuDecoder) -> Callable[..., Bench]:
-    """A bench of other options; one a test."""
+    """Make a bench with other options. The decoder's four caches permit one bench in a test."""
 
     def make(slots: int = 4, **options: Any) -> Bench:
         own = {
@@ -166,7 +170,7 @@ def make_bench(tiny_decoder: CpuDecoder) -> Callable[..., Bench]:
 
 
 def no_grammar(grammar: Grammar) -> Constraint:
-    raise AssertionError("no test asked for a grammar")
+    raise AssertionError("this test has no grammar")
 
 
 def random_ids(count: int, seed: int) -> list[int]:
