@@ -47,9 +47,7 @@ _BY_STATUS: dict[int, type[GatewayError]] = {
 def handle_error(request: HttpRequest, exception: Exception) -> Response[bytes]:
     """The response for any exception of a handler. Litestar calls it."""
     if isinstance(exception, ClientDisconnected):
-        return Response(
-            b"", status_code=499
-        )  # not sent, because the client has disconnected; nginx uses this status too
+        return Response(b"", status_code=499)  # nginx's status for a disconnect; it is never sent
     error = as_gateway_error(request, exception)
     if isinstance(error, ModelNotFound):  # requests of a lane are logged by the lane; this one has none
         _log.info(

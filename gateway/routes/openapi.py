@@ -32,12 +32,11 @@ from gateway.config import ServerConfig
 from gateway.errors import BodyTimeout, BodyTooLarge, Forbidden, GatewayError, InvalidRequest, Unauthorized, Unavailable
 from gateway.routes.error_handler import body_of
 from gateway.routes.respond import json_response
+from gateway.routes.wire import Json
 from gateway.server.guards import OPEN
 from gateway.server.openapi_operation import Operation, Stream, openapi_opt
 from gateway.server.request import HttpRequest, router_of
 from gateway.server.sse import MEDIA_TYPE as EVENTS
-
-Json = dict[str, Any]
 
 _ANY_ROUTE = (Forbidden, Unavailable)
 _WITH_BODY = (InvalidRequest, BodyTimeout, BodyTooLarge)

@@ -34,7 +34,7 @@ def test_bytes_that_are_not_http_are_refused_and_the_server_goes_on(
 
 
 def test_keep_alive_reuses_the_connection(server: Running) -> None:
-    with closing(HTTPConnection("127.0.0.1", server.port, timeout=10)) as connection:
+    with closing(HTTPConnection("127.0.0.1", server.port, timeout=60)) as connection:
         connection.connect()
         first = connection.sock
         for path in ("/healthz", "/nowhere", "/healthz"):

@@ -10,7 +10,7 @@ from gateway.routes.openai_api.wire import CompletionUsage, GenerationFields
 from gateway.routes.wire import Count, TopLogprobs
 
 TokenId = Count
-#: A text, a list of texts, a list of token ids, or a list of such lists.
+#: A text, a list of texts, a list of token ids, or a list of lists of token ids.
 PromptField = str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
 
 

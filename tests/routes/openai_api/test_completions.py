@@ -57,7 +57,7 @@ def refusal(http: httpx.Client, **fields: Any) -> dict[str, Any]:
 def test_reply_has_every_field_a_client_reads(http: httpx.Client, path: str) -> None:
     reply = http.post(path, json={"model": "paris", "prompt": FRANCE}).json()
     assert reply["id"].startswith("cmpl-") and reply["object"] == "text_completion"
-    assert abs(reply["created"] - time.time()) < 60 and reply["model"] == "paris"
+    assert abs(reply["created"] - time.time()) < 3600 and reply["model"] == "paris"
     assert reply["choices"] == [{"index": 0, "text": PARIS, "finish_reason": "stop", "logprobs": None}]
     usage = reply["usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
