@@ -1,6 +1,6 @@
-"""A worker without a model, light enough to be killed by the thousand: it speaks the frames of the real one.
+"""A worker without a model: it speaks the frames of the real worker, and it is cheap enough to be killed often.
 
-A request's last prompt token orders a fault, and the one before it after how many tokens.
+The last token of a prompt orders a fault. The token before it says after how many generated tokens.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gateway.worker.frames import (
 )
 
 HANG, DIE, RAISE = 381, 382, 383  # tokens of the tiny model that no other prompt has
-SAID = "QNN error 14001."
+CALL_FAILURE = "QNN error 14001."
 
 
 def ready() -> Ready:
@@ -39,74 +39,74 @@ def ready() -> Ready:
 
 
 class Died(Exception):
-    """The process ends here."""
+    """The process must end here."""
 
 
 class Hung(Exception):
-    """The device call does not come back."""
+    """The device call must not return."""
 
 
-class Loop:
-    """Gives every request a token in turn. `turn` raises Died and Hung when a request orders it."""
+class FakeLoop:
+    """Generates one token per request and turn. `turn` raises Died or Hung if a request orders it."""
 
     def __init__(self, emit: Callable[[FromWorker], None]) -> None:
         self._emit = emit
-        self._open: dict[int, tuple[Submit, int]] = {}
+        self._requests: dict[int, tuple[Submit, int]] = {}  # id -> request, number of generated tokens
 
     @property
     def is_idle(self) -> bool:
-        return not self._open
+        return not self._requests
 
-    def hear(self, frame: ToWorker) -> None:
+    def receive(self, frame: ToWorker) -> None:
         match frame:
             case Submit():
-                self._open[frame.id] = (frame, 0)
+                self._requests[frame.id] = (frame, 0)
             case Cancel():
-                self._open.pop(frame.id, None)
+                self._requests.pop(frame.id, None)
 
     def turn(self) -> None:
-        for id, (frame, made) in list(self._open.items()):
-            self._open[id] = (frame, made + 1)
-            self._fail(frame, made)
-            if id in self._open:
-                self._say(frame, made)
+        for id, (frame, generated) in list(self._requests.items()):
+            self._requests[id] = (frame, generated + 1)
+            self._fail(frame, generated)
+            if id in self._requests:
+                self._generate(frame, generated)
 
-    def _fail(self, frame: Submit, made: int) -> None:
+    def _fail(self, frame: Submit, generated: int) -> None:
         fault, after = frame.ids[-1], frame.ids[-2]
-        if fault < HANG or made != after:
+        if fault < HANG or generated != after:
             return
         match fault:
             case 381:
                 raise Hung
             case 382:
                 raise Died
-        del self._open[frame.id]
-        self._emit(Failed(frame.id, "EngineFailed", SAID))
+        del self._requests[frame.id]
+        self._emit(Failed(frame.id, "EngineFailed", CALL_FAILURE))
 
-    def _say(self, frame: Submit, made: int) -> None:
-        if made == 0:
+    def _generate(self, frame: Submit, generated: int) -> None:
+        if generated == 0:
             self._emit(Began(frame.id, 0))
             self._emit(Prefilled(frame.id, 0.001))
-        self._emit(Tokens(id=frame.id, ids=[40 + made], device_s=0.001))
-        if made + 1 == frame.max_tokens:
+        self._emit(Tokens(id=frame.id, ids=[40 + generated], device_s=0.001))
+        if generated + 1 == frame.max_tokens:
             self._emit(Ended(frame.id, "length"))
-            del self._open[frame.id]
+            del self._requests[frame.id]
 
 
 def main(connection: Connection, spec: object) -> None:
-    """What runs in the process."""
+    """The entry point of the worker process."""
     inbox: SimpleQueue[ToWorker] = SimpleQueue()
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
-    loop = Loop(lambda frame: connection.send_bytes(encode(frame)))
+    loop = FakeLoop(lambda frame: connection.send_bytes(encode(frame)))
     try:
         connection.send_bytes(encode(ready()))
         while True:
             while loop.is_idle or not inbox.empty():
                 if isinstance(frame := inbox.get(), Shutdown):
                     return
-                loop.hear(frame)
+                loop.receive(frame)
             loop.turn()
-            time.sleep(0.001)
+            time.sleep(0.001)  # what a device call takes
     except Hung:
         time.sleep(3600)
     except Died:
