@@ -187,6 +187,13 @@ class TestImports:
         ]
         assert not found, "\n".join(found)
 
+    def test_gateway_process_imports_only_entry_and_frames_of_worker(self) -> None:
+        start, _ = FORBIDDEN["gateway_process"]
+        assert {name for name in reached(start) if name.startswith("gateway.worker")} == {
+            "gateway.worker.entry",
+            "gateway.worker.frames",
+        }
+
     @pytest.mark.parametrize("file", sources(), ids=relative)
     def test_library_is_imported_only_by_its_users(self, file: Path) -> None:
         path = relative(file)
