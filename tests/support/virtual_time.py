@@ -1,9 +1,9 @@
-"""An event loop whose time jumps to the next timer as soon as nothing else is left to do: seconds cost nothing.
+"""An event loop in virtual time: if no task can run, its clock jumps to the next timer, so waiting takes no real time.
 
     @in_virtual_time
     async def test_something(): ...
 
-`asyncio.sleep`, `asyncio.timeout` and `loop.time()` follow it. A test that waits for what never comes fails at once.
+`asyncio.sleep`, `asyncio.timeout` and `loop.time()` use this clock. A test that waits without a timer fails at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class _JumpingSelector(selectors.DefaultSelector):
         if events := super().select(0):
             return events
         if timeout is None:
-            raise RuntimeError("everything waits and no timer is set: this would hang")
+            raise RuntimeError("all tasks wait and no timer is set, so the test would hang")
         self.now += max(0.0, timeout)
         return []
 
@@ -48,5 +48,5 @@ def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[
 
 
 def now() -> float:
-    """The running loop's time: the clock to give to what is under test."""
+    """The time of the running loop. Pass this function as the clock of the code under test."""
     return asyncio.get_running_loop().time()

@@ -1,4 +1,4 @@
-"""docs/compatibility.md names tests that exist, each row once and in order."""
+"""The table of docs/compatibility.md: its tests exist, its rows are in order."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def named_in(file: Path) -> frozenset[str]:
 @pytest.mark.parametrize(
     ("number", "behaviour", "tests"), rows(), ids=lambda value: str(value) if isinstance(value, int) else ""
 )
-def test_a_row_names_tests_that_exist(number: int, behaviour: str, tests: str) -> None:
+def test_row_names_existing_tests(number: int, behaviour: str, tests: str) -> None:
     named = TEST.findall(tests)
-    assert behaviour and named, "a behaviour that no test holds"
-    assert TEST.sub("", tests).replace("<br>", "").strip() == "", "something else than tests"
+    assert behaviour and named, "this row names no test"
+    assert TEST.sub("", tests).replace("<br>", "").strip() == "", "the last column must have tests only"
     for file, name in named:
         assert (TESTS / file).is_file() and name in named_in(TESTS / file), f"there is no tests/{file}::{name}"
 
 
-def test_rows_are_in_order_each_once_and_none_is_malformed() -> None:
+def test_rows_are_valid_unique_and_in_order() -> None:
     numbers = [number for number, _, _ in rows()]
     assert numbers and all(before < after for before, after in pairwise(numbers))
     lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|")]

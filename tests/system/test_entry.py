@@ -1,4 +1,4 @@
-"""Nobody gets in: what holds for the whole server and shows at no single part of it."""
+"""Access control and limits of the whole server: address, hosts, origins, keys, sizes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "
 
 
 def routes(app: Litestar) -> Iterator[tuple[str, str]]:
-    """Every (method, path) there is, parameters filled in."""
+    """Every (method, path) of the app, with example values for path parameters."""
     for route in app.routes:
         for method in sorted(getattr(route, "methods", ())):
             if method != "OPTIONS":
@@ -43,12 +43,12 @@ def locked() -> Iterator[Running]:
 # ---- the address
 
 
-def test_only_this_machine_can_connect_unless_told_otherwise() -> None:
+def test_default_address_is_loopback() -> None:
     with bind(ServerConfig(port=0)) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
 
 
-def test_it_does_not_start_beyond_loopback_without_a_key(
+def test_serve_refuses_other_addresses_without_a_key(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NPU_GATEWAY_API_KEY", raising=False)
@@ -61,14 +61,14 @@ def test_it_does_not_start_beyond_loopback_without_a_key(
 
 def test_every_route_refuses_a_rebound_host_name() -> None:
     with serving(config_of({"m": scripted("Hello.")})) as server, server.http() as http:
-        asked = list(routes(server.app))
-        assert len(asked) > 20
-        for method, path in asked:
+        found = list(routes(server.app))
+        assert len(found) > 20
+        for method, path in found:
             response = http.request(method, path, headers={"host": "evil.example"})
             assert response.status_code == 403, (method, path)
 
 
-def test_every_route_needs_a_key_but_for_health(locked: Running) -> None:
+def test_every_route_except_the_open_ones_needs_a_key(locked: Running) -> None:
     with locked.http() as http:
         for method, path in routes(locked.app):
             response = http.request(method, path)
@@ -76,13 +76,13 @@ def test_every_route_needs_a_key_but_for_health(locked: Running) -> None:
 
 
 @pytest.mark.parametrize("preflight", [True, False])
-def test_any_origin_means_never_with_credentials(preflight: bool) -> None:
+def test_any_origin_never_allows_credentials(preflight: bool) -> None:
     with serving(config_of({"m": scripted("Hi")}, ServerConfig(cors_origins=("*",)))) as server, server.http() as http:
-        headers = {"origin": "https://anybody.example", "cookie": "a=b"}
+        headers = {"origin": "https://page.example", "cookie": "a=b"}
         if preflight:
             headers["access-control-request-method"] = "POST"
         response = http.request("OPTIONS" if preflight else "POST", "/v1/chat/completions", headers=headers, json=CHAT)
-    assert response.headers["access-control-allow-origin"] in ("*", "https://anybody.example")
+    assert response.headers["access-control-allow-origin"] in ("*", "https://page.example")
     assert "access-control-allow-credentials" not in response.headers
 
 
@@ -90,9 +90,7 @@ def test_any_origin_means_never_with_credentials(preflight: bool) -> None:
 
 
 @pytest.mark.parametrize("key", [*KEYS.values(), "sk-anna", "wrong", "\xe9", "sk-anna-0123456789x"])
-def test_every_key_is_compared_in_constant_time_whichever_fits(
-    locked: Running, monkeypatch: pytest.MonkeyPatch, key: str
-) -> None:
+def test_every_key_is_compared_in_constant_time(locked: Running, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     compared: list[bytes] = []
     plain = hmac.compare_digest
 
@@ -107,10 +105,8 @@ def test_every_key_is_compared_in_constant_time_whichever_fits(
     assert compared == [each.encode() for each in KEYS.values()]
 
 
-def test_no_key_is_ever_logged_or_sent_back(
-    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """At the most talkative level of every logger, with keys right and wrong in every place where one may be put."""
+def test_no_key_is_logged_or_returned(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
+    """All loggers at DEBUG, with valid and invalid keys in every header that can have one."""
     secret, wrong = KEYS["anna"], "sk-mistyped-42"
     answers = []
     server_config = ServerConfig(api_keys=KEYS, log_prompts=True)
@@ -143,7 +139,7 @@ def test_no_key_is_ever_logged_or_sent_back(
 
 
 def test_nothing_is_unpickled() -> None:
-    """Pickles run code. What crosses the pipes to the workers is msgpack, as bytes; what is read from disk is data."""
+    """Unpickling can run code. Frames on the pipes to workers are msgpack, and files are read as data."""
     forbidden = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch"}
     for file in [*(ROOT / "gateway").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
         tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -152,7 +148,7 @@ def test_nothing_is_unpickled() -> None:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.split(".")[0] for name in names} & forbidden, file
             if isinstance(node, ast.Attribute) and node.attr == "recv":
-                raise AssertionError(f"{file}: Connection.recv unpickles; recv_bytes does not")
+                raise AssertionError(f"{file}: Connection.recv unpickles; use recv_bytes")
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 assert isinstance(node.value, ast.Constant) and node.value.value is False, file
 
@@ -160,7 +156,7 @@ def test_nothing_is_unpickled() -> None:
 TURN = {"role": "user", "content": "x"}
 TOOL = {"type": "function", "function": {"name": "f"}}
 OPENAI, ANTHROPIC, OLLAMA = "/v1/chat/completions", "/v1/messages", "/api/chat"
-TOO_MUCH: dict[str, tuple[str, dict[str, Any], str]] = {
+OVER_LIMITS: dict[str, tuple[str, dict[str, Any], str]] = {
     "messages": (OPENAI, {"messages": [TURN] * (MAX_MESSAGES + 1)}, "messages"),
     "tools": (OPENAI, {"tools": [TOOL] * (MAX_TOOLS + 1)}, "tools"),
     "a long stop": (OPENAI, {"stop": "x" * 5_000}, "stop"),
@@ -182,9 +178,9 @@ TOO_MUCH: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", TOO_MUCH)
-def test_more_than_anybody_needs_is_refused(what: str) -> None:
-    path, fields, param = TOO_MUCH[what]
+@pytest.mark.parametrize("limit", OVER_LIMITS)
+def test_request_over_a_limit_is_refused(limit: str) -> None:
+    path, fields, param = OVER_LIMITS[limit]
     with serving(config_of({"m": scripted("Hello.")})) as server, server.http() as http:
         response = http.post(path, json={**CHAT, **fields})
     assert response.status_code == 400, response.text[:200]

@@ -1,7 +1,7 @@
-"""What README.md and docs/ show is run: commands against a real gateway, code, configuration; outputs are compared.
+"""Runs the commands, code and configuration of README.md and docs/ against a real gateway, and compares the output.
 
-A ```text block right after commands or code is what they print; `...` in it stands for anything. Port 8000 becomes
-the port of the gateway that `python scripts/serve.py` stands for.
+A ```text block after commands or code is their output. `...` in it matches any text. Port 8000 is replaced by the port
+of the gateway of this test, which runs in place of `python scripts/serve.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.support.processes import PATIENCE_S, ROOT, Serving, environment, serv
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-#: Commands that other tests run, or that a test must not run inside itself.
+#: Commands that another test runs, or that this test must not run.
 ELSEWHERE = {
     "python scripts/test.py": "tests/system/test_scripts.py",
     "python scripts/test.py --fast": "tests/system/test_scripts.py",
@@ -65,7 +65,7 @@ class Gateway(NamedTuple):
 
 @pytest.fixture(scope="module")
 def gateway(smollm2: Path) -> Iterator[Gateway]:
-    """The gateway of the repository's own config.toml, as the README's first command starts it."""
+    """The gateway that the first command of the README starts, with the repository's config.toml."""
     assert smollm2.is_dir()
     with serving("--port", 0, cwd=ROOT) as running:
         greeting = running.read_greeting()
@@ -89,52 +89,52 @@ def run(command: list[str], port: str) -> str:
 
 
 def printed_by(line: str, gateway: Gateway) -> str | None:
-    """What a line of a ```sh block prints; None for those that are run elsewhere."""
+    """The output of one command of a ```sh block. None if another test runs it."""
     if line in ELSEWHERE:
         assert (ROOT / ELSEWHERE[line]).is_file() and (ROOT / line.split()[1]).is_file()
         return None
     if line == "python scripts/serve.py":
         return gateway.greeting
     program, *arguments = shlex.split(line)
-    assert program in ("npu-gateway", "curl"), f"{program}: how is this run?"
+    assert program in ("npu-gateway", "curl"), f"{program}: this test cannot run it"
     if program == "npu-gateway":
         return run([sys.executable, "-m", "gateway", *arguments], gateway.port)
     return run([program, *map(gateway.here, arguments)], gateway.port)
 
 
 def assert_like(printed: str, expected: str) -> None:
-    """Equal up to white space, `...` matching anything."""
+    """Compare except for whitespace. `...` matches any text."""
     pieces = [r"\s+".join(map(re.escape, piece.split())) for piece in expected.split("...")]
     assert re.fullmatch(r"\s*" + r".*?".join(rf"\s*{piece}\s*" for piece in pieces), printed, re.DOTALL), printed
 
 
 @pytest.mark.parametrize(("page", "block"), all_blocks("sh"), ids=lambda value: getattr(value, "name", None))
-def test_commands(page: Path, block: Block, gateway: Gateway) -> None:
+def test_commands_print_the_shown_output(page: Path, block: Block, gateway: Gateway) -> None:
     printed = [printed_by(line, gateway) for line in block.text.splitlines() if line]
     if block.expected is not None and None not in printed:
         assert_like("".join(map(str, printed)), gateway.here(block.expected))
 
 
 @pytest.mark.parametrize(("page", "block"), all_blocks("python"), ids=lambda value: getattr(value, "name", None))
-def test_code(page: Path, block: Block, gateway: Gateway) -> None:
+def test_code_prints_the_shown_output(page: Path, block: Block, gateway: Gateway) -> None:
     printed = run([sys.executable, "-c", gateway.here(block.text)], gateway.port)
     if block.expected is not None:
         assert_like(printed, gateway.here(block.expected))
 
 
 @pytest.mark.parametrize(("page", "block"), all_blocks("toml"), ids=lambda value: getattr(value, "name", None))
-def test_configuration(page: Path, block: Block, tmp_path: Path) -> None:
+def test_configuration_is_valid(page: Path, block: Block, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(block.text, encoding="utf-8")
     load_config(file, {})
 
 
-def test_every_block_says_what_it_is() -> None:
+def test_every_block_has_a_known_language() -> None:
     known = {"sh", "python", "toml", "text"}
     assert {block.language for page in PAGES for block in blocks(page)} <= known
 
 
-def test_the_variables_it_names_exist(tmp_path: Path) -> None:
+def test_environment_variables_of_the_readme_are_read(tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     variables = dict(re.findall(r"(NPU_GATEWAY_[A-Z0-9_]+)=(\w+)", text)) | {"NPU_GATEWAY_API_KEY": "k"}
     file = tmp_path / "config.toml"
@@ -169,6 +169,6 @@ def test_index_lists_every_page() -> None:
 
 
 @pytest.mark.parametrize("page", [ROOT / "CHANGELOG.md", *PAGES], ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target

@@ -1,9 +1,9 @@
-"""What is fuzzed: functions from bytes that raise when something does not hold. `scripts/fuzz.py` looks for such bytes.
+"""Fuzz targets: functions that take bytes and raise if a property does not hold. `scripts/fuzz.py` runs them.
 
-Shapes of the input:
-    requests     the first byte chooses the endpoint, the rest is the request's body
-    textstream   patterns and pieces of text, separated by bytes that are no text (0xff, 0xfe)
-    dialects     the first bytes choose the family, the tool choice, the prompt's end and the cuts, then the text
+Form of the input:
+    requests     the first byte selects the endpoint, the rest is the body of the request
+    textstream   patterns and pieces of text, with separators that are not UTF-8 (0xff, 0xfe)
+    dialects     four bytes select the family, the tool choice, the end of the prompt and the cuts; then the text
 """
 
 from __future__ import annotations
@@ -53,33 +53,33 @@ STORE = ResponseStore()
 # ---- JSON -> Generation
 
 
-def _chat(asked: ChatRequest) -> list[Generation]:
-    return [chat_generation(asked, DEFAULTS, id="x")]
+def _chat(request: ChatRequest) -> list[Generation]:
+    return [chat_generation(request, DEFAULTS, id="x")]
 
 
-def _completions(asked: CompletionRequest) -> list[Generation]:
-    return completion_generations(asked, DEFAULTS, id="x")
+def _completions(request: CompletionRequest) -> list[Generation]:
+    return completion_generations(request, DEFAULTS, id="x")
 
 
-def _responses(asked: ResponsesRequest) -> list[Generation]:
-    return [response_generation(asked, located_items(asked, STORE, ""), DEFAULTS, id="x")]
+def _responses(request: ResponsesRequest) -> list[Generation]:
+    return [response_generation(request, located_items(request, STORE, ""), DEFAULTS, id="x")]
 
 
-def _messages(asked: MessagesRequest) -> list[Generation]:
-    return [messages_generation(asked, DEFAULTS, id="x")]
+def _messages(request: MessagesRequest) -> list[Generation]:
+    return [messages_generation(request, DEFAULTS, id="x")]
 
 
-def _ollama_chat(asked: OllamaChatRequest) -> list[Generation]:
-    prompt = ollama_parse.chat_of(asked)
-    return [ollama_parse.generation_of(asked, prompt, DEFAULTS, model="m", id="x")]
+def _ollama_chat(request: OllamaChatRequest) -> list[Generation]:
+    prompt = ollama_parse.chat_of(request)
+    return [ollama_parse.generation_of(request, prompt, DEFAULTS, model="m", id="x")]
 
 
-def _ollama_generate(asked: OllamaGenerateRequest) -> list[Generation]:
-    prompt = ollama_parse.prompt_of(asked)
-    return [ollama_parse.generation_of(asked, prompt, DEFAULTS, model="m", id="x")]
+def _ollama_generate(request: OllamaGenerateRequest) -> list[Generation]:
+    prompt = ollama_parse.prompt_of(request)
+    return [ollama_parse.generation_of(request, prompt, DEFAULTS, model="m", id="x")]
 
 
-DOORS: tuple[tuple[msgspec.json.Decoder[Any], Callable[[Any], list[Generation]]], ...] = (
+ENDPOINTS: tuple[tuple[msgspec.json.Decoder[Any], Callable[[Any], list[Generation]]], ...] = (
     (msgspec.json.Decoder(ChatRequest), _chat),
     (msgspec.json.Decoder(CompletionRequest), _completions),
     (msgspec.json.Decoder(ResponsesRequest), _responses),
@@ -90,10 +90,10 @@ DOORS: tuple[tuple[msgspec.json.Decoder[Any], Callable[[Any], list[Generation]]]
 
 
 def requests(data: bytes) -> None:
-    """A body becomes Generations that an engine can take, or a refusal: nothing else is raised."""
+    """A body becomes Generations that an engine can run, or a refusal. No other exception is raised."""
     if not data:
         return
-    decoder, build = DOORS[data[0] % len(DOORS)]
+    decoder, build = ENDPOINTS[data[0] % len(ENDPOINTS)]
     try:
         made = build(parse(data[1:], decoder))
     except GatewayError as refusal:
@@ -104,7 +104,7 @@ def requests(data: bytes) -> None:
         assert generation.max_tokens >= 0 and generation.n >= 1
         assert 0 <= generation.min_tokens <= max(generation.max_tokens, 0)
         assert all(generation.stop)
-        # the worker gets all but the text as msgpack, and must read what was sent
+        # the worker gets all except the text as msgpack, and must decode the same values
         sent = generation if isinstance(generation.prompt, TokenIds) else replace(generation, prompt=Text(""))
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(sent), type=Generation) == sent
 
@@ -113,7 +113,7 @@ def requests(data: bytes) -> None:
 
 
 def textstream(data: bytes) -> None:
-    """The cut is that of a search over the whole text, however the text arrives, and nothing is lost."""
+    """The matches equal those of a search in the whole text, for any cut, and no text is lost."""
     head, _, tail = data.partition(b"\xff")
     patterns = [text for part in head.split(b"\xfe")[:8] if (text := part.decode(errors="ignore"))]
     pieces = [part.decode(errors="ignore") for part in tail.split(b"\xfe")]
@@ -163,7 +163,7 @@ class Read(Struct):
 
 
 def dialects(data: bytes) -> None:
-    """No text breaks a parser; how it is cut changes nothing; what is no markup is all there."""
+    """A parser raises for no text, the cut changes nothing, and text without markup is complete."""
     if len(data) < 4:
         return
     family, choice, end = FAMILIES[data[0] % 8], CHOICES[data[1] % len(CHOICES)], ENDS[data[2] % len(ENDS)]

@@ -1,4 +1,4 @@
-// The official SDK against the gateway at the base URL in the first argument; prints what it saw as one JSON object.
+// The official SDK against the gateway at the base URL in the first argument; prints the results as one JSON object.
 import OpenAI from "openai";
 
 const client = new OpenAI({ baseURL: process.argv[2], apiKey: "none", maxRetries: 0 });
@@ -40,11 +40,11 @@ const schema = {
   required: ["capital", "in_europe"],
   additionalProperties: false,
 };
-const held = await client.chat.completions.create({
+const structured = await client.chat.completions.create({
   model, messages, temperature: 0,
   response_format: { type: "json_schema", json_schema: { name: "answer", strict: true, schema } },
 });
-seen.held = JSON.parse(held.choices[0].message.content);
+seen.structured = JSON.parse(structured.choices[0].message.content);
 
 async function failure(promise) {
   try {
@@ -54,7 +54,7 @@ async function failure(promise) {
     return { kind: error.constructor.name, status: error.status, code: error.code, param: error.param };
   }
 }
-seen.unknown = await failure(client.chat.completions.create({ model: "no-such-model", messages }));
+seen.unknown = await failure(client.chat.completions.create({ model: "unknown-model", messages }));
 seen.embeddings = await failure(client.embeddings.create({ model, input: "x" }));
 
 const long = await client.chat.completions.create({ model, messages, max_tokens: 4000, ignore_eos: true, stream: true });

@@ -1,4 +1,4 @@
-"""The official Node SDK and the Vercel AI SDK see what the Python SDK sees: the real model, over a real socket."""
+"""The official Node SDK and the Vercel AI SDK get the same results as the Python SDK, from the default model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ HERE = Path(__file__).parent
 FILES = ("package.json", "package-lock.json", "openai.mjs", "vercel.mjs")
 INSTALL_S, RUN_S = 300, 300
 
-Seen = dict[str, Any]
+Results = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of this folder with the packages of its lock; skips where they cannot be had."""
+    """A copy of this folder with the packages of its lock file. Skips if they cannot be installed."""
     if (npm := shutil.which("npm")) is None or shutil.which("node") is None:
-        pytest.skip("Node is not on this machine")
+        pytest.skip("Node is not installed")
     folder = tmp_path_factory.mktemp("node")
     for name in FILES:
         shutil.copy(HERE / name, folder)
@@ -35,9 +35,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_S)
     except subprocess.TimeoutExpired:
-        pytest.skip("npm found no registry in time")
+        pytest.skip("npm reached no registry in time")
     if done.returncode != 0:
-        assert "EUSAGE" not in done.stderr, done.stderr  # the lock does not fit package.json: ours to mend
+        assert "EUSAGE" not in done.stderr, done.stderr  # package-lock.json does not fit package.json
         pytest.skip(f"npm could not install: {done.stderr.strip().splitlines()[0] if done.stderr else done.returncode}")
     return folder
 
@@ -49,8 +49,8 @@ def server(smollm2: Path) -> Iterator[Running]:
 
 
 @pytest.fixture(scope="module")
-def python(server: Running) -> Seen:
-    """What the official Python SDK is told, to compare with."""
+def python(server: Running) -> Results:
+    """What the official Python SDK gets."""
     with server.openai(timeout=120) as client:
         reply = client.chat.completions.create(
             model="smollm2", messages=[{"role": "user", "content": "What is the capital of France?"}], temperature=0
@@ -59,7 +59,7 @@ def python(server: Running) -> Seen:
     return {"text": reply.choices[0].message.content, "finish": "stop", "usage": reply.usage.total_tokens}
 
 
-def run(script: str, folder: Path, server: Running) -> Seen:
+def run(script: str, folder: Path, server: Running) -> Results:
     command = ["node", script, f"{server.url}/v1"]
     environment = {**os.environ, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     done = subprocess.run(
@@ -69,17 +69,17 @@ def run(script: str, folder: Path, server: Running) -> Seen:
     return dict(json.loads(done.stdout))
 
 
-def assert_held(seen: Seen) -> None:
-    assert seen["held"].keys() == {"capital", "in_europe"} and isinstance(seen["held"]["in_europe"], bool)
+def assert_constrained(seen: Results) -> None:
+    assert seen["structured"].keys() == {"capital", "in_europe"} and isinstance(seen["structured"]["in_europe"], bool)
     assert seen["tool"]["name"] == "get_weather"
     assert seen["tool"]["arguments"]["unit"] in ("celsius", "fahrenheit") and len(seen["tool"]["arguments"]) == 1
 
 
-def test_the_official_node_sdk(folder: Path, server: Running, python: Seen) -> None:
+def test_node_sdk_gets_what_python_sdk_gets(folder: Path, server: Running, python: Results) -> None:
     seen = run("openai.mjs", folder, server)
     assert seen["models"] == ["smollm2", "gpt-4o-mini"]
     assert seen["whole"] == seen["stream"] == python and "Paris" in python["text"]
-    assert_held(seen)
+    assert_constrained(seen)
     assert seen["tool"]["finish"] == "tool_calls"
     assert seen["unknown"] == {"kind": "NotFoundError", "status": 404, "code": "model_not_found", "param": "model"}
     unsupported = {"kind": "BadRequestError", "status": 400, "code": "unsupported_parameter", "param": "model"}
@@ -91,10 +91,10 @@ def test_the_official_node_sdk(folder: Path, server: Running, python: Seen) -> N
         time.sleep(0.02)
 
 
-def test_the_vercel_ai_sdk(folder: Path, server: Running, python: Seen) -> None:
+def test_vercel_ai_sdk_gets_what_python_sdk_gets(folder: Path, server: Running, python: Results) -> None:
     seen = run("vercel.mjs", folder, server)
     assert seen["whole"] == seen["stream"] == python
-    assert_held(seen)
+    assert_constrained(seen)
     assert seen["tool"]["finish"] == "tool-calls"
     assert (seen["unknown"]["kind"], seen["unknown"]["status"]) == ("AI_APICallError", 404)
-    assert "no-such-model" in seen["unknown"]["message"]
+    assert "unknown-model" in seen["unknown"]["message"]

@@ -1,4 +1,4 @@
-// The Vercel AI SDK against the gateway at the base URL in the first argument; prints what it saw as one JSON object.
+// The Vercel AI SDK against the gateway at the base URL in the first argument; prints the results as one JSON object.
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { generateObject, generateText, streamText, tool } from "ai";
 import { z } from "zod";
@@ -22,7 +22,7 @@ seen.stream.finish = await streamed.finishReason;
 seen.stream.usage = (await streamed.usage).totalTokens;
 
 const schema = z.strictObject({ capital: z.string().max(20), in_europe: z.boolean() });
-seen.held = (await generateObject({ ...common, schema })).object;
+seen.structured = (await generateObject({ ...common, schema })).object;
 
 const weather = tool({ description: "The weather", inputSchema: z.strictObject({ unit: z.enum(["celsius", "fahrenheit"]) }) });
 const called = await generateText({
@@ -33,7 +33,7 @@ const [call] = called.toolCalls;
 seen.tool = { name: call.toolName, arguments: call.input, finish: called.finishReason };
 
 try {
-  await generateText({ ...common, model: provider("no-such-model") });
+  await generateText({ ...common, model: provider("unknown-model") });
 } catch (error) {
   seen.unknown = { kind: error.name, status: error.statusCode, message: error.message };
 }

@@ -154,7 +154,7 @@ class Storm:
 
     async def _watch_memory(self) -> None:
         for tenth in range(1, 11):
-            while self._goes_on and self.events < self._events * tenth / 10:  # noqa: ASYNC110 (the events are counted in many places)
+            while self._goes_on and self.events < self._events * tenth / 10:  # noqa: ASYNC110 (several tasks count the events)
                 await asyncio.sleep(0.1)
             gc.collect()
             self.memory_mb.append(psutil.Process().memory_info().rss / 2**20)
