@@ -30,6 +30,7 @@ ELSEWHERE = {
     "python benchmarks/threads.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
     "python benchmarks/overhead.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
     "python benchmarks/prediction.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
+    "python benchmarks/forecast.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
     "python benchmarks/npu_model.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
 }
 
