@@ -169,7 +169,7 @@ class GenieLoop:
                 self._reset()
 
     def _check_vocabulary(self, request: Submit) -> None:
-        """The gateway checks ids against the tokenizer. The graphs can have fewer ids, and a larger id crashes them."""
+        """The gateway checks ids against the tokenizer, which can have more ids than the graphs."""
         vocab_size = self._bundle.vocab_size
         if not request.ids or not 0 <= min(request.ids) <= max(request.ids) < vocab_size:
             raise InvalidRequest(f"The prompt needs token ids from 0 to {vocab_size - 1}.", param="prompt")

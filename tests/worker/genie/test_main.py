@@ -56,8 +56,8 @@ def test_closed_pipe_ends_process_during_answer(start: StartWorker) -> None:
 def test_memory_stays_flat(worker: GenieWorker) -> None:
     process = psutil.Process(worker.process.pid)
     for turn in range(10):
-        worker.answer([*IDS[:20], 8, turn], max_tokens=4)
+        worker.answer([*IDS[:20], 8, turn], max_tokens=2)
     before = process.memory_info().rss
     for turn in range(60):
-        worker.answer([*IDS[:20], 8, turn], max_tokens=4, sampling=HOT)
+        worker.answer([*IDS[:20], 8, turn], max_tokens=2, sampling=HOT)
     assert process.memory_info().rss - before < 4 * 2**20

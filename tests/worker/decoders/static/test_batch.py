@@ -134,7 +134,7 @@ def test_full_cache_disables_batched_steps_of_its_group(batched: StaticDecoder, 
     pair.step([0], [8])
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_random_operations_give_logits_of_single_steps(
     batched: StaticDecoder, single: StaticDecoder, seed: int
 ) -> None:
