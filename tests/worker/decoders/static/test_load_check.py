@@ -21,12 +21,12 @@ def finding(bundle: Path, provider: str = "qnn", **options: str) -> Finding:
 
 def test_bundle_without_cpu_nodes_is_ok(npu_bundle: Path) -> None:
     found = finding(npu_bundle)
-    assert found.level == "ok" and "12 nodes on the NPU (emulated), 0 beside them on the CPU" in found.detail
+    assert found.level == "ok" and "12 nodes on the NPU (emulated), 0 on the CPU" in found.detail
 
 
 def test_cpu_fallback_nodes_are_counted(windows_ml_cpu_attention: Path) -> None:
     found = finding(windows_ml_cpu_attention)
-    assert found.level == "note" and "4 beside them on the CPU" in found.detail
+    assert found.level == "note" and "4 on the CPU" in found.detail
 
 
 def test_bundle_for_another_chip_is_bad(npu_bundle: Path) -> None:
