@@ -197,8 +197,9 @@ def test_build_for_another_chip_shares_one_binary(npu: NpuDevice, tiny_source: P
     assert len(list((tmp_path / "out").glob("*.bin"))) == 1
 
 
-def test_ensure_bundle_builds_npu_bundle_once(npu: NpuDevice, tiny_source: Path, tmp_path: Path) -> None:
-    model = LocalModel(path="tiny", source=str(tiny_source), provider="qnn")
+def test_ensure_bundle_builds_npu_bundle_once(npu: NpuDevice, tmp_path: Path) -> None:
+    source = write_tiny_folder(tmp_path / "source", context=64)
+    model = LocalModel(path="tiny", source=str(source), provider="qnn")
     path = ensure_bundle(model, tmp_path, lambda *_: None)
     assert path == tmp_path / "tiny-npu"
     written = (path / "genai_config.json").stat().st_mtime_ns

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from gateway.builder.build import build_bundle
 from gateway.builder.graphs import quantise
@@ -33,6 +35,19 @@ def npu(expensive: None) -> NpuDevice:
     if device is None:
         pytest.skip("this machine has no NPU and no NPU emulator")
     return device
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` fills once for all processes of a test run. Tests must not change it."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    done = root / f"{name}.done"
+    with FileLock(root / f"{name}.lock"):
+        if not done.exists():
+            make(root / name)
+            done.touch()
+    return root / name
 
 
 @pytest.fixture
@@ -99,9 +114,11 @@ _PARTS = {
 def npu_bundle(npu: NpuDevice, tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of our builder: two parts, two context lengths, batched steps of four."""
     target = NpuTarget(device=npu, contexts=(64, 128), width=8, parts=2)
-    return build_bundle(
-        tiny_source, tmp_path_factory.mktemp("npu_bundle") / "tiny", progress=lambda *_: None, target=target
-    )
+
+    def build(folder: Path) -> None:
+        build_bundle(tiny_source, folder, progress=lambda *_: None, target=target)
+
+    return made_once(tmp_path_factory, "npu_bundle", build)
 
 
 @pytest.fixture(scope="session")
@@ -129,9 +146,7 @@ def ai_hub_uncompiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def context_folder(npu: NpuDevice, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the tiny decoder's graphs and context binaries, compiled for the emulated NPU."""
-    folder = tmp_path_factory.mktemp("contexts")
-    compile_in_child(folder)
-    return folder
+    return made_once(tmp_path_factory, "npu_contexts", compile_in_child)
 
 
 @pytest.fixture(scope="session")

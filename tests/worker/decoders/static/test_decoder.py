@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -9,21 +11,25 @@ import onnxruntime
 import pytest
 
 from gateway.errors import EngineFailed
+from gateway.qnn.device import NpuDevice
 from gateway.worker.decoders.static.decoder import StaticDecoder
+from gateway.worker.decoders.static.open import open_static_decoder
 from tests.support.decoding import IDS, greedy, matches_oracle, prefill
 from tests.support.npu.fixtures import OpenDecoder
 from tests.support.npu.tiny_htp_decoder import Run, TinyDecoder
 from tests.support.oracle import Oracle
 
 
-@pytest.fixture(params=["windows_ml_uncompiled", "ai_hub_uncompiled"])
-def on_cpu(request: pytest.FixtureRequest, open_decoder: OpenDecoder) -> StaticDecoder:
-    return open_decoder(request.getfixturevalue(request.param), "cpu")
+@pytest.fixture(scope="module", params=["windows_ml_uncompiled", "ai_hub_uncompiled"])
+def on_cpu(request: pytest.FixtureRequest) -> Iterator[StaticDecoder]:
+    with closing(open_static_decoder(request.getfixturevalue(request.param), provider="cpu")) as decoder:
+        yield decoder
 
 
-@pytest.fixture(params=["windows_ml_compiled", "ai_hub_compiled"])
-def on_npu(request: pytest.FixtureRequest, open_decoder: OpenDecoder) -> StaticDecoder:
-    return open_decoder(request.getfixturevalue(request.param), "qnn")
+@pytest.fixture(scope="module", params=["windows_ml_compiled", "ai_hub_compiled"])
+def on_npu(npu: NpuDevice, request: pytest.FixtureRequest) -> Iterator[StaticDecoder]:
+    with closing(open_static_decoder(request.getfixturevalue(request.param), provider="qnn")) as decoder:
+        yield decoder
 
 
 @pytest.mark.parametrize(
