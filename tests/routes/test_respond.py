@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,7 +12,7 @@ import httpx
 import pytest
 
 from gateway.config import Script, ScriptedModel
-from tests.support.server import Running, config_of, scripted, serving, wait_until
+from tests.support.server import PATIENCE_S, Running, config_of, scripted, serving, wait_until
 
 CHAT = "/v1/chat/completions"
 PREDICTED = "x-gateway-predicted-ttft-ms"
@@ -73,23 +75,26 @@ def test_max_ttft_below_the_prediction_moves_to_the_fallback(http: httpx.Client)
     ],
 )
 def test_background_request_waits_for_interactive_one(
-    http: httpx.Client, model: str, fields: dict[str, Any], headers: dict[str, str]
+    http: httpx.Client,
+    caplog: pytest.LogCaptureFixture,
+    model: str,
+    fields: dict[str, Any],
+    headers: dict[str, str],
 ) -> None:
-    ended: list[str] = []
-
-    def run(name: str, request: dict[str, Any], headers: dict[str, str]) -> None:
-        assert http.post(CHAT, json=request, headers=headers).status_code == 200
-        ended.append(name)
-
+    """The order is that of the log lines. Two client threads would not always see the answers in this order."""
+    caplog.set_level(logging.INFO, logger="gateway.lanes.answer")
     occupied = http.stream("POST", CHAT, json=body("one-slot", stream=True, max_tokens=50_000))
-    with ThreadPoolExecutor(2) as pool, occupied as stream:  # the only slot, until the others wait
-        lines = stream.iter_lines()  # kept in a variable: a collected generator closes the connection
-        wait_for_text(lines)
-        pool.submit(run, "background", body(model, max_tokens=100, **fields), headers)
-        wait_for_queue(1, http)
-        pool.submit(run, "chat", body("one-slot", max_tokens=1), {})
-        wait_for_queue(2, http)
-    assert ended == ["chat", "background"]
+    with ThreadPoolExecutor(2) as pool:
+        with occupied as stream:  # the only slot, until the others wait
+            lines = stream.iter_lines()  # kept in a variable: a collected generator closes the connection
+            wait_for_text(lines)
+            background = pool.submit(http.post, CHAT, json=body(model, max_tokens=100, **fields), headers=headers)
+            wait_for_queue(1, http)
+            chat = pool.submit(http.post, CHAT, json=body("one-slot", max_tokens=1))
+            wait_for_queue(2, http)
+        assert [each.result(PATIENCE_S).status_code for each in (chat, background)] == [200, 200]
+    ended = [found[1] for record in caplog.records if (found := re.search(r" (\d+) tokens .*length$", record.message))]
+    assert ended == ["1", "100"]
 
 
 def wait_for_text(lines: Iterator[str]) -> None:
