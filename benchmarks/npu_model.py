@@ -15,6 +15,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
 from report import parser, publish, table
@@ -142,7 +143,7 @@ def play(
         loop.turn()
 
 
-def _no_grammar(*_: object) -> None:
+def _no_grammar(*_: object) -> NoReturn:
     raise AssertionError("no request here has a grammar")
 
 
@@ -158,7 +159,8 @@ def _frame(id: int, request: Request) -> Submit:
 
 
 def text(length: int, seed: int) -> list[int]:
-    return np.random.default_rng(seed).integers(0, VOCABULARY, length).tolist()
+    ids: list[int] = np.random.default_rng(seed).integers(0, VOCABULARY, length).tolist()
+    return ids
 
 
 def answer_to(prompt: Sequence[int], length: int) -> list[int]:

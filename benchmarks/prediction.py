@@ -13,6 +13,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from report import parser, publish, spread, table
 from weights import EXACT, USUAL, bundle_of
@@ -107,7 +108,7 @@ class Bench:
         chat = Chat(messages=(Message(role="user", content=question),))
         frame = Submit(
             id=1,
-            ids=self.prompts.prompt(chat).ids,
+            ids=self.prompts.encode_prompt(chat).ids,
             sampling=Sampling(temperature=0),
             max_tokens=tokens,
             prediction=self.prompts.tokens.encode_continuation(prediction) if prediction else [],
@@ -130,7 +131,7 @@ class Bench:
                 raise SystemExit(message)
 
 
-def _no_grammar(*_: object) -> None:
+def _no_grammar(*_: object) -> NoReturn:
     raise AssertionError("no request here has a grammar")
 
 
