@@ -21,6 +21,7 @@ from gateway.engines.local.engine import LocalEngine
 from gateway.worker.decoders.static.open import open_static_decoder
 from gateway.worker.frames import Device
 from tests.support.child_call import TIMEOUT_S
+from tests.support.manual_clock import ManualClock
 from tests.support.server import Running, config_of, serving
 from tests.support.workers import READY
 
@@ -71,19 +72,9 @@ def _idle_round() -> onnx.GraphProto:
     return helper.make_graph(nodes, "idle", inputs, outputs)
 
 
-class Clock:
-    """A clock that stands still until the test advances it, so that no slow call meets the watchdog."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_hung_npu_call_is_killed_and_next_request_answered(hanging: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = LocalModel(path=str(hanging), provider="qnn", temperature=0, watchdog_s=1.0)
-    clock, others = Clock(), set(psutil.Process().children())
+    clock, others = ManualClock(), set(psutil.Process().children())
     engines = {"m": LocalEngine("m", model, Path(), clock=clock)}
     with (
         serving(config_of({"m": model}), engines, loaded=False) as server,

@@ -1,4 +1,4 @@
-"""Workers that die, hang, refuse and talk nonsense, as real processes under a real supervisor."""
+"""Supervisor and WorkerProcess: workers that die, hang, refuse to load or send invalid frames. Real processes."""
 
 from __future__ import annotations
 
@@ -22,29 +22,39 @@ from gateway.lanes.loader import Loader
 from gateway.sampling import Sampling
 from gateway.worker.frames import FromWorker, Shutdown, Submit, WorkerSpec
 from tests.support import workers
+from tests.support.manual_clock import ManualClock
 
 SPEC = WorkerSpec(bundle="")
 
 
-class Kept:
-    """A supervisor, what it reported, and the pauses it made (without waiting)."""
+class Supervised:
+    """A supervisor with what it reports, and a loader whose pauses are recorded and take no time.
 
-    def __init__(self, entry: Entry, *, load_timeout_s: float = 60, watchdog_s: float = 60, most: int = 3) -> None:
-        self.entry, self.most = entry, most
+    Args:
+        entry: what runs in the next worker process.
+        max_pauses: the loader stops after this number of pauses.
+    """
+
+    def __init__(
+        self, entry: Entry, *, load_timeout_s: float = 60, watchdog_s: float = 60, max_pauses: int = 3
+    ) -> None:
+        self.entry, self.max_pauses = entry, max_pauses
         self.busy = False
+        self.clock = ManualClock()
         self.processes: list[WorkerProcess] = []
         self.errors: list[str] = []
-        self.heard: list[FromWorker] = []
+        self.frames: list[FromWorker] = []
         self.pauses: list[float] = []
-        self.enough = asyncio.Event()
+        self.paused_enough = asyncio.Event()
         self.supervisor = Supervisor(
             "model",
             self._spawn,
             load_timeout_s=load_timeout_s,
             watchdog_s=watchdog_s,
-            on_frame=self._hear,
+            on_frame=self._record,
             on_lost=self._lose,
             is_busy=lambda: self.busy,
+            clock=self.clock,
         )
         self._loading: asyncio.Task[None] | None = None
 
@@ -75,12 +85,12 @@ class Kept:
         self.processes.append(WorkerProcess("model", SPEC, on_frame, self.entry))
         return self.processes[-1]
 
-    def _hear(self, frame: FromWorker) -> None:
-        self.heard.append(frame)
+    def _record(self, frame: FromWorker) -> None:
+        self.frames.append(frame)
 
-    async def until_heard(self, id: int) -> None:
+    async def until_frame_of(self, id: int) -> None:
         async with asyncio.timeout(60):
-            while not any(getattr(frame, "id", None) == id for frame in self.heard):  # noqa: ASYNC110 (in a process)
+            while not any(getattr(frame, "id", None) == id for frame in self.frames):  # noqa: ASYNC110 (in a process)
                 await asyncio.sleep(0.01)
 
     def _lose(self, error: GatewayError) -> int:
@@ -89,12 +99,12 @@ class Kept:
 
     async def _pause(self, seconds: float) -> None:
         self.pauses.append(seconds)
-        if len(self.pauses) > self.most:
-            self.enough.set()
+        if len(self.pauses) > self.max_pauses:
+            self.paused_enough.set()
             await asyncio.Event().wait()
 
 
-_others: set[BaseProcess] = set()  # the workers of other files' servers, which outlive this file
+_others: set[BaseProcess] = set()  # workers of other modules
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -111,29 +121,29 @@ def assert_nothing_is_left() -> None:
 async def test_dying_worker_is_restarted_with_exponential_backoff(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    kept = Kept(workers.dies_when_ready)
-    await kept.load()
-    await kept.enough.wait()
-    assert kept.pauses == [0.5, 1.0, 2.0, 4.0]
-    assert kept.supervisor.restarts == 3
-    assert kept.supervisor.state == "restarting"
-    assert kept.errors == ["The model 'model' failed: its worker died. Try again."] * 4
+    supervised = Supervised(workers.dies_when_ready)
+    await supervised.load()
+    await supervised.paused_enough.wait()
+    assert supervised.pauses == [0.5, 1.0, 2.0, 4.0]
+    assert supervised.supervisor.restarts == 3
+    assert supervised.supervisor.state == "restarting"
+    assert supervised.errors == ["The model 'model' failed: its worker died. Try again."] * 4
     assert "its worker died (exit code 3); 1 requests in progress ended with an error" in caplog.text
     assert "npu-gateway doctor" in caplog.text
-    await kept.aclose()
+    await supervised.aclose()
     assert_nothing_is_left()
 
 
 async def test_failing_restart_is_retried_without_end() -> None:
-    kept = Kept(workers.dies_when_ready)
-    loader = await kept.load()
-    kept.entry = workers.dies_at_once
-    await kept.enough.wait()
-    assert kept.pauses == [0.5, 1.0, 2.0, 4.0]
-    assert len(kept.errors) == 1
+    supervised = Supervised(workers.dies_when_ready)
+    loader = await supervised.load()
+    supervised.entry = workers.dies_at_once
+    await supervised.paused_enough.wait()
+    assert supervised.pauses == [0.5, 1.0, 2.0, 4.0]
+    assert len(supervised.errors) == 1
     assert loader.status.state == "restarting"
     assert loader.status.detail == "The worker of 'model' died while it loaded (exit code 3)."
-    await kept.aclose()
+    await supervised.aclose()
     assert_nothing_is_left()
 
 
@@ -142,54 +152,59 @@ async def test_failing_restart_is_retried_without_end() -> None:
     [
         (workers.dies_at_once, EngineFailed, r"died while it loaded \(exit code 3\)"),
         (workers.refuses_bundle, BundleError, "made for another chip"),
-        (workers.never_finishes_loading, EngineFailed, "did not load in 3 s"),
+        (workers.never_finishes_loading, EngineFailed, r"did not load in 0\.2 s"),
     ],
+    ids=["dies", "refuses", "takes too long"],
 )
 async def test_failed_first_load_is_raised_and_can_be_repeated(
     entry: Entry, error: type[GatewayError], message: str
 ) -> None:
-    kept = Kept(entry, load_timeout_s=3 if entry is workers.never_finishes_loading else 60)
+    supervised = Supervised(entry, load_timeout_s=0.2 if entry is workers.never_finishes_loading else 60)
     with pytest.raises(error, match=message):
-        await kept.supervisor.start()
-    assert kept.supervisor.state == "failed"
+        await supervised.supervisor.start()
+    assert supervised.supervisor.state == "failed"
     assert_nothing_is_left()
-    kept.entry, kept.supervisor._load_timeout_s = workers.serves_nothing, 60
-    await kept.supervisor.start()
-    assert kept.supervisor.state == "ready"
-    await kept.aclose()
+    supervised.entry, supervised.supervisor._load_timeout_s = workers.serves_nothing, 60
+    await supervised.supervisor.start()
+    assert supervised.supervisor.state == "ready"
+    await supervised.aclose()
     assert_nothing_is_left()
 
 
 async def test_watchdog_ends_silent_busy_worker_not_idle_one() -> None:
-    kept = Kept(workers.ignores_shutdown, watchdog_s=0.5)
-    await kept.supervisor.start()
-    await asyncio.sleep(1.0)
-    assert kept.supervisor.state == "ready"
-    kept.supervisor.send(Submit(id=1, ids=[1], sampling=Sampling(), max_tokens=1))
-    kept.busy = True
-    await kept.lost()
-    assert kept.errors == [
+    supervised = Supervised(workers.ignores_shutdown, watchdog_s=0.5)
+    await supervised.supervisor.start()
+    supervised.clock.now += 60.0
+    await asyncio.sleep(0.5)  # an idle watchdog looks every 0.125 s
+    assert supervised.supervisor.state == "ready"
+    supervised.supervisor.send(Submit(id=1, ids=[1], sampling=Sampling(), max_tokens=1))
+    supervised.busy = True
+    await asyncio.sleep(0.5)
+    assert supervised.supervisor.state == "ready"
+    supervised.clock.now += 0.6
+    await supervised.lost()
+    assert supervised.errors == [
         "The model 'model' failed: a device call did not come back within 0.5 s, so its worker was killed. Try again."
     ]
-    assert kept.processes[0].exit != ""
-    await kept.aclose()
+    assert supervised.processes[0].exit != ""
+    await supervised.aclose()
     assert_nothing_is_left()
 
 
 async def test_device_that_fails_three_requests_gets_new_worker() -> None:
-    kept = Kept(workers.fails_requests)
-    await kept.supervisor.start()
-    for ids in ((1, 2, 3), (4,), (5,)):  # the first three may have failed by one call: they count as one
-        assert kept.supervisor.state == "ready" and kept.pauses == []
+    supervised = Supervised(workers.fails_requests)
+    await supervised.supervisor.start()
+    for ids in ((1, 2, 3), (4,), (5,)):  # the first three ran together: they count as one
+        assert supervised.supervisor.state == "ready" and supervised.pauses == []
         for id in ids:
-            kept.supervisor.send(Submit(id=id, ids=[1], sampling=Sampling(), max_tokens=1))
-        await kept.until_heard(ids[-1])
-    reason = await kept.lost()
-    assert kept.errors == [
+            supervised.supervisor.send(Submit(id=id, ids=[1], sampling=Sampling(), max_tokens=1))
+        await supervised.until_frame_of(ids[-1])
+    reason = await supervised.lost()
+    assert supervised.errors == [
         "The model 'model' failed: the device failed 3 requests in a row: QNN error 14001. Try again.",
     ]
     assert "`npu-gateway doctor` looks for the reason" in reason
-    await kept.aclose()
+    await supervised.aclose()
     assert_nothing_is_left()
 
 
@@ -206,23 +221,23 @@ def test_advice_matches_fault(fault: str, exit: str, advice: str) -> None:
 
 
 async def test_worker_with_invalid_frames_is_lost() -> None:
-    kept = Kept(workers.sends_invalid_frame)
-    await kept.supervisor.start()
-    await kept.lost()
-    assert len(kept.errors) == 1
-    await kept.aclose()
+    supervised = Supervised(workers.sends_invalid_frame)
+    await supervised.supervisor.start()
+    await supervised.lost()
+    assert len(supervised.errors) == 1
+    await supervised.aclose()
     assert_nothing_is_left()
 
 
 async def test_cancelled_start_leaves_nothing() -> None:
     for delay in (0, 0.01, 0.5):
-        kept = Kept(workers.never_finishes_loading)
-        task = asyncio.create_task(kept.supervisor.start())
+        supervised = Supervised(workers.never_finishes_loading)
+        task = asyncio.create_task(supervised.supervisor.start())
         await asyncio.sleep(delay)
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        await kept.aclose()
+        await supervised.aclose()
         assert_nothing_is_left()
 
 
@@ -231,9 +246,9 @@ async def test_process_start_failure_is_engine_failed(monkeypatch: pytest.Monkey
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", refuse)
-    kept = Kept(workers.dies_at_once)
+    supervised = Supervised(workers.dies_at_once)
     with pytest.raises(EngineFailed, match="Cannot allocate memory"):
-        await kept.supervisor.start()
+        await supervised.supervisor.start()
     assert_nothing_is_left()
 
 
@@ -241,8 +256,8 @@ async def test_process_start_failure_is_engine_failed(monkeypatch: pytest.Monkey
 async def test_thread_start_failure_leaves_no_process_and_is_retried(
     monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
-    kept = Kept(workers.dies_when_ready)
-    loader = await kept.load()
+    supervised = Supervised(workers.dies_when_ready)
+    loader = await supervised.load()
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
@@ -251,10 +266,10 @@ async def test_thread_start_failure_leaves_no_process_and_is_retried(
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    await kept.enough.wait()
-    assert kept.pauses == [0.5, 1.0, 2.0, 4.0]
+    await supervised.paused_enough.wait()
+    assert supervised.pauses == [0.5, 1.0, 2.0, 4.0]
     assert loader.status.detail == "No worker process could be started for 'model': can't start new thread."
-    await kept.aclose()
+    await supervised.aclose()
     assert_nothing_is_left()
 
 
@@ -264,7 +279,7 @@ async def test_frames_larger_than_pipe_do_not_block_event_loop() -> None:
     for _ in range(10):
         process.send(Submit(id=1, ids=list(range(100_000)), sampling=Sampling(), max_tokens=1))
     process.send(Shutdown())
-    await asyncio.wait_for(process.stop(0), 10)
+    await asyncio.wait_for(process.stop(0), 60)
     assert_nothing_is_left()
 
 

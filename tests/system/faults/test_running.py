@@ -16,6 +16,7 @@ import pytest
 
 from gateway.config import BreakerConfig
 from tests.support import workers
+from tests.support.manual_clock import ManualClock
 from tests.support.server import PATIENCE_S, Running, config_of, serving
 from tests.support.tiny import build_tiny
 from tests.system.faults.client import (
@@ -30,15 +31,6 @@ from tests.system.faults.client import (
 )
 
 WATCHDOG_S = 0.5
-
-
-class ManualClock:
-    """A clock that only the test advances, so that the watchdog kills no worker that the machine slows down."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture(scope="module")

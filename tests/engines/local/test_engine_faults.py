@@ -1,0 +1,233 @@
+"""LocalEngine: cancelled requests, and workers that hang, die or fail. Real worker processes."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from gateway.engines.local.engine import LocalEngine
+from gateway.errors import (
+    BundleError,
+    EngineFailed,
+    ModelNotReady,
+)
+from gateway.generation import (
+    Meter,
+    TokenIds,
+)
+from gateway.worker.entry import local_worker
+from gateway.worker.frames import Cancel
+from tests.support import workers
+from tests.support.engines import event_stream, events_of, kept_loaded
+from tests.support.local_engine import (
+    chat,
+    make,
+    request,
+    text_of,
+    until,
+    until_ready,
+    until_text,
+    usage,
+)
+from tests.support.manual_clock import ManualClock
+
+WATCHDOG_S = 0.2  # of the manual clock
+HANGING = request(TokenIds((40, workers.HANG)))
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def faulty(clock: ManualClock, tiny: Path) -> AsyncIterator[LocalEngine]:
+    engine = make(tiny, workers.faulty, clock, watchdog_s=WATCHDOG_S)
+    async with kept_loaded(engine):
+        yield engine
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def slow(long_tiny: Path) -> AsyncIterator[LocalEngine]:
+    """An engine whose answers end later than any test: 20 ms for each token."""
+    engine = make(long_tiny, workers.takes_20_ms_per_step)
+    async with kept_loaded(engine):
+        yield engine
+
+
+async def advance_until(clock: ManualClock, condition: Callable[[], bool]) -> None:
+    """Advance the watchdog's clock in steps until `condition`, for at most 60 s of real time."""
+    async with asyncio.timeout(60):
+        while not condition():
+            clock.now += WATCHDOG_S
+            await asyncio.sleep(0.02)
+
+
+async def test_closed_stream_cancels_at_worker(slow: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    send = slow._supervisor.send
+    monkeypatch.setattr(slow._supervisor, "send", lambda frame: (sent.append(frame), send(frame)))
+    for _ in range(20):
+        meter = Meter()
+        async with aclosing(event_stream(slow, request(max_tokens=8000), meter)) as events:
+            await until_text(events)
+        assert isinstance(sent[-1], Cancel) and sent[-1].id == sent[-2].id
+        assert meter.call_since is None
+    assert slow._running == {}
+    assert len(text_of(await events_of(slow, request(max_tokens=2)))) > 0
+
+
+async def test_request_cancelled_before_submit_leaves_nothing(slow: LocalEngine) -> None:
+    task = asyncio.create_task(events_of(slow, request(chat("hello " * 50))))
+    await asyncio.sleep(0)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    assert slow._running == {}
+
+
+async def test_killed_worker_ends_streams_and_is_restarted(long_tiny: Path) -> None:
+    engine = make(long_tiny, workers.takes_20_ms_per_step)
+    restart = asyncio.Event()
+
+    async def pause(seconds: float) -> None:
+        await restart.wait()
+
+    async with kept_loaded(engine, pause):
+        pid = engine._supervisor._process.pid
+        streams = [event_stream(engine, request(max_tokens=8000)) for _ in range(3)]
+        await asyncio.gather(*map(until_text, streams))
+        psutil.Process(pid).kill()
+        for stream in streams:
+            with pytest.raises(EngineFailed, match="worker died"):
+                async for _ in stream:
+                    pass
+        with pytest.raises(ModelNotReady, match="restarting"):
+            await events_of(engine, request())
+        restart.set()
+        await until_ready(engine)
+        assert engine.status.restarts == 1
+        assert engine._supervisor._process.pid != pid
+        assert usage(await events_of(engine, request())).completion_tokens == 24
+    assert engine.status.state == "closed"
+
+
+async def test_watchdog_ends_hung_call_and_all_requests(faulty: LocalEngine, clock: ManualClock) -> None:
+    meter = Meter()
+    hung = asyncio.create_task(events_of(faulty, HANGING, meter))
+    other = asyncio.create_task(events_of(faulty, request(max_tokens=400)))
+    await until(lambda: len(faulty._running) == 2)
+    await advance_until(clock, lambda: faulty.status.state != "ready")
+    for result in await asyncio.gather(hung, other, return_exceptions=True):
+        assert isinstance(result, EngineFailed)
+        assert "did not come back within 0.2 s" in result.message
+    assert meter.call_since is None
+    await until_ready(faulty)
+    assert usage(await events_of(faulty, request())).completion_tokens == 24
+
+
+async def test_new_request_does_not_reset_watchdog_of_hung_call(faulty: LocalEngine, clock: ManualClock) -> None:
+    meter = Meter(clock=clock)
+    async with aclosing(event_stream(faulty, HANGING, meter)) as events:
+        await until_text(events)
+        await until(lambda: meter.completion_tokens == 3)  # the next call hangs
+        clock.now += 0.7 * WATCHDOG_S
+    task = asyncio.create_task(events_of(faulty, request()))
+    await until(lambda: bool(faulty._running))
+    clock.now += 0.4 * WATCHDOG_S
+    with pytest.raises(EngineFailed, match="did not come back"):
+        await task
+
+
+async def test_cancelled_request_does_not_shorten_next_watchdog(faulty: LocalEngine, clock: ManualClock) -> None:
+    for _ in range(3):
+        async with aclosing(event_stream(faulty, request(max_tokens=400))) as events:
+            await until_text(events)
+        clock.now += 0.6 * WATCHDOG_S
+    assert usage(await events_of(faulty, request())).completion_tokens == 24
+    assert faulty.status.restarts == 0
+
+
+async def test_running_call_is_in_meter(faulty: LocalEngine, clock: ManualClock) -> None:
+    meter = Meter(clock=clock)
+    async with aclosing(event_stream(faulty, HANGING, meter)) as events:
+        await until_text(events)
+        await until(lambda: meter.completion_tokens == 3)  # the next call hangs
+        assert meter.call_since == clock.now
+        assert meter.device_s_at(clock.now + 5.0) == meter.device_s + 5.0
+
+
+async def test_device_call_exception_fails_only_its_request(faulty: LocalEngine) -> None:
+    with pytest.raises(EngineFailed):
+        await events_of(faulty, request(TokenIds((40, workers.RAISE))))
+    assert usage(await events_of(faulty, request())).completion_tokens == 24
+    assert faulty.status.restarts == 0
+
+
+async def test_each_request_ends_once_under_kills_and_cancels(tiny: Path) -> None:
+    before = set(multiprocessing.active_children())  # workers of the other fixtures
+    engine = make(tiny, local_worker)
+    chance = random.Random(0)
+    endings: Counter[str] = Counter()
+
+    async def client() -> None:
+        patience_s = chance.choice([0.0, 0.01, 0.1, 300.0])
+        try:
+            async with asyncio.timeout(patience_s):
+                events = await events_of(engine, request(max_tokens=chance.randint(1, 100), n=chance.randint(1, 2)))
+            endings[type(events[-1]).__name__] += 1
+        except (EngineFailed, ModelNotReady, TimeoutError) as error:
+            endings[type(error).__name__] += 1
+
+    async with kept_loaded(engine, sleep=lambda seconds: asyncio.sleep(0)):
+        async with asyncio.TaskGroup() as clients:
+            for i in range(300):
+                clients.create_task(client())
+                await asyncio.sleep(0.01)
+                process = engine._supervisor._process
+                if i % 75 == 50 and engine.status.state == "ready" and process is not None and process.pid is not None:
+                    psutil.Process(process.pid).kill()
+        assert endings.total() == 300
+        assert endings["Finished"] > 0 and endings["TimeoutError"] > 0 and endings["EngineFailed"] > 0
+        assert engine._running == {}
+        assert engine.status.restarts > 0
+        await until_ready(engine)
+        assert usage(await events_of(engine, request())).completion_tokens == 24
+    assert set(multiprocessing.active_children()) - before == set()
+
+
+async def test_closed_engine_ends_requests_and_leaves_nothing(long_tiny: Path) -> None:
+    before = set(multiprocessing.active_children())
+    engine = make(long_tiny, workers.takes_20_ms_per_step)
+    await engine.start()
+    events = event_stream(engine, request(max_tokens=8000))
+    await until_text(events)
+    await engine.aclose()
+    with pytest.raises(EngineFailed, match="closed"):
+        async for _ in events:
+            pass
+    with pytest.raises(ModelNotReady):
+        await events_of(engine, request())
+    await engine.aclose()
+    assert set(multiprocessing.active_children()) - before == set()
+
+
+async def test_missing_bundle_fails_start(tmp_path: Path) -> None:
+    engine = make(tmp_path / "nothing")
+    with pytest.raises(BundleError, match="nothing"):
+        await engine.start()
+    with pytest.raises(ModelNotReady):
+        await events_of(engine, request())
+    await engine.aclose()
