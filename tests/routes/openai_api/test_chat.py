@@ -228,7 +228,7 @@ def test_line_separators_in_text_do_not_split_frames(http: httpx.Client) -> None
         for line in lines
         if line != "data: [DONE]"
     )
-    assert text == MODELS["café"].script["replies"][0]
+    assert text == MODELS["café"].script.replies[0]
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
