@@ -39,7 +39,8 @@ from tests.support.child_call import call_in_child
 from tests.support.engines import event_stream, events_of, kept_loaded
 from tests.support.local_engine import until, until_ready
 from tests.support.npu.genie_bundle import write_genie_bundle
-from tests.support.npu.tiny_htp_decoder import TinyDecoder, context_binaries, open_htp_session
+from tests.support.npu.htp_compile import context_binaries, open_htp_session
+from tests.support.npu.tiny_htp_decoder import TinyDecoder
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -19,6 +19,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.support.npu.tiny_htp_decoder import LOGITS, MASK, PROMPT_WIDTH, UNIT, TinyDecoder
+from tests.support.npu.tiny_htp_graph import build_graph
 
 _STAGES = {PROMPT_WIDTH: "prompt", 1: "token"}
 
@@ -32,7 +33,7 @@ def write_bundle(folder: Path, decoder: TinyDecoder, *, compiled: Path | None = 
             shutil.copyfile(compiled / f"{phase}_ctx_qnn.bin", folder / binary)
             onnx.save(_wrapper(decoder, width, binary), folder / f"{phase}_1_of_1.onnx")
         else:
-            onnx.save(decoder.graph(width), folder / f"{phase}_1_of_1.onnx")
+            onnx.save(build_graph(decoder, width), folder / f"{phase}_1_of_1.onnx")
     onnx.save(_position_processor(decoder), folder / "position-processor.onnx")
     onnx.save(_quantizer(decoder), folder / "quantizer.onnx")
     onnx.save(_dequantizer(decoder), folder / "dequantizer.onnx")
@@ -41,7 +42,7 @@ def write_bundle(folder: Path, decoder: TinyDecoder, *, compiled: Path | None = 
 
 
 def _wrapper(decoder: TinyDecoder, width: int, binary: str) -> onnx.ModelProto:
-    graph = decoder.graph(width).graph
+    graph = build_graph(decoder, width).graph
     node = helper.make_node(
         "EPContext",
         [value.name for value in graph.input],

@@ -21,7 +21,8 @@ from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.open import open_static_decoder
 from tests.support.npu import ai_hub_bundle, windows_ml_bundle
 from tests.support.npu.genie_bundle import write_genie_bundle
-from tests.support.npu.tiny_htp_decoder import TinyDecoder, compile_in_child, context_binaries
+from tests.support.npu.htp_compile import compile_in_child, context_binaries
+from tests.support.npu.tiny_htp_decoder import TinyDecoder
 from tests.support.oracle import Oracle, Weights
 from tests.support.tiny import write_tiny_folder
 

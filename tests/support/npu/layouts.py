@@ -23,7 +23,8 @@ from gateway.worker.decoders.base import Logits
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.open import open_static_decoder
 from tests.support.npu import ai_hub_bundle, windows_ml_bundle
-from tests.support.npu.tiny_htp_decoder import TinyDecoder, compile_in_child
+from tests.support.npu.htp_compile import compile_in_child
+from tests.support.npu.tiny_htp_decoder import TinyDecoder
 from tests.support.tiny import write_tiny_folder
 
 TOKENS, STEPS = 240, 8  # tokens in all; last tokens of each text that go in single steps

@@ -14,7 +14,8 @@ from gateway.worker.frames import Ready
 from tests.support.child_call import TIMEOUT_S
 from tests.support.npu.genie_bundle import END
 from tests.support.npu.genie_worker import GenieWorker, Reference, StartWorker
-from tests.support.npu.tiny_htp_decoder import TinyDecoder, open_htp_session
+from tests.support.npu.htp_compile import open_htp_session
+from tests.support.npu.tiny_htp_decoder import TinyDecoder
 
 
 @pytest.fixture(scope="package")

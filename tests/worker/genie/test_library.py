@@ -15,7 +15,8 @@ from gateway.errors import BundleError
 from gateway.worker.genie.library import GenieDialog, PerformancePolicy, QueryEnd, SentenceCode
 from tests.support.child_call import call_in_child
 from tests.support.npu.genie_bundle import END
-from tests.support.npu.tiny_htp_decoder import TinyDecoder, open_htp_session
+from tests.support.npu.htp_compile import open_htp_session
+from tests.support.npu.tiny_htp_decoder import TinyDecoder
 
 IDS = [1, *((index * 37 + 11) % 96 + 5 for index in range(110))]
 
