@@ -1,12 +1,12 @@
-"""One streamed answer on the wire, through sse-starlette. The only module that imports it.
+"""One streamed answer over HTTP, with sse-starlette. The only module that imports it.
 
-1. sse-starlette ends every stream as soon as uvicorn hears a signal, by a flag of the whole process that nothing takes
-   back. Here a stream ends because its generation does, so that is switched off: at shutdown the router ends what is
-   still running after the grace period, and every stream says so in its last frame (`server.serve`).
-2. Its pings come by the clock, one possibly after the last frame. Ours come out of the stream itself, and only when
-   it has been silent.
-3. The frames come as bytes, encoded by us. An exception inside the generator would cut the body, which a client cannot
-   tell from a lost connection: it becomes a last frame instead.
+1. sse-starlette ends all streams when uvicorn gets a signal, with a flag of the process that cannot be reset. This is
+   switched off. At shutdown the router ends the requests that still run after the grace period, and each stream sends
+   an error as its last frame.
+2. Pings of sse-starlette follow a fixed clock, and one can come after the last frame. So `_frames` makes the pings, and
+   only after silence.
+3. Frames are bytes that we encode. An exception in the generator would cut the body, which looks like a lost
+   connection to a client. So it becomes the last frame.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One choice's text on its way to events: stops, markup, and which log-probabilities leave with which text."""
+"""ChoiceText: stop strings, markup, and the log-probabilities of each text delta."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from gateway.generation import (
 )
 
 
-class Shouting:
-    """A parser with every kind of delta: capitals are reasoning, digits are calls."""
+class CapitalsParser:
+    """A parser with every kind of delta: capitals are reasoning, digits are tool calls."""
 
     is_reasoning = False
 
@@ -102,7 +102,7 @@ def test_stop_string_decided_at_the_end() -> None:
 
 @pytest.mark.parametrize(("reason", "expected"), [("stop", "tool_calls"), ("length", "length")])
 def test_tool_call_changes_reason_unless_cut(reason: FinishReason, expected: FinishReason) -> None:
-    choice = ChoiceText(0, (), Shouting())
+    choice = ChoiceText(0, (), CapitalsParser())
     events = choice.push("aB1", logprob("aB1"))
     assert [type(event) for event in events] == [TextDelta, ReasoningDelta, ToolCallDelta]
     assert choice.finish(reason) == [TextDelta("."), ChoiceFinished(expected)]

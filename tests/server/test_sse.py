@@ -1,12 +1,14 @@
-"""Streams over a real socket: pings while waiting, one last frame for a failure, and an end for whatever happens."""
+"""EventStream: pings in silence, one last frame for a failure, stalled clients and shutdown."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-import time
-from collections.abc import AsyncGenerator
-from contextlib import closing
+import math
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 
 import httpx
 import msgspec
@@ -14,17 +16,21 @@ import pytest
 
 from gateway.config import LocalModel, ServerConfig
 from gateway.engines.base import Emit, EngineStatus, Prepared
+from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import EngineFailed
 from gateway.generation import Generation, Meter, Started, TextDelta, Usage
-from gateway.server.sse import PING, EventStream, frame
-from tests.support.server import Running, config_of, scripted, serving
+from gateway.server.connections import PENDING_LIMIT_S
+from gateway.server.sse import PING, SEND_TIMEOUT_S, EventStream, frame
+from tests.support.server import PATIENCE_S, Running, config_of, scripted, serving, wait_until
+from tests.support.stepped_device import SteppedDevice
+from tests.support.virtual_time import in_virtual_time, now
 
 CHAT = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}]}
 PATH = "/v1/chat/completions"
 
 
 class Source:
-    """What `pieces` yields, read by tasks that may be cancelled, as a job is."""
+    """The items of `pieces`. Like a job, it loses no item when a read is cancelled."""
 
     def __init__(self, pieces: AsyncGenerator[bytes, None]) -> None:
         self._pieces = pieces
@@ -64,34 +70,40 @@ def test_frame_has_no_other_line_break() -> None:
 
 
 def test_silent_stream_sends_comments() -> None:
-    config = config_of({"m": scripted("Hi", ttft_s=0.5)}, ServerConfig(ping_s=0.1))
-    with serving(config) as server, server.http() as http:
-        text = http.post(PATH, json=CHAT).text
-    pings, rest = text.split("data: ", 1)
-    assert 2 <= pings.count(": keepalive\n\n") <= 5
-    assert rest.endswith("data: [DONE]\n\n") and "keepalive" not in rest
+    device = SteppedDevice()
+    model = scripted("Hi")
+    engine = ScriptedEngine("m", model, clock=device.clock, sleep=device.sleep)
+    with serving(config_of({"m": model}, ServerConfig(ping_s=0.1)), {"m": engine}) as server, server.http() as http:
+        device.allowed = device.calls
+        with http.stream("POST", PATH, json=CHAT) as response:
+            lines = response.iter_lines()
+            before = [line for line in itertools.islice(lines, 6) if line]  # each comment and the blank line after it
+            device.allowed = math.inf
+            after = list(lines)
+    assert before == [": keepalive"] * 3
+    assert "data: [DONE]" in after
 
 
 @pytest.mark.parametrize("media_type", ["text/event-stream", "application/x-ndjson"])
+@in_virtual_time
 async def test_comments_are_sent_only_in_silence_of_event_streams(media_type: str) -> None:
-    async def source() -> AsyncGenerator[bytes, None]:
-        for pause_s in (0.0, 0.0, 0.5, 0.0):
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        for pause_s in (0.0, 0.0, 35.0, 0.0):
             await asyncio.sleep(pause_s)
             yield b"data: 1\n\n"
 
-    stream = EventStream(Source(source()), as_is, failed=lambda error: b"", ping_s=0.2, media_type=media_type)
+    stream = EventStream(Source(pieces()), as_is, failed=lambda error: b"", ping_s=15, media_type=media_type)
     sent = [body for body in await _bodies(stream) if body]
-    before, silence, after = sent[:2], sent[2:-2], sent[-2:]
-    assert PING not in (*before, *after)
-    assert set(silence) == ({PING} if media_type == "text/event-stream" else set())
+    pings = [PING, PING] if media_type == "text/event-stream" else []
+    assert sent == [b"data: 1\n\n"] * 2 + pings + [b"data: 1\n\n"] * 2
 
 
-class Bursting:
-    """An engine whose stream raises what no engine should, and notes when it is closed."""
+class Raising:
+    """An engine that fails in the middle of an answer. Counts its ended runs."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
-        self.closed = 0
+        self.ended_runs = 0
 
     status = EngineStatus(state="ready")
     text_tools = None
@@ -113,12 +125,14 @@ class Bursting:
             emit(TextDelta("half an ans"))
             raise self.error
         finally:
-            self.closed += 1
+            self.ended_runs += 1
 
 
-@pytest.mark.parametrize("error", [EngineFailed("The NPU is gone."), RuntimeError("/secret/path")])
+@pytest.mark.parametrize(
+    "error", [EngineFailed("The NPU is gone."), RuntimeError("/secret/path")], ids=["known", "unexpected"]
+)
 def test_failure_is_one_last_frame(error: Exception) -> None:
-    engine = Bursting(error)
+    engine = Raising(error)
     with serving(config_of({"m": LocalModel()}), {"m": engine}) as server, server.http() as http:
         response = http.post(PATH, json=CHAT)
         frames = response.text.removesuffix("\n\n").split("\n\n")
@@ -128,7 +142,7 @@ def test_failure_is_one_last_frame(error: Exception) -> None:
         assert msgspec.json.decode(frames[-1].removeprefix("data: "))["error"]["code"] == "engine_failed"
         assert "secret" not in response.text
         assert http.get("/healthz").status_code == 200
-    assert engine.closed == 1
+    assert engine.ended_runs == 1
 
 
 async def test_unexpected_exception_is_logged_and_not_sent(caplog: pytest.LogCaptureFixture) -> None:
@@ -155,11 +169,8 @@ async def test_source_is_closed_when_client_disconnects_before_first_frame() -> 
     assert source.is_closed
 
 
-async def test_request_of_stalled_client_is_cancelled(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("gateway.server.sse.SEND_TIMEOUT_S", 0.05)
-
+@in_virtual_time
+async def test_request_of_stalled_client_is_cancelled() -> None:
     async def pieces() -> AsyncGenerator[bytes, None]:
         while True:
             yield b"data: 1\n\n"
@@ -170,48 +181,35 @@ async def test_request_of_stalled_client_is_cancelled(
 
     source = Source(pieces())
     stream = EventStream(source, as_is, failed=lambda error: b"", ping_s=15)
-    with caplog.at_level(logging.INFO):
-        await stream({"type": "http", "method": "POST"}, _connected, stuck)
+    await stream({"type": "http", "method": "POST"}, _connected, stuck)
     assert source.is_closed
-    assert "stopped reading" in caplog.text
+    assert now() == SEND_TIMEOUT_S
 
 
 def test_stalled_client_does_not_delay_others() -> None:
     words = scripted("word " * 50, repeat=True, context_length=10_000_000)
-    with serving(config_of({"m": words})) as server, server.http() as http:
-        with closing(server.connect()) as slow:
-            content = msgspec.json.encode({**CHAT, "max_tokens": 1_000_000})
-            head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
-            slow.sendall(head.encode() + content)
-            slow.recv(100)  # and no more
-            time.sleep(0.5)
-            begun = time.monotonic()
+    with serving(config_of({"m": words})) as server, server.http(timeout=PATIENCE_S) as http:
+        with closing(server.connect()) as stalled:
+            stalled.sendall(raw_request({**CHAT, "max_tokens": 1_000_000}))
+            stalled.recv(100)  # and no more
             assert http.post(PATH, json={**CHAT, "max_tokens": 5}).status_code == 200
-            assert time.monotonic() - begun < 2
-        time.sleep(0.5)
-        assert server.app.state.router.status()[0].running == 0
+            assert running(server) == 1  # the engine waits for the stalled client
+        wait_until(lambda: running(server) == 0, "the request of the disconnected client was not cancelled")
 
 
-@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 def test_shutdown_lets_short_answer_finish(stream: bool) -> None:
-    config = config_of({"m": scripted("a b c d e f g h", token_s=0.1)})
-    with serving(config) as server, server.http() as http:
-        with http.stream("POST", PATH, json={**CHAT, "stream": stream}) as response:
-            server.stop()
-            response.read()
-        assert response.status_code == 200
-        assert "[DONE]" in response.text if stream else response.json()["choices"][0]["finish_reason"] == "stop"
+    with one_answer_at_shutdown(stream, ServerConfig(shutdown_grace_s=PATIENCE_S)) as (device, reply):
+        device.allowed = math.inf
+        response = reply.result(PATIENCE_S)
+    assert response.status_code == 200
+    assert "[DONE]" in response.text if stream else response.json()["choices"][0]["finish_reason"] == "stop"
 
 
-@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 def test_shutdown_ends_long_answer_with_error(stream: bool) -> None:
-    endless = scripted("word", repeat=True, token_s=0.01, context_length=10_000_000)
-    config = config_of({"m": endless}, ServerConfig(shutdown_grace_s=0.5))
-    with serving(config) as server, server.http() as http:
-        request = http.build_request("POST", PATH, json={**CHAT, "stream": stream, "max_tokens": 1_000_000})
-        begun = time.monotonic()
-        response = _while_stopping(server, http, request)
-        assert 0.4 < time.monotonic() - begun < 5
+    with one_answer_at_shutdown(stream, ServerConfig(shutdown_grace_s=0.5)) as (_, reply):
+        response = reply.result(PATIENCE_S)
     if stream:
         *_, last = response.text.removesuffix("\n\n").split("\n\n")
         assert msgspec.json.decode(last.removeprefix("data: "))["error"]["code"] == "model_not_ready"
@@ -219,32 +217,52 @@ def test_shutdown_ends_long_answer_with_error(stream: bool) -> None:
         assert (response.status_code, response.json()["error"]["code"]) == (503, "model_not_ready")
 
 
-def test_shutdown_does_not_wait_for_stalled_clients(caplog: pytest.LogCaptureFixture) -> None:
+@contextmanager
+def one_answer_at_shutdown(
+    stream: bool, config: ServerConfig
+) -> Iterator[tuple[SteppedDevice, Future[httpx.Response]]]:
+    """A server that has got its signal while an answer runs. The device stops after 3 tokens until the test lets it."""
+    device = SteppedDevice()
+    model = scripted("a b c d e f g h")
+    engine = ScriptedEngine("m", model, clock=device.clock, sleep=device.sleep)
+    with (
+        serving(config_of({"m": model}, config), {"m": engine}) as server,
+        server.http(timeout=PATIENCE_S) as http,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        device.allowed = device.calls + 3
+        reply = pool.submit(http.post, PATH, json={**CHAT, "stream": stream})
+        wait_until(lambda: device.calls > device.allowed, "the answer did not begin")
+        server.stop()
+        yield device, reply
+
+
+def test_shutdown_does_not_wait_for_stalled_clients(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without the server's own limits, waiting for one of these clients would never end."""
+    monkeypatch.setattr("gateway.server.sse.SEND_TIMEOUT_S", 3600.0)
+    monkeypatch.setattr("gateway.server.body.BODY_TIMEOUT_S", 3600.0)
+    monkeypatch.setattr("gateway.server.connections.PENDING_LIMIT_S", dict.fromkeys(PENDING_LIMIT_S, 3600.0))
     endless = scripted("word " * 50, repeat=True, context_length=10_000_000)
-    config = config_of({"m": endless}, ServerConfig(shutdown_grace_s=0.2))
-    content = msgspec.json.encode({**CHAT, "max_tokens": 1_000_000})
-    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n".encode()
-    with serving(config) as server:
+    request = raw_request({**CHAT, "max_tokens": 1_000_000})
+    with serving(config_of({"m": endless}, ServerConfig(shutdown_grace_s=0.2))) as server:
         reads_no_more, sends_no_more, silent = server.connect(), server.connect(), server.connect()
-        reads_no_more.sendall(head + content)
+        reads_no_more.sendall(request)
         reads_no_more.recv(100)
-        sends_no_more.sendall(head + b"{")
-        time.sleep(0.3)
-        begun = time.monotonic()
-    assert time.monotonic() - begun < 4
+        sends_no_more.sendall(request[:-10])
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     for connection in (reads_no_more, sends_no_more, silent):
         connection.close()
 
 
-def _while_stopping(server: Running, http: httpx.Client, request: httpx.Request) -> httpx.Response:
-    from threading import Timer
+def raw_request(body: dict[str, object]) -> bytes:
+    content = msgspec.json.encode(body)
+    return f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content
 
-    timer = Timer(0.2, server.stop)
-    timer.start()
-    response = http.send(request)
-    timer.join()
-    return response
+
+def running(server: Running) -> int:
+    return int(server.app.state.router.status()[0].running)
 
 
 async def _bodies(stream: EventStream) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""The scripted engine under a clock that moves only when somebody sleeps."""
+"""ScriptedEngine, with a clock that only `sleep` advances."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.server import script_of
 
 
 class Clock:
-    """Time that passes only in `sleep`."""
+    """Only `sleep` advances it."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -62,7 +62,7 @@ async def started(config: ScriptedModel) -> tuple[ScriptedEngine, Clock]:
     return engine, clock
 
 
-def ask(text: str = "one two three", **fields: Any) -> Generation:
+def request(text: str = "one two three", **fields: Any) -> Generation:
     return Generation(id="r", model="m", prompt=Chat(messages=(Message(role="user", content=text),)), **fields)
 
 
@@ -77,7 +77,7 @@ def endings(events: list[Event]) -> list[ChoiceFinished]:
 async def test_reply_is_emitted_and_stop_token_counted() -> None:
     engine, _ = await started(model(replies=["Hello big world"]))
     meter = Meter()
-    events = await events_of(engine, ask(), meter)
+    events = await events_of(engine, request(), meter)
     assert events[0] == Started(prompt_tokens=3)
     assert text_of(events) == "Hello big world"
     assert endings(events) == [ChoiceFinished("stop")]
@@ -87,21 +87,21 @@ async def test_reply_is_emitted_and_stop_token_counted() -> None:
 
 async def test_answer_stops_at_max_tokens() -> None:
     engine, _ = await started(model(replies=["Hello big world"]))
-    events = await events_of(engine, ask(max_tokens=2))
+    events = await events_of(engine, request(max_tokens=2))
     assert (text_of(events), endings(events)) == ("Hello big", [ChoiceFinished("length")])
-    events = await events_of(engine, ask(max_tokens=0))
+    events = await events_of(engine, request(max_tokens=0))
     assert (text_of(events), endings(events)) == ("", [ChoiceFinished("length")])
 
 
 async def test_stop_string_across_tokens_is_cut() -> None:
     engine, _ = await started(model(replies=["Hello big world"]))
-    events = await events_of(engine, ask(stop=("big w", "x")))
+    events = await events_of(engine, request(stop=("big w", "x")))
     assert (text_of(events), endings(events)) == ("Hello ", [ChoiceFinished("stop", stop="big w")])
 
 
 async def test_each_choice_ends_once() -> None:
     engine, _ = await started(model(replies=["a b c", "d"]))
-    events = await events_of(engine, ask(n=3))
+    events = await events_of(engine, request(n=3))
     assert [text_of(events, choice) for choice in range(3)] == ["a b c", "d", "a b c"]
     assert sorted(ending.choice for ending in endings(events)) == [0, 1, 2]
 
@@ -109,7 +109,7 @@ async def test_each_choice_ends_once() -> None:
 async def test_replies_and_times_are_used_in_turn() -> None:
     engine, clock = await started(model(replies=["a", "b"], ttft_s=[1.0, 2.0, 3.0]))
     for expected in ("a", "b", "a"):
-        assert text_of(await events_of(engine, ask())) == expected
+        assert text_of(await events_of(engine, request())) == expected
     assert clock.now == 6.0
 
 
@@ -124,7 +124,7 @@ async def test_meter_follows_device_calls() -> None:
 
         async def drain(self) -> None: ...
 
-    await engine.run(await engine.prepare(ask(max_tokens=3)), meter, Emit())
+    await engine.run(await engine.prepare(request(max_tokens=3)), meter, Emit())
     assert seen == [(1, 1.0, None), (2, 1.25, None), (3, 1.5, None)]
     assert (meter.first_token_at, clock.now) == (1.0, 1.5)
 
@@ -133,7 +133,7 @@ async def test_running_call_is_in_meter() -> None:
     engine = ScriptedEngine("m", model(ttft_s=30.0))
     await engine.start()
     meter = Meter()
-    task = asyncio.create_task(events_of(engine, ask(), meter))
+    task = asyncio.create_task(events_of(engine, request(), meter))
     async with asyncio.timeout(60):
         while meter.call_since is None:  # noqa: ASYNC110 (until the device call)
             await asyncio.sleep(0)
@@ -148,7 +148,7 @@ async def test_running_call_is_in_meter() -> None:
 async def test_simulated_chip_has_published_timing() -> None:
     engine, clock = await started(model(simulate="x-elite", prompt_tokens=300, repeat=True))
     meter = Meter(clock=clock)
-    await events_of(engine, ask(max_tokens=198), meter)
+    await events_of(engine, request(max_tokens=198), meter)
     assert clock.now == pytest.approx(3 * 0.131 + 197 / 19.7)
     assert meter.first_token_at == pytest.approx(3 * 0.131)
     assert engine.status.device == "simulated"
@@ -159,7 +159,7 @@ async def test_device_serves_requests_in_turn() -> None:
     order: list[str] = []
 
     async def follow(name: str) -> None:
-        async for event in event_stream(engine, ask()):
+        async for event in event_stream(engine, request()):
             if isinstance(event, TextDelta):
                 order.append(name)
 
@@ -171,17 +171,17 @@ async def test_device_serves_requests_in_turn() -> None:
 async def test_requests_beyond_max_sequences_wait() -> None:
     engine, clock = await started(model(max_sequences=1, replies=["a b"], ttft_s=1.0))
     meters = [Meter(clock=clock) for _ in range(2)]
-    await asyncio.gather(*(events_of(engine, ask(), meter) for meter in meters))
+    await asyncio.gather(*(events_of(engine, request(), meter) for meter in meters))
     assert [meter.began_at for meter in meters] == [0.0, 1.0]
 
 
 async def test_closed_stream_frees_slot() -> None:
     engine, _ = await started(model(max_sequences=1, repeat=True))
-    async with aclosing(event_stream(engine, ask(max_tokens=1000))) as events:
+    async with aclosing(event_stream(engine, request(max_tokens=1000))) as events:
         async for event in events:
             if isinstance(event, TextDelta):
                 break
-    assert isinstance((await events_of(engine, ask(max_tokens=1)))[-1], Finished)
+    assert isinstance((await events_of(engine, request(max_tokens=1)))[-1], Finished)
 
 
 @pytest.mark.parametrize(
@@ -194,25 +194,25 @@ async def test_closed_stream_frees_slot() -> None:
 )
 async def test_fault_applies_to_its_request_and_token(fault: dict[str, Any], error: type[GatewayError]) -> None:
     engine, _ = await started(model(replies=["a b c"], faults=[{"requests": [1], "after": 2, **fault}]))
-    assert text_of(await events_of(engine, ask())) == "a b c"
+    assert text_of(await events_of(engine, request())) == "a b c"
     seen: list[Event] = []
     with pytest.raises(error, match=str(fault.get("driver_code", "script"))):
-        async for event in event_stream(engine, ask()):
+        async for event in event_stream(engine, request()):
             seen.append(event)
     assert text_of(seen) == "a b"
-    assert text_of(await events_of(engine, ask())) == "a b c"
+    assert text_of(await events_of(engine, request())) == "a b c"
 
 
 async def test_watchdog_ends_hung_call_and_all_requests() -> None:
     hang = {"requests": [0], "after": 1, "stall_s": math.inf}
     engine, clock = await started(model(watchdog_s=5.0, load_s=2.0, faults=[hang]))
-    results = await asyncio.gather(*(events_of(engine, ask()) for _ in range(3)), return_exceptions=True)
+    results = await asyncio.gather(*(events_of(engine, request()) for _ in range(3)), return_exceptions=True)
     assert [type(result) for result in results] == [EngineFailed] * 3
     assert (engine.status.state, engine.status.restarts) == ("restarting", 1)
     with pytest.raises(ModelNotReady):
-        await events_of(engine, ask())
+        await events_of(engine, request())
     await clock.sleep(2.0)
-    assert isinstance((await events_of(engine, ask()))[-1], Finished)
+    assert isinstance((await events_of(engine, request()))[-1], Finished)
 
 
 async def test_load_takes_load_s_and_can_fail() -> None:
@@ -220,16 +220,16 @@ async def test_load_takes_load_s_and_can_fail() -> None:
     engine = ScriptedEngine("m", model(load_s=16.0), clock=clock, sleep=clock.sleep)
     assert engine.status.state == "loading"
     with pytest.raises(ModelNotReady):
-        await events_of(engine, ask())
+        await events_of(engine, request())
     await engine.start()
     assert (clock.now, engine.status.state) == (16.0, "ready")
     await engine.aclose()
     assert engine.status.state == "closed"
 
-    engine = ScriptedEngine("m", model(load_error="no such chip"))
-    with pytest.raises(EngineFailed, match="no such chip"):
+    engine = ScriptedEngine("m", model(load_error="unknown chip"))
+    with pytest.raises(EngineFailed, match="unknown chip"):
         await engine.start()
-    assert (engine.status.state, engine.status.detail) == ("failed", "no such chip")
+    assert (engine.status.state, engine.status.detail) == ("failed", "unknown chip")
 
 
 async def test_context_limits_prompt_and_answer() -> None:
@@ -243,7 +243,7 @@ async def test_context_limits_prompt_and_answer() -> None:
 
 async def test_each_visible_token_has_one_logprob() -> None:
     engine, _ = await started(model(replies=["Hello big world"]))
-    events = await events_of(engine, ask(logprobs=1, stop=("orl",)))
+    events = await events_of(engine, request(logprobs=1, stop=("orl",)))
     entries = [entry for event in events if isinstance(event, TextDelta) for entry in event.logprobs]
     assert [entry.token for entry in entries] == ["Hello", " big", " world"]
     assert all(entry.top[0].token == entry.token for entry in entries)

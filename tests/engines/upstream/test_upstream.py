@@ -1,4 +1,4 @@
-"""The upstream engine against a gateway of ours, and against servers that answer whatever a test says."""
+"""UpstreamEngine against a gateway, and against servers that send the bytes of a test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import pytest
 
 from gateway.config import Script, ScriptedModel, UpstreamModel
 from gateway.engines.factory import make_engine
-from gateway.engines.upstream.body import chat_body, completion_body
 from gateway.engines.upstream.engine import _ERRORS, UpstreamEngine, gateway_error
 from gateway.errors import (
     ConfigError,
@@ -25,7 +24,6 @@ from gateway.errors import (
     InvalidRequest,
     ModelNotReady,
     QueueFull,
-    UnsupportedParameter,
     UpstreamFailed,
 )
 from gateway.generation import (
@@ -34,7 +32,6 @@ from gateway.generation import (
     Event,
     Finished,
     Generation,
-    Grammar,
     Message,
     Meter,
     ReasoningDelta,
@@ -42,20 +39,16 @@ from gateway.generation import (
     Text,
     TextDelta,
     TokenIds,
-    Tool,
-    ToolCall,
     ToolCallDelta,
-    ToolChoice,
     Usage,
 )
-from gateway.sampling import Sampling
 from tests.support.engines import event_stream, events_of
 from tests.support.server import Running, config_of, scripted, serving
 
 CHAT = Chat(messages=(Message(role="user", content="Hi"),))
 
 
-def ask(prompt: Any = CHAT, **fields: Any) -> Generation:
+def request(prompt: Any = CHAT, **fields: Any) -> Generation:
     return Generation(id="r", model="m", prompt=prompt, **fields)
 
 
@@ -73,7 +66,7 @@ def text_of(events: list[Event], choice: int = 0) -> str:
     return "".join(event.text for event in events if isinstance(event, TextDelta) and event.choice == choice)
 
 
-# --- a gateway of ours
+# --- a gateway as server
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +85,7 @@ def gateway() -> Iterator[Running]:
 async def test_gateway_as_upstream_server(gateway: Running) -> None:
     async with engine_of(f"{gateway.url}/v1", upstream_model="paris") as engine:
         meter, began = Meter(), time.monotonic()
-        events = await events_of(engine, ask(logprobs=1), meter)
+        events = await events_of(engine, request(logprobs=1), meter)
         assert events[0] == Started(prompt_tokens=0)
         assert text_of(events) == "It is Paris."
         assert events[-2] == ChoiceFinished("stop")
@@ -104,55 +97,55 @@ async def test_gateway_as_upstream_server(gateway: Running) -> None:
         assert [(entry.token, entry.top[0].token) for entry in entries] == [(t, t) for t in ("It", " is", " Paris.")]
         assert "".join(bytes(entry.bytes).decode() for entry in entries) == "It is Paris."
 
-        events = await events_of(engine, ask(stop=("Paris",), n=2))
+        events = await events_of(engine, request(stop=("Paris",), n=2))
         assert [text_of(events, choice) for choice in (0, 1)] == ["It is ", "It is "]
         assert sum(isinstance(event, ChoiceFinished) for event in events) == 2
-        assert (await events_of(engine, ask(max_tokens=1)))[-2] == ChoiceFinished("length")
+        assert (await events_of(engine, request(max_tokens=1)))[-2] == ChoiceFinished("length")
 
 
 async def test_closed_stream_cancels_request_on_server(gateway: Running) -> None:
     async with engine_of(f"{gateway.url}/v1", upstream_model="endless") as engine:
-        async with aclosing(event_stream(engine, ask(max_tokens=5000))) as events:
+        async with aclosing(event_stream(engine, request(max_tokens=5000))) as events:
             async for event in events:
                 if isinstance(event, TextDelta):
                     break
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while any(lane.running for lane in gateway.app.state.router.status()):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize(
-    ("model", "error", "words"),
+    ("model", "error", "message"),
     [
         ("narrow", ContextLengthExceeded, "maximum context length is 4"),
-        ("nobody", UpstreamFailed, "does not have that model"),
+        ("unknown", UpstreamFailed, "does not have that model"),
         ("breaks", UpstreamFailed, "It fell over"),
     ],
 )
-async def test_gateway_refusal_is_mapped(gateway: Running, model: str, error: type[GatewayError], words: str) -> None:
+async def test_gateway_refusal_is_mapped(gateway: Running, model: str, error: type[GatewayError], message: str) -> None:
     async with engine_of(f"{gateway.url}/v1", upstream_model=model) as engine:
-        with pytest.raises(error, match=words):
-            await events_of(engine, ask(Chat(messages=(Message(role="user", content="a b c d e f"),))))
+        with pytest.raises(error, match=message):
+            await events_of(engine, request(Chat(messages=(Message(role="user", content="a b c d e f"),))))
 
 
 async def test_full_queue_upstream_is_queue_full(gateway: Running) -> None:
     async with engine_of(f"{gateway.url}/v1", upstream_model="full") as engine:
-        first = asyncio.create_task(events_of(engine, ask()))
-        async with asyncio.timeout(10):
+        first = asyncio.create_task(events_of(engine, request()))
+        async with asyncio.timeout(60):
             while not any(lane.running for lane in gateway.app.state.router.status()):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         with pytest.raises(QueueFull) as refused:
-            await events_of(engine, ask())
+            await events_of(engine, request())
         assert refused.value.retry_after_s is not None and refused.value.retry_after_s >= 1
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
 
 
-# --- servers that answer what they are told
+# --- servers that send fixed bytes
 
 
 class Raw:
-    """Answers every request with the same bytes, and remembers what it was asked."""
+    """Sends the same bytes to every request, and records the requests."""
 
     def __init__(self, answer: bytes) -> None:
         self.answer = answer
@@ -184,9 +177,9 @@ def response(status: str, body: bytes, content_type: str = "application/json", *
     return "\r\n".join([*lines, "connection: close", "", ""]).encode() + body
 
 
-def error(status: str, *headers: str, **fields: Any) -> bytes:
+def error_response(status: str, *headers: str, **fields: Any) -> bytes:
     return response(
-        status, json.dumps({"error": {"message": "Said so.", **fields}}).encode(), "application/json", *headers
+        status, json.dumps({"error": {"message": "From the server.", **fields}}).encode(), "application/json", *headers
     )
 
 
@@ -222,7 +215,7 @@ async def test_chat_chunks_become_reasoning_tools_and_usage() -> None:
         {"choices": [], "usage": usage},
     )
     async with raw(stream) as (engine, _):
-        events = await events_of(engine, ask())
+        events = await events_of(engine, request())
     assert events[1:3] == [ReasoningDelta("Hm. "), ReasoningDelta("Yes.")]
     first, second, third, fourth = events[3:7]
     assert first == ToolCallDelta(index=0, id="c1", name="f")
@@ -240,7 +233,7 @@ async def test_chat_chunks_become_reasoning_tools_and_usage() -> None:
 
 async def test_missing_optional_fields_get_defaults() -> None:
     async with raw(frames(chunk(content="a", index=None), chunk(content=" b"), chunk("eos"))) as (engine, _):
-        events = await events_of(engine, ask())
+        events = await events_of(engine, request())
     assert text_of(events) == "a b"
     assert events[-2] == ChoiceFinished("stop")
     assert isinstance(events[-1], Finished)
@@ -266,8 +259,8 @@ async def test_completion_chunks_become_text_and_logprobs() -> None:
         {"choices": [{"index": 0, "text": "", "finish_reason": "stop", "stop_reason": "END"}]},
     )
     async with raw(stream, upstream_model="up", api_key="k") as (engine, server):
-        events = await events_of(engine, ask(Text("Once"), logprobs=2, stop=("END",)))
-        await events_of(engine, ask(TokenIds((1, 2))))
+        events = await events_of(engine, request(Text("Once"), logprobs=2, stop=("END",)))
+        await events_of(engine, request(TokenIds((1, 2))))
     assert text_of(events) == "é x東"
     (delta,) = [event for event in events if isinstance(event, TextDelta)]
     assert [(entry.token, bytes(entry.bytes), entry.logprob) for entry in delta.logprobs] == [
@@ -285,65 +278,108 @@ async def test_completion_chunks_become_text_and_logprobs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "kind", "words"),
+    ("sent", "error", "message"),
     [
-        (error("400 Bad", code="context_length_exceeded"), ContextLengthExceeded, "Said so"),
-        (error("400 Bad", type="exceed_context_size_error"), ContextLengthExceeded, "Said so"),
-        (error("400 Bad", param="tools"), InvalidRequest, "Said so"),
-        (error("422 Bad"), InvalidRequest, "Said so"),
-        (error("401 No"), UpstreamFailed, "key"),
-        (error("403 No"), UpstreamFailed, "key"),
-        (error("404 No"), UpstreamFailed, "model or endpoint"),
-        (error("409 No"), UpstreamFailed, "Said so"),
-        (error("418 No"), UpstreamFailed, "Said so"),
-        (error("429 No", "retry-after: 7"), QueueFull, "busy"),
-        (error("500 No"), UpstreamFailed, "Said so"),
-        (error("503 No", "retry-after: soon"), UpstreamFailed, "Said so"),
-        (response("500 No", b"<html>"), UpstreamFailed, "failed"),
-        (b"nonsense\r\n\r\n", UpstreamFailed, "cannot be reached"),
-        (b"", UpstreamFailed, "cannot be reached"),
-        (frames(), UpstreamFailed, "in the middle"),
-        (frames(chunk(content="a"), done=False), UpstreamFailed, "in the middle"),
-        (frames(chunk(content="a"), "{broken"), UpstreamFailed, "not OpenAI's API"),
-        (frames("[1, 2]"), UpstreamFailed, "not OpenAI's API|in the middle"),
-        (frames({"choices": [{"index": 0, "delta": {"tool_calls": [3]}}]}), UpstreamFailed, "."),
-        (frames(chunk(content="a"), {"error": {"message": "Fell over."}}), UpstreamFailed, "Fell over"),
-        (frames(chunk(content="a"))[:-40], UpstreamFailed, "broke the connection"),
+        pytest.param(
+            error_response("400 Bad", code="context_length_exceeded"),
+            ContextLengthExceeded,
+            "From the server",
+            id="400 code too long",
+        ),
+        pytest.param(
+            error_response("400 Bad", type="exceed_context_size_error"),
+            ContextLengthExceeded,
+            "From the server",
+            id="400 type too long",
+        ),
+        pytest.param(error_response("400 Bad", param="tools"), InvalidRequest, "From the server", id="400 param"),
+        pytest.param(error_response("422 Bad"), InvalidRequest, "From the server", id="422"),
+        pytest.param(error_response("401 No"), UpstreamFailed, "key", id="401"),
+        pytest.param(error_response("403 No"), UpstreamFailed, "key", id="403"),
+        pytest.param(error_response("404 No"), UpstreamFailed, "model or endpoint", id="404"),
+        pytest.param(error_response("409 No"), UpstreamFailed, "From the server", id="409"),
+        pytest.param(error_response("418 No"), UpstreamFailed, "From the server", id="418"),
+        pytest.param(error_response("429 No", "retry-after: 7"), QueueFull, "busy", id="429"),
+        pytest.param(error_response("500 No"), UpstreamFailed, "From the server", id="500"),
+        pytest.param(
+            error_response("503 No", "retry-after: soon"), UpstreamFailed, "From the server", id="503 retry-after text"
+        ),
+        pytest.param(response("500 No", b"<html>"), UpstreamFailed, "failed", id="500 html"),
+        pytest.param(b"nonsense\r\n\r\n", UpstreamFailed, "cannot be reached", id="no http"),
+        pytest.param(b"", UpstreamFailed, "cannot be reached", id="no answer"),
+        pytest.param(frames(), UpstreamFailed, "in the middle", id="no chunks"),
+        pytest.param(frames(chunk(content="a"), done=False), UpstreamFailed, "in the middle", id="no done"),
+        pytest.param(frames(chunk(content="a"), "{broken"), UpstreamFailed, "not OpenAI's API", id="broken json"),
+        pytest.param(frames("[1, 2]"), UpstreamFailed, "not OpenAI's API|in the middle", id="json list"),
+        pytest.param(
+            frames({"choices": [{"index": 0, "delta": {"tool_calls": [3]}}]}),
+            UpstreamFailed,
+            ".",
+            id="invalid tool call",
+        ),
+        pytest.param(
+            frames(chunk(content="a"), {"error": {"message": "Fell over."}}),
+            UpstreamFailed,
+            "Fell over",
+            id="error chunk",
+        ),
+        pytest.param(frames(chunk(content="a"))[:-40], UpstreamFailed, "broke the connection", id="cut body"),
     ],
 )
-async def test_server_failure_is_mapped(sent: bytes, kind: type[GatewayError], words: str) -> None:
+async def test_server_failure_is_mapped(sent: bytes, error: type[GatewayError], message: str) -> None:
     async with raw(sent) as (engine, _):
-        with pytest.raises(kind, match=words) as failed:
-            await events_of(engine, ask())
+        with pytest.raises(error, match=message) as failed:
+            await events_of(engine, request())
     if b"retry-after: 7" in sent:
         assert failed.value.retry_after_s == 7
     if b'"tools"' in sent:
         assert failed.value.param == "tools"
 
 
+async def test_stalled_reader_stops_the_read_and_the_device_time() -> None:
+    meter, draining = Meter(), asyncio.Event()
+    events: list[Event] = []
+
+    class StalledReader:
+        def __call__(self, event: Event) -> None:
+            events.append(event)
+
+        async def drain(self) -> None:
+            draining.set()
+            await asyncio.Event().wait()
+
+    async with raw(frames(*(chunk(content="a") for _ in range(1000)), chunk("stop"))) as (engine, _):
+        task = asyncio.create_task(engine.run(await engine.prepare(request()), meter, StalledReader()))
+        await asyncio.wait_for(draining.wait(), 60)
+        assert events == [Started(prompt_tokens=0), TextDelta("a")]
+        assert meter.call_since is None  # the time until the reader continues is not the server's
+        task.cancel()
+        await asyncio.wait([task])
+
+
 async def test_silent_server_is_upstream_failed() -> None:
-    left = asyncio.Event()
+    disconnected = asyncio.Event()
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
         await writer.wait_closed()
-        left.set()
+        disconnected.set()
 
     async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         async with engine_of(f"http://127.0.0.1:{port}/v1", watchdog_s=0.2) as engine:
             with pytest.raises(UpstreamFailed, match="silent"):
-                await events_of(engine, ask())
-        await asyncio.wait_for(left.wait(), 5)
+                await events_of(engine, request())
+        await asyncio.wait_for(disconnected.wait(), 60)
 
 
 async def test_unreachable_server_is_upstream_failed() -> None:
     async with engine_of("http://127.0.0.1:9/v1") as engine:
         with pytest.raises(UpstreamFailed, match="cannot be reached"):
-            await events_of(engine, ask())
+            await events_of(engine, request())
     with pytest.raises(ModelNotReady):
-        await events_of(engine, ask())
+        await events_of(engine, request())
 
 
 async def test_organization_of_environment_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,7 +387,7 @@ async def test_organization_of_environment_is_not_sent(monkeypatch: pytest.Monke
     monkeypatch.setenv("OPENAI_PROJECT_ID", "project-secret")
     monkeypatch.setenv("OPENAI_API_KEY", "key-secret")
     async with raw(frames(chunk("stop"))) as (engine, server):
-        await events_of(engine, ask())
+        await events_of(engine, request())
     ((_, _, headers),) = server.requests
     assert "secret" not in str(headers)
 
@@ -365,83 +401,3 @@ def test_every_exported_exception_is_mapped() -> None:
     exported = {found for _, found in inspect.getmembers(openai, inspect.isclass) if issubclass(found, Exception)}
     assert {found for found in exported if not found.__name__.startswith("_")} == set(_ERRORS)
     assert isinstance(gateway_error(openai.OpenAIError(), "m"), GatewayError)
-
-
-# --- what is sent
-
-
-def test_plain_chat_body_is_minimal() -> None:
-    assert chat_body(ask(), CHAT) == {
-        "messages": [{"role": "user", "content": "Hi"}],
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "max_tokens": 64,
-        "stream_options": {"include_usage": True},
-    }
-
-
-def test_chat_body_with_every_field() -> None:
-    tool = Tool(name="f", description="does", parameters={"type": "object"}, strict=True)
-    call = ToolCall("c1", "f", "{}")
-    chat = Chat(
-        messages=(
-            Message(role="assistant", tool_calls=(call,)),
-            Message(role="tool", content="1", tool_call_id="c1", name="f"),
-        ),
-        tools=(tool,),
-        tool_choice=ToolChoice(mode="required", names=("f",), parallel=False),
-        reasoning_effort="low",
-        template_kwargs={"x": 1},
-    )
-    generation = ask(
-        chat,
-        sampling=Sampling(temperature=0.0, top_k=5, min_p=0.1, seed=3, repetition_penalty=1.1, logit_bias={7: -100.0}),
-        max_tokens=5,
-        min_tokens=2,
-        ignore_eos=True,
-        stop=("a", "b"),
-        n=2,
-        logprobs=0,
-        grammar=Grammar(kind="json_schema", source='{"type": "object"}'),
-        prediction="p",
-    )
-    body = chat_body(generation, chat)
-    function = {"name": "f", "description": "does", "parameters": {"type": "object"}, "strict": True}
-    assert body["messages"] == [
-        {
-            "role": "assistant",
-            "content": None,
-            "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
-        },
-        {"role": "tool", "content": "1", "name": "f", "tool_call_id": "c1"},
-    ]
-    assert body["tools"] == [{"type": "function", "function": function}]
-    assert body["tool_choice"] == {"type": "function", "function": {"name": "f"}}
-    assert body["parallel_tool_calls"] is False
-    assert body["response_format"]["json_schema"] == {"name": "answer", "schema": {"type": "object"}, "strict": True}
-    assert body["prediction"] == {"type": "content", "content": "p"}
-    expected = {"temperature": 0.0, "top_k": 5, "min_p": 0.1, "seed": 3, "repetition_penalty": 1.1, "n": 2}
-    expected |= {"max_tokens": 5, "min_tokens": 2, "ignore_eos": True, "stop": ["a", "b"], "logprobs": True}
-    expected |= {"logit_bias": {7: -100.0}, "reasoning_effort": "low", "chat_template_kwargs": {"x": 1}}
-    assert {name: body[name] for name in expected} == expected
-    assert "top_logprobs" not in body and "presence_penalty" not in body
-
-
-def test_tool_choice_of_chat_body() -> None:
-    def choice(**fields: Any) -> Any:
-        chat = Chat(messages=CHAT.messages, tools=(Tool(name="f"),), tool_choice=ToolChoice(**fields))
-        return chat_body(ask(chat), chat)["tool_choice"]
-
-    assert [choice(mode=mode) for mode in ("auto", "none", "required")] == ["auto", "none", "required"]
-    allowed = choice(mode="auto", names=("f", "g"))
-    assert (allowed["type"], allowed["allowed_tools"]["mode"]) == ("allowed_tools", "auto")
-
-
-def test_parameter_without_api_field_is_refused() -> None:
-    with pytest.raises(UnsupportedParameter, match="regex"):
-        chat_body(ask(grammar=Grammar(kind="regex", source="a")), CHAT)
-    assert chat_body(ask(grammar=Grammar(kind="json_object")), CHAT)["response_format"] == {"type": "json_object"}
-    with pytest.raises(UnsupportedParameter):
-        completion_body(ask(Text("a"), grammar=Grammar(kind="json_object")), Text("a"))
-    with pytest.raises(UnsupportedParameter):
-        completion_body(ask(Text("a"), prompt_logprobs=True), Text("a"))
