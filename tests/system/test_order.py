@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import json
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from msgspec.structs import replace
 
 from gateway.config import BreakerConfig, LocalModel, Script, ScriptedModel, ServerConfig
 from gateway.engines.scripted.engine import ScriptedEngine
-from tests.support.server import PATIENCE_S, Running, config_of, scripted, serving
+from tests.support.server import PATIENCE_S, Running, config_of, scripted, serving, wait_until
 from tests.support.stepped_device import SteppedDevice
 
 PATH = "/v1/chat/completions"
@@ -119,10 +118,7 @@ def test_only_the_probes_of_a_thousand_requests_reach_a_half_open_model() -> Non
     with serving(config_of({"m": model}, breaker=breaker)) as server, server.http() as http:
         assert http.post(PATH, json=body("m")).status_code == 503
         lane = server.app.state.router.lanes["m"]
-        until = time.monotonic() + PATIENCE_S
-        while lane.breaker.state != "half_open":
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        wait_until(lambda: lane.breaker.state == "half_open", "the breaker is not half-open")
         codes = Counter(asyncio.run(_refusals(server.port, 1000, 997)))
         assert codes == {"latency_breaker_open": 997}
         assert lane.engine._requests == 1 + 3
@@ -152,10 +148,12 @@ async def _refusals(port: int, count: int, wanted: int) -> list[str]:
 
 def _row(server: Running, model: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Wait for a row of /readyz for which `holds` is true."""
-    until = time.monotonic() + PATIENCE_S
+    row: dict[str, Any] = {}
+
+    def read() -> bool:
+        row.update(next(r for r in http.get("/readyz").json()["models"] if r["model"] == model))
+        return holds(row)
+
     with server.http() as http:
-        while True:
-            row: dict[str, Any] = next(r for r in http.get("/readyz").json()["models"] if r["model"] == model)
-            if holds(row):
-                return row
-            assert time.monotonic() < until, row
+        wait_until(read, f"{model} does not reach the state")
+    return row

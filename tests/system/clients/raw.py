@@ -7,12 +7,10 @@ import json
 import socket
 import struct
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from tests.support.server import PATIENCE_S, Running
+from tests.support.server import PATIENCE_S, Running, wait_until
 
 PATH = "/v1/chat/completions"
 
@@ -85,13 +83,6 @@ def leave(connection: socket.socket, how: str) -> None:
         connection.shutdown(socket.SHUT_WR)
     else:
         connection.close()
-
-
-def wait_until(holds: Callable[[], bool], what: str) -> None:
-    until = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < until, what
-        time.sleep(0.005)
 
 
 def busy(server: Running) -> dict[str, tuple[int, int]]:

@@ -13,7 +13,7 @@ import pytest
 
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.server import connections as protocol
-from tests.support.server import Running, config_of, scripted, serving
+from tests.support.server import Running, config_of, scripted, serving, wait_until
 from tests.support.stepped_device import SteppedDevice
 from tests.system.clients.raw import (
     busy,
@@ -25,7 +25,6 @@ from tests.system.clients.raw import (
     statuses,
     still_serves,
     unparsed,
-    wait_until,
 )
 
 

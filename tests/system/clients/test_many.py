@@ -16,14 +16,13 @@ from gateway.config import LocalModel, Script, ScriptedModel, ServerConfig
 from gateway.server import connections as protocol
 from tests.support.processes import SCRIPTED, free_port
 from tests.support.processes import serving as gateway_process
-from tests.support.server import PATIENCE_S, Running, config_of, scripted, serving
+from tests.support.server import PATIENCE_S, Running, config_of, scripted, serving, wait_until
 from tests.system.clients.raw import (
     busy,
     chat,
     connections,
     open_connections,
     still_serves,
-    wait_until,
     whole_answer,
 )
 

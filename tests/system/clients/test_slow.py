@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from gateway.server.connections import PENDING_LIMIT_S
-from tests.support.server import PATIENCE_S, Running
+from tests.support.server import PATIENCE_S, Running, wait_until
 from tests.system.clients.raw import (
     PATH,
     busy,
@@ -26,7 +26,6 @@ from tests.system.clients.raw import (
     still_serves,
     unparsed,
     unsent,
-    wait_until,
 )
 
 

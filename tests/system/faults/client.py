@@ -19,7 +19,7 @@ from gateway.config import LocalModel
 from gateway.engines.local.engine import LocalEngine
 from gateway.engines.local.process import Entry
 from gateway.worker.entry import local_worker
-from tests.support.server import PATIENCE_S, Running
+from tests.support.server import PATIENCE_S, Running, wait_until
 
 PROMPT = list(range(40, 60))
 OTHER = "other"  # the model that answers requests while another model fails
@@ -96,10 +96,13 @@ def engine_of(server: Running, model: str) -> dict[str, Any]:
 
 
 def wait_for_engine(server: Running, model: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    until = time.monotonic() + PATIENCE_S
-    while not holds(engine := engine_of(server, model)):
-        assert time.monotonic() < until, engine
-        time.sleep(0.02)
+    engine: dict[str, Any] = {}
+
+    def read() -> bool:
+        engine.update(engine_of(server, model))
+        return holds(engine)
+
+    wait_until(read, f"the engine of {model} does not reach the state")
     return engine
 
 

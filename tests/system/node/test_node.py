@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from gateway.config import LocalModel
-from tests.support.server import PATIENCE_S, Running, config_of, serving
+from tests.support.server import Running, config_of, serving, wait_until
 
 HERE = Path(__file__).parent
 FILES = ("package.json", "package-lock.json", "openai.mjs", "vercel.mjs")
@@ -85,10 +84,7 @@ def test_node_sdk_gets_what_python_sdk_gets(folder: Path, server: Running, pytho
     unsupported = {"kind": "BadRequestError", "status": 400, "code": "unsupported_parameter", "param": "model"}
     assert seen["embeddings"] == unsupported
     assert seen["aborted"] == {"pieces": 3, "signal": True}
-    until = time.monotonic() + PATIENCE_S
-    while server.app.state.router.status()[0].running:  # the abort has freed the device
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    wait_until(lambda: not server.app.state.router.status()[0].running, "the abort did not free the device")
 
 
 def test_vercel_ai_sdk_gets_what_python_sdk_gets(folder: Path, server: Running, python: Results) -> None:
