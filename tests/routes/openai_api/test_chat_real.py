@@ -16,7 +16,7 @@ from tests.routes.openai_api.helpers import wait_until_idle
 from tests.support.server import Running, config_of, serving
 
 FRANCE: Any = [{"role": "user", "content": "What is the capital of France?"}]
-STORY: Any = [{"role": "user", "content": "Tell me a story about a fox."}]
+STORY: Any = [{"role": "user", "content": "Write a story about a fox."}]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_usage_equals_the_tokenizers_count(openai: OpenAI) -> None:
 
 def test_greedy_text_is_the_same_after_other_requests(openai: OpenAI) -> None:
     first = text(openai, STORY, max_tokens=24)
-    text(openai, [{"role": "user", "content": "Tell me a story about a bear."}], max_tokens=8)
+    text(openai, [{"role": "user", "content": "Write a story about a bear."}], max_tokens=8)
     text(openai, FRANCE, max_tokens=8)
     assert text(openai, STORY, max_tokens=24) == first
 
