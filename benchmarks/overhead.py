@@ -25,7 +25,7 @@ import psutil
 from processes import free_port, running
 from report import ROOT, parser, publish, spread, table
 
-from gateway.config import Script, ScriptedModel
+from gateway.config.tables import Script, ScriptedModel
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.generation import Event, Generation, Meter, Text
 

@@ -19,7 +19,7 @@ from report import parser, publish, spread, table
 from weights import EXACT, USUAL, bundle_of
 
 from gateway.bundles.bundle import load_bundle
-from gateway.config import LocalModel
+from gateway.config.tables import LocalModel
 from gateway.engines.local.prompts import Prompts
 from gateway.generation import Chat, Message
 from gateway.sampling import Sampling

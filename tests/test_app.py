@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.app import create_app
-from gateway.config import Config, ServerConfig
+from gateway.config.tables import Config, ServerConfig
 from tests.support.server import config_of, error_of, scripted, serving
 
 PATH = "/v1/chat/completions"

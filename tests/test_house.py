@@ -25,10 +25,10 @@ PACKAGE = ROOT / "gateway"
 #: from units before its own in the same layer, and from its own unit.
 _LAYERS = (
     "errors common_prefix",
-    "sampling generation config_value metrics logs child",
+    "sampling generation metrics logs child",
     "text dialects bundles qnn",
     "worker",
-    "config config_check config_file",
+    "config",
     "engines",
     "lanes",
     "server",
@@ -49,7 +49,7 @@ LIBRARY_USERS = {
     "litestar": {"app.py", "routes", "server"},
     "sse_starlette": {"server/sse.py"},  # importing it patches uvicorn's exit handler
     "openai": {"engines/upstream", "commands/client.py", "commands/chat.py", "commands/bench.py"},
-    "tomllib": {"config_file.py"},
+    "tomllib": {"config/file.py"},
 }
 
 #: Start units -> the libraries and units that they must not import, directly or through other modules.
@@ -203,7 +203,7 @@ class TestImports:
 
     @pytest.mark.parametrize("file", sources(), ids=relative)
     def test_environment_is_read_only_by_the_config_loader(self, file: Path) -> None:
-        if relative(file) not in ("config_file.py", "__init__.py"):
+        if relative(file) not in ("config/file.py", "__init__.py"):
             assert "os.environ" not in ast.unparse(tree(file))
 
 

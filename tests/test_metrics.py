@@ -8,7 +8,7 @@ from contextlib import aclosing
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.config import BreakerConfig, Fault, Script, ScriptedModel
+from gateway.config.tables import BreakerConfig, Fault, Script, ScriptedModel
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import GatewayError
 from gateway.generation import Generation, Text

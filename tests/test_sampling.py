@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.config import Config, Defaults, GenieModel, LocalModel
+from gateway.config.tables import Config, Defaults, GenieModel, LocalModel
 from gateway.routes.openai_api.wire import GenerationFields
 from gateway.sampling import Sampling, changed, parameters, sampling_of, unsupported
 from tests.support.paths import ROOT
@@ -39,8 +39,8 @@ declaration.Sampling = Sampling
 import msgspec
 from litestar.routes import HTTPRoute
 from gateway.app import create_app
-from gateway.config import Config, Defaults
-from gateway.config_file import load_config
+from gateway.config.tables import Config, Defaults
+from gateway.config.file import load_config
 from gateway.engines.upstream.body import chat_body
 from gateway.errors import GatewayError
 from gateway.generation import Chat, Generation

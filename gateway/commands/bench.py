@@ -262,7 +262,7 @@ def _resident(process: psutil.Process) -> int:
 @contextmanager
 def running_gateway(arguments: argparse.Namespace, key: str) -> Iterator[Gateway]:
     """`npu-gateway serve` as a process on a free port of loopback, without the circuit breaker; stopped at the end."""
-    from gateway.config_file import environment_with
+    from gateway.config.file import environment_with
 
     with closing(socket.create_server(("127.0.0.1", 0))) as probe:
         port: int = probe.getsockname()[1]

@@ -21,7 +21,7 @@ from gateway.commands import options
 from gateway.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
-    from gateway.config import Config, LocalModel
+    from gateway.config.tables import Config, LocalModel
 
 LIBRARIES = ("onnxruntime", "onnxruntime-qnn", "tokenizers", "numpy", "litestar", "uvicorn")
 MARKS = {"ok": "[green]ok[/green]  ", "note": "[yellow]note[/yellow]", "bad": "[red]bad[/red] "}
@@ -107,7 +107,7 @@ def npu() -> Finding:
 
 
 def configuration(arguments: argparse.Namespace, config: Config) -> Iterator[Finding]:
-    from gateway.config_file import find_config
+    from gateway.config.file import find_config
 
     file, _ = find_config(arguments.config)
     address = options.base_url(config.server.host, config.server.port)
@@ -120,7 +120,7 @@ def configuration(arguments: argparse.Namespace, config: Config) -> Iterator[Fin
 
 def models(config: Config) -> Iterator[Finding]:
     from gateway.commands.model_state import examine
-    from gateway.config import BundleModel, LocalModel
+    from gateway.config.tables import BundleModel, LocalModel
 
     for name, model in config.models.items():
         found = examine(model)

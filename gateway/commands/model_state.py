@@ -8,7 +8,7 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from gateway.config import GenieModel, LocalModel, ModelConfig, ScriptedModel, UpstreamModel
+from gateway.config.tables import GenieModel, LocalModel, ModelConfig, ScriptedModel, UpstreamModel
 from gateway.errors import BundleError
 
 

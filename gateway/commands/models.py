@@ -10,7 +10,7 @@ from gateway.commands import options
 
 if TYPE_CHECKING:
     from gateway.commands.model_state import ModelState
-    from gateway.config import Config, ModelConfig
+    from gateway.config.tables import Config, ModelConfig
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _row(name: str, model: ModelConfig, state: ModelState) -> dict[str, Any]:
-    from gateway.config import BundleModel
+    from gateway.config.tables import BundleModel
 
     return {
         "name": name,

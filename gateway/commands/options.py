@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gateway.config import Config
+    from gateway.config.tables import Config
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -28,7 +28,7 @@ def add_provider(parser: argparse.ArgumentParser) -> None:
 
 def load(arguments: argparse.Namespace, overrides: Mapping[str, Any] | None = None) -> Config:
     """Read the configuration. Raises ConfigError."""
-    from gateway.config_file import load_config
+    from gateway.config.file import load_config
 
     return load_config(arguments.config, overrides=overrides)
 

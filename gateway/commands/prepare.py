@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from gateway.bundles.stamp import BuildRequest, plan_bundle
 from gateway.child import Progress, run_in_child
-from gateway.config import Config, LocalModel, ModelConfig
+from gateway.config.tables import Config, LocalModel, ModelConfig
 from gateway.errors import BundleError
 from gateway.qnn.detect import Provider, npu_for
 

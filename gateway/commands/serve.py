@@ -14,7 +14,7 @@ from gateway.commands import options
 from gateway.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
-    from gateway.config import Config, ServerConfig
+    from gateway.config.tables import Config, ServerConfig
     from gateway.lanes.router import ModelInfo, Router
 
 

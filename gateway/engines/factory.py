@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gateway.config import GenieModel, LocalModel, ModelConfig, ScriptedModel, UpstreamModel
+from gateway.config.tables import GenieModel, LocalModel, ModelConfig, ScriptedModel, UpstreamModel
 from gateway.engines.base import Engine
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, Protocol
 
-from gateway.config import BreakerConfig
+from gateway.config.tables import BreakerConfig
 from gateway.errors import BreakerOpen
 from gateway.generation import Meter
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from gateway.config import BreakerConfig, ModelConfig
+from gateway.config.tables import BreakerConfig, ModelConfig
 from gateway.engines.base import Engine, EngineStatus, State
 from gateway.errors import GatewayError, ModelNotReady, QueueFull
 from gateway.generation import Finished, Generation

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from gateway.config import ModelConfig, UpstreamModel
+from gateway.config.tables import ModelConfig, UpstreamModel
 from gateway.engines.base import Engine
 from gateway.errors import GatewayError
 from gateway.generation import Chat, Event, Generation, Message, Meter, Prompt, Text

@@ -10,7 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway import logs
-from gateway.config import Config, Defaults
+from gateway.config.tables import Config, Defaults
 from gateway.engines.base import TextTools
 from gateway.errors import InvalidRequest, ModelNotFound
 from gateway.generation import Generation

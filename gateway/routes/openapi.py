@@ -28,7 +28,7 @@ from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp
 
 from gateway import __version__
-from gateway.config import ServerConfig
+from gateway.config.tables import ServerConfig
 from gateway.errors import BodyTimeout, BodyTooLarge, Forbidden, GatewayError, InvalidRequest, Unauthorized, Unavailable
 from gateway.routes.error_handler import body_of
 from gateway.routes.respond import json_response

@@ -17,7 +17,7 @@ from litestar.config.cors import CORSConfig
 from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
 
-from gateway.config import ServerConfig
+from gateway.config.tables import ServerConfig
 from gateway.errors import Forbidden, Unauthorized, Unavailable
 
 Connection = ASGIConnection[Any, Any, Any, Any]

@@ -13,7 +13,7 @@ from typing import cast
 import uvicorn
 from litestar import Litestar
 
-from gateway.config import ServerConfig
+from gateway.config.tables import ServerConfig
 from gateway.errors import ConfigError
 from gateway.lanes.router import Router
 from gateway.server.connections import BACKLOG, LimitedProtocol, allow_open_files

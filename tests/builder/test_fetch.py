@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from gateway.builder.fetch import ensure_bundle, make_bundle
 from gateway.bundles.bundle import load_bundle
 from gateway.bundles.stamp import BUNDLE_FORMAT, read_stamp
-from gateway.config import LocalModel
+from gateway.config.tables import LocalModel
 from gateway.errors import BundleError
 from tests.support.hub import serve_hub
 from tests.support.tiny import write_tiny_folder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import ServerConfig
+from gateway.config.tables import ServerConfig
 from tests.support.processes import free_port, gateway
 from tests.support.server import Running, config_of, scripted, serving
 

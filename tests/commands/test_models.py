@@ -9,7 +9,7 @@ import pytest
 
 from gateway import cli
 from gateway.commands.model_state import examine
-from gateway.config_file import load_config
+from gateway.config.file import load_config
 from tests.support.npu.genie_bundle import write_genie_bundle
 
 MODELS = """

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gateway.commands.prepare import prepare
-from gateway.config import Config, LocalModel
+from gateway.config.tables import Config, LocalModel
 from gateway.errors import BundleError
 from tests.support.processes import PATIENCE_S, environment, serving
 from tests.support.tiny import write_tiny_folder
@@ -52,7 +52,7 @@ def test_ready_bundle_loads_neither_the_builder_nor_native_libraries(tiny: Path,
 import sys
 from pathlib import Path
 from gateway.commands.prepare import prepare
-from gateway.config import Config, LocalModel
+from gateway.config.tables import Config, LocalModel
 model = LocalModel(path={str(tiny)!r}, source="unused", provider="cpu")
 prepare(Config(models={{"tiny": model}}, models_dir=Path({str(tmp_path)!r})))
 print([name for name in sys.modules if name.startswith(("gateway.builder", "numpy", "onnx", "rich", "subprocess."))])

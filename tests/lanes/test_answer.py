@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.config import ScriptedModel, ServerConfig
+from gateway.config.tables import ScriptedModel, ServerConfig
 from gateway.errors import (
     BreakerOpen,
     DeadlineExceeded,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from msgspec.structs import replace
 
-from gateway.config import BreakerConfig
+from gateway.config.tables import BreakerConfig
 from gateway.errors import BreakerOpen
 from gateway.generation import Meter
 from gateway.lanes.breaker import Breaker, Permit, Watch

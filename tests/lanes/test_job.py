@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.config import BreakerConfig
+from gateway.config.tables import BreakerConfig
 from gateway.errors import (
     DeadlineExceeded,
     FirstTokenTooLate,

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
-from gateway.config import BreakerConfig
+from gateway.config.tables import BreakerConfig
 from gateway.errors import (
     ModelNotReady,
     QueueFull,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.config import ScriptedModel
+from gateway.config.tables import ScriptedModel
 from gateway.errors import (
     FirstTokenTooLate,
     QueueFull,

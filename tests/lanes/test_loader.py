@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from gateway.config import ScriptedModel
+from gateway.config.tables import ScriptedModel
 from gateway.errors import EngineFailed, ModelNotReady
 from gateway.lanes.loader import Loader
 from tests.support.lanes import Engine, answer, config, running

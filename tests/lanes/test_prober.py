@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from gateway.config import BreakerConfig
+from gateway.config.tables import BreakerConfig
 from gateway.engines.base import Emit, Prepared
 from gateway.errors import (
     BreakerOpen,

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway.config import Defaults
+from gateway.config.tables import Defaults
 from gateway.errors import (
     InvalidRequest,
     ModelNotFound,

@@ -10,7 +10,7 @@ from contextlib import aclosing
 
 import pytest
 
-from gateway.config import BreakerConfig
+from gateway.config.tables import BreakerConfig
 from gateway.engines.base import Emit, Prepared
 from gateway.errors import (
     EngineFailed,

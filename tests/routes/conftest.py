@@ -9,7 +9,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from gateway.config import LocalModel, Script, ScriptedModel
+from gateway.config.tables import LocalModel, Script, ScriptedModel
 from tests.support.server import Running, config_of, scripted, serving
 from tests.support.tiny import SPECIAL_TOKENS, build_tiny
 

@@ -7,7 +7,7 @@ import threading
 
 import httpx
 
-from gateway.config import BreakerConfig, Script, ScriptedModel
+from gateway.config.tables import BreakerConfig, Script, ScriptedModel
 from gateway.engines.scripted.engine import ScriptedEngine
 from tests.support.server import config_of, scripted, serving
 

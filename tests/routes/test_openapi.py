@@ -13,7 +13,7 @@ import pytest
 import schemathesis
 
 from gateway.app import HANDLERS
-from gateway.config import LocalModel, ServerConfig
+from gateway.config.tables import LocalModel, ServerConfig
 from tests.support.paths import ROOT, TESTS
 from tests.support.server import Running, config_of, scripted, serving
 

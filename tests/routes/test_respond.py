@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.config import Script, ScriptedModel
+from gateway.config.tables import Script, ScriptedModel
 from tests.support.server import PATIENCE_S, Running, config_of, scripted, serving, wait_until
 
 CHAT = "/v1/chat/completions"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from gateway.config import ServerConfig
+from gateway.config.tables import ServerConfig
 from tests.support.server import Running, config_of, scripted, serving
 
 

@@ -9,7 +9,7 @@ import httpx
 import openai as sdk
 import pytest
 
-from gateway.config import ServerConfig
+from gateway.config.tables import ServerConfig
 from tests.support.server import Running, config_of, error_of, scripted, serving
 
 PATH = "/v1/chat/completions"

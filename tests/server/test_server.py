@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.config import ServerConfig
+from gateway.config.tables import ServerConfig
 from gateway.errors import ConfigError
 from gateway.server.server import bind
 from tests.support.paths import ROOT
@@ -37,7 +37,7 @@ def test_accepted_connections_send_small_frames_at_once(server: Running, http: h
 SERVE = """
 import asyncio
 from gateway.app import create_app
-from gateway.config import BreakerConfig, Config, Script, ScriptedModel, ServerConfig
+from gateway.config.tables import BreakerConfig, Config, Script, ScriptedModel, ServerConfig
 from gateway.server import server
 from gateway.server.server import bind, serve
 server._TICK_S = 3600.0  # only the signal can end the wait between two ticks

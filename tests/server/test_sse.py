@@ -14,7 +14,7 @@ import httpx
 import msgspec
 import pytest
 
-from gateway.config import LocalModel, ServerConfig
+from gateway.config.tables import LocalModel, ServerConfig
 from gateway.engines.base import Emit, EngineStatus, Prepared
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import EngineFailed

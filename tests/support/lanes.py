@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
-from gateway.config import BreakerConfig, ScriptedModel
+from gateway.config.tables import BreakerConfig, ScriptedModel
 from gateway.engines.base import Emit, Prepared
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import BundleError

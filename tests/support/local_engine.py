@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
-from gateway.config import LocalModel
+from gateway.config.tables import LocalModel
 from gateway.engines.local.engine import LocalEngine
 from gateway.engines.local.process import Entry
 from gateway.generation import (

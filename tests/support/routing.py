@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from gateway.config import BreakerConfig, Config, ScriptedModel, ServerConfig
+from gateway.config.tables import BreakerConfig, Config, ScriptedModel, ServerConfig
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.generation import Event, Finished, Generation, Started, Text, TextDelta
 from gateway.lanes.answer import RoutedAnswer

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from openai import OpenAI
 
 from gateway.app import create_app
-from gateway.config import BreakerConfig, Config, ModelConfig, Script, ScriptedModel, ServerConfig
+from gateway.config.tables import BreakerConfig, Config, ModelConfig, Script, ScriptedModel, ServerConfig
 from gateway.engines.base import Engine
 from gateway.server.server import Server, bind
 

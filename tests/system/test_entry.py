@@ -12,7 +12,7 @@ import pytest
 from litestar import Litestar
 
 from gateway import cli
-from gateway.config import ServerConfig
+from gateway.config.tables import ServerConfig
 from gateway.routes.openai_api.parse_completions import MAX_PROMPTS
 from gateway.routes.wire import MAX_CHOICES, MAX_MESSAGES, MAX_STOPS, MAX_TOOLS
 from gateway.sampling import MAX_BIASES

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import LocalModel
+from gateway.config.tables import LocalModel
 from tests.support.server import Running, config_of, scripted, serving
 
 BROKEN = {

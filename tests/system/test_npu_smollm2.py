@@ -12,7 +12,7 @@ import pytest
 from gateway.builder.fetch import ensure_bundle
 from gateway.builder.npu.build import REPORT, NpuReport
 from gateway.bundles.bundle import load_bundle
-from gateway.config import LocalModel
+from gateway.config.tables import LocalModel
 from gateway.engines.local.prompts import Prompts
 from gateway.generation import Chat, Message
 from gateway.qnn.device import NpuDevice

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
-from gateway.config import BreakerConfig, LocalModel, Script, ScriptedModel, ServerConfig
+from gateway.config.tables import BreakerConfig, LocalModel, Script, ScriptedModel, ServerConfig
 from gateway.engines.scripted.engine import ScriptedEngine
 from tests.support.server import PATIENCE_S, Running, config_of, scripted, serving, wait_until
 from tests.support.stepped_device import SteppedDevice

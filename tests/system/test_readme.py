@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from gateway.config_file import load_config
+from gateway.config.file import load_config
 from tests.support.processes import PATIENCE_S, ROOT, Serving, environment, serving
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

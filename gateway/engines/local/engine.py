@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from gateway.bundles.bundle import load_bundle
 from gateway.common_prefix import common_prefix
-from gateway.config import GenieModel, LocalModel
+from gateway.config.tables import GenieModel, LocalModel
 from gateway.engines.base import Emit, EngineStatus, Plan, Prepared
 from gateway.engines.context import max_answer_tokens
 from gateway.engines.local.events import FrameTranslator

@@ -13,7 +13,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from gateway.bundles.genie_config import load_genie_bundle
-from gateway.config import GenieModel
+from gateway.config.tables import GenieModel
 from gateway.engines.base import EngineStatus
 from gateway.engines.local.engine import LocalEngine
 from gateway.engines.local.process import Entry

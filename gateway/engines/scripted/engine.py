@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from msgspec.structs import replace
 
-from gateway.config import Fault, ScriptedModel
+from gateway.config.tables import Fault, ScriptedModel
 from gateway.dialects.choose import choose_dialect
 from gateway.dialects.plain import PlainParser
 from gateway.engines.base import Emit, EngineStatus, Plan, Prepared, State

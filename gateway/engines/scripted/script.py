@@ -6,7 +6,7 @@ import math
 
 from msgspec import Struct
 
-from gateway.config import Fault, ScriptedModel
+from gateway.config.tables import Fault, ScriptedModel
 from gateway.errors import GatewayError, error_class
 
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 import openai
 from openai import AsyncOpenAI, AsyncStream
 
-from gateway.config import UpstreamModel
+from gateway.config.tables import UpstreamModel
 from gateway.engines.base import Emit, EngineStatus, Prepared, State
 from gateway.engines.upstream.body import chat_body, completion_body
 from gateway.engines.upstream.events import ChunkTranslator

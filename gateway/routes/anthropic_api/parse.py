@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from gateway.config import Defaults
+from gateway.config.tables import Defaults
 from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.generation import Chat, Generation, Grammar, Message, Tool, ToolCall, ToolChoice
 from gateway.routes.anthropic_api.wire import (

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from gateway.config import Defaults
+from gateway.config.tables import Defaults
 from gateway.errors import InvalidRequest
 from gateway.generation import Chat, Generation, Grammar, Message, Prompt, Text, ToolCall, ToolChoice
 from gateway.routes.ollama_api.wire import (

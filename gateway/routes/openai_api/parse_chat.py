@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.config import Defaults
+from gateway.config.tables import Defaults
 from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.generation import Chat, Generation
 from gateway.routes.openai_api.parse import check_stream_options, is_background, min_tokens_of

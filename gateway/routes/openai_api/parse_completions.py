@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from gateway.config import Defaults
+from gateway.config.tables import Defaults
 from gateway.errors import InvalidRequest
 from gateway.generation import Generation, Text, TokenIds
 from gateway.routes.openai_api.parse import check_stream_options, is_background, min_tokens_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.config import Defaults
+from gateway.config.tables import Defaults
 from gateway.errors import InvalidRequest
 from gateway.generation import Chat, Generation, Grammar, Message
 from gateway.routes.parse import refuse_parameters, required, schema_grammar, unknown_format

@@ -25,7 +25,7 @@ from gateway.bundles.bundle import load_bundle
 from gateway.bundles.graph_files import check_graph_files
 from gateway.bundles.stamp import read_stamp
 from gateway.cli import main
-from gateway.config import LocalModel
+from gateway.config.tables import LocalModel
 from gateway.errors import BundleError
 from gateway.qnn.compile import compile_graphs
 from gateway.qnn.device import NpuDevice

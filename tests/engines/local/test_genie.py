@@ -15,7 +15,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from gateway.config import GenieModel
+from gateway.config.tables import GenieModel
 from gateway.engines.factory import make_engine
 from gateway.engines.local.genie import GenieEngine
 from gateway.errors import BundleError, ContextLengthExceeded, EngineFailed, UnsupportedParameter

@@ -16,7 +16,7 @@ import pytest
 from msgspec.structs import replace
 from onnx import TensorProto, helper
 
-from gateway.config import LocalModel
+from gateway.config.tables import LocalModel
 from gateway.engines.local.engine import LocalEngine
 from gateway.worker.decoders.static.open import open_static_decoder
 from gateway.worker.frames import Device

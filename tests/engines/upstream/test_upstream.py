@@ -14,7 +14,7 @@ from typing import Any
 import openai
 import pytest
 
-from gateway.config import Script, ScriptedModel, UpstreamModel
+from gateway.config.tables import Script, ScriptedModel, UpstreamModel
 from gateway.engines.factory import make_engine
 from gateway.engines.upstream.engine import _ERRORS, UpstreamEngine, gateway_error
 from gateway.errors import (

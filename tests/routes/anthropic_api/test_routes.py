@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from anthropic import Anthropic
 
-from gateway.config import ServerConfig
+from gateway.config.tables import ServerConfig
 from tests.routes.anthropic_api.helpers import FRANCE, TOOL, body, events_of
 from tests.routes.conftest import PARIS
 from tests.support.server import Running, config_of, scripted, serving

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.config import Defaults
+from gateway.config.tables import Defaults
 from gateway.generation import (
     Generation,
 )

@@ -11,7 +11,7 @@ import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletion
 
-from gateway.config import LocalModel
+from gateway.config.tables import LocalModel
 from tests.routes.openai_api.helpers import wait_until_idle
 from tests.support.server import Running, config_of, serving
 

@@ -10,7 +10,7 @@ import openai as sdk
 import pytest
 from openai import OpenAI
 
-from gateway.config import BreakerConfig, Script, ScriptedModel
+from gateway.config.tables import BreakerConfig, Script, ScriptedModel
 from tests.routes.conftest import MODELS
 from tests.support.server import Running, config_of, scripted, serving
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.config import Defaults
+from gateway.config.tables import Defaults
 from gateway.errors import InvalidRequest, UnsupportedParameter
 from gateway.generation import Chat, Generation, Grammar, Message, Tool, ToolCall, ToolChoice
 from gateway.routes.openai_api.parse_chat import chat_generation

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.config import Defaults
+from gateway.config.tables import Defaults
 from gateway.errors import InvalidRequest
 from gateway.generation import Generation, Grammar, Text, TokenIds
 from gateway.routes.openai_api.parse_completions import completion_generations

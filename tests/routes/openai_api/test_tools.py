@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from openai import BadRequestError, OpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionMessageToolCall
 
-from gateway.config import LocalModel, Script, ScriptedModel
+from gateway.config.tables import LocalModel, Script, ScriptedModel
 from tests.support.server import Running, config_of, serving
 from tests.support.structured import SCHEMAS, closed, faults
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI
 
-from gateway.config import ServerConfig
+from gateway.config.tables import ServerConfig
 from tests.routes.conftest import PARIS
 from tests.routes.responses_api.helpers import (
     FRANCE,

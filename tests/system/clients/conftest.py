@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.config import Script, ScriptedModel
+from gateway.config.tables import Script, ScriptedModel
 from gateway.server import connections
 from tests.support.server import Running, config_of, scripted, serving
 

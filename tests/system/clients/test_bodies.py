@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing, suppress
 
 import pytest
 
-from gateway.config import ServerConfig
+from gateway.config.tables import ServerConfig
 from tests.support.server import PATIENCE_S, Running, config_of, serving, wait_until
 from tests.system.clients.conftest import MODELS
 from tests.system.clients.raw import PATH, busy, chat, head, read_answer, still_serves

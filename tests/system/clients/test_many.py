@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from gateway.config import LocalModel, Script, ScriptedModel, ServerConfig
+from gateway.config.tables import LocalModel, Script, ScriptedModel, ServerConfig
 from gateway.server import connections as protocol
 from tests.support.processes import SCRIPTED, free_port
 from tests.support.processes import serving as gateway_process

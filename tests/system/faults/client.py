@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-from gateway.config import LocalModel
+from gateway.config.tables import LocalModel
 from gateway.engines.local.engine import LocalEngine
 from gateway.engines.local.process import Entry
 from gateway.worker.entry import local_worker

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import BreakerConfig
+from gateway.config.tables import BreakerConfig
 from tests.support import workers
 from tests.support.manual_clock import ManualClock
 from tests.support.server import PATIENCE_S, Running, config_of, serving, wait_until

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway.config import Defaults
+from gateway.config.tables import Defaults
 from gateway.dialects.base import Delta, Parser
 from gateway.dialects.choose import choose_dialect
 from gateway.errors import GatewayError

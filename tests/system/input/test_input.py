@@ -20,7 +20,7 @@ from msgspec import Struct
 from msgspec import inspect as types
 
 from gateway.app import create_app
-from gateway.config import LocalModel
+from gateway.config.tables import LocalModel
 from gateway.routes.anthropic_api.wire import CountTokensRequest, MessagesRequest
 from gateway.routes.ollama_api.wire import OllamaChatRequest, OllamaGenerateRequest, ShowRequest
 from gateway.routes.openai_api.embeddings import EmbeddingRequest

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gateway.config import LocalModel
+from gateway.config.tables import LocalModel
 from tests.support.server import Running, config_of, serving, wait_until
 
 HERE = Path(__file__).parent

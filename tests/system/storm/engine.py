@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from gateway.config import LocalModel
+from gateway.config.tables import LocalModel
 from gateway.engines.local.engine import LocalEngine
 from gateway.engines.local.process import WorkerProcess
 from gateway.worker.frames import FromWorker, ToWorker

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 from msgspec.structs import replace
 
-from gateway.config import BreakerConfig, Config, LocalModel
+from gateway.config.tables import BreakerConfig, Config, LocalModel
 from gateway.errors import BreakerOpen, GatewayError, ModelNotReady, QueueFull
 from gateway.generation import Finished, Generation, TokenIds
 from gateway.lanes.lane import Lane

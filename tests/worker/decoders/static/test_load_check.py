@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.commands.doctor import Finding, npu_graphs
-from gateway.config import LocalModel
+from gateway.config.tables import LocalModel
 from gateway.errors import BundleError
 from gateway.worker.decoders.static.load_check import check_load
 

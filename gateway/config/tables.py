@@ -1,6 +1,6 @@
 """The tables of config.toml as frozen structs: every key with its type, range and default.
 
-`config_file.load_config` fills them; config_check.py has the rules that join several keys. Precedence, highest first:
+`config.file.load_config` fills them; config/check.py has the rules that join several keys. Precedence, highest first:
 command line, environment (`NPU_GATEWAY_<TABLE>_<KEY>`), file, the defaults here.
 """
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Struct
 
-from gateway.config import (
+from gateway.config.tables import (
     MODEL_KINDS,
     BreakerConfig,
     BundleModel,
@@ -24,7 +24,7 @@ from gateway.config import (
     ServerConfig,
     UpstreamModel,
 )
-from gateway.config_value import Setting, Table, closest, nearest, quoted
+from gateway.config.value import Setting, Table, closest, nearest, quoted
 from gateway.dialects.choose import DIALECT_NAMES
 from gateway.errors import error_class
 

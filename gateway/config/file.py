@@ -20,7 +20,8 @@ from urllib.parse import quote
 
 from msgspec.structs import replace
 
-from gateway.config import (
+from gateway.config.check import TABLES, Engine, Kinds, engines_of_keys, fields_of, keys_of, mistakes, unknown_key
+from gateway.config.tables import (
     MODEL_KINDS,
     BreakerConfig,
     BundleModel,
@@ -30,8 +31,7 @@ from gateway.config import (
     ModelConfig,
     ServerConfig,
 )
-from gateway.config_check import TABLES, Engine, Kinds, engines_of_keys, fields_of, keys_of, mistakes, unknown_key
-from gateway.config_value import Setting, Table, convert, nearest, quoted, upper
+from gateway.config.value import Setting, Table, convert, nearest, quoted, upper
 from gateway.errors import ConfigError
 from gateway.qnn.options import check_options
 
@@ -82,10 +82,10 @@ def find_config(path: Path | None = None, environ: Mapping[str, str] | None = No
     file = path or (Path(named) if named else Path("config.toml"))
     if path or named or file.is_file():
         return file, file.absolute().parent
-    packaged = Path(__file__).with_name("config.toml")
+    packaged = Path(__file__).parent.with_name("config.toml")
     if packaged.is_file():
         return packaged, data_folder(environ)
-    checkout = Path(__file__).parent.with_name("config.toml")
+    checkout = Path(__file__).parents[1].with_name("config.toml")
     return checkout, checkout.parent
 
 

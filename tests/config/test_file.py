@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config import BreakerConfig, Config, GenieModel, LocalModel, ScriptedModel, UpstreamModel
-from gateway.config_check import is_loopback
-from gateway.config_file import data_folder, find_config, load_config
+from gateway.config.check import is_loopback
+from gateway.config.file import data_folder, find_config, load_config
+from gateway.config.tables import BreakerConfig, Config, GenieModel, LocalModel, ScriptedModel, UpstreamModel
 from gateway.errors import ConfigError
+from tests.support.paths import ROOT
 
 ONE_MODEL = '[models.a]\npath = "a"\n'
 
@@ -315,7 +316,7 @@ def test_is_loopback_with_other_host_is_false(host: str) -> None:
 def test_find_config_prefers_option_then_variable_then_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     named = tmp_path / "named.toml"
-    repository = Path(__file__).parent.parent
+    repository = ROOT
     assert find_config(None, {}) == (repository / "config.toml", repository)
     (tmp_path / "config.toml").write_text(ONE_MODEL, encoding="utf-8")
     assert find_config(None, {}) == (Path("config.toml"), tmp_path)
@@ -332,7 +333,7 @@ def test_data_folder_is_platform_user_folder(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_repository_config_and_commented_examples_load(folder: Folder) -> None:
-    text = (Path(__file__).parent.parent / "config.toml").read_text(encoding="utf-8")
+    text = (ROOT / "config.toml").read_text(encoding="utf-8")
     config = folder.load(text)
     assert list(config.models) == ["smollm2-135m"]
     examples = [line.removeprefix("# ") if _is_commented_toml(line) else line for line in text.splitlines()]
