@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,14 @@ def reference(context_folder: Path) -> Iterator[Reference]:
     process = context.Process(target=_decode, args=(theirs, context_folder), daemon=True)
     process.start()
 
-    def reference(ids: Sequence[int], count: int = 12) -> list[int]:
-        ours.send((list(ids), count))
+    @functools.cache
+    def decode(ids: tuple[int, ...]) -> list[int]:
+        ours.send((ids, 12))
         assert ours.poll(TIMEOUT_S)
         answer: list[int] = ours.recv()
         return answer[: answer.index(END)] if END in answer else answer
 
-    yield reference
+    yield lambda ids: list(decode(tuple(ids)))
     process.kill()
     process.join()
     ours.close()
