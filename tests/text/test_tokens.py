@@ -79,7 +79,7 @@ def test_encode_then_decode_returns_unusual_text(tokens: TextTokenizer, text: st
 @given(st.text())
 def test_decoder_returns_any_text_in_whole_characters(text: str) -> None:
     decoder, pieces = BYTE_LEVEL.decoder(), []
-    for index in BYTE_LEVEL.encode(text):
+    for index in BYTE_LEVEL.encode(text, specials=False):  # Hypothesis also draws strings of this file
         pieces.append(decoder.push(index))
         assert "\ufffd" not in pieces[-1] or "\ufffd" in text
     assert decoder.is_whole

@@ -7,7 +7,8 @@ import json
 import socket
 import struct
 import sys
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from tests.support.server import PATIENCE_S, Running, wait_until
@@ -65,12 +66,18 @@ async def whole_answer(port: int, request: bytes) -> bytes:
     return answer
 
 
-async def open_connections(port: int, count: int) -> list[asyncio.StreamWriter]:
-    writers = []
-    for _ in range(count // 100):  # in groups that fit into the backlog of the listening socket
-        opened = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(100)))
-        writers += [writer for _, writer in opened]
-    return writers
+@asynccontextmanager
+async def open_connections(port: int, count: int) -> AsyncIterator[list[asyncio.StreamWriter]]:
+    """Open `count` connections, in groups that fit into the backlog of the listening socket. Abort them at the end."""
+    writers: list[asyncio.StreamWriter] = []
+    try:
+        for _ in range(count // 100):
+            opened = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(100)))
+            writers += [writer for _, writer in opened]
+        yield writers
+    finally:
+        for writer in writers:
+            writer.transport.abort()
 
 
 def leave(connection: socket.socket, how: str) -> None:

@@ -28,17 +28,16 @@ from tests.system.clients.raw import (
 
 
 async def test_thousand_idle_connections_do_not_block_a_request(server: Running) -> None:
+    await asyncio.to_thread(wait_until, lambda: connections(server) == 0, "a connection of the start is left")
     process = psutil.Process()
-    before, already = process.memory_info().rss, connections(server)
-    writers = await open_connections(server.port, 1_000)
-    await asyncio.to_thread(wait_until, lambda: connections(server) >= already + 1_000, "not all are open")
-    each = (process.memory_info().rss - before) / 1_000
-    print(f"an idle connection: {each / 1024:.1f} KiB, both ends")
-    assert each < 64 * 1024
-    await asyncio.to_thread(still_serves, server)
-    for writer in writers:
-        writer.transport.abort()
-    await asyncio.to_thread(wait_until, lambda: connections(server) <= already, "some are still held")
+    before = process.memory_info().rss
+    async with open_connections(server.port, 1_000):
+        await asyncio.to_thread(wait_until, lambda: connections(server) == 1_000, "not all are open")
+        each = (process.memory_info().rss - before) / 1_000
+        print(f"an idle connection: {each / 1024:.1f} KiB, both ends")
+        assert each < 64 * 1024
+        await asyncio.to_thread(still_serves, server)
+    await asyncio.to_thread(wait_until, lambda: connections(server) == 0, "some are still held")
 
 
 @pytest.mark.slow
@@ -50,15 +49,13 @@ async def test_ten_thousand_idle_connections_do_not_block_a_request(tmp_path: Pa
         running.read_greeting()
         process = psutil.Process(running.process.pid)
         before = process.memory_info().rss
-        writers = await open_connections(port, count)
-        each = (process.memory_info().rss - before) / len(writers)
-        begun = time.monotonic()
-        answer = await whole_answer(port, chat("paris"))
-        took_s = time.monotonic() - begun
-        assert answer.startswith(b"HTTP/1.1 200")
-        print(f"{len(writers)} idle connections: {each / 1024:.1f} KiB each; a chat answered in {took_s:.3f} s")
-        for writer in writers:
-            writer.transport.abort()
+        async with open_connections(port, count) as writers:
+            each = (process.memory_info().rss - before) / len(writers)
+            start = time.monotonic()
+            answer = await whole_answer(port, chat("paris"))
+            took_s = time.monotonic() - start
+            assert answer.startswith(b"HTTP/1.1 200")
+            print(f"{len(writers)} idle connections: {each / 1024:.1f} KiB each; a chat answered in {took_s:.3f} s")
 
 
 async def test_connection_above_the_limit_gets_503_and_others_continue(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,16 +116,14 @@ async def test_queued_request_takes_little_memory() -> None:
     model = ScriptedModel(max_sequences=1, queue=500, script=Script(replies=("word",), repeat=True, token_s=0.05))
     with serving(config_of({"m": model})) as server:
         process = psutil.Process()
-        writers = await open_connections(server.port, 500)
-        before = process.memory_info().rss
-        for writer in writers:
-            writer.write(chat("m", max_tokens=4_000))
-        await asyncio.to_thread(
-            wait_until, lambda: sum(busy(server).get("m", (0, 0))) == 500, f"not all are queued: {busy(server)}"
-        )
-        each = (process.memory_info().rss - before) / 500
-        print(f"a queued request: {each / 1024:.1f} KiB")
-        assert each < 100 * 1024
-        for writer in writers:
-            writer.transport.abort()
+        async with open_connections(server.port, 500) as writers:
+            before = process.memory_info().rss
+            for writer in writers:
+                writer.write(chat("m", max_tokens=4_000))
+            await asyncio.to_thread(
+                wait_until, lambda: sum(busy(server).get("m", (0, 0))) == 500, f"not all are queued: {busy(server)}"
+            )
+            each = (process.memory_info().rss - before) / 500
+            print(f"a queued request: {each / 1024:.1f} KiB")
+            assert each < 100 * 1024
         await asyncio.to_thread(wait_until, lambda: not busy(server), "still busy")
