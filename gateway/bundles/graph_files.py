@@ -20,7 +20,7 @@ _LARGEST_GRAPH = 256 * 1024 * 1024
 def check_graph_files(bundle: Bundle) -> None:
     """Check every graph of the bundle and the files that it refers to.
 
-    Raises BundleError when a graph, a file of constants or a compiled context is missing or cut short.
+    Raises BundleError when a graph, a file of constants or a compiled context is missing or incomplete.
     """
     for path in dict.fromkeys(bundle.graph_paths):
         _check_graph(path)

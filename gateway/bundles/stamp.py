@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from gateway.errors import BundleError
 
-#: Increases when the builder makes another bundle from the same source. An older bundle is then built again.
+#: Increase this number when the builder's output for the same source changes. An older bundle is then built again.
 BUNDLE_FORMAT = 7
 STAMP_FILE = "bundle.json"
 
@@ -56,7 +56,7 @@ class BundleOptions(Protocol):
 
 
 class BuildRequest(Struct, frozen=True, kw_only=True):
-    """`BundleOptions` for the child process `gateway.builder.main`. Its reply is the folder of the bundle."""
+    """`BundleOptions` for the child process `gateway.builder.main`, which answers with the folder of the bundle."""
 
     path: str
     source: str
@@ -103,7 +103,7 @@ def plan_bundle(model: BundleOptions, models_dir: Path, has_npu: Callable[[], bo
 
 
 def _is_outdated(folder: Path, activations: Activations, for_npu: bool) -> bool:
-    """True also for a newer format: this version may not be able to run it."""
+    """True also if the format is newer than `BUNDLE_FORMAT`: possibly this version cannot run it."""
     stamp = read_stamp(folder)
     if stamp is None:
         return False

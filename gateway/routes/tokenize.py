@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from gateway.engines.base import TextTools
 from gateway.errors import InvalidRequest, ModelNotFound
 from gateway.generation import Chat, Tool, ToolChoice
-from gateway.routes.openai_api.parse_messages import messages_of
+from gateway.routes.openai_api.parse_chat import messages_of
 from gateway.routes.openai_api.parse_tools import tools_of
 from gateway.routes.openai_api.wire import ChatMessage, ToolDefinition
 from gateway.routes.respond import json_response

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gateway.config.check import is_loopback
 from gateway.config.file import data_folder, find_config, load_config
 from gateway.config.tables import BreakerConfig, Config, GenieModel, LocalModel, ScriptedModel, UpstreamModel
+from gateway.dialects.choose import DIALECT_NAMES
 from gateway.errors import ConfigError
 from tests.support.paths import ROOT
 
@@ -231,8 +232,7 @@ MISTAKES = [
     ('[models.g]\nengine = "genie"\n', "[models.g]: needs path (the config.json of the bundle)"),
     (
         ONE_MODEL + 'dialect = "mistrl"\n',
-        "[models.a] dialect: 'mistrl' is not one of generic, hermes, llama, mistral, mistral-args, phi, plain, qwen; "
-        "did you mean 'mistral'?",
+        f"[models.a] dialect: 'mistrl' is not one of {', '.join(DIALECT_NAMES)}; did you mean 'mistral'?",
     ),
     (SCRIPTED + 'script = { repliez = ["x"] }\n', "[models.s] script.repliez: unknown key; did you mean 'replies'?"),
     (SCRIPTED + "script = { replies = [] }\n", "[models.s] script.replies: expected list of length >= 1, got []"),

@@ -23,13 +23,13 @@ class EncodedPrompt(Struct, frozen=True, kw_only=True):
     """A prompt as the model gets it."""
 
     ids: list[int]
-    rendered: str = ""  # its text; "" if the client sent token ids
+    rendered: str = ""  # the prompt as text, after the chat template; "" if the client sent token ids
     prediction: list[int] = []
     grammar: Grammar | None = None
 
 
 class TextSide(Protocol):
-    """The part of a bundle that is about text; the same for every layout."""
+    """What `Prompts` needs from a bundle: its text files and end tokens. Every layout has these fields."""
 
     @property
     def folder(self) -> Path: ...

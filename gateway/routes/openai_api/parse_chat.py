@@ -1,16 +1,18 @@
-"""A `ChatRequest` becomes a `Generation`: defaults applied, contradictions refused."""
+"""A `ChatRequest` becomes a `Generation`: defaults applied, contradictions refused.
+
+Messages: text parts are joined, the role "developer" becomes "system", images are refused.
+"""
 
 from __future__ import annotations
 
 from gateway.config.tables import Defaults
 from gateway.errors import InvalidRequest, UnsupportedParameter
-from gateway.generation import Chat, Generation
+from gateway.generation import Chat, Generation, Message, ToolCall
 from gateway.routes.openai_api.parse import check_stream_options, is_background, min_tokens_of
 from gateway.routes.openai_api.parse_grammar import grammar_of
-from gateway.routes.openai_api.parse_messages import messages_of, text_of
 from gateway.routes.openai_api.parse_tools import chat_tool_choice, tools_of
-from gateway.routes.openai_api.wire import ChatRequest
-from gateway.routes.parse import refuse_parameters, stop_of
+from gateway.routes.openai_api.wire import ChatMessage, ChatRequest, ContentPart
+from gateway.routes.parse import not_text, refuse_parameters, required, stop_of
 from gateway.sampling import sampling_of
 from gateway.server.body import check_depth
 
@@ -47,6 +49,50 @@ def chat_of(request: ChatRequest) -> Chat:
         reasoning_effort=request.reasoning_effort,
         template_kwargs=request.chat_template_kwargs or {},
     )
+
+
+def messages_of(messages: list[ChatMessage]) -> tuple[Message, ...]:
+    return tuple(_message(message, f"messages.{index}") for index, message in enumerate(messages))
+
+
+def text_of(content: str | list[ContentPart] | None, param: str) -> str:
+    """The text of a string or of a list of text parts, one line for each part.
+
+    Raises InvalidRequest for None and for any other part, with its path as `param` ("messages.0.content.1").
+    """
+    if isinstance(content, str):
+        return content
+    return "\n".join(_part(part, f"{param}.{index}") for index, part in enumerate(required(content, param)))
+
+
+def _message(message: ChatMessage, param: str) -> Message:
+    if message.role == "tool":
+        required(message.tool_call_id, f"{param}.tool_call_id")
+    return Message(
+        role="system" if message.role == "developer" else message.role,
+        content=_content(message, param),
+        reasoning=message.reasoning_content,
+        name=message.name,
+        tool_calls=tuple(
+            ToolCall(call.id, call.function.name, call.function.arguments or "{}") for call in message.tool_calls or ()
+        ),
+        tool_call_id=message.tool_call_id,
+    )
+
+
+def _content(message: ChatMessage, param: str) -> str | None:
+    if message.content is None and message.role == "assistant":
+        return message.refusal
+    return text_of(message.content, f"{param}.content")
+
+
+def _part(part: ContentPart, param: str) -> str:
+    match part.type:
+        case "text":
+            return required(part.text, f"{param}.text")
+        case "refusal":
+            return required(part.refusal, f"{param}.refusal")
+    raise not_text(part.type, param)
 
 
 def _logprobs(request: ChatRequest) -> int | None:

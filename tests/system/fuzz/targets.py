@@ -144,6 +144,7 @@ def _searched(text: str, patterns: list[str]) -> str:
 # ---- the dialects
 
 
+#: The first byte of a corpus file is an index of this list, so a new dialect goes to the end.
 FAMILIES = ("plain", "generic", "hermes", "qwen", "llama", "mistral", "mistral-args", "phi")
 CHOICES = (
     ToolChoice(),
@@ -166,7 +167,7 @@ def dialects(data: bytes) -> None:
     """A parser raises for no text, the cut changes nothing, and text without markup is complete."""
     if len(data) < 4:
         return
-    family, choice, end = FAMILIES[data[0] % 8], CHOICES[data[1] % len(CHOICES)], ENDS[data[2] % len(ENDS)]
+    family, choice, end = FAMILIES[data[0] % len(FAMILIES)], CHOICES[data[1] % len(CHOICES)], ENDS[data[2] % len(ENDS)]
     text = data[4:].decode(errors="ignore")
     chat = Chat(messages=(Message(role="user", content="?"),), tools=TOOLS, tool_choice=choice)
 

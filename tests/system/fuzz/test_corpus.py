@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.dialects.choose import DIALECT_NAMES
 from tests.system.fuzz.targets import ENDPOINTS, FAMILIES, TARGETS
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -17,7 +18,9 @@ FILES = sorted(CORPUS.glob("*/*"))
 def test_corpus_has_every_target_endpoint_and_family() -> None:
     assert {file.parent.name for file in FILES} == set(TARGETS)
     assert {file.read_bytes()[0] % len(ENDPOINTS) for file in FILES if file.parent.name == "requests"} == set(range(6))
-    assert {file.read_bytes()[0] % 8 for file in FILES if file.parent.name == "dialects"} == set(range(len(FAMILIES)))
+    families = {file.read_bytes()[0] % len(FAMILIES) for file in FILES if file.parent.name == "dialects"}
+    assert families == set(range(len(FAMILIES)))
+    assert set(FAMILIES) == set(DIALECT_NAMES)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
