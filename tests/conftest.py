@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,12 @@ STARTS_PROCESSES = re.compile(
     r"sys\.executable|multiprocessing|LocalEngine|GenieEngine"
     r"|tests\.support\.(child_call|processes|workers|npu\.genie_worker)"
 )
+
+
+def pytest_configure() -> None:
+    """Child processes inherit an ignored SIGINT, for example from a shell that runs the tests in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
