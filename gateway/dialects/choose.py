@@ -2,7 +2,7 @@
 
 To add a dialect:
 
-1. Add a file with a subclass of `FamilyDialect` (20 to 40 lines; `hermes.py` is the shortest).
+1. Add a file with a subclass of `FamilyDialect` (20 to 40 lines; `phi.py` is the shortest).
 2. Add a line to `_REGISTRY`, with strings that occur only in the chat templates of this family.
 3. tests/dialects/ tests every dialect of the registry. Add a row to `test_family_accepts_call_spelling` for each
    spelling that models write.
