@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py [--quick] [--write docs/benchmarks.md]
 
-The server runs in a process of its own, and its CPU time is counted there. The baseline is the same engine without a
+The server runs in a separate process, and its CPU time is counted there. The baseline is the same engine without a
 server. The difference is the cost of a streamed token or of a request.
 """
 

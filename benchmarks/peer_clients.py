@@ -117,7 +117,7 @@ def _has_token(chunk: dict[str, Any]) -> bool:
 
 
 class GenaiPeer:
-    """onnxruntime-genai's generator in a process of its own. It continues only the last conversation."""
+    """onnxruntime-genai's generator in a separate process. It continues only the last conversation."""
 
     is_concurrent = False
 

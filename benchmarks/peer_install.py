@@ -1,4 +1,4 @@
-"""Install the servers that peers.py compares, in an environment of their own."""
+"""Install the servers that peers.py compares, in a separate environment."""
 
 from __future__ import annotations
 

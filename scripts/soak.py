@@ -1,6 +1,6 @@
 """Stress test of a running gateway, for minutes or days, with one verdict at the end.
 
-    python scripts/soak.py --minutes 10                               starts a gateway of its own
+    python scripts/soak.py --minutes 10                               starts a separate gateway
     python scripts/soak.py --minutes 10 --url http://127.0.0.1:8000   uses a running one; its workers are killed too
 
 Clients chat, stream, leave, read slowly and send invalid requests, and now and then a worker is killed. Every request

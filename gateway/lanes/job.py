@@ -14,7 +14,7 @@ from gateway.lanes.event_queue import EventQueue
 
 
 class Job(AsyncIterator[Event]):
-    """One accepted request. It runs in a task of its own; iterate to read its events.
+    """One accepted request. It runs in a separate task; iterate to read its events.
 
     The iteration ends after Finished, or raises the GatewayError that ended the request. A cancelled read does not
     cancel the request and loses no event. `aclose` cancels the request; close every job.

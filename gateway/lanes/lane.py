@@ -1,6 +1,6 @@
 """One model's lane: its admission queue, its circuit breaker and its engine. Only a lane admits and cancels requests.
 
-1. Each job runs in a task of its own that fills the job's queue. A reader that stalls does not delay the deadline or
+1. Each job runs in a separate task that fills the job's queue. A reader that stalls does not delay the deadline or
    the release of the slot. `Job.aclose` cancels the task, and the device stops at its next step.
 2. The permit and the slot are given back before the last event is readable, so a client that has the end of an answer
    can send the next request. The callback of the task does it for a task that was cancelled before its first step.
@@ -149,7 +149,7 @@ class Lane:
     # --- requests
 
     def submit(self, generation: Generation) -> Job:
-        """Accept a request and start it in a task of its own. Read the events from the job, and close it.
+        """Accept a request and start it in a separate task. Read the events from the job, and close it.
 
         Raises:
             ModelNotReady, BreakerOpen, QueueFull: a refusal, with the seconds to wait.

@@ -18,7 +18,7 @@ class MultiPromptAnswer(AsyncIterator[Event]):
 
     The iteration gives a Started for each generation and one Finished with the sum of the usage. Choices are numbered
     across the generations. A long list of prompts uses one slot at a time, so that other requests get their turn, and
-    the result of each prompt is the same as in a request of its own. The deadline applies to the whole list.
+    the result of each prompt is the same as in a separate request. The deadline applies to the whole list.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ from tests.support.tiny import write_tiny_folder
 
 
 def _ignore(what: str, share: float) -> None:
-    pass
+    """A `Progress` that shows nothing."""
 
 
 @pytest.fixture

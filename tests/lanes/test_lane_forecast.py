@@ -36,7 +36,7 @@ async def predicted_and_measured(lane: Lane, generation: Generation) -> tuple[fl
     began = now()
     async with aclosing(lane.submit(generation)) as job:
         async for _ in job:
-            pass
+            pass  # read to the end; the meter is compared below
     assert job.meter.first_token_at is not None
     return job.predicted_ttft_s, job.meter.first_token_at - began
 

@@ -100,7 +100,7 @@ def test_background_request_waits_for_interactive_one(
 def wait_for_text(lines: Iterator[str]) -> None:
     """The headers of a stream may arrive while it is still queued; its first text shows that it runs."""
     while '"content":"a"' not in next(lines):
-        pass
+        pass  # raises StopIteration if the text never comes
 
 
 def wait_for_queue(length: int, http: httpx.Client) -> None:

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from typing import Any
 
 import httpx
@@ -16,7 +15,7 @@ from gateway.config.tables import ServerConfig
 from gateway.errors import ConfigError
 from gateway.server.server import bind
 from tests.support.paths import ROOT
-from tests.support.server import Running
+from tests.support.server import Running, wait_until
 
 PATH = "/v1/chat/completions"
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
@@ -51,7 +50,7 @@ print("stopped", flush=True)
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a process of its own console cannot be sent a signal")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send a signal to a process with a separate console")
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_signal_lets_the_stream_finish_and_exits_with_success(sig: signal.Signals) -> None:
     process = subprocess.Popen([sys.executable, "-c", SERVE], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -59,8 +58,7 @@ def test_signal_lets_the_stream_finish_and_exits_with_success(sig: signal.Signal
         assert process.stdout is not None
         port = int(process.stdout.readline())
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
-            while http.get("/readyz").status_code != 200:
-                time.sleep(0.02)
+            wait_until(lambda: http.get("/readyz").status_code == 200, "the model is not ready")
             with http.stream("POST", PATH, json={**CHAT, "stream": True}) as response:
                 text = response.iter_text()
                 received = next(text)
@@ -78,7 +76,7 @@ def test_signal_lets_the_stream_finish_and_exits_with_success(sig: signal.Signal
             process.stdout.close()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a process of its own console cannot be sent a signal")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send a signal to a process with a separate console")
 def test_signal_stops_an_idle_server() -> None:
     with subprocess.Popen([sys.executable, "-c", SERVE], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:

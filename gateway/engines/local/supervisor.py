@@ -1,8 +1,8 @@
 """One model's worker: loads it, watches it, and ends it when it has died, hung, or fails every call.
 
 A device call cannot be interrupted from inside its process, so the watchdog kills the process. A device that fails
-every call gets a new process too: many drivers work again only after the device is opened anew. The requests that run
-end with EngineFailed at once. The lane's loader then calls `start` again: it has the only retry loop.
+every call gets a new process too: many drivers work again only after a new process has opened the device. The running
+requests end with EngineFailed at once. The lane's loader then calls `start` again: it has the only retry loop.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gateway.errors import EngineFailed, GatewayError, error_class
 from gateway.worker.frames import NO_MEMORY, Cancel, Ended, Failed, FromWorker, Loading, Ready, Submit, ToWorker
 
 _SHUTDOWN_S = 3.0  # the time that a worker has to end by itself
-_MAX_FAILURES = 3  # failed requests in a row, with no answer between them, after which the device is opened anew
+_MAX_FAILURES = 3  # failed requests in a row, with no answer between them, after which a new process opens the device
 _EMULATED_WARM_UPS = 10  # limit of a call on an emulated NPU, in warm-up times: there, one step takes a whole window
 
 _RUN_DOCTOR = "`npu-gateway doctor` looks for the reason"

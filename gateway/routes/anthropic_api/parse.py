@@ -96,7 +96,7 @@ def _assistant(content: Content, param: str) -> Message:
 
 
 def _user(content: Content, param: str) -> Iterator[Message]:
-    """Each tool result becomes a message of its own, before the text."""
+    """Each tool result becomes a separate message, before the text."""
     texts: list[str] = []
     results: list[Message] = []
     for path, block in _blocks(content, param):

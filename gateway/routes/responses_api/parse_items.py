@@ -66,7 +66,7 @@ def messages_of(items: Iterable[LocatedItem]) -> list[Message]:
 
 
 def _message(item: InputItem, param: str) -> Message:
-    """One item as a message of its own. A reasoning item becomes an assistant message with only `reasoning`."""
+    """One item as a separate message. A reasoning item becomes an assistant message with only `reasoning`."""
     match item.type:
         case None | "message":
             role: InputRole = required(item.role, f"{param}.role")

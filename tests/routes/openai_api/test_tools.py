@@ -149,7 +149,7 @@ def test_sdk_stream_helper_joins_the_call(openai: OpenAI) -> None:
         model="smollm2", messages=QUESTION, tools=TOOLS, tool_choice=NAMED, max_tokens=200
     ) as stream:
         for _ in stream:
-            pass
+            pass  # the SDK joins the pieces; its result is compared below
         (call,) = stream.get_final_completion().choices[0].message.tool_calls or []
     assert call.function.name == "get_weather" and not faults(WEATHER, call.function.arguments)
 

@@ -42,7 +42,7 @@ async def test_thousand_idle_connections_do_not_block_a_request(server: Running)
 
 @pytest.mark.slow
 async def test_ten_thousand_idle_connections_do_not_block_a_request(tmp_path: Path) -> None:
-    """The gateway is a process of its own, because each end needs 10,000 open files, if the system allows that."""
+    """The gateway is a separate process, because each end needs 10,000 open files, if the system allows that."""
     (tmp_path / "config.toml").write_text(SCRIPTED, encoding="utf-8")
     count, port = min(10_000, protocol.connection_limit() - 200), free_port()
     with gateway_process("--port", port, cwd=tmp_path) as running:

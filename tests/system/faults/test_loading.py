@@ -49,7 +49,7 @@ def server(
 
 
 def _truncate_weights(bundle: Path) -> None:
-    """Move the weights to a file of their own, and remove the second half of it."""
+    """Move the weights to a separate file, and remove the second half of it."""
     path = bundle / "model.onnx"
     model = onnx.load(path)
     path.unlink()
