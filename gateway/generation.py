@@ -116,6 +116,8 @@ class Generation(Struct, frozen=True, kw_only=True):
     background: bool = False
     #: The name of the API key. Requests of different owners never share cached prefixes.
     owner: str = ""
+    #: Who sent it (server/identity.py). Clients take turns in the queue, on the device and in the grammar compiler.
+    client: str = ""
 
 
 class TokenLogprob(Struct, frozen=True):

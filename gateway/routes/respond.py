@@ -26,6 +26,7 @@ from gateway.lanes.answer import RoutedAnswer
 from gateway.lanes.router import Router
 from gateway.routes.collect import Collected, collect
 from gateway.routes.many_prompts import MultiPromptAnswer
+from gateway.server.identity import client_of
 from gateway.server.openapi_operation import Parameter, Stream, openapi_opt
 from gateway.server.request import HttpRequest, owner_of, router_of, while_connected
 from gateway.server.sse import EventStream
@@ -81,7 +82,7 @@ async def answer_all(
 
     Returns when a device has begun (streamed) or when the answer is complete, so every refusal is raised here and gets
     its own HTTP status. A client that disconnects before that cancels the request: ClientDisconnected. Adds the owner
-    of the key, and the limits and the priority from the headers, to the generations.
+    of the key, the client, and the limits and the priority from the headers, to the generations.
     """
     router = router_of(request)
     generations = [_with_headers(generation, request) for generation in generations]
@@ -103,6 +104,7 @@ def _with_headers(generation: Generation, request: HttpRequest) -> Generation:
     return replace(
         generation,
         owner=owner_of(request),
+        client=client_of(request.scope),
         timeout_s=_seconds(request, TIMEOUT),
         ttft_timeout_s=_seconds(request, FIRST_TOKEN),
         background=generation.background or _is_background(request),

@@ -48,7 +48,8 @@ class Submit(Struct, frozen=True, tag=True, kw_only=True):
     grammar: Grammar | None = None
     prediction: list[int] = field(default_factory=list)
     background: bool = False
-    owner: str = ""
+    owner: str = ""  # requests of one owner share cached prefixes
+    client: str = ""  # clients take turns on the device and in the grammar compiler
 
 
 class Cancel(Struct, frozen=True, tag=True):

@@ -184,6 +184,7 @@ class LocalEngine:
             prediction=prompt.prediction,
             background=generation.background,
             owner=generation.owner,
+            client=generation.client,
         )
 
     def _receive(self, frame: FromWorker) -> None:
