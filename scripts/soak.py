@@ -2,73 +2,95 @@
 
     python scripts/soak.py --minutes 10                               starts a separate gateway
     python scripts/soak.py --minutes 10 --url http://127.0.0.1:8000   uses a running one; its workers are killed too
+    python scripts/soak.py --minutes 10 --hostile                     what other clients feel of a hostile client
 
 Clients chat, stream, leave, read slowly and send invalid requests, and now and then a worker is killed. Every request
 must have one of its allowed endings, and the gateway must answer /healthz all the time. Afterwards memory, processes
 and open files must be as before. Prints figures. The exit code is 0 if all checks passed.
+
+With `--hostile`, the clients only chat and stream, first alone for half of the time, then together with a client that
+runs the attacks of soak_hostile.py. All of their requests must be answered, the 95th percentile of their time to first
+token may double at most, no worker may restart, and no breaker may open.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import random
 import re
-import signal
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing, contextmanager, suppress
-from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
-import httpx
 import psutil
-from soak_traffic import REPLY_S, Traffic
+from soak_gateway import SETTLE_S, inventory, listening, own_gateway, ready_models, workers
+from soak_hostile import Hostile
+from soak_traffic import Traffic
 
-ROOT = Path(__file__).parents[1]
-SETTLE_S = 60.0  # limit for the gateway to finish its requests and to start a killed worker again
 CLOSING_S = 2.0  # for the gateway to notice that the last connections are closed
 FIRST_KILL_S, KILL_EVERY_S = 10.0, 75.0  # rare enough for a worker to count as stable in between
 MEMORY_GROWTH = 1.25  # limit for the gateway's own process, from a tenth of the time to the end ...
 MEMORY_EXTRA_MB = 16.0  # ... plus this
+HOSTILE_MEMORY_MB = 50.0  # limit of the growth, at any time, when a hostile client is there
+HOSTILE_TTFT = 2.0  # limit for the 95th percentile, relative to the clients alone
 EXTRA_FILES = 8
 
 
 class Soak:
-    """Runs the traffic, kills workers, and compares the gateway before and after. `faults` lists what went wrong."""
+    """Runs the traffic, and compares the gateway before and after. `faults` lists what went wrong.
 
-    def __init__(self, url: str, gateway: psutil.Process | None, model: str, seconds: float) -> None:
-        self._gateway = gateway
+    Args:
+        gateway: the process, if it is on this machine.
+        kills: kill a worker now and then.
+        well_behaved: the clients only chat and stream.
+        attackers: attacks of the hostile client that run at once.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        gateway: psutil.Process | None,
+        model: str,
+        seconds: float,
+        *,
+        kills: bool = True,
+        well_behaved: bool = False,
+        attackers: int = 0,
+    ) -> None:
+        self._gateway, self._kills_workers, self._attackers = gateway, kills, attackers
         self._start, self._seconds = time.monotonic(), seconds
         self._random = random.Random(1)
-        self._traffic = Traffic(url, model)
-        self._http = self._traffic.http
-        self.faults = self._traffic.faults
+        self.traffic = Traffic(url, model, well_behaved=well_behaved)
+        self.hostile = Hostile(url, model)
+        self._http = self.traffic.http
+        self.faults = self.traffic.faults
         self.health_s: list[float] = []
         self.kills = 0
         self.memory_mb: list[float] = []
+        self.left = ""
 
     @property
     def _goes_on(self) -> bool:
         return time.monotonic() - self._start < self._seconds
 
     async def run(self, clients: int) -> None:
-        async with self._http:
-            before = self._inventory()
+        async with self._http, self.hostile.http:
+            before = await self._state()
             async with asyncio.TaskGroup() as group:
                 for number in range(clients):
-                    group.create_task(self._repeat(self._traffic.client, pause_s=0.05 * number))
+                    group.create_task(self._repeat(self.traffic.client, pause_s=0.05 * number))
+                for _ in range(self._attackers):
+                    group.create_task(self._repeat(self.hostile.attack, pause_s=0.1))
                 group.create_task(self._repeat(self._check_health, pause_s=1.0))
-                if self._gateway is not None:
+                if self._gateway is not None and self._kills_workers:
                     group.create_task(self._kill_workers())
             await self._settle()
+            counts = await self._counts()
         await asyncio.sleep(CLOSING_S)
-        self._compare(before)
+        self._compare(before, counts)
 
     async def _kill_workers(self) -> None:
         await asyncio.sleep(min(FIRST_KILL_S, self._seconds / 2))
@@ -90,9 +112,9 @@ class Soak:
 
     async def _kill(self) -> None:
         assert self._gateway is not None
-        if workers := _workers(self._gateway):
+        if running := workers(self._gateway):
             with suppress(psutil.Error):
-                self._random.choice(workers).kill()
+                self._random.choice(running).kill()
                 self.kills += 1
 
     async def _settle(self) -> None:
@@ -109,128 +131,124 @@ class Soak:
                 return
             await asyncio.sleep(0.5)
 
-    def _inventory(self) -> tuple[int, int]:
-        """Processes and open files of the gateway."""
-        if self._gateway is None:
-            return 0, 0
-        open_files = getattr(self._gateway, "num_handles" if sys.platform == "win32" else "num_fds")
-        return 1 + len(self._gateway.children(recursive=True)), open_files()
+    async def _state(self) -> tuple[tuple[int, int], tuple[float, float]]:
+        held = inventory(self._gateway) if self._gateway is not None else (0, 0)
+        return held, await self._counts()
 
-    def _compare(self, before: tuple[int, int]) -> None:
-        after = self._inventory()
-        self.left = f"processes {before[0]} -> {after[0]}, open files {before[1]} -> {after[1]}"
-        if after[0] > before[0] or after[1] > before[1] + EXTRA_FILES:
-            self.faults.append(f"not released: {self.left}")
-        if self.memory_mb:
+    async def _counts(self) -> tuple[float, float]:
+        """Restarts of workers, and the number of times that a breaker opened, since the gateway started."""
+        metrics = (await self._http.get("/metrics")).text
+        restarts = re.findall(r"^gateway_worker_restarts_total\{.*\} (\S+)$", metrics, re.MULTILINE)
+        opened = re.findall(r'^gateway_breaker_changes_total\{.*state="open"\} (\S+)$', metrics, re.MULTILINE)
+        return sum(map(float, restarts)), sum(map(float, opened))
+
+    def _compare(self, before: tuple[tuple[int, int], tuple[float, float]], counts: tuple[float, float]) -> None:
+        self._compare_held(before[0])
+        if not self._kills_workers:
+            for what, old, new in zip(("worker restarts", "breaker openings"), before[1], counts, strict=True):
+                if new > old:
+                    self.faults.append(f"{what}: {new - old:g}")
+        if self._attackers:
+            growth = max(self.memory_mb, default=0.0) - (self.memory_mb[0] if self.memory_mb else 0.0)
+            if growth > HOSTILE_MEMORY_MB:
+                self.faults.append(f"the gateway's memory grew by {growth:.0f} MiB")
+        elif self.memory_mb:
             first, last = self.memory_mb[len(self.memory_mb) // 10], self.memory_mb[-1]
             if last > first * MEMORY_GROWTH + MEMORY_EXTRA_MB:
                 self.faults.append(f"memory grew from {first:.0f} to {last:.0f} MiB")
 
+    def _compare_held(self, before: tuple[int, int]) -> None:
+        after = inventory(self._gateway) if self._gateway is not None else (0, 0)
+        self.left = f"processes {before[0]} -> {after[0]}, open files {before[1]} -> {after[1]}"
+        if after[0] > before[0] or after[1] > before[1] + EXTRA_FILES:
+            self.faults.append(f"not released: {self.left}")
+
     def report(self) -> str:
-        lines = [
-            f"{self._traffic.endings.total()} requests in {self._seconds / 60:g} minutes, {self.kills} workers killed:"
-        ]
-        lines += [f"  {count:7} {ending}" for ending, count in self._traffic.endings.most_common()]
+        """The figures, without the verdict."""
+        total, killed = self.traffic.endings.total(), self.kills
+        lines = [f"{total} requests in {self._seconds / 60:g} minutes, {killed} workers killed:"]
+        lines += [f"  {count:7} {ending}" for ending, count in self.traffic.endings.most_common()]
         for name, seconds in (
-            ("first chunk", self._traffic.first_s),
-            ("response", self._traffic.whole_s),
+            ("first chunk", self.traffic.first_s),
+            ("response", self.traffic.whole_s),
             ("/healthz", self.health_s),
         ):
             lines.append(f"{name}: {_spread(seconds)}")
         if self.memory_mb:
-            tenth = self.memory_mb[len(self.memory_mb) // 10]
-            lines.append(f"gateway's memory: {tenth:.0f} MiB after a tenth, {self.memory_mb[-1]:.0f} MiB at the end")
+            most, tenth = max(self.memory_mb), self.memory_mb[len(self.memory_mb) // 10]
+            lines.append(
+                f"gateway's memory: {self.memory_mb[0]:.0f} MiB at the start, {tenth:.0f} MiB after a tenth, "
+                f"{most:.0f} MiB at most, {self.memory_mb[-1]:.0f} MiB at the end"
+            )
             lines.append(self.left)
-        reasons = Counter(self.faults).most_common(10)
-        lines.append("FAIL: " + "; ".join(f"{count} x {what}" for what, count in reasons) if reasons else "PASS")
+        if self._attackers:
+            lines.append("the hostile client's replies: ")
+            lines += [f"  {count:7} {status}" for status, count in sorted(self.hostile.statuses.items())]
         return "\n".join(lines)
+
+
+def _share(seconds: list[float], share: float) -> float:
+    ranked = sorted(seconds)
+    return ranked[min(len(ranked) - 1, int(len(ranked) * share))]
 
 
 def _spread(seconds: list[float]) -> str:
     if not seconds:
         return "none"
-    ranked = sorted(seconds)
-    return ", ".join(
-        f"{name} {ranked[min(len(ranked) - 1, int(len(ranked) * share))] * 1000:.0f} ms"
-        for name, share in (("half within", 0.5), ("95 % within", 0.95), ("all within", 1.0))
-    )
+    shares = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99), ("max", 1.0))
+    return ", ".join(f"{name} {_share(seconds, share) * 1000:.0f} ms" for name, share in shares)
 
 
-def _workers(gateway: psutil.Process) -> list[psutil.Process]:
-    found = []
-    for child in gateway.children():
-        with suppress(psutil.Error):
-            if "spawn_main" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
-
-
-def _listening(url: str) -> psutil.Process | None:
-    """The process that listens at `url`, if it is on this machine and accessible."""
-    with suppress(psutil.Error):
-        for connection in psutil.net_connections("tcp"):
-            address: Any = connection.laddr or None
-            listens = address is not None and connection.status == psutil.CONN_LISTEN
-            if listens and address.port == urlsplit(url).port and connection.pid:
-                return psutil.Process(connection.pid)
-    return None
-
-
-@contextmanager
-def _own_gateway(faults: list[str]) -> Iterator[str]:
-    """Start a gateway with the usual configuration and yield its URL. On a signal it must exit with code 0."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gateway", "serve", "--port", "0"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        encoding="utf-8",
-        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # Windows: needed for Ctrl-Break
-    )
-    assert process.stdout is not None
-    with closing(process.stdout):
-        try:
-            yield next(found[1] for line in process.stdout if (found := re.search(r"(http://\S+:\d+)/v1", line)))
-            process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
-            if code := process.wait(SETTLE_S):
-                faults.append(f"the gateway ended with exit code {code}")
-        finally:
-            process.kill()
-            process.wait()
-
-
-def _models(url: str) -> list[str]:
-    until = time.monotonic() + REPLY_S
-    while True:
-        models = httpx.get(f"{url}/readyz", timeout=REPLY_S).json()["models"]
-        if ready := [row["model"] for row in models if row["engine"]["state"] == "ready"]:
-            return ready
-        if time.monotonic() > until:
-            raise SystemExit("soak: no model is ready")
-        time.sleep(0.2)
-
-
-def soak(url: str, minutes: float, clients: int) -> Soak:
-    run = Soak(url, _listening(url), _models(url)[0], minutes * 60)
+def soak(url: str, minutes: float, clients: int) -> list[str]:
+    """Run the mixed traffic, print its figures. Returns the faults."""
+    run = Soak(url, listening(url), ready_models(url)[0], minutes * 60)
     asyncio.run(run.run(clients))
-    return run
+    print(run.report(), flush=True)
+    return run.faults
+
+
+def hostile(url: str, minutes: float, clients: int, attackers: int) -> list[str]:
+    """Run well-behaved clients alone, then with the hostile client; print the figures of both. Returns the faults."""
+    gateway, model = listening(url), ready_models(url)[0]
+    alone = Soak(url, gateway, model, minutes * 30, kills=False, well_behaved=True)
+    asyncio.run(alone.run(clients))
+    print("alone:", alone.report(), sep="\n", flush=True)
+    attacked = Soak(url, gateway, model, minutes * 60, kills=False, well_behaved=True, attackers=attackers)
+    asyncio.run(attacked.run(clients))
+    print("with the hostile client:", attacked.report(), sep="\n", flush=True)
+    faults = alone.faults + attacked.faults
+    if alone.traffic.first_s and attacked.traffic.first_s:
+        ratio = _share(attacked.traffic.first_s, 0.95) / _share(alone.traffic.first_s, 0.95)
+        print(f"95th percentile of the time to first token: {ratio:.2f} times that of the clients alone")
+        if ratio > HOSTILE_TTFT:
+            faults.append(f"the time to first token grew {ratio:.2f} times")
+    return faults
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--url", help="of a running gateway (default: start one)")
-    parser.add_argument("--clients", type=int, default=8, help="requests at once")
+    parser.add_argument("--clients", type=int, help="requests at once (default: 8; with --hostile 4)")
+    parser.add_argument("--hostile", action="store_true", help="compare with and without a hostile client")
+    parser.add_argument("--attackers", type=int, default=3, help="attacks at once (default: 3)")
     options = parser.parse_args()
+
+    def run(url: str) -> list[str]:
+        if options.hostile:
+            return hostile(url, options.minutes, options.clients or 4, options.attackers)
+        return soak(url, options.minutes, options.clients or 8)
+
     if options.url:
-        run = soak(options.url.rstrip("/").removesuffix("/v1"), options.minutes, options.clients)
+        faults = run(options.url.rstrip("/").removesuffix("/v1"))
     else:
         at_the_end: list[str] = []
-        with _own_gateway(at_the_end) as url:
-            run = soak(url, options.minutes, options.clients)
-        run.faults += at_the_end
-    print(run.report())
-    return 1 if run.faults else 0
+        with own_gateway(at_the_end) as url:
+            faults = run(url)
+        faults += at_the_end
+    reasons = Counter(faults).most_common(10)
+    print("FAIL: " + "; ".join(f"{count} x {what}" for what, count in reasons) if reasons else "PASS")
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

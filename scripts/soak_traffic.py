@@ -1,4 +1,7 @@
-"""The clients of soak.py: chats, streams, clients that leave, slow readers and invalid requests."""
+"""The clients of soak.py: chats, streams, clients that leave, slow readers and invalid requests.
+
+A well-behaved client only chats and streams, and every answer but a complete one is a fault.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +38,16 @@ INVALID: list[tuple[bytes, int]] = [
 
 
 class Traffic:
-    """Requests of one gateway and their endings. `faults` lists the endings that must not occur."""
+    """Requests of one gateway and their endings. `faults` lists the endings that must not occur.
 
-    def __init__(self, url: str, model: str) -> None:
+    Args:
+        well_behaved: only chats and streams, which must all be answered.
+    """
+
+    def __init__(self, url: str, model: str, *, well_behaved: bool = False) -> None:
         self._url, self._model = url, model
         self._random = random.Random(0)
+        self._well_behaved = well_behaved
         self.http = httpx.AsyncClient(base_url=url, timeout=REPLY_S)
         self.endings: Counter[str] = Counter()
         self.faults: list[str] = []
@@ -48,7 +56,9 @@ class Traffic:
 
     async def client(self) -> None:
         """Send one request of a random kind."""
-        kinds = (self._chat, self._stream, self._stream, self._cancel, self._read_slowly, self._send_invalid)
+        kinds = [self._chat, self._stream, self._stream]
+        if not self._well_behaved:
+            kinds += [self._cancel, self._read_slowly, self._send_invalid]
         kind = self._random.choice(kinds)
         try:
             ending = await kind()
@@ -59,7 +69,7 @@ class Traffic:
         self.endings[ending] += 1
         if ending.startswith("refused"):
             await asyncio.sleep(REFUSED_S)
-        if ending.startswith(("no end", "cut off", "unexpected")):
+        if ending.startswith(("no end", "cut off", "unexpected")) or (self._well_behaved and ending != "answered"):
             self.faults.append(f"{kind.__name__.strip('_')}: {ending}")
 
     async def _chat(self) -> str:
