@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from gateway import __version__
-from gateway.commands import bench, build, chat, doctor, models, serve
+from gateway.commands import bench, build, chat, check, doctor, models, serve
 from gateway.errors import ConfigError, GatewayError
 
 
@@ -46,6 +46,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"npu-gateway {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, chat, bench, doctor, models, build):
+    for command in (serve, chat, bench, doctor, check, models, build):
         command.add_parser(subparsers)
     return parser

@@ -19,6 +19,7 @@ from gateway.builder.graphs.cpu import write_cpu_graph
 from gateway.builder.graphs.genai_writer import genai_config
 from gateway.builder.sources.detect import open_source
 from gateway.builder.sources.source import ModelSource
+from gateway.bundles.hashes import CHECKED_FILE, check_hashes, write_hashes
 from gateway.bundles.stamp import BUNDLE_FORMAT, CPU_TARGETS, STAMP_FILE, Activations, Stamp, read_stamp
 from gateway.child import Progress
 from gateway.errors import BundleError
@@ -66,14 +67,27 @@ def build_bundle(source: Path, out: Path, *, progress: Progress, target: Target 
         write_json(folder / "tokenizer_config.json", model.tokenizer_config())
         _copy_licences(source if source.is_dir() else source.parent, folder)
         write_json(folder / STAMP_FILE, Stamp(format=BUNDLE_FORMAT, target=target.name, source=source.name))
+        write_hashes(folder)
     return out
 
 
 def copy_bundle(source: Path, out: Path) -> Path:
-    """Copy a bundle to `out`. Symbolic links become files. Raises BundleError."""
+    """Copy a bundle to `out` and check the copy. Links to files become files. Raises BundleError."""
     with _atomic_folder(out) as folder:
-        shutil.copytree(source, folder, dirs_exist_ok=True)
+        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=_not_copied)
+        damages = check_hashes(folder)
+        if damages:
+            raise BundleError(f"{source.name} is damaged: {damages[0]}. Fetch it again.")
+        if damages is None:
+            write_hashes(folder)
     return out
+
+
+def _not_copied(folder: str, names: list[str]) -> list[str]:
+    """Links to folders can be loops."""
+    paths = {name: Path(folder, name) for name in names}
+    linked = [name for name, path in paths.items() if path.is_symlink() and not path.is_file()]
+    return [*linked, CHECKED_FILE]
 
 
 @contextmanager

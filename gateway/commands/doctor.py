@@ -21,7 +21,7 @@ from gateway.commands import options
 from gateway.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
-    from gateway.config.tables import Config, LocalModel
+    from gateway.config.tables import BundleModel, Config, LocalModel
 
 LIBRARIES = ("onnxruntime", "onnxruntime-qnn", "tokenizers", "numpy", "litestar", "uvicorn")
 MARKS = {"ok": "[green]ok[/green]  ", "note": "[yellow]note[/yellow]", "bad": "[red]bad[/red] "}
@@ -137,6 +137,21 @@ def models(config: Config) -> Iterator[Finding]:
                 yield Finding("bad", what, found.detail)
             case _:
                 yield Finding("ok", what, f"{found.state} {found.detail}")
+        if isinstance(model, BundleModel) and found.state in ("ready", "broken"):
+            yield from damages(name, model)
+
+
+def damages(name: str, model: BundleModel) -> Iterator[Finding]:
+    """Compare the files with their hashes. Files that were compared this week and did not change are not read."""
+    from gateway.bundles.hashes import check_hashes, repair_advice
+    from gateway.config.tables import LocalModel
+
+    path = Path(model.path)
+    folder = path if path.is_dir() else path.parent
+    if found := check_hashes(folder, quick=True):
+        has_source = isinstance(model, LocalModel) and bool(model.source)
+        advice = repair_advice(name, found, folder=folder, has_source=has_source)
+        yield Finding("bad", f"files of {name}", f"{'; '.join(map(str, found))}. {advice}")
 
 
 def npu_graphs(name: str, model: LocalModel) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from gateway.builder.fetch import ensure_bundle, make_bundle
 from gateway.bundles.bundle import load_bundle
+from gateway.bundles.hashes import CHECKED_FILE, check_hashes
 from gateway.bundles.stamp import BUNDLE_FORMAT, read_stamp
 from gateway.config.tables import LocalModel
 from gateway.errors import BundleError
@@ -90,7 +91,8 @@ def test_foreign_bundle_is_used_unchanged(tiny: Path, tmp_path: Path) -> None:
 
 def test_source_that_is_a_bundle_is_copied(tiny: Path, tmp_path: Path) -> None:
     path = ensure_bundle(_model("copy", str(tiny)), tmp_path, Progress())
-    assert {file.name for file in path.iterdir()} == {file.name for file in tiny.iterdir()}
+    names, expected = ({file.name for file in each.iterdir()} - {CHECKED_FILE} for each in (path, tiny))
+    assert names == expected
     assert load_bundle(path).config == load_bundle(tiny).config
 
 
@@ -107,6 +109,23 @@ def test_missing_path_or_source_is_reported(tmp_path: Path, model: LocalModel, w
     with pytest.raises(BundleError) as caught:
         ensure_bundle(model, tmp_path, Progress())
     assert words in caught.value.message
+
+
+def test_damaged_bundle_is_not_copied(tiny: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(tiny, tmp_path / "theirs"))
+    (source / "tokenizer.json").write_bytes(b"{}")
+    with pytest.raises(BundleError, match=r"theirs is damaged: tokenizer\.json has 2 bytes instead of"):
+        ensure_bundle(_model("copy", str(source)), tmp_path, Progress())
+    assert not (tmp_path / "copy").exists()
+
+
+def test_copied_bundle_without_hashes_gets_them(tiny: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(tiny, tmp_path / "theirs"))
+    (source / "hashes.json").unlink()
+    (source / "loop").symlink_to(source)  # would be copied without end
+    path = ensure_bundle(_model("copy", str(source)), tmp_path, Progress())
+    assert check_hashes(path) == []
+    assert not (path / "loop").exists()
 
 
 # --- pypi: ---------------------------------------------------------------------------------------

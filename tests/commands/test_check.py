@@ -1,0 +1,80 @@
+"""`npu-gateway check`: one line for each model, exit code 1 on damage."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gateway import cli
+from tests.support.processes import SCRIPTED
+
+
+@pytest.fixture
+def bundle(tiny: Path, folder: Path) -> Path:
+    (folder / "config.toml").write_text(f'{SCRIPTED}[models.m]\npath = "tiny"\n', encoding="utf-8")
+    return Path(shutil.copytree(tiny, folder / "models" / "tiny"))
+
+
+def check(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[str]]:
+    code = cli.main(["check", "--config", str(folder / "config.toml"), *arguments])
+    return code, capsys.readouterr().out.splitlines()
+
+
+def test_intact_models_are_ok(bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, lines = check(folder, capsys)
+    assert code == 0
+    assert lines[0].endswith("  no files  engine scripted")
+    assert lines[1].startswith("m  ok  tiny, ")
+
+
+def test_every_damaged_file_is_named(bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file in [file for file in bundle.iterdir() if not file.name.startswith(".")]:
+        content = file.read_bytes()
+        file.write_bytes(content[:9] + bytes([content[9] ^ 1]) + content[10:])
+        code, (line,) = check(folder, capsys, "m")
+        assert code == 1
+        assert line.startswith(f"m  damaged  {file.name} ") and line.endswith(
+            "Fetch tiny again. If you changed the file yourself, `npu-gateway check --record m` accepts it."
+        )
+        file.write_bytes(content)
+    assert check(folder, capsys, "m")[0] == 0
+
+
+def test_model_with_source_is_built_again(bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "config.toml").write_text('[models.m]\npath = "tiny"\nsource = "x.gguf"\n', encoding="utf-8")
+    (bundle / "tokenizer.json").write_bytes(b"")
+    _, (line,) = check(folder, capsys)
+    assert "Remove the folder tiny and start the gateway, which builds it again." in line
+
+
+def test_bundle_without_hashes_is_recorded(bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (bundle / "hashes.json").unlink()
+    expected = "m  unknown  no hashes; `npu-gateway check --record m` records the files as they are"
+    assert check(folder, capsys, "m") == (0, [expected])
+    code, (line,) = check(folder, capsys, "--record", "m")
+    assert code == 0 and line.startswith("m  ok  ")
+    (bundle / "tokenizer.json").write_bytes(b"{}")
+    assert check(folder, capsys, "m")[0] == 1
+
+
+def test_bundles_for_cpu_and_npu_are_both_checked(
+    bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    npu = Path(shutil.copytree(bundle, bundle.with_name("tiny-npu")))
+    (npu / "tokenizer.json").write_bytes(b"{}")
+    code, lines = check(folder, capsys, "m")
+    assert code == 1
+    assert lines[0].startswith("m  ok  tiny, ") and lines[1].startswith("m  damaged  tokenizer.json ")
+
+
+def test_missing_folder_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "config.toml").write_text('[models.m]\npath = "gone"\n', encoding="utf-8")
+    code, (line,) = check(folder, capsys)
+    assert code == 0 and line.startswith("m  missing  ") and line.endswith("gone does not exist")
+
+
+def test_unknown_model_is_a_mistake(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "nothing", "--config", str(folder / "config.toml")]) == 2
+    assert "There is no model 'nothing'" in capsys.readouterr().err
