@@ -3,7 +3,8 @@
     req-7  smollm2  prompt 512 = 480 cached + 32  queue 0 ms  first token 85 ms  48 tokens  35.1 tokens/s  stop
     req-8  llama3.2-3b -> smollm2 (latency_breaker_open)  prompt 9 = 0 cached + 9  ...
 
-The log has text of prompts only if `server.log_prompts` is set. It never has API keys.
+The log has text of prompts only if `server.log_prompts` is set. It never has API keys. One record is one line, whatever
+text a client, an upstream or a bundle put into it; the lines of a traceback follow, indented.
 """
 
 from __future__ import annotations
@@ -16,23 +17,44 @@ from typing import TextIO
 from msgspec import Struct
 
 from gateway.generation import Chat, Prompt, Text
+from gateway.output import escape
 
-_FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
 _LONGEST_NAME = 80
 _LONGEST_PROMPT = 2000
+_LONGEST_LINE = 4000
+_LONGEST_TRACEBACK = 50_000
 
 
 def setup(level: str = "INFO", stream: TextIO | None = None) -> None:
-    """Write the gateway's log to `stream` (default: stderr) as UTF-8, also on a console with another code page."""
+    """Write all logs of this process to `stream` (default: stderr) as UTF-8, also on a console with another code page.
+
+    Args:
+        level: of the gateway's own loggers. Libraries log warnings and errors.
+    """
     stream = stream or sys.stderr
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter(_FORMAT, datefmt="%H:%M:%S"))
-    logger = logging.getLogger("gateway")
-    logger.handlers[:] = [handler]
-    logger.setLevel(level.upper())
-    logger.propagate = False
+    handler = _LogHandler(stream)
+    handler.setFormatter(_Formatter())
+    root = logging.getLogger()
+    root.handlers[:] = [*(other for other in root.handlers if not isinstance(other, _LogHandler)), handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("gateway").setLevel(level.upper())
+    logging.captureWarnings(True)
+
+
+class _LogHandler(logging.StreamHandler[TextIO]):
+    """The handler that `setup` adds."""
+
+
+class _Formatter(logging.Formatter):
+    """`12:00:00 INFO    message`. No text in a record can start a line that looks like this one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = self.formatTime(record, "%H:%M:%S")
+        line = f"{time} {record.levelname:7} {escape(cut(record.getMessage(), _LONGEST_LINE))}"
+        details = self.formatException(record.exc_info) if record.exc_info else ""
+        return "\n".join([line, *(f"  {escape(each)}" for each in cut(details, _LONGEST_TRACEBACK).splitlines())])
 
 
 class RequestLine(Struct, kw_only=True):
@@ -81,8 +103,11 @@ class RequestLine(Struct, kw_only=True):
 
 def printable(text: str) -> str:
     """Text from a client for one log line: control characters escaped, cut after 80 characters."""
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:_LONGEST_NAME])
-    return shown + ("..." if len(text) > _LONGEST_NAME else "")
+    return escape(cut(text, _LONGEST_NAME))
+
+
+def cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[:longest] + "..."
 
 
 def prompt_text(prompt: Prompt) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -14,12 +15,14 @@ from gateway.logs import RequestLine
 
 
 @pytest.fixture(autouse=True)
-def restored_logger() -> Iterator[None]:
-    logger = logging.getLogger("gateway")
-    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
+def restored_loggers() -> Iterator[None]:
+    loggers = [logging.getLogger(), logging.getLogger("gateway")]
+    before = [(logger.handlers[:], logger.level) for logger in loggers]
     yield
-    logger.handlers[:], logger.propagate = handlers, propagate
-    logger.setLevel(level)
+    logging.captureWarnings(False)
+    for logger, (handlers, level) in zip(loggers, before, strict=True):
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
 
 
 def test_request_line_shows_models_tokens_and_times() -> None:
@@ -76,6 +79,51 @@ def test_setup_twice_adds_one_handler() -> None:
     logs.setup("INFO", stream)
     logging.getLogger("gateway").info("once")
     assert stream.getvalue().count("once") == 1
+
+
+HOSTILE = "x\n12:00:00 ERROR   forged\r\x1b[2J\x9b\u2028\u202e"
+
+
+@pytest.mark.parametrize("name", ["gateway.lanes.lane", "uvicorn.error", "asyncio", "py.warnings"])
+def test_record_of_any_logger_is_one_line(name: str) -> None:
+    stream = io.StringIO()
+    logs.setup("INFO", stream)
+    logging.getLogger(name).warning("%s", HOSTILE)
+    assert stream.getvalue().endswith(r" WARNING x\n12:00:00 ERROR   forged\r\x1b[2J\x9b\u2028\u202e" + "\n")
+    assert stream.getvalue()[:-1].isprintable()
+
+
+def test_traceback_is_indented_and_escaped() -> None:
+    stream = io.StringIO()
+    logs.setup("INFO", stream)
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        logging.getLogger("gateway").exception("failed")
+    first, second, *others = stream.getvalue().split("\n")
+    assert first.endswith(" ERROR   failed") and second == "  Traceback (most recent call last):"
+    assert all(line.startswith("  ") and line.isprintable() for line in others[:-1])
+    assert "  ValueError: x" in others
+
+
+def test_warning_is_a_record() -> None:
+    stream = io.StringIO()
+    logs.setup("INFO", stream)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("careful\n", stacklevel=1)
+    assert "UserWarning: careful" in stream.getvalue() and stream.getvalue().count("\n") == 1
+
+
+def test_long_record_is_cut() -> None:
+    stream = io.StringIO()
+    logs.setup("INFO", stream)
+    logging.getLogger("gateway").info("%s", "\n" * 1_000_000)
+    try:
+        raise ValueError("\n" * 1_000_000)
+    except ValueError:
+        logging.getLogger("gateway").exception("failed")
+    assert len(stream.getvalue()) < 200_000
 
 
 def test_prompt_text_of_each_prompt_type() -> None:

@@ -38,14 +38,17 @@ def run(arguments: argparse.Namespace) -> int:
         "models.provider": arguments.provider,
     }
     config = options.load(arguments, overrides)
-    from gateway import logs
+    from gateway import logs, output
     from gateway.app import create_app
     from gateway.commands.prepare import prepare
     from gateway.server.server import serve
 
-    logs.setup()
     _listen(config.server).close()  # reports a port in use before a build of minutes
+    if not sys.stderr.isatty():  # progress bars need the terminal itself
+        output.never_block()
     config = prepare(config)
+    output.never_block()
+    logs.setup()
     app = create_app(config)
     listener = _listen(config.server)
     tasks: list[asyncio.Task[None]] = []  # the event loop keeps only a weak reference to a task

@@ -80,17 +80,18 @@ class Serving:
         """Send a signal and wait. Returns the exit code and all of stderr."""
         self.process.send_signal(signal_number)
         _, errors = self.process.communicate(timeout=PATIENCE_S)
-        return self.process.returncode, errors
+        return self.process.returncode, errors or ""
 
 
 @contextmanager
-def serving(*arguments: object, cwd: Path, **variables: str) -> Iterator[Serving]:
+def serving(*arguments: object, cwd: Path, stderr: int = subprocess.PIPE, **variables: str) -> Iterator[Serving]:
+    """`npu-gateway serve` as a process. `stderr`: a descriptor, or `subprocess.PIPE`, whose text `stop` returns."""
     with subprocess.Popen(
         [sys.executable, "-m", "gateway", "serve", *map(str, arguments)],
         cwd=cwd,
         env=environment(**variables),
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         encoding="utf-8",
         **OWN_GROUP,
     ) as process:
