@@ -1,0 +1,95 @@
+"""The child's side of a `Sandbox`. It runs as a script, not as a module of the package.
+
+Frames on stdin: a length (4 bytes, little-endian), then that number of bytes. Frames on stdout: a length, the processor
+seconds of the process so far (8 bytes), then the bytes. The first frame on stdout is the process id. The first frame on
+stdin is the `Start`, as JSON; its reply is the reply of the task's setup.
+
+The process ends when stdin closes. If the parent is killed during a task, the limit of processor time ends the process
+(POSIX), or the job (Windows).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import BinaryIO
+
+REQUEST = struct.Struct("<I")
+REPLY = struct.Struct("<Id")
+
+#: Answers one request.
+Handler = Callable[[bytes], bytes]
+_STACK_BYTES = 16 * 1024 * 1024
+_SPARE_CPU_S = 5  # the parent ends a task first, and knows why
+
+
+def main() -> None:
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # the whole process group gets them; the parent ends this process
+        if number := getattr(signal, name, None):
+            signal.signal(number, signal.SIG_IGN)
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is not a reply
+    threading.stack_size(_STACK_BYTES)
+    thread = threading.Thread(target=_serve, args=(sys.stdin.buffer, replies))
+    thread.start()
+    thread.join()
+    os._exit(0)
+
+
+def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
+    _send(replies, str(os.getpid()).encode())
+    if (first := _receive(requests)) is None:
+        return
+    start = json.loads(first)
+    sys.path[:] = start["path"]
+    _limit_memory(start["address_bytes"])
+    _limit_cpu(start["cpu_s"])
+    module, _, name = start["task"].partition(":")
+    reply, handle = getattr(importlib.import_module(module), name)(start["setup"])
+    _send(replies, reply)
+    while (request := _receive(requests)) is not None:
+        _limit_cpu(start["cpu_s"])
+        _send(replies, handle(request))
+
+
+def _receive(requests: BinaryIO) -> bytes | None:
+    header = requests.read(REQUEST.size)
+    if len(header) < REQUEST.size:
+        return None
+    (size,) = REQUEST.unpack(header)
+    body = requests.read(size)
+    return body if len(body) == size else None
+
+
+def _send(replies: BinaryIO, body: bytes) -> None:
+    replies.write(REPLY.pack(len(body), time.process_time()))
+    replies.write(body)
+    replies.flush()
+
+
+def _limit_memory(address_bytes: int) -> None:
+    if sys.platform != "win32":  # on Windows the parent puts the process into a job
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (address_bytes, address_bytes))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _limit_cpu(cpu_s: float) -> None:
+    """End the process some seconds after the task's limit."""
+    if sys.platform != "win32":
+        import resource
+
+        _, highest = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + cpu_s) + _SPARE_CPU_S, highest))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+"""A child process that answers one request after another, each within limits of time and memory.
+
+For work on untrusted input whose cost has no bound: grammars, chat templates, texts to tokenize. The process stays
+between requests, so an ordinary request costs one message each way. A request that exceeds a limit costs the process,
+and the next request gets a new one, which starts at once.
+
+    sandbox = Sandbox("gateway.text.prompt_task:open_task", lambda: {"folder": "..."}, Limits(...))
+    sandbox.start()
+    reply = sandbox.request(b"...")
+
+The operating system limits the memory: RLIMIT_AS, or a Job Object on Windows. This process watches the processor time,
+the wall time and the resident memory, because they need a look only if a request takes long.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import NamedTuple
+
+import psutil
+
+from gateway.sandbox.child import REPLY, REQUEST
+from gateway.sandbox.windows_job import confine
+
+_SCRIPT = Path(__file__).with_name("child.py")
+_LOOK_S = 0.05  # a request that takes longer is watched
+_CLOSED = "it is closed"
+_NO_WINDOW = getattr(subprocess, "CREATE_NO_WINDOW", 0)  # only Windows has it
+_MAX_REPLY = 512 * 1024 * 1024
+
+
+class Limits(NamedTuple):
+    """Of one request, and of the setup of the process.
+
+    `cpu_s` is processor time, which does not depend on the load of the machine. `wall_s` is for a process that waits.
+    `address_bytes` counts all memory that the process reserves, with the code of its libraries.
+    """
+
+    cpu_s: float
+    wall_s: float
+    resident_bytes: int
+    address_bytes: int
+
+
+class SandboxLimit(Exception):
+    """A request exceeded a limit, or ended the process. The text completes "it ..."."""
+
+
+class SandboxUnavailable(Exception):
+    """The process cannot be started, its setup ended it, or it was closed."""
+
+
+class _Reply(NamedTuple):
+    body: bytes
+    cpu_s: float  # of the process, since it started
+
+
+class Sandbox:
+    """Thread-safe: one request at a time, the others wait.
+
+    Args:
+        task: "module:function". In the child, the function gets the setup and returns the reply of `start`, and the
+            function that answers one request.
+        setup: returns the setup, which JSON can express. Called for each process.
+        limits: of one request.
+    """
+
+    def __init__(self, task: str, setup: Callable[[], object], limits: Limits) -> None:
+        self._task, self._setup, self._limits = task, setup, limits
+        self._lock = threading.Lock()
+        self._child: _Child | None = None
+        self._is_closed = False
+
+    @property
+    def pid(self) -> int | None:
+        """The process that answers now. None: there is none, or it has just been started."""
+        return self._child.pid if self._child is not None else None
+
+    def start(self) -> bytes:
+        """Start the process, if it does not run, and wait for its setup. Returns the reply of the setup.
+
+        Raises SandboxUnavailable.
+        """
+        with self._lock:
+            self._is_closed = False
+            return self._ready().first
+
+    def request(self, message: bytes) -> bytes:
+        """Returns the reply. Starts the process if it does not run.
+
+        Raises SandboxLimit for a request that exceeds a limit, and SandboxUnavailable.
+        """
+        with self._lock:
+            child = self._ready()
+            try:
+                return child.exchange(message, self._limits)
+            except SandboxLimit:
+                if self._is_closed:
+                    raise SandboxUnavailable(_CLOSED) from None
+                child.close()
+                self._restart()
+                raise
+
+    def close(self) -> None:
+        """End the process, also during a request. The next `start` starts another."""
+        self._is_closed = True
+        if self._child is not None:
+            self._child.close()
+
+    def _ready(self) -> _Child:
+        """A process that has been set up."""
+        if self._is_closed:
+            raise SandboxUnavailable(_CLOSED)
+        if self._child is None or self._child.is_over:  # something else may have killed it
+            self._child = self._spawn()
+        try:
+            self._child.wait_for_setup(self._limits)
+        except SandboxLimit as error:
+            self._child.close()
+            raise SandboxUnavailable(f"its start failed: it {error}") from None
+        return self._child
+
+    def _restart(self) -> None:
+        with suppress(SandboxUnavailable):  # the next request tries again
+            self._child = None
+            if not self._is_closed:
+                self._child = self._spawn()
+        if self._is_closed and self._child is not None:  # closed in this moment
+            self._child.close()
+
+    def _spawn(self) -> _Child:
+        start = {
+            "task": self._task,
+            "setup": self._setup(),
+            "path": sys.path,
+            "address_bytes": self._limits.address_bytes,
+            "cpu_s": self._limits.cpu_s,
+        }
+        try:
+            return _Child(json.dumps(start).encode(), self._limits.address_bytes)
+        except (OSError, RuntimeError, MemoryError) as error:  # the system gives no process, thread or memory
+            raise SandboxUnavailable(f"it cannot be started: {getattr(error, 'strerror', None) or error}") from None
+
+
+class _Child:
+    """One process, and the thread that reads its replies."""
+
+    def __init__(self, start: bytes, address_bytes: int) -> None:
+        self.first = b""  # the reply of the setup
+        self.pid: int | None = None
+        self._is_closed = False
+        self._is_set_up = False
+        self._address_bytes = address_bytes
+        self._cpu_s = 0.0  # at the last reply
+        self._replies: SimpleQueue[_Reply | None] = SimpleQueue()
+        self._leave_job: Callable[[], None] = lambda: None
+        # -P: do not import this folder's modules in place of others with the same name
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(_SCRIPT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            creationflags=_NO_WINDOW,
+        )
+        self._began_at = time.monotonic()
+        try:
+            self._reader = threading.Thread(target=self._read, name="sandbox reader", daemon=True)
+            self._reader.start()
+        except RuntimeError:
+            self._process.kill()
+            self._process.communicate()
+            raise
+        self._send(start)
+
+    @property
+    def is_over(self) -> bool:
+        return self._is_closed or self._process.poll() is not None
+
+    def wait_for_setup(self, limits: Limits) -> None:
+        """Raises SandboxLimit if the setup exceeds a limit."""
+        if not self._is_set_up:
+            self.first = self._wait(limits)
+            self._is_set_up = True
+
+    def exchange(self, message: bytes, limits: Limits) -> bytes:
+        """Send a request and wait for its reply. Raises SandboxLimit."""
+        self._began_at = time.monotonic()
+        self._send(message)
+        return self._wait(limits)
+
+    def close(self) -> None:
+        """Kill the process. Returns when it is gone."""
+        self._is_closed = True
+        self._process.kill()
+        self._process.wait()
+
+    def _send(self, message: bytes) -> None:
+        assert self._process.stdin is not None
+        with suppress(OSError, ValueError):  # the process is gone: the reader reports it
+            self._process.stdin.write(REQUEST.pack(len(message)))
+            self._process.stdin.write(message)
+            self._process.stdin.flush()
+
+    def _wait(self, limits: Limits) -> bytes:
+        while True:
+            try:
+                reply = self._replies.get(timeout=_LOOK_S)
+            except Empty:
+                self._check(limits)
+                continue
+            if reply is None:
+                raise SandboxLimit(f"ended the process, or took more than {limits.address_bytes >> 20} MiB")
+            self._cpu_s = reply.cpu_s
+            return reply.body
+
+    def _check(self, limits: Limits) -> None:
+        cpu_s, resident_bytes = self._usage()
+        if cpu_s - self._cpu_s > limits.cpu_s:
+            raise SandboxLimit(f"took more than {limits.cpu_s:g} seconds of processor time")
+        if resident_bytes > limits.resident_bytes:
+            raise SandboxLimit(f"took more than {limits.resident_bytes >> 20} MiB")
+        if time.monotonic() - self._began_at > limits.wall_s:
+            raise SandboxLimit(f"took more than {limits.wall_s:g} seconds")
+
+    def _usage(self) -> tuple[float, int]:
+        """Processor seconds and resident bytes. On Windows, Popen.pid can be the launcher of a virtual environment."""
+        try:
+            process = psutil.Process(self.pid or self._process.pid)
+            times = process.cpu_times()
+            return times.user + times.system, int(process.memory_info().rss)
+        except psutil.Error:
+            return 0.0, 0  # it has just ended
+
+    def _read(self) -> None:
+        """Queue the replies, then a None when the process has ended."""
+        pipe = self._process.stdout
+        assert pipe is not None
+        while len(header := pipe.read(REPLY.size)) == REPLY.size:
+            size, cpu_s = REPLY.unpack(header)
+            body = pipe.read(size) if size <= _MAX_REPLY else b""
+            if len(body) != size:
+                break
+            if self.pid is None:
+                self.pid = int(body)
+                self._leave_job = confine(self.pid, self._address_bytes)
+            else:
+                self._replies.put(_Reply(body, cpu_s))
+        self._process.kill()
+        self._process.wait()
+        self._replies.put(None)
+        self._leave_job()
+        for stream in (pipe, self._process.stdin):
+            with suppress(OSError, ValueError):  # a request that was not sent
+                assert stream is not None
+                stream.close()
