@@ -128,7 +128,7 @@ def test_failed_setup_is_reported_and_leaves_no_process(setup: str, make: Callab
 
 def test_missing_interpreter_is_reported(make: Callable[..., Sandbox], monkeypatch: pytest.MonkeyPatch) -> None:
     sandbox = make()
-    monkeypatch.setattr(sys, "executable", "no-such-python")
+    monkeypatch.setattr(sys, "executable", "missing-python")
     with pytest.raises(SandboxUnavailable, match="it cannot be started: "):
         sandbox.request(b"a")
     monkeypatch.undo()
