@@ -108,10 +108,13 @@ def npu() -> Finding:
 
 def configuration(arguments: argparse.Namespace, config: Config) -> Iterator[Finding]:
     from gateway.config.file import find_config
+    from gateway.config.keys import key_warnings
 
     file, _ = find_config(arguments.config)
     address = options.base_url(config.server.host, config.server.port)
     yield Finding("ok", "configuration", f"{file}: {len(config.models)} models, {address}")
+    for line in key_warnings(config.server):
+        yield Finding("note", "keys", line)
     if config.server.insecure and not config.server.api_keys:
         yield Finding(
             "note", "keys", "insecure is set and there are no keys: every machine that can connect may use the gateway"

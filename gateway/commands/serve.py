@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import socket
 import sys
 from typing import TYPE_CHECKING
@@ -41,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway import logs, output
     from gateway.app import create_app
     from gateway.commands.prepare import prepare
+    from gateway.config.keys import key_warnings
     from gateway.server.server import serve
 
     _listen(config.server).close()  # reports a port in use before a build of minutes
@@ -49,6 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = prepare(config)
     output.never_block()
     logs.setup()
+    for line in key_warnings(config.server):
+        logging.getLogger("gateway").warning("%s", line)
     app = create_app(config)
     listener = _listen(config.server)
     tasks: list[asyncio.Task[None]] = []  # the event loop keeps only a weak reference to a task

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
 
+from gateway.config.hosts import host_name, is_loopback, server_url, web_origin
+from gateway.config.keys import key_mistakes
 from gateway.config.tables import (
     MODEL_KINDS,
     BreakerConfig,
@@ -87,14 +87,6 @@ def engines_of_keys() -> dict[str, str]:
     return {key: f"engine = {' or '.join(names)}" for key, names in engines.items()}
 
 
-def is_loopback(host: str) -> bool:
-    """True if only this machine can connect to `host`."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
-
-
 def mistakes(config: Config) -> Iterator[tuple[str, str]]:
     """The broken rules that join several keys: (table and key, message)."""
     if not config.models:
@@ -107,21 +99,32 @@ def mistakes(config: Config) -> Iterator[tuple[str, str]]:
     owners = {name: name for name in config.models}
     for name, model in config.models.items():
         where = f"[models.{quoted(name)}]"
+        if not name:
+            yield where, "a model needs a name"
         for alias in model.aliases:
+            if not alias:
+                yield f"{where} aliases", "an alias must not be empty"
             if owners.setdefault(alias, name) != name or alias in config.models:
                 yield f"{where} aliases", f"{alias!r} already names the model {owners[alias]!r}"
         yield from _model_mistakes(where, name, model, config)
 
 
 def _server_mistakes(server: ServerConfig) -> Iterator[tuple[str, str]]:
-    for name, key in server.api_keys.items():
-        if not key or not key.isascii() or key.split() != [key]:
-            yield "[server] api_keys", f"the key of {name!r} must be printable ASCII without spaces, and not empty"
-    if len(set(server.api_keys.values())) < len(server.api_keys):
-        yield "[server] api_keys", "two names have the same key"
+    for problem in key_mistakes(server.api_keys):
+        yield "[server] api_keys", problem
+    yield from _malformed("[server] allowed_hosts", (host for host in server.allowed_hosts if host != "*"), host_name)
+    yield from _malformed("[server] cors_origins", server.cors_origins, web_origin)
     if not (is_loopback(server.host) or server.api_keys or server.insecure):
         problem = f"{server.host!r} lets other machines connect without a key"
         yield "[server] host", f"{problem}; set api_keys, or insecure = true (--insecure) to allow it"
+
+
+def _malformed(where: str, texts: Iterable[str], read: Callable[[str], object]) -> Iterator[tuple[str, str]]:
+    for text in texts:
+        try:
+            read(text)
+        except ValueError as error:
+            yield where, f"{text!r} never matches: {error}"
 
 
 def _model_mistakes(where: str, name: str, model: ModelConfig, config: Config) -> Iterator[tuple[str, str]]:
@@ -134,8 +137,8 @@ def _model_mistakes(where: str, name: str, model: ModelConfig, config: Config) -
             yield where, "needs path (the folder of the bundle) or source (from which the gateway builds it)"
         case GenieModel(path=""):
             yield where, "needs path (the config.json of the bundle)"
-        case UpstreamModel(url=url) if urlsplit(url).scheme not in ("http", "https"):
-            yield f"{where} url", "engine = 'upstream' needs the server's URL, such as 'http://127.0.0.1:8081/v1'"
+        case UpstreamModel():
+            yield from _upstream_mistakes(where, model)
         case ScriptedModel(script=script):
             for fault in script.faults:
                 if fault.error and error_class(fault.error).__name__ != fault.error:
@@ -149,6 +152,16 @@ def _model_mistakes(where: str, name: str, model: ModelConfig, config: Config) -
             f"{where[:-1]}.breaker] min_calls",
             f"{model.breaker.min_calls} is more than the window of {model.breaker.window}",
         )
+
+
+def _upstream_mistakes(where: str, model: UpstreamModel) -> Iterator[tuple[str, str]]:
+    try:
+        server_url(model.url)
+    except ValueError as error:
+        yield f"{where} url", f"engine = 'upstream' needs the server's URL, {error}"
+    if model.api_key:
+        for problem in key_mistakes({"api_key": model.api_key}):
+            yield f"{where} api_key", problem
 
 
 def _not_a_model(where: str, name: str, config: Config) -> Iterator[tuple[str, str]]:

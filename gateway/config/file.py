@@ -21,6 +21,7 @@ from urllib.parse import quote
 from msgspec.structs import replace
 
 from gateway.config.check import TABLES, Engine, Kinds, engines_of_keys, fields_of, keys_of, mistakes, unknown_key
+from gateway.config.keys import API_KEY_VARIABLE, all_keys
 from gateway.config.tables import (
     MODEL_KINDS,
     BreakerConfig,
@@ -165,7 +166,7 @@ def _variables(models: Iterable[str]) -> dict[str, tuple[Table, str] | None]:
     for name in models:
         tables[("models", name)] = ("engine", *engines_of_keys())
         tables[("models", name, "breaker")] = fields_of(BreakerConfig)
-    known: dict[str, tuple[Table, str] | None] = {ENV_PREFIX + "CONFIG": None, ENV_PREFIX + "API_KEY": None}
+    known: dict[str, tuple[Table, str] | None] = {ENV_PREFIX + "CONFIG": None, API_KEY_VARIABLE: None}
     for table, keys in tables.items():
         for key in keys:
             known[ENV_PREFIX + "_".join(map(upper, (*table, key)))] = (table, key)
@@ -239,18 +240,6 @@ def _with_paths(config: Config, base: Path) -> Config:
 def _with_keys(config: Config, environ: Mapping[str, str], base: Path) -> Config:
     """Add the API keys of the keys file and of the environment."""
     server = config.server
-    keys = dict(server.api_keys)
     if server.api_keys_file:
-        file = base / Path(server.api_keys_file).expanduser()
-        try:
-            lines = [line.split() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-        except (OSError, UnicodeDecodeError):
-            raise ConfigError(f"[server] api_keys_file: {file} cannot be read") from None
-        for number, words in enumerate(lines, 1):
-            if len(words) > 2:
-                raise ConfigError(f"{file}: line {number}: expected KEY or NAME KEY")
-            if words and not words[0].startswith("#"):
-                keys[words[0] if len(words) == 2 else f"key{number}"] = words[-1]
-    if key := environ.get(ENV_PREFIX + "API_KEY"):
-        keys["environment"] = key
-    return replace(config, server=replace(server, api_keys=keys))
+        server = replace(server, api_keys_file=str(base / Path(server.api_keys_file).expanduser()))
+    return replace(config, server=replace(server, api_keys=all_keys(server, environ)))

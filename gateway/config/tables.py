@@ -15,10 +15,12 @@ from msgspec.structs import asdict
 from gateway.sampling import EngineKind, with_default_keys, with_model_keys
 
 Port = Annotated[int, Meta(ge=0, le=65535)]  # 0: any free port
-Count = Annotated[int, Meta(ge=1)]
-Natural = Annotated[int, Meta(ge=0)]
-Seconds = Annotated[float, Meta(gt=0)]
-Millis = Annotated[float, Meta(ge=0)]
+# The upper limits refuse `inf`, which would switch a limit off, and what a timer of the system cannot hold.
+Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Seconds = Annotated[float, Meta(gt=0, le=1e6)]
+Millis = Annotated[float, Meta(ge=0, le=1e9)]
+Delay = Annotated[float, Meta(ge=0)]  # of a script; `inf` hangs
 Share = Annotated[float, Meta(gt=0, le=1)]
 
 
@@ -27,15 +29,15 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
     port: Port = 8000
-    #: name -> key. Empty: clients need no key.
-    api_keys: dict[str, str] = field(default_factory=dict)
-    api_keys_file: str = ""  # more keys, one in each line: `KEY` or `NAME KEY`
+    #: name -> key. Without keys, clients need none. A table without a key in it is refused.
+    api_keys: Annotated[dict[str, str], Meta(min_length=1)] = field(default_factory=dict)
+    api_keys_file: Annotated[str, Meta(min_length=1)] = ""  # more keys, one in each line: `KEY` or `NAME KEY`
     insecure: bool = False  # other machines may connect without a key
     allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: Count = 8 * 1024 * 1024
     ping_s: Seconds = 15.0  # a stream without data for this time gets a comment line
-    shutdown_grace_s: Annotated[float, Meta(ge=0)] = 10.0  # time for running requests to finish after SIGTERM
+    shutdown_grace_s: Annotated[float, Meta(ge=0, le=1e6)] = 10.0  # time for running requests to finish after SIGTERM
     timeout_s: Seconds = 600.0  # limit for one request, including its time in the queue
     log_prompts: bool = False
 
@@ -54,7 +56,7 @@ class BreakerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """
 
     enabled: bool = True
-    latency_ms: Annotated[float, Meta(gt=0)] = 1000.0
+    latency_ms: Annotated[float, Meta(gt=0, le=1e9)] = 1000.0
     prompt_token_ms: Millis = 0.0
     token_ms: Millis = 0.0
     window: Count = 10  # number of recent requests that are judged
@@ -121,9 +123,9 @@ class UpstreamModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=
 class Fault(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A fault in the device call after `after` tokens of a choice (0: in the prefill)."""
 
-    requests: tuple[int, ...] = ()  # the numbers of the requests with the fault, from 0; empty: every request
+    requests: tuple[Natural, ...] = ()  # the numbers of the requests with the fault, from 0; empty: every request
     after: Natural = 0
-    stall_s: float = 0.0  # added to the time of the call; `inf` hangs it until the watchdog ends it
+    stall_s: Delay = 0.0  # added to the time of the call; `inf` hangs it until the watchdog ends it
     error: str = ""  # the class name of the GatewayError that the call raises
     driver_code: int = 0  # or: the call raises EngineFailed with this code of the NPU driver: 14001, -100301, ...
     message: str = ""
@@ -137,13 +139,13 @@ class Script(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     replies: Annotated[tuple[str, ...], Meta(min_length=1)] = ("The capital of France is Paris.",)
     repeat: bool = False  # repeat the reply until `max_tokens`
-    ttft_s: float | Annotated[tuple[float, ...], Meta(min_length=1)] = 0.0  # the prefill, one device call
-    token_s: float | Annotated[tuple[float, ...], Meta(min_length=1)] = 0.0  # every token after the first
+    ttft_s: Delay | Annotated[tuple[Delay, ...], Meta(min_length=1)] = 0.0  # the prefill, one device call
+    token_s: Delay | Annotated[tuple[Delay, ...], Meta(min_length=1)] = 0.0  # every token after the first
     faults: tuple[Fault, ...] = ()
-    prompt_tokens: int | None = None  # None: the number of words in the prompt
-    cached_tokens: int = 0
-    context_length: int = 4096
-    load_s: float = 0.0
+    prompt_tokens: Natural | None = None  # None: the number of words in the prompt
+    cached_tokens: Natural = 0
+    context_length: Count = 4096
+    load_s: Delay = 0.0
     load_error: str = ""  # every load fails with this message
 
 

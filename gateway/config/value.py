@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 import msgspec
 
@@ -33,7 +34,7 @@ class Setting(NamedTuple):
 
 def convert(setting: Setting, kind: Any) -> Any:
     """The value as a `kind`. Raises ConfigError."""
-    value = _from_text(setting.value, kind) if setting.text else setting.value
+    value = _from_text(setting, kind) if setting.text else setting.value
     if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return _convert_table(setting, value, kind)
     try:
@@ -60,13 +61,18 @@ def _path(_: type, value: Any) -> Path:
     return Path(value)
 
 
-def _from_text(text: str, kind: Any) -> Any:
+def _from_text(setting: Setting, kind: Any) -> Any:
     """The text of an environment variable in the form of its key: `a,b` is a list, `a=1,b=2` a table."""
+    text = setting.value
+    kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     items = [item.strip() for item in text.split(",") if item.strip()]
     if get_origin(kind) is tuple:
         return items
     if get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
-        return {name: value for name, _, value in (item.partition("=") for item in items)}
+        pairs = [item.partition("=") for item in items]
+        if twice := next((name for name, count in Counter(pair[0] for pair in pairs).items() if count > 1), None):
+            raise ConfigError(f"{setting.where}: {twice!r} is set twice")
+        return {name: value for name, _, value in pairs}
     return None if not text and type(None) in get_args(kind) else text
 
 

@@ -17,6 +17,7 @@ from litestar.config.cors import CORSConfig
 from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
 
+from gateway.config.hosts import host_name, web_origin
 from gateway.config.tables import ServerConfig
 from gateway.errors import Forbidden, Unauthorized, Unavailable
 
@@ -38,7 +39,9 @@ def cors_of(config: ServerConfig) -> CORSConfig | None:
     """None, unless the config lists web origins."""
     if not config.cors_origins:
         return None
-    return CORSConfig(allow_origins=list(config.cors_origins), expose_headers=["x-request-id", "retry-after"])
+    return CORSConfig(
+        allow_origins=[web_origin(text) for text in config.cors_origins], expose_headers=["x-request-id", "retry-after"]
+    )
 
 
 async def _check_connection_limit(connection: Connection, _: BaseRouteHandler) -> None:
@@ -47,14 +50,24 @@ async def _check_connection_limit(connection: Connection, _: BaseRouteHandler) -
 
 
 def _host_guard(config: ServerConfig) -> Guard:
-    allowed = {*config.allowed_hosts, config.host}
+    allowed = {_name(host) for host in (*config.allowed_hosts, config.host)}
 
     async def check_host(connection: Connection, _: BaseRouteHandler) -> None:
-        host = re.sub(r":\d*$", "", connection.headers.get("host", "")).lower()
-        if host and host not in allowed and "*" not in allowed:  # only HTTP/1.0 has no Host; browsers do not use it
-            raise Forbidden(f"The host name {host!r} is not in 'server.allowed_hosts' of the gateway's config.")
+        host = re.sub(r":\d*$", "", connection.headers.get("host", ""))
+        if not host or "*" in allowed:  # only HTTP/1.0 has no Host; browsers do not use it
+            return
+        if host not in allowed and _name(host) not in allowed:
+            raise Forbidden(f"The host name {host[:100]!r} is not in 'server.allowed_hosts' of the gateway's config.")
 
     return check_host
+
+
+def _name(host: str) -> str:
+    """The host's usual spelling; `*`, and a text that is not a host name, as it is."""
+    try:
+        return host_name(host)
+    except ValueError:
+        return host
 
 
 def _origin_guard(config: ServerConfig) -> Guard:
@@ -62,11 +75,11 @@ def _origin_guard(config: ServerConfig) -> Guard:
 
     async def check_origin(connection: Connection, _: BaseRouteHandler) -> None:
         origin = connection.headers.get("origin", "")
-        scheme, _sep, host = origin.partition("://")
+        scheme, _sep, host = origin.lower().partition("://")
         if scheme not in ("http", "https", "null"):  # no origin, an editor or a browser extension
             return
-        if host != connection.headers.get("host") and not (cors and cors.is_origin_allowed(origin)):
-            raise Forbidden(f"The origin {origin!r} is not in 'server.cors_origins' of the gateway's config.")
+        if host != connection.headers.get("host", "").lower() and not (cors and cors.is_origin_allowed(origin)):
+            raise Forbidden(f"The origin {origin[:100]!r} is not in 'server.cors_origins' of the gateway's config.")
 
     return check_origin
 

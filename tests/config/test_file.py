@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config.check import is_loopback
 from gateway.config.file import data_folder, find_config, load_config
+from gateway.config.hosts import is_loopback
 from gateway.config.tables import BreakerConfig, Config, GenieModel, LocalModel, ScriptedModel, UpstreamModel
 from gateway.dialects.choose import DIALECT_NAMES
 from gateway.errors import ConfigError
@@ -254,6 +254,11 @@ MISTAKES = [
     ('[server]\napi_keys = { a = "" }\n' + ONE_MODEL, "[server] api_keys: the key of 'a' must be"),
     ('[server]\napi_keys = { a = "x", b = "x" }\n' + ONE_MODEL, "[server] api_keys: two names have the same key"),
     ('[server]\napi_keys_file = "no.txt"\n' + ONE_MODEL, "[server] api_keys_file:"),
+    ("[server.api_keys]\n" + ONE_MODEL, "[server] api_keys: expected table of length >= 1, got {}"),
+    ('[server]\napi_keys_file = ""\n' + ONE_MODEL, "[server] api_keys_file: expected str of length >= 1, got ''"),
+    ("[server]\ntimeout_s = inf\n" + ONE_MODEL, "[server] timeout_s: expected float <= 1000000.0, got inf"),
+    ('[models.""]\npath = "x"\n', '[models.""]: a model needs a name'),
+    (ONE_MODEL + 'aliases = [""]\n', "[models.a] aliases: an alias must not be empty"),
 ]
 
 
@@ -337,7 +342,8 @@ def test_repository_config_and_commented_examples_load(folder: Folder) -> None:
     config = folder.load(text)
     assert list(config.models) == ["smollm2-135m"]
     examples = [line.removeprefix("# ") if _is_commented_toml(line) else line for line in text.splitlines()]
-    config = folder.load("\n".join(examples), {"NPU_GATEWAY_SERVER_API_KEYS_FILE": ""})
+    (folder.path / "keys.txt").write_text("anna k-1\n", encoding="utf-8")
+    config = folder.load("\n".join(examples))
     assert list(config.models) == ["smollm2-135m", "llama3.2-3b", "qwen2-7b", "elsewhere"]
     assert config.models["qwen2-7b"].fallback == "llama3.2-3b"
     assert config.default_model == "smollm2-135m"

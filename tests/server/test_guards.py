@@ -91,6 +91,53 @@ def test_allowed_hosts_of_the_config_are_accepted() -> None:
             assert http.get("/v1/models", headers={"host": "npu.lan:80"}).status_code == 200
 
 
+@pytest.fixture(scope="module")
+def named() -> Iterator[Running]:
+    hosts = ("MyLaptop", "npu.lan.", "münchen.example", "fe80::A")
+    server = ServerConfig(allowed_hosts=hosts, cors_origins=("https://Chat.Example:443/",))
+    with serving(config_of({"m": scripted("Hi")}, server)) as running:
+        yield running
+
+
+SPELLINGS = ["mylaptop", "MyLaptop", "MYLAPTOP:8000", "mylaptop.", "MyLaptop.:80", "npu.lan", "NPU.lan.", "127.0.0.1"]
+SPELLINGS += ["xn--mnchen-3ya.example", "XN--MNCHEN-3YA.example:1", "[fe80::a]", "[FE80:0:0:0:0:0:0:A]:8000"]
+
+
+@pytest.mark.parametrize("host", SPELLINGS)
+def test_every_spelling_of_an_allowed_host_is_accepted(named: Running, host: str) -> None:
+    with named.http() as http:
+        assert http.get("/v1/models", headers={"host": host}).status_code == 200
+
+
+OTHERS = [
+    "mylaptop.evil.example",
+    "evil.mylaptop",
+    "mylaptop:8000:80",
+    "my.laptop",
+    "fe80::b",
+    "[fe80::b]",
+    "mylaptop..",
+    "*",
+]
+
+
+@pytest.mark.parametrize("host", [*OTHERS, "x" * 9000])
+def test_other_host_than_the_allowed_ones_is_403_with_a_short_message(named: Running, host: str) -> None:
+    with named.http() as http:
+        response = http.get("/v1/models", headers={"host": host})
+    assert response.status_code == 403
+    assert len(error_of(response)["message"]) < 250
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://chat.example", "HTTPS://evil.example", "Null", "https://chat.example.evil"]
+)
+def test_configured_origin_matches_in_its_usual_spelling_only(named: Running, origin: str) -> None:
+    with named.http() as http:
+        status = http.post(PATH, json=CHAT, headers={"origin": origin}).status_code
+    assert status == (200 if origin == "https://chat.example" else 403)
+
+
 @pytest.mark.parametrize("origin", ["https://evil.example", "http://localhost:1", "null"])
 def test_unlisted_web_origins_are_403(http: httpx.Client, origin: str) -> None:
     response = http.post(PATH, json=CHAT, headers={"origin": origin})
