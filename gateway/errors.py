@@ -29,12 +29,27 @@ One module for each library converts the exceptions of that library to these.
 
 from __future__ import annotations
 
+LONGEST_QUOTE = 100  # characters of a value from a request in a message
+_LONGEST_PARAM = 200
+_LONGEST_MESSAGE = 2000
+
+
+def quote(value: str) -> str:
+    """A value from a request, in quotes and escaped for a message. Every message that repeats one uses this."""
+    shown = repr(value[:LONGEST_QUOTE])
+    return shown if len(value) <= LONGEST_QUOTE >= len(shown) else shown[:LONGEST_QUOTE] + "...'"
+
+
+def cut(text: str, longest: int) -> str:
+    """The start of `text`, with "..." if it has more than `longest` characters."""
+    return text if len(text) <= longest else text[:longest] + "..."
+
 
 class GatewayError(Exception):
     """An error for the user of the gateway.
 
     Args:
-        message: one sentence for the user. It contains no path of the server.
+        message: one sentence for the user. It contains no path of the server. Cut after 2000 characters.
         param: the field of the request that is wrong, as the client spells it ("messages.0.content").
         retry_after_s: seconds until a retry can succeed. The reply has it as `Retry-After`, rounded up.
     """
@@ -46,9 +61,9 @@ class GatewayError(Exception):
     should_retry: bool | None = None
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.param = param
+        self.message = cut(message, _LONGEST_MESSAGE)
+        super().__init__(self.message)
+        self.param = param and cut(param, _LONGEST_PARAM)
         self.retry_after_s = retry_after_s
 
 

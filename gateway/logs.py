@@ -16,6 +16,7 @@ from typing import TextIO
 
 from msgspec import Struct
 
+from gateway.errors import cut
 from gateway.generation import Chat, Prompt, Text
 from gateway.output import escape
 
@@ -104,10 +105,6 @@ class RequestLine(Struct, kw_only=True):
 def printable(text: str) -> str:
     """Text from a client for one log line: control characters escaped, cut after 80 characters."""
     return escape(cut(text, _LONGEST_NAME))
-
-
-def cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[:longest] + "..."
 
 
 def prompt_text(prompt: Prompt) -> str:

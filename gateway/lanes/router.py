@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway import logs
 from gateway.config.tables import Config, Defaults
 from gateway.engines.base import TextTools
-from gateway.errors import InvalidRequest, ModelNotFound
+from gateway.errors import InvalidRequest, ModelNotFound, quote
 from gateway.generation import Generation
 from gateway.lanes.answer import RoutedAnswer
 from gateway.lanes.lane import Lane, LaneStatus
@@ -73,7 +72,7 @@ class Router:
             return Route(self._names[base], background=True)
         if self.config.default_model is not None:
             return Route(self.config.default_model, background=base != wanted)
-        what = f"The model '{logs.printable(wanted)}' does not exist" if wanted else "The request names no model"
+        what = f"The model {quote(wanted)} does not exist" if wanted else "The request names no model"
         error = ModelNotFound(f"{what}; there is {', '.join(self.lanes)}.", param="model")
         error.requested = wanted
         raise error

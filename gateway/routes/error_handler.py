@@ -10,6 +10,7 @@ from litestar import Response
 from litestar.exceptions import HTTPException
 
 from gateway.errors import (
+    LONGEST_QUOTE,
     BodyTooLarge,
     Forbidden,
     GatewayError,
@@ -20,6 +21,7 @@ from gateway.errors import (
     QueueFull,
     Unauthorized,
     Unavailable,
+    cut,
 )
 from gateway.logs import RequestLine
 from gateway.routes.anthropic_api import render as anthropic_render
@@ -87,11 +89,12 @@ def as_gateway_error(request: HttpRequest, exception: Exception) -> GatewayError
 
 
 def _message(request: HttpRequest, exception: HTTPException) -> str:
+    method, path = cut(request.method, LONGEST_QUOTE), cut(request.scope["path"], LONGEST_QUOTE)
     match exception.status_code:
         case 404:
-            return f"Unknown path: {request.method} {request.scope['path']}. The API is under /v1."
+            return f"Unknown path: {method} {path}. The API is under /v1."
         case 405:
-            return f"Method {request.method} is not allowed on {request.scope['path']}."
+            return f"Method {method} is not allowed on {path}."
         case 413:
             return "The request body is larger than 'server.max_body_bytes' of the gateway allows."
     return exception.detail

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from gateway.errors import InvalidRequest, UnsupportedParameter
+from gateway.errors import InvalidRequest, UnsupportedParameter, quote
 from gateway.generation import Grammar, Tool, ToolChoice
 from gateway.routes.wire import Json
 from gateway.server.body import check_depth
@@ -36,7 +36,7 @@ def refuse_parameters(sent: Iterable[tuple[str, object, str]]) -> None:
 def not_text(kind: str, param: str) -> InvalidRequest:
     """The error for an image, a sound or a file."""
     return InvalidRequest(
-        f"Invalid content part '{param}': the model reads only text, not {kind!r}. Send it as text, or remove it.",
+        f"Invalid content part '{param}': the model reads only text, not {quote(kind)}. Send it as text, or remove it.",
         param=param,
     )
 
@@ -55,7 +55,9 @@ def function_tool(
     if parameters is None:
         return Tool(name=name, description=description or "", strict=bool(strict))
     if parameters.get("type", "object") != "object":
-        raise InvalidRequest(f"Invalid schema for function '{name}': '{param}' must be of type 'object'.", param=param)
+        raise InvalidRequest(
+            f"Invalid schema for function {quote(name)}: '{param}' must be of type 'object'.", param=param
+        )
     check_depth(parameters, param)
     return Tool(name=name, description=description or "", parameters=parameters, strict=bool(strict))
 
@@ -64,7 +66,7 @@ def check_function_type(kind: str, param: str) -> None:
     """Only functions that the client runs are supported, not hosted tools such as web search."""
     if kind != "function":
         raise UnsupportedParameter(
-            f"Unsupported value for '{param}.type': {kind!r}; the gateway supports only 'function' tools.",
+            f"Unsupported value for '{param}.type': {quote(kind)}; the gateway supports only 'function' tools.",
             param=f"{param}.type",
         )
 
@@ -80,7 +82,7 @@ def tool_choice_of(mode: Mode, names: tuple[str, ...], tools: tuple[Tool, ...], 
         raise InvalidRequest("'tool_choice' requires a tool call, but the request has no 'tools'.", param="tool_choice")
     known = {tool.name for tool in tools}
     if unknown := [name for name in names if name not in known]:
-        raise InvalidRequest(f"'tool_choice' names {unknown[0]!r}, which is not in 'tools'.", param="tool_choice")
+        raise InvalidRequest(f"'tool_choice' names {quote(unknown[0])}, which is not in 'tools'.", param="tool_choice")
     return ToolChoice(mode=mode, names=names, parallel=parallel)
 
 
@@ -94,5 +96,6 @@ def schema_grammar(schema: Json, param: str) -> Grammar:
 
 def unknown_format(kind: str, param: str) -> InvalidRequest:
     return InvalidRequest(
-        f"Invalid value for '{param}': {kind!r} is not one of 'text', 'json_object' and 'json_schema'.", param=param
+        f"Invalid value for '{param}': {quote(kind)} is not one of 'text', 'json_object' and 'json_schema'.",
+        param=param,
     )

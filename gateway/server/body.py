@@ -11,7 +11,7 @@ import msgspec
 from litestar.exceptions import InternalServerException
 from litestar.types import ASGIApp, Receive, ReceiveMessage, Scope, Send
 
-from gateway.errors import BodyTimeout, InvalidRequest, Unavailable
+from gateway.errors import LONGEST_QUOTE, BodyTimeout, InvalidRequest, Unavailable, cut
 from gateway.server.request import ClientDisconnected, HttpRequest
 
 T = TypeVar("T")
@@ -20,7 +20,8 @@ BODY_TIMEOUT_S = 60.0
 MAX_DEPTH, MAX_VALUES = 64, 20_000  # of a field that accepts any JSON (a JSON schema, template variables)
 MAX_SEPARATORS = 500_000  # commas and opening brackets in a body; it cannot have more values than these
 
-_WHERE = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
+_LONGEST_WHAT = LONGEST_QUOTE + 30  # of msgspec's message; it can quote a whole value
+_WHERE = re.compile(r"(?:`key` in )?`\$\.?(?P<path>[^`]*)`")
 _MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]+)`$")
 
 
@@ -95,9 +96,10 @@ def parse(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def _validation_error(message: str) -> InvalidRequest:
-    found = _WHERE.match(message)
-    assert found is not None  # the pattern's first group takes anything
-    what, path = found["what"], _dotted(found["path"] or "")
+    what, _, where = message.rpartition(" - at ")
+    found = _WHERE.fullmatch(where)
+    what, path = (what, _dotted(found["path"])) if found else (message, "")
+    what = cut(what, _LONGEST_WHAT)
     if missing := _MISSING.match(what):
         param = f"{path}.{missing['field']}" if path else missing["field"]
         return InvalidRequest(f"Missing required parameter: '{param}'.", param=param)

@@ -19,7 +19,7 @@ from litestar.handlers.base import BaseRouteHandler
 
 from gateway.config.hosts import host_name, web_origin
 from gateway.config.tables import ServerConfig
-from gateway.errors import Forbidden, Unauthorized, Unavailable
+from gateway.errors import Forbidden, Unauthorized, Unavailable, quote
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 #: Coroutines, although none awaits: Litestar runs a plain function in a thread, which costs 0.3 ms for each call.
@@ -57,7 +57,7 @@ def _host_guard(config: ServerConfig) -> Guard:
         if not host or "*" in allowed:  # only HTTP/1.0 has no Host; browsers do not use it
             return
         if host not in allowed and _name(host) not in allowed:
-            raise Forbidden(f"The host name {host[:100]!r} is not in 'server.allowed_hosts' of the gateway's config.")
+            raise Forbidden(f"The host name {quote(host)} is not in 'server.allowed_hosts' of the gateway's config.")
 
     return check_host
 
@@ -79,7 +79,7 @@ def _origin_guard(config: ServerConfig) -> Guard:
         if scheme not in ("http", "https", "null"):  # no origin, an editor or a browser extension
             return
         if host != connection.headers.get("host", "").lower() and not (cors and cors.is_origin_allowed(origin)):
-            raise Forbidden(f"The origin {origin[:100]!r} is not in 'server.cors_origins' of the gateway's config.")
+            raise Forbidden(f"The origin {quote(origin)} is not in 'server.cors_origins' of the gateway's config.")
 
     return check_origin
 

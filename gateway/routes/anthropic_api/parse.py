@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 
 from gateway.config.tables import Defaults
-from gateway.errors import InvalidRequest, UnsupportedParameter
+from gateway.errors import InvalidRequest, UnsupportedParameter, quote
 from gateway.generation import Chat, Generation, Grammar, Message, Tool, ToolCall, ToolChoice
 from gateway.routes.anthropic_api.wire import (
     AnthropicTool,
@@ -135,7 +135,7 @@ def _block_text(block: ContentBlock, param: str) -> str:
     if block.type in (*_REQUIRED, "tool_use") and getattr(block, missing) is None:
         required(None, f"{param}.{missing}")
     raise InvalidRequest(
-        f"Invalid content block '{param}': a {block.type!r} block is not allowed here. The model reads only text.",
+        f"Invalid content block '{param}': a {quote(block.type)} block is not allowed here. The model reads only text.",
         param=param,
     )
 
@@ -143,7 +143,7 @@ def _block_text(block: ContentBlock, param: str) -> str:
 def _tool(tool: AnthropicTool, param: str) -> Tool:
     if tool.type not in (None, "custom"):
         raise UnsupportedParameter(
-            f"Unsupported value for '{param}.type': {tool.type!r}; only tools that the client runs are supported.",
+            f"Unsupported value for '{param}.type': {quote(tool.type)}; only tools that the client runs are supported.",
             param=f"{param}.type",
         )
     param = f"{param}.input_schema"

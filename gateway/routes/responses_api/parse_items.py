@@ -6,14 +6,17 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
-from gateway.errors import NotFound, PreviousResponseNotFound, UnsupportedParameter
+from gateway.errors import InvalidRequest, NotFound, PreviousResponseNotFound, UnsupportedParameter, quote
 from gateway.generation import Message, ToolCall
 from gateway.routes.parse import not_text, required
 from gateway.routes.responses_api.parse_tools import full_name
-from gateway.routes.responses_api.store import ResponseStore
+from gateway.routes.responses_api.store import ConversationItem, ResponseStore
 from gateway.routes.responses_api.wire import InputItem, InputPart, InputRole, ResponsesRequest
 
-LocatedItem = tuple[str, InputItem]  # the item's path in the request ("input.0"), and the item
+LocatedItem = tuple[str, ConversationItem]  # the item's path in the request ("input.0"), and the item
+
+MAX_REFERENCES = 1_000  # in one request
+MAX_REFERENCED_BYTES = 8 * 2**20  # as in a body; a reference of 50 bytes can name an item of megabytes
 
 _TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 
@@ -21,33 +24,57 @@ _TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_t
 def located_items(request: ResponsesRequest, store: ResponseStore, owner: str) -> list[LocatedItem]:
     """The whole conversation: the items of the previous response, then those of the request, references resolved.
 
-    Raises PreviousResponseNotFound, and NotFound for an item that no stored response has.
+    Raises PreviousResponseNotFound, NotFound for an item that no stored response has, and InvalidRequest for more
+    references than the limits allow.
     """
     items = [("previous_response_id", item) for item in _previous(request.previous_response_id, store, owner)]
     if isinstance(request.input, str):
-        return [*items, ("input", InputItem(role="user", content=request.input))]
+        return [*items, ("input", ConversationItem(InputItem(role="user", content=request.input)))]
+    references = _ReferenceBudget()
     for index, item in enumerate(request.input):
         param = f"input.{index}"
-        items.append((param, _referenced(item, param, store, owner) if item.type == "item_reference" else item))
+        if item.type == "item_reference":
+            items.append((param, references.count(_referenced(item, param, store, owner))))
+        else:
+            items.append((param, ConversationItem(item)))
     return items
 
 
-def _previous(id: str | None, store: ResponseStore, owner: str) -> tuple[InputItem, ...]:
+class _ReferenceBudget:
+    """What the references of one request may still name."""
+
+    def __init__(self) -> None:
+        self._references, self._bytes = MAX_REFERENCES, MAX_REFERENCED_BYTES
+
+    def count(self, item: ConversationItem) -> ConversationItem:
+        """Raises InvalidRequest if this item is one too many."""
+        self._references -= 1
+        self._bytes -= item.size_bytes
+        if self._references < 0 or self._bytes < 0:
+            raise InvalidRequest(
+                f"'input' has references to more than {MAX_REFERENCES} items, or to more than "
+                f"{MAX_REFERENCED_BYTES >> 20} MiB. Send 'previous_response_id' instead.",
+                param="input",
+            )
+        return item
+
+
+def _previous(id: str | None, store: ResponseStore, owner: str) -> tuple[ConversationItem, ...]:
     if id is None:
         return ()
     try:
         return store.get(owner, id).items
     except NotFound:
         raise PreviousResponseNotFound(
-            f"Previous response with id '{id}' not found.", param="previous_response_id"
+            f"Previous response with id {quote(id)} not found.", param="previous_response_id"
         ) from None
 
 
-def _referenced(item: InputItem, param: str, store: ResponseStore, owner: str) -> InputItem:
+def _referenced(item: InputItem, param: str, store: ResponseStore, owner: str) -> ConversationItem:
     id = required(item.id, f"{param}.id")
     if (found := store.item(owner, id)) is None:
         raise NotFound(
-            f"Item with id '{id}' not found. Items are not stored when 'store' is false: send the item itself.",
+            f"Item with id {quote(id)} not found. Items are not stored when 'store' is false: send the item itself.",
             param=f"{param}.id",
         )
     return found
@@ -57,7 +84,7 @@ def messages_of(items: Iterable[LocatedItem]) -> list[Message]:
     """The reasoning, text and calls of one assistant turn are separate items; a chat template needs one message."""
     messages: list[Message] = []
     for param, item in items:
-        message = _message(item, param)
+        message = _message(item.item, param)
         if messages and _continues(messages[-1], message):
             messages[-1] = _merged(messages[-1], message)
         else:
@@ -83,8 +110,8 @@ def _message(item: InputItem, param: str) -> Message:
             reasoning = _text(item.content or item.summary or "", f"{param}.content")
             return Message(role="assistant", reasoning=reasoning)
     raise UnsupportedParameter(
-        f"Unsupported value for '{param}.type': {item.type!r}; the gateway supports messages, function calls, their "
-        "outputs and reasoning.",
+        f"Unsupported value for '{param}.type': {quote(item.type)}; the gateway supports messages, function calls, "
+        "their outputs and reasoning.",
         param=f"{param}.type",
     )
 

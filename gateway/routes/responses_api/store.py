@@ -5,64 +5,116 @@ Each API key has its own store. A client can neither read another client's respo
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 
 import msgspec
 from msgspec import Struct
 
-from gateway.errors import NotFound
+from gateway.errors import NotFound, quote
 from gateway.routes.responses_api.wire import InputItem
 from gateway.routes.responses_api.wire_response import Response
 
-MAX_RESPONSES = 256  # per API key
-MAX_BYTES = 64 * 2**20  # per API key, size as JSON
+MAX_RESPONSES = 256  # each limit is per API key
+MAX_ITEMS = 100_000
+MAX_BYTES = 64 * 2**20  # size as JSON
+
+_json = msgspec.json.Encoder()
+
+
+class ConversationItem(Struct, eq=False):
+    """One item of a conversation. All stored responses of the conversation share it."""
+
+    item: InputItem
+    size_bytes: int = 0  # set when it is stored
+    responses: int = 0  # the number of stored responses that have it
 
 
 class Stored(Struct, frozen=True):
     """`items`: the whole conversation, including the response's output."""
 
     response: Response
-    items: tuple[InputItem, ...]
+    items: tuple[ConversationItem, ...]
     size_bytes: int
 
 
 class ResponseStore:
     """Limited in number and in bytes. Eviction removes the least recently used response first."""
 
-    def __init__(self, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
-        self._max_responses = max_responses
-        self._max_bytes = max_bytes
-        self._stored: defaultdict[str, OrderedDict[str, Stored]] = defaultdict(OrderedDict)
-        self._bytes: defaultdict[str, int] = defaultdict(int)
+    def __init__(
+        self, max_responses: int = MAX_RESPONSES, max_items: int = MAX_ITEMS, max_bytes: int = MAX_BYTES
+    ) -> None:
+        self._limits = max_responses, max_items, max_bytes
+        self._owners: dict[str, _OwnerStore] = {}
 
-    def put(self, owner: str, response: Response, conversation: tuple[InputItem, ...]) -> None:
-        """`conversation`: the items that the response answers. A response over `max_bytes` is not stored."""
-        items = (*conversation, *(as_input(item) for item in msgspec.to_builtins(response.output)))
-        size_bytes = len(msgspec.json.encode((response, items)))
-        self._stored[owner][response.id] = Stored(response, items, size_bytes)
-        self._bytes[owner] += size_bytes
-        while len(self._stored[owner]) > self._max_responses or self._bytes[owner] > self._max_bytes:
-            self._evict(owner, next(iter(self._stored[owner])))
+    def put(self, owner: str, response: Response, conversation: tuple[ConversationItem, ...]) -> None:
+        """`conversation`: the items that the response answers. A response over a limit is not stored."""
+        output = (ConversationItem(as_input(item)) for item in msgspec.to_builtins(response.output))
+        items = (*conversation, *output)
+        size_bytes = len(_json.encode(response)) + sum(map(_measured, items))
+        store = self._owners.setdefault(owner, _OwnerStore())
+        store.add(Stored(response, items, size_bytes))
+        while any(used > limit for used, limit in zip(store.used, self._limits, strict=True)):
+            store.remove(next(iter(store.responses)))
 
     def get(self, owner: str, id: str) -> Stored:
         """Raises NotFound, also for a response of another owner."""
-        if owner not in self._stored or id not in self._stored[owner]:
-            raise NotFound(f"Response with id '{id}' not found.")
-        self._stored[owner].move_to_end(id)
-        return self._stored[owner][id]
+        store = self._owners.get(owner)
+        if store is None or id not in store.responses:
+            raise NotFound(f"Response with id {quote(id)} not found.")
+        store.responses.move_to_end(id)
+        return store.responses[id]
 
     def delete(self, owner: str, id: str) -> None:
         """Raises NotFound."""
         self.get(owner, id)
-        self._evict(owner, id)
+        self._owners[owner].remove(id)
 
-    def item(self, owner: str, id: str) -> InputItem | None:
-        """The input or output item with this id of any stored response."""
-        stored_responses = self._stored[owner].values() if owner in self._stored else ()
-        return next((item for stored in stored_responses for item in stored.items if item.id == id), None)
+    def item(self, owner: str, id: str) -> ConversationItem | None:
+        """The input or output item with this id of any stored response; the last one stored if several have it."""
+        store = self._owners.get(owner)
+        return None if store is None else store.item(id)
 
-    def _evict(self, owner: str, id: str) -> None:
-        self._bytes[owner] -= self._stored[owner].pop(id).size_bytes
+
+class _OwnerStore:
+    """The responses of one API key, and an index of their items: a look-up does not depend on what is stored."""
+
+    def __init__(self) -> None:
+        self.responses: OrderedDict[str, Stored] = OrderedDict()
+        self._index: dict[str, ConversationItem] = {}
+        self._items = self._bytes = 0
+
+    @property
+    def used(self) -> tuple[int, int, int]:
+        """The numbers of responses, of items and of bytes."""
+        return len(self.responses), self._items, self._bytes
+
+    def add(self, stored: Stored) -> None:
+        if stored.response.id in self.responses:
+            self.remove(stored.response.id)
+        self.responses[stored.response.id] = stored
+        self._items += len(stored.items)
+        self._bytes += stored.size_bytes
+        for item in stored.items:
+            item.responses += 1
+            if item.item.id:
+                self._index[item.item.id] = item
+
+    def remove(self, id: str) -> None:
+        stored = self.responses.pop(id)
+        self._items -= len(stored.items)
+        self._bytes -= stored.size_bytes
+        for item in stored.items:
+            item.responses -= 1
+            if not item.responses and item.item.id and self._index.get(item.item.id) is item:
+                del self._index[item.item.id]
+
+    def item(self, id: str) -> ConversationItem | None:
+        return self._index.get(id)
+
+
+def _measured(item: ConversationItem) -> int:
+    item.size_bytes = item.size_bytes or len(_json.encode(item.item))
+    return item.size_bytes
 
 
 def as_input(item: object) -> InputItem:

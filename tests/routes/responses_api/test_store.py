@@ -6,7 +6,7 @@ import pytest
 
 from gateway.errors import NotFound
 from gateway.routes.collect import Collected, CollectedChoice
-from gateway.routes.responses_api.store import ResponseStore
+from gateway.routes.responses_api.store import ConversationItem, ResponseStore
 from gateway.routes.responses_api.wire import InputItem
 from gateway.routes.responses_api.wire_response import Response
 from tests.routes.responses_api.helpers import (
@@ -18,6 +18,10 @@ def response_with_id(id: str, text: str = "x") -> Response:
     response = rendering().whole("m", Collected([CollectedChoice(text=text)]))
     response.id = id
     return response
+
+
+def item(text: str, id: str | None = None) -> ConversationItem:
+    return ConversationItem(InputItem(role="user", content=text, id=id))
 
 
 def test_store_evicts_the_least_recently_used() -> None:
@@ -38,8 +42,48 @@ def test_store_evicts_by_size() -> None:
         store.put("me", response_with_id(id, "x" * 3000), ())  # counts twice: response and item
     with pytest.raises(NotFound):
         store.get("me", "resp_a")
-    store.put("me", response_with_id("resp_c"), (InputItem(role="user", content="x" * 20_000),))
+    store.put("me", response_with_id("resp_c"), (item("x" * 20_000),))
     with pytest.raises(NotFound):
         store.get("me", "resp_c")
     store.put("me", response_with_id("resp_d"), ())  # an evicted response uses no bytes
-    assert store.item("me", store.get("me", "resp_d").items[-1].id or "") is not None
+    assert store.item("me", store.get("me", "resp_d").items[-1].item.id or "") is not None
+
+
+def test_store_evicts_by_number_of_items() -> None:
+    store = ResponseStore(max_items=10)
+    for name in "abc":
+        store.put("me", response_with_id(f"resp_{name}"), tuple(item(name) for _ in range(4)))  # and one of its own
+    with pytest.raises(NotFound):
+        store.get("me", "resp_a")
+    assert store.get("me", "resp_b") and store.get("me", "resp_c")
+
+
+def test_item_is_found_while_a_response_has_it() -> None:
+    store = ResponseStore()
+    shared, other = item("x", "item_1"), item("y", "item_2")
+    store.put("me", response_with_id("resp_a"), (shared, other))
+    store.put("me", response_with_id("resp_b"), (shared, shared))
+    assert store.item("me", "item_1") is shared and store.item("you", "item_1") is None
+    store.delete("me", "resp_a")
+    assert store.item("me", "item_1") is shared and store.item("me", "item_2") is None
+    store.delete("me", "resp_b")
+    assert store.item("me", "item_1") is None
+
+
+def test_item_with_the_id_of_another_is_found_only_while_it_is_stored() -> None:
+    store = ResponseStore()
+    first, second = item("first", "item_1"), item("second", "item_1")
+    store.put("me", response_with_id("resp_a"), (first,))
+    store.put("me", response_with_id("resp_b"), (second,))
+    assert store.item("me", "item_1") is second
+    store.delete("me", "resp_b")
+    assert store.item("me", "item_1") is None
+
+
+def test_response_stored_again_replaces_the_first() -> None:
+    store = ResponseStore()
+    for text in "xy":
+        store.put("me", response_with_id("resp_a", text), (item(text, f"item_{text}"),))
+    assert store.item("me", "item_x") is None and store.item("me", "item_y") is not None
+    store.delete("me", "resp_a")
+    assert store._owners["me"].used == (0, 0, 0) and not store._owners["me"]._index
