@@ -1,4 +1,4 @@
-"""Runs a CPU graph in a bare InferenceSession, as another host of the bundle does."""
+"""Runs a CPU graph in a bare session with the product's options, and without the decoder's padding rows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from gateway.worker.decoders.onnx import SessionOptions, open_session
+
 Array = NDArray[np.float32]
 
 
@@ -17,10 +19,7 @@ class BareSession:
     """`batch` sequences with caches of `capacity` rows, which the graph writes in place."""
 
     def __init__(self, graph: Path, *, batch: int = 1, capacity: int = 256) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 2
-        options.log_severity_level = 3  # ONNX Runtime warns about logits_to_keep, an input with a default
-        self.session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self.session = open_session(graph, SessionOptions(threads=2))
         self.lengths = np.zeros(batch, np.int64)
         self._caches = {
             value.name: ort.OrtValue.ortvalue_from_numpy(

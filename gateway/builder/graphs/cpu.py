@@ -13,11 +13,12 @@ Metadata: activations, "int8" or "float": see 5
 2. The embedding and a tied head read the same 8-bit tensor.
 3. The last layer computes only the positions whose logits are kept, right after its attention.
 4. Outside attention, a value is a matrix with one row for each token, so that one node multiplies and adds.
-5. With int8 activations the graph is batch-invariant: a token's numbers are bit-identical for any batch size and
-   chunking. Every kernel here computes each row independently, except attention, which has a separate code path for a
-   single row. So a single row gets a padding row. Its keys and values are written behind the sequence, and the next
-   token overwrites them. If the cache has no free row, there is no padding row, and the last bits differ.
-   With float activations the four-bit kernel has two code paths as well; there the last bits differ.
+5. With int8 activations, and on x86 with AVX-512, the graph is batch-invariant: a token's numbers are bit-identical for
+   any batch size and chunking. Every kernel here computes each row independently, except attention, which has a
+   separate code path for a single row. So a single row gets a padding row. Its keys and values are written behind the
+   sequence, and the next token overwrites them. If the cache has no free row, there is no padding row, and the last
+   bits differ. On other processors, and with float activations, the 4-bit kernel has several code paths too. The
+   decoder finds that out and adds padding rows where they help (see worker/decoders/padding.py).
 """
 
 from __future__ import annotations

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from gateway.worker.decoders.base import KVCache
+from gateway.worker.decoders.padding import round_up
 
 
 class SlotBuffers:
-    """Memory for `slots` sequences of at most `context` rows, and one padding row for each (see builder/graphs/cpu.py).
+    """Memory for `slots` sequences of at most `context` rows, and their padding rows (see padding.py).
 
     Args:
         tensors: number of buffers, two for each layer.
@@ -32,10 +33,11 @@ class SlotBuffers:
         kv_heads, head_dim = row
         self.slots = slots
         self.context = context
-        self.buffers = [_lazy_zeros((slots, kv_heads, context + 1, head_dim), dtype) for _ in range(tensors)]
+        self.capacity = max(context + 1, round_up(context))
+        self.buffers = [_lazy_zeros((slots, kv_heads, self.capacity, head_dim), dtype) for _ in range(tensors)]
 
     def run(self, first: int, count: int) -> list[NDArray[np.generic]]:
-        """The buffers of `count` adjacent slots, each a contiguous view (count, kv_heads, context + 1, head_dim)."""
+        """The buffers of `count` adjacent slots, each a contiguous view (count, kv_heads, capacity, head_dim)."""
         return [buffer[first : first + count] for buffer in self.buffers]
 
     def bytes_per_row(self) -> int:
@@ -48,12 +50,13 @@ def _lazy_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]
 
 
 class SlotCache:
-    """The KVCache of one slot."""
+    """The KVCache of one slot. `ids` holds the token of each row: a call can compute rows again."""
 
     def __init__(self, buffers: SlotBuffers, index: int) -> None:
         self._buffers = buffers
         self.index = index
         self.length = 0
+        self.ids = np.zeros(buffers.capacity, np.int64)
 
     @property
     def nbytes(self) -> int:
@@ -67,10 +70,11 @@ class SlotCache:
         assert isinstance(other, SlotCache | CacheSnapshot) and length <= other.length
         for buffer, rows in zip(self._buffers.buffers, other.rows(), strict=True):
             buffer[self.index, :, :length] = rows[:, :length]
+        self.ids[:length] = other.ids[:length]
         self.length = length
 
     def snapshot(self) -> CacheSnapshot:
-        return CacheSnapshot([rows.copy() for rows in self.rows()])
+        return CacheSnapshot([rows.copy() for rows in self.rows()], self.ids[: self.length].copy())
 
     def rows(self) -> list[NDArray[np.generic]]:
         """The valid rows in each buffer, views (kv_heads, length, head_dim)."""
@@ -80,8 +84,9 @@ class SlotCache:
 class CacheSnapshot:
     """The KVCache of saved rows. It is only a source for `copy_from`."""
 
-    def __init__(self, rows: list[NDArray[np.generic]]) -> None:
+    def __init__(self, rows: list[NDArray[np.generic]], ids: NDArray[np.int64]) -> None:
         self._rows = rows
+        self.ids = ids
         self.length = rows[0].shape[1]
 
     @property

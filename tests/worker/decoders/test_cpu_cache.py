@@ -10,10 +10,11 @@ from gateway.worker.decoders.cpu_cache import SlotBuffers, SlotCache
 
 
 def filled_cache(buffers: SlotBuffers, index: int, length: int) -> SlotCache:
-    """A cache whose row i has the value i in each buffer."""
+    """A cache whose row i has the value i in each buffer, and the token i."""
     cache = SlotCache(buffers, index)
     for buffer in buffers.buffers:
         buffer[index, :, :length] = np.arange(length)[:, None]
+    cache.ids[:length] = np.arange(length)
     cache.length = length
     return cache
 
@@ -26,28 +27,38 @@ def test_run_of_slots_is_contiguous_view() -> None:
         assert view.base is not None and np.shares_memory(view, buffer)
 
 
+@pytest.mark.parametrize(("context", "capacity"), [(61, 64), (63, 64), (64, 65), (65, 68)])
+def test_buffers_have_padding_rows_for_a_row_alone_and_for_a_block_of_four(context: int, capacity: int) -> None:
+    assert SlotBuffers(2, 1, (2, 8), context, np.float32).capacity == capacity
+
+
 def test_snapshot_keeps_rows_when_slot_is_overwritten() -> None:
     buffers = SlotBuffers(2, 2, (2, 8), 64, np.float32)
     cache = filled_cache(buffers, 0, 10)
     snapshot = cache.snapshot()
     for buffer in buffers.buffers:
         buffer[0] = -1
+    cache.ids[:] = -1
     other = SlotCache(buffers, 1)
     other.copy_from(snapshot, 6)
     assert (snapshot.length, snapshot.nbytes) == (10, 10 * buffers.bytes_per_row())
     assert all((rows == np.arange(6)[:, None]).all() for rows in other.rows())
+    assert other.ids[:6].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_unused_context_takes_no_memory() -> None:
-    """In a child process, so that memory which other tests freed cannot hide the growth."""
+    """In a child process, so that memory which other tests freed cannot hide the growth.
+
+    An emulator needs memory for each mapped page too, so the context is not larger than necessary.
+    """
     code = """
 import numpy as np
 from gateway.worker.decoders.cpu_cache import SlotBuffers
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 before = resident()
-buffers = SlotBuffers(60, 4, (3, 64), 8192, np.float32)
+buffers = SlotBuffers(60, 4, (3, 64), 2048, np.float32)
 for buffer in buffers.buffers:
     buffer[0, :, :100] = 1
 print(resident() - before, 100 * buffers.bytes_per_row())

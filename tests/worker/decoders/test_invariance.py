@@ -1,0 +1,162 @@
+"""The check of batch invariance, with the code paths of several processors and with real graphs.
+
+Real kernels of ARM and AVX2 run in scripts/arm64.py and on those machines. Here a model of a device computes the rows
+of their code paths a little differently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gateway.bundles.bundle import load_bundle
+from gateway.worker.decoders import cpu
+from gateway.worker.decoders.base import DecoderSpec, KVCache, Logits
+from gateway.worker.decoders.cpu import CpuDecoder
+from gateway.worker.decoders.invariance import is_batch_invariant
+from gateway.worker.decoders.padding import Padding
+from tests.support.token_loop_fixtures import random_ids
+
+#: (row of the call, rows of the call, keys of the sequence after the call, position) -> True: another code path
+CodePath = Callable[[int, int, int, int], bool]
+
+CAUSES: dict[str, CodePath] = {
+    "one row": lambda row, rows, keys, position: rows == 1,
+    "rows beyond the last whole four": lambda row, rows, keys, position: row >= rows // 4 * 4,
+    "keys beyond the last whole four": lambda row, rows, keys, position: position >= keys // 4 * 4,
+    "an odd last row": lambda row, rows, keys, position: rows % 2 == 1 and row == rows - 1,
+    "rows beyond the last whole three": lambda row, rows, keys, position: row >= rows // 3 * 3,
+    "a block of queries with one row": lambda row, rows, keys, position: row == 32 and rows == 33,
+}
+
+
+class _Rows(KVCache):
+    """A cache without data."""
+
+    length = 0
+
+    def truncate(self, length: int) -> None:
+        self.length = length
+
+    def copy_from(self, other: KVCache, length: int) -> None:
+        self.length = length
+
+
+class _Device:
+    """Logits that depend on the position, and in a last bit on the code path. Each call has its rows counted."""
+
+    def __init__(self, path: CodePath, batch_path: Callable[[int], bool] = lambda slots: False) -> None:
+        self._path, self._batch_path = path, batch_path
+        self.calls: list[int] = []
+        self.spec = DecoderSpec(vocab_size=50, context_length=256, prompt_width=64, device="cpu")
+
+    def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
+        logits: Logits = self.verify(cache, ids)[-1]
+        return logits
+
+    def verify(self, cache: KVCache, ids: Sequence[int]) -> Logits:
+        self.calls.append(len(ids))
+        start, rows = cache.length, len(ids)
+        cache.truncate(start + rows)
+        return np.stack(
+            [self._row(start + row, self._path(row, rows, start + rows, start + row)) for row in range(rows)]
+        )
+
+    def step(self, caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
+        self.calls.append(len(ids))
+        return np.stack([self._row(cache.length, self._batch_path(len(caches))) for cache in caches])
+
+    def _row(self, position: int, other_path: bool) -> Logits:
+        row = np.full(50, 1 + position, np.float32)
+        return np.nextafter(row, np.float32(np.inf)) if other_path else row
+
+
+def check(device: _Device, block: int = 64) -> bool:
+    return is_batch_invariant(device, [_Rows(), _Rows()], block)  # type: ignore[arg-type,abstract]
+
+
+def test_device_with_one_code_path_is_batch_invariant_after_17_rows() -> None:
+    device = _Device(lambda *_: False)
+    assert check(device)
+    assert (len(device.calls), sum(device.calls)) == (6, 17)
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_each_known_cause_is_detected(cause: str) -> None:
+    assert not check(_Device(CAUSES[cause]), block=32)
+
+
+def test_other_code_path_for_a_batch_is_detected() -> None:
+    assert not check(_Device(lambda *_: False, lambda slots: slots > 1))
+
+
+def test_caches_are_empty_after_check(tiny: Path) -> None:
+    decoder = CpuDecoder(load_bundle(tiny), slots=2)
+    assert [decoder.new_cache().length for _ in range(2)] == [0, 0]
+    decoder.close()
+
+
+def test_context_too_short_for_the_check_is_not_called_batch_invariant(tiny: Path) -> None:
+    decoder = CpuDecoder(load_bundle(tiny), slots=1, context_length=4)
+    assert not decoder.spec.is_batch_invariant
+    decoder.prefill(decoder.new_cache(), [1, 2, 3, 4])
+    decoder.close()
+
+
+@pytest.mark.parametrize("needed", list(Padding))
+def test_first_padding_that_is_batch_invariant_is_used(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, needed: Padding
+) -> None:
+    def answer(decoder: CpuDecoder, *_: object) -> bool:
+        return decoder.padding is needed
+
+    monkeypatch.setattr(cpu, "is_batch_invariant", answer)
+    decoder = CpuDecoder(load_bundle(tiny), slots=2)
+    assert (decoder.padding, decoder.spec.is_batch_invariant) == (needed, True)
+    decoder.close()
+
+
+def test_without_a_padding_that_helps_none_is_used(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "is_batch_invariant", lambda *_: False)
+    decoder = CpuDecoder(load_bundle(tiny), slots=2)
+    assert (decoder.padding, decoder.spec.is_batch_invariant) == (Padding.NONE, False)
+    decoder.close()
+
+
+def test_float_bundle_is_not_padded(smollm2: Path) -> None:
+    """Its kernels differ on every machine that was measured, and rows are expensive."""
+    decoder = CpuDecoder(load_bundle(smollm2), slots=2, context_length=64)
+    assert (decoder.padding, decoder.spec.is_batch_invariant) == (Padding.NONE, False)
+    decoder.close()
+
+
+@pytest.mark.parametrize("padding", [Padding.PAIRS, Padding.FOURS])
+@pytest.mark.parametrize("context_length", [62, 63, 64, 65])
+def test_padding_changes_no_bit_up_to_the_end_of_the_context(tiny: Path, padding: Padding, context_length: int) -> None:
+    """Where the decoder is batch-invariant without padding."""
+    decoder = CpuDecoder(load_bundle(tiny), slots=2, context_length=context_length)
+    if decoder.padding is not Padding.NONE:
+        pytest.skip("this machine needs a padding")
+    plain, padded = decoder.new_cache(), decoder.new_cache()
+    ids = random_ids(context_length, 1)
+    expected = np.concatenate([decoder.verify(plain, ids[:50]).copy(), decoder.verify(plain, ids[50:]).copy()])
+    decoder.padding = padding
+    rows = [decoder.verify(padded, ids[:33]).copy()]
+    rows += [decoder.step([padded], [token]).copy() for token in ids[33:]]
+    np.testing.assert_array_equal(np.concatenate(rows), expected)
+    decoder.close()
+
+
+def test_last_row_of_33_is_computed_like_the_others(tiny: Path) -> None:
+    """The tiny model's attention computes queries in blocks of 32."""
+    decoder = CpuDecoder(load_bundle(tiny), slots=2)
+    if not decoder.spec.is_batch_invariant:
+        pytest.skip("no padding makes this machine batch-invariant")
+    whole, cut = decoder.new_cache(), decoder.new_cache()
+    ids = random_ids(40, 1)
+    expected = decoder.verify(whole, ids).copy()
+    np.testing.assert_array_equal(decoder.verify(cut, ids[:33]), expected[:33])
+    decoder.close()
