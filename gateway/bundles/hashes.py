@@ -78,9 +78,7 @@ def write_hashes(folder: Path, expected: Mapping[str, str] | None = None) -> Non
     for name, sha256 in (expected or {}).items():
         if name not in files or files[name].sha256 != sha256.lower():
             raise BundleError(f"{folder.name}: {name} has another sha256 than expected. Fetch it again.")
-    hashes = _Hashes(block_bytes=_BLOCK_BYTES, files=files, digest="")
-    hashes = replace(hashes, digest=hashes.computed_digest())
-    _write(folder / HASHES_FILE, msgspec.json.format(msgspec.json.encode(hashes), indent=1))
+    _write(folder / HASHES_FILE, _encoded(files))
     with suppress(OSError):
         (folder / CHECKED_FILE).unlink()
 
@@ -114,22 +112,21 @@ def repair_advice(name: str, damages: Sequence[Damage], *, folder: Path, has_sou
     return f"{repair} If you changed the file yourself, `npu-gateway check --record {name}` accepts it."
 
 
+def is_known_intact(folder: Path) -> bool:
+    """True if a quick check would read nothing and find nothing. Also if there are no hashes."""
+    return all(_is_remembered_now(path.parent) for path in _hash_files(folder))
+
+
 def file_states(folder: Path, names: list[str]) -> list[tuple[int, int] | None]:
     """(bytes, time of modification in ns) of each file; None: it is not there."""
     return [_state(folder / name) for name in names]
 
 
 def _check_folder(folder: Path, quick: bool) -> list[Damage]:
-    try:
-        hashes = msgspec.json.decode((folder / HASHES_FILE).read_bytes(), type=_Hashes)
-        for name in hashes.files:
-            check_inside(folder, name)
-        is_intact = hashes.digest == hashes.computed_digest()
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, BundleError):
-        is_intact = False
-    if not is_intact:
+    hashes = _read_hashes(folder)
+    if hashes is None:
         return [Damage(HASHES_FILE, "is damaged itself")]
-    states = {name: _state(folder / name) or (0, 0) for name in hashes.files}
+    states = _states(folder, hashes)
     if quick and _is_remembered(folder, hashes.digest, states):
         return []
     damages = [
@@ -144,6 +141,33 @@ def _check_folder(folder: Path, quick: bool) -> list[Damage]:
             checked = _Checked(digest=hashes.digest, checked_at=time.time(), files=states)
             _write(folder / CHECKED_FILE, msgspec.json.encode(checked))
     return damages
+
+
+def _encoded(files: dict[str, FileHash]) -> bytes:
+    """The content of hashes.json."""
+    hashes = _Hashes(block_bytes=_BLOCK_BYTES, files=files, digest="")
+    hashes = replace(hashes, digest=hashes.computed_digest())
+    return msgspec.json.format(msgspec.json.encode(hashes), indent=1)
+
+
+def _read_hashes(folder: Path) -> _Hashes | None:
+    """None: hashes.json is damaged, or it names a file outside the folder."""
+    try:
+        hashes = msgspec.json.decode((folder / HASHES_FILE).read_bytes(), type=_Hashes)
+        for name in hashes.files:
+            check_inside(folder, name)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, BundleError):
+        return None
+    return hashes if hashes.digest == hashes.computed_digest() else None
+
+
+def _states(folder: Path, hashes: _Hashes) -> dict[str, tuple[int, int]]:
+    return {name: _state(folder / name) or (0, 0) for name in hashes.files}
+
+
+def _is_remembered_now(folder: Path) -> bool:
+    hashes = _read_hashes(folder)
+    return hashes is not None and _is_remembered(folder, hashes.digest, _states(folder, hashes))
 
 
 def _is_remembered(folder: Path, digest: str, states: dict[str, tuple[int, int]]) -> bool:

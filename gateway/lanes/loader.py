@@ -49,7 +49,8 @@ class Loader:
         status = self._engine.status
         if not self._fault:
             return status
-        return replace(status, state="restarting" if self._was_ready else "failed", detail=self._fault)
+        is_restarting = self._was_ready and status.state != "failed"
+        return replace(status, state="restarting" if is_restarting else "failed", detail=self._fault)
 
     @property
     def retry_after_s(self) -> float:

@@ -9,9 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import pytest
-from msgspec.structs import replace
 
 from gateway.bundles import hashes
 from gateway.bundles.hashes import (
@@ -115,8 +113,7 @@ def test_links_are_followed_to_files_only(bundle: Path, tmp_path: Path) -> None:
 def test_hostile_hashes_cannot_name_files_outside(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "outside").write_bytes(b"secret")
     files = {"../outside": hashes._hash_file(tmp_path / "outside")}
-    named = hashes._Hashes(block_bytes=BLOCK, files=files, digest="")
-    (bundle / HASHES_FILE).write_bytes(msgspec.json.encode(replace(named, digest=named.computed_digest())))
+    (bundle / HASHES_FILE).write_bytes(hashes._encoded(files))
     assert check_hashes(bundle) == [Damage(HASHES_FILE, "is damaged itself")]
 
 

@@ -23,6 +23,7 @@ from gateway.config.tables import GenieModel, LocalModel
 from gateway.engines.base import Emit, EngineStatus, Plan, Prepared
 from gateway.engines.context import max_answer_tokens
 from gateway.engines.local.events import FrameTranslator
+from gateway.engines.local.integrity import IntegrityCheck
 from gateway.engines.local.process import Entry, WorkerProcess
 from gateway.engines.local.prompts import EncodedPrompt, Prompts
 from gateway.engines.local.supervisor import Supervisor
@@ -76,11 +77,16 @@ class LocalEngine:
             is_busy=lambda: bool(self._running),
             clock=clock,
         )
+        folder = self._path.parent if isinstance(model, GenieModel) else self._path
+        has_source = isinstance(model, LocalModel) and bool(model.source)
+        self._integrity = IntegrityCheck(name, folder, has_source, self._supervisor.discard)
         self.text_tools = LocalTextTools(self._ready_prompts)
 
     @property
     def status(self) -> EngineStatus:
         supervisor, ready = self._supervisor, self._supervisor.ready
+        if self._integrity.damage:
+            return EngineStatus(state="failed", detail=self._integrity.damage)
         if ready is None:
             return EngineStatus(state=supervisor.state, detail=supervisor.detail)
         return EngineStatus(
@@ -98,15 +104,20 @@ class LocalEngine:
         """Read the bundle, start the worker, wait until it is warm. Raises BundleError, EngineFailed."""
         if not self._model.path:
             raise BundleError(f"The model '{self._name}' needs the key `path`: the folder of its bundle.")
-        if self._supervisor.ready is None:
-            self._prompts = await asyncio.to_thread(self._open_prompts)
-        await self._supervisor.start()
+        await self._integrity.require_intact()
+        try:
+            if self._supervisor.ready is None:
+                self._prompts = await asyncio.to_thread(self._open_prompts)
+            await self._supervisor.start()
+        finally:
+            await self._integrity.start()  # also after a failure: a damaged file can be its reason
 
     async def lost(self) -> str:
         return await self._supervisor.lost()
 
     async def aclose(self) -> None:
         self._fail_all(EngineFailed(f"The model '{self._name}' was closed."))
+        await self._integrity.aclose()
         await self._supervisor.aclose()
 
     async def prepare(self, generation: Generation) -> LocalPrepared:

@@ -110,6 +110,12 @@ class Supervisor:
         if self._process is not None:
             self._process.send(frame)
 
+    def discard(self, reason: str) -> None:
+        """Kill a worker that must not go on, for a reason outside the worker. `lost` returns the reason."""
+        if self._process is not None:
+            self._last_words = reason
+            self._process.kill()
+
     async def aclose(self) -> None:
         """Stop the worker. No process and no task is left when this returns."""
         self.state, self.detail = "closed", ""

@@ -43,6 +43,8 @@ def _card(name: str, model: ModelInfo, created: int) -> ModelCard:
         state=engine.state,
         capabilities=engine.capabilities,
     )
+    if engine.state != "ready" and engine.detail:
+        card.detail = engine.detail
     if name != model.name:
         card.root = model.name
     return card

@@ -266,6 +266,7 @@ class ModelCard(Struct, kw_only=True):
     capabilities: tuple[str, ...]
     object: Literal["model"] = "model"
     root: str | UnsetType = UNSET  # only for an alias: the model's name
+    detail: str | UnsetType = UNSET  # only if the model is not ready: the reason, in one line
 
 
 class ModelList(Struct, kw_only=True):
