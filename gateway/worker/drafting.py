@@ -21,6 +21,29 @@ _UNLIKELY = 0.05  # a draft ends when its probability falls below this
 _DECAY = 0.98  # the weight of a guess halves after 35 further guesses
 
 
+class PredictionIndex:
+    """The tokens of a prediction and where they occur. All choices of a request share one.
+
+    Args:
+        text: the tokens of the prediction.
+    """
+
+    def __init__(self, text: Sequence[int]) -> None:
+        self.text = list(text)
+        self._pairs: defaultdict[tuple[int, int], list[int]] = defaultdict(list)  # -> positions after the pair
+        self._singles: defaultdict[int, list[int]] = defaultdict(list)
+        for position, token in enumerate(text):
+            self._singles[token].append(position + 1)
+            if position:
+                self._pairs[text[position - 1], token].append(position + 1)
+
+    def positions_after(self, previous: int | None, token: int) -> Sequence[int]:
+        """The positions after this pair of tokens; else the position after `token` if the text has it only once."""
+        found = self._pairs.get((previous, token), []) if previous is not None else []
+        singles = self._singles.get(token, [])
+        return found or (singles if len(singles) == 1 else [])
+
+
 class PredictionDrafter:
     """Drafts from the client's predicted text (`prediction`), also past edits.
 
@@ -28,22 +51,14 @@ class PredictionDrafter:
     finds the position again by the last two tokens, or by one token that the text has only once. Of several positions
     it takes the nearest one ahead. The width doubles when all of a draft was right; else it shrinks to the right part.
 
-    Args:
-        text: the tokens of the prediction.
     """
 
-    def __init__(self, text: Sequence[int]) -> None:
-        self._text = list(text)
+    def __init__(self, index: PredictionIndex) -> None:
+        self._index, self._text = index, index.text
         self._next = 0  # position in the text of the next draft; the text's end if the position is unknown
         self._followed = 0  # position up to which the answer has followed the text
         self._width = _FIRST_WIDTH
         self._previous: int | None = None
-        self._pairs: defaultdict[tuple[int, int], list[int]] = defaultdict(list)  # -> positions after the pair
-        self._singles: defaultdict[int, list[int]] = defaultdict(list)
-        for position, token in enumerate(text):
-            self._singles[token].append(position + 1)
-            if position:
-                self._pairs[text[position - 1], token].append(position + 1)
 
     def draft(self, limit: int) -> Sequence[int]:
         """Up to `limit` tokens that can come next; empty if the position in the text is unknown."""
@@ -63,9 +78,7 @@ class PredictionDrafter:
         self._width = self._width * 2 if accepted == drafted else max(_MIN_WIDTH, accepted)
 
     def _position_after(self, token: int) -> int:
-        found = self._pairs.get((self._previous, token), []) if self._previous is not None else []
-        if not found and len(self._singles.get(token, [])) == 1:
-            found = self._singles[token]
+        found = self._index.positions_after(self._previous, token)
         ahead = [position for position in found if position >= self._followed]
         return min(ahead) if ahead else max(found, default=len(self._text))
 

@@ -39,10 +39,6 @@ class Sampler:
         self._bias_ids = np.fromiter(sampling.logit_bias.keys(), np.int64)
         self._biases = np.fromiter(sampling.logit_bias.values(), np.float32)
 
-    @property
-    def is_greedy(self) -> bool:
-        return self._sampling.temperature < _GREEDY_BELOW
-
     def adjust(self, logits: Logits) -> None:
         """Apply bias and penalties to the logits, in place."""
         if len(self._bias_ids):
@@ -64,11 +60,16 @@ class Sampler:
         best = logits[token]
         if not math.isfinite(best):
             raise EngineFailed("The model gave no usable logits: no token has a finite logit.")
-        if not self.is_greedy:
+        if not is_greedy(self._sampling):
             token = sample(logits, best, self._sampling, self._random.random())
         if self._counting:
             self._counts[token] = self._counts.get(token, 0) + 1
         return token
+
+
+def is_greedy(sampling: Sampling) -> bool:
+    """True if the most likely token is always chosen."""
+    return sampling.temperature < _GREEDY_BELOW
 
 
 def random_numbers(seed: int | None, choice: int) -> np.random.Generator:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from gateway.common_prefix import common_prefix
 from gateway.generation import FinishReason, Grammar
 from gateway.worker.decoders.base import KVCache, Logits
-from gateway.worker.drafting import CallCosts, PredictionDrafter, PromptLookupDrafter
+from gateway.worker.drafting import CallCosts, PredictionDrafter, PredictionIndex, PromptLookupDrafter
 from gateway.worker.frames import Scored, Submit
-from gateway.worker.sampling import Sampler, exclude, score
+from gateway.worker.sampling import Sampler, exclude, is_greedy, score
 from gateway.worker.slots import Slot
 
 
@@ -40,8 +41,19 @@ class Constraint(Protocol):
         """True if the answer is complete and no token can follow."""
 
 
+#: Finds the compiled grammar of a request. The result makes a constraint for each choice, at the grammar's start.
 #: Raises InvalidRequest if the grammar does not compile.
-MakeConstraint = Callable[[Grammar], Constraint]
+MakeConstraint = Callable[[Grammar], Callable[[], Constraint]]
+
+
+@dataclass
+class SlotUse:
+    """A sequence's use of the slot that it has now, in seconds of device time."""
+
+    held_s: float = 0.0
+    prefill_s: float = 0.0
+    #: True if rows were lost while the sequence was suspended, so that they must be computed again.
+    is_costly: bool = False
 
 
 @dataclass
@@ -56,42 +68,86 @@ class Progress:
     counted_stop: int = 0
 
 
-class GeneratingSequence:
-    """The state of one choice. After the prefill, the slot's cache holds all of `ids` except the last one.
+class SharedParts:
+    """What all choices of a request share.
 
     Args:
-        choice: index of the choice, 0..n-1.
         lookup: True to draft with prompt-lookup decoding.
         is_batch_invariant: `DecoderSpec.is_batch_invariant`. If False, a seeded request steps alone and drafts
             nothing that depends on timing, so that the same seed gives the same answer.
+
+    Raises InvalidRequest for a grammar that does not compile.
     """
 
     def __init__(
         self,
         request: Submit,
-        choice: int,
         make_constraint: MakeConstraint,
         *,
         lookup: bool = True,
         is_batch_invariant: bool = True,
     ) -> None:
         self.request = request
+        self.make_constraint = make_constraint(request.grammar) if request.grammar else None
+        self.steps_alone = (
+            not is_batch_invariant and request.sampling.seed is not None and not is_greedy(request.sampling)
+        )
+        self.lookup = lookup and not self.steps_alone
+
+    @cached_property
+    def prediction(self) -> PredictionIndex:
+        """Of the part that an answer can use. It may leave out as many tokens of the text as it has."""
+        return PredictionIndex(self.request.prediction[: 2 * self.request.max_tokens])
+
+
+class GeneratingSequence:
+    """The state of one choice. After the prefill, the slot's cache holds all of `ids` except the last one.
+
+    It is small until `begin`: a request can have 128 choices, and only those with a slot need memory.
+
+    Args:
+        choice: index of the choice, 0..n-1.
+    """
+
+    _sampler: Sampler
+    _constraint: Constraint | None
+    _drafter: PredictionDrafter | None
+    _lookup: PromptLookupDrafter | None
+
+    def __init__(self, shared: SharedParts, choice: int) -> None:
+        self.request = shared.request
         self.choice = choice
-        self.ids = list(request.ids)
         self.slot: Slot | None = None
-        self.served_s = 0.0  # device time so far, for fair scheduling; it starts at the minimum of the running ones
+        self.served_s = 0.0  # device time so far, for fair scheduling; it starts at the minimum of its siblings
+        self.slot_use = SlotUse()
+        self.computed = 0  # rows of the cache when the sequence was suspended
+        self.has_begun = False
+        self._shared = shared
         self._scored_prompt = 1  # prompt tokens whose log-probability is reported; the first token has none
-        self._sampler = Sampler(request.sampling, request.ids, choice)
-        self._constraint = make_constraint(request.grammar) if request.grammar else None
-        self._drafter = PredictionDrafter(request.prediction) if request.prediction else None
-        self.steps_alone = not is_batch_invariant and request.sampling.seed is not None and not self._sampler.is_greedy
-        self._lookup = PromptLookupDrafter(self.ids) if lookup and not self.steps_alone else None
+        self._is_predicted = False  # True if the current draft is from the prediction
+
+    def begin(self) -> None:
+        """Make what the choice needs to generate. Raises InvalidRequest for a grammar that exceeds a limit."""
+        request, shared = self.request, self._shared
+        self.has_begun = True
+        self._sampler = Sampler(request.sampling, request.ids, self.choice)
+        self._constraint = shared.make_constraint() if shared.make_constraint else None
+        self._drafter = PredictionDrafter(shared.prediction) if request.prediction else None
+        self._lookup = PromptLookupDrafter(self.ids) if shared.lookup else None
         self._stop_ids = frozenset(request.stop_ids)
         self._min_tokens = request.min_tokens
         if self._constraint:
             self._min_tokens = self._min_tokens if request.stop_ids else request.max_tokens  # `ignore_eos`
             self._stop_ids |= self._constraint.end_ids
-        self._is_predicted = False  # True if the current draft is from the prediction
+
+    @cached_property
+    def ids(self) -> list[int]:
+        """The prompt and the answer so far."""
+        return list(self.request.ids)
+
+    @property
+    def steps_alone(self) -> bool:
+        return self._shared.steps_alone
 
     @property
     def generated(self) -> int:

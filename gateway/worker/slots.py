@@ -22,6 +22,7 @@ class Slot:
 
     cache: KVCache
     ids: Sequence[int] = ()
+    source: Sequence[int] = ()  # the list of the sequence that computed the rows; a snapshot's `ids` are a copy of it
     owner: str = ""
     is_busy: bool = False
     used: int = field(default=0, repr=False)  # the pool's counter when the slot was last taken or released
@@ -30,11 +31,12 @@ class Slot:
         """The number of rows that a sequence of this owner can reuse, never those of its last two tokens.
 
         The last token must be computed to get logits. It is not computed alone, because the kernels for one row and for
-        several rows differ in the last bits in some graphs (see decoders/cpu.py).
+        several rows differ in the last bits in some graphs (see decoders/cpu.py). A suspended sequence gets back all of
+        its own rows: it continues as if it had never stopped.
         """
         if owner != self.owner:
             return 0
-        limit = max(0, min(self.cache.length, len(ids) - 2))
+        limit = max(0, min(self.cache.length, len(ids) - (1 if self.source is ids else 2)))
         return min(limit, common_prefix(self.ids, ids))
 
 
@@ -80,7 +82,7 @@ class SlotPool:
         else:
             slot.cache.copy_from(donor.cache, rows)
             self._touch(donor)
-        slot.ids, slot.owner, slot.is_busy = ids, owner, True
+        slot.ids, slot.source, slot.owner, slot.is_busy = ids, ids, owner, True
         self._touch(slot)
         return slot
 
@@ -117,7 +119,7 @@ class SlotPool:
         length = slot.cache.length
         if length < _MIN_SNAPSHOT_ROWS or slot.cache.nbytes > self._snapshot_bytes:
             return
-        snapshot = Slot(slot.cache.snapshot(), slot.ids[:length], slot.owner, used=slot.used)
+        snapshot = Slot(slot.cache.snapshot(), slot.ids[:length], slot.source, slot.owner, used=slot.used)
         others = [other for other in self._snapshots if not _contains(snapshot, other)]
         self._snapshots = sorted([*others, snapshot], key=lambda slot: slot.used)
         while sum(slot.cache.nbytes for slot in self._snapshots) > self._snapshot_bytes:

@@ -4,8 +4,9 @@ A request has one sequence for each choice. The tokens that its slot's cache lac
 than one is missing, with `step` if only the last one is. Then the next token is chosen. Each `turn` makes one call:
 
 1. The schedule (schedule.py) gives slots to waiting sequences.
-2. The sequence with the least device time so far is next. So a long prompt (chunked prefill) gets half of the device
-   while one other answer streams, and a short answer does not wait for a long one.
+2. The schedule chooses the sequence that the call is for: clients take turns, then requests, then choices. So a long
+   prompt (chunked prefill) gets half of the device while one other answer streams, a short answer does not wait for a
+   long one, and a request with 128 choices gets no more of the device than a request with one.
 3. If that sequence lacks only its last token, all others that also do take part in the same call. A sequence with a
    draft goes alone, and several tokens are verified in one call. A seeded request always steps alone if the decoder is
    not batch-invariant: other last bits could change its draws.
@@ -26,8 +27,8 @@ from gateway.worker.decoders.base import Decoder, KVCache, Logits
 from gateway.worker.drafting import CallCosts
 from gateway.worker.failures import as_gateway_error, failed_frame
 from gateway.worker.frames import Began, Cancel, Ended, FromWorker, Prefilled, Submit, Tokens
-from gateway.worker.schedule import Schedule
-from gateway.worker.sequence import GeneratingSequence, MakeConstraint
+from gateway.worker.schedule import SLICE_S, Schedule
+from gateway.worker.sequence import GeneratingSequence, MakeConstraint, SharedParts
 from gateway.worker.slots import SlotPool
 
 P = ParamSpec("P")
@@ -49,10 +50,11 @@ class TokenLoop:
     Args:
         caches: caches of that decoder; their number is the number of sequences that run at the same time.
         emit: sends a frame to the gateway.
-        make_constraint: compiles a request's grammar.
+        make_constraint: finds a request's compiled grammar.
         prefix_cache: True if a request can reuse cached rows of other requests with the same owner.
         snapshot_bytes: memory limit for the rows of ended sequences outside the slots.
         lookup: True to draft with prompt-lookup decoding.
+        slice_s: device time after which a sequence gives up its slot, if another client or request has none.
         clock: monotonic seconds.
     """
 
@@ -66,12 +68,13 @@ class TokenLoop:
         prefix_cache: bool = True,
         snapshot_bytes: int = SNAPSHOT_BYTES,
         lookup: bool = True,
+        slice_s: float = SLICE_S,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._decoder = decoder
         self._emit = emit
         pool = SlotPool(caches, snapshot_bytes if prefix_cache else 0)
-        self._schedule = Schedule(pool, prefix_cache=prefix_cache)
+        self._schedule = Schedule(pool, prefix_cache=prefix_cache, slice_s=slice_s)
         self._make_constraint = make_constraint
         self._lookup = lookup
         self._costs = CallCosts()
@@ -89,10 +92,11 @@ class TokenLoop:
         assert frame.ids and len(frame.ids) + frame.max_tokens <= self._decoder.spec.context_length
         try:
             self._check_vocabulary(frame)
-            first, *later = (self._sequence(frame, choice) for choice in range(frame.n))
+            shared = self._shared_parts(frame)
         except GatewayError as error:
             self._emit(failed_frame(frame.id, error))
             return
+        first, *later = (GeneratingSequence(shared, choice) for choice in range(frame.n))
         self._requests[frame.id] = _Request(frame, set(range(frame.n)), later)
         self._schedule.add(first)
 
@@ -113,24 +117,25 @@ class TokenLoop:
             if ids and not 0 <= min(ids) <= max(ids) < size:
                 raise InvalidRequest(f"{name} has a token id outside 0..{size - 1}.", param=name)
 
-    def _sequence(self, frame: Submit, choice: int) -> GeneratingSequence:
+    def _shared_parts(self, frame: Submit) -> SharedParts:
         is_batch_invariant = self._decoder.spec.is_batch_invariant
-        return GeneratingSequence(
-            frame, choice, self._make_constraint, lookup=self._lookup, is_batch_invariant=is_batch_invariant
-        )
+        return SharedParts(frame, self._make_constraint, lookup=self._lookup, is_batch_invariant=is_batch_invariant)
 
     # -- one device call ----------------------------------------------------------------------------------------------
 
     def turn(self) -> None:
         """Make the next device call and send its results to the gateway."""
-        ready = self._schedule.admit()
-        if not ready:
+        for sequence in self._schedule.admit():
+            if not sequence.has_begun and self._schedule.is_running(sequence):  # another choice of it can have failed
+                self._attempt(GeneratingSequence.begin, sequence)
+        chosen = self._schedule.choose()
+        if chosen is None:
             return
-        chosen = min(ready, key=lambda sequence: sequence.served_s)
         if chosen.missing > 1:
             self._attempt(self._prefill, chosen)
             return
-        stepping = [chosen] if chosen.steps_alone else [s for s in ready if s.missing == 1 and not s.steps_alone]
+        others = self._schedule.ready()
+        stepping = [chosen] if chosen.steps_alone else [s for s in others if s.missing == 1 and not s.steps_alone]
         if draft := self._draft(chosen, len(stepping)):
             self._attempt(self._verify, chosen, draft)
         else:
@@ -151,21 +156,26 @@ class TokenLoop:
         """Compute one chunk of the missing tokens. The last chunk gives the next token."""
         cache = sequence.cache
         start = cache.length
-        chunk = sequence.ids[start : start + self._chunk_size(sequence.missing)]
+        chunk = sequence.ids[start : start + self._chunk_size(sequence)]
         if sequence.request.prompt_logprobs:
             rows, elapsed = self._timed([sequence], lambda: self._decoder.verify(cache, chunk))
         else:
             row, elapsed = self._timed([sequence], lambda: self._decoder.prefill(cache, chunk))
             rows = row[None]
         scored = sequence.score_prompt(rows, start) if sequence.request.prompt_logprobs else []
-        self._emit(Prefilled(sequence.request.id, elapsed, scored))
+        sequence.slot_use.prefill_s += elapsed
+        is_new = cache.length > sequence.computed  # the request is not to blame for rows that a suspension has lost
+        self._emit(Prefilled(sequence.request.id, elapsed if is_new else 0.0, scored))
         if sequence.missing == 0:
             self._advance(sequence, rows[-1:], (), 0.0)
 
-    def _chunk_size(self, missing: int) -> int:
+    def _chunk_size(self, sequence: GeneratingSequence) -> int:
         """As many tokens as fit, but never leave a single token for the next call. The kernel for one row differs in
-        the last bits in some graphs (decoders/cpu.py), and then the answer would depend on the prefix cache."""
-        width = self._decoder.spec.prompt_width
+        the last bits in some graphs (decoders/cpu.py), and then the answer would depend on the prefix cache. A sequence
+        that steps alone computes lost rows of its answer one by one, as it did before."""
+        missing, width = sequence.missing, self._decoder.spec.prompt_width
+        if sequence.steps_alone and sequence.generated:
+            missing = max(1, missing - sequence.generated)
         return width - 1 if missing == width + 1 and width > 2 else min(missing, width)
 
     def _verify(self, sequence: GeneratingSequence, draft: Sequence[int]) -> None:
@@ -193,8 +203,7 @@ class TokenLoop:
         before = self._clock()
         logits = call()
         elapsed = self._clock() - before
-        for sequence in sequences:
-            sequence.served_s += elapsed
+        self._schedule.charge(sequences, elapsed)
         return logits, elapsed
 
     # -- results of a call --------------------------------------------------------------------------------------------
@@ -221,7 +230,9 @@ class TokenLoop:
 
     def _start_later(self, request: _Request) -> None:
         """The first choice's prompt is in a slot now: the other choices reuse its rows."""
-        self._schedule.add_first([sequence for sequence in request.later if sequence.choice in request.open])
+        for sequence in request.later:
+            if sequence.choice in request.open:
+                self._schedule.add(sequence)
         request.later = []
 
     def _close(self, request: _Request, choice: int) -> None:

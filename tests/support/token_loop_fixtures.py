@@ -23,6 +23,7 @@ from gateway.worker.token_loop import TokenLoop
 from tests.support.tiny import VOCABULARY
 
 GREEDY = Sampling(temperature=0)
+SLICE_S = 50.0  # of the simulated clock: 50 steps, as on a real device
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ class Bench:
         self.frames: list[FromWorker] = []
         self.times: list[float] = []
         caches = [decoder.new_cache() for _ in range(slots)]
-        options.setdefault("make_constraint", no_grammar)
+        options = {"make_constraint": no_grammar, "slice_s": SLICE_S, **options}
         self.loop = TokenLoop(decoder, caches, self._record, clock=lambda: decoder.now, **options)
         self._next_id = 0
 
@@ -169,7 +170,7 @@ def make_bench(tiny_decoder: CpuDecoder) -> Callable[..., Bench]:
     return make
 
 
-def no_grammar(grammar: Grammar) -> Constraint:
+def no_grammar(grammar: Grammar) -> Callable[[], Constraint]:
     raise AssertionError("this test has no grammar")
 
 

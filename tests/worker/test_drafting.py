@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.common_prefix import common_prefix
-from gateway.worker.drafting import CallCosts, PredictionDrafter, PromptLookupDrafter
+from gateway.worker.drafting import CallCosts, PredictionDrafter, PredictionIndex, PromptLookupDrafter
 
 TEXT = list(range(100, 160))
 
 
 def calls_for(answer: list[int], text: list[int], most: int = 64) -> tuple[int, int]:
     """Device calls that an answer takes with drafts from `text`, and how many drafted tokens were wrong."""
-    drafter = PredictionDrafter(text)
+    drafter = PredictionDrafter(PredictionIndex(text))
     calls = wrong = position = 0
     while position < len(answer):
         draft = list(drafter.draft(most))
@@ -54,7 +54,7 @@ def test_unrelated_prediction_drafts_few_tokens() -> None:
 
 def test_repeated_token_needs_pair_to_find_position() -> None:
     text = [5, 1, 5, 2, 5, 3, 5, 4]
-    drafter = PredictionDrafter(text)
+    drafter = PredictionDrafter(PredictionIndex(text))
     for token in (9, 5):
         drafter.follow(token)
     assert not drafter.draft(8)  # 5 is at four positions

@@ -6,6 +6,7 @@ The clock is the test's: a device call takes 1 s, and 1 s more for each prompt t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -154,7 +155,7 @@ class Only:
 @pytest.mark.parametrize(("is_forced", "calls"), [(False, 11), (True, 1)], ids=["masked", "forced"])
 def test_constraint_determines_answer(make_bench: MakeBench, is_forced: bool, calls: int) -> None:
     answer = random_ids(12, 8)
-    bench = make_bench(make_constraint=lambda grammar: Only(answer, is_forced))
+    bench = make_bench(make_constraint=lambda grammar: partial(Only, answer, is_forced))
     request = bench.submit(PROMPT, max_tokens=40, grammar=Grammar(kind="regex", source="x"), sampling=Sampling(seed=1))
     bench.finish()
     assert bench.tokens(request) == answer
@@ -164,7 +165,7 @@ def test_constraint_determines_answer(make_bench: MakeBench, is_forced: bool, ca
 
 
 def test_grammar_that_does_not_compile_is_refused(make_bench: MakeBench) -> None:
-    def refuse(grammar: Grammar) -> Only:
+    def refuse(grammar: Grammar) -> Callable[[], Only]:
         raise InvalidRequest("unknown rule", param="response_format")
 
     bench = make_bench(make_constraint=refuse)
@@ -177,7 +178,7 @@ def test_constraint_without_possible_token_fails_its_request_only(make_bench: Ma
         def restrict(self, logits: Logits) -> None:
             logits[:] = -np.inf
 
-    bench = make_bench(make_constraint=lambda grammar: Nothing([1], False))
+    bench = make_bench(make_constraint=lambda grammar: partial(Nothing, [1], False))
     bad = bench.submit(PROMPT, grammar=Grammar(kind="regex", source="x"))
     good = bench.submit(random_ids(10, 2))
     bench.finish()

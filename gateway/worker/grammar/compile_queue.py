@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 
 from msgspec import Struct
@@ -68,8 +69,8 @@ class GrammarQueue:
         self._waiting.discard(compiled.frame.id)
         return is_wanted
 
-    def __call__(self, grammar: Grammar) -> Constraint:
-        """A constraint at its start, for a request that does not wait. Raises the error of a bad grammar."""
+    def __call__(self, grammar: Grammar) -> Callable[[], Constraint]:
+        """Makes constraints, for a request that does not wait. Raises the error of a bad grammar."""
         key = _key(grammar)
         self._cache.move_to_end(key)
         outcome = self._cache[key]
@@ -77,7 +78,7 @@ class GrammarQueue:
             del self._cache[key]  # not the grammar's fault: compile it again next time
         if isinstance(outcome, GatewayError):
             raise type(outcome)(outcome.message, param=grammar.param)
-        return outcome.constraint(grammar.param)
+        return partial(outcome.constraint, grammar.param)
 
     def _work(self) -> None:
         while True:

@@ -114,7 +114,7 @@ class TestGrammarQueue:
         compiled = inbox.get(timeout=PATIENCE_S)
         assert compiled.frame.id == 2 and queue.finish(compiled)
         assert not queue.defer(submit(3, regex("once")))
-        assert queue(regex("once")) is not queue(regex("once"))
+        assert queue(regex("once"))() is not queue(regex("once"))()
 
     def test_error_of_grammar_is_cached(self, queue: GrammarQueue, inbox: SimpleQueue[Compiled]) -> None:
         queue.defer(submit(1, regex("(wrong")))
@@ -166,7 +166,7 @@ class TestGrammarQueue:
     ) -> None:
         queue.defer(submit(1, DEEP))
         queue.finish(inbox.get(timeout=PATIENCE_S))
-        queue(DEEP)
+        queue(DEEP)()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ MakeBench = Callable[..., Bench]
 
 @pytest.fixture
 def bench(make_bench: MakeBench, grammars: GrammarCompiler) -> Bench:
-    return make_bench(make_constraint=lambda grammar: grammars.compile(grammar).constraint(grammar.param))
+    return make_bench(make_constraint=lambda grammar: partial(grammars.compile(grammar).constraint, grammar.param))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_forced_drafts_keep_answer(make_bench: MakeBench, grammars: GrammarCompi
         return constraint
 
     kinds: list[type[GrammarConstraint]] = [GrammarConstraint, Silent]
-    bench = make_bench(make_constraint=make, prefix_cache=False)
+    bench = make_bench(make_constraint=lambda grammar: partial(make, grammar), prefix_cache=False)
     properties = {"value": {"type": "integer", "maximum": 999}, "numbers": some(WORD, 1, 2)}
     grammar = schema_grammar({"properties": properties, "required": ["value", "numbers"]})
     options: dict[str, Any] = {"max_tokens": 100, "sampling": Sampling(temperature=1.5, seed=seed)}
