@@ -48,7 +48,8 @@ LIBRARY_USERS = {
     "onnx": {"bundles", "worker", "qnn", "builder"},
     "litestar": {"app.py", "routes", "server"},
     "sse_starlette": {"server/sse.py"},  # importing it patches uvicorn's exit handler
-    "openai": {"engines/upstream", "commands/client.py", "commands/chat.py", "commands/bench.py"},
+    "httpcore": {"engines/upstream"},
+    "openai": {"commands/client.py", "commands/chat.py", "commands/bench.py"},
     "tomllib": {"config/file.py"},
 }
 

@@ -1,6 +1,7 @@
 """A model on another server with OpenAI's API: llama.cpp, Ollama, vLLM, LM Studio, OpenAI itself.
 
-1. Most of a body is sent as `extra_body`: local servers have fields that the typed methods of the SDK do not have.
+1. The server is not trusted. What it sends is read within bounds (client.py, sse.py) and its types are checked
+   (chunks.py). Whatever it does is one error at most.
 2. Nothing is retried here: the lane knows the deadline of the client, and if there is a fallback.
 3. `device_s` is the time that the gateway waits for the server: the gateway cannot measure that server's device.
    `Started` comes with the first chunk, when the prompt is not counted yet: its count is 0. The usage has the count.
@@ -9,31 +10,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager
+from typing import Any
 
-import openai
-from openai import AsyncOpenAI, AsyncStream
+import httpcore
+import msgspec
 
+from gateway.config.hosts import server_url
 from gateway.config.tables import UpstreamModel
 from gateway.engines.base import Emit, EngineStatus, Prepared, State
+from gateway.engines.upstream import refusals
 from gateway.engines.upstream.body import chat_body, completion_body
-from gateway.engines.upstream.events import ChunkTranslator
-from gateway.errors import (
-    ConfigError,
-    ContextLengthExceeded,
-    EngineFailed,
-    GatewayError,
-    InvalidRequest,
-    ModelNotReady,
-    QueueFull,
-    UpstreamFailed,
-)
+from gateway.engines.upstream.chunks import MALFORMED, read_chunk
+from gateway.engines.upstream.client import AnswerTooLarge, Client, header, pieces, start_of_body
+from gateway.engines.upstream.events import ChunkTranslator, most_tokens
+from gateway.engines.upstream.sse import EventParser, EventTooLarge
+from gateway.errors import ConfigError, ModelNotReady
 from gateway.generation import Chat, Generation, Meter, Usage
 
-_CONNECT_S = 10.0
-_MALFORMED = (ValueError, TypeError, AttributeError)  # raised for a chunk that is not JSON or has wrong types
-_TOO_LONG = ("context_length_exceeded", "exceed_context_size_error", "maximum context length")
+_ERROR_BYTES = 64 * 1024
+# Of one answer, and more for each token that it may have. Lines: also empty ones and comments.
+_ANSWER_BYTES, _TOKEN_BYTES = 16 * 1024 * 1024, 16 * 1024
+_ANSWER_LINES, _TOKEN_LINES = 100_000, 8
 
 
 class UpstreamEngine:
@@ -43,16 +42,18 @@ class UpstreamEngine:
         name: of the model; also its name on the server, unless `model.upstream_model` is set.
 
     Raises:
-        ConfigError: `model.url` is missing.
+        ConfigError: `model.url` is missing or not a URL.
     """
 
     text_tools = None
 
     def __init__(self, name: str, model: UpstreamModel) -> None:
-        if not model.url.startswith(("http://", "https://")):
-            raise ConfigError(f"models.{name}.url: an upstream model needs the server's URL, like http://host:8080/v1")
+        try:
+            url = server_url(model.url)
+        except ValueError as error:
+            raise ConfigError(f"models.{name}.url: an upstream model needs the server's URL, {error}") from None
         self._name, self._model = name, model
-        self._client: AsyncOpenAI | None = None
+        self._client = Client(url, model.api_key)
         self._state: State = "loading"
 
     @property
@@ -61,20 +62,12 @@ class UpstreamEngine:
 
     async def start(self) -> None:
         """Make the HTTP client. Sends nothing: a server that is down shows in the requests and in their breaker."""
-        omitted = {name: openai.Omit() for name in ("OpenAI-Organization", "OpenAI-Project")}  # of the environment
-        self._client = AsyncOpenAI(
-            base_url=self._model.url,
-            api_key=self._model.api_key or "none",
-            default_headers=cast(Any, omitted),
-            max_retries=0,
-            timeout=openai.Timeout(self._model.watchdog_s, connect=_CONNECT_S),
-        )
+        await self._client.open()
         self._state = "ready"
 
     async def aclose(self) -> None:
         self._state = "closed"
-        if self._client is not None:
-            await self._client.close()
+        await self._client.aclose()
 
     async def lost(self) -> str:
         never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -84,114 +77,95 @@ class UpstreamEngine:
         return Prepared(generation=generation)
 
     async def run(self, prepared: Prepared, meter: Meter, emit: Emit) -> Usage:
-        if self._client is None or self._state != "ready":
+        if self._state != "ready":
             raise ModelNotReady(f"The model '{self._name}' is not ready ({self._state}).", retry_after_s=1)
         generation = prepared.generation
-        translator = ChunkTranslator(generation.n, meter)
-        chunks: AsyncStream[Any] | None = None
+        path, body = self._request(generation)
+        translator = ChunkTranslator(generation, meter)
         meter.call_started()
         try:
-            chunks = await self._send(self._client, generation)
-            async for chunk in chunks:
-                for event in translator.take(chunk):
-                    emit(event)
-                await emit.drain()
-                meter.call_started()
-            return translator.finish()
-        except (openai.OpenAIError, *_MALFORMED) as error:
-            raise gateway_error(error, self._name) from error
+            with _mapped(self._name):
+                async with aclosing(self._answer(path, body, generation)) as answer:
+                    async for data in answer:
+                        self._take(data, translator, emit)
+                        await emit.drain()
+                        meter.call_started()
+                return translator.finish()
         finally:
             meter.call_ended()
-            if chunks is not None:
-                await chunks.close()
 
-    async def _send(self, client: AsyncOpenAI, generation: Generation) -> AsyncStream[Any]:
-        """The chunks of the server's answer."""
-        model = self._model.upstream_model or self._name
+    def _take(self, data: bytes, translator: ChunkTranslator, emit: Emit) -> None:
+        chunk = read_chunk(data)
+        if chunk.error:
+            raise refusals.failure(self._name, refusals.error_detail({"error": chunk.error}), "no reason")
+        for event in translator.take(chunk):
+            emit(event)
+
+    def _request(self, generation: Generation) -> tuple[str, bytes]:
+        """Path and body."""
+        body: dict[str, Any] = {"model": self._model.upstream_model or self._name, "stream": True}
         if isinstance(generation.prompt, Chat):
-            body = chat_body(generation, generation.prompt)
-            messages = body.pop("messages")
-            return await client.chat.completions.create(model=model, messages=messages, stream=True, extra_body=body)
-        body = completion_body(generation, generation.prompt)
-        return await client.completions.create(model=model, prompt=body.pop("prompt"), stream=True, extra_body=body)
+            return "/chat/completions", msgspec.json.encode(body | chat_body(generation, generation.prompt))
+        return "/completions", msgspec.json.encode(body | completion_body(generation, generation.prompt))
+
+    async def _answer(self, path: str, body: bytes, generation: Generation) -> AsyncGenerator[bytes, None]:
+        """The data of each event up to `[DONE]`, or to the end without it."""
+        most = most_tokens(generation)
+        parser = EventParser(_ANSWER_LINES + _TOKEN_LINES * most)
+        async with AsyncExitStack() as stack:
+            async with asyncio.timeout(self._model.watchdog_s):
+                response = await stack.enter_async_context(self._client.post(path, body))
+                await self._check(response)
+            received = pieces(response, _ANSWER_BYTES + _TOKEN_BYTES * most)
+            async with aclosing(self._data(received, parser)) as answer:
+                async for data in answer:
+                    if data.startswith(b"[DONE]"):
+                        return
+                    yield data
+
+    async def _data(self, received: AsyncIterator[bytes], parser: EventParser) -> AsyncGenerator[bytes, None]:
+        """The data of each event. A line that does not end in time is silence, however it drips."""
+        clock, lines, until = asyncio.get_running_loop().time, -1, 0.0
+        while True:
+            if parser.lines > lines:
+                lines, until = parser.lines, clock() + self._model.watchdog_s
+            async with asyncio.timeout_at(until):
+                piece = await anext(received, None)
+            if piece is None:
+                break
+            for data in parser.feed(piece):
+                yield data
+        for data in parser.end():
+            yield data
+
+    async def _check(self, response: httpcore.Response) -> None:
+        """Raise the error for an answer that is not a stream."""
+        encoded = header(response, "content-encoding") not in ("", "identity")
+        is_json = header(response, "content-type").startswith("application/json")
+        if 200 <= response.status < 300 and not encoded and not is_json:
+            return
+        body = b"" if encoded else await start_of_body(response, _ERROR_BYTES)
+        if not 200 <= response.status < 300:
+            raise refusals.refusal(self._name, response.status, body, header(response, "retry-after"))
+        if detail := refusals.error_detail(body):
+            raise refusals.failure(self._name, detail, "no reason")
+        raise refusals.malformed(self._name)
 
 
-def gateway_error(error: Exception, name: str) -> GatewayError:
-    """The one mapper for the exceptions of the library."""
-    kind = next((kind for kind in type(error).__mro__ if kind in _ERRORS), None)
-    return _broken(error, name) if kind is None else _ERRORS[kind](error, name)
-
-
-def _broken(error: Exception, name: str) -> GatewayError:
-    return UpstreamFailed(f"The server behind '{name}' answered with something that is not OpenAI's API.")
-
-
-def _failed(error: openai.APIError, name: str) -> GatewayError:
-    return UpstreamFailed(f"The server behind '{name}' failed: {error.message}", retry_after_s=_retry_after_s(error))
-
-
-def _refused(error: openai.APIError, name: str) -> GatewayError:
-    """The server found a mistake in the request: the client must correct it."""
-    body = error.body if isinstance(error.body, dict) else {}
-    message = body["message"] if isinstance(body.get("message"), str) else error.message
-    text = f"{error.code} {error.type} {message}"
-    kind = ContextLengthExceeded if any(words in text for words in _TOO_LONG) else InvalidRequest
-    return kind(message, param=error.param)
-
-
-def _key(error: openai.APIStatusError, name: str) -> GatewayError:
-    return UpstreamFailed(f"The server behind '{name}' does not accept the key that is configured for it.")
-
-
-def _not_found(error: openai.APIStatusError, name: str) -> GatewayError:
-    return UpstreamFailed(f"The server behind '{name}' does not have that model or endpoint.")
-
-
-def _busy(error: openai.APIStatusError, name: str) -> GatewayError:
-    return QueueFull(f"The server behind '{name}' is busy.", retry_after_s=_retry_after_s(error) or 1.0)
-
-
-def _unreachable(error: openai.APIConnectionError, name: str) -> GatewayError:
-    return UpstreamFailed(f"The server behind '{name}' cannot be reached, or broke the connection.")
-
-
-def _timeout(error: openai.APITimeoutError, name: str) -> GatewayError:
-    return UpstreamFailed(f"The server behind '{name}' was silent for too long.")
-
-
-def _unexpected(error: Exception, name: str) -> GatewayError:
-    return EngineFailed(f"The client library of '{name}' failed: {type(error).__name__}.")
-
-
-def _retry_after_s(error: openai.APIError) -> float | None:
-    """The server's own `Retry-After`, when it is a number of seconds."""
-    value = error.response.headers.get("retry-after", "") if isinstance(error, openai.APIStatusError) else ""
+@contextmanager
+def _mapped(name: str) -> Iterator[None]:
+    """The one mapper for what the connection and the server's bytes raise."""
     try:
-        return max(0.0, float(value))
-    except ValueError:
-        return None
-
-
-#: Every exception class that the library exports. A test fails when a new version has another one.
-_ERRORS: dict[type, Callable[[Any, str], GatewayError]] = {
-    openai.BadRequestError: _refused,
-    openai.UnprocessableEntityError: _refused,
-    openai.AuthenticationError: _key,
-    openai.OAuthError: _key,
-    openai.PermissionDeniedError: _key,
-    openai.NotFoundError: _not_found,
-    openai.ConflictError: _failed,
-    openai.RateLimitError: _busy,
-    openai.InternalServerError: _failed,
-    openai.APIStatusError: _failed,
-    openai.APITimeoutError: _timeout,
-    openai.APIConnectionError: _unreachable,
-    openai.APIResponseValidationError: _broken,
-    openai.APIError: _failed,
-    openai.LengthFinishReasonError: _unexpected,  # this and the next: parts of the library that are not used here
-    openai.ContentFilterFinishReasonError: _unexpected,
-    openai.InvalidWebhookSignatureError: _unexpected,
-    openai.WebSocketConnectionClosedError: _unexpected,
-    openai.WebSocketQueueFullError: _unexpected,
-    openai.OpenAIError: _unexpected,
-}
+        yield
+    except (AnswerTooLarge, EventTooLarge) as error:
+        raise refusals.too_large(name) from error
+    except MALFORMED as error:
+        raise refusals.malformed(name) from error
+    except httpcore.ConnectTimeout as error:
+        raise refusals.unreachable(name) from error
+    except TimeoutError as error:
+        raise refusals.silent(name) from error
+    except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError) as error:
+        raise refusals.unreachable(name) from error
+    except (OSError, httpcore.UnsupportedProtocol) as error:
+        raise refusals.unreachable(name) from error

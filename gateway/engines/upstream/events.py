@@ -1,8 +1,8 @@
 """The chunks of another server's answer become events.
 
 Servers differ: some send no ids, indices, usage or reasons. A default replaces a missing value if that is harmless. A
-missing end of a choice is an error, because a cut answer must not look complete. Chunks are objects of the SDK. Any
-attribute can be missing.
+missing end of a choice is an error, because a cut answer must not look complete. So is what no API can render: an index
+that was not requested, content after the end of a choice, parts of two tool calls mixed.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
+from gateway.engines.upstream.chunks import Call, Choice, Chunk, Delta, Entry, Logprobs, read_logprobs
 from gateway.errors import UpstreamFailed
 from gateway.generation import (
     ChoiceFinished,
     Event,
     FinishReason,
+    Generation,
     Meter,
     ReasoningDelta,
     Started,
@@ -29,33 +31,49 @@ from gateway.generation import (
 _PART_OF_A_CHARACTER = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)", re.IGNORECASE)  # OpenAI's notation
 _REASONS: dict[str, FinishReason] = {"length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls"}
 
+MAX_TOKENS = 2**18  # of one request, for its bounds
+_MAX_CALLS = 1000  # of one choice
+_MAX_COUNT = 10_000_000  # tokens that a server may report
+_ANSWER_CHARACTERS = 1024 * 1024  # an answer has at most these, and 256 more for each token that it may have
+_TOKEN_CHARACTERS = 256
+_LOGPROB_CHARACTERS = 64  # what one log-probability counts
+
+
+class MalformedAnswer(ValueError):
+    """The chunks are right one by one, but no answer has them in this order or number."""
+
 
 class ChunkTranslator:
     """Args:
-    n: the number of choices.
+    generation: the request.
     meter: updated with every chunk.
     """
 
-    def __init__(self, n: int, meter: Meter) -> None:
-        self._open = set(range(n))
+    def __init__(self, generation: Generation, meter: Meter) -> None:
+        self._open = set(range(generation.n))
+        self._generation = generation
         self._meter = meter
         self._started = False
-        self._calls: set[tuple[int, int]] = set()  # (choice, index) of the tool calls that have begun
+        self._calls: dict[int, list[int]] = {}  # choice -> the server's indices of its tool calls, in order
+        self._in_call: set[int] = set()  # choices whose newest event is of a tool call
+        self._left = _ANSWER_CHARACTERS + _TOKEN_CHARACTERS * most_tokens(generation)
         self._usage: Any = None
 
-    def take(self, chunk: Any) -> Iterator[Event]:
-        """The events of one chunk."""
+    def take(self, chunk: Chunk) -> Iterator[Event]:
+        """The events of one chunk. Raises MalformedAnswer, or one of chunks.MALFORMED."""
         self._measure()
         if not self._started:
             self._started = True
             yield Started(prompt_tokens=0)
-        self._usage = getattr(chunk, "usage", None) or self._usage
-        for choice in getattr(chunk, "choices", None) or ():
-            index = getattr(choice, "index", None) or 0
+        self._usage = chunk.usage or self._usage
+        for choice in chunk.choices or ():
+            index = choice.index or 0
+            if index >= self._generation.n:
+                raise MalformedAnswer("a choice that was not requested")
             yield from self._deltas(choice, index)
-            if getattr(choice, "finish_reason", None) and index in self._open:
+            if choice.finish_reason and index in self._open:
                 self._open.discard(index)
-                yield _ending(choice, index)
+                yield self._ending(choice, index)
 
     def finish(self) -> Usage:
         """The token counts, at the end of the chunks. Raises UpstreamFailed when a choice has no end."""
@@ -71,78 +89,110 @@ class ChunkTranslator:
         meter.device_s = meter.device_s_at(meter.clock())
         meter.call_ended()
 
-    def _deltas(self, choice: Any, index: int) -> Iterator[Event]:
-        delta = getattr(choice, "delta", None)  # of a chat; a completion has `text`
-        content = getattr(delta, "content", None) or getattr(choice, "text", None) or ""
-        reasoning = getattr(delta, "reasoning_content", None) or getattr(delta, "reasoning", None)
-        calls = getattr(delta, "tool_calls", None) or ()
-        logprobs = _logprobs(getattr(choice, "logprobs", None))
-        if content or reasoning or calls:
+    def _deltas(self, choice: Choice, index: int) -> Iterator[Event]:
+        delta = choice.delta or Delta()
+        content = delta.content or choice.text or ""
+        reasoning = delta.reasoning_content or delta.reasoning
+        logprobs = self._logprobs(choice)
+        if content or reasoning or delta.tool_calls:
+            if index not in self._open:
+                raise MalformedAnswer("content after the end of a choice")
             self._meter.count_token()  # a chunk is about one token; the server's own count replaces it at the end
-        if isinstance(reasoning, str) and reasoning:
+        if reasoning:
+            self._spend(len(reasoning))
+            self._in_call.discard(index)
             yield ReasoningDelta(reasoning, index)
-        if content or logprobs:
+        if content or (logprobs and index in self._open):
+            self._spend(len(content))
+            self._in_call.discard(index)
             yield TextDelta(content, index, logprobs)
-        for position, call in enumerate(calls):
+        for position, call in enumerate(delta.tool_calls or ()):
             yield self._call(call, index, position)
 
-    def _call(self, call: Any, choice: int, position: int) -> ToolCallDelta:
-        index = position if getattr(call, "index", None) is None else int(call.index)
-        function = getattr(call, "function", None)
-        arguments = getattr(function, "arguments", None) or ""
-        if (choice, index) in self._calls:
-            return ToolCallDelta(index=index, arguments=arguments, choice=choice)
-        self._calls.add((choice, index))
-        id, name = getattr(call, "id", None) or f"call_{uuid4().hex}", getattr(function, "name", None) or ""
-        return ToolCallDelta(index=index, arguments=arguments, id=id, name=name, choice=choice)
+    def _call(self, call: Call, choice: int, position: int) -> ToolCallDelta:
+        """Numbers the calls of a choice in the order in which they begin, whatever the server's indices are."""
+        theirs = position if call.index is None else call.index
+        known = self._calls.setdefault(choice, [])
+        arguments = (call.function and call.function.arguments) or ""
+        name = (call.function and call.function.name) or ""
+        self._spend(len(arguments))
+        if theirs in known:
+            if arguments and (known[-1] != theirs or choice not in self._in_call):
+                raise MalformedAnswer("a part of a tool call after its end")
+            return ToolCallDelta(index=known.index(theirs), arguments=arguments, choice=choice)
+        if len(known) >= _MAX_CALLS:
+            raise MalformedAnswer("too many tool calls")
+        self._spend(len(name) + len(call.id or ""))
+        known.append(theirs)
+        self._in_call.add(choice)
+        id = call.id or f"call_{uuid4().hex}"
+        return ToolCallDelta(index=len(known) - 1, arguments=arguments, id=id, name=name, choice=choice)
+
+    def _spend(self, characters: int) -> None:
+        self._left -= characters
+        if self._left < 0:
+            raise MalformedAnswer("more text than the request allows")
+
+    def _ending(self, choice: Choice, index: int) -> ChoiceFinished:
+        reason = _REASONS.get(choice.finish_reason or "", "stop")
+        stop = next((stop for stop in self._generation.stop if stop == choice.stop_reason), None)
+        return ChoiceFinished(reason, index, stop)
+
+    def _logprobs(self, choice: Choice) -> tuple[TokenLogprob, ...]:
+        if self._generation.logprobs is None or not bytes(choice.logprobs):
+            return ()
+        tokens = tuple(_tokens(read_logprobs(choice.logprobs)))
+        self._spend(_LOGPROB_CHARACTERS * sum(1 + len(token.top) for token in tokens))
+        return tokens
 
     def _count(self) -> Usage:
-        if self._usage is None:
-            return Usage(completion_tokens=self._meter.completion_tokens)
-        prompt = getattr(self._usage, "prompt_tokens_details", None)
-        completion = getattr(self._usage, "completion_tokens_details", None)
+        usage = self._usage
+        prompt, completion = _number(usage, "prompt_tokens") or 0, _number(usage, "completion_tokens")
+        details = _part(usage, "completion_tokens_details")
         return Usage(
-            prompt_tokens=_number(self._usage, "prompt_tokens"),
-            cached_tokens=_number(prompt, "cached_tokens"),
-            completion_tokens=_number(self._usage, "completion_tokens"),
-            reasoning_tokens=_number(completion, "reasoning_tokens"),
-            accepted_prediction_tokens=_number(completion, "accepted_prediction_tokens"),
-            rejected_prediction_tokens=_number(completion, "rejected_prediction_tokens"),
+            prompt_tokens=prompt,
+            cached_tokens=min(prompt, _number(_part(usage, "prompt_tokens_details"), "cached_tokens") or 0),
+            completion_tokens=self._meter.completion_tokens if completion is None else completion,
+            reasoning_tokens=_number(details, "reasoning_tokens") or 0,
+            accepted_prediction_tokens=_number(details, "accepted_prediction_tokens") or 0,
+            rejected_prediction_tokens=_number(details, "rejected_prediction_tokens") or 0,
         )
 
 
-def _ending(choice: Any, index: int) -> ChoiceFinished:
-    stop = getattr(choice, "stop_reason", None)  # vLLM: the stop string
-    reason = _REASONS.get(choice.finish_reason, "stop")
-    return ChoiceFinished(reason, index, stop if isinstance(stop, str) else None)
+def most_tokens(generation: Generation) -> int:
+    """The tokens that the answer may have, with a limit for requests that set none that is useful."""
+    return min(generation.n * generation.max_tokens, MAX_TOKENS)
 
 
-def _logprobs(found: Any) -> tuple[TokenLogprob, ...]:
-    """Of a chat (`content`: objects) or of a completion (parallel lists)."""
-    if content := getattr(found, "content", None):
-        return tuple(_entry(entry) for entry in content)
-    tokens, values = getattr(found, "tokens", None) or (), getattr(found, "token_logprobs", None) or ()
-    tops = getattr(found, "top_logprobs", None) or [{}] * len(tokens)
-    return tuple(
-        _token(token, value or 0.0, tuple(_token(other, logprob) for other, logprob in (top or {}).items()))
-        for token, value, top in zip(tokens, values, tops, strict=False)
-    )
+def _tokens(found: Logprobs) -> Iterator[TokenLogprob]:
+    for entry in found.content or ():
+        yield _entry(entry)
+    if found.content is None:
+        tokens, values = found.tokens or (), found.token_logprobs or ()
+        tops = found.top_logprobs or [{}] * len(tokens)
+        for token, value, top in zip(tokens, values, tops, strict=False):
+            yield _token(token, value, tuple(_token(other, logprob) for other, logprob in (top or {}).items()))
 
 
-def _entry(entry: Any) -> TokenLogprob:
+def _entry(entry: Entry) -> TokenLogprob:
     top = tuple(_token(other.token, other.logprob, (), other.bytes) for other in entry.top_logprobs or ())
     return _token(entry.token, entry.logprob, top, entry.bytes)
 
 
 def _token(
-    token: str, logprob: float, top: tuple[TokenLogprob, ...] = (), written: list[int] | None = None
+    token: str, logprob: float | None, top: tuple[TokenLogprob, ...] = (), written: list[int] | None = None
 ) -> TokenLogprob:
     if part := _PART_OF_A_CHARACTER.fullmatch(token):
         raw = bytes.fromhex(part[1].replace(r"\x", ""))
-        return TokenLogprob(raw.decode(errors="replace"), tuple(raw), logprob, top)
-    return TokenLogprob(token, tuple(written if written is not None else token.encode()), logprob, top)
+        return TokenLogprob(raw.decode(errors="replace"), tuple(raw), logprob or 0.0, top)
+    return TokenLogprob(token, tuple(written if written is not None else token.encode()), logprob or 0.0, top)
 
 
-def _number(found: Any, name: str) -> int:
-    value = getattr(found, name, None)
-    return value if isinstance(value, int) else 0
+def _part(found: Any, name: str) -> Any:
+    return found.get(name) if isinstance(found, dict) else None
+
+
+def _number(found: Any, name: str) -> int | None:
+    """A count of tokens; None if it is missing, or cannot be a count."""
+    value = _part(found, name)
+    return value if type(value) is int and 0 <= value <= _MAX_COUNT else None

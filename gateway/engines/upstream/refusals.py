@@ -1,0 +1,115 @@
+"""What another server refuses or breaks, as an error for the client of the gateway."""
+
+from __future__ import annotations
+
+import math
+import time
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import msgspec
+
+from gateway.errors import ContextLengthExceeded, GatewayError, InvalidRequest, QueueFull, UpstreamFailed
+
+_TOO_LONG = ("context_length_exceeded", "exceed_context_size_error", "maximum context length")
+_LONGEST_TEXT = 500  # characters of a message that the server made
+_LONGEST_RETRY_S = 3600.0
+
+
+def refusal(name: str, status: int, body: bytes, retry_after: str) -> GatewayError:
+    """The error for an answer whose status is not a success.
+
+    A mistake in the content of the request is the client's. Everything else is a failure of the server or of the
+    configuration.
+
+    Args:
+        name: of the model.
+        body: the start of the answer's body; empty if it cannot be read.
+        retry_after: the header.
+    """
+    detail = error_detail(body)
+    wait_s = retry_after_s(retry_after)
+    match status:
+        case 400 | 413 | 422:
+            text = " ".join(map(str, (detail.get("code"), detail.get("type"), detail.get("message"))))
+            kind = ContextLengthExceeded if any(words in text for words in _TOO_LONG) else InvalidRequest
+            return kind(_message(detail, f"The server behind '{name}' refused the request."), param=_param(detail))
+        case 401 | 403:
+            return UpstreamFailed(f"The server behind '{name}' does not accept the key that is configured for it.")
+        case 404:
+            return UpstreamFailed(f"The server behind '{name}' does not have that model or endpoint.")
+        case 429:
+            return QueueFull(f"The server behind '{name}' is busy.", retry_after_s=wait_s or 1.0)
+        case 300 | 301 | 302 | 303 | 305 | 306 | 307 | 308:
+            return UpstreamFailed(
+                f"The server behind '{name}' redirects to another URL, which is not followed. "
+                "Set the model's 'url' to the final one."
+            )
+        case _:
+            return failure(name, detail, f"status {status}", wait_s)
+
+
+def failure(name: str, detail: dict[str, Any], otherwise: str, wait_s: float | None = None) -> UpstreamFailed:
+    """The server reported its own failure."""
+    return UpstreamFailed(f"The server behind '{name}' failed: {_message(detail, otherwise)}", retry_after_s=wait_s)
+
+
+def malformed(name: str) -> UpstreamFailed:
+    return UpstreamFailed(f"The server behind '{name}' answered with something that is not OpenAI's API.")
+
+
+def unreachable(name: str) -> UpstreamFailed:
+    return UpstreamFailed(f"The server behind '{name}' cannot be reached, or broke the connection.")
+
+
+def silent(name: str) -> UpstreamFailed:
+    return UpstreamFailed(f"The server behind '{name}' was silent for too long.")
+
+
+def too_large(name: str) -> UpstreamFailed:
+    return UpstreamFailed(f"The server behind '{name}' sent a longer answer than the gateway accepts.")
+
+
+def error_detail(body: bytes | dict[str, Any] | str) -> dict[str, Any]:
+    """The error object in the forms that servers use: {"error": {…}}, {"error": "…"}, {"message": …}, {"detail": …}."""
+    found: Any = body
+    if isinstance(body, bytes):
+        try:
+            found = msgspec.json.decode(body)
+        except (ValueError, RecursionError):
+            return {}
+    for key in ("error", "detail"):
+        if isinstance(found, dict) and key in found:
+            found = found[key]
+    return {"message": found} if isinstance(found, str) else found if isinstance(found, dict) else {}
+
+
+def _message(detail: dict[str, Any], otherwise: str) -> str:
+    text = detail.get("message")
+    return (_printable(text, _LONGEST_TEXT) if isinstance(text, str) else "") or otherwise
+
+
+def _param(detail: dict[str, Any]) -> str | None:
+    param = detail.get("param")
+    return _printable(param, 100) if isinstance(param, str) else None
+
+
+def _printable(text: str, length: int) -> str:
+    """One line without control characters."""
+    line = " ".join(text[: 4 * length].split())
+    return "".join(char if char.isprintable() else "\ufffd" for char in line)[:length]
+
+
+def retry_after_s(text: str) -> float | None:
+    """The seconds of `Retry-After`, which is a number or a date; None if it is neither."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError, IndexError):
+            return None
+        seconds = max(0.0, seconds)
+    if math.isnan(seconds) or seconds < 0:
+        return None
+    return min(seconds, _LONGEST_RETRY_S)
