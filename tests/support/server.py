@@ -43,7 +43,7 @@ class Running:
         )
 
     def http(self, **options: Any) -> httpx.Client:
-        return httpx.Client(**{"base_url": self.url, "timeout": PATIENCE_S, **options})
+        return httpx.Client(**{"base_url": self.url, "timeout": PATIENCE_S, "trust_env": False, **options})
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)

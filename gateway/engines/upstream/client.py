@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import os
+import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -155,9 +155,9 @@ class _BoundedBackend(httpcore.AnyIOBackend):
 
 
 def _ssl_context() -> ssl.SSLContext:
-    """The system's certificates, or those of SSL_CERT_FILE and SSL_CERT_DIR; certifi's in addition to the system's."""
+    """The system's certificates, or those of SSL_CERT_FILE and SSL_CERT_DIR; certifi's if OpenSSL finds no file."""
     context = ssl.create_default_context()
-    if not (os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")):
+    if ssl.get_default_verify_paths().cafile is None:  # on Windows, and without the system's package
         context.load_verify_locations(certifi.where())
     return context
 
@@ -186,6 +186,8 @@ async def _is_this_machine(host: str) -> bool:
     name = host.lower().removesuffix(".")
     if name == "localhost" or name.endswith(".localhost"):
         return True
+    with suppress(OSError):  # not a number; `127.1` and `2130706433` are
+        return _is_loopback(socket.inet_ntoa(socket.inet_aton(host)))
     try:
         async with asyncio.timeout(_LOOKUP_S):
             found = await asyncio.get_running_loop().getaddrinfo(host, None)
