@@ -20,6 +20,7 @@ from typing import NoReturn
 import numpy as np
 from report import parser, publish, table
 
+from gateway.device import Activity
 from gateway.engines.scripted.script import CHIPS, Chip
 from gateway.sampling import Sampling
 from gateway.worker.decoders.base import DecoderSpec, KVCache, Logits
@@ -132,7 +133,7 @@ def play(
         emit,
         make_constraint=_no_grammar,
         prefix_cache=prefix_cache,
-        clock=lambda: decoder.now,
+        activity=Activity(clock=lambda: decoder.now),
     )
     waiting = sorted(range(len(requests)), key=lambda id: requests[id].at)
     while waiting or not loop.is_idle:

@@ -18,8 +18,10 @@ GatewayError                 500 server_error
 │   ├── FirstTokenTooLate        first_token_too_late
 │   ├── ModelNotReady            model_not_ready
 │   └── EngineFailed             engine_failed
+│       └── DeviceFailed             engine_failed; the only one that counts against a model's device
 ├── DeadlineExceeded         504 deadline_exceeded
-├── UpstreamFailed           502 upstream_failed
+├── UpstreamFailed           502 upstream_failed; counts against the upstream server
+│   └── UpstreamRefused          upstream_failed; does not count
 ├── ConfigError              (not over HTTP: the command ends with exit code 2)
 └── BundleError              (not over HTTP: exit code 1, or a model that does not load)
 
@@ -184,9 +186,13 @@ class ModelNotReady(Unavailable):
 
 
 class EngineFailed(Unavailable):
-    """The engine failed while it ran the request: the worker ended, a device call failed or took too long."""
+    """The engine could not run the request now. It says nothing about the device: see DeviceFailed."""
 
     code = "engine_failed"
+
+
+class DeviceFailed(EngineFailed):
+    """A device call failed, hung, or ended the worker. Only device.py and the supervisor of a worker make it."""
 
 
 class DeadlineExceeded(GatewayError):
@@ -206,6 +212,10 @@ class UpstreamFailed(GatewayError):
     code = "upstream_failed"
 
 
+class UpstreamRefused(UpstreamFailed):
+    """The upstream server answered 4xx: it works, but not for this request, its key or its model."""
+
+
 class ConfigError(GatewayError):
     """config.toml, the environment or the command line has a mistake. The message names file, table and key."""
 
@@ -215,8 +225,8 @@ class BundleError(GatewayError):
 
 
 def error_class(name: str) -> type[GatewayError]:
-    """The class with this name, as an error from a worker process names it. EngineFailed if there is none."""
+    """The class with this name, as an error from a worker process names it. GatewayError if there is none."""
     kinds: list[type[GatewayError]] = [GatewayError]
     for kind in kinds:  # the loop adds the subclasses while it runs, so it visits the whole tree
         kinds.extend(kind.__subclasses__())
-    return next((kind for kind in kinds if kind.__name__ == name), EngineFailed)
+    return next((kind for kind in kinds if kind.__name__ == name), GatewayError)

@@ -216,6 +216,8 @@ class Meter(Struct, kw_only=True):
     began_at: float | None = None  # when the device began with the request
     first_token_at: float | None = None  # when the first token was counted: the one clock for time to first token
     call_since: float | None = None  # start of the call that may work for this request; None: no call is running
+    #: Seconds of the device's running call, 0 if none is running. None: the engine cannot see it.
+    call_s: Callable[[], float] | None = None
 
     @property
     def computed_tokens(self) -> int:
@@ -240,4 +242,7 @@ class Meter(Struct, kw_only=True):
 
     def device_s_at(self, now: float) -> float:
         """Device seconds up to `now`, with the call that is running."""
-        return self.device_s + (now - self.call_since if self.call_since is not None else 0.0)
+        if self.call_since is None:
+            return self.device_s
+        since_s = now - self.call_since
+        return self.device_s + (since_s if self.call_s is None else min(since_s, self.call_s()))

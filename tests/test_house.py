@@ -24,7 +24,7 @@ PACKAGE = ROOT / "gateway"
 #: The layers, lowest first; docs/architecture.md has the same list. A file imports only from layers before its own,
 #: from units before its own in the same layer, and from its own unit.
 _LAYERS = (
-    "errors common_prefix",
+    "errors common_prefix device",
     "sandbox sampling generation metrics output logs child",
     "text dialects bundles qnn",
     "worker",
@@ -206,6 +206,61 @@ class TestImports:
     def test_environment_is_read_only_by_the_config_loader(self, file: Path) -> None:
         if relative(file) not in ("config/file.py", "__init__.py"):
             assert "os.environ" not in ast.unparse(tree(file))
+
+
+def calls(file: Path) -> Iterator[tuple[str, str]]:
+    """(function around it, name of what is called or used as a value) for each name in the file."""
+    for function in ast.walk(tree(file)):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from ((function.name, node.id) for node in ast.walk(function) if isinstance(node, ast.Name))
+
+
+class TestBlame:
+    """What counts against a device can only come from a device call (gateway/device.py)."""
+
+    def test_device_failures_are_made_around_device_calls_only(self) -> None:
+        users = {(relative(file), where) for file in sources() for where, name in calls(file) if name == "DeviceFailed"}
+        assert users == {
+            ("device.py", "__exit__"),  # of DeviceCall: asks whether it is one already
+            ("device.py", "_device_failed"),  # what a device call raised
+            ("device.py", "check"),  # what a device call returned
+            ("engines/local/supervisor.py", "_watch_until_lost"),  # a device call ended the worker
+            ("engines/local/supervisor.py", "_receive"),  # the worker's own report, by its class
+            ("lanes/breaker.py", "outcome"),  # asks whether it is one
+        }
+
+    def test_errors_are_made_by_name_only_from_a_workers_frames(self) -> None:
+        users = {relative(file) for file in sources() for _, name in calls(file) if name == "error_class"}
+        assert users == {
+            "engines/local/events.py",
+            "engines/local/supervisor.py",
+            "engines/scripted/script.py",  # the user's own script of faults
+            "config/check.py",  # its names
+        }
+
+    def test_device_calls_are_made_in_few_places(self) -> None:
+        users = {
+            (relative(file), function.name)
+            for file in sources()
+            for function in ast.walk(tree(file))
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+            for node in ast.walk(function)
+            if isinstance(node, ast.Attribute) and node.attr == "device_call"
+        }
+        assert users == {
+            ("worker/token_loop.py", "_timed"),
+            ("worker/genie/library.py", "query"),
+            ("worker/genie/library.py", "set_max_tokens"),
+            ("worker/genie/library.py", "reset"),
+            ("engines/scripted/engine.py", "call"),
+            ("engines/scripted/engine.py", "_raise"),
+        }
+
+    def test_only_one_function_makes_a_failure_for_the_breaker(self) -> None:
+        """`outcome` of breaker.py: no other code in `lanes` settles a permit as failed."""
+        for file in sources():
+            if unit(file) == "lanes":
+                assert 'settle("failed")' not in file.read_text(encoding="utf-8")
 
 
 UNFINISHED = re.compile("not implemented|raise NotImpl|TODO|FIXME|XXX|placeholder|for now|stub", re.IGNORECASE)

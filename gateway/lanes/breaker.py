@@ -22,11 +22,17 @@ from types import TracebackType
 from typing import Literal, Protocol
 
 from gateway.config.tables import BreakerConfig
-from gateway.errors import BreakerOpen
+from gateway.errors import BreakerOpen, DeviceFailed, GatewayError, UpstreamFailed, UpstreamRefused
 from gateway.generation import Meter
 
 State = Literal["closed", "half_open", "open"]
 Outcome = Literal["ok", "slow", "failed", "released"]
+
+
+def outcome(error: GatewayError) -> Outcome:
+    """Of a request that ended with this error: failed if a device call or the upstream server failed, else neutral."""
+    failed = isinstance(error, DeviceFailed | UpstreamFailed) and not isinstance(error, UpstreamRefused)
+    return "failed" if failed else "released"
 
 
 class Permit:

@@ -12,14 +12,14 @@ from gateway.config.tables import ModelConfig, UpstreamModel
 from gateway.engines.base import Engine
 from gateway.errors import GatewayError
 from gateway.generation import Chat, Event, Generation, Message, Meter, Prompt, Text
-from gateway.lanes.breaker import Breaker, Outcome, Watch
+from gateway.lanes.breaker import Breaker, Outcome, Watch, outcome
 from gateway.sampling import Sampling
 
 _log = logging.getLogger(__name__)
 
 _TOKENS = 4
 _MIN_PAUSE_S = 0.001
-_READY_PAUSE_S = 1.0  # between looks at an engine that is restarting
+_READY_PAUSE_S = 1.0  # between looks at an engine that is restarting, and after a probe without a result
 
 
 class _Discard:
@@ -46,22 +46,24 @@ class Prober:
         )
 
     async def run(self) -> None:
-        """Return when the breaker is closed. Any error is a failed probe and nothing more."""
+        """Return when the breaker is closed. An error of a probe is a judgement or nothing, and no more."""
         while (state := self._breaker.state) != "closed":
             if state == "open":
                 await asyncio.sleep(max(self._breaker.retry_after_s, _MIN_PAUSE_S))
             elif self._engine.status.state != "ready":
                 await asyncio.sleep(_READY_PAUSE_S)
-            else:
-                await self._probe()
+            elif await self._probe() == "released":
+                await asyncio.sleep(_READY_PAUSE_S)  # nothing was learned: the next probe can be no better at once
 
-    async def _probe(self) -> None:
+    async def _probe(self) -> Outcome:
         """One request, judged like any other."""
         meter = Meter(clock=self._breaker.clock)
         with self._breaker.admit(own_probe=True) as permit:
             watch = Watch(self._breaker, meter, permit, asyncio.get_running_loop().call_later)
             try:
-                permit.settle(await self._outcome(meter))
+                result = await self._outcome(meter)
+                permit.settle(result)
+                return result
             finally:
                 watch.stop()
 
@@ -70,9 +72,11 @@ class Prober:
             async with asyncio.timeout(self._watchdog_s):
                 prepared = await self._engine.prepare(self._generation)
                 await self._engine.run(prepared, meter, _Discard())
-        except (GatewayError, TimeoutError):
-            return "failed"
+        except GatewayError as error:
+            return outcome(error)
+        except TimeoutError:
+            return "released"  # the watch has judged the device's part of the time
         except Exception:
             _log.exception("%s: the engine raised in a probe", self._name)
-            return "failed"
+            return "released"
         return "slow" if self._breaker.is_slow(meter) else "ok"

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from functools import partial
 
 from gateway.engines.base import Engine, Prepared
-from gateway.errors import BreakerOpen, DeadlineExceeded, EngineFailed, GatewayError, ModelNotReady
+from gateway.errors import DeadlineExceeded, GatewayError
 from gateway.generation import Usage
-from gateway.lanes.breaker import Breaker, Outcome, Watch
+from gateway.lanes.breaker import Breaker, Watch, outcome
 from gateway.lanes.job import Job
 from gateway.lanes.lane_forecast import LaneForecast
 
@@ -38,7 +38,7 @@ class JobRunner:
         Raises:
             FirstTokenTooLate, QueueFull, BreakerOpen: the request was refused before the device began.
             DeadlineExceeded: a time limit of the request has passed.
-            GatewayError: what the engine raised; EngineFailed for an exception of another kind.
+            GatewayError: what the engine raised. An exception of another kind is a bug: 500, and no blame.
         """
         try:
             async with asyncio.timeout(job.first_deadline_s) as limit:
@@ -71,21 +71,20 @@ class JobRunner:
         job.run_at = job.meter.clock()
         usage = await self._engine.run(prepared, job.meter, job.events)
         if job.events.finished_choices < job.generation.n:
-            raise EngineFailed(f"{self._name} stopped before it finished its answer.")
+            raise GatewayError(f"{self._name} stopped before it finished its answer.")
         return usage
 
     @contextmanager
     def _settled(self, job: Job) -> Iterator[None]:
-        """Settle the permit with what the engine raises. An exception of another kind becomes EngineFailed."""
+        """Settle the permit with what the engine raises. An exception of another kind becomes GatewayError."""
         try:
             yield
         except GatewayError as error:
-            job.permit.settle(_outcome(error))
+            job.permit.settle(outcome(error))
             raise
         except Exception as error:
-            job.permit.settle("failed")
             _log.error("%s: the engine raised %s", self._name, type(error).__name__, exc_info=error)
-            raise EngineFailed(f"{self._name} failed while it answered; the gateway's log has the reason.") from error
+            raise GatewayError(f"{self._name} failed while it answered; the gateway's log has the reason.") from error
 
     def _first_content(self, job: Job, limit: asyncio.Timeout) -> None:
         """From now on the time limit is that of the whole answer."""
@@ -96,9 +95,3 @@ class JobRunner:
     def _too_late(self, job: Job) -> DeadlineExceeded:
         what = "finish its answer" if job.events.has_content else "give a first token"
         return DeadlineExceeded(f"{self._name} did not {what} within {job.age_s:.1f} s.")
-
-
-def _outcome(error: GatewayError) -> Outcome:
-    """Failed, if the device is the cause. Refusals, deadlines and wrong requests are neutral."""
-    neutral = error.status < 500 or isinstance(error, ModelNotReady | BreakerOpen | DeadlineExceeded)
-    return "released" if neutral else "failed"

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from multiprocessing.connection import Connection
 
+from gateway.device import Activity
 from gateway.worker.frames import WorkerSpec
 
 
-def local_worker(connection: Connection, spec: WorkerSpec) -> None:
+def local_worker(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
     """Serve an ONNX bundle until Shutdown. A target for `multiprocessing.Process`."""
     from gateway.worker.main import worker_main
 
-    worker_main(connection, spec)
+    worker_main(connection, spec, activity)
 
 
-def genie_worker(connection: Connection, spec: WorkerSpec) -> None:
+def genie_worker(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
     """Serve a Genie bundle until Shutdown. A target for `multiprocessing.Process`."""
     from gateway.worker.genie.main import genie_worker_main
 
-    genie_worker_main(connection, spec)
+    genie_worker_main(connection, spec, activity)

@@ -1,21 +1,23 @@
 """From any exception in a worker to the GatewayError that the gateway reports.
 
 The exceptions of a native library are converted before, in that library's own module: ONNX Runtime in decoders/onnx.py,
-llguidance in grammar/constraint.py, Genie in genie/library.py.
+llguidance in grammar/constraint.py, Genie in genie/library.py. What a device call raises is converted in device.py. So
+another exception is a bug of ours here: it fails one request with 500, and no device is blamed.
 """
 
 from __future__ import annotations
 
 import logging
 
+from gateway.device import NO_MEMORY
 from gateway.errors import EngineFailed, GatewayError
-from gateway.worker.frames import NO_MEMORY, Failed
+from gateway.worker.frames import Failed
 
 _log = logging.getLogger(__name__)
 
 
 def as_gateway_error(error: Exception, component: str = "The worker") -> GatewayError:
-    """The error itself if it is a GatewayError, else EngineFailed. An unexpected error is logged with its traceback."""
+    """The error itself if it is a GatewayError, else a new one. An unexpected error is logged with its traceback."""
     match error:
         case GatewayError():
             return error
@@ -25,7 +27,7 @@ def as_gateway_error(error: Exception, component: str = "The worker") -> Gateway
             pass  # the gateway has ended and closed the pipe: nothing to log
         case _:
             _log.error("%s failed", component, exc_info=error)
-    return EngineFailed(f"{component} failed: {type(error).__name__}.")
+    return GatewayError(f"{component} failed: {type(error).__name__}. The gateway's log has the reason.")
 
 
 def failed_frame(id: int | None, error: GatewayError) -> Failed:

@@ -17,9 +17,6 @@ from gateway.sampling import Sampling
 #: Where a model runs. `emulated`: the HTP backend on a host CPU. `simulated`: the timing model of the scripted engine.
 Device = Literal["cpu", "npu", "emulated", "simulated", "remote"]
 
-#: The message of a `Failed` frame when an allocation failed.
-NO_MEMORY = "The machine has no memory left for this model."
-
 
 class WorkerSpec(Struct, frozen=True, kw_only=True):
     """The configuration of a worker. Plain values, because a spawned process gets them by pickle."""

@@ -15,6 +15,7 @@ from queue import SimpleQueue
 
 from gateway.bundles.bundle import load_bundle
 from gateway.bundles.graph_files import check_graph_files
+from gateway.device import Activity
 from gateway.errors import BundleError, EngineFailed
 from gateway.worker.decoders.base import Decoder, KVCache
 from gateway.worker.decoders.cpu import CpuDecoder
@@ -32,26 +33,30 @@ _WARM_UP_TOKENS = 16
 Inbox = SimpleQueue[ToWorker | Compiled]
 
 
-def worker_main(connection: Connection, spec: WorkerSpec) -> None:
+def worker_main(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
     """Load, warm up, send Ready, then answer until Shutdown. Sends Failed(id=None) if it ends for another reason."""
-    run_worker(connection, lambda emit: _work(connection, spec, emit))
+    run_worker(connection, lambda emit: _work(connection, spec, activity, emit))
 
 
-def _work(connection: Connection, spec: WorkerSpec, emit: Callable[[Message], None]) -> None:
+def _work(connection: Connection, spec: WorkerSpec, activity: Activity, emit: Callable[[Message], None]) -> None:
     inbox: Inbox = SimpleQueue()
     threading.Thread(target=receive, args=(connection, inbox.put), daemon=True).start()
     decoder, caches = _load(spec, emit)
     grammar_queue = _grammar_queue(spec, decoder, inbox)
     batcher = FrameBatcher(emit)
-    loop = TokenLoop(decoder, caches, batcher.put, make_constraint=grammar_queue, prefix_cache=spec.prefix_cache)
-    serve(loop, inbox, grammar_queue, batcher)
+    loop = TokenLoop(
+        decoder, caches, batcher.put, make_constraint=grammar_queue, prefix_cache=spec.prefix_cache, activity=activity
+    )
+    serve(loop, inbox, grammar_queue, batcher, activity)
 
 
-def serve(loop: TokenLoop, inbox: Inbox, grammar_queue: GrammarQueue, batcher: FrameBatcher) -> None:
+def serve(
+    loop: TokenLoop, inbox: Inbox, grammar_queue: GrammarQueue, batcher: FrameBatcher, activity: Activity
+) -> None:
     """Pass frames to the loop and make one device call at a time. Returns on Shutdown."""
     while True:
         while loop.is_idle or not inbox.empty():
-            match inbox.get():
+            match _next(inbox, activity):
                 case Submit() as frame:
                     if not grammar_queue.defer(frame):
                         loop.submit(frame)
@@ -65,6 +70,15 @@ def serve(loop: TokenLoop, inbox: Inbox, grammar_queue: GrammarQueue, batcher: F
                     return
         loop.turn()
         batcher.flush()
+
+
+def _next(inbox: Inbox, activity: Activity) -> ToWorker | Compiled:
+    """The next message. The worker is not stuck while it waits for it."""
+    if inbox.empty():
+        activity.enter("waiting")
+    message = inbox.get()
+    activity.enter("working")
+    return message
 
 
 def _load(spec: WorkerSpec, emit: Callable[[FromWorker], None]) -> tuple[Decoder, list[KVCache]]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.errors import EngineFailed
+from gateway.errors import InvalidRequest
 from gateway.sampling import Sampling
 from gateway.worker.decoders.base import Logits
 from gateway.worker.frames import Scored
@@ -54,12 +54,14 @@ class Sampler:
     def choose(self, logits: Logits) -> int:
         """Choose the next token from adjusted logits, which can change in place. Counts the token for the penalties.
 
-        Raises EngineFailed if no token is possible: all are excluded, or the logits are not finite.
+        The loop has checked the device's own logits, so what makes them unusable here is the request.
+
+        Raises InvalidRequest if no token is possible.
         """
         token = int(logits.argmax())
         best = logits[token]
         if not math.isfinite(best):
-            raise EngineFailed("The model gave no usable logits: no token has a finite logit.")
+            raise InvalidRequest("No token is possible: logit_bias, penalties and grammar together exclude every one.")
         if not is_greedy(self._sampling):
             token = sample(logits, best, self._sampling, self._random.random())
         if self._counting:

@@ -194,7 +194,7 @@ class GeneratingSequence:
         Args:
             rows: float32 (1 + len(draft), vocab); row i follows the first i tokens of the draft.
 
-        Raises EngineFailed if no token is possible.
+        Raises InvalidRequest if no token is possible.
         """
         progress = Progress()
         if self.generated >= self.request.max_tokens:

@@ -17,12 +17,12 @@ Failed. It gets no more frames of a cancelled request. The number of waiting req
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Concatenate, ParamSpec
 
-from gateway.errors import GatewayError, InvalidRequest
+from gateway.device import Activity
+from gateway.errors import InvalidRequest
 from gateway.worker.decoders.base import Decoder, KVCache, Logits
 from gateway.worker.drafting import CallCosts
 from gateway.worker.failures import as_gateway_error, failed_frame
@@ -55,7 +55,7 @@ class TokenLoop:
         snapshot_bytes: memory limit for the rows of ended sequences outside the slots.
         lookup: True to draft with prompt-lookup decoding.
         slice_s: device time after which a sequence gives up its slot, if another client or request has none.
-        clock: monotonic seconds.
+        activity: shows what the loop does, and times the device calls.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class TokenLoop:
         snapshot_bytes: int = SNAPSHOT_BYTES,
         lookup: bool = True,
         slice_s: float = SLICE_S,
-        clock: Callable[[], float] = time.perf_counter,
+        activity: Activity | None = None,
     ) -> None:
         self._decoder = decoder
         self._emit = emit
@@ -78,7 +78,7 @@ class TokenLoop:
         self._make_constraint = make_constraint
         self._lookup = lookup
         self._costs = CallCosts()
-        self._clock = clock
+        self._activity = activity or Activity()
         self._requests: dict[int, _Request] = {}
 
     @property
@@ -93,10 +93,10 @@ class TokenLoop:
         try:
             self._check_vocabulary(frame)
             shared = self._shared_parts(frame)
-        except GatewayError as error:
-            self._emit(failed_frame(frame.id, error))
+            first, *later = (GeneratingSequence(shared, choice) for choice in range(frame.n))
+        except Exception as error:
+            self._emit(failed_frame(frame.id, as_gateway_error(error)))
             return
-        first, *later = (GeneratingSequence(shared, choice) for choice in range(frame.n))
         self._requests[frame.id] = _Request(frame, set(range(frame.n)), later)
         self._schedule.add(first)
 
@@ -150,7 +150,11 @@ class TokenLoop:
     def _draft(self, sequence: GeneratingSequence, stepping: int) -> Sequence[int]:
         spec = self._decoder.spec
         limit = min(spec.prompt_width - 1, spec.context_length - len(sequence.ids))
-        return sequence.draft(limit, self._costs, stepping)
+        try:
+            return sequence.draft(limit, self._costs, stepping)
+        except Exception as error:  # its grammar can fail in the middle of an answer
+            self._fail([sequence], error)
+            return ()
 
     def _prefill(self, sequence: GeneratingSequence) -> None:
         """Compute one chunk of the missing tokens. The last chunk gives the next token."""
@@ -162,6 +166,7 @@ class TokenLoop:
         else:
             row, elapsed = self._timed([sequence], lambda: self._decoder.prefill(cache, chunk))
             rows = row[None]
+        self._activity.check(float(rows.max()))
         scored = sequence.score_prompt(rows, start) if sequence.request.prompt_logprobs else []
         sequence.slot_use.prefill_s += elapsed
         is_new = cache.length > sequence.computed  # the request is not to blame for rows that a suspension has lost
@@ -185,6 +190,9 @@ class TokenLoop:
         self._advance(sequence, rows, draft, elapsed)
 
     def _step(self, sequences: list[GeneratingSequence]) -> None:
+        sequences = [s for s in sequences if self._schedule.is_running(s)]  # a draft can have failed its request
+        if not sequences:
+            return
         caches, ids = [s.cache for s in sequences], [s.ids[-1] for s in sequences]
         try:
             rows, elapsed = self._timed(sequences, lambda: self._decoder.step(caches, ids))
@@ -200,15 +208,15 @@ class TokenLoop:
         """Make a device call. Each sequence that takes part is charged for its full duration."""
         for sequence in sequences:
             self._announce(sequence)
-        before = self._clock()
-        logits = call()
-        elapsed = self._clock() - before
-        self._schedule.charge(sequences, elapsed)
-        return logits, elapsed
+        with self._activity.device_call() as device_call:
+            logits = call()
+        self._schedule.charge(sequences, device_call.seconds)
+        return logits, device_call.seconds
 
     # -- results of a call --------------------------------------------------------------------------------------------
 
     def _advance(self, sequence: GeneratingSequence, rows: Logits, draft: Sequence[int], elapsed: float) -> None:
+        self._activity.check(float(rows.max()))
         progress = sequence.advance(rows, draft)
         request, id, choice = self._requests[sequence.request.id], sequence.request.id, sequence.choice
         if progress.tokens:
@@ -260,6 +268,9 @@ class TokenLoop:
         for sequence in sequences:
             self._schedule.discard(sequence)
         for id in dict.fromkeys(sequence.request.id for sequence in sequences):
-            for other in self._schedule.of(self._requests.pop(id).frame):
+            request = self._requests.pop(id, None)
+            if request is None:
+                continue  # another choice of it has failed before
+            for other in self._schedule.of(request.frame):
                 self._schedule.remove(other)
             self._emit(failed_frame(id, as_gateway_error(error)))

@@ -9,10 +9,11 @@ from collections import Counter
 import pytest
 
 from gateway.config.tables import BreakerConfig
+from gateway.device import Activity
 from gateway.engines.base import Emit, Prepared
 from gateway.errors import (
     BreakerOpen,
-    EngineFailed,
+    DeviceFailed,
 )
 from gateway.generation import Finished, Meter, Started, Usage
 from gateway.lanes.lane import Lane
@@ -82,7 +83,7 @@ async def test_probes_close_breaker_after_restart() -> None:
     faults = [{"requests": [0], "stall_s": 1e9}]
     engine = Engine(model := config(faults=faults, watchdog_s=25.0, load_s=3.0))
     async with running(model, BreakerConfig(min_calls=1), engine) as lane:
-        with pytest.raises(EngineFailed):
+        with pytest.raises(DeviceFailed):
             await answer(lane)
         assert lane.breaker.state == "open"
         await asyncio.sleep(30)
@@ -95,15 +96,18 @@ async def test_probes_close_breaker_after_restart() -> None:
 async def test_engine_exception_in_probe_does_not_stop_prober() -> None:
     class Raising(Engine):
         async def run(self, prepared: Prepared, meter: Meter, emit: Emit) -> Usage:
-            if len(self.began) < 3:
+            if 0 < len(self.began) < 3:
                 self.began.append(prepared.generation.id)
                 raise KeyError("oops")
             return await super().run(prepared, meter, emit)
 
-    async with running(config(), BreakerConfig(min_calls=1), Raising(config())) as lane:
-        with pytest.raises(EngineFailed):
+    model = config(faults=[{"requests": [0], "error": "EngineFailed"}])
+    async with running(model, BreakerConfig(min_calls=1), Raising(model)) as lane:
+        with pytest.raises(DeviceFailed):
             await answer(lane)
-        await asyncio.sleep(31)
+        await asyncio.sleep(11.5)  # open for 10 s, two probes that say nothing about the device, each with a pause
+        assert lane.breaker.state == "half_open"
+        await asyncio.sleep(1.5)
         assert lane.breaker.state == "closed"
 
 
@@ -111,7 +115,7 @@ async def test_engine_exception_in_probe_does_not_stop_prober() -> None:
 async def test_half_open_lane_sends_only_probes_to_engine() -> None:
     engine = Engine(model := config(max_sequences=8, faults=[{"requests": [0], "error": "EngineFailed"}], ttft_s=0.5))
     async with running(model, BreakerConfig(min_calls=1, probes=3, probe_itself=False), engine) as lane:
-        with pytest.raises(EngineFailed):
+        with pytest.raises(DeviceFailed):
             await answer(lane)
         await asyncio.sleep(10)
         outcomes = await asyncio.gather(*(answer(lane) for _ in range(1000)), return_exceptions=True)
@@ -128,7 +132,8 @@ async def test_breaker_that_opens_during_close_starts_no_probes() -> None:
             try:
                 await asyncio.sleep(100)
             finally:
-                raise EngineFailed("the pipe is gone")
+                with Activity().device_call():
+                    raise OSError("the pipe is gone")
 
     model = config()
     lane = Lane("test", model, FailingWhenCancelled(model), BreakerConfig(latency_ms=1e6, min_calls=1), clock=now)
@@ -137,7 +142,7 @@ async def test_breaker_that_opens_during_close_starts_no_probes() -> None:
     task = answering(lane)
     await asyncio.sleep(1)
     await lane.aclose()
-    assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], EngineFailed)
+    assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], DeviceFailed)
     assert lane.breaker.state == "open"
     assert asyncio.all_tasks() == {asyncio.current_task()}
     await lane.aclose()  # may be called again

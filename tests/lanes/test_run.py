@@ -13,7 +13,6 @@ import pytest
 from gateway.config.tables import BreakerConfig
 from gateway.engines.base import Emit, Prepared
 from gateway.errors import (
-    EngineFailed,
     GatewayError,
 )
 from gateway.generation import Finished, Meter, Started, Usage
@@ -25,9 +24,11 @@ from tests.support.virtual_time import in_virtual_time
 @pytest.mark.parametrize(
     ("error", "verdict"),
     [
-        ("EngineFailed", (1, 1)),
+        ("EngineFailed", (1, 1)),  # the script raises it in a device call
         ("UpstreamFailed", (1, 1)),
-        ("GatewayError", (1, 1)),
+        ("UpstreamRefused", (0, 0)),
+        ("GatewayError", (0, 0)),
+        ("DeadlineExceeded", (0, 0)),
         ("InvalidRequest", (0, 0)),
         ("ContextLengthExceeded", (0, 0)),
         ("QueueFull", (0, 0)),
@@ -43,7 +44,7 @@ async def test_engine_error_is_judged_by_its_cause(error: str, verdict: tuple[in
 
 
 @in_virtual_time
-async def test_unexpected_engine_exception_becomes_engine_failed(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unexpected_engine_exception_is_a_bug_without_blame(caplog: pytest.LogCaptureFixture) -> None:
     class Raising(Engine):
         async def run(self, prepared: Prepared, meter: Meter, emit: Emit) -> Usage:
             emit(Started(prompt_tokens=1))
@@ -51,9 +52,10 @@ async def test_unexpected_engine_exception_becomes_engine_failed(caplog: pytest.
 
     async with running(config(), BreakerConfig(), Raising(config())) as lane:
         for n in (1, 2):
-            with pytest.raises(EngineFailed, match="the gateway's log has the reason"):
+            with pytest.raises(GatewayError, match="the gateway's log has the reason") as raised:
                 await answer(lane, request(n=n))
-        assert lane.breaker.verdict == (2, 2)
+            assert type(raised.value) is GatewayError
+        assert lane.breaker.verdict == (0, 0)
     assert [record.message for record in caplog.records if record.levelno == logging.ERROR] == [
         "test: the engine raised KeyError",
         "test: the engine raised TimeoutError",
@@ -68,8 +70,9 @@ async def test_engine_that_ends_no_choice_has_failed() -> None:
             return Usage()
 
     async with running(config(), engine=EndsNoChoice(config())) as lane:
-        with pytest.raises(EngineFailed, match="stopped before it finished"):
+        with pytest.raises(GatewayError, match="stopped before it finished"):
             await answer(lane)
+        assert lane.breaker.verdict == (0, 0)
 
 
 async def _client(lane: Lane, dice: random.Random, i: int) -> str:

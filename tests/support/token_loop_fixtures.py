@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gateway.bundles.bundle import load_bundle
+from gateway.device import Activity
 from gateway.generation import Grammar
 from gateway.sampling import Sampling
 from gateway.text.tokens import TextTokenizer
@@ -109,7 +110,7 @@ class Bench:
         self.times: list[float] = []
         caches = [decoder.new_cache() for _ in range(slots)]
         options = {"make_constraint": no_grammar, "slice_s": SLICE_S, **options}
-        self.loop = TokenLoop(decoder, caches, self._record, clock=lambda: decoder.now, **options)
+        self.loop = TokenLoop(decoder, caches, self._record, activity=Activity(clock=lambda: decoder.now), **options)
         self._next_id = 0
 
     def _record(self, frame: FromWorker) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from gateway.device import Activity
 from gateway.errors import EngineFailed
 from gateway.worker import main as worker
 from gateway.worker.decoders.base import Decoder, KVCache, Logits
@@ -41,11 +42,13 @@ READY = Ready(vocab_size=8, context_length=8, device="cpu", placement={}, load_s
 class SpawnedWorker:
     """A worker process and this end of its pipe."""
 
-    def __init__(self, spec: WorkerSpec, entry: Callable[[Connection, WorkerSpec], None] = worker.worker_main) -> None:
+    def __init__(
+        self, spec: WorkerSpec, entry: Callable[[Connection, WorkerSpec, Activity], None] = worker.worker_main
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection: Connection
         self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=entry, args=(theirs, spec), daemon=True)
+        self.process: BaseProcess = context.Process(target=entry, args=(theirs, spec, Activity(context)), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -136,33 +139,33 @@ class StarvedDecoder(Wrapped):
             _limit_memory(None)
 
 
-def takes_20_ms_per_step(connection: Connection, spec: WorkerSpec) -> None:
-    _serve_through(SlowDecoder, connection, spec)
+def takes_20_ms_per_step(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
+    _serve_through(SlowDecoder, connection, spec, activity)
 
 
-def has_no_memory_for_long_prompts(connection: Connection, spec: WorkerSpec) -> None:
-    _serve_through(StarvedDecoder, connection, spec)
+def has_no_memory_for_long_prompts(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
+    _serve_through(StarvedDecoder, connection, spec, activity)
 
 
-def faulty(connection: Connection, spec: WorkerSpec) -> None:
-    _serve_through(FaultyDecoder, connection, spec)
+def faulty(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
+    _serve_through(FaultyDecoder, connection, spec, activity)
 
 
-def fails_every_call(connection: Connection, spec: WorkerSpec) -> None:
-    _serve_through(FailingDecoder, connection, spec)
+def fails_every_call(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
+    _serve_through(FailingDecoder, connection, spec, activity)
 
 
-def _serve_through(wrapper: type[Wrapped], connection: Connection, spec: WorkerSpec) -> None:
+def _serve_through(wrapper: type[Wrapped], connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
     """The real worker with a wrapped decoder."""
     open_decoder = worker.open_decoder
     worker.open_decoder = lambda *args: wrapper(open_decoder(*args))
-    worker.worker_main(connection, spec)
+    worker.worker_main(connection, spec, activity)
 
 
-def has_no_memory_to_load(connection: Connection, spec: WorkerSpec) -> None:
+def has_no_memory_to_load(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
     """The real worker with a limit of 48 MiB above the memory of the interpreter and the libraries."""
     _limit_memory(48 << 20)
-    worker.worker_main(connection, spec)
+    worker.worker_main(connection, spec, activity)
 
 
 def _limit_memory(spare: int | None) -> None:
@@ -173,44 +176,74 @@ def _limit_memory(spare: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 
 
-def dies_at_once(connection: Connection, spec: WorkerSpec) -> None:
+def dies_at_once(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
     os._exit(3)
 
 
-def dies_when_ready(connection: Connection, spec: WorkerSpec) -> None:
+def dies_when_ready(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
     connection.send_bytes(encode(READY))
     os._exit(3)
 
 
-def refuses_bundle(connection: Connection, spec: WorkerSpec) -> None:
+def refuses_bundle(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
     connection.send_bytes(encode(Failed(None, "BundleError", "The bundle was made for another chip.")))
 
 
-def fails_requests(connection: Connection, spec: WorkerSpec) -> None:
+def fails_requests(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
     connection.send_bytes(encode(READY))
     while isinstance(frame := decode_to_worker(connection.recv_bytes()), Submit):
-        connection.send_bytes(encode(Failed(frame.id, "EngineFailed", "QNN error 14001.")))
+        connection.send_bytes(encode(Failed(frame.id, "DeviceFailed", "QNN error 14001.")))
 
 
-def never_finishes_loading(connection: Connection, spec: WorkerSpec) -> None:
+def fails_requests_with_bugs(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
+    """Each request fails for a reason that is not the device: a bug, or a compiler that ended."""
+    connection.send_bytes(encode(READY))
+    while isinstance(frame := decode_to_worker(connection.recv_bytes()), Submit):
+        kind = "GatewayError" if frame.id % 2 else "EngineFailed"
+        connection.send_bytes(encode(Failed(frame.id, kind, "The sampler failed: TypeError.")))
+
+
+def never_finishes_loading(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
     connection.send_bytes(encode(Loading("compiling")))
     time.sleep(3600)
 
 
-def sends_invalid_frame(connection: Connection, spec: WorkerSpec) -> None:
+def sends_invalid_frame(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
     print("a native library prints this", flush=True)
     connection.send_bytes(encode(READY))
     connection.send_bytes(b"\xc1 no frame")
     time.sleep(3600)
 
 
-def serves_nothing(connection: Connection, spec: WorkerSpec) -> None:
+def serves_nothing(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
     connection.send_bytes(encode(READY))
     while not isinstance(decode_to_worker(connection.recv_bytes()), Shutdown):
         pass
 
 
-def ignores_shutdown(connection: Connection, spec: WorkerSpec) -> None:
+def hangs_in_call(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
+    """Waits until its first request, then never returns from a device call."""
+    connection.send_bytes(encode(READY))
+    connection.recv_bytes()
+    with activity.device_call():
+        time.sleep(3600)
+
+
+def hangs_outside_call(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
+    """Waits until its first request, then works without end and makes no device call."""
+    connection.send_bytes(encode(READY))
+    connection.recv_bytes()
+    activity.enter("working")
+    time.sleep(3600)
+
+
+def dies_in_call(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
+    connection.send_bytes(encode(READY))
+    activity.enter("in_call")
+    os._exit(3)
+
+
+def ignores_shutdown(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
     if sys.platform != "win32":
         import signal
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from gateway.errors import EngineFailed
+from gateway.errors import InvalidRequest
 from gateway.sampling import Sampling
 from gateway.worker import sampling
 from gateway.worker.sampling import Sampler
@@ -182,5 +182,5 @@ def test_excluded_tokens_are_never_drawn() -> None:
 
 @pytest.mark.parametrize("row", [[-np.inf, -np.inf], [np.nan, 1], [np.inf, 1]], ids=["all_excluded", "nan", "infinite"])
 def test_choice_without_finite_logit_raises(row: list[float]) -> None:
-    with pytest.raises(EngineFailed, match="no token has a finite logit"):
+    with pytest.raises(InvalidRequest, match="No token is possible"):
         Sampler(Sampling(), (), 0).choose(np.array(row, np.float32))

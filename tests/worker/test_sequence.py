@@ -182,5 +182,5 @@ def test_constraint_without_possible_token_fails_its_request_only(make_bench: Ma
     bad = bench.submit(PROMPT, grammar=Grammar(kind="regex", source="x"))
     good = bench.submit(random_ids(10, 2))
     bench.finish()
-    assert [frame.kind for frame in bench.endings(bad)] == ["EngineFailed"]
+    assert [frame.kind for frame in bench.endings(bad)] == ["InvalidRequest"]
     assert bench.endings(good) == [Ended(good, "length")]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gateway.errors import EngineFailed
+from gateway.generation import Grammar
 from gateway.sampling import Sampling
 from gateway.worker.decoders.base import Logits
 from gateway.worker.frames import Began, Cancel, Ended, Failed, Tokens
@@ -83,7 +84,7 @@ def test_failing_call_fails_its_requests_only(
     bench.decoder.before_call = fail
     bench.finish()
     assert [type(frame) for frame in bench.endings(victim)] == [Failed]
-    assert bench.endings(victim)[0].kind == "EngineFailed"
+    assert bench.endings(victim)[0].kind == "DeviceFailed"
     assert len(bench.endings(bystander)) == 2
     assert bench.answer(PROMPT, max_tokens=10, owner="victim") == plain
     assert bool(caplog.records) == isinstance(error, RuntimeError)
@@ -175,3 +176,77 @@ def test_random_cancels_and_failures_give_one_ending_each(make_bench: MakeBench)
         may_lack = {choice for r, choice in cancelled if r == request}
         if not failed and None not in may_lack:
             assert set(range(n)) - set(ended) <= may_lack
+
+
+class Broken:
+    """A constraint that fails after some tokens, as a grammar can in the middle of an answer."""
+
+    end_ids: frozenset[int] = frozenset()
+    is_stopped = False
+
+    def __init__(self, method: str, tokens: int) -> None:
+        self._method, self._left = method, tokens
+
+    def restrict(self, logits: Logits) -> None:
+        self._count("restrict")
+
+    def accept(self, token: int) -> None:
+        self._count("accept")
+
+    def forced(self) -> Sequence[int]:
+        self._count("forced")
+        return ()
+
+    def _count(self, method: str) -> None:
+        if method == self._method:
+            self._left -= 1
+            if self._left < 0:
+                raise KeyError(method)
+
+
+@pytest.mark.parametrize("method", ["restrict", "accept", "forced"])
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_grammar_that_fails_ends_its_request_only_and_blames_nothing(
+    make_bench: MakeBench, method: str, tokens: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = make_bench(make_constraint=lambda grammar: lambda: Broken(method, tokens))
+    good = bench.submit(random_ids(10, 1), max_tokens=12), bench.submit(random_ids(10, 2), max_tokens=12)
+    grammar = Grammar(kind="regex", source="x")
+    bad = [bench.submit(PROMPT, max_tokens=12, n=n, grammar=grammar) for n in (1, 3)]
+    bench.finish()
+    for request in good:
+        assert bench.endings(request) == [Ended(request, "length")]
+    for request in bad:
+        assert [frame.kind for frame in bench.endings(request)] == ["GatewayError"]
+    assert {record.exc_info[0] for record in caplog.records if record.exc_info} == {KeyError}
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_request_that_cannot_begin_ends_alone_and_blames_nothing(make_bench: MakeBench, is_first: bool) -> None:
+    def raising(*grammar: Grammar) -> Broken:
+        raise TypeError("a schema with a wrong type")
+
+    bench = make_bench(make_constraint=raising if is_first else lambda grammar: raising)
+    good = bench.submit(PROMPT)
+    bad = bench.submit(PROMPT, grammar=Grammar(kind="regex", source="x"))
+    bench.finish()
+    assert [frame.kind for frame in bench.endings(bad)] == ["GatewayError"]
+    assert bench.endings(good) == [Ended(good, "length")]
+
+
+def test_only_logits_of_the_device_are_held_against_it(make_bench: MakeBench) -> None:
+    """The same useless row: from the device, and from a constraint that permits no token."""
+
+    class Nothing(Broken):
+        def restrict(self, logits: Logits) -> None:
+            logits[:] = -np.inf
+
+    bench = make_bench(make_constraint=lambda grammar: lambda: Nothing("", 0))
+    excluded = bench.submit(PROMPT, grammar=Grammar(kind="regex", source="x"))
+    bench.finish()
+    assert [frame.kind for frame in bench.endings(excluded)] == ["InvalidRequest"]
+    prefill = bench.decoder.inner.prefill
+    bench.decoder.inner.prefill = lambda *args: np.full_like(prefill(*args), np.nan)  # type: ignore[method-assign]
+    poisoned = bench.submit(PROMPT)
+    bench.finish()
+    assert [frame.kind for frame in bench.endings(poisoned)] == ["DeviceFailed"]

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from gateway.device import Activity
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.frame_batcher import FrameBatcher
 from gateway.worker.frames import Cancel, Ended, Failed, Loading, Ready, Shutdown, Submit, Tokens, WorkerSpec
@@ -25,7 +26,7 @@ from gateway.worker.token_loop import TokenLoop
 from tests.support.token_loop_fixtures import GREEDY, MeteredDecoder, no_grammar
 from tests.support.workers import PATIENCE_S, SpawnedWorker, takes_20_ms_per_step
 
-Entry = Callable[[Connection, WorkerSpec], None]
+Entry = Callable[[Connection, WorkerSpec, Activity], None]
 Start = Callable[..., SpawnedWorker]
 
 
@@ -88,7 +89,7 @@ def test_serve_handles_cancel_before_next_device_call(tiny_decoder: CpuDecoder) 
     batcher = FrameBatcher(frames.append)
     loop = TokenLoop(decoder, [decoder.new_cache()], batcher.put, make_constraint=no_grammar)
     inbox.put(Submit(id=1, ids=[5, 6, 7], sampling=GREEDY, max_tokens=500))
-    serve(loop, inbox, GrammarQueue(GrammarCompiler(Path("unused"), 0, ()), inbox.put), batcher)
+    serve(loop, inbox, GrammarQueue(GrammarCompiler(Path("unused"), 0, ()), inbox.put), batcher, Activity())
     assert [frame.id for frame in frames if isinstance(frame, Tokens)] == [1, 1, 1, 1, 2]
     assert [frame for frame in frames if isinstance(frame, Ended)] == [Ended(2, "length")]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import math
 import time
 from collections import deque
@@ -28,10 +29,12 @@ from gateway.engines.local.process import Entry, WorkerProcess
 from gateway.engines.local.prompts import EncodedPrompt, Prompts
 from gateway.engines.local.supervisor import Supervisor
 from gateway.engines.local.text_tools import LocalTextTools
-from gateway.errors import BundleError, EngineFailed, GatewayError, ModelNotReady, error_class
+from gateway.errors import BundleError, EngineFailed, GatewayError, ModelNotReady
 from gateway.generation import Generation, Meter, Usage
 from gateway.worker.entry import local_worker
-from gateway.worker.frames import Began, Cancel, Ended, Failed, FromWorker, Prefilled, Submit, Tokens, WorkerSpec
+from gateway.worker.frames import Cancel, FromWorker, Submit, WorkerSpec
+
+_log = logging.getLogger(__name__)
 
 
 class LocalPrepared(Prepared, frozen=True, kw_only=True):
@@ -74,7 +77,6 @@ class LocalEngine:
             watchdog_s=model.watchdog_s,
             on_frame=self._receive,
             on_lost=self._fail_all,
-            is_busy=lambda: bool(self._running),
             clock=clock,
         )
         folder = self._path.parent if isinstance(model, GenieModel) else self._path
@@ -144,6 +146,7 @@ class LocalEngine:
             tokens=prompts.tokens,
             parsers=prompts.parsers(prepared.generation, prepared.prompt),
             send=self._supervisor.send,
+            call_s=self._supervisor.call_s,
         )
         self._supervisor.send(submit)
         self._running[submit.id] = translator
@@ -205,17 +208,14 @@ class LocalEngine:
         translator = self._running.get(getattr(frame, "id", None) or 0)
         if translator is None:
             return  # the request was cancelled before
-        match frame:
-            case Began():
-                translator.began(frame)
-            case Prefilled():
-                translator.prefilled(frame)
-            case Tokens():
-                translator.produced(frame)
-            case Ended():
-                translator.ended(frame)
-            case Failed():
-                translator.fail(error_class(frame.kind)(frame.message, param=frame.param))
+        try:
+            translator.take(frame)
+        except Exception as error:  # a bug in a parser of the answer's text
+            _log.error("%s: the answer could not be read", self._name, exc_info=error)
+            translator.fail(
+                GatewayError(f"{self._name} gave an answer that could not be read; the log has the reason.")
+            )
+            self._supervisor.send(Cancel(translator.id))
         if translator.is_over:
             del self._running[translator.id]
 

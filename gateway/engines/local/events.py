@@ -15,10 +15,10 @@ from msgspec.structs import replace
 from gateway.dialects.base import Parser
 from gateway.engines.base import Emit
 from gateway.engines.choice import ChoiceText
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, error_class
 from gateway.generation import Event, FinishReason, Meter, Started, TokenLogprob, Usage
 from gateway.text.tokens import TextDecoder, TextTokenizer
-from gateway.worker.frames import Began, Cancel, Ended, Prefilled, Scored, Submit, Tokens, ToWorker
+from gateway.worker.frames import Began, Cancel, Ended, Failed, FromWorker, Prefilled, Scored, Submit, Tokens, ToWorker
 
 _FLOOR = -9999.0  # the lowest log-probability that is reported: JSON has no infinity
 
@@ -37,6 +37,7 @@ class FrameTranslator:
     emit: takes the events.
     parsers: one for each choice.
     send: sends a frame to the worker.
+    call_s: seconds of the running device call.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class FrameTranslator:
         tokens: TextTokenizer,
         parsers: Sequence[Parser],
         send: Callable[[ToWorker], None],
+        call_s: Callable[[], float],
     ) -> None:
         self.id = submit.id
         #: The token ids of the prompt and of the first choice so far: what the prefix cache will have.
@@ -61,7 +63,7 @@ class FrameTranslator:
         self._accepted = self._rejected = 0
         self._over = asyncio.Event()
         self._error: GatewayError | None = None
-        meter.prompt_tokens = len(submit.ids)
+        meter.prompt_tokens, meter.call_s = len(submit.ids), call_s
 
     @property
     def is_over(self) -> bool:
@@ -85,6 +87,20 @@ class FrameTranslator:
         """A device call has returned. The next call, which may work for this request, runs now."""
         if self._meter.began_at is not None:
             self._meter.call_started()
+
+    def take(self, frame: FromWorker) -> None:
+        """Handle a frame of this request."""
+        match frame:
+            case Began():
+                self.began(frame)
+            case Prefilled():
+                self.prefilled(frame)
+            case Tokens():
+                self.produced(frame)
+            case Ended():
+                self.ended(frame)
+            case Failed():
+                self.fail(error_class(frame.kind)(frame.message, param=frame.param))
 
     def fail(self, error: GatewayError) -> None:
         """End the request with `error`."""

@@ -20,6 +20,7 @@ from queue import SimpleQueue
 
 import msgspec
 
+from gateway.device import Activity
 from gateway.worker.entry import local_worker
 from gateway.worker.frames import (
     FrameBatch,
@@ -35,7 +36,7 @@ from gateway.worker.frames import (
 _log = logging.getLogger(__name__)
 _KILL_S = 5.0  # limit of the wait for a killed process or a thread
 
-Entry = Callable[[Connection, WorkerSpec], None]
+Entry = Callable[[Connection, WorkerSpec, Activity], None]
 
 
 class WorkerProcess:
@@ -52,7 +53,10 @@ class WorkerProcess:
     ) -> None:
         self._name, self._spec, self._entry = name, spec, entry
         self._on_frame = on_frame
-        self._outbox: SimpleQueue[ToWorker | None] = SimpleQueue()
+        self._context = multiprocessing.get_context("spawn")
+        #: What the process does now, in shared memory.
+        self.activity = Activity(self._context)
+        self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
         self._process: SpawnProcess | None = None
         self._threads: list[threading.Thread] = []
         self._ending: asyncio.Task[None] | None = None
@@ -76,8 +80,11 @@ class WorkerProcess:
             raise
 
     def send(self, frame: ToWorker) -> None:
-        """Queue a frame for the process. A frame for a process that is gone is lost."""
-        self._outbox.put(frame)
+        """Queue a frame for the process. A frame for a process that is gone is lost.
+
+        Raises what the encoder raises, so a frame that cannot be sent fails its own request.
+        """
+        self._outbox.put(encode(frame))
 
     def kill(self) -> None:
         """Kill the process. `gone` follows; `stop` is still necessary."""
@@ -97,11 +104,9 @@ class WorkerProcess:
         await asyncio.shield(self._ending)
 
     def _spawn(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(
-            target=self._entry, args=(theirs, self._spec), name=f"{self._name} worker", daemon=True
-        )
+        ours, theirs = self._context.Pipe()
+        arguments = (theirs, self._spec, self.activity)
+        process = self._context.Process(target=self._entry, args=arguments, name=f"{self._name} worker", daemon=True)
         try:
             process.start()
         except BaseException:
@@ -134,7 +139,7 @@ class WorkerProcess:
     def _write(self) -> None:
         try:
             while (frame := self._outbox.get()) is not None:
-                self._connection.send_bytes(encode(frame))
+                self._connection.send_bytes(frame)
         except OSError:
             pass  # the process is gone
 

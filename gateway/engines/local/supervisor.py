@@ -2,7 +2,12 @@
 
 A device call cannot be interrupted from inside its process, so the watchdog kills the process. A device that fails
 every call gets a new process too: many drivers work again only after a new process has opened the device. The running
-requests end with EngineFailed at once. The lane's loader then calls `start` again: it has the only retry loop.
+requests end at once, with DeviceFailed if the worker was lost in a device call, else with EngineFailed, which does not
+blame the device. The lane's loader then calls `start` again: it has the only retry loop.
+
+The watchdog sees in shared memory what the worker does. A worker that waits is never ended. One that works outside a
+device call for `_WORK_LIMITS` times the limit of a call has a bug; it is ended too, so that its clients do not wait for
+ever.
 """
 
 from __future__ import annotations
@@ -12,17 +17,21 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from gateway.device import NO_MEMORY, ActivityMonitor
 from gateway.engines.base import State
 from gateway.engines.local.process import WorkerProcess
-from gateway.errors import EngineFailed, GatewayError, error_class
-from gateway.worker.frames import NO_MEMORY, Cancel, Ended, Failed, FromWorker, Loading, Ready, Submit, ToWorker
+from gateway.errors import DeviceFailed, EngineFailed, GatewayError, error_class
+from gateway.worker.frames import Ended, Failed, FromWorker, Loading, Ready, Submit, ToWorker
 
 _SHUTDOWN_S = 3.0  # the time that a worker has to end by itself
 _MAX_FAILURES = 3  # failed requests in a row, with no answer between them, after which a new process opens the device
+_WORK_LIMITS = 5  # limit of work outside a device call, in limits of a device call
+_LOOKS = 8  # looks at the worker within the limit of a call
 _EMULATED_WARM_UPS = 10  # limit of a call on an emulated NPU, in warm-up times: there, one step takes a whole window
 
 _RUN_DOCTOR = "`npu-gateway doctor` looks for the reason"
 _HUNG = "if that repeats, update the NPU's driver, or raise watchdog_s for a model whose calls take longer"
+_STUCK = "this is a bug of npu-gateway; please report it with the requests of that time"
 _SAVE_MEMORY = "a smaller context_length or max_sequences needs less"
 _KILLED = f"something outside killed it, as systems do when memory is short; {_SAVE_MEMORY}"
 
@@ -32,6 +41,7 @@ class _Fault(NamedTuple):
 
     reason: str
     advice: str = ""
+    is_device: bool = False  # the device is the cause
 
 
 class Supervisor:
@@ -42,7 +52,6 @@ class Supervisor:
     watchdog_s: limit of one device call, in seconds.
     on_frame: gets every frame that belongs to a request.
     on_lost: ends the running requests with the given error when their worker is gone; returns their number.
-    is_busy: True while a request runs.
     clock: seconds, monotonic.
     """
 
@@ -55,20 +64,18 @@ class Supervisor:
         watchdog_s: float,
         on_frame: Callable[[FromWorker], None],
         on_lost: Callable[[GatewayError], int],
-        is_busy: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name, self._spawn = name, spawn
         self._load_timeout_s, self._watchdog_s = load_timeout_s, watchdog_s
-        self._on_frame, self._on_lost, self._is_busy = on_frame, on_lost, is_busy
+        self._on_frame, self._on_lost = on_frame, on_lost
         self._clock = clock
         self._process: WorkerProcess | None = None
         self._loaded: asyncio.Future[Ready] | None = None
         self._guard: asyncio.Task[str] | None = None
-        self._last_frame_at = 0.0
-        self._cancelled_silence_s = 0.0  # how long the worker was silent when the last request was cancelled
-        self._last_words = ""  # the reason that the worker gave for its end, or the reason why it was killed
-        self._failures = 0  # failed requests in a row
+        self._monitor: ActivityMonitor | None = None
+        self._fault: _Fault | None = None  # the reason that the worker gave for its end, or why it was killed
+        self._failures = 0  # requests in a row that a device call failed
         self._newest = self._newest_at_failure = 0  # ids: the last request now, and when a failure was counted
         self.state: State = "loading"
         self.detail = ""
@@ -95,25 +102,20 @@ class Supervisor:
         return await asyncio.shield(self._guard)
 
     def send(self, frame: ToWorker) -> None:
-        """Send to the worker. A request counts for `is_busy` from after its Submit until before its Cancel.
-
-        The watchdog measures silence from the Submit that ends an idle time. A client that cancels a hung request and
-        sends a new one does not reset it: the time that it waited is added.
-        """
+        """Send to the worker. Raises what the encoder raises."""
         if isinstance(frame, Submit):
             self._newest = frame.id
-        match frame:
-            case Submit() if not self._is_busy():
-                self._last_frame_at = self._clock() - self._cancelled_silence_s
-            case Cancel() if not self._is_busy():
-                self._cancelled_silence_s = self._clock() - self._last_frame_at
         if self._process is not None:
             self._process.send(frame)
+
+    def call_s(self) -> float:
+        """Seconds of the device call that runs now; 0 if none is running."""
+        return self._monitor.call_s if self._monitor is not None else 0.0
 
     def discard(self, reason: str) -> None:
         """Kill a worker that must not go on, for a reason outside the worker. `lost` returns the reason."""
         if self._process is not None:
-            self._last_words = reason
+            self._fault = _Fault(reason)
             self._process.kill()
 
     async def aclose(self) -> None:
@@ -129,7 +131,8 @@ class Supervisor:
         """A worker that has sent Ready. Raises the GatewayError that it sent instead, or EngineFailed."""
         process = self._process = self._spawn(self._receive)
         loaded = self._loaded = asyncio.get_running_loop().create_future()
-        self._last_words, self._failures = "", 0
+        self._monitor = ActivityMonitor(process.activity, self._clock)
+        self._fault, self._failures = None, 0
         try:
             await process.start()
             async with asyncio.timeout(self._load_timeout_s):
@@ -153,17 +156,18 @@ class Supervisor:
         return error
 
     def _receive(self, frame: FromWorker) -> None:
-        self._last_frame_at, self._cancelled_silence_s = self._clock(), 0.0
+        if self._monitor is not None:
+            self._monitor.look()  # the worker probably makes its next call now
         match frame:
             case Loading():
                 self.detail = frame.stage
             case Ready():
                 self._settle(lambda loaded: loaded.set_result(frame))
             case Failed(id=None):
-                self._last_words = frame.message
                 error = error_class(frame.kind)(frame.message)
+                self._fault = _Fault(frame.message, is_device=isinstance(error, DeviceFailed))
                 self._settle(lambda loaded: loaded.set_exception(error))
-            case Failed(kind="EngineFailed"):
+            case Failed(kind=DeviceFailed.__name__):
                 self._on_frame(frame)
                 self._count_failure(frame)
             case Ended():
@@ -180,7 +184,7 @@ class Supervisor:
         limit = 1 if frame.message == NO_MEMORY else _MAX_FAILURES  # a second failed allocation crashes ONNX Runtime
         if self._failures == limit and self._process is not None:
             count = "a request" if limit == 1 else f"{limit} requests in a row"
-            self._last_words = f"the device failed {count}: {frame.message.rstrip('.')}"
+            self._fault = _Fault(f"the device failed {count}: {frame.message.rstrip('.')}", is_device=True)
             self._process.kill()
 
     def _settle(self, set: Callable[[asyncio.Future[Ready]], None]) -> None:
@@ -190,7 +194,8 @@ class Supervisor:
     async def _watch_until_lost(self, process: WorkerProcess) -> str:
         fault = await self._watch(process)
         self.state, self.detail = "restarting", fault.reason
-        error = EngineFailed(f"The model '{self._name}' failed: {fault.reason}. Try again.", retry_after_s=1)
+        kind = DeviceFailed if fault.is_device else EngineFailed
+        error = kind(f"The model '{self._name}' failed: {fault.reason}. Try again.", retry_after_s=1)
         ended = self._on_lost(error)
         await process.stop(0)
         advice = fault.advice or _advice(fault.reason, process.exit)
@@ -204,20 +209,25 @@ class Supervisor:
         return max(self._watchdog_s, round(_EMULATED_WARM_UPS * self.ready.warm_up_s))
 
     async def _watch(self, process: WorkerProcess) -> _Fault:
-        """Wait until the worker is gone, or was silent for too long while a request ran. Returns which of them."""
+        """Wait until the worker is gone, hangs in a device call, or is stuck. Returns which of them."""
+        assert self._monitor is not None
         while True:
-            patience_s = self._call_limit_s / 4  # idle: a request that comes in this time is seen soon enough
-            if self._is_busy():
-                patience_s = self._last_frame_at + self._call_limit_s - self._clock()
-            if patience_s <= 0:
-                silence = f"a device call did not come back within {self._call_limit_s:g} s"
-                return _Fault(f"{silence}, so its worker was killed", _HUNG)
+            state, seconds = self._monitor.look()
+            limit_s = self._call_limit_s
+            if state == "in_call" and seconds >= limit_s:
+                silence = f"a device call did not come back within {limit_s:g} s"
+                return _Fault(f"{silence}, so its worker was killed", _HUNG, is_device=True)
+            if state == "working" and seconds >= _WORK_LIMITS * limit_s:
+                silence = f"its worker did nothing for {_WORK_LIMITS * limit_s:g} s outside a device call"
+                return _Fault(f"{silence}, so it was killed", _STUCK)
+            left_s = limit_s - seconds if state == "in_call" else limit_s
             try:
-                async with asyncio.timeout(patience_s):
+                async with asyncio.timeout(min(left_s, limit_s / _LOOKS)):
                     await process.gone.wait()
             except TimeoutError:
                 continue
-            return _Fault(self._last_words or "its worker died")
+            died_in_call = process.activity.state == "in_call"
+            return self._fault or _Fault("its worker died", is_device=died_in_call)
 
 
 def _advice(fault: str, exit: str) -> str:

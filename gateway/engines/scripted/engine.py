@@ -12,17 +12,19 @@ import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import NoReturn
 
 from msgspec.structs import replace
 
 from gateway.config.tables import Fault, ScriptedModel
+from gateway.device import Activity
 from gateway.dialects.choose import choose_dialect
 from gateway.dialects.plain import PlainParser
 from gateway.engines.base import Emit, EngineStatus, Plan, Prepared, State
 from gateway.engines.choice import ChoiceText
 from gateway.engines.context import max_answer_tokens
 from gateway.engines.scripted.script import Timing, error_of, timing
-from gateway.errors import EngineFailed, ModelNotReady
+from gateway.errors import EngineFailed, GatewayError, ModelNotReady
 from gateway.generation import Chat, Generation, Meter, Prompt, Started, Text, TokenLogprob, Usage
 
 _TOKEN = re.compile(r"\s*\S+|\s+$")
@@ -56,6 +58,7 @@ class ScriptedEngine:
         self._script = model.script
         self._dialect = choose_dialect(model.dialect, "")
         self._clock, self._sleep = clock, sleep
+        self._activity = Activity(clock=clock)
         self._slots = asyncio.Semaphore(model.max_sequences)
         self._device = asyncio.Lock()  # one call at a time, in the order of the requests for it
         self._requests = 0
@@ -121,17 +124,22 @@ class ScriptedEngine:
             async with self._device:
                 self._check_alive(restarts)
                 meter.call_started()
-                began_at = self._clock()
-                await self._sleep(min(seconds, self._model.watchdog_s))
-                meter.device_s += self._clock() - began_at
-                self._check_alive(restarts)
-                if seconds > self._model.watchdog_s:
+                with self._activity.device_call() as device_call:
+                    await self._sleep(min(seconds, self._model.watchdog_s))
+                meter.device_s += device_call.seconds
+                if seconds > self._model.watchdog_s and not self._closed:
                     self._restart()
-                    self._check_alive(restarts)
+                self._check_alive(restarts)
         finally:
             meter.call_ended()
         for error in filter(None, map(error_of, faults)):
-            raise error
+            self._raise(error)
+
+    def _raise(self, error: GatewayError) -> NoReturn:
+        if isinstance(error, EngineFailed):
+            with self._activity.device_call():
+                raise error
+        raise error
 
     @property
     def _context_length(self) -> int:
@@ -167,7 +175,7 @@ class ScriptedEngine:
         if self._closed:
             raise EngineFailed(f"The model '{self._name}' was closed.")
         if self._restarts != restarts:
-            raise EngineFailed(f"A device call of '{self._name}' hung and its worker was restarted; try again.")
+            self._raise(EngineFailed(f"A device call of '{self._name}' hung and its worker was restarted; try again."))
 
     def _restart(self) -> None:
         self._restarts += 1

@@ -45,7 +45,7 @@ def timing(model: ScriptedModel, request: int) -> Timing:
 
 
 def error_of(fault: Fault) -> GatewayError | None:
-    """The exception of the fault, if it has one."""
+    """The exception of the fault, if it has one. An EngineFailed is the device's: `call` raises it in a device call."""
     if fault.driver_code:
         return error_class("EngineFailed")(fault.message or f"The NPU driver reported error {fault.driver_code}.")
     if fault.error:

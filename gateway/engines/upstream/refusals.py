@@ -9,7 +9,14 @@ from typing import Any
 
 import msgspec
 
-from gateway.errors import ContextLengthExceeded, GatewayError, InvalidRequest, QueueFull, UpstreamFailed
+from gateway.errors import (
+    ContextLengthExceeded,
+    GatewayError,
+    InvalidRequest,
+    QueueFull,
+    UpstreamFailed,
+    UpstreamRefused,
+)
 
 _TOO_LONG = ("context_length_exceeded", "exceed_context_size_error", "maximum context length")
 _LONGEST_TEXT = 500  # characters of a message that the server made
@@ -35,9 +42,9 @@ def refusal(name: str, status: int, body: bytes, retry_after: str) -> GatewayErr
             kind = ContextLengthExceeded if any(words in text for words in _TOO_LONG) else InvalidRequest
             return kind(_message(detail, f"The server behind '{name}' refused the request."), param=_param(detail))
         case 401 | 403:
-            return UpstreamFailed(f"The server behind '{name}' does not accept the key that is configured for it.")
+            return UpstreamRefused(f"The server behind '{name}' does not accept the key that is configured for it.")
         case 404:
-            return UpstreamFailed(f"The server behind '{name}' does not have that model or endpoint.")
+            return UpstreamRefused(f"The server behind '{name}' does not have that model or endpoint.")
         case 429:
             return QueueFull(f"The server behind '{name}' is busy.", retry_after_s=wait_s or 1.0)
         case 300 | 301 | 302 | 303 | 305 | 306 | 307 | 308:
@@ -46,12 +53,14 @@ def refusal(name: str, status: int, body: bytes, retry_after: str) -> GatewayErr
                 "Set the model's 'url' to the final one."
             )
         case _:
-            return failure(name, detail, f"status {status}", wait_s)
+            return failure(name, detail | {"code": status}, f"status {status}", wait_s)
 
 
 def failure(name: str, detail: dict[str, Any], otherwise: str, wait_s: float | None = None) -> UpstreamFailed:
-    """The server reported its own failure."""
-    return UpstreamFailed(f"The server behind '{name}' failed: {_message(detail, otherwise)}", retry_after_s=wait_s)
+    """The server reported a failure: its own, or with a 4xx code one that this request or its key caused."""
+    code = detail.get("code")
+    kind = UpstreamRefused if isinstance(code, int) and 400 <= code < 500 else UpstreamFailed
+    return kind(f"The server behind '{name}' failed: {_message(detail, otherwise)}", retry_after_s=wait_s)
 
 
 def malformed(name: str) -> UpstreamFailed:

@@ -27,8 +27,8 @@ from msgspec import Struct, field
 from numpy.typing import DTypeLike
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
+from gateway.device import NO_MEMORY
 from gateway.errors import BundleError, EngineFailed, GatewayError
-from gateway.worker.frames import NO_MEMORY
 
 MAX_THREADS = (
     8  # on 16 cores, 8 are 1.2 to 1.7 times as fast as 4, and 12 at most 1.3 times as fast as 8 (docs/benchmarks.md)

@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gateway.device import Activity
 from gateway.errors import BundleError, EngineFailed
 from gateway.worker.genie.captured_output import captured_output
 
@@ -96,11 +97,13 @@ class GenieDialog:
 
     Args:
         config: the content of a config.json with absolute paths.
+        activity: shows which device call runs.
     Raises BundleError when this machine has no usable Genie, or when Genie refuses the configuration or the binaries.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], activity: Activity | None = None) -> None:
         self._library = _load_library()
+        self._activity = activity or Activity()
         self._dialog, self._sampler = _Handle(), _Handle()
         with captured_output() as output:
             status = self._open(json.dumps(config).encode())
@@ -112,11 +115,12 @@ class GenieDialog:
 
         Args:
             on_tokens: called with each token, end tokens excluded. The query aborts when it returns False.
-        Raises EngineFailed when the device fails. Passes on the exceptions of `on_tokens`.
+        Raises DeviceFailed when the device fails. Passes on the exceptions of `on_tokens`: those are not the device's.
         """
         raised: list[BaseException] = []
 
         def receive(tokens: Any, count: int, sentence: int, _: Any) -> None:
+            self._activity.enter("in_call")  # the device works: the query may take minutes, but not a token
             try:
                 go_on = not raised and (count == 0 or on_tokens(tokens[:count]))
             except BaseException as error:  # must not pass through the C library
@@ -126,19 +130,20 @@ class GenieDialog:
                 self._library.GenieDialog_signal(self._dialog, _ABORT)
 
         array = (c_uint32 * len(ids))(*ids)
-        status = self._library.GenieDialog_tokenQuery(
-            self._dialog, array, len(ids), code, _TokenCallback(receive), None
-        )
+        with self._activity.device_call():
+            status = self._library.GenieDialog_tokenQuery(
+                self._dialog, array, len(ids), code, _TokenCallback(receive), None
+            )
+            if not raised and status not in list(QueryEnd):
+                raise _call_error("GenieDialog_tokenQuery", status)
         if raised:
             raise raised[0]
-        try:
-            return QueryEnd(status)
-        except ValueError:
-            raise _call_error("GenieDialog_tokenQuery", status) from None
+        return QueryEnd(status)
 
     def set_max_tokens(self, count: int) -> None:
         """Set the most tokens that each later query generates; 0: only compute the prompt."""
-        self._call("GenieDialog_setMaxNumTokens", self._dialog, count)
+        with self._activity.device_call():
+            self._call("GenieDialog_setMaxNumTokens", self._dialog, count)
 
     def set_sampler(self, *, temperature: float, top_k: int, top_p: float, seed: int) -> None:
         """Set the sampling of later queries. The seed takes effect at the next `reset`.
@@ -147,6 +152,7 @@ class GenieDialog:
             temperature: greater than 0.
             top_k: 1: greedy; 0: off.
             seed: 0..2^31-1.
+        Raises EngineFailed if Genie does not accept these values. The device does not see them.
         """
         settings = {"version": 1, "temp": temperature, "top-k": top_k, "top-p": top_p, "seed": seed}
         config = _Handle()
@@ -158,9 +164,11 @@ class GenieDialog:
 
     def reset(self) -> None:
         """Empty the cache and restart the sampler from its seed."""
-        self._call("GenieDialog_reset", self._dialog)
+        with self._activity.device_call():
+            self._call("GenieDialog_reset", self._dialog)
 
     def set_performance(self, policy: PerformancePolicy) -> None:
+        """Raises EngineFailed on a device without this setting."""
         self._call("GenieDialog_setPerformancePolicy", self._dialog, policy)
 
     def close(self) -> None:

@@ -24,16 +24,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
+from queue import Empty
 
 from gateway.bundles.genie_config import GenieBundle
 from gateway.common_prefix import common_prefix
-from gateway.errors import ContextLengthExceeded, EngineFailed, GatewayError, InvalidRequest
+from gateway.device import Activity
+from gateway.errors import ContextLengthExceeded, EngineFailed, InvalidRequest
+from gateway.worker.failures import as_gateway_error, failed_frame
 from gateway.worker.frames import (
     Began,
     Cancel,
     Ended,
-    Failed,
     FromWorker,
     Prefilled,
     Shutdown,
@@ -42,45 +43,13 @@ from gateway.worker.frames import (
     ToWorker,
 )
 from gateway.worker.genie.library import GenieDialog, PerformancePolicy, QueryEnd, SentenceCode
+from gateway.worker.genie.mailbox import Mailbox
 
 _CHUNK_PASSES = 4  # device passes per prompt chunk; a cancelled request stops after its chunk
 _IDLE_S = 5.0  # without requests for this time, the NPU saves power
 _SEEDS = 1 << 31
 _MIN_TEMPERATURE = 1e-4  # sampling below it is greedy; a temperature that rounds to 0 ends the process
 _WARM_UP_TOKENS = 16
-
-
-class Mailbox:
-    """Passes frames from the thread that receives them to the thread that runs queries."""
-
-    def __init__(self) -> None:
-        self._frames: SimpleQueue[ToWorker] = SimpleQueue()
-        self._cancelled: set[int] = set()
-        self._closing = False
-
-    def deliver(self, frame: ToWorker) -> None:
-        """Add a frame. Any thread may call it."""
-        match frame:
-            case Cancel(id=id):
-                self._cancelled.add(id)
-            case Shutdown():
-                self._closing = True
-        self._frames.put(frame)
-
-    @property
-    def is_empty(self) -> bool:
-        return self._frames.empty()
-
-    def get(self, timeout_s: float | None = None) -> ToWorker:
-        """Wait for the next frame. Raises queue.Empty after `timeout_s`."""
-        frame = self._frames.get(timeout=timeout_s)
-        if isinstance(frame, Cancel):
-            self._cancelled.discard(frame.id)
-        return frame
-
-    def is_cancelled(self, id: int) -> bool:
-        """True as soon as the Cancel frame is delivered, also before `get` returns it."""
-        return self._closing or id in self._cancelled
 
 
 @dataclass(frozen=True)
@@ -109,6 +78,7 @@ class GenieLoop:
         emit: called with the frames for the gateway process.
         prefix_cache: keep the common prefix of a prompt with the previous one.
         idle_s: seconds without a request before the NPU saves power.
+        activity: shows what the loop does; the dialog has the same one.
         clock: seconds, monotonic.
     """
 
@@ -121,17 +91,19 @@ class GenieLoop:
         *,
         prefix_cache: bool = True,
         idle_s: float = _IDLE_S,
+        activity: Activity | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._dialog, self._bundle, self._mailbox = dialog, bundle, mailbox
         self._emit, self._idle_s, self._clock = emit, idle_s, clock
+        self._activity = activity or Activity()
         self._can_rewind = bundle.dialog_type == "basic"  # the cache of a speculative dialog begins with its own rows
         self._keeps_prefixes = prefix_cache and self._can_rewind
         self._queue: deque[Submit] = deque()
         self._cached: _CacheContent | None = None  # None: unknown
 
     def run(self) -> None:
-        """Answer requests until Shutdown. Raises EngineFailed if the dialog cannot be reset after a failure."""
+        """Answer requests until Shutdown. Raises DeviceFailed if the dialog cannot be reset after a failure."""
         while True:
             while not self._queue or not self._mailbox.is_empty:
                 match self._next_frame():
@@ -149,10 +121,15 @@ class GenieLoop:
         self._reset()
 
     def _next_frame(self) -> ToWorker:
-        with suppress(Empty):
-            return self._mailbox.get(self._idle_s)
-        self._set_performance(PerformancePolicy.POWER_SAVER)
-        return self._mailbox.get()
+        if self._mailbox.is_empty:
+            self._activity.enter("waiting")
+        try:
+            frame = self._mailbox.get(self._idle_s)
+        except Empty:
+            self._set_performance(PerformancePolicy.POWER_SAVER)
+            frame = self._mailbox.get()
+        self._activity.enter("working")
+        return frame
 
     def _take(self) -> Submit:
         request = next((request for request in self._queue if not request.background), self._queue[0])
@@ -163,9 +140,10 @@ class GenieLoop:
         try:
             self._check_vocabulary(request)
             self._generate(request)
-        except GatewayError as error:
-            self._emit(Failed(request.id, type(error).__name__, error.message, error.param))
-            if isinstance(error, EngineFailed):
+        except Exception as error:
+            failure = as_gateway_error(error)
+            self._emit(failed_frame(request.id, failure))
+            if not isinstance(failure, InvalidRequest):
                 self._reset()
 
     def _check_vocabulary(self, request: Submit) -> None:
@@ -204,12 +182,17 @@ class GenieLoop:
         sampling = request.sampling
         is_greedy = sampling.temperature < _MIN_TEMPERATURE
         seed = secrets.randbelow(_SEEDS) if sampling.seed is None else sampling.seed % _SEEDS
-        self._dialog.set_sampler(
-            temperature=1.0 if is_greedy else sampling.temperature,
-            top_k=1 if is_greedy else min(sampling.top_k, self._bundle.vocab_size),
-            top_p=sampling.top_p,
-            seed=seed,
-        )
+        try:
+            self._dialog.set_sampler(
+                temperature=1.0 if is_greedy else sampling.temperature,
+                top_k=1 if is_greedy else min(sampling.top_k, self._bundle.vocab_size),
+                top_p=sampling.top_p,
+                seed=seed,
+            )
+        except EngineFailed as error:
+            raise InvalidRequest(
+                f"Genie does not accept this temperature, top_k, top_p or seed. {error.message} Change one of them."
+            ) from error
         is_seeded = not is_greedy and sampling.seed is not None
         cached = 0 if is_seeded else self._reuse_prefix(request)
         if not cached:

@@ -11,29 +11,31 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from gateway.bundles.genie_config import GenieBundle, load_genie_bundle
+from gateway.device import Activity
 from gateway.worker.frames import FromWorker, Loading, Ready, WorkerSpec
 from gateway.worker.genie.library import GenieDialog
-from gateway.worker.genie.loop import GenieLoop, Mailbox
+from gateway.worker.genie.loop import GenieLoop
+from gateway.worker.genie.mailbox import Mailbox
 from gateway.worker.memory import peak_bytes
 from gateway.worker.pipe import receive, run_worker
 
 
-def genie_worker_main(connection: Connection, spec: WorkerSpec) -> None:
+def genie_worker_main(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
     """Load, warm up, send Ready, then answer until Shutdown. `spec.bundle` is the path of a config.json.
 
     Sends Failed(id=None) when the load fails or the dialog cannot continue.
     """
-    run_worker(connection, lambda emit: _serve(connection, spec, emit))
+    run_worker(connection, lambda emit: _serve(connection, spec, activity, emit))
 
 
-def _serve(connection: Connection, spec: WorkerSpec, emit: Callable[[FromWorker], None]) -> None:
+def _serve(connection: Connection, spec: WorkerSpec, activity: Activity, emit: Callable[[FromWorker], None]) -> None:
     started = time.perf_counter()
     mailbox = Mailbox()
     threading.Thread(target=receive, args=(connection, mailbox.deliver), daemon=True).start()
     emit(Loading("opening the model"))
     bundle = load_genie_bundle(Path(spec.bundle))
-    with closing(GenieDialog(bundle.config)) as dialog:
-        loop = GenieLoop(dialog, bundle, mailbox, emit, prefix_cache=spec.prefix_cache)
+    with closing(GenieDialog(bundle.config, activity)) as dialog:
+        loop = GenieLoop(dialog, bundle, mailbox, emit, prefix_cache=spec.prefix_cache, activity=activity)
         loaded = time.perf_counter()
         emit(Loading("warming up"))
         loop.warm_up()

@@ -75,6 +75,14 @@ async def advance_until(clock: ManualClock, condition: Callable[[], bool]) -> No
             await asyncio.sleep(0.02)
 
 
+async def until_hung(engine: LocalEngine, meter: Meter) -> None:
+    """Wait until the call after the third token runs, and the watchdog has seen it."""
+    await until(lambda: meter.completion_tokens == 3)
+    monitor = engine._supervisor._monitor
+    assert monitor is not None
+    await until(lambda: monitor.look()[0] == "in_call")
+
+
 async def test_closed_stream_cancels_at_worker(slow: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
     send = slow._supervisor.send
@@ -142,7 +150,7 @@ async def test_new_request_does_not_reset_watchdog_of_hung_call(faulty: LocalEng
     meter = Meter(clock=clock)
     async with aclosing(event_stream(faulty, HANGING, meter)) as events:
         await until_text(events)
-        await until(lambda: meter.completion_tokens == 3)  # the next call hangs
+        await until_hung(faulty, meter)
         clock.now += 0.7 * WATCHDOG_S
     task = asyncio.create_task(events_of(faulty, request()))
     await until(lambda: bool(faulty._running))
@@ -164,9 +172,10 @@ async def test_running_call_is_in_meter(faulty: LocalEngine, clock: ManualClock)
     meter = Meter(clock=clock)
     async with aclosing(event_stream(faulty, HANGING, meter)) as events:
         await until_text(events)
-        await until(lambda: meter.completion_tokens == 3)  # the next call hangs
+        await until_hung(faulty, meter)
         assert meter.call_since == clock.now
-        assert meter.device_s_at(clock.now + 5.0) == meter.device_s + 5.0
+        clock.now += 0.5 * WATCHDOG_S
+        assert meter.device_s_at(clock.now) == pytest.approx(meter.device_s + 0.5 * WATCHDOG_S)
 
 
 async def test_device_call_exception_fails_only_its_request(faulty: LocalEngine) -> None:

@@ -17,7 +17,7 @@ import pytest
 from gateway.engines.base import Engine, EngineStatus
 from gateway.engines.local.process import Entry, WorkerProcess, describe_exit
 from gateway.engines.local.supervisor import Supervisor, _advice
-from gateway.errors import BundleError, EngineFailed, GatewayError
+from gateway.errors import BundleError, DeviceFailed, EngineFailed, GatewayError
 from gateway.lanes.loader import Loader
 from gateway.sampling import Sampling
 from gateway.worker.frames import FromWorker, Shutdown, Submit, WorkerSpec
@@ -39,10 +39,11 @@ class Supervised:
         self, entry: Entry, *, load_timeout_s: float = 60, watchdog_s: float = 60, max_pauses: int = 3
     ) -> None:
         self.entry, self.max_pauses = entry, max_pauses
-        self.busy = False
         self.clock = ManualClock()
         self.processes: list[WorkerProcess] = []
         self.errors: list[str] = []
+        self.kinds: list[type[GatewayError]] = []
+        self.looks = 0  # at the clock
         self.frames: list[FromWorker] = []
         self.pauses: list[float] = []
         self.paused_enough = asyncio.Event()
@@ -53,8 +54,7 @@ class Supervised:
             watchdog_s=watchdog_s,
             on_frame=self._record,
             on_lost=self._lose,
-            is_busy=lambda: self.busy,
-            clock=self.clock,
+            clock=self._now,
         )
         self._loading: asyncio.Task[None] | None = None
 
@@ -85,6 +85,10 @@ class Supervised:
         self.processes.append(WorkerProcess("model", SPEC, on_frame, self.entry))
         return self.processes[-1]
 
+    def _now(self) -> float:
+        self.looks += 1
+        return self.clock()
+
     def _record(self, frame: FromWorker) -> None:
         self.frames.append(frame)
 
@@ -95,6 +99,7 @@ class Supervised:
 
     def _lose(self, error: GatewayError) -> int:
         self.errors.append(error.message)
+        self.kinds.append(type(error))
         return 1
 
     async def _pause(self, seconds: float) -> None:
@@ -171,22 +176,89 @@ async def test_failed_first_load_is_raised_and_can_be_repeated(
     assert_nothing_is_left()
 
 
-async def test_watchdog_ends_silent_busy_worker_not_idle_one() -> None:
-    supervised = Supervised(workers.ignores_shutdown, watchdog_s=0.5)
+def submit(id: int) -> Submit:
+    return Submit(id=id, ids=[1], sampling=Sampling(), max_tokens=1)
+
+
+async def until_state(supervised: Supervised, state: str) -> None:
+    """Wait until the worker shows that it is in `state`, and the supervisor has seen it."""
+    async with asyncio.timeout(60):
+        while supervised.processes[-1].activity.state != state:  # noqa: ASYNC110 (in a process)
+            await asyncio.sleep(0.01)
+    supervised.supervisor.call_s()
+
+
+async def test_watchdog_ends_worker_that_hangs_in_a_device_call() -> None:
+    supervised = Supervised(workers.hangs_in_call, watchdog_s=0.5)
     await supervised.supervisor.start()
-    supervised.clock.now += 60.0
-    await asyncio.sleep(0.5)  # an idle watchdog looks every 0.125 s
+    supervised.supervisor.send(submit(1))
+    await until_state(supervised, "in_call")
+    supervised.clock.now += 0.4
+    assert supervised.supervisor.call_s() == pytest.approx(0.4)
     assert supervised.supervisor.state == "ready"
-    supervised.supervisor.send(Submit(id=1, ids=[1], sampling=Sampling(), max_tokens=1))
-    supervised.busy = True
-    await asyncio.sleep(0.5)
-    assert supervised.supervisor.state == "ready"
-    supervised.clock.now += 0.6
+    supervised.clock.now += 0.2
     await supervised.lost()
     assert supervised.errors == [
         "The model 'model' failed: a device call did not come back within 0.5 s, so its worker was killed. Try again."
     ]
+    assert supervised.kinds == [DeviceFailed]
     assert supervised.processes[0].exit != ""
+    await supervised.aclose()
+    assert_nothing_is_left()
+
+
+async def test_waiting_worker_is_never_ended() -> None:
+    """It waits for a request, or for the compiler of a client's grammar: nothing can hang."""
+    supervised = Supervised(workers.serves_nothing, watchdog_s=0.5)
+    await supervised.supervisor.start()
+    supervised.supervisor.send(submit(1))
+    for _ in range(3):
+        supervised.clock.now += 1000.0
+        looked_at = supervised.looks
+        async with asyncio.timeout(60):
+            while supervised.looks < looked_at + 4:  # noqa: ASYNC110 (the supervisor looks in real time)
+                await asyncio.sleep(0.01)
+    assert supervised.supervisor.state == "ready"
+    await supervised.aclose()
+    assert_nothing_is_left()
+
+
+async def test_worker_stuck_outside_device_calls_is_ended_without_blame(caplog: pytest.LogCaptureFixture) -> None:
+    supervised = Supervised(workers.hangs_outside_call, watchdog_s=0.5)
+    await supervised.supervisor.start()
+    supervised.supervisor.send(submit(1))
+    await until_state(supervised, "working")
+    supervised.clock.now += 2.0
+    assert supervised.supervisor.call_s() == 0
+    assert supervised.supervisor.state == "ready"
+    supervised.clock.now += 1.0
+    reason = await supervised.lost()
+    assert "its worker did nothing for 2.5 s outside a device call, so it was killed" in reason
+    assert "this is a bug of npu-gateway" in reason
+    assert supervised.kinds == [EngineFailed]
+    await supervised.aclose()
+    assert_nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind"), [(workers.dies_in_call, DeviceFailed), (workers.dies_when_ready, EngineFailed)]
+)
+async def test_worker_that_dies_blames_the_device_only_in_a_device_call(entry: Entry, kind: type) -> None:
+    supervised = Supervised(entry)
+    await supervised.supervisor.start()
+    await supervised.lost()
+    assert supervised.kinds == [kind]
+    await supervised.aclose()
+    assert_nothing_is_left()
+
+
+async def test_requests_that_fail_for_other_reasons_are_not_counted() -> None:
+    supervised = Supervised(workers.fails_requests_with_bugs)
+    await supervised.supervisor.start()
+    for id in range(1, 11):
+        supervised.supervisor.send(submit(id))
+        await supervised.until_frame_of(id)
+    assert supervised.supervisor.state == "ready" and supervised.supervisor._failures == 0
     await supervised.aclose()
     assert_nothing_is_left()
 
@@ -197,7 +269,7 @@ async def test_device_that_fails_three_requests_gets_new_worker() -> None:
     for ids in ((1, 2, 3), (4,), (5,)):  # the first three ran together: they count as one
         assert supervised.supervisor.state == "ready" and supervised.pauses == []
         for id in ids:
-            supervised.supervisor.send(Submit(id=id, ids=[1], sampling=Sampling(), max_tokens=1))
+            supervised.supervisor.send(submit(id))
         await supervised.until_frame_of(ids[-1])
     reason = await supervised.lost()
     assert supervised.errors == [

@@ -13,6 +13,7 @@ from gateway.config.tables import ScriptedModel
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import (
     ContextLengthExceeded,
+    DeviceFailed,
     EngineFailed,
     GatewayError,
     ModelNotReady,
@@ -207,7 +208,7 @@ async def test_watchdog_ends_hung_call_and_all_requests() -> None:
     hang = {"requests": [0], "after": 1, "stall_s": math.inf}
     engine, clock = await started(model(watchdog_s=5.0, load_s=2.0, faults=[hang]))
     results = await asyncio.gather(*(events_of(engine, request()) for _ in range(3)), return_exceptions=True)
-    assert [type(result) for result in results] == [EngineFailed] * 3
+    assert [type(result) for result in results] == [DeviceFailed] * 3
     assert (engine.status.state, engine.status.restarts) == ("restarting", 1)
     with pytest.raises(ModelNotReady):
         await events_of(engine, request())
@@ -251,4 +252,4 @@ async def test_each_visible_token_has_one_logprob() -> None:
 
 def test_error_class_is_found_by_name() -> None:
     assert error_class("ContextLengthExceeded") is ContextLengthExceeded
-    assert error_class("Nonsense") is EngineFailed
+    assert error_class("Nonsense") is GatewayError

@@ -23,6 +23,7 @@ from gateway.errors import (
     ModelNotReady,
     QueueFull,
     UpstreamFailed,
+    UpstreamRefused,
 )
 from gateway.generation import (
     Chat,
@@ -292,11 +293,17 @@ async def test_completion_chunks_become_text_and_logprobs() -> None:
         ),
         pytest.param(error_response("400 Bad", param="tools"), InvalidRequest, "From the server", id="400 param"),
         pytest.param(error_response("422 Bad"), InvalidRequest, "From the server", id="422"),
-        pytest.param(error_response("401 No"), UpstreamFailed, "key", id="401"),
-        pytest.param(error_response("403 No"), UpstreamFailed, "key", id="403"),
-        pytest.param(error_response("404 No"), UpstreamFailed, "model or endpoint", id="404"),
-        pytest.param(error_response("409 No"), UpstreamFailed, "From the server", id="409"),
-        pytest.param(error_response("418 No"), UpstreamFailed, "From the server", id="418"),
+        pytest.param(error_response("401 No"), UpstreamRefused, "key", id="401"),
+        pytest.param(error_response("403 No"), UpstreamRefused, "key", id="403"),
+        pytest.param(error_response("404 No"), UpstreamRefused, "model or endpoint", id="404"),
+        pytest.param(error_response("409 No"), UpstreamRefused, "From the server", id="409"),
+        pytest.param(error_response("418 No", code="teapot"), UpstreamRefused, "From the server", id="418"),
+        pytest.param(
+            frames({"error": {"message": "bad grammar", "code": 400}}),
+            UpstreamRefused,
+            "bad grammar",
+            id="400 in stream",
+        ),
         pytest.param(error_response("429 No", "retry-after: 7"), QueueFull, "busy", id="429"),
         pytest.param(error_response("500 No"), UpstreamFailed, "From the server", id="500"),
         pytest.param(

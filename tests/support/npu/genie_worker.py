@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from gateway.device import Activity
 from gateway.sampling import Sampling
 from gateway.worker.frames import (
     Began,
@@ -47,7 +48,7 @@ class GenieWorker:
         self.connection: Connection
         self.connection, theirs = context.Pipe()
         spec = WorkerSpec(bundle=str(config), **options)
-        self.process = context.Process(target=genie_worker_main, args=(theirs, spec), daemon=True)
+        self.process = context.Process(target=genie_worker_main, args=(theirs, spec, Activity(context)), daemon=True)
         self.process.start()
         theirs.close()
         self._last_id = 0

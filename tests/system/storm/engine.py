@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 from gateway.config.tables import LocalModel
+from gateway.device import Activity
 from gateway.engines.local.engine import LocalEngine
 from gateway.engines.local.process import WorkerProcess
 from gateway.worker.frames import FromWorker, ToWorker
@@ -27,6 +28,7 @@ class TaskWorker:
         self._task: asyncio.Task[None] | None = None
         self._has_work = asyncio.Event()
         self.pid = None
+        self.activity = Activity()
         self.gone = asyncio.Event()
         self.exit = ""
         self._on_frame = on_frame
@@ -59,8 +61,10 @@ class TaskWorker:
                 if self._loop.is_idle:
                     self._has_work.clear()
         except Died:
+            self.activity.enter("in_call")
             self.gone.set()
         except Hung:
+            self.activity.enter("in_call")
             await asyncio.Event().wait()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
+from gateway.device import Activity
 from gateway.worker.frames import (
     Began,
     Cancel,
@@ -81,7 +82,7 @@ class FakeLoop:
             case 382:
                 raise Died
         del self._requests[frame.id]
-        self._emit(Failed(frame.id, "EngineFailed", CALL_FAILURE))
+        self._emit(Failed(frame.id, "DeviceFailed", CALL_FAILURE))
 
     def _generate(self, frame: Submit, generated: int) -> None:
         if generated == 0:
@@ -93,7 +94,7 @@ class FakeLoop:
             del self._requests[frame.id]
 
 
-def main(connection: Connection, spec: object) -> None:
+def main(connection: Connection, spec: object, activity: Activity) -> None:
     """The entry point of the worker process."""
     inbox: SimpleQueue[ToWorker] = SimpleQueue()
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
@@ -108,8 +109,10 @@ def main(connection: Connection, spec: object) -> None:
             loop.turn()
             time.sleep(0.001)  # what a device call takes
     except Hung:
+        activity.enter("in_call")
         time.sleep(3600)
     except Died:
+        activity.enter("in_call")
         os._exit(9)
     except OSError:
         return

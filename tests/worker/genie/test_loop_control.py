@@ -5,21 +5,24 @@ Each test reacts to the loop's frames within the loop's thread, so no result dep
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from gateway.bundles.genie_config import load_genie_bundle
 from gateway.errors import EngineFailed
 from gateway.worker.frames import Began, Cancel, Ended, Failed, FromWorker, Prefilled, Shutdown, Submit, Tokens
 from gateway.worker.genie.library import GenieDialog, PerformancePolicy, QueryEnd
-from gateway.worker.genie.loop import GenieLoop, Mailbox
+from gateway.worker.genie.loop import GenieLoop
+from gateway.worker.genie.mailbox import Mailbox
 from tests.support.child_call import call_in_child
 from tests.support.npu.genie_bundle import END
-from tests.support.npu.genie_worker import GREEDY, IDS, Reference
+from tests.support.npu.genie_worker import GREEDY, HOT, IDS, Reference
 
 
 class _Dialog(GenieDialog):
@@ -53,7 +56,8 @@ class _Dialog(GenieDialog):
 
     def _fail(self, call: str) -> None:
         if self._takes(call):
-            raise EngineFailed(f"{call} failed")
+            with self._activity.device_call():
+                raise EngineFailed(f"{call} failed")
 
 
 class _Session:
@@ -65,8 +69,11 @@ class _Session:
         self.react: Callable[[FromWorker], None] = lambda frame: None
         self.loop = GenieLoop(dialog, load_genie_bundle(config), self.mailbox, self._emit, idle_s=idle_s)
 
-    def submit(self, id: int, ids: Sequence[int], max_tokens: int = 2, *, background: bool = False) -> None:
-        settings: dict[str, Any] = {"sampling": GREEDY, "stop_ids": [END], "background": background}
+    def submit(
+        self, id: int, ids: Sequence[int], max_tokens: int = 2, *, background: bool = False, **sampling: float
+    ) -> None:
+        sampled = replace(HOT, **sampling) if sampling else GREEDY
+        settings: dict[str, Any] = {"sampling": sampled, "stop_ids": [END], "background": background}
         self.mailbox.deliver(Submit(id=id, ids=list(ids), max_tokens=max_tokens, **settings))
 
     def shut_down_after(self, id: int) -> None:
@@ -195,7 +202,7 @@ def _run_with_faults(config: Path, *faults: str) -> tuple[list[FromWorker], str]
         return session.frames, ""
 
 
-@pytest.mark.parametrize(("fault", "kind"), [("query", "EngineFailed"), ("overflow", "ContextLengthExceeded")])
+@pytest.mark.parametrize(("fault", "kind"), [("query", "DeviceFailed"), ("overflow", "ContextLengthExceeded")])
 def test_failed_query_ends_its_request_only(genie_config: Path, fault: str, kind: str) -> None:
     frames, error = call_in_child(_run_with_faults, genie_config, fault)
     assert [frame.kind for frame in _of(frames, Failed, 1)] == [kind]
@@ -208,13 +215,29 @@ def test_failed_reset_ends_the_loop(genie_config: Path) -> None:
     assert error == "reset failed"
 
 
-def _run_too_long(config: Path) -> None:
+def _run_with_bugs(config: Path) -> list[FromWorker]:
+    """Request 1 is too long, which the gateway makes impossible. A frame of request 2 cannot be emitted."""
     with _open(config) as session:
+
+        def react(frame: FromWorker) -> None:
+            if isinstance(frame, Tokens) and frame.id == 2:
+                raise TypeError("a bug")
+            session._shut_down_if_end(frame, 4)
+
+        session.react = react
         session.submit(1, IDS[:100], 13)
+        session.submit(2, IDS[:20])
+        session.submit(3, IDS[:20], 2, top_p=math.nan)
+        session.submit(4, IDS[:20])
         session.loop.run()
+        return session.frames
 
 
-def test_request_beyond_context_is_an_assertion(genie_config: Path) -> None:
-    """The gateway refuses it, so the worker never gets it."""
-    with pytest.raises(AssertionError, match="the gateway checks the context"):
-        call_in_child(_run_too_long, genie_config)
+def test_failures_outside_the_device_end_their_requests_without_blame(genie_config: Path) -> None:
+    frames = call_in_child(_run_with_bugs, genie_config)
+    assert [(frame.id, frame.kind) for frame in frames if isinstance(frame, Failed)] == [
+        (1, "GatewayError"),
+        (2, "GatewayError"),
+        (3, "InvalidRequest"),
+    ]
+    assert len(_of(frames, Ended, 4)) == 1
