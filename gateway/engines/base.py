@@ -78,6 +78,9 @@ class Engine(Protocol):
     Any number of requests may run at the same time. The engine batches what it can and queues the rest in order.
     """
 
+    #: True if more requests than `max_sequences` can run: they take turns on the device.
+    takes_turns: bool
+
     @property
     def status(self) -> EngineStatus:
         """The state now. `ready` means that `prepare` and `run` are accepted."""

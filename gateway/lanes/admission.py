@@ -1,11 +1,17 @@
 """The admission queue of a lane: a number of slots for running requests, and bounded queues in front of them.
 
-Interactive requests are admitted first, background requests only while no interactive request waits. Each kind has its
-own queue, first in, first out, so a batch job cannot fill the queue of the chats. If there is more than one slot,
-background requests leave one free, so a chat does not wait for the end of a batch job.
+1. Interactive requests are admitted first, background requests only while no interactive request waits. Each kind has
+   its own queue, so a batch job cannot fill the queue of the chats. If there is more than one slot, background requests
+   leave one free, so a chat does not wait for the end of a batch job.
+2. Clients take turns. A free slot goes to the waiting client with the fewest running requests; of several, in a round
+   robin. The requests of one client are admitted in order of arrival.
+3. No client can fill the queue. One client alone may use all waiting positions. When a request of another client finds
+   the queue full, the newest waiting request of the client with the most is evicted, unless the new client would then
+   have more.
+4. If the engine's requests take turns on the device (`guests`), a client without a running request does not wait for
+   the end of another client's answer: it is admitted above the number of slots.
 
-The expected wait is simulated: each running request frees its slot after its `remaining_s`, and the next request in
-the queue takes the slot that is free first.
+The expected wait is simulated by the same rules: each running request frees its slot after its `remaining_s`.
 """
 
 from __future__ import annotations
@@ -14,28 +20,44 @@ import asyncio
 import heapq
 import itertools
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Literal
 
 _SMOOTHING = 0.2  # weight of the newest service time in the average
+
+Refusal = Literal["evicted", "breaker_open"]
 
 
 class Ticket:
     """A request's ticket: queued, then running. `leave()` is idempotent."""
 
-    __slots__ = ("_decided", "_queue", "_remaining_s", "admitted_at", "background", "has_left")
+    __slots__ = (
+        "_decided",
+        "_queue",
+        "_remaining_s",
+        "admitted_at",
+        "background",
+        "client",
+        "has_left",
+        "refusal",
+    )
 
-    def __init__(self, queue: AdmissionQueue, background: bool, remaining_s: Callable[[], float | None]) -> None:
+    def __init__(
+        self, queue: AdmissionQueue, client: str, background: bool, remaining_s: Callable[[], float | None]
+    ) -> None:
+        self.client = client
         self.background = background
         self.admitted_at: float | None = None  # None: still queued
         self.has_left = False
+        self.refusal: Refusal | None = None  # why it lost its position in the queue
         self._remaining_s = remaining_s
         self._queue = queue
-        self._decided = asyncio.get_running_loop().create_future()
+        self._decided = asyncio.Event()
 
     async def wait(self) -> bool:
-        """True when the request has a slot, False when it was refused."""
-        await self._decided
+        """True when the request has a slot, False when it was refused; then `refusal` says why."""
+        await self._decided.wait()
         return not self.has_left
 
     @property
@@ -49,9 +71,71 @@ class Ticket:
             self.has_left = True
             self._queue._leave(self)
 
-    def _decide(self) -> None:
-        if not self._decided.done():
-            self._decided.set_result(None)
+    def admit(self, now: float) -> None:
+        """The queue has given it a slot."""
+        self.admitted_at = now
+        self._decided.set()
+
+    def refuse(self, refusal: Refusal) -> None:
+        """The queue has removed it."""
+        self.has_left, self.refusal = True, refusal
+        self._decided.set()
+
+
+class WaitingTickets:
+    """The queued requests of one kind, by client. Clients are in the order of their turns."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str, deque[Ticket]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def copy(self) -> WaitingTickets:
+        other = WaitingTickets()
+        other._clients = {client: deque(tickets) for client, tickets in self._clients.items()}
+        other._count = self._count
+        return other
+
+    def count(self, client: str) -> int:
+        return len(self._clients.get(client, ()))
+
+    def append(self, ticket: Ticket) -> None:
+        self._clients.setdefault(ticket.client, deque()).append(ticket)
+        self._count += 1
+
+    def remove(self, ticket: Ticket) -> None:
+        tickets = self._clients[ticket.client]
+        tickets.remove(ticket)
+        self._count -= 1
+        if not tickets:
+            del self._clients[ticket.client]
+
+    def next(self, running: Counter[str]) -> Ticket | None:
+        """The request to admit next. `running`: the number of running requests of each client."""
+        fewest: str | None = None
+        for client in self._clients:
+            if fewest is None or running[client] < running[fewest]:
+                fewest = client
+            if not running[fewest]:
+                break  # so this looks at no more clients than there are running ones
+        return None if fewest is None else self._clients[fewest][0]
+
+    def admit(self, ticket: Ticket) -> None:
+        """Remove the first request of a client. The client's next turn comes after those of the others."""
+        self.remove(ticket)
+        if tickets := self._clients.pop(ticket.client, None):
+            self._clients[ticket.client] = tickets
+
+    def newest_of_largest(self) -> Ticket | None:
+        """The newest request of the client with the most."""
+        return max(self._clients.values(), key=len)[-1] if self._clients else None
+
+    def pop_all(self) -> list[Ticket]:
+        tickets = [ticket for tickets in self._clients.values() for ticket in tickets]
+        self._clients, self._count = {}, 0
+        return tickets
 
 
 class AdmissionQueue:
@@ -59,16 +143,19 @@ class AdmissionQueue:
     slots: the number of requests that may run at the same time.
     max_waiting: the number of requests of each kind that may wait.
     clock: seconds, monotonic.
+    guests: the number of requests that may run above `slots`, one for each client without a running request.
     """
 
-    def __init__(self, slots: int, max_waiting: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, slots: int, max_waiting: int, clock: Callable[[], float] = time.monotonic, *, guests: int = 0
+    ) -> None:
         self.slots = slots
         self.max_waiting = max_waiting
+        self.guests = guests
         self.mean_service_s: float | None = None  # smoothed time that a slot is held; None: not measured yet
         self._clock = clock
         self._running: list[Ticket] = []
-        self._interactive: deque[Ticket] = deque()
-        self._background: deque[Ticket] = deque()
+        self._waiting = {False: WaitingTickets(), True: WaitingTickets()}  # by `background`
 
     @property
     def running(self) -> int:
@@ -76,22 +163,23 @@ class AdmissionQueue:
 
     @property
     def waiting(self) -> int:
-        return len(self._interactive) + len(self._background)
+        return sum(map(len, self._waiting.values()))
 
-    def is_full(self, background: bool = False) -> bool:
-        return len(self._queue(background)) >= self.max_waiting and self.running >= self._limit(background)
+    def is_full(self, background: bool = False, client: str = "") -> bool:
+        """True if a request of `client` that comes now is refused."""
+        return self._must_evict(background, client) and self._evicted_for(background, client) is None
 
-    def expected_wait_s(self, background: bool = False) -> float:
-        """Seconds until a request that comes now gets a slot; 0 before the first measurement."""
-        ahead = [*self._interactive, *self._background] if background else self._interactive
-        return self._wait_s(background, ahead)
+    def expected_wait_s(self, background: bool = False, client: str = "") -> float:
+        """Seconds until a request of `client` that comes now gets a slot; 0 before the first measurement."""
+        ticket = Ticket(self, client, background, lambda: 0.0)
+        waiting = self._copy_waiting()
+        waiting[background].append(ticket)
+        return self._wait_s(ticket, waiting)
 
     def wait_s(self, ticket: Ticket) -> float:
-        """Seconds until a queued request gets a slot; 0 for a running one."""
-        if ticket.admitted_at is not None:
-            return 0.0
-        before = itertools.takewhile(lambda other: other is not ticket, self._queue(ticket.background))
-        return self._wait_s(ticket.background, [*self._interactive, *before] if ticket.background else before)
+        """Seconds until a queued request gets a slot; 0 for one that is not queued."""
+        is_queued = ticket.admitted_at is None and not ticket.has_left
+        return self._wait_s(ticket, self._copy_waiting()) if is_queued else 0.0
 
     def average_remaining_s(self, ticket: Ticket) -> float:
         held_s = 0.0 if ticket.admitted_at is None else self._clock() - ticket.admitted_at
@@ -106,51 +194,91 @@ class AdmissionQueue:
             return self.slots - 1
         return sum(other is not ticket and other.background <= ticket.background for other in self._running)
 
-    def enqueue(self, background: bool = False, remaining_s: Callable[[], float | None] = lambda: None) -> Ticket:
-        """A ticket at the end of the queue. The caller checks `is_full` before and calls `leave` at the end.
+    def enqueue(
+        self, background: bool = False, remaining_s: Callable[[], float | None] = lambda: None, *, client: str = ""
+    ) -> Ticket:
+        """A ticket at the end of the client's queue. The caller checks `is_full` before and calls `leave` at the end.
 
         Args:
             remaining_s: seconds that the request will still hold its slot; None: it cannot say.
         """
-        ticket = Ticket(self, background, remaining_s)
-        self._queue(background).append(ticket)
+        ticket, waiting = Ticket(self, client, background, remaining_s), self._waiting[background]
+        if self._must_evict(background, client):
+            evicted = self._evicted_for(background, client)
+            assert evicted is not None  # the caller has checked `is_full`
+            waiting.remove(evicted)
+            evicted.refuse("evicted")
+        waiting.append(ticket)
         self._admit()
         return ticket
 
     def refuse_waiting(self) -> None:
         """Refuse every queued request. Running requests continue."""
-        for queue in (self._interactive, self._background):
-            while queue:
-                ticket = queue.popleft()
-                ticket.has_left = True
-                ticket._decide()
+        for waiting in self._waiting.values():
+            for ticket in waiting.pop_all():
+                ticket.refuse("breaker_open")
 
     def _limit(self, background: bool) -> int:
         return max(1, self.slots - 1) if background else self.slots
 
-    def _queue(self, background: bool) -> deque[Ticket]:
-        return self._background if background else self._interactive
+    def _has_slot(self, running: int, own: int, background: bool) -> bool:
+        """True if a request may run now, with `running` others of which `own` are of its client."""
+        is_guest = not own and not background
+        return running < self._limit(background) + (self.guests if is_guest else 0)
 
-    def _wait_s(self, background: bool, ahead: Iterable[Ticket]) -> float:
-        limit = self._limit(background)
-        ends = sorted(ticket.remaining_s for ticket in self._running)
-        free_in = [0.0] * (limit - len(ends)) + ends[max(0, len(ends) - limit) :]  # ascending, so it is a heap
-        for ticket in ahead:
-            heapq.heapreplace(free_in, free_in[0] + ticket.remaining_s)
-        return free_in[0]
+    def _must_evict(self, background: bool, client: str) -> bool:
+        own = self._running_by_client()[client]
+        is_full = len(self._waiting[background]) >= self.max_waiting
+        return is_full and not self._has_slot(self.running, own, background)
+
+    def _running_by_client(self) -> Counter[str]:
+        return Counter(ticket.client for ticket in self._running)
+
+    def _evicted_for(self, background: bool, client: str) -> Ticket | None:
+        """The queued request that gives its position to one of `client`; None: the client has its share."""
+        waiting = self._waiting[background]
+        newest = waiting.newest_of_largest()
+        if newest is None or newest.client == client:
+            return None
+        return newest if waiting.count(newest.client) > waiting.count(client) + 1 else None
+
+    def _wait_s(self, ticket: Ticket, waiting: dict[bool, WaitingTickets]) -> float:
+        """Run a copy of the queue in simulated time until `ticket` is admitted."""
+        now, running = 0.0, self._running_by_client()
+        ends = [(other.remaining_s, number, other) for number, other in enumerate(self._running)]
+        heapq.heapify(ends)
+        for number in itertools.count(len(ends)):
+            while not (admitted := self._next(waiting, running)):
+                now, _, ended = heapq.heappop(ends)
+                running[ended.client] -= 1
+            if admitted is ticket:
+                break
+            waiting[admitted.background].admit(admitted)
+            running[admitted.client] += 1
+            heapq.heappush(ends, (now + admitted.remaining_s, number, admitted))
+        return now
+
+    def _copy_waiting(self) -> dict[bool, WaitingTickets]:
+        return {background: waiting.copy() for background, waiting in self._waiting.items()}
+
+    def _next(self, waiting: dict[bool, WaitingTickets], running: Counter[str]) -> Ticket | None:
+        """The queued request that gets a slot now, if one does."""
+        ticket = waiting[False].next(running) or waiting[True].next(running)
+        if ticket and self._has_slot(running.total(), running[ticket.client], ticket.background):
+            return ticket
+        return None
 
     def _admit(self) -> None:
-        for background in (False, True):
-            queue = self._queue(background)
-            while queue and self.running < self._limit(background):
-                ticket = queue.popleft()
-                self._running.append(ticket)
-                ticket.admitted_at = self._clock()
-                ticket._decide()
+        running = self._running_by_client()
+        while ticket := self._next(self._waiting, running):
+            self._waiting[ticket.background].admit(ticket)
+            self._running.append(ticket)
+            running[ticket.client] += 1
+            ticket.admit(self._clock())
 
     def _leave(self, ticket: Ticket) -> None:
         if ticket.admitted_at is None:
-            self._queue(ticket.background).remove(ticket)
+            self._waiting[ticket.background].remove(ticket)
         else:
             self._running.remove(ticket)
             self._learn(self._clock() - ticket.admitted_at)

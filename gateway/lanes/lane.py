@@ -94,7 +94,8 @@ class Lane:
         self.config = config
         self.engine = engine
         self.breaker = Breaker(breaker_config, clock, name=name, on_change=self._breaker_changed)
-        self.queue = AdmissionQueue(config.max_sequences, config.queue, clock)
+        guests = config.max_sequences if engine.takes_turns else 0
+        self.queue = AdmissionQueue(config.max_sequences, config.queue, clock, guests=guests)
         self._metrics = metrics or Metrics()
         self._metrics.watch(name, self._gauges)
         self._loader = Loader(name, engine, clock, sleep)
@@ -172,7 +173,8 @@ class Lane:
             self._metrics.request_refused(self.name, refusal.code or refusal.type)
             raise
         job = Job(generation, permit, self._timeout_s, self._clock)
-        job.ticket = self.queue.enqueue(generation.background, partial(self._forecast.remaining_s, job))
+        remaining_s = partial(self._forecast.remaining_s, job)
+        job.ticket = self.queue.enqueue(generation.background, remaining_s, client=generation.client)
         return job
 
     def _check_ready(self) -> None:
@@ -183,9 +185,9 @@ class Lane:
             raise ModelNotReady(f"{self.name} {_NOT_READY[state]}{detail}", retry_after_s=self._loader.retry_after_s)
 
     def _check_queue(self, generation: Generation) -> None:
-        if self.queue.is_full(generation.background):
+        if self.queue.is_full(generation.background, generation.client):
             counts = f"{self.queue.running} requests running and {self.queue.waiting} waiting"
-            wait_s = self.queue.expected_wait_s(generation.background)
+            wait_s = self.queue.expected_wait_s(generation.background, generation.client)
             raise QueueFull(f"{self.name} has {counts}; its queue is full.", retry_after_s=wait_s)
 
     async def _serve(self, job: Job) -> None:

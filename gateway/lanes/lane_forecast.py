@@ -39,6 +39,12 @@ class LaneForecast:
         if limit_s is not None and expected_s > limit_s and self._forecast.should_refuse():
             raise self._refusal(plan, expected_s, limit_s)
 
+    def eviction(self, job: Job) -> QueueFull:
+        """The error of a job that has lost its position in the queue to another client."""
+        wait_s = self._queue.expected_wait_s(job.generation.background, job.generation.client)
+        full = f"{self._name} has a full queue, and another client needed a position in it"
+        return QueueFull(f"{full}. Send fewer requests at once, or try again later.", retry_after_s=wait_s)
+
     def remaining_s(self, job: Job) -> float | None:
         """Predicted seconds that the job will still hold its slot. None before the first measurement."""
         if job.plan is None:

@@ -47,7 +47,8 @@ class JobRunner:
                 job.plan = prepared.plan
                 self._forecast.check_first_token(job)
                 if not await job.ticket.wait():
-                    raise self._breaker.refusal()
+                    is_evicted = job.ticket.refusal == "evicted"
+                    raise self._forecast.eviction(job) if is_evicted else self._breaker.refusal()
                 return await self._answer(job, prepared, limit)
         except TimeoutError:
             self._forecast.learn_timeout(job)

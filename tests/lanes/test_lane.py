@@ -131,3 +131,34 @@ async def test_closed_lane_ends_every_job_with_an_error() -> None:
     outcomes = await asyncio.gather(*tasks, late, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {ModelNotReady}
     assert_idle(lane)
+
+
+@in_virtual_time
+async def test_crowd_of_one_client_refuses_no_other_client() -> None:
+    engine = Engine(model := config(max_sequences=4, queue=32, replies=["a"], ttft_s=10.0))
+    async with running(model, engine=engine) as lane:
+        await answer(lane)  # 10 s of service are measured
+        crowd = [answering(lane, f"a{number}", client="a") for number in range(40)]
+        await asyncio.sleep(1.0)
+        others = [answering(lane, client, client=client) for client in "bcdef"]
+        outcomes = await asyncio.gather(*crowd, *others, return_exceptions=True)
+    refused = [outcome for outcome in outcomes if isinstance(outcome, QueueFull)]
+    assert all(isinstance(outcome, list) for outcome in outcomes[-5:])
+    assert len(refused) == 4 + 5  # over the limit, and evicted for the others
+    assert all(error.retry_after_s is not None and error.retry_after_s > 0 for error in refused)
+    assert "another client needed a position" in outcomes[35].message  # the newest in the queue
+    assert {*"bcdef"} <= {*engine.began[5:13]}  # turns with the crowd
+
+
+@pytest.mark.parametrize("takes_turns", [True, False])
+@in_virtual_time
+async def test_other_client_starts_at_once_if_the_engine_takes_turns(takes_turns: bool) -> None:
+    engine = Engine(model := config(max_sequences=2, replies=["a"], ttft_s=10.0))
+    engine.takes_turns = takes_turns
+    async with running(model, engine=engine) as lane:
+        crowd = [answering(lane, client="a") for _ in range(6)]
+        await asyncio.sleep(1.0)
+        other = answering(lane, client="b")
+        await asyncio.sleep(1.0)
+        assert lane.queue.running == (3 if takes_turns else 2)
+        await asyncio.gather(*crowd, other)

@@ -53,6 +53,8 @@ class LocalEngine:
         clock: seconds, monotonic.
     """
 
+    takes_turns = True
+
     def __init__(
         self,
         name: str,

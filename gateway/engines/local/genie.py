@@ -30,6 +30,8 @@ class GenieEngine(LocalEngine):
     Args: see LocalEngine. `model.path` is the bundle's config.json.
     """
 
+    takes_turns = False
+
     def __init__(
         self,
         name: str,

@@ -45,6 +45,7 @@ class ScriptedEngine:
     """
 
     text_tools = None
+    takes_turns = False
 
     def __init__(
         self,

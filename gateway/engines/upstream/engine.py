@@ -46,6 +46,7 @@ class UpstreamEngine:
     """
 
     text_tools = None
+    takes_turns = False  # `max_sequences` limits the load of the server
 
     def __init__(self, name: str, model: UpstreamModel) -> None:
         try:

@@ -100,6 +100,7 @@ class GenieLoop:
         self._can_rewind = bundle.dialog_type == "basic"  # the cache of a speculative dialog begins with its own rows
         self._keeps_prefixes = prefix_cache and self._can_rewind
         self._queue: deque[Submit] = deque()
+        self._last_client: str | None = None
         self._cached: _CacheContent | None = None  # None: unknown
 
     def run(self) -> None:
@@ -132,8 +133,10 @@ class GenieLoop:
         return frame
 
     def _take(self) -> Submit:
-        request = next((request for request in self._queue if not request.background), self._queue[0])
+        """The next request: interactive before background, another client before the last one, then in order."""
+        request = min(self._queue, key=lambda request: (request.background, request.client == self._last_client))
         self._queue.remove(request)
+        self._last_client = request.client
         return request
 
     def _answer(self, request: Submit) -> None:

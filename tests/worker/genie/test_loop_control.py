@@ -70,10 +70,17 @@ class _Session:
         self.loop = GenieLoop(dialog, load_genie_bundle(config), self.mailbox, self._emit, idle_s=idle_s)
 
     def submit(
-        self, id: int, ids: Sequence[int], max_tokens: int = 2, *, background: bool = False, **sampling: float
+        self,
+        id: int,
+        ids: Sequence[int],
+        max_tokens: int = 2,
+        *,
+        background: bool = False,
+        client: str = "",
+        **sampling: float,
     ) -> None:
         sampled = replace(HOT, **sampling) if sampling else GREEDY
-        settings: dict[str, Any] = {"sampling": sampled, "stop_ids": [END], "background": background}
+        settings: dict[str, Any] = {"sampling": sampled, "stop_ids": [END], "background": background, "client": client}
         self.mailbox.deliver(Submit(id=id, ids=list(ids), max_tokens=max_tokens, **settings))
 
     def shut_down_after(self, id: int) -> None:
@@ -157,6 +164,26 @@ def _run_queue(config: Path) -> list[int]:
 
 def test_queued_requests_run_in_order_and_background_last(genie_config: Path) -> None:
     assert call_in_child(_run_queue, genie_config) == [1, 4, 5, 2]
+
+
+def _run_clients(config: Path) -> list[int]:
+    """The order in which requests end. Requests 2 and 3 of the same client and 4 of another arrive during request 1."""
+    with _open(config) as session:
+
+        def react(frame: FromWorker) -> None:
+            if isinstance(frame, Began) and frame.id == 1:
+                for id, client in ((2, "a"), (3, "a"), (4, "b")):
+                    session.submit(id, IDS[: 20 + id], client=client)
+            session._shut_down_if_end(frame, 3)
+
+        session.react = react
+        session.submit(1, IDS[:30], client="a")
+        session.loop.run()
+        return [frame.id for frame in session.frames if isinstance(frame, Ended)]
+
+
+def test_clients_take_turns(genie_config: Path) -> None:
+    assert call_in_child(_run_clients, genie_config) == [1, 4, 2, 3]
 
 
 # -- power saving -------------------------------------------------------------------------------------------------
