@@ -93,15 +93,15 @@ class Sandbox:
             self._is_closed = False
             return self._ready().first
 
-    def request(self, message: bytes) -> bytes:
-        """Returns the reply. Starts the process if it does not run.
+    def request(self, message: bytes, limits: Limits | None = None) -> bytes:
+        """Returns the reply. Starts the process if it does not run. `limits`: in place of those of the sandbox.
 
         Raises SandboxLimit for a request that exceeds a limit, and SandboxUnavailable.
         """
         with self._lock:
             child = self._ready()
             try:
-                return child.exchange(message, self._limits)
+                return child.exchange(message, limits or self._limits)
             except SandboxLimit:
                 if self._is_closed:
                     raise SandboxUnavailable(_CLOSED) from None

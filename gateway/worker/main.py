@@ -23,7 +23,7 @@ from gateway.worker.decoders.onnx import SessionOptions
 from gateway.worker.frame_batcher import FrameBatcher
 from gateway.worker.frames import Cancel, FromWorker, Loading, Message, Ready, Shutdown, Submit, ToWorker, WorkerSpec
 from gateway.worker.grammar.compile_queue import Compiled, GrammarQueue
-from gateway.worker.grammar.constraint import GrammarCompiler
+from gateway.worker.grammar.compiler import GrammarCompiler
 from gateway.worker.memory import peak_bytes
 from gateway.worker.pipe import receive, run_worker
 from gateway.worker.token_loop import TokenLoop
@@ -41,8 +41,8 @@ def worker_main(connection: Connection, spec: WorkerSpec, activity: Activity) ->
 def _work(connection: Connection, spec: WorkerSpec, activity: Activity, emit: Callable[[Message], None]) -> None:
     inbox: Inbox = SimpleQueue()
     threading.Thread(target=receive, args=(connection, inbox.put), daemon=True).start()
-    decoder, caches = _load(spec, emit)
-    grammar_queue = _grammar_queue(spec, decoder, inbox)
+    decoder, caches, grammar_queue = _load(spec, emit, inbox)
+    grammar_queue.start()
     batcher = FrameBatcher(emit)
     loop = TokenLoop(
         decoder, caches, batcher.put, make_constraint=grammar_queue, prefix_cache=spec.prefix_cache, activity=activity
@@ -81,7 +81,9 @@ def _next(inbox: Inbox, activity: Activity) -> ToWorker | Compiled:
     return message
 
 
-def _load(spec: WorkerSpec, emit: Callable[[FromWorker], None]) -> tuple[Decoder, list[KVCache]]:
+def _load(
+    spec: WorkerSpec, emit: Callable[[FromWorker], None], inbox: Inbox
+) -> tuple[Decoder, list[KVCache], GrammarQueue]:
     started = time.perf_counter()
     emit(Loading("opening the model"))
     try:
@@ -89,7 +91,11 @@ def _load(spec: WorkerSpec, emit: Callable[[FromWorker], None]) -> tuple[Decoder
         caches = [decoder.new_cache() for _ in range(spec.max_sequences)]
         loaded = time.perf_counter()
         emit(Loading("warming up"))
+        grammar_queue = _grammar_queue(spec, decoder, inbox)
+        tokenizer = threading.Thread(target=grammar_queue.load_tokenizer)  # no device call holds the interpreter lock
+        tokenizer.start()
         warm_up(decoder, caches)
+        tokenizer.join()
     except (RuntimeError, ValueError) as error:  # a graph that opens, but whose shapes do not fit
         raise EngineFailed(f"The model could not be loaded: {type(error).__name__}: {error}") from error
     emit(
@@ -104,7 +110,7 @@ def _load(spec: WorkerSpec, emit: Callable[[FromWorker], None]) -> tuple[Decoder
             peak_bytes=peak_bytes(),
         )
     )
-    return decoder, caches
+    return decoder, caches, grammar_queue
 
 
 def _grammar_queue(spec: WorkerSpec, decoder: Decoder, inbox: Inbox) -> GrammarQueue:

@@ -14,7 +14,7 @@ from gateway.dialects.choose import DIALECT_NAMES, choose_dialect
 from gateway.generation import Chat, Grammar, Message, Tool, ToolCall, ToolChoice
 from gateway.text.templates import ChatTemplate
 from gateway.text.tokens import TextTokenizer
-from gateway.worker.grammar.constraint import GrammarCompiler
+from gateway.worker.grammar.compiler import GrammarCompiler
 
 FAMILIES = [name for name in DIALECT_NAMES if name not in ("plain", "generic", "qwen")]  # these two write as hermes
 INTEGER = {

@@ -18,7 +18,7 @@ from gateway.text.tokens import TextTokenizer
 from gateway.worker.decoders.base import Decoder, DecoderSpec, KVCache, Logits
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.frames import Began, Ended, Failed, FromWorker, Prefilled, Submit, Tokens
-from gateway.worker.grammar.constraint import GrammarCompiler
+from gateway.worker.grammar.compiler import GrammarCompiler
 from gateway.worker.sequence import Constraint
 from gateway.worker.token_loop import TokenLoop
 from tests.support.tiny import VOCABULARY

@@ -20,7 +20,7 @@ from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.frame_batcher import FrameBatcher
 from gateway.worker.frames import Cancel, Ended, Failed, Loading, Ready, Shutdown, Submit, Tokens, WorkerSpec
 from gateway.worker.grammar.compile_queue import GrammarQueue
-from gateway.worker.grammar.constraint import GrammarCompiler
+from gateway.worker.grammar.compiler import GrammarCompiler
 from gateway.worker.main import Inbox, serve, worker_main
 from gateway.worker.token_loop import TokenLoop
 from tests.support.token_loop_fixtures import GREEDY, MeteredDecoder, no_grammar

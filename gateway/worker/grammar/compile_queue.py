@@ -1,107 +1,240 @@
 """The queue of requests whose grammar is being compiled. Other requests do not wait for it.
 
-Compiling can take seconds, so it has its own thread, and the token loop continues. The result is cached: a compiled
-grammar, or the error to report. Later requests with the same grammar do not wait.
+Compiling can take seconds, so it has its own threads, and the token loop continues. Every grammar is first tried for a
+quarter of a second. Only one that needs longer goes to a second thread, so ordinary grammars do not wait for slow ones.
+In both, clients take turns. A grammar is compiled once for all requests that wait for it, and not at all if none does.
+
+The result is cached: a compiled grammar, or the error to report. Later requests with the same grammar do not wait.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
-from queue import SimpleQueue
 
 from msgspec import Struct
 
-from gateway.errors import EngineFailed, GatewayError
+from gateway.errors import GatewayError, InvalidRequest
 from gateway.generation import Grammar
 from gateway.worker.failures import as_gateway_error
 from gateway.worker.frames import Submit
-from gateway.worker.grammar.compile_sandbox import STACK_BYTES
-from gateway.worker.grammar.constraint import CompiledGrammar, GrammarCompiler
+from gateway.worker.grammar.compiler import GrammarCompiler
+from gateway.worker.grammar.constraint import CompiledGrammar
 from gateway.worker.sequence import Constraint
 
 _MAX_CACHED = 32  # grammars; the least recently used one is evicted
+_MAX_CACHED_CPU_S = 2.0  # to compile them: 200 MB, because memory grows with the time
+#: Of the threads that compile. The sandbox has 16 MiB, so a grammar that compiles there compiles here.
+_STACK_BYTES = 32 * 1024 * 1024
+
+Outcome = CompiledGrammar | GatewayError
+_Key = tuple[str, str]
 
 
 class Compiled(Struct, frozen=True):
     """A request whose grammar is compiled, and the result."""
 
     frame: Submit
-    outcome: CompiledGrammar | GatewayError
+    outcome: Outcome
+
+
+@dataclass(eq=False)
+class _Job:
+    """A grammar, and the requests that wait for it."""
+
+    grammar: Grammar
+    frames: dict[int, Submit] = field(default_factory=dict)
+    is_slow: bool = False
+    is_running: bool = False
+
+
+class _Turns:
+    """Jobs by client. Clients take turns. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._jobs: OrderedDict[str, deque[_Job]] = OrderedDict()
+
+    def put(self, client: str, job: _Job) -> None:
+        self._jobs.setdefault(client, deque()).append(job)
+
+    def get(self) -> _Job | None:
+        if not self._jobs:
+            return None
+        client, jobs = self._jobs.popitem(last=False)
+        job = jobs.popleft()
+        if jobs:
+            self._jobs[client] = jobs
+        return job
 
 
 class GrammarQueue:
     """For the thread of the token loop. Called with a grammar, it is a MakeConstraint.
 
     Args:
-        put: called on the queue's own thread with each request that has finished waiting.
+        put: called on the queue's own threads with each request that has finished waiting.
     """
 
     def __init__(self, compiler: GrammarCompiler, put: Callable[[Compiled], None]) -> None:
         self._compiler, self._put = compiler, put
-        self._cache: OrderedDict[tuple[str, str], CompiledGrammar | GatewayError] = OrderedDict()
+        self._cache = _Cache()
         self._waiting: set[int] = set()
-        self._queue: SimpleQueue[Submit] = SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._jobs: dict[_Key, _Job] = {}
+        self._quick, self._slow = _Turns(), _Turns()
+        self._changed = threading.Condition()  # guards the three above
+        self._threads: dict[str, threading.Thread] = {}
+
+    def load_tokenizer(self) -> None:
+        """Load what compiling needs and what holds the interpreter lock meanwhile. Otherwise the first grammar does."""
+        self._compiler.load_tokenizer()
+
+    def start(self) -> None:
+        """Start the sandbox in the background. Otherwise the first grammar waits for its start."""
+        self._start("grammar compiler", self._work)
 
     def defer(self, frame: Submit) -> bool:
         """Queue the request if its grammar is not cached. Returns True if it waits: `put` gets it later."""
         if frame.grammar is None or _key(frame.grammar) in self._cache:
             return False
         self._waiting.add(frame.id)
-        self._queue.put(frame)
-        self._thread = self._thread or _start(self._work)
+        with self._changed:
+            job = self._jobs.setdefault(_key(frame.grammar), _Job(frame.grammar))
+            job.frames[frame.id] = frame
+            (self._slow if job.is_slow else self._quick).put(frame.client, job)
+            self._changed.notify_all()
+        self.start()
         return True
 
     def cancel(self, request: int) -> None:
-        """The client has cancelled the request. `finish` returns False for it."""
+        """The client has cancelled the request. `finish` returns False for it.
+
+        A grammar that no request waits for is skipped. One that is being compiled is finished: the limits are short,
+        and a client that comes back with it gets the cached result.
+        """
+        if request not in self._waiting:
+            return
         self._waiting.discard(request)
+        with self._changed:
+            for job in self._jobs.values():
+                job.frames.pop(request, None)
 
     def finish(self, compiled: Compiled) -> bool:
         """Cache the result. Returns True if the request has not been cancelled."""
         assert compiled.frame.grammar is not None
-        self._cache[_key(compiled.frame.grammar)] = compiled.outcome
-        if len(self._cache) > _MAX_CACHED:
-            self._cache.popitem(last=False)
+        self._cache.put(_key(compiled.frame.grammar), compiled.outcome)
         is_wanted = compiled.frame.id in self._waiting
         self._waiting.discard(compiled.frame.id)
         return is_wanted
 
     def __call__(self, grammar: Grammar) -> Callable[[], Constraint]:
         """Makes constraints, for a request that does not wait. Raises the error of a bad grammar."""
-        key = _key(grammar)
-        self._cache.move_to_end(key)
-        outcome = self._cache[key]
-        if isinstance(outcome, EngineFailed):
-            del self._cache[key]  # not the grammar's fault: compile it again next time
+        outcome = self._cache.get(_key(grammar))
         if isinstance(outcome, GatewayError):
-            raise type(outcome)(outcome.message, param=grammar.param)
+            raise type(outcome)(outcome.message, param=grammar.param, retry_after_s=outcome.retry_after_s)
         return partial(outcome.constraint, grammar.param)
 
+    # -- on the queue's own threads -----------------------------------------------------------------------------------
+
     def _work(self) -> None:
+        """Try grammars for a short time each."""
+        self._compiler.start()
         while True:
-            frame = self._queue.get()
-            assert frame.grammar is not None
-            outcome: CompiledGrammar | GatewayError
-            try:
-                outcome = self._compiler.compile(frame.grammar)
-            except Exception as error:
-                outcome = as_gateway_error(error, "The grammar compiler")
+            job = self._next(self._quick, is_slow=False)
+            outcome = _attempt(self._compiler.compile_quickly, job.grammar)
+            if outcome is not None:
+                self._settle(job, outcome)
+            else:
+                self._pass_on(job)
+
+    def _work_slowly(self) -> None:
+        while True:
+            job = self._next(self._slow, is_slow=True)
+            outcome = _attempt(self._compiler.compile, job.grammar)
+            assert outcome is not None
+            self._settle(job, outcome)
+            if not self._jobs:
+                self._compiler.rest()
+
+    def _next(self, turns: _Turns, *, is_slow: bool) -> _Job:
+        """Wait for a job that is to be done here and that a request waits for."""
+        with self._changed:
+            while True:
+                job = turns.get()
+                if job is None:
+                    self._changed.wait()
+                elif job.is_slow == is_slow and not job.is_running:
+                    if job.frames:
+                        job.is_running = True
+                        return job
+                    self._forget(job)
+
+    def _pass_on(self, job: _Job) -> None:
+        with self._changed:
+            job.is_slow, job.is_running = True, False
+            for client in dict.fromkeys(frame.client for frame in job.frames.values()):
+                self._slow.put(client, job)
+            if not job.frames:
+                self._forget(job)
+            self._changed.notify_all()
+        self._start("slow grammar compiler", self._work_slowly)
+
+    def _settle(self, job: _Job, outcome: Outcome) -> None:
+        with self._changed:
+            self._forget(job)
+        for frame in job.frames.values():
             self._put(Compiled(frame, outcome))
 
+    def _forget(self, job: _Job) -> None:
+        if self._jobs.get(_key(job.grammar)) is job:
+            del self._jobs[_key(job.grammar)]
 
-def _key(grammar: Grammar) -> tuple[str, str]:
-    return grammar.kind, grammar.source
+    def _start(self, name: str, work: Callable[[], None]) -> None:
+        """Start a thread once. Its stack fits every grammar that compiled in the sandbox."""
+        if name in self._threads:
+            return
+        usual = threading.stack_size(_STACK_BYTES)
+        try:
+            self._threads[name] = threading.Thread(target=work, name=name, daemon=True)
+            self._threads[name].start()
+        finally:
+            threading.stack_size(usual)
 
 
-def _start(work: Callable[[], None]) -> threading.Thread:
-    """Start a thread whose stack fits every grammar that compiled in the sandbox."""
-    usual = threading.stack_size(2 * STACK_BYTES)
+class _Cache:
+    """Results by grammar. The least recently used ones are evicted when there are too many or they are too large."""
+
+    def __init__(self) -> None:
+        self._outcomes: OrderedDict[_Key, Outcome] = OrderedDict()
+
+    def __contains__(self, key: _Key) -> bool:
+        return key in self._outcomes
+
+    def get(self, key: _Key) -> Outcome:
+        """The result. An error that is not the grammar's fault is forgotten."""
+        self._outcomes.move_to_end(key)
+        outcome = self._outcomes[key]
+        if isinstance(outcome, GatewayError) and not isinstance(outcome, InvalidRequest):
+            del self._outcomes[key]
+        return outcome
+
+    def put(self, key: _Key, outcome: Outcome) -> None:
+        self._outcomes[key] = outcome
+        self._outcomes.move_to_end(key)
+        while len(self._outcomes) > _MAX_CACHED or (len(self._outcomes) > 1 and self._cpu_s() > _MAX_CACHED_CPU_S):
+            self._outcomes.popitem(last=False)
+
+    def _cpu_s(self) -> float:
+        return sum(outcome.cpu_s for outcome in self._outcomes.values() if isinstance(outcome, CompiledGrammar))
+
+
+def _attempt(work: Callable[[Grammar], CompiledGrammar | None], grammar: Grammar) -> Outcome | None:
     try:
-        thread = threading.Thread(target=work, name="grammar compiler", daemon=True)
-        thread.start()
-    finally:
-        threading.stack_size(usual)
-    return thread
+        return work(grammar)
+    except Exception as error:
+        return as_gateway_error(error, "The grammar compiler")
+
+
+def _key(grammar: Grammar) -> _Key:
+    return grammar.kind, grammar.source

@@ -16,25 +16,17 @@ before, and the reasons:
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 from urllib.parse import unquote
 
-Schema = dict[str, Any]
-Path = tuple[str | int, ...]
+from gateway.worker.grammar.schema_shape import Path, Schema, SchemaError, check_shape, rewritten, subschemas
 
 #: The value of `x-guidance`: llguidance's compile options in a schema.
 OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
-_DEFINITIONS = ("$defs", "definitions")
-_DEFINITION_PATHS = [(key,) for key in _DEFINITIONS]
-_SCHEMA_MAPS = ("properties", "patternProperties", *_DEFINITIONS)
-_SCHEMA_LISTS = ("anyOf", "allOf", "oneOf", "prefixItems", "items")
-_SCHEMAS = ("items", "additionalProperties", "additionalItems")
 _NUMBERS = ("const", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 
 _LEAP_YEAR = r"(\d\d(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
@@ -65,84 +57,24 @@ _SUPPORTED_FORMATS = frozenset(("duration", "email", "hostname", "ipv4", "ipv6",
 _UNENFORCEABLE = frozenset(["regex"])  # in the standard, but no grammar can enforce it
 
 
-class SchemaError(Exception):
-    """The error in a schema, and its path in the schema."""
-
-    def __init__(self, message: str, path: Path = ()) -> None:
-        super().__init__(f"at '{_pointer(path)}': {message}" if path else message)
-
-
 def prepare(schema: Any) -> Schema:
     """The schema for llguidance, with its options. Raises SchemaError for a keyword that cannot be enforced."""
     if schema is False:
-        raise SchemaError("nothing matches the schema `false`")
+        raise SchemaError("nothing matches the schema `false`", ())
     if schema is True:
         schema = {}
-    if not isinstance(schema, dict):
-        raise SchemaError(f"a JSON schema is an object, not {json.dumps(schema)[:60]}")
     try:
-        schemas = list(_subschemas(schema, ()))
+        check_shape(schema)
+        schemas = list(subschemas(schema))
         combined = any(_is_combined(inner) for _, inner in schemas)
         _check_multiples([(path, inner["multipleOf"]) for path, inner in schemas if "multipleOf" in inner])
         for path, inner in schemas:
             _check_reference(schema, inner, path)
             _check_kept(inner, path)
-        prepared = _rewrite(schema, lambda inner: _prepared(inner, close=not combined))
+        prepared = rewritten(schema, lambda inner: _prepared(inner, close=not combined))
     except RecursionError:
         raise SchemaError("it is nested too deeply") from None
     return prepared | {"x-guidance": OPTIONS}
-
-
-def locate(schema: Schema, message: str, error_of: Callable[[Schema], str], seconds: float = 5.0) -> SchemaError:
-    """The library's error message, with the path of the smallest subschema that gives the same message.
-
-    Args:
-        error_of: the library's message for a schema, or "".
-        seconds: time limit of the search. After that, the error has no path.
-    """
-    deadline = time.monotonic() + seconds
-    definitions = {key: schema[key] for key in _DEFINITIONS if key in schema}
-    for path, inner in sorted(_subschemas(schema, ()), key=lambda found: found[0][:1] not in _DEFINITION_PATHS):
-        if time.monotonic() > deadline:
-            break
-        if path and error_of(definitions | inner | {"x-guidance": OPTIONS}) == message:
-            return SchemaError(message, path)
-    return SchemaError(message)
-
-
-def _subschemas(schema: Any, path: Path) -> Iterator[tuple[Path, Schema]]:
-    """All inner schemas, and last the schema itself. The library refuses a value that is not an object."""
-    if not isinstance(schema, dict):
-        return
-    for key, value in schema.items():
-        for step, inner in _inner(key, value):
-            yield from _subschemas(inner, (*path, key, *step))
-    yield path, schema
-
-
-def _inner(key: str, value: Any) -> Iterator[tuple[Path, Any]]:
-    if key in _SCHEMA_MAPS and isinstance(value, dict):
-        yield from (((name,), inner) for name, inner in value.items())
-    elif key in _SCHEMA_LISTS and isinstance(value, list):
-        yield from (((index,), inner) for index, inner in enumerate(value))
-    elif key in _SCHEMAS:
-        yield (), value
-
-
-def _rewrite(schema: Schema, change: Callable[[Schema], Schema]) -> Schema:
-    """A copy with `change` applied to each schema, inner ones first."""
-
-    def rewrite(key: str, value: Any) -> Any:
-        if key in _SCHEMA_MAPS and isinstance(value, dict):
-            return {name: inside(inner) for name, inner in value.items()}
-        if key in _SCHEMA_LISTS and isinstance(value, list):
-            return [inside(inner) for inner in value]
-        return inside(value) if key in _SCHEMAS else value
-
-    def inside(value: Any) -> Any:
-        return _rewrite(value, change) if isinstance(value, dict) else value
-
-    return change({key: rewrite(key, value) for key, value in schema.items()})
 
 
 def _is_combined(schema: Schema) -> bool:
@@ -156,7 +88,7 @@ def _prepared(schema: Schema, *, close: bool) -> Schema:
     schema.pop("x-guidance", None)
     if schema.get("uniqueItems") is False:
         del schema["uniqueItems"]
-    if isinstance(schema.get("format"), str):
+    if "format" in schema:
         schema = _with_kept_format(schema)
     if close and _lists_its_properties(schema):
         schema["additionalProperties"] = False
@@ -173,7 +105,7 @@ def _implied_type(schema: Schema) -> Schema:
 
 def _lists_its_properties(schema: Schema) -> bool:
     properties, required = schema.get("properties"), schema.get("required", [])
-    if not isinstance(properties, dict) or not isinstance(required, list) or not properties:
+    if not properties:
         return False
     others = ("additionalProperties", "patternProperties", "minProperties")
     return schema.keys().isdisjoint(others) and all(name in properties for name in required)
@@ -184,10 +116,7 @@ def _with_kept_format(schema: Schema) -> Schema:
     if name in _PATTERNS:
         rest = {key: value for key, value in schema.items() if key != "format"}
         kept = {"pattern": f"^{_PATTERNS[name]}$"}
-        others = rest.get("allOf", [])
-        if "pattern" not in rest or not isinstance(others, list):
-            return kept | rest
-        return rest | {"allOf": [*others, kept]}
+        return rest | {"allOf": [*rest.get("allOf", []), kept]} if "pattern" in rest else kept | rest
     if name in _SUPPORTED_FORMATS:
         return schema
     if name in _NARROWER:
@@ -199,24 +128,22 @@ def _check_kept(schema: Schema, path: Path) -> None:
     """Raises SchemaError for a keyword that the library takes, but does not enforce."""
     if schema.get("format") in _UNENFORCEABLE:
         raise SchemaError(f"the format {schema['format']!r} cannot be enforced", path)
-    required = schema.get("required")
-    fixed = len(required) if isinstance(required, list) else 0
-    minimum = schema.get("minProperties")
-    if isinstance(minimum, int) and minimum > fixed + 1:
+    fixed = len(schema.get("required", []))
+    if schema.get("minProperties", 0) > fixed + 1:
         raise SchemaError(
             f"'minProperties' cannot be above the number of required properties plus one ({fixed + 1})", path
         )
     for key in _NUMBERS:
         for number in _numbers(schema.get(key)):
             if not _is_exact(number):
-                raise SchemaError(f"the number {number} has more digits than a double", (*path, key))
+                raise SchemaError(f"the number {str(number)[:100]} has more digits than a double", (*path, key))
 
 
 def _check_multiples(found: list[tuple[Path, Any]]) -> None:
     """Raises SchemaError if a `multipleOf`, or a common multiple of several, exceeds the library's 32 bits."""
     scaled = []
     for path, multiple in found:
-        if isinstance(multiple, bool) or not isinstance(multiple, int | float) or not 0 < abs(multiple) < 2**32:
+        if not 0 < abs(multiple) < 2**32:
             continue  # the library refuses it
         integer, decimals = abs(float(multiple)), 0
         while integer != int(integer):  # the library's own algorithm
@@ -225,9 +152,12 @@ def _check_multiples(found: list[tuple[Path, Any]]) -> None:
             raise SchemaError(f"the number {multiple} has no exact representation", (*path, "multipleOf"))
         scaled.append((int(integer), decimals))
     most_decimals = max((decimals for _, decimals in scaled), default=0)
-    multiples = [integer * 10 ** (most_decimals - decimals) for integer, decimals in scaled]
-    if len(multiples) > 1 and math.lcm(*multiples) * max(multiples) >= 2**32:
-        raise SchemaError("its 'multipleOf' numbers are too large together")
+    multiples = {integer * 10 ** (most_decimals - decimals) for integer, decimals in scaled}
+    common = 1
+    for multiple in multiples if len(scaled) > 1 else ():
+        common = math.lcm(common, multiple)
+        if common * max(multiples) >= 2**32:
+            raise SchemaError("its 'multipleOf' numbers are too large together", ())
 
 
 def _numbers(value: Any) -> Iterator[int | float]:
@@ -246,7 +176,7 @@ def _numbers(value: Any) -> Iterator[int | float]:
 def _is_exact(number: int | float) -> bool:
     """True if the number is a double with at most 15 digits, as the library writes it."""
     try:
-        return float(f"{number:.15g}") == number
+        return math.isfinite(number) and float(f"{number:.15g}") == number
     except OverflowError:
         return False
 
@@ -256,14 +186,14 @@ def _check_reference(root: Schema, schema: Schema, path: Path) -> None:
     target = schema.get("$ref")
     if target is None:
         return
-    if not isinstance(target, str):
-        raise SchemaError("'$ref' must be a string", path)
     if not target.startswith("#"):
         if "$id" in root and not target.startswith(("http:", "https:")):
             return  # relative to the document's own `$id`
-        raise SchemaError(f"the reference {target!r} is outside the schema, and the gateway fetches nothing", path)
+        raise SchemaError(
+            f"the reference {target[:100]!r} is outside the schema, and the gateway fetches nothing", path
+        )
     if target.startswith("#/") and not _exists(root, unquote(target[2:]).split("/")):
-        raise SchemaError(f"there is nothing at {target!r}", (*path, "$ref"))
+        raise SchemaError(f"there is nothing at {target[:100]!r}", (*path, "$ref"))
 
 
 def _exists(node: Any, steps: list[str]) -> bool:
@@ -271,12 +201,8 @@ def _exists(node: Any, steps: list[str]) -> bool:
         step = step.replace("~1", "/").replace("~0", "~")
         if isinstance(node, dict) and step in node:
             node = node[step]
-        elif isinstance(node, list) and step.isdecimal() and int(step) < len(node):
+        elif isinstance(node, list) and step.isdecimal() and len(step) < 10 and int(step) < len(node):
             node = node[int(step)]
         else:
             return False
     return True
-
-
-def _pointer(path: Path) -> str:
-    return "#/" + "/".join(str(step).replace("~", "~0").replace("/", "~1") for step in path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -11,14 +11,14 @@ from typing import Any
 import psutil
 import pytest
 
-from gateway.errors import EngineFailed, InvalidRequest
+from gateway.errors import InvalidRequest, Unavailable
 from gateway.generation import Grammar
 from gateway.sampling import Sampling
 from gateway.worker.frames import Cancel, Ended, Failed, Ready, Shutdown, Submit, Tokens, WorkerSpec
-from gateway.worker.grammar import compile_sandbox
+from gateway.worker.grammar import compile_queue
 from gateway.worker.grammar.compile_queue import Compiled, GrammarQueue
-from gateway.worker.grammar.compile_sandbox import CompileLimitError, CompileSandbox
-from gateway.worker.grammar.constraint import GrammarCompiler, special_tokens
+from gateway.worker.grammar.compiler import GrammarCompiler
+from gateway.worker.grammar.constraint import CompiledGrammar
 from tests.support.structured import lark, regex, schema_grammar
 from tests.support.tiny import VOCABULARY
 from tests.support.workers import PATIENCE_S, SpawnedWorker
@@ -36,74 +36,12 @@ def submit(id: int, grammar: Grammar | None, **options: object) -> Submit:
     return Submit(id=id, grammar=grammar, **fields)  # type: ignore[arg-type]
 
 
-class TestCompileSandbox:
-    @pytest.fixture
-    def sandbox(self, tokenizer_path: Path) -> Iterator[CompileSandbox]:
-        sandbox = CompileSandbox(VOCABULARY, lambda: special_tokens(tokenizer_path))
-        yield sandbox
-        sandbox.close()
-
-    @staticmethod
-    def source(lark: str) -> str:
-        return json.dumps({"grammars": [{"lark_grammar": lark}]})
-
-    @staticmethod
-    def pid(sandbox: CompileSandbox) -> int:
-        assert sandbox._process is not None
-        return sandbox._process.pid
-
-    def test_run_returns_message_of_library(self, sandbox: CompileSandbox) -> None:
-        assert sandbox.run(self.source('start: "a"')) == ""
-        assert "unknown name" in sandbox.run(self.source("start: a"))
-        assert sandbox.run(self.source("start: <|im_start|> <[383]>")) == ""
-        assert "too large" in sandbox.run(self.source("start: <[384]>"))
-
-    def test_runs_share_one_process(self, sandbox: CompileSandbox) -> None:
-        sandbox.run(self.source('start: "a"'))
-        first = self.pid(sandbox)
-        sandbox.run(self.source('start: "b"'))
-        assert self.pid(sandbox) == first
-
-    @pytest.mark.parametrize(
-        "bomb",
-        [CRASH.source, 'start: %json {"multipleOf": 999983, "type": "integer"}'],
-        ids=["stack_overflow", "processor_time"],
-    )
-    def test_bomb_ends_only_the_child(
-        self, sandbox: CompileSandbox, monkeypatch: pytest.MonkeyPatch, bomb: str
-    ) -> None:
-        monkeypatch.setattr(compile_sandbox, "MAX_CPU_S", 1.0)
-        sandbox.run(self.source('start: "a"'))
-        child = psutil.Process(self.pid(sandbox))
-        with pytest.raises(CompileLimitError, match="more than 1 seconds or 768 MiB"):
-            sandbox.run(self.source(bomb))
-        assert not child.is_running()
-        assert sandbox.run(self.source('start: "a"')) == ""
-
-    def test_child_above_memory_limit_is_killed(self, sandbox: CompileSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(compile_sandbox, "MAX_CPU_S", PATIENCE_S)
-        monkeypatch.setattr(compile_sandbox, "MAX_BYTES", 100 * 1024 * 1024)
-        with pytest.raises(CompileLimitError):
-            sandbox.run(self.source("start: /" + "|".join("x" * length + "y" for length in range(4000)) + "/"))
-
-    def test_child_ends_when_pipe_closes_during_compilation(self, tokenizer_path: Path) -> None:
-        sandbox = CompileSandbox(VOCABULARY, lambda: special_tokens(tokenizer_path))
-        sandbox.run(self.source('start: "a"'))
-        child = psutil.Process(self.pid(sandbox))
-        process = sandbox._process
-        assert process is not None and process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps(self.source('start: %json {"multipleOf": 999983}')).encode() + b"\n")
-        process.stdin.close()
-        assert psutil.wait_procs([child], timeout=PATIENCE_S)[1] == []
-        process.stdout.close()
-        process.wait()
+@pytest.fixture
+def inbox() -> SimpleQueue[Compiled]:
+    return SimpleQueue()
 
 
 class TestGrammarQueue:
-    @pytest.fixture
-    def inbox(self) -> SimpleQueue[Compiled]:
-        return SimpleQueue()
-
     @pytest.fixture
     def queue(self, grammars: GrammarCompiler, inbox: SimpleQueue[Compiled]) -> GrammarQueue:
         return GrammarQueue(grammars, inbox.put)
@@ -125,14 +63,6 @@ class TestGrammarQueue:
             queue(other)
         assert caught.value.param == "guided_regex"
 
-    def test_cancelled_request_is_not_wanted_after_compilation(
-        self, queue: GrammarQueue, inbox: SimpleQueue[Compiled]
-    ) -> None:
-        queue.defer(submit(1, regex("cancelled")))
-        queue.cancel(1)
-        assert not queue.finish(inbox.get(timeout=PATIENCE_S))
-        assert not queue.defer(submit(2, regex("cancelled")))
-
     def test_cache_evicts_least_recently_used_grammar(self, queue: GrammarQueue, inbox: SimpleQueue[Compiled]) -> None:
         for index in range(40):
             assert queue.defer(submit(index, regex(f"old{index}")))
@@ -147,11 +77,10 @@ class TestGrammarQueue:
     ) -> None:
         compiler = GrammarCompiler(tokenizer_path, VOCABULARY, (2, 0))
         queue = GrammarQueue(compiler, inbox.put)
-        monkeypatch.setattr(compile_sandbox, "__file__", str(tokenizer_path))
         monkeypatch.setattr("sys.executable", str(tokenizer_path))  # not an executable file
         queue.defer(submit(1, regex("ours")))
         queue.finish(inbox.get(timeout=PATIENCE_S))
-        with pytest.raises(EngineFailed):
+        with pytest.raises(Unavailable, match="The process that reads grammars does not work"):
             queue(regex("ours"))
         monkeypatch.undo()
         assert queue.defer(submit(2, regex("ours")))
@@ -167,6 +96,135 @@ class TestGrammarQueue:
         queue.defer(submit(1, DEEP))
         queue.finish(inbox.get(timeout=PATIENCE_S))
         queue(DEEP)()
+
+
+class HeldCompiler:
+    """Compiles nothing. It records the sources in the order of its work, and waits for permission to end each one.
+
+    A source that begins with "slow" needs the second thread.
+    """
+
+    def __init__(self) -> None:
+        self.began: SimpleQueue[str] = SimpleQueue()
+        self.permits = threading.Semaphore(0)
+        self.slow_permits = threading.Semaphore(0)
+        self.rested = threading.Event()
+
+    def start(self) -> None:
+        pass
+
+    def compile_quickly(self, grammar: Grammar) -> CompiledGrammar | None:
+        self.began.put(grammar.source)
+        self.permits.acquire()
+        return None if grammar.source.startswith("slow") else self._compiled()
+
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
+        self.began.put(f"again {grammar.source}")
+        self.slow_permits.acquire()
+        return self._compiled()
+
+    def rest(self) -> None:
+        self.rested.set()
+
+    @staticmethod
+    def _compiled() -> CompiledGrammar:
+        return CompiledGrammar(None, None, None, None, 0.0)  # type: ignore[arg-type]
+
+    def order(self, count: int) -> list[str]:
+        return [self.began.get(timeout=PATIENCE_S) for _ in range(count)]
+
+
+class TestOrder:
+    @pytest.fixture
+    def held(self) -> Iterator[HeldCompiler]:
+        held = HeldCompiler()
+        yield held
+        held.permits.release(1000)
+        held.slow_permits.release(1000)
+
+    @pytest.fixture
+    def queue(self, held: HeldCompiler, inbox: SimpleQueue[Compiled]) -> GrammarQueue:
+        return GrammarQueue(held, inbox.put)  # type: ignore[arg-type]
+
+    def test_clients_take_turns(self, queue: GrammarQueue, held: HeldCompiler) -> None:
+        for id, source in enumerate(["a1", "a2", "a3", "a4"]):
+            queue.defer(submit(id, regex(source), client="a"))
+        assert held.order(1) == ["a1"]
+        queue.defer(submit(10, regex("b1"), client="b"))
+        queue.defer(submit(11, regex("c1"), client="c"))
+        held.permits.release(5)
+        assert held.order(5) == ["a2", "b1", "c1", "a3", "a4"]
+
+    def test_quick_grammar_passes_slow_ones(
+        self, queue: GrammarQueue, held: HeldCompiler, inbox: SimpleQueue[Compiled]
+    ) -> None:
+        for id in range(3):
+            queue.defer(submit(id, regex(f"slow{id}"), client="a"))
+        queue.defer(submit(10, regex("quick"), client="b"))
+        held.permits.release(4)
+        assert inbox.get(timeout=PATIENCE_S).frame.id == 10  # no slow one has ended
+        held.slow_permits.release(3)
+        assert [inbox.get(timeout=PATIENCE_S).frame.id for _ in range(3)] == [0, 1, 2]
+        assert held.rested.wait(PATIENCE_S)
+
+    def test_slow_grammars_take_turns_by_client(self, queue: GrammarQueue, held: HeldCompiler) -> None:
+        held.permits.release(6)
+        queue.defer(submit(1, regex("slow1"), client="a"))
+        assert set(held.order(2)) == {"slow1", "again slow1"}
+        for id in (2, 3):
+            queue.defer(submit(id, regex(f"slow{id}"), client="a"))
+        queue.defer(submit(4, regex("slow4"), client="b"))
+        queue.defer(submit(5, regex("last"), client="c"))
+        assert set(held.order(4)) == {"slow2", "slow3", "slow4", "last"}
+        held.slow_permits.release(3)
+        assert held.order(3) == ["again slow2", "again slow4", "again slow3"]
+
+    def test_abandoned_grammar_is_not_compiled(
+        self, queue: GrammarQueue, held: HeldCompiler, inbox: SimpleQueue[Compiled]
+    ) -> None:
+        queue.defer(submit(1, regex("first")))
+        assert held.order(1) == ["first"]
+        for id in (2, 3, 4):
+            queue.defer(submit(id, regex(f"left{id}")))
+            queue.cancel(id)
+        queue.defer(submit(5, regex("slow")))
+        held.permits.release(1)
+        assert held.order(1) == ["slow"]
+        queue.cancel(5)
+        queue.defer(submit(6, regex("last")))
+        held.permits.release(2)
+        assert held.order(1) == ["last"]
+        assert queue.finish(inbox.get(timeout=PATIENCE_S)) and queue.finish(inbox.get(timeout=PATIENCE_S))
+        assert held.began.empty()
+
+    def test_cancelled_request_is_not_wanted_and_its_result_is_cached(
+        self, queue: GrammarQueue, held: HeldCompiler, inbox: SimpleQueue[Compiled]
+    ) -> None:
+        queue.defer(submit(1, regex("shared")))
+        held.permits.release(1)
+        compiled = inbox.get(timeout=PATIENCE_S)
+        queue.cancel(1)
+        assert not queue.finish(compiled)
+        assert not queue.defer(submit(2, regex("shared")))
+
+    def test_grammar_is_compiled_once_for_all_that_wait(
+        self, queue: GrammarQueue, held: HeldCompiler, inbox: SimpleQueue[Compiled]
+    ) -> None:
+        for id in range(1, 5):
+            queue.defer(submit(id, regex("shared"), client=str(id)))
+        queue.defer(submit(5, regex("last"), client="5"))
+        held.permits.release(2)
+        assert [inbox.get(timeout=PATIENCE_S).frame.id for _ in range(5)] == [1, 2, 3, 4, 5]
+        assert held.order(2) == ["shared", "last"] and held.began.empty()
+
+    def test_cache_is_bounded_by_compile_time(self, queue: GrammarQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(compile_queue, "_MAX_CACHED_CPU_S", 2.0)
+        for id in range(4):
+            compiled = CompiledGrammar(None, None, None, None, 0.9)  # type: ignore[arg-type]
+            queue.finish(Compiled(submit(id, regex(str(id))), compiled))
+        assert [queue.defer(submit(9 + id, regex(str(id)))) for id in range(4)] == [True, True, False, False]
+        queue.finish(Compiled(submit(20, regex("huge")), CompiledGrammar(None, None, None, None, 4.0)))  # type: ignore[arg-type]
+        assert not queue.defer(submit(21, regex("huge")))
 
 
 @pytest.fixture
@@ -208,7 +266,7 @@ def test_bad_deep_and_cancelled_grammars_affect_only_their_requests(start: Calla
     while sum(isinstance(frame, Ended | Failed) for frame in frames) < 6:
         frames += worker.receive_until(Ended, Failed)
     failed = [(frame.id, frame.kind) for frame in frames if isinstance(frame, Failed)]
-    assert failed == [(1, "InvalidRequest"), (2, "InvalidRequest")]
+    assert sorted(failed) == [(1, "InvalidRequest"), (2, "InvalidRequest")]
     ended = [(frame.id, frame.choice, frame.reason) for frame in frames if isinstance(frame, Ended)]
     assert sorted(ended) == [(4, 0, "length"), (5, 0, "stop"), (5, 1, "stop"), (6, 0, "length")]
     worker.send(Shutdown())

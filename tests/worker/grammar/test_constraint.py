@@ -14,7 +14,8 @@ from gateway.errors import UnsupportedParameter
 from gateway.generation import Grammar
 from gateway.text.tokens import TextTokenizer
 from gateway.worker.decoders.base import Logits
-from gateway.worker.grammar.constraint import GrammarCompiler, GrammarConstraint
+from gateway.worker.grammar.compiler import GrammarCompiler
+from gateway.worker.grammar.constraint import GrammarConstraint
 from tests.support.structured import SCHEMAS, Schema, faults, lark, regex, schema_grammar
 from tests.support.tiny import VOCABULARY
 

@@ -13,7 +13,8 @@ from gateway.generation import Grammar
 from gateway.sampling import Sampling
 from gateway.text.tokens import TextTokenizer
 from gateway.worker.frames import Ended, Tokens
-from gateway.worker.grammar.constraint import GrammarCompiler, GrammarConstraint
+from gateway.worker.grammar.compiler import GrammarCompiler
+from gateway.worker.grammar.constraint import GrammarConstraint
 from tests.support.structured import SCHEMAS, WORD, faults, lark, regex, schema_grammar, some
 from tests.support.token_loop_fixtures import GREEDY, Bench
 

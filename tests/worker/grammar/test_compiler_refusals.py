@@ -8,7 +8,7 @@ import pytest
 
 from gateway.errors import InvalidRequest
 from gateway.generation import Grammar
-from gateway.worker.grammar.constraint import MAX_CHARACTERS, GrammarCompiler
+from gateway.worker.grammar.compiler import MAX_CHARACTERS, GrammarCompiler
 from tests.support.structured import Schema, lark, regex, schema_grammar
 
 
@@ -32,7 +32,7 @@ def refusal(grammars: GrammarCompiler, grammar: Grammar) -> str:
         ({"items": {"pattern": "(?=a)b"}}, "look-around"),
         ({"$ref": "#/$defs/x"}, "there is nothing at '#/$defs/x'"),
         ({"$ref": "#"}, "no token can follow"),
-        ({"required": "a"}, "Expected array for 'required'"),
+        ({"required": "a"}, "at '#/required': 'required' must be a list of strings, not \"a\""),
         ({"minimum": 5, "maximum": 3, "type": "integer"}, "minimum (5) is greater than maximum (3)"),
         ({"anyOf": [{"oneOf": [{"type": "string"}, {"minLength": 3}]}]}, "oneOf"),
         (False, "nothing matches the schema `false`"),
@@ -76,7 +76,7 @@ def test_bad_regex_is_refused_with_reason(grammars: GrammarCompiler, source: str
 @pytest.mark.parametrize(
     ("source", "what"),
     [
-        ("", "Empty grammar"),
+        ("", "no start rule found"),
         ("start: a", 'unknown name: "a"'),
         ('start: "a', "lexer error"),
         ("start: start", "no token can follow"),
