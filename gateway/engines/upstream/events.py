@@ -13,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 from gateway.engines.upstream.chunks import Call, Choice, Chunk, Delta, Entry, Logprobs, read_logprobs
+from gateway.engines.upstream.sse import EventTooLarge
 from gateway.errors import UpstreamFailed
 from gateway.generation import (
     ChoiceFinished,
@@ -60,7 +61,7 @@ class ChunkTranslator:
         self._usage: Any = None
 
     def take(self, chunk: Chunk) -> Iterator[Event]:
-        """The events of one chunk. Raises MalformedAnswer, or one of chunks.MALFORMED."""
+        """The events of one chunk. Raises MalformedAnswer, EventTooLarge, or one of chunks.MALFORMED."""
         self._measure()
         if not self._started:
             self._started = True
@@ -131,7 +132,7 @@ class ChunkTranslator:
     def _spend(self, characters: int) -> None:
         self._left -= characters
         if self._left < 0:
-            raise MalformedAnswer("more text than the request allows")
+            raise EventTooLarge("more text than the request allows")
 
     def _ending(self, choice: Choice, index: int) -> ChoiceFinished:
         reason = _REASONS.get(choice.finish_reason or "", "stop")
