@@ -69,8 +69,6 @@ class ChunkTranslator:
         self._usage = chunk.usage or self._usage
         for choice in chunk.choices or ():
             index = choice.index or 0
-            if index >= self._generation.n:
-                raise MalformedAnswer("a choice that was not requested")
             yield from self._deltas(choice, index)
             if choice.finish_reason and index in self._open:
                 self._open.discard(index)
@@ -97,7 +95,7 @@ class ChunkTranslator:
         logprobs = self._logprobs(choice)
         if content or reasoning or delta.tool_calls:
             if index not in self._open:
-                raise MalformedAnswer("content after the end of a choice")
+                raise MalformedAnswer("content after the end of a choice, or of one that was not requested")
             self._meter.count_token()  # a chunk is about one token; the server's own count replaces it at the end
         if reasoning:
             self._spend(len(reasoning))
