@@ -12,7 +12,10 @@ from litestar.exceptions import InternalServerException
 from litestar.types import ASGIApp, Receive, ReceiveMessage, Scope, Send
 
 from gateway.errors import LONGEST_QUOTE, BodyTimeout, InvalidRequest, Unavailable, cut
+from gateway.server.connections import connection_limit
+from gateway.server.identity import client_of
 from gateway.server.request import ClientDisconnected, HttpRequest
+from gateway.server.shares import Shares
 
 T = TypeVar("T")
 
@@ -25,34 +28,60 @@ _WHERE = re.compile(r"(?:`key` in )?`\$\.?(?P<path>[^`]*)`")
 _MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]+)`$")
 
 
-def limit_bodies(max_bytes: int) -> Callable[[ASGIApp], ASGIApp]:
-    """Middleware: the bodies of all running requests have at most `max_bytes` together.
+class _Holding:
+    """What one request in progress holds: its connection, and the bytes of its body."""
 
-    A body counts until its reply is complete. The request that exceeds the limit fails with Unavailable.
+    def __init__(self, scope: Scope, bodies: Shares, requests: Shares) -> None:
+        self._scope, self._bodies, self._requests = scope, bodies, requests
+        self._client: str | None = None  # known when the guards have run
+        self._bytes = 0
+
+    def begin(self) -> None:
+        """Raises Unavailable if the client has too many requests in progress."""
+        if self._client is not None:
+            return
+        self._client = client_of(self._scope)
+        if not self._requests.take(self._client, 1):
+            raise Unavailable("This client has too many requests in progress. Try again later.", retry_after_s=1.0)
+
+    def add(self, size: int) -> None:
+        """Raises Unavailable if the client holds too much."""
+        assert self._client is not None
+        self._bytes += size
+        if not self._bodies.take(self._client, size):
+            raise Unavailable(
+                "The running requests of this client use too much memory. Try again later.", retry_after_s=1.0
+            )
+
+    def end(self) -> None:
+        if self._client is not None:
+            self._requests.give_back(self._client, 1)
+            self._bodies.give_back(self._client, self._bytes)
+
+
+def limit_bodies(max_bytes: int) -> Callable[[ASGIApp], ASGIApp]:
+    """Middleware: the bodies of all running requests have at most `max_bytes` together, and clients share that.
+
+    They share the connections in the same way: requests in progress, with connections that cannot be closed. A body
+    counts until its reply is complete. The request that exceeds a share fails with Unavailable.
     """
-    held = 0
+    bodies, requests = Shares(lambda: max_bytes), Shares(connection_limit)
 
     def middleware(app: ASGIApp) -> ASGIApp:
         async def count(scope: Scope, receive: Receive, send: Send) -> None:
-            nonlocal held
-            own = 0
+            holding = _Holding(scope, bodies, requests)
 
             async def counted() -> ReceiveMessage:
-                nonlocal held, own
+                holding.begin()
                 message = await receive()
                 if message["type"] == "http.request":
-                    own += len(message["body"])
-                    held += len(message["body"])
-                    if held > max_bytes:
-                        raise Unavailable(
-                            "The running requests use too much memory. Try again later.", retry_after_s=1.0
-                        )
+                    holding.add(len(message["body"]))
                 return message
 
             try:
                 await app(scope, counted, send)
             finally:
-                held -= own
+                holding.end()
 
         return count
 

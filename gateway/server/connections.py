@@ -5,12 +5,15 @@
    one that is pending for the same reason too long. A body that a handler reads has its own limit (body.py).
 2. Pipelined requests. uvicorn stops reading while a request waits behind the running one, and then misses a disconnect.
    This class reads on, up to MAX_PIPELINED bytes. A connection with the start of a next head does not count as idle.
-3. Connections over the limit get 503 from a guard and are closed, up to SPARE_CONNECTIONS of them.
+3. At the limit of connections, a new one closes an idle one. If none is idle, connections over the limit get 503 from
+   a guard and are closed, up to SPARE_CONNECTIONS of them. Clients share the connections that are not idle (body.py),
+   so one client can use up neither kind.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import secrets
 import socket
@@ -30,6 +33,7 @@ MAX_PIPELINED = 64 * 1024
 BACKLOG = 256  # connections that wait to be accepted; asyncio accepts up to this many at once
 RESERVED_FILES = 512  # open files for the rest of the gateway and for the spare connections
 SPARE_CONNECTIONS = 64  # over the limit; they get the reply 503
+MAX_LOOKED_AT = 64  # idle connections of which the longest idle one is closed
 #: Seconds that a client may be pending, by reason.
 PENDING_LIMIT_S = {"head": 30.0, "rest": 5.0, "reading": 60.0}
 #: TCP keepalive: the first probe after 30 s of silence, 3 probes. A computer that lost its power never closes a
@@ -80,11 +84,20 @@ class LimitedProtocol(H11Protocol):
         self._pending: tuple[str, object] | None = None  # the reason, and its progress
         self._since = 0.0
         self._is_excess = False
+        self._idle_since = self.loop.time()
+
+    @property
+    def is_idle(self) -> bool:
+        """True if no request is in progress. The start of a head may have arrived."""
+        is_between = self.cycle is None or self.cycle.response_complete
+        return is_between and self.conn.their_state is h11.IDLE and not self.transport.is_closing()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         _enable_keepalive(transport.get_extra_info("socket"))
         excess = len(self.connections) - connection_limit()
+        if excess > 0 and self._close_an_idle_one():
+            return
         if excess > SPARE_CONNECTIONS:
             transport.abort()
         elif excess > 0:
@@ -99,7 +112,17 @@ class LimitedProtocol(H11Protocol):
             else:
                 self._abort("it sent too many pipelined requests")
 
+    def _close_an_idle_one(self) -> bool:
+        """Close the longest idle connection of the first ones that are found. False if none is idle."""
+        others = (each for each in self.connections if each is not self and isinstance(each, LimitedProtocol))
+        found = list(itertools.islice((each for each in others if each.is_idle), MAX_LOOKED_AT))
+        if not found:
+            return False
+        min(found, key=lambda each: each._idle_since).transport.close()
+        return True
+
     def on_response_complete(self) -> None:
+        self._idle_since = self.loop.time()
         super().on_response_complete()
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:  # the start of the next head
             self._unset_keepalive_if_required()

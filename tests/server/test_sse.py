@@ -107,6 +107,7 @@ class Raising:
 
     status = EngineStatus(state="ready")
     text_tools = None
+    takes_turns = False
 
     async def start(self) -> None: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from contextlib import ExitStack, closing, suppress
 
 import pytest
@@ -81,18 +82,31 @@ def test_large_or_deep_json_is_refused_and_others_are_answered(server: Running, 
         assert other.get("/healthz").status_code == 200
 
 
+def wait_for_requests(server: Running, count: int) -> None:
+    wait_until(lambda: sum(busy(server).get("single", (0, 0))) == count, f"{count} requests are not in progress")
+
+
 def test_bodies_in_progress_take_bounded_memory() -> None:
-    """Eight of the largest bodies fit. The ninth is refused, until the eight requests have ended."""
+    """One client may hold half of eight of the largest bodies, the next one half of the rest."""
     largest = 200_000
-    long = {"model": "m", "messages": [{"role": "user", "content": "x"}], "user": "x" * (largest - 500)}
-    with serving(config_of(MODELS, ServerConfig(max_body_bytes=largest))) as server, server.http() as http:
-        with ExitStack() as stack:
-            for _ in range(8):
-                connection = stack.enter_context(closing(server.connect()))
-                connection.sendall(chat("single", max_tokens=100_000, user="x" * (largest - 500)))
-            wait_until(lambda: sum(busy(server).get("single", (0, 0))) == 8, "not all requests are in progress")
-            refused = http.post(PATH, json=long)
-            assert refused.status_code == 503 and "too much memory" in refused.json()["error"]["message"]
-            assert http.post(PATH, json={**long, "user": "x"}).status_code == 200
+    fields = {"max_tokens": 100_000, "user": "x" * (largest - 500)}
+    with serving(config_of(MODELS, ServerConfig(max_body_bytes=largest))) as server, ExitStack() as stack:
+
+        def send(agent: str, **fields: object) -> socket.socket:
+            connection = stack.enter_context(closing(server.connect()))
+            line = f"Host: localhost\r\nUser-Agent: {agent}".encode()
+            with suppress(ConnectionError):  # it is refused before its end
+                connection.sendall(chat("single", **fields).replace(b"Host: localhost", line, 1))
+            return connection
+
+        for agent, sent, total in (("one", 4, 4), ("two", 2, 6), ("three", 1, 7)):
+            for _ in range(sent):
+                send(agent, **fields)
+            wait_for_requests(server, total)
+            refused = read_answer(send(agent, **fields))
+            assert refused.startswith(b"HTTP/1.1 503") and b"too much memory" in refused
+        with server.http() as http:
+            assert http.post(PATH, json={"model": "m", "messages": [{"role": "user", "content": "x"}]}).is_success
+        stack.close()
         wait_until(lambda: not server.server.server_state.tasks, "a request still runs")
-        assert http.post(PATH, json=long).status_code == 200
+        assert read_answer(send("one", model="m", user="x" * (largest - 500))).startswith(b"HTTP/1.1 200")

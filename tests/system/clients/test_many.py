@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ from gateway.server import connections as protocol
 from tests.support.processes import SCRIPTED, free_port
 from tests.support.processes import serving as gateway_process
 from tests.support.server import PATIENCE_S, Running, config_of, scripted, serving, wait_until
+from tests.system.clients.conftest import MODELS
 from tests.system.clients.raw import (
+    PATH,
     busy,
     chat,
     connections,
+    head,
     open_connections,
     still_serves,
     whole_answer,
@@ -58,25 +61,79 @@ async def test_ten_thousand_idle_connections_do_not_block_a_request(tmp_path: Pa
             print(f"{len(writers)} idle connections: {each / 1024:.1f} KiB each; a chat answered in {took_s:.3f} s")
 
 
-async def test_connection_above_the_limit_gets_503_and_others_continue(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit, spare, more = 64, 8, 30
-    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", limit)
-    monkeypatch.setattr(protocol, "SPARE_CONNECTIONS", spare)
-    with serving(config_of({"m": scripted("Hello.")})) as server:
-        await asyncio.to_thread(wait_until, lambda: connections(server) == 0, "a connection of the start is left")
-        idle = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(limit)]
-        await asyncio.to_thread(wait_until, lambda: connections(server) == limit, "not all are open")
-        refused = await asyncio.to_thread(server.exchange, chat("m"))
-        assert refused.startswith(b"HTTP/1.1 503") and b"retry-after: 5" in refused.lower()
-        assert json.loads(refused.partition(b"\r\n\r\n")[2])["error"]["code"] == "service_unavailable"
-        reader, writer = idle[0]
-        writer.write(chat("m"))
-        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-        beyond = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(more)]
-        await _wait_until_cut([reader for reader, _ in beyond], more - spare)
-        for _, writer in (*idle, *beyond):
-            writer.transport.abort()
-        await asyncio.to_thread(still_serves, server)
+@pytest.fixture
+def few_connections(monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    """A server that accepts 64 connections, and 8 above that to refuse them."""
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 64)
+    monkeypatch.setattr(protocol, "SPARE_CONNECTIONS", 8)
+    with serving(config_of({"m": scripted("Hello."), "endless": MODELS["endless"]})) as server:
+        wait_until(lambda: connections(server) == 0, "a connection of the start is left")
+        yield server
+
+
+def from_client(request: bytes, agent: object) -> bytes:
+    return request.replace(b"Host: localhost", f"Host: localhost\r\nUser-Agent: {agent}".encode(), 1)
+
+
+UNFINISHED = head(PATH, "Content-Length: 10") + b"{"  # a request in progress: its body does not end
+
+
+async def test_connection_above_the_limit_gets_503_and_others_continue(few_connections: Running) -> None:
+    """64 clients with a request each. Connections above that are refused, and most of 30 more are closed at once."""
+    server = few_connections
+    opened = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(63)]
+    for agent, (_, writer) in enumerate(opened[1:]):
+        writer.write(from_client(UNFINISHED, agent))
+    stream = from_client(chat("endless", stream=True, max_tokens=100_000), "stream")
+    opened[0][1].write(stream)
+    assert (await opened[0][0].readline()).startswith(b"HTTP/1.1 200")
+    await asyncio.to_thread(wait_until, lambda: idle(server) == 0, "not all have begun")
+    opened.append(await asyncio.open_connection("127.0.0.1", server.port))
+    opened[-1][1].write(from_client(UNFINISHED, "last"))
+    assert (await opened[-1][0].readline()).startswith(b"HTTP/1.1 503")  # nothing is left for the last one
+    beyond = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(30)]
+    await _wait_until_cut([reader for reader, _ in beyond], 30 - 8 - 1)
+    assert b"data: " in await opened[0][0].readuntil(b"data: ")
+    for _, writer in (*opened, *beyond):
+        writer.transport.abort()
+    await asyncio.to_thread(still_serves, server)
+
+
+async def test_idle_connections_are_closed_for_new_ones(few_connections: Running) -> None:
+    """One client holds every connection, some with the start of a head. The longest idle one is closed first."""
+    server = few_connections
+    idle_ones = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(64)]
+    for _, writer in idle_ones[::2]:
+        writer.write(b"POST /v1/chat")
+    await asyncio.to_thread(wait_until, lambda: connections(server) == 64, "not all are open")
+    for _ in range(100):
+        assert (await whole_answer(server.port, chat("m"))).startswith(b"HTTP/1.1 200")
+    assert await idle_ones[0][0].read() == b"" and connections(server) <= 64
+    _, writer = idle_ones[-1]
+    writer.write(b"/completions" if writer is idle_ones[-2][1] else chat("m"))
+    assert (await idle_ones[-1][0].readline()).startswith(b"HTTP/1.1 200")  # the newest one is still open
+    for _, writer in idle_ones:
+        writer.transport.abort()
+
+
+async def test_one_client_cannot_hold_every_connection_with_requests(few_connections: Running) -> None:
+    server = few_connections
+    opened = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(60)]
+    for _, writer in opened:
+        writer.write(from_client(UNFINISHED, "one"))
+    refused = [asyncio.create_task(reader.readline()) for reader, _ in opened]
+    done = [await each for each in itertools.islice(asyncio.as_completed(refused), 28)]
+    assert all(line.startswith(b"HTTP/1.1 503") for line in done)
+    assert sum(not each.done() for each in refused) == 32  # half of the limit
+    for _ in range(20):
+        assert (await whole_answer(server.port, from_client(chat("m"), "other"))).startswith(b"HTTP/1.1 200")
+    for each, (_, writer) in zip(refused, opened, strict=True):
+        each.cancel()
+        writer.transport.abort()
+
+
+def idle(server: Running) -> int:
+    return sum(each.is_idle for each in list(server.server.server_state.connections))  # type: ignore[union-attr]
 
 
 async def _wait_until_cut(readers: list[asyncio.StreamReader], count: int) -> None:
