@@ -15,7 +15,7 @@ from msgspec import Struct
 from gateway.errors import BundleError
 
 #: Increase this number when the builder's output for the same source changes. An older bundle is then built again.
-BUNDLE_FORMAT = 7
+BUNDLE_FORMAT = 8
 STAMP_FILE = "bundle.json"
 
 Activations = Literal["float", "int8"]

@@ -188,8 +188,8 @@ class GeneratingSequence:
     def advance(self, rows: Logits, draft: Sequence[int] = ()) -> Progress:
         """Choose a token from each row, as long as the chosen tokens agree with the draft.
 
-        Each token is chosen from its own logits with its own random number, as without a draft. So a draft changes
-        neither the answer nor its distribution.
+        Each token is chosen from its own logits with its own random number, as without a draft. So a draft does not
+        change the distribution of the answer, and it changes no answer if the decoder is batch-invariant.
 
         Args:
             rows: float32 (1 + len(draft), vocab); row i follows the first i tokens of the draft.

@@ -4,6 +4,7 @@ Inputs:  input_ids int64 (batch, sequence) · attention_mask int64 (batch, total
          past_key_values.%d.key/value float32 (batch, kv_heads, capacity, head_dim): if present.%d.key/value are
          bound to the same buffers, new rows are written in place; else the inputs hold exactly the past rows
          logits_to_keep int64 (1,), optional: number of last positions to return; 0, the default, returns all
+         row_multiple int64 (1,), optional: see 5; the default is 1
 Outputs: logits float32 (batch, kept, vocab) · present.%d.key/value
 Metadata: activations, "int8" or "float": see 5
 
@@ -13,12 +14,17 @@ Metadata: activations, "int8" or "float": see 5
 2. The embedding and a tied head read the same 8-bit tensor.
 3. The last layer computes only the positions whose logits are kept, right after its attention.
 4. Outside attention, a value is a matrix with one row for each token, so that one node multiplies and adds.
-5. With int8 activations, and on x86 with AVX-512, the graph is batch-invariant: a token's numbers are bit-identical for
-   any batch size and chunking. Every kernel here computes each row independently, except attention, which has a
-   separate code path for a single row. So a single row gets a padding row. Its keys and values are written behind the
-   sequence, and the next token overwrites them. If the cache has no free row, there is no padding row, and the last
-   bits differ. On other processors, and with float activations, the 4-bit kernel has several code paths too. The
-   decoder finds that out and adds padding rows where they help (see worker/decoders/padding.py).
+5. With int8 activations the graph is batch-invariant: a token's numbers are bit-identical for any batch size and
+   chunking. Most kernels compute each row independently. Some have other code paths for some rows, so that padding rows
+   are necessary. Their results are not used. Their keys and values are written behind the sequence, and the next token
+   overwrites them.
+   - Attention computes queries in blocks of at most 2 * head_dim, and a row alone in its block in a different way. It
+     gets a padding row.
+   - On ARM, attention computes the last keys in a different way, beyond the last whole four. The 4-bit kernel does so
+     with rows. With a `row_multiple` of 4, padding rows end each sequence and each matrix at a multiple of four.
+   - On x86 without AVX-512, the 4-bit kernel computes a row alone in a different way. A `row_multiple` of 2 is enough.
+   The host chooses the multiple (see worker/decoders/invariance.py). If a cache has no free rows for them, attention
+   has no padding rows, and the last bits differ. With float activations the last bits differ too.
 """
 
 from __future__ import annotations
@@ -28,10 +34,11 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto
 
 from gateway.builder.graphs import quantise
 from gateway.builder.graphs.linear import FLOAT_ACTIVATIONS, INT8_ACTIVATIONS, LinearWriter, Packed
+from gateway.builder.graphs.rows import MAX_PADDING_ROWS, RowPlanner
 from gateway.builder.graphs.writer import MICROSOFT, GraphWriter
 from gateway.builder.sources.source import EMBEDDING, FINAL_NORM, HEAD, Blocks, ModelSource, TransformerConfig, layer
 from gateway.bundles.stamp import Activations
@@ -67,8 +74,7 @@ class _CpuGraph:
         """Write the nodes from the inputs to the outputs."""
         layers = self._config.layers
         table = self._linear.pack(EMBEDDING, self._eight_bit(EMBEDDING))
-        ids = self._graph.node("Reshape", ["input_ids", self._graph.constant("flat", np.array([-1]))], "ids")
-        residual = self._linear.lookup(table, ids, "embedding")
+        residual = self._linear.lookup(table, "ids", "embedding")
         delta = ""
         for index in range(layers):
             residual, delta = self._layer(index, residual, delta)
@@ -89,58 +95,23 @@ class _CpuGraph:
             cache: list[int | str] = ["batch", config.kv_heads, "capacity", config.head_dim]
             graph.input(f"past_key_values.{index}.{kind}", TensorProto.FLOAT, cache)
             graph.output(f"present.{index}.{kind}", TensorProto.FLOAT, cache)
-        self._declare_rows()
-        graph.node("Neg", ["logits_to_keep"], "kept_from")
-        positions = np.arange(config.context_length + 1)  # one more for the padding row
+        graph.input("row_multiple", TensorProto.INT64, [1])
+        graph.constant("row_multiple", np.array([1]))
+        RowPlanner(graph, 2 * config.head_dim).write()
+        positions = np.arange(config.context_length + MAX_PADDING_ROWS)
         angles = positions[:, None] * config.inverse_frequencies()
-        graph.constant("rope.cos", np.cos(angles).astype(np.float32))  # (context + 1, head_dim / 2)
+        graph.constant("rope.cos", np.cos(angles).astype(np.float32))  # (positions, head_dim / 2)
         graph.constant("rope.sin", np.sin(angles).astype(np.float32))
-
-    def _declare_rows(self) -> None:
-        """Row counts for attention. A single row gets a padding row if the cache has a free row."""
-        graph, one = self._graph, self._graph.constant("one", np.array([1]))
-        batch = graph.node("Shape", ["input_ids"], "batch_size", end=1)
-        tokens = graph.node("Shape", ["input_ids"], "sequence_length", start=1)
-        capacity = graph.node("Shape", ["past_key_values.0.key"], "capacity_rows", start=2, end=3)
-        rest = graph.constant("rest", np.array([-1]))
-        graph.node("Concat", [batch, tokens, rest], "by_sequence", axis=0)
-
-        ones = graph.node("ReduceSum", ["attention_mask", one], "ones", keepdims=0)
-        longest = graph.node("ReduceMax", [ones, graph.constant("zero", np.array([0]))], "longest")
-        alone = graph.node("Equal", [tokens, one], "is_alone")
-        padding_row = graph.node(
-            "And", [alone, graph.node("Less", [longest, capacity], "has_free_row")], "has_padding_row"
-        )
-        padding_row = graph.node("Cast", [padding_row], "padding_row", to=TensorProto.INT64)
-        self._declare_order(padding_row)
-
-        rows, lengths = (graph.node("Add", [value, padding_row], f"{value}.rows") for value in (tokens, ones))
-        width = graph.node("Shape", ["attention_mask"], "width", start=1)
-        total = graph.node("Max", [width, graph.node("Add", [longest, padding_row], "needed")], "total")
-        graph.node("Cast", [graph.node("Sub", [lengths, one], "last")], "seqlens_k", to=TensorProto.INT32)
-        graph.node("Cast", [graph.node("Min", [rows, lengths], "valid")], "query_seqlens", to=TensorProto.INT32)
-        graph.node("Cast", [total], "total_sequence_length", to=TensorProto.INT32)
-
-    def _declare_order(self, padding_row: str) -> None:
-        """The order of rows: `padded` (batch, rows) maps attention's rows to the tokens' rows, `tokens_in_padded`
-        (batch * sequence, 2) maps back. The padding row is a copy of the single row."""
-        graph = self._graph
-        sizes, count = graph.node("Shape", ["input_ids"], "sizes"), graph.node("Size", ["input_ids"], "count")
-        first, step = graph.constant("first", np.array(0)), graph.constant("step", np.array(1))
-        rows = graph.node("Reshape", [graph.node("Range", [first, count, step], "numbers"), sizes], "row_numbers")
-        none = graph.constant("no_padding_row", np.zeros(3, np.int64))
-        one_more = graph.node("Concat", [none, padding_row], "one_more", axis=0)
-        graph.node("Pad", [rows, one_more], "padded", mode="edge")
-        each = graph.node("ConstantOfShape", [sizes], "each", value=numpy_helper.from_array(np.array([1])))
-        graph.node("Transpose", [graph.node("NonZero", [each], "indices")], "tokens_in_padded")
 
     def _layer(self, index: int, residual: str, delta: str) -> tuple[str, str]:
         """Write one layer. Returns the new residual stream and the value that must still be added to it."""
-        name = f"layers.{index}"
+        graph, name = self._graph, f"layers.{index}"
         residual, x = self._norm(f"{name}.attention", layer(index, "input_layernorm.weight"), residual, delta)
         attended = self._attention(index, self._product(index, x, "self_attn", "q_proj", "k_proj", "v_proj"))
         if index == self._config.layers - 1:
-            residual, attended = self._kept(residual, self._config.hidden), self._kept(attended, self._attention_width)
+            residual, attended = (
+                graph.node("Gather", [x, "kept_rows"], f"{x}.kept", axis=0) for x in (residual, attended)
+            )
         delta = self._product(index, attended, "self_attn", "o_proj")
         residual, x = self._norm(f"{name}.mlp", layer(index, "post_attention_layernorm.weight"), residual, delta)
         return residual, self._mlp(index, x)
@@ -176,32 +147,12 @@ class _CpuGraph:
         )
         return graph.node("GatherND", [f"{name}.padded", "tokens_in_padded"], name)
 
-    @property
-    def _attention_width(self) -> int:
-        return self._config.heads * self._config.head_dim
-
     def _mlp(self, index: int, x: str) -> str:
         graph, name = self._graph, f"layers.{index}.mlp"
         both = self._product(index, x, "mlp", "gate_proj", "up_proj")
         gate, up = graph.nodes("Split", [both], [f"{name}.gate", f"{name}.up"], axis=-1, num_outputs=2)
         activated = graph.node("QuickGelu", [gate], f"{name}.silu", domain=MICROSOFT, alpha=1.0)  # alpha 1 is SiLU
         return self._product(index, graph.node("Mul", [activated, up], f"{name}.gated"), "mlp", "down_proj")
-
-    def _kept(self, value: str, columns: int) -> str:
-        """The rows of the last `logits_to_keep` positions. A slice from -0 is all rows."""
-        graph = self._graph
-        end = graph.constant("to_end", np.array([np.iinfo(np.int64).max]))
-        kept = graph.node("Slice", [self._by_sequence(value), "kept_from", end, "one"], f"{value}.kept")
-        return self._flat(kept, columns)
-
-    def _by_sequence(self, value: str) -> str:
-        """(batch * sequence, columns) -> (batch, sequence, columns)"""
-        return self._graph.node("Reshape", [value, "by_sequence"], f"{value}.by_sequence")
-
-    def _flat(self, value: str, columns: int) -> str:
-        """(batch, sequence, columns) -> (batch * sequence, columns)"""
-        shape = self._graph.constant(f"rows_of_{columns}", np.array([-1, columns]))
-        return self._graph.node("Reshape", [value, shape], f"{value}.rows")
 
     def _product(self, index: int, x: str, block: str, *projections: str) -> str:
         names = [layer(index, f"{block}.{projection}") for projection in projections]
@@ -218,15 +169,31 @@ class _CpuGraph:
         return own or quantise.eight_bit(self._source.tensor(name))
 
     def _logits(self, table: Packed, rows: str) -> None:
+        """Padding rows are removed before the head, or after a 4-bit head, whose kernel needs them."""
         graph, config = self._graph, self._config
-        rest, hidden = graph.constant("rest", np.array([-1])), graph.constant("hidden", np.array([config.hidden]))
-        shape = graph.node("Concat", ["batch_size", rest, hidden], "by_kept_position", axis=0)
-        x = graph.node("Reshape", [rows, shape], f"{rows}.by_position")
         if config.tied_embeddings:
-            self._head.packed_product(table, x, "logits")
+            self._head.packed_product(table, self._by_position(rows, config.hidden), "logits")
             return
         blocks = self._source.blocks(HEAD) or quantise.eight_bit(self._source.tensor(HEAD))
-        graph.node("Identity", [self._head.product(HEAD, x, [blocks])], "logits")
+        if blocks.bits == 8:
+            logits = self._head.product(HEAD, self._by_position(rows, config.hidden), [blocks])
+        else:
+            x = graph.node("Reshape", [rows, self._shape(1, -1, config.hidden)], f"{rows}.in_one")
+            y = graph.node(
+                "Reshape", [self._head.product(HEAD, x, [blocks]), self._shape(-1, config.vocab)], "all_logits"
+            )
+            logits = self._by_position(y, config.vocab)
+        graph.node("Identity", [logits], "logits")
+
+    def _by_position(self, rows: str, columns: int) -> str:
+        """(kept rows, columns) -> (batch, kept, columns), without the padding rows."""
+        graph = self._graph
+        kept = graph.node("Slice", [rows, self._shape(0), "kept_count", self._shape(0)], f"{rows}.kept")
+        shape = graph.node("Concat", ["batch_size", self._shape(-1, columns)], f"{rows}.shape", axis=0)
+        return graph.node("Reshape", [kept, shape], f"{rows}.by_position")
+
+    def _shape(self, *sizes: int) -> str:
+        return self._graph.constant("_".join(["shape_of", *map(str, sizes)]), np.array(sizes))
 
 
 def _check_sizes(config: TransformerConfig) -> None:

@@ -9,8 +9,8 @@
    graph writes scratch rows behind their valid rows.
 4. When it opens, the decoder finds out whether it is batch-invariant (see invariance.py): whether batching, chunking
    and drafts cannot change an answer. Our own graphs with int8 activations are, with the padding rows that the
-   processor needs (see padding.py). Otherwise `spec.is_batch_invariant` is False, and other calls change the last bits:
-   with float activations logits in -20..30 by at most 1e-3; with int8 activations, whose grid amplifies them, by 1.6.
+   processor needs (see builder/graphs/cpu.py). Otherwise `spec.is_batch_invariant` is False, and other calls change the
+   last bits: with float activations logits in -20..30 by at most 1e-3, with int8 activations by up to 1.6.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from gateway.worker.decoders.base import DecoderSpec, KVCache, Logits
 from gateway.worker.decoders.cpu_cache import SlotBuffers, SlotCache
 from gateway.worker.decoders.invariance import is_batch_invariant
 from gateway.worker.decoders.onnx import SessionOptions, numpy_dtype, open_session, running_failed
-from gateway.worker.decoders.padding import MAX_EXTRA_ROWS, ROWS, Padding, Span, round_up, span
 
 PROMPT_WIDTH = 64  # wider chunks (measured up to 512) cost the same per token and delay other streams longer
 DEFAULT_OPTIONS = SessionOptions()
 ACTIVATIONS = "activations"  # metadata key of our own graphs
 LOGITS_TO_KEEP = "logits_to_keep"  # input of our own graphs: compute logits for the last n positions only
+ROW_MULTIPLE = "row_multiple"  # input of our own graphs: compute a multiple of n rows
 _MAX_FREE_BETWEEN = 2  # this many free slots in a call cost less than a second call
 
 Ids = NDArray[np.int64]
@@ -57,13 +57,12 @@ class CpuDecoder:
         limit = bundle.config.context_length
         context_length = min(context_length or limit, limit)
         session = open_session(bundle.folder / bundle.config.decoder.filename, options)
-        self._graph = _Graph(session, bundle.config.decoder, limit)
+        self._graph = _Graph(session, bundle.config.decoder)
         self._buffers = self._graph.buffers(slots, context_length)
-        self._logits = np.empty((max(slots * ROWS, PROMPT_WIDTH + MAX_EXTRA_ROWS), self._graph.vocab_size), np.float32)
+        self._logits = np.empty((max(slots, PROMPT_WIDTH), self._graph.vocab_size), np.float32)
         self._caches = [SlotCache(self._buffers, index) for index in range(slots)]
         self._new_caches = iter(self._caches)
         self._runs: dict[tuple[int, int], _SlotRun] = {}
-        self.padding = Padding.NONE
         self._spec = DecoderSpec(
             vocab_size=self._graph.vocab_size,
             context_length=context_length,
@@ -71,7 +70,7 @@ class CpuDecoder:
             device="cpu",
             placement=placement(session),
         )
-        self._find_padding(self._graph.paddings(self._buffers))
+        self._find_row_multiple()
 
     @property
     def spec(self) -> DecoderSpec:
@@ -82,26 +81,24 @@ class CpuDecoder:
         return next(self._new_caches)
 
     def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
-        logits: Logits = self._extend(_slot(cache), ids, wanted=1)[-1]
+        logits: Logits = self._extend(_slot(cache), ids, keep=1)[-1]
         return logits
 
     def verify(self, cache: KVCache, ids: Sequence[int]) -> Logits:
-        return self._extend(_slot(cache), ids, wanted=len(ids))
+        return self._extend(_slot(cache), ids, keep=len(ids))
 
     def step(self, caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
         if len(caches) == 1:
-            return self._extend(_slot(caches[0]), ids, wanted=1)
+            return self._extend(_slot(caches[0]), ids, keep=1)
         slots = [_slot(cache) for cache in caches]
-        for slot, token in zip(slots, ids, strict=True):
-            slot.ids[slot.length] = token
+        next_ids = {slot.index: token for slot, token in zip(slots, ids, strict=True)}
         rows: dict[int, int] = {}  # of the logits, by slot
-        row = 0
-        for first, count in self._adjacent(sorted(slot.index for slot in slots)):
-            spans = [self._span(slot.length, 1, 1, is_alone=count == 1) for slot in self._caches[first : first + count]]
-            self._run(first, spans, row)
-            for index, each in enumerate(spans, first):
-                rows[index] = row + self._caches[index].length - (each.end - each.kept)
-                row += each.kept
+        for first, count in self._adjacent(sorted(next_ids)):
+            members = range(first, first + count)
+            tokens = np.array([[next_ids.get(index, 0)] for index in members], np.int64)
+            lengths = [self._caches[index].length + 1 for index in members]
+            self._run(first, tokens, lengths, keep=1, row=len(rows))
+            rows |= {index: len(rows) + offset for offset, index in enumerate(members)}
         for slot in slots:
             slot.length += 1
         order = [rows[slot.index] for slot in slots]
@@ -114,27 +111,29 @@ class CpuDecoder:
         self._caches.clear()
         del self._graph, self._buffers
 
-    def _find_padding(self, paddings: Sequence[Padding]) -> None:
-        """Use the first padding with which the decoder is batch-invariant. If there is none, use no padding."""
-        for self.padding in paddings:
+    def _find_row_multiple(self) -> None:
+        """Use the first multiple with which the decoder is batch-invariant. If there is none, use no padding rows."""
+        for multiple in self._graph.row_multiples:
+            self.row_multiple = multiple
             if is_batch_invariant(self, self._caches[:2], self._graph.attention_block):
                 self._spec = replace(self._spec, is_batch_invariant=True)
                 return
-        self.padding = Padding.NONE
+        self.row_multiple = 1
 
-    def _span(self, length: int, new: int, wanted: int, *, is_alone: bool) -> Span:
-        block = self._graph.attention_block
-        return span(self.padding, length, new, wanted, block=block, is_alone=is_alone)
+    @property
+    def row_multiple(self) -> int:
+        """The graph computes a number of rows that is a multiple of this."""
+        return int(self._graph.row_multiple[0])
 
-    def _extend(self, slot: SlotCache, ids: Sequence[int], wanted: int) -> Logits:
-        """Append ids. Returns the logits of the last `wanted` ids."""
-        end = slot.length + len(ids)
-        slot.ids[slot.length : end] = ids
-        rows = self._span(slot.length, len(ids), wanted, is_alone=True)
-        kept = self._run(slot.index, [rows], 0)
-        slot.length = end
-        last = kept - (rows.end - end)
-        return self._logits[last - wanted : last]
+    @row_multiple.setter
+    def row_multiple(self, multiple: int) -> None:
+        self._graph.row_multiple[0] = multiple
+
+    def _extend(self, slot: SlotCache, ids: Sequence[int], keep: int) -> Logits:
+        """Append ids. The logits of the last `keep` ids, or of all ids if the graph cannot limit them."""
+        self._run(slot.index, np.array([ids], np.int64), [slot.length + len(ids)], keep)
+        slot.length += len(ids)
+        return self._logits[: keep if self._graph.has_logits_to_keep else len(ids)]
 
     def _adjacent(self, indices: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Runs (first, count) of adjacent slots that include the slots `indices`, which ascend.
@@ -150,24 +149,22 @@ class CpuDecoder:
             last = index
         yield first, last - first + 1
 
-    def _run(self, first: int, spans: Sequence[Span], row: int) -> int:
+    def _run(self, first: int, ids: Ids, lengths: Sequence[int], keep: int, row: int = 0) -> None:
         """One device call over adjacent slots.
 
         Args:
             first: index of the first slot.
-            spans: the rows of each slot, as many in each. Their tokens are in the slots' `ids`.
+            ids: int64 (slots, new), the new tokens of each slot.
+            lengths: rows of each slot after the call.
+            keep: positions with logits in each slot.
             row: the first row of the logits buffer to write.
-
-        Returns: the number of rows with logits in each slot.
         """
-        key = first, len(spans)
+        assert max(lengths) <= self._buffers.context
+        key = first, len(ids)
         if key not in self._runs:
             self._runs[key] = _SlotRun(self._graph, self._buffers, *key)
-        slots = self._caches[first : first + len(spans)]
-        ids = np.stack([slot.ids[rows.start : rows.end] for slot, rows in zip(slots, spans, strict=True)])
-        kept = spans[0].kept if self._graph.is_own else spans[0].rows
-        self._runs[key](ids, [rows.end for rows in spans], self._logits, row, kept)
-        return kept
+        kept = keep if self._graph.has_logits_to_keep else ids.shape[1]
+        self._runs[key](ids, lengths, self._logits, row, kept)
 
 
 def _slot(cache: KVCache) -> SlotCache:
@@ -178,7 +175,7 @@ def _slot(cache: KVCache) -> SlotCache:
 class _Graph:
     """A session, and the names of its inputs and outputs from the bundle's configuration."""
 
-    def __init__(self, session: ort.InferenceSession, config: DecoderConfig, limit: int) -> None:
+    def __init__(self, session: ort.InferenceSession, config: DecoderConfig) -> None:
         self.session = session
         layers = range(config.num_hidden_layers)
         inputs, outputs = config.inputs, config.outputs
@@ -189,7 +186,9 @@ class _Graph:
 
         declared = {value.name: value for value in session.get_inputs()}
         optional = {value.name for value in session.get_overridable_initializers()}
-        self.is_own = LOGITS_TO_KEEP in declared.keys() | optional
+        self.has_logits_to_keep = LOGITS_TO_KEEP in declared.keys() | optional
+        self.has_row_multiple = ROW_MULTIPLE in optional
+        self.row_multiple = np.ones(1, np.int64)  # bound to each run
         self.has_positions = self.positions in declared
         results = {value.name: value for value in session.get_outputs()}
         wanted = {self.ids, self.mask, *self.past, self.logits, *self.present}
@@ -197,26 +196,23 @@ class _Graph:
             raise BundleError(
                 f"The graph has no {min(missing)}. It is not a decoder with an attention mask and a cache."
             )
-        _, kv_heads, _, head_dim = declared[self.past[0]].shape
-        self._row, self._dtype = (kv_heads, head_dim), numpy_dtype(declared[self.past[0]].type)
+        self._cache = declared[self.past[0]]
         self.vocab_size = int(results[self.logits].shape[-1])
-        self.attention_block = 2 * head_dim if self.is_own else PROMPT_WIDTH
-        self._positions = limit + 1 if self.is_own else limit
+
+    @property
+    def row_multiples(self) -> Sequence[int]:
+        """The multiples to try. With float activations, a step over two rows costs 2.4 times as much as over one."""
+        activations = self.session.get_modelmeta().custom_metadata_map.get(ACTIVATIONS)
+        return (1, 2, 4) if self.has_row_multiple and activations == "int8" else (1,)
+
+    @property
+    def attention_block(self) -> int:
+        """The largest number of queries that attention computes together."""
+        return 2 * int(self._cache.shape[3]) if self.has_row_multiple else PROMPT_WIDTH
 
     def buffers(self, slots: int, context: int) -> SlotBuffers:
-        return SlotBuffers(len(self.past), slots, self._row, context, self._dtype)
-
-    def mask_width(self, buffers: SlotBuffers) -> int:
-        """The context, and in our own graphs also the padding rows, as far as the graph has positions."""
-        return min(buffers.capacity, self._positions) if self.is_own else buffers.context
-
-    def paddings(self, buffers: SlotBuffers) -> Sequence[Padding]:
-        """The paddings to try. With float activations, a step over two rows costs 2.4 times as much as over one."""
-        activations = self.session.get_modelmeta().custom_metadata_map.get(ACTIVATIONS)
-        if not self.is_own or activations != "int8":
-            return (Padding.NONE,)
-        has_rows = round_up(buffers.context) <= self.mask_width(buffers)
-        return (Padding.NONE, Padding.PAIRS, *([Padding.FOURS] if has_rows else []))
+        _, kv_heads, _, head_dim = self._cache.shape
+        return SlotBuffers(len(self.past), slots, (kv_heads, head_dim), context, numpy_dtype(self._cache.type))
 
 
 class _SlotRun:
@@ -228,9 +224,9 @@ class _SlotRun:
     def __init__(self, graph: _Graph, buffers: SlotBuffers, first: int, count: int) -> None:
         self._graph = graph
         self._binding = graph.session.io_binding()
-        self._mask = np.zeros((count, graph.mask_width(buffers)), np.int64)
+        self._mask = np.zeros((count, buffers.context), np.int64)
         self._lengths = [0] * count
-        self._keep = np.zeros(1, np.int64) if graph.is_own else None
+        self._keep = np.zeros(1, np.int64) if graph.has_logits_to_keep else None
         self._ids = np.empty((0, 0), np.int64)
         self._written = (-1, -1)  # the bound part of the logits buffer: first row, rows of each slot
         self._cache = buffers.run(first, count)
@@ -241,6 +237,8 @@ class _SlotRun:
         self._bind(graph.mask, self._mask)
         if self._keep is not None:
             self._bind(LOGITS_TO_KEEP, self._keep)
+        if graph.has_row_multiple:
+            self._bind(ROW_MULTIPLE, graph.row_multiple)
 
     def __call__(self, ids: Ids, lengths: Sequence[int], logits: Logits, row: int, kept: int) -> None:
         """Run the graph; see `CpuDecoder._run`. Writes `kept` rows of logits for each slot."""

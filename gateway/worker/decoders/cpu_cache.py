@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from gateway.worker.decoders.base import KVCache
-from gateway.worker.decoders.padding import round_up
+
+PADDING_ROWS = 7  # the most that our own graphs write behind a sequence (builder/graphs/rows.py)
 
 
 class SlotBuffers:
-    """Memory for `slots` sequences of at most `context` rows, and their padding rows (see padding.py).
+    """Memory for `slots` sequences of at most `context` rows, each with padding rows behind it.
 
     Args:
         tensors: number of buffers, two for each layer.
@@ -33,11 +34,10 @@ class SlotBuffers:
         kv_heads, head_dim = row
         self.slots = slots
         self.context = context
-        self.capacity = max(context + 1, round_up(context))
-        self.buffers = [_lazy_zeros((slots, kv_heads, self.capacity, head_dim), dtype) for _ in range(tensors)]
+        self.buffers = [_lazy_zeros((slots, kv_heads, context + PADDING_ROWS, head_dim), dtype) for _ in range(tensors)]
 
     def run(self, first: int, count: int) -> list[NDArray[np.generic]]:
-        """The buffers of `count` adjacent slots, each a contiguous view (count, kv_heads, capacity, head_dim)."""
+        """The buffers of `count` adjacent slots, each a contiguous view (count, kv_heads, rows, head_dim)."""
         return [buffer[first : first + count] for buffer in self.buffers]
 
     def bytes_per_row(self) -> int:
@@ -50,13 +50,12 @@ def _lazy_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]
 
 
 class SlotCache:
-    """The KVCache of one slot. `ids` holds the token of each row: a call can compute rows again."""
+    """The KVCache of one slot."""
 
     def __init__(self, buffers: SlotBuffers, index: int) -> None:
         self._buffers = buffers
         self.index = index
         self.length = 0
-        self.ids = np.zeros(buffers.capacity, np.int64)
 
     @property
     def nbytes(self) -> int:
@@ -70,11 +69,10 @@ class SlotCache:
         assert isinstance(other, SlotCache | CacheSnapshot) and length <= other.length
         for buffer, rows in zip(self._buffers.buffers, other.rows(), strict=True):
             buffer[self.index, :, :length] = rows[:, :length]
-        self.ids[:length] = other.ids[:length]
         self.length = length
 
     def snapshot(self) -> CacheSnapshot:
-        return CacheSnapshot([rows.copy() for rows in self.rows()], self.ids[: self.length].copy())
+        return CacheSnapshot([rows.copy() for rows in self.rows()])
 
     def rows(self) -> list[NDArray[np.generic]]:
         """The valid rows in each buffer, views (kv_heads, length, head_dim)."""
@@ -84,9 +82,8 @@ class SlotCache:
 class CacheSnapshot:
     """The KVCache of saved rows. It is only a source for `copy_from`."""
 
-    def __init__(self, rows: list[NDArray[np.generic]], ids: NDArray[np.int64]) -> None:
+    def __init__(self, rows: list[NDArray[np.generic]]) -> None:
         self._rows = rows
-        self.ids = ids
         self.length = rows[0].shape[1]
 
     @property

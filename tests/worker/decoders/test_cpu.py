@@ -13,20 +13,18 @@ from gateway.errors import BundleError, EngineFailed
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.decoders.cpu_cache import SlotCache
 from gateway.worker.decoders.onnx import SessionOptions
-from gateway.worker.decoders.padding import Padding
 from tests.support.token_loop_fixtures import random_ids
 
 #: (logits, expected) -> None
 Compare = Callable[[np.ndarray, np.ndarray], None]
 
 
-@pytest.fixture(params=["tiny", "tiny-PAIRS", "tiny-FOURS", "smollm2_int8"])
+@pytest.fixture(params=["tiny", "tiny-2", "tiny-4", "smollm2_int8"])
 def decoder(request: pytest.FixtureRequest) -> Iterator[CpuDecoder]:
-    """With the padding that it found, or with a given padding, as on another machine."""
-    model, _, padding = request.param.partition("-")
+    """With the `row_multiple` that it found, or with a larger one, as on another machine."""
+    model, _, multiple = request.param.partition("-")
     decoder = CpuDecoder(load_bundle(request.getfixturevalue(model)), slots=4, context_length=256)
-    if padding and decoder.padding is not Padding.FOURS:  # a smaller padding than necessary is not batch-invariant
-        decoder.padding = Padding[padding]
+    decoder.row_multiple = max(decoder.row_multiple, int(multiple or 1))
     yield decoder
     decoder.close()
 

@@ -6,15 +6,15 @@ import sys
 import numpy as np
 import pytest
 
-from gateway.worker.decoders.cpu_cache import SlotBuffers, SlotCache
+from gateway.builder.graphs.rows import MAX_PADDING_ROWS
+from gateway.worker.decoders.cpu_cache import PADDING_ROWS, SlotBuffers, SlotCache
 
 
 def filled_cache(buffers: SlotBuffers, index: int, length: int) -> SlotCache:
-    """A cache whose row i has the value i in each buffer, and the token i."""
+    """A cache whose row i has the value i in each buffer."""
     cache = SlotCache(buffers, index)
     for buffer in buffers.buffers:
         buffer[index, :, :length] = np.arange(length)[:, None]
-    cache.ids[:length] = np.arange(length)
     cache.length = length
     return cache
 
@@ -22,14 +22,13 @@ def filled_cache(buffers: SlotBuffers, index: int, length: int) -> SlotCache:
 def test_run_of_slots_is_contiguous_view() -> None:
     buffers = SlotBuffers(4, 3, (2, 8), 64, np.float32)
     for buffer, view in zip(buffers.buffers, buffers.run(1, 2), strict=True):
-        assert view.shape == (2, 2, 64 + 1, 8)  # 64 rows of the sequence and a padding row
+        assert view.shape == (2, 2, 64 + PADDING_ROWS, 8)
         assert view.flags.c_contiguous
         assert view.base is not None and np.shares_memory(view, buffer)
 
 
-@pytest.mark.parametrize(("context", "capacity"), [(61, 64), (63, 64), (64, 65), (65, 68)])
-def test_buffers_have_padding_rows_for_a_row_alone_and_for_a_block_of_four(context: int, capacity: int) -> None:
-    assert SlotBuffers(2, 1, (2, 8), context, np.float32).capacity == capacity
+def test_slot_has_the_padding_rows_of_our_graphs() -> None:
+    assert PADDING_ROWS == MAX_PADDING_ROWS
 
 
 def test_snapshot_keeps_rows_when_slot_is_overwritten() -> None:
@@ -38,12 +37,10 @@ def test_snapshot_keeps_rows_when_slot_is_overwritten() -> None:
     snapshot = cache.snapshot()
     for buffer in buffers.buffers:
         buffer[0] = -1
-    cache.ids[:] = -1
     other = SlotCache(buffers, 1)
     other.copy_from(snapshot, 6)
     assert (snapshot.length, snapshot.nbytes) == (10, 10 * buffers.bytes_per_row())
     assert all((rows == np.arange(6)[:, None]).all() for rows in other.rows())
-    assert other.ids[:6].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -17,7 +17,7 @@ from gateway.worker.decoders import cpu
 from gateway.worker.decoders.base import DecoderSpec, KVCache, Logits
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.decoders.invariance import is_batch_invariant
-from gateway.worker.decoders.padding import Padding
+from tests.support.tiny import build_tiny
 from tests.support.token_loop_fixtures import random_ids
 
 #: (row of the call, rows of the call, keys of the sequence after the call, position) -> True: another code path
@@ -106,57 +106,62 @@ def test_context_too_short_for_the_check_is_not_called_batch_invariant(tiny: Pat
     decoder.close()
 
 
-@pytest.mark.parametrize("needed", list(Padding))
-def test_first_padding_that_is_batch_invariant_is_used(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, needed: Padding
+@pytest.mark.parametrize("needed", [1, 2, 4])
+def test_first_multiple_that_is_batch_invariant_is_used(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, needed: int
 ) -> None:
     def answer(decoder: CpuDecoder, *_: object) -> bool:
-        return decoder.padding is needed
+        return decoder.row_multiple == needed
 
     monkeypatch.setattr(cpu, "is_batch_invariant", answer)
     decoder = CpuDecoder(load_bundle(tiny), slots=2)
-    assert (decoder.padding, decoder.spec.is_batch_invariant) == (needed, True)
+    assert (decoder.row_multiple, decoder.spec.is_batch_invariant) == (needed, True)
     decoder.close()
 
 
-def test_without_a_padding_that_helps_none_is_used(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_multiple_that_helps_no_padding_row_is_added(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "is_batch_invariant", lambda *_: False)
     decoder = CpuDecoder(load_bundle(tiny), slots=2)
-    assert (decoder.padding, decoder.spec.is_batch_invariant) == (Padding.NONE, False)
+    assert (decoder.row_multiple, decoder.spec.is_batch_invariant) == (1, False)
     decoder.close()
 
 
-def test_float_bundle_is_not_padded(smollm2: Path) -> None:
+def test_float_bundle_gets_no_padding_rows(smollm2: Path) -> None:
     """Its kernels differ on every machine that was measured, and rows are expensive."""
     decoder = CpuDecoder(load_bundle(smollm2), slots=2, context_length=64)
-    assert (decoder.padding, decoder.spec.is_batch_invariant) == (Padding.NONE, False)
+    assert (decoder.row_multiple, decoder.spec.is_batch_invariant) == (1, False)
     decoder.close()
 
 
-@pytest.mark.parametrize("padding", [Padding.PAIRS, Padding.FOURS])
+@pytest.mark.parametrize("multiple", [2, 4])
 @pytest.mark.parametrize("context_length", [62, 63, 64, 65])
-def test_padding_changes_no_bit_up_to_the_end_of_the_context(tiny: Path, padding: Padding, context_length: int) -> None:
-    """Where the decoder is batch-invariant without padding."""
+def test_padding_rows_change_no_bit_up_to_the_end_of_the_context(
+    tiny: Path, multiple: int, context_length: int
+) -> None:
+    """Where the decoder is batch-invariant without them."""
     decoder = CpuDecoder(load_bundle(tiny), slots=2, context_length=context_length)
-    if decoder.padding is not Padding.NONE:
-        pytest.skip("this machine needs a padding")
+    if decoder.row_multiple != 1 or not decoder.spec.is_batch_invariant:
+        pytest.skip("this machine needs padding rows")
     plain, padded = decoder.new_cache(), decoder.new_cache()
     ids = random_ids(context_length, 1)
     expected = np.concatenate([decoder.verify(plain, ids[:50]).copy(), decoder.verify(plain, ids[50:]).copy()])
-    decoder.padding = padding
+    decoder.row_multiple = multiple
     rows = [decoder.verify(padded, ids[:33]).copy()]
     rows += [decoder.step([padded], [token]).copy() for token in ids[33:]]
     np.testing.assert_array_equal(np.concatenate(rows), expected)
     decoder.close()
 
 
-def test_last_row_of_33_is_computed_like_the_others(tiny: Path) -> None:
-    """The tiny model's attention computes queries in blocks of 32."""
-    decoder = CpuDecoder(load_bundle(tiny), slots=2)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("size", [3, 30, 33, 61])
+def test_every_cut_gives_the_same_bits(tmp_path: Path, tied: bool, size: int) -> None:
+    """The tiny model's attention computes queries in blocks of 32, so the last row of 33 is alone."""
+    decoder = CpuDecoder(load_bundle(build_tiny(tmp_path, tied=tied)), slots=2)
     if not decoder.spec.is_batch_invariant:
-        pytest.skip("no padding makes this machine batch-invariant")
+        pytest.skip("no row multiple makes this machine batch-invariant")
     whole, cut = decoder.new_cache(), decoder.new_cache()
-    ids = random_ids(40, 1)
+    ids = random_ids(64, 1)
     expected = decoder.verify(whole, ids).copy()
-    np.testing.assert_array_equal(decoder.verify(cut, ids[:33]), expected[:33])
+    np.testing.assert_array_equal(decoder.verify(cut, ids[:size]), expected[:size])
+    np.testing.assert_array_equal(decoder.prefill(cut, ids[size:]), expected[-1])
     decoder.close()
