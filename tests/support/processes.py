@@ -25,9 +25,10 @@ OWN_GROUP: dict[str, Any] = (
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """The environment of the tests without gateway settings, plus `variables`."""
+    """The environment of the tests without gateway settings, plus `variables`. A gateway reports
+    a blocked event loop."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith("NPU_GATEWAY_")}
-    return {**mine, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **variables}
+    return {**mine, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "PYTHONASYNCIODEBUG": "1", **variables}
 
 
 def gateway(
@@ -80,6 +81,7 @@ class Serving:
         """Send a signal and wait. Returns the exit code and all of stderr."""
         self.process.send_signal(signal_number)
         _, errors = self.process.communicate(timeout=PATIENCE_S)
+        assert "blocked the event loop" not in (errors or ""), errors
         return self.process.returncode, errors or ""
 
 
@@ -99,3 +101,5 @@ def serving(*arguments: object, cwd: Path, stderr: int = subprocess.PIPE, **vari
             yield Serving(process)
         finally:
             process.kill()  # no effect if it has ended
+        if process.stderr is not None and not process.stderr.closed:
+            assert "blocked the event loop" not in process.stderr.read()

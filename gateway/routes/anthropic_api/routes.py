@@ -19,7 +19,7 @@ from gateway.routes.anthropic_api.wire import (
     TokenCount,
 )
 from gateway.routes.respond import answer, generation_opt, json_response
-from gateway.server.body import read_json
+from gateway.server.body import by_size, read_json
 from gateway.server.openapi_operation import Stream, openapi_opt
 from gateway.server.request import HttpRequest, request_number, router_of
 
@@ -35,7 +35,8 @@ _COUNT = openapi_opt(
 async def messages(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _messages_decoder)
     defaults = router_of(request).defaults_for(body.model)
-    generation = messages_generation(body, defaults, id=f"msg_{request_number(request.scope)}")
+    id = f"msg_{request_number(request.scope)}"
+    generation = await by_size(request, messages_generation, body, defaults, id=id)
     return await answer(request, generation, AnthropicRendering(generation), stream=bool(body.stream))
 
 

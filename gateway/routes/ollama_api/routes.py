@@ -15,7 +15,7 @@ from gateway.routes.ollama_api.parse import chat_of, generation_of, prompt_of
 from gateway.routes.ollama_api.render import MEDIA_TYPE, Kind, OllamaRendering, reply_of
 from gateway.routes.ollama_api.wire import OllamaChatRequest, OllamaGenerateRequest, OllamaReply, OllamaRequest
 from gateway.routes.respond import answer, generation_opt, json_response
-from gateway.server.body import read_json
+from gateway.server.body import by_size, read_json
 from gateway.server.openapi_operation import Stream
 from gateway.server.request import HttpRequest, request_number, router_of
 
@@ -31,13 +31,13 @@ async def chat(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _chat_decoder)
     if not body.messages:
         return _loaded(request, body, "chat")
-    return await _answer(request, body, "chat", chat_of(body))
+    return await _answer(request, body, "chat", await by_size(request, chat_of, body))
 
 
 @post("/api/generate", status_code=200, opt=_GENERATE)
 async def generate(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _generate_decoder)
-    prompt = prompt_of(body)
+    prompt = await by_size(request, prompt_of, body)
     if not (body.prompt or body.suffix):
         return _loaded(request, body, "generate")
     return await _answer(request, body, "generate", prompt)
@@ -47,7 +47,8 @@ async def _answer(request: HttpRequest, body: OllamaRequest, kind: Kind, prompt:
     router = router_of(request)
     model = model_named(router, body.model)
     defaults = router.defaults_for(model)
-    generation = generation_of(body, prompt, defaults, model=model, id=f"ollama-{request_number(request.scope)}")
+    id = f"ollama-{request_number(request.scope)}"
+    generation = await by_size(request, generation_of, body, prompt, defaults, model=model, id=id)
     return await answer(request, generation, OllamaRendering(kind, generation), stream=body.stream is not False)
 
 

@@ -11,7 +11,7 @@ from gateway.routes.openai_api.parse_chat import chat_generation
 from gateway.routes.openai_api.render_chat import ChatRendering
 from gateway.routes.openai_api.wire import ChatCompletion, ChatCompletionChunk, ChatRequest
 from gateway.routes.respond import answer, generation_opt
-from gateway.server.body import read_json
+from gateway.server.body import by_size, read_json
 from gateway.server.openapi_operation import Stream
 from gateway.server.request import HttpRequest, request_number, router_of
 
@@ -23,6 +23,7 @@ _OPERATION = generation_opt("Answer a chat", ChatRequest, ChatCompletion, Stream
 async def chat_completions(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _decoder)
     defaults = router_of(request).defaults_for(body.model)
-    generation = chat_generation(body, defaults, id=f"chatcmpl-{request_number(request.scope)}")
+    id = f"chatcmpl-{request_number(request.scope)}"
+    generation = await by_size(request, chat_generation, body, defaults, id=id)
     rendering = ChatRendering(generation, with_usage=wants_usage(body))
     return await answer(request, generation, rendering, stream=bool(body.stream))

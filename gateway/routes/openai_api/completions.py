@@ -19,7 +19,7 @@ from gateway.routes.openai_api.parse_completions import completion_generations, 
 from gateway.routes.openai_api.render_completions import CompletionRendering, CompletionShape
 from gateway.routes.openai_api.wire_completions import Completion, CompletionRequest
 from gateway.routes.respond import answer_all, generation_opt
-from gateway.server.body import read_json
+from gateway.server.body import by_size, read_json
 from gateway.server.openapi_operation import Stream
 from gateway.server.request import HttpRequest, request_number, router_of
 
@@ -33,7 +33,7 @@ async def completions(request: HttpRequest) -> ASGIApp:
     router = router_of(request)
     defaults = router.defaults_for(body.model)
     id = f"cmpl-{request_number(request.scope)}"
-    generations = completion_generations(body, defaults, id=id)
+    generations = await by_size(request, completion_generations, body, defaults, id=id)
     prompts = prompts_of(body)
     if len(prompts) > 1:
         await _check_prompts(router, body.model, prompts)

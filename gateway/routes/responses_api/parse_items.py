@@ -82,14 +82,15 @@ def _referenced(item: InputItem, param: str, store: ResponseStore, owner: str) -
 
 def messages_of(items: Iterable[LocatedItem]) -> list[Message]:
     """The reasoning, text and calls of one assistant turn are separate items; a chat template needs one message."""
-    messages: list[Message] = []
+    turns: list[list[Message]] = []
     for param, item in items:
         message = _message(item.item, param)
-        if messages and _continues(messages[-1], message):
-            messages[-1] = _merged(messages[-1], message)
+        if turns and _continues(turns[-1], message):
+            turns[-1].append(message)
         else:
-            messages.append(message)
-    return [message for message in messages if not _is_reasoning(message)]
+            turns.append([message])
+    merged = (turn[0] if len(turn) == 1 else _merged(turn) for turn in turns)
+    return [message for message in merged if not _is_reasoning(message)]
 
 
 def _message(item: InputItem, param: str) -> Message:
@@ -116,19 +117,19 @@ def _message(item: InputItem, param: str) -> Message:
     )
 
 
-def _continues(last: Message, message: Message) -> bool:
+def _continues(turn: list[Message], message: Message) -> bool:
     """True if `message` is part of the same assistant turn: text after reasoning, or calls after anything."""
-    if not last.role == message.role == "assistant" or _is_reasoning(message):
+    if not turn[0].role == message.role == "assistant" or _is_reasoning(message):
         return False
-    return bool(message.tool_calls) or _is_reasoning(last)
+    return bool(message.tool_calls) or (len(turn) == 1 and _is_reasoning(turn[0]))
 
 
-def _merged(last: Message, message: Message) -> Message:
+def _merged(turn: list[Message]) -> Message:
     return replace(
-        last,
-        content=message.content if last.content is None else last.content,
-        reasoning=last.reasoning or message.reasoning,
-        tool_calls=(*last.tool_calls, *message.tool_calls),
+        turn[0],
+        content=next((message.content for message in turn if message.content is not None), None),
+        reasoning=next((message.reasoning for message in turn if message.reasoning), None),
+        tool_calls=tuple(call for message in turn for call in message.tool_calls),
     )
 
 

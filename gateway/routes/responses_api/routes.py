@@ -18,7 +18,7 @@ from gateway.routes.responses_api.render import ResponsesRendering
 from gateway.routes.responses_api.store import ResponseStore
 from gateway.routes.responses_api.wire import ResponsesRequest
 from gateway.routes.responses_api.wire_response import AnyEvent, Response, ResponseDeleted
-from gateway.server.body import read_json
+from gateway.server.body import by_size, read_json
 from gateway.server.openapi_operation import Operation, Parameter, Stream, openapi_opt_by_method
 from gateway.server.request import HttpRequest, owner_of, request_number, router_of
 
@@ -39,7 +39,8 @@ async def create_response(request: HttpRequest) -> ASGIApp:
     store, owner = _store_of(request), owner_of(request)
     defaults = router_of(request).defaults_for(body.model)
     items = located_items(body, store, owner)
-    generation = response_generation(body, items, defaults, id=f"resp_{request_number(request.scope)}")
+    id = f"resp_{request_number(request.scope)}"
+    generation = await by_size(request, response_generation, body, items, defaults, id=id)
 
     def save(response: Response) -> None:
         if response.store:

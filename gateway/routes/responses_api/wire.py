@@ -9,6 +9,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from gateway.routes.wire import MAX_MESSAGES, MAX_TOOLS, AtLeastOne, Json, Name, TopLogprobs
 from gateway.sampling import with_wire_fields
 
+MAX_METADATA = 16  # OpenAI's limit
+
 Mode = Literal["none", "auto", "required"]
 InputRole = Literal["user", "assistant", "system", "developer"]
 
@@ -101,7 +103,7 @@ class ResponsesRequest(Struct, kw_only=True):
     parallel_tool_calls: bool | None = None
     text: ResponseText | None = None
     reasoning: Reasoning | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], Meta(max_length=MAX_METADATA)] | None = None
     service_tier: str | None = None
     # not supported: an error that names the field if it is set
     truncation: Literal["auto", "disabled"] | None = None
