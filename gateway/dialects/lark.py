@@ -17,6 +17,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from gateway.dialects.base import Terminal
 from gateway.dialects.parser import THINK_CLOSE
 from gateway.generation import Grammar, Tool
@@ -67,7 +69,7 @@ def call_rules(tools: Sequence[Tool], call: CallRule, *, all_strict: bool) -> st
     for i, tool in enumerate(tools):
         schema = _closed(tool.parameters) if all_strict or tool.strict else _ANY_OBJECT
         rules.append(f"call_{i}: {call(tool.name, f'arguments_{i}')}")
-        rules.append(f"arguments_{i}: %json {json.dumps(schema)}")
+        rules.append(f"arguments_{i}: %json {msgspec.json.encode(schema).decode()}")
     return "\n".join(rules)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -167,14 +167,15 @@ def check_depth(value: Any, param: str) -> None:
     """Raise InvalidRequest for JSON that is too deep (a walk overflows the stack) or too large (it delays others)."""
     level, found = [value], 0
     for _ in range(MAX_DEPTH):
-        level = [inner for outer in level for inner in _inside(outer)]
-        found += len(level)
+        inside: list[Any] = []
+        for outer in level:
+            if isinstance(outer, dict):
+                inside.extend(outer.values())
+            elif isinstance(outer, list):
+                inside.extend(outer)
+        level, found = inside, found + len(inside)
         if found > MAX_VALUES:
             raise InvalidRequest(f"Invalid value for '{param}': it has more than {MAX_VALUES} values.", param=param)
         if not level:
             return
     raise InvalidRequest(f"Invalid value for '{param}': nested more than {MAX_DEPTH} levels deep.", param=param)
-
-
-def _inside(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

@@ -27,7 +27,7 @@ ASK = [{"role": "user", "content": "x"}]
 WORD = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"]}
 SLOW = [{"type": "integer", "multipleOf": number} for number in (1_000_003, 1_000_033, 1_000_037)]
 
-#: What a client's schema can have wrong, and the place that the error names. Each was a 503, or sounds like it.
+#: What a client's schema can have wrong, and the path that the error names. Each was a 503, or sounds like it.
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"type": "string", "format": ["date"]}, "/format"),
     ({"type": ["object", {}], "properties": {}}, "/type"),
@@ -149,13 +149,13 @@ def _stream(server: Running, tokens: int, began: threading.Event) -> int:
 
 
 @pytest.mark.parametrize("request_of", [*FORMATS, *TOOLS], ids=lambda each: each.__name__)
-def test_mistake_in_schema_is_400_that_names_the_place(server: Running, request_of: Any) -> None:
+def test_mistake_in_schema_is_400_that_names_the_path(server: Running, request_of: Any) -> None:
     with server.http() as http:
-        for schema, place in MISTAKES:
+        for schema, path in MISTAKES:
             for _ in range(3):  # the third failure of a device replaces its worker
                 reply = _post(http, *request_of(schema))
                 assert reply.status_code == 400, (schema, reply.text)
-                assert "cannot be used: at '#" in reply.text and f"{place}'" in reply.text, reply.text
+                assert "cannot be used: at '#" in reply.text and f"{path}'" in reply.text, reply.text
 
 
 @pytest.mark.parametrize("request_of", [*FORMATS, *TOOLS], ids=lambda each: each.__name__)
