@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,9 +14,12 @@ from msgspec.structs import replace
 
 from gateway.builder.graphs.cpu import write_cpu_graph
 from gateway.builder.graphs.genai_writer import genai_config
+from gateway.builder.size import cpu_bytes
 from gateway.builder.sources.detect import open_source
 from gateway.builder.sources.source import ModelSource
-from gateway.bundles.hashes import CHECKED_FILE, check_hashes, write_hashes
+from gateway.bundles.disk import folder_bytes, require_space, require_writable
+from gateway.bundles.hashes import CHECKED_FILE, HASHES_FILE, check_hashes, write_hashes
+from gateway.bundles.replace import new_folder
 from gateway.bundles.stamp import BUNDLE_FORMAT, CPU_TARGETS, STAMP_FILE, Activations, Stamp, read_stamp
 from gateway.child import Progress
 from gateway.errors import BundleError
@@ -42,9 +42,6 @@ class Target(Protocol):
         """Write the graphs into `folder`. Raises BundleError."""
 
 
-_ABANDONED_S = 3600.0  # an older temporary folder belongs to a build that was killed
-
-
 def build_bundle(source: Path, out: Path, *, progress: Progress, target: Target | None = None) -> Path:
     """Build `out` from a GGUF file or a Hugging Face folder; returns `out`.
 
@@ -52,14 +49,12 @@ def build_bundle(source: Path, out: Path, *, progress: Progress, target: Target 
     anything else is at `out`.
     """
     target = target or CpuTarget()
-    if out.exists() and read_stamp(out) is None:
-        raise BundleError(
-            f"{out.name} exists and is not a bundle that was built here. Choose another name or remove it."
-        )
+    _require_replaceable(out)
+    require_writable(out.parent)
     progress("reading the source", 0.0)
     model = open_source(source)
     progress("reading the source", 1.0)
-    with _atomic_folder(out) as folder:
+    with new_folder(out, lambda: progress(f"waiting for another program that writes {out.name}", 0.0)) as folder:
         graphs = target.write(model, folder, progress)
         config = replace(model.config, context_length=graphs.context_length)
         write_json(folder / "genai_config.json", genai_config(config, model.generation, graphs.decoder))
@@ -71,10 +66,20 @@ def build_bundle(source: Path, out: Path, *, progress: Progress, target: Target 
     return out
 
 
+def _require_replaceable(out: Path) -> None:
+    is_ours = read_stamp(out) is not None or (out / HASHES_FILE).is_file()
+    if out.exists() and not is_ours:
+        raise BundleError(
+            f"{out.name} exists and is not a bundle that was built here. Choose another name or remove it."
+        )
+
+
 def copy_bundle(source: Path, out: Path) -> Path:
     """Copy a bundle to `out` and check the copy. Links to files become files. Raises BundleError."""
-    with _atomic_folder(out) as folder:
-        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=_not_copied)
+    _require_replaceable(out)
+    require_space({out.parent: folder_bytes(source)}, f"The copy of {source.name}")
+    with new_folder(out) as folder:
+        _copy_files(source, folder)
         damages = check_hashes(folder)
         if damages:
             raise BundleError(f"{source.name} is damaged: {damages[0]}. Fetch it again.")
@@ -83,47 +88,14 @@ def copy_bundle(source: Path, out: Path) -> Path:
     return out
 
 
-def _not_copied(folder: str, names: list[str]) -> list[str]:
-    """Links to folders can be loops."""
-    paths = {name: Path(folder, name) for name in names}
-    linked = [name for name, path in paths.items() if path.is_symlink() and not path.is_file()]
-    return [*linked, CHECKED_FILE]
-
-
-@contextmanager
-def _atomic_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder next to `out`. At the end it is renamed to `out`, so readers see only a complete bundle."""
-    building = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.building")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(out)
-        building.mkdir()
-        yield building
-        _replace(out, building)
-    except OSError as error:
-        raise BundleError(f"{out.name} cannot be written: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def _replace(out: Path, building: Path) -> None:
-    """Rename `building` to `out`. If another process does so at the same time, one of the two bundles remains."""
-    old = building.with_suffix(".old")
-    with suppress(FileNotFoundError):
-        out.rename(old)
-        shutil.rmtree(old, ignore_errors=True)
-    try:
-        building.rename(out)
-    except OSError:
-        if read_stamp(out) is None:
-            raise
-
-
-def _remove_abandoned(out: Path) -> None:
-    """Remove the temporary folders of builds that were killed."""
-    for left in out.parent.glob(f".{out.name}.*"):
-        if time.time() - left.stat().st_mtime > _ABANDONED_S:
-            shutil.rmtree(left, ignore_errors=True)
+def _copy_files(source: Path, folder: Path) -> None:
+    """Stops at the first error, unlike `shutil.copytree`. Does not follow links to folders: they can be loops."""
+    for path, _, names in os.walk(source):
+        target = folder / Path(path).relative_to(source)
+        target.mkdir(exist_ok=True)
+        for name in names:
+            if name != CHECKED_FILE and Path(path, name).is_file():
+                shutil.copyfile(Path(path, name), target / name)
 
 
 class CpuTarget(Struct, frozen=True):
@@ -136,6 +108,7 @@ class CpuTarget(Struct, frozen=True):
         return CPU_TARGETS[self.activations]
 
     def write(self, source: ModelSource, folder: Path, progress: Progress) -> Graphs:
+        require_space({folder.parent: cpu_bytes(source)}, "The bundle")
         report = partial(progress, "writing the layers")
         write_cpu_graph(source, folder / "model.onnx", report, self.activations)
         decoder = {

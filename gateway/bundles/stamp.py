@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import msgspec
 from msgspec import Struct
 
+from gateway.bundles.replace import finish_replacement
 from gateway.errors import BundleError
 
 #: Increase this number when the builder's output for the same source changes. An older bundle is then built again.
@@ -92,6 +93,8 @@ def plan_bundle(model: BundleOptions, models_dir: Path, has_npu: Callable[[], bo
     if not model.path:
         raise BundleError("A local model needs `path`, the folder of its bundle.")
     path = models_dir / model.path
+    finish_replacement(path)
+    finish_replacement(npu_folder(path))
     stamp = read_stamp(path)
     is_for_cpu = stamp is None or stamp.target in CPU_TARGETS.values()
     for_npu = bool(model.source) and is_for_cpu and has_npu()

@@ -56,7 +56,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from gateway.builder.build import CpuTarget
     from gateway.builder.fetch import make_bundle
-    from gateway.commands.model_state import folder_bytes
+    from gateway.bundles.disk import folder_bytes
     from gateway.commands.prepare import progress_bars
 
     out = arguments.out.resolve()

@@ -58,8 +58,8 @@ def _folders(config: Config, model: ModelConfig) -> list[Path]:
 
 
 def _state(name: str, model: ModelConfig, folder: Path) -> tuple[str, str]:
+    from gateway.bundles.disk import folder_bytes
     from gateway.bundles.hashes import check_hashes, repair_advice
-    from gateway.commands.model_state import folder_bytes
     from gateway.config.tables import LocalModel
 
     if not folder.is_dir():

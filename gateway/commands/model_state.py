@@ -39,6 +39,7 @@ def examine(model: ModelConfig) -> ModelState:
 
 def _examine_bundle(model: LocalModel, path: Path) -> ModelState:
     from gateway.bundles.bundle import load_bundle
+    from gateway.bundles.disk import folder_bytes
     from gateway.bundles.graph_files import check_graph_files
 
     if not path.is_dir():
@@ -63,8 +64,3 @@ def _examine_genie(model: GenieModel, path: Path) -> ModelState:
         return ModelState(state="broken", detail=error.message)
     size = sum(binary.stat().st_size for binary in bundle.binaries)
     return ModelState(state="ready", context_length=bundle.usable_context, bytes=size)
-
-
-def folder_bytes(folder: Path) -> int:
-    """The size of all files in a folder."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

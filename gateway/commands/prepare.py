@@ -82,7 +82,7 @@ def _build(name: str, model: LocalModel, models_dir: Path) -> str:
 
 @contextmanager
 def progress_bars(name: str) -> Iterator[Progress]:
-    """Yield a `Progress` that shows a bar on stderr for each stage. Without a stage, nothing is shown."""
+    """Yield a `Progress` that shows a bar on stderr for each stage, or a line if stderr is not a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -93,14 +93,16 @@ def progress_bars(name: str) -> Iterator[Progress]:
     stages: dict[str, TaskID] = {}
 
     def report(stage: str, fraction: float) -> None:
-        if not stages:
-            bars.start()
         if stage not in stages:
+            if not bars.console.is_terminal:  # there, bars would appear only at the end
+                print(f"{name}: {stage}", file=sys.stderr, flush=True)
+            elif not stages:
+                bars.start()
             stages[stage] = bars.add_task(f"{name}: {stage}", total=1.0)
         bars.update(stages[stage], completed=fraction)
 
     try:
         yield report
     finally:
-        if stages:
+        if bars.live.is_started:
             bars.stop()

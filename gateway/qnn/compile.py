@@ -6,19 +6,23 @@ source graph, because the driver does not compile it again.
 
 from __future__ import annotations
 
-import shutil
+import errno
+import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from msgspec import Struct
 
+from gateway.bundles.disk import free_bytes, require_space, write_error
+from gateway.bundles.hashes import write_hashes
+from gateway.bundles.replace import exclusive, new_folder, remove_leftovers
 from gateway.child import run_in_child, serve_request
 from gateway.errors import BundleError
 from gateway.qnn.device import NpuDevice
 from gateway.qnn.provider import open_session, provider_version
 
+_FULL_BYTES = 1024 * 1024  # free space of a full disk
 #: The slowest compilation and the fastest network.
 _COMPILE_OPTIONS = {"htp_graph_finalization_optimization_mode": "3"}
 
@@ -60,45 +64,61 @@ def compile_graphs(
         share_weights=share_weights,
         cpu_fallback=cpu_fallback,
     )
-    run_in_child(__name__, request, ", ".join(graph.name for graph in graphs))
+    try:
+        run_in_child(__name__, request, ", ".join(graph.name for graph in graphs))
+    except BundleError as error:
+        if free_bytes(folder) < _FULL_BYTES:  # the compiler reports a full disk as anything else, or crashes
+            raise write_error(folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
+        raise
     return [folder / compiled_name(graph) for graph in graphs]
 
 
 def compile_cached(graph: Path, device: NpuDevice, options: dict[str, str], progress: Callable[[str], None]) -> Path:
     """The compiled form of a graph from a bundle without compiled graphs. Later calls reuse the files on disk.
 
-    Compiles the whole graph for the NPU if possible, else with CPU fallback. Calls `progress` before it compiles.
+    Compiles the whole graph for the NPU if possible, else with CPU fallback. Calls `progress` before it compiles. Of
+    several programs one compiles, and the others wait.
     """
     cached = graph.parent / "compiled" / f"{provider_version()}-{device.soc or 'this'}-{graph.stem}"
     compiled = cached / compiled_name(graph)
-    if compiled.is_file() and compiled.stat().st_mtime >= graph.stat().st_mtime:
+
+    def is_current() -> bool:
+        return compiled.is_file() and compiled.stat().st_mtime >= graph.stat().st_mtime
+
+    if is_current():
         return compiled
+    try:
+        with exclusive(cached, lambda: progress(f"waiting for another program that compiles {graph.name}")):
+            remove_leftovers(cached)
+            if not is_current():
+                _compile_into(cached, graph, device, options, progress)
+    except BundleError as error:  # a client may see it: without the path
+        raise BundleError(error.message.replace(str(cached.parent), f"{graph.parent.name}/compiled")) from error
+    return compiled
+
+
+def _compile_into(
+    cached: Path, graph: Path, device: NpuDevice, options: dict[str, str], progress: Callable[[str], None]
+) -> None:
+    require_space({cached.parent: _graph_bytes(graph)}, f"Compiling {graph.name} for the NPU")
     progress(f"compiling {graph.name} for the NPU")
-    shutil.rmtree(cached, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=_writable(graph.parent), prefix=".compiling-") as name:
-        working = Path(name) / "compiled"
+    with new_folder(cached) as working:
         try:
             compile_graphs([graph], working, device, options=options)
         except BundleError:
             compile_graphs([graph], working, device, options=options, cpu_fallback=True)
-        cached.parent.mkdir(exist_ok=True)
-        working.rename(cached)
-    return compiled
+        write_hashes(working)
+
+
+def _graph_bytes(graph: Path) -> int:
+    """The graph and the files of constants next to it, of which it may use some."""
+    constants = (path for path in graph.parent.glob("*.data") if path.is_file())
+    return sum(path.stat().st_size for path in {graph, *constants})
 
 
 def compiled_name(graph: Path) -> str:
     """The file name of a compiled graph. ONNX Runtime derives the binary's name from it: x_ctx.onnx, x_ctx_qnn.bin."""
     return f"{graph.stem}_ctx.onnx"
-
-
-def _writable(folder: Path) -> Path:
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
-        raise BundleError(
-            f"{folder.name} has graphs that are not compiled, and the gateway cannot write the compiled graphs there."
-        ) from None
-    return folder
 
 
 def _compile(request: _Request) -> None:

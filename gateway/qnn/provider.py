@@ -7,11 +7,8 @@
 
 from __future__ import annotations
 
-import atexit
-import json
 import platform
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from functools import cache
@@ -98,7 +95,7 @@ def default_options(device: NpuDevice) -> dict[str, str]:
         "backend_path": onnxruntime_qnn.get_qnn_htp_path(),
         "htp_performance_mode": "burst",
         "offload_graph_io_quantization": "0",
-        "op_affinity": str(_affinity_file()),
+        "op_affinity": str(_AFFINITY_FILE),
     }
     if device.soc is not None:
         options |= {"soc_model": str(device.soc), "enable_htp_fp16_precision": "1"}
@@ -129,6 +126,9 @@ def provider_version() -> str:
     return str(onnxruntime_qnn.__version__)
 
 
+#: Assigns attention to the NPU. Without it the provider leaves attention on the CPU.
+_AFFINITY_FILE = Path(__file__).with_name("affinity.json")
+
 _SESSION_CONFIG = {
     "session.intra_op.allow_spinning": "0",  # measured: spinning threads take a third of the CPU, with no gain here
     "session.record_ep_graph_assignment_info": "1",
@@ -144,17 +144,6 @@ def _ep_device() -> Any:
     found = [device for device in ort.get_ep_devices() if device.ep_name == PROVIDER]
     found.sort(key=lambda device: device.device.type != ort.OrtHardwareDeviceType.NPU)
     return found[0] if found else None
-
-
-@cache
-def _affinity_file() -> Path:
-    """A file that assigns attention to the NPU. Without it the provider leaves attention on the CPU."""
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="npu-gateway-", suffix=".json", delete=False, encoding="utf-8"
-    ) as file:
-        json.dump({"op_type": {"GroupQueryAttention": "htp"}}, file)
-    atexit.register(Path(file.name).unlink, missing_ok=True)
-    return Path(file.name)
 
 
 def _processor_name() -> str:

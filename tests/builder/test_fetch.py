@@ -239,6 +239,23 @@ def test_hub_bundle_is_copied(tiny: Path, tmp_path: Path, use_hub: Callable[[str
     assert "model.safetensors" not in served
 
 
+def test_damaged_download_from_the_hub_is_refused(
+    tmp_path: Path, use_hub: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_tiny_folder(tmp_path / "repo")
+    weights = folder / "model.safetensors"
+    intact = weights.read_bytes()
+    with serve_hub("org/tiny", folder) as (url, served):
+        use_hub(url)
+        served.flipped = {"model.safetensors"}
+        with pytest.raises(BundleError, match=r"org/tiny: model\.safetensors was damaged by the download. Start again"):
+            make_bundle("hf:org/tiny", tmp_path / "out", base=tmp_path, progress=Progress())
+        assert not (tmp_path / "out").exists()
+        served.flipped.clear()
+        make_bundle("hf:org/tiny", tmp_path / "out", base=tmp_path, progress=Progress())
+    assert weights.read_bytes() == intact and served.count("model.safetensors") == 2
+
+
 def test_unknown_hub_model_is_reported(tmp_path: Path, use_hub: Callable[[str], None]) -> None:
     with serve_hub("org/tiny", tmp_path) as (url, _):
         use_hub(url)

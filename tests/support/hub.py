@@ -15,10 +15,18 @@ from urllib.parse import unquote, urlsplit
 _COMMIT = "a" * 40
 
 
+class Served(list[str]):
+    """The downloaded files. Those in `flipped` arrive with a wrong bit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flipped: set[str] = set()
+
+
 @contextmanager
-def serve_hub(repo: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
+def serve_hub(repo: str, folder: Path) -> Iterator[tuple[str, Served]]:
     """Run the hub. Yields its base URL and the growing list of downloaded files."""
-    served: list[str] = []
+    served = Served()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -31,13 +39,14 @@ def serve_hub(repo: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
             elif path.startswith(prefix):
                 if self.command == "GET":
                     served.append(path.removeprefix(prefix))
-                self._answer((folder / path.removeprefix(prefix)).read_bytes())
+                name = path.removeprefix(prefix)
+                self._answer((folder / name).read_bytes(), name in served.flipped)
             else:
                 self.send_error(404)
 
         do_HEAD = do_GET
 
-        def _answer(self, body: bytes) -> None:
+        def _answer(self, body: bytes, is_flipped: bool = False) -> None:
             self.send_response(200)
             self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
             self.send_header("X-Repo-Commit", _COMMIT)
@@ -45,7 +54,7 @@ def serve_hub(repo: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(body)
+                self.wfile.write(body[:-1] + bytes([body[-1] ^ 1]) if is_flipped else body)
 
         def log_message(self, *arguments: Any) -> None:
             pass

@@ -31,7 +31,9 @@ from gateway.builder.graphs.static_products import COMPILE_OPTIONS, Precision, R
 from gateway.builder.npu.calibration import calibrate
 from gateway.builder.npu.check import STEPS, CheckRequest, Graphs, PartCheck, check_part
 from gateway.builder.npu.part_runner import cpu_session
+from gateway.builder.size import npu_bytes
 from gateway.builder.sources.source import ModelSource
+from gateway.bundles.disk import require_space
 from gateway.child import Progress
 from gateway.errors import BundleError
 from gateway.qnn.compile import compile_graphs, compiled_name
@@ -83,6 +85,7 @@ class NpuTarget(Struct, frozen=True, kw_only=True):
             raise BundleError(f"The batch must be at least 1, and is {target.batch}.")
         if not 1 <= target.parts <= source.config.layers:
             raise BundleError(f"The number of parts must be from 1 to {source.config.layers}, and is {target.parts}.")
+        require_space({folder.parent: npu_bytes(source.config, target)}, "The bundle for the NPU")
         try:
             return _Build(target, source, folder, progress).run()
         except _BatchRefused:
