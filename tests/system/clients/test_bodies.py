@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from contextlib import ExitStack, closing, suppress
+from typing import Any
 
 import pytest
 
@@ -89,14 +90,14 @@ def wait_for_requests(server: Running, count: int) -> None:
 def test_bodies_in_progress_take_bounded_memory() -> None:
     """One client may hold half of eight of the largest bodies, the next one half of the rest."""
     largest = 200_000
-    fields = {"max_tokens": 100_000, "user": "x" * (largest - 500)}
+    fields = {"model": "single", "max_tokens": 100_000, "user": "x" * (largest - 500)}
     with serving(config_of(MODELS, ServerConfig(max_body_bytes=largest))) as server, ExitStack() as stack:
 
-        def send(agent: str, **fields: object) -> socket.socket:
+        def send(agent: str, **fields: Any) -> socket.socket:
             connection = stack.enter_context(closing(server.connect()))
             line = f"Host: localhost\r\nUser-Agent: {agent}".encode()
             with suppress(ConnectionError):  # it is refused before its end
-                connection.sendall(chat("single", **fields).replace(b"Host: localhost", line, 1))
+                connection.sendall(chat(**fields).replace(b"Host: localhost", line, 1))
             return connection
 
         for agent, sent, total in (("one", 4, 4), ("two", 2, 6), ("three", 1, 7)):
