@@ -58,7 +58,7 @@ class LaneStatus(Struct, frozen=True, kw_only=True):
     breaker: BreakerStatus
     running: int
     waiting: int
-    expected_wait_s: float  # until a request that comes now gets a slot
+    expected_wait_s: float  # until a request of a client that comes now gets a slot
 
     @property
     def is_ready(self) -> bool:
