@@ -75,6 +75,12 @@ class Metrics:
         self._ttft_s = self._histogram("gateway_first_token_seconds", "Time to first token (TTFT), from acceptance")
         self._total_s = self._histogram("gateway_request_seconds", "Time from acceptance to the end")
         self._device_s = self._histogram("gateway_device_seconds", "Time inside device calls")
+        self._loop_delay_s = Histogram(
+            "gateway_event_loop_delay_seconds",
+            "How late a timer of one second ran on the event loop",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
 
     def watch(self, model: str, read: Callable[[], LaneGauges]) -> None:
         """Call `read` at every scrape."""
@@ -94,6 +100,9 @@ class Metrics:
         self._device_s.labels(model).observe(timings.device_s)
         if timings.ttft_s is not None:
             self._ttft_s.labels(model).observe(timings.ttft_s)
+
+    def event_loop_delayed(self, seconds: float) -> None:
+        self._loop_delay_s.observe(max(0.0, seconds))
 
     def breaker_changed(self, model: str, state: str) -> None:
         self._breaker_changes.labels(model, state).inc()

@@ -16,6 +16,14 @@ from gateway.common_prefix import common_prefix
         pytest.param([1, 2, 3], [1, 2, 4, 5], 2, id="third_differs"),
         pytest.param([1, 2], [1, 2, 3], 2, id="one_is_prefix"),
         pytest.param((1, 2), [1, 2], 2, id="tuple_and_list"),
+        *(
+            pytest.param([7] * 9000, [7] * length + [8] * (9000 - length), length, id=f"differs_at_{length}")
+            for length in (4095, 4096, 4097, 8191, 8192, 8999, 9000)
+        ),
+        *(
+            pytest.param([7] * 9000, [7] * length, length, id=f"ends_at_{length}")
+            for length in (4095, 4096, 4097, 8192, 9000)
+        ),
     ],
 )
 def test_common_prefix_length(a: list[int], b: list[int], length: int) -> None:

@@ -18,6 +18,7 @@ from litestar import Litestar
 from gateway.config.tables import ServerConfig
 from gateway.errors import ConfigError
 from gateway.lanes.router import Router
+from gateway.metrics import Metrics
 from gateway.server.connections import BACKLOG, LimitedProtocol, allow_open_files
 from gateway.server.loop_watch import loop_watch
 
@@ -68,6 +69,7 @@ class Server(uvicorn.Server):
             )
         )
         self._router: Router = app.state.router
+        self._metrics: Metrics = app.state.metrics
         self._grace_s = config.shutdown_grace_s
         self._on_started = on_started
         self._no_grace = asyncio.Event()
@@ -105,9 +107,12 @@ class Server(uvicorn.Server):
     async def main_loop(self) -> None:
         self._loop = asyncio.get_running_loop()
         while not await self.on_tick(0):  # uvicorn renews its `Date` header at ticks 0, 10, 20, ...
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_TICK_S):
+            due = self._loop.time() + _TICK_S
+            try:
+                async with asyncio.timeout_at(due):
                     await self._stop_requested.wait()
+            except TimeoutError:
+                self._metrics.event_loop_delayed(self._loop.time() - due)
 
     async def on_tick(self, counter: int) -> bool:
         now = asyncio.get_running_loop().time()

@@ -85,3 +85,13 @@ def test_signal_stops_an_idle_server() -> None:
             assert process.wait(60) == 0
         finally:
             process.kill()
+
+
+def test_delay_of_the_event_loop_is_measured_each_second(server: Running, http: httpx.Client) -> None:
+    def count() -> float:
+        text = http.get("/metrics").text
+        [line] = [line for line in text.splitlines() if line.startswith("gateway_event_loop_delay_seconds_count ")]
+        return float(line.split()[1])
+
+    before = count()
+    wait_until(lambda: count() >= before + 2, "the event loop has not been measured")
