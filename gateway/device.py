@@ -34,7 +34,7 @@ _STATES: tuple[State, ...] = ("waiting", "working", "in_call")
 class DeviceCall:
     """One device call, as a context. An exception in it leaves the context as DeviceFailed."""
 
-    __slots__ = ("_activity", "_began", "seconds")
+    __slots__ = ("_activity", "seconds")
 
     def __init__(self, activity: Activity) -> None:
         self._activity = activity
@@ -42,12 +42,11 @@ class DeviceCall:
 
     def __enter__(self) -> DeviceCall:
         self._activity.enter("in_call")
-        self._began = self._activity.clock()
+        self._activity.call_began_at = self._activity.clock()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.seconds = self._activity.clock() - self._began
-        self._activity.device_s += self.seconds
+        self.seconds = self._activity.end_call()
         self._activity.enter("working")
         if isinstance(error, Exception) and not isinstance(error, DeviceFailed):
             raise _device_failed(error) from error
@@ -65,7 +64,22 @@ class Activity:
         # The number of changes of state times four, plus the state: one aligned word, which is never half written.
         self._word = ctypes.c_uint64() if context is None else context.RawValue(ctypes.c_uint64, 0)
         self.clock = clock
-        self.device_s = 0.0  # seconds in device calls that have returned
+        self.call_began_at: float | None = None  # None: no call is running
+        self._ended_s = 0.0  # in device calls that have ended
+
+    @property
+    def device_s(self) -> float:
+        """Seconds in device calls until now."""
+        running_s = 0.0 if self.call_began_at is None else self.clock() - self.call_began_at
+        return self._ended_s + running_s
+
+    def end_call(self) -> float:
+        """Returns the seconds of the call."""
+        assert self.call_began_at is not None
+        seconds = self.clock() - self.call_began_at
+        self.call_began_at = None
+        self._ended_s += seconds
+        return seconds
 
     def device_call(self) -> DeviceCall:
         """Enclose one device call, and nothing that can fail for another reason."""

@@ -211,7 +211,8 @@ class Meter(Struct, kw_only=True):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
-    device_s: float = 0.0  # in device calls that have returned
+    device_s: float = 0.0  # in device calls that have ended
+    shared_s: float = 0.0  # in device calls of all requests while this one waited for its first token
     prompt_s: float = 0.0  # the part of `device_s` up to the first token
     began_at: float | None = None  # when the device began with the request
     first_token_at: float | None = None  # when the first token was counted: the one clock for time to first token
@@ -230,6 +231,11 @@ class Meter(Struct, kw_only=True):
 
     def call_started(self) -> None:
         self.call_since = self.clock()
+
+    def call_cut(self) -> None:
+        """The request ends during a call: the seconds until now count."""
+        self.device_s = self.device_s_at(self.clock())
+        self.call_since = None
 
     def call_ended(self) -> None:
         self.call_since = None

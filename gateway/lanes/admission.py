@@ -66,10 +66,15 @@ class Ticket:
         seconds = self._remaining_s()
         return self._queue.average_remaining_s(self) if seconds is None else seconds
 
-    def leave(self) -> None:
+    def leave(self, service_s: float | None = None) -> None:
+        """Give back the slot or the position.
+
+        Args:
+            service_s: seconds that the engine worked for the request; None: nothing is learned from it.
+        """
         if not self.has_left:
             self.has_left = True
-            self._queue._leave(self)
+            self._queue._leave(self, service_s)
 
     def admit(self, now: float) -> None:
         """The queue has given it a slot."""
@@ -152,7 +157,7 @@ class AdmissionQueue:
         self.slots = slots
         self.max_waiting = max_waiting
         self.guests = guests
-        self.mean_service_s: float | None = None  # smoothed time that a slot is held; None: not measured yet
+        self.mean_service_s: float | None = None  # smoothed time of an engine's work; None: not measured yet
         self._clock = clock
         self._running: list[Ticket] = []
         self._waiting = {False: WaitingTickets(), True: WaitingTickets()}  # by `background`
@@ -276,12 +281,13 @@ class AdmissionQueue:
             running[ticket.client] += 1
             ticket.admit(self._clock())
 
-    def _leave(self, ticket: Ticket) -> None:
+    def _leave(self, ticket: Ticket, service_s: float | None) -> None:
         if ticket.admitted_at is None:
             self._waiting[ticket.background].remove(ticket)
         else:
             self._running.remove(ticket)
-            self._learn(self._clock() - ticket.admitted_at)
+            if service_s is not None:
+                self._learn(service_s)
         self._admit()
 
     def _learn(self, service_s: float) -> None:

@@ -12,8 +12,9 @@ token. So both are known before the request runs, when chunks and steps have bee
 2. The length of an answer is not known. Past requests used a share of their `max_tokens`; the next one is assumed to
    use the same share.
 3. With n other requests, a request takes 1 + contention * n times its own device time. The contention depends on the
-   engine, so it is measured.
-4. If every request is refused, nothing new is measured. So one request is let through after 30 seconds of refusals.
+   engine, so it is measured: the device time of all requests until the first token, relative to the request's own.
+4. Only device time is learned. Time in queues, in the compiler of a client's grammar and in templates says nothing.
+5. If every request is refused, nothing new is measured. So one request is let through after 30 seconds of refusals.
 """
 
 from __future__ import annotations
@@ -108,20 +109,24 @@ class Forecast:
         tokens_left = max(0.0, self._share_used * max_tokens - max(1, meter.completion_tokens))
         return (prefill_left_s + tokens_left * (self._step_s or 0.0)) * self._slowdown(others)
 
-    def learn_first_token(self, plan: Plan, meter: Meter, admitted_at: float, others: int) -> None:
+    def learn_first_token(self, plan: Plan, meter: Meter, others: int) -> None:
         """Learn from a request with its first token; `others` were running when it started."""
         if meter.first_token_at is None or meter.prompt_s <= 0:
             return
         self._prefill.learn(max(1, meter.computed_tokens), plan.chunk_width, meter.prompt_s)
         self._next_trial_at = None
         if others:
-            slowdown = (meter.first_token_at - admitted_at) / meter.prompt_s
+            slowdown = meter.shared_s / meter.prompt_s
             contention = min(max(0.0, (slowdown - 1) / others), _MAX_CONTENTION)
             self._contention += _SMOOTHING * (contention - self._contention)
 
-    def learn_timeout(self, plan: Plan, waited_s: float, others: int) -> None:
-        """Learn from a request with no first token after `waited_s`. The true time is longer: assume two times that."""
-        seconds = 2 * waited_s / self._slowdown(others)
+    def learn_timeout(self, plan: Plan, meter: Meter) -> None:
+        """Learn from a request that got no first token in time. Its prefill takes longer than the device worked for it:
+        assume two times that. If the device did not work for it, it waited for something else, and nothing is learned.
+        """
+        seconds = 2 * meter.device_s
+        if not seconds:
+            return
         expected_s = self._prefill.seconds(plan.computed_tokens, plan.chunk_width)
         if expected_s is None or expected_s < seconds:
             self._prefill.learn(plan.computed_tokens, plan.chunk_width, seconds)
@@ -135,7 +140,7 @@ class Forecast:
         self._share_used += _SMOOTHING * (min(1.0, meter.completion_tokens / max(1, max_tokens)) - self._share_used)
 
     def should_refuse(self) -> bool:
-        """False once in 30 seconds of refusals (point 4 above), else True."""
+        """False once in 30 seconds of refusals (point 5 above), else True."""
         now = self._clock()
         if self._next_trial_at is None:
             self._next_trial_at = now + _REFUSING_S

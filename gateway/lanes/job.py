@@ -75,6 +75,14 @@ class Job(AsyncIterator[Event]):
         ttft_s = self.generation.ttft_timeout_s
         return self.deadline_s if ttft_s is None else min(ttft_s, self.deadline_s)
 
+    @property
+    def service_s(self) -> float | None:
+        """Seconds that the engine has worked for the request: from the first device call if the engine shows it. None:
+        it has not begun. A wait for the compiler of a grammar is not included: the next request may have no grammar.
+        """
+        since = self.run_at if self.plan is None else self.meter.began_at
+        return None if since is None else self._clock() - since
+
     def timings(self) -> Timings:
         """Where the time went until now."""
         now, meter = self._clock(), self.meter

@@ -211,7 +211,7 @@ class Lane:
         if not job.concluded:
             job.concluded = True
             job.permit.settle("released")
-            job.ticket.leave()
+            job.ticket.leave(job.service_s)
             self._metrics.request_ended(self.name, outcome, job.meter, job.timings())
 
     # --- the breaker

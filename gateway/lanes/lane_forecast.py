@@ -26,7 +26,6 @@ class LaneForecast:
         self._name = name
         self._queue = queue
         self._forecast = Forecast(clock)
-        self._clock = clock
 
     def check_first_token(self, job: Job) -> None:
         """Predict the time to first token. Raises FirstTokenTooLate or QueueFull if it is over the job's limit."""
@@ -59,12 +58,12 @@ class LaneForecast:
     def learn_first_token(self, job: Job) -> None:
         """Learn from a job that has its first token."""
         if job.plan is not None and job.ticket.admitted_at is not None:
-            self._forecast.learn_first_token(job.plan, job.meter, job.ticket.admitted_at, job.others)
+            self._forecast.learn_first_token(job.plan, job.meter, job.others)
 
     def learn_timeout(self, job: Job) -> None:
-        """Learn from a job whose time limit has passed, if it had a slot and no first token."""
-        if job.plan is not None and job.ticket.admitted_at is not None and not job.events.has_content:
-            self._forecast.learn_timeout(job.plan, self._clock() - job.ticket.admitted_at, job.others)
+        """Learn from a job whose time limit has passed without a first token."""
+        if job.plan is not None and not job.events.has_content:
+            self._forecast.learn_timeout(job.plan, job.meter)
 
     def learn_end(self, job: Job) -> None:
         """Learn from a complete answer."""

@@ -95,6 +95,7 @@ class Prefilled(Struct, frozen=True, tag=True):
     id: int
     device_s: float
     prompt_logprobs: list[Scored] = field(default_factory=list)
+    shared_s: float = 0.0  # in device calls of all requests since this one came to the token loop
 
 
 class Scored(Struct, frozen=True, array_like=True):

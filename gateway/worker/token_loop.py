@@ -40,6 +40,7 @@ SNAPSHOT_BYTES = 256 << 20  # 5800 tokens of SmolLM2-135M, or 2300 of Llama 3.2 
 class _Request:
     frame: Submit
     open: set[int]  # choices that have not ended
+    since_s: float  # the device's total time when it came
     later: list[GeneratingSequence] = field(default_factory=list)  # choices that wait for the first one's prefill
     has_begun: bool = False
 
@@ -97,7 +98,7 @@ class TokenLoop:
         except Exception as error:
             self._emit(failed_frame(frame.id, as_gateway_error(error)))
             return
-        self._requests[frame.id] = _Request(frame, set(range(frame.n)), later)
+        self._requests[frame.id] = _Request(frame, set(range(frame.n)), self._activity.device_s, later)
         self._schedule.add(first)
 
     def cancel(self, frame: Cancel) -> None:
@@ -170,7 +171,8 @@ class TokenLoop:
         scored = sequence.score_prompt(rows, start) if sequence.request.prompt_logprobs else []
         sequence.slot_use.prefill_s += elapsed
         is_new = cache.length > sequence.computed  # the request is not to blame for rows that a suspension has lost
-        self._emit(Prefilled(sequence.request.id, elapsed if is_new else 0.0, scored))
+        shared_s = self._activity.device_s - self._requests[sequence.request.id].since_s
+        self._emit(Prefilled(sequence.request.id, elapsed if is_new else 0.0, scored, shared_s))
         if sequence.missing == 0:
             self._advance(sequence, rows[-1:], (), 0.0)
 

@@ -103,8 +103,9 @@ async def test_expected_wait_follows_measured_service_time() -> None:
     assert queue.expected_wait_s() == 0.0
     for _ in range(3):
         ticket = queue.enqueue()
-        time += 4.0
-        ticket.leave()
+        time += 9.0  # 5 s of them before the engine began
+        ticket.leave(4.0)
+    queue.enqueue().leave()  # the engine never began
     assert queue.mean_service_s == pytest.approx(4.0)
     assert queue.expected_wait_s() == 0.0  # a slot is free
     queue.enqueue()

@@ -68,10 +68,12 @@ def test_newest_measurement_weighs_most() -> None:
     assert times.seconds(128, 128) == pytest.approx(0.3, rel=0.3)
 
 
-def measured(forecast: Forecast, tokens: int, *, wall: float = 1.0, others: int = 0) -> None:
+def measured(forecast: Forecast, tokens: int, *, shared: float = 1.0, others: int = 0) -> None:
     """One request: a prompt of 1 s, then 10 tokens of 0.1 s, with a limit of `tokens`."""
-    meter = Meter(prompt_tokens=50, completion_tokens=10, device_s=1.9, first_token_at=wall, prompt_s=1.0)
-    forecast.learn_first_token(PLAN, meter, 0.0, others)
+    meter = Meter(
+        prompt_tokens=50, completion_tokens=10, device_s=1.9, first_token_at=1.0, prompt_s=1.0, shared_s=shared
+    )
+    forecast.learn_first_token(PLAN, meter, others)
     forecast.learn_end(meter, tokens)
 
 
@@ -96,7 +98,7 @@ def test_contention_is_measured() -> None:
     measured(forecast, 10)
     assert forecast.first_token_s(PLAN, others=2) == pytest.approx(3.0)  # contention 1 before the first measurement
     for _ in range(40):
-        measured(forecast, 10, wall=1.5, others=1)
+        measured(forecast, 10, shared=1.5, others=1)
     assert forecast.first_token_s(PLAN, others=2) == pytest.approx(2.0, rel=0.01)
 
 
@@ -110,3 +112,20 @@ def test_one_request_in_30_s_of_refusals_is_let_through() -> None:
     assert outcomes.count(False) == 3
     measured(forecast, 10)
     assert all(forecast.should_refuse() for _ in range(10))
+
+
+def test_time_without_the_device_teaches_nothing() -> None:
+    """A request that waited, for example for the compiler of its grammar, until its limit had passed."""
+    forecast = Forecast(lambda: 0.0)
+    forecast.learn_timeout(PLAN, Meter())
+    assert forecast.first_token_s(PLAN, others=0) is None
+    measured(forecast, 10)
+    forecast.learn_timeout(PLAN, Meter())
+    assert forecast.first_token_s(PLAN, others=0) == pytest.approx(1.0)
+
+
+def test_time_limit_during_the_prefill_teaches_a_longer_prefill() -> None:
+    forecast = Forecast(lambda: 0.0)
+    measured(forecast, 10)
+    forecast.learn_timeout(PLAN, Meter(device_s=4.0))
+    assert 4.0 < (forecast.first_token_s(PLAN, others=0) or 0) <= 8.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import sys
@@ -9,12 +10,14 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from gateway.device import Activity
-from gateway.errors import EngineFailed
+from gateway.errors import EngineFailed, InvalidRequest
+from gateway.generation import Grammar
 from gateway.worker import main as worker
 from gateway.worker.decoders.base import Decoder, KVCache, Logits
 from gateway.worker.frames import (
@@ -30,6 +33,7 @@ from gateway.worker.frames import (
     decode_to_worker,
     encode,
 )
+from gateway.worker.grammar.constraint import CompiledGrammar, GrammarCompiler
 
 PATIENCE_S = 60.0
 
@@ -250,3 +254,25 @@ def ignores_shutdown(connection: Connection, spec: WorkerSpec, activity: Activit
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection.send_bytes(encode(READY))
     time.sleep(3600)
+
+
+def takes_1_ms_per_call(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
+    """The real worker with a clock that shows one millisecond more at each look, so a device call takes 1 ms or few."""
+    ticks = itertools.count()
+    activity.clock = lambda: next(ticks) / 1000
+    worker.worker_main(connection, spec, activity)
+
+
+def waits_to_compile(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
+    """As `takes_1_ms_per_call`. A grammar with 10000... compiles until there is a file `go` next to the bundle."""
+    compile, gate = GrammarCompiler.compile, Path(spec.bundle).parent / "go"
+
+    def patient(compiler: GrammarCompiler, grammar: Grammar) -> CompiledGrammar:
+        if "10000" not in grammar.source:
+            return compile(compiler, grammar)
+        while not gate.exists():
+            time.sleep(0.05)
+        raise InvalidRequest("It took too long.", param=grammar.param)
+
+    GrammarCompiler.compile = patient  # type: ignore[method-assign]
+    takes_1_ms_per_call(connection, spec, activity)

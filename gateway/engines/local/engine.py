@@ -155,6 +155,9 @@ class LocalEngine:
         self._recent.append((submit.owner, translator.ids))
         try:
             return await translator.finished()
+        except asyncio.CancelledError:
+            meter.call_cut()
+            raise
         finally:
             meter.call_ended()
             if self._running.pop(submit.id, None) is not None:

@@ -116,6 +116,7 @@ class FrameTranslator:
 
     def prefilled(self, frame: Prefilled) -> None:
         self._meter.device_s += frame.device_s
+        self._meter.shared_s = frame.shared_s
         self._prompt_logprobs += map(self._logprob, frame.prompt_logprobs)
 
     def produced(self, frame: Tokens) -> None:

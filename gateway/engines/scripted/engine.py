@@ -109,9 +109,10 @@ class ScriptedEngine:
         assert isinstance(prepared, ScriptedPrepared)
         self._check_ready()
         number, self._requests = self._requests, self._requests + 1
+        since_s = self._activity.device_s
         async with self._slots:
             self._check_ready()
-            await _Run(self, number, prepared, meter).run(emit)
+            await _Run(self, number, prepared, meter, since_s).run(emit)
         return Usage(
             prompt_tokens=meter.prompt_tokens,
             cached_tokens=meter.cached_tokens,
@@ -125,9 +126,11 @@ class ScriptedEngine:
             async with self._device:
                 self._check_alive(restarts)
                 meter.call_started()
-                with self._activity.device_call() as device_call:
-                    await self._sleep(min(seconds, self._model.watchdog_s))
-                meter.device_s += device_call.seconds
+                try:
+                    with self._activity.device_call() as device_call:
+                        await self._sleep(min(seconds, self._model.watchdog_s))
+                finally:
+                    meter.device_s += device_call.seconds
                 if seconds > self._model.watchdog_s and not self._closed:
                     self._restart()
                 self._check_alive(restarts)
@@ -186,10 +189,12 @@ class ScriptedEngine:
 class _Run:
     """One running request: its device calls in order, its choices in parallel."""
 
-    def __init__(self, engine: ScriptedEngine, number: int, prepared: ScriptedPrepared, meter: Meter) -> None:
+    def __init__(
+        self, engine: ScriptedEngine, number: int, prepared: ScriptedPrepared, meter: Meter, since_s: float
+    ) -> None:
         script, generation = engine._script, prepared.generation
         self._engine, self._number, self._generation, self._meter = engine, number, generation, meter
-        self._restarts = engine._restarts
+        self._restarts, self._since_s = engine._restarts, since_s
         self._timing: Timing = timing(engine._model, number)
         self._faults = [fault for fault in script.faults if not fault.requests or number in fault.requests]
         self._repeat = script.repeat or generation.ignore_eos
@@ -202,6 +207,7 @@ class _Run:
         emit(Started(prompt_tokens=meter.prompt_tokens, cached_tokens=meter.cached_tokens))
         for i in range(self._timing.chunks(meter.computed_tokens)):
             await self._call(self._timing.chunk_s, after=0 if i == 0 else None)
+        meter.shared_s = self._engine._activity.device_s - self._since_s
         choices = [(self._tokens(i), self._choice_text(i)) for i in range(self._generation.n)]
         for k in range(self._limit):  # token k of every choice that has not ended
             for tokens, text in list(choices):

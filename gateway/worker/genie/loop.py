@@ -101,6 +101,7 @@ class GenieLoop:
         self._keeps_prefixes = prefix_cache and self._can_rewind
         self._queue: deque[Submit] = deque()
         self._last_client: str | None = None
+        self._came_at: dict[int, float] = {}  # the device's total time when each request came, by its id
         self._cached: _CacheContent | None = None  # None: unknown
 
     def run(self) -> None:
@@ -110,7 +111,9 @@ class GenieLoop:
                 match self._next_frame():
                     case Submit() as frame:
                         self._queue.append(frame)
+                        self._came_at[frame.id] = self._activity.device_s
                     case Cancel(id=id):
+                        self._came_at.pop(id, None)
                         self._queue = deque(request for request in self._queue if request.id != id)
                     case Shutdown():
                         return
@@ -148,6 +151,8 @@ class GenieLoop:
             self._emit(failed_frame(request.id, failure))
             if not isinstance(failure, InvalidRequest):
                 self._reset()
+        finally:
+            self._came_at.pop(request.id, None)
 
     def _check_vocabulary(self, request: Submit) -> None:
         """The gateway checks ids against the tokenizer, which can have more ids than the graphs."""
@@ -178,7 +183,7 @@ class GenieLoop:
                 return
             before = self._clock()
             self._prefill(request, end)
-            self._emit(Prefilled(request.id, self._clock() - before))
+            self._emit_chunk(request, self._clock() - before)
 
     def _prepare(self, request: Submit) -> int:
         """Set the sampler, and truncate or reset the cache. Returns: the number of prompt tokens in the cache."""
@@ -262,7 +267,11 @@ class GenieLoop:
         """Once, at the first token: the time since the start of the query is prompt time."""
         if not answer.prompt_done:
             answer.prompt_done = True
-            self._emit(Prefilled(answer.request.id, self._lap(answer)))
+            self._emit_chunk(answer.request, self._lap(answer))
+
+    def _emit_chunk(self, request: Submit, seconds: float) -> None:
+        shared_s = self._activity.device_s - self._came_at[request.id]
+        self._emit(Prefilled(request.id, seconds, shared_s=shared_s))
 
     def _lap(self, answer: _Answer) -> float:
         """Seconds since the last token, or since the start of the query."""
