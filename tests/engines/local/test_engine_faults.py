@@ -19,6 +19,7 @@ from gateway.engines.local.engine import LocalEngine
 from gateway.errors import (
     BundleError,
     EngineFailed,
+    GatewayError,
     ModelNotReady,
 )
 from gateway.generation import (
@@ -65,6 +66,13 @@ async def slow(long_tiny: Path) -> AsyncIterator[LocalEngine]:
     engine = make(long_tiny, workers.takes_20_ms_per_step)
     async with kept_loaded(engine):
         yield engine
+
+
+class Unreadable:
+    """A parser with a bug."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise LookupError(name)
 
 
 async def advance_until(clock: ManualClock, condition: Callable[[], bool]) -> None:
@@ -183,6 +191,27 @@ async def test_device_call_exception_fails_only_its_request(faulty: LocalEngine)
         await events_of(faulty, request(TokenIds((40, workers.RAISE))))
     assert usage(await events_of(faulty, request())).completion_tokens == 24
     assert faulty.status.restarts == 0
+
+
+async def test_answer_that_cannot_be_read_fails_its_request_only(
+    slow: LocalEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A parser of the answer raises in the callback of a frame: the worker stops, and only this request fails."""
+    sent: list[Any] = []
+    send, prompts = slow._supervisor.send, slow._ready_prompts()
+    monkeypatch.setattr(slow._supervisor, "send", lambda frame: (sent.append(frame), send(frame)))
+    other = event_stream(slow, request(max_tokens=8000))
+    await until_text(other)
+    parsers = type(prompts).parsers
+    monkeypatch.setattr(type(prompts), "parsers", lambda *args: [Unreadable() for _ in parsers(*args)])
+    with pytest.raises(GatewayError, match="could not be read") as raised:
+        await events_of(slow, request(max_tokens=8000))
+    assert type(raised.value) is GatewayError
+    assert isinstance(sent[-1], Cancel) and sent[-1].id == sent[-2].id
+    assert "Traceback" in caplog.text
+    await until_text(other)
+    await other.aclose()
+    assert slow._running == {}
 
 
 async def test_each_request_ends_once_under_kills_and_cancels(tiny: Path) -> None:

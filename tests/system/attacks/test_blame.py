@@ -103,7 +103,7 @@ def assert_no_blame(server: Running, model: str = "tiny") -> None:
 
 
 def test_schema_with_a_wrong_type_is_no_engine_failure(server: Running) -> None:
-    """One call of the official SDK, with its retries, while somebody else streams."""
+    """One call of the official SDK, with its retries, while another client streams."""
     schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "string", "format": ["date"]}}}
     before, begun = worker_of(server, "tiny").pid, threading.Event()
     with ThreadPoolExecutor(1) as pool, server.openai(max_retries=2) as client:
@@ -137,7 +137,7 @@ def test_message_of_private_characters_leaves_the_breaker_closed(server: Running
 def test_wait_for_the_compiler_is_no_silence_of_the_device(
     server: Running, http: httpx.Client, clock: WatchClock, gate: Path
 ) -> None:
-    """Grammars compile for a long time. One client leaves, one has a limit; then there is somebody's small schema."""
+    """Grammars compile for a long time. One client leaves, one has a limit, one sends a small schema."""
     supervisor = lane_of(server, "tiny").engine._supervisor  # type: ignore[attr-defined]
     url = "/v1/chat/completions"
     body = {"model": "tiny", "messages": TURN, "max_tokens": 4}
@@ -155,6 +155,7 @@ def test_wait_for_the_compiler_is_no_silence_of_the_device(
     with ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(http.post, url, json=limited)
         small = pool.submit(http.post, url, json=schema({"type": "boolean"}))
+        assert small.result(60).status_code == 200
         wait_until(lambda: len(lane_of(server, "tiny").engine._running) >= 1, "no request waits")  # type: ignore[attr-defined]
         for _ in range(3):
             wait_until(lambda: supervisor._process.activity.state == "waiting", "the worker is busy")
@@ -163,7 +164,6 @@ def test_wait_for_the_compiler_is_no_silence_of_the_device(
             wait_until(lambda looks=looks: clock.looks > looks + 4, "the watchdog does not look")
         assert not waiting.done()
         gate.touch()
-        assert small.result(60).status_code == 200
         assert waiting.result(60).status_code == 400
     assert_no_blame(server)
     assert http.post(url, json=body, headers={"x-max-ttft-ms": "10000"}).status_code == 200
@@ -245,7 +245,7 @@ HOSTILE: list[Any] = [
 ]  # fmt: skip
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path of each part of a JSON value, without the value itself."""
     if isinstance(value, Mapping):
         items: Any = value.items()
@@ -253,7 +253,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         items = enumerate(value) if isinstance(value, list) else ()
     for key, part in items:
         yield (*path, key)
-        yield from places(part, (*path, key))
+        yield from paths_in(part, (*path, key))
 
 
 def replaced(value: Any, path: tuple[Any, ...], by: Any) -> Any:
@@ -268,7 +268,7 @@ def replaced(value: Any, path: tuple[Any, ...], by: Any) -> Any:
 def mutated(body: dict[str, Any], dice: random.Random, times: int) -> dict[str, Any]:
     """The body with some of its parts replaced; also a part by another part of it. The model stays."""
     for _ in range(times):
-        paths = [path for path in places(body) if path != ("model",)]
+        paths = [path for path in paths_in(body) if path != ("model",)]
         own = dice.choice(paths)
         by: Any = dice.choice(HOSTILE)
         if dice.random() < 0.2:
