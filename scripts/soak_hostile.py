@@ -113,8 +113,8 @@ class Hostile:
         await self._chat("many keys", {"metadata": {f"k{n}": "v" for n in range(50_000)}})
 
     async def stored_items(self) -> None:
-        """Responses with 10,000 items each, then references to them."""
-        items = [{"type": "reasoning", "id": f"rs_{n}", "summary": []} for n in range(10_000)]
+        """Responses with 9,900 items each, then references to them."""
+        items = [{"type": "reasoning", "id": f"rs_{n}", "summary": []} for n in range(9_900)]
         question = {"role": "user", "content": QUESTION}
         body = {"model": self._model, "max_output_tokens": 16, "input": [*items, question]}
         await self._post("stored items", "/v1/responses", body)

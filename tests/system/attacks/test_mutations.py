@@ -1,0 +1,88 @@
+"""Mutated requests over every endpoint, through a socket, with the default limits.
+
+A reply is a success or a refusal. It is never a 5xx, except 503 for a busy gateway. The log has no line at ERROR, and
+no worker is restarted. `scripts/test_slow.py` sends 10,000 requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.processes import PATIENCE_S, Serving, serving
+from tests.system.attacks.mutations import BODIES, mutations
+
+AT_ONCE = 8
+BUSY = ("service_unavailable", "model_busy")  # 503 codes that say: try again, the request is right
+
+
+def test_valid_bodies_are_accepted(long_tiny: Path, tmp_path: Path) -> None:
+    with _gateway(long_tiny, tmp_path) as serve:
+        url = _url(serve)
+        bodies = [(path, {"model": "tiny"} | body) for path, body in BODIES if path != "/v1/embeddings"]
+        replies = [httpx.post(url + path, json=body, timeout=PATIENCE_S) for path, body in bodies]
+        assert [reply.text for reply in replies if reply.status_code != 200] == []
+
+
+@pytest.mark.parametrize(
+    ("seed", "count"), [(1, 400), pytest.param(2, 10_000, marks=pytest.mark.slow)], ids=["short", "long"]
+)
+def test_mutated_requests_harm_nothing(seed: int, count: int, long_tiny: Path, tmp_path: Path) -> None:
+    with _gateway(long_tiny, tmp_path) as serve:
+        url = _url(serve)
+        statuses, faults = asyncio.run(_send_all(url, seed, count))
+        metrics = httpx.get(f"{url}/metrics", timeout=PATIENCE_S).text
+        code, log = serve.stop(signal.SIGTERM)
+    print(sorted(statuses.items()))
+    assert faults == []
+    assert statuses[200] > count / 10
+    assert statuses.total() == count
+    assert re.findall(r"^gateway_worker_restarts_total\{.*\} (\S+)$", metrics, re.MULTILINE) == ["0.0"]
+    assert 'state="open"} 1.0' not in re.sub(r"^#.*$", "", metrics, flags=re.MULTILINE)
+    assert [line for line in log.splitlines() if " ERROR " in line or "Traceback" in line] == []
+    assert code == 0
+
+
+def _gateway(tiny: Path, folder: Path):  # type: ignore[no-untyped-def]
+    config = folder / "config.toml"
+    # A budget that no machine exceeds: the breaker judges the speed of the device, and this test judges blame.
+    breaker = "[breaker]\nlatency_ms = 600000\n"
+    config.write_text(f"{breaker}[models.tiny]\npath = '{tiny}'\nthreads = 1\ncontext_length = 2048\n", encoding="utf-8")
+    return serving("--config", config, "--port", 0, cwd=folder)
+
+
+def _url(serve: Serving) -> str:
+    found = re.search(r"(http://\S+:\d+)/v1", serve.read_greeting())
+    assert found
+    return found[1]
+
+
+async def _send_all(url: str, seed: int, count: int) -> tuple[Counter[int], list[str]]:
+    statuses: Counter[int] = Counter()
+    faults: list[str] = []
+    requests = mutations(seed, count, "tiny")
+
+    async def send() -> None:
+        for path, content in requests:
+            reply = await client.post(path, content=content, headers={"Content-Type": "application/json"})
+            statuses[reply.status_code] += 1
+            if _is_fault(reply):
+                faults.append(f"{path} {reply.status_code} {reply.text[:300]} for {content[:2000]!r}")
+
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as client, asyncio.TaskGroup() as group:
+        for _ in range(AT_ONCE):
+            group.create_task(send())
+    return statuses, faults
+
+
+def _is_fault(reply: httpx.Response) -> bool:
+    if reply.status_code < 500:
+        return False
+    error = reply.json().get("error") if reply.status_code == 503 else None
+    return not isinstance(error, dict) or error.get("code") not in BUSY
