@@ -112,7 +112,7 @@ def mutations(seed: int, count: int, model: str) -> Iterator[tuple[str, bytes]]:
 def _mutated(body: Any, chance: random.Random) -> Any:
     """The body with one value changed, removed, doubled, moved or wrapped."""
     if not (positions := list(_positions(body))):
-        return chance.choice(HOSTILE)
+        return copy.deepcopy(chance.choice(HOSTILE))
     parent, key = chance.choice(positions)
     value = parent[key]
     match chance.randrange(8):
@@ -123,15 +123,17 @@ def _mutated(body: Any, chance: random.Random) -> Any:
         case 2 if isinstance(value, str):
             at = chance.randrange(len(value) + 1)
             parent[key] = value[:at] + chance.choice(_STRINGS) + value[at:]
-        case 3 if isinstance(value, int | float):
-            parent[key] = chance.choice((-value, value + 1, value * 10**9, float(value), str(value), value - 1))
+        case 3 if isinstance(value, int | float) and not isinstance(value, bool):
+            parent[key] = chance.choice(
+                (-value, value + 1, value * 10**9, value - 1, value / 7 if abs(value) < 1e9 else 0.5)
+            )
         case 4:
-            parent[key] = chance.choice(([value], {"value": value}, [value] * 50))
+            parent[key] = chance.choice(([value], {"value": value}, [copy.deepcopy(value) for _ in range(50)]))
         case 5:
             other, name = chance.choice(positions)
             parent[key] = copy.deepcopy(other[name])
         case _:
-            parent[key] = chance.choice(HOSTILE)
+            parent[key] = copy.deepcopy(chance.choice(HOSTILE))
     return body
 
 
