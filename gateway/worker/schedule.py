@@ -74,7 +74,8 @@ class Schedule:
         served = {node for sequence in taking_part for node in _nodes(sequence)}
         left_out = {node for sequence in self.ready() if sequence not in taking_part for node in _nodes(sequence)}
         for node in [*(served - left_out - {*_nodes(self._chosen)}), *_nodes(self._chosen)]:
-            self._served[node] += seconds
+            if node in self._served:  # the chosen one's draft can have failed
+                self._served[node] += seconds
         for sequence in taking_part:
             sequence.served_s += seconds
             sequence.slot_use.held_s += seconds

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from tokenizers import Tokenizer
 
 from gateway.bundles.bundle import load_bundle
+from gateway.device import Activity
 from gateway.worker.decoders.base import DecoderSpec, KVCache, Logits
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.decoders.onnx import SessionOptions
@@ -137,7 +138,7 @@ class Engine:
             make_constraint=no_grammar,
             prefix_cache=switches.prefix_cache,
             lookup=switches.lookup,
-            clock=count().__next__,
+            activity=Activity(clock=count().__next__),
         )
         for number, ids in enumerate(prompts):
             prediction = edited(expected[number]) if switches.predicted else []

@@ -184,3 +184,20 @@ def test_constraint_without_possible_token_fails_its_request_only(make_bench: Ma
     bench.finish()
     assert [frame.kind for frame in bench.endings(bad)] == ["InvalidRequest"]
     assert bench.endings(good) == [Ended(good, "length")]
+
+
+@pytest.mark.parametrize("left", [22, 12, 3])
+def test_failing_draft_fails_its_request_only(make_bench: MakeBench, left: int) -> None:
+    class Broken(Only):
+        def forced(self) -> list[int]:
+            if len(self.rest) < left:
+                raise InvalidRequest("too complex", param="grammar")
+            return []
+
+    bench = make_bench(make_constraint=lambda grammar: partial(Broken, random_ids(25, 8), False))
+    for client, size in (("a", 10), ("b", 40)):  # the call is for the other request, and for the failing one
+        bad = bench.submit(PROMPT, grammar=Grammar(kind="regex", source="x"), max_tokens=30, client=client)
+        good = bench.submit(random_ids(size, 2), max_tokens=30, client="good")
+        bench.finish()
+        assert [frame.kind for frame in bench.endings(bad)] == ["InvalidRequest"]
+        assert bench.endings(good) == [Ended(good, "length")]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gateway.device import Activity
 from gateway.worker.decoders.base import KVCache, Logits
 from gateway.worker.decoders.static import batch as static_batch
 from gateway.worker.decoders.static.cache import Buffer
@@ -163,7 +164,9 @@ def test_concurrent_requests_get_answers_of_sequential_requests(batched: StaticD
     def answers(decoder: StaticDecoder, *, concurrent: bool) -> list[list[int]]:
         frames: list[FromWorker] = []
         caches = [decoder.new_cache() for _ in range(SIZE)]
-        loop = TokenLoop(decoder, caches, frames.append, make_constraint=no_grammar, clock=count().__next__)
+        loop = TokenLoop(
+            decoder, caches, frames.append, make_constraint=no_grammar, activity=Activity(clock=count().__next__)
+        )
         for id, ids in enumerate(prompts):
             loop.submit(Submit(id=id, ids=ids, sampling=GREEDY, max_tokens=24))
             while not (concurrent or loop.is_idle):
