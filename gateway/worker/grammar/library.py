@@ -20,13 +20,19 @@ _REWORDED = (
 
 
 def parser_limits(step_max_items: int = 5_000) -> llguidance.LLParserLimits:
-    """The library's limits for one grammar: parser items for each token, lexer states (60 MB), size of the grammar.
+    """The library's limits for one grammar: parser items and work of the lexer for each token, lexer states (60 MB),
+    size of the grammar.
 
-    The other limits have the library's defaults, which are about 500 ms to build the automata and 30 ms for each token.
-    The library counts operations, not time.
+    With them a mask takes at most about 40 ms. The library's default of 200,000 for `step_lexer_fuel` permits 180 ms;
+    schemas with all formats need less than 25,000. To build the automata takes at most about 500 ms. The library counts
+    operations, not time.
     """
     return llguidance.LLParserLimits(
-        step_max_items=step_max_items, max_lexer_states=40_000, max_grammar_size=200_000, verbose_errors=False
+        step_max_items=step_max_items,
+        step_lexer_fuel=50_000,
+        max_lexer_states=40_000,
+        max_grammar_size=200_000,
+        verbose_errors=False,
     )
 
 

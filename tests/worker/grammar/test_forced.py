@@ -93,6 +93,13 @@ def test_run_of_forced_text_is_bounded(grammars: GrammarCompiler, tokens: TextTo
     assert text.startswith("xyxz" * 500)
 
 
+@pytest.mark.parametrize("own", ["", '%llguidance {"no_forcing": false}', "// comment", "# comment"])
+def test_client_cannot_turn_the_librarys_forcing_on(tokenizer: Any, own: str) -> None:
+    for source in (f'start: "forced"\n{own}', f'{own}\nstart: "forced"'):
+        matcher = matcher_of(tokenizer, translate(lark(source), lambda _: ""))
+        assert not matcher.is_error() and matcher.compute_ff_tokens() == []
+
+
 def test_choices_do_not_share_a_position(grammars: GrammarCompiler, tokens: TextTokenizer) -> None:
     compiled = grammars.compile(regex("(a|b)cc|ddd"))
     first, second = compiled.constraint("p"), compiled.constraint("p")
