@@ -20,8 +20,10 @@ from weights import EXACT, USUAL, bundle_of
 
 from gateway.bundles.bundle import load_bundle
 from gateway.config.tables import LocalModel
-from gateway.engines.local.prompts import Prompts
+from gateway.engines.local.prompts import setup_of
 from gateway.generation import Chat, Message
+from gateway.prompts.encoder import PromptEncoder
+from gateway.prompts.messages import Encode
 from gateway.sampling import Sampling
 from gateway.worker.frames import Failed, FromWorker, Submit, Tokens, WorkerSpec
 from gateway.worker.main import open_decoder
@@ -89,7 +91,7 @@ class Bench:
 
     def __init__(self, model: LocalModel) -> None:
         folder = bundle_of(model)
-        self.prompts = Prompts(load_bundle(folder), "")
+        self.prompts = PromptEncoder(setup_of(load_bundle(folder), ""))
         decoder = open_decoder(WorkerSpec(bundle=str(folder), provider="cpu", threads=2, max_sequences=len(WAYS)))
         self._run = Run()
         self._loops = {
@@ -108,7 +110,7 @@ class Bench:
         chat = Chat(messages=(Message(role="user", content=question),))
         frame = Submit(
             id=1,
-            ids=self.prompts.encode_prompt(chat).ids,
+            ids=self.prompts.encode(Encode(prompt=chat, context_length=8192)).ids,
             sampling=Sampling(temperature=0),
             max_tokens=tokens,
             prediction=self.prompts.tokens.encode_continuation(prediction) if prediction else [],

@@ -146,14 +146,14 @@ class Engine(Protocol):
 class TextTools(Protocol):
     """What a local tokenizer can do without the device: `/tokenize`, `/apply-template`, and counting tokens.
 
-    All methods raise ModelNotReady before the engine is ready, and InvalidRequest for a wrong argument. They take long
-    for long texts: call them in a thread.
+    All methods raise ModelNotReady before the engine is ready, and InvalidRequest for a wrong argument. `client` is the
+    client that the request is from: clients take turns.
     """
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    async def encode(self, prompt: Prompt, client: str) -> list[int]:
         """The token ids that the model gets for `prompt`."""
 
-    def tokenize(self, text: str, *, begin: bool, specials: bool) -> list[int]:
+    async def tokenize(self, text: str, client: str, *, begin: bool, specials: bool) -> list[int]:
         """The token ids of `text`, which may be empty.
 
         Args:
@@ -161,11 +161,11 @@ class TextTools(Protocol):
             specials: parse special tokens in the text.
         """
 
-    def decode(self, ids: Sequence[int]) -> str:
+    async def decode(self, ids: Sequence[int], client: str) -> str:
         """The text of `ids`, with special tokens."""
 
     def pieces(self, ids: Sequence[int]) -> list[bytes]:
-        """The bytes of each token. A character can span several tokens."""
+        """The bytes of each token. A character can span several tokens. Call it in a thread: there can be many."""
 
-    def render(self, chat: Chat) -> str:
+    async def render(self, chat: Chat, client: str) -> str:
         """The conversation as text, from the model's chat template."""

@@ -20,6 +20,7 @@ from gateway.routes.openai_api.wire import ChatMessage, ToolDefinition
 from gateway.routes.respond import json_response
 from gateway.routes.wire import MAX_MESSAGES, MAX_TOOLS, Count, Json
 from gateway.server.body import check_depth, read_json
+from gateway.server.identity import client_of
 from gateway.server.openapi_operation import openapi_opt
 from gateway.server.request import HttpRequest, router_of
 
@@ -94,21 +95,21 @@ async def tokenize(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _tokenize_decoder)
     router = router_of(request)
     tools = router.tools(body.model)
-    ids = await asyncio.to_thread(_ids, body, tools)
+    ids = await _ids(body, tools, client_of(request.scope))
     reply = Tokenized(
         count=len(ids),
         max_model_len=router.model(body.model or "").status.engine.context_length,
-        tokens=_with_pieces(ids, tools) if body.with_pieces else ids,
+        tokens=await asyncio.to_thread(_with_pieces, ids, tools) if body.with_pieces else ids,
     )
     if body.return_token_strs:
-        reply.token_strs = [piece.decode(errors="replace") for piece in tools.pieces(ids)]
+        reply.token_strs = await asyncio.to_thread(_strings, ids, tools)
     return json_response(reply)
 
 
 @post("/detokenize", status_code=200, opt=_DETOKENIZE)
 async def detokenize(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _detokenize_decoder)
-    text = await asyncio.to_thread(router_of(request).tools(body.model).decode, body.tokens)
+    text = await router_of(request).tools(body.model).decode(body.tokens, client_of(request.scope))
     return json_response(Detokenized(content=text, prompt=text))
 
 
@@ -116,11 +117,11 @@ async def detokenize(request: HttpRequest) -> ASGIApp:
 async def apply_template(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _template_decoder)
     chat = _chat(body.messages, body.tools, body.chat_template_kwargs)
-    prompt = await asyncio.to_thread(router_of(request).tools(body.model).render, chat)
+    prompt = await router_of(request).tools(body.model).render(chat, client_of(request.scope))
     return json_response(AppliedTemplate(prompt=prompt))
 
 
-def _ids(body: TokenizeRequest, tools: TextTools) -> list[int]:
+async def _ids(body: TokenizeRequest, tools: TextTools, client: str) -> list[int]:
     """Raises InvalidRequest unless the request has exactly one of `content`, `prompt` and `messages`."""
     match body:
         case TokenizeRequest(content=str(text), prompt=None, messages=None):
@@ -128,10 +129,10 @@ def _ids(body: TokenizeRequest, tools: TextTools) -> list[int]:
         case TokenizeRequest(content=None, prompt=str(text), messages=None):
             begin = body.add_special_tokens is not False
         case TokenizeRequest(content=None, prompt=None, messages=list(messages)):
-            return tools.encode(_chat(messages, body.tools, body.chat_template_kwargs))
+            return await tools.encode(_chat(messages, body.tools, body.chat_template_kwargs), client)
         case _:
             raise InvalidRequest("Send one of 'content', 'prompt' and 'messages'.", param="content")
-    return tools.tokenize(text, begin=begin, specials=body.parse_special is not False)
+    return await tools.tokenize(text, client, begin=begin, specials=body.parse_special is not False)
 
 
 def _chat(messages: list[ChatMessage], definitions: list[ToolDefinition] | None, template_kwargs: Json | None) -> Chat:
@@ -147,6 +148,10 @@ def _chat(messages: list[ChatMessage], definitions: list[ToolDefinition] | None,
 
 def _with_pieces(ids: list[int], tools: TextTools) -> list[TokenPiece]:
     return [TokenPiece(id=index, piece=_piece(piece)) for index, piece in zip(ids, tools.pieces(ids), strict=True)]
+
+
+def _strings(ids: list[int], tools: TextTools) -> list[str]:
+    return [piece.decode(errors="replace") for piece in tools.pieces(ids)]
 
 
 def _piece(token: bytes) -> str | list[int]:

@@ -37,25 +37,34 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is not a reply
     threading.stack_size(_STACK_BYTES)
-    thread = threading.Thread(target=_serve, args=(sys.stdin.buffer, replies))
-    thread.start()
-    thread.join()
+    _in_thread(_set_up, sys.stdin.buffer, replies)
     os._exit(0)
 
 
-def _serve(requests: BinaryIO, replies: BinaryIO) -> None:
+def _in_thread(work: Callable[..., None], *arguments: object) -> None:
+    thread = threading.Thread(target=work, args=arguments)
+    thread.start()
+    thread.join()
+
+
+def _set_up(requests: BinaryIO, replies: BinaryIO) -> None:
     _send(replies, str(os.getpid()).encode())
     if (first := _receive(requests)) is None:
         return
     start = json.loads(first)
     sys.path[:] = start["path"]
     _limit_memory(start["address_bytes"])
-    _limit_cpu(start["cpu_s"])
+    _limit_cpu(start["start_cpu_s"])
     module, _, name = start["task"].partition(":")
     reply, handle = getattr(importlib.import_module(module), name)(start["setup"])
     _send(replies, reply)
+    # A thread has a separate heap on Linux. This one is not fragmented by the setup: tokenizing takes half the time.
+    _in_thread(_serve, requests, replies, handle, start["cpu_s"])
+
+
+def _serve(requests: BinaryIO, replies: BinaryIO, handle: Handler, cpu_s: float) -> None:
     while (request := _receive(requests)) is not None:
-        _limit_cpu(start["cpu_s"])
+        _limit_cpu(cpu_s)
         _send(replies, handle(request))
 
 

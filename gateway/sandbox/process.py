@@ -34,11 +34,11 @@ _SCRIPT = Path(__file__).with_name("child.py")
 _LOOK_S = 0.05  # a request that takes longer is watched
 _CLOSED = "it is closed"
 _NO_WINDOW = getattr(subprocess, "CREATE_NO_WINDOW", 0)  # only Windows has it
-_MAX_REPLY = 512 * 1024 * 1024
+_MAX_REPLY = 64 * 1024 * 1024  # bytes
 
 
 class Limits(NamedTuple):
-    """Of one request, and of the setup of the process.
+    """Of one request, and, except for the processor time, of the setup of the process.
 
     `cpu_s` is processor time, which does not depend on the load of the machine. `wall_s` is for a process that waits.
     `address_bytes` counts all memory that the process reserves, with the code of its libraries.
@@ -48,6 +48,7 @@ class Limits(NamedTuple):
     wall_s: float
     resident_bytes: int
     address_bytes: int
+    start_cpu_s: float = 30.0  # of the setup: it reads files of any size
 
 
 class SandboxLimit(Exception):
@@ -115,6 +116,13 @@ class Sandbox:
         if self._child is not None:
             self._child.close()
 
+    def end(self) -> None:
+        """End the process, after the request that runs. The next request starts another."""
+        with self._lock:
+            if self._child is not None:
+                self._child.close()
+                self._child = None
+
     def _ready(self) -> _Child:
         """A process that has been set up."""
         if self._is_closed:
@@ -143,6 +151,7 @@ class Sandbox:
             "path": sys.path,
             "address_bytes": self._limits.address_bytes,
             "cpu_s": self._limits.cpu_s,
+            "start_cpu_s": self._limits.start_cpu_s,
         }
         try:
             return _Child(json.dumps(start).encode(), self._limits.address_bytes)
@@ -187,7 +196,7 @@ class _Child:
     def wait_for_setup(self, limits: Limits) -> None:
         """Raises SandboxLimit if the setup exceeds a limit."""
         if not self._is_set_up:
-            self.first = self._wait(limits)
+            self.first = self._wait(limits._replace(cpu_s=limits.start_cpu_s))
             self._is_set_up = True
 
     def exchange(self, message: bytes, limits: Limits) -> bytes:

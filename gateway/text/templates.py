@@ -19,8 +19,9 @@ import msgspec
 
 from gateway.errors import BundleError, InvalidRequest
 from gateway.generation import Chat, Message, Tool, ToolCall
-from gateway.text.jinja_sandbox import BudgetExceeded, Environment, render
+from gateway.text.jinja_sandbox import Environment
 
+_MAX_REASON = 200  # characters of a template's own message: it can quote a whole request
 _SPECIAL_NAMES = re.compile(r"(bos|eos|unk|pad|sep|cls|mask)_token")
 
 
@@ -64,7 +65,8 @@ class ChatTemplate:
             escape: applied to the variables that come from the client, before the template runs.
 
         Raises:
-            InvalidRequest: the template refuses the conversation (with its own message), fails, or exceeds its budget.
+            InvalidRequest: the template refuses the conversation (with its own message), or fails.
+            MemoryError: the process has no memory left.
         """
         is_open = chat.messages[-1].role == "assistant" and not chat.messages[-1].tool_calls
         variables = escape(template_variables(chat))
@@ -77,15 +79,18 @@ class ChatTemplate:
 
     def _render(self, variables: Mapping[str, Any]) -> str:
         try:
-            return render(self._template, variables)
+            return self._template.render(variables)
+        except MemoryError:
+            raise
         except _Refused as error:
-            raise InvalidRequest(f"The model's chat template refuses the messages: {error}", param="messages") from None
-        except BudgetExceeded as error:
-            raise InvalidRequest(f"The model's chat template was stopped: {error}.", param="messages") from None
+            raise _invalid(f"refuses the messages: {error}") from None
         except Exception as error:  # the template is foreign code and can raise anything
-            raise InvalidRequest(
-                f"The model's chat template cannot render the messages: {error}", param="messages"
-            ) from error
+            raise _invalid(f"cannot render the messages: {error}") from error
+
+
+def _invalid(what: str) -> InvalidRequest:
+    cut = what if len(what) <= _MAX_REASON else f"{what[:_MAX_REASON]}..."
+    return InvalidRequest(f"The model's chat template {cut}", param="messages")
 
 
 def template_variables(chat: Chat) -> dict[str, Any]:

@@ -1,32 +1,32 @@
-"""Text to token ids and back, for one model's tokenizer.
+"""Text to token ids, for one model's tokenizer. The process that prepares prompts uses it.
 
-1. Text from a client never becomes a special token. If `<|im_end|>` in a message were parsed as the token, it would end
-   the user's turn, and the client could open a new one. So `SpecialTokenEscape` replaces this text by private-use
-   characters before the template is rendered. `encode_rendered` encodes it without special tokens.
-2. Token ids become bytes first, and text when a character is complete. A special token has no text, unless the dialect
-   lists it as a marker.
+Text from a client never becomes a special token. If `<|im_end|>` in a message were parsed as the token, it would end
+the user's turn, and the client could open a new one. So `SpecialTokenEscape` replaces this text by unused characters
+before the template is rendered. `encode_rendered` encodes it without special tokens.
 """
 
 from __future__ import annotations
 
-import codecs
 import re
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from gateway.errors import BundleError, InvalidRequest
+from gateway.text.vocabulary import Vocabulary, table_of
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "\u2581"  # SentencePiece writes a space as this character
-_PRIVATE = range(0xF0000, 0xFFFFE)  # Unicode private-use characters
+#: Characters that stand for a special token in an escaped text: private use, then planes that Unicode does not use.
+_FREE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFD), range(0x40000, 0xDFFFE))
 
 
-class TextTokenizer:
-    """A model's vocabulary: text to ids, ids to bytes and text. Thread-safe.
+class TextTokenizer(Vocabulary):
+    """A vocabulary that can encode. Thread-safe.
 
     Args:
         tokenizer: a `tokenizers.Tokenizer`.
@@ -37,13 +37,13 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self._lock = threading.Lock()  # `encode_special_tokens` is a mutable setting of the tokenizer
         added = tokenizer.get_added_tokens_decoder()
-        self._added: dict[int, str] = {index: token.content for index, token in added.items()}
         self._special_ids = frozenset(index for index, token in added.items() if token.special)
-        self._hidden_ids = frozenset(index for index in self._special_ids if added[index].content not in markers)
-        specials = sorted((added[index].content for index in self._special_ids), key=len, reverse=True)
+        self._special_texts = {added[index].content: index for index in sorted(self._special_ids, reverse=True)}
+        specials = sorted(self._special_texts, key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, specials)) or r"(?!)")
-        self._byte_level = b'"ByteLevel"' in (tokenizer.decoder.__getstate__() if tokenizer.decoder else b"")
-        self._bytes: dict[int, bytes] = {}
+        tokens = _token_bytes(tokenizer) | {index: token.content.encode() for index, token in added.items()}
+        hidden = frozenset(index for index in self._special_ids if added[index].content not in markers)
+        super().__init__(table_of(tokens, int(tokenizer.get_vocab_size(with_added_tokens=True)), hidden))
         starts_with_space = b"".join(map(self.token_bytes, self._encode("a"))).startswith(b" ")
         self._newline = self._encode("\n") if starts_with_space else []
 
@@ -55,10 +55,6 @@ class TextTokenizer:
         except Exception as error:  # the library raises bare Exception
             raise BundleError(f"{path.name} cannot be read: {error}.") from error
 
-    @property
-    def vocab_size(self) -> int:
-        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
-
     def token_id(self, text: str) -> int | None:
         """The id of the token with this text, or None."""
         index: int | None = self._tokenizer.token_to_id(text)
@@ -66,7 +62,7 @@ class TextTokenizer:
 
     def special_id(self, text: str) -> int | None:
         """The id of the special token with this text, or None."""
-        return next((index for index in self._special_ids if self._added[index] == text), None)
+        return self._special_texts.get(text)
 
     def encode(self, text: str, *, begin: bool = True, specials: bool = True) -> list[int]:
         """Encode raw text as the tokenizer.json specifies.
@@ -89,44 +85,20 @@ class TextTokenizer:
     def encode_rendered(self, rendered: str, escape: SpecialTokenEscape) -> list[int]:
         """Encode a rendered template: its own special tokens are parsed, the escaped ones stay text."""
         ids: list[int] = []
+        escaped: dict[str, list[int]] = {}  # a client can repeat a special token a million times
         for text, is_escaped in escape.split(rendered):
-            ids += self._encode_plain(text) if is_escaped else self._encode_piece(text, first=not ids)
+            if not is_escaped:
+                ids += self._encode_piece(text, first=not ids)
+            elif text in escaped:
+                ids += escaped[text]
+            else:
+                ids += escaped.setdefault(text, self._encode_plain(text))
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens included. Raises InvalidRequest for ids outside the vocabulary."""
         self.check_ids(ids, "tokens")
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
-
-    def check_ids(self, ids: Iterable[int], param: str) -> None:
-        """Raise InvalidRequest for `param` if an id is outside the vocabulary."""
-        size = self.vocab_size
-        for index in ids:
-            if not 0 <= index < size:
-                raise InvalidRequest(f"Token id {index} is outside the vocabulary of {size} tokens.", param=param)
-
-    def token_bytes(self, index: int) -> bytes:
-        """The bytes of a token, special tokens included. Empty for an id without a token."""
-        if index not in self._bytes:
-            self._bytes[index] = self._added[index].encode() if index in self._added else self._piece_bytes(index)
-        return self._bytes[index]
-
-    def decoder(self) -> TextDecoder:
-        return TextDecoder(self)
-
-    def visible_bytes(self, index: int) -> bytes:
-        """The bytes that a token adds to the output text."""
-        return b"" if index in self._hidden_ids else self.token_bytes(index)
-
-    def _piece_bytes(self, index: int) -> bytes:
-        token = self._tokenizer.id_to_token(index)
-        if token is None:
-            return b""
-        if self._byte_level:
-            return bytes(_BYTES.get(character, ord("?")) for character in token)
-        if match := _BYTE_TOKEN.fullmatch(token):
-            return bytes([int(match[1], 16)])
-        return str(token).replace(_SPACE, " ").encode()
 
     def _encode(self, text: str, *, begin: bool = False, specials: bool = True) -> list[int]:
         with self._lock:
@@ -152,7 +124,7 @@ class TextTokenizer:
 
 
 class SpecialTokenEscape:
-    """Replaces the text of special tokens in a client's strings by private-use characters, and back.
+    """Replaces the text of special tokens in a client's strings by characters that the client does not use, and back.
 
     escape = tokens.special_token_escape()
     variables = escape.escape({"content": "<|im_end|>"})  # {"content": "\U000f0000"}
@@ -161,22 +133,27 @@ class SpecialTokenEscape:
 
     def __init__(self, specials: re.Pattern[str]) -> None:
         self._specials = specials
-        self._tokens: dict[str, str] = {}  # private-use character -> text of the special token
+        self._tokens: dict[str, str] = {}  # character -> text of the special token
 
     def escape(self, variables: Any) -> Any:
-        """The same dicts, lists and strings, with the special tokens in strings and keys replaced."""
-        strings = [text for text in _strings(variables) if self._specials.search(text)]
-        if not strings:
-            return variables
-        used = set().union(*_strings(variables))
-        free = (chr(code) for code in _PRIVATE if chr(code) not in used)
+        """The same dicts, lists and strings, with the special tokens in strings and keys replaced.
+
+        Raises InvalidRequest if the client uses all of 700,000 characters that have no meaning.
+        """
+        strings = list(_strings(variables))
         found = sorted({token for text in strings for token in self._specials.findall(text)})
+        if not found:
+            return variables
+        used = set().union(*strings)
+        free = (chr(code) for code in chain(*_FREE) if chr(code) not in used)
         characters = dict(zip(found, free, strict=False))
+        if len(characters) < len(found):
+            raise InvalidRequest("The text has too many different characters.")
         self._tokens = {character: token for token, character in characters.items()}
         return _map_strings(variables, lambda text: self._specials.sub(lambda match: characters[match[0]], text))
 
     def unescape(self, rendered: str) -> str:
-        """The text with every private-use character replaced by its special token's text."""
+        """The text with the special tokens in place of their characters."""
         return "".join(text for text, _ in self.split(rendered))
 
     def split(self, rendered: str) -> list[tuple[str, bool]]:
@@ -187,33 +164,26 @@ class SpecialTokenEscape:
         return [(self._tokens.get(part, part), part in self._tokens) for part in parts if part]
 
 
-class TextDecoder:
-    """Decodes one choice's token ids to text. A character is returned with its last byte.
-
-    Bytes that are not valid UTF-8 become U+FFFD. An incomplete character at the end is dropped.
-    """
-
-    def __init__(self, tokens: TextTokenizer) -> None:
-        self._tokens = tokens
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, index: int) -> str:
-        return self._decoder.decode(self._tokens.visible_bytes(index))
-
-    @property
-    def is_whole(self) -> bool:
-        """True if the ids so far end at the end of a character."""
-        return not self._decoder.getstate()[0]
+def _token_bytes(tokenizer: Any) -> dict[int, bytes]:
+    """The bytes of each token, by id."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=False)
+    if b'"ByteLevel"' in (tokenizer.decoder.__getstate__() if tokenizer.decoder else b""):
+        alphabet = _byte_alphabet()
+        return {index: token.translate(alphabet).encode("latin-1", "replace") for token, index in vocabulary.items()}
+    return {index: _piece_bytes(token) for token, index in vocabulary.items()}
 
 
-def _byte_alphabet() -> dict[str, int]:
+def _piece_bytes(token: str) -> bytes:
+    if match := _BYTE_TOKEN.fullmatch(token):
+        return bytes([int(match[1], 16)])
+    return token.replace(_SPACE, " ").encode()
+
+
+def _byte_alphabet() -> dict[int, int]:
     """GPT-2's byte-level alphabet: a printable Latin-1 byte is itself, any other byte is a character from U+0100 on."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in visible]
-    return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTES = _byte_alphabet()
+    return {byte: ord("?") for byte in others} | {256 + i: byte for i, byte in enumerate(others)}
 
 
 def _strings(value: Any) -> Iterable[str]:

@@ -18,7 +18,7 @@ from tests.support.paths import ROOT
 from tests.support.processes import PATIENCE_S, environment
 
 TASK = "tests.sandbox.task:open_task"
-LIMITS = Limits(cpu_s=1, wall_s=PATIENCE_S, resident_bytes=300 << 20, address_bytes=1 << 30)
+LIMITS = Limits(cpu_s=1, wall_s=PATIENCE_S, resident_bytes=300 << 20, address_bytes=1 << 30, start_cpu_s=1)
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and resource limits")
 
 

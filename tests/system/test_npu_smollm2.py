@@ -13,8 +13,10 @@ from gateway.builder.fetch import ensure_bundle
 from gateway.builder.npu.build import REPORT, NpuReport
 from gateway.bundles.bundle import load_bundle
 from gateway.config.tables import LocalModel
-from gateway.engines.local.prompts import Prompts
+from gateway.engines.local.prompts import setup_of
 from gateway.generation import Chat, Message
+from gateway.prompts.encoder import PromptEncoder
+from gateway.prompts.messages import Encode
 from gateway.qnn.device import NpuDevice
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.frames import WorkerSpec
@@ -40,9 +42,14 @@ def test_build_report_has_small_errors(bundle: Path) -> None:
     assert max(part.npu_error for part in found.parts) < 0.01
 
 
+def ids_of(bundle: Path, question: str) -> list[int]:
+    chat = Chat(messages=(Message(role="user", content=question),))
+    return PromptEncoder(setup_of(load_bundle(bundle), "")).encode(Encode(prompt=chat, context_length=8192)).ids
+
+
 def test_first_tokens_equal_those_of_cpu(bundle: Path, smollm2: Path) -> None:
     """A token may differ if the CPU's two best logits differ by less than 0.5, the error of float16."""
-    prompt = Prompts(load_bundle(bundle), "").prompt(Chat(messages=(Message(role="user", content=QUESTION),))).ids
+    prompt = ids_of(bundle, QUESTION)
     npu = open_decoder(WorkerSpec(bundle=str(bundle), provider="qnn"))
     cpu = open_decoder(WorkerSpec(bundle=str(smollm2), provider="cpu", max_sequences=1))
     caches = npu.new_cache(), cpu.new_cache()
@@ -63,9 +70,8 @@ def test_batched_step_gives_logits_of_single_steps(bundle: Path) -> None:
     npu = open_decoder(WorkerSpec(bundle=str(bundle), provider="qnn", max_sequences=2))
     assert isinstance(npu, StaticDecoder) and npu.batch_size == 4
     batched, single = [npu.new_cache() for _ in range(2)], [npu.new_cache() for _ in range(2)]
-    prompts = Prompts(load_bundle(bundle), "")
     for index, question in enumerate((QUESTION, "Name three fruits.")):
-        ids = prompts.prompt(Chat(messages=(Message(role="user", content=question),))).ids
+        ids = ids_of(bundle, question)
         for start in range(0, len(ids), npu.spec.prompt_width):
             npu.prefill(batched[index], ids[start : start + npu.spec.prompt_width])
         single[index].copy_from(batched[index], len(ids))

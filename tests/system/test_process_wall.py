@@ -1,4 +1,4 @@
-"""The gateway process loads no native inference library. Only its worker processes do."""
+"""The gateway process loads no native inference library, no tokenizer and no template engine: its children do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 
 from tests.support.processes import PATIENCE_S, environment, free_port, serving
 
-NATIVE = ("onnxruntime", "onnxruntime_qnn", "llguidance", "onnx", "numpy")
+#: Of workers, and of the process that prepares prompts.
+NATIVE = ("onnxruntime", "onnxruntime_qnn", "llguidance", "onnx", "numpy", "tokenizers", "jinja2")
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
 #: `npu-gateway serve` with a thread that answers one request, prints the loaded modules and stops the gateway.
@@ -74,5 +75,5 @@ def test_gateway_process_maps_no_native_library(config: Path) -> None:
         assert httpx.post(url, json=CHAT, timeout=PATIENCE_S).status_code == 200
         maps = Path(f"/proc/{gateway.process.pid}/maps").read_text(encoding="utf-8")
     folders = "|".join(NATIVE)
-    assert "tokenizers" in maps  # maps are readable: this native library belongs to the gateway process
+    assert "msgspec" in maps  # maps are readable: this native library belongs to the gateway process
     assert set(re.findall(rf"/(?:(?:{folders})/.*|libGenie.*)", maps)) == set()

@@ -1,16 +1,17 @@
-"""The template sandbox: hostile templates are stopped, ordinary templates render as Jinja renders them."""
+"""The template sandbox: no way to Python, limits in its process, ordinary templates render as Jinja renders them."""
 
 from __future__ import annotations
 
-import tracemalloc
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import jinja2
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from gateway.text import jinja_sandbox
-from gateway.text.jinja_sandbox import BudgetExceeded, Environment, render
+from gateway.sandbox.process import Limits, Sandbox, SandboxLimit
+from gateway.text.jinja_sandbox import Environment
 
 VARIABLES: dict[str, Any] = {
     "messages": [{"role": "user", "content": "é <b>"}, {"role": "assistant", "content": "two\nlines"}],
@@ -35,7 +36,7 @@ BOMBS = {
     "doubling with +": "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
     "doubling a list": "{% set n = namespace(x=[1]) %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
     "squaring": "{% set n = namespace(x=9) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
-    "a power": "{{ 9 ** 9 ** 9 ** 9 }}",
+    "a power": "{{ 9 ** (9 ** 9) }}",
     "repetition": "{{ 'x' * 999999999 }}",
     "repetition in steps": "{{ ('x' * 99999) * 99999 }}",
     "a long list": "{{ [0] * 999999999 }}",
@@ -57,54 +58,87 @@ BOMBS = {
     "str.format": "{{ '{:>999999999}'.format(1) }}",
     "many str.formats": "{{ ('{0}' * 9999).format(text) }}",
     "string of a list": "{% set x = ([text] * 99999) | string %}",
+    "two deep lists compared": (
+        "{% set n = namespace(x=[0], y=[0]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}"
+        "{% set n.y = [n.y, n.y] %}{% endfor %}{{ n.x == n.y }}"
+    ),
+    "a padded number in a repeated format": "{% set x = ('%(a)99999d' * 40000) % {'a': 1} %}",
+    "slices kept in a list": (
+        "{% set n = namespace(x=[]) %}{% for i in range(99999) %}{% set n.x = n.x + [text[1:]] %}{% endfor %}"
+    ),
+    "a deep list printed": (
+        "{% set n = namespace(x=[0]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}"
+    ),
+    "a search in a deep list": (
+        "{% set n = namespace(x=[0], y=[0]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}"
+        "{% set n.y = [n.y, n.y] %}{% endfor %}{{ n.x in [n.y] }}"
+    ),
+    "a recursive loop": (
+        "{% for a in [[[messages]]] recursive %}{% for i in range(9999) %}{{ loop.parent }}{% endfor %}{% endfor %}"
+        "{% for i in range(99999) %}{% for j in range(99999) %}{{ loop.index }}{% endfor %}{% endfor %}"
+    ),
+    "a cycler without an end": (
+        "{% set c = cycler(1, 2) %}{% for i in range(99999) %}{% for j in range(99999) %}{{ c.next() }}"
+        "{% endfor %}{% endfor %}"
+    ),
 }
 
+LIMITS = Limits(cpu_s=0.5, wall_s=120, resident_bytes=300 << 20, address_bytes=1 << 30)
 
-class StepClock:
-    """A clock that advances by one second each time it is read: the deadline becomes a number of budget checks."""
 
-    def __init__(self) -> None:
-        self.reads = 0
-
-    def __call__(self) -> float:
-        self.reads += 1
-        return float(self.reads)
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    sandbox = Sandbox("tests.text.render_task:open_task", lambda: VARIABLES, LIMITS)
+    yield sandbox
+    sandbox.close()
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_hostile_template_is_stopped_within_step_and_memory_budget(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jinja_sandbox, "MAX_SECONDS", 300.0)
-    template, clock = Environment().from_string(BOMBS[name]), StepClock()
-    tracemalloc.start()
-    try:
-        with pytest.raises((BudgetExceeded, jinja2.TemplateError)):
-            render(template, VARIABLES, clock)
-        assert clock.reads <= 302  # the deadline, its first check, and the check that stops the template
-        assert tracemalloc.get_traced_memory()[1] < 400e6
-    finally:
-        tracemalloc.stop()
-
-
-def test_endless_template_is_stopped_by_the_real_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jinja_sandbox, "MAX_SECONDS", 0.05)
-    with pytest.raises(BudgetExceeded, match=r"more than 0\.05 s"):
-        render(Environment().from_string(BOMBS["nested loops"]), VARIABLES)
+def test_hostile_template_is_stopped_and_the_next_is_rendered(name: str, sandbox: Sandbox) -> None:
+    with suppress(SandboxLimit):
+        assert sandbox.request(BOMBS[name].encode()).startswith(b"error: ")
+    assert sandbox.request(b"{{ 1 + 1 }}") == b"output: 2"
 
 
 @pytest.mark.parametrize(
     "source",
     [
         "{{ ''.__class__.__mro__ }}",
+        "{{ ''['__class__'].__mro__ }}",
+        "{{ ''|attr('__class__') }}",
+        "{{ messages|map(attribute='__class__')|list|first|string|upper + undefined.x }}",
         "{{ messages.append(1) }}",
+        "{{ messages[0].update(a=1) }}",
+        "{{ messages[0].pop('role') }}",
         "{{ self.__init__.__globals__ }}",
         "{{ cycler.__init__.__globals__.os }}",
+        "{{ joiner.__init__.__globals__.os }}",
+        "{{ namespace.__init__.__globals__ }}",
+        "{{ range.__self__.x }}",
+        "{{ dict.__subclasses__() }}",
+        "{{ raise_exception.__globals__ }}",
+        "{{ lipsum.__globals__ }}",
+        "{{ config.items() }}",
+        "{{ '{0.__class__.__mro__}'.format('') }}",
+        "{{ '{a.__class__}'.format_map({'a': ''}) }}",
+        "{{ ('{0.__class__}'.format)('') }}",
+        "{% set f = '{0.__class__}'.format %}{{ f('') }}",
+        "{% set n = namespace() %}{% set n.__class__ = 1 %}{{ n.__class__.x }}",
+        "{% for x in (1).__class__.__mro__ %}{{ x.y }}{% endfor %}{{ undefined.x }}",
+        "{% macro m() %}{% endmacro %}{{ m.__call__.__func__.__globals__ }}",
+        "{{ loop.__class__.__init__ }}",
+        "{{ (messages|map('upper')).gi_frame.f_globals }}",
         "{% include 'x' %}",
         "{% import 'x' as y %}",
+        "{% extends 'x' %}",
     ],
 )
 def test_template_cannot_reach_python(source: str) -> None:
-    with pytest.raises((jinja2.TemplateError, TypeError)):
-        render(Environment().from_string(source), VARIABLES)
+    try:
+        output = Environment().from_string(source).render(VARIABLES)
+    except (jinja2.TemplateError, TypeError):
+        return
+    assert output == ""  # undefined
 
 
 @pytest.mark.parametrize(
@@ -128,14 +162,14 @@ def test_template_cannot_reach_python(source: str) -> None:
 )
 def test_ordinary_template_renders_as_in_plain_jinja(source: str) -> None:
     plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    assert render(Environment().from_string(source), VARIABLES) == plain.from_string(source).render(VARIABLES)
+    assert Environment().from_string(source).render(VARIABLES) == plain.from_string(source).render(VARIABLES)
 
 
 def test_extensions_of_transformers_are_supported() -> None:
     environment = Environment()
-    assert render(environment.from_string("{{ messages[0] | tojson }}"), VARIABLES) == (
+    assert environment.from_string("{{ messages[0] | tojson }}").render(VARIABLES) == (
         '{"role": "user", "content": "é <b>"}'
     )
     source = "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.role }}{% break %}{% endfor %}"
-    assert render(environment.from_string(source), VARIABLES) == "assistant"
-    assert render(environment.from_string("a{% generation %}b{{ 1 }}{% endgeneration %}c"), VARIABLES) == "ab1c"
+    assert environment.from_string(source).render(VARIABLES) == "assistant"
+    assert environment.from_string("a{% generation %}b{{ 1 }}{% endgeneration %}c").render(VARIABLES) == "ab1c"

@@ -1,8 +1,8 @@
 """The local engine: text in the gateway process, tokens in a worker process.
 
-`prepare` renders and encodes the prompt in a thread. `run` submits it and answers from the worker's frames. A frame
-becomes events when it arrives, not when the client reads. So a stop string ends the work of the device at once, and
-the meter is correct, also for a slow client. The number of events is limited by the context length.
+`prepare` renders and encodes the prompt in the prompt process. `run` submits it and answers from the worker's frames. A
+frame becomes events when it arrives, not when the client reads. So a stop string ends the work of the device at once,
+and the meter is correct, also for a slow client. The number of events is limited by the context length.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from gateway.engines.context import max_answer_tokens
 from gateway.engines.local.events import FrameTranslator
 from gateway.engines.local.integrity import IntegrityCheck
 from gateway.engines.local.process import Entry, WorkerProcess
-from gateway.engines.local.prompts import EncodedPrompt, Prompts
+from gateway.engines.local.prompts import Prompts
 from gateway.engines.local.supervisor import Supervisor
 from gateway.engines.local.text_tools import LocalTextTools
 from gateway.errors import BundleError, EngineFailed, GatewayError, ModelNotReady
 from gateway.generation import Generation, Meter, Usage
+from gateway.prompts.messages import Encoded
 from gateway.worker.entry import local_worker
 from gateway.worker.frames import Cancel, FromWorker, Submit, WorkerSpec
 
@@ -39,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 class LocalPrepared(Prepared, frozen=True, kw_only=True):
     plan: Plan
-    prompt: EncodedPrompt
+    prompt: Encoded
 
 
 class LocalEngine:
@@ -93,6 +94,8 @@ class LocalEngine:
             return EngineStatus(state="failed", detail=self._integrity.damage)
         if ready is None:
             return EngineStatus(state=supervisor.state, detail=supervisor.detail)
+        if self._prompts is None or not self._prompts.is_started:
+            return EngineStatus(state="loading", detail="reading its tokenizer")
         return EngineStatus(
             state=supervisor.state,
             detail=supervisor.detail,
@@ -110,9 +113,7 @@ class LocalEngine:
             raise BundleError(f"The model '{self._name}' needs the key `path`: the folder of its bundle.")
         await self._integrity.require_intact()
         try:
-            if self._supervisor.ready is None:
-                self._prompts = await asyncio.to_thread(self._open_prompts)
-            await self._supervisor.start()
+            await self._start_processes()
         finally:
             await self._integrity.start()  # also after a failure: a damaged file can be its reason
 
@@ -123,10 +124,11 @@ class LocalEngine:
         self._fail_all(EngineFailed(f"The model '{self._name}' was closed."))
         await self._integrity.aclose()
         await self._supervisor.aclose()
+        await self._close_prompts()
 
     async def prepare(self, generation: Generation) -> LocalPrepared:
         prompts, ready = self._ready_prompts(), self._supervisor.ready
-        prompt = await asyncio.to_thread(prompts.encode, generation)
+        prompt = await prompts.encode(generation)
         self._check_supported(generation, prompt)
         plan = Plan(
             prompt_tokens=len(prompt.ids),
@@ -163,10 +165,28 @@ class LocalEngine:
             if self._running.pop(submit.id, None) is not None:
                 self._supervisor.send(Cancel(submit.id))
 
+    async def _start_processes(self) -> None:
+        if self._supervisor.ready is not None:
+            return await self._supervisor.start()
+        await self._close_prompts()
+        self._prompts = await asyncio.to_thread(self._open_prompts)
+        worker = asyncio.ensure_future(self._supervisor.start())  # at the same time as the prompt process
+        try:
+            await self._prompts.start()
+        except BaseException:
+            worker.cancel()
+            await asyncio.gather(worker, return_exceptions=True)
+            raise
+        await worker
+
+    async def _close_prompts(self) -> None:
+        if self._prompts is not None:
+            await self._prompts.aclose()
+
     def _open_prompts(self) -> Prompts:
         return Prompts(load_bundle(self._path), self._model.dialect)
 
-    def _check_supported(self, generation: Generation, prompt: EncodedPrompt) -> None:
+    def _check_supported(self, generation: Generation, prompt: Encoded) -> None:
         """Raise UnsupportedParameter if the engine cannot do what the request needs: our own can do everything."""
 
     def _worker(self, on_frame: Callable[[FromWorker], None]) -> WorkerProcess:
@@ -174,10 +194,11 @@ class LocalEngine:
 
     def _ready_prompts(self) -> Prompts:
         """Raises ModelNotReady unless the worker can take a request."""
-        state, detail = self._supervisor.state, self._supervisor.detail
-        if self._prompts is None or state != "ready":
-            reason = f"{state}: {detail}" if detail else state
+        status = self.status
+        if self._prompts is None or status.state != "ready":
+            reason = f"{status.state}: {status.detail}" if status.detail else status.state
             raise ModelNotReady(f"The model '{self._name}' is not ready ({reason}).", retry_after_s=1)
+        self._prompts.context_length = status.context_length
         return self._prompts
 
     def _likely_cached(self, generation: Generation, ids: Sequence[int]) -> int:

@@ -17,7 +17,7 @@ from gateway.engines.base import Emit
 from gateway.engines.choice import ChoiceText
 from gateway.errors import GatewayError, error_class
 from gateway.generation import Event, FinishReason, Meter, Started, TokenLogprob, Usage
-from gateway.text.tokens import TextDecoder, TextTokenizer
+from gateway.text.vocabulary import TextDecoder, Vocabulary
 from gateway.worker.frames import Began, Cancel, Ended, Failed, FromWorker, Prefilled, Scored, Submit, Tokens, ToWorker
 
 _FLOOR = -9999.0  # the lowest log-probability that is reported: JSON has no infinity
@@ -47,7 +47,7 @@ class FrameTranslator:
         meter: Meter,
         emit: Emit,
         *,
-        tokens: TextTokenizer,
+        tokens: Vocabulary,
         parsers: Sequence[Parser],
         send: Callable[[ToWorker], None],
         call_s: Callable[[], float],

@@ -17,9 +17,10 @@ from gateway.config.tables import GenieModel
 from gateway.engines.base import EngineStatus
 from gateway.engines.local.engine import LocalEngine
 from gateway.engines.local.process import Entry
-from gateway.engines.local.prompts import EncodedPrompt, Prompts
+from gateway.engines.local.prompts import Prompts
 from gateway.errors import UnsupportedParameter
 from gateway.generation import Generation
+from gateway.prompts.messages import Encoded
 from gateway.sampling import unsupported
 from gateway.worker.entry import genie_worker
 
@@ -50,14 +51,14 @@ class GenieEngine(LocalEngine):
     def _open_prompts(self) -> Prompts:
         return Prompts(load_genie_bundle(self._path, self._model.dialect), self._model.dialect)
 
-    def _check_supported(self, generation: Generation, prompt: EncodedPrompt) -> None:
+    def _check_supported(self, generation: Generation, prompt: Encoded) -> None:
         for param in _unsupported(generation, prompt):
             raise UnsupportedParameter(
                 f"The model '{self._name}' runs in Genie, which does not support '{param}'. Remove it.", param=param
             )
 
 
-def _unsupported(generation: Generation, prompt: EncodedPrompt) -> Iterator[str]:
+def _unsupported(generation: Generation, prompt: Encoded) -> Iterator[str]:
     """The request's parameters that Genie does not support."""
     yield from unsupported(generation.sampling, "genie")
     used = {

@@ -1,31 +1,31 @@
-"""From a prompt to the token ids for a local model: chat template, dialect, tokenizer."""
+"""The text side of a local model: prompts to token ids in the prompt process, token ids to bytes here."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from msgspec import Struct
+from msgspec.structs import replace
 
 from gateway.dialects.base import Parser
 from gateway.dialects.choose import choose_dialect
 from gateway.dialects.plain import PlainParser
-from gateway.errors import InvalidRequest, UnsupportedParameter
+from gateway.engines.local.prompt_process import PromptProcess, characters_of
+from gateway.errors import InvalidRequest
 from gateway.generation import Chat, Generation, Grammar, Prompt, Text, TokenIds
-from gateway.text.infill import infill_ids
-from gateway.text.templates import ChatTemplate
-from gateway.text.tokens import TextTokenizer
-
-
-class EncodedPrompt(Struct, frozen=True, kw_only=True):
-    """A prompt as the model gets it."""
-
-    ids: list[int]
-    rendered: str = ""  # the prompt as text, after the chat template; "" if the client sent token ids
-    prediction: list[int] = []
-    grammar: Grammar | None = None
+from gateway.prompts.messages import (
+    Decode,
+    Decoded,
+    Encode,
+    Encoded,
+    Predict,
+    Request,
+    Setup,
+    Tokenize,
+    check_characters,
+)
+from gateway.text.vocabulary import Vocabulary
 
 
 class TextSide(Protocol):
@@ -43,50 +43,75 @@ class TextSide(Protocol):
     def end_ids(self) -> Sequence[int]: ...
 
 
+def setup_of(bundle: TextSide, dialect: str) -> Setup:
+    """What the prompt process reads. `dialect`: its name, or "" to choose by the chat template."""
+    return Setup(
+        model=bundle.folder.name,
+        dialect=dialect,
+        tokenizer_path=str(bundle.tokenizer_path.absolute()),
+        tokenizer_config=bundle.tokenizer_config,
+        chat_template=bundle.chat_template,
+    )
+
+
 class Prompts:
-    """Encodes prompts for one bundle.
+    """Encodes prompts for one bundle, after `start`.
 
     Args:
         dialect: its name, or "" to choose by the chat template.
 
     Raises:
-        BundleError, ConfigError: the bundle's text files or the dialect cannot be read.
+        ConfigError: there is no dialect of this name.
     """
 
-    def __init__(self, bundle: TextSide, dialect: str) -> None:
-        self._name = bundle.folder.name
-        self._dialect = choose_dialect(dialect, bundle.chat_template or "")
-        self._template = ChatTemplate(bundle.chat_template, bundle.tokenizer_config) if bundle.chat_template else None
-        self.tokens = TextTokenizer.load(bundle.tokenizer_path, self._dialect.markers)
-        self.end_ids = list(bundle.end_ids)
+    #: Tokens. A text that cannot fit is refused before it is sent.
+    context_length = 0
 
-    def encode(self, generation: Generation) -> EncodedPrompt:
-        """Encode prompt and prediction. Call it in a thread: it takes long for a long prompt. Raises InvalidRequest."""
-        prompt = self.encode_prompt(generation.prompt, generation.grammar)
-        return EncodedPrompt(
-            ids=prompt.ids,
-            rendered=prompt.rendered,
-            prediction=self.tokens.encode_continuation(generation.prediction) if generation.prediction else [],
-            grammar=prompt.grammar,
+    def __init__(self, bundle: TextSide, dialect: str) -> None:
+        self._dialect = choose_dialect(dialect, bundle.chat_template or "")
+        self._process = PromptProcess(setup_of(bundle, dialect))
+        self.end_ids = list(bundle.end_ids)
+        self._tokens: Vocabulary | None = None  # None before `start`
+
+    @property
+    def is_started(self) -> bool:
+        return self._tokens is not None
+
+    @property
+    def tokens(self) -> Vocabulary:
+        assert self._tokens is not None
+        return self._tokens
+
+    async def start(self) -> None:
+        """Start the process and read the vocabulary. Raises BundleError for text files that cannot be read."""
+        self._tokens = await self._process.start()
+
+    async def aclose(self) -> None:
+        await self._process.aclose()
+
+    async def encode(self, generation: Generation) -> Encoded:
+        """Encode prompt and prediction. Raises InvalidRequest, ModelNotReady."""
+        return await self._encode(
+            generation.prompt, generation.client, answer=generation.grammar, prediction=generation.prediction or ""
         )
 
-    def encode_prompt(self, prompt: Prompt, answer: Grammar | None = None) -> EncodedPrompt:
-        """The token ids and the text of one prompt. `answer` is the grammar of the answer. Raises InvalidRequest."""
-        match prompt:
-            case Chat():
-                prepared = self._chat(prompt, answer)
-            case Text(text=text, suffix=str(suffix)):
-                prepared = EncodedPrompt(ids=self._infill(text, suffix), rendered=text, grammar=answer)
-            case Text(text=text):
-                prepared = EncodedPrompt(ids=self.tokens.encode(text), rendered=text, grammar=answer)
-            case TokenIds(ids=ids):
-                self.tokens.check_ids(ids, "prompt")
-                prepared = EncodedPrompt(ids=list(ids), grammar=answer)
-        if not prepared.ids:
-            raise InvalidRequest("The prompt is empty.", param="prompt")
-        return prepared
+    async def encode_prompt(self, prompt: Prompt, client: str) -> Encoded:
+        """The token ids and the text of one prompt. Raises InvalidRequest, ModelNotReady."""
+        return await self._encode(prompt, client)
 
-    def parsers(self, generation: Generation, prompt: EncodedPrompt) -> list[Parser]:
+    async def tokenize(self, text: str, client: str, *, begin: bool, specials: bool) -> list[int]:
+        """The token ids of a text, as the tokenizer.json specifies. Raises InvalidRequest, ModelNotReady."""
+        self._check_length(len(text), "content")
+        request = Tokenize(text=text, begin=begin, specials=specials)
+        return (await self._ask(request, client, "content")).ids
+
+    async def decode(self, ids: Sequence[int], client: str) -> str:
+        """The text of `ids`, with special tokens. Raises InvalidRequest, ModelNotReady."""
+        reply = await self._process.ask(Decode(ids=list(ids)), client, "tokens")
+        assert isinstance(reply, Decoded)
+        return reply.text
+
+    def parsers(self, generation: Generation, prompt: Encoded) -> list[Parser]:
         """One parser for each choice."""
         match generation.prompt:
             case Chat() as chat:
@@ -94,23 +119,36 @@ class Prompts:
             case _:
                 return [PlainParser(choice) for choice in range(generation.n)]
 
-    def _infill(self, prefix: str, suffix: str) -> list[int]:
-        ids = infill_ids(self.tokens, prefix, suffix)
-        if ids is None:
-            raise UnsupportedParameter(f"The model '{self._name}' cannot fill in the middle.", param="suffix")
-        return ids
+    async def _encode(
+        self, prompt: Prompt, client: str, *, answer: Grammar | None = None, prediction: str = ""
+    ) -> Encoded:
+        prediction = prediction[: self.tokens.max_characters(self.context_length)]
+        param = "messages" if isinstance(prompt, Chat) else "prompt"
+        match prompt:
+            case TokenIds(ids=ids):
+                encoded = await self._predict(prediction, client)
+                self.tokens.check_ids(ids[: self.context_length], "prompt")  # more of them are refused later
+                encoded = replace(encoded, ids=list(ids), grammar=answer)
+            case Chat() | Text():
+                self._check_length(characters_of(prompt), param)
+                request = Encode(
+                    prompt=prompt, answer=answer, prediction=prediction, context_length=self.context_length
+                )
+                encoded = await self._ask(request, client, param)
+        if not encoded.ids:
+            raise InvalidRequest("The prompt is empty.", param="prompt")
+        return encoded
 
-    def _chat(self, chat: Chat, answer: Grammar | None) -> EncodedPrompt:
-        if self._template is None:
-            raise InvalidRequest(f"The model '{self._name}' has no chat template; send its prompt as text.")
-        escape = self.tokens.special_token_escape()
-        rendered = self._template.render(self._dialect.prepare(chat, self._template.source), escape.escape)
-        return EncodedPrompt(
-            ids=self.tokens.encode_rendered(rendered, escape),
-            rendered=escape.unescape(rendered),
-            grammar=self._dialect.grammar(chat, escape.unescape(rendered), self._terminal, answer),
-        )
+    async def _predict(self, prediction: str, client: str) -> Encoded:
+        if not prediction:
+            return Encoded(ids=[])
+        request = Predict(prediction=prediction, context_length=self.context_length)
+        return await self._ask(request, client, "prediction")
 
-    def _terminal(self, text: str) -> str:
-        index = self.tokens.special_id(text)
-        return json.dumps(text) if index is None else f"<[{index}]>"
+    async def _ask(self, request: Request, client: str, param: str) -> Encoded:
+        reply = await self._process.ask(request, client, param)
+        assert isinstance(reply, Encoded)
+        return reply
+
+    def _check_length(self, characters: int, param: str) -> None:
+        check_characters(characters, self.context_length, self.tokens.table.longest, param)

@@ -18,19 +18,19 @@ class LocalTextTools:
     def __init__(self, prompts: Callable[[], Prompts]) -> None:
         self._prompts = prompts
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        return self._prompts().encode_prompt(prompt).ids
+    async def encode(self, prompt: Prompt, client: str) -> list[int]:
+        return (await self._prompts().encode_prompt(prompt, client)).ids
 
-    def tokenize(self, text: str, *, begin: bool, specials: bool) -> list[int]:
-        return self._prompts().tokens.encode(text, begin=begin, specials=specials)
+    async def tokenize(self, text: str, client: str, *, begin: bool, specials: bool) -> list[int]:
+        return await self._prompts().tokenize(text, client, begin=begin, specials=specials)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._prompts().tokens.decode(ids)
+    async def decode(self, ids: Sequence[int], client: str) -> str:
+        return await self._prompts().decode(ids, client)
 
     def pieces(self, ids: Sequence[int]) -> list[bytes]:
         tokens = self._prompts().tokens
         tokens.check_ids(ids, "tokens")
         return [tokens.token_bytes(index) for index in ids]
 
-    def render(self, chat: Chat) -> str:
-        return self._prompts().encode_prompt(chat).rendered
+    async def render(self, chat: Chat, client: str) -> str:
+        return (await self._prompts().encode_prompt(chat, client)).rendered

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import msgspec
 from litestar import post
 from litestar.types import ASGIApp
@@ -20,6 +18,7 @@ from gateway.routes.anthropic_api.wire import (
 )
 from gateway.routes.respond import answer, generation_opt, json_response
 from gateway.server.body import by_size, read_json
+from gateway.server.identity import client_of
 from gateway.server.openapi_operation import Stream, openapi_opt
 from gateway.server.request import HttpRequest, request_number, router_of
 
@@ -44,5 +43,5 @@ async def messages(request: HttpRequest) -> ASGIApp:
 async def count_tokens(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _count_decoder)
     tools = router_of(request).tools(body.model)
-    ids = await asyncio.to_thread(tools.encode, chat_of(body))
+    ids = await tools.encode(chat_of(body), client_of(request.scope))
     return json_response(TokenCount(input_tokens=len(ids)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -10,7 +9,6 @@ import msgspec
 from litestar import post
 from litestar.types import ASGIApp
 
-from gateway.engines.base import TextTools
 from gateway.errors import InvalidRequest, ModelNotReady
 from gateway.generation import Text, TokenIds
 from gateway.lanes.router import Router
@@ -20,6 +18,7 @@ from gateway.routes.openai_api.render_completions import CompletionRendering, Co
 from gateway.routes.openai_api.wire_completions import Completion, CompletionRequest
 from gateway.routes.respond import answer_all, generation_opt
 from gateway.server.body import by_size, read_json
+from gateway.server.identity import client_of
 from gateway.server.openapi_operation import Stream
 from gateway.server.request import HttpRequest, request_number, router_of
 
@@ -36,41 +35,39 @@ async def completions(request: HttpRequest) -> ASGIApp:
     generations = await by_size(request, completion_generations, body, defaults, id=id)
     prompts = prompts_of(body)
     if len(prompts) > 1:
-        await _check_prompts(router, body.model, prompts)
+        await _check_prompts(router, body.model, prompts, client_of(request.scope))
     shape = CompletionShape(
         id=id,
         n=body.n or 1,
         best_of=generations[0].n,
-        echoes=await _echoes(router, body, prompts),
+        echoes=await _echoes(router, body, prompts, client_of(request.scope)),
         with_logprobs=body.logprobs is not None,
         with_usage=wants_usage(body),
     )
     return await answer_all(request, generations, CompletionRendering(shape), stream=bool(body.stream))
 
 
-async def _check_prompts(router: Router, model: str | None, prompts: Sequence[Text | TokenIds]) -> None:
+async def _check_prompts(router: Router, model: str | None, prompts: Sequence[Text | TokenIds], client: str) -> None:
     """Raise the error of any prompt before the first one is answered, if the tokenizer is on this machine."""
     try:
         tools = router.tools(model)
     except InvalidRequest:
         return
     with suppress(ModelNotReady):  # its fallback may answer
-        await asyncio.to_thread(_encode_all, tools, prompts)
+        for prompt in prompts:
+            await tools.encode(prompt, client)
 
 
-def _encode_all(tools: TextTools, prompts: Sequence[Text | TokenIds]) -> None:
-    for prompt in prompts:
-        tools.encode(prompt)
-
-
-async def _echoes(router: Router, body: CompletionRequest, prompts: Sequence[Text | TokenIds]) -> tuple[str, ...]:
+async def _echoes(
+    router: Router, body: CompletionRequest, prompts: Sequence[Text | TokenIds], client: str
+) -> tuple[str, ...]:
     """The text to echo for each prompt. Raises InvalidRequest for token ids without a tokenizer on this machine."""
     if not body.echo:
         return ("",) * len(prompts)
-    return tuple([await _text(router, body.model, prompt) for prompt in prompts])
+    return tuple([await _text(router, body.model, prompt, client) for prompt in prompts])
 
 
-async def _text(router: Router, model: str | None, prompt: Text | TokenIds) -> str:
+async def _text(router: Router, model: str | None, prompt: Text | TokenIds, client: str) -> str:
     if isinstance(prompt, Text):
         return prompt.text
-    return await asyncio.to_thread(router.tools(model).decode, prompt.ids)
+    return await router.tools(model).decode(prompt.ids, client)

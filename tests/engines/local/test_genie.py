@@ -89,10 +89,10 @@ async def test_chat_answer_equals_plain_greedy_loop(engine: GenieEngine, context
     meter, began = Meter(), time.perf_counter()
     async with aclosing(event_stream(engine, generation(), meter)) as events:
         got = [event async for event in events]
-    ids = engine.text_tools.encode(CHAT)
+    ids = await engine.text_tools.encode(CHAT, "")
     assert ids[0] == 1 and len(ids) > 40
     expected = await asyncio.to_thread(call_in_child, own_answer, context_folder, ids, 12)
-    assert text_of(got) == engine.text_tools.decode(expected)
+    assert text_of(got) == await engine.text_tools.decode(expected, "")
     started, finished = got[0], got[-1]
     assert isinstance(started, Started) and started.prompt_tokens == len(ids)
     assert got[-2] == ChoiceFinished("length")
@@ -107,7 +107,7 @@ async def test_next_turn_uses_cached_conversation(engine: GenieEngine) -> None:
     turns = (*short.messages, Message(role="assistant", content=text_of(first)), Message(role="user", content="And?"))
     again = await events_of(engine, generation(Chat(messages=turns), max_tokens=4))
     assert isinstance(again[-1], Finished)
-    assert again[-1].usage.cached_tokens >= len(engine.text_tools.encode(short)) - 1
+    assert again[-1].usage.cached_tokens >= len(await engine.text_tools.encode(short, "")) - 1
 
 
 async def test_stop_string_ends_answer(engine: GenieEngine) -> None:

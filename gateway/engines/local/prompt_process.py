@@ -1,0 +1,172 @@
+"""The processes that prepare the prompts of one model, and which request goes to which.
+
+A short request goes to a process that is always there. If that takes more than half a second of processor time, or if
+the request is long, it goes to a second process, which starts when it is needed and ends when it is idle. So no request
+delays the short requests of others for long. In each process, clients take turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
+
+import msgspec
+
+from gateway.engines.local.turns import Turns
+from gateway.errors import BundleError, InvalidRequest, ModelNotReady, error_class
+from gateway.generation import Chat, Text
+from gateway.prompts.messages import (
+    Decode,
+    Encode,
+    Opened,
+    Predict,
+    Refused,
+    Reply,
+    Request,
+    Setup,
+    Tokenize,
+    decode_reply,
+    encode_request,
+)
+from gateway.sandbox.process import Limits, Sandbox, SandboxLimit, SandboxUnavailable
+from gateway.text.vocabulary import Vocabulary
+
+_log = logging.getLogger(__name__)
+
+_TASK = "gateway.prompts.encoder:open_task"
+LIMITS = Limits(cpu_s=5, wall_s=60, resident_bytes=512 << 20, address_bytes=1 << 30)
+_SHORT_CPU_S = 0.5
+_SHORT_BYTES = 64 * 1024  # of a request
+_IDLE_S = 60.0
+
+
+class PromptProcess:
+    """For the event loop.
+
+    Args:
+        setup: what the processes read.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self._model = setup.model
+        plain = msgspec.to_builtins(setup)
+        self._short = _Lane(Sandbox(_TASK, lambda: plain, LIMITS._replace(cpu_s=_SHORT_CPU_S)))
+        self._long = _Lane(Sandbox(_TASK, lambda: plain, LIMITS))
+        self._idle: asyncio.Task[None] | None = None
+
+    async def start(self) -> Vocabulary:
+        """Start the process for short requests. Raises BundleError."""
+        try:
+            reply = decode_reply(await asyncio.to_thread(self._short.sandbox.start))
+        except SandboxUnavailable as error:
+            raise BundleError(f"The text files of '{self._model}' cannot be read: {error}.") from None
+        if isinstance(reply, Refused):
+            raise BundleError(reply.message)
+        assert isinstance(reply, Opened)
+        return Vocabulary(reply.table)
+
+    async def ask(self, request: Request, client: str, param: str) -> Reply:
+        """The reply, which is not Refused. Raises a GatewayError.
+
+        Args:
+            client: requests of different clients take turns.
+            param: the field of the request with the text, for messages.
+        """
+        try:
+            reply = await self._exchange(request, client)
+        except SandboxLimit as error:
+            _log.warning("%s: a prompt was refused: preparing it %s", self._model, error)
+            raise InvalidRequest(
+                f"The text is too long or too complex: preparing it {error}. Send a shorter text.", param=param
+            ) from None
+        except SandboxUnavailable as error:
+            raise ModelNotReady(f"The process that prepares prompts is not ready: {error}.", retry_after_s=1) from None
+        except UnicodeEncodeError:
+            raise InvalidRequest("The text contains characters that are not valid Unicode.", param=param) from None
+        except RecursionError:
+            raise InvalidRequest("The request is nested too deeply.", param=param) from None
+        if isinstance(reply, Refused):
+            self._raise(reply)
+        return reply
+
+    async def aclose(self) -> None:
+        """End the processes. Running requests end with ModelNotReady."""
+        if self._idle is not None:
+            self._idle.cancel()
+        await asyncio.gather(*(asyncio.to_thread(lane.sandbox.close) for lane in (self._short, self._long)))
+
+    async def _exchange(self, request: Request, client: str) -> Reply:
+        if (reply := await self._try_short(request, client)) is not None:
+            return reply
+        if self._idle is not None:
+            self._idle.cancel()
+        try:  # the message is made in its turn, so that requests that wait need no memory for it
+            return await self._long.ask(client, lambda: encode_request(request))
+        finally:
+            self._idle = asyncio.create_task(self._end_when_idle())
+
+    async def _try_short(self, request: Request, client: str) -> Reply | None:
+        """None: the request is for the other process."""
+        if _units(request) > _SHORT_BYTES:
+            return None
+        message = encode_request(request)
+        if len(message) <= _SHORT_BYTES:
+            with suppress(SandboxLimit):
+                return await self._short.ask(client, lambda: message)
+        return None
+
+    async def _end_when_idle(self) -> None:
+        await asyncio.sleep(_IDLE_S)
+        async with self._long.turns.turn(""):
+            await asyncio.to_thread(self._long.sandbox.end)
+
+    def _raise(self, refused: Refused) -> NoReturn:
+        if refused.trace:
+            _log.warning("%s: a prompt could not be prepared:\n%s", self._model, refused.trace)
+        error = error_class(refused.kind)
+        if issubclass(error, InvalidRequest):
+            raise error(refused.message, param=refused.param)
+        raise ModelNotReady(refused.message, retry_after_s=1)  # the bundle has changed on disk
+
+
+def characters_of(prompt: Chat | Text) -> int:
+    """The characters that every template renders. The prompt process checks the rendered text."""
+    if isinstance(prompt, Text):
+        return len(prompt.text) + len(prompt.suffix or "")
+    return sum(len(message.content or "") for message in prompt.messages)
+
+
+def _units(request: Request) -> int:
+    """Characters or token ids of a request, without those of its tools and template variables."""
+    match request:
+        case Encode(prompt=prompt, prediction=prediction):
+            return characters_of(prompt) + len(prediction)
+        case Predict(prediction=text) | Tokenize(text=text):
+            return len(text)
+        case Decode(ids=ids):
+            return len(ids)
+
+
+class _Lane:
+    """One process, and the order of its requests."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.sandbox, self.turns = sandbox, Turns()
+
+    async def ask(self, client: str, message: Callable[[], bytes]) -> Reply:
+        """A request that is cancelled while it waits is skipped. One that runs keeps its turn until it ends."""
+
+        def exchange() -> Reply:
+            reply: Reply = decode_reply(self.sandbox.request(message()))
+            return reply
+
+        async with self.turns.turn(client):
+            running = asyncio.ensure_future(asyncio.to_thread(exchange))
+            try:
+                return await asyncio.shield(running)
+            except asyncio.CancelledError:
+                await asyncio.gather(running, return_exceptions=True)
+                raise
