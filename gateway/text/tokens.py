@@ -21,7 +21,7 @@ from gateway.text.vocabulary import Vocabulary, table_of
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "\u2581"  # SentencePiece writes a space as this character
-#: Characters that stand for a special token in an escaped text: private use, then planes that Unicode does not use.
+#: Characters that replace a special token in an escaped text: private use, then planes that Unicode does not use.
 _FREE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFD), range(0x40000, 0xDFFFE))
 
 

@@ -185,21 +185,21 @@ async def test_any_character_with_a_special_token_is_rendered_as_it_is(value: st
         "{{ messages | tojson }}{{ tools | tojson }}{{ more | default(1) | tojson }}{{ messages[-1].content }}"
     )
     vocabulary = await process.start()
-    for place in ("content", "name", "tool", "key", "last"):
-        reply = await process.ask(_with(f"{value}<|im_end|>", place), "a", "messages")
+    for field in ("content", "name", "tool", "key", "last"):
+        reply = await process.ask(_with(f"{value}<|im_end|>", field), "a", "messages")
         assert isinstance(reply, Encoded)
         assert 2 not in reply.ids
         assert b"".join(map(vocabulary.token_bytes, reply.ids)).decode() == reply.rendered
         assert "<|im_end|>" in reply.rendered
 
 
-def _with(text: str, place: str) -> Encode:
-    name = text if place == "name" else None
-    messages = [Message(role="user", content=text if place == "content" else "x", name=name)]
-    if place == "last":  # its turn stays open
+def _with(text: str, field: str) -> Encode:
+    name = text if field == "name" else None
+    messages = [Message(role="user", content=text if field == "content" else "x", name=name)]
+    if field == "last":  # its turn stays open
         messages.append(Message(role="assistant", content=text))
-    tools = (Tool(name="f", description=text, parameters={text: text}),) if place == "tool" else ()
-    more = {"more": {text: 1}} if place == "key" else {}
+    tools = (Tool(name="f", description=text, parameters={text: text}),) if field == "tool" else ()
+    more = {"more": {text: 1}} if field == "key" else {}
     return Encode(prompt=Chat(messages=tuple(messages), tools=tools, template_kwargs=more), context_length=LONG)
 
 
