@@ -16,7 +16,7 @@ from typing import NoReturn
 import msgspec
 
 from gateway.engines.local.turns import Turns
-from gateway.errors import BundleError, InvalidRequest, ModelNotReady, error_class
+from gateway.errors import BundleError, ContextLengthExceeded, InvalidRequest, ModelNotReady, UnsupportedParameter
 from gateway.generation import Chat, Text
 from gateway.prompts.messages import (
     Decode,
@@ -41,6 +41,8 @@ LIMITS = Limits(cpu_s=5, wall_s=60, resident_bytes=512 << 20, address_bytes=1 <<
 _SHORT_CPU_S = 0.5
 _SHORT_BYTES = 64 * 1024  # of a request
 _IDLE_S = 60.0
+#: What the process can refuse a request with, by name.
+_REFUSALS = {kind.__name__: kind for kind in (InvalidRequest, ContextLengthExceeded, UnsupportedParameter)}
 
 
 class PromptProcess:
@@ -126,8 +128,7 @@ class PromptProcess:
     def _raise(self, refused: Refused) -> NoReturn:
         if refused.trace:
             _log.warning("%s: a prompt could not be prepared:\n%s", self._model, refused.trace)
-        error = error_class(refused.kind)
-        if issubclass(error, InvalidRequest):
+        if error := _REFUSALS.get(refused.kind):
             raise error(refused.message, param=refused.param)
         raise ModelNotReady(refused.message, retry_after_s=1)  # the bundle has changed on disk
 
