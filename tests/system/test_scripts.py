@@ -156,6 +156,17 @@ def test_every_dependency_has_a_wheel_for_windows_on_arm() -> None:
     assert re.search(r"^(\d+) of \1 dependencies have a wheel for win_arm64$", done.stdout, re.MULTILINE)
 
 
+def test_arm64_script_installs_the_lock_of_aarch64_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from arm64 import requirements
+
+    chosen = {entry.split("==")[0]: entry for entry in requirements("3.11")}
+    foreign = {"colorama", "onnxruntime-qnn", "pyreadline3", "tzdata"}  # Windows, or x86 only
+    assert foreign <= names("requirements-test.lock") and not foreign & chosen.keys()
+    assert {"onnxruntime", "numpy", "pytest"} <= chosen.keys()
+    assert all(re.fullmatch(r"\S+==\S+ \\\n(    --hash=.*\n)+", entry) for entry in chosen.values())
+
+
 def test_ci_runs_the_documented_commands() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert 0 < script.index("scripts/check.py") < script.index("scripts/test.py")
