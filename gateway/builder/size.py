@@ -9,7 +9,7 @@ from gateway.builder.graphs.static_products import Precision
 from gateway.builder.sources.source import ModelSource, TransformerConfig, layer
 
 _OTHER_BYTES = 32 * 1024 * 1024  # tokenizer, graphs, configuration
-#: Bytes per weight on the CPU: bits of the source's blocks -> codes, scales and minimums
+#: Bytes per weight on the CPU, with scales and minimums, by the bits of the blocks. Floats become blocks of 4 bits
 _CPU_BYTES = {4: 0.8, 8: 1.15}
 #: Bytes per weight of a layer on the NPU
 _NPU_BYTES = {"fp16": 2.0, "fp32": 4.0, "w8a16": 1.1, "w4a16": 0.7, "int4": 0.7}
@@ -19,7 +19,7 @@ def cpu_bytes(source: ModelSource) -> int:
     """A bundle for the CPU."""
     config = source.config
     blocks = source.blocks(layer(0, "mlp.up_proj.weight"))
-    layers = _layer_weights(config) * _CPU_BYTES[blocks.bits if blocks else 8]
+    layers = _layer_weights(config) * _CPU_BYTES[blocks.bits if blocks else 4]
     rotary = 4 * config.context_length * config.head_dim
     return int(layers + _table_weights(config) * _CPU_BYTES[8] + rotary) + _OTHER_BYTES
 

@@ -252,8 +252,8 @@ def _walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Replace `path` by a complete file. Two programs may do so at the same time."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    """Replace `path` by a complete file. If two programs do so at the same time, one can get an OSError."""
+    unfinished = path.with_name(f".{path.name}.new")
     try:
         with unfinished.open("wb") as file:
             file.write(content)

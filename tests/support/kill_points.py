@@ -4,7 +4,8 @@
 
 A point is: open a file for writing; rename, make, remove or sync a file or folder; start a process; report progress.
 Each run is a fork, so the modules are imported once. The task's process group gets SIGKILL. After each kill the folder
-must hold the old state or the new one, and the next run must succeed and leave nothing else. Prints JSON.
+must hold the old state or the new one, and the next run must succeed and leave nothing else. Prints JSON. The
+points before and after each rename are always among the chosen ones.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class _Counter:
 
     def __init__(self, point: int) -> None:
         self.count, self._point = 0, point
+        self.renames: list[int] = []
 
     def event(self) -> None:
         self.count += 1
@@ -80,10 +82,15 @@ class _Counter:
         is_write = event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITES
         if event in _EVENTS or is_write:
             self.event()
+        if event == "os.rename":
+            self.renames.append(self.count)
 
 
-def run_forked(task: Task, source: Path, out: Path, point: int) -> int:
-    """Run the task in a forked process, killed at event `point`. Returns its number of events; 0 if it was killed."""
+def run_forked(task: Task, source: Path, out: Path, point: int) -> tuple[int, list[int]]:
+    """Run the task in a forked process, killed at event `point`.
+
+    Returns the number of its events, and those that are renames; (0, []) if it was killed.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -93,7 +100,7 @@ def run_forked(task: Task, source: Path, out: Path, point: int) -> int:
         sys.addaudithook(counter.audit)
         try:
             task(source, out, lambda stage, fraction: counter.event())
-            os.write(writing, str(counter.count).encode())
+            os.write(writing, json.dumps([counter.count, counter.renames]).encode())
         finally:
             os._exit(0)
     os.close(writing)
@@ -101,7 +108,8 @@ def run_forked(task: Task, source: Path, out: Path, point: int) -> int:
         text = pipe.read()
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) == bool(not text), (point, status)
-    return int(text or 0)
+    events, renames = json.loads(text or "[0, []]")
+    return events, renames
 
 
 def identity(out: Path) -> str:
@@ -122,15 +130,16 @@ def main(name: str, folder: Path, seed: int, count: int) -> None:
         build_bundle(source, source.with_name(f"{source.name}-built"), progress=lambda *_: None)
     states = [""]
     for source in sources:
-        events = run_forked(task, source, out, 0)
+        events, renames = run_forked(task, source, out, 0)
         assert events
         states.append(identity(out))
     assert len(set(states)) == 3
-    points = sorted(random.Random(seed).sample(range(1, events + 1), min(count, events)))
+    chosen = random.Random(seed).sample(range(1, events + 1), min(count, events))
+    points = sorted({*chosen, *renames, *(point + 1 for point in renames if point < events)})
     found = {"old": 0, "new": 0}
     for point in points:
         before, source = identity(out), sources[point % 2]
-        killed = run_forked(task, source, out, point) == 0
+        killed = run_forked(task, source, out, point) == (0, [])
         after = identity(out)
         allowed = {before, states[1 + point % 2], *([""] if name == "fetch" else [])}
         assert after in allowed, f"point {point}: neither the old state nor the new one"

@@ -106,14 +106,18 @@ async def test_intact_bundle_is_not_read_again(bundle: Path, monkeypatch: pytest
     await check.aclose()
 
 
-async def test_close_ends_the_process(bundle: Path) -> None:
-    with (bundle / "weights.bin").open("wb") as file:
-        file.truncate(1 << 36)  # a sparse file that takes minutes to read
+def add_weights(bundle: Path) -> None:
+    """Add the file to the bundle's hashes."""
     known = hashes._read_hashes(bundle)
     assert known is not None
     entry = hashes.FileHash(size=1 << 36, sha256="", blocks=())
-    files = known.files | {"weights.bin": entry}
-    hashes._write(bundle / HASHES_FILE, hashes._encoded(files))
+    hashes._write(bundle / HASHES_FILE, hashes._encoded(known.files | {"weights.bin": entry}))
+
+
+async def test_close_ends_the_process(bundle: Path) -> None:
+    with (bundle / "weights.bin").open("wb") as file:
+        file.truncate(1 << 36)  # a sparse file that takes minutes to read
+    add_weights(bundle)
     check = IntegrityCheck("m", bundle, True, lambda damage: None)
     before = set(psutil.Process().children())
     await check.start()
@@ -122,6 +126,19 @@ async def test_close_ends_the_process(bundle: Path) -> None:
     await until(lambda: sys.platform == "win32" or all(each.nice() == 19 for each in started))
     await check.aclose()
     assert not any(each.is_running() for each in started)
+
+
+async def test_process_ends_with_the_gateway(bundle: Path) -> None:
+    """A gateway that is killed closes the pipe."""
+    with (bundle / "weights.bin").open("wb") as file:
+        file.truncate(1 << 36)
+    add_weights(bundle)
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway.bundles.idle_check", str(bundle), stdin=asyncio.subprocess.PIPE
+    )
+    assert child.stdin is not None
+    child.stdin.close()
+    assert await asyncio.wait_for(child.wait(), PATIENCE_S) == 0
 
 
 async def test_crash_of_the_process_is_not_damage(

@@ -39,8 +39,8 @@ def run_points(task: str, folder: Path, count: int, **variables: str) -> dict[st
 
 @pytest.mark.parametrize("task", ["build", "copy"])
 def test_kill_at_some_points_leaves_old_or_new(tmp_path: Path, task: str) -> None:
-    found = run_points(task, tmp_path, 12)
-    assert found["points"] == 12 and found["old"] and found["new"]
+    found = run_points(task, tmp_path, 6)
+    assert found["points"] >= 8 and found["old"] and found["new"]
 
 
 @pytest.mark.slow
@@ -72,10 +72,10 @@ def write_wheels(folder: Path) -> dict[str, str]:
     return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [0, pytest.param(100, marks=pytest.mark.slow)])
 def test_kill_during_download_and_build_leaves_nothing_or_all(tmp_path: Path, count: int) -> None:
     (tmp_path / "temporary").mkdir()
     variables = write_wheels(tmp_path / "wheels") | {"TMPDIR": str(tmp_path / "temporary")}
     found = run_points("fetch", tmp_path, count, **variables)
-    assert found["points"] >= min(count, 60)
+    assert found["points"] >= min(count, 60) and found["points"] > 1
     assert list((tmp_path / "temporary").iterdir()) == []  # pip's files too are in the folder that is cleaned
