@@ -132,13 +132,14 @@ class SlowDecoder(Wrapped):
 
 
 class StarvedDecoder(Wrapped):
-    """A prompt of more than 16 tokens has 8 MiB left. Other calls have no limit."""
+    """A call for a prompt of more than 16 tokens allocates 64 MiB, and has 8 MiB. Other calls have no limit."""
 
     def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
         if len(ids) <= 16:
             return self._decoder.prefill(cache, ids)
         _limit_memory(8 << 20)
         try:
+            assert len(bytearray(64 << 20))
             return self._decoder.prefill(cache, ids)
         finally:
             _limit_memory(None)

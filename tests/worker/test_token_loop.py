@@ -174,3 +174,14 @@ def test_seeded_request_verifies_prediction(make_bench: MakeBench) -> None:
     plain = bench.answer(PROMPT, max_tokens=20, sampling=settings)
     assert bench.answer(PROMPT, max_tokens=20, sampling=settings, prediction=plain) == plain
     assert "verify" in {kind for kind, _ in bench.decoder.calls}
+
+
+def test_prefilled_shows_the_device_time_of_all_requests_since_it_came(bench: Bench) -> None:
+    """Two prompts of two chunks each take turns. The clock also passes between the calls, which is no device time."""
+    first, second = bench.submit(random_ids(20, 1)), bench.submit(random_ids(20, 2), owner="other")
+    while not bench.loop.is_idle:
+        bench.loop.turn()
+        bench.decoder.now += 100.0
+    chunks = [sum(frame.device_s for frame in bench.of(request, Prefilled)) for request in (first, second)]
+    shared = [bench.of(request, Prefilled)[-1].shared_s for request in (first, second)]
+    assert max(shared) == sum(chunks) and min(shared) > max(chunks)

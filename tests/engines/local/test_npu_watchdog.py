@@ -16,6 +16,7 @@ import pytest
 from msgspec.structs import replace
 from onnx import TensorProto, helper
 
+from gateway.bundles.hashes import write_hashes
 from gateway.config.tables import LocalModel
 from gateway.engines.local.engine import LocalEngine
 from gateway.worker.decoders.static.open import open_static_decoder
@@ -52,6 +53,7 @@ def hanging(npu_bundle: Path, tmp_path: Path) -> Path:
         ]
     )
     onnx.save(model, path)
+    write_hashes(folder)
     return folder
 
 

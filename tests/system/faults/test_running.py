@@ -18,7 +18,6 @@ from gateway.config.tables import BreakerConfig
 from tests.support import workers
 from tests.support.manual_clock import ManualClock
 from tests.support.server import PATIENCE_S, Running, config_of, serving, wait_until
-from tests.support.tiny import build_tiny
 from tests.system.faults.client import (
     OTHER,
     PROMPT,
@@ -39,9 +38,7 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture(scope="module")
-def server(
-    clock: ManualClock, tiny: Path, long_tiny: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Running]:
+def server(clock: ManualClock, tiny: Path, long_tiny: Path) -> Iterator[Running]:
     engines = {
         OTHER: local_engine(OTHER, tiny),
         "killed": local_engine("killed", long_tiny, workers.takes_20_ms_per_step),
@@ -49,9 +46,7 @@ def server(
         "fails": local_engine("fails", tiny, workers.fails_every_call),
     }
     if sys.platform != "win32":
-        # a prompt of 64 tokens needs 64 to 96 MiB more than the warm-up's 16 tokens
-        wide = build_tiny(tmp_path_factory.mktemp("wide"), intermediate=65536)
-        engines["starves"] = local_engine("starves", wide, workers.has_no_memory_for_long_prompts)
+        engines["starves"] = local_engine("starves", tiny, workers.has_no_memory_for_long_prompts)
     with serving(config_of({name: engine._model for name, engine in engines.items()}), engines) as running:
         yield running
 
