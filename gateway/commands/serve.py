@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.server.server import serve
 
     _listen(config.server).close()  # reports a port in use before a build of minutes
-    if not sys.stderr.isatty():  # progress bars need the terminal itself
+    if sys.stderr is not None and not sys.stderr.isatty():  # progress bars need the terminal itself
         output.never_block()
     config = prepare(config)
     output.never_block()

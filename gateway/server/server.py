@@ -76,6 +76,10 @@ class Server(uvicorn.Server):
         self._stop_requested = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None  # set when the main loop runs
 
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        with asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:  # uvicorn switches debug mode off
+            runner.run(self.serve(sockets))
+
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
         with ExitStack() as stack:

@@ -15,6 +15,7 @@ from gateway.config.tables import ServerConfig
 from gateway.errors import ConfigError
 from gateway.server.server import bind
 from tests.support.paths import ROOT
+from tests.support.processes import PATIENCE_S, environment
 from tests.support.server import Running, wait_until
 
 PATH = "/v1/chat/completions"
@@ -95,3 +96,33 @@ def test_delay_of_the_event_loop_is_measured_each_second(server: Running, http: 
 
     before = count()
     wait_until(lambda: count() >= before + 2, "the event loop has not been measured")
+
+
+#: A callback of the gateway that uses the processor for 100 ms, then the stop.
+BLOCKED = """
+import asyncio, time
+from gateway.app import create_app
+from gateway.config.tables import Config, ScriptedModel, ServerConfig
+from gateway.server.server import Server, bind
+
+def block():
+    until = time.thread_time() + 0.1
+    while time.thread_time() < until:
+        pass
+    server.handle_exit(15, None)
+
+config = Config(server=ServerConfig(port=0), models={"m": ScriptedModel()})
+with bind(config.server) as listener:
+    server = Server(create_app(config), config.server, lambda: asyncio.get_running_loop().call_soon(block))
+    server.run(sockets=[listener])
+"""
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_blocked_event_loop_is_logged_in_debug_mode(debug: str) -> None:
+    variables = environment(PYTHONASYNCIODEBUG=debug)
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert done.returncode == 0
+    assert ("blocked the event loop: " in done.stderr and "block()" in done.stderr) == (debug == "1"), done.stderr
