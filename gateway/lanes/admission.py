@@ -9,7 +9,8 @@
    the queue full, the newest waiting request of the client with the most is evicted, unless the new client would then
    have more.
 4. If the engine's requests take turns on the device (`guests`), a client without a running request does not wait for
-   the end of another client's answer: it is admitted above the number of slots.
+   the end of another client's answer: it is admitted above the number of slots. Each kind has its own slots then,
+   because background requests give theirs up on the device.
 
 The expected wait is simulated by the same rules: each running request frees its slot after its `remaining_s`.
 """
@@ -27,6 +28,8 @@ from typing import Literal
 _SMOOTHING = 0.2  # weight of the newest service time in the average
 
 Refusal = Literal["evicted", "breaker_open"]
+#: The number of running requests of each client, by `background`.
+Running = dict[bool, Counter[str]]
 
 
 class Ticket:
@@ -226,18 +229,21 @@ class AdmissionQueue:
     def _limit(self, background: bool) -> int:
         return max(1, self.slots - 1) if background else self.slots
 
-    def _has_slot(self, running: int, own: int, background: bool) -> bool:
-        """True if a request may run now, with `running` others of which `own` are of its client."""
-        is_guest = not own and not background
-        return running < self._limit(background) + (self.guests if is_guest else 0)
+    def _has_slot(self, running: Running, client: str, background: bool) -> bool:
+        """True if a request may run now. Where requests take turns, only those of its kind count."""
+        same_kind = running[background]
+        count = same_kind.total() if self.guests else sum(kind.total() for kind in running.values())
+        return count < self._limit(background) + (0 if same_kind[client] else self.guests)
 
     def _must_evict(self, background: bool, client: str) -> bool:
-        own = self._running_by_client()[client]
         is_full = len(self._waiting[background]) >= self.max_waiting
-        return is_full and not self._has_slot(self.running, own, background)
+        return is_full and not self._has_slot(self._count_running(), client, background)
 
-    def _running_by_client(self) -> Counter[str]:
-        return Counter(ticket.client for ticket in self._running)
+    def _count_running(self) -> Running:
+        kinds: Running = {False: Counter(), True: Counter()}
+        for ticket in self._running:
+            kinds[ticket.background][ticket.client] += 1
+        return kinds
 
     def _evicted_for(self, background: bool, client: str) -> Ticket | None:
         """The queued request that gives its position to one of `client`; None: the client has its share."""
@@ -249,36 +255,34 @@ class AdmissionQueue:
 
     def _wait_s(self, ticket: Ticket, waiting: dict[bool, WaitingTickets]) -> float:
         """Run a copy of the queue in simulated time until `ticket` is admitted."""
-        now, running = 0.0, self._running_by_client()
+        now, running = 0.0, self._count_running()
         ends = [(other.remaining_s, number, other) for number, other in enumerate(self._running)]
         heapq.heapify(ends)
         for number in itertools.count(len(ends)):
             while not (admitted := self._next(waiting, running)):
                 now, _, ended = heapq.heappop(ends)
-                running[ended.client] -= 1
+                running[ended.background][ended.client] -= 1
             if admitted is ticket:
                 break
             waiting[admitted.background].admit(admitted)
-            running[admitted.client] += 1
+            running[admitted.background][admitted.client] += 1
             heapq.heappush(ends, (now + admitted.remaining_s, number, admitted))
         return now
 
     def _copy_waiting(self) -> dict[bool, WaitingTickets]:
         return {background: waiting.copy() for background, waiting in self._waiting.items()}
 
-    def _next(self, waiting: dict[bool, WaitingTickets], running: Counter[str]) -> Ticket | None:
+    def _next(self, waiting: dict[bool, WaitingTickets], running: Running) -> Ticket | None:
         """The queued request that gets a slot now, if one does."""
-        ticket = waiting[False].next(running) or waiting[True].next(running)
-        if ticket and self._has_slot(running.total(), running[ticket.client], ticket.background):
-            return ticket
-        return None
+        ticket = waiting[False].next(running[False]) or waiting[True].next(running[True])
+        return ticket if ticket and self._has_slot(running, ticket.client, ticket.background) else None
 
     def _admit(self) -> None:
-        running = self._running_by_client()
+        running = self._count_running()
         while ticket := self._next(self._waiting, running):
             self._waiting[ticket.background].admit(ticket)
             self._running.append(ticket)
-            running[ticket.client] += 1
+            running[ticket.background][ticket.client] += 1
             ticket.admit(self._clock())
 
     def _leave(self, ticket: Ticket, service_s: float | None) -> None:

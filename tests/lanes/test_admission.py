@@ -236,6 +236,17 @@ async def test_guest_is_admitted_above_the_slots_once_for_each_client() -> None:
 
 
 @in_virtual_time
+async def test_background_crowd_takes_no_slot_of_others_where_requests_take_turns() -> None:
+    queue = AdmissionQueue(4, 32, now, guests=4)
+    crowd = [queue.enqueue(background=True, client="a") for _ in range(10)]
+    assert queue.running == 3
+    assert admitted(queue.enqueue(background=True, client="b")) == [True]
+    assert admitted(*(queue.enqueue(client="c") for _ in range(5))) == [True] * 4 + [False]
+    assert admitted(queue.enqueue(background=True, client="d")) == [False]  # an interactive request waits
+    assert waiting_of(queue, crowd) == 7
+
+
+@in_virtual_time
 async def test_expected_wait_follows_the_turns_of_clients() -> None:
     queue = AdmissionQueue(1, 32, now)
     for _ in range(5):
@@ -278,7 +289,7 @@ async def test_random_clients_keep_order_shares_and_forecast(seed: int) -> None:
         here = [ticket for ticket in here if not ticket.has_left]
         waits = [ticket for ticket in here if ticket.admitted_at is None]
         assert len(waits) == queue.waiting
-        assert queue.running == len(here) - len(waits) <= queue.slots + queue.guests
+        assert queue.running == len(here) - len(waits) <= (queue.slots + queue.guests) * (2 if queue.guests else 1)
         if waits and not any(ticket.background for ticket in waits):
             first = min(waits, key=queue.wait_s)
             expected = [ticket for ticket in waits if queue.wait_s(ticket) == queue.wait_s(first)]
