@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _folders(config: Config, model: ModelConfig) -> list[Path]:
     """The folders of a model's bundles: for the CPU, and for the NPU if there is one."""
+    from gateway.bundles.replace import finish_replacement
     from gateway.bundles.stamp import npu_folder
     from gateway.config.tables import BundleModel, GenieModel
 
@@ -53,8 +54,10 @@ def _folders(config: Config, model: ModelConfig) -> list[Path]:
     path = config.models_dir / model.path
     if isinstance(model, GenieModel):
         return [path.parent]
-    found = [each for each in (path, npu_folder(path)) if each.is_dir()]
-    return found or [path]
+    both = (path, npu_folder(path))
+    for folder in both:
+        finish_replacement(folder)
+    return [folder for folder in both if folder.is_dir()] or [path]
 
 
 def _state(name: str, model: ModelConfig, folder: Path) -> tuple[str, str]:

@@ -41,7 +41,9 @@ def _examine_bundle(model: LocalModel, path: Path) -> ModelState:
     from gateway.bundles.bundle import load_bundle
     from gateway.bundles.disk import folder_bytes
     from gateway.bundles.graph_files import check_graph_files
+    from gateway.bundles.replace import finish_replacement
 
+    finish_replacement(path)
     if not path.is_dir():
         plan = f"built from {model.source} at the first start" if model.source else f"no folder {path}, and no source"
         return ModelState(state="missing", detail=plan)

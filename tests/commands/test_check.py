@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -67,6 +68,23 @@ def test_bundles_for_cpu_and_npu_are_both_checked(
     code, lines = check(folder, capsys, "m")
     assert code == 1
     assert lines[0].startswith("m  ok  tiny, ") and lines[1].startswith("m  damaged  tokenizer.json ")
+
+
+def test_interrupted_replacement_is_completed_first(
+    bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle.rename(bundle.with_name(".tiny.new"))
+    assert cli.main(["models", "--config", str(folder / "config.toml")]) == 0
+    bundle.rename(bundle.with_name(".tiny.new"))
+    code, (_, line) = check(folder, capsys, "m")[0], check(folder, capsys)[1]
+    assert code == 0 and line.startswith("m  ok  tiny, ")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads every file")
+def test_file_without_permission_is_named(bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (bundle / "tokenizer.json").chmod(0)
+    code, (line,) = check(folder, capsys, "m")
+    assert code == 1 and line.startswith("m  damaged  tokenizer.json cannot be read: Permission denied")
 
 
 def test_missing_folder_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
