@@ -19,7 +19,7 @@ from gateway.routes.openai_api.parse_tools import tools_of
 from gateway.routes.openai_api.wire import ChatMessage, ToolDefinition
 from gateway.routes.respond import json_response
 from gateway.routes.wire import MAX_MESSAGES, MAX_TOOLS, Count, Json
-from gateway.server.body import check_depth, read_json
+from gateway.server.body import by_size, check_depth, read_json
 from gateway.server.identity import client_of
 from gateway.server.openapi_operation import openapi_opt
 from gateway.server.request import HttpRequest, router_of
@@ -95,7 +95,7 @@ async def tokenize(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _tokenize_decoder)
     router = router_of(request)
     tools = router.tools(body.model)
-    ids = await _ids(body, tools, client_of(request.scope))
+    ids = await _ids(request, body, tools)
     reply = Tokenized(
         count=len(ids),
         max_model_len=router.model(body.model or "").status.engine.context_length,
@@ -116,20 +116,22 @@ async def detokenize(request: HttpRequest) -> ASGIApp:
 @post("/apply-template", status_code=200, opt=_APPLY_TEMPLATE)
 async def apply_template(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _template_decoder)
-    chat = _chat(body.messages, body.tools, body.chat_template_kwargs)
+    chat = await by_size(request, _chat, body.messages, body.tools, body.chat_template_kwargs)
     prompt = await router_of(request).tools(body.model).render(chat, client_of(request.scope))
     return json_response(AppliedTemplate(prompt=prompt))
 
 
-async def _ids(body: TokenizeRequest, tools: TextTools, client: str) -> list[int]:
+async def _ids(request: HttpRequest, body: TokenizeRequest, tools: TextTools) -> list[int]:
     """Raises InvalidRequest unless the request has exactly one of `content`, `prompt` and `messages`."""
+    client = client_of(request.scope)
     match body:
         case TokenizeRequest(content=str(text), prompt=None, messages=None):
             begin = bool(body.add_special)
         case TokenizeRequest(content=None, prompt=str(text), messages=None):
             begin = body.add_special_tokens is not False
         case TokenizeRequest(content=None, prompt=None, messages=list(messages)):
-            return await tools.encode(_chat(messages, body.tools, body.chat_template_kwargs), client)
+            chat = await by_size(request, _chat, messages, body.tools, body.chat_template_kwargs)
+            return await tools.encode(chat, client)
         case _:
             raise InvalidRequest("Send one of 'content', 'prompt' and 'messages'.", param="content")
     return await tools.tokenize(text, client, begin=begin, specials=body.parse_special is not False)

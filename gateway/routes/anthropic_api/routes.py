@@ -43,5 +43,6 @@ async def messages(request: HttpRequest) -> ASGIApp:
 async def count_tokens(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _count_decoder)
     tools = router_of(request).tools(body.model)
-    ids = await tools.encode(chat_of(body), client_of(request.scope))
+    chat = await by_size(request, chat_of, body)
+    ids = await tools.encode(chat, client_of(request.scope))
     return json_response(TokenCount(input_tokens=len(ids)))
