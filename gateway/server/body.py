@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 from litestar.exceptions import InternalServerException
-from litestar.types import ASGIApp, Receive, ReceiveMessage, Scope, Send
+from litestar.types import ASGIApp, Empty, Receive, ReceiveMessage, Scope, Send
+from litestar.utils.scope.state import ScopeState
 
 from gateway.errors import LONGEST_QUOTE, BodyTimeout, InvalidRequest, Unavailable, cut
 from gateway.server.connections import connection_limit
@@ -23,6 +26,7 @@ T = TypeVar("T")
 
 BODY_TIMEOUT_S = 60.0
 LARGE_BODY = 64 * 1024  # bytes; up to this size, parsing takes less than 15 ms
+COLLECT_BODY = 1024 * 1024  # bytes; after a larger body the garbage collector runs
 MAX_DEPTH, MAX_VALUES = 64, 20_000  # of a field that accepts any JSON (a JSON schema, template variables)
 MAX_SEPARATORS = 500_000  # commas and opening brackets in a body; it cannot have more values than these
 
@@ -56,6 +60,10 @@ class _Holding:
                 "The running requests of this client use too much memory. Try again later.", retry_after_s=1.0
             )
 
+    @property
+    def is_large(self) -> bool:
+        return self._bytes > COLLECT_BODY
+
     def end(self) -> None:
         if self._client is not None:
             self._requests.give_back(self._client, 1)
@@ -85,6 +93,10 @@ def limit_bodies(max_bytes: int) -> Callable[[ASGIApp], ASGIApp]:
                 await app(scope, counted, send)
             finally:
                 holding.end()
+                ScopeState.from_scope(scope).body = Empty  # an idle connection keeps its scope
+                if holding.is_large:  # an error and its traceback refer to each other and keep the request
+                    with suppress(RuntimeError):  # the server stops
+                        scope["app"].state.parser.submit(gc.collect)
 
         return count
 
