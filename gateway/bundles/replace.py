@@ -98,11 +98,18 @@ def fetched_folder(folder: Path) -> Iterator[Path]:
 
 
 def finish_replacement(folder: Path) -> None:
-    """Complete a replacement that was interrupted. Does nothing if `folder` is in use or cannot be written."""
+    """Complete a replacement that was interrupted, and remove what a killed program left.
+
+    Does nothing if another program writes `folder`, or if that is not possible now.
+    """
     from filelock import Timeout
 
-    if _new(folder).is_dir():
-        with suppress(BundleError, OSError, Timeout), exclusive(folder, timeout_s=_LOCKED_S):
+    is_complete = _new(folder).is_dir()
+    left = [*_leftovers(folder, "building"), *_leftovers(folder, "fetched")]
+    if is_complete or left or _old(folder).is_dir():
+        with suppress(BundleError, OSError, Timeout), exclusive(folder, timeout_s=_LOCKED_S if is_complete else 0):
+            for each in left:
+                _discard(each)
             _complete(folder)
 
 
@@ -116,7 +123,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def _complete(folder: Path) -> None:
     """Replace NAME by .NAME.new, if there is one. Raises BundleError if that is not possible now."""
-    new, old = _new(folder), folder.with_name(f".{folder.name}.old")
+    new, old = _new(folder), _old(folder)
     _discard(old)
     if not new.is_dir():
         return
@@ -142,6 +149,10 @@ def _leftovers(folder: Path, kind: str) -> list[Path]:
 
 def _new(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.new")
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def _discard(folder: Path) -> None:

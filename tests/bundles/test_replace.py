@@ -99,6 +99,21 @@ def test_leftovers_are_removed_by_the_next_program(tmp_path: Path) -> None:
     assert names(tmp_path) == [".other.0.building"]
 
 
+def test_leftovers_are_removed_when_the_folder_is_read(tmp_path: Path) -> None:
+    """Also if no program writes the folder again. Not while one does."""
+    make(tmp_path / "m", "new")
+    left = [".m.0.building", ".m.2.fetched", ".m.old"]
+    for name in left:
+        make(tmp_path / name, "half")
+    with exclusive(tmp_path / "m"):
+        thread = threading.Thread(target=finish_replacement, args=(tmp_path / "m",))
+        thread.start()
+        thread.join(60)
+        assert names(tmp_path) == sorted([*left, ".m.lock", "m"])
+    finish_replacement(tmp_path / "m")
+    assert names(tmp_path) == ["m"]
+
+
 def test_replacement_waits_for_the_program_that_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / ".m.new", "new")
     monkeypatch.setattr(replace, "_LOCKED_S", 0.0)
