@@ -27,6 +27,7 @@ import environment
 
 #: name -> QEMU's processor. The first has what Oryon has, as far as QEMU can: dotprod, i8mm, bf16, no SVE.
 PROCESSORS = {"dotprod and i8mm": "max,sve=off,sme=off", "dotprod only": "neoverse-n1"}
+#: What computes logits, keeps them or chooses from them. The other tests do not depend on the processor.
 TESTS = (
     "tests/worker/decoders",
     "tests/builder/graphs",
@@ -205,7 +206,8 @@ def binary_format() -> Iterator[None]:
 def run(root: Path, name: str, cpu: str, arguments: list[str]) -> bool:
     """Run the tests on one processor. Prints the verdict; returns True if all tests passed."""
     ignored = [f"--ignore={path}" for path in IGNORED]
-    options = ["-q", "-p", "no:cacheprovider", *ignored, *(arguments or TESTS)]
+    tests = TESTS if all(argument.startswith("-") for argument in arguments) else ()
+    options = ["-q", "-p", "no:cacheprovider", *ignored, *arguments, *tests]
     process = {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": "/root",
