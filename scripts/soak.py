@@ -243,7 +243,7 @@ def main() -> int:
         faults = run(options.url.rstrip("/").removesuffix("/v1"))
     else:
         at_the_end: list[str] = []
-        with own_gateway(at_the_end) as url:
+        with own_gateway(at_the_end, kills=not options.hostile) as url:
             faults = run(url)
         faults += at_the_end
     reasons = Counter(faults).most_common(10)
