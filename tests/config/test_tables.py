@@ -50,7 +50,7 @@ def settings() -> Iterator[tuple[str, str, str]]:
             yield table, key, f"{SAFE}[{table}]\n"
     for engine, kind in MODEL_KINDS.items():
         head = f'{SAFE}[models.m]\nengine = "{engine}"\n'
-        for key in {"breaker", *fields_of(kind)} - {"script"}:
+        for key in sorted({"breaker", *fields_of(kind)} - {"script"}):
             yield "models.m", key, head + ("" if NEEDED[engine].startswith(key) else NEEDED[engine])
     for key in fields_of(BreakerConfig):
         yield "models.m.breaker", key, f'{SAFE}[models.m]\nengine = "scripted"\n[models.m.breaker]\n'
