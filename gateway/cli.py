@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from gateway import __version__
 from gateway.commands import bench, build, chat, check, doctor, models, serve
 from gateway.errors import ConfigError, GatewayError
+from gateway.output import escape
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"npu-gateway: {message}", file=sys.stderr)
+    print(f"npu-gateway: {escape(message)}", file=sys.stderr)
     return code
 
 

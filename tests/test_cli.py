@@ -44,6 +44,7 @@ def test_wrong_command_line_exits_2(arguments: list[str], capsys: pytest.Capture
     [
         (ConfigError("config.toml: x: unknown key"), 2, "npu-gateway: config.toml: x: unknown key\n"),
         (BundleError("The bundle is broken."), 1, "npu-gateway: The bundle is broken.\n"),
+        (ConfigError("\x1b[2J\n: unknown key"), 2, "npu-gateway: \\x1b[2J\\n: unknown key\n"),
         (KeyboardInterrupt(), 130, "npu-gateway: interrupted\n"),
     ],
 )

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.bundles.genai_config import GenaiConfig, read_genai_config
-from gateway.bundles.json_file import read_optional_object
+from gateway.bundles.json_file import read_optional_object, read_small_file
 from gateway.errors import BundleError
 
 
@@ -67,7 +67,10 @@ def find_chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | 
     """
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return read_small_file(path).decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{folder.name}: chat_template.jinja cannot be read: {error}.") from error
     try:
         found = msgspec.convert(tokenizer_config.get("chat_template"), str | list[_NamedTemplate] | None)
     except msgspec.ValidationError as error:

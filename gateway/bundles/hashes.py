@@ -25,6 +25,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from gateway.bundles.genai_config import check_inside
+from gateway.bundles.json_file import read_small_file
 from gateway.errors import BundleError
 
 HASHES_FILE, CHECKED_FILE = "hashes.json", ".checked.json"
@@ -153,7 +154,7 @@ def _encoded(files: dict[str, FileHash]) -> bytes:
 def _read_hashes(folder: Path) -> _Hashes | None:
     """None: hashes.json is damaged, or it names a file outside the folder."""
     try:
-        hashes = msgspec.json.decode((folder / HASHES_FILE).read_bytes(), type=_Hashes)
+        hashes = msgspec.json.decode(read_small_file(folder / HASHES_FILE), type=_Hashes)
         for name in hashes.files:
             check_inside(folder, name)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, BundleError):
@@ -172,7 +173,7 @@ def _is_remembered_now(folder: Path) -> bool:
 
 def _is_remembered(folder: Path, digest: str, states: dict[str, tuple[int, int]]) -> bool:
     try:
-        checked = msgspec.json.decode((folder / CHECKED_FILE).read_bytes(), type=_Checked)
+        checked = msgspec.json.decode(read_small_file(folder / CHECKED_FILE), type=_Checked)
     except (OSError, msgspec.MsgspecError):
         return False
     is_recent = 0 <= time.time() - checked.checked_at < _QUICK_S

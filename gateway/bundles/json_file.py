@@ -1,7 +1,8 @@
-"""Reads the JSON files of a model folder."""
+"""Reads the small files of a model folder."""
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +11,19 @@ import msgspec
 from gateway.errors import BundleError
 
 _T = TypeVar("_T")
+_LONGEST = 64 * 1024 * 1024  # bytes; thousands of times what the files have
 _BOM = b"\xef\xbb\xbf"  # a byte order mark, which some editors write
+
+
+def read_small_file(path: Path) -> bytes:
+    """The content of `path`. Raises OSError, also for a pipe or a device, which may have no end, and above 64 MiB."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a file")
+    with path.open("rb") as file:
+        content = file.read(_LONGEST + 1)
+    if len(content) > _LONGEST:
+        raise OSError(errno.EFBIG, "it has more than 64 MiB")
+    return content
 
 
 def read_json(path: Path, kind: type[_T], *, missing: str = "") -> _T:
@@ -21,7 +34,7 @@ def read_json(path: Path, kind: type[_T], *, missing: str = "") -> _T:
     """
     folder, name = path.parent.name, path.name
     try:
-        return msgspec.json.decode(path.read_bytes().removeprefix(_BOM), type=kind)
+        return msgspec.json.decode(read_small_file(path).removeprefix(_BOM), type=kind)
     except FileNotFoundError:
         raise BundleError(f"{folder} has no {name}{missing and f', {missing}'}.") from None
     except OSError as error:

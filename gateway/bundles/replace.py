@@ -27,6 +27,7 @@ from pathlib import Path
 from gateway.bundles.disk import require_writable, sync_folder, sync_tree, write_error
 from gateway.errors import BundleError
 
+_HEX = 8  # digits in the name of an incomplete folder
 _LOCKED_S = 10.0  # limit of the wait for a program that completes a replacement, which takes less
 _RENAME_S = 2.0  # Windows: a virus scanner opens new files for a moment
 
@@ -66,7 +67,7 @@ def new_folder(folder: Path, on_wait: Callable[[], None] = lambda: None) -> Iter
     """
     with exclusive(folder, on_wait):
         remove_leftovers(folder)
-        building = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.building")
+        building = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:_HEX]}.building")
         try:
             building.mkdir()
             yield building
@@ -87,7 +88,7 @@ def fetched_folder(folder: Path) -> Iterator[Path]:
     remove_leftovers(folder)
     for left in _leftovers(folder, "fetched"):
         shutil.rmtree(left, ignore_errors=True)
-    fetched = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.fetched")
+    fetched = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:_HEX]}.fetched")
     try:
         fetched.mkdir()
         yield fetched
@@ -144,7 +145,8 @@ def _complete(folder: Path) -> None:
 
 
 def _leftovers(folder: Path, kind: str) -> list[Path]:
-    return list(folder.parent.glob(f".{glob.escape(folder.name)}.*.{kind}"))
+    """Not those of another folder whose name begins with this one: `model` and `model.v2`."""
+    return list(folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * _HEX}.{kind}"))
 
 
 def _new(folder: Path) -> Path:

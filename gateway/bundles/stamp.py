@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import msgspec
 from msgspec import Struct
 
+from gateway.bundles.json_file import read_small_file
 from gateway.bundles.replace import finish_replacement
 from gateway.errors import BundleError
 
@@ -69,7 +70,7 @@ class BuildRequest(Struct, frozen=True, kw_only=True):
 def read_stamp(folder: Path) -> Stamp | None:
     """The stamp of a bundle that was built here. None for any other folder."""
     try:
-        return msgspec.json.decode((folder / STAMP_FILE).read_bytes(), type=Stamp)
+        return msgspec.json.decode(read_small_file(folder / STAMP_FILE), type=Stamp)
     except (OSError, msgspec.MsgspecError):
         return None
 

@@ -107,13 +107,13 @@ def npu() -> Finding:
 
 
 def configuration(arguments: argparse.Namespace, config: Config) -> Iterator[Finding]:
-    from gateway.config.file import find_config
+    from gateway.config.file import find_config, has_keys
     from gateway.config.keys import key_warnings
 
     file, _ = find_config(arguments.config)
     address = options.base_url(config.server.host, config.server.port)
     yield Finding("ok", "configuration", f"{file}: {len(config.models)} models, {address}")
-    for line in key_warnings(config.server):
+    for line in key_warnings(config.server, file if has_keys(file) else None):
         yield Finding("note", "keys", line)
     if config.server.insecure and not config.server.api_keys:
         yield Finding(

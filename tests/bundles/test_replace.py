@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -85,24 +87,30 @@ def test_interrupted_replacement_is_completed(tmp_path: Path, has_old: bool) -> 
 
 
 def test_incomplete_folders_are_never_completed(tmp_path: Path) -> None:
-    make(tmp_path / ".m.0.building", "half")
+    make(tmp_path / ".m.00000000.building", "half")
     finish_replacement(tmp_path / "m")
     assert not (tmp_path / "m").exists()
 
 
 def test_leftovers_are_removed_by_the_next_program(tmp_path: Path) -> None:
-    for name in (".m.0.building", ".m.1.building", ".m.2.fetched", ".m.old", ".other.0.building"):
+    for name in (
+        ".m.00000000.building",
+        ".m.00000001.building",
+        ".m.00000002.fetched",
+        ".m.old",
+        ".other.00000000.building",
+    ):
         make(tmp_path / name, "half")
     with exclusive(tmp_path / "m"), fetched_folder(tmp_path / "m") as fetched:
         assert fetched.is_dir()
-        assert names(tmp_path) == sorted([".m.lock", ".other.0.building", fetched.name])
-    assert names(tmp_path) == [".other.0.building"]
+        assert names(tmp_path) == sorted([".m.lock", ".other.00000000.building", fetched.name])
+    assert names(tmp_path) == [".other.00000000.building"]
 
 
 def test_leftovers_are_removed_when_the_folder_is_read(tmp_path: Path) -> None:
     """Also if no program writes the folder again. Not while one does."""
     make(tmp_path / "m", "new")
-    left = [".m.0.building", ".m.2.fetched", ".m.old"]
+    left = [".m.00000000.building", ".m.00000002.fetched", ".m.old"]
     for name in left:
         make(tmp_path / name, "half")
     with exclusive(tmp_path / "m"):
@@ -165,3 +173,15 @@ def test_failed_second_rename_restores_the_old_folder(tmp_path: Path, monkeypatc
     monkeypatch.undo()
     finish_replacement(folder)
     assert content(folder) == "new" and names(tmp_path) == ["m"]
+
+
+@pytest.mark.parametrize("step", [finish_replacement, new_folder, fetched_folder])
+def test_bundle_whose_name_begins_with_another_keeps_its_incomplete_folders(
+    tmp_path: Path, step: Callable[[Path], AbstractContextManager[Path] | None]
+) -> None:
+    """Also while another program builds it."""
+    (tmp_path / ".m.0123abcd.building").mkdir()
+    other = tmp_path / "m.v2"
+    with fetched_folder(other) as fetched, new_folder(other) as building, step(tmp_path / "m") or nullcontext():
+        assert building.is_dir() and fetched.is_dir()
+        assert not (tmp_path / ".m.0123abcd.building").exists()

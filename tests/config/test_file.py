@@ -259,6 +259,15 @@ MISTAKES = [
     ("[server]\ntimeout_s = inf\n" + ONE_MODEL, "[server] timeout_s: expected float <= 1000000.0, got inf"),
     ('[models.""]\npath = "x"\n', '[models.""]: a model needs a name'),
     (ONE_MODEL + 'aliases = [""]\n', "[models.a] aliases: an alias must not be empty"),
+    (ONE_MODEL + 'aliases = ["\\u001b[2J"]\n', "[models.a] aliases: '\\x1b[2J' must be printable"),
+    ('[models."a\\u0007"]\npath = "x"\n', '[models."a\a"]: the name must be printable'),
+    (f"[server]\nport = {'9' * 5000}\n", "not valid TOML: a number has too many digits"),
+    (f"a = {'[' * 20000}", "not valid TOML: too many nested lists or tables"),
+    ('models_dir = "~unknown-user/x"\n' + ONE_MODEL, "models_dir: '~' has no folder here"),
+    ('[models.a]\npath = "~unknown-user/x"\n', "[models.a] path: '~' has no folder here"),
+    ('[models.a]\nsource = "~unknown-user/x"\n', "[models.a] source: '~' has no folder here"),
+    ('[models.a]\npath = "a\\u0000b"\n', "[models.a] path: a path has no NUL character"),
+    ('[server]\napi_keys_file = "~unknown-user/x"\n' + ONE_MODEL, "[server] api_keys_file: '~' has no folder here"),
 ]
 
 
@@ -291,6 +300,16 @@ def test_mistake_message_names_file(folder: Folder) -> None:
 def test_mistake_message_names_variable(folder: Folder, variable: str, value: str, message: str) -> None:
     found = folder.mistake(ONE_MODEL, {variable: value})
     assert found.startswith(f"environment variable {variable}") and message in found
+
+
+def test_variable_that_means_two_models_is_a_mistake(folder: Folder) -> None:
+    models = "".join(f'[models.{name}]\nengine = "upstream"\nurl = "http://{name}"\n' for name in ("a-b", "a_b"))
+    folder.load(models)
+    found = folder.mistake(models, {"NPU_GATEWAY_MODELS_A_B_API_KEY": "sk-1"})
+    assert (
+        found
+        == "environment variable NPU_GATEWAY_MODELS_A_B_API_KEY means the models 'a-b' and 'a_b'; rename one of them"
+    )
 
 
 def test_mistake_message_names_option(folder: Folder) -> None:

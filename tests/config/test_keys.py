@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config.file import load_config
+from gateway.config.file import has_keys, load_config
 from gateway.config.keys import key_mistakes, key_warnings
 from gateway.config.tables import Config
 from gateway.errors import ConfigError
@@ -28,6 +28,28 @@ def refusal(folder: Path, text: str, environ: Mapping[str, str] | None = None) -
         load(folder, text, environ)
     assert "\n" not in caught.value.message
     return caught.value.message
+
+
+ODD = {
+    "comment_after_key": (b"k-1 #anna\n", "line 1: a key must not start with '#'"),
+    "comment_after_name_and_key": (b"anna k-1 # of her laptop\n", "line 1: expected KEY or NAME KEY"),
+    "second_byte_order_mark": (b"\n\xef\xbb\xbfk-1\n", "printable ASCII"),
+    "nul": (b"k-1\0\n", "printable ASCII"),
+}
+
+
+@pytest.mark.parametrize(("content", "words"), ODD.values(), ids=ODD)
+def test_odd_line_of_keys_file_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "keys.txt").write_bytes(content)
+    message = refusal(tmp_path, FILE)
+    assert words in message and "k-1" not in message
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\x0c", "\x85", "\x1c"])
+def test_only_a_new_line_ends_a_comment(tmp_path: Path, end: str) -> None:
+    content = f"\ufeff# anna{end}hello\r\nanna\tk-1\r\nk-2"
+    (tmp_path / "keys.txt").write_bytes(content.encode())
+    assert load(tmp_path, FILE).server.api_keys == {"anna": "k-1", "key3": "k-2"}
 
 
 EMPTY = {
@@ -54,7 +76,8 @@ def test_keys_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "keys.txt").rmdir()
     (tmp_path / "keys.txt").write_text("anna k-1\n", encoding="utf-16")  # as PowerShell 5 writes with `>`
     assert refusal(tmp_path, FILE).endswith("keys.txt is not UTF-8 text")
-    assert "printable" in refusal(tmp_path, '[server]\napi_keys_file = "a\\u0000b"\n')
+    assert "NUL character" in refusal(tmp_path, '[server]\napi_keys_file = "a\\u0000b"\n')
+    assert "printable" in refusal(tmp_path, '[server]\napi_keys_file = "a\\u2028b"\n')
 
 
 def test_empty_key_variable_is_refused(tmp_path: Path) -> None:
@@ -112,3 +135,32 @@ def test_short_key_and_readable_file_are_warnings(tmp_path: Path) -> None:
         assert warnings[1].startswith(f"other users can read {file}")
     file.chmod(0o600)
     assert list(key_warnings(load(tmp_path, FILE).server)) == warnings[:1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no permission bits")
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[server.api_keys]\nanna = "a-long-random-text-1"\n',
+        '[models.u]\nengine = "upstream"\nurl = "http://h"\napi_key = "x"\n',
+    ],
+)
+def test_config_with_keys_that_others_can_read_is_a_warning(tmp_path: Path, text: str) -> None:
+    config, file = load(tmp_path, text), tmp_path / "config.toml"
+    file.chmod(0o640)
+    assert has_keys(file)
+    assert [line[:20] for line in key_warnings(config.server, file)] == ["other users can read"]
+    file.chmod(0o600)
+    assert list(key_warnings(config.server, file)) == []
+    load(tmp_path, "")
+    assert not has_keys(file)
+
+
+@pytest.mark.parametrize("variable", ["CORS_ORIGINS", "ALLOWED_HOSTS"])
+def test_star_without_keys_is_a_warning(tmp_path: Path, variable: str) -> None:
+    environ = {f"NPU_GATEWAY_SERVER_{variable}": "*"}
+    [line] = key_warnings(load(tmp_path, "", environ).server)
+    assert line.startswith(f"{variable.lower()} has '*' and there are no keys")
+    assert (
+        list(key_warnings(load(tmp_path, "", {**environ, "NPU_GATEWAY_API_KEY": "a-long-random-text-1"}).server)) == []
+    )
