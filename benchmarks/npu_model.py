@@ -20,7 +20,7 @@ from typing import NoReturn
 import numpy as np
 from report import parser, publish, table
 
-from gateway.device import Activity
+from gateway.activity import Activity
 from gateway.engines.scripted.script import CHIPS, Chip
 from gateway.sampling import Sampling
 from gateway.worker.decoders.base import DecoderSpec, KVCache, Logits

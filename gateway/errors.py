@@ -192,7 +192,7 @@ class EngineFailed(Unavailable):
 
 
 class DeviceFailed(EngineFailed):
-    """A device call failed, hung, or ended the worker. Only device.py and the supervisor of a worker make it."""
+    """A device call failed, hung, or ended the worker. Only activity.py and the supervisor of a worker make it."""
 
 
 class DeadlineExceeded(GatewayError):

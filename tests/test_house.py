@@ -24,7 +24,7 @@ PACKAGE = ROOT / "gateway"
 #: The layers, lowest first; docs/architecture.md has the same list. A file imports only from layers before its own,
 #: from units before its own in the same layer, and from its own unit.
 _LAYERS = (
-    "errors common_prefix device",
+    "errors common_prefix activity",
     "sandbox sampling generation metrics output logs child",
     "text dialects prompts bundles qnn",
     "worker",
@@ -219,14 +219,14 @@ def calls(file: Path) -> Iterator[tuple[str, str]]:
 
 
 class TestBlame:
-    """What counts against a device can only come from a device call (gateway/device.py)."""
+    """What counts against a device can only come from a device call (gateway/activity.py)."""
 
     def test_device_failures_are_made_around_device_calls_only(self) -> None:
         users = {(relative(file), where) for file in sources() for where, name in calls(file) if name == "DeviceFailed"}
         assert users == {
-            ("device.py", "__exit__"),  # of DeviceCall: asks whether it is one already
-            ("device.py", "_device_failed"),  # what a device call raised
-            ("device.py", "check"),  # what a device call returned
+            ("activity.py", "__exit__"),  # of DeviceCall: asks whether it is one already
+            ("activity.py", "_device_failed"),  # what a device call raised
+            ("activity.py", "check"),  # what a device call returned
             ("engines/local/supervisor.py", "_watch_until_lost"),  # a device call ended the worker
             ("engines/local/supervisor.py", "_receive"),  # the worker's own report, by its class
             ("lanes/breaker.py", "outcome"),  # asks whether it is one

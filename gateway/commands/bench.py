@@ -29,7 +29,7 @@ from typing import IO, TYPE_CHECKING, Any
 from msgspec import Struct, to_builtins
 
 from gateway.commands import options
-from gateway.commands.client import client_of, gateway_error
+from gateway.commands.client import gateway_error, openai_client
 from gateway.errors import EngineFailed, GatewayError
 
 if TYPE_CHECKING:
@@ -266,7 +266,7 @@ def running_gateway(arguments: argparse.Namespace, key: str) -> Iterator[Gateway
 
     with closing(socket.create_server(("127.0.0.1", 0))) as probe:
         port: int = probe.getsockname()[1]
-    client = client_of(f"http://127.0.0.1:{port}/v1", key, timeout_s=LONGEST_S, retries=0)
+    client = openai_client(f"http://127.0.0.1:{port}/v1", key, timeout_s=LONGEST_S, retries=0)
     command = [sys.executable, "-m", "gateway", "serve", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--config", str(arguments.config)] if arguments.config else []
     command += ["--provider", arguments.provider] if arguments.provider else []

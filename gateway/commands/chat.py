@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gateway.commands import options
-from gateway.commands.client import client_of, gateway_error
+from gateway.commands.client import gateway_error, openai_client
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     url = arguments.url or f"{options.base_url(config.server.host, config.server.port)}/v1"
     key = arguments.api_key or next(iter(config.server.api_keys.values()), "")
     console = Console(highlight=False)
-    with client_of(url, key) as client:
+    with openai_client(url, key) as client:
         try:
             model = arguments.model or client.models.list().data[0].id
             console.print(f"[dim]{model} at {url}. {HELP}[/dim]")

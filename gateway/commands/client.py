@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from openai import APIError, OpenAI
 
 
-def client_of(url: str, key: str, *, timeout_s: float = 600.0, retries: int = 2) -> OpenAI:
+def openai_client(url: str, key: str, *, timeout_s: float = 600.0, retries: int = 2) -> OpenAI:
     """A client of the API at `url`. `key`: "" if the gateway has no keys."""
     from openai import OpenAI
 

@@ -4,7 +4,7 @@ For work on untrusted input whose cost has no bound: grammars, chat templates, t
 between requests, so an ordinary request costs one message each way. A request that exceeds a limit costs the process,
 and the next request gets a new one, which starts at once.
 
-    sandbox = Sandbox("gateway.text.prompt_task:open_task", lambda: {"folder": "..."}, Limits(...))
+    sandbox = Sandbox("gateway.prompts.encoder:open_task", lambda: {"model": "..."}, Limits(...))
     sandbox.start()
     reply = sandbox.request(b"...")
 

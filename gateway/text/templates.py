@@ -19,7 +19,7 @@ import msgspec
 
 from gateway.errors import BundleError, InvalidRequest
 from gateway.generation import Chat, Message, Tool, ToolCall
-from gateway.text.jinja_sandbox import Environment
+from gateway.text.jinja_environment import Environment
 
 _MAX_REASON = 200  # characters of a template's own message: it can quote a whole request
 _SPECIAL_NAMES = re.compile(r"(bos|eos|unk|pad|sep|cls|mask)_token")

@@ -50,7 +50,6 @@ class PredictionDrafter:
     While the answer agrees with the text, the next tokens of the text are the draft. After a difference, the drafter
     finds the position again by the last two tokens, or by one token that the text has only once. Of several positions
     it takes the nearest one ahead. The width doubles when all of a draft was right; else it shrinks to the right part.
-
     """
 
     def __init__(self, index: PredictionIndex) -> None:

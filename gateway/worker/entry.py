@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from multiprocessing.connection import Connection
 
-from gateway.device import Activity
+from gateway.activity import Activity
 from gateway.worker.frames import WorkerSpec
 
 

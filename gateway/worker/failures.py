@@ -1,15 +1,15 @@
 """From any exception in a worker to the GatewayError that the gateway reports.
 
 The exceptions of a native library are converted before, in that library's own module: ONNX Runtime in decoders/onnx.py,
-llguidance in grammar/constraint.py, Genie in genie/library.py. What a device call raises is converted in device.py. So
-another exception is a bug of ours here: it fails one request with 500, and no device is blamed.
+llguidance in grammar/constraint.py, Genie in genie/library.py. What a device call raises is converted in
+activity.py. So another exception is a bug of ours here: it fails one request with 500, and no device is blamed.
 """
 
 from __future__ import annotations
 
 import logging
 
-from gateway.device import NO_MEMORY
+from gateway.activity import NO_MEMORY
 from gateway.errors import EngineFailed, GatewayError
 from gateway.worker.frames import Failed
 

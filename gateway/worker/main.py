@@ -13,9 +13,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
 
+from gateway.activity import Activity
 from gateway.bundles.bundle import load_bundle
 from gateway.bundles.graph_files import check_graph_files
-from gateway.device import Activity
 from gateway.errors import BundleError, EngineFailed
 from gateway.worker.decoders.base import Decoder, KVCache
 from gateway.worker.decoders.cpu import CpuDecoder

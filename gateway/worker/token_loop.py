@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Concatenate, ParamSpec
 
-from gateway.device import Activity
+from gateway.activity import Activity
 from gateway.errors import InvalidRequest
 from gateway.worker.decoders.base import Decoder, KVCache, Logits
 from gateway.worker.drafting import CallCosts

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gateway.commands.bench import Gateway, Sample, measure
-from gateway.commands.client import client_of
+from gateway.commands.client import openai_client
 from gateway.errors import EngineFailed, InvalidRequest
 from tests.support.processes import free_port, gateway
 
@@ -125,7 +125,7 @@ def test_wait_until_ready_reports_last_log_line_of_ended_gateway() -> None:
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(command, stderr=log) as process,
-        client_of(f"http://127.0.0.1:{free_port()}/v1", "", retries=0) as client,
+        openai_client(f"http://127.0.0.1:{free_port()}/v1", "", retries=0) as client,
         closing(Gateway(process, client, log)) as ended,
     ):
         process.wait()

@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
+from gateway.activity import Activity
 from gateway.config.tables import BreakerConfig
-from gateway.device import Activity
 from gateway.engines.base import Emit, Prepared
 from gateway.errors import (
     BreakerOpen,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gateway.activity import Activity
 from gateway.bundles.bundle import load_bundle
-from gateway.device import Activity
 from gateway.generation import Grammar
 from gateway.sampling import Sampling
 from gateway.text.tokens import TextTokenizer

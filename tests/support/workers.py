@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from gateway.device import Activity
+from gateway.activity import Activity
 from gateway.errors import EngineFailed, InvalidRequest
 from gateway.generation import Grammar
 from gateway.worker import main as worker

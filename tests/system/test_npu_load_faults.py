@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config.tables import LocalModel
+from tests.support.log_lines import log_lines
 from tests.support.server import Running, config_of, scripted, serving
 
 BROKEN = {
@@ -36,14 +36,9 @@ def server_and_log(npu_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
         )
         for name, each in options.items()
     }
-    lines: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("gateway.lanes.loader")
-    logger.addHandler(handler)
-    with serving(config_of({**models, "other": scripted("Hello.")})) as server:
+    config = config_of({**models, "other": scripted("Hello.")})
+    with log_lines(logger="gateway.lanes.loader") as lines, serving(config) as server:
         yield server, lines
-    logger.removeHandler(handler)
 
 
 @pytest.mark.parametrize("model", BROKEN)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from gateway.text.jinja_sandbox import Environment
+from gateway.text.jinja_environment import Environment
 
 
 def open_task(variables: Any) -> tuple[bytes, Callable[[bytes], bytes]]:

@@ -17,8 +17,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 from tokenizers import Tokenizer
 
+from gateway.activity import Activity
 from gateway.bundles.bundle import load_bundle
-from gateway.device import Activity
 from gateway.worker.decoders.base import DecoderSpec, KVCache, Logits
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.decoders.onnx import SessionOptions

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from gateway.device import Activity
+from gateway.activity import Activity
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.frame_batcher import FrameBatcher
 from gateway.worker.frames import Cancel, Ended, Failed, Loading, Ready, Shutdown, Submit, Tokens, WorkerSpec

@@ -20,7 +20,7 @@ from queue import SimpleQueue
 
 import msgspec
 
-from gateway.device import Activity
+from gateway.activity import Activity
 from gateway.worker.entry import local_worker
 from gateway.worker.frames import (
     FrameBatch,

@@ -55,8 +55,8 @@ class PromptProcess:
     def __init__(self, setup: Setup) -> None:
         self._model = setup.model
         plain = msgspec.to_builtins(setup)
-        self._short = _Lane(Sandbox(_TASK, lambda: plain, LIMITS._replace(cpu_s=_SHORT_CPU_S)))
-        self._long = _Lane(Sandbox(_TASK, lambda: plain, LIMITS))
+        self._short = _SharedSandbox(Sandbox(_TASK, lambda: plain, LIMITS._replace(cpu_s=_SHORT_CPU_S)))
+        self._long = _SharedSandbox(Sandbox(_TASK, lambda: plain, LIMITS))
         self._idle: asyncio.Task[None] | None = None
 
     async def start(self) -> Vocabulary:
@@ -151,7 +151,7 @@ def _units(request: Request) -> int:
             return len(ids)
 
 
-class _Lane:
+class _SharedSandbox:
     """One process, and the order of its requests."""
 
     def __init__(self, sandbox: Sandbox) -> None:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from gateway.device import NO_MEMORY, ActivityMonitor
+from gateway.activity import NO_MEMORY, ActivityMonitor
 from gateway.engines.base import State
 from gateway.engines.local.process import WorkerProcess
 from gateway.errors import DeviceFailed, EngineFailed, GatewayError, error_class

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+
+from gateway.sandbox.client_queues import ClientQueues
 
 
 class Turns:
@@ -16,7 +17,7 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # the next client is the first
+        self._waiting = ClientQueues[asyncio.Future[None]]()
         self._is_taken = False
 
     @asynccontextmanager
@@ -31,7 +32,7 @@ class Turns:
 
     async def _wait(self, client: str) -> None:
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(client, deque()).append(mine)
+        self._waiting.put(client, mine)
         try:
             await mine
         except asyncio.CancelledError:
@@ -40,13 +41,8 @@ class Turns:
             raise
 
     def _pass_on(self) -> None:
-        while self._waiting:
-            client = next(iter(self._waiting))
-            requests = self._waiting.pop(client)
-            first = requests.popleft()
-            if requests:
-                self._waiting[client] = requests  # behind the other clients
-            if not first.done():
-                first.set_result(None)
+        while (request := self._waiting.get()) is not None:
+            if not request.done():
+                request.set_result(None)
                 return
         self._is_taken = False

@@ -16,8 +16,8 @@ from typing import NoReturn
 
 from msgspec.structs import replace
 
+from gateway.activity import Activity
 from gateway.config.tables import Fault, ScriptedModel
-from gateway.device import Activity
 from gateway.dialects.choose import choose_dialect
 from gateway.dialects.plain import PlainParser
 from gateway.engines.base import Emit, EngineStatus, Plan, Prepared, State

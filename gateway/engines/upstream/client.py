@@ -32,7 +32,7 @@ class AnswerTooLarge(httpcore.ProtocolError):
     """The server sent more than the gateway accepts."""
 
 
-class Client:
+class HttpClient:
     """Posts to one server. `url` is its base URL, `api_key` may be empty."""
 
     def __init__(self, url: SplitResult, api_key: str) -> None:

@@ -23,7 +23,7 @@ from gateway.engines.base import Emit, EngineStatus, Prepared, State
 from gateway.engines.upstream import refusals
 from gateway.engines.upstream.body import chat_body, completion_body
 from gateway.engines.upstream.chunks import MALFORMED, read_chunk
-from gateway.engines.upstream.client import AnswerTooLarge, Client, header, pieces, start_of_body
+from gateway.engines.upstream.client import AnswerTooLarge, HttpClient, header, pieces, start_of_body
 from gateway.engines.upstream.events import ChunkTranslator, most_tokens
 from gateway.engines.upstream.sse import EventParser, EventTooLarge
 from gateway.errors import ConfigError, ModelNotReady
@@ -54,7 +54,7 @@ class UpstreamEngine:
         except ValueError as error:
             raise ConfigError(f"models.{name}.url: an upstream model needs the server's URL, {error}") from None
         self._name, self._model = name, model
-        self._client = Client(url, model.api_key)
+        self._client = HttpClient(url, model.api_key)
         self._state: State = "loading"
 
     @property

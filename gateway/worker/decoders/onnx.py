@@ -27,7 +27,7 @@ from msgspec import Struct, field
 from numpy.typing import DTypeLike
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
-from gateway.device import NO_MEMORY
+from gateway.activity import NO_MEMORY
 from gateway.errors import BundleError, EngineFailed, GatewayError
 
 MAX_THREADS = (

@@ -24,7 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from gateway.device import Activity
+from gateway.activity import Activity
 from gateway.errors import BundleError, EngineFailed
 from gateway.worker.genie.captured_output import captured_output
 

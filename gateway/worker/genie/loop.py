@@ -26,9 +26,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty
 
+from gateway.activity import Activity
 from gateway.bundles.genie_config import GenieBundle
 from gateway.common_prefix import common_prefix
-from gateway.device import Activity
 from gateway.errors import ContextLengthExceeded, EngineFailed, InvalidRequest
 from gateway.worker.failures import as_gateway_error, failed_frame
 from gateway.worker.frames import (

@@ -10,8 +10,8 @@ from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from gateway.activity import Activity
 from gateway.bundles.genie_config import GenieBundle, load_genie_bundle
-from gateway.device import Activity
 from gateway.worker.frames import FromWorker, Loading, Ready, WorkerSpec
 from gateway.worker.genie.library import GenieDialog
 from gateway.worker.genie.loop import GenieLoop

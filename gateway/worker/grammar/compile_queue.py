@@ -10,7 +10,7 @@ The result is cached: a compiled grammar, or the error to report. Later requests
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from gateway.errors import GatewayError, InvalidRequest
 from gateway.generation import Grammar
+from gateway.sandbox.client_queues import ClientQueues
 from gateway.worker.failures import as_gateway_error
 from gateway.worker.frames import Submit
 from gateway.worker.grammar.compiler import GrammarCompiler
@@ -51,25 +52,6 @@ class _Job:
     is_running: bool = False
 
 
-class _Turns:
-    """Jobs by client. Clients take turns. Not thread-safe."""
-
-    def __init__(self) -> None:
-        self._jobs: OrderedDict[str, deque[_Job]] = OrderedDict()
-
-    def put(self, client: str, job: _Job) -> None:
-        self._jobs.setdefault(client, deque()).append(job)
-
-    def get(self) -> _Job | None:
-        if not self._jobs:
-            return None
-        client, jobs = self._jobs.popitem(last=False)
-        job = jobs.popleft()
-        if jobs:
-            self._jobs[client] = jobs
-        return job
-
-
 class GrammarQueue:
     """For the thread of the token loop. Called with a grammar, it is a MakeConstraint.
 
@@ -82,7 +64,7 @@ class GrammarQueue:
         self._cache = _Cache()
         self._waiting: set[int] = set()
         self._jobs: dict[_Key, _Job] = {}
-        self._quick, self._slow = _Turns(), _Turns()
+        self._quick, self._slow = ClientQueues[_Job](), ClientQueues[_Job]()
         self._changed = threading.Condition()  # guards the three above
         self._threads: dict[str, threading.Thread] = {}
 
@@ -157,11 +139,11 @@ class GrammarQueue:
             if not self._jobs:
                 self._compiler.rest()
 
-    def _next(self, turns: _Turns, *, is_slow: bool) -> _Job:
+    def _next(self, jobs: ClientQueues[_Job], *, is_slow: bool) -> _Job:
         """Wait for a job that is to be done here and that a request waits for."""
         with self._changed:
             while True:
-                job = turns.get()
+                job = jobs.get()
                 if job is None:
                     self._changed.wait()
                 elif job.is_slow == is_slow and not job.is_running:

@@ -22,6 +22,7 @@ from fractions import Fraction
 from typing import Any
 from urllib.parse import unquote
 
+from gateway.errors import LONGEST_QUOTE, quote
 from gateway.worker.grammar.schema_shape import Path, Schema, SchemaError, check_shape, rewritten, subschemas
 
 #: The value of `x-guidance`: llguidance's compile options in a schema.
@@ -127,7 +128,7 @@ def _with_kept_format(schema: Schema) -> Schema:
 def _check_kept(schema: Schema, path: Path) -> None:
     """Raises SchemaError for a keyword that the library takes, but does not enforce."""
     if schema.get("format") in _UNENFORCEABLE:
-        raise SchemaError(f"the format {schema['format']!r} cannot be enforced", path)
+        raise SchemaError(f"the format {quote(schema['format'])} cannot be enforced", path)
     fixed = len(schema.get("required", []))
     if schema.get("minProperties", 0) > fixed + 1:
         raise SchemaError(
@@ -136,7 +137,9 @@ def _check_kept(schema: Schema, path: Path) -> None:
     for key in _NUMBERS:
         for number in _numbers(schema.get(key)):
             if not _is_exact(number):
-                raise SchemaError(f"the number {str(number)[:100]} has more digits than a double", (*path, key))
+                raise SchemaError(
+                    f"the number {str(number)[:LONGEST_QUOTE]} has more digits than a double", (*path, key)
+                )
 
 
 def _check_multiples(found: list[tuple[Path, Any]]) -> None:
@@ -189,11 +192,9 @@ def _check_reference(root: Schema, schema: Schema, path: Path) -> None:
     if not target.startswith("#"):
         if "$id" in root and not target.startswith(("http:", "https:")):
             return  # relative to the document's own `$id`
-        raise SchemaError(
-            f"the reference {target[:100]!r} is outside the schema, and the gateway fetches nothing", path
-        )
+        raise SchemaError(f"the reference {quote(target)} is outside the schema, and the gateway fetches nothing", path)
     if target.startswith("#/") and not _exists(root, unquote(target[2:]).split("/")):
-        raise SchemaError(f"there is nothing at {target[:100]!r}", (*path, "$ref"))
+        raise SchemaError(f"there is nothing at {quote(target)}", (*path, "$ref"))
 
 
 def _exists(node: Any, steps: list[str]) -> bool:

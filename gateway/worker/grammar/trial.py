@@ -10,11 +10,10 @@ import msgspec
 from msgspec import Struct
 
 from gateway.generation import Grammar
+from gateway.worker.grammar.forced import MAX_BYTES
 from gateway.worker.grammar.library import ByteVocabulary, error_of, matcher_of, only_token
 from gateway.worker.grammar.schema_shape import SchemaError
 from gateway.worker.grammar.translate import CompileError, translate
-
-_MAX_FORCED = 512  # bytes
 
 
 class Trial(Struct, frozen=True):
@@ -52,7 +51,7 @@ def read(grammar: Grammar, compile_error: CompileError) -> Trial:
 def first_error(tokenizer: Any, grammar: str) -> str:
     """The library's message, also if an answer cannot start or cannot pass its forced beginning."""
     matcher = matcher_of(tokenizer, grammar)
-    for _ in range(_MAX_FORCED):
+    for _ in range(MAX_BYTES):
         only = only_token(matcher)
         if only is None or matcher.is_stopped():
             break

@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from gateway.device import Activity
+from gateway.activity import Activity
 from gateway.sampling import Sampling
 from gateway.worker.frames import (
     Began,

@@ -18,6 +18,7 @@ import pytest
 from gateway.bundles.hashes import CHECKED_FILE, write_hashes
 from gateway.engines.local.integrity import IntegrityCheck
 from gateway.errors import BundleError
+from tests.support.log_lines import log_lines
 from tests.support.server import PATIENCE_S, Running, config_of, serving, wait_until
 from tests.system.faults.client import OTHER, ask, engine_of, local_engine, wait_for_engine
 
@@ -49,12 +50,8 @@ def flip(path: Path, position: int | None = None) -> None:
 
 @pytest.fixture(scope="module")
 def log() -> Iterator[list[str]]:
-    lines: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("gateway").addHandler(handler)
-    yield lines
-    logging.getLogger("gateway").removeHandler(handler)
+    with log_lines(logging.WARNING) as lines:
+        yield lines
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from gateway.config.tables import BreakerConfig
+from tests.support.log_lines import log_lines
 from tests.support.server import PATIENCE_S, Running, config_of, serving, wait_until
 from tests.system.faults.client import engine_of, local_engine
 
@@ -102,12 +103,8 @@ def _object(schema: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def errors() -> Iterator[list[str]]:
     """The gateway's log lines of level ERROR."""
-    lines: list[str] = []
-    handler = logging.Handler(logging.ERROR)
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("gateway").addHandler(handler)
-    yield lines
-    logging.getLogger("gateway").removeHandler(handler)
+    with log_lines(logging.ERROR) as lines:
+        yield lines
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import onnx
 import pytest
 
 from tests.support import workers
+from tests.support.log_lines import log_lines
 from tests.support.server import Running, config_of, serving
 from tests.system.faults.client import OTHER, ask, engine_of, local_engine, wait_for_engine
 
@@ -19,13 +19,8 @@ from tests.system.faults.client import OTHER, ask, engine_of, local_engine, wait
 @pytest.fixture(scope="module")
 def loader_log() -> Iterator[list[str]]:
     """The log lines of the loader, also those of the server's start."""
-    lines: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("gateway.lanes.loader")
-    logger.addHandler(handler)
-    yield lines
-    logger.removeHandler(handler)
+    with log_lines(logger="gateway.lanes.loader") as lines:
+        yield lines
 
 
 @pytest.fixture(scope="module")

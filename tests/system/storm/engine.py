@@ -9,8 +9,8 @@ from typing import Any
 
 import psutil
 
+from gateway.activity import Activity
 from gateway.config.tables import LocalModel
-from gateway.device import Activity
 from gateway.engines.local.engine import LocalEngine
 from gateway.engines.local.process import WorkerProcess
 from gateway.worker.frames import FromWorker, ToWorker

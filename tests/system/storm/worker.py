@@ -12,7 +12,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
-from gateway.device import Activity
+from gateway.activity import Activity
 from gateway.worker.frames import (
     Began,
     Cancel,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.device import Activity
+from gateway.activity import Activity
 from gateway.worker.decoders.base import KVCache, Logits
 from gateway.worker.decoders.static import batch as static_batch
 from gateway.worker.decoders.static.cache import Buffer

@@ -7,7 +7,7 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from gateway.device import NO_MEMORY, Activity, ActivityMonitor
+from gateway.activity import NO_MEMORY, Activity, ActivityMonitor
 from gateway.errors import DeviceFailed, EngineFailed, InvalidRequest
 from tests.support.manual_clock import ManualClock
 

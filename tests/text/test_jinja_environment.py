@@ -11,7 +11,7 @@ import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gateway.sandbox.process import Limits, Sandbox, SandboxLimit
-from gateway.text.jinja_sandbox import Environment
+from gateway.text.jinja_environment import Environment
 
 VARIABLES: dict[str, Any] = {
     "messages": [{"role": "user", "content": "é <b>"}, {"role": "assistant", "content": "two\nlines"}],
