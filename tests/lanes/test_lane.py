@@ -6,14 +6,16 @@ import asyncio
 from collections import Counter
 from contextlib import aclosing
 
+import msgspec
 import pytest
 
 from gateway.config.tables import BreakerConfig
 from gateway.errors import (
+    ContextLengthExceeded,
     ModelNotReady,
     QueueFull,
 )
-from gateway.generation import ChoiceFinished, Finished, Started, TextDelta
+from gateway.generation import ChoiceFinished, Finished, Started, Text, TextDelta
 from gateway.lanes.lane import Lane
 from tests.support.lanes import NO_BREAKER, Engine, answer, answering, assert_idle, config, request, running
 from tests.support.virtual_time import in_virtual_time, now
@@ -50,6 +52,18 @@ async def test_timings_include_time_in_admission_queue() -> None:
         answers = await asyncio.gather(answer(lane), answer(lane))
     waits = [events[-1].timings.queue_s for events in answers if isinstance(events[-1], Finished)]
     assert waits == pytest.approx([0.0, 2.0])
+
+
+@in_virtual_time
+async def test_prompt_over_the_context_does_not_wait_for_a_slot() -> None:
+    model = config(max_sequences=1, replies=["a"], ttft_s=10.0, context_length=10)
+    async with running(model) as lane:
+        other = answering(lane)
+        await asyncio.sleep(1)
+        with pytest.raises(ContextLengthExceeded):
+            await answer(lane, msgspec.structs.replace(request(), prompt=Text("word " * 11)))
+        assert (now(), lane.queue.running) == (1.0, 1)
+        await other
 
 
 @in_virtual_time
