@@ -32,7 +32,8 @@ class Hostile:
         self._random = random.Random(seed)
         self.http = httpx.AsyncClient(base_url=url, timeout=ATTACK_S, headers={"User-Agent": "hostile"})
         self.statuses: Counter[str] = Counter()
-        self._stored: list[str] = []  # ids of items in stored responses
+        message = {"role": "user", "content": LONG * (6_900_000 // len(LONG))}
+        self._long_body = json.dumps(self._body({"messages": [message]})).encode()
 
     @property
     def attacks(self) -> tuple[Attack, ...]:
@@ -94,10 +95,9 @@ class Hostile:
 
     async def long_messages(self) -> None:
         """Eight chats of 6.9 MB at once."""
-        message = {"role": "user", "content": LONG * (6_900_000 // len(LONG))}
         async with asyncio.TaskGroup() as group:
             for _ in range(8):
-                group.create_task(self._chat("long message", {"messages": [message]}))
+                group.create_task(self._send("long message", "/v1/chat/completions", self._long_body))
 
     async def long_role(self) -> None:
         await self._chat("long role", {"messages": [{"role": "x" * 7_000_000, "content": "x"}]})

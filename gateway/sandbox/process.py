@@ -34,6 +34,7 @@ _SCRIPT = Path(__file__).with_name("child.py")
 _LOOK_S = 0.05  # a request that takes longer is watched
 _CLOSED = "it is closed"
 _NO_WINDOW = getattr(subprocess, "CREATE_NO_WINDOW", 0)  # only Windows has it
+_BELOW_NORMAL = getattr(subprocess, "BELOW_NORMAL_PRIORITY_CLASS", 0)  # child.py does it on other systems
 _MAX_REPLY = 64 * 1024 * 1024  # bytes
 
 
@@ -72,10 +73,12 @@ class Sandbox:
             function that answers one request.
         setup: returns the setup, which JSON can express. Called for each process.
         limits: of one request.
+        is_background: the process gives way to others when the machine is busy, above all to the device's threads.
     """
 
-    def __init__(self, task: str, setup: Callable[[], object], limits: Limits) -> None:
+    def __init__(self, task: str, setup: Callable[[], object], limits: Limits, *, is_background: bool = False) -> None:
         self._task, self._setup, self._limits = task, setup, limits
+        self._is_background = is_background
         self._lock = threading.Lock()
         self._child: _Child | None = None
         self._is_closed = False
@@ -154,7 +157,7 @@ class Sandbox:
             "start_cpu_s": self._limits.start_cpu_s,
         }
         try:
-            return _Child(json.dumps(start).encode(), self._limits.address_bytes)
+            return _Child(json.dumps(start).encode(), self._limits.address_bytes, self._is_background)
         except (OSError, RuntimeError, MemoryError) as error:  # the system gives no process, thread or memory
             raise SandboxUnavailable(f"it cannot be started: {getattr(error, 'strerror', None) or error}") from None
 
@@ -162,7 +165,7 @@ class Sandbox:
 class _Child:
     """One process, and the thread that reads its replies."""
 
-    def __init__(self, start: bytes, address_bytes: int) -> None:
+    def __init__(self, start: bytes, address_bytes: int, is_background: bool) -> None:
         self.first = b""  # the reply of the setup
         self.pid: int | None = None
         self._is_closed = False
@@ -173,11 +176,11 @@ class _Child:
         self._leave_job: Callable[[], None] = lambda: None
         # -P: do not import this folder's modules in place of others with the same name
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(_SCRIPT)],
+            [sys.executable, "-P", str(_SCRIPT), *(["background"] if is_background else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            creationflags=_NO_WINDOW,
+            creationflags=_NO_WINDOW | (_BELOW_NORMAL if is_background else 0),
         )
         self._began_at = time.monotonic()
         try:

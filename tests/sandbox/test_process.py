@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
+from gateway.sandbox.child import BACKGROUND
 from gateway.sandbox.process import Limits, Sandbox, SandboxLimit, SandboxUnavailable
 from tests.support.paths import ROOT
 from tests.support.processes import PATIENCE_S, environment
@@ -26,8 +27,8 @@ posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals a
 def make() -> Iterator[Callable[..., Sandbox]]:
     made: list[Sandbox] = []
 
-    def make(setup: object = "x", limits: Limits = LIMITS) -> Sandbox:
-        made.append(Sandbox(TASK, lambda: setup, limits))
+    def make(setup: object = "x", limits: Limits = LIMITS, is_background: bool = False) -> Sandbox:
+        made.append(Sandbox(TASK, lambda: setup, limits, is_background=is_background))
         return made[-1]
 
     yield make
@@ -57,6 +58,14 @@ def test_requests_are_answered_by_one_process_in_order(make: Callable[..., Sandb
     assert [sandbox.request(message) for message in (b"a", b"", large)] == [b"a", b"", large]
     first = sandbox.pid
     assert (sandbox.request(b"b"), sandbox.pid) == (b"b", first)
+
+
+def test_background_process_has_a_lower_priority(make: Callable[..., Sandbox]) -> None:
+    usual, background = make(), make(is_background=True)
+    usual.start(), background.start()
+    assert psutil.Process(usual.pid).nice() == psutil.Process().nice()
+    expected = psutil.BELOW_NORMAL_PRIORITY_CLASS if sys.platform == "win32" else psutil.Process().nice() + BACKGROUND
+    assert psutil.Process(background.pid).nice() == expected
 
 
 def test_threads_take_turns(make: Callable[..., Sandbox]) -> None:
@@ -175,6 +184,7 @@ def test_child_imports_little(make: Callable[..., Sandbox]) -> None:
 
 PARENT = """
 import sys, time
+from gateway.sandbox.child import BACKGROUND
 from gateway.sandbox.process import Limits, Sandbox
 sandbox = Sandbox("tests.sandbox.task:open_task", lambda: "x", Limits(2, 60, 300 << 20, 1 << 30))
 sandbox.start()

@@ -56,7 +56,7 @@ class PromptProcess:
         self._model = setup.model
         plain = msgspec.to_builtins(setup)
         self._short = _SharedSandbox(Sandbox(_TASK, lambda: plain, LIMITS._replace(cpu_s=_SHORT_CPU_S)))
-        self._long = _SharedSandbox(Sandbox(_TASK, lambda: plain, LIMITS))
+        self._long = _SharedSandbox(Sandbox(_TASK, lambda: plain, LIMITS, is_background=True))
         self._idle: asyncio.Task[None] | None = None
 
     async def start(self) -> Vocabulary:

@@ -20,6 +20,7 @@ from msgspec import Struct
 from gateway.errors import GatewayError, InvalidRequest
 from gateway.generation import Grammar
 from gateway.sandbox.client_queues import ClientQueues
+from gateway.sandbox.priority import lower_thread_priority
 from gateway.worker.failures import as_gateway_error
 from gateway.worker.frames import Submit
 from gateway.worker.grammar.compiler import GrammarCompiler
@@ -131,6 +132,7 @@ class GrammarQueue:
                 self._pass_on(job)
 
     def _work_slowly(self) -> None:
+        lower_thread_priority()
         while True:
             job = self._next(self._slow, is_slow=True)
             outcome = _attempt(self._compiler.compile, job.grammar)

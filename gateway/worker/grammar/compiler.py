@@ -54,7 +54,7 @@ class GrammarCompiler:
         self._path, self._vocab_size, self._end_ids = tokenizer_path, vocab_size, list(end_ids)
         self._limits = limits
         self._quick = Sandbox("gateway.worker.grammar.trial:open_trial", self._setup, limits)
-        self._patient = Sandbox("gateway.worker.grammar.trial:open_trial", self._setup, limits)
+        self._patient = Sandbox("gateway.worker.grammar.trial:open_trial", self._setup, limits, is_background=True)
         self._tokenizers: _Tokenizers | ValueError | None = None
         self._lock = threading.Lock()  # of the tokenizers
         self._mask_thread = ThreadPoolExecutor(1, "grammar mask")
