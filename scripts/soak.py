@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 import psutil
 from soak_gateway import SETTLE_S, inventory, listening, own_gateway, ready_models, workers
@@ -31,6 +32,7 @@ from soak_hostile import Hostile
 from soak_traffic import Traffic
 
 CLOSING_S = 2.0  # for the gateway to notice that the last connections are closed
+IDLE_S = 120.0  # for the gateway to end processes that are idle
 FIRST_KILL_S, KILL_EVERY_S = 10.0, 75.0  # rare enough for a worker to count as stable in between
 MEMORY_GROWTH = 1.25  # limit for the gateway's own process, from a tenth of the time to the end ...
 MEMORY_EXTRA_MB = 16.0  # ... plus this
@@ -81,7 +83,8 @@ class Soak:
             before = await self._state()
             async with asyncio.TaskGroup() as group:
                 for number in range(clients):
-                    group.create_task(self._repeat(self.traffic.client, pause_s=0.05 * number))
+                    client = partial(self.traffic.client, f"program {number}")
+                    group.create_task(self._repeat(client, pause_s=0.05 * number))
                 for _ in range(self._attackers):
                     group.create_task(self._repeat(self.hostile.attack, pause_s=0.1))
                 group.create_task(self._repeat(self._check_health, pause_s=1.0))
@@ -90,7 +93,15 @@ class Soak:
             await self._settle()
             counts = await self._counts()
         await asyncio.sleep(CLOSING_S)
+        await self._wait_for_processes(before[0][0])
         self._compare(before, counts)
+
+    async def _wait_for_processes(self, number: int) -> None:
+        """Processes for long texts and slow grammars end when they have been idle."""
+        for _ in range(int(IDLE_S)):
+            if self._gateway is None or inventory(self._gateway)[0] <= number:
+                return
+            await asyncio.sleep(1)
 
     async def _kill_workers(self) -> None:
         await asyncio.sleep(min(FIRST_KILL_S, self._seconds / 2))

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,8 @@ import httpx
 
 REPLY_S = 180.0  # a response that takes longer is lost, on any machine
 REFUSED_S = 1.0  # the pause of a client after a refusal
+
+_program: ContextVar[str] = ContextVar("_program")  # the gateway takes turns between programs, by what they send
 
 #: Statuses that a gateway may answer under load, after a worker was killed, and while the worker starts again.
 REFUSALS = (429, 503, 504)
@@ -54,8 +57,9 @@ class Traffic:
         self.first_s: list[float] = []  # of streams: seconds to the first chunk
         self.whole_s: list[float] = []  # of complete responses: seconds to the end
 
-    async def client(self) -> None:
-        """Send one request of a random kind."""
+    async def client(self, name: str) -> None:
+        """Send one request of a random kind, as the program `name`."""
+        _program.set(name)
         kinds = [self._chat, self._stream, self._stream]
         if not self._well_behaved:
             kinds += [self._cancel, self._read_slowly, self._send_invalid]
@@ -74,7 +78,8 @@ class Traffic:
 
     async def _chat(self) -> str:
         start = time.monotonic()
-        response = await self.http.post("/v1/chat/completions", json=self._body(stream=False))
+        headers = {"User-Agent": _program.get()}
+        response = await self.http.post("/v1/chat/completions", json=self._body(stream=False), headers=headers)
         if response.status_code != 200:
             return _refusal(response.status_code, response.content)
         if not response.json()["choices"][0]["finish_reason"]:
@@ -84,7 +89,8 @@ class Traffic:
 
     async def _stream(self) -> str:
         start = time.monotonic()
-        async with self.http.stream("POST", "/v1/chat/completions", json=self._body()) as response:
+        headers = {"User-Agent": _program.get()}
+        async with self.http.stream("POST", "/v1/chat/completions", json=self._body(), headers=headers) as response:
             if response.status_code != 200:
                 return _refusal(response.status_code, await response.aread())
             frames: list[str] = []

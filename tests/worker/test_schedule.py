@@ -210,6 +210,18 @@ def test_single_slot_is_given_up_after_a_time_slice(make_bench: MakeBench) -> No
     assert bench.when(other, Ended)[0] < bench.when(long, Ended)[0]
 
 
+def test_first_token_of_a_fifth_client_does_not_wait_for_a_time_slice(bench: Bench) -> None:
+    streams = [bench.submit(random_ids(20, seed), max_tokens=300, client=str(seed)) for seed in range(4)]
+    start(bench, 20)
+    suspended_at = bench.decoder.now
+    other = bench.submit(random_ids(3, 9), max_tokens=100, client="other")
+    assert calls_until_first_token(bench, other) <= 5
+    bench.finish()
+    # The suspended stream has begun, so it waits until another one has used up its time slice.
+    gaps = [np.diff([t for t in bench.when(stream) if t >= suspended_at]).max(initial=0.0) for stream in streams]
+    assert SLICE_S / 2 < max(gaps) < 3 * SLICE_S
+
+
 def test_sequential_short_requests_take_turns_with_128_choices(bench: Bench) -> None:
     bench.submit(PROMPT, n=128, max_tokens=400, client="a")
     start(bench)
