@@ -1,9 +1,13 @@
-"""The one check of the context length in the gateway process. The worker only asserts it."""
+"""The checks of an answer's size in the gateway process: of the context length, which the worker only asserts, and of
+the log-probabilities."""
 
 from __future__ import annotations
 
-from gateway.errors import ContextLengthExceeded
+from gateway.errors import ContextLengthExceeded, InvalidRequest
 from gateway.generation import Chat, Generation
+
+#: Log-probabilities of one answer. The gateway keeps each until the client has it, in up to 300 bytes.
+MAX_LOGPROBS = 250_000
 
 
 def max_answer_tokens(generation: Generation, prompt_tokens: int, context_length: int) -> int:
@@ -11,6 +15,7 @@ def max_answer_tokens(generation: Generation, prompt_tokens: int, context_length
 
     Raises:
         ContextLengthExceeded: the context has no space for one token of the answer.
+        InvalidRequest: the answer can have more than MAX_LOGPROBS log-probabilities.
     """
     left = context_length - prompt_tokens
     if left < min(1, generation.max_tokens):
@@ -19,4 +24,21 @@ def max_answer_tokens(generation: Generation, prompt_tokens: int, context_length
             f"{prompt_tokens} tokens. Please reduce its length.",
             param="messages" if isinstance(generation.prompt, Chat) else "prompt",
         )
-    return min(generation.max_tokens, left)
+    max_tokens = min(generation.max_tokens, left)
+    scored_prompt = prompt_tokens if generation.prompt_logprobs else 0
+    check_logprobs(generation, scored_prompt + generation.n * max_tokens)
+    return max_tokens
+
+
+def check_logprobs(generation: Generation, tokens: int) -> None:
+    """Raise InvalidRequest if `tokens` tokens have more than MAX_LOGPROBS log-probabilities."""
+    if generation.logprobs is None:
+        return
+    for_each = 1 + generation.logprobs
+    if tokens * for_each > MAX_LOGPROBS:
+        raise InvalidRequest(
+            f"This request asks for up to {tokens * for_each} log-probabilities ({for_each} for each of {tokens} "
+            f"tokens), and at most {MAX_LOGPROBS} are possible. Reduce max_tokens, n or the number of top "
+            "log-probabilities.",
+            param="logprobs",
+        )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Sequence
 
 import msgspec
 from msgspec import Struct, field
 
+from gateway.engines.context import MAX_LOGPROBS
+from gateway.errors import InvalidRequest
 from gateway.generation import (
     ChoiceFinished,
     Event,
@@ -45,6 +47,17 @@ class Collected(Struct):
     prompt_logprobs: list[tuple[TokenLogprob, ...]] = field(default_factory=list)  # one for each prompt
     usage: Usage = Usage()
     timings: Timings = Timings()
+    logprobs: int = 0  # the number of log-probabilities
+
+    def count(self, tokens: Sequence[TokenLogprob]) -> None:
+        """Raises InvalidRequest for a list of prompts whose answers have too many log-probabilities together."""
+        self.logprobs += sum(1 + len(token.top) for token in tokens)
+        if self.logprobs > MAX_LOGPROBS:
+            raise InvalidRequest(
+                f"The answers to these prompts have more than {MAX_LOGPROBS} log-probabilities. Send fewer prompts at "
+                "once, or stream the answers.",
+                param="logprobs",
+            )
 
 
 async def collect(events: AsyncIterable[Event], n: int) -> Collected:
@@ -68,6 +81,7 @@ def _add(collected: Collected, event: Event) -> None:
         case TextDelta(text, choice, logprobs):
             collected.choices[choice].text += text
             collected.choices[choice].logprobs += logprobs
+            collected.count(logprobs)
         case ReasoningDelta(text, choice):
             collected.choices[choice].reasoning += text
         case ToolCallDelta():
@@ -79,3 +93,4 @@ def _add(collected: Collected, event: Event) -> None:
             collected.usage, collected.timings = event.usage, event.timings
         case Started():
             collected.prompt_logprobs.append(event.prompt_logprobs)
+            collected.count(event.prompt_logprobs)

@@ -26,6 +26,7 @@ from gateway.lanes.answer import RoutedAnswer
 from gateway.lanes.router import Router
 from gateway.routes.collect import Collected, collect
 from gateway.routes.many_prompts import MultiPromptAnswer
+from gateway.server.body import in_thread
 from gateway.server.identity import client_of
 from gateway.server.openapi_operation import Parameter, Stream, openapi_opt
 from gateway.server.request import HttpRequest, owner_of, router_of, while_connected
@@ -40,6 +41,8 @@ _LIMITS = (
         PRIORITY, "header", Literal["interactive", "background"], "Background requests wait for interactive ones."
     ),
 )
+
+_MANY_LOGPROBS = 5_000  # values; a thread renders a whole reply with more of them
 
 Answer = RoutedAnswer | MultiPromptAnswer
 
@@ -87,7 +90,7 @@ async def answer_all(
     router = router_of(request)
     generations = [_with_headers(generation, request) for generation in generations]
     if not stream:
-        return await while_connected(request, _whole(router, generations, rendering))
+        return await while_connected(request, _whole(request, generations, rendering))
     opened = await while_connected(request, _open(router, generations))
     stream_response = EventStream(
         opened,
@@ -146,11 +149,15 @@ async def _open(router: Router, generations: Sequence[Generation]) -> Answer:
     return answer
 
 
-async def _whole(router: Router, generations: Sequence[Generation], rendering: Rendering) -> ASGIApp:
-    async with aclosing(await _open(router, generations)) as opened:
+async def _whole(request: HttpRequest, generations: Sequence[Generation], rendering: Rendering) -> ASGIApp:
+    async with aclosing(await _open(router_of(request), generations)) as opened:
         headers = _predicted(opened)
         collected = await collect(opened, sum(generation.n for generation in generations))
-    return json_response(rendering.whole(opened.model, collected), headers=headers)
+
+    def render() -> ASGIApp:
+        return json_response(rendering.whole(opened.model, collected), headers=headers)
+
+    return await in_thread(request, render) if collected.logprobs > _MANY_LOGPROBS else render()
 
 
 def _predicted(opened: Answer) -> dict[str, str]:

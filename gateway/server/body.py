@@ -122,6 +122,11 @@ async def by_size(request: HttpRequest, work: Callable[P, T], *args: P.args, **k
     """
     if request.scope["state"]["body_bytes"] <= LARGE_BODY:
         return work(*args, **kwargs)
+    return await in_thread(request, work, *args, **kwargs)
+
+
+async def in_thread(request: HttpRequest, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The result of `work`, done in the thread of large bodies."""
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(request.app.state.parser, partial(work, *args, **kwargs))
 

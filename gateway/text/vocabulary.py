@@ -9,10 +9,13 @@ from __future__ import annotations
 import codecs
 from array import array
 from collections.abc import Iterable
+from functools import lru_cache
 
 from msgspec import Struct
 
 from gateway.errors import InvalidRequest
+
+_SHARED_SPELLINGS = 16_384  # about 3 MB
 
 
 class VocabularyTable(Struct, frozen=True, kw_only=True):
@@ -50,6 +53,8 @@ class Vocabulary:
         self._joined, self._hidden = table.joined, table.hidden
         self._ends = array("I")
         self._ends.frombytes(table.ends)
+        #: The text and the bytes of a token. Those of a frequent token are shared: log-probabilities keep many of them.
+        self.spelling = lru_cache(_SHARED_SPELLINGS)(self._spelling)
 
     @property
     def vocab_size(self) -> int:
@@ -71,6 +76,10 @@ class Vocabulary:
         if not 0 <= index < len(self._ends):
             return b""
         return self._joined[self._ends[index - 1] if index else 0 : self._ends[index]]
+
+    def _spelling(self, index: int) -> tuple[str, tuple[int, ...]]:
+        written = self.token_bytes(index)
+        return written.decode("utf-8", "replace"), tuple(written)
 
     def visible_bytes(self, index: int) -> bytes:
         """The bytes that a token adds to the output text."""

@@ -18,7 +18,7 @@ Clients take turns, then the requests of a client, then the choices of a request
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from gateway.worker.frames import Submit
 from gateway.worker.sequence import GeneratingSequence, SlotUse
@@ -50,12 +50,21 @@ class Schedule:
         """Append to the waiting sequences of its request."""
         self._waiting.setdefault(sequence.request.id, deque()).append(sequence)
 
-    def admit(self) -> list[GeneratingSequence]:
-        """Give slots to waiting sequences. Returns those that got one."""
+    def admit(self, failed: Callable[[GeneratingSequence, Exception], None]) -> list[GeneratingSequence]:
+        """Give slots to waiting sequences. Returns those that got one.
+
+        Args:
+            failed: called for a sequence whose rows could not be prepared, for lack of memory. It waits no longer.
+        """
         admitted = []
         while self._waiting and (sequence := next(filter(self._free_slot_for, self._candidates()), None)):
-            self._start(sequence)
-            admitted.append(sequence)
+            try:
+                self._start(sequence)
+            except Exception as error:
+                self._forget(sequence)
+                failed(sequence, error)
+            else:
+                admitted.append(sequence)
         return admitted
 
     def ready(self) -> list[GeneratingSequence]:

@@ -77,11 +77,15 @@ class SlotPool:
         else:
             slot = min(free, key=lambda slot: (self._is_too_large_to_save(slot), self._span(slot), slot.used))
             self._save_snapshot(slot)
-        if slot is donor or not rows:
-            slot.cache.truncate(rows)
-        else:
-            slot.cache.copy_from(donor.cache, rows)
-            self._touch(donor)
+        try:
+            if slot is donor or not rows:
+                slot.cache.truncate(rows)
+            else:
+                slot.cache.copy_from(donor.cache, rows)
+                self._touch(donor)
+        except BaseException:
+            self.discard(slot)  # its rows are no longer those of its tokens
+            raise
         slot.ids, slot.source, slot.owner, slot.is_busy = ids, ids, owner, True
         self._touch(slot)
         return slot
@@ -119,7 +123,11 @@ class SlotPool:
         length = slot.cache.length
         if length < _MIN_SNAPSHOT_ROWS or slot.cache.nbytes > self._snapshot_bytes:
             return
-        snapshot = Slot(slot.cache.snapshot(), slot.ids[:length], slot.source, slot.owner, used=slot.used)
+        try:
+            rows = slot.cache.snapshot()
+        except MemoryError:
+            return  # they are computed again if they are needed
+        snapshot = Slot(rows, slot.ids[:length], slot.source, slot.owner, used=slot.used)
         others = [other for other in self._snapshots if not _contains(snapshot, other)]
         self._snapshots = sorted([*others, snapshot], key=lambda slot: slot.used)
         while sum(slot.cache.nbytes for slot in self._snapshots) > self._snapshot_bytes:

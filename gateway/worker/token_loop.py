@@ -126,7 +126,7 @@ class TokenLoop:
 
     def turn(self) -> None:
         """Make the next device call and send its results to the gateway."""
-        for sequence in self._schedule.admit():
+        for sequence in self._schedule.admit(lambda sequence, error: self._fail([sequence], error)):
             if not sequence.has_begun and self._schedule.is_running(sequence):  # another choice of it can have failed
                 self._attempt(GeneratingSequence.begin, sequence)
         chosen = self._schedule.choose()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
-from gateway.engines.context import max_answer_tokens
-from gateway.errors import ContextLengthExceeded
+from gateway.engines.context import MAX_LOGPROBS, check_logprobs, max_answer_tokens
+from gateway.errors import ContextLengthExceeded, InvalidRequest
 from gateway.generation import Chat, Generation, Prompt, Text
 
 TEXT = Text("x")
@@ -39,3 +40,22 @@ def test_refusal_of_chat_names_messages() -> None:
     with pytest.raises(ContextLengthExceeded) as refused:
         max_answer_tokens(generation(1, Chat(messages=())), 100, 100)
     assert refused.value.param == "messages"
+
+
+@pytest.mark.parametrize(
+    ("n", "max_tokens", "logprobs", "echo", "values"),
+    [(128, 400, 20, False, 1_075_200), (1, 100_000, 5, True, 5_999_994), (2, 62_501, 1, False, 250_004)],
+)
+def test_more_log_probabilities_than_the_gateway_keeps_are_refused(
+    n: int, max_tokens: int, logprobs: int, echo: bool, values: int
+) -> None:
+    request = replace(generation(max_tokens), n=n, logprobs=logprobs, prompt_logprobs=echo)
+    with pytest.raises(InvalidRequest, match=f"asks for up to {values} log-prob.*Reduce max_tokens, n or") as refused:
+        max_answer_tokens(request, 900_000 if echo else 10, 999_999)
+    assert refused.value.param == "logprobs"
+
+
+def test_only_tokens_that_the_context_permits_count() -> None:
+    assert max_answer_tokens(replace(generation(10**9), logprobs=20), 10, 8192) == 8182
+    assert max_answer_tokens(replace(generation(10**9), n=128), 10, 10**6) == 10**6 - 10
+    check_logprobs(replace(generation(1), logprobs=0), MAX_LOGPROBS)

@@ -250,3 +250,33 @@ def test_only_logits_of_the_device_are_held_against_it(make_bench: MakeBench) ->
     poisoned = bench.submit(PROMPT)
     bench.finish()
     assert [frame.kind for frame in bench.endings(poisoned)] == ["DeviceFailed"]
+
+
+@pytest.mark.parametrize("method", ["copy_from", "snapshot"])
+def test_lack_of_memory_for_the_rows_of_a_sequence_fails_at_most_its_request(
+    bench: Bench, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [random_ids(20, seed) for seed in range(5)]
+    alone = [bench.answer(prompt, max_tokens=5, owner=f"alone {i}") for i, prompt in enumerate(prompts)]
+    bystander = bench.submit(prompts[0], max_tokens=60, owner="bystander")
+    bench.loop.turn()
+    failing = [True]
+
+    def fail(self: object, *args: object) -> None:
+        if failing.pop(0) if failing else False:
+            raise MemoryError
+        original(self, *args)
+
+    cache_type = type(bench.loop._schedule._pool.slots[0].cache)
+    original = getattr(cache_type, method)
+    monkeypatch.setattr(cache_type, method, fail)
+    victim = bench.submit(prompts[0], max_tokens=5, owner="bystander")
+    bench.finish()
+    monkeypatch.undo()
+    assert not failing
+    assert bench.endings(bystander) == [Ended(bystander, "length")]
+    failures = bench.of(victim, Failed)
+    assert [failure.kind for failure in failures] == ["EngineFailed"] * (method != "snapshot")
+    assert bench.loop._schedule._served == {}
+    for prompt, answer in zip(prompts, alone, strict=True):
+        assert bench.answer(prompt, max_tokens=5, owner="bystander") == answer

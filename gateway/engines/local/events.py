@@ -188,5 +188,5 @@ class FrameTranslator:
         return self._entry(scored.id, scored.logprob, tuple(self._entry(index, logprob) for index, logprob in top))
 
     def _entry(self, index: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
-        written = self._tokens.token_bytes(index)
-        return TokenLogprob(written.decode("utf-8", "replace"), tuple(written), max(logprob, _FLOOR), top, index)
+        text, written = self._tokens.spelling(index)
+        return TokenLogprob(text, written, max(logprob, _FLOOR), top, index)

@@ -20,6 +20,7 @@ import msgspec
 from gateway.config.hosts import server_url
 from gateway.config.tables import UpstreamModel
 from gateway.engines.base import Emit, EngineStatus, Prepared, State
+from gateway.engines.context import check_logprobs
 from gateway.engines.upstream import refusals
 from gateway.engines.upstream.body import chat_body, completion_body
 from gateway.engines.upstream.chunks import MALFORMED, read_chunk
@@ -75,6 +76,7 @@ class UpstreamEngine:
         return await never  # a server that is down shows in its requests
 
     async def prepare(self, generation: Generation) -> Prepared:
+        check_logprobs(generation, most_tokens(generation))
         return Prepared(generation=generation)
 
     async def run(self, prepared: Prepared, meter: Meter, emit: Emit) -> Usage:

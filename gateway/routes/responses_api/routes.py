@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import cast
 
 import msgspec
@@ -42,9 +43,11 @@ async def create_response(request: HttpRequest) -> ASGIApp:
     id = f"resp_{request_number(request.scope)}"
     generation = await by_size(request, response_generation, body, items, defaults, id=id)
 
-    def save(response: Response) -> None:
+    loop = asyncio.get_running_loop()
+
+    def save(response: Response) -> None:  # a long answer is rendered in a thread
         if response.store:
-            store.put(owner, response, tuple(item for _, item in items))
+            loop.call_soon_threadsafe(store.put, owner, response, tuple(item for _, item in items))
 
     return await answer(request, generation, ResponsesRendering(body, generation, save), stream=bool(body.stream))
 

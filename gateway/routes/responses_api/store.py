@@ -6,13 +6,15 @@ Each API key has its own store. A client can neither read another client's respo
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gateway.errors import NotFound, quote
 from gateway.routes.responses_api.wire import InputItem
-from gateway.routes.responses_api.wire_response import Response
+from gateway.routes.responses_api.wire_response import MessageItem, OutputItem, Response
 
 MAX_RESPONSES = 256  # each limit is per API key
 MAX_ITEMS = 100_000
@@ -48,7 +50,7 @@ class ResponseStore:
 
     def put(self, owner: str, response: Response, conversation: tuple[ConversationItem, ...]) -> None:
         """`conversation`: the items that the response answers. A response over a limit is not stored."""
-        output = (ConversationItem(as_input(item)) for item in msgspec.to_builtins(response.output))
+        output = (ConversationItem(as_input(item)) for item in msgspec.to_builtins(_without_logprobs(response.output)))
         items = (*conversation, *output)
         size_bytes = len(_json.encode(response)) + sum(map(_measured, items))
         store = self._owners.setdefault(owner, _OwnerStore())
@@ -110,6 +112,16 @@ class _OwnerStore:
 
     def item(self, id: str) -> ConversationItem | None:
         return self._index.get(id)
+
+
+def _without_logprobs(items: Iterable[OutputItem]) -> list[OutputItem]:
+    """No input has log-probabilities, and there can be many."""
+    return [
+        replace(item, content=[replace(part, logprobs=[]) for part in item.content])
+        if isinstance(item, MessageItem)
+        else item
+        for item in items
+    ]
 
 
 def _measured(item: ConversationItem) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from gateway.errors import NotFound
+from gateway.generation import TokenLogprob
 from gateway.routes.collect import Collected, CollectedChoice
 from gateway.routes.responses_api.store import ConversationItem, ResponseStore
 from gateway.routes.responses_api.wire import InputItem
@@ -87,3 +89,14 @@ def test_response_stored_again_replaces_the_first() -> None:
     assert store.item("me", "item_x") is None and store.item("me", "item_y") is not None
     store.delete("me", "resp_a")
     assert store._owners["me"].used == (0, 0, 0) and not store._owners["me"]._index
+
+
+def test_log_probabilities_are_kept_in_the_response_and_not_in_its_items() -> None:
+    tokens = [TokenLogprob("a", (97,), -1.0)] * 1000
+    response = rendering(top_logprobs=0).whole("m", Collected([CollectedChoice(text="a", logprobs=tokens)]))
+    store = ResponseStore()
+    store.put("me", response, ())
+    stored = store.get("me", response.id)
+    assert stored.response is response
+    assert len(msgspec.json.encode(response)) > 30_000
+    assert stored.items[0].size_bytes < 1000
