@@ -118,6 +118,8 @@ class Generation(Struct, frozen=True, kw_only=True):
     owner: str = ""
     #: Who sent it (server/identity.py). Clients take turns in the queue, on the device and in the grammar compiler.
     client: str = ""
+    #: The upstream engines, of any gateway, that the request passed before.
+    hops: tuple[str, ...] = ()
 
 
 class TokenLogprob(Struct, frozen=True):

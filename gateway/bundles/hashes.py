@@ -174,7 +174,7 @@ def _is_remembered_now(folder: Path) -> bool:
 def _is_remembered(folder: Path, digest: str, states: dict[str, tuple[int, int]]) -> bool:
     try:
         checked = msgspec.json.decode(read_small_file(folder / CHECKED_FILE), type=_Checked)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return False
     is_recent = 0 <= time.time() - checked.checked_at < _QUICK_S
     return is_recent and checked.digest == digest and checked.files == states

@@ -71,7 +71,7 @@ def read_stamp(folder: Path) -> Stamp | None:
     """The stamp of a bundle that was built here. None for any other folder."""
     try:
         return msgspec.json.decode(read_small_file(folder / STAMP_FILE), type=Stamp)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 

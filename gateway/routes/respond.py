@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any, Literal, Protocol, cast
@@ -43,6 +44,8 @@ _LIMITS = (
 )
 
 _MANY_LOGPROBS = 5_000  # values; a thread renders a whole reply with more of them
+_HOP = re.compile(r"npu-gateway-[0-9a-f]{16}\b")  # in the header `Via`, from engines/upstream
+_MOST_HOPS = 20
 
 Answer = RoutedAnswer | MultiPromptAnswer
 
@@ -108,6 +111,7 @@ def _with_headers(generation: Generation, request: HttpRequest) -> Generation:
         generation,
         owner=owner_of(request),
         client=client_of(request.scope),
+        hops=tuple(_HOP.findall(request.headers.get("via", ""))[-_MOST_HOPS:]),
         timeout_s=_seconds(request, TIMEOUT),
         ttft_timeout_s=_seconds(request, FIRST_TOKEN),
         background=generation.background or _is_background(request),

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from gateway.bundles.stamp import BUNDLE_FORMAT, STAMP_FILE, BuildRequest, BundlePlan, npu_folder, plan_bundle
+from gateway.bundles.bundle import load_bundle
+from gateway.bundles.hashes import CHECKED_FILE, HASHES_FILE, check_hashes, is_known_intact, write_hashes
+from gateway.bundles.stamp import (
+    BUNDLE_FORMAT,
+    STAMP_FILE,
+    BuildRequest,
+    BundlePlan,
+    npu_folder,
+    plan_bundle,
+    read_stamp,
+)
 from gateway.errors import BundleError
 
 
@@ -83,3 +95,23 @@ def test_npu_is_not_detected_if_nothing_can_be_built_for_it(tmp_path: Path, targ
 def test_plan_without_path_or_source_is_refused(tmp_path: Path, chosen: BuildRequest, message: str) -> None:
     with pytest.raises(BundleError, match=message):
         plan(tmp_path, chosen)
+
+
+def test_flipped_bits_of_small_files_raise_nothing_else(tiny: Path, tmp_path: Path) -> None:
+    """One damaged model must not stop the gateway."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny, folder)
+    write_hashes(folder)
+    for name in ("bundle.json", CHECKED_FILE, HASHES_FILE, "genai_config.json"):
+        assert check_hashes(folder) == []
+        content = (folder / name).read_bytes()
+        for position in range(0, len(content), 1 + len(content) // 40):
+            for bit in (1, 128):
+                flipped = bytearray(content)
+                flipped[position] ^= bit
+                (folder / name).write_bytes(flipped)
+                assert is_known_intact(folder) in (name == CHECKED_FILE, False)
+                with suppress(BundleError):
+                    load_bundle(folder)
+                read_stamp(folder)
+        (folder / name).write_bytes(content)

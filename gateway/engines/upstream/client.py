@@ -10,7 +10,7 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -23,6 +23,7 @@ from gateway.errors import ModelNotReady
 
 READ_BYTES = 16 * 1024  # read and parsed without a pause of the event loop
 HEAD_BYTES = 128 * 1024  # status line, headers and interim answers; also of an answer that is an error
+_LARGE = 64 * 1024  # bytes of a body
 _CONNECT_S = 10.0
 _LOOKUP_S = 5.0
 _SEPARATE = 64  # chunks of an answer after which other tasks run
@@ -30,6 +31,10 @@ _SEPARATE = 64  # chunks of an answer after which other tasks run
 
 class AnswerTooLarge(httpcore.ProtocolError):
     """The server sent more than the gateway accepts."""
+
+
+class LargeBodyRefused(httpcore.NetworkError):
+    """The server broke the connection without an answer to a large body. Some servers refuse a body in this way."""
 
 
 class HttpClient:
@@ -63,24 +68,33 @@ class HttpClient:
             await self._pool.aclose()
 
     @asynccontextmanager
-    async def post(self, path: str, body: bytes) -> AsyncIterator[httpcore.Response]:
+    async def post(self, path: str, body: bytes, hops: Sequence[str] = ()) -> AsyncIterator[httpcore.Response]:
         """Send `body`, give the answer after its head, and close the connection.
 
+        Args:
+            hops: the engines that the request passed, for the header `Via`.
+
         Raises:
+            LargeBodyRefused: a body of 64 KiB or more, and no answer.
             httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, OSError: no usable answer.
         """
         assert self._pool is not None
         url = self._url
         target = url.path.rstrip("/") + path + (f"?{url.query}" if url.query else "")
-        response = await self._pool.handle_async_request(
-            httpcore.Request(
-                "POST",
-                httpcore.URL(scheme=url.scheme, host=url.hostname or "", port=url.port, target=target),
-                headers={**self._headers, "Content-Length": str(len(body))},
-                content=body,
-                extensions={"timeout": {"connect": _CONNECT_S}},
-            )
+        via: dict[str | bytes, str | bytes] = {"Via": ", ".join(f"1.1 {hop}" for hop in hops)} if hops else {}
+        request = httpcore.Request(
+            "POST",
+            httpcore.URL(scheme=url.scheme, host=url.hostname or "", port=url.port, target=target),
+            headers={**self._headers, **via, "Content-Length": str(len(body))},
+            content=body,
+            extensions={"timeout": {"connect": _CONNECT_S}},
         )
+        try:
+            response = await self._pool.handle_async_request(request)
+        except (httpcore.ReadError, httpcore.WriteError, httpcore.RemoteProtocolError) as error:
+            if len(body) >= _LARGE:
+                raise LargeBodyRefused from error
+            raise
         try:
             yield response
         finally:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import Any
@@ -24,7 +25,7 @@ from gateway.engines.context import check_logprobs
 from gateway.engines.upstream import refusals
 from gateway.engines.upstream.body import chat_body, completion_body
 from gateway.engines.upstream.chunks import MALFORMED, read_chunk
-from gateway.engines.upstream.client import AnswerTooLarge, HttpClient, header, pieces, start_of_body
+from gateway.engines.upstream.client import AnswerTooLarge, HttpClient, LargeBodyRefused, header, pieces, start_of_body
 from gateway.engines.upstream.events import ChunkTranslator, most_tokens
 from gateway.engines.upstream.sse import EventParser, EventTooLarge
 from gateway.errors import ConfigError, ModelNotReady
@@ -57,6 +58,7 @@ class UpstreamEngine:
         self._name, self._model = name, model
         self._client = HttpClient(url, model.api_key)
         self._state: State = "loading"
+        self._hop = f"npu-gateway-{secrets.token_hex(8)}"
 
     @property
     def status(self) -> EngineStatus:
@@ -77,6 +79,8 @@ class UpstreamEngine:
 
     async def prepare(self, generation: Generation) -> Prepared:
         check_logprobs(generation, most_tokens(generation))
+        if self._hop in generation.hops:  # found before the queue, in which it would wait for itself
+            raise refusals.loop(self._name)
         return Prepared(generation=generation)
 
     async def run(self, prepared: Prepared, meter: Meter, emit: Emit) -> Usage:
@@ -100,7 +104,9 @@ class UpstreamEngine:
     def _take(self, data: bytes, translator: ChunkTranslator, emit: Emit) -> None:
         chunk = read_chunk(data)
         if chunk.error:
-            raise refusals.failure(self._name, refusals.error_detail({"error": chunk.error}), "no reason")
+            raise refusals.failure(
+                self._name, refusals.error_detail({"error": chunk.error}, self._model.api_key), "no reason"
+            )
         for event in translator.take(chunk):
             emit(event)
 
@@ -114,10 +120,11 @@ class UpstreamEngine:
     async def _answer(self, path: str, body: bytes, generation: Generation) -> AsyncGenerator[bytes, None]:
         """The data of each event up to `[DONE]`, or to the end without it."""
         most = most_tokens(generation)
+        hops = (*generation.hops, self._hop)
         parser = EventParser(_ANSWER_LINES + _TOKEN_LINES * most)
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(self._model.watchdog_s):
-                response = await stack.enter_async_context(self._client.post(path, body))
+                response = await stack.enter_async_context(self._client.post(path, body, hops))
                 await self._check(response)
             received = pieces(response, _ANSWER_BYTES + _TOKEN_BYTES * most)
             async with aclosing(self._data(received, parser)) as answer:
@@ -148,9 +155,10 @@ class UpstreamEngine:
         if 200 <= response.status < 300 and not encoded and not is_json:
             return
         body = b"" if encoded else await start_of_body(response, _ERROR_BYTES)
+        detail = refusals.error_detail(body, self._model.api_key)
         if not 200 <= response.status < 300:
-            raise refusals.refusal(self._name, response.status, body, header(response, "retry-after"))
-        if detail := refusals.error_detail(body):
+            raise refusals.refusal(self._name, response.status, detail, header(response, "retry-after"))
+        if detail:
             raise refusals.failure(self._name, detail, "no reason")
         raise refusals.malformed(self._name)
 
@@ -164,6 +172,8 @@ def _mapped(name: str) -> Iterator[None]:
         raise refusals.too_large(name) from error
     except MALFORMED as error:
         raise refusals.malformed(name) from error
+    except LargeBodyRefused as error:
+        raise refusals.cut_off(name) from error
     except httpcore.ConnectTimeout as error:
         raise refusals.unreachable(name) from error
     except TimeoutError as error:

@@ -21,9 +21,10 @@ from gateway.errors import (
 _TOO_LONG = ("context_length_exceeded", "exceed_context_size_error", "maximum context length")
 _LONGEST_TEXT = 500  # characters of a message that the server made
 _LONGEST_RETRY_S = 3600.0
+_SHORTEST_SECRET = 8  # characters; a shorter key, such as "none", is no secret
 
 
-def refusal(name: str, status: int, body: bytes, retry_after: str) -> GatewayError:
+def refusal(name: str, status: int, detail: dict[str, Any], retry_after: str) -> GatewayError:
     """The error for an answer whose status is not a success.
 
     A mistake in the content of the request is the client's. Everything else is a failure of the server or of the
@@ -31,10 +32,9 @@ def refusal(name: str, status: int, body: bytes, retry_after: str) -> GatewayErr
 
     Args:
         name: of the model.
-        body: the start of the answer's body; empty if it cannot be read.
+        detail: of `error_detail`; empty if the body cannot be read.
         retry_after: the header.
     """
-    detail = error_detail(body)
     wait_s = retry_after_s(retry_after)
     match status:
         case 400 | 413 | 422:
@@ -67,6 +67,16 @@ def malformed(name: str) -> UpstreamFailed:
     return UpstreamFailed(f"The server behind '{name}' answered with something that is not OpenAI's API.")
 
 
+def cut_off(name: str) -> UpstreamRefused:
+    return UpstreamRefused(
+        f"The server behind '{name}' broke the connection without an answer to this large request. Try a shorter one."
+    )
+
+
+def loop(name: str) -> UpstreamFailed:
+    return UpstreamFailed(f"The server behind '{name}' sends requests back to this gateway. Correct the model's 'url'.")
+
+
 def unreachable(name: str) -> UpstreamFailed:
     return UpstreamFailed(f"The server behind '{name}' cannot be reached, or broke the connection.")
 
@@ -79,8 +89,12 @@ def too_large(name: str) -> UpstreamFailed:
     return UpstreamFailed(f"The server behind '{name}' sent a longer answer than the gateway accepts.")
 
 
-def error_detail(body: bytes | dict[str, Any] | str) -> dict[str, Any]:
-    """The error object in the forms that servers use: {"error": {…}}, {"error": "…"}, {"message": …}, {"detail": …}."""
+def error_detail(body: bytes | dict[str, Any] | str, secret: str) -> dict[str, Any]:
+    """The error object in the forms that servers use: {"error": {…}}, {"error": "…"}, {"message": …}, {"detail": …}.
+
+    Args:
+        secret: the key of the gateway for the server, which some servers repeat. It is replaced in every text.
+    """
     found: Any = body
     if isinstance(body, bytes):
         try:
@@ -90,7 +104,10 @@ def error_detail(body: bytes | dict[str, Any] | str) -> dict[str, Any]:
     for key in ("error", "detail"):
         if isinstance(found, dict) and key in found:
             found = found[key]
-    return {"message": found} if isinstance(found, str) else found if isinstance(found, dict) else {}
+    detail = {"message": found} if isinstance(found, str) else found if isinstance(found, dict) else {}
+    if len(secret) < _SHORTEST_SECRET:
+        return detail
+    return {key: value.replace(secret, "***") if isinstance(value, str) else value for key, value in detail.items()}
 
 
 def _message(detail: dict[str, Any], otherwise: str) -> str:
