@@ -112,10 +112,6 @@ class Request:
     def tokens_per_s(self) -> float:
         return (len(self.arrivals) - 1) / (self.arrivals[-1] - self.arrivals[0])
 
-    @property
-    def longest_gap_s(self) -> float:
-        return max(after - before for before, after in zip(self.arrivals, self.arrivals[1:], strict=False))
-
 
 def play(
     chip: Chip, requests: Sequence[Request], *, slots: int = 8, batch_s: float = math.inf, prefix_cache: bool = True
