@@ -122,8 +122,11 @@ class Generation(Struct, frozen=True, kw_only=True):
     hops: tuple[str, ...] = ()
 
 
-class TokenLogprob(Struct, frozen=True):
-    """The log-softmax of the raw logits for one token, and for the `top` most likely tokens at its position."""
+class TokenLogprob(Struct, frozen=True, gc=False):
+    """The log-softmax of the raw logits for one token, and for the `top` most likely tokens at its position.
+
+    There can be a million of them, none in a cycle: the garbage collector, which stops all threads, skips them.
+    """
 
     token: str
     bytes: tuple[int, ...]
@@ -160,7 +163,7 @@ class Started(Struct, frozen=True, tag="started", kw_only=True):
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
-class TextDelta(Struct, frozen=True, tag="text"):
+class TextDelta(Struct, frozen=True, tag="text", gc=False):
     text: str
     choice: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()

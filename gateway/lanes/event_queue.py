@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from gateway.errors import GatewayError
+from gateway.errors import DeadlineExceeded, GatewayError
 from gateway.generation import ChoiceFinished, Event, Finished, Started
+from gateway.lanes.unread import UnreadEvents, weight
 
 _MAX_BEHIND = 4096  # unread events at which `drain` waits: about 1 MB
+_FREED_AT_ONCE = 500  # events
 
 
 class EventQueue:
@@ -16,13 +18,21 @@ class EventQueue:
 
     `emit` never waits and never loses an event, so a stalled reader does not delay the engine. An engine that can
     produce without a bound waits in `drain`.
+
+    Args:
+        all_unread: limits the unread events of several queues together.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, all_unread: UnreadEvents | None = None) -> None:
         self._queue: asyncio.Queue[Event | GatewayError] = asyncio.Queue()
+        self._all_unread = all_unread or UnreadEvents()
+        self._is_cut = False
+        self.unread = 0
         self._has_space = asyncio.Event()
         #: Called once, before the first event that is not Started.
         self.on_content: Callable[[], None] = lambda: None
+        #: Called when the reader is too far behind, and gets an error instead of the events.
+        self.on_overflow: Callable[[], object] = lambda: None
         self.has_content = False
         self.finished_choices = 0
 
@@ -31,7 +41,7 @@ class EventQueue:
             self.has_content = True
             self.on_content()
         self.finished_choices += isinstance(event, ChoiceFinished)
-        self._queue.put_nowait(event)
+        self._put(event)
 
     async def drain(self) -> None:
         while self._queue.qsize() >= _MAX_BEHIND:
@@ -40,12 +50,44 @@ class EventQueue:
 
     def end(self, last: Finished | GatewayError) -> None:
         """Append the end. Nothing may follow it."""
-        self._queue.put_nowait(last)
+        self._put(last)
+
+    def overflow(self) -> None:
+        self.close()
+        self._queue.put_nowait(
+            DeadlineExceeded("The answer was not read, and too much of it was waiting. Read faster.")
+        )
+        self.on_overflow()
+
+    def close(self) -> None:
+        """Drop the events, and those that still come."""
+        self._is_cut = True
+        dropped = []
+        while not self._queue.empty():
+            dropped.append(self._queue.get_nowait())
+        if dropped:
+            _free(dropped)
+        self._all_unread.remove(self, self.unread)
+        self._has_space.set()
+
+    def _put(self, event: Event | GatewayError) -> None:
+        if not self._is_cut:
+            self._queue.put_nowait(event)
+            self._all_unread.add(self, weight(event))
 
     async def get(self) -> Event:
         """The next event. Raises the GatewayError that ended the job. Cancelling it loses no event."""
         event = await self._queue.get()
         self._has_space.set()
+        if not self._is_cut:
+            self._all_unread.remove(self, weight(event))
         if isinstance(event, GatewayError):
             raise event
         return event
+
+
+def _free(events: list[Event | GatewayError]) -> None:
+    """Free the memory of many events in several turns of the event loop: 250,000 log-probabilities take 50 ms."""
+    del events[-_FREED_AT_ONCE:]
+    if events:
+        asyncio.get_running_loop().call_soon(_free, events)

@@ -11,6 +11,7 @@ from gateway.generation import Event, Finished, Generation, Meter, Timings
 from gateway.lanes.admission import Ticket
 from gateway.lanes.breaker import Permit
 from gateway.lanes.event_queue import EventQueue
+from gateway.lanes.unread import UnreadEvents
 
 
 class Job(AsyncIterator[Event]):
@@ -22,16 +23,24 @@ class Job(AsyncIterator[Event]):
     Args:
         timeout_s: the deadline if `generation` has none, in seconds.
         clock: seconds, monotonic.
+        all_unread: limits the unread events of all jobs of the lane.
     """
 
     ticket: Ticket  # set by the lane before the task starts
     task: asyncio.Task[None]  # set by the lane
 
-    def __init__(self, generation: Generation, permit: Permit, timeout_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        permit: Permit,
+        timeout_s: float,
+        clock: Callable[[], float],
+        all_unread: UnreadEvents | None = None,
+    ) -> None:
         self.generation = generation
         self.permit = permit
         self.meter = Meter(clock=clock)
-        self.events = EventQueue()
+        self.events = EventQueue(all_unread)
         self.plan: Plan | None = None  # None: not known yet, or the engine cannot know it
         self.predicted_ttft_s: float | None = None  # predicted from acceptance; None: nothing was measured yet
         self.others = 0  # other requests that were running when this one started
@@ -58,6 +67,7 @@ class Job(AsyncIterator[Event]):
         if not self.task.done():
             self.task.cancel()
             await asyncio.wait([self.task])
+        self.events.close()
 
     @property
     def age_s(self) -> float:

@@ -30,6 +30,7 @@ from gateway.lanes.lane_forecast import LaneForecast
 from gateway.lanes.loader import Loader
 from gateway.lanes.prober import Prober
 from gateway.lanes.run import JobRunner
+from gateway.lanes.unread import UnreadEvents
 from gateway.metrics import LaneGauges, Metrics
 
 _NOT_READY: dict[State, str] = {
@@ -103,6 +104,7 @@ class Lane:
         self._runner = JobRunner(name, engine, self.breaker, self._forecast)
         self._timeout_s = timeout_s
         self._clock = clock
+        self._unread = UnreadEvents()
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing: asyncio.Task[None] | None = None
         self._closed = False
@@ -157,6 +159,7 @@ class Lane:
         """
         job = self._accept(generation)
         job.task = self._spawn(self._serve(job))
+        job.events.on_overflow = job.task.cancel
         job.task.add_done_callback(partial(self._ended, job))
         return job
 
@@ -172,7 +175,7 @@ class Lane:
         except GatewayError as refusal:
             self._metrics.request_refused(self.name, refusal.code or refusal.type)
             raise
-        job = Job(generation, permit, self._timeout_s, self._clock)
+        job = Job(generation, permit, self._timeout_s, self._clock, self._unread)
         remaining_s = partial(self._forecast.remaining_s, job)
         job.ticket = self.queue.enqueue(generation.background, remaining_s, client=generation.client)
         return job
