@@ -44,11 +44,13 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.commands.prepare import prepare
     from gateway.config.file import find_config, has_keys
     from gateway.config.keys import key_warnings
+    from gateway.server.heap import return_large_blocks
     from gateway.server.server import serve
 
     _listen(config.server).close()  # reports a port in use before a build of minutes
     if sys.stderr is not None and not sys.stderr.isatty():  # progress bars need the terminal itself
         output.never_block()
+    return_large_blocks()
     config = prepare(config)
     output.never_block()
     logs.setup()

@@ -24,7 +24,7 @@ from typing import BinaryIO
 REQUEST = struct.Struct("<I")
 REPLY = struct.Struct("<Id")
 
-BACKGROUND = 10  # added to the nice value: a tenth of the processor time of a process that competes
+BACKGROUND = 10  # the nice value: a tenth of the processor time of a process that competes
 #: Answers one request.
 Handler = Callable[[bytes], bytes]
 _STACK_BYTES = 16 * 1024 * 1024
@@ -36,7 +36,8 @@ def main() -> None:
         if number := getattr(signal, name, None):
             signal.signal(number, signal.SIG_IGN)
     if "background" in sys.argv and sys.platform != "win32":  # on Windows the parent lowers the priority
-        os.nice(BACKGROUND)  # of this thread, and of those that it starts
+        own = os.getpriority(os.PRIO_PROCESS, 0)  # inherited from the thread that started this process
+        os.setpriority(os.PRIO_PROCESS, 0, max(own, BACKGROUND))
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is not a reply
     threading.stack_size(_STACK_BYTES)

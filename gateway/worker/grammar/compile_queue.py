@@ -138,8 +138,6 @@ class GrammarQueue:
             outcome = _attempt(self._compiler.compile, job.grammar)
             assert outcome is not None
             self._settle(job, outcome)
-            if not self._jobs:
-                self._compiler.rest()
 
     def _next(self, jobs: ClientQueues[_Job], *, is_slow: bool) -> _Job:
         """Wait for a job that is to be done here and that a request waits for."""
@@ -147,6 +145,8 @@ class GrammarQueue:
             while True:
                 job = jobs.get()
                 if job is None:
+                    if is_slow and not self._jobs:
+                        self._compiler.rest()
                     self._changed.wait()
                 elif job.is_slow == is_slow and not job.is_running:
                     if job.frames:

@@ -167,6 +167,18 @@ class TestOrder:
         assert [inbox.get(timeout=PATIENCE_S).frame.id for _ in range(3)] == [0, 1, 2]
         assert held.rested.wait(PATIENCE_S)
 
+    def test_process_for_slow_grammars_ends_when_the_others_are_abandoned(
+        self, queue: GrammarQueue, held: HeldCompiler
+    ) -> None:
+        held.permits.release(3)
+        for id in range(3):
+            queue.defer(submit(id, regex(f"slow{id}")))
+        assert set(held.order(4)) == {"slow0", "again slow0", "slow1", "slow2"}
+        queue.cancel(1)
+        queue.cancel(2)
+        held.slow_permits.release(1)
+        assert held.rested.wait(PATIENCE_S)
+
     def test_slow_grammars_take_turns_by_client(self, queue: GrammarQueue, held: HeldCompiler) -> None:
         held.permits.release(6)
         queue.defer(submit(1, regex("slow1"), client="a"))
