@@ -47,7 +47,10 @@ def _work(connection: Connection, spec: WorkerSpec, activity: Activity, emit: Ca
     loop = TokenLoop(
         decoder, caches, batcher.put, make_constraint=grammar_queue, prefix_cache=spec.prefix_cache, activity=activity
     )
-    serve(loop, inbox, grammar_queue, batcher, activity)
+    try:
+        serve(loop, inbox, grammar_queue, batcher, activity)
+    finally:
+        grammar_queue.close()
 
 
 def serve(

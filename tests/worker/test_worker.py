@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from gateway.activity import Activity
+from gateway.generation import Grammar
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.frame_batcher import FrameBatcher
 from gateway.worker.frames import Cancel, Ended, Failed, Loading, Ready, Shutdown, Submit, Tokens, WorkerSpec
@@ -56,6 +57,28 @@ def test_worker_loads_answers_and_ends_on_shutdown(start: Start) -> None:
     assert sum(len(frame.ids) for frame in frames if isinstance(frame, Tokens)) == 5
     worker.send(Shutdown())
     assert worker.exit_code() == 0
+
+
+def test_shutdown_ends_processes_that_read_grammars(start: Start) -> None:
+    worker = start()
+    worker.receive_until(Ready, Failed)
+    slow = Grammar(kind="json_schema", source='{"type": "integer", "multipleOf": 1000003}', param="p")
+    worker.send(Submit(id=1, ids=[5, 6, 7], sampling=GREEDY, max_tokens=5, grammar=slow))
+    process, children, until = psutil.Process(worker.process.pid), list[psutil.Process](), time.monotonic() + PATIENCE_S
+    while len(children) < 2:  # the second one compiles for 5 s of processor time
+        assert time.monotonic() < until, "no process compiles the slow grammar"
+        children = list(filter(_is_alive, process.children(recursive=True)))
+        time.sleep(0.02)
+    worker.send(Shutdown())
+    assert worker.exit_code() == 0
+    assert not list(filter(_is_alive, children))
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_context_shorter_than_warm_up_loads(start: Start) -> None:

@@ -77,6 +77,10 @@ class GrammarQueue:
         """Start the sandbox in the background. Otherwise the first grammar waits for its start."""
         self._start("grammar compiler", self._work)
 
+    def close(self) -> None:
+        """End the processes that read grammars, also during a compilation. Nothing can be compiled any more."""
+        self._compiler.close()
+
     def defer(self, frame: Submit) -> bool:
         """Queue the request if its grammar is not cached. Returns True if it waits: `put` gets it later."""
         if frame.grammar is None or _key(frame.grammar) in self._cache:
