@@ -54,7 +54,7 @@ HANDLERS = [
     health.metrics,
     schema.schema,
 ]
-_BODIES_IN_MEMORY = 8  # all requests together may hold this number of bodies of `max_body_bytes`, or more small ones
+_BODIES_IN_MEMORY = 4  # all requests together may hold this number of bodies of `max_body_bytes`, or more small ones
 
 
 def create_app(config: Config, engines: Mapping[str, Engine] | None = None) -> Litestar:
