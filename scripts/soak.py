@@ -17,20 +17,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
 import re
+import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import psutil
 from soak_gateway import SETTLE_S, inventory, listening, own_gateway, ready_models, workers
-from soak_hostile import Hostile
 from soak_traffic import Traffic
 
+HOSTILE = str(Path(__file__).with_name("soak_hostile.py"))
 CLOSING_S = 2.0  # for the gateway to notice that the last connections are closed
 IDLE_S = 120.0  # for the gateway to end processes that are idle
 FIRST_KILL_S, KILL_EVERY_S = 10.0, 75.0  # rare enough for a worker to count as stable in between
@@ -66,7 +69,8 @@ class Soak:
         self._start, self._seconds = time.monotonic(), seconds
         self._random = random.Random(1)
         self.traffic = Traffic(url, model, well_behaved=well_behaved)
-        self.hostile = Hostile(url, model)
+        self._hostile_command = [sys.executable, HOSTILE, url, model, str(seconds), str(attackers)]
+        self._hostile_replies: dict[str, int] = {}
         self._http = self.traffic.http
         self.faults = self.traffic.faults
         self.health_s: list[float] = []
@@ -79,14 +83,14 @@ class Soak:
         return time.monotonic() - self._start < self._seconds
 
     async def run(self, clients: int) -> None:
-        async with self._http, self.hostile.http:
+        async with self._http:
             before = await self._state()
             async with asyncio.TaskGroup() as group:
                 for number in range(clients):
                     client = partial(self.traffic.client, f"program {number}")
                     group.create_task(self._repeat(client, pause_s=0.05 * number))
-                for _ in range(self._attackers):
-                    group.create_task(self._repeat(self.hostile.attack, pause_s=0.1))
+                if self._attackers:
+                    group.create_task(self._attack())
                 group.create_task(self._repeat(self._check_health, pause_s=1.0))
                 if self._gateway is not None and self._kills_workers:
                     group.create_task(self._kill_workers())
@@ -102,6 +106,14 @@ class Soak:
             if self._gateway is None or inventory(self._gateway)[0] <= number:
                 return
             await asyncio.sleep(1)
+
+    async def _attack(self) -> None:
+        process = await asyncio.create_subprocess_exec(*self._hostile_command, stdout=subprocess.PIPE)
+        output, _ = await process.communicate()
+        if process.returncode:
+            self.faults.append(f"the hostile client ended with exit code {process.returncode}")
+        else:
+            self._hostile_replies = json.loads(output)
 
     async def _kill_workers(self) -> None:
         await asyncio.sleep(min(FIRST_KILL_S, self._seconds / 2))
@@ -194,7 +206,7 @@ class Soak:
             lines.append(self.left)
         if self._attackers:
             lines.append("the hostile client's replies: ")
-            lines += [f"  {count:7} {status}" for status, count in sorted(self.hostile.statuses.items())]
+            lines += [f"  {count:7} {status}" for status, count in sorted(self._hostile_replies.items())]
         return "\n".join(lines)
 
 

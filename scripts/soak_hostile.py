@@ -1,5 +1,10 @@
 """The hostile client of soak.py: requests that once harmed other clients, each with what makes it expensive.
 
+    python scripts/soak_hostile.py URL MODEL SECONDS ATTACKS_AT_ONCE    prints its replies by attack and status, as JSON
+
+It is a separate process of low priority, because its own work would delay the measured clients. What it makes the
+gateway do has the priority that the gateway gives it.
+
 Every attack is one small request that looks ordinary, or a few. Its answer does not matter: what counts is what the
 other clients feel.
 """
@@ -10,12 +15,15 @@ import asyncio
 import json
 import random
 import string
+import sys
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
 import httpx
+import psutil
 
 ATTACK_S = 30.0  # an attack that takes longer is given up: its client leaves
 Attack = Callable[[], Awaitable[None]]
@@ -195,3 +203,23 @@ class Hostile:
     def _body(self, fields: dict[str, Any]) -> dict[str, Any]:
         messages = [{"role": "user", "content": QUESTION}]
         return {"model": self._model, "messages": messages, "max_tokens": 8, **fields}
+
+
+async def _run(url: str, model: str, seconds: float, attacks: int) -> Counter[str]:
+    hostile, end = Hostile(url, model), time.monotonic() + seconds
+
+    async def repeat() -> None:
+        while time.monotonic() < end:
+            await hostile.attack()
+            await asyncio.sleep(0.1)
+
+    async with hostile.http, asyncio.TaskGroup() as group:
+        for _ in range(attacks):
+            group.create_task(repeat())
+    return hostile.statuses
+
+
+if __name__ == "__main__":
+    psutil.Process().nice(getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", 10))
+    url, model, seconds, attacks = sys.argv[1:]
+    print(json.dumps(asyncio.run(_run(url, model, float(seconds), int(attacks)))))
