@@ -8,7 +8,7 @@ Clients chat, stream, leave, read slowly and send invalid requests, and now and 
 must have one of its allowed endings, and the gateway must answer /healthz all the time. Afterwards memory, processes
 and open files must be as before. Prints figures. The exit code is 0 if all checks passed.
 
-With `--hostile`, the clients only chat and stream, first alone for half of the time, then together with a client that
+With `--hostile`, the clients only chat and stream, first alone for up to two minutes, then together with a client that
 runs the attacks of soak_hostile.py. All of their requests must be answered, the 95th percentile of their time to first
 token may double at most, no worker may restart, and no breaker may open.
 """
@@ -40,6 +40,7 @@ FIRST_KILL_S, KILL_EVERY_S = 10.0, 75.0  # rare enough for a worker to count as 
 MEMORY_GROWTH = 1.25  # limit for the gateway's own process, from a tenth of the time to the end ...
 MEMORY_EXTRA_MB = 16.0  # ... plus this
 HOSTILE_MEMORY_MB = 50.0  # limit of the growth, at any time, when a hostile client is there
+ALONE_S = 120.0  # at most, for the clients without the hostile one
 HOSTILE_TTFT = 2.0  # limit for the 95th percentile, relative to the clients alone
 EXTRA_FILES = 8
 
@@ -233,7 +234,7 @@ def soak(url: str, minutes: float, clients: int) -> list[str]:
 def hostile(url: str, minutes: float, clients: int, attackers: int) -> list[str]:
     """Run well-behaved clients alone, then with the hostile client; print the figures of both. Returns the faults."""
     gateway, model = listening(url), ready_models(url)[0]
-    alone = Soak(url, gateway, model, minutes * 30, kills=False, well_behaved=True)
+    alone = Soak(url, gateway, model, min(minutes * 30, ALONE_S), kills=False, well_behaved=True)
     asyncio.run(alone.run(clients))
     print("alone:", alone.report(), sep="\n", flush=True)
     attacked = Soak(url, gateway, model, minutes * 60, kills=False, well_behaved=True, attackers=attackers)
