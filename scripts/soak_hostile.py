@@ -25,7 +25,6 @@ from typing import Any
 import httpx
 import psutil
 
-ATTACK_S = 30.0  # an attack that takes longer is given up: its client leaves
 Attack = Callable[[], Awaitable[None]]
 
 LONG = "The sea is wide and the wind is cold. "
@@ -33,12 +32,17 @@ QUESTION = "Say something about the sea."
 
 
 class Hostile:
-    """Runs attacks against one gateway, in random order. `statuses` counts the replies by attack and status."""
+    """Runs attacks against one gateway, in random order. `statuses` counts the replies by attack and status.
 
-    def __init__(self, url: str, model: str, seed: int = 2) -> None:
-        self._model = model
+    Args:
+        linger_s: how long attacks hold connections that they do not use.
+        attack_s: an attack that takes longer is given up: its client leaves.
+    """
+
+    def __init__(self, url: str, model: str, seed: int = 2, linger_s: float = 10.0, attack_s: float = 30.0) -> None:
+        self._model, self._linger_s, self._attack_s = model, linger_s, attack_s
         self._random = random.Random(seed)
-        self.http = httpx.AsyncClient(base_url=url, timeout=ATTACK_S, headers={"User-Agent": "hostile"})
+        self.http = httpx.AsyncClient(base_url=url, timeout=attack_s, headers={"User-Agent": "hostile"})
         self.statuses: Counter[str] = Counter()
         message = {"role": "user", "content": LONG * (6_900_000 // len(LONG))}
         self._long_body = json.dumps(self._body({"messages": [message]})).encode()
@@ -65,10 +69,13 @@ class Hostile:
         )
 
     async def attack(self) -> None:
-        """One attack. It ends after `ATTACK_S` at the latest."""
-        attack = self._random.choice(self.attacks)
+        """A random attack."""
+        await self.run(self._random.choice(self.attacks))
+
+    async def run(self, attack: Attack) -> None:
+        """One attack. It ends after `attack_s` at the latest."""
         with suppress(httpx.HTTPError, TimeoutError, OSError):
-            async with asyncio.timeout(ATTACK_S):
+            async with asyncio.timeout(self._attack_s):
                 await attack()
 
     # -- what is worked on before the device
@@ -143,7 +150,7 @@ class Hostile:
     async def flood(self) -> None:
         """36 long requests at once; the client leaves after a while."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+            async with asyncio.timeout(self._linger_s), asyncio.TaskGroup() as group:
                 for number in range(36):
                     message = {"role": "user", "content": f"{number} " + LONG * 100}
                     group.create_task(self._chat("flood", {"messages": [message], "max_tokens": 600}))
@@ -159,7 +166,7 @@ class Hostile:
     async def slow_body(self) -> None:
         """Announce a large body, and send a few bytes of it."""
         writers = [await self._half_a_body() for _ in range(10)]
-        await asyncio.sleep(5)
+        await asyncio.sleep(self._linger_s / 2)
         for writer in writers:
             writer.close()
 
@@ -167,7 +174,7 @@ class Hostile:
         """Start streams with 1,000 tokens and read nothing."""
         body = json.dumps(self._body({"stream": True, "max_tokens": 1000})).encode()
         writers = [await self._open(body, len(body)) for _ in range(4)]
-        await asyncio.sleep(10)
+        await asyncio.sleep(self._linger_s)
         for writer in writers:
             writer.close()
 
