@@ -17,8 +17,8 @@ from gateway.routes.responses_api.wire import InputItem
 from gateway.routes.responses_api.wire_response import MessageItem, OutputItem, Response
 
 MAX_RESPONSES = 256  # each limit is per API key
-MAX_ITEMS = 100_000
-MAX_BYTES = 64 * 2**20  # size as JSON
+MAX_ITEMS = 25_000
+MAX_BYTES = 32 * 2**20  # size as JSON
 
 _json = msgspec.json.Encoder()
 
