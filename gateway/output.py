@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MAX_WAITING = 2**20  # bytes in a queue
 EXIT_S = 1.0  # at the end of the process, for the text that was not written yet
 _INDENT = "  "
+_COLLECT_S = 0.02  # lines that come within this time are one write: waking the thread for each took 0.1 ms
 _RETRY_S = 0.05  # for a descriptor that is set to non-blocking by another process
 
 
@@ -74,17 +75,18 @@ class QueuedWriter:
         lost = 0
         while True:
             batch, dropped = self._take()
-            lost += dropped + sum(data.count(b"\n") for data in batch if not self._write(data))
+            lost += dropped + (0 if self._write(batch) else batch.count(b"\n"))
             if lost and self._write(_notice(lost)):
                 lost = 0
+            time.sleep(_COLLECT_S)
 
-    def _take(self) -> tuple[list[bytes], int]:
+    def _take(self) -> tuple[bytes, int]:
         """Everything that waits, and the number of lines that were dropped after it."""
         with self._changed:
             self._is_idle = not self._waiting and not self._dropped_lines
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._is_idle)
-            taken = self._waiting, self._dropped_lines
+            taken = b"".join(self._waiting), self._dropped_lines
             self._waiting, self._waiting_bytes, self._dropped_lines = [], 0, 0
             return taken
 

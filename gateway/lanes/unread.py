@@ -46,7 +46,10 @@ class UnreadEvents:
 
 def weight(event: object) -> int:
     """What an event counts."""
-    match event:
-        case TextDelta(logprobs=tokens) | Started(prompt_logprobs=tokens):
-            return 1 + sum(1 + len(token.top) for token in tokens)
-    return 1
+    if isinstance(event, TextDelta):
+        tokens = event.logprobs
+    elif isinstance(event, Started):
+        tokens = event.prompt_logprobs
+    else:
+        return 1
+    return 1 + sum(1 + len(token.top) for token in tokens) if tokens else 1
