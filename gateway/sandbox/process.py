@@ -31,6 +31,7 @@ from gateway.sandbox.child import REPLY, REQUEST
 from gateway.sandbox.windows_job import confine
 
 _SCRIPT = Path(__file__).with_name("child.py")
+_READER_S = 1.0  # for the thread of a process that has ended
 _LOOK_S = 0.05  # a request that takes longer is watched
 _CLOSED = "it is closed"
 _NO_WINDOW = getattr(subprocess, "CREATE_NO_WINDOW", 0)  # only Windows has it
@@ -213,6 +214,7 @@ class _Child:
         self._is_closed = True
         self._process.kill()
         self._process.wait()
+        self._reader.join(_READER_S)
 
     def _send(self, message: bytes) -> None:
         assert self._process.stdin is not None

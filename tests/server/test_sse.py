@@ -130,9 +130,11 @@ class Raising:
 
 
 @pytest.mark.parametrize(
-    "error", [EngineFailed("The NPU is gone."), RuntimeError("/secret/path")], ids=["known", "unexpected"]
+    ("error", "code"),
+    [(EngineFailed("The NPU is gone."), "engine_failed"), (RuntimeError("/secret/path"), None)],
+    ids=["known", "unexpected"],
 )
-def test_failure_is_one_last_frame(error: Exception) -> None:
+def test_failure_is_one_last_frame(error: Exception, code: str | None) -> None:
     engine = Raising(error)
     with serving(config_of({"m": LocalModel()}), {"m": engine}) as server, server.http() as http:
         response = http.post(PATH, json=CHAT)
@@ -140,7 +142,7 @@ def test_failure_is_one_last_frame(error: Exception) -> None:
         assert response.status_code == 200
         assert "half an ans" in frames[1]
         assert sum("error" in line for line in frames) == 1
-        assert msgspec.json.decode(frames[-1].removeprefix("data: "))["error"]["code"] == "engine_failed"
+        assert msgspec.json.decode(frames[-1].removeprefix("data: "))["error"]["code"] == code
         assert "secret" not in response.text
         assert http.get("/healthz").status_code == 200
     assert engine.ended_runs == 1
