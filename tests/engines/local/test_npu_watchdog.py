@@ -7,6 +7,7 @@ import re
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 
 import onnx
@@ -127,7 +128,11 @@ def _wait_until_busy(request: Future[object], workers: set[psutil.Process]) -> N
 
 
 def _cpu_s(processes: set[psutil.Process]) -> float:
-    return sum(process.cpu_times().user for process in processes)
+    seconds = 0.0
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # the check of hashes ends by itself
+            seconds += process.cpu_times().user
+    return seconds
 
 
 def _wait_until_ready(server: Running) -> dict[str, object]:
