@@ -171,6 +171,12 @@ def calls_until_first_token(bench: Bench, request: int) -> int:
     return len(bench.decoder.calls) - before
 
 
+def assert_half_of_device(bench: Bench, request: int, began_at: float) -> None:
+    """The request, one prefill, had half of the device; a chunk of 17 s at each end is not shared."""
+    own_s = sum(frame.device_s for frame in bench.of(request, Prefilled))
+    assert bench.when(request, Ended)[0] - began_at <= 2 * own_s + 34
+
+
 def start(bench: Bench, calls: int = 50) -> None:
     for _ in range(calls):
         bench.loop.turn()
@@ -236,8 +242,7 @@ def test_clients_share_device_time_whatever_their_number_of_requests(make_bench:
     crowd = [bench.submit(random_ids(400, seed), max_tokens=1, client="a") for seed in range(3)]
     alone = bench.submit(random_ids(400, 3), max_tokens=1, client="b")
     bench.finish()
-    own_s = sum(frame.device_s for frame in bench.of(alone, Prefilled))
-    assert bench.when(alone, Ended)[0] <= 2 * own_s + 34  # half of the device, and a chunk of 17 s at each end
+    assert_half_of_device(bench, alone, 0.0)
     assert all(bench.when(request, Ended)[0] > bench.when(alone, Ended)[0] for request in crowd)
 
 
@@ -247,8 +252,7 @@ def test_requests_of_one_client_share_device_time_whatever_their_number_of_choic
     at = bench.decoder.now
     long = bench.submit(random_ids(200, 3), max_tokens=1, client="a")
     bench.finish()
-    own_s = sum(frame.device_s for frame in bench.of(long, Prefilled))
-    assert bench.when(long, Ended)[0] - at <= 2 * own_s + 34
+    assert_half_of_device(bench, long, at)
     assert bench.when(long, Ended)[0] < bench.when(many, Ended)[0]
 
 
@@ -260,8 +264,7 @@ def test_prefill_is_not_starved_by_a_batch_with_another_client(bench: Bench) -> 
     at = bench.decoder.now
     long = bench.submit(random_ids(200, 3), max_tokens=1, client="a")
     bench.finish()
-    own_s = sum(frame.device_s for frame in bench.of(long, Prefilled))
-    assert bench.when(long, Ended)[0] - at <= 2 * own_s + 34
+    assert_half_of_device(bench, long, at)
 
 
 # -- suspension keeps answers ------------------------------------------------------------------------------------------

@@ -53,8 +53,8 @@ def test_store_evicts_by_size() -> None:
 
 def test_store_evicts_by_number_of_items() -> None:
     store = ResponseStore(max_items=10)
-    for name in "abc":
-        store.put("me", response_with_id(f"resp_{name}"), tuple(item(name) for _ in range(4)))  # and one of its own
+    for name in "abc":  # five items each: four of the conversation and one of the output
+        store.put("me", response_with_id(f"resp_{name}"), tuple(item(name) for _ in range(4)))
     with pytest.raises(NotFound):
         store.get("me", "resp_a")
     assert store.get("me", "resp_b") and store.get("me", "resp_c")

@@ -33,9 +33,7 @@ def test_other_client_is_answered_after_each_attack(long_tiny: Path, tmp_path: P
             asyncio.run(_attack(found[1]))
             code, _ = serve.stop(signal.SIGTERM)
     lines = log.read_text(encoding="utf-8").splitlines()
-    # Under this load, a callback can be at the limit of 50 ms; test_large_requests.py measures each attack alone.
-    lines = [line for line in lines if "blocked the event loop" not in line]
-    assert [line for line in lines if re.search(r" ERROR |Traceback", line)] == []
+    assert [line for line in lines if re.search(r" ERROR |Traceback|blocked the event loop", line)] == []
     assert code == 0
 
 
