@@ -75,7 +75,8 @@ def pytest_unconfigure() -> None:
 
 def _note(what: str, code: CodeType | None) -> None:
     """Tasks of tests may block the loop: a test computes what it expects."""
-    if code is None or not (code.co_filename.startswith(str(TESTS)) or "pytest_asyncio" in code.co_filename):
+    others = (str(TESTS), str(ROOT / "scripts"))  # clients of the gateway
+    if code is None or not (code.co_filename.startswith(others) or "pytest_asyncio" in code.co_filename):
         _blocked.append(what)
 
 
