@@ -26,7 +26,7 @@ def all_keys(server: ServerConfig, environ: Mapping[str, str]) -> dict[str, str]
     keys = dict(server.api_keys)
     for where, name, key in [*_file_keys(server.api_keys_file), *_environment_key(environ)]:
         if name in keys:
-            raise ConfigError(f"{where}: another key has the name {name!r} already")
+            raise ConfigError(f"{where}: another key has the name {_shown(name)} already")
         keys[name] = key
     return keys
 
@@ -69,15 +69,20 @@ def _environment_key(environ: Mapping[str, str]) -> Iterator[tuple[str, str, str
         yield f"environment variable {API_KEY_VARIABLE}", "environment", key
 
 
+def _shown(name: str) -> str:
+    """The name for a message. A long one can be a key: the line `KEY NAME` has them in the wrong order."""
+    return repr(name) if len(name) < _SHORT else f"(a name of {len(name)} characters; is it the key?)"
+
+
 def key_mistakes(keys: Mapping[str, str]) -> Iterator[str]:
     names: dict[str, str] = {}
     for name, key in keys.items():
         if not name or not name.isprintable():
-            yield f"the name {name!r} must be printable, and not empty"
+            yield f"the name {_shown(name)} must be printable, and not empty"
         if not key or not key.isascii() or not key.isprintable() or " " in key:
-            yield f"the key of {name!r} must be printable ASCII without spaces, and not empty"
+            yield f"the key of {_shown(name)} must be printable ASCII without spaces, and not empty"
         if names.setdefault(key, name) != name:
-            yield f"two names have the same key: {names[key]!r} and {name!r}"
+            yield f"two names have the same key: {_shown(names[key])} and {_shown(name)}"
 
 
 def key_warnings(server: ServerConfig, config_file: Path | None = None) -> Iterator[str]:
@@ -88,7 +93,7 @@ def key_warnings(server: ServerConfig, config_file: Path | None = None) -> Itera
     """
     for name, key in server.api_keys.items():
         if len(key) < _SHORT:
-            yield f"the API key {name!r} has fewer than {_SHORT} characters and can be guessed"
+            yield f"the API key {_shown(name)} has fewer than {_SHORT} characters and can be guessed"
     for file in (server.api_keys_file, config_file):
         if file and os.name == "posix" and Path(file).stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
             yield f"other users can read {file}, which has keys; `chmod 600` prevents it"

@@ -137,6 +137,16 @@ def test_short_key_and_readable_file_are_warnings(tmp_path: Path) -> None:
     assert list(key_warnings(load(tmp_path, FILE).server)) == warnings[:1]
 
 
+def test_key_before_its_name_is_in_no_message(tmp_path: Path) -> None:
+    secret = "a-long-random-text-1"
+    (tmp_path / "keys.txt").write_text(f"{secret} anna\n", encoding="utf-8")
+    warnings = [line for line in key_warnings(load(tmp_path, FILE).server) if "guessed" in line]
+    assert len(warnings) == 1 and "is it the key?" in warnings[0] and secret not in warnings[0]
+    for lines in (f"{secret} anna\n{secret} bert\n", f"{secret} anna\n{secret}-2 anna\n", f"{secret} \x1b\n"):
+        (tmp_path / "keys.txt").write_text(lines, encoding="utf-8")
+        assert secret not in refusal(tmp_path, FILE)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no permission bits")
 @pytest.mark.parametrize(
     "text",

@@ -137,7 +137,7 @@ class StarvedDecoder(Wrapped):
     def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
         if len(ids) <= 16:
             return self._decoder.prefill(cache, ids)
-        _limit_memory(8 << 20)
+        _limit_memory(128 << 20)
         try:
             assert len(bytearray(64 << 20))
             return self._decoder.prefill(cache, ids)
@@ -169,8 +169,8 @@ def _serve_through(wrapper: type[Wrapped], connection: Connection, spec: WorkerS
 
 
 def has_no_memory_to_load(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
-    """The real worker with a limit of 48 MiB above the memory of the interpreter and the libraries."""
-    _limit_memory(48 << 20)
+    """The real worker with 128 MiB above the interpreter and the libraries: for its threads, not for the weights."""
+    _limit_memory(128 << 20)
     worker.worker_main(connection, spec, activity)
 
 

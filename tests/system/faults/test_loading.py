@@ -61,7 +61,11 @@ NO_SETRLIMIT = pytest.mark.skipif(sys.platform == "win32", reason="a process's m
     [
         ("missing", "missing lacks model.onnx, which its genai_config.json names"),
         ("truncated", "truncated: model.onnx.data is truncated: "),
-        pytest.param("too_large", "The machine has no memory left for this model", marks=NO_SETRLIMIT),
+        pytest.param(
+            "too_large",
+            "smollm2-135m/model.onnx cannot be loaded: The machine has no memory left for this model",
+            marks=NO_SETRLIMIT,
+        ),
     ],
     ids=["missing", "truncated", "too_large"],
 )
