@@ -156,7 +156,7 @@ def _is_consistent(decoder: StaticDecoder) -> bool:
     return _is_close(window, steps)
 
 
-def _min_batch(decoder: StaticDecoder) -> int:
+def _min_batch(decoder: StaticDecoder, clock: Callable[[], float] = time.perf_counter) -> int:
     """The fewest sequences for which one batched step is faster than single steps, measured on this machine.
 
     Larger than the batch size if the batched step fails or its logits differ from those of single steps.
@@ -167,9 +167,9 @@ def _min_batch(decoder: StaticDecoder) -> int:
         for token in range(index % _LENGTHS):
             decoder.step([cache], [token])
     ids = list(range(1, size + 1))
-    single_s, single = _fastest(caches, lambda: _one_by_one(decoder, caches, ids))
+    single_s, single = _fastest(caches, lambda: _one_by_one(decoder, caches, ids), clock)
     try:
-        batched_s, batched = _fastest(caches, lambda: decoder.step(caches, ids))
+        batched_s, batched = _fastest(caches, lambda: decoder.step(caches, ids), clock)
     except EngineFailed:
         batched_s, batched = math.inf, np.full_like(single, np.nan)
     if _is_close(batched, single):
@@ -188,13 +188,15 @@ def _one_by_one(decoder: StaticDecoder, caches: Sequence[StaticCache], ids: Sequ
     return np.concatenate([decoder.step([cache], [token]) for cache, token in zip(caches, ids, strict=True)])
 
 
-def _fastest(caches: Sequence[StaticCache], call: Callable[[], Logits], tries: int = 3) -> tuple[float, Logits]:
+def _fastest(
+    caches: Sequence[StaticCache], call: Callable[[], Logits], clock: Callable[[], float], tries: int = 3
+) -> tuple[float, Logits]:
     """Seconds of the fastest call, and the logits. Resets the caches after each call."""
     lengths, seconds = [cache.length for cache in caches], []
     for _ in range(tries):
-        started = time.perf_counter()
+        started = clock()
         logits = call()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(clock() - started)
         for cache, length in zip(caches, lengths, strict=True):
             cache.truncate(length)
     return min(seconds), logits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,8 +72,19 @@ def batched(npu_bundle: Path, open_decoder: OpenDecoder) -> StaticDecoder:
     return open_decoder(npu_bundle, "qnn", sequences=BATCH)
 
 
-def test_min_batch_is_measured(batched: StaticDecoder) -> None:
-    assert 2 <= static_open._min_batch(batched) <= BATCH + 1
+def clock_of(*calls_s: float) -> Callable[[], float]:
+    """A clock between whose readings the calls take these seconds, and nothing passes between two calls."""
+    times = [0.0, *itertools.accumulate(calls_s)]
+    return iter([times[(reading + 1) // 2] for reading in range(2 * len(calls_s))]).__next__
+
+
+@pytest.mark.parametrize(("batched_s", "expected"), [(0.5, 2), (2.5, 3), (4.0, 4), (9.5, 10)])
+def test_min_batch_is_measured_with_the_fastest_of_three_calls(
+    batched: StaticDecoder, batched_s: float, expected: int
+) -> None:
+    """Four single steps take 4 s. Above the batch size, no number of sequences shares a call."""
+    clock = clock_of(5.0, 4.0, 7.0, batched_s + 1, batched_s + 3, batched_s)
+    assert static_open._min_batch(batched, clock) == expected
 
 
 def test_min_batch_with_wrong_batch_graph_disables_batching(
@@ -108,7 +120,7 @@ def test_min_batch_with_more_sequences_than_context_rows(
 ) -> None:
     target = NpuTarget(device=npu, contexts=(16,), width=WIDTH, batch=20)
     bundle = build_bundle(tiny_source, tmp_path / "wide", progress=lambda *_: None, target=target)
-    assert static_open._min_batch(open_decoder(bundle, "qnn", sequences=BATCH)) <= 21
+    assert static_open._min_batch(open_decoder(bundle, "qnn", sequences=BATCH), clock_of(*[20.0] * 3, *[7.0] * 3)) == 7
 
 
 def test_contexts_with_different_batch_sizes_are_refused(
