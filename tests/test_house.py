@@ -35,6 +35,7 @@ _LAYERS = (
     "routes",
     "app",
     "builder",
+    "pull",
     "commands cli",
 )
 ORDER = [name for layer in _LAYERS for name in layer.split()]
