@@ -8,9 +8,7 @@ from typing import Literal
 from msgspec import Struct
 
 from gateway.errors import BundleError
-
-#: chip number -> Hexagon architecture. X Elite and X Plus are 60. For X2 Elite, public sources give 87 and 88.
-HTP_ARCHITECTURES = {60: 73, 87: 81, 88: 81}
+from gateway.qnn.chips import HTP_ARCHITECTURES
 
 
 class NpuDevice(Struct, frozen=True, kw_only=True):
