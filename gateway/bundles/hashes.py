@@ -1,8 +1,8 @@
 """The hashes of a bundle's files, in hashes.json: written when a bundle is made, compared to find damage.
 
-A file has one sha256 and a CRC-32 for each block, which locates the damage. Subfolders with their own hashes.json, for
-example graphs that were compiled on this machine, are checked by it. Hashes find accidents, not attacks: who can write
-the files can write their hashes.
+A file has one sha256 and a CRC-32 for each block, which locates the damage. Subfolders with their own hashes.json are
+checked by it. Graphs that were compiled on this machine (compiled/NAME/) always are: they can be compiled again. Hashes
+find accidents, not attacks: who can write the files can write their hashes.
 
 A check can be quick: it reads nothing if size and time of every file are those of the last complete check, and that
 check is less than a week old. `.checked.json` remembers the check.
@@ -17,7 +17,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated
 
 import msgspec
@@ -29,6 +29,7 @@ from gateway.bundles.json_file import read_small_file
 from gateway.errors import BundleError
 
 HASHES_FILE, CHECKED_FILE = "hashes.json", ".checked.json"
+COMPILED_FOLDER = "compiled"
 _BLOCK_BYTES = 4 * 1024 * 1024
 _QUICK_S = 7 * 24 * 3600.0  # a quick check relies on a complete check that is not older
 
@@ -71,6 +72,8 @@ class _Checked(Struct, frozen=True, kw_only=True):
 def write_hashes(folder: Path, expected: Mapping[str, str] | None = None) -> None:
     """Write the hashes of every file in `folder`, for a bundle that is complete.
 
+    Folders of compiled graphs get their own if they have none.
+
     Args:
         expected: file -> the sha256 that it must have, for example from the manifest of a download.
     Raises BundleError if a file has another sha256 than expected, OSError if a file cannot be read or written.
@@ -79,30 +82,40 @@ def write_hashes(folder: Path, expected: Mapping[str, str] | None = None) -> Non
     for name, sha256 in (expected or {}).items():
         if name not in files or files[name].sha256 != sha256.lower():
             raise BundleError(f"{folder.name}: {name} has another sha256 than expected. Fetch it again.")
+    for path in _compiled_without_hashes(folder):
+        write_hashes(path)
     _write(folder / HASHES_FILE, _encoded(files))
     with suppress(OSError):
         (folder / CHECKED_FILE).unlink()
 
 
 def check_hashes(folder: Path, *, quick: bool = False) -> list[Damage] | None:
-    """Compare the files in `folder` with their hashes. None: no hashes were recorded.
+    """Compare the files in `folder` with their hashes. None: no damage is known, and the bundle has no hashes.
+
+    A bundle that is replaced meanwhile is compared again.
 
     Args:
         quick: read the files only if one of them changed, or if the last complete check is older than a week.
     """
-    folders = [path.parent for path in _hash_files(folder)]
-    if not folders:
-        return None
-    return [
-        Damage((each.relative_to(folder) / damage.file).as_posix(), damage.fault)
-        for each in folders
-        for damage in _check_folder(each, quick)
-    ]
+    while True:
+        before = hashes_states(folder)
+        damages = [
+            Damage((path.parent.relative_to(folder) / damage.file).as_posix(), damage.fault)
+            for path in before
+            for damage in _check_folder(path.parent, quick)
+        ]
+        if not damages or hashes_states(folder) == before:
+            return damages or ([] if folder / HASHES_FILE in before else None)
+
+
+def hashes_states(folder: Path) -> dict[Path, tuple[int, int] | None]:
+    """The state of each hashes.json in `folder`. Another one: the bundle, or a graph in it, was replaced."""
+    return {path: _state(path) for path in _hash_files(folder)}
 
 
 def repair_advice(name: str, damages: Sequence[Damage], *, folder: Path, has_source: bool) -> str:
     """What a person can do about damaged files of model `name`: two sentences."""
-    compiled = [damage.file for damage in damages if damage.file.startswith("compiled/")]
+    compiled = [damage.file for damage in damages if _is_compiled(PurePath(damage.file))]
     if len(compiled) == len(damages):
         return f"Remove the folder {folder.name}/{compiled[0].rpartition('/')[0]}: the next start compiles it again."
     repair = (
@@ -152,14 +165,18 @@ def _encoded(files: dict[str, FileHash]) -> bytes:
 
 
 def _read_hashes(folder: Path) -> _Hashes | None:
-    """None: hashes.json is damaged, or it names a file outside the folder."""
+    """Without compiled graphs. None: hashes.json is damaged, or it names a file outside the folder."""
     try:
         hashes = msgspec.json.decode(read_small_file(folder / HASHES_FILE), type=_Hashes)
         for name in hashes.files:
             check_inside(folder, name)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, BundleError):
         return None
-    return hashes if hashes.digest == hashes.computed_digest() else None
+    if hashes.digest != hashes.computed_digest():
+        return None
+    return replace(
+        hashes, files={name: each for name, each in hashes.files.items() if not _is_compiled(PurePath(name))}
+    )
 
 
 def _states(folder: Path, hashes: _Hashes) -> dict[str, tuple[int, int]]:
@@ -227,13 +244,30 @@ def _state(path: Path) -> tuple[int, int] | None:
 
 
 def _names(folder: Path) -> list[str]:
-    """The files of a bundle, sorted. Not: hidden files and folders, folders with their own hashes, linked folders."""
-    return sorted(
-        (path / name).relative_to(folder).as_posix()
+    """The files of a bundle, sorted.
+
+    Not: hidden files and folders, compiled graphs, folders with their own hashes, linked folders.
+    """
+    found = (
+        (path / name).relative_to(folder)
         for path, names in _walk(folder)
         for name in names
         if name != HASHES_FILE and (path / name).is_file() and (path == folder or _is_covered(folder, path))
     )
+    return sorted(file.as_posix() for file in found if not _is_compiled(file))
+
+
+def _is_compiled(file: PurePath) -> bool:
+    """True for `compiled/NAME/FILE`, relative to the bundle, also in a subfolder."""
+    return COMPILED_FOLDER in file.parent.parts[:-1]
+
+
+def _compiled_without_hashes(folder: Path) -> list[Path]:
+    return [
+        path
+        for path, names in _walk(folder)
+        if path.relative_to(folder).parts[-2:-1] == (COMPILED_FOLDER,) and names and HASHES_FILE not in names
+    ]
 
 
 def _is_covered(folder: Path, path: Path) -> bool:

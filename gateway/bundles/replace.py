@@ -73,7 +73,7 @@ def new_folder(folder: Path, on_wait: Callable[[], None] = lambda: None) -> Iter
             yield building
             sync_tree(building)
             _discard(_new(folder))
-            building.rename(_new(folder))
+            _rename(building, _new(folder))
             sync_folder(folder.parent)
         except OSError as error:
             raise write_error(folder, error) from error
@@ -136,7 +136,7 @@ def _complete(folder: Path) -> None:
     except OSError as error:
         if old.exists() and not folder.exists():
             with suppress(OSError):
-                old.rename(folder)
+                _rename(old, folder)
         raise BundleError(
             f"The new {folder.name} is complete, but the old one cannot be replaced ({error.strerror or error}). Stop "
             "the programs that use it. The next start of the gateway uses the new one."

@@ -15,7 +15,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from gateway.bundles.disk import free_bytes, require_space, write_error
-from gateway.bundles.hashes import write_hashes
+from gateway.bundles.hashes import COMPILED_FOLDER, write_hashes
 from gateway.bundles.replace import exclusive, new_folder, remove_leftovers
 from gateway.child import run_in_child, serve_request
 from gateway.errors import BundleError
@@ -79,7 +79,7 @@ def compile_cached(graph: Path, device: NpuDevice, options: dict[str, str], prog
     Compiles the whole graph for the NPU if possible, else with CPU fallback. Calls `progress` before it compiles. Of
     several programs one compiles, and the others wait.
     """
-    cached = graph.parent / "compiled" / f"{provider_version()}-{device.soc or 'this'}-{graph.stem}"
+    cached = graph.parent / COMPILED_FOLDER / f"{provider_version()}-{device.soc or 'this'}-{graph.stem}"
     compiled = cached / compiled_name(graph)
 
     def is_current() -> bool:
@@ -93,7 +93,9 @@ def compile_cached(graph: Path, device: NpuDevice, options: dict[str, str], prog
             if not is_current():
                 _compile_into(cached, graph, device, options, progress)
     except BundleError as error:  # a client may see it: without the path
-        raise BundleError(error.message.replace(str(cached.parent), f"{graph.parent.name}/compiled")) from error
+        raise BundleError(
+            error.message.replace(str(cached.parent), f"{graph.parent.name}/{COMPILED_FOLDER}")
+        ) from error
     return compiled
 
 

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from gateway.bundles.hashes import (
     repair_advice,
     write_hashes,
 )
+from gateway.bundles.replace import new_folder
 from gateway.errors import BundleError
 
 BLOCK = hashes._BLOCK_BYTES
@@ -137,6 +139,66 @@ def test_subfolder_with_own_hashes_is_checked_by_them(bundle: Path) -> None:
     assert found == [Damage("compiled/1.0-graph/graph.bin", "differs from its hash in bytes 0 to 6")]
     advice = repair_advice("m", found, folder=bundle, has_source=True)
     assert advice == "Remove the folder bundle/compiled/1.0-graph: the next start compiles it again."
+    (bundle / HASHES_FILE).unlink()
+    assert check_hashes(bundle) == found
+    flip(compiled / "graph.bin", 0)
+    assert check_hashes(bundle) is None  # its own files are not known
+
+
+@pytest.mark.parametrize("within", ["", "batch-512"])
+@pytest.mark.parametrize("recorded", ["now", "earlier"])
+def test_graphs_that_are_compiled_again_are_not_damaged(bundle: Path, within: str, recorded: str) -> None:
+    """They had no hashes when the bundle's were written."""
+    compiled = bundle / within / "compiled" / "1.0-graph"
+    compiled.mkdir(parents=True)
+    (compiled / "graph.bin").write_bytes(b"context")
+    if recorded == "now":
+        write_hashes(bundle)
+    else:  # as an earlier version did
+        names = ["empty.json", (compiled / "graph.bin").relative_to(bundle).as_posix()]
+        hashes._write(bundle / HASHES_FILE, hashes._encoded({name: hashes._hash_file(bundle / name) for name in names}))
+    assert check_hashes(bundle) == []
+    with new_folder(compiled) as building:
+        (building / "graph.bin").write_bytes(b"another context")
+        write_hashes(building)
+    assert check_hashes(bundle) == []
+    shutil.rmtree(compiled)
+    assert check_hashes(bundle) == []
+
+
+def test_compiled_graphs_without_hashes_get_them(bundle: Path) -> None:
+    compiled = bundle / "compiled" / "1.0-graph"
+    compiled.mkdir(parents=True)
+    (compiled / "graph.bin").write_bytes(b"context")
+    write_hashes(bundle)
+    flip(compiled / "graph.bin", 0)
+    assert list(map(str, check_hashes(bundle) or [])) == [
+        "compiled/1.0-graph/graph.bin differs from its hash in bytes 0 to 6"
+    ]
+
+
+@pytest.mark.parametrize("content", [b"other", b""], ids=["other-files", "same-files"])
+def test_bundle_that_is_replaced_during_the_check_is_not_damaged(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    """The first file is compared between the two renames. Of the others, the new ones are."""
+    new, compare = tmp_path / "new", hashes._fault
+    shutil.copytree(bundle, new)
+    if content:
+        (new / "weights.bin").write_bytes(content)
+    write_hashes(new)
+
+    def replace(path: Path, *expected: Any) -> str:
+        monkeypatch.setattr(hashes, "_fault", compare)
+        bundle.rename(tmp_path / "old")
+        fault = compare(path, *expected)
+        new.rename(bundle)
+        return fault
+
+    monkeypatch.setattr(hashes, "_fault", replace)
+    assert check_hashes(bundle) == [] and not new.exists()
+    flip(bundle / "weights.bin", 0)
+    assert len(check_hashes(bundle) or []) == 1
 
 
 class TestQuickCheck:

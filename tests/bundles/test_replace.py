@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import Timeout
@@ -160,7 +162,7 @@ def test_failed_second_rename_restores_the_old_folder(tmp_path: Path, monkeypatc
     folder, rename = make(tmp_path / "m", "old"), replace._rename
 
     def refuse(source: Path, target: Path) -> None:
-        if target == folder:
+        if target == folder and source.name == ".m.new":
             raise PermissionError(13, "Access is denied")
         rename(source, target)
 
@@ -173,6 +175,28 @@ def test_failed_second_rename_restores_the_old_folder(tmp_path: Path, monkeypatc
     monkeypatch.undo()
     finish_replacement(folder)
     assert content(folder) == "new" and names(tmp_path) == ["m"]
+
+
+@pytest.mark.parametrize("has_old", [False, True])
+def test_each_rename_is_tried_again_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_old: bool) -> None:
+    """A virus scanner has the files open for a moment."""
+    folder, rename, tries = tmp_path / "m", Path.rename, Counter[str]()
+    if has_old:
+        make(folder, "old")
+
+    def refuse_once(source: Path, target: Path) -> Path:
+        tries[target.name] += 1
+        if tries[target.name] == 1:
+            raise PermissionError(13, "Access is denied")
+        return rename(source, target)
+
+    monkeypatch.setattr(replace, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr(replace, "_RENAME_S", 60.0)
+    monkeypatch.setattr(Path, "rename", refuse_once)
+    with new_folder(folder) as building:
+        (building / "file").write_text("new", encoding="utf-8")
+    assert content(folder) == "new"
+    assert tries == {".m.new": 2, "m": 2} | ({".m.old": 2} if has_old else {})
 
 
 @pytest.mark.parametrize("step", [finish_replacement, new_folder, fetched_folder])

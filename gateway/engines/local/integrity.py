@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.bundles.hashes import HASHES_FILE, Damage, file_states, is_known_intact, repair_advice
+from gateway.bundles.hashes import HASHES_FILE, Damage, file_states, hashes_states, is_known_intact, repair_advice
 from gateway.errors import BundleError
 
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class IntegrityCheck:
             self._is_checking = True
             try:
                 if damages := await self._damages():
-                    await self._report(damages)
+                    self._report(damages)
                     return
             except (OSError, EOFError) as error:
                 _log.warning("%s: its files could not be compared with their hashes: %s", self._name, error)
@@ -81,15 +81,23 @@ class IntegrityCheck:
                 self._is_checking = False
             await asyncio.sleep(self._pause_s)
 
-    async def _report(self, damages: list[Damage]) -> None:
-        self._files = [HASHES_FILE, *(damage.file for damage in damages)]
-        self._states = await asyncio.to_thread(file_states, self._folder, self._files)
+    def _report(self, damages: list[Damage]) -> None:
         found = f"the model is damaged: {'; '.join(map(str, damages))}"
         advice = repair_advice(self._name, damages, folder=self._folder, has_source=self._has_source)
         self.damage = f"{found[0].upper()}{found[1:]}. {advice}"
         self._on_damage(found)
 
     async def _damages(self) -> list[Damage]:
+        """A bundle that is replaced meanwhile is compared again: the damages are those of one bundle."""
+        while True:
+            before = await asyncio.to_thread(hashes_states, self._folder)
+            damages = await self._compare()
+            self._files = [HASHES_FILE, *(damage.file for damage in damages)]
+            self._states = await asyncio.to_thread(file_states, self._folder, self._files)
+            if not damages or await asyncio.to_thread(hashes_states, self._folder) == before:
+                return damages
+
+    async def _compare(self) -> list[Damage]:
         if await asyncio.to_thread(is_known_intact, self._folder):
             return []
         command = (sys.executable, "-m", "gateway.bundles.idle_check", str(self._folder))

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from gateway.bundles import hashes
-from gateway.bundles.hashes import CHECKED_FILE, HASHES_FILE
+from gateway.bundles.hashes import CHECKED_FILE, HASHES_FILE, write_hashes
 from gateway.engines.local.integrity import IntegrityCheck
 from gateway.errors import BundleError
 
@@ -91,6 +91,35 @@ async def test_file_replaced_while_served_is_found_by_the_next_check(bundle: Pat
     assert found.empty()
     damage(bundle, "genai_config.json")
     assert "genai_config.json differs" in await asyncio.wait_for(found.get(), PATIENCE_S)
+    await check.aclose()
+
+
+async def test_bundle_that_is_replaced_meanwhile_is_compared_again(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The damage of the old one is not that of the new one, and nothing is refused."""
+    new = Path(shutil.copytree(bundle, tmp_path / "new"))
+    write_hashes(new)
+    damage(bundle)
+    compare, found = IntegrityCheck._compare, []
+
+    def swap() -> None:
+        bundle.rename(tmp_path / "old")
+        new.rename(bundle)
+
+    async def replace(check: IntegrityCheck) -> list[hashes.Damage]:
+        damages = await compare(check)
+        found.append(len(damages))
+        if len(found) == 1:
+            swap()
+        return damages
+
+    monkeypatch.setattr(IntegrityCheck, "_compare", replace)
+    check = IntegrityCheck("m", bundle, True, lambda damage: found.append(-1))
+    await check.start()
+    await until(lambda: len(found) == 2 and not check._is_checking)
+    assert found == [1, 0] and (bundle / CHECKED_FILE).exists()
+    await check.require_intact()
     await check.aclose()
 
 
