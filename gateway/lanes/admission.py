@@ -163,6 +163,7 @@ class AdmissionQueue:
         self.mean_service_s: float | None = None  # smoothed time of an engine's work; None: not measured yet
         self._clock = clock
         self._running: list[Ticket] = []
+        self._counts: Running = {False: Counter(), True: Counter()}
         self._waiting = {False: WaitingTickets(), True: WaitingTickets()}  # by `background`
 
     @property
@@ -171,11 +172,12 @@ class AdmissionQueue:
 
     @property
     def waiting(self) -> int:
-        return sum(map(len, self._waiting.values()))
+        return len(self._waiting[False]) + len(self._waiting[True])
 
     def is_full(self, background: bool = False, client: str = "") -> bool:
         """True if a request of `client` that comes now is refused."""
-        return self._must_evict(background, client) and self._evicted_for(background, client) is None
+        has_space = len(self._waiting[background]) < self.max_waiting or self._is_admitted_now(background, client)
+        return not has_space and self._evicted_for(background, client, 1) is None
 
     def expected_wait_s(self, background: bool = False, client: str = "") -> float:
         """Seconds until a request of `client` that comes now gets a slot; 0 before the first measurement."""
@@ -211,13 +213,13 @@ class AdmissionQueue:
             remaining_s: seconds that the request will still hold its slot; None: it cannot say.
         """
         ticket, waiting = Ticket(self, client, background, remaining_s), self._waiting[background]
-        if self._must_evict(background, client):
+        waiting.append(ticket)
+        self._admit()
+        if len(waiting) > self.max_waiting:
             evicted = self._evicted_for(background, client)
             assert evicted is not None  # the caller has checked `is_full`
             waiting.remove(evicted)
             evicted.refuse("evicted")
-        waiting.append(ticket)
-        self._admit()
         return ticket
 
     def refuse_waiting(self) -> None:
@@ -235,27 +237,21 @@ class AdmissionQueue:
         count = same_kind.total() if self.guests else sum(kind.total() for kind in running.values())
         return count < self._limit(background) + (0 if same_kind[client] else self.guests)
 
-    def _must_evict(self, background: bool, client: str) -> bool:
-        is_full = len(self._waiting[background]) >= self.max_waiting
-        return is_full and not self._has_slot(self._count_running(), client, background)
+    def _is_admitted_now(self, background: bool, client: str) -> bool:
+        """True if a new request does not wait. A background one waits as long as an interactive one does."""
+        return self._has_slot(self._counts, client, background) and not (background and self._waiting[False])
 
-    def _count_running(self) -> Running:
-        kinds: Running = {False: Counter(), True: Counter()}
-        for ticket in self._running:
-            kinds[ticket.background][ticket.client] += 1
-        return kinds
-
-    def _evicted_for(self, background: bool, client: str) -> Ticket | None:
-        """The queued request that gives its position to one of `client`; None: the client has its share."""
+    def _evicted_for(self, background: bool, client: str, new: int = 0) -> Ticket | None:
+        """The queued request that gives its position to `client`, with `new` requests more; None: it has its share."""
         waiting = self._waiting[background]
         newest = waiting.newest_of_largest()
         if newest is None or newest.client == client:
             return None
-        return newest if waiting.count(newest.client) > waiting.count(client) + 1 else None
+        return newest if waiting.count(newest.client) > waiting.count(client) + new else None
 
     def _wait_s(self, ticket: Ticket, waiting: dict[bool, WaitingTickets]) -> float:
         """Run a copy of the queue in simulated time until `ticket` is admitted."""
-        now, running = 0.0, self._count_running()
+        now, running = 0.0, {background: counts.copy() for background, counts in self._counts.items()}
         ends = [(other.remaining_s, number, other) for number, other in enumerate(self._running)]
         heapq.heapify(ends)
         for number in itertools.count(len(ends)):
@@ -278,11 +274,10 @@ class AdmissionQueue:
         return ticket if ticket and self._has_slot(running, ticket.client, ticket.background) else None
 
     def _admit(self) -> None:
-        running = self._count_running()
-        while ticket := self._next(self._waiting, running):
+        while self.waiting and (ticket := self._next(self._waiting, self._counts)):
             self._waiting[ticket.background].admit(ticket)
             self._running.append(ticket)
-            running[ticket.background][ticket.client] += 1
+            self._counts[ticket.background][ticket.client] += 1
             ticket.admit(self._clock())
 
     def _leave(self, ticket: Ticket, service_s: float | None) -> None:
@@ -290,6 +285,10 @@ class AdmissionQueue:
             self._waiting[ticket.background].remove(ticket)
         else:
             self._running.remove(ticket)
+            counts = self._counts[ticket.background]
+            counts[ticket.client] -= 1
+            if not counts[ticket.client]:
+                del counts[ticket.client]
             if service_s is not None:
                 self._learn(service_s)
         self._admit()

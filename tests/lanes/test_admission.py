@@ -246,6 +246,24 @@ async def test_background_crowd_takes_no_slot_of_others_where_requests_take_turn
     assert waiting_of(queue, crowd) == 7
 
 
+@pytest.mark.parametrize("guests", [0, 1])
+@in_virtual_time
+async def test_background_queue_is_bounded_while_an_interactive_request_waits(guests: int) -> None:
+    """Also for a client that would have a slot: it is not admitted before the interactive request."""
+    queue = AdmissionQueue(1, 2, now, guests=guests)
+    chats = [queue.enqueue(client="a") for _ in range(2)]
+    assert admitted(*chats) == [True, False]
+    accepted = []
+    for number in range(50):
+        for client in ("b", f"c{number}"):
+            if not queue.is_full(True, client):
+                accepted.append(queue.enqueue(True, client=client))
+    assert sum(not ticket.has_left for ticket in accepted) == 2 and queue.waiting == 3
+    chats[0].leave()
+    chats[1].leave()
+    assert admitted(*(ticket for ticket in accepted if not ticket.has_left)) == [True, bool(guests)]
+
+
 @in_virtual_time
 async def test_expected_wait_follows_the_turns_of_clients() -> None:
     queue = AdmissionQueue(1, 32, now)
@@ -269,7 +287,7 @@ async def test_thousand_clients_leave_no_state() -> None:
     assert len(tickets) == 8 + 32
     for ticket in tickets:
         ticket.leave()
-    assert not queue._waiting[False]._clients and not queue._running and queue.waiting == 0
+    assert not queue._waiting[False]._clients and not queue._running and not queue._counts[False] and queue.waiting == 0
 
 
 @pytest.mark.parametrize("seed", range(20))
