@@ -88,9 +88,11 @@ class LimitedProtocol(H11Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """True if no request is in progress. The start of a head may have arrived."""
+        """True if no request is in progress. The start of a head, or a part of a body that no handler reads, may have
+        arrived."""
         is_between = self.cycle is None or self.cycle.response_complete
-        return is_between and self.conn.their_state is h11.IDLE and not self.transport.is_closing()
+        is_waiting = self.conn.their_state in (h11.IDLE, h11.SEND_BODY)
+        return is_between and is_waiting and not self.transport.is_closing()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

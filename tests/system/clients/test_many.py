@@ -116,6 +116,21 @@ async def test_idle_connections_are_closed_for_new_ones(few_connections: Running
         writer.transport.abort()
 
 
+async def test_refused_requests_whose_bodies_never_come_are_closed_for_new_ones(few_connections: Running) -> None:
+    """A wrong path or key is answered after the head. The client holds the connection with a body that it announced."""
+    server = few_connections
+    opened = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(64)]
+    for reader, writer in opened:
+        writer.write(head("/v1/nowhere", "Content-Length: 10"))
+        assert (await reader.readline()).startswith(b"HTTP/1.1 404")
+    assert connections(server) == 64
+    for _ in range(20):
+        assert (await whole_answer(server.port, chat("m"))).startswith(b"HTTP/1.1 200")
+    assert (await opened[0][0].read()).startswith(b"date: ")
+    for _, writer in opened:
+        writer.transport.abort()
+
+
 async def test_one_client_cannot_hold_every_connection_with_requests(few_connections: Running) -> None:
     server = few_connections
     opened = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(60)]
