@@ -9,7 +9,7 @@ from gateway.errors import DeadlineExceeded, GatewayError
 from gateway.generation import ChoiceFinished, Event, Finished, Started
 from gateway.lanes.unread import UnreadEvents, weight
 
-_MAX_BEHIND = 4096  # unread events at which `drain` waits: about 1 MB
+_MAX_BEHIND = 4096  # weight of the unread events at which `drain` waits: about 1 MB
 _FREED_AT_ONCE = 500  # events
 
 
@@ -44,7 +44,7 @@ class EventQueue:
         self._put(event)
 
     async def drain(self) -> None:
-        while self._queue.qsize() >= _MAX_BEHIND:
+        while self.unread >= _MAX_BEHIND:
             self._has_space.clear()
             await self._has_space.wait()
 

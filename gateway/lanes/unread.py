@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from gateway.generation import Started, TextDelta
+from gateway.generation import ReasoningDelta, Started, TextDelta, TokenLogprob, ToolCallDelta
 
 MAX_UNREAD = 1_000_000  # about 100 MB
+_COUNTED_TEXT = 100  # characters
 
 
 class Reader(Protocol):
@@ -45,11 +46,14 @@ class UnreadEvents:
 
 
 def weight(event: object) -> int:
-    """What an event counts."""
+    """What an event counts: one, each of its log-probabilities one more, and each 100 characters of its text."""
+    size, tokens = 1, tuple[TokenLogprob, ...]()
     if isinstance(event, TextDelta):
-        tokens = event.logprobs
+        size, tokens = 1 + len(event.text) // _COUNTED_TEXT, event.logprobs
+    elif isinstance(event, ReasoningDelta):
+        size = 1 + len(event.text) // _COUNTED_TEXT
+    elif isinstance(event, ToolCallDelta):
+        size = 1 + (len(event.arguments) + len(event.name or "")) // _COUNTED_TEXT
     elif isinstance(event, Started):
         tokens = event.prompt_logprobs
-    else:
-        return 1
-    return 1 + sum(1 + len(token.top) for token in tokens) if tokens else 1
+    return size + sum(1 + len(token.top) for token in tokens) if tokens else size

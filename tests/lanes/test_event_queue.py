@@ -24,13 +24,15 @@ async def test_emit_never_waits_and_keeps_order() -> None:
     assert await events.get() is FINISHED
 
 
+@pytest.mark.parametrize(("text", "count"), [("x", _MAX_BEHIND), ("x" * 99_900, 5)])
 @in_virtual_time
-async def test_drain_waits_while_reader_is_behind() -> None:
+async def test_drain_waits_while_reader_is_behind(text: str, count: int) -> None:
+    """In events, or in characters."""
     events = EventQueue()
-    for _ in range(_MAX_BEHIND - 1):
-        events(TextDelta("x"))
+    for _ in range(count - 1):
+        events(TextDelta(text))
     await events.drain()
-    events(TextDelta("x"))
+    events(TextDelta(text))
     draining = asyncio.ensure_future(events.drain())
     await asyncio.sleep(1)
     assert not draining.done()

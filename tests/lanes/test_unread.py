@@ -8,18 +8,27 @@ import gc
 import pytest
 
 from gateway.errors import DeadlineExceeded
-from gateway.generation import Started, TextDelta, TokenLogprob
+from gateway.generation import ReasoningDelta, Started, TextDelta, TokenLogprob, ToolCallDelta
 from gateway.lanes.event_queue import EventQueue
 from gateway.lanes.unread import UnreadEvents, weight
 
 TOP = tuple(TokenLogprob("a", (97,), -1.0) for _ in range(20))
 SCORED = TextDelta("a", logprobs=(TokenLogprob("a", (97,), -1.0, TOP),))
 
+CALL = ("arguments", "name")
+
 
 def test_each_log_probability_counts() -> None:
     assert weight(TextDelta("a")) == 1
     assert weight(SCORED) == 1 + 21
     assert weight(Started(prompt_tokens=1, prompt_logprobs=SCORED.logprobs)) == 1 + 21
+
+
+@pytest.mark.parametrize("text", ["", "x" * 99, "x" * 100_000])
+def test_long_text_counts_by_its_length(text: str) -> None:
+    for event in (TextDelta(text), ReasoningDelta(text), *(ToolCallDelta(index=0, **{key: text}) for key in CALL)):
+        assert weight(event) == 1 + len(text) // 100
+    assert weight(TextDelta(text, logprobs=SCORED.logprobs)) == 1 + 21 + len(text) // 100
 
 
 def test_garbage_collector_skips_unread_log_probabilities() -> None:
