@@ -82,7 +82,7 @@ class _OwnerStore:
 
     def __init__(self) -> None:
         self.responses: OrderedDict[str, Stored] = OrderedDict()
-        self._index: dict[str, ConversationItem] = {}
+        self._index: dict[str, dict[ConversationItem, None]] = {}  # the items with an id, the last one stored last
         self._items = self._bytes = 0
 
     @property
@@ -99,7 +99,9 @@ class _OwnerStore:
         for item in stored.items:
             item.responses += 1
             if item.item.id:
-                self._index[item.item.id] = item
+                same_id = self._index.setdefault(item.item.id, {})
+                same_id.pop(item, None)
+                same_id[item] = None
 
     def remove(self, id: str) -> None:
         stored = self.responses.pop(id)
@@ -107,11 +109,13 @@ class _OwnerStore:
         self._bytes -= stored.size_bytes
         for item in stored.items:
             item.responses -= 1
-            if not item.responses and item.item.id and self._index.get(item.item.id) is item:
-                del self._index[item.item.id]
+            if not item.responses and item.item.id:
+                del self._index[item.item.id][item]
+                if not self._index[item.item.id]:
+                    del self._index[item.item.id]
 
     def item(self, id: str) -> ConversationItem | None:
-        return self._index.get(id)
+        return next(reversed(self._index.get(id, {})), None)
 
 
 def _without_logprobs(items: Iterable[OutputItem]) -> list[OutputItem]:

@@ -72,13 +72,19 @@ def test_item_is_found_while_a_response_has_it() -> None:
     assert store.item("me", "item_1") is None
 
 
-def test_item_with_the_id_of_another_is_found_only_while_it_is_stored() -> None:
+def test_last_stored_item_of_several_with_one_id_is_found_while_it_is_stored() -> None:
     store = ResponseStore()
     first, second = item("first", "item_1"), item("second", "item_1")
-    store.put("me", response_with_id("resp_a"), (first,))
-    store.put("me", response_with_id("resp_b"), (second,))
-    assert store.item("me", "item_1") is second
+    for name, each in (("a", first), ("b", second), ("c", first), ("d", second)):
+        store.put("me", response_with_id(f"resp_{name}"), (each,))
+        assert store.item("me", "item_1") is each
     store.delete("me", "resp_b")
+    assert store.item("me", "item_1") is second
+    store.delete("me", "resp_d")
+    assert store.item("me", "item_1") is first
+    store.delete("me", "resp_a")
+    assert store.item("me", "item_1") is first
+    store.delete("me", "resp_c")
     assert store.item("me", "item_1") is None
 
 
