@@ -10,9 +10,9 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -107,28 +107,35 @@ def header(response: httpcore.Response, name: str) -> str:
     return b",".join(values).decode("latin-1").strip().lower()
 
 
-async def pieces(response: httpcore.Response, max_bytes: int) -> AsyncIterator[bytes]:
+async def pieces(response: httpcore.Response, max_bytes: int) -> AsyncGenerator[bytes, None]:
     """The body as it comes. Raises AnswerTooLarge after `max_bytes`, counted with the framing of HTTP."""
     response.extensions["network_stream"].left = max_bytes
     count = 0
-    async for piece in response.aiter_stream():
-        yield piece
-        count += 1
-        if count % _SEPARATE == 0:
-            await asyncio.sleep(0)
+    async with _body_of(response) as body:
+        async for piece in body:
+            yield piece
+            count += 1
+            if count % _SEPARATE == 0:
+                await asyncio.sleep(0)
 
 
 async def start_of_body(response: httpcore.Response, max_bytes: int) -> bytes:
     """At most the first `max_bytes` of the body; what came until the connection broke."""
     found = bytearray()
     try:
-        async for piece in response.aiter_stream():
-            found += piece
-            if len(found) >= max_bytes:
-                break
+        async with _body_of(response) as body:
+            async for piece in body:
+                found += piece
+                if len(found) >= max_bytes:
+                    break
     except (httpcore.ProtocolError, httpcore.NetworkError, OSError):
         pass
     return bytes(found[:max_bytes])
+
+
+def _body_of(response: httpcore.Response) -> aclosing[AsyncGenerator[bytes, None]]:
+    """Closed at once by its reader, and not when the garbage collector finds it."""
+    return aclosing(cast(AsyncGenerator[bytes, None], response.aiter_stream()))
 
 
 class _BoundedStream(httpcore.AsyncNetworkStream):

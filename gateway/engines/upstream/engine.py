@@ -126,7 +126,7 @@ class UpstreamEngine:
             async with asyncio.timeout(self._model.watchdog_s):
                 response = await stack.enter_async_context(self._client.post(path, body, hops))
                 await self._check(response)
-            received = pieces(response, _ANSWER_BYTES + _TOKEN_BYTES * most)
+            received = await stack.enter_async_context(aclosing(pieces(response, _ANSWER_BYTES + _TOKEN_BYTES * most)))
             async with aclosing(self._data(received, parser)) as answer:
                 async for data in answer:
                     if data.startswith(b"[DONE]"):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager
+import re
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +115,30 @@ async def test_closed_stream_cancels_request_on_server(gateway: Running) -> None
         async with asyncio.timeout(60):
             while any(lane.running for lane in gateway.app.state.router.status()):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("model", ["paris", "endless", "narrow", "breaks"])
+async def test_no_generator_is_left_to_the_garbage_collector(gateway: Running, model: str) -> None:
+    """httpcore leaves the inner ones of its own, which only wrap each other."""
+    dropped: list[str] = []
+    finalize = sys.get_asyncgen_hooks().finalizer
+    assert finalize is not None
+
+    def note(generator: AsyncGenerator[Any, None]) -> None:
+        dropped.append(generator.__qualname__)
+        finalize(generator)
+
+    sys.set_asyncgen_hooks(finalizer=note)
+    async with engine_of(f"{gateway.url}/v1", upstream_model=model) as engine:
+        with suppress(GatewayError):
+            async with aclosing(event_stream(engine, request(max_tokens=20))) as events:
+                async for event in events:
+                    if isinstance(event, TextDelta):
+                        break
+        with suppress(GatewayError):
+            await events_of(engine, request(max_tokens=20))
+    gc.collect()
+    assert not {name for name in dropped if not re.match(r"(AsyncHTTP11Connection|HTTP11\w+|PoolByteStream)\.", name)}
 
 
 @pytest.mark.parametrize(
