@@ -13,6 +13,16 @@ from typing import Any
 from gateway.config.tables import BreakerConfig, UpstreamModel
 from tests.support.server import PATIENCE_S, Running, config_of, serving, wait_until
 
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+#: path -> body, for every API that generates
+ENDPOINTS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {**CHAT, "tools": TOOLS, "logprobs": True, "top_logprobs": 2},
+    "/v1/completions": {"prompt": "Hi", "logprobs": 2},
+    "/v1/responses": {"input": "Hi", "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}]},
+    "/v1/messages": {**CHAT, "max_tokens": 9, "tools": [{"name": "f", "input_schema": {"type": "object"}}]},
+    "/api/chat": {**CHAT, "tools": TOOLS},
+}
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 
 Behave = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -14,6 +14,8 @@ import pytest
 
 from gateway.config.tables import BreakerConfig
 from tests.support.hostile import (
+    CHAT,
+    ENDPOINTS,
     HEAD,
     ErrorLog,
     Hostile,
@@ -26,24 +28,8 @@ from tests.support.hostile import (
 )
 from tests.support.server import Running
 
-CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
-TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
-#: path -> body, for every API that generates
-ENDPOINTS: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": {**CHAT, "tools": TOOLS, "logprobs": True, "top_logprobs": 2},
-    "/v1/completions": {"prompt": "Hi", "logprobs": 2},
-    "/v1/responses": {"input": "Hi", "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}]},
-    "/v1/messages": {**CHAT, "max_tokens": 9, "tools": [{"name": "f", "input_schema": {"type": "object"}}]},
-    "/api/chat": {**CHAT, "tools": TOOLS},
-}
 CHUNKED = HEAD.replace(b"\r\n\r\n", b"\r\ntransfer-encoding: chunked\r\n\r\n")
 BOMB = gzip.compress(b"data: " + b"x" * 50_000_000, 9)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Hostile]:
-    with hostile() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -11,24 +11,21 @@ from typing import Any
 import pytest
 
 from gateway.config.tables import BreakerConfig, UpstreamModel
-from tests.support.hostile import Behave, Hostile, chunk, gateway_before, hostile, post, stream, text_of
+from tests.support.hostile import (
+    CHAT,
+    ENDPOINTS,
+    Behave,
+    Hostile,
+    chunk,
+    gateway_before,
+    hostile,
+    post,
+    stream,
+    text_of,
+)
 from tests.support.server import Running, config_of, scripted, serving
 
 KEY = "sk-upstream-secret-0123456789"
-CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
-ENDPOINTS: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": CHAT,
-    "/v1/completions": {"prompt": "Hi"},
-    "/v1/responses": {"input": "Hi"},
-    "/v1/messages": {**CHAT, "max_tokens": 9},
-    "/api/chat": CHAT,
-}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Hostile]:
-    with hostile() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
