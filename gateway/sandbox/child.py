@@ -1,8 +1,10 @@
 """The child's side of a `Sandbox`. It runs as a script, not as a module of the package.
 
-Frames on stdin: a length (4 bytes, little-endian), then that number of bytes. Frames on stdout: a length, the processor
-seconds of the process so far (8 bytes), then the bytes. The first frame on stdout is the process id. The first frame on
-stdin is the `Start`, as JSON; its reply is the reply of the task's setup.
+Frames on stdin: a length (4 bytes, little-endian), then that number of bytes. Frames on stdout: the byte TAKEN, then a
+length, the processor seconds of the process so far (8 bytes), and the bytes. TAKEN is sent when the length of the
+request has been read, so if the process ends, the parent knows whether it had begun with the request. The first frame
+on stdout is the process id. The first frame on stdin is the `Start`, as JSON; its reply is the reply of the task's
+setup.
 
 The process ends when stdin closes. If the parent is killed during a task, the limit of processor time ends the process
 (POSIX), or the job (Windows).
@@ -22,6 +24,7 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 REQUEST = struct.Struct("<I")
+TAKEN = b"\x01"  # the first byte of a reply
 REPLY = struct.Struct("<Id")
 
 BACKGROUND = 10  # the nice value: a tenth of the processor time of a process that competes
@@ -52,8 +55,9 @@ def _in_thread(work: Callable[..., None], *arguments: object) -> None:
 
 
 def _set_up(requests: BinaryIO, replies: BinaryIO) -> None:
+    replies.write(TAKEN)
     _send(replies, str(os.getpid()).encode())
-    if (first := _receive(requests)) is None:
+    if (first := _receive(requests, replies)) is None:
         return
     start = json.loads(first)
     sys.path[:] = start["path"]
@@ -67,15 +71,17 @@ def _set_up(requests: BinaryIO, replies: BinaryIO) -> None:
 
 
 def _serve(requests: BinaryIO, replies: BinaryIO, handle: Handler, cpu_s: float) -> None:
-    while (request := _receive(requests)) is not None:
+    while (request := _receive(requests, replies)) is not None:
         _limit_cpu(cpu_s)
         _send(replies, handle(request))
 
 
-def _receive(requests: BinaryIO) -> bytes | None:
+def _receive(requests: BinaryIO, replies: BinaryIO) -> bytes | None:
     header = requests.read(REQUEST.size)
     if len(header) < REQUEST.size:
         return None
+    replies.write(TAKEN)
+    replies.flush()
     (size,) = REQUEST.unpack(header)
     body = requests.read(size)
     return body if len(body) == size else None

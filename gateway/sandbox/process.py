@@ -2,7 +2,9 @@
 
 For work on untrusted input whose cost has no bound: grammars, chat templates, texts to tokenize. The process stays
 between requests, so an ordinary request costs one message each way. A request that exceeds a limit costs the process,
-and the next request gets a new one, which starts at once.
+and the next request gets a new one, which starts at once. Something else can kill the process while it is idle, as
+systems do when memory is short. The next request does not fail for it: the child reports when it begins with a request,
+and one that it had not begun with is sent once more, to a new process. One that may have ended its process is not.
 
     sandbox = Sandbox("gateway.prompts.encoder:open_task", lambda: {"model": "..."}, Limits(...))
     sandbox.start()
@@ -27,12 +29,13 @@ from typing import NamedTuple
 
 import psutil
 
-from gateway.sandbox.child import REPLY, REQUEST
+from gateway.sandbox.child import REPLY, REQUEST, TAKEN
 from gateway.sandbox.windows_job import confine
 
 _SCRIPT = Path(__file__).with_name("child.py")
 _READER_S = 1.0  # for the thread of a process that has ended
 _LOOK_S = 0.05  # a request that takes longer is watched
+_HEADER_BYTES = len(TAKEN) + REPLY.size
 _CLOSED = "it is closed"
 _NO_WINDOW = getattr(subprocess, "CREATE_NO_WINDOW", 0)  # only Windows has it
 _BELOW_NORMAL = getattr(subprocess, "BELOW_NORMAL_PRIORITY_CLASS", 0)  # child.py does it on other systems
@@ -61,9 +64,17 @@ class SandboxUnavailable(Exception):
     """The process cannot be started, its setup ended it, or it was closed."""
 
 
+class _NotTaken(SandboxUnavailable):
+    """The process has ended, and had not begun with the request."""
+
+
 class _Reply(NamedTuple):
     body: bytes
     cpu_s: float  # of the process, since it started
+
+
+class _End(NamedTuple):
+    was_taken: bool  # the process had begun with a request
 
 
 class Sandbox:
@@ -80,7 +91,8 @@ class Sandbox:
     def __init__(self, task: str, setup: Callable[[], object], limits: Limits, *, is_background: bool = False) -> None:
         self._task, self._setup, self._limits = task, setup, limits
         self._is_background = is_background
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # for one request
+        self._starting = threading.Lock()  # `close` does not miss a process that is being started
         self._child: _Child | None = None
         self._is_closed = False
 
@@ -95,7 +107,6 @@ class Sandbox:
         Raises SandboxUnavailable.
         """
         with self._lock:
-            self._is_closed = False
             return self._ready().first
 
     def request(self, message: bytes, limits: Limits | None = None) -> bytes:
@@ -104,21 +115,17 @@ class Sandbox:
         Raises SandboxLimit for a request that exceeds a limit, and SandboxUnavailable.
         """
         with self._lock:
-            child = self._ready()
             try:
-                return child.exchange(message, limits or self._limits)
-            except SandboxLimit:
-                if self._is_closed:
-                    raise SandboxUnavailable(_CLOSED) from None
-                child.close()
-                self._restart()
-                raise
+                return self._exchange(message, limits or self._limits)
+            except _NotTaken:
+                return self._exchange(message, limits or self._limits)
 
     def close(self) -> None:
-        """End the process, also during a request. The next `start` starts another."""
+        """End the process for good, also during a request. No process is left when this returns."""
         self._is_closed = True
-        if self._child is not None:
-            self._child.close()
+        with self._starting:
+            if self._child is not None:
+                self._child.close()
 
     def end(self) -> None:
         """End the process, after the request that runs. The next request starts another."""
@@ -127,26 +134,34 @@ class Sandbox:
                 self._child.close()
                 self._child = None
 
+    def _exchange(self, message: bytes, limits: Limits) -> bytes:
+        child = self._ready()
+        try:
+            return child.exchange(message, limits)
+        except (SandboxLimit, _NotTaken):
+            self._require_open()
+            child.close()
+            with suppress(SandboxUnavailable):  # the next request tries again
+                self._spawn()
+            raise
+
     def _ready(self) -> _Child:
         """A process that has been set up."""
-        if self._is_closed:
-            raise SandboxUnavailable(_CLOSED)
-        if self._child is None or self._child.is_over:  # something else may have killed it
-            self._child = self._spawn()
+        self._require_open()
+        child = self._child
+        if child is None or child.is_over:  # something else may have killed it
+            child = self._spawn()
         try:
-            self._child.wait_for_setup(self._limits)
-        except SandboxLimit as error:
-            self._child.close()
+            child.wait_for_setup(self._limits)
+        except (SandboxLimit, _NotTaken) as error:
+            self._require_open()
+            child.close()
             raise SandboxUnavailable(f"its start failed: it {error}") from None
-        return self._child
+        return child
 
-    def _restart(self) -> None:
-        with suppress(SandboxUnavailable):  # the next request tries again
-            self._child = None
-            if not self._is_closed:
-                self._child = self._spawn()
-        if self._is_closed and self._child is not None:  # closed in this moment
-            self._child.close()
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise SandboxUnavailable(_CLOSED) from None
 
     def _spawn(self) -> _Child:
         start = {
@@ -158,22 +173,26 @@ class Sandbox:
             "start_cpu_s": self._limits.start_cpu_s,
         }
         try:
-            return _Child(json.dumps(start).encode(), self._limits.address_bytes, self._is_background)
+            with self._starting:
+                self._require_open()
+                child = self._child = _Child(self._limits.address_bytes, self._is_background)
         except (OSError, RuntimeError, MemoryError) as error:  # the system gives no process, thread or memory
             raise SandboxUnavailable(f"it cannot be started: {getattr(error, 'strerror', None) or error}") from None
+        child.send(json.dumps(start).encode())
+        return child
 
 
 class _Child:
     """One process, and the thread that reads its replies."""
 
-    def __init__(self, start: bytes, address_bytes: int, is_background: bool) -> None:
+    def __init__(self, address_bytes: int, is_background: bool) -> None:
         self.first = b""  # the reply of the setup
         self.pid: int | None = None
-        self._is_closed = False
+        self._is_over = False
         self._is_set_up = False
         self._address_bytes = address_bytes
         self._cpu_s = 0.0  # at the last reply
-        self._replies: SimpleQueue[_Reply | None] = SimpleQueue()
+        self._replies: SimpleQueue[_Reply | _End] = SimpleQueue()
         self._leave_job: Callable[[], None] = lambda: None
         # -P: do not import this folder's modules in place of others with the same name
         self._process = subprocess.Popen(
@@ -191,11 +210,11 @@ class _Child:
             self._process.kill()
             self._process.communicate()
             raise
-        self._send(start)
 
     @property
     def is_over(self) -> bool:
-        return self._is_closed or self._process.poll() is not None
+        """Not only `poll`: it returns None while the reader waits for the process."""
+        return self._is_over or self._process.poll() is not None
 
     def wait_for_setup(self, limits: Limits) -> None:
         """Raises SandboxLimit if the setup exceeds a limit."""
@@ -204,19 +223,19 @@ class _Child:
             self._is_set_up = True
 
     def exchange(self, message: bytes, limits: Limits) -> bytes:
-        """Send a request and wait for its reply. Raises SandboxLimit."""
+        """Send a request and wait for its reply. Raises SandboxLimit, _NotTaken."""
         self._began_at = time.monotonic()
-        self._send(message)
+        self.send(message)
         return self._wait(limits)
 
     def close(self) -> None:
         """Kill the process. Returns when it is gone."""
-        self._is_closed = True
+        self._is_over = True
         self._process.kill()
         self._process.wait()
         self._reader.join(_READER_S)
 
-    def _send(self, message: bytes) -> None:
+    def send(self, message: bytes) -> None:
         assert self._process.stdin is not None
         with suppress(OSError, ValueError):  # the process is gone: the reader reports it
             self._process.stdin.write(REQUEST.pack(len(message)))
@@ -230,7 +249,9 @@ class _Child:
             except Empty:
                 self._check(limits)
                 continue
-            if reply is None:
+            if isinstance(reply, _End):
+                if not reply.was_taken:
+                    raise _NotTaken("ended before the request")
                 raise SandboxLimit(f"ended the process, or took more than {limits.address_bytes >> 20} MiB")
             self._cpu_s = reply.cpu_s
             return reply.body
@@ -254,11 +275,11 @@ class _Child:
             return 0.0, 0  # it has just ended
 
     def _read(self) -> None:
-        """Queue the replies, then a None when the process has ended."""
+        """Queue the replies, then an _End when the process has ended."""
         pipe = self._process.stdout
         assert pipe is not None
-        while len(header := pipe.read(REPLY.size)) == REPLY.size:
-            size, cpu_s = REPLY.unpack(header)
+        while len(header := pipe.read(_HEADER_BYTES)) == _HEADER_BYTES:
+            size, cpu_s = REPLY.unpack_from(header, len(TAKEN))
             body = pipe.read(size) if size <= _MAX_REPLY else b""
             if len(body) != size:
                 break
@@ -267,9 +288,10 @@ class _Child:
                 self._leave_job = confine(self.pid, self._address_bytes)
             else:
                 self._replies.put(_Reply(body, cpu_s))
+        self._is_over = True
         self._process.kill()
         self._process.wait()
-        self._replies.put(None)
+        self._replies.put(_End(was_taken=bool(header)))
         self._leave_job()
         for stream in (pipe, self._process.stdin):
             with suppress(OSError, ValueError):  # a request that was not sent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -154,6 +155,31 @@ def test_killed_process_is_replaced(make: Callable[..., Sandbox]) -> None:
     assert sandbox.request(b"a") == b"a"
 
 
+def test_request_is_sent_again_if_its_process_was_killed_before_it_began(make: Callable[..., Sandbox]) -> None:
+    """The process is killed between the write of the message and its read, so no look at the process can show it."""
+    sandbox = make()
+    sandbox.start()
+    child, process = sandbox._child, psutil.Process(sandbox.pid)
+    assert child is not None
+    process.suspend()
+    eventually(lambda: process.status() == psutil.STATUS_STOPPED)
+    send = child.send
+    child.send = lambda message: (send(message), process.kill())  # type: ignore[method-assign, assignment, return-value]
+    assert sandbox.request(b"a") == b"a"
+    assert sandbox._child is not child
+
+
+def test_request_that_ends_its_process_is_sent_once() -> None:
+    processes = itertools.count()
+    sandbox = Sandbox(TASK, lambda: next(processes), LIMITS)
+    try:
+        with pytest.raises(SandboxLimit, match="ended the process"):
+            sandbox.request(b"exit")
+        assert sandbox.start() == b"ready 1"  # the second process
+    finally:
+        sandbox.close()
+
+
 def test_close_ends_a_running_request(make: Callable[..., Sandbox]) -> None:
     sandbox = make()
     sandbox.start()
@@ -172,9 +198,9 @@ def test_close_ends_a_running_request(make: Callable[..., Sandbox]) -> None:
     thread.join(PATIENCE_S)
     assert [type(error) for error in errors] == [SandboxUnavailable]
     assert not is_running(sandbox.pid)
-    with pytest.raises(SandboxUnavailable, match="it is closed"):
-        sandbox.request(b"a")
-    assert sandbox.start() == b"ready x"
+    for use in (sandbox.start, lambda: sandbox.request(b"a")):
+        with pytest.raises(SandboxUnavailable, match="it is closed"):
+            use()
 
 
 def test_child_imports_little(make: Callable[..., Sandbox]) -> None:

@@ -131,26 +131,8 @@ class SlowDecoder(Wrapped):
         return self._decoder.step(caches, ids)
 
 
-class StarvedDecoder(Wrapped):
-    """A call for a prompt of more than 16 tokens allocates 64 MiB, and has 8 MiB. Other calls have no limit."""
-
-    def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
-        if len(ids) <= 16:
-            return self._decoder.prefill(cache, ids)
-        _limit_memory(128 << 20)
-        try:
-            assert len(bytearray(64 << 20))
-            return self._decoder.prefill(cache, ids)
-        finally:
-            _limit_memory(None)
-
-
 def takes_20_ms_per_step(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
     _serve_through(SlowDecoder, connection, spec, activity)
-
-
-def has_no_memory_for_long_prompts(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
-    _serve_through(StarvedDecoder, connection, spec, activity)
 
 
 def faulty(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
@@ -168,18 +150,13 @@ def _serve_through(wrapper: type[Wrapped], connection: Connection, spec: WorkerS
     worker.worker_main(connection, spec, activity)
 
 
-def has_no_memory_to_load(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
-    """The real worker with 128 MiB above the interpreter and the libraries: for its threads, not for the weights."""
-    _limit_memory(128 << 20)
-    worker.worker_main(connection, spec, activity)
-
-
-def _limit_memory(spare: int | None) -> None:
-    """Permit this process to allocate `spare` more bytes. None: no limit."""
+def has_one_gigabyte(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
+    """The real worker with a gigabyte above the interpreter and the libraries."""
     import resource  # not on Windows
 
-    limit = resource.RLIM_INFINITY if spare is None else psutil.Process().memory_info().vms + spare
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    limit = psutil.Process().memory_info().vms + (1 << 30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    worker.worker_main(connection, spec, activity)
 
 
 def dies_at_once(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:

@@ -92,7 +92,7 @@ class GrammarCompiler:
 
     def rest(self) -> None:
         """End the process for slow grammars. The next one starts another."""
-        self._patient.close()
+        self._patient.end()
 
     def close(self) -> None:
         """End the processes and the mask thread. Compiled grammars cannot be used any more."""

@@ -13,6 +13,7 @@ import pytest
 from tests.support import workers
 from tests.support.log_lines import log_lines
 from tests.support.server import Running, config_of, serving
+from tests.system.faults.bundles import with_two_gigabytes
 from tests.system.faults.client import OTHER, ask, engine_of, local_engine, wait_for_engine
 
 
@@ -24,9 +25,7 @@ def loader_log() -> Iterator[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def server(
-    loader_log: list[str], tiny: Path, smollm2: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Running]:
+def server(loader_log: list[str], tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     broken = tmp_path_factory.mktemp("broken")
     for name in ("missing", "truncated"):
         shutil.copytree(tiny, broken / name)
@@ -38,7 +37,9 @@ def server(
         "truncated": local_engine("truncated", broken / "truncated"),
     }
     if sys.platform != "win32":
-        engines["too_large"] = local_engine("too_large", smollm2, workers.has_no_memory_to_load)
+        engines["too_large"] = local_engine(
+            "too_large", with_two_gigabytes(tiny, broken / "too_large"), workers.has_one_gigabyte
+        )
     with serving(config_of({name: engine._model for name, engine in engines.items()}), engines) as running:
         yield running
 
@@ -63,7 +64,7 @@ NO_SETRLIMIT = pytest.mark.skipif(sys.platform == "win32", reason="a process's m
         ("truncated", "truncated: model.onnx.data is truncated: "),
         pytest.param(
             "too_large",
-            "smollm2-135m/model.onnx cannot be loaded: The machine has no memory left for this model",
+            "too_large/model.onnx cannot be loaded: The machine has no memory left for this model",
             marks=NO_SETRLIMIT,
         ),
     ],

@@ -18,6 +18,7 @@ from gateway.config.tables import BreakerConfig
 from tests.support import workers
 from tests.support.manual_clock import ManualClock
 from tests.support.server import PATIENCE_S, Running, config_of, serving, wait_until
+from tests.system.faults.bundles import STARVE, starved_by_a_token
 from tests.system.faults.client import (
     OTHER,
     PROMPT,
@@ -38,15 +39,16 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture(scope="module")
-def server(clock: ManualClock, tiny: Path, long_tiny: Path) -> Iterator[Running]:
+def server(
+    clock: ManualClock, tiny: Path, long_tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
     engines = {
         OTHER: local_engine(OTHER, tiny),
         "killed": local_engine("killed", long_tiny, workers.takes_20_ms_per_step),
         "hangs": local_engine("hangs", tiny, workers.faulty, watchdog_s=WATCHDOG_S, clock=clock),
         "fails": local_engine("fails", tiny, workers.fails_every_call),
+        "starves": local_engine("starves", starved_by_a_token(tiny, tmp_path_factory.mktemp("bundle") / "starves")),
     }
-    if sys.platform != "win32":
-        engines["starves"] = local_engine("starves", tiny, workers.has_no_memory_for_long_prompts)
     with serving(config_of({name: engine._model for name, engine in engines.items()}), engines) as running:
         yield running
 
@@ -117,11 +119,9 @@ def test_worker_whose_calls_all_fail_is_restarted(server: Running, caplog: pytes
     assert ask(server, OTHER, max_tokens=8).error == {}
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a process's memory is limited with setrlimit")
 def test_worker_without_memory_for_a_call_is_restarted(server: Running, caplog: pytest.LogCaptureFixture) -> None:
-    long = [40 + i % 100 for i in range(300)]
     assert ask(server, "starves", PROMPT[:4], max_tokens=2).error == {}
-    ending = ask(server, "starves", long, max_tokens=2, stream=False)
+    ending = ask(server, "starves", [40, STARVE], max_tokens=2, stream=False)
     assert (ending.status, ending.error["code"]) == (503, "engine_failed")
     assert ending.error["message"] == "The machine has no memory left for this model."
     wait_until_restarted(server, "starves")
