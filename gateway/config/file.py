@@ -37,6 +37,8 @@ from gateway.errors import ConfigError
 from gateway.qnn.options import check_options
 
 ENV_PREFIX = "NPU_GATEWAY_"
+#: A server that answers for all public model servers, with their paths (gateway/pull/sources.py).
+MODEL_SERVER_VARIABLE = ENV_PREFIX + "MODEL_SERVER"
 
 
 def load_config(
@@ -100,6 +102,15 @@ def data_folder(environ: Mapping[str, str], platform: str = sys.platform) -> Pat
     else:
         root = Path(environ.get("XDG_DATA_HOME") or home / ".local" / "share")
     return root / "npu-gateway"
+
+
+def cache_folder(environ: Mapping[str, str], platform: str = sys.platform) -> Path:
+    """The folder of this user's files that can be made again: what the model servers listed."""
+    if platform == "win32":
+        return data_folder(environ, platform) / "cache"
+    if platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "npu-gateway"
+    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "npu-gateway"
 
 
 def has_keys(file: Path) -> bool:
@@ -179,7 +190,8 @@ def _variables(models: Iterable[str]) -> dict[str, list[tuple[Table, str]]]:
     for name in models:
         tables[("models", name)] = ("engine", *engines_of_keys())
         tables[("models", name, "breaker")] = fields_of(BreakerConfig)
-    known: dict[str, list[tuple[Table, str]]] = {ENV_PREFIX + "CONFIG": [], API_KEY_VARIABLE: []}
+    read_elsewhere = (ENV_PREFIX + "CONFIG", API_KEY_VARIABLE, MODEL_SERVER_VARIABLE)
+    known: dict[str, list[tuple[Table, str]]] = {name: [] for name in read_elsewhere}
     for table, keys in tables.items():
         for key in keys:
             known.setdefault(ENV_PREFIX + "_".join(map(upper, (*table, key))), []).append((table, key))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config.file import data_folder, find_config, load_config
+from gateway.config.file import cache_folder, data_folder, find_config, load_config
 from gateway.config.hosts import is_loopback
 from gateway.config.tables import BreakerConfig, Config, GenieModel, LocalModel, ScriptedModel, UpstreamModel
 from gateway.dialects.choose import DIALECT_NAMES
@@ -379,3 +379,15 @@ def test_random_text_raises_config_error(tmp_path_factory: pytest.TempPathFactor
     file.write_text(text, encoding="utf-8", newline="")
     with pytest.raises(ConfigError):  # no random text names a model
         load_config(file, {})
+
+
+def test_model_server_variable_is_no_configuration_key(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(ONE_MODEL, encoding="utf-8")
+    load_config(file, {"NPU_GATEWAY_MODEL_SERVER": "http://127.0.0.1:1"})
+
+
+def test_cache_folder_is_of_the_user(tmp_path: Path) -> None:
+    assert cache_folder({"XDG_CACHE_HOME": str(tmp_path)}, "linux") == tmp_path / "npu-gateway"
+    assert cache_folder({"LOCALAPPDATA": str(tmp_path)}, "win32") == tmp_path / "npu-gateway" / "cache"
+    assert cache_folder({}, "darwin").parts[-3:] == ("Library", "Caches", "npu-gateway")
