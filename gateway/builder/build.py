@@ -20,7 +20,7 @@ from gateway.builder.sources.source import ModelSource
 from gateway.bundles.disk import folder_bytes, require_space, require_writable
 from gateway.bundles.hashes import CHECKED_FILE, HASHES_FILE, check_hashes, write_hashes
 from gateway.bundles.replace import new_folder
-from gateway.bundles.stamp import BUNDLE_FORMAT, CPU_TARGETS, STAMP_FILE, Activations, Stamp, read_stamp
+from gateway.bundles.stamp import BUNDLE_FORMAT, COPIED_FILE, CPU_TARGETS, STAMP_FILE, Activations, Stamp, read_stamp
 from gateway.child import Progress
 from gateway.errors import BundleError
 
@@ -85,6 +85,7 @@ def copy_bundle(source: Path, out: Path) -> Path:
             raise BundleError(f"{source.name} is damaged: {damages[0]}. Fetch it again.")
         if damages is None:
             write_hashes(folder)
+        (folder / COPIED_FILE).touch()
     return out
 
 

@@ -19,6 +19,7 @@ from gateway.errors import BundleError
 #: Increase this number when the builder's output for the same source changes. An older bundle is then built again.
 BUNDLE_FORMAT = 8
 STAMP_FILE = "bundle.json"
+COPIED_FILE = ".copied"  # empty; in a bundle that is a copy of its source: to copy it again would change nothing
 
 Activations = Literal["float", "int8"]
 #: activations -> the `target` in the stamp of a bundle for the CPU
@@ -84,7 +85,7 @@ def plan_bundle(model: BundleOptions, models_dir: Path, has_npu: Callable[[], bo
     """Find the folder of a local model's bundle and decide whether to build it.
 
     A bundle for the NPU has its own folder, `path`-npu. A bundle of another format, or for other activations on the
-    CPU, is built again if its source is known.
+    CPU, is built again if its source is known. A copy of a bundle stays as it is.
 
     Args:
         has_npu: True if the model will run on an NPU. Called only if a bundle for the NPU can be built.
@@ -109,7 +110,7 @@ def plan_bundle(model: BundleOptions, models_dir: Path, has_npu: Callable[[], bo
 def _is_outdated(folder: Path, activations: Activations, for_npu: bool) -> bool:
     """True also if the format is newer than `BUNDLE_FORMAT`: possibly this version cannot run it."""
     stamp = read_stamp(folder)
-    if stamp is None:
+    if stamp is None or (folder / COPIED_FILE).exists():
         return False
     has_other_activations = not for_npu and stamp.target in set(CPU_TARGETS.values()) - {CPU_TARGETS[activations]}
     return stamp.format != BUNDLE_FORMAT or has_other_activations

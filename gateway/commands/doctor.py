@@ -147,28 +147,29 @@ def models(config: Config) -> Iterator[Finding]:
 def damages(name: str, model: BundleModel) -> Iterator[Finding]:
     """Compare the files with their hashes. Files that were compared this week and did not change are not read."""
     from gateway.bundles.hashes import check_hashes, repair_advice
+    from gateway.commands.model_state import bundle_folders
     from gateway.config.tables import LocalModel
 
-    path = Path(model.path)
-    folder = path if path.is_dir() else path.parent
-    if found := check_hashes(folder, quick=True):
-        has_source = isinstance(model, LocalModel) and bool(model.source)
-        advice = repair_advice(name, found, folder=folder, has_source=has_source)
-        yield Finding("bad", f"files of {name}", f"{'; '.join(map(str, found))}. {advice}")
+    for folder in bundle_folders(model):
+        if found := check_hashes(folder, quick=True):
+            has_source = isinstance(model, LocalModel) and bool(model.source)
+            advice = repair_advice(name, found, folder=folder, has_source=has_source)
+            yield Finding("bad", f"files of {name}", f"{'; '.join(map(str, found))}. {advice}")
 
 
 def npu_graphs(name: str, model: LocalModel) -> Iterator[Finding]:
     """Load the model's graphs for the NPU, and report how many of their nodes run there."""
     from gateway.bundles.genai_config import read_genai_config
-    from gateway.bundles.stamp import npu_folder
+    from gateway.commands.model_state import bundle_folders
+    from gateway.qnn.detect import npu_for
     from gateway.worker.decoders.static.load_check import check_load
 
-    path, what = Path(model.path), f"model {name} on the NPU"
-    folders = [path] if read_genai_config(path).decoder.stages else []
-    if model.provider == "qnn" and npu_folder(path).is_dir():
-        folders.append(npu_folder(path))
-    for folder in folders:
+    what = f"model {name} on the NPU"
+    for folder in bundle_folders(model):
         try:
+            is_used = folder == Path(model.path) or npu_for(model.provider) is not None
+            if not is_used or not read_genai_config(folder).decoder.stages:
+                continue
             found = check_load(folder, model.provider, model.provider_options)
         except BundleError as error:
             yield Finding("bad", what, error.message)

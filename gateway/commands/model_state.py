@@ -8,7 +8,7 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from gateway.config.tables import GenieModel, LocalModel, ModelConfig, ScriptedModel, UpstreamModel
+from gateway.config.tables import BundleModel, GenieModel, LocalModel, ModelConfig, ScriptedModel, UpstreamModel
 from gateway.errors import BundleError
 
 
@@ -24,6 +24,25 @@ class ModelState(Struct, frozen=True, kw_only=True):
         return asdict(self)
 
 
+def bundle_folders(model: ModelConfig | BundleModel) -> list[Path]:
+    """The folders of a model's bundles that exist: for the CPU, and for the NPU. If none exists, the one for the CPU.
+
+    Empty if the engine has no files.
+    """
+    from gateway.bundles.replace import finish_replacement
+    from gateway.bundles.stamp import npu_folder
+
+    if not isinstance(model, BundleModel) or not model.path:
+        return []
+    path = Path(model.path)
+    if isinstance(model, GenieModel):
+        return [path.parent]
+    both = (path, npu_folder(path))
+    for folder in both:
+        finish_replacement(folder)
+    return [folder for folder in both if folder.is_dir()] or [path]
+
+
 def examine(model: ModelConfig) -> ModelState:
     """Check the files of a model, without a runtime."""
     match model:
@@ -33,17 +52,15 @@ def examine(model: ModelConfig) -> ModelState:
             return ModelState(state="scripted", detail=chip or "")
         case GenieModel(path=path):
             return _examine_genie(model, Path(path))
-        case LocalModel(path=path):
-            return _examine_bundle(model, Path(path))
+        case LocalModel():
+            return _examine_bundle(model, bundle_folders(model)[0])
 
 
 def _examine_bundle(model: LocalModel, path: Path) -> ModelState:
     from gateway.bundles.bundle import load_bundle
     from gateway.bundles.disk import folder_bytes
     from gateway.bundles.graph_files import check_graph_files
-    from gateway.bundles.replace import finish_replacement
 
-    finish_replacement(path)
     if not path.is_dir():
         plan = f"built from {model.source} at the first start" if model.source else f"no folder {path}, and no source"
         return ModelState(state="missing", detail=plan)

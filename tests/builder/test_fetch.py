@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from gateway.builder.fetch import ensure_bundle, make_bundle
 from gateway.bundles.bundle import load_bundle
-from gateway.bundles.hashes import CHECKED_FILE, check_hashes
-from gateway.bundles.stamp import BUNDLE_FORMAT, read_stamp
+from gateway.bundles.hashes import CHECKED_FILE, check_hashes, write_hashes
+from gateway.bundles.stamp import BUNDLE_FORMAT, COPIED_FILE, Stamp, read_stamp
 from gateway.config.tables import LocalModel
 from gateway.errors import BundleError
 from tests.support.hub import serve_hub
@@ -91,9 +91,34 @@ def test_foreign_bundle_is_used_unchanged(tiny: Path, tmp_path: Path) -> None:
 
 def test_source_that_is_a_bundle_is_copied(tiny: Path, tmp_path: Path) -> None:
     path = ensure_bundle(_model("copy", str(tiny)), tmp_path, Progress())
-    names, expected = ({file.name for file in each.iterdir()} - {CHECKED_FILE} for each in (path, tiny))
+    names, expected = ({file.name for file in each.iterdir()} - {CHECKED_FILE, COPIED_FILE} for each in (path, tiny))
     assert names == expected
     assert load_bundle(path).config == load_bundle(tiny).config
+
+
+@pytest.mark.parametrize(
+    "stamp", [{"format": BUNDLE_FORMAT - 1}, {"target": "cpu-float"}], ids=["older", "other-activations"]
+)
+def test_bundle_is_copied_once(tiny: Path, tmp_path: Path, stamp: dict[str, object]) -> None:
+    """A second copy would be the same. A bundle that is built there afterwards is built again when it is outdated."""
+    source = Path(shutil.copytree(tiny, tmp_path / "theirs"))
+
+    def change_stamp(folder: Path) -> None:
+        known = json.loads((folder / "bundle.json").read_bytes())
+        (folder / "bundle.json").write_text(json.dumps(known | stamp), encoding="utf-8")
+        write_hashes(folder)
+
+    change_stamp(source)
+    path = ensure_bundle(_model("copy", str(source)), tmp_path, Progress())
+    (path / "left over").write_bytes(b"")
+    assert ensure_bundle(_model("copy", str(source)), tmp_path, Progress()) == path
+    assert (path / "left over").exists() and read_stamp(path) == read_stamp(source)
+
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    make_bundle("tiny.gguf", path, base=tmp_path, progress=Progress())
+    change_stamp(path)
+    ensure_bundle(_model("copy", "tiny.gguf"), tmp_path, Progress())
+    assert read_stamp(path) == Stamp(format=BUNDLE_FORMAT, target="cpu", source="tiny.gguf")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway import cli
+from gateway.bundles.hashes import write_hashes
 from tests.support.processes import SCRIPTED
 
 
@@ -58,6 +59,35 @@ def test_bundle_without_hashes_is_recorded(bundle: Path, folder: Path, capsys: p
     assert code == 0 and line.startswith("m  ok  ")
     (bundle / "tokenizer.json").write_bytes(b"{}")
     assert check(folder, capsys, "m")[0] == 1
+
+
+def test_record_reports_what_it_cannot_record_and_goes_on(
+    bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (
+        '[models.later]\npath = "later"\nsource = "x.gguf"\n[models.full]\npath = "full"\n[models.m]\npath = "tiny"\n'
+    )
+    (folder / "config.toml").write_text(text, encoding="utf-8")
+    full = Path(shutil.copytree(bundle, bundle.with_name("full")))
+    (full / "hashes.json").unlink()
+    (full / "hashes.json").mkdir()
+    (bundle / "tokenizer.json").write_bytes(b"{}")
+    code, (later, failed, recorded) = check(folder, capsys, "--record")
+    assert code == 1
+    assert later.startswith("later  missing  ")
+    assert failed.startswith("full  not recorded  ") and "the hashes cannot be written: " in failed
+    assert recorded.startswith("m  ok  ")
+    assert check(folder, capsys, "m")[0] == 0
+
+
+def test_folder_with_hashes_of_compiled_graphs_only_is_unknown(
+    bundle: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (bundle / "hashes.json").unlink()
+    (bundle / "compiled" / "1.0-graph").mkdir(parents=True)
+    write_hashes(bundle / "compiled" / "1.0-graph")
+    code, (line,) = check(folder, capsys, "m")
+    assert code == 0 and line.startswith("m  unknown  no hashes; ")
 
 
 def test_bundles_for_cpu_and_npu_are_both_checked(

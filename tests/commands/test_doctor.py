@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway.commands import doctor
+from gateway.config.file import load_config
 from tests.support.processes import SCRIPTED, gateway
 
 
@@ -46,6 +47,22 @@ def test_doctor_reports_truncated_file(folder: Path, tiny: Path) -> None:
     (folder / "config.toml").write_text('[models.tiny]\npath = "tiny"\n', encoding="utf-8")
     level, detail = findings(folder, 1)["model tiny"]
     assert level == "bad" and data.name in detail and "truncated" in detail
+
+
+@pytest.mark.parametrize("has_cpu", [True, False])
+def test_doctor_examines_bundle_for_the_npu(folder: Path, tiny: Path, has_cpu: bool) -> None:
+    """Also if it is the only one, as on a machine with an NPU."""
+    if has_cpu:
+        shutil.copytree(tiny, folder / "models" / "m")
+    npu = Path(shutil.copytree(tiny, folder / "models" / "m-npu"))
+    (folder / "config.toml").write_text('[models.m]\npath = "m"\nsource = "x.gguf"\n', encoding="utf-8")
+    (ready,) = doctor.models(load_config(folder / "config.toml"))
+    assert ready.level == "ok" and "context 512" in ready.detail
+    content = (npu / "tokenizer.json").read_bytes()
+    (npu / "tokenizer.json").write_bytes(content[:9] + b"#" + content[10:])
+    _, damaged = doctor.models(load_config(folder / "config.toml"))
+    assert damaged.level == "bad" and damaged.detail.startswith("tokenizer.json differs from its hash")
+    assert "Remove the folder m-npu and start the gateway" in damaged.detail
 
 
 def test_doctor_missing_bundle_without_source_is_bad(folder: Path) -> None:
