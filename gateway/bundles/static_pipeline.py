@@ -13,6 +13,10 @@ from msgspec import Struct
 from gateway.bundles.genai_config import GenaiConfig, SlidingWindow, Stage, read_genai_config
 from gateway.errors import BundleError
 
+#: Rows of a cache if the graphs leave the number open and the configuration sets none. The context length of these
+#: bundles is that of the original model, up to 131072, and all rows are allocated.
+_OPEN_ROWS = 4096
+
 
 class CacheTensor(Struct, frozen=True):
     """One tensor of the KV cache: its name as input, its name as output, and the axis of the rows."""
@@ -23,11 +27,15 @@ class CacheTensor(Struct, frozen=True):
 
 
 class Pipeline(Struct, frozen=True, kw_only=True):
-    """One pipeline: for windows of `window.window_size` tokens and for single steps, over a cache of fixed size."""
+    """One pipeline: for windows of `window.window_size` tokens and for single steps, over a cache of fixed size.
+
+    `open_rows`: the rows of the cache if the graphs leave their number open, as Olive's graphs do.
+    """
 
     folder: Path
     config: GenaiConfig
     window: SlidingWindow
+    open_rows: int
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -64,12 +72,15 @@ def runs_on_npu(stage: Stage) -> bool:
     return "qnn" in stage.session_options.providers
 
 
-def read_pipelines(folder: Path) -> list[Pipeline]:
+def read_pipelines(folder: Path, context_length: int = 0) -> list[Pipeline]:
     """The bundle's pipelines, shortest context first: one in its root folder, others in its folders `context-*`.
 
+    Args:
+        context_length: the configured rows of a cache whose graphs leave the number open; 0: the default.
     Raises BundleError.
     """
-    found = _shortest_first([folder, *(path.parent for path in folder.glob("context-*/genai_config.json"))])
+    inner = [path.parent for path in folder.glob("context-*/genai_config.json")]
+    found = _shortest_first([folder, *inner], context_length)
     if len({pipeline.window.window_size for pipeline in found}) != 1:
         raise BundleError(f"{folder.name}: its pipelines have windows of different widths. Build it again.")
     return found
@@ -83,12 +94,14 @@ def read_batch_pipelines(folder: Path) -> list[Pipeline]:
     return _shortest_first(path.parent for path in folder.glob("batch-*/genai_config.json"))
 
 
-def _shortest_first(folders: Iterable[Path]) -> list[Pipeline]:
-    return sorted(map(_read, folders), key=lambda pipeline: pipeline.config.context_length)
+def _shortest_first(folders: Iterable[Path], context_length: int = 0) -> list[Pipeline]:
+    found = [_read(folder, context_length) for folder in folders]
+    return sorted(found, key=lambda pipeline: pipeline.config.context_length)
 
 
-def _read(folder: Path) -> Pipeline:
+def _read(folder: Path, context_length: int) -> Pipeline:
     config = read_genai_config(folder)
     if not config.decoder.stages or config.decoder.sliding_window is None:
         raise BundleError(f"{folder.name}: genai_config.json describes no pipeline with a sliding window.")
-    return Pipeline(folder=folder, config=config, window=config.decoder.sliding_window)
+    rows = min(config.context_length, context_length or _OPEN_ROWS)
+    return Pipeline(folder=folder, config=config, window=config.decoder.sliding_window, open_rows=rows)

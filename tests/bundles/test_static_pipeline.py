@@ -67,3 +67,13 @@ def test_bundle_without_sliding_window_is_refused(tmp_path: Path) -> None:
     (folder / "genai_config.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(BundleError, match="no pipeline with a sliding window"):
         read_pipelines(folder)
+
+
+@pytest.mark.parametrize(
+    ("model_rows", "configured", "expected"), [(512, 0, 512), (32768, 0, 4096), (32768, 8192, 8192), (512, 8192, 512)]
+)
+def test_open_rows_are_those_of_configuration_or_4096(
+    tmp_path: Path, model_rows: int, configured: int, expected: int
+) -> None:
+    (pipeline,) = read_pipelines(write(tmp_path, context=model_rows), configured)
+    assert pipeline.open_rows == expected

@@ -19,7 +19,7 @@ from gateway.qnn.detect import try_detect_npu
 from gateway.qnn.device import NpuDevice
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.open import open_static_decoder
-from tests.support.npu import ai_hub_bundle, windows_ml_bundle
+from tests.support.npu import ai_hub_bundle, olive_bundle, windows_ml_bundle
 from tests.support.npu.genie_bundle import write_genie_bundle
 from tests.support.npu.htp_compile import compile_in_child, context_binaries
 from tests.support.npu.tiny_htp_decoder import TinyDecoder
@@ -137,6 +137,25 @@ def windows_ml_cpu_attention(npu: NpuDevice, tiny_model: ModelSource, tmp_path_f
     return windows_ml_bundle.write_bundle(
         tmp_path_factory.mktemp("windows_ml") / "cpu_attention", tiny_model, compiled="cpu_attention"
     )
+
+
+@pytest.fixture(scope="session")
+def olive_uncompiled(tiny_source: Path, tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("olive") / "plain"
+    return olive_bundle.write_bundle(folder, tiny_model, tiny_source, compiled="none")
+
+
+@pytest.fixture(scope="session", params=[olive_bundle.OLIVE, olive_bundle.FOUNDRY], ids=["olive", "foundry"])
+def olive_compiled(
+    npu: NpuDevice,
+    tiny_source: Path,
+    tiny_model: ModelSource,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Path:
+    """One for each generation of names."""
+    folder = tmp_path_factory.mktemp("olive") / "islands"
+    return olive_bundle.write_bundle(folder, tiny_model, tiny_source, compiled="islands", names=request.param)
 
 
 @pytest.fixture(scope="session")

@@ -55,13 +55,13 @@ def open_static_decoder(
         provider: `qnn`: the NPU, else the emulator. `auto`: the NPU, else the CPU.
         options: the user's provider options for the NPU.
         threads: threads of the CPU stages; 0: the default.
-        context_length: the fewest rows of a cache; 0: as many as the bundle has.
+        context_length: the fewest rows of a cache; 0: as many as the bundle has, or 4096 if it leaves that open.
         sequences: the most sequences at the same time. With 1, the graphs for batched steps are not loaded.
         progress: called with a description before a slow action.
     Raises BundleError when the bundle does not fit this machine, ConfigError for an unknown option, EngineFailed when
     the NPU computes wrongly.
     """
-    pipelines = _long_enough(read_pipelines(folder), context_length)
+    pipelines = _long_enough(read_pipelines(folder, context_length), context_length)
     batches = _long_enough(read_batch_pipelines(folder), context_length) if sequences > 1 else []
     stages = {pipeline.file(stage): stage for pipeline in (*pipelines, *batches) for stage in pipeline.stages}
     device = select_device(provider, options or {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,11 +46,10 @@ class LoadedStage:
         self.inputs = {value.name: value for value in session.get_inputs()}
         self.outputs = {value.name: value for value in session.get_outputs()}
 
-    @property
-    def is_fixed(self) -> bool:
-        """True if every dimension is a number. The NPU requires it."""
-        values = (*self.inputs.values(), *self.outputs.values())
-        return all(isinstance(size, int) for value in values for size in value.shape)
+    def variable_sizes(self) -> Iterator[tuple[str, int]]:
+        """The name and the axis of each dimension of an input or output that is not a number."""
+        for value in (*self.inputs.values(), *self.outputs.values()):
+            yield from ((value.name, axis) for axis, size in enumerate(value.shape) if not isinstance(size, int))
 
     def shape_of(self, name: str) -> Sequence[int | str] | None:
         """The shape of the output that other stages call `name`; None if there is no output of this name."""

@@ -154,9 +154,8 @@ def read_layout(pipeline: Pipeline, stages: Sequence[LoadedStage]) -> Layout:
     folder, cache = pipeline.folder.name, list(pipeline.cache_tensors())
     layout: dict[str, TensorLayout] = {}
     for stage in stages:
-        file = stage.stage.filename
-        if _is_bound(stage, cache) and not stage.is_fixed:
-            raise BundleError(f"{folder}: {file} has dimensions of variable size; the NPU needs fixed sizes.")
+        if _is_bound(stage, cache):
+            _check_sizes(pipeline, stage)
         for tensor in cache:
             if tensor.past in stage.inputs:
                 layout[tensor.past] = _tensor_layout(pipeline, stage, tensor)
@@ -167,12 +166,33 @@ def read_layout(pipeline: Pipeline, stages: Sequence[LoadedStage]) -> Layout:
     return layout
 
 
+def _check_sizes(pipeline: Pipeline, stage: LoadedStage) -> None:
+    """Raise BundleError for a variable size, except that of the rows of a cache that the graph writes in place."""
+    open_rows = {
+        (name, tensor.axis)
+        for tensor in pipeline.cache_tensors()
+        for name in (tensor.past, tensor.present)
+        if pipeline.in_place
+    }
+    for name, axis in stage.variable_sizes():
+        if (name, axis) not in open_rows:
+            raise BundleError(
+                f"{pipeline.folder.name}: {stage.stage.filename}: dimension {axis} of {name} has a variable size; the "
+                f"NPU needs fixed sizes. Export the model with a fixed batch size and prompt length."
+            )
+
+
+def _sizes(pipeline: Pipeline, shape: Sequence[int | str]) -> tuple[int, ...]:
+    """The shape of a cache tensor with numbers only."""
+    return tuple(size if isinstance(size, int) else pipeline.open_rows for size in shape)
+
+
 def _tensor_layout(pipeline: Pipeline, stage: LoadedStage, tensor: CacheTensor) -> TensorLayout:
     where = f"{pipeline.folder.name}: {stage.stage.filename}"
     if tensor.present not in stage.outputs:
         raise BundleError(f"{where} reads {tensor.past} but does not output {tensor.present}.")
     value = stage.inputs[tensor.past]
-    old, new = tuple(value.shape), tuple(stage.outputs[tensor.present].shape)
+    old, new = (_sizes(pipeline, shape) for shape in (value.shape, stage.outputs[tensor.present].shape))
     same = [
         a == b for axis, (a, b) in enumerate(zip(old, new, strict=False)) if axis != tensor.axis or pipeline.in_place
     ]
