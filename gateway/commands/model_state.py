@@ -29,6 +29,7 @@ def bundle_folders(model: ModelConfig | BundleModel) -> list[Path]:
 
     Empty if the engine has no files.
     """
+    from gateway.bundles.genie.config import bundle_folder
     from gateway.bundles.replace import finish_replacement
     from gateway.bundles.stamp import npu_folder
 
@@ -36,7 +37,7 @@ def bundle_folders(model: ModelConfig | BundleModel) -> list[Path]:
         return []
     path = Path(model.path)
     if isinstance(model, GenieModel):
-        return [path.parent]
+        return [bundle_folder(path)]
     both = (path, npu_folder(path))
     for folder in both:
         finish_replacement(folder)
@@ -73,10 +74,10 @@ def _examine_bundle(model: LocalModel, path: Path) -> ModelState:
 
 
 def _examine_genie(model: GenieModel, path: Path) -> ModelState:
-    from gateway.bundles.genie_config import load_genie_bundle
+    from gateway.bundles.genie.bundle import load_genie_bundle
 
-    if not path.is_file():
-        return ModelState(state="missing", detail=f"no file {path}")
+    if not path.exists():
+        return ModelState(state="missing", detail=f"no bundle {path}")
     try:
         bundle = load_genie_bundle(path, model.dialect)
     except BundleError as error:

@@ -140,7 +140,7 @@ def _model_mistakes(where: str, name: str, model: ModelConfig, config: Config) -
         case LocalModel(path=""):
             yield where, "needs path (the folder of the bundle) or source (from which the gateway builds it)"
         case GenieModel(path=""):
-            yield where, "needs path (the config.json of the bundle)"
+            yield where, "needs path (the folder of the bundle)"
         case UpstreamModel():
             yield from _upstream_mistakes(where, model)
         case ScriptedModel(script=script):

@@ -84,7 +84,7 @@ class ModelBase(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class BundleModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The keys of the engines that read a bundle from disk and run it in a worker process."""
 
-    path: str = ""  # the bundle's folder (genie: its config.json), relative to `models_dir`; "": the model's name
+    path: str = ""  # the bundle's folder (genie: or its configuration), relative to `models_dir`; "": the model's name
     dialect: str = ""  # "": by the chat template; else hermes, llama, mistral, ... (dialects/choose.py)
     context_length: Natural = 0  # 0: the value of the bundle; a smaller value needs less memory
     prefix_cache: bool = True  # keep the KV cache of finished sequences for requests with the same prefix
@@ -108,6 +108,8 @@ class LocalModel(BundleModel, frozen=True, forbid_unknown_fields=True, kw_only=T
 @with_model_keys("genie")
 class GenieModel(BundleModel, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`engine = "genie"`: a bundle for Qualcomm's Genie."""
+
+    poll: bool = False  # Genie waits for the NPU in a busy loop; bundles ask for it, and it makes them slower
 
 
 @with_model_keys("upstream")

@@ -21,13 +21,14 @@ Device = Literal["cpu", "npu", "emulated", "simulated", "remote"]
 class WorkerSpec(Struct, frozen=True, kw_only=True):
     """The configuration of a worker. Plain values, because a spawned process gets them by pickle."""
 
-    bundle: str  # path of the bundle's folder; genie: of its config.json
+    bundle: str  # path of the bundle's folder; genie: or of its configuration
     provider: Literal["auto", "cpu", "qnn"] = "auto"
     provider_options: dict[str, str] = field(default_factory=dict)
     threads: int = 0  # 0: one for each physical core, at most 8
     max_sequences: int = 4
     prefix_cache: bool = True
     context_length: int = 0  # 0: the bundle's own
+    poll: bool = False  # genie: wait for the NPU in a busy loop
 
 
 class Submit(Struct, frozen=True, tag=True, kw_only=True):

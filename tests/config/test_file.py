@@ -229,7 +229,7 @@ MISTAKES = [
         "[models.u] treads: unknown key; did you mean 'threads'? It means something only with engine = 'local'",
     ),
     ('[models.g]\nengine = "genie"\nsource = "x"\n', "[models.g] source: means something only with engine = 'local'"),
-    ('[models.g]\nengine = "genie"\n', "[models.g]: needs path (the config.json of the bundle)"),
+    ('[models.g]\nengine = "genie"\n', "[models.g]: needs path (the folder of the bundle)"),
     (
         ONE_MODEL + 'dialect = "mistrl"\n',
         f"[models.a] dialect: 'mistrl' is not one of {', '.join(DIALECT_NAMES)}; did you mean 'mistral'?",

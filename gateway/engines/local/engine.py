@@ -19,6 +19,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from gateway.bundles.bundle import load_bundle
+from gateway.bundles.genie.config import bundle_folder
 from gateway.common_prefix import common_prefix
 from gateway.config.tables import GenieModel, LocalModel
 from gateway.engines.base import Emit, EngineStatus, Plan, Prepared
@@ -82,7 +83,7 @@ class LocalEngine:
             on_lost=self._fail_all,
             clock=clock,
         )
-        folder = self._path.parent if isinstance(model, GenieModel) else self._path
+        folder = bundle_folder(self._path) if isinstance(model, GenieModel) else self._path
         has_source = isinstance(model, LocalModel) and bool(model.source)
         self._integrity = IntegrityCheck(name, folder, has_source, self._supervisor.discard)
         self.text_tools = LocalTextTools(self._ready_prompts)
@@ -262,5 +263,5 @@ def _spec(model: LocalModel | GenieModel, bundle: Path) -> WorkerSpec:
         context_length=model.context_length,
     )
     if isinstance(model, GenieModel):
-        return spec
+        return replace(spec, poll=model.poll)
     return replace(spec, provider=model.provider, provider_options=model.provider_options, threads=model.threads)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from gateway.bundles.genie_config import load_genie_bundle
+from gateway.bundles.genie.bundle import load_genie_bundle
 from gateway.config.tables import GenieModel
 from gateway.engines.base import EngineStatus
 from gateway.engines.local.engine import LocalEngine
@@ -28,7 +28,7 @@ from gateway.worker.entry import genie_worker
 class GenieEngine(LocalEngine):
     """A Genie bundle, run by a worker process, one request at a time. Implements Engine.
 
-    Args: see LocalEngine. `model.path` is the bundle's config.json.
+    Args: see LocalEngine. `model.path` is the bundle's folder or its configuration.
     """
 
     takes_turns = False

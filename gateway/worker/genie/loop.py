@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from queue import Empty
 
 from gateway.activity import Activity
-from gateway.bundles.genie_config import GenieBundle
+from gateway.bundles.genie.bundle import GenieBundle
 from gateway.common_prefix import common_prefix
 from gateway.errors import ContextLengthExceeded, EngineFailed, InvalidRequest
 from gateway.worker.failures import as_gateway_error, failed_frame
@@ -121,7 +121,8 @@ class GenieLoop:
 
     def warm_up(self) -> None:
         """Run one query. The first query prepares the network, which can take seconds."""
-        self._query([self._bundle.bos_id] * min(_WARM_UP_TOKENS, self._bundle.usable_context), 1, lambda ids: True)
+        token = self._bundle.end_ids[0] if self._bundle.bos_id is None else self._bundle.bos_id
+        self._query([token] * min(_WARM_UP_TOKENS, self._bundle.usable_context), 1, lambda ids: True)
         self._reset()
 
     def _next_frame(self) -> ToWorker:

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from gateway.activity import Activity
-from gateway.bundles.genie_config import GenieBundle, load_genie_bundle
+from gateway.bundles.genie.bundle import GenieBundle, load_genie_bundle
 from gateway.worker.frames import FromWorker, Loading, Ready, WorkerSpec
 from gateway.worker.genie.library import GenieDialog
 from gateway.worker.genie.loop import GenieLoop
@@ -21,7 +21,7 @@ from gateway.worker.pipe import receive, run_worker
 
 
 def genie_worker_main(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
-    """Load, warm up, send Ready, then answer until Shutdown. `spec.bundle` is the path of a config.json.
+    """Load, warm up, send Ready, then answer until Shutdown. `spec.bundle`: see `load_genie_bundle`.
 
     Sends Failed(id=None) when the load fails or the dialog cannot continue.
     """
@@ -33,7 +33,7 @@ def _serve(connection: Connection, spec: WorkerSpec, activity: Activity, emit: C
     mailbox = Mailbox()
     threading.Thread(target=receive, args=(connection, mailbox.deliver), daemon=True).start()
     emit(Loading("opening the model"))
-    bundle = load_genie_bundle(Path(spec.bundle))
+    bundle = load_genie_bundle(Path(spec.bundle), poll=spec.poll)
     with closing(GenieDialog(bundle.config, activity)) as dialog:
         loop = GenieLoop(dialog, bundle, mailbox, emit, prefix_cache=spec.prefix_cache, activity=activity)
         loaded = time.perf_counter()

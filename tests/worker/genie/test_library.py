@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.bundles.genie_config import load_genie_bundle
+from gateway.bundles.genie.bundle import load_genie_bundle
 from gateway.errors import BundleError
 from gateway.worker.genie.library import GenieDialog, PerformancePolicy, QueryEnd, SentenceCode
 from tests.support.child_call import call_in_child

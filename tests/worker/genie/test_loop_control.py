@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from gateway.bundles.genie_config import load_genie_bundle
+from gateway.bundles.genie.bundle import load_genie_bundle
 from gateway.errors import EngineFailed
 from gateway.worker.frames import Began, Cancel, Ended, Failed, FromWorker, Prefilled, Shutdown, Submit, Tokens
 from gateway.worker.genie.library import GenieDialog, PerformancePolicy, QueryEnd

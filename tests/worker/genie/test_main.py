@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pytest
 
 from gateway.worker.frames import Failed, Ready, Shutdown, Tokens
 from tests.support.child_call import TIMEOUT_S
-from tests.support.npu.genie_worker import HOT, IDS, GenieWorker, StartWorker
+from tests.support.npu.genie_layouts import LAYOUTS, Layout, write_layout
+from tests.support.npu.genie_worker import HOT, IDS, GenieWorker, Reference, StartWorker
+from tests.support.npu.htp_compile import context_binaries
 
 
 def test_ready_states_device_and_limits(start: StartWorker) -> None:
@@ -22,6 +26,47 @@ def test_ready_states_device_and_limits(start: StartWorker) -> None:
 def test_configured_context_length_limits_context(start: StartWorker) -> None:
     ready = start(context_length=50).load()
     assert isinstance(ready, Ready) and ready.context_length == 50
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_layout_gives_right_tokens(
+    layout: Layout, context_folder: Path, tmp_path: Path, start: StartWorker, reference: Reference
+) -> None:
+    write_layout(tmp_path, layout, context_binaries(context_folder))
+    worker = start(tmp_path)
+    ready = worker.load()
+    assert isinstance(ready, Ready) and ready.context_length == (64 if layout == "aidevhome" else 112)
+    for ids in (IDS[:20], [*IDS[:30], 8, 9]):
+        assert worker.answer(ids) == reference(ids)
+
+
+@pytest.mark.parametrize("bos", [-1, None, "absent"])
+def test_model_without_begin_token_gives_right_tokens(
+    bos: int | str | None, context_folder: Path, tmp_path: Path, start: StartWorker, reference: Reference
+) -> None:
+    def change(dialog: dict[str, Any]) -> None:
+        del dialog["context"]["bos-token"]
+        dialog["context"].update({} if bos == "absent" else {"bos-token": bos})
+
+    write_layout(tmp_path, "geniex", context_binaries(context_folder), change)
+    worker = start(tmp_path)
+    assert isinstance(worker.load(), Ready)
+    assert worker.answer(IDS[1:30]) == reference(IDS[1:30])
+
+
+def test_foreign_end_token_does_not_end_answers(
+    context_folder: Path, tmp_path: Path, start: StartWorker, reference: Reference
+) -> None:
+    expected = reference(IDS[:20])
+    write_layout(
+        tmp_path,
+        "aidevhome",
+        context_binaries(context_folder),
+        lambda dialog: dialog["context"].update({"eot-token": expected[3]}),
+    )
+    worker = start(tmp_path)
+    assert isinstance(worker.load(), Ready)
+    assert worker.answer(IDS[:20]) == expected
 
 
 def test_load_failure_is_reported_and_process_ends(genie_config: Path, start: StartWorker) -> None:

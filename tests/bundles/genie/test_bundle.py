@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.bundles.genie_config import GenieBundle, load_genie_bundle
+from gateway.bundles.genie.bundle import GenieBundle, load_genie_bundle
 from gateway.errors import BundleError
 from gateway.generation import Chat, Message
 from gateway.text.templates import ChatTemplate
 from tests.support.npu.genie_bundle import SPECIAL_TOKENS, write_genie_bundle
+from tests.support.npu.genie_layouts import LAYOUTS, Change, Layout, write_layout
 
-Change = Callable[[dict[str, Any]], object]
 CHAT = Chat(
     messages=(Message(role="system", content="Be brief."), Message(role="user", content=" Hello ")),
 )
@@ -62,7 +61,8 @@ def test_values_of_bundle_are_read(bundle: Path) -> None:
     assert read.tokenizer_config == {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
 
 
-def test_only_paths_and_sampler_are_changed(bundle: Path) -> None:
+def test_only_paths_sampler_and_polling_are_changed(bundle: Path) -> None:
+    changed(bundle, lambda dialog: dialog["engine"]["backend"]["QnnHtp"].update(poll=True))
     before = json.loads(bundle.read_text(encoding="utf-8"))["dialog"]
     after = load_genie_bundle(bundle).config["dialog"]
     folder = bundle.parent
@@ -70,10 +70,39 @@ def test_only_paths_and_sampler_are_changed(bundle: Path) -> None:
     assert after["engine"]["backend"].pop("extensions") == str(folder / "htp_backend_ext_config.json")
     assert after["engine"]["model"]["binary"].pop("ctx-bins") == [str(folder / f"part_{i}_of_2.bin") for i in (1, 2)]
     assert after.pop("sampler")["top-k"] > 1  # a dialog that is created greedy stays greedy
+    assert after["engine"]["backend"]["QnnHtp"].pop("poll") is False
     for table in (before["tokenizer"], before["engine"]["backend"], before["engine"]["model"]["binary"], before):
         for key in ("path", "extensions", "ctx-bins", "sampler"):
             table.pop(key, None)
+    del before["engine"]["backend"]["QnnHtp"]["poll"]
     assert after == before
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_polling_is_as_configured_and_not_as_written(bundle: Path, written: bool) -> None:
+    changed(bundle, lambda dialog: dialog["engine"]["backend"]["QnnHtp"].update(poll=written))
+    for poll in (True, False):
+        read = load_genie_bundle(bundle, poll=poll)
+        assert read.config["dialog"]["engine"]["backend"]["QnnHtp"]["poll"] is poll
+
+
+@pytest.mark.parametrize("context", [{"bos-token": -1}, {"bos-token": None}, {}], ids=str)
+def test_library_gets_minus_one_for_no_begin_token(bundle: Path, context: dict[str, Any]) -> None:
+    def change(dialog: dict[str, Any]) -> None:
+        del dialog["context"]["bos-token"]
+        dialog["context"].update(context)
+
+    read = load_genie_bundle(changed(bundle, change))
+    assert (read.bos_id, read.config["dialog"]["context"]["bos-token"]) == (None, -1)
+    assert read.tokenizer_config == {"eos_token": "<|im_end|>"}
+
+
+@pytest.mark.parametrize(("eot", "is_end"), [(2, True), (3, True), (100, False), (5000, False), (-1, False)])
+def test_only_added_tokens_end_turns(bundle: Path, eot: int, is_end: bool) -> None:
+    read = load_genie_bundle(changed(bundle, lambda dialog: dialog["context"].update({"eot-token": eot})))
+    assert (eot in read.end_ids) is is_end
+    assert ("eot-token" in read.config["dialog"]["context"]) is is_end
+    assert read.end_ids[0] == 3
 
 
 @pytest.mark.parametrize(
@@ -105,7 +134,8 @@ def test_end_ids_combine_eos_and_eot(bundle: Path) -> None:
         (lambda d: d.update(type="ssd-q1"), "ssd-q1"),
         (lambda d: d.pop("context"), "context"),
         (lambda d: d["context"].pop("size"), "size"),
-        (lambda d: d["context"].pop("bos-token"), "bos-token"),
+        (lambda d: d["context"].update({"bos-token": -2}), "bos-token"),
+        (lambda d: d["context"].update({"eos-token": []}), "eos-token"),
         (lambda d: d["context"].update({"n-vocab": "many"}), "n-vocab"),
         (lambda d: d["context"].update({"eos-token": -1}), "eos-token"),
         (lambda d: d.update(engine=[d["engine"]]), "engine"),
@@ -125,6 +155,19 @@ def test_configuration_that_is_missing_or_not_json_is_refused(bundle: Path) -> N
     assert "config.json cannot be read: " in refusal(bundle)
     bundle.unlink()
     assert "no Genie configuration at config.json" in refusal(bundle)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_layout_is_read_from_the_folder_of_its_archive(tmp_path: Path, layout: Layout) -> None:
+    binary = tmp_path / "tiny_part_1_of_1.bin"
+    binary.write_bytes(b"\x01" * 10_000)
+    config = write_layout(tmp_path / "models" / "tiny", layout, [binary])
+    read = load_genie_bundle(tmp_path / "models" / "tiny")
+    assert read.folder == config.parent
+    assert (read.bos_id, read.end_ids, read.context_length) == (1, (3,), 128)
+    assert read.binaries == (config.parent / binary.name,)
+    assert read.prompt_width == (32 if layout == "aidevhome" else 8)  # a fourth of the context if it is unknown
+    assert prompt(read).startswith("<|im_start|>system\nBe brief.<|im_end|>\n")
 
 
 @pytest.mark.parametrize(
@@ -160,12 +203,6 @@ def test_prompt_width_without_metadata_is_estimated(bundle: Path) -> None:
     assert load_genie_bundle(bundle).prompt_width == 32
     changed(bundle, lambda dialog: dialog["context"].update(size=4096))
     assert load_genie_bundle(bundle).usable_context == 4096 - 2 * 128
-
-
-def test_prompt_width_is_read_from_metadata(bundle: Path) -> None:
-    names = "prompt_ar128_cl4096_1_of_3 token_ar1_cl4096_1_of_3 ar32_cl4096_1_of_3"
-    (bundle.parent / "metadata.json").write_text(names, encoding="utf-8")
-    assert load_genie_bundle(bundle).prompt_width == 128
 
 
 def test_ssd_bundle_needs_its_forecast_prefix(bundle: Path) -> None:
