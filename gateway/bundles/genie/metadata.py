@@ -1,4 +1,4 @@
-"""What the gateway reads of the metadata that AI Hub writes beside a Genie configuration.
+"""What the gateway reads of the metadata that AI Hub writes next to a Genie configuration.
 
     metadata.json  model_files    {graph or binary: {"inputs": {name: {"shape", ...}}, ...}}   today
     metadata.yaml  components     {graph: ...}                                                older

@@ -22,7 +22,7 @@ def test_width_is_read_from_each_layout(tmp_path: Path, layout: Layout) -> None:
     assert read_metadata(folder) == Metadata(prompt_width=expected)
 
 
-@pytest.mark.parametrize("flow", [None, False, True], ids=["lists in a line", "one item in a line", "all in a line"])
+@pytest.mark.parametrize("flow", [None, False, True], ids=["flow lists", "block", "flow"])
 def test_width_is_read_from_every_style_of_yaml(tmp_path: Path, flow: bool | None) -> None:
     graphs = {f"{name}_1_of_2": _input_ids([1, width]) for name, width in (("token", 1), ("prompt", 128))}
     text = yaml.safe_dump({"components": graphs}, default_flow_style=flow)
