@@ -54,6 +54,9 @@ LIBRARY_USERS = {
     "tokenizers": {"text", "builder"},
     "jinja2": {"text"},
     "tomllib": {"config/file.py"},
+    "tomlkit": {"pull"},
+    "httpx": {"pull"},
+    "huggingface_hub": {"pull", "builder"},
 }
 
 #: Start units -> the libraries and units that they must not import, directly or through other modules.
