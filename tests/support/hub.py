@@ -23,6 +23,12 @@ class Served(list[str]):
         self.flipped: set[str] = set()
 
 
+def _large_file(file: Path) -> dict[str, Any]:
+    """What the hub says about a file that is too large for git."""
+    content = file.read_bytes()
+    return {"lfs": {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}}
+
+
 @contextmanager
 def serve_hub(repo: str, folder: Path) -> Iterator[tuple[str, Served]]:
     """Run the hub. Yields its base URL and the growing list of downloaded files."""
@@ -66,7 +72,7 @@ def serve_hub(repo: str, folder: Path) -> Iterator[tuple[str, Served]]:
             "path": name,
             "size": file.stat().st_size,
             "oid": hashlib.sha1(name.encode()).hexdigest(),
-        }
+        } | (_large_file(file) if file.suffix == ".safetensors" else {})
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
