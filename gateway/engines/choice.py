@@ -31,17 +31,18 @@ class ChoiceText:
         choice: its number.
         stops: stop strings.
         parser: separates the text from reasoning and tool calls.
+        ends: texts that stop it too. They end the turn, as an end token does: the client does not hear of them.
     """
 
-    def __init__(self, choice: int, stops: Sequence[str], parser: Parser) -> None:
-        self._choice = choice
-        self._stream = TextStream(stops)
+    def __init__(self, choice: int, stops: Sequence[str], parser: Parser, ends: Sequence[str] = ()) -> None:
+        self._choice, self._stops = choice, stops
+        self._stream = TextStream((*stops, *ends))
         self._parser = parser
         self._pending: deque[_PendingLogprob] = deque()
         self._pushed = 0  # characters from the model
         self._parsed = 0  # characters that went to the parser
         self._has_call = False
-        #: The stop string that was found. Push nothing after it.
+        #: The stop string or end that was found. Push nothing after it.
         self.stopped: str | None = None
         self.reasoning_tokens = 0
 
@@ -75,7 +76,7 @@ class ChoiceText:
             events.append(TextDelta("", self._choice, tuple(entry.logprob for entry in self._pending)))
         if self._has_call and reason == "stop":
             reason = "tool_calls"
-        return [*events, ChoiceFinished(reason, self._choice, self.stopped)]
+        return [*events, ChoiceFinished(reason, self._choice, self.stopped if self.stopped in self._stops else None)]
 
     def _parse(self, text: str) -> list[Event]:
         self._parsed += len(text)

@@ -81,6 +81,14 @@ def test_logprobs_of_tokens_after_stop_string_are_dropped() -> None:
     assert events[-1] == ChoiceFinished("stop", stop="END")
 
 
+def test_end_of_the_model_stops_like_an_end_token() -> None:
+    for stops, expected in (((), None), (("END",), "END")):
+        choice = ChoiceText(0, stops, PlainParser(), ends=("END",))
+        events = [*choice.push("x EN"), *choice.push("D y")]
+        assert choice.stopped == "END"
+        assert [*events, *choice.finish("length")] == [TextDelta("x "), ChoiceFinished("stop", stop=expected)]
+
+
 def test_logprob_of_partial_character_waits_for_the_rest() -> None:
     choice = ChoiceText(0, (), PlainParser())
     first = choice.push("a", logprob("a"))

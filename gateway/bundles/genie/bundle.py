@@ -16,13 +16,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from gateway.bundles.bundle import find_chat_template
 from gateway.bundles.genie.config import Dialog, find_config, read_config
 from gateway.bundles.genie.files import check_binary, located
 from gateway.bundles.genie.metadata import read_metadata
-from gateway.bundles.genie.templates import family_template
+from gateway.bundles.genie.templates import family_template, prompt_file_template
 from gateway.bundles.json_file import read_json, read_optional_object
 
 _FORECAST = "kv-cache.primary.qnn-htp"
@@ -43,6 +44,8 @@ class GenieBundle(Struct, frozen=True, kw_only=True):
     vocab_size: int
     bos_id: int | None  # None: the model has no begin token
     end_ids: tuple[int, ...]
+    end_strings: tuple[str, ...]  # texts that end an answer
+    max_tokens: int | None  # of one answer; None: no limit
     binaries: tuple[Path, ...]
     tokenizer_path: Path
     tokenizer_config: dict[str, Any]
@@ -75,7 +78,9 @@ def load_genie_bundle(path: Path, dialect: str = "", *, poll: bool = False) -> G
     tokenizer_config = _special_tokens(dialog, tokenizer) | read_optional_object(
         tokenizer_path.with_name("tokenizer_config.json")
     )
-    template = find_chat_template(tokenizer_path.parent, tokenizer_config)
+    template = find_chat_template(tokenizer_path.parent, tokenizer_config) or prompt_file_template(
+        folder, tokenizer.begin_token(dialog)
+    )
     binaries = tuple(located(folder, name, "context binary") for name in dialog.engine.model.binary.ctx_bins)
     for binary in binaries:
         check_binary(binary)
@@ -90,6 +95,8 @@ def load_genie_bundle(path: Path, dialect: str = "", *, poll: bool = False) -> G
         vocab_size=dialog.context.n_vocab,
         bos_id=dialog.context.bos_id,
         end_ids=end_ids,
+        end_strings=tuple(text for text in dialog.stops if text and text not in tokenizer.names.values()),
+        max_tokens=dialog.max_tokens if dialog.max_tokens > 0 else None,
         binaries=binaries,
         tokenizer_path=tokenizer_path,
         tokenizer_config=tokenizer_config,
@@ -104,16 +111,24 @@ class _AddedToken(Struct):
 
 class _TokenizerFile(Struct):
     added_tokens: list[_AddedToken] = []
+    post_processor: msgspec.Raw = msgspec.Raw(b"null")
 
     @property
     def names(self) -> dict[int, str]:
         """The text of each added token, by its id."""
         return {token.id: token.content for token in self.added_tokens}
 
+    def begin_token(self, dialog: Dialog) -> str:
+        """The begin token of the configuration if the tokenizer adds it to a text, else ""."""
+        name = self.names.get(-1 if dialog.context.bos_id is None else dialog.context.bos_id, "")
+        return name if name and msgspec.json.encode(name) in bytes(self.post_processor) else ""
+
 
 def _end_ids(dialog: Dialog, tokenizer: _TokenizerFile) -> tuple[int, ...]:
-    eot = dialog.context.eot_token
-    return tuple(dict.fromkeys([*dialog.context.eos_ids, *([eot] if eot in tokenizer.names else [])]))
+    """The ids of `eos-token`, and of `eot-token` and `stop-sequence` if they are added tokens."""
+    eot, stops = dialog.context.eot_token, set(dialog.stops)
+    added = [index for index, name in tokenizer.names.items() if index == eot or name in stops]
+    return tuple(dict.fromkeys([*dialog.context.eos_ids, *added]))
 
 
 def _special_tokens(dialog: Dialog, tokenizer: _TokenizerFile) -> dict[str, Any]:

@@ -1,12 +1,23 @@
 """Chat templates for Genie bundles without one: many contain only binaries and a tokenizer.json.
 
-The special tokens in the vocabulary show the model's family. Every family has one template. The templates have no
-tools: the dialect writes tools into the messages.
+AI Dev Home adds prompt.json, with the text around the messages of each role; the word `string` is where the message
+goes. Without it, the special tokens in the vocabulary show the model's family, and every family has one template. The
+templates have no tools: the dialect writes tools into the messages.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable
+from pathlib import Path
+
+from msgspec import Struct
+
+from gateway.bundles.json_file import read_json
+from gateway.errors import BundleError
+
+_MESSAGE = re.compile(r"\bstring\b")
 
 _CHATML = (
     "{% for message in messages %}"
@@ -47,3 +58,55 @@ def family_template(dialect: str, special_tokens: Iterable[str]) -> str | None:
     present = set(special_tokens)
     named = next((template for dialects, _, template in _FAMILIES if dialect in dialects), None)
     return named or next((template for _, tokens, template in _FAMILIES if tokens <= present), None)
+
+
+class _PromptFile(Struct):
+    """prompt.json. A role without a key of its own is written like the user."""
+
+    prompt_user: str
+    prompt_system: str | None = None
+    prompt_assistant: str | None = None
+    prompt_tool: str | None = None
+    prompt_start: str = ""  # opens the answer; with `string`, it replaces `prompt_user` for the last message
+
+
+def prompt_file_template(folder: Path, begin_token: str) -> str | None:
+    """The template that prompt.json in `folder` describes; None if there is no file.
+
+    Args:
+        begin_token: comes before the first message, unless the file writes it itself. "": none.
+    Raises BundleError if the file cannot be read, or has no text of a user's message.
+    """
+    path = folder / "prompt.json"
+    if not path.is_file():
+        return None
+    file = read_json(path, _PromptFile)
+    if not _MESSAGE.search(file.prompt_user):
+        raise BundleError(f"{folder.name}: `prompt_user` in prompt.json lacks the word 'string' for the message.")
+    by_role = {
+        "system": file.prompt_system,
+        "assistant": file.prompt_assistant,
+        "tool": file.prompt_tool,
+    }
+    turns = {f"message.role == '{role}'": text for role, text in by_role.items() if text is not None}
+    opened = bool(_MESSAGE.search(file.prompt_start))
+    if opened:
+        turns["loop.last and add_generation_prompt"] = file.prompt_start
+    turns["true"] = file.prompt_user
+    body = "".join(
+        f"{{% {'elif' if index else 'if'} {condition} %}}{_turn(text, begin_token)}"
+        for index, (condition, text) in enumerate(turns.items())
+    )
+    start = "" if opened else f"{{% if add_generation_prompt %}}{_literal(file.prompt_start)}{{% endif %}}"
+    return f"{{% for message in messages %}}{body}{{% endif %}}{{% endfor %}}{start}"
+
+
+def _turn(text: str, begin_token: str) -> str:
+    """The part of the template for one message."""
+    before, *after = _MESSAGE.split(text, maxsplit=1)
+    begin = "" if before.startswith(begin_token) else f"{{% if loop.first %}}{_literal(begin_token)}{{% endif %}}"
+    return f"{begin}{_literal(before)}{{{{ message.content }}}}{_literal(''.join(after))}"
+
+
+def _literal(text: str) -> str:
+    return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""

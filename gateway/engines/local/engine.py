@@ -148,6 +148,7 @@ class LocalEngine:
             prepared.generation.stop,
             meter,
             emit,
+            ends=() if prepared.generation.ignore_eos else prompts.end_strings,
             tokens=prompts.tokens,
             parsers=prompts.parsers(prepared.generation, prepared.prompt),
             send=self._supervisor.send,

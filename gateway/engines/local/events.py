@@ -32,7 +32,8 @@ class _Choice(Struct):
 class FrameTranslator:
     """Args:
     submit: the frame that the request was sent with.
-    stops: stop strings.
+    stops: stop strings of the request.
+    ends: texts that end an answer of this model, as an end token does.
     meter: updated with every frame.
     emit: takes the events.
     parsers: one for each choice.
@@ -47,6 +48,7 @@ class FrameTranslator:
         meter: Meter,
         emit: Emit,
         *,
+        ends: Sequence[str] = (),
         tokens: Vocabulary,
         parsers: Sequence[Parser],
         send: Callable[[ToWorker], None],
@@ -57,7 +59,9 @@ class FrameTranslator:
         self.ids = list(submit.ids)
         self._submit, self._meter, self._put = submit, meter, emit
         self._tokens, self._send = tokens, send
-        self._choices = [_Choice(tokens.decoder(), ChoiceText(i, stops, parser)) for i, parser in enumerate(parsers)]
+        self._choices = [
+            _Choice(tokens.decoder(), ChoiceText(i, stops, parser, ends)) for i, parser in enumerate(parsers)
+        ]
         self._started = False
         self._prompt_logprobs: list[TokenLogprob] = []
         self._accepted = self._rejected = 0

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from gateway.bundles.genie.bundle import load_genie_bundle
 from gateway.config.tables import GenieModel
 from gateway.engines.base import EngineStatus
-from gateway.engines.local.engine import LocalEngine
+from gateway.engines.local.engine import LocalEngine, LocalPrepared
 from gateway.engines.local.process import Entry
 from gateway.engines.local.prompts import Prompts
 from gateway.errors import UnsupportedParameter
@@ -43,13 +43,21 @@ class GenieEngine(LocalEngine):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(name, model, models_dir, entry=entry, clock=clock)
+        self._max_tokens: int | None = None  # the bundle's own limit
 
     @property
     def status(self) -> EngineStatus:
         return replace(super().status, capabilities=("chat", "tools"))
 
+    async def prepare(self, generation: Generation) -> LocalPrepared:
+        if self._max_tokens is not None:
+            generation = replace(generation, max_tokens=min(generation.max_tokens, self._max_tokens))
+        return await super().prepare(generation)
+
     def _open_prompts(self) -> Prompts:
-        return Prompts(load_genie_bundle(self._path, self._model.dialect), self._model.dialect)
+        bundle = load_genie_bundle(self._path, self._model.dialect)
+        self._max_tokens = bundle.max_tokens
+        return Prompts(bundle, self._model.dialect, end_strings=bundle.end_strings)
 
     def _check_supported(self, generation: Generation, prompt: Encoded) -> None:
         for param in _unsupported(generation, prompt):

@@ -59,6 +59,7 @@ class Prompts:
 
     Args:
         dialect: its name, or "" to choose by the chat template.
+        end_strings: texts that end an answer, as an end token does.
 
     Raises:
         ConfigError: there is no dialect of this name.
@@ -67,10 +68,11 @@ class Prompts:
     #: Tokens. A text that cannot fit is refused before it is sent.
     context_length = 0
 
-    def __init__(self, bundle: TextSide, dialect: str) -> None:
+    def __init__(self, bundle: TextSide, dialect: str, *, end_strings: Sequence[str] = ()) -> None:
         self._dialect = choose_dialect(dialect, bundle.chat_template or "")
         self._process = PromptProcess(setup_of(bundle, dialect))
         self.end_ids = list(bundle.end_ids)
+        self.end_strings = end_strings
         self._tokens: Vocabulary | None = None  # None before `start`
 
     @property

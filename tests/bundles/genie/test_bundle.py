@@ -216,6 +216,40 @@ def test_ssd_bundle_needs_its_forecast_prefix(bundle: Path) -> None:
     assert read.config["dialog"]["ssd-q1"]["forecast-prefix-name"] == str(bundle.parent)
 
 
+def test_stop_sequences_end_answers_as_tokens_or_texts(bundle: Path) -> None:
+    stops = ["<|im_end|>", "<|endoftext|>", "end_of_role", "", "###"]
+    changed(bundle, lambda dialog: dialog.update({"stop-sequence": stops}))
+    read = load_genie_bundle(bundle)
+    assert (read.end_ids, read.end_strings) == ((3, 2), ("end_of_role", "###"))
+
+
+@pytest.mark.parametrize(("written", "limit"), [(64, 64), (0, None), (-1, None)])
+def test_limit_of_an_answer_is_read(bundle: Path, written: int, limit: int | None) -> None:
+    assert load_genie_bundle(bundle).max_tokens is None
+    changed(bundle, lambda dialog: dialog.update({"max-num-tokens": written}))
+    assert load_genie_bundle(bundle).max_tokens == limit
+
+
+def test_prompt_file_has_priority_over_family_template(bundle: Path) -> None:
+    content = {"prompt_user": "USER string\n", "prompt_start": "MODEL "}
+    (bundle.parent / "prompt.json").write_text(json.dumps(content), encoding="utf-8")
+    assert prompt(load_genie_bundle(bundle, "qwen")) == "USER Be brief.\nUSER  Hello \nMODEL "
+    (bundle.parent / "tokenizer_config.json").write_text('{"chat_template": "mine"}', encoding="utf-8")
+    assert prompt(load_genie_bundle(bundle)) == "mine"
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_prompt_file_begins_as_the_tokenizer_does(bundle: Path, adds: bool) -> None:
+    (bundle.parent / "prompt.json").write_text('{"prompt_user": "USER string"}', encoding="utf-8")
+    tokenizer = json.loads((bundle.parent / "tokenizer.json").read_text(encoding="utf-8"))
+    begin = [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}] if adds else []
+    tokenizer["post_processor"] = {"type": "TemplateProcessing", "single": [*begin, {"Sequence": {"id": "A"}}]}
+    (bundle.parent / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    assert prompt(load_genie_bundle(bundle)).startswith("<|im_start|>USER Be" if adds else "USER Be")
+    changed(bundle, lambda dialog: dialog["context"].update({"bos-token": -1}))
+    assert prompt(load_genie_bundle(bundle)).startswith("USER Be")
+
+
 def test_own_template_has_priority_over_family_template(bundle: Path) -> None:
     assert "<|im_start|>" in prompt(load_genie_bundle(bundle))
     (bundle.parent / "tokenizer_config.json").write_text('{"chat_template": "mine"}', encoding="utf-8")

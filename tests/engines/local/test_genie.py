@@ -39,6 +39,7 @@ from tests.support.child_call import call_in_child
 from tests.support.engines import event_stream, events_of, kept_loaded
 from tests.support.local_engine import until, until_ready
 from tests.support.npu.genie_bundle import write_genie_bundle
+from tests.support.npu.genie_layouts import write_layout
 from tests.support.npu.htp_compile import context_binaries, open_htp_session
 from tests.support.npu.tiny_htp_decoder import TinyDecoder
 
@@ -120,6 +121,38 @@ async def test_stop_string_ends_answer(engine: GenieEngine) -> None:
 async def test_end_token_ends_answer(engine: GenieEngine) -> None:
     events = await events_of(engine, generation(Text("The quick brown fox jumps!or not"), max_tokens=20))
     assert events[-2] == ChoiceFinished("stop")
+
+
+async def test_bundle_limits_answers_by_its_stop_sequences_and_length(
+    engine: GenieEngine, context_folder: Path, tmp_path: Path
+) -> None:
+    whole = text_of(await events_of(engine, generation(Text("Say this"), max_tokens=20)))
+
+    def change(dialog: dict[str, Any]) -> None:
+        dialog |= {"stop-sequence": ["<|endoftext|>", whole[3:5]], "max-num-tokens": 15}
+
+    write_layout(tmp_path / "limits", "aidevhome", context_binaries(context_folder), change)
+    limited = make(tmp_path / "limits")
+    async with kept_loaded(limited):
+        stopped = await events_of(limited, generation(Text("Say this"), max_tokens=20))
+        assert text_of(stopped) == whole[: whole.index(whole[3:5])]
+        assert stopped[-2] == ChoiceFinished("stop")  # as an end token: the client did not ask for it
+        both = await events_of(limited, generation(Text("Say this"), max_tokens=20, stop=(whole[2:4],)))
+        assert both[-2] == ChoiceFinished("stop", stop=whole[2:4])
+        long = await events_of(limited, generation(Text("A long one"), max_tokens=30))
+        assert long[-2] == ChoiceFinished("length")
+        assert isinstance(long[-1], Finished) and long[-1].usage.completion_tokens == 15
+
+
+async def test_chat_of_bundle_with_prompt_file_is_as_with_a_template(
+    engine: GenieEngine, context_folder: Path, tmp_path: Path
+) -> None:
+    chat = Chat(messages=(Message(role="system", content="Be brief."), Message(role="user", content="Why")))
+    write_layout(tmp_path / "home", "aidevhome", context_binaries(context_folder))
+    home = make(tmp_path / "home")
+    async with kept_loaded(home):
+        assert await home.text_tools.encode(chat, "") == await engine.text_tools.encode(chat, "")
+        assert text_of(await events_of(home, generation(chat))) == text_of(await events_of(engine, generation(chat)))
 
 
 async def test_concurrent_requests_get_same_answers_as_alone(engine: GenieEngine) -> None:
