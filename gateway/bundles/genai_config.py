@@ -150,7 +150,7 @@ class _Model(Struct, kw_only=True):
     decoder: dict[str, Any]
     eos_token_id: int | list[int] = []
     bos_token_id: int | None = None
-    pad_token_id: int | None = None
+    pad_token_id: int | list[int] | None = None  # AI Hub writes the list of end tokens
     tokenizer_dir: str = ""
 
 
@@ -163,18 +163,21 @@ def _config(content: _File) -> GenaiConfig:
     model = content.model
     if min(model.vocab_size, model.context_length) < 1:
         raise msgspec.ValidationError("vocab_size and context_length must be at least 1")
-    stop = model.eos_token_id
     return GenaiConfig(
         model_type=model.type,
         vocab_size=model.vocab_size,
         context_length=model.context_length,
-        eos_ids=(stop,) if isinstance(stop, int) else tuple(stop),
+        eos_ids=_ids(model.eos_token_id),
         bos_id=model.bos_token_id,
-        pad_id=model.pad_token_id,
+        pad_id=next(iter(_ids(model.pad_token_id)), None),
         tokenizer_dir=model.tokenizer_dir,
         decoder=_decoder(model.decoder),
         search=content.search,
     )
+
+
+def _ids(value: int | list[int] | None) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else tuple(value or ())
 
 
 def _decoder(raw: dict[str, Any]) -> DecoderConfig:

@@ -75,6 +75,7 @@ class Ready(Struct, frozen=True, tag=True, kw_only=True):
     prompt_width: int = 128  # most prompt tokens of one device call
     device: Device
     placement: dict[str, int]
+    greedy_only: bool = False  # the logits have no known scale: no probabilities, no penalties, no temperature
     load_s: float
     warm_up_s: float
     peak_bytes: int

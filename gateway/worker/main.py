@@ -108,6 +108,7 @@ def _load(
             prompt_width=decoder.spec.prompt_width,
             device=decoder.spec.device,
             placement=decoder.spec.placement,
+            greedy_only=decoder.spec.greedy_only,
             load_s=loaded - started,
             warm_up_s=time.perf_counter() - loaded,
             peak_bytes=peak_bytes(),

@@ -64,6 +64,12 @@ def test_unknown_keys_are_ignored_and_eos_may_be_one_id(bundle: Path) -> None:
     assert load_bundle(bundle).config.eos_ids == (7,)
 
 
+@pytest.mark.parametrize(("pad", "expected"), [([5, 7], 5), ([], None), (None, None), (4, 4)])
+def test_first_padding_token_of_list_is_used(bundle: Path, pad: Any, expected: int | None) -> None:
+    edit(bundle, lambda content: content["model"].update(pad_token_id=pad))
+    assert load_bundle(bundle).config.pad_id == expected
+
+
 def test_chat_template_from_named_list_or_file(bundle: Path) -> None:
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     edit(bundle, lambda content: content.update(chat_template=named), "tokenizer_config.json")

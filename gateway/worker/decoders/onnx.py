@@ -73,8 +73,8 @@ class SessionOptions(Struct, frozen=True, kw_only=True):
     entries: dict[str, str] = field(default_factory=dict)  # further session configuration entries
 
 
-def open_session(path: Path, options: SessionOptions) -> ort.InferenceSession:
-    """Open a graph on the CPU provider.
+def open_session(path: Path, options: SessionOptions, model: bytes | None = None) -> ort.InferenceSession:
+    """Open a graph on the CPU provider. `model`: a serialised graph in place of the one at `path`.
 
     Raises BundleError if the file is missing or is not a graph that this version can run, EngineFailed if the machine
     has too little memory.
@@ -86,7 +86,7 @@ def open_session(path: Path, options: SessionOptions) -> ort.InferenceSession:
     for key, value in (_ENTRIES | options.entries).items():
         settings.add_session_config_entry(key, value)
     try:
-        return ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model or path, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise opening_failed(path, error) from error
 

@@ -1,5 +1,8 @@
 """Writes a bundle in AI Hub's layout around the tiny decoder, like an export for this chip.
 
+`as_exported` has the faults of the exporter: the last stage is a Cast without a scale, and `pad_token_id` is a list.
+Both forms lack the tokenizer.
+
     position-processor (CPU) -> quantizer (CPU) -> prompt_ar8_cl128_1_of_1 or token_ar1_cl128_1_of_1 (NPU)
     -> dequantizer (CPU)
 
@@ -24,7 +27,9 @@ from tests.support.npu.tiny_htp_graph import build_graph
 _STAGES = {PROMPT_WIDTH: "prompt", 1: "token"}
 
 
-def write_bundle(folder: Path, decoder: TinyDecoder, *, compiled: Path | None = None) -> Path:
+def write_bundle(
+    folder: Path, decoder: TinyDecoder, *, compiled: Path | None = None, as_exported: bool = False
+) -> Path:
     """Write the bundle: with context binaries from `compiled` (a folder of `compile_in_child`), or with ONNX graphs."""
     folder.mkdir(parents=True)
     for width, phase in _STAGES.items():
@@ -36,8 +41,12 @@ def write_bundle(folder: Path, decoder: TinyDecoder, *, compiled: Path | None = 
             onnx.save(build_graph(decoder, width), folder / f"{phase}_1_of_1.onnx")
     onnx.save(_position_processor(decoder), folder / "position-processor.onnx")
     onnx.save(_quantizer(decoder), folder / "quantizer.onnx")
-    onnx.save(_dequantizer(decoder), folder / "dequantizer.onnx")
-    (folder / "genai_config.json").write_text(json.dumps(_config(decoder)), encoding="utf-8")
+    onnx.save(_cast() if as_exported else _dequantizer(decoder), folder / "dequantizer.onnx")
+    config = _config(decoder)
+    if as_exported:
+        config["model"]["pad_token_id"] = config["model"]["eos_token_id"]
+        (folder / "tool-versions.yaml").write_text("tool_versions:\n  qairt: 2.51.0.260501\n", encoding="utf-8")
+    (folder / "genai_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 
 
@@ -119,6 +128,16 @@ def _dequantizer(decoder: TinyDecoder) -> onnx.ModelProto:
         [helper.make_tensor_value_info("logits", TensorProto.UINT16, shape)],
         [helper.make_tensor_value_info("logits_dequantized", TensorProto.FLOAT, shape)],
         {"scale": np.array(LOGITS.scale), "zero": np.array(LOGITS.zero)},
+    )
+
+
+def _cast() -> onnx.ModelProto:
+    shape = [1, "sequence_length", "vocab_size"]
+    return _model(
+        [helper.make_node("Cast", ["logits"], ["logits_dequantized"], "logits_dequantizer", to=TensorProto.FLOAT)],
+        [helper.make_tensor_value_info("logits", TensorProto.UINT16, shape)],
+        [helper.make_tensor_value_info("logits_dequantized", TensorProto.FLOAT, shape)],
+        [],
     )
 
 

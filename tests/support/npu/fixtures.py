@@ -176,6 +176,13 @@ def ai_hub_compiled(context_folder: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="session")
+def ai_hub_exported(context_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As the exporter writes it: without a scale for the logits, and without a tokenizer."""
+    folder = tmp_path_factory.mktemp("ai_hub") / "exported"
+    return ai_hub_bundle.write_bundle(folder, TinyDecoder(), compiled=context_folder, as_exported=True)
+
+
+@pytest.fixture(scope="session")
 def genie_config(context_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The config.json of a Genie bundle over the same binaries."""
     return write_genie_bundle(tmp_path_factory.mktemp("genie") / "tiny", context_binaries(context_folder))

@@ -30,6 +30,7 @@ from gateway.worker.decoders.onnx import SessionOptions, open_session
 from gateway.worker.decoders.static.batch import BatchStep
 from gateway.worker.decoders.static.cache import StaticCache
 from gateway.worker.decoders.static.decoder import StaticDecoder
+from gateway.worker.decoders.static.dequantiser import find_bare_cast
 from gateway.worker.decoders.static.stage import LoadedStage
 from gateway.worker.decoders.static.window import Window
 from gateway.worker.frames import Device
@@ -68,8 +69,11 @@ def open_static_decoder(
     opened = _OpenStages(device.kind if device else "cpu")
     if device:
         opened.open_on_npu(stages, NpuSessions(device, options or {}, progress))
+    cast = find_bare_cast(pipelines[-1])
+    opened.greedy_only = cast is not None and cast.dequantiser is None
     for file in stages.keys() - opened.sessions.keys():
-        opened.sessions[file] = _cpu_session(file, stages[file], threads)
+        model = cast.dequantiser if cast and file == cast.file else None
+        opened.sessions[file] = _cpu_session(file, stages[file], threads, model)
         opened.placed.update(placement(opened.sessions[file]))
     chains = _Chains(pipelines, batches, context_length)
     return _checked_decoder(chains, opened) if opened.device == "npu" else chains.decoder(opened)
@@ -77,13 +81,17 @@ def open_static_decoder(
 
 @dataclass
 class _OpenStages:
-    """The sessions of all stages by file, the placement of their nodes, and the device's memory."""
+    """The sessions of all stages by file, the placement of their nodes, and the device's memory.
+
+    `greedy_only`: see DecoderSpec.
+    """
 
     device: Device
     sessions: dict[Path, ort.InferenceSession] = field(default_factory=dict)
     placed: Counter[str] = field(default_factory=Counter)
     memory: Any = None
     switch: PerformanceSwitch | None = None
+    greedy_only: bool = False
 
     def open_on_npu(self, stages: Mapping[Path, Stage], npu: NpuSessions) -> None:
         files = {file: stage.session_options.providers["qnn"] for file, stage in stages.items() if runs_on_npu(stage)}
@@ -109,6 +117,7 @@ class _Chains:
             prompt_width=self.pipelines[-1].window.window_size,
             device=opened.device,
             placement=dict(opened.placed),
+            greedy_only=opened.greedy_only,
         )
         batch_steps = [
             BatchStep(pipeline, list(_loaded(pipeline, sessions).values()), memory) for pipeline in self.batches
@@ -219,13 +228,13 @@ def select_device(provider: Literal["auto", "cpu", "qnn"], options: Mapping[str,
             return any_npu(int(soc) if (soc := options.get("soc_model", "")).isdecimal() else None)
 
 
-def _cpu_session(file: Path, stage: Stage, threads: int) -> ort.InferenceSession:
+def _cpu_session(file: Path, stage: Stage, threads: int, model: bytes | None) -> ort.InferenceSession:
     if runs_on_npu(stage) and read_compiled(file):
         raise BundleError(
             f"{file.parent.name} is compiled for the NPU, and this machine has none; "
             f"provider = 'qnn' runs it on the emulator, if there is one."
         )
-    return open_session(file, SessionOptions(threads=threads))
+    return open_session(file, SessionOptions(threads=threads), model)
 
 
 def _windows(
