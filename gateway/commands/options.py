@@ -18,7 +18,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         "--config",
         type=Path,
         metavar="FILE",
-        help="the configuration (default: ./config.toml if it exists, else the file in the package)",
+        help="the configuration (default: ./config.toml if it exists, else that of your data folder or of the package)",
     )
 
 

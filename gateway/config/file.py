@@ -45,22 +45,25 @@ def load_config(
     path: Path | None = None,
     environ: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
+    *,
+    may_be_empty: bool = False,
 ) -> Config:
     """Read and check the configuration.
 
     Args:
-        path: the file. None: `NPU_GATEWAY_CONFIG`, else ./config.toml if it exists, else the file in the package; with
-            that one, models are in the user's data folder.
+        path: the file. None: `NPU_GATEWAY_CONFIG`, else ./config.toml if it exists, else config.toml in the user's data
+            folder, else the file in the package. With the last two, models are in the user's data folder.
         environ: the environment; None: `os.environ`.
         overrides: "table.key" -> value from the command line ("server.port": 8123). "models.provider" applies to every
             local model. None as a value: the option is not on the command line.
+        may_be_empty: accept a file without a model, or no file at all.
 
     Raises:
         ConfigError: with a message of one line.
     """
     environ = os.environ if environ is None else environ
     file, base = find_config(path, environ)
-    raw = _read(file)
+    raw = {} if may_be_empty and not file.exists() else _read(file)
     names = list(_subtable(raw, "models", str(file)))
     settings = [
         *_from_file(raw, str(file)),
@@ -71,7 +74,8 @@ def load_config(
     config = _build(kinds, _merge(settings, kinds), overrides or {})
     config = _with_keys(_with_paths(config, base, str(file)), environ, base, str(file))
     for where, problem in mistakes(config):
-        raise ConfigError(f"{file}: {where}: {problem}")
+        if config.models or not may_be_empty:
+            raise ConfigError(f"{file}: {where}: {problem}")
     for name, model in config.models.items():
         if isinstance(model, LocalModel):
             check_options(model.provider_options, f"{file}: [models.{quoted(name)}] provider_options")
@@ -87,7 +91,9 @@ def find_config(path: Path | None = None, environ: Mapping[str, str] | None = No
         return file, file.absolute().parent
     packaged = Path(__file__).parent.with_name("config.toml")
     if packaged.is_file():
-        return packaged, data_folder(environ)
+        folder = data_folder(environ)
+        own = folder / "config.toml"
+        return own if own.is_file() else packaged, folder
     checkout = Path(__file__).parents[1].with_name("config.toml")
     return checkout, checkout.parent
 
