@@ -16,7 +16,7 @@ from gateway.worker.frames import Failed
 _log = logging.getLogger(__name__)
 
 
-def as_gateway_error(error: Exception, component: str = "The worker") -> GatewayError:
+def as_gateway_error(error: BaseException, component: str = "The worker") -> GatewayError:
     """The error itself if it is a GatewayError, else a new one. An unexpected error is logged with its traceback."""
     match error:
         case GatewayError():

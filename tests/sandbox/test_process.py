@@ -10,12 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import psutil
 import pytest
 
 from gateway.sandbox.child import BACKGROUND
-from gateway.sandbox.process import Limits, Sandbox, SandboxLimit, SandboxUnavailable
+from gateway.sandbox.process import Sandbox, SandboxUnavailable
+from gateway.sandbox.running import Limits, SandboxLimit
 from tests.support.paths import ROOT
 from tests.support.processes import PATIENCE_S, environment
 
@@ -203,6 +205,51 @@ def test_close_ends_a_running_request(make: Callable[..., Sandbox]) -> None:
             use()
 
 
+def test_close_ends_a_process_that_is_being_started(
+    make: Callable[..., Sandbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox, started = make(), list[subprocess.Popen[bytes]]()
+    closing = threading.Thread(target=sandbox.close)
+    spawn = subprocess.Popen
+
+    def close_and_spawn(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        closing.start()
+        eventually(lambda: sandbox._is_closed)
+        started.append(spawn(*args, **options))
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", close_and_spawn)
+    with pytest.raises(SandboxUnavailable, match=r"^it is closed$"):
+        sandbox.start()
+    closing.join(PATIENCE_S)
+    assert not closing.is_alive() and not is_running(started[0].pid)
+
+
+def test_sandbox_closed_while_its_setup_is_read_starts_nothing() -> None:
+    sandbox = Sandbox(TASK, lambda: sandbox.close(), LIMITS)
+    with pytest.raises(SandboxUnavailable, match=r"^it is closed$"):
+        sandbox.start()
+    assert sandbox.pid is None
+
+
+def test_setup_that_cannot_be_read_is_reported() -> None:
+    setups = [OSError(13, "Permission denied", "/private/tokenizer.json"), ValueError("malformed"), "x"]
+
+    def setup() -> object:
+        if isinstance(found := setups.pop(0), Exception):
+            raise found
+        return found
+
+    sandbox = Sandbox(TASK, setup, LIMITS)
+    try:
+        for words in ("Permission denied", "malformed"):
+            with pytest.raises(SandboxUnavailable, match=f"^its setup cannot be read: {words}$"):
+                sandbox.request(b"a")
+        assert sandbox.request(b"a") == b"a"
+    finally:
+        sandbox.close()
+
+
 def test_child_imports_little(make: Callable[..., Sandbox]) -> None:
     modules = make().request(b"modules").split()
     assert not {b"msgspec", b"psutil", b"asyncio", b"subprocess", b"gateway.sandbox"} & set(modules)
@@ -211,7 +258,8 @@ def test_child_imports_little(make: Callable[..., Sandbox]) -> None:
 PARENT = """
 import sys, time
 from gateway.sandbox.child import BACKGROUND
-from gateway.sandbox.process import Limits, Sandbox
+from gateway.sandbox.process import Sandbox
+from gateway.sandbox.running import Limits
 sandbox = Sandbox("tests.sandbox.task:open_task", lambda: "x", Limits(2, 60, 300 << 20, 1 << 30))
 sandbox.start()
 print(sandbox.pid, flush=True)

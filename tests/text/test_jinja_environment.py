@@ -10,7 +10,8 @@ import jinja2
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from gateway.sandbox.process import Limits, Sandbox, SandboxLimit
+from gateway.sandbox.process import Sandbox
+from gateway.sandbox.running import Limits, SandboxLimit
 from gateway.text.jinja_environment import Environment
 
 VARIABLES: dict[str, Any] = {

@@ -31,7 +31,8 @@ from gateway.prompts.messages import (
     decode_reply,
     encode_request,
 )
-from gateway.sandbox.process import Limits, Sandbox, SandboxLimit, SandboxUnavailable
+from gateway.sandbox.process import Sandbox, SandboxUnavailable
+from gateway.sandbox.running import Limits, SandboxLimit
 from gateway.text.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from functools import partial
 
 from msgspec import Struct
 
-from gateway.errors import GatewayError, InvalidRequest
+from gateway.errors import GatewayError, InvalidRequest, Unavailable
 from gateway.generation import Grammar
 from gateway.sandbox.client_queues import ClientQueues
 from gateway.sandbox.priority import lower_thread_priority
@@ -48,9 +48,11 @@ class _Job:
     """A grammar, and the requests that wait for it."""
 
     grammar: Grammar
+    newest: Submit  # also if it has been cancelled
     frames: dict[int, Submit] = field(default_factory=dict)
     is_slow: bool = False
     is_running: bool = False
+    outcome: Outcome | None = None  # compiled, and not yet cached
 
 
 class GrammarQueue:
@@ -66,7 +68,7 @@ class GrammarQueue:
         self._waiting: set[int] = set()
         self._jobs: dict[_Key, _Job] = {}
         self._quick, self._slow = ClientQueues[_Job](), ClientQueues[_Job]()
-        self._changed = threading.Condition()  # guards the three above
+        self._changed = threading.Condition()  # guards the three above, and the jobs
         self._threads: dict[str, threading.Thread] = {}
 
     def load_tokenizer(self) -> None:
@@ -74,7 +76,7 @@ class GrammarQueue:
         self._compiler.load_tokenizer()
 
     def start(self) -> None:
-        """Start the sandbox in the background. Otherwise the first grammar waits for its start."""
+        """Start the sandbox in the background. Otherwise the first grammar waits for its start. Raises Unavailable."""
         self._start("grammar compiler", self._work)
 
     def close(self) -> None:
@@ -83,15 +85,22 @@ class GrammarQueue:
 
     def defer(self, frame: Submit) -> bool:
         """Queue the request if its grammar is not cached. Returns True if it waits: `put` gets it later."""
-        if frame.grammar is None or _key(frame.grammar) in self._cache:
+        if frame.grammar is None:
+            return False
+        self._collect(_key(frame.grammar))
+        if _key(frame.grammar) in self._cache:
             return False
         self._waiting.add(frame.id)
+        try:
+            self.start()
+        except Unavailable as error:
+            self._put(Compiled(frame, error))
+            return True
         with self._changed:
-            job = self._jobs.setdefault(_key(frame.grammar), _Job(frame.grammar))
-            job.frames[frame.id] = frame
+            job = self._jobs.setdefault(_key(frame.grammar), _Job(frame.grammar, frame))
+            job.newest = job.frames[frame.id] = frame
             (self._slow if job.is_slow else self._quick).put(frame.client, job)
             self._changed.notify_all()
-        self.start()
         return True
 
     def cancel(self, request: int) -> None:
@@ -111,6 +120,7 @@ class GrammarQueue:
         """Cache the result. Returns True if the request has not been cancelled."""
         assert compiled.frame.grammar is not None
         self._cache.put(_key(compiled.frame.grammar), compiled.outcome)
+        self._collect(_key(compiled.frame.grammar))
         is_wanted = compiled.frame.id in self._waiting
         self._waiting.discard(compiled.frame.id)
         return is_wanted
@@ -121,6 +131,14 @@ class GrammarQueue:
         if isinstance(outcome, GatewayError):
             raise type(outcome)(outcome.message, param=grammar.param, retry_after_s=outcome.retry_after_s)
         return partial(outcome.constraint, grammar.param)
+
+    def _collect(self, key: _Key) -> None:
+        """Cache the result of a job that is over, also if its requests have not come back to `finish` yet."""
+        with self._changed:
+            job = self._jobs.get(key)
+            if job is not None and job.outcome is not None:
+                self._cache.put(key, job.outcome)
+                self._forget(job)
 
     # -- on the queue's own threads -----------------------------------------------------------------------------------
 
@@ -138,27 +156,37 @@ class GrammarQueue:
     def _work_slowly(self) -> None:
         lower_thread_priority()
         while True:
-            job = self._next(self._slow, is_slow=True)
-            outcome = _attempt(self._compiler.compile, job.grammar)
-            assert outcome is not None
-            self._settle(job, outcome)
+            job: _Job | None = self._next(self._slow, is_slow=True)
+            while job is not None:
+                outcome = _attempt(self._compiler.compile, job.grammar)
+                assert outcome is not None
+                self._settle(job, outcome)
+                job = self._take(self._slow, is_slow=True)
+            self._compiler.rest()  # without the lock: the token loop needs it
 
     def _next(self, jobs: ClientQueues[_Job], *, is_slow: bool) -> _Job:
         """Wait for a job that is to be done here and that a request waits for."""
         with self._changed:
-            while True:
-                job = jobs.get()
-                if job is None:
-                    if is_slow and not self._jobs:
-                        self._compiler.rest()
-                    self._changed.wait()
-                elif job.is_slow == is_slow and not job.is_running:
+            while (job := self._take(jobs, is_slow=is_slow)) is None:
+                self._changed.wait()
+            return job
+
+    def _take(self, jobs: ClientQueues[_Job], *, is_slow: bool) -> _Job | None:
+        """The next job, as `_next`. None: there is none now."""
+        with self._changed:
+            while (job := jobs.get()) is not None:
+                if job.is_slow == is_slow and not job.is_running:
                     if job.frames:
                         job.is_running = True
                         return job
                     self._forget(job)
+        return None
 
     def _pass_on(self, job: _Job) -> None:
+        try:
+            self._start("slow grammar compiler", self._work_slowly)
+        except Unavailable as error:
+            return self._settle(job, error)
         with self._changed:
             job.is_slow, job.is_running = True, False
             for client in dict.fromkeys(frame.client for frame in job.frames.values()):
@@ -166,12 +194,13 @@ class GrammarQueue:
             if not job.frames:
                 self._forget(job)
             self._changed.notify_all()
-        self._start("slow grammar compiler", self._work_slowly)
 
     def _settle(self, job: _Job, outcome: Outcome) -> None:
+        """The job remains until the result is cached, so that the grammar is not compiled again meanwhile."""
         with self._changed:
-            self._forget(job)
-        for frame in job.frames.values():
+            job.outcome = outcome
+            frames = list(job.frames.values()) or [job.newest]
+        for frame in frames:
             self._put(Compiled(frame, outcome))
 
     def _forget(self, job: _Job) -> None:
@@ -179,13 +208,16 @@ class GrammarQueue:
             del self._jobs[_key(job.grammar)]
 
     def _start(self, name: str, work: Callable[[], None]) -> None:
-        """Start a thread once. Its stack fits every grammar that compiled in the sandbox."""
+        """Start a thread once. Its stack fits every grammar that compiled in the sandbox. Raises Unavailable."""
         if name in self._threads:
             return
         usual = threading.stack_size(_STACK_BYTES)
         try:
-            self._threads[name] = threading.Thread(target=work, name=name, daemon=True)
-            self._threads[name].start()
+            thread = threading.Thread(target=work, name=name, daemon=True)
+            thread.start()
+            self._threads[name] = thread
+        except (RuntimeError, MemoryError) as error:
+            raise Unavailable(f"The grammar compiler cannot start: {error}. Try again.", retry_after_s=1.0) from None
         finally:
             threading.stack_size(usual)
 
@@ -220,7 +252,7 @@ class _Cache:
 def _attempt(work: Callable[[Grammar], CompiledGrammar | None], grammar: Grammar) -> Outcome | None:
     try:
         return work(grammar)
-    except Exception as error:
+    except BaseException as error:  # a panic of llguidance is no Exception
         return as_gateway_error(error, "The grammar compiler")
 
 

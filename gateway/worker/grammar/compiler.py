@@ -20,7 +20,8 @@ import msgspec
 
 from gateway.errors import InvalidRequest, Unavailable, UnsupportedParameter
 from gateway.generation import Grammar
-from gateway.sandbox.process import Limits, Sandbox, SandboxLimit, SandboxUnavailable
+from gateway.sandbox.process import Sandbox, SandboxUnavailable
+from gateway.sandbox.running import Limits, SandboxLimit
 from gateway.worker.grammar.constraint import CompiledGrammar
 from gateway.worker.grammar.forced import ForcedText, byte_tokenizer
 from gateway.worker.grammar.library import error_of, matcher_of

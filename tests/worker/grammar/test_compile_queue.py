@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from gateway.errors import InvalidRequest, Unavailable
+from gateway.errors import GatewayError, InvalidRequest, Unavailable
 from gateway.generation import Grammar
 from gateway.sampling import Sampling
 from gateway.worker.frames import Cancel, Ended, Failed, Ready, Shutdown, Submit, Tokens, WorkerSpec
@@ -90,6 +92,23 @@ class TestGrammarQueue:
             inbox.get_nowait()
         compiler.close()
 
+    def test_tokenizer_that_cannot_be_read_fails_only_its_requests(
+        self, tokenizer_path: Path, tmp_path: Path, inbox: SimpleQueue[Compiled]
+    ) -> None:
+        path = tmp_path / "tokenizer.json"
+        compiler = GrammarCompiler(path, VOCABULARY, (2, 0))
+        queue = GrammarQueue(compiler, inbox.put)
+        queue.defer(submit(1, regex("ours")))
+        queue.finish(inbox.get(timeout=PATIENCE_S))
+        with pytest.raises(Unavailable, match=r"its setup cannot be read: .*\. Try again") as caught:
+            queue(regex("ours"))
+        assert str(tmp_path) not in caught.value.message
+        shutil.copy(tokenizer_path, path)
+        queue.defer(submit(2, regex("ours")))
+        queue.finish(inbox.get(timeout=PATIENCE_S))
+        queue(regex("ours"))
+        compiler.close()
+
     def test_grammar_as_deep_as_sandbox_permits_compiles(
         self, queue: GrammarQueue, inbox: SimpleQueue[Compiled]
     ) -> None:
@@ -101,14 +120,18 @@ class TestGrammarQueue:
 class HeldCompiler:
     """Compiles nothing. It records the sources in the order of its work, and waits for permission to end each one.
 
-    A source that begins with "slow" needs the second thread.
+    A source that begins with "slow" needs the second thread. "panic" raises what is no Exception.
     """
+
+    class Panic(BaseException):
+        pass
 
     def __init__(self) -> None:
         self.began: SimpleQueue[str] = SimpleQueue()
         self.permits = threading.Semaphore(0)
         self.slow_permits = threading.Semaphore(0)
         self.rested = threading.Event()
+        self.may_rest = threading.Event()
 
     def start(self) -> None:
         pass
@@ -116,15 +139,20 @@ class HeldCompiler:
     def compile_quickly(self, grammar: Grammar) -> CompiledGrammar | None:
         self.began.put(grammar.source)
         self.permits.acquire()
+        if grammar.source == "panic":
+            raise self.Panic
         return None if grammar.source.startswith("slow") else self._compiled()
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
         self.began.put(f"again {grammar.source}")
         self.slow_permits.acquire()
+        if grammar.source == "slow panic":
+            raise self.Panic
         return self._compiled()
 
     def rest(self) -> None:
         self.rested.set()
+        self.may_rest.wait()
 
     @staticmethod
     def _compiled() -> CompiledGrammar:
@@ -141,6 +169,7 @@ class TestOrder:
         yield held
         held.permits.release(1000)
         held.slow_permits.release(1000)
+        held.may_rest.set()
 
     @pytest.fixture
     def queue(self, held: HeldCompiler, inbox: SimpleQueue[Compiled]) -> GrammarQueue:
@@ -178,6 +207,67 @@ class TestOrder:
         queue.cancel(2)
         held.slow_permits.release(1)
         assert held.rested.wait(PATIENCE_S)
+
+    def test_process_for_slow_grammars_ends_while_a_quick_grammar_compiles(
+        self, queue: GrammarQueue, held: HeldCompiler
+    ) -> None:
+        queue.defer(submit(1, regex("slow")))
+        held.permits.release(1)
+        assert held.order(2) == ["slow", "again slow"]
+        queue.defer(submit(2, regex("quick")))
+        assert held.order(1) == ["quick"]
+        held.slow_permits.release(1)
+        assert held.rested.wait(PATIENCE_S)
+
+    def test_token_loop_does_not_wait_for_the_end_of_that_process(
+        self, queue: GrammarQueue, held: HeldCompiler
+    ) -> None:
+        held.permits.release(1)
+        held.slow_permits.release(1)
+        queue.defer(submit(1, regex("slow")))
+        assert held.rested.wait(PATIENCE_S)
+        loop = threading.Thread(target=queue.defer, args=(submit(2, regex("quick")),), daemon=True)
+        loop.start()
+        loop.join(PATIENCE_S)
+        assert not loop.is_alive() and not held.may_rest.is_set()
+
+    def test_panic_fails_only_its_request(
+        self, queue: GrammarQueue, held: HeldCompiler, inbox: SimpleQueue[Compiled]
+    ) -> None:
+        held.permits.release(4)
+        held.slow_permits.release(2)
+        for id, source in enumerate(["panic", "slow panic", "quick", "slow"]):
+            queue.defer(submit(id, regex(source)))
+        results = [inbox.get(timeout=PATIENCE_S) for _ in range(4)]
+        assert {result.frame.id for result in results if isinstance(result.outcome, GatewayError)} == {0, 1}
+
+    @pytest.mark.parametrize("thread", ["grammar compiler", "slow grammar compiler"])
+    def test_thread_that_cannot_start_fails_only_its_request(
+        self,
+        queue: GrammarQueue,
+        held: HeldCompiler,
+        inbox: SimpleQueue[Compiled],
+        monkeypatch: pytest.MonkeyPatch,
+        thread: str,
+    ) -> None:
+        start, failing = threading.Thread.start, [True]
+
+        def fail_once(self: threading.Thread) -> None:
+            if self.name == thread and failing:
+                failing.clear()
+                raise RuntimeError("can't start new thread")
+            start(self)
+
+        monkeypatch.setattr(threading.Thread, "start", fail_once)
+        held.permits.release(2)
+        held.slow_permits.release(2)
+        for id in (1, 2):
+            queue.defer(submit(id, regex("slow")))
+            compiled = inbox.get(timeout=PATIENCE_S)
+            assert compiled.frame.id == id and queue.finish(compiled)
+            assert isinstance(compiled.outcome, Unavailable) == (id == 1)
+            with suppress(Unavailable):
+                queue(regex("slow"))  # the error is forgotten
 
     def test_slow_grammars_take_turns_by_client(self, queue: GrammarQueue, held: HeldCompiler) -> None:
         held.permits.release(6)
@@ -218,6 +308,25 @@ class TestOrder:
         queue.cancel(1)
         assert not queue.finish(compiled)
         assert not queue.defer(submit(2, regex("shared")))
+
+    def test_grammar_that_all_requests_left_while_it_compiled_is_cached(
+        self, queue: GrammarQueue, held: HeldCompiler, inbox: SimpleQueue[Compiled]
+    ) -> None:
+        queue.defer(submit(1, regex("left")))
+        assert held.order(1) == ["left"]
+        queue.cancel(1)
+        held.permits.release(1)
+        assert not queue.finish(inbox.get(timeout=PATIENCE_S))
+        assert not queue.defer(submit(2, regex("left")))
+
+    def test_result_on_its_way_is_used_by_the_next_request(
+        self, queue: GrammarQueue, held: HeldCompiler, inbox: SimpleQueue[Compiled]
+    ) -> None:
+        queue.defer(submit(1, regex("shared")))
+        held.permits.release(1)
+        compiled = inbox.get(timeout=PATIENCE_S)
+        assert not queue.defer(submit(2, regex("shared")))
+        assert queue(regex("shared")) and queue.finish(compiled)
 
     def test_grammar_is_compiled_once_for_all_that_wait(
         self, queue: GrammarQueue, held: HeldCompiler, inbox: SimpleQueue[Compiled]
