@@ -135,23 +135,23 @@ def sampling_of(api: Api, request: Struct, defaults: Struct) -> Sampling:
 
     Args:
         request: a struct with the fields that `with_wire_fields(api)` adds; None: the client did not send it.
-        defaults: a struct with the keys that `with_config_keys` adds.
+        defaults: a struct with the keys that `with_default_keys` adds; None: the parameter's own default.
     """
     values: dict[str, Any] = {}
-    for name, (_, _, param) in parameters().items():
+    for name, (_, default, param) in parameters().items():
         sent = getattr(request, param.names[api]) if api in param.names else None
         if sent is None and param.in_config:
-            values[name] = getattr(defaults, name)
+            values[name] = default if (chosen := getattr(defaults, name)) is None else chosen
         elif sent is not None and sent != param.off:
             values[name] = sent
     return Sampling(**values)
 
 
 def configured(api: Api, defaults: Struct) -> dict[str, Any]:
-    """The values of config.toml under the API's spelling. `defaults`: as for `sampling_of`."""
+    """The values for a request that sends none, under the API's spelling. `defaults`: as for `sampling_of`."""
     return {
-        param.names[api]: getattr(defaults, name)
-        for name, (_, _, param) in parameters().items()
+        param.names[api]: default if getattr(defaults, name) is None else getattr(defaults, name)
+        for name, (_, default, param) in parameters().items()
         if param.in_config and api in param.names
     }
 
@@ -173,9 +173,8 @@ def with_wire_fields(api: Api) -> Callable[[type[T]], type[T]]:
 
 
 def with_default_keys(struct: type[T]) -> type[T]:
-    """A decorator for the `[defaults]` table: adds the keys that config.toml may set."""
-    declared = parameters()
-    return _extended(struct, [(name, declared[name].type, declared[name].default) for name in configurable()])
+    """A decorator for the `[defaults]` table: adds the keys that config.toml may set, each optional."""
+    return _extended(struct, [(name, parameters()[name].type | None, None) for name in configurable()])
 
 
 def with_model_keys(engine: EngineKind) -> Callable[[type[T]], type[T]]:

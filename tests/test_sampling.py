@@ -11,7 +11,7 @@ import pytest
 
 from gateway.config.tables import Config, Defaults, GenieModel, LocalModel
 from gateway.routes.openai_api.wire import GenerationFields
-from gateway.sampling import Sampling, changed, parameters, sampling_of, unsupported
+from gateway.sampling import Sampling, changed, configured, parameters, sampling_of, unsupported
 from tests.support.paths import ROOT
 
 #: Declares one more parameter before any other module is imported, then reports where it appears.
@@ -153,3 +153,11 @@ def test_defaults_that_engine_does_not_honour_do_not_apply_to_it() -> None:
     )
     assert config.defaults_for("l") == Defaults(min_p=0.1, top_k=5)
     assert config.defaults_for("g") == Defaults(top_k=5)
+
+
+def test_recommended_values_apply_where_the_configuration_says_nothing() -> None:
+    recommended = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.1, "unknown": 1}
+    config = Config(defaults=Defaults(temperature=1.0), models={"g": GenieModel(path="g", top_k=0)})
+    assert config.defaults_for("g", recommended) == Defaults(temperature=1.0, top_k=0, top_p=0.95)
+    assert configured("ollama", config.defaults_for("g", recommended))["top_p"] == 0.95
+    assert configured("ollama", Defaults())["temperature"] == 1.0

@@ -6,8 +6,9 @@ command line, environment (`NPU_GATEWAY_<TABLE>_<KEY>`), file, the defaults here
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from msgspec import Meta, Struct, field
 from msgspec.structs import asdict
@@ -178,7 +179,14 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     default_model: str | None = None
     models_dir: Path = Path("models")
 
-    def defaults_for(self, model: str) -> Defaults:
-        """The keys of [defaults] that the model's engine honours, overridden by the model's table."""
+    def defaults_for(self, model: str, recommended: Mapping[str, float] | None = None) -> Defaults:
+        """The values that the model's engine honours, from the model's table, else [defaults], else `recommended`.
+
+        Args:
+            recommended: what the model's own files say, by the name of the key.
+        """
         own, general = asdict(self.models[model]), asdict(self.defaults)
-        return Defaults(**{name: general[name] if own[name] is None else own[name] for name in general if name in own})
+        merged: dict[str, Any] = dict(recommended or {})
+        for source in (general, own):
+            merged |= {name: value for name, value in source.items() if value is not None}
+        return Defaults(**{name: value for name, value in merged.items() if name in general and name in own})

@@ -28,6 +28,8 @@ class EngineStatus(Struct, frozen=True, kw_only=True):
     placement: dict[str, int] = field(default_factory=dict)
     load_s: float = 0.0
     peak_bytes: int = 0
+    #: What the model's files recommend for requests that do not choose, by the name of the key in config.toml.
+    sampling: dict[str, float] = field(default_factory=dict)
     capabilities: tuple[Capability, ...] = ("chat", "tools", "logprobs", "structured_outputs")
 
 

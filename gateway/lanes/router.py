@@ -79,7 +79,8 @@ class Router:
 
     def defaults_for(self, name: str | None) -> Defaults:
         """The defaults of a request for `name`."""
-        return self.config.defaults_for(self.lookup(name).model)
+        model = self.lookup(name).model
+        return self.config.defaults_for(model, self.lanes[model].engine.status.sampling)
 
     async def open(self, generation: Generation) -> RoutedAnswer:
         """The answer to a request, when a device has begun with it. Raises every refusal. Close the answer."""

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from msgspec.structs import replace
 
-from gateway.config.tables import Defaults
+from gateway.config.tables import Config, Defaults
+from gateway.engines.base import EngineStatus
+from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import (
     InvalidRequest,
     ModelNotFound,
 )
-from gateway.lanes.router import Route
-from tests.support.routing import answer_of, model, request, routing
-from tests.support.virtual_time import in_virtual_time
+from gateway.lanes.lane import Lane
+from gateway.lanes.router import Route, Router
+from tests.support.routing import BREAKER, answer_of, model, request, routing
+from tests.support.virtual_time import in_virtual_time, now
 
 NAMES = {"main": model(aliases=("gpt-4o-mini", "qwen2:7b")), "other": model(aliases=("other:background",))}
 
@@ -68,6 +72,20 @@ async def test_default_model_answers_unknown_names() -> None:
 async def test_model_defaults_override_common_defaults() -> None:
     async with routing({"main": model(max_tokens=7, aliases=("alias",))}) as router:
         assert router.defaults_for("alias") == Defaults(max_tokens=7)
+
+
+class _Recommending(ScriptedEngine):
+    @property
+    def status(self) -> EngineStatus:
+        return replace(super().status, sampling={"temperature": 0.8, "top_p": 0.9})
+
+
+@in_virtual_time
+async def test_files_of_the_model_recommend_defaults_below_the_configuration() -> None:
+    table = model(top_p=0.5)
+    lane = Lane("main", table, _Recommending("main", table, clock=now), BREAKER, clock=now)
+    router = Router(Config(models={"main": table}), {"main": lane}, now)
+    assert router.defaults_for("main") == Defaults(temperature=0.8, top_p=0.5)
 
 
 @in_virtual_time

@@ -13,6 +13,7 @@ with these changes:
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from gateway.bundles.genie.files import check_binary, located
 from gateway.bundles.genie.metadata import read_metadata
 from gateway.bundles.genie.templates import family_template, prompt_file_template
 from gateway.bundles.json_file import read_json, read_optional_object
+from gateway.sampling import parameters
 
 _FORECAST = "kv-cache.primary.qnn-htp"
 #: Tokens. The widest pass of the published models, assumed if the bundle does not state its own width.
@@ -46,6 +48,7 @@ class GenieBundle(Struct, frozen=True, kw_only=True):
     end_ids: tuple[int, ...]
     end_strings: tuple[str, ...]  # texts that end an answer
     max_tokens: int | None  # of one answer; None: no limit
+    sampling: dict[str, float]  # recommended `temperature`, `top_k`, `top_p`; without those that the bundle lacks
     binaries: tuple[Path, ...]
     tokenizer_path: Path
     tokenizer_config: dict[str, Any]
@@ -97,6 +100,7 @@ def load_genie_bundle(path: Path, dialect: str = "", *, poll: bool = False) -> G
         end_ids=end_ids,
         end_strings=tuple(text for text in dialog.stops if text and text not in tokenizer.names.values()),
         max_tokens=dialog.max_tokens if dialog.max_tokens > 0 else None,
+        sampling=_recommended(dialog.sampler),
         binaries=binaries,
         tokenizer_path=tokenizer_path,
         tokenizer_config=tokenizer_config,
@@ -135,6 +139,18 @@ def _special_tokens(dialog: Dialog, tokenizer: _TokenizerFile) -> dict[str, Any]
     """`bos_token` and `eos_token` for the template of a bundle without a tokenizer_config.json."""
     ids = {"bos_token": dialog.context.bos_id, "eos_token": dialog.context.eos_ids[0]}
     return {role: tokenizer.names[index] for role, index in ids.items() if index in tokenizer.names}
+
+
+def _recommended(sampler: dict[str, Any]) -> dict[str, float]:
+    """The values of the table `sampler` that are in our ranges.
+
+    Its `seed` is not one of them: with the same seed for each request, every answer to a prompt is the same.
+    """
+    values = {}
+    for key, name in {"temp": "temperature", "top-k": "top_k", "top-p": "top_p"}.items():
+        with suppress(KeyError, msgspec.ValidationError):
+            values[name] = msgspec.convert(sampler[key], parameters()[name].type)
+    return values
 
 
 def _set_paths(raw: dict[str, Any], dialog: Dialog, folder: Path, tokenizer: Path, binaries: tuple[Path, ...]) -> None:

@@ -70,6 +70,7 @@ class Dialog(Struct, rename={"ssd": "ssd-q1", "stops": "stop-sequence", "max_tok
     context: Context
     tokenizer: Tokenizer
     engine: Engine
+    sampler: dict[str, Any] = field(default_factory=dict)
     ssd: Forecast | None = None
     stops: list[str] = field(default_factory=list)
     max_tokens: int = 0  # of one answer; 0 and below: no limit

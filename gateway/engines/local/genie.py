@@ -12,7 +12,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from gateway.bundles.genie.bundle import load_genie_bundle
+from gateway.bundles.genie.bundle import GenieBundle, load_genie_bundle
 from gateway.config.tables import GenieModel
 from gateway.engines.base import EngineStatus
 from gateway.engines.local.engine import LocalEngine, LocalPrepared
@@ -43,21 +43,21 @@ class GenieEngine(LocalEngine):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(name, model, models_dir, entry=entry, clock=clock)
-        self._max_tokens: int | None = None  # the bundle's own limit
+        self._bundle: GenieBundle | None = None  # None before the first load
 
     @property
     def status(self) -> EngineStatus:
-        return replace(super().status, capabilities=("chat", "tools"))
+        recommended = self._bundle.sampling if self._bundle else {}
+        return replace(super().status, capabilities=("chat", "tools"), sampling=recommended)
 
     async def prepare(self, generation: Generation) -> LocalPrepared:
-        if self._max_tokens is not None:
-            generation = replace(generation, max_tokens=min(generation.max_tokens, self._max_tokens))
+        if self._bundle and self._bundle.max_tokens is not None:
+            generation = replace(generation, max_tokens=min(generation.max_tokens, self._bundle.max_tokens))
         return await super().prepare(generation)
 
     def _open_prompts(self) -> Prompts:
-        bundle = load_genie_bundle(self._path, self._model.dialect)
-        self._max_tokens = bundle.max_tokens
-        return Prompts(bundle, self._model.dialect, end_strings=bundle.end_strings)
+        self._bundle = load_genie_bundle(self._path, self._model.dialect)
+        return Prompts(self._bundle, self._model.dialect, end_strings=self._bundle.end_strings)
 
     def _check_supported(self, generation: Generation, prompt: Encoded) -> None:
         for param in _unsupported(generation, prompt):

@@ -230,6 +230,23 @@ def test_limit_of_an_answer_is_read(bundle: Path, written: int, limit: int | Non
     assert load_genie_bundle(bundle).max_tokens == limit
 
 
+@pytest.mark.parametrize(
+    ("written", "sampling"),
+    [
+        (
+            {"version": 1, "seed": 42, "temp": 0.6, "top-k": 40, "top-p": 0.95},
+            {"temperature": 0.6, "top_k": 40, "top_p": 0.95},
+        ),
+        ({"version": 1, "seed": 42, "temp": 0.0, "top-k": 1, "greedy": True}, {"temperature": 0.0, "top_k": 1}),
+        ({"temp": 3.0, "top-k": -1, "top-p": "much"}, {}),
+        (None, {}),
+    ],
+)
+def test_sampler_is_a_recommendation(bundle: Path, written: dict[str, Any] | None, sampling: dict[str, float]) -> None:
+    changed(bundle, lambda dialog: dialog.pop("sampler") if written is None else dialog.update(sampler=written))
+    assert load_genie_bundle(bundle).sampling == sampling
+
+
 def test_prompt_file_has_priority_over_family_template(bundle: Path) -> None:
     content = {"prompt_user": "USER string\n", "prompt_start": "MODEL "}
     (bundle.parent / "prompt.json").write_text(json.dumps(content), encoding="utf-8")

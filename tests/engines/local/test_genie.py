@@ -84,6 +84,7 @@ async def test_status_of_ready_engine(engine: GenieEngine) -> None:
     assert (status.state, status.device, status.context_length) == ("ready", "emulated", 112)
     assert status.placement == {"QNN": 2} and status.load_s > 0 and status.peak_bytes > 0
     assert status.capabilities == ("chat", "tools")
+    assert status.sampling == {"temperature": 0.8, "top_k": 1, "top_p": 0.95}
 
 
 async def test_chat_answer_equals_plain_greedy_loop(engine: GenieEngine, context_folder: Path) -> None:
