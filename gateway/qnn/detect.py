@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from gateway.child import run_in_child, serve_request
 from gateway.errors import BundleError
+from gateway.qnn.chips import Chip, chip_of
 from gateway.qnn.device import NpuDevice, no_npu_error
 
 Provider = Literal["auto", "cpu", "qnn"]
@@ -63,6 +64,12 @@ def try_detect_npu(*, emulated: bool = False) -> NpuDevice | None:
         return detect_npu(emulated=emulated)
     except BundleError:
         return None
+
+
+def chip_here() -> Chip | None:
+    """The chip of this machine's NPU, else that of the emulator. None: neither, or an NPU without a known number."""
+    device = try_detect_npu(emulated=True)
+    return chip_of(device.soc, device.architecture) if device else None
 
 
 def _detect(request: _Request) -> NpuDevice | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.qnn.detect import may_have_npu, npu_for, try_detect_npu
+from gateway.qnn.detect import chip_here, may_have_npu, npu_for, try_detect_npu
 from gateway.qnn.device import NpuDevice
 
 
@@ -30,3 +30,8 @@ def test_auto_provider_does_not_use_emulator(npu: NpuDevice) -> None:
     if npu.kind == "npu":
         pytest.skip("this machine has a real NPU")
     assert npu_for("auto") is None
+
+
+def test_chip_is_that_of_the_device(npu: NpuDevice) -> None:
+    chip = chip_here()
+    assert chip is not None and npu.soc in chip.soc_models

@@ -1,6 +1,6 @@
 """AI Hub's bucket and the Hugging Face Hub on localhost: their paths and JSON, and their faults.
 
-/FILE                                        a file of the bucket
+/FILE                                        a file of the bucket, or any document, with its query
 /api/models/ORG/REPO[/revision/main]         a repository of the Hub, also .../tree/REVISION
 /ORG/REPO/resolve/REVISION/FILE              a file in it; large ones redirect to /cdn/..., as the Hub does
 """
@@ -128,6 +128,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(302, b"", {"Location": fault.redirect})
         elif path in models.files:
             self._send(path, models.files[path], {})
+        elif (whole := unquote(self.path).lstrip("/")) in models.files:  # with its query
+            self._send(whole, models.files[whole], {})
         elif path.startswith("api/models/"):
             self._describe(path.removeprefix("api/models/"))
         else:

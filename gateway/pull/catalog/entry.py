@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
+from msgspec.structs import asdict
 
-#: genie: AI Hub's zip with genie_config.json. onnx: an ONNX Runtime GenAI folder. encoder: compiled ONNX, no text.
-Layout = Literal["genie", "genie-parts", "onnx", "encoder", "unknown"]
+from gateway.bundles.identify import Layout
+
+#: layout -> the test that runs a tiny model of it on the NPU or its emulator
+PROOFS: dict[Layout, str] = {
+    "genie": "tests/engines/local/test_genie.py",
+    "pipeline": "tests/worker/decoders/static/test_decoder.py",
+}
 
 
 class Entry(Struct, frozen=True, kw_only=True):
-    """A model for one chip in one precision. `catalog --json` prints all fields; unknown is null or "".
+    """A model for one chip in one precision. `catalog --json` prints all fields and `proven_by`; unknown is null or "".
 
     Args:
         name: the short name: "llama3.2-3b".
@@ -20,7 +26,7 @@ class Entry(Struct, frozen=True, kw_only=True):
         id: the publisher's id: "llama_v3_2_3b_instruct".
         kind: "text" can be served. "vision" and "embedding" are listed only.
         chip: the name of a chip (gateway/qnn/chips.py).
-        layout: how the files are laid out.
+        layout: how the files are laid out (gateway/bundles/identify.py), as far as the publisher says.
         precision: "w4a16".
         parameters: billions.
         context: the longest context in tokens.
@@ -31,7 +37,6 @@ class Entry(Struct, frozen=True, kw_only=True):
         qairt: the version of Qualcomm's runtime that it was compiled with.
         tokens_per_s: published speed of generation.
         ttft_ms: published time to the first token after 128 tokens and after a full context.
-        proven_by: the test that runs a tiny model of this layout. "": none.
         export: the commands that make the model if it cannot be downloaded.
         note: one sentence for the user: why it cannot be served or downloaded.
     """
@@ -53,18 +58,22 @@ class Entry(Struct, frozen=True, kw_only=True):
     qairt: str = ""
     tokens_per_s: float | None = None
     ttft_ms: tuple[float, float] | None = None
-    proven_by: str = ""
     export: str = ""
     note: str = ""
 
     @property
-    def is_served(self) -> bool:
-        return self.kind == "text"
+    def proven_by(self) -> str:
+        """The test that runs a tiny model of this layout; "" if there is none."""
+        return PROOFS.get(self.layout, "") if self.kind == "text" else ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "proven_by": self.proven_by}
 
 
 def short_name(title: str) -> str:
     """The name for the command line: "Llama-v3.2-3B-Instruct" is "llama3.2-3b"."""
-    name = re.sub(r"[^a-z0-9.]+", "-", title.lower()).strip("-")
+    name = re.sub(r"(v\d)_(\d)(?=_)", r"\1.\2", title.lower())  # an id: llama_v3_2_3b
+    name = re.sub(r"[^a-z0-9.]+", "-", name).strip("-")
     name = re.sub(r"^([a-z-]+?)-?v(?=\d)", r"\1", name)
     return re.sub(r"-(instruct|chat|it)(?=-|$)", "", name)
 

@@ -1,0 +1,70 @@
+"""What a model server listed, kept for a day in a file of ours. The file may be removed at any time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from gateway.bundles.json_file import read_small_file
+from gateway.pull.catalog.ai_hub import Listed
+from gateway.pull.catalog.entry import Entry
+from gateway.pull.catalog.fetch import Unreadable
+
+FRESH_S = 24 * 3600.0
+_FORM = 1  # of the file; another form is read again from the server
+
+
+class _Kept(Struct, frozen=True):
+    form: int
+    server: str
+    time_s: float  # since 1970
+    entries: list[Entry]
+    problems: list[str]
+
+
+class Answer(Struct, frozen=True):
+    """`problem`: why the server could not be read, "" if it could. `age_s`: of entries from the file, 0 if new."""
+
+    entries: list[Entry]
+    problems: list[str]
+    problem: str = ""
+    age_s: float = 0.0
+
+
+def kept_or_read(file: Path, server: str, read: Callable[[], Listed], *, refresh: bool, now_s: float) -> Answer:
+    """The entries of the file if it is of today, else those of the server, else those of an older file."""
+    kept = _load(file, server)
+    age_s = now_s - kept.time_s if kept else 0.0
+    if kept and not refresh and 0 <= age_s < FRESH_S:
+        return Answer(kept.entries, kept.problems, age_s=age_s)
+    try:
+        listed = read()
+    except Unreadable as error:
+        return Answer(kept.entries if kept else [], [], problem=str(error), age_s=age_s)
+    if not listed.problems:  # a list with gaps is read again next time
+        _save(file, _Kept(_FORM, server, now_s, listed.entries, listed.problems))
+    return Answer(listed.entries, listed.problems)
+
+
+def _load(file: Path, server: str) -> _Kept | None:
+    try:
+        kept = msgspec.json.decode(read_small_file(file), type=_Kept)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return kept if kept.form == _FORM and kept.server == server else None
+
+
+def _save(file: Path, kept: _Kept) -> None:
+    """Best effort: without the file the server is read again."""
+    temporary = file.with_name(f"{file.name}.{os.getpid()}")
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(msgspec.json.encode(kept))
+        temporary.replace(file)
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
