@@ -66,7 +66,7 @@ def _examine_bundle(model: LocalModel, path: Path) -> ModelState:
         plan = f"built from {model.source} at the first start" if model.source else f"no folder {path}, and no source"
         return ModelState(state="missing", detail=plan)
     try:
-        bundle = load_bundle(path)
+        bundle = load_bundle(path, model.tokenizer)
         check_graph_files(bundle)
     except BundleError as error:
         return ModelState(state="broken", detail=error.message)

@@ -118,14 +118,14 @@ def _load(
 
 
 def _grammar_queue(spec: WorkerSpec, decoder: Decoder, inbox: Inbox) -> GrammarQueue:
-    bundle = load_bundle(Path(spec.bundle))
+    bundle = load_bundle(Path(spec.bundle), spec.tokenizer)
     compiler = GrammarCompiler(bundle.tokenizer_path, decoder.spec.vocab_size, bundle.config.eos_ids)
     return GrammarQueue(compiler, inbox.put)
 
 
 def open_decoder(spec: WorkerSpec, progress: Callable[[str], None] = lambda stage: None) -> Decoder:
     """Open the decoder for a bundle on a provider. Raises BundleError, ConfigError or EngineFailed."""
-    bundle = load_bundle(Path(spec.bundle))
+    bundle = load_bundle(Path(spec.bundle), spec.tokenizer)
     check_graph_files(bundle)
     if bundle.config.decoder.stages:
         from gateway.worker.decoders.static.open import open_static_decoder  # imports onnx: 0.2 s of every start

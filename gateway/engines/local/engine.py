@@ -25,6 +25,7 @@ from gateway.config.tables import GenieModel, LocalModel
 from gateway.engines.base import Emit, EngineStatus, Plan, Prepared
 from gateway.engines.context import max_answer_tokens
 from gateway.engines.local.events import FrameTranslator
+from gateway.engines.local.greedy_only import CAPABILITIES, check_greedy_only
 from gateway.engines.local.integrity import IntegrityCheck
 from gateway.engines.local.process import Entry, WorkerProcess
 from gateway.engines.local.prompts import Prompts
@@ -97,7 +98,7 @@ class LocalEngine:
             return EngineStatus(state=supervisor.state, detail=supervisor.detail)
         if self._prompts is None or not self._prompts.is_started:
             return EngineStatus(state="loading", detail="reading its tokenizer")
-        return EngineStatus(
+        status = EngineStatus(
             state=supervisor.state,
             detail=supervisor.detail,
             device=ready.device,
@@ -107,6 +108,7 @@ class LocalEngine:
             load_s=ready.load_s + ready.warm_up_s,
             peak_bytes=ready.peak_bytes,
         )
+        return replace(status, capabilities=CAPABILITIES) if ready.greedy_only else status
 
     async def start(self) -> None:
         """Read the bundle, start the worker, wait until it is warm. Raises BundleError, EngineFailed."""
@@ -186,10 +188,13 @@ class LocalEngine:
             await self._prompts.aclose()
 
     def _open_prompts(self) -> Prompts:
-        return Prompts(load_bundle(self._path), self._model.dialect)
+        tokenizer = self._model.tokenizer if isinstance(self._model, LocalModel) else ""
+        return Prompts(load_bundle(self._path, tokenizer), self._model.dialect)
 
     def _check_supported(self, generation: Generation, prompt: Encoded) -> None:
-        """Raise UnsupportedParameter if the engine cannot do what the request needs: our own can do everything."""
+        """Raise UnsupportedParameter if the engine or the model cannot do what the request needs."""
+        if (ready := self._supervisor.ready) and ready.greedy_only:
+            check_greedy_only(self._name, generation)
 
     def _worker(self, on_frame: Callable[[FromWorker], None]) -> WorkerProcess:
         return WorkerProcess(self._name, _spec(self._model, self._path), on_frame, self._entry)
@@ -265,4 +270,10 @@ def _spec(model: LocalModel | GenieModel, bundle: Path) -> WorkerSpec:
     )
     if isinstance(model, GenieModel):
         return replace(spec, poll=model.poll)
-    return replace(spec, provider=model.provider, provider_options=model.provider_options, threads=model.threads)
+    return replace(
+        spec,
+        provider=model.provider,
+        provider_options=model.provider_options,
+        threads=model.threads,
+        tokenizer=model.tokenizer,
+    )
