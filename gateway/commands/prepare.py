@@ -50,6 +50,11 @@ def prepare(config: Config) -> Config:
     return replace(config, models=models)
 
 
+def prepare_model(name: str, model: LocalModel, models_dir: Path) -> LocalModel:
+    """As `prepare`, for one model. Raises BundleError."""
+    return _prepared(name, model, models_dir, lambda provider: npu_for(provider) is not None)
+
+
 def _prepared(name: str, model: LocalModel, models_dir: Path, has_npu: Callable[[Provider], bool]) -> LocalModel:
     """The model with the path of its bundle. If the NPU's bundle cannot be built, `auto` falls back to the CPU."""
     plan = plan_bundle(model, models_dir, lambda: has_npu(model.provider))

@@ -17,7 +17,8 @@ from pathlib import Path, PurePosixPath
 from msgspec import Struct
 
 from gateway.bundles.disk import require_space, write_error
-from gateway.errors import BundleError, quote
+from gateway.errors import quote
+from gateway.pull.install import RefusedError
 from gateway.pull.names import fault_of, key_of
 from gateway.pull.report import Report
 
@@ -160,7 +161,7 @@ def _check_collisions(entries: list[_Entry], archive: Path) -> None:
         folders |= parents
 
 
-def _refusal(archive: Path, reason: str) -> BundleError:
-    return BundleError(
+def _refusal(archive: Path, reason: str) -> RefusedError:
+    return RefusedError(
         f"{archive.name} is not unpacked: {reason}. Nothing was installed. Get it again, from its publisher."
     )

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import tomlkit
 from msgspec import Struct
 from tomlkit.exceptions import TOMLKitError
 
+from gateway.bundles.replace import exclusive
 from gateway.config.file import find_config, load_config
 from gateway.config.tables import Config
-from gateway.errors import ConfigError
+from gateway.errors import BundleError, ConfigError
 
 _BOM = "\ufeff"
 
@@ -29,11 +30,13 @@ class UserConfig(Struct, frozen=True, kw_only=True):
     """The configuration that a pull changes.
 
     Args:
+        path: what the user named with --config.
         file: what is written. It may not exist yet.
         text: its content, or what it starts from: the packaged file is never changed, the user's copy is.
         config: what is configured now; it may have no model.
     """
 
+    path: Path | None
     file: Path
     text: str
     config: Config
@@ -48,7 +51,7 @@ def find_user_config(path: Path | None) -> UserConfig:
         text = file.read_bytes().decode() if file.is_file() else ""
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-    return UserConfig(file=file if is_users else base / "config.toml", text=text, config=config)
+    return UserConfig(path=path, file=file if is_users else base / "config.toml", text=text, config=config)
 
 
 def table_text(name: str, table: Mapping[str, Any]) -> str:
@@ -57,25 +60,42 @@ def table_text(name: str, table: Mapping[str, Any]) -> str:
     return "\n".join([header, *(f"{key} = {tomlkit.item(value).as_string()}" for key, value in table.items()), ""])
 
 
-def add_model(user: UserConfig, name: str, table: Mapping[str, Any]) -> None:
-    """Add the table at the end of the file. Raises ConfigError if that is not possible; the caller prints the table."""
-    text = user.text.rstrip("\r\n \t")
-    newline = _newline(user.text)
-    added = table_text(name, table).replace("\n", newline)
-    content = f"{text}{newline}{newline}{added}" if text.removeprefix(_BOM) else f"{text}{added}"
-    expected = _read(user.text, user.file)
-    expected.setdefault("models", {})[name] = dict(table)
-    _write(user.file, content, expected, "Add the printed table to it yourself.")
+def add_model(user: UserConfig, name: str, table: Mapping[str, Any]) -> bool:
+    """Add the table at the end of the file. Returns False if the file has a model of that name.
+
+    Raises ConfigError if the file cannot be changed; the caller prints the table.
+    """
+    with _fresh(user, "Add the printed table to it yourself.") as (current, advice):
+        if name in current.config.models:
+            return False
+        text, newline = current.text.rstrip("\r\n \t"), _newline(current.text)
+        added = table_text(name, table).replace("\n", newline)
+        content = f"{text}{newline}{newline}{added}" if text.removeprefix(_BOM) else f"{text}{added}"
+        expected = _read(current.text, current.file)
+        expected.setdefault("models", {})[name] = dict(table)
+        _write(current.file, content, expected, advice)
+    return True
 
 
 def remove_model(user: UserConfig, name: str) -> None:
     """Remove the table of a model and the tables in it. Raises ConfigError if that is not possible."""
-    expected = _read(user.text, user.file)
-    del expected["models"][name]
-    if not expected["models"]:
-        del expected["models"]
-    advice = f"Remove the table [models.{tomlkit.string(name).as_string()}] from it yourself."
-    _write(user.file, _without(user.text, name), expected, advice)
+    header = f"[models.{tomlkit.string(name).as_string()}]"
+    with _fresh(user, f"Remove the table {header} from it yourself.") as (current, advice):
+        expected = _read(current.text, current.file)
+        del expected["models"][name]
+        if not expected["models"]:
+            del expected["models"]
+        _write(current.file, _without(current.text, name), expected, advice)
+
+
+@contextmanager
+def _fresh(user: UserConfig, advice: str) -> Iterator[tuple[UserConfig, str]]:
+    """The configuration as it is now, while no other program changes it, and the advice for messages."""
+    try:
+        with exclusive(user.file):
+            yield find_user_config(user.path), advice
+    except BundleError as error:
+        raise ConfigError(f"{user.file}: cannot be written: {error.message} {advice}") from error
 
 
 def _without(text: str, name: str) -> str:

@@ -60,15 +60,19 @@ class Downloader:
     def close(self) -> None:
         self._transport.close()
 
-    def fetch(self, remote: Remote, file: Path, report: Report) -> None:
+    def fetch(
+        self, remote: Remote, file: Path, report: Report, admit: Callable[[int], None] = lambda size: None
+    ) -> None:
         """Download `remote` to `file`, which is complete afterwards. Returns at once if it is there.
 
+        Args:
+            admit: called with the size in bytes, if it is known, before the first byte comes. It may raise.
         Raises BundleError that names the host, the reason and the next step.
         """
         if file.is_file():
             return
         for _ in range(2):
-            self._receive(remote, file, report)
+            self._receive(remote, file, report, admit)
             if not remote.sha256 or _sha256(_part(file), remote, report) == remote.sha256.lower():
                 _part(file).replace(file)
                 _known_file(file).unlink(missing_ok=True)
@@ -79,13 +83,13 @@ class Downloader:
             "network, or report it to the publisher."
         )
 
-    def _receive(self, remote: Remote, file: Path, report: Report) -> None:
+    def _receive(self, remote: Remote, file: Path, report: Report, admit: Callable[[int], None]) -> None:
         """Download all bytes to FILE.part, in as many attempts as it takes while each brings new bytes."""
         failures, most = 0, 0
         while True:
             most = max(most, _size(_part(file)))
             try:
-                return self._attempt(remote, file, report)
+                return self._attempt(remote, file, report, admit)
             except (httpx.TransportError, AgainError) as error:
                 failures = 1 if _size(_part(file)) > most else failures + 1
                 if failures >= _TRIES:
@@ -101,7 +105,7 @@ class Downloader:
             except OSError as error:
                 raise write_error(file.parent, error) from error
 
-    def _attempt(self, remote: Remote, file: Path, report: Report) -> None:
+    def _attempt(self, remote: Remote, file: Path, report: Report, admit: Callable[[int], None]) -> None:
         known, have = _read_known(file, remote), _size(_part(file))
         if known is None or have > (known.size or have):
             _forget(file)
@@ -111,6 +115,7 @@ class Downloader:
         with self._transport.get(remote.url, _range(known, have), remote.headers, remote.name) as response:
             if known is None or response.status_code == 200:
                 known, have = _begin(response, remote, file), 0
+                admit(known.size)
             else:
                 _check_rest(response, known, have)
             if known.size > have:

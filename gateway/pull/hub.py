@@ -1,0 +1,143 @@
+"""A repository of the Hugging Face Hub: its files with sizes and hashes, and which of them are one model."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from urllib.parse import quote as url_quote
+
+from msgspec import Struct
+
+from gateway.errors import BundleError
+from gateway.pull.download import Remote
+from gateway.pull.names import fault_of, key_of
+from gateway.pull.spec import HubSpec
+
+_CONFIGURATIONS = ("genai_config.json", "genie_config.json")
+#: The formats that the builder reads, the best first for a file that the user does not choose.
+_QUANTS = ("Q4_0", "Q4_1", "Q4_K_M", "Q4_K_S", "Q8_0", "F16", "BF16")
+_MAX_FILES = 2000
+
+
+class HubFile(Struct, frozen=True, kw_only=True):
+    path: str
+    size: int
+    sha256: str  # "": a small file, whose content is in git
+
+
+class Repo(Struct, frozen=True, kw_only=True):
+    """A repository at one commit."""
+
+    name: str
+    commit: str
+    licence: str
+    files: list[HubFile]
+
+
+def read_repo(hub: str, spec: HubSpec) -> Repo:
+    """Ask the Hub. Raises BundleError that names the next step."""
+    from huggingface_hub import HfApi, RepoFile
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    api = HfApi(endpoint=hub)
+    try:
+        info = api.model_info(spec.repo, revision=spec.revision)
+        commit = info.sha or spec.revision
+        listed = api.list_repo_tree(spec.repo, recursive=True, revision=commit)
+        files = [
+            HubFile(path=file.path, size=file.size, sha256=file.lfs.sha256 if file.lfs else "")
+            for file in listed
+            if isinstance(file, RepoFile)
+        ]
+    except GatedRepoError:
+        raise BundleError(
+            f"{spec.repo} needs your consent: accept its licence on its page, then run `hf auth login`."
+        ) from None
+    except RepositoryNotFoundError:
+        raise BundleError(
+            f"There is no {spec.repo} on the Hub, or it is private: correct it, or run `hf auth login`."
+        ) from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BundleError(f"{spec.repo} could not be read ({reason}). Check its name and the network.") from error
+    card = info.card_data
+    return Repo(name=spec.repo, commit=commit, licence=str((card and card.get("license")) or ""), files=files)
+
+
+def remotes(hub: str, repo: Repo, files: list[HubFile], root: str) -> dict[str, Remote]:
+    """Path below `root` -> what to download. Raises BundleError for a name that a file system cannot have."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    found: dict[str, Remote] = {}
+    for file in files:
+        relative = file.path.removeprefix(f"{root}/" if root else "")
+        if fault := next(filter(None, map(fault_of, relative.split("/"))), ""):
+            raise BundleError(f"{repo.name}: a file cannot be stored, because its name {fault}. Nothing was installed.")
+        found[relative] = Remote(
+            url=f"{hub}/{repo.name}/resolve/{repo.commit}/{url_quote(file.path)}",
+            name=PurePosixPath(file.path).name,
+            size=file.size,
+            sha256=file.sha256,
+            headers={"authorization": f"Bearer {token}"} if token else {},
+        )
+    if len({key_of(path) for path in found}) < len(found):
+        raise BundleError(f"{repo.name}: two files have one name where case is ignored. Nothing was installed.")
+    return found
+
+
+def bundle_root(repo: Repo, spec: HubSpec) -> str | None:
+    """The folder of the only bundle in the repository, or in the wanted folder of it. None: there is no bundle.
+
+    Raises BundleError if there are several, or if the wanted folder is not there.
+    """
+    within = f"{spec.path}/" if spec.path else ""
+    inside = [file.path for file in repo.files if file.path.startswith(within)]
+    if not inside:
+        raise BundleError(f"{repo.name} has no {spec.path}.")
+    roots = sorted({_parent(path) for path in inside if PurePosixPath(path).name in _CONFIGURATIONS})
+    if len(roots) > 1:
+        shown = ", ".join(f"hf:{repo.name}/{root}" if root else f"hf:{repo.name}" for root in roots[:6])
+        raise BundleError(f"{repo.name} has {len(roots)} bundles. Choose one: {shown}.")
+    return roots[0] if roots else None
+
+
+def files_in(repo: Repo, root: str) -> list[HubFile]:
+    """The files of a bundle, without hidden ones."""
+    found = [file for file in repo.files if file.path.startswith(f"{root}/" if root else "")]
+    found = [file for file in found if not any(part.startswith(".") for part in file.path.split("/"))]
+    if len(found) > _MAX_FILES:
+        raise BundleError(f"{repo.name} has {len(found)} files, more than a bundle has. Choose a folder in it.")
+    return found
+
+
+def gguf_file(repo: Repo, spec: HubSpec) -> HubFile | None:
+    """The GGUF file that `spec` names, or the best one. None: there is none. Raises BundleError if it is not there."""
+    within = f"{spec.path}/" if spec.path else ""
+    files = [file for file in repo.files if file.path.lower().endswith(".gguf") and file.path.startswith(within)]
+    whole = [file for file in files if "-of-0" not in file.path and "mmproj" not in file.path.lower()]
+    for quant in [spec.quant] if spec.quant else _QUANTS:
+        if found := [file for file in whole if _has_quant(file.path, quant)]:
+            return found[0]
+    if len(whole) == 1 and not spec.quant:
+        return whole[0]
+    if spec.quant or files:
+        names = ", ".join(PurePosixPath(file.path).name for file in whole[:12]) or "only files in several pieces"
+        what = f"no GGUF file of {spec.quant}" if spec.quant else "no GGUF file that the builder reads"
+        raise BundleError(f"{repo.name} has {what}. It has {names}. Choose one: hf:{repo.name}/FILE.")
+    return None
+
+
+def has_weights(repo: Repo, spec: HubSpec) -> bool:
+    """True if the builder can make a bundle of the repository, or of the wanted folder."""
+    within = f"{spec.path}/" if spec.path else ""
+    return any(file.path.startswith(within) and file.path.endswith(".safetensors") for file in repo.files)
+
+
+def _has_quant(path: str, quant: str) -> bool:
+    stem = PurePosixPath(path).stem.lower()
+    return any(stem.endswith(f"{mark}{quant.lower()}") for mark in "-._") or stem == quant.lower()
+
+
+def _parent(path: str) -> str:
+    parent = str(PurePosixPath(path).parent)
+    return "" if parent == "." else parent

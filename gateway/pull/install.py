@@ -1,0 +1,128 @@
+"""From downloaded files to a complete folder in the models folder, in one step that other programs see."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+from msgspec import Struct
+
+from gateway.bundles.disk import megabytes, require_space
+from gateway.bundles.hashes import write_hashes
+from gateway.bundles.identify import SOURCES, Found, require_servable
+from gateway.bundles.json_file import read_small_file
+from gateway.bundles.replace import new_folder
+from gateway.errors import BundleError
+
+ORIGIN_FILE = ".pulled.json"  # hidden: not part of the bundle's hashes
+_SYSTEM_BYTES = 1_000_000_000  # memory that the system needs itself
+
+
+class RefusedError(BundleError):
+    """The files themselves are wrong, so they are of no use for a second attempt."""
+
+
+class Origin(Struct, frozen=True, kw_only=True):
+    """Where a pulled model comes from: the content of `.pulled.json`."""
+
+    source: str  # what the user wrote
+    url: str
+    licence: str = ""
+
+
+def read_origin(path: Path) -> Origin | None:
+    """The origin of a pulled folder or file. None: it was not pulled."""
+    try:
+        return msgspec.json.decode(read_small_file(origin_file(path)), type=Origin)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def write_origin(path: Path, origin: Origin) -> None:
+    origin_file(path).write_bytes(msgspec.json.encode(origin))
+
+
+def origin_file(path: Path) -> Path:
+    """In a folder, or next to a file."""
+    return path / ORIGIN_FILE if path.is_dir() else path.with_name(f".{path.name}{ORIGIN_FILE}")
+
+
+def require_resources(models_dir: Path, size: int, what: str, *, copies: int = 2) -> None:
+    """Compare free disk and memory with a model of `size` bytes, before its download.
+
+    Args:
+        copies: how often the bytes will be on the disk at once: the zip and its content.
+    Raises BundleError that names what is missing.
+    """
+    memory = psutil.virtual_memory().total
+    if size + _SYSTEM_BYTES > memory:
+        raise BundleError(
+            f"{what} needs about {megabytes(size + _SYSTEM_BYTES)} of memory, and this machine has "
+            f"{megabytes(memory)}. Choose a smaller model: `npu-gateway catalog`."
+        )
+    require_space({models_dir: copies * size}, f"{what}, with its unpacked files,")
+
+
+def install(folder: Path, fill: Callable[[Path], None], origin: Origin) -> Found:
+    """Make `folder` from the files that `fill` puts into an empty one. Returns its layout.
+
+    Raises RefusedError if they are no bundle that the gateway serves; then nothing is changed.
+    """
+    with new_folder(folder) as building:
+        fill(building)
+        with _refusals(building, folder.name):
+            found = require_servable(building)
+        if found.layout in SOURCES:
+            raise RefusedError(
+                f"{folder.name} holds weights and no bundle. Unpack it, and pull the .gguf file or the folder with "
+                "config.json."
+            )
+        _hoist(building, Path(str(found.root)))
+        write_origin(building, origin)
+        write_hashes(building)
+        return found
+
+
+@contextmanager
+def _refusals(building: Path, name: str) -> Iterator[None]:
+    """A refusal names the model, not the folder that it is unpacked in."""
+    try:
+        yield
+    except BundleError as error:
+        raise RefusedError(error.message.replace(building.name, name)) from error
+
+
+def link_files(source: Path, folder: Path) -> None:
+    """Give every file in `source` a second name in `folder`, or copy it where the file system has no links."""
+    for path in sorted(source.rglob("*")):
+        target = folder / path.relative_to(source)
+        if path.is_dir():
+            target.mkdir(exist_ok=True)
+            continue
+        try:
+            os.link(path, target)
+        except OSError:
+            shutil.copyfile(path, target)
+
+
+def table_of(name: str, found: Found) -> dict[str, Any]:
+    """The `[models."NAME"]` table of an installed bundle."""
+    return {"path": name}
+
+
+def _hoist(building: Path, root: Path) -> None:
+    """Move the files of the only folder in a zip up."""
+    if root == building:
+        return
+    moved = building / f".{uuid.uuid4().hex}"
+    root.rename(moved)
+    for child in moved.iterdir():
+        child.replace(building / child.name)
+    moved.rmdir()

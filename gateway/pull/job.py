@@ -1,0 +1,232 @@
+"""One model on its way from its source into the models folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from msgspec import Struct
+
+from gateway.bundles.identify import SOURCES, require_servable
+from gateway.errors import BundleError, ConfigError, quote
+from gateway.pull.archive import is_zip, unpack
+from gateway.pull.config_edit import UserConfig
+from gateway.pull.download import Downloader, Remote
+from gateway.pull.hub import Repo, bundle_root, files_in, gguf_file, has_weights, read_repo, remotes
+from gateway.pull.install import Origin, RefusedError, install, link_files, require_resources, table_of, write_origin
+from gateway.pull.names import fault_of
+from gateway.pull.report import Report
+from gateway.pull.sources import find_sources
+from gateway.pull.spec import CatalogSpec, HubSpec, PathSpec, Spec, UrlSpec
+from gateway.qnn.chips import Chip
+
+WORK = ".pull"
+Table = dict[str, Any]
+
+
+class Surroundings(Struct, frozen=True, kw_only=True):
+    """What a pull needs from the command.
+
+    Args:
+        say: shows one line to the user.
+        find_chip: the chip that a model of the catalog must run on. Called only for the catalog.
+        build: makes the bundle MODELS/NAME of a source. Raises BundleError.
+        sleep: waits for seconds between two attempts.
+    """
+
+    user: UserConfig
+    report: Report
+    say: Callable[[str], None]
+    find_chip: Callable[[], Chip]
+    build: Callable[[str, str], None]
+    downloader: Downloader
+
+    @property
+    def models_dir(self) -> Path:
+        return self.user.config.models_dir
+
+
+def work_folder(models_dir: Path, name: str) -> Path:
+    return models_dir / WORK / name
+
+
+def gguf_path(models_dir: Path, name: str) -> Path:
+    return models_dir / f"{name}.gguf"
+
+
+class Job:
+    """One model on its way.
+
+    Args:
+        text: what the user wrote.
+    """
+
+    def __init__(self, name: str, text: str, licence: str, around: Surroundings) -> None:
+        self.name, self.text, self.licence, self.around = name, text, licence, around
+        self.folder = around.models_dir / name
+        self.work = work_folder(around.models_dir, name)
+        self.gguf = gguf_path(around.models_dir, name)
+        self.url = ""
+
+    def obtain(self, spec: Spec) -> Table:
+        """Get the model. Returns its table."""
+        match spec:
+            case PathSpec(path=path):
+                return self._from_path(path)
+            case UrlSpec(url=url):
+                return self._from_url(url)
+            case HubSpec():
+                return self._from_hub(spec)
+            case CatalogSpec(name=name):
+                raise ConfigError(f"There is no model {quote(name)}. `npu-gateway catalog` lists the models.")
+
+    def has_source(self, source: str, spec: Spec) -> bool:
+        """True if a table with this `source` is the same model."""
+        wanted = {str(self.gguf), self.text, str(spec.path) if isinstance(spec, PathSpec) else self.text}
+        return source in wanted or (isinstance(spec, CatalogSpec) and bool(source))
+
+    def clean(self) -> None:
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    # --- the kinds of sources
+
+    def _from_path(self, path: Path) -> Table:
+        if path.is_dir():
+            found = require_servable(path)
+            if found.layout in SOURCES:
+                return self._built_from(str(_gguf_in(path) or path))
+            self.around.say(f"{self.name} is served where it is, in {path}; nothing is copied")
+            return table_of(_relative(Path(str(found.root)), self.around.models_dir), found)
+        if path.suffix.lower() == ".gguf" or not is_zip(path):
+            return self._built_from(str(path))
+        self._licence()
+        size = path.stat().st_size
+        require_resources(self.around.models_dir, size, self.name, copies=1)
+        return self._unpacked(path, Origin(source=self.text, url=str(path), licence=self.licence))
+
+    def _from_url(self, url: str) -> Table:
+        file = unquote(urlsplit(url).path).rpartition("/")[2]
+        if not file or fault_of(file):
+            file = f"{self.name}.zip"
+        return self._from_remote(Remote(url=url, name=file))
+
+    def _from_remote(self, remote: Remote) -> Table:
+        """A zip or a GGUF file."""
+        self._begin(remote.url)
+        self._licence()
+        file = self.work / remote.name
+        self.around.downloader.fetch(remote, file, self.around.report, self._admit)
+        with file.open("rb") as opened:
+            is_gguf = opened.read(4) == b"GGUF"
+        if is_gguf:
+            return self.built(file)
+        if not is_zip(file):
+            self.clean()
+            raise RefusedError(
+                f"{remote.name} is neither a zip nor a GGUF file, but perhaps a page. Open {quote(remote.url)} in a "
+                "browser, download the file, and pull it from the disk."
+            )
+        return self._unpacked(file, Origin(source=self.text, url=remote.url, licence=self.licence))
+
+    def _from_hub(self, spec: HubSpec) -> Table:
+        hub = find_sources().hub
+        repo = read_repo(hub, spec)
+        self.licence = self.licence or repo.licence
+        if spec.path.endswith((".zip", ".gguf")):
+            return self._from_remote(_one(hub, repo, spec.path))
+        root = None if spec.quant else bundle_root(repo, spec)
+        if root is not None:
+            return self._from_files(hub, repo, root)
+        if file := gguf_file(repo, spec):
+            return self._from_remote(_one(hub, repo, file.path))
+        if has_weights(repo, spec):
+            self._licence()
+            revision = "" if spec.revision == "main" else f"@{spec.revision}"
+            return self._built_from(f"hf:{repo.name}{f'/{spec.path}' if spec.path else ''}{revision}")
+        raise BundleError(
+            f"{repo.name} has no bundle, no GGUF file and no safetensors weights. `npu-gateway catalog` lists models."
+        )
+
+    def _from_files(self, hub: str, repo: Repo, root: str) -> Table:
+        """A bundle that lies in a repository file by file."""
+        files = files_in(repo, root)
+        wanted = remotes(hub, repo, files, root)
+        url = f"{hub}/{repo.name}/tree/{repo.commit}/{root}".rstrip("/")
+        self._begin(url)
+        self._licence()
+        total = sum(remote.size for remote in wanted.values())
+        require_resources(self.around.models_dir, total, self.name, copies=1)
+        done = 0
+        for path, remote in wanted.items():
+            report = partial(_report_part, self.around.report, f"downloading {repo.name}", done, total)
+            self.around.downloader.fetch(remote, self.work / "files" / path, report)
+            done += remote.size
+        origin = Origin(source=self.text, url=url, licence=self.licence)
+        return self._installed(lambda building: link_files(self.work / "files", building), origin)
+
+    # --- the last steps
+
+    def _unpacked(self, archive: Path, origin: Origin) -> Table:
+        return self._installed(lambda building: unpack(archive, building, self.around.report), origin)
+
+    def _installed(self, fill: Callable[[Path], None], origin: Origin) -> Table:
+        try:
+            found = install(self.folder, fill, origin)
+        except RefusedError:
+            self.clean()
+            raise
+        return table_of(self.name, found)
+
+    def built(self, weights: Path) -> Table:
+        """Build the bundle of a GGUF file, and keep the file: another version of the gateway builds it again."""
+        self.around.build(self.name, str(weights))
+        if weights != self.gguf:
+            write_origin(self.gguf, Origin(source=self.text, url=self.url, licence=self.licence))
+            weights.replace(self.gguf)
+        return {"source": _relative(self.gguf, self.around.user.file.absolute().parent)}
+
+    def _built_from(self, source: str) -> Table:
+        self.around.build(self.name, source)
+        return {"source": source}
+
+    def _begin(self, url: str) -> None:
+        """Make the folder of the download, without what is left from another address."""
+        self.url = url
+        note = self.work / "url"
+        if self.work.exists() and not (note.is_file() and note.read_text(encoding="utf-8") == url):
+            self.clean()
+        self.work.mkdir(parents=True, exist_ok=True)
+        note.write_text(url, encoding="utf-8")
+
+    def _licence(self) -> None:
+        self.around.say(f"licence of {self.name}: {self.licence or 'not stated by the source'}")
+
+    def _admit(self, size: int) -> None:
+        require_resources(self.around.models_dir, size, self.name)
+
+
+def _report_part(report: Report, stage: str, before: int, total: int, own: str, done: int, _: int) -> None:
+    """One file's progress as a part of all."""
+    if own.startswith("downloading"):
+        report(stage, before + done, total)
+
+
+def _one(hub: str, repo: Repo, path: str) -> Remote:
+    files = [file for file in repo.files if file.path == path]
+    if not files:
+        raise BundleError(f"{repo.name} has no {path}.")
+    [remote] = remotes(hub, repo, files, str(PurePosixPath(path).parent).removeprefix(".")).values()
+    return remote
+
+
+def _gguf_in(folder: Path) -> Path | None:
+    found = sorted(folder.glob("*.gguf"))
+    return found[0] if len(found) == 1 else None
+
+
+def _relative(path: Path, base: Path) -> str:
+    return path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
