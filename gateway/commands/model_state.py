@@ -58,15 +58,18 @@ def examine(model: ModelConfig) -> ModelState:
 
 
 def _examine_bundle(model: LocalModel, path: Path) -> ModelState:
-    from gateway.bundles.bundle import load_bundle
     from gateway.bundles.disk import folder_bytes
+    from gateway.bundles.genie.bundle import GenieBundle
     from gateway.bundles.graph_files import check_graph_files
+    from gateway.bundles.open import open_bundle
 
     if not path.is_dir():
         plan = f"built from {model.source} at the first start" if model.source else f"no folder {path}, and no source"
         return ModelState(state="missing", detail=plan)
     try:
-        bundle = load_bundle(path, model.tokenizer)
+        bundle = open_bundle(path, model.dialect)
+        if isinstance(bundle, GenieBundle):
+            return ModelState(state="ready", context_length=bundle.context_length, bytes=folder_bytes(path))
         check_graph_files(bundle)
     except BundleError as error:
         return ModelState(state="broken", detail=error.message)

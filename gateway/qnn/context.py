@@ -23,9 +23,11 @@ class CompiledGraph(Struct, frozen=True, kw_only=True):
     sdk: str = ""
 
 
-def read_compiled(path: Path) -> CompiledGraph | None:
+def read_compiled(path: Path, binary: Path | None = None) -> CompiledGraph | None:
     """Read the ONNX file of a stage.
 
+    Args:
+        binary: its context binary; None: the file names it, next to itself.
     Returns: None if the file has no compiled network.
     Raises BundleError if the file is not an ONNX graph.
     """
@@ -41,7 +43,7 @@ def read_compiled(path: Path) -> CompiledGraph | None:
     names = {item["ep_cache_context"].decode() for item in external if "ep_cache_context" in item}
     soc, architecture = _target(model)
     return CompiledGraph(
-        binaries=tuple(path.parent / name for name in sorted(names)),
+        binaries=(binary,) if binary else tuple(path.parent / name for name in sorted(names)),
         cpu_nodes=len(model.graph.node) - len(contexts),
         soc=soc,
         architecture=architecture,

@@ -48,14 +48,22 @@ class NpuSessions:
         device: the device for all sessions.
         options: the user's provider options; they override the bundle's options and the defaults.
         progress: called with a description before a slow action.
+        binaries: graph file -> its context binary, for binaries that are not next to the graph file.
     Raises ConfigError for an unknown option.
     """
 
-    def __init__(self, device: NpuDevice, options: Mapping[str, str], progress: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        device: NpuDevice,
+        options: Mapping[str, str],
+        progress: Callable[[str], None],
+        binaries: Mapping[Path, Path] | None = None,
+    ) -> None:
         check_options(options, "provider_options")
         self._device = device
         self._options = dict(options)
         self._progress = progress
+        self._binaries = binaries or {}
         self._attempts = list(_ATTEMPTS) if device.kind == "npu" else [{}]
         self.placement: Counter[str] = Counter()
 
@@ -80,13 +88,15 @@ class NpuSessions:
         for file, (path, compiled) in graphs.items():
             self._progress(f"loading {path.name}")
             session_config = {"ep.share_ep_contexts": "1"} if file in shared else {}
+            if file in self._binaries:
+                session_config["ep.context_file_path"] = str(self._binaries[file].with_name(file.name))
             if shared and file == shared[-1]:
                 session_config["ep.stop_share_ep_contexts"] = "1"
             sessions[file] = self._session(path, compiled, files[file], session_config)
         return sessions
 
     def _compiled(self, path: Path) -> tuple[Path, CompiledGraph]:
-        compiled, name = read_compiled(path), path.name
+        compiled, name = read_compiled(path, self._binaries.get(path)), path.name
         if compiled is None:
             path = compile_cached(path, self._device, self._options, self._progress)
             compiled = read_compiled(path)

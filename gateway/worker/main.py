@@ -14,8 +14,9 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from gateway.activity import Activity
-from gateway.bundles.bundle import load_bundle
+from gateway.bundles.genie.bundle import GenieBundle
 from gateway.bundles.graph_files import check_graph_files
+from gateway.bundles.open import open_bundle
 from gateway.errors import BundleError, EngineFailed
 from gateway.worker.decoders.base import Decoder, KVCache
 from gateway.worker.decoders.cpu import CpuDecoder
@@ -118,14 +119,25 @@ def _load(
 
 
 def _grammar_queue(spec: WorkerSpec, decoder: Decoder, inbox: Inbox) -> GrammarQueue:
-    bundle = load_bundle(Path(spec.bundle), spec.tokenizer)
-    compiler = GrammarCompiler(bundle.tokenizer_path, decoder.spec.vocab_size, bundle.config.eos_ids)
+    bundle = open_bundle(Path(spec.bundle))
+    compiler = GrammarCompiler(bundle.tokenizer_path, decoder.spec.vocab_size, bundle.end_ids)
     return GrammarQueue(compiler, inbox.put)
 
 
 def open_decoder(spec: WorkerSpec, progress: Callable[[str], None] = lambda stage: None) -> Decoder:
     """Open the decoder for a bundle on a provider. Raises BundleError, ConfigError or EngineFailed."""
-    bundle = load_bundle(Path(spec.bundle), spec.tokenizer)
+    bundle = open_bundle(Path(spec.bundle))
+    if isinstance(bundle, GenieBundle):
+        from gateway.worker.decoders.static.genie_pipelines import open_genie_decoder
+
+        return open_genie_decoder(
+            bundle,
+            provider=spec.provider,
+            options=spec.provider_options,
+            threads=spec.threads,
+            context_length=spec.context_length,
+            progress=progress,
+        )
     check_graph_files(bundle)
     if bundle.config.decoder.stages:
         from gateway.worker.decoders.static.open import open_static_decoder  # imports onnx: 0.2 s of every start

@@ -18,14 +18,14 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from gateway.bundles.bundle import load_bundle
+from gateway.bundles.genie.bundle import GenieBundle, load_genie_bundle
 from gateway.bundles.genie.config import bundle_folder
+from gateway.bundles.open import open_bundle
 from gateway.common_prefix import common_prefix
 from gateway.config.tables import GenieModel, LocalModel
 from gateway.engines.base import Emit, EngineStatus, Plan, Prepared
 from gateway.engines.context import max_answer_tokens
 from gateway.engines.local.events import FrameTranslator
-from gateway.engines.local.greedy_only import CAPABILITIES, check_greedy_only
 from gateway.engines.local.integrity import IntegrityCheck
 from gateway.engines.local.process import Entry, WorkerProcess
 from gateway.engines.local.prompts import Prompts
@@ -71,6 +71,7 @@ class LocalEngine:
         self._path = models_dir / model.path
         self._entry = entry
         self._prompts: Prompts | None = None  # None before the first load
+        self._genie: GenieBundle | None = None  # the bundle, if it is in Genie's layout
         self._running: dict[int, FrameTranslator] = {}  # by the id of the request at the worker
         self._ids = itertools.count(1)
         #: (owner, token ids) of recent requests: the worker probably has their prefixes in its cache.
@@ -98,7 +99,7 @@ class LocalEngine:
             return EngineStatus(state=supervisor.state, detail=supervisor.detail)
         if self._prompts is None or not self._prompts.is_started:
             return EngineStatus(state="loading", detail="reading its tokenizer")
-        status = EngineStatus(
+        return EngineStatus(
             state=supervisor.state,
             detail=supervisor.detail,
             device=ready.device,
@@ -107,8 +108,8 @@ class LocalEngine:
             placement=ready.placement,
             load_s=ready.load_s + ready.warm_up_s,
             peak_bytes=ready.peak_bytes,
+            sampling=self._genie.sampling if self._genie else {},
         )
-        return replace(status, capabilities=CAPABILITIES) if ready.greedy_only else status
 
     async def start(self) -> None:
         """Read the bundle, start the worker, wait until it is warm. Raises BundleError, EngineFailed."""
@@ -131,6 +132,8 @@ class LocalEngine:
 
     async def prepare(self, generation: Generation) -> LocalPrepared:
         prompts, ready = self._ready_prompts(), self._supervisor.ready
+        if self._genie and self._genie.max_tokens is not None:
+            generation = replace(generation, max_tokens=min(generation.max_tokens, self._genie.max_tokens))
         prompt = await prompts.encode(generation)
         self._check_supported(generation, prompt)
         plan = Plan(
@@ -188,13 +191,16 @@ class LocalEngine:
             await self._prompts.aclose()
 
     def _open_prompts(self) -> Prompts:
-        tokenizer = self._model.tokenizer if isinstance(self._model, LocalModel) else ""
-        return Prompts(load_bundle(self._path, tokenizer), self._model.dialect)
+        dialect = self._model.dialect
+        is_genie = isinstance(self._model, GenieModel)
+        bundle = load_genie_bundle(self._path, dialect) if is_genie else open_bundle(self._path, dialect)
+        if not isinstance(bundle, GenieBundle):
+            return Prompts(bundle, dialect)
+        self._genie = bundle
+        return Prompts(bundle, dialect, end_strings=bundle.end_strings)
 
     def _check_supported(self, generation: Generation, prompt: Encoded) -> None:
-        """Raise UnsupportedParameter if the engine or the model cannot do what the request needs."""
-        if (ready := self._supervisor.ready) and ready.greedy_only:
-            check_greedy_only(self._name, generation)
+        """Raise UnsupportedParameter if the engine cannot do what the request needs: our own can do everything."""
 
     def _worker(self, on_frame: Callable[[FromWorker], None]) -> WorkerProcess:
         return WorkerProcess(self._name, _spec(self._model, self._path), on_frame, self._entry)
@@ -270,10 +276,4 @@ def _spec(model: LocalModel | GenieModel, bundle: Path) -> WorkerSpec:
     )
     if isinstance(model, GenieModel):
         return replace(spec, poll=model.poll)
-    return replace(
-        spec,
-        provider=model.provider,
-        provider_options=model.provider_options,
-        threads=model.threads,
-        tokenizer=model.tokenizer,
-    )
+    return replace(spec, provider=model.provider, provider_options=model.provider_options, threads=model.threads)

@@ -12,12 +12,10 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from gateway.bundles.genie.bundle import GenieBundle, load_genie_bundle
 from gateway.config.tables import GenieModel
 from gateway.engines.base import EngineStatus
-from gateway.engines.local.engine import LocalEngine, LocalPrepared
+from gateway.engines.local.engine import LocalEngine
 from gateway.engines.local.process import Entry
-from gateway.engines.local.prompts import Prompts
 from gateway.errors import UnsupportedParameter
 from gateway.generation import Generation
 from gateway.prompts.messages import Encoded
@@ -43,21 +41,10 @@ class GenieEngine(LocalEngine):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(name, model, models_dir, entry=entry, clock=clock)
-        self._bundle: GenieBundle | None = None  # None before the first load
 
     @property
     def status(self) -> EngineStatus:
-        recommended = self._bundle.sampling if self._bundle else {}
-        return replace(super().status, capabilities=("chat", "tools"), sampling=recommended)
-
-    async def prepare(self, generation: Generation) -> LocalPrepared:
-        if self._bundle and self._bundle.max_tokens is not None:
-            generation = replace(generation, max_tokens=min(generation.max_tokens, self._bundle.max_tokens))
-        return await super().prepare(generation)
-
-    def _open_prompts(self) -> Prompts:
-        self._bundle = load_genie_bundle(self._path, self._model.dialect)
-        return Prompts(self._bundle, self._model.dialect, end_strings=self._bundle.end_strings)
+        return replace(super().status, capabilities=("chat", "tools"))
 
     def _check_supported(self, generation: Generation, prompt: Encoded) -> None:
         for param in _unsupported(generation, prompt):

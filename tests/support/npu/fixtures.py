@@ -21,7 +21,9 @@ from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.open import open_static_decoder
 from tests.support.npu import ai_hub_bundle, olive_bundle, windows_ml_bundle
 from tests.support.npu.genie_bundle import write_genie_bundle
+from tests.support.npu.genie_layouts import write_layout
 from tests.support.npu.htp_compile import compile_in_child, context_binaries
+from tests.support.npu.published_parts import write_published_binaries
 from tests.support.npu.tiny_htp_decoder import TinyDecoder
 from tests.support.oracle import Oracle, Weights
 from tests.support.tiny import write_tiny_folder
@@ -145,21 +147,17 @@ def olive_uncompiled(tiny_source: Path, tiny_model: ModelSource, tmp_path_factor
     return olive_bundle.write_bundle(folder, tiny_model, tiny_source, compiled="none")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", params=[olive_bundle.OLIVE, olive_bundle.FOUNDRY], ids=["olive", "foundry"])
 def olive_compiled(
-    npu: NpuDevice, tiny_source: Path, tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory
+    npu: NpuDevice,
+    tiny_source: Path,
+    tiny_model: ModelSource,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> Path:
+    """One for each generation of names."""
     folder = tmp_path_factory.mktemp("olive") / "islands"
-    return olive_bundle.write_bundle(folder, tiny_model, tiny_source, compiled="islands")
-
-
-@pytest.fixture(scope="session")
-def foundry_compiled(
-    npu: NpuDevice, tiny_source: Path, tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The older generation of names."""
-    folder = tmp_path_factory.mktemp("foundry") / "islands"
-    return olive_bundle.write_bundle(folder, tiny_model, tiny_source, compiled="islands", names=olive_bundle.FOUNDRY)
+    return olive_bundle.write_bundle(folder, tiny_model, tiny_source, compiled="islands", names=request.param)
 
 
 @pytest.fixture(scope="session")
@@ -190,3 +188,16 @@ def ai_hub_exported(context_folder: Path, tmp_path_factory: pytest.TempPathFacto
 def genie_config(context_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The config.json of a Genie bundle over the same binaries."""
     return write_genie_bundle(tmp_path_factory.mktemp("genie") / "tiny", context_binaries(context_folder))
+
+
+@pytest.fixture(scope="session")
+def published_binaries(npu: NpuDevice, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three context binaries with four graphs each, in the order of the parts."""
+    folder = made_once(tmp_path_factory, "published_binaries", write_published_binaries)
+    return sorted(folder.glob("*.bin"))
+
+
+@pytest.fixture(scope="session")
+def published_bundle(published_binaries: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as AI Hub's archives contain it, around these binaries."""
+    return write_layout(tmp_path_factory.mktemp("published"), "geniex", published_binaries).parent

@@ -127,6 +127,33 @@ class TinyDecoder:
         angles = np.outer(positions, self._speeds).astype(np.float32)[None, None]
         return UNIT.quantise(np.cos(angles)), UNIT.quantise(np.sin(angles))
 
+    def logits(self, ids: Sequence[int]) -> Array:
+        """The logits after each of `ids` without any quantisation, float64 (len(ids), vocab)."""
+        angles = np.outer(np.arange(len(ids)), self._speeds)
+        weights = {name: weight.astype(np.float64) for name, weight in self.weights.items()}
+        hidden = weights["embedding"][list(ids)]
+
+        def heads(name: str) -> Array:
+            return (hidden @ weights[name]).reshape(len(ids), self.heads, self.head_dim).swapaxes(0, 1)
+
+        def rotated(values: Array) -> Array:
+            lower, upper = np.split(values, 2, axis=-1)
+            cosines, sines = np.cos(angles), np.sin(angles)
+            return np.concatenate([lower * cosines - upper * sines, upper * cosines + lower * sines], axis=-1)
+
+        scores = rotated(heads("q")) @ rotated(heads("k")).swapaxes(1, 2) * self.head_dim**-0.5
+        scores[:, np.triu_indices(len(ids), 1)[0], np.triu_indices(len(ids), 1)[1]] = -np.inf
+        shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        mixed = (shares / shares.sum(axis=-1, keepdims=True)) @ heads("v")
+        attended = mixed.swapaxes(0, 1).reshape(len(ids), -1) @ weights["o"]
+        result: Array = (attended + hidden) @ weights["head"]
+        return result
+
+    def is_greedy(self, ids: Sequence[int], answer: Sequence[int]) -> bool:
+        """True if `answer` is the greedy continuation of `ids` without any quantisation."""
+        best = self.logits([*ids, *answer])[len(ids) - 1 : -1].argmax(axis=1)
+        return best.tolist() == list(answer)
+
     def greedy(self, prompt_run: Run, step_run: Run, ids: Sequence[int], count: int) -> list[int]:
         """The `count` greedy tokens after `ids`: a plain decode loop over the two graphs."""
         cache = _Cache(self)

@@ -62,13 +62,41 @@ def open_static_decoder(
     Raises BundleError when the bundle does not fit this machine, ConfigError for an unknown option, EngineFailed when
     the NPU computes wrongly.
     """
-    pipelines = _long_enough(read_pipelines(folder, context_length), context_length)
-    batches = _long_enough(read_batch_pipelines(folder), context_length) if sequences > 1 else []
+    return open_pipelines(
+        read_pipelines(folder, context_length),
+        read_batch_pipelines(folder) if sequences > 1 else [],
+        provider=provider,
+        options=options,
+        threads=threads,
+        context_length=context_length,
+        progress=progress,
+    )
+
+
+def open_pipelines(
+    pipelines: list[Pipeline],
+    batches: Sequence[Pipeline] = (),
+    *,
+    binaries: Mapping[Path, Path] | None = None,
+    provider: Literal["auto", "cpu", "qnn"] = "auto",
+    options: Mapping[str, str] | None = None,
+    threads: int = 0,
+    context_length: int = 0,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> StaticDecoder:
+    """Open pipelines, shortest context first. The other arguments are those of `open_static_decoder`.
+
+    Args:
+        batches: pipelines for batched steps.
+        binaries: graph file -> its context binary, for binaries that are not next to the graph file.
+    """
+    pipelines = _long_enough(pipelines, context_length)
+    batches = _long_enough(list(batches), context_length)
     stages = {pipeline.file(stage): stage for pipeline in (*pipelines, *batches) for stage in pipeline.stages}
     device = select_device(provider, options or {})
     opened = _OpenStages(device.kind if device else "cpu")
     if device:
-        opened.open_on_npu(stages, NpuSessions(device, options or {}, progress))
+        opened.open_on_npu(stages, NpuSessions(device, options or {}, progress, binaries))
     cast = find_bare_cast(pipelines[-1])
     opened.greedy_only = cast is not None and cast.dequantiser is None
     for file in stages.keys() - opened.sessions.keys():

@@ -1,0 +1,84 @@
+"""The engine for a folder in Genie's layout under `engine = "local"`: our own engine, else Genie.
+
+Our own engine gives seeds, log-probabilities, grammars and the prefix cache, which Genie does not. But a driver, or a
+kind of bundle, can refuse the way in which it opens the graphs. Then Genie answers, with fewer parameters.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from gateway.config.tables import GenieModel, LocalModel
+from gateway.engines.base import Emit, EngineStatus, Prepared, TextTools
+from gateway.engines.local.engine import LocalEngine
+from gateway.engines.local.genie import GenieEngine
+from gateway.errors import BundleError, EngineFailed, GatewayError
+from gateway.generation import Generation, Meter, Usage
+
+_log = logging.getLogger(__name__)
+
+
+class PublishedEngine:
+    """Implements Engine. Args: see LocalEngine."""
+
+    takes_turns = True
+
+    def __init__(self, name: str, model: LocalModel, models_dir: Path) -> None:
+        self._name, self._model, self._models_dir = name, model, models_dir
+        self._engine = LocalEngine(name, model, models_dir)
+        self._is_decided = False  # True: one of the two engines has loaded the bundle
+
+    @property
+    def status(self) -> EngineStatus:
+        return self._engine.status
+
+    @property
+    def text_tools(self) -> TextTools:
+        return self._engine.text_tools
+
+    async def start(self) -> None:
+        try:
+            await self._engine.start()
+        except (BundleError, EngineFailed) as error:
+            if self._is_decided or isinstance(self._engine, GenieEngine):
+                raise
+            await self._start_genie(error)
+        self._is_decided = True
+
+    async def lost(self) -> str:
+        return await self._engine.lost()
+
+    async def prepare(self, generation: Generation) -> Prepared:
+        return await self._engine.prepare(generation)
+
+    async def run(self, prepared: Prepared, meter: Meter, emit: Emit) -> Usage:
+        return await self._engine.run(prepared, meter, emit)
+
+    async def aclose(self) -> None:
+        await self._engine.aclose()
+
+    async def _start_genie(self, refusal: GatewayError) -> None:
+        """Start Genie after our own engine refused the bundle. Raises the refusal if Genie refuses it too."""
+        await self._engine.aclose()
+        _log.warning("%s: our own engine cannot load it (%s), so Genie is tried", self._name, refusal.message)
+        genie = GenieEngine(self._name, _for_genie(self._model), self._models_dir)
+        try:
+            await genie.start()
+        except GatewayError as error:
+            await genie.aclose()
+            self._engine = LocalEngine(self._name, self._model, self._models_dir)  # the next try is as the first one
+            if error.message == refusal.message:
+                raise refusal from error
+            raise type(refusal)(f"{refusal.message} Genie: {error.message}") from error
+        self._engine = genie
+        _log.warning("%s: runs in Genie: no seeds, log-probabilities or JSON schemas", self._name)
+
+
+def _for_genie(model: LocalModel) -> GenieModel:
+    """The same table for the engine `genie`, without the keys that it does not have."""
+    values: dict[str, Any] = {
+        name: getattr(model, name) for name in GenieModel.__struct_fields__ if hasattr(model, name)
+    }
+    return GenieModel(**values)

@@ -1,0 +1,135 @@
+"""Genie bundles in our own engine: several parts, several graphs in each binary, two context lengths."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gateway.bundles.genie.bundle import load_genie_bundle
+from gateway.errors import BundleError, ConfigError
+from gateway.worker.decoders.static.decoder import StaticDecoder
+from gateway.worker.decoders.static.genie_pipelines import open_genie_decoder, write_pipelines
+from tests.support.decoding import IDS, greedy, prefill
+from tests.support.npu.genie_layouts import LAYOUTS, Layout, write_layout
+from tests.support.npu.tiny_htp_decoder import TinyDecoder
+
+TINY = TinyDecoder()
+#: Tokens of nine prompts: below and above one window, at the end of the first context, beyond it, near the last row.
+LENGTHS = (1, 2, 8, 9, 40, 56, 63, 64, 116)
+
+
+@pytest.fixture(scope="module")
+def decoder(published_bundle: Path) -> Iterator[StaticDecoder]:
+    with closing(open_genie_decoder(load_genie_bundle(published_bundle), provider="qnn")) as decoder:
+        yield decoder
+
+
+def prompt(length: int) -> list[int]:
+    return np.random.default_rng(length).integers(5, 128, length).tolist()  # type: ignore[no-any-return]
+
+
+def test_spec_is_that_of_the_longest_context(decoder: StaticDecoder) -> None:
+    spec = decoder.spec
+    assert (spec.vocab_size, spec.context_length, spec.prompt_width) == (128, 127, 8)
+    assert (spec.device, spec.placement["QNN"]) == ("emulated", 12)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_greedy_tokens_are_those_of_the_float_model(decoder: StaticDecoder, length: int) -> None:
+    ids = prompt(length)
+    assert TINY.is_greedy(ids, greedy(decoder, ids, 11))
+
+
+def test_log_probabilities_are_those_of_the_float_model(decoder: StaticDecoder) -> None:
+    ids = prompt(60)
+    cache = decoder.new_cache()
+    rows = [prefill(decoder, cache, ids), *(decoder.step([cache], [token])[0].copy() for token in IDS[:8])]
+    expected = TINY.logits([*ids, *IDS[:8]])[len(ids) - 1 :]
+    for row, right in zip(rows, expected, strict=True):
+        likely = np.argsort(right)[-4:]
+        difference = (row - np.logaddexp.reduce(row)) - (right - np.logaddexp.reduce(right))
+        assert np.abs(difference[likely]).max() < 0.3
+
+
+def test_window_gives_logits_of_single_steps(decoder: StaticDecoder) -> None:
+    windowed, stepped = decoder.new_cache(), decoder.new_cache()
+    logits = decoder.verify(windowed, IDS[:6])
+    steps = [decoder.step([stepped], [token])[0].copy() for token in IDS[:6]]
+    np.testing.assert_allclose(logits, steps, atol=0.1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_published_form_has_both_context_lengths(
+    layout: Layout, published_binaries: list[Path], tmp_path: Path
+) -> None:
+    bundle = load_genie_bundle(write_layout(tmp_path / "bundle", layout, published_binaries))
+    (tmp_path / "work").mkdir()
+    pipelines, binaries = write_pipelines(bundle, tmp_path / "work")
+    assert [(item.config.context_length, item.window.window_size) for item in pipelines] == [(64, 8), (128, 8)]
+    assert {item.window.pad_value for item in pipelines} == {128}
+    assert len(binaries) == 12 and set(binaries.values()) == set(bundle.binaries)
+
+
+def test_bundle_folder_is_unchanged(decoder: StaticDecoder, published_bundle: Path) -> None:
+    suffixes = {path.suffix for path in published_bundle.rglob("*")}
+    assert suffixes == {".bin", ".json"}
+
+
+def test_missing_part_is_refused(published_binaries: list[Path], tmp_path: Path) -> None:
+    config = write_layout(tmp_path, "geniex", published_binaries[1:])
+    with pytest.raises(BundleError, match="part 1 has no graph of width 8 for a context of 64 tokens"):
+        open_genie_decoder(load_genie_bundle(config), provider="qnn")
+
+
+def test_part_of_another_model_is_refused(published_binaries: list[Path], context_folder: Path, tmp_path: Path) -> None:
+    config = write_layout(tmp_path, "geniex", published_binaries)
+    shutil.copyfile(context_folder / "token_ctx_qnn.bin", config.parent / "tiny_part_2_of_3.bin")
+    with pytest.raises(BundleError, match="tiny_decoder-geniex: "):
+        open_genie_decoder(load_genie_bundle(config), provider="qnn")
+
+
+def test_damaged_binary_is_refused(published_binaries: list[Path], tmp_path: Path) -> None:
+    config = write_layout(tmp_path, "geniex", published_binaries)
+    binary = config.parent / "tiny_part_2_of_3.bin"
+    binary.write_bytes(binary.read_bytes()[:100_000])
+    with pytest.raises(BundleError, match=r"tiny_part_2_of_3\.bin is damaged"):
+        open_genie_decoder(load_genie_bundle(config), provider="qnn")
+
+
+def test_other_vocabulary_is_refused(published_binaries: list[Path], tmp_path: Path) -> None:
+    config = write_layout(
+        tmp_path, "geniex", published_binaries, lambda dialog: dialog["context"].update({"n-vocab": 99})
+    )
+    with pytest.raises(BundleError, match="its graphs have 128 tokens and its configuration 99"):
+        open_genie_decoder(load_genie_bundle(config), provider="qnn")
+
+
+def test_other_rope_size_is_refused(published_binaries: list[Path], tmp_path: Path) -> None:
+    def change(dialog: dict[str, dict[str, dict[str, dict[str, int]]]]) -> None:
+        dialog["engine"]["backend"]["QnnHtp"]["pos-id-dim"] = 32
+
+    config = write_layout(tmp_path, "geniex", published_binaries, change)
+    with pytest.raises(BundleError, match="its graphs take 64 cosines and its configuration says 32"):
+        open_genie_decoder(load_genie_bundle(config), provider="qnn")
+
+
+def test_speculative_bundle_needs_genie(published_binaries: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+
+    def change(dialog: dict[str, object]) -> None:
+        dialog.update({"type": "ssd-q1", "ssd-q1": {"forecast-prefix-name": "."}})
+
+    config = write_layout(tmp_path / "bundle", "geniex", published_binaries, change)
+    (config.parent / "kv-cache.primary.qnn-htp").touch()
+    with pytest.raises(BundleError, match=r"'ssd-q1'\. Only Genie runs it: engine = 'genie'"):
+        open_genie_decoder(load_genie_bundle(config), provider="qnn")
+
+
+def test_cpu_is_refused(published_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="compiled for the NPU, and this machine has none"):
+        open_genie_decoder(load_genie_bundle(published_bundle), provider="cpu")
