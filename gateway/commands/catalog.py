@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.commands import options
@@ -16,6 +17,7 @@ from gateway.output import escape
 if TYPE_CHECKING:
     from gateway.pull.catalog.catalog import Catalog
     from gateway.pull.catalog.entry import Entry
+    from gateway.pull.installed.search import Installed
     from gateway.qnn.chips import Chip
 
 _TEXT = """\
@@ -30,12 +32,17 @@ def add_parser(subparsers: options.Subparsers) -> None:
     parser = subparsers.add_parser("catalog", help="list the models that can be had for the NPU", description=_TEXT)
     parser.add_argument("name", metavar="NAME", nargs="?", help="a model: 'llama3.2-3b'")
     parser.add_argument("--chip", help="x-elite, x-plus or x2-elite (default: the chip of this machine)")
+    parser.add_argument(
+        "--installed", action="store_true", help="list the models that other programs have on this machine instead"
+    )
     parser.add_argument("--refresh", action="store_true", help="read the servers again")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.installed:
+        return _run_installed(arguments.json)
     from gateway.pull.catalog.catalog import entries_for, named, read_catalog
 
     chip = _chip(arguments.chip)
@@ -136,3 +143,41 @@ def _details(entry: Entry) -> Iterator[str]:
         yield from (f"    {line}" for line in entry.export.splitlines())
     elif entry.kind == "text":
         yield f"  npu-gateway pull {entry.name}"
+
+
+def _run_installed(as_json: bool) -> int:
+    from msgspec.structs import asdict
+
+    from gateway.config.file import environment_with
+    from gateway.pull.installed.programs import program_folders
+    from gateway.pull.installed.search import find_installed
+
+    programs = list(program_folders(Path.home(), environment_with()))
+    found = find_installed(programs)
+    if as_json:
+        print(json.dumps({"installed": [asdict(model) for model in found]}, indent=2))
+    elif not sys.stdout.isatty():
+        for model in found:
+            fields = (model.program, model.name, model.layout, model.bytes, model.path, model.problem)
+            print("\t".join(escape(str(field)) for field in fields))
+    else:
+        print("\n".join(installed_lines(found, shutil.get_terminal_size().columns)))
+    return 0
+
+
+def installed_lines(found: list[Installed], width: int) -> Iterator[str]:
+    """The tables to add to config.toml, then the models that cannot be served, with the reason."""
+    served, others = [model for model in found if model.table], [model for model in found if not model.table]
+    if not found:
+        yield "No model of another program was found."
+    if served:
+        yield "# Add the tables of your choice to config.toml:"
+    for model in served:
+        yield ""
+        yield f"# {model.program}, {model.layout}, {model.bytes / 1e9:.1f} GB"
+        yield model.table.rstrip()
+    for model in others:
+        yield ""
+        yield f"# {escape(model.name)} ({model.program}) cannot be served:"
+        text = f"{model.path}: {model.problem}"
+        yield from textwrap.wrap(escape(text), max(width, 20), initial_indent="#   ", subsequent_indent="#   ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 import pytest
 
 from gateway import cli
-from gateway.commands.catalog import lines, tabbed
+from gateway.commands.catalog import installed_lines, lines, tabbed
 from gateway.pull.catalog.entry import Entry
+from gateway.pull.installed.programs import program_folders
+from gateway.pull.installed.search import find_installed
 from gateway.qnn.chips import chip_named
 from tests.support.model_index import ai_hub_model, publish, put_hub_list
 from tests.support.model_server import ModelServer, serve_models
+from tests.support.other_programs import write_everything
 
 
 @pytest.fixture
@@ -112,6 +116,42 @@ def test_one_server_that_fails_is_one_line(server: ModelServer, capsys: pytest.C
     assert code == 0
     assert "qwen3-4b" in out
     assert len(err.splitlines()) == 1 and "Hugging Face" in err
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's folder, with models of every program."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.delenv("OLLAMA_MODELS", raising=False)
+    write_everything(tmp_path)
+    return tmp_path
+
+
+def test_installed_models_are_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = catalog(capsys, "--installed", "--json")
+    found = [model for model in json.loads(out)["installed"] if model["path"].startswith(str(home))]
+    assert (code, err, len(found)) == (0, "", 11)
+    assert set(found[0]) == {"program", "name", "path", "layout", "bytes", "table", "problem"}
+
+
+def test_installed_models_are_fields_between_tabs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = catalog(capsys, "--installed")
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert code == 0 and {len(row) for row in rows} == {6}
+    assert ["GenieX", "qwen3-4b", "genie"] in [row[:3] for row in rows]
+
+
+def test_installed_models_are_shown_as_a_configuration(home: Path, tmp_path: Path) -> None:
+    found = find_installed(program_folders(home, {}, "darwin"))
+    shown = list(installed_lines(found, 50))
+    assert max(len(line) for line in shown if line.startswith("#   ")) <= 50
+    tables = tomllib.loads("\n".join(shown))["models"]
+    assert list(tables) == [model.name for model in found if model.table]
+
+
+def test_no_installed_model_is_one_line() -> None:
+    assert list(installed_lines([], 50)) == ["No model of another program was found."]
 
 
 ENTRIES = [

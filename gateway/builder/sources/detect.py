@@ -16,6 +16,14 @@ def open_source(path: Path) -> ModelSource:
         raise BundleError(f"There is no model at {path.name}. Give a .gguf file or a Hugging Face model folder.")
     if path.is_dir():
         return HuggingFaceSource(path)
-    if path.suffix.lower() == ".gguf":
+    if path.suffix.lower() == ".gguf" or _begins_as_gguf(path):  # Ollama's files have no suffix
         return GgufSource(path)
     raise BundleError(f"{path.name} is neither a .gguf file nor a Hugging Face model folder.")
+
+
+def _begins_as_gguf(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False

@@ -19,6 +19,10 @@ def test_gguf_file_and_hugging_face_folder_are_recognised(tmp_path: Path) -> Non
     assert isinstance(open_source(write_tiny_folder(tmp_path / "folder")), HuggingFaceSource)
 
 
+def test_gguf_file_without_suffix_is_recognised_by_its_first_bytes(tmp_path: Path) -> None:
+    assert isinstance(open_source(write_tiny_gguf(tmp_path / f"sha256-{'0' * 64}")), GgufSource)
+
+
 def test_unknown_path_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.pth").write_bytes(b"")
     for path, message in ((tmp_path / "model.pth", "neither"), (tmp_path / "nothing", "no model at nothing")):
