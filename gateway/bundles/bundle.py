@@ -38,15 +38,17 @@ class Bundle(Struct, frozen=True, kw_only=True):
         return tuple(self.folder / name for name in names)
 
 
-def load_bundle(path: Path) -> Bundle:
+def load_bundle(path: Path, tokenizer_folder: str = "") -> Bundle:
     """Read the bundle in folder `path`, but not its graphs: `check_graph_files` checks those.
 
+    Args:
+        tokenizer_folder: the configured folder of tokenizer.json; "": where the bundle says.
     Raises BundleError when the configuration or the tokenizer is missing or malformed.
     """
     if not path.is_dir():
         raise BundleError(f"There is no model bundle at {path.name}.")
     config = read_genai_config(path)
-    tokenizer = path / config.tokenizer_dir
+    tokenizer = Path(tokenizer_folder) if tokenizer_folder else path / config.tokenizer_dir
     tokenizer_config = read_optional_object(tokenizer / "tokenizer_config.json")
     bundle = Bundle(
         folder=path,
@@ -56,8 +58,18 @@ def load_bundle(path: Path) -> Bundle:
         chat_template=find_chat_template(tokenizer, tokenizer_config),
     )
     if not bundle.tokenizer_path.is_file():
-        raise BundleError(f"{path.name} has no tokenizer.json.")
+        raise _no_tokenizer(path.name, tokenizer_folder)
     return bundle
+
+
+def _no_tokenizer(bundle: str, folder: str) -> BundleError:
+    if folder:
+        return BundleError(f"{bundle}: the folder of its key `tokenizer`, {Path(folder).name}, has no tokenizer.json.")
+    return BundleError(
+        f"{bundle} has no tokenizer.json. Get it from the original model (`hf download ORG/MODEL tokenizer.json "
+        'tokenizer_config.json --local-dir models/FOLDER`) and add `tokenizer = "FOLDER"` to the model\'s table in '
+        "config.toml."
+    )
 
 
 def find_chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:

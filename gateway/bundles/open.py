@@ -9,13 +9,14 @@ from gateway.bundles.genie.bundle import GenieBundle, load_genie_bundle
 from gateway.bundles.identify import identify
 
 
-def open_bundle(path: Path, dialect: str = "") -> Bundle | GenieBundle:
+def open_bundle(path: Path, dialect: str = "", tokenizer: str = "") -> Bundle | GenieBundle:
     """Read the bundle in folder `path`, but not its graphs. Raises BundleError.
 
     Args:
         dialect: selects the chat template of a Genie bundle that has none; "": its special tokens select it.
+        tokenizer: see `load_bundle`.
     """
-    return load_genie_bundle(path, dialect) if is_genie(path) else load_bundle(path)
+    return load_genie_bundle(path, dialect) if is_genie(path) else load_bundle(path, tokenizer)
 
 
 def is_genie(path: Path) -> bool:

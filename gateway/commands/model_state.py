@@ -67,7 +67,7 @@ def _examine_bundle(model: LocalModel, path: Path) -> ModelState:
         plan = f"built from {model.source} at the first start" if model.source else f"no folder {path}, and no source"
         return ModelState(state="missing", detail=plan)
     try:
-        bundle = open_bundle(path, model.dialect)
+        bundle = open_bundle(path, model.dialect, model.tokenizer)
         if isinstance(bundle, GenieBundle):
             return ModelState(state="ready", context_length=bundle.context_length, bytes=folder_bytes(path))
         check_graph_files(bundle)

@@ -263,6 +263,8 @@ def _with_paths(config: Config, base: Path, file: str) -> Config:
             if not source.startswith(("pypi:", "hf:")):
                 source = str(_absolute(base, source, f"{where} source"))
         path = path and str(_absolute(models_dir, path, f"{where} path"))
+        if isinstance(model, LocalModel) and model.tokenizer:
+            model = replace(model, tokenizer=str(_absolute(models_dir, model.tokenizer, f"{where} tokenizer")))
         return replace(model, path=path, source=source) if source else replace(model, path=path)
 
     models = {name: absolute(name, model) for name, model in config.models.items()}

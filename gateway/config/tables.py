@@ -101,6 +101,8 @@ class LocalModel(BundleModel, frozen=True, forbid_unknown_fields=True, kw_only=T
     activations: Literal["int8", "float"] = (
         "int8"  # input of matrix products on the CPU, if built from `source`: fast, or exact
     )
+    #: A folder with tokenizer.json, relative to `models_dir`, for a bundle without one (AI Hub's ORT-GenAI export).
+    tokenizer: str = ""
     provider: Literal["auto", "cpu", "qnn"] = "auto"
     provider_options: dict[str, str] = field(default_factory=dict)
     threads: Natural = 0  # 0: the number of physical cores, at most 8

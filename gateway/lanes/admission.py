@@ -78,6 +78,7 @@ class Ticket:
         if not self.has_left:
             self.has_left = True
             self._queue._leave(self, service_s)
+            self._remaining_s = lambda: None  # the old one and the request refer to each other
 
     def admit(self, now: float) -> None:
         """The queue has given it a slot."""

@@ -13,6 +13,10 @@ _MAX_BEHIND = 4096  # weight of the unread events at which `drain` waits: about 
 _FREED_AT_ONCE = 500  # events
 
 
+def _nothing() -> None:
+    return None
+
+
 class EventQueue:
     """The events of one job, from one engine to one reader. Implements Emit for the engine.
 
@@ -30,9 +34,9 @@ class EventQueue:
         self.unread = 0
         self._has_space = asyncio.Event()
         #: Called once, before the first event that is not Started.
-        self.on_content: Callable[[], None] = lambda: None
+        self.on_content: Callable[[], None] = _nothing
         #: Called when the reader is too far behind, and gets an error instead of the events.
-        self.on_overflow: Callable[[], object] = lambda: None
+        self.on_overflow: Callable[[], object] = _nothing
         self.has_content = False
         self.finished_choices = 0
 
@@ -50,6 +54,7 @@ class EventQueue:
 
     def end(self, last: Finished | GatewayError) -> None:
         """Append the end. Nothing may follow it."""
+        self.on_content = _nothing  # it refers to the request, which refers to this
         self._put(last)
 
     def overflow(self) -> None:

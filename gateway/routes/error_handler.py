@@ -27,7 +27,7 @@ from gateway.logs import RequestLine
 from gateway.routes.anthropic_api import render as anthropic_render
 from gateway.routes.ollama_api import render as ollama_render
 from gateway.server.error_body import error_body, error_headers
-from gateway.server.request import ClientDisconnected, HttpRequest, request_number
+from gateway.server.request import ClientDisconnected, HttpRequest, note_failure, request_number
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ _BY_STATUS: dict[int, type[GatewayError]] = {
 
 def handle_error(request: HttpRequest, exception: Exception) -> Response[bytes]:
     """The response for any exception of a handler. Litestar calls it."""
+    note_failure(request.scope["state"])
     if isinstance(exception, ClientDisconnected):
         return Response(b"", status_code=499)  # nginx's status for a disconnect; it is never sent
     error = as_gateway_error(request, exception)

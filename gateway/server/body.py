@@ -6,6 +6,7 @@ import asyncio
 import gc
 import re
 from collections.abc import Callable
+from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -18,7 +19,7 @@ from litestar.utils.scope.state import ScopeState
 from gateway.errors import LONGEST_QUOTE, BodyTimeout, InvalidRequest, Unavailable, cut
 from gateway.server.connections import connection_limit
 from gateway.server.identity import client_of
-from gateway.server.request import ClientDisconnected, HttpRequest
+from gateway.server.request import ClientDisconnected, HttpRequest, note_failure
 from gateway.server.shares import Shares
 
 P = ParamSpec("P")
@@ -26,7 +27,7 @@ T = TypeVar("T")
 
 BODY_TIMEOUT_S = 60.0
 LARGE_BODY = 64 * 1024  # bytes; up to this size, parsing takes less than 15 ms
-COLLECT_BODY = 1024 * 1024  # bytes; after a larger body the garbage collector runs
+COLLECT_BODY = 1024 * 1024  # bytes; after a request with a larger body that failed, the garbage collector runs
 MAX_DEPTH, MAX_VALUES = 64, 20_000  # of a field that accepts any JSON (a JSON schema, template variables)
 MAX_SEPARATORS = 500_000  # commas and opening brackets in a body; it cannot have more values than these
 
@@ -61,13 +62,33 @@ class _Holding:
             )
 
     @property
-    def is_large(self) -> bool:
-        return self._bytes > COLLECT_BODY
+    def is_garbage(self) -> bool:
+        """True if only the garbage collector frees the body: an error and its traceback refer to each other, and to the
+        request.
+        """
+        return self._bytes > COLLECT_BODY and self._scope["state"].get("has_failed", False)
 
     def end(self) -> None:
         if self._client is not None:
             self._requests.give_back(self._client, 1)
             self._bodies.give_back(self._client, self._bytes)
+
+
+class _Collector:
+    """Runs the garbage collector in the thread of large bodies. Requests that end before it runs share one run."""
+
+    def __init__(self) -> None:
+        self._is_due = False
+
+    def request(self, thread: Executor) -> None:
+        if not self._is_due:
+            self._is_due = True
+            with suppress(RuntimeError):  # the server stops
+                thread.submit(self._run)
+
+    def _run(self) -> None:
+        self._is_due = False
+        gc.collect()
 
 
 def limit_bodies(max_bytes: int) -> Callable[[ASGIApp], ASGIApp]:
@@ -76,7 +97,7 @@ def limit_bodies(max_bytes: int) -> Callable[[ASGIApp], ASGIApp]:
     They share the connections in the same way: requests in progress, with connections that cannot be closed. A body
     counts until its reply is complete. The request that exceeds a share fails with Unavailable.
     """
-    bodies, requests = Shares(lambda: max_bytes), Shares(connection_limit)
+    bodies, requests, collector = Shares(lambda: max_bytes), Shares(connection_limit), _Collector()
 
     def middleware(app: ASGIApp) -> ASGIApp:
         async def count(scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,12 +112,14 @@ def limit_bodies(max_bytes: int) -> Callable[[ASGIApp], ASGIApp]:
 
             try:
                 await app(scope, counted, send)
+            except BaseException:
+                note_failure(scope["state"])
+                raise
             finally:
                 holding.end()
                 ScopeState.from_scope(scope).body = Empty  # an idle connection keeps its scope
-                if holding.is_large:  # an error and its traceback refer to each other and keep the request
-                    with suppress(RuntimeError):  # the server stops
-                        scope["app"].state.parser.submit(gc.collect)
+                if holding.is_garbage:
+                    collector.request(scope["app"].state.parser)
 
         return count
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Coroutine, MutableMapping
 from typing import Any, TypeVar, cast
 
 from litestar import Request
@@ -25,6 +25,11 @@ class ClientDisconnected(Exception):
 def request_number(scope: Scope) -> str:
     """The request's unique hexadecimal number: part of `x-request-id`, of the reply's id and of the log line."""
     return cast(str, scope["state"].setdefault("request_number", secrets.token_hex(12)))
+
+
+def note_failure(state: MutableMapping[str, Any]) -> None:
+    """The request has an error, or no complete reply. Only the garbage collector frees its body; see body.py."""
+    state["has_failed"] = True
 
 
 async def add_request_id(message: Message, scope: Scope) -> None:

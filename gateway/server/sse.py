@@ -21,6 +21,7 @@ from sse_starlette.sse import AppStatus, EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from gateway.errors import GatewayError
+from gateway.server.request import note_failure
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -80,15 +81,16 @@ class EventStream(EventSourceResponse):
         ping_s: float,
         media_type: str = MEDIA_TYPE,
     ) -> None:
+        self._source = source
+        self._is_complete = False
         super().__init__(
-            _frames(source, encode, failed, ping_s if media_type == MEDIA_TYPE else None),
+            self._frames(source, encode, failed, ping_s if media_type == MEDIA_TYPE else None),
             headers=HEADERS,
             media_type=media_type,
             ping=0,
             send_timeout=SEND_TIMEOUT_S,
         )
         del self.headers["connection"]  # the server sets it; wrong for HTTP/1.0
-        self._source = source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -97,31 +99,35 @@ class EventStream(EventSourceResponse):
             _log.info("a client stopped reading its stream for %.0f s; its request was cancelled", SEND_TIMEOUT_S)
         finally:
             await self._source.aclose()
+            if not self._is_complete:
+                note_failure(scope["state"])
+            del self._source  # anyio's cancellation leaves a cycle that keeps the response; this has the request
 
-
-async def _frames(
-    source: Source[T],
-    encode: Callable[[T], Iterable[bytes]],
-    failed: Callable[[GatewayError], bytes],
-    ping_s: float | None,
-) -> AsyncGenerator[bytes, None]:
-    try:
-        while True:
-            try:
-                async with asyncio.timeout(ping_s) as silence:
-                    item = await source.__anext__()
-            except TimeoutError:
-                if not silence.expired():
-                    raise
-                yield PING
-                continue
-            except StopAsyncIteration:
-                return
-            for frame in encode(item):
-                yield frame
-            await asyncio.sleep(0)  # a stream that never waits cannot be cancelled
-    except GatewayError as error:
-        yield failed(error)
-    except Exception:
-        _log.exception("a stream failed")
-        yield failed(GatewayError("The gateway failed while it answered; its log has the reason."))
+    async def _frames(
+        self,
+        source: Source[T],
+        encode: Callable[[T], Iterable[bytes]],
+        failed: Callable[[GatewayError], bytes],
+        ping_s: float | None,
+    ) -> AsyncGenerator[bytes, None]:
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(ping_s) as silence:
+                        item = await source.__anext__()
+                except TimeoutError:
+                    if not silence.expired():
+                        raise
+                    yield PING
+                    continue
+                except StopAsyncIteration:
+                    self._is_complete = True
+                    return
+                for frame in encode(item):
+                    yield frame
+                await asyncio.sleep(0)  # a stream that never waits cannot be cancelled
+        except GatewayError as error:
+            yield failed(error)
+        except Exception:
+            _log.exception("a stream failed")
+            yield failed(GatewayError("The gateway failed while it answered; its log has the reason."))

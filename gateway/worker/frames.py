@@ -22,6 +22,7 @@ class WorkerSpec(Struct, frozen=True, kw_only=True):
     """The configuration of a worker. Plain values, because a spawned process gets them by pickle."""
 
     bundle: str  # path of the bundle's folder; genie: or of its configuration
+    tokenizer: str = ""  # path of the folder with tokenizer.json; "": where the bundle says
     provider: Literal["auto", "cpu", "qnn"] = "auto"
     provider_options: dict[str, str] = field(default_factory=dict)
     threads: int = 0  # 0: one for each physical core, at most 8

@@ -119,14 +119,14 @@ def _load(
 
 
 def _grammar_queue(spec: WorkerSpec, decoder: Decoder, inbox: Inbox) -> GrammarQueue:
-    bundle = open_bundle(Path(spec.bundle))
+    bundle = open_bundle(Path(spec.bundle), tokenizer=spec.tokenizer)
     compiler = GrammarCompiler(bundle.tokenizer_path, decoder.spec.vocab_size, bundle.end_ids)
     return GrammarQueue(compiler, inbox.put)
 
 
 def open_decoder(spec: WorkerSpec, progress: Callable[[str], None] = lambda stage: None) -> Decoder:
     """Open the decoder for a bundle on a provider. Raises BundleError, ConfigError or EngineFailed."""
-    bundle = open_bundle(Path(spec.bundle))
+    bundle = open_bundle(Path(spec.bundle), tokenizer=spec.tokenizer)
     if isinstance(bundle, GenieBundle):
         from gateway.worker.decoders.static.genie_pipelines import open_genie_decoder
 

@@ -93,6 +93,18 @@ def test_tokenizer_dir_is_used(bundle: Path) -> None:
     assert loaded.chat_template == CHATML
 
 
+def test_configured_tokenizer_folder_is_used(bundle: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.mkdir()
+    with pytest.raises(BundleError, match=r"model: .* key `tokenizer`, text, has no tokenizer.json"):
+        load_bundle(bundle, str(text))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bundle / name).rename(text / name)
+    loaded = load_bundle(bundle, str(text))
+    assert loaded.tokenizer_path == text / "tokenizer.json"
+    assert loaded.chat_template == CHATML
+
+
 def _graph(path: Path, context_file: str | None = None) -> Path:
     """Write a graph of one node. With `context_file` it refers to a compiled context in that file."""
     attributes = {"embed_mode": 0, "ep_cache_context": context_file} if context_file else {}
@@ -227,7 +239,10 @@ def test_path_outside_bundle_is_refused_for_any_folder_name(bundle: Path, name: 
     [
         (shutil.rmtree, "There is no model bundle at model"),
         (_without("genai_config.json"), "has no genai_config.json, so it is not a model bundle"),
-        (_without("tokenizer.json"), "model has no tokenizer.json"),
+        (
+            _without("tokenizer.json"),
+            "model has no tokenizer.json. Get it from the original model (`hf download ORG/MODEL",
+        ),
         (_without("model.onnx"), "lacks model.onnx, which its genai_config.json names"),
         (_without("model.onnx.data"), "lacks model.onnx.data, which model.onnx refers to"),
         (_cut("model.onnx.data", 0.5), "model.onnx.data is truncated"),

@@ -103,7 +103,9 @@ def test_model_sampling_defaults_override_defaults_table(folder: Folder) -> None
 
 def test_relative_path_resolves_from_folder_of_file(folder: Folder) -> None:
     text = 'models_dir = "m"\n[models.a]\nsource = "gguf/x.gguf"\n[models."b/c"]\nsource = "pypi:x==1"\n'
-    config = folder.load(text + '[models.d]\npath = "sub/d"\n[models.e]\nengine = "genie"\npath = "e/config.json"\n')
+    config = folder.load(
+        text + '[models.d]\npath = "sub/d"\ntokenizer = "text"\n[models.e]\nengine = "genie"\npath = "e/config.json"\n'
+    )
     models = folder.path / "m"
     assert config.models_dir == models
     assert Path(local(config, "a").path) == models / "a"
@@ -111,6 +113,7 @@ def test_relative_path_resolves_from_folder_of_file(folder: Folder) -> None:
     assert Path(local(config, "b/c").path) == models / "b%2Fc"
     assert local(config, "b/c").source == "pypi:x==1"
     assert Path(local(config, "d").path) == models / "sub" / "d"
+    assert Path(local(config, "d").tokenizer) == models / "text"
     assert config.models["e"] == GenieModel(path=str(models / "e" / "config.json"))
 
 

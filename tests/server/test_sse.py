@@ -168,7 +168,7 @@ async def test_source_is_closed_when_client_disconnects_before_first_frame() -> 
 
     source = Source(pieces())
     stream = EventStream(source, as_is, failed=lambda error: b"", ping_s=15)
-    await stream({"type": "http", "method": "POST"}, gone, _swallow)
+    await stream({"type": "http", "method": "POST", "state": {}}, gone, _swallow)
     assert source.is_closed
 
 
@@ -184,7 +184,7 @@ async def test_request_of_stalled_client_is_cancelled() -> None:
 
     source = Source(pieces())
     stream = EventStream(source, as_is, failed=lambda error: b"", ping_s=15)
-    await stream({"type": "http", "method": "POST"}, _connected, stuck)
+    await stream({"type": "http", "method": "POST", "state": {}}, _connected, stuck)
     assert source.is_closed
     assert now() == SEND_TIMEOUT_S
 
@@ -276,7 +276,7 @@ async def _bodies(stream: EventStream) -> list[bytes]:
             assert isinstance(message["body"], bytes)
             sent.append(message["body"])
 
-    await stream({"type": "http", "method": "POST"}, _connected, send)
+    await stream({"type": "http", "method": "POST", "state": {}}, _connected, send)
     return sent
 
 

@@ -26,6 +26,7 @@ from gateway.config.tables import GenieModel, LocalModel
 from gateway.engines.base import Emit, EngineStatus, Plan, Prepared
 from gateway.engines.context import max_answer_tokens
 from gateway.engines.local.events import FrameTranslator
+from gateway.engines.local.greedy_only import CAPABILITIES, check_greedy_only
 from gateway.engines.local.integrity import IntegrityCheck
 from gateway.engines.local.process import Entry, WorkerProcess
 from gateway.engines.local.prompts import Prompts
@@ -99,7 +100,7 @@ class LocalEngine:
             return EngineStatus(state=supervisor.state, detail=supervisor.detail)
         if self._prompts is None or not self._prompts.is_started:
             return EngineStatus(state="loading", detail="reading its tokenizer")
-        return EngineStatus(
+        status = EngineStatus(
             state=supervisor.state,
             detail=supervisor.detail,
             device=ready.device,
@@ -110,6 +111,7 @@ class LocalEngine:
             peak_bytes=ready.peak_bytes,
             sampling=self._genie.sampling if self._genie else {},
         )
+        return replace(status, capabilities=CAPABILITIES) if ready.greedy_only else status
 
     async def start(self) -> None:
         """Read the bundle, start the worker, wait until it is warm. Raises BundleError, EngineFailed."""
@@ -191,16 +193,21 @@ class LocalEngine:
             await self._prompts.aclose()
 
     def _open_prompts(self) -> Prompts:
-        dialect = self._model.dialect
-        is_genie = isinstance(self._model, GenieModel)
-        bundle = load_genie_bundle(self._path, dialect) if is_genie else open_bundle(self._path, dialect)
+        model = self._model
+        bundle = (
+            open_bundle(self._path, model.dialect, model.tokenizer)
+            if isinstance(model, LocalModel)
+            else load_genie_bundle(self._path, model.dialect)
+        )
         if not isinstance(bundle, GenieBundle):
-            return Prompts(bundle, dialect)
+            return Prompts(bundle, model.dialect)
         self._genie = bundle
-        return Prompts(bundle, dialect, end_strings=bundle.end_strings)
+        return Prompts(bundle, model.dialect, end_strings=bundle.end_strings)
 
     def _check_supported(self, generation: Generation, prompt: Encoded) -> None:
-        """Raise UnsupportedParameter if the engine cannot do what the request needs: our own can do everything."""
+        """Raise UnsupportedParameter if the engine or the model cannot do what the request needs."""
+        if (ready := self._supervisor.ready) and ready.greedy_only:
+            check_greedy_only(self._name, generation)
 
     def _worker(self, on_frame: Callable[[FromWorker], None]) -> WorkerProcess:
         return WorkerProcess(self._name, _spec(self._model, self._path), on_frame, self._entry)
@@ -276,4 +283,10 @@ def _spec(model: LocalModel | GenieModel, bundle: Path) -> WorkerSpec:
     )
     if isinstance(model, GenieModel):
         return replace(spec, poll=model.poll)
-    return replace(spec, provider=model.provider, provider_options=model.provider_options, threads=model.threads)
+    return replace(
+        spec,
+        provider=model.provider,
+        provider_options=model.provider_options,
+        threads=model.threads,
+        tokenizer=model.tokenizer,
+    )

@@ -28,15 +28,25 @@ _STAGES = {PROMPT_WIDTH: "prompt", 1: "token"}
 
 
 def write_bundle(
-    folder: Path, decoder: TinyDecoder, *, compiled: Path | None = None, as_exported: bool = False
+    folder: Path,
+    decoder: TinyDecoder,
+    *,
+    compiled: Path | None = None,
+    as_exported: bool = False,
+    embedded: bool = False,
 ) -> Path:
-    """Write the bundle: with context binaries from `compiled` (a folder of `compile_in_child`), or with ONNX graphs."""
+    """Write the bundle: with context binaries from `compiled` (a folder of `compile_in_child`), or with ONNX graphs.
+
+    `embedded`: the binaries are inside the graphs, where the gateway does not read a scale.
+    """
     folder.mkdir(parents=True)
     for width, phase in _STAGES.items():
         if compiled:
-            binary = f"tiny_{phase}_part_1_of_1.bin"
-            shutil.copyfile(compiled / f"{phase}_ctx_qnn.bin", folder / binary)
-            onnx.save(_wrapper(decoder, width, binary), folder / f"{phase}_1_of_1.onnx")
+            made, binary = compiled / f"{phase}_ctx_qnn.bin", f"tiny_{phase}_part_1_of_1.bin"
+            if not embedded:
+                shutil.copyfile(made, folder / binary)
+            wrapper = _wrapper(decoder, width, made.read_bytes() if embedded else binary)
+            onnx.save(wrapper, folder / f"{phase}_1_of_1.onnx")
         else:
             onnx.save(build_graph(decoder, width), folder / f"{phase}_1_of_1.onnx")
     onnx.save(_position_processor(decoder), folder / "position-processor.onnx")
@@ -50,7 +60,7 @@ def write_bundle(
     return folder
 
 
-def _wrapper(decoder: TinyDecoder, width: int, binary: str) -> onnx.ModelProto:
+def _wrapper(decoder: TinyDecoder, width: int, binary: str | bytes) -> onnx.ModelProto:
     graph = build_graph(decoder, width).graph
     node = helper.make_node(
         "EPContext",
@@ -58,7 +68,7 @@ def _wrapper(decoder: TinyDecoder, width: int, binary: str) -> onnx.ModelProto:
         [value.name for value in graph.output],
         name=f"{_STAGES[width]}_ar{width}_cl{decoder.context}_1_of_1",
         domain="com.microsoft",
-        embed_mode=0,
+        embed_mode=int(isinstance(binary, bytes)),
         ep_cache_context=binary,
         ep_sdk_version="2.51.0",
         source="Qnn",

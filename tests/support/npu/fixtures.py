@@ -147,17 +147,21 @@ def olive_uncompiled(tiny_source: Path, tiny_model: ModelSource, tmp_path_factor
     return olive_bundle.write_bundle(folder, tiny_model, tiny_source, compiled="none")
 
 
-@pytest.fixture(scope="session", params=[olive_bundle.OLIVE, olive_bundle.FOUNDRY], ids=["olive", "foundry"])
+@pytest.fixture(scope="session")
 def olive_compiled(
-    npu: NpuDevice,
-    tiny_source: Path,
-    tiny_model: ModelSource,
-    tmp_path_factory: pytest.TempPathFactory,
-    request: pytest.FixtureRequest,
+    npu: NpuDevice, tiny_source: Path, tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """One for each generation of names."""
     folder = tmp_path_factory.mktemp("olive") / "islands"
-    return olive_bundle.write_bundle(folder, tiny_model, tiny_source, compiled="islands", names=request.param)
+    return olive_bundle.write_bundle(folder, tiny_model, tiny_source, compiled="islands")
+
+
+@pytest.fixture(scope="session")
+def foundry_compiled(
+    npu: NpuDevice, tiny_source: Path, tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The older generation of names."""
+    folder = tmp_path_factory.mktemp("foundry") / "islands"
+    return olive_bundle.write_bundle(folder, tiny_model, tiny_source, compiled="islands", names=olive_bundle.FOUNDRY)
 
 
 @pytest.fixture(scope="session")

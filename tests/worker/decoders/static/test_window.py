@@ -39,9 +39,9 @@ def expected(oracle: Oracle) -> list[list[int]]:
     return [float32_answer(oracle, prompt, 20) for prompt in PROMPTS]
 
 
-@pytest.fixture(scope="module")
-def on_npu(olive_compiled: Path) -> Iterator[StaticDecoder]:
-    with closing(open_static_decoder(olive_compiled, provider="qnn")) as decoder:
+@pytest.fixture(scope="module", params=["olive_compiled", "foundry_compiled"])
+def on_npu(request: pytest.FixtureRequest) -> Iterator[StaticDecoder]:
+    with closing(open_static_decoder(request.getfixturevalue(request.param), provider="qnn")) as decoder:
         yield decoder
 
 
