@@ -97,11 +97,11 @@ def say(line: str) -> None:
 
 
 def _chip(name: str | None) -> Chip:
-    """The chip of the option, else of this machine, else X Elite."""
-    from gateway.qnn.chips import CHIPS, chip_named
-    from gateway.qnn.detect import chip_here
+    """The chip of the option, else of this machine. Without an NPU X Elite."""
+    from gateway.qnn.chips import chip_named
+    from gateway.qnn.detect import chip_for_downloads
 
-    return chip_named(name) if name else chip_here() or CHIPS[0]
+    return chip_named(name) if name else chip_for_downloads()
 
 
 def _build(user: UserConfig, name: str, source: str) -> None:

@@ -13,8 +13,8 @@ import msgspec
 from msgspec import Struct
 
 from gateway.child import run_in_child, serve_request
-from gateway.errors import BundleError
-from gateway.qnn.chips import Chip, chip_of
+from gateway.errors import BundleError, ConfigError
+from gateway.qnn.chips import CHIP_NAMES, CHIPS, Chip, chip_of
 from gateway.qnn.device import NpuDevice, no_npu_error
 
 Provider = Literal["auto", "cpu", "qnn"]
@@ -67,9 +67,29 @@ def try_detect_npu(*, emulated: bool = False) -> NpuDevice | None:
 
 
 def chip_here() -> Chip | None:
-    """The chip of this machine's NPU, else that of the emulator. None: neither, or an NPU without a known number."""
+    """The chip of this machine's NPU, else that of the emulator. None: neither, or no chip that is known."""
     device = try_detect_npu(emulated=True)
-    return chip_of(device.soc, device.architecture) if device else None
+    return _chip_of(device) if device else None
+
+
+def chip_for_downloads() -> Chip:
+    """As `chip_here`; without an NPU X Elite, which most models are published for. Raises ConfigError if the NPU's chip
+    is not known: a model for another chip does not load.
+    """
+    device = try_detect_npu(emulated=True)
+    if device is None:
+        return CHIPS[0]
+    if chip := _chip_of(device):
+        return chip
+    raise ConfigError(f"The chip of this NPU ({device.name}) is not known. Name it: --chip {', '.join(CHIP_NAMES)}.")
+
+
+def _chip_of(device: NpuDevice) -> Chip | None:
+    if device.soc is not None:
+        return chip_of(device.soc, device.architecture)
+    from gateway.qnn.probe import probe_chip
+
+    return probe_chip(device)
 
 
 def _detect(request: _Request) -> NpuDevice | None:

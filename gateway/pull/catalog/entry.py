@@ -12,8 +12,8 @@ from gateway.bundles.identify import Layout
 
 #: layout -> the test that runs a tiny model of it on the NPU or its emulator
 PROOFS: dict[Layout, str] = {
-    "genie": "tests/engines/local/test_genie.py",
-    "pipeline": "tests/worker/decoders/static/test_decoder.py",
+    "genie": "tests/system/test_published_model.py",
+    "pipeline": "tests/system/test_published_layouts.py",
 }
 
 

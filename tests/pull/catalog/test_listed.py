@@ -39,6 +39,8 @@ def test_published_speed_is_added_where_none_is_known() -> None:
 
 
 def test_every_layout_that_is_called_proven_has_its_test() -> None:
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     assert PROOFS
     for test in PROOFS.values():
         assert (ROOT / test).is_file()
+        assert f"`{test}`" in page
