@@ -175,16 +175,17 @@ class LocalEngine:
                 self._supervisor.send(Cancel(submit.id))
 
     async def _start_processes(self) -> None:
-        if self._supervisor.ready is not None:
+        if self._supervisor.ready is not None and self._prompts is not None and self._prompts.is_started:
             return await self._supervisor.start()
         await self._close_prompts()
         self._prompts = await asyncio.to_thread(self._open_prompts)
         worker = asyncio.ensure_future(self._supervisor.start())  # at the same time as the prompt process
         try:
             await self._prompts.start()
-        except BaseException:
+        except BaseException as error:
             worker.cancel()
             await asyncio.gather(worker, return_exceptions=True)
+            await self._supervisor.unload(getattr(error, "message", ""))  # it can have loaded before
             raise
         await worker
 

@@ -75,7 +75,7 @@ class IntegrityCheck:
                 if damages := await self._damages():
                     self._report(damages)
                     return
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError, ValueError) as error:  # ValueError: a file or a reply that is not JSON
                 _log.warning("%s: its files could not be compared with their hashes: %s", self._name, error)
             finally:
                 self._is_checking = False

@@ -58,7 +58,9 @@ class PromptProcess:
         plain = msgspec.to_builtins(setup)
         self._short = _SharedSandbox(Sandbox(_TASK, lambda: plain, LIMITS._replace(cpu_s=_SHORT_CPU_S)))
         self._long = _SharedSandbox(Sandbox(_TASK, lambda: plain, LIMITS, is_background=True))
-        self._idle: asyncio.Task[None] | None = None
+        self._long_requests = 0  # that wait or run
+        self._idle: asyncio.Task[None] | None = None  # only if there are none
+        self._is_closed = False
 
     async def start(self) -> Vocabulary:
         """Start the process for short requests. Raises BundleError."""
@@ -96,20 +98,21 @@ class PromptProcess:
         return reply
 
     async def aclose(self) -> None:
-        """End the processes. Running requests end with ModelNotReady."""
-        if self._idle is not None:
-            self._idle.cancel()
+        """End the processes. Running requests end with ModelNotReady. No process and no task is left."""
+        self._is_closed = True
+        self._stay()
         await asyncio.gather(*(asyncio.to_thread(lane.sandbox.close) for lane in (self._short, self._long)))
 
     async def _exchange(self, request: Request, client: str) -> Reply:
         if (reply := await self._try_short(request, client)) is not None:
             return reply
-        if self._idle is not None:
-            self._idle.cancel()
+        self._long_requests += 1
+        self._stay()
         try:  # the message is made in its turn, so that requests that wait need no memory for it
             return await self._long.ask(client, lambda: encode_request(request))
         finally:
-            self._idle = asyncio.create_task(self._end_when_idle())
+            self._long_requests -= 1
+            self._rest_later()
 
     async def _try_short(self, request: Request, client: str) -> Reply | None:
         """None: the request is for the other process."""
@@ -120,6 +123,15 @@ class PromptProcess:
             with suppress(SandboxLimit):
                 return await self._short.ask(client, lambda: message)
         return None
+
+    def _rest_later(self) -> None:
+        """End the process for long requests if no request needs it for a time."""
+        if not self._long_requests and not self._is_closed:
+            self._idle = asyncio.create_task(self._end_when_idle())
+
+    def _stay(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
 
     async def _end_when_idle(self) -> None:
         await asyncio.sleep(_IDLE_S)

@@ -118,9 +118,18 @@ class Supervisor:
             self._fault = _Fault(reason)
             self._process.kill()
 
+    async def unload(self, reason: str) -> None:
+        """Stop the worker, because the model cannot be used. The next `start` is a first one again."""
+        await self._stop()
+        self.ready = None
+        self.state, self.detail = "failed", reason
+
     async def aclose(self) -> None:
         """Stop the worker. No process and no task is left when this returns."""
         self.state, self.detail = "closed", ""
+        await self._stop()
+
+    async def _stop(self) -> None:
         if self._guard is not None:
             self._guard.cancel()
             await asyncio.gather(self._guard, return_exceptions=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import random
+import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
@@ -15,7 +16,9 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from gateway.bundles.hashes import HASHES_FILE
 from gateway.engines.local.engine import LocalEngine
+from gateway.engines.local.prompts import Prompts
 from gateway.errors import (
     BundleError,
     EngineFailed,
@@ -260,6 +263,34 @@ async def test_closed_engine_ends_requests_and_leaves_nothing(long_tiny: Path) -
         await events_of(engine, request())
     await engine.aclose()
     assert set(multiprocessing.active_children()) - before == set()
+
+
+async def test_tokenizer_that_fails_after_the_worker_has_loaded_leaves_no_worker(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(shutil.copytree(tiny, tmp_path / "m"))
+    (bundle / HASHES_FILE).unlink()  # so that nothing but the prompt process finds the fault
+    (bundle / "tokenizer.json").write_text("{", encoding="utf-8")
+    before, engine, start = set(multiprocessing.active_children()), make(bundle), Prompts.start
+
+    async def start_late(prompts: Prompts) -> None:
+        await until(lambda: engine._supervisor.ready is not None)
+        await start(prompts)
+
+    try:
+        with monkeypatch.context() as patch, pytest.raises(BundleError, match=r"tokenizer\.json"):
+            patch.setattr(Prompts, "start", start_late)
+            await engine.start()
+        assert set(multiprocessing.active_children()) == before
+        assert engine.status.state == "failed" and "tokenizer.json" in engine.status.detail
+        shutil.copy(tiny / "tokenizer.json", bundle)
+        await engine.start()
+        assert len(set(multiprocessing.active_children()) - before) == 1
+        assert (engine.status.state, engine.status.restarts) == ("ready", 0)
+        assert usage(await events_of(engine, request(max_tokens=2))).completion_tokens == 2
+    finally:
+        await engine.aclose()
+    assert set(multiprocessing.active_children()) == before
 
 
 async def test_missing_bundle_fails_start(tmp_path: Path) -> None:

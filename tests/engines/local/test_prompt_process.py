@@ -151,6 +151,19 @@ async def test_second_process_ends_when_idle(make: Make, monkeypatch: pytest.Mon
         await until(lambda: len(pids() - before) == 1)
 
 
+async def test_second_process_is_idle_when_the_last_request_has_ended(make: Make) -> None:
+    process, before = make(), asyncio.all_tasks()
+    await asyncio.gather(*(ids(process, chat("Hello " * 20_000), client) for client in ("a", "b", "c")))
+    (timer,) = asyncio.all_tasks() - before
+    assert timer is process._idle
+    running = asyncio.create_task(ids(process, chat("spin" * 20_000)))
+    await until(lambda: timer.cancelled())
+    await process.aclose()
+    with pytest.raises(ModelNotReady):
+        await running
+    assert asyncio.all_tasks() == before
+
+
 async def test_rendered_text_is_measured_before_it_is_tokenized(make: Make) -> None:
     process = make("{% for i in range(9999) %}{{ messages[0].content }}{% endfor %}")
     await process.start()
