@@ -73,7 +73,9 @@ def _wrapper(decoder: TinyDecoder, width: int, binary: str | bytes) -> onnx.Mode
         ep_sdk_version="2.51.0",
         source="Qnn",
     )
-    return _model([node], list(graph.input), list(graph.output), [])
+    # without an opset of com.microsoft, as the exporter writes it
+    made = helper.make_graph([node], "qnn-onnx-model", list(graph.input), list(graph.output))
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
 def _position_processor(decoder: TinyDecoder) -> onnx.ModelProto:
