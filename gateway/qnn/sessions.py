@@ -34,9 +34,20 @@ _ATTEMPTS: tuple[dict[str, str], ...] = (
     {"enable_htp_shared_memory_allocator": "1", "disable_file_mapped_weights": "1"},
     {"disable_file_mapped_weights": "1"},
 )
-#: Options of a bundle that describe the machine it was made on. The gateway ignores them.
+#: Options of a bundle that describe the machine it was made on, or that write files. The gateway ignores them.
 _MACHINE_OPTIONS = frozenset(
-    {"backend_path", "backend_type", "soc_model", "htp_arch", "enable_htp_shared_memory_allocator", "op_affinity"}
+    {
+        "backend_path",
+        "backend_type",
+        "dump_json_qnn_graph",
+        "enable_htp_shared_memory_allocator",
+        "htp_arch",
+        "json_qnn_graph_dir",
+        "op_affinity",
+        "profiling_file_path",
+        "profiling_level",
+        "soc_model",
+    }
 )
 _BUSY, _IDLE = "burst", "power_saver"
 

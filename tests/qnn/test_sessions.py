@@ -31,6 +31,21 @@ def test_stage_without_npu_nodes_is_refused(npu: NpuDevice, tmp_path: Path) -> N
         NpuSessions(npu, {}, lambda stage: None).open({graph: {}})
 
 
+def test_options_of_bundle_write_no_files(npu: NpuDevice, tmp_path: Path) -> None:
+    graph = write_graph(tmp_path / "plain.onnx", "Sigmoid", 1, [1, 8, 64])
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    options = {
+        "profiling_level": "detailed",
+        "profiling_file_path": str(elsewhere / "profile.csv"),
+        "dump_json_qnn_graph": "1",
+        "json_qnn_graph_dir": str(elsewhere),
+    }
+    sessions = NpuSessions(npu, {}, lambda stage: None).open({graph: options})
+    sessions[graph].run(None, {"x0": np.zeros((1, 8, 64), np.float32)})
+    assert not list(elsewhere.iterdir())
+
+
 def test_bundle_for_another_chip_is_refused(npu: NpuDevice, broken: Path, open_decoder: OpenDecoder) -> None:
     with pytest.raises(BundleError, match="compiled for Hexagon v73 and this NPU is v81"):
         open_decoder(broken, "qnn", options={"soc_model": "88"})
