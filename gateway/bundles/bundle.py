@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from gateway.bundles.genai_config import GenaiConfig, read_genai_config
 from gateway.bundles.json_file import read_optional_object, read_small_file
+from gateway.bundles.model_package import shared_folder, variant_folder
 from gateway.errors import BundleError
 
 
@@ -41,14 +42,18 @@ class Bundle(Struct, frozen=True, kw_only=True):
 def load_bundle(path: Path, tokenizer_folder: str = "") -> Bundle:
     """Read the bundle in folder `path`, but not its graphs: `check_graph_files` checks those.
 
+    In a model package, the bundle is the variant for the NPU.
+
     Args:
         tokenizer_folder: the configured folder of tokenizer.json; "": where the bundle says.
     Raises BundleError when the configuration or the tokenizer is missing or malformed.
     """
     if not path.is_dir():
         raise BundleError(f"There is no model bundle at {path.name}.")
+    path = variant_folder(path)
     config = read_genai_config(path)
-    tokenizer = Path(tokenizer_folder) if tokenizer_folder else path / config.tokenizer_dir
+    shared = shared_folder(path, config.tokenizer_dir)
+    tokenizer = Path(tokenizer_folder) if tokenizer_folder else shared or path / config.tokenizer_dir
     tokenizer_config = read_optional_object(tokenizer / "tokenizer_config.json")
     bundle = Bundle(
         folder=path,

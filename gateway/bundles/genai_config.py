@@ -170,7 +170,7 @@ def _config(content: _File) -> GenaiConfig:
         eos_ids=_ids(model.eos_token_id),
         bos_id=model.bos_token_id,
         pad_id=next(iter(_ids(model.pad_token_id)), None),
-        tokenizer_dir=model.tokenizer_dir,
+        tokenizer_dir=_posix(model.tokenizer_dir),
         decoder=_decoder(model.decoder),
         search=content.search,
     )
@@ -187,9 +187,8 @@ def _decoder(raw: dict[str, Any]) -> DecoderConfig:
         for part in _as_list(raw.get("pipeline"))
         for name, stage in msgspec.convert(part, dict[str, dict[str, Any]]).items()
     ]
-    decoder = msgspec.convert(
-        raw | {"session_options": _session_options(options), "stages": stages}, DecoderConfig, from_attributes=True
-    )
+    own = {"session_options": _session_options(options), "stages": stages}
+    decoder = msgspec.convert(_with_posix_name(raw) | own, DecoderConfig, from_attributes=True)
     if not decoder.filename and not stages:
         raise msgspec.ValidationError("decoder has neither a `filename` nor a `pipeline`")
     return decoder
@@ -205,8 +204,20 @@ def _stage(name: str, raw: dict[str, Any], inherited: dict[str, Any]) -> Stage:
     own = raw.get("session_options")
     options = inherited | (own or {}) if own is None or raw.get("inherit_session_options") else own
     return msgspec.convert(
-        raw | {"name": name, "session_options": _session_options(options)}, Stage, from_attributes=True
+        _with_posix_name(raw) | {"name": name, "session_options": _session_options(options)},
+        Stage,
+        from_attributes=True,
     )
+
+
+def _with_posix_name(raw: dict[str, Any]) -> dict[str, Any]:
+    name = raw.get("filename")
+    return raw | {"filename": _posix(name)} if isinstance(name, str) else raw
+
+
+def _posix(path: str) -> str:
+    """Exporters on Windows write backslashes."""
+    return path.replace("\\", "/")
 
 
 def _session_options(raw: dict[str, Any]) -> SessionOptions:

@@ -105,6 +105,19 @@ def test_configured_tokenizer_folder_is_used(bundle: Path, tmp_path: Path) -> No
     assert loaded.chat_template == CHATML
 
 
+def test_backslashes_in_paths_are_separators(pipeline: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["model"]["tokenizer_dir"] = ".\\text"
+        content["model"]["decoder"]["pipeline"][0]["embeddings"]["filename"] = "graphs\\embeddings.onnx"
+
+    (pipeline / "text").mkdir()
+    (pipeline / "tokenizer.json").rename(pipeline / "text" / "tokenizer.json")
+    edit(pipeline, change)
+    bundle = load_bundle(pipeline)
+    assert bundle.graph_paths[0] == pipeline / "graphs" / "embeddings.onnx"
+    assert bundle.tokenizer_path == pipeline / "text" / "tokenizer.json"
+
+
 def _graph(path: Path, context_file: str | None = None) -> Path:
     """Write a graph of one node. With `context_file` it refers to a compiled context in that file."""
     attributes = {"embed_mode": 0, "ep_cache_context": context_file} if context_file else {}

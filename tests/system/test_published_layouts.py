@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from gateway.config.tables import LocalModel
 from gateway.worker.sampling import log_softmax
 from tests.support.decoding import IDS, prefill
+from tests.support.model_package import CPU, NPU, write_package
 from tests.support.npu.ai_hub_bundle import write_bundle
 from tests.support.npu.fixtures import OpenDecoder
 from tests.support.npu.genie_bundle import tokenizer
@@ -32,11 +33,17 @@ ROWS = 48  # configured rows of the open cache
 
 @pytest.fixture(scope="module")
 def client(
-    olive_compiled: Path, foundry_compiled: Path, ai_hub_exported: Path, ai_hub_without_scale: Path, text: Path
+    olive_compiled: Path,
+    foundry_compiled: Path,
+    package: Path,
+    ai_hub_exported: Path,
+    ai_hub_without_scale: Path,
+    text: Path,
 ) -> Iterator[OpenAI]:
     models = {
         "olive": LocalModel(path=str(olive_compiled), provider="qnn", context_length=ROWS),
         "foundry": LocalModel(path=str(foundry_compiled), provider="qnn", context_length=ROWS),
+        "package": LocalModel(path=str(package), provider="qnn", context_length=ROWS),
         "ai-hub": LocalModel(path=str(ai_hub_exported), provider="qnn", tokenizer=str(text)),
         "no-scale": LocalModel(path=str(ai_hub_without_scale), provider="qnn", tokenizer=str(text)),
         "no-text": LocalModel(path=str(ai_hub_exported), provider="qnn"),
@@ -45,6 +52,13 @@ def client(
         server.wait_until_tried()
         with server.openai() as opened:
             yield opened
+
+
+@pytest.fixture(scope="module")
+def package(olive_compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model package as Olive writes it."""
+    folder = tmp_path_factory.mktemp("package") / "tiny.ortpackage"
+    return write_package(folder, olive_compiled, {"cpu": CPU, "qnn-x-elite": NPU}, external=True)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +80,7 @@ def complete(client: OpenAI, model: str, prompt: list[int], **options: object) -
     return client.completions.create(model=model, prompt=prompt, **options)  # type: ignore[call-overload,no-any-return]
 
 
-@pytest.mark.parametrize("model", ["olive", "foundry"])
+@pytest.mark.parametrize("model", ["olive", "foundry", "package"])
 def test_olive_bundle_gives_float32_tokens_and_log_probabilities(
     client: OpenAI, model: str, oracle: Oracle, tiny_source: Path
 ) -> None:
