@@ -2,7 +2,7 @@
 
 Differences from `windows_ml_bundle`: hidden states and caches are float32. The number of cache rows is open, and
 `context_length` is that of the original model. GroupQueryAttention runs on the CPU between several compiled networks,
-whose first one names the binary of all. The folder has all files of the tokenizer.
+whose first one names the binary. Both phases share one binary. The folder has all files of the tokenizer.
 
 There are two generations of names:
 
@@ -23,8 +23,7 @@ from tokenizers import Tokenizer
 
 from gateway.builder.graphs.static import Part, write_embeddings_and_head, write_part
 from gateway.builder.sources.source import ModelSource
-from gateway.qnn.compile import compile_graphs
-from gateway.qnn.provider import emulated_npu
+from tests.support.npu.shared_binary import compile_into_one
 
 WIDTH, MODEL_CONTEXT = 8, 512  # tokens of a prompt window; `context_length` of the bundle
 
@@ -37,6 +36,7 @@ class Names(Struct, frozen=True, kw_only=True):
 
     stages: tuple[str, str, str, str]
     files: tuple[str, str, str, str]
+    binary: str
     past: str  # of a cache tensor; `%d`: the layer, `{}`: key or value
     present: str
     plural: bool  # "keys" instead of "key"
@@ -45,6 +45,7 @@ class Names(Struct, frozen=True, kw_only=True):
 OLIVE = Names(
     stages=("embeddings", "context_ctx", "iterator_ctx", "lm_head"),
     files=("embeddings.onnx", "context_ctx.onnx", "iterator_ctx.onnx", "lm_head.onnx"),
+    binary="context_ctx_qnn.bin",
     past="past_key_values.%d.{}",
     present="present.%d.{}",
     plural=False,
@@ -57,6 +58,7 @@ FOUNDRY = Names(
         "tiny_iter_v1.0.onnx_ctx.onnx",
         "tiny_head_quant_v1.0.onnx",
     ),
+    binary="tiny_cb_1.bin",
     past="past_{}_%d",
     present="present_{}_%d",
     plural=True,
@@ -77,8 +79,8 @@ def write_bundle(
     for path in phases:
         _rename(path, names)
     if compiled == "islands":
-        _compile(phases)
-        (work / "layers.onnx.data").unlink()  # the constants are in the binaries
+        compile_into_one(phases, folder / names.binary)
+        (work / "layers.onnx.data").unlink()  # the constants are in the binary
     for file in work.glob("*.data"):
         shutil.move(file, folder / file.name)
     written = (work / "embeddings.onnx", *phases, work / "lm_head.onnx")
@@ -111,19 +113,6 @@ def _cache_name(names: Names, side: str, kind: str, layer: int | None) -> str:
     pattern = names.past if side == "past" else names.present
     name = pattern.format(kind if names.plural else kind.removesuffix("s"))
     return name if layer is None else name.replace("%d", str(layer))
-
-
-def _compile(phases: list[Path]) -> None:
-    """Replace each graph by a compiled one with attention on the CPU and a binary for its networks."""
-    device = emulated_npu()
-    assert device is not None
-    affinity = phases[0].with_name("affinity.json")
-    affinity.write_text('{"op_type": {"GroupQueryAttention": "cpu"}}', encoding="utf-8")
-    out = affinity.parent / "compiled"
-    for made in compile_graphs(phases, out, device, options={"op_affinity": str(affinity)}, cpu_fallback=True):
-        made.replace(affinity.with_name(f"{made.stem.removesuffix('_ctx')}.onnx"))
-    for binary in out.glob("*.bin"):
-        binary.replace(affinity.parents[1] / binary.name)
 
 
 def _write_tokenizer(source: Path, folder: Path) -> None:
