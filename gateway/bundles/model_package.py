@@ -65,7 +65,7 @@ def variant_folder(folder: Path) -> Path:
 
 
 def shared_folder(variant: Path, name: str) -> Path | None:
-    """The folder of a shared asset "sha256:<hex>[/sub/folder]". None if `name` is no such reference.
+    """The folder of a shared asset "sha256:<hex>[/sub/folder]". None if `name` is another path.
 
     Args:
         variant: a folder inside the package.
