@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from gateway import __version__
-from gateway.commands import bench, build, catalog, chat, check, doctor, models, pull, serve
+from gateway.commands import bench, build, catalog, chat, check, doctor, models, pull, serve, stored
 from gateway.errors import ConfigError, GatewayError
 from gateway.output import escape
 
@@ -47,6 +47,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"npu-gateway {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, pull, catalog, chat, bench, doctor, check, models, build):
+    for command in (serve, pull, stored, catalog, chat, bench, doctor, check, models, build):
         command.add_parser(subparsers)
     return parser

@@ -1,8 +1,9 @@
 """Start the gateway from a fresh clone: make .venv, install the pinned packages, then run `npu-gateway serve`.
 
-    python scripts/serve.py [--config config.toml] [--host 127.0.0.1] [--port 8000] [--provider auto|cpu|qnn]
+    python scripts/serve.py [MODEL] [--config config.toml] [--host 127.0.0.1] [--port 8000] [--provider auto|cpu|qnn]
 
-A second start skips the set-up.
+MODEL is what `npu-gateway pull` takes: a name of the catalog, hf:ORG/REPO, a URL, a zip. It is pulled if necessary
+and served alone. A second start skips the set-up and the download.
 """
 
 import sys

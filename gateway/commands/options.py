@@ -26,11 +26,13 @@ def add_provider(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--provider", choices=("auto", "cpu", "qnn"), help="where every local model runs")
 
 
-def load(arguments: argparse.Namespace, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Read the configuration. Raises ConfigError."""
+def load(
+    arguments: argparse.Namespace, overrides: Mapping[str, Any] | None = None, *, may_be_empty: bool = False
+) -> Config:
+    """Read the configuration; `may_be_empty`: it may have no model. Raises ConfigError."""
     from gateway.config.file import load_config
 
-    return load_config(arguments.config, overrides=overrides)
+    return load_config(arguments.config, overrides=overrides, may_be_empty=may_be_empty)
 
 
 def base_url(host: str, port: int) -> str:

@@ -1,4 +1,4 @@
-"""`npu-gateway serve`: build missing bundles, start the gateway, print a request to try."""
+"""`npu-gateway serve [NAME]`: pull or build what is missing, start the gateway, print a request to try."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import json
 import logging
 import socket
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from gateway import __version__
 from gateway.commands import options
 from gateway.errors import ConfigError, GatewayError
+from gateway.output import escape
 
 if TYPE_CHECKING:
     from gateway.config.tables import Config, ServerConfig
@@ -20,7 +22,14 @@ if TYPE_CHECKING:
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
-    parser = subparsers.add_parser("serve", help="start the gateway", description="Start the gateway.")
+    text = "Start the gateway with all models of the configuration, or with one, which is pulled first if necessary."
+    parser = subparsers.add_parser("serve", help="start the gateway", description=text)
+    parser.add_argument(
+        "model",
+        metavar="NAME",
+        nargs="?",
+        help="serve this model and its fallbacks only: a configured name, or what `npu-gateway pull` takes",
+    )
     options.add_config(parser)
     parser.add_argument("--host", help="address to listen on (default: from the configuration, 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on, 0 for any free one (default: 8000)")
@@ -38,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         "server.insecure": arguments.insecure,
         "models.provider": arguments.provider,
     }
-    config = options.load(arguments, overrides)
+    config = options.load(arguments, overrides, may_be_empty=bool(arguments.model))
     from gateway import logs, output
     from gateway.app import create_app
     from gateway.commands.prepare import prepare
@@ -51,6 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     if sys.stderr is not None and not sys.stderr.isatty():  # progress bars need the terminal itself
         output.never_block()
     return_large_blocks()
+    if arguments.model:
+        config = _with_one_model(arguments, config, overrides)
     config = prepare(config)
     output.never_block()
     logs.setup()
@@ -67,6 +78,28 @@ def run(arguments: argparse.Namespace) -> int:
 
     serve(app, config.server, listener=listener, on_started=greet_when_ready)
     return 0
+
+
+def _with_one_model(arguments: argparse.Namespace, config: Config, overrides: Mapping[str, Any]) -> Config:
+    """The configuration with the model of the command line and its fallbacks, pulled if it is not there."""
+    from gateway.commands.pull import pull_model, register
+    from gateway.config.select import only_model, with_model
+    from gateway.pull.config_edit import find_user_config
+    from gateway.pull.stored import is_missing
+
+    aliases = {alias: name for name, model in config.models.items() for alias in model.aliases}
+    name = aliases.get(arguments.model, arguments.model)
+    if is_missing(config, name):
+        user = find_user_config(arguments.config)
+        pulled = pull_model(arguments.model, user)
+        name = pulled.name
+        try:
+            register(user, pulled)
+            config = options.load(arguments, overrides)
+        except ConfigError as error:
+            print(f"npu-gateway: {escape(error.message)}", file=sys.stderr)
+            config = with_model(config, name, pulled.table, arguments.provider)
+    return only_model(config, name)
 
 
 def _listen(config: ServerConfig) -> socket.socket:

@@ -1,0 +1,34 @@
+"""Configurations made from another one: with one model more, or with fewer models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec.structs import replace
+
+from gateway.config.tables import MODEL_KINDS, Config, LocalModel, ModelConfig
+
+
+def only_model(config: Config, name: str) -> Config:
+    """The configuration with the model `name` and its fallbacks. It is the model for every unknown name."""
+    models: dict[str, ModelConfig] = {}
+    step: str | None = name
+    while step is not None and step not in models:
+        models[step] = config.models[step]
+        step = models[step].fallback
+    return replace(config, models=models, default_model=name)
+
+
+def with_model(config: Config, name: str, table: Mapping[str, Any], provider: str | None = None) -> Config:
+    """The configuration with the table of a pulled model, as if it were in the file.
+
+    Args:
+        provider: of the command line; None: not given.
+    """
+    keys = dict(table)
+    kind = MODEL_KINDS[keys.pop("engine", LocalModel.engine)]
+    if provider and kind is LocalModel:
+        keys["provider"] = provider
+    keys["path"] = str(config.models_dir / keys.get("path", name))
+    return replace(config, models={**config.models, name: kind(**keys)})

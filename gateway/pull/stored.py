@@ -1,0 +1,159 @@
+"""What is in the models folder, and how a model leaves it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
+
+from gateway.bundles.disk import folder_bytes
+from gateway.bundles.identify import identify
+from gateway.bundles.replace import exclusive, finish_replacement
+from gateway.bundles.stamp import npu_folder, read_stamp
+from gateway.config.tables import BundleModel, Config, LocalModel
+from gateway.errors import BundleError, ConfigError, quote
+from gateway.pull.config_edit import UserConfig, remove_model
+from gateway.pull.install import origin_file, read_origin
+from gateway.pull.job import WORK, gguf_path, work_folder
+from gateway.pull.names import check_model_name
+
+
+class Stored(Struct, frozen=True, kw_only=True):
+    """One model on the disk.
+
+    Args:
+        state: "interrupted": a download that the same pull continues. "elsewhere": served where it is.
+        source: what it was pulled from or built from; "": unknown.
+    """
+
+    name: str
+    state: Literal["ready", "interrupted", "elsewhere", "damaged"]
+    bytes: int
+    layout: str = ""
+    source: str = ""
+    licence: str = ""
+    is_configured: bool = False
+
+    def as_dict(self) -> dict[str, str | int | bool]:
+        return asdict(self)
+
+
+def stored(config: Config) -> list[Stored]:
+    """Every model in the models folder, and every configured one that is elsewhere. Sorted by name."""
+    return sorted(_stored(config), key=lambda each: each.name)
+
+
+def _stored(config: Config) -> Iterator[Stored]:
+    folder = config.models_dir
+    slots = dict(_slots(config))
+    inside = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."] if folder.is_dir() else []
+    for path in inside:
+        finish_replacement(path)
+        yield _bundle(path, slots.get(path, path.name), path in slots)
+    for path, name in slots.items():
+        if path not in inside and path.is_dir():
+            yield replace(_bundle(path, name, True), state="elsewhere")
+    waiting = folder / WORK
+    for path in waiting.iterdir() if waiting.is_dir() else []:
+        if path.is_dir() and path.name[0] != ".":
+            yield Stored(name=path.name, state="interrupted", bytes=folder_bytes(path))
+
+
+def _slots(config: Config) -> Iterator[tuple[Path, str]]:
+    """(folder or file of a bundle, name of its model) for each configured model."""
+    for name, model in config.models.items():
+        if isinstance(model, BundleModel) and model.path:
+            path = Path(model.path)
+            yield (path.parent if path.suffix == ".json" else path), name
+            yield npu_folder(path), name
+
+
+def _bundle(path: Path, name: str, is_configured: bool) -> Stored:
+    origin, stamp = read_origin(path), read_stamp(path)
+    try:
+        found = identify(path)
+    except BundleError:
+        return Stored(name=name, state="damaged", bytes=folder_bytes(path), is_configured=is_configured)
+    return Stored(
+        name=name,
+        state="ready",
+        bytes=folder_bytes(path),
+        layout=found.layout,
+        source=origin.source if origin else stamp.source if stamp else "",
+        licence=origin.licence if origin else "",
+        is_configured=is_configured,
+    )
+
+
+def remove(name: str, user: UserConfig) -> list[str]:
+    """Remove the model's table and the files that a pull or a build made. Returns what was removed.
+
+    The files of a model that is served where it is stay. Raises ConfigError if there is no model, if another model
+    needs it, or if a folder was put there by hand.
+    """
+    config = user.config
+    check_model_name(name)
+    _check_unused(name, config)
+    paths = [path for path in _paths(name, config) if path.exists()]
+    _check_own(name, [path for path in paths if path.parent == config.models_dir and path.is_dir()])
+    if name not in config.models and not paths:
+        raise ConfigError(f"There is no model {quote(name)}. `npu-gateway list` shows the models on the disk.")
+    removed = []
+    with exclusive(work_folder(config.models_dir, name)):
+        if name in config.models:
+            remove_model(user, name)
+            removed.append(f"[models.{name}] in {user.file}")
+        for path in paths:
+            _remove(path)
+            removed.append(str(path))
+    return removed
+
+
+def _paths(name: str, config: Config) -> list[Path]:
+    bundle = config.models_dir / name
+    weights = gguf_path(config.models_dir, name)
+    return [bundle, npu_folder(bundle), weights, origin_file(weights), work_folder(config.models_dir, name)]
+
+
+def _check_unused(name: str, config: Config) -> None:
+    users = [f"[models.{other}] fallback" for other, model in config.models.items() if model.fallback == name]
+    if config.default_model == name:
+        users.append("default_model")
+    if users:
+        raise ConfigError(f"{quote(name)} is still named by {users[0]}. Change that first.")
+
+
+def _check_own(name: str, folders: list[Path]) -> None:
+    for folder in folders:
+        if read_origin(folder) is None and read_stamp(folder) is None:
+            raise ConfigError(f"{folder} was neither pulled nor built here, so it is not removed. Remove it yourself.")
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder so that no other program sees a part of it, or a file."""
+    try:
+        if path.is_file():
+            path.unlink()
+            return
+        with exclusive(path):
+            old = path.with_name(f".{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise BundleError(
+            f"{path} cannot be removed ({error.strerror or error}). Stop the gateway that uses it, and repeat "
+            "the command."
+        ) from error
+
+
+def is_missing(config: Config, name: str) -> bool:
+    """True if the model of that name must be pulled before it can be served."""
+    model = config.models.get(name)
+    if isinstance(model, LocalModel) and model.source:
+        return False
+    return model is None or (isinstance(model, BundleModel) and not Path(model.path).exists())

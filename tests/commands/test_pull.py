@@ -1,0 +1,139 @@
+"""`npu-gateway pull`, `list`, `rm` and `serve NAME` as a user runs them."""
+
+from __future__ import annotations
+
+import io
+import json
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from rich.console import Console
+
+from gateway import cli
+from gateway.commands import pull as command
+from gateway.config.file import load_config
+from tests.support.model_server import serve_models
+from tests.support.processes import serving
+from tests.support.tiny_gguf import write_tiny_gguf
+
+
+@pytest.fixture
+def url(tiny: Path) -> Iterator[str]:
+    """The address of a zip with a bundle."""
+    with serve_models() as server:
+        yield server.add("tiny-genie-w4a16.zip", zip_of(tiny))
+
+
+def zip_of(bundle: Path) -> bytes:
+    path = bundle.parent / "packed.zip"
+    with zipfile.ZipFile(path, "w") as opened:
+        for file in sorted(bundle.iterdir()):
+            if file.is_file() and file.name[0] != "." and file.name != "hashes.json":
+                opened.write(file, f"inner/{file.name}")
+    return path.read_bytes()
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.toml").write_text("# mine\n[server]\nport = 8123\n", encoding="utf-8")
+    return tmp_path
+
+
+def run(*arguments: str) -> int:
+    return cli.main(list(arguments))
+
+
+def test_pull_list_and_remove(url: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("pull", url) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "tiny is ready: npu-gateway serve tiny\n"
+    lines = printed.err.splitlines()
+    assert lines[0] == "npu-gateway: licence of tiny: not stated by the source"
+    assert lines[1].startswith("downloading tiny-genie-w4a16.zip (") and lines[2].startswith("unpacking tiny-genie")
+    assert lines[3] == "npu-gateway: tiny is in config.toml now" and len(lines) == 4
+    assert run("list", "--json") == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert (row["name"], row["state"], row["is_configured"], row["source"]) == ("tiny", "ready", True, url)
+    assert run("list") == 0 and "tiny" in capsys.readouterr().out
+    assert run("rm", "tiny") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "removed [models.tiny] in config.toml",
+        f"removed {here / 'models' / 'tiny'}",
+    ]
+    assert (here / "config.toml").read_text(encoding="utf-8").rstrip() == "# mine\n[server]\nport = 8123"
+    assert run("list", "--json") == 0 and json.loads(capsys.readouterr().out) == []
+
+
+def test_print_changes_no_file(url: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (here / "config.toml").read_bytes()
+    assert run("pull", url, "--as", "other", "--print") == 0
+    assert tomllib.loads(capsys.readouterr().out) == {"models": {"other": {"path": "other"}}}
+    assert (here / "config.toml").read_bytes() == before and (here / "models" / "other").is_dir()
+
+
+def test_gguf_is_built_at_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a real build in a child process: no lock stays between the two."""
+    with serve_models() as server:
+        assert run("pull", server.add("t.gguf", write_tiny_gguf(here / "x.gguf").read_bytes()), "--as", "g") == 0
+    assert capsys.readouterr().out == "g is ready: npu-gateway serve g\n"
+    assert (here / "models" / "g" / "genai_config.json").is_file()
+    assert load_config(here / "config.toml", {}).models["g"].source == str(here / "models" / "g.gguf")  # type: ignore[union-attr]
+
+
+def test_model_of_the_catalog_by_its_name(
+    tiny: Path, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve_models() as server:
+        monkeypatch.setenv("NPU_GATEWAY_MODEL_SERVER", server.url)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
+        server.add("data/adh2/models/suggested/llama3.2-3b-8380-qnn2.37.zip", zip_of(tiny))
+        assert run("pull", "llama3.2:3b", "--chip", "x-elite") == 0
+        errors = capsys.readouterr().err
+        assert "licence of llama3.2-3b: llama3.2 https://huggingface.co/" in errors
+        assert load_config(here / "config.toml", {}).models.keys() == {"llama3.2-3b"}
+        assert run("pull", "no-model-of-that-name", "--chip", "x-elite") == 2
+        assert "There is no model 'no-model-of-that-name' in the catalog" in capsys.readouterr().err
+
+
+def test_read_only_configuration_prints_the_table(
+    url: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "config.toml").write_text("models = {}\n", encoding="utf-8")  # another table cannot follow this
+    assert run("pull", url) == 2
+    printed = capsys.readouterr()
+    assert tomllib.loads(printed.out) == {"models": {"tiny": {"path": "tiny"}}}
+    assert "only a person can change. Add the printed table to it yourself." in printed.err
+
+
+def test_bar_on_a_terminal_has_rate_and_remaining_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr("rich.console.Console", lambda **_: Console(file=screen, force_terminal=True, width=120))
+    with command.byte_bars() as report:
+        for done in (0, 5_000_000, 10_000_000):
+            report("downloading x", done, 10_000_000)
+        report("unpacking x", 1_000_000, 2_000_000)
+    text = screen.getvalue()
+    assert "downloading x" in text and "10.0/10.0 MB" in text and "/s" in text and "unpacking x" in text
+
+
+def test_serve_pulls_and_answers(url: str, here: Path) -> None:
+    """The one command: nothing is there, and it ends with an answer. The second start downloads nothing."""
+    (here / "config.toml").write_text('[models.other]\nengine = "scripted"\n', encoding="utf-8")
+    for model in (url, "tiny"):
+        with serving(model, "--port", 0, "--provider", "cpu", cwd=here) as running:
+            base = running.read_greeting().split(" on ")[1].split()[0]
+            assert "tiny  ready on cpu" in running.output and "other" not in running.output
+            body = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
+            reply = httpx.post(f"{base}/chat/completions", json=body, timeout=60)
+            assert reply.status_code == 200 and reply.json()["model"] == "tiny"
+    assert set(load_config(here / "config.toml", {}).models) == {"other", "tiny"}
+
+
+def test_serve_of_an_unknown_model_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("serve", "./nowhere.zip", "--port", "0") == 2
+    assert capsys.readouterr().err == "npu-gateway: There is no file or folder './nowhere.zip'.\n"

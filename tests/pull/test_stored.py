@@ -1,0 +1,137 @@
+"""What is on the disk, and how a model leaves it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gateway.bundles.stamp import npu_folder
+from gateway.config.file import load_config
+from gateway.errors import BundleError, ConfigError
+from gateway.pull.config_edit import find_user_config
+from gateway.pull.install import Origin, write_origin
+from gateway.pull.job import gguf_path, work_folder
+from gateway.pull.stored import is_missing, remove, stored
+
+CONFIG = """\
+default_model = "kept"
+[models.kept]
+engine = "scripted"
+fallback = "needed"
+[models.needed]
+path = "needed"
+
+[models.tiny]  # pulled
+path = "tiny"
+[models.tiny.breaker]
+rate = 0.25
+
+# the last one
+[models.away]
+path = '{away}'
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny: Path) -> Path:
+    """Models that were pulled, put there by hand, are elsewhere, and an interrupted download."""
+    file, models = tmp_path / "config.toml", tmp_path / "models"
+    away = shutil.copytree(tiny, tmp_path / "away")
+    file.write_text(CONFIG.format(away=away), encoding="utf-8")
+    for name in ("tiny", "hand"):
+        shutil.copytree(tiny, models / name)
+        (models / name / "bundle.json").unlink()
+    write_origin(models / "tiny", Origin(source="https://host/tiny.zip", url="https://host/tiny.zip", licence="mit"))
+    part = work_folder(models, "half") / "half.zip.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(bytes(1000))
+    return file
+
+
+def rows(config: Path) -> dict[str, tuple[str, bool, str]]:
+    found = stored(find_user_config(config).config)
+    return {each.name: (each.state, each.is_configured, each.source) for each in found}
+
+
+def test_list_shows_states_and_sources(config: Path) -> None:
+    assert rows(config) == {
+        "away": ("elsewhere", True, "source"),
+        "half": ("interrupted", False, ""),
+        "hand": ("ready", False, ""),
+        "tiny": ("ready", True, "https://host/tiny.zip"),
+    }
+    [tiny] = [each for each in stored(find_user_config(config).config) if each.name == "tiny"]
+    assert tiny.layout == "graph" and tiny.licence == "mit" and tiny.bytes > 100_000
+
+
+def test_damaged_bundle_is_listed(config: Path) -> None:
+    (config.parent / "models" / "hand" / "genai_config.json").write_text("{", encoding="utf-8")
+    assert rows(config)["hand"][0] == "damaged"
+
+
+def test_remove_takes_table_folder_weights_and_download(config: Path) -> None:
+    models = config.parent / "models"
+    npu_folder(models / "tiny").mkdir()
+    shutil.copy(models / "tiny" / ".pulled.json", npu_folder(models / "tiny"))
+    gguf_path(models, "tiny").write_bytes(b"GGUF")
+    work_folder(models, "tiny").mkdir()
+    removed = remove("tiny", find_user_config(config))
+    assert len(removed) == 5 and removed[0] == f"[models.tiny] in {config}"
+    assert sorted(path.name for path in models.iterdir()) == [".pull", "hand"]
+    text = config.read_text(encoding="utf-8")
+    assert "# the last one\n[models.away]" in text and "tiny" not in text and "rate" not in text
+    assert "tiny" not in load_config(config, {}).models
+    with pytest.raises(ConfigError, match="There is no model 'tiny'"):
+        remove("tiny", find_user_config(config))
+
+
+def test_model_that_is_elsewhere_keeps_its_files(config: Path) -> None:
+    assert remove("away", find_user_config(config)) == [f"[models.away] in {config}"]
+    assert (config.parent / "away" / "genai_config.json").is_file()
+
+
+def test_interrupted_download_is_removed(config: Path) -> None:
+    remove("half", find_user_config(config))
+    assert "half" not in rows(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("hand", "was neither pulled nor built here"),
+        ("kept", "'kept' is still named by default_model. Change that first."),
+        ("needed", r"'needed' is still named by \[models.kept\] fallback"),
+        ("nothing", "There is no model 'nothing'. `npu-gateway list`"),
+        ("../away", "cannot be a model's name"),
+    ],
+)
+def test_refusal_changes_nothing(config: Path, name: str, words: str) -> None:
+    before, text = rows(config), config.read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match=words):
+        remove(name, find_user_config(config))
+    assert rows(config) == before and config.read_text(encoding="utf-8") == text
+
+
+def test_folder_in_use_is_named_and_repeated(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows while a gateway has its files open."""
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name == "tiny":
+            raise PermissionError(13, "Access is denied")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        with pytest.raises(BundleError, match="Stop the gateway that uses it, and repeat the command"):
+            remove("tiny", find_user_config(config))
+    remove("tiny", find_user_config(config))
+    assert "tiny" not in rows(config)
+
+
+def test_what_must_be_pulled_before_it_is_served(config: Path) -> None:
+    loaded = find_user_config(config).config
+    missing = {name: is_missing(loaded, name) for name in (*loaded.models, "unknown")}
+    assert missing == {"kept": False, "needed": True, "tiny": False, "away": False, "unknown": True}
