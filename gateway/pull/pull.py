@@ -68,8 +68,7 @@ def _from_catalog(name: str, around: Surroundings) -> tuple[Spec, str, str]:
         raise BundleError(f"{entry.title} is not served: {entry.note or 'the gateway serves text models.'}")
     if not entry.url:
         raise BundleError(
-            f"{entry.title} cannot be downloaded: its licence does not allow it. `npu-gateway catalog {entry.name}` "
-            "has the commands that export it."
+            f"{entry.title} cannot be downloaded. {entry.note} `npu-gateway catalog {entry.name}` has the commands."
         )
     licence = " ".join(filter(None, (entry.licence, entry.licence_url)))
     spec = read_spec(entry.url) if entry.url.startswith("hf:") else UrlSpec(entry.url)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from gateway.config.file import cache_folder, environment_with
 from gateway.errors import ConfigError, quote
@@ -20,6 +21,7 @@ from gateway.pull.sources import Sources, find_sources
 from gateway.qnn.chips import CHIPS, Chip
 
 _SOURCE_ORDER = ("AI Hub", "Hugging Face", "AI Dev Home", "AI Hub (older)")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Catalog(NamedTuple):
@@ -67,7 +69,7 @@ def read_catalog(
             now_s=now_s,
         )
     cards = [entry for entry in others.entries if entry.url.startswith("hf:") or same_key(entry.title) not in known]
-    entries = [*hub_models.entries, *cards, *listed_entries(sources)]
+    entries = filter(_is_protected, [*hub_models.entries, *cards, *listed_entries(sources)])
     problems = [*_sentences("AI Hub", hub_models), *_sentences("Hugging Face", others)]
     is_read = bool(hub_models.entries or others.entries)
     return Catalog(sorted(map(with_speed, entries), key=_order), problems, is_read)
@@ -115,8 +117,18 @@ def _without_doubles(entries: list[Entry], chip: Chip | None) -> list[Entry]:
 
 
 def _order(entry: Entry) -> tuple[object, ...]:
+    """By name, then Qualcomm's own files before those that others put into the Hub."""
     source = _SOURCE_ORDER.index(entry.source) if entry.source in _SOURCE_ORDER else len(_SOURCE_ORDER)
-    return (entry.name, source, entry.chip, entry.precision != "w4a16", entry.precision)
+    is_of_others = entry.url.startswith("hf:")
+    return (entry.name, is_of_others, source, entry.chip, entry.precision != "w4a16", entry.precision)
+
+
+def _is_protected(entry: Entry) -> bool:
+    """False for an address without encryption: what a server lists must not lead there."""
+    try:
+        return not entry.url or entry.url.startswith(("hf:", "https://")) or urlsplit(entry.url).hostname in _LOOPBACK
+    except ValueError:  # no address at all
+        return False
 
 
 def _sentences(server: str, answer: Answer) -> Iterator[str]:

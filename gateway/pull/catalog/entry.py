@@ -75,6 +75,7 @@ def short_name(title: str) -> str:
     name = re.sub(r"(v\d)_(\d)(?=_)", r"\1.\2", title.lower())  # an id: llama_v3_2_3b
     name = re.sub(r"[^a-z0-9.]+", "-", name).strip("-")
     name = re.sub(r"^([a-z-]+?)-?v(?=\d)", r"\1", name)
+    name = re.sub(r"^([a-z]+)-(\d+(?:\.\d+)?)(?=-)", r"\1\2", name)  # phi-3.5-mini
     return re.sub(r"-(instruct|chat|it)(?=-|$)", "", name)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import TypeVar
 
 import httpx
@@ -31,7 +33,9 @@ class Reader:
     def __init__(self, *, wait_s: float = 10.0, total_s: float = 60.0, clock: Callable[[], float] = time.monotonic):
         self._wait_s, self._total_s, self._clock = wait_s, total_s, clock
         headers = {"User-Agent": f"npu-gateway/{__version__}"}
-        self._client = httpx.Client(timeout=wait_s, follow_redirects=True, max_redirects=5, headers=headers)
+        self._client = httpx.Client(
+            timeout=wait_s, follow_redirects=True, max_redirects=5, headers=headers, verify=_certificates()
+        )
 
     def __enter__(self) -> Reader:
         return self
@@ -76,6 +80,11 @@ class Reader:
             raise Unreadable(f"does not answer within {self._wait_s:.0f} s") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unreadable(f"cannot be reached ({str(error) or type(error).__name__})") from None
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    return httpx.create_ssl_context()
 
 
 def _refusal(status: int, url: str) -> str:

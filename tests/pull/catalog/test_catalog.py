@@ -136,6 +136,21 @@ def test_unknown_name_is_an_error_with_the_nearest(full: ModelServer, tmp_path: 
     assert len(raised.value.message) < 400
 
 
+def test_files_of_qualcomm_come_before_those_of_others(full: ModelServer, tmp_path: Path) -> None:
+    full.repos["yichqian/geniex-qairt-models"] = {"llama_v3_2_3b_instruct/genie_config.json": b"{}"}
+    catalog = read(full, tmp_path)
+    sources = [(entry.source, bool(entry.url)) for entry in named("llama3.2-3b", ELITE, catalog)]
+    assert sources == [("AI Hub", False), ("AI Dev Home", True), ("Hugging Face", True)]
+    assert resolve("llama3.2-3b", ELITE, catalog).source == "AI Dev Home"
+
+
+@pytest.mark.parametrize("url", ["http://bucket/falcon.zip", "http://[::1/falcon.zip", "file:///etc/passwd", "a"])
+def test_address_without_encryption_is_not_listed(full: ModelServer, tmp_path: Path, url: str) -> None:
+    put_card(full, "qualcomm/Falcon3-7B", X_ELITE, url)
+    with pytest.raises(ConfigError, match="no model 'falcon3-7b'"):
+        resolve("falcon3-7b", ELITE, read(full, tmp_path))
+
+
 def test_without_a_chip_every_variant_is_named(full: ModelServer, tmp_path: Path) -> None:
     found = named("qwen3-4b", None, read(full, tmp_path))
     assert {entry.chip for entry in found} == {"x-elite", "x-plus", "x2-elite"}

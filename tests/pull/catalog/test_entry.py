@@ -13,11 +13,13 @@ from gateway.pull.catalog.entry import parameters_of, same_key, short_name
         ("Llama-v3.2-3B-Instruct", "llama3.2-3b"),
         ("Llama-v3.2-3B-Instruct-SSD", "llama3.2-3b-ssd"),
         ("Llama-SEA-LION-v3.5-8B-R", "llama-sea-lion3.5-8b-r"),
+        ("Llama-3.2-3B-Instruct", "llama3.2-3b"),
+        ("llama_v3_2_3b_instruct", "llama3.2-3b"),
         ("Qwen3-4B", "qwen3-4b"),
         ("Qwen3-4B-Instruct-2507", "qwen3-4b-2507"),
         ("Mistral-7B-Instruct-v0.3", "mistral-7b-v0.3"),
-        ("Phi-3.5-Mini-Instruct", "phi-3.5-mini"),
-        ("Gemma-4-E4B-it", "gemma-4-e4b"),
+        ("Phi-3.5-Mini-Instruct", "phi3.5-mini"),
+        ("Gemma-4-E4B-it", "gemma4-e4b"),
     ],
 )
 def test_short_name(title: str, name: str) -> None:

@@ -53,7 +53,7 @@ def test_every_kind_of_repository_is_listed(server: ModelServer, reader: Reader)
         ("qwen3-8b", "x2-elite", "text", "https://bucket/qwen3-8b-x2.zip", None),
         ("qwen3-vl-4b", "x-elite", "vision", "https://bucket/vl.zip", None),
         ("qwen3-vl-4b", "x-plus", "vision", "https://bucket/vl.zip", None),
-        ("llama-3.2-3b", "x-elite", "text", "hf:llmware/llama-3.2-3b-onnx-qnn", 2010),
+        ("llama3.2-3b", "x-elite", "text", "hf:llmware/llama-3.2-3b-onnx-qnn", 2010),
         ("llama3.2-3b", "x-elite", "text", f"hf:{FOLDERS}/llama_v3_2_3b_instruct", 3005),
     ]
     card, repository = listed.entries[0], listed.entries[5]

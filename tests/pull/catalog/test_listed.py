@@ -18,7 +18,7 @@ ENTRIES = listed_entries(find_sources({}))
 def test_list_is_complete_and_consistent() -> None:
     assert len(ENTRIES) >= 5
     for entry in ENTRIES:
-        assert entry.name == short_name(entry.title).replace("llama-", "llama")
+        assert entry.name == short_name(entry.title)
         assert entry.chip in CHIP_NAMES
         assert entry.licence and entry.licence_url.startswith("https://")
         assert bool(entry.url) != bool(entry.export)
