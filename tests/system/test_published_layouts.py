@@ -19,9 +19,10 @@ from gateway.config.tables import LocalModel
 from gateway.worker.sampling import log_softmax
 from tests.support.decoding import IDS, prefill
 from tests.support.model_package import CPU, NPU, write_package
-from tests.support.npu.ai_hub_bundle import write_bundle
+from tests.support.npu.ai_hub_export import write_export
 from tests.support.npu.fixtures import OpenDecoder
 from tests.support.npu.genie_bundle import tokenizer
+from tests.support.npu.htp_compile import context_binaries
 from tests.support.npu.tiny_htp_decoder import TinyDecoder
 from tests.support.oracle import Oracle
 from tests.support.server import config_of, serving
@@ -37,6 +38,7 @@ def client(
     foundry_compiled: Path,
     package: Path,
     ai_hub_exported: Path,
+    llmware: Path,
     ai_hub_without_scale: Path,
     text: Path,
 ) -> Iterator[OpenAI]:
@@ -45,6 +47,7 @@ def client(
         "foundry": LocalModel(path=str(foundry_compiled), provider="qnn", context_length=ROWS),
         "package": LocalModel(path=str(package), provider="qnn", context_length=ROWS),
         "ai-hub": LocalModel(path=str(ai_hub_exported), provider="qnn", tokenizer=str(text)),
+        "llmware": LocalModel(path=str(llmware), provider="qnn", tokenizer=str(text)),
         "no-scale": LocalModel(path=str(ai_hub_without_scale), provider="qnn", tokenizer=str(text)),
         "no-text": LocalModel(path=str(ai_hub_exported), provider="qnn"),
     }
@@ -72,7 +75,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ai_hub_without_scale(context_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ai_hub") / "embedded"
-    return write_bundle(folder, TinyDecoder(), compiled=context_folder, as_exported=True, embedded=True)
+    return write_export(folder, context_binaries(context_folder), embedded=True)
 
 
 def complete(client: OpenAI, model: str, prompt: list[int], **options: object) -> Completion:
@@ -115,10 +118,11 @@ def expected(ai_hub_uncompiled: Path, text: Path, open_decoder: OpenDecoder) -> 
     return Tokenizer.from_file(str(text / "tokenizer.json")).decode(ids), scores
 
 
+@pytest.mark.parametrize("model", ["ai-hub", "llmware"])
 def test_ai_hub_export_gives_reference_tokens_and_log_probabilities(
-    client: OpenAI, expected: tuple[str, list[float]]
+    client: OpenAI, model: str, expected: tuple[str, list[float]]
 ) -> None:
-    answer = complete(client, "ai-hub", PROMPT, extra_body={"ignore_eos": True}).choices[0]
+    answer = complete(client, model, PROMPT, extra_body={"ignore_eos": True}).choices[0]
     assert answer.logprobs is not None and answer.text == expected[0]
     np.testing.assert_allclose(answer.logprobs.token_logprobs, expected[1], atol=0.3)
     assert min(expected[1]) < -0.05  # codes in place of logits would give 0.0

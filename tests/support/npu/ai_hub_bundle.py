@@ -1,7 +1,4 @@
-"""Writes a bundle in AI Hub's layout around the tiny decoder, like an export for this chip.
-
-`as_exported` has the faults of the exporter: the last stage is a Cast without a scale, and `pad_token_id` is a list.
-Both forms lack the tokenizer.
+"""Writes a bundle in AI Hub's layout around the tiny decoder. `ai_hub_export.py` has the exporter's own form.
 
     position-processor (CPU) -> quantizer (CPU) -> prompt_ar8_cl128_1_of_1 or token_ar1_cl128_1_of_1 (NPU)
     -> dequantizer (CPU)
@@ -14,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,49 +22,43 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.support.npu.tiny_htp_decoder import LOGITS, MASK, PROMPT_WIDTH, UNIT, TinyDecoder
 from tests.support.npu.tiny_htp_graph import build_graph
 
-_STAGES = {PROMPT_WIDTH: "prompt", 1: "token"}
+STAGES = {PROMPT_WIDTH: "prompt", 1: "token"}
+
+Values = Sequence[onnx.ValueInfoProto]
 
 
-def write_bundle(
-    folder: Path,
-    decoder: TinyDecoder,
-    *,
-    compiled: Path | None = None,
-    as_exported: bool = False,
-    embedded: bool = False,
-) -> Path:
-    """Write the bundle: with context binaries from `compiled` (a folder of `compile_in_child`), or with ONNX graphs.
-
-    `embedded`: the binaries are inside the graphs, where the gateway does not read a scale.
-    """
+def write_bundle(folder: Path, decoder: TinyDecoder, *, compiled: Path | None = None) -> Path:
+    """Write the bundle: with context binaries from `compiled` (a folder of `compile_in_child`), or with ONNX graphs."""
     folder.mkdir(parents=True)
-    for width, phase in _STAGES.items():
+    write_host_graphs(folder, decoder)
+    stages = []
+    for width, phase in STAGES.items():
+        graph, name, binary = build_graph(decoder, width), f"{phase}_1_of_1", f"tiny_{phase}_part_1_of_1.bin"
         if compiled:
-            made, binary = compiled / f"{phase}_ctx_qnn.bin", f"tiny_{phase}_part_1_of_1.bin"
-            if not embedded:
-                shutil.copyfile(made, folder / binary)
-            wrapper = _wrapper(decoder, width, made.read_bytes() if embedded else binary)
-            onnx.save(wrapper, folder / f"{phase}_1_of_1.onnx")
-        else:
-            onnx.save(build_graph(decoder, width), folder / f"{phase}_1_of_1.onnx")
-    onnx.save(_position_processor(decoder), folder / "position-processor.onnx")
-    onnx.save(_quantizer(decoder), folder / "quantizer.onnx")
-    onnx.save(_cast() if as_exported else _dequantizer(decoder), folder / "dequantizer.onnx")
-    config = _config(decoder)
-    if as_exported:
-        config["model"]["pad_token_id"] = config["model"]["eos_token_id"]
-        (folder / "tool-versions.yaml").write_text("tool_versions:\n  qairt: 2.51.0.260501\n", encoding="utf-8")
-    (folder / "genai_config.json").write_text(json.dumps(config), encoding="utf-8")
+            shutil.copyfile(compiled / f"{phase}_ctx_qnn.bin", folder / binary)
+            values = list(graph.graph.input), list(graph.graph.output)
+            graph = wrapper(f"{phase}_ar{width}_cl{decoder.context}_1_of_1", *values, binary)
+        onnx.save(graph, folder / f"{name}.onnx")
+        inputs, outputs = ([value.name for value in values] for values in (graph.graph.input, graph.graph.output))
+        stages.append(npu_stage(name, inputs, outputs, phase))
+    (folder / "genai_config.json").write_text(json.dumps(config_of(decoder, stages)), encoding="utf-8")
     return folder
 
 
-def _wrapper(decoder: TinyDecoder, width: int, binary: str | bytes) -> onnx.ModelProto:
-    graph = build_graph(decoder, width).graph
+def write_host_graphs(folder: Path, decoder: TinyDecoder) -> None:
+    """Write the stages that run on the CPU."""
+    onnx.save(_position_processor(decoder), folder / "position-processor.onnx")
+    onnx.save(_quantizer(decoder), folder / "quantizer.onnx")
+    onnx.save(_dequantizer(decoder), folder / "dequantizer.onnx")
+
+
+def wrapper(graph: str, inputs: Values, outputs: Values, binary: str | bytes) -> onnx.ModelProto:
+    """One EPContext node for a graph of a context binary: a file's name, or its content."""
     node = helper.make_node(
         "EPContext",
-        [value.name for value in graph.input],
-        [value.name for value in graph.output],
-        name=f"{_STAGES[width]}_ar{width}_cl{decoder.context}_1_of_1",
+        [value.name for value in inputs],
+        [value.name for value in outputs],
+        name=graph,
         domain="com.microsoft",
         embed_mode=int(isinstance(binary, bytes)),
         ep_cache_context=binary,
@@ -74,7 +66,7 @@ def _wrapper(decoder: TinyDecoder, width: int, binary: str | bytes) -> onnx.Mode
         source="Qnn",
     )
     # without an opset of com.microsoft, as the exporter writes it
-    made = helper.make_graph([node], "qnn-onnx-model", list(graph.input), list(graph.output))
+    made = helper.make_graph([node], "qnn-onnx-model", inputs, outputs)
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
@@ -143,16 +135,6 @@ def _dequantizer(decoder: TinyDecoder) -> onnx.ModelProto:
     )
 
 
-def _cast() -> onnx.ModelProto:
-    shape = [1, "sequence_length", "vocab_size"]
-    return _model(
-        [helper.make_node("Cast", ["logits"], ["logits_dequantized"], "logits_dequantizer", to=TensorProto.FLOAT)],
-        [helper.make_tensor_value_info("logits", TensorProto.UINT16, shape)],
-        [helper.make_tensor_value_info("logits_dequantized", TensorProto.FLOAT, shape)],
-        [],
-    )
-
-
 def _rows(suffix: str, kind: int, decoder: TinyDecoder) -> list[onnx.ValueInfoProto]:
     half = decoder.head_dim // 2
     return [
@@ -169,24 +151,15 @@ def _model(nodes: Any, inputs: Any, outputs: Any, constants: Any) -> onnx.ModelP
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def _config(decoder: TinyDecoder) -> dict[str, Any]:
-    npu = {"provider_options": [{"qnn": {"backend_path": "QnnHtp.dll", "htp_performance_mode": "burst",
-           "enable_htp_shared_memory_allocator": "1", "qnn_context_priority": "high"}}]}  # fmt: skip
+def config_of(decoder: TinyDecoder, npu_stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     quantised = ["attention_mask", "position_ids_cos", "position_ids_sin"]
     before = [f"{name}_before_quantizer" for name in quantised]
-    cache = ["past_key_0_in", "past_value_0_in"]
     stages = [
         _stage("position-processor", ["attention_mask_before_processor", "position_ids"], before),
         _stage("quantizer", before, quantised),
+        *npu_stages,
+        _stage("dequantizer", ["logits"], ["logits_dequantized"]),
     ]
-    for phase in _STAGES.values():
-        stage = _stage(
-            f"{phase}_1_of_1", ["input_ids", *quantised, *cache], ["logits", "past_key_0_out", "past_value_0_out"]
-        )
-        content = next(iter(stage.values()))
-        content |= {"session_options": npu, "run_on_prompt": phase == "prompt", "run_on_token_gen": phase == "token"}
-        stages.append(stage)
-    stages.append(_stage("dequantizer", ["logits"], ["logits_dequantized"]))
     return {
         "model": {
             "type": "decoder-pipeline",
@@ -219,6 +192,13 @@ def _config(decoder: TinyDecoder) -> dict[str, Any]:
         },
         "search": {"max_length": decoder.context, "do_sample": False},
     }
+
+
+def npu_stage(name: str, inputs: list[str], outputs: list[str], phase: str) -> dict[str, dict[str, Any]]:
+    npu = {"backend_path": "QnnHtp.dll", "htp_performance_mode": "burst", "qnn_context_priority": "high"}
+    options = {"provider_options": [{"qnn": npu | {"enable_htp_shared_memory_allocator": "1"}}]}
+    run_on = {"run_on_prompt": phase == "prompt", "run_on_token_gen": phase == "token"}
+    return {name: {**_stage(name, inputs, outputs)[name], "session_options": options, **run_on}}
 
 
 def _stage(name: str, inputs: list[str], outputs: list[str]) -> dict[str, dict[str, Any]]:

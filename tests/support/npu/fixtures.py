@@ -20,6 +20,7 @@ from gateway.qnn.device import NpuDevice
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.open import open_static_decoder
 from tests.support.npu import ai_hub_bundle, olive_bundle, windows_ml_bundle
+from tests.support.npu.ai_hub_export import LLMWARE, write_export
 from tests.support.npu.genie_bundle import write_genie_bundle
 from tests.support.npu.genie_layouts import write_layout
 from tests.support.npu.htp_compile import compile_in_child, context_binaries
@@ -182,10 +183,22 @@ def ai_hub_compiled(context_folder: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="session")
-def ai_hub_exported(context_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported_binaries(npu: NpuDevice, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three context binaries with the graphs of both phases."""
+    folder = made_once(tmp_path_factory, "exported_binaries", lambda out: write_published_binaries(out, [128]))
+    return sorted(folder.glob("*.bin"))
+
+
+@pytest.fixture(scope="session")
+def ai_hub_exported(exported_binaries: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As the exporter writes it: without a scale for the logits, and without a tokenizer."""
-    folder = tmp_path_factory.mktemp("ai_hub") / "exported"
-    return ai_hub_bundle.write_bundle(folder, TinyDecoder(), compiled=context_folder, as_exported=True)
+    return write_export(tmp_path_factory.mktemp("ai_hub") / "exported", exported_binaries)
+
+
+@pytest.fixture(scope="session")
+def llmware(exported_binaries: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the names of llmware's files."""
+    return write_export(tmp_path_factory.mktemp("llmware") / "exported", exported_binaries, names=LLMWARE)
 
 
 @pytest.fixture(scope="session")

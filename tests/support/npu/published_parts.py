@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -34,11 +34,11 @@ _PARTS = (
 )
 
 
-def write_published_binaries(folder: Path) -> None:
-    """Write the three binaries into `folder`."""
+def write_published_binaries(folder: Path, contexts: Sequence[int] = CONTEXTS) -> None:
+    """Write the three binaries into `folder`, with graphs for these context lengths."""
     folder.mkdir(parents=True)
     for part in range(1, len(_PARTS) + 1):
-        graphs = dict(_part_graphs(folder, part))
+        graphs = dict(_part_graphs(folder, part, contexts))
         command = [
             sys.executable,
             "-m",
@@ -52,10 +52,10 @@ def write_published_binaries(folder: Path) -> None:
             graph.unlink()
 
 
-def _part_graphs(folder: Path, part: int) -> Iterator[tuple[str, Path]]:
+def _part_graphs(folder: Path, part: int, contexts: Sequence[int]) -> Iterator[tuple[str, Path]]:
     """Write the ONNX graphs of one part. Yields: name and file of each."""
     inputs, outputs = _PARTS[part - 1]
-    for context in CONTEXTS:
+    for context in contexts:
         for width, phase in _PHASES.items():
             whole = build_graph(TinyDecoder(context=context), width)
             model = _renamed(Extractor(_with_types(whole, width)).extract_model(inputs, outputs))
