@@ -46,9 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.pull.catalog.catalog import entries_for, named, read_catalog
 
     chip = _chip(arguments.chip)
-    catalog = read_catalog(refresh=arguments.refresh)
+    catalog = read_catalog(refresh=arguments.refresh, say=_say if sys.stderr.isatty() else lambda line: None)
     for problem in catalog.problems:
-        print(f"npu-gateway: {escape(problem)}", file=sys.stderr)
+        _say(problem)
     entries = named(arguments.name, chip, catalog) if arguments.name else entries_for(chip, catalog)
     if arguments.json:
         _print_json(entries, chip, catalog)
@@ -59,6 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(lines(entries, chip, shutil.get_terminal_size().columns)))
     return 0 if catalog.is_read else 1
+
+
+def _say(line: str) -> None:
+    print(f"npu-gateway: {escape(line)}", file=sys.stderr, flush=True)
 
 
 def _chip(name: str | None) -> Chip | None:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from gateway.bundles.identify import Layout
 from gateway.pull.catalog.ai_hub_wire import Asset, Assets, Info, Manifest, Measured, Model, Perf, Platform
 from gateway.pull.catalog.entry import Entry, parameters_of, short_name
-from gateway.pull.catalog.fetch import Reader, Unreadable
+from gateway.pull.catalog.fetch import Reader, Unreachable, Unreadable
 from gateway.qnn.chips import CHIPS, Chip
 
 SOURCE = "AI Hub"
@@ -82,6 +82,8 @@ def read_ai_hub(base: str, reader: Reader) -> Listed:
 def _manifest(releases: str, reader: Reader) -> tuple[Manifest, str]:
     try:
         return reader.json(f"{releases}/latest/manifest.json", Manifest), f"{releases}/latest"
+    except Unreachable:
+        raise
     except Unreadable as error:
         try:
             return reader.json(f"{releases}/{FALLBACK}/manifest.json", Manifest), f"{releases}/{FALLBACK}"

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from gateway.config.file import cache_folder, environment_with
 from gateway.errors import ConfigError, quote
-from gateway.pull.catalog.ai_hub import read_ai_hub
+from gateway.pull.catalog.ai_hub import Listed, read_ai_hub
 from gateway.pull.catalog.entry import Entry, same_key
 from gateway.pull.catalog.fetch import Reader
 from gateway.pull.catalog.hub import read_hub
@@ -42,32 +42,31 @@ def read_catalog(
     folder: Path | None = None,
     make_reader: Callable[[], Reader] = Reader,
     now_s: float | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Catalog:
     """List the models. A server that does not answer costs its entries, or makes them old ones, and no more.
 
     Args:
         refresh: read the servers also if there is a list of today.
         folder: of the lists of today; None: the user's cache folder.
+        say: gets one line before a server is read, which takes seconds.
     """
     sources = sources or find_sources()
     folder = folder or cache_folder(environment_with())
     now_s = time.time() if now_s is None else now_s
     with make_reader() as reader:
-        hub_models = kept_or_read(
-            folder / "ai-hub.json",
-            sources.ai_hub,
-            lambda: read_ai_hub(sources.ai_hub, reader),
-            refresh=refresh,
-            now_s=now_s,
-        )
+
+        def read(name: str, server: str, listing: Callable[[], Listed]) -> Answer:
+            def with_a_line() -> Listed:
+                say(f"reading the lists of {name}")
+                return listing()
+
+            file = folder / f"{name.lower().replace(' ', '-')}.json"
+            return kept_or_read(file, server, with_a_line, refresh=refresh, now_s=now_s)
+
+        hub_models = read("AI Hub", sources.ai_hub, lambda: read_ai_hub(sources.ai_hub, reader))
         known = {same_key(entry.title) for entry in hub_models.entries}
-        others = kept_or_read(
-            folder / "hugging-face.json",
-            sources.hub,
-            lambda: read_hub(sources.hub, reader, known),
-            refresh=refresh,
-            now_s=now_s,
-        )
+        others = read("Hugging Face", sources.hub, lambda: read_hub(sources.hub, reader, known))
     cards = [entry for entry in others.entries if entry.url.startswith("hf:") or same_key(entry.title) not in known]
     entries = filter(_is_protected, [*hub_models.entries, *cards, *listed_entries(sources)])
     problems = [*_sentences("AI Hub", hub_models), *_sentences("Hugging Face", others)]

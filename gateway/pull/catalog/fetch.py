@@ -22,16 +22,29 @@ class Unreadable(Exception):
     """A document could not be read. The text ends the sentence "AI Hub ..."."""
 
 
+class Unreachable(Unreadable):
+    """There was no answer, so other documents of the server are not worth another wait."""
+
+
 class Reader:
     """Reads documents. Several threads may use one reader.
 
     Args:
         wait_s: limit for a connection and for each part of an answer.
         total_s: limit for a whole document.
+        life_s: limit for all documents together. Later ones are not read.
     """
 
-    def __init__(self, *, wait_s: float = 10.0, total_s: float = 60.0, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        *,
+        wait_s: float = 10.0,
+        total_s: float = 60.0,
+        life_s: float = 120.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._wait_s, self._total_s, self._clock = wait_s, total_s, clock
+        self._life_s, self._last = life_s, clock() + life_s
         headers = {"User-Agent": f"npu-gateway/{__version__}"}
         self._client = httpx.Client(
             timeout=wait_s, follow_redirects=True, max_redirects=5, headers=headers, verify=_certificates()
@@ -63,7 +76,10 @@ class Reader:
         return int(length) if answer.is_success and length.isdecimal() else None
 
     def _read(self, url: str) -> bytes:
-        end = self._clock() + self._total_s
+        now = self._clock()
+        if now > self._last:
+            raise Unreachable(f"is too slow: the lists need more than {self._life_s:.0f} s")
+        end = min(now + self._total_s, self._last)
         try:
             with self._client.stream("GET", url) as answer:
                 if not answer.is_success:
@@ -74,12 +90,12 @@ class Reader:
                     if len(content) > _LONGEST:
                         raise Unreadable(f"sent more than {_LONGEST >> 20} MiB for {url}")
                     if self._clock() > end:
-                        raise Unreadable(f"needs more than {self._total_s:.0f} s for {url}")
+                        raise Unreachable(f"needs more than {self._total_s:.0f} s for {url}")
                 return bytes(content)
         except httpx.TimeoutException:
-            raise Unreadable(f"does not answer within {self._wait_s:.0f} s") from None
+            raise Unreachable(f"does not answer within {self._wait_s:.0f} s") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise Unreadable(f"cannot be reached ({str(error) or type(error).__name__})") from None
+            raise Unreachable(f"cannot be reached ({str(error) or type(error).__name__})") from None
 
 
 @cache

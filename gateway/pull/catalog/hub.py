@@ -12,7 +12,7 @@ from msgspec import Struct, field
 from gateway.pull.catalog.ai_hub import LAYOUTS, NOT_SERVED, Listed
 from gateway.pull.catalog.ai_hub_wire import ToolVersions
 from gateway.pull.catalog.entry import Entry, parameters_of, same_key, short_name
-from gateway.pull.catalog.fetch import Reader, Unreadable
+from gateway.pull.catalog.fetch import Reader, Unreachable, Unreadable
 from gateway.qnn.chips import CHIPS, Chip
 
 SOURCE = "Hugging Face"
@@ -56,7 +56,7 @@ def read_hub(base: str, reader: Reader, known: Collection[str]) -> Listed:
 
     Args:
         known: keys of models (`same_key`) that AI Hub lists: their cards have the same links and are not read.
-    Raises Unreadable if the Hub does not answer at all.
+    Raises Unreadable if the Hub cannot be reached, or refuses every list.
     """
     parts: list[Callable[[], list[Entry]]] = [
         lambda: _cards(base, reader, known),
@@ -68,6 +68,8 @@ def read_hub(base: str, reader: Reader, known: Collection[str]) -> Listed:
     for part in parts:
         try:
             entries += part()
+        except Unreachable:
+            raise
         except Unreadable as error:
             problems.append(str(error))
     if len(problems) == len(parts):

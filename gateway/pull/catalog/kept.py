@@ -1,4 +1,4 @@
-"""What a model server listed, kept for a day in a file of ours. The file may be removed at any time."""
+"""What a model server listed, kept for a day, or for an hour if something is missing. The file may be removed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from gateway.pull.catalog.entry import Entry
 from gateway.pull.catalog.fetch import Unreadable
 
 FRESH_S = 24 * 3600.0
+FRESH_WITH_GAPS_S = 3600.0  # of a list from which something is missing
 _FORM = 1  # of the file; another form is read again from the server
 
 
@@ -40,14 +41,13 @@ def kept_or_read(file: Path, server: str, read: Callable[[], Listed], *, refresh
     """The entries of the file if it is of today, else those of the server, else those of an older file."""
     kept = _load(file, server)
     age_s = now_s - kept.time_s if kept else 0.0
-    if kept and not refresh and 0 <= age_s < FRESH_S:
+    if kept and not refresh and 0 <= age_s < (FRESH_WITH_GAPS_S if kept.problems else FRESH_S):
         return Answer(kept.entries, kept.problems, age_s=age_s)
     try:
         listed = read()
     except Unreadable as error:
         return Answer(kept.entries if kept else [], [], problem=str(error), age_s=age_s)
-    if not listed.problems:  # a list with gaps is read again next time
-        _save(file, _Kept(_FORM, server, now_s, listed.entries, listed.problems))
+    _save(file, _Kept(_FORM, server, now_s, listed.entries, listed.problems))
     return Answer(listed.entries, listed.problems)
 
 

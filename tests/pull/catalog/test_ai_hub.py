@@ -9,7 +9,7 @@ import pytest
 
 from gateway.pull.catalog.ai_hub import FALLBACK, read_ai_hub
 from gateway.pull.catalog.entry import Entry
-from gateway.pull.catalog.fetch import Reader, Unreadable
+from gateway.pull.catalog.fetch import Reader, Unreachable, Unreadable
 from tests.support.model_index import PHONE, X2_ELITE, X_ELITE, X_PLUS, ai_hub_model, publish, put
 from tests.support.model_server import Fault, ModelServer
 
@@ -131,6 +131,14 @@ def test_named_release_is_read_if_there_is_no_latest(server: ModelServer, reader
 def test_no_release_at_all_is_unreadable(server: ModelServer, reader: Reader) -> None:
     with pytest.raises(Unreadable, match=r"does not have the file \(HTTP 404 for .*/releases/latest/manifest.json\)"):
         read_ai_hub(server.url, reader)
+
+
+def test_server_without_an_answer_is_tried_once(server: ModelServer, reader: Reader) -> None:
+    publish(server, ai_hub_model(server, "Qwen3-4B"), release=FALLBACK)
+    server.add("qai-hub-models/releases/latest/manifest.json", b"{}", cuts=[1])
+    with pytest.raises(Unreachable):
+        read_ai_hub(server.url, reader)
+    assert [path for path, _ in server.requests] == ["qai-hub-models/releases/latest/manifest.json"]
 
 
 @pytest.mark.parametrize("manifest", [{"entries": []}, {"models": {"a": 1}}, {"models": [{"name": "a"}]}, []])

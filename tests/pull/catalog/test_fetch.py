@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.pull.catalog.fetch import Reader, Unreadable
+from gateway.pull.catalog.fetch import Reader, Unreachable, Unreadable
 from tests.support.model_server import Fault, ModelServer
 
 
@@ -75,9 +75,19 @@ def test_silent_server_is_given_up() -> None:
 
 
 def test_document_that_takes_too_long_is_given_up(server: ModelServer) -> None:
-    times = iter([0.0, 61.0])
+    times = iter([0.0, 0.0, 61.0])
     with Reader(clock=lambda: next(times)) as reader, pytest.raises(Unreadable, match="needs more than 60 s"):
         reader.json(server.add("a.json", b"{}"), dict[str, Any])
+
+
+def test_server_that_needs_too_long_for_all_documents_is_given_up(server: ModelServer) -> None:
+    times = iter([0.0, 121.0])
+    with (
+        Reader(clock=lambda: next(times)) as reader,
+        pytest.raises(Unreachable, match="the lists need more than 120 s"),
+    ):
+        reader.json(server.add("a.json", b"{}"), dict[str, Any])
+    assert server.requests == []
 
 
 def test_size_is_that_of_the_header(server: ModelServer, reader: Reader) -> None:

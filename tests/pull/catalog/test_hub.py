@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.pull.catalog.fetch import Reader, Unreadable
+from gateway.pull.catalog.fetch import Reader, Unreachable, Unreadable
 from gateway.pull.catalog.hub import read_hub
 from tests.support.model_index import PHONE, X2_ELITE, X_ELITE, put_card, put_hub_list
 from tests.support.model_server import Fault, ModelServer
@@ -90,3 +90,8 @@ def test_hub_that_refuses_everything_is_unreadable(server: ModelServer, reader: 
     server.repos.clear()
     with pytest.raises(Unreadable, match="HTTP 404"):
         read_hub(server.url, reader, ())
+
+
+def test_hub_without_an_answer_is_tried_once(reader: Reader) -> None:
+    with pytest.raises(Unreachable, match="cannot be reached"):
+        read_hub("http://127.0.0.1:1", reader, ())

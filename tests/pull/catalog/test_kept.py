@@ -9,7 +9,7 @@ import pytest
 from gateway.pull.catalog.ai_hub import Listed
 from gateway.pull.catalog.entry import Entry
 from gateway.pull.catalog.fetch import Unreadable
-from gateway.pull.catalog.kept import FRESH_S, Answer, kept_or_read
+from gateway.pull.catalog.kept import FRESH_S, FRESH_WITH_GAPS_S, Answer, kept_or_read
 
 
 class Server:
@@ -74,10 +74,12 @@ def test_unreachable_server_without_a_list_is_one_sentence(tmp_path: Path, serve
     assert not (tmp_path / "a").exists()
 
 
-def test_list_with_gaps_is_not_kept(tmp_path: Path, server: Server) -> None:
+def test_list_with_gaps_is_kept_for_an_hour(tmp_path: Path, server: Server) -> None:
     server.problems = ["lists 1 of 3 models that could not be read"]
     assert ask(tmp_path / "a", server, 0.0).problems == server.problems
-    ask(tmp_path / "a", server, 1.0)
+    assert ask(tmp_path / "a", server, FRESH_WITH_GAPS_S - 1).problems == server.problems
+    assert server.reads == 1
+    ask(tmp_path / "a", server, FRESH_WITH_GAPS_S)
     assert server.reads == 2
 
 
