@@ -161,6 +161,7 @@ def npu_graphs(name: str, model: LocalModel) -> Iterator[Finding]:
     """Load the model's graphs for the NPU, and report how many of their nodes run there."""
     from gateway.bundles.genai_config import read_genai_config
     from gateway.bundles.model_package import variant_folder
+    from gateway.bundles.open import is_genie
     from gateway.commands.model_state import bundle_folders
     from gateway.qnn.detect import npu_for
     from gateway.worker.decoders.static.load_check import check_load
@@ -169,7 +170,7 @@ def npu_graphs(name: str, model: LocalModel) -> Iterator[Finding]:
     for folder in bundle_folders(model):
         try:
             is_used = folder == Path(model.path) or npu_for(model.provider) is not None
-            if not is_used or not read_genai_config(variant_folder(folder)).decoder.stages:
+            if not is_used or not (is_genie(folder) or read_genai_config(variant_folder(folder)).decoder.stages):
                 continue
             found = check_load(variant_folder(folder), model.provider, model.provider_options)
         except BundleError as error:

@@ -32,10 +32,12 @@ _QUANTISED = {"uint8", "uint16"}
 
 
 class Part(Struct, frozen=True):
-    """One graph of a chain and the binary that has it."""
+    """One graph of a chain, the binary that has it, and the chip of the binary (None: not stated)."""
 
     graph: Graph
     binary: Path
+    soc: int | None = None
+    architecture: int | None = None
 
 
 class Chains(Struct, frozen=True, kw_only=True):
@@ -67,11 +69,24 @@ def read_chains(binaries: Sequence[Path]) -> list[Chains]:
         binaries: in the order of the parts.
     Raises BundleError if a binary cannot be read, a graph is missing, or the graphs do not fit together.
     """
-    where = binaries[0].parent.name
+    found = []
+    for number, binary in enumerate(binaries, start=1):
+        info = read_binary(binary)
+        graphs = [Part(graph, binary, info.soc, info.architecture) for graph in info.graphs.values()]
+        found += [(part, number) for part in graphs]
+    return chains_of(found, binaries[0].parent.name)
+
+
+def chains_of(parts: Iterable[tuple[Part, int]], where: str) -> list[Chains]:
+    """The chains of these graphs, as `read_chains`.
+
+    Args:
+        parts: each graph, and its part of the model if its name does not state that.
+        where: the start of error messages.
+    """
     found = _Graphs(where)
-    for index, binary in enumerate(binaries):
-        for graph in read_binary(binary).graphs.values():
-            found.add(Part(graph, binary), index + 1)
+    for part, number in parts:
+        found.add(part, number)
     chains = found.chains()
     _check_encodings(chains, where)
     return chains

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gateway.qnn.binary_info import read_binary
 from gateway.qnn.compile import compile_cached, compile_graphs
 from gateway.qnn.context import read_compiled
 from gateway.qnn.device import NpuDevice
@@ -25,6 +26,9 @@ def test_graphs_share_weights_in_one_binary(npu: NpuDevice, windows_ml_uncompile
     separate = compile_graphs(graphs, tmp_path / "separate", npu)
     compiled = [read_compiled(graph) for graph in shared]
     assert compiled[0] is not None and compiled[1] is not None and compiled[0].binaries == compiled[1].binaries
+
+    names = list(read_binary(compiled[0].binaries[0]).graphs)  # the emulator reads it, but does not load it
+    assert len(names) == len(set(names)) == 2
 
     def size(folder: Path) -> int:
         return sum(binary.stat().st_size for binary in folder.glob("*.bin"))

@@ -61,9 +61,10 @@ class PublishedEngine:
 
     async def _start_genie(self, refusal: GatewayError) -> None:
         """Start Genie after our own engine refused the bundle. Raises the refusal if Genie refuses it too."""
-        await self._engine.aclose()
         _log.warning("%s: our own engine cannot load it (%s), so Genie is tried", self._name, refusal.message)
         genie = GenieEngine(self._name, _for_genie(self._model), self._models_dir)
+        own, self._engine = self._engine, genie
+        await own.aclose()
         try:
             await genie.start()
         except GatewayError as error:
@@ -72,7 +73,6 @@ class PublishedEngine:
             if error.message == refusal.message:
                 raise refusal from error
             raise type(refusal)(f"{refusal.message} Genie: {error.message}") from error
-        self._engine = genie
         _log.warning("%s: runs in Genie: no seeds, log-probabilities or JSON schemas", self._name)
 
 

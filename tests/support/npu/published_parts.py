@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
+from onnx import TensorProto
 from onnx.utils import Extractor
 
 from tests.support.npu.tiny_htp_decoder import PROMPT_WIDTH, TinyDecoder
@@ -34,11 +35,15 @@ _PARTS = (
 )
 
 
-def write_published_binaries(folder: Path, contexts: Sequence[int] = CONTEXTS) -> None:
-    """Write the three binaries into `folder`, with graphs for these context lengths."""
+def write_published_binaries(folder: Path, contexts: Sequence[int] = CONTEXTS, *, is_float: bool = False) -> None:
+    """Write the three binaries into `folder`, with graphs for these context lengths.
+
+    Args:
+        is_float: in float16, as AI Hub's precision w4.
+    """
     folder.mkdir(parents=True)
     for part in range(1, len(_PARTS) + 1):
-        graphs = dict(_part_graphs(folder, part, contexts))
+        graphs = dict(_part_graphs(folder, part, contexts, is_float))
         command = [
             sys.executable,
             "-m",
@@ -52,23 +57,24 @@ def write_published_binaries(folder: Path, contexts: Sequence[int] = CONTEXTS) -
             graph.unlink()
 
 
-def _part_graphs(folder: Path, part: int, contexts: Sequence[int]) -> Iterator[tuple[str, Path]]:
+def _part_graphs(folder: Path, part: int, contexts: Sequence[int], is_float: bool) -> Iterator[tuple[str, Path]]:
     """Write the ONNX graphs of one part. Yields: name and file of each."""
     inputs, outputs = _PARTS[part - 1]
     for context in contexts:
         for width, phase in _PHASES.items():
-            whole = build_graph(TinyDecoder(context=context), width)
-            model = _renamed(Extractor(_with_types(whole, width)).extract_model(inputs, outputs))
+            whole = build_graph(TinyDecoder(context=context), width, is_float=is_float)
+            kind = TensorProto.FLOAT16 if is_float else TensorProto.UINT16
+            model = _renamed(Extractor(_with_types(whole, width, kind)).extract_model(inputs, outputs))
             path = folder / f"{phase}_ar{width}_cl{context}_{part}_of_{len(_PARTS)}.onnx"
             onnx.save(model, path)
             yield path.stem, path
 
 
-def _with_types(model: onnx.ModelProto, width: int) -> onnx.ModelProto:
+def _with_types(model: onnx.ModelProto, width: int, kind: int) -> onnx.ModelProto:
     """The model with the types of the tensors between its parts."""
     hidden = TinyDecoder().vocab_size  # the embedding is one-hot
     for name in _NAMES:
-        value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT16, [1, width, hidden])
+        value = onnx.helper.make_tensor_value_info(name, kind, [1, width, hidden])
         model.graph.value_info.append(value)
     return model
 

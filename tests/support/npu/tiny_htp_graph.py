@@ -13,9 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.support.npu.tiny_htp_decoder import CACHE, HEADS, HIDDEN, INPUTS, LOGITS, Array, Encoding, TinyDecoder
 
 
-def build_graph(decoder: TinyDecoder, width: int) -> onnx.ModelProto:
-    """The graph for `width` tokens."""
-    return _Graph(decoder, width).build()
+def build_graph(decoder: TinyDecoder, width: int, *, is_float: bool = False) -> onnx.ModelProto:
+    """The graph for `width` tokens. `is_float`: everything is float16, and nothing is quantised."""
+    return _Graph(decoder, width, is_float).build()
 
 
 @dataclass
@@ -24,6 +24,7 @@ class _Graph:
 
     decoder: TinyDecoder
     width: int
+    is_float: bool
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initialisers: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
@@ -43,7 +44,7 @@ class _Graph:
 
     def _embed(self) -> str:
         encoding = Encoding(-5.0, 5.0)
-        self._constant("embedding_codes", encoding.quantise(self.decoder.weights["embedding"]))
+        self._values("embedding_codes", encoding, self.decoder.weights["embedding"])
         self._dequantise("embedding_codes", encoding, "embedding")
         return self._op("Gather", "hidden", ["embedding", "input_ids"], encoding, axis=0)
 
@@ -86,7 +87,7 @@ class _Graph:
         queries = self._op("Transpose", "queries", ["q_rotated"], HEADS, perm=[1, 0, 2, 3])
         scores = self._op("MatMul", "scores", [queries, keys], Encoding(-2400.0, 2400.0))
         unit = Encoding(0.0, 1.0)
-        self._constant("scaling_codes", unit.quantise(np.float32(decoder.head_dim**-0.5)))
+        self._values("scaling_codes", unit, np.float32(decoder.head_dim**-0.5))
         self._dequantise("scaling_codes", unit, "scaling")
         scaled = self._op("Mul", "scaled", [scores, "scaling"], Encoding(-220.0, 220.0))
         masked = self._op("Add", "masked", [scaled, "attention_mask_real"], Encoding(-720.0, 220.0))
@@ -102,6 +103,8 @@ class _Graph:
     def _weight(self, name: str) -> str:
         """int8 per output channel, symmetric"""
         weight = self.decoder.weights[name]
+        if self.is_float:
+            return self._constant(f"{name}_weight", weight.astype(np.float16))
         scale = (np.maximum(np.abs(weight).max(axis=0), 1e-6) / 127).astype(np.float32)
         codes = np.clip(np.round(weight / scale), -127, 127).astype(np.int8)
         inputs = [
@@ -126,11 +129,22 @@ class _Graph:
         """A graph output in its code; the name of the same values decoded."""
         return self._dequantise(self._quantise(source, encoding, output), encoding, f"{output}_real")
 
+    def _values(self, name: str, encoding: Encoding, values: Array) -> str:
+        return self._constant(name, values.astype(np.float16) if self.is_float else encoding.quantise(values))
+
+    def _identity(self, source: str, name: str) -> str:
+        self.nodes.append(helper.make_node("Identity", [source], [name]))
+        return name
+
     def _quantise(self, source: str, encoding: Encoding, name: str) -> str:
+        if self.is_float:
+            return self._identity(source, name)
         self.nodes.append(helper.make_node("QuantizeLinear", [source, *self._code(encoding, name)], [name]))
         return name
 
     def _dequantise(self, source: str, encoding: Encoding, name: str) -> str:
+        if self.is_float:
+            return self._identity(source, name)
         self.nodes.append(helper.make_node("DequantizeLinear", [source, *self._code(encoding, source)], [name]))
         return name
 
@@ -146,6 +160,8 @@ class _Graph:
         d, width = self.decoder, self.width
         past = d.context - width
         word, byte = TensorProto.UINT16, TensorProto.UINT8
+        if self.is_float:
+            word = byte = TensorProto.FLOAT16
         inputs = [
             ("input_ids", TensorProto.INT32, [1, width]),
             ("attention_mask", word, [1, 1, width, d.context]),

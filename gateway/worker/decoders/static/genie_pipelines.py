@@ -6,7 +6,8 @@ for the host's work, and is removed when the sessions are open. Everything about
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -27,6 +28,8 @@ from gateway.bundles.genie.bundle import GenieBundle
 from gateway.bundles.static_pipeline import Pipeline
 from gateway.errors import BundleError, ConfigError
 from gateway.qnn.chains import COSINES, LOGITS, MASK, SINES, Chains, read_chains
+from gateway.qnn.context import CompiledGraph, check_compatible
+from gateway.qnn.device import NpuDevice
 from gateway.qnn.wrapper import wrapper
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.host_graphs import LOGITS_FLOAT, MASK_ONES, input_graph, logits_graph
@@ -49,13 +52,13 @@ def open_genie_decoder(
 
     Raises BundleError when our own engine cannot run the bundle, and as `open_static_decoder`.
     """
-    if select_device(provider, options or {}) is None:
+    device = select_device(provider, options or {})
+    if device is None:
         raise ConfigError(
             f"{bundle.folder.name} is compiled for the NPU, and this machine has none; "
             "provider = 'qnn' runs it on the emulator, if there is one."
         )
-    with TemporaryDirectory(prefix="npu-gateway-", ignore_cleanup_errors=True) as folder:
-        pipelines, binaries = write_pipelines(bundle, Path(folder).resolve())
+    with genie_pipelines(bundle, device) as (pipelines, binaries):
         return open_pipelines(
             pipelines,
             binaries=binaries,
@@ -67,17 +70,26 @@ def open_genie_decoder(
         )
 
 
-def write_pipelines(bundle: GenieBundle, folder: Path) -> tuple[list[Pipeline], dict[Path, Path]]:
-    """Write the ONNX files of a bundle into `folder`.
+@contextmanager
+def genie_pipelines(bundle: GenieBundle, device: NpuDevice) -> Iterator[tuple[list[Pipeline], dict[Path, Path]]]:
+    """The pipelines of a bundle, shortest context first; and for each ONNX file of a binary's graph that binary.
 
-    Returns: the pipelines, shortest context first; and for each ONNX file of a binary's graph that binary.
+    Their files exist until the context ends. Raises BundleError if `device` is another chip than the bundle's.
     """
+    with TemporaryDirectory(prefix="npu-gateway-", ignore_cleanup_errors=True) as folder:
+        yield _write_pipelines(bundle, device, Path(folder).resolve())
+
+
+def _write_pipelines(bundle: GenieBundle, device: NpuDevice, folder: Path) -> tuple[list[Pipeline], dict[Path, Path]]:
     where = bundle.folder.name
     if bundle.dialog_type != "basic":
         raise BundleError(f"{where} is a dialog of type {bundle.dialog_type!r}. Only Genie runs it: engine = 'genie'.")
     folder = folder / where  # its name is in error messages
     folder.mkdir()
     chains = read_chains(bundle.binaries)
+    for part in (part for chain in chains for part in chain.parts):
+        chip = CompiledGraph(binaries=(part.binary,), cpu_nodes=0, soc=part.soc, architecture=part.architecture)
+        check_compatible(part.binary, chip, device)
     _write_host_graphs(bundle, chains, folder)
     binaries: dict[Path, Path] = {}
     pipelines = []

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
-from gateway.bundles.static_pipeline import read_batch_pipelines, read_pipelines, runs_on_npu
+from gateway.bundles.genie.bundle import load_genie_bundle
+from gateway.bundles.open import is_genie
+from gateway.bundles.static_pipeline import Pipeline, read_batch_pipelines, read_pipelines, runs_on_npu
 from gateway.child import run_in_child, serve_request
 from gateway.errors import BundleError
+from gateway.qnn.device import NpuDevice
 from gateway.qnn.sessions import NpuSessions
+from gateway.worker.decoders.static.genie_pipelines import genie_pipelines
 from gateway.worker.decoders.static.open import select_device
 from gateway.worker.frames import Device
 
@@ -40,21 +46,31 @@ def check_load(folder: Path, provider: Literal["auto", "cpu", "qnn"], options: d
 
 def _load(request: _Request) -> LoadReport:
     folder = Path(request.folder)
-    pipelines = [*read_pipelines(folder), *read_batch_pipelines(folder)]
     device = select_device(request.provider, request.options)
     if device is None:
         raise BundleError(f"{folder.name} is made for an NPU, and this machine has none.")
-    sessions = NpuSessions(device, request.options, lambda stage: None)
-    started = time.perf_counter()
-    sessions.open(
-        {
-            pipeline.file(stage): stage.session_options.providers["qnn"]
-            for pipeline in pipelines
-            for stage in pipeline.stages
-            if runs_on_npu(stage)
-        }
-    )
+    with _pipelines(folder, device) as (pipelines, binaries):
+        sessions = NpuSessions(device, request.options, lambda stage: None, binaries)
+        started = time.perf_counter()
+        sessions.open(
+            {
+                pipeline.file(stage): stage.session_options.providers["qnn"]
+                for pipeline in pipelines
+                for stage in pipeline.stages
+                if runs_on_npu(stage)
+            }
+        )
     return LoadReport(device=device.kind, placement=dict(sessions.placement), load_s=time.perf_counter() - started)
+
+
+@contextmanager
+def _pipelines(folder: Path, device: NpuDevice) -> Iterator[tuple[list[Pipeline], dict[Path, Path]]]:
+    """The pipelines, and the binaries that are not next to their graph files."""
+    if is_genie(folder):
+        with genie_pipelines(load_genie_bundle(folder), device) as found:
+            yield found
+    else:
+        yield [*read_pipelines(folder), *read_batch_pipelines(folder)], {}
 
 
 if __name__ == "__main__":

@@ -12,10 +12,13 @@ import pytest
 
 from gateway.bundles.genie.bundle import load_genie_bundle
 from gateway.errors import BundleError, ConfigError
+from gateway.qnn.device import NpuDevice
 from gateway.worker.decoders.static.decoder import StaticDecoder
-from gateway.worker.decoders.static.genie_pipelines import open_genie_decoder, write_pipelines
+from gateway.worker.decoders.static.genie_pipelines import genie_pipelines, open_genie_decoder
+from tests.support.child_call import call_in_child
 from tests.support.decoding import IDS, greedy, prefill
 from tests.support.npu.genie_layouts import LAYOUTS, Layout, write_layout
+from tests.support.npu.published_parts import write_published_binaries
 from tests.support.npu.tiny_htp_decoder import TinyDecoder
 
 TINY = TinyDecoder()
@@ -56,6 +59,20 @@ def test_log_probabilities_are_those_of_the_float_model(decoder: StaticDecoder) 
         assert np.abs(difference[likely]).max() < 0.3
 
 
+def float16_answer(folder: Path, ids: list[int], count: int) -> list[int]:
+    write_published_binaries(folder / "binaries", contexts=(64,), is_float=True)
+    binaries = sorted((folder / "binaries").glob("*.bin"))
+    bundle = load_genie_bundle(write_layout(folder / "bundle", "geniex", binaries))
+    with closing(open_genie_decoder(bundle, provider="qnn")) as decoder:
+        assert decoder.spec.context_length == 63
+        return greedy(decoder, ids, count)
+
+
+def test_float16_bundle_gives_tokens_of_the_float_model(npu: NpuDevice, tmp_path: Path) -> None:
+    """In a process of its own: the names of graphs are known to the whole process."""
+    assert TINY.is_greedy(prompt(20), call_in_child(float16_answer, tmp_path, prompt(20), 30))
+
+
 def test_window_gives_logits_of_single_steps(decoder: StaticDecoder) -> None:
     windowed, stepped = decoder.new_cache(), decoder.new_cache()
     logits = decoder.verify(windowed, IDS[:6])
@@ -65,11 +82,12 @@ def test_window_gives_logits_of_single_steps(decoder: StaticDecoder) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_published_form_has_both_context_lengths(
-    layout: Layout, published_binaries: list[Path], tmp_path: Path
+    layout: Layout, npu: NpuDevice, published_binaries: list[Path], tmp_path: Path
 ) -> None:
     bundle = load_genie_bundle(write_layout(tmp_path / "bundle", layout, published_binaries))
-    (tmp_path / "work").mkdir()
-    pipelines, binaries = write_pipelines(bundle, tmp_path / "work")
+    with genie_pipelines(bundle, npu) as (pipelines, binaries):
+        assert all(file.is_file() for file in binaries)
+    assert not any(file.exists() for file in binaries)
     assert [(item.config.context_length, item.window.window_size) for item in pipelines] == [(64, 8), (128, 8)]
     assert {item.window.pad_value for item in pipelines} == {128}
     assert len(binaries) == 12 and set(binaries.values()) == set(bundle.binaries)
@@ -133,3 +151,8 @@ def test_speculative_bundle_needs_genie(published_binaries: list[Path], tmp_path
 def test_cpu_is_refused(published_bundle: Path) -> None:
     with pytest.raises(ConfigError, match="compiled for the NPU, and this machine has none"):
         open_genie_decoder(load_genie_bundle(published_bundle), provider="cpu")
+
+
+def test_other_chip_is_refused(published_bundle: Path) -> None:
+    with pytest.raises(BundleError, match=r"tiny_part_1_of_3\.bin was compiled for Hexagon v73 and this NPU is v81"):
+        open_genie_decoder(load_genie_bundle(published_bundle), provider="qnn", options={"soc_model": "88"})

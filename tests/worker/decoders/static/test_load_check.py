@@ -34,6 +34,11 @@ def test_bundle_next_to_that_for_the_cpu_is_loaded(npu_bundle: Path, tiny: Path,
     assert finding(tmp_path / "m").level == "bad"
 
 
+def test_genie_bundle_is_loaded_in_our_own_engine(published_bundle: Path) -> None:
+    found = finding(published_bundle)
+    assert found.level == "ok" and "12 nodes on the NPU (emulated), 0 on the CPU" in found.detail
+
+
 def test_cpu_fallback_nodes_are_counted(windows_ml_cpu_attention: Path) -> None:
     found = finding(windows_ml_cpu_attention)
     assert found.level == "note" and "4 on the CPU" in found.detail

@@ -1,0 +1,98 @@
+"""PublishedEngine: our own engine for a Genie bundle, and Genie when our own engine refuses it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.config.tables import LocalModel
+from gateway.engines.factory import make_engine
+from gateway.engines.local.engine import LocalEngine
+from gateway.engines.local.published import PublishedEngine
+from gateway.errors import BundleError, UnsupportedParameter
+from gateway.generation import Generation, Text, TextDelta
+from gateway.sampling import Sampling
+from tests.support.engines import events_of
+from tests.support.npu.genie_layouts import write_layout
+
+
+@asynccontextmanager
+async def engine_of(folder: Path, **fields: Any) -> AsyncIterator[PublishedEngine]:
+    engine = make_engine("m", LocalModel(path=folder.name, provider="qnn", **fields), folder.parent)
+    assert isinstance(engine, PublishedEngine)
+    yield engine
+    await engine.aclose()
+
+
+@pytest.fixture
+def no_provider(tmp_path: Path) -> dict[str, str]:
+    """Provider options of our own engine that no driver accepts. Genie does not get them."""
+    file = tmp_path / "no-library.so"
+    file.write_text("no library", encoding="utf-8")
+    return {"backend_path": str(file)}
+
+
+def generation(**fields: Any) -> Generation:
+    return Generation(
+        id="r", model="m", prompt=Text("What is"), sampling=Sampling(temperature=0.0), max_tokens=8, **fields
+    )
+
+
+async def answer(engine: PublishedEngine) -> str:
+    events = await events_of(engine, generation())
+    return "".join(event.text for event in events if isinstance(event, TextDelta))
+
+
+async def test_genie_answers_what_our_own_engine_cannot_load(
+    published_bundle: Path, no_provider: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with engine_of(published_bundle) as own:
+        await own.start()
+        assert "logprobs" in own.status.capabilities and own.status.context_length == 127
+        expected = await answer(own)
+    async with engine_of(published_bundle, provider_options=no_provider) as engine:
+        with caplog.at_level(logging.WARNING):
+            await engine.start()
+        assert engine.status.state == "ready" and engine.status.capabilities == ("chat", "tools")
+        assert await answer(engine) == expected
+        with pytest.raises(UnsupportedParameter, match="runs in Genie, which does not support 'logprobs'"):
+            await engine.prepare(generation(logprobs=1))
+    first, last = (record.getMessage() for record in caplog.records if record.name.endswith("published"))
+    assert "m: our own engine cannot load it (The NPU refuses" in first and "Genie is tried" in first
+    assert "m: runs in Genie: no seeds, log-probabilities or JSON schemas" in last
+
+
+async def test_damage_is_reported_once_and_the_next_start_is_as_the_first(
+    published_binaries: list[Path], tmp_path: Path
+) -> None:
+    folder = write_layout(tmp_path, "geniex", published_binaries).parent
+    binary = folder / "tiny_part_3_of_3.bin"
+    content = binary.read_bytes()
+    binary.write_bytes(content[: len(content) // 2])
+    async with engine_of(folder) as engine:
+        with pytest.raises(BundleError, match=r"tiny_part_3_of_3\.bin is damaged .* Genie: "):
+            await engine.start()
+        await asyncio.to_thread(binary.write_bytes, content)
+        await engine.start()
+        assert "logprobs" in engine.status.capabilities
+
+
+async def test_missing_file_is_reported_once(published_binaries: list[Path], tmp_path: Path) -> None:
+    folder = write_layout(tmp_path, "geniex", published_binaries).parent
+    (folder / "tokenizer.json").unlink()
+    async with engine_of(folder) as engine:
+        with pytest.raises(BundleError, match=r"^The tokenizer 'tokenizer\.json' of .* is missing\.$"):
+            await engine.start()
+
+
+def test_other_folders_get_the_local_engine(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "genie_config.json").write_bytes(b"{")
+    for path in ("broken", "missing"):
+        assert isinstance(make_engine("m", LocalModel(path=path), tmp_path), LocalEngine)
