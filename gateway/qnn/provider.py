@@ -19,6 +19,7 @@ import onnxruntime as ort
 
 from gateway.errors import BundleError
 from gateway.qnn.device import NpuDevice, no_npu_error
+from gateway.qnn.driver_errors import explained
 
 PROVIDER = "QNNExecutionProvider"
 #: The chip that the emulator emulates by default: Snapdragon X Elite.
@@ -82,9 +83,10 @@ def open_session(
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     settings.add_provider_for_devices([_ep_device()], default_options(device) | dict(options or {}))
     try:
-        return ort.InferenceSession(model, settings)
+        # without `enable_fallback=0`, a second try without the NPU hides the first error
+        return ort.InferenceSession(model, settings, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
-        raise BundleError(f"The NPU refuses {model.name}: {_one_line(error)}") from error
+        raise BundleError(f"The NPU refuses {model.name}: {explained(str(error))}") from error
 
 
 def default_options(device: NpuDevice) -> dict[str, str]:
@@ -163,8 +165,3 @@ def _processor_name() -> str:
 def _soc_of(processor: str) -> int | None:
     """60 for all X1 chips (X1E, X1P, X1-26). None for X2: sources disagree on its number, so the runtime detects it."""
     return 60 if any(word.startswith("X1") for word in processor.replace("-", " ").split()) else None
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 400 else text[:400] + "…"

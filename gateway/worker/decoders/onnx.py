@@ -29,6 +29,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from gateway.activity import NO_MEMORY
 from gateway.errors import BundleError, EngineFailed, GatewayError
+from gateway.qnn.driver_errors import explained
 
 MAX_THREADS = (
     8  # on 16 cores, 8 are 1.2 to 1.7 times as fast as 4, and 12 at most 1.3 times as fast as 8 (docs/benchmarks.md)
@@ -110,7 +111,9 @@ def opening_failed(path: Path, error: Exception) -> GatewayError:
 
 def running_failed(error: Exception) -> EngineFailed:
     """The error to raise when a device call fails."""
-    return EngineFailed(NO_MEMORY if _is_out_of_memory(error) else f"The model failed while it ran: {_one_line(error)}")
+    if _is_out_of_memory(error):
+        return EngineFailed(NO_MEMORY)
+    return EngineFailed(f"The model failed while it ran: {explained(str(error)) or type(error).__name__}")
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -26,6 +26,7 @@ from typing import Any
 
 from gateway.activity import Activity
 from gateway.errors import BundleError, EngineFailed
+from gateway.qnn.driver_errors import explain
 from gateway.worker.genie.captured_output import captured_output
 
 _Handle = c_void_p
@@ -238,8 +239,8 @@ def _reason(status: int) -> str:
 _ERROR_LINE = re.compile(r"error|fail|can't|at '/|exceed", re.IGNORECASE)
 _WARNING_LINE = re.compile(r"\W*warn", re.IGNORECASE)
 _FOLDERS = re.compile(r"([A-Za-z]:)?[/\\]([^\s/\\:]+[/\\])+")
-#: Messages about truncated binaries, and about binaries for another chip or version.
-_UNUSABLE_BINARY = re.compile(r"5005|1002|30001|create context|binary info")
+#: Messages without a code about truncated binaries, and about binaries for another chip or version.
+_UNUSABLE_BINARY = re.compile(r"create context|binary info")
 
 
 def _load_error(status: int, output: str) -> BundleError:
@@ -247,6 +248,8 @@ def _load_error(status: int, output: str) -> BundleError:
     lines = [line for line in output.splitlines() if _ERROR_LINE.search(line) and not _WARNING_LINE.match(line)]
     reasons = [_FOLDERS.sub("", line.removeprefix("[ERROR]")).strip(' -."') for line in lines]
     sentence = f"Genie does not load the model: {'; '.join([_reason(status), *reasons])}."
+    if known := explain(output):
+        return BundleError(f"{sentence} {known.sentence}")
     if _UNUSABLE_BINARY.search(sentence):
         sentence += " A binary is truncated, or it was made for another chip or a newer runtime."
     return BundleError(sentence)
