@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,10 +86,17 @@ class Serving:
 
 
 @contextmanager
-def serving(*arguments: object, cwd: Path, stderr: int = subprocess.PIPE, **variables: str) -> Iterator[Serving]:
-    """`npu-gateway serve` as a process. `stderr`: a descriptor, or `subprocess.PIPE`, whose text `stop` returns."""
+def serving(
+    *arguments: object,
+    cwd: Path,
+    stderr: int = subprocess.PIPE,
+    program: Sequence[str] = ("-m", "gateway"),
+    **variables: str,
+) -> Iterator[Serving]:
+    """`npu-gateway serve` as a process. `stderr`: a descriptor, or `subprocess.PIPE`, whose text `stop` returns.
+    `program`: the interpreter's arguments, for a gateway with a changed constant."""
     with subprocess.Popen(
-        [sys.executable, "-m", "gateway", "serve", *map(str, arguments)],
+        [sys.executable, *program, "serve", *map(str, arguments)],
         cwd=cwd,
         env=environment(**variables),
         stdout=subprocess.PIPE,

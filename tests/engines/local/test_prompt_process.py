@@ -99,7 +99,10 @@ async def test_requests_of_each_kind_are_answered(make: Make) -> None:
 
 
 @pytest.mark.parametrize("attack", ["spin", "compare", "format", "slices"])
-async def test_template_over_a_limit_is_invalid_request_and_the_next_is_answered(attack: str, make: Make) -> None:
+async def test_template_over_a_limit_is_invalid_request_and_the_next_is_answered(
+    attack: str, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompt_process, "LIMITS", prompt_process.LIMITS._replace(cpu_s=1))
     process = make()
     await process.start()
     with pytest.raises(
@@ -129,12 +132,12 @@ CHATML_OF_SLOW = "<|im_start|>user\nslow<|im_end|>\n<|im_start|>assistant\n"
 
 
 async def test_long_texts_do_not_delay_short_requests(make: Make) -> None:
-    """Eight chats of 6.9 MB take the second process for seconds. The short requests of another client are answered."""
+    """Four chats of 6.9 MB take the second process for seconds. The short requests of another client are answered."""
     process = make()
     await process.start()
     text = "Hello, how are you today? " * (6_900_000 // 26)
-    long = [asyncio.create_task(process.ask(chat(text), "a", "messages")) for _ in range(8)]
-    for _ in range(20):
+    long = [asyncio.create_task(process.ask(chat(text), "a", "messages")) for _ in range(4)]
+    for _ in range(10):
         assert len(await ids(process, chat("Hello"), "b")) > 5
     assert not all(task.done() for task in long)
     outcomes = await asyncio.gather(*long, return_exceptions=True)

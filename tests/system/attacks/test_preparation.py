@@ -25,6 +25,13 @@ from tests.support.processes import PATIENCE_S, Serving, serving
 
 STOP = signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGTERM
 TEMPLATE_ATTACKS = ["spin", "compare", "format", "slices"]
+#: The gateway with a second of processor time for a long prompt instead of five.
+QUICK_LIMIT = """
+from gateway.cli import main
+from gateway.engines.local import prompt_process
+prompt_process.LIMITS = prompt_process.LIMITS._replace(cpu_s=1)
+raise SystemExit(main())
+"""
 MAX_GROWTH = 50 << 20  # bytes of the gateway process
 SIZE = 6_900_000
 #: A regular expression that takes exponential time for a text of one letter.
@@ -90,7 +97,8 @@ class Gateway:
 @pytest.fixture(scope="module")
 def gateway(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     folder = tmp_path_factory.mktemp("preparation")
-    with serving("--config", config(tiny, folder), "--port", 0, cwd=folder) as running:
+    program = ("-c", QUICK_LIMIT)
+    with serving("--config", config(tiny, folder), "--port", 0, cwd=folder, program=program) as running:
         gateway = Gateway(running)
         yield gateway
         assert gateway.answer() == 200
@@ -218,13 +226,22 @@ def test_gateway_stops_while_a_template_runs(tiny: Path, tmp_path: Path) -> None
             except httpx.HTTPError as error:
                 errors.append(str(error))
 
+        before = set(gateway.process.children())
         thread = threading.Thread(target=ask)
         thread.start()
-        while sum(child.cpu_percent(0.05) > 50 for child in gateway.process.children()) == 0:
-            assert thread.is_alive()
+        while not any(_cpu_s(child) > 1 for child in set(gateway.process.children()) - before):
+            assert thread.is_alive()  # the limit is 5 s
+            time.sleep(0.02)
         children = gateway.process.children(recursive=True)
         code, _ = running.stop(STOP)
         thread.join(PATIENCE_S)
         gateway.close()
     assert code == 0
     assert psutil.wait_procs(children, PATIENCE_S)[1] == []
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    try:
+        return float(sum(process.cpu_times()[:2]))
+    except psutil.Error:
+        return 0.0  # it has just ended
