@@ -11,6 +11,8 @@ import hashlib
 import json
 import re
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
@@ -65,6 +67,7 @@ class ModelServer:
         self.requests: list[tuple[str, str]] = []  # path, the Range header
         self.bytes: list[tuple[str, int]] = []  # path, bytes that were sent
         self.authorizations: list[tuple[str, str]] = []
+        self.active = 0  # requests now
         self._lock = threading.Lock()
 
     def add(self, path: str, content: bytes, **fault: Any) -> str:
@@ -82,8 +85,20 @@ class ModelServer:
         """The bytes of the answers with a file."""
         return [size for found, size in self.bytes if found == path]
 
+    def settle(self) -> None:
+        """Wait until every request of clients that are gone has ended."""
+        urllib.request.urlopen(f"{self.url}/api/models/").close()  # accepted after those that came before it
+        until = time.monotonic() + 60
+        while self.active:
+            assert time.monotonic() < until, "a request does not end"
+            time.sleep(0.005)
+
     def fault_of(self, path: str) -> Fault:
         return self.faults.setdefault(path, Fault())
+
+    def count(self, change: int) -> None:
+        with self._lock:
+            self.active += change
 
     def next_cut(self, path: str) -> int | None:
         with self._lock:
@@ -130,6 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(path, models.files[path], {})
         elif (whole := unquote(self.path).lstrip("/")) in models.files:  # with its query
             self._send(whole, models.files[whole], {})
+        elif path == "api/models/":
+            self._reply(200, b"[]")
         elif path.startswith("api/models/"):
             self._describe(path.removeprefix("api/models/"))
         else:
@@ -215,6 +232,13 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, models: ModelServer) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.models = models
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        self.models.count(1)
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.models.count(-1)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that was killed is no error."""
