@@ -67,6 +67,14 @@ def test_consistency_check_finds_wrong_step_graph(
     assert not static_open._is_consistent(StaticDecoder(ours._prompts, other._steps, ours.spec))
 
 
+def test_consistency_check_compares_differences_of_unscaled_logits() -> None:
+    """Codes of 16 bits have a large common part, which must not hide that the logits are unrelated."""
+    random = np.random.default_rng(0)
+    codes, others = (32768 + random.normal(0, 500, (3, 64)).astype(np.float32) for _ in range(2))
+    assert static_open._is_close(codes + random.normal(0, 5, codes.shape), codes)
+    assert not static_open._is_close(others, codes)
+
+
 @pytest.fixture
 def batched(npu_bundle: Path, open_decoder: OpenDecoder) -> StaticDecoder:
     return open_decoder(npu_bundle, "qnn", sequences=BATCH)
