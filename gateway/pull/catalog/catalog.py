@@ -81,7 +81,7 @@ def resolve(name: str, chip: Chip, catalog: Catalog | None = None) -> Entry:
     Raises ConfigError with the nearest names, or with the chips that have the model.
     """
     found = named(name, chip, catalog or read_catalog())
-    return min(found, key=lambda entry: (entry.kind != "text", not entry.url, entry.chip != chip.name, _order(entry)))
+    return min(found, key=lambda entry: (entry.kind != "text", not entry.url, _order(entry)))
 
 
 def named(name: str, chip: Chip | None, catalog: Catalog) -> list[Entry]:

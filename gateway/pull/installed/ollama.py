@@ -34,13 +34,15 @@ class Blob(NamedTuple):
 def ollama_models(folder: Path) -> Iterator[Blob]:
     """The models of `models/manifests/HOST/NAMESPACE/NAME/TAG` whose blob is there. Damaged manifests are left out."""
     root = folder / "manifests"
-    for number, manifest in enumerate(sorted(root.glob("*/*/*/*"))):
-        if number == _MOST:
-            return
-        digest = _digest(manifest)
-        blob = folder / "blobs" / digest.replace(":", "-")
-        if digest and blob.is_file():
-            yield Blob(_name(manifest.relative_to(root)), blob)
+    try:
+        blobs = {blob.name for blob in (folder / "blobs").iterdir()}
+        manifests = sorted(root.glob("*/*/*/*"))[:_MOST]
+    except OSError:  # none, or of another user
+        return
+    for manifest in manifests:
+        blob = _digest(manifest).replace(":", "-")
+        if blob in blobs:
+            yield Blob(_name(manifest.relative_to(root)), folder / "blobs" / blob)
 
 
 def _digest(manifest: Path) -> str:

@@ -87,9 +87,9 @@ def _model_folders(folder: Path, depth: int, budget: list[int]) -> Iterator[tupl
     try:
         with os.scandir(folder) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
-    except OSError:
+        files = [entry.name for entry in listed if entry.is_file()]
+    except OSError:  # of another user
         return
-    files = [entry.name for entry in listed if entry.is_file()]
     if _CONFIGURATIONS & set(files) or any(name.lower().endswith(_WEIGHTS) for name in files):
         yield folder, files
     elif depth:
@@ -113,7 +113,7 @@ def _examine(program: str, candidate: tuple[str, Path], names: set[str]) -> Inst
     """The model, or None if the folder holds none."""
     title, path = candidate
     name = _unique(model_name(title.replace(":", "-")), names)
-    found = _gguf(path) if path.is_file() else _bundle(path)
+    found = _bundle(path) if path.is_dir() else _gguf(path)
     if found.layout == "unknown" and not found.problem:
         return None
     key = "source" if found.layout in SOURCES else "path"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -145,6 +148,27 @@ def test_folder_that_is_a_link_to_another_disk_is_searched(tmp_path: Path) -> No
         (tmp_path / ".aitk" / "models").symlink_to(tmp_path / "disk" / "models", target_is_directory=True)
     except OSError:
         pytest.skip("this user may not make links")
+    assert [model.name for model in find(tmp_path)] == ["qwen"]
+
+
+def test_folders_of_another_user_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root, who may run the tests, no folder is closed: the system call is replaced."""
+    root = tmp_path / ".aitk" / "models"
+    bundle(root / "closed", genai_config=PIPELINE)
+    bundle(root / "open" / "qwen", genai_config=PIPELINE)
+    ollama_model(tmp_path / ".ollama" / "models", "library/a/1b")
+    scandir, listdir = os.scandir, os.listdir
+
+    def refusing(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def refuse(path: Any) -> Any:
+            if Path(path).name in ("closed", "blobs"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return call(path)
+
+        return refuse
+
+    monkeypatch.setattr(os, "scandir", refusing(scandir))
+    monkeypatch.setattr(os, "listdir", refusing(listdir))
     assert [model.name for model in find(tmp_path)] == ["qwen"]
 
 
