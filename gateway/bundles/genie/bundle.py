@@ -42,6 +42,7 @@ class GenieBundle(Struct, frozen=True, kw_only=True):
     config: dict[str, Any]  # the configuration for Genie
     dialog_type: str
     context_length: int  # tokens, of the compiled graphs
+    contexts: tuple[int, ...]  # the context lengths that graphs exist for, in ascending order; empty: unknown
     prompt_width: int  # the maximum number of prompt tokens in one pass
     vocab_size: int
     bos_id: int | None  # None: the model has no begin token
@@ -94,6 +95,7 @@ def load_genie_bundle(path: Path, dialect: str = "", *, poll: bool = False) -> G
         config=raw,
         dialog_type=dialog.type,
         context_length=dialog.context.size,
+        contexts=metadata.contexts,
         prompt_width=metadata.prompt_width or min(_USUAL_WIDTH, dialog.context.size // 4),
         vocab_size=dialog.context.n_vocab,
         bos_id=dialog.context.bos_id,

@@ -19,7 +19,7 @@ from gateway.bundles.json_file import read_small_file
 from gateway.errors import BundleError
 
 _FILES = ("metadata.json", "metadata.yaml")
-_GRAPH_NAME = re.compile(rb"(?<![a-zA-Z])ar(\d{1,5})_cl\d+_\d+_of_\d+")
+_GRAPH_NAME = re.compile(rb"(?<![a-zA-Z])ar(\d{1,5})_cl(\d{1,7})_\d+_of_\d+")
 #: `input_ids` with its shape, in JSON and in both styles of YAML: [1, 128], or one item in each line.
 _INPUT_IDS = re.compile(
     rb"""input_ids"?\s*:\s*\{?\s*(?:"?dtype"?\s*:\s*"?\w+"?,?\s*)?"?shape"?\s*:\s*(?:\[\s*|-\s*)1\s*[,-]\s*(\d{1,5})\b"""
@@ -31,6 +31,7 @@ class Metadata(Struct, frozen=True, kw_only=True):
     """A bundle without metadata has the defaults."""
 
     prompt_width: int | None = None  # the maximum number of prompt tokens in one pass; None: unknown
+    contexts: tuple[int, ...] = ()  # the context lengths that graphs exist for, in ascending order; empty: unknown
     supports_vision: bool = False
 
 
@@ -43,7 +44,10 @@ def read_metadata(folder: Path) -> Metadata:
         text = read_small_file(path)
     except OSError as error:
         raise BundleError(f"{folder.name}: {path.name} cannot be read: {error.strerror}.") from error
-    widths = [int(width) for width in _GRAPH_NAME.findall(text) or _INPUT_IDS.findall(text)]
-    widest = max(widths, default=1)
-    # the entry of a binary can describe its graph of one token: then the width is unknown
-    return Metadata(prompt_width=widest if widest > 1 else None, supports_vision=bool(_VISION.search(text)))
+    sizes = [(int(width), int(context)) for width, context in _GRAPH_NAME.findall(text)]
+    widest = max((width for width, _ in sizes), default=0) or max(map(int, _INPUT_IDS.findall(text)), default=0)
+    return Metadata(
+        prompt_width=widest if widest > 1 else None,  # the entry of a binary can describe its graph of one token
+        contexts=tuple(sorted({context for _, context in sizes})),
+        supports_vision=bool(_VISION.search(text)),
+    )

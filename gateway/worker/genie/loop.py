@@ -12,7 +12,9 @@ background requests wait for all others. Measurements of the library (docs/genie
 2. Only a reset restarts the sampler from its seed. So a request with a seed computes its whole prompt.
 3. An abort takes effect at the next token, and never within a prompt. So prefill is chunked: each chunk is a query that
    generates nothing.
-4. Near the end of the context the library computes wrong positions and later ends the process. So prompt and answer
+4. A bundle has graphs for several context lengths, and the library moves a conversation that outgrows one to the next.
+   It ends the process when the cache is truncated so far that a shorter one would do. So then the loop resets it.
+5. Near the end of the context the library computes wrong positions and later ends the process. So prompt and answer
    together stay within `GenieBundle.usable_context`.
 """
 
@@ -28,7 +30,6 @@ from queue import Empty
 
 from gateway.activity import Activity
 from gateway.bundles.genie.bundle import GenieBundle
-from gateway.common_prefix import common_prefix
 from gateway.errors import ContextLengthExceeded, EngineFailed, InvalidRequest
 from gateway.worker.failures import as_gateway_error, failed_frame
 from gateway.worker.frames import (
@@ -42,6 +43,7 @@ from gateway.worker.frames import (
     Tokens,
     ToWorker,
 )
+from gateway.worker.genie.cache import CacheContent
 from gateway.worker.genie.library import GenieDialog, PerformancePolicy, QueryEnd, SentenceCode
 from gateway.worker.genie.mailbox import Mailbox
 
@@ -50,15 +52,6 @@ _IDLE_S = 5.0  # without requests for this time, the NPU saves power
 _SEEDS = 1 << 31
 _MIN_TEMPERATURE = 1e-4  # sampling below it is greedy; a temperature that rounds to 0 ends the process
 _WARM_UP_TOKENS = 16
-
-
-@dataclass(frozen=True)
-class _CacheContent:
-    """The owner and the tokens of the dialog's cache. The first `computed` tokens are certainly computed."""
-
-    owner: str
-    ids: Sequence[int]
-    computed: int
 
 
 @dataclass
@@ -102,7 +95,7 @@ class GenieLoop:
         self._queue: deque[Submit] = deque()
         self._last_client: str | None = None
         self._came_at: dict[int, float] = {}  # the device's total time when each request came, by its id
-        self._cached: _CacheContent | None = None  # None: unknown
+        self._cache = CacheContent(bundle.contexts, bundle.prompt_width)
 
     def run(self) -> None:
         """Answer requests until Shutdown. Raises DeviceFailed if the dialog cannot be reset after a failure."""
@@ -210,13 +203,9 @@ class GenieLoop:
 
     def _reuse_prefix(self, request: Submit) -> int:
         """Truncate the cache to its common prefix with the prompt. Returns: the length of the prefix."""
-        cached, ids = self._cached, request.ids
-        if cached is None or cached.owner != request.owner or not self._keeps_prefixes:
-            return 0
-        length = min(common_prefix(cached.ids, ids) - 1, cached.computed, len(ids) - 2)
-        if length <= 0:
-            return 0
-        self._prefill(request, length)
+        length = self._cache.usable(request.owner, request.ids) if self._keeps_prefixes else 0
+        if length:
+            self._prefill(request, length)
         return length
 
     def _prefill(self, request: Submit, end: int) -> None:
@@ -228,10 +217,10 @@ class GenieLoop:
             return True
 
         self._query(ids, 0, take)
-        self._cached = _CacheContent(request.owner, ids, end)
+        self._cache.hold(request.owner, ids, end)
 
     def _query(self, ids: Sequence[int], max_tokens: int, on_tokens: Callable[[list[int]], bool]) -> QueryEnd:
-        self._cached = None  # unknown until the query ends
+        self._cache.forget()  # until the query ends
         self._dialog.set_max_tokens(max_tokens)
         code = SentenceCode.REWIND if self._can_rewind else SentenceCode.COMPLETE
         return self._dialog.query(ids, code, on_tokens)
@@ -255,7 +244,7 @@ class GenieLoop:
         if end is QueryEnd.CONTEXT_EXCEEDED:  # Genie counts rows itself, and its count can differ from ours
             raise ContextLengthExceeded("The prompt and its answer do not fit the model's context. Shorten the prompt.")
         ids = [*request.ids, *produced]
-        self._cached = _CacheContent(request.owner, ids, len(ids) - 1)  # the last token is computed with the next one
+        self._cache.hold(request.owner, ids, len(ids) - 1)  # the last token is computed with the next one
         if not self._is_wanted(request):
             return
         self._emit_prefilled(answer)
@@ -281,7 +270,7 @@ class GenieLoop:
         return elapsed
 
     def _reset(self) -> None:
-        self._cached = None
+        self._cache.clear()
         self._dialog.reset()
 
     def _is_wanted(self, request: Submit) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from gateway.activity import Activity
 from gateway.bundles.genie.bundle import GenieBundle, load_genie_bundle
 from gateway.worker.frames import FromWorker, Loading, Ready, WorkerSpec
+from gateway.worker.genie.graph_sizes import with_graph_sizes
 from gateway.worker.genie.library import GenieDialog
 from gateway.worker.genie.loop import GenieLoop
 from gateway.worker.genie.mailbox import Mailbox
@@ -35,6 +36,7 @@ def _serve(connection: Connection, spec: WorkerSpec, activity: Activity, emit: C
     emit(Loading("opening the model"))
     bundle = load_genie_bundle(Path(spec.bundle), poll=spec.poll)
     with closing(GenieDialog(bundle.config, activity)) as dialog:
+        bundle = with_graph_sizes(bundle)
         loop = GenieLoop(dialog, bundle, mailbox, emit, prefix_cache=spec.prefix_cache, activity=activity)
         loaded = time.perf_counter()
         emit(Loading("warming up"))
@@ -48,6 +50,7 @@ def _ready(bundle: GenieBundle, spec: WorkerSpec, *, load_s: float, warm_up_s: f
     return Ready(
         vocab_size=bundle.vocab_size,
         context_length=min(usable, spec.context_length or usable),
+        prompt_width=bundle.prompt_width,
         device="npu" if sys.platform == "win32" else "emulated",  # Genie emulates on Linux only
         placement={"QNN": len(bundle.binaries)},
         load_s=load_s,

@@ -18,8 +18,9 @@ def test_width_is_read_from_each_layout(tmp_path: Path, layout: Layout) -> None:
     binary = tmp_path / "part_1_of_1.bin"
     binary.write_bytes(b"\x01" * 10_000)
     folder = write_layout(tmp_path / "bundle", layout, [binary]).parent
+    names_contexts = layout in ("geniex", "genie-yaml")
     expected = None if layout == "aidevhome" else 8
-    assert read_metadata(folder) == Metadata(prompt_width=expected)
+    assert read_metadata(folder) == Metadata(prompt_width=expected, contexts=(128,) if names_contexts else ())
 
 
 @pytest.mark.parametrize("flow", [None, False, True], ids=["flow lists", "block", "flow"])
@@ -38,9 +39,9 @@ def test_width_is_read_from_shapes_in_json(tmp_path: Path, indent: int | None) -
 
 
 def test_width_is_read_from_graph_names(tmp_path: Path) -> None:
-    names = "prompt_ar128_cl4096_1_of_3 token_ar1_cl4096_1_of_3 ar32_cl4096_1_of_3"
+    names = "prompt_ar128_cl4096_1_of_3 token_ar1_cl4096_1_of_3 ar32_cl512_1_of_3"
     (tmp_path / "metadata.json").write_text(names, encoding="utf-8")
-    assert read_metadata(tmp_path).prompt_width == 128
+    assert read_metadata(tmp_path) == Metadata(prompt_width=128, contexts=(512, 4096))
 
 
 def test_entry_of_graph_for_one_token_says_nothing(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
 
 import pytest
 
 from gateway.sampling import Sampling
-from gateway.worker.frames import Began, Ended, Prefilled, Tokens
+from gateway.worker.frames import Began, Ended, Prefilled, Ready, Tokens
 from tests.support.npu.genie_bundle import END
 from tests.support.npu.genie_worker import HOT, IDS, STOP_TRIGGER, GenieWorker, Reference, StartWorker
 
@@ -94,6 +95,27 @@ def test_common_prefix_of_two_prompts_is_reused(
     reply = worker.request(second)
     assert reply.ids == reference(second)
     assert reply.cached == cached
+
+
+def test_conversation_moves_between_contexts_without_a_crash(
+    published_bundle: Path, start: StartWorker, reference: Reference
+) -> None:
+    """The library ends the process when a conversation moves back from the context of 128 to that of 64."""
+    worker = start(published_bundle)
+    ready = worker.load()
+    assert isinstance(ready, Ready) and (ready.context_length, ready.prompt_width) == (112, 8)
+    for prompt, cached in (
+        (IDS[:40], 0),
+        ([*IDS[:30], 8, 9], 29),
+        ([*IDS[:30], 8, 9, *range(41, 76)], 31),  # grows into the context of 128
+        ([*IDS[:30], 8, 9, *range(41, 53)], 0),  # fits that of 64 again
+        (IDS[:100], 29),
+        ([*IDS[:80], 8, 9], 79),
+        ([*IDS[:66], 8, 9], 65),
+        ([*IDS[:50], 8, 9], 0),
+    ):
+        reply = worker.request(prompt)
+        assert (reply.ids, reply.cached) == (reference(prompt), cached)
 
 
 @pytest.mark.parametrize("tail", [[8, 9], [END, 8, 9], [END, *range(50, 80)]], ids=["plain", "end", "long"])

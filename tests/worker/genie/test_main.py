@@ -35,7 +35,7 @@ def test_each_layout_gives_right_tokens(
     write_layout(tmp_path, layout, context_binaries(context_folder))
     worker = start(tmp_path)
     ready = worker.load()
-    assert isinstance(ready, Ready) and ready.context_length == (64 if layout == "aidevhome" else 112)
+    assert isinstance(ready, Ready) and (ready.context_length, ready.prompt_width) == (112, 8)
     for ids in (IDS[:20], [*IDS[:30], 8, 9]):
         assert worker.answer(ids) == reference(ids)
 
