@@ -33,7 +33,7 @@ from gateway.worker.frames import (
     decode_to_worker,
     encode,
 )
-from gateway.worker.grammar.compiler import GrammarCompiler
+from gateway.worker.grammar.compiler import LIMITS, GrammarCompiler
 from gateway.worker.grammar.constraint import CompiledGrammar
 
 PATIENCE_S = 60.0
@@ -239,6 +239,13 @@ def takes_1_ms_per_call(connection: Connection, spec: WorkerSpec, activity: Acti
     """The real worker with a clock that shows one millisecond more at each look, so a device call takes 1 ms or few."""
     ticks = itertools.count()
     activity.clock = lambda: next(ticks) / 1000
+    worker.worker_main(connection, spec, activity)
+
+
+def compiles_for_one_second(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
+    """The real worker with one second of processor time for a grammar instead of five."""
+    compiler, limits = worker.GrammarCompiler, LIMITS._replace(cpu_s=1)
+    worker.GrammarCompiler = lambda *args: compiler(*args, limits=limits)  # type: ignore[misc, assignment]
     worker.worker_main(connection, spec, activity)
 
 

@@ -12,7 +12,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ import psutil
 import pytest
 
 from gateway.config.tables import BreakerConfig
+from gateway.engines.local.process import Entry
+from gateway.worker.entry import local_worker
 from tests.support.log_lines import log_lines
 from tests.support.server import PATIENCE_S, Running, config_of, serving, wait_until
+from tests.support.workers import compiles_for_one_second
 from tests.system.faults.client import engine_of, local_engine
 
 MODEL = "m"
@@ -108,12 +111,29 @@ def errors() -> Iterator[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def server(long_tiny: Path, tmp_path_factory: pytest.TempPathFactory, errors: list[str]) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp("models")
-    shutil.copytree(long_tiny, folder / MODEL)
+def bundle(long_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    bundle = Path(shutil.copytree(long_tiny, tmp_path_factory.mktemp("models") / MODEL))
     template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if tools %}{{ tools }}{% endif %}"
-    (folder / MODEL / "chat_template.jinja").write_text(template, encoding="utf-8")
-    engine = local_engine(MODEL, folder / MODEL, max_sequences=4, dialect="hermes")
+    (bundle / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Path, errors: list[str]) -> Iterator[Running]:
+    with _serving(bundle, local_worker) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def hurried(bundle: Path, errors: list[str]) -> Iterator[Running]:
+    """The same with a shorter limit of processor time, for grammars that exceed every limit."""
+    with _serving(bundle, compiles_for_one_second) as running:
+        yield running
+
+
+@contextmanager
+def _serving(bundle: Path, entry: Entry) -> Iterator[Running]:
+    engine = local_engine(MODEL, bundle, entry, max_sequences=4, dialect="hermes")
     config = config_of({MODEL: engine._model}, breaker=BreakerConfig())
     with serving(config, {MODEL: engine}) as running:
         yield running
@@ -122,6 +142,10 @@ def server(long_tiny: Path, tmp_path_factory: pytest.TempPathFactory, errors: li
 @pytest.fixture(autouse=True)
 def nothing_else_is_harmed(server: Running, errors: list[str]) -> Iterator[None]:
     yield
+    _is_unharmed(server, errors)
+
+
+def _is_unharmed(server: Running, errors: list[str]) -> None:
     engine = engine_of(server, MODEL)
     assert (engine["state"], engine["restarts"], errors) == ("ready", 0, [])
     with server.http() as http:
@@ -174,22 +198,39 @@ def test_tool_that_is_neither_strict_nor_required_has_any_schema(server: Running
 LONG = {
     "escaped_quotes": 'start: "' + '\\"' * 125_000,
     "slashes": "start: /" + "\\/" * 120_000,
-    "blank_lines": "\n" * 250_000 + "a ::= b",
     "comments": "a ::= b\n" + "#\n" * 100_000,
-    "rule_chain": "\n".join(f"r{i} ::= r{i + 1}" for i in range(9000)) + '\nr9000 ::= "a"\nroot ::= r0',
     "alternatives": "start: " + " | ".join(f'"{i}"' for i in range(25_000)),
 }
 
 
 @pytest.mark.parametrize("grammar", LONG.values(), ids=LONG)
 def test_tokens_continue_while_a_long_grammar_is_read(server: Running, grammar: str) -> None:
+    _read_during_a_stream(server, grammar, 200, 400)
+
+
+def _read_during_a_stream(server: Running, grammar: str, *statuses: int) -> str:
+    """The body of the reply, which has one of the statuses."""
     began = threading.Event()
     with ThreadPoolExecutor(1) as pool, server.http() as http:
         other = pool.submit(_stream, server, 1500, began)
         assert began.wait(PATIENCE_S)
         reply = _post(http, "/v1/completions", {"prompt": "x", "max_tokens": 4, "grammar": grammar})
-        assert reply.status_code in (200, 400), reply.text
+        assert reply.status_code in statuses, reply.text
         assert other.result(PATIENCE_S) == 1500
+    return reply.text
+
+
+#: The same; none of them can be read within the limits.
+ENDLESS = {
+    "blank_lines": "\n" * 250_000 + "a ::= b",
+    "rule_chain": "\n".join(f"r{i} ::= r{i + 1}" for i in range(9000)) + '\nr9000 ::= "a"\nroot ::= r0',
+}
+
+
+@pytest.mark.parametrize("grammar", ENDLESS.values(), ids=ENDLESS)
+def test_tokens_continue_while_an_endless_grammar_is_read(hurried: Running, errors: list[str], grammar: str) -> None:
+    assert "takes more than 1 seconds" in _read_during_a_stream(hurried, grammar, 400)
+    _is_unharmed(hurried, errors)
 
 
 def test_small_schema_does_not_wait_for_slow_grammars_of_another_client(server: Running) -> None:
