@@ -275,7 +275,7 @@ class AdmissionQueue:
         return ticket if ticket and self._has_slot(running, ticket.client, ticket.background) else None
 
     def _admit(self) -> None:
-        while self.waiting and (ticket := self._next(self._waiting, self._counts)):
+        while (self._waiting[False] or self._waiting[True]) and (ticket := self._next(self._waiting, self._counts)):
             self._waiting[ticket.background].admit(ticket)
             self._running.append(ticket)
             self._counts[ticket.background][ticket.client] += 1

@@ -28,7 +28,7 @@ class EventQueue:
     """
 
     def __init__(self, all_unread: UnreadEvents | None = None) -> None:
-        self._queue: asyncio.Queue[Event | GatewayError] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[Event | GatewayError, int]] = asyncio.Queue()  # with its weight
         self._all_unread = all_unread or UnreadEvents()
         self._is_cut = False
         self.unread = 0
@@ -60,7 +60,7 @@ class EventQueue:
     def overflow(self) -> None:
         self.close()
         self._queue.put_nowait(
-            DeadlineExceeded("The answer was not read, and too much of it was waiting. Read faster.")
+            (DeadlineExceeded("The answer was not read, and too much of it was waiting. Read faster."), 0)
         )
         self.on_overflow()
 
@@ -77,21 +77,22 @@ class EventQueue:
 
     def _put(self, event: Event | GatewayError) -> None:
         if not self._is_cut:
-            self._queue.put_nowait(event)
-            self._all_unread.add(self, weight(event))
+            size = weight(event)
+            self._queue.put_nowait((event, size))
+            self._all_unread.add(self, size)
 
     async def get(self) -> Event:
         """The next event. Raises the GatewayError that ended the job. Cancelling it loses no event."""
-        event = await self._queue.get()
+        event, size = await self._queue.get()
         self._has_space.set()
         if not self._is_cut:
-            self._all_unread.remove(self, weight(event))
+            self._all_unread.remove(self, size)
         if isinstance(event, GatewayError):
             raise event
         return event
 
 
-def _free(events: list[Event | GatewayError]) -> None:
+def _free(events: list[tuple[Event | GatewayError, int]]) -> None:
     """Free the memory of many events in several turns of the event loop: 250,000 log-probabilities take 50 ms."""
     del events[-_FREED_AT_ONCE:]
     if events:

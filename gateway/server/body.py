@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
@@ -97,7 +97,7 @@ def limit_bodies(max_bytes: int) -> Callable[[ASGIApp], ASGIApp]:
     They share the connections in the same way: requests in progress, with connections that cannot be closed. A body
     counts until its reply is complete. The request that exceeds a share fails with Unavailable.
     """
-    bodies, requests, collector = Shares(lambda: max_bytes), Shares(connection_limit), _Collector()
+    bodies, requests, collector = Shares(lambda: max_bytes), Shares(cache(connection_limit)), _Collector()
 
     def middleware(app: ASGIApp) -> ASGIApp:
         async def count(scope: Scope, receive: Receive, send: Send) -> None:
