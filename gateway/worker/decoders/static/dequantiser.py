@@ -8,6 +8,7 @@ has the scale and the zero point of its outputs. If they cannot be read, the mod
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from gateway.qnn.context import read_compiled
 
 _log = logging.getLogger(__name__)
 _LARGEST = 64 * 1024  # bytes of a graph with one Cast; a head with its weights has megabytes
-_INTEGERS = frozenset({TensorProto.UINT8, TensorProto.INT8, TensorProto.UINT16, TensorProto.INT16})
+_LARGEST_CODE = {TensorProto.UINT8: 2**8 - 1, TensorProto.UINT16: 2**16 - 1}
 
 
 class BareCast(Struct, frozen=True, kw_only=True):
@@ -57,10 +58,10 @@ def find_bare_cast(pipeline: Pipeline) -> BareCast | None:
     model = _load(file)
     kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     nodes = list(model.graph.node)
-    if len(nodes) != 1 or nodes[0].op_type != "Cast" or kinds.get(nodes[0].input[0]) not in _INTEGERS:
+    if len(nodes) != 1 or nodes[0].op_type != "Cast" or kinds.get(nodes[0].input[0]) not in _LARGEST_CODE:
         return None
     codes = nodes[0].input[0]
-    scale = _scale(pipeline, codes)
+    scale = _scale(pipeline, codes, _LARGEST_CODE[kinds[codes]])
     if scale is None:
         _log.warning("%s: the scale of its logits is unknown: it generates greedily only", pipeline.folder.name)
         return BareCast(file=file, dequantiser=None)
@@ -78,11 +79,13 @@ def _load(file: Path) -> onnx.ModelProto:
         raise BundleError(f"{file.parent.name}/{file.name} is truncated or not an ONNX file.") from error
 
 
-def _scale(pipeline: Pipeline, name: str) -> _Scale | None:
-    """The scale of the NPU's output `name`; None if it is unknown, or not the same in all graphs."""
-    for found in (set(_in_binaries(pipeline, name)), set(_in_metadata(pipeline.folder, name))):
-        if found:
-            return found.pop() if len(found) == 1 else None
+def _scale(pipeline: Pipeline, name: str, largest_code: int) -> _Scale | None:
+    """The scale of the NPU's output `name`; None if it is unknown, unusable, or not the same in all graphs."""
+    for stated in (_in_binaries(pipeline, name), _in_metadata(pipeline.folder, name)):
+        if found := set(stated):
+            scale = found.pop()
+            is_usable = not found and 0 < scale.scale < math.inf and 0 <= scale.zero_point <= largest_code
+            return scale if is_usable else None
     return None
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from gateway.bundles.static_pipeline import read_pipelines
 from gateway.errors import BundleError
 from gateway.worker.decoders.base import Logits
 from gateway.worker.decoders.static import dequantiser
 from gateway.worker.decoders.static.decoder import StaticDecoder
+from gateway.worker.decoders.static.dequantiser import find_bare_cast
 from gateway.worker.sampling import log_softmax
 from tests.support.decoding import IDS, greedy, prefill
 from tests.support.npu.fixtures import OpenDecoder
@@ -55,16 +58,14 @@ def test_scale_of_context_binary_gives_probabilities_and_tokens(
 
 
 METADATA = {
-    "model_files": {"token_ar1_cl128_1_of_1": {"scale": SCALE, "zero_point": ZERO_POINT}},
-    "components": {"token_1_of_1": {"scale": SCALE, "offset": -ZERO_POINT}},
+    "model_files": {"scale": SCALE, "zero_point": ZERO_POINT},
+    "components": {"scale": SCALE, "offset": -ZERO_POINT},
 }
 
 
-def write_metadata(folder: Path, key: str, *more: dict[str, float]) -> None:
-    (first,) = METADATA[key].items()
-    parameters = [first[1], *more]
+def write_metadata(folder: Path, key: str, parameters: list[dict[str, Any]]) -> None:
     components = {
-        f"{first[0]}.{index}": {"outputs": {"logits": {"dtype": "uint16", "quantization_parameters": values}}}
+        f"part_{index}": {"outputs": {"logits": {"dtype": "uint16", "quantization_parameters": values}}}
         for index, values in enumerate(parameters)
     }
     name = "metadata.json" if key == "model_files" else "metadata.yaml"  # JSON is YAML too
@@ -77,17 +78,31 @@ def test_scale_of_metadata_is_used_if_binary_cannot_be_read(
     ai_hub_exported: Path, tmp_path: Path, key: str, reference: StaticDecoder, open_decoder: OpenDecoder
 ) -> None:
     folder = Path(shutil.copytree(ai_hub_exported, tmp_path / "exported"))
-    write_metadata(folder, key)
+    write_metadata(folder, key, [METADATA[key]])
     decoder = open_decoder(folder, "qnn")
     assert not decoder.spec.greedy_only
     np.testing.assert_allclose(log_probabilities(decoder), log_probabilities(reference), atol=0.3)
 
 
 @pytest.mark.usefixtures("unreadable_binaries")
-def test_different_scales_are_not_used(ai_hub_exported: Path, tmp_path: Path, open_decoder: OpenDecoder) -> None:
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        [{"scale": SCALE, "zero_point": ZERO_POINT}, {"scale": 2 * SCALE, "zero_point": ZERO_POINT}],
+        [{"scale": 0.0, "zero_point": ZERO_POINT}],
+        [{"scale": -SCALE, "zero_point": ZERO_POINT}],
+        [{"scale": SCALE, "zero_point": 65536}],
+        [{"scale": SCALE, "zero_point": -1}],
+        [{"scale": "x", "zero_point": 0}],
+        [{"scale": SCALE}],
+    ],
+)
+def test_unusable_scale_is_not_used(ai_hub_exported: Path, tmp_path: Path, parameters: list[dict[str, Any]]) -> None:
     folder = Path(shutil.copytree(ai_hub_exported, tmp_path / "exported"))
-    write_metadata(folder, "model_files", {"scale": 2 * SCALE, "zero_point": ZERO_POINT})
-    assert open_decoder(folder, "qnn").spec.greedy_only
+    write_metadata(folder, "model_files", parameters)
+    (pipeline,) = read_pipelines(folder)
+    found = find_bare_cast(pipeline)
+    assert found is not None and found.dequantiser is None
 
 
 @pytest.mark.usefixtures("unreadable_binaries")
