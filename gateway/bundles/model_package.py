@@ -30,6 +30,7 @@ class _Variant(Struct, kw_only=True):
     variant_directory: str = ""  # "": the variant's name
     ep: str = ""
     device: str = ""
+    compatibility_string: str = ""
 
 
 class _Component(Struct, kw_only=True):
@@ -41,19 +42,46 @@ class _Manifest(Struct, kw_only=True):
     shared_assets: dict[str, str] = {}
 
 
+class NpuVariant(Struct, frozen=True, kw_only=True):
+    """A variant for the NPU. `soc` and `architecture`: the chip that it was compiled for; None if not stated."""
+
+    folder: Path
+    soc: int | None
+    architecture: int | None
+
+
+def npu_variants(folder: Path) -> list[NpuVariant]:
+    """The variants for the NPU; empty if `folder` is no model package. Raises BundleError if it cannot be read."""
+    if not _is_package(folder):
+        return []
+    return [
+        NpuVariant(folder=path, soc=soc, architecture=architecture)
+        for path, variant in _variants(folder)
+        if variant.ep == _NPU and variant.device.lower() in ("npu", "")
+        for soc, architecture in [compiled_target(variant.compatibility_string)]
+    ]
+
+
+def compiled_target(compatibility: str) -> tuple[int | None, int | None]:
+    """Chip and architecture in the QNN provider's "v2:6:2.51.0:5.51.0:73:60:0:0": fields 5 and 4. 0: unknown."""
+    fields = compatibility.split(":")
+    if len(fields) < 6 or not (fields[4].isdecimal() and fields[5].isdecimal()):
+        return None, None
+    return int(fields[5]) or None, int(fields[4]) or None
+
+
 def variant_folder(folder: Path) -> Path:
     """The folder with genai_config.json: `folder` itself, or the variant for the NPU if it is a model package.
 
     Raises BundleError if the package has no variant for the NPU or more than one, or cannot be read.
     """
-    if (folder / "genai_config.json").exists() or not (folder / _MANIFEST).is_file():
+    if not _is_package(folder):
         return folder
-    found = _variants(folder)
-    usable = [path for path, variant in found if variant.ep == _NPU and variant.device.lower() in ("npu", "")]
+    usable = [variant.folder for variant in npu_variants(folder)]
     if len(usable) == 1:
         return usable[0]
     if not usable:
-        runtimes = ", ".join(sorted({variant.ep for _, variant in found if variant.ep})) or "no variant"
+        runtimes = ", ".join(sorted({variant.ep for _, variant in _variants(folder) if variant.ep})) or "no variant"
         raise BundleError(
             f"{folder.name} is a model package for other runtimes ({runtimes}). Take its variant for the NPU ({_NPU})."
         )
@@ -62,6 +90,10 @@ def variant_folder(folder: Path) -> Path:
         f"{folder.name} is a model package with several variants for the NPU: {names}. Add the one for this chip to "
         "the model's `path`, after the package's folder."
     )
+
+
+def _is_package(folder: Path) -> bool:
+    return (folder / _MANIFEST).is_file() and not (folder / "genai_config.json").exists()
 
 
 def shared_folder(variant: Path, name: str) -> Path | None:

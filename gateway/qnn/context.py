@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 from msgspec import Struct
 
+from gateway.bundles.model_package import compiled_target
 from gateway.errors import BundleError
 from gateway.qnn.device import NpuDevice
 
@@ -66,9 +67,5 @@ def check_compatible(path: Path, compiled: CompiledGraph, device: NpuDevice) -> 
 
 
 def _target(model: onnx.ModelProto) -> tuple[int | None, int | None]:
-    """Chip and architecture: fields 5 and 4 of "v2:6:2.51.0:5.51.0:73:60:0:0". 0 means unknown."""
-    for item in model.metadata_props:
-        fields = item.value.split(":")
-        if item.key.split(".")[0] == _COMPATIBILITY and len(fields) >= 6 and fields[4].isdecimal():
-            return int(fields[5]) or None, int(fields[4]) or None
-    return None, None
+    stated = (item.value for item in model.metadata_props if item.key.split(".")[0] == _COMPATIBILITY)
+    return compiled_target(next(stated, ""))

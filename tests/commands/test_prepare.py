@@ -15,6 +15,8 @@ import pytest
 from gateway.commands.prepare import prepare
 from gateway.config.tables import Config, LocalModel
 from gateway.errors import BundleError
+from gateway.qnn.device import NpuDevice
+from tests.support.model_package import NPU, X2_ELITE, write_package
 from tests.support.processes import PATIENCE_S, environment, serving
 from tests.support.tiny import write_tiny_folder
 
@@ -30,6 +32,17 @@ def test_missing_bundle_is_built_and_its_path_is_returned(tmp_path: Path, capfd:
     assert (tmp_path / "tiny" / "genai_config.json").is_file()
     shown = capfd.readouterr().err
     assert "tiny: reading the source" in shown and "tiny: writing the layers" in shown
+
+
+@pytest.mark.parametrize(("other_chip", "expected"), [(X2_ELITE, "p/x-elite"), (NPU, "p")], ids=["x2", "same"])
+def test_variant_for_this_chip_is_taken_from_package(
+    npu: NpuDevice, tiny: Path, tmp_path: Path, other_chip: dict[str, str], expected: str
+) -> None:
+    if npu.soc != 60:
+        pytest.skip("the package is for Snapdragon X Elite")
+    write_package(tmp_path / "p", tiny, {"other": other_chip, "x-elite": NPU})
+    prepared = prepare(config_of(tmp_path, m=LocalModel(path="p", provider="qnn")))
+    assert prepared.models["m"].path == str(tmp_path / expected)  # "p": the error names both variants
 
 
 def test_one_failure_is_reported_and_the_other_models_are_kept(

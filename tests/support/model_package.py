@@ -9,6 +9,7 @@ from typing import Any
 
 DIGEST = "ab" * 32
 NPU = {"ep": "QNNExecutionProvider", "device": "npu", "compatibility_string": "v2:6:2.51.0:5.51.0:73:60:0:0"}
+X2_ELITE = NPU | {"compatibility_string": "v2:6:2.51.0:5.51.0:81:88:0:0"}
 CPU = {"ep": "CPUExecutionProvider", "device": "cpu"}
 
 
