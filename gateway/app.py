@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from litestar import Litestar
 from litestar.datastructures import State
 
-from gateway.config.tables import Config
+from gateway.config.tables import Config, ModelConfig
 from gateway.engines.base import Engine
 from gateway.engines.factory import make_engine
 from gateway.lanes.lane import Lane
+from gateway.lanes.new_models import NewModels
 from gateway.lanes.router import Router
 from gateway.metrics import Metrics
 from gateway.routes import health, root, tokenize
@@ -57,14 +59,26 @@ HANDLERS = [
 _BODIES_IN_MEMORY = 4  # all requests together may hold this number of bodies of `max_body_bytes`, or more small ones
 
 
-def create_app(config: Config, engines: Mapping[str, Engine] | None = None) -> Litestar:
+def create_app(
+    config: Config,
+    engines: Mapping[str, Engine] | None = None,
+    new_models: Callable[[], Mapping[str, ModelConfig]] | None = None,
+) -> Litestar:
     """The ASGI application. The start of its lifespan starts to load the models, and does not wait for them.
 
     Args:
         engines: an engine for each model by name, not started; None: made from the configuration.
+        new_models: the models that came since its last call; None: none will come.
     """
     metrics = Metrics()
-    router = Router(config, _lanes(config, engines, metrics))
+
+    def make_lane(name: str, model: ModelConfig, engine: Engine | None = None) -> Lane:
+        engine = engine or make_engine(name, model, config.models_dir)
+        breaker = model.breaker or config.breaker
+        return Lane(name, model, engine, breaker, metrics=metrics, timeout_s=config.server.timeout_s)
+
+    lanes = {name: make_lane(name, model, engines[name] if engines else None) for name, model in config.models.items()}
+    router = Router(config, lanes)
     return Litestar(
         HANDLERS,
         state=State(
@@ -74,6 +88,7 @@ def create_app(config: Config, engines: Mapping[str, Engine] | None = None) -> L
                 "responses": ResponseStore(),
                 "parser": ThreadPoolExecutor(1, "parser"),
                 "started_at": int(time.time()),
+                "new_models": NewModels(new_models, make_lane) if new_models else None,
             }
         ),
         lifespan=[_lifespan],
@@ -90,26 +105,16 @@ def create_app(config: Config, engines: Mapping[str, Engine] | None = None) -> L
     )
 
 
-def _lanes(config: Config, engines: Mapping[str, Engine] | None, metrics: Metrics) -> dict[str, Lane]:
-    return {
-        name: Lane(
-            name,
-            model,
-            make_engine(name, model, config.models_dir) if engines is None else engines[name],
-            model.breaker or config.breaker,
-            metrics=metrics,
-            timeout_s=config.server.timeout_s,
-        )
-        for name, model in config.models.items()
-    }
-
-
 @asynccontextmanager
 async def _lifespan(app: Litestar) -> AsyncGenerator[None, None]:
     router: Router = app.state.router
     await router.start()
+    new_models: NewModels | None = app.state.new_models
+    adding = asyncio.create_task(new_models.run(router)) if new_models else None
     try:
         yield
     finally:
+        if adding:
+            adding.cancel()
         await router.aclose()
         app.state.parser.shutdown(wait=False, cancel_futures=True)

@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.commands.prepare import prepare
     from gateway.config.file import find_config, has_keys
     from gateway.config.keys import key_warnings
+    from gateway.pull.watch import ConfigWatch
     from gateway.server.heap import return_large_blocks
     from gateway.server.server import serve
 
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     file, _ = find_config(arguments.config)
     for line in key_warnings(config.server, file if has_keys(file) else None):
         logging.getLogger("gateway").warning("%s", line)
-    app = create_app(config)
+    app = create_app(config, new_models=ConfigWatch(arguments.config, overrides, set(config.models)))
     listener = _listen(config.server)
     tasks: list[asyncio.Task[None]] = []  # the event loop keeps only a weak reference to a task
 

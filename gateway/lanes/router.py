@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from gateway.config.tables import Config, Defaults
 from gateway.engines.base import TextTools
-from gateway.errors import InvalidRequest, ModelNotFound, quote
+from gateway.errors import ConfigError, InvalidRequest, ModelNotFound, quote
 from gateway.generation import Generation
 from gateway.lanes.answer import RoutedAnswer
 from gateway.lanes.lane import Lane, LaneStatus
@@ -53,6 +53,16 @@ class Router:
         """Begin to load all models in the background. `tried` waits for them."""
         for lane in self.lanes.values():
             lane.start()
+
+    def add(self, lane: Lane) -> None:
+        """Begin to load one more model. Raises ConfigError if its name, or one of its aliases, is another model's."""
+        names = (lane.name, *lane.config.aliases)
+        if taken := [name for name in names if name in self._names]:
+            raise ConfigError(f"{taken[0]} already names the model {self._names[taken[0]]}.")
+        self.config = replace(self.config, models={**self.config.models, lane.name: lane.config})
+        self.lanes[lane.name] = lane
+        self._names |= dict.fromkeys(names, lane.name)
+        lane.start()
 
     async def tried(self) -> None:
         """Wait until each model is ready or has failed to load once."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,17 +99,15 @@ def _refusals(building: Path, name: str) -> Iterator[None]:
         raise RefusedError(error.message.replace(building.name, name)) from error
 
 
-def link_files(source: Path, folder: Path) -> None:
-    """Give every file in `source` a second name in `folder`, or copy it where the file system has no links."""
-    for path in sorted(source.rglob("*")):
-        target = folder / path.relative_to(source)
-        if path.is_dir():
-            target.mkdir(exist_ok=True)
-            continue
+def link_files(source: Path, folder: Path, names: Iterable[str]) -> None:
+    """Give these files of `source` a second name in `folder`, or copy them where the file system has no links."""
+    for name in names:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(path, target)
+            os.link(source / name, target)
         except OSError:
-            shutil.copyfile(path, target)
+            shutil.copyfile(source / name, target)
 
 
 def table_of(name: str, found: Found) -> dict[str, Any]:

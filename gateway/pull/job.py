@@ -166,7 +166,7 @@ class Job:
             self.around.downloader.fetch(remote, self.work / "files" / path, report)
             done += remote.size
         origin = Origin(source=self.text, url=url, licence=self.licence)
-        return self._installed(lambda building: link_files(self.work / "files", building), origin)
+        return self._installed(lambda building: link_files(self.work / "files", building, wanted), origin)
 
     # --- the last steps
 

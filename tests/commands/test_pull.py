@@ -18,6 +18,7 @@ from gateway.commands import pull as command
 from gateway.config.file import load_config
 from tests.support.model_server import serve_models
 from tests.support.processes import serving
+from tests.support.server import wait_until
 from tests.support.tiny_gguf import write_tiny_gguf
 
 
@@ -137,3 +138,18 @@ def test_serve_pulls_and_answers(url: str, here: Path) -> None:
 def test_serve_of_an_unknown_model_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("serve", "./nowhere.zip", "--port", "0") == 2
     assert capsys.readouterr().err == "npu-gateway: There is no file or folder './nowhere.zip'.\n"
+
+
+def test_running_gateway_gets_a_pulled_model(url: str, here: Path) -> None:
+    (here / "config.toml").write_text('[models.other]\nengine = "scripted"\n', encoding="utf-8")
+    with serving("--port", 0, "--provider", "cpu", cwd=here) as running:
+        base = running.read_greeting().split(" on ")[1].split()[0]
+        assert run("pull", url) == 0
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
+        with httpx.Client(timeout=60) as client:
+            wait_until(
+                lambda: client.post(f"{base}/chat/completions", json=body).status_code == 200,
+                "the running gateway has no new model",
+            )
+            names = [model["id"] for model in client.get(f"{base}/models").json()["data"]]
+    assert names == ["other", "tiny"]

@@ -275,6 +275,18 @@ class TestHub:
         assert desk.stages["downloading org/Tiny-NPU"] == (total, total)
         assert {value for _, value in hub.authorizations} == {"Bearer secret"}
 
+    def test_what_a_killed_pull_left_is_no_part_of_the_bundle(
+        self, hub: ModelServer, desk: Desk, repo: dict[str, bytes]
+    ) -> None:
+        """Killed when a file was complete, and before the note about it was removed."""
+        hub.fault_of("org/Tiny-NPU/resolve/" + "c" * 40 + "/README.md").status = 404
+        desk.refusal("hf:org/Tiny-NPU")
+        [done] = (desk.models / ".pull" / "tiny-npu" / "files").glob("genai_config.json")
+        done.with_name("genai_config.json.json").write_text("{}", encoding="utf-8")
+        hub.faults.clear()
+        desk.pull("hf:org/Tiny-NPU")
+        assert "genai_config.json.json" not in names_of(desk.models / "tiny-npu")
+
     def test_wrong_hash_of_a_file_is_found(self, hub: ModelServer, desk: Desk, repo: dict[str, bytes]) -> None:
         name = max(repo, key=lambda each: len(repo[each]))
         hub.fault_of(f"cdn/org/Tiny-NPU/{hashlib.sha256(repo[name]).hexdigest()}").flips = 2

@@ -1,0 +1,93 @@
+"""A running gateway gets a new model: its name, its aliases and its lane."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Mapping
+
+import pytest
+
+from gateway.config.tables import ModelConfig, ScriptedModel
+from gateway.engines.scripted.engine import ScriptedEngine
+from gateway.errors import ModelNotFound
+from gateway.lanes.lane import Lane
+from gateway.lanes.new_models import NewModels
+from gateway.lanes.router import Router
+from tests.support.routing import BREAKER, answer_of, model, request
+from tests.support.server import config_of
+
+
+class Reads:
+    """What each call of `read` finds, one after the other; then nothing. `done` is set by the call after the last."""
+
+    def __init__(self, *found: Mapping[str, ModelConfig] | Exception) -> None:
+        self._found = list(found)
+        self._loop = asyncio.get_running_loop()
+        self.done = asyncio.Event()
+
+    def __call__(self) -> Mapping[str, ModelConfig]:
+        if not self._found:
+            self._loop.call_soon_threadsafe(self.done.set)
+            return {}
+        found = self._found.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def make_lane(name: str, config: ModelConfig) -> Lane:
+    return Lane(name, config, ScriptedEngine(name, config), BREAKER)  # type: ignore[arg-type]
+
+
+@contextlib.asynccontextmanager
+async def served(models: Mapping[str, ScriptedModel]) -> AsyncIterator[Router]:
+    config = config_of(models)
+    router = Router(config, {name: make_lane(name, model) for name, model in models.items()})
+    await router.start()
+    await router.tried()
+    try:
+        yield router
+    finally:
+        await router.aclose()
+
+
+async def add(router: Router, reads: Reads) -> None:
+    task = asyncio.create_task(NewModels(reads, make_lane, lambda seconds: asyncio.sleep(0)).run(router))
+    await reads.done.wait()
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    await router.tried()
+
+
+async def test_new_model_answers_under_its_names() -> None:
+    async with served({"main": model("old")}) as router:
+        with pytest.raises(ModelNotFound):
+            router.lookup("late")
+        await add(router, Reads({}, {"late": model("new", fallback="main", aliases=("gpt-x",), max_tokens=7)}))
+        for name in ("late", "gpt-x", "late:background"):
+            assert await answer_of(router, request(name)) == ("late", "new")
+        assert [info.name for info in router.models()] == ["main", "late"]
+        assert router.defaults_for("late").max_tokens == 7 and router.defaults_for("main").max_tokens == 64
+        assert await answer_of(router, request("main")) == ("main", "old")
+
+
+async def test_name_of_another_model_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    async with served({"main": model("old", aliases=("gpt-x",))}) as router:
+        with caplog.at_level(logging.ERROR):
+            await add(
+                router, Reads({"late": model("new", aliases=("gpt-x",)), "main": model("new"), "ok": model("ok")})
+            )
+        assert [info.name for info in router.models()] == ["main", "ok"]
+        assert "late is not added: gpt-x already names the model main." in caplog.text
+        assert await answer_of(router, request("gpt-x")) == ("main", "old")
+
+
+async def test_failed_read_is_repeated(caplog: pytest.LogCaptureFixture) -> None:
+    async with served({"main": model("old")}) as router:
+        with caplog.at_level(logging.ERROR):
+            await add(router, Reads(RuntimeError("disk"), {"late": model("new")}))
+        assert "the configuration could not be read again" in caplog.text
+        assert await answer_of(router, request("late")) == ("late", "new")
