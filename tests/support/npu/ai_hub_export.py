@@ -18,11 +18,14 @@ from gateway.qnn.binary_info import Graph, Tensor, read_binary
 from tests.support.npu.ai_hub_bundle import STAGES, config_of, npu_stage, wrapper, write_host_graphs
 from tests.support.npu.tiny_htp_decoder import TinyDecoder
 
-#: The names of the graph files: AI Hub's, and those of llmware's bundles.
-AI_HUB, LLMWARE = "tiny_{phase}_{part}", "ar{width}_cl{context}_{part}_qnn_ctx"
+#: The names of the graph files and of the binaries: AI Hub's, and those of llmware's Phi-3.5.
+AI_HUB = ("tiny_{phase}_{part}", "tiny_part_{part}.bin")
+LLMWARE = ("ar{width}_cl{context}_{part}_qnn_ctx", "weight_sharing_model_{part}.serialized.bin")
 
 
-def write_export(folder: Path, binaries: Sequence[Path], *, names: str = AI_HUB, embedded: bool = False) -> Path:
+def write_export(
+    folder: Path, binaries: Sequence[Path], *, names: tuple[str, str] = AI_HUB, embedded: bool = False
+) -> Path:
     """Write the bundle.
 
     Args:
@@ -36,8 +39,8 @@ def write_export(folder: Path, binaries: Sequence[Path], *, names: str = AI_HUB,
     for width, phase in STAGES.items():
         for index, (binary, graph) in enumerate(_graphs(binaries, width), start=1):
             part = f"{index}_of_{len(_graphs(binaries, width))}"
-            name = names.format(phase=phase, part=part, width=width, context=decoder.context)
-            content = binary.read_bytes() if embedded else f"tiny_{binary.name.removeprefix('tiny_')}"
+            name = names[0].format(phase=phase, part=part, width=width, context=decoder.context)
+            content = binary.read_bytes() if embedded else names[1].format(part=part)
             values = ([_value(tensor) for tensor in tensors] for tensors in (graph.inputs, graph.outputs))
             onnx.save(wrapper(graph.name, *values, content), folder / f"{name}.onnx")
             inputs, outputs = ([tensor.name for tensor in tensors] for tensors in (graph.inputs, graph.outputs))
