@@ -3,7 +3,8 @@
 Snapdragon laptops come with models in this layout, and AI Hub publishes it. Genie gets the bundle's own configuration
 with these changes:
 
-1. Absolute paths (files.py).
+1. Absolute paths (files.py). `extensions` is left out if its file is missing: bundles of AI Dev Home rely on a file of
+   another program. It names the chip, which the library detects, and the performance, which the worker sets.
 2. `sampler` is replaced, because a dialog that is created greedy stays greedy even if another sampler is applied later.
 3. `poll` is off unless the user wants it: it keeps CPU cores busy, also without a request, and slows answers down.
 4. `bos-token` of a model without a begin token is -1: the library refuses the other ways to say it.
@@ -22,7 +23,7 @@ from msgspec import Struct
 
 from gateway.bundles.bundle import find_chat_template
 from gateway.bundles.genie.config import Dialog, find_config, read_config
-from gateway.bundles.genie.files import check_binary, located
+from gateway.bundles.genie.files import check_binary, find, located
 from gateway.bundles.genie.metadata import read_metadata
 from gateway.bundles.genie.templates import family_template, prompt_file_template
 from gateway.bundles.json_file import read_json, read_optional_object
@@ -159,8 +160,7 @@ def _set_paths(raw: dict[str, Any], dialog: Dialog, folder: Path, tokenizer: Pat
     """Replace the paths in the table `dialog`, which is `raw`, by absolute ones."""
     raw["tokenizer"]["path"] = str(tokenizer)
     raw["engine"]["model"]["binary"]["ctx-bins"] = [str(binary) for binary in binaries]
-    if dialog.engine.backend.extensions is not None:
-        extensions = located(folder, dialog.engine.backend.extensions, "backend extensions file")
+    if (name := raw["engine"]["backend"].pop("extensions", None)) and (extensions := find(folder, name)):
         raw["engine"]["backend"]["extensions"] = str(extensions)
     if dialog.ssd is not None:
         forecast = located(

@@ -18,10 +18,15 @@ from gateway.errors import BundleError
 
 def located(folder: Path, name: str, what: str, fits: Callable[[Path], bool] = Path.is_file) -> Path:
     """The file that the configuration in `folder` calls `name`. Raises BundleError, which calls it `what`."""
-    for path in _candidates(folder, name):
-        if fits(path):
-            return path
-    raise BundleError(f"The {what} '{PureWindowsPath(name).name or name}' of {folder.name} is missing.")
+    found = find(folder, name, fits)
+    if found is None:
+        raise BundleError(f"The {what} '{PureWindowsPath(name).name or name}' of {folder.name} is missing.")
+    return found
+
+
+def find(folder: Path, name: str, fits: Callable[[Path], bool] = Path.is_file) -> Path | None:
+    """As `located`, but None if there is no file."""
+    return next((path for path in _candidates(folder, name) if fits(path)), None)
 
 
 def _candidates(folder: Path, name: str) -> Iterator[Path]:

@@ -122,6 +122,12 @@ def test_file_in_a_parent_folder_is_found(bundle: Path) -> None:
     assert load_genie_bundle(bundle).config["dialog"]["engine"]["backend"]["extensions"] == str(extensions)
 
 
+@pytest.mark.parametrize("written", ["nowhere.json", "qai_libs\\nowhere.json", "", None])
+def test_missing_extensions_are_left_out(bundle: Path, written: str | None) -> None:
+    changed(bundle, lambda dialog: dialog["engine"]["backend"].update(extensions=written))
+    assert "extensions" not in load_genie_bundle(bundle).config["dialog"]["engine"]["backend"]
+
+
 def test_end_ids_combine_eos_and_eot(bundle: Path) -> None:
     changed(bundle, lambda dialog: dialog["context"].update({"eos-token": [3, 2], "eot-token": 2}))
     assert load_genie_bundle(bundle).end_ids == (3, 2)
@@ -140,7 +146,7 @@ def test_end_ids_combine_eos_and_eot(bundle: Path) -> None:
         (lambda d: d["context"].update({"eos-token": -1}), "eos-token"),
         (lambda d: d.update(engine=[d["engine"]]), "engine"),
         (lambda d: d["engine"]["backend"].update(type="QnnGenAiTransformer"), "QnnGenAiTransformer"),
-        (lambda d: d["engine"]["backend"].update(extensions="nowhere.json"), "backend extensions file 'nowhere.json'"),
+        (lambda d: d["engine"]["backend"].update(extensions=5), "extensions"),
         (lambda d: d["engine"]["model"]["binary"].update({"ctx-bins": []}), "ctx-bins"),
         (lambda d: d["engine"]["model"]["binary"].update({"ctx-bins": ["a\\gone.bin"]}), "context binary 'gone.bin'"),
         (lambda d: d["tokenizer"].update(path="gone/tokenizer2.json"), "tokenizer 'tokenizer2.json'"),

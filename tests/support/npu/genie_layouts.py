@@ -4,7 +4,8 @@ geniex         AI Hub today: genie_config.json, metadata.json by graph
 geniex-files   the same, metadata.json by binary
 genie-yaml     older downloads of AI Hub: metadata.yaml by graph
 genie-export   AI Hub's exporter at home: metadata.yaml, graphs called prompt_1_of_1 and token_1_of_1
-aidevhome      AI Dev Home and Qualcomm's helper: config.json with paths from elsewhere, prompt.json, no metadata
+aidevhome      AI Dev Home and Qualcomm's helper: config.json with paths from elsewhere, prompt.json; no metadata, and
+               no htp_backend_ext_config.json, which lies in the helper's folder
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+_CORE = {"core_id": 0, "perf_profile": "burst", "rpc_control_latency": 100}
+_EXTENSIONS = {
+    "devices": [{"soc_model": 60, "dsp_arch": "v73", "cores": [_CORE]}],
+    "memory": {"mem_type": "shared_buffer"},
+    "context": {"weight_sharing_enabled": True},
+}
 PROMPT_JSON = {
     "prompt_system": "<|im_start|>system\nstring<|im_end|>\n",
     "prompt_user": "<|im_start|>user\nstring<|im_end|>\n",
@@ -49,10 +56,10 @@ def write_layout(folder: Path, layout: Layout, binaries: Sequence[Path], change:
     tokenizer(decoder.vocab_size).save(str(inner / "tokenizer.json"))
     config = {"dialog": _dialog(decoder, [binary.name for binary in binaries], layout)}
     change(config["dialog"])
-    _write_json(inner / "htp_backend_ext_config.json", _extensions(layout))
     if layout == "aidevhome":
         _write_json(inner / "prompt.json", PROMPT_JSON)
         return _write_json(inner / "config.json", config)
+    _write_json(inner / "htp_backend_ext_config.json", _EXTENSIONS)
     specials = {"bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     _write_json(inner / "tokenizer_config.json", specials | {"chat_template": _CHATML, "model_max_length": 131072})
     _write_metadata(inner, layout, decoder, [binary.name for binary in binaries])
@@ -102,14 +109,6 @@ def _dialog(decoder: TinyDecoder, binaries: Sequence[str], layout: Layout) -> di
             },
         },
     }
-
-
-def _extensions(layout: Layout) -> dict[str, Any]:
-    core = {"core_id": 0, "perf_profile": "burst", "rpc_control_latency": 100}
-    devices = {"devices": [{"soc_model": 60, "dsp_arch": "v73", "cores": [core]}]}
-    if layout == "aidevhome":
-        return devices
-    return devices | {"memory": {"mem_type": "shared_buffer"}, "context": {"weight_sharing_enabled": True}}
 
 
 def _write_metadata(folder: Path, layout: Layout, decoder: TinyDecoder, binaries: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from gateway.worker.frames import Failed, Ready, Shutdown, Tokens
 from tests.support.child_call import TIMEOUT_S
+from tests.support.npu.genie_bundle import END
 from tests.support.npu.genie_layouts import LAYOUTS, Layout, write_layout
 from tests.support.npu.genie_worker import HOT, IDS, GenieWorker, Reference, StartWorker
 from tests.support.npu.htp_compile import context_binaries
@@ -52,6 +53,24 @@ def test_model_without_begin_token_gives_right_tokens(
     worker = start(tmp_path)
     assert isinstance(worker.load(), Ready)
     assert worker.answer(IDS[1:30]) == reference(IDS[1:30])
+
+
+def test_more_forms_of_a_configuration_give_right_tokens(
+    context_folder: Path, tmp_path: Path, start: StartWorker, reference: Reference
+) -> None:
+    def change(dialog: dict[str, Any]) -> None:
+        htp, scaling = dialog["engine"]["backend"]["QnnHtp"], {"rope-type": "llama3", "factor": 1.0}
+        scaling |= {"low-freq-factor": 1.0, "high-freq-factor": 4.0, "original-max-position-embeddings": 8192}
+        rope = {"type": "rope", "rope-dim": htp.pop("pos-id-dim"), "rope-theta": htp.pop("rope-theta")}
+        dialog["engine"]["model"]["positional-encoding"] = rope | {"rope-scaling": scaling}
+        htp |= {"enable-graph-switching": False, "mmap-budget": 25}
+        dialog["context"] |= {"eos-token": [END, 2], "pad-token": 0, "n-embd": 2048}
+        dialog["sampler"] |= {"temp": 0.0, "top-k": 1, "greedy": True}
+
+    write_layout(tmp_path, "geniex", context_binaries(context_folder), change)
+    worker = start(tmp_path)
+    assert isinstance(worker.load(), Ready)
+    assert worker.answer(IDS[:20]) == reference(IDS[:20])
 
 
 def test_foreign_end_token_does_not_end_answers(
