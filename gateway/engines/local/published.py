@@ -29,9 +29,12 @@ class PublishedEngine:
         self._name, self._model, self._models_dir = name, model, models_dir
         self._engine = LocalEngine(name, model, models_dir)
         self._is_decided = False  # True: one of the two engines has loaded the bundle
+        self._failure = ""  # why neither of them could load it
 
     @property
     def status(self) -> EngineStatus:
+        if self._failure:
+            return EngineStatus(state="failed", detail=self._failure)
         return self._engine.status
 
     @property
@@ -39,6 +42,7 @@ class PublishedEngine:
         return self._engine.text_tools
 
     async def start(self) -> None:
+        self._failure = ""
         try:
             await self._engine.start()
         except (BundleError, EngineFailed) as error:
@@ -70,9 +74,9 @@ class PublishedEngine:
         except GatewayError as error:
             await genie.aclose()
             self._engine = LocalEngine(self._name, self._model, self._models_dir)  # the next try is as the first one
-            if error.message == refusal.message:
-                raise refusal from error
-            raise type(refusal)(f"{refusal.message} Genie: {error.message}") from error
+            is_same = error.message == refusal.message
+            self._failure = refusal.message if is_same else f"{refusal.message} Genie: {error.message}"
+            raise type(refusal)(self._failure) from error
         _log.warning("%s: runs in Genie: no seeds, log-probabilities or JSON schemas", self._name)
 
 

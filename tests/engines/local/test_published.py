@@ -78,6 +78,7 @@ async def test_damage_is_reported_once_and_the_next_start_is_as_the_first(
     async with engine_of(folder) as engine:
         with pytest.raises(BundleError, match=r"tiny_part_3_of_3\.bin is damaged .* Genie: "):
             await engine.start()
+        assert engine.status.state == "failed" and "Genie: " in engine.status.detail
         await asyncio.to_thread(binary.write_bytes, content)
         await engine.start()
         assert "logprobs" in engine.status.capabilities
