@@ -129,9 +129,12 @@ class StaticCache:
         buffer.array[...] = rows
         return buffer
 
+    def has_layout(self, layout: Layout) -> bool:
+        return layout is self._layout
+
     def set_layout(self, layout: Layout) -> None:
         """Convert the buffers to the shapes of `layout`. The valid rows keep their contents."""
-        if layout is self._layout:
+        if self.has_layout(layout):
             return
         self.buffers = {name: self._converted(name, tensor) for name, tensor in layout.items()}
         self._layout = layout

@@ -112,7 +112,13 @@ class StaticDecoder:
         window = self._fitting(self._prompts, cache.length, len(ids)) if len(ids) > 1 else None
         if window is None or logit_rows > window.max_logit_rows:
             return self._one_by_one(cache, ids)[-logit_rows:]
+        return self._run(window, cache, ids, logit_rows)
+
+    def _run(self, window: Window, cache: StaticCache, ids: Sequence[int], logit_rows: int) -> Logits:
         with self._busy:
+            if not cache.has_layout(window.layout):  # the other windows would keep the memory of its old layout in use
+                for other in (*self._prompts, *self._steps):
+                    other.release()
             return window.run(cache, ids, logit_rows)
 
     def _one_by_one(self, cache: StaticCache, ids: Sequence[int]) -> Logits:
@@ -120,8 +126,7 @@ class StaticDecoder:
         for token in ids:
             window = self._fitting(self._steps, cache.length, 1)
             assert window is not None, "the caller checks the context length"
-            with self._busy:
-                rows.append(window.run(cache, [token], logit_rows=1))
+            rows.append(self._run(window, cache, [token], logit_rows=1))
         return np.concatenate(rows)
 
     def _fitting(self, windows: Sequence[Window], length: int, count: int) -> Window | None:

@@ -95,8 +95,7 @@ class BoundStage:
                 public_name = loaded.stage.output_names_forwarder.get(name, name)
                 self._outputs[public_name] = buffer(public_name, value)
                 self._binding.bind_ortvalue_output(name, self._outputs[public_name].value)
-        for name, shared in self._inputs.items():
-            self._binding.bind_ortvalue_input(name, shared.value)
+        self._bind_inputs()
         #: name of the past tensor -> the buffer for its new rows
         self.new_rows = {} if in_place else {past: self._outputs[present] for past, present in own.items()}
         self._bound_cache: Mapping[str, Buffer] = {}
@@ -119,6 +118,17 @@ class BoundStage:
             self._bind_cache(cache)
         self._session.run_with_iobinding(self._binding)
         values.update((name, buffer.array) for name, buffer in self._outputs.items())
+
+    def release(self) -> None:
+        """Forget the cache of the last run. Until then its memory stays in use, also if the cache has a new layout."""
+        if self._bound_cache:
+            self._binding.clear_binding_inputs()
+            self._bind_inputs()
+            self._bound_cache = {}
+
+    def _bind_inputs(self) -> None:
+        for name, shared in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, shared.value)
 
     def _bind_cache(self, cache: HasBuffers) -> None:
         for name in self._past:

@@ -73,6 +73,12 @@ class Window:
         """True if `count` ids can be appended to `length` rows."""
         return length + self.width <= self.context and length + count <= self.capacity
 
+    def release(self) -> None:
+        """Forget the cache of the last run, whose memory is otherwise not freed."""
+        for stage in self._stages:
+            if isinstance(stage, BoundStage):
+                stage.release()
+
     def run(self, cache: StaticCache, ids: Sequence[int], logit_rows: int) -> Logits:
         """Append 1..width ids to the cache. Returns: logits of the last ids, float32 (logit_rows, vocab)."""
         cache.set_layout(self.layout)

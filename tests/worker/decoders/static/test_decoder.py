@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -144,6 +145,17 @@ def test_context_is_usable_to_last_row(on_cpu: StaticDecoder) -> None:
         expected = on_cpu.step([stepped], [token])[0]
     assert cache.length == context
     np.testing.assert_allclose(logits, expected, atol=0.05)
+
+
+def test_old_layout_of_a_cache_is_freed(ai_hub_uncompiled: Path, open_decoder: OpenDecoder) -> None:
+    """The graphs for a window and for a step take caches of different shapes. Only one of them is in memory."""
+    decoder = open_decoder(ai_hub_uncompiled, "cpu")
+    cache = decoder.new_cache()
+    prefill(decoder, cache, IDS[:16])
+    for run in (lambda: decoder.step([cache], [100]), lambda: decoder.prefill(cache, [1, 2])):
+        old = [weakref.ref(buffer) for buffer in cache.buffers.values()]
+        run()
+        assert len(old) == 2 and not any(ref() for ref in old)
 
 
 def test_unused_cache_has_no_bytes(on_cpu: StaticDecoder) -> None:
