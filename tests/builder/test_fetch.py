@@ -284,6 +284,29 @@ def test_damaged_download_from_the_hub_is_refused(
     assert weights.read_bytes() == intact and served.count("model.safetensors") == 2
 
 
+@pytest.mark.parametrize("within", ["/sub/Tiny-Q4_0.gguf", ":q8_0", ":Q8_0@main"])
+def test_gguf_of_a_repository_is_built(tmp_path: Path, use_hub: Callable[[str], None], within: str) -> None:
+    (tmp_path / "repo" / "sub").mkdir(parents=True)
+    for name in ("Tiny-Q4_0.gguf", "Tiny-Q8_0.gguf"):
+        write_tiny_gguf(tmp_path / "repo" / "sub" / name)
+    with serve_hub("org/tiny", tmp_path / "repo") as (url, served):
+        use_hub(url)
+        path = make_bundle(f"hf:org/tiny{within}", tmp_path / "out", base=tmp_path, progress=Progress())
+        assert len(served) == 1 and load_bundle(path).config.vocab_size == 384
+        with pytest.raises(BundleError, match=r"org/tiny has 0 files for Q2_K, not one. Write hf:org/tiny/FILE.gguf"):
+            make_bundle("hf:org/tiny:Q2_K", tmp_path / "other", base=tmp_path, progress=Progress())
+
+
+def test_one_server_in_place_of_all_is_the_hub(
+    tmp_path: Path, use_hub: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_tiny_folder(tmp_path / "repo")
+    with serve_hub("org/tiny", folder) as (url, _):
+        use_hub("http://127.0.0.1:1")
+        monkeypatch.setenv("NPU_GATEWAY_MODEL_SERVER", f"{url}/")
+        assert make_bundle("hf:org/tiny", tmp_path / "out", base=tmp_path, progress=Progress()).is_dir()
+
+
 def test_unknown_hub_model_is_reported(tmp_path: Path, use_hub: Callable[[str], None]) -> None:
     with serve_hub("org/tiny", tmp_path) as (url, _):
         use_hub(url)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -14,10 +16,11 @@ import pytest
 from rich.console import Console
 
 from gateway import cli
+from gateway.bundles.hashes import check_hashes
 from gateway.commands import pull as command
 from gateway.config.file import load_config
 from tests.support.model_server import serve_models
-from tests.support.processes import serving
+from tests.support.processes import PATIENCE_S, environment, serving
 from tests.support.server import wait_until
 from tests.support.tiny_gguf import write_tiny_gguf
 
@@ -138,6 +141,18 @@ def test_serve_pulls_and_answers(url: str, here: Path) -> None:
 def test_serve_of_an_unknown_model_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("serve", "./nowhere.zip", "--port", "0") == 2
     assert capsys.readouterr().err == "npu-gateway: There is no file or folder './nowhere.zip'.\n"
+
+
+def test_two_pulls_of_one_model_download_it_once(tiny: Path, here: Path) -> None:
+    with serve_models() as server:
+        url = server.add("tiny.zip", zip_of(tiny))
+        arguments = [sys.executable, "-m", "gateway", "pull", url]
+        started = [subprocess.Popen(arguments, cwd=here, env=environment(), stderr=subprocess.PIPE) for _ in range(2)]
+        errors = [process.communicate(timeout=PATIENCE_S)[1] for process in started]
+        assert [process.returncode for process in started] == [0, 0], errors
+        assert len(server.sent("tiny.zip")) == 1
+    assert (here / "config.toml").read_text(encoding="utf-8").count("[models.") == 1
+    assert check_hashes(here / "models" / "tiny") == []
 
 
 def test_running_gateway_gets_a_pulled_model(url: str, here: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from gateway.bundles import disk
 from gateway.bundles.bundle import load_bundle
 from gateway.bundles.hashes import CHECKED_FILE, check_hashes
 from gateway.config.file import load_config
@@ -237,6 +239,21 @@ class TestRefusals:
             message = desk.refusal(server.add("m.zip", b"PK\x03\x04" + bytes(30 * MB)))
             assert "m, with its unpacked files, needs about" in message and "are free" in message
             assert desk.left() == ["m.zip.json", "url"]
+
+    def test_disk_that_gets_full_keeps_the_download(
+        self, server: ModelServer, tmp_path: Path, packed: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It looks large enough, and gets full while the zip is unpacked. With more space, nothing is sent again."""
+        usage = shutil.disk_usage("/")
+        monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage._replace(free=1 << 50))
+        with small_disk(tmp_path / "small", len(packed) * 3 // 2) as small:
+            desk, url = Desk(small.folder), server.add("tiny.zip", packed)
+            message = desk.refusal(url)
+            assert "No space left on device. Free some space there and start again" in message
+            assert desk.left() == ["tiny.zip", "url"]
+            small.resize(64 * MB)
+            desk.pull(url)
+            assert len(server.requests) == 1 and check_hashes(desk.models / "tiny") == []
 
     def test_other_model_of_that_name_is_not_replaced(self, server: ModelServer, desk: Desk, packed: bytes) -> None:
         desk.pull(server.add("a/tiny.zip", packed))
