@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.bundles.genai_config import GenaiConfig, read_genai_config
+from gateway.bundles.identify import refuse_unservable
 from gateway.bundles.json_file import read_optional_object, read_small_file
 from gateway.bundles.model_package import shared_folder, variant_folder
 from gateway.errors import BundleError
@@ -51,6 +52,7 @@ def load_bundle(path: Path, tokenizer_folder: str = "") -> Bundle:
     if not path.is_dir():
         raise BundleError(f"There is no model bundle at {path.name}.")
     path = variant_folder(path)
+    refuse_unservable(path)
     config = read_genai_config(path)
     shared = shared_folder(path, config.tokenizer_dir)
     tokenizer = Path(tokenizer_folder) if tokenizer_folder else shared or path / config.tokenizer_dir

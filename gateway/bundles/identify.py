@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from gateway.bundles.json_file import is_lfs_pointer, lfs_error
 from gateway.errors import BundleError
 
 Layout = Literal[
@@ -80,6 +81,13 @@ def require_servable(folder: Traversable) -> Found:
     return found
 
 
+def refuse_unservable(folder: Traversable) -> None:
+    """Raise BundleError if `folder` has a layout that is known and not served. Its reader names what else is wrong."""
+    found = identify(folder)
+    if found.refusal is not None and found.layout != "unknown":
+        raise BundleError(f"{folder.name} {found.refusal}")
+
+
 def _root(folder: Traversable) -> Traversable:
     """Published archives hold one folder with all files."""
     if _configurations(_names(folder)):
@@ -126,7 +134,7 @@ def _by_suffix(names: frozenset[str]) -> Layout:
 def _genai(content: dict[str, Any], names: frozenset[str]) -> Layout:
     model = _table(content, "model")
     decoder = _table(model, "decoder")
-    if {"vision", "speech", "embedding"} & model.keys():
+    if any(_table(model, part) for part in ("vision", "speech", "embedding")):
         return "vision"
     options = dict(_provider_options(decoder))
     if "qnngpu" in options.get("backend_path", "").lower() or options.get("backend_type", "").lower() == "gpu":
@@ -180,7 +188,9 @@ def _read(root: Traversable, name: str) -> dict[str, Any]:
         with root.joinpath(name).open("rb") as file:
             content = file.read(_LONGEST + 1)
         if len(content) > _LONGEST:
-            raise BundleError(f"{root.name}: {name} has more than {_LONGEST >> 20} MiB, so it is no configuration.")
+            raise BundleError(f"{root.name}: {name} cannot be read: it has more than {_LONGEST >> 20} MiB.")
+        if is_lfs_pointer(content):
+            raise lfs_error(f"{root.name}: {name}")
         return msgspec.json.decode(content.removeprefix(b"\xef\xbb\xbf"), type=dict[str, Any])
     except OSError as error:
         raise BundleError(f"{root.name}: {name} cannot be read: {error.strerror or error}.") from error

@@ -12,7 +12,17 @@ from gateway.errors import BundleError
 
 _T = TypeVar("_T")
 _LONGEST = 64 * 1024 * 1024  # bytes; thousands of times what the files have
+_LFS = b"version https://git-lfs"
 _BOM = b"\xef\xbb\xbf"  # a byte order mark, which some editors write
+
+
+def is_lfs_pointer(start: bytes) -> bool:
+    """True if a file that begins so is what Git keeps in place of a large file."""
+    return start.startswith(_LFS)
+
+
+def lfs_error(name: str) -> BundleError:
+    return BundleError(f"{name} is a Git LFS pointer, not the file. Run `git lfs pull` in its folder, or download it.")
 
 
 def read_small_file(path: Path) -> bytes:
@@ -34,7 +44,10 @@ def read_json(path: Path, kind: type[_T], *, missing: str = "") -> _T:
     """
     folder, name = path.parent.name, path.name
     try:
-        return msgspec.json.decode(read_small_file(path).removeprefix(_BOM), type=kind)
+        content = read_small_file(path)
+        if is_lfs_pointer(content):
+            raise lfs_error(f"{folder}: {name}")
+        return msgspec.json.decode(content.removeprefix(_BOM), type=kind)
     except FileNotFoundError:
         raise BundleError(f"{folder} has no {name}{missing and f', {missing}'}.") from None
     except OSError as error:

@@ -6,10 +6,15 @@ from pathlib import Path
 
 import onnx
 from msgspec import Struct
+from msgspec.structs import replace
 
+from gateway.bundles.genie.files import check_binary
 from gateway.bundles.model_package import compiled_target
+from gateway.bundles.preflight.preflight import newer_runtime, wrong_chip
+from gateway.bundles.preflight.stated import Stated
 from gateway.errors import BundleError
-from gateway.qnn.device import NpuDevice
+from gateway.qnn.binary_info import BinaryInfo, read_binary
+from gateway.qnn.device import NpuDevice, machine_of
 
 _COMPATIBILITY = "ep_compatibility_info"
 
@@ -53,17 +58,35 @@ def read_compiled(path: Path, binary: Path | None = None) -> CompiledGraph | Non
 
 
 def check_compatible(path: Path, compiled: CompiledGraph, device: NpuDevice) -> None:
-    """Raise BundleError if a binary of the graph is missing, or if the graph is for another chip than `device`."""
+    """Raise BundleError if a binary of the graph is missing, or if the graph is for another chip than `device` or was
+    made with a newer runtime."""
     name = f"{path.parent.name}/{path.name}"
     for binary in compiled.binaries:
         if not binary.is_file():
             raise BundleError(f"{name} needs {binary.name}, which is missing.")
-    if compiled.architecture and device.architecture and compiled.architecture != device.architecture:
-        raise BundleError(
-            f"{name} was compiled for Hexagon v{compiled.architecture} and this NPU is v{device.architecture}."
-        )
-    if compiled.soc and device.soc and compiled.soc != device.soc and device.kind == "npu":
-        raise BundleError(f"{name} was compiled for chip {compiled.soc} and this machine has chip {device.soc}.")
+    target = Stated(soc=compiled.soc, architecture=compiled.architecture)
+    _require_fit(name, target, compiled.sdk, device)
+
+
+def require_binary(path: Path, device: NpuDevice) -> BinaryInfo:
+    """Read what a context binary states about itself.
+
+    Raises BundleError if the file is incomplete, or made for another chip than `device` or with a newer runtime.
+    """
+    check_binary(path)
+    info = read_binary(path)
+    target = Stated(soc=info.soc, architecture=info.architecture)
+    _require_fit(f"{path.parent.name}/{path.name}", target, info.build, device)
+    return info
+
+
+def _require_fit(name: str, target: Stated, made_with: str, device: NpuDevice) -> None:
+    machine = machine_of(device)
+    if device.kind == "emulated":  # which emulates the Hexagon version, and not one chip
+        machine = replace(machine, socs=())
+    refusal = wrong_chip(name, target, machine) or newer_runtime(name, made_with, machine.qairt)
+    if refusal:
+        raise BundleError(refusal)
 
 
 def _target(model: onnx.ModelProto) -> tuple[int | None, int | None]:

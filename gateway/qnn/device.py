@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
+import re
+from pathlib import Path
 from typing import Literal
 
+import psutil
 from msgspec import Struct
+from msgspec.structs import replace
 
+from gateway.bundles.preflight.preflight import Machine
 from gateway.errors import BundleError
-from gateway.qnn.chips import HTP_ARCHITECTURES
+from gateway.qnn.chips import HTP_ARCHITECTURES, Chip, chip_of
 
 
 class NpuDevice(Struct, frozen=True, kw_only=True):
@@ -25,6 +31,59 @@ class NpuDevice(Struct, frozen=True, kw_only=True):
     def architecture(self) -> int | None:
         """The Hexagon version (73 for v73); None if unknown."""
         return HTP_ARCHITECTURES.get(self.soc) if self.soc is not None else None
+
+    @property
+    def chip(self) -> Chip | None:
+        """None if the machine does not report its number. X Plus is reported as X Elite."""
+        return chip_of(self.soc, self.architecture)
+
+    @property
+    def catalog(self) -> str:
+        """The command that lists models for this NPU."""
+        return catalog_command(self.chip)
+
+
+def catalog_command(chip: Chip | None) -> str:
+    return f"npu-gateway catalog --chip {chip.name}" if chip else "npu-gateway catalog"
+
+
+def machine_of(device: NpuDevice) -> Machine:
+    """What a bundle for `device` must fit."""
+    if chip := device.chip:
+        return machine_with(chip)
+    soc = () if device.soc is None else (device.soc,)
+    return with_memory(Machine(socs=soc, architecture=device.architecture, qairt=runtime_version()))
+
+
+def machine_with(chip: Chip) -> Machine:
+    """This machine, as if its NPU had this chip."""
+    return with_memory(
+        Machine(
+            name=chip.title,
+            catalog=catalog_command(chip),
+            socs=chip.soc_models,
+            architecture=chip.architecture,
+            qairt=runtime_version(),
+        )
+    )
+
+
+def with_memory(machine: Machine) -> Machine:
+    memory = psutil.virtual_memory()
+    return replace(machine, memory=memory.total, available=memory.available)
+
+
+def runtime_version() -> str:
+    """The version of QAIRT in the installed onnxruntime-qnn: "2.51.0"; "" if it cannot be found. Loads no library."""
+    found = importlib.util.find_spec("onnxruntime_qnn")
+    if found is None or not found.origin:
+        return ""
+    try:
+        text = Path(found.origin).with_name("build_and_package_info.py").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    version = re.search(r"""qnn_version\s*=\s*["']v?([\d.]+)""", text)
+    return version[1] if version else ""
 
 
 def no_npu_error() -> BundleError:

@@ -21,7 +21,7 @@ import onnxruntime as ort
 
 from gateway.errors import BundleError
 from gateway.qnn.compile import compile_cached, no_npu_nodes_error
-from gateway.qnn.context import CompiledGraph, check_compatible, read_compiled
+from gateway.qnn.context import CompiledGraph, check_compatible, read_compiled, require_binary
 from gateway.qnn.device import NpuDevice
 from gateway.qnn.options import check_options, known_options
 from gateway.qnn.provider import host_memory, open_session, placement
@@ -93,6 +93,8 @@ class NpuSessions:
         Raises BundleError when the NPU refuses a graph.
         """
         graphs = {file: self._compiled(file) for file in files}
+        for each in {binary for _, compiled in graphs.values() for binary in compiled.binaries}:
+            require_binary(each, self._device)
         uses = Counter(binary for _, compiled in graphs.values() for binary in compiled.binaries)
         shared = [file for file, (_, graph) in graphs.items() if any(uses[binary] > 1 for binary in graph.binaries)]
         sessions = {}

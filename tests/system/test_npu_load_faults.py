@@ -14,7 +14,7 @@ from tests.support.server import Running, config_of, scripted, serving
 
 BROKEN = {
     "other_chip": "compiled for Hexagon v73 and this NPU is v81",
-    "truncated": "The NPU refuses context_2_of_2_ctx.onnx",
+    "truncated": "context_2_of_2_ctx_qnn.bin has ",
     "no_driver": "The NPU refuses context_1_of_2_64_ctx.onnx",
 }
 

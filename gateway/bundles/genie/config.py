@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
-from gateway.bundles.identify import identify
+from gateway.bundles.identify import identify, refuse_unservable
 from gateway.bundles.json_file import read_json
 from gateway.errors import BundleError
 
@@ -88,6 +88,7 @@ def find_config(path: Path) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
+        refuse_unservable(path)
         root = identify(path).root
         found = next((root.joinpath(name) for name in NAMES if root.joinpath(name).is_file()), None)
         if isinstance(found, Path):

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path, PureWindowsPath
 
+from gateway.bundles.json_file import is_lfs_pointer, lfs_error
 from gateway.errors import BundleError
 
 
@@ -50,8 +51,8 @@ def check_binary(path: Path) -> None:
     except OSError as error:
         raise BundleError(f"{path.name} cannot be read: {error.strerror}.") from error
     if size == 0:
-        raise BundleError(f"{path.name} is empty.")
-    if start.startswith(b"version https://git-lfs"):
-        raise BundleError(f"{path.name} is a Git LFS pointer, not the model. Download the model with `git lfs pull`.")
+        raise BundleError(f"{path.name} is empty. Download it again.")
+    if is_lfs_pointer(start):
+        raise lfs_error(path.name)
     if not end.strip(b"\0"):
         raise BundleError(f"{path.name} ends with zeros only: its download was not finished. Download it again.")

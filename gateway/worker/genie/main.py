@@ -12,6 +12,11 @@ from pathlib import Path
 
 from gateway.activity import Activity
 from gateway.bundles.genie.bundle import GenieBundle, load_genie_bundle
+from gateway.bundles.preflight.preflight import require_fit
+from gateway.qnn.chips import CHIPS
+from gateway.qnn.context import require_binary
+from gateway.qnn.detect import try_detect_npu
+from gateway.qnn.device import NpuDevice, machine_of
 from gateway.worker.frames import FromWorker, Loading, Ready, WorkerSpec
 from gateway.worker.genie.graph_sizes import with_graph_sizes
 from gateway.worker.genie.library import GenieDialog
@@ -35,6 +40,7 @@ def _serve(connection: Connection, spec: WorkerSpec, activity: Activity, emit: C
     threading.Thread(target=receive, args=(connection, mailbox.deliver), daemon=True).start()
     emit(Loading("opening the model"))
     bundle = load_genie_bundle(Path(spec.bundle), poll=spec.poll)
+    _require_fit(bundle)
     with closing(GenieDialog(bundle.config, activity)) as dialog:
         bundle = with_graph_sizes(bundle)
         loop = GenieLoop(dialog, bundle, mailbox, emit, prefix_cache=spec.prefix_cache, activity=activity)
@@ -43,6 +49,22 @@ def _serve(connection: Connection, spec: WorkerSpec, activity: Activity, emit: C
         loop.warm_up()
         emit(_ready(bundle, spec, load_s=loaded - started, warm_up_s=time.perf_counter() - loaded))
         loop.run()
+
+
+def _require_fit(bundle: GenieBundle) -> None:
+    """Compare the bundle with the NPU before Genie sees it: Genie gives bare numbers as reasons. Raises BundleError."""
+    device = _device()
+    if device is None:
+        return  # Genie gives the reason
+    require_fit(bundle.folder, machine_of(device))
+    for binary in bundle.binaries:
+        require_binary(binary, device)
+
+
+def _device() -> NpuDevice | None:
+    if sys.platform == "win32":
+        return try_detect_npu()  # in a child process: this one keeps to Genie's libraries
+    return NpuDevice(kind="emulated", name="Genie's emulation", soc=CHIPS[0].soc_models[0])
 
 
 def _ready(bundle: GenieBundle, spec: WorkerSpec, *, load_s: float, warm_up_s: float) -> Ready:

@@ -25,11 +25,12 @@ from gateway.bundles.genai_config import (
     Stage,
 )
 from gateway.bundles.genie.bundle import GenieBundle
+from gateway.bundles.preflight.preflight import require_fit
 from gateway.bundles.static_pipeline import Pipeline
 from gateway.errors import BundleError, ConfigError
 from gateway.qnn.chains import COSINES, LOGITS, MASK, SINES, Chains, read_chains
 from gateway.qnn.context import CompiledGraph, check_compatible
-from gateway.qnn.device import NpuDevice
+from gateway.qnn.device import NpuDevice, machine_of
 from gateway.qnn.wrapper import wrapper
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.host_graphs import LOGITS_FLOAT, MASK_ONES, input_graph, logits_graph
@@ -76,6 +77,7 @@ def genie_pipelines(bundle: GenieBundle, device: NpuDevice) -> Iterator[tuple[li
 
     Their files exist until the context ends. Raises BundleError if `device` is another chip than the bundle's.
     """
+    require_fit(bundle.folder, machine_of(device))
     with TemporaryDirectory(prefix="npu-gateway-", ignore_cleanup_errors=True) as folder:
         yield _write_pipelines(bundle, device, Path(folder).resolve())
 

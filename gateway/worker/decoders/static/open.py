@@ -19,10 +19,11 @@ import numpy as np
 import onnxruntime as ort
 
 from gateway.bundles.genai_config import Stage
+from gateway.bundles.preflight.preflight import require_fit
 from gateway.bundles.static_pipeline import Pipeline, read_batch_pipelines, read_pipelines, runs_on_npu
 from gateway.errors import BundleError, EngineFailed
 from gateway.qnn.context import read_compiled
-from gateway.qnn.device import NpuDevice
+from gateway.qnn.device import NpuDevice, machine_of
 from gateway.qnn.provider import any_npu, find_npu, placement
 from gateway.qnn.sessions import NpuSessions, PerformanceSwitch
 from gateway.worker.decoders.base import DecoderSpec, Logits
@@ -62,6 +63,8 @@ def open_static_decoder(
     Raises BundleError when the bundle does not fit this machine, ConfigError for an unknown option, EngineFailed when
     the NPU computes wrongly.
     """
+    if device := select_device(provider, options or {}):
+        require_fit(folder, machine_of(device))
     return open_pipelines(
         read_pipelines(folder, context_length),
         read_batch_pipelines(folder) if sequences > 1 else [],

@@ -54,7 +54,7 @@ def test_truncated_binary_is_bad(npu_bundle: Path, tmp_path: Path) -> None:
     binary = broken / "context_1_of_2_ctx_qnn.bin"
     binary.write_bytes(binary.read_bytes()[:1000])
     found = finding(broken)
-    assert found.level == "bad" and "context_1_of_2_ctx.onnx" in found.detail
+    assert found.level == "bad" and "context_1_of_2_ctx_qnn.bin is damaged" in found.detail
 
 
 def test_auto_provider_without_npu_is_bad(npu_bundle: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from gateway.builder.build import build_bundle
 from gateway.builder.npu.build import NpuTarget
 from gateway.builder.sources.detect import open_source
+from gateway.bundles.hashes import write_hashes
 from gateway.errors import BundleError, ConfigError, EngineFailed
 from gateway.qnn.device import NpuDevice
 from gateway.worker.decoders.base import KVCache, Logits
@@ -140,5 +141,6 @@ def test_contexts_with_different_batch_sizes_are_refused(
     other = build_bundle(tiny_source, tmp_path / "three", progress=lambda *_: None, target=target)
     for file in other.glob("batch_*_ctx*"):
         shutil.copy(file, bundle)
+    write_hashes(bundle)
     with pytest.raises(BundleError, match="different batch sizes"):
         open_static_decoder(bundle, provider="qnn", sequences=BATCH)
