@@ -157,6 +157,14 @@ def olive_compiled(
 
 
 @pytest.fixture(scope="session")
+def olive_in_parts(
+    npu: NpuDevice, tiny_source: Path, tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("olive") / "parts"
+    return olive_bundle.write_bundle(folder, tiny_model, tiny_source, compiled="islands", parts=2)
+
+
+@pytest.fixture(scope="session")
 def foundry_compiled(
     npu: NpuDevice, tiny_source: Path, tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:

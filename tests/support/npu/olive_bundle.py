@@ -13,7 +13,9 @@ There are two generations of names:
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +23,7 @@ import onnx
 from msgspec import Struct
 from tokenizers import Tokenizer
 
-from gateway.builder.graphs.static import Part, write_embeddings_and_head, write_part
+from gateway.builder.graphs.static import Part, split, write_embeddings_and_head, write_part
 from gateway.builder.sources.source import ModelSource
 from tests.support.npu.shared_binary import compile_into_one
 
@@ -66,30 +68,62 @@ FOUNDRY = Names(
 
 
 def write_bundle(
-    folder: Path, source: ModelSource, tokenizer: Path, *, compiled: Compiled, names: Names = OLIVE
+    folder: Path, source: ModelSource, tokenizer: Path, *, compiled: Compiled, names: Names = OLIVE, parts: int = 1
 ) -> Path:
-    """Write the bundle. `tokenizer`: a folder with tokenizer.json and tokenizer_config.json."""
-    folder.mkdir(parents=True)
+    """Write the bundle.
+
+    Args:
+        tokenizer: a folder with tokenizer.json and tokenizer_config.json.
+        parts: graphs that the layers are split into, each with a binary: context_0_ctx.onnx, context_1_ctx.onnx, ...
+    """
     work = folder / "work"
-    work.mkdir()
+    work.mkdir(parents=True)
     write_embeddings_and_head(source, work, "fp32")
-    part = Part(index=0, count=1, layers=range(source.config.layers))
-    widths = {"context": WIDTH, "iterator": 1}
-    phases = list(write_part(source, work, part, widths=widths, contexts=[MODEL_CONTEXT], precision="fp32").values())
-    for path in phases:
-        _rename(path, names)
-    if compiled == "islands":
-        compile_into_one(phases, folder / names.binary)
-        (work / "layers.onnx.data").unlink()  # the constants are in the binary
+    phases: tuple[list[_Stage], list[_Stage]] = ([], [])
+    for part in split(source.config.layers, parts):
+        for stages, stage in zip(phases, _write_part(source, folder, part, names, compiled), strict=True):
+            stages.append(stage)
     for file in work.glob("*.data"):
         shutil.move(file, folder / file.name)
-    written = (work / "embeddings.onnx", *phases, work / "lm_head.onnx")
-    for path, name in zip(written, names.files, strict=True):
-        shutil.move(path, folder / name)
+    for name, index in (("embeddings", 0), ("lm_head", -1)):
+        shutil.move(work / f"{name}.onnx", folder / names.files[index])
     shutil.rmtree(work)
     _write_tokenizer(tokenizer, folder)
-    (folder / "genai_config.json").write_text(json.dumps(_config(source, names), indent=4), encoding="utf-8")
+    config = _config(source, names, [*phases[0], *phases[1]])
+    (folder / "genai_config.json").write_text(json.dumps(config, indent=4), encoding="utf-8")
     return folder
+
+
+class _Stage(Struct, frozen=True):
+    """One graph for the NPU. `phase`: 1 prompt, 2 single steps."""
+
+    name: str
+    file: str
+    part: Part
+    phase: int
+
+
+def _write_part(source: ModelSource, folder: Path, part: Part, names: Names, compiled: Compiled) -> list[_Stage]:
+    """Write the graphs of both phases."""
+    work, widths = folder / "work", {"context": WIDTH, "iterator": 1}
+    paths = list(write_part(source, work, part, widths=widths, contexts=[MODEL_CONTEXT], precision="fp32").values())
+    for path in paths:
+        _rename(path, names)
+    if compiled == "islands":
+        compile_into_one(paths, folder / _of_part(names.binary, part))
+        (work / f"layers{part.suffix}.onnx.data").unlink()  # the constants are in the binary
+    stages = []
+    for phase, path in enumerate(paths, start=1):
+        name, file = (_of_part(text, part) for text in (names.stages[phase], names.files[phase]))
+        shutil.move(path, folder / file)
+        stages.append(_Stage(name, file, part, phase))
+    return stages
+
+
+def _of_part(name: str, part: Part) -> str:
+    if part.count == 1:
+        return name
+    return re.sub("context|iterator", lambda found: f"{found[0]}_{part.index}", name)
 
 
 def _rename(path: Path, names: Names) -> None:
@@ -135,20 +169,22 @@ def _write_tokenizer(source: Path, folder: Path) -> None:
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges), encoding="utf-8")
 
 
-def _config(source: ModelSource, names: Names) -> dict[str, Any]:
-    config, layers = source.config, range(source.config.layers)
-    past = [_cache_name(names, "past", kind, index) for index in layers for kind in ("keys", "values")]
-    present = [_cache_name(names, "present", kind, index) for index in layers for kind in ("keys", "values")]
-    embeddings, context, iterator, head = zip(names.stages, names.files, strict=True)
+def _config(source: ModelSource, names: Names, npu_stages: Sequence[_Stage]) -> dict[str, Any]:
+    config = source.config
+    embeddings, *_, head = zip(names.stages, names.files, strict=True)
     hidden_in, hidden_out = "input_hidden_states", "output_hidden_states"
     npu = {"intra_op_num_threads": 2, "inter_op_num_threads": 1, "provider_options": [{"qnn": _OPTIONS}]}
     stages = {embeddings[0]: {"filename": embeddings[1], "inputs": ["input_ids"], "outputs": [hidden_in]}}
-    for (stage, file), other in ((context, "run_on_token_gen"), (iterator, "run_on_prompt")):
-        stages[stage] = {
-            "filename": file,
-            "inputs": [hidden_in, "past_seq_len", "total_seq_len", *past],
-            "outputs": [hidden_out, *present],
-            other: False,
+    for stage in npu_stages:
+        past, present = (
+            [_cache_name(names, side, kind, layer) for layer in stage.part.layers for kind in ("keys", "values")]
+            for side in ("past", "present")
+        )
+        stages[stage.name] = {
+            "filename": stage.file,
+            "inputs": [stage.part.input, "past_seq_len", "total_seq_len", *past],
+            "outputs": [stage.part.output, *present],
+            "run_on_token_gen" if stage.phase == 1 else "run_on_prompt": False,
             "session_options": npu,
         }
     stages[head[0]] = {"filename": head[1], "inputs": [hidden_out], "outputs": ["logits"], "is_lm_head": True}

@@ -18,8 +18,7 @@ from gateway.qnn.compile import compile_graphs, compiled_name
 from gateway.qnn.provider import emulated_npu
 
 _PREFIXES = ("first/", "second/")
-_LINKED = {"input_hidden_states": "Sum", "past_seq_len": "Max"}  # inputs of networks, and a node that the CPU runs
-_ON_CPU = ("GroupQueryAttention", "ReduceSum", "Cast", *_LINKED.values())
+_ON_CPU = ("GroupQueryAttention", "ReduceSum", "Cast", "Sum", "Max")
 _PARTS = ("node", "initializer", "input", "output", "value_info")
 
 
@@ -28,7 +27,8 @@ def compile_into_one(graphs: Sequence[Path], binary: Path) -> None:
     device = emulated_npu()
     assert device is not None
     models = [onnx.load(path, load_external_data=False) for path in graphs]
-    joint, out = graphs[0].with_name("joint.onnx"), graphs[0].with_name("compiled")
+    joint = graphs[0].with_name(f"{graphs[0].stem}_joint.onnx")  # the names of the networks depend on the path
+    out = joint.with_name(f"{joint.stem}_compiled")
     onnx.save(_joined(*models), joint)
     affinity = graphs[0].with_name("affinity.json")
     affinity.write_text(json.dumps({"op_type": dict.fromkeys(_ON_CPU, "cpu")}), encoding="utf-8")
@@ -41,21 +41,22 @@ def compile_into_one(graphs: Sequence[Path], binary: Path) -> None:
 
 
 def _joined(first: onnx.ModelProto, second: onnx.ModelProto) -> onnx.ModelProto:
-    """Both graphs in one. The networks of the second need the output of the first: so no network has nodes of both.
+    """Both graphs in one. The networks of the second need the first output of the first: none has nodes of both.
 
     The nodes that connect them are for the compiler only.
     """
     joint, other = (compose.add_prefix(model, prefix) for model, prefix in zip((first, second), _PREFIXES, strict=True))
+    hidden, past = (f"{_PREFIXES[1]}{name}" for name in (second.graph.input[0].name, "past_seq_len"))
     for value in other.graph.input:
-        if value.name.removeprefix(_PREFIXES[1]) in _LINKED:
+        if value.name in (hidden, past):  # the inputs of the networks
             value.name += "_free"
     for part in ("initializer", "input", "output"):
         getattr(joint.graph, part).extend(getattr(other.graph, part))
     nodes = joint.graph.node
-    nodes.append(helper.make_node("ReduceSum", [f"{_PREFIXES[0]}output_hidden_states"], ["sum"], keepdims=0))
+    nodes.append(helper.make_node("ReduceSum", [joint.graph.output[0].name], ["sum"], keepdims=0))
     nodes.append(helper.make_node("Cast", ["sum"], ["int_sum"], to=TensorProto.INT32))
-    for (name, kind), link in zip(_LINKED.items(), ("sum", "int_sum"), strict=True):
-        nodes.append(helper.make_node(kind, [f"{_PREFIXES[1]}{name}_free", link], [f"{_PREFIXES[1]}{name}"]))
+    nodes.append(helper.make_node("Sum", [f"{hidden}_free", "sum"], [hidden]))
+    nodes.append(helper.make_node("Max", [f"{past}_free", "int_sum"], [past]))
     nodes.extend(other.graph.node)
     return joint
 

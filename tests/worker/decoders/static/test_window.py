@@ -39,7 +39,7 @@ def expected(oracle: Oracle) -> list[list[int]]:
     return [float32_answer(oracle, prompt, 20) for prompt in PROMPTS]
 
 
-@pytest.fixture(scope="module", params=["olive_compiled", "foundry_compiled"])
+@pytest.fixture(scope="module", params=["olive_compiled", "olive_in_parts", "foundry_compiled"])
 def on_npu(request: pytest.FixtureRequest) -> Iterator[StaticDecoder]:
     with closing(open_static_decoder(request.getfixturevalue(request.param), provider="qnn")) as decoder:
         yield decoder
@@ -47,7 +47,7 @@ def on_npu(request: pytest.FixtureRequest) -> Iterator[StaticDecoder]:
 
 def test_compiled_olive_bundle_generates_float32_tokens(on_npu: StaticDecoder, expected: list[list[int]]) -> None:
     assert answers(on_npu) == expected
-    assert on_npu.spec.placement["QNN"] == 6  # three networks in each phase, around attention on the CPU
+    assert on_npu.spec.placement["QNN"] in (6, 8)  # around attention on the CPU: 3 networks a phase, 2 a phase and part
 
 
 def test_window_of_compiled_olive_bundle_gives_float32_logits(on_npu: StaticDecoder, oracle: Oracle) -> None:
@@ -69,11 +69,11 @@ def test_uncompiled_olive_bundle_generates_float32_tokens(
     assert answers(open_decoder(olive_uncompiled, provider)) == expected
 
 
-@pytest.mark.parametrize("rows", [WIDTH, WIDTH + 1, 24, 48])
+@pytest.mark.parametrize("rows", [4, WIDTH, WIDTH + 1, 24, 48])
 def test_configured_context_is_usable_to_last_row(
     olive_compiled: Path, rows: int, oracle: Oracle, open_decoder: OpenDecoder
 ) -> None:
-    decoder, prompt = open_decoder(olive_compiled, "qnn", context_length=rows), IDS[1:6]
+    decoder, prompt = open_decoder(olive_compiled, "qnn", context_length=rows), IDS[1:6][: rows - 1]
     assert decoder.spec.context_length == rows
     cache = decoder.new_cache()
     decoder.prefill(cache, prompt)
