@@ -32,7 +32,7 @@ from gateway.worker.decoders.static.batch import BatchStep
 from gateway.worker.decoders.static.cache import StaticCache
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.dequantiser import find_bare_cast
-from gateway.worker.decoders.static.stage import LoadedStage
+from gateway.worker.decoders.static.stage import LoadedStage, Pool
 from gateway.worker.decoders.static.window import Window
 from gateway.worker.frames import Device
 
@@ -276,12 +276,13 @@ def _windows(
     pipelines: Sequence[Pipeline], sessions: Mapping[Path, ort.InferenceSession], memory: Any
 ) -> tuple[list[Window], list[Window]]:
     prompts, steps = [], []
+    pool: Pool = {}
     for pipeline in pipelines:
         loaded = _loaded(pipeline, sessions)
         prompt = [loaded[stage.filename] for stage in pipeline.stages if stage.run_on_prompt]
         step = [loaded[stage.filename] for stage in pipeline.stages if stage.run_on_token_gen]
-        steps.append(Window(pipeline, step, 1, memory))
-        prompts.append(Window(pipeline, prompt, pipeline.window.window_size, memory, steps[-1].layout))
+        steps.append(Window(pipeline, step, 1, memory, pool=pool))
+        prompts.append(Window(pipeline, prompt, pipeline.window.window_size, memory, steps[-1].layout, pool))
     return prompts, steps
 
 

@@ -26,6 +26,8 @@ _DTYPES: dict[str, type[np.generic]] = {
 
 #: The named values of one run: the inputs from the host, then also the outputs of the stages.
 Values = dict[str, Array]
+#: Buffers by name, shape and type.
+Pool = dict[tuple[str, tuple[int, ...], str], Buffer]
 #: The rows of a window, or of a batch, whose logits are needed.
 LogitRows = slice | list[int]
 
@@ -67,6 +69,7 @@ class BoundStage:
         cache: the tensors of all layers; the stage has some of the layers.
         in_place: the graph writes into the whole cache; otherwise it returns only the new rows.
         buffers: the buffers of the earlier stages, by name. The stage adds its own.
+        pool: the buffers of all chains of the decoder. Only one chain runs at a time, so equal ones are shared.
         memory: the device memory that the host can access, or None.
     """
 
@@ -76,11 +79,14 @@ class BoundStage:
         cache: Sequence[CacheTensor],
         in_place: bool,
         buffers: dict[str, Buffer],
+        pool: Pool,
         memory: Any,
     ) -> None:
         def buffer(name: str, value: Any) -> Buffer:
             if name not in buffers:
-                buffers[name] = Buffer(value.shape, dtype_of(value), memory)
+                key = (name, tuple(value.shape), value.type)
+                buffers[name] = pool.get(key) or Buffer(value.shape, dtype_of(value), memory)
+                pool[key] = buffers[name]
             return buffers[name]
 
         self._session = loaded.session

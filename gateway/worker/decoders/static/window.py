@@ -22,7 +22,7 @@ from gateway.errors import BundleError
 from gateway.worker.decoders.base import Logits
 from gateway.worker.decoders.onnx import running_failed
 from gateway.worker.decoders.static.cache import Buffer, Layout, StaticCache, TensorLayout
-from gateway.worker.decoders.static.stage import BoundStage, FreeStage, LoadedStage, Values, dtype_of
+from gateway.worker.decoders.static.stage import BoundStage, FreeStage, LoadedStage, Pool, Values, dtype_of
 
 
 class Window:
@@ -34,6 +34,7 @@ class Window:
         width: tokens per run.
         memory: the device memory that the host can access, or None.
         step_layout: the layout of the single steps. It is used when this window's own layout is full.
+        pool: see BoundStage; None: the window shares no buffers.
     Raises BundleError when no stage provides a value that another one needs.
     """
 
@@ -44,6 +45,7 @@ class Window:
         width: int,
         memory: Any = None,
         step_layout: Layout | None = None,
+        pool: Pool | None = None,
     ) -> None:
         self.width = width
         self._pipeline = pipeline
@@ -54,7 +56,7 @@ class Window:
         self._step_layout = step_layout or self.layout
         rows = next(iter(self.layout.values())).rows
         self.context = rows if self._in_place else rows + width
-        self._stages = bind_stages(pipeline, stages, memory)
+        self._stages = bind_stages(pipeline, stages, memory, pool)
         self._new_rows = {name: buffer for stage in self._stages for name, buffer in stage.new_rows.items()}
         self._logits_shape = self._check_chain(stages)
 
@@ -138,13 +140,16 @@ class Window:
         return shape
 
 
-def bind_stages(pipeline: Pipeline, stages: Sequence[LoadedStage], memory: Any) -> list[BoundStage | FreeStage]:
+def bind_stages(
+    pipeline: Pipeline, stages: Sequence[LoadedStage], memory: Any, pool: Pool | None = None
+) -> list[BoundStage | FreeStage]:
     buffers: dict[str, Buffer] = {}
+    pool = {} if pool is None else pool
     cache = list(pipeline.cache_tensors())
     bound = [stage for stage in stages if _is_bound(stage, cache)]
     last = stages.index(bound[-1])
     return [
-        BoundStage(stage, cache, pipeline.in_place, buffers, memory)
+        BoundStage(stage, cache, pipeline.in_place, buffers, pool, memory)
         if stage in bound
         else FreeStage(stage, only_logit_rows=index > last)
         for index, stage in enumerate(stages)
