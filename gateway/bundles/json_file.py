@@ -52,7 +52,7 @@ def read_json(path: Path, kind: type[_T], *, missing: str = "") -> _T:
         raise BundleError(f"{folder} has no {name}{missing and f', {missing}'}.") from None
     except OSError as error:
         raise BundleError(f"{folder}: {name} cannot be read: {error.strerror}.") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{folder}: {name} cannot be read: {error}.") from error
 
 

@@ -145,6 +145,6 @@ def _inline(package: Path, content: dict[str, Any]) -> _Component:
 def _inside(package: Path, folder: Path, name: str) -> Path:
     """The path `name` in `folder`. Raises BundleError if it lies outside the package."""
     path = Path(os.path.normpath(folder / name.replace("\\", "/")))
-    if not path.is_relative_to(os.path.normpath(package)):
+    if "\0" in name or not path.is_relative_to(os.path.normpath(package)):
         raise BundleError(f"{package.name}: {_MANIFEST} names a path outside the package.")
     return path

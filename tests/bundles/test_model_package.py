@@ -71,6 +71,8 @@ def test_folder_with_genai_config_is_no_package(tiny: Path, tmp_path: Path) -> N
         ({"components": {"model": {}}}, "manifest.json cannot be read"),
         ({"components": {"model": "../elsewhere"}}, "a path outside the package"),
         ({"components": {"model": "/etc"}}, "a path outside the package"),
+        ({"components": {"model": "a\0b"}}, "a path outside the package"),
+        ({"components": {"model": {"variants": {"a\0b": NPU}}}}, "a path outside the package"),
         ({"components": {"model": "gone"}}, "component|gone"),
         ({"components": {"model": {"variants": {"..\\x": NPU}}}}, "a path outside the package"),
         ({"components": {"model": {"variants": {"x": NPU}}}, "shared_assets": {f"sha256:{DIGEST}": "/etc"}}, "outside"),
@@ -82,6 +84,13 @@ def test_unusable_manifest_gives_one_line(tiny: Path, tmp_path: Path, content: d
     with pytest.raises(BundleError, match=words) as raised:
         load_bundle(package)
     assert "\n" not in raised.value.message
+
+
+def test_deeply_nested_manifest_gives_one_line(tmp_path: Path) -> None:
+    deep = '{"a":' * 100_000 + "1" + "}" * 100_000
+    (tmp_path / "manifest.json").write_text(f'{{"components": {{"model": {deep}}}}}', encoding="utf-8")
+    with pytest.raises(BundleError, match=r"manifest\.json cannot be read: maximum recursion depth"):
+        load_bundle(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["sha256:zz", f"sha256:{DIGEST}/..", f"sha256:{DIGEST}/../../../x"])

@@ -105,12 +105,15 @@ def _in_binaries(pipeline: Pipeline, name: str) -> Iterator[_Scale]:
 
 def _in_metadata(folder: Path, name: str) -> Iterator[_Scale]:
     """From AI Hub's metadata of another download of the same export, if it lies next to the graphs."""
-    yield from _scales(read_optional_object(folder / "metadata.json"), name)
-    if (folder / "metadata.yaml").is_file():
+    for file, read in (("metadata.json", read_optional_object), ("metadata.yaml", _read_yaml)):
         try:
-            yield from _scales(yaml.safe_load(read_small_file(folder / "metadata.yaml")), name)
-        except (OSError, yaml.YAMLError) as error:
-            raise BundleError(f"{folder.name}: metadata.yaml cannot be read.") from error
+            yield from _scales(read(folder / file), name)
+        except (BundleError, OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+            _log.warning("%s: %s is not used, because it cannot be read: %s", folder.name, file, error)
+
+
+def _read_yaml(path: Path) -> Any:
+    return yaml.safe_load(read_small_file(path)) if path.is_file() else None
 
 
 def _scales(content: Any, name: str) -> Iterator[_Scale]:

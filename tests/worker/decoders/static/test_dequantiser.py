@@ -106,6 +106,17 @@ def test_unusable_scale_is_not_used(ai_hub_exported: Path, tmp_path: Path, param
 
 
 @pytest.mark.usefixtures("unreadable_binaries")
+@pytest.mark.parametrize("content", ["{", "[" * 10_000, "a: 2020-99-99", "\x00", "[]", '{"components": [1]}'])
+def test_unreadable_metadata_is_not_used(ai_hub_exported: Path, tmp_path: Path, content: str) -> None:
+    folder = Path(shutil.copytree(ai_hub_exported, tmp_path / "exported"))
+    for name in ("metadata.json", "metadata.yaml"):
+        (folder / name).write_text(content, encoding="utf-8")
+    (pipeline,) = read_pipelines(folder)
+    found = find_bare_cast(pipeline)
+    assert found is not None and found.dequantiser is None
+
+
+@pytest.mark.usefixtures("unreadable_binaries")
 def test_model_without_scale_generates_greedily_only(
     ai_hub_exported: Path, reference: StaticDecoder, open_decoder: OpenDecoder, caplog: pytest.LogCaptureFixture
 ) -> None:
