@@ -18,6 +18,8 @@ from gateway.bundles.disk import megabytes, require_space
 from gateway.bundles.hashes import write_hashes
 from gateway.bundles.identify import SOURCES, Found, require_servable
 from gateway.bundles.json_file import read_small_file
+from gateway.bundles.preflight.preflight import Machine, newer_runtime, preflight
+from gateway.bundles.preflight.stated import read_stated
 from gateway.bundles.replace import new_folder
 from gateway.errors import BundleError
 
@@ -70,10 +72,12 @@ def require_resources(models_dir: Path, size: int, what: str, *, copies: int = 2
     require_space({models_dir: copies * size}, f"{what}, with its unpacked files,")
 
 
-def install(folder: Path, fill: Callable[[Path], None], origin: Origin) -> Found:
+def install(folder: Path, fill: Callable[[Path], None], origin: Origin, machine: Callable[[], Machine]) -> Found:
     """Make `folder` from the files that `fill` puts into an empty one. Returns its layout.
 
-    Raises RefusedError if they are no bundle that the gateway serves; then nothing is changed.
+    Args:
+        machine: what the bundle must fit.
+    Raises RefusedError if they are no bundle that the gateway serves on the machine; then nothing is changed.
     """
     with new_folder(folder) as building:
         fill(building)
@@ -84,10 +88,25 @@ def install(folder: Path, fill: Callable[[Path], None], origin: Origin) -> Found
                 f"{folder.name} holds weights and no bundle. Unpack it, and pull the .gguf file or the folder with "
                 "config.json."
             )
+        require_fit(found, folder.name, machine)
         _hoist(building, Path(str(found.root)))
         write_origin(building, origin)
         write_hashes(building)
         return found
+
+
+def require_fit(found: Found, name: str, machine: Callable[[], Machine]) -> None:
+    """Raise RefusedError with what speaks against the bundle on the machine. `name`: of the bundle.
+
+    Raises BundleError if a newer runtime would load it: then the download is kept.
+    """
+    stated = read_stated(found.root)
+    is_compiled = stated.soc is not None or stated.architecture is not None or bool(stated.qairt)
+    fits = machine() if is_compiled else Machine()
+    for finding in preflight(found, fits, name):
+        if finding.level == "refused":
+            is_new = finding.text == newer_runtime(name, stated.qairt, fits.qairt)
+            raise (BundleError if is_new else RefusedError)(finding.text)
 
 
 @contextmanager

@@ -12,17 +12,28 @@ from urllib.parse import unquote, urlsplit
 from msgspec import Struct
 
 from gateway.bundles.identify import SOURCES, require_servable
+from gateway.bundles.preflight.preflight import Machine
 from gateway.errors import BundleError, ConfigError, quote
 from gateway.pull.archive import is_zip, unpack
 from gateway.pull.config_edit import UserConfig
 from gateway.pull.download import Downloader, Remote
 from gateway.pull.hub import Repo, bundle_root, files_in, gguf_file, has_weights, read_repo, remotes
-from gateway.pull.install import Origin, RefusedError, install, link_files, require_resources, table_of, write_origin
+from gateway.pull.install import (
+    Origin,
+    RefusedError,
+    install,
+    link_files,
+    require_fit,
+    require_resources,
+    table_of,
+    write_origin,
+)
 from gateway.pull.names import fault_of
 from gateway.pull.report import Report
 from gateway.pull.sources import find_sources
 from gateway.pull.spec import CatalogSpec, HubSpec, PathSpec, Spec, UrlSpec
 from gateway.qnn.chips import Chip
+from gateway.qnn.device import machine_with
 
 WORK = ".pull"
 Table = dict[str, Any]
@@ -33,7 +44,7 @@ class Surroundings(Struct, frozen=True, kw_only=True):
 
     Args:
         say: shows one line to the user.
-        find_chip: the chip that a model of the catalog must run on. Called only for the catalog.
+        find_chip: the chip that the model must run on. Called only for the catalog and for bundles that state a chip.
         build: makes the bundle MODELS/NAME of a source. Raises BundleError.
         sleep: waits for seconds between two attempts.
     """
@@ -99,6 +110,7 @@ class Job:
             found = require_servable(path)
             if found.layout in SOURCES:
                 return self._built_from(str(_gguf_in(path) or path))
+            require_fit(found, self.name, self._machine)
             self.around.say(f"{self.name} is served where it is, in {path}; nothing is copied")
             return table_of(_relative(Path(str(found.root)), self.around.models_dir), found)
         if path.suffix.lower() == ".gguf" or not is_zip(path):
@@ -175,7 +187,7 @@ class Job:
 
     def _installed(self, fill: Callable[[Path], None], origin: Origin) -> Table:
         try:
-            found = install(self.folder, fill, origin)
+            found = install(self.folder, fill, origin, self._machine)
         except RefusedError:
             self.clean()
             raise
@@ -201,6 +213,12 @@ class Job:
             self.clean()
         self.work.mkdir(parents=True, exist_ok=True)
         note.write_text(url, encoding="utf-8")
+
+    def _machine(self) -> Machine:
+        try:
+            return machine_with(self.around.find_chip())
+        except ConfigError:  # the chip of the NPU is not known, so the first load compares it
+            return Machine()
 
     def _licence(self) -> None:
         self.around.say(f"licence of {self.name}: {self.licence or 'not stated by the source'}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from gateway.bundles.identify import require_servable
+from gateway.bundles.preflight.preflight import newer_runtime
 from gateway.bundles.replace import exclusive, finish_replacement
 from gateway.config.tables import BundleModel, LocalModel, ModelConfig
 from gateway.errors import BundleError, ConfigError, quote
@@ -19,6 +20,7 @@ from gateway.pull.install import read_origin, table_of
 from gateway.pull.job import Job, Surroundings, Table, gguf_path
 from gateway.pull.names import check_model_name, fault_of
 from gateway.pull.spec import CatalogSpec, PathSpec, Spec, UrlSpec, default_name, read_spec
+from gateway.qnn.device import runtime_version
 
 
 class Pulled(Struct, frozen=True, kw_only=True):
@@ -70,6 +72,8 @@ def _from_catalog(name: str, around: Surroundings) -> tuple[Spec, str, str]:
         raise BundleError(
             f"{entry.title} cannot be downloaded. {entry.note} `npu-gateway catalog {entry.name}` has the commands."
         )
+    if refusal := newer_runtime(entry.title, entry.qairt, runtime_version()):
+        raise BundleError(refusal)
     licence = " ".join(filter(None, (entry.licence, entry.licence_url)))
     spec = read_spec(entry.url) if entry.url.startswith("hf:") else UrlSpec(entry.url)
     return spec, entry.name, licence

@@ -195,6 +195,14 @@ class TestUrl:
             assert "cannot be a model's name" in desk.refusal("https://example.com/m.zip", name)
 
 
+GENIE = '{"dialog": {"type": "basic"}}'
+
+
+def made_for(architecture: int, soc: int, qairt: str) -> str:
+    attributes = {"name": "x", "htp_version": architecture, "soc_model": soc}
+    return json.dumps({"chipset_attributes": attributes, "tool_versions": {"qairt": qairt}})
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("files", "words"),
@@ -204,6 +212,9 @@ class TestRefusals:
             ({"m/README.md": ""}, "m is no model bundle"),
             ({"m/model.gguf": "GGUF"}, "m holds weights and no bundle. Unpack it"),
             ({"m/genai_config.json": "{"}, "m: genai_config.json cannot be read"),
+            ({"m/genie_config.json": GENIE, "m/metadata.json": made_for(79, 69, "2.45.0")}, "m is compiled for x (Hex"),
+            ({"m/genie_config.json": GENIE, "m/a.bin": "version https://git-lfs"}, "m: a.bin is a Git LFS pointer"),
+            ({"m/genie_config.json": GENIE, "m/a.bin": ""}, "m: a.bin is empty"),
         ],
     )
     def test_layout_that_is_not_served_leaves_nothing(
@@ -215,6 +226,16 @@ class TestRefusals:
         message = desk.refusal(server.add("m.zip", (tmp_path / "x.zip").read_bytes()))
         assert message.startswith(words), message
         assert desk.left() == [] and not desk.config.exists()
+
+    def test_newer_runtime_keeps_the_download_for_the_upgrade(
+        self, server: ModelServer, desk: Desk, tmp_path: Path
+    ) -> None:
+        with zipfile.ZipFile(tmp_path / "x.zip", "w") as opened:
+            opened.writestr("m/genie_config.json", GENIE)
+            opened.writestr("m/metadata.json", made_for(73, 60, "99.1.0"))
+        message = desk.refusal(server.add("m.zip", (tmp_path / "x.zip").read_bytes()))
+        assert message.startswith("m was made with QAIRT 99.1.0") and "upgrade onnxruntime-qnn" in message
+        assert "m.zip" in desk.left() and not desk.config.exists()
 
     def test_dangerous_zip_leaves_nothing(self, server: ModelServer, desk: Desk, tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "x.zip", "w") as opened:

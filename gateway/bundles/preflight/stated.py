@@ -20,7 +20,7 @@ _LONGEST = 64 * 1024 * 1024  # bytes of one file
 _ARCHITECTURE = re.compile(rb"""\b(?:htp_version|dsp_arch)"?\s*:\s*["']?v?(\d{1,4})\b""")
 _SOC = re.compile(rb"""\bsoc_model"?\s*:\s*["']?(\d{1,6})\b""")
 _QAIRT = re.compile(rb"""\bqairt"?\s*:\s*["']?v?(\d+\.\d+(?:\.\d+)*)""")
-_CHIP = re.compile(rb"""\bchipset_attributes"?\s*:\s*\{?\s*"?name"?\s*:\s*["']?([\w .-]{1,80}\w)""")
+_CHIP = re.compile(rb"""\bchipset_attributes"?\s*:\s*\{?\s*"?name"?\s*:\s*["']?([\w .-]{0,80}\w)""")
 
 
 class Stated(Struct, frozen=True, kw_only=True):
