@@ -15,11 +15,13 @@ from gateway.config.tables import LocalModel
 from gateway.engines.factory import make_engine
 from gateway.engines.local.engine import LocalEngine
 from gateway.engines.local.published import PublishedEngine
-from gateway.errors import BundleError, UnsupportedParameter
+from gateway.errors import BundleError, EngineFailed, UnsupportedParameter
 from gateway.generation import Generation, Text, TextDelta
+from gateway.qnn.device import NpuDevice
 from gateway.sampling import Sampling
 from tests.support.engines import events_of
 from tests.support.npu.genie_layouts import write_layout
+from tests.support.npu.published_parts import write_published_binaries
 
 
 @asynccontextmanager
@@ -82,6 +84,17 @@ async def test_damage_is_reported_once_and_the_next_start_is_as_the_first(
         await asyncio.to_thread(binary.write_bytes, content)
         await engine.start()
         assert "logprobs" in engine.status.capabilities
+
+
+@pytest.mark.slow
+async def test_binaries_that_crash_both_engines_are_an_error(npu: NpuDevice, tmp_path: Path) -> None:
+    """The emulation crashes when it loads a binary with shared weights. Each engine does so in its own process."""
+    write_published_binaries(tmp_path / "shared", contexts=(64,), share_weights=True)
+    folder = write_layout(tmp_path, "geniex", sorted((tmp_path / "shared").glob("*.bin"))).parent
+    async with engine_of(folder) as engine:
+        with pytest.raises(EngineFailed, match="died while it loaded"):
+            await engine.start()
+        assert engine.status.state == "failed"
 
 
 async def test_missing_file_is_reported_once(published_binaries: list[Path], tmp_path: Path) -> None:

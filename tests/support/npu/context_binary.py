@@ -5,7 +5,7 @@ which the emulation does not load. So each ONNX graph is compiled to QNN's excha
 QNN C API composes the graphs of several of these files in one context. The structures are from the vendor's public API
 pages; the length of the function table is that of the version in requirements-test.lock.
 
-python -m tests.support.npu.context_binary BINARY NAME=GRAPH.onnx ...
+python -m tests.support.npu.context_binary [--share-weights] BINARY NAME=GRAPH.onnx ...
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from gateway.qnn.system_api import SystemGraph, Version
 _FOLDER = Path(onnxruntime_qnn.LIB_DIR_FULL_PATH)
 _EP = "QNNExecutionProvider"
 _X_ELITE = 60
+_CHIP, _SHARE_WEIGHTS = 0, 1
 #: Function -> its index in the tables of the core API and of the System API.
 _BACKEND_CREATE, _CONTEXT_CREATE, _BINARY_SIZE, _BINARY = 1, 9, 11, 12
 _GRAPH_CREATE, _GRAPH_FINALIZE, _DEVICE_CREATE = 15, 19, 40
@@ -50,20 +51,25 @@ class _System(Structure):
     _fields_ = [("backend", c_uint32), ("name", c_char_p), ("version", Version), ("functions", c_void_p * 16)]
 
 
-class _DeviceOption(Structure):
-    """The chip: `option` 0. The second copy is for a table with 8-byte alignment."""
+class _Option(Structure):
+    """An option of the HTP backend. The second copy of the value is for a table with 8-byte alignment."""
 
-    _fields_ = [("option", c_uint32), ("soc", c_uint32), ("soc_aligned", c_uint32)]
+    _fields_ = [("option", c_uint32), ("value", c_uint32), ("value_aligned", c_uint32)]
 
 
-class _DeviceConfig(Structure):
+class _Config(Structure):
     _fields_ = [("option", c_uint32), ("custom", c_void_p)]
 
 
-def write_binary(path: Path, graphs: Mapping[str, Path]) -> None:
-    """Compile ONNX graphs into one context binary for the emulated Snapdragon X Elite. `graphs`: by name."""
+def write_binary(path: Path, graphs: Mapping[str, Path], *, share_weights: bool = False) -> None:
+    """Compile ONNX graphs into one context binary for the emulated Snapdragon X Elite.
+
+    Args:
+        graphs: by name.
+        share_weights: one copy of the weights, as in published binaries. The emulation reads it and does not load it.
+    """
     core = _interface("libQnnHtp.so", "QnnInterface_getProviders", _Core)
-    context = _context(core)
+    context = _context(core, share_weights)
     with tempfile.TemporaryDirectory() as folder:
         handles = [
             _compose(core, context, name, _dlc(graph, Path(folder) / str(index)))
@@ -107,16 +113,21 @@ def _interface(library: str, symbol: str, kind: type[Structure]) -> Any:
     return providers[0].contents
 
 
-def _context(core: _Core) -> c_void_p:
+def _context(core: _Core, share_weights: bool) -> c_void_p:
     backend, device, context = c_void_p(), c_void_p(), c_void_p()
     _call(core, _BACKEND_CREATE, c_void_p(), c_void_p(), byref(backend))
-    chip = _DeviceOption(0, _X_ELITE, _X_ELITE)
-    config = _DeviceConfig(0, ctypes.cast(byref(chip), c_void_p))
-    configs = (POINTER(_DeviceConfig) * 2)(ctypes.pointer(config), None)
-    _call(core, _DEVICE_CREATE, c_void_p(), configs, byref(device))
-    _call(core, _CONTEXT_CREATE, backend, device, c_void_p(), byref(context))
+    chip, sharing = (_Option(*option) for option in ((_CHIP, _X_ELITE, _X_ELITE), (_SHARE_WEIGHTS, 1, 1)))
+    _call(core, _DEVICE_CREATE, c_void_p(), _configs(chip), byref(device))
+    options = _configs(sharing) if share_weights else c_void_p()
+    _call(core, _CONTEXT_CREATE, backend, device, options, byref(context))
     context.backend = backend  # type: ignore[attr-defined]
     return context
+
+
+def _configs(option: _Option) -> Any:
+    """A list of options that ends with a null pointer."""
+    config = _Config(0, ctypes.cast(ctypes.pointer(option), c_void_p))
+    return (POINTER(_Config) * 2)(ctypes.pointer(config), None)
 
 
 def _compose(core: _Core, context: c_void_p, name: str, dlc: Path) -> c_void_p:
@@ -149,6 +160,9 @@ def _call(table: Any, index: int, *arguments: Any) -> None:
 
 if __name__ == "__main__":
     onnxruntime.register_execution_provider_library(_EP, onnxruntime_qnn.get_library_path())
-    write_binary(Path(sys.argv[1]), {name: Path(graph) for name, graph in (item.split("=") for item in sys.argv[2:])})
+    is_shared = sys.argv[1] == "--share-weights"
+    binary, *items = sys.argv[1 + is_shared :]
+    pairs = (item.split("=") for item in items)
+    write_binary(Path(binary), {name: Path(graph) for name, graph in pairs}, share_weights=is_shared)
     sys.stdout.flush()
     os._exit(0)  # the libraries' destructors can crash

@@ -35,11 +35,14 @@ _PARTS = (
 )
 
 
-def write_published_binaries(folder: Path, contexts: Sequence[int] = CONTEXTS, *, is_float: bool = False) -> None:
+def write_published_binaries(
+    folder: Path, contexts: Sequence[int] = CONTEXTS, *, is_float: bool = False, share_weights: bool = False
+) -> None:
     """Write the three binaries into `folder`, with graphs for these context lengths.
 
     Args:
         is_float: in float16, as AI Hub's precision w4.
+        share_weights: see `write_binary`.
     """
     folder.mkdir(parents=True)
     for part in range(1, len(_PARTS) + 1):
@@ -48,6 +51,7 @@ def write_published_binaries(folder: Path, contexts: Sequence[int] = CONTEXTS, *
             sys.executable,
             "-m",
             "tests.support.npu.context_binary",
+            *(["--share-weights"] if share_weights else []),
             str(folder / f"tiny_part_{part}_of_{len(_PARTS)}.bin"),
             *(f"{name}={graph}" for name, graph in graphs.items()),
         ]

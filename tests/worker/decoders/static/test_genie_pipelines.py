@@ -12,6 +12,7 @@ import pytest
 
 from gateway.bundles.genie.bundle import load_genie_bundle
 from gateway.errors import BundleError, ConfigError
+from gateway.qnn.chains import read_chains
 from gateway.qnn.device import NpuDevice
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.genie_pipelines import genie_pipelines, open_genie_decoder
@@ -106,6 +107,16 @@ def test_context_lengths_share_their_buffers(decoder: StaticDecoder) -> None:
 def test_bundle_folder_is_unchanged(decoder: StaticDecoder, published_bundle: Path) -> None:
     suffixes = {path.suffix for path in published_bundle.rglob("*")}
     assert suffixes == {".bin", ".json"}
+
+
+def test_binaries_with_shared_weights_have_the_same_graphs(published_binaries: list[Path], tmp_path: Path) -> None:
+    """The published binaries have shared weights. They are read and checked here, and run only on a real NPU."""
+    write_published_binaries(tmp_path / "shared", contexts=(64,), share_weights=True)
+    shared = sorted((tmp_path / "shared").glob("*.bin"))
+    sizes = [sum(path.stat().st_size for path in binaries) for binaries in (shared, published_binaries)]
+    assert sizes[0] < 0.45 * sizes[1]
+    (found,), (expected, _) = read_chains(shared), read_chains(published_binaries)
+    assert [part.graph for part in found.parts] == [part.graph for part in expected.parts]
 
 
 def test_missing_part_is_refused(published_binaries: list[Path], tmp_path: Path) -> None:
