@@ -78,12 +78,25 @@ async def test_damage_is_reported_once_and_the_next_start_is_as_the_first(
     content = binary.read_bytes()
     binary.write_bytes(content[: len(content) // 2])
     async with engine_of(folder) as engine:
-        with pytest.raises(BundleError, match=r"tiny_part_3_of_3\.bin is damaged .* Genie: "):
+        with pytest.raises(BundleError, match=r"tiny_part_3_of_3\.bin is damaged"):
             await engine.start()
-        assert engine.status.state == "failed" and "Genie: " in engine.status.detail
+        assert engine.status.state == "failed" and "is damaged" in engine.status.detail
         await asyncio.to_thread(binary.write_bytes, content)
         await engine.start()
         assert "logprobs" in engine.status.capabilities
+
+
+async def test_two_reasons_are_both_reported(
+    published_binaries: list[Path], no_provider: dict[str, str], tmp_path: Path
+) -> None:
+    def change(dialog: dict[str, Any]) -> None:
+        dialog["engine"]["n-threads"] = "many"  # Genie refuses it
+
+    folder = write_layout(tmp_path / "bundle", "geniex", published_binaries, change).parent
+    async with engine_of(folder, provider_options=no_provider) as engine:
+        with pytest.raises(BundleError, match=r"The NPU refuses .* Genie: "):
+            await engine.start()
+        assert engine.status.state == "failed" and "Genie: " in engine.status.detail
 
 
 @pytest.mark.slow
