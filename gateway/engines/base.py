@@ -109,6 +109,9 @@ class Engine(Protocol):
             the reason and an advice, in one line for the log.
         """
 
+    def breaker_opened(self) -> None:
+        """The latency breaker of this model has opened. An engine replaces its worker if that can help."""
+
     async def prepare(self, generation: Generation) -> Prepared:
         """Make the prompt ready for the device and estimate its cost. Does not use the device.
 

@@ -226,6 +226,7 @@ class Lane:
                 wait_s = self.breaker.config.open_s
                 _log.warning("%s: breaker open: %s; refusing for %.0f s", self.name, self.breaker.reason, wait_s)
                 self.queue.refuse_waiting()
+                self.engine.breaker_opened()
                 self._start_probing()
             case "half_open":
                 _log.info("%s: breaker half-open: %d good probes close it", self.name, self.breaker.config.probes)

@@ -68,6 +68,13 @@ class Loading(Struct, frozen=True, tag=True):
     stage: str
 
 
+class PassTimes(Struct, frozen=True):
+    """Seconds of two device calls of a warm model: a window of a prompt, and one step."""
+
+    wide_s: float
+    step_s: float
+
+
 class Ready(Struct, frozen=True, tag=True, kw_only=True):
     """The model is loaded and warm; the worker takes requests."""
 
@@ -80,6 +87,8 @@ class Ready(Struct, frozen=True, tag=True, kw_only=True):
     load_s: float
     warm_up_s: float
     peak_bytes: int
+    soc: int | None = None  # Qualcomm's number of the NPU's chip; None: unknown, or no NPU
+    passes: PassTimes | None = None  # only of a real NPU
 
 
 class Began(Struct, frozen=True, tag=True):

@@ -6,6 +6,7 @@ receives frames. The main thread loads the model, then makes the device calls; i
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,18 @@ from gateway.worker.decoders.base import Decoder, KVCache
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.decoders.onnx import SessionOptions
 from gateway.worker.frame_batcher import FrameBatcher
-from gateway.worker.frames import Cancel, FromWorker, Loading, Message, Ready, Shutdown, Submit, ToWorker, WorkerSpec
+from gateway.worker.frames import (
+    Cancel,
+    FromWorker,
+    Loading,
+    Message,
+    PassTimes,
+    Ready,
+    Shutdown,
+    Submit,
+    ToWorker,
+    WorkerSpec,
+)
 from gateway.worker.grammar.compile_queue import Compiled, GrammarQueue
 from gateway.worker.grammar.compiler import GrammarCompiler
 from gateway.worker.memory import peak_bytes
@@ -42,7 +54,7 @@ def worker_main(connection: Connection, spec: WorkerSpec, activity: Activity) ->
 def _work(connection: Connection, spec: WorkerSpec, activity: Activity, emit: Callable[[Message], None]) -> None:
     inbox: Inbox = SimpleQueue()
     threading.Thread(target=receive, args=(connection, inbox.put), daemon=True).start()
-    decoder, caches, grammar_queue = _load(spec, emit, inbox)
+    decoder, caches, grammar_queue = _load(spec, emit, inbox, activity)
     grammar_queue.start()
     batcher = FrameBatcher(emit)
     loop = TokenLoop(
@@ -86,7 +98,7 @@ def _next(inbox: Inbox, activity: Activity) -> ToWorker | Compiled:
 
 
 def _load(
-    spec: WorkerSpec, emit: Callable[[FromWorker], None], inbox: Inbox
+    spec: WorkerSpec, emit: Callable[[FromWorker], None], inbox: Inbox, activity: Activity
 ) -> tuple[Decoder, list[KVCache], GrammarQueue]:
     started = time.perf_counter()
     emit(Loading("opening the model"))
@@ -99,6 +111,7 @@ def _load(
         tokenizer = threading.Thread(target=grammar_queue.load_tokenizer)  # no device call holds the interpreter lock
         tokenizer.start()
         warm_up(decoder, caches)
+        passes = time_passes(decoder, caches[0], activity.clock) if decoder.spec.device == "npu" else None
         tokenizer.join()
     except (RuntimeError, ValueError) as error:  # a graph that opens, but whose shapes do not fit
         raise EngineFailed(f"The model could not be loaded: {type(error).__name__}: {error}") from error
@@ -113,6 +126,8 @@ def _load(
             load_s=loaded - started,
             warm_up_s=time.perf_counter() - loaded,
             peak_bytes=peak_bytes(),
+            soc=decoder.spec.soc,
+            passes=passes,
         )
     )
     return decoder, caches, grammar_queue
@@ -166,10 +181,28 @@ def open_decoder(spec: WorkerSpec, progress: Callable[[str], None] = lambda stag
 
 def warm_up(decoder: Decoder, caches: Sequence[KVCache]) -> None:
     """Make each kind of device call once. The first call prepares the network, which can take many seconds."""
-    tokens = min(_WARM_UP_TOKENS, decoder.spec.prompt_width, decoder.spec.context_length - 1)
+    tokens = _warm_up_tokens(decoder)
     decoder.prefill(caches[0], [0] * tokens)
     for count in sorted({1, len(caches)}):
         caches[0].truncate(tokens)  # a short context has one free row only
         decoder.step(caches[:count], [0] * count)
     for cache in caches:
         cache.truncate(0)
+
+
+def time_passes(decoder: Decoder, cache: KVCache, clock: Callable[[], float]) -> PassTimes:
+    """The faster one of two passes of each kind, by a clock in seconds. The model must be warm."""
+    tokens, wide_s, step_s = _warm_up_tokens(decoder), math.inf, math.inf
+    for _ in range(2):
+        cache.truncate(0)
+        started = clock()
+        decoder.prefill(cache, [0] * tokens)
+        prefilled = clock()
+        decoder.step([cache], [0])
+        wide_s, step_s = min(wide_s, prefilled - started), min(step_s, clock() - prefilled)
+    cache.truncate(0)
+    return PassTimes(wide_s, step_s)
+
+
+def _warm_up_tokens(decoder: Decoder) -> int:
+    return min(_WARM_UP_TOKENS, decoder.spec.prompt_width, decoder.spec.context_length - 1)

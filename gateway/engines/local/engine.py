@@ -28,15 +28,16 @@ from gateway.engines.context import max_answer_tokens
 from gateway.engines.local.events import FrameTranslator
 from gateway.engines.local.greedy_only import CAPABILITIES, check_greedy_only
 from gateway.engines.local.integrity import IntegrityCheck
-from gateway.engines.local.process import Entry, WorkerProcess
+from gateway.engines.local.process import Entry, WorkerProcess, spec_of
 from gateway.engines.local.prompts import Prompts
+from gateway.engines.local.sick_start import SickStart
 from gateway.engines.local.supervisor import Supervisor
 from gateway.engines.local.text_tools import LocalTextTools
 from gateway.errors import BundleError, EngineFailed, GatewayError, ModelNotReady
 from gateway.generation import Generation, Meter, Usage
 from gateway.prompts.messages import Encoded
 from gateway.worker.entry import local_worker
-from gateway.worker.frames import Cancel, FromWorker, Submit, WorkerSpec
+from gateway.worker.frames import Cancel, FromWorker, Submit
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +71,8 @@ class LocalEngine:
     ) -> None:
         self._name, self._model = name, model
         self._path = models_dir / model.path
+        folder = bundle_folder(self._path) if isinstance(model, GenieModel) else self._path
+        self._sick_start = SickStart(folder, models_dir, clock)
         self._entry = entry
         self._prompts: Prompts | None = None  # None before the first load
         self._genie: GenieBundle | None = None  # the bundle, if it is in Genie's layout
@@ -84,9 +87,9 @@ class LocalEngine:
             watchdog_s=model.watchdog_s,
             on_frame=self._receive,
             on_lost=self._fail_all,
+            sick_start=self._sick_start,
             clock=clock,
         )
-        folder = bundle_folder(self._path) if isinstance(model, GenieModel) else self._path
         has_source = isinstance(model, LocalModel) and bool(model.source)
         self._integrity = IntegrityCheck(name, folder, has_source, self._supervisor.discard)
         self.text_tools = LocalTextTools(self._ready_prompts)
@@ -125,6 +128,10 @@ class LocalEngine:
 
     async def lost(self) -> str:
         return await self._supervisor.lost()
+
+    def breaker_opened(self) -> None:
+        if sign := self._sick_start.became_sick():
+            self._supervisor.discard(f"the NPU became sick: {sign}")
 
     async def aclose(self) -> None:
         self._fail_all(EngineFailed(f"The model '{self._name}' was closed."))
@@ -211,7 +218,7 @@ class LocalEngine:
             check_greedy_only(self._name, generation)
 
     def _worker(self, on_frame: Callable[[FromWorker], None]) -> WorkerProcess:
-        return WorkerProcess(self._name, _spec(self._model, self._path), on_frame, self._entry)
+        return WorkerProcess(self._name, spec_of(self._model, self._path), on_frame, self._entry)
 
     def _ready_prompts(self) -> Prompts:
         """Raises ModelNotReady unless the worker can take a request."""
@@ -255,6 +262,8 @@ class LocalEngine:
         translator = self._running.get(getattr(frame, "id", None) or 0)
         if translator is None:
             return  # the request was cancelled before
+        if len(self._running) == 1 and translator.is_single:
+            self._sick_start.note(frame)
         try:
             translator.take(frame)
         except Exception as error:  # a bug in a parser of the answer's text
@@ -273,21 +282,3 @@ class LocalEngine:
         for translator in failed:
             translator.fail(error)
         return len(failed)
-
-
-def _spec(model: LocalModel | GenieModel, bundle: Path) -> WorkerSpec:
-    spec = WorkerSpec(
-        bundle=str(bundle),
-        max_sequences=model.max_sequences,
-        prefix_cache=model.prefix_cache,
-        context_length=model.context_length,
-    )
-    if isinstance(model, GenieModel):
-        return replace(spec, poll=model.poll)
-    return replace(
-        spec,
-        provider=model.provider,
-        provider_options=model.provider_options,
-        threads=model.threads,
-        tokenizer=model.tokenizer,
-    )

@@ -70,6 +70,11 @@ class FrameTranslator:
         meter.prompt_tokens, meter.call_s = len(submit.ids), call_s
 
     @property
+    def is_single(self) -> bool:
+        """True if the request has one choice: then each of its steps is one pass."""
+        return len(self._choices) == 1
+
+    @property
     def is_over(self) -> bool:
         return self._over.is_set()
 

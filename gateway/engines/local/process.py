@@ -16,11 +16,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from queue import SimpleQueue
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.activity import Activity
+from gateway.config.tables import GenieModel, LocalModel
 from gateway.worker.entry import local_worker
 from gateway.worker.frames import (
     FrameBatch,
@@ -177,3 +180,22 @@ def describe_exit(code: int) -> str:
         except ValueError:
             return f"signal {-code}"
     return f"status 0x{code:08X}" if sys.platform == "win32" and code > 255 else f"exit code {code}"
+
+
+def spec_of(model: LocalModel | GenieModel, bundle: Path) -> WorkerSpec:
+    """What the worker of the bundle in the folder `bundle` gets."""
+    spec = WorkerSpec(
+        bundle=str(bundle),
+        max_sequences=model.max_sequences,
+        prefix_cache=model.prefix_cache,
+        context_length=model.context_length,
+    )
+    if isinstance(model, GenieModel):
+        return replace(spec, poll=model.poll)
+    return replace(
+        spec,
+        provider=model.provider,
+        provider_options=model.provider_options,
+        threads=model.threads,
+        tokenizer=model.tokenizer,
+    )

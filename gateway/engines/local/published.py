@@ -54,6 +54,9 @@ class PublishedEngine:
     async def lost(self) -> str:
         return await self._engine.lost()
 
+    def breaker_opened(self) -> None:
+        self._engine.breaker_opened()
+
     async def prepare(self, generation: Generation) -> Prepared:
         return await self._engine.prepare(generation)
 

@@ -13,6 +13,7 @@ ever.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,17 +21,21 @@ from typing import Any, NamedTuple
 from gateway.activity import NO_MEMORY, ActivityMonitor
 from gateway.engines.base import State
 from gateway.engines.local.process import WorkerProcess
+from gateway.engines.local.sick_start import SickStart
 from gateway.errors import DeviceFailed, EngineFailed, GatewayError, error_class
 from gateway.worker.frames import Ended, Failed, FromWorker, Loading, Ready, Submit, ToWorker
 
+_log = logging.getLogger(__name__)
 _SHUTDOWN_S = 3.0  # the time that a worker has to end by itself
 _MAX_FAILURES = 3  # failed requests in a row, with no answer between them, after which a new process opens the device
 _WORK_LIMITS = 5  # limit of work outside a device call, in limits of a device call
 _LOOKS = 8  # looks at the worker within the limit of a call
+_SICK_STARTS = 2  # replaced workers whose NPU is sick; the next one serves
 _EMULATED_WARM_UPS = 10  # limit of a call on an emulated NPU, in warm-up times: there, one step takes a whole window
 
 _RUN_DOCTOR = "`npu-gateway doctor` looks for the reason"
 _HUNG = "if that repeats, update the NPU's driver, or raise watchdog_s for a model whose calls take longer"
+_STILL_SICK = "restart the machine, and update the NPU's driver if that repeats"
 _STUCK = "this is a bug of npu-gateway; please report it with the requests of that time"
 _SAVE_MEMORY = "a smaller context_length or max_sequences needs less"
 _KILLED = f"something outside killed it, as systems do when memory is short; {_SAVE_MEMORY}"
@@ -52,6 +57,7 @@ class Supervisor:
     watchdog_s: limit of one device call, in seconds.
     on_frame: gets every frame that belongs to a request.
     on_lost: ends the running requests with the given error when their worker is gone; returns their number.
+    sick_start: judges the passes of each worker; None: no worker is judged.
     clock: seconds, monotonic.
     """
 
@@ -64,11 +70,13 @@ class Supervisor:
         watchdog_s: float,
         on_frame: Callable[[FromWorker], None],
         on_lost: Callable[[GatewayError], int],
+        sick_start: SickStart | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name, self._spawn = name, spawn
         self._load_timeout_s, self._watchdog_s = load_timeout_s, watchdog_s
         self._on_frame, self._on_lost = on_frame, on_lost
+        self._sick_start = sick_start
         self._clock = clock
         self._process: WorkerProcess | None = None
         self._loaded: asyncio.Future[Ready] | None = None
@@ -89,11 +97,12 @@ class Supervisor:
         else:
             self.restarts += 1
         try:
-            process = await self._load()
+            process = await self._load_healthy()
         except GatewayError as error:
             self.state = "failed" if self.ready is None else "restarting"
             self.detail = error.message
             raise
+        self.state = "ready"
         self._guard = asyncio.create_task(self._watch_until_lost(process))
 
     async def lost(self) -> str:
@@ -136,8 +145,29 @@ class Supervisor:
         if self._process is not None:
             await self._process.stop(_SHUTDOWN_S)
 
-    async def _load(self) -> WorkerProcess:
-        """A worker that has sent Ready. Raises the GatewayError that it sent instead, or EngineFailed."""
+    async def _load_healthy(self) -> WorkerProcess:
+        """A worker whose passes are as fast as they should be. After `_SICK_STARTS` sick ones: any, with a warning.
+
+        Sets `ready` and `detail`.
+        """
+        for start in range(1, _SICK_STARTS + 2):
+            process, ready = await self._load()
+            judge = self._sick_start.judge if self._sick_start and ready.passes else None
+            sign = await asyncio.to_thread(judge, ready) if judge else ""
+            if not sign or start > _SICK_STARTS:
+                break
+            self.detail = f"the NPU started sick, so its worker is replaced ({start} of {_SICK_STARTS}): {sign}"
+            _log.warning("%s: %s", self._name, self.detail)
+            await process.stop(_SHUTDOWN_S)
+        self.ready = ready
+        self.detail = f"the NPU is slow: {sign}; {_STILL_SICK}" if sign else ""
+        if sign:
+            count = f"{_SICK_STARTS} new workers did not help"
+            _log.warning("%s: %s, so it is served as it is: %s", self._name, count, self.detail)
+        return process
+
+    async def _load(self) -> tuple[WorkerProcess, Ready]:
+        """A worker and its Ready frame. Raises the GatewayError that it sent instead, or EngineFailed."""
         process = self._process = self._spawn(self._receive)
         loaded = self._loaded = asyncio.get_running_loop().create_future()
         self._monitor = ActivityMonitor(process.activity, self._clock)
@@ -146,12 +176,10 @@ class Supervisor:
             await process.start()
             async with asyncio.timeout(self._load_timeout_s):
                 await _either(loaded, process.gone)
-                self.ready = loaded.result()
+                return process, loaded.result()
         except BaseException as error:
             await process.stop(0)
             raise self._load_error(error, process) from None
-        self.state, self.detail = "ready", ""
-        return process
 
     def _load_error(self, error: BaseException, process: WorkerProcess) -> BaseException:
         match error:

@@ -92,6 +92,8 @@ class ScriptedEngine:
         never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         return await never  # after a hung call it is ready again when `load_s` has passed
 
+    def breaker_opened(self) -> None: ...
+
     async def aclose(self) -> None:
         self._closed = True
 

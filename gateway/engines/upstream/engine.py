@@ -77,6 +77,8 @@ class UpstreamEngine:
         never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         return await never  # a server that is down shows in its requests
 
+    def breaker_opened(self) -> None: ...
+
     async def prepare(self, generation: Generation) -> Prepared:
         check_logprobs(generation, most_tokens(generation))
         if self._hop in generation.hops:  # found before the queue, in which it would wait for itself

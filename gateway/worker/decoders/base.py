@@ -42,6 +42,7 @@ class DecoderSpec(Struct, frozen=True, kw_only=True):
     prompt_width: int  # most ids of one `prefill` or `verify` call
     device: Device
     placement: dict[str, int] = field(default_factory=dict)  # execution provider -> number of graph nodes
+    soc: int | None = None  # Qualcomm's number of the NPU's chip; None: unknown, or no NPU
     greedy_only: bool = False  # True: the logits have no known scale, so that only their order is right
     is_batch_invariant: bool = False  # True: logits are bit-identical for any batch size and chunking, as measured
 

@@ -10,6 +10,8 @@ from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from gateway.activity import Activity
 from gateway.bundles.genie.bundle import GenieBundle, load_genie_bundle
 from gateway.bundles.preflight.preflight import require_fit
@@ -22,6 +24,7 @@ from gateway.worker.genie.graph_sizes import with_graph_sizes
 from gateway.worker.genie.library import GenieDialog
 from gateway.worker.genie.loop import GenieLoop
 from gateway.worker.genie.mailbox import Mailbox
+from gateway.worker.genie.pass_times import time_passes
 from gateway.worker.memory import peak_bytes
 from gateway.worker.pipe import receive, run_worker
 
@@ -43,11 +46,14 @@ def _serve(connection: Connection, spec: WorkerSpec, activity: Activity, emit: C
     _require_fit(bundle)
     with closing(GenieDialog(bundle.config, activity)) as dialog:
         bundle = with_graph_sizes(bundle)
-        loop = GenieLoop(dialog, bundle, mailbox, emit, prefix_cache=spec.prefix_cache, activity=activity)
+        loop = GenieLoop(
+            dialog, bundle, mailbox, emit, prefix_cache=spec.prefix_cache, activity=activity, clock=activity.clock
+        )
         loaded = time.perf_counter()
         emit(Loading("warming up"))
         loop.warm_up()
-        emit(_ready(bundle, spec, load_s=loaded - started, warm_up_s=time.perf_counter() - loaded))
+        ready = _ready(bundle, spec, load_s=loaded - started, warm_up_s=time.perf_counter() - loaded)
+        emit(replace(ready, passes=time_passes(dialog, bundle, activity.clock)) if ready.device == "npu" else ready)
         loop.run()
 
 

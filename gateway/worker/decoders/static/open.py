@@ -97,7 +97,7 @@ def open_pipelines(
     batches = _long_enough(list(batches), context_length)
     stages = {pipeline.file(stage): stage for pipeline in (*pipelines, *batches) for stage in pipeline.stages}
     device = select_device(provider, options or {})
-    opened = _OpenStages(device.kind if device else "cpu")
+    opened = _OpenStages(device.kind if device else "cpu", soc=device.soc if device else None)
     if device:
         opened.open_on_npu(stages, NpuSessions(device, options or {}, progress, binaries))
     cast = find_bare_cast(pipelines[-1])
@@ -114,7 +114,7 @@ def open_pipelines(
 class _OpenStages:
     """The sessions of all stages by file, the placement of their nodes, and the device's memory.
 
-    `greedy_only`: see DecoderSpec.
+    `soc`, `greedy_only`: see DecoderSpec.
     """
 
     device: Device
@@ -122,6 +122,7 @@ class _OpenStages:
     placed: Counter[str] = field(default_factory=Counter)
     memory: Any = None
     switch: PerformanceSwitch | None = None
+    soc: int | None = None
     greedy_only: bool = False
 
     def open_on_npu(self, stages: Mapping[Path, Stage], npu: NpuSessions) -> None:
@@ -148,6 +149,7 @@ class _Chains:
             prompt_width=self.pipelines[-1].window.window_size,
             device=opened.device,
             placement=dict(opened.placed),
+            soc=opened.soc,
             greedy_only=opened.greedy_only,
         )
         batch_steps = [
