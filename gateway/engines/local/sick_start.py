@@ -58,7 +58,7 @@ class SickStart:
         self._file = models_dir / RECORDS_FOLDER / f"{name}.json"
         self._passes: PassTimes | None = None  # at the start of this worker
         self._steps: deque[float] = deque(maxlen=_STEPS)  # the last ones of requests that ran alone, in seconds
-        self._prompt_s: float | None = None  # the last pass of such a request's prompt
+        self._prompt_s: float | None = None  # the last pass of their prompts
         self._replaced_at: float | None = None
 
     def judge(self, ready: Ready) -> str:

@@ -43,7 +43,7 @@ def _serve(connection: Connection, spec: WorkerSpec, activity: Activity, emit: C
     threading.Thread(target=receive, args=(connection, mailbox.deliver), daemon=True).start()
     emit(Loading("opening the model"))
     bundle = load_genie_bundle(Path(spec.bundle), poll=spec.poll)
-    _require_fit(bundle)
+    device = _fitting_device(bundle)
     with closing(GenieDialog(bundle.config, activity)) as dialog:
         bundle = with_graph_sizes(bundle)
         loop = GenieLoop(
@@ -53,18 +53,19 @@ def _serve(connection: Connection, spec: WorkerSpec, activity: Activity, emit: C
         emit(Loading("warming up"))
         loop.warm_up()
         ready = _ready(bundle, spec, load_s=loaded - started, warm_up_s=time.perf_counter() - loaded)
-        emit(replace(ready, passes=time_passes(dialog, bundle, activity.clock)) if ready.device == "npu" else ready)
+        passes = time_passes(dialog, bundle, activity.clock) if ready.device == "npu" else None
+        emit(replace(ready, soc=device.soc if device else None, passes=passes))
         loop.run()
 
 
-def _require_fit(bundle: GenieBundle) -> None:
-    """Compare the bundle with the NPU before Genie sees it: Genie gives bare numbers as reasons. Raises BundleError."""
+def _fitting_device(bundle: GenieBundle) -> NpuDevice | None:
+    """The NPU, compared with the bundle: Genie gives bare numbers as reasons. Raises BundleError."""
     device = _device()
-    if device is None:
-        return  # Genie gives the reason
-    require_fit(bundle.folder, machine_of(device))
-    for binary in bundle.binaries:
-        require_binary(binary, device)
+    if device is not None:  # else Genie gives the reason
+        require_fit(bundle.folder, machine_of(device))
+        for binary in bundle.binaries:
+            require_binary(binary, device)
+    return device
 
 
 def _device() -> NpuDevice | None:
