@@ -36,7 +36,7 @@ class Repo(Struct, frozen=True, kw_only=True):
 def read_repo(hub: str, spec: HubSpec) -> Repo:
     """Ask the Hub. Raises BundleError that names the next step."""
     from huggingface_hub import HfApi, RepoFile
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     api = HfApi(endpoint=hub)
     try:
@@ -56,7 +56,7 @@ def read_repo(hub: str, spec: HubSpec) -> Repo:
         raise BundleError(
             f"There is no {spec.repo} on the Hub, or it is private: correct it, or run `hf auth login`."
         ) from None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:  # also those of the hub client's HTTP library, which it does not convert
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BundleError(f"{spec.repo} could not be read ({reason}). Check its name and the network.") from error
     card = info.card_data

@@ -113,7 +113,11 @@ class Job:
             require_fit(found, self.name, self._machine)
             self.around.say(f"{self.name} is served where it is, in {path}; nothing is copied")
             return table_of(_relative(Path(str(found.root)), self.around.models_dir), found)
-        if path.suffix.lower() == ".gguf" or not is_zip(path):
+        try:
+            is_archive = is_zip(path)
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read: {error.strerror or error}.") from error
+        if not is_archive:
             return self._built_from(str(path))
         self._licence()
         size = path.stat().st_size
@@ -186,8 +190,12 @@ class Job:
         return self._installed(lambda building: unpack(archive, building, self.around.report), origin)
 
     def _installed(self, fill: Callable[[Path], None], origin: Origin) -> Table:
+        def fill_then_report(building: Path) -> None:
+            fill(building)
+            self.around.report(f"computing the hashes of {self.name}", 0, 0)  # seconds for each GB
+
         try:
-            found = install(self.folder, fill, origin, self._machine)
+            found = install(self.folder, fill_then_report, origin, self._machine)
         except RefusedError:
             self.clean()
             raise

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from gateway.bundles.disk import write_error
 from gateway.bundles.identify import require_servable
 from gateway.bundles.preflight.preflight import newer_runtime
 from gateway.bundles.replace import exclusive, finish_replacement
@@ -46,9 +47,12 @@ def pull(text: str, name: str | None, around: Surroundings) -> Pulled:
     job = Job(name, text, licence, around)
     with exclusive(job.work, lambda: around.say(f"waiting for another program that pulls {name}")):
         finish_replacement(job.folder)
-        table = _existing(job, spec)
-        if table is None:
-            table = job.obtain(spec)
+        try:
+            table = _existing(job, spec)
+            if table is None:
+                table = job.obtain(spec)
+        except OSError as error:
+            raise write_error(around.models_dir, error) from error
         job.clean()
     return Pulled(name=name, table=table)
 

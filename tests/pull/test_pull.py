@@ -276,6 +276,17 @@ class TestRefusals:
             desk.pull(url)
             assert len(server.requests) == 1 and check_hashes(desk.models / "tiny") == []
 
+    @pytest.mark.parametrize("free", [0, 8, 60, 120, 200])
+    def test_disk_full_at_any_size_is_one_line(
+        self, server: ModelServer, tmp_path: Path, packed: bytes, monkeypatch: pytest.MonkeyPatch, free: int
+    ) -> None:
+        """`free` KB more than the folders need. The zip and its content have about 150 KB each."""
+        usage = shutil.disk_usage("/")
+        monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage._replace(free=1 << 50))
+        with small_disk(tmp_path / "small", 64 * 1024 + free * 1024) as small:
+            message = Desk(small.folder).refusal(server.add("tiny.zip", packed))
+        assert "No space left on device. Free some space there" in message
+
     def test_other_model_of_that_name_is_not_replaced(self, server: ModelServer, desk: Desk, packed: bytes) -> None:
         desk.pull(server.add("a/tiny.zip", packed))
         other = server.add("b/tiny.zip", packed)
@@ -366,6 +377,13 @@ class TestHub:
         hub.repos["org/zips"] = {"v1/tiny.zip": packed}
         assert desk.pull("hf:org/zips/v1/tiny.zip").name == "tiny"
         assert check_hashes(desk.models / "tiny") == []
+
+    def test_hub_that_is_not_there(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("NPU_GATEWAY_MODEL_SERVER", "http://127.0.0.1:1")
+        message = desk.refusal("hf:org/Tiny")
+        assert message.startswith("org/Tiny could not be read (") and message.endswith(
+            "Check its name and the network."
+        )
 
     def test_missing_repository_and_empty_one(self, hub: ModelServer, desk: Desk) -> None:
         hub.repos["org/empty"] = {"README.md": b""}
