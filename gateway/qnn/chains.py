@@ -195,8 +195,12 @@ class _Check:
                 fits = len(tensor.shape) == 4 and tensor.shape[:3] == (1, 1, self._width)
             case name if past := _PAST.fullmatch(name):
                 fits = self._cache_fits(graph, tensor, past[1] == "key")
+            case name if name in known and not _same(tensor, known[name]):
+                raise self._error(
+                    graph, name, "has another type or scale than in the part before: these are two models"
+                )
             case name if name in known:
-                fits = _same(tensor, known[name]) and tensor.shape == known[name].shape
+                fits = tensor.shape == known[name].shape
             case _:
                 raise self._error(graph, tensor.name, "is provided by no other graph")
         if not fits:
