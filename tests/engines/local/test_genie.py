@@ -18,6 +18,7 @@ import pytest_asyncio
 from gateway.config.tables import GenieModel
 from gateway.engines.factory import make_engine
 from gateway.engines.local.genie import GenieEngine
+from gateway.engines.local.process import spec_of
 from gateway.errors import BundleError, ContextLengthExceeded, EngineFailed, UnsupportedParameter
 from gateway.generation import (
     Chat,
@@ -193,6 +194,11 @@ async def test_unsupported_parameter_is_refused_by_name(
     with pytest.raises(UnsupportedParameter, match=f"Genie, which does not support '{param}'") as raised:
         await events_of(engine, generation(**fields))
     assert raised.value.param == param
+
+
+async def test_worker_polls_only_if_the_table_says_so() -> None:
+    assert not spec_of(GenieModel(path="m"), Path("m")).poll
+    assert spec_of(GenieModel(path="m", poll=True), Path("m")).poll
 
 
 async def test_too_long_prompt_is_refused(engine: GenieEngine) -> None:

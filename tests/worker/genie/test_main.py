@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,22 @@ def test_foreign_end_token_does_not_end_answers(
     worker = start(tmp_path)
     assert isinstance(worker.load(), Ready)
     assert worker.answer(IDS[:20]) == expected
+
+
+def test_polling_can_be_configured(start: StartWorker) -> None:
+    worker = start(poll=True)
+    worker.load()
+    worker.answer(IDS[:20])
+    process, deadline = psutil.Process(worker.process.pid), time.monotonic() + TIMEOUT_S
+
+    def cpu_s() -> float:
+        times = process.cpu_times()
+        return times.user + times.system
+
+    before = cpu_s()
+    while cpu_s() - before < 0.3:  # idle, and busy nevertheless
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_load_failure_is_reported_and_process_ends(genie_config: Path, start: StartWorker) -> None:
