@@ -95,6 +95,22 @@ def test_every_published_form_has_both_context_lengths(
     assert len(binaries) == 12 and set(binaries.values()) == set(bundle.binaries)
 
 
+def answers_of_layouts(folder: Path, binaries: list[Path], ids: list[int], count: int) -> list[list[int]]:
+    answers = []
+    for layout in LAYOUTS:
+        bundle = load_genie_bundle(write_layout(folder / layout, layout, binaries))
+        with closing(open_genie_decoder(bundle, provider="qnn")) as decoder:
+            answers.append(greedy(decoder, ids, count))
+    return answers
+
+
+def test_every_published_form_gives_tokens_of_the_float_model(published_binaries: list[Path], tmp_path: Path) -> None:
+    """The answer moves from the context of 64 tokens to that of 128."""
+    ids = prompt(60)
+    answers = call_in_child(answers_of_layouts, tmp_path, published_binaries, ids, 6)
+    assert len(answers) == len(LAYOUTS) and all(TINY.is_greedy(ids, answer) for answer in answers)
+
+
 def test_context_lengths_share_their_buffers(decoder: StaticDecoder) -> None:
     """Logits of a window of 128 tokens take 39 MB for a vocabulary of 152,000. Bundles have up to five contexts."""
     outputs = [
