@@ -25,6 +25,7 @@ from gateway.pull.report import Report
 from gateway.pull.transport import AgainError, Transport, host_of
 
 _TRIES = 8  # attempts in a row that bring no new byte
+_SILENCE_S = 30.0
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.5, 20.0
 
 
@@ -51,11 +52,12 @@ class Downloader:
 
     Args:
         sleep: waits for a number of seconds between two attempts.
+        silence_s: a server that sends no byte for this time has failed.
     """
 
-    def __init__(self, sleep: Callable[[float], object] = time.sleep) -> None:
+    def __init__(self, sleep: Callable[[float], object] = time.sleep, silence_s: float = _SILENCE_S) -> None:
         self._sleep = sleep
-        self._transport = Transport()
+        self._transport = Transport(silence_s)
 
     def close(self) -> None:
         self._transport.close()

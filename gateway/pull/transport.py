@@ -13,7 +13,7 @@ from gateway.errors import BundleError
 
 _MAX_REDIRECTS = 8
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}  # statuses after which the same request can succeed
-_TIMEOUT = httpx.Timeout(30.0, connect=15.0)  # `read`: seconds without a byte
+_CONNECT_S = 15.0
 _ADVICE = {
     401: "It needs an account: log in (for Hugging Face with `hf auth login`) and accept the licence.",
     403: "Its licence or its host does not allow this download; get it in a browser and pull the file.",
@@ -36,11 +36,15 @@ class AgainError(Exception):
 
 
 class Transport:
-    """The connections of a download."""
+    """The connections of a download.
 
-    def __init__(self) -> None:
+    Args:
+        silence_s: a server that sends no byte for this time has failed.
+    """
+
+    def __init__(self, silence_s: float) -> None:
         agent = {"user-agent": f"npu-gateway/{__version__}", "accept-encoding": "identity"}
-        self._client = httpx.Client(timeout=_TIMEOUT, headers=agent)
+        self._client = httpx.Client(timeout=httpx.Timeout(silence_s, connect=_CONNECT_S), headers=agent)
 
     def close(self) -> None:
         self._client.close()

@@ -73,6 +73,17 @@ def test_cut_connections_continue_at_the_missing_byte(
     assert pauses and max(pauses) == 0.5  # each attempt brought something
 
 
+def test_server_that_falls_silent_is_left_and_the_rest_comes(server: ModelServer, tmp_path: Path) -> None:
+    downloader = Downloader(lambda seconds: None, silence_s=1.0)
+    downloader.fetch(remote(server.add("m.zip", CONTENT, stalls=1)), tmp_path / "m", quiet)
+    downloader.close()
+    assert (tmp_path / "m").read_bytes() == CONTENT
+    first, second, *_ = server.sent("m.zip")
+    assert (
+        first == "" and int(second[6:-1]) <= 350_000
+    )  # the half that came before the silence, or less if it came late
+
+
 def test_second_run_continues_what_the_first_one_left(server: ModelServer, tmp_path: Path) -> None:
     url = server.add("m.zip", CONTENT, cuts=[123_456] + [0] * 8)
     for _ in range(2):

@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -31,6 +31,7 @@ class Fault:
         cuts: the k-th answer ends after this number of bytes of its body, with the connection; then no answer does.
         status: an answer without the file, `times` times.
         ranges: False: a range is ignored.
+        stalls: this number of answers stop in the middle of the body, until the client closes the connection.
         flips: this number of answers has a wrong bit in its last byte.
         etag: "strong", "weak" or "" for none; without it there is a date.
         redirect: the answer leads there.
@@ -45,6 +46,7 @@ class Fault:
         times: int = 1 << 30,
         ranges: bool = True,
         flips: int = 0,
+        stalls: int = 0,
         etag: str = "strong",
         redirect: str = "",
         location: str = "",
@@ -52,6 +54,7 @@ class Fault:
     ) -> None:
         self.cuts = cuts or []
         self.status, self.times, self.ranges, self.flips = status, times, ranges, flips
+        self.stalls = stalls
         self.etag, self.redirect, self.location, self.headers = etag, redirect, location, headers or {}
 
 
@@ -218,8 +221,13 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             cut = self.server.models.next_cut(path) if path else None
             body = body if cut is None else body[:cut]
+            is_stalled = bool(path) and self.server.models.take(path, "stalls")
+            body = body[: len(body) // 2] if is_stalled else body
             self.server.models.bytes.append((path, len(body)))
             self.wfile.write(body)
+            if is_stalled:
+                with suppress(OSError):
+                    self.connection.recv(1)
             self.close_connection = True
 
     def log_message(self, *arguments: Any) -> None:
