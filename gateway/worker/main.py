@@ -22,6 +22,7 @@ from gateway.errors import BundleError, EngineFailed
 from gateway.worker.decoders.base import Decoder, KVCache
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.decoders.onnx import SessionOptions
+from gateway.worker.decoders.self_test import self_test
 from gateway.worker.frame_batcher import FrameBatcher
 from gateway.worker.frames import (
     Cancel,
@@ -107,10 +108,12 @@ def _load(
         caches = [decoder.new_cache() for _ in range(spec.max_sequences)]
         loaded = time.perf_counter()
         emit(Loading("warming up"))
-        grammar_queue = _grammar_queue(spec, decoder, inbox)
+        bundle = open_bundle(Path(spec.bundle), tokenizer=spec.tokenizer)
+        compiler = GrammarCompiler(bundle.tokenizer_path, decoder.spec.vocab_size, bundle.end_ids)
+        grammar_queue = GrammarQueue(compiler, inbox.put)
         tokenizer = threading.Thread(target=grammar_queue.load_tokenizer)  # no device call holds the interpreter lock
         tokenizer.start()
-        warm_up(decoder, caches)
+        warm_up(decoder, caches, bundle.end_ids)
         passes = time_passes(decoder, caches[0], activity.clock) if decoder.spec.device == "npu" else None
         tokenizer.join()
     except (RuntimeError, ValueError) as error:  # a graph that opens, but whose shapes do not fit
@@ -131,12 +134,6 @@ def _load(
         )
     )
     return decoder, caches, grammar_queue
-
-
-def _grammar_queue(spec: WorkerSpec, decoder: Decoder, inbox: Inbox) -> GrammarQueue:
-    bundle = open_bundle(Path(spec.bundle), tokenizer=spec.tokenizer)
-    compiler = GrammarCompiler(bundle.tokenizer_path, decoder.spec.vocab_size, bundle.end_ids)
-    return GrammarQueue(compiler, inbox.put)
 
 
 def open_decoder(spec: WorkerSpec, progress: Callable[[str], None] = lambda stage: None) -> Decoder:
@@ -179,12 +176,19 @@ def open_decoder(spec: WorkerSpec, progress: Callable[[str], None] = lambda stag
     )
 
 
-def warm_up(decoder: Decoder, caches: Sequence[KVCache]) -> None:
-    """Make each kind of device call once. The first call prepares the network, which can take many seconds."""
-    tokens = _warm_up_tokens(decoder)
-    decoder.prefill(caches[0], [0] * tokens)
-    for count in sorted({1, len(caches)}):
-        caches[0].truncate(tokens)  # a short context has one free row only
+def warm_up(decoder: Decoder, caches: Sequence[KVCache], end_ids: Sequence[int] = ()) -> None:
+    """Make each kind of device call once. The first call prepares the network, which can take many seconds.
+
+    On an NPU these calls are also a test of the model: see `self_test`.
+    """
+    if decoder.spec.device in ("npu", "emulated"):
+        self_test(decoder, caches[0], end_ids)
+        counts = {len(caches)} - {1}
+    else:
+        decoder.prefill(caches[0], [0] * _warm_up_tokens(decoder))
+        counts = {1, len(caches)}
+    for count in sorted(counts):
+        caches[0].truncate(min(caches[0].length, _warm_up_tokens(decoder)))  # a short context has one free row only
         decoder.step(caches[:count], [0] * count)
     for cache in caches:
         cache.truncate(0)

@@ -28,6 +28,7 @@ from gateway.qnn.provider import any_npu, find_npu, placement
 from gateway.qnn.sessions import NpuSessions, PerformanceSwitch
 from gateway.worker.decoders.base import DecoderSpec, Logits
 from gateway.worker.decoders.onnx import SessionOptions, open_session
+from gateway.worker.decoders.self_test import is_close
 from gateway.worker.decoders.static.batch import BatchStep
 from gateway.worker.decoders.static.cache import StaticCache
 from gateway.worker.decoders.static.decoder import StaticDecoder
@@ -37,7 +38,6 @@ from gateway.worker.decoders.static.window import Window
 from gateway.worker.frames import Device
 
 _log = logging.getLogger(__name__)
-_MAX_ERROR = 0.3  # relative error of the checks; the emulator's is below 0.02, that of noise or zeros is 1 or more
 _LENGTHS = 4  # different sequence lengths in the check of batched steps
 
 
@@ -195,7 +195,7 @@ def _is_consistent(decoder: StaticDecoder) -> bool:
         steps = np.stack([decoder.step([step_cache], [token])[0] for token in (1, 2, 3)])
     except EngineFailed:
         return False
-    return _is_close(window, steps)
+    return is_close(window, steps)
 
 
 def _min_batch(decoder: StaticDecoder, clock: Callable[[], float] = time.perf_counter) -> int:
@@ -214,20 +214,10 @@ def _min_batch(decoder: StaticDecoder, clock: Callable[[], float] = time.perf_co
         batched_s, batched = _fastest(caches, lambda: decoder.step(caches, ids), clock)
     except EngineFailed:
         batched_s, batched = math.inf, np.full_like(single, np.nan)
-    if _is_close(batched, single):
+    if is_close(batched, single):
         return max(2, math.ceil(batched_s / (single_s / size)))
     _log.warning("this NPU fails in batched steps or computes them wrongly: each sequence takes single steps")
     return size + 1
-
-
-def _is_close(logits: Logits, expected: Logits) -> bool:
-    """True if every row has a small error, relative to the differences within the row. False if there is a NaN.
-
-    Logits without a known scale are large codes with small differences.
-    """
-    spread = expected - expected.mean(axis=1, keepdims=True)
-    errors = np.linalg.norm(logits - expected, axis=1) / np.linalg.norm(spread, axis=1)
-    return bool(errors.max() < _MAX_ERROR)
 
 
 def _one_by_one(decoder: StaticDecoder, caches: Sequence[StaticCache], ids: Sequence[int]) -> Logits:

@@ -17,6 +17,7 @@ from gateway.bundles.hashes import write_hashes
 from gateway.errors import BundleError, ConfigError, EngineFailed
 from gateway.qnn.device import NpuDevice
 from gateway.worker.decoders.base import KVCache, Logits
+from gateway.worker.decoders.self_test import is_close
 from gateway.worker.decoders.static import open as static_open
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.open import open_static_decoder
@@ -72,8 +73,8 @@ def test_consistency_check_compares_differences_of_unscaled_logits() -> None:
     """Codes of 16 bits have a large common part, which must not hide that the logits are unrelated."""
     random = np.random.default_rng(0)
     codes, others = (32768 + random.normal(0, 500, (3, 64)).astype(np.float32) for _ in range(2))
-    assert static_open._is_close(codes + random.normal(0, 5, codes.shape), codes)
-    assert not static_open._is_close(others, codes)
+    assert is_close(codes + random.normal(0, 5, codes.shape), codes)
+    assert not is_close(others, codes)
 
 
 @pytest.fixture
