@@ -25,7 +25,7 @@ from gateway.bundles.bundle import find_chat_template
 from gateway.bundles.genie.config import Dialog, find_config, read_config
 from gateway.bundles.genie.files import check_binary, find, located
 from gateway.bundles.genie.metadata import read_metadata
-from gateway.bundles.genie.templates import family_template, prompt_file_template
+from gateway.bundles.genie.templates import fallback_template
 from gateway.bundles.json_file import read_json, read_optional_object
 from gateway.sampling import parameters
 
@@ -83,8 +83,8 @@ def load_genie_bundle(path: Path, dialect: str = "", *, poll: bool = False) -> G
     tokenizer_config = _special_tokens(dialog, tokenizer) | read_optional_object(
         tokenizer_path.with_name("tokenizer_config.json")
     )
-    template = find_chat_template(tokenizer_path.parent, tokenizer_config) or prompt_file_template(
-        folder, tokenizer.begin_token(dialog)
+    template = find_chat_template(tokenizer_path.parent, tokenizer_config) or fallback_template(
+        folder, dialect, tokenizer.names.values(), tokenizer.begin_token(dialog)
     )
     binaries = tuple(located(folder, name, "context binary") for name in dialog.engine.model.binary.ctx_bins)
     for binary in binaries:
@@ -107,7 +107,7 @@ def load_genie_bundle(path: Path, dialect: str = "", *, poll: bool = False) -> G
         binaries=binaries,
         tokenizer_path=tokenizer_path,
         tokenizer_config=tokenizer_config,
-        chat_template=template or family_template(dialect, tokenizer.names.values()),
+        chat_template=template,
     )
 
 

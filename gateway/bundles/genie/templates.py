@@ -1,8 +1,9 @@
 """Chat templates for Genie bundles without one: many contain only binaries and a tokenizer.json.
 
-AI Dev Home adds prompt.json, with the text around the messages of each role; the word `string` is where the message
-goes. Without it, the special tokens in the vocabulary show the model's family, and every family has one template. The
-templates have no tools: the dialect writes tools into the messages.
+The special tokens in the vocabulary show the model's family, and every family has one template. For models of no known
+family, AI Dev Home's prompt.json has the text around the messages of each role; the word `string` is where the message
+goes. Its texts for known families differ from the model's own by spaces, so the template of the family has priority.
+The templates have no tools: the dialect writes tools into the messages.
 """
 
 from __future__ import annotations
@@ -53,13 +54,6 @@ _FAMILIES = (
 )
 
 
-def family_template(dialect: str, special_tokens: Iterable[str]) -> str | None:
-    """The template of the family with this dialect, else of the first family whose tokens all exist, else None."""
-    present = set(special_tokens)
-    named = next((template for dialects, _, template in _FAMILIES if dialect in dialects), None)
-    return named or next((template for _, tokens, template in _FAMILIES if tokens <= present), None)
-
-
 class _PromptFile(Struct):
     """prompt.json. A role without a key of its own is written like the user."""
 
@@ -70,24 +64,34 @@ class _PromptFile(Struct):
     prompt_start: str = ""  # opens the answer; with `string`, it replaces `prompt_user` for the last message
 
 
-def prompt_file_template(folder: Path, begin_token: str) -> str | None:
-    """The template that prompt.json in `folder` describes; None if there is no file.
+def fallback_template(folder: Path, dialect: str, special_tokens: Iterable[str], begin_token: str) -> str | None:
+    """The template for the bundle in `folder`, which has none of its own; None if nothing describes it.
 
     Args:
-        begin_token: comes before the first message, unless the file writes it itself. "": none.
-    Raises BundleError if the file cannot be read, or has no text of a user's message.
+        dialect: the family with this dialect has priority; "": the special tokens show the family.
+        special_tokens: of the tokenizer. With a prompt.json, only those that it writes show a family.
+        begin_token: comes before the first message of prompt.json, unless that writes it itself. "": none.
+    Raises BundleError if prompt.json cannot be read, or has no text of a user's message.
     """
+    file = _prompt_file(folder)
+    present = {token for token in special_tokens if file is None or token in file.prompt_user}
+    named = next((template for dialects, _, template in _FAMILIES if dialect in dialects), None)
+    family = named or next((template for _, tokens, template in _FAMILIES if tokens <= present), None)
+    return family or (_template(file, begin_token) if file else None)
+
+
+def _prompt_file(folder: Path) -> _PromptFile | None:
     path = folder / "prompt.json"
     if not path.is_file():
         return None
     file = read_json(path, _PromptFile)
     if not _MESSAGE.search(file.prompt_user):
         raise BundleError(f"{folder.name}: `prompt_user` in prompt.json lacks the word 'string' for the message.")
-    by_role = {
-        "system": file.prompt_system,
-        "assistant": file.prompt_assistant,
-        "tool": file.prompt_tool,
-    }
+    return file
+
+
+def _template(file: _PromptFile, begin_token: str) -> str:
+    by_role = {"system": file.prompt_system, "assistant": file.prompt_assistant, "tool": file.prompt_tool}
     turns = {f"message.role == '{role}'": text for role, text in by_role.items() if text is not None}
     opened = bool(_MESSAGE.search(file.prompt_start))
     if opened:

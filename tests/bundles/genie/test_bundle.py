@@ -253,10 +253,11 @@ def test_sampler_is_a_recommendation(bundle: Path, written: dict[str, Any] | Non
     assert load_genie_bundle(bundle).sampling == sampling
 
 
-def test_prompt_file_has_priority_over_family_template(bundle: Path) -> None:
+def test_own_template_has_priority_over_prompt_file(bundle: Path) -> None:
     content = {"prompt_user": "USER string\n", "prompt_start": "MODEL "}
     (bundle.parent / "prompt.json").write_text(json.dumps(content), encoding="utf-8")
-    assert prompt(load_genie_bundle(bundle, "qwen")) == "USER Be brief.\nUSER  Hello \nMODEL "
+    assert prompt(load_genie_bundle(bundle)) == "USER Be brief.\nUSER  Hello \nMODEL "
+    assert "<|im_start|>" in prompt(load_genie_bundle(bundle, "qwen"))
     (bundle.parent / "tokenizer_config.json").write_text('{"chat_template": "mine"}', encoding="utf-8")
     assert prompt(load_genie_bundle(bundle)) == "mine"
 

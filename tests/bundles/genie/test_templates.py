@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.bundles.genie.templates import prompt_file_template
+from gateway.bundles.genie.templates import fallback_template
 from gateway.errors import BundleError
 from gateway.generation import Chat, Message, Role
 from gateway.text.templates import ChatTemplate
@@ -27,9 +28,11 @@ LLAMA2 = {
 }
 
 
-def rendered(folder: Path, content: dict[str, Any], *turns: tuple[Role, str], begin: str = "") -> str:
+def rendered(
+    folder: Path, content: dict[str, Any], *turns: tuple[Role, str], begin: str = "", tokens: Iterable[str] = ()
+) -> str:
     (folder / "prompt.json").write_text(json.dumps(content), encoding="utf-8")
-    source = prompt_file_template(folder, begin)
+    source = fallback_template(folder, "", tokens, begin)
     assert source is not None
     return ChatTemplate(source, {}).render(Chat(messages=tuple(Message(role=r, content=text) for r, text in turns)))
 
@@ -78,8 +81,19 @@ def test_every_character_is_kept(tmp_path: Path) -> None:
 def test_file_without_text_for_a_message_is_refused(tmp_path: Path, content: dict[str, Any], words: str) -> None:
     (tmp_path / "prompt.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(BundleError, match=words):
-        prompt_file_template(tmp_path, "")
+        fallback_template(tmp_path, "", [], "")
 
 
-def test_folder_without_the_file_gives_no_template(tmp_path: Path) -> None:
-    assert prompt_file_template(tmp_path, "<s>") is None
+def test_known_family_has_priority_if_the_file_writes_its_tokens(tmp_path: Path) -> None:
+    turns: tuple[tuple[Role, str], ...] = (("user", "Hi"),)
+    phi = ["<|user|>", "<|assistant|>", "<|end|>", "<|im_start|>", "<|im_end|>"]
+    assert rendered(tmp_path, PHI, *turns, tokens=phi) == "<|user|>\nHi<|end|>\n<|assistant|>\n"
+    own = {"prompt_user": "<|im_start|>string"}
+    assert rendered(tmp_path, own, *turns, tokens=phi) == "<|im_start|>Hi"
+    chosen = fallback_template(tmp_path, "llama", phi, "")
+    assert chosen is not None and "<|start_header_id|>" in chosen
+
+
+def test_folder_without_the_file_has_only_its_family(tmp_path: Path) -> None:
+    assert fallback_template(tmp_path, "", ["<s>"], "<s>") is None
+    assert fallback_template(tmp_path, "", ["<|im_start|>", "<|im_end|>"], "") is not None

@@ -146,15 +146,16 @@ async def test_bundle_limits_answers_by_its_stop_sequences_and_length(
         assert isinstance(long[-1], Finished) and long[-1].usage.completion_tokens == 15
 
 
-async def test_chat_of_bundle_with_prompt_file_is_as_with_a_template(
-    engine: GenieEngine, context_folder: Path, tmp_path: Path
-) -> None:
+async def test_prompt_file_writes_chats(engine: GenieEngine, context_folder: Path, tmp_path: Path) -> None:
     chat = Chat(messages=(Message(role="system", content="Be brief."), Message(role="user", content="Why")))
-    write_layout(tmp_path / "home", "aidevhome", context_binaries(context_folder))
+    config = write_layout(tmp_path / "home", "aidevhome", context_binaries(context_folder))
+    texts = {"prompt_system": "[string]", "prompt_user": "<|im_start|> string.", "prompt_start": "A:"}
+    config.with_name("prompt.json").write_text(json.dumps(texts), encoding="utf-8")
     home = make(tmp_path / "home")
     async with kept_loaded(home):
-        assert await home.text_tools.encode(chat, "") == await engine.text_tools.encode(chat, "")
-        assert text_of(await events_of(home, generation(chat))) == text_of(await events_of(engine, generation(chat)))
+        written = Text("[Be brief.]<|im_start|> Why.A:")
+        assert await home.text_tools.encode(chat, "") == await engine.text_tools.encode(written, "")
+        assert text_of(await events_of(home, generation(chat))) == text_of(await events_of(engine, generation(written)))
 
 
 async def test_concurrent_requests_get_same_answers_as_alone(engine: GenieEngine) -> None:
