@@ -15,6 +15,7 @@ from gateway.bundles.identify import SOURCES, require_servable
 from gateway.bundles.preflight.preflight import Machine
 from gateway.errors import BundleError, ConfigError, quote
 from gateway.pull.archive import is_zip, unpack
+from gateway.pull.catalog.entry import short_name
 from gateway.pull.config_edit import UserConfig
 from gateway.pull.download import Downloader, Remote
 from gateway.pull.hub import Repo, bundle_root, files_in, gguf_file, has_weights, read_repo, remotes
@@ -163,6 +164,9 @@ class Job:
             self._licence()
             revision = "" if spec.revision == "main" else f"@{spec.revision}"
             return self._built_from(f"hf:{repo.name}{f'/{spec.path}' if spec.path else ''}{revision}")
+        if any(file.path == "release_assets.json" for file in repo.files):
+            name = short_name(repo.name.rpartition("/")[2])
+            raise BundleError(f"{repo.name} has only links to the files of AI Hub. Run `npu-gateway pull {name}`.")
         raise BundleError(
             f"{repo.name} has no bundle, no GGUF file and no safetensors weights. `npu-gateway catalog` lists models."
         )

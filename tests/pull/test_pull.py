@@ -15,6 +15,7 @@ import pytest
 from gateway.bundles import disk
 from gateway.bundles.bundle import load_bundle
 from gateway.bundles.hashes import CHECKED_FILE, check_hashes
+from gateway.bundles.identify import SOURCES
 from gateway.config.file import load_config
 from gateway.errors import BundleError, ConfigError, GatewayError
 from gateway.pull import install
@@ -23,6 +24,7 @@ from gateway.pull.download import Downloader
 from gateway.pull.job import Surroundings
 from gateway.pull.pull import Pulled, pull
 from gateway.qnn.chips import CHIPS
+from tests.bundles.test_identify import LAYOUTS, REFUSED
 from tests.support.model_server import ModelServer
 from tests.support.small_disk import small_disk
 from tests.support.tiny import write_tiny_folder
@@ -201,6 +203,21 @@ GENIE = '{"dialog": {"type": "basic"}}'
 def made_for(architecture: int, soc: int, qairt: str) -> str:
     attributes = {"name": "x", "htp_version": architecture, "soc_model": soc}
     return json.dumps({"chipset_attributes": attributes, "tool_versions": {"qairt": qairt}})
+
+
+@pytest.mark.parametrize(("layout", "files"), LAYOUTS, ids=lambda value: value if isinstance(value, str) else "")
+def test_every_published_layout_is_installed_or_refused(
+    server: ModelServer, desk: Desk, tmp_path: Path, layout: str, files: dict[str, str]
+) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as opened:
+        for name, content in {"LICENSE.txt": "", **files}.items():
+            opened.writestr(f"inner/{name}", content or "x")  # an empty file is refused
+    url = server.add("m.zip", (tmp_path / "x.zip").read_bytes())
+    if layout in REFUSED or layout in SOURCES:
+        assert desk.refusal(url).startswith("m ") and desk.left() == []
+        return
+    assert desk.pull(url).table == {"path": "m"}
+    assert {"LICENSE.txt", *files} <= names_of(desk.models / "m") and check_hashes(desk.models / "m") == []
 
 
 class TestRefusals:
@@ -389,6 +406,8 @@ class TestHub:
         hub.repos["org/empty"] = {"README.md": b""}
         assert "There is no org/nothing on the Hub" in desk.refusal("hf:org/nothing")
         assert "org/empty has no bundle, no GGUF file and no safetensors" in desk.refusal("hf:org/empty")
+        hub.repos["qualcomm/Qwen3-4B"] = {"release_assets.json": b"{}", "README.md": b""}
+        assert desk.refusal("hf:qualcomm/Qwen3-4B").endswith("Run `npu-gateway pull qwen3-4b`.")
         hub.fault_of("api/models/org/gated/revision/main").status = 403
         hub.fault_of("api/models/org/gated/revision/main").headers = {"X-Error-Code": "GatedRepo"}
         assert "org/gated needs your consent: accept its licence" in desk.refusal("hf:org/gated")
