@@ -15,7 +15,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from gateway.config.tables import GenieModel
+from gateway.config.tables import GenieModel, LocalModel
 from gateway.engines.factory import make_engine
 from gateway.engines.local.genie import GenieEngine
 from gateway.engines.local.process import spec_of
@@ -125,17 +125,22 @@ async def test_end_token_ends_answer(engine: GenieEngine) -> None:
     assert events[-2] == ChoiceFinished("stop")
 
 
+@pytest.mark.parametrize(
+    "model", [GenieModel(path="tiny"), LocalModel(path="tiny", provider="qnn")], ids=["genie", "local"]
+)
 async def test_bundle_limits_answers_by_its_stop_sequences_and_length(
-    engine: GenieEngine, context_folder: Path, tmp_path: Path
+    engine: GenieEngine, published_binaries: list[Path], tmp_path: Path, model: GenieModel | LocalModel
 ) -> None:
     whole = text_of(await events_of(engine, generation(Text("Say this"), max_tokens=20)))
 
     def change(dialog: dict[str, Any]) -> None:
         dialog |= {"stop-sequence": ["<|endoftext|>", whole[3:5]], "max-num-tokens": 15}
 
-    write_layout(tmp_path / "limits", "aidevhome", context_binaries(context_folder), change)
-    limited = make(tmp_path / "limits")
+    write_layout(tmp_path / "tiny", "aidevhome", published_binaries, change)
+    limited = make_engine("limited", model, tmp_path)
     async with kept_loaded(limited):
+        assert ("logprobs" in limited.status.capabilities) is isinstance(model, LocalModel)
+        assert limited.status.sampling == {"temperature": 0.8, "top_k": 40, "top_p": 0.95}
         stopped = await events_of(limited, generation(Text("Say this"), max_tokens=20))
         assert text_of(stopped) == whole[: whole.index(whole[3:5])]
         assert stopped[-2] == ChoiceFinished("stop")  # as an end token: the client did not ask for it
