@@ -65,11 +65,11 @@ def load_bundle(path: Path, tokenizer_folder: str = "") -> Bundle:
         chat_template=find_chat_template(tokenizer, tokenizer_config),
     )
     if not bundle.tokenizer_path.is_file():
-        raise _no_tokenizer(path.name, tokenizer_folder)
+        raise no_tokenizer(path.name, tokenizer_folder)
     return bundle
 
 
-def _no_tokenizer(bundle: str, folder: str) -> BundleError:
+def no_tokenizer(bundle: str, folder: str) -> BundleError:
     if folder:
         return BundleError(f"{bundle}: the folder of its key `tokenizer`, {Path(folder).name}, has no tokenizer.json.")
     return BundleError(

@@ -1,43 +1,173 @@
-"""`npu-gateway check`: compare the files of the models with their hashes."""
+"""`npu-gateway check`: compare the files of the models with their hashes, or examine a bundle before it is served."""
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.commands import options
-from gateway.errors import ConfigError
+from gateway.errors import BundleError, ConfigError
+from gateway.output import escape
 
 if TYPE_CHECKING:
-    from gateway.config.tables import ModelConfig
+    from gateway.config.tables import Config, ModelConfig
+    from gateway.pull.examine.verdict import Verdict
+    from gateway.qnn.chips import Chip
+    from gateway.qnn.device import NpuDevice
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
-    text = "Read every file of the models and compare it with its hash. Exit code 1 if a file is damaged."
-    parser = subparsers.add_parser("check", help="find damaged model files", description=text)
-    parser.add_argument("models", metavar="MODEL", nargs="*", help="names of models (default: all)")
+    text = (
+        "Read every file of the models and compare it with its hash. Exit code 1 if a file is damaged. For a folder, a "
+        "zip or the URL of a zip: its layout, whether it loads on a chip, what it lacks, needs, and what the gateway "
+        "corrects. Exit code 1 if it does not load. Nothing is downloaded but the list of files and the small ones."
+    )
+    parser = subparsers.add_parser("check", help="find damaged files, examine a bundle", description=text)
+    parser.add_argument(
+        "models", metavar="MODEL|FOLDER|ZIP|URL", nargs="*", help="names of models (default: all), or bundles"
+    )
     parser.add_argument(
         "--record", action="store_true", help="accept the files as they are: write new hashes, and compare nothing"
     )
+    parser.add_argument("--chip", help="x-elite, x-plus or x2-elite (default: the chip of this machine)")
+    parser.add_argument(
+        "--mend", action="store_true", help="write the corrected small files to NAME-mended, next to the bundle"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
     options.add_config(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    targets, models = _sorted(arguments)
+    if targets and (models or arguments.record):
+        raise ConfigError("check takes names of models, or bundles: not both, and --record takes names only.")
+    if targets:
+        return _check_bundles(targets, arguments)
+    if arguments.chip or arguments.mend or arguments.json:
+        raise ConfigError("--chip, --mend and --json need a folder, a zip or the URL of a zip.")
+    return _check_models(options.load(arguments), models, record=arguments.record)
+
+
+def _sorted(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """What is a bundle, and what is the name of a model."""
+    from gateway.pull.examine.target import is_target
+
+    targets = [text for text in arguments.models if is_target(text)]
+    names = [text for text in arguments.models if text not in targets]
+    if any(Path(name).exists() for name in names):  # in the working directory
+        configured = options.load(arguments).models
+        targets += [name for name in names if name not in configured and Path(name).exists()]
+    return targets, [name for name in names if name not in targets]
+
+
+# --- bundles
+
+
+def _check_bundles(targets: list[str], arguments: argparse.Namespace) -> int:
+    from gateway.qnn.chips import CHIPS, chip_named
+
+    here = cache(_here)  # detection starts a process
+    chip = chip_named(arguments.chip) if arguments.chip else here()[1] or CHIPS[0]
+    verdicts = [_examined(text, chip, here, mend=arguments.mend) for text in targets]
+    if arguments.json:
+        print(json.dumps([verdict.as_dict() for verdict in verdicts], indent=2))
+    else:
+        print("\n\n".join("\n".join(map(escape, _lines(verdict))) for verdict in verdicts))
+    return 0 if all(verdict.loads for verdict in verdicts) else 1
+
+
+def _here() -> tuple[NpuDevice | None, Chip | None]:
+    """The NPU or the emulator of this machine, and its chip."""
+    from gateway.qnn.detect import chip_here, try_detect_npu
+
+    device = try_detect_npu(emulated=True)
+    return device, (device.chip or chip_here()) if device else None
+
+
+def _examined(
+    text: str, chip: Chip, here: Callable[[], tuple[NpuDevice | None, Chip | None]], *, mend: bool
+) -> Verdict:
+    from gateway.config.file import cache_folder, environment_with
+    from gateway.pull.examine.speed import published_speed
+    from gateway.pull.examine.target import open_target
+    from gateway.pull.examine.trial import try_folder
+    from gateway.pull.examine.verdict import examine
+    from gateway.qnn.device import machine_with
+
+    with open_target(text) as target:
+        mended = target.next_to / f"{target.name}-mended" if mend else None
+        try:
+            verdict = examine(target, machine_with(chip), mended=mended)
+        except OSError as error:
+            raise BundleError(f"{mended or target.name} cannot be written: {error.strerror or error}.") from error
+        verdict.tokens_per_s = published_speed(target.root, target.name, chip, cache_folder(environment_with()))
+        if target.folder is not None and verdict.loads and verdict.layout in ("genie", "pipeline", "package", "graph"):
+            device, own = here()
+            is_own = own is not None and own.soc_models == chip.soc_models
+            try_folder(verdict, target.folder, chip.soc_models[0], device if is_own else None, mended)
+    return verdict
+
+
+_LAYOUTS = {
+    "genie": "Genie's configuration and context binaries, for the NPU",
+    "pipeline": "stages in ONNX Runtime GenAI's form, for the NPU",
+    "package": "a model package of ONNX Runtime",
+    "graph": "one graph in ONNX Runtime GenAI's form, for the CPU",
+    "gguf": "weights: `npu-gateway pull` builds a bundle from them",
+    "huggingface": "weights: `npu-gateway pull` builds a bundle from them",
+}
+
+
+def _lines(verdict: Verdict) -> Iterator[str]:
+    chip = verdict.machine
+    yield f"{verdict.target}  {f'loads on {chip}' if verdict.loads else f'does not load on {chip}'}"
+    for kind in ("refused", "missing", "corrected", "warnings", "written"):
+        for sentence in getattr(verdict, kind):
+            yield f"  {kind.removesuffix('s'):<10} {sentence}"
+    if verdict.layout in _LAYOUTS:
+        tested = f"; tested by {verdict.proven_by}" if verdict.proven_by else ""
+        yield f"  layout     {_LAYOUTS[verdict.layout]}{tested}"
+    if verdict.made_for or verdict.qairt:
+        yield f"  made for   {verdict.made_for or 'an unknown chip'}, QAIRT {verdict.qairt or 'unknown'}"
+    if verdict.loads:
+        yield f"  needs      {'; '.join(_needs(verdict))}"
+        if verdict.tokens_per_s:
+            yield f"  speed      about {verdict.tokens_per_s:g} tokens/s, published for this model and chip"
+        yield f"  loaded     {verdict.loaded or 'not tried here'}"
+
+
+def _needs(verdict: Verdict) -> Iterator[str]:
+    from gateway.bundles.disk import megabytes
+
+    yield f"{megabytes(verdict.memory_bytes)} of memory and the caches of its conversations"
+    if verdict.context:
+        yield f"context of {verdict.context} tokens"
+    if verdict.binaries:
+        graphs = f" with {verdict.graphs} graphs" if verdict.graphs else ""
+        yield f"{verdict.binaries} binaries{graphs}"
+
+
+# --- configured models
+
+
+def _check_models(config: Config, names: list[str], *, record: bool) -> int:
     from gateway.commands.model_state import bundle_folders
 
-    config = options.load(arguments)
-    unknown = [name for name in arguments.models if name not in config.models]
+    unknown = [name for name in names if name not in config.models]
     if unknown:
         raise ConfigError(f"There is no model '{unknown[0]}'. The configuration has: {', '.join(config.models)}.")
     is_bad = False
-    for name in arguments.models or config.models:
+    for name in names or config.models:
         folders = bundle_folders(config.models[name])
         if not folders:
             print(f"{name}  no files  engine {config.models[name].engine}")
         for folder in folders:
-            state, detail = _state(name, config.models[name], folder, record=arguments.record)
+            state, detail = _state(name, config.models[name], folder, record=record)
             is_bad = is_bad or state in ("damaged", "not recorded")
             print(f"{name}  {state}  {detail}", flush=True)
     return 1 if is_bad else 0

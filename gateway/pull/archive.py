@@ -44,7 +44,7 @@ class _Entry(Struct, frozen=True):
 def unpack(archive: Path, folder: Path, report: Report) -> None:
     """Unpack the zip into `folder`. Raises BundleError; the caller removes the folder then."""
     try:
-        _check_directory(archive)
+        check_directory(archive)
         with zipfile.ZipFile(archive) as opened:
             entries = _entries(opened, archive)
             total = sum(entry.info.file_size for entry in entries)
@@ -81,7 +81,7 @@ def _unpack(
             raise zipfile.BadZipFile(f"{entry.path.name} is shorter than the list of entries states")
 
 
-def _check_directory(archive: Path) -> None:
+def check_directory(archive: Path) -> None:
     """Compare the size of the list of entries before it is read."""
     with archive.open("rb") as file:
         size = file.seek(0, 2)

@@ -192,23 +192,29 @@ class _Handler(BaseHTTPRequestHandler):
         validator = {"strong": etag, "weak": f"W/{etag}", "": ""}[fault.etag]
         dated = {"ETag": validator} if validator else {"Last-Modified": formatdate(1e9, usegmt=True)}
         first = self._first_byte(content, validator, dated) if fault.ranges else 0
-        body, status = content[first:], 206 if first else 200
+        end = self._end(len(content)) if fault.ranges else 0
+        body, status = content[first : end or None], 206 if first or end else 200
         if first >= len(content) > 0:
             self._reply(416, b"", {"Content-Range": f"bytes */{len(content)}"})
             return
-        if first:
+        if status == 206:
             shown = first + 1 if fault.location == "wrong" else first
-            headers = headers | {"Content-Range": f"bytes {shown}-{len(content) - 1}/{len(content)}"}
+            headers = headers | {"Content-Range": f"bytes {shown}-{(end or len(content)) - 1}/{len(content)}"}
         if models.take(path, "flips"):
             body = body[:-1] + bytes([body[-1] ^ 1])
         self._reply(status, body, {**dated, "Accept-Ranges": "bytes", **headers, **fault.headers}, path)
 
     def _first_byte(self, content: bytes, validator: str, dated: dict[str, str]) -> int:
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        wanted = re.fullmatch(r"bytes=(\d+)-\d*", self.headers.get("Range", ""))
         condition = self.headers.get("If-Range")
         if wanted is None or (condition is not None and condition not in dated.values()):
             return 0
         return int(wanted[1])
+
+    def _end(self, size: int) -> int:
+        """The end of a range that has one, else 0."""
+        wanted = re.fullmatch(r"bytes=\d+-(\d+)", self.headers.get("Range", ""))
+        return min(int(wanted[1]) + 1, size) if wanted else 0
 
     def _reply(self, status: int, body: bytes, headers: dict[str, str] | None = None, path: str = "") -> None:
         self.send_response(status)
