@@ -16,7 +16,7 @@ from gateway.bundles.replace import exclusive, finish_replacement
 from gateway.bundles.stamp import npu_folder, read_stamp
 from gateway.config.tables import BundleModel, Config, LocalModel
 from gateway.errors import BundleError, ConfigError, quote
-from gateway.pull.config_edit import UserConfig, remove_model
+from gateway.pull.config_edit import UserConfig, find_user_config, remove_model
 from gateway.pull.install import origin_file, read_origin
 from gateway.pull.job import WORK, gguf_path, work_folder
 from gateway.pull.names import check_model_name
@@ -104,12 +104,13 @@ def remove(name: str, user: UserConfig) -> list[str]:
         raise ConfigError(f"There is no model {quote(name)}. `npu-gateway list` shows the models on the disk.")
     removed = []
     with exclusive(work_folder(config.models_dir, name)):
-        if name in config.models:
+        if name in find_user_config(user.path).config.models:
             remove_model(user, name)
             removed.append(f"[models.{name}] in {user.file}")
-        for path in paths:
-            _remove(path)
-            removed.append(str(path))
+        for path in _paths(name, config):  # again: a pull may have ended in the meantime
+            if path.exists():
+                _remove(path)
+                removed.append(str(path))
     return removed
 
 
