@@ -36,6 +36,8 @@ class NpuShapes(Protocol):
     @property
     def batch(self) -> int: ...
     @property
+    def verify(self) -> int: ...
+    @property
     def share_weights(self) -> bool: ...
 
 
@@ -44,7 +46,7 @@ def npu_bytes(config: TransformerConfig, target: NpuShapes) -> int:
 
     Compiled graphs that share their weights contain them once. A check needs the graphs separately too.
     """
-    graphs = len(target.contexts) * (3 if target.batch > 1 else 2)
+    graphs = len(target.contexts) * (2 + (target.batch > 1) + (target.verify > 1))
     layers = _layer_weights(config) * _NPU_BYTES[target.precision]
     bundle = layers * (1 if target.share_weights else graphs)
     checked = layers * (graphs if target.share_weights else 0)

@@ -133,9 +133,11 @@ def read_genai_config(folder: Path) -> GenaiConfig:
 def check_inside(folder: Path, name: str) -> None:
     """Raises BundleError if `name` is a path outside the bundle in `folder`, because a bundle can be hostile.
 
-    The folders `context-*` and `batch-*` of a bundle may use files of the bundle that contains them.
+    The folders `context-*`, `batch-*` and `verify-*` of a bundle may use files of the bundle that contains them.
     """
-    is_inner = folder.name.startswith(("context-", "batch-")) and (folder.parent / "genai_config.json").is_file()
+    is_inner = (
+        folder.name.startswith(("context-", "batch-", "verify-")) and (folder.parent / "genai_config.json").is_file()
+    )
     bundle = folder.parent if is_inner else folder
     if not Path(os.path.normpath(folder / name)).is_relative_to(os.path.normpath(bundle)):
         raise BundleError(f"{folder.name}: {PureWindowsPath(name).name!r} lies outside the bundle's folder.")

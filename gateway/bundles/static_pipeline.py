@@ -94,6 +94,11 @@ def read_batch_pipelines(folder: Path) -> list[Pipeline]:
     return _shortest_first(path.parent for path in folder.glob("batch-*/genai_config.json"))
 
 
+def read_verify_pipelines(folder: Path) -> list[Pipeline]:
+    """The pipelines with narrow windows, as `read_batch_pipelines`, in the folders `verify-*`."""
+    return _shortest_first(path.parent for path in folder.glob("verify-*/genai_config.json"))
+
+
 def _shortest_first(folders: Iterable[Path], context_length: int = 0) -> list[Pipeline]:
     found = [_read(folder, context_length) for folder in folders]
     return sorted(found, key=lambda pipeline: pipeline.config.context_length)

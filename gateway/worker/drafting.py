@@ -1,14 +1,15 @@
 """Speculative decoding: drafts of the next tokens, which the model verifies in one device call.
 
 Two sources: the text that the client expects (`PredictionDrafter`), and the prompt and the answer so far
-(`PromptLookupDrafter`). The first is always followed. The second drafts only if `CallCosts` predicts a gain.
+(`PromptLookupDrafter`). The first is always followed. The second drafts only if `CallCosts` predicts a gain. Graphs of
+fixed shape cost the same for any number of ids up to their width, so both fill a width.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 _FIRST_WIDTH = 8
 _MIN_WIDTH = 4  # a call that verifies 2 to 5 tokens costs about as much as two single steps
@@ -86,11 +87,16 @@ class CallCosts:
     """The measured durations of device calls, shared by all requests of a decoder.
 
     A short call changes an estimate at once, a long one only a little: other programs can make a call longer.
+
+    Args:
+        pass_costs: see DecoderSpec; empty: the usual costs of a graph of any width.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pass_costs: Mapping[int, float] | None = None) -> None:
+        self._usual = dict(pass_costs or _USUAL_COST)
+        self._has_passes = bool(pass_costs)
         self._steps: dict[int, float] = {}  # number of sequences -> seconds
-        self._verified: dict[int, float] = {}  # number of ids, rounded up to a key of _USUAL_COST -> seconds
+        self._verified: dict[int, float] = {}  # number of ids, rounded up to a key of `_usual` -> seconds
 
     def record_step(self, sequences: int, seconds: float) -> None:
         _update(self._steps, sequences, seconds)
@@ -98,7 +104,7 @@ class CallCosts:
             self._drift()
 
     def record_verify(self, ids: int, seconds: float) -> None:
-        _update(self._verified, _rounded(ids), seconds)
+        _update(self._verified, self.width(ids), seconds)
 
     def step_rate(self, sequences: int) -> float:
         """Tokens per second of steps that `sequences` sequences share; 0 before the first step of a single one."""
@@ -106,27 +112,42 @@ class CallCosts:
             return 0.0
         return max(1 / self._steps[1], sequences / self._steps.get(sequences, math.inf))
 
+    def width(self, ids: int) -> int:
+        """The number of ids whose cost is that of `ids` ids."""
+        return next((width for width in self._usual if width >= ids), max(self._usual))
+
+    def has_width(self, ids: int) -> bool:
+        """True if a call with one id more costs more."""
+        return ids in self._usual
+
+    def cut(self, size: int) -> int:
+        """The size up to `size` of a draft that is right, with the most tokens per second.
+
+        Only for graphs of fixed shape: there a draft that is one id too long takes the next wider graph.
+        """
+        if not self._has_passes:
+            return size
+        cost = self.verify_cost if 1 in self._steps else lambda ids: self._usual[self.width(ids)]
+        sizes = [width - 1 for width in self._usual if 1 < width <= size]
+        return max([size, *sizes], key=lambda drafted: (1 + drafted) / cost(1 + drafted))
+
     def verify_cost(self, ids: int) -> float:
         """Seconds of a call that verifies `ids` ids. Needs a measured step of one sequence.
 
-        A width without a measurement is scaled from the next narrower one by _USUAL_COST. It is never above the
+        A width without a measurement is scaled from the next narrower one by the usual costs. It is never above the
         measurement of a wider one.
         """
-        width, known = _rounded(ids), {1: self._steps[1], **self._verified}
+        width, known = self.width(ids), {1: self._steps[1], **self._verified}
         if width in known:
             return known[width]
         narrower = max(other for other in known if other < width)
-        guess = known[narrower] * _USUAL_COST[width] / _USUAL_COST[narrower]
+        guess = known[narrower] * self._usual[width] / self._usual[narrower]
         return min([guess, *(seconds for other, seconds in known.items() if other > width)])
 
     def _drift(self) -> None:
         """Move the estimates slowly to the usual costs, so that a width that was too slow is tried again at times."""
         for width, seconds in self._verified.items():
-            self._verified[width] += 0.01 * (_USUAL_COST[width] * self._steps[1] - seconds)
-
-
-def _rounded(ids: int) -> int:
-    return next((width for width in _USUAL_COST if width >= ids), max(_USUAL_COST))
+            self._verified[width] += 0.01 * (self._usual[width] * self._steps[1] - seconds)
 
 
 def _update(estimates: dict[int, float], key: int, measured: float) -> None:
@@ -179,10 +200,11 @@ class PromptLookupDrafter:
             matched = min(self._matched + size - 1, _LONGEST_MATCH)
             likely *= self._right[matched] / self._guesses[matched]
             expected += likely
-            if likely < _UNLIKELY:
-                break
-            if size + 1 in _USUAL_COST and expected / costs.verify_cost(size + 1) > rate:
+            is_last = likely < _UNLIKELY or size == limit
+            if (costs.has_width(size + 1) or is_last) and expected / costs.verify_cost(size + 1) > rate:
                 best, rate = size, expected / costs.verify_cost(size + 1)
+            if is_last:
+                break
         return best
 
     def _count(self, was_right: bool) -> None:

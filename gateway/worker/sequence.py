@@ -179,10 +179,10 @@ class GeneratingSequence:
         if limit <= 0:
             return ()
         if self._constraint and (forced := self._constraint.forced()):
-            return forced[:limit]
+            return forced[: costs.cut(min(len(forced), limit))]
         if self._drafter and (predicted := self._drafter.draft(limit)):
             self._is_predicted = True
-            return predicted
+            return predicted[: costs.cut(len(predicted))]
         return self._lookup.draft(limit, costs, sequences) if self._lookup else ()
 
     def advance(self, rows: Logits, draft: Sequence[int] = ()) -> Progress:

@@ -78,7 +78,7 @@ class TokenLoop:
         self._schedule = Schedule(pool, prefix_cache=prefix_cache, slice_s=slice_s)
         self._make_constraint = make_constraint
         self._lookup = lookup
-        self._costs = CallCosts()
+        self._costs = CallCosts(decoder.spec.pass_costs)
         self._activity = activity or Activity()
         self._requests: dict[int, _Request] = {}
 
@@ -150,7 +150,8 @@ class TokenLoop:
 
     def _draft(self, sequence: GeneratingSequence, stepping: int) -> Sequence[int]:
         spec = self._decoder.spec
-        limit = min(spec.prompt_width - 1, spec.context_length - len(sequence.ids))
+        widest = max(spec.pass_costs, default=spec.prompt_width)
+        limit = min(widest - 1, spec.context_length - len(sequence.ids))
         try:
             return sequence.draft(limit, self._costs, stepping)
         except Exception as error:  # its grammar can fail in the middle of an answer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,9 +78,14 @@ def cpu_cost(ids: int) -> float:
     return 1.0 if ids == 1 else 1.8 + 0.13 * ids
 
 
-def seconds_for(answer: list[int], prompt: list[int], cost: Callable[[int], float] = cpu_cost) -> float:
+def seconds_for(
+    answer: list[int],
+    prompt: list[int],
+    cost: Callable[[int], float] = cpu_cost,
+    passes: dict[int, float] | None = None,
+) -> float:
     """The cost of an answer, in single steps, if a call of n ids costs `cost(n)`."""
-    ids, costs, spent = list(prompt), CallCosts(), 0.0
+    ids, costs, spent = list(prompt), CallCosts(passes), 0.0
     drafter = PromptLookupDrafter(ids)
     while len(ids) < len(prompt) + len(answer):
         position = len(ids) - len(prompt)
@@ -155,3 +161,51 @@ def test_step_rate_ignores_one_slow_call() -> None:
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.lists(st.integers(0, 3), max_size=60))
 def test_lookup_never_takes_more_calls_than_tokens(prompt: list[int], answer: list[int]) -> None:
     assert seconds_for(answer, prompt, cost=lambda ids: 1.0) <= len(answer)
+
+
+# -- graphs of fixed shape ---------------------------------------------------------------------------------------------
+
+PASSES = {1: 1.0, 8: 1.4, 128: 2.6}
+
+
+def pass_cost(ids: int) -> float:
+    return next(cost for width, cost in PASSES.items() if width >= ids)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, 1), (7, 7), (8, 7), (13, 7), (14, 14), (127, 127)])
+def test_right_draft_is_cut_to_the_cheaper_width(size: int, expected: int) -> None:
+    """15 ids in a call of 2.6 steps are more tokens per second than 8 ids in one of 1.4; 14 are not."""
+    costs = CallCosts(PASSES)
+    assert costs.cut(size) == expected  # before the first step
+    costs.record_step(1, 0.05)
+    assert costs.cut(size) == expected
+
+
+def test_measured_width_without_gain_is_not_preferred() -> None:
+    costs = CallCosts(PASSES)
+    costs.record_step(1, 1.0)
+    costs.record_verify(8, 2.6)
+    costs.record_verify(9, 2.6)
+    assert costs.cut(8) == 8
+
+
+def test_draft_for_a_graph_of_any_width_is_not_cut() -> None:
+    assert CallCosts().cut(9) == 9
+
+
+def test_lookup_uses_narrow_graph_while_matches_are_short() -> None:
+    """The answer leaves the prompt after every eighth token: a full window alone would not pay."""
+    answer = [token for start in range(0, 240, 8) for token in (*PROMPT[start : start + 7], 2000 + start)]
+    full_only = seconds_for(answer, PROMPT, lambda ids: 1.0 if ids == 1 else 2.6, {1: 1.0, 128: 2.6})
+    with_narrow = seconds_for(answer, PROMPT, pass_cost, PASSES)
+    assert with_narrow < 0.8 * full_only
+
+
+def test_lookup_drafts_the_last_tokens_of_an_answer() -> None:
+    """Fewer than fill the narrow graph."""
+    costs = CallCosts(PASSES)
+    costs.record_step(1, 1.0)
+    ids = [*PROMPT, *PROMPT[:8]]
+    drafter = PromptLookupDrafter(ids)
+    drafter.follow(ids[-1])
+    assert drafter.draft(3, costs, 1) == PROMPT[8:11]

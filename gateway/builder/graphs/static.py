@@ -3,6 +3,7 @@
     embeddings.onnx  input_ids int64 (1, rows)                  -> input_hidden_states float16 (1, rows, hidden)    CPU
     context.onnx     input_hidden_states (1, width, hidden), cache -> output_hidden_states (1, width, hidden)       NPU
     iterator.onnx    the same for one token                                                                         NPU
+    verify.onnx      the same for a draft of a few tokens                                                           NPU
     lm_head.onnx     output_hidden_states                       -> logits float32 (1, rows, vocab)                  CPU
 
 The cache of a layer: past_keys_%d, past_values_%d float16 (1, kv_heads, context, head_dim). present_keys_%d and
@@ -34,7 +35,8 @@ from gateway.builder.graphs.static_products import Precision, Products, Ranges, 
 from gateway.builder.graphs.writer import MICROSOFT, Dimension, GraphWriter
 from gateway.builder.sources.source import EMBEDDING, FINAL_NORM, HEAD, Blocks, ModelSource, layer
 
-PROMPT, STEP, BATCH = "context", "iterator", "batch"  # names of graphs; the first two are Windows ML's names
+#: Names of graphs; the first two are Windows ML's names.
+PROMPT, STEP, BATCH, VERIFY = "context", "iterator", "batch", "verify"
 
 
 class Part(Struct, frozen=True, kw_only=True):

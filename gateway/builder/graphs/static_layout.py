@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
-from gateway.builder.graphs.static import PROMPT, Part, graph_stem
+from gateway.builder.graphs.static import PROMPT, VERIFY, Part, graph_stem
 from gateway.qnn.compile import compiled_name
 
 _INPUTS = {
@@ -26,16 +26,17 @@ _OUTPUTS = {
 
 
 class StaticLayout(Struct, frozen=True, kw_only=True):
-    """The graphs of one bundle. `width`: tokens of a prompt window. `soc`: the chip number, None if unknown."""
+    """The graphs of one bundle. `widths`: name of a graph -> tokens. `soc`: the chip number, None if unknown."""
 
     parts: Sequence[Part]
     contexts: Sequence[int]
-    width: int
+    widths: Mapping[str, int]
     soc: int | None
 
-    def decoder(self, names: Iterable[str], context: int, up: str = "") -> dict[str, Any]:
+    def decoder(self, names: Sequence[str], context: int, up: str = "") -> dict[str, Any]:
         """The section for the graphs `names` of one context length. `up`: the path from its folder to the files."""
-        window = {"window_size": self.width, "pad_value": 0, "alignment": "left", "slide_key_value_cache": False}
+        width = self.widths.get(names[0], self.widths[PROMPT])
+        window = {"window_size": width, "pad_value": 0, "alignment": "left", "slide_key_value_cache": False}
         return {
             "inputs": _INPUTS,
             "outputs": _OUTPUTS,
@@ -43,13 +44,13 @@ class StaticLayout(Struct, frozen=True, kw_only=True):
             "pipeline": list(self._pipeline(names, context, up)),
         }
 
-    def _pipeline(self, names: Iterable[str], context: int, up: str) -> Iterator[dict[str, Any]]:
+    def _pipeline(self, names: Sequence[str], context: int, up: str) -> Iterator[dict[str, Any]]:
         first, last = self.parts[0].input, self.parts[-1].output
         yield {"embeddings": _stage(f"{up}embeddings.onnx", ["input_ids"], [first])}
         for name in names:
             for part in self.parts:
                 file = up + compiled_name(Path(f"{graph_stem(name, part, context, self.contexts)}.onnx"))
-                yield {f"{name}{part.suffix}": self._layers(file, part, is_prompt=name == PROMPT)}
+                yield {f"{name}{part.suffix}": self._layers(file, part, is_prompt=name in (PROMPT, VERIFY))}
         yield {"lm_head": _stage(f"{up}lm_head.onnx", [last], ["logits"]) | {"is_lm_head": True}}
 
     def _layers(self, file: str, part: Part, *, is_prompt: bool) -> dict[str, Any]:

@@ -2,18 +2,14 @@
 
 1. Only one part is on disk uncompiled at a time, in a temporary folder. So a build needs little more disk space than
    the bundle, and memory for one part.
-2. The builder checks binaries that hold one graph each, because the emulator does not load binaries that share weights.
-   For a real NPU it then compiles the part again into one shared binary.
-3. Folders `batch-*` with their own genai_config.json name the graph for batched steps, because the format has no phase
-   for it. If the NPU refuses that graph, the builder makes the bundle without it.
+2. Folders `batch-*` and `verify-*` with their own genai_config.json name the graphs for batched steps and for drafts,
+   because the format has no phase for them. If the NPU refuses one of them, the builder makes the bundle without it.
 """
 
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -25,28 +21,21 @@ from tokenizers import Tokenizer
 from gateway.builder.build import Graphs as BundleGraphs
 from gateway.builder.build import write_json
 from gateway.builder.graphs.genai_writer import genai_config
-from gateway.builder.graphs.static import BATCH, PROMPT, STEP, Part, split, write_embeddings_and_head, write_part
+from gateway.builder.graphs.static import BATCH, PROMPT, STEP, VERIFY, split, write_embeddings_and_head
 from gateway.builder.graphs.static_layout import StaticLayout
-from gateway.builder.graphs.static_products import COMPILE_OPTIONS, Precision, Ranges
-from gateway.builder.npu.calibration import calibrate
-from gateway.builder.npu.check import STEPS, CheckRequest, Graphs, PartCheck, check_part
+from gateway.builder.graphs.static_products import Precision
+from gateway.builder.npu.check import STEPS, PartCheck
 from gateway.builder.npu.part_runner import cpu_session
+from gateway.builder.npu.parts import GraphRefused, PartBuilder, Texts
 from gateway.builder.size import npu_bytes
 from gateway.builder.sources.source import ModelSource
 from gateway.bundles.disk import require_space
 from gateway.child import Progress
 from gateway.errors import BundleError
-from gateway.qnn.compile import compile_graphs, compiled_name
 from gateway.qnn.device import NpuDevice
 from gateway.qnn.provider import provider_version
 
 REPORT = "npu.json"
-#: Precisions that quantise activations and so need calibration.
-QUANTISED = ("w8a16", "w4a16")
-#: The largest relative error of a part against the same graph on the CPU. A larger error is a fault of the NPU.
-MAX_NPU_ERROR = 0.05
-#: The largest relative error of a part against float32. With a larger error the model is useless.
-MAX_ERROR = 1.0
 #: Windows of calibration text in a check.
 _CHECKED_WINDOWS = 2
 
@@ -60,6 +49,7 @@ class NpuTarget(Struct, frozen=True, kw_only=True):
         parts: graphs that the layers are split into; one session holds about 3.5 GB.
         share_weights: the graphs of a part share one binary. A real NPU loads it, the emulator does not.
         batch: sequences per batched step; 1: no graph for batched steps.
+        verify: tokens of a window for drafts, less than `width`; 1: no graph for drafts.
     """
 
     device: NpuDevice
@@ -69,7 +59,13 @@ class NpuTarget(Struct, frozen=True, kw_only=True):
     parts: int = 1
     share_weights: bool = False
     batch: int = 4
+    verify: int = 8
     name: str = "qnn"
+
+    @property
+    def widths(self) -> Mapping[str, int]:
+        """Name of a graph -> the tokens of one call, for one sequence."""
+        return {PROMPT: self.width, STEP: 1} | ({VERIFY: self.verify} if 1 < self.verify < self.width else {})
 
     def write(self, source: ModelSource, folder: Path, progress: Progress) -> BundleGraphs:
         """See Target. Limits `contexts` to the model's own context length.
@@ -86,12 +82,14 @@ class NpuTarget(Struct, frozen=True, kw_only=True):
         if not 1 <= target.parts <= source.config.layers:
             raise BundleError(f"The number of parts must be from 1 to {source.config.layers}, and is {target.parts}.")
         require_space({folder.parent: npu_bytes(source.config, target)}, "The bundle for the NPU")
-        try:
-            return _Build(target, source, folder, progress).run()
-        except _BatchRefused:
-            progress("building again, without batched steps", 0.0)
-            _empty(folder)
-            return _Build(replace(target, batch=1), source, folder, progress).run()
+        while True:
+            try:
+                return _Build(target, source, folder, progress).run()
+            except GraphRefused as refused:
+                what = "batched steps" if refused.graph == BATCH else "the graph for drafts"
+                progress(f"building again, without {what}", 0.0)
+                _empty(folder)
+                target = replace(target, **({"batch": 1} if refused.graph == BATCH else {"verify": 1}))
 
 
 def _empty(folder: Path) -> None:
@@ -100,10 +98,6 @@ def _empty(folder: Path) -> None:
             path.unlink()
         else:
             shutil.rmtree(path)
-
-
-class _BatchRefused(BundleError):
-    """The NPU refuses the graph for batched steps, crashes in it, or computes it wrongly."""
 
 
 class NpuReport(Struct, frozen=True, kw_only=True):
@@ -118,6 +112,7 @@ class NpuReport(Struct, frozen=True, kw_only=True):
     contexts: tuple[int, ...]
     width: int
     batch: int = 1
+    verify: int = 1
     parts: list[PartCheck]
     compile_s: float
     top1: float
@@ -133,18 +128,17 @@ class _Build:
         self._folder = folder
         self._work = work = folder / "uncompiled"
         self._progress = progress
-        self._widths = {PROMPT: target.width, STEP: 1}
         self._layout = StaticLayout(
             parts=split(source.config.layers, target.parts),
             contexts=target.contexts,
-            width=target.width,
+            widths=target.widths,
             soc=target.device.soc,
         )
-        self._compile_s = 0.0
-        self._on_npu, self._in_float, self._text = work / "npu.npy", work / "float.npy", work / "text.npy"
+        self._texts = Texts(work / "npu.npy", work / "float.npy", work / "text.npy")
+        self._parts = PartBuilder(target, source, folder, work, self._texts, progress)
 
     def run(self) -> BundleGraphs:
-        """Raises BundleError, or _BatchRefused if only the graph for batched steps is at fault."""
+        """Raises BundleError, or GraphRefused if only a graph is at fault that a bundle can lack."""
         try:
             return self._run()
         finally:
@@ -164,105 +158,17 @@ class _Build:
             contexts=target.contexts,
             width=target.width,
             batch=target.batch,
-            parts=[self._part(part) for part in self._layout.parts],
-            compile_s=round(self._compile_s, 1),
+            verify=target.widths.get(VERIFY, 1),
+            parts=[self._parts.build(part) for part in self._layout.parts],
+            compile_s=round(self._parts.compile_s, 1),
             top1=self._top1(),
-            tokens=len(np.load(self._on_npu)),
+            tokens=len(np.load(self._texts.on_npu)),
         )
         write_json(self._folder / REPORT, msgspec.to_builtins(report))
         for context in target.contexts:
             self._write_configs(context)
         longest = max(target.contexts)
-        return BundleGraphs(decoder=self._layout.decoder(self._widths, longest), context_length=longest)
-
-    def _part(self, part: Part) -> PartCheck:
-        """Write, compile and check one part. Its compiled graphs go to the bundle's folder."""
-        target, name = self._target, f"part {part.index + 1} of {part.count}"
-        work = self._work / f"part{part.index}"
-        work.mkdir()
-        self._progress(f"{name}: writing", 0.0)
-        ranges = self._ranges(part, work) if target.precision in QUANTISED else None
-        graphs = self._write(work, part, target.precision, ranges, target.batch)
-        self._progress(f"{name}: writing", 1.0)
-        self._progress(f"{name}: compiling", 0.0)
-        started = time.perf_counter()
-        compiled = work / "compiled" if target.share_weights else self._folder
-        self._compile([path for (name, _), path in graphs.items() if name != BATCH], compiled)
-        with self._batch_errors():
-            self._compile([path for (name, _), path in graphs.items() if name == BATCH], compiled)
-        self._compile_s += time.perf_counter() - started
-        if target.share_weights:
-            with self._batch_errors():
-                self._compile(list(graphs.values()), self._folder, share_weights=True)
-        self._progress(f"{name}: compiling", 1.0)
-        self._progress(f"{name}: comparing with the CPU", 0.0)
-        check = self._check(part, work, graphs, compiled)
-        self._progress(f"{name}: comparing with the CPU", 1.0)
-        shutil.rmtree(work)
-        if check.batch_error is not None and check.batch_error > MAX_NPU_ERROR:
-            raise _BatchRefused(f"The NPU computes batched steps of {self._target.batch} sequences wrongly.")
-        return check
-
-    @contextmanager
-    def _batch_errors(self) -> Iterator[None]:
-        """Turn every BundleError into _BatchRefused: the build may succeed without batched steps."""
-        try:
-            yield
-        except BundleError as error:
-            if self._target.batch == 1:
-                raise
-            raise _BatchRefused(error.message) from error
-
-    def _compile(self, graphs: Sequence[Path], folder: Path, *, share_weights: bool = False) -> None:
-        options = COMPILE_OPTIONS.get(self._target.precision, {})
-        if graphs:
-            compile_graphs(graphs, folder, self._target.device, options=options, share_weights=share_weights)
-
-    def _write(
-        self, folder: Path, part: Part, precision: Precision, ranges: Ranges | None = None, sequences: int = 1
-    ) -> dict[tuple[str, int], Path]:
-        return write_part(
-            self._source,
-            folder,
-            part,
-            widths=self._widths,
-            contexts=self._target.contexts,
-            precision=precision,
-            ranges=ranges,
-            sequences=sequences,
-        )
-
-    def _ranges(self, part: Part, work: Path) -> Ranges:
-        folder = work / "calibration"
-        folder.mkdir()
-        graphs = self._write(folder, part, self._target.precision)
-        ranges = calibrate(graphs[PROMPT, max(self._target.contexts)], self._text)
-        shutil.rmtree(folder)
-        return ranges
-
-    def _check(self, part: Part, work: Path, graphs: dict[tuple[str, int], Path], compiled: Path) -> PartCheck:
-        context = min(self._target.contexts)
-        own = [graphs[name, context] for name in (PROMPT, STEP, BATCH) if (name, context) in graphs]
-        float_folder = work / "fp32"
-        float_folder.mkdir()
-        reference = self._write(float_folder, part, "fp32")
-        request = CheckRequest(
-            compiled=Graphs.of(*(compiled / compiled_name(graph) for graph in own)),
-            source=Graphs.of(*own),
-            reference=Graphs.of(reference[PROMPT, context], reference[STEP, context]),
-            on_npu=str(self._on_npu),
-            in_float=str(self._in_float),
-            device=self._target.device,
-        )
-        with self._batch_errors():
-            check = check_part(request)
-        if check.npu_error > MAX_NPU_ERROR or check.error > MAX_ERROR:
-            raise BundleError(
-                f"The NPU accepts part {part.index + 1} of {part.count} but computes it wrongly: the relative error is "
-                f"{check.npu_error:.3f} against the same graph on the CPU and {check.error:.3f} against float32 "
-                f"(largest number: {check.largest:.0f}). Try another precision or width."
-            )
-        return check
+        return BundleGraphs(decoder=self._layout.decoder((PROMPT, STEP), longest), context_length=longest)
 
     def _write_inputs(self) -> None:
         """Write the embedded calibration text: all of it for calibration, the first tokens for the checks."""
@@ -272,8 +178,8 @@ class _Build:
         rows = embedded[0].astype(np.float32)
         width = self._target.width
         checked = min(_CHECKED_WINDOWS * width, min(self._target.contexts) - width) + STEPS
-        np.save(self._text, rows[: max(self._target.contexts) // width * width])
-        for path in (self._on_npu, self._in_float):
+        np.save(self._texts.text, rows[: max(self._target.contexts) // width * width])
+        for path in (self._texts.on_npu, self._texts.in_float):
             np.save(path, rows[:checked])
 
     def _top1(self) -> float:
@@ -281,16 +187,18 @@ class _Build:
         session = cpu_session(str(self._folder / "lm_head.onnx"))
         dtype = np.float32 if session.get_inputs()[0].type == "tensor(float)" else np.float16
         predicted = []
-        for path in (self._on_npu, self._in_float):
+        for path in (self._texts.on_npu, self._texts.in_float):
             (logits,) = session.run(None, {"output_hidden_states": np.load(path)[None].astype(dtype)})
             predicted.append(logits[0].argmax(-1))
         return float((predicted[0] == predicted[1]).mean())
 
     def _write_configs(self, context: int) -> None:
         if context != max(self._target.contexts):
-            self._write_config(f"context-{context}", context, list(self._widths))
+            self._write_config(f"context-{context}", context, (PROMPT, STEP))
         if self._target.batch > 1:
             self._write_config(f"batch-{context}", context, [BATCH])
+        if VERIFY in self._target.widths:
+            self._write_config(f"verify-{context}", context, [VERIFY])
 
     def _write_config(self, name: str, context: int, graphs: Sequence[str]) -> None:
         """Write a folder with its own genai_config.json, because one file describes one context length."""

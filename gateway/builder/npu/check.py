@@ -1,9 +1,9 @@
 """Compares a compiled part of a model with the CPU, because the NPU computes some accepted graphs wrongly.
 
 Tokens of a text go through the prompt graph in windows. The last ones go through the step graph, and the first ones
-also through the graph for batched steps, if there is one. There are two references on the CPU provider. The first is
-the graph that was compiled: a difference is a fault of the NPU. The second is float32 with the source's own weights: a
-difference also includes the error of the number format.
+also through the graphs for batched steps and for drafts, if there are any. There are two references on the CPU
+provider. The first is the graph that was compiled: a difference is a fault of the NPU. The second is float32 with the
+source's own weights: a difference also includes the error of the number format.
 """
 
 from __future__ import annotations
@@ -22,18 +22,25 @@ from gateway.qnn.device import NpuDevice
 from gateway.qnn.provider import open_session
 
 STEPS = 3  # tokens for the step graph
+_DRAFTED = 12  # tokens for the graph for drafts: more than a window
 
 
 class Graphs(Struct, frozen=True, kw_only=True):
-    """The graphs of one part: for prompts, for steps, and for batched steps (None: no graph)."""
+    """The graphs of one part: for prompts, for steps, for batched steps and for drafts (None: no graph)."""
 
     prompt: str
     step: str
     batch: str | None = None
+    verify: str | None = None
 
     @classmethod
-    def of(cls, prompt: Path, step: Path, batch: Path | None = None) -> Graphs:
-        return cls(prompt=str(prompt), step=str(step), batch=str(batch) if batch else None)
+    def of(cls, prompt: Path, step: Path, batch: Path | None = None, verify: Path | None = None) -> Graphs:
+        return cls(
+            prompt=str(prompt),
+            step=str(step),
+            batch=str(batch) if batch else None,
+            verify=str(verify) if verify else None,
+        )
 
 
 class CheckRequest(Struct, frozen=True, kw_only=True):
@@ -61,7 +68,7 @@ class PartCheck(Struct, frozen=True, kw_only=True):
         npu_error: the NPU against the same graph on the CPU.
         error: all parts up to this one on the NPU against float32.
         largest: the largest float32 value. The largest float16 value is 65504.
-        batch_error: `npu_error` of the batched steps; None without a graph for them.
+        batch_error, verify_error: `npu_error` of the batched steps and of the graph for drafts; None without a graph.
     """
 
     nodes: int
@@ -69,6 +76,7 @@ class PartCheck(Struct, frozen=True, kw_only=True):
     error: float
     largest: float
     batch_error: float | None = None
+    verify_error: float | None = None
 
 
 def check_part(request: CheckRequest) -> PartCheck:
@@ -89,17 +97,19 @@ def _check(request: CheckRequest) -> PartCheck:
         npu_error=_relative(on_npu, on_cpu),
         error=_relative(on_npu, in_float),
         largest=float(np.abs(in_float).max()),
-        batch_error=_batch_error(request, inputs),
+        batch_error=_error(request, request.compiled.batch, request.source.batch, inputs[:STEPS], STEPS),
+        verify_error=_error(request, request.compiled.verify, request.source.verify, inputs[:_DRAFTED]),
     )
 
 
-def _batch_error(request: CheckRequest, inputs: Hidden) -> float | None:
-    compiled, source = request.compiled, request.source
-    if compiled.batch is None or source.batch is None:
+def _error(
+    request: CheckRequest, compiled: str | None, source: str | None, inputs: Hidden, steps: int = 0
+) -> float | None:
+    """The NPU's error of a graph that computes all tokens alone: `steps` single ones, or windows."""
+    if compiled is None or source is None:
         return None
-    tokens = inputs[:STEPS]
-    on_npu = run_part([open_session(Path(compiled.batch), request.device)], tokens, STEPS)
-    on_cpu = run_part([cpu_session(source.batch, exact=True)], tokens, STEPS)
+    on_npu = run_part([open_session(Path(compiled), request.device)], inputs, steps)
+    on_cpu = run_part([cpu_session(source, exact=True)], inputs, steps)
     return _relative(on_npu, on_cpu)
 
 

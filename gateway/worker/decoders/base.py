@@ -41,6 +41,8 @@ class DecoderSpec(Struct, frozen=True, kw_only=True):
     context_length: int  # most rows of a cache
     prompt_width: int  # most ids of one `prefill` or `verify` call
     device: Device
+    #: width of a graph -> time of a call with up to that number of ids, in single steps; empty: graphs of any width
+    pass_costs: dict[int, float] = field(default_factory=dict)
     placement: dict[str, int] = field(default_factory=dict)  # execution provider -> number of graph nodes
     soc: int | None = None  # Qualcomm's number of the NPU's chip; None: unknown, or no NPU
     greedy_only: bool = False  # True: the logits have no known scale, so that only their order is right

@@ -13,7 +13,7 @@ import numpy as np
 from gateway.errors import BundleError, EngineFailed
 from gateway.worker.decoders.base import Decoder, KVCache, Logits
 
-_PROMPT = (1, 2, 3)
+_TOKENS = 3  # of the prompt, if a window of it does not need more
 _STEPS = 4  # greedy tokens on a real NPU; an emulated one takes seconds for each
 _MAX_ERROR = 0.3  # relative; the emulator's is below 0.02, that of noise or zeros is 1 or more
 _MAX_RANGE = 1000.0  # from the median of a token's logits to the largest; language models have less than 100
@@ -22,16 +22,21 @@ _OTHER_BUNDLE = "Take another bundle of the model: `npu-gateway catalog` lists s
 
 
 def self_test(decoder: Decoder, cache: KVCache, end_ids: Sequence[int]) -> None:
-    """Make one window and some steps, and check their logits. Leaves the cache empty.
+    """Make one window of each width and some steps, and check their logits. Leaves the cache empty.
 
     Raises EngineFailed when the device computes wrongly, BundleError when the logits are of no use.
     """
     spec = decoder.spec
-    prompt = _PROMPT[: max(1, min(spec.prompt_width, spec.context_length - _STEPS))]
-    window = np.array(decoder.prefill(cache, prompt))
+    _, *narrow = sorted(spec.pass_costs.keys() - {spec.prompt_width}) or [1]
+    longest = max(1, min(spec.prompt_width, spec.context_length - _STEPS))
+    prompt = range(1, 1 + min(longest, max([_TOKENS, *(width + 1 for width in narrow)])))
+    windows = [np.array(decoder.prefill(cache, prompt))]
     count = _STEPS if spec.device == "npu" else 1
     step, tokens = _greedy(decoder, cache, prompt, count)
     _, again = _greedy(decoder, cache, prompt, count)
+    for width in narrow:
+        cache.truncate(max(0, len(prompt) - width))
+        windows.append(np.array(decoder.prefill(cache, prompt[-width:])))
     cache.truncate(0)
     _check_end(step, spec.vocab_size, end_ids)
     if not spec.greedy_only:
@@ -41,8 +46,8 @@ def self_test(decoder: Decoder, cache: KVCache, end_ids: Sequence[int]) -> None:
             "The NPU gives different tokens for one prompt, so its answers would be wrong. Restart the machine, and "
             "update the NPU's driver if that does not help."
         )
-    finite = np.isfinite(step) & np.isfinite(window)  # some models give unused tokens -inf
-    if not is_close(step[None, finite], window[None, finite]):
+    finite = np.isfinite(step) & np.isfinite(windows).all(axis=0)  # some models give unused tokens -inf
+    if not all(is_close(step[None, finite], window[None, finite]) for window in windows):
         raise EngineFailed(
             f"The model's prompts and its single steps give different logits, so its answers would be wrong. "
             f"{_OTHER_BUNDLE}"

@@ -10,15 +10,17 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from safetensors.numpy import save_file
 
 from gateway.builder.build import build_bundle
 from gateway.builder.fetch import ensure_bundle
 from gateway.builder.graphs.static import split, write_part
 from gateway.builder.graphs.static_products import COMPILE_OPTIONS, Range
-from gateway.builder.npu import build as qnn_build
+from gateway.builder.npu import parts as qnn_parts
 from gateway.builder.npu.build import REPORT, NpuReport, NpuTarget
 from gateway.builder.npu.calibration import calibrate
+from gateway.builder.npu.check import CheckRequest, PartCheck
 from gateway.builder.npu.part_runner import cpu_session, run_part
 from gateway.builder.sources.detect import open_source
 from gateway.bundles.bundle import load_bundle
@@ -51,10 +53,12 @@ def report(bundle: Path) -> NpuReport:
 
 def test_report_contains_target_and_errors(npu_bundle: Path) -> None:
     found = report(npu_bundle)
-    assert (found.soc, found.precision, found.contexts, found.width, found.batch) == (60, "fp16", (64, 128), 8, 4)
+    assert (found.soc, found.precision, found.contexts) == (60, "fp16", (64, 128))
+    assert (found.width, found.batch, found.verify) == (8, 4, 4)
     assert len(found.parts) == 2 and found.top1 == 1.0 and found.tokens > 16
     assert all(0 < part.npu_error < 0.02 and 0 < part.error < 0.02 for part in found.parts)
     assert all(part.batch_error is not None and 0 < part.batch_error < 0.02 for part in found.parts)
+    assert all(part.verify_error is not None and 0 < part.verify_error < 0.02 for part in found.parts)
     stamp = read_stamp(npu_bundle)
     assert stamp is not None and stamp.target == "qnn"
 
@@ -62,7 +66,7 @@ def test_report_contains_target_and_errors(npu_bundle: Path) -> None:
 def test_bundle_contains_no_uncompiled_graph(npu_bundle: Path) -> None:
     check_graph_files(load_bundle(npu_bundle))
     folders = sorted(path.name for path in npu_bundle.iterdir() if path.is_dir())
-    assert folders == ["batch-128", "batch-64", "context-64"]
+    assert folders == ["batch-128", "batch-64", "context-64", "verify-128", "verify-64"]
     assert not list(npu_bundle.rglob("layers*"))
 
 
@@ -133,22 +137,42 @@ def test_build_with_wrong_batched_steps_omits_them(npu: NpuDevice, tiny_source: 
     assert not list(bundle.glob("*batch*"))
 
 
-@pytest.mark.parametrize("fails", ["check_part", "compile_graphs"])
-def test_build_with_failing_batched_steps_omits_them(
-    npu: NpuDevice, tiny_source: Path, tmp_path: Path, fails: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("fails", "graph"), [("check_part", "batch"), ("compile_graphs", "batch"), ("check_part", "verify")]
+)
+def test_build_with_failing_optional_graph_omits_it(
+    npu: NpuDevice, tiny_source: Path, tmp_path: Path, fails: str, graph: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The device crashes in the batch graph, or the shared binary with it is too large."""
-    original = getattr(qnn_build, fails)
+    """The device crashes in the graph, or the shared binary with it is too large."""
+    original, optional = getattr(qnn_parts, fails), {"batch": 1, "verify": 1} | {graph: 4}
 
     def crashing(*args: Any, **options: Any) -> Any:
-        if re.search(r"batch(_64)?(_ctx)?.onnx", repr(args)) and (fails == "check_part" or options["share_weights"]):
+        is_named = re.search(rf"{graph}(_64)?(_ctx)?.onnx", repr(args))
+        if is_named and (fails == "check_part" or options["share_weights"]):
             raise BundleError("The process crashed.")
         return original(*args, **options)
 
-    monkeypatch.setattr(qnn_build, fails, crashing)
-    bundle = build(tiny_source, tmp_path / "out", npu, share_weights=True)
-    assert report(bundle).batch == 1
-    assert not list(bundle.glob("*batch*"))
+    monkeypatch.setattr(qnn_parts, fails, crashing)
+    bundle = build(tiny_source, tmp_path / "out", npu, share_weights=True, **optional)
+    assert (report(bundle).batch, report(bundle).verify) == (1, 1)
+    assert not list(bundle.glob(f"*{graph}*"))
+
+
+def test_wrong_graph_for_drafts_is_omitted(
+    npu: NpuDevice, tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = qnn_parts.check_part
+
+    def inexact(request: CheckRequest) -> PartCheck:
+        check = original(request)
+        return replace(check, verify_error=0.06) if request.compiled.verify else check
+
+    monkeypatch.setattr(qnn_parts, "check_part", inexact)
+    stages: list[str] = []
+    target = NpuTarget(device=npu, contexts=(64,), width=8, batch=1, verify=4)
+    bundle = build_bundle(tiny_source, tmp_path / "out", progress=lambda what, _: stages.append(what), target=target)
+    assert "building again, without the graph for drafts" in stages
+    assert report(bundle).verify == 1 and not list(bundle.glob("*verify*"))
 
 
 def test_build_with_float16_overflow_is_refused(npu: NpuDevice, tmp_path: Path) -> None:

@@ -116,8 +116,8 @@ _PARTS = {
 
 @pytest.fixture(scope="session")
 def npu_bundle(npu: NpuDevice, tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of our builder: two parts, two context lengths, batched steps of four."""
-    target = NpuTarget(device=npu, contexts=(64, 128), width=8, parts=2)
+    """A bundle of our builder: two parts, two context lengths, batched steps of four, drafts of four."""
+    target = NpuTarget(device=npu, contexts=(64, 128), width=8, parts=2, verify=4)
 
     def build(folder: Path) -> None:
         build_bundle(tiny_source, folder, progress=lambda *_: None, target=target)

@@ -5,8 +5,9 @@ The graphs run on the NPU if they are compiled, else on the CPU provider. Tests 
 1. A bundle can have the chains for several context lengths: the longest in its root folder, shorter ones in folders
    `context-*`. A sequence starts in the shortest context and moves on when it is full, because attention costs the
    same for empty rows as for valid ones.
-2. Bundles of our builder have a third chain for batched steps.
-3. Near the end of a context a full window may not fit, although the tokens do. Then the tokens go one by one.
+2. Bundles of our builder have a third chain for batched steps, and a fourth one with a narrow window for drafts.
+3. Several tokens take the narrowest window for all of them. Near the end of a context a full window may not fit,
+   although the tokens do. Then they take several narrower windows or steps.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class StaticDecoder:
     Args:
         prompts: the windows for prompts, one per context length, shortest first.
         steps: the windows of width 1, in the same order.
+        narrow: the narrow windows, in the same order; may be empty.
         batch_steps: the chains for batched steps, in the same order; may be empty.
         min_batch: smallest number of sequences that share a call.
         spec: see Decoder.
@@ -43,6 +45,7 @@ class StaticDecoder:
         steps: Sequence[Window],
         spec: DecoderSpec,
         *,
+        narrow: Sequence[Window] = (),
         batch_steps: Sequence[BatchStep] = (),
         min_batch: int = 2,
         memory: Any = None,
@@ -50,6 +53,7 @@ class StaticDecoder:
     ) -> None:
         self._prompts = list(prompts)
         self._steps = list(steps)
+        self._narrow = list(narrow)
         self._batch_steps = list(batch_steps)
         self._min_batch = min_batch
         self._spec = spec
@@ -66,6 +70,11 @@ class StaticDecoder:
     def batch_size(self) -> int:
         """The most sequences of one batched step; 1 without a graph for batched steps."""
         return self._batch_steps[0].size if self._batch_steps else 1
+
+    @property
+    def narrow_width(self) -> int:
+        """The width of the narrow windows; 0: there are none."""
+        return self._narrow[0].width if self._narrow else 0
 
     def new_cache(self) -> StaticCache:
         self._caches += 1
@@ -105,33 +114,41 @@ class StaticDecoder:
             self._switch.close()
         self._prompts.clear()
         self._steps.clear()
+        self._narrow.clear()
         self._batch_steps.clear()
 
     def _extend(self, cache: StaticCache, ids: Sequence[int], logit_rows: int) -> Logits:
         """Append `ids`; the logits of the last `logit_rows` of them."""
-        window = self._fitting(self._prompts, cache.length, len(ids)) if len(ids) > 1 else None
-        if window is None or logit_rows > window.max_logit_rows:
-            return self._one_by_one(cache, ids)[-logit_rows:]
-        return self._run(window, cache, ids, logit_rows)
+        rows, left = [], list(ids)
+        while left:
+            window = self._window(cache.length, len(left), min(logit_rows, len(left)))
+            chunk, left = left[: window.width], left[window.width :]
+            rows.append(self._run(window, cache, chunk, min(len(chunk), max(1, logit_rows - len(left)))))
+        return np.concatenate(rows)[-logit_rows:] if len(rows) > 1 else rows[0]
 
     def _run(self, window: Window, cache: StaticCache, ids: Sequence[int], logit_rows: int) -> Logits:
         with self._busy:
             if not cache.has_layout(window.layout):  # the other windows would keep the memory of its old layout in use
-                for other in (*self._prompts, *self._steps):
+                for other in (*self._prompts, *self._narrow, *self._steps):
                     other.release()
             return window.run(cache, ids, logit_rows)
 
-    def _one_by_one(self, cache: StaticCache, ids: Sequence[int]) -> Logits:
-        rows = []
-        for token in ids:
-            window = self._fitting(self._steps, cache.length, 1)
-            assert window is not None, "the caller checks the context length"
-            rows.append(self._run(window, cache, [token], logit_rows=1))
-        return np.concatenate(rows)
+    def _window(self, length: int, count: int, logit_rows: int) -> Window:
+        """The narrowest window that takes all ids, else the widest one that takes some. The caller checks the context.
+
+        Args:
+            length: rows of the cache.
+            count: ids to append.
+            logit_rows: ids whose logits are needed.
+        """
+        kinds = (self._steps, self._narrow, self._prompts)
+        fitting = [window for windows in kinds if (window := self._fitting(windows, length, count)) is not None]
+        usable = [window for window in fitting if min(logit_rows, window.width) <= window.max_logit_rows]
+        return next((window for window in usable if window.width >= count), usable[-1])
 
     def _fitting(self, windows: Sequence[Window], length: int, count: int) -> Window | None:
-        """The window of the shortest context that has `count` free rows."""
-        return next((window for window in windows if window.fits(length, count)), None)
+        """The window of the shortest context that has free rows for `count` ids, or for a full window of them."""
+        return next((window for window in windows if window.fits(length, min(count, window.width))), None)
 
 
 def _static(cache: KVCache) -> StaticCache:

@@ -14,7 +14,13 @@ from msgspec import Struct
 
 from gateway.bundles.genie.bundle import load_genie_bundle
 from gateway.bundles.open import is_genie
-from gateway.bundles.static_pipeline import Pipeline, read_batch_pipelines, read_pipelines, runs_on_npu
+from gateway.bundles.static_pipeline import (
+    Pipeline,
+    read_batch_pipelines,
+    read_pipelines,
+    read_verify_pipelines,
+    runs_on_npu,
+)
 from gateway.child import run_in_child, serve_request
 from gateway.errors import BundleError
 from gateway.qnn.device import NpuDevice
@@ -70,7 +76,7 @@ def _pipelines(folder: Path, device: NpuDevice) -> Iterator[tuple[list[Pipeline]
         with genie_pipelines(load_genie_bundle(folder), device) as found:
             yield found
     else:
-        yield [*read_pipelines(folder), *read_batch_pipelines(folder)], {}
+        yield [*read_pipelines(folder), *read_batch_pipelines(folder), *read_verify_pipelines(folder)], {}
 
 
 if __name__ == "__main__":

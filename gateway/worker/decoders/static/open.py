@@ -1,36 +1,37 @@
 """Opens a bundle of fixed shape on the NPU or the CPU.
 
-Before a real NPU serves a model, its results are checked: windows against single steps, and single steps against
-batched steps. The batched steps are also timed.
+Before a real NPU serves a model, its results are checked and its graphs are timed (checks.py).
 """
 
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import onnxruntime as ort
 
 from gateway.bundles.genai_config import Stage
 from gateway.bundles.preflight.preflight import require_fit
-from gateway.bundles.static_pipeline import Pipeline, read_batch_pipelines, read_pipelines, runs_on_npu
+from gateway.bundles.static_pipeline import (
+    Pipeline,
+    read_batch_pipelines,
+    read_pipelines,
+    read_verify_pipelines,
+    runs_on_npu,
+)
 from gateway.errors import BundleError, EngineFailed
 from gateway.qnn.context import read_compiled
 from gateway.qnn.device import NpuDevice, machine_of
 from gateway.qnn.provider import any_npu, find_npu, placement
 from gateway.qnn.sessions import NpuSessions, PerformanceSwitch
-from gateway.worker.decoders.base import DecoderSpec, Logits
+from gateway.worker.decoders.base import DecoderSpec
 from gateway.worker.decoders.onnx import SessionOptions, open_session
-from gateway.worker.decoders.self_test import is_close
 from gateway.worker.decoders.static.batch import BatchStep
-from gateway.worker.decoders.static.cache import StaticCache
+from gateway.worker.decoders.static.checks import is_consistent, min_batch, pass_costs
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.dequantiser import find_bare_cast
 from gateway.worker.decoders.static.stage import LoadedStage, Pool
@@ -38,7 +39,9 @@ from gateway.worker.decoders.static.window import Window
 from gateway.worker.frames import Device
 
 _log = logging.getLogger(__name__)
-_LENGTHS = 4  # different sequence lengths in the check of batched steps
+#: Times of a narrow and of a full window in single steps, until they are measured. A narrow one reads the same weights
+#: as a step; the source of the other one is the published times of an X Elite.
+_NARROW_COST, _WIDE_COST = 1.5, 2.6
 
 
 def open_static_decoder(
@@ -68,6 +71,7 @@ def open_static_decoder(
     return open_pipelines(
         read_pipelines(folder, context_length),
         read_batch_pipelines(folder) if sequences > 1 else [],
+        read_verify_pipelines(folder),
         provider=provider,
         options=options,
         threads=threads,
@@ -79,6 +83,7 @@ def open_static_decoder(
 def open_pipelines(
     pipelines: list[Pipeline],
     batches: Sequence[Pipeline] = (),
+    narrow: Sequence[Pipeline] = (),
     *,
     binaries: Mapping[Path, Path] | None = None,
     provider: Literal["auto", "cpu", "qnn"] = "auto",
@@ -91,11 +96,12 @@ def open_pipelines(
 
     Args:
         batches: pipelines for batched steps.
+        narrow: pipelines with narrow windows.
         binaries: graph file -> its context binary, for binaries that are not next to the graph file.
     """
     pipelines = _long_enough(pipelines, context_length)
-    batches = _long_enough(list(batches), context_length)
-    stages = {pipeline.file(stage): stage for pipeline in (*pipelines, *batches) for stage in pipeline.stages}
+    batches, narrow = (_long_enough(list(found), context_length) for found in (batches, narrow))
+    stages = {pipeline.file(stage): stage for pipeline in (*pipelines, *batches, *narrow) for stage in pipeline.stages}
     device = select_device(provider, options or {})
     opened = _OpenStages(device.kind if device else "cpu", soc=device.soc if device else None)
     if device:
@@ -106,7 +112,7 @@ def open_pipelines(
         model = cast.dequantiser if cast and file == cast.file else None
         opened.sessions[file] = _cpu_session(file, stages[file], threads, model)
         opened.placed.update(placement(opened.sessions[file]))
-    chains = _Chains(pipelines, batches, context_length)
+    chains = _Chains(pipelines, batches, narrow, context_length)
     return _checked_decoder(chains, opened) if opened.device == "npu" else chains.decoder(opened)
 
 
@@ -138,11 +144,19 @@ class _Chains:
 
     pipelines: Sequence[Pipeline]
     batches: Sequence[Pipeline]
+    narrow: Sequence[Pipeline]
     context_length: int
 
-    def decoder(self, opened: _OpenStages, min_batch: int = 2) -> StaticDecoder:
+    def decoder(
+        self, opened: _OpenStages, min_batch: int = 2, costs: Mapping[int, float] | None = None
+    ) -> StaticDecoder:
         sessions, memory = opened.sessions, opened.memory
         prompts, steps = _windows(self.pipelines, sessions, memory)
+        pool: Pool = {}
+        narrow = [
+            _prompt_window(pipeline, _loaded(pipeline, sessions), memory, step, pool)
+            for pipeline, step in zip(self.narrow, steps, strict=False)
+        ]
         spec = DecoderSpec(
             vocab_size=self.pipelines[-1].config.vocab_size,
             context_length=min(steps[-1].capacity, self.context_length or steps[-1].capacity),
@@ -150,6 +164,7 @@ class _Chains:
             device=opened.device,
             placement=dict(opened.placed),
             soc=opened.soc,
+            pass_costs=dict(costs or _usual_costs(prompts[-1], narrow)),
             greedy_only=opened.greedy_only,
         )
         batch_steps = [
@@ -161,6 +176,7 @@ class _Chains:
             prompts,
             steps,
             spec,
+            narrow=narrow,
             batch_steps=batch_steps,
             min_batch=min_batch,
             memory=memory,
@@ -174,68 +190,24 @@ def _checked_decoder(chains: _Chains, opened: _OpenStages) -> StaticDecoder:
     Raises EngineFailed when the NPU computes wrongly in both cases.
     """
     decoder = chains.decoder(opened)
-    if not _is_consistent(decoder):
+    wide = max(3, decoder.narrow_width + 1)
+    if not is_consistent(decoder, wide):
         opened.memory = None  # shared memory is the most likely cause
         decoder = chains.decoder(opened)
-        if not _is_consistent(decoder):
+        if not is_consistent(decoder, wide):
             raise EngineFailed("This NPU computes wrongly: a window of tokens and single steps give different logits.")
-    min_batch = _min_batch(decoder) if decoder.batch_size > 1 else 2
-    return chains.decoder(opened, min_batch=min_batch)  # a new decoder: the checks used caches of this one
+    if decoder.narrow_width and not is_consistent(decoder):
+        _log.warning("this NPU computes narrow windows wrongly: drafts take full windows")
+        chains = replace(chains, narrow=())
+        decoder = chains.decoder(opened)
+    fewest = min_batch(decoder) if decoder.batch_size > 1 else 2
+    return chains.decoder(opened, fewest, pass_costs(decoder))  # a new decoder: the checks used caches of this one
 
 
-def _is_consistent(decoder: StaticDecoder) -> bool:
-    """True if three tokens have nearly the same logits in one window and one by one.
-
-    The check runs two graphs and reads and writes the cache in place. It finds faults of a driver, mostly in shared
-    memory, before a client gets wrong tokens.
-    """
-    window_cache, step_cache = decoder.new_cache(), decoder.new_cache()
-    try:
-        window = decoder.verify(window_cache, [1, 2, 3])
-        steps = np.stack([decoder.step([step_cache], [token])[0] for token in (1, 2, 3)])
-    except EngineFailed:
-        return False
-    return is_close(window, steps)
-
-
-def _min_batch(decoder: StaticDecoder, clock: Callable[[], float] = time.perf_counter) -> int:
-    """The fewest sequences for which one batched step is faster than single steps, measured on this machine.
-
-    Larger than the batch size if the batched step fails or its logits differ from those of single steps.
-    """
-    size = decoder.batch_size
-    caches = [decoder.new_cache() for _ in range(size)]
-    for index, cache in enumerate(caches):
-        for token in range(index % _LENGTHS):
-            decoder.step([cache], [token])
-    ids = list(range(1, size + 1))
-    single_s, single = _fastest(caches, lambda: _one_by_one(decoder, caches, ids), clock)
-    try:
-        batched_s, batched = _fastest(caches, lambda: decoder.step(caches, ids), clock)
-    except EngineFailed:
-        batched_s, batched = math.inf, np.full_like(single, np.nan)
-    if is_close(batched, single):
-        return max(2, math.ceil(batched_s / (single_s / size)))
-    _log.warning("this NPU fails in batched steps or computes them wrongly: each sequence takes single steps")
-    return size + 1
-
-
-def _one_by_one(decoder: StaticDecoder, caches: Sequence[StaticCache], ids: Sequence[int]) -> Logits:
-    return np.concatenate([decoder.step([cache], [token]) for cache, token in zip(caches, ids, strict=True)])
-
-
-def _fastest(
-    caches: Sequence[StaticCache], call: Callable[[], Logits], clock: Callable[[], float], tries: int = 3
-) -> tuple[float, Logits]:
-    """Seconds of the fastest call, and the logits. Resets the caches after each call."""
-    lengths, seconds = [cache.length for cache in caches], []
-    for _ in range(tries):
-        started = clock()
-        logits = call()
-        seconds.append(clock() - started)
-        for cache, length in zip(caches, lengths, strict=True):
-            cache.truncate(length)
-    return min(seconds), logits
+def _usual_costs(prompt: Window, narrow: Sequence[Window]) -> dict[int, float]:
+    """`DecoderSpec.pass_costs` without measurements. Windows with the last row's logits only verify no draft."""
+    full = {prompt.width: _WIDE_COST} if prompt.max_logit_rows == prompt.width else {}
+    return {1: 1.0} | {window.width: _NARROW_COST for window in narrow} | full
 
 
 def _long_enough(pipelines: list[Pipeline], context_length: int) -> list[Pipeline]:
@@ -271,11 +243,17 @@ def _windows(
     pool: Pool = {}
     for pipeline in pipelines:
         loaded = _loaded(pipeline, sessions)
-        prompt = [loaded[stage.filename] for stage in pipeline.stages if stage.run_on_prompt]
         step = [loaded[stage.filename] for stage in pipeline.stages if stage.run_on_token_gen]
         steps.append(Window(pipeline, step, 1, memory, pool=pool))
-        prompts.append(Window(pipeline, prompt, pipeline.window.window_size, memory, steps[-1].layout, pool))
+        prompts.append(_prompt_window(pipeline, loaded, memory, steps[-1], pool))
     return prompts, steps
+
+
+def _prompt_window(
+    pipeline: Pipeline, loaded: Mapping[str, LoadedStage], memory: Any, step: Window, pool: Pool
+) -> Window:
+    stages = [loaded[stage.filename] for stage in pipeline.stages if stage.run_on_prompt]
+    return Window(pipeline, stages, pipeline.window.window_size, memory, step.layout, pool)
 
 
 def _loaded(pipeline: Pipeline, sessions: Mapping[Path, ort.InferenceSession]) -> dict[str, LoadedStage]:

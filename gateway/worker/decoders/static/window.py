@@ -33,7 +33,7 @@ class Window:
         stages: the stages of this phase, in order. Stages that read the cache must have fixed shapes.
         width: tokens per run.
         memory: the device memory that the host can access, or None.
-        step_layout: the layout of the single steps. It is used when this window's own layout is full.
+        step_layout: the layout of the single steps. It is used when this window's own layout is full, or equal to it.
         pool: see BoundStage; None: the window shares no buffers.
     Raises BundleError when no stage provides a value that another one needs.
     """
@@ -52,8 +52,9 @@ class Window:
         self._inputs = pipeline.config.decoder.inputs
         self._logits = pipeline.config.decoder.outputs.logits
         self._in_place = pipeline.in_place
-        self.layout = read_layout(pipeline, stages)
-        self._step_layout = step_layout or self.layout
+        layout = read_layout(pipeline, stages)
+        self._step_layout = step_layout or layout
+        self.layout = self._step_layout if layout == self._step_layout else layout  # a cache with it stays as it is
         rows = next(iter(self.layout.values())).rows
         self.context = rows if self._in_place else rows + width
         self._stages = bind_stages(pipeline, stages, memory, pool)

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import shutil
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 
+from gateway.activity import Activity
+from gateway.bundles.hashes import write_hashes
 from gateway.errors import EngineFailed
 from gateway.qnn.device import NpuDevice
+from gateway.worker.decoders.base import KVCache, Logits
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.open import open_static_decoder
+from gateway.worker.decoders.static.window import Window
+from gateway.worker.frames import FromWorker, Submit, Tokens
+from gateway.worker.token_loop import TokenLoop
 from tests.support.decoding import IDS, greedy, matches_oracle, prefill
 from tests.support.npu.fixtures import OpenDecoder
 from tests.support.npu.tiny_htp_decoder import Run, TinyDecoder
 from tests.support.oracle import Oracle
+from tests.support.token_loop_fixtures import GREEDY, no_grammar
 
 
 @pytest.fixture(scope="module", params=["windows_ml_uncompiled", "ai_hub_uncompiled"])
@@ -79,6 +88,101 @@ def test_built_bundle_generates_float32_tokens_across_contexts(
     decoder = open_decoder(npu_bundle, "qnn")
     assert decoder.spec.context_length == 128
     assert matches_oracle(greedy(decoder, IDS, 128 - len(IDS)), oracle, IDS, min_equal=64)  # the first context has 64
+
+
+@pytest.mark.parametrize(
+    ("length", "count", "expected"),
+    [
+        (9, 2, [4]),
+        (9, 4, [4]),
+        (9, 5, [8]),
+        (122, 6, [4, 1, 1]),  # at the end of the context
+        (123, 2, [4]),
+        (125, 2, [1, 1]),
+    ],
+)
+def test_draft_takes_narrowest_window(
+    npu_bundle: Path, open_decoder: OpenDecoder, length: int, count: int, expected: list[int]
+) -> None:
+    decoder = open_decoder(npu_bundle, "qnn")
+    assert decoder.spec.pass_costs.keys() == {1, 4, 8}
+    ids = (IDS * 8)[: length + count]
+    stepped, verified = decoder.new_cache(), decoder.new_cache()
+    for cache in (stepped, verified):
+        prefill(decoder, cache, ids[:length])
+    steps = [decoder.step([stepped], [token])[0] for token in ids[length:]]
+    widths: list[int] = []
+    run = Window.run
+
+    def recorded(window: Window, *args: Any) -> Logits:
+        widths.append(window.width)
+        return run(window, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Window, "run", recorded)
+        logits = decoder.verify(verified, ids[length:])
+    assert widths == expected and verified.length == length + count
+    np.testing.assert_allclose(logits, steps, atol=0.05)
+
+
+def test_bundle_without_narrow_graphs_verifies_in_full_windows(
+    npu_bundle: Path, tmp_path: Path, open_decoder: OpenDecoder
+) -> None:
+    """As earlier versions built it."""
+    bundle = shutil.copytree(npu_bundle, tmp_path / "earlier", ignore=shutil.ignore_patterns("verify*"))
+    write_hashes(bundle)
+    decoder, now = open_decoder(bundle, "qnn"), open_decoder(npu_bundle, "qnn")
+    assert decoder.spec.pass_costs.keys() == {1, 8}
+    logits = decoder.verify(decoder.new_cache(), IDS[:3])
+    np.testing.assert_allclose(logits, now.verify(now.new_cache(), IDS[:3]), atol=0.05)
+
+
+def test_window_with_one_row_of_logits_verifies_no_draft(ai_hub_compiled: Path, open_decoder: OpenDecoder) -> None:
+    decoder = open_decoder(ai_hub_compiled, "qnn")
+    rows = decoder._prompts[0].max_logit_rows
+    assert decoder.spec.pass_costs.keys() == ({1} if rows == 1 else {1, decoder.spec.prompt_width})
+
+
+def test_greedy_answers_are_the_same_with_drafts(npu_bundle: Path, open_decoder: OpenDecoder) -> None:
+    """On the loop's clock a narrow window is as cheap as a step, and a full one is not."""
+    decoder = open_decoder(npu_bundle, "qnn")
+    cache, widths, verify, step = decoder.new_cache(), [], decoder.verify, decoder.step
+    now = 0.0
+
+    def timed_verify(cache: KVCache, ids: Sequence[int]) -> Logits:
+        nonlocal now
+        now += 1 if len(ids) <= decoder.narrow_width else 20
+        widths.append(len(ids))
+        return verify(cache, ids)
+
+    def timed_step(caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
+        nonlocal now
+        now += 1
+        return step(caches, ids)
+
+    decoder.verify, decoder.step = timed_verify, timed_step  # type: ignore[method-assign]
+
+    def answer(ids: list[int], *, lookup: bool, prediction: Sequence[int] = ()) -> list[int]:
+        cache.truncate(0)
+        frames: list[FromWorker] = []
+        activity = Activity(clock=lambda: now)
+        loop = TokenLoop(decoder, [cache], frames.append, make_constraint=no_grammar, lookup=lookup, activity=activity)
+        loop.submit(Submit(id=1, ids=ids, sampling=GREEDY, max_tokens=40, prediction=list(prediction)))
+        while not loop.is_idle:
+            loop.turn()
+        return [token for frame in frames if isinstance(frame, Tokens) for token in frame.ids]
+
+    for start in range(4):
+        prompt = IDS[start:] + IDS[: start + 4]
+        plain = answer(prompt, lookup=False)
+        assert not widths
+        repeated = prompt + plain + prompt[-4:]
+        assert answer(repeated, lookup=True) == answer(repeated, lookup=False)
+        edited = [*plain[:9], 3, 4, *plain[11:]]
+        assert answer(prompt, lookup=False, prediction=edited) == plain
+        assert answer(prompt, lookup=True, prediction=edited) == plain
+        assert min(widths) <= decoder.narrow_width < max(widths)
+        widths.clear()
 
 
 @pytest.mark.parametrize("sizes", [(17,), (1,) * 17, (8, 8, 1), (5, 7, 5), (3, 1, 8, 5)], ids=str)

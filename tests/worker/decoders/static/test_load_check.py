@@ -21,14 +21,14 @@ def finding(bundle: Path, provider: str = "qnn", **options: str) -> Finding:
 
 def test_bundle_without_cpu_nodes_is_ok(npu_bundle: Path) -> None:
     found = finding(npu_bundle)
-    assert found.level == "ok" and "12 nodes on the NPU (emulated), 0 on the CPU" in found.detail
+    assert found.level == "ok" and "16 nodes on the NPU (emulated), 0 on the CPU" in found.detail
 
 
 def test_bundle_next_to_that_for_the_cpu_is_loaded(npu_bundle: Path, tiny: Path, tmp_path: Path) -> None:
     shutil.copytree(npu_bundle, tmp_path / "m-npu")
-    assert finding(tmp_path / "m").detail.startswith("m-npu: 12 nodes on the NPU")  # the only one
+    assert finding(tmp_path / "m").detail.startswith("m-npu: 16 nodes on the NPU")  # the only one
     shutil.copytree(tiny, tmp_path / "m")
-    assert finding(tmp_path / "m").detail.startswith("m-npu: 12 nodes on the NPU")
+    assert finding(tmp_path / "m").detail.startswith("m-npu: 16 nodes on the NPU")
     assert not list(npu_graphs("tiny", LocalModel(path=str(tmp_path / "m"))))  # this machine has no NPU
     (tmp_path / "m-npu" / "genai_config.json").write_bytes(b"{")
     assert finding(tmp_path / "m").level == "bad"
@@ -36,7 +36,7 @@ def test_bundle_next_to_that_for_the_cpu_is_loaded(npu_bundle: Path, tiny: Path,
 
 def test_genie_bundle_is_loaded_in_our_own_engine(published_bundle: Path) -> None:
     found = finding(published_bundle)
-    assert found.level == "ok" and "12 nodes on the NPU (emulated), 0 on the CPU" in found.detail
+    assert found.level == "ok" and "16 nodes on the NPU (emulated), 0 on the CPU" in found.detail
 
 
 def test_cpu_fallback_nodes_are_counted(windows_ml_cpu_attention: Path) -> None:
