@@ -130,20 +130,34 @@ def test_follow_up_reuses_prompt_and_answer(worker: GenieWorker, reference: Refe
 
 
 def test_random_prompts_get_right_answers(worker: GenieWorker, reference: Reference) -> None:
+    assert answer_random_prompts(worker, reference, 16) > 12
+
+
+@pytest.mark.slow
+def test_random_prompts_over_two_contexts_get_right_answers(
+    published_bundle: Path, start: StartWorker, reference: Reference
+) -> None:
+    worker = start(published_bundle)
+    worker.load()
+    assert answer_random_prompts(worker, reference, 120) > 40
+
+
+def answer_random_prompts(worker: GenieWorker, reference: Reference, count: int) -> int:
+    """Send prompts that continue, cut or change the last one. Returns: how many used a part of the cache."""
     random = Random(5)
 
     def tail(*lengths: int) -> list[int]:
         return [random.randrange(3, 128) for _ in range(random.choice(lengths))]
 
     last, reused = IDS[:20], 0
-    for _ in range(16):
+    for _ in range(count):
         cut = random.randrange(1, len(last))
         prompt = random.choice([[*last, *tail(1, 2, 9)], [*last[:cut], *tail(0, 1, 20)], [*last, END, *tail(0, 1, 3)]])
         reply = worker.request(prompt[:100], max_tokens=random.choice([1, 5, 12]))
         assert reply.ids == reference(prompt[:100])[: len(reply.ids)]
         assert reply.ids or reply.last.reason == "stop"
         last, reused = [*prompt[:100], *reply.ids][:80], reused + bool(reply.cached)
-    assert reused > 12
+    return reused
 
 
 def test_follow_up_after_end_token_gets_right_answer(worker: GenieWorker, reference: Reference) -> None:
