@@ -22,6 +22,7 @@ from gateway.config.file import load_config
 from tests.support.model_server import serve_models
 from tests.support.processes import PATIENCE_S, environment, serving
 from tests.support.server import wait_until
+from tests.support.tiny import write_tiny_folder
 from tests.support.tiny_gguf import write_tiny_gguf
 
 
@@ -87,6 +88,23 @@ def test_gguf_is_built_at_once(here: Path, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == "g is ready: npu-gateway serve g\n"
     assert (here / "models" / "g" / "genai_config.json").is_file()
     assert load_config(here / "config.toml", {}).models["g"].source == str(here / "models" / "g.gguf")  # type: ignore[union-attr]
+
+
+def test_weights_of_the_hub_are_built_at_once(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The builder's own download uses the server in place of the Hub too."""
+    folder = write_tiny_folder(here / "weights")
+    with serve_models() as server:
+        monkeypatch.setenv("NPU_GATEWAY_MODEL_SERVER", server.url)
+        monkeypatch.setenv("HF_HOME", str(here / "hub"))
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+        server.repos["org/Tiny-135M"] = {path.name: path.read_bytes() for path in folder.iterdir()}
+        server.cards["org/Tiny-135M"] = {"license": "mit"}
+        assert run("pull", "hf:org/Tiny-135M") == 0
+    assert "licence of tiny-135m: mit" in capsys.readouterr().err
+    assert check_hashes(here / "models" / "tiny-135m") == []
+    assert load_config(here / "config.toml", {}).models["tiny-135m"].source == "hf:org/Tiny-135M"  # type: ignore[union-attr]
 
 
 def test_model_of_the_catalog_by_its_name(

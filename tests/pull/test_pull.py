@@ -340,6 +340,7 @@ class TestHub:
         total = sum(map(len, repo.values())) - 1
         assert desk.stages["downloading org/Tiny-NPU"] == (total, total)
         assert {value for _, value in hub.authorizations} == {"Bearer secret"}
+        assert not any(path.startswith("cdn/") for path, _ in hub.authorizations)
 
     def test_what_a_killed_pull_left_is_no_part_of_the_bundle(
         self, hub: ModelServer, desk: Desk, repo: dict[str, bytes]

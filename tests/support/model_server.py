@@ -180,7 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
         if len(content) > LARGE:
             sha256 = hashlib.sha256(content).hexdigest()
             models.files[f"cdn/{found[1]}/{sha256}"] = content
-            headers = {"Location": f"/cdn/{found[1]}/{sha256}", "X-Linked-Etag": f'"{sha256}"', **linked}
+            elsewhere = models.url.replace("127.0.0.1", "localhost")  # the Hub uses another host
+            headers = {"Location": f"{elsewhere}/cdn/{found[1]}/{sha256}", "X-Linked-Etag": f'"{sha256}"', **linked}
             self._reply(302, b"", headers)
         else:
             self._send(path, content, linked)
