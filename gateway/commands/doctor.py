@@ -131,7 +131,8 @@ def models(config: Config) -> Iterator[Finding]:
         match found.state, model:
             case "ready", BundleModel(path=path):
                 size = f", context {found.context_length}, {found.bytes / 1e6:.0f} MB" if found.bytes else ""
-                yield Finding("ok", what, f"{path}{size}")
+                speed = f", published: {found.published}" if found.published else ""
+                yield Finding("ok", what, f"{path}{size}{speed}")
                 if isinstance(model, LocalModel):
                     yield from npu_graphs(name, model)
             case "missing", LocalModel(source=source) if source:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from gateway.config.tables import BundleModel, GenieModel, LocalModel, ModelConfig, ScriptedModel, UpstreamModel
 from gateway.errors import BundleError
@@ -19,6 +19,7 @@ class ModelState(Struct, frozen=True, kw_only=True):
     detail: str = ""
     context_length: int = 0
     bytes: int = 0
+    published: str = ""  # the speed that a pulled model has on a chip, by its publisher: "21.2 tokens/s on x-elite"
 
     def as_dict(self) -> dict[str, str | int]:
         return asdict(self)
@@ -52,9 +53,18 @@ def examine(model: ModelConfig) -> ModelState:
         case ScriptedModel(simulate=chip):
             return ModelState(state="scripted", detail=chip or "")
         case GenieModel(path=path):
-            return _examine_genie(model, Path(path))
+            return replace(_examine_genie(model, Path(path)), published=_published(bundle_folders(model)[0]))
         case LocalModel():
-            return _examine_bundle(model, bundle_folders(model)[0])
+            folder = bundle_folders(model)[0]
+            return replace(_examine_bundle(model, folder), published=_published(folder))
+
+
+def _published(folder: Path) -> str:
+    from gateway.bundles.origin import read_origin
+
+    origin = read_origin(folder)
+    speed = origin.published_tokens_per_s if origin else None
+    return f"{speed:.1f} tokens/s on {origin.chip}" if origin and speed else ""
 
 
 def _examine_bundle(model: LocalModel, path: Path) -> ModelState:

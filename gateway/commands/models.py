@@ -54,7 +54,7 @@ def _print_table(config: Config, states: dict[str, ModelState]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("model", "also as", "engine", "state", "context", "on disk", "fallback", box=None)
+    table = Table("model", "also as", "engine", "state", "context", "on disk", "published", "fallback", box=None)
     for name, model in config.models.items():
         state = states[name]
         table.add_row(
@@ -64,6 +64,7 @@ def _print_table(config: Config, states: dict[str, ModelState]) -> None:
             f"{state.state}: {state.detail}" if state.detail else state.state,
             str(state.context_length or ""),
             f"{state.bytes / 1e6:.0f} MB" if state.bytes else "",
+            state.published,
             model.fallback or "",
         )
     Console().print(table)

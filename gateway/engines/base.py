@@ -20,12 +20,13 @@ class EngineStatus(Struct, frozen=True, kw_only=True):
     """What `/readyz`, `/v1/models/{id}` and `doctor` show of an engine."""
 
     state: State
-    detail: str = ""  # one line for a person: why the engine is not ready, or the stage of the load
+    detail: str = ""  # one line for a person: why the engine is not ready, the stage of the load, or a warning
     device: Device = "cpu"
     context_length: int = 0
     restarts: int = 0
     #: provider name -> number of graph nodes that it runs, summed over the graphs of the bundle
     placement: dict[str, int] = field(default_factory=dict)
+    published_tokens_per_s: float | None = None  # of this model on the NPU of this machine
     load_s: float = 0.0
     peak_bytes: int = 0
     #: What the model's files recommend for requests that do not choose, by the name of the key in config.toml.

@@ -139,6 +139,11 @@ class Forecast:
             self._step_s = step_s if self._step_s is None else self._step_s + _SMOOTHING * (step_s - self._step_s)
         self._share_used += _SMOOTHING * (min(1.0, meter.completion_tokens / max(1, max_tokens)) - self._share_used)
 
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Generated tokens for each second of device time, in recent answers. None before the first one."""
+        return 1 / self._step_s if self._step_s else None
+
     def should_refuse(self) -> bool:
         """False once in 30 seconds of refusals (point 5 above), else True."""
         now = self._clock()

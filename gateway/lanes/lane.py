@@ -60,6 +60,9 @@ class LaneStatus(Struct, frozen=True, kw_only=True):
     running: int
     waiting: int
     expected_wait_s: float  # until a request of a client that comes now gets a slot
+    cpu_nodes: int = 0  # of the model's graphs: on an NPU, these run on the CPU
+    tokens_per_s: float | None = None  # in recent answers, of device time, for one answer; None: not measured yet
+    speed: str = ""  # the same for a person, with the published speed: "19.7 tokens/s, 93 % of 21.2"
 
     @property
     def is_ready(self) -> bool:
@@ -140,13 +143,17 @@ class Lane:
             bad=bad,
             judged=judged,
         )
+        engine, tokens_per_s = self._loader.status, self._forecast.tokens_per_s
         return LaneStatus(
             model=self.name,
-            engine=self._loader.status,
+            engine=engine,
             breaker=breaker,
             running=self.queue.running,
             waiting=self.queue.waiting,
             expected_wait_s=self.queue.expected_wait_s(),
+            cpu_nodes=engine.placement.get("CPU", 0),
+            tokens_per_s=tokens_per_s,
+            speed=_speed(tokens_per_s, engine.published_tokens_per_s),
         )
 
     # --- requests
@@ -255,3 +262,10 @@ class Lane:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _speed(measured: float | None, published: float | None) -> str:
+    if measured is None:
+        return f"not measured yet, {published:.1f} tokens/s are published" if published else ""
+    share = f", {100 * measured / published:.0f} % of {published:.1f}" if published else ""
+    return f"{measured:.1f} tokens/s{share}"

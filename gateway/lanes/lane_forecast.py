@@ -51,6 +51,11 @@ class LaneForecast:
         others = self._queue.others(job.ticket)
         return self._forecast.remaining_s(job.plan, job.meter, _max_tokens(job, job.plan), others)
 
+    @property
+    def tokens_per_s(self) -> float | None:
+        """See Forecast."""
+        return self._forecast.tokens_per_s
+
     def record_start(self, job: Job) -> None:
         """Record how many other requests are running when this one starts."""
         job.others = self._queue.others(job.ticket)

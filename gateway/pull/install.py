@@ -10,50 +10,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import psutil
-from msgspec import Struct
 
 from gateway.bundles.disk import megabytes, require_space
 from gateway.bundles.hashes import write_hashes
 from gateway.bundles.identify import SOURCES, Found, require_servable
-from gateway.bundles.json_file import read_small_file
+from gateway.bundles.origin import Origin, write_origin
 from gateway.bundles.preflight.preflight import Machine, newer_runtime, preflight
 from gateway.bundles.preflight.stated import read_stated
 from gateway.bundles.replace import new_folder
 from gateway.errors import BundleError
 
-ORIGIN_FILE = ".pulled.json"  # hidden: not part of the bundle's hashes
 _SYSTEM_BYTES = 1_000_000_000  # memory that the system needs itself
 
 
 class RefusedError(BundleError):
     """The files themselves are wrong, so they are of no use for a second attempt."""
-
-
-class Origin(Struct, frozen=True, kw_only=True):
-    """Where a pulled model comes from: the content of `.pulled.json`."""
-
-    source: str  # what the user wrote
-    url: str
-    licence: str = ""
-
-
-def read_origin(path: Path) -> Origin | None:
-    """The origin of a pulled folder or file. None: it was not pulled."""
-    try:
-        return msgspec.json.decode(read_small_file(origin_file(path)), type=Origin)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-
-
-def write_origin(path: Path, origin: Origin) -> None:
-    origin_file(path).write_bytes(msgspec.json.encode(origin))
-
-
-def origin_file(path: Path) -> Path:
-    """In a folder, or next to a file."""
-    return path / ORIGIN_FILE if path.is_dir() else path.with_name(f".{path.name}{ORIGIN_FILE}")
 
 
 def require_resources(models_dir: Path, size: int, what: str, *, copies: int = 2) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gateway.bundles.identify import SOURCES, require_servable
+from gateway.bundles.origin import Origin, write_origin
 from gateway.bundles.preflight.preflight import Machine
 from gateway.errors import BundleError, ConfigError, quote
 from gateway.pull.archive import is_zip, unpack
@@ -20,14 +22,12 @@ from gateway.pull.config_edit import UserConfig
 from gateway.pull.download import Downloader, Remote
 from gateway.pull.hub import Repo, bundle_root, files_in, gguf_file, has_weights, read_repo, remotes
 from gateway.pull.install import (
-    Origin,
     RefusedError,
     install,
     link_files,
     require_fit,
     require_resources,
     table_of,
-    write_origin,
 )
 from gateway.pull.names import fault_of
 from gateway.pull.report import Report
@@ -74,11 +74,12 @@ class Job:
     """One model on its way.
 
     Args:
-        text: what the user wrote.
+        origin: what is known before the download. Its source is what the user wrote.
     """
 
-    def __init__(self, name: str, text: str, licence: str, around: Surroundings) -> None:
-        self.name, self.text, self.licence, self.around = name, text, licence, around
+    def __init__(self, name: str, origin: Origin, around: Surroundings) -> None:
+        self.name, self.text, self.licence, self.around = name, origin.source, origin.licence, around
+        self._origin = origin
         self.folder = around.models_dir / name
         self.work = work_folder(around.models_dir, name)
         self.gguf = gguf_path(around.models_dir, name)
@@ -123,7 +124,7 @@ class Job:
         self._licence()
         size = path.stat().st_size
         require_resources(self.around.models_dir, size, self.name, copies=1)
-        return self._unpacked(path, Origin(source=self.text, url=str(path), licence=self.licence))
+        return self._unpacked(path, self._from(str(path)))
 
     def _from_url(self, url: str) -> Table:
         file = unquote(urlsplit(url).path).rpartition("/")[2]
@@ -147,7 +148,7 @@ class Job:
                 f"{remote.name} is neither a zip nor a GGUF file, but perhaps a page. Open {quote(remote.url)} in a "
                 "browser, download the file, and pull it from the disk."
             )
-        return self._unpacked(file, Origin(source=self.text, url=remote.url, licence=self.licence))
+        return self._unpacked(file, self._from(remote.url))
 
     def _from_hub(self, spec: HubSpec) -> Table:
         hub = find_sources().hub
@@ -185,10 +186,13 @@ class Job:
             report = partial(_report_part, self.around.report, f"downloading {repo.name}", done, total)
             self.around.downloader.fetch(remote, self.work / "files" / path, report)
             done += remote.size
-        origin = Origin(source=self.text, url=url, licence=self.licence)
+        origin = self._from(url)
         return self._installed(lambda building: link_files(self.work / "files", building, wanted), origin)
 
     # --- the last steps
+
+    def _from(self, url: str) -> Origin:
+        return replace(self._origin, url=url, licence=self.licence)
 
     def _unpacked(self, archive: Path, origin: Origin) -> Table:
         return self._installed(lambda building: unpack(archive, building, self.around.report), origin)
@@ -209,7 +213,7 @@ class Job:
         """Build the bundle of a GGUF file, and keep the file: another version of the gateway builds it again."""
         self.around.build(self.name, str(weights))
         if weights != self.gguf:
-            write_origin(self.gguf, Origin(source=self.text, url=self.url, licence=self.licence))
+            write_origin(self.gguf, self._from(self.url))
             weights.replace(self.gguf)
         return {"source": _relative(self.gguf, self.around.user.file.absolute().parent)}
 

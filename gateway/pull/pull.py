@@ -13,11 +13,12 @@ from msgspec import Struct
 
 from gateway.bundles.disk import write_error
 from gateway.bundles.identify import require_servable
+from gateway.bundles.origin import Origin, read_origin
 from gateway.bundles.preflight.preflight import newer_runtime
 from gateway.bundles.replace import exclusive, finish_replacement
 from gateway.config.tables import BundleModel, LocalModel, ModelConfig
 from gateway.errors import BundleError, ConfigError, quote
-from gateway.pull.install import read_origin, table_of
+from gateway.pull.install import table_of
 from gateway.pull.job import Job, Surroundings, Table, gguf_path
 from gateway.pull.names import check_model_name, fault_of
 from gateway.pull.spec import CatalogSpec, PathSpec, Spec, UrlSpec, default_name, read_spec
@@ -39,12 +40,12 @@ def pull(text: str, name: str | None, around: Surroundings) -> Pulled:
     Raises BundleError or ConfigError with the next step. Nothing is left in the models folder then, except a download
     that the next pull continues.
     """
-    spec, licence = read_spec(text), ""
+    spec, origin = read_spec(text), Origin(source=text, url="")
     if isinstance(spec, CatalogSpec) and not _is_here(name or spec.name, around):
-        spec, listed, licence = _from_catalog(spec.name, around)
+        spec, listed, origin = _from_catalog(spec.name, text, around)
         name = name or listed
     name = check_model_name(name or default_name(spec))
-    job = Job(name, text, licence, around)
+    job = Job(name, origin, around)
     with exclusive(job.work, lambda: around.say(f"waiting for another program that pulls {name}")):
         finish_replacement(job.folder)
         try:
@@ -65,8 +66,8 @@ def _is_here(name: str, around: Surroundings) -> bool:
     return found or bool(_source(around.user.config.models.get(name)))
 
 
-def _from_catalog(name: str, around: Surroundings) -> tuple[Spec, str, str]:
-    """What to download, the model's name and its licence."""
+def _from_catalog(name: str, text: str, around: Surroundings) -> tuple[Spec, str, Origin]:
+    """What to download, the model's name and its origin."""
     from gateway.pull.catalog.catalog import resolve
 
     entry = resolve(name, around.find_chip())
@@ -80,7 +81,9 @@ def _from_catalog(name: str, around: Surroundings) -> tuple[Spec, str, str]:
         raise BundleError(refusal)
     licence = " ".join(filter(None, (entry.licence, entry.licence_url)))
     spec = read_spec(entry.url) if entry.url.startswith("hf:") else UrlSpec(entry.url)
-    return spec, entry.name, licence
+    published = entry.tokens_per_s
+    origin = Origin(source=text, url=entry.url, licence=licence, chip=entry.chip, published_tokens_per_s=published)
+    return spec, entry.name, origin
 
 
 def _existing(job: Job, spec: Spec) -> Table | None:

@@ -12,12 +12,12 @@ from msgspec.structs import asdict, replace
 
 from gateway.bundles.disk import folder_bytes
 from gateway.bundles.identify import identify
+from gateway.bundles.origin import origin_file, read_origin
 from gateway.bundles.replace import exclusive, finish_replacement
 from gateway.bundles.stamp import npu_folder, read_stamp
 from gateway.config.tables import BundleModel, Config, LocalModel
 from gateway.errors import BundleError, ConfigError, quote
 from gateway.pull.config_edit import UserConfig, find_user_config, remove_model
-from gateway.pull.install import origin_file, read_origin
 from gateway.pull.job import WORK, gguf_path, work_folder
 from gateway.pull.names import check_model_name
 

@@ -34,7 +34,8 @@ from gateway.server.request import HttpRequest, owner_of, router_of, while_conne
 from gateway.server.sse import EventStream
 
 TIMEOUT, FIRST_TOKEN, PRIORITY = "x-request-timeout-ms", "x-max-ttft-ms", "x-gateway-priority"
-PREDICTED_TTFT = "x-gateway-predicted-ttft-ms"  # a header of the response
+PREDICTED_TTFT = "x-gateway-predicted-ttft-ms"  # headers of the response
+DEVICE = "x-gateway-device"
 _LIMITS = (
     Parameter(TIMEOUT, "header", Annotated[float, Meta(gt=0)], "Time limit of the whole answer, in milliseconds."),
     Parameter(FIRST_TOKEN, "header", Annotated[float, Meta(gt=0)], "Time limit of the first token, in milliseconds."),
@@ -102,7 +103,7 @@ async def answer_all(
         ping_s=router.config.server.ping_s,
         media_type=rendering.media_type,
     )
-    stream_response.headers.update(_predicted(opened))
+    stream_response.headers.update(_predicted(opened) | _device(router, opened.model))
     return cast(ASGIApp, stream_response)  # starlette and Litestar have different types for the same protocol
 
 
@@ -154,9 +155,11 @@ async def _open(router: Router, generations: Sequence[Generation]) -> Answer:
 
 
 async def _whole(request: HttpRequest, generations: Sequence[Generation], rendering: Rendering) -> ASGIApp:
-    async with aclosing(await _open(router_of(request), generations)) as opened:
+    router = router_of(request)
+    async with aclosing(await _open(router, generations)) as opened:
         headers = _predicted(opened)
         collected = await collect(opened, sum(generation.n for generation in generations))
+    headers |= _device(router, opened.model)
 
     def render() -> ASGIApp:
         return json_response(rendering.whole(opened.model, collected), headers=headers)
@@ -168,6 +171,17 @@ def _predicted(opened: Answer) -> dict[str, str]:
     """The prediction of the lane whose device has begun. Its fallback may still answer."""
     predicted_s = opened.predicted_ttft_s
     return {} if predicted_s is None else {PREDICTED_TTFT: f"{1000 * predicted_s:.0f}"}
+
+
+def _device(router: Router, model: str) -> dict[str, str]:
+    """Where the model runs and how fast: `npu;cpu-nodes=0;tokens-per-s=19.7;published-tokens-per-s=21.2`.
+
+    Of a stream, it is the model whose device has begun; its fallback may still answer.
+    """
+    status = router.model(model).status
+    speeds = {"tokens-per-s": status.tokens_per_s, "published-tokens-per-s": status.engine.published_tokens_per_s}
+    known = [f"{name}={speed:.1f}" for name, speed in speeds.items() if speed is not None]
+    return {DEVICE: ";".join([status.engine.device, f"cpu-nodes={status.cpu_nodes}", *known])}
 
 
 def json_response(payload: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> ASGIApp:

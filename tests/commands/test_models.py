@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from gateway import cli
+from gateway.bundles.origin import Origin, write_origin
 from gateway.commands.model_state import examine
 from gateway.config.file import load_config
 from tests.support.npu.genie_bundle import write_genie_bundle
@@ -65,7 +67,8 @@ def test_table_has_one_row_per_model(
     monkeypatch.setenv("COLUMNS", "300")
     assert cli.main(["models", "--config", str(config)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["model", "also", "as", "engine", "state", "context", "on", "disk", "fallback"]
+    columns = ["model", "also", "as", "engine", "state", "context", "on", "disk", "published", "fallback"]
+    assert lines[0].split() == columns
     assert lines[1].split()[:5] == ["tiny", "gpt-4o-mini", "local", "ready", "512"]
     assert lines[4].split() == ["far", "upstream", "remote:", "http://127.0.0.1:1/v1"]
 
@@ -98,3 +101,16 @@ def test_prepare_builds_missing_bundle_once(tmp_path: Path, tiny: Path, capsys: 
         assert cli.main(["models", "--prepare", "--json", "--config", str(file)]) == 0
         assert json.loads(capsys.readouterr().out)[0]["state"] == "ready"
     assert (tmp_path / "models" / "a" / "genai_config.json").is_file()
+
+
+def test_published_speed_of_pulled_model_is_shown(
+    config: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = Path(shutil.copytree(tiny, tmp_path / "pulled"))
+    write_origin(
+        bundle, Origin(source="tiny", url="https://host/tiny.zip", chip="x-elite", published_tokens_per_s=21.2)
+    )
+    config.write_text(f"[models.tiny]\npath = '{bundle}'\n", encoding="utf-8")
+    for command in ("models", "doctor"):
+        cli.main([command, "--json", "--config", str(config)])
+        assert "21.2 tokens/s on x-elite" in capsys.readouterr().out

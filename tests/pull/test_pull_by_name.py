@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from gateway import cli
+from gateway.bundles.origin import read_origin
 from gateway.config.file import load_config
 from gateway.config.tables import LocalModel
-from gateway.pull.install import read_origin
 from tests.support.model_index import X2_ELITE, ai_hub_model, publish, put_hub_list
 from tests.support.model_server import ModelServer
 from tests.support.other_programs import GENIE
@@ -64,6 +64,7 @@ def test_name_is_downloaded_and_configured(folder: Path, capsys: pytest.CaptureF
     assert (Path(model.path) / "genie_config.json").is_file()
     origin = read_origin(Path(model.path))
     assert origin is not None and origin.url.endswith("_x_elite.zip")
+    assert (origin.chip, origin.published_tokens_per_s) == ("x-elite", 88.8)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from gateway.bundles.origin import Origin, write_origin
 from gateway.bundles.stamp import npu_folder
 from gateway.config.file import load_config
 from gateway.errors import BundleError, ConfigError
 from gateway.pull.config_edit import find_user_config
-from gateway.pull.install import Origin, write_origin
 from gateway.pull.job import gguf_path, work_folder
 from gateway.pull.stored import is_missing, remove, stored
 

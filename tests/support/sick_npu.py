@@ -34,11 +34,15 @@ class NpuDecoder(Wrapped):
 
     @property
     def spec(self) -> DecoderSpec:
-        return replace(self._decoder.spec, device="npu", soc=60)
+        return replace(self._decoder.spec, device="npu", soc=60, placement={"QNN": 40, "CPU": 2})
 
     def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
         self._take(WIDE_S)
         return self._decoder.prefill(cache, ids)
+
+    def verify(self, cache: KVCache, ids: Sequence[int]) -> Logits:
+        self._take(WIDE_S)
+        return self._decoder.verify(cache, ids)
 
     def step(self, caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
         for _ in caches:

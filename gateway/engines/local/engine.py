@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from gateway.bundles.genie.bundle import GenieBundle, load_genie_bundle
 from gateway.bundles.genie.config import bundle_folder
 from gateway.bundles.open import open_bundle
+from gateway.bundles.origin import Origin, read_origin
 from gateway.common_prefix import common_prefix
 from gateway.config.tables import GenieModel, LocalModel
 from gateway.engines.base import Emit, EngineStatus, Plan, Prepared
@@ -31,6 +32,7 @@ from gateway.engines.local.integrity import IntegrityCheck
 from gateway.engines.local.process import Entry, WorkerProcess, spec_of
 from gateway.engines.local.prompts import Prompts
 from gateway.engines.local.sick_start import SickStart
+from gateway.engines.local.speed import published_speed
 from gateway.engines.local.supervisor import Supervisor
 from gateway.engines.local.text_tools import LocalTextTools
 from gateway.errors import BundleError, EngineFailed, GatewayError, ModelNotReady
@@ -71,11 +73,12 @@ class LocalEngine:
     ) -> None:
         self._name, self._model = name, model
         self._path = models_dir / model.path
-        folder = bundle_folder(self._path) if isinstance(model, GenieModel) else self._path
+        self._folder = folder = bundle_folder(self._path) if isinstance(model, GenieModel) else self._path
         self._sick_start = SickStart(folder, models_dir, clock)
         self._entry = entry
         self._prompts: Prompts | None = None  # None before the first load
         self._genie: GenieBundle | None = None  # the bundle, if it is in Genie's layout
+        self._origin: Origin | None = None  # of a bundle that was pulled
         self._running: dict[int, FrameTranslator] = {}  # by the id of the request at the worker
         self._ids = itertools.count(1)
         #: (owner, token ids) of recent requests: the worker probably has their prefixes in its cache.
@@ -110,6 +113,7 @@ class LocalEngine:
             context_length=ready.context_length,
             restarts=supervisor.restarts,
             placement=ready.placement,
+            published_tokens_per_s=published_speed(self._origin, ready),
             load_s=ready.load_s + ready.warm_up_s,
             peak_bytes=ready.peak_bytes,
             sampling=self._genie.sampling if self._genie else {},
@@ -201,7 +205,7 @@ class LocalEngine:
             await self._prompts.aclose()
 
     def _open_prompts(self) -> Prompts:
-        model = self._model
+        model, self._origin = self._model, read_origin(self._folder)
         bundle = (
             open_bundle(self._path, model.dialect, model.tokenizer)
             if isinstance(model, LocalModel)

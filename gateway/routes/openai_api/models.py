@@ -43,8 +43,16 @@ def _card(name: str, model: ModelInfo, created: int) -> ModelCard:
         state=engine.state,
         capabilities=engine.capabilities,
     )
-    if engine.state != "ready" and engine.detail:
+    if engine.detail:
         card.detail = engine.detail
+    if engine.placement:
+        card.cpu_nodes = model.status.cpu_nodes
+    if model.status.tokens_per_s is not None:
+        card.tokens_per_s = round(model.status.tokens_per_s, 1)
+    if engine.published_tokens_per_s is not None:
+        card.published_tokens_per_s = engine.published_tokens_per_s
+    if model.status.speed:
+        card.speed = model.status.speed
     if name != model.name:
         card.root = model.name
     return card

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import logging
+import re
+import shutil
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import openai as sdk
 import pytest
 from openai import OpenAI
 
-from gateway.config.tables import BreakerConfig, Script, ScriptedModel
+from gateway.bundles.origin import Origin, write_origin
+from gateway.config.tables import BreakerConfig, LocalModel, Script, ScriptedModel
 from tests.routes.conftest import MODELS
+from tests.support.local_engine import make
 from tests.support.server import Running, config_of, scripted, serving
+from tests.support.sick_npu import npu_worker
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -93,3 +100,68 @@ def test_request_without_model_gets_the_default_model(server: Running, http: htt
         for fields in ({}, {"model": None}, {"model": "gpt-4o"}):
             reply = client.post("/v1/chat/completions", json={"messages": HELLO, **fields})
             assert (reply.status_code, reply.json()["model"]) == (200, "m")
+
+
+class TestSpeed:
+    """Where a model runs and how fast, in every answer. The device's clock is advanced by its passes only."""
+
+    @pytest.fixture
+    def npu(self, tiny: Path, tmp_path: Path) -> Iterator[Running]:
+        """A model that calls itself one on an NPU, with 20 tokens per second, of 25 that are published."""
+        bundle = Path(shutil.copytree(tiny, tmp_path / "tiny"))
+        write_origin(bundle, Origin(source="m", url="", chip="x-elite", published_tokens_per_s=25.0))
+        with serving(config_of({"m": LocalModel(threads=1)}), {"m": make(bundle, npu_worker)}) as server:
+            yield server
+
+    def answer(self, server: Running, path: str = "/v1/completions", **fields: object) -> httpx.Response:
+        prompt = {"messages": HELLO} if "chat" in path or path == "/v1/messages" else {"prompt": "Hello"}
+        with server.http() as http:
+            response = http.post(path, json={"model": "m", "max_tokens": 8, **prompt, **fields})
+        assert response.status_code == 200
+        return response
+
+    def test_answer_has_device_and_speeds_in_a_header(self, npu: Running) -> None:
+        known = r"npu;cpu-nodes=2;tokens-per-s=\d+\.\d;published-tokens-per-s=25\.0"
+        first = self.answer(npu, stream=True).headers["x-gateway-device"]
+        assert first == "npu;cpu-nodes=2;published-tokens-per-s=25.0", "nothing was measured when it began"
+        assert ";tokens-per-s=20.0;" in self.answer(npu).headers["x-gateway-device"]
+        for path in ("/v1/completions", "/v1/chat/completions", "/v1/messages"):
+            for stream in (False, True):
+                header = self.answer(npu, path, stream=stream).headers["x-gateway-device"]
+                assert re.fullmatch(known, header), path
+
+    def test_model_and_readiness_have_device_and_speeds(self, npu: Running) -> None:
+        with npu.http() as http, npu.openai() as client:
+            before = http.get("/v1/models/m").json()
+            assert "tokens_per_s" not in before
+            assert before["speed"] == "not measured yet, 25.0 tokens/s are published"
+            self.answer(npu)
+            card = client.models.retrieve("m").model_dump()
+            assert (card["device"], card["tokens_per_s"], card["published_tokens_per_s"]) == ("npu", 20.0, 25.0)
+            assert card["speed"] == "20.0 tokens/s, 80 % of 25.0"
+            assert client.models.list().data[0].model_dump() == card
+            [lane] = http.get("/readyz").json()["models"]
+            assert (lane["cpu_nodes"], lane["speed"]) == (2, "20.0 tokens/s, 80 % of 25.0")
+            assert lane["tokens_per_s"] == pytest.approx(20.0)
+            assert lane["engine"]["published_tokens_per_s"] == 25.0
+
+    def test_cpu_model_has_measured_speed_only(self, local: Running) -> None:
+        with local.http() as http:
+            for _ in range(2):
+                header = http.post(
+                    "/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 8, "ignore_eos": True}
+                ).headers["x-gateway-device"]
+            card = http.get("/v1/models/tiny").json()
+        assert re.fullmatch(r"cpu;cpu-nodes=[1-9]\d*;tokens-per-s=\d+\.\d", header)
+        assert "published_tokens_per_s" not in card and card["cpu_nodes"] > 0
+        assert re.fullmatch(r"\d+\.\d tokens/s", card["speed"])
+
+    def test_fallback_is_named_as_the_device_of_its_answer(self) -> None:
+        models = {
+            "big": ScriptedModel(fallback="small", script=Script(load_error="no driver")),
+            "small": scripted("Quickly."),
+        }
+        with serving(config_of(models)) as server, server.http() as http:
+            response = http.post("/v1/chat/completions", json={"model": "big", "messages": HELLO})
+            assert response.json()["model"] == "small"
+            assert response.headers["x-gateway-device"].startswith("simulated;cpu-nodes=0")
