@@ -24,6 +24,7 @@ GatewayError                 500 server_error
 │   └── UpstreamRefused          upstream_failed; does not count
 ├── ConfigError              (not over HTTP: the command ends with exit code 2)
 └── BundleError              (not over HTTP: exit code 1, or a model that does not load)
+    └── BundleUnfit              the bundle does not fit this machine, whichever engine loads it
 
 The class has status, type and code, for programs. The instance has message, field and seconds to wait, for people.
 One module for each library converts the exceptions of that library to these.
@@ -222,6 +223,10 @@ class ConfigError(GatewayError):
 
 class BundleError(GatewayError):
     """A model bundle is missing, truncated, of an unknown layout, or made for another chip. The message says which."""
+
+
+class BundleUnfit(BundleError):
+    """A model bundle is for another chip, a newer runtime or a larger machine. No engine can load it here."""
 
 
 def error_class(name: str) -> type[GatewayError]:

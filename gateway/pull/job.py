@@ -20,6 +20,8 @@ from gateway.pull.archive import is_zip, unpack
 from gateway.pull.catalog.entry import short_name
 from gateway.pull.config_edit import UserConfig
 from gateway.pull.download import Downloader, Remote
+from gateway.pull.examine.target import Target
+from gateway.pull.examine.verdict import examine
 from gateway.pull.hub import Repo, bundle_root, files_in, gguf_file, has_weights, read_repo, remotes
 from gateway.pull.install import (
     RefusedError,
@@ -207,6 +209,9 @@ class Job:
         except RefusedError:
             self.clean()
             raise
+        target = Target(name=self.name, root=self.folder, folder=self.folder, next_to=self.folder.parent)
+        for sentence in examine(target, Machine()).missing:
+            self.around.say(f"missing: {sentence}")
         return table_of(self.name, found)
 
     def built(self, weights: Path) -> Table:

@@ -12,7 +12,7 @@ from gateway.bundles.genie.files import check_binary
 from gateway.bundles.model_package import compiled_target
 from gateway.bundles.preflight.preflight import newer_runtime, wrong_chip
 from gateway.bundles.preflight.stated import Stated
-from gateway.errors import BundleError
+from gateway.errors import BundleError, BundleUnfit
 from gateway.qnn.binary_info import BinaryInfo, read_binary
 from gateway.qnn.device import NpuDevice, machine_of
 
@@ -86,7 +86,7 @@ def _require_fit(name: str, target: Stated, made_with: str, device: NpuDevice) -
         machine = replace(machine, socs=())
     refusal = wrong_chip(name, target, machine) or newer_runtime(name, made_with, machine.qairt)
     if refusal:
-        raise BundleError(refusal)
+        raise BundleUnfit(refusal)
 
 
 def _target(model: onnx.ModelProto) -> tuple[int | None, int | None]:

@@ -21,7 +21,10 @@ def located(folder: Path, name: str, what: str, fits: Callable[[Path], bool] = P
     """The file that the configuration in `folder` calls `name`. Raises BundleError, which calls it `what`."""
     found = find(folder, name, fits)
     if found is None:
-        raise BundleError(f"The {what} '{PureWindowsPath(name).name or name}' of {folder.name} is missing.")
+        raise BundleError(
+            f"The {what} '{PureWindowsPath(name).name or name}' of {folder.name} is missing. Download the bundle "
+            "again, or put the file into its folder."
+        )
     return found
 
 

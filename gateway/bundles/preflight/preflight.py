@@ -18,7 +18,7 @@ from gateway.bundles.disk import megabytes
 from gateway.bundles.identify import Found, identify
 from gateway.bundles.preflight.files import faults, files_of, weight_bytes
 from gateway.bundles.preflight.stated import Stated, is_newer, read_stated
-from gateway.errors import BundleError
+from gateway.errors import BundleUnfit
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def preflight(found: Found, machine: Machine, name: str) -> Iterator[Finding]:
 
 
 def require_fit(path: Path, machine: Machine) -> None:
-    """Raise BundleError with the first refusal. Warnings are logged.
+    """Raise BundleUnfit with the first refusal. Warnings are logged.
 
     Args:
         path: the bundle's folder, or a file in it.
@@ -84,7 +84,7 @@ def require_fit(path: Path, machine: Machine) -> None:
     folder = path if path.is_dir() else path.parent
     for finding in preflight(identify(folder), machine, folder.name):
         if finding.level == "refused":
-            raise BundleError(finding.text)
+            raise BundleUnfit(finding.text)
         _log.warning("%s", finding.text)
 
 

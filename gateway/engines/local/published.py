@@ -14,7 +14,7 @@ from gateway.config.tables import GenieModel, LocalModel
 from gateway.engines.base import Emit, EngineStatus, Prepared, TextTools
 from gateway.engines.local.engine import LocalEngine
 from gateway.engines.local.genie import GenieEngine
-from gateway.errors import BundleError, EngineFailed, GatewayError
+from gateway.errors import BundleError, BundleUnfit, EngineFailed, GatewayError
 from gateway.generation import Generation, Meter, Usage
 
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class PublishedEngine:
         try:
             await self._engine.start()
         except (BundleError, EngineFailed) as error:
-            if self._is_decided or isinstance(self._engine, GenieEngine):
+            if self._is_decided or isinstance(self._engine, GenieEngine) or isinstance(error, BundleUnfit):
                 raise
             await self._start_genie(error)
         self._is_decided = True
