@@ -13,6 +13,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 
 import httpx
@@ -167,10 +168,17 @@ def _append(response: httpx.Response, file: Path, size: int, have: int, report: 
             have += len(chunk)
             if size and have > size:
                 raise AgainError(f"more than {size} bytes came", from_start=True)
-            part.write(chunk)
+            _write_whole(part, chunk)
             report(have, size)
     if size and have != size:
         raise AgainError(f"only {megabytes(have)} of {megabytes(size)} came")
+
+
+def _write_whole(part: FileIO, chunk: bytes) -> None:
+    """An almost full disk takes a part of `chunk`, without an error before the next write."""
+    left = memoryview(chunk)
+    while left:
+        left = left[part.write(left) :]
 
 
 def _read_known(file: Path, remote: Remote) -> _Known | None:
