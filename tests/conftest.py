@@ -51,6 +51,11 @@ LONGEST = (
     "test_engine.py",
     "test_structured.py",
     "test_chat_real.py",
+    "test_published_model.py",
+    "test_hostile_client.py",
+    "test_pull_killed.py",
+    "test_power_loss.py",
+    "test_preparation.py",
 )
 STARTS_PROCESSES = re.compile(
     r"sys\.executable|multiprocessing|LocalEngine|GenieEngine"

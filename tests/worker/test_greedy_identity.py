@@ -191,11 +191,11 @@ def test_each_combination_gives_answers_of_plain_loop(
 ) -> None:
     """Combinations with an even number of switches on use one model, the others the second one."""
     assert len(prompts) == 50
-    plain = engines[2].answers(PLAIN, prompts, 8)
+    plain = engines[2].answers(PLAIN, prompts[:16], 8)
     for number, switches in enumerate(COMBINATIONS):
         if number.bit_count() % 2 == (model == "smollm2"):
             continue
-        first = 2 * (number // 2) % 50
+        first = 2 * (number // 2) % len(plain)
         chosen = [first, first + 1, first]  # the first prompt twice, for its cached rows
         expected = [plain[prompt] for prompt in chosen]
         answers = engines[switches.threads].answers(switches, [prompts[prompt] for prompt in chosen], 8, expected)
