@@ -21,21 +21,14 @@ class CacheContent:
         self._owner = ""
         self._ids: Sequence[int] = ()
         self._computed = 0  # the first tokens, which are certainly computed
-        self._most = 0  # tokens that the cache had since it was empty
-
-    def clear(self) -> None:
-        """The dialog was reset."""
-        self.forget()
-        self._most = 0
 
     def forget(self) -> None:
-        """The content is unknown."""
+        """The cache is empty, or its content is unknown."""
         self._ids, self._computed = (), 0
 
     def hold(self, owner: str, ids: Sequence[int], computed: int) -> None:
         """The cache holds `ids` now. The first `computed` of them are certainly computed."""
         self._owner, self._ids, self._computed = owner, ids, computed
-        self._most = max(self._most, len(ids))
 
     def usable(self, owner: str, ids: Sequence[int]) -> int:
         """The number of tokens of the prompt `ids` that can stay in the cache, 0 if it must be emptied.
@@ -45,5 +38,5 @@ class CacheContent:
         if owner != self._owner:
             return 0
         length = min(common_prefix(self._ids, ids) - 1, self._computed, len(ids) - 2)
-        left = [context for context in self._contexts[:-1] if self._most + self._width > context]
+        left = [context for context in self._contexts[:-1] if len(self._ids) + self._width > context]
         return length if length > max(left, default=0) else 0

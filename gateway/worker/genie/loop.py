@@ -270,7 +270,7 @@ class GenieLoop:
         return elapsed
 
     def _reset(self) -> None:
-        self._cache.clear()
+        self._cache.forget()
         self._dialog.reset()
 
     def _is_wanted(self, request: Submit) -> bool:

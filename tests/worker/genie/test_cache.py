@@ -45,14 +45,10 @@ def test_other_owner_uses_nothing() -> None:
     assert cache(30).usable("bob", [*IDS[:30], 7, 7]) == 0
 
 
-def test_longest_conversation_since_the_reset_counts() -> None:
+def test_truncated_conversation_stays_in_its_context() -> None:
     held = cache(140)
-    held.hold("ann", IDS[:130], 129)  # truncated: the context is still that of 256
+    held.hold("ann", IDS[:130], 129)
     assert held.usable("ann", [*IDS[:100], 7, 7]) == 0
-    held.clear()
-    assert held.usable("ann", IDS[:130]) == 0
-    held.hold("ann", IDS[:30], 29)
-    assert held.usable("ann", [*IDS[:20], 7, 7]) == 19
 
 
 def test_forgotten_content_is_not_used() -> None:
