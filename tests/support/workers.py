@@ -172,6 +172,17 @@ def refuses_bundle(connection: Connection, spec: WorkerSpec, activity: Activity)
     connection.send_bytes(encode(Failed(None, "BundleError", "The bundle was made for another chip.")))
 
 
+def has_a_driver_without_memory(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
+    """The driver refuses every session on the NPU with its code for a lack of memory."""
+    import onnxruntime
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise RuntimeError("QNN SetupBackend failed: Context create from binary failed, err 1002")
+
+    onnxruntime.InferenceSession = refuse
+    worker.worker_main(connection, spec, activity)
+
+
 def fails_requests(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
     connection.send_bytes(encode(READY))
     while isinstance(frame := decode_to_worker(connection.recv_bytes()), Submit):

@@ -64,7 +64,8 @@ def version_of(text: str) -> tuple[int, ...]:
 
 def is_newer(made_with: str, installed: str) -> bool:
     """True if both versions are known and a runtime `installed` may not read what `made_with` has written."""
-    return bool(made_with and installed) and version_of(made_with) > version_of(installed)
+    made, own = version_of(made_with), version_of(installed)
+    return min(len(made), len(own)) >= 2 and made > own
 
 
 def _read(file: Traversable) -> bytes:

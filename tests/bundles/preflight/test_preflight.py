@@ -10,6 +10,7 @@ import pytest
 
 from gateway.bundles.identify import identify
 from gateway.bundles.preflight.preflight import Finding, Machine, preflight, require_fit
+from gateway.bundles.preflight.stated import is_newer
 from gateway.errors import BundleError
 
 ELITE = Machine(
@@ -120,6 +121,10 @@ def test_empty_and_truncated_files_are_refused(tmp_path: Path) -> None:
     truncated, missing = findings(write(tmp_path / "cut", **{"hashes.json": hashes}))
     assert truncated.text.startswith("m: part_1.bin has 2000 bytes instead of 2001, so it is truncated")
     assert missing.text.startswith("m: sub/gone.bin is missing")
+
+
+def test_unknown_version_is_not_newer() -> None:
+    assert not is_newer("", "2.51.0") and not is_newer("2.60.0", "") and not is_newer("9", "2.51.0")
 
 
 def test_memory_is_compared(tmp_path: Path) -> None:

@@ -17,7 +17,10 @@ import pytest
 
 from gateway import cli
 from gateway.config.tables import LocalModel
+from gateway.engines.local.engine import LocalEngine
+from gateway.errors import BundleError
 from tests.bundles.test_identify import genai, qnn
+from tests.support import workers
 from tests.support.log_lines import log_lines
 from tests.support.server import Running, config_of, scripted, serving
 
@@ -142,6 +145,16 @@ def test_serve_does_not_fall_back_to_the_cpu(served: tuple[Running, list[str]]) 
     message = refused(served[0], FALLBACK)
     assert "The driver does not open the NPU, or a node of the graph does not run on it" in message
     assert "`npu-gateway doctor`" in message
+
+
+async def test_code_of_the_driver_is_explained(bundles: Path) -> None:
+    model = LocalModel(path=FALLBACK, provider="qnn")
+    engine = LocalEngine("m", model, bundles, entry=workers.has_a_driver_without_memory)
+    with pytest.raises(BundleError) as raised:
+        await engine.start()
+    await engine.aclose()
+    assert "The NPU has too little memory for this model (error 1002, " in raised.value.message
+    assert "`npu-gateway catalog`" in raised.value.message
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -12,7 +12,8 @@ import pytest
 
 from gateway.bundles.genie.bundle import load_genie_bundle
 from gateway.errors import BundleError
-from gateway.worker.genie.library import GenieDialog, PerformancePolicy, QueryEnd, SentenceCode
+from gateway.qnn.driver_errors import DRIVER_ERRORS
+from gateway.worker.genie.library import GenieDialog, PerformancePolicy, QueryEnd, SentenceCode, _load_error
 from tests.support.child_call import call_in_child
 from tests.support.npu.genie_bundle import END
 from tests.support.npu.htp_compile import open_htp_session
@@ -195,6 +196,14 @@ def refuse(config: Path) -> list[str]:
         refusal(lambda dialog: dialog["context"].update(size=256)),
         refusal(lambda dialog: dialog["engine"]["model"]["binary"].update({"ctx-bins": binaries})),
     ]
+
+
+@pytest.mark.parametrize("code", [1002, 1008, 5005, 14001])
+def test_code_in_the_output_of_the_library_is_explained(code: int) -> None:
+    output = f'[INFO] "Using create From Binary"\n[ERROR] "Could not create context from binary : err {code}"\n'
+    message = _load_error(-1, output).message
+    known = next(each for each in DRIVER_ERRORS if each.code == code)
+    assert message.startswith("Genie does not load the model: general error; ") and message.endswith(known.sentence)
 
 
 def test_refusal_contains_library_message(genie_config: Path) -> None:

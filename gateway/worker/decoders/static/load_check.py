@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from gateway.bundles.genie.bundle import load_genie_bundle
 from gateway.bundles.open import is_genie
+from gateway.bundles.preflight.preflight import require_fit
 from gateway.bundles.static_pipeline import (
     Pipeline,
     read_batch_pipelines,
@@ -23,7 +24,7 @@ from gateway.bundles.static_pipeline import (
 )
 from gateway.child import run_in_child, serve_request
 from gateway.errors import BundleError
-from gateway.qnn.device import NpuDevice
+from gateway.qnn.device import NpuDevice, machine_of
 from gateway.qnn.sessions import NpuSessions
 from gateway.worker.decoders.static.genie_pipelines import genie_pipelines
 from gateway.worker.decoders.static.open import select_device
@@ -55,6 +56,7 @@ def _load(request: _Request) -> LoadReport:
     device = select_device(request.provider, request.options)
     if device is None:
         raise BundleError(f"{folder.name} is made for an NPU, and this machine has none.")
+    require_fit(folder, machine_of(device))
     with _pipelines(folder, device) as (pipelines, binaries):
         sessions = NpuSessions(device, request.options, lambda stage: None, binaries)
         started = time.perf_counter()
