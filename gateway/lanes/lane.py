@@ -40,6 +40,9 @@ _NOT_READY: dict[State, str] = {
     "closed": "is shut down",
 }
 
+_ANSWERS, _SLOW_SHARE = 10, 0.5  # of the published speed, after this number of answers
+_SLOW_ADVICE = "connect the power supply, choose the best performance in Windows, and close programs that use the NPU"
+
 _log = logging.getLogger(__name__)
 
 
@@ -110,6 +113,7 @@ class Lane:
         self._unread = UnreadEvents()
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing: asyncio.Task[None] | None = None
+        self._answers = 0
         self._closed = False
 
     # --- start and stop
@@ -208,6 +212,7 @@ class Lane:
             self._conclude(job, error.code or error.type)
             job.events.end(error)
         else:
+            self._warn_if_slow()
             finished = Finished(usage=usage, timings=job.timings())
             self._conclude(job, "ok")
             job.events.end(finished)
@@ -223,6 +228,15 @@ class Lane:
             job.permit.settle("released")
             job.ticket.leave(job.service_s)
             self._metrics.request_ended(self.name, outcome, job.meter, job.timings())
+
+    def _warn_if_slow(self) -> None:
+        """Once, when there are enough answers to compare the speed with the published one."""
+        self._answers += 1
+        if self._answers != _ANSWERS:
+            return
+        published, measured = self.engine.status.published_tokens_per_s, self._forecast.tokens_per_s
+        if published and measured and measured < _SLOW_SHARE * published:
+            _log.warning("%s is slow: %s; %s", self.name, _speed(measured, published), _SLOW_ADVICE)
 
     # --- the breaker
 

@@ -84,7 +84,7 @@ class Loader:
         self._fault, self._was_ready = "", True
         self.tried.set()
         status = self._engine.status
-        _log.info("%s is ready (%s, loaded in %.1f s)", self._name, status.device, status.load_s)
+        _log.info("%s is ready (%s, loaded in %.1f s)", self._name, _device(status), status.load_s)
         return ""
 
     def _failed(self, fault: str, pause_s: float) -> None:
@@ -94,3 +94,11 @@ class Loader:
         self._fault = fault
         self._retry_at = self._clock() + pause_s
         self.tried.set()
+
+
+def _device(status: EngineStatus) -> str:
+    """The device; of an NPU also the nodes that it does not run."""
+    cpu_nodes = status.placement.get("CPU", 0)
+    if status.device not in ("npu", "emulated") or not cpu_nodes:
+        return status.device
+    return f"{status.device}, {cpu_nodes} of {sum(status.placement.values())} nodes on the CPU"

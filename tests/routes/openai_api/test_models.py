@@ -106,17 +106,21 @@ class TestSpeed:
     """Where a model runs and how fast, in every answer. The device's clock is advanced by its passes only."""
 
     @pytest.fixture
-    def npu(self, tiny: Path, tmp_path: Path) -> Iterator[Running]:
-        """A model that calls itself one on an NPU, with 20 tokens per second, of 25 that are published."""
+    def published(self) -> float:
+        return 25.0
+
+    @pytest.fixture
+    def npu(self, tiny: Path, tmp_path: Path, published: float) -> Iterator[Running]:
+        """A model that calls itself one on an NPU, with 20 tokens per second."""
         bundle = Path(shutil.copytree(tiny, tmp_path / "tiny"))
-        write_origin(bundle, Origin(source="m", url="", chip="x-elite", published_tokens_per_s=25.0))
+        write_origin(bundle, Origin(source="m", url="", chip="x-elite", published_tokens_per_s=published))
         with serving(config_of({"m": LocalModel(threads=1)}), {"m": make(bundle, npu_worker)}) as server:
             yield server
 
     def answer(self, server: Running, path: str = "/v1/completions", **fields: object) -> httpx.Response:
-        prompt = {"messages": HELLO} if "chat" in path or path == "/v1/messages" else {"prompt": "Hello"}
+        prompt = {"prompt": "Hello", "ignore_eos": True} if path == "/v1/completions" else {"messages": HELLO}
         with server.http() as http:
-            response = http.post(path, json={"model": "m", "max_tokens": 8, **prompt, **fields})
+            response = http.post(path, json={"model": "m", "max_tokens": 8, "temperature": 0, **prompt, **fields})
         assert response.status_code == 200
         return response
 
@@ -144,6 +148,25 @@ class TestSpeed:
             assert (lane["cpu_nodes"], lane["speed"]) == (2, "20.0 tokens/s, 80 % of 25.0")
             assert lane["tokens_per_s"] == pytest.approx(20.0)
             assert lane["engine"]["published_tokens_per_s"] == 25.0
+
+    @pytest.mark.parametrize(("published", "lines"), [(25.0, 0), (100.0, 1)])
+    def test_log_warns_once_of_less_than_half_the_published_speed(
+        self, npu: Running, lines: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.WARNING):
+            for _ in range(12):
+                self.answer(npu, max_tokens=3)
+        found = [record.getMessage() for record in caplog.records if " is slow: " in record.getMessage()]
+        assert len(found) == lines
+        assert all(
+            re.match(r"m is slow: \d+\.\d tokens/s, \d\d % of 100\.0; connect the power", line) for line in found
+        )
+
+    def test_log_has_nodes_on_the_cpu(self, tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        engine = make(Path(shutil.copytree(tiny, tmp_path / "tiny")), npu_worker)
+        with caplog.at_level(logging.INFO), serving(config_of({"m": LocalModel(threads=1)}), {"m": engine}):
+            pass
+        assert "m is ready (npu, 2 of 42 nodes on the CPU, loaded in " in caplog.text
 
     def test_cpu_model_has_measured_speed_only(self, local: Running) -> None:
         with local.http() as http:
