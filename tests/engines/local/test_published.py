@@ -114,7 +114,10 @@ async def test_missing_file_is_reported_once(published_binaries: list[Path], tmp
     folder = write_layout(tmp_path, "geniex", published_binaries).parent
     (folder / "tokenizer.json").unlink()
     async with engine_of(folder) as engine:
-        with pytest.raises(BundleError, match=r"^The tokenizer 'tokenizer\.json' of .* is missing\.$"):
+        with pytest.raises(
+            BundleError,
+            match=r"^The tokenizer 'tokenizer\.json' of .* is missing\. Download the bundle again, [\w ]+\.$",
+        ):
             await engine.start()
 
 
