@@ -1,20 +1,23 @@
 """Builds and runs one part of a model with the shape of Llama 3.2 3B and random weights.
 
     python scripts/npu_shape.py FOLDER [--precision int4] [--parts 4] [--context 2048] [--width 128] [--run]
+    python scripts/npu_shape.py FOLDER --head
 
 Measures the size of a part's binaries, and the memory and time of its compilation. All parts of a model have the same
 shape, so one part is enough. `--run` also compares the part with the CPU on a few tokens; that takes minutes on the
-emulator. Prints JSON. Peak memory is that of the largest process.
+emulator. `--head` measures the head instead: the host's CPU time of a step with the head on the CPU, and without it,
+where the host only reads the logits. Prints JSON. Peak memory is that of the largest process.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,13 +27,21 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from gateway.builder.graphs.static import Part, split, write_part  # noqa: E402
+from gateway.builder.graphs.static import (  # noqa: E402
+    Part,
+    split,
+    write_embeddings_and_head,
+    write_npu_head,
+    write_part,
+)
 from gateway.builder.graphs.static_products import Precision  # noqa: E402
 from gateway.builder.npu.check import STEPS, CheckRequest, Graphs, check_part  # noqa: E402
+from gateway.builder.npu.part_runner import cpu_session, relative_error  # noqa: E402
 from gateway.builder.sources.source import Blocks, GenerationDefaults, TransformerConfig  # noqa: E402
 from gateway.qnn.compile import compile_graphs  # noqa: E402
 from gateway.qnn.detect import try_detect_npu  # noqa: E402
 from gateway.qnn.device import NpuDevice  # noqa: E402
+from gateway.qnn.provider import open_session  # noqa: E402
 
 LLAMA_3B = TransformerConfig(
     architecture="llama",
@@ -47,6 +58,7 @@ LLAMA_3B = TransformerConfig(
     tied_embeddings=True,
     eos_ids=(128001,),
 )
+_HEAD_ROWS = 8
 _PROMPT_TOKENS = 8  # in the compared window, before the single steps
 
 
@@ -165,6 +177,54 @@ class Shape:
         self.facts[name] = round(time.perf_counter() - started, 1)
 
 
+class Head:
+    """The head of a model, for the CPU and for the NPU. `facts` has the measurements."""
+
+    def __init__(self, config: TransformerConfig, folder: Path, device: NpuDevice) -> None:
+        self._source, self._folder, self._device = RandomSource(config), folder, device
+        self._hidden = np.random.default_rng(0).standard_normal((1, _HEAD_ROWS, config.hidden), np.float32)
+        self.facts: dict[str, Any] = {"rows": config.vocab, "columns": config.hidden}
+
+    def measure_host(self) -> None:
+        """CPU milliseconds of a step: the head on the CPU, and the copy of the NPU's logits."""
+        write_embeddings_and_head(self._source, self._folder, "int4")
+        session = cpu_session(str(self._folder / "lm_head.onnx"))
+        feeds = {"output_hidden_states": self._hidden[:, :1].astype(np.float16)}
+        on_npu = np.zeros((1, _HEAD_ROWS, self._source.config.vocab), np.float16)
+        self.facts["cpu_head_ms"] = _cpu_ms(lambda: session.run(None, feeds))
+        self.facts["npu_head_ms"] = _cpu_ms(lambda: on_npu[0, :1].astype(np.float32))
+
+    def build(self) -> None:
+        """Compile the head and compare it with the same graph on the CPU."""
+        graph = write_npu_head(self._source, self._folder, _HEAD_ROWS)
+        before = _child_cpu_s()
+        (compiled,) = compile_graphs([graph], self._folder / "compiled", self._device)
+        self.facts["compile_cpu_s"] = round(_child_cpu_s() - before, 1)
+        self.facts["binary_bytes"] = sum(path.stat().st_size for path in compiled.parent.glob("*.bin"))
+        self.facts["peak_bytes"] = peak_bytes()
+        feeds = {"output_hidden_states": self._hidden.astype(np.float16)}
+        logits = [
+            session.run(None, feeds)[0][0].astype(np.float32)
+            for session in (open_session(compiled, self._device), cpu_session(str(graph), exact=True))
+        ]
+        self.facts["npu_error"] = relative_error(*logits)
+
+
+def _cpu_ms(call: Callable[[], object], tries: int = 20) -> float:
+    """CPU milliseconds of all threads for one call, on average. The first call is not counted."""
+    call()
+    started = time.process_time()
+    for _ in range(tries):
+        call()
+    return round((time.process_time() - started) / tries * 1000, 2)
+
+
+def _child_cpu_s() -> float:
+    """CPU seconds of the child processes that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def peak_bytes() -> int | None:
     """The peak memory of this process or of its largest child; None on Windows."""
     if sys.platform == "win32":
@@ -182,10 +242,18 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--run", action="store_true")
+    parser.add_argument("--head", action="store_true")
     arguments = parser.parse_args()
     device = try_detect_npu(emulated=True)
     if device is None:
         sys.exit("This machine has no NPU and no NPU emulator.")
+    if arguments.head:
+        head = Head(LLAMA_3B, arguments.folder, device)
+        head.measure_host()
+        print(json.dumps(head.facts), flush=True)
+        head.build()
+        print(json.dumps(head.facts))
+        return
     layout = {name: getattr(arguments, name) for name in ("precision", "parts", "context", "width")}
     shape = Shape(LLAMA_3B, arguments.folder, device, **layout)
     shape.build()

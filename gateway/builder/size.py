@@ -38,6 +38,8 @@ class NpuShapes(Protocol):
     @property
     def verify(self) -> int: ...
     @property
+    def npu_head(self) -> bool: ...
+    @property
     def share_weights(self) -> bool: ...
 
 
@@ -51,7 +53,8 @@ def npu_bytes(config: TransformerConfig, target: NpuShapes) -> int:
     bundle = layers * (1 if target.share_weights else graphs)
     checked = layers * (graphs if target.share_weights else 0)
     part = (layers + checked + _layer_weights(config) * _NPU_BYTES["fp32"]) / target.parts
-    return int(bundle + part + _table_weights(config) * 2.0) + _OTHER_BYTES
+    tables = _table_weights(config) * 2.0 + (config.vocab * config.hidden * 2 * _CPU_BYTES[8] if target.npu_head else 0)
+    return int(bundle + part + tables) + _OTHER_BYTES
 
 
 def _layer_weights(config: TransformerConfig) -> int:

@@ -18,6 +18,11 @@ from gateway.errors import BundleError
 _OPEN_ROWS = 4096
 
 
+#: The compiled head for the NPU, next to the bundle's head for the CPU. genai_config.json does not name it, because
+#: only this gateway runs a head for a part of a window's rows.
+NPU_HEAD = "npu_head_ctx.onnx"
+
+
 class CacheTensor(Struct, frozen=True):
     """One tensor of the KV cache: its name as input, its name as output, and the axis of the rows."""
 

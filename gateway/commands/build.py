@@ -50,6 +50,11 @@ def add_parser(subparsers: options.Subparsers) -> None:
     npu.add_argument(
         "--batch", type=int, help="sequences in one batched step, which has its own graph; 1: no batching (default: 4)"
     )
+    npu.add_argument(
+        "--head",
+        choices=("cpu", "npu"),
+        help="the device for the head: the NPU saves CPU time, its logits are float16 (default: cpu)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -84,6 +89,7 @@ def _npu_target(arguments: argparse.Namespace) -> NpuTarget:
         "precision": arguments.precision,
         "parts": arguments.parts,
         "batch": arguments.batch,
+        "npu_head": arguments.head == "npu" if arguments.head else None,
     }
     return replace(target, **{name: value for name, value in given.items() if value is not None})
 

@@ -5,6 +5,7 @@
     iterator.onnx    the same for one token                                                                         NPU
     verify.onnx      the same for a draft of a few tokens                                                           NPU
     lm_head.onnx     output_hidden_states                       -> logits float32 (1, rows, vocab)                  CPU
+    npu_head.onnx    the same for a few rows, float16, in place of lm_head.onnx                                     NPU
 
 The cache of a layer: past_keys_%d, past_values_%d float16 (1, kv_heads, context, head_dim). present_keys_%d and
 present_values_%d return it with the new rows; input and output may be one buffer. past_seq_len int32 (1, 1) is the
@@ -16,8 +17,8 @@ each of these graphs is a chain of graphs, connected by hidden_states_%d.
 
 1. There is no fused residual add and norm, because the NPU refuses it. `SimplifiedLayerNormalization` computes RMS norm
    correctly in float16 there. Separate nodes do not: the squares overflow.
-2. Embedding and head run on the CPU. The head needs only the last row of a prompt, and a graph of fixed shape computes
-   all rows. The head graph contains the final norm, in float32.
+2. The embedding runs on the CPU. The head needs only the last row of a prompt, so it is a graph of its own, for a few
+   rows on the NPU or for any number on the CPU. It contains the final norm.
 """
 
 from __future__ import annotations
@@ -133,6 +134,32 @@ def write_embeddings_and_head(source: ModelSource, folder: Path, precision: Prec
         x = head.node("SimplifiedLayerNormalization", [hidden, gain], "normed", axis=-1, epsilon=config.rms_eps)
         linear.packed_product(table, x, "logits")
         head.save("lm_head")
+
+
+def write_npu_head(source: ModelSource, folder: Path, rows: int) -> Path:
+    """Write npu_head.onnx: float16 hidden states (1, rows, hidden) to float16 logits (1, rows, vocab).
+
+    Returns its path.
+
+    The weights are those of lm_head.onnx, the activations are float16.
+    """
+    config, name = source.config, EMBEDDING if source.config.tied_embeddings else HEAD
+    with GraphWriter(folder / "npu_head.onnx") as graph:
+        graph.input("output_hidden_states", TensorProto.FLOAT16, [1, rows, config.hidden])
+        graph.output("logits", TensorProto.FLOAT16, [1, rows, config.vocab])
+        linear = LinearWriter(graph, np.float16)
+        gain = graph.constant(FINAL_NORM, source.tensor(FINAL_NORM).astype(np.float16))
+        normed = graph.node(
+            "SimplifiedLayerNormalization",
+            ["output_hidden_states", gain],
+            "normed",
+            axis=-1,
+            epsilon=config.rms_eps,
+            stash_type=1,
+        )
+        linear.packed_product(linear.pack(name, _eight_bit(source, name)), normed, "logits")
+        graph.save("npu_head")
+    return folder / "npu_head.onnx"
 
 
 def graph_stem(name: str, part: Part, context: int, contexts: Sequence[int]) -> str:

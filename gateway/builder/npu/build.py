@@ -25,6 +25,7 @@ from gateway.builder.graphs.static import BATCH, PROMPT, STEP, VERIFY, split, wr
 from gateway.builder.graphs.static_layout import StaticLayout
 from gateway.builder.graphs.static_products import Precision
 from gateway.builder.npu.check import STEPS, PartCheck
+from gateway.builder.npu.head import HeadCheck, build_head
 from gateway.builder.npu.part_runner import cpu_session
 from gateway.builder.npu.parts import GraphRefused, PartBuilder, Texts
 from gateway.builder.size import npu_bytes
@@ -50,6 +51,7 @@ class NpuTarget(Struct, frozen=True, kw_only=True):
         share_weights: the graphs of a part share one binary. A real NPU loads it, the emulator does not.
         batch: sequences per batched step; 1: no graph for batched steps.
         verify: tokens of a window for drafts, less than `width`; 1: no graph for drafts.
+        npu_head: add a head for the NPU. Its logits are float16.
     """
 
     device: NpuDevice
@@ -60,6 +62,7 @@ class NpuTarget(Struct, frozen=True, kw_only=True):
     share_weights: bool = False
     batch: int = 4
     verify: int = 8
+    npu_head: bool = False
     name: str = "qnn"
 
     @property
@@ -103,7 +106,8 @@ def _empty(folder: Path) -> None:
 class NpuReport(Struct, frozen=True, kw_only=True):
     """npu.json: the target, the compiler and the measured errors of a bundle.
 
-    `top1`: share of the checked tokens for which the NPU and float32 predict the same next token.
+    `head`: None if the head runs on the CPU only. `top1`: share of the checked tokens for which the layers on the NPU
+    and float32 predict the same next token, with the head on the CPU.
     """
 
     provider_version: str
@@ -114,6 +118,7 @@ class NpuReport(Struct, frozen=True, kw_only=True):
     batch: int = 1
     verify: int = 1
     parts: list[PartCheck]
+    head: HeadCheck | None = None
     compile_s: float
     top1: float
     tokens: int
@@ -160,6 +165,7 @@ class _Build:
             batch=target.batch,
             verify=target.widths.get(VERIFY, 1),
             parts=[self._parts.build(part) for part in self._layout.parts],
+            head=self._head() if target.npu_head else None,
             compile_s=round(self._parts.compile_s, 1),
             top1=self._top1(),
             tokens=len(np.load(self._texts.on_npu)),
@@ -169,6 +175,11 @@ class _Build:
             self._write_configs(context)
         longest = max(target.contexts)
         return BundleGraphs(decoder=self._layout.decoder((PROMPT, STEP), longest), context_length=longest)
+
+    def _head(self) -> HeadCheck | None:
+        rows = max(self._target.batch, self._target.widths.get(VERIFY, 1))
+        hidden, work = self._texts.on_npu, self._work / "head"
+        return build_head(self._source, self._folder, work, hidden, self._target.device, rows, self._progress)
 
     def _write_inputs(self) -> None:
         """Write the embedded calibration text: all of it for calibration, the first tokens for the checks."""

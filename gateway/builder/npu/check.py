@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from msgspec import Struct
 
-from gateway.builder.npu.part_runner import Hidden, cpu_session, run_part
+from gateway.builder.npu.part_runner import Hidden, cpu_session, relative_error, run_part
 from gateway.child import run_in_child, serve_request
 from gateway.qnn.device import NpuDevice
 from gateway.qnn.provider import open_session
@@ -94,8 +94,8 @@ def _check(request: CheckRequest) -> PartCheck:
     np.save(request.in_float, in_float)
     return PartCheck(
         nodes=len(onnx.load(request.source.prompt, load_external_data=False).graph.node),
-        npu_error=_relative(on_npu, on_cpu),
-        error=_relative(on_npu, in_float),
+        npu_error=relative_error(on_npu, on_cpu),
+        error=relative_error(on_npu, in_float),
         largest=float(np.abs(in_float).max()),
         batch_error=_error(request, request.compiled.batch, request.source.batch, inputs[:STEPS], STEPS),
         verify_error=_error(request, request.compiled.verify, request.source.verify, inputs[:_DRAFTED]),
@@ -110,21 +110,11 @@ def _error(
         return None
     on_npu = run_part([open_session(Path(compiled), request.device)], inputs, steps)
     on_cpu = run_part([cpu_session(source, exact=True)], inputs, steps)
-    return _relative(on_npu, on_cpu)
+    return relative_error(on_npu, on_cpu)
 
 
 def _paths(graphs: Graphs) -> tuple[str, str]:
     return graphs.prompt, graphs.step
-
-
-def _relative(values: Hidden, reference: Hidden) -> float:
-    """The mean of the errors of single tokens, so that one token with large values does not dominate.
-
-    1e9 if a value is not finite, because JSON has no NaN.
-    """
-    errors = np.linalg.norm(values - reference, axis=1) / np.linalg.norm(reference, axis=1)
-    error = float(errors.mean())
-    return error if np.isfinite(error) else 1e9
 
 
 if __name__ == "__main__":

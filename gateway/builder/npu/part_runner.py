@@ -21,6 +21,16 @@ def cpu_session(path: str, *, exact: bool = False) -> ort.InferenceSession:
     return ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
 
 
+def relative_error(values: Hidden, reference: Hidden) -> float:
+    """The mean of the errors of single tokens, so that one token with large values does not dominate.
+
+    1e9 if a value is not finite, because JSON has no NaN.
+    """
+    errors = np.linalg.norm(values - reference, axis=1) / np.linalg.norm(reference, axis=1)
+    error = float(errors.mean())
+    return error if np.isfinite(error) else 1e9
+
+
 def run_part(
     sessions: Sequence[ort.InferenceSession],
     inputs: Hidden,

@@ -216,9 +216,9 @@ def test_contexts_are_limited_to_model_context(npu: NpuDevice, tmp_path: Path) -
 
 def test_build_for_another_chip_shares_one_binary(npu: NpuDevice, tiny_source: Path, tmp_path: Path) -> None:
     arguments = ["build", str(tiny_source), str(tmp_path / "out"), "--target", "qnn", "--soc", "88"]
-    assert main([*arguments, "--context", "64,128", "--width", "8", "--precision", "int4"]) == 0
-    assert report(tmp_path / "out").soc == 88
-    assert len(list((tmp_path / "out").glob("*.bin"))) == 1
+    assert main([*arguments, "--context", "64,128", "--width", "8", "--precision", "int4", "--head", "npu"]) == 0
+    assert report(tmp_path / "out").soc == 88 and report(tmp_path / "out").head is not None
+    assert len(list((tmp_path / "out").glob("*.bin"))) == 2  # of the layers and of the head
 
 
 def test_ensure_bundle_builds_npu_bundle_once(npu: NpuDevice, tmp_path: Path) -> None:

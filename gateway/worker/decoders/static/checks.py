@@ -37,6 +37,15 @@ def is_consistent(decoder: StaticDecoder, count: int = 3) -> bool:
     return is_close(window, steps)
 
 
+def agree(decoder: StaticDecoder, other: StaticDecoder) -> bool:
+    """True if three tokens have nearly the same logits in two decoders of one model."""
+    try:
+        logits, expected = (each.verify(each.new_cache(), (1, 2, 3)) for each in (decoder, other))
+    except EngineFailed:
+        return False
+    return is_close(logits, expected)
+
+
 def min_batch(decoder: StaticDecoder, clock: Callable[[], float] = time.perf_counter) -> int:
     """The fewest sequences for which one batched step is faster than single steps, measured on this machine.
 

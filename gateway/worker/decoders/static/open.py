@@ -17,6 +17,7 @@ import onnxruntime as ort
 from gateway.bundles.genai_config import Stage
 from gateway.bundles.preflight.preflight import require_fit
 from gateway.bundles.static_pipeline import (
+    NPU_HEAD,
     Pipeline,
     read_batch_pipelines,
     read_pipelines,
@@ -31,10 +32,10 @@ from gateway.qnn.sessions import NpuSessions, PerformanceSwitch
 from gateway.worker.decoders.base import DecoderSpec
 from gateway.worker.decoders.onnx import SessionOptions, open_session
 from gateway.worker.decoders.static.batch import BatchStep
-from gateway.worker.decoders.static.checks import is_consistent, min_batch, pass_costs
+from gateway.worker.decoders.static.checks import agree, is_consistent, min_batch, pass_costs
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.dequantiser import find_bare_cast
-from gateway.worker.decoders.static.stage import LoadedStage, Pool
+from gateway.worker.decoders.static.stage import LoadedStage, Pool, has_own_head
 from gateway.worker.decoders.static.window import Window
 from gateway.worker.frames import Device
 
@@ -113,14 +114,16 @@ def open_pipelines(
         opened.sessions[file] = _cpu_session(file, stages[file], threads, model)
         opened.placed.update(placement(opened.sessions[file]))
     chains = _Chains(pipelines, batches, narrow, context_length)
-    return _checked_decoder(chains, opened) if opened.device == "npu" else chains.decoder(opened)
+    if opened.device != "npu":
+        return chains.decoder(opened)
+    return _checked_decoder(chains, _checked_head(chains, opened, threads))
 
 
 @dataclass
 class _OpenStages:
     """The sessions of all stages by file, the placement of their nodes, and the device's memory.
 
-    `soc`, `greedy_only`: see DecoderSpec.
+    `soc`, `greedy_only`: see DecoderSpec. `npu_heads`: the stages that NPU_HEAD replaces.
     """
 
     device: Device
@@ -130,12 +133,28 @@ class _OpenStages:
     switch: PerformanceSwitch | None = None
     soc: int | None = None
     greedy_only: bool = False
+    npu_heads: dict[Path, Stage] = field(default_factory=dict)
 
     def open_on_npu(self, stages: Mapping[Path, Stage], npu: NpuSessions) -> None:
         files = {file: stage.session_options.providers["qnn"] for file, stage in stages.items() if runs_on_npu(stage)}
         self.sessions = npu.open(files)
+        for file, stage in stages.items():
+            if has_own_head(stage) and self._open_head(file, npu, next(iter(files.values()))):
+                self.npu_heads[file] = stage
         self.placed, self.memory = npu.placement, npu.memory
         self.switch = PerformanceSwitch(list(self.sessions.values()))
+
+    def _open_head(self, file: Path, npu: NpuSessions, options: Mapping[str, str]) -> bool:
+        """Use the head for the NPU in place of `file`. False if there is none, or if the NPU refuses it."""
+        head = file.with_name(NPU_HEAD)
+        if not head.is_file():
+            return False
+        try:
+            self.sessions[file] = npu.open({head: options})[head]
+        except BundleError as error:
+            _log.warning("%s: the NPU refuses the head, so it runs on the CPU: %s", head.parent.name, error.message)
+            return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -182,6 +201,18 @@ class _Chains:
             memory=memory,
             switch=opened.switch,
         )
+
+
+def _checked_head(chains: _Chains, opened: _OpenStages, threads: int) -> _OpenStages:
+    """The stages with the head on the CPU if the NPU's computes something else."""
+    if not opened.npu_heads:
+        return opened
+    heads = {file: _cpu_session(file, stage, threads, None) for file, stage in opened.npu_heads.items()}
+    on_cpu = replace(opened, sessions=opened.sessions | heads)
+    if agree(chains.decoder(opened), chains.decoder(on_cpu)):
+        return opened
+    _log.warning("this NPU computes the head wrongly: it runs on the CPU")
+    return on_cpu
 
 
 def _checked_decoder(chains: _Chains, opened: _OpenStages) -> StaticDecoder:

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 
 from gateway.bundles.genai_config import Stage
-from gateway.bundles.static_pipeline import CacheTensor
+from gateway.bundles.static_pipeline import CacheTensor, runs_on_npu
 from gateway.errors import BundleError
 from gateway.worker.decoders.static.cache import Array, Buffer
 
@@ -40,10 +40,14 @@ class HasBuffers(Protocol):
 
 
 class LoadedStage:
-    """A stage with its session and the session's inputs and outputs by name."""
+    """A stage with its session and the session's inputs and outputs by name.
+
+    `is_npu_head`: the session is that of NPU_HEAD in place of the stage's own graph for the CPU.
+    """
 
     def __init__(self, stage: Stage, session: ort.InferenceSession) -> None:
         self.stage = stage
+        self.is_npu_head = has_own_head(stage) and "QNNExecutionProvider" in session.get_providers()
         self.session = session
         self.inputs = {value.name: value for value in session.get_inputs()}
         self.outputs = {value.name: value for value in session.get_outputs()}
@@ -175,6 +179,49 @@ class FreeStage:
         if all(isinstance(size, int) for size in shape):
             value = value.reshape(shape)
         return np.ascontiguousarray(value, self._dtypes[name])
+
+
+class HeadStage:
+    """A head on the NPU for a fixed number of rows. It computes only the rows whose logits are needed."""
+
+    def __init__(self, loaded: LoadedStage, pool: Pool, memory: Any) -> None:
+        (self._input,), (self._output,) = loaded.inputs.values(), loaded.outputs.values()
+        self._rows = self._input.shape[1]
+        self._hidden, self._logits = (_pooled(value, pool, memory) for value in (self._input, self._output))
+        self._session, self._binding = loaded.session, loaded.session.io_binding()
+        self._binding.bind_ortvalue_input(self._input.name, self._hidden.value)
+        self._binding.bind_ortvalue_output(self._output.name, self._logits.value)
+        self.new_rows: dict[str, Buffer] = {}
+
+    @property
+    def input_names(self) -> Iterable[str]:
+        return (self._input.name,)
+
+    @property
+    def output_names(self) -> Iterable[str]:
+        return (self._output.name,)
+
+    def run(self, values: Values, cache: HasBuffers, width: int, logit_rows: LogitRows) -> None:
+        hidden = values[self._input.name][0, logit_rows]
+        logits = np.empty((1, len(hidden), self._output.shape[2]), np.float32)
+        for start in range(0, len(hidden), self._rows):
+            rows = hidden[start : start + self._rows]
+            self._hidden.array[0, : len(rows)] = rows
+            self._session.run_with_iobinding(self._binding)
+            logits[0, start : start + len(rows)] = self._logits.array[0, : len(rows)]
+        values[self._output.name] = logits
+
+
+def has_own_head(stage: Stage) -> bool:
+    """True for a head on the CPU. In our own bundles NPU_HEAD can replace it."""
+    return stage.is_lm_head and not runs_on_npu(stage)
+
+
+def _pooled(value: Any, pool: Pool, memory: Any) -> Buffer:
+    """A buffer of the head, which all chains share."""
+    key = (f"npu_head.{value.name}", tuple(value.shape), value.type)
+    pool[key] = pool.get(key) or Buffer(value.shape, dtype_of(value), memory)
+    return pool[key]
 
 
 def dtype_of(value: Any) -> np.dtype[Any]:

@@ -22,7 +22,7 @@ from gateway.errors import BundleError
 from gateway.worker.decoders.base import Logits
 from gateway.worker.decoders.onnx import running_failed
 from gateway.worker.decoders.static.cache import Buffer, Layout, StaticCache, TensorLayout
-from gateway.worker.decoders.static.stage import BoundStage, FreeStage, LoadedStage, Pool, Values, dtype_of
+from gateway.worker.decoders.static.stage import BoundStage, FreeStage, HeadStage, LoadedStage, Pool, Values, dtype_of
 
 
 class Window:
@@ -136,25 +136,31 @@ class Window:
                 raise BundleError(f"{folder}: no stage provides {', '.join(sorted(missing))}.")
             known |= set(stage.output_names)
             shape = loaded.shape_of(self._logits) or shape
+            if loaded.is_npu_head:
+                shape = (1, self.width)  # of any rows of the window
         if shape is None:
             raise BundleError(f"{folder}: no stage outputs {self._logits}.")
         return shape
 
 
+Bound = BoundStage | FreeStage | HeadStage
+
+
 def bind_stages(
     pipeline: Pipeline, stages: Sequence[LoadedStage], memory: Any, pool: Pool | None = None
-) -> list[BoundStage | FreeStage]:
+) -> list[Bound]:
     buffers: dict[str, Buffer] = {}
     pool = {} if pool is None else pool
     cache = list(pipeline.cache_tensors())
     bound = [stage for stage in stages if _is_bound(stage, cache)]
     last = stages.index(bound[-1])
-    return [
-        BoundStage(stage, cache, pipeline.in_place, buffers, pool, memory)
-        if stage in bound
-        else FreeStage(stage, only_logit_rows=index > last)
-        for index, stage in enumerate(stages)
-    ]
+
+    def bind(index: int, stage: LoadedStage) -> Bound:
+        if stage in bound:
+            return BoundStage(stage, cache, pipeline.in_place, buffers, pool, memory)
+        return HeadStage(stage, pool, memory) if stage.is_npu_head else FreeStage(stage, only_logit_rows=index > last)
+
+    return [bind(index, stage) for index, stage in enumerate(stages)]
 
 
 def _is_bound(stage: LoadedStage, cache: Sequence[CacheTensor]) -> bool:
