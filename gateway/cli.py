@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error.message, 2)
     except GatewayError as error:
         return _fail(error.message, 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or "interrupted", 130)
     except BrokenPipeError:  # the reader of the output has closed it, as `head` does
         sys.stdout = None
         return 1

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.commands import options
-from gateway.errors import BundleError, ConfigError
+from gateway.errors import BundleError, ConfigError, quote
 from gateway.output import escape
 
 if TYPE_CHECKING:
@@ -160,7 +160,10 @@ def _check_models(config: Config, names: list[str], *, record: bool) -> int:
 
     unknown = [name for name in names if name not in config.models]
     if unknown:
-        raise ConfigError(f"There is no model '{unknown[0]}'. The configuration has: {', '.join(config.models)}.")
+        raise ConfigError(
+            f"There is no model {quote(unknown[0])} in the configuration, which has: {', '.join(config.models)}. "
+            "`npu-gateway pull` downloads a model and checks it."
+        )
     is_bad = False
     for name in names or config.models:
         folders = bundle_folders(config.models[name])

@@ -42,7 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(table_text(pulled.name, pulled.table), end="")
         return 0
     register(user, pulled)
-    print(f"{pulled.name} is ready: npu-gateway serve {pulled.name}")
+    state = "ready" if pulled.is_complete else "not complete. Add what is missing, then"
+    print(f"{pulled.name} is {state}: npu-gateway serve {pulled.name}")
     return 0
 
 
@@ -71,8 +72,7 @@ def pull_model(text: str, user: UserConfig, *, name: str | None = None, chip: st
             )
             return pull(text, name, around)
     except KeyboardInterrupt:
-        say("interrupted; the same command continues the download")
-        raise
+        raise KeyboardInterrupt("interrupted; the same command continues the download") from None
     finally:
         downloader.close()
 
@@ -149,7 +149,7 @@ def byte_bars() -> Iterator[Report]:
 def _bar(console: Console, stage: str, total: int) -> Progress:
     from rich import progress as rich
 
-    columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), rich.DownloadColumn())
+    columns = (rich.TextColumn("{task.description}", markup=False), rich.BarColumn(), rich.DownloadColumn())
     bar = rich.Progress(*columns, rich.TransferSpeedColumn(), rich.TimeRemainingColumn(), console=console)
     bar.add_task(stage, total=total or None)
     bar.start()

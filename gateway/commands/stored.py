@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from gateway.commands import options
+from gateway.output import escape
+
+if TYPE_CHECKING:
+    from gateway.pull.stored import Stored
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
-    text = "List the models on the disk, and downloads that were interrupted."
+    text = (
+        "List the models on the disk, and downloads that were interrupted. Into a pipe, one line for each model with "
+        "these fields between tabs: name, state, bytes, layout, configured or not, source."
+    )
     parser = subparsers.add_parser("list", help="list the models on the disk", description=text)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options.add_config(parser)
@@ -29,16 +41,30 @@ def run_list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([model.as_dict() for model in models], indent=2))
         return 0
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("model", "state", "on disk", "layout", "in config.toml", "from", box=None)
-    for model in models:
-        size = f"{model.bytes / 1e6:.0f} MB"
-        configured = "yes" if model.is_configured else "no"
-        table.add_row(model.name, model.state, size, model.layout, configured, model.source)
-    Console().print(table)
+    if not sys.stdout.isatty():
+        print(*map(tabbed, models), sep="\n", end="\n" if models else "")
+    else:
+        print("\n".join(lines(models, shutil.get_terminal_size().columns)))
     return 0
+
+
+def tabbed(model: Stored) -> str:
+    configured = "configured" if model.is_configured else "not configured"
+    fields = (model.name, model.state, model.bytes, model.layout, configured, model.source)
+    return "\t".join(escape(str(field)) for field in fields)
+
+
+def lines(models: list[Stored], width: int) -> Iterator[str]:
+    """Two or three short lines for each model, which also fit into 50 columns."""
+    if not models:
+        yield "No model is on the disk. `npu-gateway catalog` lists those that can be had."
+    for model in models:
+        advice = f": repeat the pull, or `npu-gateway rm {model.name}`" if model.state == "interrupted" else ""
+        yield from textwrap.wrap(f"{model.name}  {model.state}{advice}", max(width, 20), subsequent_indent="  ")
+        facts = [f"{model.bytes / 1e6:.0f} MB", model.layout, "" if model.is_configured else "not in config.toml"]
+        facts.append(f"from {model.source}" if model.source else "")
+        text = escape(", ".join(filter(None, facts)))
+        yield from textwrap.wrap(text, max(width, 20), initial_indent="  ", subsequent_indent="  ")
 
 
 def run_rm(arguments: argparse.Namespace) -> int:

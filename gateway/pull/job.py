@@ -86,6 +86,7 @@ class Job:
         self.work = work_folder(around.models_dir, name)
         self.gguf = gguf_path(around.models_dir, name)
         self.url = ""
+        self.is_complete = True  # no file of the model is missing
 
     def obtain(self, spec: Spec) -> Table:
         """Get the model. Returns its table."""
@@ -104,6 +105,12 @@ class Job:
         wanted = {str(self.gguf), self.text, str(spec.path) if isinstance(spec, PathSpec) else self.text}
         return source in wanted or (isinstance(spec, CatalogSpec) and bool(source))
 
+    def clean_if_empty(self) -> None:
+        """Remove a download of which no byte came."""
+        files = [path for path in self.work.rglob("*") if path.is_file() and path.name != "url"]
+        if not any(path.stat().st_size for path in files if path.suffix not in (".json", ".new")):
+            self.clean()
+
     def clean(self) -> None:
         shutil.rmtree(self.work, ignore_errors=True)
 
@@ -116,6 +123,7 @@ class Job:
                 return self._built_from(str(_gguf_in(path) or path))
             require_fit(found, self.name, self._machine)
             self.around.say(f"{self.name} is served where it is, in {path}; nothing is copied")
+            self._note_missing(path)
             return table_of(_relative(Path(str(found.root)), self.around.models_dir), found)
         try:
             is_archive = is_zip(path)
@@ -209,10 +217,14 @@ class Job:
         except RefusedError:
             self.clean()
             raise
-        target = Target(name=self.name, root=self.folder, folder=self.folder, next_to=self.folder.parent)
-        for sentence in examine(target, Machine()).missing:
-            self.around.say(f"missing: {sentence}")
+        self._note_missing(self.folder)
         return table_of(self.name, found)
+
+    def _note_missing(self, folder: Path) -> None:
+        missing = examine(Target(name=self.name, root=folder, folder=folder, next_to=folder.parent), Machine()).missing
+        self.is_complete = not missing
+        for sentence in missing:
+            self.around.say(f"missing: {sentence}")
 
     def built(self, weights: Path) -> Table:
         """Build the bundle of a GGUF file, and keep the file: another version of the gateway builds it again."""
@@ -252,6 +264,8 @@ def _report_part(report: Report, stage: str, before: int, total: int, own: str, 
     """One file's progress as a part of all."""
     if own.startswith("downloading"):
         report(stage, before + done, total)
+    elif own.startswith("waiting"):
+        report(own, 0, 0)
 
 
 def _one(hub: str, repo: Repo, path: str) -> Remote:

@@ -30,6 +30,7 @@ class Pulled(Struct, frozen=True, kw_only=True):
 
     name: str
     table: Table
+    is_complete: bool = True
 
 
 def pull(text: str, name: str | None, around: Surroundings) -> Pulled:
@@ -54,8 +55,11 @@ def pull(text: str, name: str | None, around: Surroundings) -> Pulled:
                 table = job.obtain(spec)
         except OSError as error:
             raise write_error(around.models_dir, error) from error
+        except BaseException:
+            job.clean_if_empty()
+            raise
         job.clean()
-    return Pulled(name=name, table=table)
+    return Pulled(name=name, table=table, is_complete=job.is_complete)
 
 
 def _is_here(name: str, around: Surroundings) -> bool:

@@ -62,7 +62,7 @@ def read_spec(text: str) -> Spec:
     if not is_path:
         return CatalogSpec(text)
     if not path.exists():
-        raise ConfigError(f"There is no file or folder {quote(text)}.")
+        raise ConfigError(f"There is no file or folder {quote(text)}.{_other_spelling(text)}")
     return PathSpec(path.absolute())
 
 
@@ -79,6 +79,13 @@ def default_name(spec: Spec) -> str:
             return model_name(unquote(urlsplit(url).path).rstrip("/").rpartition("/")[2])
         case PathSpec(path=path):
             return model_name(path.name)
+
+
+def _other_spelling(text: str) -> str:
+    if text.startswith(("huggingface.co/", "hf.co/", "www.")):
+        return f" An address is {quote(f'https://{text}')}."
+    is_repository = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) and not text.lower().endswith((".zip", ".gguf"))
+    return f" A repository of the Hugging Face Hub is {quote(f'hf:{text}')}." if is_repository else ""
 
 
 def _hub(text: str) -> HubSpec:

@@ -60,7 +60,9 @@ def _stored(config: Config) -> Iterator[Stored]:
     waiting = folder / WORK
     for path in waiting.iterdir() if waiting.is_dir() else []:
         if path.is_dir() and path.name[0] != ".":
-            yield Stored(name=path.name, state="interrupted", bytes=folder_bytes(path))
+            note = path / "url"
+            source = note.read_text(encoding="utf-8") if note.is_file() else ""
+            yield Stored(name=path.name, state="interrupted", bytes=folder_bytes(path), source=source)
 
 
 def _slots(config: Config) -> Iterator[tuple[Path, str]]:

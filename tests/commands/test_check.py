@@ -125,4 +125,5 @@ def test_missing_folder_is_reported(folder: Path, capsys: pytest.CaptureFixture[
 
 def test_unknown_model_is_a_mistake(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", "nothing", "--config", str(folder / "config.toml")]) == 2
-    assert "There is no model 'nothing'" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "There is no model 'nothing' in the configuration" in errors and "`npu-gateway pull` downloads" in errors

@@ -151,7 +151,8 @@ def test_missing_files_are_listed(check: Check, published: Path) -> None:
         ("nowhere/model", "There is no model, file or folder 'nowhere/model'"),
         ("file.zip", "is neither a folder nor a zip"),
         ("ftp://example.com/m.zip", "is no address that can be downloaded"),
-        ("https://huggingface.co/org/repo", "is a page of the Hub"),
+        ("https://huggingface.co/org/repo", "is a repository of the Hub"),
+        ("hf:org/repo", "'hf:org/repo' is a repository of the Hub, and `check` reads only the address of a zip."),
     ],
 )
 def test_wrong_target_is_a_mistake_of_the_command_line(check: Check, tmp_path: Path, target: str, words: str) -> None:

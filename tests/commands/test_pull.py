@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -64,7 +65,8 @@ def test_pull_list_and_remove(url: str, here: Path, capsys: pytest.CaptureFixtur
     assert run("list", "--json") == 0
     [row] = json.loads(capsys.readouterr().out)
     assert (row["name"], row["state"], row["is_configured"], row["source"]) == ("tiny", "ready", True, url)
-    assert run("list") == 0 and "tiny" in capsys.readouterr().out
+    assert run("list") == 0
+    assert capsys.readouterr().out.split("\t")[:2] == ["tiny", "ready"]
     assert run("rm", "tiny") == 0
     assert capsys.readouterr().out.splitlines() == [
         "removed [models.tiny] in config.toml",
@@ -118,8 +120,50 @@ def test_model_of_the_catalog_by_its_name(
         errors = capsys.readouterr().err
         assert "licence of llama3.2-3b: llama3.2 https://huggingface.co/" in errors
         assert load_config(here / "config.toml", {}).models.keys() == {"llama3.2-3b"}
-        assert run("pull", "no-model-of-that-name", "--chip", "x-elite") == 2
-        assert "There is no model 'no-model-of-that-name' in the catalog" in capsys.readouterr().err
+        assert run("pull", "qwen3-4b", "--chip", "x-elite") == 1
+        errors = capsys.readouterr().err
+        assert "'qwen3-4b' is in no list that could be read. AI Hub could not be read" in errors
+        assert errors.endswith("Check the network, then repeat the command.\n") and "Did you mean" not in errors
+
+
+def test_folder_with_a_missing_file_is_not_said_to_be_ready(
+    tiny: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(tiny, here / "t", ignore=shutil.ignore_patterns("tokenizer.json", "hashes.json"))
+    assert run("pull", str(folder)) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "t is not complete. Add what is missing, then: npu-gateway serve t\n"
+    assert "npu-gateway: missing: " in printed.err and "tokenizer.json" in printed.err
+
+
+def test_refused_download_is_not_listed_as_interrupted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serve_models() as server:
+        assert run("pull", server.add("gone.zip", b"", status=404)) == 1
+    capsys.readouterr()
+    assert run("list") == 0 and capsys.readouterr().out == ""
+
+
+def test_interruption_is_one_line(
+    url: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gateway.pull.download._append", interrupt)
+    assert run("pull", url) == 130
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "npu-gateway: interrupted; the same command continues the download"
+    ]
+
+
+def test_other_spellings_of_the_hub_are_shown(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text, right in {
+        "org/tiny": "A repository of the Hugging Face Hub is 'hf:org/tiny'.",
+        "huggingface.co/org/tiny": "An address is 'https://huggingface.co/org/tiny'.",
+        "models/tiny.zip": "There is no file or folder 'models/tiny.zip'.",
+    }.items():
+        assert run("pull", text) == 2
+        assert capsys.readouterr().err.endswith(f"{right}\n")
 
 
 def test_read_only_configuration_prints_the_table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,7 +198,25 @@ def test_server_that_stays_busy_is_given_up(
 def test_server_that_is_not_there_is_given_up(downloader: Downloader, pauses: Pauses, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"m\.zip could not be downloaded from 127\.0\.0\.1:1: .*Check the network"):
         downloader.fetch(remote("http://127.0.0.1:1/m.zip"), tmp_path / "m", quiet)
-    assert len(pauses) == 7
+    assert pauses == [0.5, 1, 2]
+
+
+def test_host_that_goes_away_is_waited_for_with_a_line(
+    server: ModelServer, downloader: Downloader, pauses: Pauses, tmp_path: Path
+) -> None:
+    """A part is there, so a new connection is worth a minute; the user sees why nothing comes."""
+    url = server.add("m.zip", CONTENT, status=503)
+    file, stages = tmp_path / "m", list[str]()
+    file.with_name("m.part").write_bytes(CONTENT[:10])
+    known = {"url": "http://127.0.0.1:1/m.zip", "size": len(CONTENT), "validator": '"v"'}
+    file.with_name("m.json").write_text(json.dumps(known), encoding="utf-8")
+    with pytest.raises(BundleError, match="the same command continues the download"):
+        downloader.fetch(remote("http://127.0.0.1:1/m.zip"), file, lambda stage, done, total: stages.append(stage))
+    assert len(pauses) == 7 and len(stages) == 6 and set(stages) == {stages[0]}
+    assert stages[0].startswith("waiting for 127.0.0.1:1: ")
+    with pytest.raises(BundleError):
+        downloader.fetch(remote(url), tmp_path / "n", lambda stage, done, total: stages.append(stage))
+    assert stages[-1].endswith(": it answered 503")
 
 
 class TestRedirect:

@@ -276,7 +276,7 @@ class TestRefusals:
             desk = Desk(disk.folder)
             message = desk.refusal(server.add("m.zip", b"PK\x03\x04" + bytes(30 * MB)))
             assert "m, with its unpacked files, needs about" in message and "are free" in message
-            assert desk.left() == ["m.zip.json", "url"]
+            assert desk.left() == []
 
     def test_disk_that_gets_full_keeps_the_download(
         self, server: ModelServer, tmp_path: Path, packed: bytes, monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from gateway.config.file import cache_folder, environment_with
-from gateway.errors import ConfigError, quote
+from gateway.errors import BundleError, ConfigError, quote
 from gateway.pull.catalog.ai_hub import Listed, read_ai_hub
 from gateway.pull.catalog.entry import Entry, same_key
 from gateway.pull.catalog.fetch import Reader
@@ -27,12 +27,14 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 class Catalog(NamedTuple):
     """The entries, sorted by name, and one sentence for each server that could not be read.
 
-    `is_read`: a server answered, now or in the last day.
+    `is_read`: a server answered, now or in the last day. `is_whole`: of each server there is a
+    list, perhaps an old one.
     """
 
     entries: list[Entry]
     problems: list[str]
     is_read: bool = True
+    is_whole: bool = True
 
 
 def read_catalog(
@@ -71,29 +73,37 @@ def read_catalog(
     entries = filter(_is_protected, [*hub_models.entries, *cards, *listed_entries(sources)])
     problems = [*_sentences("AI Hub", hub_models), *_sentences("Hugging Face", others)]
     is_read = bool(hub_models.entries or others.entries)
-    return Catalog(sorted(map(with_speed, entries), key=_order), problems, is_read)
+    is_whole = all(answer.entries or not answer.problem for answer in (hub_models, others))
+    return Catalog(sorted(map(with_speed, entries), key=_order), problems, is_read, is_whole)
 
 
 def resolve(name: str, chip: Chip, catalog: Catalog | None = None) -> Entry:
     """The best entry with this name for the chip: one that can be served and downloaded, if there is one.
 
     Its `url` is "" if the model cannot be downloaded; `export` then has the commands that make it.
-    Raises ConfigError with the nearest names, or with the chips that have the model.
+    Raises ConfigError with the nearest names or with the chips that have the model, BundleError if a list is missing.
     """
-    found = named(name, chip, catalog or read_catalog())
-    return min(found, key=lambda entry: (entry.kind != "text", not entry.url, _order(entry)))
+    return named(name, chip, catalog or read_catalog())[0]
 
 
 def named(name: str, chip: Chip | None, catalog: Catalog) -> list[Entry]:
-    """The entries with this name that the chip runs; None: of every chip. Raises ConfigError if there is none."""
+    """The entries with this name that the chip runs, the one to pull first; None: of every chip.
+
+    Raises ConfigError if there is none, BundleError if it can be in a list that could not be read.
+    """
     every = [entry for entry in catalog.entries if same_key(name) in (same_key(entry.name), same_key(entry.id))]
+    if not every and not catalog.is_whole:
+        raise BundleError(
+            f"{quote(name)} is in no list that could be read. {catalog.problems[0]} Check the network, then repeat the "
+            "command."
+        )
     if not every:
         raise ConfigError(_unknown(name, catalog))
     found = [entry for entry in every if chip is None or is_for(entry, chip)]
     if not found and chip:
         chips = ", ".join(other.title for other in CHIPS if any(entry.chip == other.name for entry in every))
         raise ConfigError(f"{every[0].name} is not published for {chip.title}. It is published for {chips}.")
-    return _without_doubles(found, chip)
+    return sorted(_without_doubles(found, chip), key=lambda entry: (entry.kind != "text", not entry.url, _order(entry)))
 
 
 def is_for(entry: Entry, chip: Chip) -> bool:

@@ -98,7 +98,9 @@ class RemoteFile(io.RawIOBase):
                 return content
             except (AgainError, httpx.TransportError) as error:
                 if attempt == _TRIES - 1:
-                    raise BundleError(f"{self.name} could not be read from {host_of(self.url)}: {error}.") from error
+                    raise BundleError(
+                        f"{self.name} could not be read from {host_of(self.url)}: {error}. Check the network."
+                    ) from error
         raise AssertionError
 
     def _part(self, response: httpx.Response, start: int) -> bytes:

@@ -43,11 +43,12 @@ def is_target(text: str) -> bool:
 @contextmanager
 def open_target(text: str) -> Iterator[Target]:
     """Raises ConfigError if there is no file, BundleError if it cannot be read."""
-    if re.match(r"[a-z+]+://", text, re.IGNORECASE):
+    if text.startswith("hf:") or re.match(r"[a-z+]+://", text, re.IGNORECASE):
         spec = read_spec(text)
         if not isinstance(spec, UrlSpec):
             raise ConfigError(
-                f"{quote(text)} is a page of the Hub. Give the address of a zip, or `npu-gateway pull` it."
+                f"{quote(text)} is a repository of the Hub, and `check` reads only the address of a zip. "
+                "`npu-gateway pull` downloads it and checks it then."
             )
         with RemoteFile(spec.url) as remote:
             yield from _zip(remote, remote.name, Path.cwd())

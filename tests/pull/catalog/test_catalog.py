@@ -136,11 +136,11 @@ def test_unknown_name_is_an_error_with_the_nearest(full: ModelServer, tmp_path: 
     assert len(raised.value.message) < 400
 
 
-def test_files_of_qualcomm_come_before_those_of_others(full: ModelServer, tmp_path: Path) -> None:
+def test_files_of_qualcomm_come_before_those_of_others_and_exports_last(full: ModelServer, tmp_path: Path) -> None:
     full.repos["yichqian/geniex-qairt-models"] = {"llama_v3_2_3b_instruct/genie_config.json": b"{}"}
     catalog = read(full, tmp_path)
     sources = [(entry.source, bool(entry.url)) for entry in named("llama3.2-3b", ELITE, catalog)]
-    assert sources == [("AI Hub", False), ("AI Dev Home", True), ("Hugging Face", True)]
+    assert sources == [("AI Dev Home", True), ("Hugging Face", True), ("AI Hub", False)]
     assert resolve("llama3.2-3b", ELITE, catalog).source == "AI Dev Home"
 
 

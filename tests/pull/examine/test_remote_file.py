@@ -60,7 +60,7 @@ def test_failures_are_named(server: ModelServer) -> None:
             RemoteFile(server.add(f"{status}.zip", CONTENT, status=status))
     with pytest.raises(BundleError, match="whole files only"):
         RemoteFile(server.add("wrong.zip", CONTENT, location="wrong"))
-    with pytest.raises(BundleError, match=r"could not be read from 127\.0\.0\.1"):
+    with pytest.raises(BundleError, match=r"could not be read from 127\.0\.0\.1.*Check the network\."):
         RemoteFile("http://127.0.0.1:9/m.zip")
 
 
