@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from gateway.commands import options
+from gateway.output import escape
 
 if TYPE_CHECKING:
     from gateway.commands.model_state import ModelState
@@ -33,7 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([_row(name, model, states[name]) for name, model in config.models.items()], indent=2))
     else:
-        _print_table(config, states)
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
+        print("\n".join(lines(config, states, width)))
     return 0
 
 
@@ -50,21 +56,18 @@ def _row(name: str, model: ModelConfig, state: ModelState) -> dict[str, Any]:
     }
 
 
-def _print_table(config: Config, states: dict[str, ModelState]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("model", "also as", "engine", "state", "context", "on disk", "published", "fallback", box=None)
+def lines(config: Config, states: dict[str, ModelState], width: int) -> Iterator[str]:
+    """Two or three short lines for each model, which also fit into 50 columns."""
     for name, model in config.models.items():
         state = states[name]
-        table.add_row(
-            name,
-            ", ".join(model.aliases),
+        title = f"{name}  {state.state}{f': {state.detail}' if state.detail else ''}"
+        facts = (
             model.engine,
-            f"{state.state}: {state.detail}" if state.detail else state.state,
-            str(state.context_length or ""),
+            f"context {state.context_length}" if state.context_length else "",
             f"{state.bytes / 1e6:.0f} MB" if state.bytes else "",
-            state.published,
-            model.fallback or "",
+            state.published and f"published {state.published}",
+            f"also as {' '.join(model.aliases)}" if model.aliases else "",
+            f"fallback {model.fallback}" if model.fallback else "",
         )
-    Console().print(table)
+        for text, indent in ((title, ""), (", ".join(filter(None, facts)), "  ")):
+            yield from textwrap.wrap(escape(text), max(width, 20), initial_indent=indent, subsequent_indent="  ")

@@ -86,10 +86,10 @@ def _with_one_model(arguments: argparse.Namespace, config: Config, overrides: Ma
     from gateway.commands.pull import pull_model, register
     from gateway.config.select import only_model, with_model
     from gateway.pull.config_edit import find_user_config
-    from gateway.pull.stored import is_missing
+    from gateway.pull.stored import is_missing, own_spelling
 
     aliases = {alias: name for name, model in config.models.items() for alias in model.aliases}
-    name = aliases.get(arguments.model, arguments.model)
+    name = aliases.get(arguments.model) or own_spelling(arguments.model, config)
     if is_missing(config, name):
         user = find_user_config(arguments.config)
         pulled = pull_model(arguments.model, user)

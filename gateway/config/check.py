@@ -90,7 +90,7 @@ def engines_of_keys() -> dict[str, str]:
 def mistakes(config: Config) -> Iterator[tuple[str, str]]:
     """The broken rules that join several keys: (table and key, message)."""
     if not config.models:
-        yield "[models]", "the file has no model; add a [models.NAME] table"
+        yield "[models]", "the file has no model; `npu-gateway pull NAME` adds one"
     if config.default_model is not None:
         yield from _not_a_model("default_model", config.default_model, config)
     yield from _server_mistakes(config.server)

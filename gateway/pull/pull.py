@@ -22,6 +22,7 @@ from gateway.pull.install import table_of
 from gateway.pull.job import Job, Surroundings, Table, gguf_path
 from gateway.pull.names import check_model_name, fault_of
 from gateway.pull.spec import CatalogSpec, PathSpec, Spec, UrlSpec, default_name, read_spec
+from gateway.pull.stored import own_spelling
 from gateway.qnn.device import runtime_version
 
 
@@ -42,6 +43,8 @@ def pull(text: str, name: str | None, around: Surroundings) -> Pulled:
     that the next pull continues.
     """
     spec, origin = read_spec(text), Origin(source=text, url="")
+    if isinstance(spec, CatalogSpec):
+        spec = CatalogSpec(own_spelling(spec.name, around.user.config))
     if isinstance(spec, CatalogSpec) and not _is_here(name or spec.name, around):
         spec, listed, origin = _from_catalog(spec.name, text, around)
         name = name or listed

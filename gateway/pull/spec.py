@@ -53,6 +53,8 @@ Spec = CatalogSpec | HubSpec | UrlSpec | PathSpec
 
 def read_spec(text: str) -> Spec:
     """Raises ConfigError if `text` is a wrong hf: or URL, or names a file that does not exist."""
+    if not text.strip():
+        raise ConfigError("The name of the model is empty. `npu-gateway catalog` lists models.")
     if text.startswith("hf:"):
         return _hub(text)
     if re.match(r"[a-z+]+://", text, re.IGNORECASE):

@@ -17,6 +17,7 @@ from gateway.bundles.replace import exclusive, finish_replacement
 from gateway.bundles.stamp import npu_folder, read_stamp
 from gateway.config.tables import BundleModel, Config, LocalModel
 from gateway.errors import BundleError, ConfigError, quote
+from gateway.pull.catalog.entry import same_key
 from gateway.pull.config_edit import UserConfig, find_user_config, remove_model
 from gateway.pull.job import WORK, gguf_path, work_folder
 from gateway.pull.names import check_model_name
@@ -103,7 +104,9 @@ def remove(name: str, user: UserConfig) -> list[str]:
     paths = [path for path in _paths(name, config) if path.exists()]
     _check_own(name, [path for path in paths if path.parent == config.models_dir and path.is_dir()])
     if name not in config.models and not paths:
-        raise ConfigError(f"There is no model {quote(name)}. `npu-gateway list` shows the models on the disk.")
+        own = own_spelling(name, config)
+        hint = f" Did you mean {own}?" if own != name else ""
+        raise ConfigError(f"There is no model {quote(name)}.{hint} `npu-gateway list` shows the models on the disk.")
     removed = []
     with exclusive(work_folder(config.models_dir, name)):
         if name in find_user_config(user.path).config.models:
@@ -152,6 +155,17 @@ def _remove(path: Path) -> None:
             f"{path} cannot be removed ({error.strerror or error}). Stop the gateway that uses it, and repeat "
             "the command."
         ) from error
+
+
+def own_spelling(name: str, config: Config) -> str:
+    """The name that a model of this machine has, if `name` is another spelling of it: "Qwen3-4B". Else `name`."""
+    folder = config.models_dir
+    inside = (
+        {path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."} if folder.is_dir() else set()
+    )
+    own = {*config.models, *inside}
+    same = [each for each in own if same_key(each) == same_key(name)]
+    return same[0] if name not in own and len(same) == 1 else name
 
 
 def is_missing(config: Config, name: str) -> bool:

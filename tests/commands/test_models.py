@@ -1,4 +1,4 @@
-"""`npu-gateway models`: each engine and each state of a bundle, in a table and as JSON."""
+"""`npu-gateway models`: each engine and each state of a bundle, for a person and as JSON."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from gateway import cli
 from gateway.bundles.origin import Origin, write_origin
 from gateway.commands.model_state import examine
+from gateway.commands.models import lines
 from gateway.config.file import load_config
 from tests.support.npu.genie_bundle import write_genie_bundle
 
@@ -61,16 +63,25 @@ def test_json_has_state_of_each_model(config: Path, capsys: pytest.CaptureFixtur
     assert "genai_config.json" in rows["broken"]["detail"]
 
 
-def test_table_has_one_row_per_model(
-    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
+@pytest.mark.parametrize("width", [50, 200])
+def test_lines_fit_into_the_terminal(config: Path, width: int) -> None:
+    loaded = load_config(config, {})
+    states = {name: examine(model) for name, model in loaded.models.items()}
+    states["tiny"] = replace(states["tiny"], published="21.2 tokens/s on x-elite")
+    found = list(lines(loaded, states, width))
+    assert max(map(len, found)) <= width
+    assert [line.split("  ")[0] for line in found if line[0] != " "] == list(loaded.models)
+    text = " ".join(" ".join(found).split())
+    assert (
+        "tiny ready local, context 512, " in text and "published 21.2 tokens/s on x-elite, also as gpt-4o-mini" in text
+    )
+
+
+def test_pipe_has_two_lines_for_each_model(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models", "--config", str(config)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    columns = ["model", "also", "as", "engine", "state", "context", "on", "disk", "published", "fallback"]
-    assert lines[0].split() == columns
-    assert lines[1].split()[:5] == ["tiny", "gpt-4o-mini", "local", "ready", "512"]
-    assert lines[4].split() == ["far", "upstream", "remote:", "http://127.0.0.1:1/v1"]
+    found = capsys.readouterr().out.splitlines()
+    assert len(found) == 2 * len(load_config(config, {}).models)
+    assert found[found.index("far  remote: http://127.0.0.1:1/v1") + 1].split(",")[0] == "  upstream"
 
 
 def test_genie_bundle_is_ready_or_broken(config: Path) -> None:

@@ -200,6 +200,27 @@ def test_serve_pulls_and_answers(url: str, here: Path) -> None:
     assert set(load_config(here / "config.toml", {}).models) == {"other", "tiny"}
 
 
+def test_other_spelling_of_an_own_model_needs_no_catalog(
+    url: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("pull", url, "--as", "qwen3-4b") == 0
+    monkeypatch.setenv("NPU_GATEWAY_MODEL_SERVER", "http://127.0.0.1:1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
+    capsys.readouterr()
+    assert run("pull", "Qwen3-4B-Instruct") == 0
+    assert capsys.readouterr().out == "qwen3-4b is ready: npu-gateway serve qwen3-4b\n"
+    assert run("rm", "Qwen3_4B") == 2
+    assert "There is no model 'Qwen3_4B'. Did you mean qwen3-4b?" in capsys.readouterr().err
+    with serving("Qwen3-4B", "--port", 0, "--provider", "cpu", cwd=here) as running:
+        running.read_greeting()
+        assert "qwen3-4b  ready on cpu" in running.output
+
+
+def test_empty_name_is_not_this_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("pull", "") == 2
+    assert "The name of the model is empty." in capsys.readouterr().err
+
+
 def test_serve_of_an_unknown_model_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("serve", "./nowhere.zip", "--port", "0") == 2
     assert capsys.readouterr().err == "npu-gateway: There is no file or folder './nowhere.zip'.\n"
