@@ -58,13 +58,15 @@ def _row(name: str, model: ModelConfig, state: ModelState) -> dict[str, Any]:
 
 def lines(config: Config, states: dict[str, ModelState], width: int) -> Iterator[str]:
     """Two or three short lines for each model, which also fit into 50 columns."""
+    from gateway.bundles.disk import megabytes
+
     for name, model in config.models.items():
         state = states[name]
         title = f"{name}  {state.state}{f': {state.detail}' if state.detail else ''}"
         facts = (
             model.engine,
             f"context {state.context_length}" if state.context_length else "",
-            f"{state.bytes / 1e6:.0f} MB" if state.bytes else "",
+            megabytes(state.bytes) if state.bytes else "",
             state.published and f"published {state.published}",
             f"also as {' '.join(model.aliases)}" if model.aliases else "",
             f"fallback {model.fallback}" if model.fallback else "",

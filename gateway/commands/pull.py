@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gateway.pull.report import Report
     from gateway.qnn.chips import Chip
 
+_FACTS_WIDTH = 36  # columns for bytes, rate and remaining time: " 1.2/3.1 GB 12.3 MB/s 0:12:34"
 _SOURCE = "a name of the catalog, hf:ORG/REPO, hf:ORG/REPO:QUANT, hf:ORG/REPO/FILE, a URL, a zip, a .gguf or a folder"
 
 
@@ -131,7 +132,8 @@ def byte_bars() -> Iterator[Report]:
             shown = stage
             if bar:
                 bar.stop()
-            bar = _bar(console, stage, total) if console.is_terminal else None
+            has_bar = console.is_terminal and (total or stage.startswith("downloading"))
+            bar = _bar(console, stage, total) if has_bar else None
             if bar is None:
                 print(f"{stage}{f' ({total / 1e6:.0f} MB)' if total else ''}", file=sys.stderr, flush=True)
         if bar:
@@ -149,8 +151,10 @@ def byte_bars() -> Iterator[Report]:
 def _bar(console: Console, stage: str, total: int) -> Progress:
     from rich import progress as rich
 
-    columns = (rich.TextColumn("{task.description}", markup=False), rich.BarColumn(), rich.DownloadColumn())
-    bar = rich.Progress(*columns, rich.TransferSpeedColumn(), rich.TimeRemainingColumn(), console=console)
-    bar.add_task(stage, total=total or None)
+    facts = (rich.DownloadColumn(), rich.TransferSpeedColumn(), rich.TimeRemainingColumn())
+    bars = (rich.BarColumn(bar_width=12),) if console.width >= 80 else ()
+    bar = rich.Progress(rich.TextColumn("{task.description}", markup=False), *bars, *facts, console=console)
+    most = max(console.width - _FACTS_WIDTH - 13 * len(bars), 10)
+    bar.add_task(stage if len(stage) <= most else f"{stage[: most - 1]}…", total=total or None)
     bar.start()
     return bar

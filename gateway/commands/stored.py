@@ -56,12 +56,14 @@ def tabbed(model: Stored) -> str:
 
 def lines(models: list[Stored], width: int) -> Iterator[str]:
     """Two or three short lines for each model, which also fit into 50 columns."""
+    from gateway.bundles.disk import megabytes
+
     if not models:
         yield "No model is on the disk. `npu-gateway catalog` lists those that can be had."
     for model in models:
         advice = f": repeat the pull, or `npu-gateway rm {model.name}`" if model.state == "interrupted" else ""
         yield from textwrap.wrap(f"{model.name}  {model.state}{advice}", max(width, 20), subsequent_indent="  ")
-        facts = [f"{model.bytes / 1e6:.0f} MB", model.layout, "" if model.is_configured else "not in config.toml"]
+        facts = [megabytes(model.bytes), model.layout, "" if model.is_configured else "not in config.toml"]
         facts.append(f"from {model.source}" if model.source else "")
         text = escape(", ".join(filter(None, facts)))
         yield from textwrap.wrap(text, max(width, 20), initial_indent="  ", subsequent_indent="  ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -185,6 +186,21 @@ def test_bar_on_a_terminal_has_rate_and_remaining_time(monkeypatch: pytest.Monke
         report("unpacking x", 1_000_000, 2_000_000)
     text = screen.getvalue()
     assert "downloading x" in text and "10.0/10.0 MB" in text and "/s" in text and "unpacking x" in text
+
+
+@pytest.mark.parametrize("width", [50, 80, 120])
+def test_bar_keeps_its_figures_next_to_a_long_name(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr("rich.console.Console", lambda **_: Console(file=screen, force_terminal=True, width=width))
+    name = "qwen3_4b-geniex_qairt-w4a16-qualcomm_snapdragon_x_elite.zip"
+    with command.byte_bars() as report:
+        for done in (0, 1_900_000_000, 3_100_000_000):
+            report(f"downloading {name}", done, 3_100_000_000)
+        report("computing the hashes of x", 0, 0)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    last = re.split(r"[\r\n]", text.rstrip())[-1]
+    assert last.startswith("downloading ") and "3.1/3.1 GB" in last and "B/s" in last and ":00:00" in last
+    assert "?" not in last and "computing" not in text
 
 
 def test_serve_pulls_and_answers(url: str, here: Path) -> None:

@@ -18,7 +18,7 @@ MODELS = [
 def test_lines_fit_into_the_terminal(width: int) -> None:
     found = list(lines(MODELS, width))
     assert max(map(len, found)) <= width
-    assert found[:2] == ["a  ready", "  3100 MB, genie, from qwen3-4b"]
+    assert found[:2] == ["a  ready", "  3.1 GB, genie, from qwen3-4b"]
     text = " ".join(" ".join(found).split())
     assert "not in config.toml" in text and "repeat the pull, or `npu-gateway rm b`" in text
 

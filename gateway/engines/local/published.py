@@ -28,6 +28,7 @@ class PublishedEngine:
     def __init__(self, name: str, model: LocalModel, models_dir: Path) -> None:
         self._name, self._model, self._models_dir = name, model, models_dir
         self._engine = LocalEngine(name, model, models_dir)
+        self._logged = ""  # the refusal of our own engine that is in the log
         self._is_decided = False  # True: one of the two engines has loaded the bundle
         self._failure = ""  # why neither of them could load it
 
@@ -68,7 +69,9 @@ class PublishedEngine:
 
     async def _start_genie(self, refusal: GatewayError) -> None:
         """Start Genie after our own engine refused the bundle. Raises the refusal if Genie refuses it too."""
-        _log.warning("%s: our own engine cannot load it (%s), so Genie is tried", self._name, refusal.message)
+        if refusal.message != self._logged:
+            _log.warning("%s: our own engine cannot load it (%s), so Genie is tried", self._name, refusal.message)
+        self._logged = refusal.message
         genie = GenieEngine(self._name, _for_genie(self._model), self._models_dir)
         own, self._engine = self._engine, genie
         await own.aclose()
