@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from gateway.bundles.genai_config import GenaiConfig, read_genai_config
 from gateway.bundles.identify import refuse_unservable
-from gateway.bundles.json_file import read_optional_object, read_small_file
+from gateway.bundles.json_file import read_optional_object, read_small_file, readable
 from gateway.bundles.model_package import shared_folder, variant_folder
 from gateway.errors import BundleError
 
@@ -49,6 +49,11 @@ def load_bundle(path: Path, tokenizer_folder: str = "") -> Bundle:
         tokenizer_folder: the configured folder of tokenizer.json; "": where the bundle says.
     Raises BundleError when the configuration or the tokenizer is missing or malformed.
     """
+    with readable(path):
+        return _load(path, tokenizer_folder)
+
+
+def _load(path: Path, tokenizer_folder: str) -> Bundle:
     if not path.is_dir():
         raise BundleError(f"There is no model bundle at {path.name}.")
     path = variant_folder(path)

@@ -203,7 +203,7 @@ def _as_list(pipeline: Any) -> list[Any]:
 
 
 def _stage(name: str, raw: dict[str, Any], inherited: dict[str, Any]) -> Stage:
-    own = raw.get("session_options")
+    own = msgspec.convert(raw.get("session_options"), dict[str, Any] | None)
     options = inherited | (own or {}) if own is None or raw.get("inherit_session_options") else own
     return msgspec.convert(
         _with_posix_name(raw) | {"name": name, "session_options": _session_options(options)},

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from gateway.errors import BundleError
+from gateway.errors import BundleError, quote
 
 _T = TypeVar("_T")
 _LONGEST = 64 * 1024 * 1024  # bytes; thousands of times what the files have
@@ -23,6 +25,15 @@ def is_lfs_pointer(start: bytes) -> bool:
 
 def lfs_error(name: str) -> BundleError:
     return BundleError(f"{name} is a Git LFS pointer, not the file. Run `git lfs pull` in its folder, or download it.")
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raise BundleError for an OSError: a bundle can name a file that the system refuses to look for."""
+    try:
+        yield
+    except OSError as error:
+        raise BundleError(f"{quote(path.name)} cannot be read: {error.strerror or error}.") from error
 
 
 def read_small_file(path: Path) -> bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 from gateway.bundles.bundle import Bundle, load_bundle
 from gateway.bundles.genie.bundle import GenieBundle, load_genie_bundle
 from gateway.bundles.identify import identify
+from gateway.bundles.json_file import readable
 
 
 def open_bundle(path: Path, dialect: str = "", tokenizer: str = "") -> Bundle | GenieBundle:
@@ -21,4 +22,5 @@ def open_bundle(path: Path, dialect: str = "", tokenizer: str = "") -> Bundle | 
 
 def is_genie(path: Path) -> bool:
     """True if `path` is a folder with a Genie configuration. Raises BundleError if that cannot be read."""
-    return path.is_dir() and identify(path).layout == "genie"
+    with readable(path):
+        return path.is_dir() and identify(path).layout == "genie"

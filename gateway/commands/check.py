@@ -56,12 +56,13 @@ def run(arguments: argparse.Namespace) -> int:
 def _sorted(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
     """What is a bundle, and what is the name of a model."""
     from gateway.pull.examine.target import is_target
+    from gateway.pull.spec import existing
 
     targets = [text for text in arguments.models if is_target(text)]
     names = [text for text in arguments.models if text not in targets]
-    if any(Path(name).exists() for name in names):  # in the working directory
+    if any(map(existing, names)):  # in the working directory
         configured = options.load(arguments).models
-        targets += [name for name in names if name not in configured and Path(name).exists()]
+        targets += [name for name in names if name not in configured and existing(name)]
     return targets, [name for name in names if name not in targets]
 
 

@@ -37,6 +37,7 @@ from gateway.errors import ConfigError
 from gateway.qnn.options import check_options
 
 ENV_PREFIX = "NPU_GATEWAY_"
+_LONGEST_PATH, _LONGEST_NAME = 4000, 255
 #: A server that answers for all public model servers, with their paths (gateway/pull/sources.py).
 MODEL_SERVER_VARIABLE = ENV_PREFIX + "MODEL_SERVER"
 
@@ -274,6 +275,8 @@ def _with_paths(config: Config, base: Path, file: str) -> Config:
 def _absolute(base: Path, text: str, where: str) -> Path:
     if "\0" in text:
         raise ConfigError(f"{where}: a path has no NUL character")
+    if len(text) > _LONGEST_PATH or any(len(part.encode()) > _LONGEST_NAME for part in Path(text).parts):
+        raise ConfigError(f"{where}: no system has so long a path")
     try:
         return base / Path(text).expanduser()
     except RuntimeError:

@@ -52,5 +52,7 @@ class NewModels:
             router.add(self._make_lane(name, model))
         except GatewayError as error:
             _log.error("%s is not added: %s", name, error.message)
+        except Exception as error:  # the next models are still added
+            _log.error("%s is not added", name, exc_info=error)
         else:
             _log.info("%s is new in the configuration; it is loaded", name)

@@ -138,7 +138,7 @@ class Router:
         """The lanes to try, in order: the model, its fallback, and so on."""
         chain: list[Lane] = []
         step: str | None = name
-        while step is not None and self.lanes[step] not in chain:
+        while step in self.lanes and self.lanes[step] not in chain:  # a fallback that came later can be refused
             chain.append(self.lanes[step])
             step = self.lanes[step].config.fallback
         return chain

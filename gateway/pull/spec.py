@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import httpx
 from msgspec import Struct
 
 from gateway.errors import ConfigError, quote
@@ -59,13 +60,20 @@ def read_spec(text: str) -> Spec:
         return _hub(text)
     if re.match(r"[a-z+]+://", text, re.IGNORECASE):
         return _url(text)
-    path = Path(text).expanduser()
-    is_path = path.exists() or text.endswith((".zip", ".gguf")) or any(mark in text for mark in "/\\~")
-    if not is_path:
-        return CatalogSpec(text)
-    if not path.exists():
+    if path := existing(text):
+        return PathSpec(path)
+    if text.endswith((".zip", ".gguf")) or any(mark in text for mark in "/\\~"):
         raise ConfigError(f"There is no file or folder {quote(text)}.{_other_spelling(text)}")
-    return PathSpec(path.absolute())
+    return CatalogSpec(text)
+
+
+def existing(text: str) -> Path | None:
+    """The absolute path of the file or folder that `text` names; None if there is none."""
+    try:
+        path = Path(text).expanduser().absolute()
+        return path if path.exists() else None
+    except (OSError, RuntimeError):  # a name that is too long; no home folder of that user
+        return None
 
 
 def default_name(spec: Spec) -> str:
@@ -101,8 +109,13 @@ def _hub(text: str) -> HubSpec:
 
 
 def _url(text: str) -> Spec:
-    parts = urlsplit(text)
-    if parts.scheme.lower() not in ("https", "http") or not parts.hostname:
+    try:
+        parts = urlsplit(text)
+        is_address = parts.scheme.lower() in ("https", "http") and bool(parts.hostname) and parts.port != 0
+        httpx.URL(text)
+    except (ValueError, httpx.InvalidURL):  # brackets, a port or characters that no address has
+        is_address = False
+    if not is_address:
         raise ConfigError(f"{quote(text)} is no address that can be downloaded. Write https://HOST/FILE.")
     if parts.scheme.lower() == "http" and parts.hostname not in _LOOPBACK:
         raise ConfigError(f"{quote(text)} is not protected. Write https://, or download it yourself and pull the file.")

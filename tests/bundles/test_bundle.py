@@ -281,6 +281,9 @@ def test_path_outside_bundle_is_refused_for_any_folder_name(bundle: Path, name: 
         (_decoder(pipeline=[{"a": {}}]), "filename"),
         (_decoder(session_options={"provider_options": [1]}), "genai_config.json cannot be read"),
         (_decoder(session_options=[1]), "Expected `object`, got `array`"),
+        (_decoder(pipeline=[{"a": {"filename": "a.onnx", "session_options": "x"}}]), "got `str`"),
+        (_decoder(pipeline=[{"a": {"filename": "a", "session_options": [1], "inherit_session_options": True}}]), "got"),
+        (_model(tokenizer_dir="a" * 5000), "'model' cannot be read: "),
         (_decoder(sliding_window={"window_size": 64, "alignment": "middle"}), "middle"),
     ],
 )

@@ -270,6 +270,8 @@ MISTAKES = [
     ('[models.a]\npath = "~unknown-user/x"\n', "[models.a] path: '~' has no folder here"),
     ('[models.a]\nsource = "~unknown-user/x"\n', "[models.a] source: '~' has no folder here"),
     ('[models.a]\npath = "a\\u0000b"\n', "[models.a] path: a path has no NUL character"),
+    (f'[models.a]\npath = "{"a" * 300}"\n', "[models.a] path: no system has so long a path"),
+    (f'[models.a]\nsource = "{"a/" * 3000}"\n', "[models.a] source: no system has so long a path"),
     ('[server]\napi_keys_file = "~unknown-user/x"\n' + ONE_MODEL, "[server] api_keys_file: '~' has no folder here"),
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import pytest
 
@@ -53,9 +53,11 @@ async def served(models: Mapping[str, ScriptedModel]) -> AsyncIterator[Router]:
         await router.aclose()
 
 
-async def add(router: Router, reads: Reads) -> None:
+async def add(router: Router, reads: Reads, make_lane: Callable[[str, ModelConfig], Lane] = make_lane) -> None:
     task = asyncio.create_task(NewModels(reads, make_lane, lambda seconds: asyncio.sleep(0)).run(router))
-    await reads.done.wait()
+    done = asyncio.create_task(reads.done.wait())
+    await asyncio.wait([task, done], return_when=asyncio.FIRST_COMPLETED)
+    assert not task.done(), "it looks for no more models"
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
@@ -90,4 +92,24 @@ async def test_failed_read_is_repeated(caplog: pytest.LogCaptureFixture) -> None
         with caplog.at_level(logging.ERROR):
             await add(router, Reads(RuntimeError("disk"), {"late": model("new")}))
         assert "the configuration could not be read again" in caplog.text
+        assert await answer_of(router, request("late")) == ("late", "new")
+
+
+async def test_model_without_a_lane_does_not_keep_others_out(caplog: pytest.LogCaptureFixture) -> None:
+    def fails_for_bad(name: str, config: ModelConfig) -> Lane:
+        if name == "bad":
+            raise OSError(36, "File name too long")
+        return make_lane(name, config)
+
+    async with served({"main": model("old")}) as router:
+        with caplog.at_level(logging.ERROR):
+            await add(router, Reads({"bad": model("x"), "ok": model("ok")}, {"late": model("new")}), fails_for_bad)
+        assert [info.name for info in router.models()] == ["main", "ok", "late"]
+        assert "bad is not added" in caplog.text
+
+
+async def test_fallback_that_was_refused_is_left_out() -> None:
+    async with served({"main": model("old", aliases=("gpt-x",))}) as router:
+        refused, late = model("x", aliases=("gpt-x",)), model("new", fallback="refused")
+        await add(router, Reads({"refused": refused, "late": late}))
         assert await answer_of(router, request("late")) == ("late", "new")

@@ -26,7 +26,7 @@ from gateway.bundles.genie.config import Dialog, find_config, read_config
 from gateway.bundles.genie.files import check_binary, find, located
 from gateway.bundles.genie.metadata import read_metadata
 from gateway.bundles.genie.templates import fallback_template
-from gateway.bundles.json_file import read_json, read_optional_object
+from gateway.bundles.json_file import read_json, read_optional_object, readable
 from gateway.sampling import parameters
 
 _FORECAST = "kv-cache.primary.qnn-htp"
@@ -73,7 +73,11 @@ def load_genie_bundle(path: Path, dialect: str = "", *, poll: bool = False) -> G
         dialect: selects the chat template if the bundle has none; "": the special tokens select it.
         poll: Genie waits for the NPU in a busy loop.
     """
-    path = find_config(path.absolute())
+    with readable(path):
+        return _load(find_config(path.absolute()), dialect, poll)
+
+
+def _load(path: Path, dialect: str, poll: bool) -> GenieBundle:
     folder = path.parent
     metadata = read_metadata(folder)
     raw, dialog = read_config(path, supports_vision=metadata.supports_vision)
@@ -172,7 +176,7 @@ def _set_paths(raw: dict[str, Any], dialog: Dialog, folder: Path, tokenizer: Pat
 def _set_behaviour(raw: dict[str, Any], dialog: Dialog, end_ids: tuple[int, ...], poll: bool) -> None:
     """Change what else Genie gets otherwise than the bundle says: see the top of this module."""
     raw["sampler"] = _SAMPLER
-    if "QnnHtp" in raw["engine"]["backend"]:
+    if dialog.engine.backend.htp is not None:
         raw["engine"]["backend"]["QnnHtp"]["poll"] = poll
     context = raw["context"]
     context["bos-token"] = _NO_TOKEN if dialog.context.bos_id is None else dialog.context.bos_id

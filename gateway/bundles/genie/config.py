@@ -54,6 +54,7 @@ class Model(Struct):
 class Backend(Struct):
     type: Literal["QnnHtp"]
     extensions: str | None = None
+    htp: dict[str, Any] | None = field(default=None, name="QnnHtp")
 
 
 class Engine(Struct):

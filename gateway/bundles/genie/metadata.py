@@ -20,9 +20,10 @@ from gateway.errors import BundleError
 
 _FILES = ("metadata.json", "metadata.yaml")
 _GRAPH_NAME = re.compile(rb"(?<![a-zA-Z])ar(\d{1,5})_cl(\d{1,7})_\d+_of_\d+")
-#: `input_ids` with its shape, in JSON and in both styles of YAML: [1, 128], or one item in each line.
+#: `input_ids` with its shape, in JSON and in both styles of YAML: [1, 128], or one item in each line. `*+` and `?+` are
+#: never tried again with less: a hostile file has megabytes of spaces.
 _INPUT_IDS = re.compile(
-    rb"""input_ids"?\s*:\s*\{?\s*(?:"?dtype"?\s*:\s*"?\w+"?,?\s*)?"?shape"?\s*:\s*(?:\[\s*|-\s*)1\s*[,-]\s*(\d{1,5})\b"""
+    rb"""input_ids"?\s*+:\s*+\{?+\s*+(?:"?dtype"?\s*+:\s*+"?\w++"?,?+\s*+)?+"?shape"?\s*+:\s*+(?:\[\s*+|-\s*+)1\s*+[,-]\s*+(\d{1,5})\b"""
 )
 _VISION = re.compile(rb"""supports_vision"?\s*:\s*[Tt]rue""")
 
@@ -44,8 +45,9 @@ def read_metadata(folder: Path) -> Metadata:
         text = read_small_file(path)
     except OSError as error:
         raise BundleError(f"{folder.name}: {path.name} cannot be read: {error.strerror}.") from error
-    sizes = [(int(width), int(context)) for width, context in _GRAPH_NAME.findall(text)]
-    widest = max((width for width, _ in sizes), default=0) or max(map(int, _INPUT_IDS.findall(text)), default=0)
+    sizes = {(int(found[1]), int(found[2])) for found in _GRAPH_NAME.finditer(text)}
+    stated = (int(found[1]) for found in _INPUT_IDS.finditer(text))
+    widest = max((width for width, _ in sizes), default=0) or max(stated, default=0)
     return Metadata(
         prompt_width=widest if widest > 1 else None,  # the entry of a binary can describe its graph of one token
         contexts=tuple(sorted({context for _, context in sizes})),

@@ -16,11 +16,12 @@ from msgspec import Struct
 
 _FILES = ("metadata.json", "metadata.yaml", "tool-versions.yaml", "htp_backend_ext_config.json")
 _LONGEST = 64 * 1024 * 1024  # bytes of one file
-#: `"key": value` and `key: value`; the first one counts.
+#: `"key": value` and `key: value`; the first one counts. `*+` and `?+` are never tried again with less: a hostile file
+#: has megabytes of spaces.
 _ARCHITECTURE = re.compile(rb"""\b(?:htp_version|dsp_arch)"?\s*:\s*["']?v?(\d{1,4})\b""")
 _SOC = re.compile(rb"""\bsoc_model"?\s*:\s*["']?(\d{1,6})\b""")
 _QAIRT = re.compile(rb"""\bqairt"?\s*:\s*["']?v?(\d+\.\d+(?:\.\d+)*)""")
-_CHIP = re.compile(rb"""\bchipset_attributes"?\s*:\s*\{?\s*"?name"?\s*:\s*["']?([\w .-]{0,80}\w)""")
+_CHIP = re.compile(rb"""\bchipset_attributes"?\s*+:\s*+\{?+\s*+"?name"?\s*+:\s*+["']?([\w .-]{0,80}\w)""")
 
 
 class Stated(Struct, frozen=True, kw_only=True):

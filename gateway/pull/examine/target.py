@@ -18,7 +18,7 @@ from gateway.errors import BundleError, ConfigError, quote
 from gateway.pull.archive import check_directory, is_zip
 from gateway.pull.examine.remote_file import RemoteFile
 from gateway.pull.names import model_name
-from gateway.pull.spec import UrlSpec, read_spec
+from gateway.pull.spec import UrlSpec, existing, read_spec
 
 
 class Target(Struct, frozen=True, kw_only=True):
@@ -53,12 +53,12 @@ def open_target(text: str) -> Iterator[Target]:
         with RemoteFile(spec.url) as remote:
             yield from _zip(remote, remote.name, Path.cwd())
         return
-    path = Path(text).expanduser().absolute()
+    path = existing(text)
+    if path is None:
+        raise ConfigError(f"There is no model, file or folder {quote(text)}.")
     if path.is_dir():
         yield Target(name=path.name, root=path, folder=path, next_to=path.parent)
-    elif not path.is_file():
-        raise ConfigError(f"There is no model, file or folder {quote(text)}.")
-    elif not is_zip(path):
+    elif not path.is_file() or not is_zip(path):
         raise ConfigError(f"{quote(text)} is neither a folder nor a zip. `npu-gateway pull` takes a .gguf file.")
     else:
         _check_directory(path)

@@ -150,6 +150,8 @@ def test_end_ids_combine_eos_and_eot(bundle: Path) -> None:
         (lambda d: d["engine"]["model"]["binary"].update({"ctx-bins": []}), "ctx-bins"),
         (lambda d: d["engine"]["model"]["binary"].update({"ctx-bins": ["a\\gone.bin"]}), "context binary 'gone.bin'"),
         (lambda d: d["tokenizer"].update(path="gone/tokenizer2.json"), "tokenizer 'tokenizer2.json'"),
+        (lambda d: d["tokenizer"].update(path="t" * 5000), "cannot be read"),
+        (lambda d: d["engine"]["model"]["binary"].update({"ctx-bins": ["b" * 300]}), "cannot be read"),
     ],
 )
 def test_faulty_configuration_names_the_key(bundle: Path, change: Change, words: str) -> None:

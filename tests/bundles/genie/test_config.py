@@ -89,3 +89,13 @@ def test_metadata_can_say_that_the_model_takes_images(tmp_path: Path) -> None:
     path.write_text(json.dumps({"pipeline": {}}), encoding="utf-8")
     with pytest.raises(BundleError, match="is a vision model"):
         read_config(path, supports_vision=True)
+
+
+@pytest.mark.parametrize("options", [[], "poll", 1])
+def test_options_of_the_backend_are_a_table(tmp_path: Path, options: Any) -> None:
+    with pytest.raises(BundleError, match=r"genie_config.json .*QnnHtp"):
+        dialog(tmp_path, lambda table: table["engine"]["backend"].update(QnnHtp=options))
+
+
+def test_backend_without_options_is_read(tmp_path: Path) -> None:
+    assert dialog(tmp_path, lambda table: table["engine"]["backend"].update(QnnHtp=None)).engine.backend.htp is None

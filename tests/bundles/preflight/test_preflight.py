@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -168,3 +170,17 @@ def test_hostile_small_files_state_nothing(tmp_path: Path) -> None:
     for number, content in enumerate(["", "[]", '"soc_model": ' + "9" * 5000, "qairt: " + "1." * 9000, "\x00" * 99]):
         folder = write(tmp_path / str(number), **{"metadata.yaml": content})
         assert [finding.level for finding in findings(folder)] in ([], ["refused"])
+
+
+@pytest.mark.parametrize("start", ['"chipset_attributes":', "input_ids:", "input_ids: dtype: x, shape:"])
+def test_megabytes_of_spaces_are_searched_once(tmp_path: Path, start: str) -> None:
+    """A search that tries them again in each length would take hours, and stop the whole process."""
+    folder = write(tmp_path / "m", **{"metadata.json": start + " " * 2_000_000})
+    code = (
+        "import sys, pathlib\n"
+        "from gateway.bundles.genie.metadata import read_metadata\n"
+        "from gateway.bundles.preflight.stated import read_stated\n"
+        "print(read_stated(pathlib.Path(sys.argv[1])), read_metadata(pathlib.Path(sys.argv[1])))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(folder)], timeout=120, check=True, capture_output=True)
+    assert b"Stated(" in ended.stdout
