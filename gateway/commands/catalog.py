@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.commands import options
+from gateway.errors import ConfigError
 from gateway.output import escape
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.installed and arguments.name:
+        raise ConfigError("--installed lists the models of all programs. Leave out NAME.")
     if arguments.installed:
         return _run_installed(arguments.json)
     from gateway.pull.catalog.catalog import entries_for, named, read_catalog
@@ -55,9 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
     elif not sys.stdout.isatty():
         print(*map(tabbed, entries), sep="\n")
     elif arguments.name:
-        print("\n\n".join("\n".join(map(escape, _details(entry))) for entry in entries))
+        print("\n\n".join("\n".join(map(escape, details(entry, arguments.chip))) for entry in entries))
     else:
-        print("\n".join(lines(entries, chip, shutil.get_terminal_size().columns)))
+        print("\n".join(lines(entries, chip, shutil.get_terminal_size().columns, arguments.chip)))
     return 0 if catalog.is_read else 1
 
 
@@ -94,13 +97,18 @@ def tabbed(entry: Entry) -> str:
     return "\t".join("" if field is None else escape(str(field)) for field in fields)
 
 
-def lines(entries: list[Entry], chip: Chip | None, width: int) -> Iterator[str]:
-    """Two or three short lines for each model, which also fit into 50 columns."""
+def _pull_command(name: str, option: str | None) -> str:
+    return f"npu-gateway pull {name}{f' --chip {option}' if option else ''}"
+
+
+def lines(entries: list[Entry], chip: Chip | None, width: int, option: str | None = None) -> Iterator[str]:
+    """Two or three short lines for each model, which also fit into 50 columns. `option`: the value of --chip."""
 
     def wrapped(text: str, indent: str = "") -> list[str]:
         return textwrap.wrap(escape(text), max(width, 20), initial_indent=indent, subsequent_indent=indent)
 
-    yield from wrapped(f"Models for {chip.title if chip else 'Snapdragon laptops'}. `npu-gateway pull NAME` gets one.")
+    title = chip.title if chip else "Snapdragon laptops"
+    yield from wrapped(f"Models for {title}. `{_pull_command('NAME', option)}` gets one.")
     for kind, title in (("ready", ""), ("export", "To export yourself"), ("not served", "Not served")):
         group = [entry for entry in entries if _state(entry) == kind]
         if group and title:
@@ -131,7 +139,8 @@ def _facts(entry: Entry) -> Iterator[str]:
     yield f"from {entry.source}"
 
 
-def _details(entry: Entry) -> Iterator[str]:
+def details(entry: Entry, option: str | None = None) -> Iterator[str]:
+    """All that is known about one model. `option`: the value of --chip."""
     yield f"{entry.name}: {entry.title} for {entry.chip}"
     yield f"  {', '.join(_facts(entry))}"
     yield f"  layout {entry.layout}: {f'proven by {entry.proven_by}' if entry.proven_by else 'not proven'}"
@@ -146,7 +155,7 @@ def _details(entry: Entry) -> Iterator[str]:
     if entry.export:
         yield from (f"    {line}" for line in entry.export.splitlines())
     elif entry.kind == "text":
-        yield f"  npu-gateway pull {entry.name}"
+        yield f"  {_pull_command(entry.name, option)}"
 
 
 def _run_installed(as_json: bool) -> int:
@@ -175,7 +184,8 @@ def installed_lines(found: list[Installed], width: int) -> Iterator[str]:
     if not found:
         yield "No model of another program was found."
     if served:
-        yield "# Add the tables of your choice to config.toml:"
+        yield "# Add the tables of your choice to config.toml."
+        yield "# `npu-gateway pull PATH` does that for one."
     for model in served:
         yield ""
         yield f"# {model.program}, {model.layout}, {model.bytes / 1e9:.1f} GB"

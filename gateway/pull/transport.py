@@ -98,7 +98,9 @@ def _check_status(response: httpx.Response, what: str, url: str) -> None:
         raise AgainError("the file has changed", from_start=True)
     if status in _AGAIN:
         raise AgainError(f"it answered {status}", pause_s=_retry_after_s(response))
-    advice = _ADVICE.get(status, "Check the address.")
+    advice = _ADVICE.get(
+        status, "Check the address; `npu-gateway catalog --refresh` reads the lists of the catalog again."
+    )
     raise BundleError(f"{what} could not be downloaded: {host_of(url)} answered {status}. {advice}")
 
 

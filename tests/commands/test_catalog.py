@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway import cli
-from gateway.commands.catalog import installed_lines, lines, tabbed
+from gateway.commands.catalog import details, installed_lines, lines, tabbed
 from gateway.pull.catalog.entry import Entry
 from gateway.pull.installed.programs import program_folders
 from gateway.pull.installed.search import find_installed
@@ -85,6 +85,7 @@ def test_chip_of_this_machine_is_the_default(server: ModelServer, capsys: pytest
     ("arguments", "message"),
     [
         (["--chip", "x3-elite"], "There is no chip 'x3-elite'. The chips are x-elite, x-plus, x2-elite; did you mean"),
+        (["qwen3-4b", "--installed"], "--installed lists the models of all programs. Leave out NAME."),
         (["qwen3-4", "--chip", "x-elite"], "There is no model 'qwen3-4' in the catalog. Did you mean qwen3-4b?"),
     ],
 )
@@ -166,6 +167,12 @@ def test_lines_fit_into_the_terminal(width: int) -> None:
     found = list(lines(ENTRIES, chip_named("x-elite"), width))
     assert max(map(len, found)) <= width
     assert [line for line in found if line in {entry.name for entry in ENTRIES}] == [entry.name for entry in ENTRIES]
+
+
+def test_command_repeats_the_chip_of_the_option() -> None:
+    assert list(details(ENTRIES[0], "x2-elite"))[-1] == "  npu-gateway pull a-3b --chip x2-elite"
+    assert list(details(ENTRIES[0]))[-1] == "  npu-gateway pull a-3b"
+    assert "`npu-gateway pull NAME --chip x-elite`" in next(lines(ENTRIES, chip_named("x-elite"), 100, "x-elite"))
 
 
 def test_text_of_a_publisher_cannot_break_a_line() -> None:
