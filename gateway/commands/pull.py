@@ -28,7 +28,9 @@ def add_parser(subparsers: options.Subparsers) -> None:
     parser = subparsers.add_parser("pull", help="download a model and add it to config.toml", description=text)
     parser.add_argument("model", metavar="MODEL", help=_SOURCE)
     parser.add_argument("--as", dest="name", metavar="NAME", help="the model's name here (default: from MODEL)")
-    parser.add_argument("--print", dest="print_only", action="store_true", help="only print the table")
+    parser.add_argument(
+        "--print", dest="print_only", action="store_true", help="print the table, do not change config.toml"
+    )
     parser.add_argument("--chip", help="x-elite, x-plus or x2-elite (default: the chip of this machine)")
     options.add_config(parser)
     parser.set_defaults(run=run)
