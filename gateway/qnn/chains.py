@@ -25,8 +25,8 @@ IDS, MASK, COSINES, SINES, LOGITS = (
     "position_ids_sin",
     "logits",
 )
-_SIZES = re.compile(r"ar(\d+)_cl(\d+)")
-_PART = re.compile(r"(\d+)_of_(\d+)$")
+_SIZES = re.compile(r"ar(\d{1,9})_cl(\d{1,9})")
+_PART = re.compile(r"(\d{1,9})_of_(\d{1,9})$")
 _PAST = re.compile(r"past_(key|value)_(\d+)_in")
 _QUANTISED = {"uint8", "uint16"}
 
@@ -234,5 +234,9 @@ def _check_encodings(chains: Iterable[Chains], where: str) -> None:
         for tensor in (*part.graph.inputs, *part.graph.outputs):
             if tensor.dtype in _QUANTISED and tensor.scale is None:
                 raise BundleError(f"{where}: {tensor.name} of {part.graph.name} has no scale.")
+            if tensor.scale is not None and not 0 < tensor.scale < math.inf:
+                raise BundleError(f"{where}: {tensor.name} of {part.graph.name} has the scale {tensor.scale:g}.")
+            if tensor.name == MASK and tensor.scale is not None and tensor.zero_point <= 0:
+                raise BundleError(f"{where}: {MASK} of {part.graph.name} has no value below 0, so it hides no token.")
             if not _same(tensor, seen.setdefault(tensor.name, tensor)):
                 raise BundleError(f"{where}: {tensor.name} has another scale in {part.graph.name}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +102,12 @@ def changed(graph: str, tensor: str, **fields: object) -> list[Part]:
     ]
 
 
+def everywhere(tensor: str, **fields: object) -> list[Part]:
+    """The model with another tensor in all graphs."""
+    names = [part.graph.name for part in model()]
+    return [next(part for part in changed(name, tensor, **fields) if part.graph.name == name) for name in names]
+
+
 STEP, PROMPT = "token_ar1_cl32_2_of_2", "prompt_ar8_cl16_2_of_2"
 
 
@@ -127,6 +134,10 @@ STEP, PROMPT = "token_ar1_cl32_2_of_2", "prompt_ar8_cl16_2_of_2"
         (changed(PROMPT, "logits", name="hidden"), "hidden of prompt_ar8_cl16_2_of_2 is an output of an earlier part"),
         (changed(STEP, "logits", scale=0.4), "logits has another scale in token_ar1_cl32_2_of_2"),
         (changed(PROMPT, "attention_mask", scale=None), "attention_mask of prompt_ar8_cl16_2_of_2 has no scale"),
+        (everywhere("logits", scale=-0.3), r"logits of prompt_ar8_cl16_2_of_2 has the scale -0.3"),
+        (everywhere("logits", scale=0.0), "logits of prompt_ar8_cl16_2_of_2 has the scale 0"),
+        (everywhere("logits", scale=math.inf), "logits of prompt_ar8_cl16_2_of_2 has the scale inf"),
+        (everywhere("attention_mask", zero_point=0), "has no value below 0, so it hides no token"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from gateway.errors import BundleError
 from gateway.worker.decoders.static.cache import Array
 
+_WIDEST = 4096  # half of a head
+
 
 class _Scaling(Struct, rename="kebab", kw_only=True):
     rope_type: str = "default"
-    factor: float = 1.0
+    factor: Annotated[float, Meta(gt=0)] = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
-    short_factor: list[float] = []
-    long_factor: list[float] = []
+    original_max_position_embeddings: Annotated[int, Meta(ge=2)] = 8192
+    short_factor: list[Annotated[float, Meta(gt=0)]] = []
+    long_factor: list[Annotated[float, Meta(gt=0)]] = []
 
 
 class _Encoding(Struct, rename="kebab", kw_only=True):
     type: str = "rope"
-    rope_dim: int
-    rope_theta: float = 10000.0
+    rope_dim: Annotated[int, Meta(ge=1, le=_WIDEST)]
+    rope_theta: Annotated[float, Meta(gt=0)] = 10000.0
     rope_scaling: _Scaling | None = None
 
 
@@ -36,7 +38,7 @@ def rope_table(config: dict[str, Any], positions: int, where: str) -> tuple[Arra
     Args:
         config: the bundle's configuration for Genie.
         positions: the longest context.
-    Raises BundleError for a kind of position encoding that is not known.
+    Raises BundleError for a kind of position encoding that is not known, or values that no model has.
     """
     encoding = _encoding(config, where)
     if encoding.type != "rope":
@@ -50,10 +52,14 @@ def rope_table(config: dict[str, Any], positions: int, where: str) -> tuple[Arra
         case "llama3":
             frequencies = _llama3(frequencies, scaling)
         case "longrope":
-            frequencies, magnitude = _longrope(frequencies, scaling, positions, where)
+            with np.errstate(all="ignore"):
+                frequencies, magnitude = _longrope(frequencies, scaling, positions, where)
         case other:
             raise BundleError(f"{where}: its rope scaling is {other!r}. Only Genie runs it: engine = 'genie'.")
-    angles = np.outer(np.arange(positions), frequencies)
+    with np.errstate(all="ignore"):
+        angles = np.outer(np.arange(positions), frequencies)
+    if not np.isfinite(angles).all():
+        raise BundleError(f"{where}: its position encoding gives values that are no numbers.")
     return np.cos(angles) * magnitude, np.sin(angles) * magnitude
 
 
