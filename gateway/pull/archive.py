@@ -12,7 +12,9 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from io import RawIOBase
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from msgspec import Struct
 
@@ -44,7 +46,8 @@ class _Entry(Struct, frozen=True):
 def unpack(archive: Path, folder: Path, report: Report) -> None:
     """Unpack the zip into `folder`. Raises BundleError; the caller removes the folder then."""
     try:
-        check_directory(archive)
+        with archive.open("rb") as file:
+            check_directory(file, archive.name)
         with zipfile.ZipFile(archive) as opened:
             entries = _entries(opened, archive)
             total = sum(entry.info.file_size for entry in entries)
@@ -81,23 +84,34 @@ def _unpack(
             raise zipfile.BadZipFile(f"{entry.path.name} is shorter than the list of entries states")
 
 
-def check_directory(archive: Path) -> None:
-    """Compare the size of the list of entries before it is read."""
-    with archive.open("rb") as file:
-        size = file.seek(0, 2)
-        start = max(0, size - _END.size - 0xFFFF)
-        file.seek(start)
-        tail = file.read()
-        at = tail.rfind(b"PK\x05\x06")
-        if at < 0 or at + _END.size > len(tail):
-            raise zipfile.BadZipFile("its end is missing")
-        *_, count, length, _, _ = _END.unpack_from(tail, at)
-        if at >= _LOCATOR.size and tail[at - _LOCATOR.size :][:4] == b"PK\x06\x07":
-            *_, offset, _ = _LOCATOR.unpack_from(tail, at - _LOCATOR.size)
-            file.seek(min(offset, size))
-            *_, count, length, _ = _END_64.unpack(file.read(_END_64.size))
+def check_directory(file: IO[bytes] | RawIOBase, name: str) -> None:
+    """Compare the size of the list of entries before it is read.
+
+    Args:
+        file: at any position, which changes.
+        name: of the zip, for messages.
+    """
+    size = file.seek(0, 2)
+    file.seek(max(0, size - _END.size - 0xFFFF))
+    tail = file.read() or b""
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or at + _END.size > len(tail):
+        raise zipfile.BadZipFile("its end is missing")
+    *_, count, length, _, _ = _END.unpack_from(tail, at)
+    if at >= _LOCATOR.size and tail[at - _LOCATOR.size :][:4] == b"PK\x06\x07":
+        *_, offset, _ = _LOCATOR.unpack_from(tail, at - _LOCATOR.size)
+        before = size - len(tail) + at - _LOCATOR.size - _END_64.size  # which `zipfile` reads, whatever `offset` is
+        found = [_end_64(file, start) for start in {min(offset, size), max(before, 0)}]
+        count, length = max(each[0] for each in found), max(each[1] for each in found)
     if count > _MAX_ENTRIES or length > _MAX_DIRECTORY:
-        raise _refusal(archive, f"it has {count} entries, and a model has fewer than {_MAX_ENTRIES}")
+        raise _refusal(Path(name), f"it has {count} entries, and a model has fewer than {_MAX_ENTRIES}")
+
+
+def _end_64(file: IO[bytes] | RawIOBase, start: int) -> tuple[int, int]:
+    """Entries, and bytes of their list. Raises struct.error at the end of the file."""
+    file.seek(start)
+    *_, count, length, _ = _END_64.unpack(file.read(_END_64.size) or b"")
+    return count, length
 
 
 def _entries(opened: zipfile.ZipFile, archive: Path) -> list[_Entry]:

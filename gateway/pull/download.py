@@ -161,7 +161,7 @@ def _begin(response: httpx.Response, remote: Remote, file: Path) -> _Known:
 
 def _check_rest(response: httpx.Response, known: _Known, have: int) -> None:
     """Raises AgainError if the bytes of a 206 response do not continue the part."""
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("content-range", ""))
+    found = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d+|\*)", response.headers.get("content-range", ""))
     is_rest = found is not None and int(found[1]) == have and found[2] in ("*", str(known.size))
     if not is_rest or _validator(response) not in ("", known.validator):
         raise AgainError("the server sent another part than the one that is missing", from_start=True)

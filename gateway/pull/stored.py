@@ -122,7 +122,14 @@ def remove(name: str, user: UserConfig) -> list[str]:
 def _paths(name: str, config: Config) -> list[Path]:
     bundle = config.models_dir / name
     weights = gguf_path(config.models_dir, name)
-    return [bundle, npu_folder(bundle), weights, origin_file(weights), work_folder(config.models_dir, name)]
+    paths = [bundle, npu_folder(bundle), weights, origin_file(weights), work_folder(config.models_dir, name)]
+    others = {folder for folder in (npu_folder(bundle), weights) if _is_model(folder, config)}
+    return [path for path in paths if path not in others]
+
+
+def _is_model(folder: Path, config: Config) -> bool:
+    """True if a model has the name that a file of another model usually has: `NAME-npu` or `NAME.gguf`."""
+    return folder.name in config.models or (folder.is_dir() and read_origin(folder) is not None)
 
 
 def _check_unused(name: str, config: Config) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.errors import BundleError
 from gateway.pull import archive
-from gateway.pull.archive import unpack
+from gateway.pull.archive import check_directory, unpack
 from gateway.pull.names import check_model_name, model_name
 from tests.support.small_disk import small_disk
 
@@ -163,6 +163,20 @@ def test_cut_zip_is_refused(tmp_path: Path, out: Path, size: int) -> None:
     assert path.stat().st_size > 440
     path.write_bytes(path.read_bytes()[:size])
     assert "damaged" in refusal(path, out)
+
+
+def test_length_of_the_list_is_read_where_the_unpacker_reads_it(tmp_path: Path) -> None:
+    """A large zip has a pointer to the record with the length, and `zipfile` takes what lies before the pointer."""
+
+    def record(count: int) -> bytes:
+        return struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, 46 * count, 0)
+
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 1)  # points to the first record
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    path = tmp_path / "m.zip"
+    path.write_bytes(record(1) + record(6000) + locator + end)
+    with pytest.raises(BundleError, match="it has 6000 entries"), path.open("rb") as file:
+        check_directory(file, "m.zip")
 
 
 def test_flipped_bit_is_found(tmp_path: Path, out: Path) -> None:

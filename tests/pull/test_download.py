@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from gateway.errors import BundleError
+from gateway.pull import download
 from gateway.pull.download import Downloader, Remote
+from gateway.pull.transport import AgainError
 from tests.support.model_server import ModelServer
 from tests.support.small_disk import small_disk
 
@@ -259,3 +262,9 @@ def test_full_disk_is_found_before_the_download(server: ModelServer, downloader:
         ):
             downloader.fetch(remote(server.add("m.zip", CONTENT)), disk.folder / "m", quiet)
         assert not (disk.folder / "m.part").exists()
+
+
+def test_position_of_thousands_of_digits_is_another_part() -> None:
+    response = httpx.Response(206, headers={"content-range": f"bytes {'1' * 5000}-2/3"})
+    with pytest.raises(AgainError, match="another part"):
+        download._check_rest(response, download._Known(url="", size=3, validator=""), 1)

@@ -74,7 +74,8 @@ def test_damaged_bundle_is_listed(config: Path) -> None:
 def test_remove_takes_table_folder_weights_and_download(config: Path) -> None:
     models = config.parent / "models"
     npu_folder(models / "tiny").mkdir()
-    shutil.copy(models / "tiny" / ".pulled.json", npu_folder(models / "tiny"))
+    stamp = '{"format": 8, "target": "npu", "source": "tiny.gguf"}'
+    (npu_folder(models / "tiny") / "bundle.json").write_text(stamp, encoding="utf-8")
     gguf_path(models, "tiny").write_bytes(b"GGUF")
     work_folder(models, "tiny").mkdir()
     removed = remove("tiny", find_user_config(config))
@@ -85,6 +86,19 @@ def test_remove_takes_table_folder_weights_and_download(config: Path) -> None:
     assert "tiny" not in load_config(config, {}).models
     with pytest.raises(ConfigError, match="There is no model 'tiny'"):
         remove("tiny", find_user_config(config))
+
+
+@pytest.mark.parametrize("other", ["tiny-npu", "tiny.gguf"])
+@pytest.mark.parametrize("is_configured", [True, False])
+def test_model_whose_name_begins_with_the_name_stays(config: Path, other: str, is_configured: bool) -> None:
+    folder = config.parent / "models" / other
+    shutil.copytree(config.parent / "models" / "tiny", folder)
+    if is_configured:
+        (folder / ".pulled.json").unlink()
+        with config.open("a", encoding="utf-8") as file:
+            file.write(f'[models."{other}"]\npath = "{other}"\n')
+    remove("tiny", find_user_config(config))
+    assert (folder / "genai_config.json").is_file() and not (folder.parent / "tiny").exists()
 
 
 def test_model_that_is_elsewhere_keeps_its_files(config: Path) -> None:

@@ -17,7 +17,7 @@ _MOST_BLOCKS = 256  # that are kept
 _MOST_BYTES = 256 * 1024 * 1024  # that are read of one file: a list of entries and small files have a few MB
 _TRIES = 3
 _SILENCE_S = 30.0  # without a byte
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
 
 class RemoteFile(io.RawIOBase):

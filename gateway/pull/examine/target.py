@@ -61,22 +61,15 @@ def open_target(text: str) -> Iterator[Target]:
     elif not path.is_file() or not is_zip(path):
         raise ConfigError(f"{quote(text)} is neither a folder nor a zip. `npu-gateway pull` takes a .gguf file.")
     else:
-        _check_directory(path)
         with path.open("rb") as file:
             yield from _zip(file, path.name, path.parent)
 
 
-def _check_directory(path: Path) -> None:
-    try:
-        check_directory(path)
-    except (zipfile.BadZipFile, struct.error) as error:
-        raise BundleError(f"{path.name} is damaged ({error}). Get it again, from its publisher.") from error
-
-
 def _zip(file: IO[bytes] | RemoteFile, name: str, next_to: Path) -> Iterator[Target]:
     try:
+        check_directory(file, name)
         archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, NotImplementedError, UnicodeError, ValueError) as error:
+    except (zipfile.BadZipFile, struct.error, NotImplementedError, UnicodeError, ValueError) as error:
         raise BundleError(f"{name} is no zip, or is damaged ({error}). Get it again, from its publisher.") from error
     root: Traversable = zipfile.Path(archive)
     try:
