@@ -8,11 +8,11 @@ import onnx
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway.bundles.genie.files import check_binary
+from gateway.bundles.genie.files import check_binary, is_remote
 from gateway.bundles.model_package import compiled_target
 from gateway.bundles.preflight.preflight import newer_runtime, wrong_chip
 from gateway.bundles.preflight.stated import Stated
-from gateway.errors import BundleError, BundleUnfit
+from gateway.errors import BundleError, BundleUnfit, quote
 from gateway.qnn.binary_info import BinaryInfo, read_binary
 from gateway.qnn.device import NpuDevice, machine_of
 
@@ -35,7 +35,7 @@ def read_compiled(path: Path, binary: Path | None = None) -> CompiledGraph | Non
     Args:
         binary: its context binary; None: the file names it, next to itself.
     Returns: None if the file has no compiled network.
-    Raises BundleError if the file is not an ONNX graph.
+    Raises BundleError if the file is not an ONNX graph, or names a file of another machine.
     """
     try:
         model = onnx.load(path, load_external_data=False)
@@ -47,6 +47,8 @@ def read_compiled(path: Path, binary: Path | None = None) -> CompiledGraph | Non
     attributes = [{item.name: onnx.helper.get_attribute_value(item) for item in node.attribute} for node in contexts]
     external = [item for item in attributes if not item.get("embed_mode", 1)]
     names = {item["ep_cache_context"].decode() for item in external if "ep_cache_context" in item}
+    if other := next(filter(is_remote, names), None):
+        raise BundleError(f"{path.parent.name}/{path.name} names {quote(other)}, a file of another machine.")
     soc, architecture = _target(model)
     return CompiledGraph(
         binaries=(binary,) if binary else tuple(path.parent / name for name in sorted(names)),

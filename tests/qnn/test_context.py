@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 
 from gateway.errors import BundleError
@@ -43,3 +44,12 @@ def test_truncated_graph_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\x08\x0a nonsense")
     with pytest.raises(BundleError, match=r"context_ctx\.onnx is truncated"):
         read_compiled(path)
+
+
+@pytest.mark.parametrize("name", ["//host/share/a.bin", r"\\host\share\a.bin"])
+def test_binary_of_another_machine_is_refused(tmp_path: Path, name: str) -> None:
+    """Windows sends a hash of the user's password to that machine, before it answers."""
+    node = onnx.helper.make_node("EPContext", [], ["out"], embed_mode=0, ep_cache_context=name)
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [])), tmp_path / "a.onnx")
+    with pytest.raises(BundleError, match="a file of another machine"):
+        read_compiled(tmp_path / "a.onnx")

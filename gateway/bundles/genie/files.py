@@ -33,14 +33,14 @@ def find(folder: Path, name: str, fits: Callable[[Path], bool] = Path.is_file) -
     return next((path for path in _candidates(folder, name) if fits(path)), None)
 
 
-def _is_remote(name: str) -> bool:
+def is_remote(name: str) -> bool:
     """True for a file of another machine: to open it, Windows logs in there with the user's password hash."""
     return PureWindowsPath(name).drive.startswith("\\\\")
 
 
 def _candidates(folder: Path, name: str) -> Iterator[Path]:
     """Yield the possible paths of the file that the configuration calls `name`, the most probable first."""
-    if not _is_remote(name):
+    if not is_remote(name):
         yield folder / name
         relative = Path(*PureWindowsPath(name).parts)  # authors write both kinds of slashes
         for base in (folder, *folder.parents):

@@ -25,6 +25,7 @@ from gateway.pull.examine.target import Target
 from gateway.pull.names import fault_of
 
 _LARGEST = 16 * 1024 * 1024  # bytes of a small file
+_MOST_SMALL = 256 * 1024 * 1024  # bytes of all small files
 _SMALL = (".json", ".yaml", ".jinja", ".model", ".txt")
 _UNREAD = "metadata.json", "metadata.yaml"  # `read_stated` has searched them
 
@@ -145,9 +146,11 @@ def _small_files(files: list[File], name: str) -> Iterator[Path]:
     with TemporaryDirectory(prefix="npu-gateway-") as temporary:
         folder = Path(temporary) / name
         folder.mkdir()
+        left = _MOST_SMALL
         for file in files:
-            is_small = file.size <= _LARGEST and file.name.endswith(_SMALL) and file.name not in _UNREAD
+            is_small = file.size <= min(_LARGEST, left) and file.name.endswith(_SMALL) and file.name not in _UNREAD
             if is_small and not fault_of(file.name):
+                left -= file.size
                 with file.entry.open("rb") as opened:
                     (folder / file.name).write_bytes(opened.read(_LARGEST))
         yield folder
