@@ -25,6 +25,7 @@ from gateway.errors import BundleError
 from gateway.pull.report import Report
 from gateway.pull.transport import AgainError, Transport, host_of
 
+_UNKNOWN_STEP = 64 << 20  # bytes after which the free space is compared again, if the server does not state a size
 _TRIES = 8  # attempts in a row that bring no new byte
 _TRIES_AT_FIRST = 4  # of a host that never had a connection: 3.5 s
 _SILENCE_S = 30.0
@@ -173,6 +174,8 @@ def _append(response: httpx.Response, file: Path, size: int, have: int, report: 
         report(have, size)
         for chunk in response.iter_raw():
             have += len(chunk)
+            if not size and have // _UNKNOWN_STEP > (have - len(chunk)) // _UNKNOWN_STEP:
+                require_space({file.parent: _UNKNOWN_STEP}, f"The rest of {file.name}")
             if size and have > size:
                 raise AgainError(f"more than {size} bytes came", from_start=True)
             _write_whole(part, chunk)

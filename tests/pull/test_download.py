@@ -268,3 +268,12 @@ def test_position_of_thousands_of_digits_is_another_part() -> None:
     response = httpx.Response(206, headers={"content-range": f"bytes {'1' * 5000}-2/3"})
     with pytest.raises(AgainError, match="another part"):
         download._check_rest(response, download._Known(url="", size=3, validator=""), 1)
+
+
+def test_file_of_unknown_size_leaves_space_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "_UNKNOWN_STEP", 1500)
+    endless = httpx.Response(200, content=(bytes(1000) for _ in range(900)))
+    with small_disk(tmp_path / "small", 1 << 20) as disk:
+        with pytest.raises(BundleError, match=r"The rest of m\.zip needs about \d+ MB in .*small, and 1 MB are free"):
+            download._append(endless, disk.folder / "m.zip", 0, 0, lambda done, size: None)
+        assert (disk.folder / "m.zip.part").stat().st_size == 1000
