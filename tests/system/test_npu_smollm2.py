@@ -87,7 +87,7 @@ def test_official_client_gets_answer_from_npu(bundle: Path) -> None:
     model = LocalModel(path=str(bundle), provider="qnn", temperature=0, max_sequences=1, watchdog_s=300)
     with serving(config_of({"smollm2": model}), loaded=False) as server:
         ready = _wait_until_ready(server)
-        assert ready["device"] == "emulated" and ready["placement"]["QNN"] == 2
+        assert ready["device"] == "emulated" and ready["placement"]["QNN"] == 3  # prompt, drafts, step
         client = server.openai(timeout=600)
         answer = client.chat.completions.create(
             model="smollm2", messages=[{"role": "user", "content": QUESTION}], max_tokens=10
