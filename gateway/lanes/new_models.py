@@ -21,7 +21,7 @@ class NewModels:
 
     Args:
         read: the models that came since its last call. It runs in a thread, because it reads files.
-        make_lane: the lane of a model, not started.
+        make_lane: the lane of a model, not started. It runs in a thread, because it reads the bundle's files.
         sleep: waits for the given number of seconds.
     """
 
@@ -45,11 +45,11 @@ class NewModels:
                 _log.error("the configuration could not be read again", exc_info=error)
                 continue
             for name, model in found.items():
-                self._add(router, name, model)
+                await self._add(router, name, model)
 
-    def _add(self, router: Router, name: str, model: ModelConfig) -> None:
+    async def _add(self, router: Router, name: str, model: ModelConfig) -> None:
         try:
-            router.add(self._make_lane(name, model))
+            router.add(await asyncio.to_thread(self._make_lane, name, model))
         except GatewayError as error:
             _log.error("%s is not added: %s", name, error.message)
         except Exception as error:  # the next models are still added

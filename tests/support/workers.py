@@ -150,11 +150,11 @@ def _serve_through(wrapper: type[Wrapped], connection: Connection, spec: WorkerS
     worker.worker_main(connection, spec, activity)
 
 
-def has_one_gigabyte(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
-    """The real worker with a gigabyte above the interpreter and the libraries."""
+def has_less_than_two_gigabytes(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
+    """The real worker with almost 2 GiB above the interpreter and the libraries; its threads reserve some of them."""
     import resource  # not on Windows
 
-    limit = psutil.Process().memory_info().vms + (1 << 30)
+    limit = psutil.Process().memory_info().vms + (2 << 30) - (64 << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     worker.worker_main(connection, spec, activity)
 

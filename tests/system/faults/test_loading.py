@@ -38,7 +38,7 @@ def server(loader_log: list[str], tiny: Path, tmp_path_factory: pytest.TempPathF
     }
     if sys.platform != "win32":
         engines["too_large"] = local_engine(
-            "too_large", with_two_gigabytes(tiny, broken / "too_large"), workers.has_one_gigabyte
+            "too_large", with_two_gigabytes(tiny, broken / "too_large"), workers.has_less_than_two_gigabytes
         )
     with serving(config_of({name: engine._model for name, engine in engines.items()}), engines) as running:
         yield running
