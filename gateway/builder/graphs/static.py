@@ -17,8 +17,8 @@ each of these graphs is a chain of graphs, connected by hidden_states_%d.
 
 1. There is no fused residual add and norm, because the NPU refuses it. `SimplifiedLayerNormalization` computes RMS norm
    correctly in float16 there. Separate nodes do not: the squares overflow.
-2. The embedding runs on the CPU. The head needs only the last row of a prompt, so it is a graph of its own, for a few
-   rows on the NPU or for any number on the CPU. It contains the final norm.
+2. The embedding runs on the CPU. The head is a separate graph, because it needs only the last row of a
+   prompt: for a few rows on the NPU, or for any number on the CPU. It contains the final norm.
 """
 
 from __future__ import annotations

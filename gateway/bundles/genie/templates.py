@@ -55,7 +55,7 @@ _FAMILIES = (
 
 
 class _PromptFile(Struct):
-    """prompt.json. A role without a key of its own is written like the user."""
+    """prompt.json. A role that has no key in the file is written like the user."""
 
     prompt_user: str
     prompt_system: str | None = None
@@ -65,7 +65,7 @@ class _PromptFile(Struct):
 
 
 def fallback_template(folder: Path, dialect: str, special_tokens: Iterable[str], begin_token: str) -> str | None:
-    """The template for the bundle in `folder`, which has none of its own; None if nothing describes it.
+    """The template for the bundle in `folder`, which contains none; None if nothing describes it.
 
     Args:
         dialect: the family with this dialect has priority; "": the special tokens show the family.

@@ -32,7 +32,7 @@ def program_folders(home: Path, environ: Mapping[str, str], platform: str = sys.
         yield Program("LM Studio", folder)
     yield Program(OLLAMA, _named(environ, "OLLAMA_MODELS", home / ".ollama" / "models"))
     if platform == "linux":
-        yield Program(OLLAMA, Path("/usr/share/ollama/.ollama/models"))  # its service has a user of its own
+        yield Program(OLLAMA, Path("/usr/share/ollama/.ollama/models"))  # its service runs as the user `ollama`
 
 
 def _named(environ: Mapping[str, str], variable: str, default: Path) -> Path:

@@ -119,7 +119,7 @@ async def test_closed_stream_cancels_request_on_server(gateway: Running) -> None
 
 @pytest.mark.parametrize("model", ["paris", "endless", "narrow", "breaks"])
 async def test_no_generator_is_left_to_the_garbage_collector(gateway: Running, model: str) -> None:
-    """httpcore leaves the inner ones of its own, which only wrap each other."""
+    """httpcore does not close its own inner generators, which only wrap each other."""
     dropped: list[str] = []
     finalize = sys.get_asyncgen_hooks().finalizer
     assert finalize is not None

@@ -71,7 +71,7 @@ def float16_answer(folder: Path, ids: list[int], count: int) -> list[int]:
 
 
 def test_float16_bundle_gives_tokens_of_the_float_model(npu: NpuDevice, tmp_path: Path) -> None:
-    """In a process of its own: the names of graphs are known to the whole process."""
+    """In a separate process, because the names of graphs are global in a process."""
     assert TINY.is_greedy(prompt(20), call_in_child(float16_answer, tmp_path, prompt(20), 30))
 
 
