@@ -97,6 +97,10 @@ class GrammarQueue:
             self._put(Compiled(frame, error))
             return True
         with self._changed:
+            self._collect(_key(frame.grammar))
+            if _key(frame.grammar) in self._cache:  # its job ended since the first look
+                self._waiting.discard(frame.id)
+                return False
             job = self._jobs.setdefault(_key(frame.grammar), _Job(frame.grammar, frame))
             job.newest = job.frames[frame.id] = frame
             (self._slow if job.is_slow else self._quick).put(frame.client, job)

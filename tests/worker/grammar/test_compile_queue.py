@@ -328,6 +328,25 @@ class TestOrder:
         assert not queue.defer(submit(2, regex("shared")))
         assert queue(regex("shared")) and queue.finish(compiled)
 
+    def test_result_that_comes_during_the_look_into_the_cache_is_used(
+        self,
+        queue: GrammarQueue,
+        held: HeldCompiler,
+        inbox: SimpleQueue[Compiled],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        queue.defer(submit(1, regex("shared")))
+
+        def start_late() -> None:
+            """The compiler ends between the look into the cache and the entry in the queue."""
+            held.permits.release(1)
+            late.append(inbox.get(timeout=PATIENCE_S))
+
+        late: list[Compiled] = []
+        monkeypatch.setattr(queue, "start", start_late)
+        assert not queue.defer(submit(2, regex("shared")))
+        assert queue(regex("shared")) and queue.finish(late[0])
+
     def test_grammar_is_compiled_once_for_all_that_wait(
         self, queue: GrammarQueue, held: HeldCompiler, inbox: SimpleQueue[Compiled]
     ) -> None:
