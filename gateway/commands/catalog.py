@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from gateway.qnn.chips import Chip
 
 _TEXT = """\
-List the models that can be had for the NPU of this machine: from Qualcomm AI Hub, the Hugging Face Hub and a short list
-in this program. With NAME: everything that is known about it. Lists are kept for a day. Exit code 1 if no server answered.
+List the models that can be had for the NPU of this machine: from Qualcomm AI Hub, the Hugging Face Hub and a list
+in this program. With NAME: all that is known about it. Lists are kept for a day. Exit code 1 if no server answered.
 Into a pipe, one line for each model with these fields between tabs: name, chip, state (ready, export, not served),
 billions of parameters, precision, context, bytes, layout, proven or not, licence, tokens/s, milliseconds to the first
 token after 128 tokens, the same after a full context, source, URL."""

@@ -63,13 +63,15 @@ def run(arguments: argparse.Namespace) -> int:
     return_large_blocks()
     if arguments.model:
         config = _with_one_model(arguments, config, overrides)
+    file, _ = find_config(arguments.config)
+    is_pipe = file.exists() and not file.is_file()  # which can be read only once
+    watch = None if is_pipe else ConfigWatch(arguments.config, overrides, set(config.models))  # sees a pull from now on
     config = prepare(config)
     output.never_block()
     logs.setup()
-    file, _ = find_config(arguments.config)
     for line in key_warnings(config.server, file if has_keys(file) else None):
         logging.getLogger("gateway").warning("%s", line)
-    app = create_app(config, new_models=ConfigWatch(arguments.config, overrides, set(config.models)))
+    app = create_app(config, new_models=watch)
     listener = _listen(config.server)
     tasks: list[asyncio.Task[None]] = []  # the event loop keeps only a weak reference to a task
 

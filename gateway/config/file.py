@@ -122,8 +122,10 @@ def cache_folder(environ: Mapping[str, str], platform: str = sys.platform) -> Pa
 
 def has_keys(file: Path) -> bool:
     """True if an API key, of this gateway or of another server, is in the text of a config file that was loaded."""
-    raw = _read(file) if file.is_file() else {"models": {}}  # a pipe can be read only once
-    return any("api_key" in table or "api_keys" in table for table in [raw.get("server", {}), *raw["models"].values()])
+    raw = _read(file) if file.is_file() else {}  # a pipe can be read only once
+    return any(
+        "api_key" in table or "api_keys" in table for table in [raw.get("server", {}), *raw.get("models", {}).values()]
+    )
 
 
 def environment_with(**settings: str) -> dict[str, str]:
@@ -275,7 +277,7 @@ def _with_paths(config: Config, base: Path, file: str) -> Config:
 def _absolute(base: Path, text: str, where: str) -> Path:
     if "\0" in text:
         raise ConfigError(f"{where}: a path has no NUL character")
-    if len(text) > _LONGEST_PATH or any(len(part.encode()) > _LONGEST_NAME for part in Path(text).parts):
+    if len(text) > _LONGEST_PATH or any(len(os.fsencode(part)) > _LONGEST_NAME for part in Path(text).parts):
         raise ConfigError(f"{where}: no system has so long a path")
     try:
         return base / Path(text).expanduser()

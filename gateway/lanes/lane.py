@@ -160,6 +160,11 @@ class Lane:
             speed=_speed(tokens_per_s, engine.published_tokens_per_s),
         )
 
+    @property
+    def speed(self) -> tuple[EngineStatus, float | None]:
+        """The engine's status and the measured tokens per second: a small part of `status`, for each answer."""
+        return self._loader.status, self._forecast.tokens_per_s
+
     # --- requests
 
     def submit(self, generation: Generation) -> Job:

@@ -10,7 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.config.tables import Config, Defaults
-from gateway.engines.base import TextTools
+from gateway.engines.base import EngineStatus, TextTools
 from gateway.errors import ConfigError, InvalidRequest, ModelNotFound, quote
 from gateway.generation import Generation
 from gateway.lanes.answer import RoutedAnswer
@@ -122,6 +122,10 @@ class Router:
         """One model, by name or alias. Raises ModelNotFound."""
         lane = self.lanes[self.lookup(name).model]
         return ModelInfo(name=lane.name, aliases=lane.config.aliases, status=lane.status)
+
+    def speed(self, name: str) -> tuple[EngineStatus, float | None]:
+        """The status of the model's engine, and its tokens per second. Raises ModelNotFound."""
+        return self.lanes[self.lookup(name).model].speed
 
     def tools(self, name: str | None) -> TextTools:
         """The model's tokenizer and template. Raises InvalidRequest for a model that has them on another server."""

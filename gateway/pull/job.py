@@ -49,7 +49,6 @@ class Surroundings(Struct, frozen=True, kw_only=True):
         say: shows one line to the user.
         find_chip: the chip that the model must run on. Called only for the catalog and for bundles that state a chip.
         build: makes the bundle MODELS/NAME of a source. Raises BundleError.
-        sleep: waits for seconds between two attempts.
     """
 
     user: UserConfig

@@ -178,10 +178,10 @@ def _device(router: Router, model: str) -> dict[str, str]:
 
     Of a stream, it is the model whose device has begun; its fallback may still answer.
     """
-    status = router.model(model).status
-    speeds = {"tokens-per-s": status.tokens_per_s, "published-tokens-per-s": status.engine.published_tokens_per_s}
+    engine, tokens_per_s = router.speed(model)
+    speeds = {"tokens-per-s": tokens_per_s, "published-tokens-per-s": engine.published_tokens_per_s}
     known = [f"{name}={speed:.1f}" for name, speed in speeds.items() if speed is not None]
-    return {DEVICE: ";".join([status.engine.device, f"cpu-nodes={status.cpu_nodes}", *known])}
+    return {DEVICE: ";".join([engine.device, f"cpu-nodes={engine.placement.get('CPU', 0)}", *known])}
 
 
 def json_response(payload: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> ASGIApp:

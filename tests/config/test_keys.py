@@ -166,6 +166,12 @@ def test_config_with_keys_that_others_can_read_is_a_warning(tmp_path: Path, text
     assert not has_keys(file)
 
 
+def test_config_without_models_has_no_keys(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("[server]\nport = 8000\n", encoding="utf-8")
+    assert not has_keys(file)
+
+
 @pytest.mark.parametrize("variable", ["CORS_ORIGINS", "ALLOWED_HOSTS"])
 def test_star_without_keys_is_a_warning(tmp_path: Path, variable: str) -> None:
     environ = {f"NPU_GATEWAY_SERVER_{variable}": "*"}

@@ -211,9 +211,9 @@ class LocalEngine:
             if isinstance(model, LocalModel)
             else load_genie_bundle(self._path, model.dialect)
         )
+        self._genie = bundle if isinstance(bundle, GenieBundle) else None  # another try can find another bundle
         if not isinstance(bundle, GenieBundle):
             return Prompts(bundle, model.dialect)
-        self._genie = bundle
         return Prompts(bundle, model.dialect, end_strings=bundle.end_strings)
 
     def _check_supported(self, generation: Generation, prompt: Encoded) -> None:

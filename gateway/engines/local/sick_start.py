@@ -84,7 +84,7 @@ class SickStart:
         """Remember the duration of a pass. Only for a request that runs alone and has one choice."""
         if isinstance(frame, Tokens) and len(frame.ids) == 1 and frame.device_s and not frame.rejected:
             self._steps.append(frame.device_s)
-        elif isinstance(frame, Prefilled):
+        elif isinstance(frame, Prefilled) and frame.device_s:  # 0: rows that a suspension lost
             self._prompt_s = frame.device_s
 
     def became_sick(self) -> str:

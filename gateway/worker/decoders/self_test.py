@@ -46,6 +46,10 @@ def self_test(decoder: Decoder, cache: KVCache, end_ids: Sequence[int]) -> None:
             "The NPU gives different tokens for one prompt, so its answers would be wrong. Restart the machine, and "
             "update the NPU's driver if that does not help."
         )
+    if any(np.isnan(logits).any() for logits in (step, *windows)):
+        raise EngineFailed(
+            f"The model gives logits that are no numbers, so its answers would be wrong. {_OTHER_BUNDLE}"
+        )
     finite = np.isfinite(step) & np.isfinite(windows).all(axis=0)  # some models give unused tokens -inf
     if not all(is_close(step[None, finite], window[None, finite]) for window in windows):
         raise EngineFailed(
