@@ -2,7 +2,7 @@
 
     python scripts/check.py [--fix]
 
-Runs every step, also after a failure, and names the steps that failed. `--fix` lets ruff correct what it can first.
+Runs the steps at the same time, and names the steps that failed. `--fix` lets ruff correct what it can first.
 """
 
 import subprocess
@@ -21,13 +21,20 @@ CHECKS = (
 WORDS = "scripts/words.py"
 
 
-def failed(python: str, steps: tuple[str, ...]) -> list[str]:
-    """Run each step; return the ones that ended with an error."""
+def failed(python: str, *steps: str) -> list[str]:
+    """Run the steps at the same time; return the ones that ended with an error. The output is in the order of steps."""
+    commands = [[python, *([step] if step == WORDS else ["-m", *step.split()])] for step in steps]
+    started = [
+        subprocess.Popen(command, cwd=environment.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for command in commands
+    ]
     names = []
-    for step in steps:
+    for step, process in zip(steps, started, strict=True):
+        output, _ = process.communicate()
         print(f"== {step}", flush=True)
-        arguments = [step] if step == WORDS else ["-m", *step.split()]
-        if subprocess.call([python, *arguments], cwd=environment.ROOT):
+        sys.stdout.buffer.write(output)
+        sys.stdout.flush()
+        if process.returncode:
             names.append(step)
     return names
 
@@ -35,7 +42,8 @@ def failed(python: str, steps: tuple[str, ...]) -> list[str]:
 if __name__ == "__main__":
     python = str(environment.ensure("test"))
     if "--fix" in sys.argv[1:]:
-        failed(python, FIXES)
-    if names := failed(python, (*CHECKS, WORDS)):
+        for step in FIXES:
+            failed(python, step)
+    if names := failed(python, *CHECKS, WORDS):
         sys.exit(f"check: failed: {'; '.join(names)}")
     print("check: everything passed")
