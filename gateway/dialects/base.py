@@ -26,7 +26,8 @@ class Parser(Protocol):
 
     A parser never raises and never loses a character: malformed markup becomes text. The joined deltas do not depend on
     how the text is cut. Whitespace around markup belongs to the markup. If the chat requires a call
-    (`tool_choice.mode` is "required"), a call that ends before its name is known is dropped.
+    (`tool_choice.mode` is "required"), what is no call and no reasoning is dropped. See delivered.py for the calls that
+    are dropped.
 
         parser = choose_dialect("hermes", "").parser(chat, rendered="", choice=0)
         parser.push('<tool_call>{"name": "f", "arguments": {"a"')
@@ -36,6 +37,13 @@ class Parser(Protocol):
     @property
     def is_reasoning(self) -> bool:
         """True if the text so far ends inside the reasoning."""
+
+    @property
+    def is_over(self) -> bool:
+        """True if nothing that follows is delivered: the engine ends the choice.
+
+        A call was repeated, a call began that the client does not allow, or text began behind required calls.
+        """
 
     def push(self, text: str) -> Iterable[Delta]:
         """Take the next text and return the deltas that are certain.

@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 from collections.abc import Callable, Collection
 from typing import Any
 
+from gateway.dialects.delivered import DeliveredCalls
 from gateway.dialects.json_scan import JsonScanner
-from gateway.generation import ToolCallDelta
 
 _HEAD = re.compile(
     r'\{\s*(?:"(?:type|id)"\s*:\s*"[^"\\]*"\s*,\s*)*"name"\s*:\s*"(?P<name>[^"\\]+)"\s*,'
@@ -33,45 +32,27 @@ _NAMED_HEAD = re.compile(r"(?P<name>[\w.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*\
 _NAMED_CHARACTER = re.compile(r"[\w.\-\[\]\s]")
 
 
-def openai_id() -> str:
-    return f"call_{secrets.token_hex(12)}"
-
-
 class CallReader:
     """Reads the calls behind one opening marker.
 
-        reader = CallReader({"f"}, choice=0)
+        reader = CallReader({"f"}, calls)
         reader.push('{"name": "f", "arguments": {"a": 1')
-        # [ToolCallDelta(index=0, id="call_…", name="f"), ToolCallDelta(index=0, arguments='{"a": 1')]
-        reader.push("}}</tool_call>")  # [ToolCallDelta(index=0, arguments="}")]
+        calls.take()  # [ToolCallDelta(index=0, id="call_…", name="f"), ToolCallDelta(index=0, arguments='{"a": 1')]
+        reader.push("}}</tool_call>")
+        calls.take()  # [ToolCallDelta(index=0, arguments="}")]
         reader.is_done, reader.unread  # (True, "</tool_call>")
 
     Args:
         names: names of the tools that the model may call.
-        choice: the choice's index, for the deltas.
-        index: index of the first call.
-        limit: number of calls that the choice may have. Further calls are read and not delivered.
+        calls: gets the calls.
         named: accept Mistral's spelling, with the name before the arguments.
-        new_id: makes a call's id.
     """
 
-    def __init__(
-        self,
-        names: Collection[str],
-        choice: int,
-        index: int = 0,
-        *,
-        limit: int | None = None,
-        named: bool = False,
-        new_id: Callable[[], str] = openai_id,
-    ) -> None:
-        self._names, self._choice, self.index = names, choice, index
-        self._limit, self._named, self._new_id = limit, named, new_id
+    def __init__(self, names: Collection[str], calls: DeliveredCalls, *, named: bool = False) -> None:
+        self._names, self._calls, self._named = names, calls, named
         self._read: Callable[[str], None] = self._between_calls
         self._scanner = JsonScanner()
         self._in_array = False
-        self._arguments: list[str] = []  # pieces to deliver at the end of the push
-        self._deltas: list[ToolCallDelta] = []
         #: Text that was read and is not part of a call (yet).
         self.unread = ""
         #: At least one call has begun.
@@ -79,16 +60,13 @@ class CallReader:
         #: No further call can follow; `unread` has the text behind the calls.
         self.is_done = False
 
-    def push(self, text: str) -> list[ToolCallDelta]:
-        """Take the next text and return the deltas that are certain."""
+    def push(self, text: str) -> None:
+        """Take the next text."""
         for index, character in enumerate(text):
             self._read(character)
             if self.is_done:
                 self.unread += text[index + 1 :]
                 break
-        self._flush()
-        deltas, self._deltas = self._deltas, []
-        return deltas
 
     # Each of these methods reads one character in one state. `self._read` is the current state.
 
@@ -150,7 +128,7 @@ class CallReader:
     def _begin(self, name: str, read: Callable[[str], None]) -> None:
         """The call's name is known, and its arguments begin."""
         self._start_call(name)
-        self._arguments.append("{")
+        self._calls.add("{")
         self._scanner, self._read = JsonScanner(1), read
 
     def _in_arguments(self, character: str) -> None:
@@ -166,7 +144,8 @@ class CallReader:
         if not self._scanner.read(character):
             self._break_off(character)
             return False
-        self._arguments.append(character)
+        ends_member = character == "," and self._scanner.depth == 1 and not self._scanner.in_string
+        self._calls.add(character, ends_member=ends_member)
         return self._scanner.depth == 0
 
     def _in_tail(self, character: str) -> None:
@@ -184,33 +163,21 @@ class CallReader:
             self.is_done = True
             return
         self._start_call(found[0])
-        self._arguments.append(found[1])
+        self._calls.add(found[1])
         self._end_call()
 
     def _start_call(self, name: str) -> None:
         self.unread, self.has_called = "", True
-        if self._within_limit:
-            self._deltas.append(ToolCallDelta(index=self.index, id=self._new_id(), name=name, choice=self._choice))
+        self._calls.begin(name)
 
     def _end_call(self) -> None:
-        self._flush()
-        self.index += 1
+        self._calls.end()
         self.unread, self._read = "", self._between_calls
 
     def _break_off(self, unread: str) -> None:
         """End a call that is not complete JSON. A call behind it gets the next index."""
         self._end_call()
         self.unread, self.is_done = unread, True
-
-    def _flush(self) -> None:
-        if self._arguments and self._within_limit:
-            arguments = "".join(self._arguments)
-            self._deltas.append(ToolCallDelta(index=self.index, arguments=arguments, choice=self._choice))
-        self._arguments = []
-
-    @property
-    def _within_limit(self) -> bool:
-        return self._limit is None or self.index < self._limit
 
 
 def _parse_call(text: str) -> tuple[str, str] | None:

@@ -40,6 +40,9 @@ class FamilyDialect(ABC):
     arguments_key = "arguments"
     #: The text between two sections. None: the answer has one section.
     section_separator: str | None = None
+    #: The first character behind a call that begins the next one, whitespace left out. "": the calls are in an array,
+    #: so the model ends them with `]`.
+    before_next_call = ""
 
     def __init__(self, name: str, markup: Markup) -> None:
         self.name, self.markup = name, markup
@@ -88,6 +91,8 @@ class FamilyDialect(ABC):
         rules = lark.call_rules(tools, lambda name, rule: self.call_rule(name, rule, terminal), all_strict=is_forced)
         calls = self.calls_rule(terminal, single=allows_one_call(chat))
         if is_forced:
+            if self.before_next_call and not allows_one_call(chat):
+                calls = lark.calls_or_end(calls, self.before_next_call)
             return Grammar(kind="lark", source=lark.whole_output(calls, rules, terminal, thinks=thinks), param="tools")
         if answer is not None:
             if answer.kind == "lark" or not (tools or thinks):

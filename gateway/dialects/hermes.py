@@ -18,6 +18,7 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 class HermesDialect(FamilyDialect):
     section_separator = "\n"
+    before_next_call = OPEN[0]
 
     def __init__(self, name: str) -> None:
         super().__init__(name, Markup(opens=(OPEN,), closes=(CLOSE,)))

@@ -42,6 +42,19 @@ def repeated(item: str, separator: str, *, single: bool) -> str:
     return item if single else f"{item} ({between}{item})*"
 
 
+def calls_or_end(calls: str, before_next: str) -> str:
+    """The right side of a rule for one or more calls, after which the model can write what it likes.
+
+    The parser ends the answer there. Without this, a model that would write text is made to write a call: the line
+    break before both is much more likely than the end.
+
+    Args:
+        calls: the right side of a rule for one or more calls.
+        before_next: the first character that begins the next call, whitespace left out.
+    """
+    return rf"{calls} (/\s*[^\s{re.escape(before_next)}](.|\n)*/)?"
+
+
 def array_of_calls(*, single: bool) -> str:
     """The right side of a rule for a JSON array of the rule `call`."""
     return f'"[" {repeated("call", ", ", single=single)} "]"'

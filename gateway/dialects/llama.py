@@ -17,6 +17,7 @@ from gateway.dialects.parser import Markup
 
 class LlamaDialect(FamilyDialect):
     arguments_key = "parameters"
+    before_next_call = ";"
 
     def __init__(self, name: str) -> None:
         super().__init__(name, Markup(opens=("<|python_tag|>",), bare=True))

@@ -36,6 +36,7 @@ class MistralDialect(FamilyDialect):
         super().__init__(name, Markup(opens=(OPEN,), named=True, new_id=mistral_id))
         self._by_name = name == "mistral-args"
         self.section_separator = "" if self._by_name else None
+        self.before_next_call = OPEN[0] if self._by_name else ""
 
     def format_calls(self, calls: Sequence[tuple[str, str]]) -> str:
         if self._by_name:

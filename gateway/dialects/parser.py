@@ -15,7 +15,8 @@ from enum import Enum, auto
 from msgspec import Struct
 
 from gateway.dialects.base import Delta, allows_one_call, callable_tools
-from gateway.dialects.calls import CallReader, openai_id
+from gateway.dialects.calls import CallReader
+from gateway.dialects.delivered import DeliveredCalls, openai_id
 from gateway.generation import Chat, ReasoningDelta, TextDelta
 from gateway.text.textstream import TextStream
 
@@ -53,14 +54,14 @@ class MarkupParser:
     def __init__(self, markup: Markup, chat: Chat, rendered: str, choice: int) -> None:
         self._markup, self._choice = markup, choice
         self._names: Collection[str] = frozenset(tool.name for tool in callable_tools(chat))
-        self._limit = 1 if allows_one_call(chat) else None
+        self._delivered = DeliveredCalls(choice, limit=1 if allows_one_call(chat) else None, new_id=markup.new_id)
         self._is_forced = chat.tool_choice.mode == "required"
         self._stream = TextStream()
         self._unread = ""  # text for the next state
         self._blank: str | None = ""  # whitespace that may belong to markup; None: whitespace is content
         self._keeps_blank = True  # deliver `_blank` if content follows
         self._marker = ""  # the marker that began the current calls
-        self._calls = self._reader(0)
+        self._calls = self._reader()
         self._state = _State.START
         self._may_think = True
         if opens_reasoning(rendered):
@@ -70,21 +71,25 @@ class MarkupParser:
     def is_reasoning(self) -> bool:
         return self._state is _State.REASONING
 
+    @property
+    def is_over(self) -> bool:
+        return self._delivered.is_over
+
     def push(self, text: str) -> list[Delta]:
         deltas: list[Delta] = []
         self._unread += text
-        while self._advance(deltas):
+        while not self.is_over and self._advance(deltas):
             pass
         return deltas
 
     def finish(self) -> list[Delta]:
         deltas: list[Delta] = []
-        while self._finish_state(deltas):
-            while self._advance(deltas):
+        while not self.is_over and self._finish_state(deltas):
+            while not self.is_over and self._advance(deltas):
                 pass
         if self._blank and self._keeps_blank:
             deltas += self._text(self._blank)
-        return [delta for delta in deltas if not (self._is_forced and isinstance(delta, TextDelta))]
+        return deltas
 
     def _advance(self, deltas: list[Delta]) -> bool:
         """Read `_unread` in the current state. Return True if the state changed and there may be more to read."""
@@ -93,7 +98,8 @@ class MarkupParser:
                 return self._begin()
             case _State.CALLS:
                 text, self._unread = self._unread, ""
-                deltas += self._calls.push(text)
+                self._calls.push(text)
+                deltas += self._delivered.take()
                 return self._calls.is_done and self._leave_calls(deltas)
             case _:
                 text, self._unread = self._unread, ""
@@ -143,7 +149,7 @@ class MarkupParser:
 
     def _enter_calls(self, marker: str) -> None:
         self._marker, self._state = marker, _State.CALLS
-        self._calls = self._reader(self._calls.index)
+        self._calls = self._reader()
 
     def _leave_calls(self, deltas: list[Delta]) -> bool:
         """Continue as text behind the calls. If there was no call, the marker is content."""
@@ -165,6 +171,8 @@ class MarkupParser:
                 deltas += self._content(held)
                 return False
             case _State.CALLS if self._calls.has_called:
+                self._delivered.cut()
+                deltas += self._delivered.take()
                 deltas += self._text(self._calls.unread.strip(" \t\r\n]"))
                 self._blank, self._keeps_blank = "", False
                 return False
@@ -173,15 +181,8 @@ class MarkupParser:
             case _:
                 return self._deliver(*self._stream.finish(), deltas)
 
-    def _reader(self, index: int) -> CallReader:
-        return CallReader(
-            self._names,
-            self._choice,
-            index,
-            limit=self._limit,
-            named=self._markup.named,
-            new_id=self._markup.new_id,
-        )
+    def _reader(self) -> CallReader:
+        return CallReader(self._names, self._delivered, named=self._markup.named)
 
     def _reasoning(self, text: str) -> list[Delta]:
         if self._blank is not None:
@@ -200,6 +201,9 @@ class MarkupParser:
         return self._text(blank if self._keeps_blank else blank.lstrip())
 
     def _text(self, text: str) -> list[Delta]:
+        if self._is_forced:  # before the calls it is no answer, and behind them the model has begun something else
+            self._delivered.is_over |= bool(self._delivered.count and text.strip())
+            return []
         return [TextDelta(text, self._choice)] if text else []
 
 

@@ -13,6 +13,7 @@ class PlainParser:
     """Returns all text as content. Implements Parser."""
 
     is_reasoning = False
+    is_over = False
 
     def __init__(self, choice: int = 0) -> None:
         self._choice = choice

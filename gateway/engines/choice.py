@@ -42,9 +42,14 @@ class ChoiceText:
         self._pushed = 0  # characters from the model
         self._parsed = 0  # characters that went to the parser
         self._has_call = False
-        #: The stop string or end that was found. Push nothing after it.
+        #: The stop string or end that was found.
         self.stopped: str | None = None
         self.reasoning_tokens = 0
+
+    @property
+    def is_over(self) -> bool:
+        """True if the choice ends here, whatever the model would write next. Push nothing after it."""
+        return self.stopped is not None or self._parser.is_over
 
     def push(self, text: str, logprob: TokenLogprob | None = None, *, whole: bool = True) -> list[Event]:
         """The deltas that are certain after one more token.

@@ -128,8 +128,10 @@ def test_call_is_found_behind_invalid_call() -> None:
 @pytest.mark.parametrize("broken", ['{"name": "f", "arguments": {"a": 1é', '{"name": "f", "arguments": {}, é'])
 def test_call_behind_incomplete_call_has_next_index(broken: str) -> None:
     """Clients join the pieces of a call by its index. With the same index, the arguments of both would be joined."""
-    _, _, calls = read(parser("mistral"), f'[TOOL_CALLS] [{broken} [TOOL_CALLS] [{{"name": "f", "arguments": {{}}}}]')
-    assert [name for name, _ in calls] == ["f", "f"] and calls[1] == ("f", "{}")
+    _, _, calls = read(
+        parser("mistral"), f'[TOOL_CALLS] [{broken} [TOOL_CALLS] [{{"name": "f", "arguments": {{"b": 2}}}}]'
+    )
+    assert [name for name, _ in calls] == ["f", "f"] and calls[1] == ("f", '{"b": 2}')
 
 
 def test_arguments_are_delivered_as_they_arrive() -> None:
@@ -166,14 +168,45 @@ def test_call_of_disallowed_tool_is_content() -> None:
     assert read(parser("hermes", names=("get_weather",)), text) == (text, "", [])
 
 
-def test_second_call_is_dropped_without_parallel_calls() -> None:
-    text = '<tool_call>{"name": "f", "arguments": {}}</tool_call>' * 3
-    assert read(parser("hermes", parallel=False), text) == ("", "", [("f", "{}")])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_second_call_ends_the_answer_without_parallel_calls(family: str, mode: str) -> None:
+    text = choose_dialect(family, "").format_calls([("f", "{}"), ("get_weather", "{}")])  # type: ignore[attr-defined]
+    reader = parser(family, parallel=False, mode=mode)
+    assert read(reader, *text) == ("", "", [("f", "{}")]) and reader.is_over
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_repeated_call_ends_the_answer(family: str, mode: str) -> None:
+    """The default model repeats its call until `max_tokens`, also two calls in turn."""
+    calls = [("f", '{"a": 1, "b": [2]}'), ("f", "{}"), ("get_weather", "{}")]
+    text = choose_dialect(family, "").format_calls([*calls, ("f", '{"b":[2],"a":1}'), ("f", '{"a": 3}')])  # type: ignore
+    for pieces in ([text], text):
+        reader = parser(family, mode=mode)
+        assert read(reader, *pieces) == ("", "", calls) and reader.is_over
+
+
+def test_text_behind_required_calls_ends_the_answer() -> None:
+    reader = parser("hermes", mode="required")
+    list(reader.push('<tool_call>{"name": "f", "arguments": {}}</tool_call>\n'))
+    assert not reader.is_over
+    assert list(reader.push("The")) == [] and reader.is_over
+    assert list(reader.push('<tool_call>{"name": "f", "arguments": {"a": 1}}')) == list(reader.finish()) == []
+
+
+@pytest.mark.parametrize("length", [10, 14])
+def test_cut_call_is_dropped_only_if_it_can_be_a_repetition(length: int) -> None:
+    first, second = '{"city": "Paris"}', '{"city": "Rome"}'
+    text = choose_dialect("hermes", "").format_calls([("f", first), ("f", second)])  # type: ignore[attr-defined]
+    cut = text[: text.index(second) + length]
+    expected = [("f", first)] if length == 10 else [("f", first), ("f", second[:length])]
+    assert read(parser("hermes"), *cut) == ("", "", expected)
 
 
 def test_call_ids_are_unique_and_have_the_length_of_the_family() -> None:
     for family, length in (("hermes", 29), ("mistral", 9)):
-        formatted = choose_dialect(family, "").format_calls([("f", "{}")] * 3)  # type: ignore[attr-defined]
+        formatted = choose_dialect(family, "").format_calls([("f", f'{{"a": {i}}}') for i in range(3)])  # type: ignore
         ids = [d.id for d in parser(family).push(formatted) if isinstance(d, ToolCallDelta) and d.id]
         assert len(set(ids)) == 3 and {len(id) for id in ids} == {length}
 
@@ -240,6 +273,7 @@ OBJECTS = st.dictionaries(st.text(max_size=5), VALUES, max_size=4)
 
 @given(st.sampled_from(FAMILIES), st.lists(OBJECTS, min_size=1, max_size=3), st.booleans())
 def test_any_json_arguments_are_unchanged(family: str, objects: list[dict[str, Any]], ascii: bool) -> None:
+    objects = list({json.dumps(value, sort_keys=True): value for value in objects}.values())  # no call twice
     calls = [("f", json.dumps(value, ensure_ascii=ascii)) for value in objects]
     formatted = choose_dialect(family, "").format_calls(calls)  # type: ignore[attr-defined]
     assert read(parser(family), *formatted) == ("", "", calls)

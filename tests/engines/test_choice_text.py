@@ -28,6 +28,7 @@ class CapitalsParser:
     """A parser with every kind of delta: capitals are reasoning, digits are tool calls."""
 
     is_reasoning = False
+    is_over = False
 
     def push(self, text: str) -> Iterable[Delta]:
         for character in text:

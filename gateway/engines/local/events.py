@@ -129,7 +129,7 @@ class FrameTranslator:
         self._prompt_logprobs += map(self._logprob, frame.prompt_logprobs)
 
     def produced(self, frame: Tokens) -> None:
-        """New tokens of one choice. Their text goes out; a stop string ends the choice, also at the worker."""
+        """New tokens of one choice. Their text goes out. What ends the choice here ends it at the worker too."""
         self._meter.device_s += frame.device_s
         self._accepted += frame.accepted
         self._rejected += frame.rejected
@@ -141,7 +141,7 @@ class FrameTranslator:
             if not choice.is_open:
                 return
             self._token(choice, index, frame.scored[position] if frame.scored else None)
-            if choice.text.stopped is not None:
+            if choice.text.is_over:
                 self._send(Cancel(self.id, frame.choice))
                 self._end_choice(choice, "stop")
 

@@ -226,7 +226,7 @@ class _Run:
         """Emit token k of a choice. False: it was the last one."""
         self._meter.count_token()  # the end-of-turn token has no text and is counted too
         events = text.push(tokens[k], self._logprob(tokens[k])) if k < len(tokens) else []
-        is_last = k == len(tokens) or text.stopped is not None
+        is_last = k == len(tokens) or text.is_over
         for event in [*events, *text.finish("stop")] if is_last else events:
             emit(event)
         return not is_last

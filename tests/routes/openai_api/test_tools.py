@@ -98,6 +98,23 @@ def test_required_gives_calls_and_only_one_if_not_parallel(openai: OpenAI) -> No
         assert len({call.id for call in calls_of(parallel)}) == len(calls_of(parallel))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_required_calls_end_when_the_model_begins_text(openai: OpenAI, stream: bool) -> None:
+    """Without the text behind the calls in the grammar, SmolLM2 repeats its call until `max_tokens`."""
+    fields: Any = {"tool_choice": "required", "temperature": 0}
+    if stream:
+        chunks = streamed(openai, **fields)
+        pieces = [chunk.choices[0].delta.tool_calls for chunk in chunks if chunk.choices[0].delta.tool_calls]
+        names = [piece[0].function.name for piece in pieces if piece[0].id]
+        assert chunks[-1].choices[0].finish_reason == "tool_calls"
+    else:
+        answer = ask(openai, **fields)
+        names = [call.function.name for call in calls_of(answer)]
+        assert answer.choices[0].finish_reason == "tool_calls" and answer.usage
+        assert answer.usage.completion_tokens < 50
+    assert names == ["get_weather"]
+
+
 def test_allowed_tools_excludes_other_tools(openai: OpenAI) -> None:
     allowed: Any = {"mode": "required", "tools": [{"type": "function", "function": {"name": "get_time"}}]}
     for seed in range(3):
