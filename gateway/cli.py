@@ -10,9 +10,11 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from gateway import __version__
 from gateway.commands import bench, build, catalog, chat, check, doctor, models, pull, serve, stored
+from gateway.config.value import nearest
 from gateway.errors import ConfigError, GatewayError
 from gateway.output import escape
 
@@ -21,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a Windows pipe can lack characters that a model writes
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(_spelt(sys.argv[1:] if argv is None else argv))
     try:
         code: int = arguments.run(arguments)
     except ConfigError as error:
@@ -41,11 +43,40 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _spelt(argv: Sequence[str]) -> list[str]:
+    """The command line with `help`, `help COMMAND` and `version` as options."""
+    match list(argv):
+        case ["help", *command]:
+            return [*command[:1], "--help"]
+        case ["version"]:
+            return ["--version"]
+        case other:
+            return other
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest right spelling, with the usage of the command that was meant."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            hint = nearest(flag, self._option_string_actions) if flag.startswith("-") else ""
+            self.error(f"unknown argument {unknown[0][:100]!a}{hint}")
+        return found, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            hint = nearest(value, [*action.choices, "help", "version"]) or "."
+            self.error(f"there is no command {value[:100]!a}{hint} `{self.prog} help` lists the commands.")
+        super()._check_value(action, value)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="npu-gateway", description="An OpenAI-compatible API on localhost for the NPU of a Snapdragon X laptop."
     )
-    parser.add_argument("--version", action="version", version=f"npu-gateway {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"npu-gateway {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in (serve, pull, stored, catalog, chat, bench, doctor, check, models, build):
         command.add_parser(subparsers)

@@ -40,6 +40,44 @@ def test_wrong_command_line_exits_2(arguments: list[str], capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
+    ("arguments", "usage", "words"),
+    [
+        (["hlep"], "npu-gateway [-h]", "there is no command 'hlep'; did you mean 'help'? `npu-gateway help` lists"),
+        (["pul", "x"], "npu-gateway [-h]", "there is no command 'pul'; did you mean 'pull'?"),
+        (["x\x1b[2J"], "npu-gateway [-h]", "there is no command 'x\\x1b[2J'. `npu-gateway help` lists the commands."),
+        (["serve", "--prot", "8401"], "npu-gateway serve", "unknown argument '--prot'; did you mean '--port'?"),
+        (["bench", "--modle=x"], "npu-gateway bench", "unknown argument '--modle=x'; did you mean '--model'?"),
+        (["serve", "a", "b"], "npu-gateway serve", "unknown argument 'b'\n"),
+        (["help", "serv"], "npu-gateway [-h]", "there is no command 'serv'; did you mean 'serve'?"),
+    ],
+)
+def test_mistyped_word_gets_the_nearest_one_and_the_usage_of_its_command(
+    arguments: list[str], usage: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    text = capsys.readouterr().err
+    assert ended.value.code == 2 and text.startswith(f"usage: {usage}") and words in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        (["-V"], f"npu-gateway {__version__}\n"),
+        (["version"], f"npu-gateway {__version__}\n"),
+        (["help"], "usage: npu-gateway [-h]"),
+        (["help", "pull"], "usage: npu-gateway pull"),
+    ],
+)
+def test_help_and_version_are_commands_too(
+    arguments: list[str], start: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith(start)
+
+
+@pytest.mark.parametrize(
     ("raised", "code", "line"),
     [
         (ConfigError("config.toml: x: unknown key"), 2, "npu-gateway: config.toml: x: unknown key\n"),

@@ -23,7 +23,7 @@ from gateway.bundles.disk import require_space, write_error
 from gateway.bundles.replace import exclusive, fetched_folder
 from gateway.bundles.stamp import BundleOptions, BundlePlan, plan_bundle
 from gateway.child import Progress
-from gateway.config.file import MODEL_SERVER_VARIABLE, environment_with
+from gateway.config.file import MODEL_SERVER_VARIABLE, server_address
 from gateway.errors import BundleError
 from gateway.qnn.detect import npu_for
 
@@ -192,7 +192,7 @@ def _download_snapshot(repo: str, revision: str | None, patterns: list[str], pro
     try:
         bars = _bars_to(progress, what)
         download = partial(snapshot_download, repo, revision=revision, allow_patterns=patterns, tqdm_class=bars)
-        download = partial(download, endpoint=_hub_address())
+        download = partial(download, endpoint=server_address(MODEL_SERVER_VARIABLE) or None)
         size, sha256s = _announced(repo, download)
         require_space({Path(constants.HF_HUB_CACHE): size}, f"The download of {repo}")
         folder = Path(download())
@@ -204,11 +204,6 @@ def _download_snapshot(repo: str, revision: str | None, patterns: list[str], pro
         ) from error
     _check_downloads(repo, folder, sha256s)
     return folder
-
-
-def _hub_address() -> str | None:
-    """The server in place of all model servers; None: the hub, or what HF_ENDPOINT says."""
-    return environment_with().get(MODEL_SERVER_VARIABLE, "").strip().rstrip("/") or None
 
 
 def _announced(repo: str, download: Callable[..., Any]) -> tuple[int, dict[str, str]]:
@@ -224,7 +219,9 @@ def _announced(repo: str, download: Callable[..., Any]) -> tuple[int, dict[str, 
         listed = [
             each
             for commit in set(missing.values())
-            for each in HfApi(endpoint=_hub_address()).list_repo_tree(repo, recursive=True, revision=commit)
+            for each in HfApi(endpoint=server_address(MODEL_SERVER_VARIABLE) or None).list_repo_tree(
+                repo, recursive=True, revision=commit
+            )
         ]
     except Exception:
         return 0, {}

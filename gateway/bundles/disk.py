@@ -1,4 +1,4 @@
-"""Whether a folder can be written and has enough free space, found before the work; and files made durable after it."""
+"""Folders of this user; whether a folder can be written and has enough free space; files made durable."""
 
 from __future__ import annotations
 
@@ -13,6 +13,29 @@ from pathlib import Path
 from gateway.errors import BundleError
 
 _MARGIN = 64 * 1024 * 1024  # bytes that must stay free for the rest of the system
+
+
+def data_folder(environ: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
+    """The folder of this user's models if there is no config file. `environ`: None: the environment of the process."""
+    environ = os.environ if environ is None else environ
+    home = Path.home()
+    if platform == "win32":
+        root = Path(environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif platform == "darwin":
+        root = home / "Library" / "Application Support"
+    else:
+        root = Path(environ.get("XDG_DATA_HOME") or home / ".local" / "share")
+    return root / "npu-gateway"
+
+
+def cache_folder(environ: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
+    """The folder of this user's files that can be made again: lists of the model servers, compiled graphs."""
+    environ = os.environ if environ is None else environ
+    if platform == "win32":
+        return data_folder(environ, platform) / "cache"
+    if platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "npu-gateway"
+    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "npu-gateway"
 
 
 def require_space(needs: Mapping[Path, int], what: str) -> None:

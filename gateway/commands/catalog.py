@@ -8,14 +8,17 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.commands import options
+from gateway.commands.pull import say
 from gateway.errors import ConfigError
 from gateway.output import escape
 
 if TYPE_CHECKING:
+    from gateway.bundles.preflight.preflight import Machine
     from gateway.pull.catalog.catalog import Catalog
     from gateway.pull.catalog.entry import Entry
     from gateway.pull.installed.search import Installed
@@ -49,9 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.pull.catalog.catalog import entries_for, named, read_catalog
 
     chip = _chip(arguments.chip)
-    catalog = read_catalog(refresh=arguments.refresh, say=_say if sys.stderr.isatty() else lambda line: None)
+    catalog = read_catalog(refresh=arguments.refresh, say=say if sys.stderr.isatty() else lambda line: None)
     for problem in catalog.problems:
-        _say(problem)
+        say(problem)
     entries = named(arguments.name, chip, catalog) if arguments.name else entries_for(chip, catalog)
     if arguments.json:
         _print_json(entries, chip, catalog)
@@ -62,10 +65,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(lines(entries, chip, shutil.get_terminal_size().columns, arguments.chip)))
     return 0 if catalog.is_read else 1
-
-
-def _say(line: str) -> None:
-    print(f"npu-gateway: {escape(line)}", file=sys.stderr, flush=True)
 
 
 def _chip(name: str | None) -> Chip | None:
@@ -134,7 +133,7 @@ def _facts(entry: Entry) -> Iterator[str]:
     if entry.ttft_ms:
         yield f"first token {entry.ttft_ms[0]:.0f} to {entry.ttft_ms[1]:.0f} ms"
     if entry.kind == "text" and not entry.proven_by:
-        yield "layout not proven"
+        yield "layout not tested"
     yield f"{entry.licence} licence" if entry.licence else "licence not stated"
     yield f"from {entry.source}"
 
@@ -143,7 +142,8 @@ def details(entry: Entry, option: str | None = None) -> Iterator[str]:
     """All that is known about one model. `option`: the value of --chip."""
     yield f"{entry.name}: {entry.title} for {entry.chip}"
     yield f"  {', '.join(_facts(entry))}"
-    yield f"  layout {entry.layout}: {f'proven by {entry.proven_by}' if entry.proven_by else 'not proven'}"
+    tested = "each release is tested with a small model of it" if entry.proven_by else "not tested with this gateway"
+    yield f"  layout {entry.layout}: {tested}"
     if entry.qairt:
         yield f"  compiled with QAIRT {entry.qairt}"
     if entry.licence_url:
@@ -166,7 +166,7 @@ def _run_installed(as_json: bool) -> int:
     from gateway.pull.installed.search import find_installed
 
     programs = list(program_folders(Path.home(), environment_with()))
-    found = find_installed(programs)
+    found = find_installed(programs, cache(_machine))
     if as_json:
         print(json.dumps({"installed": [asdict(model) for model in found]}, indent=2))
     elif not sys.stdout.isatty():
@@ -176,6 +176,15 @@ def _run_installed(as_json: bool) -> int:
     else:
         print("\n".join(installed_lines(found, shutil.get_terminal_size().columns)))
     return 0
+
+
+def _machine() -> Machine:
+    """This machine, which starts a process. Nothing that can be compared if its chip is not known."""
+    from gateway.bundles.preflight.preflight import Machine
+    from gateway.qnn.device import machine_with
+
+    chip = _chip(None)
+    return machine_with(chip) if chip else Machine()
 
 
 def installed_lines(found: list[Installed], width: int) -> Iterator[str]:

@@ -93,7 +93,7 @@ def _here() -> tuple[NpuDevice | None, Chip | None]:
 def _examined(
     text: str, chip: Chip, here: Callable[[], tuple[NpuDevice | None, Chip | None]], *, mend: bool
 ) -> Verdict:
-    from gateway.config.file import cache_folder, environment_with
+    from gateway.bundles.disk import cache_folder
     from gateway.pull.examine.speed import published_speed
     from gateway.pull.examine.target import open_target
     from gateway.pull.examine.trial import try_folder
@@ -106,7 +106,7 @@ def _examined(
             verdict = examine(target, machine_with(chip), mended=mended)
         except OSError as error:
             raise BundleError(f"{mended or target.name} cannot be written: {error.strerror or error}.") from error
-        verdict.tokens_per_s = published_speed(target.root, target.name, chip, cache_folder(environment_with()))
+        verdict.tokens_per_s = published_speed(target.root, target.name, chip, cache_folder())
         if target.folder is not None and verdict.loads and verdict.layout in ("genie", "pipeline", "package", "graph"):
             device, own = here()
             is_own = own is not None and own.soc_models == chip.soc_models
@@ -131,7 +131,7 @@ def _lines(verdict: Verdict) -> Iterator[str]:
         for sentence in getattr(verdict, kind):
             yield f"  {kind.removesuffix('s'):<10} {sentence}"
     if verdict.layout in _LAYOUTS:
-        tested = f"; tested by {verdict.proven_by}" if verdict.proven_by else ""
+        tested = "; each release is tested with a small model of it" if verdict.proven_by else ""
         yield f"  layout     {_LAYOUTS[verdict.layout]}{tested}"
     if verdict.made_for or verdict.qairt:
         yield f"  made for   {verdict.made_for or 'an unknown chip'}, QAIRT {verdict.qairt or 'unknown'}"

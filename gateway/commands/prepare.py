@@ -14,12 +14,11 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from gateway.bundles.model_package import npu_variants
 from gateway.bundles.stamp import BuildRequest, plan_bundle
 from gateway.child import Progress, run_in_child
 from gateway.config.tables import Config, LocalModel, ModelConfig
 from gateway.errors import BundleError
-from gateway.qnn.detect import Provider, npu_for
+from gateway.qnn.detect import Provider, npu_for, variant_here
 
 _CLEAN_UP_S = 10.0  # for the removal of an unfinished bundle after an interrupt
 
@@ -60,7 +59,7 @@ def _prepared(name: str, model: LocalModel, models_dir: Path, has_npu: Callable[
     """The model with the path of its bundle. If the NPU's bundle cannot be built, `auto` falls back to the CPU."""
     plan = plan_bundle(model, models_dir, lambda: has_npu(model.provider))
     if plan.is_ready:
-        return replace(model, path=str(_variant(plan.folder, model.provider)))
+        return replace(model, path=str(variant_here(plan.folder, model.provider)))
     try:
         return replace(model, path=_build(name, model, models_dir))
     except BundleError as error:
@@ -69,20 +68,6 @@ def _prepared(name: str, model: LocalModel, models_dir: Path, has_npu: Callable[
         on_cpu = _prepared(name, replace(model, provider="cpu"), models_dir, has_npu)
         print(f"npu-gateway: {name} runs on the CPU: {error.message}", file=sys.stderr)
         return on_cpu
-
-
-def _variant(folder: Path, provider: Provider) -> Path:
-    """`folder`, or the variant for this machine's chip if `folder` is a model package with several for the NPU."""
-    variants = npu_variants(folder)
-    device = npu_for(provider) if len(variants) > 1 else None
-    if device is None or device.architecture is None:
-        return folder
-    fitting = [
-        variant.folder
-        for variant in variants
-        if variant.architecture == device.architecture and variant.soc in (None, device.soc)
-    ]
-    return fitting[0] if len(fitting) == 1 else folder
 
 
 def _build(name: str, model: LocalModel, models_dir: Path) -> str:

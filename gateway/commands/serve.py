@@ -101,7 +101,7 @@ def _with_one_model(arguments: argparse.Namespace, config: Config, overrides: Ma
             config = options.load(arguments, overrides)
         except ConfigError as error:
             print(f"npu-gateway: {escape(error.message)}", file=sys.stderr)
-            config = with_model(config, name, pulled.table, arguments.provider)
+            config = with_model(config, name, pulled.table, user.file, arguments.provider)
     return only_model(config, name)
 
 

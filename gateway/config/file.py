@@ -11,7 +11,7 @@ Each mistake is a ConfigError of one line, with file, table, key and the nearest
 from __future__ import annotations
 
 import os
-import sys
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from msgspec.structs import replace
 
+from gateway.bundles.disk import data_folder
 from gateway.config.check import TABLES, Engine, Kinds, engines_of_keys, fields_of, keys_of, mistakes, unknown_key
 from gateway.config.keys import API_KEY_VARIABLE, all_keys
 from gateway.config.tables import (
@@ -73,7 +74,7 @@ def load_config(
     ]
     kinds = dict.fromkeys(names, LocalModel) | _chosen_kinds(settings)
     config = _build(kinds, _merge(settings, kinds), overrides or {})
-    config = _with_keys(_with_paths(config, base, str(file)), environ, base, str(file))
+    config = _with_keys(with_paths(config, base, str(file)), environ, base, str(file))
     for where, problem in mistakes(config):
         if config.models or not may_be_empty:
             raise ConfigError(f"{file}: {where}: {problem}")
@@ -99,27 +100,6 @@ def find_config(path: Path | None = None, environ: Mapping[str, str] | None = No
     return checkout, checkout.parent
 
 
-def data_folder(environ: Mapping[str, str], platform: str = sys.platform) -> Path:
-    """The folder of this user's models if there is no config file."""
-    home = Path.home()
-    if platform == "win32":
-        root = Path(environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif platform == "darwin":
-        root = home / "Library" / "Application Support"
-    else:
-        root = Path(environ.get("XDG_DATA_HOME") or home / ".local" / "share")
-    return root / "npu-gateway"
-
-
-def cache_folder(environ: Mapping[str, str], platform: str = sys.platform) -> Path:
-    """The folder of this user's files that can be made again: what the model servers listed."""
-    if platform == "win32":
-        return data_folder(environ, platform) / "cache"
-    if platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "npu-gateway"
-    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "npu-gateway"
-
-
 def has_keys(file: Path) -> bool:
     """True if an API key, of this gateway or of another server, is in the text of a config file that was loaded."""
     raw = _read(file) if file.is_file() else {}  # a pipe can be read only once
@@ -131,6 +111,15 @@ def has_keys(file: Path) -> bool:
 def environment_with(**settings: str) -> dict[str, str]:
     """The environment of this process for a child, with gateway settings added: `SERVER_PORT="9000"`."""
     return {**os.environ, **{ENV_PREFIX + name: value for name, value in settings.items()}}
+
+
+def server_address(variable: str, environ: Mapping[str, str] | None = None) -> str:
+    """The address in an environment variable, without a slash at the end; "": it is not set. Raises ConfigError."""
+    environ = os.environ if environ is None else environ
+    text = environ.get(variable, "").strip().rstrip("/")
+    if not text or re.match(r"https?://[^/\s]+", text, re.IGNORECASE):
+        return text
+    raise ConfigError(f"{variable}: {text[:100]!r} is no address. Write https://HOST, or remove the variable.")
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -253,7 +242,8 @@ def _build(kinds: Kinds, values: Mapping[Table, dict[str, Any]], overrides: Mapp
     )
 
 
-def _with_paths(config: Config, base: Path, file: str) -> Config:
+def with_paths(config: Config, base: Path, file: str) -> Config:
+    """The configuration with absolute paths. `base`: what relative ones start from. Raises ConfigError."""
     models_dir = _absolute(base, str(config.models_dir), f"{file}: models_dir")
 
     def absolute(name: str, model: ModelConfig) -> ModelConfig:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
+from gateway.config.file import with_paths
 from gateway.config.tables import MODEL_KINDS, Config, LocalModel, ModelConfig
 
 
@@ -20,8 +22,8 @@ def only_model(config: Config, name: str) -> Config:
     return replace(config, models=models, default_model=name)
 
 
-def with_model(config: Config, name: str, table: Mapping[str, Any], provider: str | None = None) -> Config:
-    """The configuration with the table of a pulled model, as if it were in the file.
+def with_model(config: Config, name: str, table: Mapping[str, Any], file: Path, provider: str | None = None) -> Config:
+    """The configuration with the table of a pulled model, as if it were in `file`.
 
     Args:
         provider: of the command line; None: not given.
@@ -30,5 +32,5 @@ def with_model(config: Config, name: str, table: Mapping[str, Any], provider: st
     kind = MODEL_KINDS[keys.pop("engine", LocalModel.engine)]
     if provider and kind is LocalModel:
         keys["provider"] = provider
-    keys["path"] = str(config.models_dir / keys.get("path", name))
-    return replace(config, models={**config.models, name: kind(**keys)})
+    with_it = replace(config, models={**config.models, name: kind(**keys)})
+    return with_paths(with_it, file.absolute().parent, str(file))

@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -99,11 +98,6 @@ def link_files(source: Path, folder: Path, names: Iterable[str]) -> None:
             os.link(source / name, target)
         except OSError:
             shutil.copyfile(source / name, target)
-
-
-def table_of(name: str, found: Found) -> dict[str, Any]:
-    """The `[models."NAME"]` table of an installed bundle."""
-    return {"path": name}
 
 
 def _hoist(building: Path, root: Path) -> None:

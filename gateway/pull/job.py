@@ -29,7 +29,6 @@ from gateway.pull.install import (
     link_files,
     require_fit,
     require_resources,
-    table_of,
 )
 from gateway.pull.names import fault_of
 from gateway.pull.report import Report
@@ -123,7 +122,7 @@ class Job:
             require_fit(found, self.name, self._machine)
             self.around.say(f"{self.name} is served where it is, in {path}; nothing is copied")
             self._note_missing(path)
-            return table_of(_relative(Path(str(found.root)), self.around.models_dir), found)
+            return {"path": _relative(Path(str(found.root)), self.around.models_dir)}
         try:
             is_archive = is_zip(path)
         except OSError as error:
@@ -212,12 +211,12 @@ class Job:
             self.around.report(f"computing the hashes of {self.name}", 0, 0)  # seconds for each GB
 
         try:
-            found = install(self.folder, fill_then_report, origin, self._machine)
+            install(self.folder, fill_then_report, origin, self._machine)
         except RefusedError:
             self.clean()
             raise
         self._note_missing(self.folder)
-        return table_of(self.name, found)
+        return {"path": self.name}
 
     def _note_missing(self, folder: Path) -> None:
         missing = examine(Target(name=self.name, root=folder, folder=folder, next_to=folder.parent), Machine()).missing

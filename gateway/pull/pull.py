@@ -12,13 +12,13 @@ from pathlib import Path
 from msgspec import Struct
 
 from gateway.bundles.disk import write_error
+from gateway.bundles.genie.config import bundle_folder
 from gateway.bundles.identify import require_servable
 from gateway.bundles.origin import Origin, read_origin
 from gateway.bundles.preflight.preflight import newer_runtime
 from gateway.bundles.replace import exclusive, finish_replacement
 from gateway.config.tables import BundleModel, LocalModel, ModelConfig
 from gateway.errors import BundleError, ConfigError, quote
-from gateway.pull.install import table_of
 from gateway.pull.job import Job, Surroundings, Table, gguf_path
 from gateway.pull.names import check_model_name, fault_of
 from gateway.pull.spec import CatalogSpec, PathSpec, Spec, UrlSpec, default_name, read_spec
@@ -108,7 +108,10 @@ def _existing(job: Job, spec: Spec) -> Table | None:
     if not isinstance(spec, CatalogSpec) and (origin is None or job.text not in (origin.source, origin.url)):
         raise _taken(job, str(around.models_dir))
     around.say(f"{job.name} is in {around.models_dir} already")
-    return job.built(weights) if weights else table_of(job.name, require_servable(job.folder))
+    if weights:
+        return job.built(weights)
+    require_servable(job.folder)
+    return {"path": job.name}
 
 
 def _taken(job: Job, where: str) -> ConfigError:
@@ -126,8 +129,7 @@ def _is_slot(model: ModelConfig, spec: Spec, job: Job) -> bool:
     """True if the model's table has the path that a pull of `spec` gives it."""
     if not isinstance(model, BundleModel) or _source(model):
         return False
-    path = Path(model.path)
-    folder = path.parent if path.suffix == ".json" else path
+    folder = bundle_folder(Path(model.path))
     return folder == job.folder or (isinstance(spec, PathSpec) and spec.path in (folder, folder.parent))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from gateway.config.file import MODEL_SERVER_VARIABLE, environment_with
+from gateway.config.file import MODEL_SERVER_VARIABLE, server_address
 
 _AI_HUB = "https://qaihub-public-assets.s3.us-west-2.amazonaws.com"
 _AI_DEV_HOME = "https://www.aidevhome.com"
@@ -32,8 +32,8 @@ def find_sources(environ: Mapping[str, str] | None = None) -> Sources:
 
     Args:
         environ: the environment; None: that of the process.
+    Raises ConfigError if a variable holds no address.
     """
-    environ = environment_with() if environ is None else environ
-    if one := environ.get(MODEL_SERVER_VARIABLE, "").strip().rstrip("/"):
+    if one := server_address(MODEL_SERVER_VARIABLE, environ):
         return Sources(one, one, one)
-    return Sources(_AI_HUB, environ.get("HF_ENDPOINT", "").strip().rstrip("/") or _HUB, _AI_DEV_HOME)
+    return Sources(_AI_HUB, server_address("HF_ENDPOINT", environ) or _HUB, _AI_DEV_HOME)

@@ -11,6 +11,7 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from gateway.bundles.disk import folder_bytes
+from gateway.bundles.genie.config import bundle_folder
 from gateway.bundles.identify import identify
 from gateway.bundles.origin import origin_file, read_origin
 from gateway.bundles.replace import exclusive, finish_replacement
@@ -49,21 +50,22 @@ def stored(config: Config) -> list[Stored]:
 
 
 def _stored(config: Config) -> Iterator[Stored]:
-    folder = config.models_dir
-    slots = dict(_slots(config))
-    inside = [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."] if folder.is_dir() else []
+    slots, inside = dict(_slots(config)), _folders(config.models_dir)
     for path in inside:
         finish_replacement(path)
         yield _bundle(path, slots.get(path, path.name), path in slots)
     for path, name in slots.items():
         if path not in inside and path.is_dir():
             yield replace(_bundle(path, name, True), state="elsewhere")
-    waiting = folder / WORK
-    for path in waiting.iterdir() if waiting.is_dir() else []:
-        if path.is_dir() and path.name[0] != ".":
-            note = path / "url"
-            source = note.read_text(encoding="utf-8") if note.is_file() else ""
-            yield Stored(name=path.name, state="interrupted", bytes=folder_bytes(path), source=source)
+    for path in _folders(config.models_dir / WORK):
+        note = path / "url"
+        source = note.read_text(encoding="utf-8") if note.is_file() else ""
+        yield Stored(name=path.name, state="interrupted", bytes=folder_bytes(path), source=source)
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in `folder`, without hidden ones."""
+    return [path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."] if folder.is_dir() else []
 
 
 def _slots(config: Config) -> Iterator[tuple[Path, str]]:
@@ -71,7 +73,7 @@ def _slots(config: Config) -> Iterator[tuple[Path, str]]:
     for name, model in config.models.items():
         if isinstance(model, BundleModel) and model.path:
             path = Path(model.path)
-            yield (path.parent if path.suffix == ".json" else path), name
+            yield bundle_folder(path), name
             yield npu_folder(path), name
 
 
@@ -166,11 +168,7 @@ def _remove(path: Path) -> None:
 
 def own_spelling(name: str, config: Config) -> str:
     """The name that a model of this machine has, if `name` is another spelling of it: "Qwen3-4B". Else `name`."""
-    folder = config.models_dir
-    inside = (
-        {path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."} if folder.is_dir() else set()
-    )
-    own = {*config.models, *inside}
+    own = {*config.models, *(path.name for path in _folders(config.models_dir))}
     same = [each for each in own if same_key(each) == same_key(name)]
     return same[0] if name not in own and len(same) == 1 else name
 

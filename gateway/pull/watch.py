@@ -14,7 +14,7 @@ from gateway.bundles.stamp import plan_bundle
 from gateway.config.file import find_config, load_config
 from gateway.config.tables import Config, LocalModel, ModelConfig
 from gateway.errors import BundleError, ConfigError
-from gateway.qnn.detect import Provider, npu_for
+from gateway.qnn.detect import Provider, npu_for, variant_here
 
 _log = logging.getLogger(__name__)
 
@@ -69,9 +69,9 @@ class ConfigWatch:
             return model
         try:
             plan = plan_bundle(model, self._known.models_dir, lambda: self._has_npu(model.provider))
+            return replace(model, path=str(variant_here(plan.folder, model.provider))) if plan.is_ready else None
         except BundleError:
             return None
-        return replace(model, path=str(plan.folder)) if plan.is_ready else None
 
     def _with_known_fallback(self, name: str, model: ModelConfig) -> ModelConfig:
         if model.fallback is None or model.fallback in self._served:

@@ -7,6 +7,7 @@ source graph, because the driver does not compile it again.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,14 +15,17 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from gateway.bundles.disk import free_bytes, require_space, write_error
-from gateway.bundles.hashes import COMPILED_FOLDER, write_hashes
+from gateway.bundles.disk import cache_folder, free_bytes, require_space, write_error
+from gateway.bundles.hashes import COMPILED_FOLDER, check_hashes, write_hashes
+from gateway.bundles.origin import read_origin
 from gateway.bundles.replace import exclusive, new_folder, remove_leftovers
+from gateway.bundles.stamp import read_stamp
 from gateway.child import run_in_child, serve_request
 from gateway.errors import BundleError
 from gateway.qnn.device import NpuDevice
 from gateway.qnn.provider import open_session, provider_version
 
+_MOST_PARENTS = 4  # folders from a variant of a model package up to the folder that was pulled
 _FULL_BYTES = 1024 * 1024  # free space of a full disk
 #: The slowest compilation and the fastest network.
 _COMPILE_OPTIONS = {"htp_graph_finalization_optimization_mode": "3"}
@@ -77,13 +81,17 @@ def compile_cached(graph: Path, device: NpuDevice, options: dict[str, str], prog
     """The compiled form of a graph from a bundle without compiled graphs. Later calls reuse the files on disk.
 
     Compiles the whole graph for the NPU if possible, else with CPU fallback. Calls `progress` before it compiles. Of
-    several programs one compiles, and the others wait.
+    several programs one compiles, and the others wait. The files of a bundle that another program put there are in the
+    user's cache folder.
     """
-    cached = graph.parent / COMPILED_FOLDER / f"{provider_version()}-{device.soc or 'this'}-{graph.stem}"
+    folder, shown = _folder_for(graph.parent)
+    cached = folder / f"{provider_version()}-{device.soc or 'this'}-{graph.stem}"
     compiled = cached / compiled_name(graph)
 
     def is_current() -> bool:
-        return compiled.is_file() and compiled.stat().st_mtime >= graph.stat().st_mtime
+        if not compiled.is_file() or compiled.stat().st_mtime < graph.stat().st_mtime:
+            return False
+        return folder.is_relative_to(graph.parent) or not check_hashes(cached, quick=True)  # no other check reads it
 
     if is_current():
         return compiled
@@ -93,10 +101,17 @@ def compile_cached(graph: Path, device: NpuDevice, options: dict[str, str], prog
             if not is_current():
                 _compile_into(cached, graph, device, options, progress)
     except BundleError as error:  # a client may see it: without the path
-        raise BundleError(
-            error.message.replace(str(cached.parent), f"{graph.parent.name}/{COMPILED_FOLDER}")
-        ) from error
+        raise BundleError(error.message.replace(str(folder), shown)) from error
     return compiled
+
+
+def _folder_for(bundle: Path) -> tuple[Path, str]:
+    """Where the compiled graphs of a bundle are, and its name in messages."""
+    if any(read_stamp(folder) or read_origin(folder) for folder in (bundle, *bundle.parents[:_MOST_PARENTS])):
+        return bundle / COMPILED_FOLDER, f"{bundle.name}/{COMPILED_FOLDER}"
+    key = hashlib.sha256(os.fsencode(bundle.absolute())).hexdigest()[:16]
+    name = f"{COMPILED_FOLDER}/{key}"
+    return cache_folder() / name, f"the cache folder's {name}"
 
 
 def _compile_into(

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import platform
 import sys
+from pathlib import Path
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
+from gateway.bundles.model_package import npu_variants
 from gateway.child import run_in_child, serve_request
 from gateway.errors import BundleError, ConfigError
 from gateway.qnn.chips import CHIP_NAMES, CHIPS, Chip, chip_of
@@ -45,6 +47,23 @@ def required_npu() -> NpuDevice:
     if device := try_detect_npu(emulated=True):
         return device
     raise no_npu_error()
+
+
+def variant_here(folder: Path, provider: Provider) -> Path:
+    """`folder`, or the variant for this machine's chip if `folder` is a model package with several for the NPU.
+
+    Raises BundleError if the package cannot be read, or as `npu_for`.
+    """
+    variants = npu_variants(folder)
+    device = npu_for(provider) if len(variants) > 1 else None
+    if device is None or device.architecture is None:
+        return folder
+    fitting = [
+        variant.folder
+        for variant in variants
+        if variant.architecture == device.architecture and variant.soc in (None, device.soc)
+    ]
+    return fitting[0] if len(fitting) == 1 else folder
 
 
 def may_have_npu(system: str = sys.platform, machine: str = platform.machine()) -> bool:

@@ -132,7 +132,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_installed_models_are_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = catalog(capsys, "--installed", "--json")
     found = [model for model in json.loads(out)["installed"] if model["path"].startswith(str(home))]
-    assert (code, err, len(found)) == (0, "", 11)
+    assert (code, err, len(found)) == (0, "", 12)
     assert set(found[0]) == {"program", "name", "path", "layout", "bytes", "table", "problem"}
 
 

@@ -124,7 +124,10 @@ def test_model_of_the_catalog_by_its_name(
         assert run("pull", "qwen3-4b", "--chip", "x-elite") == 1
         errors = capsys.readouterr().err
         assert "'qwen3-4b' is in no list that could be read. AI Hub could not be read" in errors
-        assert errors.endswith("Check the network, then repeat the command.\n") and "Did you mean" not in errors
+        assert (
+            errors.endswith("Try `npu-gateway catalog --refresh` later, and then a newer npu-gateway.\n")
+            and "Did you mean" not in errors
+        )
 
 
 def test_folder_with_a_missing_file_is_not_said_to_be_ready(

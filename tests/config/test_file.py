@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config.file import cache_folder, data_folder, find_config, load_config
+from gateway.bundles.disk import cache_folder, data_folder
+from gateway.config.file import find_config, load_config
 from gateway.config.hosts import is_loopback
 from gateway.config.tables import BreakerConfig, Config, GenieModel, LocalModel, ScriptedModel, UpstreamModel
 from gateway.dialects.choose import DIALECT_NAMES

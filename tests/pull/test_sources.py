@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from gateway.errors import ConfigError
 from gateway.pull.sources import find_sources
 
 
@@ -19,3 +22,13 @@ def test_one_server_replaces_all_of_them() -> None:
 
 def test_mirror_of_the_hub_is_used() -> None:
     assert find_sources({"HF_ENDPOINT": "https://mirror/"}).hub == "https://mirror"
+
+
+@pytest.mark.parametrize("text", ["foo", "ftp://host", "https://", "http:/host", "host:80\n"])
+@pytest.mark.parametrize("variable", ["NPU_GATEWAY_MODEL_SERVER", "HF_ENDPOINT"])
+def test_variable_without_an_address_is_a_mistake(variable: str, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        find_sources({variable: text})
+    assert caught.value.message == (
+        f"{variable}: {text.strip().rstrip('/')!r} is no address. Write https://HOST, or remove the variable."
+    )

@@ -12,6 +12,8 @@ import pytest
 from gateway.config.tables import LocalModel
 from gateway.pull.config_edit import add_model, find_user_config
 from gateway.pull.watch import ConfigWatch
+from gateway.qnn.device import NpuDevice
+from tests.support.model_package import NPU, X2_ELITE, write_package
 
 TEXT = '[models.a]\nengine = "scripted"\n[models.b]\nengine = "scripted"\n'
 
@@ -39,6 +41,17 @@ def test_new_table_is_found_once(file: Path, tiny: Path) -> None:
     assert list(found) == ["tiny"] and isinstance(found["tiny"], LocalModel)
     assert found["tiny"].path == str(file.parent / "models" / "tiny") and found["tiny"].provider == "cpu"
     assert watch() == {}
+
+
+def test_new_package_gets_the_variant_of_this_chip(npu: NpuDevice, file: Path, tiny: Path) -> None:
+    """As at a start of the gateway."""
+    if npu.soc != 60:
+        pytest.skip("the package is for Snapdragon X Elite")
+    watch = ConfigWatch(file, {"models.provider": "qnn"}, {"a", "b"})
+    write_package(file.parent / "models" / "p", tiny, {"other": X2_ELITE, "x-elite": NPU})
+    write(file, TEXT + '[models.p]\npath = "p"\n')
+    found = watch()["p"]
+    assert isinstance(found, LocalModel) and found.path == str(file.parent / "models" / "p" / "x-elite")
 
 
 def test_model_of_the_start_that_is_not_served_stays_out(file: Path) -> None:

@@ -15,7 +15,7 @@ from gateway.errors import BundleError
 from gateway.qnn.device import NpuDevice
 from gateway.qnn.provider import open_session
 from gateway.qnn.sessions import NpuSessions, PerformanceSwitch
-from tests.support.npu.fixtures import OpenDecoder
+from tests.support.npu.fixtures import OpenDecoder, pulled
 from tests.support.npu.onnx_graph import write_graph
 
 
@@ -26,13 +26,13 @@ def broken(npu_bundle: Path, tmp_path: Path) -> Path:
 
 
 def test_stage_without_npu_nodes_is_refused(npu: NpuDevice, tmp_path: Path) -> None:
-    graph = write_graph(tmp_path / "norm.onnx", "Mod", 2, [1, 8, 64], fmod=1)
+    graph = write_graph(pulled(tmp_path) / "norm.onnx", "Mod", 2, [1, 8, 64], fmod=1)
     with pytest.raises(BundleError, match=r"takes no node of norm\.onnx"):
         NpuSessions(npu, {}, lambda stage: None).open({graph: {}})
 
 
 def test_options_of_bundle_write_no_files(npu: NpuDevice, tmp_path: Path) -> None:
-    graph = write_graph(tmp_path / "plain.onnx", "Sigmoid", 1, [1, 8, 64])
+    graph = write_graph(pulled(tmp_path) / "plain.onnx", "Sigmoid", 1, [1, 8, 64])
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     options = {

@@ -41,6 +41,8 @@ def write_everything(home: Path) -> None:
     write_tiny_gguf(studio / "Split-00001-of-00002.gguf")
     write_tiny_gguf(studio / "Split-00002-of-00002.gguf")
     ollama_model(home / ".ollama" / "models", "library/tiny/1b")
+    for data in (".config", "Library/Application Support", "AppData/Roaming"):
+        bundle(home / data / "anythingllm-desktop" / "storage" / "models" / "llama_v3_2_3b_chat_8k", genie_config=GENIE)
 
 
 def bundle(folder: Path, **documents: Any) -> Path:

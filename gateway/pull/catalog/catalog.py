@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from gateway.config.file import cache_folder, environment_with
+from gateway.bundles.disk import cache_folder
 from gateway.errors import BundleError, ConfigError, quote
 from gateway.pull.catalog.ai_hub import Listed, read_ai_hub
 from gateway.pull.catalog.entry import Entry, same_key
@@ -54,7 +54,7 @@ def read_catalog(
         say: gets one line before a server is read, which takes seconds.
     """
     sources = sources or find_sources()
-    folder = folder or cache_folder(environment_with())
+    folder = folder or cache_folder()
     now_s = time.time() if now_s is None else now_s
     with make_reader() as reader:
 
@@ -93,10 +93,7 @@ def named(name: str, chip: Chip | None, catalog: Catalog) -> list[Entry]:
     """
     every = [entry for entry in catalog.entries if same_key(name) in (same_key(entry.name), same_key(entry.id))]
     if not every and not catalog.is_whole:
-        raise BundleError(
-            f"{quote(name)} is in no list that could be read. {catalog.problems[0]} Check the network, then repeat the "
-            "command."
-        )
+        raise BundleError(f"{quote(name)} is in no list that could be read. {catalog.problems[0]}")
     if not every:
         raise ConfigError(_unknown(name, catalog))
     found = [entry for entry in every if chip is None or is_for(entry, chip)]
@@ -143,7 +140,7 @@ def _is_protected(entry: Entry) -> bool:
 def _sentences(server: str, answer: Answer) -> Iterator[str]:
     if answer.problem:
         old = f" Its list is {answer.age_s / 86400:.1f} days old." if answer.entries else ""
-        yield f"{server} could not be read: it {answer.problem}.{old}"
+        yield f"{server} could not be read: it {answer.problem}.{old} {answer.next_step}"
     yield from (f"{server} {problem}." for problem in answer.problems)
 
 

@@ -19,11 +19,15 @@ _REASONS = {401: "refuses access", 403: "refuses access", 404: "does not have th
 
 
 class Unreadable(Exception):
-    """A document could not be read. The text ends the sentence "AI Hub ..."."""
+    """A document could not be read. The text ends the sentence "AI Hub ..."; `next_step` is another sentence."""
+
+    next_step = "Try `npu-gateway catalog --refresh` later, and then a newer npu-gateway."
 
 
 class Unreachable(Unreadable):
     """There was no answer, so other documents of the server are not worth another wait."""
+
+    next_step = "Check the network, then run `npu-gateway catalog --refresh`."
 
 
 class Reader:

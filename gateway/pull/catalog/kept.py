@@ -34,6 +34,7 @@ class Answer(Struct, frozen=True):
     entries: list[Entry]
     problems: list[str]
     problem: str = ""
+    next_step: str = ""
     age_s: float = 0.0
 
 
@@ -46,7 +47,8 @@ def kept_or_read(file: Path, server: str, read: Callable[[], Listed], *, refresh
     try:
         listed = read()
     except Unreadable as error:
-        return Answer(kept.entries if kept else [], [], problem=str(error), age_s=age_s)
+        entries = kept.entries if kept else []
+        return Answer(entries, [], problem=str(error), next_step=error.next_step, age_s=age_s)
     _save(file, _Kept(_FORM, server, now_s, listed.entries, listed.problems))
     return Answer(listed.entries, listed.problems)
 

@@ -30,9 +30,19 @@ def program_folders(home: Path, environ: Mapping[str, str], platform: str = sys.
             yield Program("AI Dev Home", root / helper / _HELPER_MODELS)
     for folder in _lm_studio(home):
         yield Program("LM Studio", folder)
+    yield Program("AnythingLLM", _app_data(home, environ, platform) / "anythingllm-desktop" / "storage" / "models")
     yield Program(OLLAMA, _named(environ, "OLLAMA_MODELS", home / ".ollama" / "models"))
     if platform == "linux":
         yield Program(OLLAMA, Path("/usr/share/ollama/.ollama/models"))  # its service runs as the user `ollama`
+
+
+def _app_data(home: Path, environ: Mapping[str, str], platform: str) -> Path:
+    """The folder of desktop programs' data."""
+    if platform == "win32":
+        return _named(environ, "APPDATA", home / "AppData" / "Roaming")
+    if platform == "darwin":
+        return home / "Library" / "Application Support"
+    return _named(environ, "XDG_CONFIG_HOME", home / ".config")
 
 
 def _named(environ: Mapping[str, str], variable: str, default: Path) -> Path:

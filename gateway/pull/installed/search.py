@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from msgspec import Struct
 
 from gateway.builder.sources.source import ARCHITECTURES
-from gateway.bundles.identify import SOURCES, Layout, identify
+from gateway.bundles.identify import SOURCES, Found, Layout, identify
+from gateway.bundles.preflight.preflight import Machine
 from gateway.errors import BundleError, quote
 from gateway.pull.config_edit import table_text
+from gateway.pull.install import require_fit
 from gateway.pull.installed.gguf_head import read_gguf_head
 from gateway.pull.installed.ollama import ollama_models
 from gateway.pull.installed.programs import OLLAMA, Program
@@ -52,13 +54,17 @@ class Installed(Struct, frozen=True, kw_only=True):
     problem: str = ""
 
 
-def find_installed(programs: Iterable[Program]) -> list[Installed]:
-    """The models in these folders, by program and path. Names are unique."""
+def find_installed(programs: Iterable[Program], machine: Callable[[], Machine] = Machine) -> list[Installed]:
+    """The models in these folders, by program and path. Names are unique.
+
+    Args:
+        machine: what a bundle must fit. Called only for bundles that state what they were compiled for.
+    """
     found: list[Installed] = []
     names: set[str] = set()
     for program in programs:
         for path in _paths(program):
-            model = _examine(program.name, path, names)
+            model = _examine(program.name, path, names, machine)
             if model is not None:
                 names.add(model.name)
                 found.append(model)
@@ -109,11 +115,13 @@ def _title(folder: Path, root: Path) -> str:
     return parts[-1] if parts else folder.name
 
 
-def _examine(program: str, candidate: tuple[str, Path], names: set[str]) -> Installed | None:
+def _examine(
+    program: str, candidate: tuple[str, Path], names: set[str], machine: Callable[[], Machine]
+) -> Installed | None:
     """The model, or None if the folder holds none."""
     title, path = candidate
     name = _unique(model_name(title.replace(":", "-")), names)
-    found = _bundle(path) if path.is_dir() else _gguf(path)
+    found = _bundle(path, name, machine) if path.is_dir() else _gguf(path)
     if found.layout == "unknown" and not found.problem:
         return None
     key = "source" if found.layout in SOURCES else "path"
@@ -139,15 +147,26 @@ def _gguf(file: Path) -> _Examined:
     return _Examined(file, "gguf", "It is no GGUF file." if head is None else _unbuildable(head.architecture))
 
 
-def _bundle(folder: Path) -> _Examined:
+def _bundle(folder: Path, name: str, machine: Callable[[], Machine]) -> _Examined:
     try:
         found = identify(folder)
     except BundleError as error:
         return _Examined(folder, "unknown", error.message)
-    root = Path(str(found.root))
+    problem = f"It {found.refusal}" if found.refusal else ""
     if found.layout == "unknown":
-        return _Examined(root, "unknown", "")
-    return _Examined(root, found.layout, f"It {found.refusal}" if found.refusal else "")
+        problem = ""
+    elif not problem and found.layout not in SOURCES:
+        problem = _misfit(found, name, machine)
+    return _Examined(Path(str(found.root)), found.layout, problem)
+
+
+def _misfit(found: Found, name: str, machine: Callable[[], Machine]) -> str:
+    """Why the bundle cannot run on this machine; ""."""
+    try:
+        require_fit(found, name, machine)
+    except BundleError as error:
+        return error.message
+    return ""
 
 
 def _size(path: Path) -> int:

@@ -82,6 +82,10 @@ def test_unreachable_servers_are_two_sentences_and_the_list_remains(tmp_path: Pa
         "AI Hub could not be read",
         "Hugging Face could not be read",
     ]
+    assert all(
+        problem.endswith(" Check the network, then run `npu-gateway catalog --refresh`.")
+        for problem in catalog.problems
+    )
     assert resolve("llama3.2-3b", ELITE, catalog).source == "AI Dev Home"
 
 
@@ -91,7 +95,9 @@ def test_old_lists_are_used_and_their_age_is_shown(full: ModelServer, tmp_path: 
     full.repos.clear()
     later = read(full, tmp_path, now_s=2 * 86400.0)
     assert later.entries == first.entries and later.is_read
-    assert later.problems[0].endswith("Its list is 2.0 days old.")
+    assert later.problems[0].endswith(
+        "Its list is 2.0 days old. Try `npu-gateway catalog --refresh` later, and then a newer npu-gateway."
+    )
 
 
 @pytest.mark.parametrize("name", ["llama3.2-3b", "Llama-v3.2-3B-Instruct", "llama_v3_2_3b_instruct", "llama3.2:3b"])

@@ -70,7 +70,9 @@ def test_old_list_is_better_than_none(tmp_path: Path, server: Server) -> None:
 
 def test_unreachable_server_without_a_list_is_one_sentence(tmp_path: Path, server: Server) -> None:
     server.problem = "cannot be reached"
-    assert ask(tmp_path / "a", server, 0.0) == Answer([], [], problem="cannot be reached")
+    assert ask(tmp_path / "a", server, 0.0) == Answer(
+        [], [], problem="cannot be reached", next_step=Unreadable.next_step
+    )
     assert not (tmp_path / "a").exists()
 
 

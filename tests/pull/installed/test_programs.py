@@ -23,6 +23,8 @@ def test_documented_folders_are_searched(tmp_path: Path, platform: str) -> None:
     assert found["AI Toolkit"] == [tmp_path / ".aitk" / "models"]
     assert found["GenieX"] == [tmp_path / ".cache" / "geniex" / "models"]
     assert found["LM Studio"] == [tmp_path / ".lmstudio" / "models", tmp_path / ".cache" / "lm-studio" / "models"]
+    data = {"win32": "AppData/Roaming", "darwin": "Library/Application Support", "linux": ".config"}[platform]
+    assert found["AnythingLLM"] == [tmp_path / data / "anythingllm-desktop" / "storage" / "models"]
     assert found["Ollama"][0] == tmp_path / ".ollama" / "models"
     assert (len(found["Ollama"]) == 2) == (platform == "linux")
     assert (Path("C:/ai-engine-direct-helper/samples/genie/python/models") in found["AI Dev Home"]) == (

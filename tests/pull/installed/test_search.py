@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from gateway.builder.sources.detect import open_source
+from gateway.bundles.preflight.preflight import Machine
 from gateway.config.file import load_config
 from gateway.config.tables import LocalModel
 from gateway.pull.installed import search
 from gateway.pull.installed.programs import Program, program_folders
 from gateway.pull.installed.search import Installed, find_installed
-from tests.support.other_programs import FOUNDRY, PIPELINE, bundle, ollama_model, state, write_everything
+from tests.support.other_programs import FOUNDRY, GENIE, PIPELINE, bundle, ollama_model, state, write_everything
 from tests.support.tiny_gguf import write_tiny_gguf
 
 
@@ -42,10 +43,30 @@ def test_models_of_every_program_are_found_and_nothing_is_changed(tmp_path: Path
         ("AI Dev Home", "llama3.2-3b", "genie", True),
         ("LM Studio", "split-00001-of-00002", "gguf", True),
         ("LM Studio", "tiny-1b-q4_0", "gguf", True),
+        ("AnythingLLM", "llama_v3_2_3b_chat_8k", "genie", True),
         ("Ollama", "tiny-1b", "gguf", True),
     ]
     assert all(bool(model.table) != bool(model.problem) for model in found)
     assert all(model.bytes >= 1000 for model in found)
+
+
+def test_model_that_does_not_fit_this_machine_has_the_reason(tmp_path: Path) -> None:
+    models = tmp_path / ".cache" / "geniex" / "models"
+    stated = {"chipset_attributes": {"name": "qualcomm-snapdragon-8-elite", "htp_version": "v79"}}
+    bundle(models / "phone", genie_config=GENIE, metadata=stated)
+    pointer = bundle(models / "pointer", genie_config=GENIE) / "part_1_of_1.bin"
+    pointer.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    called: list[int] = []
+
+    def machine() -> Machine:
+        called.append(1)
+        return Machine(name="Snapdragon X Elite", architecture=73, socs=(60,))
+
+    own = [each for each in program_folders(tmp_path, {}, "linux") if each.folder.is_relative_to(tmp_path)]
+    phone, lfs = find_installed(own, machine)
+    assert not phone.table and "is compiled for qualcomm-snapdragon-8-elite (Hexagon v79)" in phone.problem
+    assert not lfs.table and "part_1_of_1.bin" in lfs.problem
+    assert called == [1]  # a bundle that states nothing is not compared with the chip
 
 
 def test_tables_are_a_valid_configuration_with_absolute_paths(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from gateway.builder.graphs import quantise
 from gateway.builder.npu.build import NpuTarget
 from gateway.builder.sources.detect import open_source
 from gateway.builder.sources.source import EMBEDDING, FINAL_NORM, ModelSource, layer
+from gateway.bundles.origin import Origin, write_origin
 from gateway.qnn.detect import try_detect_npu
 from gateway.qnn.device import NpuDevice
 from gateway.worker.decoders.static.decoder import StaticDecoder
@@ -65,6 +66,12 @@ def open_decoder() -> Iterator[OpenDecoder]:
     yield open_one
     for decoder in opened:
         decoder.close()
+
+
+def pulled(bundle: Path) -> Path:
+    """The bundle as one of ours, so that graphs are compiled into its folder and not into the cache of the user."""
+    write_origin(bundle, Origin(source="test", url=""))
+    return bundle
 
 
 @pytest.fixture(scope="session")
@@ -127,7 +134,8 @@ def npu_bundle(npu: NpuDevice, tiny_source: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="session")
 def windows_ml_uncompiled(tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return windows_ml_bundle.write_bundle(tmp_path_factory.mktemp("windows_ml") / "plain", tiny_model, compiled="none")
+    folder = tmp_path_factory.mktemp("windows_ml") / "plain"
+    return pulled(windows_ml_bundle.write_bundle(folder, tiny_model, compiled="none"))
 
 
 @pytest.fixture(scope="session")
@@ -145,7 +153,7 @@ def windows_ml_cpu_attention(npu: NpuDevice, tiny_model: ModelSource, tmp_path_f
 @pytest.fixture(scope="session")
 def olive_uncompiled(tiny_source: Path, tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("olive") / "plain"
-    return olive_bundle.write_bundle(folder, tiny_model, tiny_source, compiled="none")
+    return pulled(olive_bundle.write_bundle(folder, tiny_model, tiny_source, compiled="none"))
 
 
 @pytest.fixture(scope="session")
@@ -175,7 +183,7 @@ def foundry_compiled(
 
 @pytest.fixture(scope="session")
 def ai_hub_uncompiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ai_hub_bundle.write_bundle(tmp_path_factory.mktemp("ai_hub") / "plain", TinyDecoder())
+    return pulled(ai_hub_bundle.write_bundle(tmp_path_factory.mktemp("ai_hub") / "plain", TinyDecoder()))
 
 
 @pytest.fixture(scope="session")

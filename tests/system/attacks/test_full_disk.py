@@ -22,6 +22,7 @@ from gateway.config.tables import LocalModel
 from gateway.errors import BundleError
 from gateway.qnn.compile import compile_cached
 from gateway.qnn.device import NpuDevice
+from tests.support.npu.fixtures import pulled
 from tests.support.npu.onnx_graph import write_graph
 from tests.support.server import config_of, serving, wait_until
 from tests.support.small_disk import SmallDisk, small_disk
@@ -167,7 +168,7 @@ def test_build_into_read_only_folder_is_refused_before_the_work(source: Path, sm
 
 
 def _graph(npu: NpuDevice, folder: Path) -> Path:
-    return write_graph(folder / "plain.onnx", "Sigmoid", 1, [1, 8, 64])
+    return write_graph(pulled(folder) / "plain.onnx", "Sigmoid", 1, [1, 8, 64])
 
 
 def test_compile_in_read_only_folder_is_refused_without_the_path(npu: NpuDevice, small: SmallDisk) -> None:

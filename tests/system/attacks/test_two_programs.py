@@ -20,6 +20,7 @@ from gateway.bundles.replace import exclusive
 from gateway.bundles.stamp import read_stamp
 from gateway.qnn.compile import compile_cached
 from gateway.qnn.device import NpuDevice
+from tests.support.npu.fixtures import pulled
 from tests.support.npu.onnx_graph import write_graph
 from tests.support.paths import ROOT
 from tests.support.processes import PATIENCE_S, environment, gateway
@@ -163,7 +164,7 @@ def test_bundle_in_use_is_replaced_at_the_next_start(folder: Path, monkeypatch: 
 
 
 def test_two_workers_compile_one_graph_once(npu: NpuDevice, tmp_path: Path) -> None:
-    graph = write_graph(tmp_path / "plain.onnx", "Sigmoid", 1, [1, 8, 64])
+    graph = write_graph(pulled(tmp_path) / "plain.onnx", "Sigmoid", 1, [1, 8, 64])
     stages: list[str] = []
     with ThreadPoolExecutor(3) as pool:
         found = [pool.submit(compile_cached, graph, npu, {}, stages.append) for _ in range(3)]
