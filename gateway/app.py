@@ -29,7 +29,8 @@ from gateway.routes.responses_api import routes as responses
 from gateway.routes.responses_api.store import ResponseStore
 from gateway.server.body import limit_bodies
 from gateway.server.guards import cors_of, guards_of
-from gateway.server.request import add_request_id
+from gateway.server.ignored import IgnoredLog
+from gateway.server.request import add_headers
 
 HANDLERS = [
     root.root,
@@ -86,6 +87,7 @@ def create_app(
                 "router": router,
                 "metrics": metrics,
                 "responses": ResponseStore(),
+                "ignored_log": IgnoredLog(),
                 "parser": ThreadPoolExecutor(1, "parser"),
                 "started_at": int(time.time()),
                 "new_models": NewModels(new_models, make_lane) if new_models else None,
@@ -96,7 +98,7 @@ def create_app(
         guards=[*guards_of(config.server)],
         cors_config=cors_of(config.server),
         exception_handlers={Exception: handle_error},
-        before_send=[add_request_id],
+        before_send=[add_headers],
         request_max_body_size=config.server.max_body_bytes,
         logging_config=None,
         openapi_config=None,

@@ -14,6 +14,9 @@ from msgspec import Struct, field
 
 from gateway.sampling import Sampling
 
+#: A `max_tokens` that is no limit: the engine reduces it to what the context has left.
+UNLIMITED = 2**31 - 1
+
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -97,6 +100,7 @@ class Generation(Struct, frozen=True, kw_only=True):
     prompt: Prompt
     sampling: Sampling = Sampling()
     max_tokens: int = 64  # the engine reduces it to what the context has left
+    has_default_limit: bool = False  # `max_tokens` is not from the request
     min_tokens: int = 0
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()

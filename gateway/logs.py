@@ -72,6 +72,7 @@ class RequestLine(Struct, kw_only=True):
     queue_s: float | None = None
     ttft_s: float | None = None
     total_s: float = 0.0
+    has_default_limit: bool = False  # the token limit is not from the request
 
     @property
     def tokens_per_s(self) -> float | None:
@@ -93,7 +94,12 @@ class RequestLine(Struct, kw_only=True):
             parts.append(f"{self.completion_tokens} tokens")
         if self.tokens_per_s is not None:
             parts.append(f"{self.tokens_per_s:.1f} tokens/s")
-        return "  ".join([*parts, self.ending or f"after {self.total_s:.1f} s"])
+        return "  ".join([*parts, self._ending()])
+
+    def _ending(self) -> str:
+        if self.ending == "length" and self.has_default_limit:
+            return "length (the default limit: send max_tokens, or set it in config.toml)"
+        return self.ending or f"after {self.total_s:.1f} s"
 
     def _models(self) -> str:
         requested = printable(self.requested) or "(none)"

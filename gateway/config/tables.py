@@ -23,6 +23,7 @@ Seconds = Annotated[float, Meta(gt=0, le=1e6)]
 Millis = Annotated[float, Meta(ge=0, le=1e9)]
 Delay = Annotated[float, Meta(ge=0)]  # of a script; `inf` hangs
 Share = Annotated[float, Meta(gt=0, le=1)]
+MaxTokens = Count | Literal["context"]  # "context": up to the end of the context
 
 
 class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -47,7 +48,7 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 class Defaults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Values for a request that does not send them. The same keys of a model's table override these."""
 
-    max_tokens: Count = 64
+    max_tokens: MaxTokens = 64
 
 
 class BreakerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -68,18 +69,24 @@ class BreakerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     probe_itself: bool = True  # the gateway makes the probes; False: the next requests of users are the probes
 
 
+class Alias(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a request under this name gets instead of the model's own value. None: the model's."""
+
+    max_tokens: MaxTokens | None = None
+
+
 class ModelBase(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The keys of every `[models.NAME]` table. The table's `engine` key selects the subclass."""
 
     engine: ClassVar[EngineKind]
-    aliases: tuple[str, ...] = ()
+    aliases: tuple[str, ...] | dict[str, Alias] = ()  # more names; a table gives a name its own values
     fallback: str | None = None  # the model that answers when this one is too slow, full or down
     ttft_timeout_s: Seconds | None = None  # the fallback answers when the first token takes longer
     max_sequences: Count = 4  # requests that run at once
     queue: Natural = 32  # requests that may wait in the admission queue
     watchdog_s: Seconds = 60.0  # time limit of one device call; the gateway kills a worker that exceeds it
     breaker: BreakerConfig | None = None  # None: the [breaker] table
-    max_tokens: Count | None = None  # None, as for the sampling parameters: the key of [defaults]
+    max_tokens: MaxTokens | None = None  # None, as for the sampling parameters: the key of [defaults]
 
 
 class BundleModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -181,14 +188,17 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     default_model: str | None = None
     models_dir: Path = Path("models")
 
-    def defaults_for(self, model: str, recommended: Mapping[str, float] | None = None) -> Defaults:
-        """The values that the model's engine honours, from the model's table, else [defaults], else `recommended`.
+    def defaults_for(self, model: str, recommended: Mapping[str, float] | None = None, *, alias: str = "") -> Defaults:
+        """The values that the model's engine honours: from the alias, the model's table, [defaults] or `recommended`.
 
         Args:
             recommended: what the model's own files say, by the name of the key.
+            alias: the name in the request.
         """
         own, general = asdict(self.models[model]), asdict(self.defaults)
+        aliases = self.models[model].aliases
+        named = asdict(aliases[alias]) if isinstance(aliases, dict) and alias in aliases else {}
         merged: dict[str, Any] = dict(recommended or {})
-        for source in (general, own):
+        for source in (general, own, named):
             merged |= {name: value for name, value in source.items() if value is not None}
         return Defaults(**{name: value for name, value in merged.items() if name in general and name in own})

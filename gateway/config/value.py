@@ -65,6 +65,8 @@ def _from_text(setting: Setting, kind: Any) -> Any:
     """The text of an environment variable in the form of its key: `a,b` is a list, `a=1,b=2` a table."""
     text = setting.value
     kind = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    if any(get_origin(part) is tuple for part in get_args(kind)):  # a list or a table
+        return [item.strip() for item in text.split(",") if item.strip()]
     items = [item.strip() for item in text.split(",") if item.strip()]
     if get_origin(kind) is tuple:
         return items
@@ -81,7 +83,8 @@ def _problem(message: str, value: Any, kind: Any) -> str:
         choices = [
             choice for part in get_args(kind) for choice in (get_args(part) or [part]) if isinstance(choice, str)
         ]
-        return f"{value!r} is not one of {', '.join(choices)}{nearest(value, choices)}"
+        number = ["a number"] if any(part is int or get_origin(part) is Annotated for part in get_args(kind)) else []
+        return f"{value!r} is not one of {', '.join([*number, *choices])}{nearest(value, choices)}"
     plain = re.sub(r" - at `\$(.*)`", r" in one item", message).replace(" | null", "").replace("`", "")
     plain = plain.replace("array", "list").replace("object", "table")
     return plain[0].lower() + plain[1:] + ("" if ", got" in plain else f", got {value!r}")

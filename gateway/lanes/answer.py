@@ -135,6 +135,7 @@ class RoutedAnswer(AsyncIterator[Event]):
     def _noted(self, event: Event) -> Event:
         if isinstance(event, ChoiceFinished):
             self._line.ending = event.reason
+            self._line.has_default_limit = self._generation.has_default_limit
         elif isinstance(event, Finished):
             self._end()
         return event

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -17,12 +17,14 @@ from gateway.lanes.answer import RoutedAnswer
 from gateway.lanes.lane import Lane, LaneStatus
 
 BACKGROUND_SUFFIX = ":background"
+LATEST = ":latest"
 
 
 class Route(Struct, frozen=True):
-    """The model that a name means."""
+    """The model that a name means. `name`: that name as the config spells it."""
 
     model: str
+    name: str
     background: bool = False
 
 
@@ -48,6 +50,7 @@ class Router:
         self._clock = clock
         aliases = {alias: name for name, model in config.models.items() for alias in model.aliases}
         self._names = aliases | {name: name for name in self.lanes}
+        self._spellings = _spellings(self._names)
 
     async def start(self) -> None:
         """Begin to load all models in the background. `tried` waits for them."""
@@ -62,6 +65,7 @@ class Router:
         self.config = replace(self.config, models={**self.config.models, lane.name: lane.config})
         self.lanes[lane.name] = lane
         self._names |= dict.fromkeys(names, lane.name)
+        self._spellings = _spellings(self._names)
         lane.start()
 
     async def tried(self) -> None:
@@ -73,15 +77,18 @@ class Router:
         await asyncio.gather(*(lane.aclose() for lane in self.lanes.values()))
 
     def lookup(self, name: str | None) -> Route:
-        """The model of a name, an alias or `NAME:background`. Raises ModelNotFound with the list of models."""
+        """The model of a name, an alias, `NAME:latest` or `NAME:background`, in any case: clients change the case, and
+        Ollama's append `:latest`. Raises ModelNotFound with the list of models.
+        """
         wanted = name or ""
         if wanted in self._names:
-            return Route(self._names[wanted])
+            return Route(self._names[wanted], wanted)
         base = wanted.removesuffix(BACKGROUND_SUFFIX)
-        if base in self._names:
-            return Route(self._names[base], background=True)
-        if self.config.default_model is not None:
-            return Route(self.config.default_model, background=base != wanted)
+        known = self._known(base)
+        if known is None:
+            known = self.config.default_model
+        if known is not None:
+            return Route(self._names.get(known, known), known, background=base != wanted)
         what = f"The model {quote(wanted)} does not exist" if wanted else "The request names no model"
         error = ModelNotFound(f"{what}; there is {', '.join(self.lanes)}.", param="model")
         error.requested = wanted
@@ -89,8 +96,9 @@ class Router:
 
     def defaults_for(self, name: str | None) -> Defaults:
         """The defaults of a request for `name`."""
-        model = self.lookup(name).model
-        return self.config.defaults_for(model, self.lanes[model].engine.status.sampling)
+        route = self.lookup(name)
+        recommended = self.lanes[route.model].engine.status.sampling
+        return self.config.defaults_for(route.model, recommended, alias=route.name)
 
     async def open(self, generation: Generation) -> RoutedAnswer:
         """The answer to a request, when a device has begun with it. Raises every refusal. Close the answer."""
@@ -121,7 +129,7 @@ class Router:
     def model(self, name: str) -> ModelInfo:
         """One model, by name or alias. Raises ModelNotFound."""
         lane = self.lanes[self.lookup(name).model]
-        return ModelInfo(name=lane.name, aliases=lane.config.aliases, status=lane.status)
+        return ModelInfo(name=lane.name, aliases=tuple(lane.config.aliases), status=lane.status)
 
     def speed(self, name: str) -> tuple[EngineStatus, float | None]:
         """The status of the model's engine, and its tokens per second. Raises ModelNotFound."""
@@ -138,6 +146,12 @@ class Router:
         """The state of all lanes now, for `/readyz`."""
         return [lane.status for lane in self.lanes.values()]
 
+    def _known(self, name: str) -> str | None:
+        """The name of the config that `name` means; the exact spelling first."""
+        exact = (name, name.removesuffix(LATEST))
+        found = next((each for each in exact if each in self._names), None)
+        return found or next(filter(None, (self._spellings.get(each.casefold()) for each in exact)), None)
+
     def _chain(self, name: str) -> list[Lane]:
         """The lanes to try, in order: the model, its fallback, and so on."""
         chain: list[Lane] = []
@@ -146,3 +160,8 @@ class Router:
             chain.append(self.lanes[step])
             step = self.lanes[step].config.fallback
         return chain
+
+
+def _spellings(names: Iterable[str]) -> dict[str, str]:
+    """Each name by its spelling without case; the first one of those that differ only in case."""
+    return {name.casefold(): name for name in reversed(list(names))}

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from gateway.errors import InvalidRequest, UnsupportedParameter, quote
-from gateway.generation import Grammar, Tool, ToolChoice
+from gateway.generation import UNLIMITED, Grammar, Tool, ToolChoice
 from gateway.routes.wire import Json
 from gateway.server.body import check_depth
 
@@ -42,7 +42,20 @@ def not_text(kind: str, param: str) -> InvalidRequest:
 
 
 def stop_of(stop: str | list[str] | None) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop or ())
+    """The different stop strings. An empty one has no effect."""
+    strings = [stop] if isinstance(stop, str) else stop or []
+    return tuple(dict.fromkeys(text for text in strings if text))
+
+
+def limit_of(sent: int | None, default: int | Literal["context"], param: str) -> tuple[int, bool]:
+    """The token limit of the answer, and True if it is the default. Raises InvalidRequest for 0."""
+    if sent is None:
+        return UNLIMITED if default == "context" else default, True
+    if sent == 0:
+        raise InvalidRequest(
+            f"Invalid value for '{param}': expected a positive number, or -1 for no limit.", param=param
+        )
+    return UNLIMITED if sent < 0 else sent, False
 
 
 # ---- tools ---------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from gateway.errors import (
     QueueFull,
     UpstreamFailed,
 )
-from gateway.generation import Event, Generation
+from gateway.generation import UNLIMITED, Event, Generation
 from gateway.lanes.answer import RoutedAnswer
 from gateway.lanes.router import Router
 from gateway.routes.collect import Collected, collect
@@ -93,6 +93,7 @@ async def answer_all(
     """
     router = router_of(request)
     generations = [_with_headers(generation, request) for generation in generations]
+    request.scope["state"]["max_tokens"] = _default_limit(generations[0])
     if not stream:
         return await while_connected(request, _whole(request, generations, rendering))
     opened = await while_connected(request, _open(router, generations))
@@ -117,6 +118,12 @@ def _with_headers(generation: Generation, request: HttpRequest) -> Generation:
         ttft_timeout_s=_seconds(request, FIRST_TOKEN),
         background=generation.background or _is_background(request),
     )
+
+
+def _default_limit(generation: Generation) -> str:
+    """The header `x-gateway-max-tokens`; "" for a limit of the request."""
+    limit = "context" if generation.max_tokens == UNLIMITED else generation.max_tokens
+    return f"{limit} (default)" if generation.has_default_limit else ""
 
 
 def _is_background(request: HttpRequest) -> bool:

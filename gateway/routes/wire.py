@@ -12,8 +12,10 @@ Json = dict[str, Any]
 
 Count = Annotated[int, Meta(ge=0, le=MAX_INT)]
 AtLeastOne = Annotated[int, Meta(ge=1, le=MAX_INT)]
+#: The token limit of an answer. -1: no limit but the context. `limit_of` of parse.py refuses 0.
+Limit = Annotated[int, Meta(ge=-1, le=MAX_INT, extra_json_schema={"not": {"const": 0}})]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
-StopString = Annotated[str, Meta(min_length=1, max_length=4096)]
+StopString = Annotated[str, Meta(max_length=4096)]  # an empty one has no effect
 Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")]
 
 #: Limits of lists that the gateway walks over for every request. A longer list would delay other requests.

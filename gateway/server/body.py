@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
+from contextvars import copy_context
 from functools import cache, partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -19,6 +20,7 @@ from litestar.utils.scope.state import ScopeState
 from gateway.errors import LONGEST_QUOTE, BodyTimeout, InvalidRequest, Unavailable, cut
 from gateway.server.connections import connection_limit
 from gateway.server.identity import client_of
+from gateway.server.ignored import begin_notes, note_unknown_fields
 from gateway.server.request import ClientDisconnected, HttpRequest, note_failure
 from gateway.server.shares import Shares
 
@@ -132,6 +134,7 @@ async def read_json(request: HttpRequest, decoder: msgspec.json.Decoder[T]) -> T
     Raises InvalidRequest (malformed JSON, a field of the wrong type or out of range), BodyTimeout, Litestar's error
     for a body over the size limit, and ClientDisconnected if the body ends early.
     """
+    begin_notes(request.scope)
     body = await _read(request)
     request.scope["state"]["body_bytes"] = len(body)
     return await by_size(request, parse, body, decoder)
@@ -149,9 +152,9 @@ async def by_size(request: HttpRequest, work: Callable[P, T], *args: P.args, **k
 
 
 async def in_thread(request: HttpRequest, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The result of `work`, done in the thread of large bodies."""
+    """The result of `work`, done in the thread of large bodies, with the context of the request."""
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(request.app.state.parser, partial(work, *args, **kwargs))
+    return await loop.run_in_executor(request.app.state.parser, partial(copy_context().run, work, *args, **kwargs))
 
 
 async def _read(request: HttpRequest) -> bytes:
@@ -171,7 +174,9 @@ def parse(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     if sum(map(body.count, (b",", b"[", b"{"))) > MAX_SEPARATORS:
         raise InvalidRequest("The request body has too many values.")
     try:
-        return decoder.decode(body)
+        decoded = decoder.decode(body)
+        note_unknown_fields(body, decoder.type)
+        return decoded
     except msgspec.ValidationError as error:
         raise _validation_error(str(error)) from None
     except RecursionError:

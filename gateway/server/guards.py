@@ -20,6 +20,8 @@ from litestar.handlers.base import BaseRouteHandler
 from gateway.config.hosts import host_name, web_origin
 from gateway.config.tables import ServerConfig
 from gateway.errors import Forbidden, Unauthorized, Unavailable, quote
+from gateway.server.ignored import HEADER as IGNORED
+from gateway.server.request import MAX_TOKENS
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 #: Coroutines, although none awaits: Litestar runs a plain function in a thread, which costs 0.3 ms for each call.
@@ -40,7 +42,8 @@ def cors_of(config: ServerConfig) -> CORSConfig | None:
     if not config.cors_origins:
         return None
     return CORSConfig(
-        allow_origins=[web_origin(text) for text in config.cors_origins], expose_headers=["x-request-id", "retry-after"]
+        allow_origins=[web_origin(text) for text in config.cors_origins],
+        expose_headers=["x-request-id", "retry-after", IGNORED, MAX_TOKENS],
     )
 
 

@@ -12,8 +12,11 @@ from litestar.datastructures import State
 from litestar.types import Message, Scope
 
 from gateway.lanes.router import Router
+from gateway.server.ignored import HEADER, header_of
 
 T = TypeVar("T")
+
+MAX_TOKENS = "x-gateway-max-tokens"  # a header of the reply: the token limit, if the request has none
 
 HttpRequest = Request[str, str, State]
 
@@ -32,10 +35,16 @@ def note_failure(state: MutableMapping[str, Any]) -> None:
     state["has_failed"] = True
 
 
-async def add_request_id(message: Message, scope: Scope) -> None:
-    """Add the `x-request-id` header. A `before_send` hook of Litestar."""
+async def add_headers(message: Message, scope: Scope) -> None:
+    """Add `x-request-id`, and what the client should know of its request. A `before_send` hook of Litestar."""
     if message["type"] == "http.response.start":
-        message["headers"] = [*message["headers"], (b"x-request-id", f"req_{request_number(scope)}".encode())]
+        added = {
+            "x-request-id": f"req_{request_number(scope)}",
+            HEADER: header_of(scope),
+            MAX_TOKENS: scope["state"].get("max_tokens", ""),
+        }
+        pairs = [(name.encode(), value.encode()) for name, value in added.items() if value]
+        message["headers"] = [*message["headers"], *pairs]
 
 
 def router_of(request: HttpRequest) -> Router:

@@ -102,6 +102,23 @@ def test_model_sampling_defaults_override_defaults_table(folder: Folder) -> None
     assert config.defaults_for("a").top_p == 0.8
 
 
+def test_token_limit_of_alias_overrides_model_and_defaults(folder: Folder) -> None:
+    aliases = 'aliases = { plain = {}, coder = { max_tokens = "context" }, short = { max_tokens = 5 } }\n'
+    config = folder.load("[defaults]\nmax_tokens = 7\n" + ONE_MODEL + "max_tokens = 9\n" + aliases)
+    assert list(config.models["a"].aliases) == ["plain", "coder", "short"]
+    limits = {name: config.defaults_for("a", alias=name).max_tokens for name in ("a", *config.models["a"].aliases)}
+    assert limits == {"a": 9, "plain": 9, "coder": "context", "short": 5}
+
+
+def test_token_limit_may_be_the_context_everywhere(folder: Folder) -> None:
+    assert folder.load('[defaults]\nmax_tokens = "context"\n' + ONE_MODEL).defaults_for("a").max_tokens == "context"
+    assert folder.load(ONE_MODEL + 'max_tokens = "context"\n').defaults_for("a").max_tokens == "context"
+    config = folder.load(
+        ONE_MODEL, {"NPU_GATEWAY_DEFAULTS_MAX_TOKENS": "context", "NPU_GATEWAY_MODELS_A_MAX_TOKENS": "6"}
+    )
+    assert (config.defaults.max_tokens, config.defaults_for("a").max_tokens) == ("context", 6)
+
+
 def test_relative_path_resolves_from_folder_of_file(folder: Folder) -> None:
     text = 'models_dir = "m"\n[models.a]\nsource = "gguf/x.gguf"\n[models."b/c"]\nsource = "pypi:x==1"\n'
     config = folder.load(
@@ -192,7 +209,13 @@ MISTAKES = [
     ('[models."b.c"]\nengine = "locl"\n', "[models.\"b.c\"] engine: 'locl' is not one of local, genie, upstream,"),
     ('[models.a]\nprovider = "npu"\n', "[models.a] provider: 'npu' is not one of auto, cpu, qnn"),
     ("[models.a]\n", "[models.a]: needs path (the folder of the bundle) or source"),
-    (ONE_MODEL + 'aliases = "x"\n', "[models.a] aliases: expected list, got str"),
+    (ONE_MODEL + 'aliases = "x"\n', "[models.a] aliases: expected table | list, got str"),
+    (
+        ONE_MODEL + "aliases = { x = { max_tokns = 1 } }\n",
+        "[models.a] aliases: object contains unknown field max_tokns",
+    ),
+    (ONE_MODEL + 'max_tokens = "contxt"\n', "[models.a] max_tokens: 'contxt' is not one of a number, context; did you"),
+    ("[defaults]\nmax_tokens = 0\n" + ONE_MODEL, "[defaults] max_tokens: expected int >= 1, got 0"),
     (ONE_MODEL + 'aliases = ["x", 3]\n', "[models.a] aliases: expected str, got int in one item"),
     (ONE_MODEL + "breaker = 3\n", "models.a.breaker must be a table, written [models.a.breaker]"),
     ("models = 3\n", "models must be a table, written [models]"),

@@ -19,18 +19,28 @@ from gateway.lanes.router import Route, Router
 from tests.support.routing import BREAKER, answer_of, model, request, routing
 from tests.support.virtual_time import in_virtual_time, now
 
-NAMES = {"main": model(aliases=("gpt-4o-mini", "qwen2:7b")), "other": model(aliases=("other:background",))}
+NAMES = {
+    "main": model(aliases=("gpt-4o-mini", "qwen2:7b")),
+    "other": model(aliases=("other:background", "tagged:latest", "tagged", "TAGGED")),
+}
 
 
 @pytest.mark.parametrize(
     ("name", "route"),
     [
-        ("main", Route("main")),
-        ("gpt-4o-mini", Route("main")),
-        ("qwen2:7b", Route("main")),
-        ("main:background", Route("main", background=True)),
-        ("qwen2:7b:background", Route("main", background=True)),
-        ("other:background", Route("other")),  # the alias has priority over the suffix
+        ("main", Route("main", "main")),
+        ("gpt-4o-mini", Route("main", "gpt-4o-mini")),
+        ("qwen2:7b", Route("main", "qwen2:7b")),
+        ("main:background", Route("main", "main", background=True)),
+        ("qwen2:7b:background", Route("main", "qwen2:7b", background=True)),
+        ("other:background", Route("other", "other:background")),  # the alias has priority over the suffix
+        ("MAIN", Route("main", "main")),
+        ("main:latest", Route("main", "main")),
+        ("GPT-4o-Mini:latest", Route("main", "gpt-4o-mini")),
+        ("Qwen2:7B:latest:background", Route("main", "qwen2:7b", background=True)),
+        ("Main:latest:background", Route("main", "main", background=True)),
+        ("tagged:latest", Route("other", "tagged:latest")),
+        ("tagged", Route("other", "tagged")),
     ],
 )
 @in_virtual_time
@@ -39,7 +49,7 @@ async def test_lookup_of_names_and_aliases(name: str, route: Route) -> None:
         assert router.lookup(name) == route
 
 
-@pytest.mark.parametrize("name", ["unknown", "MAIN", "main:", ":background", "x\n" * 100])
+@pytest.mark.parametrize("name", ["unknown", "MAIN2", "main:", "main:LATEST:7b", ":background", "x\n" * 100])
 @in_virtual_time
 async def test_unknown_name_is_refused_with_list_of_models(name: str) -> None:
     async with routing(NAMES) as router:
@@ -61,10 +71,10 @@ async def test_missing_name_is_refused(name: str | None) -> None:
 @in_virtual_time
 async def test_default_model_answers_unknown_names() -> None:
     async with routing(NAMES, default_model="other") as router:
-        assert router.lookup(None) == Route("other")
-        assert router.lookup("gpt-5") == Route("other")
-        assert router.lookup("gpt-5:background") == Route("other", background=True)
-        assert router.lookup("main") == Route("main")
+        assert router.lookup(None) == Route("other", "other")
+        assert router.lookup("gpt-5") == Route("other", "other")
+        assert router.lookup("gpt-5:background") == Route("other", "other", background=True)
+        assert router.lookup("main") == Route("main", "main")
         assert await answer_of(router, request("gpt-5")) == ("other", "fine")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.config.tables import Script, ScriptedModel
+from gateway.config.tables import Alias, Script, ScriptedModel
 from tests.support.server import PATIENCE_S, Running, config_of, scripted, serving, wait_until
 
 CHAT = "/v1/chat/completions"
@@ -121,3 +121,71 @@ def test_local_model_has_predicted_ttft_after_its_first_request(local: Running) 
     with local.http() as client:
         client.post(CHAT, json=body("tiny", max_tokens=1))
         assert float(client.post(CHAT, json=body("tiny", "Hello again", max_tokens=1)).headers[PREDICTED]) > 0
+
+
+LIMIT = "x-gateway-max-tokens"
+LIMITED = {
+    "m": ScriptedModel(
+        aliases={"coder": Alias(max_tokens="context"), "plain": Alias()},
+        max_tokens=3,
+        script=Script(replies=("one two three four five",), repeat=True, prompt_tokens=4, context_length=24),
+    )
+}
+
+
+@pytest.fixture(scope="module")
+def limited() -> Iterator[httpx.Client]:
+    with serving(config_of(LIMITED)) as server, server.http() as client:
+        yield client
+
+
+class TestTokenLimit:
+    @pytest.mark.parametrize("stream", [False, True])
+    @pytest.mark.parametrize(
+        ("path", "fields"),
+        [
+            (CHAT, {"messages": [{"role": "user", "content": "Hello"}]}),
+            ("/v1/responses", {"input": "Hello"}),
+            ("/api/chat", {"messages": [{"role": "user", "content": "Hello"}]}),
+            ("/api/generate", {"prompt": "Hello"}),
+        ],
+    )
+    def test_default_limit_is_in_a_header(
+        self, limited: httpx.Client, path: str, fields: dict[str, Any], stream: bool
+    ) -> None:
+        headers = {
+            name: limited.post(path, json={"model": name, "stream": stream, **fields}).headers.get(LIMIT)
+            for name in ("m", "plain", "coder")
+        }
+        assert headers == {"m": "3 (default)", "plain": "3 (default)", "coder": "context (default)"}
+
+    def test_limit_of_the_request_has_no_header(self, limited: httpx.Client) -> None:
+        sent = [
+            (CHAT, body("m", max_tokens=5)),
+            (CHAT, body("m", max_completion_tokens=-1)),
+            ("/v1/responses", {"model": "m", "input": "a", "max_output_tokens": -1}),
+            ("/v1/completions", {"model": "m", "prompt": "a", "max_tokens": -1}),
+            ("/v1/messages", body("m", max_tokens=5)),
+            ("/api/chat", body("m", options={"num_predict": -1}, stream=False)),
+        ]
+        answers = [limited.post(path, json=fields) for path, fields in sent]
+        assert [(answer.status_code, answer.headers.get(LIMIT)) for answer in answers] == [(200, None)] * len(sent)
+
+    @pytest.mark.parametrize(
+        ("name", "fields", "tokens"), [("coder", {}, 20), ("m", {}, 3), ("m", {"max_tokens": -1}, 20)]
+    )
+    def test_context_and_minus_one_are_up_to_the_end_of_the_context(
+        self, limited: httpx.Client, name: str, fields: dict[str, Any], tokens: int
+    ) -> None:
+        answer = limited.post(CHAT, json=body(name, **fields)).json()
+        assert (answer["usage"]["completion_tokens"], answer["choices"][0]["finish_reason"]) == (tokens, "length")
+
+    def test_log_says_that_the_default_limit_ended_an_answer(
+        self, limited: httpx.Client, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, logger="gateway.lanes.answer")
+        for fields in ({}, {"max_tokens": 3}):
+            limited.post(CHAT, json=body("m", **fields))
+        first, second = (record.message for record in caplog.records)
+        assert first.endswith("length (the default limit: send max_tokens, or set it in config.toml)")
+        assert second.endswith("  length")

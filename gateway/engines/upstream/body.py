@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from gateway.errors import UnsupportedParameter
-from gateway.generation import Chat, Generation, Grammar, Message, Text, TokenIds, Tool, ToolChoice
+from gateway.generation import UNLIMITED, Chat, Generation, Grammar, Message, Text, TokenIds, Tool, ToolChoice
 from gateway.sampling import Sampling, changed, parameters, unsupported
 
 
@@ -56,7 +56,7 @@ def _common(generation: Generation) -> dict[str, Any]:
     """The fields of both endpoints. A field that only local servers have is left out unless the request sets it."""
     return {
         **_sampling(generation.sampling),
-        "max_tokens": generation.max_tokens,
+        "max_tokens": None if generation.max_tokens == UNLIMITED else generation.max_tokens,
         "min_tokens": generation.min_tokens or None,
         "ignore_eos": generation.ignore_eos or None,
         "stop": list(generation.stop) or None,

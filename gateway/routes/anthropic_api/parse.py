@@ -19,6 +19,7 @@ from gateway.routes.anthropic_api.wire import (
 )
 from gateway.routes.parse import (
     function_tool,
+    limit_of,
     required,
     schema_grammar,
     stop_of,
@@ -32,12 +33,13 @@ Content = str | list[ContentBlock]
 
 def messages_generation(request: MessagesRequest, defaults: Defaults, *, id: str) -> Generation:
     """Raises InvalidRequest; its `param` names the field."""
+    max_tokens, _ = limit_of(request.max_tokens, defaults.max_tokens, "max_tokens")
     return Generation(
         id=id,
         model=request.model,
         prompt=chat_of(request),
         sampling=sampling_of("anthropic", request, defaults),
-        max_tokens=request.max_tokens,
+        max_tokens=max_tokens,
         stop=stop_of(request.stop_sequences),
         grammar=_grammar(request),
     )

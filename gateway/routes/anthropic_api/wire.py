@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
@@ -10,8 +10,8 @@ from gateway.routes.wire import (
     MAX_MESSAGES,
     MAX_STOPS,
     MAX_TOOLS,
-    AtLeastOne,
     Json,
+    Limit,
     StopString,
 )
 from gateway.sampling import with_wire_fields
@@ -73,6 +73,8 @@ class OutputConfig(Struct, kw_only=True):
 class CountTokensRequest(Struct, kw_only=True):
     """The fields that make the prompt."""
 
+    #: They change no answer: who sends it, and what is cached.
+    unused: ClassVar[frozenset[str]] = frozenset(["metadata", "service_tier", "cache_control", "inference_geo"])
     model: str
     messages: Annotated[list[InputMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
     system: str | list[ContentBlock] | None = None
@@ -84,7 +86,7 @@ class CountTokensRequest(Struct, kw_only=True):
 
 @with_wire_fields("anthropic")
 class MessagesRequest(CountTokensRequest, kw_only=True):
-    max_tokens: AtLeastOne
+    max_tokens: Limit
     stream: bool | None = None
     stop_sequences: Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
 

@@ -11,7 +11,7 @@ from litestar import get, post
 from litestar.types import ASGIApp
 
 from gateway.errors import ModelNotFound
-from gateway.lanes.router import ModelInfo, Router
+from gateway.lanes.router import LATEST, ModelInfo, Router
 from gateway.routes.ollama_api.wire import (
     ApiVersion,
     ModelDetails,
@@ -31,17 +31,10 @@ from gateway.server.request import HttpRequest, router_of
 
 #: The Ollama release whose API this is. Editors require a minimum.
 API_VERSION = "0.12.11"
-LATEST = ":latest"
 FOREVER = "9999-12-31T23:59:59Z"  # models stay loaded
 
 _decoder = msgspec.json.Decoder(ShowRequest)
 _SHOW = openapi_opt("Get the details of a model (Ollama)", body=ShowRequest, reply=ShownModel, raises=(ModelNotFound,))
-
-
-def model_named(router: Router, name: str) -> str:
-    """The gateway's name of a model. Ollama's clients append `:latest` to a name without a tag."""
-    known = {known for model in router.models() for known in (model.name, *model.aliases)}
-    return name if name in known else name.removesuffix(LATEST)
 
 
 @get("/api/version", opt=openapi_opt("Get the Ollama release whose API this is", reply=ApiVersion))
@@ -77,7 +70,7 @@ async def show(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _decoder)
     name = required(body.model or body.name or None, "model")
     router = router_of(request)
-    model = router.model(model_named(router, name))
+    model = router.model(name)
     return json_response(_shown(model, router, _started_at(request)))
 
 

@@ -21,11 +21,9 @@ from gateway.routes.ollama_api.wire import (
     Options,
 )
 from gateway.routes.openai_api.parse_tools import tools_of
-from gateway.routes.parse import refuse_parameters, schema_grammar, stop_of
+from gateway.routes.parse import limit_of, refuse_parameters, schema_grammar, stop_of
 from gateway.sampling import sampling_of
 from gateway.server.body import check_depth
-
-UNLIMITED = 2**31 - 1  # the engine clamps it to what the context length allows
 
 
 def chat_of(request: OllamaChatRequest) -> Chat:
@@ -58,25 +56,22 @@ def prompt_of(request: OllamaGenerateRequest) -> Prompt:
     return Chat(messages=(*system, user), tool_choice=ToolChoice(mode="none"), reasoning_effort=_effort(request))
 
 
-def generation_of(request: OllamaRequest, prompt: Prompt, defaults: Defaults, *, model: str, id: str) -> Generation:
+def generation_of(request: OllamaRequest, prompt: Prompt, defaults: Defaults, *, id: str) -> Generation:
     """Raises InvalidRequest; its `param` names the field."""
     options = request.options or Options()
+    sent = -1 if options.num_predict == 0 else options.num_predict  # 0: no limit, as in Ollama
+    max_tokens, is_default = limit_of(sent, defaults.max_tokens, "options.num_predict")
     return Generation(
         id=id,
-        model=model,
+        model=request.model,
         prompt=prompt,
         sampling=sampling_of("ollama", options, defaults),
-        max_tokens=_max_tokens(options, defaults),
+        max_tokens=max_tokens,
+        has_default_limit=is_default,
         stop=stop_of(options.stop),
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         grammar=_grammar(request.format),
     )
-
-
-def _max_tokens(options: Options, defaults: Defaults) -> int:
-    if options.num_predict is None:
-        return defaults.max_tokens
-    return options.num_predict if options.num_predict > 0 else UNLIMITED
 
 
 def _grammar(format: str | dict[str, Any] | None) -> Grammar | None:

@@ -10,7 +10,6 @@ from litestar import post
 from litestar.types import ASGIApp
 
 from gateway.generation import Prompt
-from gateway.routes.ollama_api.models import model_named
 from gateway.routes.ollama_api.parse import chat_of, generation_of, prompt_of
 from gateway.routes.ollama_api.render import MEDIA_TYPE, Kind, OllamaRendering, reply_of
 from gateway.routes.ollama_api.wire import OllamaChatRequest, OllamaGenerateRequest, OllamaReply, OllamaRequest
@@ -45,16 +44,15 @@ async def generate(request: HttpRequest) -> ASGIApp:
 
 async def _answer(request: HttpRequest, body: OllamaRequest, kind: Kind, prompt: Prompt) -> ASGIApp:
     router = router_of(request)
-    model = model_named(router, body.model)
-    defaults = router.defaults_for(model)
+    defaults = router.defaults_for(body.model)
     id = f"ollama-{request_number(request.scope)}"
-    generation = await by_size(request, generation_of, body, prompt, defaults, model=model, id=id)
+    generation = await by_size(request, generation_of, body, prompt, defaults, id=id)
     return await answer(request, generation, OllamaRendering(kind, generation), stream=body.stream is not False)
 
 
 def _loaded(request: HttpRequest, body: OllamaRequest, kind: Kind) -> ASGIApp:
     """The reply to a request without a prompt: the client only wants the model to be loaded."""
     router = router_of(request)
-    reply = reply_of(kind, router.lookup(model_named(router, body.model)).model)
+    reply = reply_of(kind, router.lookup(body.model).model)
     reply.done, reply.done_reason = True, "load"
     return json_response(reply)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
@@ -28,6 +28,23 @@ Effort = Literal["low", "medium", "high"]
 class Options(Struct, kw_only=True):
     """The options that change the answer. Options about memory and threads are ignored: the config has them."""
 
+    unused: ClassVar[frozenset[str]] = frozenset(
+        (
+            "num_ctx",
+            "num_keep",
+            "num_batch",
+            "num_gpu",
+            "main_gpu",
+            "num_thread",
+            "numa",
+            "low_vram",
+            "f16_kv",
+            "use_mmap",
+            "use_mlock",
+            "vocab_only",
+            "logits_all",
+        )
+    )
     num_predict: Annotated[int, Meta(ge=-2, le=MAX_INT)] | None = None  # negative: up to the context length
     stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
 
@@ -35,6 +52,7 @@ class Options(Struct, kw_only=True):
 class OllamaRequest(Struct, kw_only=True):
     """The fields that /api/chat and /api/generate share."""
 
+    unused: ClassVar[frozenset[str]] = frozenset(["keep_alive"])  # models stay loaded
     model: Annotated[str, Meta(min_length=1)]
     stream: bool | None = None  # absent means true
     format: Literal["", "json"] | Json | None = None
@@ -85,6 +103,7 @@ class OllamaGenerateRequest(OllamaRequest, kw_only=True):
 class ShowRequest(Struct, kw_only=True):
     """Older clients send `name`."""
 
+    unused: ClassVar[frozenset[str]] = frozenset(["verbose"])
     model: str | None = None
     name: str | None = None
 

@@ -29,7 +29,8 @@ async def list_models(request: HttpRequest) -> ASGIApp:
 )
 async def get_model(request: HttpRequest, model_id: FromPath[str]) -> ASGIApp:
     name = model_id.removeprefix("/")  # Litestar's `path` includes the leading slash
-    return json_response(_card(name, router_of(request).model(name), request.app.state.started_at))
+    router = router_of(request)
+    return json_response(_card(router.lookup(name).name, router.model(name), request.app.state.started_at))
 
 
 def _card(name: str, model: ModelInfo, created: int) -> ModelCard:

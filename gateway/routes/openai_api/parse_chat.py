@@ -12,7 +12,7 @@ from gateway.routes.openai_api.parse import check_stream_options, is_background,
 from gateway.routes.openai_api.parse_grammar import grammar_of
 from gateway.routes.openai_api.parse_tools import chat_tool_choice, tools_of
 from gateway.routes.openai_api.wire import ChatMessage, ChatRequest, ContentPart
-from gateway.routes.parse import not_text, refuse_parameters, required, stop_of
+from gateway.routes.parse import limit_of, not_text, refuse_parameters, required, stop_of
 from gateway.sampling import sampling_of
 from gateway.server.body import check_depth
 
@@ -21,13 +21,14 @@ def chat_generation(request: ChatRequest, defaults: Defaults, *, id: str) -> Gen
     """Raises InvalidRequest; its `param` names the field."""
     _refuse_unsupported(request)
     check_stream_options(request)
-    max_tokens = request.max_completion_tokens or request.max_tokens or defaults.max_tokens
+    max_tokens, is_default = _limit(request, defaults)
     return Generation(
         id=id,
         model=request.model or "",
         prompt=chat_of(request),
         sampling=sampling_of("openai", request, defaults),
         max_tokens=max_tokens,
+        has_default_limit=is_default,
         min_tokens=min_tokens_of(request, max_tokens),
         ignore_eos=bool(request.ignore_eos),
         stop=stop_of(request.stop),
@@ -37,6 +38,13 @@ def chat_generation(request: ChatRequest, defaults: Defaults, *, id: str) -> Gen
         prediction=text_of(request.prediction.content, "prediction.content") if request.prediction else None,
         background=is_background(request),
     )
+
+
+def _limit(request: ChatRequest, defaults: Defaults) -> tuple[int, bool]:
+    """The newer field wins if both are sent."""
+    if request.max_completion_tokens is not None:
+        return limit_of(request.max_completion_tokens, defaults.max_tokens, "max_completion_tokens")
+    return limit_of(request.max_tokens, defaults.max_tokens, "max_tokens")
 
 
 def chat_of(request: ChatRequest) -> Chat:

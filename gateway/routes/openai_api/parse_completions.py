@@ -11,7 +11,7 @@ from gateway.generation import Generation, Text, TokenIds
 from gateway.routes.openai_api.parse import check_stream_options, is_background, min_tokens_of
 from gateway.routes.openai_api.parse_grammar import grammar_of
 from gateway.routes.openai_api.wire_completions import CompletionRequest
-from gateway.routes.parse import stop_of
+from gateway.routes.parse import limit_of, stop_of
 from gateway.sampling import sampling_of
 
 MAX_TOKENS = 16  # OpenAI's default of this endpoint; a chat has another
@@ -34,6 +34,7 @@ def completion_generations(request: CompletionRequest, defaults: Defaults, *, id
             prompt=prompt,
             sampling=sampling_of("openai", request, defaults),
             max_tokens=max_tokens,
+            has_default_limit=request.max_tokens is None,
             min_tokens=min_tokens_of(request, max_tokens),
             ignore_eos=bool(request.ignore_eos),
             stop=stop_of(request.stop),
@@ -76,7 +77,7 @@ def _all(kind: type[T], items: Sequence[object]) -> list[T]:
 def _max_tokens(request: CompletionRequest) -> int:
     if request.max_tokens == 0 and not request.echo:
         raise InvalidRequest("'max_tokens': 0 is only allowed with 'echo': true.", param="max_tokens")
-    return MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    return 0 if request.max_tokens == 0 else limit_of(request.max_tokens, MAX_TOKENS, "max_tokens")[0]
 
 
 def _best_of(request: CompletionRequest) -> int:

@@ -6,17 +6,18 @@ Replies: a field that is sometimes omitted has the type `... | UnsetType`, one t
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from gateway.routes.wire import (
     MAX_CHOICES,
     MAX_MESSAGES,
+    MAX_STOPS,
     MAX_TOOLS,
-    AtLeastOne,
     Count,
     Json,
+    Limit,
     Name,
     StopString,
     TokenLogprobs,
@@ -28,6 +29,7 @@ from gateway.sampling import with_wire_fields
 
 
 class StreamOptions(Struct, kw_only=True):
+    unused: ClassVar[frozenset[str]] = frozenset(["include_obfuscation", "continuous_usage_stats"])
     include_usage: bool | None = None
 
 
@@ -58,11 +60,29 @@ class StructuredOutputs(Struct, kw_only=True):
 class GenerationFields(Struct, kw_only=True):
     """The fields that chat and text completions share, with the extra fields of vLLM and llama.cpp."""
 
+    #: They change no answer: who sends it, what another server would store or cache, how it is sent or counted.
+    unused: ClassVar[frozenset[str]] = frozenset(
+        (
+            "user",
+            "store",
+            "metadata",
+            "prompt_cache_key",
+            "prompt_cache_retention",
+            "safety_identifier",
+            "cache_prompt",
+            "return_progress",
+            "timings_per_token",
+            "id_slot",
+            "extra_headers",
+            "extra_body",
+            "timeout",
+        )
+    )
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
-    stop: StopString | Annotated[list[StopString], Meta(max_length=4)] | None = None
+    stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
     service_tier: str | None = None
     response_format: ResponseFormat | None = None
     # vLLM and llama.cpp
@@ -145,8 +165,8 @@ class PredictedContent(Struct, kw_only=True):
 
 class ChatRequest(GenerationFields, kw_only=True):
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: AtLeastOne | None = None
-    max_completion_tokens: AtLeastOne | None = None
+    max_tokens: Limit | None = None
+    max_completion_tokens: Limit | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
     tools: Annotated[list[ToolDefinition], Meta(max_length=MAX_TOOLS)] | None = None

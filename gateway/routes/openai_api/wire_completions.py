@@ -8,6 +8,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from gateway.routes.openai_api.wire import CompletionUsage, GenerationFields
 from gateway.routes.wire import Count, TopLogprobs
+from gateway.sampling import MAX_INT
 
 TokenId = Count
 #: A text, a list of texts, a list of token ids, or a list of lists of token ids.
@@ -19,7 +20,7 @@ PromptField = str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_leng
 
 class CompletionRequest(GenerationFields, kw_only=True):
     prompt: PromptField
-    max_tokens: Count | None = None
+    max_tokens: Annotated[int, Meta(ge=-1, le=MAX_INT)] | None = None  # -1: no limit but the context
     suffix: str | None = None
     echo: bool | None = None
     logprobs: TopLogprobs | None = None

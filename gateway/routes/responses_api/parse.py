@@ -5,7 +5,7 @@ from __future__ import annotations
 from gateway.config.tables import Defaults
 from gateway.errors import InvalidRequest
 from gateway.generation import Chat, Generation, Grammar, Message
-from gateway.routes.parse import refuse_parameters, required, schema_grammar, unknown_format
+from gateway.routes.parse import limit_of, refuse_parameters, required, schema_grammar, unknown_format
 from gateway.routes.responses_api.parse_items import LocatedItem, messages_of
 from gateway.routes.responses_api.parse_tools import response_tool_choice, tools_of
 from gateway.routes.responses_api.wire import ResponsesRequest
@@ -17,12 +17,14 @@ def response_generation(
 ) -> Generation:
     """`items`: from `located_items`. Raises InvalidRequest; its `param` names the field."""
     _refuse_unsupported(request)
+    max_tokens, is_default = limit_of(request.max_output_tokens, defaults.max_tokens, "max_output_tokens")
     return Generation(
         id=id,
         model=request.model or "",
         prompt=_chat(request, items),
         sampling=sampling_of("responses", request, defaults),
-        max_tokens=request.max_output_tokens or defaults.max_tokens,
+        max_tokens=max_tokens,
+        has_default_limit=is_default,
         logprobs=_logprobs(request),
         grammar=_grammar(request),
         background=request.service_tier == "flex",

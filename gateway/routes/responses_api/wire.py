@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from gateway.routes.wire import MAX_MESSAGES, MAX_TOOLS, AtLeastOne, Json, Name, TopLogprobs
+from gateway.routes.wire import MAX_MESSAGES, MAX_TOOLS, Json, Limit, Name, TopLogprobs
 from gateway.sampling import with_wire_fields
 
 MAX_METADATA = 16  # OpenAI's limit
@@ -89,13 +89,17 @@ class Reasoning(Struct, kw_only=True):
 
 @with_wire_fields("responses")
 class ResponsesRequest(Struct, kw_only=True):
+    #: They change no answer of this gateway.
+    unused: ClassVar[frozenset[str]] = frozenset(
+        ["user", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "stream_options", "client_metadata"]
+    )
     input: str | Annotated[list[InputItem], Meta(max_length=MAX_MESSAGES)]
     model: str | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool | None = None
     stream: bool | None = None
-    max_output_tokens: AtLeastOne | None = None
+    max_output_tokens: Limit | None = None
     top_logprobs: TopLogprobs | None = None
     include: list[str] | None = None
     tools: Annotated[list[ResponseTool], Meta(max_length=MAX_TOOLS)] | None = None

@@ -22,12 +22,12 @@ _generate_decoder = msgspec.json.Decoder(OllamaGenerateRequest)
 
 def chat_generation(**fields: Any) -> Generation:
     request = parse(msgspec.json.encode({"model": "m", "messages": FRANCE, **fields}), _chat_decoder)
-    return generation_of(request, chat_of(request), Defaults(), model="m", id="ollama-1")
+    return generation_of(request, chat_of(request), Defaults(), id="ollama-1")
 
 
 def generate_generation(**fields: Any) -> Generation:
     request = parse(msgspec.json.encode({"model": "m", "prompt": QUESTION, **fields}), _generate_decoder)
-    return generation_of(request, prompt_of(request), Defaults(), model="m", id="ollama-1")
+    return generation_of(request, prompt_of(request), Defaults(), id="ollama-1")
 
 
 def lines_of(text: str) -> list[dict[str, Any]]:

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from gateway.errors import InvalidRequest
 from gateway.generation import (
+    UNLIMITED,
     Chat,
     Generation,
     Message,
     Text,
     ToolCall,
 )
-from gateway.routes.ollama_api.parse import UNLIMITED
 from gateway.routes.ollama_api.wire import OllamaChatRequest, OllamaGenerateRequest, Options
 from tests.routes.ollama_api.helpers import FRANCE, QUESTION, chat_generation, generate_generation
 from tests.support.json_values import JSON_VALUES

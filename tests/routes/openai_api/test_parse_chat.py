@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.config.tables import Defaults
 from gateway.errors import InvalidRequest, UnsupportedParameter
-from gateway.generation import Chat, Generation, Grammar, Message, Tool, ToolCall, ToolChoice
+from gateway.generation import UNLIMITED, Chat, Generation, Grammar, Message, Tool, ToolCall, ToolChoice
 from gateway.routes.openai_api.parse_chat import chat_generation
 from gateway.routes.openai_api.wire import ChatRequest
 from gateway.server.body import parse
@@ -52,6 +52,35 @@ def refusal(**fields: Any) -> InvalidRequest:
 
 
 # ---- limits and sampling
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_zero_tokens_is_refused_and_minus_one_is_no_limit(name: str) -> None:
+    assert refusal(**{name: 0}).param == name
+    made = generation(**{name: -1})
+    assert (made.max_tokens, made.has_default_limit) == (UNLIMITED, False)
+
+
+def test_limit_of_the_config_is_known_as_the_default() -> None:
+    made, sent = generation(Defaults(max_tokens="context")), generation(Defaults(max_tokens="context"), max_tokens=5)
+    assert (made.max_tokens, made.has_default_limit) == (UNLIMITED, True)
+    assert (sent.max_tokens, sent.has_default_limit) == (5, False)
+
+
+@pytest.mark.parametrize(
+    ("stop", "strings"),
+    [
+        ("", ()),
+        ([""], ()),
+        (["", "a", ""], ("a",)),
+        (["a"] * 64, ("a",)),
+        ([f"stop {index}" for index in range(64)], tuple(f"stop {index}" for index in range(64))),
+        (None, ()),
+        ([], ()),
+    ],
+)
+def test_up_to_64_stop_strings_without_empty_and_equal_ones(stop: Any, strings: tuple[str, ...]) -> None:
+    assert generation(stop=stop).stop == strings
 
 
 def test_defaults_come_from_the_model() -> None:
