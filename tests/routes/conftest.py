@@ -47,6 +47,14 @@ def local(smollm2: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
+def tiny_openai(long_tiny: Path) -> Iterator[OpenAI]:
+    """A client of the model "tiny", which has a context of 8192 tokens."""
+    model = LocalModel(path=str(long_tiny), threads=1)
+    with serving(config_of({"tiny": model})) as running, running.openai() as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
 def openai(server: Running) -> Iterator[OpenAI]:
     with server.openai() as client:
         yield client

@@ -24,7 +24,8 @@ from gateway.worker.decoders.base import Logits
 from gateway.worker.decoders.static import checks
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from tests.support.decoding import IDS, greedy, prefill
-from tests.support.npu.fixtures import OpenDecoder, made_once
+from tests.support.made_once import made_once
+from tests.support.npu.fixtures import OpenDecoder
 
 ROWS = 4  # of one call of the head
 BATCH = 4

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from filelock import FileLock
 
 from gateway.builder.build import build_bundle
 from gateway.builder.graphs import quantise
@@ -20,6 +18,7 @@ from gateway.qnn.detect import try_detect_npu
 from gateway.qnn.device import NpuDevice
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.open import open_static_decoder
+from tests.support.made_once import made_once
 from tests.support.npu import ai_hub_bundle, olive_bundle, windows_ml_bundle
 from tests.support.npu.ai_hub_export import LLMWARE, write_export
 from tests.support.npu.genie_bundle import write_genie_bundle
@@ -40,19 +39,6 @@ def npu(expensive: None) -> NpuDevice:
     if device is None:
         pytest.skip("this machine has no NPU and no NPU emulator")
     return device
-
-
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder that `make` fills once for all processes of a test run. Tests must not change it."""
-    root = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
-    done = root / f"{name}.done"
-    with FileLock(root / f"{name}.lock"):
-        if not done.exists():
-            make(root / name)
-            done.touch()
-    return root / name
 
 
 @pytest.fixture
