@@ -33,6 +33,11 @@ class EngineStatus(Struct, frozen=True, kw_only=True):
     sampling: dict[str, float] = field(default_factory=dict)
     capabilities: tuple[Capability, ...] = ("chat", "tools", "logprobs", "structured_outputs")
 
+    @property
+    def cpu_nodes(self) -> int:
+        """Nodes of the graphs that run on the CPU. On an NPU, that is slow."""
+        return self.placement.get("CPU", 0)
+
 
 class Plan(Struct, frozen=True, kw_only=True):
     """What an engine knows about the cost of a request before the request runs."""
@@ -81,8 +86,9 @@ class Engine(Protocol):
     Any number of requests may run at the same time. The engine batches what it can and queues the rest in order.
     """
 
-    #: True if more requests than `max_sequences` can run: they take turns on the device.
-    takes_turns: bool
+    @property
+    def takes_turns(self) -> bool:
+        """True if more requests than `max_sequences` can run: they take turns on the device. Can change at a start."""
 
     @property
     def status(self) -> EngineStatus:

@@ -35,16 +35,7 @@ Running = dict[bool, Counter[str]]
 class Ticket:
     """A request's ticket: queued, then running. `leave()` is idempotent."""
 
-    __slots__ = (
-        "_decided",
-        "_queue",
-        "_remaining_s",
-        "admitted_at",
-        "background",
-        "client",
-        "has_left",
-        "refusal",
-    )
+    __slots__ = ("_decided", "_queue", "_remaining_s", "admitted_at", "background", "client", "has_left", "refusal")
 
     def __init__(
         self, queue: AdmissionQueue, client: str, background: bool, remaining_s: Callable[[], float | None]
@@ -152,11 +143,16 @@ class AdmissionQueue:
     slots: the number of requests that may run at the same time.
     max_waiting: the number of requests of each kind that may wait.
     clock: seconds, monotonic.
-    guests: the number of requests that may run above `slots`, one for each client without a running request.
+    guests: the number of requests that may run above `slots` now, one for each client without a running request.
     """
 
     def __init__(
-        self, slots: int, max_waiting: int, clock: Callable[[], float] = time.monotonic, *, guests: int = 0
+        self,
+        slots: int,
+        max_waiting: int,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        guests: Callable[[], int] = lambda: 0,
     ) -> None:
         self.slots = slots
         self.max_waiting = max_waiting
@@ -235,8 +231,9 @@ class AdmissionQueue:
     def _has_slot(self, running: Running, client: str, background: bool) -> bool:
         """True if a request may run now. Where requests take turns, only those of its kind count."""
         same_kind = running[background]
-        count = same_kind.total() if self.guests else sum(kind.total() for kind in running.values())
-        return count < self._limit(background) + (0 if same_kind[client] else self.guests)
+        guests = self.guests()
+        count = same_kind.total() if guests else sum(kind.total() for kind in running.values())
+        return count < self._limit(background) + (0 if same_kind[client] else guests)
 
     def _is_admitted_now(self, background: bool, client: str) -> bool:
         """True if a new request does not wait. A background one waits as long as an interactive one does."""

@@ -101,8 +101,7 @@ class Lane:
         self.config = config
         self.engine = engine
         self.breaker = Breaker(breaker_config, clock, name=name, on_change=self._breaker_changed)
-        guests = config.max_sequences if engine.takes_turns else 0
-        self.queue = AdmissionQueue(config.max_sequences, config.queue, clock, guests=guests)
+        self.queue = AdmissionQueue(config.max_sequences, config.queue, clock, guests=self._guests)
         self._metrics = metrics or Metrics()
         self._metrics.watch(name, self._gauges)
         self._loader = Loader(name, engine, clock, sleep)
@@ -155,7 +154,7 @@ class Lane:
             running=self.queue.running,
             waiting=self.queue.waiting,
             expected_wait_s=self.queue.expected_wait_s(),
-            cpu_nodes=engine.placement.get("CPU", 0),
+            cpu_nodes=engine.cpu_nodes,
             tokens_per_s=tokens_per_s,
             speed=_speed(tokens_per_s, engine.published_tokens_per_s),
         )
@@ -265,6 +264,9 @@ class Lane:
             self._probing = self._spawn(Prober(self.name, self.config, self.engine, self.breaker).run())
 
     # --- helpers
+
+    def _guests(self) -> int:
+        return self.config.max_sequences if self.engine.takes_turns else 0
 
     def _gauges(self) -> LaneGauges:
         status = self._loader.status

@@ -98,7 +98,6 @@ class Loader:
 
 def _device(status: EngineStatus) -> str:
     """The device; of an NPU also the nodes that it does not run."""
-    cpu_nodes = status.placement.get("CPU", 0)
-    if status.device not in ("npu", "emulated") or not cpu_nodes:
+    if status.device not in ("npu", "emulated") or not status.cpu_nodes:
         return status.device
-    return f"{status.device}, {cpu_nodes} of {sum(status.placement.values())} nodes on the CPU"
+    return f"{status.device}, {status.cpu_nodes} of {sum(status.placement.values())} nodes on the CPU"

@@ -222,7 +222,7 @@ async def test_background_crowd_evicts_no_interactive_request() -> None:
 
 @in_virtual_time
 async def test_guest_is_admitted_above_the_slots_once_for_each_client() -> None:
-    queue = AdmissionQueue(2, 32, now, guests=2)
+    queue = AdmissionQueue(2, 32, now, guests=lambda: 2)
     crowd = [queue.enqueue(client="a") for _ in range(10)]
     assert queue.running == 2
     guest, second = queue.enqueue(client="b"), queue.enqueue(client="b")
@@ -237,7 +237,7 @@ async def test_guest_is_admitted_above_the_slots_once_for_each_client() -> None:
 
 @in_virtual_time
 async def test_background_crowd_takes_no_slot_of_others_where_requests_take_turns() -> None:
-    queue = AdmissionQueue(4, 32, now, guests=4)
+    queue = AdmissionQueue(4, 32, now, guests=lambda: 4)
     crowd = [queue.enqueue(background=True, client="a") for _ in range(10)]
     assert queue.running == 3
     assert admitted(queue.enqueue(background=True, client="b")) == [True]
@@ -250,7 +250,7 @@ async def test_background_crowd_takes_no_slot_of_others_where_requests_take_turn
 @in_virtual_time
 async def test_background_queue_is_bounded_while_an_interactive_request_waits(guests: int) -> None:
     """Also for a client that would have a slot: it is not admitted before the interactive request."""
-    queue = AdmissionQueue(1, 2, now, guests=guests)
+    queue = AdmissionQueue(1, 2, now, guests=lambda: guests)
     chats = [queue.enqueue(client="a") for _ in range(2)]
     assert admitted(*chats) == [True, False]
     accepted = []
@@ -274,12 +274,12 @@ async def test_expected_wait_follows_the_turns_of_clients() -> None:
     b = queue.enqueue(client="b", remaining_s=lambda: 1.0)
     assert queue.wait_s(b) == pytest.approx(20.0)
     assert queue.expected_wait_s(client="a") == pytest.approx(51.0)
-    assert AdmissionQueue(1, 32, now, guests=1).expected_wait_s(client="b") == 0.0
+    assert AdmissionQueue(1, 32, now, guests=lambda: 1).expected_wait_s(client="b") == 0.0
 
 
 @in_virtual_time
 async def test_thousand_clients_leave_no_state() -> None:
-    queue = AdmissionQueue(4, 32, now, guests=4)
+    queue = AdmissionQueue(4, 32, now, guests=lambda: 4)
     tickets = []
     for number in range(1_000):
         if not queue.is_full(client=f"{number}"):
@@ -295,7 +295,8 @@ async def test_thousand_clients_leave_no_state() -> None:
 async def test_random_clients_keep_order_shares_and_forecast(seed: int) -> None:
     """The simulated order is the real one, each client's requests start in order, and every request gets a slot."""
     dice = random.Random(seed)
-    queue = AdmissionQueue(dice.randint(1, 4), dice.randint(1, 12), now, guests=dice.choice([0, 3]))
+    slots, waiting, guests = dice.randint(1, 4), dice.randint(1, 12), dice.choice([0, 3])
+    queue = AdmissionQueue(slots, waiting, now, guests=lambda: guests)
     here: list[Ticket] = []
     for _ in range(400):
         client, background = dice.choice("aaaabbcd"), dice.random() < 0.2
@@ -307,7 +308,7 @@ async def test_random_clients_keep_order_shares_and_forecast(seed: int) -> None:
         here = [ticket for ticket in here if not ticket.has_left]
         waits = [ticket for ticket in here if ticket.admitted_at is None]
         assert len(waits) == queue.waiting
-        assert queue.running == len(here) - len(waits) <= (queue.slots + queue.guests) * (2 if queue.guests else 1)
+        assert queue.running == len(here) - len(waits) <= (slots + guests) * (2 if guests else 1)
         if waits and not any(ticket.background for ticket in waits):
             first = min(waits, key=queue.wait_s)
             expected = [ticket for ticket in waits if queue.wait_s(ticket) == queue.wait_s(first)]

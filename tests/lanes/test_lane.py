@@ -168,8 +168,8 @@ async def test_crowd_of_one_client_refuses_no_other_client() -> None:
 @in_virtual_time
 async def test_other_client_starts_at_once_if_the_engine_takes_turns(takes_turns: bool) -> None:
     engine = Engine(model := config(max_sequences=2, replies=["a"], ttft_s=10.0))
-    engine.takes_turns = takes_turns
     async with running(model, engine=engine) as lane:
+        engine.takes_turns = takes_turns  # another engine can answer after a start
         crowd = [answering(lane, client="a") for _ in range(6)]
         await asyncio.sleep(1.0)
         other = answering(lane, client="b")

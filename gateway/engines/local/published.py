@@ -1,4 +1,4 @@
-"""The engine for a folder in Genie's layout under `engine = "local"`: our own engine, else Genie.
+"""The engine for `engine = "local"`: our own engine, or Genie for a bundle of Genie that our own engine refuses.
 
 Our own engine gives seeds, log-probabilities, grammars and the prefix cache, which Genie does not. But a driver, or a
 kind of bundle, can refuse the way in which it opens the graphs. Then Genie answers, with fewer parameters.
@@ -6,10 +6,12 @@ kind of bundle, can refuse the way in which it opens the graphs. Then Genie answ
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import Any
 
+from gateway.bundles.open import is_genie
 from gateway.config.tables import GenieModel, LocalModel
 from gateway.engines.base import Emit, EngineStatus, Prepared, TextTools
 from gateway.engines.local.engine import LocalEngine
@@ -23,14 +25,16 @@ _log = logging.getLogger(__name__)
 class PublishedEngine:
     """Implements Engine. Args: see LocalEngine."""
 
-    takes_turns = True
-
     def __init__(self, name: str, model: LocalModel, models_dir: Path) -> None:
         self._name, self._model, self._models_dir = name, model, models_dir
         self._engine = LocalEngine(name, model, models_dir)
         self._logged = ""  # the refusal of our own engine that is in the log
         self._is_decided = False  # True: one of the two engines has loaded the bundle
         self._failure = ""  # why neither of them could load it
+
+    @property
+    def takes_turns(self) -> bool:
+        return self._engine.takes_turns
 
     @property
     def status(self) -> EngineStatus:
@@ -47,7 +51,7 @@ class PublishedEngine:
         try:
             await self._engine.start()
         except (BundleError, EngineFailed) as error:
-            if self._is_decided or isinstance(self._engine, GenieEngine) or isinstance(error, BundleUnfit):
+            if self._is_decided or isinstance(error, BundleUnfit) or not await asyncio.to_thread(self._is_genie):
                 raise
             await self._start_genie(error)
         self._is_decided = True
@@ -66,6 +70,13 @@ class PublishedEngine:
 
     async def aclose(self) -> None:
         await self._engine.aclose()
+
+    def _is_genie(self) -> bool:
+        """Looked up at each start: a new table can be read before its folder is there."""
+        try:
+            return is_genie(self._models_dir / self._model.path)
+        except BundleError:
+            return False  # our own engine has given the reason
 
     async def _start_genie(self, refusal: GatewayError) -> None:
         """Start Genie after our own engine refused the bundle. Raises the refusal if Genie refuses it too."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +14,6 @@ import pytest
 
 from gateway.config.tables import LocalModel
 from gateway.engines.factory import make_engine
-from gateway.engines.local.engine import LocalEngine
 from gateway.engines.local.published import PublishedEngine
 from gateway.errors import BundleError, EngineFailed, UnsupportedParameter
 from gateway.generation import Generation, Text, TextDelta
@@ -52,15 +52,19 @@ async def answer(engine: PublishedEngine) -> str:
 
 
 async def test_genie_answers_what_our_own_engine_cannot_load(
-    published_bundle: Path, no_provider: dict[str, str], caplog: pytest.LogCaptureFixture
+    published_bundle: Path, no_provider: dict[str, str], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     async with engine_of(published_bundle) as own:
         await own.start()
         assert "logprobs" in own.status.capabilities and own.status.context_length == 127
         expected = await answer(own)
-    async with engine_of(published_bundle, provider_options=no_provider) as engine:
+    folder = tmp_path / "later"  # the table is read before the bundle is there
+    async with engine_of(folder, provider_options=no_provider) as engine:
+        assert engine.takes_turns
+        shutil.copytree(published_bundle, folder)
         with caplog.at_level(logging.WARNING):
             await engine.start()
+        assert not engine.takes_turns
         assert engine.status.state == "ready" and engine.status.capabilities == ("chat", "tools")
         assert await answer(engine) == expected
         with pytest.raises(UnsupportedParameter, match="runs in Genie, which does not support 'logprobs'"):
@@ -125,8 +129,11 @@ async def test_missing_file_is_reported_once(
     assert len([record for record in caplog.records if "Genie is tried" in record.getMessage()]) == 1
 
 
-def test_other_folders_get_the_local_engine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["broken", "missing"])
+async def test_genie_is_not_tried_for_other_folders(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "genie_config.json").write_bytes(b"{")
-    for path in ("broken", "missing"):
-        assert isinstance(make_engine("m", LocalModel(path=path), tmp_path), LocalEngine)
+    async with engine_of(tmp_path / name) as engine:
+        with pytest.raises(BundleError):
+            await engine.start()
+    assert "Genie is tried" not in caplog.text

@@ -85,7 +85,8 @@ def local_engine(name: str, bundle: Path, entry: Entry = local_worker, **options
 
 
 def worker_of(server: Running, model: str) -> psutil.Process:
-    return psutil.Process(server.app.state.router.lanes[model].engine._supervisor._process.pid)
+    engine = server.app.state.router.lanes[model].engine
+    return psutil.Process(getattr(engine, "_engine", engine)._supervisor._process.pid)
 
 
 def engine_of(server: Running, model: str) -> dict[str, Any]:
