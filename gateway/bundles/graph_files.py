@@ -26,6 +26,19 @@ def check_graph_files(bundle: Bundle) -> None:
         _check_graph(path)
 
 
+def has_open_rows(bundle: Bundle) -> bool:
+    """True if the graphs leave the number of a cache's rows open, as Olive's do. They then serve `OPEN_ROWS`."""
+    import onnx
+
+    decoder = bundle.config.decoder
+    if decoder.sliding_window is None or decoder.sliding_window.slide_key_value_cache:
+        return False
+    name = decoder.inputs.past_key_names.replace("%d", "0")
+    graphs = (onnx.load(path, load_external_data=False).graph for path in bundle.graph_paths)
+    keys = next((value for graph in graphs for value in graph.input if value.name == name), None)
+    return keys is not None and not all(size.HasField("dim_value") for size in keys.type.tensor_type.shape.dim)
+
+
 def _check_graph(path: Path) -> None:
     import onnx  # takes 0.2 s, and only this check needs it
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]

@@ -25,7 +25,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from gateway.bundles.genai_config import check_inside
-from gateway.bundles.json_file import read_small_file
+from gateway.bundles.json_file import read_record
 from gateway.errors import BundleError
 
 HASHES_FILE, CHECKED_FILE = "hashes.json", ".checked.json"
@@ -166,11 +166,13 @@ def _encoded(files: dict[str, FileHash]) -> bytes:
 
 def _read_hashes(folder: Path) -> _Hashes | None:
     """Without compiled graphs. None: hashes.json is damaged, or it names a file outside the folder."""
+    hashes = read_record(folder / HASHES_FILE, _Hashes)
+    if hashes is None:
+        return None
     try:
-        hashes = msgspec.json.decode(read_small_file(folder / HASHES_FILE), type=_Hashes)
         for name in hashes.files:
             check_inside(folder, name)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, BundleError):
+    except BundleError:
         return None
     if hashes.digest != hashes.computed_digest():
         return None
@@ -189,9 +191,8 @@ def _is_remembered_now(folder: Path) -> bool:
 
 
 def _is_remembered(folder: Path, digest: str, states: dict[str, tuple[int, int]]) -> bool:
-    try:
-        checked = msgspec.json.decode(read_small_file(folder / CHECKED_FILE), type=_Checked)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    checked = read_record(folder / CHECKED_FILE, _Checked)
+    if checked is None:
         return False
     is_recent = 0 <= time.time() - checked.checked_at < _QUICK_S
     return is_recent and checked.digest == digest and checked.files == states

@@ -5,14 +5,14 @@ Works on a folder and on an opened zip file (`zipfile.Path`), so that a download
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from importlib.resources.abc import Traversable
 from typing import Any, Literal
 
-import msgspec
 from msgspec import Struct
 
-from gateway.bundles.json_file import is_lfs_pointer, lfs_error
+from gateway.bundles.json_file import read_json, read_small_file
 from gateway.errors import BundleError
 
 Layout = Literal[
@@ -32,7 +32,9 @@ Layout = Literal[
 #: Layouts that `source` takes, in place of `path`.
 SOURCES = frozenset({"gguf", "huggingface"})
 
-_LONGEST = 16 * 1024 * 1024  # bytes of one small file
+#: What AI Hub writes next to a Genie configuration, today and before. It can have megabytes, so it is only searched.
+METADATA = ("metadata.json", "metadata.yaml")
+_SUPPORTS_VISION = re.compile(rb"""supports_vision"?\s*+:\s*+[Tt]rue""")
 _MOST_ENTRIES = 4096  # of one folder
 _OTHER_MODEL = "`npu-gateway catalog` lists models that the gateway can run."
 
@@ -81,11 +83,18 @@ def require_servable(folder: Traversable) -> Found:
     return found
 
 
-def refuse_unservable(folder: Traversable) -> None:
-    """Raise BundleError if `folder` has a layout that is known and not served. Its reader names what else is wrong."""
+def refuse_unservable(folder: Traversable) -> Found:
+    """As `identify`. Raises BundleError for a layout that is known and not served. Its reader names other faults."""
     found = identify(folder)
     if found.refusal is not None and found.layout != "unknown":
         raise BundleError(f"{folder.name} {found.refusal}")
+    return found
+
+
+def refuse_vision(folder: Traversable, config: dict[str, Any]) -> None:
+    """Raise BundleError if a Genie configuration in `folder` is that of a vision model."""
+    if _sees_images(config, folder):
+        raise BundleError(f"{folder.name} {_REFUSALS['vision']}")
 
 
 def _root(folder: Traversable) -> Traversable:
@@ -108,11 +117,11 @@ def _layout(root: Traversable, names: frozenset[str]) -> Layout:
     if "genai_config.json" in names:
         return _genai(_read(root, "genai_config.json"), names)
     if "genie_config.json" in names:
-        return _genie(_read(root, "genie_config.json"), root, names)
+        return _genie(_read(root, "genie_config.json"), root)
     if "config.json" in names:
         content = _read(root, "config.json")
         if isinstance(content.get("dialog"), dict):
-            return _genie(content, root, names)
+            return _genie(content, root)
         if any(name.endswith(".safetensors") for name in names):
             return "huggingface"
     if "manifest.json" in names and isinstance(_read(root, "manifest.json").get("components"), dict):
@@ -144,10 +153,17 @@ def _genai(content: dict[str, Any], names: frozenset[str]) -> Layout:
     return "pipeline" if decoder.get("pipeline") else "graph"
 
 
-def _genie(content: dict[str, Any], root: Traversable, names: frozenset[str]) -> Layout:
-    metadata = _read(root, "metadata.json") if "metadata.json" in names else {}
-    sees = _table(metadata, "genie").get("supports_vision") is True
-    return "vision" if sees or "embedding" in _table(content, "dialog") else "genie"
+def _genie(content: dict[str, Any], root: Traversable) -> Layout:
+    return "vision" if _sees_images(content, root) else "genie"
+
+
+def _sees_images(config: dict[str, Any], root: Traversable) -> bool:
+    """True if the dialog takes embeddings, or if the metadata says that the model takes images."""
+    texts = (read_small_file(root.joinpath(name)) for name in METADATA if root.joinpath(name).is_file())
+    try:
+        return bool(_table(config, "dialog").get("embedding")) or any(map(_SUPPORTS_VISION.search, texts))
+    except OSError as error:
+        raise BundleError(f"{root.name}: its metadata cannot be read: {error.strerror or error}.") from error
 
 
 def _provider_options(value: Any) -> Iterator[tuple[str, str]]:
@@ -184,15 +200,4 @@ def _names(folder: Traversable) -> frozenset[str]:
 
 
 def _read(root: Traversable, name: str) -> dict[str, Any]:
-    try:
-        with root.joinpath(name).open("rb") as file:
-            content = file.read(_LONGEST + 1)
-        if len(content) > _LONGEST:
-            raise BundleError(f"{root.name}: {name} cannot be read: it has more than {_LONGEST >> 20} MiB.")
-        if is_lfs_pointer(content):
-            raise lfs_error(f"{root.name}: {name}")
-        return msgspec.json.decode(content.removeprefix(b"\xef\xbb\xbf"), type=dict[str, Any])
-    except OSError as error:
-        raise BundleError(f"{root.name}: {name} cannot be read: {error.strerror or error}.") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{root.name}: {name} cannot be read: {error}.") from error
+    return read_json(root.joinpath(name), dict[str, Any])

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from gateway.bundles.json_file import read_small_file
+from gateway.bundles.json_file import read_record
 
 ORIGIN_FILE = ".pulled.json"  # hidden: not part of the bundle's hashes
 
@@ -30,10 +30,7 @@ class Origin(Struct, frozen=True, kw_only=True):
 
 def read_origin(path: Path) -> Origin | None:
     """The origin of a pulled folder or file. None: it was not pulled."""
-    try:
-        return msgspec.json.decode(read_small_file(origin_file(path)), type=Origin)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        return None
+    return read_record(origin_file(path), Origin)
 
 
 def write_origin(path: Path, origin: Origin) -> None:

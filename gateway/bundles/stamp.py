@@ -9,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
 
-import msgspec
 from msgspec import Struct
 
-from gateway.bundles.json_file import read_small_file
+from gateway.bundles.json_file import read_record
 from gateway.bundles.replace import finish_replacement
 from gateway.errors import BundleError
 
@@ -70,10 +69,7 @@ class BuildRequest(Struct, frozen=True, kw_only=True):
 
 def read_stamp(folder: Path) -> Stamp | None:
     """The stamp of a bundle that was built here. None for any other folder."""
-    try:
-        return msgspec.json.decode(read_small_file(folder / STAMP_FILE), type=Stamp)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        return None
+    return read_record(folder / STAMP_FILE, Stamp)
 
 
 def npu_folder(path: Path) -> Path:

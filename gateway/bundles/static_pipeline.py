@@ -15,7 +15,7 @@ from gateway.errors import BundleError
 
 #: Rows of a cache if the graphs leave the number open and the configuration sets none. The context length of these
 #: bundles is that of the original model, up to 131072, and all rows are allocated.
-_OPEN_ROWS = 4096
+OPEN_ROWS = 4096
 
 
 #: The compiled head for the NPU, next to the bundle's head for the CPU. genai_config.json does not name it, because
@@ -113,5 +113,5 @@ def _read(folder: Path, context_length: int) -> Pipeline:
     config = read_genai_config(folder)
     if not config.decoder.stages or config.decoder.sliding_window is None:
         raise BundleError(f"{folder.name}: genai_config.json describes no pipeline with a sliding window.")
-    rows = min(config.context_length, context_length or _OPEN_ROWS)
+    rows = min(config.context_length, context_length or OPEN_ROWS)
     return Pipeline(folder=folder, config=config, window=config.decoder.sliding_window, open_rows=rows)

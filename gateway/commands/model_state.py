@@ -17,7 +17,7 @@ class ModelState(Struct, frozen=True, kw_only=True):
 
     state: Literal["ready", "missing", "broken", "remote", "scripted"]
     detail: str = ""
-    context_length: int = 0
+    context_length: int = 0  # tokens that it serves
     bytes: int = 0
     published: str = ""  # the speed that a pulled model has on a chip, by its publisher: "21.2 tokens/s on x-elite"
 
@@ -70,8 +70,9 @@ def _published(folder: Path) -> str:
 def _examine_bundle(model: LocalModel, path: Path) -> ModelState:
     from gateway.bundles.disk import folder_bytes
     from gateway.bundles.genie.bundle import GenieBundle
-    from gateway.bundles.graph_files import check_graph_files
+    from gateway.bundles.graph_files import check_graph_files, has_open_rows
     from gateway.bundles.open import open_bundle
+    from gateway.bundles.static_pipeline import OPEN_ROWS
 
     if not path.is_dir():
         plan = f"built from {model.source} at the first start" if model.source else f"no folder {path}, and no source"
@@ -81,9 +82,11 @@ def _examine_bundle(model: LocalModel, path: Path) -> ModelState:
         if isinstance(bundle, GenieBundle):
             return ModelState(state="ready", context_length=bundle.context_length, bytes=folder_bytes(path))
         check_graph_files(bundle)
+        limit = OPEN_ROWS if has_open_rows(bundle) else bundle.config.context_length
     except BundleError as error:
         return ModelState(state="broken", detail=error.message)
-    return ModelState(state="ready", context_length=bundle.config.context_length, bytes=folder_bytes(path))
+    served = min(bundle.config.context_length, model.context_length or limit)
+    return ModelState(state="ready", context_length=served, bytes=folder_bytes(path))
 
 
 def _examine_genie(model: GenieModel, path: Path) -> ModelState:

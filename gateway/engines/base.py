@@ -21,6 +21,8 @@ class EngineStatus(Struct, frozen=True, kw_only=True):
 
     state: State
     detail: str = ""  # one line for a person: why the engine is not ready, the stage of the load, or a warning
+    #: What runs the model. A Genie bundle runs in our own engine, or in Genie if that refuses it.
+    runtime: Literal["own", "genie", "upstream", "scripted"] = "own"
     device: Device = "cpu"
     context_length: int = 0
     restarts: int = 0

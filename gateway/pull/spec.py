@@ -9,11 +9,11 @@ from urllib.parse import unquote, urlsplit
 import httpx
 from msgspec import Struct
 
+from gateway.config.hosts import is_loopback
 from gateway.errors import ConfigError, quote
 from gateway.pull.names import model_name
 
 _HUB = re.compile(r"hf:([\w.-]+/[\w.-]+?)(?:/([^:@]+)|:([\w.-]+))?(?:@([\w./-]+))?")
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class CatalogSpec(Struct, frozen=True):
@@ -117,7 +117,7 @@ def _url(text: str) -> Spec:
         is_address = False
     if not is_address:
         raise ConfigError(f"{quote(text)} is no address that can be downloaded. Write https://HOST/FILE.")
-    if parts.scheme.lower() == "http" and parts.hostname not in _LOOPBACK:
+    if parts.scheme.lower() == "http" and not is_loopback(parts.hostname or ""):
         raise ConfigError(f"{quote(text)} is not protected. Write https://, or download it yourself and pull the file.")
     if parts.hostname in ("huggingface.co", "hf.co"):
         return _hub_page(parts.path, text)

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gateway.errors import BundleError
 from gateway.qnn.binary_info import Graph, Tensor, read_binary
@@ -41,16 +42,21 @@ class Part(Struct, frozen=True):
 
 
 class Chains(Struct, frozen=True, kw_only=True):
-    """The two chains for one context length. `width`: tokens of a pass over a prompt."""
+    """The chains for one context length. `width`: tokens of a pass over a prompt.
+
+    `narrow`: for passes over `narrow_width` tokens that verify drafts; most binaries have no graphs for it.
+    """
 
     context: int
     width: int
     prompt: tuple[Part, ...]
     step: tuple[Part, ...]
+    narrow_width: int = 0
+    narrow: tuple[Part, ...] = ()
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        return (*self.prompt, *self.step)
+        return (*self.prompt, *self.step, *self.narrow)
 
     def tensor(self, name: str) -> Tensor:
         """The input or output `name` of the prompt chain."""
@@ -89,7 +95,7 @@ def chains_of(parts: Iterable[tuple[Part, int]], where: str) -> list[Chains]:
         found.add(part, number)
     chains = found.chains()
     _check_encodings(chains, where)
-    return chains
+    return found.with_narrow(chains)
 
 
 class _Slot(Struct, frozen=True):
@@ -127,10 +133,27 @@ class _Graphs:
             for context in contexts
         ]
 
+    def with_narrow(self, chains: list[Chains]) -> list[Chains]:
+        """The chains with the narrowest ones that every context has and that give the logits of all rows."""
+        widths = self._common_widths(chain.context for chain in chains) - {1, chains[0].width}
+        if not widths:
+            return chains
+        width = min(widths)
+        try:
+            found = [replace(each, narrow_width=width, narrow=self._chain(width, each.context)) for each in chains]
+            _check_encodings(found, self._where)
+        except BundleError:  # the model runs without them
+            return chains
+        outputs = [tensor for chain in found for tensor in chain.narrow[-1].graph.outputs if tensor.name == LOGITS]
+        return found if all(tensor.shape[1] == width for tensor in outputs) else chains
+
+    def _common_widths(self, contexts: Iterable[int]) -> set[int]:
+        widths = [{slot.width for slot in self._slots if slot.context == context} for context in contexts]
+        return set.intersection(*widths) if widths else set()
+
     def _common_width(self, contexts: Iterable[int]) -> int:
         """The largest width that every context has."""
-        widths = [{slot.width for slot in self._slots if slot.context == context} for context in contexts]
-        common = set.intersection(*widths) if widths else set()
+        common = self._common_widths(contexts)
         if 1 not in common or len(common) < 2:
             names = sorted(part.graph.name for part in self._slots.values())
             raise BundleError(

@@ -29,6 +29,14 @@ class CompiledGraph(Struct, frozen=True, kw_only=True):
     sdk: str = ""
 
 
+def load_graph(path: Path) -> onnx.ModelProto:
+    """The ONNX file without its external data. Raises BundleError if it is none."""
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:  # the exception class depends on the protobuf implementation
+        raise BundleError(f"{path.parent.name}/{path.name} is truncated or not an ONNX file.") from error
+
+
 def read_compiled(path: Path, binary: Path | None = None) -> CompiledGraph | None:
     """Read the ONNX file of a stage.
 
@@ -37,10 +45,7 @@ def read_compiled(path: Path, binary: Path | None = None) -> CompiledGraph | Non
     Returns: None if the file has no compiled network.
     Raises BundleError if the file is not an ONNX graph, or names a file of another machine.
     """
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # the exception class depends on the protobuf implementation
-        raise BundleError(f"{path.parent.name}/{path.name} is truncated or not an ONNX file.") from error
+    model = load_graph(path)
     contexts = [node for node in model.graph.node if node.op_type == "EPContext"]
     if not contexts:
         return None

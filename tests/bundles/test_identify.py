@@ -40,6 +40,9 @@ LAYOUTS: list[tuple[str, dict[str, str]]] = [
     ("vision", {"genai_config.json": genai({"filename": "text.onnx"}, vision={"filename": "vision.onnx"})}),
     ("vision", {"genie_config.json": json.dumps({"dialog": {"embedding": {"size": 256}}})}),
     ("vision", {"genie_config.json": GENIE, "metadata.json": '{"genie": {"supports_vision": true}}'}),
+    ("vision", {"genie_config.json": GENIE, "metadata.yaml": "genie:\n  supports_vision: true\n"}),
+    ("genie", {"genie_config.json": GENIE, "metadata.json": '{"genie": {"supports_vision": false}}'}),
+    ("genie", {"genie_config.json": json.dumps({"dialog": {"embedding": None}})}),
     ("encoder", {"model.onnx": "", "model.bin": "", "metadata.json": "{}"}),
     ("binaries", {"weight_sharing_model_1_of_4.serialized.bin": ""}),
     ("unknown", {"README.md": ""}),
@@ -100,10 +103,18 @@ def test_malformed_values_do_not_end_with_another_error(value: Any, tmp_path: Pa
     assert identify(tmp_path).layout in ("graph", "pipeline")  # its reader names the fault
 
 
-def test_huge_configuration_is_not_read_whole(tmp_path: Path) -> None:
-    with (tmp_path / "genai_config.json").open("wb") as file:
-        file.truncate(1 << 30)
-    with pytest.raises(BundleError, match="16 MiB"):
+def test_configuration_in_a_zip_names_the_zip_when_it_is_damaged(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "model.zip", "w") as file:
+        file.writestr("genie_config.json", "{")
+    with pytest.raises(BundleError, match=r"^model\.zip: genie_config\.json cannot be read"):
+        identify(zipfile.Path(tmp_path / "model.zip"))
+
+
+@pytest.mark.parametrize("name", ["genai_config.json", "genie_config.json", "config.json", "manifest.json"])
+def test_huge_configuration_is_refused(name: str, tmp_path: Path) -> None:
+    """1 MB of JSON can take 40 MB as objects."""
+    (tmp_path / name).write_bytes(b'{"a": [' + b"{}," * (1 << 20) + b"{}]}")
+    with pytest.raises(BundleError, match=f"{name} cannot be read: it has more than 1 MiB"):
         identify(tmp_path)
 
 

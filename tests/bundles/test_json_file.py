@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -39,6 +40,13 @@ def test_fault_is_one_line(tmp_path: Path, content: bytes | None, message: str) 
     with pytest.raises(BundleError) as caught:
         read_json(path, dict[str, Any], missing="so it is not a model")
     assert caught.value.message.startswith(message) and "\n" not in caught.value.message
+
+
+def test_config_of_a_tokenizer_with_many_added_tokens_is_read(tmp_path: Path) -> None:
+    tokens = {str(index): {"content": f"<unused{index}>", "special": True} for index in range(30_000)}
+    (tmp_path / "a.json").write_text(json.dumps({"added_tokens_decoder": tokens}), encoding="utf-8")
+    assert (tmp_path / "a.json").stat().st_size > 1 << 20
+    assert len(read_optional_object(tmp_path / "a.json")["added_tokens_decoder"]) == 30_000
 
 
 def test_missing_optional_file_is_an_empty_object(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from gateway.bundles.origin import Origin, write_origin
 from gateway.commands.model_state import examine
 from gateway.commands.models import lines
 from gateway.config.file import load_config
+from gateway.config.tables import LocalModel
 from tests.support.npu.genie_bundle import write_genie_bundle
 
 MODELS = """
@@ -61,6 +62,19 @@ def test_json_has_state_of_each_model(config: Path, capsys: pytest.CaptureFixtur
     assert rows["tiny"]["context_length"] == 512 and rows["tiny"]["bytes"] > 10_000
     assert rows["later"]["detail"] == "built from pypi:some-model==1.0 at the first start"
     assert "genai_config.json" in rows["broken"]["detail"]
+
+
+@pytest.mark.parametrize(("configured", "expected"), [(0, 4096), (512, 512), (200_000, 131_072)])
+def test_context_of_olive_bundle_is_what_it_serves(
+    olive_uncompiled: Path, tmp_path: Path, configured: int, expected: int
+) -> None:
+    """Its own context is that of the original model, and its graphs leave the number of rows open."""
+    folder = Path(shutil.copytree(olive_uncompiled, tmp_path / "olive"))
+    content = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+    content["model"]["context_length"] = 131_072
+    (folder / "genai_config.json").write_text(json.dumps(content), encoding="utf-8")
+    state = examine(LocalModel(path=str(folder), context_length=configured))
+    assert (state.state, state.context_length) == ("ready", expected)
 
 
 @pytest.mark.parametrize("width", [50, 200])

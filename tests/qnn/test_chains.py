@@ -78,9 +78,38 @@ def test_graphs_are_found_under_every_form_of_name(form: str, contexts: tuple[in
     assert found[0].tensor("logits").scale == 0.3
 
 
+def narrow(*contexts: int, width: int = 4) -> list[Part]:
+    return [
+        Part(graphs(part, width, context, f"ar{width}_cl{context}_{part}_of_2"), Path(f"{part}.bin"))
+        for part in (1, 2)
+        for context in contexts
+    ]
+
+
 def test_widest_graph_that_every_context_has_is_used() -> None:
-    extra = [Part(graphs(part, 4, 16, f"ar4_cl16_{part}_of_2"), Path(f"{part}.bin")) for part in (1, 2)]
-    assert {chain.width for chain in chains([*model(), *extra])} == {8}
+    found = chains([*model(), *narrow(16)])
+    assert {chain.width for chain in found} == {8} and {chain.narrow_width for chain in found} == {0}
+
+
+def test_narrow_graphs_of_every_context_verify_drafts() -> None:
+    found = chains([*model(), *narrow(16, 32), *narrow(16, 32, width=2)])
+    assert [(chain.width, chain.narrow_width, len(chain.narrow), len(chain.parts)) for chain in found] == 2 * [
+        (8, 2, 2, 6)
+    ]
+
+
+def test_narrow_graphs_that_do_not_fit_are_not_used() -> None:
+    """The model runs without them."""
+    whole = narrow(16, 32)
+    last_row = [_with(part, "logits", shape=(1, 1, VOCAB)) for part in whole]
+    other_scale = [_with(part, "logits", scale=0.4) for part in whole]
+    for extra in (whole[1:], last_row, other_scale):
+        assert [(chain.narrow_width, chain.narrow) for chain in chains([*model(), *extra])] == 2 * [(0, ())]
+
+
+def _with(part: Part, tensor: str, **fields: object) -> Part:
+    outputs = (replace(each, **fields) if each.name == tensor else each for each in part.graph.outputs)  # type: ignore[arg-type]
+    return replace(part, graph=replace(part.graph, outputs=tuple(outputs)))
 
 
 def without(name: str) -> list[Part]:

@@ -13,7 +13,7 @@ import safetensors
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from gateway.bundles.json_file import read_json
+from gateway.bundles.json_file import LONGEST, read_json
 from gateway.errors import BundleError
 
 _FLOATS = ("F32", "F16", "BF16", "F64")
@@ -69,4 +69,4 @@ def _open(path: Path) -> Iterator[Any]:
 
 def _indexed_names(folder: Path) -> list[str]:
     path = folder / "model.safetensors.index.json"
-    return list(read_json(path, _Index).weight_map) if path.is_file() else []
+    return list(read_json(path, _Index, longest=LONGEST).weight_map) if path.is_file() else []

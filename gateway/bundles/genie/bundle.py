@@ -26,7 +26,7 @@ from gateway.bundles.genie.config import Dialog, find_config, read_config
 from gateway.bundles.genie.files import check_binary, find, located
 from gateway.bundles.genie.metadata import read_metadata
 from gateway.bundles.genie.templates import fallback_template
-from gateway.bundles.json_file import read_json, read_optional_object, readable
+from gateway.bundles.json_file import LONGEST, read_json, read_optional_object, readable
 from gateway.sampling import parameters
 
 _FORECAST = "kv-cache.primary.qnn-htp"
@@ -80,9 +80,9 @@ def load_genie_bundle(path: Path, dialect: str = "", *, poll: bool = False) -> G
 def _load(path: Path, dialect: str, poll: bool) -> GenieBundle:
     folder = path.parent
     metadata = read_metadata(folder)
-    raw, dialog = read_config(path, supports_vision=metadata.supports_vision)
+    raw, dialog = read_config(path)
     tokenizer_path = located(folder, dialog.tokenizer.path, "tokenizer")
-    tokenizer = read_json(tokenizer_path, _TokenizerFile)
+    tokenizer = read_json(tokenizer_path, _TokenizerFile, longest=LONGEST)
     end_ids = _end_ids(dialog, tokenizer)
     tokenizer_config = _special_tokens(dialog, tokenizer) | read_optional_object(
         tokenizer_path.with_name("tokenizer_config.json")

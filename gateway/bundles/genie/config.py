@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
-from gateway.bundles.identify import identify, refuse_unservable
+from gateway.bundles.identify import refuse_unservable, refuse_vision
 from gateway.bundles.json_file import read_json
 from gateway.errors import BundleError
 
@@ -89,8 +89,7 @@ def find_config(path: Path) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        refuse_unservable(path)
-        root = identify(path).root
+        root = refuse_unservable(path).root
         found = next((root.joinpath(name) for name in NAMES if root.joinpath(name).is_file()), None)
         if isinstance(found, Path):
             return found
@@ -105,18 +104,10 @@ def bundle_folder(path: Path) -> Path:
     return path.parent if path.suffix == ".json" else path
 
 
-def read_config(path: Path, *, supports_vision: bool = False) -> tuple[dict[str, Any], Dialog]:
-    """The whole configuration in the file `path`, and what the gateway reads of it. Raises BundleError.
-
-    Args:
-        supports_vision: the bundle's metadata says that the model takes images.
-    """
+def read_config(path: Path) -> tuple[dict[str, Any], Dialog]:
+    """The whole configuration in the file `path`, and what the gateway reads of it. Raises BundleError."""
     raw = read_json(path, dict[str, Any])
-    if supports_vision or (isinstance(raw.get("dialog"), dict) and raw["dialog"].get("embedding")):
-        raise BundleError(
-            f"{path.parent.name} is a vision model: its graphs take the embeddings of images and text, and the gateway "
-            "sends tokens. Take a text model: `npu-gateway catalog` lists them."
-        )
+    refuse_vision(path.parent, raw)
     try:
         dialog = msgspec.convert(raw, _Config).dialog
     except msgspec.ValidationError as error:

@@ -15,17 +15,16 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from gateway.bundles.identify import METADATA
 from gateway.bundles.json_file import read_small_file
 from gateway.errors import BundleError
 
-_FILES = ("metadata.json", "metadata.yaml")
 _GRAPH_NAME = re.compile(rb"(?<![a-zA-Z])ar(\d{1,5})_cl(\d{1,7})_\d+_of_\d+")
 #: `input_ids` with its shape, in JSON and in both styles of YAML: [1, 128], or one item in each line. `*+` and `?+` are
 #: never tried again with less: a hostile file has megabytes of spaces.
 _INPUT_IDS = re.compile(
     rb"""input_ids"?\s*+:\s*+\{?+\s*+(?:"?dtype"?\s*+:\s*+"?\w++"?,?+\s*+)?+"?shape"?\s*+:\s*+(?:\[\s*+|-\s*+)1\s*+[,-]\s*+(\d{1,5})\b"""
 )
-_VISION = re.compile(rb"""supports_vision"?\s*:\s*[Tt]rue""")
 
 
 class Metadata(Struct, frozen=True, kw_only=True):
@@ -33,12 +32,11 @@ class Metadata(Struct, frozen=True, kw_only=True):
 
     prompt_width: int | None = None  # the maximum number of prompt tokens in one pass; None: unknown
     contexts: tuple[int, ...] = ()  # the context lengths that graphs exist for, in ascending order; empty: unknown
-    supports_vision: bool = False
 
 
 def read_metadata(folder: Path) -> Metadata:
     """The metadata of the bundle in `folder`. Raises BundleError if its file cannot be read."""
-    path = next((folder / name for name in _FILES if (folder / name).is_file()), None)
+    path = next((folder / name for name in METADATA if (folder / name).is_file()), None)
     if path is None:
         return Metadata()
     try:
@@ -51,5 +49,4 @@ def read_metadata(folder: Path) -> Metadata:
     return Metadata(
         prompt_width=widest if widest > 1 else None,  # the entry of a binary can describe its graph of one token
         contexts=tuple(sorted({context for _, context in sizes})),
-        supports_vision=bool(_VISION.search(text)),
     )

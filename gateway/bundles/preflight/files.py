@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from gateway.bundles.genie.files import check_binary
 from gateway.bundles.hashes import COMPILED_FOLDER, HASHES_FILE
 from gateway.bundles.json_file import is_lfs_pointer, lfs_error
 from gateway.errors import BundleError
@@ -88,6 +89,8 @@ def _identity(file: File) -> object:
 
 
 def _check(file: File) -> None:
+    if file.name.endswith(".bin") and isinstance(file.entry, Path):
+        check_binary(file.entry)
     if file.size == 0 and file.name.endswith((".bin", ".onnx")):
         raise BundleError(f"{file.name} is empty. Download it again.")
     if file.size < 1024:  # a pointer is shorter

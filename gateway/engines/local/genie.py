@@ -44,7 +44,7 @@ class GenieEngine(LocalEngine):
 
     @property
     def status(self) -> EngineStatus:
-        return replace(super().status, capabilities=("chat", "tools"))
+        return replace(super().status, runtime="genie", capabilities=("chat", "tools"))
 
     def _check_supported(self, generation: Generation, prompt: Encoded) -> None:
         for param in _unsupported(generation, prompt):

@@ -3,26 +3,26 @@
 A healthy NPU computes a wide pass (a window of a prompt) in two or three times the time of a step, and both take less
 than 0.3 s for the published models. On a sick one both take about 1.5 s more. There are three signs:
 
-1. At the start: a step takes 0.5 s or more, and a wide pass about the same.
-2. At the start: both take at least 0.5 s more, and at least twice as long, as at the last good start of this bundle.
+1. At the first start of a bundle: a step takes 0.5 s or more, and a wide pass about the same.
+2. At a later start: both take at least 0.5 s more, and at least twice as long, as at the last recorded start.
 3. While the model is served: the last steps and the last prompt take at least 0.5 s more than at the start.
 
-Only a real NPU is judged. Its worker measures the passes before it is ready; a worker on another device does not.
+A start without a sign is recorded. If new workers do not help, the slow start is recorded too: a driver or a machine
+can be slower for good, and a model must not load three times at each start. Only a real NPU is judged. Its worker
+measures the passes before it is ready; a worker on another device does not.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
-from gateway.bundles.json_file import read_small_file
+from gateway.bundles.json_file import read_record, write_record
 from gateway.worker.frames import FromWorker, PassTimes, Prefilled, Ready, Tokens
 
 RECORDS_FOLDER = ".passes"  # in the models folder; a file for each bundle
@@ -34,7 +34,7 @@ _PAUSE_S = 3600.0  # between two replacements of a worker that became sick while
 
 
 class _Record(Struct, frozen=True, kw_only=True):
-    """The passes of the last good start, and what they were measured with."""
+    """The passes of the last recorded start, and what they were measured with."""
 
     bundle: str
     device: str
@@ -71,14 +71,20 @@ class SickStart:
         self._prompt_s = None
         if passes is None:
             return ""
-        device = f"{ready.device} {ready.soc}"
-        last = self._last_good(device)
-        if last is not None and _is_slower(passes.wide_s, last.wide_s) and _is_slower(passes.step_s, last.step_s):
+        last = self._last(ready)
+        if last is None:
+            if passes.step_s >= _CONSTANT_S and 1 / _SAME <= passes.wide_s / passes.step_s <= _SAME:
+                return f"{_times(passes)}, and a healthy NPU has fast steps"
+        elif _is_slower(passes.wide_s, last.wide_s) and _is_slower(passes.step_s, last.step_s):
             return f"{_times(passes)}; at the last good start {last.wide_s:.3g} s and {last.step_s:.3g} s"
-        if passes.step_s >= _CONSTANT_S and 1 / _SAME <= passes.wide_s / passes.step_s <= _SAME:
-            return f"{_times(passes)}, and a healthy NPU has fast steps"
-        self._write(_Record(bundle=self._bundle, device=device, provider=_provider(), passes=passes))
+        self.accept(ready)
         return ""
+
+    def accept(self, ready: Ready) -> None:
+        """Record the passes of this start: later ones are compared with them. Writes a file."""
+        if ready.passes is not None:
+            record = _Record(bundle=self._bundle, device=_device(ready), provider=_provider(), passes=ready.passes)
+            write_record(self._file, record)
 
     def note(self, frame: FromWorker) -> None:
         """Remember the duration of a pass. Only for a request that runs alone and has one choice."""
@@ -105,24 +111,15 @@ class SickStart:
     def _was_replaced(self) -> bool:
         return self._replaced_at is not None and self._clock() - self._replaced_at < _PAUSE_S
 
-    def _last_good(self, device: str) -> PassTimes | None:
+    def _last(self, ready: Ready) -> PassTimes | None:
         """None: no record, a damaged one, or one of another device or version."""
-        try:
-            record = msgspec.json.decode(read_small_file(self._file), type=_Record)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-            return None
-        is_same = (record.bundle, record.device, record.provider) == (self._bundle, device, _provider())
-        return record.passes if is_same else None
+        record = read_record(self._file, _Record)
+        own = (self._bundle, _device(ready), _provider())
+        return record.passes if record and (record.bundle, record.device, record.provider) == own else None
 
-    def _write(self, record: _Record) -> None:
-        """A folder that cannot be written keeps no record."""
-        new = self._file.with_suffix(f".{os.getpid()}")
-        try:
-            self._file.parent.mkdir(exist_ok=True)
-            new.write_bytes(msgspec.json.encode(record))
-            new.replace(self._file)
-        except OSError:
-            return
+
+def _device(ready: Ready) -> str:
+    return f"{ready.device} {ready.soc}"
 
 
 def _is_slower(now_s: float, then_s: float) -> bool:

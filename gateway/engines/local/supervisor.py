@@ -152,8 +152,7 @@ class Supervisor:
         """
         for start in range(1, _SICK_STARTS + 2):
             process, ready = await self._load()
-            judge = self._sick_start.judge if self._sick_start and ready.passes else None
-            sign = await asyncio.to_thread(judge, ready) if judge else ""
+            sign = await asyncio.to_thread(self._sick_start.judge, ready) if self._sick_start else ""
             if not sign or start > _SICK_STARTS:
                 break
             self.detail = f"the NPU started sick, so its worker is replaced ({start} of {_SICK_STARTS}): {sign}"
@@ -161,9 +160,10 @@ class Supervisor:
             await process.stop(_SHUTDOWN_S)
         self.ready = ready
         self.detail = f"the NPU is slow: {sign}; {_STILL_SICK}" if sign else ""
-        if sign:
+        if sign and self._sick_start:
             count = f"{_SICK_STARTS} new workers did not help"
             _log.warning("%s: %s, so it is served as it is: %s", self._name, count, self.detail)
+            await asyncio.to_thread(self._sick_start.accept, ready)
         return process
 
     async def _load(self) -> tuple[WorkerProcess, Ready]:

@@ -72,6 +72,7 @@ class ScriptedEngine:
     def status(self) -> EngineStatus:
         state, detail = self._state()
         return EngineStatus(
+            runtime="scripted",
             state=state,
             detail=detail,
             device="simulated",

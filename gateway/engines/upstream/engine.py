@@ -62,7 +62,8 @@ class UpstreamEngine:
 
     @property
     def status(self) -> EngineStatus:
-        return EngineStatus(state=self._state, device="remote", context_length=self._model.context_length)
+        length = self._model.context_length
+        return EngineStatus(state=self._state, runtime="upstream", device="remote", context_length=length)
 
     async def start(self) -> None:
         """Make the HTTP client. Sends nothing: a server that is down shows in the requests and in their breaker."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from gateway.bundles.disk import cache_folder
+from gateway.config.hosts import is_loopback
 from gateway.errors import BundleError, ConfigError, quote
 from gateway.pull.catalog.ai_hub import Listed, read_ai_hub
 from gateway.pull.catalog.entry import Entry, same_key
@@ -21,7 +22,6 @@ from gateway.pull.sources import Sources, find_sources
 from gateway.qnn.chips import CHIPS, Chip
 
 _SOURCE_ORDER = ("AI Hub", "Hugging Face", "AI Dev Home", "AI Hub (older)")
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Catalog(NamedTuple):
@@ -132,7 +132,8 @@ def _order(entry: Entry) -> tuple[object, ...]:
 def _is_protected(entry: Entry) -> bool:
     """False for an address without encryption: what a server lists must not lead there."""
     try:
-        return not entry.url or entry.url.startswith(("hf:", "https://")) or urlsplit(entry.url).hostname in _LOOPBACK
+        host = urlsplit(entry.url).hostname or ""
+        return not entry.url or entry.url.startswith(("hf:", "https://")) or is_loopback(host)
     except ValueError:  # no address at all
         return False
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
-from gateway.bundles.json_file import read_small_file
+from gateway.bundles.json_file import read_record, write_record
 from gateway.pull.catalog.ai_hub import Listed
 from gateway.pull.catalog.entry import Entry
 from gateway.pull.catalog.fetch import Unreadable
@@ -40,7 +37,9 @@ class Answer(Struct, frozen=True):
 
 def kept_or_read(file: Path, server: str, read: Callable[[], Listed], *, refresh: bool, now_s: float) -> Answer:
     """The entries of the file if it is of today, else those of the server, else those of an older file."""
-    kept = _load(file, server)
+    kept = read_record(file, _Kept)
+    if kept and (kept.form, kept.server) != (_FORM, server):
+        kept = None
     age_s = now_s - kept.time_s if kept else 0.0
     if kept and not refresh and 0 <= age_s < (FRESH_WITH_GAPS_S if kept.problems else FRESH_S):
         return Answer(kept.entries, kept.problems, age_s=age_s)
@@ -49,24 +48,5 @@ def kept_or_read(file: Path, server: str, read: Callable[[], Listed], *, refresh
     except Unreadable as error:
         entries = kept.entries if kept else []
         return Answer(entries, [], problem=str(error), next_step=error.next_step, age_s=age_s)
-    _save(file, _Kept(_FORM, server, now_s, listed.entries, listed.problems))
+    write_record(file, _Kept(_FORM, server, now_s, listed.entries, listed.problems))
     return Answer(listed.entries, listed.problems)
-
-
-def _load(file: Path, server: str) -> _Kept | None:
-    try:
-        kept = msgspec.json.decode(read_small_file(file), type=_Kept)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-    return kept if kept.form == _FORM and kept.server == server else None
-
-
-def _save(file: Path, kept: _Kept) -> None:
-    """Best effort: without the file the server is read again."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}")
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(msgspec.json.encode(kept))
-        temporary.replace(file)
-    with suppress(OSError):
-        temporary.unlink(missing_ok=True)

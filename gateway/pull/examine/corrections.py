@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.bundles.genie.config import NAMES, Dialog, read_config
-from gateway.bundles.json_file import read_json
+from gateway.bundles.json_file import LONGEST, read_json
 
 _MACHINE_OPTIONS = ("backend_path", "soc_model", "htp_arch")
 
@@ -74,7 +74,7 @@ def _added_tokens(folder: Path, dialog: Dialog) -> set[int]:
     file = folder / PureWindowsPath(dialog.tokenizer.path).name
     if not file.is_file():
         return {dialog.context.eot_token or -1}
-    return {token.id for token in read_json(file, _Tokenizer).added_tokens}
+    return {token.id for token in read_json(file, _Tokenizer, longest=LONGEST).added_tokens}
 
 
 def _paths(raw: dict[str, Any], names: set[str]) -> Iterator[str]:

@@ -40,6 +40,7 @@ def _card(name: str, model: ModelInfo, created: int) -> ModelCard:
         created=created,
         owned_by="npu-gateway",
         context_length=engine.context_length,
+        runtime=engine.runtime,
         device=engine.device,
         state=engine.state,
         capabilities=engine.capabilities,

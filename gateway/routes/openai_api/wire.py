@@ -281,6 +281,7 @@ class ModelCard(Struct, kw_only=True):
     created: int
     owned_by: str
     context_length: int
+    runtime: str
     device: str
     state: str
     capabilities: tuple[str, ...]

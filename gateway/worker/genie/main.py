@@ -15,12 +15,13 @@ from msgspec.structs import replace
 from gateway.activity import Activity
 from gateway.bundles.genie.bundle import GenieBundle, load_genie_bundle
 from gateway.bundles.preflight.preflight import require_fit
+from gateway.qnn.binary_info import Graph
 from gateway.qnn.chips import CHIPS
 from gateway.qnn.context import require_binary
 from gateway.qnn.detect import try_detect_npu
 from gateway.qnn.device import NpuDevice, machine_of
 from gateway.worker.frames import FromWorker, Loading, Ready, WorkerSpec
-from gateway.worker.genie.graph_sizes import with_graph_sizes
+from gateway.worker.genie.graph_sizes import warn_of_other_metadata, with_graph_sizes
 from gateway.worker.genie.library import GenieDialog
 from gateway.worker.genie.loop import GenieLoop
 from gateway.worker.genie.mailbox import Mailbox
@@ -43,9 +44,10 @@ def _serve(connection: Connection, spec: WorkerSpec, activity: Activity, emit: C
     threading.Thread(target=receive, args=(connection, mailbox.deliver), daemon=True).start()
     emit(Loading("opening the model"))
     bundle = load_genie_bundle(Path(spec.bundle), poll=spec.poll)
-    device = _fitting_device(bundle)
+    device, graphs = _fitting_device(bundle)
+    warn_of_other_metadata(bundle.folder, graphs)
+    bundle = with_graph_sizes(bundle, [graph for group in graphs.values() for graph in group])
     with closing(GenieDialog(bundle.config, activity)) as dialog:
-        bundle = with_graph_sizes(bundle)
         loop = GenieLoop(
             dialog, bundle, mailbox, emit, prefix_cache=spec.prefix_cache, activity=activity, clock=activity.clock
         )
@@ -58,14 +60,18 @@ def _serve(connection: Connection, spec: WorkerSpec, activity: Activity, emit: C
         loop.run()
 
 
-def _fitting_device(bundle: GenieBundle) -> NpuDevice | None:
-    """The NPU, compared with the bundle: Genie gives bare numbers as reasons. Raises BundleError."""
+def _fitting_device(bundle: GenieBundle) -> tuple[NpuDevice | None, dict[str, list[Graph]]]:
+    """The NPU, compared with the bundle because Genie gives bare numbers as reasons; and the graphs of each binary.
+
+    Without a device, Genie gives the reason. To read a damaged header can crash this process: the gateway then reports
+    that the worker died. Raises BundleError.
+    """
     device = _device()
-    if device is not None:  # else Genie gives the reason
-        require_fit(bundle.folder, machine_of(device))
-        for binary in bundle.binaries:
-            require_binary(binary, device)
-    return device
+    if device is None:
+        return None, {}
+    require_fit(bundle.folder, machine_of(device))
+    infos = {binary.name: require_binary(binary, device) for binary in bundle.binaries}
+    return device, {name: list(info.graphs.values()) for name, info in infos.items()}
 
 
 def _device() -> NpuDevice | None:

@@ -23,6 +23,7 @@ from gateway.qnn.sessions import NpuSessions
 from gateway.worker.decoders.base import Logits
 from gateway.worker.decoders.static import checks
 from gateway.worker.decoders.static.decoder import StaticDecoder
+from gateway.worker.decoders.static.load_check import check_load
 from tests.support.decoding import IDS, greedy, prefill
 from tests.support.made_once import made_once
 from tests.support.npu.fixtures import OpenDecoder
@@ -103,6 +104,11 @@ def test_each_row_has_the_logits_of_the_cpu_head(
     logits, expected = call(on_npu), call(on_cpu)
     assert logits.shape == expected.shape and logits.dtype == np.float32
     np.testing.assert_allclose(logits, expected, atol=0.02)
+
+
+def test_load_check_counts_the_head(with_head: Path, on_npu: StaticDecoder, on_cpu: StaticDecoder) -> None:
+    counted = check_load(with_head, "qnn", {}).placement["QNN"]
+    assert counted == on_npu.spec.placement["QNN"] > on_cpu.spec.placement["QNN"]
 
 
 def test_refused_head_runs_on_the_cpu(

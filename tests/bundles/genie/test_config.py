@@ -87,8 +87,11 @@ def test_dialog_that_takes_embeddings_is_refused_as_vision_model(tmp_path: Path,
 def test_metadata_can_say_that_the_model_takes_images(tmp_path: Path) -> None:
     path = tmp_path / "genie_config.json"
     path.write_text(json.dumps({"pipeline": {}}), encoding="utf-8")
+    (tmp_path / "metadata.json").write_text(json.dumps({"genie": {"supports_vision": True}}), encoding="utf-8")
     with pytest.raises(BundleError, match="is a vision model"):
-        read_config(path, supports_vision=True)
+        read_config(path)
+    with pytest.raises(BundleError, match="is a vision model"):
+        find_config(tmp_path)
 
 
 @pytest.mark.parametrize("options", [[], "poll", 1])

@@ -49,13 +49,6 @@ def test_entry_of_graph_for_one_token_says_nothing(tmp_path: Path) -> None:
     assert read_metadata(tmp_path) == Metadata()
 
 
-def test_support_of_images_is_read(tmp_path: Path) -> None:
-    for supports_vision in (True, False):
-        metadata = {"genie": {"context_lengths": [4096], "supports_vision": supports_vision}}
-        (tmp_path / "metadata.json").write_text(json.dumps(metadata), encoding="utf-8")
-        assert read_metadata(tmp_path).supports_vision is supports_vision
-
-
 def test_metadata_that_is_too_long_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "metadata.json").open("wb") as file:
         file.truncate(65 * 2**20)

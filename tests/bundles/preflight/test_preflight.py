@@ -119,6 +119,9 @@ def test_configuration_that_is_an_lfs_pointer_is_named(tmp_path: Path) -> None:
 
 def test_empty_and_truncated_files_are_refused(tmp_path: Path) -> None:
     assert refusal(write(tmp_path / "empty", **{"part_1.bin": ""})).startswith("m: part_1.bin is empty")
+    zeros = write(tmp_path / "zeros", **{"part_1.bin": "x" * 2000 + "\0" * 100_000})
+    (unfinished,) = preflight(identify(zeros), ELITE, "m")  # a zip has no unfinished files in it
+    assert unfinished.text.startswith("m: part_1.bin ends with zeros only: its download was not finished")
     hashes = json.dumps({"files": {"part_1.bin": {"size": 2001}, "sub/gone.bin": {"size": 1}}})
     truncated, missing = findings(write(tmp_path / "cut", **{"hashes.json": hashes}))
     assert truncated.text.startswith("m: part_1.bin has 2000 bytes instead of 2001, so it is truncated")
@@ -135,7 +138,9 @@ def test_memory_is_compared(tmp_path: Path) -> None:
     (folder / "genie_config.json").write_text(GENIE, encoding="utf-8")
     for part in (1, 2):
         with (folder / f"part_{part}.bin").open("wb") as file:
-            file.truncate(3_000_000_000)
+            file.truncate(2_999_999_999)
+            file.seek(0, 2)
+            file.write(b"x")
     found = identify(folder)
     assert list(preflight(found, ELITE, "m")) == []
     (warning,) = preflight(found, Machine(memory=8_000_000_000, available=2_000_000_000), "m")

@@ -56,7 +56,9 @@ async def test_genie_answers_what_our_own_engine_cannot_load(
 ) -> None:
     async with engine_of(published_bundle) as own:
         await own.start()
-        assert "logprobs" in own.status.capabilities and own.status.context_length == 127
+        assert (
+            own.status.runtime == "own" and "logprobs" in own.status.capabilities and own.status.context_length == 127
+        )
         expected = await answer(own)
     folder = tmp_path / "later"  # the table is read before the bundle is there
     async with engine_of(folder, provider_options=no_provider) as engine:
@@ -64,7 +66,7 @@ async def test_genie_answers_what_our_own_engine_cannot_load(
         shutil.copytree(published_bundle, folder)
         with caplog.at_level(logging.WARNING):
             await engine.start()
-        assert not engine.takes_turns
+        assert not engine.takes_turns and engine.status.runtime == "genie"
         assert engine.status.state == "ready" and engine.status.capabilities == ("chat", "tools")
         assert await answer(engine) == expected
         with pytest.raises(UnsupportedParameter, match="runs in Genie, which does not support 'logprobs'"):
@@ -130,7 +132,9 @@ async def test_missing_file_is_reported_once(
 
 
 @pytest.mark.parametrize("name", ["broken", "missing"])
-async def test_genie_is_not_tried_for_other_folders(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_genie_is_not_tried_for_other_folders(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "genie_config.json").write_bytes(b"{")
     async with engine_of(tmp_path / name) as engine:

@@ -88,6 +88,13 @@ class TestJudge:
         judged.judge(ready(SICK))
         assert judged.judge(ready(PassTimes(1.2, 0.7))), "the record is still that of the healthy start"
 
+    def test_accepted_start_is_the_new_comparison(self, judged: SickStart) -> None:
+        judged.judge(ready(HEALTHY))
+        assert judged.judge(ready(SICK))
+        judged.accept(ready(SICK))
+        assert not judged.judge(ready(SICK)), "the machine is slower for good"
+        assert not judged.judge(ready(HEALTHY)) and judged.judge(ready(SICK)), "or it became healthy again"
+
     @pytest.mark.parametrize(
         "content", [b"", b"{", b"\xff\xfe\x00", b"[]", b'{"passes": {"wide_s": "x"}}', b'{"bundle": 1}']
     )
@@ -197,7 +204,12 @@ async def test_third_sick_worker_serves_with_a_warning(bundle: Path, caplog: pyt
         assert "restart the machine" in engine.status.detail
         assert len(caplog.records) == 3 and "2 new workers did not help" in caplog.records[-1].getMessage()
         assert usage(await events_of(engine, request())).completion_tokens == 24
-        assert not (bundle.parent / RECORDS_FOLDER).exists()
+        engine._supervisor.discard("a test")
+        await engine.lost()
+        start_sick(bundle, 3)
+        await engine.start()
+        assert (engine.status.state, engine.status.detail) == ("ready", "")
+        assert (bundle.parent / "sick_starts").read_text(encoding="utf-8") == "2", "it loaded once, not three times"
 
 
 async def test_sick_restart_is_judged_too(bundle: Path) -> None:
@@ -213,8 +225,10 @@ async def test_sick_restart_is_judged_too(bundle: Path) -> None:
 
 async def test_worker_on_the_cpu_is_not_timed(tiny: Path, tmp_path: Path) -> None:
     async with aclosing(LocalEngine("m", LocalModel(path=str(tiny)), tmp_path)) as engine:
+        engine._sick_start._passes = HEALTHY  # of an earlier worker, on an NPU
         await engine.start()
         assert engine._supervisor.ready is not None and engine._supervisor.ready.passes is None
+        assert engine._sick_start._passes is None
         assert not (tmp_path / RECORDS_FOLDER).exists()
 
 

@@ -141,6 +141,7 @@ class TestSpeed:
             assert before["speed"] == "not measured yet, 25.0 tokens/s are published"
             self.answer(npu)
             card = client.models.retrieve("m").model_dump()
+            assert card["runtime"] == "own"
             assert (card["device"], card["tokens_per_s"], card["published_tokens_per_s"]) == ("npu", 20.0, 25.0)
             assert card["speed"] == "20.0 tokens/s, 80 % of 25.0"
             assert client.models.list().data[0].model_dump() == card

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,35 +137,38 @@ def windows_ml_cpu_attention(npu: NpuDevice, tiny_model: ModelSource, tmp_path_f
     )
 
 
-@pytest.fixture(scope="session")
-def olive_uncompiled(tiny_source: Path, tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("olive") / "plain"
-    return pulled(olive_bundle.write_bundle(folder, tiny_model, tiny_source, compiled="none"))
+WriteOlive = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def olive_compiled(
-    npu: NpuDevice, tiny_source: Path, tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    folder = tmp_path_factory.mktemp("olive") / "islands"
-    return olive_bundle.write_bundle(folder, tiny_model, tiny_source, compiled="islands")
+def write_olive(tiny_source: Path, tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> WriteOlive:
+    """Writes a bundle as Olive does. Arguments: see `olive_bundle.write_bundle`."""
+
+    def write(**options: Any) -> Path:
+        return olive_bundle.write_bundle(tmp_path_factory.mktemp("olive") / "model", tiny_model, tiny_source, **options)
+
+    return write
 
 
 @pytest.fixture(scope="session")
-def olive_in_parts(
-    npu: NpuDevice, tiny_source: Path, tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    folder = tmp_path_factory.mktemp("olive") / "parts"
-    return olive_bundle.write_bundle(folder, tiny_model, tiny_source, compiled="islands", parts=2)
+def olive_uncompiled(write_olive: WriteOlive) -> Path:
+    return pulled(write_olive(compiled="none"))
 
 
 @pytest.fixture(scope="session")
-def foundry_compiled(
-    npu: NpuDevice, tiny_source: Path, tiny_model: ModelSource, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def olive_compiled(npu: NpuDevice, write_olive: WriteOlive) -> Path:
+    return write_olive(compiled="islands")
+
+
+@pytest.fixture(scope="session")
+def olive_in_parts(npu: NpuDevice, write_olive: WriteOlive) -> Path:
+    return write_olive(compiled="islands", parts=2)
+
+
+@pytest.fixture(scope="session")
+def foundry_compiled(npu: NpuDevice, write_olive: WriteOlive) -> Path:
     """The older generation of names."""
-    folder = tmp_path_factory.mktemp("foundry") / "islands"
-    return olive_bundle.write_bundle(folder, tiny_model, tiny_source, compiled="islands", names=olive_bundle.FOUNDRY)
+    return write_olive(compiled="islands", names=olive_bundle.FOUNDRY)
 
 
 @pytest.fixture(scope="session")

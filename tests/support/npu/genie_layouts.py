@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from tests.support.npu.genie_bundle import BEGIN, END, tokenizer
+from tests.support.npu.genie_bundle import config, tokenizer
 from tests.support.npu.tiny_htp_decoder import CACHE, INPUTS, LOGITS, PROMPT_WIDTH, Encoding, TinyDecoder
 
 Layout = Literal["geniex", "geniex-files", "genie-yaml", "genie-export", "aidevhome"]
@@ -54,61 +54,35 @@ def write_layout(folder: Path, layout: Layout, binaries: Sequence[Path], change:
     for binary in binaries:
         shutil.copyfile(binary, inner / binary.name)
     tokenizer(decoder.vocab_size).save(str(inner / "tokenizer.json"))
-    config = {"dialog": _dialog(decoder, [binary.name for binary in binaries], layout)}
-    change(config["dialog"])
+    content = {"dialog": _dialog(decoder, [binary.name for binary in binaries], layout)}
+    change(content["dialog"])
     if layout == "aidevhome":
         _write_json(inner / "prompt.json", PROMPT_JSON)
-        return _write_json(inner / "config.json", config)
+        return _write_json(inner / "config.json", content)
     _write_json(inner / "htp_backend_ext_config.json", _EXTENSIONS)
     specials = {"bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     _write_json(inner / "tokenizer_config.json", specials | {"chat_template": _CHATML, "model_max_length": 131072})
     _write_metadata(inner, layout, decoder, [binary.name for binary in binaries])
-    return _write_json(inner / "genie_config.json", config)
+    return _write_json(inner / "genie_config.json", content)
 
 
 def _dialog(decoder: TinyDecoder, binaries: Sequence[str], layout: Layout) -> dict[str, Any]:
     is_helper = layout == "aidevhome"
     home, common = ("genie\\python\\models\\Tiny-7B\\", "genie\\python\\config\\") if is_helper else ("", "")
-    htp = {
-        "version": 1,
+    dialog: dict[str, Any] = config(decoder, [home + name for name in binaries])["dialog"]
+    dialog["sampler"]["top-k"] = 40
+    dialog["tokenizer"]["path"] = f"{home}tokenizer.json"
+    dialog["engine"]["n-threads"] = 1 if is_helper else 3
+    dialog["engine"]["backend"]["extensions"] = f"{common}htp_backend_ext_config.json"
+    dialog["engine"]["backend"]["QnnHtp"] |= {
         "use-mmap": not is_helper,
         "spill-fill-bufsize": 0,
         "mmap-budget": 0,
         "poll": True,
         "cpu-mask": "0xe0",
-        "kv-dim": decoder.head_dim,
-        "pos-id-dim": decoder.head_dim // 2,
         "allow-async-init": False,
-        "rope-theta": 10000,
     }
-    return {
-        "version": 1,
-        "type": "basic",
-        "context": {
-            "version": 1,
-            "size": decoder.context,
-            "n-vocab": decoder.vocab_size,
-            "bos-token": BEGIN,
-            "eos-token": END,
-        },
-        "sampler": {"version": 1, "seed": 42, "temp": 0.8, "top-k": 40, "top-p": 0.95},
-        "tokenizer": {"version": 1, "path": f"{home}tokenizer.json"},
-        "engine": {
-            "version": 1,
-            "n-threads": 1 if is_helper else 3,
-            "backend": {
-                "version": 1,
-                "type": "QnnHtp",
-                "QnnHtp": htp,
-                "extensions": f"{common}htp_backend_ext_config.json",
-            },
-            "model": {
-                "version": 1,
-                "type": "binary",
-                "binary": {"version": 1, "ctx-bins": [home + name for name in binaries]},
-            },
-        },
-    }
+    return dialog
 
 
 def _write_metadata(folder: Path, layout: Layout, decoder: TinyDecoder, binaries: Sequence[str]) -> None:

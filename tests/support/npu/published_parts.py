@@ -23,7 +23,8 @@ from tests.support.npu.tiny_htp_graph import build_graph
 from tests.support.paths import ROOT
 
 CONTEXTS = (64, 128)
-_PHASES = {PROMPT_WIDTH: "prompt", 1: "token"}
+_PHASES = {PROMPT_WIDTH: "prompt", 4: "verify", 1: "token"}
+WIDTHS = (PROMPT_WIDTH, 1)
 _EMBEDDING, _HIDDEN = "_model_model_embed_tokens_Gather_output_0", "_model_model_layers_0_Add_1_output_0"
 _NAMES = {"hidden_codes": _EMBEDDING, "residual_codes": _HIDDEN}
 _HOST = ["attention_mask", "position_ids_cos", "position_ids_sin", "past_key_0_in", "past_value_0_in"]
@@ -36,17 +37,23 @@ _PARTS = (
 
 
 def write_published_binaries(
-    folder: Path, contexts: Sequence[int] = CONTEXTS, *, is_float: bool = False, share_weights: bool = False
+    folder: Path,
+    contexts: Sequence[int] = CONTEXTS,
+    *,
+    widths: Sequence[int] = WIDTHS,
+    is_float: bool = False,
+    share_weights: bool = False,
 ) -> None:
     """Write the three binaries into `folder`, with graphs for these context lengths.
 
     Args:
+        widths: tokens of one pass. With 4, there are graphs that verify drafts.
         is_float: in float16, as AI Hub's precision w4.
         share_weights: see `write_binary`.
     """
     folder.mkdir(parents=True)
     for part in range(1, len(_PARTS) + 1):
-        graphs = dict(_part_graphs(folder, part, contexts, is_float))
+        graphs = dict(_part_graphs(folder, part, contexts, widths, is_float))
         command = [
             sys.executable,
             "-m",
@@ -61,15 +68,17 @@ def write_published_binaries(
             graph.unlink()
 
 
-def _part_graphs(folder: Path, part: int, contexts: Sequence[int], is_float: bool) -> Iterator[tuple[str, Path]]:
+def _part_graphs(
+    folder: Path, part: int, contexts: Sequence[int], widths: Sequence[int], is_float: bool
+) -> Iterator[tuple[str, Path]]:
     """Write the ONNX graphs of one part. Yields: name and file of each."""
     inputs, outputs = _PARTS[part - 1]
     for context in contexts:
-        for width, phase in _PHASES.items():
+        for width in widths:
             whole = build_graph(TinyDecoder(context=context), width, is_float=is_float)
             kind = TensorProto.FLOAT16 if is_float else TensorProto.UINT16
             model = _renamed(Extractor(_with_types(whole, width, kind)).extract_model(inputs, outputs))
-            path = folder / f"{phase}_ar{width}_cl{context}_{part}_of_{len(_PARTS)}.onnx"
+            path = folder / f"{_PHASES[width]}_ar{width}_cl{context}_{part}_of_{len(_PARTS)}.onnx"
             onnx.save(model, path)
             yield path.stem, path
 

@@ -11,20 +11,18 @@ import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import yaml
 from msgspec import Struct
 from onnx import TensorProto, helper, numpy_helper
 
 from gateway.bundles.genai_config import Stage
-from gateway.bundles.json_file import read_optional_object, read_small_file
+from gateway.bundles.genie.tensors import read_tensors
 from gateway.bundles.static_pipeline import Pipeline, runs_on_npu
 from gateway.errors import BundleError
 from gateway.qnn.binary_info import read_binary
-from gateway.qnn.context import read_compiled
+from gateway.qnn.context import load_graph, read_compiled
 
 _log = logging.getLogger(__name__)
 _LARGEST = 64 * 1024  # bytes of a graph with one Cast; a head with its weights has megabytes
@@ -55,7 +53,7 @@ def find_bare_cast(pipeline: Pipeline) -> BareCast | None:
     file = next((pipeline.file(stage) for stage in pipeline.stages if _outputs_logits(pipeline, stage)), None)
     if file is None or file.stat().st_size > _LARGEST:
         return None
-    model = _load(file)
+    model = load_graph(file)
     kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     nodes = list(model.graph.node)
     if len(nodes) != 1 or nodes[0].op_type != "Cast" or kinds.get(nodes[0].input[0]) not in _LARGEST_CODE:
@@ -70,13 +68,6 @@ def find_bare_cast(pipeline: Pipeline) -> BareCast | None:
 
 def _outputs_logits(pipeline: Pipeline, stage: Stage) -> bool:
     return pipeline.config.decoder.outputs.logits in stage.outputs and not runs_on_npu(stage)
-
-
-def _load(file: Path) -> onnx.ModelProto:
-    try:
-        return onnx.load(file, load_external_data=False)
-    except Exception as error:  # the exception class depends on the protobuf implementation
-        raise BundleError(f"{file.parent.name}/{file.name} is truncated or not an ONNX file.") from error
 
 
 def _scale(pipeline: Pipeline, name: str, largest_code: int) -> _Scale | None:
@@ -105,33 +96,11 @@ def _in_binaries(pipeline: Pipeline, name: str) -> Iterator[_Scale]:
 
 def _in_metadata(folder: Path, name: str) -> Iterator[_Scale]:
     """From AI Hub's metadata of another download of the same export, if it lies next to the graphs."""
-    for file, read in (("metadata.json", read_optional_object), ("metadata.yaml", _read_yaml)):
-        try:
-            yield from _scales(read(folder / file), name)
-        except (BundleError, OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-            _log.warning("%s: %s is not used, because it cannot be read: %s", folder.name, file, error)
-
-
-def _read_yaml(path: Path) -> Any:
-    return yaml.safe_load(read_small_file(path)) if path.is_file() else None
-
-
-def _scales(content: Any, name: str) -> Iterator[_Scale]:
-    """Of the output `name` of every component. Newer files have its zero point, older ones the negative of it."""
-    match content:
-        case {"components": dict(components)} | {"model_files": dict(components)}:
-            for component in components.values():
-                match component:
-                    case {"outputs": {**outputs}}:
-                        yield from _declared(outputs.get(name))
-
-
-def _declared(output: Any) -> Iterator[_Scale]:
-    match output:
-        case {"quantization_parameters": {"scale": float(scale), "zero_point": int(zero_point)}}:
-            yield _Scale(scale, zero_point)
-        case {"quantization_parameters": {"scale": float(scale), "offset": int(offset)}}:
-            yield _Scale(scale, -offset)
+    for graph in read_tensors(folder, with_yaml=True).values():
+        tensor = graph.outputs.get(name)
+        stated = tensor.quantization_parameters if tensor else None
+        if stated and stated.scale is not None and stated.zero is not None:
+            yield _Scale(stated.scale, stated.zero)
 
 
 def _dequantiser(cast: onnx.ModelProto, scale: _Scale, kind: int) -> bytes:

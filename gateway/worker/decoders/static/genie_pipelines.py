@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import onnx
 
@@ -28,7 +28,8 @@ from gateway.bundles.genie.bundle import GenieBundle
 from gateway.bundles.preflight.preflight import require_fit
 from gateway.bundles.static_pipeline import Pipeline
 from gateway.errors import BundleError, ConfigError
-from gateway.qnn.chains import COSINES, LOGITS, MASK, SINES, Chains, read_chains
+from gateway.qnn.binary_info import Graph
+from gateway.qnn.chains import COSINES, LOGITS, MASK, SINES, Chains, Part, read_chains
 from gateway.qnn.context import CompiledGraph, check_compatible
 from gateway.qnn.device import NpuDevice, machine_of
 from gateway.qnn.wrapper import wrapper
@@ -36,6 +37,7 @@ from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.host_graphs import LOGITS_FLOAT, MASK_ONES, input_graph, logits_graph
 from gateway.worker.decoders.static.open import open_pipelines, select_device
 from gateway.worker.decoders.static.rope import rope_table
+from gateway.worker.genie.graph_sizes import warn_of_other_metadata
 
 _INPUT_FILE, _LOGITS_FILE = "host_inputs.onnx", "host_logits.onnx"
 
@@ -59,10 +61,11 @@ def open_genie_decoder(
             f"{bundle.folder.name} is compiled for the NPU, and this machine has none; "
             "provider = 'qnn' runs it on the emulator, if there is one."
         )
-    with genie_pipelines(bundle, device) as (pipelines, binaries):
+    with genie_pipelines(bundle, device) as found:
         return open_pipelines(
-            pipelines,
-            binaries=binaries,
+            found.pipelines,
+            narrow=found.narrow,
+            binaries=found.binaries,
             provider=provider,
             options=options,
             threads=threads,
@@ -71,41 +74,68 @@ def open_genie_decoder(
         )
 
 
-@contextmanager
-def genie_pipelines(bundle: GenieBundle, device: NpuDevice) -> Iterator[tuple[list[Pipeline], dict[Path, Path]]]:
-    """The pipelines of a bundle, shortest context first; and for each ONNX file of a binary's graph that binary.
+class GeniePipelines(NamedTuple):
+    """Shortest context first. `narrow`: those of the bundle that verify drafts, or none.
 
-    Their files exist until the context ends. Raises BundleError if `device` is another chip than the bundle's.
+    `binaries`: for each ONNX file of a binary's graph that binary.
+    """
+
+    pipelines: list[Pipeline]
+    narrow: list[Pipeline]
+    binaries: dict[Path, Path]
+
+
+@contextmanager
+def genie_pipelines(bundle: GenieBundle, device: NpuDevice) -> Iterator[GeniePipelines]:
+    """The pipelines of a bundle. Their files exist until the context ends.
+
+    Raises BundleError if `device` is another chip than the bundle's.
     """
     require_fit(bundle.folder, machine_of(device))
     with TemporaryDirectory(prefix="npu-gateway-", ignore_cleanup_errors=True) as folder:
         yield _write_pipelines(bundle, device, Path(folder).resolve())
 
 
-def _write_pipelines(bundle: GenieBundle, device: NpuDevice, folder: Path) -> tuple[list[Pipeline], dict[Path, Path]]:
+def _write_pipelines(bundle: GenieBundle, device: NpuDevice, folder: Path) -> GeniePipelines:
     where = bundle.folder.name
     if bundle.dialog_type != "basic":
         raise BundleError(f"{where} is a dialog of type {bundle.dialog_type!r}. Only Genie runs it: engine = 'genie'.")
     folder = folder / where  # its name is in error messages
     folder.mkdir()
     chains = read_chains(bundle.binaries)
+    graphs: dict[str, list[Graph]] = {}
     for part in (part for chain in chains for part in chain.parts):
+        graphs.setdefault(part.binary.name, []).append(part.graph)
         chip = CompiledGraph(binaries=(part.binary,), cpu_nodes=0, soc=part.soc, architecture=part.architecture)
         check_compatible(part.binary, chip, device)
+    warn_of_other_metadata(bundle.folder, graphs)
     _write_host_graphs(bundle, chains, folder)
-    binaries: dict[Path, Path] = {}
-    pipelines = []
+    files = _GraphFiles(folder)
+    pipelines, narrow = [], []
     for chain in chains:
-        stages = [Stage(filename=_INPUT_FILE)]
-        for phase, parts in (("prompt", chain.prompt), ("token", chain.step)):
-            for number, part in enumerate(parts, start=1):
-                file = folder / f"{phase}_cl{chain.context}_{number}_of_{len(parts)}.onnx"
-                onnx.save(wrapper(part.graph, part.binary.name), file)
-                binaries[file] = part.binary
-                stages.append(_npu_stage(file.name, phase))
-        stages.append(Stage(filename=_LOGITS_FILE))
-        pipelines.append(_pipeline(bundle, chain, folder, stages))
-    return pipelines, binaries
+        stages = [*files.stages("prompt", chain, chain.prompt), *files.stages("token", chain, chain.step)]
+        pipelines.append(_pipeline(bundle, chain, folder, chain.width, stages))
+        if chain.narrow:
+            stages = files.stages("verify", chain, chain.narrow)
+            narrow.append(_pipeline(bundle, chain, folder, chain.narrow_width, stages))
+    return GeniePipelines(pipelines, narrow, files.binaries)
+
+
+class _GraphFiles:
+    """Writes an ONNX file for each graph into `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.binaries: dict[Path, Path] = {}
+        self._folder = folder
+
+    def stages(self, phase: str, chain: Chains, parts: Sequence[Part]) -> list[Stage]:
+        stages = []
+        for number, part in enumerate(parts, start=1):
+            file = self._folder / f"{phase}_cl{chain.context}_{number}_of_{len(parts)}.onnx"
+            onnx.save(wrapper(part.graph, part.binary.name), file)
+            self.binaries[file] = part.binary
+            stages.append(_npu_stage(file.name, phase))
+        return stages
 
 
 def _write_host_graphs(bundle: GenieBundle, chains: Sequence[Chains], folder: Path) -> None:
@@ -128,15 +158,15 @@ def _write_host_graphs(bundle: GenieBundle, chains: Sequence[Chains], folder: Pa
 def _npu_stage(filename: str, phase: str) -> Stage:
     return Stage(
         filename=filename,
-        run_on_prompt=phase == "prompt",
+        run_on_prompt=phase != "token",
         run_on_token_gen=phase == "token",
         session_options=SessionOptions(providers={"qnn": {}}),
     )
 
 
-def _pipeline(bundle: GenieBundle, chains: Chains, folder: Path, stages: Sequence[Stage]) -> Pipeline:
+def _pipeline(bundle: GenieBundle, chains: Chains, folder: Path, width: int, graphs: Sequence[Stage]) -> Pipeline:
     keys = chains.tensor("past_key_0_in")
-    window = SlidingWindow(window_size=chains.width, pad_value=keys.zero_point)
+    window = SlidingWindow(window_size=width, pad_value=keys.zero_point)
     decoder = DecoderConfig(
         num_hidden_layers=chains.layers,
         num_key_value_heads=keys.shape[0],
@@ -146,7 +176,7 @@ def _pipeline(bundle: GenieBundle, chains: Chains, folder: Path, stages: Sequenc
             logits=LOGITS_FLOAT, present_key_names="past_key_%d_out", present_value_names="past_value_%d_out"
         ),
         sliding_window=window,
-        stages=tuple(stages),
+        stages=(Stage(filename=_INPUT_FILE), *graphs, Stage(filename=_LOGITS_FILE)),
     )
     config = GenaiConfig(
         model_type="decoder-pipeline",

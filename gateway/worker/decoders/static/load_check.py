@@ -20,14 +20,13 @@ from gateway.bundles.static_pipeline import (
     read_batch_pipelines,
     read_pipelines,
     read_verify_pipelines,
-    runs_on_npu,
 )
 from gateway.child import run_in_child, serve_request
 from gateway.errors import BundleError
 from gateway.qnn.device import NpuDevice, machine_of
 from gateway.qnn.sessions import NpuSessions
 from gateway.worker.decoders.static.genie_pipelines import genie_pipelines
-from gateway.worker.decoders.static.open import select_device
+from gateway.worker.decoders.static.open import OpenStages, select_device
 from gateway.worker.frames import Device
 
 
@@ -58,17 +57,12 @@ def _load(request: _Request) -> LoadReport:
         raise BundleError(f"{folder.name} is made for an NPU, and this machine has none.")
     require_fit(folder, machine_of(device))
     with _pipelines(folder, device) as (pipelines, binaries):
-        sessions = NpuSessions(device, request.options, lambda stage: None, binaries)
-        started = time.perf_counter()
-        sessions.open(
-            {
-                pipeline.file(stage): stage.session_options.providers["qnn"]
-                for pipeline in pipelines
-                for stage in pipeline.stages
-                if runs_on_npu(stage)
-            }
-        )
-    return LoadReport(device=device.kind, placement=dict(sessions.placement), load_s=time.perf_counter() - started)
+        stages = {pipeline.file(stage): stage for pipeline in pipelines for stage in pipeline.stages}
+        opened, started = OpenStages(device.kind), time.perf_counter()
+        opened.open_on_npu(stages, NpuSessions(device, request.options, lambda stage: None, binaries))
+    if opened.switch:
+        opened.switch.close()
+    return LoadReport(device=device.kind, placement=dict(opened.placed), load_s=time.perf_counter() - started)
 
 
 @contextmanager
@@ -76,7 +70,7 @@ def _pipelines(folder: Path, device: NpuDevice) -> Iterator[tuple[list[Pipeline]
     """The pipelines, and the binaries that are not next to their graph files."""
     if is_genie(folder):
         with genie_pipelines(load_genie_bundle(folder), device) as found:
-            yield found
+            yield [*found.pipelines, *found.narrow], found.binaries
     else:
         yield [*read_pipelines(folder), *read_batch_pipelines(folder), *read_verify_pipelines(folder)], {}
 

@@ -104,7 +104,7 @@ def open_pipelines(
     batches, narrow = (_long_enough(list(found), context_length) for found in (batches, narrow))
     stages = {pipeline.file(stage): stage for pipeline in (*pipelines, *batches, *narrow) for stage in pipeline.stages}
     device = select_device(provider, options or {})
-    opened = _OpenStages(device.kind if device else "cpu", soc=device.soc if device else None)
+    opened = OpenStages(device.kind if device else "cpu", soc=device.soc if device else None)
     if device:
         opened.open_on_npu(stages, NpuSessions(device, options or {}, progress, binaries))
     cast = find_bare_cast(pipelines[-1])
@@ -120,7 +120,7 @@ def open_pipelines(
 
 
 @dataclass
-class _OpenStages:
+class OpenStages:
     """The sessions of all stages by file, the placement of their nodes, and the device's memory.
 
     `soc`, `greedy_only`: see DecoderSpec. `npu_heads`: the stages that NPU_HEAD replaces.
@@ -167,7 +167,7 @@ class _Chains:
     context_length: int
 
     def decoder(
-        self, opened: _OpenStages, min_batch: int = 2, costs: Mapping[int, float] | None = None
+        self, opened: OpenStages, min_batch: int = 2, costs: Mapping[int, float] | None = None
     ) -> StaticDecoder:
         sessions, memory = opened.sessions, opened.memory
         prompts, steps = _windows(self.pipelines, sessions, memory)
@@ -203,7 +203,7 @@ class _Chains:
         )
 
 
-def _checked_head(chains: _Chains, opened: _OpenStages, threads: int) -> _OpenStages:
+def _checked_head(chains: _Chains, opened: OpenStages, threads: int) -> OpenStages:
     """The stages with the head on the CPU if the NPU's computes something else."""
     if not opened.npu_heads:
         return opened
@@ -215,7 +215,7 @@ def _checked_head(chains: _Chains, opened: _OpenStages, threads: int) -> _OpenSt
     return on_cpu
 
 
-def _checked_decoder(chains: _Chains, opened: _OpenStages) -> StaticDecoder:
+def _checked_decoder(chains: _Chains, opened: OpenStages) -> StaticDecoder:
     """A decoder whose results are checked, if necessary without memory that host and device share.
 
     Raises EngineFailed when the NPU computes wrongly in both cases.

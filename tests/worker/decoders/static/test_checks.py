@@ -18,6 +18,7 @@ from gateway.worker.decoders.base import KVCache, Logits
 from gateway.worker.decoders.self_test import is_close, self_test
 from gateway.worker.decoders.static import checks
 from gateway.worker.decoders.static.decoder import StaticDecoder
+from gateway.worker.decoders.static.window import Window
 from tests.support.npu import windows_ml_bundle
 from tests.support.npu.fixtures import OpenDecoder
 from tests.support.tiny import write_tiny_folder
@@ -27,13 +28,16 @@ WIDTH = 8
 
 
 def test_consistency_check_finds_wrong_step_graph(
-    windows_ml_uncompiled: Path, tmp_path: Path, open_decoder: OpenDecoder
+    windows_ml_uncompiled: Path, tmp_path: Path, open_decoder: OpenDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_source(write_tiny_folder(tmp_path / "source", seed=1))
     ours = open_decoder(windows_ml_uncompiled, "cpu")
     other = open_decoder(windows_ml_bundle.write_bundle(tmp_path / "other", source, compiled="none"), "cpu")
     assert checks.is_consistent(ours)
-    assert not checks.is_consistent(StaticDecoder(ours._prompts, other._steps, ours.spec))
+    mixed = StaticDecoder(ours._prompts, other._steps, ours.spec)
+    assert not checks.is_consistent(mixed)
+    monkeypatch.setattr(Window, "max_logit_rows", 1)  # then `verify` takes steps only
+    assert checks.is_consistent(ours) and not checks.is_consistent(mixed)
 
 
 def test_consistency_check_compares_differences_of_unscaled_logits() -> None:

@@ -75,6 +75,25 @@ def test_float16_bundle_gives_tokens_of_the_float_model(npu: NpuDevice, tmp_path
     assert TINY.is_greedy(prompt(20), call_in_child(float16_answer, tmp_path, prompt(20), 30))
 
 
+def drafts_with_narrow_graphs(folder: Path, ids: list[int]) -> tuple[int, float, list[int]]:
+    write_published_binaries(folder / "binaries", contexts=(64,), widths=(8, 4, 1))
+    bundle = load_genie_bundle(write_layout(folder / "bundle", "geniex", sorted((folder / "binaries").glob("*.bin"))))
+    with closing(open_genie_decoder(bundle, provider="qnn")) as decoder:
+        verified, stepped = decoder.new_cache(), decoder.new_cache()
+        for cache in (verified, stepped):
+            prefill(decoder, cache, ids)
+        logits = decoder.verify(verified, IDS[:4])
+        steps = [decoder.step([stepped], [token])[0].copy() for token in IDS[:4]]
+        return decoder.narrow_width, float(np.abs(logits - steps).max()), greedy(decoder, ids, 30)
+
+
+@pytest.mark.slow
+def test_narrow_graphs_verify_drafts(npu: NpuDevice, tmp_path: Path) -> None:
+    ids = prompt(20)
+    width, difference, answer = call_in_child(drafts_with_narrow_graphs, tmp_path, ids)
+    assert (width, TINY.is_greedy(ids, answer)) == (4, True) and difference < 0.1
+
+
 def test_window_gives_logits_of_single_steps(decoder: StaticDecoder) -> None:
     windowed, stepped = decoder.new_cache(), decoder.new_cache()
     logits = decoder.verify(windowed, IDS[:6])
@@ -87,7 +106,7 @@ def test_every_published_form_has_both_context_lengths(
     layout: Layout, npu: NpuDevice, published_binaries: list[Path], tmp_path: Path
 ) -> None:
     bundle = load_genie_bundle(write_layout(tmp_path / "bundle", layout, published_binaries))
-    with genie_pipelines(bundle, npu) as (pipelines, binaries):
+    with genie_pipelines(bundle, npu) as (pipelines, _, binaries):
         assert all(file.is_file() for file in binaries)
     assert not any(file.exists() for file in binaries)
     assert [(item.config.context_length, item.window.window_size) for item in pipelines] == [(64, 8), (128, 8)]
