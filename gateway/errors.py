@@ -12,6 +12,7 @@ GatewayError                 500 server_error
 ├── MethodNotAllowed         405 method_not_allowed
 ├── BodyTimeout              408 request_timeout
 ├── BodyTooLarge             413 request_too_large
+├── UnsupportedEncoding      415 unsupported_content_encoding
 ├── QueueFull                429 rate_limit_exceeded
 ├── Unavailable              503 service_unavailable
 │   ├── BreakerOpen              latency_breaker_open
@@ -148,6 +149,14 @@ class BodyTooLarge(GatewayError):
     status = 413
     type = "invalid_request_error"
     code = "request_too_large"
+
+
+class UnsupportedEncoding(GatewayError):
+    """The request body is compressed with a method that the gateway does not know."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_content_encoding"
 
 
 class QueueFull(GatewayError):

@@ -75,7 +75,7 @@ class Sampling(Struct, frozen=True, kw_only=True):
         Meta(ge=0, le=MAX_INT),
         SamplingParam(
             names=_local("top_k") | {"anthropic": "top_k"},
-            types={"openai": _MinusOneIsOff, "ollama": _MinusOneIsOff},
+            types=dict.fromkeys(get_args(Api), _MinusOneIsOff),
             off=-1,
             in_config=True,
         ),
@@ -88,7 +88,7 @@ class Sampling(Struct, frozen=True, kw_only=True):
     ] = 1.0
     seed: Annotated[
         Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None,
-        SamplingParam(names=_local("seed")),
+        SamplingParam(names=_local("seed"), off=-1),  # -1: a random one, as in llama.cpp
     ] = None
     presence_penalty: Annotated[_Penalty, SamplingParam(names=_local("presence_penalty"), engines=_NOT_GENIE)] = 0.0
     frequency_penalty: Annotated[_Penalty, SamplingParam(names=_local("frequency_penalty"), engines=_NOT_GENIE)] = 0.0

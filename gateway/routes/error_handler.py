@@ -26,6 +26,7 @@ from gateway.errors import (
 from gateway.logs import RequestLine
 from gateway.routes.anthropic_api import render as anthropic_render
 from gateway.routes.ollama_api import render as ollama_render
+from gateway.server.body import ENCODINGS
 from gateway.server.error_body import error_body, error_headers
 from gateway.server.request import ClientDisconnected, HttpRequest, note_failure, request_number
 
@@ -65,6 +66,8 @@ def handle_error(request: HttpRequest, exception: Exception) -> Response[bytes]:
             headers["WWW-Authenticate"] = "Bearer"
         case 408:
             headers["Connection"] = "close"  # the rest of the body may still arrive
+        case 415:
+            headers["Accept-Encoding"] = ENCODINGS
     body = msgspec.json.encode(body_of(request.scope["path"], error))
     return Response(body, status_code=error.status, media_type="application/json", headers=headers)
 

@@ -29,7 +29,16 @@ from litestar.types import ASGIApp
 
 from gateway import __version__
 from gateway.config.tables import ServerConfig
-from gateway.errors import BodyTimeout, BodyTooLarge, Forbidden, GatewayError, InvalidRequest, Unauthorized, Unavailable
+from gateway.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    Forbidden,
+    GatewayError,
+    InvalidRequest,
+    Unauthorized,
+    Unavailable,
+    UnsupportedEncoding,
+)
 from gateway.routes.error_handler import body_of
 from gateway.routes.respond import json_response
 from gateway.routes.wire import Json
@@ -39,7 +48,7 @@ from gateway.server.request import HttpRequest, router_of
 from gateway.server.sse import MEDIA_TYPE as EVENTS
 
 _ANY_ROUTE = (Forbidden, Unavailable)
-_WITH_BODY = (InvalidRequest, BodyTimeout, BodyTooLarge)
+_WITH_BODY = (InvalidRequest, BodyTimeout, BodyTooLarge, UnsupportedEncoding)
 _SCHEMES: Json = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},

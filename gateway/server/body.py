@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
+import zlib
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -17,11 +18,20 @@ from litestar.exceptions import InternalServerException
 from litestar.types import ASGIApp, Empty, Receive, ReceiveMessage, Scope, Send
 from litestar.utils.scope.state import ScopeState
 
-from gateway.errors import LONGEST_QUOTE, BodyTimeout, InvalidRequest, Unavailable, cut
+from gateway.errors import (
+    LONGEST_QUOTE,
+    BodyTimeout,
+    BodyTooLarge,
+    InvalidRequest,
+    Unavailable,
+    UnsupportedEncoding,
+    cut,
+    quote,
+)
 from gateway.server.connections import connection_limit
 from gateway.server.identity import client_of
 from gateway.server.ignored import begin_notes, note_unknown_fields
-from gateway.server.request import ClientDisconnected, HttpRequest, note_failure
+from gateway.server.request import ClientDisconnected, HttpRequest, note_failure, router_of
 from gateway.server.shares import Shares
 
 P = ParamSpec("P")
@@ -33,6 +43,14 @@ COLLECT_BODY = 1024 * 1024  # bytes; after a request with a larger body that fai
 MAX_DEPTH, MAX_VALUES = 64, 20_000  # of a field that accepts any JSON (a JSON schema, template variables)
 MAX_SEPARATORS = 500_000  # commas and opening brackets in a body; it cannot have more values than these
 
+ENCODINGS = "gzip, deflate"  # of a body
+_WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": zlib.MAX_WBITS}  # how zlib reads each
+_MAX_MEMBERS = 100  # of a gzip body; zlib copies the rest after each
+_BOM = b"\xef\xbb\xbf"  # Windows programs write it
+#: Half of a surrogate pair in JSON, or a whole pair. It begins after an even number of backslashes.
+_SURROGATE = re.compile(
+    rb"(?<!\\)((?:\\\\)*+)(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2}))"
+)
 _LONGEST_WHAT = LONGEST_QUOTE + 30  # of msgspec's message; it can quote a whole value
 _WHERE = re.compile(r"(?:`key` in )?`\$\.?(?P<path>[^`]*)`")
 _MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]+)`$")
@@ -104,6 +122,7 @@ def limit_bodies(max_bytes: int) -> Callable[[ASGIApp], ASGIApp]:
     def middleware(app: ASGIApp) -> ASGIApp:
         async def count(scope: Scope, receive: Receive, send: Send) -> None:
             holding = _Holding(scope, bodies, requests)
+            scope["state"]["count_body"] = holding.add
 
             async def counted() -> ReceiveMessage:
                 holding.begin()
@@ -131,11 +150,15 @@ def limit_bodies(max_bytes: int) -> Callable[[ASGIApp], ASGIApp]:
 async def read_json(request: HttpRequest, decoder: msgspec.json.Decoder[T]) -> T:
     """The request body as a struct. The content type is ignored.
 
-    Raises InvalidRequest (malformed JSON, a field of the wrong type or out of range), BodyTimeout, Litestar's error
-    for a body over the size limit, and ClientDisconnected if the body ends early.
+    Raises InvalidRequest (malformed JSON, a field of the wrong type or out of range), UnsupportedEncoding, BodyTimeout,
+    BodyTooLarge or Litestar's error for a body over the size limit, and ClientDisconnected if the body ends early.
     """
     begin_notes(request.scope)
     body = await _read(request)
+    if encoding := request.headers.get("content-encoding", "").strip().lower():
+        longest = router_of(request).config.server.max_body_bytes
+        body = await in_thread(request, inflated, body, encoding, longest)
+        request.scope["state"]["count_body"](len(body))
     request.scope["state"]["body_bytes"] = len(body)
     return await by_size(request, parse, body, decoder)
 
@@ -167,16 +190,48 @@ async def _read(request: HttpRequest) -> bytes:
         raise ClientDisconnected from None
 
 
+def inflated(body: bytes, encoding: str, longest: int) -> bytes:
+    """The body without its compression. Stops at `longest` bytes, so a small body cannot fill the memory.
+
+    Raises UnsupportedEncoding, BodyTooLarge, and InvalidRequest for a body that is damaged or not complete.
+    """
+    if encoding in ("identity", "none", "utf-8", "utf8"):  # clients confuse it with the character set
+        return body
+    if encoding not in _WINDOWS:
+        raise UnsupportedEncoding(f"The content encoding {quote(encoding)} is not supported. Send {ENCODINGS} or none.")
+    if not body:
+        return body
+    is_raw = encoding == "deflate" and body[0] & 15 != 8  # some clients send it without zlib's header
+    parts: list[bytes] = []
+    left = longest + 1
+    try:
+        for _ in range(_MAX_MEMBERS):
+            unpacker = zlib.decompressobj(-zlib.MAX_WBITS if is_raw else _WINDOWS[encoding])
+            parts.append(unpacker.decompress(body, left))
+            left -= len(parts[-1])
+            if not unpacker.eof and left:
+                raise zlib.error("it is not complete")
+            body = unpacker.unused_data
+            if not (body and left):
+                break
+        else:
+            raise zlib.error("it has too many parts")
+    except zlib.error as error:
+        raise InvalidRequest(f"The request body is not valid {quote(encoding)} data: {error}.") from None
+    if not left:
+        raise BodyTooLarge("The request body without its compression is larger than 'server.max_body_bytes' allows.")
+    return b"".join(parts)
+
+
 def parse(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """One JSON text as a struct. Raises InvalidRequest; its `param` names the field."""
+    body = body.removeprefix(_BOM)
     if not body:
         raise InvalidRequest("The request has no body: send a JSON object.")
     if sum(map(body.count, (b",", b"[", b"{"))) > MAX_SEPARATORS:
         raise InvalidRequest("The request body has too many values.")
     try:
-        decoded = decoder.decode(body)
-        note_unknown_fields(body, decoder.type)
-        return decoded
+        return _decoded(body, decoder)
     except msgspec.ValidationError as error:
         raise _validation_error(str(error)) from None
     except RecursionError:
@@ -184,6 +239,21 @@ def parse(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     except ValueError as error:  # msgspec.DecodeError, and UnicodeDecodeError for bytes that are not UTF-8
         detail = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise InvalidRequest(f"The request body is not valid JSON: {detail}.") from None
+
+
+def _decoded(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """Half of a surrogate pair becomes U+FFFD: clients cut texts, and JSON can write what UTF-8 cannot."""
+    try:
+        decoded = decoder.decode(body)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        body, repaired = _SURROGATE.sub(lambda found: found[1] + rb"\ufffd" if found[3] else found[0], body), body
+        if body == repaired:
+            raise
+        decoded = decoder.decode(body)
+    note_unknown_fields(body, decoder.type)
+    return decoded
 
 
 def _validation_error(message: str) -> InvalidRequest:

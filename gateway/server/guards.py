@@ -3,13 +3,15 @@
 1. Any web page can make a browser send a POST to localhost. CORS only stops the page from reading the reply; the model
    would still run. So a request with an `Origin` that is not allowed gets 403.
 2. DNS rebinding: a page whose host name resolves to 127.0.0.1 has the same origin as the gateway. The list of host
-   names stops it.
+   names stops it. An address, and a name that no DNS server of an attacker can answer for, needs no list.
 """
 
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import re
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -29,6 +31,8 @@ Guard = Callable[[Connection, BaseRouteHandler], Awaitable[None]]
 
 #: The `opt` of routes without an API key.
 OPEN = {"needs_key": False}
+#: The names of the machine for programs in its containers. `.internal` is for private networks, so no attacker has it.
+CONTAINER_HOSTS = ("host.docker.internal", "gateway.docker.internal", "host.containers.internal", "host.lima.internal")
 
 
 def guards_of(config: ServerConfig) -> list[Guard]:
@@ -53,16 +57,27 @@ async def _check_connection_limit(connection: Connection, _: BaseRouteHandler) -
 
 
 def _host_guard(config: ServerConfig) -> Guard:
-    allowed = {_name(host) for host in (*config.allowed_hosts, config.host)}
+    own = socket.gethostname()
+    allowed = {_name(host) for host in (*config.allowed_hosts, *CONTAINER_HOSTS, config.host, own, f"{own}.local")}
 
     async def check_host(connection: Connection, _: BaseRouteHandler) -> None:
         host = re.sub(r":\d*$", "", connection.headers.get("host", ""))
         if not host or "*" in allowed:  # only HTTP/1.0 has no Host; browsers do not use it
             return
-        if host not in allowed and _name(host) not in allowed:
+        if host not in allowed and _name(host) not in allowed and not _needs_no_dns(host):
             raise Forbidden(f"The host name {quote(host)} is not in 'server.allowed_hosts' of the gateway's config.")
 
     return check_host
+
+
+def _needs_no_dns(host: str) -> bool:
+    """True for an IP address and for a name under `localhost`."""
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else ""
+    try:
+        ipaddress.IPv6Address(bare) if bare else ipaddress.IPv4Address(host)
+    except ValueError:
+        return host.lower().removesuffix(".").endswith(".localhost")
+    return True
 
 
 def _name(host: str) -> str:

@@ -58,7 +58,7 @@ def note_unknown_fields(body: bytes, struct: Any) -> None:
 
     A struct can have a class variable `unused`: the names that clients send and that change no answer.
     """
-    for path, name, known in _unknown(body, struct):
+    for path, name, known in _unknown(body, struct) if _is_struct(struct) else ():
         near = difflib.get_close_matches(name[:_LONGEST], known, 1)
         note_ignored(path + name, f"unknown; did you mean {near[0]}?" if near else "not supported")
 

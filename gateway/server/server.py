@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import math
 import signal
@@ -21,6 +22,7 @@ from gateway.lanes.router import Router
 from gateway.metrics import Metrics
 from gateway.server.connections import BACKLOG, LimitedProtocol, allow_open_files
 from gateway.server.loop_watch import loop_watch
+from gateway.server.target import with_any_target
 
 _log = logging.getLogger(__name__)
 _TICK_S = 1.0  # both timers of `on_tick` count seconds: uvicorn's `Date` header, our check for slow clients
@@ -29,12 +31,34 @@ LAST_FRAME_S = 1.0  # after the grace period, for streams to send their last fra
 
 def bind(config: ServerConfig) -> socket.socket:
     """The listening socket. Port 0 selects a free port. Raises ConfigError if the address is not available."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
-        made = socket.create_server((config.host.strip("[]"), config.port), family=family, backlog=BACKLOG)
+        return _listen(config.host.strip("[]"), config.port)
     except OSError as error:
         where = f"{config.host}:{config.port}"
         raise ConfigError(f"[server] host, port: cannot listen on {where}: {error.strerror or error}") from error
+
+
+def other_loopback(
+    listener: socket.socket, listen: Callable[[str, int], socket.socket] | None = None
+) -> list[socket.socket]:
+    """The socket on ::1 with the port of a listener on 127.0.0.1: Windows resolves `localhost` to ::1 first.
+
+    Empty for another listener, without IPv6, and if another program has the port there.
+    """
+    host, port = listener.getsockname()[:2]
+    if host != "127.0.0.1":
+        return []
+    try:
+        return [(listen or _listen)("::1", port)]
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            _log.warning("another program listens on [::1]:%d; clients that connect to `localhost` may reach it", port)
+        return []
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.create_server((host, port), family=family, backlog=BACKLOG)
     # asyncio sets TCP_NODELAY only if the socket's protocol is IPPROTO_TCP. Without it each small frame takes 40 ms.
     return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=made.detach())
 
@@ -56,7 +80,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: Litestar, config: ServerConfig, on_started: Callable[[], None] | None = None) -> None:
         super().__init__(
             uvicorn.Config(
-                app,
+                with_any_target(app),
                 http=LimitedProtocol,  # h11, because httptools sends chunks to HTTP/1.0 clients
                 backlog=BACKLOG,
                 loop="asyncio",
@@ -86,7 +110,7 @@ class Server(uvicorn.Server):
             if loop.get_debug():  # python -X dev, or PYTHONASYNCIODEBUG=1
                 loop.slow_callback_duration = math.inf  # asyncio's own measurement depends on the load of the machine
                 stack.enter_context(loop_watch(lambda what, _: _log.error("%s", what)))
-            await super().serve(sockets)
+            await super().serve([*sockets, *other_loopback(sockets[0])] if sockets else None)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import gc
+import gzip
+import json
 import select
 import threading
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from msgspec.structs import replace
 
+from gateway.errors import BodyTooLarge
 from gateway.generation import Generation
-from gateway.server.body import COLLECT_BODY, _Collector
+from gateway.server.body import COLLECT_BODY, _Collector, inflated, parse
 from tests.support.server import Running, config_of, error_of, scripted, serving, wait_until
 
 PATH = "/v1/chat/completions"
@@ -47,6 +52,114 @@ def test_stalled_body_is_408_and_closes_the_connection(monkeypatch: pytest.Monke
     monkeypatch.setattr("gateway.server.body.BODY_TIMEOUT_S", 0.2)
     head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{{"
     assert server.exchange(head.encode()).startswith(b"HTTP/1.1 408")
+
+
+# --- compressed bodies, byte order marks, halves of surrogate pairs
+
+RAW = json.dumps(CHAT).encode()
+
+
+def raw_deflate(data: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
+def sent(http: httpx.Client, body: bytes | Iterator[bytes], encoding: str, path: str = PATH) -> httpx.Response:
+    return http.post(path, content=body, headers={"content-encoding": encoding})
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", gzip.compress(RAW)),
+        ("GZip", gzip.compress(RAW)),
+        ("x-gzip", gzip.compress(RAW[:10]) + gzip.compress(RAW[10:])),
+        ("deflate", zlib.compress(RAW)),
+        ("deflate", raw_deflate(RAW)),
+        ("identity", RAW),
+        ("utf-8", RAW),
+        ("", RAW),
+    ],
+)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_compressed_body_is_read(http: httpx.Client, encoding: str, body: bytes, chunked: bool) -> None:
+    answer = sent(http, iter([body[:5], body[5:]]) if chunked else body, encoding)
+    assert answer.json()["choices"][0]["message"]["content"] == "Hello."
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "gzip, gzip", "x" * 500])
+def test_unknown_encoding_is_415_with_the_known_ones(http: httpx.Client, encoding: str) -> None:
+    answer = sent(http, RAW, encoding)
+    assert (answer.status_code, error_of(answer)["code"]) == (415, "unsupported_content_encoding")
+    assert answer.headers["accept-encoding"] == "gzip, deflate"
+    assert len(error_of(answer)["message"]) < 250
+
+
+@pytest.mark.parametrize(
+    "body", [RAW, gzip.compress(RAW)[:-9], gzip.compress(RAW) + b"x", gzip.compress(b"") * 200, b"\x1f\x8b"]
+)
+def test_damaged_compressed_body_is_400(http: httpx.Client, body: bytes) -> None:
+    answer = sent(http, body, "gzip")
+    assert answer.status_code == 400 and "is not valid 'gzip' data" in error_of(answer)["message"]
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_body_that_expands_over_the_limit_is_413(
+    http: httpx.Client, encoding: str, pack: Callable[[bytes], bytes]
+) -> None:
+    bomb = pack(b"[" * 10_000_000)
+    assert len(bomb) < 100_000  # below `max_body_bytes`
+    answer = sent(http, bomb, encoding)
+    assert (answer.status_code, error_of(answer)["code"]) == (413, "request_too_large")
+    assert sent(http, pack(b" " * 100_000), encoding).status_code == 400  # not JSON, but short enough
+
+
+def test_limit_of_an_expanded_body_is_exact() -> None:
+    tried = inflated(gzip.compress(b"x" * 500), "gzip", 500)
+    assert len(tried) == 500
+    with pytest.raises(BodyTooLarge):
+        inflated(gzip.compress(b"x" * 501), "gzip", 500)
+
+
+def test_byte_order_mark_is_skipped(http: httpx.Client) -> None:
+    assert http.post(PATH, content=b"\xef\xbb\xbf" + RAW).status_code == 200
+    assert sent(http, gzip.compress(b"\xef\xbb\xbf" + RAW), "gzip").status_code == 200
+    assert http.post(PATH, content=b"\xef\xbb\xbf").status_code == 400
+
+
+HALVES = {
+    r"x\ud83d": "x\ufffd",
+    r"\ud83dx": "\ufffdx",
+    r"\udc00": "\ufffd",
+    r"\uD83D\uD83D": "\ufffd\ufffd",
+    r"\ud83d\ud83d\ude00": "\ufffd\U0001f600",
+    r"\ude00\ud83d": "\ufffd\ufffd",
+    r"\\\ud83d": "\\\ufffd",
+    r"\\ud83d": r"\ud83d",  # an escaped backslash: the text has these six characters
+    r"\ud83d\n": "\ufffd\n",
+    r"\ud83d\u0041": "\ufffdA",
+    r"\ud83d\ude00": "\U0001f600",
+}
+
+
+@pytest.mark.parametrize(("text", "read"), HALVES.items())
+def test_half_of_a_surrogate_pair_becomes_the_replacement_character(text: str, read: str) -> None:
+    decoder = msgspec.json.Decoder(dict[str, str])
+    assert parse(f'{{"content": "{text}", "{text}": "a"}}'.encode(), decoder) == {"content": read, read: "a"}
+
+
+def test_half_of_a_surrogate_pair_is_accepted_by_each_api(http: httpx.Client) -> None:
+    messages = r'"model": "m", "messages": [{"role": "user", "content": "x\ud83d"}]'
+    bodies = {
+        PATH: messages,
+        "/v1/completions": r'"model": "m", "prompt": "x\ud83d"',
+        "/v1/responses": r'"model": "m", "input": "x\ud83d"',
+        "/v1/messages": messages + ', "max_tokens": 5',
+        "/api/chat": messages,
+        "/api/generate": r'"model": "m", "prompt": "x\ud83d"',
+    }
+    answers = {path: http.post(path, content=f"{{{body}}}".encode()).status_code for path, body in bodies.items()}
+    assert answers == dict.fromkeys(bodies, 200)
 
 
 # --- the memory of a large body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,6 +79,38 @@ def test_local_host_names_are_accepted(http: httpx.Client, host: str) -> None:
     assert http.get("/v1/models", headers={"host": host}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        "192.168.1.5:8000",
+        "10.0.0.1",
+        "0.0.0.0:8000",
+        "[fe80::1]:8000",
+        "[fe80::1%25eth0]",
+        "host.docker.internal:8000",
+        "HOST.docker.internal",
+        "gateway.docker.internal",
+        "host.containers.internal:8000",
+        "host.lima.internal",
+        "app.localhost:8000",
+        socket.gethostname(),
+        f"{socket.gethostname()}.local:8000",
+    ],
+)
+def test_address_container_host_and_own_name_are_accepted(http: httpx.Client, host: str) -> None:
+    assert http.get("/v1/models", headers={"host": host}).status_code == 200
+
+
+def test_address_of_the_machine_needs_a_key_and_no_list() -> None:
+    server = ServerConfig(host="0.0.0.0", api_keys={"anna": "sk-anna"})
+    with serving(config_of({"m": scripted("Hi")}, server)) as running, running.http() as http:
+        answers = [
+            http.get("/v1/models", headers={"host": "192.168.1.5:8000", **key}).status_code
+            for key in ({"authorization": "Bearer sk-anna"}, {})
+        ]
+    assert answers == [200, 401]
+
+
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io"])
 def test_unknown_host_names_are_403(http: httpx.Client, host: str) -> None:
     response = http.get("/v1/models", headers={"host": host})
@@ -115,7 +148,11 @@ OTHERS = [
     "mylaptop:8000:80",
     "my.laptop",
     "fe80::b",
-    "[fe80::b]",
+    "[fe80::bad::b]",
+    "300.1.1.1",
+    "localhost.example",
+    "internal",
+    "evil.docker.internal",
     "mylaptop..",
     "*",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from gateway.config.tables import ServerConfig
 from gateway.errors import ConfigError
-from gateway.server.server import bind
+from gateway.server.server import bind, other_loopback
 from tests.support.paths import ROOT
 from tests.support.processes import PATIENCE_S, environment
 from tests.support.server import Running, wait_until
@@ -126,3 +127,40 @@ def test_blocked_event_loop_is_logged_in_debug_mode(debug: str) -> None:
     )
     assert done.returncode == 0
     assert ("blocked the event loop: " in done.stderr and "block()" in done.stderr) == (debug == "1"), done.stderr
+
+
+def test_both_loopback_addresses_are_served(server: Running) -> None:
+    for host in ("127.0.0.1", "::1") if has_ipv6() else ("127.0.0.1",):
+        with socket.create_connection((host, server.port), timeout=PATIENCE_S) as connection:
+            name = f"[{host}]" if ":" in host else host
+            connection.sendall(f"GET /healthz HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode())
+            assert connection.recv(12) == b"HTTP/1.1 200"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_second_loopback_socket_has_the_same_port(host: str) -> None:
+    if not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with bind(ServerConfig(host=host, port=0)) as listener:
+        [other] = other_loopback(listener)
+        with other:
+            assert other.getsockname()[:2] == ("::1", listener.getsockname()[1])
+            assert other_loopback(listener) == []  # the port is taken
+            assert other_loopback(other) == []
+
+
+def test_machine_without_ipv6_has_one_loopback_socket(caplog: pytest.LogCaptureFixture) -> None:
+    def listen(_host: str, _port: int) -> socket.socket:
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+    with bind(ServerConfig(port=0)) as listener:
+        assert other_loopback(listener, listen) == []
+    assert caplog.records == []
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
