@@ -2,7 +2,7 @@
 
 To add a dialect:
 
-1. Add a file with a subclass of `FamilyDialect` (20 to 40 lines; `phi.py` is the shortest).
+1. Add a file to `families/` with a subclass of `FamilyDialect` (20 to 40 lines; `phi.py` is the shortest).
 2. Add a line to `_REGISTRY`, with strings that occur only in the chat templates of this family.
 3. tests/dialects/ tests every dialect of the registry. Add a row to `test_family_accepts_call_spelling` for each
    spelling that models write.
@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from gateway.dialects.base import Dialect
-from gateway.dialects.hermes import HermesDialect
-from gateway.dialects.llama import LlamaDialect
-from gateway.dialects.mistral import MistralDialect
-from gateway.dialects.phi import PhiDialect
+from gateway.dialects.families.hermes import HermesDialect
+from gateway.dialects.families.llama import LlamaDialect
+from gateway.dialects.families.mistral import MistralDialect
+from gateway.dialects.families.phi import PhiDialect
 from gateway.dialects.plain import PlainDialect
 from gateway.errors import ConfigError
 

@@ -14,27 +14,19 @@ from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-_FILTERS = frozenset(
-    (
-        *("abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "indent"),
-        *("int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject"),
-        *("rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr", "sort", "string"),
-        *("title", "trim", "truncate", "unique", "upper"),
-    )
-)
-_GLOBALS = ("range", "dict", "namespace", "joiner", "cycler")
-
 
 class Environment(ImmutableSandboxedEnvironment):
-    """What chat templates expect: trimmed blocks, loop controls, `{% generation %}`, and a fixed list of filters."""
+    """What chat templates expect: trimmed blocks, loop controls, `{% generation %}`, and Jinja's own filters and tests.
+
+    None of Jinja's filters, tests and functions reads a file, and the sandbox guards those that read attributes.
+    """
 
     def __init__(self) -> None:
         # optimized: an expression of constants would be computed at compile time, and a client would not get its error
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=[LoopControlExtension, _Generation]
         )
-        self.filters = {name: self.filters[name] for name in _FILTERS} | {"tojson": _tojson}
-        self.globals = {name: self.globals[name] for name in _GLOBALS}
+        self.filters["tojson"] = _tojson
 
 
 class _Generation(Extension):

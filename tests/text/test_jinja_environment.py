@@ -59,6 +59,8 @@ BOMBS = {
     "str.format": "{{ '{:>999999999}'.format(1) }}",
     "many str.formats": "{{ ('{0}' * 9999).format(text) }}",
     "string of a list": "{% set x = ([text] * 99999) | string %}",
+    "sample text": "{{ lipsum(999999) }}",
+    "a batch filled up": "{{ [1] | batch(999999999, 0) | list }}",
     "two deep lists compared": (
         "{% set n = namespace(x=[0], y=[0]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}"
         "{% set n.y = [n.y, n.y] %}{% endfor %}{{ n.x == n.y }}"
@@ -107,6 +109,11 @@ def test_hostile_template_is_stopped_and_the_next_is_rendered(name: str, sandbox
         "{{ ''.__class__.__mro__ }}",
         "{{ ''['__class__'].__mro__ }}",
         "{{ ''|attr('__class__') }}",
+        "{{ ('{0.__class__.__mro__}'|attr('format'))('') }}",
+        "{{ messages|map('attr', '__class__')|join }}",
+        "{{ [messages]|map(attribute='__class__')|join }}",
+        "{{ messages|groupby('__class__') }}",
+        "{{ messages|sum('__class__') }}",
         "{{ messages|map(attribute='__class__')|list|first|string|upper + undefined.x }}",
         "{{ messages.append(1) }}",
         "{{ messages[0].update(a=1) }}",
@@ -164,6 +171,38 @@ def test_template_cannot_reach_python(source: str) -> None:
 def test_ordinary_template_renders_as_in_plain_jinja(source: str) -> None:
     plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     assert Environment().from_string(source).render(VARIABLES) == plain.from_string(source).render(VARIABLES)
+
+
+FILTERS = (
+    "{{ [3, -1] | sum }} {{ messages | sum(attribute='n', start=1) }} {{ [1, 2, 3] | batch(2, 0) | list }}",
+    "{{ '%s of %d' | format('one', 2) }} {{ [1, 2, 3] | slice(2) | list }}{{ 'x' | center(5) }}{{ 'a b' | wordcount }}",
+    "{% for role, group in messages | groupby('role') %}{{ role }}={{ group | length }};{% endfor %}",
+    "{{ '<b>a</b>' | striptags }} {{ 'a b&c' | urlencode }} {{ 1000 | filesizeformat }} {{ [1, [2]] | pprint }}",
+    "{{ 'one two three' | wordwrap(7) }} {{ {'a': 1} | xmlattr }} {{ '<' | forceescape }} {{ 'http://x.y' | urlize }}",
+    "{{ messages[0] | attr('x') is undefined }} {{ ['b', 'a'] | random in ['a', 'b'] }} {{ lipsum(1) | length > 9 }}",
+    "{{ 3 is odd }} {{ 4 is divisibleby 2 }} {{ none is none }} {{ 'a' is lower }} {{ 1 is eq 1 }} {{ 1 is in [1] }}",
+    "{{ 'sum' is filter }} {{ 'odd' is test }} {{ messages is iterable }} {{ {} is mapping }} {{ 1.5 is float }}",
+)
+
+
+@pytest.mark.parametrize("source", FILTERS)
+def test_every_filter_and_test_of_jinja_is_there(source: str) -> None:
+    plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    variables = {"messages": [{"role": "user", "n": 1}, {"role": "assistant", "n": 2}]}
+    assert Environment().from_string(source).render(variables) == plain.from_string(source).render(variables)
+    assert Environment().filters.keys() == plain.filters.keys() and Environment().tests.keys() == plain.tests.keys()
+
+
+def test_tojson_takes_the_arguments_of_transformers() -> None:
+    source = "{{ x | tojson }}|{{ x | tojson(ensure_ascii=true) }}|{{ x | tojson(separators=(',', ':')) }}|"
+    source += "{{ x | tojson(sort_keys=true, indent=1) }}"
+    rendered = Environment().from_string(source).render(x={"b": "é<'", "a": 1}).split("|")
+    assert rendered[:3] == [
+        '{"b": "é<\'", "a": 1}',
+        '{"b": "\\u00e9<\'", "a": 1}',
+        '{"b":"é<\'","a":1}',
+    ]
+    assert rendered[3] == '{\n "a": 1,\n "b": "é<\'"\n}'
 
 
 def test_extensions_of_transformers_are_supported() -> None:
