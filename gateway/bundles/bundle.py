@@ -27,6 +27,7 @@ class Bundle(Struct, frozen=True, kw_only=True):
     tokenizer_path: Path  # tokenizer.json
     tokenizer_config: dict[str, Any]
     chat_template: str | None
+    tool_template: str | None = None  # the template for a chat with tools; None: `chat_template`
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -62,12 +63,14 @@ def _load(path: Path, tokenizer_folder: str) -> Bundle:
     shared = shared_folder(path, config.tokenizer_dir)
     tokenizer = Path(tokenizer_folder) if tokenizer_folder else shared or path / config.tokenizer_dir
     tokenizer_config = read_optional_object(tokenizer / "tokenizer_config.json")
+    templates = find_chat_templates(tokenizer, tokenizer_config)
     bundle = Bundle(
         folder=path,
         config=config,
         tokenizer_path=tokenizer / "tokenizer.json",
         tokenizer_config=tokenizer_config,
-        chat_template=find_chat_template(tokenizer, tokenizer_config),
+        chat_template=templates.default,
+        tool_template=templates.tool_use,
     )
     if not bundle.tokenizer_path.is_file():
         raise no_tokenizer(path.name, tokenizer_folder)
@@ -84,25 +87,58 @@ def no_tokenizer(bundle: str, folder: str) -> BundleError:
     )
 
 
-def find_chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
-    """The text of chat_template.jinja in `folder`, else `chat_template` of tokenizer_config.json, else None.
+class ChatTemplates(Struct, frozen=True):
+    """The templates of a model. `tool_use` is for a chat with tools; None: `default` has tools too."""
 
-    Of several named templates, "default" is used, else the first one.
+    default: str | None = None
+    tool_use: str | None = None
+
+
+def find_chat_templates(folder: Path, tokenizer_config: dict[str, Any]) -> ChatTemplates:
+    """The templates in chat_template.jinja and additional_chat_templates/, else in tokenizer_config.json, else in
+    chat_template.json.
+
+    Of several named templates, "default" and "tool_use" are used. Without "default" the first one is the default.
     """
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return read_small_file(path).decode()
-        except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{folder.name}: chat_template.jinja cannot be read: {error}.") from error
+    named = (
+        _template_files(folder)
+        or _named(folder.name, "tokenizer_config.json", tokenizer_config.get("chat_template"))
+        or _named(
+            folder.name,
+            "chat_template.json",
+            read_optional_object(folder / "chat_template.json").get("chat_template"),
+        )
+    )
+    default = named.get("default", next(iter(named.values()), None))
+    return ChatTemplates(default, named.get("tool_use"))
+
+
+def _template_files(folder: Path) -> dict[str, str]:
+    default = folder / "chat_template.jinja"
+    others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    files = {path: "default" for path in (default,) if path.is_file()} | {path: path.stem for path in others}
+    return {name: _template_text(path) for path, name in files.items()}
+
+
+def _template_text(path: Path) -> str:
     try:
-        found = msgspec.convert(tokenizer_config.get("chat_template"), str | list[_NamedTemplate] | None)
+        return read_small_file(path).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path.parent.name}: {path.name} cannot be read: {error}.") from error
+
+
+def _named(folder: str, file: str, value: Any) -> dict[str, str]:
+    """The templates in a value of a JSON file: a text, an object, or a list of objects with `name` and `template`."""
+    try:
+        found = msgspec.convert(value, str | dict[str, str] | list[_NamedTemplate] | None)
     except msgspec.ValidationError as error:
-        raise BundleError(f"{folder.name}: tokenizer_config.json has no readable chat_template: {error}.") from error
-    if not isinstance(found, list):
-        return found
-    named = {entry.name: entry.template for entry in found}
-    return named.get("default") or next(iter(named.values()), None)
+        raise BundleError(f"{folder}: {file} has no readable chat_template: {error}.") from error
+    match found:
+        case str():
+            return {"default": found}
+        case list():
+            return {entry.name: entry.template for entry in found}
+    return found or {}
 
 
 class _NamedTemplate(Struct):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from gateway.generation import Chat, Grammar, ReasoningDelta, TextDelta, Tool, ToolCallDelta
+from gateway.text.template_traits import Traits
 
 Delta = TextDelta | ReasoningDelta | ToolCallDelta
 
@@ -65,15 +66,15 @@ class Dialect(Protocol):
     def markers(self) -> frozenset[str]:
         """Special tokens that the parser must see in the text. All other special tokens have no text."""
 
-    def prepare(self, chat: Chat, template: str) -> Chat:
+    def prepare(self, chat: Chat, traits: Traits) -> Chat:
         """Return the conversation in the form that the chat template can render.
 
-        The tools of the result are those that the model may call (see `callable_tools`). If the template does not
-        render tools, then tools, calls and results are written into the messages.
+        The tools of the result are those that the model may call (see `callable_tools`). What the template does not
+        render of tools, calls and results is written into the messages.
 
         Args:
             chat: the conversation.
-            template: the Jinja source of the chat template.
+            traits: what the chat template renders.
         """
 
     def grammar(self, chat: Chat, rendered: str, terminal: Terminal, answer: Grammar | None) -> Grammar | None:
@@ -102,6 +103,11 @@ def callable_tools(chat: Chat) -> tuple[Tool, ...]:
     if choice.mode == "none":
         return ()
     return tuple(tool for tool in chat.tools if not choice.names or tool.name in choice.names)
+
+
+def uses_tools(chat: Chat) -> bool:
+    """True if the model may call a tool, or the conversation has calls or results."""
+    return bool(callable_tools(chat)) or any(message.tool_calls or message.role == "tool" for message in chat.messages)
 
 
 def allows_one_call(chat: Chat) -> bool:

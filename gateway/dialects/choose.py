@@ -41,19 +41,19 @@ _BY_NAME = {entry.dialect.name: entry.dialect for entry in _REGISTRY}
 DIALECT_NAMES = tuple(sorted(_BY_NAME))
 
 
-def choose_dialect(name: str, template: str) -> Dialect:
-    """Return the dialect with this name. If the name is "", return the dialect of the chat template.
+def choose_dialect(name: str, *templates: str) -> Dialect:
+    """Return the dialect with this name. If the name is "", return the dialect of the chat templates.
 
     Args:
         name: the value of the configuration key `dialect`.
-        template: the Jinja source of the chat template; "" if the model has none.
+        templates: the Jinja sources of the model's chat templates; "" for one that it does not have.
 
     Raises:
         ConfigError: no dialect has this name.
     """
     if name and name not in _BY_NAME:
         raise ConfigError(f"There is no dialect '{name}'; known are: {', '.join(DIALECT_NAMES)}.")
-    return _BY_NAME[name or _name_for(template)]
+    return _BY_NAME[name or _name_for("".join(templates))]
 
 
 def _name_for(template: str) -> str:

@@ -10,8 +10,9 @@ from msgspec.structs import replace
 from gateway.dialects import lark
 from gateway.dialects.base import Terminal, allows_one_call, callable_tools
 from gateway.dialects.parser import THINK_CLOSE, THINK_OPEN, Markup, MarkupParser, opens_reasoning
-from gateway.dialects.prompt import renders_tools, with_tools_as_text
+from gateway.dialects.prompt import with_history_as_text, with_tools_as_text
 from gateway.generation import Chat, Grammar
+from gateway.text.template_traits import Traits
 
 
 class FamilyDialect(ABC):
@@ -80,10 +81,13 @@ class FamilyDialect(ABC):
 
     # --- the same for all families
 
-    def prepare(self, chat: Chat, template: str) -> Chat:
-        if renders_tools(template):
-            return replace(chat, tools=callable_tools(chat))
-        return with_tools_as_text(chat, self.format_calls)
+    def prepare(self, chat: Chat, traits: Traits) -> Chat:
+        if traits.tools is None:
+            return with_tools_as_text(chat, self.format_calls)
+        messages = with_history_as_text(
+            chat.messages, self.format_calls, calls=not traits.calls, results=not traits.results
+        )
+        return replace(chat, messages=tuple(messages), tools=callable_tools(chat))
 
     def grammar(self, chat: Chat, rendered: str, terminal: Terminal, answer: Grammar | None) -> Grammar | None:
         tools, is_forced = callable_tools(chat), chat.tool_choice.mode == "required"

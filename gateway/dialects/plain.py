@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from gateway.dialects.base import Delta, Terminal
 from gateway.errors import UnsupportedParameter
 from gateway.generation import Chat, Grammar, TextDelta
+from gateway.text.template_traits import Traits
 
 
 class PlainParser:
@@ -31,7 +32,7 @@ class PlainDialect:
     name = "plain"
     markers: frozenset[str] = frozenset()
 
-    def prepare(self, chat: Chat, template: str) -> Chat:
+    def prepare(self, chat: Chat, traits: Traits) -> Chat:
         return chat
 
     def grammar(self, chat: Chat, rendered: str, terminal: Terminal, answer: Grammar | None) -> Grammar | None:

@@ -19,7 +19,6 @@ of the user. The paragraph is part of the prompt: a change of its words changes 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Sequence
 
 from msgspec.structs import replace
@@ -30,22 +29,16 @@ from gateway.generation import Chat, Message, Tool, ToolCall, ToolChoice
 #: Calls, each (name, arguments as JSON) -> text in the dialect's markup.
 FormatCalls = Callable[[Sequence[tuple[str, str]]], str]
 
-_TOOLS_VARIABLE = re.compile(r"\btools\b")
 _LAST_SENTENCE = {
     "auto": "If none is of use, answer in words.",
     "required": "You must call one now.",
 }
 
 
-def renders_tools(template: str) -> bool:
-    """True if the chat template uses the variable `tools`."""
-    return _TOOLS_VARIABLE.search(template) is not None
-
-
 def with_tools_as_text(chat: Chat, format_calls: FormatCalls) -> Chat:
     """Return the chat with its tools, calls and results written into the messages."""
     tools = callable_tools(chat)
-    messages = list(_as_text(chat.messages, format_calls))
+    messages = list(with_history_as_text(chat.messages, format_calls, calls=True, results=True))
     if tools:
         paragraph = _instructions(tools, chat.tool_choice, format_calls)
         if messages and messages[0].role == "system":
@@ -70,17 +63,23 @@ def _openai_tool(tool: Tool) -> dict[str, object]:
     return {"type": "function", "function": function}
 
 
-def _as_text(messages: Iterable[Message], format_calls: FormatCalls) -> Iterable[Message]:
-    """Move calls into the text of their messages, and consecutive results into one message of the user."""
-    results: list[str] = []
+def with_history_as_text(
+    messages: Iterable[Message], format_calls: FormatCalls, *, calls: bool, results: bool
+) -> Iterable[Message]:
+    """Move calls into the text of their messages, and consecutive results into one message of the user.
+
+    Args:
+        calls, results: move them. What the chat template renders itself stays.
+    """
+    found: list[str] = []
     for message in messages:
-        if message.role == "tool":
-            results.append(f"<tool_response>\n{message.content or ''}\n</tool_response>")
+        if results and message.role == "tool":
+            found.append(f"<tool_response>\n{message.content or ''}\n</tool_response>")
             continue
-        yield from _results(results)
-        results = []
-        yield _with_calls(message, format_calls) if message.tool_calls else message
-    yield from _results(results)
+        yield from _results(found)
+        found = []
+        yield _with_calls(message, format_calls) if calls and message.tool_calls else message
+    yield from _results(found)
 
 
 def _results(results: Sequence[str]) -> Iterable[Message]:

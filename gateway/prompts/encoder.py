@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.dialects.base import uses_tools
 from gateway.dialects.choose import choose_dialect
 from gateway.errors import GatewayError, InvalidRequest, UnsupportedParameter
 from gateway.generation import Chat, Text
@@ -59,8 +60,9 @@ class PromptEncoder:
 
     def __init__(self, setup: Setup) -> None:
         self._model = setup.model
-        self._dialect = choose_dialect(setup.dialect, setup.chat_template or "")
-        self._template = ChatTemplate(setup.chat_template, setup.tokenizer_config) if setup.chat_template else None
+        self._dialect = choose_dialect(setup.dialect, setup.chat_template or "", setup.tool_template or "")
+        self._template = _template(setup, setup.chat_template)
+        self._tool_template = _template(setup, setup.tool_template) or self._template
         self.tokens = TextTokenizer.load(Path(setup.tokenizer_path), self._dialect.markers)
 
     def handle(self, message: bytes) -> Reply:
@@ -111,11 +113,11 @@ class PromptEncoder:
         return ids
 
     def _chat(self, chat: Chat, request: Encode) -> Encoded:
-        if self._template is None:
+        template = self._tool_template if uses_tools(chat) else self._template
+        if template is None:
             raise InvalidRequest(f"The model '{self._model}' has no chat template; send its prompt as text.")
         escape = self.tokens.special_token_escape()
-        prepared = self._dialect.prepare(chat, self._template.source)
-        escaped = self._template.render(prepared, escape.escape)
+        escaped = template.render(self._dialect.prepare(chat, template.traits), escape.escape)
         rendered = escape.unescape(escaped)
         check_characters(len(rendered), request.context_length, self.tokens.table.longest, "messages")
         return Encoded(
@@ -127,6 +129,10 @@ class PromptEncoder:
     def _terminal(self, text: str) -> str:
         index = self.tokens.special_id(text)
         return json.dumps(text) if index is None else f"<[{index}]>"
+
+
+def _template(setup: Setup, source: str | None) -> ChatTemplate | None:
+    return ChatTemplate(source, setup.tokenizer_config) if source else None
 
 
 def _refused(error: GatewayError) -> Refused:

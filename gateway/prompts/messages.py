@@ -23,6 +23,7 @@ class Setup(Struct, frozen=True, kw_only=True):
     tokenizer_path: str
     tokenizer_config: dict[str, Any]
     chat_template: str | None
+    tool_template: str | None = None  # for a chat with tools; None: `chat_template`
 
 
 class Encode(Struct, frozen=True, tag=True, kw_only=True):

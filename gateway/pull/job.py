@@ -30,6 +30,7 @@ from gateway.pull.install import (
     require_fit,
     require_resources,
 )
+from gateway.pull.installed.gguf_head import LATER_PART
 from gateway.pull.names import fault_of
 from gateway.pull.report import Report
 from gateway.pull.sources import find_sources
@@ -275,7 +276,7 @@ def _one(hub: str, repo: Repo, path: str) -> Remote:
 
 
 def _gguf_in(folder: Path) -> Path | None:
-    found = sorted(folder.glob("*.gguf"))
+    found = [file for file in sorted(folder.glob("*.gguf")) if not LATER_PART.search(file.name)]
     return found[0] if len(found) == 1 else None
 
 

@@ -3,6 +3,8 @@
 Templates are written for Hugging Face transformers. They get the same variables here as there: messages as dicts, tool
 arguments as objects, `tools`, `add_generation_prompt`, the special tokens by name, `raise_exception`, `strftime_now`.
 If the last message is from the assistant, its turn is not closed, and the model continues it.
+
+What a template would refuse or lose gets the form that it renders (`template_traits.py`, `template_fit.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import jinja2
@@ -20,6 +23,8 @@ import msgspec
 from gateway.errors import BundleError, InvalidRequest
 from gateway.generation import Chat, Message, Tool, ToolCall
 from gateway.text.jinja_environment import Environment
+from gateway.text.template_fit import fit
+from gateway.text.template_traits import IN_SYSTEM_MESSAGE, Traits, content_parts, find_traits
 
 _MAX_REASON = 200  # characters of a template's own message: it can quote a whole request
 _SPECIAL_NAMES = re.compile(r"(bos|eos|unk|pad|sep|cls|mask)_token")
@@ -57,6 +62,11 @@ class ChatTemplate:
         except (jinja2.TemplateError, RecursionError) as error:
             raise BundleError(f"The model's chat template cannot be compiled: {error}.") from error
 
+    @cached_property
+    def traits(self) -> Traits:
+        """What the template renders, and in which form. Found at the first use, within the limits of a request."""
+        return find_traits(self._attempt, self.source)
+
     def render(self, chat: Chat, escape: Callable[[Any], Any] = lambda variables: variables) -> str:
         """Return the prompt's text.
 
@@ -68,14 +78,21 @@ class ChatTemplate:
             InvalidRequest: the template refuses the conversation (with its own message), or fails.
             MemoryError: the process has no memory left.
         """
+        chat = fit(chat, self.traits)
         is_open = chat.messages[-1].role == "assistant" and not chat.messages[-1].tool_calls
-        variables = escape(template_variables(chat))
+        variables = escape(template_variables(chat, self.traits))
         if is_open:
-            variables["messages"][-1]["content"] += self._open_end
+            _append(variables["messages"][-1], self._open_end)
         text = self._render(self._constants | variables | {"add_generation_prompt": not is_open})
         if is_open and self._open_end not in text:  # the template does not render this message
             return self._render(self._constants | variables | {"add_generation_prompt": True})
         return text[: text.rindex(self._open_end)] if is_open else text
+
+    def _attempt(self, variables: Mapping[str, Any]) -> str | None:
+        try:
+            return self._render({**self._constants, **variables})
+        except InvalidRequest:
+            return None
 
     def _render(self, variables: Mapping[str, Any]) -> str:
         try:
@@ -93,32 +110,54 @@ def _invalid(what: str) -> InvalidRequest:
     return InvalidRequest(f"The model's chat template {cut}", param="messages")
 
 
-def template_variables(chat: Chat) -> dict[str, Any]:
+def template_variables(chat: Chat, traits: Traits) -> dict[str, Any]:
     """The conversation as new dicts, lists and strings, under the names that templates use."""
     variables: dict[str, Any] = dict(msgspec.to_builtins(chat.template_kwargs))
     if chat.reasoning_effort is not None:
-        variables.setdefault("reasoning_effort", chat.reasoning_effort)
-        variables.setdefault("enable_thinking", chat.reasoning_effort != "none")
-    return variables | {
-        "messages": [_message(message) for message in chat.messages],
-        "tools": [_tool(tool) for tool in chat.tools] or None,
-        "documents": None,
-    }
+        thinks = chat.reasoning_effort != "none"
+        variables = {
+            "reasoning_effort": chat.reasoning_effort,
+            "enable_thinking": thinks,
+            "thinking": thinks,
+        } | variables
+    messages = [_message(message, traits) for message in chat.messages]
+    tools = [_tool(tool) for tool in chat.tools] or None
+    variables |= {"messages": messages, "tools": None, "documents": None}
+    if tools and traits.tools == IN_SYSTEM_MESSAGE:
+        messages[0]["tools"] = json.dumps([tool["function"] for tool in tools], ensure_ascii=False)
+    elif tools:
+        variables[traits.tools or "tools"] = tools
+    return variables
 
 
-def _message(message: Message) -> dict[str, Any]:
+def _message(message: Message, traits: Traits) -> dict[str, Any]:
     optional = {
         "name": message.name,
-        "reasoning_content": message.reasoning,
+        traits.reasoning or "reasoning_content": message.reasoning,
         "tool_call_id": message.tool_call_id,
-        "tool_calls": [_tool_call(call) for call in message.tool_calls] or None,
+        "tool_calls": [_tool_call(call, traits) for call in message.tool_calls] or None,
     }
     given = {key: value for key, value in optional.items() if value is not None}
-    return {"role": message.role, "content": message.content or "", **given}
+    return {"role": message.role, "content": _content(message, traits), **given}
 
 
-def _tool_call(call: ToolCall) -> dict[str, Any]:
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": _arguments(call)}}
+def _content(message: Message, traits: Traits) -> Any:
+    if message.tool_calls and not message.content and traits.null_content:
+        return None
+    text = message.content or ""
+    return content_parts(text) if traits.parts else text
+
+
+def _append(message: dict[str, Any], text: str) -> None:
+    if isinstance(message["content"], str):
+        message["content"] += text
+    else:
+        message["content"][-1]["text"] += text
+
+
+def _tool_call(call: ToolCall, traits: Traits) -> dict[str, Any]:
+    arguments = call.arguments or "{}" if traits.text_arguments else _arguments(call)
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 
 def _arguments(call: ToolCall) -> Any:

@@ -70,17 +70,32 @@ def test_first_padding_token_of_list_is_used(bundle: Path, pad: Any, expected: i
     assert load_bundle(bundle).config.pad_id == expected
 
 
-def test_chat_template_from_named_list_or_file(bundle: Path) -> None:
-    named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
+def test_chat_templates_from_named_list_or_files(bundle: Path) -> None:
+    def templates() -> tuple[str | None, str | None]:
+        loaded = load_bundle(bundle)
+        return loaded.chat_template, loaded.tool_template
+
+    named = [{"name": name, "template": name[0]} for name in ("rag", "tool_use", "default")]
     edit(bundle, lambda content: content.update(chat_template=named), "tokenizer_config.json")
-    assert load_bundle(bundle).chat_template == "D"
-    edit(bundle, lambda content: content.update(chat_template=named[:1]), "tokenizer_config.json")
-    assert load_bundle(bundle).chat_template == "T"
-    (bundle / "chat_template.jinja").write_text("ä", encoding="utf-8")
-    assert load_bundle(bundle).chat_template == "ä"
+    assert templates() == ("d", "t")
+    edit(
+        bundle, lambda content: content.update(chat_template={"default": "D", "tool_use": "T"}), "tokenizer_config.json"
+    )
+    assert templates() == ("D", "T")
+    edit(bundle, lambda content: content.update(chat_template=named[1:2]), "tokenizer_config.json")
+    assert templates() == ("t", "t")
+    more = bundle / "additional_chat_templates"
+    more.mkdir()
+    (more / "tool_use.jinja").write_text("with tools", encoding="utf-8")
+    (bundle / "chat_template.jinja").write_text("ä", encoding="utf-8-sig")
+    assert templates() == ("ä", "with tools")
+    (more / "tool_use.jinja").unlink()
+    assert templates() == ("ä", None)
     (bundle / "chat_template.jinja").unlink()
     (bundle / "tokenizer_config.json").unlink()
-    assert load_bundle(bundle).chat_template is None
+    assert templates() == (None, None)
+    (bundle / "chat_template.json").write_text('{"chat_template": "of a processor"}', encoding="utf-8")
+    assert templates() == ("of a processor", None)
 
 
 def test_tokenizer_dir_is_used(bundle: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from gateway.dialects.base import Terminal
 from gateway.dialects.choose import DIALECT_NAMES, choose_dialect
 from gateway.generation import Chat, Grammar, Message, Tool, ToolCall, ToolChoice
+from gateway.text.template_traits import Traits
 from gateway.text.templates import ChatTemplate
 from gateway.text.tokens import TextTokenizer
 from gateway.worker.grammar.compiler import GrammarCompiler
@@ -27,7 +28,7 @@ STRICT = Tool(name="f", description="Does f.", parameters=INTEGER, strict=True)
 TOOLS = (STRICT, Tool(name="g"))
 GOOD, BAD, OTHER = ("f", '{"a": 1}'), ("f", '{"a": "x"}'), ("g", "{}")
 USER = Message(role="user", content="Hi")
-TEMPLATE_WITH_TOOLS = "{% for tool in tools %}{{ tool }}{% endfor %}"
+NO_TOOLS = Traits(tools=None)
 
 
 class Matcher:
@@ -183,14 +184,14 @@ def test_prepare_gives_callable_tools_to_template_that_renders_tools() -> None:
         (ToolChoice(mode="none"), []),
         (ToolChoice(mode="auto", names=("g",)), ["g"]),
     ):
-        chat = dialect.prepare(Chat(messages=(USER,), tools=TOOLS, tool_choice=choice), TEMPLATE_WITH_TOOLS)
+        chat = dialect.prepare(Chat(messages=(USER,), tools=TOOLS, tool_choice=choice), Traits())
         assert [tool.name for tool in chat.tools] == names
         assert chat.messages == (USER,)
 
 
 def test_prepare_writes_tools_into_system_message_for_other_templates() -> None:
     dialect = choose_dialect("generic", "")
-    alone = dialect.prepare(Chat(messages=(USER,), tools=TOOLS), "{{ messages }}")
+    alone = dialect.prepare(Chat(messages=(USER,), tools=TOOLS), NO_TOOLS)
     assert [message.role for message in alone.messages] == ["system", "user"]
     paragraph = alone.messages[0].content or ""
     listed = paragraph.split("<tools>\n")[1].split("\n</tools>")[0].splitlines()
@@ -200,18 +201,30 @@ def test_prepare_writes_tools_into_system_message_for_other_templates() -> None:
     }
     assert '<tool_call>\n{"name": "the function"' in paragraph and "answer in words" in paragraph
     with_system = Chat(messages=(Message(role="system", content="Be brief."), USER), tools=TOOLS)
-    assert dialect.prepare(with_system, "").messages[0].content == f"Be brief.\n\n{paragraph}"
-    assert dialect.prepare(Chat(messages=(USER,)), "").messages == (USER,)
+    assert dialect.prepare(with_system, NO_TOOLS).messages[0].content == f"Be brief.\n\n{paragraph}"
+    assert dialect.prepare(Chat(messages=(USER,)), NO_TOOLS).messages == (USER,)
 
 
 def test_prepare_writes_calls_and_results_into_messages_for_other_templates() -> None:
     calls = (ToolCall("1", *GOOD), ToolCall("2", *OTHER))
     results = tuple(Message(role="tool", content=text, tool_call_id=id) for text, id in (("one", "1"), ("two", "2")))
     chat = Chat(messages=(USER, Message(role="assistant", content="See:", tool_calls=calls), *results))
-    _, call, result = choose_dialect("generic", "").prepare(chat, "").messages
+    _, call, result = choose_dialect("generic", "").prepare(chat, NO_TOOLS).messages
     assert call.content == f"See:\n{formatted('generic', GOOD, OTHER)}" and not call.tool_calls
     assert result.role == "user"
     assert result.content == "<tool_response>\none\n</tool_response>\n<tool_response>\ntwo\n</tool_response>"
+
+
+def test_prepare_writes_only_what_the_template_does_not_render() -> None:
+    call = Message(role="assistant", tool_calls=(ToolCall("1", *GOOD),))
+    result = Message(role="tool", content="one", tool_call_id="1")
+    chat = Chat(messages=(USER, call, result), tools=TOOLS)
+    calls_as_text = choose_dialect("phi", "").prepare(chat, Traits(calls=False))
+    assert calls_as_text.tools == TOOLS and calls_as_text.messages[2] == result
+    assert calls_as_text.messages[1].content == formatted("phi", GOOD) and not calls_as_text.messages[1].tool_calls
+    results_as_text = choose_dialect("phi", "").prepare(chat, Traits(results=False))
+    assert results_as_text.messages[:2] == (USER, call)
+    assert results_as_text.messages[2] == Message(role="user", content="<tool_response>\none\n</tool_response>")
 
 
 def test_mistral_shortens_ids_alike_in_call_and_result() -> None:
@@ -219,9 +232,7 @@ def test_mistral_shortens_ids_alike_in_call_and_result() -> None:
         role="assistant", tool_calls=(ToolCall("call_0123456789abcdef", *GOOD), ToolCall("abcDEF123", *OTHER))
     )
     result = Message(role="tool", content="1", tool_call_id="call_0123456789abcdef")
-    _, called, answered = (
-        choose_dialect("mistral", "").prepare(Chat(messages=(USER, call, result)), TEMPLATE_WITH_TOOLS).messages
-    )
+    _, called, answered = choose_dialect("mistral", "").prepare(Chat(messages=(USER, call, result)), Traits()).messages
     first, second = (call.id for call in called.tool_calls)
     assert len(first) == 9 and first.isalnum() and answered.tool_call_id == first
     assert second == "abcDEF123"

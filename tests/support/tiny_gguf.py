@@ -53,6 +53,29 @@ def write_tiny_gguf(
             writer.add_tensor(_gguf_name(name), gguf.quants.quantize(values, kind), raw_dtype=kind)
     for name, values in (extra_tensors or {}).items():
         writer.add_tensor(name, values)
+    return _written(writer, path)
+
+
+def split_gguf(path: Path, count: int) -> list[Path]:
+    """The same model in `count` files, as llama.cpp's tool splits it: the first one has the metadata."""
+    reader = gguf.GGUFReader(path)
+    paths = [path.with_name(f"{path.stem}-{number + 1:05}-of-{count:05}.gguf") for number in range(count)]
+    for number, part in enumerate(paths):
+        writer = gguf.GGUFWriter(part, "llama")
+        if number == 0:
+            for key, field in reader.fields.items():
+                if not key.startswith("GGUF.") and key != "general.architecture":
+                    _add(writer, key, field.contents())
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", count)
+        writer.add_int32("split.tensors.count", len(reader.tensors))
+        for tensor in reader.tensors[number::count]:
+            writer.add_tensor(tensor.name, np.asarray(tensor.data), raw_dtype=tensor.tensor_type)
+        _written(writer, part)
+    return paths
+
+
+def _written(writer: gguf.GGUFWriter, path: Path) -> Path:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from gateway.builder.graphs import quantise
 from gateway.builder.sources import gguf_blocks, gguf_tokenizer
+from gateway.builder.sources.gguf_parts import GgufParts
 from gateway.builder.sources.source import (
     ARCHITECTURES,
     EMBEDDING,
@@ -44,12 +44,12 @@ class GgufSource:
 
     def __init__(self, path: Path) -> None:
         self._file = path.name
+        self._parts = GgufParts(path)
+        self._tensors = self._parts.tensors
         try:
-            self._reader = gguf.GGUFReader(path)
-            self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-        except (ValueError, IndexError, KeyError, OSError, OverflowError) as error:
-            raise BundleError(f"{self._file} is truncated or not a GGUF file: {error}") from error
-        self.config = self._read_config()
+            self.config = self._read_config()
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise BundleError(f"{self._file} has a value of the wrong kind in its metadata ({error}).") from error
         self.generation = GenerationDefaults()
 
     def has(self, name: str) -> bool:
@@ -81,7 +81,7 @@ class GgufSource:
         return gguf_tokenizer.tokenizer_config(self._metadata)
 
     def _metadata(self, key: str, default: Any = None) -> Any:
-        field = self._reader.get_field(key)
+        field = self._parts.field(key)
         try:
             return default if field is None else field.contents()
         except UnicodeDecodeError as error:
@@ -114,16 +114,28 @@ class GgufSource:
                 raise BundleError(f"{self._file} lacks {architecture}.{key} in its metadata.")
             return value
 
-        heads, hidden = int(constant("attention.head_count")), int(constant("embedding_length"))
+        def size(key: str, default: Any = None) -> int:
+            """A size that some converters write once for each layer. This graph has layers of one size."""
+            sizes = constant(key, default)
+            if not isinstance(sizes, list):
+                return int(sizes)
+            if len(set(sizes)) != 1:
+                raise BundleError(
+                    f"{self._file} has layers of different sizes ({architecture}.{key}), which are not supported. "
+                    "Use a model whose layers are equal."
+                )
+            return int(sizes[0])
+
+        heads, hidden = size("attention.head_count"), size("embedding_length")
         context = int(constant("context_length"))
         return TransformerConfig(
             architecture=architecture,
             layers=int(constant("block_count")),
             hidden=hidden,
             heads=heads,
-            kv_heads=int(constant("attention.head_count_kv", heads)),
-            head_dim=int(constant("attention.key_length", hidden // heads)),
-            ffn=int(constant("feed_forward_length")),
+            kv_heads=size("attention.head_count_kv", heads),
+            head_dim=size("attention.key_length", hidden // heads),
+            ffn=size("feed_forward_length"),
             vocab=int(self._stored(EMBEDDING).shape[1]),
             rms_eps=float(constant("attention.layer_norm_rms_epsilon")),
             rope_theta=float(constant("rope.freq_base", 10000.0)),

@@ -13,14 +13,12 @@ from typing import Any
 from msgspec import Struct
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from gateway.builder.sources.end_tokens import is_end_token
 from gateway.errors import BundleError
 
 Metadata = Callable[..., Any]  # metadata(key, default=None)
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # tokenizer.ggml.token_type
-
-#: Tokens that end a turn or a text, in addition to `eos_token_id`. Each model family has some of them.
-_END_TOKENS = {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "</s>"}
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -99,16 +97,23 @@ def tokenizer_config(metadata: Metadata) -> dict[str, Any]:
     content: dict[str, Any] = {name: tokens[index] for name, index in named.items() if index is not None}
     content |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     content["add_bos_token"] = _adds_bos(metadata, _RULES.get(metadata("tokenizer.ggml.pre", "default"), _GPT2))
-    template = metadata("tokenizer.chat_template")
-    return content | ({"chat_template": template} if template else {})
+    default = metadata("tokenizer.chat_template")
+    named = {"default": default} | {
+        name: metadata(f"tokenizer.chat_template.{name}") for name in metadata("tokenizer.chat_templates", ())
+    }
+    listed = [{"name": name, "template": template} for name, template in named.items() if template]
+    if not listed:
+        return content
+    return content | {"chat_template": default if listed == [{"name": "default", "template": default}] else listed}
 
 
 def end_ids(metadata: Metadata) -> tuple[int, ...]:
     """Every token id that ends an answer. The file's `eos` is first."""
     named = [metadata(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     tokens, types = metadata("tokenizer.ggml.tokens", ()), metadata("tokenizer.ggml.token_type", ())
-    control = [index for index, kind in enumerate(types) if kind == _CONTROL and tokens[index] in _END_TOKENS]
-    return tuple(dict.fromkeys(index for index in [*named, *control] if index is not None))
+    special = (index for index, kind in enumerate(types) if kind in (_CONTROL, _USER_DEFINED))
+    known = [index for index in special if index < len(tokens) and is_end_token(tokens[index])]
+    return tuple(dict.fromkeys(index for index in [*named, *known] if index is not None))
 
 
 def _adds_bos(metadata: Metadata, rule: _PreTokenizerRule) -> bool:

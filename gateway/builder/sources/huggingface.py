@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from gateway.builder.sources.end_tokens import end_ids
 from gateway.builder.sources.safetensors_file import Weights
 from gateway.builder.sources.source import (
     ARCHITECTURES,
@@ -19,6 +20,7 @@ from gateway.builder.sources.source import (
     TransformerConfig,
     unsupported_architecture,
 )
+from gateway.bundles.bundle import find_chat_templates
 from gateway.bundles.json_file import read_json, read_optional_object
 from gateway.errors import BundleError
 
@@ -47,19 +49,36 @@ class HuggingFaceSource:
         return None
 
     def tokenizer_json(self) -> str:
-        path = self._folder / "tokenizer.json"
-        if not path.is_file():
+        if not self._tokenizer_path.is_file():
             raise BundleError(
                 f"{self._folder.name} has no tokenizer.json. Convert its tokenizer to a fast tokenizer first."
             )
-        return path.read_text(encoding="utf-8")
+        try:
+            return self._tokenizer_path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{self._folder.name}: tokenizer.json cannot be read: {error}.") from error
 
     def tokenizer_config(self) -> dict[str, Any]:
         content = read_optional_object(self._folder / "tokenizer_config.json")
-        template = self._folder / "chat_template.jinja"
-        if template.is_file():
-            content["chat_template"] = template.read_text(encoding="utf-8")
+        found = find_chat_templates(self._folder, content)
+        if found.tool_use is not None:
+            named = {"default": found.default, "tool_use": found.tool_use}
+            content["chat_template"] = [{"name": name, "template": text} for name, text in named.items()]
+        elif found.default is not None:
+            content["chat_template"] = found.default
         return content
+
+    @property
+    def _tokenizer_path(self) -> Path:
+        return self._folder / "tokenizer.json"
+
+    def _end_ids(self, content: dict[str, Any]) -> tuple[int, ...]:
+        return end_ids(
+            self._generation.get("eos_token_id"),
+            content.get("eos_token_id"),
+            eos_token=read_optional_object(self._folder / "tokenizer_config.json").get("eos_token"),
+            tokenizer_json=self.tokenizer_json() if self._tokenizer_path.is_file() else "",
+        )
 
     def _read_config(self, content: dict[str, Any]) -> TransformerConfig:
         try:
@@ -80,7 +99,7 @@ class HuggingFaceSource:
                 rope_factors=_rope_factors(rope, theta, head_dim),
                 context_length=_context_length(content),
                 tied_embeddings=bool(content.get("tie_word_embeddings")) or HEAD not in self._weights,
-                eos_ids=_ids(self._generation.get("eos_token_id", content.get("eos_token_id"))),
+                eos_ids=self._end_ids(content),
                 bos_id=content.get("bos_token_id"),
                 pad_id=content.get("pad_token_id"),
             )
@@ -104,12 +123,6 @@ def _context_length(content: dict[str, Any]) -> int:
     length = int(content["max_position_embeddings"])
     windowed = content.get("sliding_window") and content.get("use_sliding_window", True)
     return min(length, int(content["sliding_window"])) if windowed else length
-
-
-def _ids(value: int | list[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else tuple(value)
 
 
 def _rope_factors(rope: dict[str, Any], theta: float, head_dim: int) -> tuple[float, ...]:

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from gateway.bundles.bundle import find_chat_template
+from gateway.bundles.bundle import find_chat_templates
 from gateway.bundles.genie.config import Dialog, find_config, read_config
 from gateway.bundles.genie.files import check_binary, find, located
 from gateway.bundles.genie.metadata import read_metadata
@@ -55,6 +55,7 @@ class GenieBundle(Struct, frozen=True, kw_only=True):
     tokenizer_path: Path
     tokenizer_config: dict[str, Any]
     chat_template: str | None
+    tool_template: str | None = None
 
     @property
     def usable_context(self) -> int:
@@ -87,7 +88,8 @@ def _load(path: Path, dialect: str, poll: bool) -> GenieBundle:
     tokenizer_config = _special_tokens(dialog, tokenizer) | read_optional_object(
         tokenizer_path.with_name("tokenizer_config.json")
     )
-    template = find_chat_template(tokenizer_path.parent, tokenizer_config) or fallback_template(
+    templates = find_chat_templates(tokenizer_path.parent, tokenizer_config)
+    template = templates.default or fallback_template(
         folder, dialect, tokenizer.names.values(), tokenizer.begin_token(dialog)
     )
     binaries = tuple(located(folder, name, "context binary") for name in dialog.engine.model.binary.ctx_bins)
@@ -112,6 +114,7 @@ def _load(path: Path, dialect: str, poll: bool) -> GenieBundle:
         tokenizer_path=tokenizer_path,
         tokenizer_config=tokenizer_config,
         chat_template=template,
+        tool_template=templates.tool_use,
     )
 
 

@@ -21,6 +21,7 @@ from gateway.dialects.base import Terminal
 from gateway.dialects.family import FamilyDialect
 from gateway.dialects.parser import Markup
 from gateway.generation import Chat, Message
+from gateway.text.template_traits import Traits
 
 OPEN, ARGUMENTS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 
@@ -51,9 +52,9 @@ class MistralDialect(FamilyDialect):
             return f"{lark.literal(name)} {terminal(ARGUMENTS)} {arguments}"
         return super().call_rule(name, arguments, terminal)
 
-    def prepare(self, chat: Chat, template: str) -> Chat:
+    def prepare(self, chat: Chat, traits: Traits) -> Chat:
         chat = replace(chat, messages=tuple(map(_with_short_ids, chat.messages)))
-        return super().prepare(chat, template)
+        return super().prepare(chat, traits)
 
 
 def mistral_id() -> str:

@@ -40,6 +40,8 @@ class TextSide(Protocol):
     @property
     def chat_template(self) -> str | None: ...
     @property
+    def tool_template(self) -> str | None: ...
+    @property
     def end_ids(self) -> Sequence[int]: ...
 
 
@@ -51,6 +53,7 @@ def setup_of(bundle: TextSide, dialect: str) -> Setup:
         tokenizer_path=str(bundle.tokenizer_path.absolute()),
         tokenizer_config=bundle.tokenizer_config,
         chat_template=bundle.chat_template,
+        tool_template=bundle.tool_template,
     )
 
 
@@ -69,7 +72,7 @@ class Prompts:
     context_length = 0
 
     def __init__(self, bundle: TextSide, dialect: str, *, end_strings: Sequence[str] = ()) -> None:
-        self._dialect = choose_dialect(dialect, bundle.chat_template or "")
+        self._dialect = choose_dialect(dialect, bundle.chat_template or "", bundle.tool_template or "")
         self._process = PromptProcess(setup_of(bundle, dialect))
         self.end_ids = list(bundle.end_ids)
         self.end_strings = end_strings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 
@@ -13,6 +14,10 @@ _KEY = b"general.architecture"  # the first key that every converter writes
 _STRING = 8  # the type number of a text
 _READ = 4096  # bytes
 _LONGEST = 64  # characters of a name
+
+
+#: The second and later parts of a model in several files.
+LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 
 
 class GgufHead(Struct, frozen=True):

@@ -19,7 +19,7 @@ from gateway.bundles.preflight.preflight import Machine
 from gateway.errors import BundleError, quote
 from gateway.pull.config_edit import table_text
 from gateway.pull.install import require_fit
-from gateway.pull.installed.gguf_head import read_gguf_head
+from gateway.pull.installed.gguf_head import LATER_PART, read_gguf_head
 from gateway.pull.installed.ollama import ollama_models
 from gateway.pull.installed.programs import OLLAMA, Program
 from gateway.pull.names import model_name
@@ -29,7 +29,6 @@ _MOST_FOLDERS = 5000  # of one program
 _BUNDLES = {"genai_config.json", "genie_config.json"}
 _CONFIGURATIONS = _BUNDLES | {"config.json", "manifest.json"}
 _WEIGHTS = (".gguf", ".dlc", ".bin", ".onnx", ".safetensors")
-_LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 
 
 class Installed(Struct, frozen=True, kw_only=True):
@@ -106,7 +105,7 @@ def _model_folders(folder: Path, depth: int, budget: list[int]) -> Iterator[tupl
 
 def _is_part(name: str) -> bool:
     """True for the later parts of a split file, and for the part of a model that reads pictures."""
-    return bool(_LATER_PART.search(name)) or "mmproj" in name.lower()
+    return bool(LATER_PART.search(name)) or "mmproj" in name.lower()
 
 
 def _title(folder: Path, root: Path) -> str:

@@ -79,7 +79,7 @@ def _message(message: ChatMessage, param: str) -> Message:
     return Message(
         role="system" if message.role == "developer" else message.role,
         content=_content(message, param),
-        reasoning=message.reasoning_content,
+        reasoning=message.reasoning_content or message.reasoning,
         name=message.name,
         tool_calls=tuple(
             ToolCall(call.id, call.function.name, call.function.arguments or "{}") for call in message.tool_calls or ()

@@ -121,6 +121,7 @@ class ChatMessage(Struct, kw_only=True):
     name: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None  # another name of `reasoning_content`, which some servers use
     tool_calls: list[CallMade] | None = None
     tool_call_id: str | None = None
 

@@ -99,6 +99,27 @@ def test_unsupported_model_is_refused(tmp_path: Path, changes: dict[str, Any], w
         open_source(path)
 
 
+def test_size_as_an_array_of_equal_layers_is_one_size(tmp_path: Path) -> None:
+    arrays = {"head_count": [4, 4], "head_count_kv": [2, 2]}
+    path = write_tiny_gguf(
+        tmp_path / "tiny.gguf",
+        llama__feed_forward_length=[128, 128],
+        **{f"llama__attention__{key}": value for key, value in arrays.items()},
+    )
+    config = open_source(path).config
+    assert (config.heads, config.kv_heads, config.ffn) == (4, 2, 128)
+
+
+@pytest.mark.parametrize("key", ["feed_forward_length", "attention.head_count", "attention.head_count_kv"])
+def test_layers_of_different_sizes_are_refused_in_one_sentence(tmp_path: Path, key: str) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", **{f"llama__{key.replace('.', '__')}": [4, 2]})
+    with pytest.raises(BundleError, match=rf"layers of different sizes \(llama\.{key}\)"):
+        open_source(path)
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", **{f"llama__{key.replace('.', '__')}": "many"})
+    with pytest.raises(BundleError, match="a value of the wrong kind in its metadata"):
+        open_source(path)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.5, 0.99])
 def test_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
     whole = write_tiny_gguf(tmp_path / "tiny.gguf").read_bytes()

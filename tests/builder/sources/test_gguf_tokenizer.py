@@ -126,6 +126,15 @@ def test_begin_token_is_added_if_the_file_says_so(tmp_path: Path) -> None:
     assert begins.tokenizer_config()["bos_token"] == "<|im_start|>"
 
 
+def test_named_templates_of_a_gguf_file_are_kept(tmp_path: Path) -> None:
+    names = {"tokenizer__chat_templates": ["tool_use", "rag"], "tokenizer__chat_template__tool_use": "T"}
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", tokenizer__chat_template="D", **names)
+    assert open_source(path).tokenizer_config()["chat_template"] == [
+        {"name": "default", "template": "D"},
+        {"name": "tool_use", "template": "T"},
+    ]
+
+
 def test_user_defined_token_is_one_visible_token(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", tokenizer__ggml__token_type=[3, 3, 3, *[1] * 380, 4])
     tokenizer = Tokenizer.from_str(open_source(path).tokenizer_json())

@@ -51,6 +51,18 @@ def test_template_file_has_priority_over_tokenizer_config(tmp_path: Path) -> Non
     assert open_source(folder).tokenizer_config()["chat_template"] == "ä {{ messages }}"
 
 
+def test_named_templates_of_every_layout_reach_the_bundle(tmp_path: Path) -> None:
+    folder = write_tiny_folder(tmp_path / "m")
+    named = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]
+    config = {"chat_template": [*named, {"name": "rag", "template": "R"}]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert open_source(folder).tokenizer_config()["chat_template"] == named
+    (folder / "chat_template.jinja").write_text("D", encoding="utf-8")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("T", encoding="utf-8-sig")
+    assert open_source(folder).tokenizer_config()["chat_template"] == named
+
+
 def test_stored_head_of_tied_model_is_ignored(tmp_path: Path) -> None:
     source = open_source(write_tiny_folder(tmp_path / "m", tied=False, tie_word_embeddings=True))
     assert not source.has(HEAD)

@@ -1,0 +1,163 @@
+"""What a chat template does with the parts of a conversation, found by rendering short conversations with it.
+
+Templates differ: one refuses a system message, one forgets it, one takes a single tool call in a turn. A conversation
+is fitted to these traits before it is rendered (`template_fit.py`), so that no part of it is refused or lost.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct
+
+#: Renders variables. None: the template refuses them, or fails.
+Attempt = Callable[[Mapping[str, Any]], str | None]
+
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+_TOOL_VARIABLES = ("tools", "xml_tools", "available_tools")
+_SPLITS_REASONING = re.compile(r"split\(\s*['\"]</think>")
+
+IN_SYSTEM_MESSAGE = "message"
+IN_CONTENT = "content"
+
+
+class Traits(Struct, frozen=True, kw_only=True):
+    """The defaults are those of a template that can do everything.
+
+    Args:
+        parts: content is a list of parts. As a text it would be lost.
+        system: a system message may come first.
+        late_system: a system message may come behind another message.
+        alternates: two turns of one role in sequence are refused.
+        user_first: the first turn must be the user's.
+        tools: the variable for the tools. "message": the system message has them, as JSON. None: they are not rendered.
+        calls: the calls of an assistant message are rendered.
+        many_calls: several calls in one message are rendered.
+        text_arguments: the arguments of a call are JSON text. As an object they would be refused, or spelled as Python.
+        null_content: an assistant message with calls must have no content, or the calls are lost.
+        results: messages of the role "tool" are rendered.
+        reasoning: the key for an assistant message's reasoning. "content": it is a part of the content, in `<think>`
+            tags. None: it is not rendered.
+    """
+
+    parts: bool = False
+    system: bool = True
+    late_system: bool = True
+    alternates: bool = False
+    user_first: bool = False
+    tools: str | None = "tools"
+    calls: bool = True
+    many_calls: bool = True
+    text_arguments: bool = False
+    null_content: bool = False
+    results: bool = True
+    reasoning: str | None = "reasoning_content"
+
+
+def find_traits(attempt: Attempt, source: str) -> Traits:
+    """The traits of the template that `attempt` renders. `source`: its text."""
+    for parts in (False, True):
+        probe = _Probe(attempt, parts=parts)
+        if probe.shows("qUser", [probe.user()]):
+            return _found(probe, source)
+    return Traits()  # it does not render what the user says, so nothing can be found out
+
+
+def _found(probe: _Probe, source: str) -> Traits:
+    call_form = probe.call_form()
+    text_arguments, null_content = call_form or (False, False)
+    turn = probe.call_turn(1, call_form) if call_form else probe.message("assistant", "qAnswer")
+    return Traits(
+        parts=probe.parts,
+        system=probe.shows("qSystem", [probe.message("system", "qSystem"), probe.user()]),
+        late_system=probe.shows("qLate", [probe.message("system", "s"), probe.user(), *probe.late_system()]),
+        alternates=probe.render([probe.user(), probe.user()]) is None,
+        user_first=probe.render([probe.message("assistant", "a"), probe.user()]) is None,
+        tools=probe.tools_variable(),
+        calls=call_form is not None,
+        many_calls=call_form is not None and probe.shows("qCall2", [probe.user(), probe.call_turn(2, call_form)]),
+        text_arguments=text_arguments,
+        null_content=null_content,
+        results=probe.shows("qResult", [probe.user(), turn, probe.result()]),
+        reasoning=probe.reasoning_key(turn, source),
+    )
+
+
+class _Probe:
+    """Makes short conversations of marked words, and looks for the words in what the template makes of them."""
+
+    def __init__(self, attempt: Attempt, *, parts: bool) -> None:
+        self._attempt, self.parts = attempt, parts
+
+    def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str | None:
+        return self._attempt(
+            {"tools": None, "documents": None, "messages": messages, "add_generation_prompt": True, **variables}
+        )
+
+    def shows(self, word: str, messages: Sequence[Mapping[str, Any]], **variables: Any) -> bool:
+        return word in (self.render(messages, **variables) or "")
+
+    def message(self, role: str, content: str, **fields: Any) -> dict[str, Any]:
+        return {"role": role, "content": content_parts(content) if self.parts else content, **fields}
+
+    def user(self) -> dict[str, Any]:
+        return self.message("user", "qUser")
+
+    def late_system(self) -> list[dict[str, Any]]:
+        return [self.message("assistant", "a"), self.message("system", "qLate"), self.user()]
+
+    def result(self) -> dict[str, Any]:
+        return self.message("tool", "qResult", name="qCall1", tool_call_id="qIdent001")
+
+    def call_turn(self, count: int, form: tuple[bool, bool]) -> dict[str, Any]:
+        text_arguments, null_content = form
+        arguments = {"qKey": "qValue"}
+        calls = [
+            {
+                "id": f"qIdent00{number}",
+                "type": "function",
+                "function": {
+                    "name": f"qCall{number}",
+                    "arguments": json.dumps(arguments) if text_arguments else arguments,
+                },
+            }
+            for number in range(1, count + 1)
+        ]
+        message = self.message("assistant", "", tool_calls=calls)
+        return message | ({"content": None} if null_content else {})
+
+    def call_form(self) -> tuple[bool, bool] | None:
+        """(text_arguments, null_content) in which a call is rendered as JSON. None: it is not rendered."""
+        for form in ((False, False), (True, False), (False, True), (True, True)):
+            text = self.render([self.user(), self.call_turn(1, form)], add_generation_prompt=False) or ""
+            is_json = "'qKey'" not in text and '\\"qKey' not in text  # Python's spelling, and JSON in a JSON text
+            if "qCall1" in text and "qValue" in text and is_json:
+                return form
+        return None
+
+    def tools_variable(self) -> str | None:
+        function = {"name": "qTool", "description": "d", "parameters": {"type": "object", "properties": {}}}
+        for variable in _TOOL_VARIABLES:
+            if self.shows("qTool", [self.user()], **{variable: [{"type": "function", "function": function}]}):
+                return variable
+        system = self.message("system", "s", tools=json.dumps([function]))
+        return IN_SYSTEM_MESSAGE if self.shows("qTool", [system, self.user()]) else None
+
+    def reasoning_key(self, turn: Mapping[str, Any], source: str) -> str | None:
+        """Many templates render the reasoning of the running turn only, so the turn here is a call or the last one."""
+        for key in _REASONING_KEYS:
+            thought = {**turn, key: "qThought"}
+            answer = self.message("assistant", "a", **{key: "qThought"})
+            if self.shows("qThought", [self.user(), thought, self.result()]) or self.shows(
+                "qThought", [self.user(), answer, self.user()]
+            ):
+                return key
+        return IN_CONTENT if _SPLITS_REASONING.search(source) else None
+
+
+def content_parts(text: str) -> list[dict[str, str]]:
+    """Content as a list of one text part."""
+    return [{"type": "text", "text": text}]
