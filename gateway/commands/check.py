@@ -23,12 +23,16 @@ if TYPE_CHECKING:
 def add_parser(subparsers: options.Subparsers) -> None:
     text = (
         "Read every file of the models and compare it with its hash. Exit code 1 if a file is damaged. For a folder, a "
-        "zip or the URL of a zip: its layout, whether it loads on a chip, what it lacks, needs, and what the gateway "
-        "corrects. Exit code 1 if it does not load. Nothing is downloaded but the list of files and the small ones."
+        "zip, the URL of a zip, hf:ORG/REPO, or a model with --chip or --mend: its layout, whether it loads on a chip, "
+        "what it lacks, needs, and what the gateway corrects. Exit code 1 if it does not load. Nothing is downloaded "
+        "but the list of files and the small ones."
     )
     parser = subparsers.add_parser("check", help="find damaged files, examine a bundle", description=text)
     parser.add_argument(
-        "models", metavar="MODEL|FOLDER|ZIP|URL", nargs="*", help="names of models (default: all), or bundles"
+        "models",
+        metavar="MODEL|FOLDER|ZIP|URL|hf:ORG/REPO",
+        nargs="*",
+        help="names of models (default: all), or bundles",
     )
     parser.add_argument(
         "--record", action="store_true", help="accept the files as they are: write new hashes, and compare nothing"
@@ -48,9 +52,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("check takes names of models, or bundles: not both, and --record takes names only.")
     if targets:
         return _check_bundles(targets, arguments)
-    if arguments.chip or arguments.mend or arguments.json:
-        raise ConfigError("--chip, --mend and --json need a folder, a zip or the URL of a zip.")
-    return _check_models(options.load(arguments), models, record=arguments.record)
+    config = options.load(arguments)
+    _check_names(config, models)
+    if not arguments.chip and not arguments.mend:
+        return _check_models(config, models or list(config.models), record=arguments.record, as_json=arguments.json)
+    if arguments.record:
+        raise ConfigError("--record accepts the files as they are. Leave out --chip and --mend.")
+    return _check_bundles(_bundles_of(config, models), arguments)
 
 
 def _sorted(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
@@ -156,25 +164,52 @@ def _needs(verdict: Verdict) -> Iterator[str]:
 # --- configured models
 
 
-def _check_models(config: Config, names: list[str], *, record: bool) -> int:
-    from gateway.commands.model_state import bundle_folders
-
+def _check_names(config: Config, names: list[str]) -> None:
     unknown = [name for name in names if name not in config.models]
     if unknown:
         raise ConfigError(
             f"There is no model {quote(unknown[0])} in the configuration, which has: {', '.join(config.models)}. "
             "`npu-gateway pull` downloads a model and checks it."
         )
-    is_bad = False
-    for name in names or config.models:
+
+
+def _bundles_of(config: Config, names: list[str]) -> list[str]:
+    """The folders of these models' bundles, or of all."""
+    from gateway.commands.model_state import bundle_folders
+
+    found = {
+        name: [str(each) for each in bundle_folders(config.models[name]) if each.is_dir()] for name in config.models
+    }
+    empty = [name for name in names if not found[name]]
+    if empty or not any(found.values()):
+        raise ConfigError(
+            f"{f'Model {quote(empty[0])} has no' if empty else 'No model has'} files here to examine. "
+            "`npu-gateway models` shows the state of each model."
+        )
+    return [folder for name in names or found for folder in found[name]]
+
+
+def _check_models(config: Config, names: list[str], *, record: bool, as_json: bool) -> int:
+    rows = []
+    for row in _states(config, names, record=record):
+        rows.append(row)
+        if not as_json:
+            print("  ".join(row), flush=True)
+    if as_json:
+        print(json.dumps([dict(zip(("model", "state", "detail"), row, strict=True)) for row in rows], indent=2))
+    return 1 if any(state in ("damaged", "not recorded") for _, state, _ in rows) else 0
+
+
+def _states(config: Config, names: list[str], *, record: bool) -> Iterator[tuple[str, str, str]]:
+    """(model, state, detail) for each folder of these models."""
+    from gateway.commands.model_state import bundle_folders
+
+    for name in names:
         folders = bundle_folders(config.models[name])
         if not folders:
-            print(f"{name}  no files  engine {config.models[name].engine}")
+            yield name, "no files", f"engine {config.models[name].engine}"
         for folder in folders:
-            state, detail = _state(name, config.models[name], folder, record=record)
-            is_bad = is_bad or state in ("damaged", "not recorded")
-            print(f"{name}  {state}  {detail}", flush=True)
-    return 1 if is_bad else 0
+            yield (name, *_state(name, config.models[name], folder, record=record))
 
 
 def _state(name: str, model: ModelConfig, folder: Path, *, record: bool) -> tuple[str, str]:

@@ -20,16 +20,10 @@ from gateway.pull.archive import is_zip, unpack
 from gateway.pull.catalog.entry import short_name
 from gateway.pull.config_edit import UserConfig
 from gateway.pull.download import Downloader, Remote
-from gateway.pull.examine.target import Target
-from gateway.pull.examine.verdict import examine
+from gateway.pull.examine.original import fetch_tokenizer, without_tokenizer
+from gateway.pull.examine.verdict import faults_of
 from gateway.pull.hub import Repo, bundle_root, files_in, gguf_file, has_weights, read_repo, remotes
-from gateway.pull.install import (
-    RefusedError,
-    install,
-    link_files,
-    require_fit,
-    require_resources,
-)
+from gateway.pull.install import RefusedError, install, link_files, require_fit, require_resources
 from gateway.pull.installed.gguf_head import LATER_PART
 from gateway.pull.names import fault_of
 from gateway.pull.report import Report
@@ -39,6 +33,7 @@ from gateway.qnn.chips import Chip
 from gateway.qnn.device import machine_with
 
 WORK = ".pull"
+TOKENIZERS = ".tokenizers"  # of bundles that are served where they are
 Table = dict[str, Any]
 
 
@@ -65,6 +60,10 @@ class Surroundings(Struct, frozen=True, kw_only=True):
 
 def work_folder(models_dir: Path, name: str) -> Path:
     return models_dir / WORK / name
+
+
+def tokenizer_folder(models_dir: Path, name: str) -> Path:
+    return models_dir / TOKENIZERS / name
 
 
 def gguf_path(models_dir: Path, name: str) -> Path:
@@ -122,8 +121,7 @@ class Job:
                 return self._built_from(str(_gguf_in(path) or path))
             require_fit(found, self.name, self._machine)
             self.around.say(f"{self.name} is served where it is, in {path}; nothing is copied")
-            self._note_missing(path)
-            return {"path": _relative(Path(str(found.root)), self.around.models_dir)}
+            return self._in_place(Path(str(found.root)))
         try:
             is_archive = is_zip(path)
         except OSError as error:
@@ -134,6 +132,17 @@ class Job:
         size = path.stat().st_size
         require_resources(self.around.models_dir, size, self.name, copies=1)
         return self._unpacked(path, self._from(str(path)))
+
+    def _in_place(self, root: Path) -> Table:
+        """The table of a bundle that is served where it is. What it lacks is put into the models folder."""
+        table = {"path": _relative(root, self.around.models_dir)}
+        if without_tokenizer(root) and self._fetch_tokenizer(root, tokenizer_folder(self.around.models_dir, self.name)):
+            table["tokenizer"] = f"{TOKENIZERS}/{self.name}"
+        self._note_faults(root, has_tokenizer="tokenizer" in table)
+        return table
+
+    def _fetch_tokenizer(self, root: Path, folder: Path) -> bool:
+        return fetch_tokenizer(root, folder, self.around.downloader, self.around.report, self.around.say)
 
     def _from_url(self, url: str) -> Table:
         file = unquote(urlsplit(url).path).rpartition("/")[2]
@@ -209,6 +218,8 @@ class Job:
     def _installed(self, fill: Callable[[Path], None], origin: Origin) -> Table:
         def fill_then_report(building: Path) -> None:
             fill(building)
+            if root := without_tokenizer(building):
+                self._fetch_tokenizer(root, root)
             self.around.report(f"computing the hashes of {self.name}", 0, 0)  # seconds for each GB
 
         try:
@@ -216,14 +227,14 @@ class Job:
         except RefusedError:
             self.clean()
             raise
-        self._note_missing(self.folder)
+        self._note_faults(self.folder)
         return {"path": self.name}
 
-    def _note_missing(self, folder: Path) -> None:
-        missing = examine(Target(name=self.name, root=folder, folder=folder, next_to=folder.parent), Machine()).missing
-        self.is_complete = not missing
-        for sentence in missing:
-            self.around.say(f"missing: {sentence}")
+    def _note_faults(self, root: Path, *, has_tokenizer: bool = False) -> None:
+        faults = faults_of(self.name, root, has_tokenizer=has_tokenizer)
+        self.is_complete = not faults
+        for line in faults:
+            self.around.say(line)
 
     def built(self, weights: Path) -> Table:
         """Build the bundle of a GGUF file, and keep the file: another version of the gateway builds it again."""

@@ -20,7 +20,7 @@ from gateway.config.tables import BundleModel, Config, LocalModel
 from gateway.errors import BundleError, ConfigError, quote
 from gateway.pull.catalog.entry import same_key
 from gateway.pull.config_edit import UserConfig, find_user_config, remove_model
-from gateway.pull.job import WORK, gguf_path, work_folder
+from gateway.pull.job import WORK, gguf_path, tokenizer_folder, work_folder
 from gateway.pull.names import check_model_name
 
 
@@ -124,7 +124,8 @@ def remove(name: str, user: UserConfig) -> list[str]:
 def _paths(name: str, config: Config) -> list[Path]:
     bundle = config.models_dir / name
     weights = gguf_path(config.models_dir, name)
-    paths = [bundle, npu_folder(bundle), weights, origin_file(weights), work_folder(config.models_dir, name)]
+    made = (work_folder(config.models_dir, name), tokenizer_folder(config.models_dir, name))
+    paths = [bundle, npu_folder(bundle), weights, origin_file(weights), *made]
     others = {folder for folder in (npu_folder(bundle), weights) if _is_model(folder, config)}
     return [path for path in paths if path not in others]
 

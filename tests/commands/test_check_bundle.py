@@ -80,6 +80,45 @@ def test_zip_and_url_give_the_verdict_of_the_folder(check: Check, published: Pat
     assert verdict(check, archive, "--chip", "x-plus")["loads"]
 
 
+def test_repository_gives_the_verdict_of_its_folder(
+    check: Check, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from_zip = verdict(check, zipped(published), *ELITE)
+    with serve_models() as server:
+        monkeypatch.setenv("NPU_GATEWAY_MODEL_SERVER", server.url)
+        files = {file.name: file.read_bytes() for file in published.iterdir() if file.is_file()}
+        server.repos["org/Qwen3-4B"] = {"README.md": b"", **{f"x-elite/{name}": files[name] for name in files}}
+        for text in ("hf:org/Qwen3-4B", "hf:org/Qwen3-4B/x-elite", "https://huggingface.co/org/Qwen3-4B"):
+            assert verdict(check, text, *ELITE) == from_zip
+        assert not any(path.endswith(".bin") for path, _ in server.requests)
+        server.repos["org/Qwen3-4B"]["x-elite/tokenizer.json"] = b"version https://git-lfs.github.com/spec/v1\n"
+        assert "tokenizer.json is a Git LFS pointer" in verdict(check, "hf:org/Qwen3-4B", *ELITE)["refused"][0]
+        server.repos["org/Weights"] = {"config.json": b'{"model_type": "llama"}', "model.safetensors": bytes(9)}
+        assert verdict(check, "hf:org/Weights", *ELITE)["layout"] == "huggingface"
+        server.repos["org/Zip"] = {"m.zip": zipped(published).read_bytes()}
+        assert verdict(check, "hf:org/Zip/m.zip", *ELITE)["binaries"] == 3
+        assert check("hf:org/Nothing", *ELITE) == (
+            1,
+            "npu-gateway: There is no org/Nothing on the Hub, or it is private: correct it, or run `hf auth login`.\n",
+        )
+
+
+def test_configured_model_is_examined_by_its_name(check: Check, published: Path, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(f'[models.m]\npath = {str(published)!r}\n[models.s]\nengine = "scripted"\n', encoding="utf-8")
+    config = ("--config", file)
+    found = verdict(check, "m", "--chip", "x2-elite", *config)
+    assert not found["loads"] and found["target"] == "qwen3-4b"
+    assert verdict(check, "--chip", "x2-elite", *config) == found
+    code, text = check("s", *ELITE, *config)
+    assert code == 2 and "Model 's' has no files here to examine." in text
+    code, text = check("--json", *config)
+    assert code == 0 and [(row["model"], row["state"]) for row in json.loads(text)] == [
+        ("m", "unknown"),
+        ("s", "no files"),
+    ]
+
+
 def test_published_speed_is_shown_for_a_known_model(check: Check, tmp_path: Path) -> None:
     genie = {"dialog": {"type": "basic"}}
     names = json.dumps({"model_name": "Llama-v3.2-3B-Instruct", "model_id": "llama_v3_2_3b_instruct"})
@@ -151,8 +190,7 @@ def test_missing_files_are_listed(check: Check, published: Path) -> None:
         ("nowhere/model", "There is no model, file or folder 'nowhere/model'"),
         ("file.zip", "is neither a folder nor a zip"),
         ("ftp://example.com/m.zip", "is no address that can be downloaded"),
-        ("https://huggingface.co/org/repo", "is a repository of the Hub"),
-        ("hf:org/repo", "'hf:org/repo' is a repository of the Hub, and `check` reads only the address of a zip."),
+        ("hf:org", "'hf:org' does not name a model. Write hf:ORG/REPO"),
     ],
 )
 def test_wrong_target_is_a_mistake_of_the_command_line(check: Check, tmp_path: Path, target: str, words: str) -> None:
@@ -170,5 +208,5 @@ def test_damaged_zip_is_one_sentence(check: Check, tmp_path: Path, content: byte
 
 def test_options_need_a_bundle(check: Check, tmp_path: Path) -> None:
     bundle = str(tmp_path / "m.zip")
-    for arguments in (["m", "--mend"], ["m", *ELITE], ["m", "--json"], ["m", bundle], ["--record", bundle]):
+    for arguments in (["m", bundle], ["--record", bundle], ["--record", "--mend"], ["nothing", *ELITE]):
         assert check(*arguments)[0] == 2

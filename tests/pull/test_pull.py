@@ -453,3 +453,14 @@ def test_origin_is_recorded(server: ModelServer, desk: Desk, packed: bytes) -> N
     desk.pull(url)
     origin = json.loads((desk.models / "tiny" / ".pulled.json").read_bytes())
     assert origin == {"source": url, "url": url, "licence": "", "chip": "", "published_tokens_per_s": None}
+
+
+def test_truncated_binary_is_named_and_the_model_is_not_ready(
+    desk: Desk, published_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(published_bundle, tmp_path / "theirs"))
+    assert desk.pull(bundle).is_complete and not any("damaged" in line for line in desk.lines)
+    binary = sorted(bundle.glob("*.bin"))[1]
+    binary.write_bytes(binary.read_bytes()[:-1])
+    assert not desk.pull(bundle, edit=False).is_complete
+    assert desk.lines[-1].startswith(f"damaged: theirs/{binary.name} is damaged or no context binary")

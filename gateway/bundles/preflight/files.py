@@ -78,7 +78,8 @@ def _size(entry: Traversable) -> int:
         case zipfile.Path():
             archive: Any = entry
             return int(archive.root.getinfo(archive.at).file_size)
-    raise TypeError(entry)
+    remote: Any = entry  # it states its size itself
+    return int(remote.size)
 
 
 def _identity(file: File) -> object:

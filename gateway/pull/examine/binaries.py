@@ -5,49 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import msgspec
-from msgspec import Struct
-
 from gateway.bundles.genie.bundle import load_genie_bundle
 from gateway.bundles.open import is_genie
 from gateway.bundles.static_pipeline import Pipeline, read_pipelines, runs_on_npu
-from gateway.child import run_in_child, serve_request
+from gateway.child import serve_request
+from gateway.pull.examine.facts import Facts, FactsRequest
 from gateway.qnn.context import read_compiled, require_binary
 from gateway.qnn.device import NpuDevice
 from gateway.worker.decoders.static.dequantiser import find_bare_cast
 
 
-class Facts(Struct, frozen=True, kw_only=True):
-    """`cast`: the logits have no scale in the bundle, and it was read ("scaled") or not ("unscaled"); "" if they have.
-
-    `written`: the corrected graph.
-    """
-
-    binaries: int
-    graphs: int
-    cast: str = ""
-    written: str = ""
-
-
-class _Request(Struct, frozen=True, kw_only=True):
-    folder: str
-    soc: int | None
-    mended: str  # the folder for the corrected graph; "": none is written
-
-
-def read_facts(folder: Path, soc: int | None, mended: Path | None = None) -> Facts:
-    """Read the binaries of a pipeline or a Genie bundle.
-
-    Args:
-        soc: the chip that they must fit; None: any.
-        mended: the folder for a corrected graph of the logits; None: none is written.
-    Raises BundleError if one does not fit or is damaged.
-    """
-    request = _Request(folder=str(folder), soc=soc, mended=str(mended or ""))
-    return msgspec.json.decode(run_in_child(__name__, request, folder.name), type=Facts)
-
-
-def _read(request: _Request) -> Facts:
+def _read(request: FactsRequest) -> Facts:
     folder, device = Path(request.folder), NpuDevice(kind="npu", name="", soc=request.soc)
     pipelines = [] if is_genie(folder) else read_pipelines(folder)
     binaries = _compiled(pipelines) if pipelines else set(load_genie_bundle(folder).binaries)
@@ -70,4 +38,4 @@ def _compiled(pipelines: list[Pipeline]) -> set[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(serve_request(_Request, _read))
+    sys.exit(serve_request(FactsRequest, _read))

@@ -10,7 +10,7 @@ from gateway.bundles.hashes import check_hashes
 from gateway.bundles.model_package import variant_folder
 from gateway.bundles.open import open_bundle
 from gateway.errors import BundleError
-from gateway.pull.examine.binaries import read_facts
+from gateway.pull.examine.facts import read_facts
 from gateway.pull.examine.verdict import Verdict
 from gateway.qnn.device import NpuDevice, runtime_version
 from gateway.worker.decoders.static.load_check import check_load

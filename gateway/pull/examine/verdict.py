@@ -21,8 +21,10 @@ from gateway.bundles.preflight.stated import Stated, read_stated
 from gateway.errors import BundleError
 from gateway.pull.catalog.entry import PROOFS
 from gateway.pull.examine.corrections import Corrections, correct_genai, correct_genie, write_corrected
+from gateway.pull.examine.facts import read_facts
 from gateway.pull.examine.target import Target
 from gateway.pull.names import fault_of
+from gateway.qnn.device import runtime_version
 
 _LARGEST = 16 * 1024 * 1024  # bytes of a small file
 _MOST_SMALL = 256 * 1024 * 1024  # bytes of all small files
@@ -100,6 +102,24 @@ def examine(target: Target, machine: Machine, *, mended: Path | None = None) -> 
             if error.message not in verdict.refused:
                 verdict.refused.append(error.message)
     return verdict
+
+
+def faults_of(name: str, root: Path, *, has_tokenizer: bool) -> list[str]:
+    """One line for each file of a pulled bundle that is missing, or for damage of its context binaries.
+
+    Args:
+        has_tokenizer: the model's table names the folder of its tokenizer.
+    """
+    verdict = examine(Target(name=name, root=root, folder=root, next_to=root.parent), Machine())
+    known = no_tokenizer(name, "").message if has_tokenizer else ""
+    missing = [f"missing: {sentence}" for sentence in verdict.missing if sentence != known]
+    if missing or verdict.layout not in ("genie", "pipeline") or not runtime_version():
+        return missing
+    try:
+        read_facts(root, None)
+    except BundleError as error:
+        return [f"damaged: {error.message}"]
+    return []
 
 
 def _read_configuration(verdict: Verdict, files: list[File], mended: Path | None) -> None:
