@@ -6,6 +6,7 @@ Between a family's markers, these spellings are accepted:
     {"name": "f", "parameters": {...}}                Llama
     {"function": {"name": "f", "arguments": "..."}}   also with the arguments first, or as a string
     f[ARGS]{...}   f{...}                             Mistral (`named`)
+    f>{...}   f ```json {...}                         Llama behind `<function=`, DeepSeek (`named`)
 
 1. A call begins when its name is known and the bracket of its arguments is open. From then on the arguments are
    delivered as they arrive, whatever follows. Before that nothing is delivered, because the text may not be a call.
@@ -28,8 +29,8 @@ _HEAD = re.compile(
     r'\s*"(?:arguments|parameters)"\s*:\s*\{'
 )
 _FIRST_KEY = re.compile(r'\{\s*"(?:name|arguments|parameters|type|function|id)"\s*:')
-_NAMED_HEAD = re.compile(r"(?P<name>[\w.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*\{")
-_NAMED_CHARACTER = re.compile(r"[\w.\-\[\]\s]")
+_NAMED_HEAD = re.compile(r"(?P<name>[\w.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?>?(?:\s*```json)?\s*\{")
+_NAMED_CHARACTER = re.compile(r"[\w.\-\[\]\s>`]")
 
 
 class CallReader:

@@ -13,6 +13,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from gateway.dialects.base import Dialect
+from gateway.dialects.families.deepseek import DeepSeekDialect
+from gateway.dialects.families.gemma import GemmaDialect
+from gateway.dialects.families.granite import GraniteDialect
 from gateway.dialects.families.hermes import HermesDialect
 from gateway.dialects.families.llama import LlamaDialect
 from gateway.dialects.families.mistral import MistralDialect
@@ -34,6 +37,9 @@ _REGISTRY = (
     _Entry(HermesDialect("qwen"), ("enable_thinking",)),
     _Entry(HermesDialect("hermes"), ("<tool_call>",)),
     _Entry(LlamaDialect("llama"), ("<|python_tag|>", "<|start_header_id|>")),
+    _Entry(DeepSeekDialect("deepseek"), ("<｜Assistant｜>",)),
+    _Entry(GraniteDialect("granite"), ("<|start_of_role|>",)),
+    _Entry(GemmaDialect("gemma"), ("<start_of_turn>",)),
     _Entry(HermesDialect("generic")),  # for a template of an unknown family
     _Entry(PlainDialect()),  # for a model without a template
 )

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from gateway.dialects import lark
 from gateway.dialects.base import Terminal, allows_one_call, callable_tools
-from gateway.dialects.parser import THINK_CLOSE, THINK_OPEN, Markup, MarkupParser, opens_reasoning
+from gateway.dialects.parser import Markup, MarkupParser
 from gateway.dialects.prompt import with_history_as_text, with_tools_as_text
 from gateway.generation import Chat, Grammar
 from gateway.text.template_traits import Traits
@@ -47,7 +47,7 @@ class FamilyDialect(ABC):
 
     def __init__(self, name: str, markup: Markup) -> None:
         self.name, self.markup = name, markup
-        self.markers = frozenset((THINK_OPEN, THINK_CLOSE, *markup.opens, *markup.closes, *self.inner_markers))
+        self.markers = markup.all.union(self.inner_markers)
 
     # --- what a subclass describes
 
@@ -91,19 +91,21 @@ class FamilyDialect(ABC):
 
     def grammar(self, chat: Chat, rendered: str, terminal: Terminal, answer: Grammar | None) -> Grammar | None:
         tools, is_forced = callable_tools(chat), chat.tool_choice.mode == "required"
-        thinks = opens_reasoning(rendered)
+        thought = self.markup.open_thought(chat, rendered)
         rules = lark.call_rules(tools, lambda name, rule: self.call_rule(name, rule, terminal), all_strict=is_forced)
         calls = self.calls_rule(terminal, single=allows_one_call(chat))
         if is_forced:
             if self.before_next_call and not allows_one_call(chat):
                 calls = lark.calls_or_end(calls, self.before_next_call)
-            return Grammar(kind="lark", source=lark.whole_output(calls, rules, terminal, thinks=thinks), param="tools")
+            return Grammar(
+                kind="lark", source=lark.whole_output(calls, rules, terminal, thought=thought), param="tools"
+            )
         if answer is not None:
-            if answer.kind == "lark" or not (tools or thinks):
+            if answer.kind == "lark" or not (tools or thought):
                 return answer
             either = f"({calls} | answer)" if tools else "answer"
             rules = f"{rules if tools else ''}\n{lark.answer_rule(answer)}"
-            return replace(answer, kind="lark", source=lark.whole_output(either, rules, terminal, thinks=thinks))
+            return replace(answer, kind="lark", source=lark.whole_output(either, rules, terminal, thought=thought))
         if any(tool.strict for tool in tools):
             return Grammar(kind="lark", source=self.free_grammar(rules, terminal), param="tools")
         return None

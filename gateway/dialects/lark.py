@@ -20,7 +20,6 @@ from typing import Any
 import msgspec
 
 from gateway.dialects.base import Terminal
-from gateway.dialects.parser import THINK_CLOSE
 from gateway.generation import Grammar, Tool
 
 #: (tool name, name of the rule for its arguments) -> right side of the rule for one call.
@@ -108,11 +107,11 @@ def _escape(found: re.Match[str]) -> str:
     return {"/": "\\/", "\n": "\\n"}.get(found[0], found[0])
 
 
-def whole_output(wanted: str, rules: str, terminal: Terminal, *, thinks: bool) -> str:
+def whole_output(wanted: str, rules: str, terminal: Terminal, *, thought: str | None) -> str:
     """A grammar for an output that is `wanted`. If the prompt opens the reasoning, free reasoning comes first."""
-    if not thinks:
+    if thought is None:
         return f"start: {wanted}\n{rules}"
-    return f"start: thought {wanted}\n{_up_to('thought', THINK_CLOSE, terminal)}\n{_TEXT}\n{rules}"
+    return f"start: thought {wanted}\n{_up_to('thought', thought, terminal)}\n{_TEXT}\n{rules}"
 
 
 def text_with_calls(marker: str, section: str, rules: str, terminal: Terminal) -> str:

@@ -9,7 +9,7 @@ The input `<think>Hm.</think>Let me see. <tool_call>{"name": "f", "arguments": {
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from enum import Enum, auto
 
 from msgspec import Struct
@@ -30,15 +30,36 @@ class Markup(Struct, frozen=True, kw_only=True):
         opens: markers that begin calls. The first one is the marker that the grammar uses.
         closes: markers that may follow calls. They are removed from the text.
         bare: an answer that begins with `{` or `[` is a call, without a marker (Llama).
-        named: a call may be written `name[ARGS]{...}` (Mistral).
+        named: markers of `opens` behind which a call may be written `name[ARGS]{...}` (Mistral).
+        thoughts: pairs of markers around the reasoning.
+        wrapper: markers around the answer behind the reasoning. They are removed.
         new_id: makes the id of a call.
     """
 
     opens: tuple[str, ...]
     closes: tuple[str, ...] = ()
     bare: bool = False
-    named: bool = False
+    named: tuple[str, ...] = ()
+    thoughts: tuple[tuple[str, str], ...] = ((THINK_OPEN, THINK_CLOSE),)
+    wrapper: tuple[str, str] | None = None
     new_id: Callable[[], str] = openai_id
+
+    @property
+    def all(self) -> frozenset[str]:
+        """Every marker."""
+        pairs = (*self.thoughts, self.wrapper) if self.wrapper else self.thoughts
+        return frozenset((*self.opens, *self.closes, *(marker for pair in pairs for marker in pair)))
+
+    def open_thought(self, chat: Chat, rendered: str) -> str | None:
+        """The marker that ends the reasoning in which the prompt ends. None: the prompt ends outside of it.
+
+        The template opens the reasoning, or the client does, in the beginning of the answer that the model continues.
+        """
+        begun = beginning(chat)
+        for opens, closes in self.thoughts:
+            if rendered.rstrip().endswith(opens) or (opens in begun and closes not in begun.rpartition(opens)[2]):
+                return closes
+        return None
 
 
 class _State(Enum):
@@ -63,9 +84,11 @@ class MarkupParser:
         self._marker = ""  # the marker that began the current calls
         self._calls = self._reader()
         self._state = _State.START
-        self._may_think = True
-        if opens_reasoning(rendered):
-            self._enter_reasoning()
+        self._closes: tuple[str, ...] = ()  # markers that are removed from the text
+        self._begun = bool(beginning(chat).strip())
+        self._may_think = not self._begun
+        if thought := markup.open_thought(chat, rendered):
+            self._enter_reasoning(thought)
 
     @property
     def is_reasoning(self) -> bool:
@@ -108,22 +131,35 @@ class MarkupParser:
     def _begin(self) -> bool:
         """Decide what the answer begins with: reasoning, a call without a marker, or text."""
         start = self._unread.lstrip()
-        if not start or (self._may_think and start != THINK_OPEN and THINK_OPEN.startswith(start)):
+        if not start or any(marker != start and marker.startswith(start) for marker in self._first_markers()):
             return False
-        if self._may_think and start.startswith(THINK_OPEN):
-            self._unread = start[len(THINK_OPEN) :]
-            self._enter_reasoning()
-        elif self._markup.bare and self._names and start[0] in "{[":
+        found = next((marker for marker in self._first_markers() if start.startswith(marker)), "")
+        self._unread = start[len(found) :] if found else self._unread
+        if found in dict(self._markup.thoughts):
+            self._enter_reasoning(dict(self._markup.thoughts)[found])
+        elif found and self._markup.wrapper:
+            self._closes = (self._markup.wrapper[1],)
+        elif self._markup.bare and self._names and start[0] in "{[" and (self._is_forced or not self._begun):
             self._enter_calls("")
         else:
             self._state = _State.TEXT
-            self._stream.set_patterns(self._opens)
+            self._stream.set_patterns(self._patterns)
         return True
 
-    def _enter_reasoning(self) -> None:
+    def _first_markers(self) -> Iterable[str]:
+        """The markers that may come now. The state is START."""
+        if self._may_think:
+            return dict(self._markup.thoughts)
+        return self._markup.wrapper[:1] if self._markup.wrapper and not self._begun and not self._closes else ()
+
+    def _enter_reasoning(self, closes: str) -> None:
         self._state, self._may_think, self._keeps_blank = _State.REASONING, False, False
         self._blank = ""
-        self._stream.set_patterns((THINK_CLOSE,))
+        self._stream.set_patterns((closes,))
+
+    @property
+    def _patterns(self) -> tuple[str, ...]:
+        return (*self._opens, *self._closes)
 
     @property
     def _opens(self) -> tuple[str, ...]:
@@ -139,12 +175,14 @@ class MarkupParser:
             return False
         self._stream.set_patterns(())
         self._unread = self._stream.push("")[0]
-        if marker == THINK_CLOSE and self._state is _State.REASONING:
+        if self._state is _State.REASONING:
             self._state, self._blank = _State.START, ""
         elif marker in self._markup.opens:
             self._enter_calls(marker)
         else:  # a closing marker
-            self._stream.set_patterns(self._opens)
+            self._closes = tuple(closes for closes in self._closes if closes != marker)
+            self._blank, self._keeps_blank = "", False
+            self._stream.set_patterns(self._patterns)
         return True
 
     def _enter_calls(self, marker: str) -> None:
@@ -157,10 +195,10 @@ class MarkupParser:
         self._unread, self._state = calls.unread, _State.TEXT
         if calls.has_called:
             self._blank, self._keeps_blank = "", False
-            self._stream.set_patterns((*self._opens, *self._markup.closes))
+            self._closes = tuple(dict.fromkeys((*self._closes, *self._markup.closes)))
         else:
             deltas += self._content(self._marker)
-            self._stream.set_patterns(self._opens)
+        self._stream.set_patterns(self._patterns)
         return True
 
     def _finish_state(self, deltas: list[Delta]) -> bool:
@@ -182,7 +220,7 @@ class MarkupParser:
                 return self._deliver(*self._stream.finish(), deltas)
 
     def _reader(self) -> CallReader:
-        return CallReader(self._names, self._delivered, named=self._markup.named)
+        return CallReader(self._names, self._delivered, named=self._marker in self._markup.named)
 
     def _reasoning(self, text: str) -> list[Delta]:
         if self._blank is not None:
@@ -207,6 +245,7 @@ class MarkupParser:
         return [TextDelta(text, self._choice)] if text else []
 
 
-def opens_reasoning(rendered: str) -> bool:
-    """True if the prompt ends inside the reasoning."""
-    return rendered.rstrip().endswith(THINK_OPEN)
+def beginning(chat: Chat) -> str:
+    """The beginning of the answer, if the conversation ends with one that the model continues."""
+    last = chat.messages[-1] if chat.messages else None
+    return last.content or "" if last and last.role == "assistant" and not last.tool_calls else ""

@@ -30,7 +30,7 @@ class Traits(Struct, frozen=True, kw_only=True):
     Args:
         parts: content is a list of parts. As a text it would be lost.
         system: a system message may come first.
-        late_system: a system message may come behind another message.
+        late_system: a second system message may come behind other messages.
         alternates: two turns of one role in sequence are refused.
         user_first: the first turn must be the user's.
         tools: the variable for the tools. "message": the system message has them, as JSON. None: they are not rendered.
@@ -73,7 +73,7 @@ def _found(probe: _Probe, source: str) -> Traits:
     return Traits(
         parts=probe.parts,
         system=probe.shows("qSystem", [probe.message("system", "qSystem"), probe.user()]),
-        late_system=probe.shows("qLate", [probe.message("system", "s"), probe.user(), *probe.late_system()]),
+        late_system=probe.shows_all(("qSystem", "qLate"), probe.two_systems()),
         alternates=probe.render([probe.user(), probe.user()]) is None,
         user_first=probe.render([probe.message("assistant", "a"), probe.user()]) is None,
         tools=probe.tools_variable(),
@@ -100,14 +100,19 @@ class _Probe:
     def shows(self, word: str, messages: Sequence[Mapping[str, Any]], **variables: Any) -> bool:
         return word in (self.render(messages, **variables) or "")
 
+    def shows_all(self, words: Sequence[str], messages: Sequence[Mapping[str, Any]]) -> bool:
+        text = self.render(messages) or ""
+        return all(word in text for word in words)
+
     def message(self, role: str, content: str, **fields: Any) -> dict[str, Any]:
         return {"role": role, "content": content_parts(content) if self.parts else content, **fields}
 
     def user(self) -> dict[str, Any]:
         return self.message("user", "qUser")
 
-    def late_system(self) -> list[dict[str, Any]]:
-        return [self.message("assistant", "a"), self.message("system", "qLate"), self.user()]
+    def two_systems(self) -> list[dict[str, Any]]:
+        first, late = (self.message("system", word) for word in ("qSystem", "qLate"))
+        return [first, self.user(), self.message("assistant", "a"), late, self.user()]
 
     def result(self) -> dict[str, Any]:
         return self.message("tool", "qResult", name="qCall1", tool_call_id="qIdent001")

@@ -22,6 +22,10 @@ CHAT = Chat(messages=(Message(role="user", content="Hi"),))
         ("[AVAILABLE_TOOLS]{{ tools }}[TOOL_CALLS]", "mistral"),
         ("[AVAILABLE_TOOLS]{{ tools }}[TOOL_CALLS]{{ name }}[ARGS]", "mistral-args"),
         ("{% if tools %}<|tool|>{{ tools }}<|/tool|>{% endif %}", "phi"),
+        ("<｜User｜>{{ m }}<｜Assistant｜>", "deepseek"),
+        ("<|start_of_role|>{{ m }}{% if tools %}<|tool_call|>{% endif %}", "granite"),
+        ("<|start_of_role|>{{ m }}{% if tools %}<tool_call>{% endif %}", "hermes"),
+        ("<start_of_turn>{{ m }}<end_of_turn>", "gemma"),
     ],
 )
 def test_template_chooses_its_family(template: str, name: str) -> None:

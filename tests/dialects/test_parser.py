@@ -239,6 +239,9 @@ FRAGMENTS = st.sampled_from(
         *("<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|tool_call|>"),
         *("<|/tool_call|>", "<|python_tag|>", "f", "get_weather", "{", "}", "[", "]", '"', ",", ";", ":", " ", "\n"),
         *('{"name": "f", "arguments": {', '{"name": "f", "parameters": {}}', '"name": "f"', '"arguments": ', "{}"),
+        *("[THINK]", "[/THINK]", "<response>", "</response>", "```json", "```", "functools", "<function=", "f>{}"),
+        *("Here is my thought process:", "Here is my response:", "<｜tool▁call▁begin｜>function<｜tool▁sep｜>"),
+        *("f\n```json\n{}\n```<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>", "</function>", "<response>a</response>"),
         *('"a": 1', "\\", "<", "tool", "é", "words", '{"name": "f", "arguments": {"a": "b"}}', "null", "]]", "}}"),
     ]
 )
@@ -257,7 +260,7 @@ def test_deltas_are_the_same_for_any_cut(family: str, text: str, data: st.DataOb
 @given(st.sampled_from(FAMILIES), TEXTS)
 def test_text_without_calls_and_reasoning_is_complete_content(family: str, text: str) -> None:
     content, reasoning, calls = read(parser(family), text)
-    if not calls and "<think>" not in text:
+    if not calls and not any(mark in text for mark in ("<think>", "[THINK]", "Here is my thought process:")):
         assert (content, reasoning) == (text, "")
     for name, _ in calls:
         assert name in ("f", "get_weather")

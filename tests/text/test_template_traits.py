@@ -61,6 +61,14 @@ NO_TOOLS: dict[str, Any] = {"tools": None, "calls": False, "many_calls": False, 
             loop("{% if loop.first or m.role != 'system' %}" + TURN + "{% endif %}"),
             NO_TOOLS | {"late_system": False},
         ),
+        (  # the last system text only, before all turns
+            loop(
+                "{% if m.role != 'system' %}" + TURN + "{% endif %}",
+                "{% set n = namespace(s='') %}{% for m in messages if m.role == 'system' %}{% set n.s = m.content %}"
+                "{% endfor %}{{ n.s }}",
+            ),
+            NO_TOOLS | {"late_system": False},
+        ),
         (
             loop("{% for p in m.content %}{{ p.text }}{% endfor %}"),
             NO_TOOLS | {"parts": True},

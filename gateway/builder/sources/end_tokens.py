@@ -17,7 +17,7 @@ _NAMES = frozenset(
     (
         *("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "</s>", "<|eot|>"),
         *("<end_of_turn>", "<|end_of_turn|>", "<turn|>", "<|endofturn|>", "[|endofturn|]", "<|END_OF_TURN_TOKEN|>"),
-        "<｜end▁of▁sentence｜>",  # noqa: RUF001 (DeepSeek writes it with these bars)
+        "<｜end▁of▁sentence｜>",
     )
 )
 

@@ -1,88 +1,76 @@
 """Converts the tokenizer in a GGUF file's metadata to a Hugging Face tokenizer.json.
 
-The file contains the vocabulary and the merges, but only the name of the pre-tokenizer, which splits text into words
-(`tokenizer.ggml.pre`). This module has the pre-tokenizers. An unknown name is an error, because a wrong pre-tokenizer
-gives wrong token ids that still decode to text.
+There are two kinds: byte-level BPE ("gpt2"), with a list of merges and the name of the rule that splits text into words
+(gguf_words.py), and SentencePiece ("llama"), with a score for each token (gguf_sentencepiece.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from msgspec import Struct
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from gateway.builder.sources.end_tokens import is_end_token
-from gateway.errors import BundleError
+from gateway.builder.sources.gguf_sentencepiece import sentencepiece
+from gateway.builder.sources.gguf_words import RULES, Rule
+from gateway.errors import BundleError, quote
 
 Metadata = Callable[..., Any]  # metadata(key, default=None)
 
+_KINDS = ("gpt2", "llama")
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # tokenizer.ggml.token_type
-
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}"
-_QWEN2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}"
-
-
-class _PreTokenizerRule(Struct, frozen=True, kw_only=True):
-    """How text is split into words. `pattern` None: GPT-2's pattern, which is part of `ByteLevel`."""
-
-    pattern: str | None = None
-    single_digits: bool = False
-    nfc: bool = False  # normalise to NFC first
-    ignore_merges: bool = False  # a word in the vocabulary is one token, even if the merges do not lead to it
-    add_bos: bool = False  # the default of `add_bos_token`
-
-    def pre_tokenizer(self) -> Any:
-        digits = [pre_tokenizers.Digits(individual_digits=True)] if self.single_digits else []
-        split = [pre_tokenizers.Split(Regex(self.pattern), "isolated")] if self.pattern else []
-        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=self.pattern is None)
-        return pre_tokenizers.Sequence([*digits, *split, to_bytes])
-
-
-_GPT2 = _PreTokenizerRule()
-_SINGLE_DIGITS = _PreTokenizerRule(single_digits=True)
-_RULES = {
-    "default": _GPT2,
-    "gpt-2": _GPT2,
-    "smollm": _SINGLE_DIGITS,
-    "starcoder": _SINGLE_DIGITS,
-    "refact": _SINGLE_DIGITS,
-    "command-r": _SINGLE_DIGITS,
-    "llama-bpe": _PreTokenizerRule(pattern=_LLAMA3, ignore_merges=True, add_bos=True),
-    "qwen2": _PreTokenizerRule(pattern=_QWEN2, nfc=True),
-    "deepseek-r1-qwen": _PreTokenizerRule(pattern=_QWEN2, nfc=True, add_bos=True),
-}
 
 
 def tokenizer_json(metadata: Metadata, file_name: str) -> str:
     """The text of tokenizer.json. Raises BundleError if the kind of tokenizer or its pre-tokenizer is unknown."""
-    kind, rule_name = metadata("tokenizer.ggml.model"), metadata("tokenizer.ggml.pre", "default")
-    if kind != "gpt2":
-        raise BundleError(f"{file_name} has a tokenizer of kind {kind!r}. Only byte-level BPE ('gpt2') is supported.")
-    if rule_name not in _RULES:
+    kind = metadata("tokenizer.ggml.model")
+    if kind not in _KINDS:
         raise BundleError(
-            f"{file_name} has the pre-tokenizer {rule_name!r}. Only these are supported: {', '.join(_RULES)}."
+            f"{file_name} has a tokenizer of kind {quote(str(kind))}. Only byte-level BPE ('gpt2') and SentencePiece "
+            "('llama') are supported: use another file of the model."
         )
-    rule = _RULES[rule_name]
     tokens: list[str] = metadata("tokenizer.ggml.tokens")
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata("tokenizer.ggml.merges")]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
+    make = (
+        partial(_byte_level, metadata, tokens, file_name)
+        if kind == "gpt2"
+        else partial(sentencepiece, metadata, tokens)
+    )
     try:
-        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule.ignore_merges))
+        tokenizer = make()
+    except BundleError:
+        raise
     except Exception as error:  # the library raises a bare Exception
         raise BundleError(
             f"{file_name} is damaged: its vocabulary and merges do not fit together ({error})."
         ) from error
+    if _adds_bos(metadata):
+        index = metadata("tokenizer.ggml.bos_token_id")
+        begin = processors.TemplateProcessing(single=[tokens[index], "$A"], special_tokens=[(tokens[index], index)])
+        tokenizer.post_processor = begin
+    _add_special_tokens(tokenizer, tokens, metadata("tokenizer.ggml.token_type", ()))
+    return str(tokenizer.to_str())
+
+
+def _byte_level(metadata: Metadata, tokens: list[str], file_name: str) -> Tokenizer:
+    rule = _rule(metadata, file_name)
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata("tokenizer.ggml.merges")]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=rule.ignore_merges))
     if rule.nfc:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = rule.pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = _post_processor(metadata, rule, tokens)
-    _add_special_tokens(tokenizer, tokens, metadata("tokenizer.ggml.token_type", ()))
-    return str(tokenizer.to_str())
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    return tokenizer
+
+
+def _rule(metadata: Metadata, file_name: str) -> Rule:
+    name = metadata("tokenizer.ggml.pre", "default")
+    if name not in RULES:
+        raise BundleError(f"{file_name} has the pre-tokenizer {name!r}. Only these are supported: {', '.join(RULES)}.")
+    return RULES[name]
 
 
 def tokenizer_config(metadata: Metadata) -> dict[str, Any]:
@@ -96,7 +84,7 @@ def tokenizer_config(metadata: Metadata) -> dict[str, Any]:
     }
     content: dict[str, Any] = {name: tokens[index] for name, index in named.items() if index is not None}
     content |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    content["add_bos_token"] = _adds_bos(metadata, _RULES.get(metadata("tokenizer.ggml.pre", "default"), _GPT2))
+    content["add_bos_token"] = _adds_bos(metadata)
     default = metadata("tokenizer.chat_template")
     named = {"default": default} | {
         name: metadata(f"tokenizer.chat_template.{name}") for name in metadata("tokenizer.chat_templates", ())
@@ -116,16 +104,12 @@ def end_ids(metadata: Metadata) -> tuple[int, ...]:
     return tuple(dict.fromkeys(index for index in [*named, *known] if index is not None))
 
 
-def _adds_bos(metadata: Metadata, rule: _PreTokenizerRule) -> bool:
-    has_one = metadata("tokenizer.ggml.bos_token_id") is not None
-    return has_one and bool(metadata("tokenizer.ggml.add_bos_token", rule.add_bos))
-
-
-def _post_processor(metadata: Metadata, rule: _PreTokenizerRule, tokens: list[str]) -> Any:
-    if not _adds_bos(metadata, rule):
-        return processors.ByteLevel(trim_offsets=True)
-    index = metadata("tokenizer.ggml.bos_token_id")
-    return processors.TemplateProcessing(single=[tokens[index], "$A"], special_tokens=[(tokens[index], index)])
+def _adds_bos(metadata: Metadata) -> bool:
+    if metadata("tokenizer.ggml.bos_token_id") is None:
+        return False
+    rule = RULES.get(metadata("tokenizer.ggml.pre", "default"))
+    usual = metadata("tokenizer.ggml.model") == "llama" or (rule is not None and rule.add_bos)
+    return bool(metadata("tokenizer.ggml.add_bos_token", usual))
 
 
 def _add_special_tokens(tokenizer: Any, tokens: list[str], types: list[int]) -> None:

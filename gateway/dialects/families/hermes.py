@@ -20,8 +20,8 @@ class HermesDialect(FamilyDialect):
     section_separator = "\n"
     before_next_call = OPEN[0]
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name, Markup(opens=(OPEN,), closes=(CLOSE,)))
+    def __init__(self, name: str, markup: Markup | None = None) -> None:
+        super().__init__(name, markup or Markup(opens=(OPEN,), closes=(CLOSE,)))
 
     def format_calls(self, calls: Sequence[tuple[str, str]]) -> str:
         return "\n".join(f"{OPEN}\n{self.json_call(*call)}\n{CLOSE}" for call in calls)

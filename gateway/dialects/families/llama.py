@@ -2,7 +2,7 @@
 
 {"name": "get_weather", "parameters": {"city": "Paris"}}
 
-Some models write `<|python_tag|>` before it.
+Some models write `<|python_tag|>` before it, or `<function=get_weather>{"city": "Paris"}</function>`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from gateway.dialects.base import Terminal
 from gateway.dialects.family import FamilyDialect
 from gateway.dialects.parser import Markup
 
+PYTHON, FUNCTION = "<|python_tag|>", "<function="
+
 
 class LlamaDialect(FamilyDialect):
     arguments_key = "parameters"
     before_next_call = ";"
 
     def __init__(self, name: str) -> None:
-        super().__init__(name, Markup(opens=("<|python_tag|>",), bare=True))
+        super().__init__(name, Markup(opens=(PYTHON, FUNCTION), closes=("</function>",), named=(FUNCTION,), bare=True))
 
     def format_calls(self, calls: Sequence[tuple[str, str]]) -> str:
         return "; ".join(self.json_call(*call) for call in calls)

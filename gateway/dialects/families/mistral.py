@@ -19,11 +19,12 @@ from msgspec.structs import replace
 from gateway.dialects import lark
 from gateway.dialects.base import Terminal
 from gateway.dialects.family import FamilyDialect
-from gateway.dialects.parser import Markup
+from gateway.dialects.parser import THINK_CLOSE, THINK_OPEN, Markup
 from gateway.generation import Chat, Message
 from gateway.text.template_traits import Traits
 
 OPEN, ARGUMENTS, CALL_ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
+THOUGHTS = ((THINK_OPEN, THINK_CLOSE), ("[THINK]", "[/THINK]"))
 
 _ID = re.compile(r"[a-zA-Z0-9]{9}")
 
@@ -34,7 +35,7 @@ class MistralDialect(FamilyDialect):
     inner_markers = (ARGUMENTS, CALL_ID)
 
     def __init__(self, name: str) -> None:
-        super().__init__(name, Markup(opens=(OPEN,), named=True, new_id=mistral_id))
+        super().__init__(name, Markup(opens=(OPEN,), named=(OPEN,), thoughts=THOUGHTS, new_id=mistral_id))
         self._by_name = name == "mistral-args"
         self.section_separator = "" if self._by_name else None
         self.before_next_call = OPEN[0] if self._by_name else ""

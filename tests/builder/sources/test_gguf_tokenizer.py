@@ -147,10 +147,11 @@ def test_user_defined_token_is_one_visible_token(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         (
-            {"tokenizer__ggml__pre": "tekken"},
-            "has the pre-tokenizer 'tekken'. Only these are supported: default, gpt-2, smollm",
+            {"tokenizer__ggml__pre": "klingon"},
+            "has the pre-tokenizer 'klingon'. Only these are supported: default, gpt-2, smollm",
         ),
-        ({"tokenizer__ggml__model": "llama"}, "tokenizer of kind 'llama'"),
+        ({"tokenizer__ggml__model": "t5"}, "has a tokenizer of kind 't5'. Only byte-level BPE"),
+        ({"tokenizer__ggml__model": None}, "has a tokenizer of kind 'None'. Only byte-level BPE"),
         ({"tokenizer__ggml__merges": ["missing pair"]}, "its vocabulary and merges do not fit together"),
     ],
 )

@@ -145,7 +145,19 @@ def _searched(text: str, patterns: list[str]) -> str:
 
 
 #: The first byte of a corpus file is an index of this list, so a new dialect goes to the end.
-FAMILIES = ("plain", "generic", "hermes", "qwen", "llama", "mistral", "mistral-args", "phi")
+FAMILIES = (
+    "plain",
+    "generic",
+    "hermes",
+    "qwen",
+    "llama",
+    "mistral",
+    "mistral-args",
+    "phi",
+    "deepseek",
+    "granite",
+    "gemma",
+)
 CHOICES = (
     ToolChoice(),
     ToolChoice(mode="none"),
@@ -155,6 +167,7 @@ CHOICES = (
 )
 ENDS = ("", "<think>\n", "<think>\n\n</think>\n\n")
 TOOLS = (Tool(name="f"), Tool(name="get_weather"))
+THOUGHTS = ("<think>", "[THINK]", "Here is my thought process:")
 
 
 class Read(Struct):
@@ -178,7 +191,7 @@ def dialects(data: bytes) -> None:
     assert _read(parser(), list(text)) == whole
     assert _read(parser(), [text[i : i + step] for i in range(0, len(text), step)]) == whole
     assert all(name in ("f", "get_weather") for name, _ in whole.calls)
-    if not whole.calls and choice.mode != "required" and end == "" and "<think>" not in text:
+    if not whole.calls and choice.mode != "required" and end == "" and not any(mark in text for mark in THOUGHTS):
         assert (whole.content, whole.reasoning) == (text, "")
 
 
