@@ -136,7 +136,9 @@ def _model_line(model: ModelInfo) -> str:
         return f"  {model.name}  {engine.state}: {engine.detail}"
     also = f"  also as {', '.join(model.aliases)}" if model.aliases else ""
     context = f"  context {engine.context_length}" if engine.context_length else ""
-    return f"  {model.name}  {engine.state} on {engine.device}{context}{also}"
+    line = f"  {model.name}  {engine.state} on {engine.device}{context}{also}"
+    budget = model.status.breaker.budget
+    return f"{line}\n    an answer is slow above {budget}" if budget else line
 
 
 def curl_line(url: str, model: str, has_keys: bool, platform: str = sys.platform) -> str:

@@ -55,12 +55,15 @@ class BreakerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """The circuit breaker. A request is slow if its device time exceeds its budget:
 
     latency_ms + prompt_token_ms * (prompt tokens computed) + token_ms * (tokens generated after the first)
+
+    If none of the three keys is set, the gateway measures them at each start of the model (lanes/breaker.py, `Budget`).
+    If one is set, the default of `latency_ms` is 1000 and that of the others 0.
     """
 
     enabled: bool = True
-    latency_ms: Annotated[float, Meta(gt=0, le=1e9)] = 1000.0
-    prompt_token_ms: Millis = 0.0
-    token_ms: Millis = 0.0
+    latency_ms: Annotated[float, Meta(gt=0, le=1e9)] | None = None
+    prompt_token_ms: Millis | None = None
+    token_ms: Millis | None = None
     window: Count = 10  # number of recent requests that are judged
     min_calls: Count = 5  # the breaker opens only after this number of judged requests
     rate: Share = 0.5  # it opens if at least this share of them was slow or failed

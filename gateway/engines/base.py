@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from msgspec import Struct, field
 
 from gateway.generation import Chat, Event, Generation, Meter, Prompt, Usage
-from gateway.worker.frames import Device
+from gateway.worker.frames import Device, PassTimes
 
 State = Literal["loading", "ready", "restarting", "failed", "closed"]
 #: What a client can use. `structured_outputs` also means that a required tool call is always a valid call.
@@ -28,6 +28,7 @@ class EngineStatus(Struct, frozen=True, kw_only=True):
     restarts: int = 0
     #: provider name -> number of graph nodes that it runs, summed over the graphs of the bundle
     placement: dict[str, int] = field(default_factory=dict)
+    passes: PassTimes | None = None  # of this start, after the warm-up; None: not measured
     published_tokens_per_s: float | None = None  # of this model on the NPU of this machine
     load_s: float = 0.0
     peak_bytes: int = 0

@@ -3,7 +3,7 @@
     budget = latency_ms + prompt_token_ms * (prompt tokens computed) + token_ms * (tokens generated after the first)
 
 1. The budget is for device time. Time in a queue and prompt tokens from the prefix cache do not count. Warm-up is not
-   judged.
+   judged. If the configuration has no budget, it is a multiple of what the device needed at this start (`Budget`).
 2. A permit is settled once. A permit from before a change of state is ignored: a request of the closed state that ends
    in the half-open state neither closes the breaker nor opens it.
 3. A running request is settled `slow` as soon as its device time is above its budget (see `Watch`). So a hung call
@@ -21,9 +21,19 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, Protocol
 
+from msgspec import Struct
+
 from gateway.config.tables import BreakerConfig
 from gateway.errors import BreakerOpen, DeviceFailed, GatewayError, UpstreamFailed, UpstreamRefused
 from gateway.generation import Meter
+from gateway.worker.frames import PassTimes
+
+_LATENCY_MS = 1000.0  # a budget is never less, unless it is configured
+_PROMPT_TOKEN_MS, _TOKEN_MS = 20.0, 200.0  # of an engine that does not measure its passes
+_LEAST_PROMPT_TOKEN_MS, _LEAST_TOKEN_MS = 10.0, 100.0  # of a measured budget: 10 tokens/s are as fast as a reader
+#: A request is slow if it takes more than this multiple of the passes at the start. Other requests in the same device
+#: call (up to 2 times), a long context (up to 4 times for SmolLM2 with 8192 tokens) and other programs are no fault.
+_MARGIN = 6.0
 
 State = Literal["closed", "half_open", "open"]
 Outcome = Literal["ok", "slow", "failed", "released"]
@@ -33,6 +43,39 @@ def outcome(error: GatewayError) -> Outcome:
     """Of a request that ended with this error: failed if a device call or the upstream server failed, else neutral."""
     failed = isinstance(error, DeviceFailed | UpstreamFailed) and not isinstance(error, UpstreamRefused)
     return "failed" if failed else "released"
+
+
+class Budget(Struct, frozen=True):
+    """Device time that a request may use, in milliseconds."""
+
+    latency_ms: float
+    prompt_token_ms: float  # for each prompt token computed
+    token_ms: float  # for each token generated after the first
+    is_measured: bool = False  # at the start of the model; False: configured, or a fixed one
+
+    @classmethod
+    def of(cls, config: BreakerConfig, passes: PassTimes | None) -> Budget:
+        """The configured budget. Without one: a multiple of these passes; and without passes: for a slow shared CPU."""
+        configured = (config.latency_ms, config.prompt_token_ms, config.token_ms)
+        if configured != (None, None, None):
+            latency_ms = _LATENCY_MS if config.latency_ms is None else config.latency_ms
+            return cls(latency_ms, config.prompt_token_ms or 0.0, config.token_ms or 0.0)
+        if passes is None:
+            return cls(_LATENCY_MS, _PROMPT_TOKEN_MS, _TOKEN_MS)
+        wide_ms, step_ms = _MARGIN * 1000 * passes.wide_s, _MARGIN * 1000 * passes.step_s
+        prompt_token_ms = max(_LEAST_PROMPT_TOKEN_MS, wide_ms / passes.wide_tokens)
+        return cls(max(_LATENCY_MS, wide_ms), prompt_token_ms, max(_LEAST_TOKEN_MS, step_ms), is_measured=True)
+
+    def seconds(self, prompt_tokens: int, later_tokens: int) -> float:
+        """For this number of prompt tokens computed, and tokens after the first."""
+        return (self.latency_ms + self.prompt_token_ms * prompt_tokens + self.token_ms * later_tokens) / 1000
+
+    def __str__(self) -> str:
+        parts = [f"{self.latency_ms / 1000:.3g} s"]
+        for milliseconds, unit in ((self.prompt_token_ms, "a prompt token"), (self.token_ms, "a token")):
+            if milliseconds:
+                parts.append(f"{milliseconds:.3g} ms {unit}")
+        return " + ".join(parts)
 
 
 class Permit:
@@ -45,11 +88,14 @@ class Permit:
         self._epoch = epoch
         self._settled = False
 
-    def settle(self, outcome: Outcome) -> None:
-        """Report the outcome; only the first call counts. `released` is neutral: no judgement about the device."""
+    def settle(self, outcome: Outcome, meter: Meter | None = None) -> None:
+        """Report the outcome; only the first call counts. `released` is neutral: no judgement about the device.
+
+        The meter of a slow request is for the figures in the message.
+        """
         if not self._settled:
             self._settled = True
-            self._breaker._settle(self._epoch, outcome)
+            self._breaker._settle(self._epoch, outcome, meter)
 
     def __enter__(self) -> Permit:
         return self
@@ -66,6 +112,7 @@ class Breaker:
         clock: seconds, monotonic; the clock of the meters.
         name: of the model, for messages.
         on_change: called with the new state after each change.
+        passes: the passes at the last start of the model. They are the budget if none is configured.
     """
 
     def __init__(
@@ -75,12 +122,15 @@ class Breaker:
         *,
         name: str = "this model",
         on_change: Callable[[State], None] | None = None,
+        passes: Callable[[], PassTimes | None] = lambda: None,
     ) -> None:
         self.config = config
         self.clock = clock
         self.reason = ""  # why it last opened, for a person
         self._name = name
         self._on_change = on_change
+        self._passes = passes
+        self._figures = ""  # of the last slow answer, for `reason`
         self._state: State = "closed"
         self._epoch = 0  # the number of changes of state
         self._bad: deque[bool] = deque(maxlen=config.window)  # for each of the last answers: slow or failed
@@ -102,9 +152,14 @@ class Breaker:
             case "closed":
                 return 0.0
             case "half_open":
-                return self.config.latency_ms / 1000
+                return self.budget.latency_ms / 1000
             case "open":
                 return self._opened_at + self.config.open_s - self.clock()
+
+    @property
+    def budget(self) -> Budget:
+        """The budget now. A measured one changes when the model is loaded again."""
+        return Budget.of(self.config, self._passes())
 
     @property
     def verdict(self) -> tuple[int, int]:
@@ -135,10 +190,8 @@ class Breaker:
 
     def budget_s(self, meter: Meter) -> float:
         """Device seconds that the request may have used until now. The running call counts as one more token."""
-        config = self.config
         later_tokens = meter.completion_tokens - (meter.call_since is None)
-        tokens_ms = config.prompt_token_ms * meter.computed_tokens + config.token_ms * max(0, later_tokens)
-        return (config.latency_ms + tokens_ms) / 1000
+        return self.budget.seconds(meter.computed_tokens, max(0, later_tokens))
 
     def slack_s(self, meter: Meter) -> float:
         """Seconds left of the budget. Device time cannot be above the budget before they have passed."""
@@ -151,9 +204,12 @@ class Breaker:
         ours = own_probe or not self.config.probe_itself
         return ours and self._probes_out + self._probes_good < self.config.probes
 
-    def _settle(self, epoch: int, outcome: Outcome) -> None:
+    def _settle(self, epoch: int, outcome: Outcome, meter: Meter | None) -> None:
         if epoch != self._epoch or not self.config.enabled:
             return
+        if outcome == "slow" and meter is not None:
+            took_s, limit_s = meter.device_s_at(self.clock()), self.budget_s(meter)
+            self._figures = f"; the last slow one took {took_s:.3g} s of device time, the limit was {limit_s:.3g} s"
         if self._state == "half_open":
             self._settle_probe(outcome)
         elif outcome != "released":
@@ -167,13 +223,13 @@ class Breaker:
             if self._probes_good >= self.config.probes:
                 self._change("closed")
         elif outcome != "released":
-            self._open(f"a probe {'was slow' if outcome == 'slow' else 'failed'}")
+            self._open(f"a probe {'was slow' if outcome == 'slow' else 'failed'}{self._figures}")
 
     def _judge(self) -> None:
         bad, judged = self.verdict
         enough = judged >= min(self.config.min_calls, self.config.window)
         if enough and bad >= self.config.rate * judged and bad:
-            self._open(f"{bad} of its last {judged} answers were slow or failed")
+            self._open(f"{bad} of its last {judged} answers were slow or failed{self._figures}")
 
     def _open(self, reason: str) -> None:
         self.reason = reason
@@ -184,6 +240,7 @@ class Breaker:
         self._state = state
         self._epoch += 1
         self._bad.clear()
+        self._figures = ""
         self._probes_out = self._probes_good = 0
         if self._on_change:
             self._on_change(state)
@@ -221,6 +278,6 @@ class Watch:
     def _check(self) -> None:
         slack_s = self._breaker.slack_s(self._meter)
         if slack_s < 0:
-            self._permit.settle("slow")
+            self._permit.settle("slow", self._meter)
         else:
             self._timer = self._call_later(max(slack_s, self._MIN_SLEEP_S), self._check)

@@ -23,7 +23,7 @@ from gateway.engines.base import Engine, EngineStatus, State
 from gateway.errors import GatewayError, ModelNotReady, QueueFull
 from gateway.generation import Finished, Generation
 from gateway.lanes.admission import AdmissionQueue
-from gateway.lanes.breaker import Breaker
+from gateway.lanes.breaker import Breaker, Budget
 from gateway.lanes.breaker import State as BreakerState
 from gateway.lanes.job import Job
 from gateway.lanes.lane_forecast import LaneForecast
@@ -52,6 +52,7 @@ class BreakerStatus(Struct, frozen=True, kw_only=True):
     retry_after_s: float
     bad: int  # the number of slow or failed answers ...
     judged: int  # ... in the last `judged` answers
+    budget: Budget | None  # a request that needs more device time is slow; None: no breaker
 
 
 class LaneStatus(Struct, frozen=True, kw_only=True):
@@ -100,7 +101,9 @@ class Lane:
         self.name = name
         self.config = config
         self.engine = engine
-        self.breaker = Breaker(breaker_config, clock, name=name, on_change=self._breaker_changed)
+        self.breaker = Breaker(
+            breaker_config, clock, name=name, on_change=self._breaker_changed, passes=lambda: engine.status.passes
+        )
         self.queue = AdmissionQueue(config.max_sequences, config.queue, clock, guests=self._guests)
         self._metrics = metrics or Metrics()
         self._metrics.watch(name, self._gauges)
@@ -145,6 +148,7 @@ class Lane:
             retry_after_s=self.breaker.retry_after_s,
             bad=bad,
             judged=judged,
+            budget=self.breaker.budget if self.breaker.config.enabled else None,
         )
         engine, tokens_per_s = self._loader.status, self._forecast.tokens_per_s
         return LaneStatus(
@@ -248,8 +252,9 @@ class Lane:
         self._metrics.breaker_changed(self.name, state)
         match state:
             case "open":
-                wait_s = self.breaker.config.open_s
-                _log.warning("%s: breaker open: %s; refusing for %.0f s", self.name, self.breaker.reason, wait_s)
+                wait_s, fallback = self.breaker.config.open_s, self.config.fallback
+                then = f"{fallback} answers" if fallback else "refusing"
+                _log.warning("%s: breaker open: %s; %s for %.0f s", self.name, self.breaker.reason, then, wait_s)
                 self.queue.refuse_waiting()
                 self.engine.breaker_opened()
                 self._start_probing()

@@ -62,7 +62,7 @@ class Prober:
             watch = Watch(self._breaker, meter, permit, asyncio.get_running_loop().call_later)
             try:
                 result = await self._outcome(meter)
-                permit.settle(result)
+                permit.settle(result, meter)
                 return result
             finally:
                 watch.stop()

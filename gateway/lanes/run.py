@@ -64,7 +64,7 @@ class JobRunner:
                 usage = await self._run_engine(job, prepared)
         finally:
             watch.stop()
-        job.permit.settle("slow" if self._breaker.is_slow(job.meter) else "ok")
+        job.permit.settle("slow" if self._breaker.is_slow(job.meter) else "ok", job.meter)
         self._forecast.learn_end(job)
         return usage
 

@@ -14,7 +14,8 @@ from msgspec.structs import replace
 from gateway.config.tables import BreakerConfig
 from gateway.errors import BreakerOpen
 from gateway.generation import Meter
-from gateway.lanes.breaker import Breaker, Permit, Watch
+from gateway.lanes.breaker import Breaker, Budget, Permit, Watch
+from gateway.worker.frames import PassTimes
 from tests.support.paths import ROOT
 
 
@@ -26,7 +27,7 @@ class Clock:
         return self.now
 
 
-PLAIN = BreakerConfig(probe_itself=False)
+PLAIN = BreakerConfig(latency_ms=1000.0, probe_itself=False)
 PER_TOKEN = BreakerConfig(token_ms=20.0, probe_itself=False)
 
 
@@ -181,6 +182,43 @@ def test_running_call_has_the_budget_of_one_more_token(clock: Clock) -> None:
     assert breaker.is_slow(meter)
 
 
+@pytest.mark.parametrize(
+    ("config", "passes", "budget"),
+    [
+        ({}, None, Budget(1000, 20, 200)),
+        ({}, PassTimes(0.32, 0.05, wide_tokens=16), Budget(1920, 120, 300, is_measured=True)),
+        ({}, PassTimes(0.02, 0.002, wide_tokens=64), Budget(1000, 10, 100, is_measured=True)),
+        ({"latency_ms": 700.0}, PassTimes(9.0, 9.0), Budget(700, 0, 0)),
+        ({"token_ms": 30.0}, PassTimes(9.0, 9.0), Budget(1000, 0, 30)),
+        ({"token_ms": 0.0}, PassTimes(9.0, 9.0), Budget(1000, 0, 0)),
+    ],
+)
+def test_configured_budget_wins_over_the_measured_one(
+    config: dict[str, float], passes: PassTimes | None, budget: Budget
+) -> None:
+    assert Budget.of(BreakerConfig(**config), passes) == budget  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tokens_per_s", [3.0, 35.0])
+def test_unconfigured_breaker_admits_a_slow_model_until_it_is_ten_times_slower(
+    clock: Clock, tokens_per_s: float
+) -> None:
+    step_s = 1 / tokens_per_s
+    breaker = Breaker(BreakerConfig(), clock, passes=lambda: PassTimes(4 * step_s, step_s, wide_tokens=16))
+
+    def answer(slower: float) -> None:
+        device_s = slower * (3 * 4 + 64) * step_s
+        meter = Meter(prompt_tokens=48, completion_tokens=64, device_s=device_s)
+        breaker.admit().settle("slow" if breaker.is_slow(meter) else "ok", meter)
+
+    for _ in range(50):
+        answer(1.5)
+    assert breaker.verdict == (0, breaker.config.window)
+    for _ in range(breaker.config.window // 2):
+        answer(10)
+    assert breaker.state == "open"
+
+
 # --- opening
 
 
@@ -212,6 +250,15 @@ def test_refusal_has_reason_and_seconds(clock: Clock) -> None:
     assert caught.value.retry_after_s == pytest.approx(6.5)
     assert caught.value.message == (
         "smollm2 is too slow now: 5 of its last 5 answers were slow or failed. It is tried again in 6.5 s."
+    )
+
+
+def test_refusal_after_a_slow_answer_has_its_time_and_its_limit(clock: Clock) -> None:
+    breaker = Breaker(replace(PLAIN, min_calls=1), clock, name="smollm2")
+    breaker.admit().settle("slow", Meter(device_s=1.914))
+    assert breaker.refusal().message == (
+        "smollm2 is too slow now: 1 of its last 1 answers were slow or failed; the last slow one took 1.91 s of device "
+        "time, the limit was 1 s. It is tried again in 10.0 s."
     )
 
 

@@ -27,6 +27,8 @@ def test_readyz_reports_the_state_of_every_lane(http: httpx.Client) -> None:
     states = {lane["model"]: lane for lane in answer.json()["models"]}
     assert states["paris"]["engine"]["state"] == "ready"
     assert states["paris"]["breaker"]["state"] == "closed"
+    budget = {"latency_ms": 1000.0, "prompt_token_ms": 20.0, "token_ms": 200.0, "is_measured": False}
+    assert states["paris"]["breaker"]["budget"] == budget, "a scripted engine has no passes to measure"
     assert states["unloadable"]["engine"]["detail"] == "The bundle is broken."
 
 

@@ -113,6 +113,7 @@ class LocalEngine:
             context_length=ready.context_length,
             restarts=supervisor.restarts,
             placement=ready.placement,
+            passes=ready.passes,
             published_tokens_per_s=published_speed(self._origin, ready),
             load_s=ready.load_s + ready.warm_up_s,
             peak_bytes=ready.peak_bytes,

@@ -8,8 +8,7 @@ than 0.3 s for the published models. On a sick one both take about 1.5 s more. T
 3. While the model is served: the last steps and the last prompt take at least 0.5 s more than at the start.
 
 A start without a sign is recorded. If new workers do not help, the slow start is recorded too: a driver or a machine
-can be slower for good, and a model must not load three times at each start. Only a real NPU is judged. Its worker
-measures the passes before it is ready; a worker on another device does not.
+can be slower for good, and a model must not load three times at each start. Only a real NPU is judged.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class SickStart:
 
         Reads and writes a file.
         """
-        passes = self._passes = ready.passes
+        passes = self._passes = ready.passes if ready.device == "npu" else None
         self._steps.clear()
         self._prompt_s = None
         if passes is None:

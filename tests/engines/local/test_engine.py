@@ -64,6 +64,12 @@ async def engine(tiny: Path) -> AsyncIterator[LocalEngine]:
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("m ")]
 
 
+async def test_a_loaded_model_has_the_times_of_its_passes(engine: LocalEngine) -> None:
+    passes = engine.status.passes
+    assert passes is not None and passes.wide_tokens == 16
+    assert 0 < passes.step_s < 60 and 0 < passes.wide_s < 60
+
+
 async def test_events_are_in_order_and_match_meter(engine: LocalEngine) -> None:
     meter = Meter()
     called_at = meter.clock()
