@@ -46,7 +46,7 @@ async def test_scrape_counts_requests_tokens_times_and_breaker_states() -> None:
     script = Script(replies=("a b",), ttft_s=0.5, token_s=0.25, cached_tokens=1, faults=faults)
     model = ScriptedModel(max_sequences=1, queue=1, script=script)
     metrics = Metrics()
-    breaker = BreakerConfig(min_calls=3, rate=0.3, probe_itself=False)
+    breaker = BreakerConfig(latency_ms=1000.0, min_calls=3, rate=0.3, probe_itself=False)
     lane = Lane("m", model, ScriptedEngine("m", model, clock=now), breaker, metrics=metrics, clock=now)
     assert at(scrape(metrics), "model_ready", "m") == 0
     lane.start()

@@ -208,13 +208,18 @@ class Breaker:
         if epoch != self._epoch or not self.config.enabled:
             return
         if outcome == "slow" and meter is not None:
-            took_s, limit_s = meter.device_s_at(self.clock()), self.budget_s(meter)
-            self._figures = f"; the last slow one took {took_s:.3g} s of device time, the limit was {limit_s:.3g} s"
+            self._figures = self._figures_of(meter)
         if self._state == "half_open":
             self._settle_probe(outcome)
         elif outcome != "released":
             self._bad.append(outcome != "ok")
             self._judge()
+
+    def _figures_of(self, slow: Meter) -> str:
+        took_s, limit_s = slow.device_s_at(self.clock()), self.budget_s(slow)
+        if slow.call_since is not None:
+            return f"; the last slow one is not ready after {limit_s:.3g} s of device time"
+        return f"; the last slow one took {took_s:.3g} s of device time, the limit was {limit_s:.3g} s"
 
     def _settle_probe(self, outcome: Outcome) -> None:
         self._probes_out -= 1

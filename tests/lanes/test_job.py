@@ -59,7 +59,7 @@ async def test_ttft_limit_ends_request_without_first_token() -> None:
 
 @in_virtual_time
 async def test_closed_job_stops_device_and_is_not_judged() -> None:
-    async with running(config(token_s=0.1, repeat=True), BreakerConfig(min_calls=1)) as lane:
+    async with running(config(token_s=0.1, repeat=True), BreakerConfig(latency_ms=1000.0, min_calls=1)) as lane:
         async with aclosing(lane.submit(request())) as job:
             async for event in job:
                 if isinstance(event, TextDelta):
@@ -96,7 +96,7 @@ async def test_job_cancelled_before_first_step_leaves_nothing() -> None:
 @pytest.mark.parametrize("cancel_at", range(12))
 @in_virtual_time
 async def test_job_cancelled_at_any_step_leaves_nothing(cancel_at: int) -> None:
-    async with running(config(max_sequences=1, replies=["a b"]), BreakerConfig()) as lane:
+    async with running(config(max_sequences=1, replies=["a b"]), BreakerConfig(latency_ms=1000.0)) as lane:
         tasks = [answering(lane) for _ in range(3)]
         for _ in range(cancel_at):
             await asyncio.sleep(0)

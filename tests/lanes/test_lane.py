@@ -39,7 +39,7 @@ async def test_answer_starts_with_started_and_ends_with_finished_and_timings() -
 
 @in_virtual_time
 async def test_slot_and_permit_are_free_before_finished_is_readable() -> None:
-    async with running(config(), BreakerConfig()) as lane, aclosing(lane.submit(request())) as events:
+    async with running(config(), BreakerConfig(latency_ms=1000.0)) as lane, aclosing(lane.submit(request())) as events:
         async for event in events:
             if isinstance(event, Finished):
                 assert lane.queue.running == 0

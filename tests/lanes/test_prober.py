@@ -24,7 +24,7 @@ from tests.support.virtual_time import in_virtual_time, now
 @in_virtual_time
 async def test_hung_call_opens_breaker_before_it_ends() -> None:
     faults = [{"after": 2, "stall_s": 30.0}]
-    breaker = BreakerConfig(min_calls=1, probe_itself=False)
+    breaker = BreakerConfig(latency_ms=1000.0, min_calls=1, probe_itself=False)
     async with running(config(faults=faults), breaker) as lane:
         hung = answering(lane)
         await asyncio.sleep(0.99)
@@ -38,7 +38,7 @@ async def test_hung_call_opens_breaker_before_it_ends() -> None:
 
 @in_virtual_time
 async def test_queued_jobs_are_refused_when_breaker_opens() -> None:
-    breaker = BreakerConfig(min_calls=1, probe_itself=False)
+    breaker = BreakerConfig(latency_ms=1000.0, min_calls=1, probe_itself=False)
     async with running(config(max_sequences=1, ttft_s=30.0), breaker) as lane:
         running_job = answering(lane)
         await asyncio.sleep(0.5)
@@ -54,7 +54,7 @@ async def test_open_breaker_uses_only_own_probes(caplog: pytest.LogCaptureFixtur
     caplog.set_level(logging.INFO)
     ttft_s = [1.3] * 5 + [1.2] * 2 + [0.7] * 100  # five requests, two bad probes, then good probes
     engine = Engine(model := config(replies=["a"], ttft_s=ttft_s))
-    async with running(model, BreakerConfig(), engine) as lane:
+    async with running(model, BreakerConfig(latency_ms=1000.0), engine) as lane:
         for _ in range(5):
             await answer(lane)
         assert lane.breaker.state == "open"
@@ -67,12 +67,13 @@ async def test_open_breaker_uses_only_own_probes(caplog: pytest.LogCaptureFixtur
         assert refused == 34  # 3 * 10 s open, two bad probes and two good ones: 33.1 s
         assert engine.began[5:] == ["probe-test"] * 4
         await answer(lane)
+    figures = "the last slow one is not ready after 1 s of device time"
     assert [record.message for record in caplog.records if "breaker" in record.message] == [
-        "test: breaker open: 5 of its last 5 answers were slow or failed; refusing for 10 s",
+        f"test: breaker open: 5 of its last 5 answers were slow or failed; {figures}; refusing for 10 s",
         "test: breaker half-open: 2 good probes close it",
-        "test: breaker open: a probe was slow; refusing for 10 s",
+        f"test: breaker open: a probe was slow; {figures}; refusing for 10 s",
         "test: breaker half-open: 2 good probes close it",
-        "test: breaker open: a probe was slow; refusing for 10 s",
+        f"test: breaker open: a probe was slow; {figures}; refusing for 10 s",
         "test: breaker half-open: 2 good probes close it",
         "test: breaker closed",
     ]
@@ -82,7 +83,7 @@ async def test_open_breaker_uses_only_own_probes(caplog: pytest.LogCaptureFixtur
 async def test_probes_close_breaker_after_restart() -> None:
     faults = [{"requests": [0], "stall_s": 1e9}]
     engine = Engine(model := config(faults=faults, watchdog_s=25.0, load_s=3.0))
-    async with running(model, BreakerConfig(min_calls=1), engine) as lane:
+    async with running(model, BreakerConfig(latency_ms=1000.0, min_calls=1), engine) as lane:
         with pytest.raises(DeviceFailed):
             await answer(lane)
         assert lane.breaker.state == "open"
@@ -102,7 +103,7 @@ async def test_engine_exception_in_probe_does_not_stop_prober() -> None:
             return await super().run(prepared, meter, emit)
 
     model = config(faults=[{"requests": [0], "error": "EngineFailed"}])
-    async with running(model, BreakerConfig(min_calls=1), Raising(model)) as lane:
+    async with running(model, BreakerConfig(latency_ms=1000.0, min_calls=1), Raising(model)) as lane:
         with pytest.raises(DeviceFailed):
             await answer(lane)
         await asyncio.sleep(11.5)  # open for 10 s, two probes that say nothing about the device, each with a pause
@@ -114,7 +115,9 @@ async def test_engine_exception_in_probe_does_not_stop_prober() -> None:
 @in_virtual_time
 async def test_half_open_lane_sends_only_probes_to_engine() -> None:
     engine = Engine(model := config(max_sequences=8, faults=[{"requests": [0], "error": "EngineFailed"}], ttft_s=0.5))
-    async with running(model, BreakerConfig(min_calls=1, probes=3, probe_itself=False), engine) as lane:
+    async with running(
+        model, BreakerConfig(latency_ms=1000.0, min_calls=1, probes=3, probe_itself=False), engine
+    ) as lane:
         with pytest.raises(DeviceFailed):
             await answer(lane)
         await asyncio.sleep(10)

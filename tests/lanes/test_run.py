@@ -37,7 +37,9 @@ from tests.support.virtual_time import in_virtual_time
 )
 @in_virtual_time
 async def test_engine_error_is_judged_by_its_cause(error: str, verdict: tuple[int, int]) -> None:
-    async with running(config(faults=[{"error": error, "message": "from the script"}]), BreakerConfig()) as lane:
+    async with running(
+        config(faults=[{"error": error, "message": "from the script"}]), BreakerConfig(latency_ms=1000.0)
+    ) as lane:
         with pytest.raises(GatewayError, match="from the script"):
             await answer(lane)
         assert lane.breaker.verdict == verdict
@@ -50,7 +52,7 @@ async def test_unexpected_engine_exception_is_a_bug_without_blame(caplog: pytest
             emit(Started(prompt_tokens=1))
             raise TimeoutError("an exception of the engine") if prepared.generation.n == 2 else KeyError("oops")
 
-    async with running(config(), BreakerConfig(), Raising(config())) as lane:
+    async with running(config(), BreakerConfig(latency_ms=1000.0), Raising(config())) as lane:
         for n in (1, 2):
             with pytest.raises(GatewayError, match="the gateway's log has the reason") as raised:
                 await answer(lane, request(n=n))

@@ -16,7 +16,7 @@ from gateway.lanes.router import Router
 from tests.support.server import script_of
 from tests.support.virtual_time import now
 
-BREAKER = BreakerConfig(min_calls=1, probe_itself=False)
+BREAKER = BreakerConfig(latency_ms=1000.0, min_calls=1, probe_itself=False)
 
 
 def model(reply: str = "fine", fallback: str | None = None, **fields: Any) -> ScriptedModel:

@@ -223,11 +223,11 @@ async def test_sick_restart_is_judged_too(bundle: Path) -> None:
         assert (bundle.parent / "sick_starts").read_text(encoding="utf-8") == "-1", "two workers were started"
 
 
-async def test_worker_on_the_cpu_is_not_timed(tiny: Path, tmp_path: Path) -> None:
+async def test_worker_on_the_cpu_is_not_judged(tiny: Path, tmp_path: Path) -> None:
     async with aclosing(LocalEngine("m", LocalModel(path=str(tiny)), tmp_path)) as engine:
         engine._sick_start._passes = HEALTHY  # of an earlier worker, on an NPU
         await engine.start()
-        assert engine._supervisor.ready is not None and engine._supervisor.ready.passes is None
+        assert engine._supervisor.ready is not None and engine._supervisor.ready.passes is not None
         assert engine._sick_start._passes is None
         assert not (tmp_path / RECORDS_FOLDER).exists()
 

@@ -134,7 +134,7 @@ def hurried(bundle: Path, errors: list[str]) -> Iterator[Running]:
 @contextmanager
 def _serving(bundle: Path, entry: Entry) -> Iterator[Running]:
     engine = local_engine(MODEL, bundle, entry, max_sequences=4, dialect="hermes")
-    config = config_of({MODEL: engine._model}, breaker=BreakerConfig())
+    config = config_of({MODEL: engine._model}, breaker=BreakerConfig(latency_ms=1000.0))
     with serving(config, {MODEL: engine}) as running:
         yield running
 
