@@ -73,7 +73,7 @@ class PassTimes(Struct, frozen=True):
 
     wide_s: float
     step_s: float
-    wide_tokens: int = 16  # prompt tokens that such a window can have
+    wide_tokens: int = 16  # prompt tokens in the widest window
 
 
 class Ready(Struct, frozen=True, tag=True, kw_only=True):
