@@ -23,6 +23,8 @@ def fit(chat: Chat, traits: Traits) -> Chat:
     if traits.calls and not traits.many_calls:
         messages = list(_one_call_in_each(messages))
     messages = _system_fitted(messages, traits)
+    if traits.system_for_user and messages[-1].role != "user":
+        messages = _system_in_last_user(messages)
     if traits.alternates:
         messages = _joined(messages)
     if traits.alternates or traits.user_first:
@@ -104,6 +106,15 @@ def _system_fitted(messages: Sequence[Message], traits: Traits) -> list[Message]
     begin = next((index for index, message in enumerate(messages) if message.role != "system"), len(messages))
     head = _joined(messages[:begin]) if traits.system else []
     return [*head, *_with_systems_as_user(messages[begin if head else 0 :])]
+
+
+def _system_in_last_user(messages: Sequence[Message]) -> list[Message]:
+    """The system text in the user's last turn, where templates with `system_for_user` put it themselves."""
+    at = max((index for index, message in enumerate(messages) if message.role == "user"), default=0)
+    if messages[0].role != "system" or at == 0:
+        return list(messages)
+    user = replace(messages[at], content=_text_of([messages[0].content, messages[at].content]))
+    return [*messages[1:at], user, *messages[at + 1 :]]
 
 
 def _with_systems_as_user(messages: Sequence[Message]) -> Iterable[Message]:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 #: Renders variables. None: the template refuses them, or fails.
 Attempt = Callable[[Mapping[str, Any]], str | None]
 
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _TOOL_VARIABLES = ("tools", "xml_tools", "available_tools")
+_PARAMETERS = {"type": "object", "properties": {"p": {"type": "string", "description": "d"}}, "required": ["p"]}
+_TOOLS = [{"type": "function", "function": {"name": "qTool", "description": "d", "parameters": _PARAMETERS}}]
 _SPLITS_REASONING = re.compile(r"split\(\s*['\"]</think>")
 
 IN_SYSTEM_MESSAGE = "message"
@@ -31,8 +34,9 @@ class Traits(Struct, frozen=True, kw_only=True):
         parts: content is a list of parts. As a text it would be lost.
         system: a system message may come first.
         late_system: a second system message may come behind other messages.
+        system_for_user: a system message is rendered only if the user's message is the last one.
         alternates: two turns of one role in sequence are refused.
-        user_first: the first turn must be the user's.
+        user_first: the first turn must be the user's, or a system message without one is lost.
         tools: the variable for the tools. "message": the system message has them, as JSON. None: they are not rendered.
         calls: the calls of an assistant message are rendered.
         many_calls: several calls in one message are rendered.
@@ -46,6 +50,7 @@ class Traits(Struct, frozen=True, kw_only=True):
     parts: bool = False
     system: bool = True
     late_system: bool = True
+    system_for_user: bool = False
     alternates: bool = False
     user_first: bool = False
     tools: str | None = "tools"
@@ -66,17 +71,31 @@ def find_traits(attempt: Attempt, source: str) -> Traits:
     return Traits()  # it does not render what the user says, so nothing can be found out
 
 
+def stricter(traits: Traits) -> Iterable[Traits]:
+    """Traits to try when a template refuses a conversation: it can refuse what it took in the short ones."""
+    strict = replace(traits, late_system=False, alternates=True, user_first=True, many_calls=False)
+    yield strict
+    yield replace(strict, system=False)
+    yield replace(strict, system=False, text_arguments=not traits.text_arguments)
+
+
 def _found(probe: _Probe, source: str) -> Traits:
+    tools = probe.tools_variable()
+    probe.give_tools(tools)
     call_form = probe.call_form()
     text_arguments, null_content = call_form or (False, False)
     turn = probe.call_turn(1, call_form) if call_form else probe.message("assistant", "qAnswer")
+    system = [probe.message("system", "qSystem")]
+    has_system = probe.shows("qSystem", [*system, probe.user()])
     return Traits(
         parts=probe.parts,
-        system=probe.shows("qSystem", [probe.message("system", "qSystem"), probe.user()]),
+        system=has_system,
         late_system=probe.shows_all(("qSystem", "qLate"), probe.two_systems()),
+        system_for_user=has_system and not probe.shows("qSystem", [*system, probe.user(), turn]),
         alternates=probe.render([probe.user(), probe.user()]) is None,
-        user_first=probe.render([probe.message("assistant", "a"), probe.user()]) is None,
-        tools=probe.tools_variable(),
+        user_first=probe.render([probe.message("assistant", "a"), probe.user()]) is None
+        or (has_system and not probe.shows("qSystem", system)),
+        tools=tools,
         calls=call_form is not None,
         many_calls=call_form is not None and probe.shows("qCall2", [probe.user(), probe.call_turn(2, call_form)]),
         text_arguments=text_arguments,
@@ -91,11 +110,16 @@ class _Probe:
 
     def __init__(self, attempt: Attempt, *, parts: bool) -> None:
         self._attempt, self.parts = attempt, parts
+        self._tools: dict[str, Any] = {"tools": None}
+
+    def give_tools(self, variable: str | None) -> None:
+        """From now on, a conversation has a tool: some templates render calls only then."""
+        if variable not in (None, IN_SYSTEM_MESSAGE):
+            self._tools |= {str(variable): _TOOLS}
 
     def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str | None:
-        return self._attempt(
-            {"tools": None, "documents": None, "messages": messages, "add_generation_prompt": True, **variables}
-        )
+        conversation = {"documents": None, "messages": messages, "add_generation_prompt": True}
+        return self._attempt({**self._tools, **conversation, **variables})
 
     def shows(self, word: str, messages: Sequence[Mapping[str, Any]], **variables: Any) -> bool:
         return word in (self.render(messages, **variables) or "")
@@ -144,11 +168,10 @@ class _Probe:
         return None
 
     def tools_variable(self) -> str | None:
-        function = {"name": "qTool", "description": "d", "parameters": {"type": "object", "properties": {}}}
         for variable in _TOOL_VARIABLES:
-            if self.shows("qTool", [self.user()], **{variable: [{"type": "function", "function": function}]}):
+            if self.shows("qTool", [self.user()], **{variable: _TOOLS}):
                 return variable
-        system = self.message("system", "s", tools=json.dumps([function]))
+        system = self.message("system", "s", tools=json.dumps([_TOOLS[0]["function"]]))
         return IN_SYSTEM_MESSAGE if self.shows("qTool", [system, self.user()]) else None
 
     def reasoning_key(self, turn: Mapping[str, Any], source: str) -> str | None:

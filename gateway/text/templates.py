@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import cached_property
@@ -24,7 +25,7 @@ from gateway.errors import BundleError, InvalidRequest
 from gateway.generation import Chat, Message, Tool, ToolCall
 from gateway.text.jinja_environment import Environment
 from gateway.text.template_fit import fit
-from gateway.text.template_traits import IN_SYSTEM_MESSAGE, Traits, content_parts, find_traits
+from gateway.text.template_traits import IN_SYSTEM_MESSAGE, Traits, content_parts, find_traits, stricter
 
 _MAX_REASON = 200  # characters of a template's own message: it can quote a whole request
 _SPECIAL_NAMES = re.compile(r"(bos|eos|unk|pad|sep|cls|mask)_token")
@@ -75,12 +76,20 @@ class ChatTemplate:
             escape: applied to the variables that come from the client, before the template runs.
 
         Raises:
-            InvalidRequest: the template refuses the conversation (with its own message), or fails.
+            InvalidRequest: the template refuses the conversation in every form (with its own message), or fails.
             MemoryError: the process has no memory left.
         """
-        chat = fit(chat, self.traits)
+        refusals = []
+        for traits in (self.traits, *stricter(self.traits)):
+            try:
+                return self._render_fitted(fit(chat, traits), traits, escape)
+            except InvalidRequest as error:
+                refusals.append(error)
+        raise refusals[0]
+
+    def _render_fitted(self, chat: Chat, traits: Traits, escape: Callable[[Any], Any]) -> str:
         is_open = chat.messages[-1].role == "assistant" and not chat.messages[-1].tool_calls
-        variables = escape(template_variables(chat, self.traits))
+        variables = escape(template_variables(chat, traits))
         if is_open:
             _append(variables["messages"][-1], self._open_end)
         text = self._render(self._constants | variables | {"add_generation_prompt": not is_open})
@@ -179,4 +188,6 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime_now(format: str) -> str:
+    if sys.platform == "win32":
+        format = format.replace("%-", "%#")  # a number without a leading zero
     return datetime.now().strftime(format)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.errors import InvalidRequest
 from gateway.generation import Chat, Message, Tool, ToolCall
 from gateway.text.template_fit import fit
 from gateway.text.template_traits import Traits
@@ -160,6 +161,27 @@ def test_call_and_content_are_two_messages_where_a_call_must_have_no_content() -
     assert render(source, user("U"), assistant("", "1")) == '[user]U<f1:{"a": "1"}>[assistant]'
 
 
+def test_system_text_stays_where_a_template_renders_it_for_the_user_only() -> None:
+    """Mistral's template has it in the last turn if that is the user's. During a tool call it would be lost."""
+    source = (
+        "{% set s = messages[0].content if messages[0].role == 'system' else '' %}"
+        "{% for m in messages if m.role != 'system' %}[{{ m.role }}]"
+        "{% if loop.last and m.role == 'user' %}{{ s }}+{% endif %}{{ m.content }}" + AS_JSON + "{% endfor %}"
+    )
+    assert render(source, system("S"), user("U"), assistant("A"), user("V")) == "[user]U[assistant]A[user]S+V"
+    turns = (system("S"), user("U"), assistant("A"), user("V"), assistant(None, "1"), result("1"))
+    assert render(source, *turns) == '[user]U[assistant]A[user]S\n\nV[assistant]<f1:{"a": "1"}>[tool]r1'
+    assert render(source, system("S"), user("U"), assistant("So")) == "[user]S\n\nU[assistant]So"
+
+
+def test_system_message_without_a_user_gets_an_empty_turn_where_it_would_be_lost() -> None:
+    source = (
+        "{% for m in messages[1:] %}{% if loop.first %}{{ messages[0].content }}{% endif %}[{{ m.role }}]{% endfor %}"
+    )
+    source = "{% if messages[0].role == 'system' %}" + source + "{% else %}" + loop(TURN) + "{% endif %}"
+    assert render(source, system("S")) == "S[user]"
+
+
 def test_result_gets_the_name_of_its_function() -> None:
     source = loop("{% if m.role == 'tool' and not m.name %}{{ raise_exception('name') }}{% endif %}{{ m.name }}" + TURN)
     assert "f1[tool]r1" in render(source, user("U"), assistant(None, "1"), result("1"))
@@ -193,6 +215,23 @@ def test_content_is_a_list_of_parts_where_a_template_needs_it() -> None:
     assert render(source, system("S"), user("U"), assistant("A")) == "[system]S[user]U[assistant]A"
 
 
+def test_refusal_that_depends_on_the_length_is_fitted_too() -> None:
+    """In the short conversations, two turns of one role and a system message are rendered."""
+    long = "{% if messages | length > 5 %}%s{% endif %}"
+    turns = (user("U"), user("V"), assistant("A"), system("S"), user("W"), assistant("B"), user("X"))
+    fitted = "[user]U\n\nV[assistant]A[user]S\n\nW[assistant]B[user]X[assistant]"
+    assert render(loop(long.replace("%s", ALTERNATE + ONLY_TWO_ROLES) + TURN), *turns) == fitted
+    always = "{% if messages | length > 3 %}{{ raise_exception('too long') }}{% endif %}"
+    with pytest.raises(InvalidRequest, match="too long"):
+        render(loop(always + TURN), *turns)
+
+
+def test_calls_that_are_rendered_only_with_tools_are_kept() -> None:
+    source = loop(TURN + "{% if tools %}" + AS_JSON + "{% endif %}", TOOLS)
+    text = render(source, user("U"), assistant(None, "1", "2"), result("1"), result("2"), tools=(Tool(name="f1"),))
+    assert text.endswith('[user]U[assistant]<f1:{"a": "1"}><f2:{"a": "2"}>[tool]r1[tool]r2[assistant]')
+
+
 MESSAGES = st.lists(
     st.one_of(
         st.just(system("")),
@@ -207,8 +246,16 @@ MESSAGES = st.lists(
     max_size=8,
 )
 TRAITS = [
-    Traits(system=s, late_system=late, alternates=alternates, user_first=alternates, many_calls=many, null_content=null)
-    for s, late, alternates, many, null in itertools.product((True, False), repeat=5)
+    Traits(
+        system=s,
+        late_system=late,
+        alternates=alt,
+        user_first=alt,
+        many_calls=many,
+        null_content=null,
+        system_for_user=own,
+    )
+    for s, late, alt, many, null, own in itertools.product((True, False), repeat=6)
 ]
 
 
