@@ -51,6 +51,7 @@ class _Random:
         self.config = replace(small.config, **SIZES)
         self.generation = small.generation
         self.tokenizer_json, self.tokenizer_config = small.tokenizer_json, small.tokenizer_config
+        self.digest = small.digest
         self._random = np.random.default_rng(0)
 
     def has(self, name: str) -> bool:

@@ -15,7 +15,7 @@ from gateway.config.tables import Config, ModelConfig
 from gateway.engines.base import Engine
 from gateway.engines.factory import make_engine
 from gateway.lanes.lane import Lane
-from gateway.lanes.new_models import NewModels
+from gateway.lanes.new_models import BetterBundles, NewModels, Upgrades
 from gateway.lanes.router import Router
 from gateway.metrics import Metrics
 from gateway.routes import health, root, tokenize
@@ -64,12 +64,14 @@ def create_app(
     config: Config,
     engines: Mapping[str, Engine] | None = None,
     new_models: Callable[[], Mapping[str, ModelConfig]] | None = None,
+    better_bundles: BetterBundles | None = None,
 ) -> Litestar:
     """The ASGI application. The start of its lifespan starts to load the models, and does not wait for them.
 
     Args:
         engines: an engine for each model by name, not started; None: made from the configuration.
         new_models: the models that came since its last call; None: none will come.
+        better_bundles: builds bundles while the models answer from others; None: nothing does.
     """
     metrics = Metrics()
 
@@ -80,6 +82,8 @@ def create_app(
 
     lanes = {name: make_lane(name, model, engines[name] if engines else None) for name, model in config.models.items()}
     router = Router(config, lanes)
+    background = [NewModels(new_models, make_lane)] if new_models else []
+    upgrades = [Upgrades(better_bundles, make_lane)] if better_bundles else []
     return Litestar(
         HANDLERS,
         state=State(
@@ -90,7 +94,7 @@ def create_app(
                 "ignored_log": IgnoredLog(),
                 "parser": ThreadPoolExecutor(1, "parser"),
                 "started_at": int(time.time()),
-                "new_models": NewModels(new_models, make_lane) if new_models else None,
+                "background": [*background, *upgrades],
             }
         ),
         lifespan=[_lifespan],
@@ -111,12 +115,11 @@ def create_app(
 async def _lifespan(app: Litestar) -> AsyncGenerator[None, None]:
     router: Router = app.state.router
     await router.start()
-    new_models: NewModels | None = app.state.new_models
-    adding = asyncio.create_task(new_models.run(router)) if new_models else None
+    background = [asyncio.create_task(each.run(router)) for each in app.state.background]
     try:
         yield
     finally:
-        if adding:
-            adding.cancel()
+        for task in background:
+            task.cancel()
         await router.aclose()
         app.state.parser.shutdown(wait=False, cancel_futures=True)

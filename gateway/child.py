@@ -7,13 +7,17 @@ progress, then a reply or a refusal. A frame is one JSON object between an ASCII
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TypeVar
 
 import msgspec
+import psutil
 from msgspec import Raw, Struct
 
 from gateway.errors import BundleError, GatewayError
@@ -24,6 +28,7 @@ Progress = Callable[[str, float], None]
 _SEPARATOR = b"\x1e"
 _REFUSED = 3  # exit codes
 _INTERRUPTED = 130
+_CLEAN_UP_S = 5.0
 _Request = TypeVar("_Request", bound=Struct)
 
 
@@ -44,7 +49,13 @@ _Frame = _Progressed | _Replied | _Refused
 
 
 def run_in_child(
-    module: str, request: Struct, what: str, *, progress: Progress | None = None, clean_up_s: float = 0.0
+    module: str,
+    request: Struct,
+    what: str,
+    *,
+    progress: Progress | None = None,
+    clean_up_s: float = 0.0,
+    on_start: Callable[[int], None] = lambda pid: None,
 ) -> Raw:
     """Run `module`'s task on a request in a child process. Returns the task's reply as JSON.
 
@@ -52,6 +63,7 @@ def run_in_child(
         what: names the subject of the work in the message about a crash.
         progress: receives the child's progress. The child's other text then goes to stderr, else it is dropped.
         clean_up_s: seconds that the child has to clean up after an interrupt, before it is killed.
+        on_start: gets the id of the child's process.
 
     Raises BundleError with the child's message, or with the child's exit code if it crashed.
     """
@@ -59,6 +71,7 @@ def run_in_child(
         [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as child:
         assert child.stdin is not None and child.stderr is not None
+        on_start(child.pid)
         try:
             with suppress(OSError), child.stdin:  # a child that crashed at once does not read its request
                 child.stdin.write(msgspec.json.encode(request))
@@ -77,7 +90,11 @@ def run_in_child(
 
 
 def serve_request(kind: type[_Request], task: Callable[[_Request], object]) -> int:
-    """The child's side: do the task with the request from stdin and write its reply. Returns the exit code."""
+    """The child's side: do the task with the request from stdin and write its reply. Returns the exit code.
+
+    The process ends when its parent does, also in the middle of a task.
+    """
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         request = msgspec.json.decode(sys.stdin.buffer.read(), type=kind)
         _write(_Replied(Raw(msgspec.json.encode(task(request)))))
@@ -88,6 +105,13 @@ def serve_request(kind: type[_Request], task: Callable[[_Request], object]) -> i
     except KeyboardInterrupt:
         return _INTERRUPTED
     return 0
+
+
+def _end_with(parent: int) -> None:
+    with suppress(psutil.Error):
+        psutil.Process(parent).wait()
+    time.sleep(_CLEAN_UP_S)  # a task that reports progress notices it first, and cleans up
+    os._exit(_INTERRUPTED)
 
 
 def report_progress(stage: str, fraction: float) -> None:

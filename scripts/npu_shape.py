@@ -89,6 +89,9 @@ class RandomSource:
     def tokenizer_config(self) -> dict[str, Any]:
         return {}
 
+    def digest(self) -> str:
+        return repr(self.config)
+
     def _shape(self, name: str) -> tuple[int, ...]:
         config, kind = self.config, name.split(".")[-2]
         queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -10,6 +12,7 @@ import pytest
 from gateway.child import run_in_child
 from gateway.errors import BundleError
 from tests.support.child_task import Task
+from tests.support.processes import PATIENCE_S, environment
 
 MODULE = "tests.support.child_task"
 
@@ -53,3 +56,18 @@ def test_interrupt_lets_the_child_clean_up(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_in_child(MODULE, Task("work", str(tmp_path)), "the task", progress=interrupt, clean_up_s=60)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_child_ends_with_its_parent_in_the_middle_of_a_task() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as parent:
+        code = f"from gateway import child; child._CLEAN_UP_S = 0; child._end_with({parent.pid})"
+        with subprocess.Popen([sys.executable, "-c", code], env=environment()) as child:
+            parent.kill()
+            parent.wait()
+            assert child.wait(PATIENCE_S) == 130
+
+
+def test_process_id_is_known_while_the_task_runs() -> None:
+    seen: list[int] = []
+    run_in_child(MODULE, Task("reply"), "the task", on_start=seen.append)
+    assert len(seen) == 1

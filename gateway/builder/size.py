@@ -1,18 +1,49 @@
-"""Estimates the bytes that a build writes, a bit too high, so that a full disk is found before the work."""
+"""Estimates the disk space and the memory of a build, a bit too high, so that a lack is found before the work."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
 
+import psutil
+
 from gateway.builder.graphs.static_products import Precision
 from gateway.builder.sources.source import ModelSource, TransformerConfig, layer
+from gateway.bundles.disk import megabytes
+from gateway.errors import BundleError
 
 _OTHER_BYTES = 32 * 1024 * 1024  # tokenizer, graphs, configuration
 #: Bytes per weight on the CPU, with scales and minimums, by the bits of the blocks. Floats become blocks of 4 bits
 _CPU_BYTES = {4: 0.8, 8: 1.15}
 #: Bytes per weight of a layer on the NPU
 _NPU_BYTES = {"fp16": 2.0, "fp32": 4.0, "w8a16": 1.1, "w4a16": 0.7, "int4": 0.7}
+
+#: Memory of a build for the NPU (scripts/npu_build.py): bytes per weight of a part while it is compiled, per weight of
+#: a table while it is quantised, and of the processes themselves
+_PART_MEMORY, _TABLE_MEMORY, _PROCESS_BYTES = 8.0, 7.0, 500_000_000
+#: Weights of a part. Larger parts need more memory and take longer to compile, smaller ones are more binaries.
+_PART_WEIGHTS, _MAX_PARTS = 450_000_000, 7
+
+
+def parts_for(config: TransformerConfig) -> int:
+    """The number of parts that a model is split into."""
+    return max(1, min(-(-_layer_weights(config) // _PART_WEIGHTS), _MAX_PARTS, config.layers))
+
+
+def npu_memory(config: TransformerConfig, target: NpuShapes) -> int:
+    """The memory of all processes of a build for the NPU."""
+    part = _layer_weights(config) / (target.parts or parts_for(config)) * _PART_MEMORY
+    return int(max(part, config.vocab * config.hidden * _TABLE_MEMORY)) + _PROCESS_BYTES
+
+
+def require_memory(size: int, what: str) -> None:
+    """Raise BundleError if this machine does not have `size` bytes of memory."""
+    memory = psutil.virtual_memory().total
+    if size > memory:
+        raise BundleError(
+            f"{what} needs about {megabytes(size)} of memory, and this machine has {megabytes(memory)}. Split it into "
+            "more parts, or choose a smaller model."
+        )
 
 
 def cpu_bytes(source: ModelSource) -> int:

@@ -5,19 +5,25 @@ The decision needs only the stamp, so the gateway process makes it without the b
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Literal, Protocol
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from gateway.bundles.json_file import read_record
+from gateway.bundles.json_file import read_record, write_record
 from gateway.bundles.replace import finish_replacement
 from gateway.errors import BundleError
 
 #: Increase this number when the builder's output for the same source changes. An older bundle is then built again.
 BUNDLE_FORMAT = 8
 STAMP_FILE = "bundle.json"
+RECIPE_FILE = "recipe.json"  # of an unfinished build: what it makes
+UNFINISHED = ".build"  # in the models folder: the finished pieces of bundles that are being built
+_FAILURE_FILE = ".npu-failure.json"  # in the bundle for the CPU; hidden: not part of its hashes
 COPIED_FILE = ".copied"  # empty; in a bundle that is a copy of its source: to copy it again would change nothing
 
 Activations = Literal["float", "int8"]
@@ -34,11 +40,23 @@ class Stamp(Struct, frozen=True, kw_only=True):
 
 
 class BundlePlan(Struct, frozen=True, kw_only=True):
-    """The folder of a model's bundle. `is_ready`: nothing has to be built."""
+    """The folder of a model's bundle. `is_ready`: nothing has to be built.
+
+    `waits_for_npu`: the CPU answers until the gateway has built the bundle for the NPU in the background.
+    """
 
     folder: Path
     for_npu: bool
     is_ready: bool
+    waits_for_npu: bool = False
+
+
+class NpuFailure(Struct, frozen=True, kw_only=True):
+    """Why a model has no bundle for the NPU, or none that loads. It holds for the versions that are in it."""
+
+    message: str
+    source: str
+    versions: tuple[int, str]
 
 
 class BundleOptions(Protocol):
@@ -65,6 +83,21 @@ class BuildRequest(Struct, frozen=True, kw_only=True):
     provider: Literal["auto", "cpu", "qnn"]
     activations: Activations
     models_dir: str
+
+
+class BackgroundStep(Struct, frozen=True, kw_only=True):
+    """What `gateway.builder.npu.background` has done with a `BuildRequest`.
+
+    Args:
+        done, count: pieces that are finished, and all pieces.
+        folder: the finished bundle; "": pieces are missing.
+        waits: what was missing to make the next piece; "": nothing.
+    """
+
+    done: int = 0
+    count: int = 0
+    folder: str = ""
+    waits: str = ""
 
 
 def read_stamp(folder: Path) -> Stamp | None:
@@ -100,7 +133,81 @@ def plan_bundle(model: BundleOptions, models_dir: Path, has_npu: Callable[[], bo
     is_ready = folder.exists() and not (model.source and _is_outdated(folder, model.activations, for_npu))
     if not is_ready and not model.source:
         raise BundleError(f"There is no bundle {model.path}. Correct `path`, or set `source` to build one.")
+    if is_ready:
+        shutil.rmtree(unfinished_folder(folder), ignore_errors=True)  # of a build that was killed at its very end
     return BundlePlan(folder=folder, for_npu=for_npu, is_ready=is_ready)
+
+
+def plan_start(model: BundleOptions, models_dir: Path, has_npu: Callable[[], bool]) -> BundlePlan:
+    """As `plan_bundle`, for a model that shall answer now.
+
+    Weights in floating point take up to an hour to compile for the NPU, so the plan is the bundle for the CPU until
+    that is done.
+    """
+    plan = plan_bundle(model, models_dir, has_npu)
+    is_usable = plan.is_ready and read_failure(models_dir / model.path, model.source) is None
+    if not plan.for_npu or is_usable or not has_float_weights(model.source, models_dir):
+        return plan
+    on_cpu = plan_bundle(model, models_dir, lambda: False)
+    return replace(on_cpu, waits_for_npu=not (on_cpu.folder / COPIED_FILE).exists())
+
+
+def has_float_weights(source: str, base: Path) -> bool:
+    """True for a Hugging Face folder, on the Hub or below `base`, and not for a GGUF file, a wheel or a bundle.
+
+    A repository of the Hub can also have a bundle; that is known when it was copied.
+    """
+    kind, _, name = source.partition(":")
+    if kind == "hf":
+        return not name.endswith(".gguf") and ":" not in name
+    folder = base / source
+    is_bundle = (folder / "genai_config.json").is_file()
+    return kind != "pypi" and folder.is_dir() and not is_bundle and any(folder.glob("*.safetensors"))
+
+
+def unfinished_folder(bundle: Path) -> Path:
+    """The folder for the finished pieces of a bundle that is being built."""
+    return bundle.parent / UNFINISHED / bundle.name
+
+
+def unfinished_folders(models_dir: Path) -> list[Path]:
+    """`unfinished_folder` of each bundle that is being built."""
+    folder = models_dir / UNFINISHED
+    return sorted(path for path in folder.iterdir() if (path / RECIPE_FILE).is_file()) if folder.is_dir() else []
+
+
+def unfinished_pieces(bundle: Path) -> int | None:
+    """The number of finished pieces of a bundle that is being built. None: it is not being built."""
+    folder = unfinished_folder(bundle)
+    if not (folder / RECIPE_FILE).is_file():
+        return None
+    return sum(path.is_dir() and path.suffix != ".new" for path in folder.iterdir())
+
+
+def read_failure(bundle: Path, source: str) -> NpuFailure | None:
+    """Why the background build for the NPU failed. None: it did not, or it was another source or version.
+
+    Args:
+        bundle: the folder of the bundle for the CPU.
+    """
+    failure = read_record(bundle / _FAILURE_FILE, NpuFailure)
+    return failure if failure and (failure.source, failure.versions) == (source, _versions()) else None
+
+
+def write_failure(bundle: Path, source: str, message: str) -> None:
+    """So that the background build is not tried again. Raises OSError."""
+    write_record(bundle / _FAILURE_FILE, NpuFailure(message=message, source=source, versions=_versions()))
+
+
+def forget_failure(bundle: Path) -> None:
+    (bundle / _FAILURE_FILE).unlink(missing_ok=True)
+
+
+def _versions() -> tuple[int, str]:
+    try:
+        return BUNDLE_FORMAT, metadata.version("onnxruntime-qnn")
+    except metadata.PackageNotFoundError:
+        return BUNDLE_FORMAT, ""
 
 
 def _is_outdated(folder: Path, activations: Activations, for_npu: bool) -> bool:

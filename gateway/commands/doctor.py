@@ -132,7 +132,9 @@ def models(config: Config) -> Iterator[Finding]:
             case "ready", BundleModel(path=path):
                 size = f", context {found.context_length}, {found.bytes / 1e6:.0f} MB" if found.bytes else ""
                 speed = f", published: {found.published}" if found.published else ""
-                yield Finding("ok", what, f"{path}{size}{speed}")
+                yield Finding(
+                    "note" if found.detail else "ok", what, f"{path}{size}{speed}{found.detail and f'; {found.detail}'}"
+                )
                 if isinstance(model, LocalModel):
                     yield from npu_graphs(name, model)
             case "missing", LocalModel(source=source) if source:

@@ -56,7 +56,18 @@ def examine(model: ModelConfig) -> ModelState:
             return replace(_examine_genie(model, Path(path)), published=_published(bundle_folders(model)[0]))
         case LocalModel():
             folder = bundle_folders(model)[0]
-            return replace(_examine_bundle(model, folder), published=_published(folder))
+            found = replace(_examine_bundle(model, folder), published=_published(folder))
+            return replace(found, detail=found.detail or _npu_build(model, folder))
+
+
+def _npu_build(model: LocalModel, folder: Path) -> str:
+    """What is known of a bundle for the NPU that is built in the background; "": nothing."""
+    from gateway.bundles.stamp import npu_folder, read_failure, unfinished_pieces
+
+    if (pieces := unfinished_pieces(npu_folder(folder))) is not None:
+        return f"on the CPU; a bundle for the NPU is being built, {pieces} pieces are finished"
+    failure = read_failure(folder, model.source) if model.source else None
+    return f"on the CPU; no bundle for the NPU: {failure.message}" if failure else ""
 
 
 def _published(folder: Path) -> str:

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.commands.prepare import prepare
 
     if arguments.prepare:
-        config = prepare(config)
+        config = prepare(config, all_now=True)
     states = {name: examine(model) for name, model in config.models.items()}
     if arguments.json:
         print(json.dumps([_row(name, model, states[name]) for name, model in config.models.items()], indent=2))

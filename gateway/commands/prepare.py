@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from gateway.bundles.stamp import BuildRequest, plan_bundle
+from gateway.bundles.stamp import BuildRequest, forget_failure, plan_bundle, plan_start
 from gateway.child import Progress, run_in_child
 from gateway.config.tables import Config, LocalModel, ModelConfig
 from gateway.errors import BundleError
@@ -23,9 +23,11 @@ from gateway.qnn.detect import Provider, npu_for, variant_here
 _CLEAN_UP_S = 10.0  # for the removal of an unfinished bundle after an interrupt
 
 
-def prepare(config: Config) -> Config:
+def prepare(config: Config, *, all_now: bool = False) -> Config:
     """Download and build the bundles that are missing or outdated.
 
+    Args:
+        all_now: also those for the NPU that a running gateway builds in the background.
     Returns the configuration with the paths of the bundles that will be used. Reports each failure on stderr.
     Raises BundleError if every model failed.
     """
@@ -41,7 +43,7 @@ def prepare(config: Config) -> Config:
         if not isinstance(model, LocalModel):
             continue
         try:
-            models[name] = _prepared(name, model, config.models_dir, has_npu)
+            models[name] = _prepared(name, model, config.models_dir, has_npu, all_now)
         except BundleError as error:
             failures.append(error)
             print(f"npu-gateway: {name}: {error.message}", file=sys.stderr)
@@ -55,9 +57,19 @@ def prepare_model(name: str, model: LocalModel, models_dir: Path) -> LocalModel:
     return _prepared(name, model, models_dir, lambda provider: npu_for(provider) is not None)
 
 
-def _prepared(name: str, model: LocalModel, models_dir: Path, has_npu: Callable[[Provider], bool]) -> LocalModel:
+def _prepared(
+    name: str, model: LocalModel, models_dir: Path, has_npu: Callable[[Provider], bool], all_now: bool = False
+) -> LocalModel:
     """The model with the path of its bundle. If the NPU's bundle cannot be built, `auto` falls back to the CPU."""
-    plan = plan_bundle(model, models_dir, lambda: has_npu(model.provider))
+    plan = plan_start(model, models_dir, lambda: has_npu(model.provider))
+    if plan.waits_for_npu:
+        on_cpu = _prepared(name, replace(model, provider="cpu"), models_dir, has_npu)
+        plan = plan_start(model, models_dir, lambda: True)
+        if plan.waits_for_npu and not all_now:  # else the source was a bundle, which is copied now
+            return on_cpu
+        if plan.waits_for_npu:
+            forget_failure(plan.folder)
+            plan = plan_bundle(model, models_dir, lambda: True)
     if plan.is_ready:
         return replace(model, path=str(variant_here(plan.folder, model.provider)))
     try:

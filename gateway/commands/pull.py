@@ -111,13 +111,15 @@ def _build(user: UserConfig, name: str, source: str) -> None:
     """Build the bundle of a source, as a start of the gateway does."""
     from msgspec.structs import replace
 
+    from gateway.bundles.stamp import has_float_weights
     from gateway.commands.prepare import prepare_model
     from gateway.config.tables import LocalModel
 
-    configured = user.config.models.get(name)
+    configured, models_dir = user.config.models.get(name), user.config.models_dir
     model = configured if isinstance(configured, LocalModel) else LocalModel()
-    folder = str(user.config.models_dir / name)
-    prepare_model(name, replace(model, path=folder, source=source), user.config.models_dir)
+    prepared = prepare_model(name, replace(model, path=str(models_dir / name), source=source), models_dir)
+    if prepared.provider != model.provider and has_float_weights(source, models_dir):
+        say(f"{name} answers from the CPU; while the gateway runs, it builds a bundle for the NPU in the background")
 
 
 @contextmanager

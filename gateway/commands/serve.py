@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.commands.prepare import prepare
     from gateway.config.file import find_config, has_keys
     from gateway.config.keys import key_warnings
+    from gateway.pull.background.npu_bundles import NpuBundles
     from gateway.pull.watch import ConfigWatch
     from gateway.server.heap import return_large_blocks
     from gateway.server.server import serve
@@ -66,12 +67,13 @@ def run(arguments: argparse.Namespace) -> int:
     file, _ = find_config(arguments.config)
     is_pipe = file.exists() and not file.is_file()  # which can be read only once
     watch = None if is_pipe else ConfigWatch(arguments.config, overrides, set(config.models))  # sees a pull from now on
+    npu_bundles = None if is_pipe else NpuBundles(arguments.config, overrides)
     config = prepare(config)
     output.never_block()
     logs.setup()
     for line in key_warnings(config.server, file if has_keys(file) else None):
         logging.getLogger("gateway").warning("%s", line)
-    app = create_app(config, new_models=watch)
+    app = create_app(config, new_models=watch, better_bundles=npu_bundles)
     listener = _listen(config.server)
     tasks: list[asyncio.Task[None]] = []  # the event loop keeps only a weak reference to a task
 

@@ -16,6 +16,11 @@ from gateway.output import escape
 if TYPE_CHECKING:
     from gateway.pull.stored import Stored
 
+_ADVICE = {
+    "interrupted": ": repeat the pull, or `npu-gateway rm {}`",
+    "unfinished": ": the gateway builds it while it runs, or `npu-gateway models --prepare` does now",
+}
+
 
 def add_parser(subparsers: options.Subparsers) -> None:
     text = (
@@ -61,7 +66,7 @@ def lines(models: list[Stored], width: int) -> Iterator[str]:
     if not models:
         yield "No model is on the disk. `npu-gateway catalog` lists those that can be had."
     for model in models:
-        advice = f": repeat the pull, or `npu-gateway rm {model.name}`" if model.state == "interrupted" else ""
+        advice = _ADVICE.get(model.state, "").format(model.name)
         yield from textwrap.wrap(f"{model.name}  {model.state}{advice}", max(width, 20), subsequent_indent="  ")
         facts = [megabytes(model.bytes), model.layout, "" if model.is_configured else "not in config.toml"]
         facts.append(f"from {model.source}" if model.source else "")

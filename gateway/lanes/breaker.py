@@ -104,6 +104,15 @@ class Permit:
         self.settle("released")
 
 
+class BreakerStatus(Struct, frozen=True, kw_only=True):
+    state: State
+    reason: str  # why it last opened
+    retry_after_s: float
+    bad: int  # the number of slow or failed answers ...
+    judged: int  # ... in the last `judged` answers
+    budget: Budget | None  # a request that needs more device time is slow; None: no breaker
+
+
 class Breaker:
     """The circuit breaker of one model.
 

@@ -23,10 +23,10 @@ from gateway.engines.base import Engine, EngineStatus, State
 from gateway.errors import GatewayError, ModelNotReady, QueueFull
 from gateway.generation import Finished, Generation
 from gateway.lanes.admission import AdmissionQueue
-from gateway.lanes.breaker import Breaker, Budget
+from gateway.lanes.breaker import Breaker, BreakerStatus
 from gateway.lanes.breaker import State as BreakerState
 from gateway.lanes.job import Job
-from gateway.lanes.lane_forecast import LaneForecast
+from gateway.lanes.lane_forecast import LaneForecast, speed_text
 from gateway.lanes.loader import Loader
 from gateway.lanes.prober import Prober
 from gateway.lanes.run import JobRunner
@@ -46,15 +46,6 @@ _SLOW_ADVICE = "connect the power supply, choose the best performance in Windows
 _log = logging.getLogger(__name__)
 
 
-class BreakerStatus(Struct, frozen=True, kw_only=True):
-    state: BreakerState
-    reason: str  # why it last opened
-    retry_after_s: float
-    bad: int  # the number of slow or failed answers ...
-    judged: int  # ... in the last `judged` answers
-    budget: Budget | None  # a request that needs more device time is slow; None: no breaker
-
-
 class LaneStatus(Struct, frozen=True, kw_only=True):
     """What `/readyz` and the page show of a lane."""
 
@@ -67,6 +58,7 @@ class LaneStatus(Struct, frozen=True, kw_only=True):
     cpu_nodes: int = 0  # of the model's graphs: on an NPU, these run on the CPU
     tokens_per_s: float | None = None  # in recent answers, of device time, for one answer; None: not measured yet
     speed: str = ""  # the same for a person, with the published speed: "19.7 tokens/s, 93 % of 21.2"
+    background: str = ""  # what is built for the model while it answers: "a bundle for the NPU: 3 of 8 pieces"
 
     @property
     def is_ready(self) -> bool:
@@ -105,8 +97,10 @@ class Lane:
             breaker_config, clock, name=name, on_change=self._breaker_changed, passes=lambda: engine.status.passes
         )
         self.queue = AdmissionQueue(config.max_sequences, config.queue, clock, guests=self._guests)
+        self.background = ""  # see LaneStatus
+        self.successor: Lane | None = None  # gets the requests, also those that were routed here before
         self._metrics = metrics or Metrics()
-        self._metrics.watch(name, self._gauges)
+        self.show()
         self._loader = Loader(name, engine, clock, sleep)
         self._forecast = LaneForecast(name, self.queue, clock)
         self._runner = JobRunner(name, engine, self.breaker, self._forecast)
@@ -123,6 +117,14 @@ class Lane:
     def start(self) -> None:
         """Load the engine in the background, and again whenever it is lost."""
         self._spawn(self._loader.run())
+
+    async def load(self) -> str:
+        """Load the engine once, before `start`. Returns the fault, empty if there was none."""
+        return await self._loader.load()
+
+    def show(self) -> None:
+        """Let `/metrics` show this lane under its name."""
+        self._metrics.watch(self.name, self._gauges)
 
     async def tried(self) -> None:
         """Wait for the end of the first attempt to load, with or without success."""
@@ -160,7 +162,8 @@ class Lane:
             expected_wait_s=self.queue.expected_wait_s(),
             cpu_nodes=engine.cpu_nodes,
             tokens_per_s=tokens_per_s,
-            speed=_speed(tokens_per_s, engine.published_tokens_per_s),
+            speed=speed_text(tokens_per_s, engine.published_tokens_per_s),
+            background=self.background,
         )
 
     @property
@@ -176,6 +179,8 @@ class Lane:
         Raises:
             ModelNotReady, BreakerOpen, QueueFull: a refusal, with the seconds to wait.
         """
+        if self.successor:
+            return self.successor.submit(generation)
         job = self._accept(generation)
         job.task = self._spawn(self._serve(job))
         job.events.on_overflow = job.task.cancel
@@ -244,7 +249,7 @@ class Lane:
             return
         published, measured = self.engine.status.published_tokens_per_s, self._forecast.tokens_per_s
         if published and measured and measured < _SLOW_SHARE * published:
-            _log.warning("%s is slow: %s; %s", self.name, _speed(measured, published), _SLOW_ADVICE)
+            _log.warning("%s is slow: %s; %s", self.name, speed_text(measured, published), _SLOW_ADVICE)
 
     # --- the breaker
 
@@ -288,10 +293,3 @@ class Lane:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _speed(measured: float | None, published: float | None) -> str:
-    if measured is None:
-        return f"not measured yet, {published:.1f} tokens/s are published" if published else ""
-    share = f", {100 * measured / published:.0f} % of {published:.1f}" if published else ""
-    return f"{measured:.1f} tokens/s{share}"

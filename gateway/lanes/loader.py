@@ -41,6 +41,7 @@ class Loader:
         self._clock, self._sleep = clock, sleep
         self._fault = ""  # why the last attempt failed
         self._was_ready = False
+        self._is_loaded = False  # by `load`, before `run`
         self._retry_at = 0.0
 
     @property
@@ -58,10 +59,12 @@ class Loader:
         return max(_MIN_RETRY_AFTER_S, self._retry_at - self._clock()) if self._fault else _MIN_RETRY_AFTER_S
 
     async def run(self) -> None:
-        """Load the engine, and load it again each time it is lost. Runs until it is cancelled."""
+        """Load the engine unless `load` has, and load it again each time it is lost. Runs until it is cancelled."""
         pause_s = _FIRST_PAUSE_S
         while True:
-            if fault := await self._load():
+            fault = "" if self._is_loaded else await self.load()
+            self._is_loaded = False
+            if fault:
                 self._failed(fault, pause_s)
             else:
                 ready_at = self._clock()
@@ -72,8 +75,8 @@ class Loader:
             await self._sleep(pause_s)
             pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
-    async def _load(self) -> str:
-        """Start the engine. Returns the fault, empty if there was none."""
+    async def load(self) -> str:
+        """Load the engine once. Returns the fault, empty if there was none."""
         try:
             await self._engine.start()
         except GatewayError as error:
@@ -81,7 +84,7 @@ class Loader:
         except Exception as error:
             _log.error("%s: the engine raised while it loaded", self._name, exc_info=error)
             return f"{type(error).__name__} while loading"
-        self._fault, self._was_ready = "", True
+        self._fault, self._was_ready, self._is_loaded = "", True, True
         self.tried.set()
         status = self._engine.status
         _log.info("%s is ready (%s, loaded in %.1f s)", self._name, _device(status), status.load_s)

@@ -68,6 +68,17 @@ class Router:
         self._spellings = _spellings(self._names)
         lane.start()
 
+    def replace(self, lane: Lane) -> None:
+        """Let `lane`, whose engine is loaded, answer in place of the lane with its name.
+
+        The old lane finishes what it has begun. The caller closes it when it is idle.
+        """
+        old = self.lanes[lane.name]
+        self.config = replace(self.config, models={**self.config.models, lane.name: lane.config})
+        self.lanes[lane.name] = old.successor = lane
+        lane.show()
+        lane.start()
+
     async def tried(self) -> None:
         """Wait until each model is ready or has failed to load once."""
         await asyncio.gather(*(lane.tried() for lane in self.lanes.values()))

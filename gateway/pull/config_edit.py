@@ -24,6 +24,7 @@ from gateway.config.tables import Config
 from gateway.errors import BundleError, ConfigError
 
 _BOM = "\ufeff"
+_NOTE = "# npu-gateway:"
 
 
 class UserConfig(Struct, frozen=True, kw_only=True):
@@ -86,6 +87,21 @@ def remove_model(user: UserConfig, name: str) -> None:
         if not expected["models"]:
             del expected["models"]
         _write(current.file, _without(current.text, name), expected, advice)
+
+
+def note_model(user: UserConfig, name: str, note: str) -> None:
+    """Write one comment below the header of the model's table, in place of the last one. Raises ConfigError."""
+    with _fresh(user, f"It would say about {name}: {note}.") as (current, advice):
+        newline, lines = _newline(current.text), current.text.splitlines(keepends=True)
+        found = [index for index, line in enumerate(lines) if _is_header_of(line.strip(), name)]
+        if not found:
+            raise ConfigError(f"{current.file}: there is no table of {name}. {advice}")
+        after = found[0] + 1
+        is_noted = after < len(lines) and lines[after].startswith(_NOTE)
+        lines[after : after + is_noted] = [f"{_NOTE} {note}{newline}"]
+        if not lines[found[0]].endswith("\n"):
+            lines[found[0]] += newline
+        _write(current.file, "".join(lines), _read(current.text, current.file), advice)
 
 
 @contextmanager

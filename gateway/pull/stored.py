@@ -15,7 +15,7 @@ from gateway.bundles.genie.config import bundle_folder
 from gateway.bundles.identify import identify
 from gateway.bundles.origin import origin_file, read_origin
 from gateway.bundles.replace import exclusive, finish_replacement
-from gateway.bundles.stamp import npu_folder, read_stamp
+from gateway.bundles.stamp import npu_folder, read_stamp, unfinished_folder, unfinished_folders
 from gateway.config.tables import BundleModel, Config, LocalModel
 from gateway.errors import BundleError, ConfigError, quote
 from gateway.pull.catalog.entry import same_key
@@ -28,12 +28,13 @@ class Stored(Struct, frozen=True, kw_only=True):
     """One model on the disk.
 
     Args:
-        state: "interrupted": a download that the same pull continues. "elsewhere": served where it is.
+        state: "interrupted": a download that the same pull continues. "elsewhere": served where it is. "unfinished":
+            the pieces of a bundle for the NPU, which the gateway continues to build while it runs.
         source: what it was pulled from or built from; "": unknown.
     """
 
     name: str
-    state: Literal["ready", "interrupted", "elsewhere", "damaged"]
+    state: Literal["ready", "interrupted", "elsewhere", "damaged", "unfinished"]
     bytes: int
     layout: str = ""
     source: str = ""
@@ -61,6 +62,8 @@ def _stored(config: Config) -> Iterator[Stored]:
         note = path / "url"
         source = note.read_text(encoding="utf-8") if note.is_file() else ""
         yield Stored(name=path.name, state="interrupted", bytes=folder_bytes(path), source=source)
+    for path in unfinished_folders(config.models_dir):
+        yield Stored(name=path.name, state="unfinished", bytes=folder_bytes(path))
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -125,7 +128,8 @@ def _paths(name: str, config: Config) -> list[Path]:
     bundle = config.models_dir / name
     weights = gguf_path(config.models_dir, name)
     made = (work_folder(config.models_dir, name), tokenizer_folder(config.models_dir, name))
-    paths = [bundle, npu_folder(bundle), weights, origin_file(weights), *made]
+    unfinished = unfinished_folder(npu_folder(bundle))
+    paths = [bundle, npu_folder(bundle), weights, origin_file(weights), *made, unfinished]
     others = {folder for folder in (npu_folder(bundle), weights) if _is_model(folder, config)}
     return [path for path in paths if path not in others]
 

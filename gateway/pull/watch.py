@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from gateway.bundles.stamp import plan_bundle
+from gateway.bundles.stamp import plan_start
 from gateway.config.file import find_config, load_config
 from gateway.config.tables import Config, LocalModel, ModelConfig
 from gateway.errors import BundleError, ConfigError
@@ -68,8 +68,10 @@ class ConfigWatch:
         if not isinstance(model, LocalModel):
             return model
         try:
-            plan = plan_bundle(model, self._known.models_dir, lambda: self._has_npu(model.provider))
-            return replace(model, path=str(variant_here(plan.folder, model.provider))) if plan.is_ready else None
+            plan = plan_start(model, self._known.models_dir, lambda: self._has_npu(model.provider))
+            provider: Provider = "cpu" if plan.waits_for_npu else model.provider
+            folder = str(variant_here(plan.folder, provider))
+            return replace(model, path=folder, provider=provider) if plan.is_ready else None
         except BundleError:
             return None
 

@@ -13,12 +13,22 @@ from gateway.bundles.bundle import load_bundle
 from gateway.bundles.hashes import CHECKED_FILE, HASHES_FILE, check_hashes, is_known_intact, write_hashes
 from gateway.bundles.stamp import (
     BUNDLE_FORMAT,
+    COPIED_FILE,
+    RECIPE_FILE,
     STAMP_FILE,
     BuildRequest,
     BundlePlan,
+    forget_failure,
+    has_float_weights,
     npu_folder,
     plan_bundle,
+    plan_start,
+    read_failure,
     read_stamp,
+    unfinished_folder,
+    unfinished_folders,
+    unfinished_pieces,
+    write_failure,
 )
 from gateway.errors import BundleError
 
@@ -115,3 +125,71 @@ def test_flipped_bits_of_small_files_raise_nothing_else(tiny: Path, tmp_path: Pa
                     load_bundle(folder)
                 read_stamp(folder)
         (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("hf:org/model", True),
+        ("hf:org/model/folder@main", True),
+        ("hf:org/model:Q4_0", False),
+        ("hf:org/model/x.gguf", False),
+        ("pypi:name==1.0", False),
+        ("weights", True),
+        ("bundle", False),
+        ("model.gguf", False),
+        ("gone", False),
+    ],
+)
+def test_float_weights(tmp_path: Path, source: str, expected: bool) -> None:
+    for folder in ("weights", "bundle"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "model.safetensors").touch()
+    (tmp_path / "bundle" / "genai_config.json").touch()
+    (tmp_path / "model.gguf").touch()
+    assert has_float_weights(source, tmp_path) == expected
+
+
+def test_cpu_answers_until_the_bundle_for_the_npu_is_there(tmp_path: Path) -> None:
+    chosen, folder = options(source="hf:org/model"), tmp_path / "tiny"
+    on_cpu = BundlePlan(folder=folder, for_npu=False, is_ready=False, waits_for_npu=True)
+    assert plan_start(chosen, tmp_path, lambda: True) == on_cpu
+    assert plan_start(chosen, tmp_path, lambda: False) == plan(tmp_path, chosen)
+    write_bundle(folder, "cpu")
+    assert plan_start(chosen, tmp_path, lambda: True).is_ready
+    write_bundle(npu_folder(folder), "qnn")
+    assert plan_start(chosen, tmp_path, lambda: True).folder == npu_folder(folder)
+    write_failure(folder, "hf:org/model", "The driver refuses it.")  # when it was loaded
+    assert plan_start(chosen, tmp_path, lambda: True).folder == folder
+    assert plan_start(options(), tmp_path, lambda: True).folder == npu_folder(folder)  # a GGUF file: as before
+
+
+def test_copied_bundle_waits_for_nothing(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "tiny", None)
+    (tmp_path / "tiny" / COPIED_FILE).touch()
+    planned = plan_start(options(source="hf:org/bundle"), tmp_path, lambda: True)
+    assert planned.is_ready and planned.folder == tmp_path / "tiny" and not planned.waits_for_npu
+
+
+def test_failure_holds_for_its_source_and_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_failure(tmp_path, "hf:a/b", "reason")
+    found = read_failure(tmp_path, "hf:a/b")
+    assert found is not None and found.message == "reason"
+    assert read_failure(tmp_path, "hf:a/c") is None
+    with monkeypatch.context() as patch:
+        patch.setattr("gateway.bundles.stamp.BUNDLE_FORMAT", BUNDLE_FORMAT + 1)
+        assert read_failure(tmp_path, "hf:a/b") is None
+    forget_failure(tmp_path)
+    assert read_failure(tmp_path, "hf:a/b") is None
+
+
+def test_unfinished_pieces_are_counted_and_removed_when_the_bundle_is_there(tmp_path: Path) -> None:
+    bundle = npu_folder(tmp_path / "tiny")
+    assert unfinished_pieces(bundle) is None and unfinished_folders(tmp_path) == []
+    work = unfinished_folder(bundle)
+    for name in ("tables", "part0", "part1.12345678.new"):
+        (work / name).mkdir(parents=True)
+    (work / RECIPE_FILE).touch()
+    assert unfinished_pieces(bundle) == 2 and unfinished_folders(tmp_path) == [work]
+    write_bundle(bundle, "qnn")
+    assert plan(tmp_path, options(), npu=True).is_ready and not work.exists()

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import pytest
 
-from gateway.config.tables import ModelConfig, ScriptedModel
+from gateway.config.tables import BreakerConfig, ModelConfig, ScriptedModel
 from gateway.engines.scripted.engine import ScriptedEngine
-from gateway.errors import ModelNotFound
+from gateway.errors import BundleError, ModelNotFound
 from gateway.lanes.lane import Lane
-from gateway.lanes.new_models import NewModels
+from gateway.lanes.new_models import NewModels, Upgrades
 from gateway.lanes.router import Router
 from tests.support.routing import BREAKER, answer_of, model, request
 from tests.support.server import config_of
@@ -38,7 +39,7 @@ class Reads:
 
 
 def make_lane(name: str, config: ModelConfig) -> Lane:
-    return Lane(name, config, ScriptedEngine(name, config), BREAKER)  # type: ignore[arg-type]
+    return Lane(name, config, ScriptedEngine(name, config), config.breaker or BREAKER)  # type: ignore[arg-type]
 
 
 @contextlib.asynccontextmanager
@@ -113,3 +114,109 @@ async def test_fallback_that_was_refused_is_left_out() -> None:
         refused, late = model("x", aliases=("gpt-x",)), model("new", fallback="refused")
         await add(router, Reads({"refused": refused, "late": late}))
         assert await answer_of(router, request("late")) == ("late", "new")
+
+
+class Bundles:
+    """BetterBundles of one model, "main". `better`: what each call of `advance` returns or raises."""
+
+    def __init__(self, *better: ModelConfig | Exception | None) -> None:
+        self._better = list(better)
+        self.log: list[str] = []
+        self.may_end = threading.Event()  # `advance` waits for it
+        self.may_end.set()
+
+    def next(self, served: Mapping[str, ModelConfig]) -> str | None:
+        return "main" if self._better else None
+
+    def advance(self, name: str, report: Callable[[str], None]) -> ModelConfig | None:
+        report(f"{len(self._better)} to go")
+        self.log.append("advance")
+        self.may_end.wait(60)
+        better = self._better.pop(0)
+        if isinstance(better, Exception):
+            raise better
+        return better
+
+    def moved(self, name: str) -> None:
+        self.log.append(f"{name} moved")
+
+    def failed(self, name: str, reason: str) -> None:
+        self.log.append(f"{name} failed: {reason}")
+
+    def stop(self) -> None:
+        self.log.append("stop")
+
+
+@contextlib.asynccontextmanager
+async def upgraded(
+    router: Router, bundles: Bundles, sleep: Callable[[float], Awaitable[None]] = lambda seconds: asyncio.sleep(0)
+) -> AsyncIterator[None]:
+    task = asyncio.create_task(Upgrades(bundles, make_lane, sleep).run(router))
+    yield
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert bundles.log[-1] == "stop"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_model_moves_to_its_better_bundle_while_a_request_runs() -> None:
+    async with served({"main": model("old one", token_s=1e6, breaker=BreakerConfig(enabled=False))}) as router:
+        old, bundles = router.lanes["main"], Bundles(model("new"))
+        bundles.may_end.clear()
+        async with upgraded(router, bundles):
+            await until(lambda: "advance" in bundles.log)
+            running = router.route(request("main"))
+            first = await anext(running)  # the old lane has begun with it
+            routed = router.route(request("main"))  # and this one will come to the old lane
+            bundles.may_end.set()
+            await until(lambda: "main moved" in bundles.log)
+            assert old.background == "1 to go" and router.lanes["main"] is not old
+            assert await answer_of(router, request("main")) == ("main", "new")
+            assert [event async for event in routed]
+            assert old.status.engine.state == "ready", "the old engine was closed under a request"
+            assert first
+            await running.aclose()
+            await until(lambda: old.status.engine.state == "closed")
+        assert bundles.log == ["advance", "main moved", "stop"]
+        assert await answer_of(router, request("main")) == ("main", "new")
+
+
+async def test_bundle_that_does_not_load_leaves_the_model_as_it_is() -> None:
+    async with served({"main": model("old")}) as router:
+        bundles = Bundles(model("new", load_error="The driver refuses it."))
+        async with upgraded(router, bundles):
+            await until(lambda: len(bundles.log) > 1)
+        assert bundles.log[:2] == ["advance", "main failed: The driver refuses it."]
+        assert await answer_of(router, request("main")) == ("main", "old")
+        assert router.status()[0].background == ""
+
+
+async def test_build_that_fails_is_reported_once() -> None:
+    async with served({"main": model("old")}) as router:
+        bundles = Bundles(BundleError("Part 2 is refused."))
+        async with upgraded(router, bundles):
+            await until(lambda: len(bundles.log) > 1)
+        assert bundles.log == ["advance", "main failed: Part 2 is refused.", "stop"]
+
+
+async def test_nothing_is_built_while_a_model_answers() -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        await asyncio.sleep(0)
+
+    async with served({"main": model("a word", token_s=1e6, breaker=BreakerConfig(enabled=False))}) as router:
+        running, bundles = router.route(request("main")), Bundles(None)
+        await anext(running)
+        async with upgraded(router, bundles, sleep):
+            await until(lambda: len(slept) > 50)
+            assert bundles.log == []
+            await running.aclose()
+            await until(lambda: bundles.log == ["advance"])

@@ -12,7 +12,7 @@ import pytest
 from gateway.config import file as config_file
 from gateway.config.file import load_config
 from gateway.errors import ConfigError
-from gateway.pull.config_edit import add_model, find_user_config, remove_model
+from gateway.pull.config_edit import add_model, find_user_config, note_model, remove_model
 from tests.support.paths import ROOT
 
 OWN = """\
@@ -140,3 +140,23 @@ def test_packaged_file_becomes_the_users_own(tmp_path: Path, monkeypatch: pytest
     assert user.file.read_bytes().startswith(packaged.rstrip())
     assert find_user_config(None).file == user.file and "m" in load_config(None, {}).models
     assert load_config(None, {}).models_dir == tmp_path / "data" / "models"
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_note_is_one_comment_below_the_header(tmp_path: Path, newline: str) -> None:
+    file = tmp_path / "config.toml"
+    lines = ["# mine", "[models.a]  # the header", 'path = "a"  # kept', "", "[models.b]", 'path = "b"', ""]
+    file.write_bytes(newline.join(lines).encode())
+    for text in ("first", "second"):
+        note_model(find_user_config(file), "a", text)
+    noted = [*lines[:2], "# npu-gateway: second", *lines[2:]]
+    assert file.read_bytes() == newline.join(noted).encode()
+    remove_model(find_user_config(file), "a")
+    assert "second" not in file.read_text(encoding="utf-8")
+
+
+def test_note_about_a_model_without_a_table_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('[models]\na = { path = "a" }\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match="there is no table of a"):
+        note_model(find_user_config(file), "a", "text")

@@ -89,9 +89,12 @@ def script_of(**fields: Any) -> Script:
 
 
 @contextmanager
-def serving(config: Config, engines: Mapping[str, Engine] | None = None, *, loaded: bool = True) -> Iterator[Running]:
-    """A running server, stopped at the end. `loaded`: wait until every model is ready, or failed to load once."""
-    app = create_app(config, engines)
+def serving(
+    config: Config, engines: Mapping[str, Engine] | None = None, *, loaded: bool = True, **options: Any
+) -> Iterator[Running]:
+    """A running server, stopped at the end. `loaded`: wait until every model is ready, or failed to load once.
+    `options`: of `create_app`."""
+    app = create_app(config, engines, **options)
     with bind(config.server) as listener:
         started = threading.Event()
         server = Server(app, config.server, started.set)

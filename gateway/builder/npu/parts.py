@@ -20,6 +20,7 @@ from gateway.builder.graphs.static import BATCH, PROMPT, STEP, VERIFY, Part, wri
 from gateway.builder.graphs.static_products import COMPILE_OPTIONS, Precision, Ranges
 from gateway.builder.npu.calibration import calibrate
 from gateway.builder.npu.check import CheckRequest, Graphs, PartCheck, check_part
+from gateway.builder.npu.pieces import FILES
 from gateway.builder.sources.source import ModelSource
 from gateway.child import Progress
 from gateway.errors import BundleError
@@ -59,6 +60,24 @@ class Texts(Struct, frozen=True):
     in_float: Path
     text: Path
 
+    @classmethod
+    def of(cls, piece: Path) -> Texts:
+        """The files of a piece."""
+        return cls(*(piece / f"{name}.npy" for name in cls.__struct_fields__))
+
+    def copy_to(self, piece: Path) -> Texts:
+        copies = Texts.of(piece)
+        for name in self.__struct_fields__:
+            shutil.copyfile(getattr(self, name), getattr(copies, name))
+        return copies
+
+
+class BuiltPart(Struct, frozen=True, kw_only=True):
+    """What a finished part leaves for the report. `compile_s`: seconds of its compilations."""
+
+    check: PartCheck
+    compile_s: float
+
 
 class PartTarget(Protocol):
     """What a part needs from NpuTarget."""
@@ -78,59 +97,50 @@ class PartTarget(Protocol):
 
 
 class PartBuilder:
-    """Builds the parts of a bundle in their order. `compile_s`: seconds of the compilations so far.
+    """Builds the parts of a bundle, each in a folder of its own (`Pieces`)."""
 
-    Args:
-        folder: the bundle's folder.
-        work: a folder for temporary files.
-    """
-
-    def __init__(
-        self, target: PartTarget, source: ModelSource, folder: Path, work: Path, texts: Texts, progress: Progress
-    ) -> None:
+    def __init__(self, target: PartTarget, source: ModelSource, progress: Progress) -> None:
         self._target = target
         self._source = source
-        self._folder = folder
-        self._work = work
-        self._texts = texts
         self._progress = progress
         self._widths = target.widths
         self._optional_graphs = {BATCH} if target.batch > 1 else set()
         self._optional_graphs |= {VERIFY} & self._widths.keys()
-        self.compile_s = 0.0
 
-    def build(self, part: Part) -> PartCheck:
-        """Write, compile and check one part. Its compiled graphs go to the bundle's folder.
+    def build(self, part: Part, before: Texts, piece: Path) -> BuiltPart:
+        """Write, compile and check one part. Its compiled graphs go to `piece`/files.
 
+        Args:
+            before: the hidden states of the part before it. They do not change; those for the next part are in `piece`.
         Raises BundleError, or GraphRefused if only a graph is at fault that a bundle can lack.
         """
         target, name = self._target, f"part {part.index + 1} of {part.count}"
-        work = self._work / f"part{part.index}"
+        work, folder, texts = piece / "work", piece / FILES, before.copy_to(piece)
         work.mkdir()
         self._progress(f"{name}: writing", 0.0)
-        ranges = self._ranges(part, work) if target.precision in QUANTISED else None
+        ranges = self._ranges(part, work, texts) if target.precision in QUANTISED else None
         graphs = self._write(work, part, target.precision, ranges, target.batch)
         self._progress(f"{name}: writing", 1.0)
         self._progress(f"{name}: compiling", 0.0)
         started = time.perf_counter()
-        compiled = work / "compiled" if target.share_weights else self._folder
+        compiled = work / "compiled" if target.share_weights else folder
         self._compile([path for (name, _), path in graphs.items() if name not in (BATCH, VERIFY)], compiled)
         for optional in (BATCH, VERIFY):
             with self._optional(optional):
                 self._compile([path for (name, _), path in graphs.items() if name == optional], compiled)
-        self.compile_s += time.perf_counter() - started
+        compile_s = time.perf_counter() - started
         if target.share_weights:
             with self._optional(BATCH, VERIFY):
-                self._compile(list(graphs.values()), self._folder, share_weights=True)
+                self._compile(list(graphs.values()), folder, share_weights=True)
         self._progress(f"{name}: compiling", 1.0)
         self._progress(f"{name}: comparing with the CPU", 0.0)
-        check = self._check(part, work, graphs, compiled)
+        check = self._check(part, work, graphs, compiled, texts)
         self._progress(f"{name}: comparing with the CPU", 1.0)
         shutil.rmtree(work)
         for optional, error in ((BATCH, check.batch_error), (VERIFY, check.verify_error)):
             if error is not None and error > MAX_NPU_ERROR:
                 raise GraphRefused(f"The NPU computes the graph {optional!r} wrongly.", optional)
-        return check
+        return BuiltPart(check=check, compile_s=compile_s)
 
     @contextmanager
     def _optional(self, *graphs: str) -> Iterator[None]:
@@ -162,15 +172,17 @@ class PartBuilder:
             sequences=sequences,
         )
 
-    def _ranges(self, part: Part, work: Path) -> Ranges:
+    def _ranges(self, part: Part, work: Path, texts: Texts) -> Ranges:
         folder = work / "calibration"
         folder.mkdir()
         graphs = self._write(folder, part, self._target.precision)
-        ranges = calibrate(graphs[PROMPT, max(self._target.contexts)], self._texts.text)
+        ranges = calibrate(graphs[PROMPT, max(self._target.contexts)], texts.text)
         shutil.rmtree(folder)
         return ranges
 
-    def _check(self, part: Part, work: Path, graphs: dict[tuple[str, int], Path], compiled: Path) -> PartCheck:
+    def _check(
+        self, part: Part, work: Path, graphs: dict[tuple[str, int], Path], compiled: Path, texts: Texts
+    ) -> PartCheck:
         context = min(self._target.contexts)
         own = {name: graphs[name, context] for name in _CHECKED if (name, context) in graphs}
         float_folder = work / "fp32"
@@ -180,8 +192,8 @@ class PartBuilder:
             compiled=Graphs.of(**{_CHECKED[name]: compiled / compiled_name(graph) for name, graph in own.items()}),
             source=Graphs.of(**{_CHECKED[name]: graph for name, graph in own.items()}),
             reference=Graphs.of(reference[PROMPT, context], reference[STEP, context]),
-            on_npu=str(self._texts.on_npu),
-            in_float=str(self._texts.in_float),
+            on_npu=str(texts.on_npu),
+            in_float=str(texts.in_float),
             device=self._target.device,
         )
         with self._optional(BATCH, VERIFY):

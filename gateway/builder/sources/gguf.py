@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from gateway.builder.sources.source import (
     Blocks,
     GenerationDefaults,
     TransformerConfig,
+    digest_of,
     unsupported_architecture,
 )
 from gateway.errors import BundleError
@@ -43,7 +45,7 @@ class GgufSource:
     """Implements ModelSource. The file stays memory-mapped until the object is collected."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.name
+        self._path, self._file = path, path.name
         self._parts = GgufParts(path)
         self._tensors = self._parts.tensors
         try:
@@ -73,6 +75,10 @@ class GgufSource:
             return quantise.eight_bit(self.tensor(name))
         scale, minimum, quants = (self._half_split(name, part) for part in (found.scale, found.minimum, found.quants))
         return Blocks(bits=found.bits, scale=scale, minimum=minimum, quants=quants)
+
+    def digest(self) -> str:
+        parts = self._path.parent.glob(f"{escape(self._file.partition('-00001-of-')[0])}-*-of-*")
+        return digest_of({self._path, *parts})
 
     def tokenizer_json(self) -> str:
         return gguf_tokenizer.tokenizer_json(self._metadata, self._file)

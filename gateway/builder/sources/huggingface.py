@@ -18,11 +18,14 @@ from gateway.builder.sources.source import (
     Blocks,
     GenerationDefaults,
     TransformerConfig,
+    digest_of,
     unsupported_architecture,
 )
 from gateway.bundles.bundle import find_chat_templates
 from gateway.bundles.json_file import read_json, read_optional_object
 from gateway.errors import BundleError
+
+_READ = (".json", ".jinja", ".safetensors")
 
 
 class HuggingFaceSource:
@@ -79,6 +82,9 @@ class HuggingFaceSource:
             eos_token=read_optional_object(self._folder / "tokenizer_config.json").get("eos_token"),
             tokenizer_json=self.tokenizer_json() if self._tokenizer_path.is_file() else "",
         )
+
+    def digest(self) -> str:
+        return digest_of(path for path in self._folder.iterdir() if path.suffix in _READ and path.is_file())
 
     def _read_config(self, content: dict[str, Any]) -> TransformerConfig:
         try:

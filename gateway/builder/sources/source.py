@@ -7,6 +7,9 @@ are in half-split rotary order: dimension i pairs with i + head_dim/2.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -102,10 +105,23 @@ class ModelSource(Protocol):
     def tokenizer_config(self) -> dict[str, Any]:
         """The content of a tokenizer_config.json: special tokens and, if the model has one, `chat_template`."""
 
+    def digest(self) -> str:
+        """A hash of everything that a bundle is made from. Reads all files."""
+
 
 def layer(index: int, part: str) -> str:
     """The full name of a layer's tensor: layer(3, "mlp.up_proj.weight")."""
     return f"model.layers.{index}.{part}"
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """A hash of the names and contents of files."""
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def unsupported_architecture(name: str) -> BundleError:
