@@ -57,6 +57,11 @@ class ToolChoice(Struct, frozen=True, kw_only=True):
     parallel: bool = True
 
 
+#: A key of a schema, for the process that reads grammars: {"name": ..., "strict": ...}. Errors name the tool. A schema
+#: that is not strict is loosened where no grammar can enforce it.
+TOOL = "x-gateway-tool"
+
+
 class Grammar(Struct, frozen=True, kw_only=True):
     """Constrained decoding: what the output must match. `source` is a JSON schema, a regular expression or Lark."""
 

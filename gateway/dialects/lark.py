@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from gateway.dialects.base import Terminal
-from gateway.generation import Grammar, Tool
+from gateway.generation import TOOL, Grammar, Tool
 
 #: (tool name, name of the rule for its arguments) -> right side of the rule for one call.
 CallRule = Callable[[str, str], str]
@@ -79,17 +79,17 @@ def call_rules(tools: Sequence[Tool], call: CallRule, *, all_strict: bool) -> st
     names = [f"call_{i}" for i in range(len(tools))]
     rules = ["call: " + " | ".join(names)]
     for i, tool in enumerate(tools):
-        schema = _closed(tool.parameters) if all_strict or tool.strict else _ANY_OBJECT
+        schema = _arguments(tool) if all_strict or tool.strict else _ANY_OBJECT
         rules.append(f"call_{i}: {call(tool.name, f'arguments_{i}')}")
         rules.append(f"arguments_{i}: %json {msgspec.json.encode(schema).decode()}")
     return "\n".join(rules)
 
 
-def _closed(parameters: dict[str, Any]) -> dict[str, Any]:
+def _arguments(tool: Tool) -> dict[str, Any]:
     """A tool with an empty `properties` takes no arguments. Without this, models invent some."""
-    if parameters.get("properties") == {}:
-        return {"additionalProperties": False, **parameters}
-    return parameters
+    own = {TOOL: {"name": tool.name, "strict": tool.strict}}
+    closed = {"additionalProperties": False} if tool.parameters.get("properties") == {} else {}
+    return closed | tool.parameters | own
 
 
 def answer_rule(answer: Grammar) -> str:

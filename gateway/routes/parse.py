@@ -5,15 +5,22 @@ Each raises InvalidRequest (or UnsupportedParameter) with `param`: the path of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, TypeVar
+import re
+from collections.abc import Iterable, Iterator, Set
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from gateway.errors import InvalidRequest, UnsupportedParameter, quote
-from gateway.generation import UNLIMITED, Grammar, Tool, ToolChoice
+from gateway.generation import TOOL, UNLIMITED, Grammar, Tool, ToolChoice
 from gateway.routes.wire import Json
 from gateway.server.body import check_depth
+from gateway.server.ignored import note_ignored
+
+_NOT_ENFORCED = {"not", "if", "uniqueItems", "contains", "propertyNames", "unevaluatedProperties", "unevaluatedItems"}
+_SAYS_NOTHING: tuple[Any, ...] = (False, {}, {"type": "string"})
+_NOT_ENFORCED |= {"dependencies", "dependentRequired", "dependentSchemas"}
+_LOOKAROUND = re.compile(r"\(\?<?[=!]")
 
 T = TypeVar("T")
 
@@ -47,6 +54,18 @@ def stop_of(stop: str | list[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for text in strings if text))
 
 
+def omitted(kind: str, param: str, *, is_newest: bool = False) -> str:
+    """The text in place of content that the model cannot read: a client sends its history again and again.
+
+    Raises InvalidRequest in the newest turn of the user, whose answer needs it.
+    """
+    if is_newest:
+        raise not_text(kind, param)
+    note_ignored(param, kind)
+    shown = kind if re.fullmatch(r"[a-zA-Z0-9_.-]{1,40}", kind) else "content"
+    return f"[{shown} omitted: the model reads only text]"
+
+
 def limit_of(sent: int | None, default: int | Literal["context"], param: str) -> tuple[int, bool]:
     """The token limit of the answer, and True if it is the default. Raises InvalidRequest for 0."""
     if sent is None:
@@ -75,20 +94,28 @@ def function_tool(
     return Tool(name=name, description=description or "", parameters=parameters, strict=bool(strict))
 
 
-def check_function_type(kind: str, param: str) -> None:
-    """Only functions that the client runs are supported, not hosted tools such as web search."""
+def is_function(kind: str, param: str) -> bool:
+    """False for a tool that another server runs (web search), or that has no JSON arguments: it is left out."""
     if kind != "function":
-        raise UnsupportedParameter(
-            f"Unsupported value for '{param}.type': {quote(kind)}; the gateway supports only 'function' tools.",
-            param=f"{param}.type",
-        )
+        note_ignored(param, kind)
+    return kind == "function"
 
 
-def tool_choice_of(mode: Mode, names: tuple[str, ...], tools: tuple[Tool, ...], *, parallel: bool) -> ToolChoice:
+def tool_choice_of(
+    mode: Mode, names: tuple[str, ...], tools: tuple[Tool, ...], *, parallel: bool, left_out: Set[str] = frozenset()
+) -> ToolChoice:
     """Which of `tools` the model may or must call. Without tools the mode is "none".
 
-    Raises InvalidRequest if a call is required without tools, or if `names` has a tool that `tools` lacks.
+    Args:
+        left_out: the names of tools that were left out; a choice of one is left out too.
+
+    Raises InvalidRequest if a call is required without tools, or if `names` has a tool that the request lacks.
     """
+    if left_out and (not tools or set(names) & left_out):
+        names = tuple(name for name in names if name not in left_out)
+        if mode == "required" and not (names and tools):
+            note_ignored("tool_choice", "its tool is left out")
+            mode, names = "auto", ()
     if mode != "required" and not names:
         return ToolChoice(mode=mode if tools else "none", parallel=parallel)
     if not tools:
@@ -102,9 +129,30 @@ def tool_choice_of(mode: Mode, names: tuple[str, ...], tools: tuple[Tool, ...], 
 # ---- grammar -------------------------------------------------------------------------------------------------------
 
 
-def schema_grammar(schema: Json, param: str) -> Grammar:
+def schema_grammar(schema: Json, param: str, *, is_strict: bool = True) -> Grammar:
+    """A grammar for JSON of a schema. If it is not strict, what no grammar can enforce is noted and left out."""
     check_depth(schema, param)
+    if not is_strict and (left_out := sorted(set(_not_enforced(schema)))):
+        for keyword in left_out:
+            note_ignored(param, keyword)
+        schema = schema | {TOOL: {"strict": False}}
     return Grammar(kind="json_schema", source=msgspec.json.encode(schema).decode(), param=param)
+
+
+def _not_enforced(schema: Any) -> Iterator[str]:
+    """The keywords of a schema and its parts that no grammar enforces."""
+    if isinstance(schema, list):
+        for inner in schema:
+            yield from _not_enforced(inner)
+    elif isinstance(schema, dict):
+        yield from (key for key, value in schema.items() if key in _NOT_ENFORCED and value not in _SAYS_NOTHING)
+        if _LOOKAROUND.search(str(schema.get("pattern"))):
+            yield "pattern"
+        for key, value in schema.items():
+            if key in ("properties", "patternProperties", "$defs", "definitions") and isinstance(value, dict):
+                yield from _not_enforced(list(value.values()))
+            elif key not in ("enum", "const", "default", "examples"):
+                yield from _not_enforced(value)
 
 
 def unknown_format(kind: str, param: str) -> InvalidRequest:

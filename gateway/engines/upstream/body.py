@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from gateway.errors import UnsupportedParameter
-from gateway.generation import UNLIMITED, Chat, Generation, Grammar, Message, Text, TokenIds, Tool, ToolChoice
+from gateway.generation import TOOL, UNLIMITED, Chat, Generation, Grammar, Message, Text, TokenIds, Tool, ToolChoice
 from gateway.sampling import Sampling, changed, parameters, unsupported
 
 
@@ -107,7 +107,9 @@ def _response_format(grammar: Grammar) -> dict[str, Any]:
         case "json_object":
             return {"type": "json_object"}
         case "json_schema":
-            schema = {"name": "answer", "schema": msgspec.json.decode(grammar.source), "strict": True}
+            decoded = msgspec.json.decode(grammar.source)
+            is_strict = decoded.pop(TOOL, None) is None
+            schema = {"name": "answer", "schema": decoded, "strict": is_strict}
             return {"type": "json_schema", "json_schema": schema}
         case kind:
             raise UnsupportedParameter(

@@ -1,13 +1,13 @@
-"""An Anthropic request becomes a `Generation`. Content that is not text is refused."""
+"""An Anthropic request becomes a `Generation`. What the model cannot read is left out or refused."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 
 import msgspec
 
 from gateway.config.tables import Defaults
-from gateway.errors import InvalidRequest, UnsupportedParameter, quote
+from gateway.errors import InvalidRequest, quote
 from gateway.generation import Chat, Generation, Grammar, Message, Tool, ToolCall, ToolChoice
 from gateway.routes.anthropic_api.wire import (
     AnthropicTool,
@@ -18,8 +18,10 @@ from gateway.routes.anthropic_api.wire import (
     MessagesRequest,
 )
 from gateway.routes.parse import (
+    Mode,
     function_tool,
     limit_of,
+    omitted,
     required,
     schema_grammar,
     stop_of,
@@ -27,6 +29,7 @@ from gateway.routes.parse import (
 )
 from gateway.sampling import sampling_of
 from gateway.server.body import check_depth
+from gateway.server.ignored import note_ignored
 
 Content = str | list[ContentBlock]
 
@@ -53,11 +56,12 @@ def _grammar(request: MessagesRequest) -> Grammar | None:
 
 def chat_of(request: CountTokensRequest) -> Chat:
     """Raises InvalidRequest; its `param` names the field."""
-    tools = tuple(_tool(tool, f"tools.{index}") for index, tool in enumerate(request.tools or ()))
+    tools = tuple(_tools(request.tools or ()))
+    left_out = frozenset(tool.name or "" for tool in request.tools or () if not _is_own(tool))
     return Chat(
         messages=tuple(_messages(request)),
         tools=tools,
-        tool_choice=_tool_choice(request.tool_choice or AnthropicToolChoice(type="auto"), tools),
+        tool_choice=_tool_choice(request.tool_choice or AnthropicToolChoice(type="auto"), tools, left_out),
         reasoning_effort=_effort(request),
     )
 
@@ -65,13 +69,14 @@ def chat_of(request: CountTokensRequest) -> Chat:
 def _messages(request: CountTokensRequest) -> Iterator[Message]:
     if request.system:
         yield Message(role="system", content=_text(request.system, "system"))
+    newest = max((index for index, message in enumerate(request.messages) if message.role == "user"), default=-1)
     for index, message in enumerate(request.messages):
         param = f"messages.{index}.content"
         match message:
             case InputMessage(role="assistant"):
                 yield _assistant(message.content, param)
             case InputMessage(role="user"):
-                yield from _user(message.content, param)
+                yield from _user(message.content, param, is_newest=index == newest)
             case InputMessage(role="system"):
                 yield Message(role="system", content=_text(message.content, param))
 
@@ -88,7 +93,7 @@ def _assistant(content: Content, param: str) -> Message:
                 check_depth(block.input, f"{path}.input")
                 calls.append(ToolCall(id, name, msgspec.json.encode(block.input or {}).decode()))
             case _:
-                texts.append(_block_text(block, path))
+                texts += _block_texts(block, path)
     return Message(
         role="assistant",
         content="\n".join(texts) if texts or not calls else None,
@@ -97,24 +102,24 @@ def _assistant(content: Content, param: str) -> Message:
     )
 
 
-def _user(content: Content, param: str) -> Iterator[Message]:
+def _user(content: Content, param: str, *, is_newest: bool) -> Iterator[Message]:
     """Each tool result becomes a separate message, before the text."""
     texts: list[str] = []
     results: list[Message] = []
     for path, block in _blocks(content, param):
         match block:
             case ContentBlock(type="tool_result", tool_use_id=str(id)):
-                result = _text(block.content or "", f"{path}.content")
+                result = _text(_content_of(block, path), f"{path}.content")
                 results.append(Message(role="tool", content=result, tool_call_id=id))
             case _:
-                texts.append(_block_text(block, path))
+                texts += _block_texts(block, path, is_newest=is_newest)
     yield from results
     if texts or not results:
         yield Message(role="user", content="\n".join(texts))
 
 
 def _text(content: Content, param: str) -> str:
-    return "\n".join(_block_text(block, path) for path, block in _blocks(content, param))
+    return "\n".join(text for path, block in _blocks(content, param) for text in _block_texts(block, path))
 
 
 def _blocks(content: Content, param: str) -> Iterator[tuple[str, ContentBlock]]:
@@ -129,39 +134,99 @@ def _blocks(content: Content, param: str) -> Iterator[tuple[str, ContentBlock]]:
 _REQUIRED = {"text": "text", "thinking": "thinking", "tool_result": "tool_use_id"}
 
 
-def _block_text(block: ContentBlock, param: str) -> str:
-    """Raises InvalidRequest for a block that lacks a field, is not text, or is not allowed in this position."""
-    if block.type == "text" and block.text is not None:
-        return block.text
+def _block_texts(block: ContentBlock, param: str, *, is_newest: bool = False) -> list[str]:
+    """What the model reads of a block; empty for what it needs not know, such as the reasoning of another server.
+
+    Raises InvalidRequest for a block that lacks a field or is not allowed in this position, and for an image or a PDF
+    in the newest turn of the user.
+    """
+    match block:
+        case ContentBlock(type="text", text=str(text)):
+            return [text]
+        case ContentBlock(type="text" | "thinking" | "tool_result" | "tool_use"):
+            raise _misplaced(block, param)
+        case ContentBlock(type="image"):
+            return [omitted(block.type, param, is_newest=is_newest)]
+        case ContentBlock(type="document"):
+            return [_document(block, param, is_newest=is_newest)]
+        case ContentBlock(type="search_result"):
+            heads = [text for text in (block.title, block.source) if isinstance(text, str)]
+            return ["\n".join([*heads, _plain(_content_of(block, param), f"{param}.content")])]
+        case ContentBlock(type="tool_reference", tool_name=str(name)):
+            return [f"[tool {name}]"]
+    note_ignored(param, block.type)
+    return []
+
+
+def _misplaced(block: ContentBlock, param: str) -> InvalidRequest:
     missing = _REQUIRED.get(block.type) or ("id" if block.id is None else "name")
-    if block.type in (*_REQUIRED, "tool_use") and getattr(block, missing) is None:
-        required(None, f"{param}.{missing}")
-    raise InvalidRequest(
-        f"Invalid content block '{param}': a {quote(block.type)} block is not allowed here. The model reads only text.",
-        param=param,
+    if getattr(block, missing) is None:
+        return InvalidRequest(f"Missing required parameter: '{param}.{missing}'.", param=f"{param}.{missing}")
+    return InvalidRequest(
+        f"Invalid content block '{param}': a {quote(block.type)} block is not allowed here.", param=param
     )
 
 
-def _tool(tool: AnthropicTool, param: str) -> Tool:
-    if tool.type not in (None, "custom"):
-        raise UnsupportedParameter(
-            f"Unsupported value for '{param}.type': {quote(tool.type)}; only tools that the client runs are supported.",
-            param=f"{param}.type",
+def _document(block: ContentBlock, param: str, *, is_newest: bool) -> str:
+    """The text of a document with its title. A PDF is left out or refused."""
+    match block.source:
+        case {"type": "text", "data": str(text)}:
+            pass
+        case {"type": "content", "content": content}:
+            check_depth(content, f"{param}.source.content")
+            try:
+                text = _plain(msgspec.convert(content, Content), f"{param}.source.content")
+            except msgspec.ValidationError as error:
+                param = f"{param}.source.content"
+                raise InvalidRequest(f"Invalid value for '{param}': {error}.", param=param) from None
+        case _:
+            return omitted(block.type, param, is_newest=is_newest)
+    return f"{block.title}\n{text}" if block.title else text
+
+
+def _plain(content: Content, param: str) -> str:
+    """The text blocks inside a document or a search result, which have nothing else."""
+    blocks = list(_blocks(content, param))
+    for path, block in blocks:
+        if block.text is None:
+            note_ignored(path, block.type)
+    return "\n".join(block.text for _, block in blocks if block.text is not None)
+
+
+def _content_of(block: ContentBlock, param: str) -> Content:
+    if isinstance(block.content, dict):
+        param = f"{param}.content"
+        raise InvalidRequest(f"Invalid value for '{param}': expected a text or a list of blocks.", param=param)
+    return block.content or ""
+
+
+def _is_own(tool: AnthropicTool) -> bool:
+    """True for a tool that the client describes."""
+    return tool.type in (None, "custom")
+
+
+def _tools(tools: Sequence[AnthropicTool]) -> Iterator[Tool]:
+    for index, tool in enumerate(tools):
+        param = f"tools.{index}"
+        if not _is_own(tool):
+            note_ignored(param, tool.type or "")
+            continue
+        name, schema = required(tool.name, f"{param}.name"), required(tool.input_schema, f"{param}.input_schema")
+        yield function_tool(
+            name, description=tool.description, parameters=schema, strict=tool.strict, param=f"{param}.input_schema"
         )
-    param = f"{param}.input_schema"
-    schema = required(tool.input_schema, param)
-    return function_tool(tool.name, description=tool.description, parameters=schema, strict=tool.strict, param=param)
 
 
-def _tool_choice(choice: AnthropicToolChoice, tools: tuple[Tool, ...]) -> ToolChoice:
-    parallel = not choice.disable_parallel_tool_use
+def _tool_choice(choice: AnthropicToolChoice, tools: tuple[Tool, ...], left_out: Set[str]) -> ToolChoice:
+    names: tuple[str, ...] = ()
     match choice.type:
         case "any":
-            return tool_choice_of("required", (), tools, parallel=parallel)
+            mode: Mode = "required"
         case "tool":
-            return tool_choice_of("required", (required(choice.name, "tool_choice.name"),), tools, parallel=parallel)
-        case mode:
-            return tool_choice_of(mode, (), tools, parallel=parallel)
+            mode, names = "required", (required(choice.name, "tool_choice.name"),)
+        case "auto" | "none":
+            mode = choice.type
+    return tool_choice_of(mode, names, tools, parallel=not choice.disable_parallel_tool_use, left_out=left_out)
 
 
 def _effort(request: CountTokensRequest) -> str | None:

@@ -34,7 +34,11 @@ class ContentBlock(Struct, kw_only=True):
     input: Json | None = None
     # tool_result
     tool_use_id: str | None = None
-    content: str | list[ContentBlock] | None = None
+    content: str | list[ContentBlock] | Json | None = None
+    # document, search_result, tool_reference
+    source: str | Json | None = None
+    title: str | None = None
+    tool_name: str | None = None
 
 
 class InputMessage(Struct, kw_only=True):
@@ -43,7 +47,9 @@ class InputMessage(Struct, kw_only=True):
 
 
 class AnthropicTool(Struct, kw_only=True):
-    name: ToolName
+    """A tool of the client, or one that Anthropic defines: its `type` has a date, and it is left out."""
+
+    name: ToolName | None = None
     type: str | None = None
     description: str | None = None
     input_schema: Json | None = None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import UNSET
 
 from gateway.config.tables import Defaults
-from gateway.errors import InvalidRequest
 from gateway.generation import Chat, Generation, Grammar, Message, Prompt, Text, ToolCall, ToolChoice
 from gateway.routes.ollama_api.wire import (
     OllamaCall,
@@ -21,7 +20,7 @@ from gateway.routes.ollama_api.wire import (
     Options,
 )
 from gateway.routes.openai_api.parse_tools import tools_of
-from gateway.routes.parse import limit_of, refuse_parameters, schema_grammar, stop_of
+from gateway.routes.parse import limit_of, omitted, refuse_parameters, schema_grammar, stop_of
 from gateway.sampling import sampling_of
 from gateway.server.body import check_depth
 
@@ -93,18 +92,20 @@ def _effort(request: OllamaRequest) -> str | None:
             return effort
 
 
-def _messages(messages: Iterable[OllamaMessage]) -> Iterator[Message]:
+def _messages(messages: Sequence[OllamaMessage]) -> Iterator[Message]:
     """A call without an id gets one. A result without an id gets that of the first call without a result."""
     unanswered: deque[str] = deque()
+    newest = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
     for index, message in enumerate(messages):
+        content = message.content
         if message.images:
-            param = f"messages.{index}.images"
-            raise InvalidRequest(f"Invalid value for '{param}': the model reads only text.", param=param)
+            image = omitted("image", f"messages.{index}.images", is_newest=index == newest)
+            content = f"{image}\n{content}" if content else image
         calls = tuple(_call(call, index, position) for position, call in enumerate(message.tool_calls or ()))
         unanswered.extend(call.id for call in calls)
         yield Message(
             role=message.role,
-            content=message.content if message.content or not calls else None,
+            content=content if content or not calls else None,
             reasoning=message.thinking,
             name=message.tool_name,
             tool_calls=calls,

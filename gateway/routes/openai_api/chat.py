@@ -25,5 +25,5 @@ async def chat_completions(request: HttpRequest) -> ASGIApp:
     defaults = router_of(request).defaults_for(body.model)
     id = f"chatcmpl-{request_number(request.scope)}"
     generation = await by_size(request, chat_generation, body, defaults, id=id)
-    rendering = ChatRendering(generation, with_usage=wants_usage(body))
+    rendering = ChatRendering(generation, with_usage=wants_usage(body), with_functions=bool(body.functions))
     return await answer(request, generation, rendering, stream=bool(body.stream))

@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from litestar import get
 from litestar.params import FromPath
 from litestar.types import ASGIApp
+from msgspec import UNSET, Struct, UnsetType
 
 from gateway.errors import ModelNotFound
 from gateway.lanes.router import ModelInfo
-from gateway.routes.openai_api.wire import ModelCard, ModelList
 from gateway.routes.respond import json_response
 from gateway.server.openapi_operation import openapi_opt
 from gateway.server.request import HttpRequest, router_of
+
+
+class ModelCard(Struct, kw_only=True):
+    """One entry of /v1/models. The fields after `owned_by` are not OpenAI's; editors read the context length."""
+
+    id: str
+    created: int
+    owned_by: str
+    context_length: int
+    runtime: str
+    device: str
+    state: str
+    capabilities: tuple[str, ...]
+    object: Literal["model"] = "model"
+    root: str | UnsetType = UNSET  # only for an alias: the model's name
+    detail: str | UnsetType = UNSET  # only if the model is not ready, or slow for a known reason: one line
+    cpu_nodes: int | UnsetType = UNSET  # the nodes of the graphs that run on the CPU; only if the model is loaded
+    tokens_per_s: float | UnsetType = UNSET  # in recent answers, of device time; only if it is measured
+    published_tokens_per_s: float | UnsetType = UNSET  # of this model on this machine's NPU; only if it is known
+    speed: str | UnsetType = UNSET  # both for a person: "19.7 tokens/s, 93 % of 21.2"
+
+
+class ModelList(Struct, kw_only=True):
+    data: list[ModelCard]
+    object: Literal["list"] = "list"
 
 
 @get(["/v1/models", "/models"], opt=openapi_opt("List the models and their aliases", reply=ModelList))

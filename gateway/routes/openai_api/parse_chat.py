@@ -1,9 +1,13 @@
 """A `ChatRequest` becomes a `Generation`: defaults applied, contradictions refused.
 
-Messages: text parts are joined, the role "developer" becomes "system", images are refused.
+Messages: text parts are joined, the role "developer" becomes "system", an image is refused or becomes a short text.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
 
 from gateway.config.tables import Defaults
 from gateway.errors import InvalidRequest, UnsupportedParameter
@@ -12,7 +16,7 @@ from gateway.routes.openai_api.parse import check_stream_options, is_background,
 from gateway.routes.openai_api.parse_grammar import grammar_of
 from gateway.routes.openai_api.parse_tools import chat_tool_choice, tools_of
 from gateway.routes.openai_api.wire import ChatMessage, ChatRequest, ContentPart
-from gateway.routes.parse import limit_of, not_text, refuse_parameters, required, stop_of
+from gateway.routes.parse import limit_of, omitted, required, stop_of
 from gateway.sampling import sampling_of
 from gateway.server.body import check_depth
 
@@ -49,58 +53,86 @@ def _limit(request: ChatRequest, defaults: Defaults) -> tuple[int, bool]:
 
 def chat_of(request: ChatRequest) -> Chat:
     check_depth(request.chat_template_kwargs, "chat_template_kwargs")
-    tools = tools_of(request.tools)
+    tools = tools_of(request.tools, request.functions)
     return Chat(
         messages=messages_of(request.messages),
         tools=tools,
-        tool_choice=chat_tool_choice(request.tool_choice, tools, parallel=request.parallel_tool_calls is not False),
+        tool_choice=chat_tool_choice(request, tools),
         reasoning_effort=request.reasoning_effort,
         template_kwargs=request.chat_template_kwargs or {},
     )
 
 
 def messages_of(messages: list[ChatMessage]) -> tuple[Message, ...]:
-    return tuple(_message(message, f"messages.{index}") for index, message in enumerate(messages))
+    """Raises InvalidRequest for an image in the newest message of the user. An older one becomes a short text."""
+    newest = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
+    made: list[Message] = []
+    call_id = ""  # of the newest call in the older form, whose result has no id
+    for index, message in enumerate(messages):
+        if message.function_call is not None:
+            call_id = f"call_{index}"
+        made.append(_message(message, f"messages.{index}", call_id, is_newest=index == newest))
+    return tuple(made)
 
 
-def text_of(content: str | list[ContentPart] | None, param: str) -> str:
+def text_of(content: str | list[ContentPart] | None, param: str, *, is_newest: bool = True) -> str:
     """The text of a string or of a list of text parts, one line for each part.
 
-    Raises InvalidRequest for None and for any other part, with its path as `param` ("messages.0.content.1").
+    Raises InvalidRequest for None, with its path as `param` ("messages.0.content.1"); see `omitted` for other parts.
     """
     if isinstance(content, str):
         return content
-    return "\n".join(_part(part, f"{param}.{index}") for index, part in enumerate(required(content, param)))
+    parts = enumerate(required(content, param))
+    return "\n".join(_part(part, f"{param}.{index}", is_newest=is_newest) for index, part in parts)
 
 
-def _message(message: ChatMessage, param: str) -> Message:
-    if message.role == "tool":
-        required(message.tool_call_id, f"{param}.tool_call_id")
-    return Message(
-        role="system" if message.role == "developer" else message.role,
-        content=_content(message, param),
-        reasoning=message.reasoning_content or message.reasoning,
-        name=message.name,
-        tool_calls=tuple(
-            ToolCall(call.id, call.function.name, call.function.arguments or "{}") for call in message.tool_calls or ()
-        ),
-        tool_call_id=message.tool_call_id,
-    )
+def _message(message: ChatMessage, param: str, call_id: str, *, is_newest: bool) -> Message:
+    content = _content(message, param, is_newest=is_newest)
+    match message.role:
+        case "tool":
+            id = required(message.tool_call_id, f"{param}.tool_call_id")
+            return Message(role="tool", content=content, name=message.name, tool_call_id=id)
+        case "function":
+            return Message(role="tool", content=content, name=message.name, tool_call_id=call_id or "call_0")
+        case "developer":
+            return Message(role="system", content=content, name=message.name)
+        case role:
+            return Message(
+                role=role,
+                content=content,
+                reasoning=message.reasoning_content or message.reasoning,
+                name=message.name,
+                tool_calls=tuple(_calls(message, param, call_id)),
+            )
 
 
-def _content(message: ChatMessage, param: str) -> str | None:
+def _calls(message: ChatMessage, param: str, call_id: str) -> Iterator[ToolCall]:
+    for index, call in enumerate(message.tool_calls or ()):
+        if call.custom is not None and call.function is None:
+            arguments = msgspec.json.encode({"input": call.custom.input or ""}).decode()
+            yield ToolCall(call.id, call.custom.name, arguments)
+        else:
+            function = required(call.function, f"{param}.tool_calls.{index}.function")
+            yield ToolCall(call.id, function.name, function.arguments or "{}")
+    if message.function_call is not None:
+        yield ToolCall(call_id, message.function_call.name, message.function_call.arguments or "{}")
+
+
+def _content(message: ChatMessage, param: str, *, is_newest: bool) -> str | None:
     if message.content is None and message.role == "assistant":
         return message.refusal
-    return text_of(message.content, f"{param}.content")
+    if message.content is None and message.role == "function":
+        return ""
+    return text_of(message.content, f"{param}.content", is_newest=is_newest)
 
 
-def _part(part: ContentPart, param: str) -> str:
+def _part(part: ContentPart, param: str, *, is_newest: bool) -> str:
     match part.type:
-        case "text":
+        case "text" | "input_text" | "output_text":
             return required(part.text, f"{param}.text")
         case "refusal":
             return required(part.refusal, f"{param}.refusal")
-    raise not_text(part.type, param)
+    return omitted(part.type, param, is_newest=is_newest)
 
 
 def _logprobs(request: ChatRequest) -> int | None:
@@ -112,14 +144,6 @@ def _logprobs(request: ChatRequest) -> int | None:
 
 
 def _refuse_unsupported(request: ChatRequest) -> None:
-    refuse_parameters(
-        [
-            ("functions", request.functions, "send 'tools'"),
-            ("function_call", request.function_call, "send 'tool_choice'"),
-            ("web_search_options", request.web_search_options, "the gateway does not search the web"),
-            ("audio", request.audio, "the model writes only text"),
-        ]
-    )
     if set(request.modalities or ()) - {"text"}:
         raise UnsupportedParameter(
             "Unsupported value for 'modalities': the model writes only text.", param="modalities"

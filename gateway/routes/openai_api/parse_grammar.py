@@ -58,7 +58,10 @@ def _response_format(format: ResponseFormat) -> Constraints:
         case "json_schema":
             json_schema = required(format.json_schema, "response_format.json_schema")
             param = "response_format.json_schema.schema"
-            yield "response_format", schema_grammar(required(json_schema.schema, param), param)
+            yield (
+                "response_format",
+                schema_grammar(required(json_schema.schema, param), param, is_strict=bool(json_schema.strict)),
+            )
         case kind:
             raise unknown_format(kind, "response_format.type")
 

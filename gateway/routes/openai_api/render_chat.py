@@ -14,6 +14,7 @@ from gateway.generation import (
     ChoiceFinished,
     Event,
     Finished,
+    FinishReason,
     Generation,
     ReasoningDelta,
     TextDelta,
@@ -42,15 +43,21 @@ from gateway.server.sse import DONE, MEDIA_TYPE, frame
 
 
 class ChatRendering:
-    """See `respond.Rendering`. `with_usage`: the stream ends with a chunk that has the token counts."""
+    """See `respond.Rendering`.
+
+    Args:
+        with_usage: the stream ends with a chunk that has the token counts.
+        with_functions: the request has the older `functions`, so the call is also in `function_call`.
+    """
 
     media_type = MEDIA_TYPE
 
-    def __init__(self, generation: Generation, *, with_usage: bool = False) -> None:
+    def __init__(self, generation: Generation, *, with_usage: bool = False, with_functions: bool = False) -> None:
         self._id = generation.id
         self._created = int(time.time())
         self._with_logprobs = generation.logprobs is not None
         self._with_usage = with_usage
+        self._with_functions = with_functions
         self._with_role: set[int] = set()  # choices whose role was sent
 
     def whole(self, model: str, collected: Collected) -> ChatCompletion:
@@ -72,10 +79,17 @@ class ChatRendering:
             content=choice.text if choice.text or not calls else None,
             reasoning_content=choice.reasoning or UNSET,
             tool_calls=calls or UNSET,
+            function_call=calls[0].function if calls and self._with_functions else UNSET,
         )
         return Choice(
-            index=index, message=message, finish_reason=choice.reason, logprobs=self._logprobs(choice.logprobs)
+            index=index,
+            message=message,
+            finish_reason=self._reason(choice.reason),
+            logprobs=self._logprobs(choice.logprobs),
         )
+
+    def _reason(self, reason: FinishReason) -> str:
+        return "function_call" if reason == "tool_calls" and self._with_functions else reason
 
     def pieces(self, model: str, event: Event) -> Iterator[bytes]:
         match event:
@@ -90,10 +104,12 @@ class ChatRendering:
             case ToolCallDelta():
                 yield from self._role(model, event.choice)
                 for call in call_pieces(event):
-                    yield self._chunk(model, ChunkChoice(index=event.choice, delta=Delta(tool_calls=[call])))
+                    older = call.function if self._with_functions else UNSET
+                    delta = Delta(tool_calls=[call], function_call=older)
+                    yield self._chunk(model, ChunkChoice(index=event.choice, delta=delta))
             case ChoiceFinished(reason, choice):
                 yield from self._role(model, choice)
-                yield self._chunk(model, ChunkChoice(index=choice, delta=Delta(), finish_reason=reason))
+                yield self._chunk(model, ChunkChoice(index=choice, delta=Delta(), finish_reason=self._reason(reason)))
             case Finished():
                 if self._with_usage:
                     yield self._chunk(model, usage=event.usage)

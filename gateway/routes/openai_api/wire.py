@@ -1,4 +1,4 @@
-"""OpenAI's wire format of chats and models, as msgspec structs with OpenAI's field names.
+"""OpenAI's wire format of chats, as msgspec structs with OpenAI's field names.
 
 Requests: unknown fields are ignored, null means absent, ranges are part of the type, so the decoder enforces them.
 Replies: a field that is sometimes omitted has the type `... | UnsetType`, one that can be null `... | None`.
@@ -6,7 +6,7 @@ Replies: a field that is sometimes omitted has the type `... | UnsetType`, one t
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -108,15 +108,23 @@ class FunctionCall(Struct, kw_only=True):
     arguments: str | None = None
 
 
+class CustomCall(Struct, kw_only=True):
+    """A call of a tool whose input is any text."""
+
+    name: str
+    input: str | None = None
+
+
 class CallMade(Struct, kw_only=True):
     """A tool call in an assistant message that the client sends back."""
 
     id: str
-    function: FunctionCall
+    function: FunctionCall | None = None
+    custom: CustomCall | None = None
 
 
 class ChatMessage(Struct, kw_only=True):
-    role: Literal["developer", "system", "user", "assistant", "tool"]
+    role: Literal["developer", "system", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
     name: str | None = None
     refusal: str | None = None
@@ -124,6 +132,7 @@ class ChatMessage(Struct, kw_only=True):
     reasoning: str | None = None  # another name of `reasoning_content`, which some servers use
     tool_calls: list[CallMade] | None = None
     tool_call_id: str | None = None
+    function_call: FunctionCall | None = None  # the older form of `tool_calls`
 
 
 class FunctionDefinition(Struct, kw_only=True):
@@ -143,7 +152,8 @@ class FunctionName(Struct, kw_only=True):
 
 
 class AllowedTool(Struct, kw_only=True):
-    function: FunctionName
+    type: str = "function"
+    function: FunctionName | None = None
 
 
 class AllowedTools(Struct, kw_only=True):
@@ -152,9 +162,9 @@ class AllowedTools(Struct, kw_only=True):
 
 
 class NamedChoice(Struct, kw_only=True):
-    """`{"type": "function", ...}` or `{"type": "allowed_tools", ...}`."""
+    """`{"type": "function", ...}`, `{"type": "allowed_tools", ...}`, or the type of a tool that is left out."""
 
-    type: Literal["function", "allowed_tools"]
+    type: str
     function: FunctionName | None = None
     allowed_tools: AllowedTools | None = None
 
@@ -177,11 +187,9 @@ class ChatRequest(GenerationFields, kw_only=True):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     chat_template_kwargs: Json | None = None
     modalities: list[str] | None = None
-    # not supported: an error that names the field if it is set
-    audio: Any = None
-    functions: Any = None
-    function_call: Any = None
-    web_search_options: Any = None
+    # the older form of `tools` and `tool_choice`
+    functions: Annotated[list[FunctionDefinition], Meta(max_length=MAX_TOOLS)] | None = None
+    function_call: Literal["none", "auto"] | FunctionName | None = None
 
 
 # ---- replies -------------------------------------------------------------------------------------------------------
@@ -232,6 +240,7 @@ class ReplyMessage(Struct, kw_only=True):
     refusal: None = None
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[CallPiece] | UnsetType = UNSET
+    function_call: FunctionPiece | UnsetType = UNSET  # of a request with `functions`
 
 
 class Choice(Struct, kw_only=True):
@@ -256,6 +265,7 @@ class Delta(Struct, kw_only=True):
     content: str | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[CallPiece] | UnsetType = UNSET
+    function_call: FunctionPiece | UnsetType = UNSET
 
 
 class ChunkChoice(Struct, kw_only=True):
@@ -273,28 +283,3 @@ class ChatCompletionChunk(Struct, kw_only=True):
     system_fingerprint: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     usage: CompletionUsage | UnsetType | None = UNSET
-
-
-class ModelCard(Struct, kw_only=True):
-    """One entry of /v1/models. The fields after `owned_by` are not OpenAI's; editors read the context length."""
-
-    id: str
-    created: int
-    owned_by: str
-    context_length: int
-    runtime: str
-    device: str
-    state: str
-    capabilities: tuple[str, ...]
-    object: Literal["model"] = "model"
-    root: str | UnsetType = UNSET  # only for an alias: the model's name
-    detail: str | UnsetType = UNSET  # only if the model is not ready, or slow for a known reason: one line
-    cpu_nodes: int | UnsetType = UNSET  # the nodes of the graphs that run on the CPU; only if the model is loaded
-    tokens_per_s: float | UnsetType = UNSET  # in recent answers, of device time; only if it is measured
-    published_tokens_per_s: float | UnsetType = UNSET  # of this model on this machine's NPU; only if it is known
-    speed: str | UnsetType = UNSET  # both for a person: "19.7 tokens/s, 93 % of 21.2"
-
-
-class ModelList(Struct, kw_only=True):
-    data: list[ModelCard]
-    object: Literal["list"] = "list"

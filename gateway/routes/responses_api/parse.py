@@ -57,7 +57,7 @@ def _grammar(request: ResponsesRequest) -> Grammar | None:
             return Grammar(kind="json_object", param="text.format")
         case "json_schema":
             param = "text.format.schema"
-            return schema_grammar(required(format.schema, param), param)
+            return schema_grammar(required(format.schema, param), param, is_strict=bool(format.strict))
         case kind:
             raise unknown_format(kind, "text.format.type")
 

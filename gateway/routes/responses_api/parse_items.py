@@ -1,17 +1,21 @@
-"""The items of a Responses request become the engine's messages. Content that is not text is refused."""
+"""The items of a Responses request become the engine's messages. What the model cannot read is left out or refused."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, cast, get_args
 
+import msgspec
 from msgspec.structs import replace
 
-from gateway.errors import InvalidRequest, NotFound, PreviousResponseNotFound, UnsupportedParameter, quote
-from gateway.generation import Message, ToolCall
-from gateway.routes.parse import not_text, required
+from gateway.errors import InvalidRequest, NotFound, PreviousResponseNotFound, quote
+from gateway.generation import Message, Role, ToolCall
+from gateway.routes.parse import omitted, required
 from gateway.routes.responses_api.parse_tools import full_name
 from gateway.routes.responses_api.store import ConversationItem, ResponseStore
 from gateway.routes.responses_api.wire import InputItem, InputPart, InputRole, ResponsesRequest
+from gateway.server.body import check_depth
+from gateway.server.ignored import note_ignored
 
 LocatedItem = tuple[str, ConversationItem]  # the item's path in the request ("input.0"), and the item
 
@@ -81,11 +85,18 @@ def _referenced(item: InputItem, param: str, store: ResponseStore, owner: str) -
 
 
 def messages_of(items: Iterable[LocatedItem]) -> list[Message]:
-    """The reasoning, text and calls of one assistant turn are separate items; a chat template needs one message."""
+    """The reasoning, text and calls of one assistant turn are separate items; a chat template needs one message.
+
+    Raises InvalidRequest for an image in the newest message of the user. An older one becomes a short text.
+    """
+    located = list(items)
+    newest = max((index for index, (_, item) in enumerate(located) if item.item.role == "user"), default=-1)
     turns: list[list[Message]] = []
-    for param, item in items:
-        message = _message(item.item, param)
-        if turns and _continues(turns[-1], message):
+    for index, (param, item) in enumerate(located):
+        message = _message(item.item, param, is_newest=index == newest)
+        if message is None:
+            note_ignored(param, item.item.type or "")
+        elif turns and _continues(turns[-1], message):
             turns[-1].append(message)
         else:
             turns.append([message])
@@ -93,28 +104,65 @@ def messages_of(items: Iterable[LocatedItem]) -> list[Message]:
     return [message for message in merged if not _is_reasoning(message)]
 
 
-def _message(item: InputItem, param: str) -> Message:
-    """One item as a separate message. A reasoning item becomes an assistant message with only `reasoning`."""
+def _message(item: InputItem, param: str, *, is_newest: bool) -> Message | None:
+    """One item as a separate message. A reasoning item becomes an assistant message with only `reasoning`.
+
+    None: an item of a tool that another server ran, or of an unknown type.
+    """
     match item.type:
         case None | "message":
-            role: InputRole = required(item.role, f"{param}.role")
-            content = _text(item.content, f"{param}.content")
-            return Message(role="system" if role == "developer" else role, content=content)
+            role = required(item.role, f"{param}.role")
+            if role not in get_args(InputRole):
+                raise InvalidRequest(f"Invalid value for '{param}.role': {quote(role)}.", param=f"{param}.role")
+            content = _text(item.content, f"{param}.content", is_newest=is_newest)
+            return Message(role="system" if role == "developer" else cast(Role, role), content=content)
         case "function_call":
             call_id, name = required(item.call_id, f"{param}.call_id"), required(item.name, f"{param}.name")
-            call = ToolCall(call_id, full_name(item.namespace, name), item.arguments or "{}")
+            call = ToolCall(call_id, full_name(item.namespace, name), _arguments(item, f"{param}.arguments"))
             return Message(role="assistant", tool_calls=(call,))
         case "function_call_output":
-            text = _text(item.output, f"{param}.output")
+            text = _text(required(item.output, f"{param}.output"), f"{param}.output")
             return Message(role="tool", content=text, tool_call_id=required(item.call_id, f"{param}.call_id"))
         case "reasoning":
-            reasoning = _text(item.content or item.summary or "", f"{param}.content")
-            return Message(role="assistant", reasoning=reasoning)
-    raise UnsupportedParameter(
-        f"Unsupported value for '{param}.type': {quote(item.type)}; the gateway supports messages, function calls, "
-        "their outputs and reasoning.",
-        param=f"{param}.type",
+            return Message(role="assistant", reasoning=_reasoning(item, param))
+        case str(kind) if item.call_id is not None and kind.endswith("_call"):
+            return _other_call(item, kind, param)
+        case str(kind) if item.call_id is not None and kind.endswith("_output"):
+            return Message(role="tool", content=_output(item.output, param), tool_call_id=item.call_id)
+    return None
+
+
+def _reasoning(item: InputItem, param: str) -> str:
+    content = item.content or item.summary or ""
+    return _text(content, f"{param}.content")
+
+
+def _arguments(item: InputItem, param: str) -> str:
+    if isinstance(item.arguments, dict):
+        check_depth(item.arguments, param)
+        return msgspec.json.encode(item.arguments).decode()
+    return item.arguments or "{}"
+
+
+def _other_call(item: InputItem, kind: str, param: str) -> Message:
+    """A call of a tool that is no function, and that the client ran: a shell, a patch, any text as input."""
+    sent = {"input": item.input, "action": item.action, "operation": item.operation, "arguments": item.arguments}
+    arguments = {name: value for name, value in sent.items() if value is not None}
+    check_depth(arguments, param)
+    name = item.name or kind.removesuffix("_call")
+    return Message(
+        role="assistant", tool_calls=(ToolCall(item.call_id or "", name, msgspec.json.encode(arguments).decode()),)
     )
+
+
+def _output(output: Any, param: str) -> str:
+    """The output of this kind of call: its text, or JSON without what is an image."""
+    if isinstance(output, str):
+        return output
+    if isinstance(output, dict) and "image_url" in output:
+        return omitted(str(output.get("type", "image")), f"{param}.output")
+    check_depth(output, f"{param}.output")
+    return msgspec.json.encode(output).decode()
 
 
 def _continues(turn: list[Message], message: Message) -> bool:
@@ -137,15 +185,22 @@ def _is_reasoning(message: Message) -> bool:
     return message.role == "assistant" and message.content is None and not message.tool_calls
 
 
-def _text(content: str | list[InputPart] | None, param: str) -> str:
+def _text(content: Any, param: str, *, is_newest: bool = False) -> str:
+    """`content`: a text or parts, decoded or not."""
     if isinstance(content, str):
         return content
-    return "\n".join(_part(part, f"{param}.{index}") for index, part in enumerate(required(content, param)))
+    if isinstance(content, dict):
+        raise InvalidRequest(f"Invalid value for '{param}': expected a text or a list of parts.", param=param)
+    try:
+        parts = msgspec.convert(required(content, param), list[InputPart])
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"Invalid value for '{param}': {error}.", param=param) from None
+    return "\n".join(_part(part, f"{param}.{index}", is_newest=is_newest) for index, part in enumerate(parts))
 
 
-def _part(part: InputPart, param: str) -> str:
+def _part(part: InputPart, param: str, *, is_newest: bool) -> str:
     if part.type in _TEXT_PARTS:
         return required(part.text, f"{param}.text")
     if part.type == "refusal":
         return required(part.refusal, f"{param}.refusal")
-    raise not_text(part.type, param)
+    return omitted(required(part.type or None, f"{param}.type"), param, is_newest=is_newest)

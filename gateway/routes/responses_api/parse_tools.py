@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gateway.generation import Tool, ToolChoice
-from gateway.routes.parse import Mode, check_function_type, function_tool, required, tool_choice_of
-from gateway.routes.responses_api.wire import ResponsesRequest, ResponseTool, ResponseToolChoice, ToolName
+from gateway.routes.parse import Mode, function_tool, is_function, required, tool_choice_of
+from gateway.routes.responses_api.wire import ResponsesRequest, ResponseTool, ResponseToolChoice
 
 
 def full_name(namespace: str | None, name: str) -> str:
@@ -17,16 +17,21 @@ def full_name(namespace: str | None, name: str) -> str:
 def tools_of(tools: list[ResponseTool]) -> Iterator[Tool]:
     for index, tool in enumerate(tools):
         param = f"tools.{index}"
-        if tool.type != "namespace":
-            yield _tool(tool, param)
-            continue
-        namespace = required(tool.name, f"{param}.name")
-        for inner_index, inner in enumerate(required(tool.tools or None, f"{param}.tools")):
-            yield _tool(inner, f"{param}.tools.{inner_index}", namespace)
+        if tool.type == "namespace":
+            namespace = required(tool.name, f"{param}.name")
+            for inner_index, inner in enumerate(tool.tools or ()):
+                yield from _tool(inner, f"{param}.tools.{inner_index}", namespace)
+        else:
+            yield from _tool(tool, param)
 
 
-def _tool(tool: ResponseTool, param: str, namespace: str | None = None) -> Tool:
-    check_function_type(tool.type, param)
+def _tool(tool: ResponseTool, param: str, namespace: str | None = None) -> Iterator[Tool]:
+    """A function; nothing for another tool."""
+    if is_function(tool.type, param):
+        yield _function(tool, param, namespace)
+
+
+def _function(tool: ResponseTool, param: str, namespace: str | None) -> Tool:
     return function_tool(
         full_name(namespace, required(tool.name, f"{param}.name")),
         description=tool.description,
@@ -39,18 +44,20 @@ def _tool(tool: ResponseTool, param: str, namespace: str | None = None) -> Tool:
 def response_tool_choice(request: ResponsesRequest, tools: tuple[Tool, ...]) -> ToolChoice:
     choice = request.tool_choice
     mode, names = _named(choice) if isinstance(choice, ResponseToolChoice) else (choice or "auto", ())
-    return tool_choice_of(mode, names, tools, parallel=request.parallel_tool_calls is not False)
+    left_out = frozenset(tool.name or tool.type for tool in request.tools or () if tool.type != "function")
+    parallel = request.parallel_tool_calls is not False
+    return tool_choice_of(mode, names, tools, parallel=parallel, left_out=left_out)
 
 
 def _named(choice: ResponseToolChoice) -> tuple[Mode, tuple[str, ...]]:
     if choice.type == "allowed_tools":
-        allowed = required(choice.tools, "tool_choice.tools")
+        allowed = list(enumerate(required(choice.tools, "tool_choice.tools")))
         mode: Mode = required(choice.mode, "tool_choice.mode")
-        return mode, tuple(_allowed(tool, f"tool_choice.tools.{index}") for index, tool in enumerate(allowed))
-    check_function_type(choice.type, "tool_choice")
+        functions = [(tool, f"tool_choice.tools.{index}") for index, tool in allowed]
+        names = tuple(
+            required(tool.name, f"{param}.name") for tool, param in functions if is_function(tool.type, param)
+        )
+        return (mode, names) if names else ("none", ())
+    if not is_function(choice.type, "tool_choice"):
+        return "auto", ()
     return "required", (required(choice.name, "tool_choice.name"),)
-
-
-def _allowed(tool: ToolName, param: str) -> str:
-    check_function_type(tool.type, param)
-    return required(tool.name, f"{param}.name")

@@ -19,7 +19,7 @@ InputRole = Literal["user", "assistant", "system", "developer"]
 
 
 class InputPart(Struct, kw_only=True):
-    type: str
+    type: str = ""
     text: str | None = None
     refusal: str | None = None
 
@@ -33,15 +33,18 @@ class InputItem(Struct, kw_only=True):
     type: str | None = None
     id: str | None = None
     # message, reasoning
-    role: InputRole | None = None
-    content: str | list[InputPart] | None = None
+    role: str | None = None
+    content: str | list[InputPart] | Json | None = None
     summary: list[InputPart] | None = None
-    # function_call, function_call_output
+    # calls and their outputs
     call_id: str | None = None
     name: str | None = None
     namespace: str | None = None
-    arguments: str | None = None
-    output: str | list[InputPart] | None = None
+    arguments: str | Json | None = None
+    output: Any = None
+    input: str | None = None  # custom_tool_call
+    action: Any = None  # local_shell_call, shell_call, computer_call
+    operation: Any = None  # apply_patch_call
 
 
 class ResponseTool(Struct, kw_only=True):

@@ -149,7 +149,8 @@ class GrammarCompiler:
 
 def _refused(grammar: Grammar, reason: str) -> InvalidRequest:
     kind = "JSON schema" if grammar.kind == "json_schema" else f"{grammar.kind} grammar"
-    return InvalidRequest(f"The {kind} cannot be used: {reason}.", param=grammar.param)
+    what = f"'{grammar.param}'" if grammar.param == "tools" else f"The {kind}"
+    return InvalidRequest(f"{what} cannot be used: {reason}.", param=grammar.param)
 
 
 def _unavailable(error: SandboxUnavailable) -> Unavailable:

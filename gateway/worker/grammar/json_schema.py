@@ -10,8 +10,10 @@ before, and the reasons:
    schemas are combined, because a narrower schema could then contradict another one.
 3. Formats that the library does not know or checks loosely (29 February, second 60) become patterns. Formats that JSON
    Schema does not define are annotations, as in the standard.
-4. Keywords that the library would take and not enforce are refused: numbers with more digits than a double, and a
-   `minProperties` that repeated keys could satisfy.
+4. Keywords that the library would take and not enforce are refused: constants with more digits than a double, and a
+   `minProperties` that repeated keys could satisfy. Limits that it cannot hold become wider.
+5. `propertyNames` without a rule is left out, and one with a pattern or a list of names becomes `patternProperties` or
+   `properties`.
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ from typing import Any
 from urllib.parse import unquote
 
 from gateway.errors import LONGEST_QUOTE, quote
+from gateway.worker.grammar.loose_schema import without_idle_keywords
+from gateway.worker.grammar.numbers import with_wider_limits
 from gateway.worker.grammar.schema_shape import Path, Schema, SchemaError, check_shape, rewritten, subschemas
 
 #: The value of `x-guidance`: llguidance's compile options in a schema.
 OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
-_NUMBERS = ("const", "enum", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_NUMBERS = ("const", "enum", "multipleOf")
+_EXACT = 2**53  # integers up to it are doubles
 
 _LEAP_YEAR = r"(\d\d(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
 _YEAR = r"([1-9]\d{3}|0[1-9]\d\d|00[1-9]\d|000[1-9])"
@@ -87,8 +92,7 @@ def _is_combined(schema: Schema) -> bool:
 
 def _prepared(schema: Schema, *, close: bool) -> Schema:
     schema.pop("x-guidance", None)
-    if schema.get("uniqueItems") is False:
-        del schema["uniqueItems"]
+    schema = with_wider_limits(without_idle_keywords(schema))
     if "format" in schema:
         schema = _with_kept_format(schema)
     if close and _lists_its_properties(schema):
@@ -177,7 +181,9 @@ def _numbers(value: Any) -> Iterator[int | float]:
 
 
 def _is_exact(number: int | float) -> bool:
-    """True if the number is a double with at most 15 digits, as the library writes it."""
+    """True if the number is a double that the library writes with the same value."""
+    if isinstance(number, int) and abs(number) <= _EXACT:
+        return True
     try:
         return math.isfinite(number) and float(f"{number:.15g}") == number
     except OverflowError:

@@ -11,9 +11,11 @@ from typing import Any
 import llguidance
 from llguidance.gbnf_to_lark import any_to_lark
 
-from gateway.generation import Grammar
+from gateway.errors import quote
+from gateway.generation import TOOL, Grammar
 from gateway.worker.grammar.json_schema import OPTIONS, prepare
 from gateway.worker.grammar.library import readable
+from gateway.worker.grammar.loose_schema import loosened
 from gateway.worker.grammar.schema_shape import DEFINITIONS, Path, Schema, SchemaError, inner_schemas
 
 #: Without it, each mask computes the whole text that the grammar forces: see forced.py.
@@ -24,31 +26,48 @@ _SEARCH_S = 1.0  # of processor time, for the path of an error
 #: A string without its end is taken up to the end of its line, so that each character is read once.
 _LARK_TOKEN = re.compile(r'"(?:\\.|[^"\\\n])*+"?|//[^\n]*|#[^\n]*|/(?:\\.|[^/\\\n])++/?|(?P<json>%json)')
 
+#: Errors of a schema that is wrong, not only hard to enforce.
+_MISTAKE = re.compile(
+    r"Invalid type|Unsatisfiable|there is nothing|must be |is an object, not|expression is not supported: (?!look|back)"
+)
+
 #: The library's message for a grammar in its JSON; "" if the grammar compiles.
 CompileError = Callable[[str], str]
 
 
 def translate(grammar: Grammar, compile_error: CompileError) -> str:
     """The grammar in llguidance's JSON, compiled once. Raises SchemaError; in a schema, with the path of the part."""
-    schemas: list[Schema] = []
-    match grammar.kind:
-        case "json_object":
-            translated = _of_schema({"type": "object", "x-guidance": OPTIONS})
-        case "json_schema":
-            schemas = [prepare(_decoded(grammar.source))]
-            translated = _of_schema(schemas[0])
-        case "regex":
-            translated = _of_lark(_lark_of_regex(grammar.source))
-        case "lark":
-            source, schemas = with_prepared_schemas(_lark(grammar.source))
-            translated = _of_lark(source)
-    if message := compile_error(translated):
+    translated, schemas = _translated(grammar, None)
+    message = compile_error(translated)
+    if message and TOOL in grammar.source:  # the schema of a tool may be loosened
+        translated, schemas = _translated(grammar, compile_error)
+        message = compile_error(translated)
+    if message:
         raise _located(schemas, message, lambda schema: compile_error(_of_schema(schema)))
     return translated
 
 
-def with_prepared_schemas(source: str) -> tuple[str, list[Schema]]:
-    """A Lark grammar with each of its `%json` schemas prepared, and these schemas."""
+def _translated(grammar: Grammar, compile_error: CompileError | None) -> tuple[str, list[Schema]]:
+    """The grammar in llguidance's JSON, and its schemas. `compile_error`: see `with_prepared_schemas`."""
+    match grammar.kind:
+        case "json_object":
+            return _of_schema({"type": "object", "x-guidance": OPTIONS}), []
+        case "json_schema":
+            schema = _prepared(_decoded(grammar.source), compile_error)
+            return _of_schema(schema), [schema]
+        case "regex":
+            return _of_lark(_lark_of_regex(grammar.source)), []
+        case "lark":
+            source, schemas = with_prepared_schemas(_lark(grammar.source), compile_error)
+            return _of_lark(source), schemas
+
+
+def with_prepared_schemas(source: str, compile_error: CompileError | None = None) -> tuple[str, list[Schema]]:
+    """A Lark grammar with each of its `%json` schemas prepared, and these schemas.
+
+    Args:
+        compile_error: also compile each tool's schema, so that the error names the tool, or its schema is loosened.
+    """
     parts: list[str] = []
     schemas: list[Schema] = []
     done = position = 0
@@ -56,10 +75,40 @@ def with_prepared_schemas(source: str) -> tuple[str, list[Schema]]:
         position = found.end()
         if found["json"]:
             schema, end = _schema_at(source, position)
-            schemas.append(prepare(schema))
+            schemas.append(_prepared(schema, compile_error))
             parts += [source[done:position], " ", json.dumps(schemas[-1])]
             done = position = end
     return "".join([*parts, source[done:]]), schemas
+
+
+def _prepared(schema: Any, compile_error: CompileError | None) -> Schema:
+    """Raises SchemaError, with the name of the tool if it is a tool's schema."""
+    tool = schema.get(TOOL) if isinstance(schema, dict) else None
+    if not isinstance(tool, dict):
+        return prepare(schema)
+    own = {key: value for key, value in schema.items() if key != TOOL}
+    try:
+        return _checked(own, compile_error)
+    except SchemaError as error:
+        if tool.get("strict") or _MISTAKE.search(str(error)):
+            where = f"in the schema of the tool {quote(str(tool['name']))}, " if "name" in tool else ""
+            raise SchemaError(f"{where}{error}") from None
+    return prepare(loosened(own, lambda tried: _is_refused(tried, compile_error)))
+
+
+def _checked(schema: Schema, compile_error: CompileError | None) -> Schema:
+    prepared = prepare(schema)
+    if compile_error and (message := compile_error(_of_schema(prepared))):
+        raise locate(prepared, message, lambda part: compile_error(_of_schema(part)))
+    return prepared
+
+
+def _is_refused(schema: Schema, compile_error: CompileError | None) -> bool:
+    try:
+        _checked(schema, compile_error)
+    except SchemaError:
+        return True
+    return False
 
 
 def _located(schemas: list[Schema], message: str, error_of: Callable[[Schema], str]) -> SchemaError:

@@ -103,3 +103,72 @@ MESSAGES = st.fixed_dictionaries(
 def test_any_json_gives_a_generation_or_invalid_request(fields: Any, messages: Any) -> None:
     with suppress(InvalidRequest):
         assert isinstance(generation(**{"messages": messages, **fields}), Generation)
+
+
+CALL = {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f", "input": {}}]}
+PDF = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "AAAA"}}
+FOUND = {"type": "web_search_result", "url": "https://a.example", "title": "t", "encrypted_content": "AAAA"}
+
+
+@pytest.mark.parametrize(
+    ("block", "text"),
+    [
+        ({"type": "tool_reference", "tool_name": "Read"}, "[tool Read]"),
+        ({"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "abc"}}, "abc"),
+        ({"type": "document", "title": "T", "source": {"type": "text", "data": "abc"}, "context": "c"}, "T\nabc"),
+        ({"type": "document", "source": {"type": "content", "content": [{"type": "text", "text": "x"}]}}, "x"),
+        ({"type": "document", "source": {"type": "content", "content": "x"}}, "x"),
+        (PDF, "[document omitted: the model reads only text]"),
+        ({"type": "image", "source": {"type": "url", "url": "u"}}, "[image omitted: the model reads only text]"),
+        (
+            {"type": "search_result", "source": "s", "title": "t", "content": [{"type": "text", "text": "x"}]},
+            "t\ns\nx",
+        ),
+        ({"type": "container_upload", "file_id": "f"}, ""),
+        ({"type": "block_of_next_year", "content": {"a": 1}, "source": "x"}, ""),
+    ],
+)
+def test_block_of_a_tool_result_becomes_text_or_nothing(block: Any, text: str) -> None:
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [block]}
+    messages = messages_of({"role": "user", "content": "a"}, CALL, {"role": "user", "content": [result]})
+    assert messages[2:] == (Message(role="tool", content=text, tool_call_id="t"),)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "redacted_thinking", "data": "AAAA"},
+        {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {"query": "q"}},
+        {"type": "web_search_tool_result", "tool_use_id": "s", "content": [FOUND]},
+        {"type": "web_search_tool_result", "tool_use_id": "s", "content": {"type": "error", "error_code": "x"}},
+        {"type": "code_execution_tool_result", "tool_use_id": "s", "content": {"stdout": "1", "return_code": 0}},
+        {"type": "mcp_tool_use", "id": "s", "name": "n", "server_name": "m", "input": {}},
+        {"type": "mcp_tool_result", "tool_use_id": "s", "is_error": False, "content": [{"type": "text", "text": "x"}]},
+        {"type": "compaction", "content": "x"},
+    ],
+)
+def test_block_of_another_server_is_left_out_of_the_answer(block: Any) -> None:
+    answer = {"role": "assistant", "content": [block, {"type": "text", "text": "Yes."}]}
+    messages = messages_of({"role": "user", "content": "a"}, answer, {"role": "user", "content": "b"})
+    assert messages[1] == Message(role="assistant", content="Yes.")
+    alone = messages_of({"role": "user", "content": "a"}, {"role": "assistant", "content": [block]})
+    assert alone[1] == Message(role="assistant", content="")
+
+
+def test_document_of_the_newest_turn_is_read_if_it_is_text() -> None:
+    text = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "abc"}}
+    [message] = messages_of({"role": "user", "content": [text, {"type": "text", "text": "Sum up."}]})
+    assert message.content == "abc\nSum up."
+    with pytest.raises(InvalidRequest) as caught:
+        messages_of({"role": "user", "content": [PDF]})
+    assert caught.value.param == "messages.0.content.0"
+    earlier = messages_of({"role": "user", "content": [PDF]}, {"role": "user", "content": "And?"})
+    assert earlier[0].content == "[document omitted: the model reads only text]"
+
+
+def test_deep_document_is_refused() -> None:
+    content: Any = "x"
+    for _ in range(40):
+        content = [{"type": "document", "source": {"type": "content", "content": content}}]
+    with pytest.raises(InvalidRequest):
+        messages_of({"role": "user", "content": content})

@@ -105,7 +105,6 @@ DEEP = {"function": {"name": "f", "arguments": {"x": msgspec.json.decode(b"[" * 
         ("chat", {"messages": FRANCE, "options": {"temperature": "hot"}}, "options.temperature"),
         ("chat", {"messages": FRANCE, "format": "xml"}, "format"),
         ("chat", {"messages": [{"role": "assistant", "tool_calls": [DEEP]}]}, "tool_calls.0.function.arguments"),
-        ("chat", {"messages": FRANCE, "tools": [{"type": "browser"}]}, "tools.0.type"),
     ],
 )
 def test_invalid_field_is_400_with_its_name(http: httpx.Client, path: str, fields: Any, name: str) -> None:

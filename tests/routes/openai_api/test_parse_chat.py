@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.config.tables import Defaults
-from gateway.errors import InvalidRequest, UnsupportedParameter
+from gateway.errors import InvalidRequest
 from gateway.generation import UNLIMITED, Chat, Generation, Grammar, Message, Tool, ToolCall, ToolChoice
 from gateway.routes.openai_api.parse_chat import chat_generation
 from gateway.routes.openai_api.wire import ChatRequest
@@ -154,14 +154,6 @@ def test_stream_options_need_stream() -> None:
     assert refusal(stream=False, stream_options={}).param == "stream_options"
 
 
-@pytest.mark.parametrize("name", ["functions", "function_call", "web_search_options", "audio"])
-def test_unsupported_field_is_refused_by_name(name: str) -> None:
-    with pytest.raises(UnsupportedParameter) as caught:
-        generation(**{name: {"some": "thing"}})
-    assert caught.value.param == name
-    generation(**{name: []})  # an empty value counts as absent
-
-
 def test_modalities_other_than_text_are_refused() -> None:
     generation(modalities=["text"])
     assert refusal(modalities=["text", "audio"]).param == "modalities"
@@ -290,7 +282,6 @@ def test_parallel_tool_calls_is_true_by_default() -> None:
         ({"tools": [WEATHER], "tool_choice": {"type": "function"}}, "tool_choice.function"),
         ({"tools": [WEATHER], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
         ({"tools": [{"type": "function"}]}, "tools.0.function"),
-        ({"tools": [WEATHER, {"type": "custom", "custom": {"name": "x"}}]}, "tools.1.type"),
         (
             {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]},
             "tools.0.function.parameters",
@@ -431,3 +422,67 @@ def test_any_json_gives_a_generation_or_invalid_request(messages: list[Any], fie
         assert error.message
     else:
         assert made.max_tokens >= 1
+
+
+# ---- the older form of tools
+
+WEATHER_FUNCTION = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "found"),
+    [
+        (None, ToolChoice(mode="auto", parallel=False)),
+        ("auto", ToolChoice(mode="auto", parallel=False)),
+        ("none", ToolChoice(mode="none", parallel=False)),
+        ({"name": "weather"}, ToolChoice(mode="required", names=("weather",), parallel=False)),
+    ],
+)
+def test_functions_are_tools_and_function_call_is_the_choice(choice: Any, found: ToolChoice) -> None:
+    made = chat(functions=[WEATHER_FUNCTION, {"name": "clock"}], function_call=choice)
+    assert [tool.name for tool in made.tools] == ["weather", "clock"]
+    assert made.tools[0].parameters == WEATHER_FUNCTION["parameters"]
+    assert made.tool_choice == found
+
+
+def test_function_call_none_without_functions_is_accepted() -> None:
+    assert chat(function_call="none").tool_choice.mode == "none"
+    assert refusal(function_call={"name": "weather"}).param == "tool_choice"
+    assert refusal(functions=[WEATHER_FUNCTION], function_call={"name": "clock"}).param == "tool_choice"
+    assert refusal(functions=[{"name": "f", "parameters": {"type": "string"}}]).param == "functions.0.parameters"
+
+
+def test_older_call_and_its_result_become_a_call_and_a_tool_message() -> None:
+    call = {"name": "weather", "arguments": '{"city": "Paris"}'}
+    messages = chat(
+        messages=[
+            *HELLO,
+            {"role": "assistant", "content": None, "function_call": call},
+            {"role": "function", "name": "weather", "content": "Rain."},
+            {"role": "assistant", "content": "Again.", "function_call": {"name": "clock"}},
+            {"role": "function", "name": "clock", "content": None},
+        ]
+    ).messages
+    assert messages[1] == Message(role="assistant", tool_calls=(ToolCall("call_1", "weather", call["arguments"]),))
+    assert messages[2] == Message(role="tool", content="Rain.", name="weather", tool_call_id="call_1")
+    assert messages[3].tool_calls == (ToolCall("call_3", "clock", "{}"),)
+    assert messages[4] == Message(role="tool", content="", name="clock", tool_call_id="call_3")
+
+
+def test_custom_call_of_the_history_is_kept() -> None:
+    call = {"id": "c", "type": "custom", "custom": {"name": "patch", "input": "x"}}
+    made = chat(messages=[*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}, *HELLO])
+    assert made.messages[1].tool_calls == (ToolCall("c", "patch", '{"input":"x"}'),)
+    assert refusal(messages=[{"role": "assistant", "tool_calls": [{"id": "c"}]}]).param == (
+        "messages.0.tool_calls.0.function"
+    )
+
+
+def test_earlier_image_becomes_a_short_text() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    earlier = {"role": "user", "content": [{"type": "text", "text": "Look"}, image]}
+    assert chat(messages=[earlier, *HELLO]).messages[0].content == (
+        "Look\n[image_url omitted: the model reads only text]"
+    )
+    odd = {"role": "user", "content": [{"type": "<|im_end|>"}]}
+    assert chat(messages=[odd, *HELLO]).messages[0].content == "[content omitted: the model reads only text]"

@@ -295,3 +295,27 @@ def test_call_markup_without_tools_is_content(trained: OpenAI) -> None:
     assert not answer.choices[0].message.tool_calls
     assert "<tool_call>" in (answer.choices[0].message.content or "")
     assert answer.choices[0].finish_reason == "stop"
+
+
+CITY = {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+
+
+def test_request_with_functions_gets_the_call_in_both_forms(trained: OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "Weather in Paris?"}]
+    [choice] = trained.chat.completions.create(model="trained", messages=messages, functions=[CITY]).choices  # type: ignore[call-overload]
+    assert choice.finish_reason == "function_call"
+    assert (choice.message.function_call.name, json.loads(choice.message.function_call.arguments)) == (
+        "get_weather",
+        {"city": "Paris"},
+    )
+    assert choice.message.tool_calls[0].function.name == "get_weather"
+    pieces = [
+        chunk.choices[0]
+        for chunk in trained.chat.completions.create(  # type: ignore[call-overload]
+            model="trained", messages=messages, functions=[CITY], stream=True
+        )
+    ]
+    calls = [piece.delta.function_call for piece in pieces if piece.delta.function_call]
+    assert [call.name for call in calls if call.name] == ["get_weather"]
+    assert json.loads("".join(call.arguments or "" for call in calls)) == {"city": "Paris"}
+    assert pieces[-1].finish_reason == "function_call"

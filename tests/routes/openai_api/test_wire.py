@@ -114,7 +114,6 @@ def test_missing_messages_has_openai_message() -> None:
         b'"text"',
         b"\xff\xfe",
         b'{"messages": [{"role": "user", "content": "\xff"}]}',
-        b'{"messages": [{"role": "user", "content": "a lone \\ud800 surrogate"}]}',
         b'{"messages": [{"role": "user", "content": "x"}]} trailing',
         b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
         b'{"messages": [{"role": "user", "content": "x"}], "seed": ' + b"9" * 5000 + b"}",

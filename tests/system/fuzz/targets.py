@@ -71,12 +71,12 @@ def _messages(request: MessagesRequest) -> list[Generation]:
 
 def _ollama_chat(request: OllamaChatRequest) -> list[Generation]:
     prompt = ollama_parse.chat_of(request)
-    return [ollama_parse.generation_of(request, prompt, DEFAULTS, model="m", id="x")]
+    return [ollama_parse.generation_of(request, prompt, DEFAULTS, id="x")]
 
 
 def _ollama_generate(request: OllamaGenerateRequest) -> list[Generation]:
     prompt = ollama_parse.prompt_of(request)
-    return [ollama_parse.generation_of(request, prompt, DEFAULTS, model="m", id="x")]
+    return [ollama_parse.generation_of(request, prompt, DEFAULTS, id="x")]
 
 
 ENDPOINTS: tuple[tuple[msgspec.json.Decoder[Any], Callable[[Any], list[Generation]]], ...] = (
