@@ -86,6 +86,21 @@ class Sampling(Struct, frozen=True, kw_only=True):
         Meta(ge=0.01, le=100),  # logits overflow outside this range
         SamplingParam(names=_local("repetition_penalty", "repeat_penalty"), in_config=True, engines=_NOT_GENIE),
     ] = 1.0
+    dry_multiplier: Annotated[  # 0: off. DRY lowers the tokens that make a repetition longer: worker/repetition.py
+        float,
+        Meta(ge=0, le=100),
+        SamplingParam(names=_local("dry_multiplier"), in_config=True, engines=_NOT_GENIE),
+    ] = 0.0
+    dry_base: Annotated[
+        float,
+        Meta(ge=1, le=100),
+        SamplingParam(names=_local("dry_base"), in_config=True, engines=_NOT_GENIE),
+    ] = 1.75
+    dry_allowed_length: Annotated[
+        int,
+        Meta(ge=1, le=MAX_INT),
+        SamplingParam(names=_local("dry_allowed_length"), in_config=True, engines=_NOT_GENIE),
+    ] = 2
     seed: Annotated[
         Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None,
         SamplingParam(names=_local("seed"), off=-1),  # -1: a random one, as in llama.cpp

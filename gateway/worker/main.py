@@ -60,7 +60,13 @@ def _work(connection: Connection, spec: WorkerSpec, activity: Activity, emit: Ca
     grammar_queue.start()
     batcher = FrameBatcher(emit)
     loop = TokenLoop(
-        decoder, caches, batcher.put, make_constraint=grammar_queue, prefix_cache=spec.prefix_cache, activity=activity
+        decoder,
+        caches,
+        batcher.put,
+        make_constraint=grammar_queue,
+        token_bytes=grammar_queue.token_bytes,
+        prefix_cache=spec.prefix_cache,
+        activity=activity,
     )
     try:
         serve(loop, inbox, grammar_queue, batcher, activity)

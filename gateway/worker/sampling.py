@@ -7,7 +7,7 @@ token uses one uniform number. So the same seed gives the same tokens from singl
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from gateway.errors import InvalidRequest
 from gateway.sampling import Sampling
 from gateway.worker.decoders.base import Logits
 from gateway.worker.frames import Scored
+from gateway.worker.repetition import RepetitionPenalty
 
 _GREEDY_BELOW = 1e-5  # logits divided by a lower temperature overflow or lose their differences in float32
 _BLOCK = 256
@@ -27,15 +28,23 @@ class Sampler:
     Args:
         prompt: the prompt's tokens, for the repetition penalty.
         choice: index of the choice; each choice of a seeded request has its own random numbers.
+        token_bytes: the text of a token, for DRY.
     """
 
-    def __init__(self, sampling: Sampling, prompt: Collection[int], choice: int) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: Collection[int],
+        choice: int,
+        token_bytes: Callable[[int], bytes] = lambda token: b"",
+    ) -> None:
         self._sampling = sampling
         self._random = random_numbers(sampling.seed, choice)
         self._prompt = set(prompt) if sampling.repetition_penalty != 1 else set()
         self._counts: dict[int, int] = {}
         self._counting = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
         self._counting |= sampling.repetition_penalty != 1
+        self._dry = RepetitionPenalty(sampling, token_bytes) if sampling.dry_multiplier else None
         self._bias_ids = np.fromiter(sampling.logit_bias.keys(), np.int64)
         self._biases = np.fromiter(sampling.logit_bias.values(), np.float32)
 
@@ -43,6 +52,8 @@ class Sampler:
         """Apply bias and penalties to the logits, in place."""
         if len(self._bias_ids):
             logits[self._bias_ids] += self._biases
+        if self._dry:
+            self._dry.apply(logits)
         if not self._counting:
             return
         sampling = self._sampling
@@ -64,6 +75,8 @@ class Sampler:
             raise InvalidRequest("No token is possible: logit_bias, penalties and grammar together exclude every one.")
         if not is_greedy(self._sampling):
             token = sample(logits, best, self._sampling, self._random.random())
+        if self._dry:
+            self._dry.append(token)
         if self._counting:
             self._counts[token] = self._counts.get(token, 0) + 1
         return token

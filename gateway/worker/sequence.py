@@ -72,6 +72,7 @@ class SharedParts:
     """What all choices of a request share.
 
     Args:
+        token_bytes: the text of a token.
         lookup: True to draft with prompt-lookup decoding.
         is_batch_invariant: `DecoderSpec.is_batch_invariant`. If False, a seeded request steps alone and drafts
             nothing that depends on timing, so that the same seed gives the same answer.
@@ -84,10 +85,12 @@ class SharedParts:
         request: Submit,
         make_constraint: MakeConstraint,
         *,
+        token_bytes: Callable[[int], bytes] = lambda token: b"",
         lookup: bool = True,
         is_batch_invariant: bool = True,
     ) -> None:
         self.request = request
+        self.token_bytes = token_bytes
         self.make_constraint = make_constraint(request.grammar) if request.grammar else None
         self.steps_alone = (
             not is_batch_invariant and request.sampling.seed is not None and not is_greedy(request.sampling)
@@ -130,7 +133,7 @@ class GeneratingSequence:
         """Make what the choice needs to generate. Raises InvalidRequest for a grammar that exceeds a limit."""
         request, shared = self.request, self._shared
         self.has_begun = True
-        self._sampler = Sampler(request.sampling, request.ids, self.choice)
+        self._sampler = Sampler(request.sampling, request.ids, self.choice, shared.token_bytes)
         self._constraint = shared.make_constraint() if shared.make_constraint else None
         self._drafter = PredictionDrafter(shared.prediction) if request.prediction else None
         self._lookup = PromptLookupDrafter(self.ids) if shared.lookup else None

@@ -52,6 +52,7 @@ class TokenLoop:
         caches: caches of that decoder; their number is the number of sequences that run at the same time.
         emit: sends a frame to the gateway.
         make_constraint: finds a request's compiled grammar.
+        token_bytes: the text of a token.
         prefix_cache: True if a request can reuse cached rows of other requests with the same owner.
         snapshot_bytes: memory limit for the rows of ended sequences outside the slots.
         lookup: True to draft with prompt-lookup decoding.
@@ -66,6 +67,7 @@ class TokenLoop:
         emit: Callable[[FromWorker], None],
         *,
         make_constraint: MakeConstraint,
+        token_bytes: Callable[[int], bytes] = lambda token: b"",
         prefix_cache: bool = True,
         snapshot_bytes: int = SNAPSHOT_BYTES,
         lookup: bool = True,
@@ -76,7 +78,7 @@ class TokenLoop:
         self._emit = emit
         pool = SlotPool(caches, snapshot_bytes if prefix_cache else 0)
         self._schedule = Schedule(pool, prefix_cache=prefix_cache, slice_s=slice_s)
-        self._make_constraint = make_constraint
+        self._make_constraint, self._token_bytes = make_constraint, token_bytes
         self._lookup = lookup
         self._costs = CallCosts(decoder.spec.pass_costs)
         self._activity = activity or Activity()
@@ -120,7 +122,13 @@ class TokenLoop:
 
     def _shared_parts(self, frame: Submit) -> SharedParts:
         is_batch_invariant = self._decoder.spec.is_batch_invariant
-        return SharedParts(frame, self._make_constraint, lookup=self._lookup, is_batch_invariant=is_batch_invariant)
+        return SharedParts(
+            frame,
+            self._make_constraint,
+            token_bytes=self._token_bytes,
+            lookup=self._lookup,
+            is_batch_invariant=is_batch_invariant,
+        )
 
     # -- one device call ----------------------------------------------------------------------------------------------
 

@@ -150,6 +150,7 @@ def test_model_without_scale_answers_greedily(client: OpenAI, expected: tuple[st
         ("presence_penalty", {"presence_penalty": 1}),
         ("frequency_penalty", {"frequency_penalty": 1}),
         ("repetition_penalty", {"extra_body": {"repetition_penalty": 1.2}}),
+        ("dry_multiplier", {"extra_body": {"dry_multiplier": 0.8}}),
     ],
 )
 def test_model_without_scale_refuses_parameter_by_name(client: OpenAI, param: str, options: dict[str, Any]) -> None:

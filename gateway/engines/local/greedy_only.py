@@ -8,7 +8,7 @@ from gateway.generation import Generation
 from gateway.sampling import changed
 
 CAPABILITIES: tuple[Capability, ...] = ("chat", "tools", "structured_outputs")
-_NEED_SCALE = frozenset({"logit_bias", "repetition_penalty", "presence_penalty", "frequency_penalty"})
+_NEED_SCALE = frozenset({"logit_bias", "repetition_penalty", "presence_penalty", "frequency_penalty", "dry_multiplier"})
 
 
 def check_greedy_only(name: str, generation: Generation) -> None:

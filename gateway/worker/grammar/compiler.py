@@ -64,6 +64,11 @@ class GrammarCompiler:
         """Load the tokenizer, which holds the interpreter lock. Otherwise the first grammar does."""
         self._load_tokenizers()
 
+    def token_bytes(self, token: int) -> bytes:
+        """The text of a token. Empty for a token without text, and if the library cannot read the tokenizer."""
+        tokenizers = self._load_tokenizers()
+        return b"" if isinstance(tokenizers, ValueError) else bytes(tokenizers.own.decode_bytes([token]))
+
     def start(self) -> None:
         """Start the sandbox. Otherwise the first grammar does, and reports it if that fails."""
         with suppress(SandboxUnavailable):

@@ -188,6 +188,7 @@ async def test_closed_stream_frees_device(engine: GenieEngine) -> None:
         ("presence_penalty", {"sampling": Sampling(presence_penalty=0.5)}),
         ("frequency_penalty", {"sampling": Sampling(frequency_penalty=-0.5)}),
         ("repetition_penalty", {"sampling": Sampling(repetition_penalty=1.1)}),
+        ("dry_multiplier", {"sampling": Sampling(dry_multiplier=0.8)}),
         ("min_tokens", {"min_tokens": 3}),
         ("ignore_eos", {"ignore_eos": True}),
         ("prediction", {"prediction": "Paris"}),

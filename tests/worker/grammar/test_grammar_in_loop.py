@@ -37,6 +37,7 @@ def bench(make_bench: MakeBench, grammars: GrammarCompiler) -> Bench:
         Sampling(temperature=2.0, seed=3, top_k=5, min_p=0.1),
         Sampling(temperature=1.0, seed=4, logit_bias=dict.fromkeys(range(40), 100.0)),
         Sampling(temperature=1.0, seed=5, presence_penalty=2, frequency_penalty=2, repetition_penalty=1.5),
+        Sampling(temperature=0, dry_multiplier=5.0, dry_allowed_length=1),
     ],
     ids=str,
 )
