@@ -123,6 +123,8 @@ class Generation(Struct, frozen=True, kw_only=True):
     ttft_timeout_s: float | None = None
     #: Other requests run first, at every step.
     background: bool = False
+    #: Leave out the oldest messages of a chat that does not fit into the context; False: refuse it.
+    truncation: bool = False
     #: The name of the API key. Requests of different owners never share cached prefixes.
     owner: str = ""
     #: Who sent it (server/identity.py). Clients take turns in the queue, on the device and in the grammar compiler.

@@ -72,6 +72,7 @@ class RequestLine(Struct, kw_only=True):
     queue_s: float | None = None
     ttft_s: float | None = None
     total_s: float = 0.0
+    dropped_messages: int = 0  # of the chat, because it did not fit into the context
     has_default_limit: bool = False  # the token limit is not from the request
 
     @property
@@ -86,6 +87,8 @@ class RequestLine(Struct, kw_only=True):
         if self.prompt_tokens:
             computed = self.prompt_tokens - self.cached_tokens
             parts.append(f"prompt {self.prompt_tokens} = {self.cached_tokens} cached + {computed}")
+        if self.dropped_messages:
+            parts.append(f"{self.dropped_messages} oldest messages left out")
         if self.queue_s is not None:
             parts.append(f"queue {self.queue_s * 1000:.0f} ms")
         if self.ttft_s is not None:

@@ -23,6 +23,7 @@ Seconds = Annotated[float, Meta(gt=0, le=1e6)]
 Millis = Annotated[float, Meta(ge=0, le=1e9)]
 Delay = Annotated[float, Meta(ge=0)]  # of a script; `inf` hangs
 Share = Annotated[float, Meta(gt=0, le=1)]
+Truncation = Literal["auto", "disabled"]  # "auto": leave out the oldest turns of a chat that is too long
 MaxTokens = Count | Literal["context"]  # "context": up to the end of the context
 
 
@@ -49,6 +50,7 @@ class Defaults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Values for a request that does not send them. The same keys of a model's table override these."""
 
     max_tokens: MaxTokens = 64
+    truncation: Truncation = "disabled"
 
 
 class BreakerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -76,6 +78,7 @@ class Alias(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a request under this name gets instead of the model's own value. None: the model's."""
 
     max_tokens: MaxTokens | None = None
+    truncation: Truncation | None = None
 
 
 class ModelBase(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -90,6 +93,7 @@ class ModelBase(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     watchdog_s: Seconds = 60.0  # time limit of one device call; the gateway kills a worker that exceeds it
     breaker: BreakerConfig | None = None  # None: the [breaker] table
     max_tokens: MaxTokens | None = None  # None, as for the sampling parameters: the key of [defaults]
+    truncation: Truncation | None = None
 
 
 class BundleModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -49,6 +49,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0  # an estimate: the cached part can be evicted before the request runs
     chunk_width: float = math.inf  # prompt tokens in one device call (chunked prefill)
     max_tokens: int  # tokens that one choice can get: the request's limit, or what the context has left
+    dropped_messages: int = 0  # of the chat, because it did not fit into the context
 
     @property
     def computed_tokens(self) -> int:

@@ -4,24 +4,40 @@ the log-probabilities."""
 from __future__ import annotations
 
 from gateway.errors import ContextLengthExceeded, InvalidRequest
-from gateway.generation import Chat, Generation
+from gateway.generation import UNLIMITED, Chat, Generation
 
 #: Log-probabilities of one answer. The gateway keeps each until the client has it, in up to 300 bytes.
 MAX_LOGPROBS = 250_000
 
 
-def max_answer_tokens(generation: Generation, prompt_tokens: int, context_length: int) -> int:
+def answer_reserve(generation: Generation, context_length: int) -> int | None:
+    """The tokens that a chat must leave for its answer, for which its oldest messages go. None: none goes.
+
+    The request's `max_tokens`, a quarter of the context without a limit, and at most half of the context: clients ask
+    for more than the context has.
+    """
+    if not generation.truncation or not isinstance(generation.prompt, Chat):
+        return None
+    wanted = context_length // 4 if generation.max_tokens == UNLIMITED else generation.max_tokens
+    return min(wanted, context_length // 2)
+
+
+def max_answer_tokens(generation: Generation, prompt_tokens: int, context_length: int, dropped: int = 0) -> int:
     """The tokens that each choice can get: the request's `max_tokens`, or what the context has left.
 
+    Args:
+        dropped: messages that are not in the prompt, because it would be too long.
     Raises:
         ContextLengthExceeded: the context has no space for one token of the answer.
         InvalidRequest: the answer can have more than MAX_LOGPROBS log-probabilities.
     """
     left = context_length - prompt_tokens
     if left < min(1, generation.max_tokens):
+        is_kept = generation.truncation and isinstance(generation.prompt, Chat)
         raise ContextLengthExceeded(
             f"This model's maximum context length is {context_length} tokens. However, your prompt has "
-            f"{prompt_tokens} tokens. Please reduce its length.",
+            f"{prompt_tokens} tokens{f' without its {dropped} oldest messages' if dropped else ''}. "
+            f"{'Shorten the system text, the tools or the newest turn.' if is_kept else 'Please reduce its length.'}",
             param="messages" if isinstance(generation.prompt, Chat) else "prompt",
         )
     max_tokens = min(generation.max_tokens, left)

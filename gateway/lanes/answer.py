@@ -66,6 +66,11 @@ class RoutedAnswer(AsyncIterator[Event]):
         """The prediction of the lane that answers, in seconds from acceptance; None: it had no measurement."""
         return None if self._job is None else self._job.predicted_ttft_s
 
+    @property
+    def dropped_messages(self) -> int:
+        """Messages of the chat that did not fit into the context of the model that answers."""
+        return 0 if self._job is None or self._job.plan is None else self._job.plan.dropped_messages
+
     async def open(self) -> None:
         """Return when a device has begun with the request. Raises the refusal that the client gets."""
         while self._started is None:
@@ -147,6 +152,7 @@ class RoutedAnswer(AsyncIterator[Event]):
         self._is_over = True
         line, meter = self._line, self.meter
         line.served = self.model
+        line.dropped_messages = self.dropped_messages
         line.prompt_tokens = meter.prompt_tokens
         line.cached_tokens = meter.cached_tokens
         line.completion_tokens = meter.completion_tokens

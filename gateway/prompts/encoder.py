@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.dialects.base import uses_tools
 from gateway.dialects.choose import choose_dialect
-from gateway.errors import GatewayError, InvalidRequest, UnsupportedParameter
+from gateway.errors import ContextLengthExceeded, GatewayError, InvalidRequest, UnsupportedParameter
 from gateway.generation import Chat, Text
+from gateway.prompts.history import Histories
 from gateway.prompts.messages import (
     Decode,
     Decoded,
@@ -83,13 +85,14 @@ class PromptEncoder:
         """The token ids and the text of a prompt. Raises InvalidRequest."""
         match request.prompt:
             case Chat() as chat:
-                encoded = self._chat(chat, request)
+                encoded = self._chat(chat, request) if request.reserve is None else self._fitted(chat, request)
+                encoded = self._with_grammar(chat, encoded, request)
             case Text(text=text, suffix=str(suffix)):
                 encoded = Encoded(ids=self._infill(text, suffix), rendered=text, grammar=request.answer)
             case Text(text=text):
                 encoded = Encoded(ids=self.tokens.encode(text), rendered=text, grammar=request.answer)
         prediction = self._prediction(request.prediction, request.context_length)
-        return msgspec.structs.replace(encoded, prediction=prediction) if prediction else encoded
+        return replace(encoded, prediction=prediction) if prediction else encoded
 
     def _answer(self, request: Request) -> Reply:
         match request:
@@ -112,6 +115,32 @@ class PromptEncoder:
             raise UnsupportedParameter(f"The model '{self._model}' cannot fill in the middle.", param="suffix")
         return ids
 
+    def _fitted(self, chat: Chat, request: Encode) -> Encoded:
+        """The prompt of the longest history that fits, or of the shortest one: the engine refuses it if necessary."""
+        limit = request.context_length - (request.reserve or 0)
+        histories = Histories(chat.messages, step=request.context_length)
+        fitting: dict[int, Encoded] = {}
+
+        def encode(number: int) -> Encoded:
+            return self._chat(replace(chat, messages=histories.messages(number)), request)
+
+        def fits(number: int) -> bool:
+            try:
+                encoded = encode(number)
+            except ContextLengthExceeded:  # it has too many characters
+                return False
+            if len(encoded.ids) <= limit:
+                fitting[number] = encoded
+            return number in fitting
+
+        number = histories.longest(fits, request.context_length)
+        encoded = fitting[number] if number in fitting else encode(number)
+        return replace(encoded, dropped=histories.dropped(number))
+
+    def _with_grammar(self, chat: Chat, encoded: Encoded, request: Encode) -> Encoded:
+        grammar = self._dialect.grammar(chat, encoded.rendered, self._terminal, request.answer)
+        return replace(encoded, grammar=grammar)
+
     def _chat(self, chat: Chat, request: Encode) -> Encoded:
         template = self._tool_template if uses_tools(chat) else self._template
         if template is None:
@@ -120,11 +149,7 @@ class PromptEncoder:
         escaped = template.render(self._dialect.prepare(chat, template.traits), escape.escape)
         rendered = escape.unescape(escaped)
         check_characters(len(rendered), request.context_length, self.tokens.table.longest, "messages")
-        return Encoded(
-            ids=self.tokens.encode_rendered(escaped, escape),
-            rendered=rendered,
-            grammar=self._dialect.grammar(chat, rendered, self._terminal, request.answer),
-        )
+        return Encoded(ids=self.tokens.encode_rendered(escaped, escape), rendered=rendered)
 
     def _terminal(self, text: str) -> str:
         index = self.tokens.special_id(text)

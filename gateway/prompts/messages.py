@@ -33,6 +33,7 @@ class Encode(Struct, frozen=True, tag=True, kw_only=True):
     answer: Grammar | None = None  # the grammar of the answer
     prediction: str = ""
     context_length: int
+    reserve: int | None = None  # tokens for the answer, for which old messages of a chat go; None: none goes
 
 
 class Predict(Struct, frozen=True, tag=True, kw_only=True):
@@ -72,6 +73,7 @@ class Encoded(Struct, frozen=True, tag=True, kw_only=True):
     rendered: str = ""  # the prompt as text, after the chat template; "" if the client sent token ids
     prediction: list[int] = []
     grammar: Grammar | None = None
+    dropped: int = 0  # messages of the chat that are not in the prompt, because it would be too long
 
 
 class Decoded(Struct, frozen=True, tag=True, kw_only=True):

@@ -43,6 +43,11 @@ class MultiPromptAnswer(AsyncIterator[Event]):
         """Of the generation that runs."""
         return self._answer.predicted_ttft_s
 
+    @property
+    def dropped_messages(self) -> int:
+        """0: the prompts are texts."""
+        return self._answer.dropped_messages
+
     async def open(self) -> None:
         """Return when a device has begun with the first generation. Raises its refusal."""
         await self._answer.open()

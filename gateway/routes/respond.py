@@ -30,10 +30,11 @@ from gateway.routes.many_prompts import MultiPromptAnswer
 from gateway.server.body import in_thread
 from gateway.server.identity import client_of
 from gateway.server.openapi_operation import Parameter, Stream, openapi_opt
-from gateway.server.request import HttpRequest, owner_of, router_of, while_connected
+from gateway.server.request import TRUNCATED, HttpRequest, owner_of, router_of, while_connected
 from gateway.server.sse import EventStream
 
 TIMEOUT, FIRST_TOKEN, PRIORITY = "x-request-timeout-ms", "x-max-ttft-ms", "x-gateway-priority"
+TRUNCATION = "x-gateway-truncation"
 PREDICTED_TTFT = "x-gateway-predicted-ttft-ms"  # headers of the response
 DEVICE = "x-gateway-device"
 _LIMITS = (
@@ -41,6 +42,9 @@ _LIMITS = (
     Parameter(FIRST_TOKEN, "header", Annotated[float, Meta(gt=0)], "Time limit of the first token, in milliseconds."),
     Parameter(
         PRIORITY, "header", Literal["interactive", "background"], "Background requests wait for interactive ones."
+    ),
+    Parameter(
+        TRUNCATION, "header", Literal["auto", "disabled"], "Leave out the oldest turns of a chat that is too long."
     ),
 )
 
@@ -104,7 +108,7 @@ async def answer_all(
         ping_s=router.config.server.ping_s,
         media_type=rendering.media_type,
     )
-    stream_response.headers.update(_predicted(opened) | _device(router, opened.model))
+    stream_response.headers.update(_of_lane(opened) | _device(router, opened.model))
     return cast(ASGIApp, stream_response)  # starlette and Litestar have different types for the same protocol
 
 
@@ -117,6 +121,7 @@ def _with_headers(generation: Generation, request: HttpRequest) -> Generation:
         timeout_s=_seconds(request, TIMEOUT),
         ttft_timeout_s=_seconds(request, FIRST_TOKEN),
         background=generation.background or _is_background(request),
+        truncation=_truncation(request, generation.truncation),
     )
 
 
@@ -132,6 +137,14 @@ def _is_background(request: HttpRequest) -> bool:
     if priority not in ("interactive", "background"):
         raise InvalidRequest(f"The header '{PRIORITY}' must be 'interactive' or 'background'.", param=PRIORITY)
     return priority == "background"
+
+
+def _truncation(request: HttpRequest, default: bool) -> bool:
+    """Raises InvalidRequest for an unknown value."""
+    value = request.headers.get(TRUNCATION)
+    if value not in (None, "auto", "disabled"):
+        raise InvalidRequest(f"The header '{TRUNCATION}' must be 'auto' or 'disabled'.", param=TRUNCATION)
+    return default if value is None else value == "auto"
 
 
 def _seconds(request: HttpRequest, header: str) -> float | None:
@@ -164,7 +177,7 @@ async def _open(router: Router, generations: Sequence[Generation]) -> Answer:
 async def _whole(request: HttpRequest, generations: Sequence[Generation], rendering: Rendering) -> ASGIApp:
     router = router_of(request)
     async with aclosing(await _open(router, generations)) as opened:
-        headers = _predicted(opened)
+        headers = _of_lane(opened)
         collected = await collect(opened, sum(generation.n for generation in generations))
     headers |= _device(router, opened.model)
 
@@ -174,10 +187,12 @@ async def _whole(request: HttpRequest, generations: Sequence[Generation], render
     return await in_thread(request, render) if collected.logprobs > _MANY_LOGPROBS else render()
 
 
-def _predicted(opened: Answer) -> dict[str, str]:
-    """The prediction of the lane whose device has begun. Its fallback may still answer."""
-    predicted_s = opened.predicted_ttft_s
-    return {} if predicted_s is None else {PREDICTED_TTFT: f"{1000 * predicted_s:.0f}"}
+def _of_lane(opened: Answer) -> dict[str, str]:
+    """The prediction of the lane whose device has begun, and the messages that it left out. Its fallback may still
+    answer."""
+    predicted_s, dropped = opened.predicted_ttft_s, opened.dropped_messages
+    predicted = {} if predicted_s is None else {PREDICTED_TTFT: f"{1000 * predicted_s:.0f}"}
+    return predicted | ({TRUNCATED: f"messages={dropped}"} if dropped else {})
 
 
 def _device(router: Router, model: str) -> dict[str, str]:

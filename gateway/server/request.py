@@ -17,6 +17,7 @@ from gateway.server.ignored import HEADER, header_of
 T = TypeVar("T")
 
 MAX_TOKENS = "x-gateway-max-tokens"  # a header of the reply: the token limit, if the request has none
+TRUNCATED = "x-gateway-truncated"  # and the messages of the chat that did not fit into the context
 
 HttpRequest = Request[str, str, State]
 

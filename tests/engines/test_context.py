@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from gateway.engines.context import MAX_LOGPROBS, check_logprobs, max_answer_tokens
+from gateway.engines.context import MAX_LOGPROBS, answer_reserve, check_logprobs, max_answer_tokens
 from gateway.errors import ContextLengthExceeded, InvalidRequest
-from gateway.generation import Chat, Generation, Prompt, Text
+from gateway.generation import UNLIMITED, Chat, Generation, Prompt, Text
 
 TEXT = Text("x")
 
@@ -40,6 +40,25 @@ def test_refusal_of_chat_names_messages() -> None:
     with pytest.raises(ContextLengthExceeded) as refused:
         max_answer_tokens(generation(1, Chat(messages=())), 100, 100)
     assert refused.value.param == "messages"
+
+
+def test_refusal_of_a_shortened_chat_names_what_is_left() -> None:
+    shortened = replace(generation(1, Chat(messages=())), truncation=True)
+    with pytest.raises(
+        ContextLengthExceeded, match=r"your prompt has 105 tokens without its 6 oldest messages\. Shorten"
+    ):
+        max_answer_tokens(shortened, 105, 100, dropped=6)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "prompt", "expected"),
+    [(10, Chat(messages=()), 10), (99, Chat(messages=()), 50), (UNLIMITED, Chat(messages=()), 25), (10, TEXT, None)],
+)
+def test_reserve_is_the_limit_and_at_most_half_of_the_context(
+    max_tokens: int, prompt: Prompt, expected: int | None
+) -> None:
+    assert answer_reserve(replace(generation(max_tokens, prompt), truncation=True), 100) == expected
+    assert answer_reserve(generation(max_tokens, prompt), 100) is None
 
 
 @pytest.mark.parametrize(

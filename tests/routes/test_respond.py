@@ -20,6 +20,9 @@ MODELS = {
     "small": scripted("small"),
     "big": ScriptedModel(fallback="small", script=Script(replies=("big",), ttft_s=2.0)),
     "alone": scripted("first", "second", ttft_s=0.4),
+    "short": ScriptedModel(
+        script=Script(context_length=60, replies=("Yes",)), aliases={"kept": Alias(truncation="auto")}
+    ),
     "one-slot": ScriptedModel(
         max_sequences=1,
         aliases=("one",),
@@ -189,3 +192,54 @@ class TestTokenLimit:
         first, second = (record.message for record in caplog.records)
         assert first.endswith("length (the default limit: send max_tokens, or set it in config.toml)")
         assert second.endswith("  length")
+
+
+AUTO = {"x-gateway-truncation": "auto"}
+#: Ten words for each of eight turns, for a context of 60 words.
+HISTORY = [{"role": role, "content": "word " * 5} for _ in range(8) for role in ("user", "assistant")]
+QUESTION = {"role": "user", "content": "Is it?"}
+
+
+def test_oldest_turns_are_left_out_on_request(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, *HISTORY, QUESTION]
+    for path, sent, headers in (
+        (CHAT, body("short", messages=messages, max_tokens=8), AUTO),
+        (CHAT, body("short", messages=messages, max_tokens=8, stream=True), AUTO),
+        (CHAT, body("kept", messages=messages, max_tokens=8), {}),
+        ("/v1/responses", {"model": "short", "input": messages, "truncation": "auto", "max_output_tokens": 8}, {}),
+        ("/v1/messages", {"model": "short", "messages": [*HISTORY, QUESTION], "max_tokens": 8}, AUTO),
+        ("/api/chat", {"model": "short", "messages": messages, "options": {"num_predict": 8}}, {}),
+    ):
+        with caplog.at_level(logging.INFO):
+            reply = http.post(path, json=sent, headers=headers)
+        assert reply.status_code == 200, (path, reply.text)
+        assert reply.headers["x-gateway-truncated"] == "messages=8", path
+        assert "8 oldest messages left out" in caplog.text
+        caplog.clear()
+        if path == "/v1/responses":
+            assert reply.json()["truncation"] == "auto" and reply.json()["usage"]["input_tokens"] == 52
+
+
+def test_long_chat_is_refused_without_the_policy(http: httpx.Client) -> None:
+    messages = [*HISTORY, QUESTION]
+    for path, sent, headers in (
+        (CHAT, body("short", messages=messages), {}),
+        (CHAT, body("kept", messages=messages), {"x-gateway-truncation": "disabled"}),
+        ("/v1/responses", {"model": "kept", "input": messages, "truncation": "disabled"}, {}),
+        ("/v1/responses", {"model": "short", "input": messages}, {}),
+        ("/api/chat", {"model": "short", "messages": messages, "truncate": False}, {}),
+    ):
+        reply = http.post(path, json=sent, headers=headers)
+        assert reply.status_code == 400 and "maximum context length is 60 tokens" in reply.text, path
+        assert "x-gateway-truncated" not in reply.headers
+
+
+def test_newest_turn_that_is_too_long_is_refused_with_the_next_step(http: httpx.Client) -> None:
+    newest = {"role": "user", "content": "word " * 60 + "word"}
+    error = http.post(CHAT, json=body("short", messages=[*HISTORY, newest]), headers=AUTO).json()["error"]
+    assert error["code"] == "context_length_exceeded" and error["param"] == "messages"
+    assert "your prompt has 61 tokens without its 16 oldest messages. Shorten the system text" in error["message"]
+    refused = http.post(CHAT, json=body("short"), headers={"x-gateway-truncation": "yes"})
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "x-gateway-truncation"
+    fits = http.post(CHAT, json=body("short"), headers=AUTO)
+    assert fits.status_code == 200 and "x-gateway-truncated" not in fits.headers

@@ -154,7 +154,8 @@ class LocalEngine:
             prompt_tokens=len(prompt.ids),
             cached_tokens=self._likely_cached(generation, prompt.ids),
             chunk_width=ready.prompt_width if ready else math.inf,
-            max_tokens=max_answer_tokens(generation, len(prompt.ids), self.status.context_length),
+            max_tokens=max_answer_tokens(generation, len(prompt.ids), self.status.context_length, prompt.dropped),
+            dropped_messages=prompt.dropped,
         )
         return LocalPrepared(generation=generation, plan=plan, prompt=prompt)
 

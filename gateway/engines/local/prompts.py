@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from gateway.dialects.base import Parser
 from gateway.dialects.choose import choose_dialect
 from gateway.dialects.plain import PlainParser
+from gateway.engines.context import answer_reserve
 from gateway.engines.local.prompt_process import PromptProcess, characters_of
 from gateway.errors import InvalidRequest
 from gateway.generation import Chat, Generation, Grammar, Prompt, Text, TokenIds
@@ -97,7 +98,11 @@ class Prompts:
     async def encode(self, generation: Generation) -> Encoded:
         """Encode prompt and prediction. Raises InvalidRequest, ModelNotReady."""
         return await self._encode(
-            generation.prompt, generation.client, answer=generation.grammar, prediction=generation.prediction or ""
+            generation.prompt,
+            generation.client,
+            answer=generation.grammar,
+            prediction=generation.prediction or "",
+            reserve=answer_reserve(generation, self.context_length),
         )
 
     async def encode_prompt(self, prompt: Prompt, client: str) -> Encoded:
@@ -125,7 +130,13 @@ class Prompts:
                 return [PlainParser(choice) for choice in range(generation.n)]
 
     async def _encode(
-        self, prompt: Prompt, client: str, *, answer: Grammar | None = None, prediction: str = ""
+        self,
+        prompt: Prompt,
+        client: str,
+        *,
+        answer: Grammar | None = None,
+        prediction: str = "",
+        reserve: int | None = None,
     ) -> Encoded:
         prediction = prediction[: self.tokens.max_characters(self.context_length)]
         param = "messages" if isinstance(prompt, Chat) else "prompt"
@@ -135,9 +146,14 @@ class Prompts:
                 self.tokens.check_ids(ids[: self.context_length], "prompt")  # more of them are refused later
                 encoded = replace(encoded, ids=list(ids), grammar=answer)
             case Chat() | Text():
-                self._check_length(characters_of(prompt), param)
+                if reserve is None:
+                    self._check_length(characters_of(prompt), param)
                 request = Encode(
-                    prompt=prompt, answer=answer, prediction=prediction, context_length=self.context_length
+                    prompt=prompt,
+                    answer=answer,
+                    prediction=prediction,
+                    context_length=self.context_length,
+                    reserve=reserve,
                 )
                 encoded = await self._ask(request, client, param)
         if not encoded.ids:

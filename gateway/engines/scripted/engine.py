@@ -22,10 +22,11 @@ from gateway.dialects.choose import choose_dialect
 from gateway.dialects.plain import PlainParser
 from gateway.engines.base import Emit, EngineStatus, Plan, Prepared, State
 from gateway.engines.choice import ChoiceText
-from gateway.engines.context import max_answer_tokens
+from gateway.engines.context import answer_reserve, max_answer_tokens
 from gateway.engines.scripted.script import Timing, error_of, timing
 from gateway.errors import EngineFailed, GatewayError, ModelNotReady
 from gateway.generation import Chat, Generation, Meter, Prompt, Started, Text, TokenLogprob, Usage
+from gateway.prompts.history import Histories
 
 _TOKEN = re.compile(r"\s*\S+|\s+$")
 
@@ -99,12 +100,14 @@ class ScriptedEngine:
         self._closed = True
 
     async def prepare(self, generation: Generation) -> ScriptedPrepared:
-        prompt_tokens = self._count(generation.prompt)
+        prompt, dropped = self._fitted(generation)
+        prompt_tokens = self._count(prompt)
         plan = Plan(
             prompt_tokens=prompt_tokens,
             cached_tokens=min(self._script.cached_tokens, max(0, prompt_tokens - 1)),
             chunk_width=timing(self._model, self._requests).chunk_width,
-            max_tokens=max_answer_tokens(generation, prompt_tokens, self._context_length),
+            max_tokens=max_answer_tokens(generation, prompt_tokens, self._context_length, dropped),
+            dropped_messages=dropped,
         )
         return ScriptedPrepared(generation=generation, plan=plan)
 
@@ -151,6 +154,16 @@ class ScriptedEngine:
     @property
     def _context_length(self) -> int:
         return self._model.context_length or self._script.context_length
+
+    def _fitted(self, generation: Generation) -> tuple[Prompt, int]:
+        """The prompt without the messages that do not fit if the request allows that, and their number."""
+        chat, reserve = generation.prompt, answer_reserve(generation, self._context_length)
+        if reserve is None or not isinstance(chat, Chat):
+            return chat, 0
+        histories, limit = Histories(chat.messages, step=self._context_length), self._context_length - reserve
+        prompts = [replace(chat, messages=histories.messages(number)) for number in range(len(histories))]
+        number = histories.longest(lambda number: self._count(prompts[number]) <= limit, self._context_length)
+        return prompts[number], histories.dropped(number)
 
     def _count(self, prompt: Prompt) -> int:
         """The number of prompt tokens: from the script, else the number of words."""

@@ -68,11 +68,14 @@ class HttpClient:
             await self._pool.aclose()
 
     @asynccontextmanager
-    async def post(self, path: str, body: bytes, hops: Sequence[str] = ()) -> AsyncIterator[httpcore.Response]:
+    async def post(
+        self, path: str, body: bytes, hops: Sequence[str] = (), *, truncation: bool = False
+    ) -> AsyncIterator[httpcore.Response]:
         """Send `body`, give the answer after its head, and close the connection.
 
         Args:
             hops: the engines that the request passed, for the header `Via`.
+            truncation: another gateway may leave out the oldest turns.
 
         Raises:
             LargeBodyRefused: a body of 64 KiB or more, and no answer.
@@ -81,11 +84,13 @@ class HttpClient:
         assert self._pool is not None
         url = self._url
         target = url.path.rstrip("/") + path + (f"?{url.query}" if url.query else "")
-        via: dict[str | bytes, str | bytes] = {"Via": ", ".join(f"1.1 {hop}" for hop in hops)} if hops else {}
+        extra: dict[str | bytes, str | bytes] = {"Via": ", ".join(f"1.1 {hop}" for hop in hops)} if hops else {}
+        if truncation:
+            extra["x-gateway-truncation"] = "auto"
         request = httpcore.Request(
             "POST",
             httpcore.URL(scheme=url.scheme, host=url.hostname or "", port=url.port, target=target),
-            headers={**self._headers, **via, "Content-Length": str(len(body))},
+            headers={**self._headers, **extra, "Content-Length": str(len(body))},
             content=body,
             extensions={"timeout": {"connect": _CONNECT_S}},
         )

@@ -127,7 +127,8 @@ class UpstreamEngine:
         parser = EventParser(_ANSWER_LINES + _TOKEN_LINES * most)
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(self._model.watchdog_s):
-                response = await stack.enter_async_context(self._client.post(path, body, hops))
+                post = self._client.post(path, body, hops, truncation=generation.truncation)
+                response = await stack.enter_async_context(post)
                 await self._check(response)
             received = await stack.enter_async_context(aclosing(pieces(response, _ANSWER_BYTES + _TOKEN_BYTES * most)))
             async with aclosing(self._data(received, parser)) as answer:

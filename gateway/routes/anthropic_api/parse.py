@@ -45,6 +45,7 @@ def messages_generation(request: MessagesRequest, defaults: Defaults, *, id: str
         max_tokens=max_tokens,
         stop=stop_of(request.stop_sequences),
         grammar=_grammar(request),
+        truncation=defaults.truncation == "auto",
     )
 
 

@@ -70,6 +70,7 @@ def generation_of(request: OllamaRequest, prompt: Prompt, defaults: Defaults, *,
         stop=stop_of(options.stop),
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         grammar=_grammar(request.format),
+        truncation=request.truncate is not False,
     )
 
 

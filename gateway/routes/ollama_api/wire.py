@@ -60,6 +60,7 @@ class OllamaRequest(Struct, kw_only=True):
     think: bool | Effort | None = None
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
+    truncate: bool | None = None  # False: refuse a conversation that is too long; else leave out its oldest turns
 
 
 class CalledFunction(Struct, kw_only=True):

@@ -41,6 +41,7 @@ def chat_generation(request: ChatRequest, defaults: Defaults, *, id: str) -> Gen
         grammar=grammar_of(request),
         prediction=text_of(request.prediction.content, "prediction.content") if request.prediction else None,
         background=is_background(request),
+        truncation=defaults.truncation == "auto",
     )
 
 

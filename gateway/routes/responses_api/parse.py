@@ -28,6 +28,7 @@ def response_generation(
         logprobs=_logprobs(request),
         grammar=_grammar(request),
         background=request.service_tier == "flex",
+        truncation=(request.truncation or defaults.truncation) == "auto",
     )
 
 
@@ -73,6 +74,5 @@ def _refuse_unsupported(request: ResponsesRequest) -> None:
             ("background", request.background, "keep the connection open instead"),
             ("conversation", request.conversation, "send 'previous_response_id'"),
             ("prompt", request.prompt, "send 'instructions' and 'input'"),
-            ("truncation", request.truncation == "auto", "the gateway refuses a conversation over the context length"),
         ]
     )

@@ -220,6 +220,7 @@ def _response(request: ResponsesRequest, generation: Generation) -> Response:
         tools=request.tools or [],
         top_p=generation.sampling.top_p,
         top_logprobs=request.top_logprobs or 0,
+        truncation="auto" if generation.truncation else "disabled",
         metadata=request.metadata or {},
     )
 

@@ -96,7 +96,7 @@ class Response(Struct, tag="response", tag_field="object", kw_only=True):
     tools: list[ResponseTool]
     top_p: float
     top_logprobs: int
-    truncation: Literal["disabled"] = "disabled"
+    truncation: Literal["auto", "disabled"] = "disabled"
     background: bool = False
     usage: ResponseUsage | None = None
     metadata: dict[str, str]

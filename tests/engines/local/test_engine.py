@@ -114,6 +114,17 @@ async def test_too_long_prompt_is_refused_with_openai_message(engine: LocalEngin
     assert refused.value.param == "messages"
 
 
+async def test_oldest_turns_of_a_long_chat_are_left_out(engine: LocalEngine) -> None:
+    """The whole chat has 180,000 characters, and the context 512 tokens."""
+    turn = (Message(role="user", content="Hello, how are you today?"), Message(role="assistant", content="I am well."))
+    long = Chat(messages=(*turn * 5000, Message(role="user", content="Hello")))
+    with pytest.raises(ContextLengthExceeded):
+        await engine.prepare(request(long))
+    plan = (await engine.prepare(request(long, truncation=True))).plan
+    assert plan.dropped_messages > 9900 and 200 < plan.prompt_tokens <= 512 - 24 and plan.max_tokens == 24
+    assert usage(await events_of(engine, request(long, truncation=True))).prompt_tokens == plan.prompt_tokens
+
+
 async def test_stop_string_across_tokens_ends_answer_before_it(engine: LocalEngine) -> None:
     tokens = [entry.token for entry in logprobs(await events_of(engine, request(logprobs=0)))]
     whole = "".join(tokens)

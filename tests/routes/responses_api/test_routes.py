@@ -204,7 +204,6 @@ IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,"}
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"temperature": 3}, "temperature"),
         ({"background": True}, "background"),
-        ({"truncation": "auto"}, "truncation"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "pmpt_1"}}, "prompt"),
         ({"previous_response_id": "resp_0"}, "previous_response_id"),
