@@ -29,6 +29,10 @@ class BareSession:
             if value.name.startswith("past_key_values")
         }
 
+    def reset(self) -> None:
+        """Make all caches empty."""
+        self.lengths[:] = 0
+
     def feed(self, ids: Sequence[Sequence[int]], **extra: Any) -> Array:
         """Append a row of ids to each sequence. Returns logits (batch, kept, vocab)."""
         self.lengths = self.lengths + len(ids[0])

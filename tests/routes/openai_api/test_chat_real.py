@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletion
 
-from gateway.config.tables import LocalModel
 from tests.routes.openai_api.helpers import wait_until_idle
-from tests.support.server import Running, config_of, serving
+from tests.support.server import Running
 
 FRANCE: Any = [{"role": "user", "content": "What is the capital of France?"}]
 STORY: Any = [{"role": "user", "content": "Write a story about a fox."}]
 
 
 @pytest.fixture(scope="module")
-def real(smollm2: Path) -> Iterator[Running]:
-    model = LocalModel(path=smollm2.name)
-    with serving(config_of({"smollm2": model}, models_dir=smollm2.parent)) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def openai(real: Running) -> Iterator[OpenAI]:
-    with real.openai(timeout=120) as client:
+def openai(local: Running) -> Iterator[OpenAI]:
+    with local.openai(timeout=120) as client:
         yield client
 
 
@@ -96,7 +88,7 @@ def test_same_seed_gives_same_text_and_other_seeds_differ(openai: OpenAI) -> Non
         return text(openai, STORY, temperature=1, seed=seed, max_tokens=24)
 
     assert text_with(7) == text_with(7)
-    assert len({text_with(seed) for seed in range(4)}) > 1
+    assert len({text_with(seed) for seed in (7, 8, 9)}) > 1
 
 
 def test_one_text_part_equals_the_string(openai: OpenAI) -> None:
@@ -118,7 +110,7 @@ def test_developer_role_equals_system_role(openai: OpenAI) -> None:
 @pytest.mark.parametrize("length", [1, 3, 9])
 def test_stop_string_across_tokens_cuts_exactly(openai: OpenAI, length: int) -> None:
     free = text(openai, STORY, max_tokens=24)
-    for start in range(5, 60, 22):
+    for start in (5, 49):
         stop = free[start : start + length]
         expected = free[: free.index(stop)]
         assert text(openai, STORY, stop=stop, max_tokens=24) == expected
@@ -168,8 +160,8 @@ def test_assistant_message_last_is_answered(openai: OpenAI, last: Any) -> None:
     assert complete(openai, [*FRANCE, *last], max_tokens=4).choices[0].finish_reason in ("stop", "length")
 
 
-def test_prompt_over_the_context_is_400(real: Running) -> None:
-    with real.http() as http:
+def test_prompt_over_the_context_is_400(local: Running) -> None:
+    with local.http() as http:
         messages = [{"role": "user", "content": "word " * 20_000}]
         for stream in (True, False):
             body = {"model": "smollm2", "messages": messages, "stream": stream}
@@ -194,11 +186,19 @@ def test_concurrent_requests_get_their_own_text(openai: OpenAI) -> None:
     assert together == alone
 
 
-def test_disconnect_cancels_the_generation(real: Running, openai: OpenAI) -> None:
+def test_disconnect_cancels_the_generation(local: Running, openai: OpenAI) -> None:
+    before = cancelled(local)
     with openai.chat.completions.create(
         model="smollm2", messages=STORY, stream=True, max_tokens=8000, extra_body={"ignore_eos": True}
     ) as stream:
         next(iter(stream))
-    wait_until_idle(real, "smollm2")
-    with real.http() as http:
-        assert 'gateway_requests_total{model="smollm2",outcome="cancelled"} 1.0' in http.get("/metrics").text
+    wait_until_idle(local, "smollm2")
+    assert cancelled(local) == before + 1
+
+
+def cancelled(server: Running) -> float:
+    with server.http() as http:
+        counts = re.findall(
+            r'^gateway_requests_total\{model="smollm2",outcome="cancelled"\} (\S+)$', http.get("/metrics").text, re.M
+        )
+    return sum(map(float, counts))

@@ -205,16 +205,16 @@ LONG = {
 
 @pytest.mark.parametrize("grammar", LONG.values(), ids=LONG)
 def test_tokens_continue_while_a_long_grammar_is_read(server: Running, grammar: str) -> None:
-    _read_during_a_stream(server, grammar, 200, 400)
+    _read_during_a_stream(server, {"grammar": grammar}, 200, 400)
 
 
-def _read_during_a_stream(server: Running, grammar: str, *statuses: int) -> str:
+def _read_during_a_stream(server: Running, fields: dict[str, Any], *statuses: int) -> str:
     """The body of the reply, which has one of the statuses."""
     began = threading.Event()
     with ThreadPoolExecutor(1) as pool, server.http() as http:
         other = pool.submit(_stream, server, 1500, began)
         assert began.wait(PATIENCE_S)
-        reply = _post(http, "/v1/completions", {"prompt": "x", "max_tokens": 4, "grammar": grammar})
+        reply = _post(http, "/v1/completions", {"prompt": "x", "max_tokens": 4, **fields})
         assert reply.status_code in statuses, reply.text
         assert other.result(PATIENCE_S) == 1500
     return reply.text
@@ -222,14 +222,17 @@ def _read_during_a_stream(server: Running, grammar: str, *statuses: int) -> str:
 
 #: The same; none of them can be read within the limits.
 ENDLESS = {
-    "blank_lines": "\n" * 250_000 + "a ::= b",
-    "rule_chain": "\n".join(f"r{i} ::= r{i + 1}" for i in range(9000)) + '\nr9000 ::= "a"\nroot ::= r0',
+    "blank_lines": {"grammar": "\n" * 250_000 + "a ::= b"},
+    "rule_chain": {"grammar": "\n".join(f"r{i} ::= r{i + 1}" for i in range(9000)) + '\nr9000 ::= "a"\nroot ::= r0'},
+    "schema": {"guided_json": {"type": "integer", "multipleOf": 999_983}},
 }
 
 
-@pytest.mark.parametrize("grammar", ENDLESS.values(), ids=ENDLESS)
-def test_tokens_continue_while_an_endless_grammar_is_read(hurried: Running, errors: list[str], grammar: str) -> None:
-    assert "takes more than 1 seconds" in _read_during_a_stream(hurried, grammar, 400)
+@pytest.mark.parametrize("fields", ENDLESS.values(), ids=ENDLESS)
+def test_tokens_continue_while_an_endless_grammar_is_read(
+    hurried: Running, errors: list[str], fields: dict[str, Any]
+) -> None:
+    assert "takes more than 1 seconds" in _read_during_a_stream(hurried, fields, 400)
     _is_unharmed(hurried, errors)
 
 

@@ -47,7 +47,7 @@ def _blocking_callbacks(model: Path, folder: Path) -> set[str]:
 
 
 async def _attack(url: str) -> None:
-    hostile = Hostile(url, "tiny", linger_s=1.0, attack_s=5.0)
+    hostile = Hostile(url, "tiny", linger_s=0.5, attack_s=2.0)
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as other, hostile.http:
         for attack in hostile.attacks:
             running = asyncio.ensure_future(hostile.run(attack))

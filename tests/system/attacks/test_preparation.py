@@ -216,7 +216,9 @@ def test_all_private_use_characters_and_a_special_token_are_no_fault(path: str, 
 
 
 def test_gateway_stops_while_a_template_runs(tiny: Path, tmp_path: Path) -> None:
-    with serving("--config", config(tiny, tmp_path), "--port", 0, cwd=tmp_path) as running:
+    path = config(tiny, tmp_path)
+    path.write_text("[server]\nshutdown_grace_s = 0.1\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
+    with serving("--config", path, "--port", 0, cwd=tmp_path) as running:
         gateway = Gateway(running)
         errors: list[str] = []
 

@@ -135,7 +135,7 @@ def test_full_cache_disables_batched_steps_of_its_group(batched: StaticDecoder, 
     pair.step([0], [8])
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
 def test_random_operations_give_logits_of_single_steps(
     batched: StaticDecoder, single: StaticDecoder, seed: int
 ) -> None:
