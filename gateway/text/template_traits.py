@@ -41,6 +41,7 @@ class Traits(Struct, frozen=True, kw_only=True):
         calls: the calls of an assistant message are rendered.
         many_calls: several calls in one message are rendered.
         text_arguments: the arguments of a call are JSON text. As an object they would be refused, or spelled as Python.
+        only_objects: arguments that are no JSON object, such as those of a call that was cut, must be put into one.
         null_content: an assistant message with calls must have no content, or the calls are lost.
         results: messages of the role "tool" are rendered.
         reasoning: the key for an assistant message's reasoning. "content": it is a part of the content, in `<think>`
@@ -57,6 +58,7 @@ class Traits(Struct, frozen=True, kw_only=True):
     calls: bool = True
     many_calls: bool = True
     text_arguments: bool = False
+    only_objects: bool = False
     null_content: bool = False
     results: bool = True
     reasoning: str | None = "reasoning_content"
@@ -74,6 +76,8 @@ def find_traits(attempt: Attempt, source: str) -> Traits:
 def stricter(traits: Traits) -> Iterable[Traits]:
     """Traits to try when a template refuses a conversation: it can refuse what it took in the short ones."""
     strict = replace(traits, late_system=False, alternates=True, user_first=True, many_calls=False)
+    yield replace(traits, only_objects=True)
+    strict = replace(strict, only_objects=True)
     yield strict
     yield replace(strict, system=False)
     yield replace(strict, system=False, text_arguments=not traits.text_arguments)

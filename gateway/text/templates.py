@@ -166,6 +166,8 @@ def _append(message: dict[str, Any], text: str) -> None:
 
 def _tool_call(call: ToolCall, traits: Traits) -> dict[str, Any]:
     arguments = call.arguments or "{}" if traits.text_arguments else _arguments(call)
+    if traits.only_objects and not traits.text_arguments and not isinstance(arguments, dict):
+        arguments = {"arguments": arguments}
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 

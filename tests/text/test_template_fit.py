@@ -23,6 +23,7 @@ from tests.support.template_parts import (
     ONLY_TWO_ROLES,
     TOOLS,
     TURN,
+    calls,
     loop,
 )
 
@@ -144,14 +145,27 @@ def test_late_system_message_becomes_a_turn_of_the_user() -> None:
     )
 
 
-@pytest.mark.parametrize("calls", [AS_TEXT, AS_IT_IS])
-def test_arguments_are_json_text_where_a_template_needs_text(calls: str) -> None:
+@pytest.mark.parametrize("written", [AS_TEXT, AS_IT_IS])
+def test_arguments_are_json_text_where_a_template_needs_text(written: str) -> None:
     call = Message(role="assistant", tool_calls=(ToolCall("1", "f", '{"é": [1, "<"], "n": null}'),))
     assert (
-        render(loop(TURN + calls, TOOLS), user("U"), call)
+        render(loop(TURN + written, TOOLS), user("U"), call)
         == '[user]U[assistant]<f:{"é": [1, "<"], "n": null}>[assistant]'
     )
     assert '"n": null' in render(loop(TURN + AS_JSON, TOOLS), user("U"), call)
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "Par', "[1, 2]", "7", "words"])
+def test_arguments_of_a_cut_call_do_not_stop_the_conversation(arguments: str) -> None:
+    """Some templates read the members of the arguments, and a client sends back what the model wrote."""
+    members = calls("c.function.arguments | items | map('join', '=') | join")
+    call = Message(role="assistant", tool_calls=(ToolCall("1", "f", arguments),))
+    assert (
+        render(loop(TURN + members, TOOLS), user("U"), call)
+        == f"[user]U[assistant]<f:arguments={arguments}>[assistant]"
+    )
+    assert render(loop(TURN + AS_TEXT, TOOLS), user("U"), call) == f"[user]U[assistant]<f:{arguments}>[assistant]"
+    assert "[user]U[assistant]<f:" in render(loop(TURN + AS_JSON, TOOLS), user("U"), call)
 
 
 def test_call_and_content_are_two_messages_where_a_call_must_have_no_content() -> None:
@@ -224,12 +238,6 @@ def test_refusal_that_depends_on_the_length_is_fitted_too() -> None:
     always = "{% if messages | length > 3 %}{{ raise_exception('too long') }}{% endif %}"
     with pytest.raises(InvalidRequest, match="too long"):
         render(loop(always + TURN), *turns)
-
-
-def test_calls_that_are_rendered_only_with_tools_are_kept() -> None:
-    source = loop(TURN + "{% if tools %}" + AS_JSON + "{% endif %}", TOOLS)
-    text = render(source, user("U"), assistant(None, "1", "2"), result("1"), result("2"), tools=(Tool(name="f1"),))
-    assert text.endswith('[user]U[assistant]<f1:{"a": "1"}><f2:{"a": "2"}>[tool]r1[tool]r2[assistant]')
 
 
 MESSAGES = st.lists(

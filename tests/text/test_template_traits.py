@@ -32,6 +32,7 @@ NO_TOOLS: dict[str, Any] = {"tools": None, "calls": False, "many_calls": False, 
         (loop(TURN + AS_JSON + "{{ m.reasoning }}", TOOLS), {"reasoning": "reasoning"}),
         (loop(TURN + AS_JSON + "{{ m.thinking }}", TOOLS), {"reasoning": "thinking"}),
         (loop("[{{ m.role }}]{{ m.content.split('</think>')[-1] }}"), NO_TOOLS | {"reasoning": "content"}),
+        (loop(TURN + "{% if tools %}" + AS_JSON + "{% endif %}", TOOLS), {"reasoning": None}),
         (loop(TURN + AS_TEXT, TOOLS), {"text_arguments": True, "reasoning": None}),
         (loop(TURN + AS_IT_IS, TOOLS), {"text_arguments": True, "reasoning": None}),
         (
