@@ -9,6 +9,7 @@ worker/sampling.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast, get_args, get_type_hints
 
@@ -185,6 +186,15 @@ def with_wire_fields(api: Api) -> Callable[[type[T]], type[T]]:
     """A decorator for a request struct: adds the API's sampling fields, each optional."""
     declared = [(param.names[api], param.types.get(api, kind)) for kind, _, param in _of_api(api)]
     return lambda struct: _extended(struct, [(name, kind | None, None) for name, kind in declared])
+
+
+def valid(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `values`, by the name of the parameter, that have its type and are in its range."""
+    good = {}
+    for name, value in values.items():
+        with suppress(msgspec.ValidationError):
+            good[name] = msgspec.convert(value, parameters()[name].type)
+    return good
 
 
 def with_default_keys(struct: type[T]) -> type[T]:

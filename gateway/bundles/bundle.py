@@ -34,6 +34,11 @@ class Bundle(Struct, frozen=True, kw_only=True):
         return tuple(self.config.eos_ids)
 
     @property
+    def sampling(self) -> dict[str, float]:
+        """What the files recommend for a request that does not choose, by the name of the key in config.toml."""
+        return self.config.search.recommended
+
+    @property
     def graph_paths(self) -> tuple[Path, ...]:
         """The graph file, or one file per pipeline stage, in the order of the stages."""
         decoder = self.config.decoder

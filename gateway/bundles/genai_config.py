@@ -14,6 +14,7 @@ from msgspec import Struct, field
 
 from gateway.bundles.json_file import read_json
 from gateway.errors import BundleError
+from gateway.sampling import valid
 
 PIPELINE = "decoder-pipeline"  # the model type of a pipeline: several sessions for each step
 
@@ -92,6 +93,10 @@ class DecoderConfig(Struct, frozen=True, kw_only=True):
     stages: tuple[Stage, ...] = ()
 
 
+#: For a model whose files recommend nothing. docs/models.md has the measurement.
+UNKNOWN_SAMPLING: dict[str, float] = {"temperature": 0.7, "top_p": 0.9, "min_p": 0.05}
+
+
 class Search(Struct, frozen=True, kw_only=True):
     """The sampling defaults of the model. None: the file does not set the value."""
 
@@ -102,6 +107,14 @@ class Search(Struct, frozen=True, kw_only=True):
     repetition_penalty: float | None = None
     max_length: int | None = None
     past_present_share_buffer: bool = False
+
+    @property
+    def recommended(self) -> dict[str, float]:
+        """The sampling parameters for a request that does not choose, by the name of the key in config.toml."""
+        if self.do_sample is False:
+            return {"temperature": 0.0}
+        names = ("temperature", "top_p", "top_k", "repetition_penalty")
+        return valid({name: value for name in names if (value := getattr(self, name)) is not None}) or UNKNOWN_SAMPLING
 
 
 class GenaiConfig(Struct, frozen=True, kw_only=True):

@@ -8,8 +8,10 @@ import json
 import logging
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import asdict
 
 from gateway import __version__
 from gateway.commands import options
@@ -17,7 +19,7 @@ from gateway.errors import ConfigError, GatewayError
 from gateway.output import escape
 
 if TYPE_CHECKING:
-    from gateway.config.tables import Config, ServerConfig
+    from gateway.config.tables import Config, Defaults, ServerConfig
     from gateway.lanes.router import ModelInfo, Router
 
 
@@ -118,29 +120,35 @@ def _listen(config: ServerConfig) -> socket.socket:
 
 async def _greet(config: Config, router: Router, port: int) -> None:
     await router.tried()
-    print(greeting(config.server, router.models(), port), flush=True)
+    models = router.models()
+    defaults = {model.name: router.defaults_for(model.name) for model in models}
+    print(greeting(config.server, models, defaults, port), flush=True)
 
 
-def greeting(config: ServerConfig, models: list[ModelInfo], port: int) -> str:
+def greeting(config: ServerConfig, models: list[ModelInfo], defaults: Mapping[str, Defaults], port: int) -> str:
     """The text on stdout when every model has loaded or failed: URL, models, and a request to try."""
     url = f"{options.base_url(config.host, port)}/v1"
     lines = [f"npu-gateway {__version__} on {url}", ""]
-    lines += [_model_line(model) for model in models]
+    for model in models:
+        lines += _model_lines(model, defaults[model.name])
     ready = next((model.name for model in models if model.status.engine.state == "ready"), None)
     if ready is not None:
         lines += ["", "Try it:", f"  {curl_line(url, ready, bool(config.api_keys))}"]
     return "\n".join(["", *lines, ""])
 
 
-def _model_line(model: ModelInfo) -> str:
+def _model_lines(model: ModelInfo, defaults: Defaults) -> Iterator[str]:
     engine = model.status.engine
     if engine.state != "ready":
-        return f"  {model.name}  {engine.state}: {engine.detail}"
+        yield f"  {model.name}  {engine.state}: {engine.detail}"
+        return
     also = f"  also as {', '.join(model.aliases)}" if model.aliases else ""
     context = f"  context {engine.context_length}" if engine.context_length else ""
-    line = f"  {model.name}  {engine.state} on {engine.device}{context}{also}"
-    budget = model.status.breaker.budget
-    return f"{line}\n    an answer is slow above {budget}" if budget else line
+    yield f"  {model.name}  {engine.state} on {engine.device}{context}{also}"
+    if budget := model.status.breaker.budget:
+        yield f"    an answer is slow above {budget}"
+    chosen = {name: value for name, value in asdict(defaults).items() if value is not None}
+    yield f"    defaults: {', '.join(f'{name} {value}' for name, value in chosen.items())}"
 
 
 def curl_line(url: str, model: str, has_keys: bool, platform: str = sys.platform) -> str:

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from gateway.bundles.bundle import load_bundle
-from gateway.bundles.genai_config import Inputs, SlidingWindow, Stage
+from gateway.bundles.genai_config import Inputs, Search, SlidingWindow, Stage
 from gateway.bundles.graph_files import check_graph_files
 from gateway.errors import BundleError
 from tests.support.tiny import CHATML
@@ -309,3 +309,17 @@ def test_damaged_bundle_gives_one_line(bundle: Path, damage: Callable[[Path], ob
     assert words in caught.value.message
     assert str(bundle.parent) not in caught.value.message
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("search", "recommended"),
+    [
+        ({}, {"temperature": 0.7, "top_p": 0.9, "min_p": 0.05}),
+        ({"do_sample": True, "temperature": 0.6, "top_p": 0.9}, {"temperature": 0.6, "top_p": 0.9}),
+        ({"do_sample": False, "temperature": 1.0, "top_k": 50}, {"temperature": 0.0}),
+        ({"repetition_penalty": 1.05, "top_k": 20, "top_p": 7.0}, {"repetition_penalty": 1.05, "top_k": 20}),
+        ({"top_p": float("nan")}, {"temperature": 0.7, "top_p": 0.9, "min_p": 0.05}),
+    ],
+)
+def test_files_recommend_sampling_in_our_ranges(search: dict[str, Any], recommended: dict[str, float]) -> None:
+    assert Search(**search).recommended == recommended

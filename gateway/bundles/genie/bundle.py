@@ -14,7 +14,6 @@ with these changes:
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from gateway.bundles.genie.files import check_binary, find, located
 from gateway.bundles.genie.metadata import read_metadata
 from gateway.bundles.genie.templates import fallback_template
 from gateway.bundles.json_file import LONGEST, read_json, read_optional_object, readable
-from gateway.sampling import parameters
+from gateway.sampling import valid
 
 _FORECAST = "kv-cache.primary.qnn-htp"
 #: Tokens. The widest pass of the published models, assumed if the bundle does not state its own width.
@@ -156,11 +155,8 @@ def _recommended(sampler: dict[str, Any]) -> dict[str, float]:
 
     Its `seed` is not one of them: with the same seed for each request, every answer to a prompt is the same.
     """
-    values = {}
-    for key, name in {"temp": "temperature", "top-k": "top_k", "top-p": "top_p"}.items():
-        with suppress(KeyError, msgspec.ValidationError):
-            values[name] = msgspec.convert(sampler[key], parameters()[name].type)
-    return values
+    names = {"temp": "temperature", "top-k": "top_k", "top-p": "top_p"}
+    return valid({name: sampler[key] for key, name in names.items() if key in sampler})
 
 
 def _set_paths(raw: dict[str, Any], dialog: Dialog, folder: Path, tokenizer: Path, binaries: tuple[Path, ...]) -> None:

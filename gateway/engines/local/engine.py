@@ -27,7 +27,7 @@ from gateway.config.tables import GenieModel, LocalModel
 from gateway.engines.base import Emit, EngineStatus, Plan, Prepared
 from gateway.engines.context import max_answer_tokens
 from gateway.engines.local.events import FrameTranslator
-from gateway.engines.local.greedy_only import CAPABILITIES, check_greedy_only
+from gateway.engines.local.greedy_only import CAPABILITIES, GREEDY, check_greedy_only
 from gateway.engines.local.integrity import IntegrityCheck
 from gateway.engines.local.process import Entry, WorkerProcess, spec_of
 from gateway.engines.local.prompts import Prompts
@@ -78,6 +78,7 @@ class LocalEngine:
         self._entry = entry
         self._prompts: Prompts | None = None  # None before the first load
         self._genie: GenieBundle | None = None  # the bundle, if it is in Genie's layout
+        self._sampling: dict[str, float] = {}  # recommended by the bundle
         self._origin: Origin | None = None  # of a bundle that was pulled
         self._running: dict[int, FrameTranslator] = {}  # by the id of the request at the worker
         self._ids = itertools.count(1)
@@ -117,9 +118,9 @@ class LocalEngine:
             published_tokens_per_s=published_speed(self._origin, ready),
             load_s=ready.load_s + ready.warm_up_s,
             peak_bytes=ready.peak_bytes,
-            sampling=self._genie.sampling if self._genie else {},
+            sampling=self._sampling,
         )
-        return replace(status, capabilities=CAPABILITIES) if ready.greedy_only else status
+        return replace(status, capabilities=CAPABILITIES, sampling=GREEDY) if ready.greedy_only else status
 
     async def start(self) -> None:
         """Read the bundle, start the worker, wait until it is warm. Raises BundleError, EngineFailed."""
@@ -213,6 +214,7 @@ class LocalEngine:
             if isinstance(model, LocalModel)
             else load_genie_bundle(self._path, model.dialect)
         )
+        self._sampling = bundle.sampling
         self._genie = bundle if isinstance(bundle, GenieBundle) else None  # another try can find another bundle
         if not isinstance(bundle, GenieBundle):
             return Prompts(bundle, model.dialect)

@@ -8,6 +8,7 @@ from gateway.generation import Generation
 from gateway.sampling import changed
 
 CAPABILITIES: tuple[Capability, ...] = ("chat", "tools", "structured_outputs")
+GREEDY = {"temperature": 0.0}  # for requests that do not choose
 _NEED_SCALE = frozenset({"logit_bias", "repetition_penalty", "presence_penalty", "frequency_penalty", "dry_multiplier"})
 
 

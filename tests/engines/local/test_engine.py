@@ -70,6 +70,10 @@ async def test_a_loaded_model_has_the_times_of_its_passes(engine: LocalEngine) -
     assert 0 < passes.step_s < 60 and 0 < passes.wide_s < 60
 
 
+async def test_the_status_has_what_the_bundle_recommends(engine: LocalEngine) -> None:
+    assert engine.status.sampling == {"temperature": 0.7, "top_p": 0.9}
+
+
 async def test_events_are_in_order_and_match_meter(engine: LocalEngine) -> None:
     meter = Meter()
     called_at = meter.clock()
