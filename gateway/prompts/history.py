@@ -100,21 +100,23 @@ def _starts(messages: Sequence[Message], newest: range) -> Iterable[int]:
     spoken = [index for index in range(newest.start + 1) if roles[index] != "system"]
     turns = [index for before, index in pairwise(spoken) if roles[index] == "user" and roles[before] != "user"]
     calls = [index for index in range(newest.stop, len(roles)) if roles[index] == "assistant"][1:]
-    split = _between_calls_and_results(messages)
-    return [start for start in (*turns, *calls) if start not in split]
+    earliest = _earliest_calls(messages)
+    return [start for start in (*turns, *calls) if earliest[start] >= start]
 
 
-def _between_calls_and_results(messages: Sequence[Message]) -> set[int]:
-    """The starts that would leave out a call and keep its result. An id can be used again in a later turn."""
+def _earliest_calls(messages: Sequence[Message]) -> list[int]:
+    """For each index the first call that has a result at the index or after it. A start after that would separate them.
+
+    An id can be used again in a later turn, so a result belongs to the call before it that is nearest.
+    """
     calls: dict[str | None, int] = {}
-    split: set[int] = set()
+    first = list(range(len(messages)))
     for index, message in enumerate(messages):
         if message.role == "tool":
-            call = calls.get(message.tool_call_id, calls.get(None, index))
-            split.update(range(call + 1, index + 1))
+            first[index] = calls.get(message.tool_call_id, calls.get(None, index))
         elif message.tool_calls:
             calls |= {None: index} | dict.fromkeys((each.id for each in message.tool_calls), index)
-    return split
+    return list(accumulate(reversed(first), min))[::-1]
 
 
 def _characters(message: Message) -> int:

@@ -161,9 +161,12 @@ class ScriptedEngine:
         if reserve is None or not isinstance(chat, Chat):
             return chat, 0
         histories, limit = Histories(chat.messages, step=self._context_length), self._context_length - reserve
-        prompts = [replace(chat, messages=histories.messages(number)) for number in range(len(histories))]
-        number = histories.longest(lambda number: self._count(prompts[number]) <= limit, self._context_length)
-        return prompts[number], histories.dropped(number)
+
+        def shortened(number: int) -> Chat:
+            return replace(chat, messages=histories.messages(number))
+
+        number = histories.longest(lambda number: self._count(shortened(number)) <= limit, self._context_length)
+        return shortened(number), histories.dropped(number)
 
     def _count(self, prompt: Prompt) -> int:
         """The number of prompt tokens: from the script, else the number of words."""
