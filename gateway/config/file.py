@@ -33,7 +33,7 @@ from gateway.config.tables import (
     ModelConfig,
     ServerConfig,
 )
-from gateway.config.value import Setting, Table, convert, nearest, quoted, upper
+from gateway.config.value import Setting, Table, convert, nearest, path_hint, path_problem, quoted, upper
 from gateway.errors import ConfigError
 from gateway.qnn.options import check_options
 
@@ -123,14 +123,16 @@ def server_address(variable: str, environ: Mapping[str, str] | None = None) -> s
 
 
 def _read(file: Path) -> dict[str, Any]:
+    text = ""
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # Notepad writes a byte order mark
+        text = file.read_text(encoding="utf-8-sig")  # Notepad writes a byte order mark
+        return tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"{file}: the file does not exist") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not UTF-8 text (byte {error.start})") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+        raise ConfigError(f"{file}: not valid TOML: {error}{path_hint(text)}") from None
     except ValueError:  # Python's limit
         raise ConfigError(f"{file}: not valid TOML: a number has too many digits") from None
     except RecursionError:
@@ -265,8 +267,8 @@ def with_paths(config: Config, base: Path, file: str) -> Config:
 
 
 def _absolute(base: Path, text: str, where: str) -> Path:
-    if "\0" in text:
-        raise ConfigError(f"{where}: a path has no NUL character")
+    if problem := path_problem(text):
+        raise ConfigError(f"{where}: {problem}")
     if len(text) > _LONGEST_PATH or any(len(os.fsencode(part)) > _LONGEST_NAME for part in Path(text).parts):
         raise ConfigError(f"{where}: no system has so long a path")
     try:

@@ -14,7 +14,7 @@ import msgspec
 from gateway.errors import InvalidRequest, UnsupportedParameter, quote
 from gateway.generation import TOOL, UNLIMITED, Grammar, Tool, ToolChoice
 from gateway.routes.wire import Json
-from gateway.server.body import check_depth
+from gateway.server.body import check_depth, with_whole_characters
 from gateway.server.ignored import note_ignored
 
 _NOT_ENFORCED = {"not", "if", "uniqueItems", "contains", "propertyNames", "unevaluatedProperties", "unevaluatedItems"}
@@ -75,6 +75,12 @@ def limit_of(sent: int | None, default: int | Literal["context"], param: str) ->
             f"Invalid value for '{param}': expected a positive number, or -1 for no limit.", param=param
         )
     return UNLIMITED if sent < 0 else sent, False
+
+
+def arguments_text(arguments: str | None) -> str:
+    """The arguments of a call that the client sends back: JSON in a text."""
+    text = arguments or "{}"
+    return with_whole_characters(text.encode()).decode() if "\\u" in text else text
 
 
 # ---- tools ---------------------------------------------------------------------------------------------------------

@@ -242,18 +242,22 @@ def parse(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def _decoded(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """Half of a surrogate pair becomes U+FFFD: clients cut texts, and JSON can write what UTF-8 cannot."""
     try:
         decoded = decoder.decode(body)
     except msgspec.ValidationError:
         raise
     except msgspec.DecodeError:
-        body, repaired = _SURROGATE.sub(lambda found: found[1] + rb"\ufffd" if found[3] else found[0], body), body
-        if body == repaired:
+        body, given = with_whole_characters(body), body
+        if body == given:
             raise
         decoded = decoder.decode(body)
     note_unknown_fields(body, decoder.type)
     return decoded
+
+
+def with_whole_characters(json: bytes) -> bytes:
+    """JSON with U+FFFD for half of a surrogate pair: clients cut texts, and JSON can write what UTF-8 cannot."""
+    return _SURROGATE.sub(lambda found: found[1] + rb"\ufffd" if found[3] else found[0], json)
 
 
 def _validation_error(message: str) -> InvalidRequest:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
+from codecs import BOM_UTF8
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -51,7 +52,7 @@ class TextTokenizer(Vocabulary):
     def load(cls, path: Path, markers: Collection[str] = ()) -> TextTokenizer:
         """Read a tokenizer.json. Raises BundleError if the file is not valid."""
         try:
-            return cls(Tokenizer.from_file(str(path)), markers)
+            return cls(Tokenizer.from_buffer(path.read_bytes().removeprefix(BOM_UTF8)), markers)
         except Exception as error:  # the library raises bare Exception
             raise BundleError(f"{path.name} cannot be read: {error}.") from error
 

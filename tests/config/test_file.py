@@ -293,6 +293,11 @@ MISTAKES = [
     ('models_dir = "~unknown-user/x"\n' + ONE_MODEL, "models_dir: '~' has no folder here"),
     ('[models.a]\npath = "~unknown-user/x"\n', "[models.a] path: '~' has no folder here"),
     ('[models.a]\nsource = "~unknown-user/x"\n', "[models.a] source: '~' has no folder here"),
+    ('models_dir = "C:\\Users\\me"\n', "not valid TOML: Invalid hex value"),
+    (
+        '[models.a]\npath = "a\\tb"\n',
+        "[models.a] path: 'a\\tb' has a control character; write a path in single quotes: 'a\\tb'",
+    ),
     ('[models.a]\npath = "a\\u0000b"\n', "[models.a] path: a path has no NUL character"),
     (f'[models.a]\npath = "{"a" * 300}"\n', "[models.a] path: no system has so long a path"),
     (f'[models.a]\nsource = "{"a/" * 3000}"\n', "[models.a] source: no system has so long a path"),
@@ -420,3 +425,31 @@ def test_cache_folder_is_of_the_user(tmp_path: Path) -> None:
     assert cache_folder({"XDG_CACHE_HOME": str(tmp_path)}, "linux") == tmp_path / "npu-gateway"
     assert cache_folder({"LOCALAPPDATA": str(tmp_path)}, "win32") == tmp_path / "npu-gateway" / "cache"
     assert cache_folder({}, "darwin").parts[-3:] == ("Library", "Caches", "npu-gateway")
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        (r'models_dir = "C:\Users\me"', r"models_dir = 'C:\Users\me'"),
+        (r'models_dir = "C:\models"', r"models_dir = 'C:\models'"),
+        (r'models_dir = "D:\my models\"', r"models_dir = 'D:\my models\'"),
+        (r'path = "\\server\share"', r"path = '\\server\share'"),
+        (r'provider_options = { backend_path = "C:\Qnn\x.dll" }', r"provider_options = 'C:\Qnn\x.dll'"),
+    ],
+)
+def test_path_in_double_quotes_gets_a_hint(folder: Folder, line: str, meant: str) -> None:
+    message = folder.mistake(f"{line}\n{ONE_MODEL}")
+    assert "\n" not in message
+    assert message.endswith(f"; write a path in single quotes: {meant}")
+
+
+@pytest.mark.parametrize("key", ["models_dir", "[server]\napi_keys_file", "[models.b]\npath", "[models.b]\nsource"])
+def test_path_with_an_escape_is_refused_with_what_was_meant(folder: Folder, key: str) -> None:
+    message = folder.mistake(f'{key} = "C:\\temp\\new"\n')
+    assert message.endswith(r"write a path in single quotes: 'C:\temp\new'")
+    if "keys" not in key:  # this file is read at once
+        folder.load(f"{key} = 'C:\\temp\\new'\n" + (ONE_MODEL if "models." not in key else ""))
+
+
+def test_other_mistakes_in_toml_get_no_hint_about_paths(folder: Folder) -> None:
+    assert "single quotes" not in folder.mistake('models_dir = "m\n' + ONE_MODEL)

@@ -5,8 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
+from gateway.routes.anthropic_api.wire import MessagesRequest
+from gateway.routes.ollama_api.wire import OllamaChatRequest, OllamaGenerateRequest
+from gateway.routes.openai_api.wire import ChatRequest
+from gateway.routes.openai_api.wire_completions import CompletionRequest
+from gateway.routes.responses_api.wire import ResponsesRequest
 from tests.support.server import error_of
 
 HEADER = "x-gateway-ignored"
@@ -188,3 +194,26 @@ def test_property_with_the_name_of_a_keyword_is_no_keyword(http: httpx.Client) -
 def test_error_names_the_newest_image(http: httpx.Client) -> None:
     refused = sent(http, CHAT, messages=[{"role": "user", "content": [IMAGES[CHAT]]}])
     assert error_of(refused)["param"] == "messages.0.content.0" and "image_url" in error_of(refused)["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        (CHAT, ChatRequest),
+        ("/v1/completions", CompletionRequest),
+        (RESPONSES, ResponsesRequest),
+        (MESSAGES, MessagesRequest),
+        ("/api/chat", OllamaChatRequest),
+        ("/api/generate", OllamaGenerateRequest),
+    ],
+)
+def test_null_means_absent_for_every_optional_field(http: httpx.Client, path: str, kind: type[msgspec.Struct]) -> None:
+    required = {"model": "paris", **PROMPT.get(path, {"prompt": "Hi"})}
+    optional = [item.encode_name for item in msgspec.structs.fields(kind) if not item.required]
+    nulls = {name: None for name in optional if name not in required}
+    answer = http.post(path, json={**nulls, **required})
+    assert answer.status_code == 200, answer.text
+    assert HEADER not in answer.headers
+    assert http.post(
+        path, json={name: value for name, value in nulls.items() if name != "stream"} | required
+    ).is_success

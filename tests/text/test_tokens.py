@@ -183,3 +183,10 @@ def test_load_names_the_invalid_file(tmp_path: Path) -> None:
     path.write_text("{", encoding="utf-8")
     with pytest.raises(BundleError, match=r"tokenizer\.json"):
         TextTokenizer.load(path)
+
+
+def test_byte_order_mark_of_the_file_is_skipped(tiny: Path, tmp_path: Path) -> None:
+    marked = tmp_path / "tokenizer.json"
+    marked.write_bytes(b"\xef\xbb\xbf" + (tiny / "tokenizer.json").read_bytes())
+    plain = TextTokenizer.load(tiny / "tokenizer.json")
+    assert TextTokenizer.load(marked).encode("A text.") == plain.encode("A text.")

@@ -29,7 +29,7 @@ def chat_of(request: OllamaChatRequest) -> Chat:
     """Raises InvalidRequest; its `param` names the field."""
     tools = tools_of(request.tools)
     return Chat(
-        messages=tuple(_messages(request.messages)),
+        messages=tuple(_messages(request.messages or ())),
         tools=tools,
         tool_choice=ToolChoice(mode="auto" if tools else "none"),
         reasoning_effort=_effort(request),

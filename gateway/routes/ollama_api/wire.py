@@ -86,7 +86,7 @@ class OllamaMessage(Struct, kw_only=True):
 
 
 class OllamaChatRequest(OllamaRequest, kw_only=True):
-    messages: Annotated[list[OllamaMessage], Meta(max_length=MAX_MESSAGES)] = field(default_factory=list)
+    messages: Annotated[list[OllamaMessage], Meta(max_length=MAX_MESSAGES)] | None = None
     tools: Annotated[list[ToolDefinition], Meta(max_length=MAX_TOOLS)] | None = None
 
 

@@ -16,7 +16,7 @@ from gateway.routes.openai_api.parse import check_stream_options, is_background,
 from gateway.routes.openai_api.parse_grammar import grammar_of
 from gateway.routes.openai_api.parse_tools import chat_tool_choice, tools_of
 from gateway.routes.openai_api.wire import ChatMessage, ChatRequest, ContentPart
-from gateway.routes.parse import limit_of, omitted, required, stop_of
+from gateway.routes.parse import arguments_text, limit_of, omitted, required, stop_of
 from gateway.sampling import sampling_of
 from gateway.server.body import check_depth
 
@@ -114,9 +114,9 @@ def _calls(message: ChatMessage, param: str, call_id: str) -> Iterator[ToolCall]
             yield ToolCall(call.id, call.custom.name, arguments)
         else:
             function = required(call.function, f"{param}.tool_calls.{index}.function")
-            yield ToolCall(call.id, function.name, function.arguments or "{}")
+            yield ToolCall(call.id, function.name, arguments_text(function.arguments))
     if message.function_call is not None:
-        yield ToolCall(call_id, message.function_call.name, message.function_call.arguments or "{}")
+        yield ToolCall(call_id, message.function_call.name, arguments_text(message.function_call.arguments))
 
 
 def _content(message: ChatMessage, param: str, *, is_newest: bool) -> str | None:

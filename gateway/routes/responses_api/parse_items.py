@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from gateway.errors import InvalidRequest, NotFound, PreviousResponseNotFound, quote
 from gateway.generation import Message, Role, ToolCall
-from gateway.routes.parse import omitted, required
+from gateway.routes.parse import arguments_text, omitted, required
 from gateway.routes.responses_api.parse_tools import full_name
 from gateway.routes.responses_api.store import ConversationItem, ResponseStore
 from gateway.routes.responses_api.wire import InputItem, InputPart, InputRole, ResponsesRequest
@@ -141,7 +141,7 @@ def _arguments(item: InputItem, param: str) -> str:
     if isinstance(item.arguments, dict):
         check_depth(item.arguments, param)
         return msgspec.json.encode(item.arguments).decode()
-    return item.arguments or "{}"
+    return arguments_text(item.arguments)
 
 
 def _other_call(item: InputItem, kind: str, param: str) -> Message:

@@ -9,6 +9,7 @@ before.
 from __future__ import annotations
 
 import threading
+from codecs import BOM_UTF8
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -111,7 +112,7 @@ class GrammarCompiler:
 
     def _special_tokens(self) -> dict[int, str]:
         """The special tokens by id. A Lark grammar can name them as <name>."""
-        added = msgspec.json.decode(self._path.read_bytes()).get("added_tokens", [])
+        added = msgspec.json.decode(self._path.read_bytes().removeprefix(BOM_UTF8)).get("added_tokens", [])
         return {token["id"]: token["content"] for token in added}
 
     def _compile(self, grammar: Grammar, sandbox: Sandbox, limits: Limits) -> CompiledGrammar:
@@ -164,9 +165,11 @@ def _unavailable(error: SandboxUnavailable) -> Unavailable:
 
 def _load_tokenizer(path: Path, vocab_size: int, end_ids: list[int]) -> Any:
     """Raises ValueError if the library cannot read the tokenizer."""
+    content = path.read_bytes()
+    source = content.removeprefix(BOM_UTF8).decode() if content.startswith(BOM_UTF8) else str(path)
     try:
-        return llguidance.LLTokenizer(str(path), n_vocab=vocab_size, eos_token=end_ids or None)
+        return llguidance.LLTokenizer(source, n_vocab=vocab_size, eos_token=end_ids or None)
     except ValueError as error:
         if "vocab size too small" not in str(error):
             raise ValueError("its tokenizer is of an unknown kind") from error
-    return llguidance.LLTokenizer(str(path), eos_token=end_ids or None)  # it has more tokens than the model
+    return llguidance.LLTokenizer(source, eos_token=end_ids or None)  # it has more tokens than the model

@@ -469,6 +469,12 @@ def test_older_call_and_its_result_become_a_call_and_a_tool_message() -> None:
     assert messages[4] == Message(role="tool", content="", name="clock", tool_call_id="call_3")
 
 
+def test_half_of_a_surrogate_pair_in_arguments_becomes_the_replacement_character() -> None:
+    call = {"id": "c", "function": {"name": "f", "arguments": r'{"a": "\ud83d", "b": "\\ud83d"}'}}
+    [made] = chat(messages=[{"role": "assistant", "tool_calls": [call]}, *HELLO]).messages[0].tool_calls
+    assert json.loads(made.arguments) == {"a": "\ufffd", "b": r"\ud83d"}
+
+
 def test_custom_call_of_the_history_is_kept() -> None:
     call = {"id": "c", "type": "custom", "custom": {"name": "patch", "input": "x"}}
     made = chat(messages=[*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}, *HELLO])

@@ -185,3 +185,62 @@ def test_unsupported_constraint_is_400_with_the_path(
     with pytest.raises(BadRequestError) as caught:
         complete(openai, stream=stream, **fields)
     assert caught.value.param == param and what in caught.value.message
+
+
+SAFE = 2**53 - 1
+ZOD = {  # as zod 4 writes `z.object({n: z.int(), m: z.record(z.string(), z.int())})`
+    "type": "object",
+    "properties": {
+        "n": {"type": "integer", "minimum": -SAFE, "maximum": SAFE},
+        "m": {
+            "type": "object",
+            "propertyNames": {"type": "string"},
+            "additionalProperties": {"type": "integer", "minimum": -SAFE, "maximum": SAFE},
+        },
+    },
+    "required": ["n", "m"],
+    "additionalProperties": False,
+}
+LOOSE = {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}}}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", {"response_format": schema_format(ZOD)}),
+        (
+            "/v1/chat/completions",
+            {
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": ZOD, "strict": True}}],
+                "tool_choice": "required",
+            },
+        ),
+        (
+            "/v1/chat/completions",
+            {
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": LOOSE}}],
+                "tool_choice": "required",
+            },
+        ),
+        ("/v1/responses", {"text": {"format": {"type": "json_schema", "name": "n", "schema": ZOD, "strict": True}}}),
+        ("/v1/messages", {"output_config": {"format": {"type": "json_schema", "schema": ZOD}}}),
+        ("/v1/messages", {"tools": [{"name": "f", "input_schema": LOOSE}], "tool_choice": {"type": "any"}}),
+        ("/api/chat", {"format": ZOD, "stream": False}),
+    ],
+)
+def test_schema_of_a_real_client_is_accepted_by_each_api(local: Running, path: str, fields: dict[str, Any]) -> None:
+    prompt: dict[str, Any] = {"input": "Hi"} if path == "/v1/responses" else {"messages": ASK}
+    limit = {"/v1/responses": "max_output_tokens", "/api/chat": "options"}.get(path, "max_tokens")
+    body = {"model": "smollm2", **prompt, limit: {"num_predict": 2} if limit == "options" else 2, **fields}
+    with local.http() as http:
+        answer = http.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+
+
+def test_error_of_a_strict_tool_names_it(local: Running) -> None:
+    tool = {"type": "function", "function": {"name": "get_it", "parameters": LOOSE, "strict": True}}
+    with local.http() as http:
+        refused = http.post("/v1/chat/completions", json={"model": "tiny", "messages": ASK, "tools": [tool]})
+    assert refused.status_code == 400
+    message = refused.json()["error"]["message"]
+    assert message.startswith("'tools' cannot be used: in the schema of the tool 'get_it', at '#/properties/a'")

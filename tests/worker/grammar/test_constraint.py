@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -242,3 +243,10 @@ class TestLark:
         constraint = grammars.compile(grammar).constraint("p")
         follow(constraint, tokens.encode("[12, 3,xx]"))
         assert constraint.is_stopped
+
+
+def test_byte_order_mark_of_the_tokenizer_is_skipped(tokenizer_path: Path, tmp_path: Path) -> None:
+    marked = tmp_path / "tokenizer.json"
+    marked.write_bytes(b"\xef\xbb\xbf" + tokenizer_path.read_bytes())
+    with closing(GrammarCompiler(marked, VOCABULARY, (2, 0))) as compiler:
+        assert compiler.compile(Grammar(kind="regex", source="a+"))
