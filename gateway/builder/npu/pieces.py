@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from gateway.bundles.disk import sync_folder, sync_tree, write_error
 from gateway.bundles.json_file import read_record
+from gateway.bundles.replace import rename
 from gateway.bundles.stamp import RECIPE_FILE
 
 FILES = "files"
@@ -68,7 +69,7 @@ class Pieces:
             (new / FILES).mkdir(parents=True)
             fill(new)
             sync_tree(new)
-            new.rename(piece)
+            rename(new, piece)
             sync_folder(self.folder)
         except OSError as error:
             raise write_error(self.folder, error) from error

@@ -7,6 +7,7 @@ CPU, and the same version of the gateway does not try it again.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -37,6 +38,7 @@ from gateway.pull.config_edit import find_user_config, note_model
 from gateway.qnn.detect import Provider, npu_for
 
 _NEXT_STEP = "`npu-gateway models --prepare` tries it again and shows the progress"
+_PAUSE_S = 300.0  # until the free memory is looked at again
 
 _log = logging.getLogger(__name__)
 
@@ -47,9 +49,14 @@ class NpuBundles:
     Args:
         path: what the user named with --config.
         overrides: of the command line.
+        clock: seconds, monotonic.
     """
 
-    def __init__(self, path: Path | None, overrides: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path | None, overrides: Mapping[str, Any], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._pause_until = -math.inf
         self._path = path
         self._overrides = overrides
         self._has_npu = cache(_has_npu)
@@ -59,7 +66,9 @@ class NpuBundles:
         self._is_stopped = False
 
     def next(self, served: Mapping[str, ModelConfig]) -> str | None:
-        with suppress(ConfigError):
+        if self._clock() < self._pause_until:
+            return None
+        with suppress(ConfigError, BundleError):
             config = self._config()
             return next((name for name, model in served.items() if self._is_waiting(config, name, model)), None)
         return None
@@ -155,6 +164,7 @@ class NpuBundles:
 
     def _wait(self, name: str, reason: str, report: Callable[[str], None]) -> None:
         report(f"a bundle for the NPU waits: {reason}")
+        self._pause_until = self._clock() + _PAUSE_S
         if self._told != name:
             _log.warning("%s: the bundle for the NPU waits: %s; close other programs", name, reason)
         self._told = name

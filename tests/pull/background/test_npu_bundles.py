@@ -28,6 +28,9 @@ from gateway.pull.background.npu_bundles import NpuBundles
 from gateway.pull.config_edit import find_user_config
 from gateway.pull.stored import remove
 from gateway.qnn.device import NpuDevice
+from tests.support.model_server import serve_models
+from tests.support.processes import gateway
+from tests.support.processes import serving as serving_process
 from tests.support.server import Running, serving, wait_until
 from tests.support.tiny import write_tiny_folder
 
@@ -146,9 +149,42 @@ def test_model_moves_to_the_npu_without_a_lost_request(
 
 
 @pytest.mark.slow
-def test_qwen2_moves_to_the_npu(npu: NpuDevice, tmp_path: Path) -> None:
-    config = configured(tmp_path, architecture="qwen2", bias=True, tied=False)
-    assert {status for status, _ in move(tmp_path, config)} == {200}
+@pytest.mark.parametrize(
+    "options", [{}, {"architecture": "qwen2", "bias": True, "tied": False}], ids=["llama", "qwen2"]
+)
+def test_pull_of_the_hub_is_served_by_the_npu_later(
+    npu: NpuDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """As a user does it: `pull hf:...`, then `serve`, with the real pauses."""
+    folder = write_tiny_folder(tmp_path / "weights", context=64, **options)
+    (tmp_path / "config.toml").write_text("[breaker]\nenabled = false\n", encoding="utf-8")
+    with serve_models() as server:
+        variables = {
+            "NPU_GATEWAY_MODEL_SERVER": server.url,
+            "HF_HOME": str(tmp_path / "hub"),
+            "HF_HUB_DISABLE_XET": "1",
+        }
+        server.repos["org/Tiny-135M"] = {path.name: path.read_bytes() for path in folder.iterdir()}
+        done = gateway("pull", "hf:org/Tiny-135M", cwd=tmp_path, variables=variables)
+        assert done.returncode == 0, done.stderr
+    with (
+        serving_process("--port", 0, "--provider", "qnn", cwd=tmp_path, **variables) as running,
+        httpx.Client(timeout=60) as client,
+    ):
+        base = running.read_greeting().split(" on ")[1].split()[0]
+        body = {"model": "tiny-135m", "prompt": "Hi", "max_tokens": 3}
+        assert "tiny-135m  ready on cpu" in running.output
+        assert client.post(f"{base}/completions", json=body).status_code == 200
+        ready = f"{base.removesuffix('/v1')}/readyz"
+
+        def is_moved() -> bool:
+            time.sleep(0.5)
+            return bool(client.get(ready).json()["models"][0]["engine"]["device"] == "emulated")
+
+        wait_until(is_moved, "the model was not moved")
+        assert client.post(f"{base}/completions", json=body).status_code == 200
+    text = (tmp_path / "config.toml").read_text(encoding="utf-8")
+    assert '\nsource = "hf:org/Tiny-135M"' in text and "# npu-gateway: on the NPU since 2" in text
 
 
 class NoBuild:
@@ -200,11 +236,15 @@ def test_failed_build_is_one_warning_and_is_not_repeated(
 def test_lack_of_memory_is_a_pause(
     waiting: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bundles, reports = NpuBundles(tmp_path / "config.toml", {}), list[str]()
+    now = [0.0]
+    bundles, reports = NpuBundles(tmp_path / "config.toml", {}, clock=lambda: now[0]), list[str]()
     lack = BackgroundStep(waits="5.0 GB of memory are needed, 2.0 GB are free")
     monkeypatch.setattr(npu_bundles, "run_in_child", NoBuild(lack, lack, BackgroundStep(done=1, count=3)))
     for _ in range(3):
+        assert bundles.next(waiting.models) == "tiny"
         assert bundles.advance("tiny", reports.append) is None
+        assert bundles.next(waiting.models) == ("tiny" if "finished" in reports[-1] else None)
+        now[0] += 301
     assert reports[0] == "a bundle for the NPU waits: 5.0 GB of memory are needed, 2.0 GB are free"
     assert reports[-1] == "a bundle for the NPU: 1 of 3 pieces are finished"
     assert caplog.text.count("close other programs") == 1
