@@ -14,6 +14,7 @@ from typing import Any
 
 from gateway import __version__
 from gateway.commands import bench, build, catalog, chat, check, doctor, models, pull, serve, stored
+from gateway.commands.verify import command as verify
 from gateway.config.value import nearest
 from gateway.errors import ConfigError, GatewayError
 from gateway.output import escape
@@ -78,6 +79,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-V", "--version", action="version", version=f"npu-gateway {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, pull, stored, catalog, chat, bench, doctor, check, models, build):
+    for command in (serve, pull, stored, catalog, chat, verify, bench, doctor, check, models, build):
         command.add_parser(subparsers)
     return parser

@@ -50,12 +50,12 @@ LIBRARY_USERS = {
     "litestar": {"app.py", "routes", "server"},
     "sse_starlette": {"server/sse.py"},  # importing it patches uvicorn's exit handler
     "httpcore": {"engines/upstream"},
-    "openai": {"commands/client.py", "commands/chat.py", "commands/bench.py"},
+    "openai": {"commands/client.py", "commands/chat.py", "commands/bench.py", "commands/verify"},
     "tokenizers": {"text", "builder"},
     "jinja2": {"text"},
     "tomllib": {"config/file.py"},
     "tomlkit": {"pull"},
-    "httpx": {"pull"},
+    "httpx": {"pull", "commands/verify/peer.py"},
     "huggingface_hub": {"pull", "builder"},
 }
 
