@@ -121,7 +121,7 @@ def _with_headers(generation: Generation, request: HttpRequest) -> Generation:
         timeout_s=_seconds(request, TIMEOUT),
         ttft_timeout_s=_seconds(request, FIRST_TOKEN),
         background=generation.background or _is_background(request),
-        truncation=_truncation(request, generation.truncation),
+        truncation=truncation_of(request, generation.truncation),
     )
 
 
@@ -139,8 +139,8 @@ def _is_background(request: HttpRequest) -> bool:
     return priority == "background"
 
 
-def _truncation(request: HttpRequest, default: bool) -> bool:
-    """Raises InvalidRequest for an unknown value."""
+def truncation_of(request: HttpRequest, default: bool) -> bool:
+    """`Generation.truncation`: from the header, else `default`. Raises InvalidRequest for an unknown value."""
     value = request.headers.get(TRUNCATION)
     if value not in (None, "auto", "disabled"):
         raise InvalidRequest(f"The header '{TRUNCATION}' must be 'auto' or 'disabled'.", param=TRUNCATION)

@@ -242,4 +242,7 @@ def test_newest_turn_that_is_too_long_is_refused_with_the_next_step(http: httpx.
     refused = http.post(CHAT, json=body("short"), headers={"x-gateway-truncation": "yes"})
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "x-gateway-truncation"
     fits = http.post(CHAT, json=body("short"), headers=AUTO)
+    assert (
+        http.post("/v1/responses", json={"model": "short", "input": "Hi"}, headers=AUTO).json()["truncation"] == "auto"
+    )
     assert fits.status_code == 200 and "x-gateway-truncated" not in fits.headers

@@ -10,9 +10,10 @@ from litestar import post, route
 from litestar.enums import HttpMethod
 from litestar.params import FromPath
 from litestar.types import ASGIApp
+from msgspec.structs import replace
 
 from gateway.errors import InvalidRequest, NotFound, UnsupportedParameter
-from gateway.routes.respond import answer, generation_opt, json_response
+from gateway.routes.respond import answer, generation_opt, json_response, truncation_of
 from gateway.routes.responses_api.parse import response_generation
 from gateway.routes.responses_api.parse_items import located_items
 from gateway.routes.responses_api.render import ResponsesRendering
@@ -43,6 +44,7 @@ async def create_response(request: HttpRequest) -> ASGIApp:
     id = f"resp_{request_number(request.scope)}"
     generation = await by_size(request, response_generation, body, items, defaults, id=id)
 
+    generation = replace(generation, truncation=truncation_of(request, generation.truncation))  # the reply has it
     loop = asyncio.get_running_loop()
 
     def save(response: Response) -> None:  # a long answer is rendered in a thread
