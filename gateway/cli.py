@@ -14,6 +14,7 @@ from typing import Any
 
 from gateway import __version__
 from gateway.commands import bench, build, catalog, chat, check, doctor, models, pull, serve, stored
+from gateway.commands.launch import command as launch
 from gateway.commands.verify import command as verify
 from gateway.config.value import nearest
 from gateway.errors import ConfigError, GatewayError
@@ -24,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a Windows pipe can lack characters that a model writes
-    arguments = _parser().parse_args(_spelt(sys.argv[1:] if argv is None else argv))
+    own, rest = _divided(_spelt(sys.argv[1:] if argv is None else argv))
+    arguments = _parser().parse_args(own, argparse.Namespace(rest=rest))
     try:
         code: int = arguments.run(arguments)
     except ConfigError as error:
@@ -55,6 +57,12 @@ def _spelt(argv: Sequence[str]) -> list[str]:
             return other
 
 
+def _divided(argv: list[str]) -> tuple[list[str], list[str]]:
+    """For `launch`: what follows `--` is for the client."""
+    at = argv.index("--") if argv[:1] == ["launch"] and "--" in argv else len(argv)
+    return argv[:at], argv[at + 1 :]
+
+
 class _Parser(argparse.ArgumentParser):
     """Names the nearest right spelling, with the usage of the command that was meant."""
 
@@ -79,6 +87,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-V", "--version", action="version", version=f"npu-gateway {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, pull, stored, catalog, chat, verify, bench, doctor, check, models, build):
+    for command in (serve, pull, stored, catalog, chat, launch, verify, bench, doctor, check, models, build):
         command.add_parser(subparsers)
     return parser

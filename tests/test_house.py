@@ -54,7 +54,7 @@ LIBRARY_USERS = {
     "tokenizers": {"text", "builder"},
     "jinja2": {"text"},
     "tomllib": {"config/file.py"},
-    "tomlkit": {"pull"},
+    "tomlkit": {"pull", "commands/launch"},
     "httpx": {"pull", "commands/verify/peer.py"},
     "huggingface_hub": {"pull", "builder"},
 }

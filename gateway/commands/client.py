@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway.errors import GatewayError, UpstreamFailed
 
@@ -15,6 +15,17 @@ def openai_client(url: str, key: str, *, timeout_s: float = 600.0, retries: int 
     from openai import OpenAI
 
     return OpenAI(base_url=url, api_key=key or "none", timeout=timeout_s, max_retries=retries)
+
+
+def listed_models(url: str, key: str) -> list[dict[str, Any]]:
+    """The entries of /v1/models, with the fields that are not OpenAI's. Raises UpstreamFailed."""
+    from openai import APIError
+
+    with openai_client(url, key, timeout_s=30.0) as client:
+        try:
+            return [model.model_dump() for model in client.models.list().data]
+        except APIError as error:
+            raise gateway_error(error) from None
 
 
 def gateway_error(error: APIError) -> GatewayError:

@@ -24,28 +24,28 @@ def program_folders(home: Path, environ: Mapping[str, str], platform: str = sys.
     """Every folder that can exist on this system, whether it does or not."""
     yield Program("Foundry Local", home / ".foundry" / "cache" / "models")
     yield Program("AI Toolkit", home / ".aitk" / "models")
-    yield Program("GenieX", _named(environ, "GENIEX_DATADIR", home / ".cache" / "geniex") / "models")
+    yield Program("GenieX", named(environ, "GENIEX_DATADIR", home / ".cache" / "geniex") / "models")
     for root in (home, Path("C:/")) if platform == "win32" else (home,):
         for helper in _HELPERS:
             yield Program("AI Dev Home", root / helper / _HELPER_MODELS)
     for folder in _lm_studio(home):
         yield Program("LM Studio", folder)
-    yield Program("AnythingLLM", _app_data(home, environ, platform) / "anythingllm-desktop" / "storage" / "models")
-    yield Program(OLLAMA, _named(environ, "OLLAMA_MODELS", home / ".ollama" / "models"))
+    yield Program("AnythingLLM", app_data(home, environ, platform) / "anythingllm-desktop" / "storage" / "models")
+    yield Program(OLLAMA, named(environ, "OLLAMA_MODELS", home / ".ollama" / "models"))
     if platform == "linux":
         yield Program(OLLAMA, Path("/usr/share/ollama/.ollama/models"))  # its service runs as the user `ollama`
 
 
-def _app_data(home: Path, environ: Mapping[str, str], platform: str) -> Path:
+def app_data(home: Path, environ: Mapping[str, str], platform: str) -> Path:
     """The folder of desktop programs' data."""
     if platform == "win32":
-        return _named(environ, "APPDATA", home / "AppData" / "Roaming")
+        return named(environ, "APPDATA", home / "AppData" / "Roaming")
     if platform == "darwin":
         return home / "Library" / "Application Support"
-    return _named(environ, "XDG_CONFIG_HOME", home / ".config")
+    return named(environ, "XDG_CONFIG_HOME", home / ".config")
 
 
-def _named(environ: Mapping[str, str], variable: str, default: Path) -> Path:
+def named(environ: Mapping[str, str], variable: str, default: Path) -> Path:
     text = environ.get(variable, "").strip().strip('"')
     return Path(text) if text and "\0" not in text else default
 
