@@ -49,7 +49,7 @@ def _row(name: str, model: ModelConfig, state: ModelState) -> dict[str, Any]:
     return {
         "name": name,
         "engine": model.engine,
-        "aliases": model.aliases,
+        "aliases": list(model.aliases),
         "fallback": model.fallback,
         "path": model.path if isinstance(model, BundleModel) else "",
         **state.as_dict(),

@@ -26,6 +26,7 @@ MAX_NOTES = 100  # of one request, and of unknown fields in one object
 MAX_SHOWN = 20  # fields in the header; it ends with the number of the others
 MAX_CAUSES = 200  # in the log, while the gateway runs
 _LONGEST = 80  # characters of one field
+_SIMILAR = 0.72  # of two names; `max_tokens` and `max_output_tokens` have 0.74
 _EMPTY = (b"null", b"[]", b"{}")
 
 _log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def note_unknown_fields(body: bytes, struct: Any) -> None:
     A struct can have a class variable `unused`: the names that clients send and that change no answer.
     """
     for path, name, known in _unknown(body, struct) if _is_struct(struct) else ():
-        near = difflib.get_close_matches(name[:_LONGEST], known, 1)
+        near = difflib.get_close_matches(name[:_LONGEST], known, 1, _SIMILAR)
         note_ignored(path + name, f"unknown; did you mean {near[0]}?" if near else "not supported")
 
 

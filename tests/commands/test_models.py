@@ -20,7 +20,7 @@ from tests.support.npu.genie_bundle import write_genie_bundle
 MODELS = """
 [models.tiny]
 path = '{tiny}'
-aliases = ["gpt-4o-mini"]
+aliases = {{ gpt-4o-mini = {{ max_tokens = "context" }} }}
 fallback = "far"
 [models.later]
 source = "pypi:some-model==1.0"

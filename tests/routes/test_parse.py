@@ -196,6 +196,24 @@ def test_error_names_the_newest_image(http: httpx.Client) -> None:
     assert error_of(refused)["param"] == "messages.0.content.0" and "image_url" in error_of(refused)["message"]
 
 
+def test_known_fields_without_an_effect_are_reported(http: httpx.Client) -> None:
+    fields = {
+        "text": {"verbosity": "low"},
+        "reasoning": {"effort": "low", "summary": "auto"},
+        "include": ["reasoning.encrypted_content", "message.output_text.logprobs"],
+        "store": False,
+        "prompt_cache_key": "k",
+        "parallel_tool_calls": True,
+    }
+    assert ignored(http, RESPONSES, **fields) == (
+        "text.verbosity (not supported), reasoning.summary (the reasoning is complete), "
+        "include[0] (reasoning.encrypted_content)"
+    )
+    assert ignored(http, CHAT, verbosity="low", web_search_options={"a": 1}) == (
+        "verbosity (not supported), web_search_options (not supported)"
+    )
+
+
 @pytest.mark.parametrize(
     ("path", "kind"),
     [

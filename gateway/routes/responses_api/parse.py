@@ -10,6 +10,9 @@ from gateway.routes.responses_api.parse_items import LocatedItem, messages_of
 from gateway.routes.responses_api.parse_tools import response_tool_choice, tools_of
 from gateway.routes.responses_api.wire import ResponsesRequest
 from gateway.sampling import sampling_of
+from gateway.server.ignored import note_ignored
+
+_LOGPROBS = "message.output_text.logprobs"
 
 
 def response_generation(
@@ -17,6 +20,7 @@ def response_generation(
 ) -> Generation:
     """`items`: from `located_items`. Raises InvalidRequest; its `param` names the field."""
     _refuse_unsupported(request)
+    _note_ignored(request)
     max_tokens, is_default = limit_of(request.max_output_tokens, defaults.max_tokens, "max_output_tokens")
     return Generation(
         id=id,
@@ -64,8 +68,19 @@ def _grammar(request: ResponsesRequest) -> Grammar | None:
 
 
 def _logprobs(request: ResponsesRequest) -> int | None:
-    is_wanted = request.top_logprobs is not None or "message.output_text.logprobs" in (request.include or ())
+    is_wanted = request.top_logprobs is not None or _LOGPROBS in (request.include or ())
     return (request.top_logprobs or 0) if is_wanted else None
+
+
+def _note_ignored(request: ResponsesRequest) -> None:
+    """Note the known fields, and values of them, that have no effect."""
+    if request.text and request.text.verbosity not in (None, "medium"):
+        note_ignored("text.verbosity", "not supported")
+    if request.reasoning and request.reasoning.summary:
+        note_ignored("reasoning.summary", "the reasoning is complete")
+    for index, name in enumerate(request.include or ()):
+        if name != _LOGPROBS:
+            note_ignored(f"include.{index}", name)
 
 
 def _refuse_unsupported(request: ResponsesRequest) -> None:
