@@ -21,6 +21,7 @@ _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _TOOL_VARIABLES = ("tools", "xml_tools", "available_tools")
 _PARAMETERS = {"type": "object", "properties": {"p": {"type": "string", "description": "d"}}, "required": ["p"]}
 _TOOLS = [{"type": "function", "function": {"name": "qTool", "description": "d", "parameters": _PARAMETERS}}]
+_HEAD = 6  # characters before a text that show whose turn it is
 _SPLITS_REASONING = re.compile(r"split\(\s*['\"]</think>")
 
 IN_SYSTEM_MESSAGE = "message"
@@ -36,7 +37,8 @@ class Traits(Struct, frozen=True, kw_only=True):
         late_system: a second system message may come behind other messages.
         system_for_user: a system message is rendered only if the user's message is the last one.
         alternates: two turns of one role in sequence are refused.
-        user_first: the first turn must be the user's, or a system message without one is lost.
+        user_first: the first turn must be the user's: another one is refused, or rendered as the user's next to tools;
+            or a system message without a user is lost.
         tools: the variable for the tools. "message": the system message has them, as JSON. None: they are not rendered.
         calls: the calls of an assistant message are rendered.
         many_calls: several calls in one message are rendered.
@@ -97,8 +99,7 @@ def _found(probe: _Probe, source: str) -> Traits:
         late_system=probe.shows_all(("qSystem", "qLate"), probe.two_systems()),
         system_for_user=has_system and not probe.shows("qSystem", [*system, probe.user(), turn]),
         alternates=probe.render([probe.user(), probe.user()]) is None,
-        user_first=probe.render([probe.message("assistant", "a"), probe.user()]) is None
-        or (has_system and not probe.shows("qSystem", system)),
+        user_first=not probe.keeps_first_turn() or (has_system and not probe.shows("qSystem", system)),
         tools=tools,
         calls=call_form is not None,
         many_calls=call_form is not None and probe.shows("qCall2", [probe.user(), probe.call_turn(2, call_form)]),
@@ -131,6 +132,13 @@ class _Probe:
     def shows_all(self, words: Sequence[str], messages: Sequence[Mapping[str, Any]]) -> bool:
         text = self.render(messages) or ""
         return all(word in text for word in words)
+
+    def keeps_first_turn(self) -> bool:
+        """True if the template renders a first turn of the assistant, and not otherwise if there are tools."""
+        turns = [self.message("assistant", "qFirst"), self.user()]
+        with_tools, without = (self.render(turns, **given) or "" for given in ({}, dict.fromkeys(self._tools)))
+        before, before_without = (text.partition("qFirst")[0][-_HEAD:] for text in (with_tools, without))
+        return bool(with_tools and without) and before == before_without
 
     def message(self, role: str, content: str, **fields: Any) -> dict[str, Any]:
         return {"role": role, "content": content_parts(content) if self.parts else content, **fields}

@@ -230,6 +230,15 @@ def test_begun_answer_is_continued_where_it_was(begun: str, written: str, expect
         assert found[:2] == (expected[0], expected[1].lstrip() if expected[1] else "") and not found[2]
 
 
+def test_greeting_of_the_assistant_is_not_made_the_users() -> None:
+    """Llama's template takes the first message for the user's if there are tools."""
+    greeting = Message(role="assistant", content="qHello")
+    text = prompt("Llama 3.1, 3.2", greeting, USER, tools=(TOOL,))
+    head = "<|start_header_id|>{}<|end_header_id|>\n\n{}<|eot_id|>"
+    assert text.count(head.format("assistant", "qHello")) == text.count(head.format("user", "qUser")) == 1
+    assert in_order(prompt("Qwen3", greeting, USER, tools=(TOOL,)), "assistant\nqHello", "user\nqUser")
+
+
 def test_thinking_of_qwen_is_switched_by_each_field() -> None:
     off = re.escape("<think>\n\n</think>\n\n") + "$"
     assert re.search(off, prompt("Qwen3", USER, reasoning_effort="none"))

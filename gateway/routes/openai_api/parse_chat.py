@@ -101,7 +101,8 @@ def _message(message: ChatMessage, param: str, call_id: str, *, is_newest: bool)
             return Message(
                 role=role,
                 content=content,
-                reasoning=message.reasoning_content or message.reasoning,
+                reasoning=message.reasoning_content
+                or (message.reasoning if isinstance(message.reasoning, str) else None),
                 name=message.name,
                 tool_calls=tuple(_calls(message, param, call_id)),
             )

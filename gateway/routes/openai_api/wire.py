@@ -6,7 +6,7 @@ Replies: a field that is sometimes omitted has the type `... | UnsetType`, one t
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -129,7 +129,7 @@ class ChatMessage(Struct, kw_only=True):
     name: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
-    reasoning: str | None = None  # another name of `reasoning_content`, which some servers use
+    reasoning: Any = None  # a text is `reasoning_content` under the name that some servers use
     tool_calls: list[CallMade] | None = None
     tool_call_id: str | None = None
     function_call: FunctionCall | None = None  # the older form of `tool_calls`

@@ -197,10 +197,14 @@ def test_tool_result_needs_its_call_id() -> None:
     assert refusal(messages=[{"role": "tool", "content": "warm"}]).param == "messages.0.tool_call_id"
 
 
-def test_name_and_reasoning_are_kept() -> None:
-    message = {"role": "assistant", "content": "4", "name": "bo", "reasoning_content": "2 and 2"}
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
+def test_name_and_reasoning_are_kept(key: str) -> None:
+    message = {"role": "assistant", "content": "4", "name": "bo", key: "2 and 2"}
     assert chat(messages=[message]).messages[0] == Message(
         role="assistant", content="4", name="bo", reasoning="2 and 2"
+    )
+    assert (
+        chat(messages=[{"role": "assistant", "content": "4", "reasoning": {"effort": 1}}]).messages[0].reasoning is None
     )
 
 
