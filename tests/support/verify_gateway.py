@@ -112,7 +112,7 @@ def _called(body: dict[str, Any], text: str) -> Answer | None:
 
 
 def _reader(names: list[str]) -> str:
-    return next(name for name in ("read_file", "Read", "shell") if name in names)
+    return next(name for name in ("read_file", "read_files", "read", "Read", "exec_command", "shell") if name in names)
 
 
 #: A pattern of the prompt -> the text of a good model.

@@ -56,5 +56,5 @@ def warnings(client: Client, target: Target, config: Config) -> Iterator[str]:
 def _limit(config: Config, name: str) -> int:
     """The number of tokens that [defaults] or the model's table gives; 0: none, or the model is not configured here."""
     names = [each for each, model in config.models.items() if name in (each, *model.aliases)]
-    limit = config.defaults_for(names[0]).max_tokens if names else "context"
+    limit = config.defaults_for(names[0], alias=name).max_tokens if names else "context"
     return limit if isinstance(limit, int) else 0

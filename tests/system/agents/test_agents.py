@@ -12,8 +12,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from gateway.config.tables import LocalModel, ScriptedModel
+from gateway.config.file import load_config
+from gateway.config.tables import ScriptedModel
+from tests.support.paths import ROOT
 from tests.support.server import config_of, script_of, serving
 from tests.system.agents.agents import AGENTS, NOTES, Exchange, errors, install, recorded, run
 
@@ -56,7 +59,8 @@ def test_agent_gets_no_error_from_the_default_model(
     name: str, packages: Callable[[str], Path], smollm2: Path, tmp_path: Path
 ) -> None:
     folder = packages(AGENTS[name].group)
-    model = LocalModel(path=str(smollm2), max_tokens=256, temperature=0)
+    own = load_config(ROOT / "config.toml", {}).models["smollm2-135m"]
+    model = replace(own, path=str(smollm2), max_tokens=512)
     with serving(config_of({"smollm2-135m": model})) as server, recorded(server) as exchanges:
         run(name, folder, server, "smollm2-135m", tmp_path / "home", is_short=True)
     assert errors(exchanges) == []
