@@ -224,7 +224,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("files", "words"),
         [
-            ({"m/genie_config.json": '{"dialog": {"embedding": {}}}', "m/a.bin": ""}, "m is a vision model"),
+            ({"m/genie_config.json": '{"dialog": {"embedding": {"size": 8}}}', "m/a.bin": ""}, "m is a vision model"),
             ({"m/weights.dlc": ""}, "m is a .dlc model"),
             ({"m/README.md": ""}, "m is no model bundle"),
             ({"m/model.gguf": "GGUF"}, "m holds weights and no bundle. Unpack it"),

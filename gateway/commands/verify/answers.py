@@ -28,7 +28,9 @@ def checks() -> Iterator[Check]:
     yield Check("system", "role developer", partial(_instructed, role="developer"))
     yield Check("system", "language", _in_french)
     yield Check("turns", "a name", partial(_remembered, fact="My name is Ada.", what="name", word="ada"))
-    yield Check("turns", "a number", partial(_remembered, fact="My key is 4711.", what="key", word="4711"))
+    yield Check(
+        "turns", "a number", partial(_remembered, fact="My table has number 42.", what="table's number", word="42")
+    )
     yield Check("turns", "content in parts", _parts)
 
 

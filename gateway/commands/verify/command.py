@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from gateway.commands import options
 from gateway.commands.client import gateway_error, openai_client
@@ -31,7 +32,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     parser = subparsers.add_parser("verify", help="try what works with a model", description=_TEXT)
     parser.add_argument("model", metavar="MODEL", nargs="?", help="model or alias (default: the first of the gateway)")
     options.add_config(parser)
-    parser.add_argument("--url", help="the API (default: the address in the configuration, with /v1)")
+    parser.add_argument("--url", help="the gateway (default: the address in the configuration)")
     parser.add_argument("--api-key", help="key to send (default: the first one in the configuration)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -44,11 +45,13 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.commands.verify.report import as_dict, is_kept, lines
 
     server = options.load(arguments, may_be_empty=True).server
-    url = arguments.url or f"{options.base_url(server.host, server.port)}/v1"
+    url = (arguments.url or options.base_url(server.host, server.port)).rstrip("/")
+    url += "" if urlsplit(url).path else "/v1"
     key = arguments.api_key or next(iter(server.api_keys.values()), "")
     with openai_client(url, key, retries=0) as client:
         try:
             peer = _peer(client, arguments.model)
+            peer.find_spare()
             found = list(_shown(results(all_checks(), peer)))
         except APIError as error:
             raise gateway_error(error) from None

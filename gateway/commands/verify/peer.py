@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 MAX_TOKENS = 160  # of one answer
+_EXACT = 16  # a limit up to this is what a check is about
+_SPARE = 2000
 _NOT_NOW = (401, 403, 429, 503)  # a wrong key, a full queue, a model that is loading or too slow
 _FINISHES = ("stop", "length", "tool_calls")
 
@@ -60,11 +62,21 @@ class Peer:
     capabilities: of the model; None: the server does not say.
     """
 
+    #: More tokens for an answer of a model that reasons first.
+    spare = 0
+
     def __init__(
         self, client: OpenAI, model: str, *, context: int = 0, capabilities: tuple[str, ...] | None = None
     ) -> None:
         self._create: Any = client.chat.completions.create
         self._client, self.model, self.context, self.capabilities = client, model, context, capabilities
+
+    def find_spare(self) -> None:
+        """Allow more tokens if the model reasons before it answers."""
+        try:
+            self.spare = _SPARE if self.chat("Hello!", max_tokens=_EXACT).reasoning else 0
+        except (GatewayFault, ModelFault):  # the checks name it
+            self.spare = 0
 
     def chat(self, messages: str | list[Message], **options: Any) -> Reply:
         """One answer. Raises GatewayFault if it has an error, or not the form of the API."""
@@ -140,7 +152,9 @@ class Peer:
     def _request(self, messages: str | list[Message], options: Mapping[str, Any]) -> Any:
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        return {"model": self.model, "messages": messages, "max_tokens": MAX_TOKENS, "seed": 1, **options}
+        limit = options.get("max_tokens", MAX_TOKENS)
+        limit += self.spare if limit > _EXACT else 0
+        return {"model": self.model, "messages": messages, "seed": 1, **options, "max_tokens": limit}
 
 
 @contextmanager

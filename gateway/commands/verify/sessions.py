@@ -49,7 +49,7 @@ def checks() -> Iterator[Check]:
 
 
 def _replayed(peer: Peer, request: Request) -> None:
-    status, text = peer.post(request.path, _body(request, peer.model))
+    status, text = peer.post(request.path, _body(request, peer))
     is_too_long = status == 400 and ("context_length_exceeded" in text or "prompt is too long" in text.lower())
     expect(not is_too_long, f"the prompt of this client does not fit into the context: {text}")
     promise(status == 200, f"the request got an error: {status} {text}")
@@ -72,11 +72,11 @@ def _compare(reply: Recorded, request: Request) -> None:
         expect(not names, f"a call in place of a text: {reply}")
 
 
-def _body(request: Request, model: str) -> dict[str, Any]:
+def _body(request: Request, peer: Peer) -> dict[str, Any]:
     """The request for this model, with a short answer."""
-    body = {**request.body, "model": model}
+    body, most = {**request.body, "model": peer.model}, _MAX_TOKENS + peer.spare
     limit = next((name for name in _LIMITS if name in body), "max_output_tokens" if "input" in body else "max_tokens")
-    return {**body, limit: min(body.get(limit) or _MAX_TOKENS, _MAX_TOKENS)}
+    return {**body, limit: min(body.get(limit) or most, most)}
 
 
 def _name(tool: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ _OBJECTS = (
 _SCHEMAS = (
     ("text", _object(capital=_TEXT), "What is the capital of France? Answer in JSON.", "paris"),
     ("number", _object(name=_TEXT, age=_NUMBER), "Anna is 31 years old. Answer in JSON.", "31"),
-    ("enumeration", _object(colour=_COLOUR), "Which colour has grass? Answer in JSON.", "green"),
+    ("enumeration", _object(colour=_COLOUR), "What colour is grass? Answer in JSON.", "green"),
     (
         "list of objects",
         _object(people={"type": "array", "items": _object(name=_TEXT, age=_NUMBER)}),

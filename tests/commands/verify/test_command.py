@@ -47,6 +47,19 @@ def test_wrong_model_is_no_failure_and_a_wrong_gateway_is_one(capsys: pytest.Cap
     assert code == 1 and "usage 0/5" not in out and "The gateway itself is wrong in" in out
 
 
+def test_model_that_reasons_has_tokens_to_spare(capsys: pytest.CaptureFixture[str]) -> None:
+    def thinker(body: dict[str, Any], path: str, answer: Answer) -> None:
+        answer.reasoning = "Let me think." if path == "chat/completions" else ""
+        limit = next(body[name] for name in ("max_tokens", "max_output_tokens") if name in body)
+        if 1000 > limit > 1 and answer.status == 200:
+            answer.text, answer.calls, answer.finish = "", [], "length"
+            answer.usage = (answer.usage[0], limit, answer.usage[0] + limit)
+
+    with serve_answers(thinker) as url:
+        code, out, _ = verify(capsys, "--url", url.removesuffix("/v1"))
+    assert code == 0 and "tools 20/20, JSON 10/10, stop 4/4, reasoning 3/3" in out and "sessions 8/8" in out
+
+
 def test_ability_that_a_model_lacks_is_not_counted(capsys: pytest.CaptureFixture[str]) -> None:
     with serve_answers(capabilities=["chat"], context_length=0) as url:
         code, out, _ = verify(capsys, "--url", url)
