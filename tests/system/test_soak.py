@@ -1,4 +1,4 @@
-"""scripts/soak.py for 18 s with a tiny model. docs/reliability.md has the figures of ten minutes."""
+"""scripts/soak.py for 13 s with a tiny model. docs/reliability.md has the figures of ten minutes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_short_soak_passes(tiny: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text(f"[breaker]\nenabled = false\n[models.tiny]\npath = '{tiny}'\nthreads = 1\n", encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "soak.py", "--minutes", "0.3", "--clients", "4"],
+        [sys.executable, ROOT / "scripts" / "soak.py", "--minutes", "0.22", "--clients", "4"],
         env=environment(NPU_GATEWAY_CONFIG=str(config)),
         cwd=tmp_path,
         capture_output=True,
