@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from tests.support.token_loop_fixtures import random_ids
 Compare = Callable[[np.ndarray, np.ndarray], None]
 
 
-@pytest.fixture(params=["tiny", "tiny-2", "tiny-4", "smollm2_int8"])
+@pytest.fixture(scope="module", params=["tiny", "tiny-2", "tiny-4", "smollm2_int8"])
 def decoder(request: pytest.FixtureRequest) -> Iterator[CpuDecoder]:
     """With the `row_multiple` that it found, or with a larger one, as on another machine."""
     model, _, multiple = request.param.partition("-")
@@ -36,8 +37,16 @@ def same(decoder: CpuDecoder) -> Compare:
     return lambda logits, expected: np.testing.assert_allclose(logits, expected, rtol=0, atol=tolerance)
 
 
+_made: WeakKeyDictionary[CpuDecoder, list[SlotCache]] = WeakKeyDictionary()
+
+
 def caches(decoder: CpuDecoder, count: int = 4) -> list[SlotCache]:
-    return [decoder.new_cache() for _ in range(count)]
+    """Its first caches, with no rows. Tests use the same ones, so that their memory has rows of other tests."""
+    made = _made.setdefault(decoder, [])
+    made += [decoder.new_cache() for _ in range(len(made), count)]
+    for cache in made:
+        cache.truncate(0)
+    return made[:count]
 
 
 def test_spec_describes_graph(decoder: CpuDecoder) -> None:
