@@ -26,6 +26,7 @@ from gateway.bundles.stamp import (
     has_float_weights,
     npu_folder,
     plan_bundle,
+    plan_start,
     read_failure,
     unfinished_folder,
     write_failure,
@@ -130,13 +131,12 @@ class NpuBundles:
         if not (isinstance(model, LocalModel) and isinstance(served, LocalModel) and model.source):
             return False
         on_cpu = config.models_dir / model.path
-        return (
-            Path(served.path) == on_cpu
-            and has_float_weights(model.source, config.models_dir)
-            and read_failure(on_cpu, model.source) is None
-            and self._has_npu(model.provider)
-            and plan_bundle(model, config.models_dir, lambda: True).for_npu
-        )
+        if Path(served.path) != on_cpu or not has_float_weights(model.source, config.models_dir):
+            return False
+        if read_failure(on_cpu, model.source) or not self._has_npu(model.provider):
+            return False
+        plan = plan_start(model, config.models_dir, lambda: True)
+        return plan.waits_for_npu or plan.folder != on_cpu  # `models --prepare` may have built it
 
     def _step(self, config: Config, name: str, model: LocalModel, report: Callable[[str], None]) -> BackgroundStep:
         request = BuildRequest(

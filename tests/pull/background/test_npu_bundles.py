@@ -16,7 +16,7 @@ from msgspec import Raw
 
 from gateway import cli
 from gateway.bundles.hashes import check_hashes
-from gateway.bundles.stamp import BackgroundStep, unfinished_folder
+from gateway.bundles.stamp import COPIED_FILE, BackgroundStep, unfinished_folder
 from gateway.commands.model_state import examine
 from gateway.commands.prepare import prepare
 from gateway.config.file import load_config
@@ -267,6 +267,18 @@ def test_other_models_wait_for_nothing(
     monkeypatch.setattr(npu_bundles, "npu_for", lambda provider: None if provider == "cpu" else object())
     (tmp_path / "config.toml").write_text(text, encoding="utf-8")
     assert NpuBundles(tmp_path / "config.toml", {}).next(waiting.models) is None
+
+
+def test_copied_bundle_and_bundle_that_is_there_already(waiting: Config, tmp_path: Path) -> None:
+    """A repository of the Hub can have a bundle. `models --prepare` can build one while the gateway runs."""
+    bundles, models_dir = NpuBundles(tmp_path / "config.toml", {}), tmp_path / "models"
+    (models_dir / "tiny" / COPIED_FILE).touch()
+    assert bundles.next(waiting.models) is None
+    (models_dir / "tiny" / COPIED_FILE).unlink()
+    shutil.copytree(models_dir / "tiny", models_dir / "tiny-npu")
+    assert bundles.next(waiting.models) == "tiny"
+    better = bundles.advance("tiny", lambda text: None)
+    assert isinstance(better, LocalModel) and better.path == str(models_dir / "tiny-npu")
 
 
 def test_removed_model_removes_its_pieces(waiting: Config, tmp_path: Path) -> None:
