@@ -89,7 +89,7 @@ def _check(request: CheckRequest) -> PartCheck:
     inputs, float_inputs = np.load(request.on_npu), np.load(request.in_float)
     on_npu = run_part([open_session(Path(path), request.device) for path in _paths(request.compiled)], inputs, STEPS)
     on_cpu = run_part([cpu_session(path, exact=True) for path in _paths(request.source)], inputs, STEPS)
-    in_float = run_part([cpu_session(path) for path in _paths(request.reference)], float_inputs, STEPS)
+    in_float = run_part([cpu_session(path, mapped=True) for path in _paths(request.reference)], float_inputs, STEPS)
     np.save(request.on_npu, on_npu)
     np.save(request.in_float, in_float)
     return PartCheck(

@@ -12,12 +12,20 @@ from numpy.typing import NDArray
 Hidden = NDArray[np.float32]  # (tokens, hidden)
 
 
-def cpu_session(path: str, *, exact: bool = False) -> ort.InferenceSession:
-    """`exact`: no graph optimisation. With it, the CPU provider has an error of 0.5 % on 4-bit blocks (measured)."""
+def cpu_session(path: str, *, exact: bool = False, mapped: bool = False) -> ort.InferenceSession:
+    """A session of the CPU provider.
+
+    Args:
+        exact: no graph optimisation. With it, the provider has an error of 0.5 % on 4-bit blocks (measured).
+        mapped: the weights stay in the mapped file, without a second copy in the order of the kernels. One layer of
+            Llama 3.2 3B in float32, two sessions: 148 instead of 955 MB, and a tenth more time.
+    """
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
     if exact:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if mapped:
+        settings.add_session_config_entry("session.disable_prepacking", "1")
     return ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
 
 
