@@ -42,7 +42,7 @@ def _zip(root: str) -> bytes:
     with zipfile.ZipFile(written, "w") as archive:
         archive.writestr(f"{root}/genie_config.json", json.dumps(GENIE))
         archive.writestr(f"{root}/tokenizer.json", "{}")
-        archive.writestr(f"{root}/part1_of_1.bin", bytes(5000))
+        archive.writestr(f"{root}/part1_of_1.bin", b"\x01" * 5000)
     return written.getvalue()
 
 

@@ -49,7 +49,7 @@ def bundle(folder: Path, **documents: Any) -> Path:
     folder.mkdir(parents=True)
     for name, content in documents.items():
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
-    (folder / "part_1_of_1.bin").write_bytes(bytes(1000))
+    (folder / "part_1_of_1.bin").write_bytes(b"\x01" * 1000)
     return folder
 
 

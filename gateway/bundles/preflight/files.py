@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from gateway.bundles.genie.files import check_binary
 from gateway.bundles.hashes import COMPILED_FOLDER, HASHES_FILE
+from gateway.bundles.identify import Layout
 from gateway.bundles.json_file import is_lfs_pointer, lfs_error
 from gateway.errors import BundleError
 
@@ -47,11 +48,15 @@ def weight_bytes(files: list[File]) -> int:
     return sum(sizes.values())
 
 
-def faults(files: list[File]) -> Iterator[str]:
-    """One sentence for each file that is visibly incomplete."""
+def faults(files: list[File], layout: Layout) -> Iterator[str]:
+    """One sentence for each file that is visibly incomplete.
+
+    Args:
+        layout: in Genie's, each .bin is a context binary; in others it can have weights, which can end with zeros.
+    """
     for file in files:
         try:
-            _check(file)
+            _check(file, is_compiled=layout == "genie" and file.name.endswith(".bin"))
         except BundleError as error:
             yield error.message
     yield from _wrong_sizes(files)
@@ -89,8 +94,8 @@ def _identity(file: File) -> object:
     return file.name
 
 
-def _check(file: File) -> None:
-    if file.name.endswith(".bin") and isinstance(file.entry, Path):
+def _check(file: File, *, is_compiled: bool) -> None:
+    if is_compiled and isinstance(file.entry, Path):
         check_binary(file.entry)
     if file.size == 0 and file.name.endswith((".bin", ".onnx")):
         raise BundleError(f"{file.name} is empty. Download it again.")

@@ -66,7 +66,7 @@ def preflight(found: Found, machine: Machine, name: str) -> Iterator[Finding]:
     for text in (wrong_chip(name, stated, machine), newer_runtime(name, stated.qairt, machine.qairt)):
         if text:
             yield Finding("refused", text)
-    yield from (Finding("refused", f"{name}: {fault}") for fault in faults(files))
+    yield from (Finding("refused", f"{name}: {fault}") for fault in faults(files, found.layout))
     yield from _memory(name, weight_bytes(files), machine)
     contexts = sum(file.name.endswith(".bin") for file in files)
     if contexts > _MOST_CONTEXTS:

@@ -122,6 +122,11 @@ def test_empty_and_truncated_files_are_refused(tmp_path: Path) -> None:
     zeros = write(tmp_path / "zeros", **{"part_1.bin": "x" * 2000 + "\0" * 100_000})
     (unfinished,) = preflight(identify(zeros), ELITE, "m")  # a zip has no unfinished files in it
     assert unfinished.text.startswith("m: part_1.bin ends with zeros only: its download was not finished")
+    weights = {
+        "genai_config.json": '{"model": {"decoder": {"filename": "model.onnx"}}}',
+        "weights.bin": "x" + "\0" * 100_000,
+    }
+    assert findings(write(tmp_path / "weights", **weights)) == []  # those of a padded vocabulary
     hashes = json.dumps({"files": {"part_1.bin": {"size": 2001}, "sub/gone.bin": {"size": 1}}})
     truncated, missing = findings(write(tmp_path / "cut", **{"hashes.json": hashes}))
     assert truncated.text.startswith("m: part_1.bin has 2000 bytes instead of 2001, so it is truncated")
