@@ -50,7 +50,8 @@ def open_task(setup: Any) -> tuple[bytes, Callable[[bytes], bytes]]:
     except GatewayError as error:
         refused = encode_reply(_refused(error))
         return refused, lambda _: refused
-    return encode_reply(Opened(table=encoder.tokens.table)), lambda message: encode_reply(encoder.handle(message))
+    opened = Opened(table=encoder.tokens.table, end_id=encoder.end_id)
+    return encode_reply(opened), lambda message: encode_reply(encoder.handle(message))
 
 
 class PromptEncoder:
@@ -66,6 +67,9 @@ class PromptEncoder:
         self._template = _template(setup, setup.chat_template)
         self._tool_template = _template(setup, setup.tool_template) or self._template
         self.tokens = TextTokenizer.load(Path(setup.tokenizer_path), self._dialect.markers)
+        end = setup.tokenizer_config.get("eos_token")
+        text = end.get("content") if isinstance(end, dict) else end
+        self.end_id = self.tokens.token_id(text) if isinstance(text, str) else None
 
     def handle(self, message: bytes) -> Reply:
         """The reply to one request. Only MemoryError leaves it: the process is of no use then."""

@@ -64,6 +64,7 @@ class Opened(Struct, frozen=True, tag=True, kw_only=True):
     """The reply of the setup."""
 
     table: VocabularyTable
+    end_id: int | None = None  # of `eos_token` in tokenizer_config.json, which configurations of graphs can lack
 
 
 class Encoded(Struct, frozen=True, tag=True, kw_only=True):

@@ -61,6 +61,8 @@ class PromptProcess:
         self._long_requests = 0  # that wait or run
         self._idle: asyncio.Task[None] | None = None  # only if there are none
         self._is_closed = False
+        #: The token that ends an answer by the tokenizer's configuration, after `start`. None: it names none.
+        self.end_id: int | None = None
 
     async def start(self) -> Vocabulary:
         """Start the process for short requests. Raises BundleError."""
@@ -71,6 +73,7 @@ class PromptProcess:
         if isinstance(reply, Refused):
             raise BundleError(reply.message)
         assert isinstance(reply, Opened)
+        self.end_id = reply.end_id
         return Vocabulary(reply.table)
 
     async def ask(self, request: Request, client: str, param: str) -> Reply:

@@ -91,6 +91,8 @@ class Prompts:
     async def start(self) -> None:
         """Start the process and read the vocabulary. Raises BundleError for text files that cannot be read."""
         self._tokens = await self._process.start()
+        if self._process.end_id is not None and self._process.end_id not in self.end_ids:
+            self.end_ids.append(self._process.end_id)
 
     async def aclose(self) -> None:
         await self._process.aclose()
