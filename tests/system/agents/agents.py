@@ -24,6 +24,10 @@ INSTALL_S, RUN_S = 600, 1200  # a busy machine; a run of a real model takes one 
 PROMPT = "Read the file notes.txt with a tool and say what it contains."
 NOTES = "The kettle is blue."
 SYSTEM = "You are a coding agent in a terminal. Use the tools."  # in place of the client's own, for a short context
+QWEN_SHORT = {
+    "memory": {"enableManagedAutoMemory": False},
+    "tools": {"disabled": ["agent", "get_goal", "list_agents", "skill", "tool_call", "tool_search", "update_goal"]},
+}
 #: No client reports usage, updates itself or asks its maker's servers.
 QUIET = {
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
@@ -86,6 +90,7 @@ AGENTS = {
         lambda own: [*own, "--yolo", "-p", PROMPT],
         lambda file: ("read_file", {"file_path": str(file)}),
         ("--core-tools", "read_file", "--system-prompt", SYSTEM),
+        {".qwen/settings.json": json.dumps(QWEN_SHORT)},
     ),
     "opencode": Agent(
         "large",
@@ -134,6 +139,7 @@ def run(name: str, packages: Path, server: Running, model: str, home: Path, *, i
     work.mkdir(parents=True)
     (work / "notes.txt").write_text(f"{NOTES}\n", encoding="utf-8")
     for file, text in agent.files.items() if is_short else ():
+        (work / file).parent.mkdir(exist_ok=True)
         (work / file).write_text(text, encoding="utf-8")
     folders = Folders(home=home, environ={}, platform=sys.platform)
     with server.http() as client:
