@@ -36,6 +36,7 @@ class Answer(Struct, kw_only=True):
     code: str = ""
     usage: tuple[int, int, int] = (0, 0, 0)
     ends: bool = True  # a stream has its last event
+    raw: Any = None  # the reply, or the events of a stream, in place of all this
 
 
 #: Changes the answer to a request: the body, the path below /v1, the right answer.
@@ -233,11 +234,11 @@ class _Handler(BaseHTTPRequestHandler):
             error = {"message": answer.code, "type": "error", "param": None, "code": answer.code}
             self._send(answer.status, "application/json", json.dumps({"error": error}))
         elif body.get("stream"):
-            events = _EVENTS[path](answer)
+            events = answer.raw or _EVENTS[path](answer)
             lines = [f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n" for event in events]
             self._send(200, "text/event-stream", "".join(lines))
         else:
-            self._send(200, "application/json", json.dumps(chat_reply(answer)))
+            self._send(200, "application/json", json.dumps(answer.raw or chat_reply(answer)))
 
     def _send(self, status: int, kind: str, text: str) -> None:
         content = text.encode()

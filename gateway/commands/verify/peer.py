@@ -12,7 +12,6 @@ from msgspec import Struct
 from gateway.commands.verify.outcome import GatewayFault, ModelFault, promise
 
 if TYPE_CHECKING:
-    import httpx
     from openai import OpenAI
 
 Message = Mapping[str, Any]
@@ -68,6 +67,9 @@ class Peer:
     def __init__(
         self, client: OpenAI, model: str, *, context: int = 0, capabilities: tuple[str, ...] | None = None
     ) -> None:
+        import httpx  # before the first stream: one that is collected during this import reports an error
+
+        self._whole = httpx.Response
         self._create: Any = client.chat.completions.create
         self._client, self.model, self.context, self.capabilities = client, model, context, capabilities
 
@@ -134,12 +136,13 @@ class Peer:
 
     def post(self, path: str, body: Mapping[str, Any]) -> tuple[int, str]:
         """Status and body of a request as it is, to a path below /v1."""
-        import httpx
         from openai import APIStatusError
 
         try:
-            reply: httpx.Response = self._client.post(path, body=dict(body), cast_to=httpx.Response)
+            reply = self._client.post(path, body=dict(body), cast_to=self._whole)
         except APIStatusError as error:
+            if error.status_code in _NOT_NOW:
+                raise
             return error.status_code, error.response.text
         return reply.status_code, reply.text
 

@@ -11,6 +11,7 @@ import pytest
 from gateway import cli
 from gateway.commands.verify import answers, command
 from gateway.config.tables import LocalModel
+from tests.support.paths import ROOT
 from tests.support.server import config_of, serving
 from tests.support.verify_gateway import Answer, serve_answers
 
@@ -57,7 +58,7 @@ def test_model_that_reasons_has_tokens_to_spare(capsys: pytest.CaptureFixture[st
 
     with serve_answers(thinker) as url:
         code, out, _ = verify(capsys, "--url", url.removesuffix("/v1"))
-    assert code == 0 and "tools 20/20, JSON 10/10, stop 4/4, reasoning 3/3" in out and "sessions 8/8" in out
+    assert code == 0 and "tools 20/20, JSON 10/10, stop 4/4, reasoning 3/3" in out and "sessions 12/12" in out
 
 
 def test_ability_that_a_model_lacks_is_not_counted(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,3 +96,11 @@ def test_gateway_does_its_part_with_a_model_of_no_use(
     report = json.loads(out)
     assert [check for check in report["checks"] if check["outcome"] == "gateway"] == [] and code == 0
     assert len(report["checks"]) == len(list(command.all_checks()))
+
+
+def test_every_group_is_in_the_documentation() -> None:
+    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    table = text[text.index("## What works with a model") :].partition("\n## ")[0]
+    groups = {check.group for check in command.all_checks()}
+    assert {group for group in groups if group not in table} == set()
+    assert all(f"{group} " in table.partition("```text")[2] for group in groups)
