@@ -27,11 +27,22 @@ GREEDY = Sampling(temperature=0)
 SLICE_S = 50.0  # of the simulated clock: 50 steps, as on a real device
 
 
-@pytest.fixture
-def tiny_decoder(tiny: Path) -> Iterator[CpuDecoder]:
+@pytest.fixture(scope="session")
+def loaded_tiny(tiny: Path) -> Iterator[CpuDecoder]:
     decoder = CpuDecoder(load_bundle(tiny), slots=4)
     yield decoder
     decoder.close()
+
+
+@pytest.fixture
+def tiny_decoder(loaded_tiny: CpuDecoder) -> CpuDecoder:
+    """One decoder for all tests, as if no cache had been requested. Their memory has rows of other tests."""
+    for cache in loaded_tiny._caches:
+        cache.length = 0
+    loaded_tiny._new_caches = iter(loaded_tiny._caches)
+    for method in ("prefill", "step", "verify"):
+        vars(loaded_tiny).pop(method, None)  # what a test has replaced
+    return loaded_tiny
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +102,7 @@ class MeteredDecoder:
         return self._metered("verify", len(ids), lambda: self.inner.verify(cache, ids))
 
     def close(self) -> None:
-        self.inner.close()
+        """Other tests use the same decoder."""
 
     def _metered(self, kind: str, size: int, call: Callable[[], Logits]) -> Logits:
         assert size <= self.prompt_width
