@@ -18,9 +18,9 @@ _CPU_BYTES = {4: 0.8, 8: 1.15}
 #: Bytes per weight of a layer on the NPU
 _NPU_BYTES = {"fp16": 2.0, "fp32": 4.0, "w8a16": 1.1, "w4a16": 0.7, "int4": 0.7}
 
-#: Memory of a build for the NPU (scripts/npu_build.py): bytes per weight of a part while it is compared in float32, per
+#: Memory of a build for the NPU (scripts/npu_build.py): bytes per weight of a part while it becomes one binary, per
 #: weight of a table while it is quantised, and of the processes themselves
-_PART_MEMORY, _TABLE_MEMORY, _PROCESS_BYTES = 9.0, 7.0, 500_000_000
+_PART_MEMORY, _TABLE_MEMORY, _PROCESS_BYTES = 11.0, 7.0, 500_000_000
 #: Weights of a part. Larger parts need more memory and take longer to compile, smaller ones are more binaries.
 _PART_WEIGHTS, _MAX_PARTS = 450_000_000, 7
 
