@@ -51,7 +51,9 @@ def test_agent_calls_a_tool_and_shows_the_answer(name: str, packages: Callable[[
     assert NOTES in json.dumps(second.body)
 
 
-REAL = [pytest.param(name, marks=[] if name == "continue" else [SLOW]) for name in AGENTS]
+#: Copilot CLI refuses to start with a context of 8192 tokens.
+FITTING = [name for name in AGENTS if name != "copilot"]
+REAL = [pytest.param(name, marks=[] if name == "continue" else [SLOW]) for name in FITTING]
 
 
 @pytest.mark.parametrize("name", REAL)
