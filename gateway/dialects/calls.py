@@ -29,8 +29,8 @@ _HEAD = re.compile(
     r'\s*"(?:arguments|parameters)"\s*:\s*\{'
 )
 _FIRST_KEY = re.compile(r'\{\s*"(?:name|arguments|parameters|type|function|id)"\s*:')
-_NAMED_HEAD = re.compile(r"(?P<name>[\w.-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?>?(?:\s*```json)?\s*\{")
-_NAMED_CHARACTER = re.compile(r"[\w.\-\[\]\s>`]")
+_NAMED_HEAD = re.compile(r"(?P<name>[\w.:/-]+)(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?>?(?:\s*```json)?\s*\{")
+_NAMED_CHARACTER = re.compile(r"[\w.:/\-\[\]\s>`]")
 
 
 class CallReader:

@@ -77,8 +77,11 @@ def limit_of(sent: int | None, default: int | Literal["context"], param: str) ->
     return UNLIMITED if sent < 0 else sent, False
 
 
-def arguments_text(arguments: str | None) -> str:
-    """The arguments of a call that the client sends back: JSON in a text."""
+def arguments_text(arguments: str | Json | None, param: str) -> str:
+    """The arguments of a call that the client sends back, as JSON in a text. Raises InvalidRequest if too deep."""
+    if isinstance(arguments, dict):
+        check_depth(arguments, param)
+        return msgspec.json.encode(arguments).decode()
     text = arguments or "{}"
     return with_whole_characters(text.encode()).decode() if "\\u" in text else text
 

@@ -16,7 +16,8 @@ AtLeastOne = Annotated[int, Meta(ge=1, le=MAX_INT)]
 Limit = Annotated[int, Meta(ge=-1, le=MAX_INT, extra_json_schema={"not": {"const": 0}})]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
 StopString = Annotated[str, Meta(max_length=4096)]  # an empty one has no effect
-Name = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")]
+#: Of a tool. OpenAI allows 64 characters and no point; tools of MCP servers have both.
+ToolName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.:/-]{1,128}\Z")]
 
 #: Limits of lists that the gateway walks over for every request. A longer list would delay other requests.
 MAX_MESSAGES = 10_000

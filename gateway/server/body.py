@@ -19,16 +19,15 @@ from litestar.types import ASGIApp, Empty, Receive, ReceiveMessage, Scope, Send
 from litestar.utils.scope.state import ScopeState
 
 from gateway.errors import (
-    LONGEST_QUOTE,
     BodyTimeout,
     BodyTooLarge,
     InvalidRequest,
     Unavailable,
     UnsupportedEncoding,
-    cut,
     quote,
 )
 from gateway.server.connections import connection_limit
+from gateway.server.error_body import validation_error
 from gateway.server.identity import client_of
 from gateway.server.ignored import begin_notes, note_unknown_fields
 from gateway.server.request import ClientDisconnected, HttpRequest, note_failure, router_of
@@ -47,13 +46,12 @@ ENCODINGS = "gzip, deflate"  # of a body
 _WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": zlib.MAX_WBITS}  # how zlib reads each
 _MAX_MEMBERS = 100  # of a gzip body; zlib copies the rest after each
 _BOM = b"\xef\xbb\xbf"  # Windows programs write it
+#: A string in JSON, up to the end if it is not complete, or an integer with zeros behind the point.
+_INTEGRAL = re.compile(rb'("(?:[^"\\]|\\.)*+"?)|(?<!\d)(\d++)\.0++(?![\deE.])', re.DOTALL)
 #: Half of a surrogate pair in JSON, or a whole pair. It begins after an even number of backslashes.
 _SURROGATE = re.compile(
     rb"(?<!\\)((?:\\\\)*+)(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2}))"
 )
-_LONGEST_WHAT = LONGEST_QUOTE + 30  # of msgspec's message; it can quote a whole value
-_WHERE = re.compile(r"(?:`key` in )?`\$\.?(?P<path>[^`]*)`")
-_MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]+)`$")
 
 
 class _Holding:
@@ -233,7 +231,7 @@ def parse(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     try:
         return _decoded(body, decoder)
     except msgspec.ValidationError as error:
-        raise _validation_error(str(error)) from None
+        raise validation_error(str(error)) from None
     except RecursionError:
         raise InvalidRequest("The request's JSON is nested too deeply.") from None
     except ValueError as error:  # msgspec.DecodeError, and UnicodeDecodeError for bytes that are not UTF-8
@@ -244,8 +242,11 @@ def parse(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 def _decoded(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     try:
         decoded = decoder.decode(body)
-    except msgspec.ValidationError:
-        raise
+    except msgspec.ValidationError as error:
+        if "got `float`" not in str(error):
+            raise
+        body = _with_integers(body)
+        decoded = decoder.decode(body)
     except msgspec.DecodeError:
         body, given = with_whole_characters(body), body
         if body == given:
@@ -255,31 +256,14 @@ def _decoded(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     return decoded
 
 
+def _with_integers(json: bytes) -> bytes:
+    """JSON with 8 for 8.0: they are the same number, and some languages have only one kind. Strings stay."""
+    return _INTEGRAL.sub(lambda found: found[1] or found[2], json)
+
+
 def with_whole_characters(json: bytes) -> bytes:
     """JSON with U+FFFD for half of a surrogate pair: clients cut texts, and JSON can write what UTF-8 cannot."""
     return _SURROGATE.sub(lambda found: found[1] + rb"\ufffd" if found[3] else found[0], json)
-
-
-def _validation_error(message: str) -> InvalidRequest:
-    what, _, where = message.rpartition(" - at ")
-    found = _WHERE.fullmatch(where)
-    what, path = (what, _dotted(found["path"])) if found else (message, "")
-    what = cut(what, _LONGEST_WHAT)
-    if missing := _MISSING.match(what):
-        param = f"{path}.{missing['field']}" if path else missing["field"]
-        return InvalidRequest(f"Missing required parameter: '{param}'.", param=param)
-    if not path:
-        return InvalidRequest(f"The request body does not have the form that this endpoint expects: {what.lower()}.")
-    return InvalidRequest(f"Invalid value for '{path}': {_lower_first(what)}.", param=path)
-
-
-def _dotted(path: str) -> str:
-    """`messages[0].content[1]` as clients write it: `messages.0.content.1`."""
-    return re.sub(r"\[(\d+)\]", r".\1", path).replace("[...]", "").lstrip(".")
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
 
 
 def check_depth(value: Any, param: str) -> None:

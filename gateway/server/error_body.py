@@ -1,12 +1,17 @@
-"""The JSON body and the headers of an error reply, in OpenAI's form."""
+"""The JSON body and the headers of an error reply, in OpenAI's form; the error for a field that does not decode."""
 
 from __future__ import annotations
 
 import math
+import re
 
 from msgspec import Struct
 
-from gateway.errors import GatewayError
+from gateway.errors import LONGEST_QUOTE, GatewayError, InvalidRequest, cut
+
+_LONGEST_WHAT = LONGEST_QUOTE + 30  # of msgspec's message; it can quote a whole value
+_WHERE = re.compile(r"(?:`key` in )?`\$\.?(?P<path>[^`]*)`")
+_MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]+)`$")
 
 
 class ErrorDetail(Struct, kw_only=True):
@@ -32,3 +37,26 @@ def error_headers(error: GatewayError) -> dict[str, str]:
     if error.should_retry is not None:
         headers["x-should-retry"] = str(error.should_retry).lower()
     return headers
+
+
+def validation_error(message: str) -> InvalidRequest:
+    """The error for msgspec's message; its `param` names the field."""
+    what, _, where = message.rpartition(" - at ")
+    found = _WHERE.fullmatch(where)
+    what, path = (what, _dotted(found["path"])) if found else (message, "")
+    what = cut(what, _LONGEST_WHAT)
+    if missing := _MISSING.match(what):
+        param = f"{path}.{missing['field']}" if path else missing["field"]
+        return InvalidRequest(f"Missing required parameter: '{param}'.", param=param)
+    if not path:
+        return InvalidRequest(f"The request body does not have the form that this endpoint expects: {what.lower()}.")
+    return InvalidRequest(f"Invalid value for '{path}': {_lower_first(what)}.", param=path)
+
+
+def _dotted(path: str) -> str:
+    """`messages[0].content[1]` as clients write it: `messages.0.content.1`."""
+    return re.sub(r"\[(\d+)\]", r".\1", path).replace("[...]", "").lstrip(".")
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

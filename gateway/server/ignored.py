@@ -32,6 +32,7 @@ _EMPTY = (b"null", b"[]", b"{}")
 _log = logging.getLogger(__name__)
 _current: ContextVar[dict[str, None]] = ContextVar("ignored")
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_items = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def note_ignored(param: str, reason: str = "") -> None:
@@ -55,13 +56,23 @@ def begin_notes(scope: Scope) -> None:
 
 
 def note_unknown_fields(body: bytes, struct: Any) -> None:
-    """Note the fields of a JSON object that `struct` does not have. Objects inside lists are not searched.
+    """Note the fields of a JSON object that `struct` does not have.
 
-    A struct can have a class variable `unused`: the names that clients send and that change no answer.
+    Of objects in lists (messages, tools) only the misspelt fields are noted, each name once: clients keep fields of
+    their own there. A struct can have a class variable `unused`: the names that clients send and that change no answer.
     """
-    for path, name, known in _unknown(body, struct) if _is_struct(struct) else ():
-        near = difflib.get_close_matches(name[:_LONGEST], known, 1, _SIMILAR)
-        note_ignored(path + name, f"unknown; did you mean {near[0]}?" if near else "not supported")
+    if not _is_struct(struct):
+        return
+    inside_lists: set[str] = set()
+    for path, name, known in _unknown(body, struct):
+        is_in_list = "[" in path
+        if is_in_list and (name in inside_lists or len(inside_lists) == MAX_NOTES):
+            continue
+        inside_lists.update([name] if is_in_list else [])
+        if near := difflib.get_close_matches(name[:_LONGEST], known, 1, _SIMILAR):
+            note_ignored(path + name, f"unknown; did you mean {near[0]}?")
+        elif not is_in_list:
+            note_ignored(path + name, "not supported")
 
 
 class IgnoredLog:
@@ -102,8 +113,18 @@ def _unknown(body: bytes, struct: Any, path: str = "") -> Iterator[tuple[str, st
     names = (name for name, raw in values.items() if name not in known and name not in unused and _is_set(raw))
     yield from ((path, name, known) for name in itertools.islice(names, MAX_NOTES))
     for name, inner in known.items():
-        if inner is not None and name in values and bytes(values[name]).lstrip()[:1] == b"{":
-            yield from _unknown(bytes(values[name]), inner, f"{path}{name}.")
+        if inner is not None and name in values:
+            yield from _unknown_inside(bytes(values[name]), inner, path + name)
+
+
+def _unknown_inside(body: bytes, struct: Any, path: str) -> Iterator[tuple[str, str, Iterable[str]]]:
+    """As `_unknown`, for a field that can have one object or a list of them."""
+    match body.lstrip()[:1]:
+        case b"{":
+            yield from _unknown(body, struct, f"{path}.")
+        case b"[":
+            for index, item in enumerate(_items.decode(body)):
+                yield from _unknown_inside(bytes(item), struct, f"{path}[{index}]")
 
 
 def _is_set(raw: msgspec.Raw) -> bool:
@@ -112,14 +133,16 @@ def _is_set(raw: msgspec.Raw) -> bool:
 
 @cache
 def _inner_structs(struct: Any) -> dict[str, Any]:
-    """The fields of a struct under their names on the wire; the struct of a field that is an object, else None."""
+    """The fields of a struct under their names on the wire; the struct of an object or of a list's items, else None."""
     hints = get_type_hints(struct)
-    return {
-        item.encode_name: next(
-            (kind for kind in (hints[item.name], *get_args(hints[item.name])) if _is_struct(kind)), None
-        )
-        for item in msgspec.structs.fields(struct)
-    }
+    return {item.encode_name: next(_structs(hints[item.name]), None) for item in msgspec.structs.fields(struct)}
+
+
+def _structs(kind: Any) -> Iterator[Any]:
+    if _is_struct(kind):
+        yield kind
+    for inner in get_args(kind):
+        yield from _structs(inner)
 
 
 def _is_struct(kind: Any) -> bool:

@@ -56,6 +56,16 @@ def test_family_parses_the_calls_that_it_formats(family: str) -> None:
     assert read(parser(family), "\n", formatted, "\n") == ("", "", calls)
 
 
+@pytest.mark.parametrize("name", ["files.read", "mcp:files/read"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family_parses_the_names_of_mcp_servers(family: str, name: str) -> None:
+    dialect = choose_dialect(family, "")
+    question = Chat(messages=(Message(role="user", content="?"),), tools=(Tool(name=name),))
+    reader = dialect.parser(question, "", 0)
+    formatted = dialect.format_calls([(name, "{}")])  # type: ignore[attr-defined]
+    assert read(reader, *formatted) == ("", "", [(name, "{}")])
+
+
 WITH_MARKERS = [family for family in FAMILIES if family != "llama"]
 
 

@@ -31,6 +31,7 @@ def test_unknown_field_is_in_the_header_with_the_nearest_name(http: httpx.Client
     [
         ("/v1/completions", {"prompt": "a", "best_off": 1}, "best_off (unknown; did you mean best_of?)"),
         ("/v1/responses", {"input": "a", "max_tokens": 9}, "max_tokens (unknown; did you mean max_output_tokens?)"),
+        ("/v1/chat/completions", {"messages": HELLO, "extra_body": {"top_k": 1}}, "extra_body (not supported)"),
         ("/v1/responses", {"input": "a", "text": {"xyz": 1}}, "text.xyz (not supported)"),
         ("/api/chat", {"messages": HELLO, "options": {"temprature": 1, "num_ctx": 9}}, "options.temprature"),
         ("/api/generate", {"prompt": "a", "keep_alive": 3, "mirostat": 1}, "mirostat (not supported)"),
@@ -51,6 +52,40 @@ def test_each_api_reports_unknown_fields(http: httpx.Client, path: str, fields: 
 def test_fields_that_change_no_answer_are_not_reported(http: httpx.Client) -> None:
     fields = {"user": "u", "store": False, "metadata": {"a": "b"}, "unknown": None, "extra": [], "service_tier": "auto"}
     assert ignored(http, "/v1/chat/completions", messages=HELLO, **fields) is None
+
+
+CALL = {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "argumens": "{}"}}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "found"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a", "contnt": "b"}]}, "messages[0].contnt"),
+        ("/v1/chat/completions", {"messages": [*HELLO, CALL]}, "messages[1].tool_calls[0].function.argumens"),
+        (
+            "/v1/chat/completions",
+            {"messages": HELLO, "tools": [{"function": {"name": "f", "paramters": {"type": "object"}}}]},
+            "tools[0].function.paramters",
+        ),
+        ("/v1/responses", {"input": "a", "tools": [{"type": "function", "name": "f", "strct": 1}]}, "tools[0].strct"),
+        (
+            "/v1/messages",
+            {"messages": HELLO, "max_tokens": 9, "tools": [{"name": "f", "input_schema": {}, "descripton": "d"}]},
+            "tools[0].descripton",
+        ),
+        ("/api/chat", {"messages": [{"role": "user", "contnt": "a"}]}, "messages[0].contnt"),
+    ],
+)
+def test_misspelt_field_in_a_list_is_reported(http: httpx.Client, path: str, fields: Any, found: str) -> None:
+    shown = ignored(http, path, stream=False, **fields)
+    assert shown is not None and shown.startswith(f"{found} (unknown; did you mean ")
+
+
+def test_own_fields_of_clients_in_messages_are_not_reported_and_a_misspelt_one_once(http: httpx.Client) -> None:
+    message = {"role": "user", "content": "a", "id": "m", "createdAt": 1, "cache_control": {"type": "ephemeral"}}
+    assert ignored(http, "/v1/chat/completions", messages=[message] * 3) is None
+    shown = ignored(http, "/v1/chat/completions", messages=[message | {"contnt": "b"}] * 3)
+    assert shown == "messages[0].contnt (unknown; did you mean content?)"
 
 
 def test_header_is_ascii_and_short_whatever_the_names_are(http: httpx.Client) -> None:

@@ -13,11 +13,9 @@ from gateway.routes.wire import (
     Json,
     Limit,
     StopString,
+    ToolName,
 )
 from gateway.sampling import with_wire_fields
-
-ToolName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_-]{1,128}\Z")]
-
 
 # ---- requests ------------------------------------------------------------------------------------------------------
 

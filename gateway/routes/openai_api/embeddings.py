@@ -1,4 +1,4 @@
-"""POST /v1/embeddings: always an error, because no model of the gateway makes embeddings.
+"""POST /v1/embeddings, Ollama's /api/embed and /api/embeddings: always an error. No model of the gateway makes them.
 
 Without this route the client would get a 404 for the path, which looks like a wrong URL. Embeddings from a model that
 was not trained to make them would be useless.
@@ -25,7 +25,7 @@ _decoder = msgspec.json.Decoder(EmbeddingRequest)
 _OPERATION = openapi_opt("Always an error: no model makes embeddings", body=EmbeddingRequest, raises=(ModelNotFound,))
 
 
-@post(["/v1/embeddings", "/embeddings"], status_code=200, opt=_OPERATION)
+@post(["/v1/embeddings", "/embeddings", "/api/embed", "/api/embeddings"], status_code=200, opt=_OPERATION)
 async def embeddings(request: HttpRequest) -> ASGIApp:
     """Raises ModelNotFound, or UnsupportedParameter for every model of the gateway."""
     body = await read_json(request, _decoder)

@@ -15,7 +15,7 @@ from gateway.generation import Chat, Generation, Message, ToolCall
 from gateway.routes.openai_api.parse import check_stream_options, is_background, min_tokens_of
 from gateway.routes.openai_api.parse_grammar import grammar_of
 from gateway.routes.openai_api.parse_tools import chat_tool_choice, tools_of
-from gateway.routes.openai_api.wire import ChatMessage, ChatRequest, ContentPart
+from gateway.routes.openai_api.wire import ChatMessage, ChatRequest, ContentPart, FunctionCall
 from gateway.routes.parse import arguments_text, limit_of, omitted, required, stop_of
 from gateway.sampling import sampling_of
 from gateway.server.body import check_depth
@@ -68,11 +68,12 @@ def messages_of(messages: list[ChatMessage]) -> tuple[Message, ...]:
     """Raises InvalidRequest for an image in the newest message of the user. An older one becomes a short text."""
     newest = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
     made: list[Message] = []
-    call_id = ""  # of the newest call in the older form, whose result has no id
+    waiting: list[str] = []  # the calls without a result; a result without an id is that of the first
     for index, message in enumerate(messages):
-        if message.function_call is not None:
-            call_id = f"call_{index}"
-        made.append(_message(message, f"messages.{index}", call_id, is_newest=index == newest))
+        made.append(_message(message, index, waiting, is_newest=index == newest))
+        waiting += [call.id for call in made[-1].tool_calls]
+        if (answered := made[-1].tool_call_id) in waiting:
+            waiting.remove(answered)
     return tuple(made)
 
 
@@ -87,14 +88,16 @@ def text_of(content: str | list[ContentPart] | None, param: str, *, is_newest: b
     return "\n".join(_part(part, f"{param}.{index}", is_newest=is_newest) for index, part in parts)
 
 
-def _message(message: ChatMessage, param: str, call_id: str, *, is_newest: bool) -> Message:
+def _message(message: ChatMessage, index: int, waiting: list[str], *, is_newest: bool) -> Message:
+    param = f"messages.{index}"
     content = _content(message, param, is_newest=is_newest)
     match message.role:
         case "tool":
-            id = required(message.tool_call_id, f"{param}.tool_call_id")
+            id = required(message.tool_call_id or next(iter(waiting), None), f"{param}.tool_call_id")
             return Message(role="tool", content=content, name=message.name, tool_call_id=id)
         case "function":
-            return Message(role="tool", content=content, name=message.name, tool_call_id=call_id or "call_0")
+            id = next(iter(waiting), "call_0")
+            return Message(role="tool", content=content, name=message.name, tool_call_id=id)
         case "developer":
             return Message(role="system", content=content, name=message.name)
         case role:
@@ -104,27 +107,31 @@ def _message(message: ChatMessage, param: str, call_id: str, *, is_newest: bool)
                 reasoning=message.reasoning_content
                 or (message.reasoning if isinstance(message.reasoning, str) else None),
                 name=message.name,
-                tool_calls=tuple(_calls(message, param, call_id)),
+                tool_calls=tuple(_calls(message, index)),
             )
 
 
-def _calls(message: ChatMessage, param: str, call_id: str) -> Iterator[ToolCall]:
-    for index, call in enumerate(message.tool_calls or ()):
+def _calls(message: ChatMessage, index: int) -> Iterator[ToolCall]:
+    for position, call in enumerate(message.tool_calls or ()):
+        id = call.id or f"call_{index}_{position}"
         if call.custom is not None and call.function is None:
-            arguments = msgspec.json.encode({"input": call.custom.input or ""}).decode()
-            yield ToolCall(call.id, call.custom.name, arguments)
+            yield ToolCall(id, call.custom.name, msgspec.json.encode({"input": call.custom.input or ""}).decode())
         else:
-            function = required(call.function, f"{param}.tool_calls.{index}.function")
-            yield ToolCall(call.id, function.name, arguments_text(function.arguments))
+            param = f"messages.{index}.tool_calls.{position}.function"
+            yield _call(id, required(call.function, param), param)
     if message.function_call is not None:
-        yield ToolCall(call_id, message.function_call.name, arguments_text(message.function_call.arguments))
+        yield _call(f"call_{index}", message.function_call, f"messages.{index}.function_call")
+
+
+def _call(id: str, function: FunctionCall, param: str) -> ToolCall:
+    return ToolCall(id, function.name, arguments_text(function.arguments, f"{param}.arguments"))
 
 
 def _content(message: ChatMessage, param: str, *, is_newest: bool) -> str | None:
     if message.content is None and message.role == "assistant":
         return message.refusal
-    if message.content is None and message.role == "function":
-        return ""
+    if message.content is None and message.role != "user":
+        return ""  # a result or an instruction without text
     return text_of(message.content, f"{param}.content", is_newest=is_newest)
 
 

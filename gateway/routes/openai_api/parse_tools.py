@@ -15,6 +15,8 @@ from gateway.routes.openai_api.wire import (
 from gateway.routes.parse import Mode, function_tool, is_function, required, tool_choice_of
 from gateway.server.ignored import note_ignored
 
+#: The modes of all APIs.
+_MODES: dict[str, Mode] = {"auto": "auto", "none": "none", "required": "required", "any": "required"}
 _OTHER = ""  # the name of a tool that is left out; no function has it
 
 
@@ -23,12 +25,25 @@ def tools_of(
 ) -> tuple[Tool, ...]:
     """The functions among `tools`, then the older `functions`. Tools of other types are left out."""
     located = [
-        (required(definition.function, f"tools.{index}.function"), f"tools.{index}.function")
+        _function(definition, f"tools.{index}")
         for index, definition in enumerate(definitions or ())
         if is_function(definition.type, f"tools.{index}")
     ]
     located += [(function, f"functions.{index}") for index, function in enumerate(functions or ())]
     return tuple(_tool(function, param) for function, param in located)
+
+
+def _function(definition: ToolDefinition, param: str) -> tuple[FunctionDefinition, str]:
+    """The function and its path."""
+    if definition.function is None and definition.name is not None:
+        flat = FunctionDefinition(
+            name=definition.name,
+            description=definition.description,
+            parameters=definition.parameters,
+            strict=definition.strict,
+        )
+        return flat, param
+    return required(definition.function, f"{param}.function"), f"{param}.function"
 
 
 def _tool(function: FunctionDefinition, param: str) -> Tool:
@@ -51,20 +66,23 @@ def chat_tool_choice(request: ChatRequest, tools: tuple[Tool, ...]) -> ToolChoic
         case FunctionName(name=name):
             mode, names = "required", (name,)
         case _:
-            mode, names = choice or "auto", ()
+            mode, names = _MODES[choice or "auto"], ()
     parallel = request.parallel_tool_calls is not False and not request.functions
     return tool_choice_of(mode, names, tools, parallel=parallel, left_out=left_out)
 
 
 def _named(choice: NamedChoice) -> tuple[Mode, tuple[str, ...]]:
     match choice.type:
-        case "function":
-            return "required", (required(choice.function, "tool_choice.function").name,)
+        case "function" | "tool":
+            name = choice.name or required(choice.function, "tool_choice.function").name
+            return "required", (name,)
         case "allowed_tools":
             allowed: AllowedTools = required(choice.allowed_tools, "tool_choice.allowed_tools")
             names = tuple(_allowed(tool, index) for index, tool in enumerate(allowed.tools))
             kept = tuple(name for name in names if name != _OTHER)
             return (allowed.mode, kept) if kept else ("none", ())
+        case kind if kind in _MODES:
+            return _MODES[kind], ()
         case kind:
             note_ignored("tool_choice", kind)
             return "auto", ()

@@ -18,9 +18,9 @@ from gateway.routes.wire import (
     Count,
     Json,
     Limit,
-    Name,
     StopString,
     TokenLogprobs,
+    ToolName,
     TopLogprobs,
 )
 from gateway.sampling import with_wire_fields
@@ -34,7 +34,7 @@ class StreamOptions(Struct, kw_only=True):
 
 
 class JsonSchema(Struct, kw_only=True):
-    name: Name
+    name: str | None = None  # for OpenAI; programs use the names of generic classes: "Page[Item]"
     schema: Json | None = None
     description: str | None = None
     strict: bool | None = None
@@ -74,7 +74,6 @@ class GenerationFields(Struct, kw_only=True):
             "timings_per_token",
             "id_slot",
             "extra_headers",
-            "extra_body",
             "timeout",
         )
     )
@@ -105,7 +104,7 @@ class ContentPart(Struct, kw_only=True):
 
 class FunctionCall(Struct, kw_only=True):
     name: str
-    arguments: str | None = None
+    arguments: str | Json | None = None  # an object: as Ollama's clients and some frameworks keep it
 
 
 class CustomCall(Struct, kw_only=True):
@@ -116,9 +115,9 @@ class CustomCall(Struct, kw_only=True):
 
 
 class CallMade(Struct, kw_only=True):
-    """A tool call in an assistant message that the client sends back."""
+    """A tool call in an assistant message that the client sends back. Without an id it gets one."""
 
-    id: str
+    id: str | None = None
     function: FunctionCall | None = None
     custom: CustomCall | None = None
 
@@ -136,7 +135,7 @@ class ChatMessage(Struct, kw_only=True):
 
 
 class FunctionDefinition(Struct, kw_only=True):
-    name: Name
+    name: ToolName
     description: str | None = None
     parameters: Json | None = None
     strict: bool | None = None
@@ -145,6 +144,11 @@ class FunctionDefinition(Struct, kw_only=True):
 class ToolDefinition(Struct, kw_only=True):
     type: str = "function"
     function: FunctionDefinition | None = None
+    # the flat form of the Responses API
+    name: ToolName | None = None
+    description: str | None = None
+    parameters: Json | None = None
+    strict: bool | None = None
 
 
 class FunctionName(Struct, kw_only=True):
@@ -162,10 +166,14 @@ class AllowedTools(Struct, kw_only=True):
 
 
 class NamedChoice(Struct, kw_only=True):
-    """`{"type": "function", ...}`, `{"type": "allowed_tools", ...}`, or the type of a tool that is left out."""
+    """`{"type": "function", ...}`, `{"type": "allowed_tools", ...}`, or the type of a tool that is left out.
+
+    Other APIs write the name next to the type, and the modes as types: `{"type": "any"}`.
+    """
 
     type: str
     function: FunctionName | None = None
+    name: str | None = None
     allowed_tools: AllowedTools | None = None
 
 
@@ -181,7 +189,7 @@ class ChatRequest(GenerationFields, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: TopLogprobs | None = None
     tools: Annotated[list[ToolDefinition], Meta(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    tool_choice: Literal["none", "auto", "required", "any"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
     prediction: PredictedContent | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None

@@ -64,7 +64,7 @@ class _ReferenceBudget:
 
 
 def _previous(id: str | None, store: ResponseStore, owner: str) -> tuple[ConversationItem, ...]:
-    if id is None:
+    if not id:
         return ()
     try:
         return store.get(owner, id).items
@@ -118,10 +118,12 @@ def _message(item: InputItem, param: str, *, is_newest: bool) -> Message | None:
             return Message(role="system" if role == "developer" else cast(Role, role), content=content)
         case "function_call":
             call_id, name = required(item.call_id, f"{param}.call_id"), required(item.name, f"{param}.name")
-            call = ToolCall(call_id, full_name(item.namespace, name), _arguments(item, f"{param}.arguments"))
+            call = ToolCall(
+                call_id, full_name(item.namespace, name), arguments_text(item.arguments, f"{param}.arguments")
+            )
             return Message(role="assistant", tool_calls=(call,))
         case "function_call_output":
-            text = _text(required(item.output, f"{param}.output"), f"{param}.output")
+            text = _text("" if item.output is None else item.output, f"{param}.output")
             return Message(role="tool", content=text, tool_call_id=required(item.call_id, f"{param}.call_id"))
         case "reasoning":
             return Message(role="assistant", reasoning=_reasoning(item, param))
@@ -135,13 +137,6 @@ def _message(item: InputItem, param: str, *, is_newest: bool) -> Message | None:
 def _reasoning(item: InputItem, param: str) -> str:
     content = item.content or item.summary or ""
     return _text(content, f"{param}.content")
-
-
-def _arguments(item: InputItem, param: str) -> str:
-    if isinstance(item.arguments, dict):
-        check_depth(item.arguments, param)
-        return msgspec.json.encode(item.arguments).decode()
-    return arguments_text(item.arguments)
 
 
 def _other_call(item: InputItem, kind: str, param: str) -> Message:

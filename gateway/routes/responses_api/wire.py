@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from gateway.routes.wire import MAX_MESSAGES, MAX_TOOLS, Json, Limit, Name, TopLogprobs
+from gateway.routes.wire import MAX_MESSAGES, MAX_TOOLS, Json, Limit, ToolName, TopLogprobs
 from gateway.sampling import with_wire_fields
 
 MAX_METADATA = 16  # OpenAI's limit
@@ -50,15 +50,15 @@ class InputItem(Struct, kw_only=True):
 class ResponseTool(Struct, kw_only=True):
     """A function, or a namespace of functions."""
 
-    type: str
-    name: Name | None = None
+    type: str = "function"
+    name: ToolName | None = None
     description: str | None = None
     parameters: Json | None = None
     strict: bool | None = None
     tools: list[ResponseTool] | UnsetType | None = UNSET
 
 
-class ToolName(Struct, kw_only=True):
+class AllowedTool(Struct, kw_only=True):
     type: str
     name: str | None = None
 
@@ -69,12 +69,12 @@ class ResponseToolChoice(Struct, kw_only=True, omit_defaults=True):
     type: str
     name: str | None = None
     mode: Literal["auto", "required"] | None = None
-    tools: Annotated[list[ToolName], Meta(min_length=1)] | None = None
+    tools: Annotated[list[AllowedTool], Meta(min_length=1)] | None = None
 
 
 class TextFormat(Struct, kw_only=True, omit_defaults=True):
     type: str
-    name: Name | None = None
+    name: str | None = None
     schema: Json | None = None
     description: str | None = None
     strict: bool | None = None

@@ -197,6 +197,16 @@ def test_tool_result_needs_its_call_id() -> None:
     assert refusal(messages=[{"role": "tool", "content": "warm"}]).param == "messages.0.tool_call_id"
 
 
+def test_result_without_an_id_is_that_of_the_first_call_without_a_result() -> None:
+    calls = [{"function": {"name": name, "arguments": {"city": "Rome"}}} for name in ("weather", "clock")]
+    calls += [{"id": "own", "function": {"name": "weather", "arguments": "{}"}}]
+    results = [{"role": "tool", "tool_call_id": "own"}, {"role": "tool", "content": None}, {"role": "tool"}]
+    made = chat(messages=[*HELLO, {"role": "assistant", "tool_calls": calls}, *results]).messages
+    assert made[1].tool_calls[1] == ToolCall("call_1_1", "clock", '{"city":"Rome"}')
+    assert [message.tool_call_id for message in made[2:]] == ["own", "call_1_0", "call_1_1"]
+    assert [message.content for message in made[2:]] == ["", "", ""]
+
+
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
 def test_name_and_reasoning_are_kept(key: str) -> None:
     message = {"role": "assistant", "content": "4", "name": "bo", key: "2 and 2"}
@@ -243,6 +253,16 @@ def test_tools_become_engine_tools() -> None:
     assert made.tool_choice == ToolChoice(mode="auto")
 
 
+def test_tool_in_the_flat_form_of_the_responses_api_is_the_same() -> None:
+    flat = {"type": "function", **WEATHER["function"]}  # type: ignore[dict-item]
+    assert chat(tools=[flat]).tools == chat(tools=[WEATHER]).tools
+
+
+@pytest.mark.parametrize("name", ["files.read", "mcp:files/read", "f" * 128])
+def test_tool_of_an_mcp_server_keeps_its_name(name: str) -> None:
+    assert chat(tools=[{"function": {"name": name}}]).tools == (Tool(name=name),)
+
+
 def test_tool_choice_is_none_without_tools() -> None:
     assert chat().tool_choice.mode == "none"
     assert chat(tools=[]).tool_choice.mode == "none"
@@ -257,6 +277,13 @@ def test_tool_choice_is_none_without_tools() -> None:
         (None, ToolChoice(mode="auto")),
         ("required", ToolChoice(mode="required")),
         ({"type": "function", "function": {"name": "clock"}}, ToolChoice(mode="required", names=("clock",))),
+        # forms of other APIs
+        ("any", ToolChoice(mode="required")),
+        ({"type": "auto"}, ToolChoice(mode="auto")),
+        ({"type": "none"}, ToolChoice(mode="none")),
+        ({"type": "any"}, ToolChoice(mode="required")),
+        ({"type": "function", "name": "clock"}, ToolChoice(mode="required", names=("clock",))),
+        ({"type": "tool", "name": "clock"}, ToolChoice(mode="required", names=("clock",))),
         (
             {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [CLOCK]}},
             ToolChoice(mode="auto", names=("clock",)),
@@ -379,10 +406,6 @@ def test_vllm_and_llama_cpp_schemas_are_read(fields: dict[str, Any]) -> None:
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}},
             "response_format.json_schema.schema",
-        ),
-        (
-            {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
-            "response_format.json_schema.name",
         ),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": 5}}},

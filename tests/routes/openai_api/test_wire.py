@@ -79,7 +79,9 @@ def test_unknown_fields_are_ignored() -> None:
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": [{"text": "x"}]}]}, "messages.0.content.0.type"),
         ({"tools": [{"type": "function", "function": {"name": "has space"}}]}, "tools.0.function.name"),
-        ({"tools": [{"type": "function", "function": {"name": "f" * 65}}]}, "tools.0.function.name"),
+        ({"tools": [{"type": "function", "function": {"name": "f" * 129}}]}, "tools.0.function.name"),
+        ({"max_tokens": 8.5}, "max_tokens"),
+        ({"max_tokens": 1e30}, "max_tokens"),
         ({"tools": [{"type": "function", "function": {"name": "f\n"}}]}, "tools.0.function.name"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": 3}}]}, "tools.0.function.parameters"),
         ({"tool_choice": {}}, "tool_choice.type"),
@@ -131,3 +133,12 @@ def test_malformed_json_is_invalid_request(body: bytes) -> None:
 def test_unusual_characters_are_kept() -> None:
     odd = "\u2028 \ufeff \x00 e\u0301 \U0001f468\u200d\U0001f469\u200d\U0001f467 \x1b[0m"
     assert decode(messages=[{"role": "user", "content": odd}]).messages[0].content == odd
+
+
+def test_number_that_is_an_integer_may_have_a_point() -> None:
+    text = 'costs 5.0, [1.0] "2.0" \\'
+    body = msgspec.json.encode({"messages": [{"role": "user", "content": text}], "max_tokens": 7, "n": 2, "seed": -3})
+    body = body.replace(b":7", b":7.0").replace(b":2", b": 2.00").replace(b":-3", b":-3.0")
+    request = parse(body, decoder)
+    assert (request.max_tokens, request.n, msgspec.structs.asdict(request)["seed"]) == (7, 2, -3)
+    assert request.messages[0].content == text
