@@ -23,9 +23,22 @@ def listed_models(url: str, key: str) -> list[dict[str, Any]]:
 
     with openai_client(url, key, timeout_s=30.0) as client:
         try:
-            return [model.model_dump() for model in client.models.list().data]
+            return models_of(client)
         except APIError as error:
             raise gateway_error(error) from None
+
+
+def models_of(client: OpenAI) -> list[dict[str, Any]]:
+    """The same. Raises the library's error, and UpstreamFailed for a server of another kind, such as a web page."""
+    try:
+        models = [model.model_dump() for model in client.models.list().data]
+    except (AttributeError, TypeError, ValueError):  # the library gives back what it does not know as it is
+        models = [{}]
+    if not all(isinstance(model.get("id"), str) for model in models):
+        raise UpstreamFailed(
+            f"the server at {client.base_url} does not list models as OpenAI's API does; check the URL"
+        )
+    return models
 
 
 def gateway_error(error: APIError) -> GatewayError:

@@ -34,6 +34,7 @@ class Answer(Struct, kw_only=True):
     finish: str = "stop"
     status: int = 200
     code: str = ""
+    retry_after: str = ""  # the header of an error
     usage: tuple[int, int, int] = (0, 0, 0)
     ends: bool = True  # a stream has its last event
     raw: Any = None  # the reply, or the events of a stream, in place of all this
@@ -223,7 +224,8 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        self._send(200, "application/json", json.dumps({"object": "list", "data": [self.server.card]}))
+        listed = self.server.card.get("listed") or json.dumps({"object": "list", "data": [self.server.card]})
+        self._send(200, "application/json" if listed[0] in "[{" else "text/html", listed)
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -232,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.mistake(body, path, answer)
         if answer.status != 200:
             error = {"message": answer.code, "type": "error", "param": None, "code": answer.code}
-            self._send(answer.status, "application/json", json.dumps({"error": error}))
+            self._send(answer.status, "application/json", json.dumps({"error": error}), answer.retry_after)
         elif body.get("stream"):
             events = answer.raw or _EVENTS[path](answer)
             lines = [f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n" for event in events]
@@ -240,9 +242,11 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(200, "application/json", json.dumps(answer.raw or chat_reply(answer)))
 
-    def _send(self, status: int, kind: str, text: str) -> None:
+    def _send(self, status: int, kind: str, text: str, retry_after: str = "") -> None:
         content = text.encode()
         self.send_response(status)
+        if retry_after:
+            self.send_header("retry-after", retry_after)
         self.send_header("content-type", kind)
         self.send_header("content-length", str(len(content)))
         self.end_headers()

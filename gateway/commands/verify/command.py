@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from gateway.commands import options
-from gateway.commands.client import gateway_error, openai_client
-from gateway.errors import NotFound, quote
+from gateway.commands.client import gateway_error, models_of, openai_client
+from gateway.errors import GatewayError, NotFound, quote
 from gateway.output import escape
 
 if TYPE_CHECKING:
@@ -48,18 +48,23 @@ def run(arguments: argparse.Namespace) -> int:
     url = (arguments.url or options.base_url(server.host, server.port)).rstrip("/")
     url += "" if urlsplit(url).path else "/v1"
     key = arguments.api_key or next(iter(server.api_keys.values()), "")
+    found: list[Result] = []
+    stopped: GatewayError | None = None
     with openai_client(url, key, retries=0) as client:
         try:
             peer = _peer(client, arguments.model)
             peer.find_spare()
-            found = list(_shown(results(all_checks(), peer)))
+            found.extend(_shown(results(all_checks(), peer)))
         except APIError as error:
-            raise gateway_error(error) from None
+            stopped = gateway_error(error)
+    if stopped and not found:
+        raise stopped
+    reason = stopped.message if stopped else ""
     if arguments.json:
-        print(json.dumps(as_dict(peer.model, url, found), indent=2))
+        print(json.dumps(as_dict(peer.model, url, found, reason), indent=2))
     else:
-        print(f"{escape(peer.model)} at {url}", *map(escape, lines(found)), sep="\n")
-    return 0 if is_kept(found) else 1
+        print(f"{escape(peer.model)} at {url}", *map(escape, lines(found, reason)), sep="\n")
+    return 0 if is_kept(found) and not stopped else 1
 
 
 def all_checks() -> Iterator[Check]:
@@ -73,7 +78,7 @@ def _peer(client: OpenAI, name: str | None) -> Peer:
     """The model of that name, or the first. Raises NotFound."""
     from gateway.commands.verify.peer import Peer
 
-    models: list[dict[str, Any]] = [model.model_dump() for model in client.models.list().data]
+    models = models_of(client)
     card = next((model for model in models if name in (None, model["id"])), None)
     if card is None:
         names = ", ".join(model["id"] for model in models[:10])

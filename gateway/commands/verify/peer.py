@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from time import sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import Struct
@@ -19,6 +20,7 @@ MAX_TOKENS = 160  # of one answer
 _EXACT = 16  # a limit up to this is what a check is about
 _SPARE = 2000
 _NOT_NOW = (401, 403, 429, 503)  # a wrong key, a full queue, a model that is loading or too slow
+_MOST_WAIT_S = 180.0  # for one request, until a gateway that answers 429 or 503 can take it
 _FINISHES = ("stop", "length", "tool_calls")
 
 
@@ -70,7 +72,6 @@ class Peer:
         import httpx  # before the first stream: one that is collected during this import reports an error
 
         self._whole = httpx.Response
-        self._create: Any = client.chat.completions.create
         self._client, self.model, self.context, self.capabilities = client, model, context, capabilities
 
     def find_spare(self) -> None:
@@ -131,6 +132,8 @@ class Peer:
         try:
             self._create(**self._request(messages, options))
         except APIStatusError as error:
+            if error.status_code in _NOT_NOW:
+                raise
             return error.status_code, str(error.code)
         return 200, ""
 
@@ -139,7 +142,7 @@ class Peer:
         from openai import APIStatusError
 
         try:
-            reply = self._client.post(path, body=dict(body), cast_to=self._whole)
+            reply = _when_possible(lambda: self._client.post(path, body=dict(body), cast_to=self._whole))
         except APIStatusError as error:
             if error.status_code in _NOT_NOW:
                 raise
@@ -152,12 +155,32 @@ class Peer:
             stream: Any = self._create(**self._request(messages, options), stream=True, stream_options=usage)
             yield from stream
 
+    def _create(self, **request: Any) -> Any:
+        return _when_possible(lambda: self._client.chat.completions.create(**request))
+
     def _request(self, messages: str | list[Message], options: Mapping[str, Any]) -> Any:
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         limit = options.get("max_tokens", MAX_TOKENS)
         limit += self.spare if limit > _EXACT else 0
         return {"model": self.model, "messages": messages, "seed": 1, **options, "max_tokens": limit}
+
+
+def _when_possible(send: Callable[[], Any]) -> Any:
+    """What `send` returns. If the gateway names a time after which it can answer (a breaker is open), send then."""
+    from openai import APIStatusError
+
+    waited_s = 0.0
+    while True:
+        try:
+            return send()
+        except APIStatusError as error:
+            text = error.response.headers.get("retry-after", "")
+            wait_s = float(text) if text.isdecimal() else 0.0
+            if error.status_code not in _NOT_NOW or not 0 < wait_s <= _MOST_WAIT_S - waited_s:
+                raise
+        sleep(wait_s)
+        waited_s += wait_s
 
 
 @contextmanager

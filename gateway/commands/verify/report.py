@@ -32,8 +32,12 @@ def scores(results: Sequence[Result]) -> list[Score]:
     return [_score(group, [each for each in results if each.group == group]) for group in _groups(results)]
 
 
-def lines(results: Sequence[Result]) -> Iterator[str]:
-    """A line for each group, its first fault of the gateway and of the model, the scores, and the verdict."""
+def lines(results: Sequence[Result], stopped: str = "") -> Iterator[str]:
+    """A line for each group, its first fault of the gateway and of the model, the scores, and the verdict.
+
+    Args:
+        stopped: why the other checks could not run.
+    """
     for score in scores(results):
         yield score.text
         for outcome, owner in (("gateway", "gateway"), ("model", "this model")):
@@ -43,15 +47,17 @@ def lines(results: Sequence[Result]) -> Iterator[str]:
                 yield f"  {owner}: {_short(f'{faults[0].name}: {faults[0].detail}')}{more}"
     yield ""
     yield ", ".join(score.text for score in scores(results))
-    yield verdict(results)
+    yield verdict(results, stopped)
 
 
 def _short(text: str) -> str:
     return text if len(text) <= _LINE else f"{text[:_LINE]}…"
 
 
-def verdict(results: Sequence[Result]) -> str:
+def verdict(results: Sequence[Result], stopped: str = "") -> str:
     """One sentence for a person."""
+    if stopped:
+        return f"Not complete: the checks stopped after {len(results)}: {stopped}"
     faults = [each for each in results if each.outcome == "gateway"]
     if faults:
         checks = "one check" if len(faults) == 1 else f"{len(faults)} checks"
@@ -67,13 +73,14 @@ def verdict(results: Sequence[Result]) -> str:
     return "This model calls tools reliably."
 
 
-def as_dict(model: str, url: str, results: Sequence[Result]) -> dict[str, Any]:
+def as_dict(model: str, url: str, results: Sequence[Result], stopped: str = "") -> dict[str, Any]:
     """What `--json` prints."""
     return {
         "model": model,
         "url": url,
-        "api_ok": is_kept(results),
-        "verdict": verdict(results),
+        "api_ok": is_kept(results) and not stopped,
+        "verdict": verdict(results, stopped),
+        "stopped": stopped,
         "groups": [asdict(score) for score in scores(results)],
         "checks": [asdict(each) for each in results],
     }

@@ -76,12 +76,53 @@ def test_server_that_does_not_answer_is_one_line(capsys: pytest.CaptureFixture[s
     assert code == 1 and err == "npu-gateway: The gateway has no model 'other'. It has: good.\n"
 
 
+@pytest.mark.parametrize("listed", ["<html>", '["a"]', '{"data": [{"name": "a"}]}'])
+def test_server_of_another_kind_is_one_line(listed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with serve_answers(listed=listed) as url:
+        code, out, err = verify(capsys, "--url", url)
+    assert (code, out) == (1, "") and err.startswith(f"npu-gateway: the server at {url}/ does not list models")
+
+
 def test_model_that_is_not_ready_ends_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     def loading(body: dict[str, Any], path: str, answer: Answer) -> None:
         answer.status, answer.code = 503, "model_not_ready"
 
     with serve_answers(loading) as url:
         assert verify(capsys, "--url", url) == (1, "", "npu-gateway: model_not_ready\n")
+
+
+def test_breaker_that_opens_is_waited_for(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("gateway.commands.verify.peer.sleep", waits.append)
+    seen: set[tuple[str, int]] = set()
+
+    def opening(body: dict[str, Any], path: str, answer: Answer) -> None:
+        kind = (path, answer.status)
+        if kind not in seen:
+            seen.add(kind)
+            answer.status, answer.code, answer.retry_after = 503, "breaker_open", "7"
+
+    with serve_answers(opening) as url:
+        code, out, _ = verify(capsys, "--url", url)
+    assert (code, waits) == (0, [7.0] * 4) and "context 2/2" in out and "sessions 12/12" in out
+
+
+def test_results_are_printed_if_the_gateway_ends(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("gateway.commands.verify.peer.sleep", waits.append)
+
+    def ending(body: dict[str, Any], path: str, answer: Answer) -> None:
+        if body.get("response_format"):
+            answer.status, answer.code, answer.retry_after = 503, "breaker_open", "60"
+
+    with serve_answers(ending) as url:
+        code, out, err = verify(capsys, "--url", url)
+        _, report, _ = verify(capsys, "--url", url, "--json")
+    assert (code, err, waits) == (1, "", [60.0] * 6)
+    assert out.endswith("tools 20/20\nNot complete: the checks stopped after 20: breaker_open\n")
+    assert json.loads(report)["stopped"] == "breaker_open" and not json.loads(report)["api_ok"]
 
 
 def test_gateway_does_its_part_with_a_model_of_no_use(
