@@ -20,7 +20,8 @@ from gateway.server.ignored import note_ignored
 _NOT_ENFORCED = {"not", "if", "uniqueItems", "contains", "propertyNames", "unevaluatedProperties", "unevaluatedItems"}
 _SAYS_NOTHING: tuple[Any, ...] = (False, {}, {"type": "string"})
 _NOT_ENFORCED |= {"dependencies", "dependentRequired", "dependentSchemas"}
-_LOOKAROUND = re.compile(r"\(\?<?[=!]")
+#: Look-around, word boundaries and references back to a group.
+_NO_GRAMMAR = re.compile(r"\(\?<?[=!]|\\[bB1-9]|\\k<|\(\?P=")
 
 T = TypeVar("T")
 
@@ -95,7 +96,7 @@ def function_tool(
     """A tool of the engine. `parameters`: its JSON schema, from the field `param`; None: no arguments."""
     if parameters is None:
         return Tool(name=name, description=description or "", strict=bool(strict))
-    if parameters.get("type", "object") != "object":
+    if parameters.get("type") not in (None, "object"):
         raise InvalidRequest(
             f"Invalid schema for function {quote(name)}: '{param}' must be of type 'object'.", param=param
         )
@@ -141,8 +142,8 @@ def tool_choice_of(
 def schema_grammar(schema: Json, param: str, *, is_strict: bool = True) -> Grammar:
     """A grammar for JSON of a schema. If it is not strict, what no grammar can enforce is noted and left out."""
     check_depth(schema, param)
-    if not is_strict and (left_out := sorted(set(_not_enforced(schema)))):
-        for keyword in left_out:
+    if not is_strict:
+        for keyword in sorted(set(_not_enforced(schema))):
             note_ignored(param, keyword)
         schema = schema | {TOOL: {"strict": False}}
     return Grammar(kind="json_schema", source=msgspec.json.encode(schema).decode(), param=param)
@@ -155,7 +156,7 @@ def _not_enforced(schema: Any) -> Iterator[str]:
             yield from _not_enforced(inner)
     elif isinstance(schema, dict):
         yield from (key for key, value in schema.items() if key in _NOT_ENFORCED and value not in _SAYS_NOTHING)
-        if _LOOKAROUND.search(str(schema.get("pattern"))):
+        if _NO_GRAMMAR.search(str(schema.get("pattern"))):
             yield "pattern"
         for key, value in schema.items():
             if key in ("properties", "patternProperties", "$defs", "definitions") and isinstance(value, dict):

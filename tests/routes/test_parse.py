@@ -183,6 +183,14 @@ def test_keywords_that_no_grammar_enforces_are_reported_unless_strict(http: http
     assert ignored(http, RESPONSES, text=text) == "text.format.schema (not), text.format.schema (uniqueItems)"
 
 
+@pytest.mark.parametrize("pattern", [r"^(?!x)", r"\bfoo\b", r"^(a)\1$"])
+def test_pattern_that_no_grammar_enforces_is_reported(http: httpx.Client, pattern: str) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": pattern}}}
+    made = {"type": "json_schema", "json_schema": {"schema": schema}}
+    assert ignored(http, CHAT, response_format=made) == "response_format.json_schema.schema (pattern)"
+    assert ignored(http, "/api/chat", format=schema) == "format (pattern)"
+
+
 def test_property_with_the_name_of_a_keyword_is_no_keyword(http: httpx.Client) -> None:
     schema = {"type": "object", "properties": {"not": {"type": "string"}, "if": {"enum": [{"not": 1}]}}}
     names = {"type": "object", "propertyNames": {"type": "string"}, "uniqueItems": False}

@@ -79,7 +79,7 @@ def _grammar(format: str | dict[str, Any] | None) -> Grammar | None:
         case "json":
             return Grammar(kind="json_object", param="format")
         case dict() as schema:
-            return schema_grammar(schema, "format")
+            return schema_grammar(schema, "format", is_strict=False)
     return None
 
 

@@ -12,7 +12,8 @@ before, and the reasons:
    Schema does not define are annotations, as in the standard.
 4. Keywords that the library would take and not enforce are refused: constants with more digits than a double, and a
    `minProperties` that repeated keys could satisfy. Limits that it cannot hold become wider.
-5. `propertyNames` without a rule is left out, and one with a pattern or a list of names becomes `patternProperties` or
+5. A keyword that is null is left out, and so is an upper limit of a count that no answer reaches.
+6. `propertyNames` without a rule is left out, and one with a pattern or a list of names becomes `patternProperties` or
    `properties`.
 """
 
@@ -27,7 +28,15 @@ from urllib.parse import unquote
 from gateway.errors import LONGEST_QUOTE, quote
 from gateway.worker.grammar.loose_schema import without_idle_keywords
 from gateway.worker.grammar.numbers import with_wider_limits
-from gateway.worker.grammar.schema_shape import Path, Schema, SchemaError, check_shape, rewritten, subschemas
+from gateway.worker.grammar.schema_shape import (
+    Path,
+    Schema,
+    SchemaError,
+    check_shape,
+    rewritten,
+    subschemas,
+    without_odd_values,
+)
 
 #: The value of `x-guidance`: llguidance's compile options in a schema.
 OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -70,6 +79,8 @@ def prepare(schema: Any) -> Schema:
     if schema is True:
         schema = {}
     try:
+        if isinstance(schema, dict):
+            schema = rewritten(schema, without_odd_values)
         check_shape(schema)
         schemas = list(subschemas(schema))
         combined = any(_is_combined(inner) for _, inner in schemas)

@@ -1,7 +1,7 @@
 """What is left of a schema without the keywords that no grammar enforces.
 
 A tool that is not `strict` only describes its arguments. If a call of it is required, the call is enforced, and of its
-schema what can be enforced.
+schema what can be enforced. The same holds for an answer with a schema that is not strict.
 """
 
 from __future__ import annotations
@@ -34,17 +34,20 @@ _ANY_OBJECT: Schema = {"type": "object"}
 
 
 def loosened(schema: Schema, is_refused: Callable[[Schema], bool]) -> Schema:
-    """The narrowest schema found that is accepted: without some keywords, then without the refused properties.
+    """The narrowest schema found that is accepted: without some keywords, refused patterns, then refused properties.
 
     Args:
-        schema: of a tool's arguments.
+        schema: of a tool's arguments, or of an answer.
         is_refused: True if a schema cannot be a grammar.
     """
-    return next((found for found in _candidates(schema, is_refused) if not is_refused(found)), _ANY_OBJECT)
+    widest = {"type": schema.get("type") or "object"}
+    return next((found for found in _candidates(schema, is_refused) if not is_refused(found)), widest)
 
 
 def _candidates(schema: Schema, is_refused: Callable[[Schema], bool]) -> Iterator[Schema]:
     loose = rewritten(schema, _without_keywords)
+    yield loose
+    loose = rewritten(loose, lambda inner: _without_refused_pattern(inner, is_refused))
     yield loose
     properties = loose.get("properties")
     if isinstance(properties, dict):
@@ -61,7 +64,15 @@ def _without_keywords(schema: Schema) -> Schema:
     kept = {key: value for key, value in without_idle_keywords(schema).items() if key not in _UNENFORCEABLE}
     if kept.get("format") == "regex":
         del kept["format"]
+    if "anyOf" not in kept and "oneOf" in kept:  # a grammar takes one that excludes the others
+        kept["anyOf"] = kept.pop("oneOf")
     return kept
+
+
+def _without_refused_pattern(schema: Schema, is_refused: Callable[[Schema], bool]) -> Schema:
+    if "pattern" not in schema or not is_refused({"type": "string", "pattern": schema["pattern"]}):
+        return schema
+    return {key: value for key, value in schema.items() if key != "pattern"}
 
 
 def without_idle_keywords(schema: Schema) -> Schema:

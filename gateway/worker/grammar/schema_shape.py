@@ -13,6 +13,8 @@ DEFINITIONS = ("$defs", "definitions")
 _SCHEMA_MAPS = ("properties", "patternProperties", *DEFINITIONS)
 _SCHEMA_LISTS = ("anyOf", "allOf", "oneOf", "prefixItems", "items")
 _SCHEMAS = ("items", "additionalProperties", "additionalItems")
+_UPPER = ("maxLength", "maxItems", "maxProperties")
+_REACHED = 10**9  # more characters than any answer has
 
 
 class SchemaError(Exception):
@@ -71,6 +73,20 @@ def rewritten(schema: Schema, change: Callable[[Schema], Schema]) -> Schema:
         return rewritten(value, change) if isinstance(value, dict) else value
 
     return change({key: rewrite(key, value) for key, value in schema.items()})
+
+
+def without_odd_values(schema: Schema) -> Schema:
+    """The schema without keywords that are null (programs in Go write them), and with counts as integers.
+
+    An upper limit that no answer reaches is left out: programs write the largest integer of their language.
+    """
+    kept = {key: value for key, value in schema.items() if value is not None or not _has_rule(key)}
+    counts = {key: int(value) for key, value in kept.items() if _RULES.get(key) is _COUNT and _is_count(value)}
+    return {key: value for key, value in (kept | counts).items() if key not in _UPPER or counts.get(key, 0) <= _REACHED}
+
+
+def _has_rule(key: str) -> bool:
+    return key in _RULES or key in _SCHEMAS
 
 
 def _pointer(path: Path) -> str:

@@ -130,6 +130,25 @@ def test_list_without_unique_items_stays_a_list_of_integers() -> None:
     assert accepts(made.grammar, call({"x": [1, 1]})) and not accepts(made.grammar, call({"x": ["a"]}))
 
 
+@pytest.mark.parametrize(
+    ("inner", "kept", "refused"),
+    [
+        ({"oneOf": [{"type": "string"}, {"type": "string", "minLength": 2}]}, "aa", 1),
+        ({"type": "string", "pattern": "^(?!x)a+$", "minLength": 2}, "xb", "x"),
+        ({"type": "string", "pattern": r"\bfoo\b"}, "foo", 1),
+        ({"type": "string", "pattern": r"^(a)\1$"}, "aa", 1),
+    ],
+    ids=str,
+)
+def test_answer_that_is_not_strict_keeps_the_rest_of_its_schema(inner: Any, kept: Any, refused: Any) -> None:
+    for schema, wrapped in ((inner, lambda value: value), ({"properties": {"a": inner}}, lambda value: {"a": value})):
+        made = trial(json.dumps(schema | {TOOL: {"strict": False}}), "json_schema")
+        assert made.error == ""
+        assert accepts(made.grammar, json.dumps(wrapped(kept))) and not accepts(
+            made.grammar, json.dumps(wrapped(refused))
+        )
+
+
 @pytest.mark.parametrize("inner", UNENFORCEABLE.values(), ids=UNENFORCEABLE)
 def test_error_of_a_strict_tool_names_the_tool_and_the_path(inner: Any) -> None:
     parameters = {"type": "object", "properties": {"x": inner}}

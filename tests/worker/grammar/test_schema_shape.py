@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.worker.grammar.library import ByteVocabulary
+from gateway.worker.grammar.json_schema import prepare
+from gateway.worker.grammar.library import ByteVocabulary, error_of, matcher_of
 from gateway.worker.grammar.schema_shape import SchemaError, check_shape
 from gateway.worker.grammar.trial import first_error, read
 from tests.support.structured import SCHEMAS, schema_grammar
@@ -32,7 +33,8 @@ VALUES: list[Any] = [
 ]  # fmt: skip
 
 ERROR = "at '#"
-TOKENIZER = ByteVocabulary(384, {1: "<|im_start|>"}).tokenizer()
+VOCABULARY = ByteVocabulary(384, {1: "<|im_start|>"})
+TOKENIZER = VOCABULARY.tokenizer()
 
 
 def positions(schema: Any) -> list[Any]:
@@ -77,3 +79,23 @@ def test_wrong_type_is_named_with_keyword_and_value() -> None:
     message = str(caught.value)
     assert message.startswith("at '#/properties/a~1b/items/format': 'format' must be a string, not [\"date\", ")
     assert len(message) < 200
+
+
+@pytest.mark.parametrize(
+    ("schema", "inside", "outside"),
+    [
+        ({"type": "object", "properties": {"a": {"type": "integer"}}, "required": None}, '{"a": 1}', '{"a": "1"}'),
+        ({"type": "object", "properties": None, "additionalProperties": None, "enum": None}, '{"a": 1}', "1"),
+        ({"type": "string", "pattern": None, "minLength": 2.0, "maxLength": 3.0}, '"abc"', '"abcd"'),
+        ({"type": "string", "minLength": 1, "maxLength": 2**53 - 1}, '"a"', '""'),
+        ({"type": "array", "items": {"type": "null"}, "minItems": 1.0, "maxItems": 10**20}, "[null]", "[]"),
+        ({"const": None, "title": None}, "null", "1"),
+    ],
+    ids=str,
+)
+def test_null_keywords_and_odd_counts_are_read(schema: Any, inside: str, outside: str) -> None:
+    grammar = json.dumps({"grammars": [{"json_schema": prepare(schema)}]})
+    assert not error_of(matcher_of(TOKENIZER, grammar))
+    for text, is_right in ((inside, True), (outside, False)):
+        matcher, ids = matcher_of(TOKENIZER, grammar), VOCABULARY(text)
+        assert (matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()) == is_right
