@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import psutil
@@ -30,6 +30,10 @@ _REFUSED = 3  # exit codes
 _INTERRUPTED = 130
 _CLEAN_UP_S = 5.0
 _Request = TypeVar("_Request", bound=Struct)
+#: Options of Popen: Ctrl-C in the terminal does not reach the child and its own children
+_APART: dict[str, Any] = {"start_new_session": True}
+if sys.platform == "win32":
+    _APART = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
 
 
 class _Progressed(Struct, frozen=True, tag="progress"):
@@ -56,6 +60,7 @@ def run_in_child(
     progress: Progress | None = None,
     clean_up_s: float = 0.0,
     on_start: Callable[[int], None] = lambda pid: None,
+    is_apart: bool = False,
 ) -> Raw:
     """Run `module`'s task on a request in a child process. Returns the task's reply as JSON.
 
@@ -64,11 +69,16 @@ def run_in_child(
         progress: receives the child's progress. The child's other text then goes to stderr, else it is dropped.
         clean_up_s: seconds that the child has to clean up after an interrupt, before it is killed.
         on_start: gets the id of the child's process.
+        is_apart: Ctrl-C in the terminal does not reach the child. It ends with this process at the latest.
 
     Raises BundleError with the child's message, or with the child's exit code if it crashed.
     """
     with subprocess.Popen(
-        [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [sys.executable, "-m", module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        **(_APART if is_apart else {}),
     ) as child:
         assert child.stdin is not None and child.stderr is not None
         on_start(child.pid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +72,17 @@ def test_process_id_is_known_while_the_task_runs() -> None:
     seen: list[int] = []
     run_in_child(MODULE, Task("reply"), "the task", on_start=seen.append)
     assert len(seen) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="process groups of POSIX")
+def test_interrupt_of_the_terminal_does_not_reach_a_child_that_is_apart() -> None:
+    """The terminal sends it to its own process group."""
+    assert sys.platform != "win32"
+    groups: list[bool] = []
+
+    def note(pid: int) -> None:
+        groups.append(os.getpgid(pid) == os.getpgid(0))
+
+    for is_apart in (False, True):
+        run_in_child(MODULE, Task("reply"), "the task", on_start=note, is_apart=is_apart)
+    assert groups == [True, False]

@@ -195,7 +195,7 @@ def read_failure(bundle: Path, source: str) -> NpuFailure | None:
 
 
 def write_failure(bundle: Path, source: str, message: str) -> None:
-    """So that the background build is not tried again. Raises OSError."""
+    """So that the background build is not tried again: best effort."""
     write_record(bundle / _FAILURE_FILE, NpuFailure(message=message, source=source, versions=_versions()))
 
 

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from gateway.config.tables import ModelConfig
 from gateway.errors import BundleError, GatewayError
 from gateway.lanes.lane import Lane
@@ -148,6 +150,7 @@ class Upgrades:
     async def _move(self, router: Router, name: str, better: ModelConfig) -> None:
         """Load the better bundle while the old one answers. Raises GatewayError if it cannot be loaded."""
         old = router.lanes[name]
+        better = replace(better, aliases=old.config.aliases)  # others need a restart
         lane = await asyncio.to_thread(self._make_lane, name, better)
         old.show()
         try:
@@ -157,11 +160,15 @@ class Upgrades:
             await lane.aclose()
             raise
         router.replace(lane)
-        await asyncio.to_thread(self._bundles.moved, name)
+        try:
+            await asyncio.to_thread(self._bundles.moved, name)
+        except Exception as error:  # the model has moved nevertheless
+            _log.error("%s has moved to a better bundle, and that could not be noted", name, exc_info=error)
         while _is_busy(old):
             await self._sleep(1.0)
         await self._sleep(_LAST_S)
         await old.aclose()
+        router.replaced.discard(old)
 
 
 def _is_busy(lane: Lane) -> bool:

@@ -47,6 +47,7 @@ class Router:
     def __init__(self, config: Config, lanes: Mapping[str, Lane], clock: Callable[[], float] = time.monotonic) -> None:
         self.config = config
         self.lanes = dict(lanes)
+        self.replaced: set[Lane] = set()  # lanes that finish what they have begun
         self._clock = clock
         aliases = {alias: name for name, model in config.models.items() for alias in model.aliases}
         self._names = aliases | {name: name for name in self.lanes}
@@ -71,11 +72,12 @@ class Router:
     def replace(self, lane: Lane) -> None:
         """Let `lane`, whose engine is loaded, answer in place of the lane with its name.
 
-        The old lane finishes what it has begun. The caller closes it when it is idle.
+        The old lane finishes what it has begun. The caller closes it when it is idle, and removes it from `replaced`.
         """
         old = self.lanes[lane.name]
         self.config = replace(self.config, models={**self.config.models, lane.name: lane.config})
         self.lanes[lane.name] = old.successor = lane
+        self.replaced.add(old)
         lane.show()
         lane.start()
 
@@ -85,7 +87,7 @@ class Router:
 
     async def aclose(self) -> None:
         """End every request and every engine."""
-        await asyncio.gather(*(lane.aclose() for lane in self.lanes.values()))
+        await asyncio.gather(*(lane.aclose() for lane in (*self.lanes.values(), *self.replaced)))
 
     def lookup(self, name: str | None) -> Route:
         """The model of a name, an alias, `NAME:latest` or `NAME:background`, in any case: clients change the case, and

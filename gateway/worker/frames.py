@@ -89,7 +89,7 @@ class Ready(Struct, frozen=True, tag=True, kw_only=True):
     warm_up_s: float
     peak_bytes: int
     soc: int | None = None  # Qualcomm's number of the NPU's chip; None: unknown, or no NPU
-    passes: PassTimes | None = None  # only of a real NPU
+    passes: PassTimes | None = None  # of the warm model; None: not measured
 
 
 class Began(Struct, frozen=True, tag=True):

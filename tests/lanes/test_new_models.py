@@ -12,7 +12,7 @@ import pytest
 
 from gateway.config.tables import BreakerConfig, ModelConfig, ScriptedModel
 from gateway.engines.scripted.engine import ScriptedEngine
-from gateway.errors import BundleError, ModelNotFound
+from gateway.errors import BundleError, ConfigError, ModelNotFound, ModelNotReady
 from gateway.lanes.lane import Lane
 from gateway.lanes.new_models import NewModels, Upgrades
 from gateway.lanes.router import Router
@@ -122,6 +122,7 @@ class Bundles:
     def __init__(self, *better: ModelConfig | Exception | None) -> None:
         self._better = list(better)
         self.log: list[str] = []
+        self.moved_error: Exception | None = None
         self.may_end = threading.Event()  # `advance` waits for it
         self.may_end.set()
 
@@ -139,6 +140,8 @@ class Bundles:
 
     def moved(self, name: str) -> None:
         self.log.append(f"{name} moved")
+        if self.moved_error:
+            raise self.moved_error
 
     def failed(self, name: str, reason: str) -> None:
         self.log.append(f"{name} failed: {reason}")
@@ -220,3 +223,32 @@ async def test_nothing_is_built_while_a_model_answers() -> None:
             assert bundles.log == []
             await running.aclose()
             await until(lambda: bundles.log == ["advance"])
+
+
+async def test_move_that_cannot_be_noted_is_a_move(caplog: pytest.LogCaptureFixture) -> None:
+    async with served({"main": model("old", aliases=("gpt-x",))}) as router:
+        old, bundles = router.lanes["main"], Bundles(model("new", aliases=("gpt-y",)))
+        bundles.moved_error = ConfigError("config.toml: not valid TOML")
+        async with upgraded(router, bundles):
+            await until(lambda: old.status.engine.state == "closed")
+        assert bundles.log == ["advance", "main moved", "stop"]
+        assert "could not be noted" in caplog.text
+        assert await answer_of(router, request("gpt-x")) == ("main", "new")
+        assert router.models()[0].aliases == ("gpt-x",), "the list has a name that leads to no model"
+
+
+async def test_end_of_the_gateway_ends_requests_of_a_replaced_lane() -> None:
+    async with served({"main": model("old one", token_s=1e6, breaker=BreakerConfig(enabled=False))}) as router:
+        old, bundles = router.lanes["main"], Bundles(model("new"))
+        bundles.may_end.clear()
+        async with upgraded(router, bundles):
+            await until(lambda: "advance" in bundles.log)
+            running = router.route(request("main"))
+            await anext(running)
+            bundles.may_end.set()
+            await until(lambda: "main moved" in bundles.log)
+        await router.aclose()
+        assert old.status.engine.state == "closed"
+        with pytest.raises(ModelNotReady, match="shut down"):
+            [event async for event in running]
+        await running.aclose()

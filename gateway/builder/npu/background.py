@@ -36,6 +36,8 @@ def _advance(request: BuildRequest) -> BackgroundStep:
     unfinished = unfinished_folder(plan.folder)
     target, model = int4_target(required_npu(), unfinished), open_source(source)
     with exclusive(plan.folder):
+        if plan_bundle(request, models_dir, lambda: True).is_ready:  # another program has built it in the meantime
+            return BackgroundStep(folder=str(plan.folder))
         needed, available = npu_memory(model.config, target), psutil.virtual_memory().available
         if needed > available:
             return BackgroundStep(waits=f"{megabytes(needed)} of memory are needed, {megabytes(available)} are free")

@@ -57,28 +57,26 @@ class NpuBundles:
         self, path: Path | None, overrides: Mapping[str, Any], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
-        self._pause_until = -math.inf
+        self._pauses: dict[str, float] = {}  # until when
         self._path = path
         self._overrides = overrides
         self._has_npu = cache(_has_npu)
+        self._served: Mapping[str, ModelConfig] = {}
         self._begun: set[str] = set()
-        self._told = ""  # what a build waits for
+        self._told: set[str] = set()  # models whose build waits
+        self._unnoted: set[str] = set()  # failures that could not be written
         self._child: int | None = None
         self._is_stopped = False
 
     def next(self, served: Mapping[str, ModelConfig]) -> str | None:
-        if self._clock() < self._pause_until:
-            return None
-        with suppress(ConfigError, BundleError):
-            config = self._config()
-            return next((name for name, model in served.items() if self._is_waiting(config, name, model)), None)
-        return None
+        self._served, now = dict(served), self._clock()
+        due = [name for name in served if now >= self._pauses.get(name, -math.inf)]
+        return next((name for name in due if self._waiting(name)), None)
 
     def advance(self, name: str, report: Callable[[str], None]) -> ModelConfig | None:
-        config = self._config()
-        model = config.models.get(name)
-        if not isinstance(model, LocalModel):  # it was removed in the meantime
+        if (found := self._waiting(name)) is None:  # the configuration was changed in the meantime
             return None
+        config, model = found
         plan = plan_bundle(model, config.models_dir, lambda: True)
         if plan.is_ready:
             return replace(model, path=str(plan.folder))
@@ -89,7 +87,7 @@ class NpuBundles:
         if step.waits:
             self._wait(name, step.waits, report)
             return None
-        self._told = ""
+        self._told.discard(name)
         if not step.folder:
             state = f"a bundle for the NPU: {step.done} of {step.count} pieces are finished"
             report(state)
@@ -98,22 +96,20 @@ class NpuBundles:
         return replace(model, path=step.folder)
 
     def moved(self, name: str) -> None:
-        model = self._config().models.get(name)
-        folder = npu_folder(Path(model.path)).name if isinstance(model, LocalModel) else name
+        served = self._served[name]
+        folder = npu_folder(Path(served.path)).name if isinstance(served, LocalModel) else name
         _log.info("%s: answers from the NPU now; its bundle is %s", name, folder)
         self._note(name, f"on the NPU since {_now()}: int4, built here, in {folder}")
 
     def failed(self, name: str, reason: str) -> None:
-        if self._is_stopped:
+        if self._is_stopped or (found := self._waiting(name)) is None:
             return
-        model = self._config().models.get(name)
-        if not isinstance(model, LocalModel):
-            return
-        models_dir = self._config().models_dir
-        folder = models_dir / model.path
+        config, model = found
+        folder = config.models_dir / model.path
         shutil.rmtree(unfinished_folder(npu_folder(folder)), ignore_errors=True)
-        with suppress(OSError):
-            write_failure(folder, model.source, reason)
+        write_failure(folder, model.source, reason)
+        if read_failure(folder, model.source) is None:
+            self._unnoted.add(name)
         _log.warning("%s: stays on the CPU: %s; %s", name, reason.rstrip("."), _NEXT_STEP)
         self._note(name, f"no bundle for the NPU ({_now()}); {_NEXT_STEP}")
 
@@ -125,10 +121,17 @@ class NpuBundles:
 
     # --- helpers
 
-    def _is_waiting(self, config: Config, name: str, served: ModelConfig) -> bool:
-        """True if the model is served from its bundle for the CPU, and can have one for the NPU."""
-        model = config.models.get(name)
-        if not (isinstance(model, LocalModel) and isinstance(served, LocalModel) and model.source):
+    def _waiting(self, name: str) -> tuple[Config, LocalModel] | None:
+        """The model as it is configured now. None: it is not served from the CPU, or can have no bundle for the NPU."""
+        with suppress(ConfigError, BundleError):
+            config = self._config()
+            model, served = config.models.get(name), self._served[name]
+            if isinstance(model, LocalModel) and self._is_waiting(config, name, model, served):
+                return config, model
+        return None
+
+    def _is_waiting(self, config: Config, name: str, model: LocalModel, served: ModelConfig) -> bool:
+        if not (isinstance(served, LocalModel) and model.source == served.source != "") or name in self._unnoted:
             return False
         on_cpu = config.models_dir / model.path
         if Path(served.path) != on_cpu or not has_float_weights(model.source, config.models_dir):
@@ -158,16 +161,17 @@ class NpuBundles:
             f"the bundle of {name} for the NPU",
             progress=lambda stage, fraction: report(f"a bundle for the NPU: {stage}"),
             on_start=started,
+            is_apart=True,
         )
         self._child = None
         return msgspec.json.decode(reply, type=BackgroundStep)
 
     def _wait(self, name: str, reason: str, report: Callable[[str], None]) -> None:
         report(f"a bundle for the NPU waits: {reason}")
-        self._pause_until = self._clock() + _PAUSE_S
-        if self._told != name:
+        self._pauses[name] = self._clock() + _PAUSE_S
+        if name not in self._told:
             _log.warning("%s: the bundle for the NPU waits: %s; close other programs", name, reason)
-        self._told = name
+        self._told.add(name)
 
     def _note(self, name: str, text: str) -> None:
         try:

@@ -194,6 +194,7 @@ class NoBuild:
         self.replies = list(replies)
 
     def __call__(self, *arguments: object, **options: object) -> Raw:
+        assert options["is_apart"], "Ctrl-C would be a failure of the build"
         reply = self.replies.pop(0)
         if isinstance(reply, BundleError):
             raise reply
@@ -279,6 +280,45 @@ def test_copied_bundle_and_bundle_that_is_there_already(waiting: Config, tmp_pat
     assert bundles.next(waiting.models) == "tiny"
     better = bundles.advance("tiny", lambda text: None)
     assert isinstance(better, LocalModel) and better.path == str(models_dir / "tiny-npu")
+
+
+def test_changes_of_the_configuration_during_a_build(
+    waiting: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake in the file is no failure of the build, and a model that has changed waits for a restart."""
+    monkeypatch.setattr(npu_bundles, "npu_for", lambda provider: None if provider == "cpu" else object())
+    bundles, file = NpuBundles(tmp_path / "config.toml", {}), tmp_path / "config.toml"
+    text = file.read_text(encoding="utf-8")
+    for changed in ("[models.tiny", f'{text}provider = "cpu"\n', '[models.tiny]\nsource = "other"\n'):
+        file.write_text(text, encoding="utf-8")
+        assert bundles.next(waiting.models) == "tiny"
+        file.write_text(changed, encoding="utf-8")
+        assert bundles.advance("tiny", lambda text: None) is None
+        bundles.moved("tiny")
+        bundles.failed("tiny", "The file cannot be read.")
+    file.write_text(text, encoding="utf-8")
+    assert bundles.next(waiting.models) == "tiny"
+
+
+def test_failure_that_cannot_be_noted_is_not_repeated(waiting: Config, tmp_path: Path) -> None:
+    (tmp_path / "models" / "tiny" / ".npu-failure.json").mkdir()  # as a folder that cannot be written
+    bundles = NpuBundles(tmp_path / "config.toml", {})
+    assert bundles.next(waiting.models) == "tiny"
+    bundles.failed("tiny", "The disk is full.")
+    assert bundles.next(waiting.models) is None
+
+
+def test_model_that_waits_for_memory_does_not_hold_up_others(
+    waiting: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tmp_path / "models" / "tiny", tmp_path / "models" / "small")
+    with (tmp_path / "config.toml").open("a", encoding="utf-8") as file:
+        file.write('[models.small]\nsource = "weights"\n')
+    models = load_config(tmp_path / "config.toml").models
+    bundles = NpuBundles(tmp_path / "config.toml", {}, clock=lambda: 0.0)
+    monkeypatch.setattr(npu_bundles, "run_in_child", NoBuild(BackgroundStep(waits="memory")))
+    assert bundles.next(models) == "tiny" and bundles.advance("tiny", lambda text: None) is None
+    assert bundles.next(models) == "small"
 
 
 def test_removed_model_removes_its_pieces(waiting: Config, tmp_path: Path) -> None:
