@@ -110,7 +110,7 @@ class MarkupParser:
         while not self.is_over and self._finish_state(deltas):
             while not self.is_over and self._advance(deltas):
                 pass
-        if self._blank and self._keeps_blank:
+        if self._blank and self._keeps_blank and not self.is_over:
             deltas += self._text(self._blank)
         return deltas
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
 
-from gateway.generation import Chat, Message, ToolCall
+from gateway.generation import Chat, Message
 from gateway.text.template_traits import IN_CONTENT, IN_SYSTEM_MESSAGE, Traits
 
 _BETWEEN = "\n\n"  # between two texts that become one turn
@@ -52,7 +52,7 @@ def _named_results(messages: Iterable[Message]) -> list[Message]:
 
 def _with_reasoning_in_content(message: Message) -> Message:
     if not message.reasoning or message.role != "assistant":
-        return message
+        return replace(message, reasoning=None)  # also "": it would be rendered in place of the content
     thought = f"<think>\n{message.reasoning}\n</think>{_BETWEEN}"
     return replace(message, content=f"{thought}{message.content or ''}", reasoning=None)
 
@@ -72,8 +72,10 @@ def _one_call_in_each(messages: Sequence[Message]) -> Iterable[Message]:
 
 
 def _separated(turn: Message, results: Sequence[Message]) -> Iterable[Message]:
-    ids = [call.id for call in turn.tool_calls]
-    strays = [result for result in results if result.tool_call_id not in ids]
+    strays: list[Message] = []
+    own: dict[str | None, list[Message]] = {call.id: [] for call in turn.tool_calls}
+    for result in results:
+        own.get(result.tool_call_id, strays).append(result)
     for number, call in enumerate(turn.tool_calls):
         first = number == 0
         yield replace(
@@ -82,13 +84,8 @@ def _separated(turn: Message, results: Sequence[Message]) -> Iterable[Message]:
             content=turn.content if first else None,
             reasoning=turn.reasoning if first else None,
         )
-        yield from _results_of(call, ids[:number], results)
+        yield from own.pop(call.id, ())  # a client can give two calls one id
     yield from strays
-
-
-def _results_of(call: ToolCall, earlier: Sequence[str], results: Sequence[Message]) -> Iterable[Message]:
-    if call.id not in earlier:  # a client can give two calls one id
-        yield from (result for result in results if result.tool_call_id == call.id)
 
 
 def _content_before_calls(message: Message) -> Iterable[Message]:

@@ -192,7 +192,7 @@ def test_repeated_call_ends_the_answer(family: str, mode: str) -> None:
     """The default model repeats its call until `max_tokens`, also two calls in turn."""
     calls = [("f", '{"a": 1, "b": [2]}'), ("f", "{}"), ("get_weather", "{}")]
     text = choose_dialect(family, "").format_calls([*calls, ("f", '{"b":[2],"a":1}'), ("f", '{"a": 3}')])  # type: ignore
-    for pieces in ([text], text):
+    for pieces in ([text], text, f"\n{text}"):
         reader = parser(family, mode=mode)
         assert read(reader, *pieces) == ("", "", calls) and reader.is_over
 

@@ -201,6 +201,12 @@ def test_result_gets_the_name_of_its_function() -> None:
     assert "f1[tool]r1" in render(source, user("U"), assistant(None, "1"), result("1"))
 
 
+def test_empty_reasoning_does_not_replace_the_content() -> None:
+    source = loop("[{{ m.role }}]{{ m.content.split('</think>')[-1] }}")
+    turns = (user("U"), assistant("A", reasoning=""), Message(role="user", content="V", reasoning="R"))
+    assert render(source, *turns) == "[user]U[assistant]A[user]V[assistant]"
+
+
 def test_reasoning_goes_under_the_key_of_the_template() -> None:
     turns = (user("U"), assistant("A", reasoning="R"), user("V"))
     for key in ("reasoning_content", "reasoning", "thinking"):

@@ -13,8 +13,7 @@ before, and the reasons:
 4. Keywords that the library would take and not enforce are refused: constants with more digits than a double, and a
    `minProperties` that repeated keys could satisfy. Limits that it cannot hold become wider.
 5. A keyword that is null is left out, and so is an upper limit of a count that no answer reaches.
-6. `propertyNames` without a rule is left out, and one with a pattern or a list of names becomes `patternProperties` or
-   `properties`.
+6. `propertyNames` without a rule is left out, and one with a pattern or a list of names becomes `patternProperties`.
 """
 
 from __future__ import annotations

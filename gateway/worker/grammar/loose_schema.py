@@ -105,16 +105,18 @@ def without_property_names(schema: Schema) -> Schema:
         return rest
     if not isinstance(names, dict):
         return schema
-    rules = names.keys() - {"title", "description", "$comment", "$schema"}
-    if rules <= {"type"} and names.get("type", "string") in ("string", ["string"]):
+    if names.get("type", "string") not in ("string", ["string"]):
+        return schema
+    rules = names.keys() - {"title", "description", "$comment", "$schema", "type"}
+    if not rules:
         return rest
     if not rest.keys().isdisjoint(("properties", "patternProperties")) or rest.get("additionalProperties") is False:
         return schema
     value = rest.get("additionalProperties", True)
     closed = rest | {"additionalProperties": False}
-    if rules <= {"type", "pattern"} and isinstance(names.get("pattern"), str):
+    if rules == {"pattern"} and isinstance(names.get("pattern"), str):
         return closed | {"patternProperties": {names["pattern"]: value}}
-    if isinstance(found := _names(names), list) and rules <= {"type", "enum", "const"}:
+    if isinstance(found := _names(names), list) and rules in ({"enum"}, {"const"}):
         return closed | {"patternProperties": {f"^({'|'.join(map(re.escape, found))})$": value}}
     return schema
 

@@ -25,7 +25,7 @@ def with_wider_limits(schema: Schema) -> Schema:
     changed = {key: _below(value) if key in _LOWER else _above(value) for key, value in found.items()}
     if changed == found:
         return schema
-    return {key: value for key, value in (schema | changed).items() if value is not None}
+    return {key: value for key, value in (schema | changed).items() if changed.get(key, 0) is not None}
 
 
 def _is_number(value: Any) -> bool:

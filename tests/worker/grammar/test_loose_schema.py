@@ -85,9 +85,15 @@ def test_rule_for_property_names_is_enforced(names: Any, inside: Sequence[str], 
     assert not accepts(made.grammar, json.dumps({inside[0]: "1"}))
 
 
-@pytest.mark.parametrize("schema", [NUMBERS | {"propertyNames": {"maxLength": 3}}, NUMBERS | {"propertyNames": False}])
-def test_other_rule_for_property_names_is_refused(schema: Any) -> None:
-    assert trial(json.dumps(schema), "json_schema").error.endswith('unsupported keywords: "propertyNames"')
+@pytest.mark.parametrize(
+    "names",
+    [{"maxLength": 3}, False, {"type": "integer", "pattern": "^a"}, {"const": "x", "enum": ["y"]}],
+    ids=str,
+)
+def test_other_rule_for_property_names_is_refused(names: Any) -> None:
+    assert trial(json.dumps(NUMBERS | {"propertyNames": names}), "json_schema").error.endswith(
+        'unsupported keywords: "propertyNames"'
+    )
 
 
 def test_unevaluated_properties_close_a_schema_that_stands_alone() -> None:

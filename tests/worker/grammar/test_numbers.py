@@ -84,6 +84,7 @@ def test_limit_moves_only_outwards(limit: float, lower: float | None, upper: flo
 def test_limit_of_draft_4_and_other_keywords_stay() -> None:
     schema = {"maximum": 3, "exclusiveMaximum": True, "const": SAFE, "type": "integer"}
     assert with_wider_limits(schema) == schema
+    assert with_wider_limits({"const": None, "maximum": 10**30}) == {"const": None}
 
 
 @pytest.mark.parametrize("number", [SAFE, -SAFE, 0.5, 123456789012345])
