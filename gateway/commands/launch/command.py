@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gateway.commands import options
-from gateway.errors import NotFound
+from gateway.errors import ConfigError, NotFound
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.commands.launch.client import Folders
     from gateway.commands.launch.clients import CLIENTS
     from gateway.commands.launch.files import write
-    from gateway.commands.launch.show import shown
+    from gateway.commands.launch.show import shown, without
     from gateway.commands.launch.target import find_target, warnings
     from gateway.config.file import environment_with
 
@@ -51,13 +51,16 @@ def run(arguments: argparse.Namespace) -> int:
     setup = client.setup(target, folders)
     for line in warnings(client, target, config):
         print(f"npu-gateway: {line}", file=sys.stderr)
+    secret = "" if arguments.show_key else target.key
     if arguments.only_print:
-        print(shown(setup, folders.home, "" if arguments.show_key else target.key), end="")
+        print(shown(setup, folders.home, secret), end="")
         return 0
     program = "" if arguments.no_start else _program(setup.command[0], client.title, client.install)
-    for file in setup.files:
-        for line in write(file):
+    try:
+        for line in (line for file in setup.files for line in write(file)):
             print(line)
+    except ConfigError as error:
+        raise ConfigError(without(secret, error.message)) from None
     if arguments.no_start:
         return 0
     return _start([program, *setup.command[1:], *arguments.rest], {**environ, **setup.environment})

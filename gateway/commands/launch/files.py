@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -57,15 +58,23 @@ def merged(file: File, old: str) -> str:
     if not body.strip():
         return file.initial + text_of(file)
     try:
-        expected = combined(_parse(file, body), file.content, file.identity)
-        new = _merge_text(file, body)
+        content = _parse(file, body)
+        _check_kinds(content, file.content)
+        expected = combined(content, file.content, file.identity)
+        new = _with_line_ends_of(body, _merge_text(file, body))
         is_right = _parse(file, new) == expected
-    except (ValueError, yaml.YAMLError, TOMLKitError, RecursionError) as error:
+    except (ValueError, TypeError, yaml.YAMLError, TOMLKitError, RecursionError) as error:
         line = " ".join(str(error).split())[:200]
         raise ConfigError(f"{file.path}: the file cannot be read as {file.format.upper()}: {line}. {advice}") from None
     if not is_right:
         raise ConfigError(f"{file.path}: the file is written in a way that only a person can change. {advice}")
     return _BOM + new if old.startswith(_BOM) else new
+
+
+def _with_line_ends_of(old: str, new: str) -> str:
+    """CRLF in all of the new text if every line of the old one has it."""
+    is_crlf = "\r\n" in old and not re.search(r"(?<!\r)\n", old)
+    return re.sub(r"(?<!\r)\n", "\r\n", new) if is_crlf else new
 
 
 def combined(old: Any, new: Any, identity: str) -> Any:
@@ -79,6 +88,16 @@ def combined(old: Any, new: Any, identity: str) -> Any:
             result[index : index + 1] = [entry]
         return result
     return new
+
+
+def _check_kinds(old: Any, new: Any) -> None:
+    """Raise ValueError if an object or a list would replace something else: that would be lost."""
+    if isinstance(new, dict | list) and old is not None and not isinstance(old, type(new)):
+        kinds: dict[type, str] = {dict: "an object", list: "a list"}
+        raise ValueError(f"{kinds.get(type(old), 'a single value')} is where {kinds[type(new)]} is expected")
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key, value in new.items():
+            _check_kinds(old.get(key), value)
 
 
 def position(entries: list[Any], entry: dict[str, Any], identity: str) -> int:
@@ -143,16 +162,19 @@ def _back_up(path: Path) -> Path | None:
 
 def _replace(path: Path, text: str) -> None:
     """Replace the file in one step. A link stays one, the rights stay; a new file is for its user alone."""
-    target = path.resolve()
+    try:
+        target = path.resolve()
+    except RuntimeError:
+        raise ConfigError(f"{path}: is a link to itself") from None
     new = target.with_name(f".{target.name}.new")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
             stream.write(text.encode())
         if target.exists():
-            shutil.copymode(target, new)
             if not os.access(target, os.W_OK):
                 raise PermissionError(13, "it is read-only")
+            shutil.copymode(target, new)  # after the check: Windows deletes no read-only file
         new.replace(target)
     except OSError as error:
         with suppress(OSError):

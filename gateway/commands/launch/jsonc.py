@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 _STRING_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\])*"|//[^\r\n]*|/\*.*?\*/', re.DOTALL)
 _STRING_OR_LAST_COMMA = re.compile(r'"(?:\\.|[^"\\])*"|,(?=\s*[}\]])', re.DOTALL)
+_LINE_COMMENT = re.compile(r"[ \t]*//[^\r\n]*")
 _SPACE = re.compile(r"\s*")
 _decoder = json.JSONDecoder()
 
@@ -64,7 +65,7 @@ def _edits(text: str, blank: str, start: int, content: Any, identity: str) -> It
             else:
                 yield found.start, found.end, _dump(value, indent)
     if added:
-        yield _insertion(text, blank, start, items, added)
+        yield from _insertion(text, blank, start, items, added)
 
 
 def _entries(content: Any) -> list[tuple[str | int, Any]]:
@@ -84,19 +85,33 @@ def _is_nested(old: Any, new: Any, identity: str) -> bool:
     return bool(identity) and isinstance(old, list) and isinstance(new, list)
 
 
-def _insertion(text: str, blank: str, start: int, items: list[_Item], added: list[str]) -> tuple[int, int, str]:
+def _insertion(
+    text: str, blank: str, start: int, items: list[_Item], added: list[str]
+) -> Iterator[tuple[int, int, str]]:
+    """The edits that add these lines after the last item and the comment on its line."""
     newline = "\r\n" if "\r\n" in text else "\n"
     lines = ("," + newline).join(added)
     if not items:
         end = _decoder.raw_decode(blank, start)[1] - 1  # the closing bracket
         line = _line_indent(text, start)
         rest = text[start + 1 : end].rstrip()  # comments
-        return start + 1, end, f"{rest}{newline}{lines}{newline}{line}"
+        yield start + 1, end, f"{rest}{newline}{lines}{newline}{line}"
+        return
     at = items[-1].end
     comma = _SPACE.match(_blank_comments(text), at)
     if comma and text[comma.end() : comma.end() + 1] == ",":  # a trailing comma
-        return comma.end() + 1, comma.end() + 1, f"{newline}{lines}"
-    return at, at, f",{newline}{lines}"
+        yield (after := _after_comment(text, comma.end() + 1)), after, f"{newline}{lines}"
+    elif (after := _after_comment(text, at)) == at:
+        yield at, at, f",{newline}{lines}"
+    else:
+        yield at, at, ","
+        yield after, after, f"{newline}{lines}"
+
+
+def _after_comment(text: str, at: int) -> int:
+    """The end of a comment that follows on the same line; `at` without one."""
+    found = _LINE_COMMENT.match(text, at)
+    return found.end() if found else at
 
 
 def _blank_comments(text: str) -> str:

@@ -12,7 +12,11 @@ from gateway.commands.launch.files import text_of
 
 def shown(setup: Setup, home: Path, key: str) -> str:
     """Each file with what is merged into it, the variables, the command. `key` is replaced by its beginning."""
-    text = "\n".join(_blocks(setup, home))
+    return without(key, "\n".join(_blocks(setup, home)))
+
+
+def without(key: str, text: str) -> str:
+    """The text with the beginning of the key in place of the key. "": the text as it is."""
     return text.replace(key, hidden(key)) if key else text
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
+
+_COMMENT = re.compile(r"[ \t]+#[^\r\n]*")
 
 
 class _Indented(yaml.SafeDumper):
@@ -58,11 +61,8 @@ def _merge_list(text: str, node: yaml.SequenceNode, entries: list[Any], identity
         )
     known = {_name(each, identity): each for each in node.value}
     added = [entry for entry in entries if entry[identity] not in known]
-    edits = (
-        [(_end(node.value[-1]), _end(node.value[-1]), "\n" + _indented(dump(added), column).rstrip("\n"))]
-        if added
-        else []
-    )
+    at = _after_comment(text, _end(node.value[-1]))
+    edits = [(at, at, "\n" + _indented(dump(added), column).rstrip("\n"))] if added else []
     for entry in entries:
         if found := known.get(entry[identity]):
             fresh = _indented(dump(entry), found.start_mark.column).strip()
@@ -83,6 +83,12 @@ def _end(node: yaml.Node) -> int:
         last = node.value[-1]
         node = last[1] if isinstance(last, tuple) else last
     return int(node.end_mark.index)
+
+
+def _after_comment(text: str, at: int) -> int:
+    """The end of a comment that follows on the same line; `at` without one."""
+    found = _COMMENT.match(text, at)
+    return found.end() if found else at
 
 
 def _indented(text: str, columns: int) -> str:

@@ -87,6 +87,17 @@ def test_key_is_hidden_unless_it_is_wanted(
     assert KEY not in printed and "a-lo..." in printed
 
 
+def test_key_is_hidden_in_the_advice(server: Running, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = home / ".config" / "opencode" / "opencode.json"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("{broken", encoding="utf-8")
+    launch(server, "opencode", "--no-start")
+    hidden_advice = capsys.readouterr().err
+    launch(server, "opencode", "--no-start", "--show-key")
+    assert KEY not in hidden_advice and '"apiKey": "a-lo..."' in hidden_advice
+    assert f'"apiKey": "{KEY}"' in capsys.readouterr().err
+
+
 def test_short_key_is_hidden_as_a_whole() -> None:
     assert (hidden("secret"), hidden("0123456789abcdef")) == ("...", "0123...")
 

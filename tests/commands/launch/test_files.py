@@ -58,6 +58,8 @@ def test_toml_keys_go_before_the_tables(tmp_path: Path) -> None:
         ("yaml", "a: [1"),
         ("yaml", "models: [{name: a}]\n"),
         ("yaml", "- a list\n"),
+        ("yaml", "models:\n  - name: [a]\n"),
+        ("json", '{"models": {"mine": 1}}'),
         ("toml", "= 1"),
     ],
 )
@@ -73,8 +75,34 @@ def test_file_that_cannot_be_merged_is_left_with_advice(tmp_path: Path, format: 
 def test_byte_order_mark_and_line_ends_stay(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     path.write_bytes(b'\xef\xbb\xbf{\r\n  "a": 1\r\n}\r\n')
-    list(write(file(path, {"b": 2})))
-    assert path.read_bytes() == b'\xef\xbb\xbf{\r\n  "a": 1,\r\n  "b": 2\r\n}\r\n'
+    list(write(file(path, {"b": {"c": 2}})))
+    assert path.read_bytes() == b'\xef\xbb\xbf{\r\n  "a": 1,\r\n  "b": {\r\n    "c": 2\r\n  }\r\n}\r\n'
+
+
+@pytest.mark.parametrize(
+    ("format", "old", "new"),
+    [
+        ("json", '{\n  "a": 1 // one\n}\n', '{\n  "a": 1, // one\n  "l": [\n    {\n      "name": "n"\n    }\n  ]\n}\n'),
+        (
+            "json",
+            '{\n  "l": [\n    1, // one\n  ]\n}\n',
+            '{\n  "l": [\n    1, // one\n    {\n      "name": "n"\n    }\n  ]\n}\n',
+        ),
+        ("yaml", "l:\n  - name: a # one\nb: 2\n", "l:\n  - name: a # one\n  - name: n\nb: 2\n"),
+    ],
+)
+def test_comment_stays_with_its_value(tmp_path: Path, format: Any, old: str, new: str) -> None:
+    path = tmp_path / "settings"
+    path.write_text(old, encoding="utf-8")
+    list(write(file(path, {"l": [{"name": "n"}]}, format, identity="name")))
+    assert path.read_text(encoding="utf-8") == new
+
+
+def test_link_to_itself_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    path.symlink_to(path)
+    with pytest.raises(ConfigError, match="a link to itself"):
+        list(write(file(path, {"b": 2})))
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe{}", b" " * (2**22 + 1)], ids=["not UTF-8", "too large"])
