@@ -84,7 +84,7 @@ def compile_cached(graph: Path, device: NpuDevice, options: dict[str, str], prog
     several programs one compiles, and the others wait. The files of a bundle that another program put there are in the
     user's cache folder.
     """
-    folder, shown = _folder_for(graph.parent)
+    folder, shown = _folder_for(graph)
     cached = folder / f"{provider_version()}-{device.soc or 'this'}-{graph.stem}"
     compiled = cached / compiled_name(graph)
 
@@ -105,11 +105,16 @@ def compile_cached(graph: Path, device: NpuDevice, options: dict[str, str], prog
     return compiled
 
 
-def _folder_for(bundle: Path) -> tuple[Path, str]:
-    """Where the compiled graphs of a bundle are, and its name in messages."""
+def _folder_for(graph: Path) -> tuple[Path, str]:
+    """Where the compiled form of a graph is, and its name in messages.
+
+    Another program can put another bundle there, with older files. So the key has more than the path.
+    """
+    bundle, state = graph.parent, graph.stat()
     if any(read_stamp(folder) or read_origin(folder) for folder in (bundle, *bundle.parents[:_MOST_PARENTS])):
         return bundle / COMPILED_FOLDER, f"{bundle.name}/{COMPILED_FOLDER}"
-    key = hashlib.sha256(os.fsencode(bundle.absolute())).hexdigest()[:16]
+    known = f"{bundle.absolute()}|{state.st_mtime_ns}|{state.st_size}"
+    key = hashlib.sha256(os.fsencode(known)).hexdigest()[:16]
     name = f"{COMPILED_FOLDER}/{key}"
     return cache_folder() / name, f"the cache folder's {name}"
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gateway.bundles import disk
-from gateway.bundles.disk import megabytes, require_space, require_writable, write_error
+from gateway.bundles.disk import folder_bytes, megabytes, require_space, require_writable, write_error
 from gateway.errors import BundleError
 
 GB = 1_000_000_000
@@ -53,3 +55,20 @@ def test_full_disk_has_its_own_advice(code: int) -> None:
 @pytest.mark.parametrize(("size", "text"), [(0, "0 MB"), (1_600_000, "2 MB"), (999_000_000, "999 MB"), (GB, "1.0 GB")])
 def test_sizes_are_short(size: int, text: str) -> None:
     assert megabytes(size) == text
+
+
+def test_file_that_another_program_removes_meanwhile_has_no_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`npu-gateway list` while the gateway builds a bundle."""
+    for name in ("here", "gone"):
+        (tmp_path / name).write_bytes(b"1234")
+    walk = os.walk
+
+    def walk_and_remove(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        for found in walk(folder):
+            (tmp_path / "gone").unlink()
+            yield found
+
+    monkeypatch.setattr(disk.os, "walk", walk_and_remove)
+    assert folder_bytes(tmp_path) == 4

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from gateway.qnn.binary_info import read_binary
-from gateway.qnn.compile import compile_cached, compile_graphs
+from gateway.qnn.compile import _folder_for, compile_cached, compile_graphs
 from gateway.qnn.context import read_compiled
 from gateway.qnn.device import NpuDevice
 from tests.support.npu.fixtures import pulled
@@ -40,6 +41,18 @@ def test_folder_of_another_program_stays_as_it_is(
     compiled.write_bytes(b"damaged")
     assert compile_cached(graph, npu, {}, stages.append) == compiled and len(stages) == 2
     assert read_compiled(compiled) is not None and state(theirs) == before
+
+
+def test_older_bundle_at_the_same_path_has_its_own_compiled_graphs(tmp_path: Path) -> None:
+    """Another program unpacks another bundle with the times of its archive."""
+    graph = tmp_path / "model.onnx"
+    graph.write_bytes(b"first")
+    os.utime(graph, (2e9, 2e9))
+    first, _ = _folder_for(graph)
+    assert _folder_for(graph)[0] == first
+    graph.write_bytes(b"other")
+    os.utime(graph, (1e9, 1e9))
+    assert _folder_for(graph)[0] != first
 
 
 def test_graphs_share_weights_in_one_binary(npu: NpuDevice, windows_ml_uncompiled: Path, tmp_path: Path) -> None:

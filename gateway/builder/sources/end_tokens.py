@@ -63,7 +63,7 @@ def _ids(value: Any) -> list[int]:
 def _of_tokenizer(eos_token: Any, tokenizer_json: str) -> Iterable[int]:
     try:
         tokenizer = msgspec.json.decode(tokenizer_json or "{}", type=_Tokenizer)
-    except msgspec.MsgspecError:  # the build reports it when it needs the tokenizer
+    except (msgspec.MsgspecError, RecursionError):  # the build reports it when it needs the tokenizer
         return
     name = eos_token.get("content") if isinstance(eos_token, dict) else eos_token
     ids = {token.content: token.id for token in tokenizer.added_tokens}
@@ -76,6 +76,6 @@ def _of_tokenizer(eos_token: Any, tokenizer_json: str) -> Iterable[int]:
 def _in_vocabulary(name: str, vocab: bytes) -> dict[str, int]:
     try:
         found = msgspec.json.decode(vocab, type=dict[str, int]).get(name)
-    except msgspec.MsgspecError:  # a Unigram vocabulary is a list
+    except (msgspec.MsgspecError, RecursionError):  # a Unigram vocabulary is a list
         return {}
     return {} if found is None else {name: found}

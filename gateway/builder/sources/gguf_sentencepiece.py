@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 Metadata = Callable[..., Any]  # metadata(key, default=None)
 
 _NORMAL, _UNKNOWN = 1, 2  # tokenizer.ggml.token_type
+_LONGEST = 1024  # characters of a token; those of a longer one are not joined, as its pairs would take too long
 _SPACE = "\u2581"  # SentencePiece writes a space as this character
 
 
@@ -48,7 +49,7 @@ def _merges(tokens: Sequence[str], scores: Sequence[float], types: Sequence[int]
     return [
         (tokens[index][:cut], tokens[index][cut:])
         for index in ordered
-        if types[index] == _NORMAL
+        if types[index] == _NORMAL and len(tokens[index]) <= _LONGEST
         for cut in range(1, len(tokens[index]))
         if tokens[index][:cut] in texts and tokens[index][cut:] in texts
     ]

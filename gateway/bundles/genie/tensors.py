@@ -82,6 +82,24 @@ def _read_yaml(path: Path) -> _Metadata:
 
     try:
         content: Any = yaml.safe_load(read_small_file(path, _LONGEST_YAML))
+        if _expanded(content, {}) > _LONGEST_JSON:
+            raise ValueError(f"with its aliases it has more than {_LONGEST_JSON >> 20} MiB")
         return msgspec.json.decode(msgspec.json.encode(content), type=_Metadata)
     except yaml.YAMLError as error:
         raise ValueError(error) from error
+
+
+def _expanded(node: Any, known: dict[int, int]) -> int:
+    """About the characters of a value as JSON, which repeats what YAML names by an alias. Raises RecursionError."""
+    if id(node) not in known:
+        match node:
+            case str():
+                size = len(node)
+            case dict():
+                size = sum(_expanded(each, known) for pair in node.items() for each in pair)
+            case list() | tuple() | set():
+                size = sum(_expanded(each, known) for each in node)
+            case _:
+                size = 0
+        known[id(node)] = 1 + size
+    return known[id(node)]

@@ -9,6 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
 
+from gateway.bundles.json_file import LONGEST
+from gateway.errors import BundleError, quote
 from gateway.pull.download import Downloader, Remote
 
 
@@ -77,6 +79,8 @@ def opened_repository(title: str, files: Mapping[str, Remote]) -> Iterator[Repos
         names = {path: Path(temporary) / str(number) for number, path in enumerate(files)}
 
         def get(path: str) -> Path:
+            if files[path].size > LONGEST:  # no file that is read here is as long
+                raise BundleError(f"{title}: {quote(path)} has more than {LONGEST >> 20} MiB.")
             downloader.fetch(files[path], names[path], lambda stage, done, total: None)
             return names[path]
 

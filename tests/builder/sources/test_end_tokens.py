@@ -61,3 +61,10 @@ def test_end_of_turn_keys_and_tokens_of_a_gguf_file_count(tmp_path: Path, kind: 
         tokenizer__ggml__token_type=[3, 3, kind, *[1] * 381],
     )
     assert open_source(path).config.eos_ids == (0, 7, 8, 2)
+
+
+def test_tokenizer_that_is_nested_too_deeply_names_no_end() -> None:
+    """The build refuses it when it needs the tokenizer."""
+    deep = "[" * 100_000 + "]" * 100_000
+    for text in (f'{{"other": {deep}}}', f'{{"model": {{"vocab": {{"a": {deep}}}}}}}'):
+        assert end_ids(7, eos_token="</s>", tokenizer_json=text) == (7,)
