@@ -156,13 +156,41 @@ def _not_enforced(schema: Any) -> Iterator[str]:
             yield from _not_enforced(inner)
     elif isinstance(schema, dict):
         yield from (key for key, value in schema.items() if key in _NOT_ENFORCED and value not in _SAYS_NOTHING)
-        if _NO_GRAMMAR.search(str(schema.get("pattern"))):
-            yield "pattern"
+        yield from _not_enforced_values(schema)
         for key, value in schema.items():
             if key in ("properties", "patternProperties", "$defs", "definitions") and isinstance(value, dict):
                 yield from _not_enforced(list(value.values()))
             elif key not in ("enum", "const", "default", "examples"):
                 yield from _not_enforced(value)
+
+
+def _not_enforced_values(schema: Json) -> Iterator[str]:
+    """The keywords that a grammar enforces, with values that none enforces."""
+    if _NO_GRAMMAR.search(str(schema.get("pattern"))):
+        yield "pattern"
+    if not str(schema.get("$ref", "#")).startswith("#"):
+        yield "$ref"
+    if schema.get("format") == "regex":
+        yield "format"
+    match schema.get("oneOf"):
+        case [dict(), *_] as branches if "discriminator" not in schema and not _are_disjoint(branches):
+            yield "oneOf"
+
+
+def _are_disjoint(branches: list[Any]) -> bool:
+    """True if the branches differ in their type, or in the constant of a property."""
+    known = [branch for branch in branches if isinstance(branch, dict)]
+    inner = [branch["properties"] if isinstance(branch.get("properties"), dict) else {} for branch in known]
+    marks = [[branch.get("type") for branch in known]]
+    marks += [[_constant(each.get(name)) for each in inner] for name in inner[0]]
+    return any(all(isinstance(mark, str) for mark in each) and len(set(each)) == len(branches) for each in marks)
+
+
+def _constant(schema: Any) -> Any:
+    match schema:
+        case {"const": value} | {"enum": [value]}:
+            return value
+    return None
 
 
 def unknown_format(kind: str, param: str) -> InvalidRequest:

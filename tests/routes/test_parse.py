@@ -191,6 +191,27 @@ def test_pattern_that_no_grammar_enforces_is_reported(http: httpx.Client, patter
     assert ignored(http, "/api/chat", format=schema) == "format (pattern)"
 
 
+KIND: Any = {"type": "object", "properties": {"kind": {"const": "a"}}}
+OTHER_KIND: Any = {"type": "object", "properties": {"kind": {"enum": ["b"]}}}
+
+
+@pytest.mark.parametrize(
+    ("inner", "keyword"),
+    [
+        ({"oneOf": [{"type": "string"}, {"type": "string", "minLength": 2}]}, "oneOf"),
+        ({"oneOf": [KIND, KIND]}, "oneOf"),
+        ({"oneOf": [KIND, OTHER_KIND]}, None),
+        ({"oneOf": [{"type": "string"}, {"type": "null"}]}, None),
+        ({"$ref": "https://a.example/b.json"}, "$ref"),
+        ({"type": "string", "format": "regex"}, "format"),
+    ],
+    ids=str,
+)
+def test_value_that_no_grammar_enforces_is_reported(http: httpx.Client, inner: Any, keyword: str | None) -> None:
+    shown = ignored(http, "/api/chat", format={"type": "object", "properties": {"a": inner}})
+    assert shown == (f"format ({keyword})" if keyword else None)
+
+
 def test_property_with_the_name_of_a_keyword_is_no_keyword(http: httpx.Client) -> None:
     schema = {"type": "object", "properties": {"not": {"type": "string"}, "if": {"enum": [{"not": 1}]}}}
     names = {"type": "object", "propertyNames": {"type": "string"}, "uniqueItems": False}

@@ -77,7 +77,7 @@ def messages_of(messages: list[ChatMessage]) -> tuple[Message, ...]:
     return tuple(made)
 
 
-def text_of(content: str | list[ContentPart] | None, param: str, *, is_newest: bool = True) -> str:
+def text_of(content: str | list[ContentPart | str] | None, param: str, *, is_newest: bool = True) -> str:
     """The text of a string or of a list of text parts, one line for each part.
 
     Raises InvalidRequest for None, with its path as `param` ("messages.0.content.1"); see `omitted` for other parts.
@@ -135,7 +135,9 @@ def _content(message: ChatMessage, param: str, *, is_newest: bool) -> str | None
     return text_of(message.content, f"{param}.content", is_newest=is_newest)
 
 
-def _part(part: ContentPart, param: str, *, is_newest: bool) -> str:
+def _part(part: ContentPart | str, param: str, *, is_newest: bool) -> str:
+    if isinstance(part, str):
+        return part
     match part.type:
         case "text" | "input_text" | "output_text":
             return required(part.text, f"{param}.text")

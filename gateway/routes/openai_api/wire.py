@@ -124,7 +124,7 @@ class CallMade(Struct, kw_only=True):
 
 class ChatMessage(Struct, kw_only=True):
     role: Literal["developer", "system", "user", "assistant", "tool", "function"]
-    content: str | list[ContentPart] | None = None
+    content: str | list[ContentPart | str] | None = None  # LangChain writes texts among the parts
     name: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
@@ -179,7 +179,7 @@ class NamedChoice(Struct, kw_only=True):
 
 class PredictedContent(Struct, kw_only=True):
     type: Literal["content"]
-    content: str | list[ContentPart]
+    content: str | list[ContentPart | str]
 
 
 class ChatRequest(GenerationFields, kw_only=True):

@@ -178,6 +178,11 @@ def test_text_parts_are_joined_in_order() -> None:
     assert chat(messages=[{"role": "user", "content": parts}]).messages[0].content == "one\ntwo\nthree"
 
 
+def test_texts_among_the_parts_are_parts() -> None:
+    made = chat(messages=[{"role": "user", "content": ["a", {"type": "text", "text": "b"}, "c"]}])
+    assert made.messages[0].content == "a\nb\nc"
+
+
 def test_empty_content_is_kept() -> None:
     assert chat(messages=[{"role": "user", "content": ""}]).messages[0].content == ""
 
