@@ -11,6 +11,9 @@ from msgspec import Struct
 from gateway.pull.installed.programs import app_data, named
 
 PROVIDER = "npu-gateway"  # the name of the gateway in files of clients
+#: The variable with the key, for clients that read one. Variables that begin with NPU_GATEWAY_ configure the gateway,
+#: which can be started from the shell of a client.
+KEY_VARIABLE = "LOCAL_NPU_API_KEY"
 _LONGEST_ANSWER = 8192
 
 

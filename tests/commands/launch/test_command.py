@@ -113,6 +113,14 @@ def test_windows_folders(name: str, tmp_path: Path) -> None:
     assert all(file.path.is_relative_to(tmp_path) for file in setup.files)
 
 
+@pytest.mark.parametrize("name", CLIENTS)
+def test_gateway_can_be_started_from_the_client(name: str, tmp_path: Path) -> None:
+    """A variable that begins with NPU_GATEWAY_ would be its configuration."""
+    folders = Folders(home=tmp_path, environ={}, platform="linux")
+    setup = CLIENTS[name].setup(Target(url="http://u", key=KEY, model="m", context=4096), folders)
+    assert [variable for variable in setup.environment if variable.startswith("NPU_GATEWAY_")] == []
+
+
 def test_files_are_merged_and_a_second_run_changes_nothing(
     server: Running, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,15 +2,13 @@
 
 from typing import Any
 
-from gateway.commands.launch.client import PROVIDER, Client, File, Folders, Setup, Target
-
-_KEY = "NPU_GATEWAY_CLIENT_KEY"
+from gateway.commands.launch.client import KEY_VARIABLE, PROVIDER, Client, File, Folders, Setup, Target
 
 
 def _setup(target: Target, folders: Folders) -> Setup:
     provider = {"name": PROVIDER, "base_url": target.openai, "wire_api": "responses"}
     if target.key:
-        provider["env_key"] = _KEY
+        provider["env_key"] = KEY_VARIABLE
     content: dict[str, Any] = {
         "model": target.model,
         "model_provider": PROVIDER,
@@ -23,7 +21,7 @@ def _setup(target: Target, folders: Folders) -> Setup:
     folder = folders.of("CODEX_HOME", folders.home / ".codex")
     return Setup(
         command=("codex", "--profile", PROVIDER),
-        environment={_KEY: target.key} if target.key else {},
+        environment={KEY_VARIABLE: target.key} if target.key else {},
         files=(File(path=folder / f"{PROVIDER}.config.toml", format="toml", content=content),),
     )
 

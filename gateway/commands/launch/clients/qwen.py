@@ -1,8 +1,7 @@
 """Qwen Code: a model in its file of settings."""
 
-from gateway.commands.launch.client import PROVIDER, Client, File, Folders, Setup, Target
+from gateway.commands.launch.client import KEY_VARIABLE, PROVIDER, Client, File, Folders, Setup, Target
 
-_KEY = "NPU_GATEWAY_CLIENT_KEY"
 _TIMEOUT_MS = 600_000  # the time to the first token of a long prompt on a slow machine
 
 
@@ -11,7 +10,7 @@ def _setup(target: Target, folders: Folders) -> Setup:
         "id": target.model,
         "name": f"{PROVIDER} {target.model}",
         "baseUrl": target.openai,
-        "envKey": _KEY,
+        "envKey": KEY_VARIABLE,
         "generationConfig": {
             "timeout": _TIMEOUT_MS,
             "contextWindowSize": target.context,
@@ -20,7 +19,7 @@ def _setup(target: Target, folders: Folders) -> Setup:
     }
     return Setup(
         command=("qwen", "--auth-type", "openai", "--model", target.model),
-        environment={_KEY: target.sent_key},
+        environment={KEY_VARIABLE: target.sent_key},
         files=(
             File(
                 path=folders.home / ".qwen" / "settings.json",

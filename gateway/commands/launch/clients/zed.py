@@ -1,6 +1,8 @@
 """Zed: a provider in its file of settings. It reads the key from a variable with the name of the provider."""
 
-from gateway.commands.launch.client import PROVIDER, Client, File, Folders, Setup, Target
+from gateway.commands.launch.client import KEY_VARIABLE, Client, File, Folders, Setup, Target
+
+_PROVIDER = "local-npu"  # KEY_VARIABLE has this name in capitals
 
 
 def _setup(target: Target, folders: Folders) -> Setup:
@@ -15,12 +17,12 @@ def _setup(target: Target, folders: Folders) -> Setup:
     folder = folders.app_data() / "Zed" if folders.platform == "win32" else folders.home / ".config" / "zed"
     return Setup(
         command=("zed",),
-        environment={"NPU_GATEWAY_API_KEY": target.sent_key},
+        environment={KEY_VARIABLE: target.sent_key},
         files=(
             File(
                 path=folder / "settings.json",
                 format="json",
-                content={"language_models": {"openai_compatible": {PROVIDER: provider}}},
+                content={"language_models": {"openai_compatible": {_PROVIDER: provider}}},
                 identity="name",
             ),
         ),
