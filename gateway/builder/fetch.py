@@ -26,6 +26,7 @@ from gateway.bundles.stamp import (
     BundlePlan,
     has_float_weights,
     plan_bundle,
+    remove_pieces,
     unfinished_folder,
 )
 from gateway.child import Progress
@@ -60,7 +61,7 @@ def ensure_bundle(model: BundleOptions, models_dir: Path, progress: Progress) ->
         else:
             target = default_target(device) if device else CpuTarget(model.activations)
         folder = make_bundle(model.source, planned.folder, base=models_dir, progress=progress, target=target)
-        shutil.rmtree(unfinished_folder(planned.folder), ignore_errors=True)
+        remove_pieces(unfinished_folder(planned.folder))
         return folder
 
 

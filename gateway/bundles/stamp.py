@@ -134,7 +134,7 @@ def plan_bundle(model: BundleOptions, models_dir: Path, has_npu: Callable[[], bo
     if not is_ready and not model.source:
         raise BundleError(f"There is no bundle {model.path}. Correct `path`, or set `source` to build one.")
     if is_ready:
-        shutil.rmtree(unfinished_folder(folder), ignore_errors=True)  # of a build that was killed at its very end
+        remove_pieces(unfinished_folder(folder))  # of a build that was killed at its very end
     return BundlePlan(folder=folder, for_npu=for_npu, is_ready=is_ready)
 
 
@@ -174,6 +174,18 @@ def unfinished_folders(models_dir: Path) -> list[Path]:
     """`unfinished_folder` of each bundle that is being built."""
     folder = models_dir / UNFINISHED
     return sorted(path for path in folder.iterdir() if (path / RECIPE_FILE).is_file()) if folder.is_dir() else []
+
+
+def remove_pieces(folder: Path) -> None:
+    """Remove an `unfinished_folder`: best effort. The recipe is first, because pieces without it are never used.
+
+    So if this process is killed meanwhile, no later build takes a piece that lacks files.
+    """
+    try:
+        (folder / RECIPE_FILE).unlink(missing_ok=True)
+    except OSError:  # Windows: another program reads it
+        return
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def unfinished_pieces(bundle: Path) -> int | None:

@@ -5,7 +5,6 @@ Each call makes one piece and ends, so the gateway chooses when the next one beg
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from gateway.builder.size import npu_memory
 from gateway.builder.sources.detect import open_source
 from gateway.bundles.disk import megabytes
 from gateway.bundles.replace import exclusive
-from gateway.bundles.stamp import BackgroundStep, BuildRequest, plan_bundle, unfinished_folder
+from gateway.bundles.stamp import BackgroundStep, BuildRequest, plan_bundle, remove_pieces, unfinished_folder
 from gateway.child import report_progress, serve_request
 from gateway.qnn.detect import required_npu
 from gateway.sandbox.child import BACKGROUND
@@ -45,7 +44,7 @@ def _advance(request: BuildRequest) -> BackgroundStep:
         if done < count:
             return BackgroundStep(done=done, count=count)
         build_bundle(source, plan.folder, progress=report_progress, target=target)
-        shutil.rmtree(unfinished, ignore_errors=True)
+        remove_pieces(unfinished)
     return BackgroundStep(done=done, count=count, folder=str(plan.folder))
 
 

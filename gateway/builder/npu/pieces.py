@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +23,11 @@ from msgspec import Struct
 from gateway.bundles.disk import sync_folder, sync_tree, write_error
 from gateway.bundles.json_file import read_record
 from gateway.bundles.replace import rename
-from gateway.bundles.stamp import RECIPE_FILE
+from gateway.bundles.stamp import RECIPE_FILE, remove_pieces
+from gateway.errors import BundleError
 
 FILES = "files"
+_BUSY_S = 2.0 if sys.platform == "win32" else 0.0  # a virus scanner opens new files for a moment
 
 
 class Recipe(Struct, frozen=True, kw_only=True):
@@ -49,8 +53,14 @@ class Pieces:
             self.restart(Recipe(key=key))
 
     def restart(self, recipe: Recipe) -> None:
-        """Remove the pieces, and begin with another recipe."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the pieces, and begin with another recipe. Raises BundleError if a program uses one of them."""
+        until = time.monotonic() + _BUSY_S
+        remove_pieces(self.folder)
+        while self.folder.is_dir() and any(self.folder.iterdir()):
+            if time.monotonic() >= until:
+                raise BundleError(f"{self.folder} cannot be removed. Stop the programs that use it, and start again.")
+            time.sleep(0.05)
+            remove_pieces(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         new = self.folder / f".{RECIPE_FILE}.new"
         new.write_bytes(msgspec.json.encode(recipe))

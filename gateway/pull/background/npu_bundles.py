@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -28,6 +27,7 @@ from gateway.bundles.stamp import (
     plan_bundle,
     plan_start,
     read_failure,
+    remove_pieces,
     unfinished_folder,
     write_failure,
 )
@@ -106,7 +106,7 @@ class NpuBundles:
             return
         config, model = found
         folder = config.models_dir / model.path
-        shutil.rmtree(unfinished_folder(npu_folder(folder)), ignore_errors=True)
+        remove_pieces(unfinished_folder(npu_folder(folder)))
         write_failure(folder, model.source, reason)
         if read_failure(folder, model.source) is None:
             self._unnoted.add(name)
