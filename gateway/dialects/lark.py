@@ -45,13 +45,13 @@ def calls_or_end(calls: str, before_next: str) -> str:
     """The right side of a rule for one or more calls, after which the model can write what it likes.
 
     The parser ends the answer there. Without this, a model that would write text is made to write a call: the line
-    break before both is much more likely than the end.
+    break before both is much more likely than the end. Whitespace is limited, or it could go on to `max_tokens`.
 
     Args:
         calls: the right side of a rule for one or more calls.
         before_next: the first character that begins the next call, whitespace left out.
     """
-    return rf"{calls} (/\s*[^\s{re.escape(before_next)}](.|\n)*/)?"
+    return rf"{calls} (/\s{{0,8}}[^\s{re.escape(before_next)}](.|\n)*/)?"
 
 
 def array_of_calls(*, single: bool) -> str:

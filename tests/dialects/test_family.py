@@ -28,6 +28,7 @@ STRICT = Tool(name="f", description="Does f.", parameters=INTEGER, strict=True)
 TOOLS = (STRICT, Tool(name="g"))
 GOOD, BAD, OTHER = ("f", '{"a": 1}'), ("f", '{"a": "x"}'), ("g", "{}")
 USER = Message(role="user", content="Hi")
+LINE_BREAK = "\n"
 NO_TOOLS = Traits(tools=None)
 
 
@@ -87,6 +88,7 @@ def test_required_choice_accepts_valid_calls_only(matcher: Matcher, family: str)
         formatted(family, BAD),
         formatted(family, GOOD, BAD),
         formatted(family, ("g", '{"b": 1}')),
+        f"{formatted(family, GOOD)}{LINE_BREAK * 9}Done.",
     ):
         assert not matcher.accepts(family, text, tool_choice=required)
 
