@@ -1,6 +1,7 @@
 """Fits a conversation to the traits of a chat template: what the template would refuse or lose gets another form.
 
-Nothing is dropped. What cannot stay in its message goes to the nearest turn that the template renders.
+Nothing is dropped here. What cannot stay in its message goes to the nearest turn that the template renders. But a
+template that renders either the calls or the text of a message, as those of Llama 3 and Mistral, leaves out that text.
 """
 
 from __future__ import annotations
