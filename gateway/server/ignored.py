@@ -25,6 +25,7 @@ HEADER = "x-gateway-ignored"
 MAX_NOTES = 100  # of one request, and of unknown fields in one object
 MAX_SHOWN = 20  # fields in the header; it ends with the number of the others
 MAX_CAUSES = 200  # in the log, while the gateway runs
+_MAX_LEVELS = 8  # of objects and lists that are searched; each one is read again at every level above it
 _LONGEST = 80  # characters of one field
 _SIMILAR = 0.72  # of two names; `max_tokens` and `max_output_tokens` have 0.74
 _EMPTY = (b"null", b"[]", b"{}")
@@ -105,7 +106,7 @@ def _printable(text: str) -> str:
     return shown if len(text) <= _LONGEST else shown + "..."
 
 
-def _unknown(body: bytes, struct: Any, path: str = "") -> Iterator[tuple[str, str, Iterable[str]]]:
+def _unknown(body: bytes | msgspec.Raw, struct: Any, path: str = "") -> Iterator[tuple[str, str, Iterable[str]]]:
     """The path of the object, the unknown name, and the names that the object can have."""
     values = _fields.decode(body)
     known = _inner_structs(struct)
@@ -114,17 +115,19 @@ def _unknown(body: bytes, struct: Any, path: str = "") -> Iterator[tuple[str, st
     yield from ((path, name, known) for name in itertools.islice(names, MAX_NOTES))
     for name, inner in known.items():
         if inner is not None and name in values:
-            yield from _unknown_inside(bytes(values[name]), inner, path + name)
+            yield from _unknown_inside(values[name], inner, path + name)
 
 
-def _unknown_inside(body: bytes, struct: Any, path: str) -> Iterator[tuple[str, str, Iterable[str]]]:
-    """As `_unknown`, for a field that can have one object or a list of them."""
-    match body.lstrip()[:1]:
+def _unknown_inside(body: msgspec.Raw, struct: Any, path: str) -> Iterator[tuple[str, str, Iterable[str]]]:
+    """As `_unknown`, for a field that can have one object or a list of them. Does not copy it."""
+    if path.count(".") + path.count("[") == _MAX_LEVELS:
+        return
+    match bytes(memoryview(body)[:1]):
         case b"{":
             yield from _unknown(body, struct, f"{path}.")
         case b"[":
             for index, item in enumerate(_items.decode(body)):
-                yield from _unknown_inside(bytes(item), struct, f"{path}[{index}]")
+                yield from _unknown_inside(item, struct, f"{path}[{index}]")
 
 
 def _is_set(raw: msgspec.Raw) -> bool:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+import tracemalloc
+from typing import Any, cast
 
 import httpx
 import pytest
 
-from gateway.server.ignored import MAX_CAUSES, MAX_NOTES, IgnoredLog, begin_notes, note_ignored
+from gateway.routes.anthropic_api.wire import MessagesRequest
+from gateway.server.ignored import (
+    MAX_CAUSES,
+    MAX_NOTES,
+    IgnoredLog,
+    begin_notes,
+    note_ignored,
+    note_unknown_fields,
+)
 
 HEADER = "x-gateway-ignored"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -99,6 +108,19 @@ def test_large_body_reports_unknown_fields_too(http: httpx.Client) -> None:
     long = [{"role": "user", "content": "word " * 14_000}]
     answer = http.post("/v1/chat/completions", json={"model": "m", "messages": long, "xyz": 1})
     assert answer.headers[HEADER] == "xyz (not supported)"
+
+
+def test_nested_content_is_searched_to_a_limit_and_not_copied() -> None:
+    text = '{"type":"tool_result","tool_use_id":"a","content":[' * 50 + '{"text":"%s"}' % ("x" * 2**20) + "]}" * 50
+    body = ('{"messages":[{"role":"user","content":[' + text + "]}]}").encode()
+    begin_notes(cast(Any, {"state": {}}))
+    tracemalloc.start()
+    try:
+        note_unknown_fields(body, MessagesRequest)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < len(body)
 
 
 def test_each_cause_is_logged_once(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
