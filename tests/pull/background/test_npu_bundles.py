@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from gateway.bundles.stamp import COPIED_FILE, BackgroundStep, unfinished_folder
 from gateway.commands.model_state import examine
 from gateway.commands.prepare import prepare
 from gateway.config.file import load_config
-from gateway.config.tables import Config, LocalModel
+from gateway.config.tables import Config, LocalModel, ModelConfig
 from gateway.errors import BundleError
 from gateway.lanes import new_models
 from gateway.pull.background import npu_bundles
@@ -79,21 +80,35 @@ def device_of(client: httpx.Client) -> str:
     return str(client.get("/readyz").json()["models"][0]["engine"]["device"])
 
 
+class Watched(NpuBundles):
+    """After each report of the build, `seen` gets what `look` returns."""
+
+    seen: list[str]
+    look: Callable[[], str]
+
+    def advance(self, name: str, report: Callable[[str], None]) -> ModelConfig | None:
+        def report_and_look(text: str) -> None:
+            report(text)
+            self.seen.append(self.look())
+
+        return super().advance(name, report_and_look)
+
+
 def move(folder: Path, config: Config) -> list[tuple[int, str]]:
     """Serve until the model is on the NPU. Returns the answers during the move."""
-    bundles = NpuBundles(folder / "config.toml", OVERRIDES)
+    bundles = Watched(folder / "config.toml", OVERRIDES)
+    bundles.seen = []
     with serving(config, better_bundles=bundles) as running, running.http() as client, ThreadPoolExecutor() as pool:
         asking = Asking(running)
-        seen: set[str] = set()
+        bundles.look = lambda: str(client.get("/readyz").json()["models"][0]["background"])
 
         def is_built() -> bool:
             time.sleep(0.2)  # leaves the processor to the build, which has the lowest priority
-            seen.add(client.get("/readyz").json()["models"][0]["background"])
             return (folder / "models" / "tiny-npu").is_dir()
 
         assert device_of(client) == "cpu"
         wait_until(is_built, "no bundle for the NPU was built")
-        assert any("a bundle for the NPU: part 1 of 1" in text for text in seen), seen
+        assert any("a bundle for the NPU: part 1 of 1" in text for text in bundles.seen), bundles.seen
         done = pool.submit(asking.run)
         wait_until(lambda: device_of(client) == "emulated", "the model was not moved")
         count = len(asking.results)
