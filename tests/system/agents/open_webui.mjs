@@ -1,10 +1,11 @@
-// Chats with Open WebUI in Chromium: node open_webui.mjs URL CHROMIUM MODEL QUESTION [SCREENSHOT]
-// Prints one JSON object: the listed models, each text that the answer had while it grew, and the title of the chat.
+// Chats with Open WebUI in Chromium: node open_webui.mjs URL CHROMIUM MODEL QUESTION SECOND LONG
+// Puts two questions, stops the answer to a third and adds an image. Prints one JSON object: the listed models, each text
+// that the first answer had while it grew, both answers, the title of the chat and the message about the image.
 // playwright-core is found in the current folder.
 import { createRequire } from "node:module";
 
 const { chromium } = createRequire(`${process.cwd()}/`)("playwright-core");
-const [url, executablePath, model, question, screenshot] = process.argv.slice(2);
+const [url, executablePath, model, question, second, long] = process.argv.slice(2);
 const LIMIT = 600_000; // ms; a busy machine
 const args = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"];
 args.push("--disable-component-update", "--disable-sync", "--no-sandbox"); // Chromium as root needs no sandbox
@@ -30,15 +31,31 @@ try {
   const models = await page.getByRole("option").evaluateAll((all) => all.map((each) => each.dataset.value));
   await page.keyboard.press("Escape");
 
-  await page.locator("#chat-input").click();
-  await page.keyboard.type(question);
-  await page.keyboard.press("Enter");
-  await page.getByRole("button", { name: "Regenerate" }).last().waitFor(); // it is there when an answer is complete
-  const answer = (await page.locator(".chat-assistant").last().innerText()).trim();
+  const stop = page.getByRole("button", { name: "Stop", exact: true });
+  const last = page.locator(".chat-assistant").last();
+  const send = async (text) => {
+    await page.locator("#chat-input").click();
+    await page.keyboard.type(text);
+    await page.keyboard.press("Enter");
+    await stop.waitFor();
+  };
+  const answer = async (text) => {
+    await send(text);
+    await stop.waitFor({ state: "detached" }); // after the answer and the requests for a title, questions and tags
+    return (await last.innerText()).trim();
+  };
+  const answers = [await answer(question)];
   const pieces = await page.evaluate(() => window.grown);
-  await page.getByRole("button", { name: "Stop", exact: true }).waitFor({ state: "detached" });
-  if (screenshot) await page.screenshot({ path: screenshot });
-  console.log(JSON.stringify({ chosen, models, answer, pieces, title: await page.title() }));
+  answers.push(await answer(second));
+  await send(long);
+  await page.locator(".chat-assistant").nth(answers.length).filter({ hasText: /\S/ }).waitFor();
+  await stop.click();
+  await stop.waitFor({ state: "detached" });
+
+  const image = { name: "a.png", mimeType: "image/png", buffer: Buffer.from("a") };
+  await page.locator("input[type=file]").first().setInputFiles(image);
+  const refusal = await page.locator("[data-sonner-toast]").filter({ hasText: "image" }).innerText();
+  console.log(JSON.stringify({ chosen, models, answers, pieces, title: await page.title(), refusal }));
 } finally {
   await browser.close();
 }

@@ -28,11 +28,13 @@ from gateway.config.tables import LocalModel
 from tests.support.paths import ROOT
 from tests.support.processes import environment, free_port
 from tests.support.server import Running, config_of, serving
-from tests.system.agents.agents import errors, recorded
+from tests.system.agents.agents import Exchange, errors, recorded
 
 VENV = ROOT / ".venv-open-webui"
 VERSION, PLAYWRIGHT = "0.12.4", "1.65.1"
-MODEL, QUESTION, ANSWER = "smollm2-135m", "What is the capital of France?", "Paris"
+MODEL = "smollm2-135m"
+QUESTIONS = ("What is the capital of France?", "And of Germany?", "Write a long story about a robot.")
+ANSWERS = ("Paris", "Berlin")
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
 INSTALL_S, CHAT_S = 3600, 1200  # a slow network; a busy machine
 START_S = 300
@@ -59,28 +61,33 @@ def main() -> int:
         _run(npm, "install", "--no-save", "--no-audit", "--no-fund", f"playwright-core@{PLAYWRIGHT}", cwd=home)
         with gateway() as server, recorded(server) as exchanges, started(server, programs, home) as url:
             seen = chat(url, chromium, home)
-    bodies = [each.body for each in exchanges if each.method == "POST"]
-    replies = [each.reply.count("data: ") for each in exchanges if each.method == "POST" and each.body.get("stream")]
-    checks = {
-        f"the page lists {', '.join(seen['models'])} and has chosen {seen['chosen']}": (
-            MODEL in seen["models"] and seen["chosen"] == MODEL
-        ),
-        f"the answer is {seen['answer']!r}": ANSWER in seen["answer"],
-        f"the page showed {len(seen['pieces'])} states of it, each longer than the one before": grows(seen["pieces"]),
-        f"the gateway sent it in {replies} events": len(replies) == 1 and replies[0] > 2,
-        f"the title of the chat, from a further request, is {seen['title']!r}": "New Chat" not in seen["title"],
-        f"every request has a token limit: {[body.get('max_tokens') for body in bodies]}": all(
-            body.get("max_tokens") for body in bodies
-        ),
-        f"the gateway answered {len(exchanges)} requests, {len(errors(exchanges))} with an error": not errors(
-            exchanges
-        ),
-    }
+    checks = checked(seen, exchanges)
     for text, holds in checks.items():
         print("PASS" if holds else "FAIL", text)
     for error in errors(exchanges):
         print("    ", error)
     return 0 if all(checks.values()) else 1
+
+
+def checked(seen: dict[str, Any], exchanges: list[Exchange]) -> dict[str, bool]:
+    """What the page showed and what the gateway saw: a line for each check, and if it holds."""
+    posts = [each for each in exchanges if each.method == "POST"]
+    streams = [each.reply for each in posts if each.body.get("stream")]
+    limits = [each.body.get("max_tokens") for each in posts]
+    right = [answer in text for answer, text in zip(ANSWERS, seen["answers"], strict=True)]
+    faults = errors(exchanges)
+    return {
+        f"the page lists {', '.join(seen['models'])}": MODEL in seen["models"],
+        f"the page has chosen {seen['chosen']}": seen["chosen"] == MODEL,
+        f"the answers are {seen['answers']}": all(right),
+        f"the page showed {len(seen['pieces'])} states of the first, each longer than the last": grows(seen["pieces"]),
+        f"the gateway sent it in {streams[0].count('data: ')} events": streams[0].count("data: ") > 2,
+        "the third answer was stopped": ["[DONE]" in each for each in streams] == [True, True, False],
+        f"the page refuses an image: {seen['refusal']}": bool(seen["refusal"]),
+        f"the title of the chat is {seen['title']!r}": "New Chat" not in seen["title"],
+        f"every request has a token limit: {limits}": all(limits),
+        f"the gateway answered {len(exchanges)} requests, {len(faults)} with an error": not faults,
+    }
 
 
 def installed() -> Path:
@@ -134,9 +141,9 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def chat(url: str, chromium: str, home: Path) -> dict[str, Any]:
-    """Put the question in the browser. Returns what open_webui.mjs prints."""
+    """Put the questions in the browser. Returns what open_webui.mjs prints."""
     driver = str(Path(__file__).with_suffix(".mjs"))
-    command = ["node", driver, url, chromium, MODEL, QUESTION]
+    command = ["node", driver, url, chromium, MODEL, *QUESTIONS]
     done = subprocess.run(command, cwd=home, stdout=subprocess.PIPE, encoding="utf-8", timeout=CHAT_S)
     assert done.returncode == 0, (home / "open-webui.log").read_text(encoding="utf-8", errors="replace")[-4000:]
     seen: dict[str, Any] = json.loads(done.stdout)
