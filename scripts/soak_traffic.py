@@ -32,7 +32,7 @@ INVALID: list[tuple[bytes, int]] = [
     (b"[1, 2]", 400),
     (b'{"messages": 5}', 400),
     (b'{"messages": [{"role": "user", "content": "x"}], "temperature": 9}', 400),
-    (b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": -1}', 400),
+    (b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": -2}', 400),
     (b'{"messages": [{"role": "friend", "content": "x"}]}', 400),
     (b'{"model": "unknown model", "messages": [{"role": "user", "content": "x"}]}', 404),
     (b'{"messages": ' + b"[" * 5000 + b"]" * 5000 + b"}", 400),

@@ -35,8 +35,11 @@ SAMPLED: Any = {"temperature": 1.0, "logit_bias": {str(token): 100 for token in 
 SCHEMA: Any = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
 
 
-#: A token is a character, and the context has 128. So this template does not write the tools out.
-TEMPLATE = "{% if tools %}<tool_call>{% endif %}{% for message in messages %}{{ message.content }}{% endfor %}"
+#: A token is a character, and the context has 128. So this template writes no more of a tool than its name.
+TEMPLATE = (
+    "{% for tool in tools or [] %}<tool_call>{{ tool.function.name }}{% endfor %}"
+    "{% for message in messages %}{{ message.content }}{% endfor %}"
+)
 
 
 @pytest.fixture(scope="module")
