@@ -148,7 +148,8 @@ def _model_lines(model: ModelInfo, defaults: Defaults) -> Iterator[str]:
     if budget := model.status.breaker.budget:
         yield f"    an answer is slow above {budget}"
     chosen = {name: value for name, value in asdict(defaults).items() if value is not None}
-    yield f"    defaults: {', '.join(f'{name} {value}' for name, value in chosen.items())}"
+    texts = (f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in chosen.items())
+    yield f"    defaults: {', '.join(texts)}"
 
 
 def curl_line(url: str, model: str, has_keys: bool, platform: str = sys.platform) -> str:

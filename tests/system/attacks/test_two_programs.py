@@ -145,14 +145,14 @@ def test_bundle_in_use_is_replaced_at_the_next_start(folder: Path, monkeypatch: 
 
     out = build_tiny(folder / "old")
     out = out.rename(folder / "models" / "m")
-    rename = replace._rename
+    rename = replace.rename
 
     def refuse(source: Path, target: Path) -> None:
         if source == out:
             raise PermissionError(13, "The process cannot access the file because it is being used")
         rename(source, target)
 
-    monkeypatch.setattr(replace, "_rename", refuse)
+    monkeypatch.setattr(replace, "rename", refuse)
     new = write_tiny_folder(folder / "new", seed=1)
     with pytest.raises(BundleError, match=r"The new m is complete, but .* Stop the programs that use it"):
         build_bundle(new, out, progress=quiet)
