@@ -53,6 +53,17 @@ def test_callback_that_uses_the_processor_is_reported() -> None:
     assert "use_processor" in what and code is use_processor.__code__
 
 
+def test_end_of_a_sleep_is_not_reported() -> None:
+    def _set_result_unless_cancelled() -> None:  # the name of asyncio's own, in which only a stopped machine uses time
+        use_processor(0.1)
+
+    async def work() -> None:
+        asyncio.get_running_loop().call_soon(_set_result_unless_cancelled)
+        await asyncio.sleep(0)
+
+    assert reports_of(work) == []
+
+
 def test_several_short_steps_are_not_reported() -> None:
     async def work() -> None:
         for _ in range(10):

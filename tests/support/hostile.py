@@ -59,6 +59,18 @@ async def read_request(reader: asyncio.StreamReader) -> bytes:
     return head + await reader.readexactly(int(length.partition(b":")[2]))
 
 
+async def end_other_tasks() -> None:
+    """Cancel all other tasks of the loop, also those of connections that were accepted in this moment."""
+    idle_turns = 0
+    while idle_turns < 10:  # from `accept` to the task of a connection, and from `close` to its socket: a few turns
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        idle_turns = 0 if tasks else idle_turns + 1
+        await asyncio.sleep(0)
+
+
 @contextmanager
 def hostile() -> Iterator[Hostile]:
     """The server, in a thread with its own event loop."""
@@ -71,10 +83,7 @@ def hostile() -> Iterator[Hostile]:
         started.set()
         await stop.wait()
         listener.close()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_other_tasks()
 
     def main() -> None:
         with closing(loop):
