@@ -6,7 +6,7 @@ repeat, and a loop cannot last.
 
 The prompt does not count: a model must be able to quote it. A sequence does not continue across a token with a line
 break, a quotation mark, a colon or an asterisk, so equal names and short values in several JSON objects or list items
-cost nothing. A value of more than `allowed_length` tokens is a sequence of its own.
+cost nothing. A value of more than `allowed_length` tokens counts as a sequence.
 """
 
 from __future__ import annotations

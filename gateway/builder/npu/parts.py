@@ -97,7 +97,7 @@ class PartTarget(Protocol):
 
 
 class PartBuilder:
-    """Builds the parts of a bundle, each in a folder of its own (`Pieces`)."""
+    """Builds the parts of a bundle, each in a separate folder (`Pieces`)."""
 
     def __init__(self, target: PartTarget, source: ModelSource, progress: Progress) -> None:
         self._target = target

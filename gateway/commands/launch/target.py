@@ -43,8 +43,8 @@ def warnings(client: Client, target: Target, config: Config) -> Iterator[str]:
     needed = client.prompt_tokens + _LEAST_ANSWER
     if needed > target.context:
         yield (
-            f"{client.title} sends about {client.prompt_tokens} tokens of its own, and {target.model} has a context of "
-            f"{target.context}. Use a model with more, or see docs/clients/{client.name}.md."
+            f"{client.title} sends about {client.prompt_tokens} tokens before your text, and {target.model} has a "
+            f"context of {target.context}. Use a model with more, or see docs/clients/{client.name}.md."
         )
     if not client.sends_limit and (limit := _limit(config, target.model)):
         yield (

@@ -1,4 +1,4 @@
-"""DeepSeek R1 and its distilled models: reasoning, then calls as Hermes writes them, or in markers of its own.
+"""DeepSeek R1 and its distilled models: reasoning, then calls as Hermes writes them, or between these markers.
 
 <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather
 ```json

@@ -1,4 +1,4 @@
-"""Gemma: no markup of its own. The prompt asks for Hermes' form, and Gemma writes it, or a fenced block of JSON.
+"""Gemma has no markup for calls. The prompt asks for Hermes' form, and Gemma writes it, or a fenced block of JSON.
 
 ```json
 {"name": "get_weather", "arguments": {"city": "Paris"}}

@@ -1,4 +1,4 @@
-"""Granite 3: a JSON array behind `<|tool_call|>`. The answer behind the reasoning has markers of its own.
+"""Granite 3: a JSON array behind `<|tool_call|>`. The answer behind the reasoning is also between markers.
 
     <|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris"}}]
     <think>Hm.</think><response>Paris.</response>

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -12,15 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
-
 from gateway.commands.launch.client import Folders, Target
 from gateway.commands.launch.clients import CLIENTS
 from gateway.commands.launch.files import write
+from tests.support import npm
 from tests.support.server import Running
 
 HERE = Path(__file__).parent
-INSTALL_S, RUN_S = 600, 1200  # a busy machine; a run of a real model takes one to five minutes on two cores
+RUN_S = 1200  # a busy machine; a run of a real model takes one to five minutes on two cores
 PROMPT = "Read the file notes.txt with a tool and say what it contains."
 NOTES = "The kettle is blue."
 SYSTEM = "You are a coding agent in a terminal. Use the tools."  # in place of the client's own, for a short context
@@ -118,19 +116,7 @@ AGENTS = {
 
 def install(group: str, folder: Path) -> Path:
     """Install the locked packages of a group into `folder`. Skips the test if that is not possible here."""
-    if (npm := shutil.which("npm")) is None or shutil.which("node") is None:
-        pytest.skip("Node is not installed")
-    for name in ("package.json", "package-lock.json"):
-        shutil.copy(HERE / group / name, folder)
-    command = [npm, "install", "--no-save", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=1"]
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_S)
-    except subprocess.TimeoutExpired:
-        pytest.skip("npm reached no registry in time")
-    if done.returncode != 0:
-        assert "EUSAGE" not in done.stderr, done.stderr  # package-lock.json does not fit package.json
-        pytest.skip(f"npm could not install: {done.stderr.strip()[:200]}")
-    return folder
+    return npm.install(HERE / group, ("package.json", "package-lock.json"), folder, "install", "--no-save")
 
 
 def run(name: str, packages: Path, server: Running, model: str, home: Path, *, is_short: bool = False) -> str:

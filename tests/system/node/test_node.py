@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +12,12 @@ from typing import Any
 import pytest
 
 from gateway.config.tables import LocalModel
+from tests.support import npm
 from tests.support.server import Running, config_of, serving, wait_until
 
 HERE = Path(__file__).parent
 FILES = ("package.json", "package-lock.json", "openai.mjs", "vercel.mjs")
-INSTALL_S, RUN_S = 300, 300
+RUN_S = 300
 
 Results = dict[str, Any]
 
@@ -25,20 +25,7 @@ Results = dict[str, Any]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of this folder with the packages of its lock file. Skips if they cannot be installed."""
-    if (npm := shutil.which("npm")) is None or shutil.which("node") is None:
-        pytest.skip("Node is not installed")
-    folder = tmp_path_factory.mktemp("node")
-    for name in FILES:
-        shutil.copy(HERE / name, folder)
-    command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=1"]
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_S)
-    except subprocess.TimeoutExpired:
-        pytest.skip("npm reached no registry in time")
-    if done.returncode != 0:
-        assert "EUSAGE" not in done.stderr, done.stderr  # package-lock.json does not fit package.json
-        pytest.skip(f"npm could not install: {done.stderr.strip().splitlines()[0] if done.stderr else done.returncode}")
-    return folder
+    return npm.install(HERE, FILES, tmp_path_factory.mktemp("node"), "ci")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Codex CLI: a profile of its own next to config.toml. It speaks the Responses API."""
+"""Codex CLI: a separate profile next to config.toml. It speaks the Responses API."""
 
 from typing import Any
 
