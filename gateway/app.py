@@ -17,7 +17,7 @@ from gateway.engines.factory import make_engine
 from gateway.lanes.lane import Lane
 from gateway.lanes.new_models import BetterBundles, NewModels, Upgrades
 from gateway.lanes.router import Router
-from gateway.metrics import Metrics
+from gateway.monitoring.metrics import Metrics
 from gateway.routes import health, root, tokenize
 from gateway.routes import openapi as schema
 from gateway.routes.anthropic_api import routes as anthropic

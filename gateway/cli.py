@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway import __version__
-from gateway.commands import bench, build, catalog, chat, check, doctor, models, pull, serve, stored
+from gateway.commands import bench, chat, doctor, serve
 from gateway.commands.launch import command as launch
+from gateway.commands.models import build, catalog, check, pull, stored, table
 from gateway.commands.verify import command as verify
 from gateway.config.value import nearest
 from gateway.errors import ConfigError, GatewayError
-from gateway.output import escape
+from gateway.monitoring.output import escape
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,6 +88,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-V", "--version", action="version", version=f"npu-gateway {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, pull, stored, catalog, chat, launch, verify, bench, doctor, check, models, build):
+    for command in (serve, pull, stored, catalog, chat, launch, verify, bench, doctor, check, table, build):
         command.add_parser(subparsers)
     return parser

@@ -92,7 +92,7 @@ def test_expected_error_prints_one_line(
     def run(_: argparse.Namespace) -> int:
         raise raised
 
-    monkeypatch.setattr("gateway.commands.models.run", run)
+    monkeypatch.setattr("gateway.commands.models.table.run", run)
     assert cli.main(["models"]) == code
     assert capsys.readouterr().err == line
 

@@ -84,7 +84,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from gateway.commands.prepare import prepare
+    from gateway.commands.models.prepare import prepare
 
     config = options.load(arguments)
     prepare(config)  # a build is not part of the measurement

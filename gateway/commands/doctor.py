@@ -122,7 +122,7 @@ def configuration(arguments: argparse.Namespace, config: Config) -> Iterator[Fin
 
 
 def models(config: Config) -> Iterator[Finding]:
-    from gateway.commands.model_state import examine
+    from gateway.commands.models.model_state import examine
     from gateway.config.tables import BundleModel, LocalModel
 
     for name, model in config.models.items():
@@ -150,7 +150,7 @@ def models(config: Config) -> Iterator[Finding]:
 def damages(name: str, model: BundleModel) -> Iterator[Finding]:
     """Compare the files with their hashes. Files that were compared this week and did not change are not read."""
     from gateway.bundles.hashes import check_hashes, repair_advice
-    from gateway.commands.model_state import bundle_folders
+    from gateway.commands.models.model_state import bundle_folders
     from gateway.config.tables import LocalModel
 
     for folder in bundle_folders(model):
@@ -165,7 +165,7 @@ def npu_graphs(name: str, model: LocalModel) -> Iterator[Finding]:
     from gateway.bundles.genai_config import read_genai_config
     from gateway.bundles.model_package import variant_folder
     from gateway.bundles.open import is_genie
-    from gateway.commands.model_state import bundle_folders
+    from gateway.commands.models.model_state import bundle_folders
     from gateway.qnn.detect import npu_for
     from gateway.worker.decoders.static.load_check import check_load
 

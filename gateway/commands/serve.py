@@ -16,7 +16,7 @@ from msgspec.structs import asdict
 from gateway import __version__
 from gateway.commands import options
 from gateway.errors import ConfigError, GatewayError
-from gateway.output import escape
+from gateway.monitoring.output import escape
 
 if TYPE_CHECKING:
     from gateway.config.tables import Config, Defaults, ServerConfig
@@ -50,11 +50,11 @@ def run(arguments: argparse.Namespace) -> int:
         "models.provider": arguments.provider,
     }
     config = options.load(arguments, overrides, may_be_empty=bool(arguments.model))
-    from gateway import logs, output
     from gateway.app import create_app
-    from gateway.commands.prepare import prepare
+    from gateway.commands.models.prepare import prepare
     from gateway.config.file import find_config, has_keys
     from gateway.config.keys import key_warnings
+    from gateway.monitoring import logs, output
     from gateway.pull.background.npu_bundles import NpuBundles
     from gateway.pull.watch import ConfigWatch
     from gateway.server.heap import return_large_blocks
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _with_one_model(arguments: argparse.Namespace, config: Config, overrides: Mapping[str, Any]) -> Config:
     """The configuration with the model of the command line and its fallbacks, pulled if it is not there."""
-    from gateway.commands.pull import pull_model, register
+    from gateway.commands.models.pull import pull_model, register
     from gateway.config.select import only_model, with_model
     from gateway.pull.config_edit import find_user_config
     from gateway.pull.stored import is_missing, own_spelling

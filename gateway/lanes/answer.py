@@ -16,11 +16,11 @@ from typing import NoReturn
 
 from msgspec.structs import replace
 
-from gateway import logs
 from gateway.errors import GatewayError, InvalidRequest
 from gateway.generation import ChoiceFinished, Event, Finished, Generation, Meter, Started
 from gateway.lanes.job import Job
 from gateway.lanes.lane import Lane
+from gateway.monitoring import logs
 
 _log = logging.getLogger(__name__)
 

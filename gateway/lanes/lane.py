@@ -31,7 +31,7 @@ from gateway.lanes.loader import Loader
 from gateway.lanes.prober import Prober
 from gateway.lanes.run import JobRunner
 from gateway.lanes.unread import UnreadEvents
-from gateway.metrics import LaneGauges, Metrics
+from gateway.monitoring.metrics import LaneGauges, Metrics
 
 _NOT_READY: dict[State, str] = {
     "loading": "is loading",

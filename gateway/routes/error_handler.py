@@ -23,7 +23,7 @@ from gateway.errors import (
     Unavailable,
     cut,
 )
-from gateway.logs import RequestLine
+from gateway.monitoring.logs import RequestLine
 from gateway.routes.anthropic_api import render as anthropic_render
 from gateway.routes.ollama_api import render as ollama_render
 from gateway.server.body import ENCODINGS

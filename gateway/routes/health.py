@@ -8,7 +8,7 @@ from litestar.types import ASGIApp
 from msgspec import Struct
 
 from gateway.lanes.lane import LaneStatus
-from gateway.metrics import CONTENT_TYPE
+from gateway.monitoring.metrics import CONTENT_TYPE
 from gateway.routes.respond import json_response
 from gateway.server.guards import OPEN
 from gateway.server.openapi_operation import openapi_opt

@@ -19,7 +19,7 @@ from litestar import Litestar
 from gateway.config.tables import ServerConfig
 from gateway.errors import ConfigError
 from gateway.lanes.router import Router
-from gateway.metrics import Metrics
+from gateway.monitoring.metrics import Metrics
 from gateway.server.connections import BACKLOG, LimitedProtocol, allow_open_files
 from gateway.server.loop_watch import loop_watch
 from gateway.server.target import with_any_target

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from gateway.commands.prepare import prepare
+from gateway.commands.models.prepare import prepare
 from gateway.config.file import load_config
 from gateway.pull.installed.programs import program_folders
 from gateway.pull.installed.search import find_installed

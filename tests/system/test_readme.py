@@ -23,7 +23,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: Commands that another test runs, or that this test must not run.
 ELSEWHERE = {
-    "python scripts/serve.py qwen3-4b": "tests/commands/test_pull.py",
+    "python scripts/serve.py qwen3-4b": "tests/commands/models/test_pull.py",
     "python scripts/test.py": "tests/system/test_scripts.py",
     "python scripts/test.py --fast": "tests/system/test_scripts.py",
     "python scripts/check.py": "tests/system/test_scripts.py",

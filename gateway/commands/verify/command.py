@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from gateway.commands import options
 from gateway.commands.client import gateway_error, models_of, openai_client
 from gateway.errors import GatewayError, NotFound, quote
-from gateway.output import escape
+from gateway.monitoring.output import escape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

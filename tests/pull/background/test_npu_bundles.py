@@ -18,8 +18,8 @@ from msgspec import Raw
 from gateway import cli
 from gateway.bundles.hashes import check_hashes
 from gateway.bundles.stamp import COPIED_FILE, BackgroundStep, unfinished_folder
-from gateway.commands.model_state import examine
-from gateway.commands.prepare import prepare
+from gateway.commands.models.model_state import examine
+from gateway.commands.models.prepare import prepare
 from gateway.config.file import load_config
 from gateway.config.tables import Config, LocalModel, ModelConfig
 from gateway.errors import BundleError

@@ -21,10 +21,10 @@ from typing import Any
 import httpx
 from msgspec.structs import replace
 
-from gateway import logs
 from gateway.builder.fetch import ensure_bundle
 from gateway.config.file import load_config
 from gateway.config.tables import LocalModel
+from gateway.monitoring import logs
 from tests.support.paths import ROOT
 from tests.support.processes import environment, free_port
 from tests.support.server import Running, config_of, serving

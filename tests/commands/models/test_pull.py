@@ -19,7 +19,7 @@ from rich.console import Console
 
 from gateway import cli
 from gateway.bundles.hashes import check_hashes
-from gateway.commands import pull as command
+from gateway.commands.models import pull as command
 from gateway.config.file import load_config
 from tests.support.model_server import serve_models
 from tests.support.processes import PATIENCE_S, environment, serving

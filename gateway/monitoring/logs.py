@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from gateway.errors import cut
 from gateway.generation import Chat, Prompt, Text
-from gateway.output import escape
+from gateway.monitoring.output import escape
 
 _LONGEST_NAME = 80
 _LONGEST_PROMPT = 2000

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from gateway.commands import options
-from gateway.output import escape
+from gateway.monitoring.output import escape
 
 if TYPE_CHECKING:
     from gateway.pull.stored import Stored

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.commands.stored import lines, tabbed
+from gateway.commands.models.stored import lines, tabbed
 from gateway.pull.stored import Stored
 
 MODELS = [

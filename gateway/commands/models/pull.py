@@ -94,7 +94,7 @@ def register(user: UserConfig, pulled: Pulled) -> None:
 
 
 def say(line: str) -> None:
-    from gateway.output import escape
+    from gateway.monitoring.output import escape
 
     print(f"npu-gateway: {escape(line)}", file=sys.stderr, flush=True)
 
@@ -112,7 +112,7 @@ def _build(user: UserConfig, name: str, source: str) -> None:
     from msgspec.structs import replace
 
     from gateway.bundles.stamp import has_float_weights
-    from gateway.commands.prepare import prepare_model
+    from gateway.commands.models.prepare import prepare_model
     from gateway.config.tables import LocalModel
 
     configured, models_dir = user.config.models.get(name), user.config.models_dir

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.commands.prepare import prepare
+from gateway.commands.models.prepare import prepare
 from gateway.config.tables import Config, LocalModel
 from gateway.errors import BundleError
 from gateway.qnn.device import NpuDevice
@@ -64,7 +64,7 @@ def test_ready_bundle_loads_neither_the_builder_nor_native_libraries(tiny: Path,
     program = f"""
 import sys
 from pathlib import Path
-from gateway.commands.prepare import prepare
+from gateway.commands.models.prepare import prepare
 from gateway.config.tables import Config, LocalModel
 model = LocalModel(path={str(tiny)!r}, source="unused", provider="cpu")
 prepare(Config(models={{"tiny": model}}, models_dir=Path({str(tmp_path)!r})))

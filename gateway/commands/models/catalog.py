@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.commands import options
-from gateway.commands.pull import say
+from gateway.commands.models.pull import say
 from gateway.errors import ConfigError
-from gateway.output import escape
+from gateway.monitoring.output import escape
 
 if TYPE_CHECKING:
     from gateway.bundles.preflight.preflight import Machine

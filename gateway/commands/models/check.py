@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gateway.commands import options
 from gateway.errors import BundleError, ConfigError, quote
-from gateway.output import escape
+from gateway.monitoring.output import escape
 
 if TYPE_CHECKING:
     from gateway.config.tables import Config, ModelConfig
@@ -175,7 +175,7 @@ def _check_names(config: Config, names: list[str]) -> None:
 
 def _bundles_of(config: Config, names: list[str]) -> list[str]:
     """The folders of these models' bundles, or of all."""
-    from gateway.commands.model_state import bundle_folders
+    from gateway.commands.models.model_state import bundle_folders
 
     found = {
         name: [str(each) for each in bundle_folders(config.models[name]) if each.is_dir()] for name in config.models
@@ -202,7 +202,7 @@ def _check_models(config: Config, names: list[str], *, record: bool, as_json: bo
 
 def _states(config: Config, names: list[str], *, record: bool) -> Iterator[tuple[str, str, str]]:
     """(model, state, detail) for each folder of these models."""
-    from gateway.commands.model_state import bundle_folders
+    from gateway.commands.models.model_state import bundle_folders
 
     for name in names:
         folders = bundle_folders(config.models[name])

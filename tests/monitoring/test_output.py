@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway import output
-from gateway.output import QueuedWriter, escape
+from gateway.monitoring import output
+from gateway.monitoring.output import QueuedWriter, escape
 from tests.support.paths import ROOT
 from tests.support.processes import PATIENCE_S, environment
 
@@ -96,7 +96,8 @@ def test_escape_leaves_no_control_character(text: str, escaped: str) -> None:
 
 def run(code: str) -> subprocess.CompletedProcess[bytes]:
     """Run code after `never_block` in a separate process."""
-    code = f"import os, subprocess, sys\nfrom gateway.output import never_block\nnever_block()\nnever_block()\n{code}"
+    start = "import os, subprocess, sys\nfrom gateway.monitoring.output import never_block\n"
+    code = f"{start}never_block()\nnever_block()\n{code}"
     return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, timeout=PATIENCE_S
     )
@@ -130,7 +131,7 @@ def test_text_of_child_process_is_indented_and_escaped(stream: str) -> None:
 def test_child_process_never_waits_for_a_reader(tmp_path: Path) -> None:
     child = "import os\nfor _ in range(100): os.write(2, b'x' * 65536)"
     code = f"subprocess.run([sys.executable, '-c', {child!r}])\nopen({str(tmp_path / 'done')!r}, 'w').close()"
-    code = f"import subprocess, sys\nfrom gateway.output import never_block\nnever_block()\n{code}"
+    code = f"import subprocess, sys\nfrom gateway.monitoring.output import never_block\nnever_block()\n{code}"
     read_end, write_end = os.pipe()
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment(), stderr=write_end)
     try:

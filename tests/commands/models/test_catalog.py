@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway import cli
-from gateway.commands.catalog import details, installed_lines, lines, tabbed
+from gateway.commands.models.catalog import details, installed_lines, lines, tabbed
 from gateway.pull.catalog.entry import Entry
 from gateway.pull.installed.programs import program_folders
 from gateway.pull.installed.search import find_installed

@@ -11,8 +11,8 @@ from msgspec.structs import replace
 
 from gateway import cli
 from gateway.bundles.origin import Origin, write_origin
-from gateway.commands.model_state import examine
-from gateway.commands.models import lines
+from gateway.commands.models.model_state import examine
+from gateway.commands.models.table import lines
 from gateway.config.file import load_config
 from gateway.config.tables import LocalModel
 from tests.support.npu.genie_bundle import write_genie_bundle

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.builder.build import CpuTarget
     from gateway.builder.fetch import make_bundle
     from gateway.bundles.disk import folder_bytes
-    from gateway.commands.prepare import progress_bars
+    from gateway.commands.models.prepare import progress_bars
 
     out = arguments.out.resolve()
     target = _npu_target(arguments) if arguments.target == "qnn" else CpuTarget(activations=arguments.activations)

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from gateway.commands import options
-from gateway.output import escape
+from gateway.monitoring.output import escape
 
 if TYPE_CHECKING:
-    from gateway.commands.model_state import ModelState
+    from gateway.commands.models.model_state import ModelState
     from gateway.config.tables import Config, ModelConfig
 
 
@@ -29,8 +29,8 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = options.load(arguments)
-    from gateway.commands.model_state import examine
-    from gateway.commands.prepare import prepare
+    from gateway.commands.models.model_state import examine
+    from gateway.commands.models.prepare import prepare
 
     if arguments.prepare:
         config = prepare(config, all_now=True)

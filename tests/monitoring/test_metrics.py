@@ -13,7 +13,7 @@ from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import GatewayError
 from gateway.generation import Generation, Text
 from gateway.lanes.lane import Lane
-from gateway.metrics import Metrics
+from gateway.monitoring.metrics import Metrics
 from tests.support.virtual_time import in_virtual_time, now
 
 Samples = dict[tuple[str, frozenset[str]], float]

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway import logs
 from gateway.generation import Chat, Message, Text, TokenIds
-from gateway.logs import RequestLine
+from gateway.monitoring import logs
+from gateway.monitoring.logs import RequestLine
 
 
 @pytest.fixture(autouse=True)
