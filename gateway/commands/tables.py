@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -129,6 +128,6 @@ def _write_to_terminal(lines: Iterator[tuple[str, bool]], stream: IO[str]) -> No
     from rich.text import Text
 
     console = Console(file=stream, highlight=False)
-    title = "" if os.environ.get("NO_COLOR") else "dim"
+    title = "" if console.no_color else "dim"
     for line, is_title in lines:
         console.print(Text(line, title if is_title else ""), soft_wrap=True)
