@@ -18,6 +18,7 @@ from gateway.lanes.lane import Lane
 from gateway.lanes.new_models import BetterBundles, NewModels, Upgrades
 from gateway.lanes.router import Router
 from gateway.monitoring.metrics import Metrics
+from gateway.monitoring.observers import Observers
 from gateway.routes import health, root, tokenize
 from gateway.routes import openapi as schema
 from gateway.routes.anthropic_api import routes as anthropic
@@ -81,7 +82,8 @@ def create_app(
         return Lane(name, model, engine, breaker, metrics=metrics, timeout_s=config.server.timeout_s)
 
     lanes = {name: make_lane(name, model, engines[name] if engines else None) for name, model in config.models.items()}
-    router = Router(config, lanes)
+    observers = Observers()
+    router = Router(config, lanes, observers=observers)
     background = [NewModels(new_models, make_lane)] if new_models else []
     upgrades = [Upgrades(better_bundles, make_lane)] if better_bundles else []
     return Litestar(
@@ -90,6 +92,7 @@ def create_app(
             {
                 "router": router,
                 "metrics": metrics,
+                "observers": observers,
                 "responses": ResponseStore(),
                 "ignored_log": IgnoredLog(),
                 "parser": ThreadPoolExecutor(1, "parser"),

@@ -127,6 +127,8 @@ class Generation(Struct, frozen=True, kw_only=True):
     truncation: bool = False
     #: The name of the API key. Requests of different owners never share cached prefixes.
     owner: str = ""
+    #: The path of the API that it came to, for records of the request.
+    endpoint: str = ""
     #: Who sent it (server/identity.py). Clients take turns in the queue, on the device and in the grammar compiler.
     client: str = ""
     #: The upstream engines, of any gateway, that the request passed before.

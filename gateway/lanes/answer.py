@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import NoReturn
@@ -17,10 +18,11 @@ from typing import NoReturn
 from msgspec.structs import replace
 
 from gateway.errors import GatewayError, InvalidRequest
-from gateway.generation import ChoiceFinished, Event, Finished, Generation, Meter, Started
+from gateway.generation import ChoiceFinished, Event, Finished, Generation, Meter, Started, Timings
 from gateway.lanes.job import Job
 from gateway.lanes.lane import Lane
 from gateway.monitoring import logs
+from gateway.monitoring.observers import CANCELLED, AnswerRecord, Observers
 
 _log = logging.getLogger(__name__)
 
@@ -36,10 +38,17 @@ class RoutedAnswer(AsyncIterator[Event]):
         timeout_s: the deadline of the whole answer, in seconds from now.
         clock: seconds, monotonic; the lanes' clock.
         log_prompt: write the prompt to the log.
+        observers: get the record of the request at its end.
     """
 
     def __init__(
-        self, generation: Generation, lanes: list[Lane], timeout_s: float, clock: Callable[[], float], log_prompt: bool
+        self,
+        generation: Generation,
+        lanes: list[Lane],
+        timeout_s: float,
+        clock: Callable[[], float],
+        log_prompt: bool,
+        observers: Observers,
     ) -> None:
         self.model = lanes[0].name  # the model that answers: final with the first event that the iteration gives
         self._generation = generation
@@ -55,6 +64,9 @@ class RoutedAnswer(AsyncIterator[Event]):
         self._refusals: list[GatewayError] = []
         self._line = logs.RequestLine(id=generation.id, requested=generation.model, ending="cancelled")
         self._log_prompt = log_prompt
+        self._observers = observers
+        self._status = CANCELLED  # of the reply, for the record
+        self._timings: Timings | None = None  # of a complete answer
 
     @property
     def meter(self) -> Meter:
@@ -133,20 +145,21 @@ class RoutedAnswer(AsyncIterator[Event]):
         _log.debug("%s: %s refused: %s", self._generation.id, self.model, error.message)
 
     def _fail(self, error: GatewayError) -> NoReturn:
-        self._line.ending = error.code or error.type
+        self._line.ending, self._status = error.code or error.type, error.status
         self._end()
         raise error
 
     def _noted(self, event: Event) -> Event:
         if isinstance(event, ChoiceFinished):
-            self._line.ending = event.reason
+            self._line.ending, self._status = event.reason, 200
             self._line.has_default_limit = self._generation.has_default_limit
         elif isinstance(event, Finished):
+            self._timings = event.timings
             self._end()
         return event
 
     def _end(self) -> None:
-        """Write the log line, once."""
+        """Write the log line and the record, once."""
         if self._is_over:
             return
         self._is_over = True
@@ -161,3 +174,43 @@ class RoutedAnswer(AsyncIterator[Event]):
         _log.info("%s", line)
         if self._log_prompt:
             _log.info("%s  %s", line.id, logs.prompt_text(self._generation.prompt))
+        self._observers.ended(self._record())
+
+    def _record(self) -> AnswerRecord:
+        line, meter, job = self._line, self.meter, self._job
+        budget = None if job is None else job.budget
+        return AnswerRecord(
+            at=time.time(),
+            id=line.id,
+            endpoint=self._generation.endpoint,
+            key=self._generation.owner,
+            requested=line.requested,
+            model=line.served,
+            ending=line.ending,
+            status=self._status,
+            prompt_tokens=line.prompt_tokens,
+            cached_tokens=line.cached_tokens,
+            completion_tokens=line.completion_tokens,
+            queue_ms=_ms(line.queue_s),
+            predicted_ttft_ms=_ms(self.predicted_ttft_s),
+            ttft_ms=_ms(line.ttft_s),
+            per_token_ms=self._per_token_ms(),
+            total_ms=1000 * line.total_s,
+            device_ms=1000 * meter.device_s_at(self._clock()),
+            limit_ttft_ms=None if budget is None else 1000 * budget.seconds(meter.computed_tokens, 0),
+            limit_per_token_ms=None if budget is None else budget.token_ms or None,
+            is_slow=job is not None and job.permit.outcome == "slow",
+        )
+
+    def _per_token_ms(self) -> float | None:
+        """For each token after the first. A client that reads slowly does not change the value of a whole answer."""
+        meter, after_first = self.meter, self.meter.completion_tokens - 1
+        if meter.first_token_at is None or after_first < 1:
+            return None
+        if self._timings is None or self._timings.ttft_s is None:
+            return 1000 * (self._clock() - meter.first_token_at) / after_first
+        return 1000 * (self._timings.total_s - self._timings.ttft_s) / after_first
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else 1000 * seconds

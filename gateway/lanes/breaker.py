@@ -6,8 +6,8 @@
    judged. If the configuration has no budget, it is a multiple of what the device needed at this start (`Budget`).
 2. A permit is settled once. A permit from before a change of state is ignored: a request of the closed state that ends
    in the half-open state neither closes the breaker nor opens it.
-3. A running request is settled `slow` as soon as its device time is above its budget (see `Watch`). So a hung call
-   opens the breaker before it ends.
+3. A running request is settled `slow` as soon as its device time is above its budget (`Watch` in run.py). So a hung
+   call opens the breaker before it ends.
 4. In the half-open state, good answers plus running probes are at most `probes`.
 
 Synchronous, without a lock: every method runs on the thread of the event loop.
@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Literal
 
 from msgspec import Struct
 
@@ -82,20 +82,20 @@ class Budget(Struct, frozen=True):
 class Permit:
     """Permission to use the device once. On context exit it settles as `released` unless already settled."""
 
-    __slots__ = ("_breaker", "_epoch", "_settled")
+    __slots__ = ("_breaker", "_epoch", "outcome")
 
     def __init__(self, breaker: Breaker, epoch: int) -> None:
         self._breaker = breaker
         self._epoch = epoch
-        self._settled = False
+        self.outcome: Outcome | None = None  # None: not settled yet
 
     def settle(self, outcome: Outcome, meter: Meter | None = None) -> None:
         """Report the outcome; only the first call counts. `released` is neutral: no judgement about the device.
 
         The meter of a slow request is for the figures in the message.
         """
-        if not self._settled:
-            self._settled = True
+        if self.outcome is None:
+            self.outcome = outcome
             self._breaker._settle(self._epoch, outcome, meter)
 
     def __enter__(self) -> Permit:
@@ -170,6 +170,23 @@ class Breaker:
     def budget(self) -> Budget:
         """The budget now. A measured one changes when the model is loaded again."""
         return Budget.of(self.config, self._passes())
+
+    @property
+    def limit(self) -> Budget | None:
+        """The budget if the breaker judges, else None."""
+        return self.budget if self.config.enabled else None
+
+    @property
+    def status(self) -> BreakerStatus:
+        bad, judged = self.verdict
+        return BreakerStatus(
+            state=self.state,
+            reason=self.reason,
+            retry_after_s=self.retry_after_s,
+            bad=bad,
+            judged=judged,
+            budget=self.limit,
+        )
 
     @property
     def verdict(self) -> tuple[int, int]:
@@ -259,40 +276,3 @@ class Breaker:
         self._probes_out = self._probes_good = 0
         if self._on_change:
             self._on_change(state)
-
-
-class Timer(Protocol):
-    def cancel(self) -> None: ...
-
-
-class Watch:
-    """Settles `permit` as slow as soon as the device time of its request is above the budget, until `stop` is called.
-
-    It sleeps for the time that is left of the budget, so it wakes a few times for each request and not for each token.
-
-    Args:
-        call_later: `(seconds, function)`, of the event loop.
-    """
-
-    _MIN_SLEEP_S = 0.001
-
-    def __init__(
-        self, breaker: Breaker, meter: Meter, permit: Permit, call_later: Callable[[float, Callable[[], None]], Timer]
-    ) -> None:
-        self._breaker = breaker
-        self._meter = meter
-        self._permit = permit
-        self._call_later = call_later
-        self._timer: Timer | None = None
-        self._check()
-
-    def stop(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-
-    def _check(self) -> None:
-        slack_s = self._breaker.slack_s(self._meter)
-        if slack_s < 0:
-            self._permit.settle("slow", self._meter)
-        else:
-            self._timer = self._call_later(max(slack_s, self._MIN_SLEEP_S), self._check)

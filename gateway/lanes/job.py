@@ -9,7 +9,7 @@ from gateway.engines.base import Plan
 from gateway.errors import GatewayError
 from gateway.generation import Event, Finished, Generation, Meter, Timings
 from gateway.lanes.admission import Ticket
-from gateway.lanes.breaker import Permit
+from gateway.lanes.breaker import Budget, Permit
 from gateway.lanes.event_queue import EventQueue
 from gateway.lanes.unread import UnreadEvents
 
@@ -43,6 +43,7 @@ class Job(AsyncIterator[Event]):
         self.events = EventQueue(all_unread)
         self.plan: Plan | None = None  # None: not known yet, or the engine cannot know it
         self.predicted_ttft_s: float | None = None  # predicted from acceptance; None: nothing was measured yet
+        self.budget: Budget | None = None  # of device time; None: the breaker is off
         self.others = 0  # other requests that were running when this one started
         self.accepted_at = clock()
         self.run_at: float | None = None  # when the engine's `run` was called

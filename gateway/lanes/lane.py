@@ -143,20 +143,11 @@ class Lane:
 
     @property
     def status(self) -> LaneStatus:
-        bad, judged = self.breaker.verdict
-        breaker = BreakerStatus(
-            state=self.breaker.state,
-            reason=self.breaker.reason,
-            retry_after_s=self.breaker.retry_after_s,
-            bad=bad,
-            judged=judged,
-            budget=self.breaker.budget if self.breaker.config.enabled else None,
-        )
         engine, tokens_per_s = self._loader.status, self._forecast.tokens_per_s
         return LaneStatus(
             model=self.name,
             engine=engine,
-            breaker=breaker,
+            breaker=self.breaker.status,
             running=self.queue.running,
             waiting=self.queue.waiting,
             expected_wait_s=self.queue.expected_wait_s(),
@@ -200,6 +191,7 @@ class Lane:
             self._metrics.request_refused(self.name, refusal.code or refusal.type)
             raise
         job = Job(generation, permit, self._timeout_s, self._clock, self._unread)
+        job.budget = self.breaker.limit
         remaining_s = partial(self._forecast.remaining_s, job)
         job.ticket = self.queue.enqueue(generation.background, remaining_s, client=generation.client)
         return job

@@ -12,7 +12,8 @@ from gateway.config.tables import ModelConfig, UpstreamModel
 from gateway.engines.base import Engine
 from gateway.errors import GatewayError
 from gateway.generation import Chat, Event, Generation, Message, Meter, Prompt, Text
-from gateway.lanes.breaker import Breaker, Outcome, Watch, outcome
+from gateway.lanes.breaker import Breaker, Outcome, outcome
+from gateway.lanes.run import Watch
 from gateway.sampling import Sampling
 
 _log = logging.getLogger(__name__)

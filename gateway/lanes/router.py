@@ -15,6 +15,7 @@ from gateway.errors import ConfigError, InvalidRequest, ModelNotFound, quote
 from gateway.generation import Generation
 from gateway.lanes.answer import RoutedAnswer
 from gateway.lanes.lane import Lane, LaneStatus
+from gateway.monitoring.observers import Observers
 
 BACKGROUND_SUFFIX = ":background"
 LATEST = ":latest"
@@ -42,10 +43,18 @@ class Router:
     Args:
         lanes: one for each of `config.models`, by name, not started.
         clock: seconds, monotonic; the lanes' clock.
+        observers: get the record of every request that ends.
     """
 
-    def __init__(self, config: Config, lanes: Mapping[str, Lane], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        config: Config,
+        lanes: Mapping[str, Lane],
+        clock: Callable[[], float] = time.monotonic,
+        observers: Observers | None = None,
+    ) -> None:
         self.config = config
+        self.observers = observers or Observers()
         self.lanes = dict(lanes)
         self.replaced: set[Lane] = set()  # lanes that finish what they have begun
         self._clock = clock
@@ -133,6 +142,7 @@ class Router:
             longest_s if generation.timeout_s is None else min(generation.timeout_s, longest_s),
             self._clock,
             self.config.server.log_prompts,
+            self.observers,
         )
 
     def models(self) -> list[ModelInfo]:

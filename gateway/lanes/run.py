@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Protocol
 
 from gateway.engines.base import Engine, Prepared
 from gateway.errors import DeadlineExceeded, GatewayError
-from gateway.generation import Usage
-from gateway.lanes.breaker import Breaker, Watch, outcome
+from gateway.generation import Meter, Usage
+from gateway.lanes.breaker import Breaker, Permit, outcome
 from gateway.lanes.job import Job
 from gateway.lanes.lane_forecast import LaneForecast
 
@@ -96,3 +97,40 @@ class JobRunner:
     def _too_late(self, job: Job) -> DeadlineExceeded:
         what = "finish its answer" if job.events.has_content else "give a first token"
         return DeadlineExceeded(f"{self._name} did not {what} within {job.age_s:.1f} s.")
+
+
+class Timer(Protocol):
+    def cancel(self) -> None: ...
+
+
+class Watch:
+    """Settles `permit` as slow as soon as the device time of its request is above the budget, until `stop` is called.
+
+    It sleeps for the time that is left of the budget, so it wakes a few times for each request and not for each token.
+
+    Args:
+        call_later: `(seconds, function)`, of the event loop.
+    """
+
+    _MIN_SLEEP_S = 0.001
+
+    def __init__(
+        self, breaker: Breaker, meter: Meter, permit: Permit, call_later: Callable[[float, Callable[[], None]], Timer]
+    ) -> None:
+        self._breaker = breaker
+        self._meter = meter
+        self._permit = permit
+        self._call_later = call_later
+        self._timer: Timer | None = None
+        self._check()
+
+    def stop(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+
+    def _check(self) -> None:
+        slack_s = self._breaker.slack_s(self._meter)
+        if slack_s < 0:
+            self._permit.settle("slow", self._meter)
+        else:
+            self._timer = self._call_later(max(slack_s, self._MIN_SLEEP_S), self._check)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 import msgspec
@@ -24,11 +25,12 @@ from gateway.errors import (
     cut,
 )
 from gateway.monitoring.logs import RequestLine
+from gateway.monitoring.observers import AnswerRecord
 from gateway.routes.anthropic_api import render as anthropic_render
 from gateway.routes.ollama_api import render as ollama_render
 from gateway.server.body import ENCODINGS
 from gateway.server.error_body import error_body, error_headers
-from gateway.server.request import ClientDisconnected, HttpRequest, note_failure, request_number
+from gateway.server.request import ClientDisconnected, HttpRequest, note_failure, owner_of, request_number, router_of
 
 _log = logging.getLogger(__name__)
 
@@ -53,11 +55,8 @@ def handle_error(request: HttpRequest, exception: Exception) -> Response[bytes]:
     if isinstance(exception, ClientDisconnected):
         return Response(b"", status_code=499)  # nginx's status for a disconnect; it is never sent
     error = as_gateway_error(request, exception)
-    if isinstance(error, ModelNotFound):  # requests of a lane are logged by the lane; this one has none
-        _log.info(
-            "%s",
-            RequestLine(id=f"req_{request_number(request.scope)}", requested=error.requested, ending=error.code or ""),
-        )
+    if isinstance(error, ModelNotFound):  # requests of a lane are recorded by the lane; this one has none
+        _record(request, error)
     headers = error_headers(error)
     if isinstance(exception, HTTPException):
         headers |= exception.headers or {}
@@ -70,6 +69,22 @@ def handle_error(request: HttpRequest, exception: Exception) -> Response[bytes]:
             headers["Accept-Encoding"] = ENCODINGS
     body = msgspec.json.encode(body_of(request.scope["path"], error))
     return Response(body, status_code=error.status, media_type="application/json", headers=headers)
+
+
+def _record(request: HttpRequest, error: ModelNotFound) -> None:
+    """Write the log line and the record of a request for a model that does not exist."""
+    line = RequestLine(id=f"req_{request_number(request.scope)}", requested=error.requested, ending=error.code or "")
+    _log.info("%s", line)
+    record = AnswerRecord(
+        at=time.time(),
+        id=line.id,
+        endpoint=request.scope["path"],
+        key=owner_of(request),
+        requested=line.requested,
+        ending=line.ending,
+        status=error.status,
+    )
+    router_of(request).observers.ended(record)
 
 
 def body_of(path: str, error: GatewayError) -> Any:

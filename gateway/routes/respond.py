@@ -116,6 +116,7 @@ def _with_headers(generation: Generation, request: HttpRequest) -> Generation:
     return replace(
         generation,
         owner=owner_of(request),
+        endpoint=request.scope["path"],
         client=client_of(request.scope),
         hops=tuple(_HOP.findall(request.headers.get("via", ""))[-_MOST_HOPS:]),
         timeout_s=_seconds(request, TIMEOUT),

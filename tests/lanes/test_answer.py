@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from gateway.errors import (
 )
 from gateway.generation import Event, Finished, Generation, Started, TextDelta
 from gateway.lanes.router import Router
+from gateway.monitoring.observers import AnswerRecord
 from tests.support.routing import answer_of, model, read, request, routing
 from tests.support.virtual_time import in_virtual_time, now
 
@@ -242,3 +244,40 @@ async def test_prompt_is_logged_only_when_configured(caplog: pytest.LogCaptureFi
         assert "one two three" not in "".join(await lines_of(caplog, router, request()))
     async with routing({"main": model()}, server=ServerConfig(log_prompts=True)) as router:
         assert "one two three" in "".join(await lines_of(caplog, router, request()))
+
+
+@in_virtual_time
+async def test_each_request_has_one_record() -> None:
+    models = {
+        "main": model("a b c", cached_tokens=1, ttft_s=0.5, token_s=0.1),
+        "broken": model(fallback="main", load_error="no"),
+        "alone": model(load_error="no"),
+        "slow": model(ttft_s=2.0),
+        "endless": model(repeat=True, token_s=0.5),
+    }
+    records: list[AnswerRecord] = []
+    async with routing(models) as router:
+        router.observers.add(records.append)
+        for name in ("main", "broken", "alone", "slow"):
+            with suppress(ModelNotReady):
+                await read(await router.open(request(name, owner="laptop", endpoint="/v1/x")))
+        answer = await router.open(request("endless"))
+        for _ in range(4):
+            await anext(answer)
+        await answer.aclose()
+        await answer.aclose()
+        await router.route(request()).aclose()
+    endings = [(record.requested, record.model, record.ending, record.status, record.is_slow) for record in records]
+    assert endings == [
+        ("main", "main", "stop", 200, False),
+        ("broken", "main", "stop", 200, False),
+        ("alone", "alone", "model_not_ready", 503, False),
+        ("slow", "slow", "stop", 200, True),
+        ("endless", "endless", "cancelled", 499, False),
+        ("main", "main", "cancelled", 499, False),
+    ]
+    first, cancelled = records[0], records[4]
+    assert (first.key, first.endpoint, first.prompt_tokens, first.cached_tokens) == ("laptop", "/v1/x", 3, 1)
+    assert (first.ttft_ms, first.per_token_ms, first.total_ms) == pytest.approx((500.0, 100.0, 800.0))
+    assert (first.limit_ttft_ms, first.limit_per_token_ms) == (1000.0, None)
+    assert cancelled.per_token_ms == pytest.approx(500.0)

@@ -14,7 +14,8 @@ from msgspec.structs import replace
 from gateway.config.tables import BreakerConfig
 from gateway.errors import BreakerOpen
 from gateway.generation import Meter
-from gateway.lanes.breaker import Breaker, Budget, Permit, Watch
+from gateway.lanes.breaker import Breaker, Budget, Permit
+from gateway.lanes.run import Watch
 from gateway.worker.frames import PassTimes
 from tests.support.paths import ROOT
 
