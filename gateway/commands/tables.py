@@ -41,7 +41,7 @@ def write_table(
 
     Args:
         rows: a field for each column. None is an empty field.
-        columns: a text is a column with this title.
+        columns: a text is a column with this title. A pipe needs none.
         stream: stdout by default.
     """
     stream = sys.stdout if stream is None else stream

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from gateway.commands.tables import Column, cells, write_table
+from tests.support.terminal import Terminal
 
 COLUMNS: Sequence[Column | str] = [
     "name",
@@ -24,28 +25,10 @@ ROWS: Sequence[Sequence[object]] = [
 ]
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Terminal:
-    monkeypatch.setenv("COLUMNS", str(getattr(request, "param", 120)))
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("NO_COLOR", "1")
-    return Terminal()
-
-
-def written(terminal: Terminal) -> list[str]:
-    return terminal.getvalue().splitlines()
-
-
 @pytest.mark.parametrize("terminal", [20, 50, 80, 120], indirect=True)
-def test_terminal_has_all_text_within_its_width(terminal: Terminal, request: pytest.FixtureRequest) -> None:
+def test_terminal_has_all_text_within_its_width(terminal: Terminal) -> None:
     write_table(ROWS, COLUMNS, terminal)
-    width = request.node.callspec.params["terminal"]
-    assert max(map(cells, written(terminal))) <= width
+    assert max(map(cells, terminal.lines())) <= terminal.width
     shown = "".join(terminal.getvalue().split())
     for text in (*(text for row in ROWS for text in (row[0], row[1], row[4])), "98 MB", "1200 MB"):
         assert "".join(str(text).split()) in shown, text
@@ -54,7 +37,7 @@ def test_terminal_has_all_text_within_its_width(terminal: Terminal, request: pyt
 @pytest.mark.parametrize("terminal", [80], indirect=True)
 def test_wide_terminal_aligns_columns_and_folds_the_last(terminal: Terminal) -> None:
     write_table(ROWS, COLUMNS, terminal)
-    title, *lines = written(terminal)
+    title, *lines = terminal.lines()
     assert title == "name          state       size  detail"
     assert lines[0] == "smollm2-135m  ready      98 MB  also as gpt-4o-mini"
     assert lines[1].startswith("模型一二三    broken            There is no bundle")
@@ -64,7 +47,7 @@ def test_wide_terminal_aligns_columns_and_folds_the_last(terminal: Terminal) -> 
 @pytest.mark.parametrize("terminal", [50], indirect=True)
 def test_narrow_terminal_has_name_and_state_then_the_rest(terminal: Terminal) -> None:
     write_table(ROWS, COLUMNS, terminal)
-    lines = written(terminal)
+    lines = terminal.lines()
     assert lines[:3] == ["smollm2-135m  ready", "  size: 98 MB, detail: also as gpt-4o-mini", "模型一二三  broken"]
     assert all(line.startswith("  ") for line in lines[3:] if not line.startswith("x "))
 

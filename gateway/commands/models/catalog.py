@@ -6,14 +6,15 @@ import argparse
 import json
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterator
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.commands import options
 from gateway.commands.models.pull import say
+from gateway.commands.tables import Column, wrapped, write_table
 from gateway.errors import ConfigError
 from gateway.monitoring.output import escape
 
@@ -59,11 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(entries, chip, catalog)
     elif not sys.stdout.isatty():
-        print(*map(tabbed, entries), sep="\n")
+        write_table([_fields(entry) for entry in entries], ())
     elif arguments.name:
         print("\n\n".join("\n".join(map(escape, details(entry, arguments.chip))) for entry in entries))
     else:
-        print("\n".join(lines(entries, chip, shutil.get_terminal_size().columns, arguments.chip)))
+        write_groups(entries, chip, arguments.chip)
     return 0 if catalog.is_read else 1
 
 
@@ -86,37 +87,55 @@ def _state(entry: Entry) -> str:
     return "ready" if entry.url else "export"
 
 
-def tabbed(entry: Entry) -> str:
-    ttft = entry.ttft_ms or ("", "")
-    fields = [
+def _fields(entry: Entry) -> tuple[object, ...]:
+    """What a pipe gets, in the order of the help text."""
+    return (
         *(entry.name, entry.chip, _state(entry), entry.parameters, entry.precision, entry.context, entry.bytes),
         *(entry.layout, "proven" if entry.proven_by else "not proven", entry.licence, entry.tokens_per_s),
-        *(*ttft, entry.source, entry.url),
-    ]
-    return "\t".join("" if field is None else escape(str(field)) for field in fields)
+        *(*(entry.ttft_ms or (None, None)), entry.source, entry.url),
+    )
 
 
 def _pull_command(name: str, option: str | None) -> str:
     return f"npu-gateway pull {name}{f' --chip {option}' if option else ''}"
 
 
-def lines(entries: list[Entry], chip: Chip | None, width: int, option: str | None = None) -> Iterator[str]:
-    """Two or three short lines for each model, which also fit into 50 columns. `option`: the value of --chip."""
+def write_groups(entries: list[Entry], chip: Chip | None, option: str | None = None) -> None:
+    """Write the models to a terminal: those to download, to export, and those that are not served.
 
-    def wrapped(text: str, indent: str = "") -> list[str]:
-        return textwrap.wrap(escape(text), max(width, 20), initial_indent=indent, subsequent_indent=indent)
-
+    Args:
+        chip: of this machine or of the option; None: the models of every chip.
+        option: the value of --chip.
+    """
+    width = shutil.get_terminal_size().columns
     title = chip.title if chip else "Snapdragon laptops"
-    yield from wrapped(f"Models for {title}. `{_pull_command('NAME', option)}` gets one.")
+    print("\n".join(wrapped(f"Models for {title}. `{_pull_command('NAME', option)}` gets one.", width)))
     for kind, title in (("ready", ""), ("export", "To export yourself"), ("not served", "Not served")):
         group = [entry for entry in entries if _state(entry) == kind]
-        if group and title:
-            yield ""
-            yield from wrapped(f"{title} (`npu-gateway catalog NAME` says more):")
-        for entry in group:
-            yield ""
-            yield from wrapped(entry.name if chip else f"{entry.name} ({entry.chip})")
-            yield from wrapped(", ".join(_facts(entry)), "  ")
+        if group:
+            title = f"\n{title} (`npu-gateway catalog NAME` says more):" if title else ""
+            print("\n".join(wrapped(title, width)))
+            write_table([_cells(entry, chip) for entry in group], _COLUMNS)
+
+
+_COLUMNS = (
+    *("name", "", Column("size", right=True, shown=lambda size: f"{size / 1e9:.1f} GB"), Column("context", right=True)),
+    *(Column("tokens/s", right=True, shown=lambda speed: f"{speed:.1f}"), "first token", "", "licence", "from"),
+)
+
+
+def _cells(entry: Entry, chip: Chip | None) -> tuple[object, ...]:
+    parameters = f"{entry.parameters:g}B" if entry.parameters else ""
+    ttft = f"{entry.ttft_ms[0]:.0f} to {entry.ttft_ms[1]:.0f} ms" if entry.ttft_ms else ""
+    return (
+        *(entry.name if chip else f"{entry.name} ({entry.chip})", " ".join(filter(None, (parameters, entry.precision)))),
+        *(entry.bytes or None, entry.context, entry.tokens_per_s, ttft, _not_tested(entry)),
+        *(entry.licence or "not stated", entry.source),
+    )
+
+
+def _not_tested(entry: Entry) -> str:
+    return "layout not tested" if entry.kind == "text" and not entry.proven_by else ""
 
 
 def _facts(entry: Entry) -> Iterator[str]:
@@ -132,8 +151,8 @@ def _facts(entry: Entry) -> Iterator[str]:
         yield f"{entry.tokens_per_s:.1f} tokens/s"
     if entry.ttft_ms:
         yield f"first token {entry.ttft_ms[0]:.0f} to {entry.ttft_ms[1]:.0f} ms"
-    if entry.kind == "text" and not entry.proven_by:
-        yield "layout not tested"
+    if untested := _not_tested(entry):
+        yield untested
     yield f"{entry.licence} licence" if entry.licence else "licence not stated"
     yield f"from {entry.source}"
 
@@ -170,9 +189,8 @@ def _run_installed(as_json: bool) -> int:
     if as_json:
         print(json.dumps({"installed": [asdict(model) for model in found]}, indent=2))
     elif not sys.stdout.isatty():
-        for model in found:
-            fields = (model.program, model.name, model.layout, model.bytes, model.path, model.problem)
-            print("\t".join(escape(str(field)) for field in fields))
+        fields = attrgetter("program", "name", "layout", "bytes", "path", "problem")
+        write_table([fields(model) for model in found], ())
     else:
         print("\n".join(installed_lines(found, shutil.get_terminal_size().columns)))
     return 0
@@ -202,5 +220,4 @@ def installed_lines(found: list[Installed], width: int) -> Iterator[str]:
     for model in others:
         yield ""
         yield f"# {escape(model.name)} ({model.program}) cannot be served:"
-        text = f"{model.path}: {model.problem}"
-        yield from textwrap.wrap(escape(text), max(width, 20), initial_indent="#   ", subsequent_indent="#   ")
+        yield from wrapped(escape(f"{model.path}: {model.problem}"), max(width, 20), "#   ", "#   ")

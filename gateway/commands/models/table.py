@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import sys
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gateway.commands import options
-from gateway.monitoring.output import escape
+from gateway.commands.tables import Column, write_table
 
 if TYPE_CHECKING:
     from gateway.commands.models.model_state import ModelState
@@ -19,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
-    text = "List the configured models and the state of their bundles."
+    text = (
+        "List the configured models and the state of their bundles. Into a pipe, one line for each model with these "
+        "fields between tabs: name, state, engine, context, bytes, aliases, fallback, published speed, detail."
+    )
     parser = subparsers.add_parser("models", help="list the configured models", description=text)
     options.add_config(parser)
     parser.add_argument("--prepare", action="store_true", help="first download and build missing bundles")
@@ -38,8 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([_row(name, model, states[name]) for name, model in config.models.items()], indent=2))
     else:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
-        print("\n".join(lines(config, states, width)))
+        _write(config, states)
     return 0
 
 
@@ -56,20 +55,18 @@ def _row(name: str, model: ModelConfig, state: ModelState) -> dict[str, Any]:
     }
 
 
-def lines(config: Config, states: dict[str, ModelState], width: int) -> Iterator[str]:
-    """Two or three short lines for each model, which also fit into 50 columns."""
+def _write(config: Config, states: Mapping[str, ModelState]) -> None:
     from gateway.bundles.disk import megabytes
 
-    for name, model in config.models.items():
-        state = states[name]
-        title = f"{name}  {state.state}{f': {state.detail}' if state.detail else ''}"
-        facts = (
-            model.engine,
-            f"context {state.context_length}" if state.context_length else "",
-            megabytes(state.bytes) if state.bytes else "",
-            state.published and f"published {state.published}",
-            f"also as {' '.join(model.aliases)}" if model.aliases else "",
-            f"fallback {model.fallback}" if model.fallback else "",
-        )
-        for text, indent in ((title, ""), (", ".join(filter(None, facts)), "  ")):
-            yield from textwrap.wrap(escape(text), max(width, 20), initial_indent=indent, subsequent_indent="  ")
+    columns = (
+        *("name", "state", "engine", Column("context", right=True)),
+        *(Column("size", right=True, shown=megabytes), "also as", "fallback", "published", "detail"),
+    )
+    write_table([_fields(name, model, states[name]) for name, model in config.models.items()], columns)
+
+
+def _fields(name: str, model: ModelConfig, state: ModelState) -> tuple[object, ...]:
+    return (
+        *(name, state.state, model.engine, state.context_length or None, state.bytes or None),
+        *(" ".join(model.aliases), model.fallback, state.published, state.detail),
+    )

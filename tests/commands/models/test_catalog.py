@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway import cli
-from gateway.commands.models.catalog import details, installed_lines, lines, tabbed
+from gateway.commands.models.catalog import details, installed_lines, write_groups
+from gateway.commands.tables import cells
 from gateway.pull.catalog.entry import Entry
 from gateway.pull.installed.programs import program_folders
 from gateway.pull.installed.search import find_installed
@@ -19,6 +21,7 @@ from gateway.qnn.chips import chip_named
 from tests.support.model_index import ai_hub_model, publish, put_hub_list
 from tests.support.model_server import ModelServer, serve_models
 from tests.support.other_programs import write_everything
+from tests.support.terminal import Terminal
 
 
 @pytest.fixture
@@ -162,20 +165,25 @@ ENTRIES = [
 ]
 
 
-@pytest.mark.parametrize("width", [50, 80, 200])
-def test_lines_fit_into_the_terminal(width: int) -> None:
-    found = list(lines(ENTRIES, chip_named("x-elite"), width))
-    assert max(map(len, found)) <= width
-    assert [line for line in found if line in {entry.name for entry in ENTRIES}] == [entry.name for entry in ENTRIES]
+@pytest.mark.parametrize("terminal", [50, 80, 200], indirect=True)
+def test_groups_fit_into_the_terminal(terminal: Terminal) -> None:
+    with redirect_stdout(terminal):
+        write_groups(ENTRIES, chip_named("x-elite"), "x-elite")
+    found = terminal.lines()
+    assert max(map(cells, found)) <= terminal.width
+    text = " ".join(" ".join(found).split())
+    assert "Models for Snapdragon X Elite. `npu-gateway pull NAME --chip x-elite` gets one." in text
+    assert text.index("a-3b") < text.index("To export yourself") < text.index(ENTRIES[1].name)
+    assert text.index(ENTRIES[1].name) < text.index("Not served") < text.index("c-vl")
+    assert "apache-2.0" in text and "not stated" in text and text.count("AI Hub") == 3
 
 
 def test_command_repeats_the_chip_of_the_option() -> None:
     assert list(details(ENTRIES[0], "x2-elite"))[-1] == "  npu-gateway pull a-3b --chip x2-elite"
     assert list(details(ENTRIES[0]))[-1] == "  npu-gateway pull a-3b"
-    assert "`npu-gateway pull NAME --chip x-elite`" in next(lines(ENTRIES, chip_named("x-elite"), 100, "x-elite"))
 
 
-def test_text_of_a_publisher_cannot_break_a_line() -> None:
-    entry = Entry(name="a", title="A", id="a", chip="x-elite", source="AI Hub", licence="x\ty\nz\x1b[31m")
-    assert len(tabbed(entry).split("\t")) == 15
-    assert "\x1b" not in tabbed(entry) + "".join(lines([entry], None, 50))
+def test_text_of_a_publisher_cannot_break_a_line(terminal: Terminal) -> None:
+    with redirect_stdout(terminal):
+        write_groups([Entry(name="a", title="A", id="a", chip="x", source="AI Hub", licence="x\ty\nz\x1b[31m")], None)
+    assert "\x1b" not in terminal.getvalue() and r"x\ty\nz\x1b" in terminal.getvalue()
