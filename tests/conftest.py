@@ -8,12 +8,14 @@ tests/system/. So a fast run loads no real model and compiles nothing for the em
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import CodeType
 
 import pytest
@@ -74,7 +76,13 @@ _watch = ExitStack()
 
 
 def pytest_configure() -> None:
-    """Child processes inherit an ignored SIGINT, for example from a shell that runs the tests in the background."""
+    """Child processes inherit an ignored SIGINT, for example from a shell that runs the tests in the background.
+
+    Gateways write into a data folder of this run, not into that of the user.
+    """
+    folder = _watch.enter_context(TemporaryDirectory(prefix="npu-gateway-data-", ignore_cleanup_errors=True))
+    for variable in ("XDG_DATA_HOME", "LOCALAPPDATA"):
+        os.environ[variable] = folder
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     _watch.enter_context(loop_watch(_note))

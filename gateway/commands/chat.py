@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.commands import options
 from gateway.commands.client import gateway_error, openai_client
+from gateway.commands.running.find import find_gateway
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -21,8 +22,8 @@ def add_parser(subparsers: options.Subparsers) -> None:
         "chat", help="talk to a running gateway", description=f"Talk to a running gateway. {HELP}"
     )
     options.add_config(parser)
-    parser.add_argument("--url", help="the gateway (default: the address in the configuration)")
-    parser.add_argument("--api-key", help="key to send (default: the first one in the configuration)")
+    parser.add_argument("--url", help="the gateway (default: the one that runs)")
+    parser.add_argument("--api-key", help="key to send (default: the first one in the gateway's configuration)")
     parser.add_argument("--model", help="model or alias (default: the first model of the gateway)")
     parser.add_argument("--system", metavar="TEXT", help="instructions for the whole conversation")
     parser.add_argument("--max-tokens", type=int, default=512, help="longest answer, in tokens (default: 512)")
@@ -33,11 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
     from openai import APIError
     from rich.console import Console
 
-    config = options.load(arguments)
-    url = arguments.url or f"{options.base_url(config.server.host, config.server.port)}/v1"
-    key = arguments.api_key or next(iter(config.server.api_keys.values()), "")
+    found = find_gateway(arguments, options.load(arguments, may_be_empty=True))
+    url = found.api_url
     console = Console(highlight=False)
-    with openai_client(url, key) as client:
+    with openai_client(url, found.key) as client:
         try:
             model = arguments.model or client.models.list().data[0].id
             console.print(f"[dim]{model} at {url}. {HELP}[/dim]")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
+from gateway.config.hosts import is_loopback
 from gateway.errors import GatewayError, UpstreamFailed
 
 if TYPE_CHECKING:
@@ -12,9 +14,10 @@ if TYPE_CHECKING:
 
 def openai_client(url: str, key: str, *, timeout_s: float = 600.0, retries: int = 2) -> OpenAI:
     """A client of the API at `url`. `key`: "" if the gateway has no keys."""
-    from openai import OpenAI
+    from openai import DefaultHttpxClient, OpenAI
 
-    return OpenAI(base_url=url, api_key=key or "none", timeout=timeout_s, max_retries=retries)
+    http = DefaultHttpxClient(trust_env=not is_loopback(urlsplit(url).hostname or ""))  # no proxy to this machine
+    return OpenAI(base_url=url, api_key=key or "none", timeout=timeout_s, max_retries=retries, http_client=http)
 
 
 def listed_models(url: str, key: str) -> list[dict[str, Any]]:
@@ -45,9 +48,13 @@ def gateway_error(error: APIError) -> GatewayError:
     """The error of the client library as one line for the user."""
     from openai import APIConnectionError
 
+    from gateway.commands.running.find import others
+    from gateway.commands.running.run_file import running_gateways
+
     if isinstance(error, APIConnectionError):
         url = error.request.url
         address = f"{url.scheme}://{url.netloc.decode()}"
-        return UpstreamFailed(f"no server answers at {address}; start the gateway with `npu-gateway serve`")
+        gateways = [run for run in running_gateways() if run.url != address]
+        return UpstreamFailed(f"no server answers at {address}{others(gateways)}")
     body = error.body if isinstance(error.body, dict) else {}
     return UpstreamFailed(str(body.get("message") or error.message))

@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = options.load(arguments, overrides, may_be_empty=bool(arguments.model))
     from gateway.app import create_app
     from gateway.commands.models.prepare import prepare
+    from gateway.commands.running.run_file import RunFile, announced
     from gateway.config.file import find_config, has_keys
     from gateway.config.keys import key_warnings
     from gateway.monitoring import logs, output
@@ -83,7 +84,11 @@ def run(arguments: argparse.Namespace) -> int:
         port: int = listener.getsockname()[1]
         tasks.append(asyncio.create_task(_greet(config, app.state.router, port)))
 
-    serve(app, config.server, listener=listener, on_started=greet_when_ready)
+    address, port = config.server.host, listener.getsockname()[1]
+    config_file = "" if is_pipe else str(file.absolute())
+    run_file = RunFile(url=options.base_url(address, port), host=address, port=port, config_file=config_file)
+    with announced(run_file):
+        serve(app, config.server, listener=listener, on_started=greet_when_ready)
     return 0
 
 

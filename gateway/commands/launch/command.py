@@ -26,8 +26,8 @@ def add_parser(subparsers: options.Subparsers) -> None:
     )
     parser.add_argument("client", metavar="CLIENT", choices=sorted(CLIENTS), help=", ".join(sorted(CLIENTS)))
     options.add_config(parser)
-    parser.add_argument("--url", help="the gateway (default: the address in the configuration)")
-    parser.add_argument("--api-key", help="key for the client (default: the first one in the configuration)")
+    parser.add_argument("--url", help="the gateway (default: the one that runs)")
+    parser.add_argument("--api-key", help="key for the client (default: the first one in the gateway's configuration)")
     parser.add_argument("--model", help="model or alias (default: the first model of the gateway)")
     parser.add_argument("--print", action="store_true", dest="only_print", help="show the settings and change nothing")
     parser.add_argument("--no-start", action="store_true", help="write the settings, do not start the client")
@@ -41,11 +41,12 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.commands.launch.files import write
     from gateway.commands.launch.show import shown, without
     from gateway.commands.launch.target import find_target, warnings
+    from gateway.commands.running.find import find_gateway
     from gateway.config.file import environment_with
 
     client = CLIENTS[arguments.client]
     config = options.load(arguments, may_be_empty=True)
-    target = find_target(config, arguments.url, arguments.api_key, arguments.model)
+    target = find_target(config, find_gateway(arguments, config), arguments.model)
     environ = environment_with()
     folders = Folders(home=Path.home(), environ=environ, platform=sys.platform)
     setup = client.setup(target, folders)

@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from gateway.commands import options
 from gateway.commands.client import listed_models
 from gateway.commands.launch.client import Client, Target
 from gateway.config.value import nearest
 from gateway.errors import ConfigError, Unavailable
 
 if TYPE_CHECKING:
+    from gateway.commands.running.find import Found
     from gateway.config.tables import Config
 
 _LEAST_ANSWER = 512  # tokens that must fit behind a client's own prompt
 
 
-def find_target(config: Config, url: str | None, key: str | None, model: str | None) -> Target:
+def find_target(config: Config, gateway: Found, model: str | None) -> Target:
     """Ask the gateway for its models. Raises ConfigError, UpstreamFailed and Unavailable."""
-    url = (url or options.base_url(config.server.host, config.server.port)).rstrip("/").removesuffix("/v1")
-    key = key or next(iter(config.server.api_keys.values()), "")
-    models = {str(each["id"]): each for each in listed_models(f"{url}/v1", key)}
+    models = {str(each["id"]): each for each in listed_models(f"{gateway.url}/v1", gateway.key)}
     name = model or (config.default_model if config.default_model in models else next(iter(models), ""))
     if name not in models:
         raise ConfigError(f"the gateway has no model {name[:100]!r}{nearest(name, models) or '.'}")
-    return Target(url=url, key=key, model=name, context=_context(name, models[name]))
+    return Target(url=gateway.url, key=gateway.key, model=name, context=_context(name, models[name]))
 
 
 def _context(name: str, model: dict[str, Any]) -> int:

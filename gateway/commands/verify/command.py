@@ -6,10 +6,10 @@ import argparse
 import json
 import sys
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from gateway.commands import options
 from gateway.commands.client import gateway_error, models_of, openai_client
+from gateway.commands.running.find import find_gateway
 from gateway.errors import GatewayError, NotFound, quote
 from gateway.monitoring.output import escape
 
@@ -32,8 +32,8 @@ def add_parser(subparsers: options.Subparsers) -> None:
     parser = subparsers.add_parser("verify", help="try what works with a model", description=_TEXT)
     parser.add_argument("model", metavar="MODEL", nargs="?", help="model or alias (default: the first of the gateway)")
     options.add_config(parser)
-    parser.add_argument("--url", help="the gateway (default: the address in the configuration)")
-    parser.add_argument("--api-key", help="key to send (default: the first one in the configuration)")
+    parser.add_argument("--url", help="the gateway (default: the one that runs)")
+    parser.add_argument("--api-key", help="key to send (default: the first one in the gateway's configuration)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -44,13 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.commands.verify.check import results
     from gateway.commands.verify.report import as_dict, is_kept, lines
 
-    server = options.load(arguments, may_be_empty=True).server
-    url = (arguments.url or options.base_url(server.host, server.port)).rstrip("/")
-    url += "" if urlsplit(url).path else "/v1"
-    key = arguments.api_key or next(iter(server.api_keys.values()), "")
+    gateway = find_gateway(arguments, options.load(arguments, may_be_empty=True))
+    url = gateway.api_url
     found: list[Result] = []
     stopped: GatewayError | None = None
-    with openai_client(url, key, retries=0) as client:
+    with openai_client(url, gateway.key, retries=0) as client:
         try:
             peer = _peer(client, arguments.model)
             peer.find_spare()

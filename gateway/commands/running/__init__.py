@@ -1,0 +1,1 @@
+"""Commands for gateways that run: where they are, what they do, how they stop."""

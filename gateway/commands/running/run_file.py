@@ -1,0 +1,110 @@
+"""Run files: a running gateway writes where it is, so that the commands of the same user find it.
+
+`DATA/run/PORT.json` is written when the socket listens and removed at the end. A gateway that was killed leaves its
+file; readers remove it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+import psutil
+from msgspec import Struct, field
+
+from gateway import __version__
+from gateway.bundles.disk import data_folder
+
+_SAME_S = 2.0  # two readings of the time when a process was created differ by less, unless the clock was set
+
+_log = logging.getLogger(__name__)
+
+
+class RunFile(Struct, frozen=True, kw_only=True):
+    """One running gateway. Only its user can read the file, because of `token`."""
+
+    url: str  # for clients on this machine, without a path: "http://127.0.0.1:8400"
+    host: str  # that it listens on
+    port: int
+    config_file: str = ""
+    log_file: str = ""  # "": it writes none
+    pid: int = field(default_factory=os.getpid)
+    created_at: float = field(default_factory=lambda: psutil.Process().create_time())  # the process, Unix time
+    started_at: float = field(default_factory=time.time)  # when it listened, Unix time
+    version: str = __version__
+    python: str = sys.executable
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(32))  # POST /gateway/stop takes it
+
+
+def run_folder() -> Path:
+    return data_folder() / "run"
+
+
+@contextmanager
+def announced(run: RunFile) -> Iterator[None]:
+    """The run file exists meanwhile. A folder that cannot be written is a warning: the gateway itself needs no file."""
+    file = run_folder() / f"{run.port}.json"
+    content = msgspec.json.format(msgspec.json.encode(run), indent=2)
+    try:
+        _write(file, content)
+    except OSError as error:
+        reason = f"{file} cannot be written: {error.strerror or error}"
+        _log.warning("other commands will not find this gateway without --url: %s", reason)
+    try:
+        yield
+    finally:
+        _remove(file, content)
+
+
+def running_gateways() -> list[RunFile]:
+    """The gateways of this user that run now, by port. Removes the files of others."""
+    found = []
+    with suppress(OSError):
+        for file in sorted(run_folder().glob("*.json")):
+            with suppress(OSError, msgspec.MsgspecError):  # removed meanwhile, or written by another version
+                content = file.read_bytes()
+                run = msgspec.json.decode(content, type=RunFile)
+                if is_alive(run):
+                    found.append(run)
+                else:
+                    _remove(file, content)
+    return sorted(found, key=lambda run: run.port)
+
+
+def is_alive(run: RunFile) -> bool:
+    """False if the process ended, also if another one has its number now."""
+    try:
+        process = psutil.Process(run.pid)
+        same = abs(process.create_time() - run.created_at) < _SAME_S
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Write the whole file at once, readable by this user only. Raises OSError."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=file.name)  # with mode 600
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(file)
+    except BaseException:
+        temporary.unlink()
+        raise
+
+
+def _remove(file: Path, content: bytes) -> None:
+    """Remove the file if it has this content: another gateway may have the port now."""
+    with suppress(OSError):  # Windows: another program reads it; the next reader removes it
+        if file.read_bytes() == content:
+            file.unlink()

@@ -1,0 +1,109 @@
+"""Run files: who writes them, who may read them, and when they are removed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from gateway.commands.running.run_file import RunFile, announced, run_folder, running_gateways
+from tests.support.processes import serving
+
+
+@pytest.fixture(autouse=True)
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's data folder."""
+    for variable in ("XDG_DATA_HOME", "LOCALAPPDATA"):
+        monkeypatch.setenv(variable, str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def run_file(port: int, **fields: object) -> RunFile:
+    return msgspec.convert({"url": f"http://127.0.0.1:{port}", "host": "127.0.0.1", "port": port, **fields}, RunFile)
+
+
+def write(run: RunFile) -> Path:
+    run_folder().mkdir(parents=True, exist_ok=True)
+    file = run_folder() / f"{run.port}.json"
+    file.write_bytes(msgspec.json.encode(run))
+    return file
+
+
+def test_run_file_exists_while_announced() -> None:
+    second, first = run_file(8401), run_file(8400)
+    with announced(second), announced(first):
+        assert running_gateways() == [first, second]
+        assert first.token != second.token and len(first.token) >= 32
+    assert running_gateways() == [] and list(run_folder().iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows protects the folder of a user by itself")
+def test_run_file_is_readable_by_its_user_only(data: Path) -> None:
+    with announced(run_file(8400)):
+        modes = [stat.S_IMODE(path.stat().st_mode) for path in (run_folder(), run_folder() / "8400.json")]
+    assert modes == [0o700, 0o600]
+
+
+def test_run_file_of_next_gateway_on_port_is_kept() -> None:
+    with announced(run_file(8400)):
+        other = run_file(8400)
+        write(other)
+    assert running_gateways() == [other]
+
+
+@pytest.mark.parametrize("has_new_process", [False, True], ids=["dead", "another-process"])
+def test_stale_run_file_is_removed_by_readers(has_new_process: bool) -> None:
+    own = psutil.Process()
+    if has_new_process:
+        run = run_file(8400, pid=own.pid, created_at=own.create_time() - 60)
+    else:
+        with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+            pass
+        run = run_file(8400, pid=ended.pid)
+    file = write(run)
+    assert running_gateways() == [] and not file.exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX keeps ended processes until their parent waits")
+def test_ended_process_that_has_a_waiting_parent_counts_as_dead() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    run = run_file(8400, pid=process.pid, created_at=psutil.Process(process.pid).create_time())
+    write(run)
+    assert running_gateways() == [run]
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert running_gateways() == []
+    process.communicate()
+
+
+def test_files_that_are_no_run_files_are_ignored_and_kept() -> None:
+    write(run_file(1)).write_bytes(b'{"url": "http://127.0.0.1:1"}')
+    write(run_file(2)).write_bytes(b"\xff")
+    (run_folder() / "3.json").mkdir()
+    assert running_gateways() == [] and len(list(run_folder().iterdir())) == 3
+
+
+def test_data_folder_that_cannot_be_written_is_a_warning(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data.write_text("a file", encoding="utf-8")
+    with announced(run_file(8400)):
+        assert running_gateways() == []
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "will not find this gateway without --url" in caplog.text and "8400.json" in caplog.text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM")
+def test_serve_writes_run_file_and_removes_it_after_sigterm(folder: Path) -> None:
+    with serving("--port", 0, cwd=folder) as running:
+        url = running.read_greeting().split(" on ")[1].split()[0]
+        [run] = running_gateways()
+        assert f"{run.url}/v1" == url and run.pid == running.process.pid
+        assert run.config_file == str(folder / "config.toml") and run.python == sys.executable
+        assert running.stop(signal.SIGTERM)[0] == 0
+    assert list(run_folder().iterdir()) == []
