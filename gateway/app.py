@@ -19,13 +19,14 @@ from gateway.lanes.new_models import BetterBundles, NewModels, Upgrades
 from gateway.lanes.router import Router
 from gateway.monitoring.metrics import Metrics
 from gateway.monitoring.observers import Observers
-from gateway.routes import health, root, tokenize
+from gateway.routes import health, tokenize
 from gateway.routes import openapi as schema
 from gateway.routes.anthropic_api import routes as anthropic
 from gateway.routes.error_handler import handle_error
 from gateway.routes.ollama_api import models as ollama_models
 from gateway.routes.ollama_api import routes as ollama
 from gateway.routes.openai_api import chat, completions, embeddings, models
+from gateway.routes.page import page
 from gateway.routes.responses_api import routes as responses
 from gateway.routes.responses_api.store import ResponseStore
 from gateway.server.body import limit_bodies
@@ -34,7 +35,8 @@ from gateway.server.ignored import IgnoredLog
 from gateway.server.request import add_headers
 
 HANDLERS = [
-    root.root,
+    page.root,
+    page.web_file,
     chat.chat_completions,
     completions.completions,
     responses.create_response,

@@ -270,7 +270,10 @@ class TestBlame:
                 assert 'settle("failed")' not in file.read_text(encoding="utf-8")
 
 
-UNFINISHED = re.compile("not implemented|raise NotImpl|TODO|FIXME|XXX|placeholder|for now|stub", re.IGNORECASE)
+UNFINISHED = re.compile(
+    "not implemented|raise NotImpl|TODO|FIXME|XXX|(?<!:)placeholder(?![:=])|for now|stub",  # HTML has `placeholder=`
+    re.IGNORECASE,
+)
 FOREIGN = re.compile(
     r"(^|[^.a-z])/(wo" r"rk|fa" r"rm)/|https?://[a-z.]*(py" r"pi|python" r"hosted|npm" r"js|deb" r"ian)\."
 )
@@ -289,7 +292,9 @@ def lines_with(pattern: re.Pattern[str], file: Path) -> list[int]:
 class TestText:
     def test_nothing_is_marked_unfinished(self) -> None:
         found = [
-            f"{file}:{number}" for file in tracked("gateway", "scripts") for number in lines_with(UNFINISHED, file)
+            f"{file}:{number}"
+            for file in tracked("gateway", "scripts", ":!gateway/web/vendor")  # the text of other projects
+            for number in lines_with(UNFINISHED, file)
         ]
         assert not found
 

@@ -1,0 +1,7 @@
+// The chat.
+
+export function show(section) {
+  section.replaceChildren();
+}
+
+export function hide() {}

@@ -1,0 +1,7 @@
+// The live view.
+
+export function show(section) {
+  section.replaceChildren();
+}
+
+export function hide() {}

@@ -1,0 +1,22 @@
+// Texts in English.
+export default {
+  skip: "Skip to the content",
+  views: "Views",
+  "view.chat": "Chat",
+  "view.live": "Live",
+  "theme.system": "Colours: as the system",
+  "theme.light": "Colours: light",
+  "theme.dark": "Colours: dark",
+  "dialog.save": "Save",
+  "dialog.cancel": "Cancel",
+  "dialog.close": "Close",
+  "key.title": "API key",
+  "key.label": "Key",
+  "key.help": "This gateway has API keys. Enter one from the table [server] api_keys of its configuration.",
+  "key.wrong": "The gateway does not accept this key. Check it in the table [server] api_keys of its configuration.",
+  "key.remember": "Remember it in this browser",
+  "key.use": "Use this key",
+  "error.stopped": "Stopped.",
+  "error.network": "The gateway does not answer. Check that it runs, then try again.",
+  "error.status": "The reply has status {status} and is not from the gateway. Check the address.",
+};

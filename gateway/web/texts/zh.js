@@ -1,0 +1,22 @@
+// Texts in Simplified Chinese.
+export default {
+  skip: "跳到内容",
+  views: "视图",
+  "view.chat": "聊天",
+  "view.live": "实时",
+  "theme.system": "颜色：跟随系统",
+  "theme.light": "颜色：浅色",
+  "theme.dark": "颜色：深色",
+  "dialog.save": "保存",
+  "dialog.cancel": "取消",
+  "dialog.close": "关闭",
+  "key.title": "API 密钥",
+  "key.label": "密钥",
+  "key.help": "此网关设有 API 密钥。请输入其配置中 [server] api_keys 表里的一个密钥。",
+  "key.wrong": "网关不接受此密钥。请在其配置的 [server] api_keys 表中核对。",
+  "key.remember": "在此浏览器中记住",
+  "key.use": "使用此密钥",
+  "error.stopped": "已停止。",
+  "error.network": "网关没有响应。请确认它正在运行，然后重试。",
+  "error.status": "收到状态 {status} 的回复，但它不是网关发出的。请检查地址。",
+};

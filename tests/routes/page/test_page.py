@@ -1,0 +1,98 @@
+"""GET and HEAD /, and GET /web/...: the page and its files."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+import pytest
+
+from gateway.routes.page.files import FOLDER, MEDIA_TYPES, web_files
+from gateway.routes.page.page import POLICY
+from tests.support.server import error_of
+
+BROWSER = {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/json", ""])
+def test_root_answers_text_to_a_client(http: httpx.Client, accept: str) -> None:
+    answer = http.get("/", headers={"accept": accept})
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert "npu-gateway" in answer.text
+    head = http.head("/", headers={"accept": accept})
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == answer.headers["content-length"]
+
+
+def test_root_answers_the_page_to_a_browser(http: httpx.Client) -> None:
+    answer = http.get("/", headers=BROWSER)
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert answer.content == (FOLDER / "index.html").read_bytes()
+    assert answer.headers["vary"] == "accept"
+    assert http.head("/", headers=BROWSER).headers["etag"] == answer.headers["etag"]
+
+
+def test_policy_allows_only_own_files(http: httpx.Client) -> None:
+    for path in ("/", "/web/app/main.js"):
+        headers = http.get(path, headers=BROWSER).headers
+        assert headers["content-security-policy"] == POLICY
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+    assert "unsafe" not in POLICY
+    assert not re.search(r"https?:|\*", POLICY)
+    assert "frame-ancestors 'none'" in POLICY
+
+
+def test_unchanged_file_is_304(http: httpx.Client) -> None:
+    first = http.get("/web/app/main.js")
+    assert first.headers["cache-control"] == "no-cache"
+    again = http.get("/web/app/main.js", headers={"if-none-match": f'W/"x", {first.headers["etag"]}'})
+    assert (again.status_code, again.content) == (304, b"")
+    assert http.get("/web/app/main.js", headers={"if-none-match": '"x"'}).content == first.content
+
+
+def test_every_file_has_its_media_type(http: httpx.Client) -> None:
+    for name, file in web_files().items():
+        answer = http.get(f"/web/{name}")
+        assert answer.content == file.body
+        assert answer.headers["content-type"].split(";")[0] == MEDIA_TYPES["." + name.rpartition(".")[2]]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/web/",
+        "/web/app",
+        "/web/missing.js",
+        "/web/../app.py",
+        "/web/%2e%2e/app.py",
+        "/web/app/..%2f..%2f..%2fapp.py",
+        "/web/..%5capp.py",
+        "/web/index.html%00",
+    ],
+)
+def test_other_paths_are_404(http: httpx.Client, path: str) -> None:
+    answer = http.get(path)
+    assert answer.status_code == 404
+    assert error_of(answer)["type"] == "invalid_request_error"
+
+
+def test_pages_of_other_hosts_get_no_file(http: httpx.Client) -> None:
+    for path in ("/", "/web/app/main.js"):
+        assert http.get(path, headers={"host": "evil.example"}).status_code == 403
+        assert http.get(path, headers={"origin": "http://evil.example"}).status_code == 403
+
+
+def test_page_names_only_own_files() -> None:
+    """No file of the page refers to another host, or to a file that does not exist."""
+    files = web_files()
+    for name, file in files.items():
+        if name.startswith("vendor/") or not name.endswith((".html", ".css", ".js")):
+            continue
+        text = file.body.decode()
+        for path in re.findall(r"""["'(]/web/([^"')]+)["')]""", text):
+            assert path in files, f"{name} names {path}"
+        for path in re.findall(r"""(?:from|import)\s*\(?["'](\.[^"']+)["']""", text):
+            resolved = (FOLDER / name).parent.joinpath(path).resolve().relative_to(FOLDER).as_posix()
+            assert resolved in files, f"{name} imports {path}"
+        assert not re.search(r"""(?:src|href|url)\s*[=(]\s*["']?https?:""", text), name
