@@ -9,6 +9,7 @@ import logging
 import socket
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import asdict
@@ -19,8 +20,9 @@ from gateway.errors import ConfigError, GatewayError
 from gateway.monitoring.output import escape
 
 if TYPE_CHECKING:
-    from gateway.config.tables import Config, Defaults, ServerConfig
+    from gateway.config.tables import Config, Defaults, LogConfig, ServerConfig
     from gateway.lanes.router import ModelInfo, Router
+    from gateway.monitoring.log_file import LogFile
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -73,7 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
     npu_bundles = None if is_pipe else NpuBundles(arguments.config, overrides)
     config = prepare(config)
     output.never_block()
-    logs.setup()
+    file_of_log = _log_file(config.log)
+    logs.setup(config.log.level, format=config.log.format, file=file_of_log)
     for line in key_warnings(config.server, file if has_keys(file) else None):
         logging.getLogger("gateway").warning("%s", line)
     app = create_app(config, new_models=watch, better_bundles=npu_bundles)
@@ -90,6 +93,18 @@ def run(arguments: argparse.Namespace) -> int:
     with announced(run_file):
         serve(app, config.server, listener=listener, on_started=greet_when_ready)
     return 0
+
+
+def _log_file(config: LogConfig) -> LogFile | None:
+    """The file of the log. "auto": none if a person sees stderr."""
+    from gateway.bundles.disk import data_folder
+    from gateway.monitoring.logs import open_log_file
+
+    is_seen = sys.stderr is not None and sys.stderr.isatty()
+    if config.file == "" or (config.file == "auto" and is_seen):
+        return None
+    path = data_folder() / "logs" / "gateway.log" if config.file == "auto" else Path(config.file)
+    return open_log_file(path, config.max_mb, config.files, config.format)
 
 
 def _with_one_model(arguments: argparse.Namespace, config: Config, overrides: Mapping[str, Any]) -> Config:

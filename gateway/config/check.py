@@ -19,6 +19,7 @@ from gateway.config.tables import (
     Defaults,
     GenieModel,
     LocalModel,
+    LogConfig,
     ModelConfig,
     ScriptedModel,
     ServerConfig,
@@ -31,7 +32,12 @@ from gateway.errors import error_class
 #: The struct of each model's table, by the model's name.
 Kinds = Mapping[str, type[ModelConfig]]
 Engine = Literal[tuple(MODEL_KINDS)]  # type: ignore[valid-type]
-TABLES: dict[str, type[Struct]] = {"server": ServerConfig, "defaults": Defaults, "breaker": BreakerConfig}
+TABLES: dict[str, type[Struct]] = {
+    "server": ServerConfig,
+    "defaults": Defaults,
+    "breaker": BreakerConfig,
+    "log": LogConfig,
+}
 
 
 def keys_of(table: Table, kinds: Kinds) -> dict[str, Any]:

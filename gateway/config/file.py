@@ -28,10 +28,8 @@ from gateway.config.tables import (
     BreakerConfig,
     BundleModel,
     Config,
-    Defaults,
     LocalModel,
     ModelConfig,
-    ServerConfig,
 )
 from gateway.config.value import Setting, Table, convert, nearest, path_hint, path_problem, quoted, upper
 from gateway.errors import ConfigError
@@ -235,11 +233,10 @@ def _build(kinds: Kinds, values: Mapping[Table, dict[str, Any]], overrides: Mapp
             own["provider"] = overrides["models.provider"]
         return kind(**own)
 
+    tables: dict[str, Any] = {name: struct(**values.get((name,), {})) for name, struct in TABLES.items()}
     return Config(
         **values.get((), {}),
-        server=ServerConfig(**values.get(("server",), {})),
-        defaults=Defaults(**values.get(("defaults",), {})),
-        breaker=BreakerConfig(**values.get(("breaker",), {})),
+        **tables,
         models={name: model(name, kind) for name, kind in kinds.items()},
     )
 
@@ -263,7 +260,10 @@ def with_paths(config: Config, base: Path, file: str) -> Config:
         return replace(model, path=path, source=source) if source else replace(model, path=path)
 
     models = {name: absolute(name, model) for name, model in config.models.items()}
-    return replace(config, models_dir=models_dir, models=models)
+    log = config.log
+    if log.file not in ("", "auto"):
+        log = replace(log, file=str(_absolute(base, log.file, f"{file}: [log] file")))
+    return replace(config, models_dir=models_dir, models=models, log=log)
 
 
 def _absolute(base: Path, text: str, where: str) -> Path:

@@ -74,6 +74,18 @@ class BreakerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     probe_itself: bool = True  # the gateway makes the probes; False: the next requests of users are the probes
 
 
+class LogConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The log. It goes to stderr, and to a file."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"  # of the file, and of stderr if it is not a terminal
+    file: str = (
+        "auto"  # "auto": logs/gateway.log in the data folder, if stderr is not a terminal; "": no file; or a path
+    )
+    max_mb: Annotated[float, Meta(gt=0, le=1e6)] = 10.0  # of one file, in units of 1,000,000 bytes
+    files: Annotated[int, Meta(ge=1, le=1000)] = 5  # the newest one and older ones; the oldest is deleted
+
+
 class Alias(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a request under this name gets instead of the model's own value. None: the model's."""
 
@@ -190,6 +202,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     server: ServerConfig = ServerConfig()
     defaults: Defaults = Defaults()
     breaker: BreakerConfig = BreakerConfig()
+    log: LogConfig = LogConfig()
     models: dict[str, ModelConfig] = field(default_factory=dict)
     #: The model for requests without a model, or with an unknown one. None: they get 404 `model_not_found`.
     default_model: str | None = None

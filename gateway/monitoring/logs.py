@@ -1,4 +1,4 @@
-"""The gateway's log on stderr: one line for each request, and one for each change of a model's state.
+"""The gateway's log on stderr and in a file: one line for each request, and one for each change of a model's state.
 
     req-7  smollm2  prompt 512 = 480 cached + 32  queue 0 ms  first token 85 ms  48 tokens  35.1 tokens/s  stop
     req-8  llama3.2-3b -> smollm2 (latency_breaker_open)  prompt 9 = 0 cached + 9  ...
@@ -9,16 +9,22 @@ text a client, an upstream or a bundle put into it; the lines of a traceback fol
 
 from __future__ import annotations
 
+import atexit
 import io
 import logging
 import sys
-from typing import TextIO
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, TextIO
 
+import msgspec
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from gateway.errors import cut
 from gateway.generation import Chat, Prompt, Text
-from gateway.monitoring.output import escape
+from gateway.monitoring.log_file import LogFile
+from gateway.monitoring.output import EXIT_S, escape
 
 _LONGEST_NAME = 80
 _LONGEST_PROMPT = 2000
@@ -26,36 +32,123 @@ _LONGEST_LINE = 4000
 _LONGEST_TRACEBACK = 50_000
 
 
-def setup(level: str = "INFO", stream: TextIO | None = None) -> None:
-    """Write all logs of this process to `stream` (default: stderr) as UTF-8, also on a console with another code page.
+def setup(
+    level: str = "INFO",
+    stream: TextIO | None = None,
+    *,
+    format: Literal["text", "json"] = "text",
+    file: LogFile | None = None,
+) -> None:
+    """Write all logs of this process to `stream` as UTF-8, also on a console with another code page, and to `file`.
 
     Args:
         level: of the gateway's own loggers. Libraries log warnings and errors.
+        stream: None: stderr. A process without a console has none.
+        format: of the file, and of a stream that is not a terminal.
     """
     stream = stream or sys.stderr
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    handler = _LogHandler(stream)
-    handler.setFormatter(_Formatter())
+    handlers: list[logging.Handler] = []
+    if stream is not None:
+        handlers.append(_StreamHandler(stream))
+        handlers[0].setFormatter(_TextFormatter() if format == "text" or stream.isatty() else _JsonFormatter())
+    if file is not None:
+        handlers.append(_FileHandler(file))
+        handlers[-1].setFormatter(file_formatter(format))
     root = logging.getLogger()
-    root.handlers[:] = [*(other for other in root.handlers if not isinstance(other, _LogHandler)), handler]
+    root.handlers[:] = [*(other for other in root.handlers if not isinstance(other, _OURS)), *handlers]
     root.setLevel(logging.WARNING)
     logging.getLogger("gateway").setLevel(level.upper())
     logging.captureWarnings(True)
 
 
-class _LogHandler(logging.StreamHandler[TextIO]):
-    """The handler that `setup` adds."""
+def open_log_file(path: Path, max_mb: float, files: int, format: Literal["text", "json"] = "text") -> LogFile:
+    """The log file for `setup`; its `path` has a number if another gateway writes to this one. Never raises."""
+    formatter = file_formatter(format)
+
+    def notice(lost: int) -> bytes:
+        text = f"{lost} {'line' if lost == 1 else 'lines'} of this log could not be written"
+        return line_of(logging.makeLogRecord({"levelno": logging.WARNING, "levelname": "WARNING", "msg": text}))
+
+    def line_of(record: logging.LogRecord) -> bytes:
+        return (formatter.format(record) + "\n").encode("utf-8", "backslashreplace")
+
+    opened = LogFile(path, int(max_mb * 1_000_000), files, notice)
+    atexit.register(opened.close, EXIT_S)
+    return opened
 
 
-class _Formatter(logging.Formatter):
-    """`12:00:00 INFO    message`. No text in a record can start a line that looks like this one."""
+def file_formatter(format: Literal["text", "json"]) -> logging.Formatter:
+    return _JsonFormatter() if format == "json" else _TextFormatter(has_date=True)
+
+
+class _StreamHandler(logging.StreamHandler[TextIO]):
+    """The handler of stderr that `setup` adds."""
+
+
+class _FileHandler(logging.Handler):
+    """The handler of the log file that `setup` adds."""
+
+    def __init__(self, file: LogFile) -> None:
+        super().__init__()
+        self._file = file
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._file.write((self.format(record) + "\n").encode("utf-8", "backslashreplace"))
+        except Exception:
+            self.handleError(record)
+
+
+_OURS = (_StreamHandler, _FileHandler)
+
+
+class _TextFormatter(logging.Formatter):
+    """`12:00:00 INFO    message`. No text in a record can start a line that looks like this one.
+
+    Args:
+        has_date: write `2026-11-30T12:00:00+01:00` in place of the time.
+    """
+
+    def __init__(self, has_date: bool = False) -> None:
+        super().__init__()
+        self._has_date = has_date
 
     def format(self, record: logging.LogRecord) -> str:
-        time = self.formatTime(record, "%H:%M:%S")
-        line = f"{time} {record.levelname:7} {escape(cut(record.getMessage(), _LONGEST_LINE))}"
-        details = self.formatException(record.exc_info) if record.exc_info else ""
-        return "\n".join([line, *(f"  {escape(each)}" for each in cut(details, _LONGEST_TRACEBACK).splitlines())])
+        time = _iso_time(record, "seconds") if self._has_date else self.formatTime(record, "%H:%M:%S")
+        line = f"{time} {record.levelname:7} {_message(record)}"
+        return "\n".join([line, *(f"  {each}" for each in _traceback(self, record))])
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and the fields of a request."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        content: dict[str, Any] = {
+            "time": _iso_time(record, "milliseconds"),
+            "level": record.levelname,
+            "logger": escape(record.name),
+            "message": _message(record),
+        }
+        if isinstance(record.args, tuple) and record.args and isinstance(record.args[0], RequestLine):
+            content["request"] = record.args[0].fields()
+        if details := _traceback(self, record):
+            content["traceback"] = details
+        return msgspec.json.encode(content).decode()
+
+
+def _iso_time(record: logging.LogRecord, timespec: str) -> str:
+    return datetime.fromtimestamp(record.created).astimezone().isoformat(timespec=timespec)
+
+
+def _message(record: logging.LogRecord) -> str:
+    return escape(cut(record.getMessage(), _LONGEST_LINE))
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> list[str]:
+    text = formatter.formatException(record.exc_info) if record.exc_info else ""
+    return [escape(line) for line in cut(text, _LONGEST_TRACEBACK).splitlines()]
 
 
 class RequestLine(Struct, kw_only=True):
@@ -74,6 +167,11 @@ class RequestLine(Struct, kw_only=True):
     total_s: float = 0.0
     dropped_messages: int = 0  # of the chat, because it did not fit into the context
     has_default_limit: bool = False  # the token limit is not from the request
+
+    def fields(self) -> dict[str, Any]:
+        """What is known, for a JSON log. Text from a client is printable."""
+        known = {name: value for name, value in asdict(self).items() if value not in (None, "", False)}
+        return {name: printable(value) if isinstance(value, str) else value for name, value in known.items()}
 
     @property
     def tokens_per_s(self) -> float | None:

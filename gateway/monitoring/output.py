@@ -19,6 +19,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,17 +45,28 @@ def escape(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-class QueuedWriter:
-    """Writes to `file` in a thread. `write` returns at once and can be called from a signal handler."""
+def _notice(lines: int) -> bytes:
+    what = "line of output was" if lines == 1 else "lines of output were"
+    return f"{time.strftime('%H:%M:%S')} WARNING {lines} {what} lost, because no program read them\n".encode()
 
-    def __init__(self, file: io.RawIOBase) -> None:
+
+class QueuedWriter:
+    """Writes to `file` in a thread. `write` returns at once and can be called from a signal handler.
+
+    Args:
+        name: of the thread.
+        notice: the line about a number of lost lines.
+    """
+
+    def __init__(self, file: io.RawIOBase, name: str = "output", notice: Callable[[int], bytes] = _notice) -> None:
         self._file = file
+        self._notice = notice
         self._changed = threading.Condition()  # of a reentrant lock
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
         self._dropped_lines = 0
         self._is_idle = True
-        threading.Thread(target=self._run, name=f"output {file.fileno()}", daemon=True).start()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def write(self, data: bytes) -> None:
         with self._changed:
@@ -76,7 +88,7 @@ class QueuedWriter:
         while True:
             batch, dropped = self._take()
             lost += dropped + (0 if self._write(batch) else batch.count(b"\n"))
-            if lost and self._write(_notice(lost)):
+            if lost and self._write(self._notice(lost)):
                 lost = 0
             time.sleep(_COLLECT_S)
 
@@ -144,7 +156,7 @@ def _replace(stream: io.TextIOWrapper, descriptor: int) -> io.TextIOWrapper:
     read_end, write_end = os.pipe()
     os.dup2(write_end, descriptor)
     os.close(write_end)
-    writer = QueuedWriter(file)
+    writer = QueuedWriter(file, f"output {descriptor}")
     pump = threading.Thread(target=_pump, args=(read_end, writer), name=f"child output {descriptor}", daemon=True)
     pump.start()
 
@@ -169,8 +181,3 @@ def _pump(read_end: int, writer: QueuedWriter) -> None:
         writer.write(((_INDENT if starts_line else "") + shown).encode())
         starts_line = text.endswith("\n")
     os.close(read_end)
-
-
-def _notice(lines: int) -> bytes:
-    what = "line of output was" if lines == 1 else "lines of output were"
-    return f"{time.strftime('%H:%M:%S')} WARNING {lines} {what} lost, because no program read them\n".encode()

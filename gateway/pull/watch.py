@@ -11,6 +11,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from gateway.bundles.stamp import plan_start
+from gateway.config.check import TABLES
 from gateway.config.file import find_config, load_config
 from gateway.config.tables import Config, LocalModel, ModelConfig
 from gateway.errors import BundleError, ConfigError
@@ -98,6 +99,6 @@ def _state(path: Path | None) -> tuple[str, int, int]:
 
 def _changed(before: Config, after: Config) -> list[str]:
     """The tables and keys that differ, without new models."""
-    names = ("server", "defaults", "breaker", "default_model", "models_dir")
+    names = (*TABLES, "default_model", "models_dir")
     changed = [name for name in names if getattr(before, name) != getattr(after, name)]
     return changed + [f"models.{name}" for name, model in before.models.items() if after.models.get(name) != model]

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.config.check import fields_of, is_loopback
+from gateway.config.check import TABLES, fields_of, is_loopback
 from gateway.config.file import load_config
-from gateway.config.tables import MODEL_KINDS, BreakerConfig, Config, Defaults, Script, ServerConfig
+from gateway.config.tables import MODEL_KINDS, BreakerConfig, Config, Script
 from gateway.errors import ConfigError
 
 #: As TOML writes them.
@@ -45,7 +45,7 @@ def settings() -> Iterator[tuple[str, str, str]]:
     """(table, key, the file up to the key) of every key."""
     for key in fields_of(Config):
         yield "", key, ""
-    for table, struct in (("server", ServerConfig), ("defaults", Defaults), ("breaker", BreakerConfig)):
+    for table, struct in TABLES.items():
         for key in fields_of(struct):
             yield table, key, f"{SAFE}[{table}]\n"
     for engine, kind in MODEL_KINDS.items():

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from gateway.generation import Chat, Message, Text, TokenIds
 from gateway.monitoring import logs
 from gateway.monitoring.logs import RequestLine
+from tests.support.processes import PATIENCE_S
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +108,33 @@ def test_traceback_is_indented_and_escaped() -> None:
     assert first.endswith(" ERROR   failed") and second == "  Traceback (most recent call last):"
     assert all(line.startswith("  ") and line.isprintable() for line in others[:-1])
     assert "  ValueError: x" in others
+
+
+def test_file_has_date_and_zone(tmp_path: Path) -> None:
+    file = logs.open_log_file(tmp_path / "gateway.log", 1.0, 2)
+    logs.setup("INFO", io.StringIO(), file=file)
+    logging.getLogger("gateway").info("ready\n%s", HOSTILE)
+    file.close(PATIENCE_S)
+    text = file.path.read_text(encoding="utf-8")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d INFO    ready\\nx.*\n", text)
+
+
+def test_json_log_is_one_object_a_line(tmp_path: Path) -> None:
+    file = logs.open_log_file(tmp_path / "gateway.log", 1.0, 2, "json")
+    stream = io.StringIO()
+    logs.setup("INFO", stream, format="json", file=file)
+    logging.getLogger("gateway").info("%s", RequestLine(id="req-7", requested=HOSTILE, ending="stop", ttft_s=0.5))
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        logging.getLogger("gateway").exception("failed")
+    file.close(PATIENCE_S)
+    text = file.path.read_text(encoding="utf-8")
+    assert text == stream.getvalue() and text.replace("\n", "").isprintable()
+    first, second = map(json.loads, text.splitlines())
+    assert first["request"]["id"] == "req-7" and first["request"]["ttft_s"] == 0.5
+    assert (first["level"], second["level"], second["logger"]) == ("INFO", "ERROR", "gateway")
+    assert "ValueError: x" in second["traceback"]
 
 
 def test_warning_is_a_record() -> None:

@@ -26,9 +26,10 @@ OWN_GROUP: dict[str, Any] = (
 
 def environment(**variables: str) -> dict[str, str]:
     """The environment of the tests without gateway settings, plus `variables`. A gateway reports
-    a blocked event loop."""
+    a blocked event loop, and writes no log file to the data folder of this user."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith("NPU_GATEWAY_")}
-    return {**mine, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "PYTHONASYNCIODEBUG": "1", **variables}
+    ours = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "PYTHONASYNCIODEBUG": "1"}
+    return {**mine, **ours, "NPU_GATEWAY_LOG_FILE": "", **variables}
 
 
 def gateway(
