@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 
 import httpx
@@ -96,3 +98,15 @@ def test_page_names_only_own_files() -> None:
             resolved = (FOLDER / name).parent.joinpath(path).resolve().relative_to(FOLDER).as_posix()
             assert resolved in files, f"{name} imports {path}"
         assert not re.search(r"""(?:src|href|url)\s*[=(]\s*["']?https?:""", text), name
+
+
+def test_vendored_files_equal_the_lock() -> None:
+    """`scripts/vendor_web.py` writes them from the registry's packages, whose hashes are in the lock too."""
+    vendor = FOLDER / "vendor"
+    lock = json.loads((vendor / "vendor.json").read_text(encoding="utf-8"))
+    hashes = {f"{name}/{file['name']}": file["sha256"] for name, library in lock.items() for file in library["files"]}
+    files = [path for path in vendor.rglob("*") if path.is_file() and path.name != "vendor.json"]
+    found = {path.relative_to(vendor).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    assert found == hashes
+    assert {name.partition("/")[0] for name in found if name.endswith("/LICENSE.txt")} == lock.keys()
+    assert all(library["integrity"].startswith("sha512-") for library in lock.values())
