@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,8 @@ from gateway.routes.error_handler import handle_error
 from gateway.routes.ollama_api import models as ollama_models
 from gateway.routes.ollama_api import routes as ollama
 from gateway.routes.openai_api import chat, completions, embeddings, models
-from gateway.routes.page import page
+from gateway.routes.page import live, page
+from gateway.routes.page.live import LiveSources
 from gateway.routes.responses_api import routes as responses
 from gateway.routes.responses_api.store import ResponseStore
 from gateway.server.body import limit_bodies
@@ -58,6 +60,8 @@ HANDLERS = [
     health.healthz,
     health.readyz,
     health.metrics,
+    live.live,
+    live.log,
     schema.schema,
 ]
 _BODIES_IN_MEMORY = 4  # all requests together may hold this number of bodies of `max_body_bytes`, or more small ones
@@ -68,6 +72,7 @@ def create_app(
     engines: Mapping[str, Engine] | None = None,
     new_models: Callable[[], Mapping[str, ModelConfig]] | None = None,
     better_bundles: BetterBundles | None = None,
+    config_file: str = "",
 ) -> Litestar:
     """The ASGI application. The start of its lifespan starts to load the models, and does not wait for them.
 
@@ -75,6 +80,7 @@ def create_app(
         engines: an engine for each model by name, not started; None: made from the configuration.
         new_models: the models that came since its last call; None: none will come.
         better_bundles: builds bundles while the models answer from others; None: nothing does.
+        config_file: where the configuration is from, for the page; "": no file.
     """
     metrics = Metrics()
 
@@ -94,7 +100,7 @@ def create_app(
             {
                 "router": router,
                 "metrics": metrics,
-                "observers": observers,
+                "live": LiveSources(router, observers, config_file),
                 "responses": ResponseStore(),
                 "ignored_log": IgnoredLog(),
                 "parser": ThreadPoolExecutor(1, "parser"),
@@ -119,11 +125,14 @@ def create_app(
 @asynccontextmanager
 async def _lifespan(app: Litestar) -> AsyncGenerator[None, None]:
     router: Router = app.state.router
+    log = app.state.live.log
+    logging.getLogger().addHandler(log)
     await router.start()
     background = [asyncio.create_task(each.run(router)) for each in app.state.background]
     try:
         yield
     finally:
+        logging.getLogger().removeHandler(log)
         for task in background:
             task.cancel()
         await router.aclose()

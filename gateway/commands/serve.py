@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     logs.setup(config.log.level, format=config.log.format, file=file_of_log)
     for line in key_warnings(config.server, file if has_keys(file) else None):
         logging.getLogger("gateway").warning("%s", line)
-    app = create_app(config, new_models=watch, better_bundles=npu_bundles)
+    app = create_app(config, new_models=watch, better_bundles=npu_bundles, config_file=str(file.absolute()))
     listener = _listen(config.server)
     tasks: list[asyncio.Task[None]] = []  # the event loop keeps only a weak reference to a task
 

@@ -29,6 +29,8 @@ class EngineStatus(Struct, frozen=True, kw_only=True):
     #: provider name -> number of graph nodes that it runs, summed over the graphs of the bundle
     placement: dict[str, int] = field(default_factory=dict)
     passes: PassTimes | None = None  # of this start, after the warm-up; None: not measured
+    pid: int | None = None  # of the process that runs the model; None: it has none
+    chip: str = ""  # of the NPU, for a person; "": unknown, or the model does not run on an NPU
     published_tokens_per_s: float | None = None  # of this model on the NPU of this machine
     load_s: float = 0.0
     peak_bytes: int = 0

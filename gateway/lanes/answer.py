@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from msgspec.structs import replace
 
-from gateway.errors import GatewayError, InvalidRequest
+from gateway.errors import LONGEST_QUOTE, GatewayError, InvalidRequest, cut
 from gateway.generation import ChoiceFinished, Event, Finished, Generation, Meter, Started, Timings
 from gateway.lanes.job import Job
 from gateway.lanes.lane import Lane
@@ -173,7 +173,7 @@ class RoutedAnswer(AsyncIterator[Event]):
         line.total_s = self._clock() - self._opened_at
         _log.info("%s", line)
         if self._log_prompt:
-            _log.info("%s  %s", line.id, logs.prompt_text(self._generation.prompt))
+            _log.info("%s  %s", line.id, logs.prompt_text(self._generation.prompt), extra={"has_prompt": True})
         self._observers.ended(self._record())
 
     def _record(self) -> AnswerRecord:
@@ -184,7 +184,7 @@ class RoutedAnswer(AsyncIterator[Event]):
             id=line.id,
             endpoint=self._generation.endpoint,
             key=self._generation.owner,
-            requested=line.requested,
+            requested=cut(line.requested, LONGEST_QUOTE),
             model=line.served,
             ending=line.ending,
             status=self._status,

@@ -80,7 +80,7 @@ def _record(request: HttpRequest, error: ModelNotFound) -> None:
         id=line.id,
         endpoint=request.scope["path"],
         key=owner_of(request),
-        requested=line.requested,
+        requested=cut(line.requested, LONGEST_QUOTE),
         ending=line.ending,
         status=error.status,
     )

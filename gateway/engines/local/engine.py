@@ -32,7 +32,7 @@ from gateway.engines.local.integrity import IntegrityCheck
 from gateway.engines.local.process import Entry, WorkerProcess, spec_of
 from gateway.engines.local.prompts import Prompts
 from gateway.engines.local.sick_start import SickStart
-from gateway.engines.local.speed import published_speed
+from gateway.engines.local.speed import chip_title, published_speed
 from gateway.engines.local.supervisor import Supervisor
 from gateway.engines.local.text_tools import LocalTextTools
 from gateway.errors import BundleError, EngineFailed, GatewayError, ModelNotReady
@@ -115,6 +115,8 @@ class LocalEngine:
             restarts=supervisor.restarts,
             placement=ready.placement,
             passes=ready.passes,
+            pid=supervisor.pid,
+            chip=chip_title(ready),
             published_tokens_per_s=published_speed(self._origin, ready),
             load_s=ready.load_s + ready.warm_up_s,
             peak_bytes=ready.peak_bytes,

@@ -61,16 +61,13 @@ class WorkerProcess:
         self.activity = Activity(self._context)
         self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
         self._process: SpawnProcess | None = None
+        self.pid: int | None = None  # None before `start`
         self._threads: list[threading.Thread] = []
         self._ending: asyncio.Task[None] | None = None
         #: Set when the process has closed its end of the pipe, after its last frame.
         self.gone = asyncio.Event()
         #: How the process ended, for a person; "" before `stop` has returned.
         self.exit = ""
-
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process is not None else None
 
     async def start(self) -> None:
         """Spawn the process."""
@@ -117,7 +114,7 @@ class WorkerProcess:
             raise
         finally:
             theirs.close()
-        self._connection, self._process = ours, process
+        self._connection, self._process, self.pid = ours, process, process.pid
         for what, target in (("reader", self._read), ("writer", self._write)):
             thread = threading.Thread(target=target, name=f"{self._name} {what}", daemon=True)
             thread.start()

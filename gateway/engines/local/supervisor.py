@@ -90,6 +90,11 @@ class Supervisor:
         self.restarts = 0
         self.ready: Ready | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """Of the worker; None before the first start."""
+        return None if self._process is None else self._process.pid
+
     async def start(self) -> None:
         """Load a worker and watch it from then on. Raises a GatewayError on failure; may be called again then."""
         if self.ready is None:
