@@ -30,7 +30,8 @@ from gateway.bundles.stamp import (
     unfinished_folder,
 )
 from gateway.child import Progress
-from gateway.config.file import MODEL_SERVER_VARIABLE, server_address
+from gateway.config.file import server_address
+from gateway.config.settings import MODEL_SERVER_VARIABLE
 from gateway.errors import BundleError
 from gateway.qnn.detect import npu_for
 

@@ -107,7 +107,8 @@ def npu() -> Finding:
 
 
 def configuration(arguments: argparse.Namespace, config: Config) -> Iterator[Finding]:
-    from gateway.config.file import find_config, has_keys
+    from gateway.config.file import has_keys
+    from gateway.config.find import find_config
     from gateway.config.keys import key_warnings
 
     file, _ = find_config(arguments.config)

@@ -23,7 +23,12 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def add_provider(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--provider", choices=("auto", "cpu", "qnn"), help="where every local model runs")
+    parser.add_argument(
+        "--provider",
+        type=lambda name: "qnn" if name == "npu" else name,
+        choices=("auto", "cpu", "qnn"),
+        help="where every local model runs; npu is another name of qnn",
+    )
 
 
 def load(

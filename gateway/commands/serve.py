@@ -36,7 +36,9 @@ def add_parser(subparsers: options.Subparsers) -> None:
     )
     options.add_config(parser)
     parser.add_argument("--host", help="address to listen on (default: from the configuration, 127.0.0.1)")
-    parser.add_argument("--port", type=int, help="port to listen on, 0 for any free one (default: 8000)")
+    parser.add_argument(
+        "--port", type=int, help="port to listen on, 0: any free one (default: from the configuration, 8000)"
+    )
     options.add_provider(parser)
     parser.add_argument(
         "--insecure", action="store_true", default=None, help="let other machines connect without a key"
@@ -55,7 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.app import create_app
     from gateway.commands.models.prepare import prepare
     from gateway.commands.running.run_file import RunFile, announced
-    from gateway.config.file import find_config, has_keys
+    from gateway.config.file import has_keys
+    from gateway.config.find import find_config
     from gateway.config.keys import key_warnings
     from gateway.monitoring import logs, output
     from gateway.pull.background.npu_bundles import NpuBundles

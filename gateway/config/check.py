@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -27,7 +29,7 @@ from gateway.config.tables import (
 )
 from gateway.config.value import Setting, Table, closest, nearest, quoted
 from gateway.dialects.choose import DIALECT_NAMES
-from gateway.errors import error_class
+from gateway.errors import ConfigError, cut, error_class
 
 #: The struct of each model's table, by the model's name.
 Kinds = Mapping[str, type[ModelConfig]]
@@ -38,6 +40,15 @@ TABLES: dict[str, type[Struct]] = {
     "breaker": BreakerConfig,
     "log": LogConfig,
 }
+#: Other names of the providers.
+_PROVIDERS = {
+    "npu": "qnn",
+    "htp": "qnn",
+    "hexagon": "qnn",
+    "qnnexecutionprovider": "qnn",
+    "cpuexecutionprovider": "cpu",
+}
+_NO_DEVICE = {"gpu", "igpu", "adreno", "cuda", "dml", "directml", "opencl", "vulkan", "metal", "rocm", "xnnpack"}
 
 
 def keys_of(table: Table, kinds: Kinds) -> dict[str, Any]:
@@ -81,6 +92,16 @@ def _unknown_model_key(setting: Setting, keys: Iterable[str]) -> str:
     if key := closest(setting.key, foreign):
         return f"unknown key; did you mean {key!r}? It means something only with {foreign[key]}"
     return "unknown key"
+
+
+def with_usual_name(setting: Setting) -> Setting:
+    """The setting with "qnn" for its other name, "npu". Raises ConfigError for a device that is never used."""
+    if setting.key != "provider" or not isinstance(setting.value, str):
+        return setting
+    name = setting.value.lower()
+    if name in _NO_DEVICE:
+        raise ConfigError(f"{setting.where}: models run on the NPU ('npu') or the CPU ('cpu'), not {setting.value!r}")
+    return setting._replace(value=_PROVIDERS.get(name, name))
 
 
 @cache
@@ -145,6 +166,8 @@ def _model_mistakes(where: str, name: str, model: ModelConfig, config: Config) -
     match model:
         case LocalModel(path=""):
             yield where, "needs path (the folder of the bundle) or source (from which the gateway builds it)"
+        case LocalModel(path=path, source=""):
+            yield from _file_as_path(f"{where} path", path, config.models_dir)
         case GenieModel(path=""):
             yield where, "needs path (the folder of the bundle)"
         case UpstreamModel():
@@ -162,6 +185,20 @@ def _model_mistakes(where: str, name: str, model: ModelConfig, config: Config) -
             f"{where[:-1]}.breaker] min_calls",
             f"{model.breaker.min_calls} is more than the window of {model.breaker.window}",
         )
+
+
+def _file_as_path(where: str, path: str, models_dir: Path) -> Iterator[tuple[str, str]]:
+    """`path` is the folder of a bundle. People write there what `source` and `pull` take."""
+    written = path.removeprefix(str(models_dir)).lstrip("/\\")
+    if re.match(r"https?:/", written):
+        yield where, "is the folder of a bundle; `npu-gateway pull URL` downloads a model and adds its table"
+    elif re.match(r"(hf|pypi):", written):
+        yield where, f"is the folder of a bundle; write source = '{cut(Path(written).as_posix(), 100)}'"
+    elif path.lower().endswith((".gguf", ".safetensors")) and not Path(path).is_dir():
+        file = path if Path(path).is_file() or not path.startswith(str(models_dir)) else written
+        yield where, f"is the folder of a bundle; write a file of weights as source = '{cut(file, 100)}'"
+    elif path.lower().endswith((".onnx", ".bin", "_config.json")):
+        yield where, f"is the folder of a bundle, not a file in it: path = '{cut(str(Path(path).parent), 100)}'"
 
 
 def _upstream_mistakes(where: str, model: UpstreamModel) -> Iterator[tuple[str, str]]:

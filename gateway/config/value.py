@@ -17,10 +17,6 @@ from gateway.errors import ConfigError
 Table = tuple[str, ...]
 
 
-_WINDOWS_PATH = re.compile(r"""\s*(?P<key>[\w."-]+)\s*=.*?"(?P<path>[A-Za-z]:\\[^"]*|\\\\[^"]*)""")
-_ESCAPES = {"\b": r"\b", "\t": r"\t", "\n": r"\n", "\f": r"\f", "\r": r"\r", "\x1b": r"\e"}
-
-
 class Setting(NamedTuple):
     """A key with a value from the file, the environment or the command line.
 
@@ -101,25 +97,9 @@ def nearest(word: Any, known: Iterable[str]) -> str:
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(word, list(known), 1)), None)
-
-
-def path_hint(toml: str) -> str:
-    """The end of the message for TOML that cannot be read: a path in double quotes, where `\\` begins an escape."""
-    for line in toml.splitlines():
-        if found := _WINDOWS_PATH.match(line):
-            return f"; write a path in single quotes: {found['key']} = '{found['path'][:100]}'"
-    return ""
-
-
-def path_problem(text: str) -> str:
-    """The message for a path that no system has, such as "C:\\new" in double quotes; "" for any other."""
-    if "\0" in text:
-        return "a path has no NUL character"
-    if re.search(r"[\x00-\x1f\x7f]", text):
-        meant = "".join(_ESCAPES.get(character, character) for character in text)
-        return f"{text!r} has a control character; write a path in single quotes: {meant[:100]!r}".replace("\\\\", "\\")
-    return ""
+    lower = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(word.lower(), lower, 1)
+    return lower[found[0]] if found else None
 
 
 def quoted(name: str) -> str:

@@ -19,7 +19,8 @@ from msgspec import Struct
 from tomlkit.exceptions import TOMLKitError
 
 from gateway.bundles.replace import exclusive
-from gateway.config.file import find_config, load_config
+from gateway.config.file import load_config
+from gateway.config.find import find_config
 from gateway.config.tables import Config
 from gateway.errors import BundleError, ConfigError
 

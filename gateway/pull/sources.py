@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from gateway.config.file import MODEL_SERVER_VARIABLE, server_address
+from gateway.config.file import server_address
+from gateway.config.settings import MODEL_SERVER_VARIABLE
 
 _AI_HUB = "https://qaihub-public-assets.s3.us-west-2.amazonaws.com"
 _AI_DEV_HOME = "https://www.aidevhome.com"

@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from gateway.bundles.stamp import plan_start
 from gateway.config.check import TABLES
-from gateway.config.file import find_config, load_config
+from gateway.config.file import load_config
+from gateway.config.find import find_config
 from gateway.config.tables import Config, LocalModel, ModelConfig
 from gateway.errors import BundleError, ConfigError
 from gateway.qnn.detect import Provider, npu_for, variant_here

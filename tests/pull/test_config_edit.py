@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import file as config_file
+from gateway.config import find as config_find
 from gateway.config.file import load_config
 from gateway.errors import ConfigError
 from gateway.pull.config_edit import add_model, find_user_config, note_model, remove_model
@@ -129,8 +129,8 @@ def test_packaged_file_becomes_the_users_own(tmp_path: Path, monkeypatch: pytest
     package.mkdir(parents=True)
     packaged = (ROOT / "config.toml").read_bytes()
     (package / "config.toml").write_bytes(packaged)
-    monkeypatch.setattr(config_file, "__file__", str(package / "config" / "file.py"))
-    monkeypatch.setattr(config_file, "data_folder", lambda environ: tmp_path / "data")
+    monkeypatch.setattr(config_find, "__file__", str(package / "config" / "find.py"))
+    monkeypatch.setattr(config_find, "data_folder", lambda environ: tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     user = find_user_config(None)
     assert user.file == tmp_path / "data" / "config.toml"
