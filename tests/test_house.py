@@ -211,12 +211,8 @@ class TestImports:
 
     @pytest.mark.parametrize("file", sources(), ids=relative)
     def test_environment_is_read_only_by_the_config_loader(self, file: Path) -> None:
-        if relative(file) not in (
-            "config/file.py",
-            "config/find.py",
-            "bundles/disk.py",
-            "__init__.py",
-        ):  # disk.py: folders of the user
+        readers = {"config/file.py", "config/find.py", "bundles/disk.py", "__init__.py"}  # disk.py: folders of the user
+        if relative(file) not in readers:
             assert "os.environ" not in ast.unparse(tree(file))
 
 

@@ -26,6 +26,7 @@ from gateway.config.tables import (
     ScriptedModel,
     ServerConfig,
     UpstreamModel,
+    UsageConfig,
 )
 from gateway.config.value import Setting, Table, closest, nearest, quoted
 from gateway.dialects.choose import DIALECT_NAMES
@@ -39,6 +40,7 @@ TABLES: dict[str, type[Struct]] = {
     "defaults": Defaults,
     "breaker": BreakerConfig,
     "log": LogConfig,
+    "usage": UsageConfig,
 }
 #: Other names of the providers.
 _PROVIDERS = {

@@ -86,6 +86,13 @@ class LogConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     files: Annotated[int, Meta(ge=1, le=1000)] = 5  # the newest one and older ones; the oldest is deleted
 
 
+class UsageConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The usage history: counts of each hour, model and key name in a file of the data folder, without prompts."""
+
+    enabled: bool = True
+    days: Annotated[int, Meta(ge=1, le=3660)] = 30  # days with requests that are kept
+
+
 class Alias(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a request under this name gets instead of the model's own value. None: the model's."""
 
@@ -203,6 +210,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     defaults: Defaults = Defaults()
     breaker: BreakerConfig = BreakerConfig()
     log: LogConfig = LogConfig()
+    usage: UsageConfig = UsageConfig()
     models: dict[str, ModelConfig] = field(default_factory=dict)
     #: The model for requests without a model, or with an unknown one. None: they get 404 `model_not_found`.
     default_model: str | None = None
