@@ -1,4 +1,4 @@
-"""Reads a TOML file. The message of a mistake is one line that names the number of the line and what to write."""
+"""Reads a TOML file. The message of a mistake is one line: its line number, and what to write."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _explained(message: str, text: str) -> str:
 
 
 def _line_hint(line: str) -> str:
-    """What is wrong in a line of TOML with the usual mistakes of people. "": none of them."""
+    """What is wrong with one line of TOML, for the usual mistakes of people. "": none of them."""
     for wrong in _bad_escapes(line):
         quoted = cut(f'"{wrong}"', _LONGEST_QUOTE)
         return f"in {quoted} a backslash starts an escape. Use {_without_escapes(wrong)}"
