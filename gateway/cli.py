@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway import __version__
-from gateway.commands import bench, chat, doctor, serve
+from gateway.commands import bench, chat, serve
+from gateway.commands.doctor import command as doctor
 from gateway.commands.launch import command as launch
 from gateway.commands.models import build, catalog, check, pull, stored, table
 from gateway.commands.verify import command as verify

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from msgspec.structs import asdict
-
-from gateway import __version__
 from gateway.commands import options
+from gateway.commands.greeting import greet
 from gateway.errors import ConfigError, GatewayError
 from gateway.monitoring.output import escape
 
 if TYPE_CHECKING:
-    from gateway.config.tables import Config, Defaults, LogConfig, ServerConfig
-    from gateway.lanes.router import ModelInfo, Router
+    from gateway.config.tables import Config, LogConfig, ServerConfig
     from gateway.monitoring.log_file import LogFile
 
 
@@ -88,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     def greet_when_ready() -> None:
         port: int = listener.getsockname()[1]
-        tasks.append(asyncio.create_task(_greet(config, app.state.router, port)))
+        tasks.append(asyncio.create_task(greet(config, app.state.router, port)))
 
     address, port = config.server.host, listener.getsockname()[1]
     config_file = "" if is_pipe else str(file.absolute())
@@ -139,47 +135,3 @@ def _listen(config: ServerConfig) -> socket.socket:
         return bind(config)
     except ConfigError as error:  # the configuration is right: exit code 1, not 2
         raise GatewayError(error.message) from None
-
-
-async def _greet(config: Config, router: Router, port: int) -> None:
-    await router.tried()
-    models = router.models()
-    defaults = {model.name: router.defaults_for(model.name) for model in models}
-    print(greeting(config.server, models, defaults, port), flush=True)
-
-
-def greeting(config: ServerConfig, models: list[ModelInfo], defaults: Mapping[str, Defaults], port: int) -> str:
-    """The text on stdout when every model has loaded or failed: URL, models, and a request to try."""
-    url = f"{options.base_url(config.host, port)}/v1"
-    lines = [f"npu-gateway {__version__} on {url}", ""]
-    for model in models:
-        lines += _model_lines(model, defaults[model.name])
-    ready = next((model.name for model in models if model.status.engine.state == "ready"), None)
-    if ready is not None:
-        lines += ["", "Try it:", f"  {curl_line(url, ready, bool(config.api_keys))}"]
-    return "\n".join(["", *lines, ""])
-
-
-def _model_lines(model: ModelInfo, defaults: Defaults) -> Iterator[str]:
-    engine = model.status.engine
-    if engine.state != "ready":
-        yield f"  {model.name}  {engine.state}: {engine.detail}"
-        return
-    also = f"  also as {', '.join(model.aliases)}" if model.aliases else ""
-    context = f"  context {engine.context_length}" if engine.context_length else ""
-    yield f"  {model.name}  {engine.state} on {engine.device}{context}{also}"
-    if budget := model.status.breaker.budget:
-        yield f"    an answer is slow above {budget}"
-    chosen = {name: value for name, value in asdict(defaults).items() if value is not None}
-    texts = (f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in chosen.items())
-    yield f"    defaults: {', '.join(texts)}"
-
-
-def curl_line(url: str, model: str, has_keys: bool, platform: str = sys.platform) -> str:
-    """A chat request for the usual shell of this machine. cmd and PowerShell accept no single quotes around JSON."""
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "What is the capital of France?"}]})
-    headers = ["Content-Type: application/json", *(["Authorization: Bearer YOUR-KEY"] if has_keys else [])]
-    if platform == "win32":
-        escaped = body.replace('"', '\\"')
-        return " ".join(["curl.exe", f"{url}/chat/completions", *(f'-H "{h}"' for h in headers), f'-d "{escaped}"'])
-    return " ".join(["curl", f"{url}/chat/completions", *(f"-H '{h}'" for h in headers), f"-d '{body}'"])

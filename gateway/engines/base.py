@@ -24,6 +24,7 @@ class EngineStatus(Struct, frozen=True, kw_only=True):
     #: What runs the model. A Genie bundle runs in our own engine, or in Genie if that refuses it.
     runtime: Literal["own", "genie", "upstream", "scripted"] = "own"
     device: Device = "cpu"
+    soc: int | None = None  # Qualcomm's number of the NPU's chip; None: unknown, or no NPU
     context_length: int = 0
     restarts: int = 0
     #: provider name -> number of graph nodes that it runs, summed over the graphs of the bundle

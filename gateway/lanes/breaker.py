@@ -137,10 +137,11 @@ class Breaker:
         self.config = config
         self.clock = clock
         self.reason = ""  # why it last opened, for a person
+        self.symptom = ""  # the same in a few words: "is slow (0.77 s, limit 0.05 s)"
         self._name = name
         self._on_change = on_change
         self._passes = passes
-        self._figures = ""  # of the last slow answer, for `reason`
+        self._figures = self._short = ""  # of the last slow answer, for `reason` and `symptom`
         self._state: State = "closed"
         self._epoch = 0  # the number of changes of state
         self._bad: deque[bool] = deque(maxlen=config.window)  # for each of the last answers: slow or failed
@@ -235,18 +236,21 @@ class Breaker:
         if epoch != self._epoch or not self.config.enabled:
             return
         if outcome == "slow" and meter is not None:
-            self._figures = self._figures_of(meter)
+            self._figures, self._short = self._figures_of(meter)
         if self._state == "half_open":
             self._settle_probe(outcome)
         elif outcome != "released":
             self._bad.append(outcome != "ok")
             self._judge()
 
-    def _figures_of(self, slow: Meter) -> str:
+    def _figures_of(self, slow: Meter) -> tuple[str, str]:
+        """For `reason` and for `symptom`."""
         took_s, limit_s = slow.device_s_at(self.clock()), self.budget_s(slow)
         if slow.call_since is not None:
-            return f"; the last slow one is not ready after {limit_s:.3g} s of device time"
-        return f"; the last slow one took {took_s:.3g} s of device time, the limit was {limit_s:.3g} s"
+            figures = f"; the last slow one is not ready after {limit_s:.3g} s of device time"
+            return figures, f"not ready after {limit_s:.3g} s"
+        figures = f"; the last slow one took {took_s:.3g} s of device time, the limit was {limit_s:.3g} s"
+        return figures, f"{took_s:.3g} s, limit {limit_s:.3g} s"
 
     def _settle_probe(self, outcome: Outcome) -> None:
         self._probes_out -= 1
@@ -264,7 +268,7 @@ class Breaker:
             self._open(f"{bad} of its last {judged} answers were slow or failed{self._figures}")
 
     def _open(self, reason: str) -> None:
-        self.reason = reason
+        self.reason, self.symptom = reason, f"is slow ({self._short})" if self._short else "fails"
         self._opened_at = self.clock()
         self._change("open")
 
@@ -272,7 +276,7 @@ class Breaker:
         self._state = state
         self._epoch += 1
         self._bad.clear()
-        self._figures = ""
+        self._figures = self._short = ""
         self._probes_out = self._probes_good = 0
         if self._on_change:
             self._on_change(state)

@@ -249,9 +249,10 @@ class Lane:
         self._metrics.breaker_changed(self.name, state)
         match state:
             case "open":
-                wait_s, fallback = self.breaker.config.open_s, self.config.fallback
-                then = f"{fallback} answers" if fallback else "refusing"
-                _log.warning("%s: breaker open: %s; %s for %.0f s", self.name, self.breaker.reason, then, wait_s)
+                breaker, fallback = self.breaker, self.config.fallback
+                then = f"'{fallback}' answers" if fallback else "requests are refused"
+                line = "%s %s: %s for %.0f s (breaker open: %s)"
+                _log.warning(line, self.name, breaker.symptom, then, breaker.config.open_s, breaker.reason)
                 self.queue.refuse_waiting()
                 self.engine.breaker_opened()
                 self._start_probing()

@@ -87,7 +87,10 @@ class Loader:
         self._fault, self._was_ready, self._is_loaded = "", True, True
         self.tried.set()
         status = self._engine.status
-        _log.info("%s is ready (%s, loaded in %.1f s)", self._name, _device(status), status.load_s)
+        if status.device == "remote":  # nothing was sent to it
+            _log.info("%s is on another server", self._name)
+        else:
+            _log.info("%s is ready (%s, loaded in %.1f s)", self._name, _device(status), status.load_s)
         return ""
 
     def _failed(self, fault: str, pause_s: float) -> None:

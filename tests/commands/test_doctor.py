@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.commands import doctor
+from gateway.commands.doctor import command as doctor
 from gateway.config.file import load_config
 from tests.support.processes import SCRIPTED, gateway
 

@@ -19,7 +19,6 @@ import psutil
 import pytest
 
 from gateway.commands.options import base_url
-from gateway.commands.serve import curl_line
 from tests.support.processes import SCRIPTED, gateway, serving, wakeups
 
 INTERRUPT = signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGINT
@@ -35,6 +34,9 @@ def test_serve_prints_url_models_and_request_and_stops_on_signal(folder: Path, s
         assert "paris  ready on simulated  context 4096  also as gpt-4o-mini" in greeting
         assert "    an answer is slow above 1 s + 20 ms a prompt token + 200 ms a token\n" in greeting
         assert "    defaults: max_tokens 64" in greeting
+        assert f"Open {url.removesuffix('v1')} in a browser, or try:" in greeting
+        assert 'npu-gateway chat "What is the capital of France?"' in greeting
+        assert "Answers end after 64 tokens unless the client sets max_tokens" in greeting
         answer = subprocess.run(shlex.split(greeting.splitlines()[-1]), capture_output=True, check=True)
         assert "Paris" in json.loads(answer.stdout)["choices"][0]["message"]["content"]
         code, errors = running.stop(stop)
@@ -68,13 +70,6 @@ def wakeup_rates(processes: list[psutil.Process]) -> list[float]:
     time.sleep(2)
     after, elapsed_s = [wakeups(process) for process in processes], time.monotonic() - started
     return [(b - a) / elapsed_s for a, b in zip(before, after, strict=True)]
-
-
-def test_curl_line_fits_shell_of_platform() -> None:
-    line = curl_line("http://h/v1", "m", True, "win32")
-    assert line.startswith("curl.exe ") and "'" not in line and '\\"model\\": \\"m\\"' in line
-    assert "-H 'Authorization: Bearer YOUR-KEY'" in curl_line("http://h/v1", "m", True, "linux")
-    assert "Authorization" not in curl_line("http://h/v1", "m", False, "linux")
 
 
 @pytest.mark.parametrize(

@@ -67,13 +67,13 @@ class Serving:
         self.output = ""
 
     def read_greeting(self) -> str:
-        """Read stdout up to the curl line, or up to its end."""
+        """Read stdout up to the request to try, or up to its end."""
         assert self.process.stdout is not None
         timer = threading.Timer(PATIENCE_S, self.process.kill)
         timer.start()
         for line in self.process.stdout:
             self.output += line
-            if line.lstrip().startswith("curl"):
+            if line.lstrip().startswith(("curl", "(irm")):
                 break
         timer.cancel()
         return self.output

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from gateway.bundles.stamp import BuildRequest, forget_failure, plan_bundle, plan_start
 from gateway.child import Progress, run_in_child
-from gateway.config.tables import Config, LocalModel, ModelConfig
+from gateway.config.tables import Config, GenieModel, LocalModel, ModelConfig
 from gateway.errors import BundleError
 from gateway.qnn.detect import Provider, npu_for, variant_here
 
@@ -40,16 +40,24 @@ def prepare(config: Config, *, all_now: bool = False) -> Config:
 
     for name, model in config.models.items():
         models[name] = model
-        if not isinstance(model, LocalModel):
-            continue
         try:
-            models[name] = _prepared(name, model, config.models_dir, has_npu, all_now)
+            if isinstance(model, GenieModel):
+                _require_bundle(model)
+            if isinstance(model, LocalModel):
+                models[name] = _prepared(name, model, config.models_dir, has_npu, all_now)
         except BundleError as error:
             failures.append(error)
             print(f"npu-gateway: {name}: {error.message}", file=sys.stderr)
     if failures and len(failures) == len(config.models):
         raise BundleError("No model can be served.")
     return replace(config, models=models)
+
+
+def _require_bundle(model: GenieModel) -> None:
+    """Raise BundleError if the bundle does not exist: it is not built, so a gateway with no other model is useless."""
+    path = Path(model.path)
+    if not path.exists():
+        raise BundleError(f"There is no bundle {path}. `npu-gateway pull` downloads one; `path` names its folder.")
 
 
 def prepare_model(name: str, model: LocalModel, models_dir: Path) -> LocalModel:

@@ -111,6 +111,7 @@ class LocalEngine:
             state=supervisor.state,
             detail=supervisor.detail,
             device=ready.device,
+            soc=ready.soc,
             context_length=ready.context_length,
             restarts=supervisor.restarts,
             placement=ready.placement,

@@ -82,18 +82,10 @@ class HttpClient:
             httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, OSError: no usable answer.
         """
         assert self._pool is not None
-        url = self._url
-        target = url.path.rstrip("/") + path + (f"?{url.query}" if url.query else "")
         extra: dict[str | bytes, str | bytes] = {"Via": ", ".join(f"1.1 {hop}" for hop in hops)} if hops else {}
         if truncation:
             extra["x-gateway-truncation"] = "auto"
-        request = httpcore.Request(
-            "POST",
-            httpcore.URL(scheme=url.scheme, host=url.hostname or "", port=url.port, target=target),
-            headers={**self._headers, **extra, "Content-Length": str(len(body))},
-            content=body,
-            extensions={"timeout": {"connect": _CONNECT_S}},
-        )
+        request = self._request("POST", path, {**extra, "Content-Length": str(len(body))}, body)
         try:
             response = await self._pool.handle_async_request(request)
         except (httpcore.ReadError, httpcore.WriteError, httpcore.RemoteProtocolError) as error:
@@ -104,6 +96,27 @@ class HttpClient:
             yield response
         finally:
             await response.aclose()
+
+    @asynccontextmanager
+    async def get(self, path: str) -> AsyncIterator[httpcore.Response]:
+        """As `post`, without a body."""
+        assert self._pool is not None
+        response = await self._pool.handle_async_request(self._request("GET", path, {}, b""))
+        try:
+            yield response
+        finally:
+            await response.aclose()
+
+    def _request(self, method: str, path: str, extra: dict[str | bytes, str | bytes], body: bytes) -> httpcore.Request:
+        url = self._url
+        target = url.path.rstrip("/") + path + (f"?{url.query}" if url.query else "")
+        return httpcore.Request(
+            method,
+            httpcore.URL(scheme=url.scheme, host=url.hostname or "", port=url.port, target=target),
+            headers={**self._headers, **extra},
+            content=body,
+            extensions={"timeout": {"connect": _CONNECT_S}},
+        )
 
 
 def header(response: httpcore.Response, name: str) -> str:

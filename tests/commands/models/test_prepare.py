@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gateway.commands.models.prepare import prepare
-from gateway.config.tables import Config, LocalModel
+from gateway.config.tables import Config, GenieModel, LocalModel
 from gateway.errors import BundleError
 from gateway.qnn.device import NpuDevice
 from tests.support.model_package import NPU, X2_ELITE, write_package
@@ -55,6 +55,12 @@ def test_one_failure_is_reported_and_the_other_models_are_kept(
     assert not any("Traceback" in line for line in lines)
 
 
+def test_only_genie_model_without_bundle_cannot_be_served(tmp_path: Path) -> None:
+    config = Config(models={"gone": GenieModel(path=str(tmp_path / "gone" / "config.json"))}, models_dir=tmp_path)
+    with pytest.raises(BundleError, match="No model can be served"):
+        prepare(config)
+
+
 def test_failure_of_every_model_raises(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="No model can be served"):
         prepare(config_of(tmp_path, gone=LocalModel(path="gone")))
@@ -65,7 +71,7 @@ def test_ready_bundle_loads_neither_the_builder_nor_native_libraries(tiny: Path,
 import sys
 from pathlib import Path
 from gateway.commands.models.prepare import prepare
-from gateway.config.tables import Config, LocalModel
+from gateway.config.tables import Config, GenieModel, LocalModel
 model = LocalModel(path={str(tiny)!r}, source="unused", provider="cpu")
 prepare(Config(models={{"tiny": model}}, models_dir=Path({str(tmp_path)!r})))
 print([name for name in sys.modules if name.startswith(("gateway.builder", "numpy", "onnx", "rich", "subprocess."))])
