@@ -15,6 +15,7 @@ from msgspec.structs import asdict
 
 from gateway.errors import cut
 from gateway.monitoring.observers import AnswerRecord
+from gateway.monitoring.output import escape
 
 MAX_ANSWERS = 200
 MAX_LINES = 500
@@ -78,7 +79,7 @@ class LogRing(logging.Handler):
         if getattr(record, "has_prompt", False):
             return
         try:
-            text = cut(self.format(record), _LONGEST_TEXT)
+            text = "\n".join(map(escape, cut(self.format(record), _LONGEST_TEXT).splitlines()))
         except Exception:  # as other handlers do; the log itself reports the wrong record
             return
         with self._guard:

@@ -48,6 +48,7 @@ class Live(Struct, frozen=True, kw_only=True):
     now: float
     chip: str  # "": no NPU is known
     config_file: str  # "": none
+    has_usage: bool  # there is a history at /gateway/usage
     models: list[LiveModel]
     answers: list[RecentAnswer]
     gateway: GatewayMemory
@@ -87,6 +88,7 @@ async def live(request: HttpRequest) -> ASGIApp:
         now=time.time(),
         chip=next((model.status.engine.chip for model in models if model.status.engine.chip), ""),
         config_file=sources.config_file,
+        has_usage="usage" in request.app.state,
         models=[_model(model, memory, sources.answers) for model in models],
         answers=sources.answers.after(after),
         gateway=GatewayMemory(memory.gateway),

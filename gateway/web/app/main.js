@@ -1,6 +1,6 @@
 // The start of the page: language, colours, and the two views. The address has the view: `#chat` or `#live`.
 import * as chat from "../chat/chat.js";
-import * as live from "../live.js";
+import * as live from "../live/live.js";
 import { onKeyNeeded } from "./api.js";
 import { onLanguage, t, translate } from "./i18n.js";
 import { askForKey } from "./key_dialog.js";

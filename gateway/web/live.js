@@ -1,7 +1,0 @@
-// The live view.
-
-export function show(section) {
-  section.replaceChildren();
-}
-
-export function hide() {}

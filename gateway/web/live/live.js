@@ -1,0 +1,93 @@
+// The live view: models, latency of the last answers, usage, and the log.
+import { announce } from "../app/announce.js";
+import { get } from "../app/api.js";
+import { h, icon, textButton } from "../app/dom.js";
+import { addTexts, t } from "../app/i18n.js";
+import { answersPart } from "./answers.js";
+import en from "./en.js";
+import { clock, date, memory } from "./format.js";
+import { logPart } from "./log.js";
+import { modelsPart } from "./models.js";
+import { startPolling } from "./poll.js";
+import { usagePart } from "./usage.js";
+import zh from "./zh.js";
+
+addTexts({ en, "zh-CN": zh });
+
+let shown = null;
+
+export function show(section) {
+  hide();
+  shown = liveView(section);
+}
+
+export function hide() {
+  shown?.close();
+  shown = null;
+}
+
+function liveView(section) {
+  const note = h("div", { class: "note warning live-note", role: "status", hidden: true });
+  const about = h("p", { class: "live-about" }, t("live.waiting"));
+  const parts = { models: modelsPart(() => poller.retry()), answers: answersPart(), usage: usagePart(), log: logPart() };
+  section.replaceChildren(
+    h("div", { class: "live" },
+      h("div", { class: "live-head" }, h("h1", {}, t("live.title")), about),
+      note, parts.models.element, parts.answers.element, parts.usage.element, parts.log.element),
+  );
+  let startedAt = null;
+  let isAway = false;
+
+  function inform(text, action) {
+    note.hidden = false;
+    note.replaceChildren(icon("warning"), h("p", {}, text), textButton(action, () => poller.retry(), { class: "button small" }));
+  }
+
+  const poller = startPolling({
+    async read(signal) {
+      const [live, log] = await Promise.all([
+        get(`/gateway/live?after=${parts.answers.last()}`, { signal }),
+        get(`/gateway/log?after=${parts.log.last()}`, { signal }),
+      ]);
+      return { live, log };
+    },
+    show({ live, log }) {
+      if (isAway) announce(t("live.back"));
+      isAway = false;
+      note.hidden = true;
+      if (startedAt !== null && startedAt !== live.started_at) for (const part of Object.values(parts)) part.reset();
+      startedAt = live.started_at;
+      about.replaceChildren(...aboutTexts(live));
+      parts.models.update(live.models);
+      parts.answers.update(live);
+      parts.log.update(log.lines);
+      parts.usage.update(live.has_usage);
+    },
+    away(waitS, error) {
+      if (!isAway) announce(t("live.away"));
+      isAway = true;
+      const text = t("live.away.next", { n: waitS });
+      inform(error?.kind === "http" ? `${error.message} ${text}` : `${t("live.away")} ${text}`, t("live.retry"));
+    },
+    refused: (error) => inform(error.message, t("live.retry")),
+  });
+  return {
+    close() {
+      poller.stop();
+      parts.answers.close();
+    },
+  };
+}
+
+function aboutTexts(live) {
+  const texts = [
+    t("live.version", { version: live.version }),
+    live.chip,
+    t("live.since", { time: date(live.started_at) }),
+    t("live.memory", { size: memory(live.gateway.memory_mb) }),
+    t("live.updated", { time: clock(live.now) }),
+  ];
+  const spans = texts.filter(Boolean).map((text) => h("span", {}, text));
+  if (live.config_file) spans.push(h("span", { class: "live-file" }, live.config_file));
+  return spans;
+}
