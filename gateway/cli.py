@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway import __version__
-from gateway.commands import bench, chat, serve
+from gateway.commands import bench, serve
+from gateway.commands.chat import command as chat
 from gateway.commands.doctor import command as doctor
 from gateway.commands.launch import command as launch
 from gateway.commands.models import build, catalog, check, pull, stored, table

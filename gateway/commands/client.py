@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -57,4 +58,15 @@ def gateway_error(error: APIError) -> GatewayError:
         gateways = [run for run in running_gateways() if run.url != address]
         return UpstreamFailed(f"no server answers at {address}{others(gateways)}")
     body = error.body if isinstance(error.body, dict) else {}
-    return UpstreamFailed(str(body.get("message") or error.message))
+    message = str(body.get("message") or error.message)
+    return UpstreamFailed(f"{message}{_next_try(error, message)}")
+
+
+def _next_try(error: APIError, message: str) -> str:
+    """The end of the message of a refusal that a later request need not get; "" if the message has the seconds."""
+    from openai import APIStatusError
+
+    seconds = error.response.headers.get("retry-after", "") if isinstance(error, APIStatusError) else ""
+    if not seconds.isdigit() or re.search(r"\d s\b", message):
+        return ""
+    return f" Try again in {max(1, int(seconds))} s."

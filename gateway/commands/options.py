@@ -31,6 +31,19 @@ def add_provider(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_model(parser: argparse.ArgumentParser, help: str) -> None:
+    """`--model`, for the name of a configured model."""
+    parser.add_argument("--model", metavar="NAME", help=help)
+
+
+def positive(text: str) -> int:
+    """The type of an option that is a number of 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
 def load(
     arguments: argparse.Namespace, overrides: Mapping[str, Any] | None = None, *, may_be_empty: bool = False
 ) -> Config:

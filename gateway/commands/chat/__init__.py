@@ -1,0 +1,1 @@
+"""`npu-gateway chat`: questions to a gateway that is running."""

@@ -1,0 +1,115 @@
+"""`npu-gateway chat "QUESTION"` in this process, and a conversation as a process in a pseudo terminal."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway import cli
+from gateway.commands.chat.command import chosen
+from gateway.config.tables import ServerConfig
+from gateway.errors import NotFound
+from tests.support.server import Running, config_of, scripted, serving
+
+KEY = "secret"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    models = {
+        "paris": scripted("It is Paris.", repeat=True),
+        "breaks": scripted("one two", faults=[{"error": "EngineFailed", "message": "It fell.", "after": 1}]),
+        "hangs": scripted("one two three", faults=[{"requests": [0], "after": 2, "stall_s": float("inf")}]),
+    }
+    with serving(config_of(models, ServerConfig(api_keys={"me": KEY}))) as running:
+        yield running
+
+
+@pytest.fixture
+def chat(
+    server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    (tmp_path / "config.toml").write_text("", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, stdin: bytes = b"", key: str = KEY) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        code = cli.main(["chat", "--url", server.url, "--api-key", key, *arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_question_prints_only_the_answer(chat: Callable[..., tuple[int, str, str]]) -> None:
+    assert chat("What", "city?", "--max-tokens", "6") == (
+        0,
+        "It is Paris.It is Paris.\n",
+        "npu-gateway: the answer was cut at 6 tokens; --max-tokens allows more\n",
+    )
+
+
+def test_question_on_standard_input_prints_only_the_answer(chat: Callable[..., tuple[int, str, str]]) -> None:
+    code, output, errors = chat("--max-tokens", "3", stdin=b"/exit\n")
+    assert (code, output) == (0, "It is Paris.\n") and len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "line"),
+    [
+        ([], KEY, 'There is no question. Write it behind the command: npu-gateway chat "QUESTION"'),
+        (["hi", "--model", "pariss"], KEY, "The gateway has no model 'pariss'; did you mean 'paris'?"),
+        (["hi"], "wrong", "Incorrect API key provided."),
+    ],
+)
+def test_failure_exits_1_with_one_line_and_no_output(
+    chat: Callable[..., tuple[int, str, str]], arguments: list[str], key: str, line: str
+) -> None:
+    assert chat(*arguments, key=key) == (1, "", f"npu-gateway: {line}\n")
+
+
+def test_failure_in_the_middle_exits_1_after_the_text_so_far(chat: Callable[..., tuple[int, str, str]]) -> None:
+    assert chat("hi", "--model", "breaks") == (1, "one", "npu-gateway: It fell.\n")
+
+
+def test_limit_below_1_is_found_before_anything_is_sent(
+    chat: Callable[..., tuple[int, str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        chat("--max-tokens", "0", "hi")
+    assert ended.value.code == 2 and "argument --max-tokens: 0 is less than 1" in capsys.readouterr().err
+
+
+def test_chosen_model_is_the_named_or_default_or_first_ready_one() -> None:
+    models = [{"id": "a", "state": "failed"}, {"id": "b", "state": "ready"}, {"id": "c"}]
+    assert chosen(models, "a", "c") == "a" and chosen(models, "c:background", None) == "c:background"
+    assert chosen(models, None, "c") == "c" and chosen(models, None, "gone") == "b"
+    assert chosen(models[:1], None, None) == "a"
+    with pytest.raises(NotFound, match="catalog"):
+        chosen([], None, None)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a console of Windows is no pseudo terminal")
+def test_conversation_in_a_terminal(server: Running, tmp_path: Path) -> None:
+    from tests.support.pseudo_terminal import pseudo_terminal
+
+    (tmp_path / "config.toml").write_text("", encoding="utf-8")
+    arguments = ("chat", "--url", server.url, "--api-key", KEY, "--model", "hangs")
+    with pseudo_terminal(*arguments, cwd=tmp_path, columns=50, NO_COLOR="1") as terminal:
+        assert "hangs at" in terminal.read_until("> ")
+        terminal.type("first question\n")
+        terminal.read_until("one two")  # the third word never comes
+        terminal.type("\x03")
+        terminal.read_until("stopped\n> ")
+        terminal.type("\x1b[A\n")  # arrow up
+        assert "first question" in terminal.read_until("one two three")
+        assert "tokens/s, " in terminal.read_until("> ")
+        terminal.type("/modle\n")
+        assert "did you mean" in terminal.read_until("> ")
+        terminal.type("\x03")
+        assert terminal.wait() == 130
+        assert terminal.output.endswith("\n") and "Traceback" not in terminal.output
+        assert "\x1b[2m" not in terminal.output
