@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -110,3 +112,46 @@ def test_vendored_files_equal_the_lock() -> None:
     assert found == hashes
     assert {name.partition("/")[0] for name in found if name.endswith("/LICENSE.txt")} == lock.keys()
     assert all(library["integrity"].startswith("sha512-") for library in lock.values())
+
+
+def texts(name: str) -> dict[str, str]:
+    """The texts of one language by key, as they are in the source."""
+    source = (FOLDER / "texts" / f"{name}.js").read_text(encoding="utf-8")
+    return dict(re.findall(r'^  "?([\w.]+)"?: (.+),$', source, re.MULTILINE))
+
+
+def own_scripts() -> list[Path]:
+    return [path for folder in ("app", "chat") for path in sorted((FOLDER / folder).glob("*.js"))]
+
+
+def used_keys() -> Iterator[tuple[str, str]]:
+    """Each key that a file of the page names, and the file."""
+    for path in own_scripts():
+        for key in re.findall(r'\bt\(\s*"([\w.]+)"', path.read_text(encoding="utf-8")):
+            yield key, path.name
+    html = (FOLDER / "index.html").read_text(encoding="utf-8")
+    yield from ((key, "index.html") for key in re.findall(r'data-(?:text|label)="([\w.]+)"', html))
+
+
+def test_both_languages_have_every_text() -> None:
+    english, chinese = texts("en"), texts("zh")
+    assert english.keys() == chinese.keys()
+    assert len(english) > 100
+    assert [(key, file) for key, file in used_keys() if key not in english] == []
+    for key, text in english.items():
+        assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", chinese[key])), key
+
+
+def test_every_text_is_used() -> None:
+    sources = "".join(source.read_text(encoding="utf-8") for source in (*own_scripts(), FOLDER / "index.html"))
+    families = (*re.findall(r"t\(`([\w.]+\.)\$\{", sources), "notice.")  # t(`theme.${name}`)
+    unused = [key for key in texts("en") if f'"{key}"' not in sources and not key.startswith(families)]
+    assert unused == []
+
+
+def test_every_visible_text_is_in_the_lists() -> None:
+    """No file of the page has a sentence of its own: each is in both languages."""
+    for path in own_scripts():
+        code = re.sub(r"//.*|/\*[\s\S]*?\*/", "", path.read_text(encoding="utf-8"))
+        sentences = re.findall(r'"([A-Z][a-z]+ [a-z][^"]*)"', code)
+        assert sentences == [] or path.name == "sanitise.js", path.name
