@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.commands import options
-from gateway.commands.greeting import greet
 from gateway.errors import ConfigError, GatewayError
 from gateway.monitoring.output import escape
 
@@ -50,7 +49,11 @@ def run(arguments: argparse.Namespace) -> int:
         "models.provider": arguments.provider,
     }
     config = options.load(arguments, overrides, may_be_empty=bool(arguments.model))
+    from gateway.commands.pinned import pin
+
+    pin()
     from gateway.app import create_app
+    from gateway.commands.greeting import greet
     from gateway.commands.models.prepare import prepare
     from gateway.commands.running.run_file import RunFile, announced
     from gateway.config.file import has_keys

@@ -88,8 +88,15 @@ def delivered_file(environ: Mapping[str, str] | None = None) -> tuple[Path, Path
     packaged = Path(__file__).parent.with_name(NAME)
     if packaged.is_file():
         return packaged, data_folder(environ)
-    clone = Path(__file__).parents[1].with_name(NAME)
-    return clone, clone.parent
+    clone = clone_folder()
+    return clone / NAME, clone
+
+
+def clone_folder() -> Path:
+    """The folder of this code's clone. `scripts/code_copy.py` writes it into `clone` next to a copy of the code."""
+    here = Path(__file__).parents[2]
+    copied = here / "clone"
+    return Path(copied.read_text(encoding="utf-8")) if copied.is_file() else here
 
 
 def _state(file: Path) -> str:

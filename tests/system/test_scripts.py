@@ -11,19 +11,27 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import time
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx
+import psutil
 import pytest
 
 from scripts.words import files, hits
 from tests.conftest import LONGEST
 from tests.support.paths import ROOT
-from tests.support.processes import environment
+from tests.support.processes import OWN_GROUP, Serving, environment
 
 SCRIPTS = ROOT / "scripts"
-ENOUGH = ("hatchling", "msgspec", "packaging", "pathspec", "pluggy", "trove-classifiers")
+ENOUGH = ("hatchling", "msgspec", "packaging", "pathspec", "pluggy", "psutil", "trove-classifiers")
 PATIENCE_S = 300.0
+USAGE = 2  # exit code of a mistake on the command line
 
 
 def entries(lock: str) -> dict[str, str]:
@@ -57,19 +65,21 @@ class TestLock:
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository with a short lock file and a complete environment."""
+def copy(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """A copy of the repository with a short lock file and a complete environment. It serves the tiny model."""
     folder = tmp_path_factory.mktemp("clone")
     for part in ("scripts", "gateway"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for part in ("pyproject.toml", "README.md", "config.toml"):
+    for part in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / part, folder / part)
+    (folder / "config.toml").write_text(f"[models.tiny]\npath = '{tiny}'\n", encoding="utf-8")
     short = [entry for pin, entry in entries("requirements.lock").items() if pin.split("==")[0] in ENOUGH]
     (folder / "requirements.lock").write_text("".join(short), encoding="utf-8")
     (folder / "requirements-test.lock").write_text("# tests\n" + "".join(short), encoding="utf-8")
-    done = serve_help(folder)
-    assert done.returncode == 0, done.stderr
-    assert "Making" in done.stderr
+    done = start(folder)
+    assert done.returncode == USAGE, done.stderr
+    assert done.stderr.startswith("Installing packages: about ")
+    assert "Collecting" not in done.stderr and "Collecting" in (folder / ".venvs" / "install.log").read_text("utf-8")
     return folder
 
 
@@ -77,71 +87,215 @@ def command(folder: Path, *arguments: str) -> list[str]:
     return [sys.executable, str(folder / "scripts" / "serve.py"), *arguments]
 
 
-def serve_help(folder: Path) -> subprocess.CompletedProcess[str]:
-    variables = environment()
-    del variables["PYTHONPATH"]  # the environment must not import from this repository
+def variables(**more: str) -> dict[str, str]:
+    """The environment must not import from this repository."""
+    mine = environment(**more)
+    del mine["PYTHONPATH"]
+    return mine
+
+
+def start(folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """A start that ends when the gateway reads its command line."""
     return subprocess.run(
-        command(folder, "--help"), env=variables, capture_output=True, encoding="utf-8", timeout=PATIENCE_S
+        command(folder, "--port", "x"),
+        cwd=folder,
+        env=variables(**more),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=PATIENCE_S,
     )
 
 
-def python_of(folder: Path) -> Path:
-    return folder / ".venv" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+def environment_of(folder: Path) -> Path:
+    return (folder / ".venv").resolve()
+
+
+def program(venv: Path, name: str) -> Path:
+    return venv / (f"Scripts/{name}.exe" if sys.platform == "win32" else f"bin/{name}")
 
 
 def installed(folder: Path) -> dict[Path, int]:
     """Every file of the environment, except compiled ones, with its time of change."""
-    files = (path for path in (folder / ".venv").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    files = (path for path in environment_of(folder).rglob("*") if path.is_file() and path.suffix != ".pyc")
     return {path: path.stat().st_mtime_ns for path in files}
 
 
-class TestEnvironment:
-    def test_first_start_runs_the_command(self, copy: Path) -> None:
-        assert "usage: npu-gateway serve" in serve_help(copy).stdout
+@contextmanager
+def changed(folder: Path, lock: str) -> Iterator[None]:
+    """The copy with another lock file, and with code that no running gateway can use, as after a pull."""
+    file, worker, before = folder / "requirements.lock", folder / "gateway" / "worker" / "main.py", []
+    for path in (file, worker):
+        before.append(path.read_bytes())
+    file.write_text(lock, encoding="utf-8")
+    worker.write_text("raise SystemExit('the code of another version')\n", encoding="utf-8")
+    yield
+    for path, content in zip((file, worker), before, strict=True):
+        path.write_bytes(content)
 
+
+@contextmanager
+def gateway_of(folder: Path) -> Iterator[tuple[psutil.Process, httpx.Client]]:
+    """A gateway that was started with the script. Its environment gets the packages of this one."""
+    [packages] = [path for path in environment_of(folder).rglob("site-packages") if "lib64" not in path.parts]
+    (packages / "tests.pth").write_text(sysconfig.get_paths()["purelib"], encoding="utf-8")
+    with (
+        (folder / "stderr.txt").open("wb") as errors,
+        subprocess.Popen(
+            command(folder, "--port", "0"),
+            cwd=folder,
+            env=variables(),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            encoding="utf-8",
+            **OWN_GROUP,
+        ) as process,
+    ):
+        try:
+            greeting = Serving(process).read_greeting()
+            assert "tiny  ready" in greeting, (folder / "stderr.txt").read_text(encoding="utf-8")
+            base = greeting.split(" on ")[1].split()[0]
+            with httpx.Client(base_url=base, timeout=PATIENCE_S) as client:
+                yield psutil.Process(process.pid), client
+        finally:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+            process.kill()
+
+
+def assert_answers_as_json(client: httpx.Client) -> None:
+    body = {"messages": [{"role": "user", "content": "Hi"}], "response_format": {"type": "json_object"}}
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        reply = client.post("/chat/completions", json={"model": "tiny", "max_tokens": 4, **body})
+        if reply.status_code != 503 or time.monotonic() > deadline:  # a worker that was killed starts again
+            break
+        time.sleep(0.1)
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["choices"][0]["message"]["content"].lstrip().startswith("{")
+
+
+class TestEnvironment:
     def test_second_start_installs_nothing(self, copy: Path) -> None:
         before = installed(copy)
-        done = serve_help(copy)
-        assert (done.returncode, done.stderr) == (0, "")
+        done = start(copy)
+        assert done.returncode == USAGE and done.stderr.startswith("usage: npu-gateway serve"), done.stderr
         assert installed(copy) == before
 
     def test_package_is_installed_with_its_command(self, copy: Path) -> None:
-        script = python_of(copy).with_name("npu-gateway.exe" if sys.platform == "win32" else "npu-gateway")
-        shown = subprocess.run([script, "--version"], capture_output=True, encoding="utf-8", check=True)
+        shown = subprocess.run(
+            [program(copy / ".venv", "npu-gateway"), "--version"], capture_output=True, encoding="utf-8", check=True
+        )
         assert shown.stdout.startswith("npu-gateway ")
 
-    def test_exit_code_of_the_command_is_returned(self, copy: Path) -> None:
-        assert subprocess.call(command(copy, "--port", "x"), stderr=subprocess.DEVNULL) == 2
+    def test_running_gateway_survives_an_upgrade(self, copy: Path) -> None:
+        """A refused lock file starts the last version. Two concurrent starts install the right one once, next to the
+        environment that the gateway uses. Its JSON requests, its workers and its code stay those of its version."""
+        first = environment_of(copy)
+        right = (copy / "requirements.lock").read_text(encoding="utf-8")
+        with gateway_of(copy) as (process, client):
+            with changed(copy, re.sub("sha256:[0-9a-f]{8}", "sha256:00000000", right)):
+                done = start(copy)
+            assert done.returncode == USAGE, done.stderr
+            assert "another content than the lock file states" in done.stderr
+            assert "the last version starts instead" in done.stderr and "Traceback" not in done.stderr
+            assert environment_of(copy) == first
+            with changed(copy, right + "# changed\n"):
+                pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+                line = command(copy, "--port", "x")
+                starts = [subprocess.Popen(line, cwd=copy, env=variables(), **pipes) for _ in range(2)]
+                messages = "".join(start.communicate(timeout=PATIENCE_S)[1] for start in starts)
+                assert [start.returncode for start in starts] == [USAGE, USAGE], messages
+                assert messages.count("Installing packages") == 1
+                assert environment_of(copy) != first and first.is_dir()
+                assert_answers_as_json(client)
+                for child in process.children():
+                    child.kill()
+                assert_answers_as_json(client)
+        assert start(copy).returncode == USAGE  # the first lock again: its environment is still here
+        assert environment_of(copy) == first
+        assert [path.name for path in first.parent.iterdir() if path.is_dir()] == [first.name]
 
-    def test_wheel_with_wrong_hash_is_refused_and_two_concurrent_starts_install_the_corrected_lock_once(
-        self, copy: Path
-    ) -> None:
-        """The refusal leaves an environment that is not complete."""
-        lock = copy / "requirements.lock"
-        right = lock.read_text(encoding="utf-8")
-        lock.write_text(re.sub("sha256:[0-9a-f]{8}", "sha256:00000000", right), encoding="utf-8")
-        done = serve_help(copy)
-        assert done.returncode == 1
-        assert done.stderr.splitlines()[-1].endswith("the next start tries again from the beginning.")
-        assert python_of(copy).exists()
-        lock.write_text(right + "# changed\n", encoding="utf-8")
-        starts = [
-            subprocess.Popen(command(copy, "--help"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
-            for _ in range(2)
-        ]
-        outputs = [start.communicate(timeout=PATIENCE_S) for start in starts]
-        assert [start.returncode for start in starts] == [0, 0]
-        messages = "".join(errors for _, errors in outputs)
-        assert messages.count("Making") == messages.count("Installing requirements") == 1
-        assert serve_help(copy).stderr == ""
+    def test_command_installs_nothing_for_its_help(self, tmp_path: Path) -> None:
+        shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+        (tmp_path / "gateway").symlink_to(ROOT / "gateway", target_is_directory=True)
+        done = subprocess.run(
+            [sys.executable, "-S", *command(tmp_path, "--help")[1:]],
+            env=variables(),
+            capture_output=True,
+            encoding="utf-8",
+            check=True,
+        )
+        after = [sys.executable, "-m", "gateway", "serve", "--help"]
+        assert done.stdout == subprocess.run(after, capture_output=True, encoding="utf-8", check=True).stdout
+        assert {path.name for path in tmp_path.iterdir()} == {"scripts", "gateway"}
 
-    def test_old_python_gets_a_message(self) -> None:
-        code = "import sys; sys.version_info = (3, 9, 1); import environment"
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ("os.environ['PIP_INDEX_URL'] = 'http://127.0.0.1:9/simple'", "no network: 127.0.0.1 does not answer"),
+            ("environment.SIZES['serve'] = (1, 10**9)", "MB are free. Free some space"),
+            ("sys.modules['ensurepip'] = None", "has no module venv. On Debian and Ubuntu: `sudo apt install"),
+            (
+                "def fail(*_): raise KeyboardInterrupt\nenvironment._require = fail",
+                "interrupted; the next start",
+            ),
+            (
+                "def fail(*_): raise PermissionError(13, 'Permission denied', 'X')\nenvironment._require = fail",
+                "X: Permission denied. Check who owns this folder",
+            ),
+        ],
+    )
+    def test_failed_first_start_is_one_line_with_the_next_step(self, tmp_path: Path, change: str, message: str) -> None:
+        clone = tmp_path / "clone"
+        shutil.copytree(ROOT / "scripts", clone / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", clone)
+        (clone / "requirements.lock").write_text("absent==1 \\\n    --hash=sha256:" + "0" * 64, encoding="utf-8")
+        shutil.copy(clone / "requirements.lock", clone / "requirements-test.lock")
+        code = f"import os, sys, environment\n{change}\nenvironment.ensure('serve')"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=clone / "scripts",
+            env=variables(PIP_FIND_LINKS="", PIP_EXTRA_INDEX_URL="", PIP_CONFIG_FILE=os.devnull),
+            capture_output=True,
+            encoding="utf-8",
+            timeout=PATIENCE_S,
+        )
+        assert done.returncode in (1, 130)
+        *_, last = done.stderr.splitlines()
+        assert last.startswith("npu-gateway: ") and message in last
+        assert "Traceback" not in done.stderr and "ERROR" not in done.stderr
+
+    @pytest.mark.parametrize("version", [(2, 7, 18), (3, 6, 0), (3, 10, 9)])
+    def test_old_python_gets_a_message(self, version: tuple[int, ...]) -> None:
+        code = f"import sys; sys.version_info = {version}; import check_python"
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=SCRIPTS, capture_output=True, encoding="utf-8", check=False
         )
         assert done.returncode == 1
         assert done.stderr.startswith("npu-gateway needs Python 3.11 or newer")
+        assert (SCRIPTS / "serve.py").read_text("utf-8").index("check_python") < len(
+            (SCRIPTS / "serve.py").read_text("utf-8").split("import environment")[0]
+        )
+
+
+class TestReason:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("host='index.example', port=443): NewConnectionError('getaddrinfo failed')", "no network: index.example"),
+            ("host='index.example') ProxyError('Cannot connect to proxy.')", "the proxy does not let pip"),
+            ("host='index.example') SSLError('CERTIFICATE_VERIFY_FAILED')", "the certificate of index.example is not"),
+            ("OSError: [Errno 28] No space left on device", "the disk is full"),
+            ("ERROR: No matching distribution found for x==1", "the package index has no x==1 for this"),
+            ("OSError: [Errno 13] Permission denied: 'x'", "a file cannot be written"),
+            ("ERROR: anything else", "pip failed"),
+        ],
+    )  # fmt: skip
+    def test_reason_names_the_next_step(self, monkeypatch: pytest.MonkeyPatch, text: str, expected: str) -> None:
+        monkeypatch.syspath_prepend(str(SCRIPTS))
+        from installation import reason
+
+        assert reason(text).startswith(expected)
 
 
 def test_every_dependency_has_a_wheel_for_windows_on_arm() -> None:
