@@ -20,6 +20,7 @@ from gateway.lanes.new_models import BetterBundles, NewModels, Upgrades
 from gateway.lanes.router import Router
 from gateway.monitoring.metrics import Metrics
 from gateway.monitoring.observers import Observers
+from gateway.monitoring.refusals import RefusalLog
 from gateway.routes import health, tokenize
 from gateway.routes import openapi as schema
 from gateway.routes.anthropic_api import routes as anthropic
@@ -103,6 +104,7 @@ def create_app(
                 "live": LiveSources(router, observers, config_file),
                 "responses": ResponseStore(),
                 "ignored_log": IgnoredLog(),
+                "refusals": RefusalLog(metrics),
                 "parser": ThreadPoolExecutor(1, "parser"),
                 "started_at": int(time.time()),
                 "background": [*background, *upgrades],

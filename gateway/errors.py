@@ -63,6 +63,7 @@ class GatewayError(Exception):
     code: str | None = None
     #: The header `x-should-retry`: whether the official SDK retries by itself. None: no header, the SDK decides.
     should_retry: bool | None = None
+    is_logged = False  # the log has it, so the error handler writes no line
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
         self.message = cut(message, _LONGEST_MESSAGE)

@@ -91,7 +91,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     address, port = config.server.host, listener.getsockname()[1]
     config_file = "" if is_pipe else str(file.absolute())
-    run_file = RunFile(url=options.base_url(address, port), host=address, port=port, config_file=config_file)
+    run_file = RunFile(
+        url=options.base_url(address, port),
+        host=address,
+        port=port,
+        config_file=config_file,
+        log_file=str(file_of_log.path) if file_of_log else "",
+    )
     with announced(run_file):
         serve(app, config.server, listener=listener, on_started=greet_when_ready)
     return 0

@@ -17,12 +17,13 @@ from typing import NoReturn
 
 from msgspec.structs import replace
 
-from gateway.errors import LONGEST_QUOTE, GatewayError, InvalidRequest, cut
+from gateway.errors import LONGEST_QUOTE, BreakerOpen, GatewayError, InvalidRequest, ModelNotReady, cut
 from gateway.generation import ChoiceFinished, Event, Finished, Generation, Meter, Started, Timings
 from gateway.lanes.job import Job
 from gateway.lanes.lane import Lane
 from gateway.monitoring import logs
 from gateway.monitoring.observers import CANCELLED, AnswerRecord, Observers
+from gateway.monitoring.request_line import RequestLine, error_text
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class RoutedAnswer(AsyncIterator[Event]):
         self.model = lanes[0].name  # the model that answers: final with the first event that the iteration gives
         self._generation = generation
         self._lanes = deque(lanes)
+        self._lane = lanes[0]
         self._clock = clock
         self._opened_at = clock()
         self._deadline = self._opened_at + timeout_s
@@ -62,7 +64,8 @@ class RoutedAnswer(AsyncIterator[Event]):
         self._has_content = False
         self._is_over = False
         self._refusals: list[GatewayError] = []
-        self._line = logs.RequestLine(id=generation.id, requested=generation.model, ending="cancelled")
+        self._ending = "cancelled"
+        self._error: GatewayError | None = None
         self._log_prompt = log_prompt
         self._observers = observers
         self._status = CANCELLED  # of the reply, for the record
@@ -121,11 +124,10 @@ class RoutedAnswer(AsyncIterator[Event]):
                 continue
             if isinstance(event, Started):
                 self._started = event
-                self._line.queue_s = self._clock() - self._opened_at
             return event
 
     def _submit(self) -> Job:
-        lane = self._lanes.popleft()
+        self._lane = lane = self._lanes.popleft()
         self.model = lane.name
         ttft_timeout_s = self._generation.ttft_timeout_s
         if ttft_timeout_s is None and self._lanes:
@@ -141,18 +143,18 @@ class RoutedAnswer(AsyncIterator[Event]):
         is_wrong_request = isinstance(error, InvalidRequest) and len(self._refusals) == 1
         if is_wrong_request or not self._lanes:
             self._fail(self._refusals[0])
-        self._line.why = self._line.why or error.code or error.type
-        _log.debug("%s: %s refused: %s", self._generation.id, self.model, error.message)
+        if not isinstance(error, BreakerOpen | ModelNotReady):  # the lane has logged its state
+            self._lane.log_refusal(error_text(error.message), self._lanes[0].name)
 
     def _fail(self, error: GatewayError) -> NoReturn:
-        self._line.ending, self._status = error.code or error.type, error.status
+        self._ending, self._status, self._error = error.code or error.type, error.status, error
+        error.is_logged = True
         self._end()
         raise error
 
     def _noted(self, event: Event) -> Event:
         if isinstance(event, ChoiceFinished):
-            self._line.ending, self._status = event.reason, 200
-            self._line.has_default_limit = self._generation.has_default_limit
+            self._ending, self._status = event.reason, 200
         elif isinstance(event, Finished):
             self._timings = event.timings
             self._end()
@@ -163,43 +165,44 @@ class RoutedAnswer(AsyncIterator[Event]):
         if self._is_over:
             return
         self._is_over = True
-        line, meter = self._line, self.meter
-        line.served = self.model
-        line.dropped_messages = self.dropped_messages
-        line.prompt_tokens = meter.prompt_tokens
-        line.cached_tokens = meter.cached_tokens
-        line.completion_tokens = meter.completion_tokens
-        line.ttft_s = None if meter.first_token_at is None else meter.first_token_at - self._opened_at
-        line.total_s = self._clock() - self._opened_at
-        _log.info("%s", line)
+        record = self._record()
+        line = RequestLine(record)
+        _log.log(line.level, "%s", line)
         if self._log_prompt:
-            _log.info("%s  %s", line.id, logs.prompt_text(self._generation.prompt), extra={"has_prompt": True})
-        self._observers.ended(self._record())
+            text = logs.prompt_text(self._generation.prompt)
+            _log.info("%s  %s", record.id, text, extra={"has_prompt": True})
+        self._observers.ended(record)
 
     def _record(self) -> AnswerRecord:
-        line, meter, job = self._line, self.meter, self._job
+        meter, job, now = self.meter, self._job, self._clock()
         budget = None if job is None else job.budget
+        first = self._refusals[0] if self._refusals else None
+        has_moved = len(self._refusals) > (self._error is not None)
         return AnswerRecord(
             at=time.time(),
-            id=line.id,
+            id=self._generation.id,
             endpoint=self._generation.endpoint,
             key=self._generation.owner,
-            requested=cut(line.requested, LONGEST_QUOTE),
-            model=line.served,
-            ending=line.ending,
+            requested=cut(self._generation.model, LONGEST_QUOTE),
+            model=self.model,
+            ending=self._ending,
             status=self._status,
-            prompt_tokens=line.prompt_tokens,
-            cached_tokens=line.cached_tokens,
-            completion_tokens=line.completion_tokens,
-            queue_ms=_ms(line.queue_s),
+            prompt_tokens=meter.prompt_tokens,
+            cached_tokens=meter.cached_tokens,
+            completion_tokens=meter.completion_tokens,
+            queue_ms=_ms(None if job is None else job.queue_s),
             predicted_ttft_ms=_ms(self.predicted_ttft_s),
-            ttft_ms=_ms(line.ttft_s),
+            ttft_ms=_ms(None if meter.first_token_at is None else meter.first_token_at - self._opened_at),
             per_token_ms=self._per_token_ms(),
-            total_ms=1000 * line.total_s,
-            device_ms=1000 * meter.device_s_at(self._clock()),
+            total_ms=1000 * (now - self._opened_at),
+            device_ms=1000 * meter.device_s_at(now),
             limit_ttft_ms=None if budget is None else 1000 * budget.seconds(meter.computed_tokens, 0),
             limit_per_token_ms=None if budget is None else budget.token_ms or None,
             is_slow=job is not None and job.permit.outcome == "slow",
+            why=first.code or first.type if first is not None and has_moved else "",
+            error="" if self._error is None else error_text(self._error.message),
+            dropped_messages=self.dropped_messages,
+            has_default_limit=self._generation.has_default_limit,
         )
 
     def _per_token_ms(self) -> float | None:

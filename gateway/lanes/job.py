@@ -94,6 +94,11 @@ class Job(AsyncIterator[Event]):
         since = self.run_at if self.plan is None else self.meter.began_at
         return None if since is None else self._clock() - since
 
+    @property
+    def queue_s(self) -> float | None:
+        """Seconds in the admission queue. None: it is still there."""
+        return None if self.ticket.admitted_at is None else self.ticket.admitted_at - self.accepted_at
+
     def timings(self) -> Timings:
         """Where the time went until now."""
         now, meter = self._clock(), self.meter

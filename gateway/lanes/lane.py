@@ -32,6 +32,7 @@ from gateway.lanes.prober import Prober
 from gateway.lanes.run import JobRunner
 from gateway.lanes.unread import UnreadEvents
 from gateway.monitoring.metrics import LaneGauges, Metrics
+from gateway.monitoring.throttle import Throttle
 
 _NOT_READY: dict[State, str] = {
     "loading": "is loading",
@@ -109,6 +110,7 @@ class Lane:
         self._unread = UnreadEvents()
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing: asyncio.Task[None] | None = None
+        self._refusals = Throttle(clock)
         self._answers = 0
         self._closed = False
 
@@ -260,6 +262,12 @@ class Lane:
                 _log.info("%s: breaker half-open: %d good probes close it", self.name, self.breaker.config.probes)
             case "closed":
                 _log.info("%s: breaker closed", self.name)
+
+    def log_refusal(self, reason: str, fallback: str) -> None:
+        """Say why the fallback answers a request, once a minute for each reason."""
+        suffix = self._refusals.suffix(reason)
+        if suffix is not None:
+            _log.warning("%s: %s; %s answers%s", self.name, reason, fallback, suffix)
 
     def _start_probing(self) -> None:
         is_probing = self._probing is not None and not self._probing.done()

@@ -1,8 +1,5 @@
 """The gateway's log on stderr and in a file: one line for each request, and one for each change of a model's state.
 
-    req-7  smollm2  prompt 512 = 480 cached + 32  queue 0 ms  first token 85 ms  48 tokens  35.1 tokens/s  stop
-    req-8  llama3.2-3b -> smollm2 (latency_breaker_open)  prompt 9 = 0 cached + 9  ...
-
 The log has text of prompts only if `server.log_prompts` is set. It never has API keys. One record is one line, whatever
 text a client, an upstream or a bundle put into it; the lines of a traceback follow, indented.
 """
@@ -18,15 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import msgspec
-from msgspec import Struct
-from msgspec.structs import asdict
 
 from gateway.errors import cut
 from gateway.generation import Chat, Prompt, Text
 from gateway.monitoring.log_file import LogFile
 from gateway.monitoring.output import EXIT_S, escape
+from gateway.monitoring.request_line import RequestLine
 
-_LONGEST_NAME = 80
 _LONGEST_PROMPT = 2000
 _LONGEST_LINE = 4000
 _LONGEST_TRACEBACK = 50_000
@@ -149,69 +144,6 @@ def _message(record: logging.LogRecord) -> str:
 def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> list[str]:
     text = formatter.formatException(record.exc_info) if record.exc_info else ""
     return [escape(line) for line in cut(text, _LONGEST_TRACEBACK).splitlines()]
-
-
-class RequestLine(Struct, kw_only=True):
-    """One request in the log. Times in seconds; None: the request ended before this."""
-
-    id: str
-    requested: str  # the model name in the request
-    served: str = ""  # the model that answered, or that failed last
-    why: str = ""  # if that is another model: the error code of the first refusal
-    ending: str = ""  # stop, length, tool_calls, cancelled, or an error's code
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    queue_s: float | None = None
-    ttft_s: float | None = None
-    total_s: float = 0.0
-    dropped_messages: int = 0  # of the chat, because it did not fit into the context
-    has_default_limit: bool = False  # the token limit is not from the request
-
-    def fields(self) -> dict[str, Any]:
-        """What is known, for a JSON log. Text from a client is printable."""
-        known = {name: value for name, value in asdict(self).items() if value not in (None, "", False)}
-        return {name: printable(value) if isinstance(value, str) else value for name, value in known.items()}
-
-    @property
-    def tokens_per_s(self) -> float | None:
-        """Decode speed: the tokens after the first, divided by the time after the first."""
-        if self.ttft_s is None or self.completion_tokens < 2 or self.total_s <= self.ttft_s:
-            return None
-        return (self.completion_tokens - 1) / (self.total_s - self.ttft_s)
-
-    def __str__(self) -> str:
-        parts = [printable(self.id), self._models()]
-        if self.prompt_tokens:
-            computed = self.prompt_tokens - self.cached_tokens
-            parts.append(f"prompt {self.prompt_tokens} = {self.cached_tokens} cached + {computed}")
-        if self.dropped_messages:
-            parts.append(f"{self.dropped_messages} oldest messages left out")
-        if self.queue_s is not None:
-            parts.append(f"queue {self.queue_s * 1000:.0f} ms")
-        if self.ttft_s is not None:
-            parts.append(f"first token {self.ttft_s * 1000:.0f} ms")
-        if self.completion_tokens:
-            parts.append(f"{self.completion_tokens} tokens")
-        if self.tokens_per_s is not None:
-            parts.append(f"{self.tokens_per_s:.1f} tokens/s")
-        return "  ".join([*parts, self._ending()])
-
-    def _ending(self) -> str:
-        if self.ending == "length" and self.has_default_limit:
-            return "length (the default limit: send max_tokens, or set it in config.toml)"
-        return self.ending or f"after {self.total_s:.1f} s"
-
-    def _models(self) -> str:
-        requested = printable(self.requested) or "(none)"
-        if self.served in ("", self.requested):
-            return requested
-        return f"{requested} -> {self.served}" + (f" ({self.why})" if self.why else "")
-
-
-def printable(text: str) -> str:
-    """Text from a client for one log line: control characters escaped, cut after 80 characters."""
-    return escape(cut(text, _LONGEST_NAME))
 
 
 def prompt_text(prompt: Prompt) -> str:

@@ -71,6 +71,12 @@ class Metrics:
         self._requests = self._counter("gateway_requests", "Requests by outcome: ok, cancelled or the error's code")
         self._tokens = self._counter("gateway_tokens", "Tokens by kind: prompt, cached (of the prompt), completion")
         self._breaker_changes = self._counter("gateway_breaker_changes", "Changes of the circuit breaker, by new state")
+        self._responses = Counter(
+            "gateway_http_responses",
+            "Replies by the path of the route and by HTTP status",
+            ["path", "status"],
+            registry=self._registry,
+        )
         self._queue_s = self._histogram("gateway_queue_seconds", "Time in the admission queue")
         self._ttft_s = self._histogram("gateway_first_token_seconds", "Time to first token (TTFT), from acceptance")
         self._total_s = self._histogram("gateway_request_seconds", "Time from acceptance to the end")
@@ -100,6 +106,10 @@ class Metrics:
         self._device_s.labels(model).observe(timings.device_s)
         if timings.ttft_s is not None:
             self._ttft_s.labels(model).observe(timings.ttft_s)
+
+    def http_response(self, path: str, status: int) -> None:
+        """Count a reply. `path`: of the route, so that clients cannot make labels."""
+        self._responses.labels(path, str(status)).inc()
 
     def event_loop_delayed(self, seconds: float) -> None:
         self._loop_delay_s.observe(max(0.0, seconds))

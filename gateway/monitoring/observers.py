@@ -42,6 +42,17 @@ class AnswerRecord(Struct, frozen=True, kw_only=True):
     limit_ttft_ms: float | None = None
     limit_per_token_ms: float | None = None
     is_slow: bool = False  # the circuit breaker judged it as slow
+    why: str = ""  # if not the requested model answered: the error code of its refusal
+    error: str = ""  # the message of the error that the client gets
+    dropped_messages: int = 0  # of the chat, because it did not fit into the context
+    has_default_limit: bool = False  # the token limit is not from the request
+
+    @property
+    def limit_ms(self) -> float | None:
+        """What the circuit breaker allows for the whole answer, in device time."""
+        if self.limit_ttft_ms is None:
+            return None
+        return self.limit_ttft_ms + (self.limit_per_token_ms or 0.0) * max(0, self.completion_tokens - 1)
 
 
 Observer = Callable[[AnswerRecord], None]

@@ -24,8 +24,8 @@ from gateway.errors import (
     Unavailable,
     cut,
 )
-from gateway.monitoring.logs import RequestLine
 from gateway.monitoring.observers import AnswerRecord
+from gateway.monitoring.request_line import RequestLine, error_text
 from gateway.routes.anthropic_api import render as anthropic_render
 from gateway.routes.ollama_api import render as ollama_render
 from gateway.server.body import ENCODINGS
@@ -47,6 +47,14 @@ _BY_STATUS: dict[int, type[GatewayError]] = {
         Unavailable,
     )
 }
+#: Paths of Ollama's API that change models, and our commands for it.
+_OLLAMA_COMMANDS = {
+    "/api/pull": "pull",
+    "/api/delete": "rm",
+    "/api/create": "build",
+    "/api/copy": "pull --as NAME",
+    "/api/push": "list",
+}
 
 
 def handle_error(request: HttpRequest, exception: Exception) -> Response[bytes]:
@@ -57,6 +65,8 @@ def handle_error(request: HttpRequest, exception: Exception) -> Response[bytes]:
     error = as_gateway_error(request, exception)
     if isinstance(error, ModelNotFound):  # requests of a lane are recorded by the lane; this one has none
         _record(request, error)
+    elif not error.is_logged:
+        request.app.state.refusals.refused(request.method, request.scope["path"], request.scope["client"], error)
     headers = error_headers(error)
     if isinstance(exception, HTTPException):
         headers |= exception.headers or {}
@@ -73,17 +83,17 @@ def handle_error(request: HttpRequest, exception: Exception) -> Response[bytes]:
 
 def _record(request: HttpRequest, error: ModelNotFound) -> None:
     """Write the log line and the record of a request for a model that does not exist."""
-    line = RequestLine(id=f"req_{request_number(request.scope)}", requested=error.requested, ending=error.code or "")
-    _log.info("%s", line)
     record = AnswerRecord(
         at=time.time(),
-        id=line.id,
+        id=f"req_{request_number(request.scope)}",
         endpoint=request.scope["path"],
         key=owner_of(request),
-        requested=cut(line.requested, LONGEST_QUOTE),
-        ending=line.ending,
+        requested=cut(error.requested, LONGEST_QUOTE),
+        ending=error.code or "",
         status=error.status,
+        error=error_text(error.message),
     )
+    _log.info("%s", RequestLine(record))
     router_of(request).observers.ended(record)
 
 
@@ -104,12 +114,16 @@ def as_gateway_error(request: HttpRequest, exception: Exception) -> GatewayError
         case HTTPException(status_code=status) if status < 500 or status in _BY_STATUS:
             return _BY_STATUS.get(status, InvalidRequest)(_message(request, exception))
     _log.error("request %s failed", request_number(request.scope), exc_info=exception)
-    return GatewayError("The gateway failed on this request. See the log of the gateway.")
+    error = GatewayError("The gateway failed on this request. See the log of the gateway.")
+    error.is_logged = True
+    return error
 
 
 def _message(request: HttpRequest, exception: HTTPException) -> str:
     method, path = cut(request.method, LONGEST_QUOTE), cut(request.scope["path"], LONGEST_QUOTE)
     match exception.status_code:
+        case 404 if command := _OLLAMA_COMMANDS.get(path):
+            return f"This gateway does not change its models for clients. On its machine, use `npu-gateway {command}`."
         case 404:
             return f"Unknown path: {method} {path}. The API is under /v1."
         case 405:

@@ -26,6 +26,7 @@ import msgspec
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from gateway.errors import BodyTimeout, GatewayError, InvalidRequest
+from gateway.monitoring.refusals import RefusalLog
 from gateway.server.error_body import error_body
 
 MAX_CONNECTIONS = 10_240
@@ -77,10 +78,15 @@ def allow_open_files() -> None:
 
 
 class LimitedProtocol(H11Protocol):
-    """One connection. See the module's docstring for the limits."""
+    """One connection. See the module's docstring for the limits.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Args:
+        refusals: logs what is not HTTP.
+    """
+
+    def __init__(self, *args: Any, refusals: RefusalLog, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._refusals = refusals
         self._pending: tuple[str, object] | None = None  # the reason, and its progress
         self._since = 0.0
         self._is_excess = False
@@ -132,7 +138,9 @@ class LimitedProtocol(H11Protocol):
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(InvalidRequest("The request is not valid HTTP/1.1."))
+        error = InvalidRequest("The request is not valid HTTP/1.1.")
+        self._refusals.not_http(self.client, self.conn.trailing_data[0][:2], error.status)
+        self._refuse(error)
 
     def check_pending(self, now: float) -> None:
         """Close the connection if the client is pending too long. `now`: seconds of the event loop's clock."""

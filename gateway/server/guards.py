@@ -21,7 +21,7 @@ from litestar.handlers.base import BaseRouteHandler
 
 from gateway.config.hosts import host_name, web_origin
 from gateway.config.tables import ServerConfig
-from gateway.errors import Forbidden, Unauthorized, Unavailable, quote
+from gateway.errors import LONGEST_QUOTE, Forbidden, Unauthorized, Unavailable, quote
 from gateway.server.ignored import HEADER as IGNORED
 from gateway.server.request import MAX_TOKENS, TRUNCATED
 
@@ -65,7 +65,7 @@ def _host_guard(config: ServerConfig) -> Guard:
         if not host or "*" in allowed:  # only HTTP/1.0 has no Host; browsers do not use it
             return
         if host not in allowed and _name(host) not in allowed and not _needs_no_dns(host):
-            raise Forbidden(f"The host name {quote(host)} is not in 'server.allowed_hosts' of the gateway's config.")
+            raise Forbidden(_not_allowed("host name", host, "allowed_hosts"))
 
     return check_host
 
@@ -97,9 +97,17 @@ def _origin_guard(config: ServerConfig) -> Guard:
         if scheme not in ("http", "https", "null"):  # no origin, an editor or a browser extension
             return
         if host != connection.headers.get("host", "").lower() and not (cors and cors.is_origin_allowed(origin)):
-            raise Forbidden(f"The origin {quote(origin)} is not in 'server.cors_origins' of the gateway's config.")
+            raise Forbidden(_not_allowed("origin", origin, "cors_origins"))
 
     return check_origin
+
+
+def _not_allowed(what: str, value: str, key: str) -> str:
+    """The message with the line of config.toml that allows `value`, if that line can be pasted."""
+    message = f"The {what} {quote(value)} is not in 'server.{key}' of the gateway's config."
+    if len(value) > LONGEST_QUOTE or not re.fullmatch(r"[A-Za-z0-9._:/\[\]-]+", value):
+        return message
+    return f'{message} To allow it, add to config.toml: [server] {key} = ["{value}"]'
 
 
 def _key_guard(api_keys: dict[str, str]) -> Guard:

@@ -19,6 +19,8 @@ T = TypeVar("T")
 MAX_TOKENS = "x-gateway-max-tokens"  # a header of the reply: the token limit, if the request has none
 TRUNCATED = "x-gateway-truncated"  # and the messages of the chat that did not fit into the context
 
+UNKNOWN_PATH = "(unknown path)"  # in the metrics
+
 HttpRequest = Request[str, str, State]
 
 
@@ -46,6 +48,8 @@ async def add_headers(message: Message, scope: Scope) -> None:
         }
         pairs = [(name.encode(), value.encode()) for name, value in added.items() if value]
         message["headers"] = [*message["headers"], *pairs]
+        path = scope.get("path_template") or UNKNOWN_PATH
+        scope["app"].state.metrics.http_response(path, message["status"])
 
 
 def router_of(request: HttpRequest) -> Router:

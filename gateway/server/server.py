@@ -10,8 +10,9 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from types import FrameType
-from typing import cast
+from typing import Any, cast
 
 import uvicorn
 from litestar import Litestar
@@ -20,12 +21,14 @@ from gateway.config.tables import ServerConfig
 from gateway.errors import ConfigError
 from gateway.lanes.router import Router
 from gateway.monitoring.metrics import Metrics
+from gateway.monitoring.refusals import RefusalLog
 from gateway.server.connections import BACKLOG, LimitedProtocol, allow_open_files
 from gateway.server.loop_watch import loop_watch
 from gateway.server.target import with_any_target
 
 _log = logging.getLogger(__name__)
 _TICK_S = 1.0  # both timers of `on_tick` count seconds: uvicorn's `Date` header, our check for slow clients
+_NO_ACCEPT = "socket.accept() out of system resource"  # asyncio's message
 LAST_FRAME_S = 1.0  # after the grace period, for streams to send their last frame
 
 
@@ -81,7 +84,8 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 with_any_target(app),
-                http=LimitedProtocol,  # h11, because httptools sends chunks to HTTP/1.0 clients
+                # h11, because httptools sends chunks to HTTP/1.0 clients
+                http=cast(type[LimitedProtocol], partial(LimitedProtocol, refusals=app.state.refusals)),
                 backlog=BACKLOG,
                 loop="asyncio",
                 ws="none",
@@ -94,6 +98,8 @@ class Server(uvicorn.Server):
         )
         self._router: Router = app.state.router
         self._metrics: Metrics = app.state.metrics
+        self._refusals: RefusalLog = app.state.refusals
+        logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)
         self._grace_s = config.shutdown_grace_s
         self._on_started = on_started
         self._no_grace = asyncio.Event()
@@ -106,11 +112,19 @@ class Server(uvicorn.Server):
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._loop_failed)
         with ExitStack() as stack:
             if loop.get_debug():  # python -X dev, or PYTHONASYNCIODEBUG=1
                 loop.slow_callback_duration = math.inf  # asyncio's own measurement depends on the load of the machine
                 stack.enter_context(loop_watch(lambda what, _: _log.error("%s", what)))
             await super().serve([*sockets, *other_loopback(sockets[0])] if sockets else None)
+
+    def _loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if context["message"] == _NO_ACCEPT and isinstance(error, OSError):
+            self._refusals.no_connection(error)
+        else:
+            loop.default_exception_handler(context)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -157,6 +171,11 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(
                 self._stop_requested.set
             )  # a signal handler must not touch the loop directly
+
+
+def _is_no_refusal(record: logging.LogRecord) -> bool:
+    """False for uvicorn's line about bytes that are not HTTP: RefusalLog writes a better one."""
+    return record.msg != "Invalid HTTP request received."
 
 
 def serve(

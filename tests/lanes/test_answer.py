@@ -220,13 +220,13 @@ async def test_each_request_has_one_log_line(caplog: pytest.LogCaptureFixture) -
     }
     async with routing(models) as router:
         lines = await lines_of(caplog, router, *map(request, ("main", "alias", "broken", "fails", "main:background")))
-        figures = "prompt 3 = 1 cached + 2  queue 0 ms  first token 500 ms  4 tokens  10.0 tokens/s  stop"
+        figures = "prompt 3 (1 cached)  first 500 ms  4 tokens  10.0/s  stop  ..req-1"
         assert lines == [
-            f"req-1  main  {figures}",
-            f"req-1  alias -> main  {figures}",
-            f"req-1  broken -> main (model_not_ready)  {figures}",
-            "req-1  fails  prompt 3 = 0 cached + 3  queue 0 ms  engine_failed",
-            f"req-1  main:background -> main  {figures}",
+            f"main  {figures}",
+            f"alias -> main  {figures}",
+            f"broken -> main (model_not_ready)  {figures}",
+            "fails  prompt 3  503 engine_failed: The script makes this request fail  ..req-1",
+            f"main:background -> main  {figures}",
         ]
 
 
@@ -234,7 +234,7 @@ async def test_each_request_has_one_log_line(caplog: pytest.LogCaptureFixture) -
 async def test_cancelled_request_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with routing({"main": model()}) as router:
         assert await lines_of(caplog, router, request(), cancel=True) == [
-            "req-1  main  prompt 3 = 0 cached + 3  queue 0 ms  cancelled"
+            "main  prompt 3  cancelled after 0.0 s  ..req-1"
         ]
 
 

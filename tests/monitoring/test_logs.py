@@ -14,7 +14,8 @@ import pytest
 
 from gateway.generation import Chat, Message, Text, TokenIds
 from gateway.monitoring import logs
-from gateway.monitoring.logs import RequestLine
+from gateway.monitoring.observers import AnswerRecord
+from gateway.monitoring.request_line import RequestLine
 from tests.support.processes import PATIENCE_S
 
 
@@ -27,44 +28,6 @@ def restored_loggers() -> Iterator[None]:
     for logger, (handlers, level) in zip(loggers, before, strict=True):
         logger.handlers[:] = handlers
         logger.setLevel(level)
-
-
-def test_request_line_shows_models_tokens_and_times() -> None:
-    line = RequestLine(
-        id="req-7",
-        requested="llama",
-        served="smollm2",
-        why="latency_breaker_open",
-        ending="stop",
-        prompt_tokens=512,
-        cached_tokens=480,
-        completion_tokens=48,
-        queue_s=0.002,
-        ttft_s=0.085,
-        total_s=0.085 + 47 / 35,
-    )
-    assert str(line) == (
-        "req-7  llama -> smollm2 (latency_breaker_open)  prompt 512 = 480 cached + 32  queue 2 ms  "
-        "first token 85 ms  48 tokens  35.0 tokens/s  stop"
-    )
-
-
-@pytest.mark.parametrize(
-    ("line", "text"),
-    [
-        (RequestLine(id="r", requested="m", ending="model_not_ready"), "r  m  model_not_ready"),
-        (RequestLine(id="r", requested="", served="m", ending="stop"), "r  (none) -> m  stop"),
-        (RequestLine(id="r", requested="m", ending="stop", completion_tokens=1, ttft_s=1, total_s=1.0), None),
-    ],
-)
-def test_request_line_leaves_out_missing_times(line: RequestLine, text: str | None) -> None:
-    assert str(line) == (text or "r  m  first token 1000 ms  1 tokens  stop")
-
-
-def test_request_line_escapes_control_characters() -> None:
-    line = str(RequestLine(id="r\n12:00:00 INFO forged", requested="m\r\x1b[31m\u2028" + "x" * 500, ending="stop"))
-    assert line.isprintable()
-    assert len(line) < 250
 
 
 def test_setup_writes_utf8_to_console_with_other_code_page() -> None:
@@ -123,7 +86,8 @@ def test_json_log_is_one_object_a_line(tmp_path: Path) -> None:
     file = logs.open_log_file(tmp_path / "gateway.log", 1.0, 2, "json")
     stream = io.StringIO()
     logs.setup("INFO", stream, format="json", file=file)
-    logging.getLogger("gateway").info("%s", RequestLine(id="req-7", requested=HOSTILE, ending="stop", ttft_s=0.5))
+    record = AnswerRecord(at=0.0, id="req-7", requested=HOSTILE, ending="stop", ttft_ms=500.0)
+    logging.getLogger("gateway").info("%s", RequestLine(record))
     try:
         raise ValueError(HOSTILE)
     except ValueError:
@@ -132,7 +96,7 @@ def test_json_log_is_one_object_a_line(tmp_path: Path) -> None:
     text = file.path.read_text(encoding="utf-8")
     assert text == stream.getvalue() and text.replace("\n", "").isprintable()
     first, second = map(json.loads, text.splitlines())
-    assert first["request"]["id"] == "req-7" and first["request"]["ttft_s"] == 0.5
+    assert first["request"]["id"] == "req-7" and first["request"]["ttft_ms"] == 500.0
     assert (first["level"], second["level"], second["logger"]) == ("INFO", "ERROR", "gateway")
     assert "ValueError: x" in second["traceback"]
 

@@ -101,7 +101,8 @@ def test_delay_of_the_event_loop_is_measured_each_second(server: Running, http: 
 
 #: A callback of the gateway that uses the processor for 100 ms, then the stop.
 BLOCKED = """
-import asyncio, time
+import asyncio, logging, time
+logging.basicConfig()
 from gateway.app import create_app
 from gateway.config.tables import Config, ScriptedModel, ServerConfig
 from gateway.server.server import Server, bind

@@ -1,0 +1,115 @@
+"""The log line of one request, at most 110 columns wide if it was answered:
+
+    12:00:00 INFO    big  chat  laptop  prompt 37 (24 cached)  first 268 ms  8 tokens  22.1/s  stop  ..5e0a3db1
+    12:00:00 WARNING big  chat  laptop  503 latency_breaker_open: big is too slow now: ...  ..5e0a3db1
+
+Models, API, name of the key, times and counts, how it ended, and the last digits of the request's id, by which it is
+found from `x-request-id` or the id of the reply. "slow" has the device time and what the circuit breaker allows.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from msgspec.structs import asdict
+
+from gateway.errors import cut
+from gateway.monitoring.observers import CANCELLED, AnswerRecord
+from gateway.monitoring.output import escape
+
+_LONGEST_NAME = 80
+_LONGEST_ERROR = 300
+_ID_DIGITS = 8
+#: A quoted text that can be a part of a prompt: names and numbers have no spaces.
+_QUOTED = re.compile(r"""(?<!\w)("[^"]*\s[^"]*"|'[^']*\s[^']*')(?!\w)""")
+_APIS = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/v1/responses": "responses",
+    "/v1/messages": "messages",
+    "/api/chat": "ollama chat",
+    "/api/generate": "ollama",
+}
+
+
+class RequestLine:
+    """One request for the log; `str` makes the text only if a handler writes it."""
+
+    def __init__(self, record: AnswerRecord) -> None:
+        self._record = record
+
+    @property
+    def level(self) -> int:
+        """WARNING for a fault of the gateway, its models or their speed."""
+        return logging.WARNING if self._record.status >= 500 else logging.INFO
+
+    def fields(self) -> dict[str, Any]:
+        """What is known, for a JSON log. Text from a client is printable."""
+        known = {name: value for name, value in asdict(self._record).items() if value not in (None, "", False)}
+        return {name: printable(value) if isinstance(value, str) else value for name, value in known.items()} | (
+            {"error": error_text(self._record.error)} if self._record.error else {}
+        )
+
+    def __str__(self) -> str:
+        return "  ".join(self._parts())
+
+    def _parts(self) -> Iterator[str]:
+        record = self._record
+        yield self._models()
+        if record.endpoint:
+            yield printable(_APIS.get(record.endpoint, record.endpoint))
+        if record.key:
+            yield printable(record.key)
+        if record.prompt_tokens:
+            cached = f" ({record.cached_tokens} cached)" if record.cached_tokens else ""
+            yield f"prompt {record.prompt_tokens}{cached}"
+        if record.dropped_messages:
+            yield f"{record.dropped_messages} oldest messages left out"
+        yield from self._times()
+        yield self._ending()
+        yield ".." + printable(record.id)[-_ID_DIGITS:]
+
+    def _times(self) -> Iterator[str]:
+        record = self._record
+        if record.queue_ms is not None and record.queue_ms >= 0.5:
+            yield f"queue {record.queue_ms:.0f} ms"
+        if record.ttft_ms is not None:
+            yield f"first {record.ttft_ms:.0f} ms"
+        if record.completion_tokens:
+            yield f"{record.completion_tokens} token{'s' * (record.completion_tokens > 1)}"
+        if record.per_token_ms:
+            yield f"{1000 / record.per_token_ms:.1f}/s"
+        if record.is_slow:
+            limit_ms = record.limit_ms
+            limit = "" if limit_ms is None else f", limit {limit_ms / 1000:.3g} s"
+            yield f"slow ({record.device_ms / 1000:.3g} s of device time{limit})"
+
+    def _ending(self) -> str:
+        record = self._record
+        if record.status == CANCELLED:
+            return f"cancelled after {record.total_ms / 1000:.1f} s"
+        if record.status != 200:
+            return f"{record.status} {record.ending}" + (f": {error_text(record.error)}" if record.error else "")
+        if record.ending == "length" and record.has_default_limit:
+            return "length (the default limit: send max_tokens, or set it in config.toml)"
+        return record.ending
+
+    def _models(self) -> str:
+        record = self._record
+        requested = printable(record.requested) or "(none)"
+        if record.model in ("", record.requested):
+            return requested
+        return f"{requested} -> {record.model}" + (f" ({record.why})" if record.why else "")
+
+
+def printable(text: str) -> str:
+    """Text from a client for one log line: control characters escaped, cut after 80 characters."""
+    return escape(cut(text, _LONGEST_NAME))
+
+
+def error_text(message: str) -> str:
+    """The message of an error for the log, on one line, without quoted text that can be a part of a prompt."""
+    return escape(cut(_QUOTED.sub("'...'", message), _LONGEST_ERROR)).rstrip(".")
