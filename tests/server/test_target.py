@@ -9,7 +9,7 @@ from gateway.app import HANDLERS
 from tests.support.server import Running
 
 GET_PATHS = sorted(
-    path.replace("{model_id:path}", "m")
+    path.replace("{model_id:path}", "m").replace("{file_path:path}", "icon.svg")
     for handler in HANDLERS
     for path in handler.paths
     if "GET" in handler.http_methods and "response_id" not in path
