@@ -21,6 +21,7 @@ from gateway.lanes.router import Router
 from gateway.monitoring.metrics import Metrics
 from gateway.monitoring.observers import Observers
 from gateway.monitoring.refusals import RefusalLog
+from gateway.monitoring.usage.history import UsageHistory
 from gateway.routes import health, tokenize
 from gateway.routes import openapi as schema
 from gateway.routes.anthropic_api import routes as anthropic
@@ -29,6 +30,7 @@ from gateway.routes.ollama_api import models as ollama_models
 from gateway.routes.ollama_api import routes as ollama
 from gateway.routes.openai_api import chat, completions, embeddings, models
 from gateway.routes.page import live, page
+from gateway.routes.page import usage as usage_route
 from gateway.routes.page.live import LiveSources
 from gateway.routes.responses_api import routes as responses
 from gateway.routes.responses_api.store import ResponseStore
@@ -63,6 +65,7 @@ HANDLERS = [
     health.metrics,
     live.live,
     live.log,
+    usage_route.usage,
     schema.schema,
 ]
 _BODIES_IN_MEMORY = 4  # all requests together may hold this number of bodies of `max_body_bytes`, or more small ones
@@ -74,6 +77,7 @@ def create_app(
     new_models: Callable[[], Mapping[str, ModelConfig]] | None = None,
     better_bundles: BetterBundles | None = None,
     config_file: str = "",
+    usage: UsageHistory | None = None,
 ) -> Litestar:
     """The ASGI application. The start of its lifespan starts to load the models, and does not wait for them.
 
@@ -82,6 +86,7 @@ def create_app(
         new_models: the models that came since its last call; None: none will come.
         better_bundles: builds bundles while the models answer from others; None: nothing does.
         config_file: where the configuration is from, for the page; "": no file.
+        usage: gets the record of each request; None: no usage is kept.
     """
     metrics = Metrics()
 
@@ -92,6 +97,8 @@ def create_app(
 
     lanes = {name: make_lane(name, model, engines[name] if engines else None) for name, model in config.models.items()}
     observers = Observers()
+    if usage is not None:
+        observers.add(usage.add)
     router = Router(config, lanes, observers=observers)
     background = [NewModels(new_models, make_lane)] if new_models else []
     upgrades = [Upgrades(better_bundles, make_lane)] if better_bundles else []
@@ -101,6 +108,7 @@ def create_app(
             {
                 "router": router,
                 "metrics": metrics,
+                "usage": usage,
                 "live": LiveSources(router, observers, config_file),
                 "responses": ResponseStore(),
                 "ignored_log": IgnoredLog(),

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway import __version__
-from gateway.commands import bench, serve
+from gateway.commands import bench, config_file, serve, usage
 from gateway.commands.chat import command as chat
 from gateway.commands.doctor import command as doctor
 from gateway.commands.launch import command as launch
@@ -80,7 +80,8 @@ class _Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
             hint = nearest(value, [*action.choices, "help", "version"]) or "."
-            self.error(f"there is no command {value[:100]!a}{hint} `{self.prog} help` lists the commands.")
+            how = "--help" if " " in self.prog else "help"
+            self.error(f"there is no command {value[:100]!a}{hint} `{self.prog} {how}` lists the commands.")
         super()._check_value(action, value)
 
 
@@ -90,6 +91,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-V", "--version", action="version", version=f"npu-gateway {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (serve, pull, stored, catalog, chat, launch, verify, bench, doctor, check, table, build):
+    for command in (
+        serve,
+        pull,
+        stored,
+        catalog,
+        chat,
+        launch,
+        verify,
+        bench,
+        doctor,
+        check,
+        table,
+        config_file,
+        usage,
+        build,
+    ):
         command.add_parser(subparsers)
     return parser

@@ -98,7 +98,7 @@ def test_expected_error_prints_one_line(
 
 
 def test_config_mistake_exits_2_from_every_command(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text("[sever]\nport = 1\n", encoding="utf-8")
+    (tmp_path / "config.toml").write_text("[sever]\nport = 1\n[models.a]\n", encoding="utf-8")
     for command in ("serve", "chat", "bench", "models"):
         done = gateway(command, cwd=tmp_path)
         expected = "npu-gateway: config.toml: sever: unknown key; did you mean 'server'?\n"

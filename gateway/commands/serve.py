@@ -8,6 +8,7 @@ import logging
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     pin()
     from gateway.app import create_app
+    from gateway.bundles.disk import data_folder
     from gateway.commands.greeting import greet
     from gateway.commands.models.prepare import prepare
     from gateway.commands.running.run_file import RunFile, announced
@@ -60,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.config.find import find_config
     from gateway.config.keys import key_warnings
     from gateway.monitoring import logs, output
+    from gateway.monitoring.usage.history import UsageHistory
+    from gateway.monitoring.usage.store import FILE, UsageStore
     from gateway.pull.background.npu_bundles import NpuBundles
     from gateway.pull.watch import ConfigWatch
     from gateway.server.heap import return_large_blocks
@@ -81,7 +85,10 @@ def run(arguments: argparse.Namespace) -> int:
     logs.setup(config.log.level, format=config.log.format, file=file_of_log)
     for line in key_warnings(config.server, file if has_keys(file) else None):
         logging.getLogger("gateway").warning("%s", line)
-    app = create_app(config, new_models=watch, better_bundles=npu_bundles, config_file=str(file.absolute()))
+    usage = UsageHistory(UsageStore(data_folder() / FILE, config.usage.days)) if config.usage.enabled else None
+    app = create_app(
+        config, new_models=watch, better_bundles=npu_bundles, config_file=str(file.absolute()), usage=usage
+    )
     listener = _listen(config.server)
     tasks: list[asyncio.Task[None]] = []  # the event loop keeps only a weak reference to a task
 
@@ -98,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
         config_file=config_file,
         log_file=str(file_of_log.path) if file_of_log else "",
     )
-    with announced(run_file):
+    with announced(run_file), usage.writing() if usage else nullcontext():
         serve(app, config.server, listener=listener, on_started=greet_when_ready)
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -119,9 +120,13 @@ def _is_ours(file: Path, changed_ns: int, size: int) -> bool:
     except ConfigError:
         return has_header(file, TABLES.keys() & _ONLY_OURS)
     known = {"models", *TABLES, *fields_of(Config)}
+    tables = [name.lower() for name, value in content.items() if isinstance(value, dict)]
+    if any(get_close_matches("models", tables, 1, _NEAR)):
+        return True
     return "models" in content or (content.keys() <= known and all(map(_is_table_of_ours, content.items())))
 
 
+_NEAR = 0.8  # of 1: [model], [Models], [modles]; not Hugo's [module]
 _ONLY_OURS = {"breaker", "defaults", "usage"}
 
 

@@ -17,6 +17,8 @@ HUGO = 'baseURL = "https://example.org"\ntitle = "x"\n[server]\n[[server.headers
 STREAMLIT = "[server]\nport = 8501\nheadless = true\n"
 CARGO = '[build]\ntarget = "x"\n[alias]\nb = "build"\n'
 
+CODEX = 'model = "gpt-5"\n[model_providers.x]\nname = "x"\n[module]\na = 1\n'
+
 
 @pytest.fixture
 def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
@@ -50,7 +52,7 @@ def test_search_names_each_file_and_uses_one(environ: dict[str, str]) -> None:
     assert [each.state for each in search(Path("a"), environ)] == ["used", "", "", ""]
 
 
-@pytest.mark.parametrize("text", [HUGO, STREAMLIT, CARGO, "title = [\n", "a = \udcff"])
+@pytest.mark.parametrize("text", [HUGO, STREAMLIT, CARGO, CODEX, "title = [\n", "a = \udcff"])
 def test_file_of_another_program_is_passed_over_with_one_line(
     environ: dict[str, str], text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -74,6 +76,8 @@ def test_file_of_another_program_is_passed_over_with_one_line(
         "[models.a]\nx = cpu\n",
         "models = { a = { path = 'x' } }\n",
         "[server]\nport = 9000\n",
+        "[model.a]\nx = 1\n",  # the message has the right spelling
+        "[Modles.a]\nx = 1\n",
         "[breaker]\n rate = \n",
         "# nothing yet\n",
     ],

@@ -185,7 +185,7 @@ def _run_installed(as_json: bool) -> int:
     from gateway.pull.installed.search import find_installed
 
     programs = list(program_folders(Path.home(), environment_with()))
-    found = find_installed(programs, cache(_machine))
+    found = find_installed(programs, cache(machine_here))
     if as_json:
         print(json.dumps({"installed": [asdict(model) for model in found]}, indent=2))
     elif not sys.stdout.isatty():
@@ -196,7 +196,7 @@ def _run_installed(as_json: bool) -> int:
     return 0
 
 
-def _machine() -> Machine:
+def machine_here() -> Machine:
     """This machine, which starts a process. Nothing that can be compared if its chip is not known."""
     from gateway.bundles.preflight.preflight import Machine
     from gateway.qnn.device import machine_with

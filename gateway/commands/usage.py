@@ -1,0 +1,105 @@
+"""`npu-gateway usage`: requests and tokens of the last days, from the file that the gateways of this user write."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from gateway.commands import options
+from gateway.errors import ConfigError, GatewayError
+
+if TYPE_CHECKING:
+    from gateway.monitoring.usage.report import Usage
+
+_NAMES = {"day": "no requests", "model": "(unknown model)", "key": "(no key)"}
+
+
+def add_parser(subparsers: options.Subparsers) -> None:
+    text = (
+        "Show requests, tokens and latency of the last days. No gateway needs to run. One that runs writes its numbers "
+        "every 30 seconds."
+    )
+    parser = subparsers.add_parser("usage", help="requests and tokens of the last days", description=text)
+    parser.add_argument("--days", type=int, default=7, help="the last days, with today (default: 7)")
+    parser.add_argument("--by", choices=tuple(_NAMES), default="day", help="one row for each (default: day)")
+    parser.add_argument("--json", action="store_true", help="print all numbers as JSON, as GET /gateway/usage does")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import msgspec
+
+    from gateway.bundles.disk import data_folder
+    from gateway.monitoring.usage.report import MAX_DAYS, first_hour, report_of
+    from gateway.monitoring.usage.store import FILE, UsageError, UsageStore
+
+    if not 1 <= arguments.days <= MAX_DAYS:
+        raise ConfigError(f"--days must be from 1 to {MAX_DAYS}, not {arguments.days}")
+    file, now = data_folder() / FILE, time.time()
+    try:
+        rows = UsageStore(file, arguments.days).rows(first_hour(arguments.days, now))
+    except UsageError as error:
+        raise GatewayError(f"the usage history cannot be read: {error}") from None
+    report = report_of(rows, arguments.days, now)
+    if arguments.json:
+        print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+    elif not rows:
+        print(f"There are no requests since {report.since} in {file}.", file=sys.stderr)
+    else:
+        _print({"day": report.by_day, "model": report.by_model, "key": report.by_key}[arguments.by], arguments.by)
+        if sys.stdout.isatty():
+            _print_total(report.total, report.since)
+    return 0
+
+
+def _print(rows: list[Usage], by: str) -> None:
+    from gateway.commands.tables import Column, write_table
+
+    def number(title: str) -> Column:
+        return Column(title, right=True, shown="{:,}".format)
+
+    def time_ms(title: str) -> Column:
+        return Column(title, right=True, shown="{:,.0f}".format)
+
+    columns = [
+        Column(by),
+        number("requests"),
+        number("refused"),
+        number("failed"),
+        number("prompt tokens"),
+        number("cached"),
+        number("new tokens"),
+        time_ms("first token p50 ms"),
+        time_ms("p95"),
+        time_ms("per token p50 ms"),
+        time_ms("p95"),
+    ]
+    write_table([_fields(row, by) for row in rows], columns)
+
+
+def _fields(row: Usage, by: str) -> tuple[object, ...]:
+    return (
+        row.name or _NAMES[by],
+        row.requests,
+        row.refused,
+        row.failed,
+        row.prompt_tokens,
+        row.cached_tokens,
+        row.completion_tokens,
+        row.ttft_p50_ms,
+        row.ttft_p95_ms,
+        row.per_token_p50_ms,
+        row.per_token_p95_ms,
+    )
+
+
+def _print_total(total: Usage, since: str) -> None:
+    from gateway.monitoring.output import escape
+
+    errors = {name: number for name, number in total.endings.items() if name not in ("stop", "length", "tool_calls")}
+    print(f"\n{total.requests:,} requests since {since}, {total.completion_tokens:,} new tokens")
+    if errors:
+        worst = sorted(errors.items(), key=lambda item: -item[1])
+        print("not answered: " + ", ".join(f"{number:,} {escape(name)}" for name, number in worst))

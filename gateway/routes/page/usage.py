@@ -1,0 +1,64 @@
+"""GET /gateway/usage: requests and tokens of the last days, by day, model and key."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from typing import Annotated
+
+from litestar import get
+from litestar.types import ASGIApp
+from msgspec import Meta
+
+from gateway.errors import InvalidRequest, NotFound, Unavailable, quote
+from gateway.monitoring.usage.history import UsageHistory
+from gateway.monitoring.usage.report import MAX_DAYS, UsageReport, first_hour, report_of
+from gateway.monitoring.usage.store import UsageError
+from gateway.routes.respond import json_response
+from gateway.server.openapi_operation import Parameter, openapi_opt
+from gateway.server.request import HttpRequest
+
+_DEFAULT_DAYS = 7
+_DAYS = Parameter("days", "query", Annotated[int, Meta(ge=1, le=MAX_DAYS)], "The last days, with today. 7 by default.")
+
+
+@get(
+    "/gateway/usage",
+    opt=openapi_opt(
+        "Get requests and tokens of the last days",
+        reply=UsageReport,
+        raises=(InvalidRequest, NotFound, Unavailable),
+        parameters=(_DAYS,),
+    ),
+)
+async def usage(request: HttpRequest) -> ASGIApp:
+    """Every key sees the usage of all keys: the gateway has no roles."""
+    days = _days_of(request)
+    history: UsageHistory | None = request.app.state.usage
+    if history is None:
+        raise NotFound("This gateway keeps no usage history: 'enabled' in '[usage]' of its config is false.")
+    try:
+        report = await asyncio.to_thread(_report, history, days)
+    except UsageError:
+        raise Unavailable("The usage history cannot be read now. The gateway's log has the reason.") from None
+    return json_response(report, headers={"cache-control": "no-store"})
+
+
+def _report(history: UsageHistory, days: int) -> UsageReport:
+    now = time.time()
+    return report_of(history.rows(first_hour(days, now)), days, now)
+
+
+def _days_of(request: HttpRequest) -> int:
+    values = request.query_params.getall("days", [])
+    text = values[0] if len(values) == 1 else ", ".join(values)
+    if not values:
+        return _DEFAULT_DAYS
+    if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= MAX_DAYS:
+        raise InvalidRequest(
+            f"'days' must be one whole number from 1 to {MAX_DAYS}, not {quote(text)}. Leave it out to get "
+            f"{_DEFAULT_DAYS} days.",
+            param="days",
+        )
+    return int(text)
