@@ -63,7 +63,7 @@ class UsageHistory:
                 self.store.add(cells)
             except Exception as error:  # the gateway serves on, whatever it is
                 self._take_back(cells)
-                self._warn(error, "is not written for now")
+                self._warn(error, "is not written at present")
             else:
                 self._is_failing = False
 
