@@ -59,7 +59,9 @@ def test_file_that_cannot_be_written_is_one_warning_and_loses_nothing(
         kept.add(record(at=AT, key="other"))
         kept.flush()
     [line] = caplog.messages
-    assert line.startswith("the usage history is not written at present:") and line.endswith("Answers are not affected.")
+    assert line.startswith("the usage history is not written at present:") and line.endswith(
+        "Answers are not affected."
+    )
     assert requests(kept) == 4
 
 
