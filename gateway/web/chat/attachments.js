@@ -4,6 +4,7 @@ import { formatNumber, t } from "../app/i18n.js";
 
 const BYTES_OF_TOKEN = 8; // a larger file cannot fit, whatever its text is
 const CHARACTERS_OF_TOKEN = 3; // about; where the model does not count
+const COUNTING = ["own", "genie"]; // runtimes with a tokenizer in the gateway
 const DEFAULT_CONTEXT = 131_072;
 
 /** A refused file; the message is for the user. */
@@ -37,11 +38,16 @@ export function decoded(bytes) {
 }
 
 async function tokensOf(text, card) {
+  if (!COUNTING.includes(card?.runtime)) return estimate(text);
   try {
     return (await post("/tokenize", { model: card.id, content: text })).count;
   } catch {
-    return Math.ceil(text.length / CHARACTERS_OF_TOKEN);
+    return estimate(text);
   }
+}
+
+function estimate(text) {
+  return Math.ceil(text.length / CHARACTERS_OF_TOKEN);
 }
 
 function megabytes(bytes) {

@@ -41,9 +41,9 @@ class View {
     const main = h("div", { class: "chat-main" }, head, this.notice, this.thread.element, this.composer.element);
     section.replaceChildren(h("h1", { class: "visually-hidden" }, t("view.chat")), this.sidebar.element, this.sidebar.cover, main);
     this.composer.acceptDrops(main);
-    this.section = section;
-    this.onKey = (event) => event.key === "Escape" && !document.querySelector("dialog[open]") && session.stop();
-    section.addEventListener("keydown", this.onKey);
+    this.sidebar.main = main;
+    this.onKey = (event) => event.key === "Escape" && this.#escape();
+    document.addEventListener("keydown", this.onKey);
     session.onShow = () => this.#showConversation();
     session.onNode = (node) => this.#showNode(node);
     session.onList = () => this.#showList();
@@ -55,7 +55,7 @@ class View {
 
   close() {
     this.models.stop();
-    this.section.removeEventListener("keydown", this.onKey);
+    document.removeEventListener("keydown", this.onKey);
     session.onShow = session.onNode = session.onList = () => {};
   }
 
@@ -64,6 +64,12 @@ class View {
     if (this.notice.dataset.key === key) return;
     this.notice.dataset.key = key;
     this.notice.replaceChildren(...(key ? [h("div", { class: "note warning" }, icon("warning"), h("p", {}, t(key)))] : []));
+  }
+
+  #escape() {
+    if (document.querySelector("dialog[open]")) return;
+    if (this.sidebar.isOpen) this.sidebar.open(false);
+    else session.stop();
   }
 
   #showConversation() {
@@ -90,7 +96,7 @@ class View {
 
   #showModels() {
     const { conversation } = session;
-    if (!conversation.nodes.length) conversation.model = this.models.choose(conversation.model);
+    if (!conversation.nodes.length || !conversation.model) conversation.model = this.models.choose(conversation.model);
     this.composer.showModels(this.models, conversation.model);
     this.#showEmpty();
   }
@@ -130,10 +136,14 @@ class View {
 
   #messageActions(node) {
     const whenIdle = (action) => (value) => session.isLive || action(value);
-    const again = whenIdle(() => session.answer(node.parent));
+    const answer = whenIdle((prefix) => {
+      session.answer(node.parent, prefix);
+      this.composer.focusStop(); // the button that had the focus is gone
+    });
+    const again = () => answer("");
     return {
       again,
-      goOn: whenIdle(() => session.answer(node.parent, node.content)),
+      goOn: () => answer(node.content),
       changeLimit: () => this.#settings("max_tokens"),
       enterKey: async () => (await askForKey(true)) && again(),
       newChat: () => session.create(),

@@ -82,6 +82,10 @@ export class Composer {
     if (hadFocus) this.area.focus();
   }
 
+  focusStop() {
+    this.stopButton.focus();
+  }
+
   focus() {
     this.area.focus();
   }

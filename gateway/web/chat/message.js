@@ -70,7 +70,7 @@ export class MessageView {
     this.markdown.update(node.content, { isFinal: !isLive, isRead: isLive || this.#wasLive });
     this.waiting.hidden = !isLive || Boolean(node.content || node.reasoning || node.calls?.length);
     if (this.calls.childElementCount !== (node.calls?.length ?? 0) || isLive || this.#wasLive) this.#showCalls();
-    this.element.classList.toggle("live", isLive);
+    this.element.classList.toggle("answering", isLive);
     if (this.#wasLive && !isLive) announce(t("message.complete"));
   }
 

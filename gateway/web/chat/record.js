@@ -34,7 +34,7 @@ function nodeOf(value) {
     content: text(value.content),
     reasoning: text(value.reasoning),
     attachments: list(value.attachments).map((each) => ({ name: text(each.name), text: text(each.text) })),
-    calls: list(value.calls).map((each) => ({ name: text(each.name), arguments: text(each.arguments) })),
+    calls: list(value.calls).map((each) => ({ name: text(each.name), arguments: text(each.arguments) })).filter((each) => each.name),
     model: text(value.model),
     ending: text(value.ending),
     error: value.error ? object(value.error) : null,

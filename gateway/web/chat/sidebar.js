@@ -3,7 +3,9 @@ import { ask, confirm } from "../app/dialog.js";
 import { h, icon, iconButton, textButton } from "../app/dom.js";
 import { t } from "../app/i18n.js";
 
-/** `actions`: create, open(id), rename(id, title), remove(id), exportOne(id), exportAll, importFile(file). */
+const NARROW = matchMedia("(max-width: 800px)"); // as in chat.css
+
+/** `main`: what the open list covers; the view sets it. `actions`: create, open(id), rename(id, title), remove(id), exportOne(id), exportAll, importFile(file). */
 export class Sidebar {
   constructor(actions) {
     this.actions = actions;
@@ -28,12 +30,7 @@ export class Sidebar {
     this.toggle = iconButton("menu", t("list.label"), () => this.open(!this.isOpen), {
       class: "icon-button toggle", "aria-expanded": "false", "aria-controls": "conversations",
     });
-    this.element.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape" || !this.isOpen) return;
-      event.stopPropagation();
-      this.open(false);
-      this.toggle.focus();
-    });
+    NARROW.addEventListener("change", () => this.isOpen && this.open(false));
   }
 
   get isOpen() {
@@ -44,7 +41,8 @@ export class Sidebar {
     this.element.classList.toggle("open", isOpen);
     this.cover.classList.toggle("open", isOpen);
     this.toggle.setAttribute("aria-expanded", String(isOpen));
-    if (isOpen) this.element.querySelector("button").focus();
+    this.main.inert = isOpen;
+    (isOpen ? this.element.querySelector("button") : this.toggle).focus();
   }
 
   /** `entries`: `{id, title}` in order. `live`: the ids with an answer in progress. */
