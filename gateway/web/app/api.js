@@ -11,6 +11,7 @@ export class ApiError extends Error {
 }
 
 let askForKey = async () => false;
+let dismissed = null; // the key in use when the user closed the dialog; it does not open again for the same key
 
 /** Call `ask` when the gateway wants a key. It returns a promise of true if the user gave one. */
 export function onKeyNeeded(ask) {
@@ -28,10 +29,17 @@ export async function send(path, { method = "GET", body, headers = {}, signal } 
   }
   const reply = await answered(path, options);
   if (reply.ok) return reply;
-  if (reply.status === 401 && (key() !== given || (await askForKey(given !== "")))) {
+  if (reply.status === 401 && (key() !== given || (await hasNewKey(given)))) {
     return send(path, { method, body, headers, signal });
   }
   throw await refusal(reply);
+}
+
+async function hasNewKey(given) {
+  if (dismissed === given) return false;
+  const isGiven = await askForKey(given !== "");
+  dismissed = isGiven ? null : given;
+  return isGiven;
 }
 
 /** The JSON value at `path`. Throws ApiError. */
