@@ -18,7 +18,7 @@ from processes import Running, free_port, running
 from report import ROOT
 from weights import EXACT, USUAL, bundle_of, gguf_file
 
-from gateway.commands.bench import Memory
+from gateway.commands.bench.memory import MemoryWatch
 
 SLOTS = 8
 CONTEXT = 2048
@@ -57,7 +57,7 @@ class Reply:
 
 class Peer(Protocol):
     process: psutil.Process
-    memory: Memory
+    memory: MemoryWatch
     is_concurrent: bool
 
     def chat(self, text: str, tokens: int, turns: tuple[str, ...] = ()) -> Reply:
@@ -76,7 +76,7 @@ class HttpPeer:
 
     def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
         self.process, self.port = psutil.Process(process.pid), port
-        self.memory = Memory(process.pid)
+        self.memory = MemoryWatch(process.pid)
 
     def chat(self, text: str, tokens: int, turns: tuple[str, ...] = ()) -> Reply:
         with closing(HTTPConnection("127.0.0.1", self.port, timeout=REPLY_S)) as connection:
@@ -123,7 +123,7 @@ class GenaiPeer:
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = psutil.Process(process.pid)
-        self.memory = Memory(process.pid)
+        self.memory = MemoryWatch(process.pid)
         self._in, self._out = process.stdin, process.stdout
 
     def chat(self, text: str, tokens: int, turns: tuple[str, ...] = ()) -> Reply:

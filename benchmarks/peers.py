@@ -118,7 +118,7 @@ def main() -> None:
             for name in names:
                 note(name, measure(peers[name], Texts(number), *sizes))
         for name, percent in idle_percent(peers, 1 if arguments.quick else 10).items():
-            note(name, {"CPU while idle, %": percent, "peak memory, MB": peers[name].memory.peak / 1e6})
+            note(name, {"CPU while idle, %": percent, "peak memory, MB": peers[name].memory.memory.peak_bytes / 1e6})
             peers[name].memory.stop()
     report(found, list(peers), f"{rounds} rounds, {arguments.threads} threads each", arguments.write)
 

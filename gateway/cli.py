@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway import __version__
-from gateway.commands import bench, config_file, serve, usage
+from gateway.commands import config_file, serve, usage
+from gateway.commands.bench import command as bench
 from gateway.commands.chat import command as chat
 from gateway.commands.doctor import command as doctor
 from gateway.commands.launch import command as launch

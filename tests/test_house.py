@@ -50,7 +50,7 @@ LIBRARY_USERS = {
     "litestar": {"app.py", "routes", "server"},
     "sse_starlette": {"server/sse.py"},  # importing it patches uvicorn's exit handler
     "httpcore": {"engines/upstream"},
-    "openai": {"commands/client.py", "commands/chat", "commands/bench.py", "commands/verify"},
+    "openai": {"commands/client.py", "commands/chat", "commands/bench", "commands/verify"},
     "tokenizers": {"text", "builder"},
     "jinja2": {"text"},
     "tomllib": {"config/toml_file.py"},

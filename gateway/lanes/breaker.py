@@ -34,7 +34,7 @@ _LEAST_PROMPT_TOKEN_MS, _LEAST_TOKEN_MS = 10.0, 100.0  # of a measured budget: 1
 #: A request is slow if it takes more than this multiple of the passes at the start. Other requests in the same device
 #: call, other programs and a long context are no fault. By the bytes that a step reads (weights and KV cache), SmolLM2
 #: with 8192 tokens needs about 4 times as long as without. That is computed, not measured.
-_MARGIN = 6.0
+MARGIN = 6.0
 
 State = Literal["closed", "half_open", "open"]
 Outcome = Literal["ok", "slow", "failed", "released"]
@@ -63,7 +63,7 @@ class Budget(Struct, frozen=True):
             return cls(latency_ms, config.prompt_token_ms or 0.0, config.token_ms or 0.0)
         if passes is None:
             return cls(_LATENCY_MS, _PROMPT_TOKEN_MS, _TOKEN_MS)
-        wide_ms, step_ms = _MARGIN * 1000 * passes.wide_s, _MARGIN * 1000 * passes.step_s
+        wide_ms, step_ms = MARGIN * 1000 * passes.wide_s, MARGIN * 1000 * passes.step_s
         prompt_token_ms = max(_LEAST_PROMPT_TOKEN_MS, wide_ms / passes.wide_tokens)
         return cls(max(_LATENCY_MS, wide_ms), prompt_token_ms, max(_LEAST_TOKEN_MS, step_ms), is_measured=True)
 

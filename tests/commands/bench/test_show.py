@@ -1,0 +1,55 @@
+"""The printed report: fields between tabs in a pipe, lines that fit in a narrow terminal."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from gateway.commands.bench.report import Grammar, Report
+from gateway.commands.bench.show import show
+from gateway.config.tables import BreakerConfig
+from tests.support.bench_report import report_of, run_of
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, report: Report) -> str:
+    """What a terminal of 50 columns shows."""
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setenv("NO_COLOR", "1")
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", screen := Screen())
+        show(report, BreakerConfig())
+    return screen.getvalue()
+
+
+def test_pipe_gets_fields_between_tabs(capsys: pytest.CaptureFixture[str]) -> None:
+    show(report_of(), BreakerConfig())
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert {line[0] for line in lines} == {"answer", "speed", "prefill", "fact", "verdict"}
+    answer = next(line for line in lines if line[:2] == ["answer", "64"])
+    assert [float(field) for field in answer[2:]] == pytest.approx([3.6, 3.465, 3.51, 13.61], rel=1e-3)
+    assert "no answer of this table opens" in lines[-1][1]
+
+
+def test_terminal_of_50_columns_shows_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = shown(monkeypatch, report_of())
+    assert max(map(len, text.splitlines())) <= 50 and "\x1b" not in text
+    assert "tokens  first run  later runs  average   limit\n" in text
+    assert "    64     3.60 s      3.47 s   3.51 s  13.6 s\n" in text
+    assert "prompt     new  tokens/s  from cache\n" in text and "23%" in text
+
+
+def test_grammar_within_the_spread_is_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    grammar = Grammar(plain=[run_of(32, 1.6), run_of(32, 2.0)], constrained=[run_of(32, 1.9), run_of(32, 1.9)])
+    assert "as fast as" in " ".join(shown(monkeypatch, report_of(grammar=grammar)).split())
+
+
+def test_report_without_any_answer_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = report_of(answers=[], prefill=[], grammar=None, memory=None, budget=None)
+    assert "small & quick on npu" in shown(monkeypatch, nothing)
