@@ -99,6 +99,7 @@ def create_app(
     observers = Observers()
     if usage is not None:
         observers.add(usage.add)
+    observers.add(metrics.answered)
     router = Router(config, lanes, observers=observers)
     background = [NewModels(new_models, make_lane)] if new_models else []
     upgrades = [Upgrades(better_bundles, make_lane)] if better_bundles else []

@@ -199,6 +199,7 @@ class RoutedAnswer(AsyncIterator[Event]):
             limit_ttft_ms=None if budget is None else 1000 * budget.seconds(meter.computed_tokens, 0),
             limit_per_token_ms=None if budget is None else budget.token_ms or None,
             is_slow=job is not None and job.permit.outcome == "slow",
+            slow_cause="" if job is None else job.slow_cause,
             why=first.code or first.type if first is not None and has_moved else "",
             error="" if self._error is None else error_text(self._error.message),
             dropped_messages=self.dropped_messages,

@@ -99,6 +99,18 @@ class Job(AsyncIterator[Event]):
         """Seconds in the admission queue. None: it is still there."""
         return None if self.ticket.admitted_at is None else self.ticket.admitted_at - self.accepted_at
 
+    @property
+    def slow_cause(self) -> str:
+        """prompt, tokens or queue; "": the answer was not slow, or no breaker judges it."""
+        budget, meter = self.budget, self.meter
+        if budget is None:
+            return ""
+        limit_s = budget.seconds(meter.computed_tokens, 0)
+        if self.permit.outcome == "slow":
+            return "prompt" if meter.first_token_at is None or meter.prompt_s > limit_s else "tokens"
+        is_late = meter.first_token_at is not None and meter.first_token_at - self.accepted_at > limit_s
+        return "queue" if is_late else ""
+
     def timings(self) -> Timings:
         """Where the time went until now."""
         now, meter = self._clock(), self.meter

@@ -31,7 +31,8 @@ from gateway.lanes.loader import Loader
 from gateway.lanes.prober import Prober
 from gateway.lanes.run import JobRunner
 from gateway.lanes.unread import UnreadEvents
-from gateway.monitoring.metrics import LaneGauges, Metrics
+from gateway.monitoring.metrics import Metrics
+from gateway.monitoring.states import LaneGauges
 from gateway.monitoring.throttle import Throttle
 
 _NOT_READY: dict[State, str] = {
@@ -287,6 +288,7 @@ class Lane:
             running=self.queue.running,
             waiting=self.queue.waiting,
             restarts=status.restarts,
+            has_prefix_cache=getattr(self.config, "prefix_cache", False),
         )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

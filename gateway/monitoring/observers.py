@@ -42,6 +42,7 @@ class AnswerRecord(Struct, frozen=True, kw_only=True):
     limit_ttft_ms: float | None = None
     limit_per_token_ms: float | None = None
     is_slow: bool = False  # the circuit breaker judged it as slow
+    slow_cause: str = ""  # prompt, tokens; queue: it came late but the device was not slow; "": it was not slow
     why: str = ""  # if not the requested model answered: the error code of its refusal
     error: str = ""  # the message of the error that the client gets
     dropped_messages: int = 0  # of the chat, because it did not fit into the context

@@ -38,4 +38,6 @@ async def readyz(request: HttpRequest) -> ASGIApp:
 
 @get("/metrics", opt=openapi_opt("Get the metrics in the Prometheus format", reply=str, media_type="text/plain"))
 async def metrics(request: HttpRequest) -> ASGIApp:
-    return ASGIResponse(body=request.app.state.metrics.render(), headers={"content-type": CONTENT_TYPE})
+    memory = await request.app.state.live.memory.read()
+    text = await request.app.state.metrics.scrape({"(gateway)": memory.gateway, **memory.models})
+    return ASGIResponse(body=text, headers={"content-type": CONTENT_TYPE})
