@@ -16,6 +16,7 @@ from gateway.config.tables import Config, ModelConfig
 from gateway.engines.base import Engine
 from gateway.engines.factory import make_engine
 from gateway.lanes.lane import Lane
+from gateway.lanes.memory.residency import Residency
 from gateway.lanes.new_models import BetterBundles, NewModels, Upgrades
 from gateway.lanes.router import Router
 from gateway.monitoring.metrics import Metrics
@@ -28,7 +29,7 @@ from gateway.routes.anthropic_api import routes as anthropic
 from gateway.routes.error_handler import handle_error
 from gateway.routes.ollama_api import models as ollama_models
 from gateway.routes.ollama_api import routes as ollama
-from gateway.routes.openai_api import chat, completions, embeddings, models
+from gateway.routes.openai_api import chat, completions, embeddings, load, models
 from gateway.routes.page import live, page
 from gateway.routes.page import usage as usage_route
 from gateway.routes.page.live import LiveSources
@@ -60,6 +61,8 @@ HANDLERS = [
     ollama_models.version,
     models.list_models,
     models.get_model,
+    load.load_model,
+    load.unload_model,
     health.healthz,
     health.readyz,
     health.metrics,
@@ -101,6 +104,7 @@ def create_app(
         observers.add(usage.add)
     observers.add(metrics.answered)
     router = Router(config, lanes, observers=observers)
+    residency = Residency(router, lambda name, model: asyncio.to_thread(make_lane, name, model))  # it reads files
     background = [NewModels(new_models, make_lane)] if new_models else []
     upgrades = [Upgrades(better_bundles, make_lane)] if better_bundles else []
     return Litestar(
@@ -108,6 +112,7 @@ def create_app(
         state=State(
             {
                 "router": router,
+                "residency": residency,
                 "metrics": metrics,
                 "usage": usage,
                 "live": LiveSources(router, observers, config_file),
@@ -146,5 +151,6 @@ async def _lifespan(app: Litestar) -> AsyncGenerator[None, None]:
         logging.getLogger().removeHandler(log)
         for task in background:
             task.cancel()
+        await app.state.residency.aclose()
         await router.aclose()
         app.state.parser.shutdown(wait=False, cancel_futures=True)

@@ -11,6 +11,7 @@ GatewayError                 500 server_error
 │   └── ModelNotFound            model_not_found
 ├── MethodNotAllowed         405 method_not_allowed
 ├── BodyTimeout              408 request_timeout
+├── Conflict                 409 conflict
 ├── BodyTooLarge             413 request_too_large
 ├── UnsupportedEncoding      415 unsupported_content_encoding
 ├── QueueFull                429 rate_limit_exceeded
@@ -142,6 +143,15 @@ class BodyTimeout(GatewayError):
     status = 408
     type = "invalid_request_error"
     code = "request_timeout"
+
+
+class Conflict(GatewayError):
+    """The model cannot do this in its state."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+    should_retry = False
 
 
 class BodyTooLarge(GatewayError):

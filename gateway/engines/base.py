@@ -11,7 +11,7 @@ from msgspec import Struct, field
 from gateway.generation import Chat, Event, Generation, Meter, Prompt, Usage
 from gateway.worker.frames import Device, PassTimes
 
-State = Literal["loading", "ready", "restarting", "failed", "closed"]
+State = Literal["loading", "ready", "restarting", "failed", "closed", "unloaded"]
 #: What a client can use. `structured_outputs` also means that a required tool call is always a valid call.
 Capability = Literal["chat", "tools", "logprobs", "structured_outputs"]
 

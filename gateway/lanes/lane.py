@@ -12,60 +12,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from msgspec import Struct
-
 from gateway.config.tables import BreakerConfig, ModelConfig
-from gateway.engines.base import Engine, EngineStatus, State
+from gateway.engines.base import Engine, EngineStatus, TextTools
 from gateway.errors import GatewayError, ModelNotReady, QueueFull
 from gateway.generation import Finished, Generation
 from gateway.lanes.admission import AdmissionQueue
-from gateway.lanes.breaker import Breaker, BreakerStatus
+from gateway.lanes.breaker import Breaker
 from gateway.lanes.breaker import State as BreakerState
 from gateway.lanes.job import Job
 from gateway.lanes.lane_forecast import LaneForecast, speed_text
-from gateway.lanes.loader import Loader
+from gateway.lanes.memory.loader import Loader
+from gateway.lanes.memory.uses import Uses
 from gateway.lanes.prober import Prober
 from gateway.lanes.run import JobRunner
+from gateway.lanes.status import LaneStatus
 from gateway.lanes.unread import UnreadEvents
 from gateway.monitoring.metrics import Metrics
 from gateway.monitoring.states import LaneGauges
 from gateway.monitoring.throttle import Throttle
 
-_NOT_READY: dict[State, str] = {
-    "loading": "is loading",
-    "restarting": "is being restarted",
-    "failed": "could not be loaded",
-    "closed": "is shut down",
-}
-
-_ANSWERS, _SLOW_SHARE = 10, 0.5  # of the published speed, after this number of answers
-_SLOW_ADVICE = "connect the power supply, choose the best performance in Windows, and close programs that use the NPU"
-
 _log = logging.getLogger(__name__)
-
-
-class LaneStatus(Struct, frozen=True, kw_only=True):
-    """What `/readyz` and the page show of a lane."""
-
-    model: str
-    engine: EngineStatus
-    breaker: BreakerStatus
-    running: int
-    waiting: int
-    expected_wait_s: float  # until a request of a client that comes now gets a slot
-    cpu_nodes: int = 0  # of the model's graphs: on an NPU, these run on the CPU
-    tokens_per_s: float | None = None  # in recent answers, of device time, for one answer; None: not measured yet
-    speed: str = ""  # the same for a person, with the published speed: "19.7 tokens/s, 93 % of 21.2"
-    background: str = ""  # what is built for the model while it answers: "a bundle for the NPU: 3 of 8 pieces"
-
-    @property
-    def is_ready(self) -> bool:
-        """True if a request is accepted now."""
-        return self.engine.state == "ready" and self.breaker.state == "closed"
 
 
 class Lane:
@@ -103,17 +74,19 @@ class Lane:
         self.successor: Lane | None = None  # gets the requests, also those that were routed here before
         self._metrics = metrics or Metrics()
         self.show()
+        self.uses = Uses()
         self._loader = Loader(name, engine, clock, sleep)
         self._forecast = LaneForecast(name, self.queue, clock)
-        self._runner = JobRunner(name, engine, self.breaker, self._forecast)
+        self._runner = JobRunner(name, engine, self.breaker, self._forecast, self._loader.loaded)
         self._timeout_s = timeout_s
         self._clock = clock
         self._unread = UnreadEvents()
         self._tasks: set[asyncio.Task[None]] = set()
         self._probing: asyncio.Task[None] | None = None
         self._refusals = Throttle(clock)
-        self._answers = 0
         self._closed = False
+        self._closing = asyncio.Lock()
+        self._gone = asyncio.Event()  # set when the engine is closed, and that of the lane before
 
     # --- start and stop
 
@@ -125,6 +98,24 @@ class Lane:
         """Load the engine once, before `start`. Returns the fault, empty if there was none."""
         return await self._loader.load()
 
+    def follow(self, old: Lane) -> None:
+        """Before `start`: stay unloaded until a request comes, and load when `old` is closed."""
+        self.background = old.background
+        self._loader.follow(old._loader.as_previous(old._gone, old._forecast.left_s))
+
+    async def demand(self) -> None:
+        """Load an unloaded model, and wait for the end of the first attempt."""
+        self._loader.demand()
+        await self.tried()
+
+    @property
+    def is_unloaded(self) -> bool:
+        return self._loader.is_unloaded
+
+    async def previous_is_gone(self) -> None:
+        """Wait until the lane that this one follows is closed."""
+        await self._loader.previous_is_gone()
+
     def show(self) -> None:
         """Let `/metrics` show this lane under its name."""
         self._metrics.watch(self.name, self._gauges)
@@ -134,13 +125,18 @@ class Lane:
         await self._loader.tried.wait()
 
     async def aclose(self) -> None:
-        """End every request with an error and close the engine."""
+        """End every request with an error and close the engine. May be called again."""
         self._closed = True
         self._loader.tried.set()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.engine.aclose()
+        async with self._closing:
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            try:
+                await self.engine.aclose()
+            finally:
+                await self.previous_is_gone()
+                self._gone.set()
 
     # --- status
 
@@ -158,6 +154,7 @@ class Lane:
             tokens_per_s=tokens_per_s,
             speed=speed_text(tokens_per_s, engine.published_tokens_per_s),
             background=self.background,
+            loads_on_demand=self._loader.loads_on_demand,
         )
 
     @property
@@ -167,15 +164,33 @@ class Lane:
 
     # --- requests
 
+    @property
+    def current(self) -> Lane:
+        """The lane that gets the requests now."""
+        lane = self
+        while lane.successor:
+            lane = lane.successor
+        return lane
+
+    @asynccontextmanager
+    async def text_tools(self, *, may_load: bool = True) -> AsyncGenerator[TextTools | None]:
+        """The tokenizer and template of a loaded model. Raises ModelNotReady."""
+        with self.uses.one():
+            if self.engine.text_tools is not None and may_load and self._loader.loads_on_demand:
+                await self.demand()
+            yield self.engine.text_tools
+
     def submit(self, generation: Generation) -> Job:
         """Accept a request and start it in a separate task. Read the events from the job, and close it.
 
         Raises:
             ModelNotReady, BreakerOpen, QueueFull: a refusal, with the seconds to wait.
         """
-        if self.successor:
-            return self.successor.submit(generation)
+        lane = self.current
+        if lane is not self:
+            return lane.submit(generation)
         job = self._accept(generation)
+        self.uses.begin()
         job.task = self._spawn(self._serve(job))
         job.events.on_overflow = job.task.cancel
         job.task.add_done_callback(partial(self._ended, job))
@@ -183,7 +198,7 @@ class Lane:
 
     def _accept(self, generation: Generation) -> Job:
         try:
-            self._check_ready()
+            self._loader.admit(generation.ttft_timeout_s, is_closed=self._closed)
             permit = self.breaker.admit()
             try:
                 self._check_queue(generation)
@@ -199,13 +214,6 @@ class Lane:
         job.ticket = self.queue.enqueue(generation.background, remaining_s, client=generation.client)
         return job
 
-    def _check_ready(self) -> None:
-        status = self._loader.status
-        state = "closed" if self._closed else status.state
-        if state != "ready":
-            detail = f": {status.detail}" if status.detail else "."
-            raise ModelNotReady(f"{self.name} {_NOT_READY[state]}{detail}", retry_after_s=self._loader.retry_after_s)
-
     def _check_queue(self, generation: Generation) -> None:
         if self.queue.is_full(generation.background, generation.client):
             counts = f"{self.queue.running} requests running and {self.queue.waiting} waiting"
@@ -220,13 +228,14 @@ class Lane:
             self._conclude(job, error.code or error.type)
             job.events.end(error)
         else:
-            self._warn_if_slow()
+            self._forecast.warn_if_slow(self.engine.status.published_tokens_per_s)
             finished = Finished(usage=usage, timings=job.timings())
             self._conclude(job, "ok")
             job.events.end(finished)
 
     def _ended(self, job: Job, task: asyncio.Task[None]) -> None:
         self._conclude(job, "cancelled")
+        self.uses.end()
         if task.cancelled() or task.exception():  # the reader still waits for an end
             job.events.end(ModelNotReady(f"{self.name} was shut down before it finished its answer."))
 
@@ -236,15 +245,6 @@ class Lane:
             job.permit.settle("released")
             job.ticket.leave(job.service_s)
             self._metrics.request_ended(self.name, outcome, job.meter, job.timings())
-
-    def _warn_if_slow(self) -> None:
-        """Once, when there are enough answers to compare the speed with the published one."""
-        self._answers += 1
-        if self._answers != _ANSWERS:
-            return
-        published, measured = self.engine.status.published_tokens_per_s, self._forecast.tokens_per_s
-        if published and measured and measured < _SLOW_SHARE * published:
-            _log.warning("%s is slow: %s; %s", self.name, speed_text(measured, published), _SLOW_ADVICE)
 
     # --- the breaker
 

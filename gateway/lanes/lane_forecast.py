@@ -6,6 +6,7 @@ queue when each job frees its slot. Jobs that run are the measurements.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from gateway.engines.base import Plan
@@ -13,6 +14,11 @@ from gateway.errors import FirstTokenTooLate, GatewayError, QueueFull
 from gateway.lanes.admission import AdmissionQueue
 from gateway.lanes.forecast import Forecast
 from gateway.lanes.job import Job
+
+_ANSWERS, _SLOW_SHARE = 10, 0.5  # of the published speed, after this number of answers
+_SLOW_ADVICE = "connect the power supply, choose the best performance in Windows, and close programs that use the NPU"
+
+_log = logging.getLogger(__name__)
 
 
 class LaneForecast:
@@ -25,6 +31,7 @@ class LaneForecast:
     def __init__(self, name: str, queue: AdmissionQueue, clock: Callable[[], float]) -> None:
         self._name = name
         self._queue = queue
+        self._answers = 0
         self._forecast = Forecast(clock)
 
     def check_first_token(self, job: Job) -> None:
@@ -56,6 +63,11 @@ class LaneForecast:
         """See Forecast."""
         return self._forecast.tokens_per_s
 
+    def left_s(self) -> float:
+        """Expected seconds until the last of the requests that are here has ended; 0 before the first measurement."""
+        is_busy = self._queue.running or self._queue.waiting
+        return self._queue.expected_wait_s(background=True) + (self._queue.mean_service_s or 0.0) if is_busy else 0.0
+
     def record_start(self, job: Job) -> None:
         """Record how many other requests are running when this one starts."""
         job.others = self._queue.others(job.ticket)
@@ -74,6 +86,13 @@ class LaneForecast:
         """Learn from a complete answer."""
         if job.plan is not None:
             self._forecast.learn_end(job.meter, _max_tokens(job, job.plan))
+
+    def warn_if_slow(self, published: float | None) -> None:
+        """Log once, when there are enough answers to compare the speed with the published one, in tokens per second."""
+        self._answers += 1
+        measured = self.tokens_per_s
+        if self._answers == _ANSWERS and published and measured and measured < _SLOW_SHARE * published:
+            _log.warning("%s is slow: %s; %s", self._name, speed_text(measured, published), _SLOW_ADVICE)
 
     def _refusal(self, plan: Plan | None, expected_s: float, limit_s: float) -> GatewayError:
         limit = f"the limit for the first token is {limit_s:g} s"

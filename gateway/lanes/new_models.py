@@ -125,10 +125,8 @@ class Upgrades:
             await self._advance(router, name)
 
     async def _advance(self, router: Router, name: str) -> None:
-        lane = router.lanes[name]
-
         def report(text: str) -> None:
-            lane.background = text
+            router.lanes[name].background = text
 
         await self._quiet(router)
         try:
@@ -136,7 +134,7 @@ class Upgrades:
             if better is not None:
                 await self._move(router, name, better)
         except Exception as error:
-            lane.background = ""
+            report("")
             reason = error.message if isinstance(error, GatewayError) else f"{type(error).__name__}: {error}"
             await asyncio.to_thread(self._bundles.failed, name, reason)
 
@@ -149,7 +147,8 @@ class Upgrades:
 
     async def _move(self, router: Router, name: str, better: ModelConfig) -> None:
         """Load the better bundle while the old one answers. Raises GatewayError if it cannot be loaded."""
-        old = router.lanes[name]
+        while (old := router.lanes[name]).is_unloaded:  # the user wants its memory; it moves when it is loaded again
+            await self._sleep(_INTERVAL_S)
         better = replace(better, aliases=old.config.aliases)  # others need a restart
         lane = await asyncio.to_thread(self._make_lane, name, better)
         old.show()
@@ -159,7 +158,7 @@ class Upgrades:
         except BaseException:
             await lane.aclose()
             raise
-        router.replace(lane)
+        old = router.replace(lane)
         try:
             await asyncio.to_thread(self._bundles.moved, name)
         except Exception as error:  # the model has moved nevertheless

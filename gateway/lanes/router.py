@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -14,7 +15,8 @@ from gateway.engines.base import EngineStatus, TextTools
 from gateway.errors import ConfigError, InvalidRequest, ModelNotFound, quote
 from gateway.generation import Generation
 from gateway.lanes.answer import RoutedAnswer
-from gateway.lanes.lane import Lane, LaneStatus
+from gateway.lanes.lane import Lane
+from gateway.lanes.status import LaneStatus
 from gateway.monitoring.observers import Observers
 
 BACKGROUND_SUFFIX = ":background"
@@ -78,8 +80,8 @@ class Router:
         self._spellings = _spellings(self._names)
         lane.start()
 
-    def replace(self, lane: Lane) -> None:
-        """Let `lane`, whose engine is loaded, answer in place of the lane with its name.
+    def replace(self, lane: Lane) -> Lane:
+        """Let `lane`, which is loaded or loads on demand, answer in place of the lane with its name. Returns that lane.
 
         The old lane finishes what it has begun. The caller closes it when it is idle, and removes it from `replaced`.
         """
@@ -89,6 +91,7 @@ class Router:
         self.replaced.add(old)
         lane.show()
         lane.start()
+        return old
 
     async def tried(self) -> None:
         """Wait until each model is ready or has failed to load once."""
@@ -119,7 +122,7 @@ class Router:
     def defaults_for(self, name: str | None) -> Defaults:
         """The defaults of a request for `name`."""
         route = self.lookup(name)
-        recommended = self.lanes[route.model].engine.status.sampling
+        recommended = self.lanes[route.model].speed[0].sampling
         return self.config.defaults_for(route.model, recommended, alias=route.name)
 
     async def open(self, generation: Generation) -> RoutedAnswer:
@@ -158,16 +161,32 @@ class Router:
         """The status of the model's engine, and its tokens per second. Raises ModelNotFound."""
         return self.lanes[self.lookup(name).model].speed
 
-    def tools(self, name: str | None) -> TextTools:
-        """The model's tokenizer and template. Raises InvalidRequest for a model that has them on another server."""
+    def has_tools(self, name: str | None) -> bool:
+        """False for a model that has its tokenizer on another server."""
+        return self.lanes[self.lookup(name).model].engine.text_tools is not None
+
+    @asynccontextmanager
+    async def tools(self, name: str | None, *, may_load: bool = True) -> AsyncGenerator[TextTools]:
+        """The model's tokenizer and template, of a model that stays loaded meanwhile.
+
+        Args:
+            may_load: load a model that was unloaded; else its tools raise ModelNotReady.
+        Raises InvalidRequest for a model that has them on another server.
+        """
         lane = self.lanes[self.lookup(name).model]
-        if lane.engine.text_tools is None:
-            raise InvalidRequest(f"The tokenizer of {lane.name} is not on this machine.", param="model")
-        return lane.engine.text_tools
+        async with lane.text_tools(may_load=may_load) as tools:
+            if tools is None:
+                raise InvalidRequest(f"The tokenizer of {lane.name} is not on this machine.", param="model")
+            yield tools
 
     def status(self) -> list[LaneStatus]:
         """The state of all lanes now, for `/readyz`."""
         return [lane.status for lane in self.lanes.values()]
+
+    def known(self, name: str) -> str | None:
+        """The model with this name or alias; None if there is none, also with a default model."""
+        found = self._known(name)
+        return None if found is None else self._names[found]
 
     def _known(self, name: str) -> str | None:
         """The name of the config that `name` means; the exact spelling first."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
@@ -25,13 +25,25 @@ _log = logging.getLogger(__name__)
 
 
 class JobRunner:
-    """Runs the jobs of one lane, each in the task that calls `run`."""
+    """Runs the jobs of one lane, each in the task that calls `run`.
 
-    def __init__(self, name: str, engine: Engine, breaker: Breaker, forecast: LaneForecast) -> None:
+    Args:
+        loaded: waits for an engine that is loaded on demand. Raises ModelNotReady if it could not be loaded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        breaker: Breaker,
+        forecast: LaneForecast,
+        loaded: Callable[[], Awaitable[None]],
+    ) -> None:
         self._name = name
         self._engine = engine
         self._breaker = breaker
         self._forecast = forecast
+        self._loaded = loaded
 
     async def run(self, job: Job) -> Usage:
         """Put the events into the job's queue and settle its permit.
@@ -43,6 +55,7 @@ class JobRunner:
         """
         try:
             async with asyncio.timeout(job.first_deadline_s) as limit:
+                await self._loaded()
                 with self._settled(job):
                     prepared = await self._engine.prepare(job.generation)
                 job.plan = prepared.plan

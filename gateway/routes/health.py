@@ -7,7 +7,7 @@ from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp
 from msgspec import Struct
 
-from gateway.lanes.lane import LaneStatus
+from gateway.lanes.status import LaneStatus
 from gateway.monitoring.metrics import CONTENT_TYPE
 from gateway.routes.respond import json_response
 from gateway.server.guards import OPEN

@@ -78,7 +78,7 @@ def document(routes: list[HTTPRoute], config: ServerConfig) -> Json:
     types = list(_types(routes))
     described, schemas = _described(types)
     writer = _Writer(described, needs_keys=bool(config.api_keys))
-    paths = {route.path_format: writer.path(route) for route in sorted(routes, key=lambda route: route.path_format)}
+    paths = {_path_of(route): writer.path(route) for route in sorted(routes, key=_path_of)}
     return {
         "openapi": "3.2.0",
         "info": {"title": "npu-gateway", "version": __version__},
@@ -91,6 +91,10 @@ def _operations(route: HTTPRoute) -> Iterator[tuple[str, HTTPRouteHandler, Opera
     for handler in route.route_handlers:
         if operations := handler.opt.get("openapi"):
             yield from ((method.lower(), handler, operations[method]) for method in sorted(handler.http_methods))
+
+
+def _path_of(route: HTTPRoute) -> str:
+    return next((operation.path for _, _, operation in _operations(route) if operation.path), route.path_format)
 
 
 def _types(routes: list[HTTPRoute]) -> Iterator[tuple[Any, bool]]:
@@ -152,7 +156,7 @@ class _Writer:
             for name in route.path_parameters
         ]
         methods = {
-            method: self._operation(method, route.path_format, handler, operation)
+            method: self._operation(method, _path_of(route), handler, operation)
             for method, handler, operation in _operations(route)
         }
         return ({"parameters": parameters} if parameters and methods else {}) | methods

@@ -94,22 +94,23 @@ _APPLY_TEMPLATE = openapi_opt(
 async def tokenize(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _tokenize_decoder)
     router = router_of(request)
-    tools = router.tools(body.model)
-    ids = await _ids(request, body, tools)
-    reply = Tokenized(
-        count=len(ids),
-        max_model_len=router.model(body.model or "").status.engine.context_length,
-        tokens=await asyncio.to_thread(_with_pieces, ids, tools) if body.with_pieces else ids,
-    )
-    if body.return_token_strs:
-        reply.token_strs = await asyncio.to_thread(_strings, ids, tools)
+    async with router.tools(body.model) as tools:
+        ids = await _ids(request, body, tools)
+        reply = Tokenized(
+            count=len(ids),
+            max_model_len=router.model(body.model or "").status.engine.context_length,
+            tokens=await asyncio.to_thread(_with_pieces, ids, tools) if body.with_pieces else ids,
+        )
+        if body.return_token_strs:
+            reply.token_strs = await asyncio.to_thread(_strings, ids, tools)
     return json_response(reply)
 
 
 @post("/detokenize", status_code=200, opt=_DETOKENIZE)
 async def detokenize(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _detokenize_decoder)
-    text = await router_of(request).tools(body.model).decode(body.tokens, client_of(request.scope))
+    async with router_of(request).tools(body.model) as tools:
+        text = await tools.decode(body.tokens, client_of(request.scope))
     return json_response(Detokenized(content=text, prompt=text))
 
 
@@ -117,7 +118,8 @@ async def detokenize(request: HttpRequest) -> ASGIApp:
 async def apply_template(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _template_decoder)
     chat = await by_size(request, _chat, body.messages, body.tools, body.chat_template_kwargs)
-    prompt = await router_of(request).tools(body.model).render(chat, client_of(request.scope))
+    async with router_of(request).tools(body.model) as tools:
+        prompt = await tools.render(chat, client_of(request.scope))
     return json_response(AppliedTemplate(prompt=prompt))
 
 

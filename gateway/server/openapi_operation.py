@@ -47,6 +47,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     other_replies: dict[int, Any] = field(default_factory=dict)
     raises: tuple[type[GatewayError], ...] = ()
     parameters: tuple[Parameter, ...] = ()
+    path: str = ""  # as clients write it, if server/target.py replaces it; "": that of the route
 
 
 def openapi_opt(summary: str, **fields: Any) -> dict[str, Any]:

@@ -113,8 +113,10 @@ async def test_models_are_listed_with_status() -> None:
 @in_virtual_time
 async def test_engine_without_tokenizer_has_no_text_tools() -> None:
     async with routing(NAMES) as router:
+        assert not router.has_tools("gpt-4o-mini")
         with pytest.raises(InvalidRequest, match="tokenizer of main"):
-            router.tools("gpt-4o-mini")
+            async with router.tools("gpt-4o-mini"):
+                pass
 
 
 @in_virtual_time

@@ -11,7 +11,7 @@ from gateway.engines.base import Engine
 from gateway.errors import EngineFailed, GatewayError
 from gateway.generation import Event, Finished, Generation, Meter
 from gateway.lanes.event_queue import EventQueue
-from gateway.lanes.loader import Loader
+from gateway.lanes.memory.loader import Loader
 
 
 async def event_stream(

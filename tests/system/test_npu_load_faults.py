@@ -53,7 +53,7 @@ def server_and_log(npu_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
         for name, each in options.items()
     }
     config = config_of({**models, "other": scripted("Hello.")})
-    with log_lines(logger="gateway.lanes.loader") as lines, serving(config) as server:
+    with log_lines(logger="gateway.lanes.memory.loader") as lines, serving(config) as server:
         yield server, lines
 
 

@@ -42,7 +42,7 @@ async def messages(request: HttpRequest) -> ASGIApp:
 @post("/v1/messages/count_tokens", status_code=200, opt=_COUNT)
 async def count_tokens(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _count_decoder)
-    tools = router_of(request).tools(body.model)
-    chat = await by_size(request, chat_of, body)
-    ids = await tools.encode(chat, client_of(request.scope))
+    async with router_of(request).tools(body.model) as tools:
+        chat = await by_size(request, chat_of, body)
+        ids = await tools.encode(chat, client_of(request.scope))
     return json_response(TokenCount(input_tokens=len(ids)))

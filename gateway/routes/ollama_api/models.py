@@ -59,9 +59,11 @@ async def tags(request: HttpRequest) -> ASGIApp:
     return json_response(OllamaModels(models=rows))
 
 
-@get("/api/ps", opt=openapi_opt("List the models that are ready (Ollama)", reply=RunningModels))
+@get("/api/ps", opt=openapi_opt("List the models that are loaded (Ollama)", reply=RunningModels))
 async def running(request: HttpRequest) -> ASGIApp:
-    rows = [_running(name, model) for name, model in _named(router_of(request)) if model.status.is_ready]
+    """Once for each model, without its aliases. A model on another server is not in the memory of this one."""
+    models = [model for model in router_of(request).models() if model.status.engine.runtime != "upstream"]
+    rows = [_running(_tagged(model.name), model) for model in models if model.status.engine.state == "ready"]
     return json_response(RunningModels(models=rows))
 
 
@@ -77,7 +79,11 @@ async def show(request: HttpRequest) -> ASGIApp:
 def _named(router: Router) -> Iterator[tuple[str, ModelInfo]]:
     for model in router.models():
         for name in (model.name, *model.aliases):
-            yield name if ":" in name else name + LATEST, model
+            yield _tagged(name), model
+
+
+def _tagged(name: str) -> str:
+    return name if ":" in name else name + LATEST
 
 
 def _running(name: str, model: ModelInfo) -> RunningModel:

@@ -9,7 +9,7 @@ import msgspec
 from litestar import post
 from litestar.types import ASGIApp
 
-from gateway.errors import InvalidRequest, ModelNotReady
+from gateway.errors import ModelNotReady
 from gateway.generation import Text, TokenIds
 from gateway.lanes.router import Router
 from gateway.routes.openai_api.parse import wants_usage
@@ -49,13 +49,12 @@ async def completions(request: HttpRequest) -> ASGIApp:
 
 async def _check_prompts(router: Router, model: str | None, prompts: Sequence[Text | TokenIds], client: str) -> None:
     """Raise the error of any prompt before the first one is answered, if the tokenizer is on this machine."""
-    try:
-        tools = router.tools(model)
-    except InvalidRequest:
+    if not router.has_tools(model):
         return
     with suppress(ModelNotReady):  # its fallback may answer
-        for prompt in prompts:
-            await tools.encode(prompt, client)
+        async with router.tools(model, may_load=False) as tools:
+            for prompt in prompts:
+                await tools.encode(prompt, client)
 
 
 async def _echoes(
@@ -70,4 +69,5 @@ async def _echoes(
 async def _text(router: Router, model: str | None, prompt: Text | TokenIds, client: str) -> str:
     if isinstance(prompt, Text):
         return prompt.text
-    return await router.tools(model).decode(prompt.ids, client)
+    async with router.tools(model) as tools:
+        return await tools.decode(prompt.ids, client)

@@ -14,8 +14,8 @@ from msgspec.structs import asdict
 from gateway import __version__
 from gateway.errors import InvalidRequest, quote
 from gateway.lanes.breaker import Budget
-from gateway.lanes.lane import LaneStatus
 from gateway.lanes.router import ModelInfo, Router
+from gateway.lanes.status import LaneStatus
 from gateway.monitoring.memory import Memory, MemoryReader
 from gateway.monitoring.observers import Observers
 from gateway.monitoring.recent import LogLine, LogRing, PrefixCache, RecentAnswer, RecentAnswers

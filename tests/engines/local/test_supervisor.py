@@ -18,7 +18,7 @@ from gateway.engines.base import Engine, EngineStatus
 from gateway.engines.local.process import Entry, WorkerProcess, describe_exit
 from gateway.engines.local.supervisor import Supervisor, _advice
 from gateway.errors import BundleError, DeviceFailed, EngineFailed, GatewayError
-from gateway.lanes.loader import Loader
+from gateway.lanes.memory.loader import Loader
 from gateway.sampling import Sampling
 from gateway.worker.frames import FromWorker, Shutdown, Submit, WorkerSpec
 from tests.support import workers

@@ -11,9 +11,18 @@ from tests.support.server import Running
 
 
 def test_listed_models_have_a_tag(client: Client) -> None:
-    names = [model.model for model in client.list().models]
-    assert {"paris:latest", "gpt-4o-mini:latest", "org/alias:7b"} <= set(names)
-    assert [model.model for model in client.ps().models] == [name for name in names if name != "unloadable:latest"]
+    assert {"paris:latest", "gpt-4o-mini:latest", "org/alias:7b"} <= {model.model for model in client.list().models}
+
+
+def test_running_models_are_the_loaded_ones_without_aliases(client: Client, http: httpx.Client) -> None:
+    running = [model.model for model in client.ps().models]
+    assert "paris:latest" in running
+    assert not {"gpt-4o-mini:latest", "org/alias:7b", "unloadable:latest"} & set(running)
+    assert http.post("/v1/models/paris/unload").json()["engine"]["state"] == "unloaded"
+    assert [model.model for model in client.ps().models] == [name for name in running if name != "paris:latest"]
+    assert "paris:latest" in {model.model for model in client.list().models}
+    assert http.post("/v1/models/paris/load").json()["engine"]["state"] == "ready"
+    assert [model.model for model in client.ps().models] == running
 
 
 def test_every_listed_name_is_accepted(client: Client) -> None:

@@ -20,7 +20,7 @@ from tests.system.faults.client import OTHER, ask, engine_of, local_engine, wait
 @pytest.fixture(scope="module")
 def loader_log() -> Iterator[list[str]]:
     """The log lines of the loader, also those of the server's start."""
-    with log_lines(logger="gateway.lanes.loader") as lines:
+    with log_lines(logger="gateway.lanes.memory.loader") as lines:
         yield lines
 
 

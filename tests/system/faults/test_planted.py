@@ -119,7 +119,7 @@ def served(bundles: Path) -> Iterator[tuple[Running, list[str]]]:
     options = {"backend_path": str(bundles / "gpu" / "a.onnx")}
     models[FALLBACK] = LocalModel(path=FALLBACK, provider="qnn", provider_options=options)
     config = config_of({**models, "other": scripted("Hello.")}, models_dir=bundles)
-    with log_lines(logger="gateway.lanes.loader") as lines, serving(config) as server:
+    with log_lines(logger="gateway.lanes.memory.loader") as lines, serving(config) as server:
         server.wait_until_tried()
         yield server, lines
 

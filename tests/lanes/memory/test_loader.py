@@ -9,7 +9,7 @@ import pytest
 
 from gateway.config.tables import ScriptedModel
 from gateway.errors import EngineFailed, ModelNotReady
-from gateway.lanes.loader import Loader
+from gateway.lanes.memory.loader import Loader
 from tests.support.lanes import Engine, answer, config, running
 from tests.support.virtual_time import in_virtual_time, now
 

@@ -1,0 +1,218 @@
+"""Loads an engine, and again if its worker dies, with exponential backoff. No other module retries."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from gateway.engines.base import Engine, EngineStatus, State
+from gateway.errors import GatewayError, ModelNotReady
+
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.5, 30.0
+_STABLE_S = 60.0  # if an engine was ready for longer, the next pause is the first one
+_MIN_RETRY_AFTER_S = 2.0
+
+_NOT_READY: dict[State, str] = {
+    "loading": "is loading",
+    "restarting": "is being restarted",
+    "failed": "could not be loaded",
+    "closed": "is shut down",
+    "unloaded": "is not loaded",
+}
+
+_log = logging.getLogger(__name__)
+
+
+class Previous(Struct, frozen=True, kw_only=True):
+    """What the loader of an unloaded model keeps of the engine that was unloaded."""
+
+    status: EngineStatus
+    load_s: float | None  # what its load took; None: it was not loaded
+    gone: asyncio.Event  # set when its memory is free
+    left_s: Callable[[], float]  # expected seconds until then
+
+
+class Loader:
+    """Keeps one engine loaded.
+
+    Args:
+        name: of the model, for the log.
+        engine: `run` starts it.
+        clock: seconds, monotonic.
+        sleep: waits for the given number of seconds, measured by `clock`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.tried = asyncio.Event()  # set when the first attempt has ended, with or without success
+        self._name = name
+        self._engine = engine
+        self._clock, self._sleep = clock, sleep
+        self._fault = ""  # why the last attempt failed
+        self._was_ready = False
+        self._is_loaded = False  # by `load`, before `run`
+        self._retry_at = 0.0
+        self._previous: Previous | None = None  # set until the engine of an unloaded model was loaded once
+        self._demanded_at: float | None = None  # when a request wanted this engine
+        self._demand = asyncio.Event()
+        self._began_at: float | None = None  # when the last load began
+        self._load_s: float | None = None  # what the last load took
+
+    def follow(self, previous: Previous) -> None:
+        """Before `run`: do not load before `demand`, and not before the memory of `previous` is free."""
+        self._previous, self._load_s = previous, previous.load_s
+
+    def demand(self) -> None:
+        """A request needs the engine."""
+        if self._demanded_at is None:
+            self._demanded_at = self._clock()
+            self._demand.set()
+
+    @property
+    def loads_on_demand(self) -> bool:
+        """True if a request waits for the load: the model was unloaded, and is not loaded yet."""
+        return self._previous is not None
+
+    @property
+    def is_unloaded(self) -> bool:
+        """True if no request has wanted the engine since the model was unloaded."""
+        return self._previous is not None and self._demanded_at is None
+
+    @property
+    def expected_s(self) -> float | None:
+        """Seconds until an engine that loads on demand will be ready; None: no load of it was measured."""
+        if self._previous is None or self._load_s is None:
+            return None
+        if not self._previous.gone.is_set():
+            return self._previous.left_s() + self._load_s
+        return self._load_s if self._began_at is None else max(0.0, self._load_s - (self._clock() - self._began_at))
+
+    def admit(self, limit_s: float | None, *, is_closed: bool) -> None:
+        """A request comes: begin to load an unloaded model. Raises ModelNotReady if it cannot be answered in time."""
+        if self._previous is None or is_closed:
+            self.check_ready(is_closed=is_closed)
+        else:
+            self.demand()
+            self.check_in_time(limit_s)
+
+    async def loaded(self) -> None:
+        """Wait for an engine that is loaded on demand. Raises ModelNotReady if it could not be loaded."""
+        if self._demanded_at is not None:
+            await self.tried.wait()
+            self.check_ready()
+
+    def check_ready(self, *, is_closed: bool = False) -> None:
+        """Raises ModelNotReady with the reason, unless the engine is ready."""
+        status = self.status
+        state = "closed" if is_closed else status.state
+        if state != "ready":
+            detail = f": {status.detail}" if status.detail else "."
+            raise ModelNotReady(f"{self._name} {_NOT_READY[state]}{detail}", retry_after_s=self.retry_after_s)
+
+    def check_in_time(self, limit_s: float | None) -> None:
+        """Raises ModelNotReady if an engine that is loaded on demand is ready after more than `limit_s` seconds."""
+        expected_s = self.expected_s
+        if limit_s is not None and expected_s is not None and expected_s > limit_s:
+            why = f"{self._name} is loaded again, which takes about {expected_s:.1f} s more"
+            raise ModelNotReady(f"{why}; the limit for the first token is {limit_s:g} s.", retry_after_s=expected_s)
+
+    def as_previous(self, gone: asyncio.Event, left_s: Callable[[], float]) -> Previous:
+        """For the loader of the lane that follows."""
+        kept = replace(self.status, passes=None, peak_bytes=0, restarts=0)
+        return Previous(status=kept, load_s=self._load_s, gone=gone, left_s=left_s)
+
+    async def previous_is_gone(self) -> None:
+        """Wait until the memory of the engine that was unloaded is free."""
+        if self._previous is not None:
+            await self._previous.gone.wait()
+
+    @property
+    def status(self) -> EngineStatus:
+        """The engine's status. Between two attempts: the reason why the last one failed."""
+        status = self._engine.status
+        if self._previous is not None and status.state != "closed":
+            return self._status_on_demand(self._previous, status.detail)
+        if not self._fault:
+            return status
+        is_restarting = self._was_ready and status.state != "failed"
+        return replace(status, state="restarting" if is_restarting else "failed", detail=self._fault)
+
+    @property
+    def retry_after_s(self) -> float:
+        """Seconds until an engine that is not ready may be ready."""
+        return max(_MIN_RETRY_AFTER_S, self._retry_at - self._clock()) if self._fault else _MIN_RETRY_AFTER_S
+
+    async def run(self) -> None:
+        """Load the engine unless `load` has, and load it again each time it is lost. Runs until it is cancelled."""
+        if self._previous is not None:
+            await self._previous.gone.wait()
+            self._previous = replace(self._previous, left_s=lambda: 0.0)  # the old one referred to the old lane
+            await self._demand.wait()
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            fault = "" if self._is_loaded else await self.load()
+            self._is_loaded = False
+            if fault:
+                self._failed(fault, pause_s)
+            else:
+                ready_at = self._clock()
+                reason = await self._engine.lost()
+                if self._clock() - ready_at > _STABLE_S:
+                    pause_s = _FIRST_PAUSE_S
+                _log.error("%s: %s; it is loaded again in %.1f s", self._name, reason, pause_s)
+            await self._sleep(pause_s)
+            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+
+    async def load(self) -> str:
+        """Load the engine once. Returns the fault, empty if there was none."""
+        self._began_at = began_at = self._clock()
+        try:
+            await self._engine.start()
+        except GatewayError as error:
+            return error.message
+        except Exception as error:
+            _log.error("%s: the engine raised while it loaded", self._name, exc_info=error)
+            return f"{type(error).__name__} while loading"
+        self._fault, self._was_ready, self._is_loaded = "", True, True
+        self._load_s = self._clock() - began_at
+        self._previous = None
+        self.tried.set()
+        status = self._engine.status
+        if status.device == "remote":  # nothing was sent to it
+            _log.info("%s is on another server", self._name)
+        else:
+            _log.info("%s is ready (%s, loaded in %.1f s)", self._name, _device(status), status.load_s)
+        return ""
+
+    def _failed(self, fault: str, pause_s: float) -> None:
+        if fault != self._fault:  # one line for each fault, not for each attempt
+            line = "%s cannot be loaded: %s; it is tried again; `npu-gateway doctor` looks for the reason"
+            _log.error(line, self._name, fault.rstrip("."))
+        self._fault = fault
+        self._previous = None
+        self._retry_at = self._clock() + pause_s
+        self.tried.set()
+
+    def _status_on_demand(self, previous: Previous, stage: str) -> EngineStatus:
+        state: State = "unloaded" if self._demanded_at is None else "loading"
+        if not previous.gone.is_set():
+            stage = "requests that came before are answered first"
+        elif state == "unloaded":
+            stage = ""
+        return replace(previous.status, state=state, detail=stage)
+
+
+def _device(status: EngineStatus) -> str:
+    """The device; of an NPU also the nodes that it does not run."""
+    if status.device not in ("npu", "emulated") or not status.cpu_nodes:
+        return status.device
+    return f"{status.device}, {status.cpu_nodes} of {sum(status.placement.values())} nodes on the CPU"

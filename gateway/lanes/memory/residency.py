@@ -1,0 +1,101 @@
+"""Unloads models and loads them again while the gateway runs.
+
+An unloaded model has a new lane, with an engine that is not started. The old lane finishes what it has accepted and is
+closed: its worker process ends, and so all of its memory is free. Only then may the new lane load. So there are never
+two engines of one model in memory, and queue, breaker and forecast are those of the new load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from gateway.config.tables import ModelConfig, UpstreamModel
+from gateway.config.value import nearest
+from gateway.errors import Conflict, ModelNotFound, ModelNotReady, quote
+from gateway.lanes.lane import Lane
+from gateway.lanes.router import Router
+from gateway.lanes.status import LaneStatus
+
+_log = logging.getLogger(__name__)
+
+
+class Residency:
+    """Args:
+    make_lane: makes the lane of a model, not started.
+    """
+
+    def __init__(self, router: Router, make_lane: Callable[[str, ModelConfig], Awaitable[Lane]]) -> None:
+        self._router = router
+        self._make_lane = make_lane
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def load(self, name: str) -> LaneStatus:
+        """Load the model unless it is loaded. Returns when it is ready.
+
+        Raises:
+            ModelNotFound: the gateway has no model of that name.
+            ModelNotReady: it could not be loaded.
+            Conflict: it was unloaded meanwhile.
+        """
+        lane = self._lane(name)
+        await lane.demand()
+        status = lane.status
+        if lane.successor:
+            raise Conflict(f"{lane.name} was unloaded before it was ready.")
+        if status.engine.state != "ready":
+            raise ModelNotReady(f"{lane.name} could not be loaded: {status.engine.detail}")
+        return status
+
+    async def unload(self, name: str) -> LaneStatus:
+        """Unload the model unless it is unloaded. Returns when its requests have ended and its memory is free.
+
+        Raises:
+            ModelNotFound: the gateway has no model of that name.
+            Conflict: the model is on another server.
+        """
+        lane = self._lane(name)
+        if isinstance(lane.config, UpstreamModel):
+            raise Conflict(f"{lane.name} is on another server, which decides itself what it loads.")
+        while not lane.is_unloaded:
+            new = await self._make_lane(lane.name, lane.config)
+            current = self._router.lanes[lane.name]
+            if current is lane:
+                new.follow(lane)
+                self._router.replace(new)
+                self._close_when_unused(lane)
+                current = new
+            else:
+                current.show()
+                await new.aclose()
+            lane = current
+        await lane.previous_is_gone()
+        return self._lane(name).status
+
+    async def aclose(self) -> None:
+        """Stop waiting for lanes that are to be closed. The router closes them."""
+        for task in list(self._closing):
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    def _lane(self, name: str) -> Lane:
+        """Unlike for a request, the default model does not take the name of a model that is not there."""
+        router = self._router
+        if (model := router.known(name)) is None:
+            hint = nearest(name, router.lanes) or f"; there is {', '.join(router.lanes)}."
+            raise ModelNotFound(f"The model {quote(name)} does not exist{hint}", param="model")
+        return router.lanes[model]
+
+    def _close_when_unused(self, lane: Lane) -> None:
+        task = asyncio.create_task(self._close(lane))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _close(self, lane: Lane) -> None:
+        if lane.uses:
+            _log.info("%s is unloaded when its %d requests have ended", lane.name, len(lane.uses))
+        await lane.uses.over()
+        await lane.aclose()
+        self._router.replaced.discard(lane)
+        _log.info("%s is unloaded; the next request for it loads it", lane.name)

@@ -1,0 +1,29 @@
+"""The state of a lane, as others see it."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from gateway.engines.base import EngineStatus
+from gateway.lanes.breaker import BreakerStatus
+
+
+class LaneStatus(Struct, frozen=True, kw_only=True):
+    """What `/readyz` and the page show of a lane."""
+
+    model: str
+    engine: EngineStatus
+    breaker: BreakerStatus
+    running: int
+    waiting: int
+    expected_wait_s: float  # until a request of a client that comes now gets a slot
+    cpu_nodes: int = 0  # of the model's graphs: on an NPU, these run on the CPU
+    tokens_per_s: float | None = None  # in recent answers, of device time, for one answer; None: not measured yet
+    speed: str = ""  # the same for a person, with the published speed: "19.7 tokens/s, 93 % of 21.2"
+    background: str = ""  # what is built for the model while it answers: "a bundle for the NPU: 3 of 8 pieces"
+    loads_on_demand: bool = False  # the model was unloaded; a request waits until it is loaded
+
+    @property
+    def is_ready(self) -> bool:
+        """True if a request is accepted now."""
+        return (self.engine.state == "ready" or self.loads_on_demand) and self.breaker.state == "closed"

@@ -1,0 +1,50 @@
+"""POST /v1/models/{id}/load and /unload: put a model into memory, and free the memory of one. Not OpenAI's.
+
+Names can have slashes, so Litestar cannot route these paths: server/target.py replaces them by /v1/load/{id}.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from litestar import post
+from litestar.params import FromPath
+from litestar.types import ASGIApp
+
+from gateway.errors import Conflict, ModelNotFound, ModelNotReady
+from gateway.lanes.memory.residency import Residency
+from gateway.lanes.status import LaneStatus
+from gateway.routes.respond import json_response
+from gateway.server.openapi_operation import openapi_opt
+from gateway.server.request import HttpRequest
+
+_LOAD = openapi_opt(
+    "Load a model and wait until it is ready",
+    path="/v1/models/{model_id}/load",
+    reply=LaneStatus,
+    raises=(ModelNotFound, Conflict, ModelNotReady),
+)
+_UNLOAD = openapi_opt(
+    "Unload a model when its requests have ended; the next request for it loads it",
+    path="/v1/models/{model_id}/unload",
+    reply=LaneStatus,
+    raises=(ModelNotFound, Conflict),
+)
+
+
+@post("/v1/load/{model_id:path}", status_code=200, opt=_LOAD)
+async def load_model(request: HttpRequest, model_id: FromPath[str]) -> ASGIApp:
+    return json_response(await _residency(request).load(_name(model_id)))
+
+
+@post("/v1/unload/{model_id:path}", status_code=200, opt=_UNLOAD)
+async def unload_model(request: HttpRequest, model_id: FromPath[str]) -> ASGIApp:
+    return json_response(await _residency(request).unload(_name(model_id)))
+
+
+def _residency(request: HttpRequest) -> Residency:
+    return cast(Residency, request.app.state.residency)
+
+
+def _name(model_id: str) -> str:
+    return model_id.removeprefix("/")  # Litestar's `path` includes the leading slash
