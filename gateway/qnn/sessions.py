@@ -23,6 +23,7 @@ from gateway.errors import BundleError
 from gateway.qnn.compile import compile_cached, no_npu_nodes_error
 from gateway.qnn.context import CompiledGraph, check_compatible, read_compiled, require_binary
 from gateway.qnn.device import NpuDevice
+from gateway.qnn.driver_errors import explained
 from gateway.qnn.options import check_options, known_options
 from gateway.qnn.provider import host_memory, open_session, placement
 
@@ -50,6 +51,7 @@ _MACHINE_OPTIONS = frozenset(
     }
 )
 _BUSY, _IDLE = "burst", "power_saver"
+_MODE = "ep.dynamic.qnn_htp_performance_mode"
 
 
 class NpuSessions:
@@ -182,6 +184,16 @@ class PerformanceSwitch:
         self._used = self._clock()
         self._lock.release()
 
+    def refusal(self) -> str:
+        """Switch to burst mode now. Returns the driver's message, or "" if it accepts: at load it reports nothing."""
+        with self._lock:
+            try:
+                for session in self._sessions:
+                    session.set_ep_dynamic_options({_MODE: _BUSY})
+            except Exception as error:  # no common base class
+                return explained(str(error))
+        return ""
+
     def save_power_if_idle(self) -> None:
         """Switch to power-saver mode if no call ran for `idle_s`. Returns at once while a call runs."""
         if not self._lock.acquire(blocking=False):
@@ -205,7 +217,7 @@ class PerformanceSwitch:
     def _switch(self, mode: str) -> None:
         try:
             for session in self._sessions:
-                session.set_ep_dynamic_options({"ep.dynamic.qnn_htp_performance_mode": mode})
+                session.set_ep_dynamic_options({_MODE: mode})
         except Exception as error:  # no common base class; an NPU that cannot switch still computes
             _log.warning("the NPU cannot change its performance mode: %s", error)
             self._sessions = ()

@@ -1,112 +1,96 @@
-"""`npu-gateway doctor`: the parts of this machine, and whether each configured model can run on it.
+"""`npu-gateway doctor`: why it is slow, not on the NPU, or refused. A verdict with the next step, then all checks.
 
-Each check uses the real part, also the NPU's driver.
+Each check uses the real part, also the NPU's driver, within a time limit. Nothing is built or downloaded.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import struct
 import sys
 from collections.abc import Iterator
-from importlib import metadata
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING
 
-from gateway import __version__
+from msgspec import to_builtins
+
 from gateway.commands import options
-from gateway.errors import BundleError, ConfigError
+from gateway.commands.doctor.bounded import bounded
+from gateway.commands.doctor.finding import Finding
+from gateway.commands.doctor.verdict import verdict
+from gateway.commands.tables import wrapped, write_table
+from gateway.errors import ConfigError, GatewayError
+from gateway.monitoring.output import escape
 
 if TYPE_CHECKING:
-    from gateway.config.tables import BundleModel, Config, LocalModel
+    from gateway.commands.doctor.gateway_state import Readiness
+    from gateway.commands.running.find import Found
+    from gateway.config.tables import Config
 
-LIBRARIES = ("onnxruntime", "onnxruntime-qnn", "tokenizers", "numpy", "litestar", "uvicorn")
-MARKS = {"ok": "[green]ok[/green]  ", "note": "[yellow]note[/yellow]", "bad": "[red]bad[/red] "}
-
-
-class Finding(NamedTuple):
-    """One line of the report. A `bad` one makes the command fail; a `note` does not."""
-
-    level: Literal["ok", "note", "bad"]
-    what: str
-    detail: str
+_TEXT = """\
+Check this machine, the configuration, every model, the running gateway and the servers of upstream models, and answer
+once on the device. The first line is the verdict: the first cause that explains the trouble, and the next step. Exit
+code 1 if a line is bad. Into a pipe, one line for each check with these fields between tabs: ok, note or bad; the
+check; details."""
+_SHORT_S, _LOAD_S = 20.0, 180.0  # limits of one check
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
-    text = "Check this machine, the configuration and every model. Exit code 1 if a line is bad."
-    parser = subparsers.add_parser("doctor", help="check the machine, the configuration, the models", description=text)
+    parser = subparsers.add_parser(
+        "doctor", help="find out why it is slow, refused or not on the NPU", description=_TEXT
+    )
     options.add_config(parser)
+    parser.add_argument("--url", help="the gateway (default: the one that runs)")
+    parser.add_argument("--quick", action="store_true", help="load no model and generate nothing")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     findings = list(examine_all(arguments))
+    found = verdict(findings)
     if arguments.json:
-        print(json.dumps([finding._asdict() for finding in findings], indent=2))
+        checks = [
+            {"level": each.level, "what": each.what, "detail": each.detail, "cause": each.cause} for each in findings
+        ]
+        print(json.dumps({"verdict": to_builtins(found), "checks": checks}, indent=2))
     else:
-        _print(findings)
+        _print(str(found), findings)
     return 1 if any(finding.level == "bad" for finding in findings) else 0
 
 
+def _print(first: str, findings: list[Finding]) -> None:
+    if sys.stdout is not None and sys.stdout.isatty():
+        import shutil
+
+        print("\n".join(wrapped(escape(first), shutil.get_terminal_size().columns)), end="\n\n")
+    else:
+        print(escape(first))
+    write_table([(each.level, each.what, each.detail) for each in findings], ("", "check", ""))
+
+
 def examine_all(arguments: argparse.Namespace) -> Iterator[Finding]:
-    yield from machine()
-    yield from libraries()
-    yield npu()
+    """Every check. Those that load a model come last."""
+    from gateway.commands.doctor import driver, machine, power
+    from gateway.commands.doctor.interpreter import this_interpreter
+
+    is_arm = sys.platform == "win32" and this_interpreter().host == "ARM64"
+    yield from bounded("machine", _SHORT_S, machine.machine)
+    yield from bounded("Windows", _SHORT_S, lambda: machine.build_note(machine.windows_build(), is_arm))
+    yield from bounded("libraries", _SHORT_S, machine.libraries)
+    yield from bounded("NPU driver", _SHORT_S, lambda: driver.driver_findings(driver.installed_drivers(), is_arm))
+    yield from bounded("NPU", _SHORT_S * 3, lambda: driver.npu(is_arm))
+    yield from bounded("power", _SHORT_S, lambda: power.power_findings(power.read_power()))
     try:
         config = options.load(arguments)
     except ConfigError as error:
-        yield Finding("bad", "configuration", error.message)
+        yield Finding("bad", "configuration", error.message, "configuration", error.message, "correct that line")
         return
-    yield from configuration(arguments, config)
-    yield from models(config)
+    yield from bounded("configuration", _SHORT_S, lambda: _configuration(arguments, config))
+    yield from _with(arguments, config)
 
 
-def machine() -> Iterator[Finding]:
-    yield Finding("ok", "npu-gateway", __version__)
-    system = f"{platform.system()} {platform.release()} on {platform.machine()}"
-    yield Finding("ok", "machine", f"{system}, {os.cpu_count()} cores")
-    bits = struct.calcsize("P") * 8
-    python = f"{platform.python_version()}, {bits} bit, {sys.executable}"
-    emulated = (
-        platform.system() == "Windows" and "ARM64" in platform.machine() and "ARM" not in platform.python_compiler()
-    )
-    if bits != 64:
-        yield Finding("bad", "Python", f"{python}: the gateway needs a 64-bit Python")
-    elif emulated:
-        yield Finding("bad", "Python", f"{python}: built for x64; the NPU needs an ARM64 Python")
-    else:
-        yield Finding("ok", "Python", python)
-
-
-def libraries() -> Iterator[Finding]:
-    for name in LIBRARIES:
-        try:
-            yield Finding("ok", name, metadata.version(name))
-        except metadata.PackageNotFoundError:
-            yield Finding("note" if name == "onnxruntime-qnn" else "bad", name, "not installed")
-
-
-def npu() -> Finding:
-    """The device of `provider = "qnn"`."""
-    from gateway.qnn.detect import detect_npu
-
-    try:
-        device = detect_npu(emulated=True)
-    except BundleError as error:
-        return Finding("bad", "NPU", f"{error.message} Check the NPU driver.")
-    if device is None:
-        return Finding("note", "NPU", "none; models run on the CPU")
-    if device.kind == "emulated":
-        return Finding("note", "NPU", f"none; provider 'qnn' would use slow {device.name}, 'auto' takes the CPU")
-    version = f"Hexagon v{device.architecture}" if device.architecture else "unknown Hexagon version"
-    return Finding("ok", "NPU", f"{device.name}, {version}")
-
-
-def configuration(arguments: argparse.Namespace, config: Config) -> Iterator[Finding]:
+def _configuration(arguments: argparse.Namespace, config: Config) -> Iterator[Finding]:
     from gateway.config.file import has_keys
     from gateway.config.find import find_config
     from gateway.config.keys import key_warnings
@@ -122,74 +106,78 @@ def configuration(arguments: argparse.Namespace, config: Config) -> Iterator[Fin
         )
 
 
-def models(config: Config) -> Iterator[Finding]:
-    from gateway.commands.models.model_state import examine
-    from gateway.config.tables import BundleModel, LocalModel
+def _with(arguments: argparse.Namespace, config: Config) -> Iterator[Finding]:
+    from gateway.commands.doctor import gateway_state, models, port, resources, upstream
+    from gateway.commands.running import find
 
+    try:
+        found = find.find_gateway(arguments, config)
+        state = gateway_state.read_state(found)
+    except GatewayError as error:  # several run
+        yield Finding("note", "gateway", error.message)
+        found, state = find.Found(url=""), None
+    else:
+        yield from bounded("gateway", _SHORT_S, lambda: gateway_state.state_findings(found, state))
+    is_running = state is not None
+    if not arguments.url:
+        yield from bounded("port", _SHORT_S, lambda: port.port(config.server))
+    yield from bounded("memory", _SHORT_S, lambda: resources.resources(config, is_running=is_running))
+    yield from bounded("upstream", _SHORT_S, lambda: upstream.upstream(config))
     for name, model in config.models.items():
-        found = examine(model)
-        what = f"model {name}"
-        match found.state, model:
-            case "ready", BundleModel(path=path):
-                size = f", context {found.context_length}, {found.bytes / 1e6:.0f} MB" if found.bytes else ""
-                speed = f", published: {found.published}" if found.published else ""
-                yield Finding(
-                    "note" if found.detail else "ok", what, f"{path}{size}{speed}{found.detail and f'; {found.detail}'}"
-                )
-                if isinstance(model, LocalModel):
-                    yield from npu_graphs(name, model)
-            case "missing", LocalModel(source=source) if source:
-                yield Finding("note", what, found.detail)
-            case (("missing" | "broken"), _):
-                yield Finding("bad", what, found.detail)
-            case _:
-                yield Finding("ok", what, f"{found.state} {found.detail}")
-        if isinstance(model, BundleModel) and found.state in ("ready", "broken"):
-            yield from damages(name, model)
+        yield from bounded(f"model {name}", _LOAD_S, partial(models.files, name, model))
+    yield from bounded("settings", _SHORT_S * 3, lambda: _devices(config))
+    if not arguments.quick:
+        yield from _loading(config, found, state)
 
 
-def damages(name: str, model: BundleModel) -> Iterator[Finding]:
-    """Compare the files with their hashes. Files that were compared this week and did not change are not read."""
-    from gateway.bundles.hashes import check_hashes, repair_advice
-    from gateway.commands.models.model_state import bundle_folders
+def _devices(config: Config) -> Iterator[Finding]:
+    """What the bundles are made for, and settings, against the device of this machine."""
+    from gateway.commands.doctor import models
+    from gateway.qnn.detect import try_detect_npu
+    from gateway.qnn.device import machine_of
+    from gateway.worker.decoders.threads import default_threads
+
+    local = models.checked_locally(config)
+    device = try_detect_npu(emulated=True) if local else None
+    has_npu = device is not None and device.kind == "npu"
+    for name, model in local.items():
+        if device:
+            yield from models.fit(name, model, machine_of(device))
+        yield from models.settings(name, model, has_npu=has_npu, cores=default_threads())
+
+
+def _loading(config: Config, found: Found, state: Readiness | None) -> Iterator[Finding]:
+    """What takes minutes at most: the graphs on the NPU, and one answer, by the running gateway if it has the model."""
+    from gateway.commands.doctor import models, speed
+
+    serving = {model.model for model in state.models if model.engine.state == "ready"} if state else set()
+    here = [name for name, model in models.checked_locally(config).items() if models.is_ready(model)]
+    for name in here:
+        if name not in serving:
+            _progress(f"checking {name} on the NPU")
+            yield from bounded(f"model {name} on the NPU", _LOAD_S, partial(_graphs, config, name))
+    chosen = speed.chosen(config, [*(each for each in config.models if each in serving), *here])
+    if chosen is None:
+        return
+    _progress(f"measuring {chosen}")
+    if chosen in serving and state:
+        measured = next(model for model in state.models if model.model == chosen)
+        check = partial(speed.of_gateway, found, measured, config, _LOAD_S)
+    else:
+        check = partial(speed.of_engine, chosen, config, _LOAD_S)
+    yield from bounded(f"speed of {chosen}", _LOAD_S + _SHORT_S, check)
+
+
+def _graphs(config: Config, name: str) -> Iterator[Finding]:
+    from gateway.commands.doctor import models
     from gateway.config.tables import LocalModel
+    from gateway.qnn.detect import try_detect_npu
 
-    for folder in bundle_folders(model):
-        if found := check_hashes(folder, quick=True):
-            has_source = isinstance(model, LocalModel) and bool(model.source)
-            advice = repair_advice(name, found, folder=folder, has_source=has_source)
-            yield Finding("bad", f"files of {name}", f"{'; '.join(map(str, found))}. {advice}")
-
-
-def npu_graphs(name: str, model: LocalModel) -> Iterator[Finding]:
-    """Load the model's graphs for the NPU, and report how many of their nodes run there."""
-    from gateway.bundles.genai_config import read_genai_config
-    from gateway.bundles.model_package import variant_folder
-    from gateway.bundles.open import is_genie
-    from gateway.commands.models.model_state import bundle_folders
-    from gateway.qnn.detect import npu_for
-    from gateway.worker.decoders.static.load_check import check_load
-
-    what = f"model {name} on the NPU"
-    for folder in bundle_folders(model):
-        try:
-            is_used = folder == Path(model.path) or npu_for(model.provider) is not None
-            if not is_used or not (is_genie(folder) or read_genai_config(variant_folder(folder)).decoder.stages):
-                continue
-            found = check_load(variant_folder(folder), model.provider, model.provider_options)
-        except BundleError as error:
-            yield Finding("bad", what, error.message)
-            continue
-        fallback = found.placement.get("CPU", 0)
-        where = f"{found.placement.get('QNN', 0)} nodes on the NPU ({found.device}), {fallback} on the CPU"
-        yield Finding("note" if fallback else "ok", what, f"{folder.name}: {where}; loaded in {found.load_s:.1f} s")
+    model = config.models[name]
+    if isinstance(model, LocalModel):
+        yield from models.npu_graphs(name, model, has_npu=try_detect_npu() is not None)
 
 
-def _print(findings: list[Finding]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-
-    console = Console(highlight=False)
-    width = max(len(finding.what) for finding in findings)
-    for level, what, detail in findings:
-        console.print(f"{MARKS[level]}  {what:<{width}}  {escape(detail)}", soft_wrap=True)
+def _progress(text: str) -> None:
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(f"npu-gateway: {escape(text)} ...", file=sys.stderr, flush=True)

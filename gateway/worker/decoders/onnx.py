@@ -17,8 +17,6 @@ memory patterns and separate allocation of weights changed neither speed nor siz
 
 from __future__ import annotations
 
-import os
-import platform
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +28,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 from gateway.activity import NO_MEMORY
 from gateway.errors import BundleError, EngineFailed, GatewayError
 from gateway.qnn.driver_errors import explained
+from gateway.worker.decoders.threads import default_threads
 
-MAX_THREADS = (
-    8  # on 16 cores, 8 are 1.2 to 1.7 times as fast as 4, and 12 at most 1.3 times as fast as 8 (docs/benchmarks.md)
-)
 _SPIN_US = 1000
 
 #: Exceptions of an opening session that are the bundle's fault.
@@ -132,17 +128,3 @@ def numpy_dtype(onnx_type: str) -> DTypeLike:
         return _DTYPES[onnx_type]
     except KeyError:
         raise BundleError(f"A key/value cache of type {onnx_type} is not supported.") from None
-
-
-def default_threads() -> int:
-    """One thread for each physical core that this process can use, at most `MAX_THREADS`."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cpus // 2 if _has_two_threads_per_core() else cpus, MAX_THREADS))
-
-
-def _has_two_threads_per_core() -> bool:
-    """Linux reports it. Elsewhere the assumption is: x86 has two, ARM has one."""
-    try:
-        return Path("/sys/devices/system/cpu/smt/active").read_text(encoding="ascii").strip() == "1"
-    except OSError:
-        return platform.machine().lower() in ("amd64", "x86_64")

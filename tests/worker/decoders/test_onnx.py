@@ -60,10 +60,6 @@ def test_messages_are_one_short_line() -> None:
     assert len(onnx.running_failed(RuntimeError("x" * 5000)).message) < 400
 
 
-def test_default_threads_are_within_limit() -> None:
-    assert 1 <= onnx.default_threads() <= onnx.MAX_THREADS
-
-
 def test_numpy_dtype_of_cache_types() -> None:
     assert onnx.numpy_dtype("tensor(float16)") is np.float16
     with pytest.raises(BundleError, match="bfloat16"):

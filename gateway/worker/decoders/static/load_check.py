@@ -31,11 +31,15 @@ from gateway.worker.frames import Device
 
 
 class LoadReport(Struct, frozen=True, kw_only=True):
-    """`placement` counts only nodes of graphs that are meant for the NPU: every "CPU" node is a fallback."""
+    """`placement` counts only nodes of graphs that are meant for the NPU: every "CPU" node is a fallback.
+
+    `refusal`: why the driver does not switch to burst mode; "" if it does.
+    """
 
     device: Device
     placement: dict[str, int]
     load_s: float
+    refusal: str = ""
 
 
 class _Request(Struct, frozen=True, kw_only=True):
@@ -60,9 +64,11 @@ def _load(request: _Request) -> LoadReport:
         stages = {pipeline.file(stage): stage for pipeline in pipelines for stage in pipeline.stages}
         opened, started = OpenStages(device.kind), time.perf_counter()
         opened.open_on_npu(stages, NpuSessions(device, request.options, lambda stage: None, binaries))
+    load_s, refusal = time.perf_counter() - started, ""
     if opened.switch:
+        refusal = opened.switch.refusal()
         opened.switch.close()
-    return LoadReport(device=device.kind, placement=dict(opened.placed), load_s=time.perf_counter() - started)
+    return LoadReport(device=device.kind, placement=dict(opened.placed), load_s=load_s, refusal=refusal)
 
 
 @contextmanager

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from gateway.commands.doctor import Finding, npu_graphs
+from gateway.commands.doctor.finding import Finding
+from gateway.commands.doctor.models import npu_graphs
 from gateway.config.tables import LocalModel
 from gateway.errors import BundleError
+from gateway.qnn.sessions import PerformanceSwitch
 from gateway.worker.decoders.static.load_check import check_load
 
 
 def finding(bundle: Path, provider: str = "qnn", **options: str) -> Finding:
     model = LocalModel(path=str(bundle), provider=provider, provider_options=options)  # type: ignore[arg-type]
-    (found,) = npu_graphs("tiny", model)
+    (found,) = npu_graphs("tiny", model, has_npu=False)
     return found
 
 
@@ -29,7 +31,7 @@ def test_bundle_next_to_that_for_the_cpu_is_loaded(npu_bundle: Path, tiny: Path,
     assert finding(tmp_path / "m").detail.startswith("m-npu: 16 nodes on the NPU")  # the only one
     shutil.copytree(tiny, tmp_path / "m")
     assert finding(tmp_path / "m").detail.startswith("m-npu: 16 nodes on the NPU")
-    assert not list(npu_graphs("tiny", LocalModel(path=str(tmp_path / "m"))))  # this machine has no NPU
+    assert not list(npu_graphs("tiny", LocalModel(path=str(tmp_path / "m")), has_npu=False))  # this machine has no NPU
     (tmp_path / "m-npu" / "genai_config.json").write_bytes(b"{")
     assert finding(tmp_path / "m").level == "bad"
 
@@ -63,9 +65,21 @@ def test_auto_provider_without_npu_is_bad(npu_bundle: Path) -> None:
 
 
 def test_cpu_bundle_has_no_finding(tiny: Path) -> None:
-    assert not list(npu_graphs("tiny", LocalModel(path=str(tiny))))
+    assert not list(npu_graphs("tiny", LocalModel(path=str(tiny)), has_npu=False))
 
 
 def test_bundle_without_pipeline_is_refused(tiny: Path) -> None:
     with pytest.raises(BundleError, match="describes no pipeline"):
         check_load(tiny, "qnn", {})
+
+
+def test_mode_that_the_driver_refuses_is_reported() -> None:
+    class Session:
+        def set_ep_dynamic_options(self, options: dict[str, str]) -> None:
+            assert options == {"ep.dynamic.qnn_htp_performance_mode": "burst"}
+            raise RuntimeError("QNN error code 1000")
+
+    switch = PerformanceSwitch([Session()])  # type: ignore[list-item]
+    assert "does not support" in switch.refusal()
+    switch.close()
+    assert switch.refusal() == ""

@@ -1,0 +1,152 @@
+"""What a running gateway says of its models: loaded or not, where they run, the breaker, the queue."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+
+from gateway.commands.doctor.finding import Finding
+from gateway.commands.running.find import Found
+from gateway.config.hosts import is_loopback
+from gateway.qnn.driver_errors import explain
+
+_ANSWER_S = 5.0
+_WAIT = "wait until the requests have ended, send fewer at once, or raise `max_sequences`"
+
+
+class Passes(Struct):
+    wide_s: float
+    step_s: float
+
+
+class EngineState(Struct):
+    state: str
+    detail: str = ""
+    device: str = ""
+    cpu_nodes: int = 0
+    passes: Passes | None = None
+    published_tokens_per_s: float | None = None
+
+
+class BudgetState(Struct):
+    latency_ms: float
+    prompt_token_ms: float
+    token_ms: float
+    is_measured: bool = False
+
+
+class BreakerState(Struct):
+    state: str
+    reason: str = ""
+    retry_after_s: float = 0.0
+    budget: BudgetState | None = None
+
+
+class ModelState(Struct):
+    """The fields of /readyz that matter here."""
+
+    model: str
+    engine: EngineState
+    breaker: BreakerState
+    running: int = 0
+    waiting: int = 0
+    cpu_nodes: int = 0
+    speed: str = ""
+
+
+class Readiness(Struct):
+    models: list[ModelState] = field(default_factory=list)
+
+
+def read_state(found: Found) -> Readiness | None:
+    """None: no gateway answers at this address. Takes five seconds at most."""
+    try:
+        body = fetch(f"{found.url}/readyz", found.key, _ANSWER_S)
+        return msgspec.json.decode(body, type=Readiness)
+    except (OSError, ValueError, msgspec.MsgspecError):
+        return None
+
+
+def fetch(url: str, key: str, limit_s: float, body: dict[str, Any] | None = None) -> bytes:
+    """GET, or POST of JSON. An answer with an error status is an answer. Raises OSError, ValueError."""
+    with request(url, key, limit_s, body) as answer:
+        return bytes(answer.read(1 << 22))
+
+
+def request(url: str, key: str, limit_s: float, body: dict[str, Any] | None = None) -> Any:
+    """The open answer, to read from. A proxy of the environment is not for this machine."""
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    data = None if body is None else json.dumps(body).encode()
+    sent = urllib.request.Request(url, data, headers)
+    proxies: dict[str, str] | None = {} if is_loopback(sent.host.rpartition(":")[0]) else None
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
+    try:
+        return opener.open(sent, timeout=limit_s)
+    except urllib.error.HTTPError as error:
+        return error
+
+
+def state_findings(found: Found, readiness: Readiness | None) -> Iterator[Finding]:
+    if readiness is None:
+        if found.run:
+            step = "read its log, then stop it with `npu-gateway stop` and start it again"
+            because = f"the gateway at {found.url} (pid {found.run.pid}) runs and does not answer"
+            yield Finding("bad", "gateway", because, "busy", because, step)
+        else:
+            yield Finding("note", "gateway", f"none runs at {found.url}; `npu-gateway serve` starts one")
+        return
+    version = f"npu-gateway {found.run.version}, pid {found.run.pid}" if found.run else "a gateway"
+    yield Finding("ok", "gateway", f"{version} answers at {found.url}")
+    for model in readiness.models:
+        yield from model_findings(model)
+
+
+def model_findings(model: ModelState) -> Iterator[Finding]:
+    """Of one loaded model, the reason why it refuses first."""
+    what, engine = f"gateway: {model.model}", model.engine
+    if engine.state in ("loading", "unloaded"):
+        yield Finding("note", what, f"{engine.state} {engine.detail}".strip())
+        return
+    if engine.state != "ready":
+        known = explain(engine.detail)
+        because = f"{model.model} is {engine.state}: {engine.detail or 'no reason was given'}"
+        step = known.step if known else "the lines below, and the log of the gateway, have the reason"
+        yield Finding("bad", what, because, "load", because, step)
+        return
+    breaker, budget = model.breaker, model.breaker.budget
+    if low := low_budget(model):
+        yield Finding("note", what, low, "budget", low, _MEASURED)
+    if breaker.state != "closed":
+        because = f"the breaker of {model.model} is {breaker.state.replace('_', ' ')}: {breaker.reason}"
+        step = f"new requests are tried again in {max(breaker.retry_after_s, 0):.0f} s; `npu-gateway bench` measures"
+        yield Finding("bad", what, because, "breaker", because, step)
+    if model.waiting:
+        because = f"{model.model} has {model.running} requests running and {model.waiting} waiting"
+        yield Finding("note", what, because, "busy", because, _WAIT, "slow")
+    if breaker.state == "closed":
+        speed = f", {model.speed}" if model.speed else ""
+        limit = f", limit {budget.latency_ms:.0f} ms + {budget.token_ms:.0f} ms a token" if budget else ""
+        yield Finding("ok", what, f"ready on {engine.device}{speed}{limit}")
+
+
+_MEASURED = "remove latency_ms, prompt_token_ms and token_ms from [breaker], so that the gateway measures them"
+
+
+def low_budget(model: ModelState) -> str:
+    """That the configured limit is below what the device needed at the start; "" if not, or if nothing was measured."""
+    budget, passes = model.breaker.budget, model.engine.passes
+    if budget is None or passes is None or budget.is_measured:
+        return ""
+    step_ms, wide_ms = 1000 * passes.step_s, 1000 * passes.wide_s
+    limit = f"the limit in [breaker] is {budget.latency_ms:.0f} ms"
+    if budget.token_ms < step_ms and budget.latency_ms < wide_ms + 64 * step_ms:
+        return f"{limit} + {budget.token_ms:.0f} ms a token, and {model.model} needs {step_ms:.0f} ms a token"
+    if budget.latency_ms < wide_ms:
+        return f"{limit}, and one pass of {model.model} takes {wide_ms:.0f} ms"
+    return ""

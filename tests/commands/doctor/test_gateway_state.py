@@ -1,0 +1,88 @@
+"""What `doctor` makes of /readyz."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.commands.doctor.gateway_state import ModelState, Readiness, model_findings, state_findings
+from gateway.commands.doctor.verdict import verdict
+from gateway.commands.running.find import Found
+from gateway.commands.running.run_file import RunFile
+
+BUDGET = {"latency_ms": 1000.0, "prompt_token_ms": 10.0, "token_ms": 100.0}
+PASSES = {"wide_s": 0.3, "step_s": 0.025}
+
+
+def model(engine: dict[str, Any] | None = None, breaker: dict[str, Any] | None = None, **fields: Any) -> ModelState:
+    content = {
+        "model": "m",
+        "engine": {"state": "ready", "device": "npu", "passes": PASSES} | (engine or {}),
+        "breaker": {"state": "closed", "budget": BUDGET} | (breaker or {}),
+    }
+    return msgspec.convert(content | fields, ModelState)
+
+
+def test_ready_model_shows_device_speed_and_limit() -> None:
+    [found] = model_findings(model(speed="19.7 tokens/s"))
+    assert (found.level, found.detail) == ("ok", "ready on npu, 19.7 tokens/s, limit 1000 ms + 100 ms a token")
+
+
+@pytest.mark.parametrize("state", ["loading", "unloaded"])
+def test_model_that_loads_is_a_note(state: str) -> None:
+    [found] = model_findings(model({"state": state, "detail": "warming up"}))
+    assert (found.level, found.detail) == ("note", f"{state} warming up")
+
+
+def test_driver_code_of_a_failed_model_is_explained() -> None:
+    [found] = model_findings(model({"state": "failed", "detail": "cannot open: QNN error code 5005"}))
+    assert (found.level, found.cause) == ("bad", "load") and "compares it with this machine" in found.step
+    [unknown] = model_findings(model({"state": "failed", "detail": "it broke"}))
+    assert unknown.detail == "m is failed: it broke" and unknown.step
+
+
+def test_open_breaker_refuses_with_reason_and_time() -> None:
+    breaker = {"state": "half_open", "reason": "5 of its last 5 answers were slow or failed", "retry_after_s": 7.4}
+    found = verdict(list(model_findings(model(breaker=breaker))))
+    assert (found.symptom, found.cause) == ("refused", "breaker")
+    assert "half open: 5 of its last 5 answers" in found.because and "7 s" in found.step
+
+
+@pytest.mark.parametrize(
+    ("budget", "passes", "text"),
+    [
+        ({"latency_ms": 1000.0, "prompt_token_ms": 0.0, "token_ms": 0.0}, PASSES, "m needs 25 ms a token"),
+        ({"latency_ms": 200.0, "prompt_token_ms": 9.0, "token_ms": 99.0}, PASSES, "one pass of m takes 300 ms"),
+        (BUDGET, PASSES, ""),
+        (BUDGET, None, ""),
+        ({**BUDGET, "latency_ms": 1.0, "is_measured": True}, PASSES, ""),
+    ],
+)
+def test_configured_limit_below_the_machine_is_the_cause(
+    budget: dict[str, Any], passes: dict[str, Any] | None, text: str
+) -> None:
+    breaker = {"state": "open", "reason": "slow", "retry_after_s": 3.0, "budget": budget}
+    found = verdict(list(model_findings(model({"passes": passes}, breaker))))
+    assert found.cause == ("budget" if text else "breaker") and text in found.because
+    assert not text or "remove latency_ms" in found.step
+
+
+def test_waiting_requests_make_it_slow() -> None:
+    found = verdict(list(model_findings(model(running=4, waiting=3))))
+    assert (found.symptom, found.cause) == ("slow", "busy") and "4 requests running and 3 waiting" in found.because
+
+
+def test_gateway_that_does_not_answer_is_bad_if_it_runs() -> None:
+    run = RunFile(url="http://127.0.0.1:1", host="127.0.0.1", port=1, pid=7)
+    [dead] = state_findings(Found(url=run.url, run=run), None)
+    assert dead.level == "bad" and "(pid 7) runs and does not answer" in dead.detail and "npu-gateway stop" in dead.step
+    [none] = state_findings(Found(url=run.url), None)
+    assert none.level == "note" and "npu-gateway serve" in none.detail
+
+
+def test_running_gateway_is_named() -> None:
+    run = RunFile(url="http://127.0.0.1:1", host="127.0.0.1", port=1, pid=7)
+    first, second = state_findings(Found(url=run.url, run=run), Readiness(models=[model()]))
+    assert "pid 7 answers at http://127.0.0.1:1" in first.detail and second.what == "gateway: m"

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.commands.doctor.resources import Memory, disk_findings, load_findings, memory_findings, weights
+from gateway.config.tables import Config, LocalModel, UpstreamModel
+
+GB = 1_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("needs", "memory", "is_running", "level", "cause"),
+    [
+        ({"a": 4 * GB}, Memory(total=16 * GB, available=8 * GB), False, "ok", ""),
+        ({"a": 4 * GB}, Memory(total=16 * GB, available=3 * GB), False, "note", "memory pressure"),
+        ({"a": 4 * GB}, Memory(total=16 * GB, available=3 * GB), True, "ok", ""),  # the gateway has its part already
+        ({"a": 4 * GB}, Memory(total=16 * GB, available=GB // 2), True, "note", "memory pressure"),
+        ({"a": 9 * GB, "b": 7 * GB}, Memory(total=16 * GB, available=15 * GB), False, "bad", "memory"),
+        ({}, Memory(total=16 * GB, available=8 * GB), False, "ok", ""),
+    ],
+)
+def test_memory_is_compared_before_anything_is_loaded(
+    needs: dict[str, int], memory: Memory, is_running: bool, level: str, cause: str
+) -> None:
+    [found] = memory_findings(needs, memory, is_running=is_running)
+    assert (found.level, found.cause) == (level, cause)
+    assert all(name in found.detail for name in needs)
+
+
+def test_weights_of_models_on_this_machine_are_counted(tiny: Path, tmp_path: Path) -> None:
+    models = {"a": LocalModel(path=str(tiny)), "gone": LocalModel(path=str(tmp_path / "gone")), "far": UpstreamModel()}
+    found = weights(Config(models=dict(models)))
+    assert list(found) == ["a"] and 10_000 < found["a"] < 10_000_000
+
+
+def test_full_disk_is_a_note() -> None:
+    [full], [free] = disk_findings(Path("models"), GB // 2), disk_findings(Path("models"), 20 * GB)
+    assert (full.level, full.cause, free.level) == ("note", "disk", "ok")
+
+
+def test_busy_processors_are_a_note() -> None:
+    [busy], [idle] = load_findings(97), load_findings(10)
+    assert (busy.level, busy.cause, idle.level) == ("note", "busy", "ok")
