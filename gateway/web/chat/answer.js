@@ -10,6 +10,7 @@ export class Answer {
   constructor(node, body, { onChange, onEnd }) {
     Object.assign(this, { node, onChange, onEnd });
     node.live = true;
+    node.at = Date.now();
     this.finished = this.#run(body);
   }
 
@@ -28,6 +29,7 @@ export class Answer {
       node.ending = kind === "stopped" ? "stopped" : "error";
       if (kind !== "stopped") node.error = { kind, message, status, code, retryAfterS, at: Date.now() };
     }
+    node.at = Date.now();
     delete node.live;
     this.onEnd();
   }

@@ -16,7 +16,7 @@ export class FileRefused extends Error {}
 export async function readFile(file, card, used) {
   const context = card?.context_length || DEFAULT_CONTEXT;
   if (file.size > context * BYTES_OF_TOKEN) {
-    throw new FileRefused(t("file.large", { name: file.name, size: megabytes(file.size), context }));
+    throw new FileRefused(t("file.large", { name: file.name, size: sizeOf(file.size), context }));
   }
   const text = decoded(new Uint8Array(await file.arrayBuffer()));
   if (text === null) throw new FileRefused(t("file.binary", { name: file.name }));
@@ -50,6 +50,6 @@ function estimate(text) {
   return Math.ceil(text.length / CHARACTERS_OF_TOKEN);
 }
 
-function megabytes(bytes) {
-  return `${formatNumber(bytes / 1e6, 1)} MB`;
+function sizeOf(bytes) {
+  return bytes < 1e6 ? `${formatNumber(Math.ceil(bytes / 1e3))} kB` : `${formatNumber(bytes / 1e6, 1)} MB`;
 }

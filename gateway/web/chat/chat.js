@@ -136,14 +136,15 @@ class View {
 
   #messageActions(node) {
     const whenIdle = (action) => (value) => session.isLive || action(value);
-    const answer = whenIdle((prefix) => {
-      session.answer(node.parent, prefix);
-      this.composer.focusStop(); // the button that had the focus is gone
-    });
-    const again = () => answer("");
+    const answer = (start) =>
+      whenIdle(() => {
+        start();
+        this.composer.focusStop(); // the button that had the focus is gone
+      });
+    const again = answer(() => session.answer(node.parent));
     return {
       again,
-      goOn: () => answer(node.content),
+      goOn: answer(() => session.goOn(node)),
       changeLimit: () => this.#settings("max_tokens"),
       enterKey: async () => (await askForKey(true)) && again(),
       newChat: () => session.create(),

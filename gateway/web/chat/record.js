@@ -27,8 +27,9 @@ export function conversationOf(value) {
 
 function nodeOf(value) {
   if (!text(value.id) || !["user", "assistant"].includes(value.role)) return null;
+  const { live, ...stored } = value; // `live` is of the tab that writes it
   return {
-    ...value,
+    ...stored,
     parent: text(value.parent) || null,
     at: number(value.at, Date.now()),
     content: text(value.content),

@@ -103,12 +103,23 @@ export class Session {
     this.answer(node.id);
   }
 
-  /** A new answer to the message `parent`. `prefix`: its start, from an answer that was cut. */
-  answer(parent, prefix = "") {
+  /** A new answer to the message `parent`. */
+  answer(parent) {
+    this.#run(addNode(this.conversation, parent, { role: "assistant" }));
+  }
+
+  /** Go on with an answer that was cut: the model gets its text as the start of the new one. */
+  goOn(node) {
+    this.conversation.leaf = node.id;
+    Object.assign(node, { error: null, usage: null, dropped: 0 });
+    this.#run(node);
+  }
+
+  #run(node) {
     const { conversation } = this;
-    const path = pathTo(conversation, parent);
-    const node = addNode(conversation, parent, { role: "assistant", model: conversation.model, content: prefix, ending: "" });
-    const body = bodyOf(conversation.model, prefix ? [...path, { role: "assistant", content: prefix }] : path, conversation.settings);
+    Object.assign(node, { model: conversation.model, ending: "" });
+    const path = pathTo(conversation, node.content ? node.id : node.parent);
+    const body = bodyOf(conversation.model, path, conversation.settings);
     const running = { conversation, savedAt: Date.now() };
     running.answer = new Answer(node, body, {
       onChange: () => this.#changed(running, node),
@@ -117,6 +128,7 @@ export class Session {
     this.#answers.set(conversation.id, running);
     this.#save(conversation);
     this.onShow();
+    this.onNode(node);
   }
 
   stop() {

@@ -32,7 +32,7 @@ export async function list() {
 
 /** The conversation, or null. */
 export async function load(id) {
-  if (memory.has(id)) return structuredClone(memory.get(id));
+  if (memory.has(id)) return conversationOf(structuredClone(memory.get(id)));
   const db = await database();
   const value = db ? await done(db.transaction("conversations").objectStore("conversations").get(id)) : null;
   return conversationOf(value);
@@ -83,13 +83,13 @@ async function put(db, conversation, isNew) {
   return "saved";
 }
 
-/** Add the messages of `stored` that `conversation` does not have. */
+/** Add the messages of `stored` that `conversation` does not have, or that have changed since. */
 function merge(conversation, stored) {
   const own = new Map(conversation.nodes.map((node) => [node.id, node]));
   for (const node of stored.nodes) {
     const mine = own.get(node.id);
     if (!mine) conversation.nodes.push(node);
-    else if (node.ending && !mine.ending && !mine.live) Object.assign(mine, node);
+    else if (node.at > mine.at && !mine.live) Object.assign(mine, node);
   }
 }
 
