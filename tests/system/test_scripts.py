@@ -348,6 +348,8 @@ def test_installed_wheel_contains_the_default_config(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     target = tmp_path / "site"
     shutil.unpack_archive(wheel, target, "zip")
+    tracked = subprocess.run(["git", "ls-files", "-z", "gateway/web"], cwd=ROOT, capture_output=True, check=True).stdout
+    assert all((target / name).is_file() for name in tracked.decode().rstrip("\0").split("\0"))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     done = subprocess.run(
