@@ -20,4 +20,5 @@ def lower_thread_priority() -> None:
         kernel.GetCurrentThread.restype = ctypes.c_void_p
         kernel.SetThreadPriority(ctypes.c_void_p(kernel.GetCurrentThread()), _BELOW_NORMAL)
     elif sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND)
+        own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), max(own, BACKGROUND))

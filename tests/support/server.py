@@ -94,6 +94,7 @@ def serving(
 ) -> Iterator[Running]:
     """A running server, stopped at the end. `loaded`: wait until every model is ready, or failed to load once.
     `options`: of `create_app`."""
+    config = replace(config, server=replace(config.server, port=0))
     app = create_app(config, engines, **options)
     with bind(config.server) as listener:
         started = threading.Event()
