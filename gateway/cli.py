@@ -10,17 +10,17 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from gateway import __version__
 from gateway.commands import config_file, serve, usage
 from gateway.commands.bench import command as bench
 from gateway.commands.chat import command as chat
+from gateway.commands.completion import command as completion
 from gateway.commands.doctor import command as doctor
 from gateway.commands.launch import command as launch
 from gateway.commands.models import build, catalog, check, pull, stored, table
+from gateway.commands.parser import GroupedParser
 from gateway.commands.verify import command as verify
-from gateway.config.value import nearest
 from gateway.errors import ConfigError, GatewayError
 from gateway.monitoring.output import escape
 
@@ -29,8 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a Windows pipe can lack characters that a model writes
-    own, rest = _divided(_spelt(sys.argv[1:] if argv is None else argv))
-    arguments = _parser().parse_args(own, argparse.Namespace(rest=rest))
+    argv = sys.argv[1:] if argv is None else argv
+    if list(argv[:2]) == ["completion", "--words"]:
+        return completion.print_candidates(make_parser(), argv[2:])
+    own, rest = _divided(_spelt(argv))
+    arguments = make_parser().parse_args(own, argparse.Namespace(rest=rest))
     try:
         code: int = arguments.run(arguments)
     except ConfigError as error:
@@ -67,46 +70,40 @@ def _divided(argv: list[str]) -> tuple[list[str], list[str]]:
     return argv[:at], argv[at + 1 :]
 
 
-class _Parser(argparse.ArgumentParser):
-    """Names the nearest right spelling, with the usage of the command that was meant."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        found, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            flag = unknown[0].partition("=")[0]
-            hint = nearest(flag, self._option_string_actions) if flag.startswith("-") else ""
-            self.error(f"unknown argument {unknown[0][:100]!a}{hint}")
-        return found, unknown
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
-            hint = nearest(value, [*action.choices, "help", "version"]) or "."
-            how = "--help" if " " in self.prog else "help"
-            self.error(f"there is no command {value[:100]!a}{hint} `{self.prog} {how}` lists the commands.")
-        super()._check_value(action, value)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="npu-gateway", description="An OpenAI-compatible API on localhost for the NPU of a Snapdragon X laptop."
-    )
-    parser.add_argument("-V", "--version", action="version", version=f"npu-gateway {__version__}")
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (
-        serve,
+#: The commands in the order of `npu-gateway help`.
+_GROUPS = {
+    "get a model": (
+        catalog,
         pull,
         stored,
-        catalog,
-        chat,
-        launch,
-        verify,
-        bench,
-        doctor,
-        check,
+        build,
+    ),
+    "serve": (
+        serve,
         table,
         config_file,
         usage,
-        build,
-    ):
-        command.add_parser(subparsers)
+    ),
+    "use": (
+        chat,
+        launch,
+    ),
+    "find problems and measure": (
+        doctor,
+        check,
+        verify,
+        bench,
+    ),
+    "the command line itself": (completion,),
+}
+
+
+def make_parser() -> GroupedParser:
+    parser = GroupedParser(
+        _GROUPS,
+        prog="npu-gateway",
+        description="An OpenAI-compatible API on localhost for the NPU of a Snapdragon X laptop.",
+        epilog="The options of a command: `npu-gateway help COMMAND`.",
+    )
+    parser.add_argument("-V", "--version", action="version", version=f"npu-gateway {__version__}")
     return parser

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,11 +106,47 @@ def test_config_mistake_exits_2_from_every_command(tmp_path: Path) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
 
 
-def test_cli_import_loads_no_heavy_library() -> None:
+def test_help_of_every_command_loads_no_heavy_library() -> None:
     heavy = ("onnxruntime", "numpy", "litestar", "uvicorn", "openai", "rich", "tokenizers", "psutil", "multiprocessing")
-    code = f"import sys, gateway.cli; print([name for name in {heavy} if name in sys.modules])"
+    code = f"""
+import contextlib, io, sys
+from gateway import cli
+from gateway.commands.completion.candidates import candidates
+for command in [text for text, _ in candidates(cli.make_parser(), [], "") if text not in ("help", "version")]:
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as shown:
+        cli.main([command, "--help"])
+    assert shown.getvalue().startswith("usage: npu-gateway " + command), command
+    print(command, [name for name in {heavy} if name in sys.modules])"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
-    assert done.stdout == "[]\n"
+    lines = done.stdout.splitlines()
+    assert len(lines) > 10 and [line for line in lines if not line.endswith(" []")] == []
+
+
+def test_help_lists_every_command_in_one_group(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["help"])
+    shown = capsys.readouterr().out
+    groups = re.findall(r"^([a-z ]+):$", shown, re.MULTILINE)
+    assert groups[:3] == ["get a model", "serve", "use"]
+    listed = re.findall(r"^  (\w+) ", shown, re.MULTILINE)
+    assert sorted(listed) == sorted(set(listed)) and {"pull", "list", "rm", "chat", "config"} <= set(listed)
+
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [
+        ("run", "use `npu-gateway serve` or `npu-gateway chat`."),
+        ("ls", "use `npu-gateway list`"),
+        ("show", "use `npu-gateway models` or `npu-gateway check`."),
+        ("create", "use `npu-gateway build` or `npu-gateway config`."),
+        ("start", "use `npu-gateway serve`."),
+        ("status", "`npu-gateway doctor`."),
+    ],
+)
+def test_command_of_another_program_gets_ours(word: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([word])
+    assert ended.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_closed_output_pipe_exits_1_without_message(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
-import psutil
 from msgspec import Struct, field
 
 from gateway import __version__
@@ -26,6 +25,12 @@ from gateway.bundles.disk import data_folder
 _SAME_S = 2.0  # two readings of the time when a process was created differ by less, unless the clock was set
 
 _log = logging.getLogger(__name__)
+
+
+def _created_at() -> float:
+    import psutil  # here: `--help` needs none of it
+
+    return psutil.Process().create_time()
 
 
 class RunFile(Struct, frozen=True, kw_only=True):
@@ -37,7 +42,7 @@ class RunFile(Struct, frozen=True, kw_only=True):
     config_file: str = ""
     log_file: str = ""  # "": it writes none
     pid: int = field(default_factory=os.getpid)
-    created_at: float = field(default_factory=lambda: psutil.Process().create_time())  # the process, Unix time
+    created_at: float = field(default_factory=_created_at)  # the process, Unix time
     started_at: float = field(default_factory=time.time)  # when it listened, Unix time
     version: str = __version__
     python: str = sys.executable
@@ -81,6 +86,8 @@ def running_gateways() -> list[RunFile]:
 
 def is_alive(run: RunFile) -> bool:
     """False if the process ended, also if another one has its number now."""
+    import psutil
+
     try:
         process = psutil.Process(run.pid)
         same = abs(process.create_time() - run.created_at) < _SAME_S

@@ -147,6 +147,6 @@ def test_url_without_scheme_is_refused_with_the_right_spelling(text: str, right:
 
 def test_commands_name_the_gateway_that_runs_elsewhere(here: Path) -> None:
     with gateways(8400):
-        done = gateway("chat", "--url", "http://127.0.0.1:1", cwd=here)
+        done = gateway("chat", "hi", "--url", "http://127.0.0.1:1", cwd=here)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert "no server answers at http://127.0.0.1:1; one runs at http://127.0.0.1:8400" in done.stderr

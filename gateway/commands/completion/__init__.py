@@ -1,0 +1,1 @@
+"""`npu-gateway completion`: the Tab key completes commands, options and model names."""
