@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.commands import options
 from gateway.commands.tables import Column, write_table
+from gateway.errors import GatewayError
 
 if TYPE_CHECKING:
     from gateway.commands.models.model_state import ModelState
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: options.Subparsers) -> None:
     text = (
-        "List the configured models and the state of their bundles. Into a pipe, one line for each model with these "
-        "fields between tabs: name, state, engine, context, bytes, aliases, fallback, published speed, detail."
+        "List the configured models, the state of their bundles, and their state in the gateway of this configuration "
+        "if it runs. Into a pipe, one line for each model with these "
+        "fields between tabs: name, state, engine, context, bytes, aliases, fallback, published speed, detail, state in "
+        "the running gateway."
     )
     parser = subparsers.add_parser("models", help="list the configured models", description=text)
     options.add_config(parser)
@@ -35,14 +38,29 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.prepare:
         config = prepare(config, all_now=True)
     states = {name: examine(model) for name, model in config.models.items()}
+    running = _running(arguments, config)
     if arguments.json:
-        print(json.dumps([_row(name, model, states[name]) for name, model in config.models.items()], indent=2))
+        rows = [_row(name, model, states[name], running.get(name)) for name, model in config.models.items()]
+        print(json.dumps(rows, indent=2))
     else:
-        _write(config, states)
+        _write(config, states, running)
     return 0
 
 
-def _row(name: str, model: ModelConfig, state: ModelState) -> dict[str, Any]:
+def _running(arguments: argparse.Namespace, config: Config) -> dict[str, str]:
+    """model -> its state in the running gateway of this user. Empty if none runs."""
+    from gateway.commands.doctor.gateway_state import read_state
+    from gateway.commands.running.find import find_gateway
+
+    try:
+        found = find_gateway(arguments, config)
+    except GatewayError:  # several run on other ports
+        return {}
+    state = read_state(found) if found.run else None
+    return {model.model: str(model) for model in state.models} if state else {}
+
+
+def _row(name: str, model: ModelConfig, state: ModelState, running: str | None) -> dict[str, Any]:
     from gateway.config.tables import BundleModel
 
     return {
@@ -52,17 +70,19 @@ def _row(name: str, model: ModelConfig, state: ModelState) -> dict[str, Any]:
         "fallback": model.fallback,
         "path": model.path if isinstance(model, BundleModel) else "",
         **state.as_dict(),
+        "running": running,
     }
 
 
-def _write(config: Config, states: Mapping[str, ModelState]) -> None:
+def _write(config: Config, states: Mapping[str, ModelState], running: Mapping[str, str]) -> None:
     from gateway.bundles.disk import megabytes
 
     columns = (
         *("name", "state", "engine", Column("context", right=True)),
-        *(Column("size", right=True, shown=megabytes), "also as", "fallback", "published", "detail"),
+        *(Column("size", right=True, shown=megabytes), "also as", "fallback", "published", "detail", "now"),
     )
-    write_table([_fields(name, model, states[name]) for name, model in config.models.items()], columns)
+    rows = [(*_fields(name, model, states[name]), running.get(name, "")) for name, model in config.models.items()]
+    write_table(rows, columns)
 
 
 def _fields(name: str, model: ModelConfig, state: ModelState) -> tuple[object, ...]:

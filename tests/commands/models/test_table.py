@@ -12,10 +12,13 @@ import pytest
 from gateway import cli
 from gateway.bundles.origin import Origin, write_origin
 from gateway.commands.models.model_state import examine
+from gateway.commands.running.run_file import RunFile, announced
 from gateway.commands.tables import cells
 from gateway.config.file import load_config
 from gateway.config.tables import LocalModel
 from tests.support.npu.genie_bundle import write_genie_bundle
+from tests.support.processes import free_port
+from tests.support.server import serving
 from tests.support.terminal import Terminal
 
 MODELS = """
@@ -91,12 +94,25 @@ def test_table_fits_into_the_terminal(config: Path, terminal: Terminal) -> None:
         assert part in text, part
 
 
-def test_pipe_has_nine_fields_of_each_model(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pipe_has_ten_fields_of_each_model(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models", "--config", str(config)]) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert {len(row) for row in rows} == {9}
+    assert {len(row) for row in rows} == {10}
     assert [row[0] for row in rows] == list(load_config(config, {}).models)
-    assert rows[3] == ["far", "remote", "upstream", "", "", "", "", "", "http://127.0.0.1:1/v1"]
+    assert rows[3] == ["far", "remote", "upstream", "", "", "", "", "", "http://127.0.0.1:1/v1", ""]
+
+
+def test_state_in_the_running_gateway_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.toml"
+    text = '[models.script]\nengine = "scripted"\n[models.bad]\nengine = "scripted"\nscript = { load_error = "no" }\n'
+    file.write_text(f"[server]\nport = {free_port()}\n{text}", encoding="utf-8")
+    loaded = load_config(file, {})
+    with serving(loaded) as server:
+        run = RunFile(url=server.url, host="127.0.0.1", port=server.port)
+        with announced(run):
+            assert cli.main(["models", "--json", "--config", str(file)]) == 0
+    rows = {row["name"]: row["running"] for row in json.loads(capsys.readouterr().out)}
+    assert rows == {"script": "ready on simulated", "bad": "failed"}
 
 
 def test_genie_bundle_is_ready_or_broken(config: Path) -> None:
