@@ -22,6 +22,7 @@ from gateway.lanes.router import Router
 from gateway.monitoring.metrics import Metrics
 from gateway.monitoring.observers import Observers
 from gateway.monitoring.refusals import RefusalLog
+from gateway.monitoring.traces import Traces
 from gateway.monitoring.usage.history import UsageHistory
 from gateway.routes import health, tokenize
 from gateway.routes import openapi as schema
@@ -103,6 +104,9 @@ def create_app(
     if usage is not None:
         observers.add(usage.add)
     observers.add(metrics.answered)
+    traces = Traces(config.traces.endpoint) if config.traces.endpoint else None
+    if traces is not None:
+        observers.add(traces.ended)
     router = Router(config, lanes, observers=observers)
     residency = Residency(router, lambda name, model: asyncio.to_thread(make_lane, name, model))  # it reads files
     background = [NewModels(new_models, make_lane)] if new_models else []
@@ -116,6 +120,7 @@ def create_app(
                 "metrics": metrics,
                 "usage": usage,
                 "live": LiveSources(router, observers, config_file),
+                "traces": traces,
                 "responses": ResponseStore(),
                 "ignored_log": IgnoredLog(),
                 "refusals": RefusalLog(metrics),
@@ -153,4 +158,6 @@ async def _lifespan(app: Litestar) -> AsyncGenerator[None, None]:
             task.cancel()
         await app.state.residency.aclose()
         await router.aclose()
+        if app.state.traces is not None:
+            await asyncio.to_thread(app.state.traces.close)
         app.state.parser.shutdown(wait=False, cancel_futures=True)

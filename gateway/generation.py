@@ -133,6 +133,8 @@ class Generation(Struct, frozen=True, kw_only=True):
     client: str = ""
     #: The upstream engines, of any gateway, that the request passed before.
     hops: tuple[str, ...] = ()
+    #: The header of W3C Trace Context; "": the request has none.
+    traceparent: str = ""
 
 
 class TokenLogprob(Struct, frozen=True, gc=False):

@@ -47,6 +47,7 @@ LIBRARY_USERS = {
     "llguidance": {"worker"},
     "numpy": {"worker", "qnn", "builder"},
     "onnx": {"bundles", "worker", "qnn", "builder"},
+    "opentelemetry": {"monitoring/traces.py"},
     "litestar": {"app.py", "routes", "server"},
     "sse_starlette": {"server/sse.py"},  # importing it patches uvicorn's exit handler
     "httpcore": {"engines/upstream"},

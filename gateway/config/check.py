@@ -25,6 +25,7 @@ from gateway.config.tables import (
     ModelConfig,
     ScriptedModel,
     ServerConfig,
+    TracesConfig,
     UpstreamModel,
     UsageConfig,
 )
@@ -40,6 +41,7 @@ TABLES: dict[str, type[Struct]] = {
     "defaults": Defaults,
     "breaker": BreakerConfig,
     "log": LogConfig,
+    "traces": TracesConfig,
     "usage": UsageConfig,
 }
 #: Other names of the providers.
@@ -123,6 +125,8 @@ def mistakes(config: Config) -> Iterator[tuple[str, str]]:
     if config.default_model is not None:
         yield from _not_a_model("default_model", config.default_model, config)
     yield from _server_mistakes(config.server)
+    if config.traces.endpoint:
+        yield from _malformed("[traces] endpoint", [config.traces.endpoint], server_url)
     if config.breaker.min_calls > config.breaker.window:
         yield "[breaker] min_calls", f"{config.breaker.min_calls} is more than the window of {config.breaker.window}"
     owners = {name: name for name in config.models}

@@ -102,6 +102,14 @@ class LogConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     files: Annotated[int, Meta(ge=1, le=1000)] = 5  # the newest one and older ones; the oldest is deleted
 
 
+class TracesConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """OpenTelemetry traces, with the packages of `npu-gateway[otel]`: a span for each request, without prompts."""
+
+    #: The address of the collector, for OTLP over HTTP: "http://127.0.0.1:4318". "": no traces. Headers for it come
+    #: from the environment variable OTEL_EXPORTER_OTLP_HEADERS.
+    endpoint: str = ""
+
+
 class UsageConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The usage history: counts of each hour, model and key name in a file of the data folder, without prompts."""
 
@@ -234,6 +242,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     defaults: Defaults = Defaults()
     breaker: BreakerConfig = BreakerConfig()
     log: LogConfig = LogConfig()
+    traces: TracesConfig = TracesConfig()
     usage: UsageConfig = UsageConfig()
     models: dict[str, ModelConfig] = field(default_factory=dict)
     #: The model for requests without a model, or with an unknown one. Without this key they get 404 `model_not_found`.

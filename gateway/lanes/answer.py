@@ -203,6 +203,7 @@ class RoutedAnswer(AsyncIterator[Event]):
             why=first.code or first.type if first is not None and has_moved else "",
             error="" if self._error is None else error_text(self._error.message),
             dropped_messages=self.dropped_messages,
+            traceparent=self._generation.traceparent,
             has_default_limit=self._generation.has_default_limit,
         )
 

@@ -46,6 +46,7 @@ class AnswerRecord(Struct, frozen=True, kw_only=True):
     why: str = ""  # if not the requested model answered: the error code of its refusal
     error: str = ""  # the message of the error that the client gets
     dropped_messages: int = 0  # of the chat, because it did not fit into the context
+    traceparent: str = ""  # the header of W3C Trace Context
     has_default_limit: bool = False  # the token limit is not from the request
 
     @property

@@ -51,6 +51,7 @@ _LIMITS = (
 _MANY_LOGPROBS = 5_000  # values; a thread renders a whole reply with more of them
 _HOP = re.compile(r"npu-gateway-[0-9a-f]{16}\b")  # in the header `Via`, from engines/upstream
 _MOST_HOPS = 20
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 Answer = RoutedAnswer | MultiPromptAnswer
 
@@ -119,11 +120,18 @@ def _with_headers(generation: Generation, request: HttpRequest) -> Generation:
         endpoint=request.scope["path"],
         client=client_of(request.scope),
         hops=tuple(_HOP.findall(request.headers.get("via", ""))[-_MOST_HOPS:]),
+        traceparent=_traceparent(request),
         timeout_s=_seconds(request, TIMEOUT),
         ttft_timeout_s=_seconds(request, FIRST_TOKEN),
         background=generation.background or _is_background(request),
         truncation=truncation_of(request, generation.truncation),
     )
+
+
+def _traceparent(request: HttpRequest) -> str:
+    """The header `traceparent`; "" if it is missing or wrong: by its specification, it fails no request."""
+    value = request.headers.get("traceparent", "")
+    return value if _TRACEPARENT.fullmatch(value) else ""
 
 
 def _default_limit(generation: Generation) -> str:
