@@ -73,8 +73,9 @@ class View {
   }
 
   #showConversation() {
-    this.thread.show(session.conversation);
-    this.thread.toEnd();
+    const { id } = session.conversation;
+    this.thread.show(session.conversation, id !== this.shown || session.isLive);
+    this.shown = id;
     this.composer.showLive(session.isLive);
     this.#showModels();
     this.#showEmpty();

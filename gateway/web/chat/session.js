@@ -141,6 +141,7 @@ export class Session {
   }
 
   #changed(running, node) {
+    if (this.#answers.get(running.conversation.id) !== running) return; // deleted
     this.#shown(running.conversation, node);
     if (Date.now() - running.savedAt < SAVE_MS) return;
     running.savedAt = Date.now();
@@ -149,8 +150,7 @@ export class Session {
 
   #ended(running, node) {
     const { conversation } = running;
-    const wasRunning = this.#answers.get(conversation.id) === running;
-    if (!wasRunning) return; // the conversation is deleted
+    if (this.#answers.get(conversation.id) !== running) return; // deleted
     this.#answers.delete(conversation.id);
     this.#save(conversation);
     this.#shown(conversation, node);

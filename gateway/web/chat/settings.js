@@ -12,8 +12,8 @@ const NUMBERS = {
   seed: { step: 1 },
 };
 
-/** The settings of new conversations. */
-export const defaultSettings = () => settingsOf(read("settings", {}));
+/** The settings of new conversations. The gateway's own limit is for programs; a person can stop an answer. */
+export const defaultSettings = () => settingsOf(read("settings", { max_tokens: 1024 }));
 
 /** Ask for the settings. A promise of the new ones, or of null. `focus`: the field to begin with. */
 export async function askForSettings(settings, focus = "system") {

@@ -3,6 +3,7 @@ import { ask, confirm } from "../app/dialog.js";
 import { h, icon, iconButton, textButton } from "../app/dom.js";
 import { t } from "../app/i18n.js";
 
+const MANY = 8; // conversations; a longer list can be searched
 const NARROW = matchMedia("(max-width: 800px)"); // as in chat.css
 
 /** `main`: what the open list covers; the view sets it. `actions`: create, open(id), rename(id, title), remove(id), exportOne(id), exportAll, importFile(file). */
@@ -10,12 +11,15 @@ export class Sidebar {
   constructor(actions) {
     this.actions = actions;
     this.list = h("ul", { class: "conversations" });
+    this.search = h("input", {
+      type: "search", hidden: true, "aria-label": t("list.search"), placeholder: t("list.search"), on: { input: () => this.#filter() },
+    });
     this.empty = h("p", { class: "help empty" }, t("list.empty"));
     this.input = h("input", { type: "file", accept: "application/json,.json", hidden: true, on: { change: () => this.#import() } });
     this.element = h(
       "nav",
       { class: "sidebar", id: "conversations", "aria-label": t("list.label") },
-      h("div", { class: "sidebar-head" }, newButton(() => this.#do(actions.create))),
+      h("div", { class: "sidebar-head" }, newButton(() => this.#do(actions.create)), this.search),
       this.list,
       this.empty,
       h(
@@ -47,10 +51,24 @@ export class Sidebar {
 
   /** `entries`: `{id, title}` in order. `live`: the ids with an answer in progress. */
   show(entries, current, live) {
+    const state = JSON.stringify([entries.map(({ id, title }) => [id, title]), current, [...live]]);
+    if (state === this.#state) return;
+    this.#state = state;
     this.empty.hidden = entries.length > 0;
-    const focused = this.list.contains(document.activeElement) ? document.activeElement.closest("li").dataset.id : null;
+    this.search.hidden = entries.length < MANY;
+    const focused = this.list.contains(document.activeElement) ? document.activeElement : null;
+    const row = focused?.closest("li");
+    const index = row ? [...row.querySelectorAll("button")].indexOf(focused) : 0;
     this.list.replaceChildren(...entries.map((entry) => this.#row(entry, entry.id === current, live.has(entry.id))));
-    if (focused) this.list.querySelector(`[data-id="${CSS.escape(focused)}"] button`)?.focus();
+    this.#filter();
+    if (row) this.list.querySelectorAll(`[data-id="${CSS.escape(row.dataset.id)}"] button`)[index]?.focus();
+  }
+
+  #state = "";
+
+  #filter() {
+    const wanted = this.search.hidden ? "" : this.search.value.trim().toLowerCase();
+    for (const row of this.list.children) row.hidden = !row.querySelector(".row-title").textContent.toLowerCase().includes(wanted);
   }
 
   #row(entry, isCurrent, isLive) {

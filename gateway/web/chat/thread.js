@@ -24,8 +24,9 @@ export class Thread {
     this.element = h("div", { class: "thread-frame" }, this.scroller, this.down);
   }
 
-  /** Show the conversation's path. Messages that are shown already stay. */
-  show(conversation) {
+  /** Show the conversation's path, from its end if `isAtEnd`. Messages that are shown already stay. */
+  show(conversation, isAtEnd) {
+    const { scrollTop } = this.scroller;
     const path = pathTo(conversation, conversation.leaf);
     const shown = new Map();
     for (const node of path) {
@@ -37,6 +38,8 @@ export class Thread {
     this.#views = shown;
     this.list.replaceChildren(...[...shown.values()].map((view) => view.element));
     this.empty.hidden = path.length > 0;
+    if (isAtEnd) this.toEnd();
+    else this.scroller.scrollTop = scrollTop;
     this.#showDown();
   }
 

@@ -74,6 +74,7 @@ export default {
   "list.exportOne": "Export “{title}”",
   "list.rename": "Rename “{title}”",
   "list.rename.title": "Rename the conversation",
+  "list.search": "Search titles",
   "list.title": "Title",
   "list.delete": "Delete “{title}”",
   "list.delete.title": "Delete the conversation?",

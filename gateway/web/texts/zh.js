@@ -74,6 +74,7 @@ export default {
   "list.exportOne": "导出“{title}”",
   "list.rename": "重命名“{title}”",
   "list.rename.title": "重命名对话",
+  "list.search": "搜索标题",
   "list.title": "标题",
   "list.delete": "删除“{title}”",
   "list.delete.title": "删除对话？",
