@@ -57,7 +57,7 @@ def _spelt(argv: Sequence[str]) -> list[str]:
     """The command line with `help`, `help COMMAND` and `version` as options."""
     match list(argv):
         case ["help", *command]:
-            return [*command[:1], "--help"]
+            return [*command, "--help"]
         case ["version"]:
             return ["--version"]
         case other:

@@ -48,7 +48,15 @@ def test_wrong_command_line_exits_2(arguments: list[str], capsys: pytest.Capture
         (["x\x1b[2J"], "npu-gateway [-h]", "there is no command 'x\\x1b[2J'. `npu-gateway help` lists the commands."),
         (["serve", "--prot", "8401"], "npu-gateway serve", "unknown argument '--prot'; did you mean '--port'?"),
         (["bench", "--modle=x"], "npu-gateway bench", "unknown argument '--modle=x'; did you mean '--model'?"),
+        (
+            ["serve", "--model", "x"],
+            "npu-gateway serve",
+            "'--model'; write it without --model: `npu-gateway serve NAME`",
+        ),
+        (["doctor", "--modl"], "npu-gateway doctor", "unknown argument '--modl'\n"),
         (["serve", "a", "b"], "npu-gateway serve", "unknown argument 'b'\n"),
+        (["--config", "x.toml", "serve"], "npu-gateway [-h]", "write `npu-gateway COMMAND --config`"),
+        (["bench", "--runs", "two"], "npu-gateway bench", "argument --runs: 'two' is not a whole number"),
         (["help", "serv"], "npu-gateway [-h]", "there is no command 'serv'; did you mean 'serve'?"),
     ],
 )
@@ -68,6 +76,7 @@ def test_mistyped_word_gets_the_nearest_one_and_the_usage_of_its_command(
         (["version"], f"npu-gateway {__version__}\n"),
         (["help"], "usage: npu-gateway [-h]"),
         (["help", "pull"], "usage: npu-gateway pull"),
+        (["help", "config", "init"], "usage: npu-gateway config init"),
     ],
 )
 def test_help_and_version_are_commands_too(

@@ -38,7 +38,10 @@ def add_model(parser: argparse.ArgumentParser, help: str) -> None:
 
 def positive(text: str) -> int:
     """The type of an option that is a number of 1 or more."""
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is not a whole number") from None
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return number

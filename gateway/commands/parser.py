@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from gateway.commands import options
-from gateway.config.value import nearest
+from gateway.config.value import closest, nearest
 
 #: The command of another program -> ours for it. Those that are missing here are not named.
 _ELSEWHERE: Mapping[str, tuple[str, ...]] = {
@@ -53,10 +53,20 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            flag = unknown[0].partition("=")[0]
-            hint = nearest(flag, self._option_string_actions) if flag.startswith("-") else ""
-            self.error(f"unknown argument {unknown[0][:100]!a}{hint}")
+            self.error(f"unknown argument {unknown[0][:100]!a}{self._hint(unknown[0].partition('=')[0])}")
         return found, unknown
+
+    def _hint(self, flag: str) -> str:
+        """The end of the message for an unknown argument: the option or the form that was meant."""
+        if not flag.startswith("-"):
+            return ""
+        name = flag.lstrip("-")
+        for action in self._get_positional_actions():
+            if name == action.dest:
+                return f"; write it without {flag}: `{self.prog} {action.metavar}`"
+        spellings = {option.lstrip("-"): option for option in self._option_string_actions}
+        near = closest(name, spellings)
+        return f"; did you mean {spellings[near]!r}?" if near else ""
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
@@ -74,6 +84,14 @@ class GroupedParser(Parser):
         super().__init__(**arguments)
         subparsers: Any = self.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
         self._groups = {title: _added(commands, subparsers) for title, commands in groups.items()}
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        if not args:
+            self.exit(2, self.format_help())
+        flag = args[0].partition("=")[0]
+        if flag.startswith("-") and not any(known.startswith(flag) for known in self._option_string_actions):
+            self.error(f"unknown argument {flag[:100]!a} before the command; write `{self.prog} COMMAND {flag[:100]}`")
+        return super().parse_known_args(args, namespace)
 
     def format_help(self) -> str:
         formatter = self._get_formatter()

@@ -64,7 +64,7 @@ class OwnGateway:
 
 @contextmanager
 def own_gateway(arguments: argparse.Namespace, config: Config, model: str) -> Iterator[OwnGateway]:
-    """`npu-gateway serve` as a process on a free port of loopback; stopped at the end."""
+    """`npu-gateway serve MODEL` as a process on a free port of loopback; stopped at the end."""
     from gateway.config.file import environment_with
     from gateway.config.value import upper
 
@@ -73,7 +73,7 @@ def own_gateway(arguments: argparse.Namespace, config: Config, model: str) -> It
     key = next(iter(config.server.api_keys.values()), "")
     url = f"http://127.0.0.1:{port}"
     client = openai_client(f"{url}/v1", key, timeout_s=LONGEST_S, retries=0)
-    command = [sys.executable, "-m", "gateway", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "gateway", "serve", model, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--config", str(arguments.config)] if arguments.config else []
     command += ["--provider", arguments.provider] if arguments.provider else []
     own = {f"MODELS_{upper(name)}_BREAKER_ENABLED": "false" for name, table in config.models.items() if table.breaker}

@@ -9,7 +9,7 @@ from gateway.config.value import nearest
 from gateway.errors import quote
 
 #: command -> (argument, effect)
-_COMMANDS = {
+COMMANDS = {
     "/help": ("", "list the commands"),
     "/model": ("[NAME]", "list the models, or change to another one"),
     "/new": ("", "start a new conversation"),
@@ -41,12 +41,12 @@ def execute(line: str, conversation: Conversation, models: Sequence[str]) -> lis
         "/system": lambda: _system(argument.strip(), conversation),
     }
     if command not in actions:
-        return [f"There is no command {quote(word)}{nearest(word, _COMMANDS) or '.'} /help lists the commands."]
+        return [f"There is no command {quote(word)}{nearest(word, COMMANDS) or '.'} /help lists the commands."]
     return actions[command]()
 
 
 def _help() -> list[str]:
-    return [*(f"{f'{name} {argument}':<15} {effect}" for name, (argument, effect) in _COMMANDS.items()), *_HELP]
+    return [*(f"{f'{name} {argument}':<15} {effect}" for name, (argument, effect) in COMMANDS.items()), *_HELP]
 
 
 def _new(conversation: Conversation) -> list[str]:

@@ -11,7 +11,9 @@ import pytest
 
 from gateway import cli
 from gateway.commands.bench.report import read
+from gateway.commands.completion.candidates import candidates
 from gateway.config.tables import BreakerConfig, ServerConfig
+from tests.support.paths import ROOT
 from tests.support.processes import gateway
 from tests.support.server import Running, config_of, scripted, serving
 
@@ -125,6 +127,13 @@ def test_own_gateway_is_measured_without_its_breaker(folder: Path) -> None:
     assert report["device"] == "simulated" and report["budget"]["latency_ms"] == 1 and report["stopped"] == ""
     assert report["start_to_ready_s"] > 0 and report["memory"]["gateway_bytes"] > 20e6
     assert report["machine"]["cores"] > 0 and report["grammar"]["constrained"]
+
+
+def test_page_of_commands_has_every_option() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8").partition("## bench")[2].partition("\n## ")[0]
+    common = {"--help", "--config", "--model", "--provider", "--api-key"}
+    options = {option for option, _ in candidates(cli.make_parser(), ["bench"], "--")} - common
+    assert len(options) > 5 and [option for option in options if option not in page] == []
 
 
 def test_model_that_does_not_load_is_a_sentence(folder: Path) -> None:

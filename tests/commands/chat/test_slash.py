@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gateway.commands.chat.conversation import Conversation
-from gateway.commands.chat.slash import execute
+from gateway.commands.chat.slash import COMMANDS, execute
+from tests.support.paths import ROOT
 
 MODELS = ["big", "small"]
 
@@ -23,6 +24,11 @@ def test_help_lists_every_command(conversation: Conversation) -> None:
     text = executed("/help", conversation)
     assert all(name in text for name in ("/model [NAME]", "/new", "/system [TEXT]", "/exit", "Ctrl-C"))
     assert executed("/?", conversation) == text
+
+
+def test_page_of_commands_has_every_command() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert [name for name in COMMANDS if f"`{name}`" not in page and f"`{name} " not in page] == []
 
 
 @pytest.mark.parametrize("line", ["/exit", "/quit", "/bye "])
