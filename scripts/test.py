@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 
+import chromium
 import environment
 
 PARALLEL = shlex.split("-n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder")
@@ -28,4 +29,6 @@ if __name__ == "__main__":
         prepare = [str(python), "-m", "gateway", "models", "--prepare", "--config", "config.toml"]
         if subprocess.call(prepare, stdout=subprocess.DEVNULL):
             sys.exit("The tests need the default model.")
+        if chromium.find() is None:
+            print(f"Chromium is not installed: {chromium.LEFT_OUT}.", flush=True)
     environment.become([str(python), "-m", "pytest", *fast, *(others or PARALLEL)])

@@ -47,6 +47,7 @@ LONGEST = (
     "test_scripts.py",
     "test_soak.py",
     "test_agents.py",
+    "test_browser.py",
     "test_long_values.py",
     "test_damage.py",
     "test_preparation.py",

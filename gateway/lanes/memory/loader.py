@@ -208,7 +208,8 @@ class Loader:
             stage = "requests that came before are answered first"
         elif state == "unloaded":
             stage = ""
-        return replace(previous.status, state=state, detail=stage)
+        pid = None if previous.gone.is_set() else previous.status.pid
+        return replace(previous.status, state=state, detail=stage, pid=pid)
 
 
 def _device(status: EngineStatus) -> str:

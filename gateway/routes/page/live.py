@@ -88,7 +88,7 @@ async def live(request: HttpRequest) -> ASGIApp:
         now=time.time(),
         chip=next((model.status.engine.chip for model in models if model.status.engine.chip), ""),
         config_file=sources.config_file,
-        has_usage="usage" in request.app.state,
+        has_usage=request.app.state.usage is not None,
         models=[_model(model, memory, sources.answers) for model in models],
         answers=sources.answers.after(after),
         gateway=GatewayMemory(memory.gateway),
@@ -128,7 +128,7 @@ def _model(model: ModelInfo, memory: Memory, answers: RecentAnswers) -> LiveMode
         can_unload=status.engine.runtime != "upstream",
         budget=status.breaker.budget,
         published_tokens_per_s=status.engine.published_tokens_per_s,
-        memory_mb=memory.models.get(model.name),
+        memory_mb=None if status.engine.pid is None else memory.models.get(model.name),
         prefix_cache=answers.prefix_cache(model.name),
     )
 

@@ -126,6 +126,7 @@ export class Session {
       onEnd: () => this.#ended(running, node),
     });
     this.#answers.set(conversation.id, running);
+    write(CURRENT, conversation.id, "sessionStorage");
     this.#save(conversation);
     this.onShow();
     this.onNode(node);

@@ -3,6 +3,8 @@ import { announce } from "../app/announce.js";
 import { get } from "../app/api.js";
 import { h, icon, textButton } from "../app/dom.js";
 import { addTexts, t } from "../app/i18n.js";
+import { key } from "../app/key.js";
+import { askForKey } from "../app/key_dialog.js";
 import { answersPart } from "./answers.js";
 import en from "./en.js";
 import { clock, date, memory } from "./format.js";
@@ -37,10 +39,25 @@ function liveView(section) {
   );
   let startedAt = null;
   let isAway = false;
+  let keyTimer = 0;
 
-  function inform(text, action) {
+  function inform(text, label, action) {
     note.hidden = false;
-    note.replaceChildren(icon("warning"), h("p", {}, text), textButton(action, () => poller.retry(), { class: "button small" }));
+    note.replaceChildren(icon("warning"), h("p", {}, text), textButton(label, action, { class: "button small" }));
+  }
+
+  async function enterKey() {
+    if (await askForKey(false)) poller.retry();
+  }
+
+  /** A key can also be entered with the button of the header, or in the chat. */
+  function waitForKey(refusedKey = key()) {
+    clearInterval(keyTimer);
+    keyTimer = setInterval(() => {
+      if (key() === refusedKey) return;
+      clearInterval(keyTimer);
+      poller.retry();
+    }, 500);
   }
 
   const poller = startPolling({
@@ -67,13 +84,19 @@ function liveView(section) {
       if (!isAway) announce(t("live.away"));
       isAway = true;
       const text = t("live.away.next", { n: waitS });
-      inform(error?.kind === "http" ? `${error.message} ${text}` : `${t("live.away")} ${text}`, t("live.retry"));
+      inform(error?.kind === "http" ? `${error.message} ${text}` : `${t("live.away")} ${text}`, t("live.retry"), () => poller.retry());
     },
-    refused: (error) => inform(error.message, t("live.retry")),
+    refused(error) {
+      if (error.status === 401) {
+        inform(error.message, t("live.key"), enterKey);
+        waitForKey();
+      } else inform(error.message, t("live.retry"), () => poller.retry());
+    },
   });
   return {
     close() {
       poller.stop();
+      clearInterval(keyTimer);
       parts.answers.close();
     },
   };

@@ -25,7 +25,7 @@ export function latencyPlot({ title, value, limit }) {
     const uPlot = await library("/web/vendor/uplot/uplot.js", "uPlot");
     if (isClosed || rows.length === 0) return;
     plot?.destroy();
-    plot = new uPlot(options(uPlot), columns(), figure);
+    plot = new uPlot(options(), columns(), figure);
     const canvas = figure.querySelector("canvas");
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", `${title}. ${summary()}`);
@@ -53,7 +53,7 @@ export function latencyPlot({ title, value, limit }) {
     return limits.length === 0 ? text : `${text} ${t("live.plot.limit", { limit: limitsText(limits) })}`;
   }
 
-  function options(uPlot) {
+  function options() {
     const style = getComputedStyle(document.documentElement);
     const colour = (name) => style.getPropertyValue(`--${name}`).trim();
     const axis = { stroke: colour("muted"), font: `12px ${style.getPropertyValue("--font")}`, grid: { stroke: colour("line"), width: 1 }, ticks: { show: false } };
@@ -71,12 +71,31 @@ export function latencyPlot({ title, value, limit }) {
       ],
       series: [
         {},
-        { stroke: colour("warning"), width: 2, dash: [7, 5], points: { show: false }, paths: uPlot.paths.stepped({ align: 1 }) },
+        { paths: () => null, points: { show: false } }, // drawn by `drawLimits`; here for the range of the scale
         { stroke: accent, width: 1.5, points: dot(accent, accent, 5, 1) },
         { stroke: "transparent", width: 0, points: dot(colour("danger"), colour("page"), 10, 2.5) },
       ],
-      hooks: { setCursor: [(u) => (note.textContent = rows[u.cursor.idx] ? describe(rows[u.cursor.idx]) : summary())] },
+      hooks: {
+        draw: [(u) => drawLimits(u, colour("warning"))],
+        setCursor: [(u) => (note.textContent = rows[u.cursor.idx] ? describe(rows[u.cursor.idx]) : summary())],
+      },
     };
+  }
+
+  /** A line as wide as one answer, for each answer that has a limit. */
+  function drawLimits(u, colour) {
+    u.ctx.save();
+    u.ctx.strokeStyle = colour;
+    u.ctx.lineWidth = 2 * devicePixelRatio;
+    u.ctx.beginPath();
+    u.data[1].forEach((ms, number) => {
+      if (ms === null) return;
+      const y = Math.round(u.valToPos(ms, "y", true));
+      u.ctx.moveTo(u.valToPos(number - 0.5, "x", true), y);
+      u.ctx.lineTo(u.valToPos(number + 0.5, "x", true), y);
+    });
+    u.ctx.stroke();
+    u.ctx.restore();
   }
 
   function timeOf(number) {

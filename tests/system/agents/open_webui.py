@@ -25,6 +25,7 @@ from gateway.builder.fetch import ensure_bundle
 from gateway.config.file import load_config
 from gateway.config.tables import LocalModel
 from gateway.monitoring import logs
+from scripts.chromium import find as find_chromium
 from tests.support.paths import ROOT
 from tests.support.processes import environment, free_port
 from tests.support.server import Running, config_of, serving
@@ -35,7 +36,6 @@ VERSION, PLAYWRIGHT = "0.12.4", "1.65.1"
 MODEL = "smollm2-135m"
 QUESTIONS = ("What is the capital of France?", "And of Germany?", "Write a long story about a robot.")
 ANSWERS = ("Paris", "Berlin")
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
 INSTALL_S, CHAT_S = 3600, 1200  # a slow network; a busy machine
 START_S = 300
 #: It asks no server on the internet, also not for a model of embeddings.
@@ -51,7 +51,7 @@ OFFLINE = {
 
 def main() -> int:
     logs.setup()
-    chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    chromium = find_chromium()
     npm = shutil.which("npm")
     if chromium is None or npm is None or shutil.which("node") is None:
         sys.exit("Chromium, Node or npm is not installed.")
