@@ -18,7 +18,9 @@ import httpx
 import psutil
 import pytest
 
+from gateway.bundles.disk import data_folder
 from gateway.commands.options import base_url
+from gateway.monitoring.usage.store import FILE, UsageStore
 from tests.support.processes import SCRIPTED, gateway, serving, wakeups
 
 INTERRUPT = signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGINT
@@ -27,6 +29,7 @@ STOPS = [INTERRUPT] if sys.platform == "win32" else [INTERRUPT, signal.SIGTERM]
 
 @pytest.mark.parametrize("stop", STOPS)
 def test_serve_prints_url_models_and_request_and_stops_on_signal(folder: Path, stop: int) -> None:
+    answered = answers_in_the_usage_history()
     with serving("--port", 0, cwd=folder) as running:
         greeting = running.read_greeting()
         url = greeting.split(" on ")[1].split()[0]
@@ -42,6 +45,12 @@ def test_serve_prints_url_models_and_request_and_stops_on_signal(folder: Path, s
         code, errors = running.stop(stop)
     assert code == 0
     assert "Traceback" not in errors
+    assert answers_in_the_usage_history() == answered + 1  # the end of the gateway does not lose the last ones
+
+
+def answers_in_the_usage_history() -> int:
+    """Of all gateways that this process of the tests has started."""
+    return sum(counts["answered"] for counts in UsageStore(data_folder() / FILE, 30).rows(0).values())
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not count wakeups")
