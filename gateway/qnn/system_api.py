@@ -16,6 +16,7 @@ from typing import Any
 import onnxruntime  # noqa: F401  # see above
 
 from gateway.errors import BundleError
+from gateway.qnn.device import has_library, no_library_error
 
 
 class Version(Structure):
@@ -151,6 +152,9 @@ class _Provider(Structure):
 
 @cache
 def system_functions() -> SystemFunctions:
+    """Raises BundleError if the library is not installed, or is of another kind."""
+    if not has_library():
+        raise no_library_error()
     import onnxruntime_qnn
 
     folder = Path(onnxruntime_qnn.LIB_DIR_FULL_PATH)

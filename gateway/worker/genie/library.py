@@ -26,6 +26,7 @@ from typing import Any
 
 from gateway.activity import Activity
 from gateway.errors import BundleError, EngineFailed
+from gateway.qnn.device import no_library_error
 from gateway.qnn.driver_errors import explain
 from gateway.worker.genie.captured_output import captured_output
 
@@ -206,8 +207,10 @@ def _load_library() -> Any:
 
         folder = Path(onnxruntime_qnn.__file__).parent
         library = _open_library(folder)
-    except (ImportError, OSError) as error:
-        raise BundleError(f"This machine cannot load Genie: {error}. Install onnxruntime-qnn.") from error
+    except ImportError as error:
+        raise no_library_error() from error
+    except OSError as error:
+        raise BundleError(f"This machine cannot load Genie: {error}. Install onnxruntime-qnn again.") from error
     missing = [name for name in _PROTOTYPES if not hasattr(library, name)]
     if missing:
         raise BundleError(f"The installed Genie has another version: it has no {', '.join(missing)}.")
