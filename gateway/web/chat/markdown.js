@@ -5,6 +5,8 @@ import { dressCode } from "./code.js";
 import { drawMaths, MATHS } from "./maths.js";
 import { sanitised } from "./sanitise.js";
 
+const LONGEST = 200_000; // characters
+
 const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll('"', "&quot;");
 
 // HTML elements that are left in Markdown, without attributes. Other HTML is shown as text.
@@ -30,6 +32,25 @@ const parser = new Marked({
 });
 parser.use({ extensions: MATHS });
 
+/** The blocks of a text. Text that is too long or too deep for the parser is one block without Markdown. */
+function tokensOf(text) {
+  try {
+    if (text.length <= LONGEST) return parser.lexer(text).filter(({ type }) => type !== "space" && type !== "def");
+  } catch {
+    // more levels than the stack
+  }
+  return [{ type: "plain", raw: text }];
+}
+
+function htmlOf(token) {
+  try {
+    if (token.type !== "plain") return parser.parser([token]);
+  } catch {
+    // as above
+  }
+  return escaped(token.raw).replaceAll("\n", "<br>");
+}
+
 /** Markdown in `element`. */
 export class MarkdownView {
   #raws = [];
@@ -41,7 +62,7 @@ export class MarkdownView {
 
   /** Show `text`. `isFinal`: nothing will be added. `isRead`: screen readers read each block when it is complete. */
   update(text, { isFinal = true, isRead = false } = {}) {
-    const tokens = parser.lexer(text).filter((token) => token.type !== "space" && token.type !== "def");
+    const tokens = tokensOf(text);
     const finals = isFinal ? tokens.length : tokens.length - 1;
     tokens.forEach((token, index) => this.#block(token, index, index < finals));
     while (this.element.childElementCount > tokens.length) this.element.lastElementChild.remove();
@@ -55,7 +76,7 @@ export class MarkdownView {
     if (this.#raws[index] === raw) return;
     this.#raws[index] = raw;
     const block = document.createElement("div");
-    block.append(sanitised(parser.parser([token])));
+    block.append(sanitised(htmlOf(token)));
     dressCode(block, isFinal);
     drawMaths(block);
     for (const table of block.querySelectorAll("table")) wrapTable(table);

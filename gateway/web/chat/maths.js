@@ -1,10 +1,10 @@
 // TeX in answers: finds it in Markdown, and draws it as MathML, which the browser shows without extra fonts.
 import { library } from "../app/scripts.js";
 
-const LONGEST = 4000; // characters of one formula
-const DISPLAY = [/^\$\$([\s\S]+?)\$\$/, /^\\\[([\s\S]+?)\\\]/];
+const MAX_SIZE = [40, 40]; // em of a size that the formula sets itself
+const DISPLAY = [/^\$\$([\s\S]{1,4000}?)\$\$/, /^\\\[([\s\S]{1,4000}?)\\\]/];
 // A dollar sign begins a formula only without a space after it, and without a digit after its end: "$5 and $6" is money.
-const INLINE = [/^\$(?!\s)((?:\\.|[^$\\\n])+?)(?<!\s)\$(?!\d)/, /^\\\(([\s\S]+?)\\\)/];
+const INLINE = [/^\$(?!\s)((?:\\.|[^$\\\n]){1,1000}?)(?<!\s)\$(?!\d)/, /^\\\(([\s\S]{1,4000}?)\\\)/];
 
 function found(source, patterns) {
   for (const pattern of patterns) {
@@ -41,7 +41,7 @@ export const MATHS = [
 
 /** Draw the formulas of `element`. A formula that is not valid stays as text. */
 export async function drawMaths(element) {
-  const formulas = [...element.querySelectorAll("[data-tex]")].filter((each) => each.dataset.tex.length <= LONGEST);
+  const formulas = element.querySelectorAll("[data-tex]");
   if (!formulas.length) return;
   const temml = await library("/web/vendor/temml/temml.js", "temml").catch(() => null);
   for (const formula of temml ? formulas : []) draw(temml, formula);
@@ -53,7 +53,7 @@ function draw(temml, formula) {
   drawn.className = displayMode ? "maths display" : "maths";
   if (displayMode) drawn.tabIndex = 0; // a wide formula scrolls
   try {
-    temml.render(formula.dataset.tex, drawn, { displayMode, throwOnError: true, trust: false, annotate: false });
+    temml.render(formula.dataset.tex, drawn, { displayMode, throwOnError: true, trust: false, annotate: false, maxSize: MAX_SIZE });
     formula.replaceWith(drawn);
   } catch {
     formula.removeAttribute("data-tex");

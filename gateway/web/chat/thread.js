@@ -4,12 +4,14 @@ import { t } from "../app/i18n.js";
 import { MessageView } from "./message.js";
 import { pathTo, versions } from "./tree.js";
 
+const PAUSE = 3; // between two updates, in times of the last one
 const NEAR = 60; // pixels from the end; a reader who is nearer follows the answer
 
 /** `actionsOf(node)`: the actions of a message. `empty`: what an empty conversation shows. */
 export class Thread {
   #views = new Map();
-  #frame = 0;
+  #isWaiting = false;
+  #pause = 0; // milliseconds
 
   constructor(actionsOf, empty) {
     this.actionsOf = actionsOf;
@@ -43,19 +45,27 @@ export class Thread {
     this.#showDown();
   }
 
-  /** Show again what changed in a message, at most once for each picture of the screen. */
+  /** Show again what changed in a message, while it grows at most once for each picture of the screen. */
   changed(node) {
-    const update = () => {
-      this.#frame = 0;
-      const follows = this.#isAtEnd();
-      this.#views.get(node.id)?.update();
-      if (follows) this.toEnd();
-      this.#showDown();
-    };
-    if (!node.live) {
-      cancelAnimationFrame(this.#frame);
-      update();
-    } else this.#frame ||= requestAnimationFrame(update);
+    if (!node.live) this.#update(node);
+    else if (!this.#isWaiting) {
+      this.#isWaiting = true;
+      const update = () => {
+        this.#isWaiting = false;
+        this.#update(node);
+      };
+      setTimeout(() => requestAnimationFrame(update), this.#pause);
+    }
+  }
+
+  /** A long answer takes longer to show, and gets pauses, so that the page stays quick. */
+  #update(node) {
+    const began = performance.now();
+    const follows = this.#isAtEnd();
+    this.#views.get(node.id)?.update();
+    if (follows) this.toEnd();
+    this.#showDown();
+    this.#pause = PAUSE * (performance.now() - began);
   }
 
   toEnd() {
