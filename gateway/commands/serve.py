@@ -150,4 +150,12 @@ def _listen(config: ServerConfig) -> socket.socket:
     try:
         return bind(config)
     except ConfigError as error:  # the configuration is right: exit code 1, not 2
-        raise GatewayError(error.message) from None
+        raise GatewayError(_port_problem(config) or error.message) from None
+
+
+def _port_problem(config: ServerConfig) -> str:
+    """Who holds the port, and the next step; "" if the port is free and something else is wrong."""
+    from gateway.commands.doctor.port import port
+
+    (found,) = port(config)
+    return f"{found.because[0].upper()}{found.because[1:]}. Next step: {found.step}." if found.because else ""

@@ -97,9 +97,11 @@ def test_base_url_is_reachable_from_this_machine(host: str, url: str) -> None:
 
 def test_serve_with_port_in_use_prints_one_line(folder: Path) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        done = gateway("serve", "--port", taken.getsockname()[1], cwd=folder)
+        port = taken.getsockname()[1]
+        done = gateway("serve", "--port", port, cwd=folder)
     assert done.returncode == 1
-    assert "cannot listen on 127.0.0.1:" in done.stderr and len(done.stderr.splitlines()) == 1
+    holder = f"npu-gateway: Port {port} is held by {psutil.Process().name()} (pid {os.getpid()}). Next step: end that"
+    assert done.stderr.startswith(holder) and len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
 
 

@@ -150,12 +150,13 @@ def _loading(config: Config, found: Found, state: Readiness | None) -> Iterator[
     """What takes minutes at most: the graphs on the NPU, and one answer, by the running gateway if it has the model."""
     from gateway.commands.doctor import models, speed
 
-    serving = {model.model for model in state.models if model.engine.state == "ready"} if state else set()
-    here = [name for name, model in models.checked_locally(config).items() if models.is_ready(model)]
+    loaded = [model for model in state.models if model.engine.state == "ready"] if state else []
+    serving = {model.model for model in loaded if model.breaker.state == "closed"}
+    local = models.checked_locally(config)
+    here = [name for name in local if name not in {model.model for model in loaded} and models.is_ready(local[name])]
     for name in here:
-        if name not in serving:
-            _progress(f"checking {name} on the NPU")
-            yield from bounded(f"model {name} on the NPU", _LOAD_S, partial(_graphs, config, name))
+        _progress(f"checking {name} on the NPU")
+        yield from bounded(f"model {name} on the NPU", _LOAD_S, partial(_graphs, config, name))
     chosen = speed.chosen(config, [*(each for each in config.models if each in serving), *here])
     if chosen is None:
         return

@@ -11,6 +11,7 @@ Symptom = Literal["refused", "not on the NPU", "slow"]
 
 _REFUSED: frozenset[Symptom] = frozenset({"refused"})
 _SLOW: frozenset[Symptom] = frozenset({"slow", "refused"})  # slow answers open the breaker, which refuses
+_ONLY_SLOW: frozenset[Symptom] = frozenset({"slow"})
 _OFF_NPU: frozenset[Symptom] = frozenset({"not on the NPU", "slow"})
 _ALL: frozenset[Symptom] = frozenset({"refused", "not on the NPU", "slow"})
 
@@ -36,12 +37,12 @@ CAUSES: dict[str, frozenset[Symptom]] = {
     "budget": _SLOW,
     "threads": _SLOW,
     "memory pressure": _SLOW,
-    "power": _SLOW,
-    "busy": _SLOW,
-    "context": _SLOW,
-    "disk": _REFUSED,
-    "device": _SLOW,
     "breaker": _REFUSED,
+    "power": _ONLY_SLOW,  # as it is now: not a reason of answers before
+    "busy": _ONLY_SLOW,
+    "context": _ONLY_SLOW,
+    "device": _ONLY_SLOW,
+    "disk": _REFUSED,
 }
 SYMPTOMS: tuple[Symptom, ...] = ("refused", "not on the NPU", "slow")
 

@@ -111,6 +111,9 @@ def settings(name: str, model: ModelConfig, *, has_npu: bool, cores: int) -> Ite
                 "remove it from `provider_options`: burst is the default",
             )
             yield Finding("note", what, because, "burst", because, step)
+    if isinstance(model, LocalModel) and not has_npu and model.provider == "qnn":
+        because = f'{name} has provider = "qnn", and this machine has no NPU: the slow emulator runs it'
+        yield Finding("note", what, because, "provider", because, f'remove `provider` from [models."{name}"]', "slow")
     on_cpu = isinstance(model, LocalModel) and (model.provider == "cpu" or not has_npu)
     if isinstance(model, LocalModel) and on_cpu and 0 < model.threads < cores:
         because = f"{name} uses {model.threads} of {cores} threads"

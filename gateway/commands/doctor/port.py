@@ -40,7 +40,8 @@ def port_finding(number: int, gateways: list[RunFile], fault: OSError | None, ho
     """
     own = next((run for run in gateways if run.port == number), None)
     if own:
-        return Finding("ok", "port", f"{number} is used by npu-gateway {own.version} (pid {own.pid})")
+        because, step = f"port {number} is held by npu-gateway {own.version} (pid {own.pid})", "`npu-gateway stop`"
+        return Finding("ok", "port", because, "port", because, f"{step}, or `npu-gateway serve --port {number + 1}`")
     if fault is None:
         return Finding("ok", "port", f"{number} is free")
     if fault.errno in (errno.EACCES, errno.EPERM):

@@ -14,7 +14,6 @@ from msgspec.structs import replace
 
 from gateway.commands.doctor.finding import Finding
 from gateway.commands.doctor.gateway_state import ModelState, request
-from gateway.commands.models.model_state import bundle_folders
 from gateway.commands.running.find import Found
 from gateway.config.tables import Config, LocalModel, ModelConfig
 from gateway.errors import GatewayError
@@ -54,7 +53,8 @@ class Speed(Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         where = {"cpu": "CPU", "npu": "NPU", "emulated": "emulated NPU"}.get(self.device, self.device)
         threads = f", {self.threads} threads" if self.device == "cpu" and self.threads else ""
-        rate = f", {self.tokens_per_s:.3g} tokens/s" if self.tokens_per_s else ""
+        shown = f"{self.tokens_per_s:.3g}" if self.tokens_per_s < 1000 else f"{self.tokens_per_s:.0f}"
+        rate = f", {shown} tokens/s" if self.tokens_per_s else ""
         return f"{where}{threads}{rate}, first token after {1000 * self.ttft_s:.0f} ms"
 
 
@@ -87,18 +87,23 @@ def speed_findings(name: str, speed: Speed, published: float | None = None) -> I
         yield Finding("ok", what, detail, "", because)
 
 
-def ask(found: Found, model: str, limit_s: float) -> tuple[float, float, int]:
+def _tokens(device: str) -> int:
+    """Of one answer. The emulator needs seconds for each."""
+    return 2 if device == "emulated" else TOKENS
+
+
+def ask(found: Found, model: str, limit_s: float, tokens: int = TOKENS) -> tuple[float, float, int]:
     """(seconds to the first token, seconds for all, tokens) of one answer of a running gateway. Raises GatewayError."""
     body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": _PROMPT}],
-        "max_tokens": TOKENS,
+        "max_tokens": tokens,
         "temperature": 0,
         "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    started, first, tokens, last = time.monotonic(), None, 0, 0.0
+    started, first, last = time.monotonic(), None, 0.0
     try:
         with request(f"{found.api_url}/chat/completions", found.key, limit_s, body) as answer:
             if answer.status != 200:
@@ -130,7 +135,7 @@ def _message(body: bytes) -> str:
 def of_gateway(found: Found, model: ModelState, config: Config, limit_s: float) -> Iterator[Finding]:
     """One answer of the running gateway. Its time includes the time in the queue."""
     try:
-        first_s, total_s, tokens = ask(found, model.model, limit_s)
+        first_s, total_s, tokens = ask(found, model.model, limit_s, _tokens(model.engine.device))
     except GatewayError as error:
         yield Finding("bad", f"speed of {model.model}", error.message, "", f"{model.model}: {error.message}")
         return
@@ -159,7 +164,11 @@ def of_engine(name: str, config: Config, limit_s: float) -> Iterator[Finding]:
     """One answer of a worker that is started for it."""
     what = f"speed of {name}"
     try:
-        speed, published = asyncio.run(_generate(name, config, limit_s))
+        model = _with_its_folder(config.models[name], config)
+        if model is None:
+            yield Finding("note", what, "its bundle for the NPU is not built yet; `npu-gateway serve` builds it")
+            return
+        speed, published = asyncio.run(_generate(name, model, config, limit_s))
     except TimeoutError:
         because = f"{name} did not load and answer within {limit_s:.0f} s"
         yield Finding("bad", what, because, "load", because, "`npu-gateway serve` shows how far it gets")
@@ -171,28 +180,27 @@ def of_engine(name: str, config: Config, limit_s: float) -> Iterator[Finding]:
         yield from speed_findings(name, speed, published)
 
 
-async def _generate(name: str, config: Config, limit_s: float) -> tuple[Speed, float | None]:
+async def _generate(name: str, model: ModelConfig, config: Config, limit_s: float) -> tuple[Speed, float | None]:
     """Load the model and answer once. Raises GatewayError, TimeoutError."""
     from gateway.engines.factory import make_engine
     from gateway.generation import Finished, Generation, Text
     from gateway.lanes.lane import Lane
     from gateway.sampling import Sampling
 
-    model = _with_its_folder(config.models[name], config)
-    generation = Generation(
-        id="doctor",
-        model=name,
-        prompt=Text(_PROMPT),
-        sampling=Sampling(temperature=0.0),
-        max_tokens=TOKENS,
-        ignore_eos=True,
-    )
     lane = Lane(name, model, make_engine(name, model, config.models_dir), model.breaker or config.breaker)
     try:
         async with asyncio.timeout(limit_s):
             if fault := await lane.load():
                 raise GatewayError(fault)
             status = lane.engine.status
+            generation = Generation(
+                id="doctor",
+                model=name,
+                prompt=Text(_PROMPT),
+                sampling=Sampling(temperature=0.0),
+                max_tokens=_tokens(status.device),
+                ignore_eos=True,
+            )
             async with aclosing(lane.submit(generation)) as job:
                 events = [event async for event in job]
     finally:
@@ -212,16 +220,17 @@ async def _generate(name: str, config: Config, limit_s: float) -> tuple[Speed, f
     return speed, status.published_tokens_per_s
 
 
-def _with_its_folder(model: ModelConfig, config: Config) -> ModelConfig:
-    """The model with the folder that `serve` would take, without a build."""
+def _with_its_folder(model: ModelConfig, config: Config) -> ModelConfig | None:
+    """The model with the folder that `serve` would take. None: `serve` would build it first."""
     from gateway.bundles.stamp import plan_start
     from gateway.qnn.detect import npu_for, variant_here
 
     if not isinstance(model, LocalModel):
         return model
     plan = plan_start(model, config.models_dir, lambda: npu_for(model.provider) is not None)
-    folder = plan.folder if plan.is_ready else bundle_folders(model)[0]
-    return replace(model, path=str(variant_here(folder, model.provider)))
+    if not plan.folder.is_dir():
+        return None
+    return replace(model, path=str(variant_here(plan.folder, model.provider)))
 
 
 def _threads(config: Config, name: str) -> int:

@@ -69,6 +69,8 @@ def test_bundle_that_states_nothing_has_no_line(tmp_path: Path) -> None:
     [
         (LocalModel(path="m", provider="cpu"), True, "provider"),
         (LocalModel(path="m", provider="cpu"), False, ""),
+        (LocalModel(path="m", provider="qnn"), False, "provider"),
+        (LocalModel(path="m", provider="qnn"), True, ""),
         (LocalModel(path="m", provider_options={"htp_performance_mode": "balanced"}), True, "burst"),
         (LocalModel(path="m", provider_options={"htp_performance_mode": "burst"}), True, ""),
         (LocalModel(path="m", threads=1), False, "threads"),

@@ -42,6 +42,7 @@ BROKEN = finding("load", "bad")
         # The breaker is open because the configured limit is below what this machine needs.
         ([finding("breaker", "bad"), finding("threads"), finding("budget")], "budget"),
         ([finding("breaker", "bad"), finding("threads")], "threads"),
+        ([finding("breaker", "bad"), finding("busy"), finding("power")], "breaker"),
         ([finding("breaker", "bad"), OFF], "breaker"),  # a model that is on the CPU by choice refuses nothing
         ([finding("breaker", "bad")], "breaker"),
     ],
