@@ -22,7 +22,7 @@ _GRAMMAR_TOKENS = 32
 _BREAKER_TRIES = 3
 _WORDS = ("sea", "ship", "wind", "harbour", "sailor", "rope", "mast", "wave", "island", "lantern", "captain", "tide")
 _QUESTION = "Which of these words comes last?"
-_TEMPLATE_TOKENS, _WORD_TOKENS = 40, 1.3  # of a chat template and of a word, until they are measured
+_WORD_TOKENS = 1.3  # until it is measured
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -69,6 +69,7 @@ class Measurement:
         self._ends_at = clock() + plan.limit_s
         self._done = 0
         self._random = random.Random(time.time_ns())
+        self._known = (0, 0)  # words and tokens of a prompt that was sent
         self._word_tokens = _WORD_TOKENS
 
     def run(self) -> None:
@@ -89,17 +90,18 @@ class Measurement:
         for size in self._plan.sizes:
             answers = Answers(new_tokens=size)
             self._report.answers.append(answers)
-            question = f"{self._random.randrange(10**6)}. Write about the sea."
+            question = f"{' '.join(self._random.choices(_WORDS, k=5))}: write about the sea."  # in no cache
             for number in range(self._plan.runs):
                 answers.runs.append(self._send(f"{size} new tokens, run {number + 1}", question, size))
+            self._known = (len(question.split()), answers.runs[0].prompt_tokens)
 
     def _prefill(self) -> None:
         context = self._report.context_length
         for length in self._plan.lengths:
-            if context and length + _TEMPLATE_TOKENS > context:
+            if context and length >= context:
                 return
             prefill = Prefill(length=length)
-            words = max(1, round((length - _TEMPLATE_TOKENS) / self._word_tokens))  # with those of the question
+            words = max(1, self._known[0] + round((length - self._known[1]) / self._word_tokens))
             try:
                 for _ in range(self._plan.runs):
                     prompt = self._prompt(words)
@@ -109,7 +111,13 @@ class Measurement:
                 prefill.again = self._send(f"prompt of {length} tokens, from the cache", prompt, 1)
             except InvalidRequest:  # longer than the context, which a server need not report
                 return
-            self._word_tokens = max(0.5, (prefill.runs[0].prompt_tokens - _TEMPLATE_TOKENS) / words)
+            self._learn(len(prompt.split()), prefill.runs[0].prompt_tokens)
+
+    def _learn(self, words: int, tokens: int) -> None:
+        """The tokens of a word, from two prompts: the chat template adds the same to both."""
+        if words > self._known[0]:
+            self._word_tokens = max(0.5, (tokens - self._known[1]) / (words - self._known[0]))
+            self._known = (words, tokens)
 
     def _grammar(self) -> None:
         """The first request with a grammar compiles it and does not count. A model may not support grammars."""
