@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ def server() -> Iterator[Running]:
     models = {
         "paris": scripted("It is Paris.", repeat=True),
         "breaks": scripted("one two", faults=[{"error": "EngineFailed", "message": "It fell.", "after": 1}]),
+        "broken": scripted(load_error="The file is damaged."),
         "hangs": scripted("one two three", faults=[{"requests": [0], "after": 2, "stall_s": float("inf")}]),
     }
     with serving(config_of(models, ServerConfig(api_keys={"me": KEY}))) as running:
@@ -60,15 +62,17 @@ def test_question_on_standard_input_prints_only_the_answer(chat: Callable[..., t
 @pytest.mark.parametrize(
     ("arguments", "key", "line"),
     [
-        ([], KEY, 'There is no question. Write it behind the command: npu-gateway chat "QUESTION"'),
-        (["hi", "--model", "pariss"], KEY, "The gateway has no model 'pariss'; did you mean 'paris'?"),
-        (["hi"], "wrong", "Incorrect API key provided."),
+        ([], KEY, r'There is no question\. Write it behind the command: npu-gateway chat "QUESTION"'),
+        (["hi", "--model", "pariss"], KEY, r"The gateway has no model 'pariss'; did you mean 'paris'\?"),
+        (["hi"], "wrong", r"Incorrect API key provided\."),
+        (["hi", "--model", "broken"], KEY, r"broken could not be loaded: The file is damaged\. Try again in \d+ s\."),
     ],
 )
 def test_failure_exits_1_with_one_line_and_no_output(
     chat: Callable[..., tuple[int, str, str]], arguments: list[str], key: str, line: str
 ) -> None:
-    assert chat(*arguments, key=key) == (1, "", f"npu-gateway: {line}\n")
+    code, output, errors = chat(*arguments, key=key)
+    assert (code, output) == (1, "") and re.fullmatch(f"npu-gateway: {line}\n", errors)
 
 
 def test_failure_in_the_middle_exits_1_after_the_text_so_far(chat: Callable[..., tuple[int, str, str]]) -> None:
