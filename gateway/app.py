@@ -24,7 +24,7 @@ from gateway.monitoring.observers import Observers
 from gateway.monitoring.refusals import RefusalLog
 from gateway.monitoring.traces import Traces
 from gateway.monitoring.usage.history import UsageHistory
-from gateway.routes import health, tokenize
+from gateway.routes import health, stop, tokenize
 from gateway.routes import openapi as schema
 from gateway.routes.anthropic_api import routes as anthropic
 from gateway.routes.error_handler import handle_error
@@ -67,6 +67,7 @@ HANDLERS = [
     health.healthz,
     health.readyz,
     health.metrics,
+    stop.stop,
     live.live,
     live.log,
     usage_route.usage,
@@ -82,6 +83,7 @@ def create_app(
     better_bundles: BetterBundles | None = None,
     config_file: str = "",
     usage: UsageHistory | None = None,
+    stop_token: str = "",
 ) -> Litestar:
     """The ASGI application. The start of its lifespan starts to load the models, and does not wait for them.
 
@@ -91,6 +93,7 @@ def create_app(
         better_bundles: builds bundles while the models answer from others; None: nothing does.
         config_file: where the configuration is from, for the page; "": no file.
         usage: gets the record of each request; None: no usage is kept.
+        stop_token: a program that sends it from this machine can stop the gateway; "": no request can.
     """
     metrics = Metrics()
 
@@ -117,6 +120,7 @@ def create_app(
             {
                 "router": router,
                 "residency": residency,
+                "stop_token": stop_token,
                 "metrics": metrics,
                 "usage": usage,
                 "live": LiveSources(router, observers, config_file),

@@ -20,6 +20,7 @@ from gateway.commands.doctor import command as doctor
 from gateway.commands.launch import command as launch
 from gateway.commands.models import build, catalog, check, pull, stored, table
 from gateway.commands.parser import GroupedParser
+from gateway.commands.running import load, logs, ps, stop
 from gateway.commands.verify import command as verify
 from gateway.errors import ConfigError, GatewayError
 from gateway.monitoring.output import escape
@@ -80,6 +81,10 @@ _GROUPS = {
     ),
     "serve": (
         serve,
+        ps,
+        stop,
+        logs,
+        load,
         table,
         config_file,
         usage,

@@ -56,7 +56,7 @@ LIBRARY_USERS = {
     "jinja2": {"text"},
     "tomllib": {"config/toml_file.py"},
     "tomlkit": {"pull", "commands/launch"},
-    "httpx": {"builder/package_index.py", "pull", "commands/verify/peer.py"},
+    "httpx": {"builder/package_index.py", "pull", "commands/running/api.py", "commands/verify/peer.py"},
     "huggingface_hub": {"pull", "builder"},
 }
 

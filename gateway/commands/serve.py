@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.commands.greeting import greet
     from gateway.commands.models.prepare import prepare
     from gateway.commands.running.run_file import RunFile, announced
+    from gateway.commands.running.stop import stopping_line
     from gateway.config.file import has_keys
     from gateway.config.find import find_config
     from gateway.config.keys import key_warnings
@@ -86,28 +87,45 @@ def run(arguments: argparse.Namespace) -> int:
     for line in key_warnings(config.server, file if has_keys(file) else None):
         logging.getLogger("gateway").warning("%s", line)
     usage = UsageHistory(UsageStore(data_folder() / FILE, config.usage.days)) if config.usage.enabled else None
-    app = create_app(
-        config, new_models=watch, better_bundles=npu_bundles, config_file=str(file.absolute()), usage=usage
-    )
     listener = _listen(config.server)
-    tasks: list[asyncio.Task[None]] = []  # the event loop keeps only a weak reference to a task
-
-    def greet_when_ready() -> None:
-        port: int = listener.getsockname()[1]
-        tasks.append(asyncio.create_task(greet(config, app.state.router, port)))
-
     address, port = config.server.host, listener.getsockname()[1]
-    config_file = "" if is_pipe else str(file.absolute())
     run_file = RunFile(
         url=options.base_url(address, port),
         host=address,
         port=port,
-        config_file=config_file,
+        config_file="" if is_pipe else str(file.absolute()),
         log_file=str(file_of_log.path) if file_of_log else "",
     )
+    app = create_app(
+        config,
+        new_models=watch,
+        better_bundles=npu_bundles,
+        config_file=str(file.absolute()),
+        usage=usage,
+        stop_token=run_file.token,
+    )
+    tasks: list[asyncio.Task[None]] = []  # the event loop keeps only a weak reference to a task
+
+    def greet_when_ready() -> None:
+        tasks.append(asyncio.create_task(greet(config, app.state.router, port)))
+
+    def stopping(requests: int) -> None:
+        for task in tasks:  # no greeting of a gateway that ends
+            task.cancel()
+        say(stopping_line(requests, config.server.shutdown_grace_s))
+
     with announced(run_file), usage.writing() if usage else nullcontext():
-        serve(app, config.server, listener=listener, on_started=greet_when_ready)
+        serve(app, config.server, listener=listener, on_started=greet_when_ready, on_stopping=stopping)
+    say("stopped")
     return 0
+
+
+def say(line: str) -> None:
+    """To a person in the terminal, else to the log."""
+    if sys.stdout is not None and sys.stdout.isatty():
+        print(line, flush=True)
+    else:
+        logging.getLogger("gateway").info("%s", line)
 
 
 def _log_file(config: LogConfig) -> LogFile | None:

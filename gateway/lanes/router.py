@@ -188,6 +188,11 @@ class Router:
         found = self._known(name)
         return None if found is None else self._names[found]
 
+    @property
+    def requests(self) -> int:
+        """The number of requests that have not ended."""
+        return sum(len(lane.uses) for lane in (*self.lanes.values(), *self.replaced))
+
     def _known(self, name: str) -> str | None:
         """The name of the config that `name` means; the exact spelling first."""
         exact = (name, name.removesuffix(LATEST))

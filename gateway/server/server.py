@@ -78,9 +78,16 @@ class Server(uvicorn.Server):
 
     Args:
         on_started: called once, on the event loop, when the socket accepts connections.
+        on_stopping: called once, on the event loop, with the number of requests that have not ended.
     """
 
-    def __init__(self, app: Litestar, config: ServerConfig, on_started: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        app: Litestar,
+        config: ServerConfig,
+        on_started: Callable[[], None] | None = None,
+        on_stopping: Callable[[int], None] | None = None,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 with_any_target(app),
@@ -101,7 +108,8 @@ class Server(uvicorn.Server):
         self._refusals: RefusalLog = app.state.refusals
         logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)
         self._grace_s = config.shutdown_grace_s
-        self._on_started = on_started
+        self._on_started, self._on_stopping = on_started, on_stopping
+        app.state.stop_server = partial(self.handle_exit, signal.SIGINT, None)
         self._no_grace = asyncio.Event()
         self._stop_requested = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None  # set when the main loop runs
@@ -132,6 +140,8 @@ class Server(uvicorn.Server):
             self._on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._on_stopping is not None:
+            self._on_stopping(self._router.requests)
         ending = asyncio.create_task(self._end_requests())
         try:
             await super().shutdown(sockets)
@@ -184,15 +194,16 @@ def serve(
     *,
     listener: socket.socket | None = None,
     on_started: Callable[[], None] | None = None,
+    on_stopping: Callable[[int], None] | None = None,
 ) -> None:
     """Serve until a signal stops the server. Prints nothing.
 
     Args:
         listener: from `bind`, for a caller that needs the port before; bound here if None.
-        on_started: called once, on the event loop, when the socket accepts connections.
+        on_started, on_stopping: see Server.
 
     Raises ConfigError if the address is not available.
     """
     allow_open_files()
     with suppress(KeyboardInterrupt), listener or bind(config) as listening:
-        Server(app, config, on_started).run(sockets=[listening])
+        Server(app, config, on_started, on_stopping).run(sockets=[listening])

@@ -42,6 +42,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", help="the gateway (default: the one that runs)")
 
 
+def add_gateway(parser: argparse.ArgumentParser) -> None:
+    """The same, and the port."""
+    add_options(parser)
+    parser.add_argument("--port", type=int, help="the port of the gateway on this machine")
+
+
+def add_key(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--api-key", help="key to send (default: the first one in the gateway's configuration)")
+
+
+def required_run(found: Found) -> RunFile:
+    """The run file of the gateway. Raises NotFound."""
+    if found.run is None:
+        gateways = running_gateways()
+        where = f"at {found.url}" if gateways else "of this user"
+        raise NotFound(f"No gateway {where} runs on this machine{others(gateways)}.")
+    return found.run
+
+
 def find_gateway(arguments: argparse.Namespace, config: Config | None = None) -> Found:
     """The gateway of `--url` or `--port`; else the one on the configured port; else the only one that runs.
 

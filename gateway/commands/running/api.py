@@ -1,0 +1,58 @@
+"""Requests of the commands to the API of a running gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from gateway.commands.running.find import Found, others
+from gateway.commands.running.run_file import running_gateways
+from gateway.config.hosts import is_loopback
+from gateway.errors import GatewayError, UpstreamFailed
+
+LIMIT_S = 30.0
+
+
+def call(
+    found: Found,
+    method: str,
+    path: str,
+    *,
+    limit_s: float | None = LIMIT_S,
+    accepts: tuple[int, ...] = (),
+    headers: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The JSON object that the gateway replies.
+
+    Args:
+        limit_s: of the wait for the reply; None: for ever.
+        accepts: statuses of errors whose reply is as good as one without an error.
+    Raises UpstreamFailed if no gateway answers, and GatewayError with its message if it answers with an error.
+    """
+    import httpx
+
+    sent = {**({"authorization": f"Bearer {found.key}"} if found.key else {}), **(headers or {})}
+    use_proxy = not is_loopback(urlsplit(found.url).hostname or "")
+    try:
+        reply = httpx.request(method, f"{found.url}{path}", headers=sent, timeout=limit_s, trust_env=use_proxy)
+        body = reply.json()
+    except httpx.TimeoutException:
+        raise UpstreamFailed(f"the gateway at {found.url} did not answer in {limit_s:g} s") from None
+    except httpx.HTTPError:
+        gateways = [run for run in running_gateways() if run.url != found.url]
+        raise UpstreamFailed(f"no server answers at {found.url}{others(gateways)}") from None
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise UpstreamFailed(f"the server at {found.url} is no npu-gateway; check the URL")
+    if reply.is_error and reply.status_code not in accepts:
+        raise GatewayError(_message(body, found, reply.status_code))
+    return body
+
+
+def _message(body: dict[str, Any], found: Found, status: int) -> str:
+    error = body.get("error")
+    text = error.get("message") if isinstance(error, dict) else None
+    hint = " Give it with --api-key." if status == 401 else ""
+    return f"{text or f'the server at {found.url} answered with status {status}'}{hint}"

@@ -1,0 +1,38 @@
+"""`npu-gateway load NAME` and `unload NAME`: put a model into memory, and free the memory of one."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from urllib.parse import quote
+
+from gateway.commands import options
+from gateway.commands.running.api import call
+from gateway.commands.running.find import add_gateway, add_key, find_gateway
+from gateway.monitoring.output import escape
+
+_LOAD = "Load a model of a running gateway, and wait until it is ready."
+_UNLOAD = """\
+Unload a model of a running gateway when its requests have ended. All of its memory is free then. The next request for
+it loads it again."""
+
+
+def add_parser(subparsers: options.Subparsers) -> None:
+    for verb, text, short in (("load", _LOAD, "put a model into memory"), ("unload", _UNLOAD, "free a model's memory")):
+        parser = subparsers.add_parser(verb, help=short, description=text)
+        parser.add_argument("model", metavar="NAME", help="model or alias")
+        add_gateway(parser)
+        add_key(parser)
+        parser.set_defaults(run=partial(run, verb))
+
+
+def run(verb: str, arguments: argparse.Namespace) -> int:
+    found = find_gateway(arguments)
+    path = f"/v1/models/{quote(arguments.model, safe='')}/{verb}"
+    status = call(found, "POST", path, limit_s=None)
+    engine = status["engine"]
+    if verb == "load":
+        print(escape(f"{status['model']} is ready on {engine['device']}, loaded in {engine['load_s']:.1f} s"))
+    else:
+        print(escape(f"{status['model']} is {engine['state']}; the next request for it loads it"))
+    return 0
