@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -68,12 +69,12 @@ def _print(rows: list[Usage], by: str) -> None:
         number("requests"),
         number("refused"),
         number("failed"),
-        number("prompt tokens"),
+        number("prompt"),
         number("cached"),
-        number("new tokens"),
-        time_ms("first token p50 ms"),
+        number("new"),
+        time_ms("TTFT"),
         time_ms("p95"),
-        time_ms("per token p50 ms"),
+        time_ms("token"),
         time_ms("p95"),
     ]
     write_table([_fields(row, by) for row in rows], columns)
@@ -96,10 +97,19 @@ def _fields(row: Usage, by: str) -> tuple[object, ...]:
 
 
 def _print_total(total: Usage, since: str) -> None:
+    from gateway.commands.tables import wrapped
     from gateway.monitoring.output import escape
 
+    lines = [
+        "",
+        "prompt, cached, new: tokens. TTFT: ms to the first token, token: ms for each more; of half of the answers, "
+        "and p95: of 95 %.",
+        f"{total.requests:,} requests since {since}, {total.completion_tokens:,} new tokens",
+    ]
     errors = {name: number for name, number in total.endings.items() if name not in ("stop", "length", "tool_calls")}
-    print(f"\n{total.requests:,} requests since {since}, {total.completion_tokens:,} new tokens")
     if errors:
         worst = sorted(errors.items(), key=lambda item: -item[1])
-        print("not answered: " + ", ".join(f"{number:,} {escape(name)}" for name, number in worst))
+        lines.append("not answered: " + ", ".join(f"{number:,} {escape(name)}" for name, number in worst))
+    width = shutil.get_terminal_size().columns
+    for line in lines:
+        print("\n".join(wrapped(line, width) or [""]))

@@ -71,8 +71,9 @@ def test_terminal_shows_totals_and_errors(used: None, terminal: Terminal) -> Non
     with redirect_stdout(terminal):
         assert cli.main(["usage", "--by", "model"]) == 0
     text = terminal.getvalue()
-    assert "1,203 requests since" in text and "not answered: 3 latency_breaker_open, 1 engine_failed" in text
-    assert max(map(len, text.splitlines())) <= max(terminal.width, 60)
+    words = " ".join(text.split())
+    assert "1,203 requests since" in words and "not answered: 3 latency_breaker_open, 1 engine_failed" in words
+    assert max(map(len, text.splitlines())) <= terminal.width
 
 
 @pytest.mark.parametrize("days", ["0", "-3", "9999"])
