@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import stat
 from contextlib import redirect_stdout
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway import cli
+from gateway.commands.options import add_provider
 from gateway.config.file import load_config
 from gateway.config.find import user_file
 from tests.support.paths import ROOT
@@ -137,3 +139,14 @@ def test_check_of_a_file_that_cannot_be_read(
         (here / "nowhere.toml").write_bytes(content)
     assert cli.main(["config", "check", "nowhere.toml"]) == 2
     assert capsys.readouterr().err == f"npu-gateway: {message}\n"
+
+
+@pytest.mark.parametrize(("name", "code"), [("npu", 0), ("qnn", 0), ("gpu", 2)])
+def test_provider_option_takes_npu(here: Path, name: str, code: int) -> None:
+    parser = argparse.ArgumentParser()
+    add_provider(parser)
+    if code:
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--provider", name])
+    else:
+        assert parser.parse_args(["--provider", name]).provider == "qnn"

@@ -22,7 +22,7 @@ from tests.support.paths import ROOT
 from tests.support.server import Running, config_of, scripted, serving
 
 KEYS = {"anna": "sk-anna-0123456789", "bert": "sk-bert-0123456789", "carl": "sk-carl-0123456789"}
-OPEN_PATHS = {"/", "/healthz", "/health", "/readyz", "/schema", "/openapi.json"}
+OPEN_PATHS = {"/", "/healthz", "/health", "/readyz", "/schema", "/openapi.json", "/web/{file_path}"}
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
 
