@@ -50,8 +50,12 @@ export function modelsPart(changed) {
 
 function modelCard(name, changed) {
   const figure = (key) => {
-    const value = h("dd", {});
-    return { value, row: h("div", {}, h("dt", {}, t(key)), value) };
+    const [value, note] = [h("span", {}), h("small", {})];
+    const show = (text, more = "") => {
+      setText(value, text);
+      setText(note, more);
+    };
+    return { show, row: h("div", {}, h("dt", {}, t(key)), h("dd", {}, value, " ", note)) };
   };
   const figures = {
     speed: figure("live.speed"),
@@ -100,11 +104,11 @@ function modelCard(name, changed) {
       detail.hidden = !engine.detail && !model.background;
       setText(detail, [engine.detail, model.background].filter(Boolean).join(" · "));
       showBreaker(breaker, model);
-      setText(figures.speed.value, speedOf(model));
-      setText(figures.queue.value, queueOf(model));
-      setText(figures.cache.value, cacheOf(model.prefix_cache));
-      setText(figures.memory.value, memory(model.memory_mb));
-      setText(figures.limit.value, limitOf(model.budget));
+      figures.speed.show(...speedOf(model));
+      figures.queue.show(...queueOf(model));
+      figures.cache.show(...cacheOf(model.prefix_cache));
+      figures.memory.show(memory(model.memory_mb));
+      figures.limit.show(...limitOf(model.budget));
       if (!isActing) showButton(button, model);
       if (lastBreaker !== null && lastBreaker !== model.breaker.state) {
         announce(`${name}: ${t(`live.breaker.${model.breaker.state}`)}`);
@@ -153,28 +157,30 @@ function showBreaker(element, model) {
   if (state !== "closed" && reason) element.append(h("span", { lang: "en" }, reason));
 }
 
+/** Tokens per second now, and the published figure for this model on this chip. */
 function speedOf(model) {
   const now = model.tokens_per_s;
   const published = model.published_tokens_per_s;
-  if (now === null) return published ? t("live.speed.only_published", { published }) : t("live.speed.none");
-  const text = t("live.speed.now", { now: formatNumber(now, 1) });
-  if (!published) return text;
-  return `${text} · ${t("live.speed.share", { share: percent(now / published), published: formatNumber(published, 1) })}`;
+  const value = now === null ? t("live.speed.none") : t("live.speed.now", { now: formatNumber(now, 1) });
+  if (!published) return [value];
+  const values = { share: percent((now ?? 0) / published), published: formatNumber(published, 1) };
+  return [value, t(now === null ? "live.speed.published" : "live.speed.share", values)];
 }
 
 function queueOf(model) {
-  const text = t("live.queue.counts", { running: model.running, waiting: model.waiting });
+  const waiting = t("live.queue.waiting", { n: model.waiting });
   const waitS = model.expected_wait_s;
-  return waitS >= 0.1 ? `${text} · ${t("live.queue.wait", { time: seconds(waitS) })}` : text;
+  const more = waitS >= 0.1 ? `${waiting}, ${t("live.queue.wait", { time: seconds(waitS) })}` : waiting;
+  return [t("live.queue.running", { n: model.running }), more];
 }
 
 function cacheOf({ hit_tokens: hits, prompt_tokens: all }) {
-  return all ? t("live.cache.share", { share: percent(hits / all), n: all }) : NONE;
+  return all ? [percent(hits / all), t("live.cache.share", { n: all })] : [NONE];
 }
 
 function limitOf(limits) {
-  if (limits === null) return t("live.limit.none");
-  return `${budget(limits)} (${t(limits.is_measured ? "live.limit.measured" : "live.limit.set")})`;
+  if (limits === null) return [t("live.limit.none")];
+  return [budget(limits), t(limits.is_measured ? "live.limit.measured" : "live.limit.set")];
 }
 
 function showButton(button, model) {

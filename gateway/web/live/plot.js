@@ -58,6 +58,7 @@ export function latencyPlot({ title, value, limit }) {
     const colour = (name) => style.getPropertyValue(`--${name}`).trim();
     const axis = { stroke: colour("muted"), font: `12px ${style.getPropertyValue("--font")}`, grid: { stroke: colour("line"), width: 1 }, ticks: { show: false } };
     const accent = colour("accent");
+    const isOneModel = rows.every((answer) => answer.model === rows[0].model); // else a line would connect different models
     const dot = (stroke, fill, size, width) => ({ show: true, stroke, fill, size, width });
     return {
       width: figure.clientWidth,
@@ -72,7 +73,7 @@ export function latencyPlot({ title, value, limit }) {
       series: [
         {},
         { paths: () => null, points: { show: false } }, // drawn by `drawLimits`; here for the range of the scale
-        { stroke: accent, width: 1.5, points: dot(accent, accent, 5, 1) },
+        { stroke: accent, width: isOneModel ? 1.5 : 0, points: dot(accent, accent, 5, 1) },
         { stroke: "transparent", width: 0, points: dot(colour("danger"), colour("page"), 10, 2.5) },
       ],
       hooks: {
