@@ -32,6 +32,8 @@ async def greet(config: Config, router: Router, port: int) -> None:
     for name, problem in silent.items():
         _log.warning("%s: %s", name, problem)
     models = router.models()
+    if any(model.status.engine.state == "closed" for model in models):  # stopped while a model was loading
+        return
     defaults = {model.name: router.defaults_for(model.name) for model in models}
     print(greeting(config, models, defaults, port, silent), flush=True)
 
@@ -65,6 +67,8 @@ def greeting(
     if name := next((name for name in ready if name not in silent), None):
         lines += ["", f"Open {base}/ in a browser, or try:"]
         lines += [f"  {line}" for line in request_lines(f"{base}/v1", name, bool(config.server.api_keys))]
+    else:
+        lines += ["", "No model is ready. `npu-gateway doctor` looks for the reason."]
     return "\n".join(["", *map(escape, lines), ""])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 from typing import Any
 
@@ -98,7 +99,18 @@ def test_model_of_a_silent_server_is_not_ready_and_not_tried() -> None:
     assert "  m  ready on cpu" in text and '"model": "m"' in text
     assert "Open http://127.0.0.1:8000/ in a browser" in text
     text = greeting(config, models[:1], defaults, 8000, {"down": "http://h/v1 does not answer"})
-    assert "Open " not in text
+    assert "Open " not in text and text.endswith("\nNo model is ready. `npu-gateway doctor` looks for the reason.\n")
+
+
+def test_gateway_that_was_stopped_while_it_loaded_prints_no_greeting(capsys: pytest.CaptureFixture[str]) -> None:
+    class Stopped:
+        async def tried(self) -> None: ...
+
+        def models(self) -> list[ModelInfo]:
+            return [info(state="closed")]
+
+    asyncio.run(module.greet(Config(models={"m": AUTO}), Stopped(), 8000))  # type: ignore[arg-type]
+    assert capsys.readouterr().out == ""
 
 
 def test_server_for_other_machines_shows_address_and_warning(monkeypatch: pytest.MonkeyPatch) -> None:

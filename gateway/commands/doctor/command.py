@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -47,7 +49,8 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    findings = list(examine_all(arguments))
+    with native_output_hidden():
+        findings = list(examine_all(arguments))
     found = verdict(findings)
     if arguments.json:
         checks = [
@@ -57,6 +60,25 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(str(found), findings)
     return 1 if any(finding.level == "bad" for finding in findings) else 0
+
+
+@contextmanager
+def native_output_hidden() -> Iterator[None]:
+    """Native libraries write to stdout when they load, in this process and in its children: not into the report."""
+    with suppress(OSError, AttributeError):
+        sys.stdout.flush()
+    try:
+        saved = os.dup(1)
+    except OSError:  # without a console
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nothing:  # noqa: PTH123 - not a path of files
+            os.dup2(nothing.fileno(), 1)
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 def _print(first: str, findings: list[Finding]) -> None:

@@ -32,7 +32,8 @@ def verdict(findings: Sequence[Finding]) -> Verdict:
     symptom = next((each for each in SYMPTOMS if each in seen), None)
     if symptom is None:
         return Verdict(because=_nothing_wrong(findings))
-    causes = [finding for finding in findings if finding.cause and symptom in CAUSES[finding.cause]]
+    faults = [finding for finding in findings if finding.cause and finding.level != "ok"]
+    causes = [finding for finding in faults if symptom in CAUSES[finding.cause]]
     if not causes:
         shown = next(finding for finding in findings if finding.symptom == symptom)
         return Verdict(symptom=symptom, because=f"{shown.what}: {_short(shown)}", step=_step(shown))

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -152,6 +153,14 @@ def scripted(tmp_path: Path) -> Any:
     with serving(load_config(tmp_path / "served.toml", {})) as running:
         running.wait_until_tried()
         yield running
+
+
+def test_text_of_native_libraries_is_not_in_the_report(capfd: pytest.CaptureFixture[str]) -> None:
+    with command.native_output_hidden():
+        os.write(1, b"loaded a library\n")
+        subprocess.run([sys.executable, "-c", "print('loaded another')"], check=True)
+    os.write(1, b"report\n")
+    assert capfd.readouterr().out == "report\n"
 
 
 def test_unknown_address_has_no_gateway() -> None:

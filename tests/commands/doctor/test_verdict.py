@@ -81,5 +81,9 @@ def test_slow_answer_has_device_threads_and_speed() -> None:
     assert str(verdict([SLOW])) == expected
 
 
+def test_good_line_is_no_cause() -> None:
+    assert verdict([finding("port", "ok"), BROKEN]).cause == "load"
+
+
 def test_bad_line_without_a_cause_is_named() -> None:
     assert str(verdict([Finding("bad", "x", "it broke.")])) == "Refused because: x: it broke."
