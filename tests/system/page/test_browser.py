@@ -150,6 +150,54 @@ class TestChat:
         assert "too slow at the moment" in seen.value["note"] and "m is too slow" in seen.value["note"]
 
 
+class TestChatState:
+    def test_damaged_storage_leaves_what_can_be_shown(self, chromium: Browser, server: Running) -> None:
+        seen = chromium.run("chat_state.damaged", server.url, {"model": "paris"})
+        assert_clean(seen, server, expected="status of 404")
+        assert seen.value["shown"] == ["Left over."] and seen.value["answer"] == "The capital of France is Paris."
+        assert "Choose another model" in seen.value["note"]
+
+    def test_full_or_missing_storage_is_said_and_answers_come(self, chromium: Browser, server: Running) -> None:
+        seen = run(chromium, "chat_state.unkept", server, {"model": "paris"})
+        full, missing = seen["notices"]
+        assert "storage is full" in full and "does not keep" in missing
+        assert seen["answers"] == ["The capital of France is Paris."] * 2
+
+    def test_two_tabs_share_a_conversation(self, chromium: Browser, server: Running) -> None:
+        seen = run(chromium, "chat_state.tabs", server, {"model": "paris"})
+        assert seen == {"shown": ["From the first tab", "From the second tab", "From the first tab again"], "left": 0}
+
+    def test_lost_answer_is_kept_and_tried_again(self, chromium: Browser, server: Running) -> None:
+        seen = chromium.run("chat_state.lost", server.url, {"model": "endless"})
+        assert_clean(seen, server, expected="net::ERR_INTERNET_DISCONNECTED")
+        assert "This answer is not complete" in seen.value["note"]
+        assert "The connection to the gateway is lost" in seen.value["alert"]
+        assert seen.value["versions"] == ["3 / 3"]
+
+    def test_cut_answer_goes_on_in_the_same_message(self, chromium: Browser, server: Running) -> None:
+        seen = run(chromium, "chat_state.cut", server, {"model": "endless", "limit": 3})
+        assert seen["text"] == "word" * 3 and "cut after 3 tokens, its limit" in seen["note"]
+        assert seen["after"] == ["word" * 6] and seen["versions"] == 0
+        first, second = seen["bodies"]
+        assert first["max_tokens"] == 3 and "temperature" not in first
+        assert [message["role"] for message in first["messages"]] == ["system", "user"]
+        assert second["messages"][2:] == [{"role": "assistant", "content": "word" * 3}]
+
+    def test_exported_conversations_can_be_imported(self, chromium: Browser, server: Running) -> None:
+        seen = run(chromium, "chat_state.transfer", server)
+        assert "chats.json has no conversations" in seen["refused"]
+        reasoning, call = seen["folded"]
+        assert reasoning == [False, "ReasoningA tool is needed."]
+        assert call == [False, 'Tool call: weather{ "city": "Oslo" }']
+        assert seen["titles"] == ["Forecast", "Forecast"]
+        assert [each["title"] for each in seen["exported"]["conversations"]] == ["Forecast"]
+
+    def test_keys_write_send_and_stop(self, chromium: Browser, server: Running) -> None:
+        seen = run(chromium, "chat_state.keys", server, {"model": "endless"})
+        assert (seen["composed"], seen["draft"], seen["sent"]) == (0, "one\ntwo", ["one\ntwo"])
+        assert "您停止了这个回答。" in seen["note"]
+
+
 def _lane(http: httpx.Client, model: str) -> dict[str, Any]:
     [lane] = [each for each in http.get("/gateway/live").json()["models"] if each["model"] == model]
     return dict(lane)
