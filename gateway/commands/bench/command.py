@@ -65,8 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         compare(*arguments.compare)
         return 0
-    if arguments.plot and arguments.plot.suffix.lower() != ".svg":
-        raise ConfigError(f"--plot: {str(arguments.plot)[:100]!r} does not end in .svg; only SVG is written")
+    _check_files(arguments)
     from gateway.commands.bench.measure import Measurement
 
     config = options.load(arguments, may_be_empty=bool(arguments.url or arguments.running))
@@ -84,6 +83,15 @@ def run(arguments: argparse.Namespace) -> int:
             _progress("")
     _write(arguments, report, config)
     return 0 if not report.stopped else 130 if report.stopped == "interrupted" else 1
+
+
+def _check_files(arguments: argparse.Namespace) -> None:
+    """Before minutes of measurement. Raises ConfigError for a file that cannot be written at its end."""
+    if arguments.plot and arguments.plot.suffix.lower() != ".svg":
+        raise ConfigError(f"--plot: {str(arguments.plot)[:100]!r} does not end in .svg; only SVG is written")
+    for option, name in (("--plot", arguments.plot), ("--json", arguments.json)):
+        if name and name != _STDOUT and (Path(name).is_dir() or not Path(name).absolute().parent.is_dir()):
+            raise ConfigError(f"{option}: {str(name)[:100]!r} is a folder, or in a folder that does not exist")
 
 
 @contextmanager
@@ -162,6 +170,7 @@ def _new_report(target: Target, version: str) -> Report:
         device=card.get("device") or "",
         runtime=card.get("runtime") or "",
         context_length=card.get("context_length") or 0,
+        published_tokens_per_s=card.get("published_tokens_per_s"),
         gateway_version=version,
     )
 
@@ -193,10 +202,6 @@ def _write(arguments: argparse.Namespace, report: Report, config: Config) -> Non
     from gateway.commands.bench.show import say, show
     from gateway.commands.bench.verdict import proposal
 
-    if arguments.plot:
-        _save(arguments.plot, plot(report))
-    if arguments.json and arguments.json != _STDOUT:
-        _save(Path(arguments.json), encode(report))
     if arguments.json == _STDOUT:
         print(encode(report), end="")
     else:
@@ -205,6 +210,10 @@ def _write(arguments: argparse.Namespace, report: Report, config: Config) -> Non
             table, text = proposal(report)
             print("", table, "", sep="\n")
             say(text)
+    if arguments.json and arguments.json != _STDOUT:
+        _save(Path(arguments.json), encode(report))
+    if arguments.plot:
+        _save(arguments.plot, plot(report))
     if report.stopped:
         print(f"npu-gateway: not complete: {escape(report.stopped)}", file=sys.stderr)
 

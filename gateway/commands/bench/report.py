@@ -77,6 +77,7 @@ class Report(Struct, kw_only=True):
     gateway: str = ""  # URL of a gateway that ran already; "": this command started one
     gateway_version: str = ""
     start_to_ready_s: float | None = None
+    published_tokens_per_s: float | None = None  # of this model on this machine's NPU
     passes: PassTimes | None = None  # that the gateway measured when it loaded the model
     budget: Budget | None = None  # of the breaker; None: it is off
     answers: list[Answers] = field(default_factory=list)

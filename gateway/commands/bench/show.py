@@ -114,6 +114,12 @@ def _facts(report: Report) -> tuple[list[Column], list[list[object]]]:
     facts: list[list[object]] = []
     if report.start_to_ready_s is not None:
         facts.append(["start to ready", seconds(report.start_to_ready_s)])
+        first = next((answers.runs[0] for answers in report.answers if answers.runs), None)
+        facts += [["first answer after the start", seconds(first.total_s)]] if first else []
+    measured = [speed for answers in report.answers for speed in speeds(answers.runs)]
+    if report.published_tokens_per_s and measured:
+        share = statistics.median(measured) / report.published_tokens_per_s
+        facts.append(["published speed", f"{report.published_tokens_per_s:g} tokens/s; measured: {share:.0%} of it"])
     if report.grammar and (text := _grammar(report.grammar)):
         facts.append(["constrained by a grammar", text])
     if report.memory:

@@ -90,6 +90,7 @@ def test_failure_of_the_first_request_is_one_line(bench: Callable[..., tuple[int
     ("arguments", "words"),
     [
         (("--plot", "a.png"), "--plot: 'a.png' does not end in .svg"),
+        (("--json", "none/a.json"), "--json: 'none/a.json' is a folder, or in a folder that does not exist"),
         (("--compare", "none.json", "none.json"), "none.json: cannot be read"),
     ],
 )

@@ -29,12 +29,15 @@ def shown(monkeypatch: pytest.MonkeyPatch, report: Report) -> str:
 
 
 def test_pipe_gets_fields_between_tabs(capsys: pytest.CaptureFixture[str]) -> None:
-    show(report_of(), BreakerConfig())
+    show(report_of(published_tokens_per_s=21.2), BreakerConfig())
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert {line[0] for line in lines} == {"answer", "speed", "prefill", "fact", "verdict"}
     answer = next(line for line in lines if line[:2] == ["answer", "64"])
     assert [float(field) for field in answer[2:]] == pytest.approx([3.6, 3.465, 3.51, 13.61], rel=1e-3)
     assert "no answer of this table opens" in lines[-1][1]
+    facts = {line[1]: line[2] for line in lines if line[0] == "fact"}
+    assert facts["first answer after the start"] == "800 ms"
+    assert facts["published speed"] == "21.2 tokens/s; measured: 83% of it"
 
 
 def test_terminal_of_50_columns_shows_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
