@@ -73,7 +73,7 @@ export function latencyPlot({ title, value, limit }) {
       series: [
         {},
         { paths: () => null, points: { show: false } }, // drawn by `drawLimits`; here for the range of the scale
-        { stroke: accent, width: isOneModel ? 1.5 : 0, points: dot(accent, accent, 5, 1) },
+        { stroke: accent, width: isOneModel ? 1.5 : 0, points: dot(accent, accent, 6, 1) },
         { stroke: "transparent", width: 0, points: dot(colour("danger"), colour("page"), 10, 2.5) },
       ],
       hooks: {
