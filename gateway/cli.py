@@ -21,6 +21,7 @@ from gateway.commands.launch import command as launch
 from gateway.commands.models import build, catalog, check, pull, stored, table
 from gateway.commands.parser import GroupedParser
 from gateway.commands.running import load, logs, ps, stop
+from gateway.commands.service import command as service
 from gateway.commands.verify import command as verify
 from gateway.errors import ConfigError, GatewayError
 from gateway.monitoring.output import escape
@@ -87,6 +88,7 @@ _GROUPS = {
         load,
         table,
         config_file,
+        service,
         usage,
     ),
     "use": (

@@ -84,6 +84,11 @@ def user_file(environ: Mapping[str, str] | None = None) -> Path:
     return data_folder(environ) / NAME
 
 
+def config_folder() -> Path:
+    """The folder of this user's configuration of all programs, on Linux."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+
+
 def delivered_file(environ: Mapping[str, str] | None = None) -> tuple[Path, Path]:
     """The file in the package, or in the clone, and the folder of its relative paths."""
     packaged = Path(__file__).parent.with_name(NAME)

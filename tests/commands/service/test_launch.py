@@ -1,0 +1,45 @@
+"""The command line of a service."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.commands.service.launch import call, make_launch
+from gateway.errors import ConfigError, GatewayError
+from tests.support.processes import SCRIPTED
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="an environment of POSIX")
+
+
+def test_named_configuration_is_passed_with_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.toml").write_text(SCRIPTED, encoding="utf-8")
+    launch = make_launch(Path("own.toml"))
+    assert launch.arguments == ("-P", "-m", "gateway", "serve", "--config", str(tmp_path / "own.toml"))
+    assert launch.folder == tmp_path and launch.program.exists()
+
+
+def test_mistake_in_the_configuration_is_reported_at_once(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text("[server]\nprot = 1\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="port"):
+        make_launch(tmp_path / "own.toml")
+
+
+def test_program_of_a_clone_is_behind_its_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So an upgrade, which lets the link point to another environment, does not break the service."""
+    environment = tmp_path / ".venvs" / "1"
+    (environment / "bin").mkdir(parents=True)
+    (tmp_path / ".venv").symlink_to(environment)
+    (tmp_path / "own.toml").write_text(SCRIPTED, encoding="utf-8")
+    monkeypatch.setattr("gateway.config.find.clone_folder", lambda: tmp_path)
+    monkeypatch.setattr(sys, "prefix", str(environment))
+    monkeypatch.setattr(sys, "executable", str(environment / "bin" / "python"))
+    assert make_launch(tmp_path / "own.toml").program == tmp_path / ".venv" / "bin" / "python"
+
+
+def test_missing_program_of_the_system_is_reported() -> None:
+    with pytest.raises(GatewayError, match="absent-program cannot be started"):
+        call(["absent-program"])
