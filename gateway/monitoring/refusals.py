@@ -11,8 +11,9 @@ import logging
 import time
 from collections.abc import Callable
 
-from gateway.errors import GatewayError, Unauthorized
+from gateway.errors import GatewayError, InvalidRequest, Unauthorized
 from gateway.monitoring.metrics import Metrics
+from gateway.monitoring.output import escape
 from gateway.monitoring.request_line import error_text, printable
 from gateway.monitoring.throttle import Throttle
 
@@ -37,7 +38,9 @@ class RefusalLog:
     def refused(self, method: str, path: str, client: tuple[str, int] | None, error: GatewayError) -> None:
         """Write the line of a request that no model got."""
         request = f"{printable(method)} {printable(path)} from {_host(client)}"
-        self._write(f"{error.status} {request}: {error_text(error.message)}{_HINTS.get(type(error), '')}")
+        has_prompt = isinstance(error, InvalidRequest)  # the others quote names and addresses
+        text = error_text(error.message) if has_prompt else escape(error.message).rstrip(".")
+        self._write(f"{error.status} {request}: {text}{_HINTS.get(type(error), '')}")
 
     def not_http(self, client: tuple[str, int] | None, data: bytes, status: int) -> None:
         """Write the line of bytes that are no HTTP request, and count the reply. `data`: the first bytes."""

@@ -4,7 +4,8 @@
     12:00:00 WARNING big  chat  laptop  503 latency_breaker_open: big is too slow now: ...  ..5e0a3db1
 
 Models, API, name of the key, times and counts, how it ended, and the last digits of the request's id, by which it is
-found from `x-request-id` or the id of the reply. "slow" has the device time and what the circuit breaker allows.
+found from `x-request-id` or the id of the reply. "slow: 3.3 s, limit 2 s" is the device time and the budget of the
+circuit breaker.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class RequestLine:
         if record.is_slow:
             limit_ms = record.limit_ms
             limit = "" if limit_ms is None else f", limit {limit_ms / 1000:.3g} s"
-            yield f"slow ({record.device_ms / 1000:.3g} s of device time{limit})"
+            yield f"slow: {record.device_ms / 1000:.3g} s{limit}"
 
     def _ending(self) -> str:
         record = self._record
@@ -94,7 +95,7 @@ class RequestLine:
         if record.status != 200:
             return f"{record.status} {record.ending}" + (f": {error_text(record.error)}" if record.error else "")
         if record.ending == "length" and record.has_default_limit:
-            return "length (the default limit: send max_tokens, or set it in config.toml)"
+            return "length (default limit; send max_tokens)"
         return record.ending
 
     def _models(self) -> str:

@@ -13,6 +13,15 @@ _LONGEST_WHAT = LONGEST_QUOTE + 30  # of msgspec's message; it can quote a whole
 _WHERE = re.compile(r"(?:`key` in )?`\$\.?(?P<path>[^`]*)`")
 _MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]+)`$")
 
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a string",
+    "array": "a list",
+    "object": "an object",
+}
+
 
 class ErrorDetail(Struct, kw_only=True):
     message: str
@@ -44,13 +53,30 @@ def validation_error(message: str) -> InvalidRequest:
     what, _, where = message.rpartition(" - at ")
     found = _WHERE.fullmatch(where)
     what, path = (what, _dotted(found["path"])) if found else (message, "")
-    what = cut(what, _LONGEST_WHAT)
+    what = cut(_in_words(what), _LONGEST_WHAT)
     if missing := _MISSING.match(what):
         param = f"{path}.{missing['field']}" if path else missing["field"]
         return InvalidRequest(f"Missing required parameter: '{param}'.", param=param)
     if not path:
         return InvalidRequest(f"The request body does not have the form that this endpoint expects: {what.lower()}.")
     return InvalidRequest(f"Invalid value for '{path}': {_lower_first(what)}.", param=path)
+
+
+def _in_words(what: str) -> str:
+    """msgspec's message without the names of Python's types: "Expected a number, got a string"."""
+
+    def kinds(found: re.Match[str]) -> str:
+        names = [name for name in found[1].split(" | ") if name != "null"] or ["null"]
+        return " or ".join(_KINDS.get(name, name) for name in names)
+
+    what = re.sub(r"`([a-z]+(?: \| [a-z]+)*)`", kinds, what) if what.startswith("Expected `") else what
+    return re.sub(r"(a string|a list) of length (>=|<=|==) (\d+)", _length, what)
+
+
+def _length(found: re.Match[str]) -> str:
+    unit = "characters" if found[1] == "a string" else "items"
+    how_many = {">=": f"{found[3]} or more", "<=": f"{found[3]} or fewer", "==": found[3]}[found[2]]
+    return f"{found[1]} of {how_many} {unit}"
 
 
 def _dotted(path: str) -> str:

@@ -44,8 +44,8 @@ def ask(server: Running, method: str, path: str, *, times: int = 2, **options: o
             "GET",
             "/v1/models",
             {"headers": {"Authorization": ""}},
-            "401 GET /v1/models from 127.0.0.1: You did not provide an API key: send it as '...'; "
-            "the keys are in [server] api_keys of config.toml",
+            "401 GET /v1/models from 127.0.0.1: You did not provide an API key: send it as 'Authorization: Bearer "
+            "KEY'; the keys are in [server] api_keys of config.toml",
         ),
         (
             "GET",

@@ -52,7 +52,7 @@ def test_answer_has_models_api_key_times_and_id_in_110_columns() -> None:
         ({"requested": "a", "model": "m", "why": "engine_failed", "ending": "stop"}, "a -> m (engine_failed)  stop"),
         (
             {"ending": "length", "has_default_limit": True},
-            "m  length (the default limit: send max_tokens, or set it in config.toml)",
+            "m  length (default limit; send max_tokens)",
         ),
         (
             {
@@ -63,7 +63,7 @@ def test_answer_has_models_api_key_times_and_id_in_110_columns() -> None:
                 "limit_ttft_ms": 1000.0,
                 "limit_per_token_ms": 100.0,
             },
-            "m  11 tokens  slow (3.81 s of device time, limit 2 s)  stop",
+            "m  11 tokens  slow: 3.81 s, limit 2 s  stop",
         ),
     ],
 )

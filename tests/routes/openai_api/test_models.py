@@ -53,7 +53,8 @@ def test_request_for_an_unknown_model_is_logged(http: httpx.Client, caplog: pyte
     caplog.set_level(logging.INFO, logger="gateway")
     response = http.post("/v1/chat/completions", json={"model": "no\nsuch", "messages": HELLO})
     [line] = [record.getMessage() for record in caplog.records if "model_not_found" in record.getMessage()]
-    assert line == f"{response.headers['x-request-id']}  no\\nsuch  model_not_found"
+    assert line.startswith("no\\nsuch  chat  404 model_not_found: The model 'no\\nsuch' does not exist; there is ")
+    assert line.endswith(f"  ..{response.headers['x-request-id'][-8:]}")
 
 
 @pytest.mark.parametrize("name", ["paris", "gpt-4o-mini", "org/alias:7b", "café"])
