@@ -20,6 +20,7 @@ import pytest
 
 from gateway.bundles.disk import data_folder
 from gateway.commands.options import base_url
+from gateway.commands.running.run_file import run_folder, running_gateways
 from gateway.monitoring.usage.store import FILE, UsageStore
 from tests.support.processes import SCRIPTED, gateway, serving, wakeups
 
@@ -40,11 +41,14 @@ def test_serve_prints_url_models_and_request_and_stops_on_signal(folder: Path, s
         assert f"Open {url.removesuffix('v1')} in a browser, or try:" in greeting
         assert 'npu-gateway chat "What is the capital of France?"' in greeting
         assert "Answers end after 64 tokens unless the client sets max_tokens" in greeting
+        [run] = [run for run in running_gateways() if run.pid == running.process.pid]
+        assert (f"{run.url}/v1", run.config_file, run.python) == (url, str(folder / "config.toml"), sys.executable)
         answer = subprocess.run(shlex.split(greeting.splitlines()[-1]), capture_output=True, check=True)
         assert "Paris" in json.loads(answer.stdout)["choices"][0]["message"]["content"]
         code, errors = running.stop(stop)
     assert code == 0
     assert "Traceback" not in errors
+    assert not (run_folder() / f"{run.port}.json").exists()
     assert answers_in_the_usage_history() == answered + 1  # the end of the gateway does not lose the last ones
 
 

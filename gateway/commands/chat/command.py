@@ -81,10 +81,10 @@ def chosen(models: list[dict[str, Any]], name: str | None, default: str | None) 
         return name
     if default in names and default is not None:
         return default
-    ready = [model["id"] for model in models if model.get("state", "ready") == "ready"]
     if not names:
         raise NotFound("The gateway has no model. `npu-gateway catalog` lists models that can be had.")
-    return str((ready or names)[0])
+    by_state = {model.get("state", "ready"): model["id"] for model in reversed(models)}
+    return str(by_state.get("ready") or by_state.get("unloaded") or names[0])  # a request loads an unloaded one
 
 
 def answer_once(conversation: Conversation, question: str) -> int:

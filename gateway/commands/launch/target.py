@@ -27,7 +27,7 @@ def find_target(config: Config, gateway: Found, model: str | None) -> Target:
 
 
 def _context(name: str, model: dict[str, Any]) -> int:
-    if (state := model.get("state", "ready")) != "ready":
+    if (state := model.get("state", "ready")) not in ("ready", "unloaded"):  # a request loads it
         hint = model.get("detail") or "wait until `npu-gateway serve` reports it"
         raise Unavailable(f"{name} is not ready ({state}): {hint}")
     context = model.get("context_length")

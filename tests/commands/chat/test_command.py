@@ -92,6 +92,7 @@ def test_chosen_model_is_the_named_or_default_or_first_ready_one() -> None:
     assert chosen(models, "a", "c") == "a" and chosen(models, "c:background", None) == "c:background"
     assert chosen(models, None, "c") == "c" and chosen(models, None, "gone") == "b"
     assert chosen(models[:1], None, None) == "a"
+    assert chosen([*models[:1], {"id": "d", "state": "unloaded"}], None, None) == "d"
     with pytest.raises(NotFound, match="catalog"):
         chosen([], None, None)
 

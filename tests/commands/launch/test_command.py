@@ -134,6 +134,16 @@ def test_files_are_merged_and_a_second_run_changes_nothing(
     assert len(files_in(home)) == 2  # the file and its copy
 
 
+def test_unloaded_model_is_loaded_by_the_client(
+    server: Running, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with server.http(headers={"authorization": f"Bearer {KEY}"}) as http:
+        assert http.post("/v1/models/smollm2-135m/unload").status_code == 200
+        assert launch(server, "codex", "--print") == 0
+        assert "model_context_window = 8192" in capsys.readouterr().out
+        assert http.post("/v1/models/smollm2-135m/load").status_code == 200
+
+
 def test_missing_client_is_one_sentence_and_changes_nothing(
     server: Running, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

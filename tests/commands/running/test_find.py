@@ -12,7 +12,8 @@ import pytest
 from gateway.commands.running.find import Found, find_gateway
 from gateway.commands.running.run_file import RunFile, announced
 from gateway.errors import ConfigError, NotFound
-from tests.support.processes import SCRIPTED, gateway
+from tests.commands.running.conftest import Command
+from tests.support.processes import SCRIPTED
 
 OWN_KEY, OTHER_KEY = "key-of-this-configuration", "key-of-the-other-configuration"
 
@@ -145,8 +146,8 @@ def test_url_without_scheme_is_refused_with_the_right_spelling(text: str, right:
     assert refused.value.message.startswith(f"--url: {text!r} is not a URL: ") and right in refused.value.message
 
 
-def test_commands_name_the_gateway_that_runs_elsewhere(here: Path) -> None:
+def test_commands_name_the_gateway_that_runs_elsewhere(command: Command) -> None:
     with gateways(8400):
-        done = gateway("chat", "hi", "--url", "http://127.0.0.1:1", cwd=here)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert "no server answers at http://127.0.0.1:1; one runs at http://127.0.0.1:8400" in done.stderr
+        code, _, errors = command("launch", "codex", "--print", "--url", "http://127.0.0.1:1")
+    assert code == 1
+    assert errors == "npu-gateway: no server answers at http://127.0.0.1:1; one runs at http://127.0.0.1:8400\n"

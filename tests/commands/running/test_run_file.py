@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import stat
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import psutil
 import pytest
 
 from gateway.commands.running.run_file import RunFile, announced, run_folder, running_gateways
-from tests.support.processes import serving
 
 
 @pytest.fixture(autouse=True)
@@ -96,14 +94,3 @@ def test_data_folder_that_cannot_be_written_is_a_warning(data: Path, caplog: pyt
         assert running_gateways() == []
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "will not find this gateway without --url" in caplog.text and "8400.json" in caplog.text
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM")
-def test_serve_writes_run_file_and_removes_it_after_sigterm(folder: Path) -> None:
-    with serving("--port", 0, cwd=folder) as running:
-        url = running.read_greeting().split(" on ")[1].split()[0]
-        [run] = running_gateways()
-        assert f"{run.url}/v1" == url and run.pid == running.process.pid
-        assert run.config_file == str(folder / "config.toml") and run.python == sys.executable
-        assert running.stop(signal.SIGTERM)[0] == 0
-    assert list(run_folder().iterdir()) == []

@@ -14,8 +14,11 @@ import pytest
 
 from gateway.commands.running.run_file import RunFile, run_folder, running_gateways
 from gateway.commands.running.stop import stopping_line
+from gateway.commands.serve import _listen
+from gateway.config.tables import ServerConfig
+from gateway.errors import GatewayError
 from tests.commands.running.conftest import Command
-from tests.support.processes import PATIENCE_S, SCRIPTED, environment, gateway, serving
+from tests.support.processes import PATIENCE_S, SCRIPTED, environment, serving
 
 ENDLESS = f'{SCRIPTED}script = {{ replies = ["word"], repeat = true, token_s = 0.05 }}\n'
 BODY = {"model": "paris", "prompt": "x", "max_tokens": 100_000, "stream": True}
@@ -101,8 +104,9 @@ def test_gateway_without_run_file_cannot_be_stopped(found: RunFile, command: Com
     assert errors == f"npu-gateway: No gateway at http://127.0.0.1:1 runs on this machine; one runs at {found.url}.\n"
 
 
-def test_port_in_use_names_the_gateway_and_the_way_out(found: RunFile, folder: Path) -> None:
-    done = gateway("serve", "--port", found.port, cwd=folder)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and done.stdout == ""
-    assert done.stderr.startswith(f"npu-gateway: Port {found.port} is held by npu-gateway ")
-    assert f"(pid {os.getpid()}). Next step: `npu-gateway stop`, or `npu-gateway serve --port " in done.stderr
+def test_port_in_use_names_the_gateway_and_the_way_out(found: RunFile) -> None:
+    with pytest.raises(GatewayError) as refused:
+        _listen(ServerConfig(port=found.port))
+    assert refused.value.message.startswith(f"Port {found.port} is held by npu-gateway ")
+    step = f"(pid {os.getpid()}). Next step: `npu-gateway stop`, or `npu-gateway serve --port {found.port + 1}`."
+    assert refused.value.message.endswith(step)

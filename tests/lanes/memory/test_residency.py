@@ -260,7 +260,7 @@ async def test_end_of_the_gateway_ends_waiting_requests_and_unloads() -> None:
         await unload
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(16))
 @in_virtual_time
 async def test_storm_of_loads_unloads_and_requests(seed: int) -> None:
     """Every request has exactly one ending, no two engines of a model are in memory, and no lane is left."""
