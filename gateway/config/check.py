@@ -73,29 +73,34 @@ def fields_of(struct: type[Struct]) -> dict[str, Any]:
 
 def unknown_key(setting: Setting, keys: Iterable[str]) -> str:
     """The message for a key that is not among the `keys` of its table."""
-    if setting.table[:1] == ("models",):
-        return _unknown_model_key(setting, keys)
-    if hint := nearest(setting.key, keys if setting.table else (*keys, *TABLES, "models")):
-        return f"unknown key{hint}"
-    if setting.key in fields_of(Config):
-        return "unknown key here; it belongs at the top of the file, before the first [table]"
-    homes = [name for name, struct in TABLES.items() if setting.key in fields_of(struct)]
-    return f"unknown key here; it belongs in [{homes[0]}]" if homes else "unknown key"
-
-
-def _unknown_model_key(setting: Setting, keys: Iterable[str]) -> str:
-    """The key belongs to another engine, is misspelt, or is a table."""
-    foreign = engines_of_keys() if len(setting.table) == 2 else {}
+    is_model = setting.table[:1] == ("models",)
+    foreign = engines_of_keys() if len(setting.table) == 2 and is_model else {}
     if setting.key in foreign:
         return f"means something only with {foreign[setting.key]}"
-    if isinstance(setting.value, dict):
+    if is_model and isinstance(setting.value, dict):
         name = f"{setting.table[1]}.{setting.key}"
         return f'unknown table; a name with a dot needs quotes: [models."{name}"]'
-    if hint := nearest(setting.key, keys):
+    if homes := list(_homes(setting)):
+        return f"unknown key here; it belongs {' or '.join(homes)}"
+    if hint := nearest(setting.key, keys if setting.table else (*keys, *TABLES, "models")):
         return f"unknown key{hint}"
     if key := closest(setting.key, foreign):
         return f"unknown key; did you mean {key!r}? It means something only with {foreign[key]}"
     return "unknown key"
+
+
+def _homes(setting: Setting) -> Iterator[str]:
+    """Where else a key of this name can be, nearest first."""
+    key, model = setting.key, quoted(setting.table[1]) if len(setting.table) > 1 else "NAME"
+    if len(setting.table) == 2 and key in fields_of(BreakerConfig):
+        yield f"in [models.{model}.breaker]"
+        return
+    if setting.table and key in fields_of(Config):
+        yield "at the top of the file, before the first [table]"
+    yield from (f"in [{name}]" for name, struct in TABLES.items() if key in fields_of(struct))
+    is_elsewhere = setting.table[:1] != ("models",) or len(setting.table) == 3
+    if is_elsewhere and key not in fields_of(Defaults) and key in {"engine", *engines_of_keys()}:
+        yield f"in [models.{model}]"
 
 
 def with_usual_name(setting: Setting) -> Setting:

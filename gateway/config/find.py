@@ -118,10 +118,12 @@ def _state(file: Path) -> str:
 @lru_cache(maxsize=8)  # the running gateway looks every second
 def _is_ours(file: Path, changed_ns: int, size: int) -> bool:
     """True if the file has a model, also if it has mistakes, or nothing but keys of this program."""
-    if has_header(file, {"models"}):
-        return True
     try:
+        if has_header(file, {"models"}):
+            return True
         content = read_toml(file)
+    except OSError:
+        return True  # the reader says why it cannot be read
     except ConfigError:
         return has_header(file, TABLES.keys() & _ONLY_OURS)
     known = {"models", *TABLES, *fields_of(Config)}

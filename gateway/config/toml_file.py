@@ -48,12 +48,13 @@ def read_toml(file: Path) -> dict[str, Any]:
 
 
 def has_header(file: Path, tables: set[str]) -> bool:
-    """True if a line of the file begins one of these tables, also in a file that is not valid TOML or UTF-16."""
+    """True if a line of the file begins one of these tables, also in a file that is not valid TOML or UTF-16.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     names = "|".join(map(re.escape, sorted(tables)))
-    try:
-        text = file.read_bytes().replace(b"\0", b"").decode("latin-1")
-    except OSError:
-        return False
+    text = file.read_bytes().replace(b"\0", b"").decode("latin-1")
     return re.search(rf"""^\s*(?:\ufeff|ï»¿|ÿþ)?\[\s*["']?({names})["']?\s*[.\]]""", text, re.MULTILINE) is not None
 
 

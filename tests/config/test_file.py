@@ -194,13 +194,21 @@ MISTAKES = [
         "[server] default_model: unknown key here; it belongs at the top of the file, before the first [table]",
     ),
     ("[server]\nzzz = 1\n" + ONE_MODEL, "[server] zzz: unknown key"),
+    ("[breaker]\nfallback = 'a'\n" + ONE_MODEL, "[breaker] fallback: unknown key here; it belongs in [models.NAME]"),
+    ("[defaults]\ntoken_ms = 1\n" + ONE_MODEL, "[defaults] token_ms: unknown key here; it belongs in [breaker]"),
+    (ONE_MODEL + "token_ms = 1\n", "[models.a] token_ms: unknown key here; it belongs in [models.a.breaker]"),
+    (ONE_MODEL + "port = 1\n", "[models.a] port: unknown key here; it belongs in [server]"),
+    ("threads = 1\n" + ONE_MODEL, "threads: unknown key here; it belongs in [models.NAME]"),
     ("[breaker]\nrate = 0\n" + ONE_MODEL, "[breaker] rate: expected float > 0.0, got 0"),
     ("[breaker]\nwindow = 3\n" + ONE_MODEL, "[breaker] min_calls: 5 is more than the window of 3"),
     (
         ONE_MODEL + "[models.a.breaker]\nmin_calls = 11\n",
         "[models.a.breaker] min_calls: 11 is more than the window of 10",
     ),
-    (ONE_MODEL + "[models.a.breaker]\nengine = 1\n", "[models.a.breaker] engine: unknown key"),
+    (
+        ONE_MODEL + "[models.a.breaker]\nengine = 1\n",
+        "[models.a.breaker] engine: unknown key here; it belongs in [models.a]",
+    ),
     (ONE_MODEL + "[models.a.breaker]\ntokens_ms = 1\n", "[models.a.breaker] tokens_ms: unknown key; did you mean"),
     (
         '[models.llama3.2-3b]\npath = "x"\n',

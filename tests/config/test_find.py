@@ -10,6 +10,7 @@ import pytest
 from gateway.config import find
 from gateway.config.file import load_config
 from gateway.config.find import find_config, search
+from gateway.errors import ConfigError
 from tests.support.paths import ROOT
 
 ONE_MODEL = '[models.a]\npath = "a"\n'
@@ -90,3 +91,14 @@ def test_file_of_this_program_is_used(environ: dict[str, str], text: str) -> Non
 def test_folder_with_the_name_of_the_file_is_passed_over(environ: dict[str, str]) -> None:
     Path("config.toml").mkdir()
     assert find_config(None, environ) == (ROOT / "config.toml", ROOT)
+
+
+def test_file_that_cannot_be_read_is_not_passed_over(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object, **options: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    Path("config.toml").write_text("x = 1\n", encoding="utf-8")
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr(Path, "read_text", denied)
+    with pytest.raises(ConfigError, match=r"config.toml: cannot be read: Permission denied"):
+        load_config(None, environ)
