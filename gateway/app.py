@@ -33,6 +33,7 @@ from gateway.routes.ollama_api import routes as ollama
 from gateway.routes.openai_api import chat, completions, embeddings, load, models
 from gateway.routes.page import live, page
 from gateway.routes.page import usage as usage_route
+from gateway.routes.page.files import web_files
 from gateway.routes.page.live import LiveSources
 from gateway.routes.responses_api import routes as responses
 from gateway.routes.responses_api.store import ResponseStore
@@ -149,6 +150,7 @@ def create_app(
 
 @asynccontextmanager
 async def _lifespan(app: Litestar) -> AsyncGenerator[None, None]:
+    web_files()  # as they are now: an upgrade may change them while this version runs
     router: Router = app.state.router
     log = app.state.live.log
     logging.getLogger().addHandler(log)

@@ -7,7 +7,7 @@ lets no request go to another host.
 
 from __future__ import annotations
 
-from litestar import get, route
+from litestar import route
 from litestar.enums import HttpMethod
 from litestar.params import FromPath
 from litestar.response.base import ASGIResponse
@@ -41,7 +41,8 @@ HEADERS = {
     "cache-control": "no-cache",  # the browser asks each time, so an upgrade is seen at once
 }
 _TEXT = web_file_of(
-    f"npu-gateway {__version__} is running. The OpenAI-compatible API is under /v1; try GET /v1/models.\n".encode(),
+    f"npu-gateway {__version__} is running. The OpenAI-compatible API is under /v1; try GET /v1/models.\n"
+    "In a browser this address is a page. Description of the API: /schema. State: /readyz, /metrics.\n".encode(),
     "text/plain",
 )
 _ROOT = openapi_opt("Get the page, or a short text that names the gateway", reply=str, media_type="text/plain")
@@ -55,7 +56,7 @@ async def root(request: HttpRequest) -> ASGIApp:
     return _response(request, _TEXT, {"vary": "accept"})
 
 
-@get("/web/{file_path:path}", opt=OPEN | _FILE)
+@route("/web/{file_path:path}", http_method=[HttpMethod.GET, HttpMethod.HEAD], status_code=200, opt=OPEN | _FILE)
 async def web_file(request: HttpRequest, file_path: FromPath[str]) -> ASGIApp:
     file = web_files().get(file_path.removeprefix("/"))  # Litestar's `path` includes the leading slash
     if file is None:

@@ -53,6 +53,8 @@ def test_unchanged_file_is_304(http: httpx.Client) -> None:
     again = http.get("/web/app/main.js", headers={"if-none-match": f'W/"x", {first.headers["etag"]}'})
     assert (again.status_code, again.content) == (304, b"")
     assert http.get("/web/app/main.js", headers={"if-none-match": '"x"'}).content == first.content
+    head = http.head("/web/app/main.js")
+    assert (head.content, head.headers["content-length"]) == (b"", str(len(first.content)))
 
 
 def test_every_file_has_its_media_type(http: httpx.Client) -> None:
