@@ -106,7 +106,9 @@ def examine_all(arguments: argparse.Namespace) -> Iterator[Finding]:
     try:
         config = options.load(arguments)
     except ConfigError as error:
-        yield Finding("bad", "configuration", error.message, "configuration", error.message, "correct that line")
+        yield Finding(
+            "bad", "configuration", error.message, "configuration", error.message, "correct the configuration"
+        )
         return
     yield from bounded("configuration", _SHORT_S, lambda: _configuration(arguments, config))
     yield from _with(arguments, config)
@@ -132,6 +134,8 @@ def _with(arguments: argparse.Namespace, config: Config) -> Iterator[Finding]:
     from gateway.commands.doctor import gateway_state, models, port, resources, upstream
     from gateway.commands.running import find
 
+    if arguments.url:
+        find.checked_url(arguments.url)
     try:
         found = find.find_gateway(arguments, config)
         state = gateway_state.read_state(found)
@@ -139,7 +143,9 @@ def _with(arguments: argparse.Namespace, config: Config) -> Iterator[Finding]:
         yield Finding("note", "gateway", error.message)
         found, state = find.Found(url=""), None
     else:
-        yield from bounded("gateway", _SHORT_S, lambda: gateway_state.state_findings(found, state))
+        yield from bounded(
+            "gateway", _SHORT_S, lambda: gateway_state.state_findings(found, state, is_named=bool(arguments.url))
+        )
     is_running = state is not None
     if not arguments.url:
         yield from bounded("port", _SHORT_S, lambda: port.port(config.server))

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Struct, field
 
-from gateway.commands.doctor.finding import Finding
+from gateway.commands.doctor.finding import Finding, Level
 from gateway.commands.running.find import Found
 from gateway.config.hosts import is_loopback
 from gateway.qnn.driver_errors import explain
 
 _ANSWER_S = 5.0
+_LONG_PROMPT = 1000  # tokens that no cache has
+_SHORTER = "begin a new conversation, or keep the start of the prompt the same, so that the prefix cache has it"
 _WAIT = "wait until the requests have ended, send fewer at once, or raise `max_sequences`"
 
 
@@ -68,6 +70,25 @@ class ModelState(Struct):
         return ", ".join(filter(None, (f"ready on {self.engine.device}", breaker, self.speed, waiting)))
 
 
+class Answer(Struct):
+    """The fields of one answer in /gateway/live that matter here."""
+
+    model: str
+    status: int = 200
+    ending: str = ""
+    error: str = ""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    queue_ms: float | None = None
+    ttft_ms: float | None = None
+    slow_cause: str = ""
+    has_default_limit: bool = False
+
+
+class Live(Struct):
+    answers: list[Answer] = field(default_factory=list)
+
+
 class Readiness(Struct):
     models: list[ModelState] = field(default_factory=list)
 
@@ -79,6 +100,35 @@ def read_state(found: Found) -> Readiness | None:
         return msgspec.json.decode(body, type=Readiness)
     except (OSError, ValueError, msgspec.MsgspecError):
         return None
+
+
+def recent_answers(found: Found) -> list[Answer]:
+    """The last answers of the gateway. Empty if it does not show them, or not for this key."""
+    try:
+        return msgspec.json.decode(fetch(f"{found.url}/gateway/live", found.key, _ANSWER_S), type=Live).answers
+    except (OSError, ValueError, msgspec.MsgspecError):
+        return []
+
+
+def answer_findings(answers: Sequence[Answer]) -> Iterator[Finding]:
+    """Of the last answers: the last slow one of each cause, the last error, and how many were cut."""
+    last = {answer.slow_cause: answer for answer in answers if answer.slow_cause}
+    if prompt := last.get("prompt"):
+        computed, seconds = prompt.prompt_tokens - prompt.cached_tokens, (prompt.ttft_ms or 0.0) / 1000
+        because = (
+            f"{prompt.model} needed {seconds:.1f} s for {computed} new tokens of a prompt of {prompt.prompt_tokens}"
+        )
+        if computed >= _LONG_PROMPT:
+            yield Finding("note", "long prompt", because, "context", because, _SHORTER, "slow")
+    if queued := last.get("queue"):
+        because = f"a request of {queued.model} waited {(queued.queue_ms or 0.0) / 1000:.1f} s for others"
+        yield Finding("note", "queue", because, "busy", because, _WAIT, "slow")
+    if failed := next((answer for answer in reversed(answers) if answer.status >= 500), None):
+        yield Finding("note", "last error", f"{failed.model or 'no model'}: {failed.status} {failed.error}")
+    cut = sum(answer.ending == "length" and answer.has_default_limit for answer in answers)
+    if cut:
+        detail = f"{cut} of the last {len(answers)} were cut at the default limit: set max_tokens in the client"
+        yield Finding("note", "answers", detail)
 
 
 def fetch(url: str, key: str, limit_s: float, body: dict[str, Any] | None = None) -> bytes:
@@ -100,14 +150,20 @@ def request(url: str, key: str, limit_s: float, body: dict[str, Any] | None = No
         return error
 
 
-def state_findings(found: Found, readiness: Readiness | None) -> Iterator[Finding]:
+def state_findings(found: Found, readiness: Readiness | None, *, is_named: bool = False) -> Iterator[Finding]:
+    """Args:
+    readiness: None: it does not answer.
+    is_named: by `--url`, so it should run.
+    """
     if readiness is None:
         if found.run:
             step = "read its log, then stop it with `npu-gateway stop` and start it again"
             because = f"the gateway at {found.url} (pid {found.run.pid}) runs and does not answer"
             yield Finding("bad", "gateway", because, "busy", because, step)
         else:
-            yield Finding("note", "gateway", f"none runs at {found.url}; `npu-gateway serve` starts one")
+            because, step = f"no gateway answers at {found.url}", "`npu-gateway serve` starts one"
+            level: Level = "bad" if is_named else "note"
+            yield Finding(level, "gateway", f"{because}; {step}", because=f"{because}; {step}", step="correct the URL")
         return
     version = f"npu-gateway {found.run.version}, pid {found.run.pid}" if found.run else "a gateway"
     yield Finding("ok", "gateway", f"{version} answers at {found.url}")

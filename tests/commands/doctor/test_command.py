@@ -133,6 +133,11 @@ class TestReport:
         code, _, found = report(configured(tmp_path, f"insecure = true\n{SCRIPTED}"), capsys)
         assert code == 0 and found["keys"]["level"] == "note"
 
+    def test_wrong_url_is_exit_code_2(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        file = configured(tmp_path, SCRIPTED) / "config.toml"
+        assert cli.main(["doctor", "--quick", "--config", str(file), "--url", "127.0.0.1:80"]) == 2
+        assert "write http://127.0.0.1:80" in capsys.readouterr().err
+
     def test_fault_of_one_check_keeps_the_others(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from gateway.commands.doctor.gateway_state import ModelState, Readiness, model_findings, state_findings
+from gateway.commands.doctor.gateway_state import (
+    Answer,
+    ModelState,
+    Readiness,
+    answer_findings,
+    model_findings,
+    read_state,
+    recent_answers,
+    state_findings,
+)
 from gateway.commands.doctor.verdict import verdict
 from gateway.commands.running.find import Found
 from gateway.commands.running.run_file import RunFile
+from gateway.config.file import load_config
+from tests.support.processes import SCRIPTED
+from tests.support.server import serving
 
 BUDGET = {"latency_ms": 1000.0, "prompt_token_ms": 10.0, "token_ms": 100.0}
 PASSES = {"wide_s": 0.3, "step_s": 0.025}
@@ -80,9 +93,46 @@ def test_gateway_that_does_not_answer_is_bad_if_it_runs() -> None:
     assert dead.level == "bad" and "(pid 7) runs and does not answer" in dead.detail and "npu-gateway stop" in dead.step
     [none] = state_findings(Found(url=run.url), None)
     assert none.level == "note" and "npu-gateway serve" in none.detail
+    [named] = state_findings(Found(url=run.url), None, is_named=True)
+    assert named.level == "bad" and "no gateway answers at http://127.0.0.1:1" in named.detail
 
 
 def test_running_gateway_is_named() -> None:
     run = RunFile(url="http://127.0.0.1:1", host="127.0.0.1", port=1, pid=7)
     first, second = state_findings(Found(url=run.url, run=run), Readiness(models=[model()]))
     assert "pid 7 answers at http://127.0.0.1:1" in first.detail and second.what == "gateway: m"
+
+
+def test_long_prompt_that_made_an_answer_slow_is_the_cause() -> None:
+    slow = Answer(model="m", prompt_tokens=6000, cached_tokens=500, ttft_ms=12_300.0, slow_cause="prompt")
+    found = verdict(list(answer_findings([slow, Answer(model="m")])))
+    assert (found.symptom, found.cause) == ("slow", "context")
+    assert found.because == "m needed 12.3 s for 5500 new tokens of a prompt of 6000"
+    assert list(answer_findings([Answer(model="m", prompt_tokens=50, slow_cause="prompt")])) == []
+
+
+def test_request_that_waited_for_others_is_the_cause() -> None:
+    found = verdict(list(answer_findings([Answer(model="m", queue_ms=4200.0, slow_cause="queue")])))
+    assert (found.cause, found.because) == ("busy", "a request of m waited 4.2 s for others")
+
+
+def test_last_error_and_cut_answers_are_notes() -> None:
+    answers = [
+        Answer(model="m", status=503, error="it loads"),
+        Answer(model="m", ending="length", has_default_limit=True),
+    ]
+    error, cut = answer_findings(answers)
+    assert error.detail == "m: 503 it loads"
+    assert cut.detail == "1 of the last 2 were cut at the default limit: set max_tokens in the client"
+
+
+def test_answers_of_a_running_gateway_are_read(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(SCRIPTED, encoding="utf-8")
+    with serving(load_config(tmp_path / "config.toml", {})) as server:
+        server.openai().completions.create(model="paris", prompt="x", max_tokens=2)
+        found = Found(url=server.url)
+        state = read_state(found)
+        assert state is not None and str(state.models[0]).startswith("ready on simulated")
+        [answer] = recent_answers(found)
+    assert (answer.model, answer.status, answer.ending) == ("paris", 200, "length")
+    assert recent_answers(found) == [] and read_state(found) is None
