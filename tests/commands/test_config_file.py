@@ -12,6 +12,7 @@ import pytest
 
 from gateway import cli
 from gateway.commands.options import add_provider
+from gateway.config import find as config_find
 from gateway.config.file import load_config
 from gateway.config.find import user_file
 from tests.support.paths import ROOT
@@ -43,6 +44,20 @@ def test_init_writes_the_delivered_file_for_this_user(capsys: pytest.CaptureFixt
     assert file.read_text(encoding="utf-8").count("#") == (ROOT / "config.toml").read_text(encoding="utf-8").count("#")
     if os.name == "posix":
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_init_of_an_installed_package_keeps_the_folder_of_the_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an installed package, config.toml lies with the module, and the models are in the data folder."""
+    package = tmp_path / "site" / "gateway"
+    package.mkdir(parents=True)
+    (package / "config.toml").write_bytes((ROOT / "config.toml").read_bytes())
+    monkeypatch.setattr(config_find, "__file__", str(package / "config" / "find.py"))
+    before = load_config()
+    assert cli.main(["config", "init"]) == cli.main(["config", "init", "own.toml"]) == 0
+    assert user_file().read_bytes() == (package / "config.toml").read_bytes()
+    assert before == load_config() == load_config(Path("own.toml"))
 
 
 def test_init_never_overwrites(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
