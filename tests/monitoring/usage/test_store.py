@@ -6,6 +6,7 @@ import logging
 import shutil
 import sqlite3
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -47,6 +48,17 @@ def test_two_gateways_add_to_the_same_numbers(tmp_path: Path) -> None:
         first.rows(0) == second.rows(0) == {Cell(NOW, "m", "k"): expected, Cell(NOW - 1, "other", ""): {"requests": 1}}
     )
     assert first.rows(NOW) == {Cell(NOW, "m", "k"): expected}
+
+
+def test_gateways_that_begin_a_file_at_once_lose_nothing(tmp_path: Path) -> None:
+    def write(_: int) -> None:
+        kept = UsageStore(tmp_path / "usage.sqlite", 30, busy_s=60)
+        for _ in range(8):
+            kept.add(one())
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert total(store(tmp_path)) == 32
 
 
 def test_no_file_is_no_usage(tmp_path: Path) -> None:
