@@ -14,6 +14,7 @@ from gateway.qnn.device import NpuDevice
 from gateway.qnn.driver_errors import DRIVER_ERRORS, explain, explained
 from gateway.qnn.provider import open_session
 from gateway.worker.decoders.onnx import running_failed
+from tests.support.paths import ROOT
 
 #: What the libraries printed in public reports -> the code of the reason.
 REPLAYED = {
@@ -99,3 +100,10 @@ def test_driver_that_refuses_a_session_is_explained(
 def test_driver_that_fails_while_it_runs_is_explained() -> None:
     error = running_failed(native.RuntimeException("qnn_graph_execute failed. Error 1100"))
     assert "The NPU failed in the middle of a computation" in error.message and "`npu-gateway doctor`" in error.message
+
+
+def test_codes_in_the_documentation_are_known() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    section = page.split("## Error codes of the NPU driver")[1]
+    codes = {int(code) for code in re.findall(r"\b\d{4,5}\b", section)}
+    assert len(codes) >= 7 and codes <= {each.code for each in DRIVER_ERRORS}

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
+from gateway import __version__
 from gateway.commands.doctor.finding import Finding, Level
 from gateway.commands.running.find import Found
 from gateway.config.hosts import is_loopback
@@ -150,10 +151,13 @@ def request(url: str, key: str, limit_s: float, body: dict[str, Any] | None = No
         return error
 
 
-def state_findings(found: Found, readiness: Readiness | None, *, is_named: bool = False) -> Iterator[Finding]:
+def state_findings(
+    found: Found, readiness: Readiness | None, *, is_named: bool = False, config_file: str = ""
+) -> Iterator[Finding]:
     """Args:
     readiness: None: it does not answer.
     is_named: by `--url`, so it should run.
+    config_file: the configuration of these checks.
     """
     if readiness is None:
         if found.run:
@@ -167,6 +171,12 @@ def state_findings(found: Found, readiness: Readiness | None, *, is_named: bool 
         return
     version = f"npu-gateway {found.run.version}, pid {found.run.pid}" if found.run else "a gateway"
     yield Finding("ok", "gateway", f"{version} answers at {found.url}")
+    if found.run and found.run.version != __version__:
+        yield Finding(
+            "note", "gateway", f"it is npu-gateway {found.run.version}, and {__version__} is installed: restart it"
+        )
+    if found.run and config_file and found.run.config_file not in ("", config_file):
+        yield Finding("note", "gateway", f"it uses {found.run.config_file}, and these checks {config_file}")
     for model in readiness.models:
         yield from model_findings(model)
 

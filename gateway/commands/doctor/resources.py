@@ -13,6 +13,7 @@ from gateway.bundles.preflight.files import files_of, weight_bytes
 from gateway.commands.doctor.finding import Finding
 from gateway.commands.models.model_state import bundle_folders
 from gateway.config.tables import Config
+from gateway.qnn.detect import may_have_npu
 
 _SYSTEM_BYTES = 1_000_000_000  # memory that the system needs itself
 _BUSY_PERCENT = 80
@@ -38,8 +39,9 @@ def weights(config: Config) -> dict[str, int]:
     found = {}
     for name, model in config.models.items():
         folders = [folder for folder in bundle_folders(model) if folder.is_dir()]
-        if folders:
-            found[name] = max(weight_bytes(files_of(folder)) for folder in folders)
+        uses_npu = may_have_npu() or getattr(model, "provider", "qnn") == "qnn"
+        if folders:  # the first one is for the CPU
+            found[name] = max(weight_bytes(files_of(folder)) for folder in (folders if uses_npu else folders[:1]))
     return found
 
 

@@ -23,7 +23,8 @@ from tests.support.terminal import Terminal
 
 @pytest.fixture
 def no_npu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the child process that looks for the NPU."""
+    """Without the child process that looks for the NPU, and without half a second of the processors' load."""
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: 5.0)
     monkeypatch.setattr("gateway.qnn.detect.detect_npu", lambda *, emulated: None)
 
 

@@ -103,6 +103,16 @@ def test_running_gateway_is_named() -> None:
     assert "pid 7 answers at http://127.0.0.1:1" in first.detail and second.what == "gateway: m"
 
 
+def test_other_version_and_configuration_of_the_gateway_are_notes() -> None:
+    url = "http://127.0.0.1:1"
+    run = RunFile(url=url, host="127.0.0.1", port=1, pid=7, version="0.0.1", config_file="/a/config.toml")
+    found = Found(url=url, run=run)
+    _, version, config = state_findings(found, Readiness(), config_file="/b/config.toml")
+    assert "0.0.1, and" in version.detail and "restart it" in version.detail
+    assert config.detail == "it uses /a/config.toml, and these checks /b/config.toml"
+    assert len(list(state_findings(found, Readiness(), config_file="/a/config.toml"))) == 2
+
+
 def test_long_prompt_that_made_an_answer_slow_is_the_cause() -> None:
     slow = Answer(model="m", prompt_tokens=6000, cached_tokens=500, ttft_ms=12_300.0, slow_cause="prompt")
     found = verdict(list(answer_findings([slow, Answer(model="m")])))

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from gateway.commands.doctor import resources
 from gateway.commands.doctor.resources import Memory, disk_findings, load_findings, memory_findings, weights
 from gateway.config.tables import Config, LocalModel, UpstreamModel
 
@@ -33,6 +35,18 @@ def test_weights_of_models_on_this_machine_are_counted(tiny: Path, tmp_path: Pat
     models = {"a": LocalModel(path=str(tiny)), "gone": LocalModel(path=str(tmp_path / "gone")), "far": UpstreamModel()}
     found = weights(Config(models=dict(models)))
     assert list(found) == ["a"] and 10_000 < found["a"] < 10_000_000
+
+
+def test_bundle_for_the_npu_counts_only_where_it_is_used(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "may_have_npu", lambda: False)
+    shutil.copytree(tiny, tmp_path / "m")
+    npu = Path(shutil.copytree(tiny, tmp_path / "m-npu"))
+    (npu / "more.bin").write_bytes(b"1" * 5_000_000)
+    auto, qnn = LocalModel(path=str(tmp_path / "m")), LocalModel(path=str(tmp_path / "m"), provider="qnn")
+    found = weights(Config(models={"auto": auto, "qnn": qnn}))
+    assert found["auto"] < 5_000_000 < found["qnn"]
 
 
 def test_full_disk_is_a_note() -> None:
