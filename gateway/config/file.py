@@ -144,6 +144,15 @@ def has_keys(file: Path) -> bool:
     )
 
 
+#: A variable of the gateway that `bench` measures. It is no setting, so it has another prefix.
+UNLISTED = "_NPU_GATEWAY_UNLISTED"
+
+
+def is_unlisted() -> bool:
+    """True for a gateway that no other command should find."""
+    return UNLISTED in os.environ
+
+
 def environment_with(**settings: str) -> dict[str, str]:
     """The environment of this process for a child, with gateway settings added: `SERVER_PORT="9000"`."""
     return {**os.environ, **{ENV_PREFIX + name: value for name, value in settings.items()}}

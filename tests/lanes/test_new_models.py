@@ -14,6 +14,7 @@ from gateway.config.tables import BreakerConfig, ModelConfig, ScriptedModel
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import BundleError, ConfigError, ModelNotFound, ModelNotReady
 from gateway.lanes.lane import Lane
+from gateway.lanes.memory.residency import Residency
 from gateway.lanes.new_models import NewModels, Upgrades
 from gateway.lanes.router import Router
 from tests.support.routing import BREAKER, answer_of, model, request
@@ -187,6 +188,32 @@ async def test_model_moves_to_its_better_bundle_while_a_request_runs() -> None:
             await running.aclose()
             await until(lambda: old.status.engine.state == "closed")
         assert bundles.log == ["advance", "main moved", "stop"]
+        assert await answer_of(router, request("main")) == ("main", "new")
+
+
+async def test_unloaded_model_moves_when_it_is_loaded_again() -> None:
+    sleeps: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        sleeps.append(seconds)
+        await asyncio.sleep(0)
+
+    async def made(name: str, config: ModelConfig) -> Lane:
+        return make_lane(name, config)
+
+    async with served({"main": model("old")}) as router:
+        bundles, residency = Bundles(model("new")), Residency(router, made)
+        bundles.may_end.clear()
+        async with upgraded(router, bundles, sleep):
+            await until(lambda: "advance" in bundles.log)
+            await residency.unload("main")
+            sleeps.clear()
+            bundles.may_end.set()
+            await until(lambda: len(sleeps) > 20)  # it looks whether the model is loaded
+            assert bundles.log == ["advance"] and router.status()[0].engine.state == "unloaded"
+            assert router.status()[0].background == "1 to go"
+            await residency.load("main")
+            await until(lambda: "main moved" in bundles.log)
         assert await answer_of(router, request("main")) == ("main", "new")
 
 

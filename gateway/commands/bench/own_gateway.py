@@ -65,7 +65,7 @@ class OwnGateway:
 @contextmanager
 def own_gateway(arguments: argparse.Namespace, config: Config, model: str) -> Iterator[OwnGateway]:
     """`npu-gateway serve MODEL` as a process on a free port of loopback; stopped at the end."""
-    from gateway.config.file import environment_with
+    from gateway.config.file import UNLISTED, environment_with
     from gateway.config.value import upper
 
     with closing(socket.create_server(("127.0.0.1", 0))) as probe:
@@ -77,7 +77,7 @@ def own_gateway(arguments: argparse.Namespace, config: Config, model: str) -> It
     command += ["--config", str(arguments.config)] if arguments.config else []
     command += ["--provider", arguments.provider] if arguments.provider else []
     own = {f"MODELS_{upper(name)}_BREAKER_ENABLED": "false" for name, table in config.models.items() if table.breaker}
-    environment = environment_with(BREAKER_ENABLED="false", **own)
+    environment = {**environment_with(BREAKER_ENABLED="false", **own), UNLISTED: "1"}
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, env=environment) as process,

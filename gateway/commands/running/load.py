@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from functools import partial
 from urllib.parse import quote
 
 from gateway.commands import options
 from gateway.commands.running.api import call
-from gateway.commands.running.find import add_gateway, add_key, find_gateway
+from gateway.commands.running.find import Found, add_gateway, add_key, find_gateway
 from gateway.monitoring.output import escape
 
 _LOAD = "Load a model of a running gateway, and wait until it is ready."
@@ -26,8 +27,16 @@ def add_parser(subparsers: options.Subparsers) -> None:
         parser.set_defaults(run=partial(run, verb))
 
 
+def _say_who_is_first(found: Found, name: str, verb: str) -> None:
+    """An unload waits for requests, which may take minutes."""
+    models = call(found, "GET", "/readyz", accepts=(503,)).get("models", []) if verb == "unload" else []
+    if count := sum(model["running"] + model["waiting"] for model in models if model["model"] == name):
+        print(f"waiting for the end of {count} request{'s' if count > 1 else ''}", file=sys.stderr, flush=True)
+
+
 def run(verb: str, arguments: argparse.Namespace) -> int:
     found = find_gateway(arguments)
+    _say_who_is_first(found, arguments.model, verb)
     path = f"/v1/models/{quote(arguments.model, safe='')}/{verb}"
     status = call(found, "POST", path, limit_s=None)
     engine = status["engine"]

@@ -14,10 +14,11 @@ from gateway.commands import options
 from gateway.commands.running.api import call
 from gateway.commands.running.find import Found, add_gateway, add_key, find_gateway
 from gateway.commands.running.run_file import RunFile, is_alive
-from gateway.errors import GatewayError, NotFound
+from gateway.errors import GatewayError, NotFound, UpstreamFailed
 from gateway.monitoring.output import escape
 
 _POLL_S = 0.5
+_ENDED = "npu-gateway: the gateway has ended"
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -73,7 +74,7 @@ def _of_file(file: Path, arguments: argparse.Namespace, run: RunFile | None) -> 
         lines, end = _since(file, end)
         yield from lines
         if not alive:
-            print("npu-gateway: the gateway has ended", file=sys.stderr)
+            print(_ENDED, file=sys.stderr)
             return
         time.sleep(_POLL_S)
 
@@ -99,7 +100,11 @@ def _of_ring(found: Found, arguments: argparse.Namespace) -> Iterator[str]:
     while arguments.follow:
         time.sleep(_POLL_S)
         last = lines[-1]["n"] if lines else 0
-        more = call(found, "GET", f"/gateway/log?after={last}")["lines"]
+        try:
+            more = call(found, "GET", f"/gateway/log?after={last}")["lines"]
+        except UpstreamFailed:
+            print(_ENDED, file=sys.stderr)
+            return
         yield from map(_text, more)
         lines = more or lines
 

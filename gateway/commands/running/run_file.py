@@ -21,6 +21,7 @@ from msgspec import Struct, field
 
 from gateway import __version__
 from gateway.bundles.disk import data_folder
+from gateway.config.file import is_unlisted
 
 _SAME_S = 2.0  # two readings of the time when a process was created differ by less, unless the clock was set
 
@@ -56,6 +57,9 @@ def run_folder() -> Path:
 @contextmanager
 def announced(run: RunFile) -> Iterator[None]:
     """The run file exists meanwhile. A folder that cannot be written is a warning: the gateway itself needs no file."""
+    if is_unlisted():
+        yield
+        return
     file = run_folder() / f"{run.port}.json"
     content = msgspec.json.format(msgspec.json.encode(run), indent=2)
     try:

@@ -6,12 +6,15 @@ import argparse
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from gateway.commands.running import logs
+from gateway.commands.running.find import Found
 from gateway.commands.running.run_file import RunFile, announced
+from gateway.errors import UpstreamFailed
 from tests.commands.running.conftest import Command
 from tests.support.processes import free_port
 
@@ -71,3 +74,23 @@ def test_negative_number_and_unreachable_gateway_are_one_line(command: Command) 
     assert command("logs", "-n", -1)[0] == 1
     code, _, errors = command("logs", "--url", f"http://127.0.0.1:{free_port()}")
     assert code == 1 and "no server answers" in errors and len(errors.splitlines()) == 1
+
+
+def test_follow_of_memory_ends_with_the_gateway(
+    found: RunFile, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = {"time": 0.0, "level": "INFO", "text": "a line"}
+    replies = [[{**line, "n": 1}, {**line, "n": 2}], [], [{**line, "n": 3}]]
+    paths = []
+
+    def call(gateway: Found, method: str, path: str) -> dict[str, Any]:
+        paths.append(path)
+        if not replies:
+            raise UpstreamFailed("no server answers")
+        return {"lines": replies.pop(0)}
+
+    monkeypatch.setattr(logs, "call", call)
+    monkeypatch.setattr(logs, "_POLL_S", 0)
+    code, output, errors = command("logs", "-f", "-n", "1")
+    assert (code, errors) == (0, "npu-gateway: the gateway has ended\n") and len(output.splitlines()) == 2
+    assert paths == ["/gateway/log", *(f"/gateway/log?after={n}" for n in (2, 2, 3))]

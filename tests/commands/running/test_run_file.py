@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from gateway.commands.running.run_file import RunFile, announced, run_folder, running_gateways
+from gateway.config.file import UNLISTED
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +41,12 @@ def test_run_file_exists_while_announced() -> None:
         assert running_gateways() == [first, second]
         assert first.token != second.token and len(first.token) >= 32
     assert running_gateways() == [] and list(run_folder().iterdir()) == []
+
+
+def test_gateway_of_a_measurement_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(UNLISTED, "1")
+    with announced(run_file(8400)):
+        assert running_gateways() == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows protects the folder of a user by itself")
