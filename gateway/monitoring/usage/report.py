@@ -69,7 +69,8 @@ def first_hour(days: int, now: float) -> int:
 
 
 def report_of(rows: Mapping[Cell, Counts], days: int, now: float) -> UsageReport:
-    """The report of rows from `first_hour(days, now)` on."""
+    """The report of rows from `first_hour(days, now)` on. Days after tomorrow are from a clock that was wrong."""
+    rows = {cell: counts for cell, counts in rows.items() if cell.hour <= now // 3600 + 24}
     return UsageReport(
         days=days,
         since=_day(first_hour(days, now)),

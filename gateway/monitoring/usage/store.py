@@ -34,6 +34,10 @@ _ADD = """
 INSERT INTO usage VALUES (?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET number = min(number + excluded.number, 9007199254740991)
 """
+_ROWS = """
+SELECT CAST(hour AS INTEGER), CAST(model AS TEXT), CAST(key AS TEXT), CAST(name AS TEXT), CAST(number AS INTEGER)
+FROM usage WHERE hour >= ?
+"""  # SQLite takes any value in any column, and other programs can write to the file
 _NOTE_DAY = """
 INSERT INTO days VALUES (?, (SELECT coalesce(max(written), 0) + 1 FROM days))
 ON CONFLICT DO UPDATE SET written = excluded.written
@@ -92,8 +96,7 @@ class UsageStore:
             with closing(self._connect_to_read()) as connection:
                 if _value(connection, "user_version") == 0:  # it is being made now
                     return {}
-                query = "SELECT hour, model, key, name, number FROM usage WHERE hour >= ?"
-                for *cell, name, number in connection.execute(query, (since_hour,)):
+                for *cell, name, number in connection.execute(_ROWS, (since_hour,)):
                     found.setdefault(Cell(*cell), Counter())[name] = number
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sqlite3
 from collections import Counter
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from gateway.monitoring.usage.counts import Cell, Counts
+from gateway.monitoring.usage.report import report_of
 from gateway.monitoring.usage.store import UsageError, UsageStore
 from tests.support.small_disk import small_disk
 
@@ -241,3 +243,32 @@ def test_removed_file_begins_again(tmp_path: Path) -> None:
     kept.path.unlink()
     kept.add(one())
     assert total(kept) == 1
+
+
+def test_values_of_any_type_are_numbers_and_names(tmp_path: Path) -> None:
+    kept = store(tmp_path)
+    kept.add(one())
+    with closing(sqlite3.connect(kept.path)) as connection:
+        rows = [(NOW, 3, 2.5, None, "x"), (NOW, "m", "k", "ttft 999999999", 2**62), (NOW, "m", "k", "ttft x", 1)]
+        connection.executemany("INSERT INTO usage VALUES (?, ?, ?, coalesce(?, 'n'), ?)", rows)
+        connection.execute("INSERT INTO usage VALUES (9e15, 'm', 'k', 'requests', 1)")
+        connection.commit()
+    kept.add(one())
+    report = report_of(kept.rows(0), 1, NOW * 3600.0)
+    assert report.total.requests == 2 and report.total.ttft_p50_ms is None
+
+
+@pytest.mark.parametrize("name", ["usage.sqlite-wal", "usage.sqlite-shm"])
+def test_garbage_next_to_the_file_costs_nothing(tmp_path: Path, name: str) -> None:
+    kept = store(tmp_path)
+    kept.add(one())
+    (tmp_path / name).write_bytes(b"garbage " * 9000)
+    kept.add(one())
+    assert total(kept) == 2
+
+
+@pytest.mark.skipif("sys.platform == 'win32'")
+def test_pipe_with_the_name_of_the_file_is_an_error(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "usage.sqlite")
+    with pytest.raises(UsageError):
+        store(tmp_path).add(one())
