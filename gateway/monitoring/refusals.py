@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from gateway.errors import GatewayError, InvalidRequest, Unauthorized
+from gateway.errors import BodyTimeout, GatewayError, InvalidRequest, Unauthorized
 from gateway.monitoring.metrics import Metrics
 from gateway.monitoring.output import escape
 from gateway.monitoring.request_line import error_text, printable
@@ -42,13 +42,19 @@ class RefusalLog:
         text = error_text(error.message) if has_prompt else escape(error.message).rstrip(".")
         self._write(f"{error.status} {request}: {text}{_HINTS.get(type(error), '')}")
 
-    def not_http(self, client: tuple[str, int] | None, data: bytes, status: int) -> None:
-        """Write the line of bytes that are no HTTP request, and count the reply. `data`: the first bytes."""
-        self._metrics.http_response(NO_REQUEST, status)
-        if data.startswith(_TLS_HANDSHAKE):
+    def no_request(self, client: tuple[str, int] | None, data: bytes, error: GatewayError) -> None:
+        """Write the line of bytes that are no complete HTTP request, and count the reply. `data`: the first bytes."""
+        self._metrics.http_response(NO_REQUEST, error.status)
+        if isinstance(error, BodyTimeout):
+            self._write(f"{_host(client)}: {error.message.rstrip('.')}")
+        elif data.startswith(_TLS_HANDSHAKE):
             self._write(f"{_host(client)} spoke HTTPS to this HTTP port; use http:// in its address of the gateway")
         else:
             self._write(f"{_host(client)} sent something that is not HTTP/1.1")
+
+    def connection_closed(self, client: tuple[str, int] | None, reason: str) -> None:
+        """Write why the gateway closed a connection without a reply."""
+        self._write(f"the connection of {_host(client)} was closed: {reason}")
 
     def no_connection(self, error: OSError) -> None:
         """Write that the system accepts no more connections. asyncio tries again, hundreds of times a second."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import secrets
 import socket
 import sys
@@ -46,8 +45,6 @@ TCP_OPTIONS = {
     "TCP_KEEPCNT": 3,
     "TCP_USER_TIMEOUT": 60_000,
 }
-
-_log = logging.getLogger(__name__)
 
 
 def connection_limit() -> int:
@@ -107,7 +104,7 @@ class LimitedProtocol(H11Protocol):
         if excess > 0 and self._close_an_idle_one():
             return
         if excess > SPARE_CONNECTIONS:
-            transport.abort()
+            self._abort(f"{connection_limit()} connections are the limit")
         elif excess > 0:
             self._is_excess = True
             self.app_state = {**self.app_state, "is_excess": True}
@@ -138,9 +135,7 @@ class LimitedProtocol(H11Protocol):
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        error = InvalidRequest("The request is not valid HTTP/1.1.")
-        self._refusals.not_http(self.client, self.conn.trailing_data[0][:2], error.status)
-        self._refuse(error)
+        self._refuse(InvalidRequest("The request is not valid HTTP/1.1."))
 
     def check_pending(self, now: float) -> None:
         """Close the connection if the client is pending too long. `now`: seconds of the event loop's clock."""
@@ -168,11 +163,12 @@ class LimitedProtocol(H11Protocol):
             self.transport.abort()
 
     def _abort(self, reason: str) -> None:
-        _log.info("connection of a client closed: %s", reason)
+        self._refusals.connection_closed(self.client, reason)
         self.transport.abort()
 
     def _refuse(self, error: GatewayError) -> None:
         """Send an error in OpenAI's form for bytes that are not a request, and close."""
+        self._refusals.no_request(self.client, self.conn.trailing_data[0][:2], error)
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()  # a reply has started; a second one would corrupt it
             return

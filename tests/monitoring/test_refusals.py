@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.config.tables import ServerConfig
+from gateway.errors import BodyTimeout
 from gateway.monitoring.metrics import Metrics
 from gateway.monitoring.refusals import RefusalLog
 from tests.support.log_lines import log_lines
@@ -149,6 +150,17 @@ def test_replies_are_counted_by_route_and_status(server: Running) -> None:
     assert float(counts[name % ("/v1/models/{model_id}", 404)]) >= 2
     assert float(counts[name % ("(unknown path)", 404)]) >= 2
     assert SECRET not in text
+
+
+def test_slow_and_pipelining_clients_are_one_line_each(lines: list[str]) -> None:
+    log = RefusalLog(Metrics(), clock=lambda: 0.0)
+    for port in range(3):
+        log.no_request(("10.0.0.7", port), b"GE", BodyTimeout("The request head did not arrive within 30 seconds."))
+        log.connection_closed(("10.0.0.7", port), "it read nothing for 60 s")
+    assert lines == [
+        "10.0.0.7: The request head did not arrive within 30 seconds",
+        "the connection of 10.0.0.7 was closed: it read nothing for 60 s",
+    ]
 
 
 def test_full_table_of_files_is_one_line(lines: list[str]) -> None:
