@@ -62,7 +62,7 @@ def test_agent_gets_no_error_from_the_default_model(
 ) -> None:
     folder = packages(AGENTS[name].group)
     own = load_config(ROOT / "config.toml", {}).models["smollm2-135m"]
-    model = replace(own, path=str(smollm2), max_tokens=512)
+    model = replace(own, path=str(smollm2), max_tokens=32)
     with serving(config_of({"smollm2-135m": model})) as server, recorded(server) as exchanges:
         run(name, folder, server, "smollm2-135m", tmp_path / "home", is_short=True)
     assert errors(exchanges) == []
