@@ -103,8 +103,12 @@ class Terminal:
 
 def line_editor() -> Callable[[str], str]:
     """`input`, with the history of readline where Python has it; a console of Windows has its own."""
-    with suppress(ImportError):
-        import readline  # noqa: F401  # importing it is what changes `input`
+    if sys.platform != "win32":
+        with suppress(ImportError):
+            import readline  # importing it is what changes `input`
+
+            if "GNU" in (readline.__doc__ or ""):
+                readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines are one question
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     return input

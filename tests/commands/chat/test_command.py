@@ -101,6 +101,7 @@ def test_chosen_model_is_the_named_or_default_or_first_ready_one() -> None:
 def test_conversation_in_a_terminal(server: Running, tmp_path: Path) -> None:
     from tests.support.pseudo_terminal import pseudo_terminal
 
+    readline = pytest.importorskip("readline")
     (tmp_path / "config.toml").write_text("", encoding="utf-8")
     arguments = ("chat", "--url", server.url, "--api-key", KEY, "--model", "hangs")
     with pseudo_terminal(*arguments, cwd=tmp_path, columns=50, NO_COLOR="1") as terminal:
@@ -108,13 +109,20 @@ def test_conversation_in_a_terminal(server: Running, tmp_path: Path) -> None:
         terminal.type("first question\n")
         terminal.read_until("one two")  # the third word never comes
         terminal.type("\x03")
-        terminal.read_until("stopped\n> ")
+        terminal.read_until("stopped")
+        terminal.read_until("> ")
         terminal.type("\x1b[A\n")  # arrow up
         assert "first question" in terminal.read_until("one two three")
         assert "tokens/s, " in terminal.read_until("> ")
+        if "GNU" in readline.__doc__:
+            assert "\x1b[?2004h" in terminal.output  # requests the marks around pasted text
+            terminal.type("\x1b[200~pasted\n/lines\x1b[201~\n")  # as a terminal sends them
+            terminal.read_until("one two three")
+            terminal.read_until("> ")
         terminal.type("/modle\n")
-        assert "did you mean" in terminal.read_until("> ")
+        assert "There is no command '/modle'; did" in terminal.read_until("> ")
         terminal.type("\x03")
         assert terminal.wait() == 130
-        assert terminal.output.endswith("\n") and "Traceback" not in terminal.output
+        assert terminal.output.endswith("\n") and terminal.output.count("There is no command") == 1
+        assert "Traceback" not in terminal.output
         assert "\x1b[2m" not in terminal.output
