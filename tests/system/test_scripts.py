@@ -5,6 +5,7 @@ The set-up runs on a copy of the repository. The copy's lock file has only the p
 
 from __future__ import annotations
 
+import ast
 import email
 import os
 import re
@@ -303,9 +304,14 @@ class TestEnvironment:
         )
         assert done.returncode == 1
         assert done.stderr.startswith("npu-gateway needs Python 3.11 or newer")
-        assert (SCRIPTS / "serve.py").read_text("utf-8").index("check_python") < len(
-            (SCRIPTS / "serve.py").read_text("utf-8").split("import environment")[0]
-        )
+
+    def test_old_python_reads_the_files_before_the_message(self) -> None:
+        """Python 2.7 knows no annotations and no f-strings. Imports come in the order of the file."""
+        newer = (ast.FunctionDef, ast.AnnAssign, ast.JoinedStr, ast.Match)
+        trees = [ast.parse((SCRIPTS / name).read_text(encoding="utf-8")) for name in ("serve.py", "check_python.py")]
+        assert not [node for tree in trees for node in ast.walk(tree) if isinstance(node, newer)]
+        first = next(node for node in trees[0].body if isinstance(node, ast.Import))
+        assert first.names[0].name == "check_python"
 
 
 class TestReason:
