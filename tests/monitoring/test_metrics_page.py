@@ -88,7 +88,7 @@ def test_values_under_both_names_are_equal(scrape: str) -> None:
 
 def test_dashboard_uses_only_metrics_that_exist(families: dict[str, Family]) -> None:
     dashboard = json.loads((DOCS / "grafana.json").read_text(encoding="utf-8"))
-    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    expressions = panel_expressions(".*", "5m")
     variables = [each["query"]["query"] for each in dashboard["templating"]["list"] if each["type"] == "query"]
     assert len(expressions) > 15 and len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
     for expression in expressions + variables:
@@ -123,9 +123,20 @@ def test_page_names_every_alert_file() -> None:
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
 def test_promtool_accepts_rules_and_scrape(scrape: str) -> None:
     check_with_promtool("check", "rules", "/dev/stdin", text=(DOCS / "alerts.yml").read_text(encoding="utf-8"))
+    rules = [{"record": f"panel:{number}", "expr": text} for number, text in enumerate(panel_expressions(".*", "5m"))]
+    check_with_promtool(
+        "check", "rules", "/dev/stdin", text=yaml.safe_dump({"groups": [{"name": "g", "rules": rules}]})
+    )
     done = run_promtool("check", "metrics", text=scrape)
     problems = [line for line in done.stderr.splitlines() if "should not contain ':'" not in line]
     assert not problems, problems  # a colon is for recording rules, and for vLLM
+
+
+def panel_expressions(selected: str, interval: str) -> list[str]:
+    """The expressions of the dashboard, with these values of its variables."""
+    dashboard = json.loads((DOCS / "grafana.json").read_text(encoding="utf-8"))
+    found = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    return [re.sub(r"\$(instance|model)\b", selected, text).replace("$__rate_interval", interval) for text in found]
 
 
 def alert_rules() -> list[dict[str, Any]]:

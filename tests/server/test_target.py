@@ -12,7 +12,7 @@ GET_PATHS = sorted(
     path.replace("{model_id:path}", "m").replace("{file_path:path}", "icon.svg")
     for handler in HANDLERS
     for path in handler.paths
-    if "GET" in handler.http_methods and "response_id" not in path
+    if "GET" in handler.http_methods and "response_id" not in path and path != "/gateway/usage"
 )
 
 
