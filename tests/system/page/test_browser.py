@@ -66,6 +66,7 @@ def server(chromium: Browser, endless: Path, tmp_path_factory: pytest.TempPathFa
     """A gateway whose log has every level, as `serve` sets it."""
     models: dict[str, ModelConfig] = {
         "paris": scripted("The capital of France is Paris."),
+        "capital": scripted("The capital of France is Paris."),
         "device": LocalModel(path=str(endless), threads=1, max_sequences=1, max_tokens="context", prefix_cache=False),
         "endless": ScriptedModel(
             max_tokens="context",
@@ -152,19 +153,19 @@ class TestChat:
 
 class TestChatState:
     def test_damaged_storage_leaves_what_can_be_shown(self, chromium: Browser, server: Running) -> None:
-        seen = chromium.run("chat_state.damaged", server.url, {"model": "paris"})
+        seen = chromium.run("chat_state.damaged", server.url, {"model": "capital"})
         assert_clean(seen, server, expected="status of 404")
         assert seen.value["shown"] == ["Left over."] and seen.value["answer"] == "The capital of France is Paris."
         assert "Choose another model" in seen.value["note"]
 
     def test_full_or_missing_storage_is_said_and_answers_come(self, chromium: Browser, server: Running) -> None:
-        seen = run(chromium, "chat_state.unkept", server, {"model": "paris"})
+        seen = run(chromium, "chat_state.unkept", server, {"model": "capital"})
         full, missing = seen["notices"]
         assert "storage is full" in full and "does not keep" in missing
         assert seen["answers"] == ["The capital of France is Paris."] * 2
 
     def test_two_tabs_share_a_conversation(self, chromium: Browser, server: Running) -> None:
-        seen = run(chromium, "chat_state.tabs", server, {"model": "paris"})
+        seen = run(chromium, "chat_state.tabs", server, {"model": "capital"})
         assert seen == {"shown": ["From the first tab", "From the second tab", "From the first tab again"], "left": 0}
 
     def test_lost_answer_is_kept_and_tried_again(self, chromium: Browser, server: Running) -> None:
