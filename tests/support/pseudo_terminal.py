@@ -17,6 +17,14 @@ from pathlib import Path
 
 from tests.support.processes import PATIENCE_S, environment
 
+#: `python -m gateway` with its standard input as controlling terminal, which sends Ctrl-C as a signal. A `preexec_fn`
+#: would do the same between fork and exec, where a process with threads can hang.
+_MAIN = """
+import fcntl, runpy, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+runpy.run_module("gateway", run_name="__main__", alter_sys=True)
+"""
+
 
 class PseudoTerminal:
     """The side of a terminal where a person types and reads."""
@@ -62,14 +70,13 @@ def pseudo_terminal(*arguments: object, cwd: Path, columns: int = 100, **variabl
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     names = {"TERM": "xterm", "COLUMNS": "", "LINES": "", **variables}
     process = subprocess.Popen(
-        [sys.executable, "-m", "gateway", *map(str, arguments)],
+        [sys.executable, "-c", _MAIN, *map(str, arguments)],
         cwd=cwd,
         env=environment(**names),
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     os.close(theirs)
     try:
