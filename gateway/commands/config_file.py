@@ -115,6 +115,8 @@ def run_path(arguments: argparse.Namespace) -> int:
             rows = [("--config FILE", "", "not given"), *named, *rows]
         print("\nThe first of these that is there:")
         write_table([(index, *row) for index, row in enumerate(rows, 1)], [Column(right=True), "", "", ""])
+    if not used.file.exists():
+        raise GatewayError(f"{used.file}: the file does not exist; `npu-gateway config init FILE` writes one")
     return 0
 
 

@@ -108,6 +108,12 @@ def test_path_in_a_terminal_names_the_whole_search(here: Path, terminal: Termina
     assert "of another program: it has no [models] table" in rows[2] and rows[-1].endswith("used")
 
 
+def test_path_of_a_file_that_does_not_exist_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "path", "--config", "nowhere.toml"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == f"{Path('nowhere.toml').absolute()}\n" and "config init FILE" in captured.err
+
+
 def test_check_prints_each_mistake(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "config.toml").write_text(f'[server]\nprot = 1\nport = "x"\n{ONE_MODEL}fallback = "b"\n', encoding="utf-8")
     assert cli.main(["config", "check"]) == 2
