@@ -123,7 +123,9 @@ def npu_line(config: Config, models: list[ModelInfo], interpreter: Interpreter) 
     on_npu = [name for name, engine in engines.items() if engine.device == "npu" and engine.state == "ready"]
     emulated = [name for name, engine in engines.items() if engine.device == "emulated"]
     if on_npu:
-        yield f"NPU: {_hardware(engines[on_npu[0]].soc)}, {_mode(local[on_npu[0]])}, for {', '.join(on_npu)}"
+        refusal = next((engines[name].mode_refusal for name in on_npu if engines[name].mode_refusal), "")
+        mode = f"burst mode refused by the driver ({refusal})" if refusal else _mode(local[on_npu[0]])
+        yield f"NPU: {_hardware(engines[on_npu[0]].soc)}, {mode}, for {', '.join(on_npu)}"
     elif not local:
         return
     elif interpreter.is_emulated:

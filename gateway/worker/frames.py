@@ -89,6 +89,7 @@ class Ready(Struct, frozen=True, tag=True, kw_only=True):
     warm_up_s: float
     peak_bytes: int
     soc: int | None = None  # Qualcomm's number of the NPU's chip; None: unknown, or no NPU
+    mode_refusal: str = ""  # why the NPU's driver refuses burst mode; "": it accepts it, or there is no NPU
     passes: PassTimes | None = None  # of the warm model; None: not measured
 
 

@@ -137,6 +137,7 @@ def _load(
             warm_up_s=time.perf_counter() - loaded,
             peak_bytes=peak_bytes(),
             soc=decoder.spec.soc,
+            mode_refusal=decoder.spec.mode_refusal,
             passes=passes,
         )
     )

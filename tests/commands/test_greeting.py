@@ -40,6 +40,12 @@ SAVING = LocalModel(path="m", provider_options={"htp_performance_mode": "balance
     [
         (AUTO, {"device": "npu", "soc": 60}, ARM, "NPU: Hexagon v73, burst, for m"),
         (GenieModel(path="m"), {"device": "npu", "soc": 60}, ARM, "NPU: Hexagon v73, burst, for m"),
+        (
+            AUTO,
+            {"device": "npu", "mode_refusal": "error 1010"},
+            ARM,
+            "NPU: Hexagon, burst mode refused by the driver (error 1010), for m",
+        ),
         (SAVING, {"device": "npu"}, ARM, "NPU: Hexagon, balanced, for m"),
         (AUTO, {}, X64, f"NPU: {X64.problem}"),
         (CPU, {}, X64, f"NPU: {X64.problem}"),

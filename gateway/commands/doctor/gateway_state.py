@@ -13,6 +13,7 @@ from msgspec import Struct, field
 
 from gateway import __version__
 from gateway.commands.doctor.finding import Finding, Level
+from gateway.commands.doctor.models import OTHER, burst
 from gateway.commands.running.find import Found
 from gateway.config.hosts import is_loopback
 from gateway.qnn.driver_errors import explain
@@ -32,9 +33,9 @@ class EngineState(Struct):
     state: str
     detail: str = ""
     device: str = ""
-    cpu_nodes: int = 0
     passes: Passes | None = None
     published_tokens_per_s: float | None = None
+    mode_refusal: str = ""
 
 
 class BudgetState(Struct):
@@ -59,7 +60,7 @@ class ModelState(Struct):
     breaker: BreakerState
     running: int = 0
     waiting: int = 0
-    cpu_nodes: int = 0
+    cpu_nodes: int = 0  # those that run on the CPU in place of the NPU
     speed: str = ""
 
     def __str__(self) -> str:
@@ -200,6 +201,11 @@ def model_findings(model: ModelState) -> Iterator[Finding]:
         because = f"the breaker of {model.model} is {breaker.state.replace('_', ' ')}: {breaker.reason}"
         step = f"new requests are tried again in {max(breaker.retry_after_s, 0):.0f} s; `npu-gateway bench` measures"
         yield Finding("bad", what, because, "breaker", because, step)
+    if engine.device == "npu":
+        yield from burst(model.model, engine.mode_refusal)
+    if engine.device in ("npu", "emulated") and model.cpu_nodes:
+        because = f"{model.cpu_nodes} nodes of {model.model} run on the CPU"
+        yield Finding("note", what, because, "partly on the CPU", because, OTHER)
     if model.waiting:
         because = f"{model.model} has {model.running} requests running and {model.waiting} waiting"
         yield Finding("note", what, because, "busy", because, _WAIT, "slow")

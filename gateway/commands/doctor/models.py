@@ -14,7 +14,7 @@ from gateway.config.tables import BundleModel, Config, GenieModel, LocalModel, M
 if TYPE_CHECKING:
     from gateway.bundles.preflight.preflight import Machine
 
-_OTHER = "`npu-gateway catalog` lists models for this NPU"
+OTHER = "`npu-gateway catalog` lists models for this NPU"
 _PULL = "`npu-gateway pull` downloads a model; `npu-gateway list` shows those on the disk"
 
 
@@ -149,14 +149,14 @@ def npu_graphs(name: str, model: LocalModel, *, has_npu: bool) -> Iterator[Findi
         text = f"{folder.name}: {where}; loaded in {found.load_s:.1f} s"
         if fallback:
             because = f"{fallback} nodes of {name} run on the CPU"
-            yield Finding("note", what, text, "partly on the CPU", because, _OTHER)
+            yield Finding("note", what, text, "partly on the CPU", because, OTHER)
         else:
             yield Finding("ok", what, text)
         if found.device == "npu":
             yield from burst(name, found.refusal)
     if has_npu and not has_graphs and model.provider != "cpu" and Path(model.path).is_dir():
         because = f"{name} has only a bundle for the CPU"
-        yield Finding("note", what, because, "no bundle for the NPU", because, _OTHER, "not on the NPU")
+        yield Finding("note", what, because, "no bundle for the NPU", because, OTHER, "not on the NPU")
 
 
 def burst(name: str, refusal: str) -> Iterator[Finding]:

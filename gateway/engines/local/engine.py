@@ -112,6 +112,7 @@ class LocalEngine:
             detail=supervisor.detail,
             device=ready.device,
             soc=ready.soc,
+            mode_refusal=ready.mode_refusal,
             context_length=ready.context_length,
             restarts=supervisor.restarts,
             placement=ready.placement,

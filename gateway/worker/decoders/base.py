@@ -45,6 +45,7 @@ class DecoderSpec(Struct, frozen=True, kw_only=True):
     pass_costs: dict[int, float] = field(default_factory=dict)
     placement: dict[str, int] = field(default_factory=dict)  # execution provider -> number of graph nodes
     soc: int | None = None  # Qualcomm's number of the NPU's chip; None: unknown, or no NPU
+    mode_refusal: str = ""  # why the NPU's driver refuses burst mode; "": it accepts it, or there is no NPU
     greedy_only: bool = False  # True: the logits have no known scale, so that only their order is right
     is_batch_invariant: bool = False  # True: logits are bit-identical for any batch size and chunking, as measured
 

@@ -39,8 +39,18 @@ def model(engine: dict[str, Any] | None = None, breaker: dict[str, Any] | None =
 
 
 def test_ready_model_shows_device_speed_and_limit() -> None:
-    [found] = model_findings(model(speed="19.7 tokens/s"))
+    mode, found = model_findings(model(speed="19.7 tokens/s"))
+    assert (mode.level, mode.detail) == ("ok", "accepted by the driver")
     assert (found.level, found.detail) == ("ok", "ready on npu, 19.7 tokens/s, limit 1000 ms + 100 ms a token")
+
+
+def test_refused_burst_mode_and_nodes_on_the_cpu_are_causes() -> None:
+    mode, nodes, _ = model_findings(model({"mode_refusal": "error 1010"}, cpu_nodes=2))
+    assert (mode.level, mode.cause) == ("note", "burst") and "error 1010" in mode.because
+    assert (nodes.level, nodes.cause) == (
+        "note",
+        "partly on the CPU",
+    ) and nodes.because == "2 nodes of m run on the CPU"
 
 
 @pytest.mark.parametrize("state", ["loading", "unloaded"])
@@ -99,8 +109,8 @@ def test_gateway_that_does_not_answer_is_bad_if_it_runs() -> None:
 
 def test_running_gateway_is_named() -> None:
     run = RunFile(url="http://127.0.0.1:1", host="127.0.0.1", port=1, pid=7)
-    first, second = state_findings(Found(url=run.url, run=run), Readiness(models=[model()]))
-    assert "pid 7 answers at http://127.0.0.1:1" in first.detail and second.what == "gateway: m"
+    first, *_, last = state_findings(Found(url=run.url, run=run), Readiness(models=[model()]))
+    assert "pid 7 answers at http://127.0.0.1:1" in first.detail and last.what == "gateway: m"
 
 
 def test_other_version_and_configuration_of_the_gateway_are_notes() -> None:

@@ -184,6 +184,7 @@ async def test_sick_worker_is_replaced_before_ready(
         with caplog.at_level(logging.WARNING):
             await engine.start()
         assert (engine.status.state, engine.status.device, engine.status.detail) == ("ready", "npu", "")
+        assert engine.status.mode_refusal == "error 1010"  # what the worker reports comes to the status
         assert engine.status.restarts == 0
         lines = [record.getMessage() for record in caplog.records]
         figures = f"a wide pass takes {WIDE_S + EXTRA_S:.3g} s and a step {STEP_S + EXTRA_S:.3g} s"

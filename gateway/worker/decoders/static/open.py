@@ -107,6 +107,8 @@ def open_pipelines(
     opened = OpenStages(device.kind if device else "cpu", soc=device.soc if device else None)
     if device:
         opened.open_on_npu(stages, NpuSessions(device, options or {}, progress, binaries))
+        if device.kind == "npu" and opened.switch and (options or {}).get("htp_performance_mode", "burst") == "burst":
+            opened.mode_refusal = opened.switch.refusal()
     cast = find_bare_cast(pipelines[-1])
     opened.greedy_only = cast is not None and cast.dequantiser is None
     for file in stages.keys() - opened.sessions.keys():
@@ -123,7 +125,7 @@ def open_pipelines(
 class OpenStages:
     """The sessions of all stages by file, the placement of their nodes, and the device's memory.
 
-    `soc`, `greedy_only`: see DecoderSpec. `npu_heads`: the stages that NPU_HEAD replaces.
+    `soc`, `mode_refusal`, `greedy_only`: see DecoderSpec. `npu_heads`: the stages that NPU_HEAD replaces.
     """
 
     device: Device
@@ -132,6 +134,7 @@ class OpenStages:
     memory: Any = None
     switch: PerformanceSwitch | None = None
     soc: int | None = None
+    mode_refusal: str = ""
     greedy_only: bool = False
     npu_heads: dict[Path, Stage] = field(default_factory=dict)
 
@@ -184,6 +187,7 @@ class _Chains:
             placement=dict(opened.placed),
             soc=opened.soc,
             pass_costs=dict(costs or _usual_costs(prompts[-1], narrow)),
+            mode_refusal=opened.mode_refusal,
             greedy_only=opened.greedy_only,
         )
         batch_steps = [
