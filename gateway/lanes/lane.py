@@ -149,7 +149,7 @@ class Lane:
             breaker=self.breaker.status,
             running=self.queue.running,
             waiting=self.queue.waiting,
-            expected_wait_s=self.queue.expected_wait_s(),
+            expected_wait_s=self.queue.expected_wait_s() + (self._loader.expected_s or 0.0),
             cpu_nodes=engine.cpu_nodes,
             tokens_per_s=tokens_per_s,
             speed=speed_text(tokens_per_s, engine.published_tokens_per_s),
@@ -283,7 +283,7 @@ class Lane:
     def _gauges(self) -> LaneGauges:
         status = self._loader.status
         return LaneGauges(
-            ready=status.state == "ready",
+            ready=status.state == "ready" or self._loader.loads_on_demand,
             breaker=self.breaker.state,
             running=self.queue.running,
             waiting=self.queue.waiting,

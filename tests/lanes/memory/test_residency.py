@@ -103,7 +103,9 @@ async def test_unloaded_model_is_loaded_by_the_next_request() -> None:
     async with residency(main=slow()) as (router, models):
         before = router.status()[0]
         status = await models.unload("main")
+        assert router.lanes["main"]._gauges().ready  # it is no alarm
         assert (status.engine.state, status.is_ready, status.loads_on_demand) == ("unloaded", True, True)
+        assert status.expected_wait_s == pytest.approx(LOAD_S)
         assert status.engine.context_length == before.engine.context_length
         assert not +Engine.in_memory
         start = now()
@@ -228,6 +230,21 @@ async def test_breaker_and_forecast_are_those_of_the_new_load() -> None:
         assert router.status()[0].breaker.state == "closed" and router.status()[0].tokens_per_s is None
         assert await answer_of(router, request()) == ("main", "fine and good")
         assert router.status()[0].breaker.state == "open"
+
+
+@in_virtual_time
+async def test_tokenizer_request_loads_the_model_and_delays_an_unload(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "text_tools", object())
+    async with residency(main=slow()) as (router, models):
+        await models.unload("main")
+        async with router.tools("main", may_load=False):
+            assert router.status()[0].engine.state == "unloaded"
+        async with router.tools("main") as tools:
+            assert tools is Engine.text_tools and router.status()[0].engine.state == "ready"
+            unload = asyncio.create_task(models.unload("main"))
+            await asyncio.sleep(100.0)
+            assert not unload.done() and Engine.in_memory["main"]
+        assert (await unload).engine.state == "unloaded"
 
 
 @in_virtual_time
