@@ -71,7 +71,8 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
             is_inner = " " in self.prog  # of `npu-gateway config`
-            hint = ours(value, action.choices) or nearest(value, [*action.choices, "help", "version"]) or "."
+            known = [*action.choices, *([] if is_inner else ["help", "version"])]
+            hint = ours(value, action.choices) or nearest(value, known) or "."
             how = "--help" if is_inner else "help"
             self.error(f"there is no command {value[:100]!a}{hint} `{self.prog} {how}` lists the commands.")
         super()._check_value(action, value)

@@ -114,6 +114,13 @@ def test_path_of_a_file_that_does_not_exist_fails(capsys: pytest.CaptureFixture[
     assert captured.out == f"{Path('nowhere.toml').absolute()}\n" and "config init FILE" in captured.err
 
 
+@pytest.mark.parametrize(("word", "hint"), [("help", "'help'. `npu"), ("chekc", "'chekc'; did you mean 'check'? `npu")])
+def test_mistyped_part_of_config_names_the_nearest(word: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["config", word])
+    assert f"there is no command {hint}-gateway config --help` lists the commands." in capsys.readouterr().err
+
+
 def test_check_prints_each_mistake(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "config.toml").write_text(f'[server]\nprot = 1\nport = "x"\n{ONE_MODEL}fallback = "b"\n', encoding="utf-8")
     assert cli.main(["config", "check"]) == 2
