@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import sys
+from contextlib import redirect_stdout
 
 import pytest
 
@@ -11,21 +10,16 @@ from gateway.commands.bench.report import Grammar, Report
 from gateway.commands.bench.show import show
 from gateway.config.tables import BreakerConfig
 from tests.support.bench_report import report_of, run_of
+from tests.support.terminal import Terminal
+
+#: Tests of a terminal of 50 columns.
+narrow = pytest.mark.parametrize("terminal", [50], indirect=True)
 
 
-class Screen(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def shown(monkeypatch: pytest.MonkeyPatch, report: Report) -> str:
-    """What a terminal of 50 columns shows."""
-    monkeypatch.setenv("COLUMNS", "50")
-    monkeypatch.setenv("NO_COLOR", "1")
-    with monkeypatch.context() as patched:
-        patched.setattr(sys, "stdout", screen := Screen())
+def shown(terminal: Terminal, report: Report) -> str:
+    with redirect_stdout(terminal):
         show(report, BreakerConfig())
-    return screen.getvalue()
+    return terminal.getvalue()
 
 
 def test_pipe_gets_fields_between_tabs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,19 +34,22 @@ def test_pipe_gets_fields_between_tabs(capsys: pytest.CaptureFixture[str]) -> No
     assert facts["published speed"] == "21.2 tokens/s; measured: 83% of it"
 
 
-def test_terminal_of_50_columns_shows_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = shown(monkeypatch, report_of())
+@narrow
+def test_terminal_of_50_columns_shows_the_table(terminal: Terminal) -> None:
+    text = shown(terminal, report_of())
     assert max(map(len, text.splitlines())) <= 50 and "\x1b" not in text
     assert "tokens  first run  later runs  average   limit\n" in text
     assert "    64     3.60 s      3.47 s   3.51 s  13.6 s\n" in text
     assert "prompt     new  tokens/s  from cache\n" in text and "23%" in text
 
 
-def test_grammar_within_the_spread_is_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+@narrow
+def test_grammar_within_the_spread_is_as_fast(terminal: Terminal) -> None:
     grammar = Grammar(plain=[run_of(32, 1.6), run_of(32, 2.0)], constrained=[run_of(32, 1.9), run_of(32, 1.9)])
-    assert "as fast as" in " ".join(shown(monkeypatch, report_of(grammar=grammar)).split())
+    assert "as fast as" in " ".join(shown(terminal, report_of(grammar=grammar)).split())
 
 
-def test_report_without_any_answer_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+@narrow
+def test_report_without_any_answer_is_shown(terminal: Terminal) -> None:
     nothing = report_of(answers=[], prefill=[], grammar=None, memory=None, budget=None)
-    assert "small & quick on npu" in shown(monkeypatch, nothing)
+    assert "small & quick on npu" in shown(terminal, nothing)
