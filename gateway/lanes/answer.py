@@ -17,13 +17,13 @@ from typing import NoReturn
 
 from msgspec.structs import replace
 
-from gateway.errors import LONGEST_QUOTE, BreakerOpen, GatewayError, InvalidRequest, ModelNotReady, cut
+from gateway.errors import LONGEST_QUOTE, BreakerOpen, GatewayError, InvalidRequest, ModelNotReady, UpstreamFailed, cut
 from gateway.generation import ChoiceFinished, Event, Finished, Generation, Meter, Started, Timings
 from gateway.lanes.job import Job
 from gateway.lanes.lane import Lane
 from gateway.monitoring import logs
 from gateway.monitoring.observers import CANCELLED, AnswerRecord, Observers
-from gateway.monitoring.request_line import RequestLine, error_text
+from gateway.monitoring.request_line import RequestLine, error_text, without_prompt
 
 _log = logging.getLogger(__name__)
 
@@ -144,7 +144,13 @@ class RoutedAnswer(AsyncIterator[Event]):
         if is_wrong_request or not self._lanes:
             self._fail(self._refusals[0])
         if not isinstance(error, BreakerOpen | ModelNotReady):  # the lane has logged its state
-            self._lane.log_refusal(error_text(error.message), self._lanes[0].name)
+            self._lane.log_refusal(self._error_text(error), self._lanes[0].name)
+
+    def _error_text(self, error: GatewayError) -> str:
+        """The message for the log. That of another server, and that of a wrong request, can repeat the prompt."""
+        can_repeat = isinstance(error, InvalidRequest | UpstreamFailed) and not self._log_prompt
+        texts = logs.prompt_texts(self._generation.prompt) if can_repeat else []
+        return error_text(without_prompt(error.message, texts))
 
     def _fail(self, error: GatewayError) -> NoReturn:
         self._ending, self._status, self._error = error.code or error.type, error.status, error
@@ -201,7 +207,7 @@ class RoutedAnswer(AsyncIterator[Event]):
             is_slow=job is not None and job.permit.outcome == "slow",
             slow_cause="" if job is None else job.slow_cause,
             why=first.code or first.type if first is not None and has_moved else "",
-            error="" if self._error is None else error_text(self._error.message),
+            error="" if self._error is None else self._error_text(self._error),
             dropped_messages=self.dropped_messages,
             traceparent=self._generation.traceparent,
             has_default_limit=self._generation.has_default_limit,

@@ -146,6 +146,16 @@ def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> list[
     return [escape(line) for line in cut(text, _LONGEST_TRACEBACK).splitlines()]
 
 
+def prompt_texts(prompt: Prompt) -> list[str]:
+    """The texts that the client wrote."""
+    match prompt:
+        case Chat(messages=messages):
+            return [message.content for message in messages if message.content]
+        case Text(text=text, suffix=suffix):
+            return [text, suffix or ""]
+    return []
+
+
 def prompt_text(prompt: Prompt) -> str:
     """The prompt for `log_prompts`; only the end of a long one."""
     match prompt:

@@ -239,6 +239,18 @@ async def test_cancelled_request_is_logged(caplog: pytest.LogCaptureFixture) -> 
 
 
 @in_virtual_time
+async def test_error_of_another_server_that_repeats_the_prompt_is_logged_without_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    faults = [{"error": "UpstreamFailed", "message": "cannot parse one two three"}]
+    models = {"far": model(faults=faults), "first": model(faults=faults, fallback="far")}
+    async with routing(models) as router:
+        lines = await lines_of(caplog, router, request("far"), request("first"))
+    assert lines[0] == "far  prompt 3  502 upstream_failed: cannot parse [...]  ..req-1"
+    assert "one two three" not in caplog.text and "first: cannot parse [...]; far answers" in caplog.text
+
+
+@in_virtual_time
 async def test_prompt_is_logged_only_when_configured(caplog: pytest.LogCaptureFixture) -> None:
     async with routing({"main": model()}) as router:
         assert "one two three" not in "".join(await lines_of(caplog, router, request()))

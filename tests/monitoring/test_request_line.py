@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.monitoring.observers import AnswerRecord
-from gateway.monitoring.request_line import RequestLine, error_text
+from gateway.monitoring.request_line import RequestLine, error_text, without_prompt
 
 
 def line(**fields: Any) -> RequestLine:
@@ -98,3 +98,18 @@ def test_text_of_a_client_is_escaped_and_cut() -> None:
 )
 def test_error_has_no_text_of_a_prompt(message: str, text: str) -> None:
     assert error_text(message) == text
+
+
+@pytest.mark.parametrize(
+    ("message", "texts", "text"),
+    [
+        ("Cannot read: my secret plan is", ["all of my  secret\nplan is here"], "Cannot read:[...]"),
+        ("'hunter2' is not allowed", ["hunter2"], "'[...]' is not allowed"),
+        ("No open file", ["open"], "No [...] file"),
+        ("No open file", ["a", "", "another text that is long"], "No open file"),
+        ("status 500", [], "status 500"),
+        ("near the end: x secret word", ["x" * 200_000 + " secret word"], "near the end: [...]"),
+    ],
+)
+def test_what_an_error_repeats_of_a_prompt_is_left_out(message: str, texts: list[str], text: str) -> None:
+    assert without_prompt(message, texts) == text
