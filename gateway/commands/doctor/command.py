@@ -34,7 +34,7 @@ Check this machine, the configuration, every model, the running gateway and the 
 once on the device. The first line is the verdict: the first cause that explains the trouble, and the next step. Exit
 code 1 if a line is bad. Into a pipe, one line for each check with these fields between tabs: ok, note or bad; the
 check; details."""
-_SHORT_S, _LOAD_S = 20.0, 180.0  # limits of one check
+_SHORT_S, _LOAD_S = 60.0, 180.0  # limits of one check
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -101,7 +101,7 @@ def examine_all(arguments: argparse.Namespace) -> Iterator[Finding]:
     yield from bounded("Windows", _SHORT_S, lambda: machine.build_note(machine.windows_build(), is_arm))
     yield from bounded("libraries", _SHORT_S, machine.libraries)
     yield from bounded("NPU driver", _SHORT_S, lambda: driver.driver_findings(driver.installed_drivers(), is_arm))
-    yield from bounded("NPU", _SHORT_S * 3, lambda: driver.npu(is_arm))
+    yield from bounded("NPU", _SHORT_S, lambda: driver.npu(is_arm))
     yield from bounded("power", _SHORT_S, lambda: power.power_findings(power.read_power()))
     try:
         config = options.load(arguments)
@@ -153,7 +153,7 @@ def _with(arguments: argparse.Namespace, config: Config) -> Iterator[Finding]:
     yield from bounded("upstream", _SHORT_S, lambda: upstream.upstream(config))
     for name, model in config.models.items():
         yield from bounded(f"model {name}", _LOAD_S, partial(models.files, name, model))
-    yield from bounded("settings", _SHORT_S * 3, lambda: _devices(config))
+    yield from bounded("settings", _SHORT_S, lambda: _devices(config))
     if not arguments.quick:
         yield from _loading(config, found, state)
 

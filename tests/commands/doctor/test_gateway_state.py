@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.commands.doctor import gateway_state
 from gateway.commands.doctor.gateway_state import (
     Answer,
     ModelState,
@@ -146,7 +147,8 @@ def test_last_error_and_cut_answers_are_notes() -> None:
     assert cut.detail == "1 of the last 2 were cut at the default limit: set max_tokens in the client"
 
 
-def test_answers_of_a_running_gateway_are_read(tmp_path: Path) -> None:
+def test_answers_of_a_running_gateway_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_state, "_ANSWER_S", 60.0)
     (tmp_path / "config.toml").write_text(SCRIPTED, encoding="utf-8")
     with serving(load_config(tmp_path / "config.toml", {})) as server:
         server.openai().completions.create(model="paris", prompt="x", max_tokens=2)

@@ -102,7 +102,10 @@ def test_pipe_has_ten_fields_of_each_model(config: Path, capsys: pytest.CaptureF
     assert rows[3] == ["far", "remote", "upstream", "", "", "", "", "", "http://127.0.0.1:1/v1", ""]
 
 
-def test_state_in_the_running_gateway_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_state_in_the_running_gateway_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.commands.doctor.gateway_state._ANSWER_S", 60.0)
     file = tmp_path / "config.toml"
     text = '[models.script]\nengine = "scripted"\n[models.bad]\nengine = "scripted"\nscript = { load_error = "no" }\n'
     file.write_text(f"[server]\nport = {free_port()}\n{text}", encoding="utf-8")

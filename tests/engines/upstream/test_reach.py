@@ -46,7 +46,7 @@ def model(url: str, **keys: str) -> UpstreamModel:
 def test_server_that_has_the_model_is_right(name: str) -> None:
     async def run() -> None:
         async with server("200 OK", MODELS) as (url, heads):
-            assert await reach(name, model(url, api_key="k-1")) == ""
+            assert await reach(name, model(url, api_key="k-1"), limit_s=60) == ""
             assert heads[0].startswith(b"GET /v1/models HTTP/1.1") and b"Bearer k-1" in heads[0]
 
     asyncio.run(run())
@@ -67,7 +67,7 @@ def test_server_that_has_the_model_is_right(name: str) -> None:
 def test_answer_is_explained(status: str, body: str, problem: str) -> None:
     async def run() -> None:
         async with server(status, body) as (url, _):
-            assert await reach("x", model(url)) == (f"{url} {problem}" if problem else "")
+            assert await reach("x", model(url), limit_s=60) == (f"{url} {problem}" if problem else "")
 
     asyncio.run(run())
 
@@ -75,7 +75,7 @@ def test_answer_is_explained(status: str, body: str, problem: str) -> None:
 def test_other_name_on_the_server_is_compared() -> None:
     async def run() -> None:
         async with server("200 OK", MODELS) as (url, _):
-            assert await reach("x", model(url, upstream_model="a")) == ""
+            assert await reach("x", model(url, upstream_model="a"), limit_s=60) == ""
 
     asyncio.run(run())
 
