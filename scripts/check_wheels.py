@@ -67,7 +67,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    python = environment.ensure("test")
+    python = environment.ensure("serve")
     if Path(sys.prefix) != python.parent.parent:
         environment.become([str(python), *sys.argv])
     sys.exit(main())
