@@ -135,10 +135,3 @@ def test_page_of_commands_has_every_option() -> None:
     common = {"--help", "--config", "--model", "--provider", "--api-key"}
     options = {option for option, _ in candidates(cli.make_parser(), ["bench"], "--")} - common
     assert len(options) > 5 and [option for option in options if option not in page] == []
-
-
-def test_model_that_does_not_load_is_a_sentence(folder: Path) -> None:
-    (folder / "config.toml").write_text(OWN.replace("replies", 'load_error = "It is broken.", replies'), "utf-8")
-    done = gateway("bench", cwd=folder)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "It is broken" in done.stderr and "Traceback" not in done.stderr

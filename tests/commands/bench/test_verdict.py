@@ -21,7 +21,8 @@ BUDGET = Budget(1000, 0, 100)
 
 def report(*totals: float, **fields: Any) -> Report:
     answers = [Answers(new_tokens=8, runs=[run_of(8, total) for total in totals])]
-    return report_of(**({"answers": answers, "budget": BUDGET} | fields))
+    values: dict[str, Any] = {"answers": answers, "budget": BUDGET} | fields
+    return report_of(**values)
 
 
 @pytest.mark.parametrize(
