@@ -30,6 +30,9 @@ POLICY = "; ".join(
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
+        # No script can make HTML or code of a text, except the sanitiser and the loader of libraries (app/scripts.js).
+        "require-trusted-types-for 'script'",
+        "trusted-types dompurify libraries",
     )
 )
 HEADERS = {

@@ -42,6 +42,8 @@ export class Answer {
     const dropped = /^messages=(\d+)/.exec(reply.headers.get("x-gateway-truncated") ?? "");
     if (dropped) node.dropped = Number(dropped[1]);
     node.limit = reply.headers.get("x-gateway-max-tokens") ?? "";
+    node.expectedMs = Number(reply.headers.get("x-gateway-predicted-ttft-ms"));
+    this.onChange();
     let first = null;
     for await (const data of events(reply)) {
       if (data === "[DONE]") return;

@@ -2,6 +2,7 @@
 import { announce } from "../app/announce.js";
 import { h, icon, iconButton } from "../app/dom.js";
 import { t } from "../app/i18n.js";
+import { write } from "../app/storage.js";
 import { FileRefused, readFile } from "./attachments.js";
 import { fillPicker } from "./models.js";
 import { fitHeight, isEnter } from "./textarea.js";
@@ -92,6 +93,7 @@ export class Composer {
 
   #changed() {
     this.draft.text = this.area.value;
+    write("draft", this.draft.text, "sessionStorage");
     fitHeight(this.area);
     this.sendButton.disabled = !this.area.value.trim() && !this.draft.files.length;
   }

@@ -1,7 +1,7 @@
 // One message on the page.
 import { announce } from "../app/announce.js";
 import { h, icon, iconButton } from "../app/dom.js";
-import { t } from "../app/i18n.js";
+import { formatNumber, t } from "../app/i18n.js";
 import { copyButton } from "./copy.js";
 import { editForm } from "./edit.js";
 import { failureNote } from "./failure.js";
@@ -56,7 +56,8 @@ export class MessageView {
     this.text = h("div", { class: "text" });
     this.markdown = new MarkdownView(this.text);
     this.calls = h("div", { class: "calls" });
-    this.waiting = h("p", { class: "waiting", hidden: true }, h("span", {}), t("message.waiting"));
+    this.waitingText = h("span", {});
+    this.waiting = h("p", { class: "waiting", hidden: true }, h("span", { class: "dot" }), this.waitingText);
     this.body.append(this.reasoning, this.text, this.calls, this.waiting);
   }
 
@@ -68,6 +69,8 @@ export class MessageView {
     this.thought.textContent = node.reasoning ?? "";
     this.thoughtName.textContent = t(isLive && !node.content ? "message.thinking" : "message.thoughts");
     this.markdown.update(node.content, { isFinal: !isLive, isRead: isLive || this.#wasLive });
+    const seconds = (node.expectedMs ?? 0) / 1000;
+    this.waitingText.textContent = seconds > 1 ? t("message.waiting.for", { s: formatNumber(seconds, 0) }) : t("message.waiting");
     this.waiting.hidden = !isLive || Boolean(node.content || node.reasoning || node.calls?.length);
     if (this.calls.childElementCount !== (node.calls?.length ?? 0) || isLive || this.#wasLive) this.#showCalls();
     this.element.classList.toggle("answering", isLive);

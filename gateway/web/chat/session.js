@@ -13,7 +13,7 @@ export class Session {
   #stored = new Set(); // ids
   conversation = newConversation(read("model", ""), defaultSettings());
   entries = [];
-  draft = { text: "", files: [] };
+  draft = { text: read("draft", "", "sessionStorage"), files: [] };
   problem = ""; // "memory", "full" or "": why conversations may be lost
 
   /** The view sets these: `onShow()` another conversation, `onNode(node)` a message changed, `onList()`. */

@@ -83,6 +83,7 @@ export default {
   "message.you": "You",
   "message.assistant": "Assistant",
   "message.waiting": "Waiting for the first word …",
+  "message.waiting.for": "The first word comes in about {s} s …",
   "message.thinking": "Thinking …",
   "message.thoughts": "Reasoning",
   "message.call": "Tool call: {name}",

@@ -83,6 +83,7 @@ export default {
   "message.you": "您",
   "message.assistant": "助手",
   "message.waiting": "正在等待首个词…",
+  "message.waiting.for": "首个词大约在 {s} 秒后到达…",
   "message.thinking": "正在思考…",
   "message.thoughts": "推理过程",
   "message.call": "工具调用：{name}",

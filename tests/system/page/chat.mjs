@@ -3,13 +3,12 @@ import { ask, ended, open, texts, until } from "./tools.mjs";
 
 const answers = (page) => texts(page, ".message.assistant .text");
 
-/** Ask a model that would write for minutes, read four states, and stop. `ignoreEnd`: it must not end by itself. */
+/** Ask a model that would write for minutes, without the limit of new chats, read four states, and stop. `ignoreEnd`: it must not end by itself. */
 export async function stream(page, url, { model, ignoreEnd }) {
-  if (ignoreEnd) {
-    await page.route("**/v1/chat/completions", (route) =>
-      route.continue({ postData: JSON.stringify({ ...route.request().postDataJSON(), ignore_eos: true }) }),
-    );
-  }
+  await page.route("**/v1/chat/completions", (route) => {
+    const { max_tokens, ...body } = route.request().postDataJSON();
+    return route.continue({ postData: JSON.stringify({ ...body, ignore_eos: ignoreEnd }) });
+  });
   await open(page, url, "chat");
   await ask(page, model, "Write a long story.");
   const states = [""];
