@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -19,10 +20,12 @@ import psutil
 import pytest
 
 from gateway.bundles.disk import data_folder
+from gateway.commands import serve as serve_command
 from gateway.commands.options import base_url
 from gateway.commands.running.run_file import run_folder, running_gateways
+from gateway.config.tables import LogConfig
 from gateway.monitoring.usage.store import FILE, UsageStore
-from tests.support.processes import SCRIPTED, gateway, serving, wakeups
+from tests.support.processes import PATIENCE_S, SCRIPTED, gateway, serving, wakeups
 
 INTERRUPT = signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGINT
 STOPS = [INTERRUPT] if sys.platform == "win32" else [INTERRUPT, signal.SIGTERM]
@@ -218,3 +221,27 @@ def wait_until_refused(url: str) -> None:
             httpx.get(f"{url}/models", timeout=60)
             time.sleep(0.05)
         raise AssertionError("the server still accepts connections")
+
+
+@pytest.mark.parametrize(
+    ("file", "is_terminal", "written"),
+    [("auto", True, False), ("auto", False, True), ("auto", None, True), ("", False, False), ("mine.log", True, True)],
+)
+def test_log_file_is_written_unless_a_person_sees_stderr(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str, is_terminal: bool | None, written: bool
+) -> None:
+    """`is_terminal` None: a process without a console."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
+    stderr = None if is_terminal is None else io.StringIO()
+    if stderr is not None:
+        stderr.isatty = lambda: bool(is_terminal)  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", stderr)
+    name = str(tmp_path / file) if file.endswith(".log") else file
+    opened = serve_command._log_file(LogConfig(file=name))
+    try:
+        expected = data_folder() / "logs" / "gateway.log" if file == "auto" else Path(name)
+        assert (opened.path if opened else None) == (expected if written else None)
+    finally:
+        if opened:
+            opened.close(PATIENCE_S)

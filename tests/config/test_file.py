@@ -135,6 +135,11 @@ def test_relative_path_resolves_from_folder_of_file(folder: Folder) -> None:
     assert config.models["e"] == GenieModel(path=str(models / "e" / "config.json"))
 
 
+def test_log_file_is_relative_to_the_file_unless_it_is_no_path(folder: Folder) -> None:
+    assert Path(folder.load('[log]\nfile = "logs/g.log"\n' + ONE_MODEL).log.file) == folder.path / "logs" / "g.log"
+    assert [folder.load(f'[log]\nfile = "{name}"\n' + ONE_MODEL).log.file for name in ("auto", "")] == ["auto", ""]
+
+
 def test_absolute_path_is_kept(folder: Folder, tmp_path: Path) -> None:
     bundle = tmp_path / "elsewhere"
     assert Path(local(folder.load(f"[models.a]\npath = '{bundle}'\n"), "a").path) == bundle
