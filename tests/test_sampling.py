@@ -105,7 +105,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_new_parameter_is_config_key_of_engines_that_honour_it(seen: dict[str, Any]) -> None:
     assert (seen["defaults key"], seen["model key"], seen["variable"], seen["from defaults"]) == (0.3, 0.4, 0.6, 0.3)
-    assert seen["range"].endswith("[models.m] typical_p: expected float <= 1.0, got 7")
+    assert seen["range"].endswith("[models.m] typical_p: expected a number of at most 1, got 7")
     expected = "[models.m] typical_p: means something only with engine = 'local' or 'upstream'"
     assert seen["key of engine"].endswith(expected)
 

@@ -17,6 +17,24 @@ from gateway.errors import ConfigError
 Table = tuple[str, ...]
 
 
+#: msgspec's names of types, and its signs, in words.
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+}
+_RANGES = (
+    (r"of length >= 1", "that is not empty"),
+    (r">= (\S+)", r"of at least \1"),
+    (r"<= (\S+)", r"of at most \1"),
+    (r"> (\S+)", r"above \1"),
+    (r"(\d)\.0\b", r"\1"),
+)
+
+
 class Setting(NamedTuple):
     """A key with a value from the file, the environment or the command line.
 
@@ -85,9 +103,21 @@ def _problem(message: str, value: Any, kind: Any) -> str:
         ]
         number = ["a number"] if any(part is int or get_origin(part) is Annotated for part in get_args(kind)) else []
         return f"{value!r} is not one of {', '.join([*number, *choices])}{nearest(value, choices)}"
-    plain = re.sub(r" - at `\$(.*)`", r" in one item", message).replace(" | null", "").replace("`", "")
-    plain = plain.replace("array", "list").replace("object", "table")
-    return plain[0].lower() + plain[1:] + ("" if ", got" in plain else f", got {value!r}")
+    if unknown := re.match(r"Object contains unknown field `([^`]*)`", message):
+        return f"unknown key {unknown[1][:100]!r} in one item"
+    expected, _, got = message.partition(", got ")
+    where = " in one item" if " - at `$" in message else ""
+    expected = re.sub(r"`([a-z| ]+)`", _in_words, expected.partition(" - at ")[0])
+    for pattern, words in _RANGES:
+        expected = re.sub(pattern, words, expected)
+    # no text of the value: it may be a key in the wrong form
+    found = _TYPES.get(got.partition("`")[2].partition("`")[0], got) if got else repr(value)
+    found = str(value).lower() if isinstance(value, bool) else found
+    return f"{expected[0].lower()}{expected[1:].replace('`', '')}, got {found}{where}"
+
+
+def _in_words(types: re.Match[str]) -> str:
+    return " or ".join(_TYPES.get(name, name) for name in types[1].split(" | ") if name != "null")
 
 
 def nearest(word: Any, known: Iterable[str]) -> str:

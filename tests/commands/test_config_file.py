@@ -126,7 +126,7 @@ def test_check_prints_each_mistake(here: Path, capsys: pytest.CaptureFixture[str
     assert cli.main(["config", "check"]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "config.toml: [server] prot: unknown key; did you mean 'port'?",
-        "config.toml: [server] port: expected int, got str",
+        "config.toml: [server] port: expected a whole number, got text",
         "config.toml: [models.a] fallback: there is no model 'b'",
         "npu-gateway: 3 mistakes",
     ]

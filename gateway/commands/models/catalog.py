@@ -128,7 +128,10 @@ def _cells(entry: Entry, chip: Chip | None) -> tuple[object, ...]:
     parameters = f"{entry.parameters:g}B" if entry.parameters else ""
     ttft = f"{entry.ttft_ms[0]:.0f} to {entry.ttft_ms[1]:.0f} ms" if entry.ttft_ms else ""
     return (
-        *(entry.name if chip else f"{entry.name} ({entry.chip})", " ".join(filter(None, (parameters, entry.precision)))),
+        *(
+            entry.name if chip else f"{entry.name} ({entry.chip})",
+            " ".join(filter(None, (parameters, entry.precision))),
+        ),
         *(entry.bytes or None, entry.context, entry.tokens_per_s, ttft, _not_tested(entry)),
         *(entry.licence or "not stated", entry.source),
     )
