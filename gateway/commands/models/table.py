@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 def add_parser(subparsers: options.Subparsers) -> None:
     text = (
         "List the configured models, the state of their bundles, and their state in the gateway of this configuration "
-        "if it runs. Into a pipe, one line for each model with these "
-        "fields between tabs: name, state, engine, context, bytes, aliases, fallback, published speed, detail, state in "
-        "the running gateway."
+        "if it runs. Into a pipe, one line for each model with these fields between tabs: name, state, engine, "
+        "context, bytes, aliases, fallback, published speed, detail, state in the running gateway."
     )
     parser = subparsers.add_parser("models", help="list the configured models", description=text)
     options.add_config(parser)
