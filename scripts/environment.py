@@ -45,7 +45,7 @@ LOCKS: dict[Kind, str] = {
     "test": "requirements-test.lock",
 }
 #: megabytes to download and on the disk, about (docs/upgrade.md)
-SIZES: dict[Kind, tuple[int, int]] = {"serve": (100, 340), "emulation": (200, 590), "test": (280, 900)}
+SIZES: dict[Kind, tuple[int, int]] = {"serve": (100, 340), "emulation": (200, 590), "test": (280, 750)}
 _INTERRUPTED = 130
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from gateway.commands import options
 from gateway.commands.service.launch import NAME, ServiceState, call, make_launch
@@ -64,10 +65,16 @@ def describe(state: ServiceState) -> list[str]:
     if not state.program.exists():
         return [f"broken: {state.program} does not exist any more. `npu-gateway service install` repairs it"]
     lines = [f"installed: {state.program}", "running" if state.is_running else "not running"]
-    lines += [f"  {run.url}  pid {run.pid}  log {run.log_file}" for run in running_gateways() if state.is_running]
+    own = [run for run in running_gateways() if _folder(Path(run.python)) == _folder(state.program)]
+    lines += [f"  {run.url}  pid {run.pid}  log {run.log_file}" for run in own if state.is_running]
     if state.failure:
         lines.append(f"last error: {state.failure}. `npu-gateway logs` shows it")
     return lines
+
+
+def _folder(python: Path) -> Path:
+    """The folder of a Python, behind the link of a clone. A gateway of another environment is not the service."""
+    return python.parent.resolve()
 
 
 def _service() -> SystemdService | ScheduledTask:

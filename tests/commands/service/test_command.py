@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 from gateway import cli
+from gateway.commands.running.run_file import RunFile, announced
 from gateway.commands.service.command import describe
 from gateway.commands.service.launch import ServiceState
 
@@ -32,6 +34,15 @@ def test_state_is_described(
 ) -> None:
     monkeypatch.setattr("gateway.commands.running.run_file.data_folder", lambda: tmp_path)  # no gateway runs
     assert describe(state) == lines
+
+
+def test_running_service_is_shown_with_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.commands.running.run_file.data_folder", lambda: tmp_path)
+    ours = RunFile(url="http://127.0.0.1:8000", host="127.0.0.1", port=8000, log_file="x.log")
+    other = RunFile(url="http://127.0.0.1:8001", host="127.0.0.1", port=8001, python=str(tmp_path / "bin" / "python"))
+    with announced(ours), announced(other):
+        *_, last = describe(ServiceState(Path(sys.executable), is_running=True))
+    assert last == f"  http://127.0.0.1:8000  pid {os.getpid()}  log x.log"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="systemd")
