@@ -11,6 +11,10 @@ export default {
   "live.back": "The gateway answers again.",
   "live.retry": "Try now",
   "live.key": "Enter the key",
+  "live.links": "For programs:",
+  "live.links.schema": "API description (OpenAPI)",
+  "live.links.ready": "State of the models",
+  "live.links.metrics": "Metrics (Prometheus)",
 
   "live.models": "Models",
   "live.state.ready": "Ready",

@@ -29,21 +29,26 @@ export function hide() {
 }
 
 function liveView(section) {
-  const note = h("div", { class: "note warning live-note", role: "status", hidden: true });
+  const problem = h("p", {});
+  const button = textButton("", () => onButton(), { class: "button small" });
+  const note = h("div", { class: "note warning live-note", hidden: true }, icon("warning"), problem, button);
   const about = h("p", { class: "live-about" }, t("live.waiting"));
   const parts = { models: modelsPart(() => poller.retry()), answers: answersPart(), usage: usagePart(), log: logPart() };
   section.replaceChildren(
     h("div", { class: "live" },
       h("div", { class: "live-head" }, h("h1", {}, t("live.title")), about),
-      note, parts.models.element, parts.answers.element, parts.usage.element, parts.log.element),
+      note, parts.models.element, parts.answers.element, parts.usage.element, parts.log.element, links()),
   );
   let startedAt = null;
   let isAway = false;
   let keyTimer = 0;
+  let onButton = () => {};
 
   function inform(text, label, action) {
     note.hidden = false;
-    note.replaceChildren(icon("warning"), h("p", {}, text), textButton(label, action, { class: "button small" }));
+    problem.textContent = text;
+    button.textContent = label;
+    onButton = action;
   }
 
   async function enterKey() {
@@ -72,8 +77,13 @@ function liveView(section) {
       if (isAway) announce(t("live.back"));
       isAway = false;
       note.hidden = true;
-      if (startedAt !== null && startedAt !== live.started_at) for (const part of Object.values(parts)) part.reset();
+      const isRestarted = startedAt !== null && startedAt !== live.started_at;
       startedAt = live.started_at;
+      if (isRestarted) {
+        for (const part of Object.values(parts)) part.reset();
+        poller.retry(); // this answer begins after a number of the gateway that ended
+        return;
+      }
       about.replaceChildren(...aboutTexts(live));
       parts.models.update(live.models);
       parts.answers.update(live);
@@ -100,6 +110,13 @@ function liveView(section) {
       parts.answers.close();
     },
   };
+}
+
+/** What other programs read. */
+function links() {
+  const link = (path, key) => h("a", { href: path, target: "_blank", rel: "noopener" }, t(key));
+  return h("p", { class: "live-links" }, `${t("live.links")} `,
+    link("/schema", "live.links.schema"), link("/readyz", "live.links.ready"), link("/metrics", "live.links.metrics"));
 }
 
 function aboutTexts(live) {

@@ -11,6 +11,10 @@ export default {
   "live.back": "网关已恢复响应。",
   "live.retry": "立即重试",
   "live.key": "输入密钥",
+  "live.links": "供程序使用：",
+  "live.links.schema": "API 说明 (OpenAPI)",
+  "live.links.ready": "模型状态",
+  "live.links.metrics": "指标 (Prometheus)",
 
   "live.models": "模型",
   "live.state.ready": "就绪",

@@ -70,8 +70,10 @@ async function check(page, where) {
       each.id,
       ...each.nodes.slice(0, 3).map((node) => `${node.html.slice(0, 200)} ${node.failureSummary}`),
     ]),
-    wide: document.documentElement.scrollWidth > innerWidth,
+    wide: [document.documentElement, ...document.querySelectorAll("#main > section, .scroller")]
+      .filter((each) => each.scrollWidth > each.clientWidth)
+      .map((each) => each.id || each.className || "page"),
   }));
-  if (wide) results.push(["the page is wider than the window"]);
+  if (wide.length) results.push([`wider than the window: ${wide}`]);
   return results.map((each) => [where, ...each].join("\n"));
 }

@@ -25,7 +25,7 @@ export async function plots(page, url) {
   });
   const rows = await page.locator(".live-table tbody tr").evaluateAll((all) => all.map((row) => [...row.cells].map((cell) => cell.textContent)));
   await page.locator("#live-model").selectOption("paris");
-  await until(page, () => document.querySelectorAll(".live-table tbody tr").length === 1);
+  await until(page, () => [...document.querySelectorAll(".live-table tbody tr")].every((row) => row.cells[1].textContent === "paris"));
   return { canvases, colours, rows };
 }
 
@@ -120,8 +120,30 @@ export async function log(page, url) {
   return { all, levels: [...levels], paused, still };
 }
 
+/** Another gateway answers at the address: nothing of the first one stays. */
+export async function restart(page, url) {
+  let startedAt = 1;
+  const seqs = { 1: [40, 41], 2: [1, 2, 42] };
+  const polls = [];
+  await page.route("**/gateway/live*", async (route) => {
+    const after = Number(new URL(route.request().url()).searchParams.get("after"));
+    polls.push([startedAt, after]);
+    const reply = await (await route.fetch()).json();
+    const answers = seqs[startedAt].filter((seq) => seq > after).map((seq) => ({ ...reply.answers[0], seq, model: `start-${startedAt}` }));
+    await route.fulfill({ json: { ...reply, started_at: startedAt, answers } });
+  });
+  await chatCompletion(page, url, "paris");
+  await open(page, url, "live");
+  await page.locator(".live-table summary").click();
+  await until(page, () => document.querySelectorAll(".live-table tbody tr").length === 2);
+  startedAt = 2;
+  await until(page, () => document.querySelectorAll(".live-table tbody tr").length === 3);
+  return { models: await texts(page, ".live-table tbody td:nth-child(2)"), polls: polls.filter(([start]) => start === 2).slice(0, 2) };
+}
+
 /** Only a visible page polls. */
 export async function hidden(page, url) {
+  await page.clock.install();
   await open(page, url, "live");
   await page.locator(".model .badge").first().waitFor();
   let polls = 0;
@@ -129,8 +151,7 @@ export async function hidden(page, url) {
   await page.evaluate(() => (location.hash = "#chat"));
   await page.locator("#chat:visible").waitFor();
   const before = polls;
-  await page.clock.install();
-  await page.clock.fastForward(30_000);
+  await page.clock.runFor(30_000);
   return { more: polls - before };
 }
 

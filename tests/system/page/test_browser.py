@@ -251,6 +251,11 @@ class TestLive:
         announced = seen.value["announced"]
         assert announced[:1] + announced[-1:] == ["The gateway does not answer.", "The gateway answers again."]
 
+    def test_values_of_a_gateway_that_ended_are_gone(self, chromium: Browser, server: Running) -> None:
+        seen = run(chromium, "live.restart", server)
+        assert seen["models"] == ["start-2"] * 3
+        assert seen["polls"] == [[2, 41], [2, 0]]
+
     def test_log_has_filter_and_pause(self, chromium: Browser, server: Running) -> None:
         seen = run(chromium, "live.log", server)
         assert 0 < seen["paused"] == seen["still"] and set(seen["levels"]) <= {"WARNING", "ERROR"}
