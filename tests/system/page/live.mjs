@@ -127,10 +127,11 @@ export async function restart(page, url) {
   const polls = [];
   await page.route("**/gateway/live*", async (route) => {
     const after = Number(new URL(route.request().url()).searchParams.get("after"));
-    polls.push([startedAt, after]);
+    const start = startedAt;
+    polls.push([start, after]);
     const reply = await (await route.fetch()).json();
-    const answers = seqs[startedAt].filter((seq) => seq > after).map((seq) => ({ ...reply.answers[0], seq, model: `start-${startedAt}` }));
-    await route.fulfill({ json: { ...reply, started_at: startedAt, answers } });
+    const answers = seqs[start].filter((seq) => seq > after).map((seq) => ({ ...reply.answers[0], seq, model: `start-${start}` }));
+    await route.fulfill({ json: { ...reply, started_at: start, answers } });
   });
   await chatCompletion(page, url, "paris");
   await open(page, url, "live");
