@@ -4,6 +4,9 @@ import { ask, ended, open, texts, until } from "./tools.mjs";
 const answers = async (page) => (await texts(page, ".message.assistant .text")).map((text) => text.trim());
 const count = (page, selector, number) => until(page, ([selector, number]) => document.querySelectorAll(selector).length === number, [selector, number]);
 
+/** New conversations have no limit, so an answer of minutes does not end by itself. */
+const withoutLimit = (page) => page.addInitScript(() => localStorage.setItem("settings", "{}"));
+
 /** Put values into the database of the page. */
 const store = (page, conversations, titles) =>
   page.evaluate(
@@ -98,6 +101,7 @@ export async function tabs(page, url, { model }, context) {
 
 /** The gateway cannot be reached during an answer: the part of it is kept, and it goes on. */
 export async function lost(page, url, { model }, context) {
+  await withoutLimit(page);
   await open(page, url, "chat");
   await ask(page, model, "Write");
   await until(page, () => document.querySelector(".message.assistant .text")?.textContent.length > 4);
@@ -162,6 +166,7 @@ export async function transfer(page, url) {
 
 /** Keys: Shift+Enter adds a line, the Enter of an input method sends nothing, Escape stops; a draft outlives the view. */
 export async function keys(page, url, { model }) {
+  await withoutLimit(page);
   await open(page, url, "chat");
   await page.locator(".picker").selectOption(model);
   const area = page.locator(".composer-text");
