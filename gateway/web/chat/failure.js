@@ -41,7 +41,8 @@ function errorNote(node, actions) {
   const { error } = node;
   const code = CODES.includes(error.code) ? error.code : "";
   const sentence = code ? t(`failure.${code}`) : error.kind === "network" ? t("failure.network") : t("failure.other");
-  const detail = error.kind === "network" ? "" : error.message;
+  const isComplete = error.kind === "network" || code === "invalid_api_key"; // the rest is for programs
+  const detail = isComplete ? "" : error.message;
   const more = buttons(node, actions);
   if (error.code === "invalid_api_key") more.unshift(textButton(t("failure.enterKey"), actions.enterKey));
   if (error.code === "context_length_exceeded") more.unshift(textButton(t("chat.new"), actions.newChat));
