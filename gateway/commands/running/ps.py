@@ -70,8 +70,14 @@ def _described(found: Found) -> dict[str, Any]:
 def _process(run: RunFile | None) -> dict[str, Any]:
     if run is None:
         return {}
-    known = {name: value for name, value in asdict(run).items() if name not in ("token", "url", "created_at")}
-    return {**known, "uptime_s": round(time.time() - run.started_at, 1), "memory_bytes": _memory_bytes(run.pid)}
+    known = {
+        name: value for name, value in asdict(run).items() if name not in ("token", "url", "created_at", "since_boot_s")
+    }
+    return {
+        **known,
+        "uptime_s": round(max(0.0, time.time() - run.started_at), 1),
+        "memory_bytes": _memory_bytes(run.pid),
+    }
 
 
 def _memory_bytes(pid: int | None) -> int | None:

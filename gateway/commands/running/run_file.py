@@ -28,10 +28,16 @@ _SAME_S = 2.0  # two readings of the time when a process was created differ by l
 _log = logging.getLogger(__name__)
 
 
-def _created_at() -> float:
+def _created_at(pid: int | None = None) -> float:
     import psutil  # here: `--help` needs none of it
 
-    return psutil.Process().create_time()
+    return psutil.Process(pid).create_time()
+
+
+def _since_boot_s(pid: int | None = None) -> float:
+    import psutil
+
+    return _created_at(pid) - psutil.boot_time()
 
 
 class RunFile(Struct, frozen=True, kw_only=True):
@@ -44,6 +50,7 @@ class RunFile(Struct, frozen=True, kw_only=True):
     log_file: str = ""  # "": it writes none
     pid: int = field(default_factory=os.getpid)
     created_at: float = field(default_factory=_created_at)  # the process, Unix time
+    since_boot_s: float = field(default_factory=_since_boot_s)  # the same from the start of the system
     started_at: float = field(default_factory=time.time)  # when it listened, Unix time
     version: str = __version__
     python: str = sys.executable
@@ -93,11 +100,18 @@ def is_alive(run: RunFile) -> bool:
     import psutil
 
     try:
-        process = psutil.Process(run.pid)
-        same = abs(process.create_time() - run.created_at) < _SAME_S
-        return same and process.status() != psutil.STATUS_ZOMBIE
+        is_same = abs(_created_at(run.pid) - run.created_at) < _SAME_S or _is_same_after_clock_change(run)
+        return is_same and psutil.Process(run.pid).status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+
+
+def _is_same_after_clock_change(run: RunFile) -> bool:
+    """Linux moves the time when a process was created if the clock is set, as it is after the start of many systems."""
+    import psutil
+
+    is_same = abs(_since_boot_s(run.pid) - run.since_boot_s) < _SAME_S
+    return is_same and "serve" in psutil.Process(run.pid).cmdline()
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -29,8 +29,9 @@ Stop a running gateway. Its requests get `shutdown_grace_s` seconds to finish; C
 def run(arguments: argparse.Namespace) -> int:
     found = find_gateway(arguments)
     run_file = required_run(found)
-    grace_s = _begin(found, run_file)
+    line, grace_s = _begin(found, run_file)
     try:
+        print(line, flush=True)
         _wait(run_file, grace_s + _SPARE_S)
     except KeyboardInterrupt:
         _end_now(run_file)
@@ -47,20 +48,19 @@ def stopping_line(requests: int, grace_s: float, how: str = "Ctrl-C again stops 
     return f"Stopping: {count} up to {grace_s:g} s; {how}"
 
 
-def _begin(found: Found, run: RunFile) -> float:
-    """Let the gateway stop. Returns the seconds that its requests have."""
+def _begin(found: Found, run: RunFile) -> tuple[str, float]:
+    """Let the gateway stop. Returns a line for the user, and the seconds that its requests have."""
     try:
         reply = call(found, "POST", "/gateway/stop", limit_s=10.0, headers={"x-stop-token": run.token})
     except UpstreamFailed:
         if not is_alive(run):
-            return 0.0
+            return stopping_line(0, 0.0), 0.0
         if sys.platform == "win32":
             raise GatewayError(f"the gateway does not answer; end it with `taskkill /F /PID {run.pid}`") from None
         os.kill(run.pid, signal.SIGTERM)
-        print(f"The gateway does not answer, so it gets SIGTERM (pid {run.pid}).", flush=True)
-        return 0.0
-    print(stopping_line(reply["requests"], reply["grace_s"], "Ctrl-C stops it now"), flush=True)
-    return float(reply["grace_s"])
+        return f"The gateway does not answer, so it gets SIGTERM (pid {run.pid})", 0.0
+    grace_s = float(reply["grace_s"])
+    return stopping_line(reply["requests"], grace_s, "Ctrl-C stops it now"), grace_s
 
 
 def _end_now(run: RunFile) -> None:

@@ -76,6 +76,17 @@ def test_stale_run_file_is_removed_by_readers(has_new_process: bool) -> None:
     assert running_gateways() == [] and not file.exists()
 
 
+@pytest.mark.parametrize("command", ["serve", "other"])
+def test_gateway_is_found_after_the_clock_was_set(command: str) -> None:
+    program = [sys.executable, "-c", "input()", command]
+    with subprocess.Popen(program, stdin=subprocess.PIPE) as process:
+        created_at = psutil.Process(process.pid).create_time()
+        times = {"created_at": created_at - 3600, "since_boot_s": created_at - psutil.boot_time()}
+        write(run_file(8400, pid=process.pid, **times))
+        assert len(running_gateways()) == (command == "serve")
+        process.communicate(b"\n")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="only POSIX keeps ended processes until their parent waits")
 def test_ended_process_that_has_a_waiting_parent_counts_as_dead() -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
