@@ -134,6 +134,8 @@ def npu_line(config: Config, models: list[ModelInfo], interpreter: Interpreter) 
         yield f'NPU: none; {", ".join(emulated)} runs on the slow emulator. `provider = "auto"` takes the CPU'
     elif all(isinstance(model, LocalModel) and model.provider == "cpu" for model in local.values()):
         yield 'NPU: not used, because the configuration has provider = "cpu"'
+    elif all(engine.state == "unloaded" for engine in engines.values()):
+        yield "NPU: not known before a model is loaded"
     elif interpreter.built_for == "win-arm64":
         yield "NPU: not used; `npu-gateway doctor` looks for the reason"
     else:

@@ -57,6 +57,7 @@ SAVING = LocalModel(path="m", provider_options={"htp_performance_mode": "balance
         ),
         (CPU, {}, ARM, 'NPU: not used, because the configuration has provider = "cpu"'),
         (AUTO, {}, ARM, "NPU: not used; `npu-gateway doctor` looks for the reason"),
+        (AUTO, {"state": "unloaded"}, ARM, "NPU: not known before a model is loaded"),
         (AUTO, {"state": "failed"}, ARM, "NPU: not used; `npu-gateway doctor` looks for the reason"),
         (AUTO, {}, LINUX, "NPU: none found; models run on the CPU"),
         (UpstreamModel(url=URL), {"device": "remote"}, ARM, ""),
