@@ -60,11 +60,25 @@ export async function hostile(page, url, { model, count }) {
   return { ...found, answers: await answers(page) };
 }
 
+/** True when the browser's database has a conversation whose last answer is complete. Runs in the page. */
+const isStored = () =>
+  new Promise((resolve) => {
+    const opening = indexedDB.open("npu-gateway");
+    opening.onsuccess = () => {
+      const reading = opening.result.transaction("conversations").objectStore("conversations").getAll();
+      reading.onsuccess = () => {
+        opening.result.close();
+        resolve(reading.result.some((each) => each.nodes.at(-1).ending));
+      };
+    };
+  });
+
 /** Conversations survive a reload; messages can be edited, and answers made again. */
 export async function conversation(page, url, { model }) {
   await open(page, url, "chat");
   await ask(page, model, "First question");
   await ended(page);
+  await until(page, isStored);
   await page.reload();
   await page.locator(".message.assistant .text").waitFor();
   const reloaded = [await texts(page, ".message.user .plain"), await answers(page)];
