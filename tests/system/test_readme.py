@@ -16,10 +16,12 @@ from typing import NamedTuple
 
 import pytest
 
+from gateway.cli import make_parser
 from gateway.config.file import load_config
 from tests.support.processes import PATIENCE_S, ROOT, Serving, environment, serving
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+CLIENTS = sorted((ROOT / "docs" / "clients").glob("*.md"))  # tests/commands/launch/test_command.py has their ```text
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: Commands that another test runs, or that this test must not run.
 ELSEWHERE = {
@@ -52,8 +54,16 @@ def blocks(page: Path) -> list[Block]:
     return listed
 
 
-def all_blocks(*languages: str) -> list[tuple[Path, Block]]:
-    return [(page, block) for page in PAGES for block in blocks(page) if block.language in languages]
+def all_blocks(*languages: str, pages: list[Path] = PAGES) -> list[tuple[Path, Block]]:
+    return [(page, block) for page in pages for block in blocks(page) if block.language in languages]
+
+
+def commands(page: Path) -> list[str]:
+    """Each `npu-gateway COMMAND ...` of a page, in the text and in blocks, without pipes and comments."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"`npu-gateway ([^`]+)`|^(?:\$ |[^`\n]*\| )?npu-gateway ([a-z].*)$", text, re.MULTILINE)
+    lines = [re.split(r" [#<>|]|\\\\?\|", inline or line)[0].replace("\n", " ") for inline, line in found]
+    return [line for line in dict.fromkeys(lines) if not line.startswith(("COMMAND", "help", "is "))]
 
 
 class Gateway(NamedTuple):
@@ -124,11 +134,24 @@ def test_code_prints_the_shown_output(page: Path, block: Block, gateway: Gateway
         assert_like(printed, gateway.here(block.expected))
 
 
-@pytest.mark.parametrize(("page", "block"), all_blocks("toml"), ids=lambda value: getattr(value, "name", None))
+@pytest.mark.parametrize(
+    ("page", "block"), all_blocks("toml", pages=PAGES + CLIENTS), ids=lambda value: getattr(value, "name", None)
+)
 def test_configuration_is_valid(page: Path, block: Block, tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(block.text, encoding="utf-8")
     load_config(file, {})
+
+
+def test_commands_of_the_text_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    """Their options and values are right. One word is only the name of a command."""
+    parser = make_parser()
+    for name, line in [(page.name, line) for page in PAGES + CLIENTS for line in commands(page)]:
+        words = shlex.split(line.partition(" -- ")[0].replace("CLIENT", "claude"))
+        try:
+            parser.parse_args(words if len(words) > 1 else [*words, "--help"])
+        except SystemExit as ended:
+            assert not ended.code, f"{name}: {line}: {capsys.readouterr().err}"
 
 
 def test_every_block_has_a_known_language() -> None:
@@ -170,7 +193,7 @@ def test_index_lists_every_page() -> None:
     assert [name for name in pages if f"({name})" not in index] == []
 
 
-@pytest.mark.parametrize("page", [ROOT / "CHANGELOG.md", *PAGES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [ROOT / "CHANGELOG.md", *PAGES, *CLIENTS], ids=lambda page: page.name)
 def test_links_have_targets(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target

@@ -61,7 +61,7 @@ export class Answer {
 }
 
 /** Add a chunk of the stream to the message. True if it has a part of the answer. */
-export function addChunk(node, chunk) {
+function addChunk(node, chunk) {
   if (chunk.usage) node.usage = chunk.usage;
   if (chunk.model) node.model = chunk.model;
   const choice = chunk.choices?.[0];
@@ -89,7 +89,7 @@ export function bodyOf(model, path, settings) {
 }
 
 /** The text of a message, with its attachments. */
-export function contentOf(node) {
+function contentOf(node) {
   const files = (node.attachments ?? []).map((file) => `File ${file.name}:\n\n${fenced(file.text)}`);
   return [...files, node.content].filter((part) => part).join("\n\n");
 }

@@ -26,7 +26,7 @@ export async function readFile(file, card, used) {
 }
 
 /** The text of the bytes, or null if they are not text. */
-export function decoded(bytes) {
+function decoded(bytes) {
   const [first, second] = bytes;
   const encoding = first === 0xff && second === 0xfe ? "utf-16le" : first === 0xfe && second === 0xff ? "utf-16be" : "utf-8";
   if (encoding === "utf-8" && bytes.includes(0)) return null;

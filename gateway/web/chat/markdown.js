@@ -3,11 +3,9 @@ import { announce } from "../app/announce.js";
 import { Marked } from "../vendor/marked/marked.js";
 import { dressCode } from "./code.js";
 import { drawMaths, MATHS } from "./maths.js";
-import { sanitised } from "./sanitise.js";
+import { escaped, sanitised } from "./sanitise.js";
 
 const LONGEST = 200_000; // characters
-
-const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll('"', "&quot;");
 
 // HTML elements that are left in Markdown, without attributes. Other HTML is shown as text.
 const PLAIN_TAGS = /&lt;(\/?(?:b|br|em|hr|i|kbd|mark|s|small|strong|sub|sup|u))\s*\/?>/gi;

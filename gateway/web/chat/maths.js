@@ -1,5 +1,6 @@
 // TeX in answers: finds it in Markdown, and draws it as MathML, which the browser shows without extra fonts.
 import { library } from "../app/scripts.js";
+import { escaped } from "./sanitise.js";
 
 const MAX_SIZE = [40, 40]; // em of a size that the formula sets itself
 const DISPLAY = [/^\$\$([\s\S]{1,4000}?)\$\$/, /^\\\[([\s\S]{1,4000}?)\\\]/];
@@ -12,10 +13,6 @@ function found(source, patterns) {
     if (match && match[1].trim()) return { raw: match[0], tex: match[1].trim() };
   }
   return undefined;
-}
-
-function escaped(text) {
-  return text.replaceAll("&", "&amp;").replaceAll('"', "&quot;").replaceAll("<", "&lt;");
 }
 
 function extension(name, level, patterns, hint, isDisplay) {

@@ -16,6 +16,9 @@ const OPTIONS = {
   RETURN_DOM_FRAGMENT: true,
 };
 
+/** `text` for use in HTML, also in an attribute with double quotes. */
+export const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll('"', "&quot;");
+
 /** A document fragment of safe elements. Links open in another tab that does not know this page. */
 export function sanitised(html) {
   const fragment = window.DOMPurify.sanitize(html, OPTIONS);

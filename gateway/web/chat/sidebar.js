@@ -34,7 +34,7 @@ export class Sidebar {
     this.toggle = iconButton("menu", t("list.label"), () => this.open(!this.isOpen), {
       class: "icon-button toggle", "aria-expanded": "false", "aria-controls": "conversations",
     });
-    NARROW.addEventListener("change", () => this.isOpen && this.open(false));
+    NARROW.onchange = () => this.isOpen && this.open(false); // replaces the listener of the last view
   }
 
   get isOpen() {
