@@ -19,10 +19,14 @@ SCRIPTS = sorted(path.name for path in HERE.glob("*.mjs"))
 MODEL, SLOW = "llama3.2-3b", "qwen2.5-1.5b"
 #: The end of each picture's name: its width, language and colours.
 LOOKS = {
-    "light": (1280, "en", "light"),
-    "dark": (1280, "en", "dark"),
-    "light-narrow-zh": (320, "zh-CN", "light"),
-    "dark-narrow": (320, "en", "dark"),
+    f"{theme}{end}": (width, language, theme)
+    for theme in ("light", "dark")
+    for end, width, language in (
+        ("", 1280, "en"),
+        ("-zh", 1280, "zh-CN"),
+        ("-narrow", 320, "en"),
+        ("-narrow-zh", 320, "zh-CN"),
+    )
 }
 HEIGHTS = {("chat", 1280): 760, ("live", 1280): 1000, ("chat", 320): 640, ("live", 320): 640}
 
