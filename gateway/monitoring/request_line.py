@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from msgspec.structs import asdict
@@ -24,7 +24,8 @@ from gateway.monitoring.output import escape
 _LONGEST_NAME = 80
 _LONGEST_ERROR = 300
 _ID_DIGITS = 8
-_COMPARED = 50_000  # characters at each end of a text
+_COMPARED = 50_000  # characters at each end of a prompt
+_LEAST_COUNTED = 250  # characters that a text counts for: the comparison has a cost for each text
 _SHARED, _LEAST_SHARED = 12, 4  # characters that a message has from a prompt; a shorter text is compared as a whole
 #: A quoted text that can be a part of a prompt: names and numbers have no spaces.
 _QUOTED = re.compile(r"""(?<!\w)("[^"]*\s[^"]*"|'[^']*\s[^']*')(?!\w)""")
@@ -113,23 +114,40 @@ def printable(text: str) -> str:
     return escape(cut(text, _LONGEST_NAME))
 
 
-def without_prompt(message: str, texts: Iterable[str]) -> str:
+def without_prompt(message: str, texts: Sequence[str]) -> str:
     """The message of an error without what it repeats of the prompt: another server can quote it.
 
     Args:
-        texts: of the prompt; of a long one, the start and the end are compared.
+        texts: of the prompt; of a long prompt, only its start and its end are compared.
     """
     message = " ".join(message.split())
     hidden = [False] * len(message)
-    for text in texts:
-        ends = text if len(text) <= 2 * _COMPARED else f"{text[:_COMPARED]}\0{text[-_COMPARED:]}"
-        known = " ".join(ends.split())
+    for text in _ends(texts):
+        known = " ".join(text.split())
         width = min(_SHARED, len(known))
         for start in range(len(message) - width + 1 if width >= _LEAST_SHARED else 0):
             if message[start : start + width] in known:
                 hidden[start : start + width] = [True] * width
     shown = "".join("\0" if is_hidden else char for char, is_hidden in zip(message, hidden, strict=True))
     return re.sub("\0+", "[...]", shown)
+
+
+def _ends(texts: Sequence[str]) -> Iterable[str]:
+    """All texts, or of a long prompt those at its two ends."""
+    if sum(max(len(text), _LEAST_COUNTED) for text in texts) <= 2 * _COMPARED:
+        return texts
+    starts = [text[:size] for text, size in _within(texts)]
+    return starts + [text[-size:] for text, size in _within(reversed(texts))]
+
+
+def _within(texts: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """The first texts, and how much of each is compared."""
+    left = _COMPARED
+    for text in texts:
+        if left <= 0:
+            return
+        yield text, left
+        left -= max(len(text), _LEAST_COUNTED)
 
 
 def error_text(message: str) -> str:

@@ -113,3 +113,26 @@ def test_error_has_no_text_of_a_prompt(message: str, text: str) -> None:
 )
 def test_what_an_error_repeats_of_a_prompt_is_left_out(message: str, texts: list[str], text: str) -> None:
     assert without_prompt(message, texts) == text
+
+
+class _CountedText(str):
+    """Counts the characters that are read of it."""
+
+    read = 0
+
+    def __getitem__(self, key: Any) -> str:
+        part = super().__getitem__(key)
+        _CountedText.read += len(part)
+        return part
+
+    def split(self, *arguments: Any) -> list[str]:
+        _CountedText.read += len(self)
+        return super().split(*arguments)
+
+
+@pytest.mark.parametrize("texts", [("secret plan " * 1000, 700), ("secret plan", 100_000)])
+def test_only_the_ends_of_a_long_prompt_are_compared(texts: tuple[str, int]) -> None:
+    text, count = texts
+    _CountedText.read = 0
+    assert without_prompt("a:secret plan", [_CountedText(text)] * count) == "a:[...]"
+    assert 0 < _CountedText.read <= 200_000
