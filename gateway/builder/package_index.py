@@ -196,7 +196,7 @@ def _reason(error: Exception, url: str) -> str:
     if isinstance(error, httpx.HTTPStatusError):
         return f"{host} answered {error.response.status_code}. Check the index and the password in pip's settings."
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return f"The certificate of {host} is not trusted. Set SSL_CERT_FILE to the file with your network's one."
+        return f"The certificate of {host} is not trusted. Set SSL_CERT_FILE to your network's certificate file."
     if isinstance(error, httpx.ProxyError):
-        return f"The proxy does not let through to {host} ({error}). Check HTTPS_PROXY."
+        return f"The proxy refuses the connection to {host} ({error}). Check HTTPS_PROXY."
     return f"{host} does not answer ({error}). Check the network."

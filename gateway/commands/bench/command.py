@@ -42,7 +42,9 @@ def add_parser(subparsers: options.Subparsers) -> None:
     parser.add_argument("--api-key", help="key to send (default: the first one in the configuration)")
     options.add_model(parser, "model or alias (default: default_model, else the first one)")
     options.add_provider(parser)
-    parser.add_argument("--runs", type=options.positive, default=2, help="how often each request is sent (default: 2)")
+    parser.add_argument(
+        "--runs", type=options.positive, default=2, help="how many times each request is sent (default: 2)"
+    )
     parser.add_argument("--max-tokens", type=options.positive, default=128, help="longest answer (default: 128)")
     parser.add_argument("--prompt-tokens", type=options.positive, default=1024, help="longest prompt (default: 1024)")
     parser.add_argument("--seconds", type=options.positive, default=300, help="limit for the requests (default: 300)")

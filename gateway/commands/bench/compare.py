@@ -56,7 +56,7 @@ def compare(first: Path, second: Path) -> None:
     compared = list(rows(a, b))
     write_table(compared, columns)
     if any(row[-1] == ONCE for row in compared):
-        say("A figure that was measured once has no spread. Measure with --runs 5 to know more of them.")
+        say("A figure that was measured once has no spread. Measure with --runs 5 to get it.")
 
 
 def rows(a: Report, b: Report) -> Iterator[tuple[str, str, str, str, str]]:

@@ -98,7 +98,7 @@ def read(path: Path) -> Report:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except msgspec.MsgspecError as error:
-        raise ConfigError(f"{path}: is no result of `npu-gateway bench --json`: {error}") from None
+        raise ConfigError(f"{path}: is not a result of `npu-gateway bench --json`: {error}") from None
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> bool:

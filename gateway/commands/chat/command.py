@@ -82,7 +82,7 @@ def chosen(models: list[dict[str, Any]], name: str | None, default: str | None) 
     if default in names and default is not None:
         return default
     if not names:
-        raise NotFound("The gateway has no model. `npu-gateway catalog` lists models that can be had.")
+        raise NotFound("The gateway has no model. `npu-gateway catalog` lists models to download.")
     by_state = {model.get("state", "ready"): model["id"] for model in reversed(models)}
     return str(by_state.get("ready") or by_state.get("unloaded") or names[0])  # a request loads an unloaded one
 

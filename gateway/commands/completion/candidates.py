@@ -43,7 +43,7 @@ def candidates(parser: argparse.ArgumentParser, words: Sequence[str], current: s
 
 
 class _Position:
-    """Where a command line has come to: the parser of its command, and an option that waits for its value."""
+    """The state at the end of a command line: the parser of its command, and an option that needs its value."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self.pending: argparse.Action | None = None

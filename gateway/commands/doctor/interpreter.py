@@ -62,7 +62,7 @@ def this_interpreter() -> Interpreter:
 if sys.platform == "win32":
 
     def _native_machine() -> str:
-        """By IsWow64Process2, which a program in emulation also gets the truth from; "" before Windows 10 1709."""
+        """By IsWow64Process2, which is right in an emulated program too; "" before Windows 10 1709."""
         import ctypes
         from ctypes import wintypes
 

@@ -1,4 +1,4 @@
-"""`npu-gateway catalog`: the models that can be had for the NPU of this machine, and those that are on it already."""
+"""`npu-gateway catalog`: the models that a user can get for the NPU of this machine, and those that are on it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gateway.qnn.chips import Chip
 
 _TEXT = """\
-List the models that can be had for the NPU of this machine: from Qualcomm AI Hub, the Hugging Face Hub and a list
+List the models that you can get for the NPU of this machine: from Qualcomm AI Hub, the Hugging Face Hub and a list
 in this program. With NAME: all that is known about it. Lists are kept for a day. Exit code 1 if no server answered.
 Into a pipe, one line for each model with these fields between tabs: name, chip, state (ready, export, not served),
 billions of parameters, precision, context, bytes, layout, proven or not, licence, tokens/s, milliseconds to the first
@@ -34,7 +34,7 @@ token after 128 tokens, the same after a full context, source, URL."""
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
-    parser = subparsers.add_parser("catalog", help="list the models that can be had for the NPU", description=_TEXT)
+    parser = subparsers.add_parser("catalog", help="list the models that you can get for the NPU", description=_TEXT)
     parser.add_argument("name", metavar="NAME", nargs="?", help="a model: 'llama3.2-3b'")
     parser.add_argument("--chip", help="x-elite, x-plus or x2-elite (default: the chip of this machine)")
     parser.add_argument(

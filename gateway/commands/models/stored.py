@@ -44,7 +44,7 @@ def run_list(arguments: argparse.Namespace) -> int:
         print(json.dumps([model.as_dict() for model in models], indent=2))
         return 0
     if not models and sys.stdout.isatty():
-        print("No model is on the disk. `npu-gateway catalog` lists those that can be had.")
+        print("No model is on the disk. `npu-gateway catalog` lists models to download.")
     _write(models)
     return 0
 

@@ -45,7 +45,7 @@ def call(
     except ValueError:
         body = None
     if not isinstance(body, dict):
-        raise UpstreamFailed(f"the server at {found.url} is no npu-gateway; check the URL")
+        raise UpstreamFailed(f"the server at {found.url} is not an npu-gateway; check the URL")
     if reply.is_error and reply.status_code not in accepts:
         raise GatewayError(_message(body, found, reply.status_code))
     return body

@@ -63,7 +63,7 @@ def run_folder() -> Path:
 
 @contextmanager
 def announced(run: RunFile) -> Iterator[None]:
-    """The run file exists meanwhile. A folder that cannot be written is a warning: the gateway itself needs no file."""
+    """Keep the run file while the block runs. A folder that cannot be written is only a warning."""
     if is_unlisted():
         yield
         return

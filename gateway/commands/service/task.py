@@ -79,7 +79,7 @@ class ScheduledTask:
     def install(self, launch: Launch) -> None:
         """Create or replace the task, and start it. One that runs is started again."""
         if not launch.program.exists():
-            raise GatewayError(f"{launch.program} does not exist, and a gateway with a console window is no service.")
+            raise GatewayError(f"{launch.program} does not exist. Use a Python from python.org, which has it.")
         self._call(["schtasks", "/End", "/TN", NAME])  # fails if there is none
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.write_bytes(task_xml(launch, self._user))

@@ -1,4 +1,4 @@
-"""Everything that can be had for the chips of Snapdragon laptops, and one model by its name."""
+"""Every model that a user can get for the chips of Snapdragon laptops, and one model by its name."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def test_files_of_two_models_are_compared_with_a_pipe(tmp_path: Path, capsys: py
 def test_other_file_is_one_sentence(tmp_path: Path, text: str) -> None:
     file = tmp_path / "x.json"
     file.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match="is no result of `npu-gateway bench --json`"):
+    with pytest.raises(ConfigError, match="is not a result of `npu-gateway bench --json`"):
         read(file)
     with pytest.raises(ConfigError, match="cannot be read"):
         read(tmp_path / "missing.json")
