@@ -11,6 +11,7 @@ import asyncio
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -28,12 +29,15 @@ _TOKEN_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.
 _TOKENS = (1, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 _RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
 
+_Kind = TypeVar("_Kind", Counter, Histogram)
+
 
 class Metrics:
     """The counts of `/metrics`. A request that moves to its fallback counts for both models."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._series: dict[tuple[Counter | Histogram | str, ...], Any] = {}  # `labels` takes four times as long
         self._states = StateCollector()
         self._registry.register(self._states)
         self._requests = self._counter("requests", "Requests by outcome: ok, cancelled or the error's code", "outcome")
@@ -68,55 +72,55 @@ class Metrics:
         self._states.lanes[model] = read
 
     def request_refused(self, model: str, outcome: str) -> None:
-        self._requests.labels(model, outcome).inc()
+        self._of(self._requests, model, outcome).inc()
 
     def request_ended(self, model: str, outcome: str, meter: Meter, timings: Timings) -> None:
         """Count a request that a lane accepted, at its end. `outcome`: ok, cancelled or an error's code."""
-        self._requests.labels(model, outcome).inc()
-        self._tokens.labels(model, "prompt").inc(meter.prompt_tokens)
-        self._tokens.labels(model, "cached").inc(meter.cached_tokens)
-        self._tokens.labels(model, "completion").inc(meter.completion_tokens)
-        self._queue_s.labels(model).observe(timings.queue_s)
-        self._total_s.labels(model).observe(timings.total_s)
-        self._device_s.labels(model).observe(timings.device_s)
+        self._of(self._requests, model, outcome).inc()
+        self._of(self._tokens, model, "prompt").inc(meter.prompt_tokens)
+        self._of(self._tokens, model, "cached").inc(meter.cached_tokens)
+        self._of(self._tokens, model, "completion").inc(meter.completion_tokens)
+        self._of(self._queue_s, model).observe(timings.queue_s)
+        self._of(self._total_s, model).observe(timings.total_s)
+        self._of(self._device_s, model).observe(timings.device_s)
         if timings.ttft_s is not None:
-            self._ttft_s.labels(model).observe(timings.ttft_s)
+            self._of(self._ttft_s, model).observe(timings.ttft_s)
 
     def answered(self, record: AnswerRecord) -> None:
         """Count a request as its client sees it. An observer."""
         key = record.key or NO_KEY
-        self._key_requests.labels(key, str(record.status)).inc()
+        self._of(self._key_requests, key, str(record.status)).inc()
         if not record.model:
             return
         for kind, count in _token_counts(record):
-            self._key_tokens.labels(key, kind).inc(count)
+            self._of(self._key_tokens, key, kind).inc(count)
         is_answer = record.status in (200, 499)
-        self._endings.labels(record.model, record.ending if is_answer else "error").inc()
+        self._of(self._endings, record.model, record.ending if is_answer else "error").inc()
         if record.slow_cause:
-            self._slow.labels(record.model, record.slow_cause).inc()
+            self._of(self._slow, record.model, record.slow_cause).inc()
         if record.ttft_ms is not None:
             self._first_token_came(record, record.ttft_ms)
 
     def _first_token_came(self, record: AnswerRecord, ttft_ms: float) -> None:
         model = record.model
-        self._prompt_tokens.labels(model).observe(record.prompt_tokens)
-        self._completion_tokens.labels(model).observe(record.completion_tokens)
-        self._prefill_s.labels(model).observe((ttft_ms - (record.queue_ms or 0.0)) / 1000)
-        self._decode_s.labels(model).observe(max(0.0, record.total_ms - ttft_ms) / 1000)
+        self._of(self._prompt_tokens, model).observe(record.prompt_tokens)
+        self._of(self._completion_tokens, model).observe(record.completion_tokens)
+        self._of(self._prefill_s, model).observe((ttft_ms - (record.queue_ms or 0.0)) / 1000)
+        self._of(self._decode_s, model).observe(max(0.0, record.total_ms - ttft_ms) / 1000)
         if record.per_token_ms is not None:
-            self._token_s.labels(model).observe(record.per_token_ms / 1000)
+            self._of(self._token_s, model).observe(record.per_token_ms / 1000)
         if record.predicted_ttft_ms:
-            self._ttft_ratio.labels(model).observe(ttft_ms / record.predicted_ttft_ms)
+            self._of(self._ttft_ratio, model).observe(ttft_ms / record.predicted_ttft_ms)
 
     def http_response(self, path: str, status: int) -> None:
         """Count a reply. `path`: of the route, so that clients cannot make labels."""
-        self._responses.labels(path, str(status)).inc()
+        self._of(self._responses, path, str(status)).inc()
 
     def event_loop_delayed(self, seconds: float) -> None:
         self._loop_delay_s.observe(max(0.0, seconds))
 
     def breaker_changed(self, model: str, state: str) -> None:
-        self._breaker_changes.labels(model, state).inc()
+        self._of(self._breaker_changes, model, state).inc()
 
     async def scrape(self, memory_mb: Mapping[str, float]) -> bytes:
         """The text format; its media type is `CONTENT_TYPE`. Call it on the event loop.
@@ -131,6 +135,12 @@ class Metrics:
         """The same at once."""
         self._states.read({})
         return generate_latest(self._registry)
+
+    def _of(self, metric: _Kind, *labels: str) -> _Kind:
+        series = self._series.get((metric, *labels))
+        if series is None:
+            series = self._series[metric, *labels] = metric.labels(*labels)
+        return series
 
     def _add_constants(self) -> None:
         build = Info("gateway_build", "This gateway and its Python", registry=self._registry)

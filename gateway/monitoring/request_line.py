@@ -40,10 +40,11 @@ _APIS = {
 
 
 class RequestLine:
-    """One request for the log; `str` makes the text only if a handler writes it."""
+    """One request for the log; `str` makes the text only if a handler writes it, and once for all of them."""
 
     def __init__(self, record: AnswerRecord) -> None:
         self._record = record
+        self._text = ""
 
     @property
     def level(self) -> int:
@@ -58,7 +59,8 @@ class RequestLine:
         )
 
     def __str__(self) -> str:
-        return "  ".join(self._parts())
+        self._text = self._text or "  ".join(self._parts())
+        return self._text
 
     def _parts(self) -> Iterator[str]:
         record = self._record

@@ -71,6 +71,11 @@ def test_line_leaves_out_what_is_not_known(fields: dict[str, Any], text: str) ->
     assert str(line(**fields)) == text + "  ..89abcdef"
 
 
+def test_text_is_made_once_for_all_logs() -> None:
+    request = line(ending="stop")
+    assert str(request) is str(request)
+
+
 def test_faults_are_warnings() -> None:
     levels = [line(ending="x", status=status).level for status in (200, 404, 499, 500, 503)]
     assert levels == [logging.INFO] * 3 + [logging.WARNING] * 2
@@ -130,9 +135,8 @@ class _CountedText(str):
         return super().split(*arguments)
 
 
-@pytest.mark.parametrize("texts", [("secret plan " * 1000, 700), ("secret plan", 100_000)])
-def test_only_the_ends_of_a_long_prompt_are_compared(texts: tuple[str, int]) -> None:
-    text, count = texts
+@pytest.mark.parametrize(("text", "count"), [("my secret plan " * 1000, 700), ("my secret plan", 100_000)])
+def test_only_the_ends_of_a_long_prompt_are_compared(text: str, count: int) -> None:
     _CountedText.read = 0
-    assert without_prompt("a:secret plan", [_CountedText(text)] * count) == "a:[...]"
+    assert without_prompt("a:my secret plan", [_CountedText(text)] * count) == "a:[...]"
     assert 0 < _CountedText.read <= 200_000
