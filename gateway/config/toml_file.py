@@ -55,7 +55,7 @@ def has_header(file: Path, tables: set[str]) -> bool:
     """
     names = "|".join(map(re.escape, sorted(tables)))
     text = file.read_bytes().replace(b"\0", b"").decode("latin-1")
-    return re.search(rf"""^\s*(?:\ufeff|ï»¿|ÿþ)?\[\s*["']?({names})["']?\s*[.\]]""", text, re.MULTILINE) is not None
+    return re.search(rf"""^[ \t]*(?:\ufeff|ï»¿|ÿþ)?\[\s*["']?({names})["']?\s*[.\]]""", text, re.MULTILINE) is not None
 
 
 def _explained(message: str, text: str) -> str:

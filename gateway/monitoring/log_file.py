@@ -87,7 +87,7 @@ class RotatedFile(io.RawIOBase):
                     return self._file, found.st_size
             self._close()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = io.FileIO(self.path, "a")
+        self._file = io.FileIO(self.path, "a", opener=_private)
         return self._file, os.fstat(self._file.fileno()).st_size
 
     def _close(self) -> None:
@@ -105,7 +105,7 @@ class RotatedFile(io.RawIOBase):
         if self.path.exists() and self.path.stat().st_size:
             if self._files > 1:
                 with suppress(OSError):
-                    shutil.copyfile(self.path, self._older(1))
+                    shutil.copy(self.path, self._older(1))
             os.truncate(self.path, 0)
 
     def _older(self, number: int) -> Path:
@@ -151,6 +151,11 @@ def _unused(path: Path) -> tuple[Path, FileLock]:
             pass
         break
     return free, lock
+
+
+def _private(path: str, flags: int) -> int:
+    """A new file that only this user reads: the log can have prompts."""
+    return os.open(path, flags, 0o600)
 
 
 def _whole_lines(view: memoryview, limit: int) -> int:

@@ -81,6 +81,7 @@ def test_right_escapes_are_read(tmp_path: Path) -> None:
         (b' [ "models"."b c" ]\n', True),
         ("[models]".encode("utf-16"), True),
         ("[models]".encode("utf-8-sig"), True),
+        (b"\n" * 200_000 + b"x = 1\n", False),  # read in linear time
         (b"[models_dir]\n[other.models]\n# [models]\nmodels = 1\n", False),
     ],
 )

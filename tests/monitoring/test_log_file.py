@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +60,7 @@ def test_files_are_bounded_and_have_the_newest_lines(tmp_path: Path, rotation: s
     )
     assert [each.name for each in files] == names
     assert all(each.stat().st_size <= 1000 for each in files)
+    assert sys.platform == "win32" or {stat.S_IMODE(each.stat().st_mode) for each in files} == {0o600}
     oldest_first = sorted(files, key=lambda each: each.read_bytes())
     kept = b"".join(each.read_bytes() for each in oldest_first)
     assert kept == b"".join(LINES[-kept.count(b"\n") :]) and kept.count(b"\n") > 40

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from gateway.commands.bench.report import Report
 from gateway.commands.bench.verdict import limit_s
+from gateway.monitoring.output import escape as one_line
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 420, 300, 60, 60, 45  # pixels of one plot
 _BLUE, _ORANGE, _RED = "#2b6cb0", "#c05621", "#c53030"
@@ -52,7 +53,7 @@ def plot(report: Report) -> str:
             prompts,
         ),
     ]
-    title = f"{report.model} on {report.device}, {report.taken_at}"
+    title = one_line(f"{report.model} on {report.device}, {report.taken_at}")  # XML has no control characters
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * _WIDTH}" height="{_HEIGHT}" font-family="sans-serif">'
     background = f'<rect width="{2 * _WIDTH}" height="{_HEIGHT}" fill="white"/>'
     return "\n".join([head, f"<title>{escape(title)}</title>", background, _label(10, 16, title), *plots, "</svg>\n"])

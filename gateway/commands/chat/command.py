@@ -89,16 +89,16 @@ def chosen(models: list[dict[str, Any]], name: str | None, default: str | None) 
 
 def answer_once(conversation: Conversation, question: str) -> int:
     """Print the answer while it comes, and nothing else. Raises GatewayError, KeyboardInterrupt."""
-    from gateway.commands.chat.conversation import Answer
+    from gateway.commands.chat.conversation import Answer, for_terminal
 
-    answer = Answer()
+    answer, is_terminal = Answer(), _is_terminal(sys.stdout)
     try:
         with closing(conversation.ask(question, answer)) as pieces:
             for piece in pieces:
                 if piece.kind == "text":
-                    print(piece.text, end="", flush=True)
+                    print(for_terminal(piece.text) if is_terminal else piece.text, end="", flush=True)
     except (GatewayError, KeyboardInterrupt):
-        if answer.text and _is_terminal(sys.stdout):
+        if answer.text and is_terminal:
             print()
         raise
     if not answer.text.strip():

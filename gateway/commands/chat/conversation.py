@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +15,14 @@ from gateway.errors import UpstreamFailed
 if TYPE_CHECKING:
     from openai import OpenAI, Stream
     from openai.types.chat import ChatCompletionChunk
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def for_terminal(text: str) -> str:
+    """Text of a model with its control characters escaped: a terminal would obey them."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class Piece(Struct, frozen=True):

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import io
-import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 
 from gateway.commands.chat import slash
-from gateway.commands.chat.conversation import Answer, Conversation
+from gateway.commands.chat.conversation import Answer, Conversation, for_terminal
 from gateway.errors import GatewayError
 from gateway.monitoring.output import escape
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _PROMPT, _MORE = "> ", ". "
 _QUOTES = '"""'
 
@@ -94,7 +92,7 @@ class Terminal:
             self._say(text)
 
     def _show(self, text: str, style: str) -> None:
-        self._console.out(_CONTROL.sub(lambda found: ascii(found[0])[1:-1], text), end="", style=style or None)
+        self._console.out(for_terminal(text), end="", style=style or None)
         self._console.file.flush()
 
     def _say(self, text: str) -> None:

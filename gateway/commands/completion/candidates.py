@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,9 @@ from typing import NamedTuple
 from gateway.commands import options
 from gateway.errors import GatewayError
 
+#: bash and PowerShell put a candidate on the command line as it is, where `$(...)` would run. A configuration, and so
+#: the names of its models, can come with the current folder.
+_PLAIN = re.compile(r"[\w.][\w.:/@+,-]*")
 _WORDS = {"help": "list the commands", "version": "print the version"}
 
 
@@ -103,8 +107,9 @@ class _Position:
         except GatewayError:
             return
         for name, model in config.models.items():
-            yield Candidate(name, f"engine {model.engine}")
-            yield from (Candidate(alias, f"alias of {name}") for alias in model.aliases)
+            if _PLAIN.fullmatch(name):
+                yield Candidate(name, f"engine {model.engine}")
+            yield from (Candidate(alias, f"alias of {name}") for alias in model.aliases if _PLAIN.fullmatch(alias))
 
     def _take(self, action: argparse.Action, value: str) -> None:
         if action.dest == "config":

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     lines = _of_file(file, arguments, found.run) if file else _of_ring(found, arguments)
     try:
         for line in lines:
-            print(line, flush=arguments.follow)
+            print(escape(line), flush=arguments.follow)
     except KeyboardInterrupt:
         return 0
     return 0
@@ -111,4 +111,4 @@ def _of_ring(found: Found, arguments: argparse.Namespace) -> Iterator[str]:
 
 def _text(line: dict[str, Any]) -> str:
     at = datetime.fromtimestamp(line["time"]).astimezone().isoformat(timespec="seconds")
-    return escape(f"{at} {line['level']} {line['text']}")
+    return f"{at} {line['level']} {line['text']}"

@@ -9,20 +9,25 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
+import stat
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from gateway import __version__
 from gateway.bundles.disk import data_folder
 from gateway.config.file import is_unlisted
+from gateway.config.hosts import is_loopback, server_url
 
+_LONGEST = 64 * 1024  # bytes of a run file
 _SAME_S = 2.0  # two readings of the time when a process was created differ by less, unless the clock was set
 
 _log = logging.getLogger(__name__)
@@ -45,10 +50,10 @@ class RunFile(Struct, frozen=True, kw_only=True):
 
     url: str  # for clients on this machine, without a path: "http://127.0.0.1:8400"
     host: str  # that it listens on
-    port: int
+    port: Annotated[int, Meta(ge=1, le=65535)]
     config_file: str = ""
     log_file: str = ""  # "": it writes none
-    pid: int = field(default_factory=os.getpid)
+    pid: Annotated[int, Meta(ge=1)] = field(default_factory=os.getpid)
     created_at: float = field(default_factory=_created_at)  # the process, Unix time
     since_boot_s: float = field(default_factory=_since_boot_s)  # the same from the start of the system
     started_at: float = field(default_factory=time.time)  # when it listened, Unix time
@@ -81,18 +86,47 @@ def announced(run: RunFile) -> Iterator[None]:
 
 
 def running_gateways() -> list[RunFile]:
-    """The gateways of this user that run now, by port. Removes the files of others."""
+    """The gateways of this user that run now, by port. Removes the files of those that ended.
+
+    Commands send an API key and prompts to these addresses. So a file counts only if this user wrote it, and if its
+    address is of this machine.
+    """
     found = []
     with suppress(OSError):
         for file in sorted(run_folder().glob("*.json")):
-            with suppress(OSError, msgspec.MsgspecError):  # removed meanwhile, or written by another version
-                content = file.read_bytes()
+            # removed meanwhile, written by another version, or not by a gateway
+            with suppress(OSError, ValueError, msgspec.MsgspecError):
+                content = _read(file)
                 run = msgspec.json.decode(content, type=RunFile)
+                if not _is_here(run):
+                    continue
                 if is_alive(run):
                     found.append(run)
                 else:
                     _remove(file, content)
     return sorted(found, key=lambda run: run.port)
+
+
+def _read(file: Path) -> bytes:
+    """The content of a run file. Raises OSError, ValueError."""
+    found = file.lstat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > _LONGEST:
+        raise ValueError(f"{file} is not a run file")
+    if sys.platform != "win32" and found.st_uid != os.getuid():  # a data folder can be shared
+        raise ValueError(f"{file} is of another user")
+    return file.read_bytes()
+
+
+def _is_here(run: RunFile) -> bool:
+    """True if the gateway's address is of this machine. Raises OSError, ValueError."""
+    if any("\0" in text for text in (run.config_file, run.log_file, run.python)):
+        return False
+    host = server_url(run.url).hostname or ""
+    if is_loopback(host):
+        return True
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as test:
+        test.bind((host, 0))
+    return True
 
 
 def is_alive(run: RunFile) -> bool:

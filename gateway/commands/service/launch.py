@@ -66,16 +66,26 @@ def _program(link: Path) -> Path:
     return python.with_name("pythonw.exe") if sys.platform == "win32" else python
 
 
+def _system_program(name: str) -> str:
+    """Windows would look for a bare name in the current folder first, where anything can lie."""
+    if sys.platform != "win32":
+        return name
+    from gateway.config.file import environment_with
+
+    return str(Path(environment_with().get("SYSTEMROOT", r"C:\Windows"), "System32", f"{name}.exe"))
+
+
 def call(command: Sequence[str]) -> tuple[int, str]:
     """Run a program of the system. Raises GatewayError if it is not there."""
+    program = _system_program(command[0])
     try:
         done = subprocess.run(
-            command,
+            [program, *command[1:]],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             creationflags=_NO_WINDOW,
         )
     except OSError as error:
-        raise GatewayError(f"{command[0]} cannot be started: {error.strerror or error}.") from error
+        raise GatewayError(f"{program} cannot be started: {error.strerror or error}.") from error
     return done.returncode, (done.stdout + done.stderr).decode(errors="replace").strip()

@@ -6,16 +6,23 @@ import re
 from pathlib import Path
 
 from gateway.commands.service.launch import DESCRIPTION, NAME, Call, Launch, ServiceState
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, quote
 
 UNIT = f"{NAME}.service"
 _MISTAKE = 2  # exit code of a mistake in the configuration: another start does not help
 _STOP_S = 30  # answers in progress get ten seconds
+_NOT_TEXT = (
+    r"\x00-\x1f\x7f\ud800-\udfff"  # control characters, which begin lines of the unit, and bytes that are not UTF-8
+)
+_NO_PROGRAM = re.compile(rf"""[{_NOT_TEXT}"'\\]""")  # systemd refuses these in a program, also escaped
+_NO_FOLDER = re.compile(rf"[{_NOT_TEXT}]|[\\ ]$")  # a backslash continues the line, a space at its end is lost
+_NO_ARGUMENT = re.compile(f"[{_NOT_TEXT}]")
 
 
 def unit_text(launch: Launch) -> str:
     """The unit file."""
-    command = " ".join(quoted(part) for part in (str(launch.program), *launch.arguments))
+    program = quoted(str(launch.program)).replace("$$", "$")  # systemd looks for variables in the arguments only
+    command = " ".join([program, *map(quoted, launch.arguments)])
     return f"""\
 # Written by `npu-gateway service install`; `npu-gateway service remove` deletes it.
 [Unit]
@@ -47,7 +54,19 @@ def quoted(part: str) -> str:
 def unquoted(line: str) -> list[str]:
     """The arguments of an `ExecStart` that `unit_text` wrote."""
     parts = re.findall(r'"((?:[^"\\]|\\.)*)"', line)
-    return [re.sub(r"\\(.)", r"\1", part).replace("%%", "%").replace("$$", "$") for part in parts]
+    program, *arguments = [re.sub(r"\\(.)", r"\1", part).replace("%%", "%") for part in parts] or [""]
+    return [program, *(part.replace("$$", "$") for part in arguments)]
+
+
+def _check(launch: Launch) -> None:
+    """Raises GatewayError for a path that a unit cannot have."""
+    named = [(str(launch.program), _NO_PROGRAM), (str(launch.folder), _NO_FOLDER)]
+    for path, refused in (*named, *((part, _NO_ARGUMENT) for part in launch.arguments)):
+        if refused.search(path):
+            raise GatewayError(
+                f"A unit of systemd cannot have the path {quote(path)}: it has a quote, a backslash, a control "
+                "character, a space at its end, or bytes that are not UTF-8. Rename the folder."
+            )
 
 
 class SystemdService:
@@ -63,8 +82,7 @@ class SystemdService:
 
     def install(self, launch: Launch) -> None:
         """Write, enable and start the unit. One that runs is started again."""
-        if "\n" in f"{launch.program}{launch.folder}{launch.arguments}":
-            raise GatewayError("A path with a line break cannot be in a unit of systemd.")
+        _check(launch)
         before = self._file.read_bytes() if self._file.exists() else None
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.write_text(unit_text(launch), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,6 +13,7 @@ from gateway.errors import GatewayError
 
 _SCHEMA = "http://schemas.microsoft.com/windows/2004/02/mit/task"
 _NORMAL = "5"  # of 10; the default, 7, is below the priority of ordinary programs
+_VARIABLE = re.compile(r"%[^%\n]+%|\$\(Arg\d+\)")
 _RUNNING, _NOT_YET = 0x41301, 0x41303  # codes in place of a last result
 _RESULT_COLUMN = 6  # of the CSV; the names of the columns are in the language of Windows
 _Tree = dict[str, "str | _Tree"]
@@ -78,6 +80,9 @@ class ScheduledTask:
 
     def install(self, launch: Launch) -> None:
         """Create or replace the task, and start it. One that runs is started again."""
+        if found := _VARIABLE.search("\n".join([str(launch.program), *launch.arguments, str(launch.folder)])):
+            what = f"replaces {found[0]!r} in a path"
+            raise GatewayError(f"The Task Scheduler {what}, so this path cannot be in a task. Rename the folder.")
         if not launch.program.exists():
             raise GatewayError(f"{launch.program} does not exist. Use a Python from python.org, which has it.")
         self._call(["schtasks", "/End", "/TN", NAME])  # fails if there is none

@@ -10,7 +10,7 @@ let language = initial();
 
 function initial() {
   const saved = read("language", "");
-  if (saved in LANGUAGES) return saved;
+  if (Object.hasOwn(LANGUAGES, saved)) return saved;
   return (navigator.languages ?? []).some((each) => each.toLowerCase().startsWith("zh")) ? "zh-CN" : "en";
 }
 

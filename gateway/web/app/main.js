@@ -13,7 +13,7 @@ let current = null;
 
 function view() {
   const name = location.hash.slice(1);
-  return name in VIEWS ? name : "chat";
+  return Object.hasOwn(VIEWS, name) ? name : "chat";
 }
 
 function show(name) {

@@ -9,9 +9,14 @@ const object = (value) => (value && typeof value === "object" && !Array.isArray(
 /** The conversation in a value of any kind; null if it is none. */
 export function conversationOf(value) {
   if (!value || typeof value !== "object" || !Array.isArray(value.nodes)) return null;
-  const nodes = list(value.nodes).map(nodeOf).filter((node) => node !== null);
-  const ids = new Set(nodes.map((node) => node.id));
-  for (const node of nodes) if (!ids.has(node.parent)) node.parent = null;
+  const nodes = [];
+  const ids = new Set();
+  for (const node of list(value.nodes).map(nodeOf)) {
+    if (node === null || ids.has(node.id)) continue;
+    if (!ids.has(node.parent)) node.parent = null; // a message comes after its parent, so there are no circles
+    ids.add(node.id);
+    nodes.push(node);
+  }
   const now = Date.now();
   return {
     id: text(value.id) || newId(),
@@ -38,7 +43,7 @@ function nodeOf(value) {
     calls: list(value.calls).map((each) => ({ name: text(each.name), arguments: text(each.arguments) })).filter((each) => each.name),
     model: text(value.model),
     ending: text(value.ending),
-    error: value.error ? object(value.error) : null,
+    error: value.error || value.ending === "error" ? object(value.error) : null,
     usage: value.usage ? object(value.usage) : null,
   };
 }

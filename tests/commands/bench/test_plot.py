@@ -35,3 +35,8 @@ def test_points_are_inside_whatever_the_times(factor: float) -> None:
 def test_plot_of_nothing_says_so() -> None:
     texts, points = drawn(report_of(answers=[], prefill=[]))
     assert texts.count("nothing was measured") == 2 and points == 0
+
+
+def test_text_of_a_server_is_no_markup() -> None:
+    texts, _ = drawn(report_of(model="a\x1b</text><script>b\0", budget=None))
+    assert texts[0].startswith("a\\x1b</text><script>b\\x00")

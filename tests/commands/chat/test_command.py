@@ -25,6 +25,7 @@ def server() -> Iterator[Running]:
         "paris": scripted("It is Paris.", repeat=True),
         "breaks": scripted("one two", faults=[{"error": "EngineFailed", "message": "It fell.", "after": 1}]),
         "broken": scripted(load_error="The file is damaged."),
+        "escapes": scripted("\x1b]0;title\x07\x9b2J\tis"),
         "hangs": scripted("one two three", faults=[{"requests": [0], "after": 2, "stall_s": float("inf")}]),
     }
     with serving(config_of(models, ServerConfig(api_keys={"me": KEY}))) as running:
@@ -52,6 +53,13 @@ def test_question_prints_only_the_answer(chat: Callable[..., tuple[int, str, str
         "It is Paris.It is Paris.\n",
         "npu-gateway: the answer was cut at 6 tokens; --max-tokens allows more\n",
     )
+
+
+def test_terminal_obeys_no_answer(chat: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("--model", "escapes", "Hello")
+    assert chat(*arguments) == (0, "\x1b]0;title\x07\x9b2J\tis\n", "")  # a file gets the answer as it is
+    monkeypatch.setattr("gateway.commands.chat.command._is_terminal", lambda stream: stream is sys.stdout)
+    assert chat(*arguments) == (0, "\\x1b]0;title\\x07\\x9b2J\tis\n", "")
 
 
 def test_question_on_standard_input_prints_only_the_answer(chat: Callable[..., tuple[int, str, str]]) -> None:

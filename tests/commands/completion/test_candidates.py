@@ -73,3 +73,12 @@ def test_every_option_of_every_command_has_a_help_text() -> None:
 def test_configuration_with_a_mistake_gives_no_models(folder: Path) -> None:
     (folder / "config.toml").write_text(f"{MODELS}[sever]\n", encoding="utf-8")
     assert texts("chat --model ") == []
+
+
+def test_names_that_a_shell_would_execute_are_not_offered(folder: Path) -> None:
+    """bash and PowerShell insert a candidate as it is, and a configuration comes with any folder."""
+    hostile = ["$(touch x)", "`touch x`", "a;touch x", "a|b", "a&b", "'a", '\\"a', "@a", "~a", "-a", "a b", "a>b", "*"]
+    names = ", ".join(f'"{name}"' for name in hostile)
+    text = f'[models."a$(touch x)"]\nengine = "scripted"\naliases = [{names}, "org/模型:4b"]\n'
+    (folder / "config.toml").write_text(text, encoding="utf-8")
+    assert texts("chat --model ") == ["org/模型:4b"]

@@ -32,10 +32,10 @@ def test_lines_come_from_memory_if_there_is_no_file(found: RunFile, command: Com
 
 def test_last_lines_of_the_file(found: RunFile, command: Command, tmp_path: Path) -> None:
     file = tmp_path / "own.log"
-    file.write_text("one\ntwo\nthree ü\n", encoding="utf-8")
+    file.write_text("one\ntwo\x1b[2J\nthree ü\n", encoding="utf-8")  # another program wrote there too
     with announced(replace(found, log_file=str(file))):
-        assert command("logs", "-n", 2) == (0, "two\nthree ü\n", "")
-        assert command("logs") == (0, "one\ntwo\nthree ü\n", "")
+        assert command("logs", "-n", 2) == (0, "two\\x1b[2J\nthree ü\n", "")
+        assert command("logs") == (0, "one\ntwo\\x1b[2J\nthree ü\n", "")
         file.unlink()
         code, _, errors = command("logs")
     assert code == 1 and errors.startswith(f"npu-gateway: {file} cannot be read: ")

@@ -112,3 +112,38 @@ def test_data_folder_that_cannot_be_written_is_a_warning(data: Path, caplog: pyt
         assert running_gateways() == []
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "will not find this gateway without --url" in caplog.text and "8400.json" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"url": "http://192.0.2.7:8400"},  # a key or a prompt would go there
+        {"url": "http://["},
+        {"url": "http://127.0.0.1:8400\x1b[2J"},
+        {"url": "file:///etc/passwd"},
+        {"pid": -1},
+        {"pid": 2**70},
+        {"port": 0},
+        {"log_file": "a\0b"},
+        {"version": "x" * 65536},
+    ],
+    ids=str,
+)
+def test_run_file_that_no_gateway_wrote_is_not_trusted(fields: dict[str, object]) -> None:
+    own = {"url": "http://127.0.0.1:8400", "host": "127.0.0.1", "port": 8400, "pid": os.getpid()}
+    file = write(run_file(8400))
+    file.write_bytes(msgspec.json.encode({**own, "created_at": psutil.Process().create_time(), **fields}))
+    assert running_gateways() == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no os.getuid")
+def test_run_file_of_another_user_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a data folder that several users can write."""
+    file = write(run_file(8400))
+    assert running_gateways()
+    monkeypatch.setattr(os, "getuid", lambda: file.stat().st_uid + 1)
+    assert running_gateways() == []
+    monkeypatch.undo()
+    file.rename(tmp_path / "other.json")
+    file.symlink_to(tmp_path / "other.json")
+    assert running_gateways() == []

@@ -43,3 +43,11 @@ def test_program_of_a_clone_is_behind_its_link(tmp_path: Path, monkeypatch: pyte
 def test_missing_program_of_the_system_is_reported() -> None:
     with pytest.raises(GatewayError, match="absent-program cannot be started"):
         call(["absent-program"])
+
+
+def test_windows_takes_its_programs_from_its_own_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not from the current folder, where any file can lie."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("SYSTEMROOT", "/windows")
+    with pytest.raises(GatewayError, match=r"^/windows/System32/schtasks\.exe cannot be started"):
+        call(["schtasks"])

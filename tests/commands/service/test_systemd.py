@@ -57,6 +57,11 @@ def test_argument_is_quoted_for_systemd(part: str) -> None:
 def test_unit_is_valid(launch: Launch, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
+    program = tmp_path / "$my ${X} 100% 模型" / "python"
+    program.parent.mkdir()
+    program.symlink_to(sys.executable)
+    launch = launch._replace(program=program)
+    assert unquoted(value(unit_text(launch), "ExecStart")) == [str(program), *launch.arguments]
     (tmp_path / UNIT).write_text(unit_text(launch), encoding="utf-8")
     done = subprocess.run(
         ["systemd-analyze", "verify", "--user", "--man=no", str(tmp_path / UNIT)],
@@ -114,6 +119,17 @@ def test_missing_systemd_is_reported_and_leaves_no_unit(launch: Launch, tmp_path
     assert not (tmp_path / "units" / UNIT).exists()
 
 
-def test_path_with_a_line_break_is_refused(launch: Launch, tmp_path: Path) -> None:
-    with pytest.raises(GatewayError, match="line break"):
-        SystemdService(tmp_path, Systemctl()).install(launch._replace(folder=tmp_path / "a\nb"))
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        *(("folder", name) for name in ("a\nb", "a\rExecStart=b", "a\\", "a ", "a\udcff")),
+        *(("program", name) for name in ("a\nb", "a'b", 'a"b', "a\\b", "a\tb", "a\udcff")),
+        *(("arguments", name) for name in ("a\nb", "a\rExecStart=b", "a\udcff")),
+    ],
+)
+def test_path_that_changes_the_unit_is_refused(launch: Launch, tmp_path: Path, part: str, name: str) -> None:
+    changed = (name,) if part == "arguments" else tmp_path / name
+    systemctl = Systemctl()
+    with pytest.raises(GatewayError, match="cannot have the path"):
+        SystemdService(tmp_path, systemctl).install(launch._replace(**{part: changed}))
+    assert systemctl.commands == [] and not (tmp_path / UNIT).exists()

@@ -124,3 +124,11 @@ def test_python_without_windowless_program_is_refused(launch: Launch, tmp_path: 
     launch.program.unlink()
     with pytest.raises(GatewayError, match=r"pythonw\.exe does not exist"):
         task(Schtasks(), tmp_path).install(launch)
+
+
+@pytest.mark.parametrize("name", ["a %TEMP% b", "$(Arg0)"])
+def test_path_that_windows_would_change_is_refused(launch: Launch, tmp_path: Path, name: str) -> None:
+    schtasks = Schtasks()
+    with pytest.raises(GatewayError, match="Task Scheduler replaces"):
+        task(schtasks, tmp_path).install(launch._replace(folder=tmp_path / name))
+    task(schtasks, tmp_path).install(launch._replace(folder=tmp_path / "100% of $5"))

@@ -42,6 +42,7 @@ def test_policy_allows_only_own_files(http: httpx.Client) -> None:
         assert headers["content-security-policy"] == POLICY
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["referrer-policy"] == "no-referrer"
+        assert headers["x-dns-prefetch-control"] == "off"
     assert "unsafe" not in POLICY
     assert not re.search(r"https?:|\*", POLICY)
     assert "frame-ancestors 'none'" in POLICY

@@ -28,12 +28,20 @@ export async function damaged(page, url, { model }) {
   await open(page, url, "chat");
   await page.locator(".empty-title").waitFor();
   const nodes = [null, 3, { id: "q", role: "user", content: 5, parent: "lost" }, { id: "a", role: "assistant", content: "Left over.", parent: "q", usage: "no", error: 3, calls: [{}], ending: "stop", live: true }];
+  const circle = [{ id: "b", role: "user", parent: "c", content: "One" }, { id: "a", role: "user", parent: "c", content: "Two" }, { id: "a", role: "user" }, { id: "c", role: "assistant", parent: "a", ending: "error" }];
+  await store(page, [{ id: "circle", nodes: circle, leaf: "c" }], [{ id: "circle", title: "Circle", updated: 3e15 }]);
   await store(page, [{ id: "bad", nodes, model: "gone-model", leaf: "lost" }, { id: "empty", nodes: 7 }], [{ id: "bad", title: "Bad", updated: 2e15 }, { id: "empty", title: null, updated: 1e15 }, { id: "none", updated: "x" }]);
   await page.evaluate(() => {
     for (const name of ["settings", "model", "key"]) localStorage.setItem(name, "{{{");
+    localStorage.setItem("language", '"constructor"');
     sessionStorage.setItem("conversation", "[1");
   });
+  await page.goto(`${url}/#constructor`);
   await page.reload();
+  await page.locator(".row-title", { hasText: "Circle" }).click();
+  await page.locator(".message.assistant [role=alert]").waitFor();
+  await page.locator(".message.user .versions button").first().click();
+  await page.locator(".message.user", { hasText: "One" }).waitFor();
   await page.locator(".row-title", { hasText: "Untitled" }).first().click();
   await page.locator(".row-title", { hasText: "Bad" }).click();
   await page.locator(".message.assistant").waitFor();
