@@ -14,8 +14,9 @@ from gateway.monitoring import memory
 from gateway.monitoring.memory import Memory, MemoryReader, measure
 from tests.support.manual_clock import ManualClock
 
-#: A process that starts a second one and waits.
-_PARENT = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'input()']); print(1, flush=True); input()"
+#: A process that starts a second one. Both wait when the second one has written a line.
+_CHILD = "print(1, flush=True); input()"
+_PARENT = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {_CHILD!r}]); input()"
 
 
 @pytest.fixture

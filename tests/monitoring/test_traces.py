@@ -16,9 +16,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from gateway.config.file import load_config
 from gateway.config.tables import ServerConfig, TracesConfig
 from gateway.errors import ConfigError
+from gateway.monitoring import traces
 from gateway.monitoring.observers import AnswerRecord
 from gateway.monitoring.traces import Traces
 from tests.support.log_lines import log_lines
+from tests.support.processes import PATIENCE_S
 from tests.support.server import config_of, scripted, serving
 
 SECRET = "my secret plan"
@@ -69,6 +71,13 @@ def collector() -> Iterator[Collector]:
     thread.join()
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans that wait at the end are sent, however slow the machine is."""
+    monkeypatch.setattr(traces, "_END_S", PATIENCE_S)
+    monkeypatch.setattr(traces, "_EXPORT_S", PATIENCE_S)
+
+
 def values(span: Any) -> dict[str, Any]:
     found = {}
     for attribute in span.attributes:
@@ -78,6 +87,7 @@ def values(span: Any) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.usefixtures("patient")
 def test_each_request_is_a_span_with_its_parent_and_without_its_prompt(collector: Collector) -> None:
     fault = {"requests": [1], "error": "EngineFailed", "message": "It broke."}
     config = config_of(
@@ -118,20 +128,21 @@ def test_each_request_is_a_span_with_its_parent_and_without_its_prompt(collector
     assert other.trace_id.hex() != TRACE and not other.parent_span_id
 
 
+@pytest.mark.usefixtures("patient")
 def test_collector_that_refuses_is_one_warning_and_loses_only_spans(
     collector: Collector, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="gateway")
     collector.status = 400
     with log_lines() as lines:
-        traces = Traces(collector.url + "/")
+        sender = Traces(collector.url + "/")
         for _ in range(3):
-            traces.ended(RECORD)
-            traces._processor.force_flush()
+            sender.ended(RECORD)
+            sender._processor.force_flush()
         assert len(lines) == 1 and "/v1/traces accepts them: " in lines[0] and "400" in lines[0]
         collector.status = 200
-        traces.ended(replace(RECORD, at=2000.0))
-        traces.close()
+        sender.ended(replace(RECORD, at=2000.0))
+        sender.close()
     assert lines[1:] == [f"{collector.url}/v1/traces accepts traces again"]
     assert [span.end_time_unix_nano for span in collector.spans()] == [2000 * 10**9]
 
@@ -140,11 +151,11 @@ def test_collector_that_is_not_there_delays_neither_requests_nor_the_end() -> No
     closed = Collector()
     closed.server.server_close()
     with log_lines() as lines:
-        traces = Traces(closed.url)
+        sender = Traces(closed.url)
         for _ in range(5000):
-            traces.ended(RECORD)
-        traces.close()
-    assert len(traces._processor._batch_processor._queue) <= 2048
+            sender.ended(RECORD)
+        sender.close()
+    assert len(sender._processor._batch_processor._queue) <= 2048
     assert len(lines) <= 1
 
 

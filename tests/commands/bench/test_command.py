@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from gateway import cli
 from gateway.commands.bench.report import read
@@ -36,8 +37,11 @@ enabled = true
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
+    quick = replace(
+        scripted("word", repeat=True, token_s=0.001), breaker=BreakerConfig(latency_ms=60_000, token_ms=100)
+    )
     models = {
-        "quick": scripted("word", repeat=True, token_s=0.001),
+        "quick": quick,
         "slow": scripted("word", repeat=True, ttft_s=0.02),
         "hangs": scripted("word", repeat=True, faults=[{"requests": [3], "stall_s": float("inf")}]),
         "breaks": scripted(faults=[{"error": "EngineFailed", "message": "It fell."}]),
@@ -68,7 +72,7 @@ def test_running_gateway_is_measured_into_files(bench: Callable[..., tuple[int, 
     report = read(tmp_path / "a.json")
     assert [answers.new_tokens for answers in report.answers] == [8]
     assert len(report.answers[0].runs) == 2 and report.answers[0].runs[0].tokens == 8
-    assert report.budget and report.budget.latency_ms == 10 and report.gateway.startswith("http://")
+    assert report.budget and report.budget.latency_ms == 60_000 and report.gateway.startswith("http://")
     assert (tmp_path / "a.svg").read_text(encoding="utf-8").endswith("</svg>\n")
     assert "verdict\t8 tokens took" in output and "[breaker]\nlatency_ms = 1000\n" in output
     assert bench("quick", "--compare", "a.json", "a.json")[0] == 0

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -18,7 +22,8 @@ from gateway.commands.serve import _listen
 from gateway.config.tables import ServerConfig
 from gateway.errors import GatewayError
 from tests.commands.running.conftest import Command
-from tests.support.processes import PATIENCE_S, SCRIPTED, environment, serving
+from tests.support.processes import PATIENCE_S, SCRIPTED, Serving, environment, serving
+from tests.support.server import wait_until
 
 ENDLESS = f'{SCRIPTED}script = {{ replies = ["word"], repeat = true, token_s = 0.05 }}\n'
 BODY = {"model": "paris", "prompt": "x", "max_tokens": 100_000, "stream": True}
@@ -37,18 +42,67 @@ def test_stopping_line(requests: int, grace_s: float, line: str) -> None:
     assert stopping_line(requests, grace_s) == line
 
 
+@contextmanager
+def held_upstream() -> Iterator[tuple[int, threading.Event]]:
+    """A server whose answer ends when the event is set. Yields its port."""
+    released = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.end_headers()
+            self.wfile.write(b'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\n')
+            self.wfile.flush()
+            released.wait(PATIENCE_S)
+            self.wfile.write(b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n')
+            self.wfile.write(b"data: [DONE]\n\n")
+
+        def log_message(self, *arguments: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield server.server_port, released
+        finally:
+            released.set()
+            server.shutdown()
+
+
+@contextmanager
+def serving_upstream(folder: Path, port: int) -> Iterator[Serving]:
+    """A gateway before that server. It waits an hour for its requests at the end."""
+    model = f'[models.far]\nengine = "upstream"\nurl = "http://127.0.0.1:{port}/v1"\n'
+    (folder / "config.toml").write_text(f"[server]\nshutdown_grace_s = 3600\n{model}", encoding="utf-8")
+    with serving("--port", 0, cwd=folder) as running:
+        yield running
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), PATIENCE_S).close()
+    except OSError:
+        return False
+    return True
+
+
 def test_stop_lets_answers_finish_and_waits_for_the_end(tmp_path: Path, command: Command) -> None:
-    text = f'[server]\nshutdown_grace_s = 3600\n{SCRIPTED}script = {{ replies = ["a b c d"], token_s = 0.3 }}\n'
-    (tmp_path / "config.toml").write_text(text, encoding="utf-8")
-    with serving("--port", 0, cwd=tmp_path) as running:
+    with held_upstream() as (port, released), serving_upstream(tmp_path, port) as running:
         running.read_greeting()
         [run] = running_gateways()
-        with httpx.stream("POST", f"{run.url}/v1/completions", json=BODY, timeout=PATIENCE_S) as answer:
+        body = {"model": "far", "messages": [{"role": "user", "content": "x"}], "stream": True}
+        with httpx.stream("POST", f"{run.url}/v1/chat/completions", json=body, timeout=PATIENCE_S) as answer:
             lines = answer.iter_lines()
             next(lines)
             done: list[tuple[int, str, str]] = []
             thread = threading.Thread(target=lambda: done.append(command("stop")))
             thread.start()
+            wait_until(lambda: not listens(run.port), "the gateway does not stop")
+            released.set()
             frames = [line for line in lines if line]
             thread.join(PATIENCE_S)
         assert frames[-1] == "data: [DONE]" and not any('"error"' in frame for frame in frames)
@@ -88,8 +142,7 @@ if os.name == "posix":
         text = SCRIPTED + "script = { load_s = 3600 }\n"
         (tmp_path / "config.toml").write_text(text, encoding="utf-8")
         with serving("--port", 0, cwd=tmp_path) as running:
-            while not running_gateways():
-                assert running.process.poll() is None
+            wait_until(lambda: bool(running_gateways()), "the gateway does not listen")
             [run] = running_gateways()
             assert httpx.get(f"{run.url}/readyz", timeout=PATIENCE_S).status_code == 503
             running.process.send_signal(signal.SIGINT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,12 @@ def http(server: Running) -> Iterator[httpx.Client]:
 
 def children() -> set[int]:
     """The child processes of this one that are alive, without multiprocessing's own."""
-    found = psutil.Process().children(recursive=True)
-    return {process.pid for process in found if not any("resource_tracker" in part for part in process.cmdline())}
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it ends now
+            if not any("resource_tracker" in part for part in process.cmdline()):
+                found.add(process.pid)
+    return found
 
 
 def unload(http: httpx.Client) -> None:
@@ -58,7 +63,7 @@ def test_unload_ends_the_processes_and_the_next_request_starts_them(before: set[
     worker = model["engine"]["pid"]
     assert {worker} < children() - before
     unload(http)
-    assert children() == before and not psutil.pid_exists(worker)
+    assert children() <= before and not psutil.pid_exists(worker)
     readiness = http.get("/readyz")
     assert readiness.status_code == 200 and readiness.json()["models"][0]["loads_on_demand"]
     assert http.get("/v1/models/tiny").json()["context_length"] == model["engine"]["context_length"]
@@ -93,4 +98,4 @@ def test_storm_of_requests_and_unloads_answers_every_request(before: set[int], s
     with server.http() as http:
         assert len(answer(http)) > 0
         unload(http)
-    assert children() == before
+    assert children() <= before
