@@ -88,4 +88,4 @@ def call(command: Sequence[str]) -> tuple[int, str]:
         )
     except OSError as error:
         raise GatewayError(f"{program} cannot be started: {error.strerror or error}.") from error
-    return done.returncode, (done.stdout + done.stderr).decode(errors="replace").strip()
+    return done.returncode, done.stdout.decode(errors="replace").strip()

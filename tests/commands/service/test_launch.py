@@ -40,6 +40,10 @@ def test_program_of_a_clone_is_behind_its_link(tmp_path: Path, monkeypatch: pyte
     assert make_launch(tmp_path / "own.toml").program == tmp_path / ".venv" / "bin" / "python"
 
 
+def test_program_of_the_system_gives_its_exit_code_and_all_of_its_text() -> None:
+    assert call(["sh", "-c", "echo one; echo two >&2; exit 3"]) == (3, "one\ntwo")
+
+
 def test_missing_program_of_the_system_is_reported() -> None:
     with pytest.raises(GatewayError, match="absent-program cannot be started"):
         call(["absent-program"])
