@@ -47,7 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
     elif not rows:
-        print(f"There are no requests since {report.since} in {file}.", file=sys.stderr)
+        print(
+            f"There are no requests since {report.since} in {file}. A running gateway writes them every 30 s.",
+            file=sys.stderr,
+        )
     else:
         _print({"day": report.by_day, "model": report.by_model, "key": report.by_key}[arguments.by], arguments.by)
         if sys.stdout.isatty():

@@ -247,8 +247,8 @@ class Breaker:
         """For `reason` and for `symptom`."""
         took_s, limit_s = slow.device_s_at(self.clock()), self.budget_s(slow)
         if slow.call_since is not None:
-            figures = f"; the last slow one is not ready after {limit_s:.3g} s of device time"
-            return figures, f"not ready after {limit_s:.3g} s"
+            figures = f"; the last slow one did not end within {limit_s:.3g} s of device time"
+            return figures, f"more than {limit_s:.3g} s"
         figures = f"; the last slow one took {took_s:.3g} s of device time, the limit was {limit_s:.3g} s"
         return figures, f"{took_s:.3g} s, limit {limit_s:.3g} s"
 

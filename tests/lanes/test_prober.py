@@ -67,8 +67,8 @@ async def test_open_breaker_uses_only_own_probes(caplog: pytest.LogCaptureFixtur
         assert refused == 34  # 3 * 10 s open, two bad probes and two good ones: 33.1 s
         assert engine.began[5:] == ["probe-test"] * 4
         await answer(lane)
-    line = "test is slow (not ready after 1 s): requests are refused for 10 s (breaker open: "
-    figures = "the last slow one is not ready after 1 s of device time)"
+    line = "test is slow (more than 1 s): requests are refused for 10 s (breaker open: "
+    figures = "the last slow one did not end within 1 s of device time)"
     assert [record.message for record in caplog.records if "breaker" in record.message] == [
         f"{line}5 of its last 5 answers were slow or failed; {figures}",
         "test: breaker half-open: 2 good probes close it",

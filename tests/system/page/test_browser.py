@@ -228,7 +228,7 @@ class TestLive:
         assert seen["statuses"] == [200, 503]
         assert "closed, requests are answered" in seen["before"]
         assert re.search(r"open, requests are refused.*next try in [\d,]+ s", seen["after"])
-        assert "the limit was 0.02 s" in seen["after"] or "not ready after 0.02 s" in seen["after"]
+        assert "the limit was 0.02 s" in seen["after"] or "within 0.02 s" in seen["after"]
         assert seen["icons"] == 1
         assert "m: Circuit breaker: open, requests are refused" in seen["announced"]
 
