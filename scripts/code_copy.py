@@ -6,6 +6,7 @@ code/DIGEST/clone        the path of the clone, whose config.toml and models the
 
 import contextlib
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -25,9 +26,11 @@ def refresh(root: Path, venv: Path, *, may_remove: bool) -> None:
         (new / "clone").write_text(str(root), encoding="utf-8")
         new.rename(copy)
     for path_file in venv.glob("[Ll]ib/**/site-packages/*npu_gateway.pth"):
-        if path_file.read_text(encoding="utf-8") != str(copy):
+        # Python before 3.13 reads it in the code page of Windows: a path from here has no name of a user, all is ASCII.
+        path = os.path.relpath(copy, path_file.parent).encode()
+        if path_file.read_bytes() != path:
             changed = path_file.with_suffix(".new")
-            changed.write_text(str(copy), encoding="utf-8")
+            changed.write_bytes(path)
             changed.replace(path_file)
     if may_remove:
         _remove_others(copy)

