@@ -80,9 +80,9 @@ class BreakerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """
 
     enabled: bool = True  # false: never refuse a request because others were slow
-    latency_ms: Annotated[float, Meta(gt=0, le=1e9)] | None = None  # of the budget: for every request, in milliseconds
-    prompt_token_ms: Millis | None = None  # of the budget: for each prompt token that is not in the prefix cache
-    token_ms: Millis | None = None  # of the budget: for each generated token after the first
+    latency_ms: Annotated[float, Meta(gt=0, le=1e9)] | None = None  # part of the budget for every request
+    prompt_token_ms: Millis | None = None  # part of the budget for each prompt token that is not in the cache
+    token_ms: Millis | None = None  # part of the budget for each generated token after the first
     window: Count = 10  # number of recent requests that are judged
     min_calls: Count = 5  # the breaker opens only after this number of judged requests
     rate: Share = 0.5  # it opens if at least this share of them was slow or failed
@@ -94,12 +94,12 @@ class BreakerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class LogConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The log. It goes to stderr, and to a file."""
 
-    level: Literal["debug", "info", "warning", "error"] = "info"  # the least serious lines that are written
+    level: Literal["debug", "info", "warning", "error"] = "info"  # lines of this level and above are written
     format: Literal["text", "json"] = "text"  # of the file, and of stderr if it is not a terminal
     #: A path. "auto": logs/gateway.log in the data folder, if stderr is not a terminal. "": no file.
     file: str = "auto"
-    max_mb: Annotated[float, Meta(gt=0, le=1e6)] = 10.0  # of one file, in units of 1,000,000 bytes
-    files: Annotated[int, Meta(ge=1, le=1000)] = 5  # the newest one and older ones; the oldest is deleted
+    max_mb: Annotated[float, Meta(gt=0, le=1e6)] = 10.0  # size of one file, in units of 1,000,000 bytes
+    files: Annotated[int, Meta(ge=1, le=1000)] = 5  # number of files: the newest and older ones; the oldest is deleted
 
 
 class TracesConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
