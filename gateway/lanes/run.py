@@ -109,7 +109,8 @@ class JobRunner:
 
     def _too_late(self, job: Job) -> DeadlineExceeded:
         what = "finish its answer" if job.events.has_content else "give a first token"
-        return DeadlineExceeded(f"{self._name} did not {what} within {job.age_s:.1f} s.")
+        age = f"{job.age_s:.1f}" if job.age_s >= 0.95 else f"{job.age_s:.2g}"
+        return DeadlineExceeded(f"{self._name} did not {what} within {age} s.")
 
 
 class Timer(Protocol):

@@ -36,7 +36,12 @@ _SPARE_CPU_S = 5  # the parent ends a task first, and knows why
 
 
 def main() -> None:
-    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # the whole process group gets them; the parent ends this process
+    for name in (
+        "SIGINT",
+        "SIGTERM",
+        "SIGHUP",
+        "SIGBREAK",
+    ):  # the whole process group gets them; the parent ends this process
         if number := getattr(signal, name, None):
             signal.signal(number, signal.SIG_IGN)
     if "background" in sys.argv and sys.platform != "win32":  # on Windows the parent lowers the priority

@@ -8,8 +8,10 @@ import logging
 import math
 import signal
 import socket
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from types import FrameType
 from typing import Any, cast
@@ -69,8 +71,8 @@ def _listen(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """uvicorn's server with a graceful shutdown for streams.
 
-    1. The first SIGINT or SIGTERM stops accepting. Running requests get `shutdown_grace_s` seconds. Then the router
-       ends each with an error, so that clients see a last frame. Connections that are still open are aborted.
+    1. The first SIGINT, SIGTERM or SIGHUP stops accepting. Running requests get `shutdown_grace_s` seconds. Then the
+       router ends each with an error, so that clients see a last frame. Connections that are still open are aborted.
        A second Ctrl-C ends the grace period; a third one is uvicorn's forced exit.
     2. uvicorn raises the signal again after its shutdown. This class does not: a requested stop is a success.
     3. uvicorn polls for a signal ten times a second. Here the signal ends the wait between two ticks.
@@ -172,6 +174,11 @@ class Server(uvicorn.Server):
             cast(LimitedProtocol, connection).check_pending(now)
         return await super().on_tick(counter)
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals(), _on_hangup(self.handle_exit):
+            yield
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = self._no_grace.is_set()
@@ -181,6 +188,20 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(
                 self._stop_requested.set
             )  # a signal handler must not touch the loop directly
+
+
+@contextmanager
+def _on_hangup(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """`handler` for SIGHUP, which a terminal sends when it is closed. Not under `nohup`, which ignores the signal."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if sys.platform == "win32" or not is_main or signal.getsignal(signal.SIGHUP) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGHUP, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _is_no_refusal(record: logging.LogRecord) -> bool:

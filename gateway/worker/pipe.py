@@ -46,6 +46,6 @@ def receive(connection: Connection, deliver: Callable[[ToWorker], None]) -> None
 def _ignore_signals() -> None:
     """A console, a supervisor or a container signals the whole process group. The gateway needs this process to finish
     the running answers. It ends the worker with a Shutdown frame, or kills it."""
-    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # SIGBREAK: Ctrl-Break on Windows
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # SIGBREAK: Ctrl-Break on Windows
         if number := getattr(signal, name, None):
             signal.signal(number, signal.SIG_IGN)

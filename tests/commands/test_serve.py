@@ -20,19 +20,20 @@ import psutil
 import pytest
 
 from gateway.bundles.disk import data_folder
+from gateway.cli import make_parser
 from gateway.commands import serve as serve_command
 from gateway.commands.options import base_url
 from gateway.commands.running.run_file import run_folder, running_gateways
 from gateway.config.tables import LogConfig
+from gateway.errors import ConfigError
 from gateway.monitoring.usage.store import FILE, UsageStore
 from tests.support.processes import PATIENCE_S, SCRIPTED, gateway, serving, wakeups
 
 INTERRUPT = signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGINT
-STOPS = [INTERRUPT] if sys.platform == "win32" else [INTERRUPT, signal.SIGTERM]
+STOPS = [INTERRUPT] if sys.platform == "win32" else [INTERRUPT, signal.SIGTERM, signal.SIGHUP]
 
 
-@pytest.mark.parametrize("stop", STOPS)
-def test_serve_prints_url_models_and_request_and_stops_on_signal(folder: Path, stop: int) -> None:
+def test_serve_prints_url_models_and_request_and_stops_on_signal(folder: Path) -> None:
     answered = answers_in_the_usage_history()
     with serving("--port", 0, cwd=folder) as running:
         greeting = running.read_greeting()
@@ -48,7 +49,7 @@ def test_serve_prints_url_models_and_request_and_stops_on_signal(folder: Path, s
         assert (f"{run.url}/v1", run.config_file, run.python) == (url, str(folder / "config.toml"), sys.executable)
         answer = subprocess.run(shlex.split(greeting.splitlines()[-1]), capture_output=True, check=True)
         assert "Paris" in json.loads(answer.stdout)["choices"][0]["message"]["content"]
-        code, errors = running.stop(stop)
+        code, errors = running.stop(INTERRUPT)
     assert code == 0
     assert "Traceback" not in errors
     assert not (run_folder() / f"{run.port}.json").exists()
@@ -152,6 +153,12 @@ def test_serve_with_missing_bundle_serves_other_models(folder: Path) -> None:
         code, errors = running.stop(INTERRUPT)
     assert code == 0
     assert "npu-gateway: gone: There is no bundle" in errors
+
+
+def test_serve_with_a_configuration_as_its_model_names_the_option() -> None:
+    arguments = make_parser().parse_args(["serve", "own.toml"])
+    with pytest.raises(ConfigError, match=r"'own\.toml' is a configuration: write `npu-gateway serve --config FILE`"):
+        arguments.run(arguments)
 
 
 def test_serve_without_any_bundle_exits_1(folder: Path) -> None:

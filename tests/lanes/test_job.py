@@ -23,14 +23,15 @@ from tests.support.virtual_time import in_virtual_time, now
     [
         ({"ttft_s": 30.0}, "did not give a first token", 5.0),
         ({"token_s": 1.0, "repeat": True}, "did not finish its answer", 5.0),
+        ({"ttft_s": 30.0}, r"within 0\.002 s", 0.002),
     ],
-    ids=["no first token", "no end"],
+    ids=["no first token", "no end", "milliseconds"],
 )
 @in_virtual_time
 async def test_deadline_ends_request(script: dict[str, Any], message: str, after_s: float) -> None:
     async with running(config(**script)) as lane:
         with pytest.raises(DeadlineExceeded, match=message):
-            await answer(lane, request(timeout_s=5.0))
+            await answer(lane, request(timeout_s=after_s))
         assert now() == pytest.approx(after_s)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import gguf
 
+from gateway.bundles.json_file import is_lfs_pointer, lfs_error
 from gateway.errors import BundleError
 
 _PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
@@ -46,7 +47,24 @@ def _open(path: Path) -> gguf.GGUFReader:
     try:
         return gguf.GGUFReader(path)
     except (ValueError, IndexError, KeyError, OSError, OverflowError) as error:
-        raise BundleError(f"{path.name} is truncated or not a GGUF file: {error}") from error
+        raise _unreadable(path) from error
+
+
+def _unreadable(path: Path) -> BundleError:
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        return BundleError(f"{path.name} cannot be read: {error.strerror or error}.")
+    if is_lfs_pointer(start):
+        return lfs_error(path.name)
+    if start and not start.startswith(b"GGUF"):
+        return BundleError(f"{path.name} is not a GGUF file.")
+    size = path.stat().st_size
+    has = f"{size / 1e6:.1f} MB" if size > 50_000 else f"{size} bytes"
+    return BundleError(
+        f"{path.name} is incomplete or damaged: its {has} are less than its header names. Download it again."
+    )
 
 
 def _number(reader: gguf.GGUFReader, key: str, default: int) -> int:

@@ -121,7 +121,8 @@ def _configuration(arguments: argparse.Namespace, config: Config) -> Iterator[Fi
 
     file, _ = find_config(arguments.config)
     address = options.base_url(config.server.host, config.server.port)
-    yield Finding("ok", "configuration", f"{file}: {len(config.models)} models, {address}")
+    models = "1 model" if len(config.models) == 1 else f"{len(config.models)} models"
+    yield Finding("ok", "configuration", f"{file}: {models}, {address}")
     for line in key_warnings(config.server, file if has_keys(file) else None):
         yield Finding("note", "keys", line)
     if config.server.insecure and not config.server.api_keys:
@@ -183,7 +184,7 @@ def _loading(config: Config, found: Found, state: Readiness | None) -> Iterator[
     local = models.checked_locally(config)
     here = [name for name in local if name not in {model.model for model in loaded} and models.is_ready(local[name])]
     for name in here:
-        _progress(f"checking {name} on the NPU")
+        _progress(f"checking the graphs of {name}")
         yield from bounded(f"model {name} on the NPU", _LOAD_S, partial(_graphs, config, name))
     chosen = speed.chosen(config, [*(each for each in config.models if each in serving), *here])
     if chosen is None:

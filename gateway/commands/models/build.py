@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from gateway.commands import options
+from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
     from gateway.builder.npu.build import NpuTarget
@@ -63,13 +65,25 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.builder.fetch import make_bundle
     from gateway.bundles.disk import folder_bytes
     from gateway.commands.models.prepare import progress_bars
+    from gateway.pull.names import model_name
 
+    _refuse_npu_options(arguments)
     out = arguments.out.resolve()
     target = _npu_target(arguments) if arguments.target == "qnn" else CpuTarget(activations=arguments.activations)
     with progress_bars(out.name) as progress:
         make_bundle(arguments.source, out, base=Path(), progress=progress, target=target)
     print(f"{arguments.out}: a bundle of {folder_bytes(out) / 1e6:.0f} MB for {arguments.target}")
+    name, path = json.dumps(model_name(out.name)), json.dumps(out.as_posix(), ensure_ascii=False)
+    print(f"To serve it, add to config.toml:\n  [models.{name}]\n  path = {path}")
     return 0
+
+
+def _refuse_npu_options(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError for options that `--target cpu` would ignore."""
+    names = ("soc", "context", "width", "precision", "parts", "batch", "head")
+    given = [f"--{name}" for name in names if getattr(arguments, name) is not None]
+    if arguments.target == "cpu" and given:
+        raise ConfigError(f"{', '.join(given)}: only for the NPU; add `--target qnn`")
 
 
 def _npu_target(arguments: argparse.Namespace) -> NpuTarget:

@@ -47,7 +47,7 @@ def make_launch(config: Path | None) -> Launch:
     """
     from gateway.bundles.disk import data_folder
     from gateway.config.file import load_config
-    from gateway.config.find import clone_folder, delivered_file, find_config
+    from gateway.config.find import delivered_file, find_config
 
     load_config(config)
     file, base = find_config(config)
@@ -55,14 +55,14 @@ def make_launch(config: Path | None) -> Launch:
     base = base if base.is_dir() else data_folder()
     base.mkdir(parents=True, exist_ok=True)
     arguments = ("-P", "-m", "gateway", "serve", *named)
-    return Launch(_program(clone_folder() / ".venv"), arguments, base.absolute())
+    return Launch(_program(), arguments, base.absolute())
 
 
-def _program(link: Path) -> Path:
+def _program() -> Path:
     """Python; on Windows the one without a console window."""
-    own = Path(sys.executable).absolute()
-    is_clone = link.exists() and link.resolve() == Path(sys.prefix).resolve()
-    python = link / own.parent.name / own.name if is_clone else own
+    from gateway.config.find import own_program
+
+    python = own_program(Path(sys.executable).name)
     return python.with_name("pythonw.exe") if sys.platform == "win32" else python
 
 

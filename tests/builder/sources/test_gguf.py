@@ -125,8 +125,20 @@ def test_truncated_file_is_refused(tmp_path: Path, share: float) -> None:
     whole = write_tiny_gguf(tmp_path / "tiny.gguf").read_bytes()
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(BundleError, match=r"cut\.gguf is truncated or not a GGUF file"):
+    with pytest.raises(
+        BundleError, match=r"cut\.gguf is incomplete .* [\d.]+ (bytes|MB) are less .* Download it again"
+    ):
         open_source(cut)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"hello", "is not a GGUF file"), (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer")],
+)
+def test_file_of_another_kind_is_refused_in_words(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "a.gguf").write_bytes(content)
+    with pytest.raises(BundleError, match=rf"^a\.gguf {words}"):
+        open_source(tmp_path / "a.gguf")
 
 
 def test_missing_tensor_is_named(tmp_path: Path) -> None:

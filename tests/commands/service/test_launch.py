@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.commands.greeting import own_command
 from gateway.commands.service.launch import call, make_launch
 from gateway.errors import ConfigError, GatewayError
 from tests.support.processes import SCRIPTED
@@ -38,6 +39,10 @@ def test_program_of_a_clone_is_behind_its_link(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(sys, "prefix", str(environment))
     monkeypatch.setattr(sys, "executable", str(environment / "bin" / "python"))
     assert make_launch(tmp_path / "own.toml").program == tmp_path / ".venv" / "bin" / "python"
+    (environment / "bin" / "npu-gateway").touch()
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.chdir(tmp_path)
+    assert Path(own_command()).parts[:2] == (".venv", "bin")  # what the greeting shows
 
 
 def test_program_of_the_system_gives_its_exit_code_and_all_of_its_text() -> None:
