@@ -86,7 +86,7 @@ def _record(request: HttpRequest, error: ModelNotFound) -> None:
     record = AnswerRecord(
         at=time.time(),
         id=f"req_{request_number(request.scope)}",
-        endpoint=request.scope["path"],
+        endpoint=cut(request.scope["path"], LONGEST_QUOTE),  # a path can have the name of a model
         key=owner_of(request),
         requested=cut(error.requested, LONGEST_QUOTE),
         ending=error.code or "",

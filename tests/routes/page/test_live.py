@@ -61,6 +61,12 @@ def test_answers_follow_the_number_of_the_last_poll(http: httpx.Client) -> None:
     assert live(http, after=seq + 2)["answers"] == []
 
 
+def test_path_of_a_client_is_cut(http: httpx.Client) -> None:
+    http.get("/v1/models/" + "x" * 50_000)
+    [*_, answer] = live(http)["answers"]
+    assert answer["endpoint"].startswith("/v1/models/xxx") and len(answer["endpoint"]) <= 110
+
+
 def test_breaker_and_limits_are_in_numbers(http: httpx.Client) -> None:
     assert ask(http, "slow").status_code == 200
     assert ask(http, "slow").status_code == 503
