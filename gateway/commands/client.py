@@ -36,9 +36,14 @@ def models_of(client: OpenAI) -> list[dict[str, Any]]:
     """The same. Raises the library's error, and UpstreamFailed for a server of another kind, such as a web page."""
     try:
         models = [model.model_dump() for model in client.models.list().data]
-    except (AttributeError, TypeError, ValueError):  # the library gives back what it does not know as it is
+    except (
+        AttributeError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ):  # the library gives back what it does not know as it is
         models = [{}]
-    if not all(isinstance(model.get("id"), str) for model in models):
+    if not all(isinstance(model.get("id"), str) and model["id"].isprintable() for model in models):
         raise UpstreamFailed(
             f"the server at {client.base_url} does not list models as OpenAI's API does; check the URL"
         )

@@ -19,6 +19,7 @@ from gateway.monitoring.output import escape
 
 MAX_ANSWERS = 200
 MAX_LINES = 500
+MAX_CHARACTERS = 200_000  # of all lines: thousands of clients may read them slowly
 _LONGEST_TEXT = 2000  # characters, with the traceback
 
 
@@ -71,8 +72,9 @@ class LogRing(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self._lines: deque[LogLine] = deque(maxlen=MAX_LINES)
+        self._lines: deque[LogLine] = deque()
         self._n = 0
+        self._characters = 0
         self._guard = threading.Lock()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -85,6 +87,9 @@ class LogRing(logging.Handler):
         with self._guard:
             self._n += 1
             self._lines.append(LogLine(self._n, record.created, record.levelname, text))
+            self._characters += len(text)
+            while len(self._lines) > MAX_LINES or self._characters > MAX_CHARACTERS:
+                self._characters -= len(self._lines.popleft().text)
 
     def after(self, n: int) -> list[LogLine]:
         """The lines after number `n`; all of them if that number comes from before a restart."""

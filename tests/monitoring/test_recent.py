@@ -6,7 +6,7 @@ import logging
 import threading
 
 from gateway.monitoring.observers import AnswerRecord
-from gateway.monitoring.recent import MAX_ANSWERS, MAX_LINES, LogRing, PrefixCache, RecentAnswers
+from gateway.monitoring.recent import MAX_ANSWERS, MAX_CHARACTERS, MAX_LINES, LogRing, PrefixCache, RecentAnswers
 
 
 def record(number: int, model: str = "m") -> AnswerRecord:
@@ -62,3 +62,12 @@ def test_log_has_no_prompt_and_no_endless_line() -> None:
     ring.handle(log_record("x" * 100_000))
     [line] = ring.after(0)
     assert line.level == "INFO" and len(line.text) < 2100
+
+
+def test_long_lines_are_kept_up_to_a_number_of_characters() -> None:
+    ring = LogRing()
+    for number in range(2 * MAX_LINES):
+        ring.handle(log_record(f"{number} " + "x" * 1000))
+    lines = ring.after(0)
+    assert 0 < MAX_CHARACTERS - sum(len(line.text) for line in lines) < 1010
+    assert lines[-1].n == 2 * MAX_LINES

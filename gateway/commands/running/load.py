@@ -8,7 +8,7 @@ from functools import partial
 from urllib.parse import quote
 
 from gateway.commands import options
-from gateway.commands.running.api import call
+from gateway.commands.running.api import ModelStatus, Readiness, call
 from gateway.commands.running.find import Found, add_gateway, add_key, find_gateway
 from gateway.monitoring.output import escape
 
@@ -29,8 +29,8 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 def _say_who_is_first(found: Found, name: str, verb: str) -> None:
     """An unload waits for requests, which may take minutes."""
-    models = call(found, "GET", "/readyz", accepts=(503,)).get("models", []) if verb == "unload" else []
-    if count := sum(model["running"] + model["waiting"] for model in models if model["model"] == name):
+    models = call(found, "GET", "/readyz", Readiness, accepts=(503,)).models if verb == "unload" else []
+    if count := sum(model.running + model.waiting for model in models if model.model == name):
         print(f"waiting for the end of {count} request{'s' if count > 1 else ''}", file=sys.stderr, flush=True)
 
 
@@ -38,10 +38,10 @@ def run(verb: str, arguments: argparse.Namespace) -> int:
     found = find_gateway(arguments)
     _say_who_is_first(found, arguments.model, verb)
     path = f"/v1/models/{quote(arguments.model, safe='')}/{verb}"
-    status = call(found, "POST", path, limit_s=None)
-    engine = status["engine"]
+    status = call(found, "POST", path, ModelStatus, limit_s=None)
+    engine = status.engine
     if verb == "load":
-        print(escape(f"{status['model']} is ready on {engine['device']}, loaded in {engine['load_s']:.1f} s"))
+        print(escape(f"{status.model} is ready on {engine.device}, loaded in {engine.load_s:.1f} s"))
     else:
-        print(escape(f"{status['model']} is {engine['state']}; the next request for it loads it"))
+        print(escape(f"{status.model} is {engine.state}; the next request for it loads it"))
     return 0

@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 from gateway.commands import options
 from gateway.commands.running.api import call
@@ -18,7 +20,19 @@ from gateway.errors import GatewayError, NotFound, UpstreamFailed
 from gateway.monitoring.output import escape
 
 _POLL_S = 0.5
+_LAST_TIME = 32_503_680_000  # the year 3000; Windows knows little more
 _ENDED = "npu-gateway: the gateway has ended"
+
+
+class _Line(Struct):
+    n: int
+    time: Annotated[float, Meta(ge=0, lt=_LAST_TIME)]
+    level: str
+    text: str
+
+
+class _Lines(Struct):
+    lines: list[_Line]
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -95,13 +109,13 @@ def _since(file: Path, end: int) -> tuple[list[str], int]:
 
 def _of_ring(found: Found, arguments: argparse.Namespace) -> Iterator[str]:
     """The same from the memory of a gateway that writes no file."""
-    lines = call(found, "GET", "/gateway/log")["lines"]
+    lines = call(found, "GET", "/gateway/log", _Lines).lines
     yield from map(_text, lines[max(0, len(lines) - arguments.lines) :])
     while arguments.follow:
         time.sleep(_POLL_S)
-        last = lines[-1]["n"] if lines else 0
+        last = lines[-1].n if lines else 0
         try:
-            more = call(found, "GET", f"/gateway/log?after={last}")["lines"]
+            more = call(found, "GET", f"/gateway/log?after={last}", _Lines).lines
         except UpstreamFailed:
             print(_ENDED, file=sys.stderr)
             return
@@ -109,6 +123,6 @@ def _of_ring(found: Found, arguments: argparse.Namespace) -> Iterator[str]:
         lines = more or lines
 
 
-def _text(line: dict[str, Any]) -> str:
-    at = datetime.fromtimestamp(line["time"]).astimezone().isoformat(timespec="seconds")
-    return f"{at} {line['level']} {line['text']}"
+def _text(line: _Line) -> str:
+    at = datetime.fromtimestamp(line.time).astimezone().isoformat(timespec="seconds")
+    return f"{at} {line.level} {line.text}"

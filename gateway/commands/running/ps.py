@@ -13,7 +13,7 @@ from typing import Any
 from msgspec.structs import asdict
 
 from gateway.commands import options
-from gateway.commands.running.api import call
+from gateway.commands.running.api import Readiness, call, converted
 from gateway.commands.running.find import Found, add_gateway, find_gateway
 from gateway.commands.running.run_file import RunFile, running_gateways
 from gateway.commands.tables import Column, write_table
@@ -59,7 +59,9 @@ def _described(found: Found) -> dict[str, Any]:
     models: list[dict[str, Any]] = []
     error = ""
     try:  # 503: no model is ready
-        models = call(found, "GET", "/readyz", limit_s=_LIMIT_S, accepts=(503,)).get("models", [])
+        reply = call(found, "GET", "/readyz", dict[str, Any], limit_s=_LIMIT_S, accepts=(503,))
+        converted(found, reply, Readiness)
+        models = reply["models"]
     except GatewayError as failure:
         error = failure.message
     for model in models:

@@ -8,6 +8,8 @@ import signal
 import sys
 import time
 
+from msgspec import Struct
+
 from gateway.commands import options
 from gateway.commands.running.api import call
 from gateway.commands.running.find import Found, add_gateway, find_gateway, required_run
@@ -16,6 +18,11 @@ from gateway.errors import GatewayError, UpstreamFailed
 
 _POLL_S = 0.1
 _SPARE_S = 60.0  # that the end itself takes at most, after the requests
+
+
+class _Stopping(Struct):
+    requests: int
+    grace_s: float
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -51,7 +58,7 @@ def stopping_line(requests: int, grace_s: float, how: str = "Ctrl-C again stops 
 def _begin(found: Found, run: RunFile) -> tuple[str, float]:
     """Let the gateway stop. Returns a line for the user, and the seconds that its requests have."""
     try:
-        reply = call(found, "POST", "/gateway/stop", limit_s=10.0, headers={"x-stop-token": run.token})
+        reply = call(found, "POST", "/gateway/stop", _Stopping, limit_s=10.0, headers={"x-stop-token": run.token})
     except UpstreamFailed:
         if not is_alive(run):
             return stopping_line(0, 0.0), 0.0
@@ -59,8 +66,7 @@ def _begin(found: Found, run: RunFile) -> tuple[str, float]:
             raise GatewayError(f"the gateway does not answer; end it with `taskkill /F /PID {run.pid}`") from None
         os.kill(run.pid, signal.SIGTERM)
         return f"The gateway does not answer, so it gets SIGTERM (pid {run.pid})", 0.0
-    grace_s = float(reply["grace_s"])
-    return stopping_line(reply["requests"], grace_s, "Ctrl-C stops it now"), grace_s
+    return stopping_line(reply.requests, reply.grace_s, "Ctrl-C stops it now"), reply.grace_s
 
 
 def _end_now(run: RunFile) -> None:

@@ -6,8 +6,9 @@ import argparse
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -17,6 +18,8 @@ from gateway.commands.running.run_file import RunFile, announced
 from gateway.errors import UpstreamFailed
 from tests.commands.running.conftest import Command
 from tests.support.processes import free_port
+
+T = TypeVar("T")
 
 
 def test_lines_come_from_memory_if_there_is_no_file(found: RunFile, command: Command) -> None:
@@ -83,11 +86,11 @@ def test_follow_of_memory_ends_with_the_gateway(
     replies = [[{**line, "n": 1}, {**line, "n": 2}], [], [{**line, "n": 3}]]
     paths = []
 
-    def call(gateway: Found, method: str, path: str) -> dict[str, Any]:
+    def call(gateway: Found, method: str, path: str, kind: type[T]) -> T:
         paths.append(path)
         if not replies:
             raise UpstreamFailed("no server answers")
-        return {"lines": replies.pop(0)}
+        return msgspec.convert({"lines": replies.pop(0)}, kind)
 
     monkeypatch.setattr(logs, "call", call)
     monkeypatch.setattr(logs, "_POLL_S", 0)
