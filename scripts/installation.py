@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 _LOOK_S = 0.2
 _SIZE = re.compile(r"^\s*(?:Downloading|Using cached) \S+\.whl \(([\d.]+) (k|M)B\)", re.MULTILINE)
-_BEGUN = re.compile(r"^(?:Collecting|Processing) ", re.MULTILINE)
 _NO_WINDOW = getattr(subprocess, "CREATE_NO_WINDOW", 0)  # only Windows has it
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _DISK_FULL = "the disk is full. Free some space and start again"

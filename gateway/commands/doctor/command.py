@@ -134,6 +134,7 @@ def _configuration(arguments: argparse.Namespace, config: Config) -> Iterator[Fi
 def _with(arguments: argparse.Namespace, config: Config) -> Iterator[Finding]:
     from gateway.commands.doctor import gateway_state, models, port, resources, upstream
     from gateway.commands.running import find
+    from gateway.config.find import find_config
 
     if arguments.url:
         find.checked_url(arguments.url)
@@ -144,9 +145,11 @@ def _with(arguments: argparse.Namespace, config: Config) -> Iterator[Finding]:
         yield Finding("note", "gateway", error.message)
         found, state = find.Found(url=""), None
     else:
-        yield from bounded(
-            "gateway", _SHORT_S, lambda: gateway_state.state_findings(found, state, is_named=bool(arguments.url))
-        )
+        is_named, file = bool(arguments.url), str(find_config(arguments.config)[0].absolute())
+        check = partial(gateway_state.state_findings, found, state, is_named=is_named, config_file=file)
+        yield from bounded("gateway", _SHORT_S, check)
+        if state is not None:
+            yield from bounded("answers", _SHORT_S, partial(gateway_state.last_answers, found))
     is_running = state is not None
     if not arguments.url:
         yield from bounded("port", _SHORT_S, lambda: port.port(config.server))

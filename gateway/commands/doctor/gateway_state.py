@@ -112,6 +112,10 @@ def recent_answers(found: Found) -> list[Answer]:
         return []
 
 
+def last_answers(found: Found) -> Iterator[Finding]:
+    yield from answer_findings(recent_answers(found))
+
+
 def answer_findings(answers: Sequence[Answer]) -> Iterator[Finding]:
     """Of the last answers: the last slow one of each cause, the last error, and how many were cut."""
     last = {answer.slow_cause: answer for answer in answers if answer.slow_cause}

@@ -16,6 +16,7 @@ import pytest
 
 from gateway import cli
 from gateway.commands.doctor import command, gateway_state
+from gateway.commands.running.run_file import RunFile, announced
 from gateway.config.file import load_config
 from tests.support.processes import SCRIPTED, free_port
 from tests.support.server import Running, serving
@@ -79,6 +80,25 @@ class TestReport:
         assert found["gateway"]["detail"] == f"a gateway answers at {scripted.url}"
         assert found["gateway: paris"]["detail"].startswith("ready on simulated")
         assert found["speed of paris"]["detail"].startswith("simulated, ")
+
+    def test_last_answers_of_the_running_gateway_are_read(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], scripted: Running
+    ) -> None:
+        with scripted.http() as http:
+            http.post("/v1/completions", json={"model": "paris", "prompt": "x"})
+        _, _, found = report(configured(tmp_path, SCRIPTED), capsys, "--quick", "--url", scripted.url)
+        assert found["answers"]["detail"].startswith("1 of the last 1 were cut at the default limit")
+
+    def test_gateway_of_another_configuration_is_a_note(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], scripted: Running
+    ) -> None:
+        run = RunFile(url=scripted.url, host="127.0.0.1", port=scripted.port, config_file="/elsewhere/config.toml")
+        folder = configured(tmp_path, SCRIPTED)
+        with announced(run):
+            found = report(folder, capsys, "--quick", "--url", scripted.url)[2]
+        assert found["gateway"]["detail"] == (
+            f"it uses /elsewhere/config.toml, and these checks {folder / 'config.toml'}"
+        )
 
     def test_verdict_is_the_first_line(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], terminal: Terminal
@@ -154,7 +174,8 @@ class TestReport:
 @pytest.fixture
 def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(gateway_state, "_ANSWER_S", 60.0)
-    (tmp_path / "served.toml").write_text(SCRIPTED, encoding="utf-8")
+    text = f'{SCRIPTED}script = {{ replies = ["word"], repeat = true }}\n'
+    (tmp_path / "served.toml").write_text(text, encoding="utf-8")
     with serving(load_config(tmp_path / "served.toml", {})) as running:
         running.wait_until_tried()
         yield running
