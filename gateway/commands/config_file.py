@@ -138,6 +138,7 @@ def run_check(arguments: argparse.Namespace) -> int:
 
 
 def _configured(config: Config, file: Path) -> Iterator[str]:
+    from gateway.commands.models.model_state import examine
     from gateway.config.file import has_keys
     from gateway.config.keys import key_warnings
 
@@ -148,6 +149,10 @@ def _configured(config: Config, file: Path) -> Iterator[str]:
         yield f"{name}: {_described(model)}"
     if config.default_model:
         yield f"requests for an unknown model get {config.default_model}"
+    for name, model in config.models.items():
+        state = examine(model)
+        if state.state in ("missing", "broken"):
+            yield f"note: {name}: {state.detail}"
     for line in key_warnings(config.server, file if has_keys(file) else None):
         yield f"note: {line}"
 

@@ -70,6 +70,7 @@ def _in_words(what: str) -> str:
         return " or ".join(_KINDS.get(name, name) for name in names)
 
     what = re.sub(r"`([a-z]+(?: \| [a-z]+)*)`", kinds, what) if what.startswith("Expected `") else what
+    what = re.sub(r"^Invalid enum value (.*)$", r"\1 is not one of its values; /schema lists them", what)
     return re.sub(r"(a string|a list) of length (>=|<=|==) (\d+)", _length, what)
 
 

@@ -148,6 +148,7 @@ def test_check_prints_what_is_configured(here: Path, capsys: pytest.CaptureFixtu
         f"  a: on the NPU, {here / 'models' / 'a'}, also as x, y, fallback far",
         "  far: on the server http://127.0.0.1:1/v1",
         "  requests for an unknown model get a",
+        f"  note: a: no folder {here / 'models' / 'a'}, and no source",
         "  note: the API key 'me' has fewer than 16 characters and can be guessed",
     ]
 

@@ -86,8 +86,7 @@ def _examine_bundle(model: LocalModel, path: Path) -> ModelState:
     from gateway.bundles.static_pipeline import OPEN_ROWS
 
     if not path.is_dir():
-        plan = f"built from {model.source} at the first start" if model.source else f"no folder {path}, and no source"
-        return ModelState(state="missing", detail=plan)
+        return ModelState(state="missing", detail=_plan(path, model.source))
     try:
         bundle = open_bundle(path, model.dialect, model.tokenizer)
         if isinstance(bundle, GenieBundle):
@@ -98,6 +97,15 @@ def _examine_bundle(model: LocalModel, path: Path) -> ModelState:
         return ModelState(state="broken", detail=error.message)
     served = min(bundle.config.context_length, model.context_length or limit)
     return ModelState(state="ready", context_length=served, bytes=folder_bytes(path))
+
+
+def _plan(path: Path, source: str) -> str:
+    """What the start does about a bundle that is not there."""
+    if not source:
+        return f"no folder {path}, and no source"
+    if not source.startswith(("hf:", "pypi:")) and not Path(source).exists():
+        return f"no folder {path}, and no source {source}"
+    return f"built from {source} at the first start"
 
 
 def _examine_genie(model: GenieModel, path: Path) -> ModelState:

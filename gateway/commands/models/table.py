@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -31,13 +32,14 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = options.load(arguments)
+    from gateway.commands.greeting import silent_servers
     from gateway.commands.models.model_state import examine
     from gateway.commands.models.prepare import prepare
 
     if arguments.prepare:
         config = prepare(config, all_now=True)
     states = {name: examine(model) for name, model in config.models.items()}
-    running = _running(arguments, config)
+    running = _running(arguments, config) | asyncio.run(silent_servers(config))
     if arguments.json:
         rows = [_row(name, model, states[name], running.get(name)) for name, model in config.models.items()]
         print(json.dumps(rows, indent=2))
