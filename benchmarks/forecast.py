@@ -71,12 +71,12 @@ def first_token(port: int, words: int, start: int) -> tuple[float | None, float]
 
 def main() -> None:
     arguments = parser(__doc__ or "").parse_args()
-    rounds, counted = (1, COUNTED[:2]) if arguments.quick else (5, COUNTED)
+    rounds, learned, counted = (1, (5, 20), COUNTED[:1]) if arguments.quick else (5, LEARNED, COUNTED)
     predicted: dict[int, list[float]] = {words: [] for words in counted}
     measured: dict[int, list[float]] = {words: [] for words in counted}
     with served() as port:
         starts = iter(range(0, 1_000_000, 1000))  # different words, so that no prompt is cached
-        for words in LEARNED:
+        for words in learned:
             first_token(port, words, next(starts))
         for _ in range(rounds):
             for words in counted:

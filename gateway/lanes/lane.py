@@ -82,6 +82,7 @@ class Lane:
         self._clock = clock
         self._unread = UnreadEvents()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._loading: list[asyncio.Task[None]] = []
         self._probing: asyncio.Task[None] | None = None
         self._refusals = Throttle(clock)
         self._closed = False
@@ -92,7 +93,7 @@ class Lane:
 
     def start(self) -> None:
         """Load the engine in the background, and again whenever it is lost."""
-        self._spawn(self._loader.run())
+        self._loading = [self._spawn(self._loader.run())]
 
     async def load(self) -> str:
         """Load the engine once, before `start`. Returns the fault, empty if there was none."""
@@ -131,10 +132,11 @@ class Lane:
         async with self._closing:
             for task in list(self._tasks):
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(asyncio.sleep(0), *self._loading, return_exceptions=True)  # it starts processes
             try:
-                await self.engine.aclose()
+                await self.engine.aclose()  # ends what requests still wait for
             finally:
+                await asyncio.gather(*self._tasks, return_exceptions=True)
                 await self.previous_is_gone()
                 self._gone.set()
 

@@ -9,10 +9,10 @@ import json
 import shutil
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,13 @@ import httpx
 import psutil
 import pytest
 
+from gateway.config.file import load_config
+from gateway.config.tables import ServerConfig
+from gateway.engines.local import prompt_process
 from tests.engines.local.test_prompt_process import HOSTILE
 from tests.support.processes import PATIENCE_S, Serving, serving
+from tests.support.server import config_of, wait_until
+from tests.support.server import serving as in_process
 
 STOP = signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGTERM
 TEMPLATE_ATTACKS = ["spin", "compare", "format", "slices"]
@@ -215,35 +220,32 @@ def test_all_private_use_characters_and_a_special_token_are_no_fault(path: str, 
     assert gateway.attack(path, chat(f"{characters[:50]}<|im_end|>{characters[-2:]}")).status_code == 200
 
 
-def test_gateway_stops_while_a_template_runs(tiny: Path, tmp_path: Path) -> None:
-    path = config(tiny, tmp_path)
-    path.write_text("[server]\nshutdown_grace_s = 0.1\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
-    with serving("--config", path, "--port", 0, cwd=tmp_path) as running:
-        gateway = Gateway(running)
-        errors: list[str] = []
-
-        def ask() -> None:
-            try:
-                gateway.attack("/v1/chat/completions", chat("compare", "hostile"))
-            except httpx.HTTPError as error:
-                errors.append(str(error))
-
-        before = set(gateway.process.children())
-        thread = threading.Thread(target=ask)
-        thread.start()
-        while not any(_cpu_s(child) > 1 for child in set(gateway.process.children()) - before):
-            assert thread.is_alive()  # the limit is 5 s
-            time.sleep(0.02)
-        children = gateway.process.children(recursive=True)
-        code, _ = running.stop(STOP)
-        thread.join(PATIENCE_S)
-        gateway.close()
-    assert code == 0
-    assert psutil.wait_procs(children, PATIENCE_S)[1] == []
+def test_gateway_stops_while_a_template_runs(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limits of the template are longer than the server may take to stop."""
+    limits = prompt_process.LIMITS._replace(cpu_s=2 * PATIENCE_S, wall_s=2 * PATIENCE_S)
+    monkeypatch.setattr(prompt_process, "LIMITS", limits)
+    model = load_config(config(tiny, tmp_path), {}).models["hostile"]
+    before = set(psutil.Process().children(recursive=True))
+    with in_process(config_of({"hostile": model}, ServerConfig(shutdown_grace_s=0.1))) as server:
+        sandbox = server.app.state.router.lanes["hostile"].engine._engine._prompts._process._long.sandbox
+        with server.http() as client, ThreadPoolExecutor(1) as pool:
+            reply = pool.submit(client.post, "/v1/chat/completions", json=chat("compare", "hostile"))
+            wait_until(lambda: sandbox.pid and cpu_s(sandbox.pid) > 1, "the template does not run")
+            assert not reply.done()
+            children = [child for child in psutil.Process().children(recursive=True) if child not in before]
+            server.stop()
+            assert not isinstance(reply.exception(PATIENCE_S), httpx.TimeoutException)
+    assert sandbox.pid in [child.pid for child in children]
+    left = psutil.wait_procs([child for child in children if not is_tracker(child)], PATIENCE_S)[1]
+    assert left == []
 
 
-def _cpu_s(process: psutil.Process) -> float:
-    try:
-        return float(sum(process.cpu_times()[:2]))
-    except psutil.Error:
-        return 0.0  # it has just ended
+def is_tracker(process: psutil.Process) -> bool:
+    """Python's own process, which lives as long as the tests."""
+    with suppress(psutil.NoSuchProcess):
+        return "resource_tracker" in str(process.cmdline())
+    return False
+
+
+def cpu_s(pid: int) -> float:
+    return float(sum(psutil.Process(pid).cpu_times()[:2]))

@@ -12,8 +12,8 @@ from tests.system.storm.run import ANSWERED, WORKER_ENDED, run_storm
 @pytest.mark.parametrize(
     ("events", "restarts", "processes"),
     [
-        pytest.param(200, 30, False, id="virtual time"),
-        pytest.param(40, 2, True, id="processes"),
+        pytest.param(100, 15, False, id="virtual time"),
+        pytest.param(20, 2, True, id="processes"),
         pytest.param(10_000, 1000, False, marks=pytest.mark.slow, id="virtual time, long"),
         pytest.param(1_000, 100, True, marks=pytest.mark.slow, id="processes, long"),
     ],

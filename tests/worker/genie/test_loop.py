@@ -130,7 +130,7 @@ def test_follow_up_reuses_prompt_and_answer(worker: GenieWorker, reference: Refe
 
 
 def test_random_prompts_get_right_answers(worker: GenieWorker, reference: Reference) -> None:
-    assert answer_random_prompts(worker, reference, 16) > 12
+    assert answer_random_prompts(worker, reference, 8) > 5
 
 
 @pytest.mark.slow
