@@ -11,8 +11,12 @@ from typing import Any
 from gateway.errors import ConfigError, cut
 
 _LONGEST_QUOTE = 100
+_LONGEST_FILE = 1_000_000  # bytes: each command reads ./config.toml, which comes with any folder
+_LONGEST_LINE = 10_000  # characters; a longer one is not explained
+#: A key of 200 parts. tomllib needs memory for the square of their number.
+_DEEP_KEY = re.compile(r"""(?:(?:(?<![\w-])[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){200}""")
 _GOOD_ESCAPE = re.compile(r'\\(?:[btnfr"\\]|u[0-9A-Fa-f]{4}|U00(?:0[0-9A-Fa-f]|10)[0-9A-Fa-f]{4})')
-_VALUE = re.compile(r"""^\s*(?P<key>[^=#]+?)\s*=\s*(?P<value>[^#]*?)\s*(?:#.*)?$""")
+_VALUE = re.compile(r"""(?P<key>[^=#]+)=(?P<value>[^#]*)(?:#.*)?$""")
 _WORDS = re.compile(r"""\d+(\.\d+){3}|(?![\d+-])[^\s"'\[\]{},=]+( [^\s"'\[\]{},=]+)*""")  # or an address
 _CURLY = "\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"
 _PLAIN = (  # a regular expression for tomllib's message -> our words
@@ -31,7 +35,9 @@ def read_toml(file: Path) -> dict[str, Any]:
     """The content of the file. Raises ConfigError."""
     text = ""
     try:
-        text = file.read_text(encoding="utf-8-sig")  # Notepad writes a byte order mark
+        text = _start_of(file, _LONGEST_FILE + 1).decode("utf-8-sig")  # Notepad writes a byte order mark
+        if len(text) > _LONGEST_FILE or _DEEP_KEY.search(text):
+            raise ConfigError(f"{file}: no configuration: it has more than 1 MB, or a key with hundreds of parts")
         return tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"{file}: the file does not exist") from None
@@ -54,8 +60,13 @@ def has_header(file: Path, tables: set[str]) -> bool:
         OSError: the file cannot be read.
     """
     names = "|".join(map(re.escape, sorted(tables)))
-    text = file.read_bytes().replace(b"\0", b"").decode("latin-1")
+    text = _start_of(file, _LONGEST_FILE).replace(b"\0", b"").decode("latin-1")
     return re.search(rf"""^[ \t]*(?:\ufeff|ï»¿|ÿþ)?\[\s*["']?({names})["']?\s*[.\]]""", text, re.MULTILINE) is not None
+
+
+def _start_of(file: Path, length: int) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(length)
 
 
 def _explained(message: str, text: str) -> str:
@@ -73,13 +84,15 @@ def _explained(message: str, text: str) -> str:
 
 def _line_hint(line: str) -> str:
     """What is wrong with one line of TOML, for the usual mistakes of people. "": none of them."""
+    if len(line) > _LONGEST_LINE:
+        return ""
     for wrong in _bad_escapes(line):
         quoted = cut(f'"{wrong}"', _LONGEST_QUOTE)
         return f"in {quoted} a backslash starts an escape. Use {_without_escapes(wrong)}"
     pair = _VALUE.match(line)
     if pair is None:
         return ""
-    key, value = pair["key"].strip(), pair["value"]
+    key, value = pair["key"].strip(), pair["value"].strip()
     if any(mark in value for mark in _CURLY) and not value.startswith(("'", '"')):
         return f"write straight quotes: {key} = '{_cut(value.strip(_CURLY))}'"
     if value in ("True", "False"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -94,11 +95,10 @@ def test_folder_with_the_name_of_the_file_is_passed_over(environ: dict[str, str]
 
 
 def test_file_that_cannot_be_read_is_not_passed_over(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(*_: object, **options: object) -> str:
+    def denied(*_: object, **options: object) -> IO[bytes]:
         raise PermissionError(13, "Permission denied")
 
     Path("config.toml").write_text("x = 1\n", encoding="utf-8")
-    monkeypatch.setattr(Path, "read_bytes", denied)
-    monkeypatch.setattr(Path, "read_text", denied)
+    monkeypatch.setattr(Path, "open", denied)
     with pytest.raises(ConfigError, match=r"config.toml: cannot be read: Permission denied"):
         load_config(None, environ)

@@ -89,3 +89,29 @@ def test_has_header_finds_a_table_in_any_file(tmp_path: Path, content: bytes, is
     file = tmp_path / "config.toml"
     file.write_bytes(content)
     assert has_header(file, {"models"}) is is_found
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (".".join(["a"] * 50_000) + " = 1", "no configuration: it has more than 1 MB, or a key with hundreds of parts"),
+        ("x = { " + " . ".join(["'a'"] * 50_000) + " = 1 }", "no configuration: it has more than 1 MB, or a key"),
+        ("x = 1\n" * 200_000, "no configuration: it has more than 1 MB, or a key"),
+        ('"' * 300_000, "line 1: not valid TOML"),
+        ("x" + " " * 300_000 + "y", "line 1: not valid TOML"),
+        ("x = " + " " * 300_000 + "y", "line 1: not valid TOML"),
+        ("a" * 900_000, "not valid TOML"),
+    ],
+    ids=["parts", "inner-parts", "size", "quotes", "spaces", "spaces-in-value", "word"],
+)
+def test_hostile_file_is_refused_in_linear_time(tmp_path: Path, text: str, message: str) -> None:
+    """./config.toml comes with any folder, and the Tab key reads it."""
+    assert mistake(tmp_path, text).startswith(message)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a file without an end is necessary")
+def test_file_without_an_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").symlink_to("/dev/zero")
+    with pytest.raises(ConfigError, match="more than 1 MB"):
+        read_toml(tmp_path / "config.toml")
+    assert not has_header(tmp_path / "config.toml", {"models"})

@@ -35,8 +35,8 @@ def metrics(report: Report) -> Iterator[Metric]:
     if speeds := [run.tokens_per_s for run in runs if run.tokens_per_s and run.tokens >= 16]:
         yield Metric(name="generated", values=speeds, unit="tokens/s", less_is_better=False)
     for prefill in report.prefill:
-        speeds = [run.prefill_tokens_per_s for run in prefill.runs]
-        yield Metric(name=f"prompt of {prefill.length}", values=speeds, unit="tokens/s", less_is_better=False)
+        if speeds := [run.prefill_tokens_per_s for run in prefill.runs]:
+            yield Metric(name=f"prompt of {prefill.length}", values=speeds, unit="tokens/s", less_is_better=False)
         if prefill.again:
             yield Metric(name=f"prompt of {prefill.length}, cached", values=[prefill.again.first_s])
     if report.start_to_ready_s is not None:
