@@ -74,4 +74,4 @@ def _next_try(error: APIError, message: str) -> str:
     seconds = error.response.headers.get("retry-after", "") if isinstance(error, APIStatusError) else ""
     if not seconds.isdigit() or re.search(r"\d s\b", message):
         return ""
-    return f" Try again in {max(1, int(seconds))} s."
+    return f"{'' if message.endswith('.') else '.'} Try again in {max(1, int(seconds))} s."

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from gateway.monitoring.usage.counts import Cell, Counts
 
@@ -19,6 +21,7 @@ FILE = "usage.sqlite"
 _VERSION = 1
 _PAGE = 4096
 _DAY = 24  # hours
+_BUSY_PAUSE_S = 0.02
 _CORRUPT = {"SQLITE_CORRUPT", "SQLITE_NOTADB"}
 _TABLES = (
     """
@@ -127,20 +130,28 @@ class UsageStore:
             connection.execute("PRAGMA incremental_vacuum").fetchall()
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=self._busy_s, isolation_level=None)
-        try:
-            self._prepare(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        """SQLite does not wait while two gateways change the journal mode of a new file, so this does."""
+        end = time.monotonic() + self._busy_s
+        while True:
+            connection = sqlite3.connect(self.path, timeout=self._busy_s, isolation_level=None)
+            try:
+                self._prepare(connection)
+                return connection
+            except BaseException as error:
+                connection.close()
+                is_busy = getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY")
+                if not is_busy or time.monotonic() >= end:
+                    raise
+                time.sleep(_BUSY_PAUSE_S)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        version = _value(connection, "user_version")
+        with _transaction(connection, "DEFERRED"):  # another gateway can begin the same file at this moment
+            version = _value(connection, "user_version")
+            [tables] = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         if version > _VERSION:
             raise UsageError(f"{self.path} is from a newer npu-gateway. Remove it, or use that version.")
         if version == 0:
-            if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone() != (0,):
+            if tables:
                 raise _Damaged("it is the file of another program")
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before there is a table
         connection.execute("PRAGMA journal_mode = WAL").fetchone()  # readers and a writer at once
@@ -187,8 +198,10 @@ def _errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    connection.execute("BEGIN IMMEDIATE")
+def _transaction(
+    connection: sqlite3.Connection, kind: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE"
+) -> Iterator[None]:
+    connection.execute(f"BEGIN {kind}")
     try:
         yield
         connection.execute("COMMIT")

@@ -70,7 +70,7 @@ def test_ability_that_a_model_lacks_is_not_counted(capsys: pytest.CaptureFixture
 
 def test_server_that_does_not_answer_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = verify(capsys, "--url", "http://127.0.0.1:1/v1")
-    assert code == 1 and err.startswith("npu-gateway: no server answers at http://127.0.0.1:1; start the gateway")
+    assert code == 1 and err.startswith("npu-gateway: no server answers at http://127.0.0.1:1; start one with")
     with serve_answers() as url:
         code, _, err = verify(capsys, "other", "--url", url)
     assert code == 1 and err == "npu-gateway: The gateway has no model 'other'. It has: good.\n"
@@ -121,8 +121,8 @@ def test_results_are_printed_if_the_gateway_ends(
         code, out, err = verify(capsys, "--url", url)
         _, report, _ = verify(capsys, "--url", url, "--json")
     assert (code, err, waits) == (1, "", [60.0] * 6)
-    assert out.endswith("tools 20/20\nNot complete: the checks stopped after 20: breaker_open\n")
-    assert json.loads(report)["stopped"] == "breaker_open" and not json.loads(report)["api_ok"]
+    assert out.endswith("tools 20/20\nNot complete: the checks stopped after 20: breaker_open. Try again in 60 s.\n")
+    assert json.loads(report)["stopped"] == "breaker_open. Try again in 60 s." and not json.loads(report)["api_ok"]
 
 
 def test_gateway_does_its_part_with_a_model_of_no_use(
