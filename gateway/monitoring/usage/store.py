@@ -166,7 +166,9 @@ class UsageStore:
 
     def _connect_to_read(self) -> sqlite3.Connection:
         uri = self.path.absolute().as_uri()
-        return sqlite3.connect(f"{uri}?mode=ro", timeout=self._busy_s, isolation_level=None, uri=True)
+        connection = sqlite3.connect(f"{uri}?mode=ro", timeout=self._busy_s, isolation_level=None, uri=True)
+        connection.text_factory = lambda value: value.decode("utf-8", "replace")
+        return connection
 
     def _put_aside(self, error: Exception) -> Path:
         aside = self.path.with_name(f"{self.path.stem}.damaged{self.path.suffix}")

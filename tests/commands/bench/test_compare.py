@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.commands.bench.compare import Metric, compare, meaning, rows
-from gateway.commands.bench.report import encode, read
+from gateway.commands.bench.report import Prefill, encode, read
 from gateway.errors import ConfigError
 from tests.support.bench_report import report_of
 
@@ -29,7 +29,9 @@ def test_ranges_that_overlap_are_within_the_spread() -> None:
 
 def test_files_of_two_models_are_compared_with_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.json").write_text(encode(report_of()), encoding="utf-8")
-    (tmp_path / "b.json").write_text(encode(report_of(device="cpu", prefill=[])), encoding="utf-8")
+    (tmp_path / "b.json").write_text(
+        encode(report_of(device="cpu", prefill=[Prefill(length=256, runs=[])])), encoding="utf-8"
+    )
     compare(tmp_path / "a.json", tmp_path / "b.json")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 7 and all(line.count("\t") == 4 for line in lines)

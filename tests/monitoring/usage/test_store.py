@@ -249,7 +249,12 @@ def test_values_of_any_type_are_numbers_and_names(tmp_path: Path) -> None:
     kept = store(tmp_path)
     kept.add(one())
     with closing(sqlite3.connect(kept.path)) as connection:
-        rows = [(NOW, 3, 2.5, None, "x"), (NOW, "m", "k", "ttft 999999999", 2**62), (NOW, "m", "k", "ttft x", 1)]
+        rows = [
+            (NOW, 3, 2.5, None, "x"),
+            (NOW, b"\xff", "k", "x", 1),
+            (NOW, "m", "k", "ttft 999999999", 2**62),
+            (NOW, "m", "k", "ttft x", 1),
+        ]
         connection.executemany("INSERT INTO usage VALUES (?, ?, ?, coalesce(?, 'n'), ?)", rows)
         connection.execute("INSERT INTO usage VALUES (9e15, 'm', 'k', 'requests', 1)")
         connection.commit()
