@@ -88,9 +88,9 @@ def _local(path: Path) -> Path:
         name = f"{path.parent.name}/{path.name}"
     else:
         return path
+    written = f"https://huggingface.co/{page[1]}" if page else name
     raise BundleError(
-        f"There is no file or folder {quote(page[0].lstrip('/') if page else name)}. For a model of the Hugging Face "
-        f"Hub, write {quote(f'hf:{name}')}."
+        f"There is no file or folder {quote(written)}. A model of the Hugging Face Hub is {quote(f'hf:{name}')}."
     )
 
 

@@ -218,7 +218,7 @@ class Lane:
 
     def _check_queue(self, generation: Generation) -> None:
         if self.queue.is_full(generation.background, generation.client):
-            counts = f"{self.queue.running} requests running and {self.queue.waiting} waiting"
+            counts = f"{self.queue.running} running and {self.queue.waiting} waiting requests"
             wait_s = self.queue.expected_wait_s(generation.background, generation.client)
             raise QueueFull(f"{self.name} has {counts}; its queue is full.", retry_after_s=wait_s)
 

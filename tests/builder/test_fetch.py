@@ -129,8 +129,11 @@ def test_bundle_is_copied_once(tiny: Path, tmp_path: Path, stamp: dict[str, obje
         (LocalModel(), "needs `path`"),
         (_model("tiny", ""), "There is no bundle tiny. Correct `path`, or set `source` to build one"),
         (_model("tiny", "nothing.gguf"), "There is no model at nothing.gguf"),
-        (_model("tiny", "Qwen/Qwen2.5-0.5B"), "write 'hf:Qwen/Qwen2.5-0.5B'"),
-        (_model("tiny", "https://huggingface.co/Qwen/Qwen3/blob/main/a.gguf"), "write 'hf:Qwen/Qwen3/a.gguf'"),
+        (_model("tiny", "Qwen/Qwen2.5-0.5B"), "Hub is 'hf:Qwen/Qwen2.5-0.5B'"),
+        (
+            _model("tiny", "https://huggingface.co/Qwen/Qwen3/blob/main/a.gguf"),
+            "blob/main/a.gguf'. A model of the Hugging Face Hub is 'hf:Qwen/Qwen3/a.gguf'",
+        ),
         (_model("tiny", "hf:lonely"), "Write hf:ORGANISATION/MODEL"),
     ],
 )

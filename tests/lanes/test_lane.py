@@ -87,7 +87,7 @@ async def test_full_queue_refuses_with_seconds_until_it_is_empty() -> None:
         await answer(lane)  # 3 s of service are measured
         waiting = [answering(lane) for _ in range(6)]
         await asyncio.sleep(0.01)
-        with pytest.raises(QueueFull, match="2 requests running and 4 waiting") as caught:
+        with pytest.raises(QueueFull, match="2 running and 4 waiting requests") as caught:
             await answer(lane)
         refused_at = now()
         await asyncio.gather(*waiting)

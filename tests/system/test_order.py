@@ -60,7 +60,7 @@ def test_full_queue_gets_429_with_the_wait_of_the_service_rate() -> None:
         refused = http.post(PATH, json=body("m"))
         device.allowed = math.inf
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
-        assert "1 requests running and 2 waiting" in refused.json()["error"]["message"]
+        assert "1 running and 2 waiting requests" in refused.json()["error"]["message"]
         assert 2 * ANSWER_S - 0.001 < row["expected_wait_s"] < 3 * ANSWER_S  # of another client: the turns alternate
         assert int(refused.headers["retry-after"]) == math.ceil(3 * ANSWER_S)  # behind its own requests
         assert [each.result(PATIENCE_S).status_code for each in in_progress] == [200] * 3

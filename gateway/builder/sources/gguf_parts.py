@@ -59,7 +59,7 @@ def _unreadable(path: Path) -> BundleError:
     if is_lfs_pointer(start):
         return lfs_error(path.name)
     if start and not start.startswith(b"GGUF"):
-        return BundleError(f"{path.name} is not a GGUF file.")
+        return BundleError(f"{path.name} is not a GGUF file. Download it again, or give another file.")
     size = path.stat().st_size
     has = f"{size / 1e6:.1f} MB" if size > 50_000 else f"{size} bytes"
     return BundleError(

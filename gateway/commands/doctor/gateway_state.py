@@ -211,7 +211,7 @@ def model_findings(model: ModelState) -> Iterator[Finding]:
         because = f"{model.cpu_nodes} nodes of {model.model} run on the CPU"
         yield Finding("note", what, because, "partly on the CPU", because, OTHER)
     if model.waiting:
-        because = f"{model.model} has {model.running} requests running and {model.waiting} waiting"
+        because = f"{model.model} has {model.running} running and {model.waiting} waiting requests"
         yield Finding("note", what, because, "busy", because, _WAIT, "slow")
     if breaker.state == "closed":
         speed = f", {model.speed}" if model.speed else ""

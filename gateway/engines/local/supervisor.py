@@ -241,7 +241,8 @@ class Supervisor:
         ended = self._on_lost(error)
         await process.stop(0)
         advice = fault.advice or _advice(fault.reason, process.exit)
-        return f"{fault.reason} ({process.exit}); {ended} requests in progress ended with an error; {advice}"
+        requests = "1 request" if ended == 1 else f"{ended} requests"
+        return f"{fault.reason} ({process.exit}); {requests} in progress ended with an error; {advice}"
 
     @property
     def _call_limit_s(self) -> float:

@@ -95,7 +95,7 @@ def test_configured_limit_below_the_machine_is_the_cause(
 
 def test_waiting_requests_make_it_slow() -> None:
     found = verdict(list(model_findings(model(running=4, waiting=3))))
-    assert (found.symptom, found.cause) == ("slow", "busy") and "4 requests running and 3 waiting" in found.because
+    assert (found.symptom, found.cause) == ("slow", "busy") and "4 running and 3 waiting requests" in found.because
 
 
 def test_gateway_that_does_not_answer_is_bad_if_it_runs() -> None:

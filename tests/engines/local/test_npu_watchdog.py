@@ -96,7 +96,7 @@ def test_hung_npu_call_is_killed_and_next_request_answered(hanging: Path, caplog
             request.result()
         engine = _wait_until_ready(server)
         assert re.search(HUNG, caplog.text)
-        assert "1 requests in progress ended with an error; " in caplog.text
+        assert "1 request in progress ended with an error; " in caplog.text
         assert "; it is loaded again in 0.5 s" in caplog.text
         assert engine["device"] == "emulated" and engine["restarts"] == 1
         after = client.completions.create(model="m", prompt=PROMPT, max_tokens=4)

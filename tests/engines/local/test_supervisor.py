@@ -133,7 +133,7 @@ async def test_dying_worker_is_restarted_with_exponential_backoff(
     assert supervised.supervisor.restarts == 3
     assert supervised.supervisor.state == "restarting"
     assert supervised.errors == ["The model 'model' failed: its worker died. Try again."] * 4
-    assert "its worker died (exit code 3); 1 requests in progress ended with an error" in caplog.text
+    assert "its worker died (exit code 3); 1 request in progress ended with an error" in caplog.text
     assert "npu-gateway doctor" in caplog.text
     await supervised.aclose()
     assert_nothing_is_left()
