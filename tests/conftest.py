@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -77,7 +78,7 @@ _watch = ExitStack()
 
 
 def pytest_configure() -> None:
-    """Child processes inherit an ignored SIGINT, for example from a shell that runs the tests in the background.
+    """Child processes inherit ignored signals, for example from a shell that runs the tests in the background.
 
     Gateways write into a data folder of this run, not into that of the user.
     """
@@ -86,6 +87,8 @@ def pytest_configure() -> None:
         os.environ[variable] = folder
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # of nohup
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     _watch.enter_context(loop_watch(_note))
 
 
