@@ -68,10 +68,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _program(name: str, title: str, install: str) -> str:
-    """The path of a program. Raises NotFound with the command that installs it."""
+    """The path of a program. Raises NotFound with the command that installs it.
+
+    Windows looks in the current folder first, where any file can lie. The client gets the API key.
+    """
     if (found := shutil.which(name)) is None:
         hint = "With --no-start the settings are written without it."
         raise NotFound(f"{title} is not installed (no program {name!r}). Install it with `{install}`. {hint}")
+    if Path(found).parent == Path():
+        raise NotFound(f"{found} lies in the current folder and would be started for {title}. Use another folder.")
     return found
 
 

@@ -144,6 +144,17 @@ def test_unloaded_model_is_loaded_by_the_client(
         assert http.post("/v1/models/smollm2-135m/load").status_code == 200
 
 
+def test_program_in_the_current_folder_gets_no_key(
+    server: Running, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Windows looks there first; elsewhere with `.` in PATH."""
+    monkeypatch.setenv("PATH", ".")
+    program = home / ("opencode.exe" if sys.platform == "win32" else "opencode")
+    program.touch(mode=0o755)
+    assert launch(server, "opencode") == 1
+    assert "lies in the current folder" in capsys.readouterr().err and files_in(home) == [program.name]
+
+
 def test_missing_client_is_one_sentence_and_changes_nothing(
     server: Running, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
