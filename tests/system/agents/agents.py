@@ -50,6 +50,8 @@ class Agent(NamedTuple):
         arguments: all after the program, from those of `launch`.
         tool: the name and the arguments of its tool that reads a file.
         short: arguments that make its prompt fit into 8192 tokens.
+        files: the same, as files of the project.
+        long: arguments in place of `short`, for all of its tools.
     """
 
     group: str
@@ -58,14 +60,17 @@ class Agent(NamedTuple):
     tool: Callable[[Path], tuple[str, dict[str, Any]]]
     short: tuple[str, ...] = ()
     files: Mapping[str, str] = {}
+    long: tuple[str, ...] = ()
 
 
 AGENTS = {
     "continue": Agent(
         "small",
         ("node", "node_modules/@continuedev/cli/dist/cn.js"),
-        lambda own: [*own, "-p", PROMPT, "--auto"],
+        lambda own: [*own, "-p", PROMPT],
         lambda file: ("Read", {"filepath": str(file)}),
+        ("--readonly",),
+        long=("--auto",),
     ),
     "claude": Agent(
         "small",
@@ -136,7 +141,7 @@ def run(name: str, packages: Path, server: Running, model: str, home: Path, *, i
     for each in setup.files:
         list(write(each))
     program = [str(packages / part) if part.startswith("node_modules") else part for part in agent.program]
-    command = [*program, *agent.arguments(setup.command[1:]), *(agent.short if is_short else ())]
+    command = [*program, *agent.arguments(setup.command[1:]), *(agent.short if is_short else agent.long)]
     done = subprocess.run(
         command,
         cwd=work,
