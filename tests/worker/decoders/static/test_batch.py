@@ -135,13 +135,15 @@ def test_full_cache_disables_batched_steps_of_its_group(batched: StaticDecoder, 
     pair.step([0], [8])
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
+@pytest.mark.parametrize(
+    ("seed", "operations"), [(0, 30), *(pytest.param(seed, 60, marks=pytest.mark.slow) for seed in range(5))]
+)
 def test_random_operations_give_logits_of_single_steps(
-    batched: StaticDecoder, single: StaticDecoder, seed: int
+    batched: StaticDecoder, single: StaticDecoder, seed: int, operations: int
 ) -> None:
     random, pair = Random(seed), Pair(batched, single, SIZE + 2)
     indices = range(SIZE + 2)
-    for _ in range(60):
+    for _ in range(operations):
         index, other = random.sample(indices, 2)
         match random.randrange(6):
             case 0 if pair.free_rows(index) > 2:
@@ -155,7 +157,7 @@ def test_random_operations_give_logits_of_single_steps(
                 ready = [each for each in indices if pair.free_rows(each)]
                 chosen = random.sample(ready, random.randint(1, len(ready)))
                 pair.step(chosen, random.choices(IDS, k=len(chosen)))
-    assert len(pair.calls) > 10
+    assert len(pair.calls) > operations / 6
 
 
 def test_concurrent_requests_get_answers_of_sequential_requests(batched: StaticDecoder, single: StaticDecoder) -> None:
