@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -67,7 +68,8 @@ def run_init(arguments: argparse.Namespace) -> int:
 
 def _with_models_dir(text: str, models_dir: Path) -> str:
     """The models stay where they are: a relative `models_dir` would mean another folder."""
-    value = f"'{models_dir}'" if "'" not in str(models_dir) else f'"{models_dir.as_posix()}"'
+    path = str(models_dir)
+    value = f"'{path}'" if "'" not in path and path.isprintable() else json.dumps(path, ensure_ascii=False)
     return re.sub(r'(?m)^models_dir = ".*?"', lambda _: f"models_dir = {value}", text, count=1)
 
 

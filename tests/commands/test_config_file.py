@@ -15,6 +15,7 @@ from gateway.commands.options import add_provider
 from gateway.config import find as config_find
 from gateway.config.file import load_config
 from gateway.config.find import user_file
+from gateway.config.toml_file import read_toml
 from tests.support.paths import ROOT
 from tests.support.terminal import Terminal
 
@@ -44,6 +45,16 @@ def test_init_writes_the_delivered_file_for_this_user(capsys: pytest.CaptureFixt
     assert file.read_text(encoding="utf-8").count("#") == (ROOT / "config.toml").read_text(encoding="utf-8").count("#")
     if os.name == "posix":
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such names")
+def test_init_writes_any_folder_as_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tmp_path / 'it\'s "x"\n\\ü'
+    base.mkdir()
+    delivered = ROOT / "config.toml"
+    monkeypatch.setattr(config_find, "delivered_file", lambda environ=None: (delivered, base))
+    assert cli.main(["config", "init", "own.toml"]) == 0
+    assert read_toml(Path("own.toml"))["models_dir"] == str(base / "models")
 
 
 def test_init_of_an_installed_package_keeps_the_folder_of_the_models(
