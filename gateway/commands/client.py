@@ -17,7 +17,8 @@ def openai_client(url: str, key: str, *, timeout_s: float = 600.0, retries: int 
     """A client of the API at `url`. `key`: "" if the gateway has no keys."""
     from openai import DefaultHttpxClient, OpenAI
 
-    http = DefaultHttpxClient(trust_env=not is_loopback(urlsplit(url).hostname or ""))  # no proxy to this machine
+    trust_env = not is_loopback(urlsplit(url).hostname or "")  # no proxy to this machine
+    http = DefaultHttpxClient(trust_env=trust_env, follow_redirects=False)  # which would get the prompt
     return OpenAI(base_url=url, api_key=key or "none", timeout=timeout_s, max_retries=retries, http_client=http)
 
 

@@ -47,7 +47,7 @@ def test_init_writes_the_delivered_file_for_this_user(capsys: pytest.CaptureFixt
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
-@pytest.mark.skipif(os.name != "posix", reason="Windows has no such names")
+@pytest.mark.skipif(os.name != "posix", reason="Windows forbids these names")
 def test_init_writes_any_folder_as_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tmp_path / 'it\'s "x"\n\\ü'
     base.mkdir()

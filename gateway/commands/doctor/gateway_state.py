@@ -143,13 +143,20 @@ def fetch(url: str, key: str, limit_s: float, body: dict[str, Any] | None = None
         return bytes(answer.read(1 << 22))
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Another program may have the port, and urllib would send the key to the address that it names."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
 def request(url: str, key: str, limit_s: float, body: dict[str, Any] | None = None) -> Any:
     """The open answer, to read from. A proxy of the environment is not for this machine."""
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     data = None if body is None else json.dumps(body).encode()
     sent = urllib.request.Request(url, data, headers)
     proxies: dict[str, str] | None = {} if is_loopback(sent.host.rpartition(":")[0]) else None
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies), _NoRedirect())
     try:
         return opener.open(sent, timeout=limit_s)
     except urllib.error.HTTPError as error:

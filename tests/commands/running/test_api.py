@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
+from gateway.commands.doctor.gateway_state import fetch
 from tests.commands.running.conftest import Command
 
 ENGINE = {"state": "ready", "device": "npu", "load_s": 1.0}
@@ -21,6 +22,7 @@ LINE = {"n": 1, "time": 1.0, "level": "INFO", "text": "a line"}
 class OtherServer(ThreadingHTTPServer):
     body = b""
     status = 200
+    paths: Sequence[str] = ()  # of the last requests
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -28,7 +30,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.server.paths = [*self.server.paths, self.path]
         self.send_response(self.server.status)
+        self.send_header("location", "/moved")
         self.send_header("content-length", str(len(self.server.body)))
         self.end_headers()
         self.wfile.write(self.server.body)
@@ -76,6 +80,15 @@ def test_nested_reply_and_escapes_in_an_error_are_one_line(other: OtherServer, c
     commands(other, command)
     other.body, other.status = b'{"error": {"message": ["\\u001b[2J", {"a": 1}]}}', 418
     commands(other, command)
+
+
+@pytest.mark.parametrize("status", [302, 307])
+def test_key_and_prompt_follow_no_redirect(other: OtherServer, command: Command, status: int) -> None:
+    """Another program may have the port of the gateway."""
+    other.body, other.status, other.paths = b"{}", status, ()
+    commands(other, command)
+    assert fetch(f"http://127.0.0.1:{other.server_port}/readyz", "secret", 60) == b"{}"
+    assert len(other.paths) == 6 and "/moved" not in other.paths
 
 
 def commands(other: OtherServer, command: Command) -> list[str]:
