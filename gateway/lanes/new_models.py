@@ -158,6 +158,10 @@ class Upgrades:
         except BaseException:
             await lane.aclose()
             raise
+        if router.lanes[name].is_unloaded:  # by the user, during the load
+            await lane.aclose()
+            await self._move(router, name, better)
+            return
         old = router.replace(lane)
         try:
             await asyncio.to_thread(self._bundles.moved, name)

@@ -153,9 +153,12 @@ class Bundles:
 
 @contextlib.asynccontextmanager
 async def upgraded(
-    router: Router, bundles: Bundles, sleep: Callable[[float], Awaitable[None]] = lambda seconds: asyncio.sleep(0)
+    router: Router,
+    bundles: Bundles,
+    sleep: Callable[[float], Awaitable[None]] = lambda seconds: asyncio.sleep(0),
+    make: Callable[[str, ModelConfig], Lane] = make_lane,
 ) -> AsyncIterator[None]:
-    task = asyncio.create_task(Upgrades(bundles, make_lane, sleep).run(router))
+    task = asyncio.create_task(Upgrades(bundles, make, sleep).run(router))
     yield
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -212,6 +215,39 @@ async def test_unloaded_model_moves_when_it_is_loaded_again() -> None:
             await until(lambda: len(sleeps) > 20)  # it looks whether the model is loaded
             assert bundles.log == ["advance"] and router.status()[0].engine.state == "unloaded"
             assert router.status()[0].background == "1 to go"
+            await residency.load("main")
+            await until(lambda: "main moved" in bundles.log)
+        assert await answer_of(router, request("main")) == ("main", "new")
+
+
+async def test_model_that_is_unloaded_while_its_better_bundle_loads_stays_unloaded() -> None:
+    lanes: list[Lane] = []
+    loading, may_load = asyncio.Event(), asyncio.Event()
+
+    def make(name: str, config: ModelConfig) -> Lane:
+        lane = make_lane(name, config)
+        load = lane.load
+
+        async def slow_load() -> str:
+            loading.set()
+            await may_load.wait()
+            return await load()
+
+        lane.load = slow_load  # type: ignore[method-assign]
+        lanes.append(lane)
+        return lane
+
+    async def made(name: str, config: ModelConfig) -> Lane:
+        return make_lane(name, config)
+
+    async with served({"main": model("old")}) as router:
+        bundles, residency = Bundles(model("new")), Residency(router, made)
+        async with upgraded(router, bundles, make=make):
+            await loading.wait()
+            await residency.unload("main")
+            may_load.set()
+            await until(lambda: lanes[0].status.engine.state == "closed")
+            assert router.status()[0].engine.state == "unloaded" and bundles.log == ["advance"]
             await residency.load("main")
             await until(lambda: "main moved" in bundles.log)
         assert await answer_of(router, request("main")) == ("main", "new")

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 from msgspec import Struct
 
@@ -71,13 +72,14 @@ def _begin(found: Found, run: RunFile) -> tuple[str, float]:
 
 def _end_now(run: RunFile) -> None:
     """A second Ctrl-C of the gateway: its requests end with an error. Windows has only the end of the process."""
-    if is_alive(run):
-        if sys.platform == "win32":
-            import psutil
+    import psutil
 
-            psutil.Process(run.pid).kill()
-        else:
-            os.kill(run.pid, signal.SIGINT)
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):  # it can end at this moment
+        if is_alive(run):
+            if sys.platform == "win32":
+                psutil.Process(run.pid).kill()
+            else:
+                os.kill(run.pid, signal.SIGINT)
 
 
 def _wait(run: RunFile, limit_s: float) -> None:

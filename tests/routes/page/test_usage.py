@@ -39,7 +39,7 @@ def test_every_key_sees_the_usage_of_all_keys(http: httpx.Client) -> None:
     ask(http, BEN, "nowhere" * 99)
     for headers in (ANNA, BEN):
         report = http.get("/gateway/usage", headers=headers).json()
-        assert report["days"] == 7 and len(report["by_day"]) == 1
+        assert report["days"] == 7 and len(report["by_day"]) in (1, 2)  # midnight can be between two requests
         assert [(row["name"], row["requests"]) for row in report["by_key"]] == [("anna", 2), ("ben", 2)]
         models = [(row["name"], row["answered"], row["refused"]) for row in report["by_model"]]
         assert models == [("m", 3, 0), ("", 0, 1)]
