@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import shutil
 import zipfile
@@ -28,7 +29,7 @@ from gateway.bundles.stamp import (
 from gateway.child import Progress
 from gateway.config.file import server_address
 from gateway.config.settings import MODEL_SERVER_VARIABLE
-from gateway.errors import BundleError, quote
+from gateway.errors import BundleError, cut, quote
 from gateway.qnn.detect import npu_for
 
 _HUB_PAGE = re.compile(r"(?:^|/)https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/(.+)")  # also after a folder's path
@@ -144,8 +145,11 @@ def _from_hub(name: str, out: Path, progress: Progress, target: Target | None) -
         return _from_path(_hub_gguf(repo, folder, quant, revision, progress), out, progress, target)
     within = f"{folder}/" if folder else ""
     small = small_files(within)
-    described = _download_snapshot(repo, revision, small, progress) / within
+    snapshot = _download_snapshot(repo, revision, small, progress)
+    described = snapshot / within
     is_bundle = (described / "genai_config.json").is_file()
+    if not is_bundle and not (described / "config.json").is_file():
+        raise _no_model(f"{repo} has no {within}config.json, so it is not a Hugging Face model folder.", repo, snapshot)
     # Repositories often contain the same weights in other formats too, each of the same size.
     weights = f"{within}*" if is_bundle else f"{within}*.safetensors"
     return _from_path(_download_snapshot(repo, revision, [*small, weights], progress) / within, out, progress, target)
@@ -171,14 +175,30 @@ def _hub_gguf(repo: str, file: str | None, quant: str | None, revision: str | No
     folder = _download_snapshot(repo, revision, patterns, progress)
     found = sorted({path for pattern in patterns for path in folder.rglob(pattern)})
     if len(found) != 1:
-        raise BundleError(f"{repo} has {len(found)} files for {file or quant}, not one. Write hf:{repo}/FILE.gguf.")
+        raise _no_model(f"{repo} has {len(found)} files for {file or quant}, not one.", repo, folder)
     return found[0]
+
+
+def _no_model(problem: str, repo: str, snapshot: Path) -> BundleError:
+    """With the GGUF files of the repository, if its list can be read. The name of a snapshot is its commit."""
+    from huggingface_hub import HfApi
+
+    try:
+        hub = HfApi(endpoint=server_address(MODEL_SERVER_VARIABLE) or None)
+        names = hub.list_repo_files(repo, revision=snapshot.name)
+    except Exception:
+        names = []
+    files = [cut(name, 100) for name in sorted(names) if name.lower().endswith(".gguf")]
+    more = f" and {len(files) - 6} more" if len(files) > 6 else ""
+    listed = f" It has {', '.join(files[:6])}{more}." if files else ""
+    return BundleError(f"{problem}{listed} Write hf:{repo}/FILE.gguf.")
 
 
 def _download_snapshot(repo: str, revision: str | None, patterns: list[str], progress: Progress) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of patterns without a file
     what = f"downloading {repo}"
     progress(what, 0.0)
     try:

@@ -303,8 +303,11 @@ def test_gguf_of_a_repository_is_built(tmp_path: Path, use_hub: Callable[[str], 
         use_hub(url)
         path = make_bundle(f"hf:org/tiny{within}", tmp_path / "out", base=tmp_path, progress=Progress())
         assert len(served) == 1 and load_bundle(path).config.vocab_size == 384
-        with pytest.raises(BundleError, match=r"org/tiny has 0 files for Q2_K, not one. Write hf:org/tiny/FILE.gguf"):
+        files = "It has sub/Tiny-Q4_0.gguf, sub/Tiny-Q8_0.gguf. Write hf:org/tiny/FILE.gguf"
+        with pytest.raises(BundleError, match=f"org/tiny has 0 files for Q2_K, not one. {files}"):
             make_bundle("hf:org/tiny:Q2_K", tmp_path / "other", base=tmp_path, progress=Progress())
+        with pytest.raises(BundleError, match=rf"org/tiny has no config\.json, .*{files}"):
+            make_bundle("hf:org/tiny", tmp_path / "other", base=tmp_path, progress=Progress())
 
 
 def test_one_server_in_place_of_all_is_the_hub(

@@ -69,7 +69,11 @@ class ModelState(Struct):
             return self.engine.state
         breaker = "" if self.breaker.state == "closed" else f"breaker {self.breaker.state.replace('_', ' ')}"
         waiting = f"{self.waiting} waiting" if self.waiting else ""
-        return ", ".join(filter(None, (f"ready on {self.engine.device}", breaker, self.speed, waiting)))
+        return ", ".join(filter(None, (self._place, breaker, self.speed, waiting)))
+
+    @property
+    def _place(self) -> str:
+        return "on another server" if self.engine.device == "remote" else f"ready on {self.engine.device}"
 
 
 class Answer(Struct):
@@ -201,7 +205,8 @@ def model_findings(model: ModelState) -> Iterator[Finding]:
         return
     if engine.state != "ready":
         known = explain(engine.detail)
-        because = f"{model.model} is {engine.state}: {engine.detail or 'no reason was given'}"
+        state = "failed" if engine.state == "failed" else f"is {engine.state}"
+        because = f"{model.model} {state}: {engine.detail or 'no reason was given'}"
         step = known.step if known else "the lines below, and the log of the gateway, have the reason"
         yield Finding("bad", what, because, "load", because, step)
         return

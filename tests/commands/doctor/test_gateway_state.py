@@ -64,7 +64,7 @@ def test_driver_code_of_a_failed_model_is_explained() -> None:
     [found] = model_findings(model({"state": "failed", "detail": "cannot open: QNN error code 5005"}))
     assert (found.level, found.cause) == ("bad", "load") and "compares it with this machine" in found.step
     [unknown] = model_findings(model({"state": "failed", "detail": "it broke"}))
-    assert unknown.detail == "m is failed: it broke" and unknown.step
+    assert unknown.detail == "m failed: it broke" and unknown.step
 
 
 def test_open_breaker_refuses_with_reason_and_time() -> None:
@@ -158,3 +158,8 @@ def test_answers_of_a_running_gateway_are_read(tmp_path: Path, monkeypatch: pyte
         [answer] = recent_answers(found)
     assert (answer.model, answer.status, answer.ending) == ("paris", 200, "length")
     assert recent_answers(found) == [] and read_state(found) is None
+
+
+def test_model_on_another_server_is_not_called_ready() -> None:
+    """The gateway asks that server only when a request comes."""
+    assert str(model({"state": "ready", "device": "remote"})) == "on another server"
