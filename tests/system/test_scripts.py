@@ -417,20 +417,43 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def without_pip(wheel: Path, tmp_path: Path) -> Path:
-    """The Python of an environment as `uv tool install` makes it: the wheel, its dependencies, and no pip."""
-    venv = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
-    [packages] = [path for path in venv.rglob("site-packages") if "lib64" not in path.parts]
-    shutil.unpack_archive(wheel, packages, "zip")
+@pytest.fixture(params=["venv", "uv tool"])
+def without_pip(request: pytest.FixtureRequest, wheel: Path, tmp_path: Path) -> list[str]:
+    """The command line of `npu-gateway` in an environment with the wheel, its dependencies, and no pip."""
+    if request.param == "venv":
+        venv = tmp_path / "venv"
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+        [packages] = [path for path in venv.rglob("site-packages") if "lib64" not in path.parts]
+        shutil.unpack_archive(wheel, packages, "zip")
+        command = [str(program(venv, "python")), "-m", "gateway"]
+    else:
+        tools, programs, excludes = (tmp_path / name for name in ("tools", "programs", "excludes.txt"))
+        folders = {"UV_TOOL_DIR": str(tools), "UV_TOOL_BIN_DIR": str(programs), "UV_CACHE_DIR": str(tmp_path / "cache")}
+        # The packages of this environment are used in place of a download of 250 MB.
+        required = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+        excludes.write_text("\n".join(re.split(r"[^\w.-]", each)[0] for each in required), encoding="utf-8")
+        install = [
+            sys.executable,
+            "-m",
+            "uv",
+            "tool",
+            "install",
+            "--no-config",
+            "--offline",
+            "--python",
+            sys.executable,
+        ]
+        install += ["--excludes", str(excludes), str(wheel)]
+        subprocess.run(install, env=variables(**folders), check=True, capture_output=True)
+        [packages] = [path for path in tools.rglob("site-packages") if "lib64" not in path.parts]
+        command = [str(programs / ("npu-gateway.exe" if sys.platform == "win32" else "npu-gateway"))]
     (packages / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"], encoding="utf-8")
     (packages / "pip.py").write_text("raise ImportError('this environment has no pip')", encoding="utf-8")
-    return program(venv, "python")
+    return command
 
 
 class TestWheel:
-    def test_model_of_a_wheel_is_built_and_served_without_pip(self, without_pip: Path, tmp_path: Path) -> None:
+    def test_model_of_a_wheel_is_built_and_served_without_pip(self, without_pip: list[str], tmp_path: Path) -> None:
         """From an empty folder; models and log are in the user's data folder."""
         elsewhere, data, wheels = (tmp_path / name for name in ("elsewhere", "data", "wheels"))
         for folder in (elsewhere, data / "npu-gateway", wheels):
@@ -442,7 +465,7 @@ class TestWheel:
         settings = variables(
             PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels), XDG_DATA_HOME=str(data), LOCALAPPDATA=str(data)
         )
-        line = [str(without_pip), "-m", "gateway", "serve", "--port", "0"]
+        line = [*without_pip, "serve", "--port", "0"]
         with (
             (tmp_path / "stderr.txt").open("wb") as errors,
             subprocess.Popen(
