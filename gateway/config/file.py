@@ -159,8 +159,9 @@ def environment_with(**settings: str) -> dict[str, str]:
 
 
 def set_search_path(folder: Path) -> None:
-    """Let the Python programs that this process starts import from `folder`, and not from the current folder."""
-    os.environ |= {"PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
+    """Let the Python programs that this process starts import first from `folder`, and not from the current folder."""
+    own = os.environ.get("PYTHONPATH")
+    os.environ |= {"PYTHONPATH": os.pathsep.join([str(folder), *([own] if own else [])]), "PYTHONSAFEPATH": "1"}
 
 
 def server_address(variable: str, environ: Mapping[str, str] | None = None) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gateway.errors import BundleError
-from gateway.qnn import provider, system_api
+from gateway.qnn import binary_info, provider, system_api
 from gateway.qnn.binary_info import read_binary
 from gateway.qnn.device import runtime_version
 from gateway.worker.genie import library
@@ -18,14 +17,12 @@ ADVICE = r"package onnxruntime-qnn, 245 MB\)\. In a clone, start with `python sc
 
 
 @pytest.fixture(autouse=True)
-def without_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    cached = (provider._ep_device, system_api.system_functions, library._load_library)
+def without_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The functions without their caches, which stay: the library can be registered once in a process."""
     monkeypatch.setitem(sys.modules, "onnxruntime_qnn", None)
-    for each in cached:
-        each.cache_clear()
-    yield
-    for each in cached:
-        each.cache_clear()
+    monkeypatch.setattr(provider, "_ep_device", provider._ep_device.__wrapped__)
+    monkeypatch.setattr(binary_info, "system_functions", system_api.system_functions.__wrapped__)
+    monkeypatch.setattr(library, "_load_library", library._load_library.__wrapped__)
 
 
 def test_there_is_no_npu_and_no_emulator() -> None:

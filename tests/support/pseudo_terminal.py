@@ -38,6 +38,17 @@ class PseudoTerminal:
     def type(self, text: str) -> None:
         os.write(self._descriptor, text.encode())
 
+    def type_until(self, key: str, text: str) -> None:
+        """Type `key` until `text` is shown: a signal can come just before the process waits for its peer."""
+        until = time.monotonic() + PATIENCE_S
+        while self.output.find(text, self._seen) < 0:
+            assert time.monotonic() < until, f"{text!r} is missing in {self.output[self._seen :]!r}"
+            self.type(key)
+            pause = time.monotonic() + 5.0
+            while self.output.find(text, self._seen) < 0 and time.monotonic() < pause:
+                self._read(pause - time.monotonic())
+        self.read_until(text)
+
     def read_until(self, text: str) -> str:
         """What is shown from the end of the last call up to and with `text`. Fails after PATIENCE_S seconds."""
         until = time.monotonic() + PATIENCE_S
@@ -46,11 +57,18 @@ class PseudoTerminal:
         start, self._seen = self._seen, at + len(text)
         return self.output[start : self._seen]
 
-    def wait(self) -> int:
-        """Read up to the end of the process. Returns its exit code."""
+    def wait(self, key: str = "") -> int:
+        """Read up to the end of the process. Returns its exit code.
+
+        `key` is typed each 20 s until then: Python does not see a signal that comes just before readline waits for a
+        key, and a person presses it again.
+        """
         until = time.monotonic() + PATIENCE_S
-        while self._read(until - time.monotonic()):
-            pass
+        while self.process.poll() is None and time.monotonic() < until:
+            self.type(key)
+            pause = time.monotonic() + 20.0
+            while self._read(pause - time.monotonic()):
+                pass
         return self.process.wait(PATIENCE_S)
 
     def _read(self, timeout_s: float) -> bool:

@@ -68,5 +68,5 @@ def test_part_of_another_model_is_refused(parts: list[Path], tmp_path: Path) -> 
 
 def test_truncated_part_is_named(parts: list[Path]) -> None:
     parts[2].write_bytes(parts[2].read_bytes()[:100])
-    with pytest.raises(BundleError, match=r"tiny-00003-of-00003\.gguf is truncated"):
+    with pytest.raises(BundleError, match=r"tiny-00003-of-00003\.gguf is incomplete"):
         open_source(parts[0])

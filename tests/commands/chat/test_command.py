@@ -116,8 +116,7 @@ def test_conversation_in_a_terminal(server: Running, tmp_path: Path) -> None:
         assert "hangs at" in terminal.read_until("> ")
         terminal.type("first question\n")
         terminal.read_until("one two")  # the third word never comes
-        terminal.type("\x03")
-        terminal.read_until("stopped")
+        terminal.type_until("\x03", "stopped")
         terminal.read_until("> ")
         terminal.type("\x1b[A\n")  # arrow up
         assert "first question" in terminal.read_until("one two three")
@@ -129,8 +128,7 @@ def test_conversation_in_a_terminal(server: Running, tmp_path: Path) -> None:
             terminal.read_until("> ")
         terminal.type("/modle\n")
         assert "There is no command '/modle'; did" in terminal.read_until("> ")
-        terminal.type("\x03")
-        assert terminal.wait() == 130
+        assert terminal.wait(key="\x03") == 130
         assert terminal.output.endswith("\n") and terminal.output.count("There is no command") == 1
         assert "Traceback" not in terminal.output
         assert "\x1b[2m" not in terminal.output

@@ -240,7 +240,10 @@ def test_empty_name_is_not_this_folder(here: Path, capsys: pytest.CaptureFixture
     assert "The name of the model is empty." in capsys.readouterr().err
 
 
-def test_serve_of_an_unknown_model_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_serve_of_an_unknown_model_is_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.commands.pinned.pin", lambda: None)  # it changes the environment of this process
     assert run("serve", "./nowhere.zip", "--port", "0") == 2
     assert capsys.readouterr().err == "npu-gateway: There is no file or folder './nowhere.zip'.\n"
 

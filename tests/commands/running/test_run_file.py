@@ -78,8 +78,10 @@ def test_stale_run_file_is_removed_by_readers(has_new_process: bool) -> None:
 
 @pytest.mark.parametrize("command", ["serve", "other"])
 def test_gateway_is_found_after_the_clock_was_set(command: str) -> None:
-    program = [sys.executable, "-c", "input()", command]
-    with subprocess.Popen(program, stdin=subprocess.PIPE) as process:
+    program = [sys.executable, "-c", "print(flush=True); input()", command]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # the system shows the command line only when the program has begun
         created_at = psutil.Process(process.pid).create_time()
         times = {"created_at": created_at - 3600, "since_boot_s": created_at - psutil.boot_time()}
         write(run_file(8400, pid=process.pid, **times))
