@@ -113,8 +113,7 @@ def test_interrupt_prints_what_is_measured(server: Running, tmp_path: Path) -> N
     arguments = ("--url", server.url, "--api-key", KEY, "--model", "hangs", "--max-tokens", "16")
     with pseudo_terminal("bench", *arguments, cwd=tmp_path, columns=50) as terminal:
         terminal.read_until("4 of ")
-        terminal.type("\x03")
-        assert terminal.wait() == 130
+        assert terminal.wait(key="\x03") == 130
     lines = terminal.output.splitlines()
     assert lines[-1] == "npu-gateway: not complete: interrupted"
     assert any(line.lstrip().startswith("16 ") for line in lines) and "Traceback" not in terminal.output
