@@ -95,7 +95,7 @@ def _joined(row: Sequence[str], columns: Sequence[Column], widths: Sequence[int]
 
 
 def _stacked(row: Sequence[str], columns: Sequence[Column], width: int) -> Iterator[str]:
-    """A row on lines of its own: the first two fields, then the others, with titles and indented."""
+    """A row on several lines: the first two fields, then each other field with its title, indented."""
     yield from wrapped("  ".join(filter(None, row[:2])), width, later=_INDENT)
     named = [
         f"{column.title}: {text}" if column.title else text

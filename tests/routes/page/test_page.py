@@ -154,7 +154,7 @@ def test_every_text_is_used() -> None:
 
 
 def test_every_visible_text_is_in_the_lists() -> None:
-    """No file of the page has a sentence of its own: each is in both languages."""
+    """The files of the page contain no visible text: each text is in both language files."""
     for path in own_scripts():
         code = re.sub(r"//.*|/\*[\s\S]*?\*/", "", path.read_text(encoding="utf-8"))
         sentences = re.findall(r'"([A-Z][a-z]+ [a-z][^"]*)"', code)
