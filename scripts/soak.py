@@ -29,6 +29,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import httpx
 import psutil
 from soak_gateway import SETTLE_S, inventory, listening, own_gateway, ready_models, workers
 from soak_traffic import Traffic
@@ -127,10 +128,14 @@ class Soak:
 
     async def _check_health(self) -> None:
         start = time.monotonic()
-        response = await self._http.get("/healthz")
+        try:
+            status = (await self._http.get("/healthz")).status_code
+        except httpx.HTTPError as error:
+            self.faults.append(f"/healthz: {type(error).__name__}")
+            return
         self.health_s.append(time.monotonic() - start)
-        if response.status_code != 200:
-            self.faults.append(f"/healthz answered {response.status_code}")
+        if status != 200:
+            self.faults.append(f"/healthz answered {status}")
         if self._gateway is not None:
             self.memory_mb.append(self._gateway.memory_info().rss / 2**20)
 

@@ -68,7 +68,7 @@ class Traffic:
             ending = await kind()
         except (httpx.TimeoutException, TimeoutError):
             ending = "no end"
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, OSError) as error:
             ending = f"cut off: {type(error).__name__}"
         self.endings[ending] += 1
         if ending.startswith("refused"):

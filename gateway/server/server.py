@@ -31,6 +31,9 @@ from gateway.server.target import with_any_target
 _log = logging.getLogger(__name__)
 _TICK_S = 1.0  # both timers of `on_tick` count seconds: uvicorn's `Date` header, our check for slow clients
 _NO_ACCEPT = "socket.accept() out of system resource"  # asyncio's message
+#: Clients use an idle connection again: httpx for up to 5 s, aiohttp 15 s, Go 90 s. A server that closes it earlier may
+#: get a request at that moment, which fails.
+KEEP_ALIVE_S = 120
 LAST_FRAME_S = 1.0  # after the grace period, for streams to send their last frame
 
 
@@ -96,6 +99,7 @@ class Server(uvicorn.Server):
                 # h11, because httptools sends chunks to HTTP/1.0 clients
                 http=cast(type[LimitedProtocol], partial(LimitedProtocol, refusals=app.state.refusals)),
                 backlog=BACKLOG,
+                timeout_keep_alive=KEEP_ALIVE_S,
                 loop="asyncio",
                 ws="none",
                 lifespan="on",

@@ -9,6 +9,9 @@ from http.client import HTTPConnection
 import httpx
 import pytest
 
+from gateway.app import create_app
+from gateway.config.tables import Config, ScriptedModel, ServerConfig
+from gateway.server.server import Server
 from tests.support.server import Running
 
 
@@ -41,3 +44,11 @@ def test_keep_alive_reuses_the_connection(server: Running) -> None:
             connection.request("GET", path)
             connection.getresponse().read()
         assert first is not None and connection.sock is first
+
+
+def test_idle_connection_stays_open_for_longer_than_clients_use_it_again() -> None:
+    """Otherwise a client that sends while the gateway closes gets "Server disconnected"."""
+    aiohttp_s, go_s = 15, 90  # defaults of `TCPConnector` and of `http.DefaultTransport`
+    longest_s = max(httpx.Limits().keepalive_expiry or 0, aiohttp_s, go_s)
+    server = Server(create_app(Config(models={"paris": ScriptedModel()})), ServerConfig())
+    assert server.config.timeout_keep_alive > longest_s
