@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from msgspec import Struct, field
 
+from gateway.embedding import Embedded, Inputs
 from gateway.sampling import Sampling
 
 #: A `max_tokens` that is no limit: the engine reduces it to what the context has left.
@@ -94,7 +95,7 @@ class TokenIds(Struct, frozen=True, tag="tokens"):
     ids: tuple[int, ...]
 
 
-Prompt = Chat | Text | TokenIds
+Prompt = Chat | Text | TokenIds  # of a request for text
 
 
 class Generation(Struct, frozen=True, kw_only=True):
@@ -102,7 +103,7 @@ class Generation(Struct, frozen=True, kw_only=True):
 
     id: str
     model: str  # the name in the request
-    prompt: Prompt
+    prompt: Prompt | Inputs  # `Inputs`: the answer is vectors or scores
     sampling: Sampling = Sampling()
     max_tokens: int = 64  # the engine reduces it to what the context has left
     has_default_limit: bool = False  # `max_tokens` is not from the request
@@ -215,7 +216,7 @@ class Finished(Struct, frozen=True, tag="finished", kw_only=True):
     timings: Timings = Timings()
 
 
-Event = Started | TextDelta | ReasoningDelta | ToolCallDelta | ChoiceFinished | Finished
+Event = Started | TextDelta | ReasoningDelta | ToolCallDelta | Embedded | ChoiceFinished | Finished
 
 
 class Meter(Struct, kw_only=True):
@@ -265,6 +266,10 @@ class Meter(Struct, kw_only=True):
         self.completion_tokens += 1
         if self.first_token_at is None:
             self.first_token_at, self.prompt_s = self.clock(), self.device_s
+
+    def count_result(self) -> None:
+        """The vectors or scores are there: an answer without tokens, whose device time is all of the prompt."""
+        self.first_token_at, self.prompt_s = self.clock(), self.device_s
 
     def device_s_at(self, now: float) -> float:
         """Device seconds up to `now`, with the call that is running."""

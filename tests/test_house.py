@@ -25,7 +25,7 @@ PACKAGE = ROOT / "gateway"
 #: from units before its own in the same layer, and from its own unit.
 _LAYERS = (
     "errors common_prefix activity",
-    "sandbox sampling generation monitoring child",
+    "sandbox sampling embedding generation monitoring child",
     "text dialects prompts bundles qnn",
     "worker",
     "config",

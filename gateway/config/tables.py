@@ -215,6 +215,10 @@ class Script(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     prompt_tokens: Natural | None = None  # of every request; by default the number of words in its prompt
     cached_tokens: Natural = 0  # of the prompt, from the prefix cache
     context_length: Count = 4096  # in tokens
+    #: "encoder": it makes embeddings from the hash of each text. "cross-encoder": the score of a pair is the share of
+    #: the query's words that are in the document.
+    kind: Literal["chat", "encoder", "cross-encoder"] = "chat"
+    dimensions: Annotated[int, Meta(ge=1, le=65536)] = 8  # of an encoder's vectors
     load_s: Delay = 0.0  # time to load the model
     load_error: str = ""  # every load fails with this message
 

@@ -12,8 +12,9 @@ from gateway.generation import Chat, Event, Generation, Meter, Prompt, Usage
 from gateway.worker.frames import Device, PassTimes
 
 State = Literal["loading", "ready", "restarting", "failed", "closed", "unloaded"]
-#: What a client can use. `structured_outputs` also means that a required tool call is always a valid call.
-Capability = Literal["chat", "tools", "logprobs", "structured_outputs"]
+#: What a client can use. `structured_outputs` also means that a required tool call is always a valid call. A model
+#: without `chat` generates no text.
+Capability = Literal["chat", "tools", "logprobs", "structured_outputs", "embeddings", "rerank"]
 
 
 class EngineStatus(Struct, frozen=True, kw_only=True):

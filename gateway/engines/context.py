@@ -3,11 +3,19 @@ the log-probabilities."""
 
 from __future__ import annotations
 
+from gateway.embedding import Inputs
 from gateway.errors import ContextLengthExceeded, InvalidRequest
-from gateway.generation import UNLIMITED, Chat, Generation
+from gateway.generation import UNLIMITED, Chat, Generation, Prompt
 
 #: Log-probabilities of one answer. The gateway keeps each until the client has it, in up to 300 bytes.
 MAX_LOGPROBS = 250_000
+
+
+def text_prompt(name: str, generation: Generation) -> Prompt:
+    """The prompt of a request for text, at a model that generates text. Raises InvalidRequest for another request."""
+    if isinstance(generation.prompt, Inputs):
+        raise InvalidRequest(f"The model '{name}' generates text; it makes no embeddings and no scores.", param="model")
+    return generation.prompt
 
 
 def answer_reserve(generation: Generation, context_length: int) -> int | None:

@@ -10,8 +10,8 @@ from gateway.errors import GatewayError
 from gateway.generation import Event, Finished, Generation, Meter, Timings
 from gateway.lanes.admission import Ticket
 from gateway.lanes.breaker import Budget, Permit
-from gateway.lanes.event_queue import EventQueue
-from gateway.lanes.unread import UnreadEvents
+from gateway.lanes.events.event_queue import EventQueue
+from gateway.lanes.events.unread import UnreadEvents
 
 
 class Job(AsyncIterator[Event]):

@@ -24,6 +24,7 @@ from gateway.generation import Finished, Generation
 from gateway.lanes.admission import AdmissionQueue
 from gateway.lanes.breaker import Breaker
 from gateway.lanes.breaker import State as BreakerState
+from gateway.lanes.events.unread import UnreadEvents
 from gateway.lanes.job import Job
 from gateway.lanes.lane_forecast import LaneForecast, speed_text
 from gateway.lanes.memory.loader import Loader
@@ -31,7 +32,6 @@ from gateway.lanes.memory.uses import Uses
 from gateway.lanes.prober import Prober
 from gateway.lanes.run import JobRunner
 from gateway.lanes.status import LaneStatus
-from gateway.lanes.unread import UnreadEvents
 from gateway.monitoring.metrics import Metrics
 from gateway.monitoring.states import LaneGauges
 from gateway.monitoring.throttle import Throttle

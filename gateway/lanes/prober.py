@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from msgspec.structs import replace
+
 from gateway.config.tables import ModelConfig, UpstreamModel
+from gateway.embedding import Inputs
 from gateway.engines.base import Engine
 from gateway.errors import GatewayError
 from gateway.generation import Chat, Event, Generation, Message, Meter, Prompt, Text
@@ -68,10 +71,19 @@ class Prober:
             finally:
                 watch.stop()
 
+    def _probe_request(self) -> Generation:
+        """What this kind of model answers, known when it is loaded."""
+        capabilities = self._engine.status.capabilities
+        if "embeddings" in capabilities:
+            return replace(self._generation, prompt=Inputs(texts=("Hello",)))
+        if "rerank" in capabilities:
+            return replace(self._generation, prompt=Inputs(pairs=(("Hello", "Hello"),)))
+        return self._generation
+
     async def _outcome(self, meter: Meter) -> Outcome:
         try:
             async with asyncio.timeout(self._watchdog_s):
-                prepared = await self._engine.prepare(self._generation)
+                prepared = await self._engine.prepare(self._probe_request())
                 await self._engine.run(prepared, meter, _Discard())
         except GatewayError as error:
             return outcome(error)

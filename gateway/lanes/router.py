@@ -11,10 +11,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.config.tables import Config, Defaults
-from gateway.engines.base import EngineStatus, TextTools
+from gateway.embedding import EmbeddingAnswer, EmbeddingRequest
+from gateway.engines.base import Capability, EngineStatus, TextTools
 from gateway.errors import ConfigError, InvalidRequest, ModelNotFound, quote
 from gateway.generation import Generation
 from gateway.lanes.answer import RoutedAnswer
+from gateway.lanes.embed import embedding_answer, generation_of, needs, wrong_kind
 from gateway.lanes.lane import Lane
 from gateway.lanes.status import LaneStatus
 from gateway.monitoring.observers import Observers
@@ -136,17 +138,25 @@ class Router:
         return answer
 
     def route(self, generation: Generation) -> RoutedAnswer:
-        """The answer to a request, not begun; the first read begins it. Raises ModelNotFound. Close the answer."""
+        """The answer to a request, not begun; the first read begins it. Close the answer.
+
+        Raises ModelNotFound, and InvalidRequest for embeddings of a model that generates text, or the reverse.
+        """
         route = self.lookup(generation.model)
+        lanes = self._able(route.model, needs(generation))
         longest_s = self.config.server.timeout_s
         return RoutedAnswer(
             replace(generation, background=generation.background or route.background),
-            self._chain(route.model),
+            lanes,
             longest_s if generation.timeout_s is None else min(generation.timeout_s, longest_s),
             self._clock,
             self.config.server.log_prompts,
             self.observers,
         )
+
+    async def embed(self, request: EmbeddingRequest) -> EmbeddingAnswer:
+        """Embed texts or score pairs. Cancel the task to cancel the request. Raises every refusal, as `open` does."""
+        return await embedding_answer(self.route(generation_of(request)))
 
     def models(self) -> list[ModelInfo]:
         """All models, in the order of the configuration."""
@@ -198,6 +208,14 @@ class Router:
         exact = (name, name.removesuffix(LATEST))
         found = next((each for each in exact if each in self._names), None)
         return found or next(filter(None, (self._spellings.get(each.casefold()) for each in exact)), None)
+
+    def _able(self, name: str, need: Capability) -> list[Lane]:
+        """The lanes to try for a request that needs `need`. A lane without a bundle can be of any kind."""
+        can = {each: lane.engine.status.capabilities for each, lane in self.lanes.items()}
+        chain = self._chain(name)
+        if can[chain[0].name] and need not in can[chain[0].name]:
+            raise wrong_kind(name, need, [each for each in can if need in can[each]])
+        return [lane for lane in chain if not can[lane.name] or need in can[lane.name]]
 
     def _chain(self, name: str) -> list[Lane]:
         """The lanes to try, in order: the model, its fallback, and so on."""

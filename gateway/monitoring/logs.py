@@ -10,12 +10,15 @@ import atexit
 import io
 import logging
 import sys
+from collections.abc import Iterator
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import msgspec
 
+from gateway.embedding import Inputs
 from gateway.errors import cut
 from gateway.generation import Chat, Prompt, Text
 from gateway.monitoring.log_file import LogFile
@@ -146,23 +149,32 @@ def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> list[
     return [escape(line) for line in cut(text, _LONGEST_TRACEBACK).splitlines()]
 
 
-def prompt_texts(prompt: Prompt) -> list[str]:
+def prompt_texts(prompt: Prompt | Inputs) -> list[str]:
     """The texts that the client wrote."""
     match prompt:
         case Chat(messages=messages):
             return [message.content for message in messages if message.content]
         case Text(text=text, suffix=suffix):
             return [text, suffix or ""]
+        case Inputs():
+            return list(_texts_of(prompt))
     return []
 
 
-def prompt_text(prompt: Prompt) -> str:
+def prompt_text(prompt: Prompt | Inputs) -> str:
     """The prompt for `log_prompts`; only the end of a long one."""
     match prompt:
         case Chat(messages=messages):
             text = "\n".join(f"{m.role}: {m.content or ''}" for m in messages)
         case Text(text=text):
             pass
+        case Inputs():
+            text = "\n".join(_texts_of(prompt))
         case _:
             text = " ".join(map(str, prompt.ids))
     return text if len(text) <= _LONGEST_PROMPT else "..." + text[-_LONGEST_PROMPT:]
+
+
+def _texts_of(inputs: Inputs) -> Iterator[str]:
+    yield from (text for text in inputs.texts if isinstance(text, str))
+    yield from chain.from_iterable(inputs.pairs)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from msgspec.structs import replace
 
+from gateway.embedding import Embedded
 from gateway.generation import Event, Finished, Generation, Started, Usage
 from gateway.lanes.answer import RoutedAnswer
 from gateway.lanes.router import Router
@@ -65,6 +66,8 @@ class MultiPromptAnswer(AsyncIterator[Event]):
                         self._is_over = True
                         return Finished(usage=self._usage)
                     self._answer = self._route()
+                case Embedded():
+                    return event
                 case _:
                     return replace(event, choice=self._first_choice + event.choice)
 

@@ -10,7 +10,7 @@ from contextlib import aclosing, asynccontextmanager
 from gateway.engines.base import Engine
 from gateway.errors import EngineFailed, GatewayError
 from gateway.generation import Event, Finished, Generation, Meter
-from gateway.lanes.event_queue import EventQueue
+from gateway.lanes.events.event_queue import EventQueue
 from gateway.lanes.memory.loader import Loader
 
 

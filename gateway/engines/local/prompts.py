@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from gateway.dialects.base import Parser
 from gateway.dialects.choose import choose_dialect
 from gateway.dialects.plain import PlainParser
-from gateway.engines.context import answer_reserve
+from gateway.engines.context import answer_reserve, text_prompt
 from gateway.engines.local.prompt_process import PromptProcess, characters_of
 from gateway.errors import InvalidRequest
 from gateway.generation import Chat, Generation, Grammar, Prompt, Text, TokenIds
@@ -75,6 +75,7 @@ class Prompts:
     def __init__(self, bundle: TextSide, dialect: str, *, end_strings: Sequence[str] = ()) -> None:
         self._dialect = choose_dialect(dialect, bundle.chat_template or "", bundle.tool_template or "")
         self._process = PromptProcess(setup_of(bundle, dialect))
+        self._name = bundle.folder.name
         self.end_ids = list(bundle.end_ids)
         self.end_strings = end_strings
         self._tokens: Vocabulary | None = None  # None before `start`
@@ -100,7 +101,7 @@ class Prompts:
     async def encode(self, generation: Generation) -> Encoded:
         """Encode prompt and prediction. Raises InvalidRequest, ModelNotReady."""
         return await self._encode(
-            generation.prompt,
+            text_prompt(self._name, generation),
             generation.client,
             answer=generation.grammar,
             prediction=generation.prediction or "",

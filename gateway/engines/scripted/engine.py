@@ -20,12 +20,14 @@ from gateway.activity import Activity
 from gateway.config.tables import Fault, ScriptedModel
 from gateway.dialects.choose import choose_dialect
 from gateway.dialects.plain import PlainParser
+from gateway.embedding import Inputs
 from gateway.engines.base import Emit, EngineStatus, Plan, Prepared, State
 from gateway.engines.choice import ChoiceText
-from gateway.engines.context import answer_reserve, max_answer_tokens
+from gateway.engines.context import answer_reserve, max_answer_tokens, text_prompt
+from gateway.engines.scripted.embedding import CAPABILITIES, count_tokens, embed
 from gateway.engines.scripted.script import Timing, error_of, timing
 from gateway.errors import EngineFailed, GatewayError, ModelNotReady
-from gateway.generation import Chat, Generation, Meter, Prompt, Started, Text, TokenLogprob, Usage
+from gateway.generation import Chat, ChoiceFinished, Generation, Meter, Prompt, Started, Text, TokenLogprob, Usage
 from gateway.prompts.history import Histories
 
 _TOKEN = re.compile(r"\s*\S+|\s+$")
@@ -33,6 +35,8 @@ _TOKEN = re.compile(r"\s*\S+|\s+$")
 
 class ScriptedPrepared(Prepared, frozen=True, kw_only=True):
     plan: Plan
+    inputs: Inputs | None = None
+    counts: tuple[int, ...] = ()  # tokens of each of them
 
 
 class ScriptedEngine:
@@ -80,7 +84,7 @@ class ScriptedEngine:
             context_length=self._context_length,
             restarts=self._restarts,
             load_s=self._script.load_s,
-            capabilities=("chat", "tools", "logprobs"),
+            capabilities=CAPABILITIES[self._script.kind],
         )
 
     async def start(self) -> None:
@@ -100,6 +104,8 @@ class ScriptedEngine:
         self._closed = True
 
     async def prepare(self, generation: Generation) -> ScriptedPrepared:
+        if isinstance(inputs := generation.prompt, Inputs):
+            return self._prepare_inputs(generation, inputs)
         prompt, dropped = self._fitted(generation)
         prompt_tokens = self._count(prompt)
         plan = Plan(
@@ -118,12 +124,21 @@ class ScriptedEngine:
         since_s = self._activity.device_s
         async with self._slots:
             self._check_ready()
-            await _Run(self, number, prepared, meter, since_s).run(emit)
+            run = _Run(self, number, prepared, meter, since_s)
+            await (run.run(emit) if prepared.inputs is None else run.embed(prepared.inputs, emit))
         return Usage(
             prompt_tokens=meter.prompt_tokens,
             cached_tokens=meter.cached_tokens,
             completion_tokens=meter.completion_tokens,
         )
+
+    def _prepare_inputs(self, generation: Generation, inputs: Inputs) -> ScriptedPrepared:
+        if self._script.kind == "chat":
+            text_prompt(self._name, generation)
+        counts = count_tokens(inputs, self._context_length)
+        width = timing(self._model, self._requests).chunk_width
+        plan = Plan(prompt_tokens=sum(counts), chunk_width=width, max_tokens=1)
+        return ScriptedPrepared(generation=generation, plan=plan, inputs=inputs, counts=counts)
 
     async def call(self, meter: Meter, seconds: float, faults: Sequence[Fault], restarts: int) -> None:
         """One device call for a request that began when the engine had been restarted `restarts` times."""
@@ -157,7 +172,7 @@ class ScriptedEngine:
 
     def _fitted(self, generation: Generation) -> tuple[Prompt, int]:
         """The prompt without the messages that do not fit if the request allows that, and their number."""
-        chat, reserve = generation.prompt, answer_reserve(generation, self._context_length)
+        chat, reserve = text_prompt(self._name, generation), answer_reserve(generation, self._context_length)
         if reserve is None or not isinstance(chat, Chat):
             return chat, 0
         histories, limit = Histories(chat.messages, step=self._context_length), self._context_length - reserve
@@ -217,16 +232,11 @@ class _Run:
         self._timing: Timing = timing(engine._model, number)
         self._faults = [fault for fault in script.faults if not fault.requests or number in fault.requests]
         self._repeat = script.repeat or generation.ignore_eos
-        self._limit = prepared.plan.max_tokens
+        self._limit, self._counts = prepared.plan.max_tokens, prepared.counts
         meter.prompt_tokens, meter.cached_tokens = prepared.plan.prompt_tokens, prepared.plan.cached_tokens
 
     async def run(self, emit: Emit) -> None:
-        meter = self._meter
-        meter.begin()
-        emit(Started(prompt_tokens=meter.prompt_tokens, cached_tokens=meter.cached_tokens))
-        for i in range(self._timing.chunks(meter.computed_tokens)):
-            await self._call(self._timing.chunk_s, after=0 if i == 0 else None)
-        meter.shared_s = self._engine._activity.device_s - self._since_s
+        await self._prefill(emit)
         choices = [(self._tokens(i), self._choice_text(i)) for i in range(self._generation.n)]
         for k in range(self._limit):  # token k of every choice that has not ended
             for tokens, text in list(choices):
@@ -238,6 +248,20 @@ class _Run:
         for _, text in choices:
             for event in text.finish("length"):
                 emit(event)
+
+    async def embed(self, inputs: Inputs, emit: Emit) -> None:
+        await self._prefill(emit)
+        self._meter.count_result()
+        emit(embed(inputs, self._counts, self._engine._script.dimensions))
+        emit(ChoiceFinished("stop"))
+
+    async def _prefill(self, emit: Emit) -> None:
+        meter = self._meter
+        meter.begin()
+        emit(Started(prompt_tokens=meter.prompt_tokens, cached_tokens=meter.cached_tokens))
+        for i in range(self._timing.chunks(meter.computed_tokens)):
+            await self._call(self._timing.chunk_s, after=0 if i == 0 else None)
+        meter.shared_s = self._engine._activity.device_s - self._since_s
 
     def _token(self, k: int, tokens: list[str], text: ChoiceText, emit: Emit) -> bool:
         """Emit token k of a choice. False: it was the last one."""

@@ -21,7 +21,7 @@ import msgspec
 from gateway.config.hosts import server_url
 from gateway.config.tables import UpstreamModel
 from gateway.engines.base import Emit, EngineStatus, Prepared, State
-from gateway.engines.context import check_logprobs
+from gateway.engines.context import check_logprobs, text_prompt
 from gateway.engines.upstream import refusals
 from gateway.engines.upstream.body import chat_body, completion_body
 from gateway.engines.upstream.chunks import MALFORMED, read_chunk
@@ -81,6 +81,7 @@ class UpstreamEngine:
     def breaker_opened(self) -> None: ...
 
     async def prepare(self, generation: Generation) -> Prepared:
+        text_prompt(self._name, generation)
         check_logprobs(generation, most_tokens(generation))
         if self._hop in generation.hops:  # found before the queue, in which it would wait for itself
             raise refusals.loop(self._name)
@@ -116,9 +117,10 @@ class UpstreamEngine:
     def _request(self, generation: Generation) -> tuple[str, bytes]:
         """Path and body."""
         body: dict[str, Any] = {"model": self._model.upstream_model or self._name, "stream": True}
-        if isinstance(generation.prompt, Chat):
-            return "/chat/completions", msgspec.json.encode(body | chat_body(generation, generation.prompt))
-        return "/completions", msgspec.json.encode(body | completion_body(generation, generation.prompt))
+        prompt = text_prompt(self._name, generation)
+        if isinstance(prompt, Chat):
+            return "/chat/completions", msgspec.json.encode(body | chat_body(generation, prompt))
+        return "/completions", msgspec.json.encode(body | completion_body(generation, prompt))
 
     async def _answer(self, path: str, body: bytes, generation: Generation) -> AsyncGenerator[bytes, None]:
         """The data of each event up to `[DONE]`, or to the end without it."""

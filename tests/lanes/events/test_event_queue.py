@@ -8,7 +8,7 @@ import pytest
 
 from gateway.errors import EngineFailed
 from gateway.generation import ChoiceFinished, Finished, Started, TextDelta, Usage
-from gateway.lanes.event_queue import _MAX_BEHIND, EventQueue
+from gateway.lanes.events.event_queue import _MAX_BEHIND, EventQueue
 from tests.support.virtual_time import in_virtual_time
 
 FINISHED = Finished(usage=Usage())

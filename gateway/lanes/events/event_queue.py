@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from gateway.errors import DeadlineExceeded, GatewayError
 from gateway.generation import ChoiceFinished, Event, Finished, Started
-from gateway.lanes.unread import UnreadEvents, weight
+from gateway.lanes.events.unread import UnreadEvents, weight
 
 _MAX_BEHIND = 4096  # weight of the unread events at which `drain` waits: about 1 MB
 _FREED_AT_ONCE = 500  # events

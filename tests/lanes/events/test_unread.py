@@ -9,8 +9,8 @@ import pytest
 
 from gateway.errors import DeadlineExceeded
 from gateway.generation import ReasoningDelta, Started, TextDelta, TokenLogprob, ToolCallDelta
-from gateway.lanes.event_queue import EventQueue
-from gateway.lanes.unread import UnreadEvents, weight
+from gateway.lanes.events.event_queue import EventQueue
+from gateway.lanes.events.unread import UnreadEvents, weight
 
 TOP = tuple(TokenLogprob("a", (97,), -1.0) for _ in range(20))
 SCORED = TextDelta("a", logprobs=(TokenLogprob("a", (97,), -1.0, TOP),))
