@@ -58,7 +58,11 @@ def own_gateway(faults: list[str], *, kills: bool) -> Iterator[str]:
     """
     with TemporaryFile("w+", encoding="utf-8", errors="replace") as log, _started(log) as process:
         assert process.stdout is not None
-        yield next(found[1] for line in process.stdout if (found := re.search(r"(http://\S+:\d+)/v1", line)))
+        url = next((found[1] for line in process.stdout if (found := re.search(r"(http://\S+:\d+)/v1", line))), None)
+        if url is None:
+            log.seek(0)
+            raise SystemExit(f"soak: the gateway did not start (exit code {process.wait(SETTLE_S)}):\n{log.read()}")
+        yield url
         process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
         if code := process.wait(SETTLE_S):
             faults.append(f"the gateway ended with exit code {code}")
