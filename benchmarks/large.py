@@ -62,6 +62,9 @@ class _Random:
             return np.ones(HIDDEN, np.float32)
         return self._random.standard_normal((self.config.vocab, HIDDEN), np.float32)
 
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
     def blocks(self, name: str) -> Blocks | None:
         projection = name.split(".")[-2]
         if not projection.endswith("_proj"):

@@ -89,6 +89,9 @@ class RandomSource:
     def tokenizer_config(self) -> dict[str, Any]:
         return {}
 
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
     def digest(self) -> str:
         return repr(self.config)
 

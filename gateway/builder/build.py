@@ -54,6 +54,8 @@ def build_bundle(source: Path, out: Path, *, progress: Progress, target: Target 
     progress("reading the source", 0.0)
     model = open_source(source)
     progress("reading the source", 1.0)
+    for note in model.notes():
+        progress(note, 1.0)
     with new_folder(out, lambda: progress(f"waiting for another program that writes {out.name}", 0.0)) as folder:
         graphs = target.write(model, folder, progress)
         config = replace(model.config, context_length=graphs.context_length)

@@ -8,12 +8,12 @@ from typing import Protocol
 import psutil
 
 from gateway.builder.graphs.static_products import Precision
-from gateway.builder.sources.source import ModelSource, TransformerConfig, layer
+from gateway.builder.sources.source import Blocks, ModelSource, TransformerConfig, layer
 from gateway.bundles.disk import megabytes
 from gateway.errors import BundleError
 
 _OTHER_BYTES = 32 * 1024 * 1024  # tokenizer, graphs, configuration
-#: Bytes per weight on the CPU, with scales and minimums, by the bits of the blocks. Floats become blocks of 4 bits
+#: Bytes per weight on the CPU of blocks of 32 with 4 bits and a minimum, and with 8 bits. Floats become the first
 _CPU_BYTES = {4: 0.8, 8: 1.15}
 #: Bytes per weight of a layer on the NPU
 _NPU_BYTES = {"fp16": 2.0, "fp32": 4.0, "w8a16": 1.1, "w4a16": 0.7, "int4": 0.7}
@@ -50,9 +50,15 @@ def cpu_bytes(source: ModelSource) -> int:
     """A bundle for the CPU."""
     config = source.config
     blocks = source.blocks(layer(0, "mlp.up_proj.weight"))
-    layers = _layer_weights(config) * _CPU_BYTES[blocks.bits if blocks else 4]
+    layers = _layer_weights(config) * (_bytes_per_weight(blocks) if blocks else _CPU_BYTES[4])
     rotary = 4 * config.context_length * config.head_dim
     return int(layers + _table_weights(config) * _CPU_BYTES[8] + rotary) + _OTHER_BYTES
+
+
+def _bytes_per_weight(blocks: Blocks) -> float:
+    """With a float32 scale and minimum for each block. Some matrices of a model have more bits than the others."""
+    constants = 8 if blocks.bits == 4 or blocks.minimum.any() else 4
+    return 1.06 * (blocks.bits / 8 + constants / blocks.block_size)
 
 
 class NpuShapes(Protocol):

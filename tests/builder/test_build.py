@@ -14,6 +14,7 @@ from gateway.bundles.stamp import BUNDLE_FORMAT, STAMP_FILE, read_stamp
 from gateway.child import Progress
 from gateway.errors import BundleError
 from tests.support.tiny import write_tiny_folder
+from tests.support.tiny_gguf import write_tiny_gguf
 
 
 def _ignore(what: str, share: float) -> None:
@@ -50,6 +51,12 @@ def test_full_disk_is_reported(source: Path, tmp_path: Path) -> None:
         build_bundle(
             source, tmp_path / "bundle", progress=_ignore, target=_Failing(OSError(28, "No space left on device"))
         )
+
+
+def test_changed_number_format_is_a_stage_of_the_build(tmp_path: Path) -> None:
+    gguf, stages = write_tiny_gguf(tmp_path / "tiny.gguf", stored_as="Q5_0"), []
+    build_bundle(gguf, tmp_path / "bundle", progress=lambda stage, _: stages.append(stage))
+    assert stages.count("Q5_0 (5 bits) becomes 8-bit blocks with the same values") == 1
 
 
 def test_failed_build_keeps_existing_bundle(source: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,23 @@ _NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+
+#: format -> numbers of a block, bytes of a block, offsets of its float16 fields, which must be finite in random bytes
+BLOCK_FORMATS = {
+    **{"Q4_0": (32, 18, [0]), "Q4_1": (32, 20, [0, 2]), "Q5_0": (32, 22, [0]), "Q5_1": (32, 24, [0, 2])},
+    **{"Q8_0": (32, 34, [0]), "IQ4_NL": (32, 18, [0]), "IQ4_XS": (256, 136, [0]), "Q2_K": (256, 84, [80, 82])},
+    **{"Q3_K": (256, 110, [108]), "Q4_K": (256, 144, [0, 2]), "Q5_K": (256, 176, [0, 2]), "Q6_K": (256, 210, [208])},
+}
+
+
+def random_blocks(name: str, rows: int, blocks: int, offsets: Sequence[int] | None = None) -> NDArray[np.uint8]:
+    """Random bytes of a format, uint8 (rows, bytes of a row). The values are about 1."""
+    kind = gguf.GGMLQuantizationType[name]
+    random = np.random.default_rng(1)
+    raw = random.integers(0, 256, (rows, blocks, gguf.GGML_QUANT_SIZES[kind][1]), dtype=np.uint8)
+    for offset in BLOCK_FORMATS[name][2] if offsets is None else offsets:
+        raw[..., offset : offset + 2] = random.standard_normal((rows, blocks, 1)).astype(np.float16).view(np.uint8)
+    return raw.reshape(rows, -1)
 
 
 def write_tiny_gguf(

@@ -29,12 +29,23 @@ def eight_bit(weights: _Array) -> Blocks:
 
 def as_eight_bit(blocks: Blocks | None) -> Blocks | None:
     """The same values as symmetric 8-bit blocks. None if that is not possible without loss."""
-    if blocks is None or blocks.bits == 8:
+    if blocks is None or (blocks.bits == 8 and not blocks.minimum.any()):
         return blocks
-    if not np.array_equal(blocks.minimum, -8 * blocks.scale):
+    if blocks.bits == 8 or not np.array_equal(blocks.minimum, -8 * blocks.scale):
         return None
     quants = (blocks.quants - np.uint8(8)).view(np.int8)
     return Blocks(bits=8, scale=blocks.scale, minimum=np.zeros_like(blocks.scale), quants=quants)
+
+
+def with_positive_scales(blocks: Blocks) -> Blocks:
+    """The same values of 4-bit blocks. Quants of a negative scale count from the other end: 15 - quant."""
+    negative = blocks.scale < 0
+    return Blocks(
+        bits=blocks.bits,
+        scale=abs(blocks.scale),
+        minimum=np.where(negative, blocks.minimum + 15 * blocks.scale, blocks.minimum),
+        quants=np.where(negative[..., None], np.uint8(15) - blocks.quants, blocks.quants),
+    )
 
 
 def join(parts: list[Blocks]) -> Blocks:

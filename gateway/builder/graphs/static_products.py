@@ -230,6 +230,7 @@ def _by_block(blocks: Blocks) -> _Matrix:
 
     The NPU rounds other scales to that grid itself. It does not change these.
     """
+    blocks = quantise.with_positive_scales(blocks)
     largest = np.maximum(blocks.scale.max(1, keepdims=True), 1e-6)
     unit = (largest / _GRID).astype(np.float16).astype(np.float32)
     scales = np.clip(np.rint(blocks.scale / unit), 1, _GRID) * unit

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gateway.builder.graphs import quantise
 from gateway.builder.sources import gguf_blocks, gguf_tokenizer
+from gateway.builder.sources.gguf_notes import format_notes
 from gateway.builder.sources.gguf_parts import GgufParts
 from gateway.builder.sources.source import (
     ARCHITECTURES,
@@ -26,7 +27,6 @@ from gateway.builder.sources.source import (
 )
 from gateway.errors import BundleError
 
-_FLOATS = {"F32", "F16", "BF16", "F64"}
 _NAMES = {EMBEDDING: "token_embd.weight", FINAL_NORM: "output_norm.weight", HEAD: "output.weight"}
 _LAYER_NAMES = {
     "input_layernorm": "attn_norm",
@@ -68,13 +68,16 @@ class GgufSource:
 
     def blocks(self, name: str) -> Blocks | None:
         stored = self._stored(name)
-        if stored.tensor_type.name in _FLOATS:
+        if stored.tensor_type.name in gguf_blocks.FLOATS:
             return None
         found = gguf_blocks.unpack(stored.tensor_type.name, np.asarray(stored.data))
         if found is None:
             return quantise.eight_bit(self.tensor(name))
         scale, minimum, quants = (self._half_split(name, part) for part in (found.scale, found.minimum, found.quants))
         return Blocks(bits=found.bits, scale=scale, minimum=minimum, quants=quants)
+
+    def notes(self) -> tuple[str, ...]:
+        return format_notes(self._tensors, _NAMES[EMBEDDING])
 
     def digest(self) -> str:
         parts = self._path.parent.glob(f"{escape(self._file.partition('-00001-of-')[0])}-*-of-*")

@@ -83,6 +83,9 @@ class HuggingFaceSource:
             tokenizer_json=self.tokenizer_json() if self._tokenizer_path.is_file() else "",
         )
 
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
     def digest(self) -> str:
         return digest_of(path for path in self._folder.iterdir() if path.suffix in _READ and path.is_file())
 

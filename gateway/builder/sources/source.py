@@ -105,6 +105,9 @@ class ModelSource(Protocol):
     def tokenizer_config(self) -> dict[str, Any]:
         """The content of a tokenizer_config.json: special tokens and, if the model has one, `chat_template`."""
 
+    def notes(self) -> tuple[str, ...]:
+        """For each number format of the source that the bundle stores in another one: what it becomes. Reads a bit."""
+
     def digest(self) -> str:
         """A hash of everything that a bundle is made from. Reads all files."""
 

@@ -81,6 +81,15 @@ def test_product_of_four_bit_source_is_within_tolerance(
     assert error(y, x @ blocks.tensor(WEIGHT).T) < most
 
 
+def test_w4a16_product_of_negative_scales_is_within_tolerance(tmp_path: Path) -> None:
+    """Q4_0 has a negative scale wherever the number of largest magnitude in a block is positive."""
+    source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", stored_as="Q4_0"))
+    own = source.blocks(WEIGHT)
+    assert own is not None and (own.scale < 0).mean() > 0.2
+    x, y = run(write(tmp_path, source, "w4a16", {"x": CALM} | dict.fromkeys(("y", "y.main"), Range(-12, 12, 2))))
+    assert error(y, x @ source.tensor(WEIGHT).T) < 0.04
+
+
 def test_w4a16_scales_are_on_the_npu_grid(blocks: ModelSource) -> None:
     matrix = static_products._by_block(blocks.blocks(WEIGHT) or quantise.four_bit(blocks.tensor(WEIGHT)))
     sixteenths = matrix.scales / (matrix.scales.max(0, keepdims=True) / 16)  # (blocks, rows)

@@ -7,18 +7,19 @@ from typing import Any
 
 import gguf
 import numpy as np
+import onnxruntime
 import pytest
 from gguf.quants import dequantize
+from onnx import TensorProto
 
+from gateway.builder.graphs.linear import LinearWriter
+from gateway.builder.graphs.writer import GraphWriter
 from gateway.builder.sources import gguf_blocks
 from gateway.builder.sources.detect import open_source
 from gateway.builder.sources.source import EMBEDDING, HEAD, Blocks, layer
 from gateway.errors import BundleError
 from tests.support.tiny import tiny_weights
-from tests.support.tiny_gguf import write_tiny_gguf
-
-#: format -> offsets of its float16 fields, which must be finite in random bytes
-_HALVES = {"Q4_0": [0], "Q4_1": [0, 2], "Q8_0": [0], "Q4_K": [0, 2], "Q6_K": [208]}
+from tests.support.tiny_gguf import BLOCK_FORMATS, random_blocks, write_tiny_gguf
 
 
 def _meaning(blocks: Blocks) -> np.ndarray:
@@ -55,26 +56,40 @@ def test_blocks_equal_dequantised_tensor(tmp_path: Path, stored_as: str) -> None
         np.testing.assert_array_equal(_meaning(blocks), source.tensor(name), err_msg=name)
 
 
-@pytest.mark.parametrize("name", _HALVES)
+@pytest.mark.parametrize("name", BLOCK_FORMATS)
 def test_unpacked_blocks_equal_reference_dequantisation(name: str) -> None:
-    kind = gguf.GGMLQuantizationType[name]
-    _, size = gguf.GGML_QUANT_SIZES[kind]
-    random = np.random.default_rng(1)
-    raw = random.integers(0, 256, (8, 6, size), dtype=np.uint8)
-    for offset in _HALVES[name]:
-        raw[..., offset : offset + 2] = random.standard_normal((8, 6, 1)).astype(np.float16).view(np.uint8)
-    rows = raw.reshape(8, -1)
+    rows = random_blocks(name, rows=8, blocks=6)
     blocks = gguf_blocks.unpack(name, rows)
-    assert blocks is not None
-    np.testing.assert_array_equal(_meaning(blocks), dequantize(rows, kind))
+    assert blocks is not None and blocks.quants.dtype == (np.uint8 if blocks.bits == 4 else np.int8)
+    assert blocks.bits == 8 or blocks.quants.max() < 16
+    np.testing.assert_array_equal(_meaning(blocks), dequantize(rows, gguf.GGMLQuantizationType[name]))
 
 
-def test_other_block_format_becomes_8_bit(tmp_path: Path) -> None:
-    source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", stored_as="Q5_1"))
+def test_products_of_all_block_formats_equal_those_of_their_values(tmp_path: Path) -> None:
+    """One graph with a product for each format, with float activations."""
+    stored = {name: random_blocks(name, rows=4, blocks=256 // BLOCK_FORMATS[name][0]) for name in BLOCK_FORMATS}
+    with GraphWriter(tmp_path / "m.onnx") as graph:
+        linear = LinearWriter(graph, rank=2)
+        graph.input("x", TensorProto.FLOAT, [3, 256])
+        for name, rows in stored.items():
+            blocks = gguf_blocks.unpack(name, rows)
+            assert blocks is not None
+            graph.node("Identity", [linear.product(name, "x", [blocks])], f"{name}.result")
+            graph.output(f"{name}.result", TensorProto.FLOAT, [3, 4])
+        graph.save("products")
+    x = np.random.default_rng(2).standard_normal((3, 256)).astype(np.float32)
+    results = onnxruntime.InferenceSession(tmp_path / "m.onnx").run(None, {"x": x})
+    for (name, rows), result in zip(stored.items(), results, strict=True):
+        expected = x @ dequantize(rows, gguf.GGMLQuantizationType[name]).T
+        np.testing.assert_allclose(result, expected, atol=2e-6 * np.abs(expected).max(), rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("stored_as", ["F16", "BF16"])
+def test_floats_are_read_and_have_no_blocks(tmp_path: Path, stored_as: str) -> None:
+    source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", stored_as=stored_as))
     name = layer(0, "mlp.up_proj.weight")
-    blocks, tensor = source.blocks(name), source.tensor(name)
-    assert blocks is not None and blocks.bits == 8
-    assert np.abs(_meaning(blocks) - tensor).max() <= np.abs(tensor).max() / 254 * 1.001
+    assert source.blocks(name) is None and source.notes() == ()
+    np.testing.assert_allclose(source.tensor(name), tiny_weights(tied=True)[name], atol=2**-8)
 
 
 def test_llama3_rotary_factors_divide_frequencies(tmp_path: Path) -> None:

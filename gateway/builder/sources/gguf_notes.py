@@ -1,0 +1,60 @@
+"""Says what a build makes of the number formats of a GGUF file: one sentence for each format that does not stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gguf.quants import dequantize
+from numpy.typing import NDArray
+
+from gateway.builder.graphs import quantise
+from gateway.builder.sources import gguf_blocks
+from gateway.builder.sources.source import Blocks
+
+_MEASURED_ROWS = 1024
+
+
+def format_notes(tensors: Mapping[str, Any], embedding: str) -> tuple[str, ...]:
+    """The sentences, by format.
+
+    Args:
+        tensors: of the file, by name.
+        embedding: the name of the table of tokens, which always has symmetric blocks of 8 bits.
+    """
+    found = {tensor.tensor_type.name: tensor for tensor in tensors.values() if len(tensor.shape) > 1}
+    notes = [note for name in sorted(found) if (note := _note(name, found[name]))]
+    table = tensors[embedding]
+    rows = table.data[:_MEASURED_ROWS]
+    own = gguf_blocks.unpack(table.tensor_type.name, rows)
+    if own is not None and quantise.as_eight_bit(own) is None:
+        error = _error(_values(table, rows))
+        notes.append(f"the table of tokens, {table.tensor_type.name}, becomes 8-bit blocks with an error of {error}")
+    return tuple(notes)
+
+
+def _note(name: str, tensor: Any) -> str:
+    rows = tensor.data[:_MEASURED_ROWS]
+    if name in gguf_blocks.FLOATS:
+        return ""
+    if (blocks := gguf_blocks.unpack(name, rows)) is None:
+        return f"{name} becomes 8-bit blocks with an error of {_error(_values(tensor, rows))}"
+    if name not in gguf_blocks.FEWER_BITS:
+        return ""
+    return f"{name} ({gguf_blocks.FEWER_BITS[name]} bits) becomes {blocks.bits}-bit blocks with the same values"
+
+
+def _values(tensor: Any, rows: NDArray[Any]) -> NDArray[np.float32]:
+    return np.asarray(dequantize(rows, tensor.tensor_type), np.float32)
+
+
+def _error(values: NDArray[np.float32]) -> str:
+    """The root mean square of the rounding, relative to that of the values."""
+    rounding = _restored(quantise.eight_bit(values)) - values
+    return f"{np.linalg.norm(rounding) / max(float(np.linalg.norm(values)), 1e-30):.2%}"
+
+
+def _restored(blocks: Blocks) -> NDArray[np.float32]:
+    values = blocks.scale[..., None] * blocks.quants + blocks.minimum[..., None]
+    return np.asarray(values, np.float32).reshape(len(blocks.scale), -1)
