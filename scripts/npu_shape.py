@@ -37,7 +37,7 @@ from gateway.builder.graphs.static import (  # noqa: E402
 from gateway.builder.graphs.static_products import Precision  # noqa: E402
 from gateway.builder.npu.check import STEPS, CheckRequest, Graphs, check_part  # noqa: E402
 from gateway.builder.npu.part_runner import cpu_session, relative_error  # noqa: E402
-from gateway.builder.sources.source import Blocks, GenerationDefaults, TransformerConfig  # noqa: E402
+from gateway.builder.sources.source import Blocks, GenerationDefaults, Rope, TransformerConfig  # noqa: E402
 from gateway.qnn.compile import compile_graphs  # noqa: E402
 from gateway.qnn.detect import try_detect_npu  # noqa: E402
 from gateway.qnn.device import NpuDevice  # noqa: E402
@@ -53,7 +53,7 @@ LLAMA_3B = TransformerConfig(
     ffn=8192,
     vocab=128256,
     rms_eps=1e-5,
-    rope_theta=500000.0,
+    ropes=(Rope(dim=128, theta=500000.0),),
     context_length=131072,
     tied_embeddings=True,
     eos_ids=(128001,),

@@ -51,7 +51,7 @@ def cpu_bytes(source: ModelSource) -> int:
     config = source.config
     blocks = source.blocks(layer(0, "mlp.up_proj.weight"))
     layers = _layer_weights(config) * (_bytes_per_weight(blocks) if blocks else _CPU_BYTES[4])
-    rotary = 4 * config.context_length * config.head_dim
+    rotary = 4 * config.context_length * sum(rope.dim for rope in config.ropes)
     return int(layers + _table_weights(config) * _CPU_BYTES[8] + rotary) + _OTHER_BYTES
 
 

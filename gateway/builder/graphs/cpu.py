@@ -74,12 +74,12 @@ class _CpuGraph:
         """Write the nodes from the inputs to the outputs."""
         layers = self._config.layers
         table = self._linear.pack(EMBEDDING, self._eight_bit(EMBEDDING))
-        residual = self._linear.lookup(table, "ids", "embedding")
+        residual = self._embedding(table)
         delta = ""
         for index in range(layers):
             residual, delta = self._layer(index, residual, delta)
             progress((index + 1) / (layers + 1))
-        _, x = self._norm("final", FINAL_NORM, residual, delta)
+        _, x = self._add_and_norm("final", FINAL_NORM, residual, delta)
         self._logits(table, x)
         progress(1.0)
 
@@ -98,31 +98,55 @@ class _CpuGraph:
         graph.input("row_multiple", TensorProto.INT64, [1])
         graph.constant("row_multiple", np.array([1]))
         RowPlanner(graph, 2 * config.head_dim).write()
-        positions = np.arange(config.context_length + MAX_PADDING_ROWS)
-        angles = positions[:, None] * config.inverse_frequencies()
-        graph.constant("rope.cos", np.cos(angles).astype(np.float32))  # (positions, head_dim / 2)
-        graph.constant("rope.sin", np.sin(angles).astype(np.float32))
+        for number, rope in enumerate(config.ropes):
+            cos, sin = rope.tables(config.context_length + MAX_PADDING_ROWS, config.context_length)
+            for name, values in zip(_rope_tables(number), (cos, sin), strict=True):
+                graph.constant(name, values.astype(np.float32))  # (positions, dim / 2)
+
+    def _embedding(self, table: Packed) -> str:
+        found, scale = self._linear.lookup(table, "ids", "embedding"), self._config.embedding_scale
+        if scale == 1:
+            return found
+        factor = self._graph.constant("embedding_scale", np.array(scale, np.float32))
+        return self._graph.node("Mul", [found, factor], "scaled_embedding")
 
     def _layer(self, index: int, residual: str, delta: str) -> tuple[str, str]:
         """Write one layer. Returns the new residual stream and the value that must still be added to it."""
         graph, name = self._graph, f"layers.{index}"
-        residual, x = self._norm(f"{name}.attention", layer(index, "input_layernorm.weight"), residual, delta)
+        residual, x = self._before(f"{name}.attention", layer(index, "input_layernorm.weight"), residual, delta)
         attended = self._attention(index, self._product(index, x, "self_attn", "q_proj", "k_proj", "v_proj"))
         if index == self._config.layers - 1:
             residual, attended = (
                 graph.node("Gather", [x, "kept_rows"], f"{x}.kept", axis=0) for x in (residual, attended)
             )
         delta = self._product(index, attended, "self_attn", "o_proj")
-        residual, x = self._norm(f"{name}.mlp", layer(index, "post_attention_layernorm.weight"), residual, delta)
-        return residual, self._mlp(index, x)
+        delta = self._after(f"{name}.attention", layer(index, "attention_output_norm.weight"), delta)
+        residual, x = self._before(f"{name}.mlp", layer(index, "post_attention_layernorm.weight"), residual, delta)
+        return residual, self._after(f"{name}.mlp", layer(index, "mlp_output_norm.weight"), self._mlp(index, x))
 
-    def _norm(self, name: str, weight: str, residual: str, delta: str) -> tuple[str, str]:
+    def _before(self, name: str, weight: str, residual: str, delta: str) -> tuple[str, str]:
+        """Returns residual + delta, and the block's input: its norm, if norms are before the blocks."""
+        if self._config.norms != "post":
+            return self._add_and_norm(name, weight, residual, delta)
+        total = self._graph.node("Add", [residual, delta], f"{name}.residual") if delta else residual
+        return total, total
+
+    def _after(self, name: str, weight: str, delta: str) -> str:
+        """The block's output, or its norm, if norms are after the blocks."""
+        return delta if self._config.norms == "pre" else self._norm(f"{name}.output_norm", weight, delta)
+
+    def _norm(self, name: str, weight: str, x: str) -> str:
+        gain = self._graph.constant(weight, self._source.tensor(weight))
+        epsilon = self._config.rms_eps
+        return self._graph.node("SimplifiedLayerNormalization", [x, gain], name, axis=-1, epsilon=epsilon)
+
+    def _add_and_norm(self, name: str, weight: str, residual: str, delta: str) -> tuple[str, str]:
         """Returns residual + delta, and its RMS norm. `delta` is "" before the first layer."""
+        if not delta:
+            return residual, self._norm(f"{name}.norm", weight, residual)
         graph, epsilon = self._graph, self._config.rms_eps
         gain = graph.constant(weight, self._source.tensor(weight))
         x, total = f"{name}.norm", f"{name}.residual"
-        if not delta:
-            return residual, graph.node("SimplifiedLayerNormalization", [residual, gain], x, axis=-1, epsilon=epsilon)
         outputs = [x, "", "", total]
         graph.nodes(
             "SkipSimplifiedLayerNormalization", [residual, delta, gain], outputs, domain=MICROSOFT, epsilon=epsilon
@@ -134,25 +158,63 @@ class _CpuGraph:
         name = f"layers.{index}.attended"
         past = [f"past_key_values.{index}.key", f"past_key_values.{index}.value"]
         present = [f"present.{index}.key", f"present.{index}.value"]
+        if config.qk_norm == "all":
+            qkv = self._norm_queries_and_keys(index, qkv)
         padded = graph.node("Gather", [qkv, "padded"], f"{qkv}.padded", axis=0)
         lengths = ["seqlens_k", "total_sequence_length"]
+        kind = config.rope_kind(index)
+        tables = ["", ""] if kind is None else _rope_tables(kind)
         graph.nodes(
             "GroupQueryAttention",
-            [padded, "", "", *past, *lengths, "rope.cos", "rope.sin", *[""] * 7, "query_seqlens"],
+            [padded, "", "", *past, *lengths, *tables, *[""] * 5, *self._head_norms(index), "query_seqlens"],
             [f"{name}.padded", *present],
             domain=MICROSOFT,
             num_heads=config.heads,
             kv_num_heads=config.kv_heads,
-            do_rotary=1,
+            do_rotary=int(kind is not None),
+            **self._attention_options(index),
         )
         return graph.node("GatherND", [f"{name}.padded", "tokens_in_padded"], name)
+
+    def _attention_options(self, index: int) -> dict[str, int | float]:
+        config = self._config
+        options: dict[str, int | float] = {}
+        if config.qk_norm == "head":
+            options["qk_norm_epsilon"] = config.rms_eps
+        if config.attention_scale:
+            options["scale"] = config.attention_scale
+        if config.window(index):
+            options["local_window_size"] = config.window(index)
+        return options
+
+    def _head_norms(self, index: int) -> list[str]:
+        """The weights of the norms of each head's queries and keys, which attention computes."""
+        if self._config.qk_norm != "head":
+            return ["", ""]
+        names = [layer(index, f"self_attn.{part}.weight") for part in ("q_norm", "k_norm")]
+        return [self._graph.constant(name, self._source.tensor(name)) for name in names]
+
+    def _norm_queries_and_keys(self, index: int, qkv: str) -> str:
+        """Norms of all heads together."""
+        graph, config = self._graph, self._config
+        sizes = np.array([config.heads, config.kv_heads, config.kv_heads]) * config.head_dim
+        parts = [f"layers.{index}.{part}" for part in ("queries", "keys", "values")]
+        queries, keys, values = graph.nodes("Split", [qkv, graph.constant("qkv_sizes", sizes)], parts, axis=-1)
+        queries = self._norm(f"{queries}.norm", layer(index, "self_attn.q_norm.weight"), queries)
+        keys = self._norm(f"{keys}.norm", layer(index, "self_attn.k_norm.weight"), keys)
+        return graph.node("Concat", [queries, keys, values], f"{qkv}.normed", axis=-1)
 
     def _mlp(self, index: int, x: str) -> str:
         graph, name = self._graph, f"layers.{index}.mlp"
         both = self._product(index, x, "mlp", "gate_proj", "up_proj")
         gate, up = graph.nodes("Split", [both], [f"{name}.gate", f"{name}.up"], axis=-1, num_outputs=2)
-        activated = graph.node("QuickGelu", [gate], f"{name}.silu", domain=MICROSOFT, alpha=1.0)  # alpha 1 is SiLU
+        activated = self._activated(gate, name)
         return self._product(index, graph.node("Mul", [activated, up], f"{name}.gated"), "mlp", "down_proj")
+
+    def _activated(self, gate: str, name: str) -> str:
+        if self._config.activation == "silu":
+            return self._graph.node("QuickGelu", [gate], f"{name}.silu", domain=MICROSOFT, alpha=1.0)  # alpha 1 is SiLU
+        return self._graph.node("FastGelu", [gate], f"{name}.gelu", domain=MICROSOFT)
 
     def _product(self, index: int, x: str, block: str, *projections: str) -> str:
         names = [layer(index, f"{block}.{projection}") for projection in projections]
@@ -194,6 +256,12 @@ class _CpuGraph:
 
     def _shape(self, *sizes: int) -> str:
         return self._graph.constant("_".join(["shape_of", *map(str, sizes)]), np.array(sizes))
+
+
+def _rope_tables(kind: int) -> tuple[str, str]:
+    """The names of the cosines and sines of a kind of rotary positions."""
+    name = f"rope{kind}" if kind else "rope"
+    return f"{name}.cos", f"{name}.sin"
 
 
 def _check_sizes(config: TransformerConfig) -> None:

@@ -205,9 +205,9 @@ class _PartGraph:
             graph.output(name, self._float, [1, self._rows, columns])
 
     def _rotary_tables(self) -> None:
-        angles = np.arange(self._context)[:, None] * self._config.inverse_frequencies()
-        self._graph.constant("rope.cos", np.cos(angles).astype(self._dtype))  # (context, head_dim / 2)
-        self._graph.constant("rope.sin", np.sin(angles).astype(self._dtype))
+        cos, sin = self._config.ropes[0].tables(self._context, self._context)  # (context, head_dim / 2)
+        self._graph.constant("rope.cos", cos.astype(self._dtype))
+        self._graph.constant("rope.sin", sin.astype(self._dtype))
 
     def _layer(self, index: int, residual: str) -> str:
         graph, name = self._graph, f"layers.{index}"

@@ -1,8 +1,20 @@
 """The interface to a model that a bundle is built from: weights, tokenizer and constants, for every file format.
 
-Llama, Mistral and Qwen2 have one shape: pre-norm RMS, rotary grouped-query attention, SwiGLU, optional q/k/v biases.
-Weights have their Hugging Face names ("model.layers.0.self_attn.q_proj.weight"). Rows are outputs. The rows of q and k
-are in half-split rotary order: dimension i pairs with i + head_dim/2.
+Tensors have canonical names, those of Llama in a Hugging Face folder ("model.layers.0.self_attn.q_proj.weight"). Rows
+are outputs. The rows of q and k are in half-split rotary order: of the rotated dimensions, i pairs with i + half.
+Parts of a layer, in order; those in parentheses exist only if the configuration says so, biases if `has` says so:
+
+    input_layernorm                    before attention, unless norms are "post"
+    self_attn.q_proj, k_proj, v_proj
+    (self_attn.q_norm, k_norm)         `qk_norm`
+    self_attn.o_proj
+    (attention_output_norm)            after attention, if norms are "post" or "both"
+    post_attention_layernorm           before the MLP, unless norms are "post"
+    mlp.gate_proj, up_proj, down_proj
+    (mlp_output_norm)                  after the MLP, if norms are "post" or "both"
+
+A constant of the model that is exact in its weights is already in the tensors: the multipliers of residuals and logits,
+and the offset of norm weights.
 """
 
 from __future__ import annotations
@@ -10,22 +22,60 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from gateway.errors import BundleError
-
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"  # absent if the head is tied to the embedding
-ARCHITECTURES = ("llama", "mistral", "qwen2")
+
+
+class Rope(Struct, frozen=True, kw_only=True):
+    """Rotary positions of some layers.
+
+    Args:
+        dim: the first dimensions of a head, which are rotated.
+        factors: dim / 2 divisors of the frequencies; empty: no scaling.
+        long_factors: the same for a context above `original_context`; empty: `factors` are for every context.
+        amplitude: multiplies cosine and sine.
+    """
+
+    dim: int
+    theta: float = 10000.0
+    factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    original_context: int = 0
+    amplitude: float = 1.0
+
+    def inverse_frequencies(self, context: int) -> NDArray[np.float64]:
+        """Radians per position of each rotary pair, shape (dim / 2,), in a bundle for `context` tokens."""
+        frequencies = self.theta ** (-np.arange(0, self.dim, 2) / self.dim)
+        is_long = self.long_factors and context > self.original_context
+        factors = self.long_factors if is_long else self.factors
+        return frequencies / np.asarray(factors) if factors else frequencies
+
+    def tables(self, positions: int, context: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Cosine and sine, (positions, dim / 2), in a bundle for `context` tokens."""
+        angles = np.arange(positions)[:, None] * self.inverse_frequencies(context)
+        return np.cos(angles) * self.amplitude, np.sin(angles) * self.amplitude
 
 
 class TransformerConfig(Struct, frozen=True, kw_only=True):
-    """The constants of a model's graph. `rope_factors` divide the rotary frequencies."""
+    """Everything about a model's graph. The graph writers read only this, and no name of an architecture.
+
+    Args:
+        qk_norm: RMS norm of queries and keys before rotation: none, of each head, or of all heads together.
+        norms: RMS norms before attention and MLP, after them (before their output is added), or both.
+        activation: of the MLP's gate.
+        ropes: the kinds of rotary positions.
+        rope_kinds: index into `ropes` of each layer, None: no rotation. Empty: the first kind everywhere.
+        windows: of each layer, how many positions attention sees, its own included; 0: all. Empty: all everywhere.
+        embedding_scale: multiplies the embedding.
+        attention_scale: of queries times keys. 0: 1 / sqrt(head_dim).
+    """
 
     architecture: str
     layers: int
@@ -36,18 +86,25 @@ class TransformerConfig(Struct, frozen=True, kw_only=True):
     ffn: int
     vocab: int
     rms_eps: float
-    rope_theta: float
     context_length: int
     tied_embeddings: bool
     eos_ids: tuple[int, ...]
     bos_id: int | None = None
     pad_id: int | None = None
-    rope_factors: tuple[float, ...] = ()  # head_dim / 2 factors; empty: no scaling
+    qk_norm: Literal["", "head", "all"] = ""
+    norms: Literal["pre", "post", "both"] = "pre"
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    ropes: tuple[Rope, ...]
+    rope_kinds: tuple[int | None, ...] = ()
+    windows: tuple[int, ...] = ()
+    embedding_scale: float = 1.0
+    attention_scale: float = 0.0
 
-    def inverse_frequencies(self) -> NDArray[np.float64]:
-        """Radians per position of each rotary pair, shape (head_dim / 2,)."""
-        frequencies = self.rope_theta ** (-np.arange(0, self.head_dim, 2) / self.head_dim)
-        return frequencies / np.asarray(self.rope_factors) if self.rope_factors else frequencies
+    def rope_kind(self, layer: int) -> int | None:
+        return self.rope_kinds[layer] if self.rope_kinds else 0
+
+    def window(self, layer: int) -> int:
+        return self.windows[layer] if self.windows else 0
 
 
 class Blocks(Struct, frozen=True, kw_only=True):
@@ -125,7 +182,3 @@ def digest_of(files: Iterable[Path]) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def unsupported_architecture(name: str) -> BundleError:
-    return BundleError(f"Models of architecture {name!r} are not supported. Only {', '.join(ARCHITECTURES)} are.")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from gateway.builder.sources.source import ARCHITECTURES
+from gateway.builder.architectures.find import GGUF_ARCHITECTURES
 from gateway.bundles.identify import SOURCES, Found, Layout, identify
 from gateway.bundles.preflight.preflight import Machine
 from gateway.errors import BundleError, quote
@@ -178,11 +178,11 @@ def _size(path: Path) -> int:
 
 
 def _unbuildable(architecture: str) -> str:
-    if not architecture or architecture in ARCHITECTURES:
+    if not architecture or architecture in GGUF_ARCHITECTURES:
         return ""
     return (
-        f"The gateway builds {', '.join(ARCHITECTURES)} from a GGUF file, and this one is {quote(architecture)}. Serve "
-        "it with its own program, and enter that as a model with engine = 'upstream'."
+        f"The gateway builds {', '.join(GGUF_ARCHITECTURES)} from a GGUF file, and this one is {quote(architecture)}. "
+        "Serve it with its own program, and enter that as a model with engine = 'upstream'."
     )
 
 

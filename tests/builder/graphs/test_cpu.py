@@ -194,10 +194,10 @@ def _oracle_of(source: ModelSource) -> Oracle:
             layers=layers,
             heads=config.heads,
             kv_heads=config.kv_heads,
-            theta=config.rope_theta,
+            theta=config.ropes[0].theta,
             epsilon=config.rms_eps,
             interleaved=False,
-            frequency_divisors=np.array(config.rope_factors, np.float32) if config.rope_factors else None,
+            frequency_divisors=np.array(config.ropes[0].factors, np.float32) if config.ropes[0].factors else None,
         )
     )
 

@@ -41,7 +41,7 @@ def test_tensors_equal_hugging_face_tensors(tmp_path: Path, architecture: str) -
 def test_config_is_read_from_metadata(tmp_path: Path) -> None:
     config = open_source(write_tiny_gguf(tmp_path / "tiny.gguf")).config
     assert (config.layers, config.hidden, config.heads, config.kv_heads, config.head_dim) == (2, 64, 4, 2, 16)
-    assert (config.ffn, config.vocab, config.context_length, config.rope_theta) == (128, 384, 512, 10000.0)
+    assert (config.ffn, config.vocab, config.context_length, config.ropes[0].theta) == (128, 384, 512, 10000.0)
     assert config.tied_embeddings
     assert config.eos_ids == (2, 0)  # `eos` of the file, then the other end token
     assert (config.bos_id, config.pad_id) == (1, None)
@@ -96,7 +96,7 @@ def test_llama3_rotary_factors_divide_frequencies(tmp_path: Path) -> None:
     factors = np.linspace(1, 8, 8, dtype=np.float32)
     source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", extra_tensors={"rope_freqs.weight": factors}))
     plain = 10000.0 ** (-np.arange(0, 16, 2) / 16)
-    np.testing.assert_allclose(source.config.inverse_frequencies(), plain / factors)
+    np.testing.assert_allclose(source.config.ropes[0].inverse_frequencies(512), plain / factors)
 
 
 @pytest.mark.parametrize(

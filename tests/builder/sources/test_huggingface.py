@@ -71,8 +71,8 @@ def test_stored_head_of_tied_model_is_ignored(tmp_path: Path) -> None:
 def test_llama3_rotary_scaling_under_old_and_new_key(tmp_path: Path) -> None:
     old = write_tiny_folder(tmp_path / "old", rope_theta=500.0, rope_scaling=_LLAMA3)
     new = write_tiny_folder(tmp_path / "new", rope_theta=1.0, rope_parameters=_LLAMA3 | {"rope_theta": 500.0})
-    speeds = open_source(old).config.inverse_frequencies()
-    np.testing.assert_array_equal(speeds, open_source(new).config.inverse_frequencies())
+    speeds = open_source(old).config.ropes[0].inverse_frequencies(512)
+    np.testing.assert_array_equal(speeds, open_source(new).config.ropes[0].inverse_frequencies(512))
     for pair, speed in enumerate(speeds):  # the published rule, written out case by case
         plain = 500.0 ** (-2 * pair / 16)
         wavelength = 2 * math.pi / plain
@@ -89,7 +89,7 @@ def test_llama3_rotary_scaling_under_old_and_new_key(tmp_path: Path) -> None:
 
 def test_linear_rotary_scaling_divides_frequencies(tmp_path: Path) -> None:
     scaled = open_source(write_tiny_folder(tmp_path / "m", rope_scaling={"type": "linear", "factor": 4.0})).config
-    np.testing.assert_allclose(scaled.inverse_frequencies() * 4, 10000.0 ** (-np.arange(0, 16, 2) / 16))
+    np.testing.assert_allclose(scaled.ropes[0].inverse_frequencies(512) * 4, 10000.0 ** (-np.arange(0, 16, 2) / 16))
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def oracle(tiny_model: ModelSource) -> Oracle:
             layers=layers,
             heads=config.heads,
             kv_heads=config.kv_heads,
-            theta=config.rope_theta,
+            theta=config.ropes[0].theta,
             epsilon=config.rms_eps,
             interleaved=False,
         )

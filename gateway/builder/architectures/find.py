@@ -1,0 +1,33 @@
+"""The families that can be built, and how one is found by its name in a file."""
+
+from __future__ import annotations
+
+from gateway.builder.architectures.family import Family
+from gateway.builder.architectures.llama import LLAMA, MISTRAL
+from gateway.builder.architectures.qwen2 import QWEN2
+from gateway.errors import BundleError
+
+_FAMILIES = (LLAMA, MISTRAL, QWEN2)
+
+#: `general.architecture` of the GGUF files that can be built
+GGUF_ARCHITECTURES = tuple(family.gguf for family in _FAMILIES if family.gguf)
+
+
+def find_by_model_type(name: str) -> Family:
+    """The family with this `model_type` in config.json. Raises BundleError."""
+    for family in _FAMILIES:
+        if family.name == name:
+            return family
+    raise unsupported_architecture(name, [family.name for family in _FAMILIES])
+
+
+def find_by_gguf_name(name: str) -> Family:
+    """The family with this `general.architecture` in a GGUF file. Raises BundleError."""
+    for family in _FAMILIES:
+        if family.gguf == name:
+            return family
+    raise unsupported_architecture(name, GGUF_ARCHITECTURES)
+
+
+def unsupported_architecture(name: str, supported: list[str] | tuple[str, ...]) -> BundleError:
+    return BundleError(f"Models of architecture {name!r} are not supported. Only {', '.join(supported)} are.")
