@@ -27,14 +27,9 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from gateway.builder.graphs.static import (  # noqa: E402
-    Part,
-    split,
-    write_embeddings_and_head,
-    write_npu_head,
-    write_part,
-)
+from gateway.builder.graphs.static import Part, split, write_part  # noqa: E402
 from gateway.builder.graphs.static_products import Precision  # noqa: E402
+from gateway.builder.graphs.static_tables import write_embeddings_and_head, write_npu_head  # noqa: E402
 from gateway.builder.npu.check import STEPS, CheckRequest, Graphs, check_part  # noqa: E402
 from gateway.builder.npu.part_runner import cpu_session, relative_error  # noqa: E402
 from gateway.builder.sources.source import Blocks, GenerationDefaults, Rope, TransformerConfig  # noqa: E402

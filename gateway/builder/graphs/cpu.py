@@ -158,7 +158,7 @@ class _CpuGraph:
         name = f"layers.{index}.attended"
         past = [f"past_key_values.{index}.key", f"past_key_values.{index}.value"]
         present = [f"present.{index}.key", f"present.{index}.value"]
-        if config.qk_norm == "all":
+        if config.qk_norm:
             qkv = self._norm_queries_and_keys(index, qkv)
         padded = graph.node("Gather", [qkv, "padded"], f"{qkv}.padded", axis=0)
         lengths = ["seqlens_k", "total_sequence_length"]
@@ -166,7 +166,7 @@ class _CpuGraph:
         tables = ["", ""] if kind is None else _rope_tables(kind)
         graph.nodes(
             "GroupQueryAttention",
-            [padded, "", "", *past, *lengths, *tables, *[""] * 5, *self._head_norms(index), "query_seqlens"],
+            [padded, "", "", *past, *lengths, *tables, *[""] * 7, "query_seqlens"],
             [f"{name}.padded", *present],
             domain=MICROSOFT,
             num_heads=config.heads,
@@ -179,30 +179,29 @@ class _CpuGraph:
     def _attention_options(self, index: int) -> dict[str, int | float]:
         config = self._config
         options: dict[str, int | float] = {}
-        if config.qk_norm == "head":
-            options["qk_norm_epsilon"] = config.rms_eps
         if config.attention_scale:
             options["scale"] = config.attention_scale
         if config.window(index):
             options["local_window_size"] = config.window(index)
         return options
 
-    def _head_norms(self, index: int) -> list[str]:
-        """The weights of the norms of each head's queries and keys, which attention computes."""
-        if self._config.qk_norm != "head":
-            return ["", ""]
-        names = [layer(index, f"self_attn.{part}.weight") for part in ("q_norm", "k_norm")]
-        return [self._graph.constant(name, self._source.tensor(name)) for name in names]
-
     def _norm_queries_and_keys(self, index: int, qkv: str) -> str:
-        """Norms of all heads together."""
         graph, config = self._graph, self._config
         sizes = np.array([config.heads, config.kv_heads, config.kv_heads]) * config.head_dim
         parts = [f"layers.{index}.{part}" for part in ("queries", "keys", "values")]
         queries, keys, values = graph.nodes("Split", [qkv, graph.constant("qkv_sizes", sizes)], parts, axis=-1)
-        queries = self._norm(f"{queries}.norm", layer(index, "self_attn.q_norm.weight"), queries)
-        keys = self._norm(f"{keys}.norm", layer(index, "self_attn.k_norm.weight"), keys)
+        queries = self._query_or_key_norm(layer(index, "self_attn.q_norm.weight"), queries, config.heads)
+        keys = self._query_or_key_norm(layer(index, "self_attn.k_norm.weight"), keys, config.kv_heads)
         return graph.node("Concat", [queries, keys, values], f"{qkv}.normed", axis=-1)
+
+    def _query_or_key_norm(self, weight: str, x: str, heads: int) -> str:
+        """The kernel of attention has inputs for norms of heads, and refuses them."""
+        if self._config.qk_norm == "all":
+            return self._norm(f"{x}.norm", weight, x)
+        size = self._config.head_dim
+        split = self._graph.node("Reshape", [x, self._shape(-1, heads, size)], f"{x}.heads")
+        normed = self._norm(f"{x}.norm", weight, split)
+        return self._graph.node("Reshape", [normed, self._shape(-1, heads * size)], f"{x}.normed")
 
     def _mlp(self, index: int, x: str) -> str:
         graph, name = self._graph, f"layers.{index}.mlp"

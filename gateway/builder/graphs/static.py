@@ -28,13 +28,14 @@ from pathlib import Path
 
 import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 from onnx import TensorProto
 
-from gateway.builder.graphs import quantise
-from gateway.builder.graphs.linear import LinearWriter
+from gateway.builder.graphs.static_attention import Attention
 from gateway.builder.graphs.static_products import Precision, Products, Ranges, make_products
+from gateway.builder.graphs.static_tables import residual_epsilon, residual_scale
 from gateway.builder.graphs.writer import MICROSOFT, Dimension, GraphWriter
-from gateway.builder.sources.source import EMBEDDING, FINAL_NORM, HEAD, Blocks, ModelSource, layer
+from gateway.builder.sources.source import ModelSource, layer
 
 #: Names of graphs; the first two are Windows ML's names.
 PROMPT, STEP, BATCH, VERIFY = "context", "iterator", "batch", "verify"
@@ -106,62 +107,6 @@ def write_part(
     return paths
 
 
-def write_embeddings_and_head(source: ModelSource, folder: Path, precision: Precision) -> None:
-    """Write embeddings.onnx and lm_head.onnx. If the model ties them, both read one 8-bit table.
-
-    Hidden states are float32 if the precision is fp32, else float16.
-    """
-    config = source.config
-    float_type = TensorProto.FLOAT if precision == "fp32" else TensorProto.FLOAT16
-    with GraphWriter(folder / "embeddings.onnx") as graph:
-        graph.input("input_ids", TensorProto.INT64, [1, "rows"])
-        graph.output("input_hidden_states", float_type, [1, "rows", config.hidden])
-        linear = LinearWriter(graph)
-        table = linear.pack(EMBEDDING, _eight_bit(source, EMBEDDING))
-        found = linear.lookup(table, "input_ids", "embedding")
-        graph.node("Cast", [found], "input_hidden_states", to=float_type)
-        graph.save("embeddings")
-    with GraphWriter(folder / "lm_head.onnx") as head:
-        head.input("output_hidden_states", float_type, [1, "rows", config.hidden])
-        head.output("logits", TensorProto.FLOAT, [1, "rows", config.vocab])
-        linear = LinearWriter(head, finer=(8,) if precision != "fp32" else ())
-        if config.tied_embeddings:
-            head.borrow(graph, table.quants, table.scales)
-        else:
-            table = linear.pack(HEAD, _eight_bit(source, HEAD))
-        hidden = head.node("Cast", ["output_hidden_states"], "hidden", to=TensorProto.FLOAT)
-        gain = head.constant(FINAL_NORM, source.tensor(FINAL_NORM))
-        x = head.node("SimplifiedLayerNormalization", [hidden, gain], "normed", axis=-1, epsilon=config.rms_eps)
-        linear.packed_product(table, x, "logits")
-        head.save("lm_head")
-
-
-def write_npu_head(source: ModelSource, folder: Path, rows: int) -> Path:
-    """Write npu_head.onnx: float16 hidden states (1, rows, hidden) to float16 logits (1, rows, vocab).
-
-    Returns its path.
-
-    The weights are those of lm_head.onnx, the activations are float16.
-    """
-    config, name = source.config, EMBEDDING if source.config.tied_embeddings else HEAD
-    with GraphWriter(folder / "npu_head.onnx") as graph:
-        graph.input("output_hidden_states", TensorProto.FLOAT16, [1, rows, config.hidden])
-        graph.output("logits", TensorProto.FLOAT16, [1, rows, config.vocab])
-        linear = LinearWriter(graph, np.float16)
-        gain = graph.constant(FINAL_NORM, source.tensor(FINAL_NORM).astype(np.float16))
-        normed = graph.node(
-            "SimplifiedLayerNormalization",
-            ["output_hidden_states", gain],
-            "normed",
-            axis=-1,
-            epsilon=config.rms_eps,
-            stash_type=1,
-        )
-        linear.packed_product(linear.pack(name, _eight_bit(source, name)), normed, "logits")
-        graph.save("npu_head")
-    return folder / "npu_head.onnx"
-
-
 def graph_stem(name: str, part: Part, context: int, contexts: Sequence[int]) -> str:
     """The file name of a graph without its suffix. It contains the context length, except for the longest one."""
     return f"{name}{part.suffix}" + ("" if context == max(contexts) else f"_{context}")
@@ -170,8 +115,7 @@ def graph_stem(name: str, part: Part, context: int, contexts: Sequence[int]) -> 
 class _PartGraph:
     """Layers for several tokens of one sequence, or for one token of each of several sequences.
 
-    Every value is (1, rows, ...) in the products' float type. For several sequences, attention needs
-    (sequences, 1, ...).
+    Every value is (1, rows, ...) in the products' float type.
     """
 
     def __init__(
@@ -183,7 +127,7 @@ class _PartGraph:
         self._config = source.config
         self._graph = graph
         self._part = part
-        self._context = context
+        self._attend = Attention(graph, source.config, products.dtype, context=context, sequences=sequences)
         self._products = products
         self._dtype = products.dtype
         self._float = TensorProto.FLOAT if products.dtype is np.float32 else TensorProto.FLOAT16
@@ -196,77 +140,73 @@ class _PartGraph:
         graph.output(part.output, self._float, rows)
         graph.input("past_seq_len", TensorProto.INT32, [self._sequences, 1])
         graph.input("total_seq_len", TensorProto.INT32, [1])
-        graph.node("Reshape", ["past_seq_len", graph.constant("flat", np.array([-1]))], "last_row")
-        self._rotary_tables()
         residual = part.input
         for index in part.layers:
             residual = self._layer(index, residual)
         for name, columns in self._products.observed.items():
             graph.output(name, self._float, [1, self._rows, columns])
 
-    def _rotary_tables(self) -> None:
-        cos, sin = self._config.ropes[0].tables(self._context, self._context)  # (context, head_dim / 2)
-        self._graph.constant("rope.cos", cos.astype(self._dtype))
-        self._graph.constant("rope.sin", sin.astype(self._dtype))
-
     def _layer(self, index: int, residual: str) -> str:
-        graph, name = self._graph, f"layers.{index}"
-        x = self._norm(f"{name}.attention.norm", layer(index, "input_layernorm.weight"), residual)
-        residual = graph.node("Add", [residual, self._attention(index, x)], f"{name}.attention.residual")
-        x = self._norm(f"{name}.mlp.norm", layer(index, "post_attention_layernorm.weight"), residual)
-        last = index == self._part.layers[-1]
-        return graph.node("Add", [residual, self._mlp(index, x)], self._part.output if last else f"{name}.mlp.residual")
+        name = f"layers.{index}"
+        x = self._before(f"{name}.attention", layer(index, "input_layernorm.weight"), residual)
+        y = self._after(f"{name}.attention", layer(index, "attention_output_norm.weight"), self._attention(index, x))
+        residual = self._graph.node("Add", [residual, y], f"{name}.attention.residual")
+        x = self._before(f"{name}.mlp", layer(index, "post_attention_layernorm.weight"), residual)
+        y = self._after(f"{name}.mlp", layer(index, "mlp_output_norm.weight"), self._mlp(index, x))
+        output = self._part.output if index == self._part.layers[-1] else f"{name}.mlp.residual"
+        return self._graph.node("Add", [residual, y], output)
 
-    def _norm(self, name: str, weight: str, x: str) -> str:
-        gain = self._graph.constant(weight, self._source.tensor(weight).astype(self._dtype))
+    def _before(self, name: str, weight: str, residual: str) -> str:
+        """The block's input: the residual, or its norm, if norms are before the blocks."""
+        if self._config.norms != "post":
+            gain = self._source.tensor(weight)
+            return self._norm(f"{name}.norm", weight, gain, residual, residual_epsilon(self._config))
+        is_input = residual == self._part.input  # calibration makes a block's input an output
+        return self._graph.node("Identity", [residual], f"{name}.input") if is_input else residual
+
+    def _after(self, name: str, weight: str, y: str) -> str:
+        """The block's output, or its norm, if norms are after the blocks."""
+        if self._config.norms == "pre":
+            return y
+        gain = self._source.tensor(weight) * np.float32(residual_scale(self._config))
+        return self._norm(f"{name}.output_norm", weight, gain, y)
+
+    def _norm(self, name: str, weight: str, gain: NDArray[np.float32], x: str, epsilon: float = 0.0) -> str:
+        constant = self._graph.constant(weight, gain.astype(self._dtype))
+        epsilon = epsilon or self._config.rms_eps
         return self._graph.node(
-            "SimplifiedLayerNormalization", [x, gain], name, axis=-1, epsilon=self._config.rms_eps, stash_type=1
+            "SimplifiedLayerNormalization", [x, constant], name, axis=-1, epsilon=epsilon, stash_type=1
         )
 
     def _attention(self, index: int, x: str) -> str:
-        graph, config = self._graph, self._config
-        cache: list[Dimension] = [self._sequences, config.kv_heads, "context", config.head_dim]
-        past = [f"past_keys_{index}", f"past_values_{index}"]
-        present = [f"present_keys_{index}", f"present_values_{index}"]
-        for before, after in zip(past, present, strict=True):
-            graph.input(before, self._float, cache)
-            graph.output(after, self._float, cache)
-        heads = {"q_proj": config.heads, "k_proj": config.kv_heads, "v_proj": config.kv_heads}
-        projected = [
-            self._by_sequence(self._product(index, x, f"self_attn.{name}"), count * config.head_dim)
-            for name, count in heads.items()
-        ]
-        attended, together = f"layers.{index}.attended", self._sequences > 1
-        by_sequence = f"{attended}.by_sequence" if together else attended
-        graph.nodes(
-            "GroupQueryAttention",
-            [*projected, *past, "last_row", "total_seq_len", "rope.cos", "rope.sin"],
-            [by_sequence, *present],
-            domain=MICROSOFT,
-            num_heads=config.heads,
-            kv_num_heads=config.kv_heads,
-            do_rotary=1,
-        )
-        if together:
-            self._reshaped(by_sequence, attended, [1, self._sequences, config.heads * config.head_dim])
-        return self._product(index, attended, "self_attn.o_proj")
+        config = self._config
+        q, k, v = (self._product(index, x, f"self_attn.{name}") for name in ("q_proj", "k_proj", "v_proj"))
+        if config.qk_norm:
+            q = self._query_or_key_norm(layer(index, "self_attn.q_norm.weight"), q, config.heads)
+            k = self._query_or_key_norm(layer(index, "self_attn.k_norm.weight"), k, config.kv_heads)
+        return self._product(index, self._attend.write(index, q, k, v), "self_attn.o_proj")
 
-    def _by_sequence(self, value: str, columns: int) -> str:
-        """(1, sequences, columns) -> (sequences, 1, columns). Returns `value` itself for one sequence."""
-        if self._sequences == 1:
-            return value
-        return self._reshaped(value, f"{value}.by_sequence", [self._sequences, 1, columns])
-
-    def _reshaped(self, value: str, name: str, shape: list[int]) -> str:
-        target = self._graph.constant("_".join(["shape", *map(str, shape)]), np.array(shape))
-        return self._graph.node("Reshape", [value, target], name)
+    def _query_or_key_norm(self, weight: str, x: str, heads: int) -> str:
+        gain = self._source.tensor(weight)
+        if self._config.qk_norm == "all":
+            return self._norm(f"{x}.normed", weight, gain, x)
+        graph, size = self._graph, self._config.head_dim
+        split = graph.constant(f"split_in_{heads}", np.array([1, -1, heads, size]))
+        joined = graph.constant(f"joined_{heads}", np.array([1, -1, heads * size]))
+        normed = self._norm(f"{x}.norm", weight, gain, graph.node("Reshape", [x, split], f"{x}.split"))
+        return graph.node("Reshape", [normed, joined], f"{x}.normed")
 
     def _mlp(self, index: int, x: str) -> str:
         graph, name = self._graph, f"layers.{index}.mlp"
         gate, up = (self._product(index, x, f"mlp.{projection}") for projection in ("gate_proj", "up_proj"))
-        opened = graph.node("Sigmoid", [gate], f"{name}.sigmoid")
-        activated = graph.node("Mul", [gate, opened], f"{name}.silu")
-        return self._product(index, graph.node("Mul", [activated, up], f"{name}.gated"), "mlp.down_proj")
+        gated = graph.node("Mul", [self._activated(gate, name), up], f"{name}.gated")
+        return self._product(index, gated, "mlp.down_proj")
+
+    def _activated(self, gate: str, name: str) -> str:
+        if self._config.activation == "gelu_tanh":
+            return self._graph.node("FastGelu", [gate], f"{name}.gelu", domain=MICROSOFT)
+        opened = self._graph.node("Sigmoid", [gate], f"{name}.sigmoid")
+        return self._graph.node("Mul", [gate, opened], f"{name}.silu")
 
     def _product(self, index: int, x: str, projection: str) -> str:
         name = f"layers.{index}.{projection}"
@@ -276,7 +216,3 @@ class _PartGraph:
             return product
         constant = self._graph.constant(bias, self._source.tensor(bias).astype(self._dtype))
         return self._graph.node("Add", [product, constant], f"{name}.biased")
-
-
-def _eight_bit(source: ModelSource, name: str) -> Blocks:
-    return quantise.as_eight_bit(source.blocks(name)) or quantise.eight_bit(source.tensor(name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,6 +29,7 @@ class GraphWriter:
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
+        self._sized: dict[str, Callable[[Mapping[str, int]], NDArray[Any]]] = {}
         self._notes: dict[str, str] = {}
         self._data = self._data_path.open("wb")
         self._data_bytes = 0
@@ -64,6 +65,11 @@ class GraphWriter:
             self._constants[name] = (
                 numpy_helper.from_array(array, name) if array.nbytes <= _INLINE_BYTES else self._external(name, array)
             )
+        return name
+
+    def sized_constant(self, name: str, make: Callable[[Mapping[str, int]], NDArray[Any]]) -> str:
+        """Add a small constant that each copy of `save_fixed` makes from its sizes."""
+        self._sized[name] = make
         return name
 
     def int4_constant(self, name: str, codes: NDArray[np.int8]) -> str:
@@ -106,7 +112,7 @@ class GraphWriter:
 
     def restart(self) -> None:
         """Start another graph with the same constants."""
-        self._nodes, self._inputs, self._outputs = [], [], []
+        self._nodes, self._inputs, self._outputs, self._sized = [], [], [], {}
 
     def save(self, graph_name: str) -> None:
         self._save(self._path, graph_name, self._inputs, self._outputs)
@@ -114,12 +120,18 @@ class GraphWriter:
     def save_fixed(self, path: Path, graph_name: str, **sizes: int) -> None:
         """Save a copy with the same constants, in which each named dimension has the given size."""
         inputs, outputs = ([_fixed(value, sizes) for value in values] for values in (self._inputs, self._outputs))
-        self._save(path, graph_name, inputs, outputs)
+        made = [numpy_helper.from_array(make(sizes), name) for name, make in self._sized.items()]
+        self._save(path, graph_name, inputs, outputs, made)
 
     def _save(
-        self, path: Path, graph_name: str, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
+        self,
+        path: Path,
+        graph_name: str,
+        inputs: list[onnx.ValueInfoProto],
+        outputs: list[onnx.ValueInfoProto],
+        sized: Sequence[onnx.TensorProto] = (),
     ) -> None:
-        constants = list(self._constants.values())
+        constants = [*self._constants.values(), *sized]
         graph = helper.make_graph(self._nodes, graph_name, inputs, outputs, initializer=constants)
         opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10)

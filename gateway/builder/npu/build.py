@@ -25,15 +25,15 @@ from tokenizers import Tokenizer
 from gateway.builder.build import Graphs as BundleGraphs
 from gateway.builder.build import write_json
 from gateway.builder.graphs.genai_writer import genai_config
-from gateway.builder.graphs.static import BATCH, PROMPT, STEP, VERIFY, Part, split, write_embeddings_and_head
+from gateway.builder.graphs.static import BATCH, PROMPT, STEP, VERIFY, Part, split
 from gateway.builder.graphs.static_layout import StaticLayout
 from gateway.builder.graphs.static_products import Precision
+from gateway.builder.graphs.static_tables import write_embeddings_and_head
 from gateway.builder.npu.check import STEPS, PartCheck
 from gateway.builder.npu.head import HeadCheck, build_head
 from gateway.builder.npu.part_runner import cpu_session
 from gateway.builder.npu.parts import BuiltPart, GraphRefused, PartBuilder, Texts
 from gateway.builder.npu.pieces import FILES, Pieces, Recipe, link_files
-from gateway.builder.npu.supported import require_supported
 from gateway.builder.size import npu_bytes, npu_memory, parts_for, require_memory
 from gateway.builder.sources.source import ModelSource, TransformerConfig
 from gateway.bundles.disk import folder_bytes, require_space
@@ -116,7 +116,6 @@ class NpuTarget(Struct, frozen=True, kw_only=True):
             raise BundleError(f"The batch must be at least 1, and is {target.batch}.")
         if not 1 <= target.parts <= config.layers:
             raise BundleError(f"The number of parts must be from 1 to {config.layers}, and is {target.parts}.")
-        require_supported(config, max(contexts))
         require_memory(npu_memory(config, target), "The build for the NPU")
         return target
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from msgspec import Struct
 
-from gateway.builder.graphs.static import write_npu_head
+from gateway.builder.graphs.static_tables import write_npu_head
 from gateway.builder.npu.part_runner import Hidden, cpu_session, relative_error
 from gateway.builder.sources.source import ModelSource
 from gateway.bundles.static_pipeline import NPU_HEAD

@@ -23,7 +23,8 @@ import onnx
 from msgspec import Struct
 from tokenizers import Tokenizer
 
-from gateway.builder.graphs.static import Part, split, write_embeddings_and_head, write_part
+from gateway.builder.graphs.static import Part, split, write_part
+from gateway.builder.graphs.static_tables import write_embeddings_and_head
 from gateway.builder.sources.source import ModelSource
 from tests.support.npu.shared_binary import compile_into_one
 

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import onnx
 from onnx import TensorProto, helper
 
-from gateway.builder.graphs.static import Part, write_embeddings_and_head, write_part
+from gateway.builder.graphs.static import Part, write_part
+from gateway.builder.graphs.static_tables import write_embeddings_and_head
 from gateway.builder.sources.source import ModelSource
 from gateway.qnn.compile import compile_graphs, compiled_name
 from gateway.qnn.provider import emulated_npu
