@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from gateway.builder.architectures.family import Family
+from gateway.builder.architectures.gemma3 import GEMMA3
 from gateway.builder.architectures.llama import LLAMA, MISTRAL
 from gateway.builder.architectures.qwen2 import QWEN2
+from gateway.builder.architectures.smollm3 import SMOLLM3
 from gateway.errors import BundleError
 
-_FAMILIES = (LLAMA, MISTRAL, QWEN2)
+_FAMILIES = (LLAMA, MISTRAL, QWEN2, GEMMA3, SMOLLM3)
 
 #: `general.architecture` of the GGUF files that can be built
 GGUF_ARCHITECTURES = tuple(family.gguf for family in _FAMILIES if family.gguf)

@@ -1,4 +1,4 @@
-"""Llama and Mistral: norms before attention and MLP, rotary grouped-query attention, SwiGLU.
+"""Llama and Mistral: norms before attention and MLP, rotary grouped-query attention, SwiGLU. Mistral can have a window.
 
 llama.cpp's converter names both "llama", and reorders the rows of q and k.
 """
@@ -8,14 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.builder.architectures.family import Family, Settings
+from gateway.builder.architectures.windows import read_windows
 
 
-def context_of(settings: Settings) -> dict[str, Any]:
-    """The context without a sliding window, whose size limits it."""
-    length = int(settings["max_position_embeddings"])
-    windowed = settings.get("sliding_window") and settings.get("use_sliding_window", True)
-    return {"context_length": min(length, int(settings["sliding_window"])) if windowed else length}
+def _read(settings: Settings) -> dict[str, Any]:
+    return {"windows": read_windows(settings)}
 
 
-LLAMA = Family(name="llama", gguf="llama", read=context_of, interleaved=True)
-MISTRAL = Family(name="mistral", gguf="mistral", read=context_of)
+LLAMA = Family(name="llama", gguf="llama", read=_read, interleaved=True)
+MISTRAL = Family(name="mistral", gguf="mistral", read=_read)

@@ -102,7 +102,7 @@ def test_llama3_rotary_factors_divide_frequencies(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architecture": "gemma3"}, "'gemma3' are not supported. Only llama, mistral, qwen2"),
+        ({"architecture": "mamba"}, "'mamba' are not supported. Only llama, mistral, qwen2, "),
         ({"llama__expert_count": 8}, "experts"),
         ({"llama__block_count": None}, "lacks llama.block_count"),
         ({"llama__rope__scaling__type": "yarn"}, "'yarn'"),

@@ -93,18 +93,36 @@ def test_linear_rotary_scaling_divides_frequencies(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "context"),
-    [({"sliding_window": 128}, 128), ({"sliding_window": 128, "use_sliding_window": False}, 512), ({}, 512)],
+    ("architecture", "settings", "windows"),
+    [
+        ("mistral", {"sliding_window": 128}, (128, 128)),
+        ("mistral", {"sliding_window": 128, "use_sliding_window": False}, ()),
+        ("mistral", {"sliding_window": 512}, ()),
+        ("mistral", {}, ()),
+        ("qwen2", {"sliding_window": 128}, ()),
+        ("qwen2", {"sliding_window": 128, "use_sliding_window": True, "max_window_layers": 1}, (0, 128)),
+        (
+            "qwen2",
+            {
+                "sliding_window": 9,
+                "use_sliding_window": True,
+                "layer_types": ["sliding_attention", "full_attention"],
+            },
+            (9, 0),
+        ),
+    ],
 )
-def test_sliding_window_limits_context_length(tmp_path: Path, settings: dict[str, Any], context: int) -> None:
-    source = open_source(write_tiny_folder(tmp_path / "m", architecture="mistral", **settings))
-    assert source.config.context_length == context
+def test_window_of_each_layer(
+    tmp_path: Path, architecture: str, settings: dict[str, Any], windows: tuple[int, ...]
+) -> None:
+    config = open_source(write_tiny_folder(tmp_path / "m", architecture=architecture, **settings)).config
+    assert (config.windows, config.context_length) == (windows, 512)
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"model_type": "phi3"}, "'phi3' are not supported. Only llama, mistral, qwen2 are"),
+        ({"model_type": "mamba"}, "'mamba' are not supported. Only llama, mistral, qwen2, "),
         ({"hidden_act": "gelu"}, "llama with gelu"),
         ({"quantization_config": {"quant_method": "gptq"}}, "Quantised Hugging Face folders cannot be read"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn' is not supported"),
