@@ -27,10 +27,12 @@ from gateway.monitoring.usage.history import UsageHistory
 from gateway.routes import health, stop, tokenize
 from gateway.routes import openapi as schema
 from gateway.routes.anthropic_api import routes as anthropic
+from gateway.routes.embeddings_api import embeddings, rerank
 from gateway.routes.error_handler import handle_error
+from gateway.routes.ollama_api import embed as ollama_embed
 from gateway.routes.ollama_api import models as ollama_models
 from gateway.routes.ollama_api import routes as ollama
-from gateway.routes.openai_api import chat, completions, embeddings, load, models
+from gateway.routes.openai_api import chat, completions, load, models
 from gateway.routes.page import live, page
 from gateway.routes.page import usage as usage_route
 from gateway.routes.page.files import web_files
@@ -50,6 +52,7 @@ HANDLERS = [
     responses.create_response,
     responses.stored_response,
     embeddings.embeddings,
+    rerank.rerank,
     tokenize.tokenize,
     tokenize.detokenize,
     tokenize.apply_template,
@@ -57,6 +60,8 @@ HANDLERS = [
     anthropic.count_tokens,
     ollama.chat,
     ollama.generate,
+    ollama_embed.embed_texts,
+    ollama_embed.embed_prompt,
     ollama_models.tags,
     ollama_models.show,
     ollama_models.running,

@@ -37,7 +37,7 @@ TIMEOUT, FIRST_TOKEN, PRIORITY = "x-request-timeout-ms", "x-max-ttft-ms", "x-gat
 TRUNCATION = "x-gateway-truncation"
 PREDICTED_TTFT = "x-gateway-predicted-ttft-ms"  # headers of the response
 DEVICE = "x-gateway-device"
-_LIMITS = (
+LIMITS = (  # headers of the request, of each route that sends it to a model
     Parameter(TIMEOUT, "header", Annotated[float, Meta(gt=0)], "Time limit of the whole answer, in milliseconds."),
     Parameter(FIRST_TOKEN, "header", Annotated[float, Meta(gt=0)], "Time limit of the first token, in milliseconds."),
     Parameter(
@@ -79,7 +79,7 @@ class Rendering(Protocol):
 def generation_opt(summary: str, body: Any, reply: Any, stream: Stream) -> dict[str, Any]:
     """The `opt` of a handler that sends a request to a model; see `openapi_opt`."""
     raises = (ModelNotFound, QueueFull, UpstreamFailed, DeadlineExceeded)
-    return openapi_opt(summary, body=body, reply=reply, stream=stream, raises=raises, parameters=_LIMITS)
+    return openapi_opt(summary, body=body, reply=reply, stream=stream, raises=raises, parameters=LIMITS)
 
 
 async def answer(request: HttpRequest, generation: Generation, rendering: Rendering, *, stream: bool) -> ASGIApp:
@@ -109,23 +109,31 @@ async def answer_all(
         ping_s=router.config.server.ping_s,
         media_type=rendering.media_type,
     )
-    stream_response.headers.update(_of_lane(opened) | _device(router, opened.model))
+    stream_response.headers.update(_of_lane(opened) | device_header(router, opened.model))
     return cast(ASGIApp, stream_response)  # starlette and Litestar have different types for the same protocol
 
 
 def _with_headers(generation: Generation, request: HttpRequest) -> Generation:
-    return replace(
-        generation,
-        owner=owner_of(request),
-        endpoint=request.scope["path"],
-        client=client_of(request.scope),
-        hops=tuple(_HOP.findall(request.headers.get("via", ""))[-_MOST_HOPS:]),
-        traceparent=_traceparent(request),
-        timeout_s=_seconds(request, TIMEOUT),
-        ttft_timeout_s=_seconds(request, FIRST_TOKEN),
-        background=generation.background or _is_background(request),
-        truncation=truncation_of(request, generation.truncation),
-    )
+    sent = sent_by(request, generation.background)
+    return replace(generation, truncation=truncation_of(request, generation.truncation), **sent)
+
+
+def sent_by(request: HttpRequest, background: bool) -> dict[str, Any]:
+    """Fields of a Generation and of an EmbeddingRequest: who sent it, its limits and its priority, from the headers.
+
+    Args:
+        background: the request has a low priority without the header.
+    """
+    return {
+        "owner": owner_of(request),
+        "endpoint": request.scope["path"],
+        "client": client_of(request.scope),
+        "hops": tuple(_HOP.findall(request.headers.get("via", ""))[-_MOST_HOPS:]),
+        "traceparent": _traceparent(request),
+        "timeout_s": _seconds(request, TIMEOUT),
+        "ttft_timeout_s": _seconds(request, FIRST_TOKEN),
+        "background": background or _is_background(request),
+    }
 
 
 def _traceparent(request: HttpRequest) -> str:
@@ -188,7 +196,7 @@ async def _whole(request: HttpRequest, generations: Sequence[Generation], render
     async with aclosing(await _open(router, generations)) as opened:
         headers = _of_lane(opened)
         collected = await collect(opened, sum(generation.n for generation in generations))
-    headers |= _device(router, opened.model)
+    headers |= device_header(router, opened.model)
 
     def render() -> ASGIApp:
         return json_response(rendering.whole(opened.model, collected), headers=headers)
@@ -204,7 +212,7 @@ def _of_lane(opened: Answer) -> dict[str, str]:
     return predicted | ({TRUNCATED: f"messages={dropped}"} if dropped else {})
 
 
-def _device(router: Router, model: str) -> dict[str, str]:
+def device_header(router: Router, model: str) -> dict[str, str]:
     """Where the model runs and how fast: `npu;cpu-nodes=0;tokens-per-s=19.7;published-tokens-per-s=21.2`.
 
     Of a stream, it is the model whose device has begun; its fallback may still answer.

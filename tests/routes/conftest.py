@@ -26,6 +26,8 @@ MODELS = {
         queue=0,
         script=Script(replies=("word",), repeat=True, token_s=0.01, context_length=100_000),
     ),
+    "vectors": scripted(kind="encoder", context_length=8),
+    "scorer": scripted(kind="cross-encoder", context_length=64),
     "unloadable": scripted(PARIS, load_error="The bundle is broken."),
 }
 

@@ -19,8 +19,8 @@ from tests.support.server import Running, config_of, scripted, serving
 
 PARIS = scripted("The capital of France is Paris.")
 KEYS = ServerConfig(api_keys={"anna": "sk-anna"})
-#: Second paths of the same handlers; test_alias_paths_have_the_same_operation compares their operations.
-ALIASES = "^/(chat/completions|completions|embeddings|health|models|openapi|responses)"
+#: Second paths of the same handlers, which test_alias_paths_have_the_same_operation compares, and another form of one.
+ALIASES = "^/(api/embed|chat/completions|completions|embeddings|health|models|openapi|rerank|responses|v2/rerank)"
 #: Two checks of the fuzzer that do not apply: the gateway also refuses what a schema cannot describe (contradicting
 #: fields, a grammar that does not compile), and it ignores unknown headers. openapi_checks.schema_and_decoder_agree
 #: replaces them.

@@ -48,7 +48,7 @@ def embed(inputs: Inputs, tokens: tuple[int, ...], dimensions: int) -> Embedded:
     wanted = min(inputs.dimensions or dimensions, dimensions)
     rows = array("f")
     for text in inputs.texts:
-        rows.extend(_vector(f"{inputs.purpose}{text}", dimensions)[:wanted])
+        rows.extend(_vector(f"{inputs.purpose}{text}", dimensions, wanted))
     return Embedded(vectors=rows.tobytes(), dimensions=wanted, tokens=tokens)
 
 
@@ -61,8 +61,9 @@ def _count(text: Tokens) -> int:
     return len(_WORD.findall(text)) if isinstance(text, str) else len(text)
 
 
-def _vector(text: str, dimensions: int) -> list[float]:
-    numbers = [digest - 127.5 for digest in hashlib.shake_128(text.encode("utf-8", "replace")).digest(dimensions)]
+def _vector(text: str, dimensions: int, wanted: int) -> list[float]:
+    digest = hashlib.shake_128(text.encode("utf-8", "replace")).digest(dimensions)
+    numbers = [byte - 127.5 for byte in digest[:wanted]]
     length = math.sqrt(sum(number * number for number in numbers))
     return [number / length for number in numbers]
 

@@ -11,6 +11,7 @@ from gateway.routes.wire import (
     MAX_MESSAGES,
     MAX_STOPS,
     MAX_TOOLS,
+    Count,
     Json,
     StopString,
     TokenLogprobs,
@@ -101,6 +102,25 @@ class OllamaGenerateRequest(OllamaRequest, kw_only=True):
     context: list[int] | None = None
 
 
+class EmbeddingFields(Struct, kw_only=True):
+    """The fields that /api/embed and /api/embeddings share."""
+
+    unused: ClassVar[frozenset[str]] = frozenset(["keep_alive", "options"])  # no option changes a vector
+    model: Annotated[str, Meta(min_length=1)]
+
+
+class EmbedRequest(EmbeddingFields, kw_only=True):
+    input: str | list[str] | None = None
+    truncate: bool | None = None  # False: refuse a text that is too long; else cut it
+    dimensions: Count | None = None  # 0: all
+
+
+class PromptRequest(EmbeddingFields, kw_only=True):
+    """The older form, for one text."""
+
+    prompt: str | None = None
+
+
 class ShowRequest(Struct, kw_only=True):
     """Older clients send `name`."""
 
@@ -139,6 +159,20 @@ class OllamaReply(Struct, kw_only=True):
     prompt_eval_duration: int | UnsetType = UNSET
     eval_count: int | UnsetType = UNSET
     eval_duration: int | UnsetType = UNSET
+
+
+class EmbedReply(Struct, kw_only=True):
+    """One vector for each text. Durations are in nanoseconds."""
+
+    embeddings: list[list[float]]
+    model: str
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+
+
+class PromptReply(Struct, kw_only=True):
+    embedding: list[float]
 
 
 class ModelDetails(Struct, kw_only=True):

@@ -30,7 +30,7 @@ BUSY = ("service_unavailable", "model_busy")  # 503 codes that say: try again, t
 def test_valid_bodies_are_accepted(long_tiny: Path, tmp_path: Path) -> None:
     with _gateway(long_tiny, tmp_path) as serve:
         url = _url(serve)
-        bodies = [(path, {"model": "tiny"} | body) for path, body in BODIES if path != "/v1/embeddings"]
+        bodies = [(path, {"model": "tiny"} | body) for path, body in BODIES]
         replies = [httpx.post(url + path, json=body, timeout=PATIENCE_S) for path, body in bodies]
         assert [reply.text for reply in replies if reply.status_code != 200] == []
 
@@ -50,7 +50,7 @@ def test_mutated_requests_harm_nothing(seed: int, count: int, long_tiny: Path, t
     assert _bad(log) == []
     assert statuses[200] > count / 10
     assert statuses.total() == count
-    assert re.findall(r"^gateway_worker_restarts_total\{.*\} (\S+)$", metrics, re.MULTILINE) == ["0.0"]
+    assert set(re.findall(r"^gateway_worker_restarts_total\{.*\} (\S+)$", metrics, re.MULTILINE)) == {"0.0"}
     assert re.findall(r'^gateway_breaker_changes_total\{.*state="open"\} (\S+)$', metrics, re.MULTILINE) == []
     assert code == 0
 
@@ -65,7 +65,8 @@ def _gateway(model: Path, folder: Path) -> Iterator[Serving]:
     # A budget that no machine exceeds: the breaker judges the speed of the device, and this test judges blame.
     breaker = "[server]\nport = 0\n[breaker]\nlatency_ms = 600000\n"
     tiny = f"[models.tiny]\npath = '{model}'\nthreads = 1\ncontext_length = 2048\n"
-    config.write_text(breaker + tiny, encoding="utf-8")
+    vectors = "[models.vectors]\nengine = 'scripted'\nscript = { kind = 'encoder' }\n"
+    config.write_text(breaker + tiny + vectors, encoding="utf-8")
     with (folder / LOG).open("w", encoding="utf-8") as log:
         stderr = log.fileno()
         with serving("--config", config, cwd=folder, stderr=stderr) as serve:

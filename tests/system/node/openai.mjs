@@ -55,6 +55,7 @@ async function failure(promise) {
   }
 }
 seen.unknown = await failure(client.chat.completions.create({ model: "unknown-model", messages }));
+seen.vector = (await client.embeddings.create({ model: "vectors", input: "x" })).data[0].embedding;
 seen.embeddings = await failure(client.embeddings.create({ model, input: "x" }));
 
 const long = await client.chat.completions.create({ model, messages, max_tokens: 4000, ignore_eos: true, stream: true });

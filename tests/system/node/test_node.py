@@ -13,7 +13,7 @@ import pytest
 
 from gateway.config.tables import LocalModel
 from tests.support import npm
-from tests.support.server import Running, config_of, serving, wait_until
+from tests.support.server import Running, config_of, scripted, serving, wait_until
 
 HERE = Path(__file__).parent
 FILES = ("package.json", "package-lock.json", "openai.mjs", "vercel.mjs")
@@ -30,7 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(smollm2: Path) -> Iterator[Running]:
-    with serving(config_of({"smollm2": LocalModel(path=str(smollm2), aliases=("gpt-4o-mini",))})) as running:
+    smollm2_model = LocalModel(path=str(smollm2), aliases=("gpt-4o-mini",))
+    with serving(config_of({"smollm2": smollm2_model, "vectors": scripted(kind="encoder")})) as running:
         yield running
 
 
@@ -63,13 +64,14 @@ def assert_constrained(seen: Results) -> None:
 
 def test_node_sdk_gets_what_python_sdk_gets(folder: Path, server: Running, python: Results) -> None:
     seen = run("openai.mjs", folder, server)
-    assert seen["models"] == ["smollm2", "gpt-4o-mini"]
+    assert seen["models"] == ["smollm2", "gpt-4o-mini", "vectors"]
     assert seen["whole"] == seen["stream"] == python and "Paris" in python["text"]
     assert_constrained(seen)
     assert seen["tool"]["finish"] == "tool_calls"
     assert seen["unknown"] == {"kind": "NotFoundError", "status": 404, "code": "model_not_found", "param": "model"}
-    unsupported = {"kind": "BadRequestError", "status": 400, "code": "unsupported_parameter", "param": "model"}
-    assert seen["embeddings"] == unsupported
+    assert seen["embeddings"] == {"kind": "BadRequestError", "status": 400, "code": None, "param": "model"}
+    with server.openai() as client:  # both SDKs request base64 and decode it
+        assert seen["vector"] == client.embeddings.create(model="vectors", input="x").data[0].embedding
     assert seen["aborted"] == {"pieces": 3, "signal": True}
     wait_until(lambda: not server.app.state.router.status()[0].running, "the abort did not free the device")
 
