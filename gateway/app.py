@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -17,14 +17,17 @@ from gateway.engines.base import Engine
 from gateway.engines.factory import make_engine
 from gateway.lanes.lane import Lane
 from gateway.lanes.memory.residency import Residency
-from gateway.lanes.new_models import BetterBundles, NewModels, Upgrades
+from gateway.lanes.reload.reloader import Reloader, Source
+from gateway.lanes.reload.upgrades import BetterBundles, Upgrades
+from gateway.lanes.reload.watcher import Watcher
 from gateway.lanes.router import Router
+from gateway.monitoring.logs import set_level
 from gateway.monitoring.metrics import Metrics
 from gateway.monitoring.observers import Observers
 from gateway.monitoring.refusals import RefusalLog
 from gateway.monitoring.traces import Traces
 from gateway.monitoring.usage.history import UsageHistory
-from gateway.routes import health, stop, tokenize
+from gateway.routes import health, reload, stop, tokenize
 from gateway.routes import openapi as schema
 from gateway.routes.anthropic_api import routes as anthropic
 from gateway.routes.embeddings_api import embeddings, rerank
@@ -40,7 +43,7 @@ from gateway.routes.page.live import LiveSources
 from gateway.routes.responses_api import routes as responses
 from gateway.routes.responses_api.store import ResponseStore
 from gateway.server.body import limit_bodies
-from gateway.server.guards import cors_of, guards_of
+from gateway.server.guards import Guards, cors_of, set_cors
 from gateway.server.ignored import IgnoredLog
 from gateway.server.request import add_headers
 
@@ -74,6 +77,7 @@ HANDLERS = [
     health.readyz,
     health.metrics,
     stop.stop,
+    reload.reload,
     live.live,
     live.log,
     usage_route.usage,
@@ -85,7 +89,7 @@ _BODIES_IN_MEMORY = 4  # all requests together may hold this number of bodies of
 def create_app(
     config: Config,
     engines: Mapping[str, Engine] | None = None,
-    new_models: Callable[[], Mapping[str, ModelConfig]] | None = None,
+    source: Source | None = None,
     better_bundles: BetterBundles | None = None,
     config_file: str = "",
     usage: UsageHistory | None = None,
@@ -95,20 +99,25 @@ def create_app(
 
     Args:
         engines: an engine for each model by name, not started; None: made from the configuration.
-        new_models: the models that came since its last call; None: none will come.
+        source: reads the configuration again; None: it does not change.
         better_bundles: builds bundles while the models answer from others; None: nothing does.
         config_file: where the configuration is from, for the page; "": no file.
         usage: gets the record of each request; None: no usage is kept.
-        stop_token: a program that sends it from this machine can stop the gateway; "": no request can.
+        stop_token: a program that sends it from this machine can stop and reload the gateway; "": no request can.
     """
     metrics = Metrics()
 
-    def make_lane(name: str, model: ModelConfig, engine: Engine | None = None) -> Lane:
+    def lane_of(name: str, model: ModelConfig, config: Config, engine: Engine | None = None) -> Lane:
         engine = engine or make_engine(name, model, config.models_dir)
         breaker = model.breaker or config.breaker
         return Lane(name, model, engine, breaker, metrics=metrics, timeout_s=config.server.timeout_s)
 
-    lanes = {name: make_lane(name, model, engines[name] if engines else None) for name, model in config.models.items()}
+    def make_lane(name: str, model: ModelConfig) -> Lane:
+        return lane_of(name, model, router.config)
+
+    lanes = {
+        name: lane_of(name, model, config, engines[name] if engines else None) for name, model in config.models.items()
+    }
     observers = Observers()
     if usage is not None:
         observers.add(usage.add)
@@ -118,15 +127,27 @@ def create_app(
         observers.add(traces.ended)
     router = Router(config, lanes, observers=observers)
     residency = Residency(router, lambda name, model: asyncio.to_thread(make_lane, name, model))  # it reads files
-    background = [NewModels(new_models, make_lane)] if new_models else []
     upgrades = [Upgrades(better_bundles, make_lane)] if better_bundles else []
-    return Litestar(
+    guards = Guards(config.server)
+
+    def apply(config: Config) -> None:
+        guards.apply(config.server)
+        set_cors(app, config.server)
+        app.state.pop("schema", None)
+        set_level(config.log.level)
+        if usage is not None:
+            usage.store.days = config.usage.days
+
+    reloader = Reloader(router, residency, source, lane_of, apply) if source else None
+    watcher = [Watcher(reloader, source)] if reloader and source else []
+    app = Litestar(
         HANDLERS,
         state=State(
             {
                 "router": router,
                 "residency": residency,
                 "stop_token": stop_token,
+                "reloader": reloader,
                 "metrics": metrics,
                 "usage": usage,
                 "live": LiveSources(router, observers, config_file),
@@ -136,21 +157,22 @@ def create_app(
                 "refusals": RefusalLog(metrics),
                 "parser": ThreadPoolExecutor(1, "parser"),
                 "started_at": int(time.time()),
-                "background": [*background, *upgrades],
+                "background": [*watcher, *upgrades],
             }
         ),
         lifespan=[_lifespan],
-        middleware=[limit_bodies(_BODIES_IN_MEMORY * config.server.max_body_bytes)],
-        guards=[*guards_of(config.server)],
+        middleware=[limit_bodies(lambda: router.config.server.max_body_bytes, _BODIES_IN_MEMORY)],
+        guards=[guards.check],
         cors_config=cors_of(config.server),
         exception_handlers={Exception: handle_error},
         before_send=[add_headers],
-        request_max_body_size=config.server.max_body_bytes,
+        request_max_body_size=None,  # server/body.py limits it
         logging_config=None,
         openapi_config=None,
         debug=False,  # without this, Litestar reads it from the environment
         pdb_on_exception=False,
     )
+    return app
 
 
 @asynccontextmanager
@@ -167,6 +189,8 @@ async def _lifespan(app: Litestar) -> AsyncGenerator[None, None]:
         logging.getLogger().removeHandler(log)
         for task in background:
             task.cancel()
+        if app.state.reloader is not None:
+            await app.state.reloader.aclose()
         await app.state.residency.aclose()
         await router.aclose()
         if app.state.traces is not None:

@@ -20,7 +20,7 @@ from gateway.commands.doctor import command as doctor
 from gateway.commands.launch import command as launch
 from gateway.commands.models import build, catalog, check, pull, stored, table
 from gateway.commands.parser import GroupedParser
-from gateway.commands.running import load, logs, ps, stop
+from gateway.commands.running import load, logs, ps, reload, stop
 from gateway.commands.service import command as service
 from gateway.commands.verify import command as verify
 from gateway.errors import ConfigError, GatewayError
@@ -84,6 +84,7 @@ _GROUPS = {
         serve,
         ps,
         stop,
+        reload,
         logs,
         load,
         table,

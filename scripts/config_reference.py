@@ -3,7 +3,8 @@
     python -m scripts.config_reference
 
 Each key's name, type, range and default come from its field in gateway/config/tables.py or gateway/sampling.py, its
-meaning from the comment there: `#:` lines above the field, or a comment after it. A new table needs nothing here.
+meaning from the comment there: `#:` lines above the field, or a comment after it. What a reload does with it comes from
+gateway/config/effects.py. A new table needs nothing here.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.config.check import TABLES
+from gateway.config.effects import effect_text
 from gateway.config.settings import ENV_PREFIX
 from gateway.config.tables import MODEL_KINDS, Alias, Config, Fault, ModelBase, Script
 from gateway.config.value import upper
@@ -62,8 +64,23 @@ The first of these that is there. `npu-gateway config path` prints it, and in a 
    with its comments; `npu-gateway config init FILE` writes another one. Neither changes a file that exists.
 5. the file that is delivered with the gateway
 
-`npu-gateway config check [FILE]` prints one line for each mistake, or `ok` and what is configured. A gateway that runs
-loads the models of new tables by itself. Other changes need a restart, and the log says so.
+`npu-gateway config check [FILE]` prints one line for each mistake, or `ok` and what is configured.
+
+## When a change counts
+
+A gateway that runs loads the models of new tables by itself. `npu-gateway reload`, or SIGHUP, applies all changes: of
+the file, of the file with the keys, and of models. With `watch = true` in `[server]` the gateway does that by itself.
+The column *reload* below says of each key what happens:
+
+- *at once*: it counts for the next request. No model is loaded again.
+- *loads the model again*: requests in progress finish, and later ones wait for the new engine. Only one engine of a
+  model is in memory. A new table is a new model. A model whose table is removed finishes its requests; later ones get
+  404.
+- *restart*: the old value counts until the gateway is started again. `reload` names the key.
+
+A file with a mistake changes nothing: the command prints the mistake and ends with exit code 1, and the log has it. A
+missing bundle, and one that must be built first (`npu-gateway models --prepare`), are mistakes too. A model that does
+not load is a failed model as at a start, and the others apply.
 
 ## Rules
 
@@ -121,7 +138,7 @@ def _section(
 ) -> Iterator[str]:
     """A heading, the text and a table of the keys. `table`: None: the environment cannot set its keys."""
     yield f"## {title}\n\n{text or _summary(struct)}\n"
-    columns = ["key", "value", "default", "meaning", *(["variable"] if table is not None else [])]
+    columns = ["key", "value", "default", "meaning", *(["reload", "variable"] if table is not None else [])]
     yield _row(columns)
     yield _row("---" for _ in columns)
     infos = {item.name: item for item in msgspec.structs.fields(struct)}
@@ -132,7 +149,8 @@ def _section(
         variable = [] if table is None else [f"`{ENV_PREFIX}{'_'.join(map(upper, (*table, name)))}`"]
         if table and name == "breaker":
             variable = [f"{variable[0][:-1]}_TOKEN_MS`, ..."]
-        yield _row([f"`{name}`", _values(item.type), _default(item), meaning, *variable])
+        effect = [] if table is None else [effect_text(table, name)]
+        yield _row([f"`{name}`", _values(item.type), _default(item), meaning, *effect, *variable])
     yield ""
 
 

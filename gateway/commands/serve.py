@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.monitoring.usage.history import UsageHistory
     from gateway.monitoring.usage.store import FILE, UsageStore
     from gateway.pull.background.npu_bundles import NpuBundles
-    from gateway.pull.watch import ConfigWatch
+    from gateway.pull.watch import ConfigSource
     from gateway.server.heap import return_large_blocks
     from gateway.server.server import serve
 
@@ -80,7 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
         config = _with_one_model(arguments, config, overrides)
     file, _ = find_config(arguments.config)
     is_pipe = file.exists() and not file.is_file()  # which can be read only once
-    watch = None if is_pipe else ConfigWatch(arguments.config, overrides, set(config.models))  # sees a pull from now on
+    only = config.default_model or "" if arguments.model else ""
+    source = None if is_pipe else ConfigSource(arguments.config, overrides, config, only)
     npu_bundles = None if is_pipe else NpuBundles(arguments.config, overrides)
     config = prepare(config)
     output.never_block()
@@ -100,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     app = create_app(
         config,
-        new_models=watch,
+        source=source,
         better_bundles=npu_bundles,
         config_file=str(file.absolute()),
         usage=usage,

@@ -54,6 +54,9 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     shutdown_grace_s: Annotated[float, Meta(ge=0, le=1e6)] = 10.0  # time for running requests to finish after Ctrl-C
     timeout_s: Seconds = 600.0  # time limit of one request, with its time in the queue; then it gets 504
     log_prompts: bool = False  # write the text of every prompt to the log
+    #: Apply each change of this file by itself, within seconds. false: only the models of new tables are loaded by
+    #: themselves; `npu-gateway reload` applies the other changes.
+    watch: bool = False
 
 
 @with_default_keys

@@ -212,9 +212,8 @@ class AdmissionQueue:
         ticket, waiting = Ticket(self, client, background, remaining_s), self._waiting[background]
         waiting.append(ticket)
         self._admit()
-        if len(waiting) > self.max_waiting:
-            evicted = self._evicted_for(background, client)
-            assert evicted is not None  # the caller has checked `is_full`
+        evicted = self._evicted_for(background, client) if len(waiting) > self.max_waiting else None
+        if ticket.admitted_at is None and evicted is not None:
             waiting.remove(evicted)
             evicted.refuse("evicted")
         return ticket

@@ -194,6 +194,15 @@ class Breaker:
         """(slow or failed, judged) among the last answers."""
         return sum(self._bad), len(self._bad)
 
+    def configure(self, config: BreakerConfig) -> None:
+        """Judge by this configuration from now on. If it is another one, the breaker begins again, closed."""
+        if config == self.config:
+            return
+        self.config = config
+        self._bad = deque(maxlen=config.window)
+        if self._state != "closed":
+            self._change("closed")
+
     def admit(self, *, own_probe: bool = False) -> Permit:
         """A permit for one request.
 

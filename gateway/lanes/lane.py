@@ -19,7 +19,7 @@ from typing import Any
 
 from gateway.config.tables import BreakerConfig, ModelConfig
 from gateway.engines.base import Engine, EngineStatus, TextTools
-from gateway.errors import GatewayError, ModelNotReady, QueueFull
+from gateway.errors import GatewayError, ModelNotFound, ModelNotReady, QueueFull, quote
 from gateway.generation import Finished, Generation
 from gateway.lanes.admission import AdmissionQueue
 from gateway.lanes.breaker import Breaker
@@ -31,7 +31,7 @@ from gateway.lanes.memory.loader import Loader
 from gateway.lanes.memory.uses import Uses
 from gateway.lanes.prober import Prober
 from gateway.lanes.run import JobRunner
-from gateway.lanes.status import LaneStatus
+from gateway.lanes.status import LaneStatus, log_breaker
 from gateway.monitoring.metrics import Metrics
 from gateway.monitoring.states import LaneGauges
 from gateway.monitoring.throttle import Throttle
@@ -72,8 +72,8 @@ class Lane:
         self.queue = AdmissionQueue(config.max_sequences, config.queue, clock, guests=self._guests)
         self.background = ""  # see LaneStatus
         self.successor: Lane | None = None  # gets the requests, also those that were routed here before
+        self.is_removed = False  # from the configuration: it accepts no request
         self._metrics = metrics or Metrics()
-        self.show()
         self.uses = Uses()
         self._loader = Loader(name, engine, clock, sleep)
         self._forecast = LaneForecast(name, self.queue, clock)
@@ -92,17 +92,26 @@ class Lane:
     # --- start and stop
 
     def start(self) -> None:
-        """Load the engine in the background, and again whenever it is lost."""
+        """Load the engine in the background, and again whenever it is lost. `/metrics` shows this lane from now on."""
+        self._metrics.watch(self.name, self._gauges)
         self._loading = [self._spawn(self._loader.run())]
 
     async def load(self) -> str:
         """Load the engine once, before `start`. Returns the fault, empty if there was none."""
         return await self._loader.load()
 
-    def follow(self, old: Lane) -> None:
-        """Before `start`: stay unloaded until a request comes, and load when `old` is closed."""
+    def follow(self, old: Lane, *, loads: bool = False) -> None:
+        """Before `start`: load when `old` is closed; without `loads` only if a request comes."""
         self.background = old.background
         self._loader.follow(old._loader.as_previous(old._gone, old._forecast.left_s))
+        if loads:
+            self._loader.demand()
+
+    def configure(self, config: ModelConfig, breaker: BreakerConfig) -> None:
+        """Apply a table that differs only in keys that need no other engine. Another breaker begins closed."""
+        self.config = config
+        self.queue.max_waiting = config.queue
+        self.breaker.configure(breaker)
 
     async def demand(self) -> None:
         """Load an unloaded model, and wait for the end of the first attempt."""
@@ -116,10 +125,6 @@ class Lane:
     async def previous_is_gone(self) -> None:
         """Wait until the lane that this one follows is closed."""
         await self._loader.previous_is_gone()
-
-    def show(self) -> None:
-        """Let `/metrics` show this lane under its name."""
-        self._metrics.watch(self.name, self._gauges)
 
     async def tried(self) -> None:
         """Wait for the end of the first attempt to load, with or without success."""
@@ -138,6 +143,7 @@ class Lane:
             finally:
                 await asyncio.gather(*self._tasks, return_exceptions=True)
                 await self.previous_is_gone()
+                self._metrics.forget(self.name, self._gauges)
                 self._gone.set()
 
     # --- status
@@ -199,6 +205,8 @@ class Lane:
         return job
 
     def _accept(self, generation: Generation) -> Job:
+        if self.is_removed:
+            raise ModelNotFound(f"The model {quote(self.name)} does not exist any more.", param="model")
         try:
             self._loader.admit(generation.ttft_timeout_s, is_closed=self._closed)
             permit = self.breaker.admit()
@@ -252,24 +260,15 @@ class Lane:
 
     def _breaker_changed(self, state: BreakerState) -> None:
         self._metrics.breaker_changed(self.name, state)
-        match state:
-            case "open":
-                breaker, fallback = self.breaker, self.config.fallback
-                then = f"'{fallback}' answers" if fallback else "requests are refused"
-                line = "%s %s: %s for %.0f s (breaker open: %s)"
-                _log.warning(line, self.name, breaker.symptom, then, breaker.config.open_s, breaker.reason)
-                self.queue.refuse_waiting()
-                self.engine.breaker_opened()
-                self._start_probing()
-            case "half_open":
-                _log.info("%s: breaker half-open: %d good probes close it", self.name, self.breaker.config.probes)
-            case "closed":
-                _log.info("%s: breaker closed", self.name)
+        log_breaker(self.name, self.breaker, state, self.config.fallback)
+        if state == "open":
+            self.queue.refuse_waiting()
+            self.engine.breaker_opened()
+            self._start_probing()
 
     def log_refusal(self, reason: str, fallback: str) -> None:
         """Say why the fallback answers a request, once a minute for each reason."""
-        suffix = self._refusals.suffix(reason)
-        if suffix is not None:
+        if (suffix := self._refusals.suffix(reason)) is not None:
             _log.warning("%s: %s; %s answers%s", self.name, reason, fallback, suffix)
 
     def _start_probing(self) -> None:

@@ -11,9 +11,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.config.tables import Config, Defaults
+from gateway.config.value import nearest
 from gateway.embedding import EmbeddingAnswer, EmbeddingRequest
 from gateway.engines.base import Capability, EngineStatus, TextTools
-from gateway.errors import ConfigError, InvalidRequest, ModelNotFound, quote
+from gateway.errors import LONGEST_QUOTE, InvalidRequest, ModelNotFound, quote
 from gateway.generation import Generation
 from gateway.lanes.answer import RoutedAnswer
 from gateway.lanes.embed import embedding_answer, generation_of, needs, wrong_kind
@@ -61,26 +62,25 @@ class Router:
         self.observers = observers or Observers()
         self.lanes = dict(lanes)
         self.replaced: set[Lane] = set()  # lanes that finish what they have begun
+        self.is_closed = False
         self._clock = clock
-        aliases = {alias: name for name, model in config.models.items() for alias in model.aliases}
-        self._names = aliases | {name: name for name in self.lanes}
-        self._spellings = _spellings(self._names)
+        self._read_names()
 
     async def start(self) -> None:
         """Begin to load all models in the background. `tried` waits for them."""
         for lane in self.lanes.values():
             lane.start()
 
-    def add(self, lane: Lane) -> None:
-        """Begin to load one more model. Raises ConfigError if its name, or one of its aliases, is another model's."""
-        names = (lane.name, *lane.config.aliases)
-        if taken := [name for name in names if name in self._names]:
-            raise ConfigError(f"{taken[0]} already names the model {self._names[taken[0]]}.")
-        self.config = replace(self.config, models={**self.config.models, lane.name: lane.config})
-        self.lanes[lane.name] = lane
-        self._names |= dict.fromkeys(names, lane.name)
+    def update(self, config: Config, lanes: Mapping[str, Lane]) -> None:
+        """Route to these lanes, one for each of `config.models`. The caller starts the new ones and ends the others."""
+        self.lanes = dict(lanes)
+        self.config = replace(config, models={name: lane.config for name, lane in lanes.items()})
+        self._read_names()
+
+    def _read_names(self) -> None:
+        aliases = {alias: name for name, model in self.config.models.items() for alias in model.aliases}
+        self._names = aliases | {name: name for name in self.lanes}
         self._spellings = _spellings(self._names)
-        lane.start()
 
     def replace(self, lane: Lane) -> Lane:
         """Let `lane`, which is loaded or loads on demand, answer in place of the lane with its name. Returns that lane.
@@ -91,7 +91,6 @@ class Router:
         self.config = replace(self.config, models={**self.config.models, lane.name: lane.config})
         self.lanes[lane.name] = old.successor = lane
         self.replaced.add(old)
-        lane.show()
         lane.start()
         return old
 
@@ -101,6 +100,7 @@ class Router:
 
     async def aclose(self) -> None:
         """End every request and every engine."""
+        self.is_closed = True
         await asyncio.gather(*(lane.aclose() for lane in (*self.lanes.values(), *self.replaced)))
 
     def lookup(self, name: str | None) -> Route:
@@ -117,7 +117,10 @@ class Router:
         if known is not None:
             return Route(self._names.get(known, known), known, background=base != wanted)
         what = f"The model {quote(wanted)} does not exist" if wanted else "The request names no model"
-        error = ModelNotFound(f"{what}; there is {', '.join(self.lanes)}.", param="model")
+        hint = nearest(wanted, self._names) if len(wanted) <= LONGEST_QUOTE else ""
+        error = ModelNotFound(
+            f"{what}{f'{hint} There' if hint else '; there'} is {', '.join(self.lanes)}.", param="model"
+        )
         error.requested = wanted
         raise error
 

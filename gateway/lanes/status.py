@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 from msgspec import Struct
 
 from gateway.engines.base import EngineStatus
-from gateway.lanes.breaker import BreakerStatus
+from gateway.lanes.breaker import Breaker, BreakerStatus, State
+
+_log = logging.getLogger(__name__)
 
 
 class LaneStatus(Struct, frozen=True, kw_only=True):
@@ -27,3 +31,16 @@ class LaneStatus(Struct, frozen=True, kw_only=True):
     def is_ready(self) -> bool:
         """True if a request is accepted now."""
         return (self.engine.state == "ready" or self.loads_on_demand) and self.breaker.state == "closed"
+
+
+def log_breaker(name: str, breaker: Breaker, state: State, fallback: str | None) -> None:
+    """The line of a change of the state of a model's breaker."""
+    match state:
+        case "open":
+            then = f"'{fallback}' answers" if fallback else "requests are refused"
+            line = "%s %s: %s for %.0f s (breaker open: %s)"
+            _log.warning(line, name, breaker.symptom, then, breaker.config.open_s, breaker.reason)
+        case "half_open":
+            _log.info("%s: breaker half-open: %d good probes close it", name, breaker.config.probes)
+        case "closed":
+            _log.info("%s: breaker closed", name)

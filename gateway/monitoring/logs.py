@@ -57,8 +57,13 @@ def setup(
     root = logging.getLogger()
     root.handlers[:] = [*(other for other in root.handlers if not isinstance(other, _OURS)), *handlers]
     root.setLevel(logging.WARNING)
-    logging.getLogger("gateway").setLevel(level.upper())
+    set_level(level)
     logging.captureWarnings(True)
+
+
+def set_level(level: str) -> None:
+    """Write the lines of the gateway's own loggers from this level on."""
+    logging.getLogger("gateway").setLevel(level.upper())
 
 
 def open_log_file(path: Path, max_mb: float, files: int, format: Literal["text", "json"] = "text") -> LogFile:

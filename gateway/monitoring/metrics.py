@@ -71,6 +71,11 @@ class Metrics:
         """Call `read` at every scrape."""
         self._states.lanes[model] = read
 
+    def forget(self, model: str, read: Callable[[], LaneGauges]) -> None:
+        """End `watch`, unless another `read` is watched by now."""
+        if self._states.lanes.get(model) == read:
+            del self._states.lanes[model]
+
     def request_refused(self, model: str, outcome: str) -> None:
         self._of(self._requests, model, outcome).inc()
 

@@ -1,86 +1,98 @@
-"""Reads config.toml again while the gateway runs: for the models of new tables, and for changes that need a restart."""
+"""Reads the configuration again while the gateway runs, as `serve` has read it, with the bundles of its models."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
-from gateway.bundles.stamp import plan_start
-from gateway.config.check import TABLES
+from gateway.bundles.stamp import plan_bundle, plan_start
 from gateway.config.file import load_config
 from gateway.config.find import find_config
-from gateway.config.tables import Config, LocalModel, ModelConfig
+from gateway.config.select import only_model
+from gateway.config.tables import Config, GenieModel, LocalModel, ModelConfig
+from gateway.config.value import quoted
 from gateway.errors import BundleError, ConfigError
 from gateway.qnn.detect import Provider, npu_for, variant_here
 
 _log = logging.getLogger(__name__)
 
 
-class ConfigWatch:
-    """The models that came into the configuration since the last call, if they can be loaded now.
+class ConfigSource:
+    """Implements `Source` of lanes/reload/reloader.py.
 
     Args:
         path: what the user named with --config.
         overrides: of the command line.
-        served: the names of the models that the gateway serves now. A model that was in the file before and is not
-            among them stays out.
+        running: what the gateway is started with, before its bundles were prepared.
+        only: the model that `serve NAME` serves, with its fallbacks and with tables that come later; "": every model.
     """
 
-    def __init__(self, path: Path | None, overrides: Mapping[str, Any], served: set[str]) -> None:
+    def __init__(self, path: Path | None, overrides: Mapping[str, Any], running: Config, only: str = "") -> None:
+        self.running = running
         self._path = path
         self._overrides = overrides
-        self._served = served
-        self._state = _state(path)
-        self._known = load_config(path, overrides=overrides, may_be_empty=True)
-        self._waiting: dict[str, ModelConfig] = {}  # new, but without a bundle
+        self._only = only
+        self._file = find_config(path)[0] if find_config(path)[0].exists() else None
+        at_start = self._load().models.keys() if only else set()
+        self._is_only_in_file = only in at_start
+        self._left_out = at_start - running.models.keys()
+        self._keys_file = running.server.api_keys_file
+        self._warned: set[str] = set()
         self._has_npu = cache(_has_npu)
 
-    def __call__(self) -> dict[str, ModelConfig]:
-        state = _state(self._path)
-        if state != self._state:
-            self._state = state
-            self._read()
-        found = {name: ready for name, model in self._waiting.items() if (ready := self._ready(model))}
-        self._waiting = {name: model for name, model in self._waiting.items() if name not in found}
-        self._served |= found.keys()
-        return {name: self._with_known_fallback(name, model) for name, model in found.items()}
+    def state(self) -> Hashable:
+        """Path, number, time of modification in ns and bytes of the file, and of the file with the keys."""
+        return _state(find_config(self._path)[0]), _state(Path(self._keys_file)) if self._keys_file else None
 
-    def _read(self) -> None:
-        try:
-            fresh = load_config(self._path, overrides=self._overrides, may_be_empty=True)
-        except ConfigError as error:
-            _log.warning("the configuration was changed and has a mistake, so nothing is added: %s", error.message)
-            return
-        new = {name: model for name, model in fresh.models.items() if name not in self._known.models}
-        if changed := _changed(self._known, fresh):
-            _log.warning("the configuration was changed; a restart is necessary for %s", ", ".join(changed))
-        self._waiting = {name: fresh.models[name] for name in (*self._waiting, *new) if name in fresh.models}
-        for name, model in new.items():
-            if not self._ready(model):
-                _log.warning("%s has no bundle yet; `npu-gateway models --prepare` builds it", name)
-        self._known = fresh
+    def read(self) -> Config:
+        if self._file is not None and not self._file.exists():  # else all models of the next file would replace these
+            raise ConfigError(f"{self._file}: the file is not there any more; write it again, or restart the gateway")
+        config = self._load()
+        if (file := find_config(self._path)[0]).exists():
+            self._file = file
+        self._keys_file = config.server.api_keys_file
+        return self._selected(config) if self._only else config
 
-    def _ready(self, model: ModelConfig) -> ModelConfig | None:
-        """The model with the path of its bundle. None: the bundle is not there."""
+    def prepared(self, name: str, model: ModelConfig, models_dir: Path) -> ModelConfig:
+        if isinstance(model, GenieModel) and not Path(model.path).exists():
+            raise BundleError(f"There is no bundle {model.path}. `npu-gateway pull` downloads one.")
         if not isinstance(model, LocalModel):
             return model
-        try:
-            plan = plan_start(model, self._known.models_dir, lambda: self._has_npu(model.provider))
-            provider: Provider = "cpu" if plan.waits_for_npu else model.provider
-            folder = str(variant_here(plan.folder, provider))
-            return replace(model, path=folder, provider=provider) if plan.is_ready else None
-        except BundleError:
-            return None
+        plan = plan_start(model, models_dir, lambda: self._has_npu(model.provider))
+        provider: Provider = "cpu" if plan.waits_for_npu else model.provider
+        if not plan.is_ready and plan.for_npu and provider == "auto":  # as at a start whose build for the NPU failed
+            plan, provider = plan_bundle(model, models_dir, lambda: False), "cpu"
+        if not plan.is_ready:
+            raise BundleError("It has no bundle yet; `npu-gateway models --prepare` builds it.")
+        return replace(model, path=str(variant_here(plan.folder, provider)), provider=provider)
 
-    def _with_known_fallback(self, name: str, model: ModelConfig) -> ModelConfig:
-        if model.fallback is None or model.fallback in self._served:
+    def _load(self) -> Config:
+        return load_config(self._path, overrides=self._overrides, may_be_empty=bool(self._only))
+
+    def _selected(self, fresh: Config) -> Config:
+        """With the models that `serve NAME` serves, and those that are new in the file."""
+        if self._only in fresh.models:
+            served = only_model(fresh, self._only).models
+        elif self._is_only_in_file:
+            name = quoted(self._only)
+            raise ConfigError(f"[models.{name}] is not in {self._file} any more; this gateway was started to serve it")
+        else:  # `serve` has pulled it, and could not change the file
+            served = {self._only: self.running.models[self._only]}
+        models = served | {name: model for name, model in fresh.models.items() if name not in self._left_out}
+        models = {name: self._with_known_fallback(name, model, models) for name, model in models.items()}
+        return replace(fresh, models=models, default_model=self._only)
+
+    def _with_known_fallback(self, name: str, model: ModelConfig, served: Mapping[str, ModelConfig]) -> ModelConfig:
+        if model.fallback is None or model.fallback in served:
             return model
-        _log.warning("%s: its fallback %s is not served, so it has none", name, model.fallback)
+        if name not in self._warned:
+            self._warned.add(name)
+            _log.warning("%s: its fallback %s is not served, so it has none", name, model.fallback)
         return replace(model, fallback=None)
 
 
@@ -88,18 +100,9 @@ def _has_npu(provider: Provider) -> bool:
     return npu_for(provider) is not None
 
 
-def _state(path: Path | None) -> tuple[str, int, int]:
-    """The file, its time of modification in ns and its bytes."""
-    file, _ = find_config(path)
+def _state(file: Path) -> Hashable:
     try:
         found = file.stat() if file.is_file() else None
     except OSError:
         found = None
-    return (str(file), found.st_mtime_ns, found.st_size) if found else (str(file), 0, 0)
-
-
-def _changed(before: Config, after: Config) -> list[str]:
-    """The tables and keys that differ, without new models."""
-    names = (*TABLES, "default_model", "models_dir")
-    changed = [name for name in names if getattr(before, name) != getattr(after, name)]
-    return changed + [f"models.{name}" for name, model in before.models.items() if after.models.get(name) != model]
+    return (str(file), found.st_ino, found.st_mtime_ns, found.st_size) if found else (str(file),)

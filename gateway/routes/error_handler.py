@@ -128,6 +128,4 @@ def _message(request: HttpRequest, exception: HTTPException) -> str:
             return f"Unknown path: {method} {path}. The API is under /v1."
         case 405:
             return f"Method {method} is not allowed on {path}."
-        case 413:
-            return "The request body is larger than 'server.max_body_bytes' of the gateway allows."
     return exception.detail

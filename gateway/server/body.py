@@ -110,23 +110,32 @@ class _Collector:
         gc.collect()
 
 
-def limit_bodies(max_bytes: int) -> Callable[[ASGIApp], ASGIApp]:
-    """Middleware: the bodies of all running requests have at most `max_bytes` together, and clients share that.
+def limit_bodies(longest: Callable[[], int], count: int) -> Callable[[ASGIApp], ASGIApp]:
+    """Middleware: a body has at most `longest` bytes, those of all running requests `count` times as many together.
 
-    They share the connections in the same way: requests in progress, with connections that cannot be closed. A body
+    Clients share that, and the connections: requests in progress, with connections that cannot be closed. A body
     counts until its reply is complete. The request that exceeds a share fails with Unavailable.
     """
-    bodies, requests, collector = Shares(lambda: max_bytes), Shares(cache(connection_limit)), _Collector()
+    bodies, requests, collector = Shares(lambda: count * longest()), Shares(cache(connection_limit)), _Collector()
+
+    def check_length(length: int) -> None:
+        if length > longest():
+            raise BodyTooLarge("The request body is larger than 'server.max_body_bytes' of the gateway allows.")
 
     def middleware(app: ASGIApp) -> ASGIApp:
-        async def count(scope: Scope, receive: Receive, send: Send) -> None:
+        async def limit(scope: Scope, receive: Receive, send: Send) -> None:
             holding = _Holding(scope, bodies, requests)
             scope["state"]["count_body"] = holding.add
+            received = 0
 
             async def counted() -> ReceiveMessage:
+                nonlocal received
+                check_length(max(received, _announced(scope)))
                 holding.begin()
                 message = await receive()
                 if message["type"] == "http.request":
+                    received += len(message["body"])
+                    check_length(received)
                     holding.add(len(message["body"]))
                 return message
 
@@ -141,16 +150,22 @@ def limit_bodies(max_bytes: int) -> Callable[[ASGIApp], ASGIApp]:
                 if holding.is_garbage:
                     collector.request(scope["app"].state.parser)
 
-        return count
+        return limit
 
     return middleware
+
+
+def _announced(scope: Scope) -> int:
+    """The length of the body in the header; 0 without one."""
+    text = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+    return int(text) if text.isdigit() else 0
 
 
 async def read_json(request: HttpRequest, decoder: msgspec.json.Decoder[T]) -> T:
     """The request body as a struct. The content type is ignored.
 
     Raises InvalidRequest (malformed JSON, a field of the wrong type or out of range), UnsupportedEncoding, BodyTimeout,
-    BodyTooLarge or Litestar's error for a body over the size limit, and ClientDisconnected if the body ends early.
+    BodyTooLarge, and ClientDisconnected if the body ends early.
     """
     begin_notes(request.scope)
     body = await _read(request)

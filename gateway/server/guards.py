@@ -15,6 +15,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from litestar import Litestar
 from litestar.config.cors import CORSConfig
 from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
@@ -35,6 +36,21 @@ OPEN = {"needs_key": False}
 CONTAINER_HOSTS = ("host.docker.internal", "gateway.docker.internal", "host.containers.internal", "host.lima.internal")
 
 
+class Guards:
+    """The guards of the configuration that runs."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.apply(config)
+
+    def apply(self, config: ServerConfig) -> None:
+        """Let another configuration decide about the next requests."""
+        self._guards = guards_of(config)
+
+    async def check(self, connection: Connection, handler: BaseRouteHandler) -> None:
+        for guard in self._guards:
+            await guard(connection, handler)
+
+
 def guards_of(config: ServerConfig) -> list[Guard]:
     """The guards in the order in which they run."""
     guards = [_check_connection_limit, _host_guard(config), _origin_guard(config)]
@@ -49,6 +65,12 @@ def cors_of(config: ServerConfig) -> CORSConfig | None:
         allow_origins=[web_origin(text) for text in config.cors_origins],
         expose_headers=["x-request-id", "retry-after", IGNORED, MAX_TOKENS, TRUNCATED],
     )
+
+
+def set_cors(app: Litestar, config: ServerConfig) -> None:
+    """Let `cors_of(config)` count for the next requests."""
+    app.cors_config = cors_of(config)
+    app.asgi_handler = app._create_asgi_handler()  # as Litestar does in its constructor, the only reader of the config
 
 
 async def _check_connection_limit(connection: Connection, _: BaseRouteHandler) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import math
+import os
 import signal
 import socket
 import sys
@@ -21,6 +22,7 @@ from litestar import Litestar
 
 from gateway.config.tables import ServerConfig
 from gateway.errors import ConfigError
+from gateway.lanes.reload.reloader import Reloader
 from gateway.lanes.router import Router
 from gateway.monitoring.metrics import Metrics
 from gateway.monitoring.refusals import RefusalLog
@@ -34,6 +36,8 @@ _NO_ACCEPT = "socket.accept() out of system resource"  # asyncio's message
 #: Clients use an idle connection again: httpx for up to 5 s, aiohttp 15 s, Go 90 s. A server that closes it earlier may
 #: get a request at that moment, which fails.
 KEEP_ALIVE_S = 120
+#: From SIGHUP to the look at the terminal: Linux can send the signal shortly before it takes the terminal away.
+_SETTLE_S = 0.5
 LAST_FRAME_S = 1.0  # after the grace period, for streams to send their last frame
 
 
@@ -74,9 +78,10 @@ def _listen(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """uvicorn's server with a graceful shutdown for streams.
 
-    1. The first SIGINT, SIGTERM or SIGHUP stops accepting. Running requests get `shutdown_grace_s` seconds. Then the
+    1. The first SIGINT or SIGTERM stops accepting. Running requests get `shutdown_grace_s` seconds. Then the
        router ends each with an error, so that clients see a last frame. Connections that are still open are aborted.
-       A second Ctrl-C ends the grace period; a third one is uvicorn's forced exit.
+       A second Ctrl-C ends the grace period; a third one is uvicorn's forced exit. SIGHUP does the same if the terminal
+       is closed (Terminal), else it applies the changed configuration.
     2. uvicorn raises the signal again after its shutdown. This class does not: a requested stop is a success.
     3. uvicorn polls for a signal ten times a second. Here the signal ends the wait between two ticks.
     4. In asyncio's debug mode, callbacks that block the event loop are logged.
@@ -113,7 +118,8 @@ class Server(uvicorn.Server):
         self._metrics: Metrics = app.state.metrics
         self._refusals: RefusalLog = app.state.refusals
         logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)
-        self._grace_s = config.shutdown_grace_s
+        self._reloader: Reloader | None = app.state.reloader
+        self._terminal = Terminal()
         self._on_started, self._on_stopping = on_started, on_stopping
         app.state.stop_server = partial(self.handle_exit, signal.SIGINT, None)
         self._no_grace = asyncio.Event()
@@ -156,7 +162,7 @@ class Server(uvicorn.Server):
 
     async def _end_requests(self) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._no_grace.wait(), self._grace_s)
+            await asyncio.wait_for(self._no_grace.wait(), self._router.config.server.shutdown_grace_s)
         await self._router.aclose()
         await asyncio.sleep(LAST_FRAME_S)
         for connection in list(self.server_state.connections):
@@ -180,8 +186,20 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        with super().capture_signals(), _on_hangup(self.handle_exit):
+        with super().capture_signals(), _on_hangup(self._hung_up):
             yield
+
+    def _hung_up(self, sig: int, frame: FrameType | None) -> None:
+        if self._reloader is None or self._loop is None:
+            self.handle_exit(sig, frame)
+        else:
+            self._loop.call_soon_threadsafe(self._loop.call_later, _SETTLE_S, self._reload_or_end)
+
+    def _reload_or_end(self) -> None:
+        if self._terminal.is_closed:
+            self.handle_exit(signal.SIGTERM, None)
+        elif self._reloader is not None and not self.should_exit:
+            self._reloader.begin()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit and sig == signal.SIGINT:
@@ -194,9 +212,31 @@ class Server(uvicorn.Server):
             )  # a signal handler must not touch the loop directly
 
 
+class Terminal:
+    """The terminal that controlled this process when the object was made."""
+
+    def __init__(self) -> None:
+        self._was_there = _has_terminal()
+
+    @property
+    def is_closed(self) -> bool:
+        """True if there was one and it is gone. A service has none from the start."""
+        return self._was_there and not _has_terminal()
+
+
+def _has_terminal() -> bool:
+    if sys.platform == "win32":
+        return False
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def _on_hangup(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """`handler` for SIGHUP, which a terminal sends when it is closed. Not under `nohup`, which ignores the signal."""
+    """`handler` for SIGHUP. Not under `nohup`, which ignores the signal."""
     is_main = threading.current_thread() is threading.main_thread()
     if sys.platform == "win32" or not is_main or signal.getsignal(signal.SIGHUP) != signal.SIG_DFL:
         yield

@@ -30,7 +30,7 @@ from gateway.monitoring.usage.store import FILE, UsageStore
 from tests.support.processes import PATIENCE_S, SCRIPTED, gateway, serving, wakeups
 
 INTERRUPT = signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGINT
-STOPS = [INTERRUPT] if sys.platform == "win32" else [INTERRUPT, signal.SIGTERM, signal.SIGHUP]
+STOPS = [INTERRUPT] if sys.platform == "win32" else [INTERRUPT, signal.SIGTERM]
 
 
 def test_serve_prints_url_models_and_request_and_stops_on_signal(folder: Path) -> None:

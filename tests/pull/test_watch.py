@@ -1,17 +1,20 @@
-"""What a running gateway finds when config.toml changes."""
+"""What a running gateway reads when config.toml changes."""
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gateway.config.tables import LocalModel
+from gateway.config.file import load_config
+from gateway.config.select import only_model
+from gateway.config.tables import GenieModel, LocalModel
+from gateway.errors import BundleError, ConfigError
 from gateway.pull.config_edit import add_model, find_user_config
-from gateway.pull.watch import ConfigWatch
+from gateway.pull.watch import ConfigSource
 from gateway.qnn.device import NpuDevice
 from tests.support.model_package import NPU, X2_ELITE, write_package
 
@@ -25,6 +28,12 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+def source_of(file: Path, only: str = "", **overrides: Any) -> ConfigSource:
+    named = {key.replace("_", ".", 1): value for key, value in overrides.items()}
+    config = load_config(file, overrides=named)
+    return ConfigSource(file, named, only_model(config, only) if only else config, only)
+
+
 def write(file: Path, text: str) -> None:
     """With another time of modification than before, whatever the clock's resolution."""
     before = file.stat().st_mtime_ns
@@ -32,71 +41,123 @@ def write(file: Path, text: str) -> None:
     os.utime(file, ns=(before + 1_000_000_000, before + 1_000_000_000))
 
 
-def test_new_table_is_found_once(file: Path, tiny: Path) -> None:
-    watch = ConfigWatch(file, {"models.provider": "cpu"}, {"a"})
-    assert watch() == {}
+def test_state_changes_with_the_file_and_the_file_of_the_keys(file: Path) -> None:
+    keys = file.with_name("keys.txt")
+    keys.write_text("anna a-long-random-text\n", encoding="utf-8")
+    text = '[server]\napi_keys_file = "keys.txt"\n' + TEXT
+    write(file, text)
+    source = source_of(file)
+    states = [source.state()]
+    write(file, text + "# comment\n")
+    states.append(source.state())
+    write(keys, "bert another-long-random-text\n")
+    states.append(source.state())
+    new = file.with_name("new.toml")  # an editor that replaces the file, with its time and length
+    new.write_text(text + "# comment\n", encoding="utf-8")
+    os.utime(new, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
+    new.replace(file)
+    states.append(source.state())
+    file.unlink()
+    states.append(source.state())
+    assert len(set(states)) == 5
+    shutil.copy(keys, file)  # is no configuration
+    assert source.state() == source.state() != states[-1]
+
+
+def test_overrides_and_keys_of_the_file_count_again(file: Path) -> None:
+    keys = file.with_name("keys.txt")
+    keys.write_text("anna a-long-random-text\n", encoding="utf-8")
+    source = source_of(file, server_port=8123)
+    write(file, '[server]\nport = 1\napi_keys_file = "keys.txt"\n' + TEXT)
+    server = source.read().server
+    assert server.port == 8123 and server.api_keys == {"anna": "a-long-random-text"}
+    keys.write_text("bert another-long-random-text\n", encoding="utf-8")
+    assert list(source.read().server.api_keys) == ["bert"]
+    keys.unlink()
+    with pytest.raises(ConfigError, match=r"keys\.txt cannot be read"):
+        source.read()
+
+
+@pytest.mark.parametrize("text", ["", "[models.a\n", "[models.c]\nengin = 1\n", 'default_model = "c"\n' + TEXT])
+def test_mistake_is_refused(file: Path, text: str) -> None:
+    source = source_of(file)
+    write(file, text)
+    with pytest.raises(ConfigError, match=r"config\.toml"):
+        source.read()
+
+
+def test_removed_file_is_a_mistake(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next file of the search is the delivered one: its models would replace all."""
+    monkeypatch.chdir(file.parent)
+    source = ConfigSource(None, {}, load_config(None))
+    assert list(source.read().models) == ["a", "b"]
+    file.unlink()
+    with pytest.raises(ConfigError, match="is not there any more"):
+        source.read()
+    file.write_text('[models.c]\nengine = "scripted"\n', encoding="utf-8")
+    assert list(source.read().models) == ["c"]
+
+
+def test_bundle_gets_its_path(file: Path, tiny: Path) -> None:
+    source = source_of(file, models_provider="cpu")
     shutil.copytree(tiny, file.parent / "models" / "tiny")
     add_model(find_user_config(file), "tiny", {"path": "tiny"})
-    found = watch()
-    assert list(found) == ["tiny"] and isinstance(found["tiny"], LocalModel)
-    assert found["tiny"].path == str(file.parent / "models" / "tiny") and found["tiny"].provider == "cpu"
-    assert watch() == {}
+    config = source.read()
+    found = source.prepared("tiny", config.models["tiny"], config.models_dir)
+    assert isinstance(found, LocalModel)
+    assert found.path == str(file.parent / "models" / "tiny") and found.provider == "cpu"
+    assert source.prepared("a", config.models["a"], config.models_dir) is config.models["a"]
 
 
-def test_new_package_gets_the_variant_of_this_chip(npu: NpuDevice, file: Path, tiny: Path) -> None:
+def test_package_gets_the_variant_of_this_chip(npu: NpuDevice, file: Path, tiny: Path) -> None:
     """As at a start of the gateway."""
     if npu.soc != 60:
         pytest.skip("the package is for Snapdragon X Elite")
-    watch = ConfigWatch(file, {"models.provider": "qnn"}, {"a", "b"})
+    source = source_of(file, models_provider="qnn")
     write_package(file.parent / "models" / "p", tiny, {"other": X2_ELITE, "x-elite": NPU})
     write(file, TEXT + '[models.p]\npath = "p"\n')
-    found = watch()["p"]
+    config = source.read()
+    found = source.prepared("p", config.models["p"], config.models_dir)
     assert isinstance(found, LocalModel) and found.path == str(file.parent / "models" / "p" / "x-elite")
 
 
-def test_model_of_the_start_that_is_not_served_stays_out(file: Path) -> None:
-    """As with `serve a`."""
-    watch = ConfigWatch(file, {}, {"a"})
-    write(file, TEXT + "# a comment\n")
-    assert watch() == {}
+def test_bundle_that_is_missing_or_must_be_built_is_refused(file: Path) -> None:
+    source = source_of(file, models_provider="cpu")
+    folder = file.parent / "models"
+    with pytest.raises(BundleError, match="There is no bundle "):
+        source.prepared("late", LocalModel(path=str(folder / "late"), provider="cpu"), folder)
+    with pytest.raises(BundleError, match="models --prepare` builds it"):
+        source.prepared("late", LocalModel(path=str(folder / "late"), source="x.gguf", provider="cpu"), folder)
+    with pytest.raises(BundleError, match="npu-gateway pull"):
+        source.prepared("late", GenieModel(path=str(folder / "late")), folder)
 
 
-def test_model_waits_for_its_bundle(file: Path, tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
-    watch = ConfigWatch(file, {"models.provider": "cpu"}, {"a", "b"})
-    write(file, TEXT + '[models.late]\npath = "late"\n')
-    assert watch() == {} and "late has no bundle yet" in caplog.text
-    shutil.copytree(tiny, file.parent / "models" / "late")
-    assert list(watch()) == ["late"]
+def test_serve_name_keeps_the_models_that_it_left_out(file: Path) -> None:
+    source = source_of(file, only="a")
+    write(file, TEXT.replace("[models.b]", "queue = 3\n[models.b]") + '[models.c]\nengine = "scripted"\n')
+    config = source.read()
+    assert list(config.models) == ["a", "c"] and config.models["a"].queue == 3 and config.default_model == "a"
+    write(file, TEXT.replace("[models.b]", 'fallback = "b"\n[models.b]'))
+    assert list(source.read().models) == ["a", "b"]  # it is a fallback now
+    write(file, '[models.b]\nengine = "scripted"\n')
+    with pytest.raises(ConfigError, match=r"\[models\.a\] is not in .* any more"):
+        source.read()
 
 
-def test_mistake_is_one_line_and_the_corrected_file_counts(file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    watch = ConfigWatch(file, {}, {"a", "b"})
-    write(file, TEXT + "[models.c]\nengin = 1\n")
-    assert watch() == {} and watch() == {}
-    assert caplog.text.count("has a mistake, so nothing is added") == 1
-    write(file, TEXT + '[models.c]\nengine = "scripted"\n')
-    assert list(watch()) == ["c"]
+def test_serve_name_of_a_model_that_the_file_lacks_goes_on(file: Path) -> None:
+    """`serve` has pulled it, and could not change the file."""
+    running = only_model(load_config(file), "a")
+    lacking = file.with_name("other.toml")
+    lacking.write_text('[models.b]\nengine = "scripted"\n', encoding="utf-8")
+    source = ConfigSource(lacking, {}, running, "a")
+    assert source.read().models == running.models
 
 
-def test_changed_and_removed_tables_need_a_restart(file: Path, caplog: pytest.LogCaptureFixture) -> None:
-    watch = ConfigWatch(file, {}, {"a", "b"})
-    write(file, '[server]\nport = 1\n[models.a]\nengine = "scripted"\nqueue = 3\n')
-    with caplog.at_level(logging.WARNING):
-        assert watch() == {}
-    assert "a restart is necessary for server, models.a, models.b" in caplog.text
-    caplog.clear()
-    write(file, '[server]\nport = 1\n[models.a]\nengine = "scripted"\nqueue = 3\n# comment\n')
-    assert watch() == {} and caplog.text == ""
-
-
-def test_fallback_that_is_not_served_is_left_out(file: Path) -> None:
-    watch = ConfigWatch(file, {}, {"a"})
+def test_fallback_that_is_not_served_is_left_out(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = source_of(file, only="a")
     new = '[models.c]\nengine = "scripted"\nfallback = "a"\n[models.d]\nengine = "scripted"\nfallback = "b"\n'
     write(file, TEXT + new + '[models.e]\nengine = "scripted"\nfallback = "c"\n')
-    assert {name: model.fallback for name, model in watch().items()} == {"c": "a", "d": None, "e": "c"}
-
-
-def test_file_that_is_removed_adds_nothing(file: Path) -> None:
-    watch = ConfigWatch(file, {}, {"a", "b"})
-    file.unlink()
-    assert watch() == {}
+    fallbacks = {name: model.fallback for name, model in source.read().models.items()}
+    assert fallbacks == {"a": None, "c": "a", "d": None, "e": "c"}
+    source.read()
+    assert caplog.text.count("d: its fallback b is not served") == 1

@@ -71,6 +71,12 @@ class PseudoTerminal:
                 pass
         return self.process.wait(PATIENCE_S)
 
+    def close(self) -> None:
+        """As a person closes the window."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
     def _read(self, timeout_s: float) -> bool:
         ready, _, _ = select.select([self._descriptor], [], [], max(0.0, timeout_s))
         try:
@@ -97,9 +103,10 @@ def pseudo_terminal(*arguments: object, cwd: Path, columns: int = 100, **variabl
         start_new_session=True,
     )
     os.close(theirs)
+    terminal = PseudoTerminal(process, ours)
     try:
-        yield PseudoTerminal(process, ours)
+        yield terminal
     finally:
         process.kill()
         process.wait()
-        os.close(ours)
+        terminal.close()

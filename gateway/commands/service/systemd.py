@@ -23,6 +23,7 @@ def unit_text(launch: Launch) -> str:
     """The unit file."""
     program = quoted(str(launch.program)).replace("$$", "$")  # systemd looks for variables in the arguments only
     command = " ".join([program, *map(quoted, launch.arguments)])
+    reload = " ".join([program, *(quoted("reload" if part == "serve" else part) for part in launch.arguments)])
     return f"""\
 # Written by `npu-gateway service install`; `npu-gateway service remove` deletes it.
 [Unit]
@@ -33,6 +34,7 @@ StartLimitIntervalSec=0
 Type=exec
 WorkingDirectory={str(launch.folder).replace("%", "%%")}
 ExecStart={command}
+ExecReload={reload}
 Restart=on-failure
 RestartSec=5
 RestartPreventExitStatus={_MISTAKE}

@@ -60,18 +60,35 @@ class Residency:
             raise Conflict(f"{lane.name} is on another server, which decides itself what it loads.")
         while not lane.is_unloaded:
             new = await self._make_lane(lane.name, lane.config)
-            current = self._router.lanes[lane.name]
+            current = self._router.lanes.get(lane.name)
             if current is lane:
+                new.configure(lane.config, lane.breaker.config)  # a reload can have changed them meanwhile
                 new.follow(lane)
                 self._router.replace(new)
-                self._close_when_unused(lane)
+                self._close_when_unused(lane, "%s is unloaded; the next request for it loads it")
                 current = new
             else:
-                current.show()
                 await new.aclose()
-            lane = current
+            lane = current or self._lane(name)
         await lane.previous_is_gone()
         return self._lane(name).status
+
+    def exchange(self, old: Lane, new: Lane) -> None:
+        """Let `new`, which the router has, follow `old`, which it no longer has: it loads when `old` has ended.
+
+        It loads without a request unless `old` is unloaded.
+        """
+        new.follow(old, loads=not old.is_unloaded)
+        old.successor = new
+        self._router.replaced.add(old)
+        new.start()
+        self._close_when_unused(old, "%s has ended; its new engine is loaded")
+
+    def remove(self, lane: Lane) -> None:
+        """End a lane that the router no longer has, when its requests have ended."""
+        lane.is_removed = True
+        self._router.replaced.add(lane)
+        self._close_when_unused(lane, "%s is removed")
 
     async def aclose(self) -> None:
         """Stop waiting for lanes that are to be closed. The router closes them."""
@@ -87,15 +104,15 @@ class Residency:
             raise ModelNotFound(f"The model {quote(name)} does not exist{hint}", param="model")
         return router.lanes[model]
 
-    def _close_when_unused(self, lane: Lane) -> None:
-        task = asyncio.create_task(self._close(lane))
+    def _close_when_unused(self, lane: Lane, line: str) -> None:
+        task = asyncio.create_task(self._close(lane, line))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
-    async def _close(self, lane: Lane) -> None:
+    async def _close(self, lane: Lane, line: str) -> None:
         if lane.uses:
             _log.info("%s is unloaded when its %d requests have ended", lane.name, len(lane.uses))
         await lane.uses.over()
         await lane.aclose()
         self._router.replaced.discard(lane)
-        _log.info("%s is unloaded; the next request for it loads it", lane.name)
+        _log.info(line, lane.name)

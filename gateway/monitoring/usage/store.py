@@ -66,7 +66,7 @@ class UsageStore:
 
     def __init__(self, path: Path, days: int, *, busy_s: float = 5.0, max_bytes: int = 64 * 1024 * 1024) -> None:
         self.path = path
-        self._days = days
+        self.days = days
         self._busy_s = busy_s
         self._max_bytes = max_bytes
 
@@ -119,7 +119,7 @@ class UsageStore:
 
     def _trim(self, connection: sqlite3.Connection) -> None:
         """Remove the days above `days`, and half of the others in a file that is nearly as large as it may be."""
-        kept = self._days
+        kept = self.days
         if _value(connection, "page_count") - _value(connection, "freelist_count") > self._max_bytes // _PAGE * 3 // 4:
             [count] = connection.execute("SELECT count(*) FROM days").fetchone()
             kept = min(kept, count // 2)

@@ -23,7 +23,7 @@ from gateway.commands.models.prepare import prepare
 from gateway.config.file import load_config
 from gateway.config.tables import Config, LocalModel, ModelConfig
 from gateway.errors import BundleError
-from gateway.lanes import new_models
+from gateway.lanes.reload import upgrades
 from gateway.pull.background import npu_bundles
 from gateway.pull.background.npu_bundles import NpuBundles
 from gateway.pull.config_edit import find_user_config
@@ -41,7 +41,7 @@ OVERRIDES = {"models.provider": "qnn", "server.port": 0, "breaker.enabled": Fals
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_INTERVAL_S", "_QUIET_S", "_LAST_S"):
-        monkeypatch.setattr(new_models, name, 0.05)
+        monkeypatch.setattr(upgrades, name, 0.05)
     monkeypatch.setattr("tests.support.server.PATIENCE_S", 600.0)  # the build gives way to all other processes
 
 

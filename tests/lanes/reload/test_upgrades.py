@@ -1,10 +1,9 @@
-"""A running gateway gets a new model: its name, its aliases and its lane."""
+"""A model moves to a better bundle that is built while it answers."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
@@ -12,31 +11,13 @@ import pytest
 
 from gateway.config.tables import BreakerConfig, ModelConfig, ScriptedModel
 from gateway.engines.scripted.engine import ScriptedEngine
-from gateway.errors import BundleError, ConfigError, ModelNotFound, ModelNotReady
+from gateway.errors import BundleError, ConfigError, ModelNotReady
 from gateway.lanes.lane import Lane
 from gateway.lanes.memory.residency import Residency
-from gateway.lanes.new_models import NewModels, Upgrades
+from gateway.lanes.reload.upgrades import Upgrades
 from gateway.lanes.router import Router
 from tests.support.routing import BREAKER, answer_of, model, request
 from tests.support.server import config_of
-
-
-class Reads:
-    """What each call of `read` finds, one after the other; then nothing. `done` is set by the call after the last."""
-
-    def __init__(self, *found: Mapping[str, ModelConfig] | Exception) -> None:
-        self._found = list(found)
-        self._loop = asyncio.get_running_loop()
-        self.done = asyncio.Event()
-
-    def __call__(self) -> Mapping[str, ModelConfig]:
-        if not self._found:
-            self._loop.call_soon_threadsafe(self.done.set)
-            return {}
-        found = self._found.pop(0)
-        if isinstance(found, Exception):
-            raise found
-        return found
 
 
 def make_lane(name: str, config: ModelConfig) -> Lane:
@@ -53,68 +34,6 @@ async def served(models: Mapping[str, ScriptedModel]) -> AsyncIterator[Router]:
         yield router
     finally:
         await router.aclose()
-
-
-async def add(router: Router, reads: Reads, make_lane: Callable[[str, ModelConfig], Lane] = make_lane) -> None:
-    task = asyncio.create_task(NewModels(reads, make_lane, lambda seconds: asyncio.sleep(0)).run(router))
-    done = asyncio.create_task(reads.done.wait())
-    await asyncio.wait([task, done], return_when=asyncio.FIRST_COMPLETED)
-    assert not task.done(), "it looks for no more models"
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-    await router.tried()
-
-
-async def test_new_model_answers_under_its_names() -> None:
-    async with served({"main": model("old")}) as router:
-        with pytest.raises(ModelNotFound):
-            router.lookup("late")
-        await add(router, Reads({}, {"late": model("new", fallback="main", aliases=("gpt-x",), max_tokens=7)}))
-        for name in ("late", "gpt-x", "late:background"):
-            assert await answer_of(router, request(name)) == ("late", "new")
-        assert [info.name for info in router.models()] == ["main", "late"]
-        assert router.defaults_for("late").max_tokens == 7 and router.defaults_for("main").max_tokens == 64
-        assert await answer_of(router, request("main")) == ("main", "old")
-
-
-async def test_name_of_another_model_is_refused(caplog: pytest.LogCaptureFixture) -> None:
-    async with served({"main": model("old", aliases=("gpt-x",))}) as router:
-        with caplog.at_level(logging.ERROR):
-            await add(
-                router, Reads({"late": model("new", aliases=("gpt-x",)), "main": model("new"), "ok": model("ok")})
-            )
-        assert [info.name for info in router.models()] == ["main", "ok"]
-        assert "late is not added: gpt-x already names the model main." in caplog.text
-        assert await answer_of(router, request("gpt-x")) == ("main", "old")
-
-
-async def test_failed_read_is_repeated(caplog: pytest.LogCaptureFixture) -> None:
-    async with served({"main": model("old")}) as router:
-        with caplog.at_level(logging.ERROR):
-            await add(router, Reads(RuntimeError("disk"), {"late": model("new")}))
-        assert "the configuration could not be read again" in caplog.text
-        assert await answer_of(router, request("late")) == ("late", "new")
-
-
-async def test_model_without_a_lane_does_not_keep_others_out(caplog: pytest.LogCaptureFixture) -> None:
-    def fails_for_bad(name: str, config: ModelConfig) -> Lane:
-        if name == "bad":
-            raise OSError(36, "File name too long")
-        return make_lane(name, config)
-
-    async with served({"main": model("old")}) as router:
-        with caplog.at_level(logging.ERROR):
-            await add(router, Reads({"bad": model("x"), "ok": model("ok")}, {"late": model("new")}), fails_for_bad)
-        assert [info.name for info in router.models()] == ["main", "ok", "late"]
-        assert "bad is not added" in caplog.text
-
-
-async def test_fallback_that_was_refused_is_left_out() -> None:
-    async with served({"main": model("old", aliases=("gpt-x",))}) as router:
-        refused, late = model("x", aliases=("gpt-x",)), model("new", fallback="refused")
-        await add(router, Reads({"refused": refused, "late": late}))
-        assert await answer_of(router, request("late")) == ("late", "new")
 
 
 class Bundles:

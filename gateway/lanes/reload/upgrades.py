@@ -1,4 +1,4 @@
-"""Adds models to a running gateway, and moves models to better bundles that are built while they answer."""
+"""Moves models to better bundles that are built while they answer."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
-from msgspec.structs import replace
-
 from gateway.config.tables import ModelConfig
 from gateway.errors import BundleError, GatewayError
 from gateway.lanes.lane import Lane
+from gateway.lanes.reload.plan import with_keys_at_once
 from gateway.lanes.router import Router
 
 _INTERVAL_S = 5.0
@@ -19,48 +18,6 @@ _QUIET_S = 15.0  # without a request in any lane, before the work on a better bu
 _LAST_S = 30.0  # after the last request of an old lane: others may still use its tokenizer
 
 _log = logging.getLogger(__name__)
-
-
-class NewModels:
-    """Looks for new models, and gives each its lane.
-
-    Args:
-        read: the models that came since its last call. It runs in a thread, because it reads files.
-        make_lane: the lane of a model, not started. It runs in a thread, because it reads the bundle's files.
-        sleep: waits for the given number of seconds.
-    """
-
-    def __init__(
-        self,
-        read: Callable[[], Mapping[str, ModelConfig]],
-        make_lane: Callable[[str, ModelConfig], Lane],
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
-        self._read = read
-        self._make_lane = make_lane
-        self._sleep = sleep
-
-    async def run(self, router: Router) -> None:
-        """Add the models to `router`. Runs until it is cancelled."""
-        while True:
-            await self._sleep(_INTERVAL_S)
-            try:
-                found = await asyncio.to_thread(self._read)
-            except Exception as error:
-                _log.error("the configuration could not be read again", exc_info=error)
-                continue
-            for name, model in found.items():
-                await self._add(router, name, model)
-
-    async def _add(self, router: Router, name: str, model: ModelConfig) -> None:
-        try:
-            router.add(await asyncio.to_thread(self._make_lane, name, model))
-        except GatewayError as error:
-            _log.error("%s is not added: %s", name, error.message)
-        except Exception as error:  # the next models are still added
-            _log.error("%s is not added", name, exc_info=error)
-        else:
-            _log.info("%s is new in the configuration; it is loaded", name)
 
 
 class BetterBundles(Protocol):
@@ -126,7 +83,8 @@ class Upgrades:
 
     async def _advance(self, router: Router, name: str) -> None:
         def report(text: str) -> None:
-            router.lanes[name].background = text
+            if lane := router.lanes.get(name):  # else the model was removed
+                lane.background = text
 
         await self._quiet(router)
         try:
@@ -147,21 +105,25 @@ class Upgrades:
 
     async def _move(self, router: Router, name: str, better: ModelConfig) -> None:
         """Load the better bundle while the old one answers. Raises GatewayError if it cannot be loaded."""
-        while (old := router.lanes[name]).is_unloaded:  # the user wants its memory; it moves when it is loaded again
+        while (
+            old := router.lanes.get(name)
+        ) and old.is_unloaded:  # the user wants its memory; it moves when it is back
             await self._sleep(_INTERVAL_S)
-        better = replace(better, aliases=old.config.aliases)  # others need a restart
-        lane = await asyncio.to_thread(self._make_lane, name, better)
-        old.show()
+        if old is None or type(old.config) is not type(better):
+            return  # a reload has removed or changed the model
+        lane = await asyncio.to_thread(self._make_lane, name, with_keys_at_once(better, old.config))
         try:
             if fault := await lane.load():
                 raise BundleError(fault)
         except BaseException:
             await lane.aclose()
             raise
-        if router.lanes[name].is_unloaded:  # by the user, during the load
+        if router.lanes.get(name) is not old:  # unloaded, changed or removed during the load
             await lane.aclose()
-            await self._move(router, name, better)
+            if (now := router.lanes.get(name)) and now.is_unloaded:
+                await self._move(router, name, better)
             return
+        lane.configure(with_keys_at_once(better, old.config), old.breaker.config)  # as a reload has changed them
         old = router.replace(lane)
         try:
             await asyncio.to_thread(self._bundles.moved, name)

@@ -1,0 +1,1 @@
+"""Changes of a running gateway: of its configuration, and of its models to better bundles."""
