@@ -55,6 +55,7 @@ WRITTEN: dict[str, list[str]] = {
     "DeepSeek-R1-Distill": [f"qThought</think>\n\n{NATIVE}", f"qThought\n</think>{HERMES}{HERMES_2}"],
     "Gemma 3": [HERMES + HERMES_2, f"```json\n{ARRAY}\n```", f"```tool_call\n{ARRAY}\n```"],
     "Granite 3": [f"<|tool_call|>{ARRAY}", f"<tool_call>{ARRAY}"],
+    "OLMo 2": [HERMES + HERMES_2],
     "SmolLM3": [HERMES + HERMES_2, f"<think>qThought</think>{HERMES}{HERMES_2}"],
 }
 

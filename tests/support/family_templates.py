@@ -274,6 +274,18 @@ GRANITE3 = """
 {%- endfor %}
 """
 
+#: No tools. The token before the text is also the one behind each answer.
+OLMO2 = """
+{{- bos_token }}
+{%- for m in messages %}
+    {%- if m.role in ('system', 'user') %}{{ '<|' + m.role + '|>\n' + m.content + '\n' }}
+    {%- elif m.role == 'assistant' %}
+        {{- '<|assistant|>\n' + m.content + eos_token + ('' if loop.last else '\n') }}
+    {%- endif %}
+    {%- if loop.last and add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}
+{%- endfor %}
+"""
+
 #: The tools have another variable. Calls are not rendered, and only the first system message is.
 SMOLLM3 = """
 {%- if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif %}
@@ -309,5 +321,6 @@ FAMILIES = {
     "DeepSeek-R1-Distill": DEEPSEEK_R1_DISTILL,
     "Gemma 3": GEMMA3,
     "Granite 3": GRANITE3,
+    "OLMo 2": OLMO2,
     "SmolLM3": SMOLLM3,
 }

@@ -27,6 +27,7 @@ class HuggingFaceSource:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         content = read_json(folder / "config.json", dict[str, Any], missing="so it is not a Hugging Face model")
+        content |= content.get("text_config") or {}  # of a multimodal model
         self._family = find_by_model_type(str(content.get("model_type")))
         _check_supported(content)
         self._weights = Weights(folder)

@@ -17,6 +17,12 @@ from gateway.bundles.json_file import LONGEST, read_json
 from gateway.errors import BundleError
 
 _FLOATS = ("F32", "F16", "BF16", "F64")
+#: how the names of the text part of a multimodal model begin -> without that part
+_TEXT_PARTS = {
+    "language_model.model.": "model.",
+    "model.language_model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+}
 
 
 class _Index(Struct):
@@ -28,7 +34,8 @@ class _Index(Struct):
 class Weights:
     """The tensors of all *.safetensors files in a folder. Raises BundleError if a file is missing or damaged.
 
-    A file is mapped only while one of its tensors is read, so a model that is larger than memory can be read.
+    The tensors of a multimodal model's text part have the names that they have in a text model. A file is mapped only
+    while one of its tensors is read, so a model that is larger than memory can be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,18 +51,25 @@ class Weights:
             )
         if not self._files:
             raise BundleError(f"{folder.name} has no .safetensors weights.")
+        self._stored = {_text_name(name): name for name in self._files}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._files
+        return name in self._stored
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """A copy as float32. Raises BundleError if the type is not a float."""
+        name = self._stored[name]
         path = self._files[name]
         with _open(path) as file:
             kind = file.get_slice(name).get_dtype()
             if kind not in _FLOATS:
                 raise BundleError(f"{path.name}: {name} has type {kind}; {', '.join(_FLOATS)} can be read.")
             return np.asarray(file.get_tensor(name), dtype=np.float32)
+
+
+def _text_name(name: str) -> str:
+    begin = next((begin for begin in _TEXT_PARTS if name.startswith(begin)), "")
+    return _TEXT_PARTS[begin] + name.removeprefix(begin) if begin else name
 
 
 @contextmanager

@@ -10,6 +10,8 @@ import pytest
 
 from gateway.builder.sources.detect import open_source
 from gateway.builder.sources.end_tokens import end_ids
+from gateway.dialects.choose import choose_dialect
+from tests.support.family_templates import FAMILIES
 from tests.support.tiny import write_tiny_folder
 from tests.support.tiny_gguf import write_tiny_gguf
 
@@ -61,6 +63,30 @@ def test_end_of_turn_keys_and_tokens_of_a_gguf_file_count(tmp_path: Path, kind: 
         tokenizer__ggml__token_type=[3, 3, kind, *[1] * 381],
     )
     assert open_source(path).config.eos_ids == (0, 7, 8, 2)
+
+
+@pytest.mark.parametrize(
+    ("family", "tokens", "named", "ends", "dialect"),
+    [
+        ("Qwen3", ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), [2, 0], [2, 0], "qwen"),
+        ("Phi-3.5", ("<s>", "<|endoftext|>", "<|end|>"), 1, [1, 2], "generic"),
+        ("Phi-4-mini", ("<|endoftext|>", "<|user|>", "<|end|>"), 0, [0, 2], "phi"),
+        ("Granite 3", ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>"), 0, [0], "granite"),
+        ("OLMo 2", ("<|endoftext|>", "<|user|>", "<|assistant|>"), 0, [0], "generic"),
+        ("Gemma 3", ("<pad>", "<eos>", "<end_of_turn>"), 1, [1, 2], "gemma"),
+        ("SmolLM3", ("<|end_of_text|>", "<|im_start|>", "<|im_end|>"), 2, [2, 0], "qwen"),
+    ],
+)
+def test_published_family_gets_its_dialect_and_every_end(
+    tmp_path: Path, family: str, tokens: tuple[str, ...], named: Any, ends: list[int], dialect: str
+) -> None:
+    """As the files of the family name them: `named` is the end in config.json."""
+    folder = write_tiny_folder(tmp_path / "m", special_tokens=tokens, eos_token_id=named)
+    (folder / "generation_config.json").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": FAMILIES[family]}), encoding="utf-8")
+    source = open_source(folder)
+    assert list(source.config.eos_ids) == ends
+    assert choose_dialect("", source.tokenizer_config()["chat_template"]).name == dialect
 
 
 def test_tokenizer_that_is_nested_too_deeply_names_no_end() -> None:
