@@ -25,7 +25,19 @@ import numpy as np
 DATA = Path(__file__).parents[1] / "builder" / "sources" / "data"
 RULES = (
     *("default", "gpt-2", "smollm", "starcoder", "refact", "command-r", "llama-bpe", "llama3", "smaug-bpe", "qwen2"),
-    *("deepseek-r1-qwen", "tekken"),
+    *(
+        "deepseek-r1-qwen",
+        "tekken",
+        "olmo",
+        "trillion",
+        "minerva-7b",
+        "llama-v3",
+        "falcon3",
+        "pixtral",
+        "dbrx",
+        "gpt-4o",
+    ),
+    "megrez",
 )
 TEXTS = [
     *("", " ", "   ", "\n", "\n\n \n", "Hello", " Hello", "  two leading spaces", "trailing spaces  "),

@@ -11,18 +11,15 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from gateway.builder.architectures.family import GGUF_KEYS
-from gateway.builder.architectures.find import GGUF_ARCHITECTURES, find_by_gguf_name, unsupported_architecture
+from gateway.builder.architectures.find import find_by_gguf_name
 from gateway.builder.architectures.fold import Folding
 from gateway.builder.graphs import quantise
 from gateway.builder.sources import gguf_blocks, gguf_tokenizer
 from gateway.builder.sources.gguf_notes import format_notes
 from gateway.builder.sources.gguf_parts import GgufParts
+from gateway.builder.sources.gguf_settings import TABLE, check_rotation, check_tensors, read_settings
 from gateway.builder.sources.source import Blocks, GenerationDefaults, TransformerConfig, digest_of
 from gateway.errors import BundleError
-
-_EMBEDDING = "token_embd.weight"
-#: keys whose values some converters write once for each layer. These graphs have layers of one size.
-_SIZES = ("embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv")
 
 
 class GgufSource:
@@ -35,8 +32,10 @@ class GgufSource:
         self._architecture = self._metadata("general.architecture", "")
         self._family = find_by_gguf_name(self._architecture)
         try:
-            settings = self._settings()
+            settings = read_settings(self._file, self._architecture, self._metadata, self._tensors)
             self.config = self._read_config(settings)
+            check_rotation(self._file, self._architecture, self.config, self._metadata)
+            check_tensors(self._file, self.config, self._shape)
             self._folding = Folding(scales=self._family.scales(settings))
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise BundleError(f"{self._file} has a value of the wrong kind in its metadata ({error}).") from error
@@ -65,7 +64,7 @@ class GgufSource:
         return self._folding.blocks(name, Blocks(bits=found.bits, scale=scale, minimum=minimum, quants=quants))
 
     def notes(self) -> tuple[str, ...]:
-        return format_notes(self._tensors, _EMBEDDING)
+        return format_notes(self._tensors, TABLE)
 
     def digest(self) -> str:
         parts = self._path.parent.glob(f"{escape(self._file.partition('-00001-of-')[0])}-*-of-*")
@@ -91,6 +90,14 @@ class GgufSource:
             raise BundleError(f"{self._file} has no tensor {name}.")
         return self._tensors[stored.name], slice(stored.start, stored.stop)
 
+    def _shape(self, name: str) -> tuple[int, ...] | None:
+        """(rows, columns) of a tensor, without its values. None: it does not exist."""
+        if not self.has(name):
+            return None
+        stored, rows = self._stored(name)
+        sizes = [int(size) for size in reversed(stored.shape)]
+        return (len(range(*rows.indices(sizes[0]))), *sizes[1:])
+
     def _half_split(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:
         """Reorder the rows of q and k that llama.cpp stores as interleaved rotary pairs."""
         if self._family.interleaved and ".self_attn.q_proj." in name:
@@ -98,32 +105,6 @@ class GgufSource:
         if self._family.interleaved and ".self_attn.k_proj." in name:
             return _deinterleave(rows, self.config.kv_heads)
         return rows
-
-    def _settings(self) -> dict[str, Any]:
-        """The metadata in the terms of config.json."""
-        if self._metadata(f"{self._architecture}.expert_count", 0):
-            raise unsupported_architecture(f"{self._architecture} with experts", GGUF_ARCHITECTURES)
-        found = {theirs: self._constant(key) for key, theirs in GGUF_KEYS.items()}
-        if _EMBEDDING not in self._tensors:
-            raise BundleError(f"{self._file} has no tensor {_EMBEDDING}.")
-        found |= {
-            "vocab_size": int(self._tensors[_EMBEDDING].shape[1]),
-            "bos_token_id": self._metadata("tokenizer.ggml.bos_token_id"),
-            "pad_token_id": self._metadata("tokenizer.ggml.padding_token_id"),
-            "rope_scaling": self._rope_scaling(),
-        }
-        return {key: value for key, value in found.items() if value is not None}
-
-    def _constant(self, key: str) -> Any:
-        value = self._metadata(f"{self._architecture}.{key}")
-        if key not in _SIZES or not isinstance(value, list):
-            return value
-        if len(set(value)) != 1:
-            raise BundleError(
-                f"{self._file} has layers of different sizes ({self._architecture}.{key}), which are not supported. "
-                "Use a model whose layers are equal."
-            )
-        return int(value[0])
 
     def _read_config(self, settings: dict[str, Any]) -> TransformerConfig:
         tied = "output.weight" not in self._tensors
@@ -133,14 +114,6 @@ class GgufSource:
             names = {theirs: f"{self._architecture}.{key}" for key, theirs in GGUF_KEYS.items()}
             missing = names.get(error.args[0], error.args[0])
             raise BundleError(f"{self._file} lacks {missing} in its metadata.") from error
-
-    def _rope_scaling(self) -> dict[str, Any] | None:
-        kind = self._metadata(f"{self._architecture}.rope.scaling.type", "none")
-        if "rope_freqs.weight" in self._tensors:  # llama3 scaling, one factor for each frequency
-            return {"rope_type": "factors", "factors": self._tensors["rope_freqs.weight"].data}
-        if kind == "none":
-            return None
-        return {"rope_type": kind, "factor": self._metadata(f"{self._architecture}.rope.scaling.factor", 1.0)}
 
 
 def _deinterleave(rows: NDArray[Any], heads: int) -> NDArray[Any]:
