@@ -70,6 +70,8 @@ class Traffic:
             ending = "no end"
         except (httpx.HTTPError, OSError) as error:
             ending = f"cut off: {type(error).__name__}"
+        except Exception as error:  # the other clients go on, and the report has the reason
+            ending = f"unexpected: {error!r}"
         self.endings[ending] += 1
         if ending.startswith("refused"):
             await asyncio.sleep(REFUSED_S)

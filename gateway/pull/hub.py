@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from urllib.parse import quote as url_quote
 
+import psutil
 from msgspec import Struct
 
+from gateway.builder.gguf_choice import GgufModel, choose_gguf, gguf_models
 from gateway.errors import BundleError
 from gateway.pull.download import Remote
 from gateway.pull.names import fault_of, key_of
 from gateway.pull.spec import HubSpec
 
 _CONFIGURATIONS = ("genai_config.json", "genie_config.json")
-#: The formats that the builder reads, the best first for a file that the user does not choose.
-_QUANTS = ("Q4_0", "Q4_1", "Q4_K_M", "Q4_K_S", "Q8_0", "F16", "BF16")
 _MAX_FILES = 2000
 
 
@@ -85,6 +85,15 @@ def remotes(hub: str, repo: Repo, files: list[HubFile], root: str) -> dict[str, 
     return found
 
 
+def one_remote(hub: str, repo: Repo, path: str) -> Remote:
+    """One file. Raises BundleError if the repository does not have it."""
+    files = [file for file in repo.files if file.path == path]
+    if not files:
+        raise BundleError(f"{repo.name} has no {path}.")
+    [remote] = remotes(hub, repo, files, str(PurePosixPath(path).parent).removeprefix(".")).values()
+    return remote
+
+
 def bundle_root(repo: Repo, spec: HubSpec) -> str | None:
     """The folder of the only bundle in the repository, or in the wanted folder of it. None: there is no bundle.
 
@@ -110,32 +119,23 @@ def files_in(repo: Repo, root: str) -> list[HubFile]:
     return found
 
 
-def gguf_file(repo: Repo, spec: HubSpec) -> HubFile | None:
-    """The GGUF file that `spec` names, or the best one. None: there is none. Raises BundleError if it is not there."""
-    within = f"{spec.path}/" if spec.path else ""
-    files = [file for file in repo.files if file.path.lower().endswith(".gguf") and file.path.startswith(within)]
-    whole = [file for file in files if "-of-0" not in file.path and "mmproj" not in file.path.lower()]
-    for quant in [spec.quant] if spec.quant else _QUANTS:
-        if found := [file for file in whole if _has_quant(file.path, quant)]:
-            return found[0]
-    if len(whole) == 1 and not spec.quant:
-        return whole[0]
-    if spec.quant or files:
-        names = ", ".join(PurePosixPath(file.path).name for file in whole[:12]) or "only files in several pieces"
-        what = f"no GGUF file of {spec.quant}" if spec.quant else "no GGUF file that the builder reads"
-        raise BundleError(f"{repo.name} has {what}. It has {names}. Choose one: hf:{repo.name}/FILE.")
-    return None
+def gguf_model(repo: Repo, spec: HubSpec) -> GgufModel | None:
+    """The GGUF model that `spec` names, or the best one that fits. None: the repository has no GGUF files.
+
+    Raises BundleError with the names and sizes of its models if there is none, or more than one.
+    """
+    within = "" if spec.path.lower().endswith(".gguf") or not spec.path else f"{spec.path}/"
+    sizes = {file.path: file.size for file in repo.files if file.path.startswith(within)}
+    wanted = spec.quant or ("" if within else spec.path)
+    if not wanted and not any(path.lower().endswith(".gguf") for path in sizes):
+        return None
+    return choose_gguf(repo.name, gguf_models(sizes), wanted, psutil.virtual_memory().total)
 
 
 def has_weights(repo: Repo, spec: HubSpec) -> bool:
     """True if the builder can make a bundle of the repository, or of the wanted folder."""
     within = f"{spec.path}/" if spec.path else ""
     return any(file.path.startswith(within) and file.path.endswith(".safetensors") for file in repo.files)
-
-
-def _has_quant(path: str, quant: str) -> bool:
-    stem = PurePosixPath(path).stem.lower()
-    return any(stem.endswith(f"{mark}{quant.lower()}") for mark in "-._") or stem == quant.lower()
 
 
 def _parent(path: str) -> str:

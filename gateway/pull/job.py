@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from gateway.builder.gguf_choice import GgufModel
 from gateway.bundles.identify import SOURCES, require_servable
 from gateway.bundles.origin import Origin, write_origin
 from gateway.bundles.preflight.preflight import Machine
@@ -22,7 +23,7 @@ from gateway.pull.config_edit import UserConfig
 from gateway.pull.download import Downloader, Remote
 from gateway.pull.examine.original import fetch_tokenizer, without_tokenizer
 from gateway.pull.examine.verdict import faults_of
-from gateway.pull.hub import Repo, bundle_root, files_in, gguf_file, has_weights, read_repo, remotes
+from gateway.pull.hub import Repo, bundle_root, files_in, gguf_model, has_weights, one_remote, read_repo, remotes
 from gateway.pull.install import RefusedError, install, link_files, require_fit, require_resources
 from gateway.pull.installed.gguf_head import LATER_PART
 from gateway.pull.names import fault_of
@@ -172,23 +173,35 @@ class Job:
         hub = find_sources().hub
         repo = read_repo(hub, spec)
         self.licence = self.licence or repo.licence
-        if spec.path.endswith((".zip", ".gguf")):
-            return self._from_remote(_one(hub, repo, spec.path))
-        root = None if spec.quant else bundle_root(repo, spec)
+        if spec.path.endswith(".zip"):
+            return self._from_remote(one_remote(hub, repo, spec.path))
+        is_gguf = bool(spec.quant) or spec.path.lower().endswith(".gguf")
+        root = None if is_gguf else bundle_root(repo, spec)
         if root is not None:
             return self._from_files(hub, repo, root)
-        if file := gguf_file(repo, spec):
-            return self._from_remote(_one(hub, repo, file.path))
-        if has_weights(repo, spec):
-            self._licence()
-            revision = "" if spec.revision == "main" else f"@{spec.revision}"
-            return self._built_from(f"hf:{repo.name}{f'/{spec.path}' if spec.path else ''}{revision}")
+        if not is_gguf and has_weights(repo, spec):
+            return self._built_from_hub(repo, spec, spec.path)
+        if model := gguf_model(repo, spec):
+            return self._from_gguf(hub, repo, spec, model)
         if any(file.path == "release_assets.json" for file in repo.files):
             name = short_name(repo.name.rpartition("/")[2])
             raise BundleError(f"{repo.name} has only links to the files of AI Hub. Run `npu-gateway pull {name}`.")
-        raise BundleError(
-            f"{repo.name} has no bundle, no GGUF file and no safetensors weights. `npu-gateway catalog` lists models."
-        )
+        hint = "`npu-gateway catalog` lists models."
+        raise BundleError(f"{repo.name} has no bundle, no GGUF file and no safetensors weights. {hint}")
+
+    def _from_gguf(self, hub: str, repo: Repo, spec: HubSpec, model: GgufModel) -> Table:
+        """One file is kept in the models folder, the parts of a split model in the cache of the hub's client."""
+        if spec.path != model.files[0]:
+            self.around.say(f"the chosen file of {repo.name} is {model.shown}")
+        if len(model.files) == 1:
+            return self._from_remote(one_remote(hub, repo, model.files[0]))
+        require_resources(self.around.models_dir, model.bytes, self.name)
+        return self._built_from_hub(repo, spec, model.files[0])
+
+    def _built_from_hub(self, repo: Repo, spec: HubSpec, path: str) -> Table:
+        self._licence()
+        revision = "" if spec.revision == "main" else f"@{spec.revision}"
+        return self._built_from(f"hf:{repo.name}{f'/{path}' if path else ''}{revision}")
 
     def _from_files(self, hub: str, repo: Repo, root: str) -> Table:
         """A bundle that lies in a repository file by file."""
@@ -276,14 +289,6 @@ def _report_part(report: Report, stage: str, before: int, total: int, own: str, 
         report(stage, before + done, total)
     elif own.startswith("waiting"):
         report(own, 0, 0)
-
-
-def _one(hub: str, repo: Repo, path: str) -> Remote:
-    files = [file for file in repo.files if file.path == path]
-    if not files:
-        raise BundleError(f"{repo.name} has no {path}.")
-    [remote] = remotes(hub, repo, files, str(PurePosixPath(path).parent).removeprefix(".")).values()
-    return remote
 
 
 def _gguf_in(folder: Path) -> Path | None:

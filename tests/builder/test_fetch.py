@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -22,7 +23,9 @@ from gateway.config.tables import LocalModel
 from gateway.errors import BundleError
 from tests.support.hub import serve_hub
 from tests.support.tiny import write_tiny_folder
-from tests.support.tiny_gguf import write_tiny_gguf
+from tests.support.tiny_gguf import split_gguf, write_tiny_gguf
+
+_SECOND_PART = "/Tiny-BF16-00002-of-00003.gguf"
 
 
 class Progress:
@@ -294,20 +297,59 @@ def test_damaged_download_from_the_hub_is_refused(
     assert weights.read_bytes() == intact and served.count("model.safetensors") == 2
 
 
-@pytest.mark.parametrize("within", ["/sub/Tiny-Q4_0.gguf", ":q8_0", ":Q8_0@main"])
-def test_gguf_of_a_repository_is_built(tmp_path: Path, use_hub: Callable[[str], None], within: str) -> None:
-    (tmp_path / "repo" / "sub").mkdir(parents=True)
-    for name in ("Tiny-Q4_0.gguf", "Tiny-Q8_0.gguf"):
-        write_tiny_gguf(tmp_path / "repo" / "sub" / name)
-    with serve_hub("org/tiny", tmp_path / "repo") as (url, served):
+@pytest.fixture(scope="module")
+def gguf_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of two GGUF models in a folder, and one in three parts. Their sizes differ."""
+    folder = tmp_path_factory.mktemp("repo")
+    (folder / "sub").mkdir()
+    for name in ("Q4_0", "Q8_0"):
+        write_tiny_gguf(folder / "sub" / f"Tiny-{name}.gguf", stored_as=name)
+    whole = write_tiny_gguf(folder / "Tiny-BF16.gguf")
+    split_gguf(whole, 3)
+    whole.unlink()
+    (folder / "mmproj-Tiny-F16.gguf").write_bytes(b"GGUF")
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    for within in (folder, folder / "sub"):
+        (within / "LICENSE").write_text("Do as you like.", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("within", "files"),
+    [
+        ("/sub/Tiny-Q4_0.gguf", ["sub/Tiny-Q4_0.gguf"]),
+        (":q8_0", ["sub/Tiny-Q8_0.gguf"]),
+        (":Q8_0@main", ["sub/Tiny-Q8_0.gguf"]),
+        ("", ["sub/Tiny-Q4_0.gguf"]),
+        ("/sub", ["sub/Tiny-Q4_0.gguf"]),
+        *[(name, [f"Tiny-BF16-{part:05}-of-00003.gguf" for part in (1, 2, 3)]) for name in (":bf16", _SECOND_PART)],
+    ],
+)
+def test_gguf_of_a_repository_is_built(
+    gguf_repo: Path, tmp_path: Path, use_hub: Callable[[str], None], within: str, files: list[str]
+) -> None:
+    progress = Progress()
+    with serve_hub("org/tiny", gguf_repo) as (url, served):
         use_hub(url)
-        path = make_bundle(f"hf:org/tiny{within}", tmp_path / "out", base=tmp_path, progress=Progress())
-        assert len(served) == 1 and load_bundle(path).config.vocab_size == 384
-        files = "It has sub/Tiny-Q4_0.gguf, sub/Tiny-Q8_0.gguf. Write hf:org/tiny/FILE.gguf"
-        with pytest.raises(BundleError, match=f"org/tiny has 0 files for Q2_K, not one. {files}"):
+        path = make_bundle(f"hf:org/tiny{within}", tmp_path / "out", base=tmp_path, progress=progress)
+    licence = "sub/LICENSE" if files[0].startswith("sub/") else "LICENSE"
+    assert sorted(served) == sorted([*files, licence]) and (path / "LICENSE").is_file()
+    assert load_bundle(path).config.vocab_size == 384
+    chosen = [stage for stage in progress.stages if stage.startswith(f"the chosen file of org/tiny is {files[0]} (")]
+    assert len(chosen) == (within != "/sub/Tiny-Q4_0.gguf")
+
+
+def test_gguf_that_a_repository_lacks_is_refused_with_those_it_has(
+    gguf_repo: Path, tmp_path: Path, use_hub: Callable[[str], None]
+) -> None:
+    parts = r"Tiny-BF16-00001-of-00003\.gguf \(\d MB in 3 files\)"
+    with serve_hub("org/tiny", gguf_repo) as (url, _):
+        use_hub(url)
+        with pytest.raises(BundleError) as caught:
             make_bundle("hf:org/tiny:Q2_K", tmp_path / "other", base=tmp_path, progress=Progress())
-        with pytest.raises(BundleError, match=rf"org/tiny has no config\.json, .*{files}"):
-            make_bundle("hf:org/tiny", tmp_path / "other", base=tmp_path, progress=Progress())
+    listed = rf"It has {parts}, sub/Tiny-Q4_0\.gguf \(\d MB\), sub/Tiny-Q8_0\.gguf \(\d MB\)\."
+    expected = rf"org/tiny has no GGUF file for Q2_K\. {listed} Write hf:org/tiny/FILE\.gguf\."
+    assert re.fullmatch(expected, caught.value.message), caught.value.message
 
 
 def test_one_server_in_place_of_all_is_the_hub(

@@ -384,7 +384,21 @@ class TestHub:
             kept[pulled.name] = (desk.models / f"{pulled.name}.gguf").read_bytes()[-1:]
         assert kept == {"a": b"8", "b": b"2", "t": b"4"}
         message = desk.refusal("hf:org/T-GGUF:Q5_K_M", "c")
-        assert message.startswith("org/T-GGUF has no GGUF file of Q5_K_M. It has T-IQ2_M.gguf, T-Q4_K_M.gguf")
+        assert message.startswith("org/T-GGUF has no GGUF file for Q5_K_M. It has T-IQ2_M.gguf (0 MB), T-Q4_K_M.gguf")
+        assert [line for line in desk.lines if "chosen" in line] == [
+            f"the chosen file of org/T-GGUF is T-{name}.gguf (0 MB)" for name in ("Q8_0", "Q4_K_M")
+        ]
+
+    @pytest.mark.parametrize("text", ["", ":q6_k", "/q6_k/T-00002-of-00002.gguf"])
+    def test_split_gguf_becomes_a_source_of_all_parts(self, hub: ModelServer, desk: Desk, text: str) -> None:
+        parts = {f"q6_k/T-{part:05}-of-00002.gguf": b"GGUF" for part in (1, 2)}
+        hub.repos["org/T-GGUF"] = parts | {"T-IQ2_M.gguf": b"GGUF"}
+        source = "hf:org/T-GGUF/q6_k/T-00001-of-00002.gguf"
+        assert desk.pull(f"hf:org/T-GGUF{text}", "t").table == {"source": source} and desk.built == [("t", source)]
+
+    def test_weights_come_before_gguf_files(self, hub: ModelServer, desk: Desk) -> None:
+        hub.repos["org/Tiny"] = {"config.json": b"{}", "model.safetensors": bytes(2000), "tiny.gguf": b"GGUF"}
+        assert desk.pull("hf:org/Tiny").table == {"source": "hf:org/Tiny"}
 
     def test_weights_become_a_source(self, hub: ModelServer, desk: Desk) -> None:
         hub.repos["org/Tiny"] = {"config.json": b"{}", "model.safetensors": bytes(2000)}

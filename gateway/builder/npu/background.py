@@ -12,6 +12,7 @@ import psutil
 
 from gateway.builder.build import build_bundle
 from gateway.builder.fetch import ensure_bundle, hub_parts, small_files
+from gateway.builder.gguf_choice import gguf_models
 from gateway.builder.npu.target import int4_target
 from gateway.builder.size import npu_memory
 from gateway.builder.sources.detect import open_source
@@ -49,7 +50,7 @@ def _advance(request: BuildRequest) -> BackgroundStep:
 
 
 def downloaded(source: str, base: Path) -> Path | None:
-    """The folder of weights that are on this machine, without a network. None: they must be downloaded.
+    """The folder of weights, or the GGUF file, that is on this machine, without a network. None: it must be downloaded.
 
     Args:
         source: one for which `has_float_weights` is true.
@@ -64,13 +65,16 @@ def downloaded(source: str, base: Path) -> Path | None:
     repo, folder, _, revision = hub_parts(name)
     try:
         within = f"{folder}/" if folder else ""
-        patterns = [*small_files(within), f"{within}*.safetensors"]
+        patterns = [*small_files(within), f"{within}*.safetensors", f"{within}*.gguf"]
         found = (
             Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True)) / within
         )
     except (LocalEntryNotFoundError, OSError):
         return None
-    return found if any(found.glob("*.safetensors")) else None
+    if any(found.glob("*.safetensors")):
+        return found
+    models = gguf_models({path.relative_to(found).as_posix(): 0 for path in found.rglob("*.gguf")})
+    return found / models[0].files[0] if len(models) == 1 else None
 
 
 def _lower_priority() -> None:

@@ -21,6 +21,11 @@ _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*|\p{{N}}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_GPT4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_CONTRACTIONS}?|"
+    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*{_CONTRACTIONS}?|\p{{N}}{{1,3}}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _PUNCTUATION = r"[\p{P}\$\+<=>\^~\|]+"
 
 
@@ -41,14 +46,23 @@ _DEFAULT = Rule(patterns=(_PUNCTUATION, _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))
 RULES = {
     "default": _DEFAULT,
     "gpt-2": Rule(patterns=(_GPT2,)),
+    "olmo": Rule(patterns=(_GPT2,)),
+    "trillion": Rule(patterns=(_GPT2,)),
     "smollm": _SINGLE_DIGITS,
     "starcoder": _SINGLE_DIGITS,
+    "minerva-7b": _SINGLE_DIGITS,
     "refact": _SINGLE_DIGITS,
     "command-r": _SINGLE_DIGITS,
     "llama-bpe": _LLAMA3_RULE,
     "llama3": _LLAMA3_RULE,
+    "llama-v3": _LLAMA3_RULE,
+    "falcon3": _LLAMA3_RULE,
+    "pixtral": _LLAMA3_RULE,
     "smaug-bpe": Rule(patterns=(_LLAMA3,)),
+    "dbrx": Rule(patterns=(_LLAMA3,)),
+    "gpt-4o": Rule(patterns=(_GPT4O,)),
     "qwen2": Rule(patterns=(_QWEN2,), nfc=True),
+    "megrez": Rule(patterns=(_QWEN2,)),
     "deepseek-r1-qwen": Rule(patterns=(_QWEN2,), nfc=True),
     "tekken": Rule(patterns=(_TEKKEN,), ignore_merges=True, add_bos=True),
 }
