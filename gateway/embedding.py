@@ -85,3 +85,4 @@ class EmbeddingAnswer(Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     device_s: float
     total_s: float
+    fallback_cause: str = ""  # why the requested model did not answer; "": it did

@@ -86,6 +86,13 @@ class RoutedAnswer(AsyncIterator[Event]):
         """Messages of the chat that did not fit into the context of the model that answers."""
         return 0 if self._job is None or self._job.plan is None else self._job.plan.dropped_messages
 
+    @property
+    def fallback_cause(self) -> str:
+        """Why a fallback answers: the code of the first refusal. "": the first model answers, or none."""
+        first = self._refusals[0] if self._refusals else None
+        has_moved = len(self._refusals) > (self._error is not None)
+        return first.code or first.type if first is not None and has_moved else ""
+
     async def open(self) -> None:
         """Return when a device has begun with the request. Raises the refusal that the client gets."""
         while self._started is None:
@@ -182,8 +189,6 @@ class RoutedAnswer(AsyncIterator[Event]):
     def _record(self) -> AnswerRecord:
         meter, job, now = self.meter, self._job, self._clock()
         budget = None if job is None else job.budget
-        first = self._refusals[0] if self._refusals else None
-        has_moved = len(self._refusals) > (self._error is not None)
         return AnswerRecord(
             at=time.time(),
             id=self._generation.id,
@@ -206,7 +211,7 @@ class RoutedAnswer(AsyncIterator[Event]):
             limit_per_token_ms=None if budget is None else budget.token_ms or None,
             is_slow=job is not None and job.permit.outcome == "slow",
             slow_cause="" if job is None else job.slow_cause,
-            why=first.code or first.type if first is not None and has_moved else "",
+            why=self.fallback_cause,
             error="" if self._error is None else self._error_text(self._error),
             dropped_messages=self.dropped_messages,
             traceparent=self._generation.traceparent,

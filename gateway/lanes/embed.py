@@ -9,6 +9,7 @@ from gateway.engines.base import Capability
 from gateway.errors import GatewayError, InvalidRequest
 from gateway.generation import Finished, Generation
 from gateway.lanes.answer import RoutedAnswer
+from gateway.lanes.lane import Lane
 
 _RESULTS: dict[Capability, str] = {"chat": "text", "embeddings": "embeddings", "rerank": "scores for documents"}
 
@@ -25,6 +26,16 @@ def wrong_kind(name: str, need: Capability, models: Sequence[str]) -> InvalidReq
     what = _RESULTS[need]
     instead = f"use {' or '.join(models)}" if models else "no configured model does; add one to config.toml"
     return InvalidRequest(f"The model '{name}' does not make {what}; {instead}.", param="model")
+
+
+def makes_same_vectors(lane: Lane, other: Lane) -> bool:
+    """True if vectors of the two can be compared: they are one model, in two precisions or on two devices.
+
+    Vectors of other models would look right and make every search in a collection of them wrong, so that fallback
+    does not answer.
+    """
+    sources = {getattr(each.config, "source", "") for each in (lane, other)}
+    return lane is other or (len(sources) == 1 and sources != {""})
 
 
 def generation_of(request: EmbeddingRequest) -> Generation:
@@ -73,4 +84,5 @@ async def embedding_answer(answer: RoutedAnswer) -> EmbeddingAnswer:
         prompt_tokens=finished.usage.prompt_tokens,
         device_s=finished.timings.device_s,
         total_s=finished.timings.total_s,
+        fallback_cause=answer.fallback_cause,
     )

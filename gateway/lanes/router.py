@@ -17,7 +17,7 @@ from gateway.engines.base import Capability, EngineStatus, TextTools
 from gateway.errors import LONGEST_QUOTE, InvalidRequest, ModelNotFound, quote
 from gateway.generation import Generation
 from gateway.lanes.answer import RoutedAnswer
-from gateway.lanes.embed import embedding_answer, generation_of, needs, wrong_kind
+from gateway.lanes.embed import embedding_answer, generation_of, makes_same_vectors, needs, wrong_kind
 from gateway.lanes.lane import Lane
 from gateway.lanes.status import LaneStatus
 from gateway.monitoring.observers import Observers
@@ -218,7 +218,8 @@ class Router:
         chain = self._chain(name)
         if can[chain[0].name] and need not in can[chain[0].name]:
             raise wrong_kind(name, need, [each for each in can if need in can[each]])
-        return [lane for lane in chain if not can[lane.name] or need in can[lane.name]]
+        able = [lane for lane in chain if not can[lane.name] or need in can[lane.name]]
+        return [lane for lane in able if need != "embeddings" or makes_same_vectors(chain[0], lane)]
 
     def _chain(self, name: str) -> list[Lane]:
         """The lanes to try, in order: the model, its fallback, and so on."""

@@ -36,6 +36,9 @@ _APIS = {
     "/v1/messages": "messages",
     "/api/chat": "ollama chat",
     "/api/generate": "ollama",
+    "/v1/embeddings": "embeddings",
+    "/v1/rerank": "rerank",
+    "/api/embed": "ollama embed",
 }
 
 

@@ -49,6 +49,11 @@ class MultiPromptAnswer(AsyncIterator[Event]):
         """0: the prompts are texts."""
         return self._answer.dropped_messages
 
+    @property
+    def fallback_cause(self) -> str:
+        """Of the generation that runs."""
+        return self._answer.fallback_cause
+
     async def open(self) -> None:
         """Return when a device has begun with the first generation. Raises its refusal."""
         await self._answer.open()

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any, Literal, Protocol, cast
+from urllib.parse import quote_plus
 
 import msgspec
 from litestar.response.base import ASGIResponse
@@ -30,7 +31,7 @@ from gateway.routes.many_prompts import MultiPromptAnswer
 from gateway.server.body import in_thread
 from gateway.server.identity import client_of
 from gateway.server.openapi_operation import Parameter, Stream, openapi_opt
-from gateway.server.request import TRUNCATED, HttpRequest, owner_of, router_of, while_connected
+from gateway.server.request import FALLBACK, TRUNCATED, HttpRequest, owner_of, router_of, while_connected
 from gateway.server.sse import EventStream
 
 TIMEOUT, FIRST_TOKEN, PRIORITY = "x-request-timeout-ms", "x-max-ttft-ms", "x-gateway-priority"
@@ -205,11 +206,20 @@ async def _whole(request: HttpRequest, generations: Sequence[Generation], render
 
 
 def _of_lane(opened: Answer) -> dict[str, str]:
-    """The prediction of the lane whose device has begun, and the messages that it left out. Its fallback may still
-    answer."""
+    """The prediction of the lane whose device has begun, the messages that it left out, and why it is a fallback. Its
+    fallback may still answer."""
     predicted_s, dropped = opened.predicted_ttft_s, opened.dropped_messages
-    predicted = {} if predicted_s is None else {PREDICTED_TTFT: f"{1000 * predicted_s:.0f}"}
-    return predicted | ({TRUNCATED: f"messages={dropped}"} if dropped else {})
+    headers = {} if predicted_s is None else {PREDICTED_TTFT: f"{1000 * predicted_s:.0f}"}
+    return (
+        headers
+        | fallback_header(opened.model, opened.fallback_cause)
+        | ({TRUNCATED: f"messages={dropped}"} if dropped else {})
+    )
+
+
+def fallback_header(model: str, cause: str) -> dict[str, str]:
+    """`lighter;cause=rate_limit_exceeded`: the fallback that answers, and why the requested model does not."""
+    return {FALLBACK: f"{quote_plus(model, safe='/:')};cause={cause}"} if cause else {}
 
 
 def device_header(router: Router, model: str) -> dict[str, str]:

@@ -24,7 +24,7 @@ from gateway.config.hosts import host_name, web_origin
 from gateway.config.tables import ServerConfig
 from gateway.errors import LONGEST_QUOTE, Forbidden, Unauthorized, Unavailable, quote
 from gateway.server.ignored import HEADER as IGNORED
-from gateway.server.request import MAX_TOKENS, TRUNCATED
+from gateway.server.request import FALLBACK, MAX_TOKENS, TRUNCATED
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 #: Coroutines, although none awaits: Litestar runs a plain function in a thread, which costs 0.3 ms for each call.
@@ -63,7 +63,7 @@ def cors_of(config: ServerConfig) -> CORSConfig | None:
         return None
     return CORSConfig(
         allow_origins=[web_origin(text) for text in config.cors_origins],
-        expose_headers=["x-request-id", "retry-after", IGNORED, MAX_TOKENS, TRUNCATED],
+        expose_headers=["x-request-id", "retry-after", IGNORED, MAX_TOKENS, TRUNCATED, FALLBACK],
     )
 
 

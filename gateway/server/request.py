@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 MAX_TOKENS = "x-gateway-max-tokens"  # a header of the reply: the token limit, if the request has none
 TRUNCATED = "x-gateway-truncated"  # and the messages of the chat that did not fit into the context
+FALLBACK = "x-gateway-fallback"  # and the fallback that answers, and why
 
 UNKNOWN_PATH = "(unknown path)"  # in the metrics
 

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from gateway.config.tables import BreakerConfig, ScriptedModel
+from gateway.config.tables import BreakerConfig, LocalModel, ScriptedModel
 from gateway.embedding import EmbeddingRequest
+from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import BreakerOpen, ContextLengthExceeded, InvalidRequest
 from gateway.generation import Chat, Message
+from gateway.lanes.embed import makes_same_vectors
+from gateway.lanes.lane import Lane
 from gateway.monitoring.observers import AnswerRecord
 from tests.support.routing import model, request, routing
 from tests.support.virtual_time import in_virtual_time
@@ -110,3 +113,15 @@ async def test_cancelled_task_frees_the_slot() -> None:
         await asyncio.sleep(1)
         first.cancel()
         assert (await router.embed(embedding("vectors", "b"))).embedded.tokens == (1,)
+
+
+@pytest.mark.parametrize(
+    ("other", "same"), [("hf:org/a", True), ("hf:org/b", False), ("", False)], ids=["same", "other", "none"]
+)
+def test_only_the_same_source_makes_the_same_vectors(other: str, same: bool) -> None:
+    first, second, third = (
+        Lane(name, LocalModel(path=name, source=source), ScriptedEngine(name, model()), BreakerConfig())
+        for name, source in (("float", "hf:org/a"), ("int8", other), ("none", ""))
+    )
+    assert makes_same_vectors(first, second) is same
+    assert makes_same_vectors(third, third) and not makes_same_vectors(third, second)

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from gateway.embedding import EmbeddingAnswer, EmbeddingRequest
 from gateway.errors import DeadlineExceeded, GatewayError, InvalidRequest, ModelNotFound, QueueFull
-from gateway.routes.respond import LIMITS, device_header, sent_by, truncation_of
+from gateway.routes.respond import LIMITS, device_header, fallback_header, sent_by, truncation_of
 from gateway.server.openapi_operation import openapi_opt
 from gateway.server.request import HttpRequest, router_of, while_connected
 from gateway.server.sse import EventStream
@@ -57,9 +57,14 @@ def truncates(request: HttpRequest, model: str) -> bool:
     return truncation_of(request, router_of(request).defaults_for(model).truncation == "auto")
 
 
+def headers_of(request: HttpRequest, answer: EmbeddingAnswer) -> dict[str, str]:
+    """Where the model runs, and why a fallback answers."""
+    return device_header(router_of(request), answer.model) | fallback_header(answer.model, answer.fallback_cause)
+
+
 def vectors_response(request: HttpRequest, answer: EmbeddingAnswer, pieces: Iterator[bytes]) -> ASGIApp:
     """The reply whose text is `pieces`, each of them one vector or less."""
-    headers = device_header(router_of(request), answer.model)
+    headers = headers_of(request, answer)
     numbers = max(1, answer.embedded.dimensions)
     if len(answer.embedded.tokens) * numbers <= _NUMBERS_AT_ONCE:
         return ASGIResponse(body=b"".join(pieces), media_type=JSON, headers=headers)

@@ -15,10 +15,10 @@ from litestar import post
 from litestar.types import ASGIApp
 
 from gateway.embedding import Embedded, EmbeddingAnswer, EmbeddingRequest
-from gateway.routes.embeddings_api.embed import embed, embedding_opt, truncates
+from gateway.routes.embeddings_api.embed import embed, embedding_opt, headers_of, truncates
 from gateway.routes.embeddings_api.parse import texts_of
 from gateway.routes.embeddings_api.wire import Document, EmbeddingUsage, Ranked, Ranking, RerankRequest
-from gateway.routes.respond import device_header, json_response
+from gateway.routes.respond import json_response
 from gateway.server.body import by_size, in_thread, read_json
 from gateway.server.request import HttpRequest, request_number, router_of
 
@@ -41,7 +41,7 @@ async def rerank(request: HttpRequest) -> ASGIApp:
         data=ranked,
         usage=EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens),
     )
-    return json_response(ranking, headers=device_header(router_of(request), ranking.model))
+    return json_response(ranking, headers=headers_of(request, answers[-1]))
 
 
 def _wanted(request: HttpRequest, body: RerankRequest, texts: tuple[str, ...]) -> list[EmbeddingRequest]:

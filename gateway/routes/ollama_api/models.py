@@ -10,6 +10,7 @@ import msgspec
 from litestar import get, post
 from litestar.types import ASGIApp
 
+from gateway.engines.base import Capability
 from gateway.errors import ModelNotFound
 from gateway.lanes.router import LATEST, ModelInfo, Router
 from gateway.routes.ollama_api.wire import (
@@ -32,6 +33,13 @@ from gateway.server.request import HttpRequest, router_of
 #: The Ollama release whose API this is. Editors require a minimum.
 API_VERSION = "0.12.11"
 FOREVER = "9999-12-31T23:59:59Z"  # models stay loaded
+#: Ollama's names of what a model can do; it has none for `rerank`.
+_CAPABILITIES: dict[Capability, str] = {
+    "chat": "completion",
+    "tools": "tools",
+    "embeddings": "embedding",
+    "rerank": "rerank",
+}
 
 _decoder = msgspec.json.Decoder(ShowRequest)
 _SHOW = openapi_opt("Get the details of a model (Ollama)", body=ShowRequest, reply=ShownModel, raises=(ModelNotFound,))
@@ -113,7 +121,7 @@ def _shown(model: ModelInfo, router: Router, modified_at: str) -> ShownModel:
             "general.basename": model.name,
             "onnx.context_length": model.status.engine.context_length,
         },
-        capabilities=["completion", *({"tools"} & {*model.status.engine.capabilities})],
+        capabilities=[name for each, name in _CAPABILITIES.items() if each in model.status.engine.capabilities],
         modified_at=modified_at,
     )
 

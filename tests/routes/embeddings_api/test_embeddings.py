@@ -13,11 +13,11 @@ import openai as sdk
 import pytest
 from openai import OpenAI
 
-from gateway.config.tables import ServerConfig
+from gateway.config.tables import ScriptedModel, ServerConfig
 from gateway.embedding import Embedded, EmbeddingAnswer
 from gateway.routes.embeddings_api.embed import joined
 from gateway.routes.embeddings_api.embeddings import _pieces
-from tests.support.server import config_of, error_of, scripted, serving, wait_until
+from tests.support.server import config_of, error_of, script_of, scripted, serving, wait_until
 
 TEXTS = ["The capital of France is Paris.", "A cat sleeps."]
 
@@ -102,6 +102,16 @@ def test_chat_model_and_unknown_model_are_errors_that_name_the_encoders(openai: 
         openai.embeddings.create(model="text-embedding-3-small", input="x")
     with pytest.raises(sdk.BadRequestError, match="use paris"):
         openai.chat.completions.create(model="vectors", messages=[{"role": "user", "content": "x"}])
+
+
+def test_fallback_with_other_vectors_does_not_answer() -> None:
+    """Nor does a chat model. Vectors of another model would spoil a collection, and no client would see it."""
+    first = ScriptedModel(fallback="second", script=script_of(kind="encoder", load_error="The bundle is broken."))
+    second = ScriptedModel(fallback="chat", script=script_of(kind="encoder"))
+    models = {"first": first, "second": second, "chat": scripted()}
+    with serving(config_of(models)) as running, running.http() as http:
+        reply = http.post("/v1/embeddings", json={"model": "first", "input": "x"})
+        assert (reply.status_code, error_of(reply)["code"]) == (503, "model_not_ready")
 
 
 def test_unknown_fields_and_purposes_are_reported(http: httpx.Client) -> None:

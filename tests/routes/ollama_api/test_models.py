@@ -40,6 +40,11 @@ def test_show_has_context_length_and_capabilities(real: Client, local: Running) 
     assert shown.capabilities == ["completion", "tools"]
 
 
+def test_show_says_what_an_encoder_can_do(client: Client) -> None:
+    assert client.show("vectors").capabilities == ["embedding"]
+    assert client.show("scorer").capabilities == ["rerank"]
+
+
 def test_show_accepts_the_older_name_field(http: httpx.Client) -> None:
     assert http.post("/api/show", json={"name": "paris"}).json()["modelfile"] == "FROM paris\n"
     assert "model" in http.post("/api/show", json={}).json()["error"]
