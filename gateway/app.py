@@ -16,6 +16,8 @@ from gateway.config.tables import Config, ModelConfig
 from gateway.engines.base import Engine
 from gateway.engines.factory import make_engine
 from gateway.lanes.lane import Lane
+from gateway.lanes.memory.manager import MemoryManager
+from gateway.lanes.memory.needs import Needs, budget_bytes
 from gateway.lanes.memory.residency import Residency
 from gateway.lanes.reload.reloader import Reloader, Source
 from gateway.lanes.reload.upgrades import BetterBundles, Upgrades
@@ -94,6 +96,7 @@ def create_app(
     config_file: str = "",
     usage: UsageHistory | None = None,
     stop_token: str = "",
+    needs: Needs | None = None,
 ) -> Litestar:
     """The ASGI application. The start of its lifespan starts to load the models, and does not wait for them.
 
@@ -104,13 +107,16 @@ def create_app(
         config_file: where the configuration is from, for the page; "": no file.
         usage: gets the record of each request; None: no usage is kept.
         stop_token: a program that sends it from this machine can stop and reload the gateway; "": no request can.
+        needs: the memory that models need; None: nothing is known from earlier starts, and nothing is kept.
     """
     metrics = Metrics()
+    memory = MemoryManager(budget_bytes(config.memory), needs)
 
     def lane_of(name: str, model: ModelConfig, config: Config, engine: Engine | None = None) -> Lane:
         engine = engine or make_engine(name, model, config.models_dir)
         breaker = model.breaker or config.breaker
-        return Lane(name, model, engine, breaker, metrics=metrics, timeout_s=config.server.timeout_s)
+        longest_s = config.server.timeout_s
+        return Lane(name, model, engine, breaker, metrics=metrics, timeout_s=longest_s, memory=memory)
 
     def make_lane(name: str, model: ModelConfig) -> Lane:
         return lane_of(name, model, router.config)
@@ -135,6 +141,7 @@ def create_app(
         set_cors(app, config.server)
         app.state.pop("schema", None)
         set_level(config.log.level)
+        memory.set_budget(budget_bytes(config.memory))
         if usage is not None:
             usage.store.days = config.usage.days
 
@@ -146,6 +153,7 @@ def create_app(
             {
                 "router": router,
                 "residency": residency,
+                "memory": memory,
                 "stop_token": stop_token,
                 "reloader": reloader,
                 "metrics": metrics,
@@ -182,7 +190,9 @@ async def _lifespan(app: Litestar) -> AsyncGenerator[None, None]:
     log = app.state.live.log
     logging.getLogger().addHandler(log)
     await router.start()
+    residency: Residency = app.state.residency
     background = [asyncio.create_task(each.run(router)) for each in app.state.background]
+    background.append(asyncio.create_task(app.state.memory.run(residency.release)))
     try:
         yield
     finally:
@@ -191,7 +201,7 @@ async def _lifespan(app: Litestar) -> AsyncGenerator[None, None]:
             task.cancel()
         if app.state.reloader is not None:
             await app.state.reloader.aclose()
-        await app.state.residency.aclose()
+        await residency.aclose()
         await router.aclose()
         if app.state.traces is not None:
             await asyncio.to_thread(app.state.traces.close)

@@ -19,6 +19,7 @@ GatewayError                 500 server_error
 │   ├── BreakerOpen              latency_breaker_open
 │   ├── FirstTokenTooLate        first_token_too_late
 │   ├── ModelNotReady            model_not_ready
+│   │   └── ModelTooLarge            model_not_ready; a retry does not help
 │   └── EngineFailed             engine_failed
 │       └── DeviceFailed             engine_failed; the only one that counts against a model's device
 ├── DeadlineExceeded         504 deadline_exceeded
@@ -204,6 +205,12 @@ class ModelNotReady(Unavailable):
     """The model is loading, restarting, closed, or could not be loaded."""
 
     code = "model_not_ready"
+
+
+class ModelTooLarge(ModelNotReady):
+    """The model needs more memory than all models together may have. The message names the key that changes that."""
+
+    should_retry = False
 
 
 class EngineFailed(Unavailable):

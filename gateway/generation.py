@@ -122,6 +122,8 @@ class Generation(Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
     #: Time limit of the first token in seconds, after which the fallback answers; None: no limit.
     ttft_timeout_s: float | None = None
+    #: The model is unloaded after this time without a request, in seconds; negative: never. None: as before.
+    keep_alive_s: float | None = None
     #: Other requests run first, at every step.
     background: bool = False
     #: Leave out the oldest messages of a chat that does not fit into the context; False: refuse it.

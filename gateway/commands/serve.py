@@ -64,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.config.file import has_keys
     from gateway.config.find import find_config
     from gateway.config.keys import key_warnings
+    from gateway.lanes.memory.needs import FILE as MEMORY_FILE
+    from gateway.lanes.memory.needs import Needs
     from gateway.monitoring import logs, output
     from gateway.monitoring.usage.history import UsageHistory
     from gateway.monitoring.usage.store import FILE, UsageStore
@@ -106,6 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         config_file=str(file.absolute()),
         usage=usage,
         stop_token=run_file.token,
+        needs=Needs(data_folder() / MEMORY_FILE),
     )
     tasks: list[asyncio.Task[None]] = []  # the event loop keeps only a weak reference to a task
 

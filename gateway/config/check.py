@@ -22,7 +22,9 @@ from gateway.config.tables import (
     GenieModel,
     LocalModel,
     LogConfig,
+    MemoryConfig,
     ModelConfig,
+    ResidentModel,
     ScriptedModel,
     ServerConfig,
     TracesConfig,
@@ -43,6 +45,7 @@ TABLES: dict[str, type[Struct]] = {
     "log": LogConfig,
     "traces": TracesConfig,
     "usage": UsageConfig,
+    "memory": MemoryConfig,
 }
 #: Other names of the providers.
 _PROVIDERS = {
@@ -191,6 +194,8 @@ def _model_mistakes(where: str, name: str, model: ModelConfig, config: Config) -
         case BundleModel(dialect=dialect) | ScriptedModel(dialect=dialect) if dialect not in ("", *DIALECT_NAMES):
             known = ", ".join(DIALECT_NAMES)
             yield f"{where} dialect", f"{dialect!r} is not one of {known}{nearest(dialect, DIALECT_NAMES)}"
+    if isinstance(model, ResidentModel) and model.pinned and model.keep_alive >= 0:
+        yield f"{where} keep_alive", "a pinned model stays loaded; remove keep_alive, or pinned"
     if model.breaker and model.breaker.min_calls > model.breaker.window:
         yield (
             f"{where[:-1]}.breaker] min_calls",

@@ -24,7 +24,8 @@ _AT_ONCE: dict[str, str] = {
     "breaker": "enabled latency_ms prompt_token_ms token_ms window min_calls rate open_s probes probe_itself",
     "log": "level",
     "usage": "days",
-    "models": "aliases fallback ttft_timeout_s queue breaker max_tokens truncation",
+    "memory": "budget_mb",
+    "models": "load keep_alive pinned aliases fallback ttft_timeout_s queue breaker max_tokens truncation",
 }
 _RESTART: dict[str, str] = {
     "server": "host port",

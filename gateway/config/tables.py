@@ -28,6 +28,7 @@ Delay = Annotated[float, Meta(ge=0)]  # of a script; `inf` hangs
 Share = Annotated[float, Meta(gt=0, le=1)]
 Truncation = Literal["auto", "disabled"]  # "auto": leave out the oldest turns of a chat that is too long
 MaxTokens = Count | Literal["context"]  # "context": up to the end of the context
+KeepAlive = Annotated[float, Meta(ge=-1, le=1e9)]  # seconds; negative: for ever
 
 
 class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -121,6 +122,14 @@ class UsageConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     days: Annotated[int, Meta(ge=1, le=3660)] = 30
 
 
+class MemoryConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The memory of all models on this machine together. docs/models.md says how it is used."""
+
+    #: The budget, in units of 1,000,000 bytes. To load a model, others are unloaded if necessary: the least recently
+    #: used one first, and none with requests in progress. 0: 60 % of this machine's memory.
+    budget_mb: Natural = 0
+
+
 class Alias(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What a request under this name gets instead of the model's own value."""
 
@@ -145,7 +154,17 @@ class ModelBase(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     truncation: Truncation | None = None  # as in [defaults]
 
 
-class BundleModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ResidentModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The keys of the engines whose models are in the memory of this machine."""
+
+    load: Literal["start", "demand"] = "start"  # when the model is loaded: with the gateway, or for its first request
+    #: The model is unloaded after this time without a request, in seconds. 0: as soon as its requests have ended.
+    #: -1: never, unless another model needs its memory. The field `keep_alive` of Ollama's API changes it.
+    keep_alive: KeepAlive = -1.0
+    pinned: bool = False  # true: never unload it for another model, nor because a client sent `keep_alive`
+
+
+class BundleModel(ResidentModel, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The keys of the engines that read a bundle from disk and run it in a worker process."""
 
     #: The folder of the bundle, in `models_dir` or a whole path. With `source`, the default is the name of the model.
@@ -223,11 +242,12 @@ class Script(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     kind: Literal["chat", "encoder", "cross-encoder"] = "chat"
     dimensions: Annotated[int, Meta(ge=1, le=65536)] = 8  # of an encoder's vectors
     load_s: Delay = 0.0  # time to load the model
+    memory_mb: Natural = 0  # memory that the model counts for when it is loaded, in units of 1,000,000 bytes
     load_error: str = ""  # every load fails with this message
 
 
 @with_model_keys("scripted")
-class ScriptedModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ScriptedModel(ResidentModel, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`engine = "scripted"`: no model; a script has the answers and their timing."""
 
     dialect: str = ""  # how its text has tool calls and reasoning
@@ -251,6 +271,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     log: LogConfig = LogConfig()
     traces: TracesConfig = TracesConfig()
     usage: UsageConfig = UsageConfig()
+    memory: MemoryConfig = MemoryConfig()
     models: dict[str, ModelConfig] = field(default_factory=dict)
     #: The model for requests without a model, or with an unknown one. Without this key they get 404 `model_not_found`.
     default_model: str | None = None

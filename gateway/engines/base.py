@@ -128,6 +128,9 @@ class Engine(Protocol):
     def breaker_opened(self) -> None:
         """The latency breaker of this model has opened. An engine replaces its worker if that can help."""
 
+    def free_cache(self) -> None:
+        """Drop what is kept of finished requests, and give its memory back. Called while no request runs."""
+
     async def prepare(self, generation: Generation) -> Prepared:
         """Make the prompt ready for the device and estimate its cost. Does not use the device.
 

@@ -140,7 +140,8 @@ class RoutedAnswer(AsyncIterator[Event]):
         if ttft_timeout_s is None and self._lanes:
             ttft_timeout_s = lane.config.ttft_timeout_s
         left_s = self._deadline - self._clock()
-        return lane.submit(replace(self._generation, timeout_s=left_s, ttft_timeout_s=ttft_timeout_s))
+        generation = replace(self._generation, timeout_s=left_s, ttft_timeout_s=ttft_timeout_s)
+        return lane.submit(replace(generation, keep_alive_s=None) if self._refusals else generation)
 
     def _move_on(self, error: GatewayError) -> None:
         """Return if there is another lane to try, else raise the error that the client gets."""

@@ -23,15 +23,15 @@ from gateway.errors import GatewayError, ModelNotFound, ModelNotReady, QueueFull
 from gateway.generation import Finished, Generation
 from gateway.lanes.admission import AdmissionQueue
 from gateway.lanes.breaker import Breaker
-from gateway.lanes.breaker import State as BreakerState
 from gateway.lanes.events.unread import UnreadEvents
 from gateway.lanes.job import Job
 from gateway.lanes.lane_forecast import LaneForecast, speed_text
 from gateway.lanes.memory.loader import Loader
+from gateway.lanes.memory.manager import MemoryManager
 from gateway.lanes.memory.uses import Uses
-from gateway.lanes.prober import Prober
+from gateway.lanes.prober import BreakerChanges
 from gateway.lanes.run import JobRunner
-from gateway.lanes.status import LaneStatus, log_breaker
+from gateway.lanes.status import LaneStatus
 from gateway.monitoring.metrics import Metrics
 from gateway.monitoring.states import LaneGauges
 from gateway.monitoring.throttle import Throttle
@@ -49,6 +49,7 @@ class Lane:
         timeout_s: the deadline of requests that have none, in seconds.
         clock: seconds, monotonic.
         sleep: the pauses of the loader, in seconds of `clock`.
+        memory: grants the memory of the engine; None: there is no budget.
     """
 
     def __init__(
@@ -62,32 +63,35 @@ class Lane:
         timeout_s: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        memory: MemoryManager | None = None,
     ) -> None:
         self.name = name
         self.config = config
         self.engine = engine
-        self.breaker = Breaker(
-            breaker_config, clock, name=name, on_change=self._breaker_changed, passes=lambda: engine.status.passes
-        )
+        self._metrics = metrics or Metrics()
         self.queue = AdmissionQueue(config.max_sequences, config.queue, clock, guests=self._guests)
+        changed = BreakerChanges(self, self._metrics, self._spawn).changed
+        self.breaker = Breaker(breaker_config, clock, name=name, on_change=changed, passes=lambda: engine.status.passes)
         self.background = ""  # see LaneStatus
         self.successor: Lane | None = None  # gets the requests, also those that were routed here before
         self.is_removed = False  # from the configuration: it accepts no request
-        self._metrics = metrics or Metrics()
-        self.uses = Uses()
-        self._loader = Loader(name, engine, clock, sleep)
+        self.uses = Uses(clock)
         self._forecast = LaneForecast(name, self.queue, clock)
+        self.memory = memory or MemoryManager(clock=clock)
+        self.claim = self.memory.claim(name, config, self.uses, self._forecast.left_s, engine.free_cache)
+        self._loader = Loader(name, engine, clock, sleep, self.memory, self.claim)
         self._runner = JobRunner(name, engine, self.breaker, self._forecast, self._loader.loaded)
         self._timeout_s = timeout_s
         self._clock = clock
         self._unread = UnreadEvents()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loading: list[asyncio.Task[None]] = []
-        self._probing: asyncio.Task[None] | None = None
         self._refusals = Throttle(clock)
-        self._closed = False
+        self.is_closed = False
         self._closing = asyncio.Lock()
         self._gone = asyncio.Event()  # set when the engine is closed, and that of the lane before
+        if self.claim.is_on_demand:
+            self._loader.wait_for_demand()
 
     # --- start and stop
 
@@ -111,12 +115,14 @@ class Lane:
         """Apply a table that differs only in keys that need no other engine. Another breaker begins closed."""
         self.config = config
         self.queue.max_waiting = config.queue
+        self.claim.configure(config)
         self.breaker.configure(breaker)
 
     async def demand(self) -> None:
         """Load an unloaded model, and wait for the end of the first attempt."""
-        self._loader.demand()
-        await self.tried()
+        with self.claim.loads.one():
+            self._loader.demand()
+            await self.tried()
 
     @property
     def is_unloaded(self) -> bool:
@@ -130,10 +136,15 @@ class Lane:
         """Wait for the end of the first attempt to load, with or without success."""
         await self._loader.tried.wait()
 
+    async def settled(self) -> None:
+        """Wait until the model was tried, or is to be loaded on demand."""
+        await self._loader.settled.wait()
+
     async def aclose(self) -> None:
         """End every request with an error and close the engine. May be called again."""
-        self._closed = True
+        self.is_closed = True
         self._loader.tried.set()
+        self._loader.settled.set()
         async with self._closing:
             for task in list(self._tasks):
                 task.cancel()
@@ -142,6 +153,7 @@ class Lane:
                 await self.engine.aclose()  # ends what requests still wait for
             finally:
                 await asyncio.gather(*self._tasks, return_exceptions=True)
+                self.memory.release(self.claim)
                 await self.previous_is_gone()
                 self._metrics.forget(self.name, self._gauges)
                 self._gone.set()
@@ -163,11 +175,12 @@ class Lane:
             speed=speed_text(tokens_per_s, engine.published_tokens_per_s),
             background=self.background,
             loads_on_demand=self._loader.loads_on_demand,
+            memory=self.memory.status(self.claim),
         )
 
     @property
     def speed(self) -> tuple[EngineStatus, float | None]:
-        """The engine's status and the measured tokens per second: a small part of `status`, for each answer."""
+        """The engine's status and the measured tokens per second: a small part of `status`."""
         return self._loader.status, self._forecast.tokens_per_s
 
     # --- requests
@@ -198,6 +211,8 @@ class Lane:
         if lane is not self:
             return lane.submit(generation)
         job = self._accept(generation)
+        if generation.keep_alive_s is not None:
+            self.claim.keep_alive_s = generation.keep_alive_s
         self.uses.begin()
         job.task = self._spawn(self._serve(job))
         job.events.on_overflow = job.task.cancel
@@ -208,7 +223,7 @@ class Lane:
         if self.is_removed:
             raise ModelNotFound(f"The model {quote(self.name)} does not exist any more.", param="model")
         try:
-            self._loader.admit(generation.ttft_timeout_s, is_closed=self._closed)
+            self._loader.admit(generation.ttft_timeout_s, is_closed=self.is_closed)
             permit = self.breaker.admit()
             try:
                 self._check_queue(generation)
@@ -256,25 +271,10 @@ class Lane:
             job.ticket.leave(job.service_s)
             self._metrics.request_ended(self.name, outcome, job.meter, job.timings())
 
-    # --- the breaker
-
-    def _breaker_changed(self, state: BreakerState) -> None:
-        self._metrics.breaker_changed(self.name, state)
-        log_breaker(self.name, self.breaker, state, self.config.fallback)
-        if state == "open":
-            self.queue.refuse_waiting()
-            self.engine.breaker_opened()
-            self._start_probing()
-
     def log_refusal(self, reason: str, fallback: str) -> None:
         """Say why the fallback answers a request, once a minute for each reason."""
         if (suffix := self._refusals.suffix(reason)) is not None:
             _log.warning("%s: %s; %s answers%s", self.name, reason, fallback, suffix)
-
-    def _start_probing(self) -> None:
-        is_probing = self._probing is not None and not self._probing.done()
-        if self.breaker.config.probe_itself and not is_probing and not self._closed:
-            self._probing = self._spawn(Prober(self.name, self.config, self.engine, self.breaker).run())
 
     # --- helpers
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 from msgspec.structs import replace
 
@@ -15,8 +17,11 @@ from gateway.embedding import Inputs
 from gateway.engines.base import Engine
 from gateway.errors import GatewayError
 from gateway.generation import Chat, Event, Generation, Message, Meter, Prompt, Text
-from gateway.lanes.breaker import Breaker, Outcome, outcome
+from gateway.lanes.admission import AdmissionQueue
+from gateway.lanes.breaker import Breaker, Outcome, State, outcome
 from gateway.lanes.run import Watch
+from gateway.lanes.status import log_breaker
+from gateway.monitoring.metrics import Metrics
 from gateway.sampling import Sampling
 
 _log = logging.getLogger(__name__)
@@ -93,3 +98,48 @@ class Prober:
             _log.exception("%s: the engine raised in a probe", self._name)
             return "released"
         return "slow" if self._breaker.is_slow(meter) else "ok"
+
+
+class Breaking(Protocol):
+    """What BreakerChanges needs of a lane."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def queue(self) -> AdmissionQueue: ...
+    @property
+    def breaker(self) -> Breaker: ...
+    @property
+    def is_closed(self) -> bool: ...
+
+
+class BreakerChanges:
+    """What follows when the breaker of a lane changes: a log line, refusals, probes.
+
+    Args:
+        spawn: starts a task that the lane ends.
+    """
+
+    def __init__(
+        self, lane: Breaking, metrics: Metrics, spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+    ) -> None:
+        self._lane, self._metrics, self._spawn = lane, metrics, spawn
+        self._probing: asyncio.Task[None] | None = None
+
+    def changed(self, state: State) -> None:
+        lane = self._lane
+        self._metrics.breaker_changed(lane.name, state)
+        log_breaker(lane.name, lane.breaker, state, lane.config.fallback)
+        if state == "open":
+            lane.queue.refuse_waiting()
+            lane.engine.breaker_opened()
+            self._start_probing(lane)
+
+    def _start_probing(self, lane: Breaking) -> None:
+        is_probing = self._probing is not None and not self._probing.done()
+        if lane.breaker.config.probe_itself and not is_probing and not lane.is_closed:
+            self._probing = self._spawn(Prober(lane.name, lane.config, lane.engine, lane.breaker).run())

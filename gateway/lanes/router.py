@@ -90,13 +90,14 @@ class Router:
         old = self.lanes[lane.name]
         self.config = replace(self.config, models={**self.config.models, lane.name: lane.config})
         self.lanes[lane.name] = old.successor = lane
+        old.claim.is_leaving = True
         self.replaced.add(old)
         lane.start()
         return old
 
     async def tried(self) -> None:
-        """Wait until each model is ready or has failed to load once."""
-        await asyncio.gather(*(lane.tried() for lane in self.lanes.values()))
+        """Wait until each model is ready, has failed to load once, or is to be loaded on demand."""
+        await asyncio.gather(*(lane.settled() for lane in self.lanes.values()))
 
     async def aclose(self) -> None:
         """End every request and every engine."""

@@ -12,6 +12,18 @@ from gateway.lanes.breaker import Breaker, BreakerStatus, State
 _log = logging.getLogger(__name__)
 
 
+class ModelMemory(Struct, frozen=True, kw_only=True):
+    """The memory of a model. Bytes."""
+
+    need: int = 0  # to load it: measured at its last load, else an estimate
+    is_measured: bool = False
+    load_s: float | None = None  # expected seconds of a load; None: unknown
+    keep_alive_s: float = -1.0  # without a request, until it is unloaded; negative: for ever
+    expires_s: float | None = None  # seconds until it is unloaded; None: never, it is in use, or it is not loaded
+    is_pinned: bool = False
+    budget: int | None = None  # of all models together; None: no limit
+
+
 class LaneStatus(Struct, frozen=True, kw_only=True):
     """What `/readyz` and the page show of a lane."""
 
@@ -25,7 +37,8 @@ class LaneStatus(Struct, frozen=True, kw_only=True):
     tokens_per_s: float | None = None  # in recent answers, of device time, for one answer; None: not measured yet
     speed: str = ""  # the same for a person, with the published speed: "19.7 tokens/s, 93 % of 21.2"
     background: str = ""  # what is built for the model while it answers: "a bundle for the NPU: 3 of 8 pieces"
-    loads_on_demand: bool = False  # the model was unloaded; a request waits until it is loaded
+    loads_on_demand: bool = False  # the model is unloaded; a request waits until it is loaded
+    memory: ModelMemory = ModelMemory()
 
     @property
     def is_ready(self) -> bool:

@@ -58,6 +58,10 @@ class Cancel(Struct, frozen=True, tag=True):
     choice: int | None = None  # None: all choices
 
 
+class FreeCache(Struct, frozen=True, tag=True):
+    """Drop the rows of finished requests, and give the memory of the KV cache back. Ignored while a request runs."""
+
+
 class Shutdown(Struct, frozen=True, tag=True):
     """End the worker process."""
 
@@ -157,7 +161,7 @@ class FrameBatch(Struct, frozen=True, tag=True):
     frames: list[Tokens]
 
 
-ToWorker = Submit | Cancel | Shutdown
+ToWorker = Submit | Cancel | FreeCache | Shutdown
 FromWorker = Loading | Ready | Began | Prefilled | Tokens | Ended | Failed
 Message = FromWorker | FrameBatch  # what the pipe carries
 

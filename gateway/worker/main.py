@@ -26,6 +26,7 @@ from gateway.worker.decoders.self_test import self_test
 from gateway.worker.frame_batcher import FrameBatcher
 from gateway.worker.frames import (
     Cancel,
+    FreeCache,
     FromWorker,
     Loading,
     Message,
@@ -90,6 +91,8 @@ def serve(
                 case Cancel() as cancel:
                     grammar_queue.cancel(cancel.id)
                     loop.cancel(cancel)
+                case FreeCache():
+                    loop.free_cache()
                 case Shutdown():
                     return
         loop.turn()

@@ -100,6 +100,13 @@ class SlotPool:
         slot.cache.truncate(0)
         slot.is_busy, slot.used = False, 0
 
+    def clear(self) -> None:
+        """Drop all rows and snapshots. No slot is busy."""
+        for slot in self.slots:
+            self.discard(slot)
+            slot.ids = slot.source = ()
+        self._snapshots.clear()
+
     def _best_prefix(self, ids: Sequence[int], owner: str) -> tuple[Slot, int]:
         """The slot or snapshot with the most reusable rows, and their number."""
         candidates = [(slot.reusable_rows(ids, owner), slot) for slot in (*self.slots, *self._snapshots)]

@@ -76,7 +76,7 @@ class TokenLoop:
     ) -> None:
         self._decoder = decoder
         self._emit = emit
-        pool = SlotPool(caches, snapshot_bytes if prefix_cache else 0)
+        self._pool = pool = SlotPool(caches, snapshot_bytes if prefix_cache else 0)
         self._schedule = Schedule(pool, prefix_cache=prefix_cache, slice_s=slice_s)
         self._make_constraint, self._token_bytes = make_constraint, token_bytes
         self._lookup = lookup
@@ -112,6 +112,12 @@ class TokenLoop:
             self._close(request, choice)
         if request.open and not self._schedule.of(request.frame):
             self._start_later(request)
+
+    def free_cache(self) -> None:
+        """Drop the rows of finished requests and give their memory back, unless a request runs."""
+        if self.is_idle:
+            self._pool.clear()
+            self._decoder.free_caches()
 
     def _check_vocabulary(self, frame: Submit) -> None:
         """Raises InvalidRequest for a token id that the model does not have. Its tokenizer can have more ids."""

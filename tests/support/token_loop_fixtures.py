@@ -101,6 +101,9 @@ class MeteredDecoder:
     def verify(self, cache: KVCache, ids: Sequence[int]) -> Logits:
         return self._metered("verify", len(ids), lambda: self.inner.verify(cache, ids))
 
+    def free_caches(self) -> None:
+        self.inner.free_caches()
+
     def close(self) -> None:
         """Other tests use the same decoder."""
 

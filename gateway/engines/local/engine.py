@@ -39,7 +39,7 @@ from gateway.errors import BundleError, EngineFailed, GatewayError, ModelNotRead
 from gateway.generation import Generation, Meter, Usage
 from gateway.prompts.messages import Encoded
 from gateway.worker.entry import local_worker
-from gateway.worker.frames import Cancel, FromWorker, Submit
+from gateway.worker.frames import Cancel, FreeCache, FromWorker, Submit
 
 _log = logging.getLogger(__name__)
 
@@ -142,6 +142,10 @@ class LocalEngine:
     def breaker_opened(self) -> None:
         if sign := self._sick_start.became_sick():
             self._supervisor.discard(f"the NPU became sick: {sign}")
+
+    def free_cache(self) -> None:
+        self._recent.clear()
+        self._supervisor.send(FreeCache())
 
     async def aclose(self) -> None:
         self._fail_all(EngineFailed(f"The model '{self._name}' was closed."))
@@ -280,9 +284,8 @@ class LocalEngine:
             translator.take(frame)
         except Exception as error:  # a bug in a parser of the answer's text
             _log.error("%s: the answer could not be read", self._name, exc_info=error)
-            translator.fail(
-                GatewayError(f"{self._name} gave an answer that could not be read; the log has the reason.")
-            )
+            unread = f"{self._name} gave an answer that could not be read; the log has the reason."
+            translator.fail(GatewayError(unread))
             self._supervisor.send(Cancel(translator.id))
         if translator.is_over:
             del self._running[translator.id]

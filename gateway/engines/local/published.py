@@ -62,6 +62,9 @@ class PublishedEngine:
     def breaker_opened(self) -> None:
         self._engine.breaker_opened()
 
+    def free_cache(self) -> None:
+        self._engine.free_cache()
+
     async def prepare(self, generation: Generation) -> Prepared:
         return await self._engine.prepare(generation)
 

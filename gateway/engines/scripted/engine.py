@@ -84,6 +84,7 @@ class ScriptedEngine:
             context_length=self._context_length,
             restarts=self._restarts,
             load_s=self._script.load_s,
+            peak_bytes=self._script.memory_mb * 1_000_000,
             capabilities=CAPABILITIES[self._script.kind],
         )
 
@@ -99,6 +100,8 @@ class ScriptedEngine:
         return await never  # after a hung call it is ready again when `load_s` has passed
 
     def breaker_opened(self) -> None: ...
+
+    def free_cache(self) -> None: ...
 
     async def aclose(self) -> None:
         self._closed = True

@@ -80,6 +80,8 @@ class UpstreamEngine:
 
     def breaker_opened(self) -> None: ...
 
+    def free_cache(self) -> None: ...
+
     async def prepare(self, generation: Generation) -> Prepared:
         text_prompt(self._name, generation)
         check_logprobs(generation, most_tokens(generation))

@@ -1,4 +1,7 @@
-"""Loads an engine, and again if its worker dies, with exponential backoff. No other module retries."""
+"""Loads an engine, and again if its worker dies, with exponential backoff. No other module retries.
+
+The manager grants the memory of each load. A model that is loaded on demand waits for its first request.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.engines.base import Engine, EngineStatus, State
-from gateway.errors import GatewayError, ModelNotReady
+from gateway.errors import GatewayError, ModelNotReady, ModelTooLarge
+from gateway.lanes.memory.claim import Claim
+from gateway.lanes.memory.manager import MemoryManager
+from gateway.lanes.memory.needs import Need
+from gateway.lanes.memory.uses import Uses
 
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.5, 30.0
 _STABLE_S = 60.0  # if an engine was ready for longer, the next pause is the first one
@@ -28,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class Previous(Struct, frozen=True, kw_only=True):
-    """What the loader of an unloaded model keeps of the engine that was unloaded."""
+    """What the loader of an unloaded model knows: of the engine that was unloaded, or of the bundle."""
 
     status: EngineStatus
     load_s: float | None  # what its load took; None: it was not loaded
@@ -44,6 +51,8 @@ class Loader:
         engine: `run` starts it.
         clock: seconds, monotonic.
         sleep: waits for the given number of seconds, measured by `clock`.
+        memory: grants the memory of each load; None: there is no budget.
+        claim: the engine's part of it; None: it needs none.
     """
 
     def __init__(
@@ -52,8 +61,13 @@ class Loader:
         engine: Engine,
         clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        memory: MemoryManager | None = None,
+        claim: Claim | None = None,
     ) -> None:
         self.tried = asyncio.Event()  # set when the first attempt has ended, with or without success
+        self.settled = asyncio.Event()  # set when it has, or when the engine is to be loaded on demand
+        self._memory = memory or MemoryManager()
+        self._claim = claim or Claim(name, Need(), Uses(clock))
         self._name = name
         self._engine = engine
         self._clock, self._sleep = clock, sleep
@@ -69,7 +83,15 @@ class Loader:
 
     def follow(self, previous: Previous) -> None:
         """Before `run`: do not load before `demand`, and not before the memory of `previous` is free."""
-        self._previous, self._load_s = previous, previous.load_s
+        self._previous, self._load_s = previous, previous.load_s or self._claim.need.load_s
+        self.settled.set()
+
+    def wait_for_demand(self) -> None:
+        """Before `run`: do not load before `demand`."""
+        status = replace(self._engine.status, state="unloaded", context_length=self._claim.need.context_length)
+        gone = asyncio.Event()
+        gone.set()
+        self.follow(Previous(status=status, load_s=None, gone=gone, left_s=lambda: 0.0))
 
     def demand(self) -> None:
         """A request needs the engine."""
@@ -94,13 +116,16 @@ class Loader:
             return None
         if not self._previous.gone.is_set():
             return self._previous.left_s() + self._load_s
-        return self._load_s if self._began_at is None else max(0.0, self._load_s - (self._clock() - self._began_at))
+        if self._began_at is None:
+            return self._memory.wait_s(self._claim) + self._load_s
+        return max(0.0, self._load_s - (self._clock() - self._began_at))
 
     def admit(self, limit_s: float | None, *, is_closed: bool) -> None:
         """A request comes: begin to load an unloaded model. Raises ModelNotReady if it cannot be answered in time."""
         if self._previous is None or is_closed:
             self.check_ready(is_closed=is_closed)
         else:
+            self._memory.check(self._claim)
             self.demand()
             self.check_in_time(limit_s)
 
@@ -122,7 +147,7 @@ class Loader:
         """Raises ModelNotReady if an engine that is loaded on demand is ready after more than `limit_s` seconds."""
         expected_s = self.expected_s
         if limit_s is not None and expected_s is not None and expected_s > limit_s:
-            why = f"{self._name} is loaded again, which takes about {expected_s:.1f} s more"
+            why = f"{self._name} is being loaded, which takes about {expected_s:.1f} s more"
             raise ModelNotReady(f"{why}; the limit for the first token is {limit_s:g} s.", retry_after_s=expected_s)
 
     def as_previous(self, gone: asyncio.Event, left_s: Callable[[], float]) -> Previous:
@@ -153,6 +178,8 @@ class Loader:
 
     async def run(self) -> None:
         """Load the engine unless `load` has, and load it again each time it is lost. Runs until it is cancelled."""
+        if self._previous is None and not self._is_loaded and not self._memory.is_free_for(self._claim):
+            self._postpone()
         if self._previous is not None:
             await self._previous.gone.wait()
             self._previous = replace(self._previous, left_s=lambda: 0.0)  # the old one referred to the old lane
@@ -174,19 +201,24 @@ class Loader:
 
     async def load(self) -> str:
         """Load the engine once. Returns the fault, empty if there was none."""
-        self._began_at = began_at = self._clock()
         try:
+            await self._memory.acquire(self._claim, may_unload_others=self._previous is not None)
+            self._began_at = began_at = self._clock()
             await self._engine.start()
         except GatewayError as error:
+            self._memory.release(self._claim)
             return error.message
         except Exception as error:
+            self._memory.release(self._claim)
             _log.error("%s: the engine raised while it loaded", self._name, exc_info=error)
             return f"{type(error).__name__} while loading"
         self._fault, self._was_ready, self._is_loaded = "", True, True
         self._load_s = self._clock() - began_at
         self._previous = None
-        self.tried.set()
         status = self._engine.status
+        self._memory.ready(self._claim, status.peak_bytes, self._load_s)
+        self.tried.set()
+        self.settled.set()
         if status.device == "remote":  # nothing was sent to it
             _log.info("%s is on another server", self._name)
         else:
@@ -201,11 +233,23 @@ class Loader:
         self._previous = None
         self._retry_at = self._clock() + pause_s
         self.tried.set()
+        self.settled.set()
+
+    def _postpone(self) -> None:
+        """The models that come before it in the configuration have the memory."""
+        try:
+            self._memory.check(self._claim)
+        except ModelTooLarge:
+            return  # the load says it
+        _log.warning("%s does not fit into [memory] budget_mb with the others; its first request loads it", self._name)
+        self.wait_for_demand()
 
     def _status_on_demand(self, previous: Previous, stage: str) -> EngineStatus:
         state: State = "unloaded" if self._demanded_at is None else "loading"
         if not previous.gone.is_set():
             stage = "requests that came before are answered first"
+        elif self._claim.state == "waiting":
+            stage = "it waits for memory that other models use"
         elif state == "unloaded":
             stage = ""
         pid = None if previous.gone.is_set() else previous.status.pid

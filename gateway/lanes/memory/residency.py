@@ -1,4 +1,4 @@
-"""Unloads models and loads them again while the gateway runs.
+"""Unloads models and loads them again while the gateway runs: for a client, or because the manager needs the memory.
 
 An unloaded model has a new lane, with an engine that is not started. The old lane finishes what it has accepted and is
 closed: its worker process ends, and so all of its memory is free. Only then may the new lane load. So there are never
@@ -15,6 +15,7 @@ from gateway.config.tables import ModelConfig, UpstreamModel
 from gateway.config.value import nearest
 from gateway.errors import Conflict, ModelNotFound, ModelNotReady, quote
 from gateway.lanes.lane import Lane
+from gateway.lanes.memory.claim import Claim
 from gateway.lanes.router import Router
 from gateway.lanes.status import LaneStatus
 
@@ -59,17 +60,7 @@ class Residency:
         if isinstance(lane.config, UpstreamModel):
             raise Conflict(f"{lane.name} is on another server, which decides itself what it loads.")
         while not lane.is_unloaded:
-            new = await self._make_lane(lane.name, lane.config)
-            current = self._router.lanes.get(lane.name)
-            if current is lane:
-                new.configure(lane.config, lane.breaker.config)  # a reload can have changed them meanwhile
-                new.follow(lane)
-                self._router.replace(new)
-                self._close_when_unused(lane, "%s is unloaded; the next request for it loads it")
-                current = new
-            else:
-                await new.aclose()
-            lane = current or self._lane(name)
+            lane = await self._leave(lane)
         await lane.previous_is_gone()
         return self._lane(name).status
 
@@ -90,11 +81,41 @@ class Residency:
         self._router.replaced.add(lane)
         self._close_when_unused(lane, "%s is removed")
 
+    async def release(self, claim: Claim) -> None:
+        """Begin to unload the model of a claim, for the manager. Its requests are answered first."""
+        lane = self._router.lanes.get(claim.name)
+        if lane is None or lane.claim is not claim:
+            return  # it is being closed already
+        try:
+            await self._leave(lane)
+        except Exception as error:  # its files are gone
+            _log.error("%s cannot be unloaded", claim.name, exc_info=error)
+            claim.is_leaving, claim.pinned = False, True
+
+    def keep_alive(self, name: str, seconds: float) -> None:
+        """Unload the model after `seconds` without a request; negative: never. 0 unloads it when its requests end."""
+        claim = self._lane(name).claim
+        claim.keep_alive_s = seconds
+        claim.uses.on_change()
+
     async def aclose(self) -> None:
         """Stop waiting for lanes that are to be closed. The router closes them."""
         for task in list(self._closing):
             task.cancel()
         await asyncio.gather(*self._closing, return_exceptions=True)
+
+    async def _leave(self, lane: Lane) -> Lane:
+        """Let a new lane, which is not loaded, take the requests of `lane`. Returns the lane that has them now."""
+        new = await self._make_lane(lane.name, lane.config)
+        current = self._router.lanes.get(lane.name)
+        if current is not lane:
+            await new.aclose()
+            return current or self._lane(lane.name)
+        new.configure(lane.config, lane.breaker.config)  # a reload can have changed them meanwhile
+        new.follow(lane)
+        self._router.replace(new)
+        self._close_when_unused(lane, "%s is unloaded; the next request for it loads it")
+        return new
 
     def _lane(self, name: str) -> Lane:
         """Unlike for a request, the default model does not take the name of a model that is not there."""
@@ -105,6 +126,7 @@ class Residency:
         return router.lanes[model]
 
     def _close_when_unused(self, lane: Lane, line: str) -> None:
+        lane.claim.is_leaving = True
         task = asyncio.create_task(self._close(lane, line))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)

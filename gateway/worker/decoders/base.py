@@ -105,5 +105,8 @@ class Decoder(Protocol):
         Raises EngineFailed if the device call fails. The cache's rows can be wrong then.
         """
 
+    def free_caches(self) -> None:
+        """Give the memory of all caches back, as far as the device allows it. They are empty, and stay usable."""
+
     def close(self) -> None:
         """Release the device and the memory. No other call can follow."""

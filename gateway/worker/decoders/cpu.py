@@ -106,6 +106,10 @@ class CpuDecoder:
         rows_of_logits: Logits = self._logits[: len(order)] if in_order else self._logits[order]
         return rows_of_logits
 
+    def free_caches(self) -> None:
+        self._runs.clear()  # their bindings hold the buffers
+        self._buffers.renew()
+
     def close(self) -> None:
         self._runs.clear()
         self._caches.clear()

@@ -34,7 +34,13 @@ class SlotBuffers:
         kv_heads, head_dim = row
         self.slots = slots
         self.context = context
-        self.buffers = [_lazy_zeros((slots, kv_heads, context + PADDING_ROWS, head_dim), dtype) for _ in range(tensors)]
+        self._tensors, self._dtype = tensors, dtype
+        self._shape = slots, kv_heads, context + PADDING_ROWS, head_dim
+        self.renew()
+
+    def renew(self) -> None:
+        """Replace the buffers by empty ones. The system has the memory of the old ones when no view of them is left."""
+        self.buffers = [_lazy_zeros(self._shape, self._dtype) for _ in range(self._tensors)]
 
     def run(self, first: int, count: int) -> list[NDArray[np.generic]]:
         """The buffers of `count` adjacent slots, each a contiguous view (count, kv_heads, rows, head_dim)."""

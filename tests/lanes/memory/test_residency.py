@@ -200,7 +200,7 @@ async def test_limit_of_first_token_decides_between_wait_fallback_and_refusal() 
             await answer_of(router, request("alone", ttft_timeout_s=4.9))
         assert now() - start < 0.1
         assert refused.value.message == (
-            "alone is loaded again, which takes about 5.0 s more; the limit for the first token is 4.9 s."
+            "alone is being loaded, which takes about 5.0 s more; the limit for the first token is 4.9 s."
         )
         assert refused.value.retry_after_s == pytest.approx(LOAD_S)
         await asyncio.sleep(3.0)  # the refused request began the load

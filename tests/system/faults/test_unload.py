@@ -69,7 +69,7 @@ def test_unload_ends_the_processes_and_the_next_request_starts_them(before: set[
     assert http.get("/v1/models/tiny").json()["context_length"] == model["engine"]["context_length"]
     late = http.post("/v1/completions", json=BODY, headers={"x-max-ttft-ms": "1"})
     assert late.status_code == 503 and int(late.headers["retry-after"]) >= 1
-    assert "tiny is loaded again, which takes about" in error_of(late)["message"]
+    assert "tiny is being loaded, which takes about" in error_of(late)["message"]
     assert answer(http) == text
     assert http.get("/readyz").json()["models"][0]["engine"]["pid"] != worker
 

@@ -109,6 +109,9 @@ class StaticDecoder:
         with self._busy:
             return batch_step.run(caches, ids)
 
+    def free_caches(self) -> None:
+        """Nothing: the caches are tensors of the graphs, of a fixed size, and belong to their sessions."""
+
     def close(self) -> None:
         if self._switch:
             self._switch.close()

@@ -1,0 +1,92 @@
+"""Which models are unloaded for another one, and when. manager.py has the rules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from gateway.bundles.disk import megabytes
+from gateway.lanes.memory.claim import Claim
+
+QUIET_S = 10.0
+
+
+def victims(waiting: Sequence[Claim], held: Sequence[Claim], budget_bytes: float, now: float) -> list[Claim]:
+    """The models to unload now.
+
+    Args:
+        waiting: in the order in which they get memory. The first one that may unload others decides.
+        held: what is in memory.
+        now: by the clock of the claims.
+    """
+    claim = next((each for each in waiting if each.may_unload_others), None)
+    missing = (size_of(claim, budget_bytes) if claim else 0) + sum(each.bytes for each in held) - budget_bytes
+    if missing <= 0 or any(each.is_leaving for each in held):  # one step, then look again
+        return []
+    chosen: list[Claim] = []
+    for each in sorted(held, key=eviction_order):
+        if missing > 0 and _may_go(each, claim, now):
+            chosen.append(each)
+            missing -= each.bytes
+    if missing > 0 and claim:
+        return []
+    for each in reversed(chosen):  # the most recently used one that is not necessary stays
+        if missing + each.bytes <= 0:
+            chosen.remove(each)
+            missing += each.bytes
+    return [each for each in chosen if each.uses] or chosen
+
+
+def refusal(claim: Claim, held: Sequence[Claim], budget_bytes: float) -> str:
+    """Why the model can never be loaded with this budget; "": it can."""
+    step = "raise [memory] budget_mb"
+    if claim.need.least_bytes > budget_bytes:
+        all_have = f"all models together have {_text(budget_bytes)}"
+        return f"needs {megabytes(claim.need.least_bytes)}, and {all_have}: {step}, or choose a smaller model"
+    pinned = sum(each.bytes for each in held if each.pinned and each is not claim)
+    if pinned and size_of(claim, budget_bytes) + pinned > budget_bytes:
+        left = f"the pinned models leave {_text(max(0, budget_bytes - pinned))} of {_text(budget_bytes)}"
+        return f"needs {megabytes(claim.need.bytes)}, and {left}: {step}, or remove `pinned` from a model"
+    return ""
+
+
+def size_of(claim: Claim, budget_bytes: float) -> int:
+    """What the model gets. One that was larger than the budget only while it answered is loaded alone."""
+    return int(min(claim.need.bytes, budget_bytes))
+
+
+def is_first(claim: Claim) -> bool:
+    return claim.may_unload_others and claim.is_wanted
+
+
+def eviction_order(held: Claim) -> tuple[bool, float]:
+    return held.is_busy, held.last_used_at
+
+
+def expires_at(held: Claim) -> float | None:
+    """When an idle model has been unused for its time. None: never, it is in use, or it is not loaded."""
+    is_kept = held.keep_alive_s < 0 or held.pinned
+    if is_kept or held.is_busy or held.is_leaving or held.loads:
+        return None
+    return held.last_used_at + held.keep_alive_s
+
+
+def has_cache(held: Claim) -> bool:
+    """True if the engine of an idle model can have something of finished requests."""
+    freed_at = -math.inf if held.cache_freed_at is None else held.cache_freed_at
+    return not held.is_busy and not held.is_leaving and freed_at < held.last_used_at
+
+
+def _may_go(held: Claim, claim: Claim | None, now: float) -> bool:
+    """`claim`: for which it goes; None: more memory is used than the budget."""
+    if held.pinned or held.ready_at is None:
+        return False
+    if claim is None:
+        return not held.uses
+    if now < held.stays_until:
+        return False
+    return claim.is_wanted or not (held.uses or now < held.last_used_at + QUIET_S)
+
+
+def _text(size: float) -> str:
+    return megabytes(int(size))

@@ -1,0 +1,255 @@
+"""The only place that decides which models are in memory.
+
+All models together have one budget. A load begins when the manager has granted the memory for it:
+
+1. Waiting loads go in order: first those that a client waits for, in the order in which they came; no later one takes
+   the memory of an earlier one. Then those that were refused because the load takes too long for their client.
+2. If the memory is not free, the least recently used models without requests are unloaded, if that is enough.
+   If it is not, models with requests are replaced too: they finish what they have accepted and are unloaded then.
+   Their new requests wait for a new load. So two models that do not fit together take turns.
+3. A model stays for as long as its load took, at most 10 s, before another model can replace it. So at least half of
+   the time is not spent with loads.
+4. Nothing is unloaded before it is known that the new model will then fit. Pinned models stay.
+5. A load that no client waits for unloads only models that had no request for 10 s. A load at the start, and a load
+   after a failure, unloads nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+
+from msgspec.structs import replace
+
+from gateway.config.tables import ModelConfig
+from gateway.errors import ModelTooLarge
+from gateway.lanes.memory.claim import Claim
+from gateway.lanes.memory.eviction import (
+    QUIET_S,
+    eviction_order,
+    expires_at,
+    has_cache,
+    is_first,
+    refusal,
+    size_of,
+    victims,
+)
+from gateway.lanes.memory.needs import Need, Needs
+from gateway.lanes.memory.uses import Uses
+from gateway.lanes.status import ModelMemory
+
+_CACHE_IDLE_S = 600.0  # then the KV cache of finished requests is freed, before the weights
+_MIN_PAUSE_S = 0.001
+
+
+class MemoryManager:
+    """Args:
+    budget_bytes: for all models together.
+    needs: keeps what is measured; None: it is not kept.
+    clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        budget_bytes: float = math.inf,
+        needs: Needs | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.budget_bytes = budget_bytes
+        self.needs = needs or Needs()
+        self._clock = clock
+        self._held: list[Claim] = []
+        self._waiting: list[Claim] = []
+        self._changed = asyncio.Event()
+        self._keeping: set[asyncio.Task[None]] = set()
+
+    # --- for the lanes
+
+    def claim(
+        self,
+        name: str,
+        model: ModelConfig,
+        uses: Uses,
+        left_s: Callable[[], float],
+        free_cache: Callable[[], None],
+    ) -> Claim:
+        """The claim of a lane, not granted. See Claim. It reads files of the bundle."""
+        claim = Claim(name, self.needs.of(model), uses, left_s=left_s, free_cache=free_cache)
+        uses.on_change = claim.loads.on_change = self._changed.set
+        claim.configure(model)
+        return claim
+
+    def status(self, claim: Claim) -> ModelMemory:
+        until, need = expires_at(claim), claim.need
+        return ModelMemory(
+            need=need.bytes,
+            is_measured=need.is_measured,
+            load_s=need.load_s,
+            keep_alive_s=claim.keep_alive_s,
+            expires_s=None if until is None else max(0.0, until - self._clock()),
+            is_pinned=claim.pinned,
+            budget=None if math.isinf(self.budget_bytes) else int(self.budget_bytes),
+        )
+
+    # --- for the loaders
+
+    def check(self, claim: Claim) -> None:
+        """Raises ModelTooLarge if the model can never be loaded with this budget."""
+        if reason := refusal(claim, self._held, self.budget_bytes):
+            raise ModelTooLarge(f"{claim.name} {reason}.")
+
+    async def acquire(self, claim: Claim, *, may_unload_others: bool) -> None:
+        """Wait for the memory of an engine. Raises ModelTooLarge. `release` gives it back."""
+        self.check(claim)
+        if claim.state == "held":  # its worker was lost and is started again
+            return
+        claim.state, claim.may_unload_others = "waiting", may_unload_others
+        claim.granted = asyncio.get_running_loop().create_future()
+        self._waiting.append(claim)
+        self._grant()
+        try:
+            await claim.granted
+        except BaseException:
+            self.release(claim)
+            raise
+
+    def is_free_for(self, claim: Claim) -> bool:
+        """True if the model can be loaded now, and nothing has to be unloaded for it."""
+        return claim.state == "held" or size_of(claim, self.budget_bytes) <= self._free_bytes
+
+    def ready(self, claim: Claim, peak_bytes: int, load_s: float) -> None:
+        """The engine is loaded. `peak_bytes`: what the load took; 0: unknown."""
+        claim.ready_at, claim.cache_freed_at = self._clock(), None
+        if peak_bytes:
+            need, reserved = claim.need, claim.bytes if claim.need.is_measured else 0
+            claim.need = replace(need, bytes=peak_bytes, least_bytes=peak_bytes, load_s=load_s, is_measured=True)
+            claim.bytes = max(peak_bytes, reserved)
+            self._keep(claim.need)
+        self._changed.set()
+
+    def grown(self, claim: Claim, size: int) -> None:
+        """The engine has `size` bytes in memory now."""
+        if claim.state == "held" and size > claim.bytes:
+            claim.bytes, claim.need = size, replace(claim.need, bytes=size)
+            self._changed.set()
+
+    def release(self, claim: Claim) -> None:
+        """The engine is closed, or was not loaded."""
+        if claim.ready_at is not None and claim.need.is_measured:
+            self._keep(claim.need)
+        for claims in (self._held, self._waiting):
+            with suppress(ValueError):
+                claims.remove(claim)
+        claim.state, claim.bytes, claim.ready_at, claim.is_leaving = "none", 0, None, False
+        self._grant()
+
+    def set_budget(self, size: float) -> None:
+        """Another budget, in bytes. If it is smaller than what is loaded, idle models are unloaded."""
+        self.budget_bytes = size
+        self._changed.set()
+
+    def wait_s(self, claim: Claim) -> float:
+        """Expected seconds until the memory of a load that begins now is free."""
+        if claim.state == "held":
+            return 0.0
+        now, time_s, free = self._clock(), 0.0, self._free_bytes
+        others = sorted((held for held in self._held if not held.pinned), key=eviction_order)
+        leaves = [(self._leaves_s(held, now), held.bytes) for held in others]
+        ahead = [each for each in self._in_order() if each.is_wanted and each is not claim]
+        for each in [*ahead, claim]:
+            while free < size_of(each, self.budget_bytes) and leaves:
+                leaves_s, size = leaves.pop(0)
+                time_s, free = max(time_s, leaves_s), free + size
+            free -= size_of(each, self.budget_bytes)
+            if each is not claim:
+                load_s = each.need.load_s or 0.0
+                leaves.append((time_s + 2 * load_s, size_of(each, self.budget_bytes)))
+        return time_s
+
+    @property
+    def held(self) -> tuple[Claim, ...]:
+        return tuple(self._held)
+
+    # --- decisions
+
+    async def run(self, unload: Callable[[Claim], Awaitable[None]]) -> None:
+        """Unload models for others, and idle ones, until it is cancelled.
+
+        Args:
+            unload: begins to unload a model. It clears `is_leaving` if it cannot.
+        """
+        while True:
+            self._changed.clear()
+            self._grant()
+            for claim in [*victims(self._in_order(), self._held, self.budget_bytes, self._clock()), *self._expired()]:
+                if claim.state == "held" and not claim.is_leaving:
+                    claim.is_leaving = True
+                    await unload(claim)
+            self._free_caches()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._pause_s()):
+                    await self._changed.wait()
+
+    def _grant(self) -> None:
+        """Grant free memory, in order."""
+        for claim in self._in_order():
+            assert claim.granted is not None
+            if claim.granted.done():
+                continue
+            if reason := refusal(claim, self._held, self.budget_bytes):
+                claim.granted.set_exception(ModelTooLarge(f"{claim.name} {reason}."))
+            elif size_of(claim, self.budget_bytes) <= self._free_bytes:
+                self._waiting.remove(claim)
+                self._held.append(claim)
+                claim.state, claim.bytes, claim.began_at = "held", size_of(claim, self.budget_bytes), self._clock()
+                claim.granted.set_result(None)
+            elif is_first(claim):
+                break
+        self._changed.set()
+
+    def _in_order(self) -> list[Claim]:
+        """The waiting claims: those of waiting clients, then those that may unload others, then the rest."""
+        return sorted(self._waiting, key=lambda claim: (not is_first(claim), not claim.may_unload_others))
+
+    def _expired(self) -> Iterator[Claim]:
+        now = self._clock()
+        yield from [held for held in self._held if (until := expires_at(held)) is not None and until <= now]
+
+    def _free_caches(self) -> None:
+        """The first step of an idle model: it keeps its weights."""
+        now = self._clock()
+        for held in self._held:
+            if has_cache(held) and held.last_used_at + _CACHE_IDLE_S <= now:
+                held.cache_freed_at = now
+                held.free_cache()
+
+    def _pause_s(self) -> float | None:
+        """Until a decision can change without an event. None: it cannot."""
+        times: list[float] = []
+        for held in self._held:
+            if self._waiting and held.ready_at is not None:
+                times += [held.stays_until, held.last_used_at + QUIET_S]
+            if (until := expires_at(held)) is not None:
+                times.append(until)
+            if has_cache(held):
+                times.append(held.last_used_at + _CACHE_IDLE_S)
+        now = self._clock()
+        later = [time - now for time in times if time > now]
+        return max(_MIN_PAUSE_S, min(later)) if later else None
+
+    @property
+    def _free_bytes(self) -> float:
+        return self.budget_bytes - sum(held.bytes for held in self._held)
+
+    def _leaves_s(self, held: Claim, now: float) -> float:
+        """Expected seconds until it can be unloaded."""
+        return max(held.stays_until - now, held.left_s(), 0.0)
+
+    def _keep(self, need: Need) -> None:
+        if self.needs.note(need):
+            task = asyncio.create_task(asyncio.to_thread(self.needs.write))
+            self._keeping.add(task)
+            task.add_done_callback(self._keeping.discard)

@@ -1,0 +1,152 @@
+"""What each model needs to be loaded: measured at its last load, else estimated from the files of its bundle.
+
+    estimate = 1.3 * weights + 240 MB + KV cache of 2048 tokens for each of `max_sequences`
+
+ONNX Runtime packs some weights for its kernels, so the peak of a load is above the size of the files. 240 MB: the
+libraries of a worker and the process that prepares prompts (measured with SmolLM2-135M: 314 MB and 66 MB in use, with
+116 MB of files). A longer context takes memory only when it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+import psutil
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from gateway.bundles.genai_config import GenaiConfig, read_genai_config
+from gateway.bundles.json_file import read_record, write_record
+from gateway.bundles.model_package import variant_folder
+from gateway.bundles.preflight.files import File, files_of, weight_bytes
+from gateway.config.tables import BundleModel, MemoryConfig, ModelConfig, ScriptedModel
+from gateway.errors import BundleError
+
+FILE = "memory.json"  # in the data folder
+_SHARE = 0.6  # of this machine's memory, for all models together
+_PACKED, _PROCESSES = 1.3, 240_000_000
+_CACHED_TOKENS, _CACHE_ITEM = 2048, 4  # bytes of a value of the KV cache
+_START_S, _BYTES_PER_S = 1.0, 400e6  # of a load from a disk with some of the files in the page cache
+_MOST_MODELS = 200
+
+
+class Need(Struct, frozen=True, kw_only=True):
+    """What a model needs to be loaded."""
+
+    bytes: int = 0  # at most, with what it has used since its last load
+    least_bytes: int = 0  # of the load itself; before it was measured: its weights
+    load_s: float | None = None  # seconds; None: unknown
+    is_measured: bool = False  # False: an estimate
+    context_length: int = 0  # of the bundle
+    key: str = ""  # the identity of the bundle and of what changes its size; "": not kept
+
+
+class Measured(Struct, frozen=True):
+    """What was measured of one bundle."""
+
+    bytes: int
+    least_bytes: int
+    load_s: float
+
+
+class _Kept(Struct, frozen=True):
+    models: dict[str, Measured] = field(default_factory=dict)
+
+
+class Needs:
+    """The needs of models. What was measured is kept in a file for the next start. The methods may block.
+
+    Args:
+        file: None: nothing is kept.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
+        kept = read_record(file, _Kept) if file else None
+        self._measured = dict(kept.models) if kept else {}
+
+    def of(self, model: ModelConfig) -> Need:
+        """What is known of the model."""
+        need = estimate(model)
+        found = self._measured.get(need.key) if need.key else None
+        if found is None:
+            return need
+        return replace(need, bytes=found.bytes, least_bytes=found.least_bytes, load_s=found.load_s, is_measured=True)
+
+    def note(self, need: Need) -> bool:
+        """Note what was measured. The oldest entries are dropped. Returns True if `write` has something to write."""
+        if not need.key or need.load_s is None:
+            return False
+        self._measured.pop(need.key, None)
+        self._measured[need.key] = Measured(need.bytes, need.least_bytes, need.load_s)
+        self._measured = dict(list(self._measured.items())[-_MOST_MODELS:])
+        return self._file is not None
+
+    def write(self) -> None:
+        """Write what was measured into the file. Another gateway of this user may write it too: the last one stays."""
+        if self._file is not None:
+            write_record(self._file, _Kept(self._measured))
+
+
+def budget_bytes(config: MemoryConfig) -> int:
+    """The budget for all models together."""
+    return config.budget_mb * 1_000_000 or int(_SHARE * psutil.virtual_memory().total)
+
+
+def estimate(model: ModelConfig) -> Need:
+    """From the files of the bundle, without loading it. 0 for a model that has no files, or that is not here yet."""
+    match model:
+        case ScriptedModel(script=script):
+            size = script.memory_mb * 1_000_000
+            return Need(bytes=size, least_bytes=size, load_s=script.load_s)
+        case BundleModel(path=path) if path:
+            folder = Path(path) if Path(path).is_dir() else Path(path).parent
+            return _of_bundle(model, folder) if folder.is_dir() else Need()
+    return Need()
+
+
+def _of_bundle(model: BundleModel, folder: Path) -> Need:
+    try:
+        files = files_of(variant_folder(folder))
+        weights = weight_bytes(files)
+    except (BundleError, OSError):
+        return Need()
+    config = _config(folder)
+    context = config.context_length if config else 0
+    context = min(model.context_length or context, context)
+    cache = _cache_bytes(config, min(context, _CACHED_TOKENS) * model.max_sequences) if config else 0
+    return Need(
+        bytes=int(_PACKED * weights) + _PROCESSES + cache,
+        least_bytes=weights,
+        load_s=_START_S + weights / _BYTES_PER_S,
+        context_length=context,
+        key=_key(model, folder, files),
+    )
+
+
+def _config(folder: Path) -> GenaiConfig | None:
+    """None: a bundle of another layout, or a damaged one."""
+    try:
+        return read_genai_config(variant_folder(folder))
+    except BundleError:
+        return None
+
+
+def _cache_bytes(config: GenaiConfig, tokens: int) -> int:
+    decoder = config.decoder
+    row = 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_size
+    return row * _CACHE_ITEM * tokens
+
+
+def _key(model: BundleModel, folder: Path, files: Sequence[File]) -> str:
+    """Changes with the files, and with the keys that change the size of the KV cache or the device."""
+    changed = [(file.name, file.size, _changed_ns(file)) for file in files]
+    keys = (model.max_sequences, model.context_length, getattr(model, "provider", ""), model.engine)
+    return sha256(msgspec.json.encode((str(folder), changed, keys))).hexdigest()[:32]
+
+
+def _changed_ns(file: File) -> int:
+    return file.entry.stat().st_mtime_ns if isinstance(file.entry, Path) else 0
