@@ -49,6 +49,7 @@ class EmbeddingRequest(Struct, frozen=True, kw_only=True):
     #: As the fields of Generation.
     timeout_s: float | None = None
     ttft_timeout_s: float | None = None
+    keep_alive_s: float | None = None
     background: bool = False
     owner: str = ""
     endpoint: str = ""

@@ -61,6 +61,7 @@ def generation_of(request: EmbeddingRequest) -> Generation:
         client=request.client,
         hops=request.hops,
         traceparent=request.traceparent,
+        keep_alive_s=request.keep_alive_s,
     )
 
 
