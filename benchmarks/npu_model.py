@@ -82,6 +82,8 @@ class SimulatedDecoder:
             self.now += min(self.batch_s, self.chip.step_s * len(ids[first : first + BATCH]))
         return np.stack([_advance(cache, token) for cache, token in zip(caches, ids, strict=True)])
 
+    def free_caches(self) -> None: ...
+
     def close(self) -> None: ...
 
 

@@ -109,6 +109,7 @@ class MemoryManager:
         claim.state, claim.may_unload_others = "waiting", may_unload_others
         claim.granted = asyncio.get_running_loop().create_future()
         self._waiting.append(claim)
+        self._changed.set()
         self._grant()
         try:
             await claim.granted
@@ -144,6 +145,7 @@ class MemoryManager:
             with suppress(ValueError):
                 claims.remove(claim)
         claim.state, claim.bytes, claim.ready_at, claim.is_leaving = "none", 0, None, False
+        self._changed.set()
         self._grant()
 
     def set_budget(self, size: float) -> None:
@@ -208,7 +210,6 @@ class MemoryManager:
                 claim.granted.set_result(None)
             elif is_first(claim):
                 break
-        self._changed.set()
 
     def _in_order(self) -> list[Claim]:
         """The waiting claims: those of waiting clients, then those that may unload others, then the rest."""
