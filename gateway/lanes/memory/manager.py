@@ -1,4 +1,4 @@
-"""The only place that decides which models are in memory.
+"""Decides which models are in memory. Nothing else does.
 
 All models together have one budget. A load begins when the manager has granted the memory for it:
 
