@@ -17,7 +17,7 @@ from gateway.builder.graphs import quantise
 from gateway.builder.sources import gguf_blocks, gguf_tokenizer
 from gateway.builder.sources.gguf_notes import format_notes
 from gateway.builder.sources.gguf_parts import GgufParts
-from gateway.builder.sources.gguf_settings import TABLE, check_rotation, check_tensors, read_settings
+from gateway.builder.sources.gguf_settings import TABLE, check_rotation, check_tensors, checked_value, read_settings
 from gateway.builder.sources.source import Blocks, GenerationDefaults, TransformerConfig, digest_of
 from gateway.errors import BundleError
 
@@ -79,9 +79,13 @@ class GgufSource:
     def _metadata(self, key: str, default: Any = None) -> Any:
         field = self._parts.field(key)
         try:
-            return default if field is None else field.contents()
+            value = None if field is None else field.contents()
         except UnicodeDecodeError as error:
             raise BundleError(f"{self._file} is damaged: {key} is not UTF-8.") from error
+        if value is not None and key.startswith("tokenizer."):
+            words = self._parts.field("tokenizer.ggml.tokens")
+            value = checked_value(self._file, key, value, len(words.data) if words else 0)
+        return default if value is None else value
 
     def _stored(self, name: str) -> tuple[Any, slice]:
         """The stored tensor, and the rows of it that are this tensor's."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
+
 from gateway.builder.architectures.family import GGUF_KEYS
 from gateway.builder.architectures.find import GGUF_ARCHITECTURES, unsupported_architecture
 from gateway.builder.sources.source import EMBEDDING, HEAD, TransformerConfig, layer
@@ -21,6 +23,11 @@ _SIZES = {
 }
 #: keys of steps that no graph has
 _STEPS = ("attn_logit_softcapping", "final_logit_softcapping", "attention.clamp_kqv", "attention.max_alibi_bias")
+#: the end of a key of the tokenizer -> its kind
+_TOKENIZER_KINDS: dict[str, Any] = {
+    **{".tokens": list[str], ".merges": list[str], ".scores": list[float], ".token_type": list[int]},
+    **{"_token_id": int, "_token": bool, "_prefix": bool, ".chat_templates": list[str], "": str},
+}
 _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 
 
@@ -94,6 +101,21 @@ def _rope_scaling(own: Metadata, tensors: Mapping[str, Any]) -> dict[str, Any] |
     if kind == "none":
         return None
     return {"rope_type": kind, "factor": own("rope.scaling.factor", 1.0)}
+
+
+def checked_value(file: str, key: str, value: Any, words: int) -> Any:
+    """A value of the tokenizer's metadata; None for the id of a token that does not exist, which llama.cpp ignores too.
+
+    Args:
+        words: the number of tokens.
+    Raises BundleError if the value is of another kind than the key has.
+    """
+    kind = next(kind for end, kind in _TOKENIZER_KINDS.items() if key.endswith(end))
+    try:
+        value = msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise BundleError(f"{file} has a value of the wrong kind in its metadata ({key}: {error}).") from error
+    return None if key.endswith("_token_id") and not 0 <= value < words else value
 
 
 def check_rotation(file: str, architecture: str, config: TransformerConfig, metadata: Metadata) -> None:

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 from gateway.builder.sources.end_tokens import is_end_token
 from gateway.builder.sources.gguf_sentencepiece import sentencepiece
 from gateway.builder.sources.gguf_words import RULES, Rule
-from gateway.errors import BundleError, quote
+from gateway.errors import BundleError, cut, quote
 
 Metadata = Callable[..., Any]  # metadata(key, default=None)
 
@@ -43,7 +43,7 @@ def tokenizer_json(metadata: Metadata, file_name: str) -> str:
         raise
     except Exception as error:  # the library raises a bare Exception
         raise BundleError(
-            f"{file_name} is damaged: its vocabulary and merges do not fit together ({error})."
+            f"{file_name} is damaged: its vocabulary and merges do not fit together ({cut(str(error), 100)})."
         ) from error
     if _adds_bos(metadata):
         index = metadata("tokenizer.ggml.bos_token_id")

@@ -11,6 +11,11 @@ from gateway.builder.sources.detect import open_source
 from gateway.errors import BundleError
 from tests.support.tiny_gguf import write_tiny_gguf
 
+_TOKENIZER_KEYS = (
+    *("model", "pre", "tokens", "token_type", "scores", "merges", "add_bos_token", "add_space_prefix"),
+    *(f"{name}_token_id" for name in ("bos", "eos", "unknown", "padding", "eot")),
+)
+
 
 def refusal(path: Path, **metadata: Any) -> str:
     with pytest.raises(BundleError) as caught:
@@ -96,3 +101,29 @@ def test_steps_that_no_graph_has_are_refused(tmp_path: Path, key: str) -> None:
     message = refusal(tmp_path, **{f"llama__{key.replace('.', '__')}": 30.0})
     assert message == f"tiny.gguf has llama.{key}, which is not supported. Use another model."
     open_source(write_tiny_gguf(tmp_path / "tiny.gguf", **{f"llama__{key.replace('.', '__')}": 0.0}))
+
+
+@pytest.mark.parametrize(("kind", "value"), [("gpt2", 1.5), ("gpt2", "text"), ("llama", [1, 2])])
+def test_tokenizer_metadata_of_another_kind_is_one_sentence(tmp_path: Path, kind: str, value: Any) -> None:
+    """Each key in turn: it is used, ignored, or refused with its name."""
+    refused = []
+    for key in (*_TOKENIZER_KEYS, "chat_template", "chat_templates"):
+        name = f"tokenizer.{key}" if key.startswith("chat") else f"tokenizer.ggml.{key}"
+        metadata = {"tokenizer__ggml__model": kind} | {name.replace(".", "__"): value}
+        try:
+            source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", **metadata))
+            source.tokenizer_json()
+            source.tokenizer_config()
+        except BundleError as error:
+            assert "\n" not in error.message and len(error.message) < 600
+            refused.append(key)
+    assert {"bos_token_id", "pre", "tokens", "add_bos_token"} <= set(refused)
+
+
+def test_token_that_does_not_exist_is_no_special_token(tmp_path: Path) -> None:
+    keys = ("bos", "eos", "unknown", "padding", "eot")
+    metadata = {f"tokenizer__ggml__{key}_token_id": 4000 for key in keys}
+    source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", **metadata))
+    assert source.config.eos_ids == (0, 2) and source.config.bos_id is None and source.config.pad_id is None
+    assert not {"bos_token", "eos_token", "unk_token", "pad_token"} & set(source.tokenizer_config())
+    source.tokenizer_json()
