@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from gateway.builder.architectures.family import Family
 from gateway.builder.architectures.gemma3 import GEMMA3
+from gateway.builder.architectures.granite import GRANITE
 from gateway.builder.architectures.llama import LLAMA, MISTRAL
+from gateway.builder.architectures.olmo2 import OLMO2
+from gateway.builder.architectures.phi3 import PHI3
 from gateway.builder.architectures.qwen2 import QWEN2
+from gateway.builder.architectures.qwen3 import QWEN3
 from gateway.builder.architectures.smollm3 import SMOLLM3
 from gateway.errors import BundleError
 
-_FAMILIES = (LLAMA, MISTRAL, QWEN2, GEMMA3, SMOLLM3)
+_FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, SMOLLM3, GRANITE, OLMO2, PHI3)
 
 #: `general.architecture` of the GGUF files that can be built
 GGUF_ARCHITECTURES = tuple(family.gguf for family in _FAMILIES if family.gguf)

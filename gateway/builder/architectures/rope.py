@@ -1,4 +1,4 @@
-"""Reads rotary positions from a configuration: plain, linear, llama3, or with one factor for each frequency."""
+"""Reads rotary positions from a configuration: plain, linear, llama3, longrope, or one factor for each frequency."""
 
 from __future__ import annotations
 
@@ -6,31 +6,59 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from msgspec.structs import replace
+
 from gateway.builder.sources.source import Rope
 from gateway.errors import BundleError
 
+_KINDS = ("default", "linear", "llama3", "longrope")
 
-def read_rope(settings: Mapping[str, Any], dim: int) -> Rope:
-    """The rotary positions of a model with one kind. `dim`: the rotated dimensions of a head."""
+
+def read_rope(settings: Mapping[str, Any], head_dim: int) -> Rope:
+    """The rotary positions of a model with one kind."""
     parameters = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    part = parameters.get("partial_rotary_factor") or settings.get("partial_rotary_factor") or 1.0
     theta = float(parameters.get("rope_theta") or settings.get("rope_theta", 10000.0))
-    return Rope(dim=dim, theta=theta, factors=_factors(parameters, theta, dim))
-
-
-def _factors(parameters: Mapping[str, Any], theta: float, dim: int) -> tuple[float, ...]:
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    pairs = dim // 2
-    match kind:
+    rope = Rope(dim=int(head_dim * float(part)), theta=theta)
+    match kind := parameters.get("rope_type", parameters.get("type", "default")):
         case "default":
-            return ()
+            return rope
         case "linear":
-            return (float(parameters["factor"]),) * pairs
+            return replace(rope, factors=(float(parameters["factor"]),) * (rope.dim // 2))
         case "llama3":
-            wavelengths = [2 * math.pi * theta ** (2 * pair / dim) for pair in range(pairs)]
-            return tuple(_llama3_factor(parameters, wavelength) for wavelength in wavelengths)
+            wavelengths = [2 * math.pi * theta ** (2 * pair / rope.dim) for pair in range(rope.dim // 2)]
+            return replace(rope, factors=tuple(_llama3_factor(parameters, length) for length in wavelengths))
+        case "longrope" | "su":
+            return _longrope(settings, parameters, rope)
         case "factors":  # of a GGUF file
-            return tuple(float(factor) for factor in parameters["factors"])
-    raise BundleError(f"Rotary scaling of type {kind!r} is not supported. Only llama3 and linear are.")
+            return replace(rope, factors=_numbers(parameters, "factors", rope))
+    raise BundleError(
+        f"Rotary scaling of type {str(kind)[:100]!r} is not supported. Only {', '.join(_KINDS)} are. Use a model "
+        "without it, or serve it with its own program as a model with engine = 'upstream'."
+    )
+
+
+def _longrope(settings: Mapping[str, Any], parameters: Mapping[str, Any], rope: Rope) -> Rope:
+    """Factors for short and long contexts. The amplitude grows with the context that the model was extended to."""
+    key = "original_max_position_embeddings"
+    original = int(parameters.get(key) or settings[key])
+    extended = float(parameters.get("factor") or int(settings["max_position_embeddings"]) / original)
+    amplitude = math.sqrt(1 + math.log(extended) / math.log(original)) if extended > 1 else 1.0
+    return replace(
+        rope,
+        factors=_numbers(parameters, "short_factor", rope),
+        long_factors=_numbers(parameters, "long_factor", rope),
+        original_context=original,
+        amplitude=float(parameters.get("attention_factor") or amplitude),
+    )
+
+
+def _numbers(parameters: Mapping[str, Any], key: str, rope: Rope) -> tuple[float, ...]:
+    """One factor for each frequency. Raises ValueError for another count."""
+    numbers = tuple(float(factor) for factor in parameters[key])
+    if len(numbers) != rope.dim // 2:
+        raise ValueError(f"{key} has {len(numbers)} numbers instead of {rope.dim // 2}")
+    return numbers
 
 
 def _llama3_factor(rope: Mapping[str, Any], wavelength: float) -> float:

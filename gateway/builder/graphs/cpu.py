@@ -274,3 +274,9 @@ def _check_sizes(config: TransformerConfig) -> None:
             f"{config.heads} heads of size {config.head_dim} with {config.kv_heads} key-value heads are not supported: "
             "the size must be a multiple of 16, and the number of heads a multiple of the key-value heads."
         )
+    for rope in config.ropes:
+        if rope.dim % 16:
+            raise BundleError(
+                f"Rotary positions of {rope.dim} numbers of a head are not supported: the number must be a multiple of "
+                "16. Use another model."
+            )

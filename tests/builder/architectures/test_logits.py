@@ -1,0 +1,38 @@
+"""Each architecture against `transformers`: small random models, whose logits scripts/architecture_logits.py computed.
+
+The texts are longer than each window and each original context of rotary positions. The weights are on the grid of the
+builder's blocks, so the numbers differ only by the arithmetic of the graph.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gateway.builder.graphs.cpu import write_cpu_graph
+from gateway.builder.sources.detect import open_source
+from tests.support.architectures.cases import CASES
+from tests.support.architectures.models import reference
+from tests.support.session import BareSession
+
+
+def error(logits: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """The largest difference, in parts of the largest logit."""
+    return float(np.abs(logits - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hugging_face_folder_computes_the_logits_of_transformers(tmp_path: Path, name: str) -> None:
+    """In one pass, and its greedy answer token by token."""
+    model = reference(name)
+    source = open_source(model.write_folder(tmp_path / "source"))
+    write_cpu_graph(source, tmp_path / "model.onnx", lambda share: None, "float")
+    session, expected = BareSession(tmp_path / "model.onnx"), model.logits()
+    assert error(session.feed([model.ids])[0], expected) < 1e-3
+    session.reset()
+    steps = [session.feed([model.prompt])[0, -1], *(session.feed([[token]])[0, -1] for token in model.answer[:-1])]
+    assert error(np.stack(steps), expected[len(model.prompt) - 1 :]) < 1e-3
+    assert np.stack(steps).argmax(-1).tolist() == model.answer
