@@ -48,8 +48,8 @@ async def test_scrape_counts_requests_tokens_times_and_breaker_states() -> None:
     metrics = Metrics()
     breaker = BreakerConfig(latency_ms=1000.0, min_calls=3, rate=0.3, probe_itself=False)
     lane = Lane("m", model, ScriptedEngine("m", model, clock=now), breaker, metrics=metrics, clock=now)
-    assert at(scrape(metrics), "model_ready", "m") == 0
     lane.start()
+    assert at(scrape(metrics), "model_ready", "m") == 0
     await lane.tried()
     both = [asyncio.create_task(ask(lane)) for _ in range(2)]
     await asyncio.sleep(0.1)
