@@ -155,7 +155,8 @@ class Lane:
                 await asyncio.gather(*self._tasks, return_exceptions=True)
                 self.memory.release(self.claim)
                 await self.previous_is_gone()
-                self._metrics.forget(self.name, self._gauges)
+                if self.is_removed:
+                    self._metrics.forget(self.name, self._gauges)
                 self._gone.set()
 
     # --- status

@@ -70,7 +70,7 @@ class Residency:
         It loads without a request unless `old` is unloaded.
         """
         new.follow(old, loads=not old.is_unloaded)
-        old.successor = new
+        old.successor, old.is_removed = new, new.name != old.name
         self._router.replaced.add(old)
         new.start()
         self._close_when_unused(old, "%s has ended; its new engine is loaded")
