@@ -155,8 +155,10 @@ class Reloader:
         before = dict(router.lanes)
         for name, model in config.models.items():
             if name not in made:
-                lane = before[name]
-                lane.configure(with_keys_at_once(lane.config, model), model.breaker or config.breaker)
+                lane, breaker = before[name], model.breaker or config.breaker
+                table = with_keys_at_once(lane.config, model)
+                if (table, breaker) != (lane.config, lane.breaker.config):  # else it keeps what a client has set
+                    lane.configure(table, breaker)
         router.update(config, {name: made.get(name) or before[name] for name in config.models})
         self._exchange(made, {name: lane for name, lane in before.items() if router.lanes.get(name) is not lane})
         self.running = config
