@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 _TEXT = """\
 Try what coding agents and other clients need with a model on the running gateway: tool calls, JSON, stop strings,
-usage, reasoning, long prompts, cancelled streams, and recorded requests of real clients. It takes minutes. Exit code 0
-if the gateway did its part everywhere; wrong answers of the model do not count."""
+usage, reasoning, long prompts, cancelled streams, and recorded requests of real clients. It takes minutes. Of a model
+for embeddings: vectors, base64, dimensions and rankings. Exit code 0 if the gateway did its part everywhere; wrong
+answers of the model do not count."""
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -51,8 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
     with openai_client(url, gateway.key, retries=0) as client:
         try:
             peer = _peer(client, arguments.model)
-            peer.find_spare()
-            found.extend(_shown(results(all_checks(), peer)))
+            if peer.makes_text:
+                peer.find_spare()
+            found.extend(_shown(results(all_checks(peer), peer)))
         except APIError as error:
             stopped = gateway_error(error)
     if stopped and not found:
@@ -65,9 +67,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if is_kept(found) and not stopped else 1
 
 
-def all_checks() -> Iterator[Check]:
-    from gateway.commands.verify import accounts, answers, sessions, structured, tools
+def all_checks(peer: Peer) -> Iterator[Check]:
+    """Those of what the model can do."""
+    from gateway.commands.verify import accounts, answers, sessions, structured, tools, vectors
 
+    if not peer.makes_text:
+        yield from vectors.checks(peer.capabilities or ())
+        return
     for part in (tools, structured, answers, accounts, sessions):
         yield from part.checks()
 

@@ -74,6 +74,11 @@ class Peer:
         self._whole = httpx.Response
         self._client, self.model, self.context, self.capabilities = client, model, context, capabilities
 
+    @property
+    def makes_text(self) -> bool:
+        """False for a model that makes only embeddings or scores."""
+        return self.capabilities is None or not {"embeddings", "rerank"} & {*self.capabilities}
+
     def find_spare(self) -> None:
         """Allow more tokens if the model reasons before it answers."""
         try:

@@ -62,6 +62,10 @@ def verdict(results: Sequence[Result], stopped: str = "") -> str:
     if faults:
         checks = "one check" if len(faults) == 1 else f"{len(faults)} checks"
         return f"The gateway itself is wrong in {checks}, first in '{faults[0].group}: {faults[0].name}': report it."
+    vectors = [each for each in results if each.group in ("embeddings", "rerank")]
+    if vectors:
+        wrong = sum(each.outcome == "model" for each in vectors)
+        return "This model finds texts about one thing." if not wrong else "This model does not find what is relevant."
     tools = [each for each in results if each.group == "tools" and each.outcome != "skipped"]
     wrong = sum(each.outcome == "model" for each in tools)
     if not tools:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai import OpenAI
 
 from gateway import cli
 from gateway.commands.verify import answers, command
+from gateway.commands.verify.peer import Peer
 from gateway.config.tables import LocalModel
 from tests.support.paths import ROOT
 from tests.support.server import config_of, serving
@@ -136,12 +138,14 @@ def test_gateway_does_its_part_with_a_model_of_no_use(
         code, out, _ = verify(capsys, "--url", f"{server.url}/v1", "--json")
     report = json.loads(out)
     assert [check for check in report["checks"] if check["outcome"] == "gateway"] == [] and code == 0
-    assert len(report["checks"]) == len(list(command.all_checks()))
+    assert len(report["checks"]) == len(list(command.all_checks(Peer(OpenAI(api_key="x"), "m"))))
 
 
 def test_every_group_is_in_the_documentation() -> None:
     text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     table = text[text.index("## What works with a model") :].partition("\n## ")[0]
-    groups = {check.group for check in command.all_checks()}
+    peers = (Peer(OpenAI(api_key="x"), "m", capabilities=each) for each in (None, ("embeddings",), ("rerank",)))
+    groups = {check.group for peer in peers for check in command.all_checks(peer)}
     assert {group for group in groups if group not in table} == set()
-    assert all(f"{group} " in table.partition("```text")[2] for group in groups)
+    shown = table.partition("```text")[2]
+    assert all(f"{group} " in shown for group in groups - {"embeddings", "rerank"})

@@ -12,12 +12,13 @@ import httpx
 import openai as sdk
 import pytest
 from openai import OpenAI
+from pydantic import SecretStr
 
 from gateway.config.tables import ScriptedModel, ServerConfig
 from gateway.embedding import Embedded, EmbeddingAnswer
 from gateway.routes.embeddings_api.embed import joined
 from gateway.routes.embeddings_api.embeddings import _pieces
-from tests.support.server import config_of, error_of, script_of, scripted, serving, wait_until
+from tests.support.server import Running, config_of, error_of, script_of, scripted, serving, wait_until
 
 TEXTS = ["The capital of France is Paris.", "A cat sleeps."]
 
@@ -36,6 +37,17 @@ def test_sdk_gets_one_vector_for_each_text(openai: OpenAI) -> None:
     first, second = (each.embedding for each in reply.data)
     assert len(first) == len(second) == 8 and first != second
     assert openai.embeddings.create(model="vectors", input=TEXTS[1]).data[0].embedding == second
+
+
+def test_langchain_gets_the_vectors_of_the_sdk(server: Running, openai: OpenAI) -> None:
+    from langchain_openai import OpenAIEmbeddings  # slow to import
+
+    expected = [each.embedding for each in openai.embeddings.create(model="vectors", input=TEXTS).data]
+    embeddings = OpenAIEmbeddings(
+        model="vectors", base_url=f"{server.url}/v1", api_key=SecretStr("x"), check_embedding_ctx_length=False
+    )
+    assert embeddings.embed_documents(TEXTS) == expected
+    assert embeddings.embed_query(TEXTS[1]) == expected[1]
 
 
 def test_base64_is_little_endian_float32_of_the_same_numbers(http: httpx.Client) -> None:
