@@ -79,7 +79,7 @@ def _head_settings(file: str, architecture: str, settings: Mapping[str, Any], ow
             f"{file} has heads with keys of {size} numbers and values of {values} ({architecture}.attention). Only "
             "models with equal ones are supported."
         )
-    return {"partial_rotary_factor": rotated / size} if rotated != size else {}
+    return {"partial_rotary_factor": (rotated + 0.5) / size} if rotated != size else {}  # families round it down
 
 
 def _window_settings(own: Metadata) -> dict[str, Any]:
