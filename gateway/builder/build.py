@@ -12,6 +12,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from gateway.builder.encoders.build import write_encoder_files
+from gateway.builder.encoders.families.find import is_encoder
 from gateway.builder.graphs.cpu import write_cpu_graph
 from gateway.builder.graphs.genai_writer import genai_config
 from gateway.builder.size import cpu_bytes
@@ -51,6 +53,8 @@ def build_bundle(source: Path, out: Path, *, progress: Progress, target: Target 
     target = target or CpuTarget()
     _require_replaceable(out)
     require_writable(out.parent)
+    if source.is_dir() and is_encoder(source):
+        return _build_encoder(source, out, progress, target)
     progress("reading the source", 0.0)
     model = open_source(source)
     progress("reading the source", 1.0)
@@ -64,6 +68,18 @@ def build_bundle(source: Path, out: Path, *, progress: Progress, target: Target 
         write_json(folder / "tokenizer_config.json", model.tokenizer_config())
         _copy_licences(source if source.is_dir() else source.parent, folder)
         write_json(folder / STAMP_FILE, Stamp(format=BUNDLE_FORMAT, target=target.name, source=source.name))
+        write_hashes(folder)
+    return out
+
+
+def _build_encoder(source: Path, out: Path, progress: Progress, target: Target) -> Path:
+    """The bundle of an encoder, which only the CPU runs."""
+    cpu = target if isinstance(target, CpuTarget) else CpuTarget()
+    require_space({out.parent: folder_bytes(source)}, "The bundle")
+    with new_folder(out, lambda: progress(f"waiting for another program that writes {out.name}", 0.0)) as folder:
+        write_encoder_files(source, folder, cpu.activations, progress)
+        _copy_licences(source, folder)
+        write_json(folder / STAMP_FILE, Stamp(format=BUNDLE_FORMAT, target=cpu.name, source=source.name))
         write_hashes(folder)
     return out
 
