@@ -59,7 +59,7 @@ def ensure_bundle(model: BundleOptions, models_dir: Path, progress: Progress) ->
         if device and has_float_weights(model.source, models_dir):
             target: Target = int4_target(device, unfinished_folder(planned.folder))
         else:
-            target = default_target(device) if device else CpuTarget(model.activations)
+            target = default_target(device) if device else CpuTarget(model.activations, model.precision)
         folder = make_bundle(model.source, planned.folder, base=models_dir, progress=progress, target=target)
         remove_pieces(unfinished_folder(planned.folder))
         return folder
