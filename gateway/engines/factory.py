@@ -15,9 +15,9 @@ def make_engine(name: str, model: ModelConfig, models_dir: Path) -> Engine:
     """
     match model:
         case LocalModel():
-            from gateway.engines.by_kind import BundleEngine
+            from gateway.engines.local.published import PublishedEngine
 
-            return BundleEngine(name, model, models_dir)
+            return PublishedEngine(name, model, models_dir)
         case GenieModel():
             from gateway.engines.local.genie import GenieEngine
 

@@ -13,23 +13,23 @@ from gateway.builder.architectures.qwen3 import QWEN3
 from gateway.builder.architectures.smollm3 import SMOLLM3
 from gateway.errors import BundleError
 
-_FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, SMOLLM3, GRANITE, OLMO2, PHI3)
+FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA3, SMOLLM3, GRANITE, OLMO2, PHI3)
 
 #: `general.architecture` of the GGUF files that can be built
-GGUF_ARCHITECTURES = tuple(family.gguf for family in _FAMILIES if family.gguf)
+GGUF_ARCHITECTURES = tuple(family.gguf for family in FAMILIES if family.gguf)
 
 
 def find_by_model_type(name: str) -> Family:
     """The family with this `model_type` in config.json. Raises BundleError."""
-    for family in _FAMILIES:
+    for family in FAMILIES:
         if family.name == name:
             return family
-    raise unsupported_architecture(name, [family.name for family in _FAMILIES])
+    raise unsupported_architecture(name, [family.name for family in FAMILIES])
 
 
 def find_by_gguf_name(name: str) -> Family:
     """The family with this `general.architecture` in a GGUF file. Raises BundleError."""
-    for family in _FAMILIES:
+    for family in FAMILIES:
         if family.gguf == name:
             return family
     raise unsupported_architecture(name, GGUF_ARCHITECTURES)

@@ -1,1 +1,0 @@
-"""The layout of an encoder's bundle."""

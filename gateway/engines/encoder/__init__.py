@@ -1,1 +1,0 @@
-"""Embeddings and scores from a bundle on this machine."""
