@@ -17,7 +17,7 @@ from weights import USUAL, bundle_of, gguf_file
 from gateway.builder.build import CpuTarget, write_json
 from gateway.builder.graphs.genai_writer import genai_config
 from gateway.builder.sources.detect import open_source
-from gateway.builder.sources.source import Blocks, ModelSource
+from gateway.builder.sources.source import ALL, Blocks, ModelSource
 
 HIDDEN, FFN = 2048, 8192
 SIZES = {"layers": 16, "hidden": HIDDEN, "ffn": FFN, "heads": 32, "kv_heads": 8, "head_dim": 64}
@@ -57,10 +57,10 @@ class _Random:
     def has(self, name: str) -> bool:
         return not name.endswith("bias")
 
-    def tensor(self, name: str) -> NDArray[np.float32]:
+    def tensor(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
         if "norm" in name:
             return np.ones(HIDDEN, np.float32)
-        return self._random.standard_normal((self.config.vocab, HIDDEN), np.float32)
+        return self._random.standard_normal((self.config.vocab, HIDDEN), np.float32)[rows]
 
     def notes(self) -> tuple[str, ...]:
         return ()

@@ -91,14 +91,14 @@ class Stages:
 class Source(RandomSource):
     """Random weights, made almost as fast as a file is read, with a tokenizer of single bytes."""
 
-    def tensor(self, name: str) -> Any:
+    def tensor(self, name: str, rows: slice = slice(0, None)) -> Any:
         shape = self._shape(name)
         if len(shape) == 1:
             return super().tensor(name)
         values = np.random.default_rng(zlib.crc32(name.encode())).random(shape, np.float32)
         values -= np.float32(0.5)
         values *= np.float32((12 / shape[1]) ** 0.5)
-        return values
+        return values[rows]
 
     def tokenizer_json(self) -> str:
         from tokenizers import Tokenizer, models, pre_tokenizers

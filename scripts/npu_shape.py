@@ -32,7 +32,7 @@ from gateway.builder.graphs.static_products import Precision  # noqa: E402
 from gateway.builder.graphs.static_tables import write_embeddings_and_head, write_npu_head  # noqa: E402
 from gateway.builder.npu.check import STEPS, CheckRequest, Graphs, check_part  # noqa: E402
 from gateway.builder.npu.part_runner import cpu_session, relative_error  # noqa: E402
-from gateway.builder.sources.source import Blocks, GenerationDefaults, Rope, TransformerConfig  # noqa: E402
+from gateway.builder.sources.source import ALL, Blocks, GenerationDefaults, Rope, TransformerConfig  # noqa: E402
 from gateway.qnn.compile import compile_graphs  # noqa: E402
 from gateway.qnn.detect import try_detect_npu  # noqa: E402
 from gateway.qnn.device import NpuDevice  # noqa: E402
@@ -68,12 +68,12 @@ class RandomSource:
     def has(self, name: str) -> bool:
         return not name.endswith(".bias") and name != "lm_head.weight"
 
-    def tensor(self, name: str) -> Any:
+    def tensor(self, name: str, rows: slice = ALL) -> Any:
         random = np.random.default_rng(zlib.crc32(name.encode()))
         shape = self._shape(name)
         if len(shape) == 1:
             return 1 + random.standard_normal(shape, np.float32) * np.float32(0.1)
-        return random.standard_normal(shape, np.float32) * np.float32(shape[1] ** -0.5)
+        return random.standard_normal(shape, np.float32)[rows] * np.float32(shape[1] ** -0.5)
 
     def blocks(self, name: str) -> Blocks | None:
         return None

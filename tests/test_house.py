@@ -241,6 +241,7 @@ class TestBlame:
     def test_errors_are_made_by_name_only_from_a_workers_frames(self) -> None:
         users = {relative(file) for file in sources() for _, name in calls(file) if name == "error_class"}
         assert users == {
+            "engines/encoder/request.py",
             "engines/local/events.py",
             "engines/local/supervisor.py",
             "engines/scripted/script.py",  # the user's own script of faults
@@ -258,6 +259,7 @@ class TestBlame:
         }
         assert users == {
             ("worker/token_loop.py", "_timed"),
+            ("worker/encoder/main.py", "_run"),
             ("worker/genie/library.py", "query"),
             ("worker/genie/library.py", "set_max_tokens"),
             ("worker/genie/library.py", "reset"),

@@ -12,15 +12,28 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from gateway.builder.encoders.build import write_encoder_files
+from gateway.builder.encoders.families.find import is_encoder
 from gateway.builder.graphs.cpu import write_cpu_graph
 from gateway.builder.graphs.genai_writer import genai_config
+from gateway.builder.graphs.matrices import Matrices
 from gateway.builder.size import cpu_bytes
 from gateway.builder.sources.detect import open_source
 from gateway.builder.sources.source import ModelSource
 from gateway.bundles.disk import folder_bytes, require_space, require_writable
 from gateway.bundles.hashes import CHECKED_FILE, HASHES_FILE, check_hashes, write_hashes
 from gateway.bundles.replace import new_folder
-from gateway.bundles.stamp import BUNDLE_FORMAT, COPIED_FILE, CPU_TARGETS, STAMP_FILE, Activations, Stamp, read_stamp
+from gateway.bundles.stamp import (
+    BUNDLE_FORMAT,
+    COPIED_FILE,
+    CPU_TARGETS,
+    STAMP_FILE,
+    Activations,
+    Loss,
+    Precision,
+    Stamp,
+    read_stamp,
+)
 from gateway.child import Progress
 from gateway.errors import BundleError
 
@@ -30,6 +43,8 @@ class Graphs(Struct, frozen=True, kw_only=True):
 
     decoder: dict[str, Any]
     context_length: int
+    precision: str = ""  # see Stamp
+    loss: Loss | None = None
 
 
 class Target(Protocol):
@@ -51,6 +66,8 @@ def build_bundle(source: Path, out: Path, *, progress: Progress, target: Target 
     target = target or CpuTarget()
     _require_replaceable(out)
     require_writable(out.parent)
+    if source.is_dir() and is_encoder(source):
+        return _build_encoder(source, out, progress, target)
     progress("reading the source", 0.0)
     model = open_source(source)
     progress("reading the source", 1.0)
@@ -63,7 +80,20 @@ def build_bundle(source: Path, out: Path, *, progress: Progress, target: Target 
         (folder / "tokenizer.json").write_text(model.tokenizer_json(), encoding="utf-8", newline="\n")
         write_json(folder / "tokenizer_config.json", model.tokenizer_config())
         _copy_licences(source if source.is_dir() else source.parent, folder)
-        write_json(folder / STAMP_FILE, Stamp(format=BUNDLE_FORMAT, target=target.name, source=source.name))
+        stamp = Stamp(format=BUNDLE_FORMAT, target=target.name, source=source.name)
+        write_json(folder / STAMP_FILE, replace(stamp, precision=graphs.precision, loss=graphs.loss))
+        write_hashes(folder)
+    return out
+
+
+def _build_encoder(source: Path, out: Path, progress: Progress, target: Target) -> Path:
+    """The bundle of an encoder, which only the CPU runs."""
+    cpu = target if isinstance(target, CpuTarget) else CpuTarget()
+    require_space({out.parent: folder_bytes(source)}, "The bundle")
+    with new_folder(out, lambda: progress(f"waiting for another program that writes {out.name}", 0.0)) as folder:
+        write_encoder_files(source, folder, cpu.activations, progress)
+        _copy_licences(source, folder)
+        write_json(folder / STAMP_FILE, Stamp(format=BUNDLE_FORMAT, target=cpu.name, source=source.name))
         write_hashes(folder)
     return out
 
@@ -105,15 +135,16 @@ class CpuTarget(Struct, frozen=True):
     """One graph with dynamic shapes for the CPU provider."""
 
     activations: Activations = "int8"
+    precision: Precision = "int4"
 
     @property
     def name(self) -> str:
         return CPU_TARGETS[self.activations]
 
     def write(self, source: ModelSource, folder: Path, progress: Progress) -> Graphs:
-        require_space({folder.parent: cpu_bytes(source)}, "The bundle")
-        report = partial(progress, "writing the layers")
-        write_cpu_graph(source, folder / "model.onnx", report, self.activations)
+        require_space({folder.parent: cpu_bytes(source, self.precision)}, "The bundle")
+        matrices = Matrices(source, self.precision)
+        write_cpu_graph(matrices, folder / "model.onnx", partial(progress, "writing the layers"), self.activations)
         decoder = {
             "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
             "filename": "model.onnx",
@@ -129,7 +160,8 @@ class CpuTarget(Struct, frozen=True):
                 "present_value_names": "present.%d.value",
             },
         }
-        return Graphs(decoder=decoder, context_length=source.config.context_length)
+        context = source.config.context_length
+        return Graphs(decoder=decoder, context_length=context, precision=matrices.stored_as())
 
 
 def _copy_licences(folder: Path, building: Path) -> None:

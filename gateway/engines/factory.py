@@ -15,9 +15,9 @@ def make_engine(name: str, model: ModelConfig, models_dir: Path) -> Engine:
     """
     match model:
         case LocalModel():
-            from gateway.engines.local.published import PublishedEngine
+            from gateway.engines.by_kind import BundleEngine
 
-            return PublishedEngine(name, model, models_dir)
+            return BundleEngine(name, model, models_dir)
         case GenieModel():
             from gateway.engines.local.genie import GenieEngine
 

@@ -20,12 +20,14 @@ from gateway.dialects.base import uses_tools
 from gateway.dialects.choose import choose_dialect
 from gateway.errors import ContextLengthExceeded, GatewayError, InvalidRequest, UnsupportedParameter
 from gateway.generation import Chat, Text
+from gateway.prompts.embedding import encode_inputs
 from gateway.prompts.history import Histories
 from gateway.prompts.messages import (
     Decode,
     Decoded,
     Encode,
     Encoded,
+    EncodeInputs,
     Opened,
     Predict,
     Refused,
@@ -102,6 +104,8 @@ class PromptEncoder:
         match request:
             case Encode():
                 return self.encode(request)
+            case EncodeInputs():
+                return encode_inputs(self.tokens, request)
             case Predict():
                 return Encoded(ids=[], prediction=self._prediction(request.prediction, request.context_length))
             case Tokenize():

@@ -51,13 +51,26 @@ class Tokenize(Struct, frozen=True, tag=True, kw_only=True):
     specials: bool
 
 
+class EncodeInputs(Struct, frozen=True, tag=True, kw_only=True):
+    """Encode the texts or the pairs for an encoder, with its special tokens. The reply is EncodedInputs."""
+
+    texts: list[str] = []
+    pairs: list[tuple[str, str]] = []
+    start: int = 0  # the index of the first of them in the client's request, for messages
+    param: str = "input"
+    prefix: str = ""  # before each text, or before the first of each pair
+    lower_case: bool = False
+    longest: int  # tokens
+    truncate: bool
+
+
 class Decode(Struct, frozen=True, tag=True, kw_only=True):
     """Decode token ids. The reply is Decoded."""
 
     ids: list[int]
 
 
-Request = Encode | Predict | Tokenize | Decode
+Request = Encode | EncodeInputs | Predict | Tokenize | Decode
 
 
 class Opened(Struct, frozen=True, tag=True, kw_only=True):
@@ -77,6 +90,13 @@ class Encoded(Struct, frozen=True, tag=True, kw_only=True):
     dropped: int = 0  # messages of the chat that are not in the prompt, because it would be too long
 
 
+class EncodedInputs(Struct, frozen=True, tag=True, kw_only=True):
+    """Token ids of each text or pair. `firsts`: the tokens of the first text of each pair."""
+
+    ids: list[list[int]]
+    firsts: list[int] = []
+
+
 class Decoded(Struct, frozen=True, tag=True, kw_only=True):
     text: str
 
@@ -90,7 +110,7 @@ class Refused(Struct, frozen=True, tag=True, kw_only=True):
     trace: str = ""
 
 
-Reply = Opened | Encoded | Decoded | Refused
+Reply = Opened | Encoded | EncodedInputs | Decoded | Refused
 
 encode_request = msgspec.json.encode
 decode_request = msgspec.json.Decoder(Request).decode

@@ -30,6 +30,7 @@ class Stored(Struct, frozen=True, kw_only=True):
     Args:
         state: "interrupted": a download that the same pull continues. "elsewhere": served where it is. "unfinished":
             the pieces of a bundle for the NPU, which the gateway continues to build while it runs.
+        numbers: the number format of the weights of a bundle that was built here, and what it changes; "": unknown.
         source: what it was pulled from or built from; "": unknown.
     """
 
@@ -40,6 +41,7 @@ class Stored(Struct, frozen=True, kw_only=True):
     source: str = ""
     licence: str = ""
     is_configured: bool = False
+    numbers: str = ""
 
     def as_dict(self) -> dict[str, str | int | bool]:
         return asdict(self)
@@ -94,6 +96,7 @@ def _bundle(path: Path, name: str, is_configured: bool) -> Stored:
         source=origin.source if origin else stamp.source if stamp else "",
         licence=origin.licence if origin else "",
         is_configured=is_configured,
+        numbers=stamp.numbers() if stamp else "",
     )
 
 

@@ -101,6 +101,21 @@ class TextTokenizer(Vocabulary):
         self.check_ids(ids, "tokens")
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
+    def encode_input(self, text: str, second: str | None, longest: int) -> tuple[list[int], int, bool]:
+        """A text or a pair for an encoder, with its special tokens; special tokens in the text are parsed.
+
+        Returns the ids, at most `longest`; the number of them with type 0; True if the text was cut.
+        """
+        with self._lock:
+            self._tokenizer.enable_truncation(longest)
+            try:
+                encoding = self._tokenizer.encode(text, second)
+            except (TypeError, UnicodeError) as error:  # a lone surrogate cannot be encoded
+                raise InvalidRequest("The text contains characters that are not valid Unicode.") from error
+            finally:
+                self._tokenizer.no_truncation()
+        return list(encoding.ids), encoding.type_ids.count(0), bool(encoding.overflowing)
+
     def _encode(self, text: str, *, begin: bool = False, specials: bool = True) -> list[int]:
         with self._lock:
             self._tokenizer.encode_special_tokens = not specials

@@ -18,6 +18,13 @@ def local_worker(connection: Connection, spec: WorkerSpec, activity: Activity) -
     worker_main(connection, spec, activity)
 
 
+def encoder_worker(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
+    """Serve an encoder until Shutdown. A target for `multiprocessing.Process`."""
+    from gateway.worker.encoder.main import encoder_worker_main
+
+    encoder_worker_main(connection, spec, activity)
+
+
 def genie_worker(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
     """Serve a Genie bundle until Shutdown. A target for `multiprocessing.Process`."""
     from gateway.worker.genie.main import genie_worker_main

@@ -51,6 +51,17 @@ class Submit(Struct, frozen=True, tag=True, kw_only=True):
     client: str = ""  # clients take turns on the device and in the grammar compiler
 
 
+class Embed(Struct, frozen=True, tag=True, kw_only=True):
+    """One request for the vectors of texts, or for the scores of pairs. Each text fits the model."""
+
+    id: int  # chosen by the gateway, never used again
+    ids: list[list[int]]  # token ids of each text or pair, with the special tokens
+    firsts: list[int] = field(default_factory=list)  # tokens of the first text of each pair
+    dimensions: int = 0  # of a vector; 0: all
+    background: bool = False
+    client: str = ""  # clients take turns on the device
+
+
 class Cancel(Struct, frozen=True, tag=True):
     """Stop a request or one choice of it. The worker sends no more frames of it; earlier ones can still arrive."""
 
@@ -137,6 +148,17 @@ class Tokens(Struct, frozen=True, tag=True, kw_only=True):
     rejected: int = 0
 
 
+class Vectors(Struct, frozen=True, tag=True, kw_only=True):
+    """What one device call has computed for a request. The request has ended when all of its texts have a row."""
+
+    id: int
+    indices: list[int]  # of the texts
+    rows: bytes  # float32, little-endian: `dimensions` numbers for each of `indices`; scores have 1
+    dimensions: int
+    device_s: float  # the request's share of the call, by its tokens
+    shared_s: float = 0.0  # in device calls of all requests since this one came
+
+
 class Ended(Struct, frozen=True, tag=True):
     """One choice has ended. The request has ended when all `n` choices have."""
 
@@ -161,8 +183,8 @@ class FrameBatch(Struct, frozen=True, tag=True):
     frames: list[Tokens]
 
 
-ToWorker = Submit | Cancel | FreeCache | Shutdown
-FromWorker = Loading | Ready | Began | Prefilled | Tokens | Ended | Failed
+ToWorker = Submit | Embed | Cancel | FreeCache | Shutdown
+FromWorker = Loading | Ready | Began | Prefilled | Tokens | Vectors | Ended | Failed
 Message = FromWorker | FrameBatch  # what the pipe carries
 
 _encoder = msgspec.msgpack.Encoder()

@@ -7,7 +7,9 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
 from gateway.bundles.bundle import load_bundle
 from gateway.bundles.hashes import CHECKED_FILE, HASHES_FILE, check_hashes, is_known_intact, write_hashes
@@ -18,6 +20,8 @@ from gateway.bundles.stamp import (
     STAMP_FILE,
     BuildRequest,
     BundlePlan,
+    Loss,
+    Stamp,
     forget_failure,
     has_float_weights,
     npu_folder,
@@ -72,6 +76,33 @@ def test_existing_bundle_is_built_again_if_it_differs(
 ) -> None:
     folder = write_bundle(tmp_path / "tiny", target, bundle_format)
     assert plan(tmp_path, options()) == BundlePlan(folder=folder, for_npu=False, is_ready=is_ready)
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "is_ready"),
+    [
+        ("int4", "int4", True),
+        ("int4", "int8", False),
+        ("float16", "int4", False),
+        ("", "int4", True),
+        ("", "float16", False),
+        ("source", "float16", True),
+    ],
+    ids=str,
+)
+def test_bundle_with_other_weights_is_built_again(tmp_path: Path, stored: str, wanted: str, is_ready: bool) -> None:
+    """Not one of a quantised source, which keeps its own numbers. Bundles without the key have int4."""
+    folder = write_bundle(tmp_path / "tiny", "cpu")
+    stamp = Stamp(format=BUNDLE_FORMAT, target="cpu", source="model", precision=stored)
+    (folder / STAMP_FILE).write_bytes(msgspec.json.encode(stamp))
+    assert plan(tmp_path, options(precision=wanted)).is_ready == is_ready
+
+
+def test_stamp_says_its_numbers_in_words() -> None:
+    loss = Loss(before=18.4512, after=19.02, agreement=0.9312, tokens=500)
+    stamp = Stamp(format=1, target="cpu", source="model", precision="int4", loss=loss)
+    assert stamp.numbers() == "int4: perplexity 18.45 -> 19.02, same first choice 93.1%"
+    assert replace(stamp, precision="source", loss=None).numbers() == "weights as in the source"
 
 
 def test_outdated_bundle_without_source_is_used(tmp_path: Path) -> None:

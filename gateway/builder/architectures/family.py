@@ -65,6 +65,12 @@ class Stored(Struct, frozen=True, kw_only=True):
     start: int = 0
     stop: int | None = None
 
+    def rows(self, part: slice) -> slice:
+        """The stored rows of some rows of the tensor."""
+        stop = self.start + part.stop if part.stop is not None else None
+        ends = [end for end in (stop, self.stop) if end is not None]
+        return slice(self.start + part.start, min(ends, default=None))
+
 
 class Family(Struct, frozen=True, kw_only=True):
     """One family of models.

@@ -38,50 +38,60 @@ from onnx import TensorProto
 
 from gateway.builder.graphs import quantise
 from gateway.builder.graphs.linear import FLOAT_ACTIVATIONS, INT8_ACTIVATIONS, LinearWriter, Packed
+from gateway.builder.graphs.matrices import Matrices
 from gateway.builder.graphs.rows import MAX_PADDING_ROWS, RowPlanner
 from gateway.builder.graphs.writer import MICROSOFT, GraphWriter
 from gateway.builder.sources.source import EMBEDDING, FINAL_NORM, HEAD, Blocks, ModelSource, TransformerConfig, layer
 from gateway.bundles.stamp import Activations
 from gateway.errors import BundleError
 
+#: The names of two values before a layer, whose sum is its input: the residual stream, and what must be added. "": none
+Boundary = tuple[str, str]
+
 
 def write_cpu_graph(
-    source: ModelSource, path: Path, progress: Callable[[float], None], activations: Activations = "int8"
-) -> None:
-    """Write `path` and `path`.data. `progress` gets the fraction that is done, 0 to 1."""
+    source: ModelSource | Matrices, path: Path, progress: Callable[[float], None], activations: Activations = "int8"
+) -> list[Boundary]:
+    """Write `path` and `path`.data. Returns the boundary before each layer, and the one behind the last layer.
+
+    Args:
+        source: with or without the number format of its floating-point matrices.
+        progress: gets the fraction that is done, 0 to 1.
+    """
+    matrices = source if isinstance(source, Matrices) else Matrices(source)
     with GraphWriter(path) as graph:
-        writer = _CpuGraph(source, graph, activations)
+        writer = _CpuGraph(matrices, graph, activations)
         writer.declare_inputs_and_outputs()
-        writer.write(progress)
+        boundaries = writer.write(progress)
         graph.note("activations", activations)
-        graph.save(source.config.architecture)
+        graph.save(matrices.source.config.architecture)
+    return boundaries
 
 
 class _CpuGraph:
     """x, residual, delta: names of float32 values (batch * sequence, hidden)."""
 
-    def __init__(self, source: ModelSource, graph: GraphWriter, activations: Activations) -> None:
-        _check_sizes(source.config)
-        self._source = source
-        self._config = source.config
+    def __init__(self, matrices: Matrices, graph: GraphWriter, activations: Activations) -> None:
+        self._matrices, self._source, self._config = matrices, matrices.source, matrices.source.config
+        _check_sizes(self._config)
         self._graph = graph
         rounding = INT8_ACTIVATIONS if activations == "int8" else FLOAT_ACTIVATIONS
         finer = () if rounding else (8,)  # the 8-bit kernel is slow with float activations
         self._linear = LinearWriter(graph, accuracy_level=rounding, finer=finer, rank=2)
         self._head = LinearWriter(graph, accuracy_level=rounding, finer=(8,))
 
-    def write(self, progress: Callable[[float], None]) -> None:
+    def write(self, progress: Callable[[float], None]) -> list[Boundary]:
         """Write the nodes from the inputs to the outputs."""
         layers = self._config.layers
-        table = self._linear.pack(EMBEDDING, self._eight_bit(EMBEDDING))
-        residual = self._embedding(table)
-        delta = ""
+        table = self._linear.pack(EMBEDDING, self._matrices.table())
+        boundaries = [(self._embedding(table), "")]
         for index in range(layers):
-            residual, delta = self._layer(index, residual, delta)
+            boundaries.append(self._layer(index, *boundaries[-1]))
             progress((index + 1) / (layers + 1))
-        _, x = self._add_and_norm("final", FINAL_NORM, residual, delta)
+        _, x = self._add_and_norm("final", FINAL_NORM, *boundaries[-1])
         self._logits(table, x)
         progress(1.0)
+        return boundaries
 
     def declare_inputs_and_outputs(self) -> None:
         """Declare inputs and outputs, and write the nodes that depend only on the inputs."""
@@ -110,7 +120,7 @@ class _CpuGraph:
         factor = self._graph.constant("embedding_scale", np.array(scale, np.float32))
         return self._graph.node("Mul", [found, factor], "scaled_embedding")
 
-    def _layer(self, index: int, residual: str, delta: str) -> tuple[str, str]:
+    def _layer(self, index: int, residual: str, delta: str) -> Boundary:
         """Write one layer. Returns the new residual stream and the value that must still be added to it."""
         graph, name = self._graph, f"layers.{index}"
         residual, x = self._before(f"{name}.attention", layer(index, "input_layernorm.weight"), residual, delta)
@@ -217,17 +227,10 @@ class _CpuGraph:
 
     def _product(self, index: int, x: str, block: str, *projections: str) -> str:
         names = [layer(index, f"{block}.{projection}") for projection in projections]
-        parts = [self._blocks(f"{name}.weight") for name in names]
+        parts = [self._matrices.matrix(f"{name}.weight") for name in names]
         biases = [f"{name}.bias" for name in names if self._source.has(f"{name}.bias")]
         bias = np.concatenate([self._source.tensor(name) for name in biases]) if biases else None
         return self._linear.product(f"layers.{index}.{block}.{'_'.join(projections)}", x, parts, bias)
-
-    def _blocks(self, name: str) -> Blocks:
-        return self._source.blocks(name) or quantise.four_bit(self._source.tensor(name))
-
-    def _eight_bit(self, name: str) -> Blocks:
-        own = quantise.as_eight_bit(self._source.blocks(name))
-        return own or quantise.eight_bit(self._source.tensor(name))
 
     def _logits(self, table: Packed, rows: str) -> None:
         """Padding rows are removed before the head, or after a 4-bit head, whose kernel needs them."""
@@ -235,13 +238,13 @@ class _CpuGraph:
         if config.tied_embeddings:
             self._head.packed_product(table, self._by_position(rows, config.hidden), "logits")
             return
-        blocks = self._source.blocks(HEAD) or quantise.eight_bit(self._source.tensor(HEAD))
-        if blocks.bits == 8:
-            logits = self._head.product(HEAD, self._by_position(rows, config.hidden), [blocks])
+        head = self._matrices.head()
+        if not isinstance(head, Blocks) or head.bits == 8:
+            logits = self._head.product(HEAD, self._by_position(rows, config.hidden), [head])
         else:
             x = graph.node("Reshape", [rows, self._shape(1, -1, config.hidden)], f"{rows}.in_one")
             y = graph.node(
-                "Reshape", [self._head.product(HEAD, x, [blocks]), self._shape(-1, config.vocab)], "all_logits"
+                "Reshape", [self._head.product(HEAD, x, [head]), self._shape(-1, config.vocab)], "all_logits"
             )
             logits = self._by_position(y, config.vocab)
         graph.node("Identity", [logits], "logits")

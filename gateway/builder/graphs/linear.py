@@ -9,8 +9,10 @@ from typing import Any, Literal
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from gateway.builder.graphs import quantise
+from gateway.builder.graphs.matrices import Matrix
 from gateway.builder.graphs.writer import MICROSOFT, GraphWriter
 from gateway.builder.sources.source import Blocks
 
@@ -59,11 +61,10 @@ class LinearWriter:
         self._two_rows: dict[tuple[str, int], str] = {}
         self._in_blocks: dict[tuple[str, int], str] = {}
 
-    def product(self, name: str, x: str, parts: Sequence[Blocks], bias: NDArray[np.float32] | None = None) -> str:
+    def product(self, name: str, x: str, parts: Sequence[Matrix], bias: NDArray[np.float32] | None = None) -> str:
         """y = x · wᵀ + bias. y contains the rows of all parts in order. Parts of one kind are one product."""
-        kinds = groupby(parts, lambda part: (part.bits, part.block_size))
-        groups = [quantise.join(list(group)) for _, group in kinds]
-        outputs = [self._exact_product(f"{name}.{index}", x, blocks) for index, blocks in enumerate(groups)]
+        groups = [_join(list(group)) for _, group in groupby(parts, _kind)]
+        outputs = [self._exact_product(f"{name}.{index}", x, matrix) for index, matrix in enumerate(groups)]
         y = outputs[0] if len(outputs) == 1 else self._graph.node("Concat", outputs, f"{name}.joined", axis=-1)
         if bias is None:
             return y
@@ -71,9 +72,14 @@ class LinearWriter:
             "Add", [y, self._graph.constant(f"{name}.bias", bias.astype(self._dtype))], f"{name}.biased"
         )
 
-    def pack(self, name: str, blocks: Blocks) -> Packed:
+    def pack(self, name: str, blocks: Matrix) -> Packed:
         """Write the constants of a matrix, without the correction that `product` adds for some blocks."""
-        graph, zeros = self._graph, _zero_points(blocks)
+        graph = self._graph
+        if not isinstance(blocks, Blocks):
+            rows, columns = blocks.shape
+            halves = graph.constant(f"{name}.halves", blocks)
+            return Packed(quants=halves, scales="", zeros=None, rows=rows, columns=columns, bits=16, block_size=0)
+        zeros = _zero_points(blocks)
         rows, count = blocks.scale.shape
         quants = _pairs(blocks.quants) if blocks.bits == 4 else blocks.quants.view(np.uint8) ^ np.uint8(128)
         return Packed(
@@ -87,7 +93,14 @@ class LinearWriter:
         )
 
     def packed_product(self, matrix: Packed, x: str, output: str) -> str:
-        """x · wᵀ. Without zero points, the kernel uses 8 for 4 bits and 128 for 8 bits."""
+        """x · wᵀ. Without zero points, the kernel uses 8 for 4 bits and 128 for 8 bits.
+
+        A matrix of half floats becomes one of floats when the graph is loaded: the CPU has no faster product.
+        """
+        if matrix.bits == 16:
+            floats = self._graph.node("Cast", [matrix.quants], f"{output}.floats", to=TensorProto.FLOAT)
+            weights = self._graph.node("Transpose", [floats], f"{output}.transposed", perm=[1, 0])
+            return self._graph.node("MatMul", [x, weights], output)
         if matrix.bits in self._finer:
             return self._graph.node("Add", self._finer_halves(matrix, x, output), output)
         return self._kernel(matrix, x, output, self._accuracy_level)
@@ -136,7 +149,10 @@ class LinearWriter:
         return self._two_rows[key]
 
     def lookup(self, matrix: Packed, ids: str, output: str) -> str:
-        """Look up rows of a symmetric 8-bit matrix: (..., ids) -> (..., ids, columns)."""
+        """Look up rows of a symmetric 8-bit matrix, or of half floats: (..., ids) -> (..., ids, columns)."""
+        if matrix.bits == 16:
+            halves = self._graph.node("Gather", [matrix.quants, ids], f"{output}.halves", axis=0)
+            return self._graph.node("Cast", [halves], output, to=TensorProto.FLOAT)
         count = matrix.columns // matrix.block_size
         scales = self._graph.reshaped_constant(f"{matrix.scales}_by_row", matrix.scales, [matrix.rows, count, 1])
         blocks = self._graph.node(
@@ -151,9 +167,9 @@ class LinearWriter:
         )
         return self._graph.node("Reshape", [blocks, self._shape(matrix.columns)], output)
 
-    def _exact_product(self, name: str, x: str, blocks: Blocks) -> str:
-        matrix, missing = self.pack(name, blocks), _missing(blocks)
-        if missing is None:
+    def _exact_product(self, name: str, x: str, blocks: Matrix) -> str:
+        matrix = self.pack(name, blocks)
+        if not isinstance(blocks, Blocks) or (missing := _missing(blocks)) is None:
             return self.packed_product(matrix, x, f"{name}.y")
         weights = self._graph.constant(f"{name}.missing", missing.T.astype(self._dtype))
         sums = self.sums(x, blocks.block_size)
@@ -186,6 +202,15 @@ class LinearWriter:
         """A shape that keeps the first dimensions."""
         name = "_".join(["shape", str(self._rank), *map(str, last)])
         return self._graph.constant(name, np.array([0] * (self._rank - 1) + list(last)))
+
+
+def _kind(part: Matrix) -> tuple[int, int]:
+    return (part.bits, part.block_size) if isinstance(part, Blocks) else (16, 0)
+
+
+def _join(parts: list[Matrix]) -> Matrix:
+    blocks = [part for part in parts if isinstance(part, Blocks)]
+    return quantise.join(blocks) if blocks else np.concatenate([part for part in parts if not isinstance(part, Blocks)])
 
 
 def _zero_points(blocks: Blocks) -> NDArray[np.uint8] | None:

@@ -18,7 +18,7 @@ from gateway.builder.sources import gguf_blocks, gguf_tokenizer
 from gateway.builder.sources.gguf_notes import format_notes
 from gateway.builder.sources.gguf_parts import GgufParts
 from gateway.builder.sources.gguf_settings import TABLE, check_rotation, check_tensors, checked_value, read_settings
-from gateway.builder.sources.source import Blocks, GenerationDefaults, TransformerConfig, digest_of
+from gateway.builder.sources.source import ALL, Blocks, GenerationDefaults, TransformerConfig, digest_of
 from gateway.errors import BundleError
 
 
@@ -44,14 +44,14 @@ class GgufSource:
     def has(self, name: str) -> bool:
         return self._family.gguf_file(name, self.config).name in self._tensors
 
-    def tensor(self, name: str) -> NDArray[np.float32]:
-        stored, rows = self._stored(name)
-        shape = tuple(int(size) for size in reversed(stored.shape))
+    def tensor(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
+        stored, rows = self._stored(name, rows)
+        row = tuple(int(size) for size in reversed(stored.shape))[1:]
         try:
-            values = np.asarray(dequantize(stored.data, stored.tensor_type), dtype=np.float32).reshape(shape)
+            values = np.asarray(dequantize(stored.data[rows], stored.tensor_type), dtype=np.float32).reshape(-1, *row)
         except NotImplementedError as error:
             raise BundleError(f"{self._file}: {name} has an unknown format, {stored.tensor_type.name}.") from error
-        return self._folding.tensor(name, self._half_split(name, values[rows]))
+        return self._folding.tensor(name, self._half_split(name, values))
 
     def blocks(self, name: str) -> Blocks | None:
         stored, rows = self._stored(name)
@@ -87,12 +87,12 @@ class GgufSource:
             value = checked_value(self._file, key, value, len(words.data) if words else 0)
         return default if value is None else value
 
-    def _stored(self, name: str) -> tuple[Any, slice]:
-        """The stored tensor, and the rows of it that are this tensor's."""
+    def _stored(self, name: str, rows: slice = ALL) -> tuple[Any, slice]:
+        """The stored tensor, and the rows of it that are these rows of this tensor."""
         stored = self._family.gguf_file(name, self.config)
         if stored.name not in self._tensors:
             raise BundleError(f"{self._file} has no tensor {name}.")
-        return self._tensors[stored.name], slice(stored.start, stored.stop)
+        return self._tensors[stored.name], stored.rows(rows)
 
     def _shape(self, name: str) -> tuple[int, ...] | None:
         """(rows, columns) of a tensor, without its values. None: it does not exist."""

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from gateway.builder.architectures.find import find_by_model_type
 from gateway.builder.architectures.fold import Folding
 from gateway.builder.sources.end_tokens import end_ids
+from gateway.builder.sources.gptq import PackedMatrices, read_quantisation
 from gateway.builder.sources.safetensors_file import Weights
-from gateway.builder.sources.source import HEAD, Blocks, GenerationDefaults, TransformerConfig, digest_of
+from gateway.builder.sources.source import ALL, HEAD, Blocks, GenerationDefaults, TransformerConfig, digest_of
 from gateway.bundles.bundle import find_chat_templates
 from gateway.bundles.json_file import read_json, read_optional_object
 from gateway.errors import BundleError
@@ -22,15 +23,16 @@ _READ = (".json", ".jinja", ".safetensors")
 
 
 class HuggingFaceSource:
-    """Implements ModelSource. Reads only floating-point weights: bf16, f16, f32 or f64."""
+    """Implements ModelSource. Reads weights in floating point (bf16, f16, f32, f64), and those of GPTQ and AWQ."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         content = read_json(folder / "config.json", dict[str, Any], missing="so it is not a Hugging Face model")
         content |= content.get("text_config") or {}  # of a multimodal model
         self._family = find_by_model_type(str(content.get("model_type")))
-        _check_supported(content)
+        quantisation = read_quantisation(content)
         self._weights = Weights(folder)
+        self._packed = PackedMatrices(self._weights, quantisation) if quantisation else None
         self._generation = read_optional_object(folder / "generation_config.json")
         self.config = self._read_config(content)
         self._folding = Folding(scales=self._family.scales(content), norm_offset=self._family.norm_offset)
@@ -38,16 +40,22 @@ class HuggingFaceSource:
 
     def has(self, name: str) -> bool:
         stored = self._family.hugging_face(name, self.config)
-        return stored.name in self._weights and not (name == HEAD and self.config.tied_embeddings)
+        is_stored = stored.name in self._weights or (self._packed is not None and stored.name in self._packed)
+        return is_stored and not (name == HEAD and self.config.tied_embeddings)
 
-    def tensor(self, name: str) -> NDArray[np.float32]:
+    def tensor(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
         if not self.has(name):
             raise BundleError(f"{self._folder.name} has no tensor {name}.")
+        if (blocks := self.blocks(name)) is not None:
+            return blocks.values()[rows]
         stored = self._family.hugging_face(name, self.config)
-        return self._folding.tensor(name, self._weights.tensor(stored.name)[stored.start : stored.stop])
+        return self._folding.tensor(name, self._weights.tensor(stored.name, stored.rows(rows)))
 
     def blocks(self, name: str) -> Blocks | None:
-        return None
+        stored = self._family.hugging_face(name, self.config)
+        if self._packed is None or stored.name not in self._packed:
+            return None
+        return self._folding.blocks(name, self._packed.blocks(stored.name, stored.rows(ALL)))
 
     def tokenizer_json(self) -> str:
         if not self._tokenizer_path.is_file():
@@ -95,8 +103,3 @@ class HuggingFaceSource:
             raise BundleError(f"{self._folder.name}: config.json lacks {error}.") from error
         except (TypeError, ValueError) as error:
             raise BundleError(f"{self._folder.name}: config.json has a value of the wrong kind ({error}).") from error
-
-
-def _check_supported(content: dict[str, Any]) -> None:
-    if "quantization_config" in content:
-        raise BundleError("Quantised Hugging Face folders cannot be read. Use the bf16 or f16 weights, or a GGUF file.")

@@ -13,6 +13,7 @@ import safetensors
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from gateway.builder.sources.source import ALL
 from gateway.bundles.json_file import LONGEST, read_json
 from gateway.errors import BundleError
 
@@ -56,15 +57,23 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return name in self._stored
 
-    def tensor(self, name: str) -> NDArray[np.float32]:
-        """A copy as float32. Raises BundleError if the type is not a float."""
+    def stored(self, name: str) -> NDArray[Any]:
+        """A copy in the stored type."""
+        name = self._stored[name]
+        with _open(self._files[name]) as file:
+            return np.asarray(file.get_tensor(name))
+
+    def tensor(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
+        """A copy of some rows as float32. Raises BundleError if the type is not a float."""
         name = self._stored[name]
         path = self._files[name]
         with _open(path) as file:
-            kind = file.get_slice(name).get_dtype()
+            stored = file.get_slice(name)
+            kind, shape = stored.get_dtype(), stored.get_shape()
             if kind not in _FLOATS:
                 raise BundleError(f"{path.name}: {name} has type {kind}; {', '.join(_FLOATS)} can be read.")
-            return np.asarray(file.get_tensor(name), dtype=np.float32)
+            start, stop, _ = rows.indices(shape[0])
+            return np.asarray(stored[start:stop], dtype=np.float32)
 
 
 def _text_name(name: str) -> str:

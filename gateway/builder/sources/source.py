@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
+ALL = slice(0, None)  # rows
 HEAD = "lm_head.weight"  # absent if the head is tied to the embedding
 
 
@@ -124,6 +125,11 @@ class Blocks(Struct, frozen=True, kw_only=True):
     def block_size(self) -> int:
         return int(self.quants.shape[2])
 
+    def values(self) -> NDArray[np.float32]:
+        """The weights, (rows, columns)."""
+        weights = self.scale[..., None] * self.quants + self.minimum[..., None]
+        return weights.reshape(len(weights), -1)
+
 
 class GenerationDefaults(Struct, frozen=True, kw_only=True):
     """The sampling defaults of the model. None: the source does not set the value."""
@@ -147,8 +153,11 @@ class ModelSource(Protocol):
     def has(self, name: str) -> bool:
         """True if the tensor exists. Biases and an untied head are optional."""
 
-    def tensor(self, name: str) -> NDArray[np.float32]:
-        """The dequantised tensor, read-only. Raises BundleError if the source does not have it."""
+    def tensor(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
+        """The dequantised tensor, or some rows of it (not of q and k), read-only.
+
+        Raises BundleError if the source does not have it.
+        """
 
     def blocks(self, name: str) -> Blocks | None:
         """The tensor's quantised blocks, with rows in the order of `tensor`. None if it is stored in floating point.

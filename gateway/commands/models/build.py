@@ -15,6 +15,8 @@ from gateway.errors import ConfigError
 if TYPE_CHECKING:
     from gateway.builder.npu.build import NpuTarget
 
+_CPU_PRECISIONS = ("float16", "int8", "int4")
+
 
 def add_parser(subparsers: options.Subparsers) -> None:
     text = "Build a bundle from a GGUF file or a Hugging Face folder, local or downloaded."
@@ -34,6 +36,12 @@ def add_parser(subparsers: options.Subparsers) -> None:
         help="inputs of matrix products: int8 rounds them, as llama.cpp does; float is exact and up to twice as slow "
         "(default: int8)",
     )
+    parser.add_argument(
+        "--precision",
+        choices=(*_CPU_PRECISIONS, "fp16", "w8a16", "w4a16"),
+        help="number format of the weights. cpu: float16, int8 or int4, of a source in floating point; a quantised one "
+        "keeps its own (default: int4). qnn: fp16, int4, w8a16 or w4a16, with that of the activations (default: fp16)",
+    )
     npu = parser.add_argument_group("for --target qnn")
     npu.add_argument(
         "--soc",
@@ -43,11 +51,6 @@ def add_parser(subparsers: options.Subparsers) -> None:
     )
     npu.add_argument("--context", type=_numbers, metavar="N[,N]", help="context lengths (default: 2048; emulator 512)")
     npu.add_argument("--width", type=int, help="prompt tokens in one call (default: 128; emulator 32)")
-    npu.add_argument(
-        "--precision",
-        choices=("fp16", "int4", "w8a16", "w4a16"),
-        help="number format of weights and activations (default: fp16)",
-    )
     npu.add_argument("--parts", type=int, help="number of graphs that the layers are split into (default: 1)")
     npu.add_argument(
         "--batch", type=int, help="sequences in one batched step, which has its own graph; 1: no batching (default: 4)"
@@ -64,26 +67,35 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.builder.build import CpuTarget
     from gateway.builder.fetch import make_bundle
     from gateway.bundles.disk import folder_bytes
+    from gateway.bundles.stamp import read_stamp
     from gateway.commands.models.prepare import progress_bars
     from gateway.pull.names import model_name
 
-    _refuse_npu_options(arguments)
+    _refuse_options_of_the_other_target(arguments)
     out = arguments.out.resolve()
-    target = _npu_target(arguments) if arguments.target == "qnn" else CpuTarget(activations=arguments.activations)
+    on_cpu = CpuTarget(activations=arguments.activations, precision=arguments.precision or "int4")
+    target = _npu_target(arguments) if arguments.target == "qnn" else on_cpu
     with progress_bars(out.name) as progress:
         make_bundle(arguments.source, out, base=Path(), progress=progress, target=target)
     print(f"{arguments.out}: a bundle of {folder_bytes(out) / 1e6:.0f} MB for {arguments.target}")
+    if (stamp := read_stamp(out)) and stamp.numbers():
+        print(stamp.numbers())
     name, path = json.dumps(model_name(out.name)), json.dumps(out.as_posix(), ensure_ascii=False)
     print(f"To serve it, add to config.toml:\n  [models.{name}]\n  path = {path}")
     return 0
 
 
-def _refuse_npu_options(arguments: argparse.Namespace) -> None:
-    """Raises ConfigError for options that `--target cpu` would ignore."""
-    names = ("soc", "context", "width", "precision", "parts", "batch", "head")
+def _refuse_options_of_the_other_target(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError for options that the target would ignore."""
+    names = ("soc", "context", "width", "parts", "batch", "head")
     given = [f"--{name}" for name in names if getattr(arguments, name) is not None]
+    precision = arguments.precision
+    if precision and precision not in _CPU_PRECISIONS:
+        given.append(f"--precision {precision}")
     if arguments.target == "cpu" and given:
         raise ConfigError(f"{', '.join(given)}: only for the NPU; add `--target qnn`")
+    if arguments.target == "qnn" and precision in ("float16", "int8"):
+        raise ConfigError(f"--precision {precision}: only for the CPU; the NPU has fp16, int4, w8a16 and w4a16")
 
 
 def _npu_target(arguments: argparse.Namespace) -> NpuTarget:

@@ -19,6 +19,7 @@ class ModelState(Struct, frozen=True, kw_only=True):
     detail: str = ""
     context_length: int = 0  # tokens that it serves
     bytes: int = 0
+    numbers: str = ""  # the number format of the weights of a bundle that was built here, and what it changes
     published: str = ""  # the speed that a pulled model has on a chip, by its publisher: "21.2 tokens/s on x-elite"
 
     def as_dict(self) -> dict[str, str | int]:
@@ -57,7 +58,8 @@ def examine(model: ModelConfig) -> ModelState:
         case LocalModel():
             folder = bundle_folders(model)[0]
             found = replace(_examine_bundle(model, folder), published=_published(folder))
-            return replace(found, detail=found.detail or _npu_build(model, folder))
+            numbers = _numbers(folder)
+            return replace(found, numbers=numbers, detail=found.detail or _npu_build(model, folder) or numbers)
 
 
 def _npu_build(model: LocalModel, folder: Path) -> str:
@@ -68,6 +70,13 @@ def _npu_build(model: LocalModel, folder: Path) -> str:
         return f"on the CPU; a bundle for the NPU is being built, {pieces} pieces are finished"
     failure = read_failure(folder, model.source) if model.source else None
     return f"on the CPU; no bundle for the NPU: {failure.message}" if failure else ""
+
+
+def _numbers(folder: Path) -> str:
+    from gateway.bundles.stamp import read_stamp
+
+    stamp = read_stamp(folder)
+    return stamp.numbers() if stamp else ""
 
 
 def _published(folder: Path) -> str:

@@ -97,6 +97,7 @@ def _build(name: str, model: LocalModel, models_dir: Path) -> str:
         source=model.source,
         provider=model.provider,
         activations=model.activations,
+        precision=model.precision,
         models_dir=str(models_dir),
     )
     with progress_bars(name) as progress:

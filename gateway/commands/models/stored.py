@@ -22,7 +22,8 @@ _ADVICE = {
 def add_parser(subparsers: options.Subparsers) -> None:
     text = (
         "List the models on the disk, and downloads that were interrupted. Into a pipe, one line for each model with "
-        "these fields between tabs: name, state, bytes, layout, configured or not, source, next step."
+        "these fields between tabs: name, state, bytes, layout, configured or not, source, next step, numbers of the "
+        "weights."
     )
     parser = subparsers.add_parser("list", help="list the models on the disk", description=text)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -52,14 +53,14 @@ def run_list(arguments: argparse.Namespace) -> int:
 def _write(models: list[Stored]) -> None:
     from gateway.bundles.disk import megabytes
 
-    columns = ("name", "state", Column("size", right=True, shown=megabytes), "layout", "", "from", "")
+    columns = ("name", "state", Column("size", right=True, shown=megabytes), "layout", "", "from", "", "weights")
     write_table([_fields(model) for model in models], columns)
 
 
 def _fields(model: Stored) -> tuple[object, ...]:
     advice = _ADVICE.get(model.state, "").format(model.name)
     configured = "configured" if model.is_configured else "not configured"
-    return model.name, model.state, model.bytes, model.layout, configured, model.source, advice
+    return model.name, model.state, model.bytes, model.layout, configured, model.source, advice, model.numbers
 
 
 def run_rm(arguments: argparse.Namespace) -> int:

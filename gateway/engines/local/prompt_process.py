@@ -21,6 +21,7 @@ from gateway.generation import Chat, Text
 from gateway.prompts.messages import (
     Decode,
     Encode,
+    EncodeInputs,
     Opened,
     Predict,
     Refused,
@@ -161,6 +162,8 @@ def _units(request: Request) -> int:
     match request:
         case Encode(prompt=prompt, prediction=prediction):
             return characters_of(prompt) + len(prediction)
+        case EncodeInputs(texts=texts, pairs=pairs):
+            return sum(map(len, texts)) + sum(len(query) + len(document) for query, document in pairs)
         case Predict(prediction=text) | Tokenize(text=text):
             return len(text)
         case Decode(ids=ids):

@@ -20,6 +20,8 @@ from gateway.prompts.messages import (
     Decoded,
     Encode,
     Encoded,
+    EncodedInputs,
+    EncodeInputs,
     Predict,
     Request,
     Setup,
@@ -111,6 +113,12 @@ class Prompts:
     async def encode_prompt(self, prompt: Prompt, client: str) -> Encoded:
         """The token ids and the text of one prompt. Raises InvalidRequest, ModelNotReady."""
         return await self._encode(prompt, client)
+
+    async def encode_inputs(self, request: EncodeInputs, client: str) -> EncodedInputs:
+        """Texts or pairs for an encoder. Raises InvalidRequest, ModelNotReady."""
+        reply = await self._process.ask(request, client, request.param)
+        assert isinstance(reply, EncodedInputs)
+        return reply
 
     async def tokenize(self, text: str, client: str, *, begin: bool, specials: bool) -> list[int]:
         """The token ids of a text, as the tokenizer.json specifies. Raises InvalidRequest, ModelNotReady."""

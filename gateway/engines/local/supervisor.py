@@ -23,7 +23,7 @@ from gateway.engines.base import State
 from gateway.engines.local.process import WorkerProcess
 from gateway.engines.local.sick_start import SickStart
 from gateway.errors import DeviceFailed, EngineFailed, GatewayError, error_class
-from gateway.worker.frames import Ended, Failed, FromWorker, Loading, Ready, Submit, ToWorker
+from gateway.worker.frames import Embed, Ended, Failed, FromWorker, Loading, Ready, Submit, ToWorker
 
 _log = logging.getLogger(__name__)
 _SHUTDOWN_S = 3.0  # the time that a worker has to end by itself
@@ -117,7 +117,7 @@ class Supervisor:
 
     def send(self, frame: ToWorker) -> None:
         """Send to the worker. Raises what the encoder raises."""
-        if isinstance(frame, Submit):
+        if isinstance(frame, Submit | Embed):
             self._newest = frame.id
         if self._process is not None:
             self._process.send(frame)

@@ -83,7 +83,8 @@ class Loader:
 
     def follow(self, previous: Previous) -> None:
         """Before `run`: do not load before `demand`, and not before the memory of `previous` is free."""
-        self._previous, self._load_s = previous, previous.load_s or self._claim.need.load_s
+        self._previous, self._load_s = previous, previous.load_s or self._load_s or self._claim.need.load_s
+        self._began_at = None
         self.settled.set()
 
     def wait_for_demand(self) -> None:
@@ -198,6 +199,12 @@ class Loader:
                 _log.error("%s: %s; it is loaded again in %.1f s", self._name, reason, pause_s)
             await self._sleep(pause_s)
             pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+            if fault and not self._memory.is_free_for(self._claim):
+                self._demanded_at = None
+                for event in (self._demand, self.tried):
+                    event.clear()
+                self.wait_for_demand()
+                await self._demand.wait()
 
     async def load(self) -> str:
         """Load the engine once. Returns the fault, empty if there was none."""
@@ -251,7 +258,7 @@ class Loader:
         elif self._claim.state == "waiting":
             stage = "it waits for memory that other models use"
         elif state == "unloaded":
-            stage = ""
+            stage = self._fault
         pid = None if previous.gone.is_set() else previous.status.pid
         return replace(previous.status, state=state, detail=stage, pid=pid)
 

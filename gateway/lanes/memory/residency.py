@@ -93,10 +93,11 @@ class Residency:
             claim.is_leaving, claim.pinned = False, True
 
     def keep_alive(self, name: str, seconds: float) -> None:
-        """Unload the model after `seconds` without a request; negative: never. 0 unloads it when its requests end."""
+        """Unload a loaded model after `seconds` without a request; negative: never. 0: when its requests end."""
         claim = self._lane(name).claim
-        claim.keep_alive_s = seconds
-        claim.uses.on_change()
+        if claim.state == "held":
+            claim.keep_alive_s = seconds
+            claim.uses.on_change()
 
     async def aclose(self) -> None:
         """Stop waiting for lanes that are to be closed. The router closes them."""

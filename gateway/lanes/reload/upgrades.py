@@ -113,7 +113,10 @@ class Upgrades:
             return  # a reload has removed or changed the model
         lane = await asyncio.to_thread(self._make_lane, name, with_keys_at_once(better, old.config))
         try:
-            if fault := await lane.load():
+            while not lane.memory.is_free_for(lane.claim) and router.lanes.get(name) is old:
+                old.background = "a better bundle waits for memory; the next start of the gateway uses it"
+                await self._sleep(_INTERVAL_S)
+            if router.lanes.get(name) is old and (fault := await lane.load()):
                 raise BundleError(fault)
         except BaseException:
             await lane.aclose()

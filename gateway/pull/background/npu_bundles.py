@@ -147,6 +147,7 @@ class NpuBundles:
             source=model.source,
             provider=model.provider,
             activations=model.activations,
+            precision=model.precision,
             models_dir=str(config.models_dir),
         )
 

@@ -12,6 +12,7 @@ from litestar.types import ASGIApp
 from gateway.embedding import EmbeddingAnswer, EmbeddingRequest
 from gateway.routes.embeddings_api.embed import embed, embedding_opt, vectors_response
 from gateway.routes.embeddings_api.parse import Input, inputs_of
+from gateway.routes.ollama_api.keep_alive import keep_alive_s
 from gateway.routes.ollama_api.wire import EmbeddingFields, EmbedReply, EmbedRequest, PromptReply, PromptRequest
 from gateway.routes.respond import json_response, truncation_of
 from gateway.server.body import by_size, read_json
@@ -50,7 +51,8 @@ def _wanted(
     request: HttpRequest, body: EmbeddingFields, inputs: tuple[Input, ...], *, truncate: bool = True, **fields: Any
 ) -> EmbeddingRequest:
     id = f"ollama-{request_number(request.scope)}"
-    return EmbeddingRequest(id=id, model=body.model, inputs=inputs, truncate=truncation_of(request, truncate), **fields)
+    truncate, kept_s = truncation_of(request, truncate), keep_alive_s(body.keep_alive)
+    return EmbeddingRequest(id=id, model=body.model, inputs=inputs, truncate=truncate, keep_alive_s=kept_s, **fields)
 
 
 def _reply(model: str, seconds: float = 0.0, tokens: int = 0) -> EmbedReply:

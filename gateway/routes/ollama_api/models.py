@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
 import msgspec
@@ -13,6 +13,7 @@ from litestar.types import ASGIApp
 from gateway.engines.base import Capability
 from gateway.errors import ModelNotFound
 from gateway.lanes.router import LATEST, ModelInfo, Router
+from gateway.lanes.status import ModelMemory
 from gateway.routes.ollama_api.wire import (
     ApiVersion,
     ModelDetails,
@@ -32,7 +33,7 @@ from gateway.server.request import HttpRequest, router_of
 
 #: The Ollama release whose API this is. Editors require a minimum.
 API_VERSION = "0.12.11"
-FOREVER = "9999-12-31T23:59:59Z"  # models stay loaded
+FOREVER = "9999-12-31T23:59:59Z"
 #: Ollama's names of what a model can do; it has none for `rerank`.
 _CAPABILITIES: dict[Capability, str] = {
     "chat": "completion",
@@ -95,17 +96,29 @@ def _tagged(name: str) -> str:
 
 
 def _running(name: str, model: ModelInfo) -> RunningModel:
-    engine = model.status.engine
+    engine, memory = model.status.engine, model.status.memory
+    size = memory.need if memory.is_measured else engine.peak_bytes
     return RunningModel(
         name=name,
         model=name,
-        size=engine.peak_bytes,
+        size=size,
         digest=_digest(model),
         details=ModelDetails(),
-        expires_at=FOREVER,
-        size_vram=engine.peak_bytes,
+        expires_at=_expires_at(memory),
+        size_vram=size,
         context_length=engine.context_length,
     )
+
+
+def _expires_at(memory: ModelMemory) -> str:
+    """While requests run: as if they ended now."""
+    if memory.keep_alive_s < 0 or memory.is_pinned:
+        return FOREVER
+    left_s = memory.keep_alive_s if memory.expires_s is None else memory.expires_s
+    try:
+        return (datetime.now(UTC) + timedelta(seconds=left_s)).isoformat()
+    except OverflowError:
+        return FOREVER
 
 
 def _shown(model: ModelInfo, router: Router, modified_at: str) -> ShownModel:

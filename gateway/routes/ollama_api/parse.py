@@ -11,6 +11,7 @@ from msgspec import UNSET
 
 from gateway.config.tables import Defaults
 from gateway.generation import Chat, Generation, Grammar, Message, Prompt, Text, ToolCall, ToolChoice
+from gateway.routes.ollama_api.keep_alive import keep_alive_s
 from gateway.routes.ollama_api.wire import (
     OllamaCall,
     OllamaChatRequest,
@@ -71,6 +72,7 @@ def generation_of(request: OllamaRequest, prompt: Prompt, defaults: Defaults, *,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         grammar=_grammar(request.format),
         truncation=request.truncate is not False,
+        keep_alive_s=keep_alive_s(request.keep_alive),
     )
 
 

@@ -1,15 +1,19 @@
 """POST /api/chat and /api/generate: Ollama's API. Streamed unless `stream` is false.
 
-`keep_alive` is ignored: a model stays loaded while the gateway runs.
+A request without a prompt loads the model; with `keep_alive` 0 it unloads it, when its requests have ended.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import msgspec
 from litestar import post
 from litestar.types import ASGIApp
 
 from gateway.generation import Prompt
+from gateway.lanes.memory.residency import Residency
+from gateway.routes.ollama_api.keep_alive import keep_alive_s
 from gateway.routes.ollama_api.parse import chat_of, generation_of, prompt_of
 from gateway.routes.ollama_api.render import MEDIA_TYPE, Kind, OllamaRendering, reply_of
 from gateway.routes.ollama_api.wire import OllamaChatRequest, OllamaGenerateRequest, OllamaReply, OllamaRequest
@@ -29,7 +33,7 @@ _GENERATE = generation_opt("Answer a prompt (Ollama)", OllamaGenerateRequest, Ol
 async def chat(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _chat_decoder)
     if not body.messages:
-        return _loaded(request, body, "chat")
+        return await _load(request, body, "chat")
     return await _answer(request, body, "chat", await by_size(request, chat_of, body))
 
 
@@ -38,7 +42,7 @@ async def generate(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _generate_decoder)
     prompt = await by_size(request, prompt_of, body)
     if not (body.prompt or body.suffix):
-        return _loaded(request, body, "generate")
+        return await _load(request, body, "generate")
     return await _answer(request, body, "generate", prompt)
 
 
@@ -50,9 +54,14 @@ async def _answer(request: HttpRequest, body: OllamaRequest, kind: Kind, prompt:
     return await answer(request, generation, OllamaRendering(kind, generation), stream=body.stream is not False)
 
 
-def _loaded(request: HttpRequest, body: OllamaRequest, kind: Kind) -> ASGIApp:
-    """The reply to a request without a prompt: the client only wants the model to be loaded."""
-    router = router_of(request)
-    reply = reply_of(kind, router.lookup(body.model).model)
-    reply.done, reply.done_reason = True, "load"
+async def _load(request: HttpRequest, body: OllamaRequest, kind: Kind) -> ASGIApp:
+    """The reply to a request without a prompt: the client wants the model to be loaded or unloaded."""
+    model, residency = router_of(request).lookup(body.model).model, cast(Residency, request.app.state.residency)
+    kept_s = keep_alive_s(body.keep_alive)
+    if kept_s != 0:
+        await residency.load(model)
+    if kept_s is not None:
+        residency.keep_alive(model, kept_s)
+    reply = reply_of(kind, model)
+    reply.done, reply.done_reason = True, "unload" if kept_s == 0 else "load"
     return json_response(reply)

@@ -53,8 +53,8 @@ class Options(Struct, kw_only=True):
 class OllamaRequest(Struct, kw_only=True):
     """The fields that /api/chat and /api/generate share."""
 
-    unused: ClassVar[frozenset[str]] = frozenset(["keep_alive"])  # models stay loaded
     model: Annotated[str, Meta(min_length=1)]
+    keep_alive: float | str | None = None  # seconds or a duration: "5m"; the model is unloaded after it
     stream: bool | None = None  # absent means true
     format: Literal["", "json"] | Json | None = None
     options: Options | None = None
@@ -105,8 +105,9 @@ class OllamaGenerateRequest(OllamaRequest, kw_only=True):
 class EmbeddingFields(Struct, kw_only=True):
     """The fields that /api/embed and /api/embeddings share."""
 
-    unused: ClassVar[frozenset[str]] = frozenset(["keep_alive", "options"])  # no option changes a vector
+    unused: ClassVar[frozenset[str]] = frozenset(["options"])  # no option changes a vector
     model: Annotated[str, Meta(min_length=1)]
+    keep_alive: float | str | None = None  # as in OllamaRequest
 
 
 class EmbedRequest(EmbeddingFields, kw_only=True):

@@ -55,7 +55,7 @@ def test_zero_matrix_stays_zero(fit: object) -> None:
 
 def test_row_chunks_give_identical_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = quantise.four_bit(_WEIGHTS)
-    monkeypatch.setattr(quantise, "_ROWS_AT_ONCE", 10)
+    monkeypatch.setattr(quantise, "_AT_ONCE", 2560)
     parts = quantise.four_bit(_WEIGHTS)
     np.testing.assert_array_equal(whole.quants, parts.quants)
     np.testing.assert_array_equal(whole.scale, parts.scale)

@@ -124,7 +124,6 @@ def test_window_of_each_layer(
     [
         ({"model_type": "mamba"}, "'mamba' are not supported. Only llama, mistral, qwen2, "),
         ({"hidden_act": "gelu"}, "llama with gelu"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "Quantised Hugging Face folders cannot be read"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn' is not supported"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "lacks 'factor'"),
         ({"num_hidden_layers": "two"}, "value of the wrong kind"),

@@ -20,10 +20,11 @@ def _build(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_hugging_face_folder_becomes_a_bundle(tmp_path: Path) -> None:
-    done = _build(write_tiny_folder(tmp_path / "source"), tmp_path / "out")
+    done = _build(write_tiny_folder(tmp_path / "source"), tmp_path / "out", "--precision", "int8")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{tmp_path / 'out'}: a bundle of 0 MB for cpu")
     assert f'path = "{(tmp_path / "out").as_posix()}"' in done.stdout  # the table to paste
+    assert "\nint8" in done.stdout
     assert "writing the layers" in done.stderr
     assert load_bundle(tmp_path / "out").config.vocab_size == 384
 
@@ -35,7 +36,18 @@ def test_failure_is_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_options_of_the_npu_are_refused_for_the_cpu(tmp_path: Path) -> None:
-    arguments = make_parser().parse_args(["build", "x", str(tmp_path / "out"), "--precision", "int4"])
-    with pytest.raises(ConfigError, match="--precision: only for the NPU; add `--target qnn`"):
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--precision", "fp16", "--batch", "1"], "--batch, --precision fp16: only for the NPU; add `--target qnn`"),
+        (
+            ["--precision", "float16", "--target", "qnn"],
+            "--precision float16: only for the CPU; the NPU has fp16",
+        ),
+    ],
+    ids=["npu", "cpu"],
+)
+def test_options_of_the_other_target_are_refused(tmp_path: Path, options: list[str], words: str) -> None:
+    arguments = make_parser().parse_args(["build", "x", str(tmp_path / "out"), *options])
+    with pytest.raises(ConfigError, match=words):
         arguments.run(arguments)

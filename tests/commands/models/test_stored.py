@@ -31,10 +31,13 @@ def test_table_fits_into_the_terminal(terminal: Terminal) -> None:
     assert "not configured" in text and "`npu-gateway rm b`" in text
 
 
-def test_pipe_has_seven_fields_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    stored._write([Stored(name="a", state="ready", bytes=1, layout="genie", source="x\ty\nz\x1b[31m"), MODELS[2]])
+def test_pipe_has_eight_fields_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    stored._write(
+        [Stored(name="a", state="ready", bytes=1, layout="genie", source="x\ty\nz\x1b[31m", numbers="int4"), MODELS[2]]
+    )
     lines = capsys.readouterr().out.splitlines()
-    assert [len(line.split("\t")) for line in lines] == [7, 7]
+    assert [len(line.split("\t")) for line in lines] == [8, 8]
+    assert lines[0].endswith("\tint4")
     assert lines[1].split("\t")[1:3] == ["interrupted", "5000000"] and "\x1b" not in lines[0]
 
 

@@ -91,4 +91,21 @@ CASES: dict[str, dict[str, Any]] = {
         "original_max_position_embeddings": 40,
         "partial_rotary_factor": 0.75,
     },
+    # What a GGUF file cannot say is as in the published models: which layers have a window or no rotary positions.
+    "gemma3-six": _SHAPE
+    | {
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 7,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "sliding_window": 20,
+        "layer_types": [*["sliding_attention"] * 5, "full_attention", "sliding_attention"],
+        "query_pre_attn_scalar": 16,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    },
+    "smollm3-four": _SHAPE
+    | {"model_type": "smollm3", "num_hidden_layers": 5, "no_rope_layer_interval": 4, "tie_word_embeddings": True},
 }

@@ -1,0 +1,1 @@
+"""Embeddings and scores from a bundle on this machine."""

@@ -1,0 +1,1 @@
+"""The worker of an encoder: batches of texts of several requests in, vectors or scores out."""
