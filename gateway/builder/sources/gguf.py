@@ -17,7 +17,7 @@ from gateway.builder.graphs import quantise
 from gateway.builder.sources import gguf_blocks, gguf_tokenizer
 from gateway.builder.sources.gguf_notes import format_notes
 from gateway.builder.sources.gguf_parts import GgufParts
-from gateway.builder.sources.gguf_settings import TABLE, check_rotation, check_tensors, checked_value, read_settings
+from gateway.builder.sources.gguf_settings import TABLE, check_graph, check_tensors, checked_value, read_settings
 from gateway.builder.sources.source import ALL, Blocks, GenerationDefaults, TransformerConfig, digest_of
 from gateway.errors import BundleError
 
@@ -34,7 +34,7 @@ class GgufSource:
         try:
             settings = read_settings(self._file, self._architecture, self._metadata, self._tensors)
             self.config = self._read_config(settings)
-            check_rotation(self._file, self._architecture, self.config, self._metadata)
+            check_graph(self._file, self._architecture, self.config, self._metadata)
             check_tensors(self._file, self.config, self._shape)
             self._folding = Folding(scales=self._family.scales(settings))
         except (TypeError, ValueError, ZeroDivisionError) as error:

@@ -118,13 +118,19 @@ def checked_value(file: str, key: str, value: Any, words: int) -> Any:
     return None if key.endswith("_token_id") and not 0 <= value < words else value
 
 
-def check_rotation(file: str, architecture: str, config: TransformerConfig, metadata: Metadata) -> None:
-    """Raise BundleError if the graph of the family rotates another part of a head."""
+def check_graph(file: str, architecture: str, config: TransformerConfig, metadata: Metadata) -> None:
+    """Raise BundleError if the graph rotates another part of a head than the file says, or has no windows."""
     rotated = int(metadata(f"{architecture}.rope.dimension_count", config.head_dim))
     if config.ropes[0].dim != rotated:
         raise BundleError(
             f"{file} rotates {rotated} of {config.head_dim} numbers of a head ({architecture}.rope.dimension_count), "
             "which is not supported for this architecture. Use another model."
+        )
+    window = int(metadata(f"{architecture}.attention.sliding_window", 0))
+    if 0 < window < config.context_length and not any(config.windows):
+        raise BundleError(
+            f"{file} has layers that see only {window} tokens ({architecture}.attention.sliding_window), which is not "
+            "supported for this architecture. Use another model."
         )
 
 

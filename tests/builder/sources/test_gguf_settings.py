@@ -92,8 +92,26 @@ def test_more_layers_than_the_file_has_are_refused_when_they_are_read(tmp_path: 
 def test_heads_of_another_shape_are_refused(tmp_path: Path) -> None:
     message = refusal(tmp_path, llama__attention__value_length=8)
     assert "has heads with keys of 16 numbers and values of 8 (llama.attention)" in message
-    message = refusal(tmp_path, llama__rope__dimension_count=8)
-    assert message.startswith("tiny.gguf rotates 8 of 16 numbers of a head (llama.rope.dimension_count)")
+    source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", llama__rope__dimension_count=8))
+    assert source.config.ropes[0].dim == 8
+    sizes = {f"gemma3__attention__{key}_length": 16 for key in ("key", "value")}
+    message = refusal(tmp_path, architecture="gemma3", gemma3__rope__dimension_count=8, **sizes)
+    assert message.startswith("tiny.gguf rotates 8 of 16 numbers of a head (gemma3.rope.dimension_count)")
+
+
+def test_windows_of_a_family_without_windows_are_refused(tmp_path: Path) -> None:
+    message = refusal(tmp_path, architecture="granite", granite__attention__sliding_window=64)
+    assert message.startswith("tiny.gguf has layers that see only 64 tokens (granite.attention.sliding_window)")
+
+
+def test_windows_of_a_file_are_those_of_the_graph(tmp_path: Path) -> None:
+    def windows(**metadata: Any) -> tuple[int, ...]:
+        named = {f"llama__attention__{key}": value for key, value in metadata.items()}
+        return open_source(write_tiny_gguf(tmp_path / "tiny.gguf", **named)).config.windows
+
+    assert windows() == () == windows(sliding_window=0) == windows(sliding_window=512)
+    assert windows(sliding_window=64) == (64, 64)
+    assert windows(sliding_window=64, sliding_window_pattern=[True, False]) == (64, 0)
 
 
 @pytest.mark.parametrize("key", ["attn_logit_softcapping", "final_logit_softcapping", "attention.clamp_kqv"])
