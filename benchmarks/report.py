@@ -39,12 +39,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
-def publish(name: str, text: str, bars: Mapping[str, Mapping[str, float]], page: Path | None) -> None:
+def publish(name: str, text: str, bars: Mapping[str, Mapping[str, float]] | str, page: Path | None) -> None:
     """Print the section. With a page, replace the text between the section's marks and write the plot.
 
     Args:
         name: of the section, its marks and its plot.
-        bars: label of the plot -> series -> length of the bar.
+        bars: label of the plot -> series -> length of the bar; or a finished plot.
     """
     machine = f"{platform.machine()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
     section = f"{text}\n\nRun on {machine}."
@@ -57,7 +57,7 @@ def publish(name: str, text: str, bars: Mapping[str, Mapping[str, float]], page:
     if not rest:
         raise SystemExit(f"{page} has no line {begin}")
     plot = page.with_name(f"benchmarks-{name}.svg")
-    plot.write_text(_svg(bars), encoding="utf-8")
+    plot.write_text(bars if isinstance(bars, str) else _svg(bars), encoding="utf-8")
     page.write_text(f"{before}{begin}\n{section}\n\n![{name}]({plot.name})\n{end}{after}", encoding="utf-8")
 
 
@@ -77,6 +77,30 @@ def _svg(bars: Mapping[str, Mapping[str, float]]) -> str:
         y += 6
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{y}" font-family="sans-serif">'
     return "\n".join([head, f'<rect width="{_WIDTH}" height="{y}" fill="white"/>', *drawn, "</svg>\n"])
+
+
+def line_plot(title: str, points: Sequence[tuple[float, float]], limits: Mapping[str, float]) -> str:
+    """One line over seconds, and a horizontal line for each limit, as SVG. Of several points in a pixel, the highest."""
+    width, height, left, top = _WIDTH, 240, 60, 28
+    last = max((x for x, _ in points), default=1.0)
+    highest = 1.1 * max([*limits.values(), *(y for _, y in points)])
+
+    def at_y(value: float) -> float:
+        return top + (height - top - 30) * (1 - value / highest)
+
+    columns: dict[int, float] = {}
+    for x, y in points:
+        column = round(left + (width - left - 10) * x / last)
+        columns[column] = max(y, columns.get(column, 0.0))
+    path = " ".join(f"{column},{at_y(y):.1f}" for column, y in columns.items())
+    drawn = [_text(left, 14, title), f'<polyline points="{path}" fill="none" stroke="{_COLOURS[0]}"/>']
+    for name, value in limits.items():
+        y = at_y(value)
+        drawn.append(f'<line x1="{left}" y1="{y:.1f}" x2="{width - 10}" y2="{y:.1f}" stroke="#c53030"/>')
+        drawn.append(_text(left + 5, y - 4, f"{name}: {value:.0f}", "#c53030"))
+    drawn += [_text(0, at_y(0), "0"), _text(left, height - 8, "0 s"), _text(width - 60, height - 8, f"{last:.0f} s")]
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif">'
+    return "\n".join([head, f'<rect width="{width}" height="{height}" fill="white"/>', *drawn, "</svg>\n"])
 
 
 def _text(x: float, y: float, text: str, colour: str = "#1a202c") -> str:

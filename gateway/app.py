@@ -16,6 +16,7 @@ from gateway.config.tables import Config, ModelConfig
 from gateway.engines.base import Engine
 from gateway.engines.factory import make_engine
 from gateway.lanes.lane import Lane
+from gateway.lanes.memory.growth import Growth
 from gateway.lanes.memory.manager import MemoryManager
 from gateway.lanes.memory.needs import Needs, budget_bytes
 from gateway.lanes.memory.residency import Residency
@@ -192,7 +193,11 @@ async def _lifespan(app: Litestar) -> AsyncGenerator[None, None]:
     await router.start()
     residency: Residency = app.state.residency
     background = [asyncio.create_task(each.run(router)) for each in app.state.background]
-    background.append(asyncio.create_task(app.state.memory.run(residency.release)))
+    memory: MemoryManager = app.state.memory
+    background += [
+        asyncio.create_task(memory.run(residency.release)),
+        asyncio.create_task(Growth(memory, lambda: live.workers(router)).run()),
+    ]
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ from gateway.lanes.memory.needs import Need
 from gateway.lanes.memory.uses import Uses
 
 _LONGEST_STAY_S = 10.0
+_NEXT_REQUEST_S = 1.0
 
 
 class Claim:
@@ -74,6 +75,11 @@ class Claim:
 
     @property
     def stays_until(self) -> float:
-        """It is not unloaded for another model before. So at least half of the time is not spent with loads."""
+        """It is not unloaded for another model before. So loads take at most half of the time, if clients send at once.
+
+        An idle one stays for a second, in which a program sends its next request.
+        """
         load_s = self.need.load_s or 0.0
-        return (self.began_at + load_s if self.ready_at is None else self.ready_at) + min(load_s, _LONGEST_STAY_S)
+        begin = self.began_at + load_s if self.ready_at is None else self.ready_at
+        until = begin + min(load_s, _LONGEST_STAY_S)
+        return until if self.is_busy else min(until, self.last_used_at + _NEXT_REQUEST_S)

@@ -16,7 +16,7 @@ from gateway.engines.base import Engine, EngineStatus, State
 from gateway.errors import GatewayError, ModelNotReady, ModelTooLarge
 from gateway.lanes.memory.claim import Claim
 from gateway.lanes.memory.manager import MemoryManager
-from gateway.lanes.memory.needs import Need
+from gateway.lanes.memory.needs import PROMPT_PROCESS, Need
 from gateway.lanes.memory.uses import Uses
 
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.5, 30.0
@@ -223,7 +223,8 @@ class Loader:
         self._load_s = self._clock() - began_at
         self._previous = None
         status = self._engine.status
-        self._memory.ready(self._claim, status.peak_bytes, self._load_s)
+        helpers = PROMPT_PROCESS if status.pid and status.peak_bytes else 0
+        self._memory.ready(self._claim, status.peak_bytes + helpers, self._load_s)
         self.tried.set()
         self.settled.set()
         if status.device == "remote":  # nothing was sent to it

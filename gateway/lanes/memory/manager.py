@@ -7,8 +7,8 @@ All models together have one budget. A load begins when the manager has granted 
 2. If the memory is not free, the least recently used models without requests are unloaded, if that is enough.
    If it is not, models with requests are replaced too: they finish what they have accepted and are unloaded then.
    Their new requests wait for a new load. So two models that do not fit together take turns.
-3. A model stays for as long as its load took, at most 10 s, before another model can replace it. So at least half of
-   the time is not spent with loads.
+3. A model stays for as long as its load took, at most 10 s, before another model can replace it, but only for a second
+   after its last request. So two programs that use two models do not spend all of the time with loads.
 4. Nothing is unloaded before it is known that the new model will then fit. Pinned models stay.
 5. A load that no client waits for unloads only models that had no request for 10 s. A load at the start, and a load
    after a failure, unloads nothing.
@@ -131,11 +131,15 @@ class MemoryManager:
             self._keep(claim.need)
         self._changed.set()
 
-    def grown(self, claim: Claim, size: int) -> None:
-        """The engine has `size` bytes in memory now."""
-        if claim.state == "held" and size > claim.bytes:
-            claim.bytes, claim.need = size, replace(claim.need, bytes=size)
-            self._changed.set()
+    def measured(self, claim: Claim, size: int) -> None:
+        """The engine has `size` bytes in memory now. Without its cache it gives back what it had grown."""
+        if claim.state != "held":
+            return
+        if size > claim.need.bytes:
+            claim.need = replace(claim.need, bytes=size)
+        claim.bytes = max(size, claim.need.least_bytes if claim.cache_freed_at else claim.bytes)
+        self._grant()
+        self._changed.set()
 
     def release(self, claim: Claim) -> None:
         """The engine is closed, or was not loaded."""

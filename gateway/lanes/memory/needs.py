@@ -27,7 +27,8 @@ from gateway.errors import BundleError
 
 FILE = "memory.json"  # in the data folder
 _SHARE = 0.6  # of this machine's memory, for all models together
-_PACKED, _PROCESSES = 1.3, 240_000_000
+PROMPT_PROCESS = 70_000_000  # bytes of the process that prepares prompts
+_PACKED, _PROCESSES = 1.3, 170_000_000 + PROMPT_PROCESS
 _CACHED_TOKENS, _CACHE_ITEM = 2048, 4  # bytes of a value of the KV cache
 _START_S, _BYTES_PER_S = 1.0, 400e6  # of a load from a disk with some of the files in the page cache
 _MOST_MODELS = 200

@@ -69,7 +69,7 @@ class LiveSources:
         self.config_file = config_file
         self.answers = RecentAnswers()
         self.log = LogRing()
-        self.memory = MemoryReader(lambda: _workers(router))
+        self.memory = MemoryReader(lambda: workers(router))
         observers.add(self.answers.add)
 
 
@@ -133,7 +133,7 @@ def _model(model: ModelInfo, memory: Memory, answers: RecentAnswers) -> LiveMode
     )
 
 
-def _workers(router: Router) -> dict[str, int]:
+def workers(router: Router) -> dict[str, int]:
     """The process of each model that has one."""
     pids = {model.name: model.status.engine.pid for model in router.models()}
     return {name: pid for name, pid in pids.items() if pid is not None}

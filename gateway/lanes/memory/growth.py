@@ -1,0 +1,45 @@
+"""Measures the models that answer: their KV caches grow. It measures nothing while all of them are idle."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from gateway.lanes.memory.claim import Claim
+from gateway.lanes.memory.manager import MemoryManager
+from gateway.lanes.memory.needs import PROMPT_PROCESS
+from gateway.monitoring.memory import measure
+
+_INTERVAL_S = 2.0
+
+
+class Growth:
+    """Args:
+    workers: the process of each model that has one, by name.
+    """
+
+    def __init__(self, memory: MemoryManager, workers: Callable[[], Mapping[str, int]]) -> None:
+        self._memory = memory
+        self._workers = workers
+        self._changed_at: dict[Claim, float] = {}  # when it was used, or its cache freed, at the last measurement
+
+    async def run(self) -> None:
+        """Runs until it is cancelled."""
+        while True:
+            await asyncio.sleep(_INTERVAL_S)
+            changed = {claim: _changed_at(claim) for claim in self._memory.held if claim.ready_at is not None}
+            used = [claim for claim, at in changed.items() if claim.uses or self._changed_at.get(claim) != at]
+            self._changed_at = changed
+            if used:
+                await self._measure(used)
+
+    async def _measure(self, used: list[Claim]) -> None:
+        workers = dict(self._workers())
+        found = await asyncio.to_thread(measure, workers)
+        for claim in used:
+            if claim.name in found.models and workers == self._workers():  # else it can be that of another lane
+                self._memory.measured(claim, int(found.models[claim.name] * 1e6) + PROMPT_PROCESS)
+
+
+def _changed_at(claim: Claim) -> float:
+    return max(claim.last_used_at, claim.cache_freed_at or 0.0)
