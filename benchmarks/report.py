@@ -80,7 +80,7 @@ def _svg(bars: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def line_plot(title: str, points: Sequence[tuple[float, float]], limits: Mapping[str, float]) -> str:
-    """One line over seconds, and a horizontal line for each limit, as SVG. Of several points in a pixel, the highest."""
+    """One line over seconds, and a horizontal line for each limit, as SVG. Each pixel has its highest point."""
     width, height, left, top = _WIDTH, 240, 60, 28
     last = max((x for x, _ in points), default=1.0)
     highest = 1.1 * max([*limits.values(), *(y for _, y in points)])

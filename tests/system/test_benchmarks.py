@@ -38,6 +38,10 @@ def test_npu_model_reports_gain_of_prefix_cache(page: Path) -> None:
     assert "| x2-elite | first token of a second turn (1064 + 30 tokens): prefix cache | 0.576 s | 0.064 s |" in section
 
 
+def test_memory_budget_answers_every_request_with_models_that_do_not_fit_together(page: Path) -> None:
+    assert "| requests, each with the right answer | 10 of 10 |" in run("memory_budget", page)
+
+
 def test_overhead_reports_cost_of_a_chunk(page: Path) -> None:
     assert "**a streamed chunk minus the bare engine, CPU time**" in run("overhead", page)
 
