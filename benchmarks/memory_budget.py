@@ -63,17 +63,18 @@ def serve(config: str) -> None:
     """The gateway, with that worker for each model."""
     from gateway import app
     from gateway.config.file import load_config
+    from gateway.config.tables import LocalModel, ModelConfig
     from gateway.engines.local.engine import LocalEngine
     from gateway.server.server import bind
     from gateway.server.server import serve as serve_app
 
     made = load_config(Path(config))
-    app.make_engine = lambda name, model, models_dir: LocalEngine(  # type: ignore[attr-defined]
-        name,
-        model,
-        models_dir,
-        entry=padded_worker,
-    )
+
+    def make_engine(name: str, model: ModelConfig, models_dir: Path) -> LocalEngine:
+        assert isinstance(model, LocalModel)
+        return LocalEngine(name, model, models_dir, entry=padded_worker)
+
+    app.make_engine = make_engine  # type: ignore[attr-defined]
     serve_app(app.create_app(made), made.server, listener=bind(made.server))
 
 
