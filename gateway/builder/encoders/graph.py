@@ -15,28 +15,11 @@ from onnx import TensorProto
 from gateway.builder.encoders.attention import AttentionWriter
 from gateway.builder.encoders.config import EncoderSource
 from gateway.builder.encoders.ends import EndWriter
-from gateway.builder.encoders.linear import FloatLinear, Int8Linear, Linear
+from gateway.builder.encoders.linear import Linear
 from gateway.builder.encoders.nodes import EncoderNodes
 from gateway.builder.encoders.pooling import SentenceSettings
 from gateway.builder.graphs.writer import GraphWriter
 from gateway.bundles.encoder.bundle import EncoderInfo
-from gateway.bundles.stamp import Activations
-
-Linears = dict[Activations, Callable[[GraphWriter], Linear]]
-_LINEARS: Linears = {"float": FloatLinear, "int8": Int8Linear}
-
-
-def write_encoder_graph(
-    source: EncoderSource,
-    info: EncoderInfo,
-    settings: SentenceSettings,
-    graph: GraphWriter,
-    activations: Activations,
-    progress: Callable[[float], None],
-) -> None:
-    """Write the nodes into `graph`, which the caller saves. `progress` gets the share that is done."""
-    writer = EncoderGraph(source, info, settings, graph, _LINEARS[activations](graph))
-    writer.write(progress)
 
 
 class EncoderGraph:
@@ -53,6 +36,7 @@ class EncoderGraph:
         self._end = EndWriter(source, graph, nodes, settings, self._pooling)
 
     def write(self, progress: Callable[[float], None]) -> None:
+        """Write all nodes. The caller saves the graph. `progress` gets the share that is done."""
         self._declare()
         x = self._embedded()
         layers = self._config.layers

@@ -68,6 +68,17 @@ TEXTS = [[3, *range(5, 5 + 7), 4], [3, *(5 + 11 * k % 80 for k in range(40)), 4]
 FIRSTS = [4, 12, 2]  # of a pair: the tokens of the first text
 
 
+#: For the real model.
+MINILM_TEXTS = (
+    "A cat sits on the mat.",
+    "Wie kann ich mein Passwort zur\u00fccksetzen?",
+    "def add(a, b):\n    return a + b",
+    "hi",
+    "\u304a\u306f\u3088\u3046\u3054\u3056\u3044\u307e\u3059\u3001\u4eca\u65e5\u306f\u3044\u3044\u5929\u6c17\u3067\u3059\u306d\u3002",
+    "The mitochondrion is the powerhouse of the cell. " * 40,  # above 256 tokens
+)
+
+
 def weights(shapes: Mapping[str, list[int]]) -> dict[str, NDArray[np.float32]]:
     """Values that depend only on the name and the shape of a tensor."""
     return {name: _tensor(name, tuple(shape)) for name, shape in shapes.items()}
