@@ -11,10 +11,11 @@ from typing import Any
 from msgspec.structs import replace
 
 from gateway.bundles.stamp import plan_bundle, plan_start
-from gateway.config.file import load_config
+from gateway.config.file import has_keys, load_config
 from gateway.config.find import find_config
+from gateway.config.keys import key_warnings
 from gateway.config.select import only_model
-from gateway.config.tables import Config, GenieModel, LocalModel, ModelConfig
+from gateway.config.tables import Config, GenieModel, LocalModel, ModelConfig, ServerConfig
 from gateway.config.value import quoted
 from gateway.errors import BundleError, ConfigError
 from gateway.qnn.detect import Provider, npu_for, variant_here
@@ -41,13 +42,13 @@ class ConfigSource:
         at_start = self._load().models.keys() if only else set()
         self._is_only_in_file = only in at_start
         self._left_out = at_start - running.models.keys()
-        self._keys_file = running.server.api_keys_file
+        self._server = running.server
         self._warned: set[str] = set()
         self._has_npu = cache(_has_npu)
 
     def state(self) -> Hashable:
         """Path, number, time of modification in ns and bytes of the file, and of the file with the keys."""
-        return _state(find_config(self._path)[0]), _state(Path(self._keys_file)) if self._keys_file else None
+        return _state(find_config(self._path)[0]), _state(Path(keys)) if (keys := self._server.api_keys_file) else None
 
     def read(self) -> Config:
         if self._file is not None and not self._file.exists():  # else all models of the next file would replace these
@@ -55,7 +56,7 @@ class ConfigSource:
         config = self._load()
         if (file := find_config(self._path)[0]).exists():
             self._file = file
-        self._keys_file = config.server.api_keys_file
+        self._warn(config.server)
         return self._selected(config) if self._only else config
 
     def prepared(self, name: str, model: ModelConfig, models_dir: Path) -> ModelConfig:
@@ -70,6 +71,13 @@ class ConfigSource:
         if not plan.is_ready:
             raise BundleError("It has no bundle yet; `npu-gateway models --prepare` builds it.")
         return replace(model, path=str(variant_here(plan.folder, provider)), provider=provider)
+
+    def _warn(self, server: ServerConfig) -> None:
+        """Log what is doubtful about keys and web pages, as at a start, if it can have changed."""
+        if server != self._server:
+            for line in key_warnings(server, self._file if self._file and has_keys(self._file) else None):
+                _log.warning("%s", line)
+        self._server = server
 
     def _load(self) -> Config:
         return load_config(self._path, overrides=self._overrides, may_be_empty=bool(self._only))

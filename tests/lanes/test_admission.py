@@ -317,3 +317,14 @@ async def test_random_clients_keep_order_shares_and_forecast(seed: int) -> None:
                 started = [ticket for ticket in waits if ticket.admitted_at is not None]
                 assert all(ticket in expected for ticket in started)
             here = [ticket for ticket in here if not ticket.has_left]
+
+
+@in_virtual_time
+async def test_queue_that_became_shorter_evicts_for_no_request_that_has_a_slot() -> None:
+    queue = AdmissionQueue(1, 5, now, guests=lambda: 1)
+    waiting = [queue.enqueue(client="a") for _ in range(5)][1:]
+    queue.max_waiting = 1
+    assert queue.is_full(client="a") and not queue.is_full(client="b")
+    assert admitted(queue.enqueue(client="b")) == [True]  # a guest
+    assert not any(ticket.has_left for ticket in waiting)
+    assert admitted(queue.enqueue(client="b")) == [False] and waiting[-1].refusal == "evicted"

@@ -64,7 +64,7 @@ def test_state_changes_with_the_file_and_the_file_of_the_keys(file: Path) -> Non
     assert source.state() == source.state() != states[-1]
 
 
-def test_overrides_and_keys_of_the_file_count_again(file: Path) -> None:
+def test_overrides_and_keys_of_the_file_count_again(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     keys = file.with_name("keys.txt")
     keys.write_text("anna a-long-random-text\n", encoding="utf-8")
     source = source_of(file, server_port=8123)
@@ -73,6 +73,12 @@ def test_overrides_and_keys_of_the_file_count_again(file: Path) -> None:
     assert server.port == 8123 and server.api_keys == {"anna": "a-long-random-text"}
     keys.write_text("bert another-long-random-text\n", encoding="utf-8")
     assert list(source.read().server.api_keys) == ["bert"]
+    assert "fewer than 16" not in caplog.text
+    write(file, '[server]\napi_keys = { anna = "short" }\n' + TEXT)
+    source.read()
+    source.read()
+    assert caplog.text.count("has fewer than 16 characters") == 1
+    write(file, '[server]\napi_keys_file = "keys.txt"\n' + TEXT)
     keys.unlink()
     with pytest.raises(ConfigError, match=r"keys\.txt cannot be read"):
         source.read()

@@ -84,6 +84,7 @@ class Gateway:
         Engine.in_memory = Counter()
         config = config_of(models, **{"breaker": BREAKER, **tables})
         self.metrics = Metrics()
+        self.lanes: list[Lane] = []  # that were made
         self.file = File(config)
         self.router = Router(config, {name: self.lane(name, table, config) for name, table in models.items()}, now)
         self.residency = Residency(self.router, self.late_lane)
@@ -97,7 +98,8 @@ class Gateway:
         if table.dialect == "fails":
             raise OSError("disk")
         breaker = table.breaker or config.breaker
-        return Lane(name, table, Engine(name, table), breaker, metrics=self.metrics, clock=now)
+        self.lanes.append(Lane(name, table, Engine(name, table), breaker, metrics=self.metrics, clock=now))
+        return self.lanes[-1]
 
     async def late_lane(self, name: str, table: ModelConfig) -> Lane:
         await asyncio.sleep(0.1)
@@ -124,6 +126,7 @@ async def gateway(tables: Mapping[str, Any] | None = None, /, **models: Scripted
         await made.residency.aclose()
         await made.router.aclose()
         assert not +Engine.in_memory, "an engine is left"
+        assert {lane.engine.status.state for lane in made.lanes} == {"closed"}
 
 
 def slow(reply: str = "fine", **fields: Any) -> ScriptedModel:

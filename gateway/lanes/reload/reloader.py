@@ -91,7 +91,9 @@ class Reloader:
         return reloaded
 
     def begin(self) -> None:
-        """Reload in the background. On the event loop."""
+        """Reload in the background. On the event loop. One that has not begun yet is enough for several calls."""
+        if len(self._tasks) > 1:
+            return
         task = asyncio.create_task(self._reload_in_background())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

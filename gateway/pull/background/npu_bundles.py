@@ -79,7 +79,7 @@ class NpuBundles:
         config, model = found
         plan = plan_bundle(model, config.models_dir, lambda: True)
         if plan.is_ready:
-            return replace(model, path=str(plan.folder))
+            return self._better(name, model, str(plan.folder))
         if name not in self._begun:
             self._begun.add(name)
             _log.info("%s: a bundle for the NPU is built in the background; the CPU answers until then", name)
@@ -93,7 +93,7 @@ class NpuBundles:
             report(state)
             _log.info("%s: %s", name, state)
             return None
-        return replace(model, path=step.folder)
+        return self._better(name, model, step.folder)
 
     def moved(self, name: str) -> None:
         served = self._served[name]
@@ -140,6 +140,10 @@ class NpuBundles:
             return False
         plan = plan_start(model, config.models_dir, lambda: True)
         return plan.waits_for_npu or plan.folder != on_cpu  # `models --prepare` may have built it
+
+    def _better(self, name: str, model: LocalModel, folder: str) -> ModelConfig:
+        """The model as it is served, from another bundle: the file can have changes that wait for a reload."""
+        return replace(self._served[name], path=folder, provider=model.provider)
 
     def _step(self, config: Config, name: str, model: LocalModel, report: Callable[[str], None]) -> BackgroundStep:
         request = BuildRequest(

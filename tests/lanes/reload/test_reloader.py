@@ -111,7 +111,7 @@ async def test_open_breaker_begins_again_with_its_new_configuration() -> None:
         await answer_of(made.router, request())
         breaker = made.router.lanes["main"].breaker
         assert breaker.state == "open"
-        made.file.write(default_model="main")
+        made.file.models(main=model("fine", ttft_s=1.0, aliases=("a",)), own=slow())
         await made.reloader.reload()
         assert breaker.state == "open", "a reload of other keys has closed it"
         made.file.write(breaker=replace(open_at_once, latency_ms=1e6, window=3))
@@ -261,11 +261,19 @@ async def test_keys_that_need_a_restart_are_named_until_it() -> None:
 async def test_two_reloads_at_once_and_reloads_during_loads() -> None:
     """The last file counts. A model that was never ready lets the next one load at once."""
     async with gateway(main=slow("one")) as made:
+        made.file.models(main=slow("two"), more=model(), most=model())  # which takes longer than the next reload
+        both = [asyncio.create_task(made.reloader.reload())]
+        await asyncio.sleep(0.15)  # it has read the file
+        made.file.models(main=slow("one"))
+        both.append(asyncio.create_task(made.reloader.reload()))
+        assert [(await each).changed for each in both] == [{"main": ["script"]}] * 2
         made.file.models(main=slow("two"), late=slow("late"))
         first = asyncio.create_task(made.reloader.reload())
         await asyncio.sleep(0.15)  # it has read the file
-        made.file.models(main=slow("three"))
+        made.file.models(main=slow("one"))
         await asyncio.gather(first, made.reloader.reload())
+        made.file.models(main=slow("three"))
+        await made.reloader.reload()
         await asyncio.sleep(1.0)
         waiting = made.ask()  # for the load of the third
         await asyncio.sleep(1.0)
@@ -298,6 +306,7 @@ async def test_end_of_the_gateway_during_a_reload() -> None:
 async def test_unload_while_the_model_is_changed_or_removed() -> None:
     async with gateway(main=slow("old", aliases=("a",)), gone=slow()) as made:
         unloads = [asyncio.create_task(made.residency.unload(name)) for name in ("main", "gone")]
+        await asyncio.sleep(0.05)  # the lanes of the unloaded models are made
         made.file.models(main=slow("old", aliases=("b",)))
         made.reloader._in_thread = at_once
         await made.reloader.reload()

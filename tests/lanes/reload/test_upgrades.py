@@ -14,8 +14,10 @@ from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import BundleError, ConfigError, ModelNotReady
 from gateway.lanes.lane import Lane
 from gateway.lanes.memory.residency import Residency
+from gateway.lanes.reload.reloader import Reloader
 from gateway.lanes.reload.upgrades import Upgrades
 from gateway.lanes.router import Router
+from tests.support.reloading import File
 from tests.support.routing import BREAKER, answer_of, model, request
 from tests.support.server import config_of
 
@@ -234,3 +236,68 @@ async def test_end_of_the_gateway_ends_requests_of_a_replaced_lane() -> None:
         with pytest.raises(ModelNotReady, match="shut down"):
             [event async for event in running]
         await running.aclose()
+
+
+class Moving:
+    """An upgrade of "main" whose better bundle loads until `may_load` is set."""
+
+    def __init__(self) -> None:
+        self.lanes: list[Lane] = []
+        self.loading, self.may_load = asyncio.Event(), asyncio.Event()
+
+    def make(self, name: str, config: ModelConfig) -> Lane:
+        lane = make_lane(name, config)
+        load = lane.load
+
+        async def slow_load() -> str:
+            self.loading.set()
+            await self.may_load.wait()
+            return await load()
+
+        lane.load = slow_load  # type: ignore[method-assign]
+        self.lanes.append(lane)
+        return lane
+
+    async def until_given_up(self) -> None:
+        self.may_load.set()
+        await until(lambda: self.lanes[0].status.engine.state == "closed")
+
+
+@contextlib.asynccontextmanager
+async def moving(main: ScriptedModel) -> AsyncIterator[tuple[Router, Moving, Bundles, Reloader, File]]:
+    """A reload comes while the better bundle loads."""
+    async with served({"main": main, "other": model("other")}) as router:
+
+        async def made(name: str, config: ModelConfig) -> Lane:
+            return make_lane(name, config)
+
+        file, upgrade, bundles = File(router.config), Moving(), Bundles(model("better"))
+        residency = Residency(router, made)
+        reloader = Reloader(router, residency, file, lambda name, table, config: make_lane(name, table))
+        async with upgraded(router, bundles, make=upgrade.make):
+            await upgrade.loading.wait()
+            yield router, upgrade, bundles, reloader, file
+        await residency.aclose()
+
+
+async def test_reload_of_other_keys_lets_the_move_go_on() -> None:
+    async with moving(model("old", aliases=("a",))) as (router, upgrade, bundles, reloader, file):
+        file.models(main=model("old", aliases=("b",), breaker=BreakerConfig(window=3)), other=model("other"))
+        assert (await reloader.reload()).changed == {}
+        upgrade.may_load.set()
+        await until(lambda: "main moved" in bundles.log)
+        assert await answer_of(router, request("b")) == ("main", "better")
+        assert router.lanes["main"].breaker.config.window == 3 and router.known("a") is None
+
+
+@pytest.mark.parametrize("is_removed", [True, False])
+async def test_reload_that_removes_or_changes_the_model_ends_its_move(is_removed: bool) -> None:
+    async with moving(model("old")) as (router, upgrade, bundles, reloader, file):
+        file.models(other=model("other"), **({} if is_removed else {"main": model("changed")}))
+        await reloader.reload()
+        await upgrade.until_given_up()
+        assert list(router.lanes) == (["other"] if is_removed else ["other", "main"])
+        assert "main moved" not in bundles.log and not any("failed" in line for line in bundles.log)
+        if not is_removed:
+            await router.tried()
+            assert await answer_of(router, request("main")) == ("main", "changed")
