@@ -195,8 +195,9 @@ class Attention:
                 "Less", [distance, graph.constant(f"{name}.window", np.array(window, np.int32))], f"{name}.near"
             )
             seen = graph.node("And", [seen, near], f"{name}.seen")
-        values = [graph.constant(f"mask.{value:g}", np.array(value, self._dtype)) for value in (0.0, _UNSEEN)]
-        return graph.node("Where", [seen, *values], name)
+        values = {"seen": 0.0, "unseen": _UNSEEN}
+        named = [graph.constant(f"mask.{kind}", np.array(value, self._dtype)) for kind, value in values.items()]
+        return graph.node("Where", [seen, *named], name)
 
     def _offsets(self, sizes: Any) -> Any:
         width = sizes.get("width", 1) if self._sequences == 1 else 1
