@@ -34,7 +34,7 @@ from onnx import TensorProto
 from gateway.builder.graphs.static_attention import Attention
 from gateway.builder.graphs.static_products import Precision, Products, Ranges, make_products
 from gateway.builder.graphs.static_tables import residual_epsilon, residual_scale
-from gateway.builder.graphs.writer import MICROSOFT, Dimension, GraphWriter
+from gateway.builder.graphs.writer import Dimension, GraphWriter
 from gateway.builder.sources.source import ModelSource, layer
 
 #: Names of graphs; the first two are Windows ML's names.
@@ -190,8 +190,8 @@ class _PartGraph:
         gain = self._source.tensor(weight)
         if self._config.qk_norm == "all":
             return self._norm(f"{x}.normed", weight, gain, x)
-        graph, size = self._graph, self._config.head_dim
-        split = graph.constant(f"split_in_{heads}", np.array([1, -1, heads, size]))
+        graph, size = self._graph, self._config.head_dim  # with four dimensions, the NPU computes small heads wrongly
+        split = graph.constant("split_in_heads", np.array([1, -1, size]))
         joined = graph.constant(f"joined_{heads}", np.array([1, -1, heads * size]))
         normed = self._norm(f"{x}.norm", weight, gain, graph.node("Reshape", [x, split], f"{x}.split"))
         return graph.node("Reshape", [normed, joined], f"{x}.normed")
@@ -204,7 +204,7 @@ class _PartGraph:
 
     def _activated(self, gate: str, name: str) -> str:
         if self._config.activation == "gelu_tanh":
-            return self._graph.node("FastGelu", [gate], f"{name}.gelu", domain=MICROSOFT)
+            return self._graph.node("Gelu", [gate], f"{name}.gelu", approximate="tanh")  # FastGelu does not compile
         opened = self._graph.node("Sigmoid", [gate], f"{name}.sigmoid")
         return self._graph.node("Mul", [gate, opened], f"{name}.silu")
 

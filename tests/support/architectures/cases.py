@@ -56,6 +56,22 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "qwen3": _SHAPE | {"model_type": "qwen3", "head_dim": 32, "rms_norm_eps": 1e-6},
     "qwen3-tied": _SHAPE | {"model_type": "qwen3", "tie_word_embeddings": True, "num_hidden_layers": 2},
+    "gemma3": _SHAPE
+    | {
+        "model_type": "gemma3_text",
+        "vocab_size": 384,  # of the tests' tokenizer
+        "num_hidden_layers": 4,
+        "rms_norm_eps": 1e-6,
+        "sliding_window": 20,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+        "query_pre_attn_scalar": 24,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    },
+    "smollm3": _SHAPE
+    | {"model_type": "smollm3", "num_hidden_layers": 4, "no_rope_layer_interval": 2, "tie_word_embeddings": True},
     "granite": _SHAPE
     | {
         "model_type": "granite",
