@@ -17,7 +17,9 @@ from gateway.builder.encoders.families.find import is_encoder
 from gateway.builder.graphs.cpu import write_cpu_graph
 from gateway.builder.graphs.genai_writer import genai_config
 from gateway.builder.graphs.matrices import Matrices
-from gateway.builder.size import cpu_bytes
+from gateway.builder.loss.measure import measure_loss, text_ids
+from gateway.builder.loss.reference import compute_reference
+from gateway.builder.size import cpu_bytes, layer_weights
 from gateway.builder.sources.detect import open_source
 from gateway.builder.sources.source import ModelSource
 from gateway.bundles.disk import folder_bytes, require_space, require_writable
@@ -36,6 +38,8 @@ from gateway.bundles.stamp import (
 )
 from gateway.child import Progress
 from gateway.errors import BundleError
+
+SMALLEST_MEASURED = 10_000_000  # weights in the layers. What a smaller model answers to a text says nothing
 
 
 class Graphs(Struct, frozen=True, kw_only=True):
@@ -143,8 +147,7 @@ class CpuTarget(Struct, frozen=True):
 
     def write(self, source: ModelSource, folder: Path, progress: Progress) -> Graphs:
         require_space({folder.parent: cpu_bytes(source, self.precision)}, "The bundle")
-        matrices = Matrices(source, self.precision)
-        write_cpu_graph(matrices, folder / "model.onnx", partial(progress, "writing the layers"), self.activations)
+        matrices, loss = self._write_graph(source, folder / "model.onnx", progress)
         decoder = {
             "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
             "filename": "model.onnx",
@@ -161,7 +164,20 @@ class CpuTarget(Struct, frozen=True):
             },
         }
         context = source.config.context_length
-        return Graphs(decoder=decoder, context_length=context, precision=matrices.stored_as())
+        return Graphs(decoder=decoder, context_length=context, precision=matrices.stored_as(), loss=loss)
+
+    def _write_graph(self, source: ModelSource, path: Path, progress: Progress) -> tuple[Matrices, Loss | None]:
+        """With a quantisation that a text guides, and its loss, if the weights of a model of some size are rounded."""
+        matrices, writing = Matrices(source, self.precision), partial(progress, "writing the layers")
+        if matrices.stored_as() not in ("int4", "int8") or layer_weights(source.config) < SMALLEST_MEASURED:
+            write_cpu_graph(matrices, path, writing, self.activations)
+            return matrices, None
+        ids = text_ids(source)
+        hidden, importance = compute_reference(source, ids, path.parent, partial(progress, "reading a text in floats"))
+        matrices = Matrices(source, self.precision, importance)
+        boundaries = write_cpu_graph(matrices, path, writing, self.activations)
+        measuring = partial(progress, "measuring the loss")
+        return matrices, measure_loss(source, ids, hidden, path, boundaries, measuring)
 
 
 def _copy_licences(folder: Path, building: Path) -> None:

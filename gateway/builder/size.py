@@ -28,12 +28,12 @@ _PART_WEIGHTS, _MAX_PARTS = 450_000_000, 7
 
 def parts_for(config: TransformerConfig) -> int:
     """The number of parts that a model is split into."""
-    return max(1, min(-(-_layer_weights(config) // _PART_WEIGHTS), _MAX_PARTS, config.layers))
+    return max(1, min(-(-layer_weights(config) // _PART_WEIGHTS), _MAX_PARTS, config.layers))
 
 
 def npu_memory(config: TransformerConfig, target: NpuShapes) -> int:
     """The memory of all processes of a build for the NPU."""
-    part = _layer_weights(config) / (target.parts or parts_for(config)) * _PART_MEMORY
+    part = layer_weights(config) / (target.parts or parts_for(config)) * _PART_MEMORY
     return int(max(part, config.vocab * config.hidden * _TABLE_MEMORY)) + _PROCESS_BYTES
 
 
@@ -51,7 +51,7 @@ def cpu_bytes(source: ModelSource, precision: WeightPrecision = "int4") -> int:
     """A bundle for the CPU. `precision`: of weights in floating point."""
     config = source.config
     blocks = source.blocks(layer(0, "mlp.up_proj.weight"))
-    layers = _layer_weights(config) * (_bytes_per_weight(blocks) if blocks else _CPU_BYTES[precision])
+    layers = layer_weights(config) * (_bytes_per_weight(blocks) if blocks else _CPU_BYTES[precision])
     table = _CPU_BYTES["int8" if blocks or precision == "int4" else precision]
     rotary = 4 * config.context_length * sum(rope.dim for rope in config.ropes)
     return int(layers + _table_weights(config) * table + rotary) + _OTHER_BYTES
@@ -88,17 +88,17 @@ def npu_bytes(config: TransformerConfig, target: NpuShapes) -> int:
     Compiled graphs that share their weights contain them once. A check needs the graphs separately too.
     """
     graphs = len(target.contexts) * (2 + (target.batch > 1) + (target.verify > 1))
-    layers = _layer_weights(config) * _NPU_BYTES[target.precision]
+    layers = layer_weights(config) * _NPU_BYTES[target.precision]
     bundle = layers * (1 if target.share_weights else graphs)
     checked = layers * (graphs if target.share_weights else 0)
-    part = (layers + checked + _layer_weights(config) * _NPU_BYTES["fp32"]) / target.parts
+    part = (layers + checked + layer_weights(config) * _NPU_BYTES["fp32"]) / target.parts
     tables = _table_weights(config) * 2.0 + (
         config.vocab * config.hidden * 2 * _CPU_BYTES["int8"] if target.npu_head else 0
     )
     return int(bundle + part + tables) + _OTHER_BYTES
 
 
-def _layer_weights(config: TransformerConfig) -> int:
+def layer_weights(config: TransformerConfig) -> int:
     attention = 2 * config.hidden * config.head_dim * (config.heads + config.kv_heads)
     return config.layers * (attention + 3 * config.hidden * config.ffn)
 

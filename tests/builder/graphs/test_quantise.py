@@ -32,6 +32,23 @@ def test_four_bit_fit_is_better_than_min_max_rounding() -> None:
     assert fitted < 0.09
 
 
+def test_important_inputs_have_smaller_errors() -> None:
+    """The error of products with inputs of these sizes."""
+    importance = np.exp(_RANDOM.standard_normal(256, np.float32) * 2)
+    equal, guided = (
+        float((np.square(quantise.four_bit(_WEIGHTS, given).values() - _WEIGHTS) * importance).sum())
+        for given in (None, importance)
+    )
+    assert guided < 0.7 * equal
+
+
+def test_input_that_the_text_never_has_keeps_its_weights() -> None:
+    importance = np.ones(256, np.float32)
+    importance[::2] = 0
+    blocks = quantise.four_bit(_WEIGHTS, importance)
+    assert np.abs(blocks.values() - _WEIGHTS).max() < 3
+
+
 def test_four_bit_zero_points_are_integers_0_to_15() -> None:
     blocks = quantise.four_bit(_WEIGHTS + 0.5)
     zeros = np.rint(-blocks.minimum / blocks.scale)
