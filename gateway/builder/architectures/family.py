@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from gateway.builder.architectures.rope import read_rope
+from gateway.builder.architectures.rope import read_rope, rotated_part
 from gateway.builder.sources.source import EMBEDDING, FINAL_NORM, HEAD, TransformerConfig
 from gateway.errors import BundleError
 
@@ -84,6 +84,7 @@ class Family(Struct, frozen=True, kw_only=True):
         fused: stored part -> the canonical parts whose rows it contains, in order. In both formats.
         scales: canonical name or part -> a factor of the tensor, its bias included.
         norm_offset: is added to each norm weight of a Hugging Face folder.
+        partly_rotated: `partial_rotary_factor` counts. Other families ignore it, as transformers does.
         interleaved: in a GGUF file, the rows of q and k are in the order of interleaved rotary pairs.
     """
 
@@ -95,6 +96,7 @@ class Family(Struct, frozen=True, kw_only=True):
     fused: Mapping[str, tuple[str, ...]] = {}
     scales: Callable[[Settings], Mapping[str, float]] = lambda settings: {}
     norm_offset: float = 0.0
+    partly_rotated: bool = False
     interleaved: bool = False
 
     def config(self, settings: Settings, *, tied: bool, eos_ids: tuple[int, ...]) -> TransformerConfig:
@@ -108,6 +110,7 @@ class Family(Struct, frozen=True, kw_only=True):
             "heads": heads,
             "kv_heads": int(settings.get("num_key_value_heads") or heads),
             "head_dim": (head_dim := int(settings.get("head_dim") or hidden // heads)),
+            "ropes": (read_rope(settings, rotated_part(settings, head_dim) if self.partly_rotated else head_dim),),
             "ffn": int(settings["intermediate_size"]),
             "vocab": int(settings["vocab_size"]),
             "rms_eps": float(settings["rms_norm_eps"]),
@@ -116,7 +119,6 @@ class Family(Struct, frozen=True, kw_only=True):
             "eos_ids": eos_ids,
             "bos_id": settings.get("bos_token_id"),
             "pad_id": settings.get("pad_token_id"),
-            "ropes": (read_rope(settings, head_dim),),
             "activation": self._activation(settings.get("hidden_act", "silu")),
         }
         return TransformerConfig(**fields | dict(self.read(settings)))
@@ -124,8 +126,9 @@ class Family(Struct, frozen=True, kw_only=True):
     def _activation(self, name: str) -> str:
         if name not in _ACTIVATIONS:
             raise BundleError(
-                f"Models of architecture '{self.name} with {name}' are not supported. Only those with "
-                f"{', '.join(_ACTIVATIONS)} are."
+                f"Models of architecture '{self.name} with {str(name)[:100]}' are not supported. Only those with "
+                f"{', '.join(_ACTIVATIONS)} are. Use one of them, or serve the model with its own program as a model "
+                "with engine = 'upstream'."
             )
         return _ACTIVATIONS[name]
 

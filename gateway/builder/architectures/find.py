@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from gateway.builder.architectures.family import Family
 from gateway.builder.architectures.gemma3 import GEMMA3
 from gateway.builder.architectures.granite import GRANITE
@@ -35,5 +37,8 @@ def find_by_gguf_name(name: str) -> Family:
     raise unsupported_architecture(name, GGUF_ARCHITECTURES)
 
 
-def unsupported_architecture(name: str, supported: list[str] | tuple[str, ...]) -> BundleError:
-    return BundleError(f"Models of architecture {name!r} are not supported. Only {', '.join(supported)} are.")
+def unsupported_architecture(name: str, supported: Iterable[str]) -> BundleError:
+    return BundleError(
+        f"Models of architecture {name[:100]!r} are not supported. Only {', '.join(supported)} are. Use one of them, "
+        "or serve the model with its own program as a model with engine = 'upstream'."
+    )

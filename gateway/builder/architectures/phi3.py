@@ -16,6 +16,7 @@ PHI3 = Family(
     name="phi3",
     gguf="phi3",
     read=_read,
+    partly_rotated=True,
     fused={
         "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),

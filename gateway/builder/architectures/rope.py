@@ -14,12 +14,18 @@ from gateway.errors import BundleError
 _KINDS = ("default", "linear", "llama3", "longrope")
 
 
-def read_rope(settings: Mapping[str, Any], head_dim: int) -> Rope:
-    """The rotary positions of a model with one kind."""
-    parameters = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+def rotated_part(settings: Mapping[str, Any], head_dim: int) -> int:
+    """The number of dimensions of a head that are rotated, in a family that can rotate a part of them."""
+    parameters = _parameters(settings)
     part = parameters.get("partial_rotary_factor") or settings.get("partial_rotary_factor") or 1.0
+    return int(head_dim * float(part))
+
+
+def read_rope(settings: Mapping[str, Any], dim: int) -> Rope:
+    """The rotary positions of a model with one kind. `dim`: the rotated dimensions of a head."""
+    parameters = _parameters(settings)
     theta = float(parameters.get("rope_theta") or settings.get("rope_theta", 10000.0))
-    rope = Rope(dim=int(head_dim * float(part)), theta=theta)
+    rope = Rope(dim=dim, theta=theta)
     match kind := parameters.get("rope_type", parameters.get("type", "default")):
         case "default":
             return rope
@@ -36,6 +42,11 @@ def read_rope(settings: Mapping[str, Any], head_dim: int) -> Rope:
         f"Rotary scaling of type {str(kind)[:100]!r} is not supported. Only {', '.join(_KINDS)} are. Use a model "
         "without it, or serve it with its own program as a model with engine = 'upstream'."
     )
+
+
+def _parameters(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    return found
 
 
 def _longrope(settings: Mapping[str, Any], parameters: Mapping[str, Any], rope: Rope) -> Rope:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gateway.builder.architectures.family import GGUF_KEYS
 from gateway.builder.architectures.find import find_by_gguf_name
 from gateway.builder.architectures.fold import Folding
+from gateway.builder.architectures.known import require_known
 from gateway.builder.graphs import quantise
 from gateway.builder.sources import gguf_blocks, gguf_tokenizer
 from gateway.builder.sources.gguf_notes import format_notes
@@ -36,6 +37,7 @@ class GgufSource:
             self.config = self._read_config(settings)
             check_graph(self._file, self._architecture, self.config, self._metadata)
             check_tensors(self._file, self.config, self._shape)
+            require_known(self._file, self._tensors, self.config, self._family.gguf_file)
             self._folding = Folding(scales=self._family.scales(settings))
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise BundleError(f"{self._file} has a value of the wrong kind in its metadata ({error}).") from error

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gateway.builder.architectures.find import find_by_model_type
 from gateway.builder.architectures.fold import Folding
+from gateway.builder.architectures.known import require_known
 from gateway.builder.sources.end_tokens import end_ids
 from gateway.builder.sources.gptq import PackedMatrices, read_quantisation
 from gateway.builder.sources.safetensors_file import Weights
@@ -35,6 +36,7 @@ class HuggingFaceSource:
         self._packed = PackedMatrices(self._weights, quantisation) if quantisation else None
         self._generation = read_optional_object(folder / "generation_config.json")
         self.config = self._read_config(content)
+        require_known(folder.name, self._weights.names, self.config, self._family.hugging_face)
         self._folding = Folding(scales=self._family.scales(content), norm_offset=self._family.norm_offset)
         self.generation = msgspec.convert(self._generation, GenerationDefaults, strict=False)
 
@@ -96,7 +98,8 @@ class HuggingFaceSource:
         return digest_of(path for path in self._folder.iterdir() if path.suffix in _READ and path.is_file())
 
     def _read_config(self, content: dict[str, Any]) -> TransformerConfig:
-        tied = bool(content.get("tie_word_embeddings")) or HEAD not in self._weights
+        has_head = HEAD in self._weights or (self._packed is not None and HEAD in self._packed)
+        tied = bool(content.get("tie_word_embeddings")) or not has_head
         try:
             return self._family.config(content, tied=tied, eos_ids=self._end_ids(content))
         except KeyError as error:

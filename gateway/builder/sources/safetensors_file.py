@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,10 @@ class Weights:
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored
+
+    @property
+    def names(self) -> Iterable[str]:
+        return self._stored
 
     def stored(self, name: str) -> NDArray[Any]:
         """A copy in the stored type."""
