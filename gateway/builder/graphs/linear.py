@@ -20,11 +20,15 @@ FLOAT_ACTIVATIONS, INT8_ACTIVATIONS = 0, 4  # MatMulNBits' accuracy levels
 
 
 class Packed(Struct, frozen=True, kw_only=True):
-    """A matrix that was written as constants: their names, and the attributes for the kernel."""
+    """A matrix that was written as constants: their names, and the attributes for the kernel.
+
+    `missing`: (blocks, rows), what the kernel omits from every weight of a block. None: it omits nothing.
+    """
 
     quants: str
     scales: str
     zeros: str | None
+    missing: str | None = None
     rows: int
     columns: int
     bits: int
@@ -64,7 +68,8 @@ class LinearWriter:
     def product(self, name: str, x: str, parts: Sequence[Matrix], bias: NDArray[np.float32] | None = None) -> str:
         """y = x · wᵀ + bias. y contains the rows of all parts in order. Parts of one kind are one product."""
         groups = [_join(list(group)) for _, group in groupby(parts, _kind)]
-        outputs = [self._exact_product(f"{name}.{index}", x, matrix) for index, matrix in enumerate(groups)]
+        packed = [self.pack(f"{name}.{index}", matrix) for index, matrix in enumerate(groups)]
+        outputs = [self.packed_product(matrix, x, f"{name}.{index}.y") for index, matrix in enumerate(packed)]
         y = outputs[0] if len(outputs) == 1 else self._graph.node("Concat", outputs, f"{name}.joined", axis=-1)
         if bias is None:
             return y
@@ -73,19 +78,21 @@ class LinearWriter:
         )
 
     def pack(self, name: str, blocks: Matrix) -> Packed:
-        """Write the constants of a matrix, without the correction that `product` adds for some blocks."""
+        """Write the constants of a matrix."""
         graph = self._graph
         if not isinstance(blocks, Blocks):
             rows, columns = blocks.shape
             halves = graph.constant(f"{name}.halves", blocks)
             return Packed(quants=halves, scales="", zeros=None, rows=rows, columns=columns, bits=16, block_size=0)
-        zeros = _zero_points(blocks)
+        blocks = quantise.centred(blocks)
+        zeros, missing = _zero_points(blocks), _missing(blocks)
         rows, count = blocks.scale.shape
         quants = _pairs(blocks.quants) if blocks.bits == 4 else blocks.quants.view(np.uint8) ^ np.uint8(128)
         return Packed(
             quants=graph.constant(f"{name}.quants", quants),
             scales=graph.constant(f"{name}.scales", blocks.scale.astype(self._dtype)),
             zeros=None if zeros is None else graph.constant(f"{name}.zeros", zeros),
+            missing=None if missing is None else graph.constant(f"{name}.missing", missing.T.astype(self._dtype)),
             rows=rows,
             columns=count * blocks.block_size,
             bits=blocks.bits,
@@ -101,9 +108,24 @@ class LinearWriter:
             floats = self._graph.node("Cast", [matrix.quants], f"{output}.floats", to=TensorProto.FLOAT)
             weights = self._graph.node("Transpose", [floats], f"{output}.transposed", perm=[1, 0])
             return self._graph.node("MatMul", [x, weights], output)
+        if matrix.missing is not None:
+            return self._corrected(matrix, matrix.missing, x, output)
         if matrix.bits in self._finer:
             return self._graph.node("Add", self._finer_halves(matrix, x, output), output)
         return self._kernel(matrix, x, output, self._accuracy_level)
+
+    def _corrected(self, matrix: Packed, missing: str, x: str, output: str) -> str:
+        """The kernel's product and the product of the blocks' sums with what the kernel omits."""
+        sums = self.sums(x, matrix.block_size)
+        if matrix.bits not in self._finer and self._rank == 2:
+            y = self._kernel(matrix, x, f"{output}.kernel", self._accuracy_level)
+            return self._graph.node("Gemm", [sums, missing, y], output)
+        rest = self._graph.node("MatMul", [sums, missing], f"{output}.rest")
+        if matrix.bits in self._finer:
+            return self._graph.node("Sum", [*self._finer_halves(matrix, x, output), rest], output)
+        return self._graph.node(
+            "Add", [self._kernel(matrix, x, f"{output}.kernel", self._accuracy_level), rest], output
+        )
 
     def _kernel(self, matrix: Packed, x: str, output: str, accuracy_level: int) -> str:
         return self._graph.node(
@@ -149,7 +171,10 @@ class LinearWriter:
         return self._two_rows[key]
 
     def lookup(self, matrix: Packed, ids: str, output: str) -> str:
-        """Look up rows of a symmetric 8-bit matrix, or of half floats: (..., ids) -> (..., ids, columns)."""
+        """Look up rows of an 8-bit matrix, or of half floats: (..., ids) -> (..., ids, columns).
+
+        One with minimums needs a list of ids.
+        """
         if matrix.bits == 16:
             halves = self._graph.node("Gather", [matrix.quants, ids], f"{output}.halves", axis=0)
             return self._graph.node("Cast", [halves], output, to=TensorProto.FLOAT)
@@ -165,21 +190,13 @@ class LinearWriter:
             gather_axis=0,
             quantize_axis=2,
         )
+        if matrix.missing is not None:
+            rows = self._graph.node("Gather", [matrix.missing, ids], f"{output}.missing_by_block", axis=1)
+            missing = self._graph.node("Transpose", [rows], f"{output}.missing", perm=[1, 0])
+            last = self._graph.constant("last_axis", np.array([-1]))
+            missing = self._graph.node("Unsqueeze", [missing, last], f"{output}.missing_of_each")
+            blocks = self._graph.node("Add", [blocks, missing], f"{output}.exact_blocks")
         return self._graph.node("Reshape", [blocks, self._shape(matrix.columns)], output)
-
-    def _exact_product(self, name: str, x: str, blocks: Matrix) -> str:
-        matrix = self.pack(name, blocks)
-        if not isinstance(blocks, Blocks) or (missing := _missing(blocks)) is None:
-            return self.packed_product(matrix, x, f"{name}.y")
-        weights = self._graph.constant(f"{name}.missing", missing.T.astype(self._dtype))
-        sums = self.sums(x, blocks.block_size)
-        if matrix.bits not in self._finer and self._rank == 2:
-            y = self.packed_product(matrix, x, f"{name}.y")
-            return self._graph.node("Gemm", [sums, weights, y], f"{name}.exact")
-        rest = self._graph.node("MatMul", [sums, weights], f"{name}.rest")
-        if matrix.bits in self._finer:
-            return self._graph.node("Sum", [*self._finer_halves(matrix, x, f"{name}.y"), rest], f"{name}.exact")
-        return self._graph.node("Add", [self.packed_product(matrix, x, f"{name}.y"), rest], f"{name}.exact")
 
     def sums(self, x: str, size: int) -> str:
         """The sum of each block of inputs: (..., columns) -> (..., columns / size)."""

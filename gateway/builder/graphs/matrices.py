@@ -39,11 +39,9 @@ class Matrices(Struct, frozen=True):
         return self._finer(name)
 
     def table(self) -> Matrix:
-        """The embedding: symmetric 8-bit blocks, or floats."""
+        """The embedding: 8-bit blocks, or floats."""
         own = self.source.blocks(EMBEDDING)
-        if own is None:
-            return self._finer(EMBEDDING)
-        return quantise.as_eight_bit(own) or _eight_bit(row_groups(self.source, EMBEDDING))
+        return self._finer(EMBEDDING) if own is None else quantise.with_eight_bits(own)
 
     def head(self) -> Matrix:
         """A head that is not tied to the embedding."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from gateway.builder.sources.source import Blocks
@@ -43,6 +44,29 @@ def as_eight_bit(blocks: Blocks | None) -> Blocks | None:
         return None
     quants = (blocks.quants - np.uint8(8)).view(np.int8)
     return Blocks(bits=8, scale=blocks.scale, minimum=np.zeros_like(blocks.scale), quants=quants)
+
+
+def with_eight_bits(blocks: Blocks) -> Blocks:
+    """The same values as 8-bit blocks, with minimums if necessary."""
+    if blocks.bits == 8:
+        return blocks
+    symmetric = as_eight_bit(blocks)
+    return symmetric or Blocks(bits=8, scale=blocks.scale, minimum=blocks.minimum, quants=blocks.quants.view(np.int8))
+
+
+def centred(blocks: Blocks) -> Blocks:
+    """The same values, with quants around the kernel's zero: then the rounding of an input counts least.
+
+    Changes 8-bit quants that are all positive (Q5_K), and 4-bit ones that use only the lower half (Q2_K).
+    """
+    largest, smallest = int(blocks.quants.max()), int(blocks.quants.min())
+    zero = 8 if blocks.bits == 4 else 0
+    if smallest < 0 or (blocks.bits == 4 and largest > 7):
+        return blocks
+    shift = zero - (largest + 1) // 2
+    minimum = blocks.minimum - np.float32(shift) * blocks.scale
+    quants = blocks.quants.view(np.int8) + np.int8(shift)
+    return replace(blocks, minimum=minimum, quants=quants if blocks.bits == 8 else quants.view(np.uint8))
 
 
 def with_positive_scales(blocks: Blocks) -> Blocks:

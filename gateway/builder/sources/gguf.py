@@ -18,7 +18,7 @@ from gateway.builder.graphs import quantise
 from gateway.builder.sources import gguf_blocks, gguf_tokenizer
 from gateway.builder.sources.gguf_notes import format_notes
 from gateway.builder.sources.gguf_parts import GgufParts
-from gateway.builder.sources.gguf_settings import TABLE, check_graph, check_tensors, checked_value, read_settings
+from gateway.builder.sources.gguf_settings import check_graph, check_tensors, checked_value, read_settings
 from gateway.builder.sources.source import ALL, Blocks, GenerationDefaults, TransformerConfig, digest_of
 from gateway.errors import BundleError
 
@@ -66,7 +66,7 @@ class GgufSource:
         return self._folding.blocks(name, Blocks(bits=found.bits, scale=scale, minimum=minimum, quants=quants))
 
     def notes(self) -> tuple[str, ...]:
-        return format_notes(self._tensors, TABLE)
+        return format_notes(self._tensors)
 
     def digest(self) -> str:
         parts = self._path.parent.glob(f"{escape(self._file.partition('-00001-of-')[0])}-*-of-*")

@@ -11,27 +11,14 @@ from numpy.typing import NDArray
 
 from gateway.builder.graphs import quantise
 from gateway.builder.sources import gguf_blocks
-from gateway.builder.sources.source import Blocks
 
 _MEASURED_ROWS = 1024
 
 
-def format_notes(tensors: Mapping[str, Any], embedding: str) -> tuple[str, ...]:
-    """The sentences, by format.
-
-    Args:
-        tensors: of the file, by name.
-        embedding: the name of the table of tokens, which always has symmetric blocks of 8 bits.
-    """
+def format_notes(tensors: Mapping[str, Any]) -> tuple[str, ...]:
+    """The sentences, by format. `tensors`: of the file, by name."""
     found = {tensor.tensor_type.name: tensor for tensor in tensors.values() if len(tensor.shape) > 1}
-    notes = [note for name in sorted(found) if (note := _note(name, found[name]))]
-    table = tensors[embedding]
-    rows = table.data[:_MEASURED_ROWS]
-    own = gguf_blocks.unpack(table.tensor_type.name, rows)
-    if own is not None and quantise.as_eight_bit(own) is None:
-        error = _error(_values(table, rows))
-        notes.append(f"the table of tokens, {table.tensor_type.name}, becomes 8-bit blocks with an error of {error}")
-    return tuple(notes)
+    return tuple(note for name in sorted(found) if (note := _note(name, found[name])))
 
 
 def _note(name: str, tensor: Any) -> str:
@@ -51,10 +38,5 @@ def _values(tensor: Any, rows: NDArray[Any]) -> NDArray[np.float32]:
 
 def _error(values: NDArray[np.float32]) -> str:
     """The root mean square of the rounding, relative to that of the values."""
-    rounding = _restored(quantise.eight_bit(values)) - values
+    rounding = quantise.eight_bit(values).values() - values
     return f"{np.linalg.norm(rounding) / max(float(np.linalg.norm(values)), 1e-30):.2%}"
-
-
-def _restored(blocks: Blocks) -> NDArray[np.float32]:
-    values = blocks.scale[..., None] * blocks.quants + blocks.minimum[..., None]
-    return np.asarray(values, np.float32).reshape(len(blocks.scale), -1)

@@ -212,7 +212,7 @@ _LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 #: Largest error; logits reach 12. Products with 8-bit blocks use activations of 15 bits, all others use floats.
-_ROUNDING = {"Q4_0": 1e-3, "Q4_1": 1e-3, "Q8_0": 1e-2, "Q5_1": 1e-2}
+_ROUNDING = {"Q4_0": 1e-3, "Q4_1": 1e-3, "Q8_0": 1e-2, "Q5_0": 1e-2, "Q5_1": 1e-2}
 _IDS = [1, 75, 300, 2, 9, 41, 380, 17, 5, 130, 260, 77]
 
 
@@ -237,7 +237,7 @@ def test_each_model_shape_equals_oracle(tmp_path: Path, options: dict[str, Any])
     np.testing.assert_allclose(last, expected[-2:], atol=1e-3)
 
 
-@pytest.mark.parametrize("stored_as", ["Q4_0", "Q8_0"])
+@pytest.mark.parametrize("stored_as", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_quantised_gguf_equals_oracle_on_the_same_file(tmp_path: Path, stored_as: str, tied: bool) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", stored_as=stored_as, tied=tied)
@@ -245,14 +245,6 @@ def test_quantised_gguf_equals_oracle_on_the_same_file(tmp_path: Path, stored_as
     np.testing.assert_allclose(
         _session(open_source(path), tmp_path).feed([_IDS])[0], expected, atol=_ROUNDING[stored_as]
     )
-
-
-@pytest.mark.parametrize("stored_as", ["Q4_1", "Q5_1"])
-def test_gguf_format_converted_to_8_bit_equals_oracle(tmp_path: Path, stored_as: str) -> None:
-    """Q4_1 keeps its matrices and gets an 8-bit embedding. Every tensor of Q5_1 becomes 8-bit."""
-    source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", stored_as=stored_as, tied=False))
-    expected = _oracle_of(source).forward(_IDS)
-    np.testing.assert_allclose(_session(source, tmp_path).feed([_IDS])[0], expected, atol=_ROUNDING[stored_as])
 
 
 def test_size_that_is_no_multiple_of_the_block_is_refused(tmp_path: Path) -> None:

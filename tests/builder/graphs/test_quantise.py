@@ -57,6 +57,19 @@ def test_four_bit_zero_points_are_integers_0_to_15() -> None:
     assert blocks.quants.dtype == np.uint8 and blocks.quants.max() <= 15
 
 
+@pytest.mark.parametrize(("bits", "top", "lowest"), [(8, 31, -16), (8, 15, -8), (4, 3, 6), (4, 15, 0), (8, 127, -64)])
+def test_centred_quants_are_around_the_zero_of_the_kernel(bits: int, top: int, lowest: int) -> None:
+    quants = _RANDOM.integers(0, top + 1, (3, 4, 32)).astype(np.uint8 if bits == 4 else np.int8)
+    quants[..., :2] = 0, top
+    scale, minimum = _RANDOM.standard_normal((2, 3, 4)).astype(np.float32)
+    blocks = Blocks(bits=bits, scale=scale, minimum=minimum, quants=quants)
+    found = quantise.centred(blocks)
+    assert (found.quants.min(), found.quants.max(), found.quants.dtype) == (lowest, lowest + top, quants.dtype)
+    np.testing.assert_allclose(found.values(), blocks.values(), atol=1e-5)
+    again = quantise.with_eight_bits(blocks)
+    assert again.bits == 8 and np.array_equal(again.values(), blocks.values())
+
+
 def test_eight_bit_error_is_at_most_half_a_step() -> None:
     blocks = quantise.eight_bit(_WEIGHTS)
     steps = np.abs(_meaning(blocks) - _WEIGHTS).reshape(64, 8, 32) / blocks.scale[..., None]

@@ -20,7 +20,7 @@ def tensor(name: str, offsets: list[int] | None = None) -> Any:
 
 
 def notes(**tensors: Any) -> tuple[str, ...]:
-    return format_notes({"table": tensor("Q8_0")} | tensors, "table")
+    return format_notes(tensors)
 
 
 @pytest.mark.parametrize(
@@ -41,16 +41,6 @@ def test_format_that_no_block_has_is_a_sentence_with_the_error() -> None:
     (note,) = notes(weight=tensor("IQ3_S", offsets=[0]))
     found = re.fullmatch(r"IQ3_S becomes 8-bit blocks with an error of (\d\.\d\d)%", note)
     assert found and 0 < float(found[1]) < 1
-
-
-@pytest.mark.parametrize(("name", "count"), [("Q4_0", 0), ("Q3_K", 1), ("Q6_K", 1), ("Q4_K", 1), ("Q5_K", 2)])
-def test_table_of_tokens_with_minimums_is_a_sentence_with_the_error(name: str, count: int) -> None:
-    found = notes(table=tensor(name))
-    assert len(found) == count
-    measured = [note for note in found if "the table of tokens" in note]
-    assert len(measured) == (name in ("Q4_K", "Q5_K"))
-    for note in measured:
-        assert note.startswith(f"the table of tokens, {name}, becomes 8-bit blocks with an error of 0.")
 
 
 def test_floats_and_vectors_need_no_sentence() -> None:
