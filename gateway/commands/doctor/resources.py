@@ -7,18 +7,18 @@ from pathlib import Path
 
 import psutil
 from msgspec import Struct
+from msgspec.structs import replace
 
-from gateway.bundles.disk import free_bytes, megabytes
-from gateway.bundles.preflight.files import files_of, weight_bytes
+from gateway.bundles.disk import data_folder, free_bytes, megabytes
 from gateway.commands.doctor.finding import Finding
 from gateway.commands.models.model_state import bundle_folders
-from gateway.config.tables import Config
+from gateway.config.tables import BundleModel, Config
+from gateway.lanes.memory.needs import FILE, Need, Needs, budget_bytes
 from gateway.qnn.detect import may_have_npu
 
-_SYSTEM_BYTES = 1_000_000_000  # memory that the system needs itself
 _BUSY_PERCENT = 80
 _LITTLE_DISK = 1_000_000_000
-_SMALLER = "remove a model from the configuration, or choose a smaller one: `npu-gateway catalog`"
+_SMALLER = "raise [memory] budget_mb, or choose a smaller model: `npu-gateway catalog`"
 
 
 class Memory(Struct, frozen=True, kw_only=True):
@@ -34,28 +34,37 @@ def read_memory() -> Memory:
     return Memory(total=memory.total, available=memory.available, swapped=psutil.swap_memory().used)
 
 
-def weights(config: Config) -> dict[str, int]:
-    """Bytes of weights of each model on this machine: the least that it needs in memory."""
+def needs_of(config: Config, measured: Needs) -> dict[str, Need]:
+    """What each model on this machine needs. Nothing is loaded."""
     found = {}
     for name, model in config.models.items():
         folders = [folder for folder in bundle_folders(model) if folder.is_dir()]
         uses_npu = may_have_npu() or getattr(model, "provider", "qnn") == "qnn"
-        if folders:  # the first one is for the CPU
-            found[name] = max(weight_bytes(files_of(folder)) for folder in (folders if uses_npu else folders[:1]))
+        if folders and isinstance(model, BundleModel):  # the first one is for the CPU
+            used = folders if uses_npu else folders[:1]
+            needs = [measured.of(replace(model, path=str(folder))) for folder in used]
+            found[name] = max(needs, key=lambda need: need.least_bytes)
     return found
 
 
-def memory_findings(needs: Mapping[str, int], memory: Memory, *, is_running: bool) -> Iterator[Finding]:
+def memory_findings(needs: Mapping[str, Need], memory: Memory, budget: int, *, is_running: bool) -> Iterator[Finding]:
     """Args:
-    needs: model -> bytes of its weights.
+    needs: of each model.
+    budget: bytes for all models together.
     is_running: the gateway runs, so what it needs is not free any more.
     """
-    needed = sum(needs.values())
+    needed = sum(need.bytes for need in needs.values())
     has = f"{megabytes(memory.total)}, {megabytes(memory.available)} free"
-    what = f"the weights of {', '.join(needs)} need about {megabytes(needed)}" if needs else "no model is here yet"
-    if needed + _SYSTEM_BYTES > memory.total:
-        because = f"{what}, and this machine has {megabytes(memory.total)} of memory"
-        yield Finding("bad", "memory", because, "memory", because, _SMALLER)
+    sizes = ", ".join(
+        f"{name} {'' if need.is_measured else 'about '}{megabytes(need.bytes)}" for name, need in needs.items()
+    )
+    what = f"needed: {sizes}; all models together have {megabytes(budget)}" if needs else "no model is here yet"
+    if large := [name for name, need in needs.items() if need.least_bytes > budget]:
+        because = f"{large[0]} needs {megabytes(needs[large[0]].least_bytes)}, and all models have {megabytes(budget)}"
+        yield Finding("bad", "memory", f"{what}; {because}", "memory", because, _SMALLER)
+    elif needed > budget:
+        because = f"{what}, so they take turns: each load takes time"
+        yield Finding("note", "memory", because, "", because)
     elif needed > memory.available and not is_running:
         because = f"{what}, and only {megabytes(memory.available)} of memory are free"
         yield Finding("note", "memory", because, "memory pressure", because, "close other programs")
@@ -88,7 +97,8 @@ def load_findings(percent: float) -> Iterator[Finding]:
 
 
 def resources(config: Config, *, is_running: bool) -> Iterator[Finding]:
-    yield from memory_findings(weights(config), read_memory(), is_running=is_running)
+    needs = needs_of(config, Needs(data_folder() / FILE))
+    yield from memory_findings(needs, read_memory(), budget_bytes(config.memory), is_running=is_running)
     folder = next((each for each in (config.models_dir, *config.models_dir.parents) if each.is_dir()), Path.cwd())
     yield from disk_findings(config.models_dir, free_bytes(folder))
     yield from load_findings(psutil.cpu_percent(0.5))

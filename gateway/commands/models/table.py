@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from gateway.commands import options
@@ -15,13 +16,14 @@ from gateway.errors import GatewayError
 if TYPE_CHECKING:
     from gateway.commands.models.model_state import ModelState
     from gateway.config.tables import Config, ModelConfig
+    from gateway.lanes.memory.needs import Need, Needs
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
     text = (
         "List the configured models, the state of their bundles, and their state in the gateway of this configuration "
         "if it runs. Into a pipe, one line for each model with these fields between tabs: name, state, engine, "
-        "context, bytes, aliases, fallback, published speed, detail, state in the running gateway."
+        "context, bytes, aliases, fallback, published speed, detail, state in the running gateway, bytes of memory."
     )
     parser = subparsers.add_parser("models", help="list the configured models", description=text)
     options.add_config(parser)
@@ -72,17 +74,41 @@ def _row(name: str, model: ModelConfig, state: ModelState, running: str | None) 
         "path": model.path if isinstance(model, BundleModel) else "",
         **state.as_dict(),
         "running": running,
+        "memory_bytes": (need := _need(model)).bytes,
+        "memory_is_measured": need.is_measured,
+        "load_s": need.load_s,
     }
+
+
+@cache
+def _needs() -> Needs:
+    from gateway.bundles.disk import data_folder
+    from gateway.lanes.memory.needs import FILE, Needs
+
+    return Needs(data_folder() / FILE)
+
+
+def _need(model: ModelConfig) -> Need:
+    return _needs().of(model)
 
 
 def _write(config: Config, states: Mapping[str, ModelState], running: Mapping[str, str]) -> None:
     from gateway.bundles.disk import megabytes
 
+    def memory(size: int) -> str:
+        return f"{'' if measured[size] else 'about '}{megabytes(size)}"
+
     columns = (
         *("name", "state", "engine", Column("context", right=True)),
         *(Column("size", right=True, shown=megabytes), "also as", "fallback", "published", "detail", "now"),
+        Column("memory", right=True, shown=memory),
     )
-    rows = [(*_fields(name, model, states[name]), running.get(name, "")) for name, model in config.models.items()]
+    needs = {name: _need(model) for name, model in config.models.items()}
+    measured = {need.bytes: need.is_measured for need in needs.values()}
+    rows = [
+        (*_fields(name, model, states[name]), running.get(name, ""), needs[name].bytes or None)
+        for name, model in config.models.items()
+    ]
     write_table(rows, columns)
 
 

@@ -29,6 +29,13 @@ class Breaker(Struct):
     state: str
 
 
+class Memory(Struct, frozen=True):
+    need: int = 0
+    is_measured: bool = False
+    load_s: float | None = None
+    budget: int | None = None
+
+
 class ModelStatus(Struct):
     """The fields of a model's status that commands use."""
 
@@ -37,6 +44,7 @@ class ModelStatus(Struct):
     breaker: Breaker
     running: int = 0
     waiting: int = 0
+    memory: Memory = Memory()
 
 
 class Readiness(Struct):

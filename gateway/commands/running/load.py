@@ -34,6 +34,15 @@ def _say_who_is_first(found: Found, name: str, verb: str) -> None:
         print(f"waiting for the end of {count} request{'s' if count > 1 else ''}", file=sys.stderr, flush=True)
 
 
+def _memory(status: ModelStatus) -> str:
+    from gateway.bundles.disk import megabytes
+
+    memory = status.memory
+    if not memory.need or memory.budget is None:
+        return ""
+    return f"; it needs {megabytes(memory.need)} of {megabytes(memory.budget)} for all models"
+
+
 def run(verb: str, arguments: argparse.Namespace) -> int:
     found = find_gateway(arguments)
     _say_who_is_first(found, arguments.model, verb)
@@ -41,7 +50,7 @@ def run(verb: str, arguments: argparse.Namespace) -> int:
     status = call(found, "POST", path, ModelStatus, limit_s=None)
     engine = status.engine
     if verb == "load":
-        print(escape(f"{status.model} is ready on {engine.device}, loaded in {engine.load_s:.1f} s"))
+        print(escape(f"{status.model} is ready on {engine.device}, loaded in {engine.load_s:.1f} s{_memory(status)}"))
     else:
         print(escape(f"{status.model} is {engine.state}; the next request for it loads it"))
     return 0

@@ -28,6 +28,8 @@ _COLUMNS = (
     "BREAKER",
     Column("UP", right=True),
     "GATEWAY",
+    Column("NEEDS", right=True),
+    Column("UNLOADED IN", right=True),
 )
 _LIMIT_S = 5.0
 
@@ -94,9 +96,9 @@ def _rows(gateway: dict[str, Any]) -> Iterator[tuple[object, ...]]:
     pid = f" (pid {gateway['pid']})" if "pid" in gateway else ""
     last = (duration(gateway["uptime_s"]) if "uptime_s" in gateway else "", f"{gateway['url']}{pid}")
     if gateway["error"]:
-        yield ("-", gateway["error"], "", "", "", "", *last)
+        yield ("-", gateway["error"], "", "", "", "", *last, "", "")
     for model in gateway["models"]:
-        engine = model["engine"]
+        engine, memory = model["engine"], model.get("memory", {})  # an older gateway has none
         waiting = f" + {model['waiting']} waiting" if model["waiting"] else ""
         yield (
             model["model"],
@@ -106,6 +108,8 @@ def _rows(gateway: dict[str, Any]) -> Iterator[tuple[object, ...]]:
             f"{model['running']}{waiting}",
             model["breaker"]["state"].replace("_", "-"),
             *last,
+            _megabytes(memory.get("need") or None),
+            "" if memory.get("expires_s") is None else duration(memory["expires_s"]),
         )
 
 

@@ -78,8 +78,8 @@ class MemoryManager:
     ) -> Claim:
         """The claim of a lane, not granted. See Claim. It reads files of the bundle."""
         claim = Claim(name, self.needs.of(model), uses, left_s=left_s, free_cache=free_cache)
-        uses.on_change = claim.loads.on_change = self._changed.set
         claim.configure(model)
+        uses.on_change = claim.loads.on_change = self._changed.set  # after it: a lane can be made in a thread
         return claim
 
     def status(self, claim: Claim) -> ModelMemory:

@@ -6,35 +6,43 @@ from pathlib import Path
 import pytest
 
 from gateway.commands.doctor import resources
-from gateway.commands.doctor.resources import Memory, disk_findings, load_findings, memory_findings, weights
+from gateway.commands.doctor.resources import Memory, disk_findings, load_findings, memory_findings, needs_of
 from gateway.config.tables import Config, LocalModel, UpstreamModel
+from gateway.lanes.memory.needs import Need, Needs
 
 GB = 1_000_000_000
+
+
+def need(gigabytes: float) -> Need:
+    return Need(bytes=int(gigabytes * GB), least_bytes=int(gigabytes * GB))
 
 
 @pytest.mark.parametrize(
     ("needs", "memory", "is_running", "level", "cause"),
     [
-        ({"a": 4 * GB}, Memory(total=16 * GB, available=8 * GB), False, "ok", ""),
-        ({"a": 4 * GB}, Memory(total=16 * GB, available=3 * GB), False, "note", "memory pressure"),
-        ({"a": 4 * GB}, Memory(total=16 * GB, available=3 * GB), True, "ok", ""),  # the gateway has its part already
-        ({"a": 4 * GB}, Memory(total=16 * GB, available=GB // 2), True, "note", "memory pressure"),
-        ({"a": 9 * GB, "b": 7 * GB}, Memory(total=16 * GB, available=15 * GB), False, "bad", "memory"),
+        ({"a": 4}, Memory(total=16 * GB, available=8 * GB), False, "ok", ""),
+        ({"a": 4}, Memory(total=16 * GB, available=3 * GB), False, "note", "memory pressure"),
+        ({"a": 4}, Memory(total=16 * GB, available=3 * GB), True, "ok", ""),  # the gateway has its part already
+        ({"a": 4}, Memory(total=16 * GB, available=GB // 2), True, "note", "memory pressure"),
+        ({"a": 9, "b": 7}, Memory(total=16 * GB, available=15 * GB), False, "note", ""),  # they take turns
+        ({"a": 11, "b": 1}, Memory(total=16 * GB, available=15 * GB), False, "bad", "memory"),
         ({}, Memory(total=16 * GB, available=8 * GB), False, "ok", ""),
     ],
 )
 def test_memory_is_compared_before_anything_is_loaded(
     needs: dict[str, int], memory: Memory, is_running: bool, level: str, cause: str
 ) -> None:
-    [found] = memory_findings(needs, memory, is_running=is_running)
+    found_needs = {name: need(size) for name, size in needs.items()}
+    [found] = memory_findings(found_needs, memory, 10 * GB, is_running=is_running)
     assert (found.level, found.cause) == (level, cause)
-    assert all(name in found.detail for name in needs)
+    if found.cause != "memory pressure" or not is_running:
+        assert all(name in found.detail for name in needs)
 
 
-def test_weights_of_models_on_this_machine_are_counted(tiny: Path, tmp_path: Path) -> None:
+def test_needs_of_models_on_this_machine_are_estimated(tiny: Path, tmp_path: Path) -> None:
     models = {"a": LocalModel(path=str(tiny)), "gone": LocalModel(path=str(tmp_path / "gone")), "far": UpstreamModel()}
-    found = weights(Config(models=dict(models)))
-    assert list(found) == ["a"] and 10_000 < found["a"] < 10_000_000
+    found = needs_of(Config(models=dict(models)), Needs())
+    assert list(found) == ["a"] and 10_000 < found["a"].least_bytes < 10_000_000 < found["a"].bytes < 300_000_000
 
 
 def test_bundle_for_the_npu_counts_only_where_it_is_used(
@@ -45,8 +53,8 @@ def test_bundle_for_the_npu_counts_only_where_it_is_used(
     npu = Path(shutil.copytree(tiny, tmp_path / "m-npu"))
     (npu / "more.bin").write_bytes(b"1" * 5_000_000)
     auto, qnn = LocalModel(path=str(tmp_path / "m")), LocalModel(path=str(tmp_path / "m"), provider="qnn")
-    found = weights(Config(models={"auto": auto, "qnn": qnn}))
-    assert found["auto"] < 5_000_000 < found["qnn"]
+    found = needs_of(Config(models={"auto": auto, "qnn": qnn}), Needs())
+    assert found["auto"].least_bytes < 5_000_000 < found["qnn"].least_bytes
 
 
 def test_full_disk_is_a_note() -> None:

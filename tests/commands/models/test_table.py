@@ -94,13 +94,13 @@ def test_table_fits_into_the_terminal(config: Path, terminal: Terminal) -> None:
         assert part in text, part
 
 
-def test_pipe_has_ten_fields_of_each_model(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pipe_has_eleven_fields_of_each_model(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models", "--config", str(config)]) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert {len(row) for row in rows} == {10}
+    assert {len(row) for row in rows} == {11}
     assert [row[0] for row in rows] == list(load_config(config, {}).models)
     silent = "http://127.0.0.1:1/v1 does not answer. Start that server, or correct `url`"
-    assert rows[3] == ["far", "remote", "upstream", "", "", "", "", "", "http://127.0.0.1:1/v1", silent]
+    assert rows[3] == ["far", "remote", "upstream", "", "", "", "", "", "http://127.0.0.1:1/v1", silent, ""]
 
 
 def test_state_in_the_running_gateway_is_shown(
