@@ -19,7 +19,7 @@ from gateway.bundles.replace import finish_replacement
 from gateway.errors import BundleError
 
 #: Increase this number when the builder's output for the same source changes. An older bundle is then built again.
-BUNDLE_FORMAT = 9
+BUNDLE_FORMAT = 10
 STAMP_FILE = "bundle.json"
 RECIPE_FILE = "recipe.json"  # of an unfinished build: what it makes
 UNFINISHED = ".build"  # in the models folder: the finished pieces of bundles that are being built
@@ -27,6 +27,7 @@ _FAILURE_FILE = ".npu-failure.json"  # in the bundle for the CPU; hidden: not pa
 COPIED_FILE = ".copied"  # empty; in a bundle that is a copy of its source: to copy it again would change nothing
 
 Activations = Literal["float", "int8"]
+CacheType = Literal["float16", "float32"]  # of the keys and values on the CPU; single precision is for comparisons
 #: activations -> the `target` in the stamp of a bundle for the CPU
 CPU_TARGETS: dict[Activations, str] = {"int8": "cpu", "float": "cpu-float"}
 

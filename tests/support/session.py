@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from gateway.worker.decoders.onnx import SessionOptions, open_session
+from gateway.worker.decoders.onnx import SessionOptions, numpy_dtype, open_session
 
 Array = NDArray[np.float32]
 
@@ -23,7 +23,7 @@ class BareSession:
         self.lengths = np.zeros(batch, np.int64)
         self._caches = {
             value.name: ort.OrtValue.ortvalue_from_numpy(
-                np.zeros((batch, value.shape[1], capacity, value.shape[3]), np.float32)
+                np.zeros((batch, value.shape[1], capacity, value.shape[3]), numpy_dtype(value.type))
             )
             for value in self.session.get_inputs()
             if value.name.startswith("past_key_values")

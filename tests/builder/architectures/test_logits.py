@@ -39,6 +39,6 @@ def test_hugging_face_folder_computes_the_logits_of_transformers(tmp_path: Path,
 
 
 def session_of(path: Path) -> BareSession:
-    """The graph of a source for float activations."""
-    write_cpu_graph(open_source(path), path.parent / "model.onnx", lambda share: None, "float")
+    """The graph of a source for float activations, with keys and values in single precision."""
+    write_cpu_graph(open_source(path), path.parent / "model.onnx", lambda share: None, "float", "float32")
     return BareSession(path.parent / "model.onnx")

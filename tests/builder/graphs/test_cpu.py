@@ -98,12 +98,12 @@ def test_greedy_answer_equals_oracle(
     """The bundle computes the answer in one pass, and again step by step."""
     prompt, answer, expected = expected_of(question)
     assert expected.argmax(-1).tolist() == answer
-    assert _margin(expected) > 0.005  # twice the tolerance below, so rounding cannot change a choice
+    assert _margin(expected) > 0.01  # the mean error of a logit is 0.004
 
     session, run = smollm2_session, list(prompt)
     session.reset()
     logits = session.feed([prompt + answer[:-1]])[0, len(prompt) - 1 :]
-    assert np.abs(logits - expected).max() < 0.0025
+    assert np.abs(logits - expected).max() < 0.1  # 0.05 was measured; with a cache in single precision 0.002
     session.reset()
     for _ in answer:
         run.append(int(session.feed([run[session.lengths[0] :]])[0, -1].argmax()))
@@ -114,6 +114,15 @@ def _margin(logits: Array) -> float:
     """The smallest distance between the first and the second choice."""
     ranked = np.sort(logits, axis=-1)
     return float((ranked[:, -1] - ranked[:, -2]).min())
+
+
+def test_half_precision_of_the_cache_costs_little(tmp_path: Path) -> None:
+    """The loss of a larger model is in docs/log.md."""
+    source = open_source(write_tiny_folder(tmp_path / "source"))
+    exact = _session(source, tmp_path).feed([_IDS])[0]
+    write_cpu_graph(source, tmp_path / "half.onnx", lambda share: None, "float", "float16")
+    error = np.abs(BareSession(tmp_path / "half.onnx").feed([_IDS])[0] - exact)
+    assert 0 < error.max() < 0.1  # 0.03 was measured; logits reach 12
 
 
 def test_large_products_use_the_block_kernel(smollm2: Path) -> None:
@@ -258,13 +267,13 @@ def test_size_that_is_no_multiple_of_the_block_is_refused(tmp_path: Path) -> Non
 def test_precision_of_floats(tmp_path: Path, precision: Precision, error: float, tied: bool) -> None:
     """Against the float32 weights: with 4 bits the error is above 3."""
     source = open_source(write_tiny_folder(tmp_path / "source", tied=tied, bias=True))
-    write_cpu_graph(Matrices(source, precision), tmp_path / "model.onnx", lambda share: None, "float")
+    write_cpu_graph(Matrices(source, precision), tmp_path / "model.onnx", lambda share: None, "float", "float32")
     apart = BareSession(tmp_path / "model.onnx").feed([_IDS])[0] - _oracle_of(source, exact=True).forward(_IDS)
     assert np.abs(apart).max() < error
 
 
 def _session(source: ModelSource, folder: Path) -> BareSession:
-    write_cpu_graph(source, folder / "model.onnx", lambda share: None, "float")
+    write_cpu_graph(source, folder / "model.onnx", lambda share: None, "float", "float32")
     return BareSession(folder / "model.onnx")
 
 
@@ -325,7 +334,7 @@ def test_batch_of_different_lengths_gives_identical_logits(graph: Path, same: Co
 def test_separate_cache_buffers_hold_exactly_the_past_rows(tmp_path: Path) -> None:
     """These buffers have no free row for padding rows, so the logits are close and not identical."""
     graph = tmp_path / "model.onnx"
-    write_cpu_graph(open_source(write_tiny_folder(tmp_path / "source")), graph, lambda share: None, "float")
+    write_cpu_graph(open_source(write_tiny_folder(tmp_path / "source")), graph, lambda share: None, "float", "float32")
     shared, session = BareSession(graph), BareSession(graph).session
     names = [value.name for value in session.get_inputs() if value.name.startswith("past")]
     past = {name: np.zeros((1, 2, 0, 16), np.float32) for name in names}

@@ -38,7 +38,9 @@ def test_graph_computes_with_these_weights(tmp_path: Path, case: str) -> None:
     """The others are float16 in both graphs."""
     logits = []
     for folder in (_write(tmp_path / "packed", case), _write(tmp_path / "floats", case, packed=False)):
-        write_cpu_graph(Matrices(open_source(folder), "float16"), folder / "model.onnx", lambda share: None, "float")
+        write_cpu_graph(
+            Matrices(open_source(folder), "float16"), folder / "model.onnx", lambda share: None, "float", "float32"
+        )
         logits.append(BareSession(folder / "model.onnx").feed([[1, 75, 300, 2, 9]])[0])
     np.testing.assert_allclose(logits[0], logits[1], atol=2e-2 if "-8-" in case else 1e-2)
 
