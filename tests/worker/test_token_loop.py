@@ -5,6 +5,7 @@ The clock is the test's: a device call takes 1 s, and 1 s more for each prompt t
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -48,6 +49,23 @@ def test_request_sends_frames_in_order_with_device_times(bench: Bench) -> None:
     assert bench.endings(request) == [Ended(request, "length")]
     assert [frame.device_s for frame in bench.of(request, Prefilled)] == [17, 5]
     assert [frame.device_s for frame in bench.of(request, Tokens)] == [0, 1, 1]
+
+
+def test_idle_loop_frees_the_memory_of_all_rows_and_answers_as_before(
+    make_bench: MakeBench, tiny_decoder: CpuDecoder
+) -> None:
+    bench = make_bench(slots=3)
+    answer = bench.answer(PROMPT)
+    again = bench.submit(PROMPT)
+    bench.loop.free_cache()  # a request runs
+    bench.finish()
+    assert (bench.tokens(again), bench.cached(again)) == (answer, len(PROMPT) - 2)
+    buffers = [weakref.ref(buffer) for buffer in tiny_decoder._buffers.buffers]
+    bench.loop.free_cache()
+    assert [buffer() for buffer in buffers] == [None] * len(buffers)
+    later = bench.submit(PROMPT)
+    bench.finish()
+    assert (bench.tokens(later), bench.cached(later)) == (answer, 0)
 
 
 def test_stop_token_ends_answer_and_is_not_sent(bench: Bench) -> None:

@@ -1,0 +1,68 @@
+"""What models need: estimates from the files, and measurements that a later start reads."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from gateway.config.tables import GenieModel, LocalModel, MemoryConfig, UpstreamModel
+from gateway.lanes.memory.needs import Need, Needs, budget_bytes, estimate
+from tests.support.routing import model
+
+
+def test_estimate_grows_with_weights_and_caches(tiny: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny, tmp_path / "bundle"))
+    one = estimate(LocalModel(path=str(bundle), max_sequences=1))
+    many = estimate(LocalModel(path=str(bundle), max_sequences=100))
+    short = estimate(LocalModel(path=str(bundle), max_sequences=100, context_length=8))
+    assert one.context_length == 512 and short.context_length == 8
+    assert one.least_bytes == many.least_bytes and one.bytes < short.bytes < many.bytes
+    with (bundle / "more.bin").open("wb") as more:
+        more.truncate(1_000_000_000)
+    larger = estimate(LocalModel(path=str(bundle), max_sequences=1))
+    assert larger.bytes - one.bytes == pytest.approx(1.3e9, abs=10)
+    assert larger.load_s is not None and one.load_s is not None and larger.load_s - one.load_s == pytest.approx(2.5)
+
+
+def test_models_without_files_need_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "genai_config.json").write_text("{", encoding="utf-8")
+    for table in (
+        UpstreamModel(url="http://127.0.0.1:1/v1"),
+        LocalModel(path=str(tmp_path / "gone" / "away")),
+        GenieModel(path=str(tmp_path / "gone" / "away")),
+    ):
+        assert estimate(table) == Need()
+    assert estimate(LocalModel(path=str(tmp_path / "damaged"))).least_bytes == 0
+    assert estimate(model(memory_mb=7, load_s=2.0)) == Need(bytes=7_000_000, least_bytes=7_000_000, load_s=2.0)
+
+
+def test_measurement_is_kept_for_the_same_bundle_and_keys(tiny: Path, tmp_path: Path) -> None:
+    bundle, file = Path(shutil.copytree(tiny, tmp_path / "bundle")), tmp_path / "data" / "memory.json"
+    table = LocalModel(path=str(bundle))
+    first = Needs(file)
+    found = replace(first.of(table), bytes=2_000, least_bytes=1_000, load_s=3.0)
+    assert first.note(found)
+    first.write()
+    again = Needs(file)
+    kept = again.of(table)
+    assert (kept.bytes, kept.least_bytes, kept.load_s, kept.is_measured) == (2_000, 1_000, 3.0, True)
+    assert not again.of(replace(table, max_sequences=9)).is_measured
+    (bundle / "model.onnx").write_bytes(b"another model")
+    assert not again.of(table).is_measured
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"models": 3}', b'{"models": {"a": {"bytes": "x"}}}', b"\xff"])
+def test_damaged_file_is_as_none(tiny: Path, tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "memory.json"
+    file.write_bytes(content)
+    assert not Needs(file).of(LocalModel(path=str(tiny))).is_measured
+
+
+def test_default_budget_is_a_share_of_the_memory() -> None:
+    assert budget_bytes(MemoryConfig(budget_mb=3)) == 3_000_000
+    assert budget_bytes(MemoryConfig()) > 100_000_000
