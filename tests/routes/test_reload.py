@@ -11,6 +11,7 @@ import pytest
 
 from gateway.app import create_app
 from gateway.config.file import load_config
+from gateway.lanes.reload import watcher
 from gateway.monitoring.usage.history import UsageHistory
 from gateway.monitoring.usage.store import UsageStore
 from gateway.pull.watch import ConfigSource
@@ -45,10 +46,12 @@ def server(tmp_path_factory: pytest.TempPathFactory, usage: UsageHistory) -> Ite
     file = tmp_path_factory.mktemp("reload") / "config.toml"
     file.write_text(f"[server]\nport = 0\n{MODEL}", encoding="utf-8")
     config = load_config(file)
-    with serving(config, source=ConfigSource(file, {}, config), stop_token="t-1", usage=usage) as running:
-        served = Served(running, file)
-        with served.http:
-            yield served
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watcher, "_INTERVAL_S", 3600.0)  # it would add new tables by itself
+        with serving(config, source=ConfigSource(file, {}, config), stop_token="t-1", usage=usage) as running:
+            served = Served(running, file)
+            with served.http:
+                yield served
 
 
 def test_models_and_settings_follow_the_file(server: Served, usage: UsageHistory) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from gateway.commands.running.run_file import RunFile, announced, running_gateways
 from gateway.config.file import load_config
+from gateway.lanes.reload import watcher
 from gateway.pull.watch import ConfigSource
 from tests.commands.running.conftest import Command
 from tests.support.processes import PATIENCE_S, SCRIPTED, serving
@@ -28,8 +29,9 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(file: Path) -> Iterator[RunFile]:
-    """A gateway of this process with that file."""
+def run(file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunFile]:
+    """A gateway of this process with that file. It does not look for new tables by itself."""
+    monkeypatch.setattr(watcher, "_INTERVAL_S", 3600.0)
     config = load_config(file)
     with serving_here(config, source=ConfigSource(file, {}, config), stop_token="t-1") as running:
         found = RunFile(url=running.url, host="127.0.0.1", port=running.port, token="t-1")
@@ -72,7 +74,8 @@ def test_gateway_process_reloads_by_command_and_by_signal(tmp_path: Path, comman
     """A stream in progress goes on."""
     endless = 'engine = "scripted"\nscript = { replies = ["word"], repeat = true, token_s = 0.01 }\n'
     file = tmp_path / "config.toml"
-    file.write_text(f"[models.paris]\n{endless}", encoding="utf-8")
+    rome = '[models.rome]\nengine = "scripted"\n'
+    file.write_text(f"[models.paris]\n{endless}{rome}", encoding="utf-8")
     with serving("--port", 0, cwd=tmp_path) as running:
         running.read_greeting()
         [run] = running_gateways()
@@ -80,21 +83,23 @@ def test_gateway_process_reloads_by_command_and_by_signal(tmp_path: Path, comman
         with httpx.stream("POST", f"{run.url}/v1/completions", json=body, timeout=PATIENCE_S) as answer:
             lines = answer.iter_lines()
             next(lines)
-            file.write_text('[models.rome]\nengine = "scripted"\n', encoding="utf-8")
-            assert command("reload") == (0, "added: rome\nremoved: paris\n", "")
-            assert models_of(run.url) == ["rome"]
+            file.write_text(f"{rome}aliases = ['r']\n", encoding="utf-8")
+            assert command("reload") == (0, "removed: paris\napplied: models.rome.aliases\n", "")
+            assert models_of(run.url) == ["rome", "r"]
             if sys.platform != "win32":  # it has no terminal, as a service
-                file.write_text('[models.oslo]\nengine = "scripted"\n', encoding="utf-8")
+                file.write_text(rome, encoding="utf-8")
                 running.process.send_signal(signal.SIGHUP)
-                wait_until(lambda: models_of(run.url) == ["oslo"], "the signal reloads nothing")
+                wait_until(lambda: models_of(run.url) == ["rome"], "the signal reloads nothing")
                 file.write_text("[models", encoding="utf-8")
                 running.process.send_signal(signal.SIGHUP)
+                log = f"{run.url}/gateway/log"
+                wait_until(lambda: "is not applied" in httpx.get(log, timeout=PATIENCE_S).text, "no line in the log")
             answered = [next(lines) for _ in range(100)]
             assert not any('"error"' in line for line in answered)
-        assert models_of(run.url)[0] in ("oslo", "rome")
+        assert models_of(run.url)[0] == "rome"
         code, errors = running.stop(signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGINT)
     assert code == 0 and "Traceback" not in errors
-    assert "the configuration was read again; added: rome; removed: paris" in errors
+    assert "the configuration was read again; removed: paris; applied: models.rome.aliases" in errors
 
 
 if os.name == "posix":
