@@ -32,7 +32,7 @@ from tests.support.tiny import train_tokenizer
 _USUAL = ("phi4-mini", "olmo2", "smollm3")
 _OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in CASES if name not in _USUAL]
 #: Measured: 0.004 to 0.018 in float16. These random models have larger errors than trained ones.
-_ERROR = 0.03
+LIMIT = 0.03
 _STEPS = 8
 
 
@@ -48,7 +48,7 @@ def test_layers_on_the_npu_compute_the_logits_of_transformers(npu: NpuDevice, tm
     states = run_part(sessions, embedded[0].astype(np.float32), _STEPS)
     head = cpu_session(str(tmp_path / "lm_head.onnx"))
     (logits,) = head.run(None, {"output_hidden_states": states[None].astype(np.float16)})
-    assert relative_error(logits[0], model.logits()) < _ERROR
+    assert relative_error(logits[0], model.logits()) < LIMIT
 
 
 @pytest.fixture(scope="module")
