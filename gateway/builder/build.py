@@ -97,7 +97,9 @@ def _build_encoder(source: Path, out: Path, progress: Progress, target: Target) 
     with new_folder(out, lambda: progress(f"waiting for another program that writes {out.name}", 0.0)) as folder:
         write_encoder_files(source, folder, cpu.activations, progress)
         _copy_licences(source, folder)
-        write_json(folder / STAMP_FILE, Stamp(format=BUNDLE_FORMAT, target=cpu.name, source=source.name))
+        numbers = {"int8": "int8", "float": "float32"}[cpu.activations]
+        stamp = Stamp(format=BUNDLE_FORMAT, target=cpu.name, source=source.name, precision=numbers)
+        write_json(folder / STAMP_FILE, stamp)
         write_hashes(folder)
     return out
 

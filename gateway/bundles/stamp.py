@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
+from gateway.bundles.encoder.bundle import is_encoder_bundle
 from gateway.bundles.json_file import read_record, write_record
 from gateway.bundles.replace import finish_replacement
 from gateway.errors import BundleError
@@ -270,5 +271,6 @@ def _is_outdated(folder: Path, model: BundleOptions, for_npu: bool) -> bool:
         return False
     is_for_cpu = not for_npu and stamp.target in CPU_TARGETS.values()
     has_other_activations = is_for_cpu and stamp.target != CPU_TARGETS[model.activations]
-    has_other_weights = is_for_cpu and (stamp.precision or "int4") not in ("source", model.precision)
+    can_choose = is_for_cpu and not is_encoder_bundle(folder)
+    has_other_weights = can_choose and (stamp.precision or "int4") not in ("source", model.precision)
     return stamp.format != BUNDLE_FORMAT or has_other_activations or has_other_weights

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import to_builtins
@@ -180,15 +181,17 @@ def _devices(config: Config) -> Iterator[Finding]:
 
 def _loading(config: Config, found: Found, state: Readiness | None) -> Iterator[Finding]:
     """What takes minutes at most: the graphs on the NPU, and one answer, by the running gateway if it has the model."""
+    from gateway.bundles.encoder.bundle import is_encoder_bundle
     from gateway.commands.doctor import models, speed
 
     loaded = [model for model in state.models if model.engine.state == "ready"] if state else []
-    serving = {model.model for model in loaded if model.breaker.state == "closed"}
+    serving = {each.model for each in loaded if each.breaker.state == "closed" and "chat" in each.engine.capabilities}
     local = models.checked_locally(config)
     here = [name for name in local if name not in {model.model for model in loaded} and models.is_ready(local[name])]
     for name in here:
         _progress(f"checking the graphs of {name}")
         yield from bounded(f"model {name} on the NPU", _LOAD_S, partial(_graphs, config, name))
+    here = [name for name in here if not is_encoder_bundle(Path(local[name].path))]
     chosen = speed.chosen(config, [*(each for each in config.models if each in serving), *here])
     if chosen is None:
         return

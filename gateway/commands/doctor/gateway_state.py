@@ -36,6 +36,7 @@ class EngineState(Struct):
     passes: Passes | None = None
     published_tokens_per_s: float | None = None
     mode_refusal: str = ""
+    capabilities: tuple[str, ...] = ("chat",)
 
 
 class BudgetState(Struct):

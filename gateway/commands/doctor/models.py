@@ -122,6 +122,7 @@ def settings(name: str, model: ModelConfig, *, has_npu: bool, cores: int) -> Ite
 
 def npu_graphs(name: str, model: LocalModel, *, has_npu: bool) -> Iterator[Finding]:
     """Load the model's graphs for the NPU, and report how many of their nodes run there, and whether burst is on."""
+    from gateway.bundles.encoder.bundle import is_encoder_bundle
     from gateway.bundles.genai_config import read_genai_config
     from gateway.bundles.model_package import variant_folder
     from gateway.bundles.open import is_genie
@@ -135,6 +136,8 @@ def npu_graphs(name: str, model: LocalModel, *, has_npu: bool) -> Iterator[Findi
         try:
             if not folder.is_dir() or not (folder == Path(model.path) or npu_for(model.provider) is not None):
                 continue
+            if is_encoder_bundle(folder):
+                return  # only the CPU runs it
             if not (is_genie(folder) or read_genai_config(variant_folder(folder)).decoder.stages):
                 continue
             has_graphs = True

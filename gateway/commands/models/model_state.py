@@ -89,6 +89,7 @@ def _published(folder: Path) -> str:
 
 def _examine_bundle(model: LocalModel, path: Path) -> ModelState:
     from gateway.bundles.disk import folder_bytes
+    from gateway.bundles.encoder.bundle import is_encoder_bundle, load_encoder_bundle
     from gateway.bundles.genie.bundle import GenieBundle
     from gateway.bundles.graph_files import check_graph_files, has_open_rows
     from gateway.bundles.open import open_bundle
@@ -97,6 +98,10 @@ def _examine_bundle(model: LocalModel, path: Path) -> ModelState:
     if not path.is_dir():
         return ModelState(state="missing", detail=_plan(path, model.source))
     try:
+        if is_encoder_bundle(path):
+            longest = load_encoder_bundle(path).info.longest
+            served = min(longest, model.context_length or longest)
+            return ModelState(state="ready", context_length=served, bytes=folder_bytes(path))
         bundle = open_bundle(path, model.dialect, model.tokenizer)
         if isinstance(bundle, GenieBundle):
             return ModelState(state="ready", context_length=bundle.context_length, bytes=folder_bytes(path))
