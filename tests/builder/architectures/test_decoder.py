@@ -11,10 +11,11 @@ from gateway.builder.build import CpuTarget, build_bundle
 from gateway.bundles.bundle import load_bundle
 from gateway.bundles.stamp import Activations
 from gateway.worker.decoders.cpu import CpuDecoder
-from tests.builder.architectures.test_logits import LIMIT, error
+from tests.builder.architectures.test_logits import error
 from tests.support.architectures.models import reference
 from tests.support.tiny import train_tokenizer
 
+LIMIT = 0.02  # also in docs/models.md; keys and values in half precision, measured 0.004 to 0.008
 _PIECE = 29  # tokens, less than a decoder computes at once
 _NAMES = ("mistral-window", "gemma3", "phi4-mini", "olmo2")
 
