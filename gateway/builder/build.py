@@ -91,11 +91,11 @@ def build_bundle(source: Path, out: Path, *, progress: Progress, target: Target 
 
 
 def _build_encoder(source: Path, out: Path, progress: Progress, target: Target) -> Path:
-    """The bundle of an encoder, which only the CPU runs."""
+    """The bundle of an encoder: for the CPU, and with another target also the graphs for the NPU."""
     cpu = target if isinstance(target, CpuTarget) else CpuTarget()
     require_space({out.parent: folder_bytes(source)}, "The bundle")
     with new_folder(out, lambda: progress(f"waiting for another program that writes {out.name}", 0.0)) as folder:
-        write_encoder_files(source, folder, cpu.activations, progress)
+        write_encoder_files(source, folder, cpu.activations, progress, for_npu=cpu is not target)
         _copy_licences(source, folder)
         numbers = {"int8": "int8", "float": "float32"}[cpu.activations]
         stamp = Stamp(format=BUNDLE_FORMAT, target=cpu.name, source=source.name, precision=numbers)

@@ -191,7 +191,8 @@ def plan_start(model: BundleOptions, models_dir: Path, has_npu: Callable[[], boo
     if not plan.for_npu or is_usable or not has_float_weights(model.source, models_dir):
         return plan
     on_cpu = plan_bundle(model, models_dir, lambda: False)
-    return replace(on_cpu, waits_for_npu=not (on_cpu.folder / COPIED_FILE).exists())
+    is_final = (on_cpu.folder / COPIED_FILE).exists() or is_encoder_bundle(on_cpu.folder)
+    return replace(on_cpu, waits_for_npu=not is_final)
 
 
 def has_float_weights(source: str, base: Path) -> bool:

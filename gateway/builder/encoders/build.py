@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 from tokenizers import Tokenizer
 
 from gateway.builder.encoders.calibration import add_outputs, find_channels
@@ -15,6 +16,7 @@ from gateway.builder.encoders.families.find import open_encoder
 from gateway.builder.encoders.graph import EncoderGraph
 from gateway.builder.encoders.linear import Channels, FloatLinear, Int8Linear
 from gateway.builder.encoders.pooling import SentenceSettings, read_sentence_settings
+from gateway.builder.encoders.static import static_lengths, write_static_graphs
 from gateway.builder.graphs.writer import GraphWriter
 from gateway.bundles.encoder.bundle import ENCODER_FILE, GRAPH_FILE, EncoderInfo
 from gateway.bundles.json_file import LONGEST, read_json, read_optional_object
@@ -25,8 +27,10 @@ from gateway.child import Progress
 _LONGEST = 2048
 
 
-def write_encoder_files(source: Path, folder: Path, activations: Activations, progress: Progress) -> None:
-    """Write the graph, the tokenizer and encoder.json into `folder`. Raises BundleError."""
+def write_encoder_files(
+    source: Path, folder: Path, activations: Activations, progress: Progress, *, for_npu: bool = False
+) -> None:
+    """Write the graph, the tokenizer and encoder.json into `folder`, and the graphs for the NPU. Raises BundleError."""
     encoder, settings = open_encoder(source), read_sentence_settings(source)
     info = encoder_info(encoder, settings)
     _write_tokenizer(source, folder)
@@ -37,6 +41,10 @@ def write_encoder_files(source: Path, folder: Path, activations: Activations, pr
         EncoderGraph(encoder, info, settings, graph, linear).write(partial(progress, "writing the layers"))
         graph.note("activations", activations)
         graph.save(info.architecture)
+    if for_npu and (lengths := static_lengths(encoder, info)):
+        progress("writing the graphs for the NPU", 0.0)
+        write_static_graphs(encoder, info, settings, folder, lengths)
+        info = replace(info, lengths=lengths)
     (folder / ENCODER_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(info), indent=2))
 
 

@@ -28,7 +28,10 @@ class EndWriter:
 
     def write(self, x: str) -> None:
         """Args: x: the hidden states (tokens, hidden); with the pooling "cls" (batch, hidden)."""
-        pooled = self._pooled(x)
+        self.write_pooled(self._pooled(x))
+
+    def write_pooled(self, pooled: str) -> None:
+        """Args: pooled: (texts, hidden)."""
         if self._config.is_cross_encoder:
             self._scores(pooled)
         else:

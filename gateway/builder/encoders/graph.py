@@ -31,9 +31,9 @@ class EncoderGraph:
         self._source, self._config, self._info = source, source.config, info
         self._graph, self._linear = graph, linear
         self._pooling = source.config.head_pooling if source.config.is_cross_encoder else settings.pooling
-        self._nodes = nodes = EncoderNodes(source, graph)
-        self._attention = AttentionWriter(source, graph, linear, nodes, info.longest)
-        self._end = EndWriter(source, graph, nodes, settings, self._pooling)
+        self._nodes: EncoderNodes = EncoderNodes(source, graph)
+        self._attention = AttentionWriter(source, graph, linear, self._nodes, info.longest)
+        self._end = EndWriter(source, graph, self._nodes, settings, self._pooling)
 
     def write(self, progress: Callable[[float], None]) -> None:
         """Write all nodes. The caller saves the graph. `progress` gets the share that is done."""
@@ -46,7 +46,7 @@ class EncoderGraph:
             progress((index + 1) / (layers + 1))
         if delta:  # norms before the blocks
             x = self._final(x, delta)
-        self._end.write(x)
+        self._finish(x)
         progress(1.0)
 
     # --- inputs
@@ -112,14 +112,20 @@ class EncoderGraph:
     def _layer(self, i: int, x: str, delta: str, *, is_last: bool) -> tuple[str, str]:
         """Returns the values whose sum is the residual after the layer; the second is empty if it is added already."""
         if self._config.norm_order == "post":
-            attended, x = self._first_rows(self._attention.write(i, x), x, is_last=is_last)
+            attended, x = self._first_rows(self._attended(i, x), x, is_last=is_last)
             x = self._nodes.added_norm(f"{i}.attention_norm", self._out(i, attended), x, f"{i}.out.bias")[0]
             return self._nodes.added_norm(f"{i}.mlp_norm", self._mlp(i, x), x, f"{i}.down.bias")[0], ""
         before, x = self._before(i, x, delta)
-        attended, x = self._first_rows(self._attention.write(i, before), x, is_last=is_last)
+        attended, x = self._first_rows(self._attended(i, before), x, is_last=is_last)
         out = self._nodes.with_bias(self._out(i, attended), f"{i}.out.bias")
         before, x = self._nodes.added_norm(f"{i}.mlp_norm", out, x)
         return x, self._nodes.with_bias(self._mlp(i, before), f"{i}.down.bias")
+
+    def _attended(self, i: int, x: str) -> str:
+        return self._attention.write(i, x)
+
+    def _finish(self, x: str) -> None:
+        self._end.write(x)
 
     def _before(self, i: int, x: str, delta: str) -> tuple[str, str]:
         """The input of a pre-norm attention, and the residual. ModernBERT's first layer has no norm."""

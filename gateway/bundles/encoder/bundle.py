@@ -16,6 +16,7 @@ from gateway.bundles.json_file import read_json, read_optional_object
 
 ENCODER_FILE = "encoder.json"
 GRAPH_FILE = "model.onnx"
+STATIC_LENGTHS = (64, 256, 512)  # tokens
 
 Pooling = Literal["cls", "mean", "max", "last"]
 
@@ -48,6 +49,11 @@ class EncoderBundle(Struct, frozen=True, kw_only=True):
     chat_template: None = None
     tool_template: None = None
     end_ids: tuple[int, ...] = ()
+
+
+def static_file(length: int) -> str:
+    """The name of the graph for the NPU."""
+    return f"model-{length}.onnx"
 
 
 def is_encoder_bundle(folder: Path) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gateway.activity import Activity
 from gateway.bundles.encoder.bundle import EncoderBundle, load_encoder_bundle
-from gateway.errors import BundleError, EngineFailed, GatewayError
+from gateway.errors import EngineFailed, GatewayError
 from gateway.worker.decoders.onnx import SessionOptions
 from gateway.worker.encoder.batches import BatchQueue, Item, Waiting
 from gateway.worker.encoder.model import CpuEncoder, EncoderModel, Rows, Text
@@ -137,28 +137,30 @@ def shortened(rows: Rows, dimensions: int, is_normalised: bool) -> Rows:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) if is_normalised else rows
 
 
-def open_model(bundle: EncoderBundle, spec: WorkerSpec) -> EncoderModel:
+def open_model(bundle: EncoderBundle, spec: WorkerSpec, progress: Callable[[str], None]) -> EncoderModel:
     """Open the model on a provider. Raises BundleError, ConfigError or EngineFailed."""
-    if spec.provider == "qnn":
-        raise BundleError(
-            f"{bundle.folder.name} is one graph of open shapes, and only the CPU runs it. Remove `provider`."
-        )
+    if spec.provider == "qnn" or (spec.provider == "auto" and bundle.info.lengths):
+        from gateway.worker.decoders.static.open import select_device
+        from gateway.worker.encoder.npu import NpuEncoder
+
+        if device := select_device(spec.provider, spec.provider_options):
+            return NpuEncoder(bundle, device, spec.provider_options, progress)
     return CpuEncoder(bundle, SessionOptions(threads=spec.threads))
 
 
 def _load(bundle: EncoderBundle, spec: WorkerSpec, activity: Activity, emit: Emit) -> EncoderModel:
     started = time.perf_counter()
     emit(Loading("opening the model"))
-    model = open_model(bundle, spec)
+    model = open_model(bundle, spec, lambda stage: emit(Loading(stage)))
     loaded = time.perf_counter()
     emit(Loading("warming up"))
-    longest = min(bundle.info.longest, spec.context_length or bundle.info.longest)
+    longest = min(model.longest, spec.context_length or model.longest)
     passes = warm_up(model, longest, activity.clock)
     emit(
         Ready(
             vocab_size=bundle.info.vocab,
             context_length=longest,
-            prompt_width=model.batch_tokens,
+            prompt_width=max(model.batch_tokens, longest),
             device=model.device,
             placement=model.placement,
             load_s=loaded - started,
@@ -177,8 +179,8 @@ def warm_up(model: EncoderModel, longest: int, clock: Callable[[], float]) -> Pa
     """
     count = min(_WARM_UP_TOKENS, longest)
     short = [Text([0] * count, count)]
-    width = min(longest, model.batch_tokens)
-    full = [Text([0] * width, width)] * (model.batch_tokens // width)
+    width = min(longest, max(count, model.batch_tokens))
+    full = [Text([0] * width, width)] * max(1, model.batch_tokens // width)
     for texts in (short, full):
         if not np.isfinite(model.run(texts)).all():
             raise EngineFailed("The model gives numbers that are not finite, so its vectors would be wrong.")

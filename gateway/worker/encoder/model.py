@@ -38,6 +38,10 @@ class EncoderModel(Protocol):
     def batch_tokens(self) -> int:
         """Tokens of one call, with padding, that use the device well. One text can have more."""
 
+    @property
+    def longest(self) -> int:
+        """Tokens of a text."""
+
     def run(self, texts: Sequence[Text]) -> Rows:
         """Compute one batch. Raises EngineFailed."""
 
@@ -55,7 +59,7 @@ class CpuEncoder:
         wanted = "scores" if bundle.info.kind == "cross-encoder" else "vectors"
         if [output.name for output in outputs] != [wanted]:
             raise BundleError(f"{bundle.folder.name}: {GRAPH_FILE} has no output `{wanted}`. Build the bundle again.")
-        self._has_types = bundle.info.has_types
+        self._has_types, self.longest = bundle.info.has_types, bundle.info.longest
         self.placement = {"CPU": len(self._session.get_provider_graph_assignment_info())}
 
     def run(self, texts: Sequence[Text]) -> Rows:

@@ -35,7 +35,8 @@ class FaultyEncoder:
 
     def __init__(self, model: EncoderModel) -> None:
         self._model = model
-        self.device, self.placement, self.batch_tokens = model.device, model.placement, 64
+        self.device, self.placement, self.longest = model.device, model.placement, model.longest
+        self.batch_tokens = 64
 
     def run(self, texts: Sequence[Text]) -> Rows:
         tokens = {token for text in texts for token in text.ids}
@@ -51,5 +52,5 @@ class FaultyEncoder:
 def faulty(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
     """The real worker with a wrapped model."""
     open_model = main.open_model
-    main.open_model = lambda bundle, spec: FaultyEncoder(open_model(bundle, spec))
+    main.open_model = lambda *args: FaultyEncoder(open_model(*args))
     main.encoder_worker_main(connection, spec, activity)
