@@ -86,4 +86,5 @@ class EmbeddingAnswer(Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     device_s: float
     total_s: float
+    cut_texts: int = 0  # texts that were longer than the model reads
     fallback_cause: str = ""  # why the requested model did not answer; "": it did

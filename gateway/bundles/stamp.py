@@ -127,6 +127,18 @@ class BuildRequest(Struct, frozen=True, kw_only=True):
     models_dir: str
 
 
+def build_request(model: BundleOptions, models_dir: Path) -> BuildRequest:
+    """What the child process gets for the bundle of a model."""
+    return BuildRequest(
+        path=model.path,
+        source=model.source,
+        provider=model.provider,
+        activations=model.activations,
+        precision=model.precision,
+        models_dir=str(models_dir),
+    )
+
+
 class BackgroundStep(Struct, frozen=True, kw_only=True):
     """What `gateway.builder.npu.background` has done with a `BuildRequest`.
 

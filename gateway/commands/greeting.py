@@ -98,13 +98,16 @@ def own_addresses() -> list[str]:
 
 def _model_lines(model: ModelInfo, defaults: Defaults, problem: str) -> Iterator[str]:
     engine = model.status.engine
+    also = f"  also as {', '.join(model.aliases)}" if model.aliases else ""
+    if engine.state == "unloaded" and model.status.loads_on_demand:
+        yield f"  {model.name}  loaded by its first request{also}"
+        return
     if engine.state != "ready":
         yield f"  {model.name}  {engine.state}: {engine.detail}"
         return
     if problem:
         yield f"  {model.name}  not ready: {problem}"
         return
-    also = f"  also as {', '.join(model.aliases)}" if model.aliases else ""
     context = f"  context {engine.context_length}" if engine.context_length else ""
     yield f"  {model.name}  {engine.state} on {engine.device}{context}{also}"
     if budget := model.status.breaker.budget:

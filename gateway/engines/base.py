@@ -55,6 +55,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     chunk_width: float = math.inf  # prompt tokens in one device call (chunked prefill)
     max_tokens: int  # tokens that one choice can get: the request's limit, or what the context has left
     dropped_messages: int = 0  # of the chat, because it did not fit into the context
+    cut_texts: int = 0  # texts for an encoder that were longer than it reads
 
     @property
     def computed_tokens(self) -> int:

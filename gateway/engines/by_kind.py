@@ -1,6 +1,7 @@
 """The engine for `engine = "local"`: a chat model's, or an encoder's, by what the bundle is.
 
-The folder of a bundle can be missing until the gateway has built or pulled it. So the kind is looked up at each start.
+The folder of a bundle can be missing until the gateway has built or pulled it. So the kind is looked up at each start,
+and the bundle of a model that is loaded on demand is built then.
 """
 
 from __future__ import annotations
@@ -8,11 +9,14 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from gateway.bundles.encoder.bundle import is_encoder_bundle
 from gateway.config.tables import LocalModel
 from gateway.engines.base import Emit, Engine, EngineStatus, Prepared, TextTools
 from gateway.engines.encoder.engine import EncoderEngine
 from gateway.engines.local.published import PublishedEngine
+from gateway.engines.missing_bundle import MissingBundle
 from gateway.generation import Generation, Meter, Usage
 
 
@@ -21,6 +25,7 @@ class BundleEngine:
 
     def __init__(self, name: str, model: LocalModel, models_dir: Path) -> None:
         self._name, self._model, self._models_dir = name, model, models_dir
+        self._missing = MissingBundle(name, model, models_dir)
         self._engine = self._make()
 
     @property
@@ -29,6 +34,10 @@ class BundleEngine:
 
     @property
     def status(self) -> EngineStatus:
+        if stage := self._missing.stage:
+            return EngineStatus(state="loading", detail=stage, capabilities=())
+        if self._missing.is_missing:  # what it is good for is not known
+            return replace(self._engine.status, capabilities=())
         return self._engine.status
 
     @property
@@ -36,6 +45,8 @@ class BundleEngine:
         return self._engine.text_tools
 
     async def start(self) -> None:
+        if await asyncio.to_thread(lambda: self._missing.is_missing):
+            self._model = await self._missing.build()
         if await asyncio.to_thread(self._is_encoder) != isinstance(self._engine, EncoderEngine):
             await self._engine.aclose()
             self._engine = self._make()
@@ -57,6 +68,7 @@ class BundleEngine:
         return await self._engine.run(prepared, meter, emit)
 
     async def aclose(self) -> None:
+        self._missing.stop()
         await self._engine.aclose()
 
     def _is_encoder(self) -> bool:

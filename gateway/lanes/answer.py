@@ -93,6 +93,11 @@ class RoutedAnswer(AsyncIterator[Event]):
         has_moved = len(self._refusals) > (self._error is not None)
         return first.code or first.type if first is not None and has_moved else ""
 
+    @property
+    def cut_texts(self) -> int:
+        """Texts that were longer than the encoder reads."""
+        return 0 if self._job is None or self._job.plan is None else self._job.plan.cut_texts
+
     async def open(self) -> None:
         """Return when a device has begun with the request. Raises the refusal that the client gets."""
         while self._started is None:

@@ -86,4 +86,5 @@ async def embedding_answer(answer: RoutedAnswer) -> EmbeddingAnswer:
         device_s=finished.timings.device_s,
         total_s=finished.timings.total_s,
         fallback_cause=answer.fallback_cause,
+        cut_texts=answer.cut_texts,
     )

@@ -13,7 +13,9 @@ _CHARACTERS = 64  # of one token: more of them are cut before they are encoded, 
 
 def encode_inputs(tokens: TextTokenizer, request: EncodeInputs) -> EncodedInputs:
     """Raises ContextLengthExceeded for a too long text if `truncate` is false, InvalidRequest for an empty text."""
-    ids, firsts = [], []
+    if not (request.texts or request.pairs):
+        return EncodedInputs(ids=list(tokens.input_ends()))
+    ids, firsts, cut = [], [], 0
     for index, (text, second) in enumerate(_parts(request), request.start):
         where = f"{request.param}.{index}"
         if not text.strip() and not (second or "").strip():
@@ -28,9 +30,10 @@ def encode_inputs(tokens: TextTokenizer, request: EncodeInputs) -> EncodedInputs
                 "shorter texts, or let the gateway cut it.",
                 param=request.param,
             )
+        cut += is_long or is_cut
         ids.append(own)
         firsts.append(first)
-    return EncodedInputs(ids=ids, firsts=firsts if request.pairs else [])
+    return EncodedInputs(ids=ids, firsts=firsts if request.pairs else [], cut=cut)
 
 
 def _parts(request: EncodeInputs) -> Iterator[tuple[str, str | None]]:

@@ -52,7 +52,10 @@ class Tokenize(Struct, frozen=True, tag=True, kw_only=True):
 
 
 class EncodeInputs(Struct, frozen=True, tag=True, kw_only=True):
-    """Encode the texts or the pairs for an encoder, with its special tokens. The reply is EncodedInputs."""
+    """Encode the texts or the pairs for an encoder, with its special tokens. The reply is EncodedInputs.
+
+    Without a text or a pair, the reply has two lists: the special tokens before and after each text.
+    """
 
     texts: list[str] = []
     pairs: list[tuple[str, str]] = []
@@ -95,6 +98,7 @@ class EncodedInputs(Struct, frozen=True, tag=True, kw_only=True):
 
     ids: list[list[int]]
     firsts: list[int] = []
+    cut: int = 0  # texts that were longer than `longest`
 
 
 class Decoded(Struct, frozen=True, tag=True, kw_only=True):

@@ -101,6 +101,13 @@ class TextTokenizer(Vocabulary):
         self.check_ids(ids, "tokens")
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
+    def input_ends(self) -> tuple[list[int], list[int]]:
+        """The special tokens that `encode_input` puts before and after a text."""
+        with self._lock:
+            encoding = self._tokenizer.encode("a")
+        own = [index for index, special in enumerate(encoding.special_tokens_mask) if not special]
+        return (encoding.ids[: own[0]], encoding.ids[own[-1] + 1 :]) if own else ([], [])
+
     def encode_input(self, text: str, second: str | None, longest: int) -> tuple[list[int], int, bool]:
         """A text or a pair for an encoder, with its special tokens; special tokens in the text are parsed.
 

@@ -471,11 +471,11 @@ def test_data_folder_is_platform_user_folder(monkeypatch: pytest.MonkeyPatch, tm
 def test_repository_config_and_commented_examples_load(folder: Folder) -> None:
     text = (ROOT / "config.toml").read_text(encoding="utf-8")
     config = folder.load(text)
-    assert list(config.models) == ["smollm2-135m"]
+    assert list(config.models) == ["smollm2-135m", "minilm"]
     examples = [line.removeprefix("# ") if _is_commented_toml(line) else line for line in text.splitlines()]
     (folder.path / "keys.txt").write_text("anna k-1\n", encoding="utf-8")
     config = folder.load("\n".join(examples))
-    assert list(config.models) == ["smollm2-135m", "llama3.2-3b", "qwen2-7b", "elsewhere"]
+    assert list(config.models) == ["smollm2-135m", "minilm", "llama3.2-3b", "qwen2-7b", "elsewhere"]
     assert config.models["qwen2-7b"].fallback == "llama3.2-3b"
     assert config.default_model == "smollm2-135m"
 

@@ -89,19 +89,17 @@ def _published(folder: Path) -> str:
 
 def _examine_bundle(model: LocalModel, path: Path) -> ModelState:
     from gateway.bundles.disk import folder_bytes
-    from gateway.bundles.encoder.bundle import is_encoder_bundle, load_encoder_bundle
+    from gateway.bundles.encoder.bundle import is_encoder_bundle
     from gateway.bundles.genie.bundle import GenieBundle
     from gateway.bundles.graph_files import check_graph_files, has_open_rows
     from gateway.bundles.open import open_bundle
     from gateway.bundles.static_pipeline import OPEN_ROWS
 
     if not path.is_dir():
-        return ModelState(state="missing", detail=_plan(path, model.source))
+        return ModelState(state="missing", detail=_plan(path, model.source, model.load))
     try:
         if is_encoder_bundle(path):
-            longest = load_encoder_bundle(path).info.longest
-            served = min(longest, model.context_length or longest)
-            return ModelState(state="ready", context_length=served, bytes=folder_bytes(path))
+            return _examine_encoder(model, path)
         bundle = open_bundle(path, model.dialect, model.tokenizer)
         if isinstance(bundle, GenieBundle):
             return ModelState(state="ready", context_length=bundle.context_length, bytes=folder_bytes(path))
@@ -113,13 +111,23 @@ def _examine_bundle(model: LocalModel, path: Path) -> ModelState:
     return ModelState(state="ready", context_length=served, bytes=folder_bytes(path))
 
 
-def _plan(path: Path, source: str) -> str:
-    """What the start does about a bundle that is not there."""
+def _examine_encoder(model: LocalModel, path: Path) -> ModelState:
+    from gateway.bundles.disk import folder_bytes
+    from gateway.bundles.encoder.bundle import load_encoder_bundle
+
+    info = load_encoder_bundle(path).info
+    makes = f"embeddings of {info.dimensions} numbers" if info.kind == "embedding" else "scores of documents"
+    served = min(info.longest, model.context_length or info.longest)
+    return ModelState(state="ready", context_length=served, bytes=folder_bytes(path), detail=f"makes {makes}")
+
+
+def _plan(path: Path, source: str, load: str) -> str:
+    """What is done about a bundle that is not there."""
     if not source:
         return f"no folder {path}, and no source"
     if not source.startswith(("hf:", "pypi:")) and not Path(source).exists():
         return f"no folder {path}, and no source {source}"
-    return f"built from {source} at the first start"
+    return f"built from {source} " + ("for the first request" if load == "demand" else "at the first start")
 
 
 def _examine_genie(model: GenieModel, path: Path) -> ModelState:

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from gateway.bundles.stamp import BuildRequest, forget_failure, plan_bundle, plan_start
+from gateway.bundles.stamp import build_request, forget_failure, plan_bundle, plan_start
 from gateway.child import Progress, run_in_child
 from gateway.config.tables import Config, GenieModel, LocalModel, ModelConfig
 from gateway.errors import BundleError
@@ -27,12 +27,14 @@ def prepare(config: Config, *, all_now: bool = False) -> Config:
     """Download and build the bundles that are missing or outdated.
 
     Args:
-        all_now: also those for the NPU that a running gateway builds in the background.
+        all_now: also those for the NPU that a running gateway builds in the background, and those of models that are
+            loaded on demand.
     Returns the configuration with the paths of the bundles that will be used. Reports each failure on stderr.
     Raises BundleError if every model failed.
     """
     models: dict[str, ModelConfig] = {}
     failures: list[BundleError] = []
+    skipped = 0  # models whose first request builds them
 
     @cache
     def has_npu(provider: Provider) -> bool:
@@ -40,6 +42,9 @@ def prepare(config: Config, *, all_now: bool = False) -> Config:
 
     for name, model in config.models.items():
         models[name] = model
+        if _waits_for_demand(model) and not all_now:
+            skipped += 1
+            continue
         try:
             if isinstance(model, GenieModel):
                 _require_bundle(model)
@@ -48,9 +53,19 @@ def prepare(config: Config, *, all_now: bool = False) -> Config:
         except BundleError as error:
             failures.append(error)
             print(f"npu-gateway: {name}: {error.message}", file=sys.stderr)
-    if failures and len(failures) == len(config.models):
+    if failures and len(failures) == len(config.models) - skipped:
         raise BundleError("No model can be served.")
     return replace(config, models=models)
+
+
+def _waits_for_demand(model: ModelConfig) -> bool:
+    """True for a model whose bundle is missing and is built for its first request."""
+    return (
+        isinstance(model, LocalModel)
+        and model.load == "demand"
+        and bool(model.source)
+        and not Path(model.path).exists()
+    )
 
 
 def _require_bundle(model: GenieModel) -> None:
@@ -92,14 +107,7 @@ def _prepared(
 
 def _build(name: str, model: LocalModel, models_dir: Path) -> str:
     """Build the bundle in a child process. Returns its folder."""
-    request = BuildRequest(
-        path=model.path,
-        source=model.source,
-        provider=model.provider,
-        activations=model.activations,
-        precision=model.precision,
-        models_dir=str(models_dir),
-    )
+    request = build_request(model, models_dir)
     with progress_bars(name) as progress:
         what = f"the bundle of {name}"
         reply = run_in_child("gateway.builder.main", request, what, progress=progress, clean_up_s=_CLEAN_UP_S)

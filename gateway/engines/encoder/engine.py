@@ -119,12 +119,17 @@ class EncoderEngine:
                 param="dimensions",
             )
         longest = self.status.context_length
-        ids, firsts = await encode(inputs, prompts, self._info, longest, generation.client)
+        encoded = await encode(inputs, prompts, self._info, longest, generation.client)
         ready = self._supervisor.ready
         plan = Plan(
-            prompt_tokens=sum(map(len, ids)), chunk_width=ready.prompt_width if ready else longest, max_tokens=1
+            prompt_tokens=sum(map(len, encoded.ids)),
+            chunk_width=ready.prompt_width if ready else longest,
+            max_tokens=1,
+            cut_texts=encoded.cut,
         )
-        return EncoderPrepared(generation=generation, plan=plan, ids=ids, firsts=firsts, dimensions=inputs.dimensions)
+        return EncoderPrepared(
+            generation=generation, plan=plan, ids=encoded.ids, firsts=encoded.firsts, dimensions=inputs.dimensions
+        )
 
     async def run(self, prepared: Prepared, meter: Meter, emit: Emit) -> Usage:
         assert isinstance(prepared, EncoderPrepared)

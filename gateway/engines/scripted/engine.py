@@ -140,7 +140,8 @@ class ScriptedEngine:
             text_prompt(self._name, generation)
         counts = count_tokens(inputs, self._context_length)
         width = timing(self._model, self._requests).chunk_width
-        plan = Plan(prompt_tokens=sum(counts), chunk_width=width, max_tokens=1)
+        cut = sum(count == self._context_length for count in counts) if inputs.truncate else 0
+        plan = Plan(prompt_tokens=sum(counts), chunk_width=width, max_tokens=1, cut_texts=cut)
         return ScriptedPrepared(generation=generation, plan=plan, inputs=inputs, counts=counts)
 
     async def call(self, meter: Meter, seconds: float, faults: Sequence[Fault], restarts: int) -> None:

@@ -104,7 +104,7 @@ def estimate(model: ModelConfig) -> Need:
             size = script.memory_mb * 1_000_000
             return Need(bytes=size, least_bytes=size, load_s=script.load_s)
         case BundleModel(path=path) if path:
-            folder = Path(path) if Path(path).is_dir() else Path(path).parent
+            folder = Path(path).parent if Path(path).is_file() else Path(path)
             return _of_bundle(model, folder) if folder.is_dir() else Need()
     return Need()
 

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from gateway.bundles.stamp import (
     BackgroundStep,
-    BuildRequest,
+    build_request,
     has_float_weights,
     npu_folder,
     plan_bundle,
@@ -146,14 +146,7 @@ class NpuBundles:
         return replace(self._served[name], path=folder, provider=model.provider)
 
     def _step(self, config: Config, name: str, model: LocalModel, report: Callable[[str], None]) -> BackgroundStep:
-        request = BuildRequest(
-            path=model.path,
-            source=model.source,
-            provider=model.provider,
-            activations=model.activations,
-            precision=model.precision,
-            models_dir=str(config.models_dir),
-        )
+        request = build_request(model, config.models_dir)
 
         def started(pid: int) -> None:
             self._child = pid

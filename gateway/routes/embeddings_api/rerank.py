@@ -15,12 +15,13 @@ from litestar import post
 from litestar.types import ASGIApp
 
 from gateway.embedding import Embedded, EmbeddingAnswer, EmbeddingRequest
+from gateway.lanes.memory.residency import Residency
 from gateway.routes.embeddings_api.embed import embed, embedding_opt, headers_of, truncates
 from gateway.routes.embeddings_api.parse import texts_of
 from gateway.routes.embeddings_api.wire import Document, EmbeddingUsage, Ranked, Ranking, RerankRequest
 from gateway.routes.respond import json_response
 from gateway.server.body import by_size, in_thread, read_json
-from gateway.server.request import HttpRequest, request_number, router_of
+from gateway.server.request import HttpRequest, request_number, router_of, while_connected
 
 _decoder = msgspec.json.Decoder(RerankRequest)
 _OPERATION = embedding_opt("Rank documents by their relevance to a query", RerankRequest, Ranking)
@@ -30,6 +31,7 @@ _OPERATION = embedding_opt("Rank documents by their relevance to a query", Reran
 async def rerank(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _decoder)
     texts = await by_size(request, texts_of, body.documents)
+    await _know_kind(request, body.model or "")
     answers = await embed(request, *_wanted(request, body, texts))
     scores = await _scores(request, answers)
     tokens = sum(answer.prompt_tokens for answer in answers)
@@ -42,6 +44,14 @@ async def rerank(request: HttpRequest) -> ASGIApp:
         usage=EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens),
     )
     return json_response(ranking, headers=headers_of(request, answers[-1]))
+
+
+async def _know_kind(request: HttpRequest, name: str) -> None:
+    """Load a model whose bundle is built for its first request: what it can do is known then. Raises its refusal."""
+    model = router_of(request).model(name)
+    if not model.status.engine.capabilities:
+        residency: Residency = request.app.state.residency
+        await while_connected(request, residency.load(model.name))
 
 
 def _wanted(request: HttpRequest, body: RerankRequest, texts: tuple[str, ...]) -> list[EmbeddingRequest]:

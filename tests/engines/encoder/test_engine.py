@@ -104,9 +104,10 @@ async def test_long_text_is_refused_with_its_index_or_cut(engine: EncoderEngine)
     with pytest.raises(ContextLengthExceeded, match=r"'input\.1' is too long: .* at most 64 tokens"):
         await embedded(engine, request("w5", long))
     with pytest.raises(ContextLengthExceeded, match=r"'input\.0' has 65 tokens"):
-        await embedded(engine, request((5,) * 65))
+        await embedded(engine, request((3, *(5,) * 63, 4)))
     cut = await embedded(engine, request(long, " ".join(["w9"] * 62), truncate=True))
-    assert cut.tokens == (64, 64)
+    own = await embedded(engine, request((3, *(9,) * 100, 4), truncate=True))
+    assert cut.tokens == (64, 64) and own.vectors == bytes(cut.row(0))
     assert np.abs(rows(cut)[0] - rows(cut)[1]).max() < 1e-5
 
 
@@ -115,7 +116,13 @@ async def test_long_text_is_refused_with_its_index_or_cut(engine: EncoderEngine)
     [
         (Inputs(texts=("w5", " ")), r"'input\.1' is empty"),
         (Inputs(texts=((),)), r"'input\.0' is empty"),
-        (Inputs(texts=((5, 96),)), "96"),
+        (Inputs(texts=((3, 96, 4),)), "96"),
+        (
+            Inputs(texts=("w5", (791, 6864, 315, 13))),
+            r"'input\.1' are not those of this model.*check_embedding_ctx_length",
+        ),
+        (Inputs(texts=((3, 5),)), r"begin with \[3\] and end with \[4\]"),
+        (Inputs(texts=((3,),)), r"begin with \[3\] and end with \[4\]"),
         (Inputs(pairs=(("a", "b"),)), "makes only embeddings"),
     ],
 )

@@ -103,7 +103,8 @@ def test_text_over_the_context_is_cut_only_where_that_is_configured_or_requested
     assert (refused.status_code, error_of(refused)["code"]) == (400, "context_length_exceeded")
     assert "input.1" in error_of(refused)["message"]
     cut = http.post("/v1/embeddings", json=body, headers={"x-gateway-truncation": "auto"})
-    assert cut.json()["usage"]["prompt_tokens"] == 10
+    assert cut.json()["usage"]["prompt_tokens"] == 10 and cut.headers["x-gateway-truncated"] == "texts=1"
+    assert "x-gateway-truncated" not in http.post("/v1/embeddings", json={**body, "input": "one two"}).headers
 
 
 def test_chat_model_and_unknown_model_are_errors_that_name_the_encoders(openai: OpenAI) -> None:

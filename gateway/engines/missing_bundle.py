@@ -1,0 +1,72 @@
+"""Builds the bundle of a model that is loaded on demand, for its first request.
+
+The start of the gateway builds the bundles of the other models. A child process builds: this process loads neither the
+builder nor its native libraries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import psutil
+from msgspec.structs import replace
+
+from gateway.bundles.stamp import build_request
+from gateway.child import run_in_child
+from gateway.config.tables import LocalModel
+
+
+class MissingBundle:
+    """Args: see LocalEngine."""
+
+    def __init__(self, name: str, model: LocalModel, models_dir: Path) -> None:
+        self._name, self._model, self._models_dir = name, model, models_dir
+        self.stage = ""  # of the build that runs, for a person; "": none runs
+        self._child: int | None = None
+        self._is_stopped = False
+
+    @property
+    def is_missing(self) -> bool:
+        path = self._models_dir / self._model.path
+        return bool(self._model.source and self._model.path) and not path.exists()
+
+    async def build(self) -> LocalModel:
+        """Returns the model with the path of its bundle. Cancel the task to end the build. Raises BundleError."""
+        request = build_request(self._model, self._models_dir)
+        what = f"the bundle of {self._name}"
+        self.stage = "building its bundle"
+        work = asyncio.to_thread(
+            run_in_child,
+            "gateway.builder.main",
+            request,
+            what,
+            progress=self._report,
+            on_start=self._started,
+            is_apart=True,
+        )
+        try:
+            return replace(self._model, path=msgspec.json.decode(await work, type=str))
+        except asyncio.CancelledError:
+            self.stop()
+            raise
+        finally:
+            self.stage, self._child = "", None
+
+    def stop(self) -> None:
+        """End the build that runs. None can run after this."""
+        self._is_stopped = True
+        child, self._child = self._child, None
+        if child is not None:
+            with suppress(psutil.Error):
+                psutil.Process(child).kill()
+
+    def _started(self, pid: int) -> None:
+        self._child = pid
+        if self._is_stopped:
+            self.stop()
+
+    def _report(self, stage: str, fraction: float) -> None:
+        self.stage = f"{stage}: {fraction:.0%}"

@@ -1,0 +1,65 @@
+"""The bundle of a model that is loaded on demand is built for its first request."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.commands.models.prepare import prepare
+from gateway.config.tables import Config, LocalModel
+from gateway.engines import missing_bundle
+from gateway.engines.missing_bundle import MissingBundle
+from tests.support.encoders.models import write_folder
+from tests.support.encoders.workers import VECTORS
+from tests.support.local_engine import until
+from tests.support.server import PATIENCE_S, config_of, error_of, serving
+
+
+def on_demand(folder: Path, source: str) -> LocalModel:
+    return LocalModel(path=str(folder / "bundle"), source=source, load="demand", threads=1, provider="cpu")
+
+
+def test_first_request_builds_the_bundle_and_is_answered(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "source", "bert-mean", VECTORS["bert-mean"]["shapes"])
+    model = on_demand(tmp_path, str(source))
+    assert prepare(Config(models={"m": model})).models == {"m": model}  # `serve` does not wait for it
+    with serving(config_of({"m": model})) as running, running.http() as http:
+        card = http.get("/v1/models/m").json()
+        assert (card["state"], card["capabilities"]) == ("unloaded", []) and not Path(model.path).exists()
+        ranking = http.post("/v1/rerank", json={"model": "m", "query": "w5", "documents": ["w6", "w5"]})
+        assert ranking.status_code == 200, ranking.text
+        assert ranking.json()["results"][0]["index"] == 1
+        assert http.get("/v1/models/m").json()["capabilities"] == ["embeddings"] and Path(model.path).is_dir()
+        chat = http.post("/v1/chat/completions", json={"model": "m", "messages": [{"role": "user", "content": "w5"}]})
+        assert (chat.status_code, error_of(chat)["param"]) == (400, "model")
+
+
+def test_request_gets_the_reason_of_a_build_that_fails(tmp_path: Path) -> None:
+    with serving(config_of({"m": on_demand(tmp_path, str(tmp_path / "source"))})) as running, running.http() as http:
+        reply = http.post("/v1/embeddings", json={"model": "m", "input": "w5"})
+        assert (reply.status_code, error_of(reply)["code"]) == (503, "model_not_ready")
+        assert "source" in error_of(reply)["message"]
+
+
+async def test_cancelled_build_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    children: list[subprocess.Popen[bytes]] = []
+
+    def stalls(module: str, request: Any, what: str, *, progress: Any, on_start: Any, is_apart: bool) -> None:
+        children.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"]))
+        progress("downloading", 0.5)
+        on_start(children[0].pid)
+        children[0].wait()
+
+    monkeypatch.setattr(missing_bundle, "run_in_child", stalls)
+    bundle = MissingBundle("m", on_demand(tmp_path, "hf:org/model"), tmp_path)
+    task = asyncio.create_task(bundle.build())
+    await until(lambda: bundle.stage == "downloading: 50%")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await asyncio.to_thread(children[0].wait, PATIENCE_S) and bundle.stage == ""
