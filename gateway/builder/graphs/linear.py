@@ -82,8 +82,8 @@ class LinearWriter:
         graph = self._graph
         if not isinstance(blocks, Blocks):
             rows, columns = blocks.shape
-            halves = graph.constant(f"{name}.halves", blocks)
-            return Packed(quants=halves, scales="", zeros=None, rows=rows, columns=columns, bits=16, block_size=0)
+            floats = graph.constant(f"{name}.floats", blocks)
+            return Packed(quants=floats, scales="", zeros=None, rows=rows, columns=columns, bits=16, block_size=0)
         blocks = quantise.centred(blocks)
         zeros, missing = _zero_points(blocks), _missing(blocks)
         rows, count = blocks.scale.shape
@@ -227,7 +227,8 @@ def _kind(part: Matrix) -> tuple[int, int]:
 
 def _join(parts: list[Matrix]) -> Matrix:
     blocks = [part for part in parts if isinstance(part, Blocks)]
-    return quantise.join(blocks) if blocks else np.concatenate([part for part in parts if not isinstance(part, Blocks)])
+    floats: list[NDArray[Any]] = [part for part in parts if not isinstance(part, Blocks)]
+    return quantise.join(blocks) if blocks else np.concatenate(floats)
 
 
 def _zero_points(blocks: Blocks) -> NDArray[np.uint8] | None:

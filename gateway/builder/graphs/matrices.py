@@ -15,7 +15,7 @@ from gateway.bundles.stamp import Precision
 
 _ROWS_AT_ONCE = 4096  # of an embedding, which is often the largest tensor
 
-Matrix = Blocks | NDArray[np.float16]
+Matrix = Blocks | NDArray[np.float16] | NDArray[np.float32]
 #: name of a matrix -> the mean square of each of its inputs over a text, float32 (columns,)
 Importance = Mapping[str, NDArray[np.float32]]
 
@@ -27,7 +27,7 @@ class Matrices(Struct, frozen=True):
     """
 
     source: ModelSource
-    precision: Precision = "int4"
+    precision: Precision | Literal["float32"] = "int4"  # "float32": for a reference
     importance: Importance = {}
 
     def matrix(self, name: str) -> Matrix:
@@ -47,15 +47,18 @@ class Matrices(Struct, frozen=True):
         """A head that is not tied to the embedding."""
         return self.source.blocks(HEAD) or self._finer(HEAD)
 
-    def stored_as(self) -> Precision | Literal["source"]:
+    def stored_as(self) -> str:
         """The number format of the layers; "source": that of the quantised source."""
         own = self.source.blocks(layer(0, "mlp.down_proj.weight"))
         return self.precision if own is None else "source"
 
     def _finer(self, name: str) -> Matrix:
         groups = row_groups(self.source, name) if name in (EMBEDDING, HEAD) else iter((self.source.tensor(name),))
-        if self.precision == "float16":
-            return np.concatenate([_half(rows) for rows in groups])
+        match self.precision:
+            case "float32":
+                return np.concatenate(list(groups))
+            case "float16":
+                return np.concatenate([_half(rows) for rows in groups])
         return _eight_bit(groups)
 
 

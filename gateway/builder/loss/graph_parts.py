@@ -55,10 +55,10 @@ class GraphParts:
         onnx.save(model, path)
         session = ort.InferenceSession(path, _settings(), providers=["CPUExecutionProvider"])
         path.unlink()
-        fed = [value.name for value in inputs if value.name not in self._constants]
+        fed = [value for value in inputs if value.name not in self._constants]
 
         def compute(values: Mapping[str, Rows], ids: Ids) -> list[Any]:
-            return list(session.run(list(wanted), {name: self._feed(name, ids) for name in fed} | dict(values)))
+            return list(session.run(list(wanted), {value.name: self._feed(value, ids) for value in fed} | dict(values)))
 
         return compute
 
@@ -76,12 +76,13 @@ class GraphParts:
                     left += self.nodes[index].input
         return [self.nodes[index] for index in sorted(necessary)], read - self._producers.keys()
 
-    def _feed(self, name: str, ids: Ids) -> NDArray[Any]:
-        if name == "input_ids":
+    def _feed(self, value: onnx.ValueInfoProto, ids: Ids) -> NDArray[Any]:
+        if value.name == "input_ids":
             return ids[None]
-        if name == "attention_mask":
+        if value.name == "attention_mask":
             return np.ones((1, len(ids)), np.int64)
-        return np.zeros((1, self._config.kv_heads, 0, self._config.head_dim), np.float32)
+        element = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        return np.zeros((1, self._config.kv_heads, 0, self._config.head_dim), element)
 
 
 def boundary_values(boundary: Boundary, hidden: Rows) -> dict[str, Rows]:

@@ -45,7 +45,7 @@ def measure_loss(
     Args:
         reference: the values of the source behind the last layer.
     """
-    expected = _predictions(_reference_logits(source, reference), ids)
+    expected = _predictions(reference_logits(source, reference), ids)
     found = _predictions(_logits(GraphParts(graph, source.config), ids, boundaries, progress), ids)
     agreement = float(np.mean(expected[1] == found[1]))
     return Loss(before=_perplexity(expected), after=_perplexity(found), agreement=agreement, tokens=len(ids))
@@ -77,7 +77,7 @@ def _predictions(blocks: Iterable[_Block], ids: Ids) -> Predictions:
     return (of_next - largest - np.log(sums)).astype(np.float32), best
 
 
-def _reference_logits(source: ModelSource, hidden: Rows) -> Iterable[_Block]:
+def reference_logits(source: ModelSource, hidden: Rows) -> Iterable[_Block]:
     config = source.config
     size = np.sqrt(np.square(hidden).mean(-1, keepdims=True) + config.rms_eps)
     x, first = hidden / size * source.tensor(FINAL_NORM), 0

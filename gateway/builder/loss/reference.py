@@ -45,7 +45,7 @@ def embedded(source: ModelSource, ids: Iterable[int]) -> Rows:
 
 def _run_layer(source: ModelSource, index: int, hidden: Rows, path: Path) -> tuple[Rows, Importance]:
     one = _OneLayer(source, index, len(hidden))
-    before, after = write_cpu_graph(Matrices(one, "float16"), path, lambda share: None, "float")
+    before, after = write_cpu_graph(Matrices(one, "float32"), path, lambda share: None, "float", "float32")
     parts = GraphParts(path, one.config)
     products = {
         node.output[0]: node.input[0]
