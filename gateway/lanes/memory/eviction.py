@@ -15,22 +15,37 @@ def victims(waiting: Sequence[Claim], held: Sequence[Claim], budget_bytes: float
     """The models to unload now.
 
     Args:
-        waiting: in the order in which they get memory. The first one that may unload others decides.
+        waiting: in the order in which they get memory. Only the first of those that a client waits for decides.
         held: what is in memory.
         now: by the clock of the claims.
     """
-    claim = next((each for each in waiting if each.may_unload_others), None)
-    missing = (size_of(claim, budget_bytes) if claim else 0) + sum(each.bytes for each in held) - budget_bytes
-    if missing <= 0 or any(each.is_leaving for each in held):  # one step, then look again
+    if any(each.is_leaving for each in held):  # one step, then look again
         return []
+    free = budget_bytes - sum(each.bytes for each in held)
+    first = next((each for each in waiting if is_first(each)), None)
+    for claim in [first] if first else [each for each in waiting if each.may_unload_others]:
+        chosen = _chosen(size_of(claim, budget_bytes) - free, [each for each in held if _may_go(each, claim, now)])
+        if chosen:
+            return chosen
+    if free < 0:  # models have grown while they answered
+        idle = [each for each in held if not each.is_busy and not each.pinned]
+        return _chosen(-free, idle) or idle
+    return []
+
+
+def _chosen(missing: float, candidates: list[Claim]) -> list[Claim]:
+    """The least recently used ones that are enough together, and none that is not necessary. Empty if all are too few.
+
+    If models with requests are necessary, only they: the others go when those have ended.
+    """
     chosen: list[Claim] = []
-    for each in sorted(held, key=eviction_order):
-        if missing > 0 and _may_go(each, claim, now):
+    for each in sorted(candidates, key=eviction_order):
+        if missing > 0:
             chosen.append(each)
             missing -= each.bytes
-    if missing > 0 and claim:
+    if missing > 0:
         return []
-    for each in reversed(chosen):  # the most recently used one that is not necessary stays
+    for each in reversed(chosen[:-1]):
         if missing + each.bytes <= 0:
             chosen.remove(each)
             missing += each.bytes
@@ -55,6 +70,12 @@ def size_of(claim: Claim, budget_bytes: float) -> int:
     return int(min(claim.need.bytes, budget_bytes))
 
 
+def fits(claim: Claim, free_bytes: float, budget_bytes: float) -> bool:
+    """True if the free memory is enough. A model that needs none always fits."""
+    size = size_of(claim, budget_bytes)
+    return not size or size <= free_bytes
+
+
 def is_first(claim: Claim) -> bool:
     return claim.may_unload_others and claim.is_wanted
 
@@ -77,13 +98,8 @@ def has_cache(held: Claim) -> bool:
     return not held.is_busy and not held.is_leaving and freed_at < held.last_used_at
 
 
-def _may_go(held: Claim, claim: Claim | None, now: float) -> bool:
-    """`claim`: for which it goes; None: more memory is used than the budget."""
-    if held.pinned or held.ready_at is None:
-        return False
-    if claim is None:
-        return not held.uses
-    if now < held.stays_until:
+def _may_go(held: Claim, claim: Claim, now: float) -> bool:
+    if held.pinned or held.ready_at is None or now < held.stays_until:
         return False
     return claim.is_wanted or not (held.uses or now < held.last_used_at + QUIET_S)
 

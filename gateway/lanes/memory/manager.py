@@ -31,6 +31,7 @@ from gateway.lanes.memory.eviction import (
     QUIET_S,
     eviction_order,
     expires_at,
+    fits,
     has_cache,
     is_first,
     refusal,
@@ -119,7 +120,7 @@ class MemoryManager:
 
     def is_free_for(self, claim: Claim) -> bool:
         """True if the model can be loaded now, and nothing has to be unloaded for it."""
-        return claim.state == "held" or size_of(claim, self.budget_bytes) <= self._free_bytes
+        return claim.state == "held" or fits(claim, self._free_bytes, self.budget_bytes)
 
     def ready(self, claim: Claim, peak_bytes: int, load_s: float) -> None:
         """The engine is loaded. `peak_bytes`: what the load took; 0: unknown."""
@@ -207,7 +208,7 @@ class MemoryManager:
                 continue
             if reason := refusal(claim, self._held, self.budget_bytes):
                 claim.granted.set_exception(ModelTooLarge(f"{claim.name} {reason}."))
-            elif size_of(claim, self.budget_bytes) <= self._free_bytes:
+            elif fits(claim, self._free_bytes, self.budget_bytes):
                 self._waiting.remove(claim)
                 self._held.append(claim)
                 claim.state, claim.bytes, claim.began_at = "held", size_of(claim, self.budget_bytes), self._clock()

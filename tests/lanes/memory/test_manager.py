@@ -305,7 +305,27 @@ async def test_load_after_a_failure_unloads_nothing() -> None:
         assert states(router) == "b"
 
 
-@pytest.mark.parametrize("seed", range(12))
+@in_virtual_time
+async def test_model_that_grows_over_the_budget_is_not_cut_off_and_idle_ones_go() -> None:
+    async with gateway(30, a=sized(10), b=sized(10), c=sized(10), p=sized(0), d=sized(15)) as (router, _):
+        for name in "abc":
+            await ask(router, name)
+        busy = asyncio.create_task(ask(router, "c"))
+        await asyncio.sleep(0.1)
+        lane = router.lanes["c"]
+        lane.memory.measured(lane.claim, 15_000_000)
+        assert await ask(router, "p") < LOAD_S + CLOSE_S + ANSWER_S + 0.1  # what needs no memory waits for none
+        await busy
+        assert states(router) == "bcp"
+        lane.memory.set_budget(5_000_000)
+        await asyncio.sleep(20.0)
+        assert states(router) == "p"
+        lane.memory.set_budget(30_000_000)
+        await ask(router, "d")
+        assert states(router) == "pd"
+
+
+@pytest.mark.parametrize("seed", range(8))
 @in_virtual_time
 async def test_storm_over_models_of_many_sizes(seed: int) -> None:
     """The budget holds at each load, no busy model is unloaded, each request has one ending, and nothing is stuck."""
