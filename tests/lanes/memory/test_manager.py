@@ -152,6 +152,19 @@ async def test_least_recently_used_model_is_unloaded_for_another() -> None:
 
 
 @in_virtual_time
+async def test_idle_model_goes_before_a_busy_one_and_a_pinned_one_never() -> None:
+    models = {"p": sized(10, pinned=True), "a": sized(10, ttft_s=60.0), "b": sized(10), "c": sized(10)}
+    async with gateway(30, **models) as (router, _):
+        await ask(router, "p")
+        busy = asyncio.create_task(ask(router, "a"))
+        await asyncio.sleep(LOAD_S + 1.0)
+        await ask(router, "b")  # used last
+        assert await ask(router, "c") == pytest.approx(1.0 + CLOSE_S + LOAD_S + ANSWER_S, abs=0.1)
+        assert states(router) == "pac"
+        await busy
+
+
+@in_virtual_time
 async def test_pinned_model_stays_and_is_named_when_nothing_else_can_go() -> None:
     async with gateway(30, a=sized(20, "start", pinned=True), b=sized(20), c=sized(10)) as (router, _):
         await ask(router, "c")
