@@ -28,12 +28,13 @@ from tests.support.made_once import made_once
 from tests.support.npu.fixtures import OpenDecoder
 from tests.support.tiny import train_tokenizer
 
-#: In each run: partial rotation with its amplitude, norms after the blocks, layers without rotation.
-_USUAL = ("phi4-mini", "olmo2", "smollm3")
+#: In each run: partial rotation with its amplitude, norms after the blocks, no rotation, biases.
+_USUAL = ("phi4-mini", "olmo2", "smollm3", "qwen2-window")
 _OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in CASES if name not in _USUAL]
 #: Measured: 0.004 to 0.018 in float16. These random models have larger errors than trained ones.
 LIMIT = 0.03
-_STEPS = 8
+_TOKENS, _STEPS = 56, 4
+_ANSWERED = 6  # tokens
 
 
 @pytest.mark.parametrize("name", [*_USUAL, *_OTHERS])
@@ -43,12 +44,14 @@ def test_layers_on_the_npu_compute_the_logits_of_transformers(npu: NpuDevice, tm
     (part,) = split(source.config.layers, 1)
     graphs = write_part(source, tmp_path, part, widths={PROMPT: 16, STEP: 1}, contexts=[96], precision="fp16")
     write_embeddings_and_head(source, tmp_path, "fp16")
-    (embedded,) = cpu_session(str(tmp_path / "embeddings.onnx")).run(None, {"input_ids": np.array([model.ids])})
+    (embedded,) = cpu_session(str(tmp_path / "embeddings.onnx")).run(
+        None, {"input_ids": np.array([model.ids[:_TOKENS]])}
+    )
     sessions = [open_session(graphs[graph, 96], npu) for graph in (PROMPT, STEP)]
     states = run_part(sessions, embedded[0].astype(np.float32), _STEPS)
     head = cpu_session(str(tmp_path / "lm_head.onnx"))
     (logits,) = head.run(None, {"output_hidden_states": states[None].astype(np.float16)})
-    assert relative_error(logits[0], model.logits()) < LIMIT
+    assert relative_error(logits[0], model.logits()[:_TOKENS]) < LIMIT
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def gemma() -> Reference:
 
 @pytest.fixture(scope="module")
 def gemma_bundle(npu: NpuDevice, gemma: Reference, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = NpuTarget(device=npu, contexts=(96,), width=16, batch=2, verify=4)
+    target = NpuTarget(device=npu, contexts=(96,), width=16, batch=2, verify=1)
 
     def build(folder: Path) -> None:
         source = gemma.write_folder(tmp_path_factory.mktemp("gemma"))
@@ -89,8 +92,8 @@ def test_windows_beyond_their_size_give_the_tokens_of_transformers(decoder: Stat
     assert int(draft.argmax()) == gemma.answer[1]
     first.truncate(len(gemma.prompt))
     caches: list[KVCache] = [first, second]
-    while len(answer) < len(gemma.answer):
+    while len(answer) < _ANSWERED:
         both = decoder.step(caches, [answer[-1]] * 2)
         assert both[0].argmax() == both[1].argmax()
         answer.append(int(both[0].argmax()))
-    assert answer == gemma.answer
+    assert answer == gemma.answer[:_ANSWERED]

@@ -15,6 +15,9 @@ from tests.support.architectures.cases import CASES
 from tests.support.architectures.models import reference
 
 LIMIT = 1e-5  # also in docs/models.md
+#: They have the layers of other models.
+_SIMILAR = ("gemma3-six", "smollm3-four", "qwen3-tied", "granite-biases", "phi3.5-short")
+_NAMES = [pytest.param(name, marks=pytest.mark.slow if name in _SIMILAR else ()) for name in CASES]
 _STEPS, _BATCHED = 4, 30  # the latter is more than each window of the models
 
 
@@ -25,7 +28,7 @@ def test_split_divides_layers_evenly() -> None:
     assert (third.input, third.output) == (second.output, "output_hidden_states")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", _NAMES)
 def test_graphs_in_float32_compute_the_logits_of_transformers(tmp_path: Path, name: str) -> None:
     """In windows, in single steps and in batched steps, beyond the windows of the model."""
     model = reference(name)

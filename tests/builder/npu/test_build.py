@@ -188,11 +188,6 @@ def test_build_with_float16_overflow_is_refused(npu: NpuDevice, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
-def test_build_with_biases_and_untied_head(npu: NpuDevice, tmp_path: Path) -> None:
-    source = write_tiny_folder(tmp_path / "source", architecture="qwen2", bias=True, tied=False)
-    assert report(build(source, tmp_path / "out", npu, batch=1)).top1 == 1.0
-
-
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
