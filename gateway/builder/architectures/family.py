@@ -55,6 +55,7 @@ _GGUF_PARTS = {
     "mlp_output_norm": "post_ffw_norm",
 }
 _GGUF_NAMES = {EMBEDDING: "token_embd.weight", FINAL_NORM: "output_norm.weight", HEAD: "output.weight"}
+_MAX_LAYERS = 1024
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
@@ -103,9 +104,12 @@ class Family(Struct, frozen=True, kw_only=True):
         """Raises KeyError with the key in config.json that is missing, TypeError, ValueError or BundleError."""
         settings = {**self.defaults, **settings}
         heads, hidden = int(settings["num_attention_heads"]), int(settings["hidden_size"])
+        layers = int(settings["num_hidden_layers"])
+        if not 0 < layers <= _MAX_LAYERS:
+            raise ValueError(f"num_hidden_layers is {layers}")
         fields: dict[str, Any] = {
             "architecture": self.name,
-            "layers": int(settings["num_hidden_layers"]),
+            "layers": layers,
             "hidden": hidden,
             "heads": heads,
             "kv_heads": int(settings.get("num_key_value_heads") or heads),

@@ -29,6 +29,7 @@ def refusal(path: Path, **metadata: Any) -> str:
     [
         ("block_count", 0),
         ("block_count", [2, 3]),
+        ("block_count", 1 << 20),
         ("context_length", 0),
         ("context_length", (1 << 32) - 1),
         ("embedding_length", 0),
@@ -84,7 +85,7 @@ def test_size_that_the_tensors_do_not_have_is_one_sentence(tmp_path: Path, key: 
 
 
 def test_more_layers_than_the_file_has_are_refused_when_they_are_read(tmp_path: Path) -> None:
-    source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", llama__block_count=1 << 20))
+    source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", llama__block_count=1024))
     with pytest.raises(BundleError, match=r"tiny\.gguf has no tensor model\.layers\.2\."):
         source.tensor("model.layers.2.input_layernorm.weight")
 
@@ -92,11 +93,8 @@ def test_more_layers_than_the_file_has_are_refused_when_they_are_read(tmp_path: 
 def test_heads_of_another_shape_are_refused(tmp_path: Path) -> None:
     message = refusal(tmp_path, llama__attention__value_length=8)
     assert "has heads with keys of 16 numbers and values of 8 (llama.attention)" in message
-    source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", llama__rope__dimension_count=8))
-    assert source.config.ropes[0].dim == 8
-    sizes = {f"gemma3__attention__{key}_length": 16 for key in ("key", "value")}
-    message = refusal(tmp_path, architecture="gemma3", gemma3__rope__dimension_count=8, **sizes)
-    assert message.startswith("tiny.gguf rotates 8 of 16 numbers of a head (gemma3.rope.dimension_count)")
+    message = refusal(tmp_path, llama__rope__dimension_count=8)
+    assert message.startswith("tiny.gguf rotates 8 of 16 numbers of a head (llama.rope.dimension_count)")
 
 
 def test_windows_of_a_family_without_windows_are_refused(tmp_path: Path) -> None:
