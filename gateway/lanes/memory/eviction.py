@@ -25,7 +25,9 @@ def victims(waiting: Sequence[Claim], held: Sequence[Claim], budget_bytes: float
     first = next((each for each in waiting if is_first(each)), None)
     for claim in [first] if first else [each for each in waiting if each.may_unload_others]:
         chosen = _chosen(size_of(claim, budget_bytes) - free, [each for each in held if _may_go(each, claim, now)])
-        if chosen:
+        if chosen and all(
+            each.stays_until <= now for each in chosen
+        ):  # not a busy one because an idle one stays a second
             return chosen
     if free < 0:  # models have grown while they answered
         idle = [each for each in held if not each.is_busy and not each.pinned]
@@ -99,7 +101,7 @@ def has_cache(held: Claim) -> bool:
 
 
 def _may_go(held: Claim, claim: Claim, now: float) -> bool:
-    if held.pinned or held.ready_at is None or now < held.stays_until:
+    if held.pinned or held.ready_at is None:
         return False
     return claim.is_wanted or not (held.uses or now < held.last_used_at + QUIET_S)
 
