@@ -35,6 +35,7 @@ ELSEWHERE = {
     "python benchmarks/prediction.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
     "python benchmarks/forecast.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
     "python benchmarks/npu_model.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
+    "python benchmarks/memory_budget.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
 }
 
 
