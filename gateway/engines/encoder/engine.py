@@ -12,7 +12,7 @@ from gateway.bundles.encoder.bundle import EncoderInfo, load_encoder_bundle
 from gateway.config.tables import LocalModel
 from gateway.embedding import Inputs
 from gateway.engines.base import Capability, Emit, EngineStatus, Plan, Prepared
-from gateway.engines.encoder.inputs import encode
+from gateway.engines.encoder.inputs import check_known, encode
 from gateway.engines.encoder.request import EmbeddingRun
 from gateway.engines.local.integrity import IntegrityCheck
 from gateway.engines.local.process import Entry, WorkerProcess, spec_of
@@ -120,6 +120,7 @@ class EncoderEngine:
             )
         longest = self.status.context_length
         encoded = await encode(inputs, prompts, self._info, longest, generation.client)
+        check_known(encoded.ids, prompts, self._info, inputs.param)
         ready = self._supervisor.ready
         plan = Plan(
             prompt_tokens=sum(map(len, encoded.ids)),

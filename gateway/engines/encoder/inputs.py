@@ -6,7 +6,7 @@ Token ids that a client made are accepted if they begin and end with the special
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from msgspec.structs import replace
@@ -58,6 +58,18 @@ async def encode(inputs: Inputs, prompts: Prompts, info: EncoderInfo, longest: i
                 found[index] = _own_ids(text, index, inputs, prompts, longest, ends)
                 cut += len(text) > longest
     return EncodedInputs(ids=[found[index] for index in range(len(inputs.texts))], firsts=[], cut=cut)
+
+
+def check_known(ids: Iterable[Sequence[int]], prompts: Prompts, info: EncoderInfo, param: str) -> None:
+    """Raise InvalidRequest for a token that only the tokenizer has: the device could not look it up."""
+    if prompts.tokens.vocab_size <= info.vocab:
+        return
+    for index, text in enumerate(ids):
+        if (largest := max(text)) >= info.vocab:
+            raise InvalidRequest(
+                f"The text '{param}.{index}' has the token {largest}, and the model knows only {info.vocab}.",
+                param=param,
+            )
 
 
 async def _ends(prompts: Prompts, request: EncodeInputs, client: str) -> tuple[list[int], list[int]]:

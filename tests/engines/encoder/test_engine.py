@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from gateway.config.tables import LocalModel
@@ -129,6 +130,16 @@ async def test_long_text_is_refused_with_its_index_or_cut(engine: EncoderEngine)
 async def test_wrong_inputs_are_refused(engine: EncoderEngine, inputs: Inputs, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         await embedded(engine, Generation(id="r", model="m", prompt=inputs))
+
+
+async def test_token_that_only_the_tokenizer_has_never_reaches_the_device(
+    engine: EncoderEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert engine._info is not None
+    monkeypatch.setattr(engine, "_info", replace(engine._info, vocab=50))
+    with pytest.raises(InvalidRequest, match=r"'input\.1' has the token 60, and the model knows only 50"):
+        await embedded(engine, request("w49", "w60"))
+    assert len((await embedded(engine, request("w49"))).vectors) == 4 * 48
 
 
 async def test_cancelled_request_stops_between_batches(engine: EncoderEngine) -> None:
