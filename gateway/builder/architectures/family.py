@@ -125,7 +125,9 @@ class Family(Struct, frozen=True, kw_only=True):
             "pad_id": settings.get("pad_token_id"),
             "activation": self._activation(settings.get("hidden_act", "silu")),
         }
-        return TransformerConfig(**fields | dict(self.read(settings)))
+        config = TransformerConfig(**fields | dict(self.read(settings)))
+        _require_sizes(config)
+        return config
 
     def _activation(self, name: str) -> str:
         if name not in _ACTIVATIONS:
@@ -163,6 +165,18 @@ class Family(Struct, frozen=True, kw_only=True):
                 start = sum(_rows(before, config) for before in parts[: parts.index(part)])
                 return Stored(name=f"{stored}.{kind}", start=start, stop=start + _rows(part, config))
         return Stored(name=rest)
+
+
+def _require_sizes(config: TransformerConfig) -> None:
+    """Raises ValueError if a size is not positive, or if a list does not have one entry for each layer."""
+    attention = (config.heads, config.kv_heads, config.head_dim)
+    if min(config.layers, config.hidden, *attention, config.ffn, config.vocab, config.context_length) < 1:
+        raise ValueError("a size is not positive")
+    for values in (config.windows, config.rope_kinds):
+        if len(values) not in (0, config.layers):
+            raise ValueError(f"a list of layers has {len(values)} entries instead of {config.layers}")
+    if min(config.windows, default=0) < 0:
+        raise ValueError("a window is negative")
 
 
 def _rows(part: str, config: TransformerConfig) -> int:

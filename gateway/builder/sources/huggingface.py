@@ -29,15 +29,15 @@ class HuggingFaceSource:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         content = read_json(folder / "config.json", dict[str, Any], missing="so it is not a Hugging Face model")
-        content |= content.get("text_config") or {}  # of a multimodal model
+        if isinstance(text := content.get("text_config"), dict):  # of a multimodal model
+            content |= text
         self._family = find_by_model_type(str(content.get("model_type")))
         quantisation = read_quantisation(content)
         self._weights = Weights(folder)
         self._packed = PackedMatrices(self._weights, quantisation) if quantisation else None
         self._generation = read_optional_object(folder / "generation_config.json")
-        self.config = self._read_config(content)
+        self.config, self._folding = self._read(content)
         require_known(folder.name, self._weights.names, self.config, self._family.hugging_face)
-        self._folding = Folding(scales=self._family.scales(content), norm_offset=self._family.norm_offset)
         self.generation = msgspec.convert(self._generation, GenerationDefaults, strict=False)
 
     def has(self, name: str) -> bool:
@@ -97,12 +97,13 @@ class HuggingFaceSource:
     def digest(self) -> str:
         return digest_of(path for path in self._folder.iterdir() if path.suffix in _READ and path.is_file())
 
-    def _read_config(self, content: dict[str, Any]) -> TransformerConfig:
+    def _read(self, content: dict[str, Any]) -> tuple[TransformerConfig, Folding]:
         has_head = HEAD in self._weights or (self._packed is not None and HEAD in self._packed)
         tied = bool(content.get("tie_word_embeddings")) or not has_head
         try:
-            return self._family.config(content, tied=tied, eos_ids=self._end_ids(content))
+            config = self._family.config(content, tied=tied, eos_ids=self._end_ids(content))
+            return config, Folding(scales=self._family.scales(content), norm_offset=self._family.norm_offset)
         except KeyError as error:
             raise BundleError(f"{self._folder.name}: config.json lacks {error}.") from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise BundleError(f"{self._folder.name}: config.json has a value of the wrong kind ({error}).") from error

@@ -127,6 +127,13 @@ def test_window_of_each_layer(
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn' is not supported"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "lacks 'factor'"),
         ({"num_hidden_layers": "two"}, "value of the wrong kind"),
+        ({"hidden_size": -64}, "a size is not positive"),
+        ({"rope_parameters": [1]}, "value of the wrong kind"),
+        ({"sliding_window": -3}, "a window is negative"),
+        ({"sliding_window": 9, "layer_types": ["sliding_attention"]}, "1 entries instead of 2"),
+        ({"model_type": "granite", "residual_multiplier": "x"}, "value of the wrong kind"),
+        ({"model_type": "gemma3_text", "sliding_window_pattern": 0}, "value of the wrong kind"),
+        ({"model_type": "smollm3", "no_rope_layers": [1]}, "1 entries instead of 2"),
     ],
 )
 def test_unsupported_model_is_refused(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
