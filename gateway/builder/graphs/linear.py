@@ -106,6 +106,8 @@ class LinearWriter:
         """
         if matrix.bits == 16:
             floats = self._graph.node("Cast", [matrix.quants], f"{output}.floats", to=TensorProto.FLOAT)
+            if self._rank == 2:
+                return self._graph.node("Gemm", [x, floats], output, transB=1)
             weights = self._graph.node("Transpose", [floats], f"{output}.transposed", perm=[1, 0])
             return self._graph.node("MatMul", [x, weights], output)
         if matrix.missing is not None:

@@ -50,7 +50,7 @@ def _run_layer(source: ModelSource, index: int, hidden: Rows, path: Path) -> tup
     products = {
         node.output[0]: node.input[0]
         for node in parts.nodes
-        if node.op_type == "MatMul" and node.output[0].startswith("layers.0.")
+        if node.op_type == "Gemm" and node.output[0].startswith("layers.0.")
     }
     inputs = list(dict.fromkeys(products.values()))
     behind, values = parts.layer(before, after, hidden, inputs)
