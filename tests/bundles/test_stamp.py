@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.bundles.bundle import load_bundle
+from gateway.bundles.encoder.bundle import ENCODER_FILE
 from gateway.bundles.hashes import CHECKED_FILE, HASHES_FILE, check_hashes, is_known_intact, write_hashes
 from gateway.bundles.stamp import (
     BUNDLE_FORMAT,
@@ -200,6 +201,15 @@ def test_copied_bundle_waits_for_nothing(tmp_path: Path) -> None:
     (tmp_path / "tiny" / COPIED_FILE).touch()
     planned = plan_start(options(source="hf:org/bundle"), tmp_path, lambda: True)
     assert planned.is_ready and planned.folder == tmp_path / "tiny" and not planned.waits_for_npu
+
+
+def test_encoder_on_the_cpu_waits_for_nothing_and_keeps_its_weights(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "tiny", "cpu")
+    (folder / ENCODER_FILE).touch()
+    chosen = options(source="hf:org/encoder", precision="int8")  # the key is for chat models
+    assert plan(tmp_path, chosen).is_ready
+    planned = plan_start(chosen, tmp_path, lambda: True)
+    assert planned.folder == folder and planned.is_ready and not planned.waits_for_npu
 
 
 def test_failure_holds_for_its_source_and_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
