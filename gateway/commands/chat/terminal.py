@@ -9,6 +9,7 @@ from contextlib import closing, suppress
 
 from gateway.commands.chat import slash
 from gateway.commands.chat.conversation import Answer, Conversation, for_terminal
+from gateway.commands.chat.interrupts import repeat_interrupts
 from gateway.errors import GatewayError
 from gateway.monitoring.output import escape
 
@@ -107,6 +108,7 @@ def line_editor() -> Callable[[str], str]:
 
             if "GNU" in (readline.__doc__ or ""):
                 readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines are one question
+                repeat_interrupts()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     return input

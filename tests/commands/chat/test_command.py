@@ -105,7 +105,7 @@ def test_chosen_model_is_the_named_or_default_or_first_ready_one() -> None:
         chosen([], None, None)
 
 
-@pytest.mark.slow  # about one run in forty does not end after Ctrl-C at the prompt: the reason is not known yet
+@pytest.mark.slow  # seconds of processor time; test_interrupts.py has what once made one run in forty hang
 @pytest.mark.skipif(sys.platform == "win32", reason="a console of Windows is no pseudo terminal")
 def test_conversation_in_a_terminal(server: Running, tmp_path: Path) -> None:
     from tests.support.pseudo_terminal import pseudo_terminal
