@@ -25,9 +25,7 @@ def victims(waiting: Sequence[Claim], held: Sequence[Claim], budget_bytes: float
     first = next((each for each in waiting if is_first(each)), None)
     for claim in [first] if first else [each for each in waiting if each.may_unload_others]:
         chosen = _chosen(size_of(claim, budget_bytes) - free, [each for each in held if _may_go(each, claim, now)])
-        if chosen and all(
-            each.stays_until <= now for each in chosen
-        ):  # not a busy one because an idle one stays a second
+        if chosen and all(each.stays_until <= now for each in chosen):  # no busy one in place of an idle one
             return chosen
     if free < 0:  # models have grown while they answered
         idle = [each for each in held if not each.is_busy and not each.pinned]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from gateway.config.tables import Config, ModelConfig, ScriptedModel
+from gateway.config.tables import BreakerConfig, Config, ModelConfig, ScriptedModel
 from gateway.engines.base import Emit, Prepared
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import BundleError, Conflict, GatewayError, ModelNotReady, ModelTooLarge
@@ -84,7 +84,7 @@ class Engine(ScriptedEngine):
 async def gateway(budget_mb: float, seed: int = 0, **models: ModelConfig) -> AsyncIterator[tuple[Router, Residency]]:
     Engine.used_mb, Engine.budget_mb, Engine.loads, Engine.fault_share = 0, budget_mb, [], 0.0
     Engine.chance, Engine.freed = random.Random(seed), Counter()
-    config = Config(models=models)
+    config = Config(models=models, breaker=BreakerConfig(enabled=False))
     memory = MemoryManager(budget_mb * 1_000_000, clock=now)
 
     def lane(name: str, table: ModelConfig) -> Lane:

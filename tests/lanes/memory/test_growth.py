@@ -1,0 +1,54 @@
+"""The memory of models that answer is measured again and again, and that of idle ones is not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import pytest
+
+from gateway.config.tables import BreakerConfig
+from gateway.engines.scripted.engine import ScriptedEngine
+from gateway.lanes.lane import Lane
+from gateway.lanes.memory import growth
+from gateway.lanes.memory.growth import Growth
+from gateway.lanes.memory.manager import MemoryManager
+from gateway.lanes.memory.needs import PROMPT_PROCESS
+from gateway.monitoring.memory import Memory
+from tests.support.routing import model
+
+
+async def test_model_in_use_is_measured_and_an_idle_one_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+
+    def measure(workers: Mapping[str, int]) -> Memory:
+        assert workers == {"a": 1}
+        measured.append(len(measured) + 20)
+        return Memory({"a": float(measured[-1])}, 0.0)
+
+    monkeypatch.setattr(growth, "measure", measure)
+    monkeypatch.setattr(growth, "_INTERVAL_S", 0.001)
+    memory, table = MemoryManager(100_000_000_000), model(memory_mb=10)
+    lane = Lane("a", table, ScriptedEngine("a", table), BreakerConfig(enabled=False), memory=memory)
+    lane.start()
+    await lane.tried()
+    growing = asyncio.create_task(Growth(memory, lambda: {"a": 1}).run())
+
+    async def until(count: int) -> None:
+        async with asyncio.timeout(60):
+            while lane.claim.bytes < (count + 19) * 1_000_000 + PROMPT_PROCESS:
+                await asyncio.sleep(0.001)
+
+    await until(1)
+    with lane.uses.one():
+        await until(5)
+    while len(measured) < 6 or lane.claim.bytes < measured[-1] * 1_000_000:  # the end of the use is a change too
+        await asyncio.sleep(0.001)
+    count = len(measured)
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+    assert len(measured) <= count + 1
+    assert lane.status.memory.need == lane.claim.bytes
+    growing.cancel()
+    await asyncio.gather(growing, return_exceptions=True)
+    await lane.aclose()
