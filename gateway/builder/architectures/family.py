@@ -6,6 +6,7 @@ so that a family reads both in one function. Names of tensors: see `sources/sour
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -114,7 +115,6 @@ class Family(Struct, frozen=True, kw_only=True):
             "heads": heads,
             "kv_heads": int(settings.get("num_key_value_heads") or heads),
             "head_dim": (head_dim := int(settings.get("head_dim") or hidden // heads)),
-            "ropes": (read_rope(settings, rotated_part(settings, head_dim) if self.partly_rotated else head_dim),),
             "ffn": int(settings["intermediate_size"]),
             "vocab": int(settings["vocab_size"]),
             "rms_eps": float(settings["rms_norm_eps"]),
@@ -125,8 +125,13 @@ class Family(Struct, frozen=True, kw_only=True):
             "pad_id": settings.get("pad_token_id"),
             "activation": self._activation(settings.get("hidden_act", "silu")),
         }
-        config = TransformerConfig(**fields | dict(self.read(settings)))
+        fields |= self.read(settings)
+        if "ropes" not in fields:
+            dim = rotated_part(settings, head_dim) if self.partly_rotated else head_dim
+            fields["ropes"] = (read_rope(settings, dim),)
+        config = TransformerConfig(**fields)
         _require_sizes(config)
+        _require_positions(config)
         return config
 
     def _activation(self, name: str) -> str:
@@ -187,3 +192,12 @@ def _rows(part: str, config: TransformerConfig) -> int:
             return config.kv_heads * config.head_dim
         case _:
             return config.ffn
+
+
+def _require_positions(config: TransformerConfig) -> None:
+    """Raises ValueError for rotary positions that are no numbers, or of more dimensions than a head has."""
+    for rope in config.ropes:
+        if not (0 < rope.dim <= config.head_dim and 0 < rope.theta < math.inf and 0 < rope.amplitude < math.inf):
+            raise ValueError(f"rotary positions of {rope.dim} numbers with base {rope.theta:g}")
+        if not all(0 < factor < math.inf for factor in (*rope.factors, *rope.long_factors)):
+            raise ValueError("a factor of the rotary positions is not a positive number")

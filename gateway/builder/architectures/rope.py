@@ -24,6 +24,11 @@ def rotated_part(settings: Mapping[str, Any], head_dim: int) -> int:
 def read_rope(settings: Mapping[str, Any], dim: int) -> Rope:
     """The rotary positions of a model with one kind. `dim`: the rotated dimensions of a head."""
     parameters = _parameters(settings)
+    if kinds := [key for key, value in parameters.items() if isinstance(value, Mapping)]:
+        raise BundleError(
+            f"Rotary positions of several kinds ({', '.join(map(str, kinds))[:100]}) are supported only in Gemma 3. "
+            "Use another model."
+        )
     theta = float(parameters.get("rope_theta") or settings.get("rope_theta", 10000.0))
     rope = Rope(dim=dim, theta=theta)
     match kind := parameters.get("rope_type", parameters.get("type", "default")):

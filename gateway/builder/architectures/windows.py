@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_SLIDING = "sliding_attention"
+from gateway.errors import BundleError
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 def read_windows(settings: Mapping[str, Any], slides: Sequence[bool] = ()) -> tuple[int, ...]:
@@ -34,4 +36,11 @@ def _sliding_layers(settings: Mapping[str, Any]) -> Sequence[bool]:
 
 
 def _named(settings: Mapping[str, Any]) -> Sequence[bool]:
-    return [kind == _SLIDING for kind in settings.get("layer_types") or ()]
+    kinds = settings.get("layer_types") or ()
+    for kind in kinds:
+        if kind not in (_FULL, _SLIDING):
+            raise BundleError(
+                f"Layers of type {str(kind)[:100]!r} are not supported. Only {_FULL} and {_SLIDING} are. Use another "
+                "model."
+            )
+    return [kind == _SLIDING for kind in kinds]

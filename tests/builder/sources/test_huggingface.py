@@ -126,6 +126,11 @@ def test_window_of_each_layer(
         ({"hidden_act": "gelu"}, "llama with gelu"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn' is not supported"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "lacks 'factor'"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, r"several kinds \(full_attention\)"),
+        (
+            {"model_type": "mistral", "sliding_window": 9, "layer_types": ["chunked_attention"] * 2},
+            "Layers of type 'chunked_attention' are not",
+        ),
         ({"num_hidden_layers": "two"}, "value of the wrong kind"),
         ({"hidden_size": -64}, "a size is not positive"),
         ({"rope_parameters": [1]}, "value of the wrong kind"),
@@ -134,6 +139,8 @@ def test_window_of_each_layer(
         ({"model_type": "granite", "residual_multiplier": "x"}, "value of the wrong kind"),
         ({"model_type": "gemma3_text", "sliding_window_pattern": 0}, "value of the wrong kind"),
         ({"model_type": "smollm3", "no_rope_layers": [1]}, "1 entries instead of 2"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "is not a positive number"),
     ],
 )
 def test_unsupported_model_is_refused(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
