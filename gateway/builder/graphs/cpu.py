@@ -73,7 +73,7 @@ def write_cpu_graph(
         writer = _CpuGraph(matrices, graph, activations, cache or _best_cache())
         writer.declare_inputs_and_outputs()
         boundaries = writer.write(progress)
-        graph.note("activations", activations)
+        graph.note("activations", "float" if matrices.stored_as() in ("float16", "float32") else activations)
         graph.save(matrices.source.config.architecture)
     return boundaries
 

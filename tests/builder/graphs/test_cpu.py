@@ -268,6 +268,8 @@ def test_precision_of_floats(tmp_path: Path, precision: Precision, error: float,
     """Against the float32 weights: with 4 bits the error is above 3."""
     source = open_source(write_tiny_folder(tmp_path / "source", tied=tied, bias=True))
     write_cpu_graph(Matrices(source, precision), tmp_path / "model.onnx", lambda share: None, "float", "float32")
+    notes = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert notes["activations"] == "float"
     apart = BareSession(tmp_path / "model.onnx").feed([_IDS])[0] - _oracle_of(source, exact=True).forward(_IDS)
     assert np.abs(apart).max() < error
 
