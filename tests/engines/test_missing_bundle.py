@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from gateway.commands.models.prepare import prepare
+from gateway.config.file import load_config
 from gateway.config.tables import Config, LocalModel
 from gateway.engines import missing_bundle
 from gateway.engines.missing_bundle import MissingBundle
 from tests.support.encoders.models import write_folder
 from tests.support.encoders.workers import VECTORS
 from tests.support.local_engine import until
+from tests.support.paths import ROOT
 from tests.support.server import PATIENCE_S, config_of, error_of, serving
 
 
@@ -37,6 +40,20 @@ def test_first_request_builds_the_bundle_and_is_answered(tmp_path: Path) -> None
         assert http.get("/v1/models/m").json()["capabilities"] == ["embeddings"] and Path(model.path).is_dir()
         chat = http.post("/v1/chat/completions", json={"model": "m", "messages": [{"role": "user", "content": "w5"}]})
         assert (chat.status_code, error_of(chat)["param"]) == (400, "model")
+
+
+def test_kind_of_the_delivered_encoder_is_known_without_its_bundle(tmp_path: Path) -> None:
+    """So a chat with it is refused without a download, and pages leave it out of their lists."""
+    delivered = load_config(ROOT / "config.toml", {}).models["minilm"]
+    assert isinstance(delivered, LocalModel) and delivered.load == "demand"
+    model = replace(delivered, path=str(tmp_path / "minilm"))
+    with serving(config_of({"minilm": model})) as running, running.http() as http:
+        assert http.get("/v1/models/text-embedding-3-small").json()["capabilities"] == ["embeddings"]
+        chat = http.post(
+            "/v1/chat/completions", json={"model": "all-minilm", "messages": [{"role": "user", "content": "x"}]}
+        )
+        assert (chat.status_code, error_of(chat)["param"]) == (400, "model")
+    assert not (tmp_path / "minilm").exists()
 
 
 def test_request_gets_the_reason_of_a_build_that_fails(tmp_path: Path) -> None:

@@ -61,9 +61,9 @@ export class Models {
   }
 }
 
-/** False for a model that only makes embeddings. */
+/** False for a model that only makes embeddings or scores. */
 function chats(card) {
-  return !card.capabilities?.length || card.capabilities.some((each) => each !== "embeddings");
+  return !card.capabilities?.length || card.capabilities.includes("chat");
 }
 
 /** Fill the list `select` and choose `model`, also if the gateway does not have it. */
