@@ -63,11 +63,12 @@ def greeting(
     for model in models:
         lines += _model_lines(model, defaults[model.name], silent.get(model.name, ""))
     lines += ["", *npu_line(config, models, this_interpreter()), *limit_line(models, defaults)]
-    ready = [model.name for model in models if model.status.engine.state == "ready"]
-    if name := next((name for name in ready if name not in silent), None):
+    known = [model for model in models if model.name not in silent]
+    ready = [model for model in known if model.status.engine.state == "ready" or model.status.loads_on_demand]
+    if name := next((model.name for model in ready if _chats(model)), None):
         lines += ["", f"Open {base}/ in a browser, or try:"]
         lines += [f"  {line}" for line in request_lines(f"{base}/v1", name, bool(config.server.api_keys))]
-    else:
+    elif not ready:
         lines += ["", "No model is ready. `npu-gateway doctor` looks for the reason."]
     return "\n".join(["", *map(escape, lines), ""])
 
@@ -96,6 +97,12 @@ def own_addresses() -> list[str]:
     return [text for text in found if not (ip := ipaddress.ip_address(text)).is_loopback and not ip.is_link_local]
 
 
+def _chats(model: ModelInfo) -> bool:
+    """False for an encoder. What a model can do is not known before it was loaded once."""
+    capabilities = model.status.engine.capabilities
+    return not capabilities or "chat" in capabilities
+
+
 def _model_lines(model: ModelInfo, defaults: Defaults, problem: str) -> Iterator[str]:
     engine = model.status.engine
     also = f"  also as {', '.join(model.aliases)}" if model.aliases else ""
@@ -112,6 +119,8 @@ def _model_lines(model: ModelInfo, defaults: Defaults, problem: str) -> Iterator
     yield f"  {model.name}  {engine.state} on {engine.device}{context}{also}"
     if budget := model.status.breaker.budget:
         yield f"    an answer is slow above {budget}"
+    if not _chats(model):
+        return
     chosen = {name: value for name, value in asdict(defaults).items() if value is not None}
     texts = (f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in chosen.items())
     yield f"    defaults: {', '.join(texts)}"

@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from gateway.commands import greeting as module
 from gateway.commands.doctor.interpreter import Interpreter
@@ -132,3 +133,18 @@ def test_control_characters_of_a_model_name_are_escaped() -> None:
         Config(models={"m": AUTO}), [info("m", state="failed", detail="\x1b[31m")], {"m": Defaults()}, 1, {}
     )
     assert "\x1b" not in text
+
+
+def test_encoder_and_model_that_waits_for_a_request_are_shown_as_such() -> None:
+    def text(*models: ModelInfo) -> str:
+        config = Config(models={model.name: CPU for model in models})
+        return greeting(config, list(models), {model.name: Defaults() for model in models}, 8000, {})
+
+    encoder = info("vectors", capabilities=("embeddings",))
+    status = replace(info("later", state="unloaded", detail="x").status, loads_on_demand=True)
+    later = ModelInfo(name="later", aliases=("all-minilm",), status=status)
+    both = text(encoder, later)
+    assert "  later  loaded by its first request  also as all-minilm\n" in both
+    assert both.count("defaults:") == 0 and '"model": "later"' in both
+    assert "or try:" not in text(encoder) and "No model is ready" not in text(encoder)
+    assert "No model is ready" in text(info("broken", state="failed"))
