@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from gateway.embedding import Embedded, Inputs
 from gateway.engines.encoder.engine import EncoderEngine
 from gateway.errors import ContextLengthExceeded, DeviceFailed, EngineFailed, InvalidRequest
 from gateway.generation import ChoiceFinished, Finished, Generation, Meter, Started
+from gateway.worker.frames import FromWorker, Vectors
 from tests.support.encoders import workers
 from tests.support.encoders.models import TEXTS
 from tests.support.engines import events_of, kept_loaded
@@ -142,16 +144,26 @@ async def test_token_that_only_the_tokenizer_has_never_reaches_the_device(
     assert len((await embedded(engine, request("w49"))).vectors) == 4 * 48
 
 
-async def test_cancelled_request_stops_between_batches(engine: EncoderEngine) -> None:
-    meter = Meter()
-    many = [tuple(TEXTS[1])] * 2000
+async def test_cancelled_request_stops_between_batches(engine: EncoderEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next request of the same client would come after all of its batches."""
+    meter, rows_of, receive = Meter(), Counter[int](), engine._receive
+
+    def count(frame: FromWorker) -> None:
+        if isinstance(frame, Vectors):
+            rows_of[frame.id] += len(frame.indices)
+        receive(frame)
+
+    monkeypatch.setattr(engine._supervisor, "_on_frame", count)
+    many = [tuple(TEXTS[1])] * 20_000
     task = asyncio.create_task(embedded(engine, request(*many), meter))
     await until(lambda: meter.device_s > 0)
+    (cancelled,) = engine._running
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert engine._running == {}
     await embedded(engine, request("w5"))
+    assert 0 < rows_of[cancelled] < len(many)
     assert engine.status.restarts == 0
 
 
