@@ -12,10 +12,11 @@ from msgspec.structs import replace
 
 from gateway.bundles.stamp import plan_bundle, plan_start
 from gateway.config.file import has_keys, load_config
-from gateway.config.find import find_config
+from gateway.config.find import find_config, search
 from gateway.config.keys import key_warnings
 from gateway.config.select import only_model
 from gateway.config.tables import Config, GenieModel, LocalModel, ModelConfig, ServerConfig
+from gateway.config.toml_file import read_toml
 from gateway.config.value import quoted
 from gateway.errors import BundleError, ConfigError
 from gateway.qnn.detect import Provider, npu_for, variant_here
@@ -51,8 +52,7 @@ class ConfigSource:
         return _state(find_config(self._path)[0]), _state(Path(keys)) if (keys := self._server.api_keys_file) else None
 
     def read(self) -> Config:
-        if self._file is not None and not self._file.exists():  # else all models of the next file would replace these
-            raise ConfigError(f"{self._file}: the file is not there any more; write it again, or restart the gateway")
+        self._require_file()
         config = self._load()
         if (file := find_config(self._path)[0]).exists():
             self._file = file
@@ -71,6 +71,16 @@ class ConfigSource:
         if not plan.is_ready:
             raise BundleError("It has no bundle yet; `npu-gateway models --prepare` builds it.")
         return replace(model, path=str(variant_here(plan.folder, provider)), provider=provider)
+
+    def _require_file(self) -> None:
+        """Raises ConfigError if the search now finds a later file: all of its models would replace these."""
+        files = [each.file for each in search(self._path)]
+        found, last = find_config(self._path)[0], self._file
+        if last is None or last not in files or files.index(found) <= files.index(last):
+            return
+        if last.exists():
+            read_toml(last)  # its mistake, because of which it seems to be another program's
+        raise ConfigError(f"{last}: the file is not there any more; write it again, or restart the gateway")
 
     def _warn(self, server: ServerConfig) -> None:
         """Log what is doubtful about keys and web pages, as at a start, if it can have changed."""

@@ -97,6 +97,14 @@ def test_removed_file_is_a_mistake(file: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(file.parent)
     source = ConfigSource(None, {}, load_config(None))
     assert list(source.read().models) == ["a", "b"]
+    for text, problem in (
+        ("[models", "line 1"),
+        ("[models.a\nqueue=1", "line 1"),
+        ("a = 1\n", "is not there any more"),
+    ):
+        write(file, text)  # looks like a file of another program
+        with pytest.raises(ConfigError, match=problem):
+            source.read()
     file.unlink()
     with pytest.raises(ConfigError, match="is not there any more"):
         source.read()
