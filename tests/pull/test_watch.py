@@ -98,8 +98,8 @@ def test_removed_file_is_a_mistake(file: Path, monkeypatch: pytest.MonkeyPatch) 
     source = ConfigSource(None, {}, load_config(None))
     assert list(source.read().models) == ["a", "b"]
     for text, problem in (
-        ("[models", "line 1"),
-        ("[models.a\nqueue=1", "line 1"),
+        ("[models", "not valid TOML"),
+        ("[models.a\nqueue=1", "not valid TOML"),
         ("a = 1\n", "is not there any more"),
     ):
         write(file, text)  # looks like a file of another program
