@@ -86,7 +86,9 @@ def local_engine(name: str, bundle: Path, entry: Entry = local_worker, **options
 
 def worker_of(server: Running, model: str) -> psutil.Process:
     engine = server.app.state.router.lanes[model].engine
-    return psutil.Process(getattr(engine, "_engine", engine)._supervisor._process.pid)
+    while hasattr(engine, "_engine"):  # an engine of the kind of its bundle
+        engine = engine._engine
+    return psutil.Process(engine._supervisor._process.pid)
 
 
 def engine_of(server: Running, model: str) -> dict[str, Any]:
