@@ -13,6 +13,7 @@ from gateway.builder.architectures.find import find_by_model_type
 from gateway.builder.architectures.fold import Folding
 from gateway.builder.architectures.known import require_known
 from gateway.builder.sources.end_tokens import end_ids
+from gateway.builder.sources.gguf_settings import check_tensors
 from gateway.builder.sources.gptq import PackedMatrices, read_quantisation
 from gateway.builder.sources.safetensors_file import Weights
 from gateway.builder.sources.source import ALL, HEAD, Blocks, GenerationDefaults, TransformerConfig, digest_of
@@ -38,12 +39,21 @@ class HuggingFaceSource:
         self._generation = read_optional_object(folder / "generation_config.json")
         self.config, self._folding = self._read(content)
         require_known(folder.name, self._weights.names, self.config, self._family.hugging_face)
+        check_tensors(folder.name, self.config, self._shape)
         self.generation = msgspec.convert(self._generation, GenerationDefaults, strict=False)
 
     def has(self, name: str) -> bool:
         stored = self._family.hugging_face(name, self.config)
         is_stored = stored.name in self._weights or (self._packed is not None and stored.name in self._packed)
         return is_stored and not (name == HEAD and self.config.tied_embeddings)
+
+    def _shape(self, name: str) -> tuple[int, ...] | None:
+        """(rows, columns) of a tensor in floating point. None: there is none."""
+        stored = self._family.hugging_face(name, self.config)
+        if not self.has(name) or stored.name not in self._weights:
+            return None
+        rows, *columns = self._weights.shape(stored.name)
+        return (len(range(*stored.rows(ALL).indices(rows))), *columns)
 
     def tensor(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
         if not self.has(name):

@@ -61,6 +61,11 @@ class Weights:
     def names(self) -> Iterable[str]:
         return self._stored
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        name = self._stored[name]
+        with _open(self._files[name]) as file:
+            return tuple(file.get_slice(name).get_shape())
+
     def stored(self, name: str) -> NDArray[Any]:
         """A copy in the stored type."""
         name = self._stored[name]

@@ -257,7 +257,7 @@ def test_quantised_gguf_equals_oracle_on_the_same_file(tmp_path: Path, stored_as
 
 
 def test_size_that_is_no_multiple_of_the_block_is_refused(tmp_path: Path) -> None:
-    source = open_source(write_tiny_folder(tmp_path / "source", intermediate_size=120))
+    source = open_source(write_tiny_folder(tmp_path / "source", intermediate=120))
     with pytest.raises(BundleError, match="feed-forward size, 120, is not a multiple of 32"):
         _session(source, tmp_path)
 

@@ -133,6 +133,11 @@ def test_window_of_each_layer(
         ),
         ({"num_hidden_layers": "two"}, "value of the wrong kind"),
         ({"hidden_size": -64}, "a size is not positive"),
+        (
+            {"head_dim": 32},
+            "m: model.layers.0.self_attn.q_proj.weight has 64 x 64 numbers, and its metadata says 128 x 64",
+        ),
+        ({"vocab_size": 400}, "m: model.embed_tokens.weight has 384 x 64 numbers"),
         ({"rope_parameters": [1]}, "value of the wrong kind"),
         ({"sliding_window": -3}, "a window is negative"),
         ({"sliding_window": 9, "layer_types": ["sliding_attention"]}, "1 entries instead of 2"),
