@@ -49,7 +49,7 @@ class Size(NamedTuple):
     clients: int
 
 
-FULL, QUICK = Size(2000, 3000, 3, 500, 8), Size(260, 390, 2, 10, 3)
+FULL, QUICK = Size(2000, 3000, 3, 500, 8), Size(260, 390, 2, 4, 2)
 
 
 def padded_worker(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:

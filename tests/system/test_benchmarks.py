@@ -39,7 +39,7 @@ def test_npu_model_reports_gain_of_prefix_cache(page: Path) -> None:
 
 
 def test_memory_budget_answers_every_request_with_models_that_do_not_fit_together(page: Path) -> None:
-    assert "| requests, each with the right answer | 10 of 10 |" in run("memory_budget", page)
+    assert "| requests, each with the right answer | 4 of 4 |" in run("memory_budget", page)
 
 
 def test_overhead_reports_cost_of_a_chunk(page: Path) -> None:
