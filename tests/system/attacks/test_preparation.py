@@ -227,7 +227,7 @@ def test_gateway_stops_while_a_template_runs(tiny: Path, tmp_path: Path, monkeyp
     model = load_config(config(tiny, tmp_path), {}).models["hostile"]
     before = set(psutil.Process().children(recursive=True))
     with in_process(config_of({"hostile": model}, ServerConfig(shutdown_grace_s=0.1))) as server:
-        sandbox = server.app.state.router.lanes["hostile"].engine._engine._prompts._process._long.sandbox
+        sandbox = server.app.state.router.lanes["hostile"].engine._engine._engine._prompts._process._long.sandbox
         with server.http() as client, ThreadPoolExecutor(1) as pool:
             reply = pool.submit(client.post, "/v1/chat/completions", json=chat("compare", "hostile"))
             wait_until(lambda: sandbox.pid and cpu_s(sandbox.pid) > 1, "the template does not run")
