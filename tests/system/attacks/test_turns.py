@@ -171,7 +171,7 @@ async def test_evicted_requests_end_once_with_429(keyed: Running) -> None:
 async def test_128_choices_with_prediction_take_little_memory(keyed: Running) -> None:
     """The index of the prediction was made 128 times: 0.8 to 1.0 GB in the worker."""
     engine = lane_of(keyed).engine
-    worker = psutil.Process(engine._engine._supervisor._process.pid)  # type: ignore[attr-defined]
+    worker = psutil.Process(engine.status.pid)
     async with client(keyed, "bert") as bert:
         await bert.post("/v1/completions", json=ONE_TOKEN)
         before = worker.memory_info().rss, psutil.Process().memory_info().rss
