@@ -214,7 +214,7 @@ def has_float_weights(source: str, base: Path) -> bool:
     """
     kind, _, name = source.partition(":")
     if kind == "hf":
-        return not name.endswith(".gguf") and ":" not in name
+        return not name.lower().endswith(".gguf") and ":" not in name
     folder = base / source
     is_bundle = (folder / "genai_config.json").is_file()
     return kind != "pypi" and folder.is_dir() and not is_bundle and any(folder.glob("*.safetensors"))

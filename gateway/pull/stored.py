@@ -53,9 +53,11 @@ def stored(config: Config) -> list[Stored]:
 
 
 def _stored(config: Config) -> Iterator[Stored]:
-    slots, inside = dict(_slots(config)), _folders(config.models_dir)
-    for path in inside:
+    slots = dict(_slots(config))
+    for path in {*slots, *_folders(config.models_dir)}:
         finish_replacement(path)
+    inside = _folders(config.models_dir)
+    for path in inside:
         yield _bundle(path, slots.get(path, path.name), path in slots)
     for path, name in slots.items():
         if path not in inside and path.is_dir():
@@ -109,6 +111,8 @@ def remove(name: str, user: UserConfig) -> list[str]:
     config = user.config
     check_model_name(name)
     _check_unused(name, config)
+    for folder in (config.models_dir / name, npu_folder(config.models_dir / name)):
+        finish_replacement(folder)  # removes what a killed build left
     paths = [path for path in _paths(name, config) if path.exists()]
     _check_own(name, [path for path in paths if path.parent == config.models_dir and path.is_dir()])
     if name not in config.models and not paths:

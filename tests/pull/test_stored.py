@@ -106,6 +106,22 @@ def test_model_that_is_elsewhere_keeps_its_files(config: Path) -> None:
     assert (config.parent / "away" / "genai_config.json").is_file()
 
 
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_what_a_killed_first_build_left_is_removed(config: Path, is_listed: bool) -> None:
+    """There is no bundle of this name yet. `NAME.v2` is another model."""
+    models = config.parent / "models"
+    left, other = models / ".new.0123abcd.building", models / ".new.v2.0123abcd.building"
+    for folder in (left, other):
+        folder.mkdir()
+    with config.open("a", encoding="utf-8") as file:
+        file.write('[models.new]\nsource = "new.gguf"\n')
+    if is_listed:
+        assert "new" not in rows(config)
+    else:
+        remove("new", find_user_config(config))
+    assert not left.exists() and other.exists()
+
+
 def test_interrupted_download_is_removed(config: Path) -> None:
     remove("half", find_user_config(config))
     assert "half" not in rows(config)

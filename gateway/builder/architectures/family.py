@@ -57,6 +57,7 @@ _GGUF_PARTS = {
 }
 _GGUF_NAMES = {EMBEDDING: "token_embd.weight", FINAL_NORM: "output_norm.weight", HEAD: "output.weight"}
 _MAX_LAYERS = 1024
+_LARGEST = 1 << 24
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
@@ -125,6 +126,7 @@ class Family(Struct, frozen=True, kw_only=True):
             "pad_id": settings.get("pad_token_id"),
             "activation": self._activation(settings.get("hidden_act", "silu")),
         }
+        _require_bounds(fields)
         fields |= self.read(settings)
         if "ropes" not in fields:
             dim = rotated_part(settings, head_dim) if self.partly_rotated else head_dim
@@ -172,11 +174,19 @@ class Family(Struct, frozen=True, kw_only=True):
         return Stored(name=rest)
 
 
+def _require_bounds(fields: Mapping[str, Any]) -> None:
+    """Raises ValueError for a number that no model has. Families make lists of some sizes."""
+    for field in ("hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context_length"):
+        if not 0 < fields[field] < _LARGEST:
+            raise ValueError(f"the size `{field}` is {str(fields[field])[:100]}")
+    if not 0 <= fields["rms_eps"] < 1:
+        raise ValueError(f"rms_norm_eps is {fields['rms_eps']}")
+
+
 def _require_sizes(config: TransformerConfig) -> None:
-    """Raises ValueError if a size is not positive, or if a list does not have one entry for each layer."""
-    attention = (config.heads, config.kv_heads, config.head_dim)
-    if min(config.layers, config.hidden, *attention, config.ffn, config.vocab, config.context_length) < 1:
-        raise ValueError("a size is not positive")
+    """Raises ValueError if a list does not have one entry for each layer, or a multiplier is no number."""
+    if not all(map(math.isfinite, (config.embedding_scale, config.attention_scale))):
+        raise ValueError("a multiplier is not finite")
     for values in (config.windows, config.rope_kinds):
         if len(values) not in (0, config.layers):
             raise ValueError(f"a list of layers has {len(values)} entries instead of {config.layers}")

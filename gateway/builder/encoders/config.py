@@ -101,6 +101,7 @@ class EncoderSource:
     def __init__(self, family: Family, content: dict[str, Any], weights: Weights) -> None:
         self._family, self._weights = family, weights
         self.config = family.read(content)
+        self._require_sizes()
 
     def has(self, name: str) -> bool:
         return self._find(name) is not None
@@ -114,6 +115,34 @@ class EncoderSource:
         values = self._weights.tensor(stored)
         rows = len(values)
         return values[rows * part.start // part.of : rows * part.stop // part.of]
+
+    def _require_sizes(self) -> None:
+        """Raises ValueError for a size that is not positive, BundleError for a matrix that has not the stated sizes."""
+        config = self.config
+        if min(config.layers, config.hidden, config.heads, config.ffn, config.vocab, config.longest) < 1:
+            raise ValueError("a size is not positive")
+        queries, keys = config.heads * config.head_size, config.key_heads * config.head_size
+        positions = config.first_position + config.longest
+        sizes = {"words.weight": (config.vocab, config.hidden), "positions.weight": (positions, config.hidden)}
+        for index in range(config.layers):
+            sizes |= {
+                f"{index}.q.weight": (queries, config.hidden),
+                f"{index}.k.weight": (keys, config.hidden),
+                f"{index}.v.weight": (keys, config.hidden),
+                f"{index}.out.weight": (config.hidden, queries),
+                f"{index}.up.weight": (config.ffn, config.hidden),
+                f"{index}.down.weight": (config.hidden, config.ffn),
+            }
+        for name, size in sizes.items():
+            if (found := self._find(name)) is not None and self._size(*found) != size:
+                raise BundleError(
+                    f"{found[0]} has other sizes than config.json states for it, {size[0]} x {size[1]}. Download the "
+                    "model again."
+                )
+
+    def _size(self, stored: str, part: Part) -> tuple[int, ...]:
+        rows, *columns = self._weights.shape(stored) or (0,)
+        return (rows * part.stop // part.of - rows * part.start // part.of, *columns)
 
     def _find(self, name: str) -> tuple[str, Part] | None:
         base, _, kind = name.rpartition(".")

@@ -46,6 +46,17 @@ class SentenceSettings(Struct, frozen=True, kw_only=True):
 
 def read_sentence_settings(folder: Path) -> SentenceSettings:
     """Without the files, the mean of the hidden states, as sentence-transformers does. Raises BundleError."""
+    try:
+        return _settings(folder)
+    except KeyError as error:
+        raise BundleError(f"{folder.name}: a file of sentence-transformers lacks {error}.") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise BundleError(
+            f"{folder.name}: a file of sentence-transformers has a value of the wrong kind ({error})."
+        ) from error
+
+
+def _settings(folder: Path) -> SentenceSettings:
     own = read_optional_object(folder / "sentence_bert_config.json")
     settings: dict[str, Any] = {}
     if (folder / "modules.json").is_file():

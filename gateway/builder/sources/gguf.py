@@ -30,7 +30,7 @@ class GgufSource:
         self._path, self._file = path, path.name
         self._parts = GgufParts(path)
         self._tensors = self._parts.tensors
-        self._architecture = self._metadata("general.architecture", "")
+        self._architecture = str(self._metadata("general.architecture", ""))
         self._family = find_by_gguf_name(self._architecture)
         try:
             settings = read_settings(self._file, self._architecture, self._metadata, self._tensors)
@@ -39,7 +39,7 @@ class GgufSource:
             check_tensors(self._file, self.config, self._shape)
             require_known(self._file, self._tensors, self.config, self._family.gguf_file)
             self._folding = Folding(scales=self._family.scales(settings))
-        except (TypeError, ValueError, ZeroDivisionError) as error:
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise BundleError(f"{self._file} has a value of the wrong kind in its metadata ({error}).") from error
         self.generation = GenerationDefaults()
 

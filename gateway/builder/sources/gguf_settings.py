@@ -41,8 +41,8 @@ def read_settings(file: str, architecture: str, metadata: Metadata, tensors: Map
         raise unsupported_architecture(f"{architecture} with experts", GGUF_ARCHITECTURES)
     if steps := [key for key in _STEPS if own(key)]:
         raise BundleError(f"{file} has {architecture}.{steps[0]}, which is not supported. Use another model.")
-    if TABLE not in tensors:
-        raise BundleError(f"{file} has no tensor {TABLE}.")
+    if TABLE not in tensors or len(tensors[TABLE].shape) != 2:
+        raise BundleError(f"{file} has no matrix {TABLE}. Download it again, or use another file of the model.")
     found = {theirs: _constant(file, architecture, key, own(key)) for key, theirs in GGUF_KEYS.items()}
     found |= {
         "vocab_size": int(tensors[TABLE].shape[1]),

@@ -40,6 +40,11 @@ class Quantisation(Struct, frozen=True, kw_only=True):
     dynamic: dict[str, Any] | None = None
 
 
+_Stored = Mapping[str, NDArray[Any]]
+_Matrix = NDArray[np.uint8]
+_INTEGERS = ("qweight", "qzeros")
+
+
 class PackedMatrices:
     """The quantised matrices of a folder. Others, which the quantiser left out, are in floating point."""
 
@@ -51,6 +56,15 @@ class PackedMatrices:
     def __contains__(self, name: str) -> bool:
         return f"{_stem(name)}.qweight" in self._weights
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """(rows, columns) of "NAME.weight". Raises BundleError if its integers are no matrix."""
+        stem, each = _stem(name), 32 // self._settings.bits
+        stored = self._weights.shape(f"{stem}.qweight")
+        if len(stored) != 2:
+            raise _damaged(stem)
+        inputs, outputs = stored
+        return (outputs, inputs * each) if self._settings.quant_method == "gptq" else (outputs * each, inputs)
+
     def blocks(self, name: str, rows: slice) -> Blocks:
         """The blocks of "NAME.weight", or of some rows of it. Raises BundleError if they cannot be represented."""
         stem = _stem(name)
@@ -58,11 +72,21 @@ class PackedMatrices:
         stored = {part: self._weights.stored(full) for part, full in parts.items() if full in self._weights}
         if lacking := {"qweight", "qzeros", "scales"} - stored.keys():
             raise BundleError(f"The folder lacks {stem}.{min(lacking)}. Download the missing *.safetensors files.")
+        self._check(stem, stored, *self.shape(name))
         quants, zeros = self._read(stored, self._settings, stem)
         scales = stored["scales"].T.astype(np.float32)
         if quants.shape[1] % scales.shape[1]:
             raise BundleError(f"{stem} has a last group that is shorter than the others. {_NEXT_STEP}")
         return _blocks(quants[rows], zeros[rows], scales[rows], self._settings.bits)
+
+    def _check(self, stem: str, stored: _Stored, outputs: int, inputs: int) -> None:
+        """Raise BundleError if the parts do not belong together."""
+        groups = len(stored["scales"])
+        zeros = (groups, outputs * self._settings.bits // 32)
+        sizes = {"scales": (groups, outputs), "qzeros": zeros, "g_idx": (inputs,)}
+        fits = all(stored[part].shape == size for part, size in sizes.items() if part in stored)
+        if not 0 < groups <= inputs or not fits or {stored[part].dtype.name for part in _INTEGERS} != {"int32"}:
+            raise _damaged(stem)
 
 
 def read_quantisation(content: Mapping[str, Any]) -> Quantisation | None:
@@ -70,6 +94,8 @@ def read_quantisation(content: Mapping[str, Any]) -> Quantisation | None:
     stated = content.get("quantization_config")
     if not stated:
         return None
+    if not isinstance(stated, Mapping):
+        raise BundleError(f"The quantization_config in config.json is wrong: it is no object. {_NEXT_STEP}")
     method = cut(str(stated.get("quant_method", "unknown")), 100)
     if method not in ("gptq", "awq"):
         raise BundleError(f"Weights that are quantised by {method!r} cannot be read. {_NEXT_STEP}")
@@ -98,8 +124,11 @@ def _problem(settings: Quantisation) -> str:
     return "" if is_gptq or settings.zero_point else "no zeros"
 
 
-_Stored = Mapping[str, NDArray[Any]]
-_Matrix = NDArray[np.uint8]
+def _damaged(stem: str) -> BundleError:
+    return BundleError(
+        f"{stem} is damaged: the sizes or types of its integers, zeros and scales do not belong together. Download the "
+        "*.safetensors files again."
+    )
 
 
 def _gptq(stored: _Stored, settings: Quantisation, stem: str) -> tuple[_Matrix, NDArray[np.int32]]:

@@ -48,11 +48,13 @@ class HuggingFaceSource:
         return is_stored and not (name == HEAD and self.config.tied_embeddings)
 
     def _shape(self, name: str) -> tuple[int, ...] | None:
-        """(rows, columns) of a tensor in floating point. None: there is none."""
-        stored = self._family.hugging_face(name, self.config)
-        if not self.has(name) or stored.name not in self._weights:
+        """(rows, columns) of a tensor. None: there is none."""
+        if not self.has(name):
             return None
-        rows, *columns = self._weights.shape(stored.name)
+        stored = self._family.hugging_face(name, self.config)
+        is_packed = self._packed is not None and stored.name in self._packed
+        reader = self._packed if self._packed and is_packed else self._weights
+        rows, *columns = reader.shape(stored.name) or (0,)
         return (len(range(*stored.rows(ALL).indices(rows))), *columns)
 
     def tensor(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gateway.bundles.disk import megabytes
 from gateway.commands.doctor.finding import Finding
-from gateway.commands.models.model_state import ModelState, bundle_folders, examine
+from gateway.commands.models.model_state import ModelState, bundle_folders, examine, npu_build
 from gateway.config.tables import BundleModel, Config, GenieModel, LocalModel, ModelConfig, UpstreamModel
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ def files(name: str, model: ModelConfig) -> Iterator[Finding]:
     found, what = examine(model), f"model {name}"
     match found.state:
         case "ready":
-            yield Finding("note" if found.detail else "ok", what, _described(model, found))
+            waits = isinstance(model, LocalModel) and npu_build(model, bundle_folders(model)[0])
+            yield Finding("note" if waits else "ok", what, _described(model, found))
         case "missing" if isinstance(model, LocalModel) and model.source:
             because = f"{name} is not here yet: `npu-gateway serve` downloads and builds it"
             yield Finding("note", what, found.detail, "", because)
@@ -137,7 +138,7 @@ def npu_graphs(name: str, model: LocalModel, *, has_npu: bool) -> Iterator[Findi
             if not folder.is_dir() or not (folder == Path(model.path) or npu_for(model.provider) is not None):
                 continue
             if is_encoder_bundle(folder):
-                return  # only the CPU runs it
+                return  # this check loads the graphs of decoders
             if not (is_genie(folder) or read_genai_config(variant_folder(folder)).decoder.stages):
                 continue
             has_graphs = True

@@ -59,10 +59,10 @@ def examine(model: ModelConfig) -> ModelState:
             folder = bundle_folders(model)[0]
             found = replace(_examine_bundle(model, folder), published=_published(folder))
             numbers = _numbers(folder)
-            return replace(found, numbers=numbers, detail=found.detail or _npu_build(model, folder) or numbers)
+            return replace(found, numbers=numbers, detail=found.detail or npu_build(model, folder) or numbers)
 
 
-def _npu_build(model: LocalModel, folder: Path) -> str:
+def npu_build(model: LocalModel, folder: Path) -> str:
     """What is known of a bundle for the NPU that is built in the background; "": nothing."""
     from gateway.bundles.stamp import npu_folder, read_failure, unfinished_pieces
 

@@ -2,9 +2,10 @@
 
     estimate = 1.3 * weights + 240 MB + KV cache of 2048 tokens for each of `max_sequences`
 
-ONNX Runtime packs some weights for its kernels, so the peak of a load is above the size of the files. 240 MB: the
-libraries of a worker and the process that prepares prompts (measured with SmolLM2-135M: 314 MB and 66 MB in use, with
-116 MB of files). A longer context takes memory only when it is used.
+ONNX Runtime packs some weights for its kernels, so the peak of a load is above the size of the files. Half floats
+become floats on the CPU, so their factor is 2.3. 240 MB: the libraries of a worker and the process that prepares
+prompts (measured with SmolLM2-135M: 314 MB and 66 MB in use, with 116 MB of files). A longer context takes memory
+only when it is used.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from gateway.bundles.genai_config import GenaiConfig, read_genai_config
 from gateway.bundles.json_file import read_record, write_record
 from gateway.bundles.model_package import variant_folder
 from gateway.bundles.preflight.files import File, files_of, weight_bytes
+from gateway.bundles.stamp import read_stamp
 from gateway.config.tables import BundleModel, MemoryConfig, ModelConfig, ScriptedModel
 from gateway.errors import BundleError
 
 FILE = "memory.json"  # in the data folder
 _SHARE = 0.6  # of this machine's memory, for all models together
 PROMPT_PROCESS = 70_000_000  # bytes of the process that prepares prompts
-_PACKED, _PROCESSES = 1.3, 170_000_000 + PROMPT_PROCESS
+_PACKED, _PACKED_HALVES, _PROCESSES = 1.3, 2.3, 170_000_000 + PROMPT_PROCESS
 _CACHED_TOKENS, _CACHE_ITEM = 2048, 4  # bytes of a value of the KV cache
 _START_S, _BYTES_PER_S = 1.0, 400e6  # of a load from a disk with some of the files in the page cache
 _MOST_MODELS = 200
@@ -120,12 +122,18 @@ def _of_bundle(model: BundleModel, folder: Path) -> Need:
     context = min(model.context_length or context, context)
     cache = _cache_bytes(config, min(context, _CACHED_TOKENS) * model.max_sequences) if config else 0
     return Need(
-        bytes=int(_PACKED * weights) + _PROCESSES + cache,
+        bytes=int(_packed(folder) * weights) + _PROCESSES + cache,
         least_bytes=weights,
         load_s=_START_S + weights / _BYTES_PER_S,
         context_length=context,
         key=_key(model, folder, files),
     )
+
+
+def _packed(folder: Path) -> float:
+    """Bytes of memory for each byte of the weights."""
+    stamp = read_stamp(folder)
+    return _PACKED_HALVES if stamp and stamp.precision == "float16" else _PACKED
 
 
 def _config(folder: Path) -> GenaiConfig | None:

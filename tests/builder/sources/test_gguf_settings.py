@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def refusal(path: Path, **metadata: Any) -> str:
         ("attention.layer_norm_rms_epsilon", "small"),
         ("rope.freq_base", [1.0]),
         ("rope.dimension_count", "x"),
+        ("rope.dimension_count", math.inf),
+        ("attention.layer_norm_rms_epsilon", math.nan),
     ],
 )
 def test_wrong_value_is_one_sentence(tmp_path: Path, key: str, value: Any) -> None:
@@ -88,6 +91,10 @@ def test_more_layers_than_the_file_has_are_refused_when_they_are_read(tmp_path: 
     source = open_source(write_tiny_gguf(tmp_path / "tiny.gguf", llama__block_count=1024))
     with pytest.raises(BundleError, match=r"tiny\.gguf has no tensor model\.layers\.2\."):
         source.tensor("model.layers.2.input_layernorm.weight")
+
+
+def test_architecture_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    assert "architecture '5' are not supported" in refusal(tmp_path, general__architecture=5)
 
 
 def test_heads_of_another_shape_are_refused(tmp_path: Path) -> None:

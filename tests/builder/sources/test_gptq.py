@@ -91,6 +91,32 @@ def test_missing_part_is_named(tmp_path: Path) -> None:
         open_source(folder).blocks(f"{_DOWN}.weight")
 
 
+@pytest.mark.parametrize("case", ["gptq-4-32", "awq-4-32"])
+@pytest.mark.parametrize("part", ["qweight", "qzeros", "scales"])
+@pytest.mark.parametrize("change", ["empty", "half", "flat"])
+def test_part_of_another_size_is_one_sentence(tmp_path: Path, case: str, part: str, change: str) -> None:
+    values = _CASES[f"{case}/{part}"]
+    size = {"empty": 0, "half": len(values) // 2, "flat": len(values)}[change]
+    changed = values.reshape(-1) if change == "flat" else values[:size]
+    folder = _write(tmp_path, case, {part: changed.copy()})
+    with pytest.raises(BundleError, match=r"down_proj(\.weight)? (is damaged: the sizes|has 64 x (0|64) numbers)"):
+        open_source(folder).blocks(f"{_DOWN}.weight")
+
+
+def test_integers_of_another_type_are_one_sentence(tmp_path: Path) -> None:
+    folder = _write(tmp_path, "gptq-4-32", {"qweight": _CASES["gptq-4-32/qweight"].astype(np.int64)})
+    with pytest.raises(BundleError, match="down_proj is damaged: the sizes or types"):
+        open_source(folder).blocks(f"{_DOWN}.weight")
+
+
+def test_quantisation_that_is_no_object_is_one_sentence(tmp_path: Path) -> None:
+    folder = _write(tmp_path, "gptq-4-32")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": ["gptq"]}), encoding="utf-8")
+    with pytest.raises(BundleError, match=r"quantization_config in config\.json is wrong: it is no object"):
+        open_source(folder)
+
+
 def _write(
     folder: Path, case: str, parts: dict[str, NDArray[Any]] | None = None, *, packed: bool = True, **settings: Any
 ) -> Path:

@@ -132,7 +132,11 @@ def test_window_of_each_layer(
             "Layers of type 'chunked_attention' are not",
         ),
         ({"num_hidden_layers": "two"}, "value of the wrong kind"),
-        ({"hidden_size": -64}, "a size is not positive"),
+        ({"hidden_size": -64}, "the size `hidden` is -64"),
+        ({"head_dim": 10**12, "rope_scaling": _LLAMA3}, "the size `head_dim` is 1000000000000"),
+        ({"max_position_embeddings": 10**30}, "the size `context_length` is 1000"),
+        ({"rms_norm_eps": "nan"}, "rms_norm_eps is nan"),
+        ({"model_type": "granite", "embedding_multiplier": "inf"}, "a multiplier is not finite"),
         (
             {"head_dim": 32},
             "m: model.layers.0.self_attn.q_proj.weight has 64 x 64 numbers, and its metadata says 128 x 64",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
+from gateway.bundles.stamp import BUNDLE_FORMAT, STAMP_FILE, Stamp
 from gateway.config.tables import GenieModel, LocalModel, MemoryConfig, UpstreamModel
 from gateway.lanes.memory.needs import Need, Needs, budget_bytes, estimate
 from tests.support.routing import model
@@ -25,6 +27,18 @@ def test_estimate_grows_with_weights_and_caches(tiny: Path, tmp_path: Path) -> N
     larger = estimate(LocalModel(path=str(bundle), max_sequences=1))
     assert larger.bytes - one.bytes == pytest.approx(1.3e9, abs=10)
     assert larger.load_s is not None and one.load_s is not None and larger.load_s - one.load_s == pytest.approx(2.5)
+
+
+def test_half_floats_need_the_memory_of_floats(tiny: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny, tmp_path / "bundle"))
+    needs = []
+    for precision in ("int4", "float16"):
+        stamp = Stamp(format=BUNDLE_FORMAT, target="cpu", source="x", precision=precision)
+        (bundle / STAMP_FILE).write_bytes(msgspec.json.encode(stamp))
+        needs.append(estimate(LocalModel(path=str(bundle))))
+    packed, halves = needs
+    assert halves.bytes - packed.bytes == pytest.approx(packed.least_bytes, abs=10)
+    assert halves.least_bytes == packed.least_bytes > 0
 
 
 def test_models_without_files_need_nothing(tmp_path: Path) -> None:

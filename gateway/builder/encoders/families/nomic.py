@@ -21,7 +21,10 @@ def _read(content: dict[str, Any]) -> EncoderConfig:
     theta = rope.get("rope_theta") or content.get("rotary_emb_base") or 1000.0
 
     def first(*names: str) -> int:
-        return int(next(content[name] for name in names if content.get(name)))
+        found = [content[name] for name in names if content.get(name)]
+        if not found:
+            raise KeyError(names[-1])
+        return int(found[0])
 
     layers, hidden = first("n_layer", "num_hidden_layers"), first("n_embd", "hidden_size")
     activation = str(content.get("activation_function") or content.get("hidden_act", "silu"))
