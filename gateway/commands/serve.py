@@ -55,6 +55,13 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.commands.pinned import pin
 
     pin()
+    from gateway.server.server import hangup_before_start
+
+    with hangup_before_start():
+        return _serve(arguments, config, overrides)
+
+
+def _serve(arguments: argparse.Namespace, config: Config, overrides: Mapping[str, Any]) -> int:
     from gateway.app import create_app
     from gateway.bundles.disk import data_folder
     from gateway.commands.greeting import greet

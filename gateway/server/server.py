@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -238,14 +239,31 @@ def _has_terminal() -> bool:
 def _on_hangup(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """`handler` for SIGHUP. Not under `nohup`, which ignores the signal."""
     is_main = threading.current_thread() is threading.main_thread()
-    if sys.platform == "win32" or not is_main or signal.getsignal(signal.SIGHUP) != signal.SIG_DFL:
+    if sys.platform == "win32" or not is_main or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         yield
         return
-    signal.signal(signal.SIGHUP, handler)
+    before = signal.signal(signal.SIGHUP, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, before)
+
+
+@contextmanager
+def hangup_before_start() -> Iterator[None]:
+    """SIGHUP reloads nothing before the gateway runs: it only writes a line. If the terminal is closed, it ends it."""
+    terminal = Terminal()
+
+    def hung_up(sig: int, frame: FrameType | None) -> None:
+        time.sleep(_SETTLE_S)
+        if terminal.is_closed:
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
+        with suppress(OSError):  # a print in a signal handler can be inside of another
+            os.write(2, b"the gateway is not running yet, so SIGHUP has no effect: send it again when it runs\n")
+
+    with _on_hangup(hung_up):
+        yield
 
 
 def _is_no_refusal(record: logging.LogRecord) -> bool:

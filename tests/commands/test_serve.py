@@ -161,6 +161,25 @@ def test_serve_with_a_configuration_as_its_model_names_the_option() -> None:
         arguments.run(arguments)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
+def test_hangup_before_the_gateway_runs_has_no_effect(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGHUP)
+
+    def build(*_: object) -> int:
+        assert signal.getsignal(signal.SIGHUP) != before  # else the next line ends the test run
+        signal.raise_signal(signal.SIGHUP)
+        return 7
+
+    monkeypatch.setattr(serve_command, "_serve", build)
+    monkeypatch.setattr("gateway.server.server._SETTLE_S", 0.0)
+    arguments = make_parser().parse_args(["serve", "--config", str(folder / "config.toml")])
+    assert arguments.run(arguments) == 7
+    assert "SIGHUP has no effect: send it again when it runs" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
 def test_serve_without_any_bundle_exits_1(folder: Path) -> None:
     (folder / "config.toml").write_text('[models.gone]\npath = "gone"\n', encoding="utf-8")
     done = gateway("serve", "--port", 0, cwd=folder)
