@@ -8,8 +8,6 @@ from gateway.errors import ContextLengthExceeded, InvalidRequest
 from gateway.prompts.messages import EncodedInputs, EncodeInputs
 from gateway.text.tokens import TextTokenizer
 
-_CHARACTERS = 64  # of one token: more of them are cut before they are encoded, or refused
-
 
 def encode_inputs(tokens: TextTokenizer, request: EncodeInputs) -> EncodedInputs:
     """Raises ContextLengthExceeded for a too long text if `truncate` is false, InvalidRequest for an empty text."""
@@ -20,7 +18,7 @@ def encode_inputs(tokens: TextTokenizer, request: EncodeInputs) -> EncodedInputs
         where = f"{request.param}.{index}"
         if not text.strip() and not (second or "").strip():
             raise InvalidRequest(f"The text '{where}' is empty.", param=request.param)
-        limit = _CHARACTERS * request.longest
+        limit = request.most_characters
         is_long = len(text) + len(second or "") > limit
         text, second = _prepared(text[:limit], request), second and _lower(second[:limit], request)
         own, first, is_cut = tokens.encode_input(text, second, request.longest)

@@ -14,6 +14,8 @@ from gateway.errors import ContextLengthExceeded
 from gateway.generation import Chat, Grammar, Text
 from gateway.text.vocabulary import VocabularyTable
 
+_CHARACTERS = 64  # of one token of an encoder
+
 
 class Setup(Struct, frozen=True, kw_only=True):
     """The text files of a bundle, and the name of the dialect."""
@@ -65,6 +67,11 @@ class EncodeInputs(Struct, frozen=True, tag=True, kw_only=True):
     lower_case: bool = False
     longest: int  # tokens
     truncate: bool
+
+    @property
+    def most_characters(self) -> int:
+        """Of a text or a pair: more of them are cut before they are encoded, or refused."""
+        return _CHARACTERS * self.longest
 
 
 class Decode(Struct, frozen=True, tag=True, kw_only=True):

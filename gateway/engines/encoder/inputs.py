@@ -37,7 +37,8 @@ async def encode(inputs: Inputs, prompts: Prompts, info: EncoderInfo, longest: i
     ids: list[list[int]] = []
     firsts: list[int] = []
     cut = 0
-    for start, pairs in _groups(inputs.pairs):
+    most = request.most_characters + 1  # a longer one is refused or cut: the query is sent with each document
+    for start, pairs in _groups((first[:most], second[:most]) for first, second in inputs.pairs):
         encoded = await prompts.encode_inputs(replace(request, pairs=pairs, start=start), client)
         ids += encoded.ids
         firsts += encoded.firsts
@@ -46,7 +47,7 @@ async def encode(inputs: Inputs, prompts: Prompts, info: EncoderInfo, longest: i
         return EncodedInputs(ids=ids, firsts=firsts, cut=cut)
     texts = [(index, text) for index, text in enumerate(inputs.texts) if isinstance(text, str)]
     found: dict[int, list[int]] = {}
-    for first, group in _groups(tuple(text for _, text in texts)):
+    for first, group in _groups(text[:most] for _, text in texts):
         numbers = [index for index, _ in texts[first : first + len(group)]]
         encoded = await prompts.encode_inputs(replace(request, texts=group, start=numbers[0]), client)
         found |= zip(numbers, encoded.ids, strict=True)
@@ -108,7 +109,7 @@ def _own_ids(
     return list(ids) if len(ids) <= longest else [*ids[: longest - len(after)], *after]
 
 
-def _groups(parts: tuple[T, ...]) -> Iterator[tuple[int, list[T]]]:
+def _groups(parts: Iterable[T]) -> Iterator[tuple[int, list[T]]]:
     """The parts in groups of about `_GROUP` characters, each with the index of its first part."""
     start, group, size = 0, list[T](), 0
     for index, part in enumerate(parts):
