@@ -8,6 +8,7 @@ import re
 from gateway.errors import InvalidRequest, quote
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "\u00b5s": 1e-6, "\u03bcs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LONGEST = 100  # characters: the search in a text of megabytes would take seconds
 _PART = re.compile(r"(\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})(ns|us|\u00b5s|\u03bcs|ms|s|m|h)")
 FOREVER_S = -1.0
 
@@ -33,7 +34,7 @@ def _duration(text: str) -> float | None:
     sign, rest = (-1.0, text[1:]) if text.startswith("-") else (1.0, text.removeprefix("+"))
     if rest == "0":
         return 0.0
-    parts = _PART.findall(rest)
+    parts = _PART.findall(rest) if len(rest) <= _LONGEST else []
     if not parts or "".join(number + unit for number, unit in parts) != rest:
         return None
     return sign * sum(float(number) * _UNITS[unit] for number, unit in parts)
