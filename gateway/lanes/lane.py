@@ -115,7 +115,8 @@ class Lane:
         """Apply a table that differs only in keys that need no other engine. Another breaker begins closed."""
         self.config = config
         self.queue.max_waiting = config.queue
-        self.claim.configure(config)
+        if self.claim.configure(config):
+            self._loader.demand()
         self.breaker.configure(breaker)
 
     async def demand(self) -> None:
@@ -276,8 +277,6 @@ class Lane:
         """Say why the fallback answers a request, once a minute for each reason."""
         if (suffix := self._refusals.suffix(reason)) is not None:
             _log.warning("%s: %s; %s answers%s", self.name, reason, fallback, suffix)
-
-    # --- helpers
 
     def _guests(self) -> int:
         return self.config.max_sequences if self.engine.takes_turns else 0

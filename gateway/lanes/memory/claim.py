@@ -52,12 +52,14 @@ class Claim:
         self.began_at = 0.0  # when it was granted
         self.cache_freed_at: float | None = None
 
-    def configure(self, model: ModelConfig) -> None:
-        """Apply the keys of the model's table."""
+    def configure(self, model: ModelConfig) -> bool:
+        """Apply the keys of the model's table. True: they no longer say that its first request loads it."""
+        was_on_demand = self.is_on_demand
         if isinstance(model, ResidentModel):
             self.keep_alive_s, self.pinned = model.keep_alive, model.pinned
             self.is_on_demand = model.load == "demand"
         self.uses.on_change()
+        return was_on_demand and not self.is_on_demand
 
     @property
     def is_busy(self) -> bool:

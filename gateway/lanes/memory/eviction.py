@@ -70,12 +70,6 @@ def size_of(claim: Claim, budget_bytes: float) -> int:
     return int(min(claim.need.bytes, budget_bytes))
 
 
-def fits(claim: Claim, free_bytes: float, budget_bytes: float) -> bool:
-    """True if the free memory is enough. A model that needs none always fits."""
-    size = size_of(claim, budget_bytes)
-    return not size or size <= free_bytes
-
-
 def is_first(claim: Claim) -> bool:
     return claim.may_unload_others and claim.is_wanted
 

@@ -31,7 +31,6 @@ from gateway.lanes.memory.eviction import (
     QUIET_S,
     eviction_order,
     expires_at,
-    fits,
     has_cache,
     is_first,
     refusal,
@@ -119,8 +118,9 @@ class MemoryManager:
             raise
 
     def is_free_for(self, claim: Claim) -> bool:
-        """True if the model can be loaded now, and nothing has to be unloaded for it."""
-        return claim.state == "held" or fits(claim, self._free_bytes, self.budget_bytes)
+        """True if the model can be loaded now: nothing has to be unloaded for it, and no client is before it."""
+        is_behind = any(is_first(each) for each in self._waiting)
+        return claim.state == "held" or self._fits(claim, is_behind=is_behind)
 
     def ready(self, claim: Claim, peak_bytes: int, load_s: float) -> None:
         """The engine is loaded. `peak_bytes`: what the load took; 0: unknown."""
@@ -202,19 +202,25 @@ class MemoryManager:
 
     def _grant(self) -> None:
         """Grant free memory, in order."""
+        is_behind = False  # an earlier one that a client waits for
         for claim in self._in_order():
             assert claim.granted is not None
             if claim.granted.done():
                 continue
             if reason := refusal(claim, self._held, self.budget_bytes):
                 claim.granted.set_exception(ModelTooLarge(f"{claim.name} {reason}."))
-            elif fits(claim, self._free_bytes, self.budget_bytes):
+            elif self._fits(claim, is_behind=is_behind):
                 self._waiting.remove(claim)
                 self._held.append(claim)
                 claim.state, claim.bytes, claim.began_at = "held", size_of(claim, self.budget_bytes), self._clock()
                 claim.granted.set_result(None)
             elif is_first(claim):
-                break
+                is_behind = True
+
+    def _fits(self, claim: Claim, *, is_behind: bool) -> bool:
+        """True if the free memory is enough, and no earlier claim has it. A model that needs none always fits."""
+        size = size_of(claim, self.budget_bytes)
+        return not size or (not is_behind and size <= self._free_bytes)
 
     def _in_order(self) -> list[Claim]:
         """The waiting claims: those of waiting clients, then those that may unload others, then the rest."""

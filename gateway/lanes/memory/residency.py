@@ -67,9 +67,10 @@ class Residency:
     def exchange(self, old: Lane, new: Lane) -> None:
         """Let `new`, which the router has, follow `old`, which it no longer has: it loads when `old` has ended.
 
-        It loads without a request unless `old` is unloaded.
+        It loads without a request unless `old` is unloaded, or only its first request was to load it.
         """
-        new.follow(old, loads=not old.is_unloaded)
+        starts = old.claim.is_on_demand and not new.claim.is_on_demand
+        new.follow(old, loads=starts or not old.is_unloaded)
         old.successor, old.is_removed = new, new.name != old.name
         self._router.replaced.add(old)
         new.start()
@@ -89,6 +90,8 @@ class Residency:
         try:
             await self._leave(lane)
         except Exception as error:  # its files are gone
+            if self._router.lanes.get(claim.name) is not lane:
+                return  # a reload has removed the model meanwhile, and it is being closed
             _log.error("%s cannot be unloaded", claim.name, exc_info=error)
             claim.is_leaving, claim.pinned = False, True
 

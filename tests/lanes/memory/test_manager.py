@@ -319,6 +319,34 @@ async def test_load_after_a_failure_unloads_nothing() -> None:
 
 
 @in_virtual_time
+async def test_model_that_failed_once_is_loaded_after_another_client_has_waited_for_its_memory() -> None:
+    async with gateway(10, a=sized(5, ttft_s=30.0), b=sized(5), c=sized(10)) as (router, _):
+        busy = asyncio.create_task(ask(router, "a"))
+        await asyncio.sleep(LOAD_S + 1.0)
+        Engine.fault_share = 1.0
+        failing = asyncio.create_task(ask(router, "b"))
+        await asyncio.sleep(0.9)
+        waiting = asyncio.create_task(ask(router, "c"))  # for all of the memory: the retry of b is behind it
+        with pytest.raises(ModelNotReady):
+            await failing
+        Engine.fault_share = 0.0
+        await asyncio.gather(busy, waiting)
+        assert states(router) == "c"
+        await ask(router, "b")
+
+
+@in_virtual_time
+async def test_model_without_a_need_of_memory_waits_for_no_client() -> None:
+    async with gateway(10, a=sized(10, ttft_s=30.0), b=sized(10), p=sized(0)) as (router, _):
+        others = [asyncio.create_task(ask(router, "a"))]
+        await asyncio.sleep(0.1)
+        others.append(asyncio.create_task(ask(router, "b")))
+        await asyncio.sleep(0.1)
+        assert await ask(router, "p") == pytest.approx(LOAD_S + ANSWER_S)
+        await asyncio.gather(*others)
+
+
+@in_virtual_time
 async def test_model_that_grows_over_the_budget_is_not_cut_off_and_idle_ones_go() -> None:
     async with gateway(30, a=sized(10), b=sized(10), c=sized(10), p=sized(0), d=sized(15)) as (router, _):
         for name in "abc":

@@ -151,6 +151,16 @@ async def test_changed_model_loads_without_a_request_unless_it_was_unloaded() ->
 
 
 @in_virtual_time
+async def test_model_that_is_no_longer_loaded_on_demand_loads_at_once() -> None:
+    resting = {name: slow("old", load="demand") for name in ("main", "other")}
+    async with gateway(**resting) as made:
+        made.file.models(main=slow("old"), other=slow("new"))
+        await made.reloader.reload()
+        await asyncio.sleep(LOAD_S + 1.0)
+        assert [lane.engine.state for lane in made.router.status()] == ["ready", "ready"]
+
+
+@in_virtual_time
 async def test_removed_model_answers_what_it_has_accepted() -> None:
     async with gateway(main=slow(fallback="other"), other=model("other"), gone=slow("gone", max_sequences=1)) as made:
         running, queued = made.ask("gone"), made.ask("gone")
@@ -315,6 +325,21 @@ async def test_unload_while_the_model_is_changed_or_removed() -> None:
             await unloads[1]
         assert made.router.lanes["main"].config.aliases == ("b",)
         assert await answer_of(made.router, request("b")) == ("main", "old")
+
+
+@in_virtual_time
+async def test_model_that_is_removed_while_it_is_unloaded_for_another(caplog: pytest.LogCaptureFixture) -> None:
+    async with gateway(main=slow(), gone=slow()) as made:
+        running, claim = made.ask("gone"), made.router.lanes["gone"].claim
+        await asyncio.sleep(1.0)
+        release = asyncio.create_task(made.residency.release(claim))
+        await asyncio.sleep(0.05)  # its new lane is made
+        made.file.models(main=slow())
+        made.reloader._in_thread = at_once
+        await made.reloader.reload()
+        await release
+        assert claim.is_leaving and not claim.pinned and "cannot be unloaded" not in caplog.text
+        assert await running == ("gone", "fine")
 
 
 async def at_once(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
