@@ -86,5 +86,6 @@ class EmbeddingAnswer(Struct, frozen=True, kw_only=True):
     prompt_tokens: int
     device_s: float
     total_s: float
+    load_s: float = 0.0  # until a model that was loaded for it was ready
     cut_texts: int = 0  # texts that were longer than the model reads
     fallback_cause: str = ""  # why the requested model did not answer; "": it did

@@ -167,7 +167,8 @@ class Usage(Struct, frozen=True, kw_only=True):
 class Timings(Struct, frozen=True, kw_only=True):
     """How long a request took, in seconds from its acceptance by the lane. Only the lane makes these."""
 
-    queue_s: float = 0.0  # in the admission queue, and in the engine until the device began
+    load_s: float = 0.0  # until a model that was loaded for it was ready; 0: the model was loaded before
+    queue_s: float = 0.0  # after it, in the admission queue, and in the engine until the device began
     ttft_s: float | None = None  # time to first token; None: no token was generated
     device_s: float = 0.0  # inside device calls for this request
     total_s: float = 0.0

@@ -85,6 +85,7 @@ async def embedding_answer(answer: RoutedAnswer) -> EmbeddingAnswer:
         prompt_tokens=finished.usage.prompt_tokens,
         device_s=finished.timings.device_s,
         total_s=finished.timings.total_s,
+        load_s=finished.timings.load_s,
         fallback_cause=answer.fallback_cause,
         cut_texts=answer.cut_texts,
     )

@@ -46,6 +46,7 @@ class Job(AsyncIterator[Event]):
         self.budget: Budget | None = None  # of device time; None: the breaker is off
         self.others = 0  # other requests that were running when this one started
         self.accepted_at = clock()
+        self.load_s = 0.0  # that it waited for an engine that is loaded on demand
         self.run_at: float | None = None  # when the engine's `run` was called
         self.concluded = False
         self._is_read = False
@@ -119,7 +120,8 @@ class Job(AsyncIterator[Event]):
         if self.run_at is not None and meter.began_at is not None:
             engine_queue_s = meter.began_at - self.run_at
         return Timings(
-            queue_s=admitted_at - self.accepted_at + engine_queue_s,
+            load_s=self.load_s,
+            queue_s=max(0.0, admitted_at - self.accepted_at - self.load_s) + engine_queue_s,
             ttft_s=None if meter.first_token_at is None else meter.first_token_at - self.accepted_at,
             device_s=meter.device_s,
             total_s=now - self.accepted_at,

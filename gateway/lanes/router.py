@@ -125,6 +125,20 @@ class Router:
         error.requested = wanted
         raise error
 
+    def name_for(self, name: str | None, *needs: Capability) -> str:
+        """The model for a request that can name none. `needs`: what it must be able to do, the best first.
+
+        Without a name: the default model if it can do it, else the only model that can. "": several can, or none.
+        """
+        default = self.known(self.config.default_model or "")
+        for need in () if name else needs:
+            able = [each for each, lane in self.lanes.items() if need in lane.engine.status.capabilities]
+            if default is not None and default in able:
+                return default
+            if len(able) == 1:
+                return able[0]
+        return name or ""
+
     def defaults_for(self, name: str | None) -> Defaults:
         """The defaults of a request for `name`."""
         route = self.lookup(name)

@@ -28,7 +28,8 @@ class JobRunner:
     """Runs the jobs of one lane, each in the task that calls `run`.
 
     Args:
-        loaded: waits for an engine that is loaded on demand. Raises ModelNotReady if it could not be loaded.
+        loaded: waits for an engine that is loaded on demand. Returns the seconds that this took. Raises ModelNotReady
+            if it could not be loaded.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class JobRunner:
         engine: Engine,
         breaker: Breaker,
         forecast: LaneForecast,
-        loaded: Callable[[], Awaitable[None]],
+        loaded: Callable[[], Awaitable[float]],
     ) -> None:
         self._name = name
         self._engine = engine
@@ -55,7 +56,7 @@ class JobRunner:
         """
         try:
             async with asyncio.timeout(job.first_deadline_s) as limit:
-                await self._loaded()
+                job.load_s = await self._loaded()
                 with self._settled(job):
                     prepared = await self._engine.prepare(job.generation)
                 job.plan = prepared.plan

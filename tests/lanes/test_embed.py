@@ -77,6 +77,20 @@ async def test_model_of_another_kind_names_the_right_models(name: str, fields: d
 
 
 @in_virtual_time
+async def test_request_without_a_name_takes_the_only_model_that_can_answer_it() -> None:
+    async with routing(models()) as router:
+        assert router.name_for(None, "embeddings") == "vectors"
+        assert router.name_for("", "rerank", "embeddings") == "scores"
+        assert router.name_for("unknown", "embeddings") == "unknown"
+    two = models() | {"others": model(kind="encoder")}
+    async with routing(two) as router:
+        assert router.name_for(None, "embeddings") == ""
+        router.config = replace(router.config, default_model="others")
+        assert router.name_for(None, "embeddings") == "others"
+        assert router.name_for(None, "rerank", "embeddings") == "scores"
+
+
+@in_virtual_time
 async def test_chat_at_an_encoder_names_the_chat_models() -> None:
     async with routing(models()) as router:
         chat = Chat(messages=(Message(role="user", content="hello"),))

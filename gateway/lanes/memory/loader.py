@@ -130,11 +130,17 @@ class Loader:
             self.demand()
             self.check_in_time(limit_s)
 
-    async def loaded(self) -> None:
-        """Wait for an engine that is loaded on demand. Raises ModelNotReady if it could not be loaded."""
-        if self._demanded_at is not None:
-            await self.tried.wait()
-            self.check_ready()
+    async def loaded(self) -> float:
+        """Wait for an engine that is loaded on demand. Returns the seconds that this took: 0 if it was loaded before.
+
+        Raises ModelNotReady if it could not be loaded.
+        """
+        if self._demanded_at is None:
+            return 0.0
+        is_loading, began_at = not self.tried.is_set(), self._clock()
+        await self.tried.wait()
+        self.check_ready()
+        return self._clock() - began_at if is_loading else 0.0
 
     def check_ready(self, *, is_closed: bool = False) -> None:
         """Raises ModelNotReady with the reason, unless the engine is ready."""

@@ -14,7 +14,7 @@ from gateway.routes.embeddings_api.embed import embed, embedding_opt, truncates,
 from gateway.routes.embeddings_api.parse import inputs_of, purpose_of
 from gateway.routes.embeddings_api.wire import Embedding, EmbeddingList, EmbeddingsRequest, EmbeddingUsage
 from gateway.server.body import by_size, read_json
-from gateway.server.request import HttpRequest, request_number
+from gateway.server.request import HttpRequest, request_number, router_of
 
 _decoder = msgspec.json.Decoder(EmbeddingsRequest)
 _json = msgspec.json.Encoder()
@@ -24,12 +24,13 @@ _OPERATION = embedding_opt("Make embeddings of texts", EmbeddingsRequest, Embedd
 @post(["/v1/embeddings", "/embeddings"], status_code=200, opt=_OPERATION)
 async def embeddings(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _decoder)
+    model = router_of(request).name_for(body.model, "embeddings")
     wanted = EmbeddingRequest(
         id=f"embd-{request_number(request.scope)}",
-        model=body.model or "",
+        model=model,
         inputs=await by_size(request, inputs_of, body.input),
         purpose=purpose_of(body.input_type),
-        truncate=truncates(request, body.model or ""),
+        truncate=truncates(request, model),
         dimensions=body.dimensions or 0,
     )
     [answer] = await embed(request, wanted)

@@ -31,8 +31,9 @@ _OPERATION = embedding_opt("Rank documents by their relevance to a query", Reran
 async def rerank(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _decoder)
     texts = await by_size(request, texts_of, body.documents)
-    await _know_kind(request, body.model or "")
-    answers = await embed(request, *_wanted(request, body, texts))
+    name = router_of(request).name_for(body.model, "rerank", "embeddings")
+    await _know_kind(request, name)
+    answers = await embed(request, *_wanted(request, body, name, texts))
     scores = await _scores(request, answers)
     tokens = sum(answer.prompt_tokens for answer in answers)
     ranked = _ranked(scores, texts if body.return_documents else (), body.top_n or body.top_k or len(texts))
@@ -54,13 +55,12 @@ async def _know_kind(request: HttpRequest, name: str) -> None:
         await while_connected(request, residency.load(model.name))
 
 
-def _wanted(request: HttpRequest, body: RerankRequest, texts: tuple[str, ...]) -> list[EmbeddingRequest]:
+def _wanted(request: HttpRequest, body: RerankRequest, name: str, texts: tuple[str, ...]) -> list[EmbeddingRequest]:
     """One request for the scores of a cross-encoder; two for the vectors of an embedding model: query, documents."""
-    name, router = body.model or "", router_of(request)
     common = EmbeddingRequest(
         id=f"rerank-{request_number(request.scope)}", model=name, truncate=truncates(request, name), param="documents"
     )
-    if "embeddings" not in router.model(name).status.engine.capabilities:
+    if "embeddings" not in router_of(request).model(name).status.engine.capabilities:
         return [msgspec.structs.replace(common, pairs=tuple((body.query, text) for text in texts))]
     return [
         msgspec.structs.replace(common, inputs=(body.query,), purpose="query", param="query"),

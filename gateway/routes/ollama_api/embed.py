@@ -28,11 +28,15 @@ _EMBED_PROMPT = embedding_opt("Make an embedding of one text (Ollama)", PromptRe
 @post("/api/embed", status_code=200, opt=_EMBED)
 async def embed_texts(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _embed_decoder)
+    name = router_of(request).name_for(body.model, "embeddings")
     if not body.input:
-        return json_response(_reply(router_of(request).lookup(body.model).model))
+        model = router_of(request).lookup(name).model
+        return json_response(
+            EmbedReply(model=model, embeddings=[], total_duration=0, load_duration=0, prompt_eval_count=0)
+        )
     inputs = await by_size(request, inputs_of, body.input)
     truncate, dimensions = body.truncate is not False, body.dimensions or 0
-    wanted = _wanted(request, body, inputs, truncate=truncate, dimensions=dimensions)
+    wanted = _wanted(request, body, name, inputs, truncate=truncate, dimensions=dimensions)
     [answer] = await embed(request, wanted)
     return vectors_response(request, answer, _pieces(answer))
 
@@ -40,30 +44,42 @@ async def embed_texts(request: HttpRequest) -> ASGIApp:
 @post("/api/embeddings", status_code=200, opt=_EMBED_PROMPT)
 async def embed_prompt(request: HttpRequest) -> ASGIApp:
     body = await read_json(request, _prompt_decoder)
+    name = router_of(request).name_for(body.model, "embeddings")
     if not body.prompt:
-        router_of(request).lookup(body.model)
+        router_of(request).lookup(name)
         return json_response(PromptReply(embedding=[]))
-    [answer] = await embed(request, _wanted(request, body, inputs_of(body.prompt), param="prompt"))
+    [answer] = await embed(request, _wanted(request, body, name, inputs_of(body.prompt), param="prompt"))
     return json_response(PromptReply(embedding=list(answer.embedded.row(0))))
 
 
 def _wanted(
-    request: HttpRequest, body: EmbeddingFields, inputs: tuple[Input, ...], *, truncate: bool = True, **fields: Any
+    request: HttpRequest,
+    body: EmbeddingFields,
+    model: str,
+    inputs: tuple[Input, ...],
+    *,
+    truncate: bool = True,
+    **fields: Any,
 ) -> EmbeddingRequest:
     id = f"ollama-{request_number(request.scope)}"
     truncate, kept_s = truncation_of(request, truncate), keep_alive_s(body.keep_alive)
-    return EmbeddingRequest(id=id, model=body.model, inputs=inputs, truncate=truncate, keep_alive_s=kept_s, **fields)
+    return EmbeddingRequest(id=id, model=model, inputs=inputs, truncate=truncate, keep_alive_s=kept_s, **fields)
 
 
-def _reply(model: str, seconds: float = 0.0, tokens: int = 0) -> EmbedReply:
+def _reply(answer: EmbeddingAnswer) -> EmbedReply:
     """A reply without its vectors."""
-    total = round(seconds * 1e9)
-    return EmbedReply(model=model, embeddings=[], total_duration=total, load_duration=0, prompt_eval_count=tokens)
+    return EmbedReply(
+        model=answer.model,
+        embeddings=[],
+        total_duration=round(answer.total_s * 1e9),
+        load_duration=round(answer.load_s * 1e9),
+        prompt_eval_count=answer.prompt_tokens,
+    )
 
 
 def _pieces(answer: EmbeddingAnswer) -> Iterator[bytes]:
     """An `EmbedReply` as JSON: the text before the vectors, each of them, and the text after them."""
-    before, _, after = _json.encode(_reply(answer.model, answer.total_s, answer.prompt_tokens)).partition(b"[]")
+    before, _, after = _json.encode(_reply(answer)).partition(b"[]")
     yield before + b"["
     for index in range(len(answer.embedded.tokens)):
         yield (b"," if index else b"") + _json.encode(list(answer.embedded.row(index)))

@@ -97,10 +97,10 @@ def _call(call: ToolCall) -> OllamaCall:
 def _finished(reply: OllamaReply, reason: FinishReason, usage: Usage, timings: Timings) -> OllamaReply:
     reply.done, reply.done_reason = True, "length" if reason == "length" else "stop"
     reply.total_duration = _nanoseconds(timings.total_s)
-    reply.load_duration = 0  # models are loaded before the request
+    reply.load_duration = _nanoseconds(timings.load_s)
     reply.prompt_eval_count = usage.prompt_tokens
     ttft_s = timings.total_s if timings.ttft_s is None else timings.ttft_s
-    reply.prompt_eval_duration = _nanoseconds(ttft_s - timings.queue_s)
+    reply.prompt_eval_duration = _nanoseconds(max(0.0, ttft_s - timings.load_s - timings.queue_s))
     reply.eval_count = usage.completion_tokens
     reply.eval_duration = _nanoseconds(timings.total_s - ttft_s)
     return reply

@@ -106,7 +106,7 @@ class EmbeddingFields(Struct, kw_only=True):
     """The fields that /api/embed and /api/embeddings share."""
 
     unused: ClassVar[frozenset[str]] = frozenset(["options"])  # no option changes a vector
-    model: Annotated[str, Meta(min_length=1)]
+    model: str | None = None
     keep_alive: float | str | None = None  # as in OllamaRequest
 
 

@@ -13,6 +13,25 @@ import pytest
 RECORDED = json.loads((Path(__file__).parent / "recorded.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "model"),
+    [
+        ("/v1/embeddings", {"input": "x"}, "vectors"),
+        ("/v1/embeddings", {"input": "x", "model": ""}, "vectors"),
+        ("/api/embed", {"input": "x"}, "vectors"),
+        ("/api/embed", {}, "vectors"),
+        ("/api/embeddings", {"prompt": "x"}, None),
+        ("/v1/rerank", {"query": "x", "documents": ["x"]}, "scorer"),
+    ],
+)
+def test_request_without_a_model_takes_the_only_one_and_an_unknown_name_does_not(
+    http: httpx.Client, path: str, body: dict[str, Any], model: str | None
+) -> None:
+    reply = http.post(path, json=body)
+    assert (reply.status_code, reply.json().get("model")) == (200, model), reply.text
+    assert http.post(path, json={**body, "model": "text-embedding-3-small"}).status_code == 404
+
+
 @pytest.fixture(scope="module")
 def document(http: httpx.Client) -> dict[str, Any]:
     return dict(http.get("/schema").json())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import httpx
 import pytest
@@ -18,7 +19,12 @@ from tests.support.server import Running, config_of, serving, wait_until
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    models = {"a": model("fine", load="demand"), "pinned": model("fine", pinned=True)}
+    models = {
+        "a": model("fine", load="demand"),
+        "slow": model("fine", load="demand", load_s=0.1),
+        "vectors": model(kind="encoder", load="demand", load_s=0.1),
+        "pinned": model("fine", pinned=True),
+    }
     with serving(config_of(models), loaded=False) as running:
         yield running
 
@@ -34,6 +40,23 @@ def http(server: Running) -> Iterator[httpx.Client]:
 def ollama(server: Running) -> Iterator[Client]:
     with Client(host=server.url) as client:
         yield client
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/chat", {"model": "slow", "messages": [{"role": "user", "content": "x"}], "stream": False}),
+        ("/api/embed", {"model": "vectors", "input": "x"}),
+    ],
+)
+def test_load_duration_is_that_of_the_load_that_the_request_waited_for(
+    http: httpx.Client, path: str, body: dict[str, Any]
+) -> None:
+    first, second = (http.post(path, json=body).json() for _ in range(2))
+    assert 0 < first["load_duration"] <= first["total_duration"] and second["load_duration"] == 0
+    if path == "/api/chat":
+        spent = first["load_duration"] + first["prompt_eval_duration"] + first["eval_duration"]
+        assert spent <= first["total_duration"] + 3  # each is rounded
 
 
 @pytest.mark.parametrize(
