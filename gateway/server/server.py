@@ -125,14 +125,14 @@ class Server(uvicorn.Server):
         app.state.stop_server = partial(self.handle_exit, signal.SIGINT, None)
         self._no_grace = asyncio.Event()
         self._stop_requested = asyncio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None  # set when the main loop runs
+        self._loop: asyncio.AbstractEventLoop | None = None  # set by `serve`
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         with asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:  # uvicorn switches debug mode off
             runner.run(self.serve(sockets))
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._loop_failed)
         with ExitStack() as stack:
             if loop.get_debug():  # python -X dev, or PYTHONASYNCIODEBUG=1
@@ -170,14 +170,14 @@ class Server(uvicorn.Server):
             connection.transport.abort()
 
     async def main_loop(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         while not await self.on_tick(0):  # uvicorn renews its `Date` header at ticks 0, 10, 20, ...
-            due = self._loop.time() + _TICK_S
+            due = loop.time() + _TICK_S
             try:
                 async with asyncio.timeout_at(due):
                     await self._stop_requested.wait()
             except TimeoutError:
-                self._metrics.event_loop_delayed(self._loop.time() - due)
+                self._metrics.event_loop_delayed(loop.time() - due)
 
     async def on_tick(self, counter: int) -> bool:
         now = asyncio.get_running_loop().time()

@@ -12,12 +12,15 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.app import create_app
 from gateway.config.tables import ServerConfig
 from gateway.errors import ConfigError
-from gateway.server.server import bind, other_loopback
+from gateway.server.server import Server, bind, other_loopback
 from tests.support.paths import ROOT
 from tests.support.processes import PATIENCE_S, environment
-from tests.support.server import Running, wait_until
+from tests.support.reloading import File
+from tests.support.routing import model
+from tests.support.server import Running, config_of, wait_until
 
 PATH = "/v1/chat/completions"
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
@@ -87,6 +90,21 @@ def test_signal_stops_an_idle_server() -> None:
             assert process.wait(60) == 0
         finally:
             process.kill()
+
+
+def test_hangup_during_the_start_does_not_stop_the_server() -> None:
+    config = config_of({"m": model()})
+    seen: list[bool] = []
+
+    def started() -> None:
+        server._hung_up(1, None)
+        seen.append(server.should_exit)
+        server.handle_exit(signal.SIGTERM, None)
+
+    with bind(config.server) as listener:
+        server = Server(create_app(config, source=File(config)), config.server, started)
+        server.run([listener])
+    assert seen == [False]
 
 
 def test_delay_of_the_event_loop_is_measured_each_second(server: Running, http: httpx.Client) -> None:
