@@ -20,7 +20,7 @@ from gateway.routes.ollama_api.wire import OllamaChatRequest, OllamaGenerateRequ
 from gateway.routes.respond import answer, generation_opt, json_response
 from gateway.server.body import by_size, read_json
 from gateway.server.openapi_operation import Stream
-from gateway.server.request import HttpRequest, request_number, router_of
+from gateway.server.request import HttpRequest, request_number, router_of, while_connected
 
 _chat_decoder = msgspec.json.Decoder(OllamaChatRequest)
 _generate_decoder = msgspec.json.Decoder(OllamaGenerateRequest)
@@ -59,7 +59,7 @@ async def _load(request: HttpRequest, body: OllamaRequest, kind: Kind) -> ASGIAp
     model, residency = router_of(request).lookup(body.model).model, cast(Residency, request.app.state.residency)
     kept_s = keep_alive_s(body.keep_alive)
     if kept_s != 0:
-        await residency.load(model)
+        await while_connected(request, residency.load(model))
     if kept_s is not None:
         residency.keep_alive(model, kept_s)
     reply = reply_of(kind, model)

@@ -22,6 +22,7 @@ def server() -> Iterator[Running]:
     models = {
         "a": model("fine", load="demand"),
         "slow": model("fine", load="demand", load_s=0.1),
+        "endless": model("fine", load="demand", load_s=3600.0),
         "vectors": model(kind="encoder", load="demand", load_s=0.1),
         "pinned": model("fine", pinned=True),
     }
@@ -108,6 +109,16 @@ def test_request_without_a_prompt_loads_and_with_keep_alive_0_unloads(http: http
     assert ollama.generate("a", "x").response == "fine"
     rows = {row["model"]: row for row in http.get("/api/ps").json()["models"]}
     assert rows["a:latest"]["expires_at"] == FOREVER  # the time of the request before is that of an earlier load
+
+
+def test_client_that_leaves_waits_no_longer_for_the_load(server: Running) -> None:
+    """Else models of others were unloaded for it."""
+    claim = server.app.state.router.lanes["endless"].claim
+    body = b'{"model": "endless"}'
+    with server.connect() as connection:
+        connection.sendall(b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n" + body)
+        wait_until(lambda: claim.is_wanted, "the request does not wait for the load")
+    wait_until(lambda: not claim.is_wanted, "the load is still wanted")
 
 
 @pytest.mark.parametrize("path", ["chat", "generate"])
