@@ -46,18 +46,22 @@ def test_overhead_reports_cost_of_a_chunk(page: Path) -> None:
     assert "**a streamed chunk minus the bare engine, CPU time**" in run("overhead", page)
 
 
+@pytest.mark.slow
 def test_prediction_gives_same_tokens_in_every_way(page: Path, smollm2: Path) -> None:
     assert "Every way gave the same tokens." in run("prediction", page)
 
 
+@pytest.mark.slow
 def test_forecast_compares_predicted_and_measured_ttft(page: Path, smollm2: Path) -> None:
     assert "| prompt | predicted TTFT, ms | measured TTFT, ms | ratio |" in run("forecast", page)
 
 
+@pytest.mark.slow
 def test_threads_reports_each_call(page: Path, smollm2: Path) -> None:
     assert "| smollm2-135m | step of 4 | " in run("threads", page, "--threads", "1,2")
 
 
+@pytest.mark.slow
 def test_peers_leaves_out_a_server_that_is_not_installed(page: Path, smollm2: Path, tmp_path: Path) -> None:
     section = run("peers", page, "--peers", str(tmp_path / "none"))
     assert "|  | npu-gateway |\n" in section
