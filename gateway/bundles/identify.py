@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from importlib.resources.abc import Traversable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from msgspec import Struct
 
+from gateway.bundles.encoder.bundle import ENCODER_FILE, Kind
 from gateway.bundles.json_file import read_json, read_small_file
 from gateway.errors import BundleError
 
@@ -19,6 +20,7 @@ Layout = Literal[
     "graph",  # onnxruntime-genai's layout with one graph: for the CPU
     "pipeline",  # onnxruntime-genai's layout with stages: our builds, Olive, Foundry Local, AI Hub's ORT-GenAI export
     "genie",  # Genie's configuration and context binaries: AI Hub, AI Dev Home
+    "text-encoder",  # our build of an encoder: for embeddings, or for scores of documents
     "package",  # onnxruntime-genai's model package: variants in folders
     "gguf",  # weights for `source`
     "huggingface",  # weights for `source`
@@ -106,7 +108,7 @@ def _root(folder: Traversable) -> Traversable:
 
 
 def _configurations(names: Iterable[str]) -> set[str]:
-    return {"genai_config.json", "genie_config.json", "config.json", "manifest.json"} & set(names)
+    return {"genai_config.json", "genie_config.json", "config.json", "manifest.json", ENCODER_FILE} & set(names)
 
 
 def _has_model(names: Iterable[str]) -> bool:
@@ -114,6 +116,8 @@ def _has_model(names: Iterable[str]) -> bool:
 
 
 def _layout(root: Traversable, names: frozenset[str]) -> Layout:
+    if ENCODER_FILE in names and _read(root, ENCODER_FILE).get("kind") in get_args(Kind):
+        return "text-encoder"
     if "genai_config.json" in names:
         return _genai(_read(root, "genai_config.json"), names)
     if "genie_config.json" in names:

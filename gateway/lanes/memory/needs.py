@@ -6,6 +6,9 @@ ONNX Runtime packs some weights for its kernels, so the peak of a load is above 
 become floats on the CPU, so their factor is 2.3. 240 MB: the libraries of a worker and the process that prepares
 prompts (measured with SmolLM2-135M: 314 MB and 66 MB in use, with 116 MB of files). A longer context takes memory
 only when it is used.
+
+Of a bundle that its first request builds, only the source is known. Its weights are those of the source if that is on
+this machine or is a wheel that is known, else 0. So the estimate is at least 240 MB. The first load measures it.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from gateway.bundles.json_file import read_record, write_record
 from gateway.bundles.model_package import variant_folder
 from gateway.bundles.preflight.files import File, files_of, weight_bytes
 from gateway.bundles.stamp import read_stamp
-from gateway.config.tables import BundleModel, MemoryConfig, ModelConfig, ScriptedModel
+from gateway.config.tables import BundleModel, LocalModel, MemoryConfig, ModelConfig, ScriptedModel
+from gateway.engines.missing_bundle import wheel_of
 from gateway.errors import BundleError
 
 FILE = "memory.json"  # in the data folder
@@ -100,15 +104,28 @@ def budget_bytes(config: MemoryConfig) -> int:
 
 
 def estimate(model: ModelConfig) -> Need:
-    """From the files of the bundle, without loading it. 0 for a model that has no files, or that is not here yet."""
+    """From the files of the bundle or of its source, without loading it. 0 for a model that has none."""
     match model:
         case ScriptedModel(script=script):
             size = script.memory_mb * 1_000_000
             return Need(bytes=size, least_bytes=size, load_s=script.load_s)
         case BundleModel(path=path) if path:
             folder = Path(path).parent if Path(path).is_file() else Path(path)
-            return _of_bundle(model, folder) if folder.is_dir() else Need()
+            return _of_bundle(model, folder) if folder.is_dir() else _of_source(model)
     return Need()
+
+
+def _of_source(model: BundleModel) -> Need:
+    """Of a bundle that is not built yet."""
+    if not isinstance(model, LocalModel) or not model.source:
+        return Need()
+    wheel, path = wheel_of(model.source), Path(model.source)
+    weights = wheel.weights if wheel else sum(map(_size, (*path.glob("*.safetensors"), path)))
+    return Need(bytes=int(_PACKED * weights) + _PROCESSES)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _of_bundle(model: BundleModel, folder: Path) -> Need:

@@ -31,7 +31,7 @@ def try_folder(verdict: Verdict, folder: Path, soc: int | None, device: NpuDevic
     """
     try:
         _check_files(verdict, folder)
-        if verdict.layout != "graph" and runtime_version() and not verdict.refused:
+        if verdict.layout not in ("graph", "text-encoder") and runtime_version() and not verdict.refused:
             _check_binaries(verdict, variant_folder(folder), soc, mended)
             if device is not None:
                 _load(verdict, variant_folder(folder), device)
@@ -40,7 +40,7 @@ def try_folder(verdict: Verdict, folder: Path, soc: int | None, device: NpuDevic
 
 
 def _check_files(verdict: Verdict, folder: Path) -> None:
-    bundle = open_bundle(folder)
+    bundle = None if verdict.layout == "text-encoder" else open_bundle(folder)
     if isinstance(bundle, Bundle):
         check_graph_files(bundle)
     verdict.refused += [f"{damage}. Download the model again." for damage in check_hashes(folder) or ()]

@@ -12,6 +12,7 @@ from msgspec import Struct, field
 from msgspec.structs import asdict
 
 from gateway.bundles.bundle import no_tokenizer
+from gateway.bundles.encoder.bundle import files_of_encoder, load_encoder_bundle
 from gateway.bundles.genai_config import read_genai_config
 from gateway.bundles.genie.config import NAMES, read_config
 from gateway.bundles.identify import Layout, identify
@@ -130,6 +131,8 @@ def _read_configuration(verdict: Verdict, files: list[File], mended: Path | None
                 corrections = _genie(verdict, folder, names)
             case "pipeline" | "graph":
                 corrections = _genai(verdict, folder, names)
+            case "text-encoder":
+                return _encoder(verdict, folder, names)
             case _:
                 return
     verdict.corrected += corrections.sentences
@@ -158,6 +161,13 @@ def _genai(verdict: Verdict, folder: Path, names: set[str]) -> Corrections:
     if not config.tokenizer_dir and "tokenizer.json" not in names:
         verdict.missing.append(no_tokenizer(verdict.target, "").message)
     return correct_genai(folder)
+
+
+def _encoder(verdict: Verdict, folder: Path, names: set[str]) -> None:
+    info = load_encoder_bundle(folder).info
+    verdict.context = info.longest
+    absent = [name for name in files_of_encoder(info) if name not in names]
+    verdict.missing += [f"{name}, which every bundle of an encoder has: build it again" for name in absent]
 
 
 @contextmanager

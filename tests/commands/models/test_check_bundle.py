@@ -14,6 +14,7 @@ import pytest
 from gateway import cli
 from gateway.bundles.hashes import write_hashes
 from tests.bundles.test_identify import LAYOUTS, REFUSED, write
+from tests.support.encoders.workers import build
 from tests.support.model_server import serve_models
 
 Check = Callable[..., tuple[int, str]]
@@ -64,6 +65,21 @@ def test_published_bundle_loads_here(check: Check, published: Path) -> None:
     assert "  loaded     12 networks on the emulated NPU in " in text
     assert "  corrected  `poll` is off" in text
     assert contents(published) == before
+
+
+def test_encoder_is_examined_like_a_chat_model(check: Check, tmp_path: Path) -> None:
+    bundle = build(tmp_path, "bert-mean")
+    code, text = check(bundle, *ELITE)
+    assert code == 0 and text.startswith("bert-mean  loads on Snapdragon X Elite\n"), text
+    assert (
+        "  layout     an encoder, for embeddings or rankings\n" in text
+        and "0 MB of memory; context of 64 tokens" in text
+    )
+    assert verdict(check, zipped(bundle), *ELITE)["context"] == 64
+    assert verdict(check, tmp_path / "bert-mean-source", *ELITE)["layout"] == "huggingface"
+    (bundle / "tokenizer.json").unlink()
+    found = verdict(check, bundle, *ELITE)
+    assert not found["loads"] and "tokenizer.json" in found["missing"][0]
 
 
 def test_zip_and_url_give_the_verdict_of_the_folder(check: Check, published: Path) -> None:

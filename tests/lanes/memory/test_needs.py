@@ -10,8 +10,10 @@ import pytest
 from msgspec.structs import replace
 
 from gateway.bundles.stamp import BUNDLE_FORMAT, STAMP_FILE, Stamp
+from gateway.config.file import load_config
 from gateway.config.tables import GenieModel, LocalModel, MemoryConfig, UpstreamModel
 from gateway.lanes.memory.needs import Need, Needs, budget_bytes, estimate
+from tests.support.paths import ROOT
 from tests.support.routing import model
 
 
@@ -53,6 +55,20 @@ def test_models_without_files_need_nothing(tmp_path: Path) -> None:
         assert estimate(table) == Need()
     assert estimate(LocalModel(path=str(tmp_path / "damaged"))).least_bytes == 0
     assert estimate(model(memory_mb=7, load_s=2.0)) == Need(bytes=7_000_000, least_bytes=7_000_000, load_s=2.0)
+
+
+def test_bundle_that_the_first_request_builds_is_estimated_from_its_source(tmp_path: Path) -> None:
+    def need(source: str) -> int:
+        return estimate(LocalModel(path=str(tmp_path / "away"), source=source, load="demand")).bytes
+
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    (tmp_path / "model.gguf").write_bytes(bytes(2000))
+    least = need("hf:org/repo")
+    assert least == need(str(tmp_path / "none.gguf")) == 240_000_000
+    assert need(str(tmp_path)) == least + 1300 and need(str(tmp_path / "model.gguf")) == least + 2600
+    delivered = load_config(ROOT / "config.toml", {}).models["minilm"]
+    assert isinstance(delivered, LocalModel)
+    assert estimate(replace(delivered, path=str(tmp_path / "away"))).bytes == least + int(1.3 * 90_900_000)
 
 
 def test_measurement_is_kept_for_the_same_bundle_and_keys(tiny: Path, tmp_path: Path) -> None:
