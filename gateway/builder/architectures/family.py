@@ -117,13 +117,13 @@ class Family(Struct, frozen=True, kw_only=True):
             "kv_heads": int(settings.get("num_key_value_heads") or heads),
             "head_dim": (head_dim := int(settings.get("head_dim") or hidden // heads)),
             "ffn": int(settings["intermediate_size"]),
-            "vocab": int(settings["vocab_size"]),
+            "vocab": (vocab := int(settings["vocab_size"])),
             "rms_eps": float(settings["rms_norm_eps"]),
             "context_length": int(settings["max_position_embeddings"]),
             "tied_embeddings": tied,
-            "eos_ids": eos_ids,
-            "bos_id": settings.get("bos_token_id"),
-            "pad_id": settings.get("pad_token_id"),
+            "eos_ids": tuple(index for index in eos_ids if 0 <= index < vocab),
+            "bos_id": _token(settings.get("bos_token_id"), vocab),
+            "pad_id": _token(settings.get("pad_token_id"), vocab),
             "activation": self._activation(settings.get("hidden_act", "silu")),
         }
         _require_bounds(fields)
@@ -172,6 +172,11 @@ class Family(Struct, frozen=True, kw_only=True):
                 start = sum(_rows(before, config) for before in parts[: parts.index(part)])
                 return Stored(name=f"{stored}.{kind}", start=start, stop=start + _rows(part, config))
         return Stored(name=rest)
+
+
+def _token(index: Any, vocab: int) -> int | None:
+    """None for the id of a token that does not exist, as -1."""
+    return index if isinstance(index, int) and 0 <= index < vocab else None
 
 
 def _require_bounds(fields: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from gateway.bundles.encoder.bundle import ENCODER_FILE, GRAPH_FILE, EncoderInfo
 from gateway.bundles.json_file import LONGEST, read_json, read_optional_object
 from gateway.bundles.stamp import Activations
 from gateway.child import Progress
+from gateway.errors import BundleError, cut
 
 #: Attention needs memory for the square of the length: 16 heads and 2048 tokens take 270 MB.
 _LONGEST = 2048
@@ -59,7 +60,10 @@ def _calibrate(
         add_outputs(graph, linear.inputs)
         graph.save(info.architecture)
     progress("calibrating", 0.0)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library raises a bare Exception
+        raise BundleError(f"tokenizer.json cannot be read: {cut(str(error), 100)}. Download it again.") from error
     channels = find_channels(path, linear.inputs, tokenizer, info.longest)
     path.unlink()
     path.with_name(f"{path.name}.data").unlink()

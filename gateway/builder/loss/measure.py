@@ -14,6 +14,7 @@ from gateway.builder.graphs.matrices import row_groups
 from gateway.builder.loss.graph_parts import GraphParts, Ids, Rows, boundary_values
 from gateway.builder.sources.source import EMBEDDING, FINAL_NORM, HEAD, ModelSource
 from gateway.bundles.stamp import Loss
+from gateway.errors import BundleError, cut
 
 _TEXT = Path(__file__).parents[1] / "npu" / "calibration.txt"
 _TOKENS = 512  # of the text at most
@@ -24,11 +25,17 @@ Predictions = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
 def text_ids(source: ModelSource) -> Ids:
-    """The tokens of the calibration text, (tokens,)."""
+    """The tokens of the calibration text, (tokens,). Raises BundleError."""
     from tokenizers import Tokenizer
 
     text = _TEXT.read_text(encoding="utf-8")
-    ids = np.array(Tokenizer.from_str(source.tokenizer_json()).encode(text).ids[:_TOKENS], np.int64)
+    try:
+        tokenizer = Tokenizer.from_str(source.tokenizer_json())
+    except BundleError:
+        raise
+    except Exception as error:  # the library raises a bare Exception
+        raise BundleError(f"tokenizer.json cannot be read: {cut(str(error), 100)}. Download it again.") from error
+    ids = np.array(tokenizer.encode(text).ids[:_TOKENS], np.int64)
     return ids[ids < source.config.vocab]
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from gateway.builder.architectures.family import GGUF_KEYS
 from gateway.builder.architectures.find import GGUF_ARCHITECTURES, unsupported_architecture
-from gateway.builder.sources.source import EMBEDDING, HEAD, TransformerConfig, layer
+from gateway.builder.sources.source import EMBEDDING, FINAL_NORM, HEAD, TransformerConfig, layer
 from gateway.errors import BundleError
 
 Metadata = Callable[..., Any]  # metadata(key, default=None)
@@ -135,12 +135,13 @@ def check_graph(file: str, architecture: str, config: TransformerConfig, metadat
 
 
 def check_tensors(file: str, config: TransformerConfig, shape: Callable[[str], tuple[int, ...] | None]) -> None:
-    """Raise BundleError if a matrix does not have the size that the metadata says.
+    """Raise BundleError if a matrix, a bias or a norm does not have the size that the metadata says.
 
     Args:
-        shape: (rows, columns) of a tensor by its canonical name; None: it does not exist.
+        shape: (rows, columns), or (rows,), of a tensor by its canonical name; None: it does not exist.
     """
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    each_head = config.qk_norm == "head"
     parts = {
         "self_attn.q_proj": (queries, config.hidden),
         "self_attn.k_proj": (keys, config.hidden),
@@ -150,9 +151,18 @@ def check_tensors(file: str, config: TransformerConfig, shape: Callable[[str], t
         "mlp.up_proj": (config.ffn, config.hidden),
         "mlp.down_proj": (config.hidden, config.ffn),
     }
-    wanted = {EMBEDDING: (config.vocab, config.hidden), HEAD: (config.vocab, config.hidden)}
+    norms = {
+        **dict.fromkeys(("input_layernorm", "post_attention_layernorm"), config.hidden),
+        **dict.fromkeys(("attention_output_norm", "mlp_output_norm"), config.hidden),
+        "self_attn.q_norm": config.head_dim if each_head else queries,
+        "self_attn.k_norm": config.head_dim if each_head else keys,
+    }
+    table = (config.vocab, config.hidden)
+    wanted: dict[str, tuple[int, ...]] = {EMBEDDING: table, HEAD: table, FINAL_NORM: (config.hidden,)}
     for index in range(config.layers):
         wanted |= {layer(index, f"{part}.weight"): sizes for part, sizes in parts.items()}
+        wanted |= {layer(index, f"{part}.bias"): sizes[:1] for part, sizes in parts.items()}
+        wanted |= {layer(index, f"{part}.weight"): (size,) for part, size in norms.items()}
         if shape(layer(index, "mlp.down_proj.weight")) is None:
             break  # the tensor is named when it is read
     for name, sizes in wanted.items():

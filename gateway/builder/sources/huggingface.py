@@ -40,7 +40,12 @@ class HuggingFaceSource:
         self.config, self._folding = self._read(content)
         require_known(folder.name, self._weights.names, self.config, self._family.hugging_face)
         check_tensors(folder.name, self.config, self._shape)
-        self.generation = msgspec.convert(self._generation, GenerationDefaults, strict=False)
+        try:
+            self.generation = msgspec.convert(self._generation, GenerationDefaults, strict=False)
+        except msgspec.ValidationError as error:
+            raise BundleError(
+                f"{folder.name}: generation_config.json has a wrong value: {error}. Correct it."
+            ) from error
 
     def has(self, name: str) -> bool:
         stored = self._family.hugging_face(name, self.config)

@@ -10,7 +10,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from gateway.builder.graphs.matrices import Matrices
+from gateway.builder.loss.measure import text_ids
 from gateway.builder.sources.detect import open_source
 from gateway.builder.sources.source import EMBEDDING, HEAD
 from gateway.errors import BundleError
@@ -156,6 +159,47 @@ def test_unsupported_model_is_refused(tmp_path: Path, settings: dict[str, Any], 
     folder = write_tiny_folder(tmp_path / "m", **settings)
     with pytest.raises(BundleError, match=words):
         open_source(folder)
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.input_layernorm.weight", "model.norm.weight"])
+def test_norm_of_another_size_is_refused(tmp_path: Path, name: str) -> None:
+    """One number would be multiplied with all, and more or fewer only fail when the model is loaded."""
+    folder = write_tiny_folder(tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    for values in (tensors[name][:1], tensors[name][0]):
+        save_file(tensors | {name: np.array(values)}, folder / "model.safetensors")
+        with pytest.raises(BundleError, match=rf"m: {name} has [01] numbers, and its metadata says 64"):
+            open_source(folder)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_not_rounded(tmp_path: Path, value: float) -> None:
+    folder, name = write_tiny_folder(tmp_path / "m"), "model.layers.0.mlp.up_proj.weight"
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name][3, 5] = value
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(BundleError, match=r"up_proj\.weight has values that are no finite numbers\. Download"):
+        Matrices(open_source(folder)).matrix(name)
+
+
+def test_tokens_that_do_not_exist_are_no_special_tokens(tmp_path: Path) -> None:
+    wrong = {"bos_token_id": "x", "pad_token_id": -1, "eos_token_id": [10**30, -1, 2]}
+    config = open_source(write_tiny_folder(tmp_path / "m", **wrong)).config
+    assert config.bos_id is None and config.pad_id is None and config.eos_ids == (2, 0)
+
+
+def test_wrong_sampling_default_is_one_sentence(tmp_path: Path) -> None:
+    folder = write_tiny_folder(tmp_path / "m")
+    (folder / "generation_config.json").write_text('{"temperature": "warm"}', encoding="utf-8")
+    with pytest.raises(BundleError, match=r"m: generation_config\.json has a wrong value: .*temperature"):
+        open_source(folder)
+
+
+def test_tokenizer_of_another_kind_is_one_sentence(tmp_path: Path) -> None:
+    folder = write_tiny_folder(tmp_path / "m")
+    (folder / "tokenizer.json").write_text('{"a": 1}', encoding="utf-8")
+    with pytest.raises(BundleError, match=r"tokenizer\.json cannot be read: .* Download it again"):
+        text_ids(open_source(folder))
 
 
 def test_missing_or_malformed_file_is_named(tmp_path: Path) -> None:
