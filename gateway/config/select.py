@@ -34,3 +34,13 @@ def with_model(config: Config, name: str, table: Mapping[str, Any], file: Path, 
         keys["provider"] = provider
     with_it = replace(config, models={**config.models, name: kind(**keys)})
     return with_paths(with_it, file.absolute().parent, str(file))
+
+
+def waits_for_demand(model: ModelConfig) -> bool:
+    """True for a model whose bundle is missing and is built for its first request."""
+    return (
+        isinstance(model, LocalModel)
+        and model.load == "demand"
+        and bool(model.source)
+        and not Path(model.path).exists()
+    )

@@ -232,7 +232,10 @@ class Router:
         can = {each: lane.engine.status.capabilities for each, lane in self.lanes.items()}
         chain = self._chain(name)
         if can[chain[0].name] and need not in can[chain[0].name]:
-            raise wrong_kind(name, need, [each for each in can if need in can[each]])
+            others = [each for each in can if need in can[each]]
+            if need == "rerank":
+                others += [each for each in can if "embeddings" in can[each]]
+            raise wrong_kind(name, need, others)
         able = [lane for lane in chain if not can[lane.name] or need in can[lane.name]]
         return [lane for lane in able if need != "embeddings" or makes_same_vectors(chain[0], lane)]
 

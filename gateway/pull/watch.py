@@ -14,7 +14,7 @@ from gateway.bundles.stamp import plan_bundle, plan_start
 from gateway.config.file import has_keys, load_config
 from gateway.config.find import find_config, search
 from gateway.config.keys import key_warnings
-from gateway.config.select import only_model
+from gateway.config.select import only_model, waits_for_demand
 from gateway.config.tables import Config, GenieModel, LocalModel, ModelConfig, ServerConfig
 from gateway.config.toml_file import read_toml
 from gateway.config.value import quoted
@@ -62,7 +62,7 @@ class ConfigSource:
     def prepared(self, name: str, model: ModelConfig, models_dir: Path) -> ModelConfig:
         if isinstance(model, GenieModel) and not Path(model.path).exists():
             raise BundleError(f"There is no bundle {model.path}. `npu-gateway pull` downloads one.")
-        if not isinstance(model, LocalModel):
+        if not isinstance(model, LocalModel) or waits_for_demand(model):
             return model
         plan = plan_start(model, models_dir, lambda: self._has_npu(model.provider))
         provider: Provider = "cpu" if plan.waits_for_npu else model.provider

@@ -67,6 +67,7 @@ async def test_record_has_tokens_and_device_time() -> None:
         ("chat", {}, "'chat' does not make embeddings; use vectors"),
         ("scores", {}, "'scores' does not make embeddings; use vectors"),
         ("vectors", {"pairs": (("a", "b"),)}, "'vectors' does not make scores for documents; use scores"),
+        ("chat", {"pairs": (("a", "b"),)}, "'chat' does not make scores for documents; use scores or vectors"),
     ],
 )
 @in_virtual_time

@@ -146,6 +146,12 @@ def test_bundle_that_is_missing_or_must_be_built_is_refused(file: Path) -> None:
         source.prepared("late", GenieModel(path=str(folder / "late")), folder)
 
 
+def test_first_request_builds_a_missing_bundle_that_is_for_demand(file: Path) -> None:
+    folder = file.parent / "models"
+    model = LocalModel(path=str(folder / "late"), source="x.gguf", load="demand", provider="cpu")
+    assert source_of(file, models_provider="cpu").prepared("late", model, folder) is model
+
+
 def test_serve_name_keeps_the_models_that_it_left_out(file: Path) -> None:
     source = source_of(file, only="a")
     write(file, TEXT.replace("[models.b]", "queue = 3\n[models.b]") + '[models.c]\nengine = "scripted"\n')

@@ -133,6 +133,8 @@ class EncoderSource:
                 f"{index}.up.weight": (config.ffn, config.hidden),
                 f"{index}.down.weight": (config.hidden, config.ffn),
             }
+        if self.has(f"{config.layers}.up.weight"):
+            raise ValueError(f"the weights have more than {config.layers} layers")
         for name, size in sizes.items():
             if (found := self._find(name)) is not None and self._size(*found) != size:
                 raise BundleError(

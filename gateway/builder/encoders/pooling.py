@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from msgspec import Struct
@@ -22,6 +22,7 @@ _MODES: dict[str, Pooling] = {
     "pooling_mode_lasttoken": "last",
 }
 _NAMES: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "max": "max", "lasttoken": "last"}
+_T = TypeVar("_T", bound=Struct)
 _DOCUMENT = ("document", "passage", "corpus")
 
 
@@ -31,6 +32,27 @@ class Dense(Struct, frozen=True, kw_only=True):
     weight: NDArray[np.float32]
     bias: NDArray[np.float32] | None
     activation: Activation | None
+
+
+class _Module(Struct):
+    """One of modules.json. `path`: of its folder."""
+
+    type: str
+    path: str
+
+
+class _Lengths(Struct):
+    """sentence_bert_config.json."""
+
+    max_seq_length: float | None = None
+    do_lower_case: bool | None = None
+
+
+class _Prompts(Struct):
+    """config_sentence_transformers.json."""
+
+    prompts: dict[str, str | None] | None = None
+    default_prompt_name: str | None = None
 
 
 class SentenceSettings(Struct, frozen=True, kw_only=True):
@@ -46,31 +68,22 @@ class SentenceSettings(Struct, frozen=True, kw_only=True):
 
 def read_sentence_settings(folder: Path) -> SentenceSettings:
     """Without the files, the mean of the hidden states, as sentence-transformers does. Raises BundleError."""
-    try:
-        return _settings(folder)
-    except KeyError as error:
-        raise BundleError(f"{folder.name}: a file of sentence-transformers lacks {error}.") from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise BundleError(
-            f"{folder.name}: a file of sentence-transformers has a value of the wrong kind ({error})."
-        ) from error
-
-
-def _settings(folder: Path) -> SentenceSettings:
-    own = read_optional_object(folder / "sentence_bert_config.json")
+    own = _read_optional(folder / "sentence_bert_config.json", _Lengths)
     settings: dict[str, Any] = {}
     if (folder / "modules.json").is_file():
-        modules = read_json(folder / "modules.json", list[dict[str, Any]])
-        settings = _modules(folder, [(str(each["type"]).rpartition(".")[2], each["path"]) for each in modules])
-    longest = own.get("max_seq_length") or read_optional_object(folder / "tokenizer_config.json").get(
-        "model_max_length"
-    )
+        modules = read_json(folder / "modules.json", list[_Module])
+        settings = _modules(folder, [(each.type.rpartition(".")[2], each.path) for each in modules])
+    longest = own.max_seq_length or read_optional_object(folder / "tokenizer_config.json").get("model_max_length")
     return SentenceSettings(
         **settings,
-        longest=int(longest) if longest and longest < 1 << 20 else None,
-        lower_case=bool(own.get("do_lower_case")),
-        prefixes=_prefixes(read_optional_object(folder / "config_sentence_transformers.json")),
+        longest=int(longest) if isinstance(longest, int | float) and 1 <= longest < 1 << 20 else None,
+        lower_case=bool(own.do_lower_case),
+        prefixes=_prefixes(_read_optional(folder / "config_sentence_transformers.json", _Prompts)),
     )
+
+
+def _read_optional(path: Path, kind: type[_T]) -> _T:
+    return read_json(path, kind) if path.is_file() else kind()
 
 
 def _modules(folder: Path, modules: list[tuple[str, str]]) -> dict[str, Any]:
@@ -106,6 +119,8 @@ def _pooling(content: dict[str, Any]) -> Pooling:
 
 def _dense(folder: Path) -> Dense:
     content, weights = read_optional_object(folder / "config.json"), Weights(folder)
+    if "linear.weight" not in weights or len(weights.shape("linear.weight")) != 2:
+        raise BundleError(f"{folder.name} has no matrix linear.weight; its files are not complete.")
     activation = str(content.get("activation_function", "torch.nn.modules.linear.Identity")).rpartition(".")[2].lower()
     return Dense(
         weight=weights.tensor("linear.weight"),
@@ -114,9 +129,9 @@ def _dense(folder: Path) -> Dense:
     )
 
 
-def _prefixes(content: dict[str, Any]) -> dict[str, str]:
-    prompts: dict[str, str] = content.get("prompts") or {}
+def _prefixes(content: _Prompts) -> dict[str, str]:
+    prompts = {name: prompt or "" for name, prompt in (content.prompts or {}).items()}
     document = next((prompts[name] for name in _DOCUMENT if name in prompts), "")
-    default = prompts.get(content.get("default_prompt_name") or "", "")
+    default = prompts.get(content.default_prompt_name or "", "")
     found = {"": default, "query": prompts.get("query", ""), "document": document}
     return {purpose: prefix for purpose, prefix in found.items() if prefix}

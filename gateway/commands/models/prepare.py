@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from gateway.bundles.stamp import build_request, forget_failure, plan_bundle, plan_start
 from gateway.child import Progress, run_in_child
+from gateway.config.select import waits_for_demand
 from gateway.config.tables import Config, GenieModel, LocalModel, ModelConfig
 from gateway.errors import BundleError
 from gateway.qnn.detect import Provider, npu_for, variant_here
@@ -42,7 +43,7 @@ def prepare(config: Config, *, all_now: bool = False) -> Config:
 
     for name, model in config.models.items():
         models[name] = model
-        if _waits_for_demand(model) and not all_now:
+        if waits_for_demand(model) and not all_now:
             skipped += 1
             continue
         try:
@@ -56,16 +57,6 @@ def prepare(config: Config, *, all_now: bool = False) -> Config:
     if failures and len(failures) == len(config.models) - skipped:
         raise BundleError("No model can be served.")
     return replace(config, models=models)
-
-
-def _waits_for_demand(model: ModelConfig) -> bool:
-    """True for a model whose bundle is missing and is built for its first request."""
-    return (
-        isinstance(model, LocalModel)
-        and model.load == "demand"
-        and bool(model.source)
-        and not Path(model.path).exists()
-    )
 
 
 def _require_bundle(model: GenieModel) -> None:

@@ -9,7 +9,7 @@ from gateway.errors import InvalidRequest, quote
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "\u00b5s": 1e-6, "\u03bcs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST = 100  # characters: the search in a text of megabytes would take seconds
-_PART = re.compile(r"(\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})(ns|us|\u00b5s|\u03bcs|ms|s|m|h)")
+_PART = re.compile(r"(\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})(ns|us|\u00b5s|\u03bcs|ms|s|m|h)", re.ASCII)
 FOREVER_S = -1.0
 
 

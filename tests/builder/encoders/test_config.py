@@ -11,7 +11,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gateway.builder.encoders.families.find import is_encoder, open_encoder
-from gateway.builder.encoders.pooling import read_sentence_settings
 from gateway.errors import BundleError
 from tests.support.encoders.models import write_folder
 
@@ -28,6 +27,7 @@ def change(file: Path, **settings: Any) -> Path:
     ("settings", "words"),
     [
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
+        ({"num_hidden_layers": 1}, "the weights have more than 1 layers"),
         ({"num_attention_heads": 0}, "a size is not positive"),
         ({"hidden_size": 96}, r"has other sizes than config\.json states for it, 96 x 96"),
         ({"intermediate_size": 40}, r"has other sizes than config\.json states for it, 40 x 48"),
@@ -56,19 +56,3 @@ def test_matrix_of_another_size_is_named(tmp_path: Path) -> None:
 def test_model_type_that_is_no_text_is_no_encoder(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": ["bert"]}', encoding="utf-8")
     assert not is_encoder(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("file", "content"),
-    [
-        ("modules.json", [{"path": "1_Pooling"}]),
-        ("modules.json", [{"type": "x.Pooling", "path": 3}]),
-        ("sentence_bert_config.json", {"max_seq_length": "many"}),
-        ("config_sentence_transformers.json", {"prompts": ["query: "]}),
-    ],
-    ids=str,
-)
-def test_wrong_file_of_sentence_transformers_is_one_sentence(tmp_path: Path, file: str, content: Any) -> None:
-    (tmp_path / file).write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(BundleError, match="a file of sentence-transformers "):
-        read_sentence_settings(tmp_path)

@@ -60,6 +60,7 @@ def test_zero_is_stored_as_it_is_in_the_second_format(tmp_path: Path) -> None:
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "'bitsandbytes' cannot be read"),
         ({"quant_method": "fp8"}, "'fp8' cannot be read"),
         ({"quant_method": "mxfp4"}, "'mxfp4' cannot be read"),
+        ({"quant_method": ["gptq"]}, r"quantised by .* cannot be read"),
         ({"bits": 3}, "GPTQ weights with 3 bits cannot be read. Use"),
         ({"group_size": 24}, "GPTQ weights with groups of 24"),
         ({"group_size": "many"}, "quantization_config in config.json is wrong"),

@@ -77,12 +77,13 @@ def test_load_duration_is_that_of_the_load_that_the_request_waited_for(
         ("+2s", 2.0),
         ("300ms", 0.3),
         ("1e3s", None),
+        ("\u0663m", None),
         ("24h", 86400.0),
         (1e30, -1.0),
     ],
 )
 def test_every_form_of_keep_alive(value: float | str | None, seconds: float | None) -> None:
-    if value == "1e3s":
+    if value is not None and seconds is None:
         with pytest.raises(InvalidRequest):
             keep_alive_s(value)
     else:
