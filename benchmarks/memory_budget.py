@@ -70,7 +70,7 @@ def serve(config: str) -> None:
 
     made = load_config(Path(config))
 
-    def make_engine(name: str, model: ModelConfig, models_dir: Path) -> LocalEngine:
+    def make_engine(name: str, model: ModelConfig, models_dir: Path, budget_bytes: float = 0.0) -> LocalEngine:
         assert isinstance(model, LocalModel)
         return LocalEngine(name, model, models_dir, entry=padded_worker)
 

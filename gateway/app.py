@@ -114,7 +114,7 @@ def create_app(
     memory = MemoryManager(budget_bytes(config.memory), needs)
 
     def lane_of(name: str, model: ModelConfig, config: Config, engine: Engine | None = None) -> Lane:
-        engine = engine or make_engine(name, model, config.models_dir)
+        engine = engine or make_engine(name, model, config.models_dir, memory.budget_bytes)
         breaker = model.breaker or config.breaker
         longest_s = config.server.timeout_s
         return Lane(name, model, engine, breaker, metrics=metrics, timeout_s=longest_s, memory=memory)

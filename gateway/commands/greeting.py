@@ -117,6 +117,8 @@ def _model_lines(model: ModelInfo, defaults: Defaults, problem: str) -> Iterator
         return
     context = f"  context {engine.context_length}" if engine.context_length else ""
     yield f"  {model.name}  {engine.state} on {engine.device}{context}{also}"
+    if engine.context_note:
+        yield f"    {engine.context_note}"
     if budget := model.status.breaker.budget:
         yield f"    an answer is slow above {budget}"
     if not _chats(model):

@@ -172,7 +172,8 @@ class BundleModel(ResidentModel, frozen=True, forbid_unknown_fields=True, kw_onl
     path: str = ""
     #: How the model writes tool calls and reasoning: hermes, llama, mistral, ... "": found by the chat template.
     dialect: str = ""
-    context_length: Natural = 0  # 0: the value of the bundle; a smaller value needs less memory
+    #: 0: the value of the bundle, on the CPU limited by [memory] budget_mb; a smaller value needs less memory.
+    context_length: Natural = 0
     prefix_cache: bool = True  # keep the KV cache of finished requests for those that begin with the same text
     load_timeout_s: Seconds = 600.0  # time limit for compile, load and warm-up together
 

@@ -28,6 +28,7 @@ class EngineStatus(Struct, frozen=True, kw_only=True):
     soc: int | None = None  # Qualcomm's number of the NPU's chip; None: unknown, or no NPU
     mode_refusal: str = ""  # why the NPU's driver refuses burst mode; "": it accepts it, or there is no NPU
     context_length: int = 0
+    context_note: str = ""  # one sentence if the context is limited for the memory; "": it is not
     restarts: int = 0
     #: provider name -> number of graph nodes that it runs, summed over the graphs of the bundle
     placement: dict[str, int] = field(default_factory=dict)

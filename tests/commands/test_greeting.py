@@ -68,6 +68,12 @@ def test_npu_line_has_the_first_reason(model: Any, engine: dict[str, Any], inter
     assert "".join(npu_line(Config(models={"m": model}), [info(**engine)], interpreter)) == line
 
 
+def test_limited_context_is_shown() -> None:
+    model = info(context_length=512, context_note="context 512 of 1024: memory")
+    config = Config(models={"m": LocalModel(path="m", provider="cpu")})
+    assert "  context 512 of 1024: memory\n" in greeting(config, [model], {"m": Defaults()}, 1, {})
+
+
 def test_x64_python_on_arm_gets_the_address_of_the_right_one() -> None:
     assert "https://www.python.org/downloads/windows/" in X64.problem
     assert ARM.problem == LINUX.problem == ""

@@ -9,7 +9,8 @@ import pytest
 from gateway.bundles.encoder.bundle import ENCODER_FILE
 from gateway.config.tables import LocalModel
 from gateway.engines.by_kind import BundleEngine
-from gateway.errors import BundleError
+from gateway.errors import BundleError, ModelTooLarge
+from gateway.lanes.memory.needs import estimate
 
 
 @pytest.mark.asyncio
@@ -25,3 +26,21 @@ async def test_bundle_that_comes_later_decides_the_kind(tmp_path: Path) -> None:
     assert engine.status.capabilities == ("embeddings", "rerank")
     await engine.aclose()
     assert engine.status.state == "closed"
+
+
+@pytest.mark.asyncio
+async def test_context_is_limited_by_the_budget_and_a_configured_one_is_refused(long_tiny: Path) -> None:
+    """Of 8192 tokens. The estimate before the load has the same number."""
+    folder, name = long_tiny.parent, long_tiny.name
+    unlimited = estimate(LocalModel(path=str(long_tiny))).window
+    assert unlimited and unlimited.context == 8192
+    budget = 1.5 * unlimited.bytes
+    engine = BundleEngine("m", LocalModel(path=name, threads=1), folder, budget_bytes=budget)
+    await engine.start()
+    status = engine.status
+    await engine.aclose()
+    assert status.context_length == 6144 and status.context_note.startswith("context 6144 of 8192: ")
+    assert estimate(LocalModel(path=str(long_tiny)), budget).context_length == 6144
+    configured = LocalModel(path=name, context_length=8192)
+    with pytest.raises(ModelTooLarge, match=r"^m needs .* set context_length to at most 7372, lower max_sequences"):
+        await BundleEngine("m", configured, folder, budget_bytes=0.9 * unlimited.bytes).start()

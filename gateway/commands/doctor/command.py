@@ -136,6 +136,7 @@ def _with(arguments: argparse.Namespace, config: Config) -> Iterator[Finding]:
     from gateway.commands.doctor import gateway_state, models, port, resources, upstream
     from gateway.commands.running import find
     from gateway.config.find import find_config
+    from gateway.lanes.memory.needs import budget_bytes
 
     if arguments.url:
         find.checked_url(arguments.url)
@@ -156,8 +157,9 @@ def _with(arguments: argparse.Namespace, config: Config) -> Iterator[Finding]:
         yield from bounded("port", _SHORT_S, lambda: port.port(config.server))
     yield from bounded("memory", _SHORT_S, lambda: resources.resources(config, is_running=is_running))
     yield from bounded("upstream", _SHORT_S, lambda: upstream.upstream(config))
+    budget = budget_bytes(config.memory)
     for name, model in config.models.items():
-        yield from bounded(f"model {name}", _LOAD_S, partial(models.files, name, model))
+        yield from bounded(f"model {name}", _LOAD_S, partial(models.files, name, model, budget))
     yield from bounded("settings", _SHORT_S, lambda: _devices(config))
     if not arguments.quick:
         yield from _loading(config, found, state)

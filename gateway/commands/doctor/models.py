@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +19,11 @@ OTHER = "`npu-gateway catalog` lists models for this NPU"
 _PULL = "`npu-gateway pull` downloads a model; `npu-gateway list` shows those on the disk"
 
 
-def files(name: str, model: ModelConfig) -> Iterator[Finding]:
-    """The state of a model's files. Nothing is loaded."""
+def files(name: str, model: ModelConfig, budget: float = math.inf) -> Iterator[Finding]:
+    """The state of a model's files. Nothing is loaded. `budget`: bytes for all models together."""
     if isinstance(model, UpstreamModel):
         return
-    found, what = examine(model), f"model {name}"
+    found, what = examine(model, budget), f"model {name}"
     match found.state:
         case "ready":
             waits = isinstance(model, LocalModel) and npu_build(model, bundle_folders(model)[0])

@@ -36,13 +36,13 @@ def read_memory() -> Memory:
 
 def needs_of(config: Config, measured: Needs) -> dict[str, Need]:
     """What each model on this machine needs. Nothing is loaded."""
-    found = {}
+    found, budget = {}, budget_bytes(config.memory)
     for name, model in config.models.items():
         folders = [folder for folder in bundle_folders(model) if folder.is_dir()]
         uses_npu = may_have_npu() or getattr(model, "provider", "qnn") == "qnn"
         if folders and isinstance(model, BundleModel):  # the first one is for the CPU
             used = folders if uses_npu else folders[:1]
-            needs = [measured.of(replace(model, path=str(folder))) for folder in used]
+            needs = [measured.of(replace(model, path=str(folder)), budget) for folder in used]
             found[name] = max(needs, key=lambda need: need.least_bytes)
     return found
 
@@ -59,7 +59,11 @@ def memory_findings(needs: Mapping[str, Need], memory: Memory, budget: int, *, i
         f"{name} {'' if need.is_measured else 'about '}{megabytes(need.bytes)}" for name, need in needs.items()
     )
     what = f"needed: {sizes}; all models together have {megabytes(budget)}" if needs else "no model is here yet"
-    if large := [name for name, need in needs.items() if need.least_bytes > budget]:
+    refused = ((name, need.window.refusal(budget)) for name, need in needs.items() if need.window)
+    if too_long := next((f"{name} {reason}" for name, reason in refused if reason), ""):
+        because, _, step = too_long.partition(": ")
+        yield Finding("bad", "memory", f"{what}; {because}", "memory", because, step)
+    elif large := [name for name, need in needs.items() if need.least_bytes > budget]:
         because = f"{large[0]} needs {megabytes(needs[large[0]].least_bytes)}, and all models have {megabytes(budget)}"
         yield Finding("bad", "memory", f"{what}; {because}", "memory", because, _SMALLER)
     elif needed > budget:

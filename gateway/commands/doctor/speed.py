@@ -185,9 +185,11 @@ async def _generate(name: str, model: ModelConfig, config: Config, limit_s: floa
     from gateway.engines.factory import make_engine
     from gateway.generation import Finished, Generation, Text
     from gateway.lanes.lane import Lane
+    from gateway.lanes.memory.needs import budget_bytes
     from gateway.sampling import Sampling
 
-    lane = Lane(name, model, make_engine(name, model, config.models_dir), model.breaker or config.breaker)
+    engine = make_engine(name, model, config.models_dir, budget_bytes(config.memory))
+    lane = Lane(name, model, engine, model.breaker or config.breaker)
     try:
         async with asyncio.timeout(limit_s):
             if fault := await lane.load():

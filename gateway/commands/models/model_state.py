@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ class ModelState(Struct, frozen=True, kw_only=True):
     state: Literal["ready", "missing", "broken", "remote", "scripted"]
     detail: str = ""
     context_length: int = 0  # tokens that it serves
+    context_note: str = ""  # one sentence if the context is limited for the memory; "": it is not
     bytes: int = 0
     numbers: str = ""  # the number format of the weights of a bundle that was built here, and what it changes
     published: str = ""  # the speed that a pulled model has on a chip, by its publisher: "21.2 tokens/s on x-elite"
@@ -46,8 +48,8 @@ def bundle_folders(model: ModelConfig | BundleModel) -> list[Path]:
     return [folder for folder in both if folder.is_dir()] or [path]
 
 
-def examine(model: ModelConfig) -> ModelState:
-    """Check the files of a model, without a runtime."""
+def examine(model: ModelConfig, budget_bytes: float = math.inf) -> ModelState:
+    """Check the files of a model, without a runtime. `budget_bytes`: for all models together."""
     match model:
         case UpstreamModel(url=url):
             return ModelState(state="remote", detail=url)
@@ -57,9 +59,10 @@ def examine(model: ModelConfig) -> ModelState:
             return replace(_examine_genie(model, Path(path)), published=_published(bundle_folders(model)[0]))
         case LocalModel():
             folder = bundle_folders(model)[0]
-            found = replace(_examine_bundle(model, folder), published=_published(folder))
+            found = replace(_examine_bundle(model, folder, budget_bytes), published=_published(folder))
             numbers = _numbers(folder)
-            return replace(found, numbers=numbers, detail=found.detail or npu_build(model, folder) or numbers)
+            details = (found.context_note, found.detail or npu_build(model, folder) or numbers)
+            return replace(found, numbers=numbers, detail="; ".join(filter(None, details)))
 
 
 def npu_build(model: LocalModel, folder: Path) -> str:
@@ -87,11 +90,12 @@ def _published(folder: Path) -> str:
     return f"{speed:.1f} tokens/s on {origin.chip}" if origin and speed else ""
 
 
-def _examine_bundle(model: LocalModel, path: Path) -> ModelState:
+def _examine_bundle(model: LocalModel, path: Path, budget_bytes: float) -> ModelState:
     from gateway.bundles.disk import folder_bytes
     from gateway.bundles.encoder.bundle import is_encoder_bundle
     from gateway.bundles.genie.bundle import GenieBundle
     from gateway.bundles.graph_files import check_graph_files, has_open_rows
+    from gateway.bundles.kv_cache.window import read_window
     from gateway.bundles.open import open_bundle
     from gateway.bundles.static_pipeline import OPEN_ROWS
 
@@ -107,8 +111,11 @@ def _examine_bundle(model: LocalModel, path: Path) -> ModelState:
         limit = OPEN_ROWS if has_open_rows(bundle) else bundle.config.context_length
     except BundleError as error:
         return ModelState(state="broken", detail=error.message)
-    served = min(bundle.config.context_length, model.context_length or limit)
-    return ModelState(state="ready", context_length=served, bytes=folder_bytes(path))
+    sizes = {"sequences": model.max_sequences, "configured": model.context_length}
+    window = read_window(path, **sizes, budget_bytes=budget_bytes)
+    served = window.context if window else min(bundle.config.context_length, model.context_length or limit)
+    note = window.note if window else ""
+    return ModelState(state="ready", context_length=served, bytes=folder_bytes(path), context_note=note)
 
 
 def _examine_encoder(model: LocalModel, path: Path) -> ModelState:

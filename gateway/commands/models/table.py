@@ -16,7 +16,7 @@ from gateway.errors import GatewayError
 if TYPE_CHECKING:
     from gateway.commands.models.model_state import ModelState
     from gateway.config.tables import Config, ModelConfig
-    from gateway.lanes.memory.needs import Need, Needs
+    from gateway.lanes.memory.needs import Needs
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -37,13 +37,15 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.commands.greeting import silent_servers
     from gateway.commands.models.model_state import examine
     from gateway.commands.models.prepare import prepare
+    from gateway.lanes.memory.needs import budget_bytes
 
     if arguments.prepare:
         config = prepare(config, all_now=True)
-    states = {name: examine(model) for name, model in config.models.items()}
+    budget = budget_bytes(config.memory)
+    states = {name: examine(model, budget) for name, model in config.models.items()}
     running = _running(arguments, config) | asyncio.run(silent_servers(config))
     if arguments.json:
-        rows = [_row(name, model, states[name], running.get(name)) for name, model in config.models.items()]
+        rows = [_row(name, model, states[name], running.get(name), budget) for name, model in config.models.items()]
         print(json.dumps(rows, indent=2))
     else:
         _write(config, states, running)
@@ -63,7 +65,7 @@ def _running(arguments: argparse.Namespace, config: Config) -> dict[str, str]:
     return {model.model: str(model) for model in state.models} if state else {}
 
 
-def _row(name: str, model: ModelConfig, state: ModelState, running: str | None) -> dict[str, Any]:
+def _row(name: str, model: ModelConfig, state: ModelState, running: str | None, budget: int) -> dict[str, Any]:
     from gateway.config.tables import BundleModel
 
     return {
@@ -74,7 +76,7 @@ def _row(name: str, model: ModelConfig, state: ModelState, running: str | None) 
         "path": model.path if isinstance(model, BundleModel) else "",
         **state.as_dict(),
         "running": running,
-        "memory_bytes": (need := _need(model)).bytes,
+        "memory_bytes": (need := _needs().of(model, budget)).bytes,
         "memory_is_measured": need.is_measured,
         "load_s": need.load_s,
     }
@@ -88,10 +90,6 @@ def _needs() -> Needs:
     return Needs(data_folder() / FILE)
 
 
-def _need(model: ModelConfig) -> Need:
-    return _needs().of(model)
-
-
 def _write(config: Config, states: Mapping[str, ModelState], running: Mapping[str, str]) -> None:
     from gateway.bundles.disk import megabytes
 
@@ -103,7 +101,10 @@ def _write(config: Config, states: Mapping[str, ModelState], running: Mapping[st
         *(Column("size", right=True, shown=megabytes), "also as", "fallback", "published", "detail", "now"),
         Column("memory", right=True, shown=memory),
     )
-    needs = {name: _need(model) for name, model in config.models.items()}
+    from gateway.lanes.memory.needs import budget_bytes
+
+    budget = budget_bytes(config.memory)
+    needs = {name: _needs().of(model, budget) for name, model in config.models.items()}
     measured = {need.bytes: need.is_measured for need in needs.values()}
     rows = [
         (*_fields(name, model, states[name]), running.get(name, ""), needs[name].bytes or None)

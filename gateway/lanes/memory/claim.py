@@ -51,6 +51,7 @@ class Claim:
         self.ready_at: float | None = None  # when the engine was ready; None: it is not loaded
         self.began_at = 0.0  # when it was granted
         self.cache_freed_at: float | None = None
+        self.is_freeing = False  # its cache was freed, and it was not measured since then
 
     def configure(self, model: ModelConfig) -> bool:
         """Apply the keys of the model's table. True: they no longer say that its first request loads it."""
@@ -70,6 +71,11 @@ class Claim:
     def is_wanted(self) -> bool:
         """True if a client waits for the load."""
         return bool(self.uses) or bool(self.loads)
+
+    @property
+    def cache_bytes(self) -> int:
+        """What it has grown since its load. Without its cache it gives that back."""
+        return max(0, self.bytes - self.need.least_bytes)
 
     @property
     def last_used_at(self) -> float:

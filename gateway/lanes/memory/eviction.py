@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gateway.bundles.disk import megabytes
 from gateway.lanes.memory.claim import Claim
 
 QUIET_S = 10.0
+FREEING_S = 5.0  # a freed cache must be measured in this time; else models are unloaded
 
 
 def victims(waiting: Sequence[Claim], held: Sequence[Claim], budget_bytes: float, now: float) -> list[Claim]:
@@ -19,7 +20,7 @@ def victims(waiting: Sequence[Claim], held: Sequence[Claim], budget_bytes: float
         held: what is in memory.
         now: by the clock of the claims.
     """
-    if any(each.is_leaving for each in held):  # one step, then look again
+    if any(each.is_leaving or each.is_freeing for each in held):  # one step, then look again
         return []
     free = budget_bytes - sum(each.bytes for each in held)
     first = next((each for each in waiting if is_first(each)), None)
@@ -33,7 +34,30 @@ def victims(waiting: Sequence[Claim], held: Sequence[Claim], budget_bytes: float
     return []
 
 
-def _chosen(missing: float, candidates: list[Claim]) -> list[Claim]:
+def caches(waiting: Sequence[Claim], held: Sequence[Claim], budget_bytes: float, now: float) -> list[Claim]:
+    """The idle models whose KV caches are freed now, in place of unloading any. Empty if that is not enough.
+
+    Args: see `victims`. A pinned model keeps only its weights, if that is enough together with what can be unloaded.
+    """
+    if any(each.is_leaving or each.is_freeing for each in held):
+        return []
+    free = budget_bytes - sum(each.bytes for each in held)
+    idle = [each for each in held if has_cache(each) and each.stays_until <= now]
+    first = next((each for each in waiting if is_first(each)), None)
+    for claim in [first] if first else [each for each in waiting if each.may_unload_others]:
+        candidates = [each for each in idle if claim.is_wanted or each.last_used_at + QUIET_S <= now]
+        missing = size_of(claim, budget_bytes) - free
+        if chosen := _chosen(missing, candidates, lambda each: each.cache_bytes):
+            return chosen
+        missing -= sum(each.bytes for each in held if _may_go(each, claim, now))
+        if chosen := _chosen(missing, [each for each in candidates if each.pinned], lambda each: each.cache_bytes):
+            return chosen
+    return _chosen(-free, idle, lambda each: each.cache_bytes)
+
+
+def _chosen(
+    missing: float, candidates: list[Claim], size: Callable[[Claim], int] = lambda each: each.bytes
+) -> list[Claim]:
     """The least recently used ones that are enough together, and none that is not necessary. Empty if all are too few.
 
     If models with requests are necessary, only they: the others go when those have ended.
@@ -42,23 +66,25 @@ def _chosen(missing: float, candidates: list[Claim]) -> list[Claim]:
     for each in sorted(candidates, key=eviction_order):
         if missing > 0:
             chosen.append(each)
-            missing -= each.bytes
+            missing -= size(each)
     if missing > 0:
         return []
     for each in reversed(chosen[:-1]):
-        if missing + each.bytes <= 0:
+        if missing + size(each) <= 0:
             chosen.remove(each)
-            missing += each.bytes
+            missing += size(each)
     return [each for each in chosen if each.uses] or chosen
 
 
 def refusal(claim: Claim, held: Sequence[Claim], budget_bytes: float) -> str:
     """Why the model can never be loaded with this budget; "": it can."""
+    if (window := claim.need.window) and (reason := window.refusal(budget_bytes)):
+        return reason
     step = "raise [memory] budget_mb"
     if claim.need.least_bytes > budget_bytes:
         all_have = f"all models together have {_text(budget_bytes)}"
         return f"needs {megabytes(claim.need.least_bytes)}, and {all_have}: {step}, or choose a smaller model"
-    pinned = sum(each.bytes for each in held if each.pinned and each is not claim)
+    pinned = sum(_pinned_bytes(each) for each in held if each.pinned and each is not claim)
     if pinned and size_of(claim, budget_bytes) + pinned > budget_bytes:
         left = f"the pinned models leave {_text(max(0, budget_bytes - pinned))} of {_text(budget_bytes)}"
         return f"needs {megabytes(claim.need.bytes)}, and {left}: {step}, or remove `pinned` from a model"
@@ -90,6 +116,12 @@ def has_cache(held: Claim) -> bool:
     """True if the engine of an idle model can have something of finished requests."""
     freed_at = -math.inf if held.cache_freed_at is None else held.cache_freed_at
     return not held.is_busy and not held.is_leaving and freed_at < held.last_used_at
+
+
+def _pinned_bytes(held: Claim) -> int:
+    """What it keeps: without its cache, unless that was freed and it is no smaller."""
+    can_shrink = held.is_busy or held.is_freeing or has_cache(held)
+    return held.bytes - held.cache_bytes if can_shrink else held.bytes
 
 
 def _may_go(held: Claim, claim: Claim, now: float) -> bool:

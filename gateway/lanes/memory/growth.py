@@ -28,7 +28,11 @@ class Growth:
         while True:
             await asyncio.sleep(_INTERVAL_S)
             changed = {claim: _changed_at(claim) for claim in self._memory.held if claim.ready_at is not None}
-            used = [claim for claim, at in changed.items() if claim.uses or self._changed_at.get(claim) != at]
+            used = [
+                claim
+                for claim, at in changed.items()
+                if claim.uses or claim.is_freeing or self._changed_at.get(claim) != at
+            ]
             self._changed_at = changed
             if used:
                 await self._measure(used)

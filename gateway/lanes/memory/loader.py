@@ -89,7 +89,9 @@ class Loader:
 
     def wait_for_demand(self) -> None:
         """Before `run`: do not load before `demand`."""
-        status = replace(self._engine.status, state="unloaded", context_length=self._claim.need.context_length)
+        need = self._claim.need
+        note = need.window.note if need.window else ""
+        status = replace(self._engine.status, state="unloaded", context_length=need.context_length, context_note=note)
         gone = asyncio.Event()
         gone.set()
         self.follow(Previous(status=status, load_s=None, gone=gone, left_s=lambda: 0.0))

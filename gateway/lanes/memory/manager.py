@@ -4,9 +4,10 @@ All models together have one budget. A load begins when the manager has granted 
 
 1. Waiting loads go in order: first those that a client waits for, in the order in which they came; no later one takes
    the memory of an earlier one. Then those that were refused because the load takes too long for their client.
-2. If the memory is not free, the least recently used models without requests are unloaded, if that is enough.
-   If it is not, models with requests are replaced too: they finish what they have accepted and are unloaded then.
-   Their new requests wait for a new load. So two models that do not fit together take turns.
+2. If the memory is not free, the KV caches of idle models are freed, if that is enough. If it is not, the least
+   recently used models without requests are unloaded, if that is enough. If it is not, models with requests are
+   replaced too: they finish what they have accepted and are unloaded then. Their new requests wait for a new load. So
+   two models that do not fit together take turns.
 3. A model stays for as long as its load took, at most 10 s, before another model can replace it, but only for a second
    after its last request. So two programs that use two models do not spend all of the time with loads.
 4. Nothing is unloaded before it is known that the new model will then fit. Pinned models stay.
@@ -28,7 +29,9 @@ from gateway.config.tables import ModelConfig
 from gateway.errors import ModelTooLarge
 from gateway.lanes.memory.claim import Claim
 from gateway.lanes.memory.eviction import (
+    FREEING_S,
     QUIET_S,
+    caches,
     eviction_order,
     expires_at,
     has_cache,
@@ -42,6 +45,7 @@ from gateway.lanes.memory.uses import Uses
 from gateway.lanes.status import ModelMemory
 
 _CACHE_IDLE_S = 600.0  # then the KV cache of finished requests is freed, before the weights
+_FREED_S = 1.0  # an earlier measurement can be of the time before the cache was freed
 _MIN_PAUSE_S = 0.001
 
 
@@ -77,7 +81,7 @@ class MemoryManager:
         free_cache: Callable[[], None],
     ) -> Claim:
         """The claim of a lane, not granted. See Claim. It reads files of the bundle."""
-        claim = Claim(name, self.needs.of(model), uses, left_s=left_s, free_cache=free_cache)
+        claim = Claim(name, self.needs.of(model, self.budget_bytes), uses, left_s=left_s, free_cache=free_cache)
         claim.configure(model)
         uses.on_change = claim.loads.on_change = self._changed.set  # after it: a lane can be made in a thread
         return claim
@@ -124,7 +128,7 @@ class MemoryManager:
 
     def ready(self, claim: Claim, peak_bytes: int, load_s: float) -> None:
         """The engine is loaded. `peak_bytes`: what the load took; 0: unknown."""
-        claim.ready_at, claim.cache_freed_at = self._clock(), None
+        claim.ready_at, claim.cache_freed_at, claim.is_freeing = self._clock(), None, False
         if peak_bytes:
             need, reserved = claim.need, claim.bytes if claim.need.is_measured else 0
             claim.need = replace(need, bytes=peak_bytes, least_bytes=peak_bytes, load_s=load_s, is_measured=True)
@@ -138,6 +142,8 @@ class MemoryManager:
             return
         if size > claim.need.bytes:
             claim.need = replace(claim.need, bytes=size)
+        if claim.cache_freed_at is not None and self._clock() >= claim.cache_freed_at + _FREED_S:
+            claim.is_freeing = False
         claim.bytes = max(size, claim.need.least_bytes if claim.cache_freed_at else claim.bytes)
         self._grant()
         self._changed.set()
@@ -190,7 +196,12 @@ class MemoryManager:
         """
         while True:
             self._changed.clear()
+            for claim in self._held:
+                if claim.is_freeing and (claim.cache_freed_at or 0.0) + FREEING_S <= self._clock():
+                    claim.is_freeing = False  # no measurement says what it has given back
             self._grant()
+            for claim in caches(self._in_order(), self._held, self.budget_bytes, self._clock()):
+                self._free_cache(claim)
             for claim in [*victims(self._in_order(), self._held, self.budget_bytes, self._clock()), *self._expired()]:
                 if claim.state == "held" and not claim.is_leaving:
                     claim.is_leaving = True
@@ -235,8 +246,11 @@ class MemoryManager:
         now = self._clock()
         for held in self._held:
             if has_cache(held) and held.last_used_at + _CACHE_IDLE_S <= now:
-                held.cache_freed_at = now
-                held.free_cache()
+                self._free_cache(held)
+
+    def _free_cache(self, held: Claim) -> None:
+        held.cache_freed_at, held.is_freeing = self._clock(), held.cache_bytes > 0
+        held.free_cache()
 
     def _pause_s(self) -> float | None:
         """Until a decision can change without an event. None: it cannot."""
@@ -246,6 +260,8 @@ class MemoryManager:
                 times += [held.stays_until, held.last_used_at + QUIET_S]
             if (until := expires_at(held)) is not None:
                 times.append(until)
+            if held.is_freeing and held.cache_freed_at is not None:
+                times.append(held.cache_freed_at + FREEING_S)
             if has_cache(held):
                 times.append(held.last_used_at + _CACHE_IDLE_S)
         now = self._clock()

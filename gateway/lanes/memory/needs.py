@@ -13,6 +13,7 @@ this machine or is a wheel that is known, else 0. So the estimate is at least 24
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +25,7 @@ from msgspec.structs import replace
 
 from gateway.bundles.genai_config import GenaiConfig, read_genai_config
 from gateway.bundles.json_file import read_record, write_record
+from gateway.bundles.kv_cache.window import Window, read_window
 from gateway.bundles.model_package import variant_folder
 from gateway.bundles.preflight.files import File, files_of, weight_bytes
 from gateway.bundles.stamp import read_stamp
@@ -35,7 +37,7 @@ FILE = "memory.json"  # in the data folder
 _SHARE = 0.6  # of this machine's memory, for all models together
 PROMPT_PROCESS = 70_000_000  # bytes of the process that prepares prompts
 _PACKED, _PACKED_HALVES, _PROCESSES = 1.3, 2.3, 170_000_000 + PROMPT_PROCESS
-_CACHED_TOKENS, _CACHE_ITEM = 2048, 4  # bytes of a value of the KV cache
+_CACHED_TOKENS, _CACHE_ITEM = 2048, 4  # bytes of a value, if the caches are not those of the CPU decoder
 _START_S, _BYTES_PER_S = 1.0, 400e6  # of a load from a disk with some of the files in the page cache
 _MOST_MODELS = 200
 
@@ -47,7 +49,8 @@ class Need(Struct, frozen=True, kw_only=True):
     least_bytes: int = 0  # of the load itself; before it was measured: its weights
     load_s: float | None = None  # seconds; None: unknown
     is_measured: bool = False  # False: an estimate
-    context_length: int = 0  # of the bundle
+    context_length: int = 0  # that is served
+    window: Window | None = None  # of a model on the CPU
     key: str = ""  # the identity of the bundle and of what changes its size; "": not kept
 
 
@@ -75,9 +78,9 @@ class Needs:
         kept = read_record(file, _Kept) if file else None
         self._measured = dict(kept.models) if kept else {}
 
-    def of(self, model: ModelConfig) -> Need:
-        """What is known of the model."""
-        need = estimate(model)
+    def of(self, model: ModelConfig, budget_bytes: float = math.inf) -> Need:
+        """What is known of the model. `budget_bytes`: for all models together; it limits the context."""
+        need = estimate(model, budget_bytes)
         found = self._measured.get(need.key) if need.key else None
         if found is None:
             return need
@@ -103,7 +106,7 @@ def budget_bytes(config: MemoryConfig) -> int:
     return config.budget_mb * 1_000_000 or int(_SHARE * psutil.virtual_memory().total)
 
 
-def estimate(model: ModelConfig) -> Need:
+def estimate(model: ModelConfig, budget_bytes: float = math.inf) -> Need:
     """From the files of the bundle or of its source, without loading it. 0 for a model that has none."""
     match model:
         case ScriptedModel(script=script):
@@ -111,7 +114,7 @@ def estimate(model: ModelConfig) -> Need:
             return Need(bytes=size, least_bytes=size, load_s=script.load_s)
         case BundleModel(path=path) if path:
             folder = Path(path).parent if Path(path).is_file() else Path(path)
-            return _of_bundle(model, folder) if folder.is_dir() else _of_source(model)
+            return _of_bundle(model, folder, budget_bytes) if folder.is_dir() else _of_source(model)
     return Need()
 
 
@@ -128,22 +131,27 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _of_bundle(model: BundleModel, folder: Path) -> Need:
+def _of_bundle(model: BundleModel, folder: Path, budget_bytes: float) -> Need:
     try:
         files = files_of(variant_folder(folder))
         weights = weight_bytes(files)
     except (BundleError, OSError):
         return Need()
     config = _config(folder)
-    context = config.context_length if config else 0
-    context = min(model.context_length or context, context)
-    cache = _cache_bytes(config, min(context, _CACHED_TOKENS) * model.max_sequences) if config else 0
+    window = read_window(
+        folder, sequences=model.max_sequences, configured=model.context_length, budget_bytes=budget_bytes
+    )
+    own = config.context_length if config else 0
+    context = window.context if window else min(model.context_length or own, own)
+    tokens = min(context, _CACHED_TOKENS) * model.max_sequences
+    cache = tokens * (window.token_bytes if window else _token_bytes(config) if config else 0)
     return Need(
         bytes=int(_packed(folder) * weights) + _PROCESSES + cache,
         least_bytes=weights,
         load_s=_START_S + weights / _BYTES_PER_S,
         context_length=context,
-        key=_key(model, folder, files),
+        window=window,
+        key=_key(model, folder, files, context if window else model.context_length),
     )
 
 
@@ -161,16 +169,15 @@ def _config(folder: Path) -> GenaiConfig | None:
         return None
 
 
-def _cache_bytes(config: GenaiConfig, tokens: int) -> int:
+def _token_bytes(config: GenaiConfig) -> int:
     decoder = config.decoder
-    row = 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_size
-    return row * _CACHE_ITEM * tokens
+    return 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_size * _CACHE_ITEM
 
 
-def _key(model: BundleModel, folder: Path, files: Sequence[File]) -> str:
+def _key(model: BundleModel, folder: Path, files: Sequence[File], context: int) -> str:
     """Changes with the files, and with the keys that change the size of the KV cache or the device."""
     changed = [(file.name, file.size, _changed_ns(file)) for file in files]
-    keys = (model.max_sequences, model.context_length, getattr(model, "provider", ""), model.engine)
+    keys = (model.max_sequences, context, getattr(model, "provider", ""), model.engine)
     return sha256(msgspec.json.encode((str(folder), changed, keys))).hexdigest()[:32]
 
 

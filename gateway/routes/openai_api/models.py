@@ -29,6 +29,7 @@ class ModelCard(Struct, kw_only=True):
     capabilities: tuple[str, ...]
     object: Literal["model"] = "model"
     root: str | UnsetType = UNSET  # only for an alias: the model's name
+    context_note: str | UnsetType = UNSET  # only if the context is limited for the memory: one sentence
     detail: str | UnsetType = UNSET  # only if the model is not ready, or slow for a known reason: one line
     cpu_nodes: int | UnsetType = UNSET  # the nodes of the graphs that run on the CPU; only if the model is loaded
     tokens_per_s: float | UnsetType = UNSET  # in recent answers, of device time; only if it is measured
@@ -72,6 +73,8 @@ def _card(name: str, model: ModelInfo, created: int) -> ModelCard:
         state=engine.state,
         capabilities=engine.capabilities,
     )
+    if engine.context_note:
+        card.context_note = engine.context_note
     if engine.detail:
         card.detail = engine.detail
     if engine.placement:

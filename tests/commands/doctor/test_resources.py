@@ -7,7 +7,7 @@ import pytest
 
 from gateway.commands.doctor import resources
 from gateway.commands.doctor.resources import Memory, disk_findings, load_findings, memory_findings, needs_of
-from gateway.config.tables import Config, LocalModel, UpstreamModel
+from gateway.config.tables import Config, LocalModel, MemoryConfig, UpstreamModel
 from gateway.lanes.memory.needs import Need, Needs
 
 GB = 1_000_000_000
@@ -37,6 +37,16 @@ def test_memory_is_compared_before_anything_is_loaded(
     assert (found.level, found.cause) == (level, cause)
     if found.cause != "memory pressure" or not is_running:
         assert all(name in found.detail for name in needs)
+
+
+def test_configured_context_that_can_never_fit_is_bad(long_tiny: Path) -> None:
+    config = Config(
+        models={"a": LocalModel(path=str(long_tiny), context_length=8192)}, memory=MemoryConfig(budget_mb=2)
+    )
+    machine = Memory(total=16 * GB, available=8 * GB)
+    [found] = memory_findings(needs_of(config, Needs()), machine, 2_000_000, is_running=False)
+    assert found.level == "bad" and "context_length = 8192" in found.detail
+    assert found.step.startswith("set context_length to at most ")
 
 
 def test_needs_of_models_on_this_machine_are_estimated(tiny: Path, tmp_path: Path) -> None:

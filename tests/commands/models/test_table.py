@@ -81,6 +81,13 @@ def test_context_of_olive_bundle_is_what_it_serves(
     assert (state.state, state.context_length) == ("ready", expected)
 
 
+def test_context_that_is_limited_for_the_memory_is_a_detail(long_tiny: Path) -> None:
+    table = LocalModel(path=str(long_tiny))
+    assert examine(table).context_length == 8192 and not examine(table).context_note
+    found = examine(table, 1_000_000)
+    assert found.context_length == 4096 and found.detail.startswith("context 4096 of 8192: ")
+
+
 @pytest.mark.parametrize("terminal", [50, 80, 120], indirect=True)
 def test_table_fits_into_the_terminal(config: Path, terminal: Terminal) -> None:
     with redirect_stdout(terminal):

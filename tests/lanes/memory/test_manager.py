@@ -366,7 +366,72 @@ async def test_model_that_grows_over_the_budget_is_not_cut_off_and_idle_ones_go(
         assert states(router) == "pd"
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(("gives_back", "left"), [(True, "ab"), (False, "b")])
+@in_virtual_time
+async def test_cache_of_an_idle_model_is_freed_before_weights_are_unloaded(gives_back: bool, left: str) -> None:
+    """Nothing is unloaded if that is enough. If the measurement says that it was not, models are unloaded then."""
+    async with gateway(30, a=sized(15), b=sized(10)) as (router, _):
+        await ask(router, "a")
+        lane = router.lanes["a"]
+        lane.memory.measured(lane.claim, 25_000_000)
+        await asyncio.sleep(20.0)
+        waiting = asyncio.create_task(ask(router, "b"))
+        await asyncio.sleep(0.5)
+        assert Engine.freed == Counter(a=1) and states(router) == "a"
+        lane.memory.measured(lane.claim, 25_000_000)  # it began before the cache was freed
+        await asyncio.sleep(1.5)
+        lane.memory.measured(lane.claim, 15_000_000 if gives_back else 25_000_000)
+        await waiting
+        assert states(router) == left
+
+
+@in_virtual_time
+async def test_caches_stay_when_they_are_not_enough_and_a_lost_measurement_stops_nothing() -> None:
+    async with gateway(30, p=sized(10, pinned=True), a=sized(5), b=sized(17), c=sized(15), d=sized(21)) as (router, _):
+        for name in "pa":
+            await ask(router, name)
+            lane = router.lanes[name]
+            lane.memory.measured(lane.claim, 12_000_000)
+        await asyncio.sleep(20.0)
+        with pytest.raises(ModelTooLarge, match="the pinned models leave 20 MB of 30 MB"):
+            await ask(router, "d")
+        await ask(router, "b")  # the caches are 9 MB, and 11 MB are missing
+        assert Engine.freed == Counter() and states(router) == "pb"
+        await asyncio.sleep(20.0)
+        await ask(router, "c")
+        assert Engine.freed == Counter() and states(router) == "pc"
+        lane = router.lanes["c"]
+        lane.memory.measured(lane.claim, 18_000_000)
+        await asyncio.sleep(20.0)
+        assert await ask(router, "a") > LOAD_S + ANSWER_S + 4.0  # both caches, and no measurement of them
+        assert Engine.freed == Counter(p=1, c=1) and states(router) == "pa"
+
+
+@pytest.mark.parametrize("gives_back", [True, False])
+@in_virtual_time
+async def test_cache_of_a_pinned_model_is_freed_for_a_model_that_needs_more_than_the_others_have(
+    gives_back: bool,
+) -> None:
+    async with gateway(30, p=sized(10, pinned=True), a=sized(5), b=sized(20)) as (router, _):
+        await ask(router, "p")
+        await ask(router, "a")
+        lane = router.lanes["p"]
+        lane.memory.measured(lane.claim, 15_000_000)
+        await asyncio.sleep(20.0)
+        waiting = asyncio.create_task(ask(router, "b"))
+        await asyncio.sleep(1.5)
+        assert Engine.freed == Counter(p=1) and states(router) == "pa"
+        if gives_back:
+            lane.memory.measured(lane.claim, 10_000_000)
+            await waiting
+            assert states(router) == "pb"
+        else:
+            with pytest.raises(ModelNotReady):
+                await waiting
+            assert states(router) == "pa"
+
+
+@pytest.mark.parametrize("seed", range(12))
 @in_virtual_time
 async def test_storm_over_models_of_many_sizes(seed: int) -> None:
     """The budget holds at each load, no busy model is unloaded, each request has one ending, and nothing is stuck."""
@@ -390,6 +455,7 @@ async def test_storm_over_models_of_many_sizes(seed: int) -> None:
     async with gateway(40, seed, **models) as (router, residency):
         Engine.fault_share = chance.choice([0.0, 0.1])
         endings: list[str] = []
+        measuring = asyncio.create_task(_measure(router, chance if seed >= 8 else None))
 
         async def one() -> None:
             limit, keep_alive = chance.choice([None, None, 1.0, 10.0]), chance.choice([None, None, 0.0, 3.0, -1.0])
@@ -439,3 +505,15 @@ async def test_storm_over_models_of_many_sizes(seed: int) -> None:
         await asyncio.sleep(60.0)
         for name in models:
             await ask(router, name)
+        measuring.cancel()
+
+
+async def _measure(router: Router, chance: random.Random | None) -> None:
+    """As Growth does: KV caches grow while models answer, and are gone when they are freed. Some readings are lost."""
+    while chance:
+        await asyncio.sleep(2.0)
+        for lane in router.lanes.values():
+            claim = lane.claim
+            if claim.state == "held" and claim.ready_at is not None and not chance.random() < 2 * Engine.fault_share:
+                grown = 0 if (claim.cache_freed_at or 0.0) >= claim.last_used_at else chance.randrange(8_000_000)
+                lane.memory.measured(claim, claim.need.least_bytes + grown)

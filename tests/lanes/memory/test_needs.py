@@ -43,6 +43,11 @@ def test_half_floats_need_the_memory_of_floats(tiny: Path, tmp_path: Path) -> No
     assert halves.least_bytes == packed.least_bytes > 0
 
 
+def test_estimate_has_the_element_size_of_the_cache(tiny: Path) -> None:
+    one, two = (estimate(LocalModel(path=str(tiny), max_sequences=n)) for n in (1, 2))
+    assert one.window and two.bytes - one.bytes == one.window.bytes == 512 * one.window.token_bytes
+
+
 def test_models_without_files_need_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "damaged").mkdir()

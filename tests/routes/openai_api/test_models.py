@@ -15,7 +15,8 @@ import pytest
 from openai import OpenAI
 
 from gateway.bundles.origin import Origin, write_origin
-from gateway.config.tables import BreakerConfig, LocalModel, Script, ScriptedModel
+from gateway.config.tables import BreakerConfig, LocalModel, MemoryConfig, Script, ScriptedModel
+from gateway.lanes.memory.needs import estimate
 from tests.routes.conftest import MODELS
 from tests.support.local_engine import make
 from tests.support.server import Running, config_of, scripted, serving
@@ -47,6 +48,19 @@ def test_local_model_has_structured_outputs_capability(local: Running) -> None:
         shown = http.post("/api/show", json={"model": "tiny"}).json()
     assert entry["capabilities"] == ["chat", "tools", "logprobs", "structured_outputs"]
     assert shown["capabilities"] == ["completion", "tools"]
+
+
+def test_context_that_is_limited_for_the_memory_has_a_note(long_tiny: Path) -> None:
+    """Also before the model is loaded."""
+    window = estimate(LocalModel(path=str(long_tiny))).window
+    assert window
+    budget_mb = window.bytes * 3 // 2_000_000
+    config = config_of({"m": LocalModel(path=str(long_tiny), load="demand")}, memory=MemoryConfig(budget_mb=budget_mb))
+    with serving(config) as server, server.http() as http:
+        card = http.get("/v1/models/m").json()
+        assert card["context_note"].startswith(f"context {card['context_length']} of 8192: ")
+        assert 4096 <= card["context_length"] < 8192
+        assert http.get("/readyz").json()["models"][0]["engine"]["context_note"] == card["context_note"]
 
 
 def test_request_for_an_unknown_model_is_logged(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
