@@ -22,9 +22,9 @@ from gateway.lanes.lane import Lane
 from tests.support.server import PATIENCE_S, Running, config_of, serving, wait_until
 
 PROMPT: Any = [{"role": "user", "content": "What is the capital of France?"}]
-BODY: dict[str, Any] = {"model": "larger", "messages": PROMPT, "max_tokens": 12, "temperature": 0}
-#: Every answer is slower than this. The breaker opens at the eighth of them, in the last test, and no probe closes it.
-SLOW = BreakerConfig(latency_ms=1e-6, min_calls=8, open_s=1e6)
+BODY: dict[str, Any] = {"model": "larger", "messages": PROMPT, "max_tokens": 8, "temperature": 0}
+#: Every answer is slower than this. The breaker opens at the sixth of them, in the last test, and no probe closes it.
+SLOW = BreakerConfig(latency_ms=1e-6, min_calls=6, open_s=1e6)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def server(smollm2: Path, smollm2_int8: Path) -> Iterator[Running]:
         "larger": LocalModel(
             path=str(smollm2), threads=1, max_sequences=1, queue=0, prefix_cache=False, fallback="lighter", breaker=SLOW
         ),
-        "lighter": LocalModel(path=str(smollm2_int8), threads=1),
+        "lighter": LocalModel(path=str(smollm2_int8), threads=1, max_sequences=1),
     }
     with serving(config_of(models)) as running:
         yield running
