@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from gateway.config.tables import LocalModel
-from gateway.engines.factory import make_engine
 from gateway.engines.local.published import PublishedEngine
 from gateway.errors import BundleError, EngineFailed, UnsupportedParameter
 from gateway.generation import Generation, Text, TextDelta
@@ -26,8 +25,7 @@ from tests.support.npu.published_parts import write_published_binaries
 
 @asynccontextmanager
 async def engine_of(folder: Path, **fields: Any) -> AsyncIterator[PublishedEngine]:
-    engine = make_engine("m", LocalModel(path=folder.name, provider="qnn", **fields), folder.parent)
-    assert isinstance(engine, PublishedEngine)
+    engine = PublishedEngine("m", LocalModel(path=folder.name, provider="qnn", **fields), folder.parent)
     yield engine
     await engine.aclose()
 
