@@ -16,8 +16,6 @@ def encode_inputs(tokens: TextTokenizer, request: EncodeInputs) -> EncodedInputs
     ids, firsts, cut = [], [], 0
     for index, (text, second) in enumerate(_parts(request), request.start):
         where = f"{request.param}.{index}"
-        if not text.strip() and not (second or "").strip():
-            raise InvalidRequest(f"The text '{where}' is empty.", param=request.param)
         limit = request.most_characters
         is_long = len(text) + len(second or "") > limit
         text, second = _prepared(text[:limit], request), second and _lower(second[:limit], request)
@@ -28,6 +26,8 @@ def encode_inputs(tokens: TextTokenizer, request: EncodeInputs) -> EncodedInputs
                 "shorter texts, or let the gateway cut it.",
                 param=request.param,
             )
+        if not own:  # of a text of spaces, most tokenizers still make their begin and end tokens
+            raise InvalidRequest(f"The text '{where}' is empty.", param=request.param)
         cut += is_long or is_cut
         ids.append(own)
         firsts.append(first)

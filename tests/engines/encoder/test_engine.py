@@ -93,6 +93,13 @@ async def test_requests_at_once_share_batches_and_get_their_own_rows(engine: Enc
         assert np.abs(rows(each) - REFERENCE[order]).max() < 1e-4
 
 
+async def test_text_of_spaces_fails_no_batch(engine: EncoderEngine) -> None:
+    """Programs that split documents send them."""
+    found = await embedded(engine, request(WORDS[0], " \n"))
+    assert found.tokens == (len(TEXTS[0]), 2)  # the begin and end tokens
+    assert np.abs(rows(found)[0] - REFERENCE[0]).max() < 1e-4
+
+
 async def test_dimensions_are_cut_and_have_length_1_again(engine: EncoderEngine) -> None:
     found = await embedded(engine, request(WORDS[0], dimensions=12))
     expected = REFERENCE[0, :12] / np.linalg.norm(REFERENCE[0, :12])
@@ -117,7 +124,6 @@ async def test_long_text_is_refused_with_its_index_or_cut(engine: EncoderEngine)
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (Inputs(texts=("w5", " ")), r"'input\.1' is empty"),
         (Inputs(texts=((),)), r"'input\.0' is empty"),
         (Inputs(texts=((3, 96, 4),)), "96"),
         (
