@@ -7,7 +7,7 @@ import datetime
 import json
 import math
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from jsonschema import Draft202012Validator, FormatChecker
@@ -189,7 +189,10 @@ def faults(schema: Schema, text: str) -> list[str]:
 
 
 def _exact(number: str) -> Decimal | float:
-    return Decimal(number) if math.isfinite(float(number)) else float(number)
+    try:
+        return Decimal(number) if math.isfinite(float(number)) else float(number)
+    except InvalidOperation:  # a smaller exponent than a Decimal has
+        return float(number)
 
 
 def _refuse(name: str) -> None:
