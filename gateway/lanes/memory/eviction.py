@@ -20,12 +20,14 @@ def victims(waiting: Sequence[Claim], held: Sequence[Claim], budget_bytes: float
         held: what is in memory.
         now: by the clock of the claims.
     """
-    if any(each.is_leaving or each.is_freeing for each in held):  # one step, then look again
+    if _has_begun(held, now):
         return []
+    is_left = any(each.is_leaving for each in held)  # after a long request: then only idle ones
     free = budget_bytes - sum(each.bytes for each in held)
     first = next((each for each in waiting if is_first(each)), None)
     for claim in [first] if first else [each for each in waiting if each.may_unload_others]:
-        chosen = _chosen(size_of(claim, budget_bytes) - free, [each for each in held if _may_go(each, claim, now)])
+        candidates = [each for each in held if _may_go(each, claim, now) and not (is_left and each.is_busy)]
+        chosen = _chosen(size_of(claim, budget_bytes) - free, candidates)
         if chosen and all(each.stays_until <= now for each in chosen):  # no busy one in place of an idle one
             return chosen
     if free < 0:  # models have grown while they answered
@@ -39,7 +41,7 @@ def caches(waiting: Sequence[Claim], held: Sequence[Claim], budget_bytes: float,
 
     Args: see `victims`. A pinned model keeps only its weights, if that is enough together with what can be unloaded.
     """
-    if any(each.is_leaving or each.is_freeing for each in held):
+    if _has_begun(held, now):
         return []
     free = budget_bytes - sum(each.bytes for each in held)
     idle = [each for each in held if has_cache(each) and each.stays_until <= now]
@@ -122,6 +124,16 @@ def _pinned_bytes(held: Claim) -> int:
     """What it keeps: without its cache, unless that was freed and it is no smaller."""
     can_shrink = held.is_busy or held.is_freeing or has_cache(held)
     return held.bytes - held.cache_bytes if can_shrink else held.bytes
+
+
+def _has_begun(held: Sequence[Claim], now: float) -> bool:
+    """True while an earlier decision gives memory back: one step, then look again."""
+    return any(each.is_freeing or (each.is_leaving and not _lasts(each, now)) for each in held)
+
+
+def _lasts(leaving: Claim, now: float) -> bool:
+    """True if its requests end late: others do not wait for it. It is expected, or none has ended for that time."""
+    return bool(leaving.uses) and (leaving.left_s() > QUIET_S or now >= leaving.last_used_at + QUIET_S)
 
 
 def _may_go(held: Claim, claim: Claim, now: float) -> bool:

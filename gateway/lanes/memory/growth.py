@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 
 from gateway.lanes.memory.claim import Claim
@@ -11,6 +12,8 @@ from gateway.lanes.memory.needs import PROMPT_PROCESS
 from gateway.monitoring.memory import measure
 
 _INTERVAL_S = 2.0
+
+_log = logging.getLogger(__name__)
 
 
 class Growth:
@@ -27,15 +30,21 @@ class Growth:
         """Runs until it is cancelled."""
         while True:
             await asyncio.sleep(_INTERVAL_S)
-            changed = {claim: _changed_at(claim) for claim in self._memory.held if claim.ready_at is not None}
-            used = [
-                claim
-                for claim, at in changed.items()
-                if claim.uses or claim.is_freeing or self._changed_at.get(claim) != at
-            ]
-            self._changed_at = changed
-            if used:
-                await self._measure(used)
+            try:
+                await self._look()
+            except Exception as error:
+                _log.error("the memory of the models could not be measured; it is tried again", exc_info=error)
+
+    async def _look(self) -> None:
+        changed = {claim: _changed_at(claim) for claim in self._memory.held if claim.ready_at is not None}
+        used = [
+            claim
+            for claim, at in changed.items()
+            if claim.uses or claim.is_freeing or self._changed_at.get(claim) != at
+        ]
+        self._changed_at = changed
+        if used:
+            await self._measure(used)
 
     async def _measure(self, used: list[Claim]) -> None:
         workers = dict(self._workers())

@@ -8,6 +8,7 @@ All models together have one budget. A load begins when the manager has granted 
    recently used models without requests are unloaded, if that is enough. If it is not, models with requests are
    replaced too: they finish what they have accepted and are unloaded then. Their new requests wait for a new load. So
    two models that do not fit together take turns.
+   While one that is being unloaded has requests that last over 10 s, idle models are unloaded too.
 3. A model stays for as long as its load took, at most 10 s, before another model can replace it, but only for a second
    after its last request. So two programs that use two models do not spend all of the time with loads.
 4. Nothing is unloaded before it is known that the new model will then fit. Pinned models stay.
@@ -18,6 +19,7 @@ All models together have one budget. A load begins when the manager has granted 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -47,6 +49,9 @@ from gateway.lanes.status import ModelMemory
 _CACHE_IDLE_S = 600.0  # then the KV cache of finished requests is freed, before the weights
 _FREED_S = 1.0  # an earlier measurement can be of the time before the cache was freed
 _MIN_PAUSE_S = 0.001
+_FAULT_PAUSE_S = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 class MemoryManager:
@@ -195,21 +200,29 @@ class MemoryManager:
             unload: begins to unload a model. It clears `is_leaving` if it cannot.
         """
         while True:
-            self._changed.clear()
-            for claim in self._held:
-                if claim.is_freeing and (claim.cache_freed_at or 0.0) + FREEING_S <= self._clock():
-                    claim.is_freeing = False  # no measurement says what it has given back
-            self._grant()
-            for claim in caches(self._in_order(), self._held, self.budget_bytes, self._clock()):
-                self._free_cache(claim)
-            for claim in [*victims(self._in_order(), self._held, self.budget_bytes, self._clock()), *self._expired()]:
-                if claim.state == "held" and not claim.is_leaving:
-                    claim.is_leaving = True
-                    await unload(claim)
-            self._free_caches()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._pause_s()):
-                    await self._changed.wait()
+            try:
+                await self._step(unload)
+            except Exception as error:
+                _log.error("the memory manager failed; it tries again", exc_info=error)
+                await asyncio.sleep(_FAULT_PAUSE_S)
+
+    async def _step(self, unload: Callable[[Claim], Awaitable[None]]) -> None:
+        """Decide once, then wait for the next decision."""
+        self._changed.clear()
+        for claim in self._held:
+            if claim.is_freeing and (claim.cache_freed_at or 0.0) + FREEING_S <= self._clock():
+                claim.is_freeing = False  # no measurement says what it has given back
+        self._grant()
+        for claim in caches(self._in_order(), self._held, self.budget_bytes, self._clock()):
+            self._free_cache(claim)
+        for claim in [*victims(self._in_order(), self._held, self.budget_bytes, self._clock()), *self._expired()]:
+            if claim.state == "held" and not claim.is_leaving:
+                claim.is_leaving = True
+                await unload(claim)
+        self._free_caches()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._pause_s()):
+                await self._changed.wait()
 
     def _grant(self) -> None:
         """Grant free memory, in order."""
@@ -256,7 +269,7 @@ class MemoryManager:
         """Until a decision can change without an event. None: it cannot."""
         times: list[float] = []
         for held in self._held:
-            if self._waiting and held.ready_at is not None:
+            if self._waiting and (held.ready_at is not None or held.is_leaving):
                 times += [held.stays_until, held.last_used_at + QUIET_S]
             if (until := expires_at(held)) is not None:
                 times.append(until)

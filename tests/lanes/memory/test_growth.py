@@ -16,6 +16,7 @@ from gateway.lanes.memory.manager import MemoryManager
 from gateway.lanes.memory.needs import PROMPT_PROCESS
 from gateway.monitoring.memory import Memory
 from tests.support.routing import model
+from tests.support.virtual_time import in_virtual_time, now
 
 
 async def test_model_in_use_is_measured_and_an_idle_one_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,6 +51,26 @@ async def test_model_in_use_is_measured_and_an_idle_one_once(monkeypatch: pytest
         await asyncio.sleep(0.002)
     assert len(measured) <= count + 2
     assert lane.status.memory.need == lane.claim.bytes
+    growing.cancel()
+    await asyncio.gather(growing, return_exceptions=True)
+    await lane.aclose()
+
+
+@in_virtual_time
+async def test_failure_is_logged_and_the_next_measurement_is_made(caplog: pytest.LogCaptureFixture) -> None:
+    def fails() -> Mapping[str, int]:
+        raise OSError("broken")
+
+    memory, table = MemoryManager(100_000_000_000), model(memory_mb=10)
+    lane = Lane(
+        "a", table, ScriptedEngine("a", table, clock=now), BreakerConfig(enabled=False), clock=now, memory=memory
+    )
+    lane.start()
+    await lane.tried()
+    with lane.uses.one():
+        growing = asyncio.create_task(Growth(memory, fails).run())
+        await asyncio.sleep(5.0)
+    assert caplog.messages.count("the memory of the models could not be measured; it is tried again") == 2
     growing.cancel()
     await asyncio.gather(growing, return_exceptions=True)
     await lane.aclose()

@@ -18,6 +18,9 @@ from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import BundleError, Conflict, GatewayError, ModelNotReady, ModelTooLarge
 from gateway.generation import Meter, Usage
 from gateway.lanes.lane import Lane
+from gateway.lanes.memory import manager
+from gateway.lanes.memory.claim import Claim
+from gateway.lanes.memory.eviction import victims
 from gateway.lanes.memory.manager import MemoryManager
 from gateway.lanes.memory.residency import Residency
 from gateway.lanes.router import Router
@@ -429,6 +432,43 @@ async def test_cache_of_a_pinned_model_is_freed_for_a_model_that_needs_more_than
             with pytest.raises(ModelNotReady):
                 await waiting
             assert states(router) == "pa"
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["first-request", "later-request"])
+@in_virtual_time
+async def test_idle_model_is_unloaded_while_another_one_leaves_with_a_long_request(*, is_first: bool) -> None:
+    long = sized(10, repeat=True, token_s=1.0, context_length=1000)
+    async with gateway(20, a=long, b=sized(10), c=sized(10)) as (router, residency):
+        await ask(router, "b")
+        if not is_first:
+            await ask(router, "a", max_tokens=1)
+        busy = asyncio.create_task(ask(router, "a", max_tokens=480))
+        await asyncio.sleep(LOAD_S + 1.0)
+        leaving = asyncio.create_task(residency.unload("a"))
+        await asyncio.sleep(1.0)
+        assert await ask(router, "c") <= 10.0 + CLOSE_S + LOAD_S + ANSWER_S
+        assert not leaving.done() and states(router) == "c"
+        await busy
+        await leaving
+
+
+@in_virtual_time
+async def test_failure_of_a_decision_is_logged_and_the_next_one_is_made(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults = [OSError("broken")] * 2
+
+    def fails_twice(*args: Any) -> list[Claim]:
+        if faults:
+            raise faults.pop()
+        return victims(*args)
+
+    async with gateway(10, a=sized(10), b=sized(10)) as (router, _):
+        await ask(router, "a")
+        monkeypatch.setattr(manager, "victims", fails_twice)
+        async with asyncio.timeout(60.0):
+            await ask(router, "b")
+    assert caplog.messages.count("the memory manager failed; it tries again") == 2
 
 
 @pytest.mark.parametrize("seed", range(12))
