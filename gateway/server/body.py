@@ -164,11 +164,10 @@ def _announced(scope: Scope) -> int:
 async def read_json(request: HttpRequest, decoder: msgspec.json.Decoder[T]) -> T:
     """The request body as a struct. The content type is ignored.
 
-    Raises InvalidRequest (malformed JSON, a field of the wrong type or out of range), UnsupportedEncoding, BodyTimeout,
-    BodyTooLarge, and ClientDisconnected if the body ends early.
+    Raises InvalidRequest (malformed JSON, a wrong field), UnsupportedEncoding, and the errors of `read_body`.
     """
     begin_notes(request.scope)
-    body = await _read(request)
+    body = await read_body(request)
     if encoding := request.headers.get("content-encoding", "").strip().lower():
         longest = router_of(request).config.server.max_body_bytes
         body = await in_thread(request, inflated, body, encoding, longest)
@@ -194,7 +193,8 @@ async def in_thread(request: HttpRequest, work: Callable[P, T], *args: P.args, *
     return await loop.run_in_executor(request.app.state.parser, partial(copy_context().run, work, *args, **kwargs))
 
 
-async def _read(request: HttpRequest) -> bytes:
+async def read_body(request: HttpRequest) -> bytes:
+    """Raises BodyTimeout, BodyTooLarge, and ClientDisconnected if the body ends early."""
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             return await request.body()

@@ -15,8 +15,9 @@ from gateway.errors import Conflict, ModelNotFound, ModelNotReady
 from gateway.lanes.memory.residency import Residency
 from gateway.lanes.status import LaneStatus
 from gateway.routes.respond import json_response
+from gateway.server.body import read_body
 from gateway.server.openapi_operation import openapi_opt
-from gateway.server.request import HttpRequest
+from gateway.server.request import HttpRequest, while_connected
 
 _LOAD = openapi_opt(
     "Load a model and wait until it is ready",
@@ -34,7 +35,8 @@ _UNLOAD = openapi_opt(
 
 @post("/v1/load/{model_id:path}", status_code=200, opt=_LOAD)
 async def load_model(request: HttpRequest, model_id: FromPath[str]) -> ASGIApp:
-    return json_response(await _residency(request).load(_name(model_id)))
+    await read_body(request)
+    return json_response(await while_connected(request, _residency(request).load(_name(model_id))))
 
 
 @post("/v1/unload/{model_id:path}", status_code=200, opt=_UNLOAD)

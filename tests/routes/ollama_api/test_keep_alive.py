@@ -112,12 +112,13 @@ def test_request_without_a_prompt_loads_and_with_keep_alive_0_unloads(http: http
     assert rows["a:latest"]["expires_at"] == FOREVER  # the time of the request before is that of an earlier load
 
 
-def test_client_that_leaves_waits_no_longer_for_the_load(server: Running) -> None:
+@pytest.mark.parametrize("path", [b"/api/generate", b"/v1/models/endless/load"])
+def test_client_that_leaves_waits_no_longer_for_the_load(server: Running, path: bytes) -> None:
     """Else models of others were unloaded for it."""
     claim = server.app.state.router.lanes["endless"].claim
     body = b'{"model": "endless"}'
     with server.connect() as connection:
-        connection.sendall(b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n" + body)
+        connection.sendall(b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\n\r\n%s" % (path, body))
         wait_until(lambda: claim.is_wanted, "the request does not wait for the load")
     wait_until(lambda: not claim.is_wanted, "the load is still wanted")
 
