@@ -7,7 +7,9 @@ builder nor its native libraries.
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -67,21 +69,16 @@ class MissingBundle:
         request = build_request(self._model, self._models_dir)
         what = f"the bundle of {self._name}"
         self.stage = "building its bundle"
-        work = asyncio.to_thread(
-            run_in_child,
-            "gateway.builder.main",
-            request,
-            what,
-            progress=self._report,
-            on_start=self._started,
-            is_apart=True,
-        )
+        work = partial(run_in_child, progress=self._report, on_start=self._started, is_apart=True)
+        thread = ThreadPoolExecutor(1, "build")  # its own: builds of minutes would use up the threads of all others
+        built = asyncio.get_running_loop().run_in_executor(thread, work, "gateway.builder.main", request, what)
         try:
-            return replace(self._model, path=msgspec.json.decode(await work, type=str))
+            return replace(self._model, path=msgspec.json.decode(await built, type=str))
         except asyncio.CancelledError:
             self.stop()
             raise
         finally:
+            thread.shutdown(wait=False)
             self.stage, self._child = "", None
 
     def stop(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +82,21 @@ async def test_cancelled_build_leaves_no_process(tmp_path: Path, monkeypatch: py
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await asyncio.to_thread(children[0].wait, PATIENCE_S) and bundle.stage == ""
+
+
+async def test_build_uses_no_thread_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else some builds of minutes delay what makes the lanes, and so each unload."""
+    is_over = threading.Event()
+
+    def builds(module: str, request: Any, what: str, **rest: Any) -> bytes:
+        is_over.wait(PATIENCE_S)
+        return b'"bundle"'
+
+    monkeypatch.setattr(missing_bundle, "run_in_child", builds)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    task = asyncio.create_task(MissingBundle("m", on_demand(tmp_path, "hf:org/model"), tmp_path).build())
+    await asyncio.sleep(0)  # the build has its thread
+    await asyncio.to_thread(lambda: None)
+    assert not task.done()
+    is_over.set()
+    assert (await task).path == "bundle"
