@@ -194,7 +194,7 @@ class LocalModel(BundleModel, frozen=True, forbid_unknown_fields=True, kw_only=T
     #: "auto": the NPU if there is one. "qnn", or its other name "npu": only the NPU. "cpu": never the NPU.
     provider: Literal["auto", "cpu", "qnn"] = "auto"
     provider_options: dict[str, str] = field(default_factory=dict)  # options of ONNX Runtime's QNN provider
-    threads: Natural = 0  # 0: the number of physical cores, at most 8
+    threads: Natural = 0  # 0: the number of physical cores, for an encoder half of it, at most 8
 
 
 @with_model_keys("genie")

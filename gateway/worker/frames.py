@@ -25,7 +25,7 @@ class WorkerSpec(Struct, frozen=True, kw_only=True):
     tokenizer: str = ""  # path of the folder with tokenizer.json; "": where the bundle says
     provider: Literal["auto", "cpu", "qnn"] = "auto"
     provider_options: dict[str, str] = field(default_factory=dict)
-    threads: int = 0  # 0: one for each physical core, at most 8
+    threads: int = 0  # 0: one for each physical core, of an encoder for each second one, at most 8
     max_sequences: int = 4
     prefix_cache: bool = True
     context_length: int = 0  # 0: the bundle's own

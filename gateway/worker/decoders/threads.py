@@ -13,8 +13,17 @@ MAX_THREADS = (
 
 def default_threads() -> int:
     """One thread for each physical core that this process can use, at most `MAX_THREADS`."""
+    return max(1, min(_physical_cores(), MAX_THREADS))
+
+
+def default_encoder_threads() -> int:
+    """Half of the physical cores, at most `MAX_THREADS`: a chat on the CPU goes on next to many texts."""
+    return max(1, min(_physical_cores() // 2, MAX_THREADS))
+
+
+def _physical_cores() -> int:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cpus // 2 if _has_two_threads_per_core() else cpus, MAX_THREADS))
+    return cpus // 2 if _has_two_threads_per_core() else cpus
 
 
 def _has_two_threads_per_core() -> bool:

@@ -15,6 +15,7 @@ from gateway.activity import Activity
 from gateway.bundles.encoder.bundle import EncoderBundle, load_encoder_bundle
 from gateway.errors import EngineFailed, GatewayError
 from gateway.worker.decoders.onnx import SessionOptions
+from gateway.worker.decoders.threads import default_encoder_threads
 from gateway.worker.encoder.batches import BatchQueue, Item, Waiting
 from gateway.worker.encoder.model import CpuEncoder, EncoderModel, Rows, Text
 from gateway.worker.failures import failed_frame
@@ -145,7 +146,7 @@ def open_model(bundle: EncoderBundle, spec: WorkerSpec, progress: Callable[[str]
 
         if device := select_device(spec.provider, spec.provider_options):
             return NpuEncoder(bundle, device, spec.provider_options, progress)
-    return CpuEncoder(bundle, SessionOptions(threads=spec.threads))
+    return CpuEncoder(bundle, SessionOptions(threads=spec.threads or default_encoder_threads()))
 
 
 def _load(bundle: EncoderBundle, spec: WorkerSpec, activity: Activity, emit: Emit) -> EncoderModel:
