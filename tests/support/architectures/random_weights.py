@@ -39,4 +39,5 @@ def _grid(random: Any, shape: tuple[int, ...], low: int, high: int, deviation: f
     steps = random.permuted(steps, axis=-1)
     step = deviation / np.sqrt(columns) / (high / np.sqrt(3))
     scales = step * random.uniform(0.5, 1.5, (rows, columns // _BLOCK, 1))
-    return (scales.astype(np.float32) * steps).reshape(shape).astype(np.float32)
+    values: NDArray[np.float32] = (scales.astype(np.float32) * steps).reshape(shape).astype(np.float32)
+    return values
