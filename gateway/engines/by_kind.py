@@ -16,17 +16,17 @@ from msgspec.structs import replace
 from gateway.bundles.encoder.bundle import is_encoder_bundle
 from gateway.bundles.kv_cache.window import read_window
 from gateway.config.tables import LocalModel
-from gateway.engines.base import Emit, Engine, EngineStatus, Prepared, TextTools
+from gateway.engines.base import Engine, EngineStatus
 from gateway.engines.encoder.engine import EncoderEngine
+from gateway.engines.forwarding import ForwardingEngine
 from gateway.engines.local.published import PublishedEngine
 from gateway.engines.missing_bundle import MissingBundle
 from gateway.errors import ModelTooLarge
-from gateway.generation import Generation, Meter, Usage
 
 _log = logging.getLogger(__name__)
 
 
-class BundleEngine:
+class BundleEngine(ForwardingEngine):
     """Implements Engine. Args: see LocalEngine.
 
     Args:
@@ -42,10 +42,6 @@ class BundleEngine:
         self._engine = self._make()
 
     @property
-    def takes_turns(self) -> bool:
-        return self._engine.takes_turns
-
-    @property
     def status(self) -> EngineStatus:
         if stage := self._missing.stage:
             return EngineStatus(state="loading", detail=stage, capabilities=self._missing.capabilities)
@@ -53,10 +49,6 @@ class BundleEngine:
             return replace(self._engine.status, capabilities=self._missing.capabilities)
         status = self._engine.status
         return replace(status, context_note=self._context_note) if self._context_note else status
-
-    @property
-    def text_tools(self) -> TextTools | None:
-        return self._engine.text_tools
 
     async def start(self) -> None:
         if await asyncio.to_thread(lambda: self._missing.is_missing):
@@ -69,24 +61,9 @@ class BundleEngine:
             self._engine = self._make()
         await self._engine.start()
 
-    async def lost(self) -> str:
-        return await self._engine.lost()
-
-    def breaker_opened(self) -> None:
-        self._engine.breaker_opened()
-
-    def free_cache(self) -> None:
-        self._engine.free_cache()
-
-    async def prepare(self, generation: Generation) -> Prepared:
-        return await self._engine.prepare(generation)
-
-    async def run(self, prepared: Prepared, meter: Meter, emit: Emit) -> Usage:
-        return await self._engine.run(prepared, meter, emit)
-
     async def aclose(self) -> None:
         self._missing.stop()
-        await self._engine.aclose()
+        await super().aclose()
 
     def _find_context(self) -> int:
         """The `context_length` for the engine. Raises ModelTooLarge if the configured one can never fit."""

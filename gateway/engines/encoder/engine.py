@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from gateway.bundles.encoder.bundle import EncoderInfo, load_encoder_bundle
 from gateway.config.tables import LocalModel
@@ -14,15 +14,13 @@ from gateway.embedding import Inputs
 from gateway.engines.base import Capability, Emit, EngineStatus, Plan, Prepared
 from gateway.engines.encoder.inputs import check_known, encode
 from gateway.engines.encoder.request import EmbeddingRun
-from gateway.engines.local.integrity import IntegrityCheck
-from gateway.engines.local.process import Entry, WorkerProcess, spec_of
+from gateway.engines.local.process import Entry
 from gateway.engines.local.prompts import Prompts
-from gateway.engines.local.supervisor import Supervisor
-from gateway.engines.local.text_tools import LocalTextTools
-from gateway.errors import BundleError, EngineFailed, GatewayError, InvalidRequest, ModelNotReady
+from gateway.engines.process_engine import ProcessEngine
+from gateway.errors import BundleError, InvalidRequest
 from gateway.generation import Generation, Meter, Usage
 from gateway.worker.entry import encoder_worker
-from gateway.worker.frames import Cancel, Embed, FromWorker
+from gateway.worker.frames import Embed
 
 
 class EncoderPrepared(Prepared, frozen=True, kw_only=True):
@@ -32,7 +30,7 @@ class EncoderPrepared(Prepared, frozen=True, kw_only=True):
     dimensions: int
 
 
-class EncoderEngine:
+class EncoderEngine(ProcessEngine[EmbeddingRun]):
     """A bundle of an encoder on this machine, run by a worker process. Implements Engine. Args: see LocalEngine."""
 
     takes_turns = True
@@ -46,69 +44,17 @@ class EncoderEngine:
         entry: Entry = encoder_worker,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._name, self._model = name, model
-        self._path, self._entry = models_dir / model.path, entry
-        self._prompts: Prompts | None = None  # None before the first load
+        path = models_dir / model.path
+        super().__init__(name, model, path, path, entry=entry, clock=clock)
         self._info: EncoderInfo | None = None
-        self._running: dict[int, EmbeddingRun] = {}  # by the id of the request at the worker
-        self._ids = itertools.count(1)
-        self._supervisor = Supervisor(
-            name,
-            self._worker,
-            load_timeout_s=model.load_timeout_s,
-            watchdog_s=model.watchdog_s,
-            on_frame=self._receive,
-            on_lost=self._fail_all,
-            clock=clock,
-        )
-        self._integrity = IntegrityCheck(name, self._path, bool(model.source), self._supervisor.discard)
-        self.text_tools = LocalTextTools(self._ready_prompts)
 
     @property
     def status(self) -> EngineStatus:
-        supervisor, ready = self._supervisor, self._supervisor.ready
-        can = self._capabilities
-        if self._integrity.damage:
-            return EngineStatus(state="failed", detail=self._integrity.damage, capabilities=can)
-        if ready is None:
-            return EngineStatus(state=supervisor.state, detail=supervisor.detail, capabilities=can)
-        if self._prompts is None or not self._prompts.is_started:
-            return EngineStatus(state="loading", detail="reading its tokenizer", capabilities=can)
-        return EngineStatus(
-            state=supervisor.state,
-            detail=supervisor.detail,
-            device=ready.device,
-            soc=ready.soc,
-            context_length=ready.context_length,
-            restarts=supervisor.restarts,
-            placement=ready.placement,
-            passes=ready.passes,
-            pid=supervisor.pid,
-            load_s=ready.load_s + ready.warm_up_s,
-            peak_bytes=ready.peak_bytes,
-            capabilities=can,
-        )
-
-    async def start(self) -> None:
-        """Read the bundle, start the worker, wait until it is warm. Raises BundleError, EngineFailed."""
-        await self._integrity.require_intact()
-        try:
-            await self._start_processes()
-        finally:
-            await self._integrity.start()  # also after a failure: a damaged file can be its reason
-
-    async def lost(self) -> str:
-        return await self._supervisor.lost()
+        return replace(super().status, capabilities=self._capabilities)
 
     def breaker_opened(self) -> None: ...
 
     def free_cache(self) -> None: ...
-
-    async def aclose(self) -> None:
-        self._fail_all(EngineFailed(f"The model '{self._name}' was closed."))
-        await self._integrity.aclose()
-        await self._supervisor.aclose()
-        await self._close_prompts()
 
     async def prepare(self, generation: Generation) -> EncoderPrepared:
         prompts, inputs = self._ready_prompts(), self._inputs(generation)
@@ -146,16 +92,7 @@ class EncoderEngine:
         is_score = self._info is not None and self._info.kind == "cross-encoder"
         run = EmbeddingRun(frame, is_score, meter, emit, self._supervisor.call_s)
         self._supervisor.send(frame)
-        self._running[frame.id] = run
-        try:
-            return await run.finished()
-        except asyncio.CancelledError:
-            meter.call_cut()
-            raise
-        finally:
-            meter.call_ended()
-            if self._running.pop(frame.id, None) is not None:
-                self._supervisor.send(Cancel(frame.id))
+        return await self._finish(run, meter)
 
     @property
     def _capabilities(self) -> tuple[Capability, ...]:
@@ -174,53 +111,7 @@ class EncoderEngine:
         what = "embeddings of texts" if need == "texts" else "scores of pairs of texts"
         raise InvalidRequest(f"The model '{self._name}' makes only {what}.", param="model")
 
-    async def _start_processes(self) -> None:
-        if self._supervisor.ready is not None and self._prompts is not None and self._prompts.is_started:
-            return await self._supervisor.start()
-        await self._close_prompts()
-        bundle = await asyncio.to_thread(load_encoder_bundle, self._path)
-        self._info, self._prompts = bundle.info, Prompts(bundle, "")
-        worker = asyncio.ensure_future(self._supervisor.start())  # at the same time as the prompt process
-        try:
-            await self._prompts.start()
-        except BaseException as error:
-            worker.cancel()
-            await asyncio.gather(worker, return_exceptions=True)
-            await self._supervisor.unload(getattr(error, "message", ""))  # it can have loaded before
-            raise
-        await worker
-
-    async def _close_prompts(self) -> None:
-        if self._prompts is not None:
-            await self._prompts.aclose()
-
-    def _worker(self, on_frame: Callable[[FromWorker], None]) -> WorkerProcess:
-        return WorkerProcess(self._name, spec_of(self._model, self._path), on_frame, self._entry)
-
-    def _ready_prompts(self) -> Prompts:
-        """Raises ModelNotReady unless the worker can take a request."""
-        status = self.status
-        if self._prompts is None or status.state != "ready":
-            reason = f"{status.state}: {status.detail}" if status.detail else status.state
-            raise ModelNotReady(f"The model '{self._name}' is not ready ({reason}).", retry_after_s=1)
-        self._prompts.context_length = status.context_length
-        return self._prompts
-
-    def _receive(self, frame: FromWorker) -> None:
-        """Handle a frame from the worker. It also means that a device call has returned and the next one runs."""
-        for running in self._running.values():
-            running.device_reported()
-        run = self._running.get(getattr(frame, "id", None) or 0)
-        if run is None:
-            return  # the request was cancelled before
-        run.take(frame)
-        if run.is_over:
-            del self._running[run.id]
-
-    def _fail_all(self, error: GatewayError) -> int:
-        """End every running request with `error`. Returns how many there were."""
-        failed = list(self._running.values())
-        self._running.clear()
-        for run in failed:
-            run.fail(error)
-        return len(failed)
+    def _open_prompts(self) -> Prompts:
+        bundle = load_encoder_bundle(self._path)
+        self._info = bundle.info
+        return Prompts(bundle, "")

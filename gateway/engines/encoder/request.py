@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from array import array
 from collections.abc import Callable
 
 from gateway.embedding import Embedded
 from gateway.engines.base import Emit
-from gateway.errors import GatewayError, error_class
+from gateway.engines.running_request import RunningRequest
+from gateway.errors import error_class
 from gateway.generation import ChoiceFinished, Meter, Started, Usage
 from gateway.worker.frames import Began, Embed, Failed, FromWorker, Vectors
 
 
-class EmbeddingRun:
+class EmbeddingRun(RunningRequest):
     """Args:
     frame: what the worker got.
     is_score: the rows are scores, of one number each.
@@ -21,33 +21,13 @@ class EmbeddingRun:
     """
 
     def __init__(self, frame: Embed, is_score: bool, meter: Meter, emit: Emit, call_s: Callable[[], float]) -> None:
-        self.id = frame.id
-        self._is_score, self._meter, self._emit = is_score, meter, emit
+        super().__init__(frame.id, sum(map(len, frame.ids)), meter, call_s)
+        self._is_score, self._emit = is_score, emit
         self._tokens = tuple(map(len, frame.ids))
         self._rows: bytearray | None = None  # of all texts; None: no row has come
         self._missing = len(frame.ids)
-        self._over = asyncio.Event()
-        self._error: GatewayError | None = None
-        meter.prompt_tokens, meter.call_s = sum(self._tokens), call_s
-
-    @property
-    def is_over(self) -> bool:
-        return self._over.is_set()
-
-    async def finished(self) -> Usage:
-        """Wait for the end. Raises the GatewayError that the request failed with."""
-        await self._over.wait()
-        if self._error is not None:
-            raise self._error
-        return Usage(prompt_tokens=self._meter.prompt_tokens)
-
-    def device_reported(self) -> None:
-        """A device call has returned. The next call, which may work for this request, runs now."""
-        if self._meter.began_at is not None:
-            self._meter.call_started()
 
     def take(self, frame: FromWorker) -> None:
-        """Handle a frame of this request."""
         match frame:
             case Began():
                 self._meter.begin()
@@ -58,11 +38,8 @@ class EmbeddingRun:
             case Failed():
                 self.fail(error_class(frame.kind)(frame.message, param=frame.param))
 
-    def fail(self, error: GatewayError) -> None:
-        """End the request with `error`."""
-        self._error = error
-        self._meter.call_ended()
-        self._over.set()
+    def _usage(self) -> Usage:
+        return Usage(prompt_tokens=self._meter.prompt_tokens)
 
     def _add(self, frame: Vectors) -> None:
         self._meter.device_s += frame.device_s

@@ -6,7 +6,6 @@ too). Tokens that arrive after a stop string are not counted.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 
 from msgspec import Struct
@@ -15,7 +14,8 @@ from msgspec.structs import replace
 from gateway.dialects.base import Parser
 from gateway.engines.base import Emit
 from gateway.engines.choice import ChoiceText
-from gateway.errors import GatewayError, error_class
+from gateway.engines.running_request import RunningRequest
+from gateway.errors import error_class
 from gateway.generation import Event, FinishReason, Meter, Started, TokenLogprob, Usage
 from gateway.text.vocabulary import TextDecoder, Vocabulary
 from gateway.worker.frames import Began, Cancel, Ended, Failed, FromWorker, Prefilled, Scored, Submit, Tokens, ToWorker
@@ -29,7 +29,7 @@ class _Choice(Struct):
     is_open: bool = True
 
 
-class FrameTranslator:
+class FrameTranslator(RunningRequest):
     """Args:
     submit: the frame that the request was sent with.
     stops: stop strings of the request.
@@ -54,10 +54,10 @@ class FrameTranslator:
         send: Callable[[ToWorker], None],
         call_s: Callable[[], float],
     ) -> None:
-        self.id = submit.id
+        super().__init__(submit.id, len(submit.ids), meter, call_s)
         #: The token ids of the prompt and of the first choice so far: what the prefix cache will have.
         self.ids = list(submit.ids)
-        self._submit, self._meter, self._put = submit, meter, emit
+        self._submit, self._put = submit, emit
         self._tokens, self._send = tokens, send
         self._choices = [
             _Choice(tokens.decoder(), ChoiceText(i, stops, parser, ends)) for i, parser in enumerate(parsers)
@@ -65,40 +65,13 @@ class FrameTranslator:
         self._started = False
         self._prompt_logprobs: list[TokenLogprob] = []
         self._accepted = self._rejected = 0
-        self._over = asyncio.Event()
-        self._error: GatewayError | None = None
-        meter.prompt_tokens, meter.call_s = len(submit.ids), call_s
 
     @property
     def is_single(self) -> bool:
         """True if the request has one choice: then each of its steps is one pass."""
         return len(self._choices) == 1
 
-    @property
-    def is_over(self) -> bool:
-        return self._over.is_set()
-
-    async def finished(self) -> Usage:
-        """Wait for the end of the request. Raises the GatewayError that it failed with."""
-        await self._over.wait()
-        if self._error is not None:
-            raise self._error
-        return Usage(
-            prompt_tokens=self._meter.prompt_tokens,
-            cached_tokens=self._meter.cached_tokens,
-            completion_tokens=self._meter.completion_tokens,
-            reasoning_tokens=sum(choice.text.reasoning_tokens for choice in self._choices),
-            accepted_prediction_tokens=self._accepted,
-            rejected_prediction_tokens=self._rejected,
-        )
-
-    def device_reported(self) -> None:
-        """A device call has returned. The next call, which may work for this request, runs now."""
-        if self._meter.began_at is not None:
-            self._meter.call_started()
-
     def take(self, frame: FromWorker) -> None:
-        """Handle a frame of this request."""
         match frame:
             case Began():
                 self.began(frame)
@@ -110,11 +83,6 @@ class FrameTranslator:
                 self.ended(frame)
             case Failed():
                 self.fail(error_class(frame.kind)(frame.message, param=frame.param))
-
-    def fail(self, error: GatewayError) -> None:
-        """End the request with `error`."""
-        self._error = error
-        self._end_request()
 
     def began(self, frame: Began) -> None:
         self._meter.begin()
@@ -154,6 +122,16 @@ class FrameTranslator:
                 self._meter.count_token()
             self._end_choice(choice, frame.reason)
 
+    def _usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self._meter.prompt_tokens,
+            cached_tokens=self._meter.cached_tokens,
+            completion_tokens=self._meter.completion_tokens,
+            reasoning_tokens=sum(choice.text.reasoning_tokens for choice in self._choices),
+            accepted_prediction_tokens=self._accepted,
+            rejected_prediction_tokens=self._rejected,
+        )
+
     def _start(self) -> None:
         if not self._started:
             self._started = True
@@ -184,13 +162,12 @@ class FrameTranslator:
         choice.is_open = False
         self._emit(choice.text.finish(reason))
         if not any(choice.is_open for choice in self._choices):
-            self._end_request()
+            self._end()
 
-    def _end_request(self) -> None:
+    def _end(self) -> None:
         for choice in self._choices:
             choice.is_open = False
-        self._meter.call_ended()
-        self._over.set()
+        super()._end()
 
     def _logprob(self, scored: Scored) -> TokenLogprob:
         top = zip(scored.top_ids, scored.top_logprobs, strict=True)

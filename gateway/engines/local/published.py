@@ -13,16 +13,16 @@ from typing import Any
 
 from gateway.bundles.open import is_genie
 from gateway.config.tables import GenieModel, LocalModel
-from gateway.engines.base import Emit, EngineStatus, Prepared, TextTools
+from gateway.engines.base import EngineStatus
+from gateway.engines.forwarding import ForwardingEngine
 from gateway.engines.local.engine import LocalEngine
 from gateway.engines.local.genie import GenieEngine
 from gateway.errors import BundleError, BundleUnfit, EngineFailed, GatewayError
-from gateway.generation import Generation, Meter, Usage
 
 _log = logging.getLogger(__name__)
 
 
-class PublishedEngine:
+class PublishedEngine(ForwardingEngine):
     """Implements Engine. Args: see LocalEngine."""
 
     def __init__(self, name: str, model: LocalModel, models_dir: Path) -> None:
@@ -33,18 +33,10 @@ class PublishedEngine:
         self._failure = ""  # why neither of them could load it
 
     @property
-    def takes_turns(self) -> bool:
-        return self._engine.takes_turns
-
-    @property
     def status(self) -> EngineStatus:
         if self._failure:
             return EngineStatus(state="failed", detail=self._failure)
         return self._engine.status
-
-    @property
-    def text_tools(self) -> TextTools:
-        return self._engine.text_tools
 
     async def start(self) -> None:
         self._failure = ""
@@ -55,24 +47,6 @@ class PublishedEngine:
                 raise
             await self._start_genie(error)
         self._is_decided = True
-
-    async def lost(self) -> str:
-        return await self._engine.lost()
-
-    def breaker_opened(self) -> None:
-        self._engine.breaker_opened()
-
-    def free_cache(self) -> None:
-        self._engine.free_cache()
-
-    async def prepare(self, generation: Generation) -> Prepared:
-        return await self._engine.prepare(generation)
-
-    async def run(self, prepared: Prepared, meter: Meter, emit: Emit) -> Usage:
-        return await self._engine.run(prepared, meter, emit)
-
-    async def aclose(self) -> None:
-        await self._engine.aclose()
 
     def _is_genie(self) -> bool:
         """Looked up at each start: a new table can be read before its folder is there."""
