@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,8 @@ from gateway.generation import Meter, Usage
 from gateway.worker.frames import Cancel, FromWorker, Ready
 
 Run = TypeVar("Run", bound=RunningRequest)
+
+_log = logging.getLogger(__name__)
 
 
 class ProcessEngine(ABC, Generic[Run]):
@@ -168,7 +171,13 @@ class ProcessEngine(ABC, Generic[Run]):
         run = self._running.get(getattr(frame, "id", None) or 0)
         if run is None:
             return  # the request was cancelled before
-        self._take(run, frame)
+        try:
+            self._take(run, frame)
+        except Exception as error:  # a bug in what reads the answer, for example in a parser of its text
+            _log.error("%s: the answer could not be read", self._name, exc_info=error)
+            unread = f"{self._name} gave an answer that could not be read; the log has the reason."
+            run.fail(GatewayError(unread))
+            self._supervisor.send(Cancel(run.id))
         if run.is_over:
             del self._running[run.id]
 

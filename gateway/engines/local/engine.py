@@ -7,7 +7,6 @@ and the meter is correct, also for a slow client. The number of events is limite
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections import deque
@@ -31,13 +30,11 @@ from gateway.engines.local.prompts import Prompts
 from gateway.engines.local.sick_start import SickStart
 from gateway.engines.local.speed import chip_title, published_speed
 from gateway.engines.process_engine import ProcessEngine
-from gateway.errors import BundleError, GatewayError
+from gateway.errors import BundleError
 from gateway.generation import Generation, Meter, Usage
 from gateway.prompts.messages import Encoded
 from gateway.worker.entry import local_worker
-from gateway.worker.frames import Cancel, FreeCache, FromWorker, Ready, Submit
-
-_log = logging.getLogger(__name__)
+from gateway.worker.frames import FreeCache, FromWorker, Ready, Submit
 
 
 class LocalPrepared(Prepared, frozen=True, kw_only=True):
@@ -182,10 +179,4 @@ class LocalEngine(ProcessEngine[FrameTranslator]):
     def _take(self, run: FrameTranslator, frame: FromWorker) -> None:
         if len(self._running) == 1 and run.is_single:
             self._sick_start.note(frame)
-        try:
-            run.take(frame)
-        except Exception as error:  # a bug in a parser of the answer's text
-            _log.error("%s: the answer could not be read", self._name, exc_info=error)
-            unread = f"{self._name} gave an answer that could not be read; the log has the reason."
-            run.fail(GatewayError(unread))
-            self._supervisor.send(Cancel(run.id))
+        run.take(frame)

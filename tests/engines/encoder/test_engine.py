@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from gateway.config.tables import LocalModel
 from gateway.embedding import Embedded, Inputs
 from gateway.engines.encoder.engine import EncoderEngine
-from gateway.errors import ContextLengthExceeded, DeviceFailed, EngineFailed, InvalidRequest
+from gateway.engines.encoder.request import EmbeddingRun
+from gateway.errors import ContextLengthExceeded, DeviceFailed, EngineFailed, GatewayError, InvalidRequest
 from gateway.generation import ChoiceFinished, Finished, Generation, Meter, Started
 from gateway.worker.frames import FromWorker, Vectors
 from tests.support.encoders import workers
@@ -91,6 +92,19 @@ async def test_requests_at_once_share_batches_and_get_their_own_rows(engine: Enc
     found = await asyncio.gather(*(embedded(engine, request(*(WORDS[i] for i in order))) for order in orders))
     for order, each in zip(orders, found, strict=True):
         assert np.abs(rows(each) - REFERENCE[order]).max() < 1e-4
+
+
+async def test_answer_that_cannot_be_read_fails_only_its_request(
+    engine: EncoderEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take(run: EmbeddingRun, frame: FromWorker) -> None:
+        raise ValueError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddingRun, "take", take)
+        with pytest.raises(GatewayError, match="could not be read"):
+            await embedded(engine, request(WORDS[0]))
+    assert (await embedded(engine, request(WORDS[0]))).tokens == (len(TEXTS[0]),)
 
 
 async def test_text_of_spaces_fails_no_batch(engine: EncoderEngine) -> None:
