@@ -103,6 +103,14 @@ def _note(what: str, code: CodeType | None) -> None:
         _blocked.append(what)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def serve_in_this_process_changes_no_search_path() -> Iterator[None]:
+    """`serve` in the environment of a clone sets PYTHONPATH and PYTHONSAFEPATH, which later tests would inherit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gateway.commands.pinned.pin", lambda: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def event_loop_is_never_blocked() -> Iterator[None]:
     """Fails a test if a callback of the gateway blocks an event loop. See gateway/server/loop_watch.py."""

@@ -113,6 +113,8 @@ class Raising:
 
     async def aclose(self) -> None: ...
 
+    def free_cache(self) -> None: ...
+
     async def lost(self) -> str:
         await asyncio.Event().wait()
         return ""

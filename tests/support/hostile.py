@@ -63,6 +63,8 @@ async def end_other_tasks() -> None:
     """Cancel all other tasks of the loop, also those of connections that were accepted in this moment."""
     idle_turns = 0
     while idle_turns < 10:  # from `accept` to the task of a connection, and from `close` to its socket: a few turns
+        for _ in range(3):  # a task that is cancelled before its first step would not close its connection
+            await asyncio.sleep(0)
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()

@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import json
 import math
+import re
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -170,7 +171,13 @@ def _is_time(text: object) -> bool:
     return not isinstance(text, str) or datetime.time.fromisoformat(text).tzinfo is not None
 
 
+def _is_relative_json_pointer(text: object) -> bool:
+    """The validator's own function refuses a number with a zero in the middle."""
+    return not isinstance(text, str) or bool(re.fullmatch(r"(?:0|[1-9][0-9]*)(?:#|(?:/(?:[^/~]|~[01])*)*)", text))
+
+
 formats = FormatChecker()
+formats.checks("relative-json-pointer")(_is_relative_json_pointer)
 formats.checks("date-time", raises=ValueError)(_is_date_time)
 formats.checks("time", raises=ValueError)(_is_time)
 
