@@ -118,7 +118,8 @@ class Traffic:
         """Read a stream slowly, and close the connection before its end."""
         body = json.dumps(self._body(max_tokens=200)).encode()
         async with self._socket() as (reader, writer):
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+            head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            head += f"Content-Length: {len(body)}\r\n\r\n"
             writer.write(head.encode() + body)
             for _ in range(20):
                 async with asyncio.timeout(REPLY_S):
