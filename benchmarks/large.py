@@ -18,6 +18,7 @@ from gateway.builder.build import CpuTarget, write_json
 from gateway.builder.graphs.genai_writer import genai_config
 from gateway.builder.sources.detect import open_source
 from gateway.builder.sources.source import ALL, Blocks, ModelSource
+from gateway.bundles.hashes import write_hashes
 
 HIDDEN, FFN = 2048, 8192
 SIZES = {"layers": 16, "hidden": HIDDEN, "ffn": FFN, "heads": 32, "kv_heads": 8, "head_dim": 64}
@@ -42,6 +43,7 @@ def _write(small: ModelSource, folder: Path) -> None:
     source = _Random(small)
     graphs = CpuTarget().write(source, folder, lambda what, share: None)
     write_json(folder / "genai_config.json", genai_config(source.config, source.generation, graphs.decoder))
+    write_hashes(folder)
 
 
 class _Random:
