@@ -44,7 +44,6 @@ HOSTILE_MEMORY_MB = 50.0  # limit of the growth, at any time, when a hostile cli
 ALONE_S = 120.0  # at most, for the clients without the hostile one
 HOSTILE_TTFT = 2.0  # limit for the 95th percentile, relative to the clients alone
 EXTRA_FILES = 8
-IDLE_PROCESSES = 2  # for long texts and for slow grammars, after a run that is shorter than IDLE_S
 
 
 class Soak:
@@ -104,8 +103,8 @@ class Soak:
         self._compare(before, counts)
 
     async def _wait_for_processes(self, number: int) -> None:
-        """Processes for long texts and slow grammars end when they have been idle. A short run does not wait for it."""
-        for _ in range(int(IDLE_S) if self._seconds > IDLE_S else 0):
+        """Processes for long texts and slow grammars end when they have been idle."""
+        for _ in range(int(IDLE_S)):
             if self._gateway is None or inventory(self._gateway)[0] <= number:
                 return
             await asyncio.sleep(1)
@@ -190,8 +189,7 @@ class Soak:
     def _compare_held(self, before: tuple[int, int]) -> None:
         after = inventory(self._gateway) if self._gateway is not None else (0, 0)
         self.left = f"processes {before[0]} -> {after[0]}, open files {before[1]} -> {after[1]}"
-        idle = 0 if self._seconds > IDLE_S else IDLE_PROCESSES
-        if after[0] > before[0] + idle or after[1] > before[1] + EXTRA_FILES + idle * EXTRA_FILES:
+        if after[0] > before[0] or after[1] > before[1] + EXTRA_FILES:
             self.faults.append(f"not released: {self.left}")
 
     def report(self) -> str:

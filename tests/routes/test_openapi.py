@@ -25,7 +25,7 @@ ALIASES = "^/(api/embed|chat/completions|completions|embeddings|health|models|op
 #: fields, a grammar that does not compile), and it ignores unknown headers. openapi_checks.schema_and_decoder_agree
 #: replaces them.
 INAPPLICABLE = "positive_data_acceptance,negative_data_rejection"
-QUICK = ("--phases", "coverage", "--generation-deterministic", "--no-shrink")
+QUICK = ("--phases", "coverage,fuzzing", "--max-examples", "2", "--generation-deterministic", "--no-shrink")
 LONG = ("--phases", "coverage,fuzzing,stateful", "--max-examples", "100", "--generation-database", "none")
 TEXT_TOOLS = "^/(tokenize|detokenize|apply-template|v1/messages/count_tokens)"
 

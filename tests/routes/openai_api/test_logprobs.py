@@ -24,7 +24,7 @@ from tests.support.server import Running
 FRANCE = "The capital of France is"
 EMOJI = "Repeat: 東京 👩‍👩‍👧 é. Again: 東京 👩‍👩‍👧"
 HELLO: Any = [{"role": "user", "content": "Say hello to 東京 🦊."}]
-CLOSE = 0.02  # the last bits of float activations differ in a batch; keys in half precision make that 0.003
+CLOSE = 0.01  # the last bits of float activations differ in a batch; keys in half precision make that 0.003
 
 
 @pytest.fixture(scope="module")

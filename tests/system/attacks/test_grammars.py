@@ -282,7 +282,7 @@ def test_clients_that_leave_slow_grammars_delay_nobody(server: Running) -> None:
          + "xyxz" * 2500 + '"'},
         {"guided_json": {"prefixItems": [{"enum": [1, 2]}, *[{"$ref": "#/$defs/a"}] * 400],
                          "$defs": {"a": {"const": "xyxz" * 2500}}, "minItems": 401}},
-        {"guided_regex": "[ab](xyxz){4000}(xy){4000}(zx){4000}"},
+        {"guided_regex": "[ab](xyxz){9000}(xy){9000}(zx){9000}"},
     ],
     ids=["lark", "schema", "regex"],
 )  # fmt: skip
