@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from gateway.config.tables import BreakerConfig, Config, ScriptedModel, ServerConfig
 from gateway.engines.scripted.engine import ScriptedEngine
+from gateway.errors import GatewayError
 from gateway.generation import Event, Finished, Generation, Started, Text, TextDelta
 from gateway.lanes.answer import RoutedAnswer
 from gateway.lanes.lane import Lane
@@ -17,6 +18,19 @@ from tests.support.server import script_of
 from tests.support.virtual_time import now
 
 BREAKER = BreakerConfig(latency_ms=1000.0, min_calls=1, probe_itself=False)
+
+
+@contextmanager
+def noted(endings: list[str]) -> Iterator[None]:
+    """Append how the request inside has ended: "ok", "cancelled", or the code of its error."""
+    try:
+        yield
+        endings.append("ok")
+    except GatewayError as error:
+        endings.append(error.code or error.type)
+    except asyncio.CancelledError:
+        endings.append("cancelled")
+        raise
 
 
 def model(reply: str = "fine", fallback: str | None = None, **fields: Any) -> ScriptedModel:
