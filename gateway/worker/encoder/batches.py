@@ -16,7 +16,7 @@ from gateway.worker.encoder.model import Text
 from gateway.worker.frames import Embed
 
 _LARGEST_PADDING = 0.125  # share of a batch
-_FREE_PADDING = 8  # tokens of each text that do not count: a call has costs of its own
+_FREE_PADDING = 8  # tokens of each text that do not count, because each call has a fixed cost
 
 
 class Waiting(Struct, eq=False):
