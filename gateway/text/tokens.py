@@ -114,6 +114,7 @@ class TextTokenizer(Vocabulary):
         Returns the ids, at most `longest`; the number of them with type 0; True if the text was cut.
         """
         with self._lock:
+            self._tokenizer.encode_special_tokens = False  # `_encode` leaves the value of its last call
             self._tokenizer.enable_truncation(longest)
             try:
                 encoding = self._tokenizer.encode(text, second)

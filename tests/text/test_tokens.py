@@ -166,6 +166,13 @@ def test_client_text_stays_text_if_vocabulary_has_special_tokens_as_words() -> N
     assert streamed(tokens, ids) == "[END]"
 
 
+@each
+def test_input_of_an_encoder_does_not_depend_on_the_call_before(tokens: TextTokenizer) -> None:
+    special = tokens.special_id("<|im_end|>")
+    tokens.encode("a", specials=False)
+    assert special in tokens.encode_input("a<|im_end|>", None, 100)[0]
+
+
 def test_decode_refuses_ids_outside_the_vocabulary() -> None:
     for index in (-1, BYTE_LEVEL.vocab_size):
         with pytest.raises(InvalidRequest, match=str(index)):
