@@ -120,9 +120,10 @@ class Lane:
         self.breaker.configure(breaker)
 
     async def demand(self) -> None:
-        """Load an unloaded model, and wait for the end of the first attempt."""
+        """Load a model that is not ready, and wait for the end of the next attempt."""
         with self.claim.loads.one():
-            self._loader.demand()
+            if not self.is_closed:
+                self._loader.demand_now()
             await self.tried()
 
     @property

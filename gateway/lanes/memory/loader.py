@@ -78,6 +78,7 @@ class Loader:
         self._previous: Previous | None = None  # set until the engine of an unloaded model was loaded once
         self._demanded_at: float | None = None  # when a request wanted this engine
         self._demand = asyncio.Event()
+        self._pausing: asyncio.Future[None] | None = None  # the pause before another attempt
         self._began_at: float | None = None  # when the last load began
         self._load_s: float | None = None  # what the last load took
 
@@ -101,6 +102,14 @@ class Loader:
         if self._demanded_at is None:
             self._demanded_at = self._clock()
             self._demand.set()
+
+    def demand_now(self) -> None:
+        """A client wants the load itself: do not wait for the end of a pause. `tried` is that of the next attempt."""
+        if self.status.state != "ready":
+            self.tried.clear()
+            if self._pausing is not None:
+                self._pausing.cancel()
+        self.demand()
 
     @property
     def loads_on_demand(self) -> bool:
@@ -205,13 +214,15 @@ class Loader:
                 if self._clock() - ready_at > _STABLE_S:
                     pause_s = _FIRST_PAUSE_S
                 _log.error("%s: %s; it is loaded again in %.1f s", self._name, reason, pause_s)
-            await self._sleep(pause_s)
+            await self._pause(pause_s)
             pause_s = min(2 * pause_s, _MAX_PAUSE_S)
             if fault and not self._memory.is_free_for(self._claim):
                 self._demanded_at = None
                 for event in (self._demand, self.tried):
                     event.clear()
                 self.wait_for_demand()
+                if self._claim.loads:
+                    self.demand()
                 await self._demand.wait()
 
     async def load(self) -> str:
@@ -240,6 +251,15 @@ class Loader:
         else:
             _log.info("%s is ready (%s, loaded in %.1f s)", self._name, _device(status), status.load_s)
         return ""
+
+    async def _pause(self, seconds: float) -> None:
+        """Before another attempt. `demand_now` ends it."""
+        self._pausing = asyncio.ensure_future(self._sleep(seconds))
+        try:
+            await asyncio.wait([self._pausing])
+        finally:
+            self._pausing.cancel()
+            self._pausing = None
 
     def _failed(self, fault: str, pause_s: float) -> None:
         if fault != self._fault:  # one line for each fault, not for each attempt

@@ -13,7 +13,7 @@ All models together have one budget. A load begins when the manager has granted 
    after its last request. So two programs that use two models do not spend all of the time with loads.
 4. Nothing is unloaded before it is known that the new model will then fit. Pinned models stay.
 5. A load that no client waits for unloads only models that had no request for 10 s. A load at the start, and a load
-   after a failure, unloads nothing.
+   after a failure that no client wants, unloads nothing.
 """
 
 from __future__ import annotations

@@ -322,6 +322,19 @@ async def test_load_after_a_failure_unloads_nothing() -> None:
 
 
 @in_virtual_time
+async def test_load_that_a_client_wants_after_a_failure_unloads_others() -> None:
+    async with gateway(10, a=sized(10), b=sized(10)) as (router, residency):
+        Engine.fault_share = 1.0
+        with pytest.raises(ModelNotReady):
+            await ask(router, "b")
+        Engine.fault_share = 0.0
+        other = asyncio.create_task(ask(router, "a"))
+        await asyncio.sleep(0.1)  # the pause of b has not ended
+        assert (await residency.load("b")).is_ready and states(router) == "b"
+        await other
+
+
+@in_virtual_time
 async def test_model_that_failed_once_is_loaded_after_another_client_has_waited_for_its_memory() -> None:
     async with gateway(10, a=sized(5, ttft_s=30.0), b=sized(5), c=sized(10)) as (router, _):
         busy = asyncio.create_task(ask(router, "a"))

@@ -178,6 +178,29 @@ async def test_model_that_never_became_ready_can_be_unloaded() -> None:
 
 
 @in_virtual_time
+async def test_load_between_two_attempts_tries_at_once() -> None:
+    async with residency(main=model(load_s=LOAD_S)) as (_, models):
+        await models.unload("main")
+        Engine.load_faults = 5
+        for _ in range(5):
+            with pytest.raises(ModelNotReady, match=r"model\.onnx is missing"):
+                await models.load("main")
+        start = now()
+        assert (await models.load("main")).is_ready and now() - start == pytest.approx(LOAD_S)
+
+
+@in_virtual_time
+async def test_load_during_an_attempt_waits_for_its_end() -> None:
+    async with residency(main=model(load_s=LOAD_S)) as (_, models):
+        await models.unload("main")
+        Engine.load_faults = 1
+        with pytest.raises(ModelNotReady):
+            await models.load("main")
+        await asyncio.sleep(1.0)
+        assert (await models.load("main")).is_ready
+
+
+@in_virtual_time
 async def test_requests_that_wait_get_the_reason_of_a_failed_load_or_the_fallback() -> None:
     async with residency(main=slow(fallback="other"), alone=slow(), other=model("from other")) as (router, models):
         await asyncio.gather(models.unload("main"), models.unload("alone"))
