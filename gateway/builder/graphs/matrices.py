@@ -10,9 +10,8 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from gateway.builder.graphs import quantise
-from gateway.builder.sources.source import ALL, EMBEDDING, HEAD, Blocks, ModelSource, layer
+from gateway.builder.sources.source import EMBEDDING, HEAD, Blocks, ModelSource, layer
 from gateway.bundles.stamp import Precision
-from gateway.errors import BundleError
 
 _ROWS_AT_ONCE = 4096  # of an embedding, which is often the largest tensor
 
@@ -34,10 +33,9 @@ class Matrices(Struct, frozen=True):
     def matrix(self, name: str) -> Matrix:
         """A matrix of a layer."""
         if (own := self.source.blocks(name)) is not None:
-            _require_numbers(name, own.scale)
             return own
         if self.precision == "int4":
-            return quantise.four_bit(_tensor(self.source, name), self.importance.get(name))
+            return quantise.four_bit(self.source.tensor(name), self.importance.get(name))
         return self._finer(name)
 
     def table(self) -> Matrix:
@@ -55,7 +53,7 @@ class Matrices(Struct, frozen=True):
         return self.precision if own is None else "source"
 
     def _finer(self, name: str) -> Matrix:
-        groups = row_groups(self.source, name) if name in (EMBEDDING, HEAD) else iter((_tensor(self.source, name),))
+        groups = row_groups(self.source, name) if name in (EMBEDDING, HEAD) else iter((self.source.tensor(name),))
         match self.precision:
             case "float32":
                 return np.concatenate(list(groups))
@@ -77,16 +75,4 @@ def _half(values: NDArray[np.float32]) -> NDArray[np.float16]:
 def row_groups(source: ModelSource, name: str) -> Iterator[NDArray[np.float32]]:
     """The rows of the embedding or the head, some at a time, so that memory never holds all of them as float32."""
     for start in range(0, source.config.vocab, _ROWS_AT_ONCE):
-        yield _tensor(source, name, slice(start, start + _ROWS_AT_ONCE))
-
-
-def _tensor(source: ModelSource, name: str, rows: slice = ALL) -> NDArray[np.float32]:
-    """Raises BundleError for values that are no numbers: rounded, they would be wrong answers."""
-    values = source.tensor(name, rows)
-    _require_numbers(name, values)
-    return values
-
-
-def _require_numbers(name: str, values: NDArray[np.float32]) -> None:
-    if not np.isfinite(values).all():
-        raise BundleError(f"{name} has values that are no finite numbers. Download the model again.")
+        yield source.tensor(name, slice(start, start + _ROWS_AT_ONCE))

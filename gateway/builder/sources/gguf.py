@@ -19,7 +19,7 @@ from gateway.builder.sources import gguf_blocks, gguf_tokenizer
 from gateway.builder.sources.gguf_notes import format_notes
 from gateway.builder.sources.gguf_parts import GgufParts
 from gateway.builder.sources.gguf_settings import check_graph, check_tensors, checked_value, read_settings
-from gateway.builder.sources.source import ALL, Blocks, GenerationDefaults, TransformerConfig, digest_of
+from gateway.builder.sources.source import ALL, Blocks, GenerationDefaults, TransformerConfig, digest_of, require_finite
 from gateway.errors import BundleError
 
 
@@ -53,6 +53,7 @@ class GgufSource:
             values = np.asarray(dequantize(stored.data[rows], stored.tensor_type), dtype=np.float32).reshape(-1, *row)
         except NotImplementedError as error:
             raise BundleError(f"{self._file}: {name} has an unknown format, {stored.tensor_type.name}.") from error
+        require_finite(name, values)
         return self._folding.tensor(name, self._half_split(name, values))
 
     def blocks(self, name: str) -> Blocks | None:
@@ -62,6 +63,7 @@ class GgufSource:
         found = gguf_blocks.unpack(stored.tensor_type.name, np.asarray(stored.data)[rows])
         if found is None:
             return quantise.eight_bit(self.tensor(name))
+        require_finite(name, found.scale, found.minimum)
         scale, minimum, quants = (self._half_split(name, part) for part in (found.scale, found.minimum, found.quants))
         return self._folding.blocks(name, Blocks(bits=found.bits, scale=scale, minimum=minimum, quants=quants))
 

@@ -16,7 +16,15 @@ from gateway.builder.sources.end_tokens import end_ids
 from gateway.builder.sources.gguf_settings import check_tensors
 from gateway.builder.sources.gptq import PackedMatrices, read_quantisation
 from gateway.builder.sources.safetensors_file import Weights
-from gateway.builder.sources.source import ALL, HEAD, Blocks, GenerationDefaults, TransformerConfig, digest_of
+from gateway.builder.sources.source import (
+    ALL,
+    HEAD,
+    Blocks,
+    GenerationDefaults,
+    TransformerConfig,
+    digest_of,
+    require_finite,
+)
 from gateway.bundles.bundle import find_chat_templates
 from gateway.bundles.json_file import read_json, read_optional_object
 from gateway.errors import BundleError
@@ -74,7 +82,9 @@ class HuggingFaceSource:
         stored = self._family.hugging_face(name, self.config)
         if self._packed is None or stored.name not in self._packed:
             return None
-        return self._folding.blocks(name, self._packed.blocks(stored.name, stored.rows(ALL)))
+        blocks = self._packed.blocks(stored.name, stored.rows(ALL))
+        require_finite(name, blocks.scale)
+        return self._folding.blocks(name, blocks)
 
     def tokenizer_json(self) -> str:
         if not self._tokenizer_path.is_file():

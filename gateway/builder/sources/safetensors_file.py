@@ -13,7 +13,7 @@ import safetensors
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from gateway.builder.sources.source import ALL
+from gateway.builder.sources.source import ALL, require_finite
 from gateway.bundles.json_file import LONGEST, read_json
 from gateway.errors import BundleError
 
@@ -73,7 +73,7 @@ class Weights:
             return np.asarray(file.get_tensor(name))
 
     def tensor(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
-        """A copy of some rows as float32. Raises BundleError if the type is not a float."""
+        """A copy of some rows as float32. Raises BundleError if the type is not a float, or a value not finite."""
         name = self._stored[name]
         path = self._files[name]
         with _open(path) as file:
@@ -82,7 +82,9 @@ class Weights:
             if kind not in _FLOATS:
                 raise BundleError(f"{path.name}: {name} has type {kind}; {', '.join(_FLOATS)} can be read.")
             start, stop, _ = rows.indices(shape[0])
-            return np.asarray(stored[start:stop], dtype=np.float32)
+            values = np.asarray(stored[start:stop], dtype=np.float32)
+        require_finite(name, values)
+        return values
 
 
 def _text_name(name: str) -> str:

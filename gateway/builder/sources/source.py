@@ -28,6 +28,8 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from gateway.errors import BundleError
+
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 ALL = slice(0, None)  # rows
@@ -156,13 +158,13 @@ class ModelSource(Protocol):
     def tensor(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
         """The dequantised tensor, or some rows of it (not of q and k), read-only.
 
-        Raises BundleError if the source does not have it.
+        Raises BundleError if the source does not have it, or if a value is not finite: rounded, it would be wrong.
         """
 
     def blocks(self, name: str) -> Blocks | None:
         """The tensor's quantised blocks, with rows in the order of `tensor`. None if it is stored in floating point.
 
-        A format that does not fit into `Blocks` is converted to 8-bit blocks.
+        A format that does not fit into `Blocks` is converted to 8-bit blocks. Raises BundleError as `tensor`.
         """
 
     def tokenizer_json(self) -> str:
@@ -176,6 +178,12 @@ class ModelSource(Protocol):
 
     def digest(self) -> str:
         """A hash of everything that a bundle is made from. Reads all files."""
+
+
+def require_finite(name: str, *values: NDArray[np.float32]) -> None:
+    """Raise BundleError if one of the values of tensor `name` is not finite."""
+    if not all(np.isfinite(each).all() for each in values):
+        raise BundleError(f"{name} has values that are no finite numbers. Download the model again.")
 
 
 def layer(index: int, part: str) -> str:

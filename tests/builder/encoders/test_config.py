@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from gateway.builder.encoders.build import write_encoder_files
 from gateway.builder.encoders.families.find import is_encoder, open_encoder
 from gateway.errors import BundleError
 from tests.support.encoders.models import write_folder
@@ -51,6 +52,18 @@ def test_matrix_of_another_size_is_named(tmp_path: Path) -> None:
     save_file(tensors | {name: np.zeros((48, 40), np.float32)}, file)
     with pytest.raises(BundleError, match=rf"^{name} has other sizes than config\.json states for it, 48 x 80"):
         open_encoder(folder)
+
+
+@pytest.mark.parametrize("part", ["output.dense.weight", "output.LayerNorm.weight", "output.dense.bias"])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, part: str) -> None:
+    folder = write_folder(tmp_path / "m", "bert-mean", _SHAPES["bert-mean"]["shapes"])
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    (name,) = (each for each in tensors if each.endswith(f"encoder.layer.1.{part}"))
+    tensors[name].flat[5] = np.nan
+    save_file(tensors, file)
+    with pytest.raises(BundleError, match=rf"{part} has values that are no finite numbers\. Download"):
+        write_encoder_files(folder, tmp_path, "float", lambda stage, share: None)
 
 
 def test_model_type_that_is_no_text_is_no_encoder(tmp_path: Path) -> None:

@@ -56,6 +56,21 @@ def test_blocks_equal_dequantised_tensor(tmp_path: Path, stored_as: str) -> None
         np.testing.assert_array_equal(_meaning(blocks), source.tensor(name), err_msg=name)
 
 
+@pytest.mark.parametrize(("stored_as", "offset"), [("F32", 0), ("Q4_1", 0), ("Q4_1", 2)])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, stored_as: str, offset: int) -> None:
+    """Also in a block's scale (byte 0) or minimum (byte 2)."""
+    path, name = write_tiny_gguf(tmp_path / "tiny.gguf", stored_as=stored_as), layer(0, "self_attn.q_proj.weight")
+    (tensor,) = (each for each in gguf.GGUFReader(path).tensors if each.name == "blk.0.attn_q.weight")
+    content = bytearray(path.read_bytes())
+    start, kind = tensor.data_offset + offset, np.float32 if stored_as == "F32" else np.float16
+    content[start : start + kind().nbytes] = kind("nan").tobytes()
+    path.write_bytes(content)
+    source = open_source(path)
+    for read in (source.tensor,) if stored_as == "F32" else (source.tensor, source.blocks):
+        with pytest.raises(BundleError, match=r"q_proj\.weight has values that are no finite numbers\. Download"):
+            read(name)
+
+
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
 def test_unpacked_blocks_equal_reference_dequantisation(name: str) -> None:
     rows = random_blocks(name, rows=8, blocks=6)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gateway.builder.graphs.matrices import Matrices
 from gateway.builder.loss.measure import text_ids
 from gateway.builder.sources.detect import open_source
 from gateway.builder.sources.source import EMBEDDING, HEAD
@@ -172,14 +171,15 @@ def test_norm_of_another_size_is_refused(tmp_path: Path, name: str) -> None:
             open_source(folder)
 
 
+@pytest.mark.parametrize("part", ["mlp.up_proj.weight", "input_layernorm.weight"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_weights_that_are_no_numbers_are_not_rounded(tmp_path: Path, value: float) -> None:
-    folder, name = write_tiny_folder(tmp_path / "m"), "model.layers.0.mlp.up_proj.weight"
+def test_weights_that_are_no_numbers_are_not_rounded(tmp_path: Path, part: str, value: float) -> None:
+    folder, name = write_tiny_folder(tmp_path / "m"), f"model.layers.0.{part}"
     tensors = load_file(folder / "model.safetensors")
-    tensors[name][3, 5] = value
+    tensors[name].flat[5] = value
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(BundleError, match=r"up_proj\.weight has values that are no finite numbers\. Download"):
-        Matrices(open_source(folder)).matrix(name)
+    with pytest.raises(BundleError, match=rf"{part} has values that are no finite numbers\. Download"):
+        open_source(folder).tensor(name)
 
 
 def test_tokens_that_do_not_exist_are_no_special_tokens(tmp_path: Path) -> None:
