@@ -55,9 +55,7 @@ def memory_findings(needs: Mapping[str, Need], memory: Memory, budget: int, *, i
     """
     needed = sum(need.bytes for need in needs.values())
     has = f"{megabytes(memory.total)}, {megabytes(memory.available)} free"
-    sizes = ", ".join(
-        f"{name} {'' if need.is_measured else 'about '}{megabytes(need.bytes)}" for name, need in needs.items()
-    )
+    sizes = ", ".join(f"{name} {need.shown}" for name, need in needs.items())
     what = f"needed: {sizes}; all models together have {megabytes(budget)}" if needs else "no model is here yet"
     refused = ((name, need.window.refusal(budget)) for name, need in needs.items() if need.window)
     if too_long := next((f"{name} {reason}" for name, reason in refused if reason), ""):

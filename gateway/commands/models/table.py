@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
+
 from gateway.commands import options
 from gateway.commands.tables import Column, write_table
 from gateway.errors import GatewayError
@@ -16,7 +18,7 @@ from gateway.errors import GatewayError
 if TYPE_CHECKING:
     from gateway.commands.models.model_state import ModelState
     from gateway.config.tables import Config, ModelConfig
-    from gateway.lanes.memory.needs import Needs
+    from gateway.lanes.memory.needs import Need, Needs
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -92,25 +94,35 @@ def _needs() -> Needs:
 
 def _write(config: Config, states: Mapping[str, ModelState], running: Mapping[str, str]) -> None:
     from gateway.bundles.disk import megabytes
-
-    def memory(size: int) -> str:
-        return f"{'' if measured[size] else 'about '}{megabytes(size)}"
+    from gateway.lanes.memory.needs import budget_bytes
 
     columns = (
         *("name", "state", "engine", Column("context", right=True)),
         *(Column("size", right=True, shown=megabytes), "also as", "fallback", "published", "detail", "now"),
-        Column("memory", right=True, shown=memory),
+        Column("memory", right=True, shown=_Memory.shown),
     )
-    from gateway.lanes.memory.needs import budget_bytes
-
     budget = budget_bytes(config.memory)
-    needs = {name: _needs().of(model, budget) for name, model in config.models.items()}
-    measured = {need.bytes: need.is_measured for need in needs.values()}
     rows = [
-        (*_fields(name, model, states[name]), running.get(name, ""), needs[name].bytes or None)
+        (*_fields(name, model, states[name]), running.get(name, ""), _memory(_needs().of(model, budget)))
         for name, model in config.models.items()
     ]
     write_table(rows, columns)
+
+
+class _Memory(Struct, frozen=True):
+    """A field: bytes in a pipe, megabytes in a terminal."""
+
+    need: Need
+
+    def __str__(self) -> str:
+        return str(self.need.bytes)
+
+    def shown(self) -> str:
+        return self.need.shown
+
+
+def _memory(need: Need) -> _Memory | None:
+    return _Memory(need) if need.bytes else None
 
 
 def _fields(name: str, model: ModelConfig, state: ModelState) -> tuple[object, ...]:

@@ -23,6 +23,7 @@ import psutil
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from gateway.bundles.disk import megabytes
 from gateway.bundles.genai_config import GenaiConfig, read_genai_config
 from gateway.bundles.json_file import read_record, write_record
 from gateway.bundles.kv_cache.window import Window, read_window
@@ -52,6 +53,11 @@ class Need(Struct, frozen=True, kw_only=True):
     context_length: int = 0  # that is served
     window: Window | None = None  # of a model on the CPU
     key: str = ""  # the identity of the bundle and of what changes its size; "": not kept
+
+    @property
+    def shown(self) -> str:
+        """`bytes` for a person, as "314 MB" or "about 314 MB"."""
+        return f"{'' if self.is_measured else 'about '}{megabytes(self.bytes)}"
 
 
 class Measured(Struct, frozen=True):

@@ -8,14 +8,17 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from gateway import cli
 from gateway.bundles.origin import Origin, write_origin
+from gateway.commands.models import table
 from gateway.commands.models.model_state import examine
 from gateway.commands.running.run_file import RunFile, announced
 from gateway.commands.tables import cells
 from gateway.config.file import load_config
 from gateway.config.tables import LocalModel
+from gateway.lanes.memory.needs import Needs
 from tests.support.npu.genie_bundle import write_genie_bundle
 from tests.support.processes import free_port
 from tests.support.server import serving
@@ -99,6 +102,21 @@ def test_table_fits_into_the_terminal(config: Path, terminal: Terminal) -> None:
         assert f"{name} " in text
     for part in ("512", "gpt-4o-mini", "http://127.0.0.1:1/v1", "built from", "x-elite"):
         assert part in text, part
+
+
+@pytest.mark.parametrize("terminal", [200], indirect=True)
+def test_memory_is_about_only_for_the_model_that_was_not_measured(
+    tmp_path: Path, tiny: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if both models have the same size."""
+    file, needs = tmp_path / "config.toml", Needs()
+    file.write_text(f"[models.a]\npath = '{tiny}'\n[models.b]\npath = '{tiny}'\nmax_sequences = 2\n", encoding="utf-8")
+    first, second = map(needs.of, load_config(file, {}).models.values())
+    needs.note(replace(first, bytes=second.bytes, load_s=1.0, is_measured=True))
+    monkeypatch.setattr(table, "_needs", lambda: needs)
+    with redirect_stdout(terminal):
+        assert cli.main(["models", "--config", str(file)]) == 0
+    assert [("about" in line) for line in terminal.lines() if line.startswith(("a ", "b "))] == [False, True]
 
 
 def test_pipe_has_eleven_fields_of_each_model(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
