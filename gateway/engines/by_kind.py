@@ -45,9 +45,9 @@ class BundleEngine(ForwardingEngine):
     def status(self) -> EngineStatus:
         if stage := self._missing.stage:
             return EngineStatus(state="loading", detail=stage, capabilities=self._missing.capabilities)
-        if self._missing.is_missing:
-            return replace(self._engine.status, capabilities=self._missing.capabilities)
         status = self._engine.status
+        if status.state != "ready" and self._missing.is_missing:  # a loaded model needs no look at the disk
+            return replace(status, capabilities=self._missing.capabilities)
         return replace(status, context_note=self._context_note) if self._context_note else status
 
     async def start(self) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from gateway.bundles.encoder.bundle import ENCODER_FILE
-from gateway.config.tables import LocalModel
+from gateway.config.tables import LocalModel, ScriptedModel
 from gateway.engines.by_kind import BundleEngine
+from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import BundleError, ModelTooLarge
 from gateway.lanes.memory.needs import estimate
 
@@ -26,6 +27,16 @@ async def test_bundle_that_comes_later_decides_the_kind(tmp_path: Path) -> None:
     assert engine.status.capabilities == ("embeddings", "rerank")
     await engine.aclose()
     assert engine.status.state == "closed"
+
+
+@pytest.mark.asyncio
+async def test_loaded_model_keeps_its_capabilities_when_its_bundle_is_removed(tmp_path: Path) -> None:
+    """While a new bundle takes the folder, for example."""
+    engine = BundleEngine("m", LocalModel(path="later", source="folder"), tmp_path)
+    assert engine.status.capabilities == ()
+    engine._engine = ScriptedEngine("m", ScriptedModel())
+    await engine._engine.start()
+    assert "chat" in engine.status.capabilities
 
 
 @pytest.mark.asyncio

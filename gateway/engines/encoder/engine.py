@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -47,6 +48,8 @@ class EncoderEngine(ProcessEngine[EmbeddingRun]):
         path = models_dir / model.path
         super().__init__(name, model, path, path, entry=entry, clock=clock)
         self._info: EncoderInfo | None = None
+        with suppress(BundleError):  # `start` raises it
+            self._info = load_encoder_bundle(path).info
 
     @property
     def status(self) -> EngineStatus:
@@ -97,10 +100,7 @@ class EncoderEngine(ProcessEngine[EmbeddingRun]):
     @property
     def _capabilities(self) -> tuple[Capability, ...]:
         if self._info is None:
-            try:
-                self._info = load_encoder_bundle(self._path).info
-            except BundleError:
-                return ("embeddings", "rerank")
+            return ("embeddings", "rerank")
         return ("rerank",) if self._info.kind == "cross-encoder" else ("embeddings",)
 
     def _inputs(self, generation: Generation) -> Inputs:
