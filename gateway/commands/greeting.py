@@ -20,6 +20,7 @@ from gateway.monitoring.output import escape
 
 if TYPE_CHECKING:
     from gateway.config.tables import Config, Defaults
+    from gateway.engines.base import EngineStatus
     from gateway.lanes.router import ModelInfo, Router
 
 _QUESTION = "What is the capital of France?"
@@ -108,6 +109,7 @@ def _model_lines(model: ModelInfo, defaults: Defaults, problem: str) -> Iterator
     also = f"  also as {', '.join(model.aliases)}" if model.aliases else ""
     if engine.state == "unloaded" and model.status.loads_on_demand:
         yield f"  {model.name}  loaded by its first request{also}"
+        yield from _context_note(engine)
         return
     if engine.state != "ready":
         yield f"  {model.name}  {engine.state}: {engine.detail}"
@@ -117,8 +119,7 @@ def _model_lines(model: ModelInfo, defaults: Defaults, problem: str) -> Iterator
         return
     context = f"  context {engine.context_length}" if engine.context_length else ""
     yield f"  {model.name}  {engine.state} on {engine.device}{context}{also}"
-    if engine.context_note:
-        yield f"    {engine.context_note}"
+    yield from _context_note(engine)
     if budget := model.status.breaker.budget:
         yield f"    an answer is slow above {budget}"
     if not _chats(model):
@@ -126,6 +127,11 @@ def _model_lines(model: ModelInfo, defaults: Defaults, problem: str) -> Iterator
     chosen = {name: value for name, value in asdict(defaults).items() if value is not None}
     texts = (f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in chosen.items())
     yield f"    defaults: {', '.join(texts)}"
+
+
+def _context_note(engine: EngineStatus) -> Iterator[str]:
+    if engine.context_note:
+        yield f"    {engine.context_note}"
 
 
 def npu_line(config: Config, models: list[ModelInfo], interpreter: Interpreter) -> Iterator[str]:

@@ -147,10 +147,11 @@ def test_encoder_and_model_that_waits_for_a_request_are_shown_as_such() -> None:
         return greeting(config, list(models), {model.name: Defaults() for model in models}, 8000, {})
 
     encoder = info("vectors", capabilities=("embeddings",))
-    status = replace(info("later", state="unloaded", detail="x").status, loads_on_demand=True)
+    note = "context 6144 of 8192: the memory"
+    status = replace(info("later", state="unloaded", detail="x", context_note=note).status, loads_on_demand=True)
     later = ModelInfo(name="later", aliases=("all-minilm",), status=status)
     both = text(encoder, later)
-    assert "  later  loaded by its first request  also as all-minilm\n" in both
+    assert f"  later  loaded by its first request  also as all-minilm\n    {note}\n" in both
     assert both.count("defaults:") == 0 and '"model": "later"' in both
     assert "or try:" not in text(encoder) and "No model is ready" not in text(encoder)
     assert "No model is ready" in text(info("broken", state="failed"))
