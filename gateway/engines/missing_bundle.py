@@ -7,6 +7,7 @@ builder nor its native libraries.
 from __future__ import annotations
 
 import asyncio
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -21,6 +22,10 @@ from gateway.bundles.stamp import build_request
 from gateway.child import run_in_child
 from gateway.config.tables import LocalModel
 from gateway.engines.base import Capability
+from gateway.errors import BundleError
+from gateway.qnn.device import may_have_npu
+
+_log = logging.getLogger(__name__)
 
 
 class Wheel(Struct, frozen=True):
@@ -65,21 +70,35 @@ class MissingBundle:
         return wheel.capabilities if wheel else ()
 
     async def build(self) -> LocalModel:
-        """Returns the model with the path of its bundle. Cancel the task to end the build. Raises BundleError."""
-        request = build_request(self._model, self._models_dir)
-        what = f"the bundle of {self._name}"
+        """Returns the model with the path of its bundle. If that for the NPU fails, `auto` falls back to the CPU.
+
+        Cancel the task to end the build. Raises BundleError.
+        """
         self.stage = "building its bundle"
+        try:
+            return await self._build(self._model)
+        except BundleError as error:
+            if self._is_stopped or self._model.provider != "auto" or not may_have_npu():
+                raise
+            _log.warning("%s runs on the CPU: %s", self._name, error.message)
+            return await self._build(replace(self._model, provider="cpu"))
+        finally:
+            self.stage = ""
+
+    async def _build(self, model: LocalModel) -> LocalModel:
+        request = build_request(model, self._models_dir)
+        what = f"the bundle of {self._name}"
         work = partial(run_in_child, progress=self._report, on_start=self._started, is_apart=True)
         thread = ThreadPoolExecutor(1, "build")  # its own: builds of minutes would use up the threads of all others
         built = asyncio.get_running_loop().run_in_executor(thread, work, "gateway.builder.main", request, what)
         try:
-            return replace(self._model, path=msgspec.json.decode(await built, type=str))
+            return replace(model, path=msgspec.json.decode(await built, type=str))
         except asyncio.CancelledError:
             self.stop()
             raise
         finally:
             thread.shutdown(wait=False)
-            self.stage, self._child = "", None
+            self._child = None
 
     def stop(self) -> None:
         """End the build that runs. None can run after this."""

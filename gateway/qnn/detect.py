@@ -5,7 +5,6 @@ This module loads no native library, so the gateway process can import it.
 
 from __future__ import annotations
 
-import platform
 import sys
 from pathlib import Path
 from typing import Literal
@@ -17,7 +16,7 @@ from gateway.bundles.model_package import npu_variants
 from gateway.child import run_in_child, serve_request
 from gateway.errors import BundleError, ConfigError
 from gateway.qnn.chips import CHIP_NAMES, CHIPS, Chip, chip_of
-from gateway.qnn.device import NpuDevice, no_npu_error
+from gateway.qnn.device import NpuDevice, may_have_npu, no_npu_error
 
 Provider = Literal["auto", "cpu", "qnn"]
 
@@ -64,11 +63,6 @@ def variant_here(folder: Path, provider: Provider) -> Path:
         if variant.architecture == device.architecture and variant.soc in (None, device.soc)
     ]
     return fitting[0] if len(fitting) == 1 else folder
-
-
-def may_have_npu(system: str = sys.platform, machine: str = platform.machine()) -> bool:
-    """True on Windows on ARM. An x64 Python reports AMD64 there, and then needs `provider = "qnn"`."""
-    return system == "win32" and machine.upper() == "ARM64"
 
 
 def detect_npu(*, emulated: bool) -> NpuDevice | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import platform
 import re
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,11 @@ from msgspec.structs import replace
 from gateway.bundles.preflight.preflight import Machine
 from gateway.errors import BundleError
 from gateway.qnn.chips import HTP_ARCHITECTURES, Chip, chip_of
+
+
+def may_have_npu(system: str = sys.platform, machine: str = platform.machine()) -> bool:
+    """True on Windows on ARM. An x64 Python reports AMD64 there, and then needs `provider = "qnn"`."""
+    return system == "win32" and machine.upper() == "ARM64"
 
 
 class NpuDevice(Struct, frozen=True, kw_only=True):

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from gateway.bundles.stamp import BuildRequest
 from gateway.commands.models.prepare import prepare
 from gateway.config.file import load_config
 from gateway.config.tables import Config, LocalModel
 from gateway.engines import missing_bundle
 from gateway.engines.missing_bundle import MissingBundle
+from gateway.errors import BundleError
 from tests.support.encoders.models import write_folder
 from tests.support.encoders.workers import VECTORS
 from tests.support.local_engine import until
@@ -82,6 +84,32 @@ async def test_cancelled_build_leaves_no_process(tmp_path: Path, monkeypatch: py
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await asyncio.to_thread(children[0].wait, PATIENCE_S) and bundle.stage == ""
+
+
+@pytest.mark.parametrize("has_npu", [True, False])
+async def test_failed_build_for_the_npu_is_one_for_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_npu: bool
+) -> None:
+    """As at a start. Without an NPU, a second attempt would only repeat the first one."""
+    providers: list[str] = []
+
+    def fails_for_npu(module: str, request: BuildRequest, what: str, **rest: Any) -> bytes:
+        providers.append(request.provider)
+        if request.provider != "cpu":
+            raise BundleError("The graph cannot be compiled.")
+        return b'"bundle"'
+
+    monkeypatch.setattr(missing_bundle, "run_in_child", fails_for_npu)
+    monkeypatch.setattr(missing_bundle, "may_have_npu", lambda: has_npu)
+    bundle = MissingBundle("m", replace(on_demand(tmp_path, "hf:org/model"), provider="auto"), tmp_path)
+    if has_npu:
+        built = await bundle.build()
+        assert (built.path, built.provider, providers) == ("bundle", "cpu", ["auto", "cpu"])
+    else:
+        with pytest.raises(BundleError, match="cannot be compiled"):
+            await bundle.build()
+        assert providers == ["auto"]
+    assert bundle.stage == ""
 
 
 async def test_build_uses_no_thread_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

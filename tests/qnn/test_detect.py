@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.qnn.detect import chip_here, may_have_npu, npu_for, try_detect_npu
-from gateway.qnn.device import NpuDevice
+from gateway.qnn.detect import chip_here, npu_for, try_detect_npu
+from gateway.qnn.device import NpuDevice, may_have_npu
 
 
 def test_only_windows_on_arm_may_have_npu() -> None:

@@ -73,7 +73,7 @@ def library_findings(versions: Mapping[str, str], npu_expected: bool | None = No
     versions: library -> its version; "": not installed.
     npu_expected: True on Windows on ARM; None: this machine decides.
     """
-    from gateway.qnn.detect import may_have_npu
+    from gateway.qnn.device import may_have_npu
 
     is_expected = may_have_npu() if npu_expected is None else npu_expected
     for name, version in versions.items():

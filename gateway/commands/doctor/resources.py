@@ -14,7 +14,7 @@ from gateway.commands.doctor.finding import Finding
 from gateway.commands.models.model_state import bundle_folders
 from gateway.config.tables import BundleModel, Config
 from gateway.lanes.memory.needs import FILE, Need, Needs, budget_bytes
-from gateway.qnn.detect import may_have_npu
+from gateway.qnn.device import may_have_npu
 
 _BUSY_PERCENT = 80
 _LITTLE_DISK = 1_000_000_000
