@@ -12,7 +12,6 @@ import logging
 import sys
 from collections.abc import Iterator
 from datetime import datetime
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -181,5 +180,7 @@ def prompt_text(prompt: Prompt | Inputs) -> str:
 
 
 def _texts_of(inputs: Inputs) -> Iterator[str]:
+    """Each text that the client sent once: a ranking has its query in each pair."""
     yield from (text for text in inputs.texts if isinstance(text, str))
-    yield from chain.from_iterable(inputs.pairs)
+    yield from dict.fromkeys(query for query, _ in inputs.pairs)
+    yield from (document for _, document in inputs.pairs)

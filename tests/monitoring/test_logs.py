@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.embedding import Inputs
 from gateway.generation import Chat, Message, Text, TokenIds
 from gateway.monitoring import logs
 from gateway.monitoring.observers import AnswerRecord
@@ -128,3 +129,11 @@ def test_prompt_text_of_each_prompt_type() -> None:
     assert logs.prompt_text(TokenIds((1, 2))) == "1 2"
     assert logs.prompt_text(Text("x" * 5000 + "end")).endswith("xend")
     assert len(logs.prompt_text(Text("x" * 5000))) < 2100
+    assert logs.prompt_text(Inputs(texts=("one", (1, 2), "two"))) == "one\ntwo"
+
+
+def test_query_of_a_ranking_is_not_repeated_for_each_document() -> None:
+    """8 MB of it and 2048 documents would be 16 GB."""
+    ranking = Inputs(pairs=(("query", "one"), ("query", "two"), ("query", "one")))
+    assert logs.prompt_text(ranking) == "query\none\ntwo\none"
+    assert logs.prompt_texts(ranking) == ["query", "one", "two", "one"]
