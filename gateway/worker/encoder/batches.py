@@ -6,9 +6,11 @@ longest text that is left. Other texts that are not much shorter fill the batch.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
+from operator import itemgetter
 
 from msgspec import Struct
 
@@ -71,8 +73,8 @@ class BatchQueue:
         width, padding = len(batch[0].text.ids), 0
         for waiting in (leader, *(each for each in list(self._all()) if each is not leader)):
             while (len(batch) + 1) * width <= self._batch_tokens:
-                position = self._longest(waiting.left, width)
-                if position is None:
+                position = bisect_right(waiting.left, width, key=itemgetter(0)) - 1  # the longest that fits
+                if position < 0:
                     break
                 padding += max(0, width - waiting.left[position][0] - _FREE_PADDING)
                 if padding > _LARGEST_PADDING * width * (len(batch) + 1):
@@ -100,12 +102,3 @@ class BatchQueue:
         requests.remove(waiting)
         if not requests:
             del self._clients[waiting.frame.client]
-
-    @staticmethod
-    def _longest(left: Sequence[tuple[int, int]], width: int) -> int | None:
-        """The position of the longest text of at most `width` tokens."""
-        low, high = 0, len(left)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (middle + 1, high) if left[middle][0] <= width else (low, middle)
-        return low - 1 if low else None
