@@ -33,6 +33,7 @@ from gateway.bundles.stamp import (
 )
 from gateway.child import run_in_child
 from gateway.config.file import load_config
+from gateway.config.select import waits_for_demand
 from gateway.config.tables import Config, LocalModel, ModelConfig
 from gateway.errors import BundleError, ConfigError
 from gateway.pull.config_edit import find_user_config, note_model
@@ -135,6 +136,8 @@ class NpuBundles:
             return False
         on_cpu = config.models_dir / model.path
         if Path(served.path) != on_cpu or not has_float_weights(model.source, config.models_dir):
+            return False
+        if waits_for_demand(served):
             return False
         if read_failure(on_cpu, model.source) or not self._has_npu(model.provider):
             return False

@@ -285,6 +285,17 @@ def test_other_models_wait_for_nothing(
     assert NpuBundles(tmp_path / "config.toml", {}).next(waiting.models) is None
 
 
+def test_model_on_demand_waits_for_its_first_request(waiting: Config, tmp_path: Path) -> None:
+    """Else a model that no request names is downloaded and compiled for an hour."""
+    file = tmp_path / "config.toml"
+    file.write_text('[models.tiny]\nsource = "weights"\nload = "demand"\n', encoding="utf-8")
+    bundles, served = NpuBundles(file, {}), load_config(file).models
+    (tmp_path / "models" / "tiny").rename(tmp_path / "bundle")
+    assert bundles.next(served) is None
+    (tmp_path / "bundle").rename(tmp_path / "models" / "tiny")
+    assert bundles.next(served) == "tiny"
+
+
 def test_copied_bundle_and_bundle_that_is_there_already(waiting: Config, tmp_path: Path) -> None:
     """A repository of the Hub can have a bundle. `models --prepare` can build one while the gateway runs."""
     bundles, models_dir = NpuBundles(tmp_path / "config.toml", {}), tmp_path / "models"
