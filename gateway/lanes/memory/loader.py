@@ -105,10 +105,10 @@ class Loader:
 
     def demand_now(self) -> None:
         """A client wants the load itself: do not wait for the end of a pause. `tried` is that of the next attempt."""
-        if self.status.state != "ready":
+        if self._fault or self._pausing is not None:  # then an attempt runs or follows
             self.tried.clear()
-            if self._pausing is not None:
-                self._pausing.cancel()
+        if self._pausing is not None:
+            self._pausing.cancel()
         self.demand()
 
     @property

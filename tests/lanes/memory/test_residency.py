@@ -201,6 +201,17 @@ async def test_load_during_an_attempt_waits_for_its_end() -> None:
 
 
 @in_virtual_time
+async def test_load_of_an_engine_that_restarts_itself_is_refused_at_once() -> None:
+    """No attempt follows, so nothing would end the wait for one."""
+    async with residency(main=model()) as (router, models):
+        engine = router.lanes["main"].engine
+        assert isinstance(engine, Engine)
+        engine._restarts, engine._ready_at = 1, now() + 5.0
+        with pytest.raises(ModelNotReady, match="a device call hung"):
+            await models.load("main")
+
+
+@in_virtual_time
 async def test_requests_that_wait_get_the_reason_of_a_failed_load_or_the_fallback() -> None:
     async with residency(main=slow(fallback="other"), alone=slow(), other=model("from other")) as (router, models):
         await asyncio.gather(models.unload("main"), models.unload("alone"))
