@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from gateway.builder.architectures.rope import read_rope, rotated_part
+from gateway.builder.architectures.rope import read_rope, require_positions, rotated_part
 from gateway.builder.sources.source import EMBEDDING, FINAL_NORM, HEAD, TransformerConfig
 from gateway.errors import BundleError
 
@@ -133,7 +133,7 @@ class Family(Struct, frozen=True, kw_only=True):
             fields["ropes"] = (read_rope(settings, dim),)
         config = TransformerConfig(**fields)
         _require_sizes(config)
-        _require_positions(config)
+        require_positions(config.ropes, config.head_dim)
         return config
 
     def _activation(self, name: str) -> str:
@@ -207,12 +207,3 @@ def _rows(part: str, config: TransformerConfig) -> int:
             return config.kv_heads * config.head_dim
         case _:
             return config.ffn
-
-
-def _require_positions(config: TransformerConfig) -> None:
-    """Raises ValueError for rotary positions that are no numbers, or of more dimensions than a head has."""
-    for rope in config.ropes:
-        if not (0 < rope.dim <= config.head_dim and 0 < rope.theta < math.inf and 0 < rope.amplitude < math.inf):
-            raise ValueError(f"rotary positions of {rope.dim} numbers with base {rope.theta:g}")
-        if not all(0 < factor < math.inf for factor in (*rope.factors, *rope.long_factors)):
-            raise ValueError("a factor of the rotary positions is not a positive number")

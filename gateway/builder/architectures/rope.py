@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from msgspec.structs import replace
@@ -47,6 +47,15 @@ def read_rope(settings: Mapping[str, Any], dim: int) -> Rope:
         f"Rotary scaling of type {str(kind)[:100]!r} is not supported. Only {', '.join(_KINDS)} are. Use a model "
         "without it, or serve it with its own program as a model with engine = 'upstream'."
     )
+
+
+def require_positions(ropes: Iterable[Rope], head_dim: int) -> None:
+    """Raises ValueError for rotary positions that are no numbers, or of more dimensions than a head has."""
+    for rope in ropes:
+        if not (0 < rope.dim <= head_dim and 0 < rope.theta < math.inf and 0 < rope.amplitude < math.inf):
+            raise ValueError(f"rotary positions of {rope.dim} numbers with base {rope.theta:g}")
+        if not all(0 < factor < math.inf for factor in (*rope.factors, *rope.long_factors)):
+            raise ValueError("a factor of the rotary positions is not a positive number")
 
 
 def _parameters(settings: Mapping[str, Any]) -> Mapping[str, Any]:

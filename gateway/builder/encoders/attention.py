@@ -29,7 +29,7 @@ class AttentionWriter:
         q, k, v = (self._linear.product(f"{i}.{each}", x, source.tensor(f"{i}.{each}.weight")) for each in "qkv")
         bias = ""
         has_bias = source.has(f"{i}.q.bias")
-        if has_bias and config.rope_thetas:
+        if has_bias and config.ropes:
             q, k, v = (self._nodes.with_bias(each, f"{each}.bias") for each in (q, k, v))
         elif has_bias:
             parts = [source.tensor(f"{i}.{each}.bias") for each in "qkv"]
@@ -45,8 +45,8 @@ class AttentionWriter:
 
     def _both_ways(self, i: int, q: str, k: str, v: str, bias: str) -> str:
         graph, config = self._graph, self._config
-        if config.rope_thetas:
-            cos, sin = self._rope_tables(config.rope_thetas[i])
+        if config.ropes:
+            cos, sin = self._nodes.rope_tables(i, self._longest)
             q, k = (
                 graph.node(
                     "RotaryEmbedding",
@@ -69,7 +69,7 @@ class AttentionWriter:
         name = f"{i}.attended"
         graph.nodes(
             "GroupQueryAttention",
-            [q, k, v, "", "", last, total, *self._rope_tables(config.rope_thetas[i])],
+            [q, k, v, "", "", last, total, *self._nodes.rope_tables(i, self._longest)],
             [name, f"{i}.present_key", f"{i}.present_value"],
             domain=MICROSOFT,
             num_heads=config.heads,
@@ -106,12 +106,3 @@ class AttentionWriter:
         by_head = graph.node("Reshape", [x, self._nodes.ints(-1, size)], f"{name}.by_head")
         normed = self._nodes.norm(name, by_head)
         return graph.node("Reshape", [normed, f"by_text_{heads * size}"], f"{name}.by_text")
-
-    def _rope_tables(self, theta: float) -> list[str]:
-        half = self._config.head_size // 2
-        rates = theta ** (-np.arange(half, dtype=np.float64) / half)
-        angles = np.arange(self._longest, dtype=np.float64)[:, None] * rates
-        return [
-            self._graph.constant(f"rope_{theta:g}.{name}", function(angles).astype(np.float32))
-            for name, function in (("cos", np.cos), ("sin", np.sin))
-        ]

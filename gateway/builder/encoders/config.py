@@ -14,7 +14,9 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from gateway.builder.architectures.rope import require_positions
 from gateway.builder.sources.safetensors_file import Weights
+from gateway.builder.sources.source import Rope
 from gateway.errors import BundleError
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "tanh"]
@@ -55,7 +57,7 @@ class EncoderConfig(Struct, frozen=True, kw_only=True):
     gated: bool = False
     causal: bool = False
     #: For each layer; empty: the model has learned positions.
-    rope_thetas: tuple[float, ...] = ()
+    ropes: tuple[Rope, ...] = ()
     #: For each layer the largest distance of two tokens that see each other; 0: no limit.
     windows: tuple[int, ...] = ()
     head_activation: Activation = "tanh"
@@ -121,6 +123,7 @@ class EncoderSource:
         config = self.config
         if min(config.layers, config.hidden, config.heads, config.ffn, config.vocab, config.longest) < 1:
             raise ValueError("a size is not positive")
+        require_positions(config.ropes, config.head_size)
         queries, keys = config.heads * config.head_size, config.key_heads * config.head_size
         positions = config.first_position + config.longest
         sizes = {"words.weight": (config.vocab, config.hidden), "positions.weight": (positions, config.hidden)}

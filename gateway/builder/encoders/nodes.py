@@ -51,6 +51,16 @@ class EncoderNodes:
         kinds = [kind for kind in ("weight", "bias") if self._source.has(f"{name}.{kind}")]
         return [self._graph.constant(f"{name}.{kind}", self._source.tensor(f"{name}.{kind}")) for kind in kinds]
 
+    def rope_tables(self, i: int, positions: int, halves: int = 1) -> list[str]:
+        """Cosine and sine of layer i, (positions, halves * head size / 2)."""
+        rope = self._config.ropes[i]
+        name = f"rope_{self._config.ropes.index(rope)}_{positions}"
+        tables = zip(("cos", "sin"), rope.tables(positions, positions), strict=True)
+        return [
+            self._graph.constant(f"{name}.{part}", np.tile(values, halves).astype(np.float32))
+            for part, values in tables
+        ]
+
     def number(self, name: str, value: int) -> str:
         return self._graph.constant(name, np.array(value, np.int64))
 

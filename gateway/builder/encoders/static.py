@@ -101,8 +101,8 @@ class StaticEncoderGraph(EncoderGraph):
         """The attention as single nodes."""
         graph, config, nodes = self._graph, self._config, self._nodes
         q, k, v = (self._heads(i, each, x) for each in "qkv")
-        if config.rope_thetas:
-            q, k = (self._rotated(each, config.rope_thetas[i]) for each in (q, k))
+        if config.ropes:
+            q, k = (self._rotated(each, i) for each in (q, k))
         k = graph.node("Transpose", [k], f"{k}.across", perm=[0, 1, 3, 2])
         scale = graph.constant("scale", np.array(config.head_size**-0.5, np.float32))
         scores = graph.node("Mul", [graph.node("MatMul", [q, k], f"{i}.scores"), scale], f"{i}.scaled")
@@ -123,14 +123,9 @@ class StaticEncoderGraph(EncoderGraph):
         by_head = graph.node("Reshape", [rows, shape], f"{name}.by_head")
         return graph.node("Transpose", [by_head], f"{name}.heads", perm=[0, 2, 1, 3])
 
-    def _rotated(self, x: str, theta: float) -> str:
-        graph, half = self._graph, self._config.head_size // 2
-        rates = theta ** (-np.arange(half, dtype=np.float64) / half)
-        angles = np.tile(np.arange(self._length)[:, None] * rates, 2)
-        cos, sin = (
-            graph.constant(f"{name}.{theta:g}.{self._length}", function(angles).astype(np.float32))
-            for name, function in (("cos", np.cos), ("sin", np.sin))
-        )
+    def _rotated(self, x: str, i: int) -> str:
+        graph = self._graph
+        cos, sin = self._nodes.rope_tables(i, self._length, halves=2)
         first, second = graph.nodes("Split", [x], [f"{x}.first", f"{x}.second"], axis=-1, num_outputs=2)
         turned = graph.node("Concat", [graph.node("Neg", [second], f"{x}.minus"), first], f"{x}.turned", axis=-1)
         parts = [graph.node("Mul", [x, cos], f"{x}.cos"), graph.node("Mul", [turned, sin], f"{x}.sin")]

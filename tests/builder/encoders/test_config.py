@@ -44,6 +44,23 @@ def test_wrong_setting_is_one_sentence(tmp_path: Path, settings: dict[str, Any],
         open_encoder(change(folder / "config.json", **settings))
 
 
+@pytest.mark.parametrize("name", ["qwen3", "nomic", "modernbert"])
+def test_scaled_positions_are_read_or_refused(tmp_path: Path, name: str) -> None:
+    """As those of a model for chat. Without the scaling the vectors would be wrong."""
+    folder = write_folder(tmp_path / "m", name, _SHAPES[name]["shapes"])
+
+    def scaled(**scaling: Any) -> Path:
+        nested = {"full_attention": scaling} if name == "modernbert" else scaling
+        return change(folder / "config.json", rope_parameters=nested)
+
+    rope = open_encoder(scaled(rope_type="linear", factor=4.0)).config.ropes[0]
+    assert rope.factors == (4.0,) * 8
+    with pytest.raises(BundleError, match="with base -1"):
+        open_encoder(scaled(rope_type="default", rope_theta=-1.0))
+    with pytest.raises(BundleError, match="Rotary scaling of type 'yarn' is not supported"):
+        open_encoder(scaled(rope_type="yarn", factor=4.0))
+
+
 def test_matrix_of_another_size_is_named(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "m", "bert-mean", _SHAPES["bert-mean"]["shapes"])
     (file,) = folder.glob("*.safetensors")

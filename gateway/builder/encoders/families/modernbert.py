@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gateway.builder.architectures.rope import read_rope
 from gateway.builder.encoders.config import EncoderConfig, Family, Part, activation_of, is_classifier
 
 _LAYER = "layers.{i}."
@@ -17,16 +18,17 @@ def _read(content: dict[str, Any]) -> EncoderConfig:
     ]
     is_global = [kind == "full_attention" for kind in kinds]
     rope = content.get("rope_parameters") or {}
-    wide = float(rope.get("full_attention", {}).get("rope_theta") or content.get("global_rope_theta", 160000.0))
-    near = float(
-        rope.get("sliding_attention", {}).get("rope_theta") or content.get("local_rope_theta", 10000.0) or wide
-    )
+    hidden, heads = int(content["hidden_size"]), int(content["num_attention_heads"])
+    theta = content.get("global_rope_theta", 160000.0)
+    wide = read_rope({"rope_theta": theta, "rope_parameters": rope.get("full_attention")}, hidden // heads)
+    theta = content.get("local_rope_theta", 10000.0) or wide.theta
+    near = read_rope({"rope_theta": theta, "rope_parameters": rope.get("sliding_attention")}, hidden // heads)
     window = int(content.get("local_attention", 128)) // 2
     return EncoderConfig(
         architecture="modernbert",
         layers=layers,
-        hidden=int(content["hidden_size"]),
-        heads=int(content["num_attention_heads"]),
+        hidden=hidden,
+        heads=heads,
         ffn=int(content["intermediate_size"]),
         vocab=int(content["vocab_size"]),
         longest=int(content["max_position_embeddings"]),
@@ -34,7 +36,7 @@ def _read(content: dict[str, Any]) -> EncoderConfig:
         eps=float(content.get("norm_eps", 1e-5)),
         activation=activation_of(content.get("hidden_activation", "gelu")),
         gated=True,
-        rope_thetas=tuple(wide if each else near for each in is_global),
+        ropes=tuple(wide if each else near for each in is_global),
         windows=tuple(0 if each else window for each in is_global),
         head_activation=activation_of(content.get("classifier_activation", "gelu")),
         head_pooling="mean" if content.get("classifier_pooling") == "mean" else "cls",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gateway.builder.architectures.rope import read_rope
 from gateway.builder.encoders.config import EncoderConfig, Family, Part, activation_of
 from gateway.errors import BundleError
 
@@ -17,8 +18,7 @@ def _read(content: dict[str, Any]) -> EncoderConfig:
         raise BundleError("This variant of nomic-bert is not supported: interleaved rotary positions or experts.")
     if not str(content.get("activation_function", "swiglu")).endswith("glu"):
         raise BundleError("This variant of nomic-bert is not supported: its feed-forward layer is not gated.")
-    rope = content.get("rope_parameters") or {}
-    theta = rope.get("rope_theta") or content.get("rotary_emb_base") or 1000.0
+    theta = content.get("rotary_emb_base") or 1000.0
 
     def first(*names: str) -> int:
         found = [content[name] for name in names if content.get(name)]
@@ -27,19 +27,20 @@ def _read(content: dict[str, Any]) -> EncoderConfig:
         return int(found[0])
 
     layers, hidden = first("n_layer", "num_hidden_layers"), first("n_embd", "hidden_size")
+    heads = first("n_head", "num_attention_heads")
     activation = str(content.get("activation_function") or content.get("hidden_act", "silu"))
     return EncoderConfig(
         architecture="nomic_bert",
         layers=layers,
         hidden=hidden,
-        heads=first("n_head", "num_attention_heads"),
+        heads=heads,
         ffn=first("n_inner", "intermediate_size"),
         vocab=int(content["vocab_size"]),
         longest=first("max_trained_positions", "n_positions", "max_position_embeddings"),
         eps=float(content.get("layer_norm_epsilon") or content.get("layer_norm_eps") or 1e-12),
         activation=activation_of(activation),
         gated=True,
-        rope_thetas=(float(theta),) * layers,
+        ropes=(read_rope({**content, "rope_theta": theta}, hidden // heads),) * layers,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gateway.builder.architectures.rope import read_rope
 from gateway.builder.encoders.config import EncoderConfig, Family, Part, activation_of
 
 _LAYER = "layers.{i}."
@@ -11,15 +12,15 @@ _LAYER = "layers.{i}."
 
 def _read(content: dict[str, Any]) -> EncoderConfig:
     layers = int(content["num_hidden_layers"])
-    rope = content.get("rope_parameters") or {}
-    heads = int(content["num_attention_heads"])
+    hidden, heads = int(content["hidden_size"]), int(content["num_attention_heads"])
+    head_dim = int(content.get("head_dim") or hidden // heads)
     return EncoderConfig(
         architecture="qwen3",
         layers=layers,
-        hidden=int(content["hidden_size"]),
+        hidden=hidden,
         heads=heads,
         kv_heads=int(content.get("num_key_value_heads") or heads),
-        head_dim=int(content.get("head_dim") or 0),
+        head_dim=head_dim,
         ffn=int(content["intermediate_size"]),
         vocab=int(content["vocab_size"]),
         longest=int(content["max_position_embeddings"]),
@@ -29,7 +30,7 @@ def _read(content: dict[str, Any]) -> EncoderConfig:
         activation=activation_of(content.get("hidden_act", "silu")),
         gated=True,
         causal=True,
-        rope_thetas=(float(rope.get("rope_theta") or content.get("rope_theta", 1e6)),) * layers,
+        ropes=(read_rope({"rope_theta": 1e6, **content}, head_dim),) * layers,
     )
 
 
