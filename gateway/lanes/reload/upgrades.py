@@ -105,9 +105,7 @@ class Upgrades:
 
     async def _move(self, router: Router, name: str, better: ModelConfig) -> None:
         """Load the better bundle while the old one answers. Raises GatewayError if it cannot be loaded."""
-        while (
-            old := router.lanes.get(name)
-        ) and old.is_unloaded:  # the user wants its memory; it moves when it is back
+        while (old := router.lanes.get(name)) and old.is_unloaded:  # it moves when a request has loaded it again
             await self._sleep(_INTERVAL_S)
         if old is None or type(old.config) is not type(better):
             return  # a reload has removed or changed the model
