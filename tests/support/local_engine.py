@@ -25,6 +25,7 @@ from gateway.generation import (
 )
 from gateway.sampling import Sampling
 from gateway.worker.main import worker_main
+from tests.support.manual_clock import ManualClock
 
 GREEDY = Sampling(temperature=0.0)
 PROMPT = TokenIds(tuple(range(40, 60)))
@@ -73,6 +74,14 @@ async def until(condition: Callable[[], bool]) -> None:
     """Poll `condition` for at most 60 s."""
     async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 (another process changes it)
+            await asyncio.sleep(0.02)
+
+
+async def advance_until(clock: ManualClock, step_s: float, condition: Callable[[], bool]) -> None:
+    """Advance the watchdog's clock in steps until `condition`, for at most 60 s of real time."""
+    async with asyncio.timeout(60):
+        while not condition():
+            clock.now += step_s
             await asyncio.sleep(0.02)
 
 

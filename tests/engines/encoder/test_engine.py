@@ -25,7 +25,7 @@ from gateway.worker.frames import FromWorker, Vectors
 from tests.support.encoders import workers
 from tests.support.encoders.models import TEXTS
 from tests.support.engines import events_of, kept_loaded
-from tests.support.local_engine import until
+from tests.support.local_engine import advance_until, until
 from tests.support.manual_clock import ManualClock
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -174,6 +174,7 @@ async def test_cancelled_request_stops_between_batches(engine: EncoderEngine, mo
         receive(frame)
 
     monkeypatch.setattr(engine._supervisor, "_on_frame", count)
+    # The pipe holds a small part of the rows, so the worker cannot send all of them while this process waits for a CPU.
     many = [tuple(TEXTS[1])] * 20_000
     task = asyncio.create_task(embedded(engine, request(*many), meter))
     await until(lambda: meter.device_s > 0)
@@ -193,24 +194,27 @@ async def test_failed_call_ends_the_requests_of_the_batch_only(engine: EncoderEn
     assert len((await embedded(engine, request("w5"))).vectors) == 4 * 48
 
 
-async def test_killed_worker_and_hung_worker_are_replaced(engine: EncoderEngine, clock: ManualClock) -> None:
-    hung = asyncio.create_task(embedded(engine, request((3, workers.HANG, 4))))
+async def hung_request(engine: EncoderEngine) -> asyncio.Task[Embedded]:
+    """A request whose device call runs and never ends."""
+    task = asyncio.create_task(embedded(engine, request((3, workers.HANG, 4))))
     monitor = engine._supervisor._monitor
     assert monitor is not None
     await until(lambda: monitor.look()[0] == "in_call")
-    while not hung.done():
-        clock.now += WATCHDOG_S
-        await asyncio.sleep(0.02)
-    with pytest.raises(DeviceFailed):
+    return task
+
+
+async def test_killed_worker_and_hung_worker_are_replaced(engine: EncoderEngine, clock: ManualClock) -> None:
+    hung = await hung_request(engine)
+    await advance_until(clock, WATCHDOG_S, hung.done)
+    with pytest.raises(DeviceFailed, match="did not come back"):
         await hung
     await until(lambda: engine.status.state == "ready")
 
-    many = asyncio.create_task(embedded(engine, request(*[tuple(TEXTS[1])] * 3000)))
-    await until(lambda: bool(engine._running))
+    hung = await hung_request(engine)
     assert engine.status.pid is not None
     psutil.Process(engine.status.pid).kill()
     with pytest.raises(EngineFailed, match="worker died"):
-        await many
+        await hung
     await until(lambda: engine.status.state == "ready")
     assert np.abs(rows(await embedded(engine, request(WORDS[0])))[0] - REFERENCE[0]).max() < 1e-4
     assert engine.status.restarts == 2

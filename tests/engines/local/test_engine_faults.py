@@ -7,7 +7,7 @@ import multiprocessing
 import random
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from gateway.worker.frames import Cancel
 from tests.support import workers
 from tests.support.engines import event_stream, events_of, kept_loaded
 from tests.support.local_engine import (
+    advance_until,
     chat,
     make,
     request,
@@ -76,14 +77,6 @@ class Unreadable:
 
     def __getattr__(self, name: str) -> Any:
         raise LookupError(name)
-
-
-async def advance_until(clock: ManualClock, condition: Callable[[], bool]) -> None:
-    """Advance the watchdog's clock in steps until `condition`, for at most 60 s of real time."""
-    async with asyncio.timeout(60):
-        while not condition():
-            clock.now += WATCHDOG_S
-            await asyncio.sleep(0.02)
 
 
 async def until_hung(engine: LocalEngine, meter: Meter) -> None:
@@ -148,7 +141,7 @@ async def test_watchdog_ends_hung_call_and_all_requests(faulty: LocalEngine, clo
     hung = asyncio.create_task(events_of(faulty, HANGING, meter))
     other = asyncio.create_task(events_of(faulty, request(max_tokens=400)))
     await until(lambda: len(faulty._running) == 2)
-    await advance_until(clock, lambda: faulty.status.state != "ready")
+    await advance_until(clock, WATCHDOG_S, lambda: faulty.status.state != "ready")
     for result in await asyncio.gather(hung, other, return_exceptions=True):
         assert isinstance(result, EngineFailed)
         assert "did not come back within 0.2 s" in result.message
