@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from gateway.lanes.memory.claim import Claim
 from gateway.lanes.memory.manager import MemoryManager
 from gateway.lanes.memory.needs import PROMPT_PROCESS
-from gateway.monitoring.memory import measure
+from gateway.monitoring.memory import Memory, measure
 
 _INTERVAL_S = 2.0
 
@@ -19,11 +19,18 @@ _log = logging.getLogger(__name__)
 class Growth:
     """Args:
     workers: the process of each model that has one, by name.
+    in_thread: runs a function that blocks.
     """
 
-    def __init__(self, memory: MemoryManager, workers: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(
+        self,
+        memory: MemoryManager,
+        workers: Callable[[], Mapping[str, int]],
+        in_thread: Callable[..., Awaitable[Memory]] = asyncio.to_thread,
+    ) -> None:
         self._memory = memory
         self._workers = workers
+        self._in_thread = in_thread
         self._changed_at: dict[Claim, float] = {}  # when it was used, or its cache freed, at the last measurement
 
     async def run(self) -> None:
@@ -48,7 +55,7 @@ class Growth:
 
     async def _measure(self, used: list[Claim]) -> None:
         workers = dict(self._workers())
-        found = await asyncio.to_thread(measure, workers)
+        found = await self._in_thread(measure, workers)
         for claim in used:
             if claim.name in found.models and workers == self._workers():  # else it can be that of another lane
                 self._memory.measured(claim, int(found.models[claim.name] * 1e6) + PROMPT_PROCESS)

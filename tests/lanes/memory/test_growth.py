@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -19,6 +19,11 @@ from tests.support.routing import model
 from tests.support.virtual_time import in_virtual_time, now
 
 
+async def at_once(function: Callable[[Mapping[str, int]], Memory], workers: Mapping[str, int]) -> Memory:
+    return function(workers)
+
+
+@in_virtual_time
 async def test_model_in_use_is_measured_and_an_idle_one_once(monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[int] = []
 
@@ -28,29 +33,21 @@ async def test_model_in_use_is_measured_and_an_idle_one_once(monkeypatch: pytest
         return Memory({"a": float(measured[-1])}, 0.0)
 
     monkeypatch.setattr(growth, "measure", measure)
-    monkeypatch.setattr(growth, "_INTERVAL_S", 0.001)
-    memory, table = MemoryManager(100_000_000_000), model(memory_mb=10)
-    lane = Lane("a", table, ScriptedEngine("a", table), BreakerConfig(enabled=False), memory=memory)
+    memory, table = MemoryManager(100_000_000_000, clock=now), model(memory_mb=10)
+    lane = Lane(
+        "a", table, ScriptedEngine("a", table, clock=now), BreakerConfig(enabled=False), clock=now, memory=memory
+    )
     lane.start()
     await lane.tried()
-    growing = asyncio.create_task(Growth(memory, lambda: {"a": 1}).run())
-
-    async def until(count: int) -> None:
-        async with asyncio.timeout(60):
-            while lane.claim.bytes < (count + 19) * 1_000_000 + PROMPT_PROCESS:  # noqa: ASYNC110 (a thread measures)
-                await asyncio.sleep(0.001)
-
-    await until(1)
+    growing = asyncio.create_task(Growth(memory, lambda: {"a": 1}, at_once).run())
+    await asyncio.sleep(3.0)
+    assert measured == [20]
     with lane.uses.one():
-        await until(5)
-    await until(len(measured))
-    for _ in range(50):  # the end of the use is a change too, so one more is measured
-        await asyncio.sleep(0)
-    count = len(measured)
-    for _ in range(20):
-        await asyncio.sleep(0.002)
-    assert len(measured) <= count + 2
-    assert lane.status.memory.need == lane.claim.bytes
+        await asyncio.sleep(8.0)
+    assert measured[1:] == [21, 22, 23, 24]
+    await asyncio.sleep(30.0)  # the end of the use is a change too, so one more is measured
+    assert measured[5:] == [25]
+    assert lane.status.memory.need == lane.claim.bytes == 25_000_000 + PROMPT_PROCESS
     growing.cancel()
     await asyncio.gather(growing, return_exceptions=True)
     await lane.aclose()
