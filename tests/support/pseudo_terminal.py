@@ -25,6 +25,8 @@ fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 runpy.run_module("gateway", run_name="__main__", alter_sys=True)
 """
 
+_AGAIN_S = 60.0  # after a key that had no effect; a busy machine needs less to react, and a second key could do more
+
 
 class PseudoTerminal:
     """The side of a terminal where a person types and reads."""
@@ -44,7 +46,7 @@ class PseudoTerminal:
         while self.output.find(text, self._seen) < 0:
             assert time.monotonic() < until, f"{text!r} is missing in {self.output[self._seen :]!r}"
             self.type(key)
-            pause = time.monotonic() + 5.0
+            pause = time.monotonic() + _AGAIN_S
             while self.output.find(text, self._seen) < 0 and time.monotonic() < pause:
                 self._read(pause - time.monotonic())
         self.read_until(text)
@@ -60,13 +62,13 @@ class PseudoTerminal:
     def wait(self, key: str = "") -> int:
         """Read up to the end of the process. Returns its exit code.
 
-        `key` is typed each 20 s until then: Python does not see a signal that comes just before readline waits for a
+        `key` is typed each minute until then: Python does not see a signal that comes just before readline waits for a
         key, and a person presses it again.
         """
         until = time.monotonic() + PATIENCE_S
         while self.process.poll() is None and time.monotonic() < until:
             self.type(key)
-            pause = time.monotonic() + 20.0
+            pause = time.monotonic() + _AGAIN_S
             while self._read(pause - time.monotonic()):
                 pass
         return self.process.wait(PATIENCE_S)
