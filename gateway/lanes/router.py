@@ -132,7 +132,7 @@ class Router:
         """
         default = self.known(self.config.default_model or "")
         for need in () if name else needs:
-            able = [each for each, lane in self.lanes.items() if need in lane.engine.status.capabilities]
+            able = self._names_with(need)
             if default is not None and default in able:
                 return default
             if len(able) == 1:
@@ -229,15 +229,18 @@ class Router:
 
     def _able(self, name: str, need: Capability) -> list[Lane]:
         """The lanes to try for a request that needs `need`. A lane without a bundle can be of any kind."""
-        can = {each: lane.engine.status.capabilities for each, lane in self.lanes.items()}
         chain = self._chain(name)
-        if can[chain[0].name] and need not in can[chain[0].name]:
-            others = [each for each in can if need in can[each]]
+        able = [lane for lane in chain if need in (lane.engine.status.capabilities or (need,))]
+        if chain[0] not in able:
+            others = self._names_with(need)
             if need == "rerank":
-                others += [each for each in can if "embeddings" in can[each]]
+                others += self._names_with("embeddings")
             raise wrong_kind(name, need, others)
-        able = [lane for lane in chain if not can[lane.name] or need in can[lane.name]]
         return [lane for lane in able if need != "embeddings" or makes_same_vectors(chain[0], lane)]
+
+    def _names_with(self, capability: Capability) -> list[str]:
+        """The models that are known to have it."""
+        return [name for name, lane in self.lanes.items() if capability in lane.engine.status.capabilities]
 
     def _chain(self, name: str) -> list[Lane]:
         """The lanes to try, in order: the model, its fallback, and so on."""
