@@ -123,6 +123,7 @@ class Server(uvicorn.Server):
         self._terminal = Terminal()
         self._on_started, self._on_stopping = on_started, on_stopping
         app.state.stop_server = partial(self.handle_exit, signal.SIGINT, None)
+        self._is_hurried = False  # a second Ctrl-C has come
         self._no_grace = asyncio.Event()
         self._stop_requested = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None  # set by `serve`
@@ -204,13 +205,17 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit and sig == signal.SIGINT:
-            self.force_exit = self._no_grace.is_set()
-            self._no_grace.set()
+            self.force_exit, self._is_hurried = self._is_hurried, True
+            self._set(self._no_grace)
         self.should_exit = True
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(
-                self._stop_requested.set
-            )  # a signal handler must not touch the loop directly
+        self._set(self._stop_requested)
+
+    def _set(self, event: asyncio.Event) -> None:
+        """On the loop: a signal handler can run between two lines of `Event.wait`, which would then wait for ever."""
+        if self._loop is None:
+            event.set()
+        else:
+            self._loop.call_soon_threadsafe(event.set)
 
 
 class Terminal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import signal
 import socket
@@ -183,3 +184,19 @@ def has_ipv6() -> bool:
             return True
     except OSError:
         return False
+
+
+async def test_second_interrupt_that_comes_just_before_the_wait_for_it_is_seen() -> None:
+    server = Server(create_app(config_of({"m": model()})), ServerConfig())
+    server._loop = asyncio.get_running_loop()
+
+    class Interrupted(asyncio.Event):
+        def _get_loop(self) -> asyncio.AbstractEventLoop:  # `wait` calls it after its look at the flag
+            server.handle_exit(signal.SIGINT, None)
+            return asyncio.get_running_loop()
+
+    server._no_grace = Interrupted()
+    server.handle_exit(signal.SIGINT, None)
+    async with asyncio.timeout(PATIENCE_S):
+        await server._no_grace.wait()
+    assert not server.force_exit

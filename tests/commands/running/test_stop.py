@@ -118,7 +118,6 @@ def test_stop_lets_answers_finish_and_waits_for_the_end(tmp_path: Path, command:
 
 if os.name == "posix":
 
-    @pytest.mark.slow  # about one run in fifty waits for the answer: the reason is not known yet
     def test_interrupted_stop_ends_answers_at_once(tmp_path: Path) -> None:
         (tmp_path / "config.toml").write_text(f"[server]\nshutdown_grace_s = 3600\n{ENDLESS}", encoding="utf-8")
         with serving("--port", 0, cwd=tmp_path) as running:
