@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from peer_clients import Peer, start
-from peer_install import install
+from peer.clients import Peer, start
+from peer.install import install
 from report import ROOT, parser, publish, spread, table
 
 WORDS = ("sea", "ship", "wind", "rope", "mast", "wave", "tide", "sand", "fish", "gull", "salt", "rock", "sail", "net")

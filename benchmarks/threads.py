@@ -4,7 +4,8 @@
 
 Each round makes every call once in every session, one session after the other. The result is the median of the rounds.
 All sessions of a model are open at the same time, and only one computes. The models are SmolLM2 with int8 activations
-and one of a billion random weights (`large.py`); `--quick` has only the small one of config.toml.
+and one of random weights with the shape of Llama 3.2 1B (`random_gguf.py`). `--quick` has only the small one of
+config.toml.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from large import large_bundle
+from random_gguf import random_bundle
 from report import parser, publish, table
 from weights import EXACT, USUAL, bundle_of
 
@@ -77,7 +78,7 @@ def main() -> None:
     options.add_argument("--threads", type=numbers, default=usual, metavar="N[,N]")
     options.add_argument("--rounds", type=int, default=20)
     arguments = options.parse_args()
-    bundles = [bundle_of(EXACT)] if arguments.quick else [bundle_of(USUAL), large_bundle()]
+    bundles = [bundle_of(EXACT)] if arguments.quick else [bundle_of(USUAL), random_bundle("1b", "q4_0")]
     rows, bars = [], {}
     for bundle in bundles:
         for what, times in measure(bundle, arguments.threads, 2 if arguments.quick else arguments.rounds).items():

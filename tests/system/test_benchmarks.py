@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peer_install import check_llama_server
+from benchmarks.peer.install import check_llama_server
 from benchmarks.processes import running
 from tests.support.paths import ROOT
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
-from peer_install import find_genai, find_llama_server, python_of
 from processes import Running, free_port, running
 from report import ROOT
 from weights import EXACT, USUAL, bundle_of, gguf_file
 
 from gateway.commands.bench.memory import MemoryWatch
+from peer.install import find_genai, find_llama_server, python_of
 
 SLOTS = 8
 CONTEXT = 2048

@@ -3,7 +3,7 @@
     python genai_peer.py BUNDLE THREADS
 
 Request, a line of JSON: {"text": ..., "max_tokens": ..., "keep": true if the conversation continues}.
-Response, a line of JSON: the fields of `Reply` in peer_clients.py.
+Response, a line of JSON: the fields of `Reply` in clients.py.
 """
 
 import json
