@@ -86,6 +86,7 @@ class Soak:
 
     async def run(self, clients: int) -> None:
         async with self._http:
+            await self.traffic.start_grammars()
             before = await self._state()
             async with asyncio.TaskGroup() as group:
                 for number in range(clients):

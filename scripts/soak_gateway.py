@@ -25,17 +25,23 @@ SETTLE_S = 60.0  # limit for the gateway to finish its requests and to start a k
 
 
 def inventory(gateway: psutil.Process) -> tuple[int, int]:
-    """Processes and open files of the gateway."""
+    """Processes and open files of the gateway. The check of a bundle is left out: its time depends on the machine."""
     open_files = getattr(gateway, "num_handles" if sys.platform == "win32" else "num_fds")
-    return 1 + len(gateway.children(recursive=True)), open_files()
+    children = gateway.children(recursive=True)
+    return 1 + len(children) - len(_running(children, "gateway.bundles.idle_check")), open_files()
 
 
 def workers(gateway: psutil.Process) -> list[psutil.Process]:
+    return _running(gateway.children(), "spawn_main")
+
+
+def _running(processes: list[psutil.Process], what: str) -> list[psutil.Process]:
+    """Those with `what` in their command line."""
     found = []
-    for child in gateway.children():
+    for process in processes:
         with suppress(psutil.Error):
-            if "spawn_main" in " ".join(child.cmdline()):
-                found.append(child)
+            if what in " ".join(process.cmdline()):
+                found.append(process)
     return found
 
 

@@ -57,6 +57,12 @@ class Traffic:
         self.first_s: list[float] = []  # of streams: seconds to the first chunk
         self.whole_s: list[float] = []  # of complete responses: seconds to the end
 
+    async def start_grammars(self) -> None:
+        """The process for grammars starts after the model is ready. After this it runs, and counts from the start."""
+        body = self._body(stream=False, max_tokens=1) | {"response_format": {"type": "json_object"}}
+        with suppress(httpx.HTTPError):
+            await self.http.post("/v1/chat/completions", json=body)
+
     async def client(self, name: str) -> None:
         """Send one request of a random kind, as the program `name`."""
         _program.set(name)
