@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterable
 from functools import cache
 from itertools import pairwise, takewhile
 from pathlib import Path
-
-import pytest
 
 from tests.support.paths import ROOT, TESTS
 
@@ -29,15 +28,21 @@ def named_in(file: Path) -> frozenset[str]:
     return frozenset(node.name for node in ast.walk(tree) if isinstance(node, kinds))
 
 
-@pytest.mark.parametrize(
-    ("number", "behaviour", "tests"), rows(), ids=lambda value: str(value) if isinstance(value, int) else ""
-)
-def test_row_names_existing_tests(number: int, behaviour: str, tests: str) -> None:
-    named = TEST.findall(tests)
-    assert behaviour and named, "this row names no test"
-    assert TEST.sub("", tests).replace("<br>", "").strip() == "", "the last column must have tests only"
-    for file, name in named:
-        assert (TESTS / file).is_file() and name in named_in(TESTS / file), f"there is no tests/{file}::{name}"
+def missing(named: Iterable[tuple[str, str]]) -> list[str]:
+    """Those of the tests, each (file, name), that do not exist."""
+    return [
+        f"tests/{file}::{name}"
+        for file, name in sorted(named)
+        if not ((TESTS / file).is_file() and name in named_in(TESTS / file))
+    ]
+
+
+def test_each_row_names_existing_tests() -> None:
+    for number, behaviour, tests in rows():
+        named = TEST.findall(tests)
+        assert behaviour and named, f"row {number} names no test"
+        assert TEST.sub("", tests).replace("<br>", "").strip() == "", f"row {number}: the last column has tests only"
+        assert missing(named) == [], f"row {number}"
 
 
 def test_rows_are_valid_unique_and_in_order() -> None:
