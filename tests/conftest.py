@@ -8,6 +8,7 @@ tests/system/. So a fast run loads no real model and compiles nothing for the em
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -130,6 +131,18 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return True
     starts = collection_path.suffix == ".py" and STARTS_PROCESSES.search(collection_path.read_text(encoding="utf-8"))
     return True if starts else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Collect the tests without the garbage collector. What exists then is left out of its later runs."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
