@@ -1,96 +1,75 @@
 """The gateway, llama.cpp's server and onnxruntime-genai with the same weights on the same machine.
 
-    python benchmarks/peers.py [--rounds 3] [--threads 2] [--peers FOLDER] [--install] [--quick] [--write PAGE]
+    python benchmarks/peers.py [--size 135m|1b|3b] [--weights q4_0|q4_k_m] [--install] [--write PAGE]
+                               [--rows ROW[,ROW] [--keep]] [--longest TOKENS] [--threads 2] [--peers FOLDER] [--quick]
 
-`--install` makes an environment for the peers in FOLDER (default: build/peers) and compiles llama.cpp's server there,
-which takes minutes. A peer that is not installed is left out, with a message.
+`--install` makes an environment for the peers in FOLDER (default: build/peers). A peer that is not installed is left
+out, with a message. The models of 1b and 3b have random weights and the shape of Llama 3.2 (`random_gguf.py`); 135m is
+SmolLM2 with Q4_1. llama.cpp reads the GGUF file, the gateway the bundle that it builds from it, onnxruntime-genai the
+same bundle. All of them round activations to int8.
 
-All servers run at the same time, each with its own threads. They get their requests in turn, so that only one of them
-computes. Each round starts with the next server. Every prompt is new, so a prefix cache helps only in the row that
-measures it. In one round all servers get the same prompts. llama.cpp reads the GGUF file from which all bundles come.
-Both peers round activations to int8. The gateway does so too with the bundle that it builds for other models, which
-onnxruntime-genai reads as well; `exact` is the bundle that config.toml names, with float activations. `--quick` uses
-only that one.
+Each row is measured in pairs: the servers one directly after the other, with the same new prompts. A pair in which
+other processes used more than a quarter of a core is left out of the figures and counted. All servers generate the same
+number of tokens. The samples are kept in build/peers-SIZE-WEIGHTS.json: `--rows` measures single rows again, and with
+`--keep` adds to their earlier samples. `--rows none` only shows the table. `--longest` limits the long contexts.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
-import statistics
-import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-import psutil
-from peer.clients import Peer, start
 from peer.install import install
-from report import ROOT, parser, publish, spread, table
-
-WORDS = ("sea", "ship", "wind", "rope", "mast", "wave", "tide", "sand", "fish", "gull", "salt", "rock", "sail", "net")
-Figures = dict[str, float]
-
-
-def cpu_s(process: psutil.Process) -> float:
-    """CPU seconds of a process and its descendants."""
-    used = 0.0
-    for each in (process, *process.children(recursive=True)):
-        with suppress(psutil.Error):
-            times = each.cpu_times()
-            used += times.user + times.system
-    return float(used)
+from peer.results import CALM, Results, Sample, comparison
+from peer.rows import QUICK, Contender, Row, Texts, rows
+from peer.starting import GATEWAY, Model, contenders
+from peer.usage import Tree, elsewhere
+from random_gguf import FORMATS, SHAPES, random_bundle, random_gguf
+from report import ROOT, parser, publish
+from weights import EXACT, USUAL, bundle_of, gguf_file
 
 
-class Texts:
-    """The prompts of a round: the same for each peer, because prompt lookup helps more with some texts.
-
-    No prompt occurs twice.
-    """
-
-    def __init__(self, number: int) -> None:
-        self._random = random.Random(number)
-
-    def fresh(self, words: int) -> str:
-        return " ".join(self._random.choices(WORDS, k=words))
+def model_of(size: str, weights: str, *, quick: bool) -> Model:
+    if size == "135m":
+        bundle = bundle_of(EXACT if quick else USUAL)
+        return Model(size, bundle, gguf_file(Path(tempfile.gettempdir())))
+    return Model(f"{size}-{weights}", random_bundle(size, weights), random_gguf(size, weights))
 
 
-def measure(peer: Peer, texts: Texts, tokens: int, prompts: tuple[int, ...], streams: tuple[int, ...]) -> Figures:
-    """Measure one peer in one round."""
-    before_s = cpu_s(peer.process)
-    decoded = peer.chat(texts.fresh(8), tokens)
-    found = {
-        "decode, tokens/s": decoded.tokens_per_s,
-        "CPU s per 1000 tokens": (cpu_s(peer.process) - before_s) * 1000 / tokens,
-    }
-    for words in prompts:
-        reply = peer.chat(texts.fresh(words - 30), 1)
-        found[f"prefill {words}, tokens/s"] = reply.computed / reply.first_s
-    question, answer = texts.fresh(prompts[-1] // 3), "ok"
-    found["first token, cold chat, ms"] = 1000 * peer.chat(question, 1).first_s
-    found["first token, second turn, ms"] = 1000 * peer.chat("Why?", 1, turns=(question, answer)).first_s
-    for count in streams if peer.is_concurrent else (1,):
-        found[f"{count} streams in all, tokens/s"] = together(peer, [texts.fresh(8) for _ in range(count)], tokens)
-    return found
+def measure(name: str, row: Row, servers: list[Contender], trees: list[Tree], results: Results, tries: int) -> None:
+    """Until the wanted number of pairs was calm. `tries`: how many are measured for each of them, at most."""
+    calm = 0
+    for _ in range(tries * row.pairs):
+        pair = results.next_pair(name)
+        samples = [_sample(name, pair, row, server, trees) for server in _order(servers, pair)]
+        results.add([sample for sample in samples if sample.figures])
+        calm += all(sample.elsewhere <= CALM for sample in samples)
+        if calm == row.pairs:
+            break
 
 
-def together(peer: Peer, texts: list[str], tokens: int) -> float:
-    began = time.perf_counter()
-    with ThreadPoolExecutor(len(texts)) as pool:
-        replies = list(pool.map(lambda text: peer.chat(text, tokens), texts))
-    return sum(reply.generated for reply in replies) / (time.perf_counter() - began)
+def _order(servers: list[Contender], pair: int) -> list[Contender]:
+    """The gateway is next to each other server, once before it and once after it."""
+    ours, *others = servers
+    order = [*others[:1], ours, *others[1:]]
+    return order if pair % 2 else order[::-1]
 
 
-def idle_percent(peers: dict[str, Peer], seconds: float) -> dict[str, float]:
-    before = {name: cpu_s(peer.process) for name, peer in peers.items()}
-    time.sleep(seconds)
-    return {name: 100 * (cpu_s(peer.process) - before[name]) / seconds for name, peer in peers.items()}
+def _sample(name: str, pair: int, row: Row, server: Contender, trees: list[Tree]) -> Sample:
+    with elsewhere(trees) as others:
+        figures = row.measure(server, Texts(f"{name} {pair}"))
+    return Sample(name, pair, server.name, round(others.cores, 3), figures)
 
 
 def options() -> argparse.Namespace:
     made = parser(__doc__ or "")
-    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--size", choices=("135m", *SHAPES), default="135m")
+    made.add_argument("--weights", choices=tuple(FORMATS), default="q4_0")
+    made.add_argument("--rows", type=lambda text: text.split(","), metavar="ROW[,ROW]")
+    made.add_argument("--keep", action="store_true")
+    made.add_argument("--longest", type=int, default=8192)
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--peers", type=Path, default=ROOT / "build" / "peers", metavar="FOLDER")
     made.add_argument("--install", action="store_true")
@@ -101,49 +80,27 @@ def main() -> None:
     arguments = options()
     if arguments.install:
         install(arguments.peers)
-    rounds = 1 if arguments.quick else arguments.rounds
-    sizes: tuple[Any, ...] = (16, (64,), (1, 2)) if arguments.quick else (128, (128, 512, 1500), (1, 2, 4, 8))
-    found: dict[str, dict[str, list[float]]] = {}
-
-    def note(peer: str, figures: Figures) -> None:
-        for row, value in figures.items():
-            found.setdefault(row, {}).setdefault(peer, []).append(value)
-
+    model = model_of(arguments.size, arguments.weights, quick=arguments.quick)
+    known = QUICK if arguments.quick else rows(arguments.longest)
+    wanted = [name for name in known if arguments.rows is None or name in arguments.rows]
     with ExitStack() as stack:
-        peers = start(stack, arguments.peers, arguments.threads, quick=arguments.quick)
-        for peer in peers.values():
-            peer.chat("What is there to say?", 8)  # not measured: a first request is slower
-        for number in range(rounds):
-            names = list(peers)[number % len(peers) :] + list(peers)[: number % len(peers)]
-            for name in names:
-                note(name, measure(peers[name], Texts(number), *sizes))
-        for name, percent in idle_percent(peers, 1 if arguments.quick else 10).items():
-            note(name, {"CPU while idle, %": percent, "peak memory, MB": peers[name].memory.memory.peak_bytes / 1e6})
-            peers[name].memory.stop()
-    report(found, list(peers), f"{rounds} rounds, {arguments.threads} threads each", arguments.write)
-
-
-def _ratios(row: str, ours: list[float], theirs: list[float]) -> str:
-    """Above 1 where the gateway is better."""
-    pairs = [(a, b) if "tokens/s" in row else (b, a) for a, b in zip(ours, theirs, strict=False)]
-    return f"{spread([a / b for a, b in pairs], 2)}x" if pairs and all(b for _, b in pairs) else "-"
-
-
-def report(found: dict[str, dict[str, list[float]]], peers: list[str], run: str, page: Path | None) -> None:
-    ours, *others = peers
-    rows = []
-    for row, by_peer in found.items():
-        ratios = [_ratios(row, by_peer[ours], by_peer.get(other, [])) for other in others]
-        rows.append([row, *(spread(by_peer.get(peer, [])) for peer in peers), *ratios])
+        scratch = stack.enter_context(tempfile.TemporaryDirectory())
+        results = Results(Path(scratch if arguments.quick else ROOT / "build", f"peers-{model.name}.json"))
+        trees: list[Tree] = []
+        servers = [
+            Contender(name, start, model.gguf if name == "llama.cpp" else model.bundle, trees, stack)
+            for name, start in contenders(arguments.peers, model, arguments.threads)
+        ]
+        for name in wanted:
+            if not arguments.keep:
+                results.drop(name)
+            measure(name, known[name], servers, trees, results, tries=1 if arguments.quick else 2)
+    shown, bars = comparison(results.samples, list(known), GATEWAY)
     how = (
-        f"Median and range of {run}; the servers get their requests in turn. A ratio compares figures of the same "
-        "round and is above 1 where the gateway is better. onnxruntime-genai has no server and runs one at a time."
+        f"Median and range of the calm pairs, {arguments.threads} threads each. A ratio is above 1 where the gateway "
+        "is better. onnxruntime-genai has no server and runs one at a time."
     )
-    bars = {
-        row: {peer: statistics.median(values) for peer, values in by_peer.items()} for row, by_peer in found.items()
-    }
-    head = ["", *peers, *(f"better than {other} by" for other in others)]
-    publish("peers", f"{how}\n\n{table(head, rows)}", bars, page)
+    publish(f"peers-{model.name}", f"{how}\n\n{shown}", bars, arguments.write)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,17 @@ from numpy.typing import NDArray
 _Bytes = NDArray[np.uint8]
 
 
-def random_blocks(random: np.random.Generator, stored: Kind, rows: int, columns: int) -> _Bytes:
-    """uint8 (rows, bytes per row). `stored` is Q4_0, Q4_K or Q6_K."""
+def random_blocks(random: np.random.Generator, stored: Kind, rows: int, columns: int, gain: float) -> _Bytes:
+    """uint8 (rows, bytes per row).
+
+    Args:
+        stored: Q4_0, Q4_K or Q6_K.
+        gain: factor of the standard deviation.
+    """
     size, block_bytes = GGML_QUANT_SIZES[stored]
     count = rows * columns // size
     raw = np.frombuffer(random.bytes(count * block_bytes), np.uint8).reshape(count, block_bytes).copy()
-    _SCALES[stored](random, raw, 1 / np.sqrt(columns))
+    _SCALES[stored](random, raw, gain / np.sqrt(columns))
     return raw.reshape(rows, -1)
 
 

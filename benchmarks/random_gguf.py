@@ -31,6 +31,8 @@ FFN = 8192
 SHAPES = {"1b": (16, 2048, 32, 8, 64), "3b": (28, 3072, 24, 8, 128)}
 FORMATS = {"q4_0": Kind.Q4_0, "q4_k_m": Kind.Q4_K}
 FOLDER = "bench"
+#: Factors of the weights' standard deviation. With weak attention the text repeats itself, and prompt lookup gains.
+GAINS = {"attn_q": 2.0, "attn_k": 2.0, "attn_output": 4.0}
 #: In each piece of a matrix that is made and written at once
 PIECE_ROWS = 4096
 
@@ -67,8 +69,8 @@ def _write(size: str, kind: Kind, path: Path, tokenizer: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     random = np.random.Generator(np.random.SFC64(0))
-    for rows, columns, stored in matrices.values():
-        writer.write_tensor_data(_values(random, rows, columns, stored))
+    for name, (rows, columns, stored) in matrices.items():
+        writer.write_tensor_data(_values(random, rows, columns, stored, GAINS.get(name.split(".")[-2], 1.0)))
     writer.close()
 
 
@@ -141,13 +143,13 @@ def _gets_more_bits(layer: int, layers: int) -> bool:
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 
 
-def _values(random: np.random.Generator, rows: int, columns: int, stored: Kind) -> NDArray[np.generic]:
+def _values(random: np.random.Generator, rows: int, columns: int, stored: Kind, gain: float) -> NDArray[np.generic]:
     if stored is Kind.F32:
         return random.uniform(0.8, 1.2, columns).astype(np.float32)
-    pieces = [
-        random_blocks(random, stored, min(PIECE_ROWS, rows - first), columns) for first in range(0, rows, PIECE_ROWS)
-    ]
-    return np.concatenate(pieces)
+    pieces = range(0, rows, PIECE_ROWS)
+    return np.concatenate(
+        [random_blocks(random, stored, min(PIECE_ROWS, rows - first), columns, gain) for first in pieces]
+    )
 
 
 if __name__ == "__main__":

@@ -1,43 +1,20 @@
-"""The servers that peers.py compares: how each one is started, and how it gets a request."""
+"""How each server that peers.py compares gets a request, and what its response took."""
 
 from __future__ import annotations
 
 import json
 import subprocess
-import sys
-import tempfile
 import time
-from contextlib import ExitStack, closing
+from contextlib import closing
 from http.client import HTTPConnection
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import psutil
-from processes import Running, free_port, running
-from report import ROOT
-from weights import EXACT, USUAL, bundle_of, gguf_file
+from peer.usage import Tree
 
-from gateway.commands.bench.memory import MemoryWatch
-from peer.install import find_genai, find_llama_server, python_of
-
-SLOTS = 8
-CONTEXT = 2048
-REPLY_S = 600  # for one response on a busy machine
-CONFIG = """\
-default_model = "smollm2"
-[server]
-port = {port}
-[breaker]
-enabled = false
-[models.smollm2]
-path = {path}
-threads = {threads}
-max_sequences = {slots}
-context_length = {context}
-"""
+REPLY_S = 900  # for one response on a busy machine
 
 
-class Reply:
+class Reply(NamedTuple):
     """One response.
 
     Args:
@@ -47,8 +24,10 @@ class Reply:
         generated: tokens of the response.
     """
 
-    def __init__(self, first_s: float, gap_s: float, computed: int, generated: int) -> None:
-        self.first_s, self.gap_s, self.computed, self.generated = first_s, gap_s, computed, generated
+    first_s: float
+    gap_s: float
+    computed: int
+    generated: int
 
     @property
     def tokens_per_s(self) -> float:
@@ -56,8 +35,7 @@ class Reply:
 
 
 class Peer(Protocol):
-    process: psutil.Process
-    memory: MemoryWatch
+    tree: Tree
     is_concurrent: bool
 
     def chat(self, text: str, tokens: int, turns: tuple[str, ...] = ()) -> Reply:
@@ -75,11 +53,10 @@ class HttpPeer:
     is_concurrent = True
 
     def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
-        self.process, self.port = psutil.Process(process.pid), port
-        self.memory = MemoryWatch(process.pid)
+        self.tree, self._port = Tree(process.pid), port
 
     def chat(self, text: str, tokens: int, turns: tuple[str, ...] = ()) -> Reply:
-        with closing(HTTPConnection("127.0.0.1", self.port, timeout=REPLY_S)) as connection:
+        with closing(HTTPConnection("127.0.0.1", self._port, timeout=REPLY_S)) as connection:
             began = time.perf_counter()
             body = json.dumps(_body([*turns, text], tokens))
             connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
@@ -101,7 +78,7 @@ class HttpPeer:
 def _body(messages: list[str], tokens: int) -> dict[str, Any]:
     roles = ("user", "assistant")
     return {
-        "model": "smollm2",
+        "model": "measured",
         "messages": [{"role": roles[i % 2], "content": content} for i, content in enumerate(messages)],
         "max_tokens": tokens,
         "temperature": 0,
@@ -122,8 +99,7 @@ class GenaiPeer:
     is_concurrent = False
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self.process = psutil.Process(process.pid)
-        self.memory = MemoryWatch(process.pid)
+        self.tree = Tree(process.pid)
         self._in, self._out = process.stdin, process.stdout
 
     def chat(self, text: str, tokens: int, turns: tuple[str, ...] = ()) -> Reply:
@@ -133,54 +109,3 @@ class GenaiPeer:
         self._in.write(json.dumps(request).encode() + b"\n")
         self._in.flush()
         return Reply(**json.loads(self._out.readline()))
-
-
-def start(stack: ExitStack, folder: Path, threads: int, *, quick: bool) -> dict[str, Peer]:
-    """Start the gateway and each peer that is installed in `folder`; `stack` ends them."""
-    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    bundle = bundle_of(EXACT if quick else USUAL)
-    peers: dict[str, Peer] = {"npu-gateway": start_gateway(stack, bundle, threads, scratch)}
-    if not quick:
-        peers["npu-gateway, exact"] = start_gateway(stack, bundle_of(EXACT), threads, scratch)
-    if server := find_llama_server(folder):
-        peers["llama.cpp"] = start_llama(stack, server, gguf_file(scratch), threads)
-    else:
-        print(f"llama.cpp is left out: no llama-server under {folder}. --install compiles it.", file=sys.stderr)
-    if find_genai(folder):
-        peers["onnxruntime-genai"] = start_genai(stack, python_of(folder), bundle, threads)
-    else:
-        print(f"onnxruntime-genai is left out: it is not under {folder}. --install installs it.", file=sys.stderr)
-    return peers
-
-
-def start_gateway(stack: ExitStack, bundle: Path, threads: int, folder: Path) -> HttpPeer:
-    port, config = free_port(), folder / "config.toml"
-    text = CONFIG.format(port=port, path=json.dumps(str(bundle)), threads=threads, slots=SLOTS, context=CONTEXT)
-    config.write_text(text, encoding="utf-8")
-    command = [sys.executable, "-m", "gateway", "serve", "--config", str(config)]
-    server = stack.enter_context(running(command, cwd=ROOT, stdout=subprocess.DEVNULL))
-    server.wait_until_ready(port, "/readyz")
-    return HttpPeer(server.process, port)
-
-
-def start_llama(stack: ExitStack, binary: Path, gguf: Path, threads: int) -> HttpPeer:
-    port = free_port()
-    command = [str(binary), "--model", str(gguf), "--host", "127.0.0.1", "--port", str(port), "--no-webui"]
-    command += ["--threads", str(threads), "--threads-batch", str(threads)]
-    command += ["--parallel", str(SLOTS), "--ctx-size", str(SLOTS * CONTEXT)]
-    server = stack.enter_context(running(command, stdout=subprocess.DEVNULL))
-    server.wait_until_ready(port, "/health")
-    return HttpPeer(server.process, port)
-
-
-def start_genai(stack: ExitStack, python: Path, bundle: Path, threads: int) -> GenaiPeer:
-    command = [str(python), str(Path(__file__).with_name("genai_peer.py")), str(bundle), str(threads)]
-    server = stack.enter_context(running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
-    wait_until_genai_is_ready(server)
-    return GenaiPeer(server.process)
-
-
-def wait_until_genai_is_ready(server: Running) -> None:
-    assert server.process.stdout is not None
-    if b"ready" not in server.process.stdout.readline():
-        server.fail("did not start")
