@@ -243,6 +243,7 @@ class Meter(Struct, kw_only=True):
     call_since: float | None = None  # start of the call that may work for this request; None: no call is running
     #: Seconds of the device's running call, 0 if none is running. None: the engine cannot see it.
     call_s: Callable[[], float] | None = None
+    drafts: dict[str, tuple[int, int]] = field(default_factory=dict)  # source -> tokens of drafts, right ones of them
 
     @property
     def computed_tokens(self) -> int:
@@ -269,6 +270,11 @@ class Meter(Struct, kw_only=True):
         self.completion_tokens += 1
         if self.first_token_at is None:
             self.first_token_at, self.prompt_s = self.clock(), self.device_s
+
+    def drafted(self, source: str, tokens: int, right: int) -> None:
+        """Count a draft that was verified."""
+        before, right_before = self.drafts.get(source, (0, 0))
+        self.drafts[source] = before + tokens, right_before + right
 
     def count_result(self) -> None:
         """The vectors or scores are there: an answer without tokens, whose device time is all of the prompt."""

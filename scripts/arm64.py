@@ -32,7 +32,7 @@ TESTS = (
     "tests/worker/decoders",
     "tests/builder/graphs",
     "tests/worker/test_sampling.py",
-    "tests/worker/test_drafting.py",
+    "tests/worker/drafting",
     "tests/worker/test_sequence.py",
     "tests/worker/test_slots.py",
     "tests/worker/test_token_loop.py",

@@ -42,6 +42,8 @@ class Metrics:
         self._registry.register(self._states)
         self._requests = self._counter("requests", "Requests by outcome: ok, cancelled or the error's code", "outcome")
         self._tokens = self._counter("tokens", "Tokens by kind: prompt, cached (of the prompt), completion", "kind")
+        self._drafted = self._counter("drafted_tokens", "Tokens of drafts by source, see docs/tune.md", "source")
+        self._accepted = self._counter("accepted_draft_tokens", "The right ones of them", "source")
         self._breaker_changes = self._counter("breaker_changes", "Changes of the circuit breaker", "state")
         self._endings = self._counter("answers", "By ending: stop, length, tool_calls, cancelled, error", "ending")
         self._slow = self._counter("slow_answers", "Slow answers by cause: prompt, tokens, queue", "cause")
@@ -85,6 +87,9 @@ class Metrics:
         self._of(self._tokens, model, "prompt").inc(meter.prompt_tokens)
         self._of(self._tokens, model, "cached").inc(meter.cached_tokens)
         self._of(self._tokens, model, "completion").inc(meter.completion_tokens)
+        for source, (drafted, accepted) in meter.drafts.items():
+            self._of(self._drafted, model, source).inc(drafted)
+            self._of(self._accepted, model, source).inc(accepted)
         self._of(self._queue_s, model).observe(timings.queue_s)
         self._of(self._total_s, model).observe(timings.total_s)
         self._of(self._device_s, model).observe(timings.device_s)

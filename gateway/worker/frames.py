@@ -16,6 +16,8 @@ from gateway.sampling import Sampling
 
 #: Where a model runs. `emulated`: the HTP backend on a host CPU. `simulated`: the timing model of the scripted engine.
 Device = Literal["cpu", "npu", "emulated", "simulated", "remote"]
+#: Where a draft of the next tokens is from; "": there is none.
+DraftSource = Literal["", "grammar", "prediction", "lookup", "model"]
 
 
 class WorkerSpec(Struct, frozen=True, kw_only=True):
@@ -30,6 +32,7 @@ class WorkerSpec(Struct, frozen=True, kw_only=True):
     prefix_cache: bool = True
     context_length: int = 0  # 0: the bundle's own
     poll: bool = False  # genie: wait for the NPU in a busy loop
+    draft: str = ""  # path of the folder of the bundle that drafts; "": none
 
 
 class Submit(Struct, frozen=True, tag=True, kw_only=True):
@@ -90,6 +93,11 @@ class PassTimes(Struct, frozen=True):
     step_s: float
     wide_tokens: int = 16  # prompt tokens in the widest window
 
+    @property
+    def id_cost(self) -> float:
+        """The cost of each id of a call after the first, in single steps; 0: unknown."""
+        return max(0.0, self.wide_s / self.step_s - 1) / max(1, self.wide_tokens - 1) if self.step_s else 0.0
+
 
 class Ready(Struct, frozen=True, tag=True, kw_only=True):
     """The model is loaded and warm; the worker takes requests."""
@@ -106,6 +114,13 @@ class Ready(Struct, frozen=True, tag=True, kw_only=True):
     soc: int | None = None  # Qualcomm's number of the NPU's chip; None: unknown, or no NPU
     mode_refusal: str = ""  # why the NPU's driver refuses burst mode; "": it accepts it, or there is no NPU
     passes: PassTimes | None = None  # of the warm model; None: not measured
+    draft: str = ""  # the model that drafts, by the name of its folder; "": none
+
+
+class DraftLost(Struct, frozen=True, tag=True):
+    """The draft model has failed. The worker goes on without it."""
+
+    reason: str
 
 
 class Began(Struct, frozen=True, tag=True):
@@ -144,8 +159,9 @@ class Tokens(Struct, frozen=True, tag=True, kw_only=True):
     device_s: float  # duration of the call, or 0 if a Prefilled frame has it
     choice: int = 0
     scored: list[Scored] = field(default_factory=list)
-    accepted: int = 0  # tokens of `ids` that the prediction had right
-    rejected: int = 0
+    source: DraftSource = ""  # of the draft; "model" with `drafted` 0: the draft model was only made to catch up
+    drafted: int = 0  # tokens of the draft
+    matched: int = 0  # of those, the right ones
 
 
 class Vectors(Struct, frozen=True, tag=True, kw_only=True):
@@ -184,7 +200,7 @@ class FrameBatch(Struct, frozen=True, tag=True):
 
 
 ToWorker = Submit | Embed | Cancel | FreeCache | Shutdown
-FromWorker = Loading | Ready | Began | Prefilled | Tokens | Vectors | Ended | Failed
+FromWorker = Loading | Ready | DraftLost | Began | Prefilled | Tokens | Vectors | Ended | Failed
 Message = FromWorker | FrameBatch  # what the pipe carries
 
 _encoder = msgspec.msgpack.Encoder()

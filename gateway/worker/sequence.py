@@ -10,8 +10,10 @@ from typing import Protocol
 from gateway.common_prefix import common_prefix
 from gateway.generation import FinishReason, Grammar
 from gateway.worker.decoders.base import KVCache, Logits
-from gateway.worker.drafting import CallCosts, PredictionDrafter, PredictionIndex, PromptLookupDrafter
-from gateway.worker.frames import Scored, Submit
+from gateway.worker.drafting.costs import CallCosts
+from gateway.worker.drafting.lookup import PromptLookupDrafter
+from gateway.worker.drafting.prediction import PredictionDrafter, PredictionIndex
+from gateway.worker.frames import DraftSource, Scored, Submit
 from gateway.worker.sampling import Sampler, exclude, is_greedy, score
 from gateway.worker.slots import Slot
 
@@ -62,8 +64,9 @@ class Progress:
 
     tokens: list[int] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
-    accepted: int = 0  # tokens that the prediction had right
-    rejected: int = 0
+    source: DraftSource = ""  # of the draft
+    drafted: int = 0  # tokens of the draft
+    matched: int = 0  # of those, the right ones
     reason: FinishReason | None = None  # set when the choice has ended
     counted_stop: int = 0
 
@@ -127,7 +130,8 @@ class GeneratingSequence:
         self.has_begun = False
         self._shared = shared
         self._scored_prompt = 1  # prompt tokens whose log-probability is reported; the first token has none
-        self._is_predicted = False  # True if the current draft is from the prediction
+        self.draft_source: DraftSource = ""  # of the current draft
+        self.drafting_s = 0.0  # device time of the draft model that no frame has reported yet
 
     def begin(self) -> None:
         """Make what the choice needs to generate. Raises InvalidRequest for a grammar that exceeds a limit."""
@@ -171,24 +175,37 @@ class GeneratingSequence:
         """The number of tokens that the cache does not hold yet."""
         return len(self.ids) - self.cache.length
 
-    def draft(self, limit: int, costs: CallCosts, sequences: int) -> Sequence[int]:
+    @property
+    def left(self) -> int:
+        """The most tokens that a draft can have, within the request's `max_tokens`."""
+        return self.request.max_tokens - self.generated - 1
+
+    @property
+    def may_draft(self) -> bool:
+        """True if drafts that depend on timing are allowed."""
+        return not self._shared.steps_alone
+
+    def draft(self, limit: int, costs: CallCosts, rate: float) -> Sequence[int]:
         """Up to `limit` tokens that are likely to come next, within the request's `max_tokens`.
 
         The sources, in this order: tokens that the grammar forces, the client's prediction, prompt lookup. Prompt
-        lookup drafts only if `costs` predict more tokens per second than steps that `sequences` sequences share.
+        lookup drafts only if `costs` predict more than `rate` tokens per second.
         """
-        limit = min(limit, self.request.max_tokens - self.generated - 1)
-        self._is_predicted = False
+        limit = min(limit, self.left)
+        self.draft_source = ""
         if limit <= 0:
             return ()
         if self._constraint and (forced := self._constraint.forced()):
+            self.draft_source = "grammar"
             return forced[: costs.cut(min(len(forced), limit))]
         if self._drafter and (predicted := self._drafter.draft(limit)):
-            self._is_predicted = True
+            self.draft_source = "prediction"
             return predicted[: costs.cut(len(predicted))]
-        return self._lookup.draft(limit, costs, sequences) if self._lookup else ()
+        found = self._lookup.draft(limit, costs, rate) if self._lookup and rate else ()
+        self.draft_source = "lookup" if found else ""
+        return found
 
-    def advance(self, rows: Logits, draft: Sequence[int] = ()) -> Progress:
+    def advance(self, rows: Logits, draft: Sequence[int] = (), cost: float = 0.0) -> Progress:
         """Choose a token from each row, as long as the chosen tokens agree with the draft.
 
         Each token is chosen from its own logits with its own random number, as without a draft. So a draft does not
@@ -196,6 +213,7 @@ class GeneratingSequence:
 
         Args:
             rows: float32 (1 + len(draft), vocab); row i follows the first i tokens of the draft.
+            cost: of the call, in steps without a draft; 0 without a draft.
 
         Raises InvalidRequest if no token is possible.
         """
@@ -211,7 +229,7 @@ class GeneratingSequence:
             self._append(token, progress, scored)
             if progress.reason or token != expected:
                 break
-        self._settle(progress, draft)
+        self._settle(progress, draft, cost)
         return progress
 
     def score_prompt(self, rows: Logits, start: int) -> list[Scored]:
@@ -253,10 +271,15 @@ class GeneratingSequence:
         elif self.generated >= self.request.max_tokens:
             progress.reason = "length"
 
-    def _settle(self, progress: Progress, draft: Sequence[int]) -> None:
-        """Count the accepted tokens of a prediction, and remove the rows of rejected tokens from the cache."""
-        if draft and self._drafter and self._is_predicted:
-            progress.accepted = common_prefix(progress.tokens, draft)
-            progress.rejected = len(draft) - progress.accepted
-            self._drafter.record(len(draft), progress.accepted)
+    def _settle(self, progress: Progress, draft: Sequence[int], cost: float) -> None:
+        """Count the accepted tokens of a draft, and remove the rows of rejected tokens from the cache."""
+        if draft:
+            progress.source, progress.drafted = self.draft_source, len(draft)
+            progress.matched = common_prefix(progress.tokens, draft)
+        if self._drafter and progress.source == "prediction":
+            self._drafter.record(progress.drafted, progress.matched)
+        if self._lookup and progress.source == "lookup":
+            self._lookup.credit.settle(progress.matched + 1, cost)
+        elif self._lookup and not draft:
+            self._lookup.credit.stepped()
         self.cache.truncate(min(self.cache.length, len(self.ids) - 1))

@@ -24,12 +24,13 @@ from typing import Concatenate, ParamSpec
 from gateway.activity import Activity
 from gateway.errors import InvalidRequest
 from gateway.worker.decoders.base import Decoder, KVCache, Logits
-from gateway.worker.drafting import CallCosts
+from gateway.worker.drafting.model import DraftModel
 from gateway.worker.failures import as_gateway_error, failed_frame
-from gateway.worker.frames import Began, Cancel, Ended, FromWorker, Prefilled, Submit, Tokens
+from gateway.worker.frames import Began, Cancel, Ended, FromWorker, PassTimes, Prefilled, Submit, Tokens
 from gateway.worker.schedule import SLICE_S, Schedule
 from gateway.worker.sequence import GeneratingSequence, MakeConstraint, SharedParts
 from gateway.worker.slots import SlotPool
+from gateway.worker.speculation import Speculation
 
 P = ParamSpec("P")
 
@@ -58,6 +59,8 @@ class TokenLoop:
         lookup: True to draft with prompt-lookup decoding.
         slice_s: device time after which a sequence gives up its slot, if another client or request has none.
         activity: shows what the loop does, and times the device calls.
+        passes: times of the warm model; None: not measured.
+        draft_model: drafts where no other source does.
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class TokenLoop:
         lookup: bool = True,
         slice_s: float = SLICE_S,
         activity: Activity | None = None,
+        passes: PassTimes | None = None,
+        draft_model: DraftModel | None = None,
     ) -> None:
         self._decoder = decoder
         self._emit = emit
@@ -80,8 +85,9 @@ class TokenLoop:
         self._schedule = Schedule(pool, prefix_cache=prefix_cache, slice_s=slice_s)
         self._make_constraint, self._token_bytes = make_constraint, token_bytes
         self._lookup = lookup
-        self._costs = CallCosts(decoder.spec.pass_costs)
         self._activity = activity or Activity()
+        self._speculation = Speculation(decoder.spec, self._schedule, self._activity, emit, draft_model, passes)
+        self._sharing = 1  # sequences that share the next step
         self._requests: dict[int, _Request] = {}
 
     @property
@@ -118,6 +124,7 @@ class TokenLoop:
         if self.is_idle:
             self._pool.clear()
             self._decoder.free_caches()
+            self._speculation.free_cache()
 
     def _check_vocabulary(self, frame: Submit) -> None:
         """Raises InvalidRequest for a token id that the model does not have. Its tokenizer can have more ids."""
@@ -127,13 +134,12 @@ class TokenLoop:
                 raise InvalidRequest(f"{name} has a token id outside 0..{size - 1}.", param=name)
 
     def _shared_parts(self, frame: Submit) -> SharedParts:
-        is_batch_invariant = self._decoder.spec.is_batch_invariant
         return SharedParts(
             frame,
             self._make_constraint,
             token_bytes=self._token_bytes,
             lookup=self._lookup,
-            is_batch_invariant=is_batch_invariant,
+            is_batch_invariant=self._decoder.spec.is_batch_invariant,
         )
 
     # -- one device call ----------------------------------------------------------------------------------------------
@@ -151,10 +157,11 @@ class TokenLoop:
             return
         others = self._schedule.ready()
         stepping = [chosen] if chosen.steps_alone else [s for s in others if s.missing == 1 and not s.steps_alone]
-        if draft := self._draft(chosen, len(stepping)):
+        self._sharing = len(stepping)
+        if draft := self._draft(chosen, may_call=True):
             self._attempt(self._verify, chosen, draft)
         else:
-            self._step([s for s in stepping if s is chosen or not self._draft(s, len(stepping))])
+            self._step([s for s in stepping if s is chosen or not self._draft(s)])
 
     def _announce(self, sequence: GeneratingSequence) -> None:
         request = self._requests[sequence.request.id]
@@ -162,12 +169,9 @@ class TokenLoop:
             request.has_begun = True
             self._emit(Began(sequence.request.id, sequence.cache.length))
 
-    def _draft(self, sequence: GeneratingSequence, stepping: int) -> Sequence[int]:
-        spec = self._decoder.spec
-        widest = max(spec.pass_costs, default=spec.prompt_width)
-        limit = min(widest - 1, spec.context_length - len(sequence.ids))
+    def _draft(self, sequence: GeneratingSequence, *, may_call: bool = False) -> Sequence[int]:
         try:
-            return sequence.draft(limit, self._costs, stepping)
+            return self._speculation.draft(sequence, self._sharing, may_call=may_call)
         except Exception as error:  # its grammar can fail in the middle of an answer
             self._fail([sequence], error)
             return ()
@@ -203,7 +207,7 @@ class TokenLoop:
     def _verify(self, sequence: GeneratingSequence, draft: Sequence[int]) -> None:
         ids = [sequence.ids[-1], *draft]
         rows, elapsed = self._timed([sequence], lambda: self._decoder.verify(sequence.cache, ids))
-        self._costs.record_verify(len(ids), elapsed)
+        self._speculation.costs.record_verify(len(ids), elapsed)
         self._advance(sequence, rows, draft, elapsed)
 
     def _step(self, sequences: list[GeneratingSequence]) -> None:
@@ -216,7 +220,7 @@ class TokenLoop:
         except Exception as error:
             self._fail(sequences, error)
             return
-        self._costs.record_step(len(sequences), elapsed)
+        self._speculation.costs.record_step(len(sequences), elapsed)
         for sequence, row in zip(sequences, rows, strict=True):
             if self._schedule.is_running(sequence):  # another choice of its request can have failed in this loop
                 self._attempt(self._advance, sequence, row[None], (), elapsed)
@@ -234,7 +238,8 @@ class TokenLoop:
 
     def _advance(self, sequence: GeneratingSequence, rows: Logits, draft: Sequence[int], elapsed: float) -> None:
         self._activity.check(float(rows.max()))
-        progress = sequence.advance(rows, draft)
+        progress = sequence.advance(rows, draft, self._speculation.cost(draft, self._sharing))
+        self._speculation.settle(sequence, progress, self._sharing)
         request, id, choice = self._requests[sequence.request.id], sequence.request.id, sequence.choice
         if progress.tokens:
             self._emit(
@@ -242,12 +247,14 @@ class TokenLoop:
                     id=id,
                     choice=choice,
                     ids=progress.tokens,
-                    device_s=elapsed,
+                    device_s=elapsed + sequence.drafting_s,
                     scored=progress.scored,
-                    accepted=progress.accepted,
-                    rejected=progress.rejected,
+                    source=progress.source or ("model" if sequence.drafting_s else ""),
+                    drafted=progress.drafted,
+                    matched=progress.matched,
                 )
             )
+            sequence.drafting_s = 0.0
         if progress.reason:
             self._emit(Ended(id, progress.reason, choice, progress.counted_stop))
             self._close(request, choice)

@@ -123,8 +123,9 @@ class Bench:
         self.frames: list[FromWorker] = []
         self.times: list[float] = []
         caches = [decoder.new_cache() for _ in range(slots)]
-        options = {"make_constraint": no_grammar, "slice_s": SLICE_S, **options}
-        self.loop = TokenLoop(decoder, caches, self._record, activity=Activity(clock=lambda: decoder.now), **options)
+        activity = Activity(clock=lambda: decoder.now)
+        options = {"make_constraint": no_grammar, "slice_s": SLICE_S, "activity": activity, **options}
+        self.loop = TokenLoop(decoder, caches, self._record, **options)
         self._next_id = 0
 
     def _record(self, frame: FromWorker) -> None:

@@ -68,9 +68,10 @@ def with_prediction(bench: Bench, prediction: list[int], **options: object) -> t
     before = len(bench.decoder.calls)
     request = bench.submit(PROMPT, prediction=prediction, max_tokens=40, owner=str(before), **options)
     bench.finish()
-    frames = bench.of(request, Tokens)
+    frames = [frame for frame in bench.of(request, Tokens) if frame.source == "prediction"]
+    accepted, drafted = sum(frame.matched for frame in frames), sum(frame.drafted for frame in frames)
     calls = sum(kind != "prefill" for kind, _ in bench.decoder.calls[before:])
-    return bench.tokens(request), sum(f.accepted for f in frames), sum(f.rejected for f in frames), calls
+    return bench.tokens(request), accepted, drafted - accepted, calls
 
 
 SAMPLED = Sampling(seed=3, temperature=1.0, top_p=0.95, frequency_penalty=0.5)
@@ -161,7 +162,7 @@ def test_constraint_determines_answer(make_bench: MakeBench, is_forced: bool, ca
     assert bench.tokens(request) == answer
     assert bench.endings(request) == [Ended(request, "stop")]
     assert sum(kind != "prefill" for kind, _ in bench.decoder.calls) == calls
-    assert not any(frame.accepted or frame.rejected for frame in bench.of(request, Tokens))
+    assert not any(frame.source == "prediction" for frame in bench.of(request, Tokens))
 
 
 def test_grammar_that_does_not_compile_is_refused(make_bench: MakeBench) -> None:

@@ -64,7 +64,6 @@ class FrameTranslator(RunningRequest):
         ]
         self._started = False
         self._prompt_logprobs: list[TokenLogprob] = []
-        self._accepted = self._rejected = 0
 
     @property
     def is_single(self) -> bool:
@@ -99,8 +98,8 @@ class FrameTranslator(RunningRequest):
     def produced(self, frame: Tokens) -> None:
         """New tokens of one choice. Their text goes out. What ends the choice here ends it at the worker too."""
         self._meter.device_s += frame.device_s
-        self._accepted += frame.accepted
-        self._rejected += frame.rejected
+        if frame.source:
+            self._meter.drafted(frame.source, frame.drafted, frame.matched)
         self._start()
         if frame.choice == 0:
             self.ids += frame.ids
@@ -123,13 +122,14 @@ class FrameTranslator(RunningRequest):
             self._end_choice(choice, frame.reason)
 
     def _usage(self) -> Usage:
+        drafted, accepted = self._meter.drafts.get("prediction", (0, 0))
         return Usage(
             prompt_tokens=self._meter.prompt_tokens,
             cached_tokens=self._meter.cached_tokens,
             completion_tokens=self._meter.completion_tokens,
             reasoning_tokens=sum(choice.text.reasoning_tokens for choice in self._choices),
-            accepted_prediction_tokens=self._accepted,
-            rejected_prediction_tokens=self._rejected,
+            accepted_prediction_tokens=accepted,
+            rejected_prediction_tokens=drafted - accepted,
         )
 
     def _start(self) -> None:

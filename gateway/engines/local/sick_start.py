@@ -87,7 +87,7 @@ class SickStart:
 
     def note(self, frame: FromWorker) -> None:
         """Remember the duration of a pass. Only for a request that runs alone and has one choice."""
-        if isinstance(frame, Tokens) and len(frame.ids) == 1 and frame.device_s and not frame.rejected:
+        if isinstance(frame, Tokens) and len(frame.ids) == 1 and frame.device_s and not frame.source:
             self._steps.append(frame.device_s)
         elif isinstance(frame, Prefilled) and frame.device_s:  # 0: rows that a suspension lost
             self._prompt_s = frame.device_s

@@ -155,7 +155,7 @@ class TestBecameSick:
         self.serve(judged, 1.6)
         for _ in range(9):
             judged.note(Tokens(id=1, ids=[5, 6], device_s=1.55))
-            judged.note(Tokens(id=1, ids=[5], device_s=1.55, rejected=2))
+            judged.note(Tokens(id=1, ids=[5], device_s=1.55, source="lookup", drafted=2))
             judged.note(Tokens(id=1, ids=[5], device_s=0.0))
         assert not judged.became_sick()
 

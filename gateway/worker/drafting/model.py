@@ -1,0 +1,214 @@
+"""Drafts from a small model with the same vocabulary (`draft` in a model's table).
+
+1. The small model has a cache for each sequence. It lags behind: after an accepted draft by one or two tokens, after a
+   prompt by all of it. More than a few tokens are computed in chunks, one between two calls of the main model.
+2. The length of a draft follows from the costs of all calls and from two chances: that of the request so far, and that
+   of each token, by the probability that the small model gives it.
+3. `Credit` limits what wrong drafts can lose, also if no chance is as expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gateway.activity import Activity
+from gateway.worker.decoders.base import Decoder, KVCache, Logits
+from gateway.worker.drafting.costs import MARGIN, CallCosts, Credit, update
+from gateway.worker.frames import PassTimes
+from gateway.worker.slots import Slot, SlotPool
+
+_MOST = 16  # tokens of a draft
+_LAG = 4  # tokens that belong to the cost of a draft; more are an investment
+_CHANCE, _FIRST_WEIGHT = 0.7, 0.2  # of a right token, before anything is known; its weight in a new request
+_LEARN, _LEARN_ALL, _FORGET = 0.08, 0.02, 0.005
+_BUCKETS, _DECAY = 8, 0.99
+_FIRST_CREDIT, _MOST_CREDIT = 32.0, 256.0  # single steps of the main model
+
+
+@dataclass(eq=False)
+class _Track:
+    """The small model's view of one sequence."""
+
+    slot: Slot
+    chance: float  # that a drafted token is right, if all before it are
+    spent_s: float = 0.0  # on the draft that is being verified
+    buckets: list[int] | None = None  # of the tokens of that draft, by their probability
+
+    @property
+    def cache(self) -> KVCache:
+        return self.slot.cache
+
+
+class DraftModel:
+    """Drafts for the sequences of one token loop. All errors of its decoder leave it as DeviceFailed.
+
+    Args:
+        decoder: of the small model.
+        caches: of that decoder, one for each sequence that can run.
+        vocab_size: of the main model.
+        passes: times of the warm small model.
+        activity: times the calls.
+    """
+
+    def __init__(
+        self, decoder: Decoder, caches: Sequence[KVCache], vocab_size: int, passes: PassTimes, activity: Activity
+    ) -> None:
+        self._decoder, self._pool = decoder, SlotPool(caches)
+        self._vocab_size = min(vocab_size, decoder.spec.vocab_size)
+        self._activity = activity
+        #: Seconds of a step, and of a token in a chunk.
+        self._times = {"step": passes.step_s, "row": passes.wide_s / passes.wide_tokens}
+        self._tracks: dict[Hashable, _Track] = {}
+        self._usual_chance = _CHANCE
+        self._right = [(bucket + 0.5) / _BUCKETS for bucket in range(_BUCKETS)]
+        self._guesses = [1.0] * _BUCKETS
+        self._credit = Credit(_FIRST_CREDIT, _MOST_CREDIT)
+
+    # -- for the token loop -------------------------------------------------------------------------------------------
+
+    def draft(
+        self, sequence: Hashable, ids: Sequence[int], owner: str, left: int, costs: CallCosts, rate: float
+    ) -> list[int]:
+        """Up to `left` tokens that can come next; empty if `rate` tokens per second are possible without a draft.
+
+        It makes calls of the small model. `settle` must follow a draft.
+
+        Args:
+            sequence: whose tokens `ids` are. `ids` is the same list in each call, and grows.
+            owner: see SlotPool.take.
+            costs: of the main model.
+        """
+        limit = min(left, self._decoder.spec.context_length - len(ids), _MOST)
+        if limit <= 0 or not rate:
+            return []
+        track = self._track(sequence, ids, owner)
+        missing = ids[track.cache.length :]
+        planned = self._planned_rate(track.chance, limit, costs)
+        lag_cost = max(0, len(missing) - _LAG) * self._times["row"] * rate  # in single steps
+        gain = left * (1 - rate / planned)
+        if planned <= rate * MARGIN or gain < lag_cost or self._credit.steps < lag_cost or not self._knows(missing):
+            track.chance += _FORGET * (_CHANCE - track.chance)
+            self._credit.stepped()
+            return []
+        track.spent_s = 0.0
+        if len(missing) > self._decoder.spec.prompt_width:
+            self._call(track, missing[: self._decoder.spec.prompt_width])
+            self._credit.settle(0.0, track.spent_s * rate)
+            return []
+        return self._generate(track, missing, limit, costs, max(rate, planned))
+
+    def settle(
+        self, sequence: Hashable, ids: Sequence[int], drafted: int, accepted: int, seconds: float, rate: float
+    ) -> None:
+        """Learn from a verified draft.
+
+        Args:
+            ids: the tokens of the sequence now. After a draft, all of them but the last can be in the cache.
+            seconds: the main model's call, as expected.
+            rate: tokens per second without drafts.
+        """
+        track = self._tracks[sequence]
+        track.cache.truncate(min(track.cache.length, len(ids) - 1))
+        self._credit.settle(accepted + 1, (seconds + track.spent_s) * rate)
+        for position, bucket in enumerate((track.buckets or [])[: min(drafted, accepted + 1)]):
+            is_right = position < accepted
+            self._right[bucket] = self._right[bucket] * _DECAY + is_right
+            self._guesses[bucket] = self._guesses[bucket] * _DECAY + 1
+            track.chance += _LEARN * (is_right - track.chance)
+            self._usual_chance += _LEARN_ALL * (is_right - self._usual_chance)
+
+    def keep(self, is_running: Callable[[Hashable], bool]) -> None:
+        """Free the caches of the sequences that run no longer."""
+        for sequence in [each for each in self._tracks if not is_running(each)]:
+            self._pool.release(self._tracks.pop(sequence).slot)  # only rows of its `ids` can be used again
+
+    def free_cache(self) -> None:
+        """Drop all rows, and give their memory back. No sequence runs."""
+        self._tracks.clear()
+        self._pool.clear()
+        self._decoder.free_caches()
+
+    def close(self) -> None:
+        self._decoder.close()
+
+    # -- one draft ----------------------------------------------------------------------------------------------------
+
+    def _track(self, sequence: Hashable, ids: Sequence[int], owner: str) -> _Track:
+        if sequence not in self._tracks:
+            slot = self._pool.take(ids, owner)
+            chance = self._usual_chance + _FIRST_WEIGHT * (_CHANCE - self._usual_chance)
+            self._tracks[sequence] = _Track(slot, chance)
+        return self._tracks[sequence]
+
+    def _knows(self, ids: Sequence[int]) -> bool:
+        """False if the small model has not all of these tokens. Models of a family often differ in unused ones."""
+        return max(ids, default=0) < self._decoder.spec.vocab_size
+
+    def _planned_rate(self, chance: float, limit: int, costs: CallCosts) -> float:
+        """Tokens per second of drafts whose tokens are right with this chance, for the best length."""
+        best, expected, likely = 0.0, 1.0, 1.0
+        for size in range(1, limit + 1):
+            likely *= chance
+            expected += likely
+            best = max(best, expected / (size * self._times["step"] + costs.verify_cost(size + 1)))
+        return best
+
+    def _generate(self, track: _Track, missing: Sequence[int], limit: int, costs: CallCosts, rate: float) -> list[int]:
+        """Draft as long as the next tokens are expected to gain time, then keep the best part. May be empty."""
+        draft: list[int] = []
+        buckets: list[int] = []
+        known = track.cache.length + len(missing)
+        likely, expected = 1.0, [1.0]
+        while True:
+            logits = self._call(track, missing if not draft else draft[-1:])
+            token, bucket = _best(logits[: self._vocab_size])
+            likely *= self._right[bucket] / self._guesses[bucket]
+            draft.append(token)
+            buckets.append(bucket)
+            expected.append(expected[-1] + likely)
+            if len(draft) == limit or not self._is_worth_more(expected, likely, track.chance, limit, costs, rate):
+                break
+        size = max(range(len(expected)), key=lambda size: expected[size] - rate * costs.verify_cost(size + 1))
+        track.buckets = buckets[:size]
+        if not size:
+            track.cache.truncate(known)
+            self._credit.settle(0.0, track.spent_s * rate)
+        return draft[:size]
+
+    def _is_worth_more(
+        self, expected: Sequence[float], likely: float, chance: float, limit: int, costs: CallCosts, rate: float
+    ) -> bool:
+        """True if some number of further tokens is expected to gain more than it costs, at `rate` tokens per second."""
+        drafted = len(expected) - 1
+        now = max(each - rate * costs.verify_cost(size + 1) for size, each in enumerate(expected))
+        more = expected[-1]
+        for size in range(drafted + 1, limit + 1):
+            likely *= chance
+            more += likely
+            if more - rate * ((size - drafted) * self._times["step"] + costs.verify_cost(size + 1)) > now:
+                return True
+        return False
+
+    def _call(self, track: _Track, ids: Sequence[int]) -> Logits:
+        """Append tokens to the small model's cache. Returns the logits after the last one."""
+        with self._activity.device_call() as call:
+            if len(ids) == 1:
+                logits: Logits = self._decoder.step([track.cache], ids)[0]
+            else:
+                logits = self._decoder.prefill(track.cache, ids)
+        if len(ids) == 1:
+            update(self._times, "step", call.seconds)
+        elif len(ids) > _LAG:
+            update(self._times, "row", call.seconds / len(ids))
+        track.spent_s += call.seconds
+        return logits
+
+
+def _best(logits: Logits) -> tuple[int, int]:
+    """The most likely token, and the bucket of its probability."""
+    token = int(logits.argmax())
+    probability = 1 / float(np.exp(logits - logits[token]).sum())
+    return token, min(int(probability * _BUCKETS), _BUCKETS - 1)
