@@ -266,6 +266,7 @@ class TestBlame:
         }
         assert users == {
             ("worker/token_loop.py", "_timed"),
+            ("worker/drafting/model.py", "_call"),
             ("worker/encoder/main.py", "_run"),
             ("worker/genie/library.py", "query"),
             ("worker/genie/library.py", "set_max_tokens"),

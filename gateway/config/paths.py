@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -36,10 +37,17 @@ def with_paths(config: Config, base: Path, file: str) -> Config:
         return replace(model, path=path, source=source) if source else replace(model, path=path)
 
     models = {name: with_own(name, model) for name, model in config.models.items()}
+    models = {name: _with_draft(name, model, models) for name, model in models.items()}
     log = config.log
     if log.file not in ("", "auto"):
         log = replace(log, file=str(absolute(base, log.file, f"{file}: [log] file")))
     return replace(config, models_dir=models_dir, models=models, log=log)
+
+
+def _with_draft(name: str, model: ModelConfig, models: Mapping[str, ModelConfig]) -> ModelConfig:
+    """The model with the folder of the bundle that drafts for it, in place of its name. A wrong name stays."""
+    draft = models.get(model.draft) if isinstance(model, LocalModel) and model.draft != name else None
+    return replace(model, draft=draft.path) if isinstance(draft, LocalModel) and draft.path else model
 
 
 def absolute(base: Path, text: str, where: str) -> Path:

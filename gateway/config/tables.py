@@ -195,6 +195,9 @@ class LocalModel(BundleModel, frozen=True, forbid_unknown_fields=True, kw_only=T
     provider: Literal["auto", "cpu", "qnn"] = "auto"
     provider_options: dict[str, str] = field(default_factory=dict)  # options of ONNX Runtime's QNN provider
     threads: Natural = 0  # 0: the number of physical cores, for an encoder half of it, at most 8
+    #: The name of another model with `engine = "local"` and the same vocabulary, much smaller than this one. It drafts
+    #: the next tokens, and this one verifies them. docs/tune.md says when that is faster. "": none drafts.
+    draft: str = ""
 
 
 @with_model_keys("genie")

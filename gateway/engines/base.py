@@ -36,6 +36,7 @@ class EngineStatus(Struct, frozen=True, kw_only=True):
     pid: int | None = None  # of the process that runs the model; None: it has none
     chip: str = ""  # of the NPU, for a person; "": unknown, or the model does not run on an NPU
     published_tokens_per_s: float | None = None  # of this model on the NPU of this machine
+    draft: str = ""  # the model that drafts for it, or why that does not; "": none is configured
     load_s: float = 0.0
     peak_bytes: int = 0
     #: What the model's files recommend for requests that do not choose, by the name of the key in config.toml.

@@ -21,7 +21,7 @@ from gateway.engines.encoder.engine import EncoderEngine
 from gateway.engines.forwarding import ForwardingEngine
 from gateway.engines.local.published import PublishedEngine
 from gateway.engines.missing_bundle import MissingBundle
-from gateway.errors import ModelTooLarge
+from gateway.errors import BundleError, ModelTooLarge
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class BundleEngine(ForwardingEngine):
     async def start(self) -> None:
         if await asyncio.to_thread(lambda: self._missing.is_missing):
             self._model = await self._missing.build()
+        await asyncio.to_thread(self._check_draft)
         context = await asyncio.to_thread(self._find_context)
         is_encoder = await asyncio.to_thread(self._is_encoder)
         if is_encoder != isinstance(self._engine, EncoderEngine) or context != self._context:
@@ -80,6 +81,21 @@ class BundleEngine(ForwardingEngine):
             _log.info("%s: %s", self._name, note)
         self._context_note = note
         return window.context if window and note else self._model.context_length
+
+    def _check_draft(self) -> None:
+        """Raises BundleError if the key `draft` cannot work with these two bundles."""
+        if not self._model.draft:
+            return
+        draft = Path(self._model.draft)
+        if self._is_encoder():
+            raise BundleError(f"{self._name} is an encoder and generates no text: remove `draft` from its table.")
+        if not draft.is_dir():
+            raise BundleError(
+                f"{draft.name}, which drafts for {self._name}, has no bundle: `npu-gateway pull` gets one, and "
+                f"`npu-gateway serve` without a name builds those with a `source`. Or remove `draft`."
+            )
+        if is_encoder_bundle(draft):
+            raise BundleError(f"{draft.name} is an encoder, which cannot draft for {self._name}: change `draft`.")
 
     def _is_encoder(self) -> bool:
         return bool(self._model.path) and is_encoder_bundle(self._models_dir / self._model.path)

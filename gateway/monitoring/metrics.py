@@ -27,6 +27,7 @@ NO_KEY = "(none)"  # the label `key` of a request without one
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _TOKEN_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
 _TOKENS = (1, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+_DRAFT_SOURCES = ("grammar", "prediction", "lookup", "model")
 _RATIOS = (0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0)
 
 _Kind = TypeVar("_Kind", Counter, Histogram)
@@ -87,7 +88,8 @@ class Metrics:
         self._of(self._tokens, model, "prompt").inc(meter.prompt_tokens)
         self._of(self._tokens, model, "cached").inc(meter.cached_tokens)
         self._of(self._tokens, model, "completion").inc(meter.completion_tokens)
-        for source, (drafted, accepted) in meter.drafts.items():
+        for source in _DRAFT_SOURCES:
+            drafted, accepted = meter.drafts.get(source, (0, 0))
             self._of(self._drafted, model, source).inc(drafted)
             self._of(self._accepted, model, source).inc(accepted)
         self._of(self._queue_s, model).observe(timings.queue_s)

@@ -148,6 +148,8 @@ def _is_model(folder: Path, config: Config) -> bool:
 
 def _check_unused(name: str, config: Config) -> None:
     users = [f"[models.{other}] fallback" for other, model in config.models.items() if model.fallback == name]
+    own = getattr(config.models.get(name), "path", "") or None
+    users += [f"[models.{other}] draft" for other, model in config.models.items() if getattr(model, "draft", "") == own]
     if config.default_model == name:
         users.append("default_model")
     if users:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
+from typing import NamedTuple
 
 from gateway.activity import Activity
 from gateway.bundles.genie.bundle import GenieBundle
@@ -23,9 +24,11 @@ from gateway.worker.decoders.base import Decoder, KVCache
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.decoders.onnx import SessionOptions
 from gateway.worker.decoders.self_test import self_test
+from gateway.worker.drafting.model import DraftModel
 from gateway.worker.frame_batcher import FrameBatcher
 from gateway.worker.frames import (
     Cancel,
+    DraftLost,
     FreeCache,
     FromWorker,
     Loading,
@@ -57,7 +60,7 @@ def worker_main(connection: Connection, spec: WorkerSpec, activity: Activity) ->
 def _work(connection: Connection, spec: WorkerSpec, activity: Activity, emit: Callable[[Message], None]) -> None:
     inbox: Inbox = SimpleQueue()
     threading.Thread(target=receive, args=(connection, inbox.put), daemon=True).start()
-    decoder, caches, grammar_queue = _load(spec, emit, inbox, activity)
+    decoder, caches, grammar_queue, passes, draft_model = _load(spec, emit, inbox, activity)
     grammar_queue.start()
     batcher = FrameBatcher(emit)
     loop = TokenLoop(
@@ -68,6 +71,8 @@ def _work(connection: Connection, spec: WorkerSpec, activity: Activity, emit: Ca
         token_bytes=grammar_queue.token_bytes,
         prefix_cache=spec.prefix_cache,
         activity=activity,
+        passes=passes,
+        draft_model=draft_model,
     )
     try:
         serve(loop, inbox, grammar_queue, batcher, activity)
@@ -108,9 +113,15 @@ def _next(inbox: Inbox, activity: Activity) -> ToWorker | Compiled:
     return message
 
 
-def _load(
-    spec: WorkerSpec, emit: Callable[[FromWorker], None], inbox: Inbox, activity: Activity
-) -> tuple[Decoder, list[KVCache], GrammarQueue]:
+class _Loaded(NamedTuple):
+    decoder: Decoder
+    caches: list[KVCache]
+    grammar_queue: GrammarQueue
+    passes: PassTimes
+    draft_model: DraftModel | None
+
+
+def _load(spec: WorkerSpec, emit: Callable[[FromWorker], None], inbox: Inbox, activity: Activity) -> _Loaded:
     started = time.perf_counter()
     emit(Loading("opening the model"))
     try:
@@ -126,6 +137,7 @@ def _load(
         warm_up(decoder, caches, bundle.end_ids)
         passes = time_passes(decoder, caches[0], activity.clock)
         tokenizer.join()
+        draft_model = _load_draft_model(spec, decoder, bundle.tokenizer_path, emit, activity) if spec.draft else None
     except (RuntimeError, ValueError) as error:  # a graph that opens, but whose shapes do not fit
         raise EngineFailed(f"The model could not be loaded: {type(error).__name__}: {error}") from error
     emit(
@@ -142,9 +154,30 @@ def _load(
             soc=decoder.spec.soc,
             mode_refusal=decoder.spec.mode_refusal,
             passes=passes,
+            draft=Path(spec.draft).name if draft_model else "",
         )
     )
-    return decoder, caches, grammar_queue
+    return _Loaded(decoder, caches, grammar_queue, passes, draft_model)
+
+
+def _load_draft_model(
+    spec: WorkerSpec, main: Decoder, tokenizer: Path, emit: Callable[[FromWorker], None], activity: Activity
+) -> DraftModel | None:
+    """None: it does not start on this machine, for example for lack of memory. Raises BundleError."""
+    from gateway.worker.drafting.load import load_draft_model
+
+    def open_warm(own: WorkerSpec) -> tuple[Decoder, list[KVCache], PassTimes]:
+        decoder = open_decoder(own, lambda stage: emit(Loading(f"the draft model: {stage}")))
+        caches = [decoder.new_cache() for _ in range(own.max_sequences)]
+        warm_up(decoder, caches)
+        return decoder, caches, time_passes(decoder, caches[0], activity.clock)
+
+    emit(Loading("opening the draft model"))
+    try:
+        return load_draft_model(spec, main, tokenizer, activity, open_warm)
+    except EngineFailed as error:
+        emit(DraftLost(error.message))
+        return None
 
 
 def open_decoder(spec: WorkerSpec, progress: Callable[[str], None] = lambda stage: None) -> Decoder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 
 from gateway.activity import Activity
@@ -13,8 +12,6 @@ from gateway.worker.failures import as_gateway_error
 from gateway.worker.frames import DraftLost, FromWorker, PassTimes
 from gateway.worker.schedule import Schedule
 from gateway.worker.sequence import GeneratingSequence, Progress
-
-_log = logging.getLogger(__name__)
 
 
 class Speculation:
@@ -90,6 +87,5 @@ class Speculation:
 
     def _lose(self, model: DraftModel, reason: str) -> None:
         self._model = None
-        _log.warning("the draft model has failed, so the answers go on without it: %s", reason)
         self._emit(DraftLost(reason))
         model.close()

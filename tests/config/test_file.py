@@ -511,3 +511,31 @@ def test_path_with_an_escape_is_refused_with_what_was_meant(folder: Folder, key:
     assert message.endswith(r"write a path in single quotes: 'C:\temp\new'")
     if "keys" not in key:  # this file is read at once
         folder.load(f"{key} = 'C:\\temp\\new'\n" + (ONE_MODEL if "models." not in key else ""))
+
+
+# -- a model that drafts -----------------------------------------------------------------------------------------------
+
+
+def test_draft_is_the_folder_of_a_model(folder: Folder) -> None:
+    config = folder.load('[models.big]\npath = "b"\ndraft = "small"\n[models.small]\nsource = "pypi:x==1"\n')
+    assert local(config, "big").draft == local(config, "small").path == str(folder.path / "models" / "small")
+
+
+@pytest.mark.parametrize(
+    ("draft", "message"),
+    [
+        ("smal", "there is no model 'smal'; did you mean 'small'?"),
+        ("s", "there is no model 's'; it is an alias, write 'small'"),
+        ("big", "a model cannot draft for itself; name a smaller one with the same vocabulary"),
+        ("far", "'far' has engine = 'upstream'; only a model with engine = 'local' can draft"),
+    ],
+)
+def test_draft_that_cannot_draft(folder: Folder, draft: str, message: str) -> None:
+    others = '[models.small]\npath = "s"\naliases = ["s"]\n[models.far]\nengine = "upstream"\nurl = "http://h/v1"\n'
+    text = f'[models.big]\npath = "b"\ndraft = "{draft}"\n{others}'
+    assert folder.mistake(text) == f"[models.big] draft: {message}"
+
+
+def test_only_the_local_engine_has_a_draft(folder: Folder) -> None:
+    text = '[models.big]\nengine = "genie"\npath = "b"\ndraft = "small"\n[models.small]\npath = "s"\n'
+    assert folder.mistake(text).endswith("means something only with engine = 'local'")

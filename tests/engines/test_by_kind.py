@@ -30,6 +30,23 @@ async def test_bundle_that_comes_later_decides_the_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("path", "draft", "message"),
+    [
+        ("chat", "away", "away, which drafts for m, has no bundle: `npu-gateway pull` gets one"),
+        ("chat", "encoder", "encoder is an encoder, which cannot draft for m: change `draft`"),
+        ("encoder", "chat", "m is an encoder and generates no text: remove `draft` from its table"),
+    ],
+)
+async def test_draft_that_cannot_work_is_refused(tmp_path: Path, path: str, draft: str, message: str) -> None:
+    for name in ("chat", "encoder"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "encoder" / ENCODER_FILE).write_text("{}", encoding="utf-8")
+    with pytest.raises(BundleError, match=message):
+        await BundleEngine("m", LocalModel(path=path, draft=str(tmp_path / draft)), tmp_path).start()
+
+
+@pytest.mark.asyncio
 async def test_loaded_model_keeps_its_capabilities_when_its_bundle_is_removed(tmp_path: Path) -> None:
     """While a new bundle takes the folder, for example."""
     engine = BundleEngine("m", LocalModel(path="later", source="folder"), tmp_path)

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.config.tables import BreakerConfig, Fault, Script, ScriptedModel
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import GatewayError
-from gateway.generation import Generation, Text
+from gateway.generation import Generation, Meter, Text, Timings
 from gateway.lanes.lane import Lane
 from gateway.monitoring.metrics import Metrics
 from tests.support.virtual_time import in_virtual_time, now
@@ -38,6 +38,17 @@ async def ask(lane: Lane) -> None:
     async with aclosing(lane.submit(generation)) as events:
         async for _ in events:
             pass
+
+
+def test_drafts_are_counted_by_source() -> None:
+    metrics, meter = Metrics(), Meter()
+    for source, tokens, right in (("lookup", 7, 7), ("model", 4, 1), ("model", 3, 2)):
+        meter.drafted(source, tokens, right)
+    metrics.request_ended("m", "ok", meter, Timings())
+    samples = scrape(metrics)
+    assert at(samples, "drafted_tokens_total", "m", "model") == 7
+    assert at(samples, "accepted_draft_tokens_total", "m", "model") == 3
+    assert at(samples, "accepted_draft_tokens_total", "m", "lookup") == 7
 
 
 @in_virtual_time

@@ -41,9 +41,10 @@ def prepare(config: Config, *, all_now: bool = False) -> Config:
     def has_npu(provider: Provider) -> bool:
         return npu_for(provider) is not None
 
+    drafts = {model.draft for model in config.models.values() if isinstance(model, LocalModel)}
     for name, model in config.models.items():
         models[name] = model
-        if waits_for_demand(model) and not all_now:
+        if waits_for_demand(model) and not all_now and getattr(model, "path", "") not in drafts:
             skipped += 1
             continue
         try:

@@ -7,6 +7,7 @@ and the meter is correct, also for a slow client. The number of events is limite
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
@@ -34,7 +35,9 @@ from gateway.errors import BundleError
 from gateway.generation import Generation, Meter, Usage
 from gateway.prompts.messages import Encoded
 from gateway.worker.entry import local_worker
-from gateway.worker.frames import FreeCache, FromWorker, Ready, Submit
+from gateway.worker.frames import DraftLost, FreeCache, FromWorker, Ready, Submit
+
+_log = logging.getLogger(__name__)
 
 
 class LocalPrepared(Prepared, frozen=True, kw_only=True):
@@ -70,6 +73,7 @@ class LocalEngine(ProcessEngine[FrameTranslator]):
         super().__init__(name, model, path, self._folder, entry=entry, clock=clock, sick_start=self._sick_start)
         self._genie: GenieBundle | None = None  # the bundle, if it is in Genie's layout
         self._sampling: dict[str, float] = {}  # recommended by the bundle
+        self._draft_loss = ""  # why the draft model drafts no longer
         self._origin: Origin | None = None  # of a bundle that was pulled
         #: (owner, token ids) of recent requests: the worker probably has their prefixes in its cache.
         self._recent: deque[tuple[str, list[int]]] = deque(maxlen=4 * model.max_sequences)
@@ -78,6 +82,7 @@ class LocalEngine(ProcessEngine[FrameTranslator]):
         """Read the bundle, start the worker, wait until it is warm. Raises BundleError, EngineFailed."""
         if not self._model.path:
             raise BundleError(f"The model '{self._name}' needs the key `path`: the folder of its bundle.")
+        self._draft_loss = ""
         await super().start()
 
     def breaker_opened(self) -> None:
@@ -129,6 +134,7 @@ class LocalEngine(ProcessEngine[FrameTranslator]):
             chip=chip_title(ready),
             published_tokens_per_s=published_speed(self._origin, ready),
             sampling=self._sampling,
+            draft=self._draft_loss or ready.draft,
         )
         return replace(status, capabilities=CAPABILITIES, sampling=GREEDY) if ready.greedy_only else status
 
@@ -175,6 +181,12 @@ class LocalEngine(ProcessEngine[FrameTranslator]):
             owner=generation.owner,
             client=generation.client,
         )
+
+    def _receive(self, frame: FromWorker) -> None:
+        if isinstance(frame, DraftLost):
+            self._draft_loss = f"failed: {frame.reason}"
+            _log.warning("%s: its draft model has failed, so it answers without it: %s", self._name, frame.reason)
+        super()._receive(frame)
 
     def _take(self, run: FrameTranslator, frame: FromWorker) -> None:
         if len(self._running) == 1 and run.is_single:

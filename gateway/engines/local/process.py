@@ -195,4 +195,5 @@ def spec_of(model: LocalModel | GenieModel, bundle: Path) -> WorkerSpec:
         provider_options=model.provider_options,
         threads=model.threads,
         tokenizer=model.tokenizer,
+        draft=model.draft,
     )

@@ -72,6 +72,8 @@ class PublishedEngine(ForwardingEngine):
             self._failure = refusal.message if is_same else f"{refusal.message} Genie: {error.message}"
             raise type(refusal)(self._failure) from error
         _log.warning("%s: runs in Genie: no seeds, log-probabilities or JSON schemas", self._name)
+        if self._model.draft:
+            _log.warning("%s: Genie cannot use the draft model %s", self._name, Path(self._model.draft).name)
 
 
 def _for_genie(model: LocalModel) -> GenieModel:

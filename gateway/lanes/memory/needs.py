@@ -149,16 +149,26 @@ def _of_bundle(model: BundleModel, folder: Path, budget_bytes: float) -> Need:
     )
     own = config.context_length if config else 0
     context = window.context if window else min(model.context_length or own, own)
+    draft = _of_draft(model, context)
     tokens = min(context, _CACHED_TOKENS) * model.max_sequences
     cache = tokens * (window.token_bytes if window else _token_bytes(config) if config else 0)
     return Need(
-        bytes=int(_packed(folder) * weights) + _PROCESSES + cache,
-        least_bytes=weights,
-        load_s=_START_S + weights / _BYTES_PER_S,
+        bytes=int(_packed(folder) * weights) + _PROCESSES + cache + draft.bytes,
+        least_bytes=weights + draft.least_bytes,
+        load_s=_START_S + (weights + draft.least_bytes) / _BYTES_PER_S,
         context_length=context,
         window=window,
-        key=_key(model, folder, files, context if window else model.context_length),
+        key=_key(model, folder, files, context if window else model.context_length, draft.key),
     )
+
+
+def _of_draft(model: BundleModel, context: int) -> Need:
+    """What the model that drafts adds: it is in the same worker."""
+    if not isinstance(model, LocalModel) or not model.draft:
+        return Need()
+    table = replace(model, path=model.draft, draft="", context_length=context)
+    found = _of_bundle(table, Path(model.draft), math.inf)
+    return replace(found, bytes=max(0, found.bytes - _PROCESSES))
 
 
 def _packed(folder: Path) -> float:
@@ -180,10 +190,10 @@ def _token_bytes(config: GenaiConfig) -> int:
     return 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_size * _CACHE_ITEM
 
 
-def _key(model: BundleModel, folder: Path, files: Sequence[File], context: int) -> str:
+def _key(model: BundleModel, folder: Path, files: Sequence[File], context: int, draft: str) -> str:
     """Changes with the files, and with the keys that change the size of the KV cache or the device."""
     changed = [(file.name, file.size, _changed_ns(file)) for file in files]
-    keys = (model.max_sequences, context, getattr(model, "provider", ""), model.engine)
+    keys = (model.max_sequences, context, getattr(model, "provider", ""), model.engine, *filter(None, [draft]))
     return sha256(msgspec.json.encode((str(folder), changed, keys))).hexdigest()[:32]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -120,7 +121,7 @@ class DraftModel:
             track.chance += _LEARN * (is_right - track.chance)
             self._usual_chance += _LEARN_ALL * (is_right - self._usual_chance)
 
-    def keep(self, is_running: Callable[[Hashable], bool]) -> None:
+    def keep(self, is_running: Callable[[Any], bool]) -> None:
         """Free the caches of the sequences that run no longer."""
         for sequence in [each for each in self._tracks if not is_running(each)]:
             self._pool.release(self._tracks.pop(sequence).slot)  # only rows of its `ids` can be used again

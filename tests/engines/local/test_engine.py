@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import multiprocessing
 import os
 import platform
@@ -36,6 +37,7 @@ from gateway.generation import (
     Usage,
 )
 from gateway.sampling import Sampling
+from gateway.worker.frames import DraftLost
 from tests.support.engines import event_stream, events_of
 from tests.support.local_engine import (
     chat,
@@ -184,6 +186,16 @@ async def test_prediction_changes_counts_not_text(engine: LocalEngine) -> None:
     predicted = await events_of(engine, request(prompt, prediction=text_of(plain)))
     assert text_of(predicted) == text_of(plain)
     assert usage(predicted).accepted_prediction_tokens > 0
+
+
+async def test_lost_draft_model_is_in_the_status_and_the_log(
+    engine: LocalEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        engine._receive(DraftLost("It is broken."))
+    assert (engine.status.state, engine.status.draft) == ("ready", "failed: It is broken.")
+    assert "m: its draft model has failed, so it answers without it: It is broken." in caplog.text
+    engine._draft_loss = ""
 
 
 async def test_concurrent_requests_interleave_without_mixing(engine: LocalEngine) -> None:

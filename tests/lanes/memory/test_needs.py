@@ -48,6 +48,14 @@ def test_estimate_has_the_element_size_of_the_cache(tiny: Path) -> None:
     assert one.window and two.bytes - one.bytes == one.window.bytes == 512 * one.window.token_bytes
 
 
+def test_model_that_drafts_counts_with_the_model(tiny: Path) -> None:
+    alone = estimate(LocalModel(path=str(tiny)))
+    both = estimate(LocalModel(path=str(tiny), draft=str(tiny)))
+    assert both.bytes == 2 * alone.bytes - 240_000_000
+    assert both.least_bytes == 2 * alone.least_bytes
+    assert both.key != alone.key
+
+
 def test_models_without_files_need_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "damaged").mkdir()

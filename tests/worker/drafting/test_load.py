@@ -1,0 +1,99 @@
+"""The draft model in a real worker process, and which models can draft for which."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.activity import Activity
+from gateway.errors import BundleError, EngineFailed
+from gateway.worker.decoders.cpu import CpuDecoder
+from gateway.worker.drafting.load import check_vocabularies, load_draft_model
+from gateway.worker.frames import DraftLost, Ended, Failed, Loading, Ready, Submit, Tokens, WorkerSpec
+from gateway.worker.main import _load_draft_model
+from tests.support.token_loop_fixtures import GREEDY, random_ids
+from tests.support.workers import SpawnedWorker
+
+PROMPT = random_ids(20, 1)
+
+
+def with_tokenizer(tiny: Path, folder: Path, change: Any) -> Path:
+    """A copy of the bundle with another tokenizer.json."""
+    copy = Path(shutil.copytree(tiny, folder / "small"))
+    content = json.loads((tiny / "tokenizer.json").read_text(encoding="utf-8"))
+    change(content)
+    (copy / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    return copy
+
+
+def shift_all(content: dict[str, Any]) -> None:
+    vocab = content["model"]["vocab"]
+    content["model"]["vocab"] = {token: (id + 1) % len(vocab) for token, id in vocab.items()}
+
+
+def rename_two(content: dict[str, Any]) -> None:
+    vocab = content["model"]["vocab"]
+    content["model"]["vocab"] = {f"<{id}>" if id in (200, 201) else token: id for token, id in vocab.items()}
+
+
+def as_unigram(content: dict[str, Any]) -> None:
+    vocab = sorted(content["model"]["vocab"].items(), key=lambda item: item[1])
+    content["model"] = {"type": "Unigram", "vocab": [[token, 0.0] for token, _ in vocab]}
+
+
+def test_worker_answers_as_without_a_draft_model(tiny: Path, tiny_decoder: CpuDecoder) -> None:
+    cache, expected = tiny_decoder.new_cache(), []
+    row = tiny_decoder.prefill(cache, PROMPT)
+    while len(expected) < 40:
+        expected.append(int(row.argmax()))
+        row = tiny_decoder.step([cache], expected[-1:])[0]
+    worker = SpawnedWorker(WorkerSpec(bundle=str(tiny), threads=1, draft=str(tiny)))
+    try:
+        *loading, ready = worker.receive_until(Ready, Failed)
+        assert any(isinstance(frame, Loading) and "draft model" in frame.stage for frame in loading)
+        assert ready.draft == tiny.name
+        worker.send(Submit(id=1, ids=PROMPT, sampling=GREEDY, max_tokens=40))
+        frames = [frame for frame in worker.receive_until(Ended, Failed) if isinstance(frame, Tokens)]
+        assert [token for frame in frames for token in frame.ids] == expected
+    finally:
+        worker.close()
+
+
+@pytest.mark.parametrize("change", [rename_two, as_unigram])
+def test_vocabulary_with_the_same_tokens(tiny: Path, tmp_path: Path, change: Any) -> None:
+    small = with_tokenizer(tiny, tmp_path, change)
+    check_vocabularies("big", tiny / "tokenizer.json", "small", small / "tokenizer.json")
+
+
+def test_other_vocabulary_is_refused_with_the_next_step(tiny: Path, tmp_path: Path, tiny_decoder: CpuDecoder) -> None:
+    small = with_tokenizer(tiny, tmp_path, shift_all)
+    spec = WorkerSpec(bundle=str(tiny), draft=str(small))
+    with pytest.raises(BundleError, match=r"small cannot draft for .*: only \d of its 384 tokens .* Set `draft` to a"):
+        load_draft_model(spec, tiny_decoder, tiny / "tokenizer.json", Activity(), _never)
+
+
+def test_tokenizer_that_cannot_be_compared(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(BundleError, match="no vocabulary that can be compared"):
+        check_vocabularies("big", tiny / "tokenizer.json", "small", tmp_path / "tokenizer.json")
+
+
+def test_draft_model_without_memory_is_left_out(
+    tiny: Path, tiny_decoder: CpuDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise EngineFailed("No memory.")
+
+    monkeypatch.setattr("gateway.worker.main.CpuDecoder", fail)
+    frames: list[Any] = []
+    spec = WorkerSpec(bundle=str(tiny), draft=str(tiny))
+    assert _load_draft_model(spec, tiny_decoder, tiny / "tokenizer.json", frames.append, Activity()) is None
+    assert frames[-1] == DraftLost("No memory.")
+
+
+def _never(spec: WorkerSpec) -> Any:
+    raise AssertionError("the vocabularies are compared first")
