@@ -20,6 +20,9 @@ from gateway.worker.repetition import RepetitionPenalty
 
 _GREEDY_BELOW = 1e-5  # logits divided by a lower temperature overflow or lose their differences in float32
 _BLOCK = 256
+_FEW = 64  # logits in a block of `top_k_ids`
+_SAMPLED = 4096  # weights that are sorted to find where a nucleus ends
+_MARGIN = 256  # of these, before and after that position
 
 
 class Sampler:
@@ -140,7 +143,15 @@ def sample(logits: Logits, best: np.float32, sampling: Sampling, uniform: float)
 
 
 def top_k_ids(logits: Logits, k: int) -> NDArray[np.int64]:
-    """The ids of the k largest logits, ascending by id. Which of several equal ones are included is not specified."""
+    """The ids of the k largest logits, ascending by id. Which of several equal ones are included is not specified.
+
+    If k blocks have a largest logit of at least x, then so have k logits. So only logits from x on are compared.
+    """
+    if len(logits) > k * _FEW:
+        largest = np.maximum.reduceat(logits, np.arange(0, len(logits), _FEW))
+        likely = np.flatnonzero(logits >= np.partition(largest, -k)[-k])
+        if len(likely) >= k:  # not with NaN
+            return likely[np.sort(np.argpartition(logits[likely], -k)[-k:])]
     ids: NDArray[np.int64] = np.argpartition(logits, -k)[-k:]
     ids.sort()
     return ids
@@ -150,14 +161,43 @@ def nucleus(weights: Logits, top_p: float) -> NDArray[np.int64]:
     """Indices, ascending, of the fewest largest weights whose sum is at least `top_p` of the total; at least one.
 
     All weights below (1 - top_p) / n of the total together have less than 1 - top_p of it. So the nucleus has only
-    weights above that threshold, and only those need sorting.
+    weights above that threshold. Of several equal weights at the end of the nucleus, it has the first ones.
     """
     total = float(weights.sum(dtype=np.float64))
     above = np.flatnonzero(weights >= 0.999 * total * (1 - top_p) / len(weights))  # 0.999: rounding
-    candidates = weights[above]
-    held = np.cumsum(np.sort(candidates)[::-1], dtype=np.float64)
-    count = min(int(np.searchsorted(held, total * top_p)) + 1, len(above))
-    return above[top_k_ids(candidates, count)]
+    is_flat = len(above) > _SAMPLED  # then a pass over all is faster than a copy of most
+    candidates = weights if is_flat else weights[above]
+    smallest, equal = _smallest_kept(candidates, total * top_p, top_p)
+    kept = np.flatnonzero(candidates >= smallest)
+    last = np.flatnonzero(candidates[kept] == smallest)
+    if len(last) > equal:
+        kept = np.delete(kept, last[equal:])
+    return kept if is_flat else above[kept]
+
+
+def _smallest_kept(weights: Logits, target: float, share: float) -> tuple[np.float32, int]:
+    """The smallest of the fewest largest weights whose sum is at least `target`, and how many equal ones they have.
+
+    A sort of every n-th weight shows about where it is. Only the weights near there are sorted, if the sums prove that
+    it is one of them; otherwise all of them.
+
+    Args:
+        share: about what part of the sum of all weights `target` is.
+    """
+    near, before = weights, 0.0
+    if len(weights) > 4 * _SAMPLED:
+        sample = np.sort(weights[:: len(weights) // _SAMPLED])[::-1]
+        sums = np.cumsum(sample, dtype=np.float64)
+        index = int(np.searchsorted(sums, sums[-1] * share))
+        high, low = sample[max(index - _MARGIN, 0)], sample[min(index + _MARGIN, len(sample) - 1)]
+        held = float(np.multiply(weights, weights > high).sum(dtype=np.float64))
+        some = weights[np.flatnonzero((weights >= low) & (weights <= high))]
+        if held < target <= held + float(some.sum(dtype=np.float64)):
+            near, before = some, held
+    falling = np.sort(near)[::-1]
+    index = min(int(np.searchsorted(before + np.cumsum(falling, dtype=np.float64), target)), len(falling) - 1)
+    smallest = falling[index]
+    return smallest, index + 1 - int(np.searchsorted(-falling, -smallest))
 
 
 def draw(weights: Logits, uniform: float) -> int:
@@ -180,9 +220,14 @@ def _passes(weights: NDArray[np.floating], target: float) -> tuple[int, float]:
 
 def log_softmax(logits: Logits) -> Logits:
     """Natural log-probabilities, shape (vocab,)."""
-    shifted = logits - logits.max()
-    logprobs: Logits = shifted - np.float32(np.log(np.exp(shifted).sum(dtype=np.float64)))
+    logprobs: Logits = (logits - logits.max()) - _log_total(logits)
     return logprobs
+
+
+def _log_total(logits: Logits) -> np.float32:
+    """The logarithm of the sum of the exponentials of all logits minus the largest."""
+    shifted = logits - logits.max()
+    return np.float32(np.log(np.exp(shifted, out=shifted).sum(dtype=np.float64)))
 
 
 def score(logits: Logits, token: int, top: int) -> Scored:
@@ -191,9 +236,11 @@ def score(logits: Logits, token: int, top: int) -> Scored:
     Args:
         logits: the model's own, before bias, penalties, temperature and mask.
     """
-    logprobs = log_softmax(logits)
+    largest, total = logits.max(), _log_total(logits)
+    logprob = float((logits[token] - largest) - total)
     if not top:
-        return Scored(token, float(logprobs[token]))
-    best = top_k_ids(logprobs, min(top, len(logprobs)))
-    best = best[np.argsort(-logprobs[best], kind="stable")]
-    return Scored(token, float(logprobs[token]), best.tolist(), logprobs[best].tolist())
+        return Scored(token, logprob)
+    best = top_k_ids(logits, min(top, len(logits)))
+    logprobs = (logits[best] - largest) - total
+    order = np.argsort(-logprobs, kind="stable")
+    return Scored(token, logprob, best[order].tolist(), logprobs[order].tolist())

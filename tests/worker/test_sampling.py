@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -76,6 +79,49 @@ def test_nucleus_equals_full_sort(logits: np.ndarray, top_p: float) -> None:
     without_smallest = share - weights[kept].min() / weights.sum(dtype=np.float64)
     assert len(kept) == 1 or without_smallest < top_p + 1e-6
     assert weights[kept].min() >= np.delete(weights, kept).max(initial=0)
+
+
+def sorted_nucleus(weights: np.ndarray, top_p: float) -> list[int]:
+    """Reference: a sort of all weights. Of equal ones the first ones come first."""
+    order = np.argsort(-weights, kind="stable")
+    sums = np.cumsum(weights[order], dtype=np.float64)
+    count = min(int(np.searchsorted(sums, weights.sum(dtype=np.float64) * top_p)) + 1, len(weights))
+    return sorted(order[:count].tolist())
+
+
+@contextmanager
+def small_samples() -> Iterator[None]:
+    """Rows of a few hundred logits are searched like large vocabularies."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "_SAMPLED", 8)
+        patch.setattr(sampling, "_MARGIN", 1)
+        patch.setattr(sampling, "_FEW", 4)
+        yield
+
+
+@given(logit_rows, st.sampled_from([0.1, 0.5, 0.9, 0.99]), st.floats(0.1, 20))
+def test_nucleus_of_sampled_weights_equals_full_sort(logits: np.ndarray, top_p: float, temperature: float) -> None:
+    weights = np.exp((logits - logits.max()) / np.float32(temperature))
+    with small_samples():
+        assert sampling.nucleus(weights, top_p).tolist() == sorted_nucleus(weights, top_p)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3, 1.0, 4.0])
+@pytest.mark.parametrize("grid", [0.0, 0.016])  # of half floats
+def test_nucleus_of_large_vocabulary_equals_full_sort(spread: float, grid: float) -> None:
+    logits = np.random.default_rng(4).normal(0, spread, 128_256).astype(np.float32)
+    logits = np.round(logits / grid) * np.float32(grid) if grid else logits
+    weights = np.exp(logits - logits.max()).astype(np.float32)
+    assert sampling.nucleus(weights, 0.9).tolist() == sorted_nucleus(weights, 0.9)
+
+
+@given(logit_rows, st.integers(1, 80))
+def test_top_k_ids_of_blocks_are_largest_logits(logits: np.ndarray, k: int) -> None:
+    k = min(k, len(logits))
+    with small_samples():
+        ids = sampling.top_k_ids(logits, k)
+    assert ids.tolist() == sorted(set(ids.tolist())) and len(ids) == k
+    assert np.sort(logits[ids]).tolist() == np.sort(logits)[len(logits) - k :].tolist()
 
 
 @given(logit_rows, st.integers(1, 700))

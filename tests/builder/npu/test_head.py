@@ -81,7 +81,7 @@ def _verify(count: int) -> Callable[[StaticDecoder], Logits]:
     def call(decoder: StaticDecoder) -> Logits:
         cache = decoder.new_cache()
         prefill(decoder, cache, IDS[:3])
-        return decoder.verify(cache, IDS[3 : 3 + count])
+        return decoder.verify(cache, IDS[3 : 3 + count]).copy()
 
     return call
 
@@ -90,7 +90,7 @@ def _steps(decoder: StaticDecoder) -> Logits:
     caches = [decoder.new_cache() for _ in range(3)]
     for index, cache in enumerate(caches):
         prefill(decoder, cache, IDS[index : index + 5])
-    return decoder.step(caches, IDS[:3])
+    return decoder.step(caches, IDS[:3]).copy()
 
 
 @pytest.mark.parametrize(

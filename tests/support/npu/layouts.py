@@ -71,8 +71,8 @@ def logits_of(decoder: StaticDecoder, ids: list[list[int]]) -> Logits:
     for text in ids:
         cache, in_windows = decoder.new_cache(), len(text) - STEPS
         for start in range(0, in_windows, width):
-            rows.append(decoder.verify(cache, text[start : min(start + width, in_windows)]))
-        rows += [decoder.step([cache], [token]) for token in text[in_windows:]]
+            rows.append(decoder.verify(cache, text[start : min(start + width, in_windows)]).copy())
+        rows += [decoder.step([cache], [token]).copy() for token in text[in_windows:]]
     return np.concatenate(rows)
 
 

@@ -65,7 +65,7 @@ class BatchStep:
         for cache in caches:
             cache.length += 1
         logits = values[self._pipeline.config.decoder.outputs.logits][0]
-        return np.array(logits if len(logits) == len(ids) else logits[rows], np.float32)
+        return np.asarray(logits if len(logits) == len(ids) else logits[rows], np.float32)
 
     def _group(self, index: int) -> _Group:
         if index not in self._groups:

@@ -31,9 +31,9 @@ def is_consistent(decoder: StaticDecoder, count: int = 3) -> bool:
     """
     ids, step_cache = range(1, count + 1), decoder.new_cache()
     try:
-        window = decoder.verify(decoder.new_cache(), ids)
-        last = decoder.prefill(decoder.new_cache(), ids)
-        steps = np.stack([decoder.step([step_cache], [token])[0] for token in ids])
+        window = decoder.verify(decoder.new_cache(), ids).copy()  # the next call overwrites its result
+        last = decoder.prefill(decoder.new_cache(), ids).copy()
+        steps = np.stack([decoder.step([step_cache], [token])[0].copy() for token in ids])
     except EngineFailed:
         return False
     return is_close(window, steps) and is_close(last[None], steps[-1:])
@@ -82,7 +82,7 @@ def pass_costs(decoder: StaticDecoder, clock: Callable[[], float] = time.perf_co
 
 
 def _one_by_one(decoder: StaticDecoder, caches: Sequence[StaticCache], ids: Sequence[int]) -> Logits:
-    return np.concatenate([decoder.step([cache], [token]) for cache, token in zip(caches, ids, strict=True)])
+    return np.stack([decoder.step([cache], [token])[0].copy() for cache, token in zip(caches, ids, strict=True)])
 
 
 def _fastest(
@@ -96,4 +96,4 @@ def _fastest(
         seconds.append(clock() - started)
         for cache, length in zip(caches, lengths, strict=True):
             cache.truncate(length)
-    return min(seconds), logits
+    return min(seconds), logits.copy()

@@ -21,7 +21,7 @@ import numpy as np
 from gateway.qnn.sessions import PerformanceSwitch
 from gateway.worker.decoders.base import DecoderSpec, KVCache, Logits
 from gateway.worker.decoders.static.batch import BatchStep
-from gateway.worker.decoders.static.cache import StaticCache
+from gateway.worker.decoders.static.cache import CacheMemory, StaticCache
 from gateway.worker.decoders.static.window import Window
 
 
@@ -58,7 +58,8 @@ class StaticDecoder:
         self._min_batch = min_batch
         self._spec = spec
         self._caches = 0
-        self._memory = memory
+        self._memory = CacheMemory(memory)
+        self._rows: Logits = np.empty((0, 0), np.float32)
         self._switch = switch
         self._busy: AbstractContextManager[None] = switch or nullcontext()
 
@@ -89,9 +90,12 @@ class StaticDecoder:
 
     def step(self, caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
         own = [_static(cache) for cache in caches]
-        logits = np.empty((len(ids), self._spec.vocab_size), np.float32)
-        for group in self._groups(own):
-            logits[group] = self._step([own[index] for index in group], [ids[index] for index in group])
+        calls = [call for group in self._groups(own) for call in self._calls([own[index] for index in group], group)]
+        if len(calls) == 1:
+            return self._step(own, ids)
+        logits = self._rows_of_calls(len(ids))
+        for call in calls:
+            logits[call] = self._step([own[index] for index in call], [ids[index] for index in call])
         return logits
 
     def _groups(self, caches: Sequence[StaticCache]) -> Iterable[list[int]]:
@@ -101,13 +105,27 @@ class StaticDecoder:
             groups.setdefault(cache.index // self.batch_size, []).append(index)
         return groups.values()
 
+    def _calls(self, caches: Sequence[StaticCache], indices: list[int]) -> list[list[int]]:
+        """The indices of a group, those of each device call."""
+        is_batched = len(caches) >= self._min_batch and self._batch_step(caches) is not None
+        return [indices] if is_batched else [[index] for index in indices]
+
+    def _batch_step(self, caches: Sequence[StaticCache]) -> BatchStep | None:
+        return next((batch_step for batch_step in self._batch_steps if batch_step.fits(caches)), None)
+
     def _step(self, caches: Sequence[StaticCache], ids: Sequence[int]) -> Logits:
-        batch_step = next((batch_step for batch_step in self._batch_steps if batch_step.fits(caches)), None)
-        if batch_step is None or len(caches) < self._min_batch:
-            steps = [self._extend(cache, [token], logit_rows=1) for cache, token in zip(caches, ids, strict=True)]
-            return np.concatenate(steps)
+        """A step in one device call."""
+        batch_step = self._batch_step(caches) if len(caches) >= self._min_batch else None
+        if batch_step is None:
+            return self._extend(caches[0], ids, logit_rows=1)
         with self._busy:
             return batch_step.run(caches, ids)
+
+    def _rows_of_calls(self, count: int) -> Logits:
+        """Float32 (count, vocab), which the next step overwrites."""
+        if len(self._rows) < count:
+            self._rows = np.empty((count, self._spec.vocab_size), np.float32)
+        return self._rows[:count]
 
     def free_caches(self) -> None:
         """Nothing: the caches are tensors of the graphs, of a fixed size, and belong to their sessions."""
@@ -122,19 +140,25 @@ class StaticDecoder:
 
     def _extend(self, cache: StaticCache, ids: Sequence[int], logit_rows: int) -> Logits:
         """Append `ids`; the logits of the last `logit_rows` of them."""
-        rows, left = [], list(ids)
+        rows: list[Logits] = []
+        left = list(ids)
         while left:
             window = self._window(cache.length, len(left), min(logit_rows, len(left)))
             chunk, left = left[: window.width], left[window.width :]
-            rows.append(self._run(window, cache, chunk, min(len(chunk), max(1, logit_rows - len(left)))))
-        return np.concatenate(rows)[-logit_rows:] if len(rows) > 1 else rows[0]
+            logits = self._run(window, cache, chunk, min(len(chunk), max(1, logit_rows - len(left))))
+            if not left and not rows:
+                return logits
+            rows.append(logits.copy())
+        return np.concatenate(rows)[-logit_rows:]
 
     def _run(self, window: Window, cache: StaticCache, ids: Sequence[int], logit_rows: int) -> Logits:
         with self._busy:
-            if not cache.has_layout(window.layout):  # the other windows would keep the memory of its old layout in use
+            logits = window.run(cache, ids, logit_rows)
+            if self._memory.has_dropped:
+                self._memory.has_dropped = False
                 for other in (*self._prompts, *self._narrow, *self._steps):
-                    other.release()
-            return window.run(cache, ids, logit_rows)
+                    other.release()  # it would keep the dropped memory in use
+            return logits
 
     def _window(self, length: int, count: int, logit_rows: int) -> Window:
         """The narrowest window that takes all ids, else the widest one that takes some. The caller checks the context.

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import DTypeLike
 from onnx import TensorProto, helper, numpy_helper
 
 from gateway.errors import BundleError
@@ -40,6 +41,10 @@ def input_graph(mask: Tensor, cosines: Tensor, sines: Tensor, table: tuple[Array
         "as_row": np.array([1, 1, 1, -1], np.int64),
         "as_column": np.array([1, 1, -1, 1], np.int64),
         "flat": np.array([-1], np.int64),
+        "first": np.array([0], np.int64),
+        "last_axis": np.array([3], np.int64),
+        "one_row": np.array([1, 1], np.int64),
+        "one_column": np.array([1], np.int64),
     }
     nodes = [
         helper.make_node("Reshape", [POSITIONS, "flat"], ["row_positions"]),
@@ -47,19 +52,26 @@ def input_graph(mask: Tensor, cosines: Tensor, sines: Tensor, table: tuple[Array
         helper.make_node("Gather", ["sine_table", "row_positions"], [SINES], axis=2),
         helper.make_node("Shape", [POSITIONS], ["rows"], start=1),
         helper.make_node("Shape", [MASK_ONES], ["columns"], start=1),
-        helper.make_node("Squeeze", ["rows"], ["row_count"]),
-        helper.make_node("Squeeze", ["columns"], ["column_count"]),
-        helper.make_node("Range", ["start", "column_count", "step"], ["column_index"]),
-        helper.make_node("Sub", ["column_count", "row_count"], ["first_limit"]),
-        helper.make_node("Range", ["first_limit", "column_count", "step"], ["row_limit"]),
-        helper.make_node("Reshape", ["column_index", "as_row"], ["column"]),
-        helper.make_node("Reshape", ["row_limit", "as_column"], ["limit"]),
-        helper.make_node("LessOrEqual", ["column", "limit"], ["causal"]),
+        helper.make_node("Sub", ["columns", "rows"], ["old_columns"]),
         helper.make_node("Cast", [MASK_ONES], ["marked_flat"], to=TensorProto.BOOL),
         helper.make_node("Reshape", ["marked_flat", "as_row"], ["marked"]),
-        helper.make_node("And", ["causal", "marked"], ["visible"]),
-        helper.make_node("Where", ["visible", "visible_code", "hidden_code"], ["codes"]),
-        helper.make_node("Cast", ["codes"], [MASK], to=_type(mask)),
+        # columns before the window: one row of codes for all rows
+        helper.make_node("Where", ["marked", "visible_code", "hidden_code"], ["marked_codes"]),
+        helper.make_node("Cast", ["marked_codes"], ["row_codes"], to=_type(mask)),
+        helper.make_node("Slice", ["row_codes", "first", "old_columns", "last_axis"], ["old_row"]),
+        helper.make_node("Concat", ["one_row", "rows", "one_column"], ["old_shape"], axis=0),
+        helper.make_node("Expand", ["old_row", "old_shape"], ["old_codes"]),
+        # columns of the window
+        helper.make_node("Squeeze", ["rows"], ["row_count"]),
+        helper.make_node("Range", ["start", "row_count", "step"], ["index"]),
+        helper.make_node("Reshape", ["index", "as_row"], ["column"]),
+        helper.make_node("Reshape", ["index", "as_column"], ["limit"]),
+        helper.make_node("LessOrEqual", ["column", "limit"], ["causal"]),
+        helper.make_node("Slice", ["marked", "old_columns", "columns", "last_axis"], ["new_marked"]),
+        helper.make_node("And", ["causal", "new_marked"], ["visible"]),
+        helper.make_node("Where", ["visible", "visible_code", "hidden_code"], ["new_values"]),
+        helper.make_node("Cast", ["new_values"], ["new_codes"], to=_type(mask)),
+        helper.make_node("Concat", ["old_codes", "new_codes"], [MASK], axis=3),
     ]
     half = cosines.shape[-1]
     inputs = [
@@ -85,6 +97,15 @@ def logits_graph(logits: Tensor) -> onnx.ModelProto:
         nodes = [helper.make_node("DequantizeLinear", [LOGITS, "scale", "zero"], [LOGITS_FLOAT])]
     inputs = [helper.make_tensor_value_info(LOGITS, _type(logits), shape)]
     return _model(nodes, inputs, [helper.make_tensor_value_info(LOGITS_FLOAT, TensorProto.FLOAT, shape)], constants)
+
+
+def cast_graph(dtype: DTypeLike) -> bytes:
+    """Input: halves (rows, columns) of a type. Output: floats, float32 of the same shape. Serialised."""
+    shape: list[int | str | None] = ["rows", "columns"]
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    node = helper.make_node("Cast", ["halves"], ["floats"], to=TensorProto.FLOAT)
+    values = [helper.make_tensor_value_info(*each, shape) for each in (("halves", kind), ("floats", TensorProto.FLOAT))]
+    return bytes(_model([node], values[:1], values[1:], {}).SerializeToString())
 
 
 def encode(tensor: Tensor, values: Array) -> Array:

@@ -108,6 +108,8 @@ class BoundStage:
         self._bind_inputs()
         #: name of the past tensor -> the buffer for its new rows
         self.new_rows = {} if in_place else {past: self._outputs[present] for past, present in own.items()}
+        rows = set(own.values())
+        self._results = {name: buffer.array for name, buffer in self._outputs.items() if name not in rows}
         self._bound_cache: Mapping[str, Buffer] = {}
 
     @property
@@ -127,7 +129,7 @@ class BoundStage:
         if self._bound_cache is not cache.buffers:
             self._bind_cache(cache)
         self._session.run_with_iobinding(self._binding)
-        values.update((name, buffer.array) for name, buffer in self._outputs.items())
+        values.update(self._results)
 
     def release(self) -> None:
         """Forget the cache of the last run. Until then its memory stays in use, also if the cache has a new layout."""
@@ -149,14 +151,24 @@ class BoundStage:
 
 
 class FreeStage:
-    """A CPU graph of any shape. `only_logit_rows`: compute only the rows of a window whose logits are needed."""
+    """A CPU graph of any shape. It makes buffers for the outputs of its first call; calls of the same shape reuse them.
 
-    def __init__(self, loaded: LoadedStage, *, only_logit_rows: bool) -> None:
+    Args:
+        loaded: the stage.
+        buffers: the buffers of the stages after it, by name. It writes into one of the right shape.
+        only_logit_rows: compute only the rows of a window whose logits are needed.
+    """
+
+    def __init__(self, loaded: LoadedStage, buffers: Mapping[str, Buffer], *, only_logit_rows: bool) -> None:
         self._session = loaded.session
         self._inputs = loaded.inputs
         self._dtypes = {name: dtype_of(value) for name, value in loaded.inputs.items()}
         self._outputs = {name: loaded.stage.output_names_forwarder.get(name, name) for name in loaded.outputs}
         self._only_logit_rows = only_logit_rows
+        self._buffers = buffers
+        self._shapes: list[tuple[int, ...]] = []  # of the inputs of the first call
+        self._binding: ort.IOBinding | None = None
+        self._results: dict[str, Array] = {}
         self.new_rows: dict[str, Buffer] = {}
 
     @property
@@ -169,8 +181,27 @@ class FreeStage:
 
     def run(self, values: Values, cache: HasBuffers, width: int, logit_rows: LogitRows) -> None:
         feeds = {name: self._feed(name, values[name], width, logit_rows) for name in self._inputs}
-        results = self._session.run(list(self._outputs), feeds)
-        values.update(zip(self._outputs.values(), results, strict=True))
+        shapes = [value.shape for value in feeds.values()]
+        if self._binding is not None and shapes == self._shapes:
+            for name, value in feeds.items():
+                self._binding.bind_cpu_input(name, value)
+            self._session.run_with_iobinding(self._binding)
+            values.update(self._results)
+            return
+        results = dict(zip(self._outputs.values(), self._session.run(list(self._outputs), feeds), strict=True))
+        if self._binding is None:
+            self._shapes = shapes
+            self._bind(results)
+        values.update(results)
+
+    def _bind(self, results: Values) -> None:
+        self._binding = self._session.io_binding()
+        for name, public_name in self._outputs.items():
+            made, buffer = results[public_name], self._buffers.get(public_name)
+            is_fit = buffer is not None and (buffer.array.shape, buffer.array.dtype) == (made.shape, made.dtype)
+            array = buffer.array if buffer is not None and is_fit else made
+            self._binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
+            self._results[public_name] = array
 
     def _feed(self, name: str, value: Array, width: int, logit_rows: LogitRows) -> Array:
         shape = self._inputs[name].shape
@@ -181,47 +212,9 @@ class FreeStage:
         return np.ascontiguousarray(value, self._dtypes[name])
 
 
-class HeadStage:
-    """A head on the NPU for a fixed number of rows. It computes only the rows whose logits are needed."""
-
-    def __init__(self, loaded: LoadedStage, pool: Pool, memory: Any) -> None:
-        (self._input,), (self._output,) = loaded.inputs.values(), loaded.outputs.values()
-        self._rows = self._input.shape[1]
-        self._hidden, self._logits = (_pooled(value, pool, memory) for value in (self._input, self._output))
-        self._session, self._binding = loaded.session, loaded.session.io_binding()
-        self._binding.bind_ortvalue_input(self._input.name, self._hidden.value)
-        self._binding.bind_ortvalue_output(self._output.name, self._logits.value)
-        self.new_rows: dict[str, Buffer] = {}
-
-    @property
-    def input_names(self) -> Iterable[str]:
-        return (self._input.name,)
-
-    @property
-    def output_names(self) -> Iterable[str]:
-        return (self._output.name,)
-
-    def run(self, values: Values, cache: HasBuffers, width: int, logit_rows: LogitRows) -> None:
-        hidden = values[self._input.name][0, logit_rows]
-        logits = np.empty((1, len(hidden), self._output.shape[2]), np.float32)
-        for start in range(0, len(hidden), self._rows):
-            rows = hidden[start : start + self._rows]
-            self._hidden.array[0, : len(rows)] = rows
-            self._session.run_with_iobinding(self._binding)
-            logits[0, start : start + len(rows)] = self._logits.array[0, : len(rows)]
-        values[self._output.name] = logits
-
-
 def has_own_head(stage: Stage) -> bool:
     """True for a head on the CPU. In our own bundles NPU_HEAD can replace it."""
     return stage.is_lm_head and not runs_on_npu(stage)
-
-
-def _pooled(value: Any, pool: Pool, memory: Any) -> Buffer:
-    """A buffer of the head, which all chains share."""
-    key = (f"npu_head.{value.name}", tuple(value.shape), value.type)
-    pool[key] = pool.get(key) or Buffer(value.shape, dtype_of(value), memory)
-    return pool[key]
 
 
 def dtype_of(value: Any) -> np.dtype[Any]:

@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,9 @@ from gateway.bundles.static_pipeline import CacheTensor, Pipeline, runs_on_npu
 from gateway.errors import BundleError
 from gateway.worker.decoders.base import Logits
 from gateway.worker.decoders.onnx import running_failed
-from gateway.worker.decoders.static.cache import Buffer, Layout, StaticCache, TensorLayout
-from gateway.worker.decoders.static.stage import BoundStage, FreeStage, HeadStage, LoadedStage, Pool, Values, dtype_of
+from gateway.worker.decoders.static.cache import Array, Buffer, Layout, StaticCache, TensorLayout
+from gateway.worker.decoders.static.head import HeadStage
+from gateway.worker.decoders.static.stage import BoundStage, FreeStage, LoadedStage, Pool, Values, dtype_of
 
 
 class Window:
@@ -59,6 +60,9 @@ class Window:
         self.context = rows if self._in_place else rows + width
         self._stages = bind_stages(pipeline, stages, memory, pool)
         self._new_rows = {name: buffer for stage in self._stages for name, buffer in stage.new_rows.items()}
+        self._written: Mapping[str, Buffer] = {}  # the cache of `_writes`
+        self._writes: list[tuple[Array, Array]] = []
+        self._values = self._make_inputs()
         self._logits_shape = self._check_chain(stages)
 
     @property
@@ -78,12 +82,16 @@ class Window:
 
     def release(self) -> None:
         """Forget the cache of the last run, whose memory is otherwise not freed."""
+        self._written, self._writes = {}, []
         for stage in self._stages:
             if isinstance(stage, BoundStage):
                 stage.release()
 
     def run(self, cache: StaticCache, ids: Sequence[int], logit_rows: int) -> Logits:
-        """Append 1..width ids to the cache. Returns: logits of the last ids, float32 (logit_rows, vocab)."""
+        """Append 1..width ids to the cache.
+
+        Returns: logits of the last ids, float32 (logit_rows, vocab). The next run of any window overwrites them.
+        """
         cache.set_layout(self.layout)
         count = len(ids)
         first = 0 if self._in_place else self.width - count
@@ -97,39 +105,53 @@ class Window:
         self._store(cache, slice(first, first + count))
         logits = values[self._logits][0]  # all rows of the window, the needed ones, or the last one
         needed = logits[rows] if len(logits) == self.width > logit_rows else logits[-logit_rows:]
-        return np.array(needed, np.float32)
+        return np.asarray(needed, np.float32)
 
     def _store(self, cache: StaticCache, rows: slice) -> None:
         """Append the rows `rows` of the window to the cache."""
-        count = rows.stop - rows.start
-        if not self._in_place and cache.length + count > next(iter(self.layout.values())).rows:
-            cache.set_layout(self._step_layout)
-        for name, buffer in self._new_rows.items():
-            cache.write(name, buffer.array[self.layout[name].slice(rows.start, rows.stop)], cache.length)
-        cache.length += count
+        start, stop = cache.length, cache.length + rows.stop - rows.start
+        if self._new_rows:
+            if stop > next(iter(self.layout.values())).rows:
+                cache.set_layout(self._step_layout)
+            for target, new in self._writes_to(cache):
+                target[:, start:stop] = new[:, rows]
+        cache.length = stop
+
+    def _writes_to(self, cache: StaticCache) -> list[tuple[Array, Array]]:
+        """For each tensor of the cache and the new rows in it, a view (heads, rows, ...)."""
+        if self._written is not cache.buffers:
+            self._writes = [
+                (self.layout[name].by_row(cache.buffers[name].array), self.layout[name].by_row(new.array))
+                for name, new in self._new_rows.items()
+            ]
+            self._written = cache.buffers
+        return self._writes
 
     def _host_inputs(self, length: int, ids: Sequence[int], first: int) -> Values:
         """The inputs from the host: `ids` from row `first` of the window, and padding."""
-        names, count = self._inputs, len(ids)
-        window = np.full((1, self.width), self._pipeline.pad_id)
+        count, values = len(ids), self._values
+        window, positions, mask, past = (values[name] for name in self._host_names)
+        window.fill(self._pipeline.pad_id)
         window[0, first : first + count] = ids
-        positions = np.zeros((1, self.width), np.int64)
+        positions.fill(0)
         positions[0, first:] = np.arange(length, length + self.width - first)
-        mask = np.zeros((1, self.context), np.int64)
+        mask.fill(0)
         mask[0, :length] = 1
         current = length if self._in_place else self.context - count
         mask[0, current : current + count] = 1
-        return {
-            names.input_ids: window,
-            names.position_ids: positions,
-            names.attention_mask: mask,
-            names.past_sequence_length: np.array([[length + self.width - 1]]),
-            names.total_sequence_length: np.array([self.context]),
-        }
+        past.fill(length + self.width - 1)
+        return dict(values)
+
+    def _make_inputs(self) -> Values:
+        names = self._inputs
+        self._host_names = names.input_ids, names.position_ids, names.attention_mask, names.past_sequence_length
+        sizes = self.width, self.width, self.context, 1
+        made = {name: np.zeros((1, size), np.int64) for name, size in zip(self._host_names, sizes, strict=True)}
+        return made | {names.total_sequence_length: np.array([self.context])}
 
     def _check_chain(self, stages: Sequence[LoadedStage]) -> Sequence[int | str]:
         """Check that every stage gets its inputs. Returns: the shape of the logits, (1, rows, vocab)."""
-        known, folder = set(self._host_inputs(0, [0], 0)), self._pipeline.folder.name
+        known, folder = set(self._values), self._pipeline.folder.name
         shape: Sequence[int | str] | None = None
         for loaded, stage in zip(stages, self._stages, strict=True):
             if missing := set(stage.input_names) - known:
@@ -158,7 +180,11 @@ def bind_stages(
     def bind(index: int, stage: LoadedStage) -> Bound:
         if stage in bound:
             return BoundStage(stage, cache, pipeline.in_place, buffers, pool, memory)
-        return HeadStage(stage, pool, memory) if stage.is_npu_head else FreeStage(stage, only_logit_rows=index > last)
+        return (
+            HeadStage(stage, pool, memory)
+            if stage.is_npu_head
+            else FreeStage(stage, buffers, only_logit_rows=index > last)
+        )
 
     return [bind(index, stage) for index, stage in enumerate(stages)]
 

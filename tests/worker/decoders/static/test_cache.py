@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.worker.decoders.static.cache import Buffer, StaticCache, TensorLayout
+from gateway.worker.decoders.static.cache import Buffer, CacheMemory, StaticCache, TensorLayout
 
 
 def layout(rows: int, empty: int = 0) -> dict[str, TensorLayout]:
@@ -60,6 +60,44 @@ def test_layout_change_keeps_valid_rows(sizes: list[int], rows: int) -> None:
     for size in sizes:
         cache.set_layout(layout(size))
         assert np.array_equal(valid_rows(cache), before)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from("psdwt"), st.integers(0, 9)), max_size=40))
+def test_caches_that_share_memory_keep_their_rows(actions: list[tuple[int, str, int]]) -> None:
+    """Two caches change between the layouts for prompts, steps and drafts, append rows (w) and drop rows (t)."""
+    memory, layouts = CacheMemory(), {"p": layout(30), "s": layout(40), "d": layout(35)}
+    sequences = [StaticCache(memory, index) for index in range(2)]
+    expected = [np.zeros((2, 1, 4, 0), np.uint8) for _ in sequences]
+    for cache in sequences:
+        cache.set_layout(layouts["p"])
+    for step, (index, action, count) in enumerate(actions):
+        cache = sequences[index]
+        if action == "w":
+            rows = min(count, 30 - cache.length)
+            fill(cache, rows, seed=step)
+            expected[index] = np.concatenate([expected[index], valid_rows(cache)[..., cache.length - rows :]], axis=3)
+        elif action == "t":
+            cache.truncate(min(count, cache.length))
+            expected[index] = expected[index][..., : cache.length]
+        else:
+            cache.set_layout(layouts[action])
+        for each, rows_of in zip(sequences, expected, strict=True):
+            assert np.array_equal(valid_rows(each), rows_of)
+    assert len(memory._free) <= 2
+
+
+def test_next_prompt_gets_tensors_of_last_one_back() -> None:
+    memory, prompts, steps = CacheMemory(), layout(10), layout(12)
+    cache, other = StaticCache(memory, 0), StaticCache(memory, 1)
+    cache.set_layout(prompts)
+    of_prompts = cache.buffers
+    cache.set_layout(steps)
+    cache.set_layout(prompts)
+    assert cache.buffers is of_prompts
+    cache.set_layout(steps)
+    other.set_layout(prompts)
+    assert other.buffers is of_prompts
 
 
 def test_same_layout_keeps_buffers() -> None:

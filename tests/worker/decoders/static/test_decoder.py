@@ -18,6 +18,7 @@ from gateway.bundles.hashes import write_hashes
 from gateway.errors import EngineFailed
 from gateway.qnn.device import NpuDevice
 from gateway.worker.decoders.base import KVCache, Logits
+from gateway.worker.decoders.static import cache as cache_module
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.open import open_static_decoder
 from gateway.worker.decoders.static.window import Window
@@ -110,7 +111,7 @@ def test_draft_takes_narrowest_window(
     stepped, verified = decoder.new_cache(), decoder.new_cache()
     for cache in (stepped, verified):
         prefill(decoder, cache, ids[:length])
-    steps = [decoder.step([stepped], [token])[0] for token in ids[length:]]
+    steps = [decoder.step([stepped], [token])[0].copy() for token in ids[length:]]
     widths: list[int] = []
     run = Window.run
 
@@ -201,7 +202,7 @@ def test_verify_gives_logits_of_single_steps(on_npu: StaticDecoder) -> None:
     stepped, verified = on_npu.new_cache(), on_npu.new_cache()
     prefill(on_npu, stepped, IDS[:9])
     prefill(on_npu, verified, IDS[:9])
-    steps = [on_npu.step([stepped], [token])[0] for token in IDS[9:15]]
+    steps = [on_npu.step([stepped], [token])[0].copy() for token in IDS[9:15]]
     logits = on_npu.verify(verified, IDS[9:15])
     assert logits.shape == (6, on_npu.spec.vocab_size)
     np.testing.assert_allclose(logits, steps, atol=0.05)
@@ -243,7 +244,7 @@ def test_context_is_usable_to_last_row(on_cpu: StaticDecoder) -> None:
     ids = (IDS * 8)[:context]
     cache, stepped = on_cpu.new_cache(), on_cpu.new_cache()
     prefill(on_cpu, cache, ids[:-4])
-    logits = on_cpu.prefill(cache, ids[-4:])
+    logits = on_cpu.prefill(cache, ids[-4:]).copy()
     prefill(on_cpu, stepped, ids[:-4])
     for token in ids[-4:]:
         expected = on_cpu.step([stepped], [token])[0]
@@ -251,8 +252,11 @@ def test_context_is_usable_to_last_row(on_cpu: StaticDecoder) -> None:
     np.testing.assert_allclose(logits, expected, atol=0.05)
 
 
-def test_old_layout_of_a_cache_is_freed(ai_hub_uncompiled: Path, open_decoder: OpenDecoder) -> None:
-    """The graphs for a window and for a step take caches of different shapes. Only one of them is in memory."""
+def test_dropped_tensors_of_a_cache_are_freed(
+    ai_hub_uncompiled: Path, open_decoder: OpenDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graphs for a window and for a step take caches of different shapes. Here only one of them stays in memory."""
+    monkeypatch.setattr(cache_module, "_MOST_FREE", 0)
     decoder = open_decoder(ai_hub_uncompiled, "cpu")
     cache = decoder.new_cache()
     prefill(decoder, cache, IDS[:16])
