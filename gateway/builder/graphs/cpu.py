@@ -20,7 +20,7 @@ Metadata: activations, "int8" or "float": see 5
    are necessary. Their results are not used. Their keys and values are written behind the sequence, and the next token
    overwrites them.
    - Attention computes queries in blocks of at most 2 * head_dim, and a row alone in its block in a different way. It
-     gets a padding row.
+     gets a padding row, unless attention has several rows for each token (see attention.py).
    - On ARM, attention computes the last keys in a different way, beyond the last whole four. The 4-bit kernel does so
      with rows. With a `row_multiple` of 4, padding rows end each sequence and each matrix at a multiple of four.
    - On x86 without AVX-512, the 4-bit kernel computes a row alone in a different way. A `row_multiple` of 2 is enough.
@@ -42,6 +42,7 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto
 
+from gateway.builder.graphs.attention import AttentionWriter, rope_tables
 from gateway.builder.graphs.limits import check_sizes
 from gateway.builder.graphs.linear import FLOAT_ACTIVATIONS, INT8_ACTIVATIONS, LinearWriter, Packed
 from gateway.builder.graphs.matrices import Matrices
@@ -86,6 +87,7 @@ class _CpuGraph:
         check_sizes(self._config)
         self._graph = graph
         self._has_half_cache = cache == "float16"
+        self._attention = AttentionWriter(graph, self._config, half=self._has_half_cache)
         rounding = INT8_ACTIVATIONS if activations == "int8" else FLOAT_ACTIVATIONS
         finer = () if rounding else (8,)  # the 8-bit kernel is slow with float activations
         self._linear = LinearWriter(graph, accuracy_level=rounding, finer=finer, rank=2)
@@ -120,9 +122,10 @@ class _CpuGraph:
         graph.input("row_multiple", TensorProto.INT64, [1])
         graph.constant("row_multiple", np.array([1]))
         RowPlanner(graph, 2 * config.head_dim).write()
+        self._attention.write_rows()
         for number, rope in enumerate(config.ropes):
             cos, sin = rope.tables(config.context_length + MAX_PADDING_ROWS, config.context_length)
-            for name, values in zip(_rope_tables(number), (cos, sin), strict=True):
+            for name, values in zip(rope_tables(number), (cos, sin), strict=True):
                 graph.constant(
                     name, values.astype(np.float16 if self._has_half_cache else np.float32)
                 )  # (positions, dim / 2)
@@ -138,7 +141,10 @@ class _CpuGraph:
         """Write one layer. Returns the new residual stream and the value that must still be added to it."""
         graph, name = self._graph, f"layers.{index}"
         residual, x = self._before(f"{name}.attention", layer(index, "input_layernorm.weight"), residual, delta)
-        attended = self._attention(index, self._product(index, x, "self_attn", "q_proj", "k_proj", "v_proj"))
+        qkv = self._product(index, x, "self_attn", "q_proj", "k_proj", "v_proj")
+        attended = self._attention.write(
+            index, self._norm_queries_and_keys(index, qkv) if self._config.qk_norm else qkv
+        )
         if index == self._config.layers - 1:
             residual, attended = (
                 graph.node("Gather", [x, "kept_rows"], f"{x}.kept", axis=0) for x in (residual, attended)
@@ -176,43 +182,6 @@ class _CpuGraph:
             "SkipSimplifiedLayerNormalization", [residual, delta, gain], outputs, domain=MICROSOFT, epsilon=epsilon
         )
         return total, x
-
-    def _attention(self, index: int, qkv: str) -> str:
-        graph, config = self._graph, self._config
-        name = f"layers.{index}.attended"
-        past = [f"past_key_values.{index}.key", f"past_key_values.{index}.value"]
-        present = [f"present.{index}.key", f"present.{index}.value"]
-        if config.qk_norm:
-            qkv = self._norm_queries_and_keys(index, qkv)
-        padded = graph.node("Gather", [qkv, "padded"], f"{qkv}.padded", axis=0)
-        if self._has_half_cache:
-            padded = graph.node("Cast", [padded], f"{padded}.half", to=TensorProto.FLOAT16)
-        lengths = ["seqlens_k", "total_sequence_length"]
-        kind = config.rope_kind(index)
-        tables = ["", ""] if kind is None else _rope_tables(kind)
-        graph.nodes(
-            "GroupQueryAttention",
-            [padded, "", "", *past, *lengths, *tables, *[""] * 7, "query_seqlens"],
-            [f"{name}.padded", *present],
-            domain=MICROSOFT,
-            num_heads=config.heads,
-            kv_num_heads=config.kv_heads,
-            do_rotary=int(kind is not None),
-            **self._attention_options(index),
-        )
-        attended = f"{name}.padded"
-        if self._has_half_cache:
-            attended = graph.node("Cast", [attended], f"{name}.single", to=TensorProto.FLOAT)
-        return graph.node("GatherND", [attended, "tokens_in_padded"], name)
-
-    def _attention_options(self, index: int) -> dict[str, int | float]:
-        config = self._config
-        options: dict[str, int | float] = {}
-        if config.attention_scale:
-            options["scale"] = config.attention_scale
-        if config.window(index):
-            options["local_window_size"] = config.window(index)
-        return options
 
     def _norm_queries_and_keys(self, index: int, qkv: str) -> str:
         graph, config = self._graph, self._config
@@ -281,9 +250,3 @@ class _CpuGraph:
 
 def _best_cache() -> CacheType:
     return "float16" if platform.machine().lower() in ("x86_64", "amd64") else "float32"
-
-
-def _rope_tables(kind: int) -> tuple[str, str]:
-    """The names of the cosines and sines of a kind of rotary positions."""
-    name = f"rope{kind}" if kind else "rope"
-    return f"{name}.cos", f"{name}.sin"

@@ -110,6 +110,15 @@ class GraphWriter:
         self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, domain=domain, **attributes))
         return outputs
 
+    def branch(self, outputs: Sequence[str], dtype: int, write: Callable[[], None]) -> onnx.GraphProto:
+        """The nodes that `write` adds, as a branch of an `If` with these outputs. Constants are those of the graph."""
+        outer, self._nodes = self._nodes, []
+        write()
+        values = [helper.make_tensor_value_info(name, dtype, None) for name in outputs]
+        made = helper.make_graph(self._nodes, f"{outputs[0]}/branch", [], values)
+        self._nodes = outer
+        return made
+
     def restart(self) -> None:
         """Start another graph with the same constants."""
         self._nodes, self._inputs, self._outputs, self._sized = [], [], [], {}

@@ -73,7 +73,7 @@ class GraphParts:
                 read.add(name)
                 if (index := self._producers.get(name)) is not None:
                     necessary.add(index)
-                    left += self.nodes[index].input
+                    left += _reads(self.nodes[index])
         return [self.nodes[index] for index in sorted(necessary)], read - self._producers.keys()
 
     def _feed(self, value: onnx.ValueInfoProto, ids: Ids) -> NDArray[Any]:
@@ -83,6 +83,11 @@ class GraphParts:
             return np.ones((1, len(ids)), np.int64)
         element = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         return np.zeros((1, self._config.kv_heads, 0, self._config.head_dim), element)
+
+
+def _reads(node: onnx.NodeProto) -> list[str]:
+    """The inputs of the node, and of the nodes in its branches."""
+    return [*node.input, *(name for branch in node.attribute for inner in branch.g.node for name in inner.input)]
 
 
 def boundary_values(boundary: Boundary, hidden: Rows) -> dict[str, Rows]:
