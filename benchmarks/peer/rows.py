@@ -34,11 +34,19 @@ class Contender:
         self.name, self.files = name, files
         self._start, self._trees, self._stack = start, trees, stack
         self._peer: Peer | None = None
+        self._has_started = False
 
     def launch(self, stack: ExitStack, limits: Limits) -> Peer:
         peer = self._start(stack, limits)
         self._trees.append(peer.tree)
+        self._has_started = True
         return peer
+
+    def start_once(self) -> None:
+        """Start a server and end it, if none was started before."""
+        if not self._has_started:
+            with ExitStack() as stack:
+                self.warm(stack, Limits())
 
     @property
     def peer(self) -> Peer:
@@ -75,6 +83,8 @@ class Row(NamedTuple):
 
 
 def _start_up(contender: Contender, texts: Texts) -> Figures:
+    """Not the first start, which reads the files and checks them."""
+    contender.start_once()
     with ExitStack() as stack:
         began = time.perf_counter()
         peer = contender.launch(stack, Limits())
