@@ -193,17 +193,18 @@ def rows(longest: int) -> dict[str, Row]:
     Args:
         longest: tokens of the longest context.
     """
+    depths = tuple(depth for depth in DEPTHS if depth <= longest)
     return {
         "disk": Row(1, _disk),
         "start": Row(3, _start_up),
-        "deep": Row(1, partial(_deep, tuple(depth for depth in DEPTHS if depth <= longest))),
-        "chat-1500": Row(1, partial(_long_chat, 1500)),
-        "decode": Row(3, partial(_decode, 48)),
-        "prefill-128": Row(3, partial(_prefill, 128)),
-        "turns-512": Row(2, partial(_turns, 512)),
-        "streams-2": Row(2, partial(_streams, 2, 24)),
-        "streams-4": Row(2, partial(_streams, 4, 24)),
-        "streams-8": Row(1, partial(_streams, 8, 16)),
+        **({"deep": Row(1, partial(_deep, depths))} if depths else {}),
+        "chat-1500": Row(2, partial(_long_chat, 1500)),
+        "decode": Row(5, partial(_decode, 48)),
+        "prefill-128": Row(5, partial(_prefill, 128)),
+        "turns-512": Row(3, partial(_turns, 512)),
+        "streams-2": Row(3, partial(_streams, 2, 24)),
+        "streams-4": Row(3, partial(_streams, 4, 24)),
+        "streams-8": Row(2, partial(_streams, 8, 16)),
         "idle": Row(1, partial(_idle, 5)),
     }
 
