@@ -61,7 +61,6 @@ def _work(connection: Connection, spec: WorkerSpec, activity: Activity, emit: Ca
     inbox: Inbox = SimpleQueue()
     threading.Thread(target=receive, args=(connection, inbox.put), daemon=True).start()
     decoder, caches, grammar_queue, passes, draft_model = _load(spec, emit, inbox, activity)
-    grammar_queue.start()
     batcher = FrameBatcher(emit)
     loop = TokenLoop(
         decoder,
@@ -132,11 +131,7 @@ def _load(spec: WorkerSpec, emit: Callable[[FromWorker], None], inbox: Inbox, ac
         bundle = open_bundle(Path(spec.bundle), tokenizer=spec.tokenizer)
         compiler = GrammarCompiler(bundle.tokenizer_path, decoder.spec.vocab_size, bundle.end_ids)
         grammar_queue = GrammarQueue(compiler, inbox.put)
-        tokenizer = threading.Thread(target=grammar_queue.load_tokenizer)  # no device call holds the interpreter lock
-        tokenizer.start()
-        warm_up(decoder, caches, bundle.end_ids)
-        passes = time_passes(decoder, caches[0], activity.clock)
-        tokenizer.join()
+        passes = warm_up(decoder, caches, activity.clock, bundle.end_ids)
         draft_model = _load_draft_model(spec, decoder, bundle.tokenizer_path, emit, activity) if spec.draft else None
     except (RuntimeError, ValueError) as error:  # a graph that opens, but whose shapes do not fit
         raise EngineFailed(f"The model could not be loaded: {type(error).__name__}: {error}") from error
@@ -169,8 +164,7 @@ def _load_draft_model(
     def open_warm(own: WorkerSpec) -> tuple[Decoder, list[KVCache], PassTimes]:
         decoder = open_decoder(own, lambda stage: emit(Loading(f"the draft model: {stage}")))
         caches = [decoder.new_cache() for _ in range(own.max_sequences)]
-        warm_up(decoder, caches)
-        return decoder, caches, time_passes(decoder, caches[0], activity.clock)
+        return decoder, caches, warm_up(decoder, caches, activity.clock)
 
     emit(Loading("opening the draft model"))
     try:
@@ -217,32 +211,30 @@ def open_decoder(spec: WorkerSpec, progress: Callable[[str], None] = lambda stag
         slots=spec.max_sequences,
         context_length=spec.context_length,
         options=SessionOptions(threads=spec.threads),
+        keeps_record=True,
     )
 
 
-def warm_up(decoder: Decoder, caches: Sequence[KVCache], end_ids: Sequence[int] = ()) -> None:
-    """Make each kind of device call once. The first call prepares the network, which can take many seconds.
+def warm_up(
+    decoder: Decoder, caches: Sequence[KVCache], clock: Callable[[], float], end_ids: Sequence[int] = ()
+) -> PassTimes:
+    """Make each kind of device call. Returns the times of two kinds by a clock in seconds. Leaves the caches empty.
 
-    On an NPU these calls are also a test of the model: see `self_test`.
+    On an NPU the first call prepares the network, which can take many seconds, and the calls are also a test of the
+    model: see `self_test`. The CPU prepares nothing for more sequences, so one of them is enough.
     """
     if decoder.spec.device in ("npu", "emulated"):
         self_test(decoder, caches[0], end_ids)
-        counts = {len(caches)} - {1}
-    else:
-        decoder.prefill(caches[0], [0] * _warm_up_tokens(decoder))
-        counts = {1, len(caches)}
-    for count in sorted(counts):
-        caches[0].truncate(min(caches[0].length, _warm_up_tokens(decoder)))  # a short context has one free row only
-        decoder.step(caches[:count], [0] * count)
-    for cache in caches:
-        cache.truncate(0)
+        if len(caches) > 1:
+            caches[0].truncate(min(caches[0].length, _warm_up_tokens(decoder)))  # a short context has one free row only
+            decoder.step(caches, [0] * len(caches))
+            for cache in caches:
+                cache.truncate(0)
+    return time_passes(decoder, caches[0], clock)
 
 
 def time_passes(decoder: Decoder, cache: KVCache, clock: Callable[[], float]) -> PassTimes:
-    """The faster one of two passes of each kind, by a clock in seconds. One of each, if they are slow.
-
-    The model must be warm.
-    """
+    """The faster one of two passes of each kind, by a clock in seconds. One of each, if they are slow."""
     tokens, wide_s, step_s = _warm_up_tokens(decoder), math.inf, math.inf
     for _ in range(2):
         cache.truncate(0)

@@ -30,6 +30,8 @@ from gateway.worker.decoders.base import DecoderSpec, KVCache, Logits
 from gateway.worker.decoders.cpu_cache import SlotBuffers, SlotCache
 from gateway.worker.decoders.invariance import is_batch_invariant
 from gateway.worker.decoders.onnx import SessionOptions, numpy_dtype, open_session, running_failed
+from gateway.worker.decoders.row_record import RowRecord, Rows
+from gateway.worker.decoders.threads import default_threads
 
 PROMPT_WIDTH = 64  # wider chunks (measured up to 512) cost the same per token and delay other streams longer
 DEFAULT_OPTIONS = SessionOptions()
@@ -47,16 +49,24 @@ class CpuDecoder:
     Args:
         slots: number of caches. Their memory is committed when rows are written.
         context_length: rows of a cache; 0 or a number above the model's limit: the model's limit.
+        keeps_record: use and write the record of the check of batch invariance in the bundle (row_record.py).
 
     Raises BundleError if the graph cannot be opened or has other inputs, EngineFailed if there is no memory for it.
     """
 
     def __init__(
-        self, bundle: Bundle, *, slots: int, context_length: int = 0, options: SessionOptions = DEFAULT_OPTIONS
+        self,
+        bundle: Bundle,
+        *,
+        slots: int,
+        context_length: int = 0,
+        options: SessionOptions = DEFAULT_OPTIONS,
+        keeps_record: bool = False,
     ) -> None:
         limit = bundle.config.context_length
         context_length = min(context_length or limit, limit)
-        session = open_session(bundle.folder / bundle.config.decoder.filename, options)
+        path = bundle.folder / bundle.config.decoder.filename
+        session = open_session(path, options)
         self._graph = _Graph(session, bundle.config.decoder)
         self._buffers = self._graph.buffers(slots, context_length)
         self._logits = np.empty((max(slots, PROMPT_WIDTH), self._graph.vocab_size), np.float32)
@@ -70,7 +80,8 @@ class CpuDecoder:
             device="cpu",
             placement=placement(session),
         )
-        self._find_row_multiple()
+        settings = slots > 1, context_length, options.threads or default_threads()
+        self._use_rows(RowRecord(path, settings) if keeps_record else None)
 
     @property
     def spec(self) -> DecoderSpec:
@@ -115,14 +126,23 @@ class CpuDecoder:
         self._caches.clear()
         del self._graph, self._buffers
 
-    def _find_row_multiple(self) -> None:
-        """Use the first multiple with which the decoder is batch-invariant. If there is none, use no padding rows."""
+    def _use_rows(self, record: RowRecord | None) -> None:
+        """Compute a multiple of rows with which the decoder is batch-invariant, by the record or by a check."""
+        rows = record.read() if record else None
+        if rows is None or rows.multiple not in self._graph.row_multiples:
+            rows = self._check_rows()
+            if record:
+                record.write(rows)
+        self.row_multiple = rows.multiple
+        self._spec = replace(self._spec, is_batch_invariant=rows.is_batch_invariant)
+
+    def _check_rows(self) -> Rows:
+        """The first multiple with which the decoder is batch-invariant. If there is none, no padding rows."""
         for multiple in self._graph.row_multiples:
             self.row_multiple = multiple
             if is_batch_invariant(self, self._caches[:2], self._graph.attention_block):
-                self._spec = replace(self._spec, is_batch_invariant=True)
-                return
-        self.row_multiple = 1
+                return Rows(multiple, True)
+        return Rows(1, False)
 
     @property
     def row_multiple(self) -> int:

@@ -71,16 +71,12 @@ class GrammarQueue:
         self._changed = threading.Condition()  # guards the three above, and the jobs
         self._threads: dict[str, threading.Thread] = {}
 
-    def load_tokenizer(self) -> None:
-        """Load what compiling needs and what holds the interpreter lock meanwhile. Otherwise the first grammar does."""
-        self._compiler.load_tokenizer()
-
     def token_bytes(self, token: int) -> bytes:
         """The text of a token. Empty for a token without text, and if the library cannot read the tokenizer."""
         return self._compiler.token_bytes(token)
 
     def start(self) -> None:
-        """Start the sandbox in the background. Otherwise the first grammar waits for its start. Raises Unavailable."""
+        """Start the sandbox and load the tokenizer in the background. The first grammar does it. Raises Unavailable."""
         self._start("grammar compiler", self._work)
 
     def close(self) -> None:

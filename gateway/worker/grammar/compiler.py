@@ -16,7 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import llguidance
 import msgspec
 
 from gateway.errors import InvalidRequest, Unavailable, UnsupportedParameter
@@ -61,19 +60,19 @@ class GrammarCompiler:
         self._lock = threading.Lock()  # of the tokenizers
         self._mask_thread = ThreadPoolExecutor(1, "grammar mask")
 
-    def load_tokenizer(self) -> None:
-        """Load the tokenizer, which holds the interpreter lock. Otherwise the first grammar does."""
-        self._load_tokenizers()
-
     def token_bytes(self, token: int) -> bytes:
         """The text of a token. Empty for a token without text, and if the library cannot read the tokenizer."""
         tokenizers = self._load_tokenizers()
         return b"" if isinstance(tokenizers, ValueError) else bytes(tokenizers.own.decode_bytes([token]))
 
     def start(self) -> None:
-        """Start the sandbox. Otherwise the first grammar does, and reports it if that fails."""
-        with suppress(SandboxUnavailable):
-            self._quick.start()
+        """Start the sandbox, and meanwhile load the tokenizer. Otherwise the first grammar does one after the other,
+        and reports it if that fails."""
+        sandbox = threading.Thread(target=self._start_sandbox, name="grammar sandbox", daemon=True)
+        sandbox.start()
+        with suppress(Exception):
+            self._load_tokenizers()
+        sandbox.join()
 
     def compile_quickly(self, grammar: Grammar) -> CompiledGrammar | None:
         """As `compile`, with `QUICK_CPU_S` of processor time. Returns None if that is not enough."""
@@ -96,6 +95,10 @@ class GrammarCompiler:
             megabytes = self._limits.resident_bytes >> 20
             reason = f"compiling it takes more than {self._limits.cpu_s:g} seconds or {megabytes} MiB"
             raise _refused(grammar, reason) from None
+
+    def _start_sandbox(self) -> None:
+        with suppress(SandboxUnavailable):
+            self._quick.start()
 
     def rest(self) -> None:
         """End the process for slow grammars. The next one starts another."""
@@ -165,6 +168,8 @@ def _unavailable(error: SandboxUnavailable) -> Unavailable:
 
 def _load_tokenizer(path: Path, vocab_size: int, end_ids: list[int]) -> Any:
     """Raises ValueError if the library cannot read the tokenizer."""
+    import llguidance
+
     content = path.read_bytes()
     source = content.removeprefix(BOM_UTF8).decode() if content.startswith(BOM_UTF8) else str(path)
     try:

@@ -1,12 +1,16 @@
-"""What the sandbox and the worker share about llguidance: its limits, a vocabulary of bytes, and its error messages."""
+"""What the sandbox and the worker share about llguidance: its limits, a vocabulary of bytes, and its error messages.
+
+The library is imported with the first grammar.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import llguidance
+if TYPE_CHECKING:
+    import llguidance
 
 _MAX_MESSAGE = 200
 
@@ -27,6 +31,8 @@ def parser_limits(step_max_items: int = 5_000) -> llguidance.LLParserLimits:
     schemas with all formats need less than 25,000. To build the automata takes at most about 500 ms. The library counts
     operations, not time.
     """
+    import llguidance
+
     return llguidance.LLParserLimits(
         step_max_items=step_max_items,
         step_lexer_fuel=50_000,
@@ -38,6 +44,8 @@ def parser_limits(step_max_items: int = 5_000) -> llguidance.LLParserLimits:
 
 def matcher_of(tokenizer: Any, grammar: str, limits: llguidance.LLParserLimits | None = None) -> Any:
     """Compile `grammar`, in the library's JSON. Releases the interpreter lock. Does not raise: see `error_of`."""
+    import llguidance
+
     return llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits or parser_limits())
 
 
@@ -105,5 +113,7 @@ class ByteVocabulary:
         return [self._ids[byte] for byte in (text.encode() if isinstance(text, str) else text)]
 
     def tokenizer(self, end_ids: list[int] | None = None) -> Any:
+        import llguidance
+
         wrapper: Any = llguidance.TokenizerWrapper(self)
         return llguidance.LLTokenizer(wrapper, eos_token=end_ids or None)

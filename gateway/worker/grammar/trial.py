@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
@@ -13,7 +13,9 @@ from gateway.generation import Grammar
 from gateway.worker.grammar.forced import MAX_BYTES
 from gateway.worker.grammar.library import ByteVocabulary, error_of, matcher_of, only_token
 from gateway.worker.grammar.schema_shape import SchemaError
-from gateway.worker.grammar.translate import CompileError, translate
+
+if TYPE_CHECKING:
+    from gateway.worker.grammar.translate import CompileError
 
 
 class Trial(Struct, frozen=True):
@@ -26,6 +28,8 @@ class Trial(Struct, frozen=True):
 
 def open_trial(setup: Any) -> tuple[bytes, Callable[[bytes], bytes]]:
     """For `Sandbox`. The setup has the size of the vocabulary and the special tokens by id."""
+    import gateway.worker.grammar.translate  # noqa: F401 -- here, and not with the first grammar
+
     special_tokens = {int(index): name for index, name in setup["special_tokens"].items()}
     tokenizer = ByteVocabulary(setup["size"], special_tokens).tokenizer()
 
@@ -38,6 +42,8 @@ def open_trial(setup: Any) -> tuple[bytes, Callable[[bytes], bytes]]:
 
 def read(grammar: Grammar, compile_error: CompileError) -> Trial:
     """Never raises: what no check foresaw is an error of this grammar too."""
+    from gateway.worker.grammar.translate import translate  # the worker imports this module, and not the library
+
     started = time.process_time()
     try:
         return Trial(translate(grammar, compile_error), cpu_s=time.process_time() - started)

@@ -1,0 +1,80 @@
+"""Keeps the result of the check of batch invariance in the bundle, so that the next start does not make it again.
+
+The result depends on the kernels, and these on the library, the processor and the shapes. The record holds only if all
+of them are the same: another processor, another version, another graph or other settings, and the check is made again.
+The file is hidden, so the hashes of the bundle do not include it. A bundle that cannot be written has no record.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnxruntime as ort
+from msgspec import Struct
+
+from gateway import __version__
+from gateway.bundles.hashes import file_states
+from gateway.bundles.json_file import read_record, write_record
+
+ROWS_FILE = ".rows.json"
+#: Increase this number when the check or the calls of the CPU decoder change.
+_CHECK = 1
+#: The lines of /proc/cpuinfo that do not change while the machine runs.
+_PROCESSOR_LINES = ("vendor_id", "cpu family", "model", "stepping", "flags", "features", "cpu ")
+
+
+class Rows(Struct, frozen=True):
+    """What the check found: the graph computes a multiple of `multiple` rows, and is batch-invariant with it or not."""
+
+    multiple: int
+    is_batch_invariant: bool
+
+
+class _Record(Struct, frozen=True):
+    conditions: list[str]
+    rows: Rows
+
+
+class RowRecord:
+    """The record of one graph.
+
+    Args:
+        graph: the ONNX file.
+        settings: of the decoder, which decide what the check computes.
+    """
+
+    def __init__(self, graph: Path, settings: Sequence[object]) -> None:
+        self._file = graph.with_name(ROWS_FILE)
+        names = sorted(path.name for path in graph.parent.glob(f"{graph.name}*"))
+        self._conditions = [
+            f"check {_CHECK} of {__version__}",
+            f"onnxruntime {ort.__version__}: {ort.get_build_info()}",
+            str(sorted(item for item in os.environ.items() if item[0].startswith(("ORT_", "MLAS_")))),
+            processor(),
+            str([names, file_states(graph.parent, names)]),
+            str(list(settings)),
+        ]
+
+    def read(self) -> Rows | None:
+        """None: the check has to be made."""
+        record = read_record(self._file, _Record)
+        return record.rows if record is not None and record.conditions == self._conditions else None
+
+    def write(self, rows: Rows) -> None:
+        write_record(self._file, _Record(self._conditions, rows))
+
+
+def processor() -> str:
+    """The kinds of cores of this machine and their features, as text that only another processor changes."""
+    if sys.platform == "linux":
+        try:
+            lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").lower().splitlines()
+        except OSError:
+            lines = []
+        if kinds := sorted({line for line in lines if line.startswith(_PROCESSOR_LINES) and "mhz" not in line}):
+            return "\n".join(kinds)
+    return f"{platform.machine()} {platform.processor()}"
