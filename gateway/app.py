@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 
 from litestar import Litestar
 from litestar.datastructures import State
+from litestar.plugins import PluginProtocol
+from litestar.plugins.core import MsgspecDIPlugin
 
 from gateway.config.tables import Config, ModelConfig
 from gateway.engines.base import Engine
@@ -49,6 +51,15 @@ from gateway.server.body import limit_bodies
 from gateway.server.guards import Guards, cors_of, set_cors
 from gateway.server.ignored import IgnoredLog
 from gateway.server.request import add_headers
+
+
+class App(Litestar):
+    """Without the plugins for pydantic and attrs: no handler uses them, and to import pydantic takes 0.1 s."""
+
+    @staticmethod
+    def _get_default_plugins(plugins: list[PluginProtocol]) -> list[PluginProtocol]:
+        return [*plugins, MsgspecDIPlugin()]
+
 
 HANDLERS = [
     page.root,
@@ -148,7 +159,7 @@ def create_app(
 
     reloader = Reloader(router, residency, source, lane_of, apply) if source else None
     watcher = [Watcher(reloader, source)] if reloader and source else []
-    app = Litestar(
+    app = App(
         HANDLERS,
         state=State(
             {

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from gateway.monitoring.log_file import LogFile
 
 
+_TAKEN_S = 5.0  # after the start of the server, an engine has taken the processes that it uses
+
+
 def add_parser(subparsers: options.Subparsers) -> None:
     text = "Start the gateway with all models of the configuration, or with one, which is pulled first if necessary."
     parser = subparsers.add_parser("serve", help="start the gateway", description=text)
@@ -55,10 +58,13 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.commands.pinned import pin
 
     pin()
-    from gateway.server.server import hangup_before_start
+    from gateway.engines.head_start import head_start
 
-    with hangup_before_start():
-        return _serve(arguments, config, overrides)
+    with head_start(config, arguments.model):
+        from gateway.server.server import hangup_before_start
+
+        with hangup_before_start():
+            return _serve(arguments, config, overrides)
 
 
 def _serve(arguments: argparse.Namespace, config: Config, overrides: Mapping[str, Any]) -> int:
@@ -71,6 +77,7 @@ def _serve(arguments: argparse.Namespace, config: Config, overrides: Mapping[str
     from gateway.config.file import has_keys
     from gateway.config.find import find_config
     from gateway.config.keys import key_warnings
+    from gateway.engines.head_start import end_unused
     from gateway.lanes.memory.needs import FILE as MEMORY_FILE
     from gateway.lanes.memory.needs import Needs
     from gateway.monitoring import logs, output
@@ -121,6 +128,7 @@ def _serve(arguments: argparse.Namespace, config: Config, overrides: Mapping[str
 
     def greet_when_ready() -> None:
         tasks.append(asyncio.create_task(greet(config, app.state.router, port)))
+        asyncio.get_running_loop().call_later(_TAKEN_S, end_unused)
 
     def stopping(requests: int) -> None:
         for task in tasks:  # no greeting of a gateway that ends

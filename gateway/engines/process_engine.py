@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 from gateway.config.tables import GenieModel, LocalModel
 from gateway.engines.base import EngineStatus
+from gateway.engines.head_start import take_worker
 from gateway.engines.local.integrity import IntegrityCheck
 from gateway.engines.local.process import Entry, WorkerProcess, spec_of
 from gateway.engines.local.prompts import Prompts
@@ -140,7 +141,9 @@ class ProcessEngine(ABC, Generic[Run]):
             await self._prompts.aclose()
 
     def _worker(self, on_frame: Callable[[FromWorker], None]) -> WorkerProcess:
-        return WorkerProcess(self._name, spec_of(self._model, self._path), on_frame, self._entry)
+        spec = spec_of(self._model, self._path)
+        spawned = take_worker(self._name, spec, self._entry)
+        return WorkerProcess(self._name, spec, on_frame, self._entry, spawned)
 
     def _ready_prompts(self) -> Prompts:
         """Raises ModelNotReady unless the worker can take a request."""

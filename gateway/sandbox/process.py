@@ -52,6 +52,12 @@ class Sandbox:
         """The process that answers now. None: there is none, or it has just been started."""
         return self._child.pid if self._child is not None else None
 
+    def begin(self) -> None:
+        """Start the process if it does not run, and do not wait for its setup. Raises SandboxUnavailable."""
+        with self._lock:
+            if self._child is None:
+                self._spawn()
+
     def start(self) -> bytes:
         """Start the process if it does not run. Returns the reply of its setup. Raises SandboxUnavailable."""
         with self._lock:

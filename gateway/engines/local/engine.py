@@ -24,6 +24,7 @@ from gateway.common_prefix import common_prefix
 from gateway.config.tables import GenieModel, LocalModel
 from gateway.engines.base import Emit, EngineStatus, Plan, Prepared
 from gateway.engines.context import max_answer_tokens
+from gateway.engines.head_start import take_prompts
 from gateway.engines.local.events import FrameTranslator
 from gateway.engines.local.greedy_only import CAPABILITIES, GREEDY, check_greedy_only
 from gateway.engines.local.process import Entry
@@ -147,6 +148,9 @@ class LocalEngine(ProcessEngine[FrameTranslator]):
         )
         self._sampling = bundle.sampling
         self._genie = bundle if isinstance(bundle, GenieBundle) else None  # another try can find another bundle
+        if isinstance(model, LocalModel) and not isinstance(bundle, GenieBundle):
+            begun = take_prompts(self._name, self._path, model.dialect, model.tokenizer)
+            return begun or Prompts(bundle, model.dialect)
         if not isinstance(bundle, GenieBundle):
             return Prompts(bundle, model.dialect)
         return Prompts(bundle, model.dialect, end_strings=bundle.end_strings)

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -42,6 +43,30 @@ _KILL_S = 5.0  # limit of the wait for a killed process or a thread
 Entry = Callable[[Connection, WorkerSpec, Activity], None]
 
 
+class Spawned(NamedTuple):
+    """A process that runs, our end of its pipe, and what it does now, in shared memory."""
+
+    process: SpawnProcess
+    connection: Any  # a Connection, on Windows a PipeConnection
+    activity: Activity
+
+
+def spawn(name: str, spec: WorkerSpec, entry: Entry, activity: Activity | None = None) -> Spawned:
+    """Spawn the worker of the model `name`. Raises OSError, RuntimeError or MemoryError if the system refuses it."""
+    context = multiprocessing.get_context("spawn")
+    activity = activity or Activity(context)
+    ours, theirs = context.Pipe()
+    process = context.Process(target=entry, args=(theirs, spec, activity), name=f"{name} worker", daemon=True)
+    try:
+        process.start()
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return Spawned(process, ours, activity)
+
+
 class WorkerProcess:
     """Spawned by `start`, gone after `stop`. Cannot be started again.
 
@@ -49,16 +74,22 @@ class WorkerProcess:
         name: of the model; part of the names of the process and its threads.
         on_frame: called on the event loop with each frame, in order.
         entry: the function that runs in the process; it must be importable.
+        spawned: the process, if it has been spawned before.
     """
 
     def __init__(
-        self, name: str, spec: WorkerSpec, on_frame: Callable[[FromWorker], None], entry: Entry = local_worker
+        self,
+        name: str,
+        spec: WorkerSpec,
+        on_frame: Callable[[FromWorker], None],
+        entry: Entry = local_worker,
+        spawned: Spawned | None = None,
     ) -> None:
         self._name, self._spec, self._entry = name, spec, entry
         self._on_frame = on_frame
-        self._context = multiprocessing.get_context("spawn")
+        self._spawned = spawned
         #: What the process does now, in shared memory.
-        self.activity = Activity(self._context)
+        self.activity = spawned.activity if spawned else Activity(multiprocessing.get_context("spawn"))
         self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
         self._process: SpawnProcess | None = None
         self.pid: int | None = None  # None before `start`
@@ -104,17 +135,8 @@ class WorkerProcess:
         await asyncio.shield(self._ending)
 
     def _spawn(self) -> None:
-        ours, theirs = self._context.Pipe()
-        arguments = (theirs, self._spec, self.activity)
-        process = self._context.Process(target=self._entry, args=arguments, name=f"{self._name} worker", daemon=True)
-        try:
-            process.start()
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        self._connection, self._process, self.pid = ours, process, process.pid
+        spawned = self._spawned or spawn(self._name, self._spec, self._entry, self.activity)
+        self._connection, self._process, self.pid = spawned.connection, spawned.process, spawned.process.pid
         for what, target in (("reader", self._read), ("writer", self._write)):
             thread = threading.Thread(target=target, name=f"{self._name} {what}", daemon=True)
             thread.start()

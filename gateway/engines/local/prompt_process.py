@@ -65,6 +65,15 @@ class PromptProcess:
         #: The token that ends an answer by the tokenizer's configuration, after `start`. None: it names none.
         self.end_id: int | None = None
 
+    def begin(self) -> None:
+        """Start the process for short requests, and do not wait for it. Raises SandboxUnavailable."""
+        self._short.sandbox.begin()
+
+    def end(self) -> None:
+        """End the processes, before a request. Blocks until they are gone."""
+        for lane in (self._short, self._long):
+            lane.sandbox.close()
+
     async def start(self) -> Vocabulary:
         """Start the process for short requests. Raises BundleError."""
         try:

@@ -91,6 +91,14 @@ class Prompts:
         assert self._tokens is not None
         return self._tokens
 
+    def begin(self) -> None:
+        """Start the process, and do not wait for it: `start` does. Raises SandboxUnavailable."""
+        self._process.begin()
+
+    def end(self) -> None:
+        """End the processes. Blocks until they are gone."""
+        self._process.end()
+
     async def start(self) -> None:
         """Start the process and read the vocabulary. Raises BundleError for text files that cannot be read."""
         self._tokens = await self._process.start()

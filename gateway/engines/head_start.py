@@ -1,0 +1,121 @@
+"""Starts the processes of one model before this process has imported its server, so that both happen at the same time.
+
+To import the server takes half as long as to load a model of a billion weights. The engine of the model takes the
+processes if it would start them in the same way; else it starts others, and these are ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from gateway.config.tables import Config, LocalModel
+from gateway.engines.local.process import Entry, Spawned, spawn, spec_of
+from gateway.errors import GatewayError
+from gateway.sandbox.process import SandboxUnavailable
+from gateway.worker.entry import local_worker
+from gateway.worker.frames import WorkerSpec
+
+if TYPE_CHECKING:
+    from gateway.engines.local.prompts import Prompts
+
+_END_S = 5.0
+_FAULTS = (GatewayError, SandboxUnavailable, OSError, RuntimeError, ValueError, MemoryError)
+
+
+class _Worker(Struct, frozen=True):
+    spec: WorkerSpec
+    spawned: Spawned
+
+
+class _Prompts(Struct, frozen=True):
+    folder: Path
+    dialect: str
+    tokenizer: str
+    prompts: Prompts
+
+
+_workers: dict[str, _Worker] = {}  # by the name of the model
+_prompts: dict[str, _Prompts] = {}
+
+
+@contextmanager
+def head_start(config: Config, only: str | None = None) -> Iterator[None]:
+    """Start the processes of the first model that is loaded with the gateway. At the end of the block, end them if no
+    engine has taken them.
+
+    Args:
+        only: the name of the model to serve; None: all models.
+    """
+    try:
+        for name, model in config.models.items():
+            if only in (None, name) and isinstance(model, LocalModel) and model.load == "start":
+                with suppress(*_FAULTS):  # the engine reports it
+                    _start(name, model, config)
+                break
+        yield
+    finally:
+        end_unused()
+
+
+def take_worker(name: str, spec: WorkerSpec, entry: Entry) -> Spawned | None:
+    """The worker of a model, once. None: there is none, or it was started in another way."""
+    worker = _workers.get(name)
+    if worker is None or entry is not local_worker or worker.spec != spec:
+        return None
+    return _workers.pop(name).spawned
+
+
+def take_prompts(name: str, folder: Path, dialect: str, tokenizer: str) -> Prompts | None:
+    """The processes for the prompts of a model, once. None: as for `take_worker`."""
+    found = _prompts.get(name)
+    if found is None or (found.folder, found.dialect, found.tokenizer) != (folder, dialect, tokenizer):
+        return None
+    return _prompts.pop(name).prompts
+
+
+def end_unused() -> None:
+    """End the processes that no engine has taken. Blocks until they are gone."""
+    while _workers:
+        _, worker = _workers.popitem()
+        worker.spawned.process.kill()
+        worker.spawned.process.join(_END_S)
+        worker.spawned.connection.close()
+    while _prompts:
+        _, found = _prompts.popitem()
+        found.prompts.end()
+
+
+def _start(name: str, model: LocalModel, config: Config) -> None:
+    from gateway.bundles.encoder.bundle import is_encoder_bundle
+    from gateway.bundles.kv_cache.window import read_window
+    from gateway.bundles.stamp import plan_start
+    from gateway.lanes.memory.needs import budget_bytes
+    from gateway.qnn.detect import npu_for, variant_here
+
+    plan = plan_start(model, config.models_dir, lambda: npu_for(model.provider) is not None)
+    if not plan.is_ready or plan.waits_for_npu:
+        return
+    folder = config.models_dir / variant_here(plan.folder, model.provider)
+    budget, configured = budget_bytes(config.memory), model.context_length
+    window = read_window(folder, sequences=model.max_sequences, configured=configured, budget_bytes=budget)
+    if is_encoder_bundle(folder) or (window and window.refusal(budget)):
+        return
+    context = window.context if window and window.note else configured
+    spec = spec_of(replace(model, context_length=context), folder)
+    _workers[name] = _Worker(spec, spawn(name, spec, local_worker))
+    _prompts[name] = _Prompts(folder, model.dialect, model.tokenizer, _open_prompts(model, folder))
+
+
+def _open_prompts(model: LocalModel, folder: Path) -> Prompts:
+    from gateway.bundles.open import open_bundle
+    from gateway.engines.local.prompts import Prompts
+
+    prompts = Prompts(open_bundle(folder, model.dialect, model.tokenizer), model.dialect)
+    prompts.begin()
+    return prompts

@@ -1,0 +1,71 @@
+"""The processes that start before the server is imported: the engine takes them, or they end."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import psutil
+from msgspec.structs import replace
+
+from gateway.config.tables import Config, LocalModel, ModelConfig
+from gateway.engines import head_start
+from gateway.engines.head_start import end_unused, take_worker
+from gateway.engines.local.engine import LocalEngine
+from gateway.worker.entry import local_worker
+
+
+def config_of(**models: ModelConfig) -> Config:
+    return Config(models=models, models_dir=Path("/"))
+
+
+def children() -> set[int]:
+    return {child.pid for child in psutil.Process().children() if "resource_tracker" not in " ".join(child.cmdline())}
+
+
+def test_engine_takes_the_processes_that_have_started(tiny: Path) -> None:
+    async def load() -> int | None:
+        engine = LocalEngine("m", model, Path("/"))
+        await engine.start()
+        try:
+            assert children() - before == begun  # no further process
+            return engine.status.pid
+        finally:
+            await engine.aclose()
+
+    model, before = LocalModel(path=str(tiny), threads=1), children()
+    with head_start.head_start(config_of(other=LocalModel(path=str(tiny), load="demand"), m=model)):
+        begun = children() - before
+        assert len(begun) == 2
+        assert asyncio.run(load()) in begun
+        assert not head_start._workers and not head_start._prompts
+    assert not children() & begun
+
+
+def test_processes_that_no_engine_takes_end(tiny: Path) -> None:
+    before = children()
+    with head_start.head_start(config_of(m=LocalModel(path=str(tiny), threads=1))):
+        begun, spec = children() - before, head_start._workers["m"].spec
+        assert len(begun) == 2
+        assert take_worker("other", spec, local_worker) is None
+        assert take_worker("m", replace(spec, threads=2), local_worker) is None
+        end_unused()
+        assert not children() & begun
+        assert take_worker("m", spec, local_worker) is None
+
+
+def test_nothing_starts_that_the_gateway_would_not_start(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    before = children()
+    for model in (
+        LocalModel(path=str(tmp_path / "missing")),
+        LocalModel(path=str(tmp_path / "missing"), source="other.gguf"),
+        LocalModel(path=str(tiny), load="demand"),
+    ):
+        with head_start.head_start(config_of(m=model)):
+            assert children() == before
+    with head_start.head_start(config_of(m=LocalModel(path=str(tiny))), only="another"):
+        assert children() == before
+    with head_start.head_start(config_of(m=LocalModel(path=str(tmp_path / "broken")))):
+        pass
+    assert children() == before
