@@ -30,7 +30,7 @@ from gateway.worker.decoders.base import DecoderSpec, KVCache, Logits
 from gateway.worker.decoders.cpu_cache import SlotBuffers, SlotCache
 from gateway.worker.decoders.invariance import is_batch_invariant
 from gateway.worker.decoders.onnx import SessionOptions, numpy_dtype, open_session, running_failed
-from gateway.worker.decoders.row_record import RowRecord, Rows
+from gateway.worker.decoders.row_record import RowRecord, Rows, rows_of
 from gateway.worker.decoders.threads import default_threads
 
 PROMPT_WIDTH = 64  # wider chunks (measured up to 512) cost the same per token and delay other streams longer
@@ -81,7 +81,9 @@ class CpuDecoder:
             placement=placement(session),
         )
         settings = slots > 1, context_length, options.threads or default_threads()
-        self._use_rows(RowRecord(path, settings) if keeps_record else None)
+        record = RowRecord(path, settings) if keeps_record else None
+        self.row_multiple, batch_invariant = rows_of(record, self._graph.row_multiples, self._check_rows)
+        self._spec = replace(self._spec, is_batch_invariant=batch_invariant)
 
     @property
     def spec(self) -> DecoderSpec:
@@ -125,16 +127,6 @@ class CpuDecoder:
         self._runs.clear()
         self._caches.clear()
         del self._graph, self._buffers
-
-    def _use_rows(self, record: RowRecord | None) -> None:
-        """Compute a multiple of rows with which the decoder is batch-invariant, by the record or by a check."""
-        rows = record.read() if record else None
-        if rows is None or rows.multiple not in self._graph.row_multiples:
-            rows = self._check_rows()
-            if record:
-                record.write(rows)
-        self.row_multiple = rows.multiple
-        self._spec = replace(self._spec, is_batch_invariant=rows.is_batch_invariant)
 
     def _check_rows(self) -> Rows:
         """The first multiple with which the decoder is batch-invariant. If there is none, no padding rows."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import onnxruntime as ort
 from msgspec import Struct
@@ -27,7 +28,7 @@ _CHECK = 1
 _PROCESSOR_LINES = ("vendor_id", "cpu family", "model", "stepping", "flags", "features", "cpu ")
 
 
-class Rows(Struct, frozen=True):
+class Rows(NamedTuple):
     """What the check found: the graph computes a multiple of `multiple` rows, and is batch-invariant with it or not."""
 
     multiple: int
@@ -66,6 +67,16 @@ class RowRecord:
 
     def write(self, rows: Rows) -> None:
         write_record(self._file, _Record(self._conditions, rows))
+
+
+def rows_of(record: RowRecord | None, multiples: Sequence[int], check: Callable[[], Rows]) -> Rows:
+    """By the record, or by a check, which is recorded. `multiples`: those that the graph can compute."""
+    rows = record.read() if record else None
+    if rows is None or rows.multiple not in multiples:
+        rows = check()
+        if record:
+            record.write(rows)
+    return rows
 
 
 def processor() -> str:
