@@ -220,6 +220,7 @@ class TestImports:
 
     def test_environment_is_read_only_by_the_config_loader(self) -> None:
         readers = {"config/file.py", "config/find.py", "config/package_index.py", "bundles/disk.py", "__init__.py"}
+        readers |= {"worker/decoders/row_record.py"}  # variables of ONNX Runtime, which select its kernels
         found = {relative(file) for file in sources() if "os.environ" in file.read_text(encoding="utf-8")}
         assert {path for path in found if "os.environ" in ast.unparse(tree(PACKAGE / path))} == readers
 

@@ -58,9 +58,11 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.commands.pinned import pin
 
     pin()
+    from gateway.commands.models.prepare import first_ready
     from gateway.engines.head_start import head_start
+    from gateway.lanes.memory.needs import budget_bytes
 
-    with head_start(config, arguments.model):
+    with head_start(first_ready(config, arguments.model), config.models_dir, budget_bytes(config.memory)):
         from gateway.server.server import hangup_before_start
 
         with hangup_before_start():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway.config.tables import Config, LocalModel
+from gateway.config.tables import LocalModel
 from gateway.engines.local.process import Entry, Spawned, spawn, spec_of
 from gateway.errors import GatewayError
 from gateway.sandbox.process import SandboxUnavailable
@@ -45,19 +45,18 @@ _prompts: dict[str, _Prompts] = {}
 
 
 @contextmanager
-def head_start(config: Config, only: str | None = None) -> Iterator[None]:
-    """Start the processes of the first model that is loaded with the gateway. At the end of the block, end them if no
-    engine has taken them.
+def head_start(found: tuple[str, LocalModel] | None, models_dir: Path, budget_bytes: float) -> Iterator[None]:
+    """Start the processes of a model. At the end of the block, end them if no engine has taken them.
 
     Args:
-        only: the name of the model to serve; None: all models.
+        found: the name and the table of the model, with the path of its bundle; None: no model.
+        models_dir: the folder that the path is relative to.
+        budget_bytes: for all models together; it limits the context.
     """
     try:
-        for name, model in config.models.items():
-            if only in (None, name) and isinstance(model, LocalModel) and model.load == "start":
-                with suppress(*_FAULTS):  # the engine reports it
-                    _start(name, model, config)
-                break
+        if found:
+            with suppress(*_FAULTS):  # the engine reports it
+                _start(*found, models_dir, budget_bytes)
         yield
     finally:
         end_unused()
@@ -91,20 +90,14 @@ def end_unused() -> None:
         found.prompts.end()
 
 
-def _start(name: str, model: LocalModel, config: Config) -> None:
+def _start(name: str, model: LocalModel, models_dir: Path, budget_bytes: float) -> None:
     from gateway.bundles.encoder.bundle import is_encoder_bundle
     from gateway.bundles.kv_cache.window import read_window
-    from gateway.bundles.stamp import plan_start
-    from gateway.lanes.memory.needs import budget_bytes
-    from gateway.qnn.detect import npu_for, variant_here
 
-    plan = plan_start(model, config.models_dir, lambda: npu_for(model.provider) is not None)
-    if not plan.is_ready or plan.waits_for_npu:
-        return
-    folder = config.models_dir / variant_here(plan.folder, model.provider)
-    budget, configured = budget_bytes(config.memory), model.context_length
-    window = read_window(folder, sequences=model.max_sequences, configured=configured, budget_bytes=budget)
-    if is_encoder_bundle(folder) or (window and window.refusal(budget)):
+    folder = models_dir / model.path
+    configured = model.context_length
+    window = read_window(folder, sequences=model.max_sequences, configured=configured, budget_bytes=budget_bytes)
+    if is_encoder_bundle(folder) or (window and window.refusal(budget_bytes)):
         return
     context = window.context if window and window.note else configured
     spec = spec_of(replace(model, context_length=context), folder)

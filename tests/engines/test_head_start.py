@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 
 import psutil
 from msgspec.structs import replace
 
+from gateway.commands.models.prepare import first_ready
 from gateway.config.tables import Config, LocalModel, ModelConfig
 from gateway.engines import head_start
 from gateway.engines.head_start import end_unused, take_worker
@@ -25,7 +27,7 @@ def children() -> set[int]:
 
 def test_engine_takes_the_processes_that_have_started(tiny: Path) -> None:
     async def load() -> int | None:
-        engine = LocalEngine("m", model, Path("/"))
+        engine = LocalEngine("m", found[1], Path("/"))
         await engine.start()
         try:
             assert children() - before == begun  # no further process
@@ -33,8 +35,11 @@ def test_engine_takes_the_processes_that_have_started(tiny: Path) -> None:
         finally:
             await engine.aclose()
 
-    model, before = LocalModel(path=str(tiny), threads=1), children()
-    with head_start.head_start(config_of(other=LocalModel(path=str(tiny), load="demand"), m=model)):
+    before = children()
+    other, model = LocalModel(path=str(tiny), load="demand"), LocalModel(path=str(tiny), threads=1)
+    found = first_ready(config_of(other=other, m=model))
+    assert found is not None and found[0] == "m"
+    with head_start.head_start(found, Path("/"), math.inf):
         begun = children() - before
         assert len(begun) == 2
         assert asyncio.run(load()) in begun
@@ -44,7 +49,7 @@ def test_engine_takes_the_processes_that_have_started(tiny: Path) -> None:
 
 def test_processes_that_no_engine_takes_end(tiny: Path) -> None:
     before = children()
-    with head_start.head_start(config_of(m=LocalModel(path=str(tiny), threads=1))):
+    with head_start.head_start(("m", LocalModel(path=str(tiny), threads=1)), Path("/"), math.inf):
         begun, spec = children() - before, head_start._workers["m"].spec
         assert len(begun) == 2
         assert take_worker("other", spec, local_worker) is None
@@ -55,17 +60,16 @@ def test_processes_that_no_engine_takes_end(tiny: Path) -> None:
 
 
 def test_nothing_starts_that_the_gateway_would_not_start(tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / "broken").mkdir()
-    before = children()
+    missing = str(tmp_path / "missing")
     for model in (
-        LocalModel(path=str(tmp_path / "missing")),
-        LocalModel(path=str(tmp_path / "missing"), source="other.gguf"),
+        LocalModel(path=missing),
+        LocalModel(path=missing, source="other.gguf"),
         LocalModel(path=str(tiny), load="demand"),
     ):
-        with head_start.head_start(config_of(m=model)):
-            assert children() == before
-    with head_start.head_start(config_of(m=LocalModel(path=str(tiny))), only="another"):
+        assert first_ready(config_of(m=model)) is None
+    assert first_ready(config_of(m=LocalModel(path=str(tiny))), only="another") is None
+    before = children()
+    for found in (None, ("m", LocalModel(path=missing))):
+        with head_start.head_start(found, Path("/"), math.inf):
+            pass
         assert children() == before
-    with head_start.head_start(config_of(m=LocalModel(path=str(tmp_path / "broken")))):
-        pass
-    assert children() == before

@@ -67,6 +67,29 @@ def _require_bundle(model: GenieModel) -> None:
         raise BundleError(f"There is no bundle {path}. `npu-gateway pull` downloads one; `path` names its folder.")
 
 
+def first_ready(config: Config, only: str | None = None) -> tuple[str, LocalModel] | None:
+    """The first model that is loaded with the gateway, as `prepare` returns it. None: it is not local, or not built.
+
+    Args:
+        only: the name of the model to serve; None: all models.
+    """
+    for name, model in config.models.items():
+        if only in (None, name) and isinstance(model, LocalModel) and model.load == "start":
+            path = _ready_path(model, config.models_dir)
+            return (name, replace(model, path=str(path))) if path else None
+    return None
+
+
+def _ready_path(model: LocalModel, models_dir: Path) -> Path | None:
+    """The folder of the bundle. None: it is not built, or `prepare` has something to report."""
+    try:
+        plan = plan_start(model, models_dir, lambda: npu_for(model.provider) is not None)
+        is_ready = plan.is_ready and not plan.waits_for_npu
+        return variant_here(plan.folder, model.provider) if is_ready else None
+    except (BundleError, OSError):
+        return None
+
+
 def prepare_model(name: str, model: LocalModel, models_dir: Path) -> LocalModel:
     """As `prepare`, for one model. Raises BundleError."""
     return _prepared(name, model, models_dir, lambda provider: npu_for(provider) is not None)
