@@ -20,7 +20,7 @@ from gateway.bundles.replace import finish_replacement
 from gateway.errors import BundleError
 
 #: Increase this number when the builder's output for the same source changes. An older bundle is then built again.
-BUNDLE_FORMAT = 10
+BUNDLE_FORMAT = 11
 STAMP_FILE = "bundle.json"
 RECIPE_FILE = "recipe.json"  # of an unfinished build: what it makes
 UNFINISHED = ".build"  # in the models folder: the finished pieces of bundles that are being built

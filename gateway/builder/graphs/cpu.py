@@ -9,9 +9,10 @@ Inputs:  input_ids int64 (batch, sequence) · attention_mask int64 (batch, total
 Outputs: logits float32 (batch, kept, vocab) · present.%d.key/value
 Metadata: activations, "int8" or "float": see 5
 
-1. 4-bit blocks with a minimum keep the numbers of the file. The kernel is fast only without float zero points. A weight
-   is then scale * (quant - 8). A small float product adds the rest: (minimum + 8 * scale) times the sum of the block's
-   inputs. Refitting the blocks instead changes 20 % of the top-1 answers.
+1. 4-bit blocks with a minimum keep the numbers of the file. The kernel is fast only with whole zero points. With int8
+   activations, the minimum is rounded to a whole zero point, and the rest is the weight of two more inputs, both the sum
+   of the block's inputs (`quantise.with_sums_as_inputs`). With float activations, the kernel's zero point is 8, and a
+   small float product adds the rest. Refitting the blocks instead changes 20 % of the top-1 answers.
 2. The embedding and a tied head read the same 8-bit tensor.
 3. The last layer computes only the positions whose logits are kept, right after its attention.
 4. Outside attention, a value is a matrix with one row for each token, so that one node multiplies and adds.
@@ -40,6 +41,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 from onnx import TensorProto
 
 from gateway.builder.graphs.attention import AttentionWriter, rope_tables
@@ -70,6 +72,7 @@ def write_cpu_graph(
         cache: the element type of the keys and values; None: what is best on this processor.
     """
     matrices = source if isinstance(source, Matrices) else Matrices(source)
+    matrices = replace(matrices, larger_blocks=activations == "int8")
     with GraphWriter(path) as graph:
         writer = _CpuGraph(matrices, graph, activations, cache or _best_cache())
         writer.declare_inputs_and_outputs()

@@ -23,12 +23,14 @@ class Packed(Struct, frozen=True, kw_only=True):
     """A matrix that was written as constants: their names, and the attributes for the kernel.
 
     `missing`: (blocks, rows), what the kernel omits from every weight of a block. None: it omits nothing.
+    `sums`: how many sums of blocks of x follow x, two times. 0: none (quantise.with_sums_as_inputs).
     """
 
     quants: str
     scales: str
     zeros: str | None
     missing: str | None = None
+    sums: int = 0
     rows: int
     columns: int
     bits: int
@@ -62,6 +64,7 @@ class LinearWriter:
         self._accuracy_level = accuracy_level
         self._rank = rank
         self._block_sums: dict[tuple[str, int], str] = {}
+        self._with_sums: dict[tuple[str, int], str] = {}
         self._two_rows: dict[tuple[str, int], str] = {}
         self._in_blocks: dict[tuple[str, int], str] = {}
 
@@ -85,6 +88,10 @@ class LinearWriter:
             floats = graph.constant(f"{name}.floats", blocks)
             return Packed(quants=floats, scales="", zeros=None, rows=rows, columns=columns, bits=16, block_size=0)
         blocks = quantise.centred(blocks)
+        sums = 0
+        if self._accuracy_level == INT8_ACTIVATIONS and blocks.bits == 4 and _missing(blocks) is not None:
+            sums = blocks.scale.shape[1]
+            blocks = quantise.with_sums_as_inputs(blocks)
         zeros, missing = _zero_points(blocks), _missing(blocks)
         rows, count = blocks.scale.shape
         quants = _pairs(blocks.quants) if blocks.bits == 4 else blocks.quants.view(np.uint8) ^ np.uint8(128)
@@ -94,6 +101,7 @@ class LinearWriter:
             zeros=None if zeros is None else graph.constant(f"{name}.zeros", zeros),
             missing=None if missing is None else graph.constant(f"{name}.missing", missing.T.astype(self._dtype)),
             rows=rows,
+            sums=sums,
             columns=count * blocks.block_size,
             bits=blocks.bits,
             block_size=blocks.block_size,
@@ -110,6 +118,8 @@ class LinearWriter:
                 return self._graph.node("Gemm", [x, floats], output, transB=1)
             weights = self._graph.node("Transpose", [floats], f"{output}.transposed", perm=[1, 0])
             return self._graph.node("MatMul", [x, weights], output)
+        if matrix.sums:
+            x = self._followed_by_sums(x, matrix.block_size, -matrix.sums % matrix.block_size)
         if matrix.missing is not None:
             return self._corrected(matrix, matrix.missing, x, output)
         if matrix.bits in self._finer:
@@ -209,6 +219,17 @@ class LinearWriter:
                 "ReduceSum", [self._blocks(x, size), last], f"{x}.sums_of_{size}", keepdims=0
             )
         return self._block_sums[key]
+
+    def _followed_by_sums(self, x: str, size: int, padding: int) -> str:
+        """x, and two times the sums of its blocks of `size` and `padding` zeros: see `quantise.with_sums_as_inputs`."""
+        key = (x, size)
+        if key not in self._with_sums:
+            sums, graph = self.sums(x, size), self._graph
+            if padding:
+                pads = np.array([0] * (2 * self._rank - 1) + [padding])
+                sums = graph.node("Pad", [sums, graph.constant(f"padding_{padding}", pads)], f"{sums}.padded")
+            self._with_sums[key] = graph.node("Concat", [x, sums, sums], f"{x}.and_sums_of_{size}", axis=-1)
+        return self._with_sums[key]
 
     def _blocks(self, x: str, size: int) -> str:
         """(..., columns) -> (..., blocks, size)"""

@@ -29,7 +29,12 @@ def _note(name: str, tensor: Any) -> str:
         return f"{name} becomes 8-bit blocks with an error of {_error(_values(tensor, rows))}"
     if name not in gguf_blocks.FEWER_BITS:
         return ""
-    return f"{name} ({gguf_blocks.FEWER_BITS[name]} bits) becomes {blocks.bits}-bit blocks with the same values"
+    sentence = f"{name} ({gguf_blocks.FEWER_BITS[name]} bits) becomes {blocks.bits}-bit blocks"
+    if blocks.bits == 4 or (larger := quantise.in_larger_blocks(blocks, quantise.BLOCK)) is blocks:
+        return f"{sentence} with the same values"
+    values = blocks.values()
+    error = _relative(larger.values() - values, values)
+    return f'{sentence} with an error of {error}, or, with activations = "float", with the same values'
 
 
 def _values(tensor: Any, rows: NDArray[Any]) -> NDArray[np.float32]:
@@ -37,6 +42,9 @@ def _values(tensor: Any, rows: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _error(values: NDArray[np.float32]) -> str:
+    return _relative(quantise.eight_bit(values).values() - values, values)
+
+
+def _relative(rounding: NDArray[Any], values: NDArray[Any]) -> str:
     """The root mean square of the rounding, relative to that of the values."""
-    rounding = quantise.eight_bit(values).values() - values
     return f"{np.linalg.norm(rounding) / max(float(np.linalg.norm(values)), 1e-30):.2%}"

@@ -377,6 +377,16 @@ def test_int8_activations_set_accuracy_level_4_on_each_product(tmp_path: Path) -
     assert 1e-2 < error < 2
 
 
+@pytest.mark.parametrize("stored_as", ["Q4_1", "Q5_1"])
+def test_int8_activations_need_no_float_product_for_minimums(tmp_path: Path, stored_as: str) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", stored_as=stored_as)
+    write_cpu_graph(open_source(path), tmp_path / "model.onnx", lambda share: None)
+    kinds = {node.op_type for node in onnx.load(tmp_path / "model.onnx", load_external_data=False).graph.node}
+    assert "MatMulNBits" in kinds and not kinds & {"Gemm", "MatMul"}
+    error = BareSession(tmp_path / "model.onnx").feed([_IDS])[0] - Oracle(read_gguf(path)).forward(_IDS)
+    assert 0.01 < np.sqrt(np.square(error).mean()) < 0.4  # 0.25 was measured; logits reach 12
+
+
 @pytest.mark.parametrize("keep", [1, 3, len(_IDS), 0])
 def test_logits_to_keep_returns_only_last_positions(graph: Path, same: Compare, keep: int) -> None:
     whole = BareSession(graph).feed([_IDS])[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from gateway.builder.graphs import quantise
 from gateway.builder.sources.source import Blocks
@@ -99,3 +100,31 @@ def test_as_eight_bit_is_lossless_for_symmetric_blocks() -> None:
     assert wide is not None and wide.bits == 8
     np.testing.assert_allclose(_meaning(wide), _meaning(symmetric), atol=1e-6)
     assert quantise.as_eight_bit(Blocks(bits=4, scale=scale, minimum=scale, quants=quants)) is None
+
+
+def test_sums_as_inputs_replace_minimums() -> None:
+    """The error is a 450th of a step where the minimum is between 0 and 15 steps."""
+    scale = _RANDOM.uniform(0.5, 2, (16, 40)).astype(np.float32)
+    scale[0] = 0
+    minimum = scale * _RANDOM.uniform(-15, 0, scale.shape).astype(np.float32)
+    blocks = Blocks(bits=4, scale=scale, minimum=minimum, quants=_RANDOM.integers(0, 16, (16, 40, 32)).astype(np.uint8))
+    found = quantise.with_sums_as_inputs(blocks)
+    zeros = np.rint(-found.minimum / np.where(found.scale == 0, 1, found.scale))
+    np.testing.assert_array_equal(found.minimum, -zeros * found.scale)
+    assert zeros.min() >= 0 and zeros.max() <= 15
+    assert found.quants.shape == (16, 40 + 2 * 2, 32)  # 40 sums end at a whole block
+    weights, digits = found.values()[:, : 40 * 32], found.values()[:, 40 * 32 :]
+    each = (digits[:, :64] + digits[:, 64:])[:, :40, None]  # what the sum of a block adds to each of its weights
+    error = np.abs((weights.reshape(16, 40, 32) + each) - blocks.values().reshape(16, 40, 32))
+    assert error.max() < 2 / 450 + 1e-5  # 2 is the largest step
+
+
+def test_larger_blocks_round_only_what_the_kernel_multiplies_slowly() -> None:
+    quants = _RANDOM.integers(-32, 32, (300, 12, 16)).astype(np.int8)
+    small = Blocks(bits=8, scale=np.ones((300, 12), np.float32), minimum=np.zeros((300, 12), np.float32), quants=quants)
+    found = quantise.in_larger_blocks(small, 128)
+    assert found.quants.shape == (300, 3, 64)  # 128 does not divide 192
+    assert 0 < _relative_error(found, small.values()) < 0.005
+    assert quantise.in_larger_blocks(found, 128) is found
+    offset = replace(found, minimum=found.scale)
+    np.testing.assert_allclose(quantise.in_larger_blocks(offset, 32).values(), offset.values(), atol=0.2)

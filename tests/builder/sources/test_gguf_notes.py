@@ -28,13 +28,23 @@ def notes(**tensors: Any) -> tuple[str, ...]:
     [
         *[(name, "") for name in ("Q4_0", "Q4_1", "Q4_K", "Q8_0")],
         *[(f"Q{bits}_K", f"Q{bits}_K ({bits} bits) becomes 4-bit blocks with the same values") for bits in (2, 3)],
-        *[(f"Q{bits}_K", f"Q{bits}_K ({bits} bits) becomes 8-bit blocks with the same values") for bits in (5, 6)],
         ("IQ4_NL", "IQ4_NL (4 bits) becomes 8-bit blocks with the same values"),
     ],
 )
 def test_format_with_fewer_bits_than_its_blocks_is_one_sentence(name: str, sentence: str) -> None:
     assert notes(weight=tensor(name)) == ((sentence,) if sentence else ())
     assert name in BLOCK_FORMATS
+
+
+@pytest.mark.parametrize(("name", "bits"), [("Q5_1", 5), ("Q5_K", 5), ("Q6_K", 6)])
+def test_format_that_the_kernel_multiplies_slowly_is_a_sentence_with_the_error(name: str, bits: int) -> None:
+    (note,) = notes(weight=tensor(name))
+    found = re.fullmatch(
+        rf"{name} \({bits} bits\) becomes 8-bit blocks with an error of (\d\.\d\d)%, "
+        r'or, with activations = "float", with the same values',
+        note,
+    )
+    assert found and 0 < float(found[1]) < 1
 
 
 def test_format_that_no_block_has_is_a_sentence_with_the_error() -> None:
