@@ -10,8 +10,8 @@ Outputs: logits float32 (batch, kept, vocab) · present.%d.key/value
 Metadata: activations, "int8" or "float": see 5
 
 1. 4-bit blocks with a minimum keep the numbers of the file. The kernel is fast only with whole zero points. With int8
-   activations, the minimum is rounded to a whole zero point, and the rest is the weight of two more inputs, both the sum
-   of the block's inputs (`quantise.with_sums_as_inputs`). With float activations, the kernel's zero point is 8, and a
+   activations, the minimum is rounded to a whole zero point. The rest is the weight of two more inputs, each the sum of
+   the block's inputs (`quantise.with_sums_as_inputs`). With float activations, the kernel's zero point is 8, and a
    small float product adds the rest. Refitting the blocks instead changes 20 % of the top-1 answers.
 2. The embedding and a tied head read the same 8-bit tensor.
 3. The last layer computes only the positions whose logits are kept, right after its attention.
