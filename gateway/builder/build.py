@@ -22,8 +22,9 @@ from gateway.builder.loss.reference import compute_reference
 from gateway.builder.size import cpu_bytes, layer_weights
 from gateway.builder.sources.detect import open_source
 from gateway.builder.sources.source import ModelSource
+from gateway.bundles.bundle import is_of_machine
 from gateway.bundles.disk import folder_bytes, require_space, require_writable
-from gateway.bundles.hashes import CHECKED_FILE, HASHES_FILE, check_hashes, write_hashes
+from gateway.bundles.hashes import HASHES_FILE, check_hashes, write_hashes
 from gateway.bundles.replace import new_folder
 from gateway.bundles.stamp import (
     BUNDLE_FORMAT,
@@ -133,7 +134,7 @@ def _copy_files(source: Path, folder: Path) -> None:
         target = folder / Path(path).relative_to(source)
         target.mkdir(exist_ok=True)
         for name in names:
-            if name != CHECKED_FILE and Path(path, name).is_file():
+            if not is_of_machine(name) and Path(path, name).is_file():
                 shutil.copyfile(Path(path, name), target / name)
 
 

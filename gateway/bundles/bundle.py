@@ -13,10 +13,19 @@ import msgspec
 from msgspec import Struct
 
 from gateway.bundles.genai_config import GenaiConfig, read_genai_config
+from gateway.bundles.hashes import CHECKED_FILE
 from gateway.bundles.identify import refuse_unservable
 from gateway.bundles.json_file import read_optional_object, read_small_file, readable
 from gateway.bundles.model_package import shared_folder, variant_folder
 from gateway.errors import BundleError
+
+ROWS_FILE = ".rows.json"  # worker/decoders/row_record.py
+PACKED_FILES = ".packed-"  # their names begin so: worker/decoders/packed.py
+
+
+def is_of_machine(name: str) -> bool:
+    """True for a file that this machine has made of a bundle and only uses there. A copy of the bundle has none."""
+    return name in (CHECKED_FILE, ROWS_FILE) or name.startswith(PACKED_FILES)
 
 
 class Bundle(Struct, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ from gateway.errors import BundleError, EngineFailed
 from gateway.worker.decoders.base import Decoder, KVCache
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.decoders.onnx import SessionOptions
+from gateway.worker.decoders.packed import pack_once
 from gateway.worker.decoders.self_test import self_test
 from gateway.worker.drafting.model import DraftModel
 from gateway.worker.frame_batcher import FrameBatcher
@@ -206,6 +207,7 @@ def open_decoder(spec: WorkerSpec, progress: Callable[[str], None] = lambda stag
             f"{bundle.folder.name} is one graph of open shapes, and only the CPU runs it. "
             "`npu-gateway build --target qnn` makes a bundle for the NPU."
         )
+    pack_once(bundle.folder / bundle.config.decoder.filename, progress)
     return CpuDecoder(
         bundle,
         slots=spec.max_sequences,

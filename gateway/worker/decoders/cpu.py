@@ -30,6 +30,7 @@ from gateway.worker.decoders.base import DecoderSpec, KVCache, Logits
 from gateway.worker.decoders.cpu_cache import SlotBuffers, SlotCache
 from gateway.worker.decoders.invariance import is_batch_invariant
 from gateway.worker.decoders.onnx import SessionOptions, numpy_dtype, open_session, running_failed
+from gateway.worker.decoders.packed import open_packed
 from gateway.worker.decoders.row_record import RowRecord, Rows, rows_of
 from gateway.worker.decoders.threads import default_threads
 
@@ -49,7 +50,7 @@ class CpuDecoder:
     Args:
         slots: number of caches. Their memory is committed when rows are written.
         context_length: rows of a cache; 0 or a number above the model's limit: the model's limit.
-        keeps_record: use and write the record of the check of batch invariance in the bundle (row_record.py).
+        keeps_record: use the packed weights and the record of the check in the bundle (packed.py, row_record.py).
 
     Raises BundleError if the graph cannot be opened or has other inputs, EngineFailed if there is no memory for it.
     """
@@ -66,7 +67,7 @@ class CpuDecoder:
         limit = bundle.config.context_length
         context_length = min(context_length or limit, limit)
         path = bundle.folder / bundle.config.decoder.filename
-        session = open_session(path, options)
+        session = (open_packed if keeps_record else open_session)(path, options)
         self._graph = _Graph(session, bundle.config.decoder)
         self._buffers = self._graph.buffers(slots, context_length)
         self._logits = np.empty((max(slots, PROMPT_WIDTH), self._graph.vocab_size), np.float32)

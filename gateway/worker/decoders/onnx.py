@@ -68,6 +68,7 @@ _DTYPES = {
 class SessionOptions(Struct, frozen=True, kw_only=True):
     threads: int = 0  # 0: `default_threads()`
     entries: dict[str, str] = field(default_factory=dict)  # further session configuration entries
+    save_to: Path | None = None  # write the graph as the session runs it
 
 
 def open_session(path: Path, options: SessionOptions, model: bytes | None = None) -> ort.InferenceSession:
@@ -80,6 +81,8 @@ def open_session(path: Path, options: SessionOptions, model: bytes | None = None
     settings.intra_op_num_threads = options.threads or default_threads()
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4  # fatal only: errors are exceptions
+    if options.save_to:
+        settings.optimized_model_filepath = str(options.save_to)
     for key, value in (_ENTRIES | options.entries).items():
         settings.add_session_config_entry(key, value)
     try:

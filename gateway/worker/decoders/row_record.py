@@ -18,10 +18,10 @@ import onnxruntime as ort
 from msgspec import Struct
 
 from gateway import __version__
+from gateway.bundles.bundle import ROWS_FILE
 from gateway.bundles.hashes import file_states
 from gateway.bundles.json_file import read_record, write_record
 
-ROWS_FILE = ".rows.json"
 #: Increase this number when the check or the calls of the CPU decoder change.
 _CHECK = 1
 #: The lines of /proc/cpuinfo that do not change while the machine runs.
@@ -50,15 +50,7 @@ class RowRecord:
 
     def __init__(self, graph: Path, settings: Sequence[object]) -> None:
         self._file = graph.with_name(ROWS_FILE)
-        names = sorted(path.name for path in graph.parent.glob(f"{graph.name}*"))
-        self._conditions = [
-            f"check {_CHECK} of {__version__}",
-            f"onnxruntime {ort.__version__}: {ort.get_build_info()}",
-            str(sorted(item for item in os.environ.items() if item[0].startswith(("ORT_", "MLAS_")))),
-            processor(),
-            str([names, file_states(graph.parent, names)]),
-            str(list(settings)),
-        ]
+        self._conditions = [f"check {_CHECK} of {__version__}", *conditions(graph), str(list(settings))]
 
     def read(self) -> Rows | None:
         """None: the check has to be made."""
@@ -77,6 +69,17 @@ def rows_of(record: RowRecord | None, multiples: Sequence[int], check: Callable[
         if record:
             record.write(rows)
     return rows
+
+
+def conditions(graph: Path) -> list[str]:
+    """What decides which kernels run and with which weights, as text."""
+    names = sorted(path.name for path in graph.parent.glob(f"{graph.name}*"))
+    return [
+        f"onnxruntime {ort.__version__}: {ort.get_build_info()}",
+        str(sorted(item for item in os.environ.items() if item[0].startswith(("ORT_", "MLAS_")))),
+        processor(),
+        str([names, file_states(graph.parent, names)]),
+    ]
 
 
 def processor() -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 
-from gateway.bundles.bundle import load_bundle
+from gateway.bundles.bundle import ROWS_FILE, load_bundle
 from gateway.worker.decoders import cpu, row_record
 from gateway.worker.decoders.cpu import CpuDecoder
-from gateway.worker.decoders.row_record import ROWS_FILE, RowRecord, Rows, processor
+from gateway.worker.decoders.row_record import RowRecord, Rows, processor
 from tests.support.tiny import build_tiny
 
 Open = Callable[..., Rows]

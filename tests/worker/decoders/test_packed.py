@@ -1,0 +1,164 @@
+"""The file of packed weights: made once, mapped by the next load, and never a reason for a model not to load."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from gateway import child
+from gateway.builder.build import copy_bundle
+from gateway.bundles.bundle import load_bundle
+from gateway.errors import BundleError
+from gateway.worker.decoders import packed, row_record
+from gateway.worker.decoders.base import Logits
+from gateway.worker.decoders.cpu import CpuDecoder
+from gateway.worker.decoders.pack import pack
+from gateway.worker.decoders.packed import PackRequest, pack_once, packed_path
+from tests.support.tiny import build_tiny
+
+IDS = (1, 2, 3, 4, 5)
+
+
+@pytest.fixture
+def graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(packed, "LEAST_BYTES", 1)
+    return build_tiny(tmp_path) / "model.onnx"
+
+
+@pytest.fixture
+def packs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that were made. They are made in this process, which is faster."""
+    made: list[str] = []
+
+    def run(module: str, request: PackRequest, what: str) -> None:
+        made.append(Path(request.out).name)
+        pack(request)
+
+    monkeypatch.setattr(child, "run_in_child", run)
+    return made
+
+
+class Opened(NamedTuple):
+    files: list[str]  # that were opened, in order
+    logits: Logits
+
+
+@pytest.fixture
+def open_decoder(graph: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Opened]:
+    real = packed.open_session
+
+    def load() -> Opened:
+        opened: list[str] = []
+
+        def recorded(path: Path, *options: Any) -> object:
+            opened.append(path.name)
+            return real(path, *options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(packed, "open_session", recorded)
+            decoder = CpuDecoder(load_bundle(graph.parent), slots=1, context_length=64, keeps_record=True)
+        logits = decoder.verify(decoder.new_cache(), IDS).copy()
+        decoder.close()
+        return Opened(opened, logits)
+
+    return load
+
+
+def hidden(graph: Path) -> Sequence[str]:
+    return sorted(path.suffix for path in graph.parent.glob(".packed-*"))
+
+
+def test_second_load_maps_the_packed_weights(graph: Path, open_decoder: Callable[[], Opened]) -> None:
+    stages: list[str] = []
+    plain = open_decoder()
+    assert plain.files == ["model.onnx"]
+    pack_once(graph, stages.append)  # in its child process
+    assert len(stages) == 1 and hidden(graph) == [".bin", ".onnx"]
+    pack_once(graph, stages.append)
+    assert len(stages) == 1
+    opened = open_decoder()
+    assert opened.files == [packed_path(graph).name]
+    np.testing.assert_array_equal(opened.logits, plain.logits)
+    entries = packed_path(graph).read_bytes()
+    assert b"prepacked_0" in entries and b"MatMulNBits+" in entries
+
+
+@pytest.mark.parametrize("damage", ["a byte", "truncated", "missing", "graph"])
+def test_damaged_file_is_made_again(
+    graph: Path, open_decoder: Callable[[], Opened], packs: list[str], damage: str
+) -> None:
+    pack_once(graph, lambda stage: None)
+    path, weights = packed_path(graph), packed_path(graph).with_suffix(".bin")
+    content = bytearray(weights.read_bytes())
+    match damage:
+        case "a byte":
+            middle = len(content) // 2
+            content[middle : middle + 4096] = bytes(255 - byte for byte in content[middle : middle + 4096])
+            weights.write_bytes(content)
+        case "truncated":
+            weights.write_bytes(content[: len(content) // 2])
+        case "missing":
+            weights.unlink()
+        case "graph":
+            path.write_bytes(path.read_bytes()[:1000])
+    assert open_decoder().files == [path.name, "model.onnx"]
+    pack_once(graph, lambda stage: None)
+    assert packs == [path.name] * 2
+    assert open_decoder().files == [path.name]
+
+
+def test_other_conditions_make_another_file(
+    graph: Path, packs: list[str], open_decoder: Callable[[], Opened], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack_once(graph, lambda stage: None)
+    monkeypatch.setattr(row_record, "processor", lambda: "another one")
+    assert open_decoder().files == ["model.onnx"]
+    (graph.parent / ".packed-left").mkdir()  # by a killed program
+    pack_once(graph, lambda stage: None)
+    assert len(set(packs)) == 2 and hidden(graph) == [".bin", ".onnx"]
+
+
+@pytest.mark.parametrize("reason", ["small", "disk"])
+def test_nothing_is_packed_without_need_or_space(
+    graph: Path, packs: list[str], monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    if reason == "small":
+        monkeypatch.setattr(packed, "LEAST_BYTES", 1 << 40)
+    else:
+        usage = shutil.disk_usage(graph.parent)._replace(free=1_000_000_000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    pack_once(graph, lambda stage: None)
+    assert not packs and not hidden(graph)
+
+
+def test_weights_that_cannot_be_packed_are_tried_once(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[str] = []
+
+    def fail(module: str, request: PackRequest, what: str) -> None:
+        tries.append(request.out)
+        raise BundleError("The kernels pack none of the weights.")
+
+    monkeypatch.setattr(child, "run_in_child", fail)
+    for _ in range(2):
+        pack_once(graph, lambda stage: None)
+    assert len(tries) == 1 and hidden(graph) == [".none"]
+
+
+def test_folder_that_cannot_be_written_is_an_error_of_the_child_only(graph: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="cannot be written"):
+        pack(PackRequest(str(graph), str(tmp_path / "missing" / ".packed-1.onnx")))
+    with pytest.raises(BundleError):
+        pack(PackRequest(str(graph.with_name("no.onnx")), str(packed_path(graph))))
+    assert not hidden(graph)
+
+
+def test_copy_of_a_bundle_has_no_packed_weights(graph: Path, packs: list[str], tmp_path: Path) -> None:
+    pack_once(graph, lambda stage: None)
+    copy = copy_bundle(graph.parent, tmp_path / "copy")
+    assert packs and hidden(graph) and not hidden(copy / "model.onnx")
+    assert (copy / "model.onnx.data").is_file()
