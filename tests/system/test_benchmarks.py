@@ -48,6 +48,12 @@ def test_overhead_reports_cost_of_a_chunk(page: Path) -> None:
 
 
 @pytest.mark.slow
+def test_host_cost_reports_each_part_of_a_step(page: Path, smollm2: Path) -> None:
+    section = run("host_cost", page)
+    assert "| cache write-back |" in section and "| temperature, top_p; flat |" in section
+
+
+@pytest.mark.slow
 def test_prediction_gives_same_tokens_in_every_way(page: Path, smollm2: Path) -> None:
     assert "Every way gave the same tokens." in run("prediction", page)
 

@@ -29,11 +29,20 @@ ELSEWHERE = {
     "python scripts/test.py": "tests/system/test_scripts.py",
     "python scripts/test.py --fast": "tests/system/test_scripts.py",
     "python scripts/check.py": "tests/system/test_scripts.py",
-    "python benchmarks/peers.py --install --rounds 3 --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
+    **dict.fromkeys(
+        (
+            "python benchmarks/peers.py --install --size 1b --weights q4_0 --write docs/benchmarks.md",
+            "python benchmarks/peers.py --size 1b --weights q4_k_m --longest 0 --write docs/benchmarks.md",
+            "python benchmarks/peers.py --size 3b --weights q4_0 --longest 0 --write docs/benchmarks.md",
+            "python benchmarks/peers.py --size 135m --longest 0 --write docs/benchmarks.md",
+        ),
+        "tests/system/test_benchmarks.py",
+    ),
     "python benchmarks/threads.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
     "python benchmarks/overhead.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
     "python benchmarks/prediction.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
     "python benchmarks/forecast.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
+    "python benchmarks/host_cost.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
     "python benchmarks/npu_model.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
     "python benchmarks/memory_budget.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
 }

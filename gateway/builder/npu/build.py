@@ -44,6 +44,8 @@ from gateway.qnn.device import NpuDevice
 from gateway.qnn.provider import provider_version
 
 REPORT = "npu.json"
+#: Weights of a head that takes 5 ms of CPU time in each step on the CPU: 27.5 ms for 394 million (docs/npu.md).
+LARGE_HEAD = 70_000_000
 #: Windows of calibration text in a check.
 _CHECKED_WINDOWS = 2
 _PART_FILE = "part.json"  # in a piece
@@ -61,7 +63,7 @@ class NpuTarget(Struct, frozen=True, kw_only=True):
         share_weights: the graphs of a part share one binary. A real NPU loads it, the emulator does not.
         batch: sequences per batched step; 1: no graph for batched steps.
         verify: tokens of a window for drafts, less than `width`; 1: no graph for drafts.
-        npu_head: add a head for the NPU. Its logits are float16.
+        npu_head: add a head for the NPU. Its logits are float16. None: if the head is large.
         unfinished: a folder for the finished pieces, with which a later build continues. None: they are temporary.
     """
 
@@ -73,7 +75,7 @@ class NpuTarget(Struct, frozen=True, kw_only=True):
     share_weights: bool = False
     batch: int = 4
     verify: int = 8
-    npu_head: bool = False
+    npu_head: bool | None = None
     unfinished: Path | None = None
     name: str = "qnn"
 
@@ -106,9 +108,10 @@ class NpuTarget(Struct, frozen=True, kw_only=True):
         return target._tried(source, pieces, progress, lambda build: build.advance())
 
     def _fitted(self, config: TransformerConfig) -> NpuTarget:
-        """With the contexts and the number of parts for a model. Raises BundleError for impossible shapes."""
+        """With the contexts, the parts and the head for a model. Raises BundleError for impossible shapes."""
         contexts = tuple(sorted({min(context, config.context_length) for context in self.contexts}))
-        target = replace(self, contexts=contexts, parts=self.parts or parts_for(config))
+        npu_head = config.vocab * config.hidden >= LARGE_HEAD if self.npu_head is None else self.npu_head
+        target = replace(self, contexts=contexts, parts=self.parts or parts_for(config), npu_head=npu_head)
         if not 1 < target.width < min(target.contexts):
             longest_width = min(target.contexts) - 1
             raise BundleError(f"The width must be from 2 to {longest_width} for these contexts, and is {target.width}.")

@@ -58,7 +58,8 @@ def add_parser(subparsers: options.Subparsers) -> None:
     npu.add_argument(
         "--head",
         choices=("cpu", "npu"),
-        help="the device for the head: the NPU saves CPU time, its logits are float16 (default: cpu)",
+        help="the device for the head: the NPU saves CPU time, its logits are float16 (default: npu for a head of at "
+        "least 70 million weights)",
     )
     parser.set_defaults(run=run)
 
