@@ -14,15 +14,18 @@ import onnxruntime
 import pytest
 
 from gateway.activity import Activity
+from gateway.bundles.bundle import load_bundle
 from gateway.bundles.hashes import write_hashes
 from gateway.errors import EngineFailed
 from gateway.qnn.device import NpuDevice
 from gateway.worker.decoders.base import KVCache, Logits
+from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.decoders.static import cache as cache_module
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.open import open_static_decoder
 from gateway.worker.decoders.static.window import Window
-from gateway.worker.frames import FromWorker, Submit, Tokens
+from gateway.worker.drafting.model import DraftModel
+from gateway.worker.frames import FromWorker, PassTimes, Submit, Tokens
 from gateway.worker.token_loop import TokenLoop
 from tests.support.decoding import IDS, greedy, matches_oracle, prefill
 from tests.support.npu.fixtures import OpenDecoder
@@ -144,8 +147,9 @@ def test_window_with_one_row_of_logits_verifies_no_draft(ai_hub_compiled: Path, 
     assert decoder.spec.pass_costs.keys() == ({1} if rows == 1 else {1, decoder.spec.prompt_width})
 
 
-def test_greedy_answers_are_the_same_with_drafts(npu_bundle: Path, open_decoder: OpenDecoder) -> None:
-    """On the loop's clock a narrow window is as cheap as a step, and a full one is not."""
+def test_greedy_answers_are_the_same_with_drafts(npu_bundle: Path, tiny: Path, open_decoder: OpenDecoder) -> None:
+    """On the loop's clock a narrow window is as cheap as a step, and a full one is not. The draft model is the same
+    model on the CPU."""
     decoder = open_decoder(npu_bundle, "qnn")
     cache, widths, verify, step = decoder.new_cache(), [], decoder.verify, decoder.step
     now = 0.0
@@ -163,11 +167,22 @@ def test_greedy_answers_are_the_same_with_drafts(npu_bundle: Path, open_decoder:
 
     decoder.verify, decoder.step = timed_verify, timed_step  # type: ignore[method-assign]
 
-    def answer(ids: list[int], *, lookup: bool, prediction: Sequence[int] = ()) -> list[int]:
+    def answer(
+        ids: list[int], *, lookup: bool, prediction: Sequence[int] = (), small: CpuDecoder | None = None
+    ) -> list[int]:
         cache.truncate(0)
         frames: list[FromWorker] = []
         activity = Activity(clock=lambda: now)
-        loop = TokenLoop(decoder, [cache], frames.append, make_constraint=no_grammar, lookup=lookup, activity=activity)
+        passes = PassTimes(0.1, 0.1)
+        loop = TokenLoop(
+            decoder,
+            [cache],
+            frames.append,
+            make_constraint=no_grammar,
+            lookup=lookup,
+            activity=activity,
+            draft_model=DraftModel(small, [small.new_cache()], 384, passes, activity) if small else None,
+        )
         loop.submit(Submit(id=1, ids=ids, sampling=GREEDY, max_tokens=40, prediction=list(prediction)))
         while not loop.is_idle:
             loop.turn()
@@ -183,6 +198,10 @@ def test_greedy_answers_are_the_same_with_drafts(npu_bundle: Path, open_decoder:
         assert answer(prompt, lookup=False, prediction=edited) == plain
         assert answer(prompt, lookup=True, prediction=edited) == plain
         assert min(widths) <= decoder.narrow_width < max(widths)
+        widths.clear()
+        with closing(CpuDecoder(load_bundle(tiny), slots=1)) as small:
+            assert answer(prompt, lookup=False, small=small) == plain
+        assert widths and max(widths) <= decoder.narrow_width
         widths.clear()
 
 
