@@ -6,7 +6,8 @@ The gateway's own token loop decides what each device call does. A call takes th
 pass for 128 prompt tokens, one step for one token. Only these calls move the simulated clock. Assumptions: a pass that
 verifies a draft takes as long as a prompt pass. No time is published for a step of four sequences in one call. It is
 between the time of a step and that of a pass, which has 32 times as many rows. Two values are simulated: a guess, and
-the upper limit.
+the upper limit. The time of a narrow pass for drafts is a guess too. The draft model's steps and passes take a share of
+the main model's: 0.35 has the weight bytes of Llama 3.2 1B, 0.1 those of a model of 300 million weights.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from gateway.activity import Activity
 from gateway.engines.scripted.script import CHIPS, Chip
 from gateway.sampling import Sampling
 from gateway.worker.decoders.base import DecoderSpec, KVCache, Logits
-from gateway.worker.frames import FromWorker, Submit, Tokens
+from gateway.worker.drafting.model import DraftModel
+from gateway.worker.frames import FromWorker, PassTimes, Submit, Tokens
 from gateway.worker.token_loop import TokenLoop
 
 VOCABULARY = 997
 CONTEXT = 4096
 BATCH = 4  # sequences in a call, as bundles are built
+NARROW, NARROW_STEPS = 8, 1.5  # rows of a narrow pass, as bundles are built, and its time
 
 
 class RowCount:
@@ -59,11 +62,16 @@ def next_token(token: int, position: int) -> int:
 class SimulatedDecoder:
     """A `Decoder` with a chip's published times. The next token depends on the last token and its position only."""
 
-    def __init__(self, chip: Chip, batch_s: float) -> None:
+    def __init__(self, chip: Chip, batch_s: float, *, has_narrow: bool = False) -> None:
         """`batch_s`: seconds of a batched step for up to BATCH sequences; infinite if there is no batched step."""
         self.chip, self.batch_s, self.now = chip, batch_s, 0.0
+        narrow = {NARROW: NARROW_STEPS} if has_narrow else {}
         self.spec = DecoderSpec(
-            vocab_size=VOCABULARY, context_length=CONTEXT, prompt_width=chip.chunk_width, device="simulated"
+            vocab_size=VOCABULARY,
+            context_length=CONTEXT,
+            prompt_width=chip.chunk_width,
+            device="simulated",
+            pass_costs={1: 1.0} | narrow | {chip.chunk_width: chip.chunk_s / chip.step_s},
         )
 
     def new_cache(self) -> RowCount:
@@ -74,7 +82,8 @@ class SimulatedDecoder:
         return last
 
     def verify(self, cache: KVCache, ids: Sequence[int]) -> Logits:
-        self.now += self.chip.chunk_s if len(ids) > 1 else self.chip.step_s
+        width = next(width for width in self.spec.pass_costs if width >= len(ids))
+        self.now += self.spec.pass_costs[width] * self.chip.step_s
         return np.stack([_advance(cache, token) for token in ids])
 
     def step(self, caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
@@ -87,10 +96,30 @@ class SimulatedDecoder:
     def close(self) -> None: ...
 
 
+class SimulatedDraft(SimulatedDecoder):
+    """The decoder of a draft model on the same chip and clock. A token of it is right with the chance `right`."""
+
+    def __init__(self, main: SimulatedDecoder, share: float, right: float) -> None:
+        chip = Chip(chunk_s=share * main.chip.chunk_s, step_s=share * main.chip.step_s)
+        super().__init__(chip, math.inf)
+        self._main, self._right, self._random = main, right, np.random.default_rng(1)
+
+    def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
+        return self._spent(lambda: super(SimulatedDraft, self).prefill(cache, ids))
+
+    def step(self, caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
+        return self._spent(lambda: super(SimulatedDraft, self).step(caches, ids))
+
+    def _spent(self, call: Callable[[], Logits]) -> Logits:
+        before, logits = self.now, call()
+        self._main.now += self.now - before
+        return logits if self._random.random() < self._right else np.roll(logits, 1, axis=-1)
+
+
 def _advance(cache: KVCache, token: int) -> Logits:
     assert isinstance(cache, RowCount)
     logits = np.zeros(VOCABULARY, np.float32)
-    logits[next_token(token, cache.length)] = 1.0
+    logits[next_token(token, cache.length)] = 8.0  # a probability of 0.75
     cache.length += 1
     return logits
 
@@ -116,10 +145,22 @@ class Request:
 
 
 def play(
-    chip: Chip, requests: Sequence[Request], *, slots: int = 8, batch_s: float = math.inf, prefix_cache: bool = True
+    chip: Chip,
+    requests: Sequence[Request],
+    *,
+    slots: int = 8,
+    batch_s: float = math.inf,
+    prefix_cache: bool = True,
+    has_narrow: bool = False,
+    draft: tuple[float, float] | None = None,
 ) -> None:
-    """Run the requests in the token loop until all have ended."""
-    decoder = SimulatedDecoder(chip, batch_s)
+    """Run the requests in the token loop until all have ended. `draft`: the share and the chance of SimulatedDraft."""
+    decoder = SimulatedDecoder(chip, batch_s, has_narrow=has_narrow)
+    activity, model = Activity(clock=lambda: decoder.now), None
+    if draft:
+        small = SimulatedDraft(decoder, *draft)
+        passes = PassTimes(small.chip.chunk_s, small.chip.step_s, small.chip.chunk_width)
+        model = DraftModel(small, [small.new_cache() for _ in range(slots)], VOCABULARY, passes, activity)
 
     def emit(frame: FromWorker) -> None:
         if isinstance(frame, Tokens):
@@ -131,7 +172,8 @@ def play(
         emit,
         make_constraint=_no_grammar,
         prefix_cache=prefix_cache,
-        activity=Activity(clock=lambda: decoder.now),
+        activity=activity,
+        draft_model=model,
     )
     waiting = sorted(range(len(requests)), key=lambda id: requests[id].at)
     while waiting or not loop.is_idle:
@@ -185,6 +227,12 @@ def cases(chip: Chip, tokens: int) -> list[Case]:
             for count in (2, 4, 8)
         ),
         edit(chip, tokens),
+        *(
+            drafting(chip, tokens, has_narrow, share, right)
+            for has_narrow in (False, True)
+            for share in (0.35, 0.1)
+            for right in (0.6, 0.8)
+        ),
         background(chip, tokens),
     ]
 
@@ -237,6 +285,17 @@ def edit(chip: Chip, tokens: int) -> Case:
         return request.tokens_per_s
 
     return "an edit that changes every 50th token: prediction", "tokens/s", *_both(speed)
+
+
+def drafting(chip: Chip, tokens: int, has_narrow: bool, share: float, right: float) -> Case:
+    def speed(drafts: bool) -> float:
+        request = Request(text(400, 8), 4 * tokens)
+        play(chip, [request], has_narrow=has_narrow, draft=(share, right) if drafts else None)
+        return request.tokens_per_s
+
+    graphs = "narrow passes of 1.5 steps" if has_narrow else "full passes only"
+    what = f"{graphs}: draft model at {share:g} of the time, {right:.0%} of its tokens right"
+    return what, "tokens/s", *_both(speed)
 
 
 def background(chip: Chip, tokens: int) -> Case:

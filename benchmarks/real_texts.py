@@ -50,8 +50,8 @@ def _quotations() -> tuple[str, str]:
         for start, end in (("2. Grant of Copyright", "3. Grant of Patent"), ("6. Trademarks", "7. Disclaimer"))
     )
     answer = (
-        f'Two sections answer this. On copies, section 2 says: "{grant[31:]}" So you may change and sell it. But you may '
-        f'not use its name for that. Section 6 says: "{marks[15:]}" Everything else about names is not in the licence.'
+        f'Two sections answer this. On copies, section 2 says: "{grant[31:]}" So you may change and sell it. But you '
+        f'may not use its name for that. Section 6 says: "{marks[15:]}" The licence says nothing else about names.'
     )
     return f"{grant}\n\n{marks}\n\nMay I sell a changed copy under the same name? Quote the licence.", answer
 
@@ -73,6 +73,6 @@ passengers can hear the seals on the sandbank."""
 GERMAN = """\
 Die Fähre verlässt den kleinen Hafen um halb sieben. Im Winter bringt sie nur die Post, ein paar Kisten Brot und zwei
 oder drei Leute, die auf dem Festland arbeiten. Der Kapitän kennt sie alle beim Namen. Bei starkem Wind wartet er eine
-Stunde, trinkt Tee in der Küche des alten Gasthofs und sieht in die Wolken. Er sagt, das Meer sei wie ein großes Tier: Man
-kann ihm nichts befehlen, aber man kann seine Gewohnheiten lernen. Auf dem Rückweg stellt er für eine Minute den Motor ab,
-damit die Fahrgäste die Robben auf der Sandbank hören."""
+Stunde, trinkt Tee in der Küche des alten Gasthofs und sieht in die Wolken. Er sagt, das Meer sei wie ein großes Tier:
+Man kann ihm nichts befehlen, aber man kann seine Gewohnheiten lernen. Auf dem Rückweg stellt er für eine Minute den
+Motor ab, damit die Fahrgäste die Robben auf der Sandbank hören."""

@@ -59,7 +59,7 @@ class Speculation:
         """The tokens of the call are chosen."""
         if progress.drafted and self._model and progress.source == "model":
             seconds, rate = self.costs.verify_cost(progress.drafted + 1), self.costs.step_rate(sequences)
-            self._model.settle(sequence, sequence.ids, progress.drafted, progress.matched, seconds, rate)
+            self._model.settle(sequence, sequence.ids, progress.matched, seconds, rate)
 
     def cost(self, draft: Sequence[int], sequences: int) -> float:
         """Of a call that verifies the draft, in steps that `sequences` sequences share; 0 without a draft."""

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,10 @@ from gateway.worker.slots import Slot, SlotPool
 
 _MOST = 16  # tokens of a draft
 _LAG = 4  # tokens that belong to the cost of a draft; more are an investment
-_CHANCE, _FIRST_WEIGHT = 0.7, 0.2  # of a right token, before anything is known; its weight in a new request
-_LEARN, _LEARN_ALL, _FORGET = 0.08, 0.02, 0.005
+#: The chance of a right token before anything is known, high, so that it is tried; and the guesses that it counts for.
+_CHANCE, _CHANCE_WEIGHT = 0.85, 10.0
+_FORGET = 0.985  # the weight of a guess halves after 45 further guesses
+_PAUSE = 0.995  # the same for a step without a guess: a small model that was of no use is tried again
 _BUCKETS, _DECAY = 8, 0.99
 _FIRST_CREDIT, _MOST_CREDIT = 32.0, 256.0  # single steps of the main model
 
@@ -34,9 +36,23 @@ class _Track:
     """The small model's view of one sequence."""
 
     slot: Slot
-    chance: float  # that a drafted token is right, if all before it are
+    made: float = 0.0  # guesses whose predecessors were right; older ones count less
+    right: float = 0.0  # the right ones of them
     spent_s: float = 0.0  # on the draft that is being verified
-    buckets: list[int] | None = None  # of the tokens of that draft, by their probability
+    #: The tokens of the last draft, also those that were not verified, with the buckets of their probabilities.
+    guesses: list[tuple[int, int]] = field(default_factory=list)
+    guessed_at: int = 0  # position of the first one
+
+    @property
+    def chance(self) -> float:
+        """That a drafted token is right, if all before it are."""
+        return (self.right + _CHANCE * _CHANCE_WEIGHT) / (self.made + _CHANCE_WEIGHT)
+
+    def count(self, is_right: bool) -> None:
+        self.right, self.made = self.right * _FORGET + is_right, self.made * _FORGET + 1
+
+    def pause(self) -> None:
+        self.right, self.made = self.right * _PAUSE, self.made * _PAUSE
 
     @property
     def cache(self) -> KVCache:
@@ -63,7 +79,7 @@ class DraftModel:
         #: Seconds of a step, and of a token in a chunk.
         self._times = {"step": passes.step_s, "row": passes.wide_s / passes.wide_tokens}
         self._tracks: dict[Hashable, _Track] = {}
-        self._usual_chance = _CHANCE
+        self._before = 0.0, 0.0  # guesses of earlier sequences, and the right ones
         self._right = [(bucket + 0.5) / _BUCKETS for bucket in range(_BUCKETS)]
         self._guesses = [1.0] * _BUCKETS
         self._credit = Credit(_FIRST_CREDIT, _MOST_CREDIT)
@@ -86,12 +102,13 @@ class DraftModel:
         if limit <= 0 or not rate:
             return []
         track = self._track(sequence, ids, owner)
+        self._learn(track, ids)
         missing = ids[track.cache.length :]
         planned = self._planned_rate(track.chance, limit, costs)
         lag_cost = max(0, len(missing) - _LAG) * self._times["row"] * rate  # in single steps
         gain = left * (1 - rate / planned)
         if planned <= rate * MARGIN or gain < lag_cost or self._credit.steps < lag_cost or not self._knows(missing):
-            track.chance += _FORGET * (_CHANCE - track.chance)
+            track.pause()
             self._credit.stepped()
             return []
         track.spent_s = 0.0
@@ -101,30 +118,25 @@ class DraftModel:
             return []
         return self._generate(track, missing, limit, costs, max(rate, planned))
 
-    def settle(
-        self, sequence: Hashable, ids: Sequence[int], drafted: int, accepted: int, seconds: float, rate: float
-    ) -> None:
-        """Learn from a verified draft.
+    def settle(self, sequence: Hashable, ids: Sequence[int], accepted: int, seconds: float, rate: float) -> None:
+        """A draft was verified.
 
         Args:
             ids: the tokens of the sequence now. After a draft, all of them but the last can be in the cache.
+            accepted: the number of right tokens of the draft.
             seconds: the main model's call, as expected.
             rate: tokens per second without drafts.
         """
         track = self._tracks[sequence]
         track.cache.truncate(min(track.cache.length, len(ids) - 1))
         self._credit.settle(accepted + 1, (seconds + track.spent_s) * rate)
-        for position, bucket in enumerate((track.buckets or [])[: min(drafted, accepted + 1)]):
-            is_right = position < accepted
-            self._right[bucket] = self._right[bucket] * _DECAY + is_right
-            self._guesses[bucket] = self._guesses[bucket] * _DECAY + 1
-            track.chance += _LEARN * (is_right - track.chance)
-            self._usual_chance += _LEARN_ALL * (is_right - self._usual_chance)
 
     def keep(self, is_running: Callable[[Any], bool]) -> None:
         """Free the caches of the sequences that run no longer."""
         for sequence in [each for each in self._tracks if not is_running(each)]:
-            self._pool.release(self._tracks.pop(sequence).slot)  # only rows of its `ids` can be used again
+            track = self._tracks.pop(sequence)
+            self._before = track.made / 2, track.right / 2
+            self._pool.release(track.slot)  # only rows of its `ids` can be used again
 
     def free_cache(self) -> None:
         """Drop all rows, and give their memory back. No sequence runs."""
@@ -140,9 +152,22 @@ class DraftModel:
     def _track(self, sequence: Hashable, ids: Sequence[int], owner: str) -> _Track:
         if sequence not in self._tracks:
             slot = self._pool.take(ids, owner)
-            chance = self._usual_chance + _FIRST_WEIGHT * (_CHANCE - self._usual_chance)
-            self._tracks[sequence] = _Track(slot, chance)
+            self._tracks[sequence] = _Track(slot, *self._before)
         return self._tracks[sequence]
+
+    def _learn(self, track: _Track, ids: Sequence[int]) -> None:
+        """Compare the last guesses with what came. Those that were not verified count too: else a small model that is
+        too modest would never get the chance to be right."""
+        for position, (token, bucket) in enumerate(track.guesses, track.guessed_at):
+            if position >= len(ids):
+                break
+            is_right = ids[position] == token
+            self._right[bucket] = self._right[bucket] * _DECAY + is_right
+            self._guesses[bucket] = self._guesses[bucket] * _DECAY + 1
+            track.count(is_right)
+            if not is_right:
+                break
+        track.guesses = []
 
     def _knows(self, ids: Sequence[int]) -> bool:
         """False if the small model has not all of these tokens. Models of a family often differ in unused ones."""
@@ -160,20 +185,18 @@ class DraftModel:
     def _generate(self, track: _Track, missing: Sequence[int], limit: int, costs: CallCosts, rate: float) -> list[int]:
         """Draft as long as the next tokens are expected to gain time, then keep the best part. May be empty."""
         draft: list[int] = []
-        buckets: list[int] = []
-        known = track.cache.length + len(missing)
+        known = track.guessed_at = track.cache.length + len(missing)
         likely, expected = 1.0, [1.0]
         while True:
             logits = self._call(track, missing if not draft else draft[-1:])
             token, bucket = _best(logits[: self._vocab_size])
             likely *= self._right[bucket] / self._guesses[bucket]
             draft.append(token)
-            buckets.append(bucket)
+            track.guesses.append((token, bucket))
             expected.append(expected[-1] + likely)
             if len(draft) == limit or not self._is_worth_more(expected, likely, track.chance, limit, costs, rate):
                 break
         size = max(range(len(expected)), key=lambda size: expected[size] - rate * costs.verify_cost(size + 1))
-        track.buckets = buckets[:size]
         if not size:
             track.cache.truncate(known)
             self._credit.settle(0.0, track.spent_s * rate)

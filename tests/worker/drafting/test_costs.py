@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.worker.drafting.costs import CallCosts
+from gateway.worker.drafting.costs import CallCosts, Credit
+from gateway.worker.frames import PassTimes
 
 PASSES = {1: 1.0, 8: 1.4, 128: 2.6}
 
@@ -44,3 +45,31 @@ def test_measured_width_without_gain_is_not_preferred() -> None:
 
 def test_draft_for_a_graph_of_any_width_is_not_cut() -> None:
     assert CallCosts().cut(9) == 9
+
+
+def test_unmeasured_widths_cost_what_the_passes_of_the_start_say() -> None:
+    """16 tokens took 4.9 times as long as one."""
+    costs = CallCosts(None, PassTimes(wide_s=0.245, step_s=0.05).id_cost)
+    costs.record_step(1, 0.05)
+    assert costs.verify_cost(4) == pytest.approx(0.05 * 1.78)
+    assert costs.verify_cost(60) == pytest.approx(0.05 * 17.38)
+
+
+def test_preempted_first_call_of_a_width_counts_for_little() -> None:
+    costs = CallCosts(None, 0.25)
+    costs.record_step(1, 1.0)
+    costs.record_verify(4, 500.0)
+    assert costs.verify_cost(4) < 6
+
+
+def test_passes_that_were_not_measured_give_no_cost() -> None:
+    assert PassTimes(0.0, 0.0).id_cost == PassTimes(1.0, 2.0).id_cost == 0.0
+
+
+def test_gains_of_drafts_pay_for_a_limited_loss() -> None:
+    credit = Credit(1.0, 5.0)
+    credit.settle(64, 10.0)
+    assert credit.steps == 5.0
+    credit.settle(1, 8.0)
+    credit.stepped(100)
+    assert credit.steps == pytest.approx(-1.0)

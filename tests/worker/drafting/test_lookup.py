@@ -67,6 +67,35 @@ def test_lookup_of_random_continuations_costs_at_most_one_percent() -> None:
     assert seconds_for(answer, answer[:500][::-1]) <= 2000 * 1.01
 
 
+def large_cost(ids: int) -> float:
+    """Of a billion weights, measured on one thread."""
+    return 1 + 0.26 * (ids - 1)
+
+
+def test_lookup_at_a_billion_weights() -> None:
+    """A call of 64 tokens costs 17 steps there, so a quotation is at most 3.7 times as fast."""
+    rng = random.Random(2)
+    answers = [[rng.choice((1, 2, 3, 4)) if position % 3 else rng.randrange(1000) for position in range(80)]]
+    answers.append([rng.randrange(6) for _ in range(80)])
+    for answer in answers:
+        assert seconds_for(answer, answer[:40][::-1], large_cost) <= 80 * 1.02
+    assert seconds_for(PROMPT[50:250], PROMPT, large_cost) < 200 / 3
+
+
+def test_lookup_stops_after_a_loss_until_steps_have_paid_for_it() -> None:
+    """The pair of tokens occurred before, and something else follows each time."""
+    ids, costs = [1, 2, 3], CallCosts(None, 0.26)
+    costs.record_step(1, 1.0)
+    drafter = PromptLookupDrafter(ids)
+    drafter.credit.settle(1, 2.0)
+    for token in (1, 2):
+        ids.append(token)
+        drafter.follow(token)
+    assert not drafter.draft(8, costs, 1.0)
+    drafter.credit.stepped(60)
+    assert drafter.draft(8, costs, 0.6)
+
+
 def test_lookup_stops_on_device_without_gain() -> None:
     assert seconds_for(PROMPT[50:250], PROMPT, cost=lambda ids: 0.1 + 0.9 * ids) <= 200 * 1.01
 

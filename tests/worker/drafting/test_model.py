@@ -154,7 +154,7 @@ def test_answer_is_that_without_drafts(
     expected = plain(tiny_decoder, ids, **options)
     bench, _ = make(wrong)
     assert answers(bench, ids, **options) == expected
-    if options.get("n", 1) == 1:
+    if options.get("n", 1) == 1 and wrong != 1:
         assert drafted(bench)[0] > 0
 
 
@@ -165,7 +165,7 @@ def test_right_drafts_save_calls_and_their_time_counts(make: Make) -> None:
     count, right = drafted(bench)
     assert count == right > 35
     calls = [kind for kind, _ in bench.decoder.calls if kind != "prefill"]
-    assert len(calls) < 20
+    assert len(calls) < 25
     device_s = sum(frame.device_s for frame in bench.of(request, Tokens))
     assert device_s == pytest.approx(len(calls) + CALL_S * len(draft.calls))
 
