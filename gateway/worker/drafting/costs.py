@@ -16,7 +16,7 @@ _WIDTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 64)
 #: billion weights 0.26, 135 million 0.17.
 _ID_COST = 0.25
 _SURPRISE = 2.5  # the first call of a width counts for at most this much more than expected: it can be preempted
-_LOSS = 0.01  # the share of the time that drafts may lose
+LOSS = 0.01  # the share of the time that drafts may lose
 
 
 class CallCosts:
@@ -103,7 +103,7 @@ class Credit:
 
     def stepped(self, tokens: int = 1) -> None:
         """Tokens came from steps without drafts."""
-        self.settle(_LOSS * tokens, 0.0)
+        self.settle(LOSS * tokens, 0.0)
 
     def settle(self, tokens: float, cost: float) -> None:
         """Calls that cost as much as `cost` single steps gave `tokens` tokens."""

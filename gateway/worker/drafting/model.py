@@ -17,7 +17,7 @@ import numpy as np
 
 from gateway.activity import Activity
 from gateway.worker.decoders.base import Decoder, KVCache, Logits
-from gateway.worker.drafting.costs import MARGIN, CallCosts, Credit, update
+from gateway.worker.drafting.costs import LOSS, MARGIN, CallCosts, Credit, update
 from gateway.worker.frames import PassTimes
 from gateway.worker.slots import Slot, SlotPool
 
@@ -28,7 +28,8 @@ _CHANCE, _CHANCE_WEIGHT = 0.85, 10.0
 _FORGET = 0.985  # the weight of a guess halves after 45 further guesses
 _PAUSE = 0.995  # the same for a step without a guess: a small model that was of no use is tried again
 _BUCKETS, _DECAY = 8, 0.99
-_FIRST_CREDIT, _MOST_CREDIT = 32.0, 256.0  # single steps of the main model
+_FIRST_CREDIT, _MOST_CREDIT = 32.0, 256.0  # of all sequences, in single steps of the main model
+_TRACK_CREDIT, _MOST_TRACK_CREDIT = 4.0, 16.0  # of one sequence, without its prompt
 
 
 @dataclass(eq=False)
@@ -36,6 +37,8 @@ class _Track:
     """The small model's view of one sequence."""
 
     slot: Slot
+    usual: float  # the chance in earlier sequences
+    credit: Credit = field(default_factory=lambda: Credit(_TRACK_CREDIT, _MOST_TRACK_CREDIT))
     made: float = 0.0  # guesses whose predecessors were right; older ones count less
     right: float = 0.0  # the right ones of them
     spent_s: float = 0.0  # on the draft that is being verified
@@ -46,7 +49,7 @@ class _Track:
     @property
     def chance(self) -> float:
         """That a drafted token is right, if all before it are."""
-        return (self.right + _CHANCE * _CHANCE_WEIGHT) / (self.made + _CHANCE_WEIGHT)
+        return (self.right + self.usual * _CHANCE_WEIGHT) / (self.made + _CHANCE_WEIGHT)
 
     def count(self, is_right: bool) -> None:
         self.right, self.made = self.right * _FORGET + is_right, self.made * _FORGET + 1
@@ -79,7 +82,7 @@ class DraftModel:
         #: Seconds of a step, and of a token in a chunk.
         self._times = {"step": passes.step_s, "row": passes.wide_s / passes.wide_tokens}
         self._tracks: dict[Hashable, _Track] = {}
-        self._before = 0.0, 0.0  # guesses of earlier sequences, and the right ones
+        self._usual_chance = _CHANCE
         self._right = [(bucket + 0.5) / _BUCKETS for bucket in range(_BUCKETS)]
         self._guesses = [1.0] * _BUCKETS
         self._credit = Credit(_FIRST_CREDIT, _MOST_CREDIT)
@@ -107,9 +110,10 @@ class DraftModel:
         planned = self._planned_rate(track.chance, limit, costs)
         lag_cost = max(0, len(missing) - _LAG) * self._times["row"] * rate  # in single steps
         gain = left * (1 - rate / planned)
-        if planned <= rate * MARGIN or gain < lag_cost or self._credit.steps < lag_cost or not self._knows(missing):
+        is_worth = planned > rate * MARGIN and gain >= lag_cost
+        if not is_worth or track.credit.steps <= 0 or self._credit.steps < lag_cost or not self._knows(missing):
             track.pause()
-            self._credit.stepped()
+            self._settle(track, LOSS, 0.0)
             return []
         track.spent_s = 0.0
         if len(missing) > self._decoder.spec.prompt_width:
@@ -129,13 +133,13 @@ class DraftModel:
         """
         track = self._tracks[sequence]
         track.cache.truncate(min(track.cache.length, len(ids) - 1))
-        self._credit.settle(accepted + 1, (seconds + track.spent_s) * rate)
+        self._settle(track, accepted + 1, (seconds + track.spent_s) * rate)
 
     def keep(self, is_running: Callable[[Any], bool]) -> None:
         """Free the caches of the sequences that run no longer."""
         for sequence in [each for each in self._tracks if not is_running(each)]:
             track = self._tracks.pop(sequence)
-            self._before = track.made / 2, track.right / 2
+            self._usual_chance += (track.chance - self._usual_chance) / 4
             self._pool.release(track.slot)  # only rows of its `ids` can be used again
 
     def free_cache(self) -> None:
@@ -152,7 +156,8 @@ class DraftModel:
     def _track(self, sequence: Hashable, ids: Sequence[int], owner: str) -> _Track:
         if sequence not in self._tracks:
             slot = self._pool.take(ids, owner)
-            self._tracks[sequence] = _Track(slot, *self._before)
+            self._usual_chance += (_CHANCE - self._usual_chance) / 16  # so that it is tried again at times
+            self._tracks[sequence] = _Track(slot, self._usual_chance)
         return self._tracks[sequence]
 
     def _learn(self, track: _Track, ids: Sequence[int]) -> None:
@@ -168,6 +173,10 @@ class DraftModel:
             if not is_right:
                 break
         track.guesses = []
+
+    def _settle(self, track: _Track, tokens: float, cost: float) -> None:
+        for credit in (track.credit, self._credit):
+            credit.settle(tokens, cost)
 
     def _knows(self, ids: Sequence[int]) -> bool:
         """False if the small model has not all of these tokens. Models of a family often differ in unused ones."""
@@ -199,7 +208,7 @@ class DraftModel:
         size = max(range(len(expected)), key=lambda size: expected[size] - rate * costs.verify_cost(size + 1))
         if not size:
             track.cache.truncate(known)
-            self._credit.settle(0.0, track.spent_s * rate)
+            self._settle(track, 0.0, track.spent_s * rate)
         return draft[:size]
 
     def _is_worth_more(
