@@ -170,8 +170,8 @@ def _open(folder: str, slots: int) -> tuple[Decoder, Passes]:
         WorkerSpec(bundle=folder, provider="cpu", threads=1, max_sequences=slots + 2, context_length=CONTEXT)
     )
     cache = decoder.new_cache()
-    warm_up(decoder, [cache])
-    return decoder, Passes(*(time_passes(decoder, cache, clock) for clock in (time.perf_counter, time.process_time)))
+    elapsed = warm_up(decoder, [cache], time.perf_counter)
+    return decoder, Passes(elapsed, time_passes(decoder, cache, time.process_time))
 
 
 def _no_grammar(*_: object) -> NoReturn:
