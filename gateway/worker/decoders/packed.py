@@ -7,7 +7,7 @@ of 1150 MB of its own memory (docs/log.md).
 
     .packed-HEX.bin    the packed weights
     .packed-HEX.onnx   the bundle's graph. Its constants stay in the bundle's files; one of them names packed weights
-    .packed-HEX.none   these weights cannot be packed
+    .packed-HEX.none   these weights cannot be packed, or a load was ended while it tried
 
 HEX is made of the processor, the version of the library and the files of the graph, so a file of other conditions is
 never used, and is removed when a new one is made. The library packs each weight again, which is fast, and compares the
@@ -72,13 +72,10 @@ def pack_once(graph: Path, progress: Callable[[str], None]) -> None:
     progress("packing its weights for this processor, which is done once")
     for old in graph.parent.glob(f"{PACKED_FILES}*"):
         _remove(old)
-    try:
+    with suppress(BundleError, OSError):  # OSError: the folder cannot be written, or the system gives no process
+        nothing.touch()  # before: a load that takes too long for its limit is not the same again
         run_in_child("gateway.worker.decoders.pack", PackRequest(str(graph), str(out)), "the packed weights")
-    except BundleError:
-        with suppress(OSError):
-            nothing.touch()
-    except OSError:  # the system gives no process
-        pass
+        nothing.unlink()
 
 
 def _has_space(graph: Path) -> bool:

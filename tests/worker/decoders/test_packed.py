@@ -149,6 +149,20 @@ def test_weights_that_cannot_be_packed_are_tried_once(graph: Path, monkeypatch: 
     assert len(tries) == 1 and hidden(graph) == [".none"]
 
 
+def test_load_that_is_killed_while_it_packs_is_not_the_same_again(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[str] = []
+
+    def kill(module: str, request: PackRequest, what: str) -> None:
+        tries.append(request.out)
+        raise KeyboardInterrupt  # nothing in the process handles it, as nothing handles a kill
+
+    monkeypatch.setattr(child, "run_in_child", kill)
+    with pytest.raises(KeyboardInterrupt):
+        pack_once(graph, lambda stage: None)
+    pack_once(graph, lambda stage: None)
+    assert len(tries) == 1
+
+
 def test_folder_that_cannot_be_written_is_an_error_of_the_child_only(graph: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="cannot be written"):
         pack(PackRequest(str(graph), str(tmp_path / "missing" / ".packed-1.onnx")))
