@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 
 from gateway.activity import NO_MEMORY
-from gateway.errors import EngineFailed, GatewayError
-from gateway.worker.frames import Failed
+from gateway.errors import EngineFailed, GatewayError, InvalidRequest
+from gateway.worker.frames import Failed, Submit
 
 _log = logging.getLogger(__name__)
 
@@ -32,3 +32,11 @@ def as_gateway_error(error: BaseException, component: str = "The worker") -> Gat
 
 def failed_frame(id: int | None, error: GatewayError) -> Failed:
     return Failed(id, type(error).__name__, error.message, error.param)
+
+
+def check_vocabulary(frame: Submit, size: int) -> None:
+    """Raises InvalidRequest for a token id that the model does not have. Its tokenizer can have more ids."""
+    biased = list(frame.sampling.logit_bias)
+    for name, ids in (("prompt", frame.ids), ("prediction", frame.prediction), ("logit_bias", biased)):
+        if ids and not 0 <= min(ids) <= max(ids) < size:
+            raise InvalidRequest(f"{name} has a token id outside 0..{size - 1}.", param=name)

@@ -6,7 +6,7 @@ than one is missing, with `step` if only the last one is. Then the next token is
 1. The schedule (schedule.py) gives slots to waiting sequences.
 2. The schedule chooses the sequence that the call is for: clients take turns, then requests, then choices. So a long
    prompt (chunked prefill) gets half of the device while one other answer streams, a short answer does not wait for a
-   long one, and a request with 128 choices gets no more of the device than a request with one.
+   long one, and a request with 128 choices gets no more of the device than one with one. Short prompts share a call.
 3. If that sequence lacks only its last token, all others that also do take part in the same call. A sequence with a
    draft goes alone, and several tokens are verified in one call. A seeded request always steps alone if the decoder is
    not batch-invariant: other last bits could change its draws.
@@ -19,15 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Concatenate, ParamSpec
+from typing import Concatenate, ParamSpec, cast
 
 from gateway.activity import Activity
-from gateway.errors import InvalidRequest
-from gateway.worker.decoders.base import Decoder, KVCache, Logits
+from gateway.worker.decoders.base import Decoder, KVCache, Logits, PromptSharing
 from gateway.worker.drafting.model import DraftModel
-from gateway.worker.failures import as_gateway_error, failed_frame
+from gateway.worker.failures import as_gateway_error, check_vocabulary, failed_frame
 from gateway.worker.frames import Began, Cancel, Ended, FromWorker, PassTimes, Prefilled, Submit, Tokens
-from gateway.worker.schedule import SLICE_S, Schedule
+from gateway.worker.schedule import SLICE_S, Schedule, chunk_size
 from gateway.worker.sequence import GeneratingSequence, MakeConstraint, SharedParts
 from gateway.worker.slots import SlotPool
 from gateway.worker.speculation import Speculation
@@ -100,7 +99,7 @@ class TokenLoop:
         """Accept a request, or refuse it with a Failed frame."""
         assert frame.ids and len(frame.ids) + frame.max_tokens <= self._decoder.spec.context_length
         try:
-            self._check_vocabulary(frame)
+            check_vocabulary(frame, self._decoder.spec.vocab_size)
             shared = self._shared_parts(frame)
             first, *later = (GeneratingSequence(shared, choice) for choice in range(frame.n))
         except Exception as error:
@@ -126,13 +125,6 @@ class TokenLoop:
             self._decoder.free_caches()
             self._speculation.free_cache()
 
-    def _check_vocabulary(self, frame: Submit) -> None:
-        """Raises InvalidRequest for a token id that the model does not have. Its tokenizer can have more ids."""
-        size, biased = self._decoder.spec.vocab_size, list(frame.sampling.logit_bias)
-        for name, ids in (("prompt", frame.ids), ("prediction", frame.prediction), ("logit_bias", biased)):
-            if ids and not 0 <= min(ids) <= max(ids) < size:
-                raise InvalidRequest(f"{name} has a token id outside 0..{size - 1}.", param=name)
-
     def _shared_parts(self, frame: Submit) -> SharedParts:
         return SharedParts(
             frame,
@@ -153,7 +145,8 @@ class TokenLoop:
         if chosen is None:
             return
         if chosen.missing > 1:
-            self._attempt(self._prefill, chosen)
+            together = self._schedule.prompts_with(chosen, self._decoder.spec.shared_prompt_rows)
+            self._prefill_together(together) if len(together) > 1 else self._attempt(self._prefill, chosen)
             return
         others = self._schedule.ready()
         stepping = [chosen] if chosen.steps_alone else [s for s in others if s.missing == 1 and not s.steps_alone]
@@ -180,29 +173,36 @@ class TokenLoop:
         """Compute one chunk of the missing tokens. The last chunk gives the next token."""
         cache = sequence.cache
         start = cache.length
-        chunk = sequence.ids[start : start + self._chunk_size(sequence)]
-        if sequence.request.prompt_logprobs:
-            rows, elapsed = self._timed([sequence], lambda: self._decoder.verify(cache, chunk))
-        else:
-            row, elapsed = self._timed([sequence], lambda: self._decoder.prefill(cache, chunk))
-            rows = row[None]
+        chunk = sequence.ids[start : start + chunk_size(sequence, self._decoder.spec.prompt_width)]
+        compute = self._decoder.verify if sequence.request.prompt_logprobs else self._decoder.prefill
+        rows, elapsed = self._timed([sequence], lambda: compute(cache, chunk))
+        self._prefilled(sequence, rows.reshape(-1, rows.shape[-1]), start, elapsed)
+
+    def _prefill_together(self, sequences: list[GeneratingSequence]) -> None:
+        """Compute all missing tokens of several sequences. Shorter ones compute some rows again, with the same bits."""
+        decoder, rows = cast(PromptSharing, self._decoder), max(sequence.missing for sequence in sequences)
+        for sequence in sequences:
+            sequence.cache.truncate(len(sequence.ids) - rows)
+        caches, ids = [s.cache for s in sequences], [s.ids[-rows:] for s in sequences]
+        try:
+            logits, elapsed = self._timed(sequences, lambda: decoder.prefill_together(caches, ids))
+        except Exception as error:
+            self._fail(sequences, error)
+            return
+        for sequence, row in zip(sequences, logits, strict=True):
+            if self._schedule.is_running(sequence):  # another choice of its request can have failed in this loop
+                self._attempt(self._prefilled, sequence, row[None], sequence.cache.length - rows, elapsed)
+
+    def _prefilled(self, sequence: GeneratingSequence, rows: Logits, start: int, elapsed: float) -> None:
+        """Rows from position `start` on are computed."""
         self._activity.check(float(rows.max()))
         scored = sequence.score_prompt(rows, start) if sequence.request.prompt_logprobs else []
         sequence.slot_use.prefill_s += elapsed
-        is_new = cache.length > sequence.computed  # the request is not to blame for rows that a suspension has lost
+        is_new = sequence.cache.length > sequence.computed  # the request is not to blame for rows that it has lost
         shared_s = self._activity.device_s - self._requests[sequence.request.id].since_s
         self._emit(Prefilled(sequence.request.id, elapsed if is_new else 0.0, scored, shared_s))
         if sequence.missing == 0:
             self._advance(sequence, rows[-1:], (), 0.0)
-
-    def _chunk_size(self, sequence: GeneratingSequence) -> int:
-        """As many tokens as fit, but never leave a single token for the next call. The kernel for one row differs in
-        the last bits in some graphs (decoders/cpu.py), and then the answer would depend on the prefix cache. A sequence
-        that steps alone computes lost rows of its answer one by one, as it did before."""
-        missing, width = sequence.missing, self._decoder.spec.prompt_width
-        if sequence.steps_alone and sequence.generated:
-            missing = max(1, missing - sequence.generated)
-        return width - 1 if missing == width + 1 and width > 2 else min(missing, width)
 
     def _verify(self, sequence: GeneratingSequence, draft: Sequence[int]) -> None:
         ids = [sequence.ids[-1], *draft]

@@ -75,6 +75,7 @@ class MeteredDecoder:
     prompt_width: int = 16
     context_length: int = 512
     is_batch_invariant: bool = True
+    shared_prompt_rows: int = 0
     now: float = 0.0
     calls: list[tuple[str, int]] = field(default_factory=list)
     before_call: Callable[[str], None] = lambda kind: None
@@ -87,6 +88,7 @@ class MeteredDecoder:
             prompt_width=self.prompt_width,
             device="cpu",
             is_batch_invariant=self.is_batch_invariant,
+            shared_prompt_rows=self.shared_prompt_rows,
         )
 
     def new_cache(self) -> KVCache:
@@ -94,6 +96,12 @@ class MeteredDecoder:
 
     def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
         return self._metered("prefill", len(ids), lambda: self.inner.prefill(cache, ids))
+
+    def prefill_together(self, caches: Sequence[KVCache], ids: Sequence[Sequence[int]]) -> Logits:
+        """Takes as long as the prefill of one of them."""
+        assert isinstance(self.inner, CpuDecoder) and len({len(each) for each in ids}) == 1
+        inner = self.inner
+        return self._metered(f"prefill of {len(ids)}", len(ids[0]), lambda: inner.prefill_together(caches, ids))
 
     def step(self, caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
         return self._metered("step", len(ids), lambda: self.inner.step(caches, ids))
@@ -111,7 +119,7 @@ class MeteredDecoder:
         assert size <= self.prompt_width
         self.before_call(kind)
         self.calls.append((kind, size))
-        self.now += 1 + (size if kind == "prefill" else 0)
+        self.now += 1 + (size if kind.startswith("prefill") else 0)
         return call()
 
 
@@ -178,7 +186,7 @@ def make_bench(tiny_decoder: CpuDecoder) -> Callable[..., Bench]:
     def make(slots: int = 4, **options: Any) -> Bench:
         own = {
             name: options.pop(name)
-            for name in ("prompt_width", "context_length", "is_batch_invariant")
+            for name in ("prompt_width", "context_length", "is_batch_invariant", "shared_prompt_rows")
             if name in options
         }
         return Bench(MeteredDecoder(tiny_decoder, **own), slots, **options)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from gateway.errors import EngineFailed
 from gateway.sampling import Sampling
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.frames import Began, Ended, Prefilled, Tokens
@@ -203,3 +204,70 @@ def test_prefilled_shows_the_device_time_of_all_requests_since_it_came(bench: Be
     chunks = [sum(frame.device_s for frame in bench.of(request, Prefilled)) for request in (first, second)]
     shared = [bench.of(request, Prefilled)[-1].shared_s for request in (first, second)]
     assert max(shared) == sum(chunks) and min(shared) > max(chunks)
+
+
+# -- several prompts in a call -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sharing(make_bench: MakeBench) -> Bench:
+    """A call computes at most 64 rows of several prompts. A first request has left the rows of PROMPT."""
+    bench = make_bench(prompt_width=64, shared_prompt_rows=64)
+    bench.answer(PROMPT, max_tokens=1)
+    bench.decoder.calls.clear()
+    return bench
+
+
+def _calls_for_prompts(bench: Bench, *missing: int) -> list[tuple[str, int]]:
+    """The calls for prompts that start with PROMPT and lack these numbers of tokens. Checks their answers."""
+    prompts = [PROMPT[: len(PROMPT) - 2] + random_ids(count, 50 + index) for index, count in enumerate(missing)]
+    requests = [bench.submit(prompt, max_tokens=6) for prompt in prompts]
+    bench.finish()
+    calls = [call for call in bench.decoder.calls if call[0].startswith("prefill")]
+    answers = [bench.tokens(request) for request in requests]
+    assert answers == [bench.answer(prompt, max_tokens=6, owner="alone") for prompt in prompts]
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("missing", "calls"),
+    [
+        ((16, 16, 16, 16), [("prefill of 4", 16)]),
+        ((7, 8, 6), [("prefill of 3", 8)]),  # the shorter ones compute one or two rows again
+        ((20, 21, 20, 21), [("prefill of 3", 21), ("prefill", 21)]),  # four have more rows than a call
+        ((5, 12), [("prefill", 5), ("prefill", 12)]),  # too many rows again
+        ((40, 40), [("prefill", 40), ("prefill", 40)]),
+        ((200, 9, 9), [("prefill", 64), ("prefill of 2", 9), ("prefill", 64), ("prefill", 64), ("prefill", 8)]),
+    ],
+    ids=str,
+)
+def test_short_prompts_share_a_call(sharing: Bench, missing: tuple[int, ...], calls: list[tuple[str, int]]) -> None:
+    assert _calls_for_prompts(sharing, *missing) == calls
+
+
+def test_prompts_without_a_common_prefix_share_a_call_if_they_have_the_same_length(sharing: Bench) -> None:
+    for seed in range(3):
+        sharing.submit(random_ids(12, seed), owner="other", max_tokens=1)
+    sharing.submit(random_ids(11, 9), owner="other", max_tokens=1)  # it has no rows before that it could compute again
+    sharing.finish()
+    assert sharing.decoder.calls == [("prefill of 3", 12), ("prefill", 11)]
+
+
+def test_prompt_whose_tokens_are_scored_shares_no_call(sharing: Bench) -> None:
+    for is_scored in (True, False):
+        sharing.submit(PROMPT, max_tokens=1, prompt_logprobs=is_scored, owner="other")
+    sharing.finish()
+    assert sharing.decoder.calls == [("verify", 20), ("prefill", 20)]
+
+
+def test_failed_shared_call_fails_its_requests_and_no_other(sharing: Bench) -> None:
+    def fail(kind: str) -> None:
+        if kind == "prefill of 2":
+            raise EngineFailed("The device is lost.")
+
+    sharing.decoder.before_call = fail
+    together = [sharing.submit(random_ids(12, seed), owner="other") for seed in range(2)]
+    other = sharing.submit(random_ids(40, 5), owner="other", max_tokens=2)
+    sharing.finish()
+    assert [sharing.endings(request)[0].kind for request in together] == ["DeviceFailed"] * 2
+    assert len(sharing.tokens(other)) == 2

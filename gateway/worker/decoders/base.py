@@ -47,6 +47,7 @@ class DecoderSpec(Struct, frozen=True, kw_only=True):
     soc: int | None = None  # Qualcomm's number of the NPU's chip; None: unknown, or no NPU
     mode_refusal: str = ""  # why the NPU's driver refuses burst mode; "": it accepts it, or there is no NPU
     greedy_only: bool = False  # True: the logits have no known scale, so that only their order is right
+    shared_prompt_rows: int = 0  # most ids of one `prefill_together` call; 0: the decoder has no call of that kind
     is_batch_invariant: bool = False  # True: logits are bit-identical for any batch size and chunking, as measured
 
 
@@ -110,3 +111,19 @@ class Decoder(Protocol):
 
     def close(self) -> None:
         """Release the device and the memory. No other call can follow."""
+
+
+class PromptSharing(Protocol):
+    """A decoder whose `spec.shared_prompt_rows` is not 0."""
+
+    def prefill_together(self, caches: Sequence[KVCache], ids: Sequence[Sequence[int]]) -> Logits:
+        """Append the same number of tokens to each of several sequences.
+
+        Args:
+            caches: the sequences' caches, each at most once.
+            ids: the token ids for each cache, at most `spec.shared_prompt_rows` in all.
+
+        Returns: the logits after the last token of each, float32 (len(caches), vocab).
+
+        Raises EngineFailed if a device call fails. The rows of all these caches can be wrong then.
+        """

@@ -3,10 +3,9 @@
 1. Each run of adjacent slots has one I/O binding, made on first use. Its cache tensors are views of the slots, so a
    token allocates nothing and copies no cache. Only ids and logits are bound again when their shape changes.
 2. The attention mask is always as wide as the context. Its sum is the length of the sequence, and a fixed shape keeps
-   the binding. The results are bit-identical to those of a mask that fits.
+   the binding. The bits are those of a mask that fits.
 3. Several sequences share a call. Relative to a step over one slot, a step over two slots costs 1.2, over four 1.7,
-   over eight 2.6 (x86_64, 4-bit weights, int8 activations). A call includes up to two free slots between busy ones; the
-   graph writes scratch rows behind their valid rows.
+   over eight 2.6. A step includes up to two free slots between busy ones: scratch rows behind their valid rows.
 4. When it opens, the decoder finds out whether it is batch-invariant (see invariance.py): whether batching, chunking
    and drafts cannot change an answer. Our own graphs with int8 activations are, with the padding rows that the
    processor needs (see builder/graphs/cpu.py). Otherwise `spec.is_batch_invariant` is False, and other calls change the
@@ -84,7 +83,8 @@ class CpuDecoder:
         settings = slots > 1, context_length, options.threads or default_threads()
         record = RowRecord(path, settings) if keeps_record else None
         self.row_multiple, batch_invariant = rows_of(record, self._graph.row_multiples, self._check_rows)
-        self._spec = replace(self._spec, is_batch_invariant=batch_invariant)
+        shared = PROMPT_WIDTH if batch_invariant and self._graph.has_logits_to_keep else 0
+        self._spec = replace(self._spec, is_batch_invariant=batch_invariant, shared_prompt_rows=shared)
 
     @property
     def spec(self) -> DecoderSpec:
@@ -104,21 +104,26 @@ class CpuDecoder:
     def step(self, caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
         if len(caches) == 1:
             return self._extend(_slot(caches[0]), ids, keep=1)
-        slots = [_slot(cache) for cache in caches]
-        next_ids = {slot.index: token for slot, token in zip(slots, ids, strict=True)}
+        return self._together(caches, [[token] for token in ids])
+
+    def prefill_together(self, caches: Sequence[KVCache], ids: Sequence[Sequence[int]]) -> Logits:
+        return self._together(caches, ids)
+
+    def _together(self, caches: Sequence[KVCache], ids: Sequence[Sequence[int]]) -> Logits:
+        slots, width = [_slot(cache) for cache in caches], len(ids[0])
+        next_ids = {slot.index: tokens for slot, tokens in zip(slots, ids, strict=True)}
         rows: dict[int, int] = {}  # of the logits, by slot
-        for first, count in self._adjacent(sorted(next_ids)):
+        for first, count in self._adjacent(sorted(next_ids), _MAX_FREE_BETWEEN if width == 1 else 0):
             members = range(first, first + count)
-            tokens = np.array([[next_ids.get(index, 0)] for index in members], np.int64)
-            lengths = [self._caches[index].length + 1 for index in members]
+            tokens = np.array([next_ids.get(index, [0]) for index in members], np.int64)
+            lengths = [self._caches[index].length + width for index in members]
             self._run(first, tokens, lengths, keep=1, row=len(rows))
             rows |= {index: len(rows) + offset for offset, index in enumerate(members)}
         for slot in slots:
-            slot.length += 1
+            slot.length += width
         order = [rows[slot.index] for slot in slots]
-        in_order = order == list(range(len(order)))
-        rows_of_logits: Logits = self._logits[: len(order)] if in_order else self._logits[order]
-        return rows_of_logits
+        logits: Logits = self._logits[: len(order)] if order == list(range(len(order))) else self._logits[order]
+        return logits
 
     def free_caches(self) -> None:
         self._runs.clear()  # their bindings hold the buffers
@@ -152,15 +157,12 @@ class CpuDecoder:
         slot.length += len(ids)
         return self._logits[: keep if self._graph.has_logits_to_keep else len(ids)]
 
-    def _adjacent(self, indices: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """Runs (first, count) of adjacent slots that include the slots `indices`, which ascend.
-
-        A full slot is never between two members: the graph has no row there to write.
-        """
+    def _adjacent(self, indices: Sequence[int], most_free: int) -> Iterator[tuple[int, int]]:
+        """Runs (first, count) of adjacent slots that include the slots `indices`, which ascend, and no full slot."""
         first = last = indices[0]
         for index in indices[1:]:
             between = self._caches[last + 1 : index]
-            if len(between) > _MAX_FREE_BETWEEN or any(slot.length == self._buffers.context for slot in between):
+            if len(between) > most_free or any(slot.length == self._buffers.context for slot in between):
                 yield first, last - first + 1
                 first = index
             last = index
@@ -278,8 +280,7 @@ class _SlotRun:
             self._ids = ids
             self._bind(self._graph.ids, ids)
         if self._graph.has_positions:
-            last = np.array(lengths, np.int64)[:, None]
-            self._position_ids = last - np.arange(ids.shape[1], 0, -1)
+            self._position_ids = np.array(lengths, np.int64)[:, None] - np.arange(ids.shape[1], 0, -1)
             self._bind(self._graph.positions, self._position_ids)
 
     def _bind_logits(self, logits: Logits, row: int, kept: int) -> None:

@@ -111,6 +111,24 @@ def test_batched_step_gives_same_logits_as_single_step(
         same(decoder.prefill(slot, [5, 6]), continuations[index])
 
 
+@pytest.mark.parametrize("members", [(0, 1), (1, 2, 3), (3, 0), (2, 0, 1)], ids=str)
+def test_prompts_in_one_call_give_same_logits_as_alone(
+    decoder: CpuDecoder, same: Compare, members: tuple[int, ...]
+) -> None:
+    """Adjacent or not, in any order. The other slots do not change."""
+    slots = caches(decoder)
+    for index, slot in enumerate(slots):
+        decoder.prefill(slot, random_ids(10 + 7 * index, index))
+    prompts = [random_ids(9, 20 + index) for index in members]
+    alone = []
+    for index, prompt in zip(members, prompts, strict=True):
+        alone.append(decoder.prefill(slots[index], prompt).copy())
+        slots[index].truncate(10 + 7 * index)
+    together = decoder.prefill_together([slots[index] for index in members], prompts)
+    same(together, np.stack(alone))
+    assert [slot.length for slot in slots] == [10 + 7 * index + 9 * (index in members) for index in range(4)]
+
+
 def test_batched_step_leaves_full_slot_between_members_unchanged(decoder: CpuDecoder, same: Compare) -> None:
     first, full, last, _ = caches(decoder)
     decoder.prefill(first, [5, 6])
