@@ -59,6 +59,11 @@ def test_prediction_gives_same_tokens_in_every_way(page: Path, smollm2: Path) ->
 
 
 @pytest.mark.slow
+def test_speculation_compares_ways_on_real_texts(page: Path, smollm2: Path) -> None:
+    assert "| chat (16 tokens) | lookup | " in run("speculation", page)
+
+
+@pytest.mark.slow
 def test_forecast_compares_predicted_and_measured_ttft(page: Path, smollm2: Path) -> None:
     assert "| prompt | predicted TTFT, ms | measured TTFT, ms | ratio |" in run("forecast", page)
 

@@ -21,7 +21,7 @@ from gateway.worker.frames import Ended, Failed, Prefilled, Scored, Tokens
 from tests.support.token_loop_fixtures import GREEDY, Bench, random_ids
 
 MakeBench = Callable[..., Bench]
-PROMPT = random_ids(20, 1)
+PROMPT = random_ids(20, 2)  # its greedy answer does not begin with the same token twice
 
 
 # -- log-probabilities -------------------------------------------------------------------------------------------------

@@ -210,7 +210,7 @@ def test_second_turn_reuses_rows_of_both_models(make: Make, tiny_decoder: CpuDec
     draft.calls.clear()
     second = bench.submit(turn, max_tokens=60)
     bench.finish()
-    assert max(size for _, size in draft.calls) < 10
+    assert max(size for _, size in draft.calls) < 16
     assert has_only_its_own_errors(bench, second, turn, 4)
     assert [bench.tokens(second)] == plain(tiny_decoder, turn, max_tokens=60)[0]
 
