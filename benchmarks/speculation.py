@@ -194,7 +194,7 @@ def break_even(passes: PassTimes, small: PassTimes) -> list[list[str]]:
 
 def main() -> None:
     arguments = parser(__doc__ or "").parse_args()
-    rounds, tokens = (1, 16) if arguments.quick else (1, 120)
+    rounds, tokens = (1, 16) if arguments.quick else (1, 100)
     bench = Bench(USUAL if arguments.quick else "q4_0", USUAL)
     texts = dict([*pairs().items()][:2]) if arguments.quick else pairs()
     runs: dict[tuple[str, str], list[Run]] = {(kind, way): [] for kind in texts for way in WAYS}
