@@ -57,7 +57,8 @@ class GrammarConstraint:
             self._masking.result()
             self._check()
             excluded = np.unpackbits(np.invert(self._mask).view(np.uint8), count=len(logits), bitorder="little")
-            np.putmask(logits, excluded.view(np.bool_), -np.inf)
+            limits = (1 - 2 * excluded.view(np.int8)) * np.float32(np.inf)  # without branches, unlike a mask
+            np.minimum(logits, limits, out=logits)
         else:
             only = list(self._forced[:1] or self._end_ids)
             kept = logits[only]

@@ -168,7 +168,8 @@ class FreeStage:
         self._buffers = buffers
         self._shapes: list[tuple[int, ...]] = []  # of the inputs of the first call
         self._binding: ort.IOBinding | None = None
-        self._results: dict[str, Array] = {}
+        self._bound: Values = {}
+        self._results: Values = {}
         self.new_rows: dict[str, Buffer] = {}
 
     @property
@@ -184,7 +185,9 @@ class FreeStage:
         shapes = [value.shape for value in feeds.values()]
         if self._binding is not None and shapes == self._shapes:
             for name, value in feeds.items():
-                self._binding.bind_cpu_input(name, value)
+                if value is not self._bound.get(name):
+                    self._binding.bind_cpu_input(name, value)
+                    self._bound[name] = value  # the binding does not keep it
             self._session.run_with_iobinding(self._binding)
             values.update(self._results)
             return
@@ -205,9 +208,10 @@ class FreeStage:
 
     def _feed(self, name: str, value: Array, width: int, logit_rows: LogitRows) -> Array:
         shape = self._inputs[name].shape
-        if self._only_logit_rows and value.ndim > 1 and value.shape[1] == width and not isinstance(shape[1], int):
+        is_window = self._only_logit_rows and value.ndim > 1 and value.shape[1] == width > 1
+        if is_window and not isinstance(shape[1], int):
             value = value[:, logit_rows]
-        if all(isinstance(size, int) for size in shape):
+        if value.shape != tuple(shape) and all(isinstance(size, int) for size in shape):
             value = value.reshape(shape)
         return np.ascontiguousarray(value, self._dtypes[name])
 

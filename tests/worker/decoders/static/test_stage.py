@@ -9,24 +9,28 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
+from gateway.bundles.static_pipeline import NPU_HEAD
+from gateway.worker.decoders.onnx import SessionOptions, open_session
 from gateway.worker.decoders.static import cache as caches
+from gateway.worker.decoders.static import open as opening
 from gateway.worker.decoders.static.cache import StaticCache
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.open import open_static_decoder
-from tests.support.npu.hollow_bundle import Shape, write_in_place, write_rows_returned
+from tests.support.npu.hollow_bundle import Shape, write_in_place, write_npu_head, write_rows_returned
 
 SHAPE = Shape(layers=2, kv_heads=2, head_dim=16, hidden=64, vocab=50_000, context=2048, width=32, parts=2)
 ROW = SHAPE.layers * 2 * SHAPE.kv_heads * SHAPE.head_dim  # bytes of the new cache rows of a token, one byte per value
-CALLS = 2 + SHAPE.parts  # the graph before the NPU's, those of the NPU, the graph after them
+CALLS = 2 + SHAPE.parts  # the graph before the NPU's, those of the NPU, the graph after them or the head
 ALLOCATED = 24_000
 COPIED = 2_000  # of inputs of the NPU
-WRITERS = {"in_place": write_in_place, "rows_returned": write_rows_returned}
+WRITERS = {"in_place": write_in_place, "npu_head": write_in_place, "rows_returned": write_rows_returned}
 
 
 class CountedArray(np.ndarray[Any, Any]):
@@ -57,8 +61,20 @@ def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     bundle = WRITERS[request.param](tmp_path_factory.mktemp("hollow") / request.param, SHAPE, logits)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(caches, "_host_tensor", counted)
+        if request.param == "npu_head":
+            write_npu_head(bundle, SHAPE, logits)
+            patch.setattr(opening, "open_session", open_with_npu_head)
         with closing(open_static_decoder(bundle, provider="cpu")) as decoder:
             yield decoder
+
+
+def open_with_npu_head(path: Path, options: SessionOptions, model: bytes | None) -> ort.InferenceSession:
+    """The head for the NPU, on the CPU, in place of that for the CPU."""
+    if path.name != "lm_head.onnx":
+        return open_session(path, options, model)
+    session = open_session(path.with_name(NPU_HEAD), options)
+    session.get_providers = lambda: ["QNNExecutionProvider"]
+    return session
 
 
 @pytest.fixture
@@ -96,7 +112,10 @@ def allocated(run: Callable[[], object]) -> tuple[int, int]:
         tracemalloc.stop()
 
 
-def test_step_runs_each_graph_once(decoder: StaticDecoder, cache: StaticCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_runs_each_graph_once(
+    decoder: StaticDecoder, cache: StaticCache, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    expected = CALLS + ("npu_head" in request.node.name)  # and the cast of its logits to float32
     calls: list[str] = []
     for name in ("run", "run_with_iobinding"):
         method = getattr(ort.InferenceSession, name)
@@ -107,10 +126,10 @@ def test_step_runs_each_graph_once(decoder: StaticDecoder, cache: StaticCache, m
 
         monkeypatch.setattr(ort.InferenceSession, name, counted)
     decoder.step([cache], [1])
-    assert calls == ["run_with_iobinding"] * CALLS
+    assert calls == ["run_with_iobinding"] * expected
     calls.clear()
     decoder.prefill(cache, range(SHAPE.width))
-    assert calls == ["run_with_iobinding"] * CALLS
+    assert calls == ["run_with_iobinding"] * expected
 
 
 def test_step_allocates_less_than_a_row_of_logits(decoder: StaticDecoder, cache: StaticCache) -> None:
