@@ -4,10 +4,15 @@ Each device call takes the same time on the loop's clock, so everything that can
 prompts. In the quick test each of two models answers two of them with 8 combinations. In these, any two switches have
 all four combinations of positions; in those of both models together, any three have all eight. In the slow test each
 combination answers all of them on both models.
+
+The layout of weights differs by the formats of the file. A tiny model has the minimums and the rounded table that a
+model in Q4_K_M has. The slow tests run this format with a billion weights too, with eight prompts.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, product
@@ -19,14 +24,17 @@ from msgspec.structs import replace
 from tokenizers import Tokenizer
 
 from gateway.activity import Activity
+from gateway.builder.build import build_bundle
 from gateway.bundles.bundle import load_bundle
 from gateway.worker.decoders.base import DecoderSpec, KVCache, Logits
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.decoders.onnx import SessionOptions
 from gateway.worker.frames import FromWorker, Submit, Tokens
 from gateway.worker.token_loop import TokenLoop
+from tests.support.tiny_gguf import write_tiny_gguf
 from tests.support.token_loop_fixtures import GREEDY, no_grammar
 
+ROOT = Path(__file__).parents[2]
 QUESTIONS = """\
 What is the capital of France?
 Name three fruits and a colour for each of them.
@@ -164,7 +172,7 @@ class Engine:
 
 
 def edited(answer: Ids) -> Ids:
-    return [*answer[:5], 500, 501, *answer[7:]]
+    return [*answer[:5], 300, 301, *answer[7:]]
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +185,18 @@ def prompts(tokenizer: Tokenizer) -> list[Ids]:
     return [tokenizer.encode(f"<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n").ids for q in QUESTIONS]
 
 
+def made_engines(bundle: Path) -> Iterator[dict[int, Engine]]:
+    """An engine for each number of threads."""
+    made = {}
+    for threads in (1, 2):
+        options = SessionOptions(threads=threads)
+        decoder = CpuDecoder(load_bundle(bundle), slots=4, context_length=256, options=options)
+        made[threads] = Engine(decoder, [decoder.new_cache() for _ in range(4)])
+    yield made
+    for engine in made.values():
+        engine.decoder.close()
+
+
 @pytest.fixture(scope="module", params=["smollm2", "smollm2_int8"])
 def model(request: pytest.FixtureRequest) -> str:
     """`smollm2` has float activations; it is not batch-invariant."""
@@ -185,15 +205,21 @@ def model(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def engines(request: pytest.FixtureRequest, model: str) -> Iterator[dict[int, Engine]]:
-    """An engine for each number of threads."""
-    made, bundle = {}, load_bundle(request.getfixturevalue(model))
-    for threads in (1, 2):
-        options = SessionOptions(threads=threads)
-        decoder = CpuDecoder(bundle, slots=4, context_length=256, options=options)
-        made[threads] = Engine(decoder, [decoder.new_cache() for _ in range(4)])
-    yield made
-    for engine in made.values():
-        engine.decoder.close()
+    yield from made_engines(request.getfixturevalue(model))
+
+
+@pytest.fixture(scope="module")
+def mixed_formats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Engine]]:
+    folder = tmp_path_factory.mktemp("mixed")
+    gguf = write_tiny_gguf(folder / "tiny.gguf", stored_as="Q4_1")
+    yield from made_engines(build_bundle(gguf, folder / "bundle", progress=lambda what, share: None))
+
+
+@pytest.fixture(scope="module")
+def billion() -> Iterator[dict[int, Engine]]:
+    command = [sys.executable, "benchmarks/random_gguf.py", "1b", "q4_k_m"]
+    printed = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8").stdout
+    yield from made_engines(ROOT / printed.splitlines()[-1])
 
 
 def test_each_combination_gives_answers_of_plain_loop(
@@ -207,6 +233,26 @@ def test_each_combination_gives_answers_of_plain_loop(
         expected = [plain[prompt] for prompt in chosen]
         answers = engines[switches.threads].answers(switches, [prompts[prompt] for prompt in chosen], 8, expected)
         assert answers == expected, switches
+
+
+def test_each_combination_gives_answers_of_plain_loop_with_minimums_as_inputs(
+    mixed_formats: dict[int, Engine], prompts: list[Ids]
+) -> None:
+    decoder = mixed_formats[2].decoder
+    assert decoder.spec.is_batch_invariant
+    known = [[token % decoder.spec.vocab_size for token in ids] for ids in prompts[:4]]
+    plain = mixed_formats[2].answers(PLAIN, known, 8)
+    for switches in some_combinations(odd=False):
+        assert mixed_formats[switches.threads].answers(switches, known, 8, plain) == plain, switches
+
+
+@pytest.mark.slow
+def test_each_combination_gives_answers_of_plain_loop_at_a_billion_weights(
+    billion: dict[int, Engine], prompts: list[Ids]
+) -> None:
+    plain = billion[2].answers(PLAIN, prompts[:8], 16)
+    for switches in some_combinations(odd=True) + some_combinations(odd=False):
+        assert billion[switches.threads].answers(switches, prompts[:8], 16, plain) == plain, switches
 
 
 @pytest.fixture(scope="module")
