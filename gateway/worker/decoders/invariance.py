@@ -2,7 +2,7 @@
 
 The kernels decide, so neither the processor's name nor the bundle's metadata can answer. The check computes a few rows
 in one call and again in other calls, and compares the bits: a row alone, two, three and four rows, from even and odd
-positions, the last row only, and a batch of two slots. It takes 6 calls with 21 rows if the decoder is batch-invariant.
+positions, the last row only, and a batch of two slots. It takes 6 calls with 29 rows if the decoder is batch-invariant.
 Else it ends with the first difference, usually in the second call.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from gateway.worker.decoders.base import Decoder, KVCache, Logits
 
-_ROWS = 9  # one more than attention groups (builder/graphs/attention.py)
+_ROWS = 17  # one more than attention groups (builder/graphs/attention.py)
 #: (first row, rows) of each call. Each call starts within the rows that the calls before it left.
 _CALLS = ((0, 1), (1, 3), (1, 4))
 

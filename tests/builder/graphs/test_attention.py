@@ -74,8 +74,8 @@ def plan(session: ort.InferenceSession) -> Callable[..., Plan]:
     ("tokens", "lengths", "capacity", "is_grouped"),
     [
         (1, [1], 256, True),
-        (8, [8, 90], 256, True),
-        (9, [90], 256, False),
+        (9, [9, 90], 256, True),  # all that a block of queries can hold
+        (10, [90], 256, False),
         (64, [64], 256, False),
         (1, [90], 92, True),  # three rows, the last one at 91
         (1, [90], 91, False),

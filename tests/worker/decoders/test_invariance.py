@@ -78,10 +78,10 @@ def check(device: _Device, block: int = 64) -> bool:
     return is_batch_invariant(device, [_Rows(), _Rows()], block)  # type: ignore[arg-type,abstract]
 
 
-def test_device_with_one_code_path_is_batch_invariant_after_21_rows() -> None:
+def test_device_with_one_code_path_is_batch_invariant_after_29_rows() -> None:
     device = _Device(lambda *_: False)
     assert check(device)
-    assert (len(device.calls), sum(device.calls)) == (6, 21)
+    assert (len(device.calls), sum(device.calls)) == (6, 29)
 
 
 @pytest.mark.parametrize("cause", CAUSES)
