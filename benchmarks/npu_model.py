@@ -27,6 +27,7 @@ from gateway.sampling import Sampling
 from gateway.worker.decoders.base import DecoderSpec, KVCache, Logits
 from gateway.worker.drafting.model import DraftModel
 from gateway.worker.frames import FromWorker, PassTimes, Submit, Tokens
+from gateway.worker.schedule import SLICE_S
 from gateway.worker.token_loop import TokenLoop
 
 VOCABULARY = 997
@@ -172,6 +173,7 @@ def play(
         emit,
         make_constraint=_no_grammar,
         prefix_cache=prefix_cache,
+        slice_s=SLICE_S if slots > 1 else math.inf,  # with one slot, requests run one after another
         activity=activity,
         draft_model=model,
     )

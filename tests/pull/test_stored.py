@@ -122,6 +122,13 @@ def test_what_a_killed_first_build_left_is_removed(config: Path, is_listed: bool
     assert not left.exists() and other.exists()
 
 
+def test_model_that_drafts_for_another_is_not_removed(config: Path) -> None:
+    with config.open("a", encoding="utf-8") as file:
+        file.write('[models.big]\npath = "big"\ndraft = "tiny"\n')
+    with pytest.raises(ConfigError, match=r"'tiny' is still named by \[models.big\] draft"):
+        remove("tiny", find_user_config(config))
+
+
 def test_interrupted_download_is_removed(config: Path) -> None:
     remove("half", find_user_config(config))
     assert "half" not in rows(config)
