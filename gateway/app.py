@@ -22,6 +22,7 @@ from gateway.lanes.memory.growth import Growth
 from gateway.lanes.memory.manager import MemoryManager
 from gateway.lanes.memory.needs import Needs, budget_bytes
 from gateway.lanes.memory.residency import Residency
+from gateway.lanes.reload.presence import Presence
 from gateway.lanes.reload.reloader import Reloader, Source
 from gateway.lanes.reload.upgrades import BetterBundles, Upgrades
 from gateway.lanes.reload.watcher import Watcher
@@ -145,7 +146,6 @@ def create_app(
         observers.add(traces.ended)
     router = Router(config, lanes, observers=observers)
     residency = Residency(router, lambda name, model: asyncio.to_thread(make_lane, name, model))  # it reads files
-    upgrades = [Upgrades(better_bundles, make_lane)] if better_bundles else []
     guards = Guards(config.server)
 
     def apply(config: Config) -> None:
@@ -158,7 +158,10 @@ def create_app(
             usage.store.days = config.usage.days
 
     reloader = Reloader(router, residency, source, lane_of, apply) if source else None
-    watcher = [Watcher(reloader, source)] if reloader and source else []
+    presence = Presence()
+    upgrades = [Upgrades(better_bundles, make_lane, presence=presence)] if better_bundles else []
+    watcher = [Watcher(reloader, source, presence=presence)] if reloader and source else []
+    limits = limit_bodies(lambda: router.config.server.max_body_bytes, _BODIES_IN_MEMORY, guards.check, presence)
     app = App(
         HANDLERS,
         state=State(
@@ -169,6 +172,7 @@ def create_app(
                 "stop_token": stop_token,
                 "reloader": reloader,
                 "metrics": metrics,
+                "presence": presence,
                 "usage": usage,
                 "live": LiveSources(router, observers, config_file),
                 "traces": traces,
@@ -181,8 +185,7 @@ def create_app(
             }
         ),
         lifespan=[_lifespan],
-        middleware=[limit_bodies(lambda: router.config.server.max_body_bytes, _BODIES_IN_MEMORY)],
-        guards=[guards.check],
+        middleware=[limits],
         cors_config=cors_of(config.server),
         exception_handlers={Exception: handle_error},
         before_send=[add_headers],

@@ -22,7 +22,7 @@ from gateway.engines.local.text_tools import LocalTextTools
 from gateway.engines.running_request import RunningRequest
 from gateway.errors import EngineFailed, GatewayError, ModelNotReady
 from gateway.generation import Meter, Usage
-from gateway.worker.frames import Cancel, FromWorker, Ready
+from gateway.worker.frames import Cancel, FrameBatch, FromWorker, Message, Ready
 
 Run = TypeVar("Run", bound=RunningRequest)
 
@@ -140,10 +140,10 @@ class ProcessEngine(ABC, Generic[Run]):
         if self._prompts is not None:
             await self._prompts.aclose()
 
-    def _worker(self, on_frame: Callable[[FromWorker], None]) -> WorkerProcess:
+    def _worker(self, on_message: Callable[[Message], None]) -> WorkerProcess:
         spec = spec_of(self._model, self._path)
         spawned = take_worker(self._name, spec, self._entry)
-        return WorkerProcess(self._name, spec, on_frame, self._entry, spawned)
+        return WorkerProcess(self._name, spec, on_message, self._entry, spawned)
 
     def _ready_prompts(self) -> Prompts:
         """Raises ModelNotReady unless the worker can take a request."""
@@ -167,10 +167,14 @@ class ProcessEngine(ABC, Generic[Run]):
             if self._running.pop(run.id, None) is not None:
                 self._supervisor.send(Cancel(run.id))
 
-    def _receive(self, frame: FromWorker) -> None:
-        """Handle a frame from the worker. It also means that a device call has returned and the next one runs."""
+    def _receive(self, message: Message) -> None:
+        """Handle a message of the worker. It also means that a device call has returned and the next one runs."""
         for running in self._running.values():
             running.device_reported()
+        for frame in message.frames if isinstance(message, FrameBatch) else (message,):
+            self._receive_frame(frame)
+
+    def _receive_frame(self, frame: FromWorker) -> None:
         run = self._running.get(getattr(frame, "id", None) or 0)
         if run is None:
             return  # the request was cancelled before

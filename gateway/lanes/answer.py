@@ -62,7 +62,7 @@ class RoutedAnswer(AsyncIterator[Event]):
         self._started: Started | None = None
         self._held: Event | None = None  # the first content, while the reader has Started
         self._has_content = False
-        self._is_over = False
+        self.is_over = False  # the record was written
         self._refusals: list[GatewayError] = []
         self._ending = "cancelled"
         self._error: GatewayError | None = None
@@ -107,7 +107,7 @@ class RoutedAnswer(AsyncIterator[Event]):
         if self._held is not None:
             event, self._held = self._held, None
             return self._noted(event)
-        if self._is_over:
+        if self.is_over:
             raise StopAsyncIteration
         event = await self._next()
         while isinstance(event, Started):
@@ -116,6 +116,14 @@ class RoutedAnswer(AsyncIterator[Event]):
             return self._noted(event)
         self._has_content, self._held = True, event
         return self._started
+
+    def poll(self) -> Event | None:
+        """The next event of an answer that has begun, if it is there. None: `__anext__` waits for it, or has the end or
+        an error."""
+        event, self._held = self._held, None
+        if event is None and self._has_content and not self.is_over and self._job is not None:
+            event = self._job.poll()
+        return None if event is None else self._noted(event)
 
     async def aclose(self) -> None:
         """Cancel the request if it still runs. May be called again."""
@@ -181,9 +189,9 @@ class RoutedAnswer(AsyncIterator[Event]):
 
     def _end(self) -> None:
         """Write the log line and the record, once."""
-        if self._is_over:
+        if self.is_over:
             return
-        self._is_over = True
+        self.is_over = True
         record = self._record()
         line = RequestLine(record)
         _log.log(line.level, "%s", line)

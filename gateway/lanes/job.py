@@ -64,6 +64,12 @@ class Job(AsyncIterator[Event]):
         self._is_read = isinstance(event, Finished)
         return event
 
+    def poll(self) -> Event | None:
+        """The next event if it is there. None: `__anext__` waits for it, or has the end or an error."""
+        event = None if self._is_read else self.events.poll()
+        self._is_read |= isinstance(event, Finished)
+        return event
+
     async def aclose(self) -> None:
         """Cancel the request if it still runs. The device stops at its next step. May be called again."""
         if not self.task.done():

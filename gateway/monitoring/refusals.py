@@ -68,3 +68,8 @@ class RefusalLog:
 
 def _host(client: tuple[str, int] | None) -> str:
     return client[0] if client else "an unknown address"
+
+
+def is_no_refusal(record: logging.LogRecord) -> bool:
+    """False for uvicorn's line about bytes that are not HTTP: RefusalLog writes a better one."""
+    return record.msg != "Invalid HTTP request received."

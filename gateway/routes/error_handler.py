@@ -30,7 +30,8 @@ from gateway.routes.anthropic_api import render as anthropic_render
 from gateway.routes.ollama_api import render as ollama_render
 from gateway.server.body import ENCODINGS
 from gateway.server.error_body import error_body, error_headers
-from gateway.server.request import ClientDisconnected, HttpRequest, note_failure, owner_of, request_number, router_of
+from gateway.server.request import HttpRequest, note_failure, owner_of, request_number, router_of
+from gateway.server.streams.waits import ClientDisconnected
 
 _log = logging.getLogger(__name__)
 

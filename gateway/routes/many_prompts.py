@@ -32,7 +32,7 @@ class MultiPromptAnswer(AsyncIterator[Event]):
         self._usage = Usage()
         self._first_choice = 0  # the number of the first choice of the generation that runs
         self._next_first_choice = 0
-        self._is_over = False
+        self.is_over = False
         self._answer = self._route()
 
     @property
@@ -59,25 +59,34 @@ class MultiPromptAnswer(AsyncIterator[Event]):
         await self._answer.open()
 
     async def __anext__(self) -> Event:
-        if self._is_over:
+        if self.is_over:
             raise StopAsyncIteration
-        while True:
-            match event := await anext(self._answer):
-                case Started():
-                    return event
-                case Finished():
-                    self._usage = _sum(self._usage, event.usage)
-                    if not self._queued:
-                        self._is_over = True
-                        return Finished(usage=self._usage)
-                    self._answer = self._route()
-                case Embedded():
-                    return event
-                case _:
-                    return replace(event, choice=self._first_choice + event.choice)
+        while (event := self._numbered(await anext(self._answer))) is None:
+            pass
+        return event
+
+    def poll(self) -> Event | None:
+        """See `RoutedAnswer`."""
+        event = None if self.is_over else self._answer.poll()
+        return None if event is None else self._numbered(event)
+
+    def _numbered(self, event: Event) -> Event | None:
+        """The event with the number of its choice. None: the next generation begins."""
+        match event:
+            case Finished():
+                self._usage = _sum(self._usage, event.usage)
+                if not self._queued:
+                    self.is_over = True
+                    return Finished(usage=self._usage)
+                self._answer = self._route()
+                return None
+            case Started() | Embedded():
+                return event
+            case _:
+                return replace(event, choice=self._first_choice + event.choice)
 
     async def aclose(self) -> None:
-        self._is_over = True
+        self.is_over = True
         await self._answer.aclose()
 
     def _route(self) -> RoutedAnswer:

@@ -6,12 +6,11 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
-from typing import Annotated, Any, Literal, Protocol, cast
+from typing import Annotated, Any, Literal, Protocol
 from urllib.parse import quote_plus
 
 import msgspec
-from litestar.response.base import ASGIResponse
-from litestar.types import ASGIApp
+from litestar.types import ASGIApp, Receive, Scope, Send
 from msgspec import Meta
 from msgspec.structs import replace
 
@@ -31,7 +30,7 @@ from gateway.routes.many_prompts import MultiPromptAnswer
 from gateway.server.body import in_thread
 from gateway.server.identity import client_of
 from gateway.server.openapi_operation import Parameter, Stream, openapi_opt
-from gateway.server.request import FALLBACK, TRUNCATED, HttpRequest, owner_of, router_of, while_connected
+from gateway.server.request import FALLBACK, TRUNCATED, HttpRequest, headers_of, owner_of, router_of, while_connected
 from gateway.server.sse import EventStream
 
 TIMEOUT, FIRST_TOKEN, PRIORITY = "x-request-timeout-ms", "x-max-ttft-ms", "x-gateway-priority"
@@ -111,7 +110,7 @@ async def answer_all(
         media_type=rendering.media_type,
     )
     stream_response.headers.update(_of_lane(opened) | device_header(router, opened.model))
-    return cast(ASGIApp, stream_response)  # starlette and Litestar have different types for the same protocol
+    return stream_response
 
 
 def _with_headers(generation: Generation, request: HttpRequest) -> Generation:
@@ -129,7 +128,7 @@ def sent_by(request: HttpRequest, background: bool) -> dict[str, Any]:
         "owner": owner_of(request),
         "endpoint": request.scope["path"],
         "client": client_of(request.scope),
-        "hops": tuple(_HOP.findall(request.headers.get("via", ""))[-_MOST_HOPS:]),
+        "hops": tuple(_HOP.findall(headers_of(request.scope).get("via", ""))[-_MOST_HOPS:]),
         "traceparent": _traceparent(request),
         "timeout_s": _seconds(request, TIMEOUT),
         "ttft_timeout_s": _seconds(request, FIRST_TOKEN),
@@ -139,7 +138,7 @@ def sent_by(request: HttpRequest, background: bool) -> dict[str, Any]:
 
 def _traceparent(request: HttpRequest) -> str:
     """The header `traceparent`; "" if it is missing or wrong: by its specification, it fails no request."""
-    value = request.headers.get("traceparent", "")
+    value = headers_of(request.scope).get("traceparent", "")
     return value if _TRACEPARENT.fullmatch(value) else ""
 
 
@@ -151,7 +150,7 @@ def _default_limit(generation: Generation) -> str:
 
 def _is_background(request: HttpRequest) -> bool:
     """Raises InvalidRequest for an unknown priority."""
-    priority = request.headers.get(PRIORITY, "interactive")
+    priority = headers_of(request.scope).get(PRIORITY, "interactive")
     if priority not in ("interactive", "background"):
         raise InvalidRequest(f"The header '{PRIORITY}' must be 'interactive' or 'background'.", param=PRIORITY)
     return priority == "background"
@@ -159,7 +158,7 @@ def _is_background(request: HttpRequest) -> bool:
 
 def truncation_of(request: HttpRequest, default: bool) -> bool:
     """`Generation.truncation`: from the header, else `default`. Raises InvalidRequest for an unknown value."""
-    value = request.headers.get(TRUNCATION)
+    value = headers_of(request.scope).get(TRUNCATION)
     if value not in (None, "auto", "disabled"):
         raise InvalidRequest(f"The header '{TRUNCATION}' must be 'auto' or 'disabled'.", param=TRUNCATION)
     return default if value is None else value == "auto"
@@ -167,7 +166,7 @@ def truncation_of(request: HttpRequest, default: bool) -> bool:
 
 def _seconds(request: HttpRequest, header: str) -> float | None:
     """A header in milliseconds, as seconds. Raises InvalidRequest with the header's name as `param`."""
-    text = request.headers.get(header)
+    text = headers_of(request.scope).get(header)
     if text is None:
         return None
     try:
@@ -234,4 +233,12 @@ def device_header(router: Router, model: str) -> dict[str, str]:
 
 
 def json_response(payload: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> ASGIApp:
-    return ASGIResponse(body=_json.encode(payload), status_code=status, headers=headers)
+    body = _json.encode(payload)
+    pairs = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
+    encoded = [(name.encode(), value.encode("latin-1")) for name, value in pairs.items()]
+
+    async def reply(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": encoded})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    return reply

@@ -17,6 +17,7 @@ import itertools
 import secrets
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -27,6 +28,7 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from gateway.errors import BodyTimeout, GatewayError, InvalidRequest
 from gateway.monitoring.refusals import RefusalLog
 from gateway.server.error_body import error_body
+from gateway.server.streams.reply import Reply
 
 MAX_CONNECTIONS = 10_240
 MAX_PIPELINED = 64 * 1024
@@ -79,15 +81,17 @@ class LimitedProtocol(H11Protocol):
 
     Args:
         refusals: logs what is not HTTP.
+        came: called when a client connects.
     """
 
-    def __init__(self, *args: Any, refusals: RefusalLog, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, refusals: RefusalLog, came: Callable[[], None], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._refusals = refusals
+        self._refusals, self._came = refusals, came
         self._pending: tuple[str, object] | None = None  # the reason, and its progress
         self._since = 0.0
         self._is_excess = False
         self._idle_since = self.loop.time()
+        self._serve, self.app = self.app, self._answer
 
     @property
     def is_idle(self) -> bool:
@@ -99,6 +103,7 @@ class LimitedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._came()
         _enable_keepalive(transport.get_extra_info("socket"))
         excess = len(self.connections) - connection_limit()
         if excess > 0 and self._close_an_idle_one():
@@ -108,6 +113,10 @@ class LimitedProtocol(H11Protocol):
         elif excess > 0:
             self._is_excess = True
             self.app_state = {**self.app_state, "is_excess": True}
+
+    async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
+        """The application, with a faster `send`."""
+        await self._serve(scope, receive, Reply(self.cycle, self.loop.call_soon).send)
 
     def handle_events(self) -> None:
         super().handle_events()

@@ -12,28 +12,27 @@ import hmac
 import ipaddress
 import re
 import socket
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
 
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
-from litestar.connection import ASGIConnection
-from litestar.handlers.base import BaseRouteHandler
+from litestar.types import Scope
 
 from gateway.config.hosts import host_name, web_origin
 from gateway.config.tables import ServerConfig
 from gateway.errors import LONGEST_QUOTE, Forbidden, Unauthorized, Unavailable, quote
 from gateway.server.ignored import HEADER as IGNORED
-from gateway.server.request import FALLBACK, MAX_TOKENS, TRUNCATED
+from gateway.server.request import FALLBACK, MAX_TOKENS, TRUNCATED, headers_of
 
-Connection = ASGIConnection[Any, Any, Any, Any]
-#: Coroutines, although none awaits: Litestar runs a plain function in a thread, which costs 0.3 ms for each call.
-Guard = Callable[[Connection, BaseRouteHandler], Awaitable[None]]
+#: Raises a GatewayError for a request that is refused.
+Guard = Callable[[Scope], None]
 
 #: The `opt` of routes without an API key.
 OPEN = {"needs_key": False}
 #: The names of the machine for programs in its containers. `.internal` is for private networks, so no attacker has it.
 CONTAINER_HOSTS = ("host.docker.internal", "gateway.docker.internal", "host.containers.internal", "host.lima.internal")
+
+_PORT = re.compile(r":\d*$")
 
 
 class Guards:
@@ -46,9 +45,10 @@ class Guards:
         """Let another configuration decide about the next requests."""
         self._guards = guards_of(config)
 
-    async def check(self, connection: Connection, handler: BaseRouteHandler) -> None:
+    def check(self, scope: Scope) -> None:
+        """Raise the error of a request that is refused. Its route must be known."""
         for guard in self._guards:
-            await guard(connection, handler)
+            guard(scope)
 
 
 def guards_of(config: ServerConfig) -> list[Guard]:
@@ -73,8 +73,8 @@ def set_cors(app: Litestar, config: ServerConfig) -> None:
     app.asgi_handler = app._create_asgi_handler()  # as Litestar does in its constructor, the only reader of the config
 
 
-async def _check_connection_limit(connection: Connection, _: BaseRouteHandler) -> None:
-    if connection.scope["state"].get("is_excess"):  # set in server/connections.py
+def _check_connection_limit(scope: Scope) -> None:
+    if scope["state"].get("is_excess"):  # set in server/connections.py
         raise Unavailable("The gateway has reached its limit of connections.", retry_after_s=5.0)
 
 
@@ -82,8 +82,8 @@ def _host_guard(config: ServerConfig) -> Guard:
     own = socket.gethostname()
     allowed = {_name(host) for host in (*config.allowed_hosts, *CONTAINER_HOSTS, config.host, own, f"{own}.local")}
 
-    async def check_host(connection: Connection, _: BaseRouteHandler) -> None:
-        host = re.sub(r":\d*$", "", connection.headers.get("host", ""))
+    def check_host(scope: Scope) -> None:
+        host = _PORT.sub("", headers_of(scope).get("host", ""))
         if not host or "*" in allowed:  # only HTTP/1.0 has no Host; browsers do not use it
             return
         if host not in allowed and _name(host) not in allowed and not _needs_no_dns(host):
@@ -113,12 +113,12 @@ def _name(host: str) -> str:
 def _origin_guard(config: ServerConfig) -> Guard:
     cors = cors_of(config)
 
-    async def check_origin(connection: Connection, _: BaseRouteHandler) -> None:
-        origin = connection.headers.get("origin", "")
+    def check_origin(scope: Scope) -> None:
+        origin = headers_of(scope).get("origin", "")
         scheme, _sep, host = origin.lower().partition("://")
         if scheme not in ("http", "https", "null"):  # no origin, an editor or a browser extension
             return
-        if host != connection.headers.get("host", "").lower() and not (cors and cors.is_origin_allowed(origin)):
+        if host != headers_of(scope).get("host", "").lower() and not (cors and cors.is_origin_allowed(origin)):
             raise Forbidden(_not_allowed("origin", origin, "cors_origins"))
 
     return check_origin
@@ -133,23 +133,23 @@ def _not_allowed(what: str, value: str, key: str) -> str:
 
 
 def _key_guard(api_keys: dict[str, str]) -> Guard:
-    async def check_key(connection: Connection, handler: BaseRouteHandler) -> None:
-        if not handler.opt.get("needs_key", True):
+    def check_key(scope: Scope) -> None:
+        if not scope["route_handler"].opt.get("needs_key", True):
             return
-        given = _given_key(connection)
+        given = _given_key(scope)
         if not given:
             raise Unauthorized("You did not provide an API key: send it as 'Authorization: Bearer KEY'.")
         # compare all keys, so that the time does not depend on which one matches
         owners = [name for name, key in api_keys.items() if hmac.compare_digest(key.encode(), given)]
         if not owners:
             raise Unauthorized("Incorrect API key provided.")
-        connection.scope["state"]["owner"] = owners[0]
+        scope["state"]["owner"] = owners[0]
 
     return check_key
 
 
-def _given_key(connection: Connection) -> bytes:
+def _given_key(scope: Scope) -> bytes:
     """The bearer token, or Anthropic's `x-api-key` header, as the received bytes."""
-    scheme, _, token = connection.headers.get("authorization", "").partition(" ")
-    key = token.strip() if scheme.lower() == "bearer" else connection.headers.get("x-api-key", "")
+    scheme, _, token = headers_of(scope).get("authorization", "").partition(" ")
+    key = token.strip() if scheme.lower() == "bearer" else headers_of(scope).get("x-api-key", "")
     return key.encode("latin-1")

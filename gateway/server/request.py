@@ -13,6 +13,7 @@ from litestar.types import Message, Scope
 
 from gateway.lanes.router import Router
 from gateway.server.ignored import HEADER, header_of
+from gateway.server.streams.waits import Connected
 
 T = TypeVar("T")
 
@@ -25,13 +26,18 @@ UNKNOWN_PATH = "(unknown path)"  # in the metrics
 HttpRequest = Request[str, str, State]
 
 
-class ClientDisconnected(Exception):
-    """The client closed the connection before a reply was ready."""
-
-
 def request_number(scope: Scope) -> str:
     """The request's unique hexadecimal number: part of `x-request-id`, of the reply's id and of the log line."""
     return cast(str, scope["state"].setdefault("request_number", secrets.token_hex(12)))
+
+
+def headers_of(scope: Scope) -> dict[str, str]:
+    """The headers of the request by their names in small letters; the first of several with one name."""
+    state = scope["state"]
+    if "headers" not in state:
+        pairs = reversed(list(scope["headers"]))
+        state["headers"] = {name.decode("latin-1"): value.decode("latin-1") for name, value in pairs}
+    return cast(dict[str, str], state["headers"])
 
 
 def note_failure(state: MutableMapping[str, Any]) -> None:
@@ -65,37 +71,13 @@ def owner_of(request: HttpRequest) -> str:
 async def while_connected(request: HttpRequest, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`. If the client disconnects first, `work` is cancelled and ClientDisconnected raised.
 
-    The request body must have been read: after it, the only message from the server is the disconnect.
+    The request body must have been read.
     """
-    disconnected = asyncio.ensure_future(_wait_for_disconnect(request))
-    task = asyncio.ensure_future(_unless_disconnected(disconnected, work))
-    try:
-        await asyncio.wait((task, disconnected), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientDisconnected
-    finally:
-        task.cancel()
-        disconnected.cancel()
-        await asyncio.gather(task, disconnected, return_exceptions=True)
-
-
-async def _unless_disconnected(disconnected: asyncio.Future[None], work: Coroutine[Any, Any, T]) -> T:
-    """Start `work` two turns of the event loop later, because only then a disconnect right after the request is known.
-
-    Without the wait, many clients that disconnect at once would fill the admission queue.
-    """
-    try:
-        for _ in range(2):
-            await asyncio.sleep(0)
-        if disconnected.done():
-            raise ClientDisconnected
-    except BaseException:
-        work.close()
-        raise
-    return await work
-
-
-async def _wait_for_disconnect(request: HttpRequest) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    async with Connected(request.receive):
+        try:
+            await asyncio.sleep(0)  # a disconnect right after the request is known two turns of the event loop later;
+            await asyncio.sleep(0)  # without them, many clients that disconnect would fill the admission queue
+        except BaseException:
+            work.close()
+            raise
+        return await work

@@ -23,10 +23,11 @@ from litestar import Litestar
 
 from gateway.config.tables import ServerConfig
 from gateway.errors import ConfigError
+from gateway.lanes.reload.presence import Presence
 from gateway.lanes.reload.reloader import Reloader
 from gateway.lanes.router import Router
 from gateway.monitoring.metrics import Metrics
-from gateway.monitoring.refusals import RefusalLog
+from gateway.monitoring.refusals import RefusalLog, is_no_refusal
 from gateway.server.connections import BACKLOG, LimitedProtocol, allow_open_files
 from gateway.server.loop_watch import loop_watch
 from gateway.server.target import with_any_target
@@ -84,7 +85,7 @@ class Server(uvicorn.Server):
        A second Ctrl-C ends the grace period; a third one is uvicorn's forced exit. SIGHUP does the same if the terminal
        is closed (Terminal), else it applies the changed configuration.
     2. uvicorn raises the signal again after its shutdown. This class does not: a requested stop is a success.
-    3. uvicorn polls for a signal ten times a second. Here the signal ends the wait between two ticks.
+    3. uvicorn polls for a signal ten times a second. Here the signal ends a wait. There is no tick without connections.
     4. In asyncio's debug mode, callbacks that block the event loop are logged.
 
     Args:
@@ -99,11 +100,13 @@ class Server(uvicorn.Server):
         on_started: Callable[[], None] | None = None,
         on_stopping: Callable[[int], None] | None = None,
     ) -> None:
+        self._presence: Presence = app.state.presence
+        protocol = partial(LimitedProtocol, refusals=app.state.refusals, came=self._presence.came)
         super().__init__(
             uvicorn.Config(
                 with_any_target(app),
                 # h11, because httptools sends chunks to HTTP/1.0 clients
-                http=cast(type[LimitedProtocol], partial(LimitedProtocol, refusals=app.state.refusals)),
+                http=cast(type[LimitedProtocol], protocol),
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 loop="asyncio",
@@ -118,7 +121,7 @@ class Server(uvicorn.Server):
         self._router: Router = app.state.router
         self._metrics: Metrics = app.state.metrics
         self._refusals: RefusalLog = app.state.refusals
-        logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)
+        logging.getLogger("uvicorn.error").addFilter(is_no_refusal)
         self._reloader: Reloader | None = app.state.reloader
         self._terminal = Terminal()
         self._on_started, self._on_stopping = on_started, on_stopping
@@ -173,6 +176,10 @@ class Server(uvicorn.Server):
     async def main_loop(self) -> None:
         loop = asyncio.get_running_loop()
         while not await self.on_tick(0):  # uvicorn renews its `Date` header at ticks 0, 10, 20, ...
+            if not self.server_state.connections:
+                self._presence.left()
+                await self._presence.someone()
+                continue
             due = loop.time() + _TICK_S
             try:
                 async with asyncio.timeout_at(due):
@@ -206,16 +213,17 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit, self._is_hurried = self._is_hurried, True
-            self._set(self._no_grace)
+            self._on_loop(self._no_grace.set)
         self.should_exit = True
-        self._set(self._stop_requested)
+        self._on_loop(self._stop_requested.set)
+        self._on_loop(self._presence.came)
 
-    def _set(self, event: asyncio.Event) -> None:
-        """On the loop: a signal handler can run between two lines of `Event.wait`, which would then wait for ever."""
+    def _on_loop(self, call: Callable[[], None]) -> None:
+        """A signal handler can run between two lines of `Event.wait`, which would then wait for ever."""
         if self._loop is None:
-            event.set()
+            call()
         else:
-            self._loop.call_soon_threadsafe(event.set)
+            self._loop.call_soon_threadsafe(call)
 
 
 class Terminal:
@@ -269,11 +277,6 @@ def hangup_before_start() -> Iterator[None]:
 
     with _on_hangup(hung_up):
         yield
-
-
-def _is_no_refusal(record: logging.LogRecord) -> bool:
-    """False for uvicorn's line about bytes that are not HTTP: RefusalLog writes a better one."""
-    return record.msg != "Invalid HTTP request received."
 
 
 def serve(

@@ -20,7 +20,8 @@ from msgspec.structs import replace
 
 from gateway.errors import BodyTooLarge
 from gateway.generation import Generation
-from gateway.server.body import COLLECT_BODY, _Collector, inflated, parse
+from gateway.server.body import _Collector, inflated, parse
+from gateway.server.shares import COLLECT_BODY
 from tests.support.server import Running, config_of, error_of, scripted, serving, wait_until
 
 PATH = "/v1/chat/completions"

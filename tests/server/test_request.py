@@ -6,7 +6,8 @@ import httpx
 import openai as sdk
 import pytest
 
-from gateway.server.request import ClientDisconnected, HttpRequest, while_connected
+from gateway.server.request import HttpRequest, while_connected
+from gateway.server.streams.waits import ClientDisconnected
 from tests.support.server import Running
 
 PATH = "/v1/chat/completions"

@@ -8,13 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import httpx
 import pytest
 
 from gateway.app import create_app
-from gateway.config.tables import ServerConfig
+from gateway.config.tables import ModelConfig, ServerConfig
 from gateway.errors import ConfigError
 from gateway.server.server import Server, bind, other_loopback
 from tests.support.paths import ROOT
@@ -22,6 +23,7 @@ from tests.support.processes import PATIENCE_S, environment
 from tests.support.reloading import File
 from tests.support.routing import model
 from tests.support.server import Running, config_of, wait_until
+from tests.support.virtual_time import VirtualLoop, in_virtual_time
 
 PATH = "/v1/chat/completions"
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
@@ -200,3 +202,35 @@ async def test_second_interrupt_that_comes_just_before_the_wait_for_it_is_seen()
     async with asyncio.timeout(PATIENCE_S):
         await server._no_grace.wait()
     assert not server.force_exit
+
+
+class NoBundles:
+    """BetterBundles without work."""
+
+    def next(self, served: Mapping[str, ModelConfig]) -> str | None:
+        return None
+
+    def advance(self, name: str, report: Callable[[str], None]) -> ModelConfig | None: ...
+
+    def moved(self, name: str) -> None: ...
+
+    def failed(self, name: str, reason: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+@in_virtual_time
+async def test_without_a_connection_no_timer_wakes_the_gateway() -> None:
+    config = config_of({"m": model("hi", memory_mb=10)})
+    app = create_app(config, source=File(config), better_bundles=NoBundles())
+    loop = cast(VirtualLoop, asyncio.get_running_loop())
+    with bind(config.server) as listener:
+        server = Server(app, config.server)
+        serving = asyncio.create_task(server.serve([listener]))
+        await asyncio.sleep(60)  # it starts, and the model loads
+        before = loop.wake_ups
+        await asyncio.sleep(1000)
+        wake_ups = loop.wake_ups - before - 1  # the test's own
+        server.handle_exit(signal.SIGTERM, None)
+        await serving
+    assert wake_ups <= 2, "the memory manager may look at an idle model each ten minutes"

@@ -35,7 +35,10 @@ class Source:
     def __init__(self, pieces: AsyncGenerator[bytes, None]) -> None:
         self._pieces = pieces
         self._next: asyncio.Future[bytes] | None = None
-        self.is_closed = False
+        self.is_closed = self.is_over = False
+
+    def poll(self) -> bytes | None:
+        return None
 
     async def __anext__(self) -> bytes:
         self._next = self._next or asyncio.ensure_future(anext(self._pieces))

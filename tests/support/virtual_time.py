@@ -14,18 +14,24 @@ import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+_THREAD_S = 60.0  # real seconds, for a thread that the loop waits for at its end
+
 
 class _JumpingSelector(selectors.DefaultSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
+        self.jumps = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if events := super().select(0):
             return events
         if timeout is None:
+            if events := super().select(_THREAD_S):
+                return events
             raise RuntimeError("all tasks wait and no timer is set, so the test would hang")
         self.now += max(0.0, timeout)
+        self.jumps += timeout > 0
         return []
 
 
@@ -36,6 +42,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._clock.now
+
+    @property
+    def wake_ups(self) -> int:
+        """How often a timer has ended a wait."""
+        return self._clock.jumps
 
 
 def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from gateway.commands import options
 
@@ -45,9 +47,19 @@ def run(arguments: argparse.Namespace) -> int:
         print(table_text(pulled.name, pulled.table), end="")
         return 0
     register(user, pulled)
+    _wake_gateways()
     state = "ready" if pulled.is_complete else "not complete. Add what is missing, then"
     print(f"{pulled.name} is {state}: npu-gateway serve {pulled.name}")
     return 0
+
+
+def _wake_gateways() -> None:
+    """Let the gateways that run look at their configuration now: while no client is connected, they do not."""
+    from gateway.commands.running.run_file import running_gateways
+
+    for run in running_gateways():
+        with suppress(OSError), socket.create_connection((urlsplit(run.url).hostname or "", run.port), 1.0):
+            pass
 
 
 def _user_config(arguments: argparse.Namespace) -> UserConfig:

@@ -36,7 +36,7 @@ from gateway.errors import BundleError
 from gateway.generation import Generation, Meter, Usage
 from gateway.prompts.messages import Encoded
 from gateway.worker.entry import local_worker
-from gateway.worker.frames import DraftLost, FreeCache, FromWorker, Ready, Submit
+from gateway.worker.frames import DraftLost, FreeCache, FromWorker, Message, Ready, Submit
 
 _log = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ class LocalEngine(ProcessEngine[FrameTranslator]):
             client=generation.client,
         )
 
-    def _receive(self, frame: FromWorker) -> None:
+    def _receive(self, frame: Message) -> None:
         if isinstance(frame, DraftLost):
             self._draft_loss = f"failed: {frame.reason}"
             _log.warning("%s: its draft model has failed, so it answers without it: %s", self._name, frame.reason)

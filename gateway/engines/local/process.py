@@ -27,8 +27,6 @@ from gateway.activity import Activity
 from gateway.config.tables import GenieModel, LocalModel
 from gateway.worker.entry import local_worker
 from gateway.worker.frames import (
-    FrameBatch,
-    FromWorker,
     Message,
     Shutdown,
     ToWorker,
@@ -72,7 +70,7 @@ class WorkerProcess:
 
     Args:
         name: of the model; part of the names of the process and its threads.
-        on_frame: called on the event loop with each frame, in order.
+        on_message: called on the event loop with each message, in order.
         entry: the function that runs in the process; it must be importable.
         spawned: the process, if it has been spawned before.
     """
@@ -81,12 +79,12 @@ class WorkerProcess:
         self,
         name: str,
         spec: WorkerSpec,
-        on_frame: Callable[[FromWorker], None],
+        on_message: Callable[[Message], None],
         entry: Entry = local_worker,
         spawned: Spawned | None = None,
     ) -> None:
         self._name, self._spec, self._entry = name, spec, entry
-        self._on_frame = on_frame
+        self._on_message = on_message
         self._spawned = spawned
         #: What the process does now, in shared memory.
         self.activity = spawned.activity if spawned else Activity(multiprocessing.get_context("spawn"))
@@ -145,7 +143,7 @@ class WorkerProcess:
     def _read(self) -> None:
         try:
             while True:
-                self._call(self._take, decode_from_worker(self._connection.recv_bytes()))
+                self._call(self._on_message, decode_from_worker(self._connection.recv_bytes()))
         except (EOFError, OSError):
             pass  # the process is gone
         except msgspec.MsgspecError:
@@ -153,10 +151,6 @@ class WorkerProcess:
         finally:
             with suppress(EOFError):
                 self._call(self.gone.set)
-
-    def _take(self, message: Message) -> None:
-        for frame in message.frames if isinstance(message, FrameBatch) else (message,):
-            self._on_frame(frame)
 
     def _write(self) -> None:
         try:

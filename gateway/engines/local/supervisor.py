@@ -16,6 +16,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from gateway.activity import NO_MEMORY, ActivityMonitor
@@ -23,7 +24,7 @@ from gateway.engines.base import State
 from gateway.engines.local.process import WorkerProcess
 from gateway.engines.local.sick_start import SickStart
 from gateway.errors import DeviceFailed, EngineFailed, GatewayError, error_class
-from gateway.worker.frames import Embed, Ended, Failed, FromWorker, Loading, Ready, Submit, ToWorker
+from gateway.worker.frames import Embed, Ended, Failed, Loading, Message, Ready, Submit, ToWorker
 
 _log = logging.getLogger(__name__)
 _SHUTDOWN_S = 3.0  # the time that a worker has to end by itself
@@ -55,7 +56,7 @@ class Supervisor:
     spawn: makes a worker process (not started) that passes its frames to the given function.
     load_timeout_s: limit of one load, in seconds.
     watchdog_s: limit of one device call, in seconds.
-    on_frame: gets every frame that belongs to a request.
+    on_frame: gets every message about requests.
     on_lost: ends the running requests with the given error when their worker is gone; returns their number.
     sick_start: judges the passes of each worker; None: no worker is judged.
     clock: seconds, monotonic.
@@ -64,11 +65,11 @@ class Supervisor:
     def __init__(
         self,
         name: str,
-        spawn: Callable[[Callable[[FromWorker], None]], WorkerProcess],
+        spawn: Callable[[Callable[[Message], None]], WorkerProcess],
         *,
         load_timeout_s: float,
         watchdog_s: float,
-        on_frame: Callable[[FromWorker], None],
+        on_frame: Callable[[Message], None],
         on_lost: Callable[[GatewayError], int],
         sick_start: SickStart | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -82,6 +83,7 @@ class Supervisor:
         self._loaded: asyncio.Future[Ready] | None = None
         self._guard: asyncio.Task[str] | None = None
         self._monitor: ActivityMonitor | None = None
+        self._stirred = asyncio.Event()  # a frame went or came since the last look of the watchdog
         self._fault: _Fault | None = None  # the reason that the worker gave for its end, or why it was killed
         self._failures = 0  # requests in a row that a device call failed
         self._newest = self._newest_at_failure = 0  # ids: the last request now, and when a failure was counted
@@ -120,6 +122,7 @@ class Supervisor:
         if isinstance(frame, Submit | Embed):
             self._newest = frame.id
         if self._process is not None:
+            self._stirred.set()
             self._process.send(frame)
 
     def call_s(self) -> float:
@@ -180,7 +183,7 @@ class Supervisor:
         try:
             await process.start()
             async with asyncio.timeout(self._load_timeout_s):
-                await _either(loaded, process.gone)
+                await _either(process.gone, loaded)
                 return process, loaded.result()
         except BaseException as error:
             await process.stop(0)
@@ -197,7 +200,8 @@ class Supervisor:
                 return EngineFailed(f"No worker process could be started for '{self._name}': {reason}.")
         return error
 
-    def _receive(self, frame: FromWorker) -> None:
+    def _receive(self, frame: Message) -> None:
+        self._stirred.set()
         if self._monitor is not None:
             self._monitor.look()  # the worker probably makes its next call now
         match frame:
@@ -264,10 +268,15 @@ class Supervisor:
                 silence = f"its worker did nothing for {_WORK_LIMITS * limit_s:g} s outside a device call"
                 return _Fault(f"{silence}, so it was killed", _STUCK)
             left_s = limit_s - seconds if state == "in_call" else limit_s
-            try:
-                async with asyncio.timeout(min(left_s, limit_s / _LOOKS)):
-                    await process.gone.wait()
-            except TimeoutError:
+            is_idle = state == "waiting" and not self._stirred.is_set()
+            self._stirred.clear()
+            if is_idle:  # no look at fixed times: the next frame ends this
+                await _either(process.gone, self._stirred)
+            else:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(left_s, limit_s / _LOOKS)):
+                        await process.gone.wait()
+            if not process.gone.is_set():
                 continue
             died_in_call = process.activity.state == "in_call"
             return self._fault or _Fault("its worker died", is_device=died_in_call)
@@ -279,11 +288,12 @@ def _advice(fault: str, exit: str) -> str:
     return _KILLED if exit == "signal SIGKILL" and fault == "its worker died" else _RUN_DOCTOR
 
 
-async def _either(loaded: asyncio.Future[Ready], gone: asyncio.Event) -> None:
+async def _either(gone: asyncio.Event, other: asyncio.Future[Ready] | asyncio.Event) -> None:
     """Wait for one of them."""
-    waiting = asyncio.ensure_future(gone.wait())
-    futures: list[asyncio.Future[Any]] = [loaded, waiting]
+    waiting = [asyncio.ensure_future(event.wait()) for event in (gone, other) if isinstance(event, asyncio.Event)]
+    futures: list[asyncio.Future[Any]] = [*waiting, *([other] if isinstance(other, asyncio.Future) else [])]
     try:
         await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        waiting.cancel()
+        for each in waiting:
+            each.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 
 from gateway.errors import DeadlineExceeded, GatewayError
@@ -28,7 +29,8 @@ class EventQueue:
     """
 
     def __init__(self, all_unread: UnreadEvents | None = None) -> None:
-        self._queue: asyncio.Queue[tuple[Event | GatewayError, int]] = asyncio.Queue()  # with its weight
+        self._events: deque[tuple[Event | GatewayError, int]] = deque()  # with its weight
+        self._reader: asyncio.Future[None] | None = None  # that waits
         self._all_unread = all_unread or UnreadEvents()
         self._is_cut = False
         self.unread = 0
@@ -59,17 +61,14 @@ class EventQueue:
 
     def overflow(self) -> None:
         self.close()
-        self._queue.put_nowait(
-            (DeadlineExceeded("The answer was not read, and too much of it was waiting. Read faster."), 0)
-        )
+        self._append(DeadlineExceeded("The answer was not read, and too much of it was waiting. Read faster."), 0)
         self.on_overflow()
 
     def close(self) -> None:
         """Drop the events, and those that still come."""
         self._is_cut = True
-        dropped = []
-        while not self._queue.empty():
-            dropped.append(self._queue.get_nowait())
+        dropped = list(self._events)
+        self._events.clear()
         if dropped:
             _free(dropped)
         self._all_unread.remove(self, self.unread)
@@ -78,13 +77,33 @@ class EventQueue:
     def _put(self, event: Event | GatewayError) -> None:
         if not self._is_cut:
             size = weight(event)
-            self._queue.put_nowait((event, size))
+            self._append(event, size)
             self._all_unread.add(self, size)
 
+    def _append(self, event: Event | GatewayError, size: int) -> None:
+        self._events.append((event, size))
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
     async def get(self) -> Event:
-        """The next event. Raises the GatewayError that ended the job. Cancelling it loses no event."""
-        event, size = await self._queue.get()
-        self._has_space.set()
+        """The next event, for one reader. Raises the GatewayError that ended the job. Cancelling it loses no event."""
+        while not self._events:
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        return self._next()
+
+    def poll(self) -> Event | None:
+        """The next event if it is there. None: `get` waits for it, or raises the end of the job."""
+        is_event = self._events and not isinstance(self._events[0][0], GatewayError)
+        return self._next() if is_event else None
+
+    def _next(self) -> Event:
+        event, size = self._events.popleft()
+        if not self._has_space.is_set():
+            self._has_space.set()
         if not self._is_cut:
             self._all_unread.remove(self, size)
         if isinstance(event, GatewayError):

@@ -91,3 +91,7 @@ class Claim:
         begin = self.began_at + load_s if self.ready_at is None else self.ready_at
         until = begin + min(load_s, _LONGEST_STAY_S)
         return until if self.is_busy else min(until, self.last_used_at + _NEXT_REQUEST_S)
+
+    def leaves_s(self, now: float) -> float:
+        """Expected seconds until it can be unloaded."""
+        return max(self.stays_until - now, self.left_s(), 0.0)

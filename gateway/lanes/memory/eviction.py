@@ -9,6 +9,7 @@ from gateway.bundles.disk import megabytes
 from gateway.lanes.memory.claim import Claim
 
 QUIET_S = 10.0
+CACHE_IDLE_S = 600.0  # then the KV cache of finished requests is freed, before the weights
 FREEING_S = 5.0  # a freed cache must be measured in this time; else models are unloaded
 
 
@@ -112,6 +113,13 @@ def expires_at(held: Claim) -> float | None:
     if is_kept or held.is_busy or held.is_leaving or held.loads:
         return None
     return held.last_used_at + held.keep_alive_s
+
+
+def idle_steps(held: Claim) -> list[float]:
+    """When an idle model loses its cache, and its memory. Empty while it is in use."""
+    until = expires_at(held)
+    cached = [held.last_used_at + CACHE_IDLE_S] if has_cache(held) else []
+    return cached if until is None else [until, *cached]
 
 
 def has_cache(held: Claim) -> bool:

@@ -36,6 +36,7 @@ class Growth:
     async def run(self) -> None:
         """Runs until it is cancelled."""
         while True:
+            await self._memory.used.wait()
             await asyncio.sleep(_INTERVAL_S)
             try:
                 await self._look()
@@ -52,6 +53,8 @@ class Growth:
         self._changed_at = changed
         if used:
             await self._measure(used)
+        else:
+            self._memory.used.clear()
 
     async def _measure(self, used: list[Claim]) -> None:
         workers = dict(self._workers())

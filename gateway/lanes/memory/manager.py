@@ -24,6 +24,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -31,12 +32,14 @@ from gateway.config.tables import ModelConfig
 from gateway.errors import ModelTooLarge
 from gateway.lanes.memory.claim import Claim
 from gateway.lanes.memory.eviction import (
+    CACHE_IDLE_S,
     FREEING_S,
     QUIET_S,
     caches,
     eviction_order,
     expires_at,
     has_cache,
+    idle_steps,
     is_first,
     refusal,
     size_of,
@@ -46,7 +49,6 @@ from gateway.lanes.memory.needs import Need, Needs
 from gateway.lanes.memory.uses import Uses
 from gateway.lanes.status import ModelMemory
 
-_CACHE_IDLE_S = 600.0  # then the KV cache of finished requests is freed, before the weights
 _FREED_S = 1.0  # an earlier measurement can be of the time before the cache was freed
 _MIN_PAUSE_S = 0.001
 _FAULT_PAUSE_S = 1.0
@@ -70,9 +72,11 @@ class MemoryManager:
         self.budget_bytes = budget_bytes
         self.needs = needs or Needs()
         self._clock = clock
-        self._held: list[Claim] = []
+        self.held: list[Claim] = []  # what is in memory, or is loaded into it
         self._waiting: list[Claim] = []
         self._changed = asyncio.Event()
+        self._decides_at = math.inf  # the time of the next step without an event
+        self.used = asyncio.Event()  # the memory of a model can have changed
         self._keeping: set[asyncio.Task[None]] = set()
 
     # --- for the lanes
@@ -88,15 +92,21 @@ class MemoryManager:
         """The claim of a lane, not granted. See Claim. It reads files of the bundle."""
         claim = Claim(name, self.needs.of(model, self.budget_bytes), uses, left_s=left_s, free_cache=free_cache)
         claim.configure(model)
-        uses.on_change = claim.loads.on_change = self._changed.set  # after it: a lane can be made in a thread
+        claim.loads.on_change = self._changed.set  # after it: a lane can be made in a thread
+        uses.on_change = partial(self._used, claim)
         return claim
 
+    def _used(self, claim: Claim) -> None:
+        self.used.set()
+        if self._waiting or self._free_bytes < 0 or self._decides_at > min(idle_steps(claim), default=math.inf):
+            self._changed.set()
+
     def status(self, claim: Claim) -> ModelMemory:
-        until, need = expires_at(claim), claim.need
+        until = expires_at(claim)
         return ModelMemory(
-            need=need.bytes,
-            is_measured=need.is_measured,
-            load_s=need.load_s,
+            need=claim.need.bytes,
+            is_measured=claim.need.is_measured,
+            load_s=claim.need.load_s,
             keep_alive_s=claim.keep_alive_s,
             expires_s=None if until is None else max(0.0, until - self._clock()),
             is_pinned=claim.pinned,
@@ -107,7 +117,7 @@ class MemoryManager:
 
     def check(self, claim: Claim) -> None:
         """Raises ModelTooLarge if the model can never be loaded with this budget."""
-        if reason := refusal(claim, self._held, self.budget_bytes):
+        if reason := refusal(claim, self.held, self.budget_bytes):
             raise ModelTooLarge(f"{claim.name} {reason}.")
 
     async def acquire(self, claim: Claim, *, may_unload_others: bool) -> None:
@@ -139,6 +149,7 @@ class MemoryManager:
             claim.need = replace(need, bytes=peak_bytes, least_bytes=peak_bytes, load_s=load_s, is_measured=True)
             claim.bytes = max(peak_bytes, reserved)
             self._keep(claim.need)
+        self.used.set()
         self._changed.set()
 
     def measured(self, claim: Claim, size: int) -> None:
@@ -157,7 +168,7 @@ class MemoryManager:
         """The engine is closed, or was not loaded."""
         if claim.ready_at is not None and claim.need.is_measured:
             self._keep(claim.need)
-        for claims in (self._held, self._waiting):
+        for claims in (self.held, self._waiting):
             with suppress(ValueError):
                 claims.remove(claim)
         claim.state, claim.bytes, claim.ready_at, claim.is_leaving = "none", 0, None, False
@@ -174,8 +185,8 @@ class MemoryManager:
         if claim.state == "held":
             return 0.0
         now, time_s, free = self._clock(), 0.0, self._free_bytes
-        others = sorted((held for held in self._held if not held.pinned), key=eviction_order)
-        leaves = [(self._leaves_s(held, now), held.bytes) for held in others]
+        others = sorted((held for held in self.held if not held.pinned), key=eviction_order)
+        leaves = [(held.leaves_s(now), held.bytes) for held in others]
         ahead = [each for each in self._in_order() if each.is_wanted and each is not claim]
         for each in [*ahead, claim]:
             while free < size_of(each, self.budget_bytes) and leaves:
@@ -186,10 +197,6 @@ class MemoryManager:
                 load_s = each.need.load_s or 0.0
                 leaves.append((time_s + 2 * load_s, size_of(each, self.budget_bytes)))
         return time_s
-
-    @property
-    def held(self) -> tuple[Claim, ...]:
-        return tuple(self._held)
 
     # --- decisions
 
@@ -209,19 +216,22 @@ class MemoryManager:
     async def _step(self, unload: Callable[[Claim], Awaitable[None]]) -> None:
         """Decide once, then wait for the next decision."""
         self._changed.clear()
-        for claim in self._held:
+        self._decides_at = math.inf
+        for claim in self.held:
             if claim.is_freeing and (claim.cache_freed_at or 0.0) + FREEING_S <= self._clock():
                 claim.is_freeing = False  # no measurement says what it has given back
         self._grant()
-        for claim in caches(self._in_order(), self._held, self.budget_bytes, self._clock()):
+        for claim in caches(self._in_order(), self.held, self.budget_bytes, self._clock()):
             self._free_cache(claim)
-        for claim in [*victims(self._in_order(), self._held, self.budget_bytes, self._clock()), *self._expired()]:
+        for claim in [*victims(self._in_order(), self.held, self.budget_bytes, self._clock()), *self._expired()]:
             if claim.state == "held" and not claim.is_leaving:
                 claim.is_leaving = True
                 await unload(claim)
         self._free_caches()
+        pause_s = self._pause_s()
+        self._decides_at = math.inf if pause_s is None else self._clock() + pause_s
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._pause_s()):
+            async with asyncio.timeout(pause_s):
                 await self._changed.wait()
 
     def _grant(self) -> None:
@@ -231,11 +241,11 @@ class MemoryManager:
             assert claim.granted is not None
             if claim.granted.done():
                 continue
-            if reason := refusal(claim, self._held, self.budget_bytes):
+            if reason := refusal(claim, self.held, self.budget_bytes):
                 claim.granted.set_exception(ModelTooLarge(f"{claim.name} {reason}."))
             elif self._fits(claim, is_behind=is_behind):
                 self._waiting.remove(claim)
-                self._held.append(claim)
+                self.held.append(claim)
                 claim.state, claim.bytes, claim.began_at = "held", size_of(claim, self.budget_bytes), self._clock()
                 claim.granted.set_result(None)
             elif is_first(claim):
@@ -252,42 +262,35 @@ class MemoryManager:
 
     def _expired(self) -> Iterator[Claim]:
         now = self._clock()
-        yield from [held for held in self._held if (until := expires_at(held)) is not None and until <= now]
+        yield from [held for held in self.held if (until := expires_at(held)) is not None and until <= now]
 
     def _free_caches(self) -> None:
         """The first step of an idle model: it keeps its weights."""
-        now = self._clock()
-        for held in self._held:
-            if has_cache(held) and held.last_used_at + _CACHE_IDLE_S <= now:
+        for held in self.held:
+            if has_cache(held) and held.last_used_at + CACHE_IDLE_S <= self._clock():
                 self._free_cache(held)
 
     def _free_cache(self, held: Claim) -> None:
+        self.used.set()
         held.cache_freed_at, held.is_freeing = self._clock(), held.cache_bytes > 0
         held.free_cache()
 
     def _pause_s(self) -> float | None:
         """Until a decision can change without an event. None: it cannot."""
         times: list[float] = []
-        for held in self._held:
+        for held in self.held:
             if self._waiting and (held.ready_at is not None or held.is_leaving):
                 times += [held.stays_until, held.last_used_at + QUIET_S]
-            if (until := expires_at(held)) is not None:
-                times.append(until)
+            times += idle_steps(held)
             if held.is_freeing and held.cache_freed_at is not None:
                 times.append(held.cache_freed_at + FREEING_S)
-            if has_cache(held):
-                times.append(held.last_used_at + _CACHE_IDLE_S)
         now = self._clock()
         later = [time - now for time in times if time > now]
         return max(_MIN_PAUSE_S, min(later)) if later else None
 
     @property
     def _free_bytes(self) -> float:
-        return self.budget_bytes - sum(held.bytes for held in self._held)
-
-    def _leaves_s(self, held: Claim, now: float) -> float:
-        """Expected seconds until it can be unloaded."""
-        return max(held.stays_until - now, held.left_s(), 0.0)
+        return self.budget_bytes - sum(held.bytes for held in self.held)
 
     def _keep(self, need: Need) -> None:
         if self.needs.note(need):

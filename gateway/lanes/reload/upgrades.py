@@ -11,6 +11,7 @@ from gateway.config.tables import ModelConfig
 from gateway.errors import BundleError, GatewayError
 from gateway.lanes.lane import Lane
 from gateway.lanes.reload.plan import with_keys_at_once
+from gateway.lanes.reload.presence import Presence
 from gateway.lanes.router import Router
 
 _INTERVAL_S = 5.0
@@ -51,6 +52,7 @@ class Upgrades:
         bundles: builds them.
         make_lane: the lane of a model, not started. It runs in a thread.
         sleep: waits for the given number of seconds.
+        presence: if there is no work, it looks for some only while someone is connected.
     """
 
     def __init__(
@@ -58,10 +60,12 @@ class Upgrades:
         bundles: BetterBundles,
         make_lane: Callable[[str, ModelConfig], Lane],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        presence: Presence | None = None,
     ) -> None:
         self._bundles = bundles
         self._make_lane = make_lane
         self._sleep = sleep
+        self._presence = presence or Presence()
 
     async def run(self, router: Router) -> None:
         """Runs until it is cancelled."""
@@ -69,17 +73,20 @@ class Upgrades:
             while True:
                 await self._sleep(_INTERVAL_S)
                 try:
-                    await self._look(router)
+                    if not await self._look(router):
+                        await self._presence.someone()
                 except Exception as error:
                     _log.error("the work on bundles in the background failed", exc_info=error)
         finally:
             self._bundles.stop()
 
-    async def _look(self, router: Router) -> None:
+    async def _look(self, router: Router) -> bool:
+        """False: there is no work, and none waits."""
         served = {name: lane.config for name, lane in router.lanes.items()}
         name = await asyncio.to_thread(self._bundles.next, served)
         if name is not None:
             await self._advance(router, name)
+        return name is not None or any(lane.background for lane in router.lanes.values())
 
     async def _advance(self, router: Router, name: str) -> None:
         def report(text: str) -> None:

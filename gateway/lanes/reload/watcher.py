@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from gateway.config.tables import Config
 from gateway.errors import BundleError, Conflict, GatewayError
 from gateway.lanes.reload.plan import Reloaded, make_plan
+from gateway.lanes.reload.presence import Presence
 from gateway.lanes.reload.reloader import InThread, Reloader, Source
 from gateway.lanes.router import Router
 
@@ -23,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 class Watcher:
     """Args:
+    presence: it looks only while someone is connected.
     sleep: waits for the given number of seconds.
     in_thread: calls a function that blocks.
     """
@@ -33,11 +35,13 @@ class Watcher:
         source: Source,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         in_thread: InThread = asyncio.to_thread,
+        presence: Presence | None = None,
     ) -> None:
         self._reloader = reloader
         self._source = source
         self._sleep = sleep
         self._in_thread = in_thread
+        self._presence = presence or Presence()
         self._state: Hashable = None  # of the files, at the last look
         self._logged: set[str] = set()  # what was written to the log for this state
         self._is_waiting = False  # for a bundle, or for the correction of a mistake
@@ -45,7 +49,9 @@ class Watcher:
     async def run(self, router: Router) -> None:
         """Runs until it is cancelled."""
         while True:
-            await self._sleep(_INTERVAL_S)
+            if not self._presence.is_here:
+                self._presence.rests()
+                await self._presence.someone()
             try:
                 await self._look()
             except GatewayError as error:
@@ -54,6 +60,8 @@ class Watcher:
             except Exception as error:
                 self._is_waiting = True
                 self._note("the configuration could not be read again", error)
+            self._presence.looked()
+            await self._sleep(_INTERVAL_S)
 
     async def _look(self) -> None:
         state = await self._in_thread(self._source.state)

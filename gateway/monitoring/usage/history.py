@@ -34,12 +34,14 @@ class UsageHistory:
         self._guard = threading.Lock()  # of `_pending`
         self._flushing = threading.Lock()
         self._stopped = threading.Event()
+        self._is_due = threading.Event()  # something waits to be written, or the end
         self._is_failing = False
 
     def add(self, record: AnswerRecord) -> None:
         cell, counts = cell_of(record), counts_of(record)
         with self._guard:
             self._pending.setdefault(cell, Counter()).update(counts)
+        self._is_due.set()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -50,6 +52,7 @@ class UsageHistory:
             yield
         finally:
             self._stopped.set()
+            self._is_due.set()
             thread.join(_LAST_FLUSH_S)
 
     def flush(self) -> None:
@@ -82,9 +85,11 @@ class UsageHistory:
         return rows
 
     def _run(self) -> None:
-        while not self._stopped.wait(_FLUSH_S):
+        while not self._stopped.is_set():
+            self._is_due.wait()
+            self._stopped.wait(_FLUSH_S)
+            self._is_due.clear()
             self.flush()
-        self.flush()
 
     def _take_back(self, cells: dict[Cell, Counts]) -> None:
         with self._guard:
@@ -93,6 +98,7 @@ class UsageHistory:
             self._pending = cells
             for cell in sorted(cells)[: max(0, len(cells) - _MOST_CELLS)]:
                 del cells[cell]
+        self._is_due.set()
 
     def _warn(self, error: Exception, what: str) -> None:
         if self._is_failing:

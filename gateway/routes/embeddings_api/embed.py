@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp
@@ -74,7 +74,7 @@ def vectors_response(request: HttpRequest, answer: EmbeddingAnswer, pieces: Iter
         _Source(joined(pieces, numbers)), lambda part: [part], failed=_failed, ping_s=60.0, media_type=JSON
     )
     stream.headers.update(headers)
-    return cast(ASGIApp, stream)  # starlette and Litestar have different types for the same protocol
+    return stream
 
 
 def joined(pieces: Iterator[bytes], numbers: int) -> Iterator[bytes]:
@@ -89,9 +89,12 @@ class _Source(AsyncIterator[bytes]):
     def __init__(self, parts: Iterator[bytes]) -> None:
         self._parts = parts
 
+    is_over = False
+
+    def poll(self) -> bytes | None:
+        return next(self._parts, None)
+
     async def __anext__(self) -> bytes:
-        for part in self._parts:
-            return part
         raise StopAsyncIteration
 
     async def aclose(self) -> None:

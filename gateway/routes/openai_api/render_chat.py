@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from hashlib import sha256
 
 from msgspec import UNSET
@@ -39,7 +40,7 @@ from gateway.routes.openai_api.wire import (
 )
 from gateway.routes.render import logprobs_of
 from gateway.server.error_body import error_body
-from gateway.server.sse import DONE, MEDIA_TYPE, frame
+from gateway.server.sse import ANY_TEXT, DONE, MEDIA_TYPE, around_text, frame, with_text
 
 
 class ChatRendering:
@@ -59,6 +60,7 @@ class ChatRendering:
         self._with_usage = with_usage
         self._with_functions = with_functions
         self._with_role: set[int] = set()  # choices whose role was sent
+        self._around: dict[int, tuple[bytes, bytes]] = {}  # the text of each choice, in a chunk
 
     def whole(self, model: str, collected: Collected) -> ChatCompletion:
         return ChatCompletion(
@@ -95,9 +97,7 @@ class ChatRendering:
         match event:
             case TextDelta(text, choice, logprobs) if text or logprobs:
                 yield from self._role(model, choice)
-                yield self._chunk(
-                    model, ChunkChoice(index=choice, delta=Delta(content=text), logprobs=self._logprobs(logprobs))
-                )
+                yield self._text(model, choice, text, logprobs)
             case ReasoningDelta(text, choice) if text:
                 yield from self._role(model, choice)
                 yield self._chunk(model, ChunkChoice(index=choice, delta=Delta(reasoning_content=text)))
@@ -114,6 +114,15 @@ class ChatRendering:
                 if self._with_usage:
                     yield self._chunk(model, usage=event.usage)
                 yield DONE
+
+    def _text(self, model: str, choice: int, text: str, logprobs: Sequence[TokenLogprob]) -> bytes:
+        if self._with_logprobs:
+            delta = Delta(content=text)
+            return self._chunk(model, ChunkChoice(index=choice, delta=delta, logprobs=self._logprobs(logprobs)))
+        if (around := self._around.get(choice)) is None:
+            any_text = ChunkChoice(index=choice, delta=Delta(content=ANY_TEXT))
+            around = self._around[choice] = around_text(self._chunk(model, any_text))
+        return with_text(around, text)
 
     def failed(self, error: GatewayError) -> bytes:
         return frame(error_body(error))
@@ -162,6 +171,7 @@ def usage_of(usage: Usage) -> CompletionUsage:
     )
 
 
+@lru_cache(100)
 def fingerprint(model: str) -> str:
     """Requests with the same seed and the same fingerprint get the same text."""
     return "fp_" + sha256(f"{__version__} {model}".encode()).hexdigest()[:10]

@@ -15,7 +15,7 @@ from gateway.routes.openai_api.render_chat import fingerprint, usage_of
 from gateway.routes.openai_api.wire_completions import Completion, TextChoice, TextLogprobs
 from gateway.routes.render import LOGPROB_FLOOR
 from gateway.server.error_body import error_body
-from gateway.server.sse import DONE, MEDIA_TYPE, frame
+from gateway.server.sse import ANY_TEXT, DONE, MEDIA_TYPE, around_text, frame, with_text
 
 
 class CompletionShape(Struct, frozen=True, kw_only=True):
@@ -39,6 +39,7 @@ class CompletionRendering:
         self._shape = shape
         self._created = int(time.time())
         self._prompt = -1  # index of the prompt that is answered now
+        self._around: dict[int, tuple[bytes, bytes]] = {}  # the text of each choice, in a chunk
         self._offsets = [_Offsets(len(echo)) for echo in shape.echoes for _ in range(shape.best_of)]
 
     def whole(self, model: str, collected: Collected) -> Completion:
@@ -69,14 +70,21 @@ class CompletionRendering:
                 self._prompt += 1
                 yield from self._echoed(model, event)
             case TextDelta(text, number, tokens) if text or tokens:
-                logprobs = self._logprobs(tokens, number) if self._shape.with_logprobs else None
-                yield self._chunk(model, TextChoice(index=number, text=text, logprobs=logprobs))
+                yield self._text(model, number, text, tokens)
             case ChoiceFinished(reason, number):
                 yield self._chunk(model, TextChoice(index=number, text="", finish_reason=reason))
             case Finished():
                 if self._shape.with_usage:
                     yield self._chunk(model, usage=event.usage)
                 yield DONE
+
+    def _text(self, model: str, number: int, text: str, tokens: Iterable[TokenLogprob]) -> bytes:
+        if self._shape.with_logprobs:
+            return self._chunk(model, TextChoice(index=number, text=text, logprobs=self._logprobs(tokens, number)))
+        if (around := self._around.get(number)) is None:
+            any_text = TextChoice(index=number, text=ANY_TEXT)
+            around = self._around[number] = around_text(self._chunk(model, any_text))
+        return with_text(around, text)
 
     def failed(self, error: GatewayError) -> bytes:
         return frame(error_body(error))

@@ -211,16 +211,25 @@ async def test_waiting_worker_is_never_ended() -> None:
     """It waits for a request, or for the compiler of a client's grammar: nothing can hang."""
     supervised = Supervised(workers.serves_nothing, watchdog_s=0.5)
     await supervised.supervisor.start()
-    supervised.supervisor.send(submit(1))
-    for _ in range(3):
+    for id in range(1, 4):
+        supervised.supervisor.send(submit(id))
         supervised.clock.now += 1000.0
         looked_at = supervised.looks
         async with asyncio.timeout(60):
-            while supervised.looks < looked_at + 4:  # noqa: ASYNC110 (the supervisor looks in real time)
+            while supervised.looks < looked_at + 2:  # noqa: ASYNC110 (the supervisor looks in real time)
                 await asyncio.sleep(0.01)
+    async with asyncio.timeout(60) as limit:
+        while _timers() != [limit.when()]:  # after the last frame it looks once more, then no more
+            await asyncio.to_thread(time.sleep, 0.01)
     assert supervised.supervisor.state == "ready"
     await supervised.aclose()
     assert_nothing_is_left()
+
+
+def _timers() -> list[float]:
+    """When the timers of the loop are due."""
+    timers: list[asyncio.TimerHandle] = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+    return [each.when() for each in timers if not each.cancelled()]
 
 
 async def test_worker_stuck_outside_device_calls_is_ended_without_blame(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,10 +11,11 @@ import pytest
 
 from gateway.config.tables import ScriptedModel, ServerConfig
 from gateway.errors import ConfigError, ModelNotFound
+from gateway.lanes.reload.presence import Presence
 from gateway.lanes.reload.watcher import Watcher
 from tests.support.reloading import Gateway, gateway, slowly
 from tests.support.routing import answer_of, model, request
-from tests.support.virtual_time import in_virtual_time
+from tests.support.virtual_time import in_virtual_time, now
 
 LOOK_S = 6.0  # it looks each five seconds, and a look takes some tenths
 
@@ -152,3 +153,38 @@ async def test_failed_read_is_repeated(caplog: pytest.LogCaptureFixture) -> None
         made.file.fault = None
         await asyncio.sleep(LOOK_S)
         assert await answer_of(made.router, request("late")) == ("late", "new")
+
+
+@in_virtual_time
+async def test_without_connections_it_looks_when_someone_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    presence = Presence()
+    presence.left()
+    async with gateway(main=model("old")) as made:
+        state = made.file.state
+        monkeypatch.setattr(made.file, "state", lambda: looks.append(now()) or state())
+        watcher = Watcher(made.reloader, made.file, in_thread=slowly, presence=presence)
+        task = asyncio.create_task(watcher.run(made.router))
+        await asyncio.sleep(1000)
+        assert looks == [] and not presence.is_fresh
+        made.file.models(main=model("old"), late=model("new"))
+        presence.came()
+        await presence.fresh()
+        assert made.router.lookup("late").model == "late"
+        await asyncio.sleep(3 * LOOK_S)
+        assert len(looks) >= 3
+        presence.left()
+        await asyncio.sleep(LOOK_S)
+        looks.clear()
+        await asyncio.sleep(1000)
+        assert looks == []
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@in_virtual_time
+async def test_a_request_waits_a_second_at_most_for_a_slow_look() -> None:
+    presence = Presence()
+    presence.rests()
+    await presence.fresh()
+    assert now() == 1
