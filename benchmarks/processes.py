@@ -34,7 +34,7 @@ class Running:
                 connection.request("GET", path)
                 if connection.getresponse().status == 200:
                     return
-            time.sleep(0.02)
+            time.sleep(0.05)
         self.fail(f"was not ready after {READY_S} s")
 
     def fail(self, what: str) -> NoReturn:
