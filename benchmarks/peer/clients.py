@@ -67,6 +67,7 @@ class HttpPeer:
             for line in response:
                 if line.startswith(b"data: {"):
                     chunk = json.loads(line[6:])
+                    assert "error" not in chunk, chunk
                     if _has_token(chunk):
                         arrivals.append(time.perf_counter())
                     usage = chunk.get("usage") or usage
