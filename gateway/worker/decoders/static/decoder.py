@@ -89,6 +89,8 @@ class StaticDecoder:
         return self._extend(_static(cache), ids, logit_rows=len(ids))
 
     def step(self, caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
+        if len(caches) == 1:
+            return self._extend(_static(caches[0]), ids, logit_rows=1)
         own = [_static(cache) for cache in caches]
         calls = [call for group in self._groups(own) for call in self._calls([own[index] for index in group], group)]
         if len(calls) == 1:
