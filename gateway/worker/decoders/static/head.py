@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
+from gateway.worker.decoders.onnx import SessionOptions, open_session
 from gateway.worker.decoders.static.cache import Array, Buffer
 from gateway.worker.decoders.static.host_graphs import cast_graph
 from gateway.worker.decoders.static.stage import HasBuffers, LoadedStage, LogitRows, Pool, Values, dtype_of
@@ -61,7 +63,7 @@ class ToFloat32:
         self._floats = pool[key].array
         self._bindings: dict[int, ort.IOBinding] = {}  # by the number of rows
         if halves.dtype != np.float32:
-            self._session = ort.InferenceSession(cast_graph(halves.dtype), providers=["CPUExecutionProvider"])
+            self._session = open_session(Path("cast"), SessionOptions(threads=1), cast_graph(halves.dtype))
 
     def __call__(self, rows: int) -> Array:
         """The first rows, float32 (rows, columns). The next call overwrites them."""
