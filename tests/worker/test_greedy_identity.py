@@ -129,6 +129,7 @@ class Narrow:
     def __post_init__(self) -> None:
         self.new_cache, self.close = self.inner.new_cache, self.inner.close
         self.prefill, self.step, self.verify = self.inner.prefill, self.inner.step, self.inner.verify
+        self.prefill_together = self.inner.prefill_together
 
     @property
     def spec(self) -> DecoderSpec:
