@@ -91,6 +91,8 @@ def main() -> None:
             Contender(name, start, model.gguf if name == "llama.cpp" else model.bundle, trees, stack)
             for name, start in contenders(arguments.peers, model, arguments.threads)
         ]
+        for server in servers if wanted and not arguments.quick else ():
+            server.start_once()
         for name in wanted:
             if not arguments.keep:
                 results.drop(name)
