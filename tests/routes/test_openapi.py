@@ -121,6 +121,7 @@ def fuzz(server: Running, folder: Path, *options: str) -> None:
     """Run the fuzzer in `folder`. A failure shows its report, which has the command to reproduce each case."""
     command = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"]
     command += ["--config-file", str(TESTS / "routes" / "schemathesis.toml"), "run", f"{server.url}/schema"]
+    command += ["--request-timeout", "600"]  # a busy machine is slower than its 10 s
     command += ["--no-color", "--checks", "all", "--exclude-checks", INAPPLICABLE, *options]
     environment = {**os.environ, "SCHEMATHESIS_HOOKS": "tests.support.openapi_checks", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8")
