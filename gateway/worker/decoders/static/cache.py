@@ -217,6 +217,11 @@ class CacheMemory:
             del self._free[0]
             self.has_dropped = True
 
+    def clear(self) -> None:
+        """Free the tensors that no cache uses."""
+        self._free.clear()
+        self.has_dropped = True
+
     def truncate(self, owner: StaticCache, length: int) -> None:
         """The owner has only `length` rows now."""
         for each in self._free:

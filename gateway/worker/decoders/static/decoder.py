@@ -130,7 +130,9 @@ class StaticDecoder:
         return self._rows[:count]
 
     def free_caches(self) -> None:
-        """Nothing: the caches are tensors of the graphs, of a fixed size, and belong to their sessions."""
+        """Free the tensors that no cache uses. Those of a cache have a fixed size, and the next request needs them."""
+        self._memory.clear()
+        self._release_dropped()
 
     def close(self) -> None:
         if self._switch:
@@ -156,11 +158,14 @@ class StaticDecoder:
     def _run(self, window: Window, cache: StaticCache, ids: Sequence[int], logit_rows: int) -> Logits:
         with self._busy:
             logits = window.run(cache, ids, logit_rows)
-            if self._memory.has_dropped:
-                self._memory.has_dropped = False
-                for other in (*self._prompts, *self._narrow, *self._steps):
-                    other.release()  # it would keep the dropped memory in use
+            self._release_dropped()
             return logits
+
+    def _release_dropped(self) -> None:
+        if self._memory.has_dropped:
+            self._memory.has_dropped = False
+            for window in (*self._prompts, *self._narrow, *self._steps):
+                window.release()  # it would keep the dropped tensors in memory
 
     def _window(self, length: int, count: int, logit_rows: int) -> Window:
         """The narrowest window that takes all ids, else the widest one that takes some. The caller checks the context.

@@ -7,6 +7,7 @@ of these is far above the limits.
 from __future__ import annotations
 
 import tracemalloc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -158,6 +159,14 @@ def test_steps_after_next_prompt_get_rows_of_that_prompt_only(decoder: StaticDec
     inputs = 2 * 2 * SHAPE.width * SHAPE.hidden * 2  # of our own layout: hidden states
     assert copied(lambda: prompt(decoder, cache)) <= twice / 2 + 21 * ROW + inputs
     assert copied(lambda: decoder.step([cache], [1])) <= twice / 2 + ROW + COPIED
+
+
+def test_free_caches_frees_tensors_that_no_cache_uses(decoder: StaticDecoder, cache: StaticCache) -> None:
+    unused = [weakref.ref(buffer) for each in decoder._memory._free for buffer in each.buffers.values()]
+    decoder.free_caches()
+    assert not any(ref() for ref in unused)
+    decoder.step([cache], [1])
+    prompt(decoder, cache)
 
 
 def test_memory_of_tensors_is_bounded(decoder: StaticDecoder) -> None:
