@@ -34,9 +34,7 @@ class NpuDecoder(Wrapped):
 
     @property
     def spec(self) -> DecoderSpec:
-        return replace(
-            self._decoder.spec, device="npu", soc=60, placement={"QNN": 40, "CPU": 2}, mode_refusal="error 1010"
-        )
+        return replace(super().spec, device="npu", soc=60, placement={"QNN": 40, "CPU": 2}, mode_refusal="error 1010")
 
     def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
         self._take(WIDE_S)

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from msgspec.structs import replace
 
 from gateway.activity import Activity
 from gateway.errors import EngineFailed, InvalidRequest
 from gateway.generation import Grammar
 from gateway.worker import main as worker
-from gateway.worker.decoders.base import Decoder, KVCache, Logits
+from gateway.worker.decoders.base import Decoder, DecoderSpec, KVCache, Logits
 from gateway.worker.frames import (
     Failed,
     FromWorker,
@@ -82,10 +83,14 @@ class SpawnedWorker:
 
 
 class Wrapped:
-    """A real decoder; a subclass replaces some of its methods."""
+    """A real decoder; a subclass replaces some of its methods. Each prompt has its own calls."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
+
+    @property
+    def spec(self) -> DecoderSpec:
+        return replace(self._decoder.spec, shared_prompt_rows=0)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._decoder, name)
