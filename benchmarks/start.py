@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import psutil
@@ -136,20 +137,31 @@ def main() -> None:
     arguments = options()
     bundles = arguments.model or [bundle_of(USUAL), *([] if arguments.quick else [random_bundle("1b", "q4_0")])]
     rounds = 1 if arguments.quick else arguments.rounds
-    rows = []
+    rows, bars = [], dict[str, dict[str, float]]()
     for bundle in bundles:
         with tempfile.TemporaryDirectory() as folder:
             port, found = free_port(), dict[str, list[Start]]()
             for number in range(rounds + 1):
                 for name, server in servers(arguments, bundle, Path(folder), port).items():
                     start = measure(server, port, Path(folder))
+                    print(f"{bundle.name} {name}: {start}", file=sys.stderr, flush=True)
                     if number:
                         found.setdefault(name, []).append(start)
+        bars |= _bars(bundle.name, found)
         rows += [row for name, starts in found.items() for row in _rows(bundle.name, name, starts)]
     head = ("model", "server", "process", "seconds to ready", "processor seconds", "PSS, MB", "anonymous, MB")
     how = f"Median and range of {rounds} starts of each server in turn."
-    sys.stdout.flush()
-    publish("start", f"{how}\n\n{table(head, rows)}", {}, arguments.write)
+    publish("start", f"{how}\n\n{table(head, rows)}", bars, arguments.write)
+
+
+def _bars(model: str, found: dict[str, list[Start]]) -> dict[str, dict[str, float]]:
+    totals = {"processor seconds": 0, "anonymous memory, MB": 2}
+    medians = {
+        f"{model}: {what}": {name: median(start.total(column) for start in starts) for name, starts in found.items()}
+        for what, column in totals.items()
+    }
+    ready = {name: median(start.ready_s for start in starts) for name, starts in found.items()}
+    return {f"{model}: seconds to ready": ready, **medians}
 
 
 def _rows(model: str, server: str, starts: list[Start]) -> Iterator[tuple[str, ...]]:

@@ -54,6 +54,13 @@ def test_host_cost_reports_each_part_of_a_step(page: Path, smollm2: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_start_reports_each_process(page: Path, smollm2: Path) -> None:
+    section = run("start", page)
+    assert "| npu-gateway | all | " in section and "|  |  | worker | " in section
+
+
+@pytest.mark.slow
 def test_prediction_gives_same_tokens_in_every_way(page: Path, smollm2: Path) -> None:
     assert "Every way gave the same tokens." in run("prediction", page)
 
