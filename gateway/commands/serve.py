@@ -61,7 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.commands.models.prepare import first_ready
     from gateway.engines.head_start import head_start
     from gateway.lanes.memory.needs import budget_bytes
+    from gateway.monitoring import output
 
+    if sys.stderr is not None and not sys.stderr.isatty():  # progress bars need the terminal itself
+        output.never_block()  # before the worker inherits it
     with head_start(first_ready(config, arguments.model), config.models_dir, budget_bytes(config.memory)):
         from gateway.server.server import hangup_before_start
 
@@ -91,8 +94,6 @@ def _serve(arguments: argparse.Namespace, config: Config, overrides: Mapping[str
     from gateway.server.server import serve
 
     _listen(config.server).close()  # reports a port in use before a build of minutes
-    if sys.stderr is not None and not sys.stderr.isatty():  # progress bars need the terminal itself
-        output.never_block()
     return_large_blocks()
     if arguments.model:
         config = _with_one_model(arguments, config, overrides)

@@ -234,7 +234,8 @@ async def test_each_request_ends_once_under_kills_and_cancels(tiny: Path) -> Non
                 if i % 75 == 50 and engine.status.state == "ready" and process is not None and process.pid is not None:
                     psutil.Process(process.pid).kill()
         assert endings.total() == 300
-        assert endings["Finished"] > 0 and endings["TimeoutError"] > 0 and endings["EngineFailed"] > 0
+        failed = endings["EngineFailed"] + endings["DeviceFailed"]  # outside of a device call, or in one
+        assert endings["Finished"] > 0 and endings["TimeoutError"] > 0 and failed > 0
         assert engine._running == {}
         assert engine.status.restarts > 0
         await until_ready(engine)
