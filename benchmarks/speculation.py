@@ -36,7 +36,7 @@ from gateway.worker.frames import Failed, FromWorker, PassTimes, Submit, Tokens,
 from gateway.worker.main import open_decoder, time_passes, warm_up
 from gateway.worker.token_loop import TokenLoop
 
-WAYS = ("plain", "lookup", "draft model", "both")
+WAYS = ("plain", "lookup", "lookup and draft model")
 ACCEPTANCES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CONTEXT = 2048
 
@@ -136,7 +136,7 @@ class Bench:
 
     def _loop(self, way: str, small: Decoder) -> TokenLoop:
         activity = Activity()
-        has_model = way in ("draft model", "both")
+        has_model = way == WAYS[2]
         caches = [small.new_cache()] if has_model else []
         model = DraftModel(small, caches, self._replay.spec.vocab_size, self.small_passes.elapsed, activity)
         return TokenLoop(
@@ -145,7 +145,7 @@ class Bench:
             self._take,
             make_constraint=_no_grammar,
             prefix_cache=False,
-            lookup=way in ("lookup", "both"),
+            lookup=way != "plain",
             activity=activity,
             passes=self.passes.elapsed,
             draft_model=model if has_model else None,
@@ -212,13 +212,13 @@ def main() -> None:
             elapsed = [a.elapsed_s / b.elapsed_s for a, b in zip(base, found, strict=True)]
             right = f"{found[-1].right} of {found[-1].drafted}"
             rows.append([kind, way, f"{spread(gains[way], 2)}x", f"{spread(elapsed, 2)}x", str(found[-1].calls), right])
-        rows[-3][0] = f"{kind} ({len(base[0].ids)} tokens)"
+        rows[1 - len(WAYS)][0] = f"{kind} ({len(base[0].ids)} tokens)"
         bars[f"{kind}, gain"] = {way: statistics.median(gains[way]) for way in WAYS[1:]}
     passes, small = bench.passes.cpu, bench.small_passes.cpu
     how = (
         f"Real texts replayed, one thread; the answers are the same in every way. A step takes "
         f"{1000 * passes.step_s:.1f} ms of CPU time, each further token of a call {passes.id_cost:.2f} steps, a step "
-        f"of the draft model {1000 * small.step_s:.1f} ms. The draft model's time for the prompt is in its rows."
+        f"of the draft model {1000 * small.step_s:.1f} ms. Its time for the prompt is in its rows."
     )
     head = ["text", "way", "gain, CPU time", "gain, elapsed time", "calls", "right tokens of drafts"]
     even = table(["right tokens", "best length", "gain"], break_even(passes, small))
