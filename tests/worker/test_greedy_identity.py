@@ -297,5 +297,5 @@ def test_prompt_lookup_verifies_several_tokens_per_call(engines: dict[int, Engin
         drafted = engines[2].answers(replace(PLAIN, lookup=True), [ids], 24)
     finally:
         decoder.verify = verify  # type: ignore[method-assign]
-    assert max(calls) >= 8
+    assert max(calls) >= 4
     assert drafted == engines[2].answers(PLAIN, [ids], 24)
