@@ -11,6 +11,7 @@ from msgspec import Struct
 from report import spread, table
 
 CALM = 0.25  # cores that other processes may use
+MEMORY = ", MB"  # ends the label of a figure for which it does not matter whether the machine is calm
 
 
 class Sample(Struct, frozen=True):
@@ -63,7 +64,8 @@ def comparison(samples: Sequence[Sample], order: Sequence[str], first: str) -> t
             if label in sample.figures:
                 found[sample.peer][sample.row, sample.pair] = sample.figures[label]
         calm = {
-            name: {pair: value for pair, value in values.items() if pair not in busy} for name, values in found.items()
+            name: {pair: value for pair, value in values.items() if pair not in busy or label.endswith(MEMORY)}
+            for name, values in found.items()
         }
         ratios = [_ratio(label, calm[first], calm[other]) for other in names[1:]]
         shown = [_shown([*values.values()]) for values in calm.values()]

@@ -42,6 +42,13 @@ def test_pair_with_a_busy_machine_is_left_out_and_counted(modules: Any) -> None:
     assert medians == {"decode, tokens/s": {"gateway": 35.0, "other": 20.0}}
 
 
+def test_memory_counts_also_on_a_busy_machine(modules: Any) -> None:
+    results = modules("peer.results")
+    figures = {"start to ready, s": 1.0, "memory after load, MB": 100.0}
+    samples = [results.Sample("start", 0, peer, 1.0, figures) for peer in ("gateway", "other")]
+    assert list(results.comparison(samples, ["start"], "gateway")[1]) == ["memory after load, MB"]
+
+
 def test_ratio_is_above_one_where_less_is_better_and_is_less(modules: Any) -> None:
     results = modules("peer.results")
     samples = [results.Sample("start", 0, peer, 0.0, {"start, s": s}) for peer, s in (("gateway", 1.0), ("other", 2.0))]
