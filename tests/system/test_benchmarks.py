@@ -83,7 +83,7 @@ def test_threads_reports_each_call(page: Path, smollm2: Path) -> None:
 @pytest.mark.slow
 def test_peers_leaves_out_a_server_that_is_not_installed(page: Path, smollm2: Path, tmp_path: Path) -> None:
     section = run("peers", page, "--peers", str(tmp_path / "none"), section="peers-135m")
-    assert "|  | npu-gateway |\n" in section
+    assert "|  | npu-gateway | calm pairs |\n" in section
 
 
 def test_second_run_replaces_only_its_own_section(page: Path) -> None:
