@@ -45,7 +45,7 @@ repeat = true
 context_length = 1000000
 """
 STREAMS = 16
-SETTLE_S = 8.0  # after the last client, and after the work at a start
+SETTLE_S = 15.0  # after the last client: the last looks at files and memory
 REPLY_S = 600  # for one response on a busy machine
 
 
