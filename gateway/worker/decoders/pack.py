@@ -18,7 +18,7 @@ from gateway.bundles.disk import sync_folder, sync_tree
 from gateway.child import serve_request
 from gateway.errors import BundleError
 from gateway.worker.decoders.onnx import SessionOptions, open_session
-from gateway.worker.decoders.packed import PackRequest
+from gateway.worker.decoders.packed import PackRequest, checksum
 
 _DATA = "packed.data"
 _SAVE = {
@@ -29,15 +29,16 @@ _SAVE = {
 _ALIGNMENT, _PIECE = 4096, 16 * 1024 * 1024
 
 
-def pack(request: PackRequest) -> None:
-    """Make the file `out` and its weights. Raises BundleError if there is nothing to pack, or no space."""
+def pack(request: PackRequest) -> bool:
+    """Make the file `out` and its weights. False: there is nothing to pack. Raises BundleError if it fails."""
     graph, out = Path(request.graph), Path(request.out)
     try:
         with TemporaryDirectory(prefix=PACKED_FILES, dir=out.parent) as scratch:
             saved = Path(scratch, "saved.onnx")
             open_session(graph, SessionOptions(threads=1, entries=_SAVE, save_to=saved))
             made = Path(scratch, out.name)
-            _write(graph, saved, made, out.with_suffix(".bin").name)
+            if not _write(graph, saved, made, out.with_suffix(".bin").name):
+                return False
             saved.unlink()
             (saved.parent / _DATA).unlink()
             sync_tree(Path(scratch))
@@ -46,16 +47,17 @@ def pack(request: PackRequest) -> None:
         sync_folder(out.parent)
     except OSError as error:
         raise BundleError(f"The packed weights cannot be written: {error.strerror or error}.") from error
+    return True
 
 
-def _write(graph: Path, saved: Path, out: Path, weights: str) -> None:
-    """Write `out`, and next to it the file `weights`."""
+def _write(graph: Path, saved: Path, out: Path, weights: str) -> bool:
+    """Write `out`, and next to it the file `weights`. False: there is nothing to pack."""
     import onnx
 
     model, packed = onnx.load(graph, load_external_data=False), onnx.load(saved, load_external_data=False)
     named = [tensor for tensor in model.graph.initializer if tensor.external_data]
     if not named:
-        raise BundleError("The graph has no constants in a file.")
+        return False
     carrier = min(named, key=lambda tensor: int(_entries(tensor)["length"]))
     own = _entries(carrier)
     with out.with_name(weights).open("wb") as file:
@@ -64,11 +66,17 @@ def _write(graph: Path, saved: Path, out: Path, weights: str) -> None:
         with (saved.parent / _DATA).open("rb") as source:
             moved = _moved(packed, source, file)
     if not moved:
-        raise BundleError("The kernels pack none of the weights.")
+        return False
     del carrier.external_data[:]
     for key, value in {"location": weights, "offset": "0", "length": own["length"], **moved}.items():
         carrier.external_data.add(key=key, value=value)
-    onnx.save(model, out)
+    content = model.SerializeToString()
+    out.write_bytes(content)
+    with out.with_name(weights).open("r+b") as file:
+        first = file.read(int(own["length"]))
+        file.seek(0, os.SEEK_END)
+        file.write(checksum(content, first))
+    return True
 
 
 def _moved(packed: Any, source: BinaryIO, target: BinaryIO) -> dict[str, str]:

@@ -7,25 +7,30 @@ of 1150 MB of its own memory (docs/log.md).
 
     .packed-HEX.bin    the packed weights
     .packed-HEX.onnx   the bundle's graph. Its constants stay in the bundle's files; one of them names packed weights
-    .packed-HEX.none   these weights cannot be packed, or a load was ended while it tried
+    .packed-HEX.none   these weights cannot be packed. Empty: a load tries it, or was ended or failed while it tried
 
 HEX is made of the processor, the version of the library and the files of the graph, so a file of other conditions is
 never used, and is removed when a new one is made. The library packs each weight again, which is fast, and compares the
-bytes. So a damaged file is detected: it is removed, the model opens without it, and the next load makes it again. Also
-with a full disk, and in a folder that cannot be written, the model opens without it.
+bytes. The rest of both files has a checksum. So a damaged file is detected: it is removed, the model opens without it,
+and the next load makes it again. Also with a full disk, and in a folder that cannot be written, the model opens without
+it.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
+import msgspec
 import onnxruntime as ort
 from msgspec import Struct
 
+from gateway.activity import NO_MEMORY
 from gateway.bundles.bundle import PACKED_FILES
 from gateway.errors import BundleError, GatewayError
 from gateway.worker.decoders.onnx import SessionOptions, open_session
@@ -35,6 +40,8 @@ from gateway.worker.decoders.row_record import conditions
 LEAST_BYTES = 256_000_000
 #: In sizes of the constants: they are saved twice, with the packed weights, and the packed weights once more.
 _NEEDED, _MARGIN = 4, 2_000_000_000
+_RETRY_S = 3600.0  # after a try that was ended or failed; longer than a try takes
+_LENGTH_BYTES, _SUM_BYTES, _LONGEST = 8, 32, 256 * 1024 * 1024
 
 
 class PackRequest(Struct, frozen=True):
@@ -55,9 +62,12 @@ def open_packed(graph: Path, options: SessionOptions) -> ort.InferenceSession:
     packed = packed_path(graph)
     if packed.is_file():
         try:
-            return open_session(packed, options)
-        except GatewayError:
-            _remove(packed)
+            if is_intact(packed):
+                return open_session(packed, options)
+        except GatewayError as error:
+            if error.message.endswith(NO_MEMORY):  # the file is not the reason, and without it more is needed
+                raise
+        _remove(packed)
     return open_session(graph, options)
 
 
@@ -65,17 +75,58 @@ def pack_once(graph: Path, progress: Callable[[str], None]) -> None:
     """Make the packed graph if it is missing and there is space for it. Best effort."""
     out = packed_path(graph)
     nothing = out.with_suffix(".none")
-    if out.is_file() or nothing.is_file() or not _has_space(graph):
+    if out.is_file() or _is_ruled_out(nothing) or not _has_space(graph):
         return
     from gateway.child import run_in_child
 
     progress("packing its weights for this processor, which is done once")
     for old in graph.parent.glob(f"{PACKED_FILES}*"):
         _remove(old)
-    with suppress(BundleError, OSError):  # OSError: the folder cannot be written, or the system gives no process
+    with suppress(OSError):  # the folder cannot be written, or the system gives no process
         nothing.touch()  # before: a load that takes too long for its limit is not the same again
-        run_in_child("gateway.worker.decoders.pack", PackRequest(str(graph), str(out)), "the packed weights")
-        nothing.unlink()
+        request = PackRequest(str(graph), str(out))
+        try:  # Ctrl-C ends the load, and the child after it
+            reply = run_in_child("gateway.worker.decoders.pack", request, "the packed weights", is_apart=True)
+        except BundleError:
+            if not _has_space(graph):  # the disk was full, and the child has given back what it used
+                nothing.unlink()
+            return
+        if msgspec.json.decode(reply, type=bool):
+            nothing.unlink()
+        else:
+            nothing.write_bytes(b"The kernels pack none of the weights.")
+
+
+def checksum(graph: bytes, first: bytes) -> bytes:
+    """For the end of the .bin: of what the library does not compare.
+
+    Args:
+        graph: the .onnx.
+        first: the bytes before the packed weights, which are a constant of the graph.
+    """
+    return len(first).to_bytes(_LENGTH_BYTES, "little") + sha256(first + graph).digest()
+
+
+def is_intact(packed: Path) -> bool:
+    """Compare the checksum. The library compares the packed weights."""
+    try:
+        with packed.with_suffix(".bin").open("rb") as file:
+            file.seek(-_LENGTH_BYTES - _SUM_BYTES, os.SEEK_END)
+            expected = file.read()
+            length = int.from_bytes(expected[:_LENGTH_BYTES], "little")
+            file.seek(0)
+            return length <= _LONGEST and checksum(packed.read_bytes(), file.read(length)) == expected
+    except OSError:
+        return False
+
+
+def _is_ruled_out(nothing: Path) -> bool:
+    """The weights cannot be packed, or another load tries it, or has tried it a short time ago."""
+    try:
+        found = nothing.stat()
+    except OSError:
+        return False
+    return found.st_size > 0 or abs(time.time() - found.st_mtime) < _RETRY_S
 
 
 def _has_space(graph: Path) -> bool:

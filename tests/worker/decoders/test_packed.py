@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import pytest
+from msgspec import Raw
 
 from gateway import child
+from gateway.activity import NO_MEMORY
 from gateway.builder.build import copy_bundle
 from gateway.bundles.bundle import load_bundle
-from gateway.errors import BundleError
+from gateway.errors import BundleError, EngineFailed
+from gateway.worker.decoders import pack as pack_module
 from gateway.worker.decoders import packed, row_record
 from gateway.worker.decoders.base import Logits
 from gateway.worker.decoders.cpu import CpuDecoder
+from gateway.worker.decoders.onnx import SessionOptions
 from gateway.worker.decoders.pack import pack
-from gateway.worker.decoders.packed import PackRequest, pack_once, packed_path
+from gateway.worker.decoders.packed import PackRequest, open_packed, pack_once, packed_path
 from tests.support.tiny import build_tiny
 
 IDS = (1, 2, 3, 4, 5)
@@ -35,9 +42,9 @@ def packs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that were made. They are made in this process, which is faster."""
     made: list[str] = []
 
-    def run(module: str, request: PackRequest, what: str) -> None:
+    def run(module: str, request: PackRequest, what: str, is_apart: bool) -> Raw:
         made.append(Path(request.out).name)
-        pack(request)
+        return Raw(msgspec.json.encode(pack(request)))
 
     monkeypatch.setattr(child, "run_in_child", run)
     return made
@@ -88,7 +95,9 @@ def test_second_load_maps_the_packed_weights(graph: Path, open_decoder: Callable
     assert b"prepacked_0" in entries and b"MatMulNBits+" in entries
 
 
-@pytest.mark.parametrize("damage", ["a byte", "truncated", "missing", "graph"])
+@pytest.mark.parametrize(
+    "damage", ["a byte", "constant", "truncated", "empty", "missing", "graph", "a byte of the graph"]
+)
 def test_damaged_file_is_made_again(
     graph: Path, open_decoder: Callable[[], Opened], packs: list[str], damage: str
 ) -> None:
@@ -100,13 +109,20 @@ def test_damaged_file_is_made_again(
             middle = len(content) // 2
             content[middle : middle + 4096] = bytes(255 - byte for byte in content[middle : middle + 4096])
             weights.write_bytes(content)
+        case "constant":  # of the graph, before the packed weights
+            content[0] ^= 255
+            weights.write_bytes(content)
         case "truncated":
             weights.write_bytes(content[: len(content) // 2])
+        case "empty":
+            weights.write_bytes(b"")
         case "missing":
             weights.unlink()
         case "graph":
             path.write_bytes(path.read_bytes()[:1000])
-    assert open_decoder().files == [path.name, "model.onnx"]
+        case "a byte of the graph":  # an attribute's name: the library has no reason to refuse it
+            path.write_bytes(path.read_bytes().replace(b"epsilon", b"epsilom", 1))
+    assert open_decoder().files[-1] == "model.onnx"
     pack_once(graph, lambda stage: None)
     assert packs == [path.name] * 2
     assert open_decoder().files == [path.name]
@@ -136,31 +152,71 @@ def test_nothing_is_packed_without_need_or_space(
     assert not packs and not hidden(graph)
 
 
-def test_weights_that_cannot_be_packed_are_tried_once(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def fails(monkeypatch: pytest.MonkeyPatch, result: Raw | BaseException) -> list[str]:
+    """Let the child process end so. Returns the files that it shall make."""
     tries: list[str] = []
 
-    def fail(module: str, request: PackRequest, what: str) -> None:
+    def run(module: str, request: PackRequest, what: str, is_apart: bool) -> Raw:
         tries.append(request.out)
-        raise BundleError("The kernels pack none of the weights.")
+        if isinstance(result, Raw):
+            return result
+        raise result
 
-    monkeypatch.setattr(child, "run_in_child", fail)
+    monkeypatch.setattr(child, "run_in_child", run)
+    return tries
+
+
+def let_an_hour_pass(graph: Path) -> None:
+    os.utime(packed_path(graph).with_suffix(".none"), (1_000_000_000, 1_000_000_000))
+
+
+def test_weights_that_cannot_be_packed_are_tried_once(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack_module, "_moved", lambda *files: {})
+    assert not pack(PackRequest(str(graph), str(packed_path(graph)))) and not hidden(graph)
+    tries = fails(monkeypatch, Raw(b"false"))
     for _ in range(2):
         pack_once(graph, lambda stage: None)
+        let_an_hour_pass(graph)
     assert len(tries) == 1 and hidden(graph) == [".none"]
 
 
-def test_load_that_is_killed_while_it_packs_is_not_the_same_again(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tries: list[str] = []
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), BundleError("crashed")])  # nothing handles the first, as a kill
+def test_load_that_ends_while_it_packs_is_not_the_same_again_for_an_hour(
+    graph: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException
+) -> None:
+    tries = fails(monkeypatch, end)
 
-    def kill(module: str, request: PackRequest, what: str) -> None:
-        tries.append(request.out)
-        raise KeyboardInterrupt  # nothing in the process handles it, as nothing handles a kill
+    def load() -> int:
+        with suppress(KeyboardInterrupt):
+            pack_once(graph, lambda stage: None)
+        return len(tries)
 
-    monkeypatch.setattr(child, "run_in_child", kill)
-    with pytest.raises(KeyboardInterrupt):
+    assert [load(), load()] == [1, 1]
+    let_an_hour_pass(graph)
+    (graph.parent / ".packed-left").mkdir()  # of the child that ended with its load
+    assert load() == 2 and hidden(graph) == [".none"]
+
+
+def test_full_disk_is_tried_again_when_there_is_space(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = fails(monkeypatch, BundleError("No space left on device"))
+    spaces = iter([True, False, False, True, True])  # before the first try, after it, and at the next two loads
+    monkeypatch.setattr(packed, "_has_space", lambda path: next(spaces))
+    for expected in (1, 1, 2):
         pack_once(graph, lambda stage: None)
+        assert len(tries) == expected
+
+
+def test_short_memory_is_no_damage(graph: Path, packs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_session(path: Path, options: SessionOptions) -> None:
+        opened.append(path)
+        raise EngineFailed(f"{path.name} cannot be loaded: {NO_MEMORY}")
+
+    opened: list[Path] = []
     pack_once(graph, lambda stage: None)
-    assert len(tries) == 1
+    monkeypatch.setattr(packed, "open_session", open_session)
+    with pytest.raises(EngineFailed):
+        open_packed(graph, SessionOptions())
+    assert opened == [packed_path(graph)] and opened[0].is_file()
 
 
 def test_folder_that_cannot_be_written_is_an_error_of_the_child_only(graph: Path, tmp_path: Path) -> None:
