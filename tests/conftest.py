@@ -32,7 +32,12 @@ from tests.support.made_once import made_once
 from tests.support.paths import ROOT, TESTS
 from tests.support.tiny import build_tiny
 
-pytest_plugins = ("tests.support.token_loop_fixtures", "tests.support.npu.fixtures", "tests.support.terminal")
+pytest_plugins = (
+    "tests.support.token_loop_fixtures",
+    "tests.support.npu.compiled_once",
+    "tests.support.npu.fixtures",
+    "tests.support.terminal",
+)
 
 #: Without Hypothesis' own limits of 200 ms for one example and 1 s for ten: a busy machine exceeds them.
 settings.register_profile("gateway", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -37,6 +37,7 @@ from tests.support.npu.fixtures import OpenDecoder
 from tests.support.tiny import write_tiny_folder
 from tests.support.tiny_gguf import write_tiny_gguf
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 _NEEDS_2_7_0 = pytest.mark.skipif(
     metadata.version("onnxruntime-qnn") != "2.7.0", reason="needs a fault of the compiler in 2.7.0"
 )

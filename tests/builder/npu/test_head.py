@@ -29,6 +29,7 @@ from tests.support.decoding import IDS, greedy, prefill
 from tests.support.made_once import made_once
 from tests.support.npu.fixtures import OpenDecoder
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 ROWS = 4  # of one call of the head
 BATCH = 4
 
