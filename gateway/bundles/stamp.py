@@ -73,7 +73,7 @@ class Stamp(Struct, frozen=True, kw_only=True):
 
     def numbers(self) -> str:
         """The number format of the weights and what it changes, in words. "": unknown."""
-        words = "weights as in the source" if self.precision == "source" else self.precision
+        words = "quantised by its source" if self.precision == "source" else self.precision
         return f"{words}: {self.loss}" if self.loss else words
 
 

@@ -131,7 +131,8 @@ def _serve(arguments: argparse.Namespace, config: Config, overrides: Mapping[str
 
     def greet_when_ready() -> None:
         tasks.append(asyncio.create_task(greet(config, app.state.router, port)))
-        asyncio.get_running_loop().call_later(_TAKEN_S, end_unused)
+        loop = asyncio.get_running_loop()
+        loop.call_later(_TAKEN_S, loop.run_in_executor, None, end_unused)  # it waits for their ends
 
     def stopping(requests: int) -> None:
         for task in tasks:  # no greeting of a gateway that ends

@@ -6,18 +6,16 @@ processes if it would start them in the same way; else it starts others, and the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.config.tables import LocalModel
 from gateway.engines.local.process import Entry, Spawned, spawn, spec_of
-from gateway.errors import GatewayError
-from gateway.sandbox.process import SandboxUnavailable
 from gateway.worker.entry import local_worker
 from gateway.worker.frames import WorkerSpec
 
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from gateway.engines.local.prompts import Prompts
 
 _END_S = 5.0
-_FAULTS = (GatewayError, SandboxUnavailable, OSError, RuntimeError, ValueError, MemoryError)
+_Begun = TypeVar("_Begun")
 
 
 class _Worker(Struct, frozen=True):
@@ -55,7 +53,7 @@ def head_start(found: tuple[str, LocalModel] | None, models_dir: Path, budget_by
     """
     try:
         if found:
-            with suppress(*_FAULTS):  # the engine reports it
+            with suppress(Exception):  # the engine reports it
                 _start(*found, models_dir, budget_bytes)
         yield
     finally:
@@ -64,30 +62,36 @@ def head_start(found: tuple[str, LocalModel] | None, models_dir: Path, budget_by
 
 def take_worker(name: str, spec: WorkerSpec, entry: Entry) -> Spawned | None:
     """The worker of a model, once. None: there is none, or it was started in another way."""
-    worker = _workers.get(name)
-    if worker is None or entry is not local_worker or worker.spec != spec:
-        return None
-    return _workers.pop(name).spawned
+    worker = _taken(_workers, name, lambda begun: entry is local_worker and begun.spec == spec)
+    return worker.spawned if worker else None
 
 
 def take_prompts(name: str, folder: Path, dialect: str, tokenizer: str) -> Prompts | None:
     """The processes for the prompts of a model, once. None: as for `take_worker`."""
-    found = _prompts.get(name)
-    if found is None or (found.folder, found.dialect, found.tokenizer) != (folder, dialect, tokenizer):
-        return None
-    return _prompts.pop(name).prompts
+    wanted = folder, dialect, tokenizer
+    found = _taken(_prompts, name, lambda begun: (begun.folder, begun.dialect, begun.tokenizer) == wanted)
+    return found.prompts if found else None
 
 
 def end_unused() -> None:
     """End the processes that no engine has taken. Blocks until they are gone."""
-    while _workers:
-        _, worker = _workers.popitem()
-        worker.spawned.process.kill()
-        worker.spawned.process.join(_END_S)
-        worker.spawned.connection.close()
-    while _prompts:
-        _, found = _prompts.popitem()
-        found.prompts.end()
+    for name in list(_workers):
+        if worker := _workers.pop(name, None):
+            worker.spawned.process.kill()
+            worker.spawned.process.join(_END_S)
+            worker.spawned.connection.close()
+    for name in list(_prompts):
+        if found := _prompts.pop(name, None):
+            found.prompts.end()
+
+
+def _taken(begun: dict[str, _Begun], name: str, fits: Callable[[_Begun], bool]) -> _Begun | None:
+    """Take out before the comparison: another thread can end what is unused at the same time."""
+    found = begun.pop(name, None)
+    if found is None or fits(found):
+        return found
+    begun[name] = found
+    return None
 
 
 def _start(name: str, model: LocalModel, models_dir: Path, budget_bytes: float) -> None:

@@ -103,7 +103,7 @@ def test_stamp_says_its_numbers_in_words() -> None:
     loss = Loss(before=18.4512, after=19.02, agreement=0.9312, tokens=500)
     stamp = Stamp(format=1, target="cpu", source="model", precision="int4", loss=loss)
     assert stamp.numbers() == "int4: perplexity 18.45 -> 19.02, same first choice 93.1%"
-    assert replace(stamp, precision="source", loss=None).numbers() == "weights as in the source"
+    assert replace(stamp, precision="source", loss=None).numbers() == "quantised by its source"
 
 
 def test_outdated_bundle_without_source_is_used(tmp_path: Path) -> None:

@@ -6,16 +6,20 @@ import asyncio
 import math
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
+import pytest
 from msgspec.structs import replace
 
 from gateway.commands.models.prepare import first_ready
 from gateway.config.tables import Config, LocalModel, ModelConfig
 from gateway.engines import head_start
-from gateway.engines.head_start import end_unused, take_worker
+from gateway.engines.head_start import end_unused, take_prompts, take_worker
 from gateway.engines.local.engine import LocalEngine
 from gateway.worker.entry import local_worker
+from gateway.worker.frames import WorkerSpec
 
 
 def config_of(**models: ModelConfig) -> Config:
@@ -79,3 +83,27 @@ def test_nothing_starts_that_the_gateway_would_not_start(tiny: Path, tmp_path: P
         with head_start.head_start(found, Path("/"), math.inf):
             pass
         assert children() == before
+
+
+def test_fault_of_a_head_start_is_left_to_the_engine(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spec_of(model: LocalModel, folder: Path) -> WorkerSpec:
+        raise TypeError("a file of the bundle has another type than expected")
+
+    monkeypatch.setattr(head_start, "spec_of", spec_of)
+    with head_start.head_start(("m", LocalModel(path=str(tiny))), Path("/"), math.inf):
+        assert not head_start._workers
+
+
+def test_engine_that_takes_while_another_thread_ends_gets_one_or_nothing(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Begun(dict[str, head_start._Prompts]):
+        def get(self, *arguments: Any) -> Any:
+            found = super().get(*arguments)
+            end_unused()  # between a look and what follows
+            return found
+
+    ended: list[str] = []
+    prompts = cast(Any, SimpleNamespace(end=lambda: ended.append("m")))
+    monkeypatch.setattr(head_start, "_prompts", Begun(m=head_start._Prompts(tiny, "", "", prompts)))
+    assert (take_prompts("m", tiny, "", "") is prompts) != (ended == ["m"])
