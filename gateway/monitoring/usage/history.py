@@ -90,6 +90,7 @@ class UsageHistory:
             self._stopped.wait(_FLUSH_S)
             self._is_due.clear()
             self.flush()
+        self.flush()  # what came during the last one
 
     def _take_back(self, cells: dict[Cell, Counts]) -> None:
         with self._guard:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.monitoring.usage import history as history_module
+from gateway.monitoring.usage.counts import Cell, Counts
 from gateway.monitoring.usage.history import UsageHistory
 from gateway.monitoring.usage.store import UsageError, UsageStore
 from tests.monitoring.usage.test_counts import record
@@ -30,6 +31,23 @@ def test_thread_writes_what_waits_at_the_end(tmp_path: Path) -> None:
             kept.add(record(at=AT))
         assert not kept.store.path.exists()
     assert sum(counts["requests"] for counts in kept.store.rows(0).values()) == 3
+
+
+def test_request_that_ends_during_the_last_write_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = history(tmp_path)
+    write, writes = kept.store.add, 0
+
+    def add_slowly(cells: dict[Cell, Counts]) -> None:
+        nonlocal writes
+        writes += 1
+        write(cells)
+        if writes == 1:
+            kept.add(record(at=AT))
+
+    monkeypatch.setattr(kept.store, "add", add_slowly)
+    with kept.writing():
+        kept.add(record(at=AT))
+    assert sum(counts["requests"] for counts in kept.store.rows(0).values()) == 2
 
 
 def test_reader_sees_what_is_not_written_yet(tmp_path: Path) -> None:
