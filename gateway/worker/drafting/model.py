@@ -26,6 +26,7 @@ _LAG = 4  # tokens that belong to the cost of a draft; more are an investment
 #: The chance of a right token before anything is known, high, so that it is tried; and the guesses that it counts for.
 _CHANCE, _CHANCE_WEIGHT = 0.85, 10.0
 _FORGET = 0.985  # the weight of a guess halves after 45 further guesses
+_SURPRISE = 4.0  # a call counts for at most this many times what is expected: other programs can delay it
 _PAUSE = 0.995  # the same for a step without a guess: a small model that was of no use is tried again
 _BUCKETS, _DECAY = 8, 0.99
 _FIRST_CREDIT, _MOST_CREDIT = 32.0, 256.0  # of all sequences, in single steps of the main model
@@ -232,11 +233,12 @@ class DraftModel:
                 logits: Logits = self._decoder.step([track.cache], ids)[0]
             else:
                 logits = self._decoder.prefill(track.cache, ids)
+        expected = max(self._times["step"], self._times["row"] * len(ids))
         if len(ids) == 1:
             update(self._times, "step", call.seconds)
         elif len(ids) > _LAG:
             update(self._times, "row", call.seconds / len(ids))
-        track.spent_s += call.seconds
+        track.spent_s += min(call.seconds, _SURPRISE * expected)
         return logits
 
 

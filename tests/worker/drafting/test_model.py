@@ -49,6 +49,7 @@ class ErringDecoder:
         self.calls: list[tuple[str, int]] = []
         self.is_closed = False
         self.fails = False
+        self.call_s: list[float] = []  # of the next calls, the last one first
 
     def new_cache(self) -> KVCache:
         return self._inner.new_cache()
@@ -74,7 +75,7 @@ class ErringDecoder:
         if self.fails:
             raise EngineFailed("It is broken.")
         self.calls.append((kind, len(ids)))
-        self.bench.decoder.now += CALL_S
+        self.bench.decoder.now += self.call_s.pop() if self.call_s else CALL_S
         logits = np.array(call(cache, ids))
         if self._wrong and cache.length % self._wrong == 0:
             logits[int(logits.argmax())] = -1.0
@@ -179,6 +180,16 @@ def test_wrong_drafts_lose_a_limited_time(make: Make) -> None:
     steps = 4 * 399
     assert drafted(bench)[1] < 5
     assert bench.decoder.now - prompts < steps * 1.012 + 32
+
+
+def test_call_during_which_the_machine_slept_costs_no_later_draft(make: Make) -> None:
+    bench, draft = make()
+    bench.answer(PROMPT, max_tokens=30)
+    draft.call_s = [3600.0]
+    bench.answer(random_ids(10, 2), max_tokens=60)
+    before, _ = drafted(bench)
+    bench.answer(random_ids(10, 3), max_tokens=60)
+    assert drafted(bench)[0] - before > 30
 
 
 def test_stop_token_within_a_draft(make: Make, tiny_decoder: CpuDecoder) -> None:
