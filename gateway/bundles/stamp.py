@@ -164,6 +164,11 @@ def npu_folder(path: Path) -> Path:
     return path.with_name(f"{path.name}-npu")
 
 
+def built_folder(path: Path) -> Path:
+    """`path`, or the folder of the NPU's bundle if only that one is built."""
+    return npu_folder(path) if not path.exists() and npu_folder(path).is_dir() else path
+
+
 def plan_bundle(model: BundleOptions, models_dir: Path, has_npu: Callable[[], bool]) -> BundlePlan:
     """Find the folder of a local model's bundle and decide whether to build it.
 

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from gateway.bundles.encoder.bundle import is_encoder_bundle
 from gateway.bundles.kv_cache.window import read_window
+from gateway.bundles.stamp import built_folder
 from gateway.config.tables import LocalModel
 from gateway.engines.base import Engine, EngineStatus
 from gateway.engines.encoder.engine import EncoderEngine
@@ -86,7 +87,7 @@ class BundleEngine(ForwardingEngine):
         """Raises BundleError if the key `draft` cannot work with these two bundles."""
         if not self._model.draft:
             return
-        draft = Path(self._model.draft)
+        draft = built_folder(Path(self._model.draft))
         if self._is_encoder():
             raise BundleError(f"{self._name} is an encoder and generates no text: remove `draft` from its table.")
         if not draft.is_dir():

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from gateway.bundles.encoder.bundle import ENCODER_FILE
+from gateway.bundles.stamp import npu_folder
 from gateway.config.tables import LocalModel, ScriptedModel
 from gateway.engines.by_kind import BundleEngine
+from gateway.engines.local.process import spec_of
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import BundleError, ModelTooLarge
 from gateway.lanes.memory.needs import estimate
@@ -44,6 +46,17 @@ async def test_draft_that_cannot_work_is_refused(tmp_path: Path, path: str, draf
     (tmp_path / "encoder" / ENCODER_FILE).write_text("{}", encoding="utf-8")
     with pytest.raises(BundleError, match=message):
         await BundleEngine("m", LocalModel(path=path, draft=str(tmp_path / draft)), tmp_path).start()
+
+
+@pytest.mark.asyncio
+async def test_draft_that_is_built_for_the_npu_only_is_found(tmp_path: Path) -> None:
+    """A GGUF file gets no bundle for the CPU on a machine with an NPU."""
+    (tmp_path / "chat").mkdir()
+    npu_folder(tmp_path / "small").mkdir()
+    model = LocalModel(path="chat", draft=str(tmp_path / "small"))
+    assert spec_of(model, tmp_path / "chat").draft == str(npu_folder(tmp_path / "small"))
+    with pytest.raises(BundleError, match=r"^(?!.*has no bundle)"):  # of `chat`, which is empty
+        await BundleEngine("m", model, tmp_path).start()
 
 
 @pytest.mark.asyncio

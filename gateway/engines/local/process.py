@@ -24,6 +24,7 @@ import msgspec
 from msgspec.structs import replace
 
 from gateway.activity import Activity
+from gateway.bundles.stamp import built_folder
 from gateway.config.tables import GenieModel, LocalModel
 from gateway.worker.entry import local_worker
 from gateway.worker.frames import (
@@ -211,5 +212,5 @@ def spec_of(model: LocalModel | GenieModel, bundle: Path) -> WorkerSpec:
         provider_options=model.provider_options,
         threads=model.threads,
         tokenizer=model.tokenizer,
-        draft=model.draft,
+        draft=str(built_folder(Path(model.draft))) if model.draft else "",
     )

@@ -29,7 +29,7 @@ from gateway.bundles.json_file import read_record, write_record
 from gateway.bundles.kv_cache.window import Window, read_window
 from gateway.bundles.model_package import variant_folder
 from gateway.bundles.preflight.files import File, files_of, weight_bytes
-from gateway.bundles.stamp import read_stamp
+from gateway.bundles.stamp import built_folder, read_stamp
 from gateway.config.tables import BundleModel, LocalModel, MemoryConfig, ModelConfig, ScriptedModel
 from gateway.engines.missing_bundle import wheel_of
 from gateway.errors import BundleError
@@ -166,8 +166,9 @@ def _of_draft(model: BundleModel, context: int) -> Need:
     """What the model that drafts adds: it is in the same worker."""
     if not isinstance(model, LocalModel) or not model.draft:
         return Need()
-    table = replace(model, path=model.draft, draft="", context_length=context)
-    found = _of_bundle(table, Path(model.draft), math.inf)
+    folder = built_folder(Path(model.draft))
+    table = replace(model, path=str(folder), draft="", context_length=context)
+    found = _of_bundle(table, folder, math.inf)
     return replace(found, bytes=max(0, found.bytes - _PROCESSES))
 
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from gateway.bundles.stamp import BUNDLE_FORMAT, STAMP_FILE, Stamp
+from gateway.bundles.stamp import BUNDLE_FORMAT, STAMP_FILE, Stamp, npu_folder
 from gateway.config.file import load_config
 from gateway.config.tables import GenieModel, LocalModel, MemoryConfig, UpstreamModel
 from gateway.lanes.memory.needs import Need, Needs, budget_bytes, estimate
@@ -48,12 +48,15 @@ def test_estimate_has_the_element_size_of_the_cache(tiny: Path) -> None:
     assert one.window and two.bytes - one.bytes == one.window.bytes == 512 * one.window.token_bytes
 
 
-def test_model_that_drafts_counts_with_the_model(tiny: Path) -> None:
+def test_model_that_drafts_counts_with_the_model(tiny: Path, tmp_path: Path) -> None:
     alone = estimate(LocalModel(path=str(tiny)))
     both = estimate(LocalModel(path=str(tiny), draft=str(tiny)))
     assert both.bytes == 2 * alone.bytes - 240_000_000
     assert both.least_bytes == 2 * alone.least_bytes
     assert both.key != alone.key
+    folder = tmp_path / "small"
+    shutil.copytree(tiny, npu_folder(folder))
+    assert estimate(LocalModel(path=str(tiny), draft=str(folder))).bytes == both.bytes, "it is built for the NPU only"
 
 
 def test_models_without_files_need_nothing(tmp_path: Path) -> None:
