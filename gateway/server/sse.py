@@ -142,12 +142,13 @@ class EventStream:
 
     async def _frames(self, patience: Patience) -> bytes:
         """What is sent next: the frames of all items that are there, a comment, or the last frame of a failure."""
-        patience.begin(self._ping_s)
         frames: list[bytes] = []
         try:
             if (item := self._source.poll()) is None:
+                patience.begin(self._ping_s)
                 item = await self._source.__anext__()
             else:
+                patience.begin(None)  # a limit would lose the item: the machine can sleep between two callbacks
                 await asyncio.sleep(0)  # a stream that never waits cannot be cancelled
             self._add(frames, item)
         except asyncio.CancelledError:
