@@ -17,6 +17,7 @@ from gateway.errors import ConfigError, GatewayError, quote
 from gateway.monitoring.output import escape
 
 if TYPE_CHECKING:
+    from gateway.commands.models.prepare import HasNpu
     from gateway.config.tables import Config, LogConfig, ServerConfig
     from gateway.monitoring.log_file import LogFile
 
@@ -58,21 +59,23 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.commands.pinned import pin
 
     pin()
-    from gateway.commands.models.prepare import first_ready
+    from gateway.commands.models.prepare import ask_once, first_ready
     from gateway.engines.head_start import head_start
     from gateway.lanes.memory.needs import budget_bytes
     from gateway.monitoring import output
 
     if sys.stderr is not None and not sys.stderr.isatty():  # progress bars need the terminal itself
         output.never_block()  # before the worker inherits it
-    with head_start(first_ready(config, arguments.model), config.models_dir, budget_bytes(config.memory)):
+    has_npu = ask_once()
+    begun = first_ready(config, arguments.model, has_npu)
+    with head_start(begun, config.models_dir, budget_bytes(config.memory)):
         from gateway.server.server import hangup_before_start
 
         with hangup_before_start():
-            return _serve(arguments, config, overrides)
+            return _serve(arguments, config, overrides, has_npu)
 
 
-def _serve(arguments: argparse.Namespace, config: Config, overrides: Mapping[str, Any]) -> int:
+def _serve(arguments: argparse.Namespace, config: Config, overrides: Mapping[str, Any], has_npu: HasNpu) -> int:
     from gateway.app import create_app
     from gateway.bundles.disk import data_folder
     from gateway.commands.greeting import greet
@@ -102,7 +105,7 @@ def _serve(arguments: argparse.Namespace, config: Config, overrides: Mapping[str
     only = config.default_model or "" if arguments.model else ""
     source = None if is_pipe else ConfigSource(arguments.config, overrides, config, only)
     npu_bundles = None if is_pipe else NpuBundles(arguments.config, overrides)
-    config = prepare(config)
+    config = prepare(config, has_npu=has_npu)
     output.never_block()
     file_of_log = _log_file(config.log)
     logs.setup(config.log.level, format=config.log.format, file=file_of_log)

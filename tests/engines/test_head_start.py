@@ -13,7 +13,7 @@ import psutil
 import pytest
 from msgspec.structs import replace
 
-from gateway.commands.models.prepare import first_ready
+from gateway.commands.models.prepare import ask_once, first_ready
 from gateway.config.tables import Config, LocalModel, ModelConfig
 from gateway.engines import head_start
 from gateway.engines.head_start import end_unused, take_prompts, take_worker
@@ -47,7 +47,7 @@ def test_engine_takes_the_processes_that_have_started(tiny: Path) -> None:
 
     before = children()
     other, model = LocalModel(path=str(tiny), load="demand"), LocalModel(path=str(tiny), threads=1)
-    found = first_ready(config_of(other=other, m=model))
+    found = first_ready(config_of(other=other, m=model), None, ask_once())
     assert found is not None and found[0] == "m"
     with head_start.head_start(found, Path("/"), math.inf):
         begun = children() - before
@@ -76,8 +76,8 @@ def test_nothing_starts_that_the_gateway_would_not_start(tiny: Path, tmp_path: P
         LocalModel(path=missing, source="other.gguf"),
         LocalModel(path=str(tiny), load="demand"),
     ):
-        assert first_ready(config_of(m=model)) is None
-    assert first_ready(config_of(m=LocalModel(path=str(tiny))), only="another") is None
+        assert first_ready(config_of(m=model), None, ask_once()) is None
+    assert first_ready(config_of(m=LocalModel(path=str(tiny))), "another", ask_once()) is None
     before = children()
     for found in (None, ("m", LocalModel(path=missing))):
         with head_start.head_start(found, Path("/"), math.inf):

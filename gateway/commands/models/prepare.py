@@ -24,12 +24,21 @@ from gateway.qnn.detect import Provider, npu_for, variant_here
 _CLEAN_UP_S = 10.0  # for the removal of an unfinished bundle after an interrupt
 
 
-def prepare(config: Config, *, all_now: bool = False) -> Config:
+HasNpu = Callable[[Provider], bool]
+
+
+def ask_once() -> HasNpu:
+    """Whether a model with a provider will run on an NPU. Each provider is asked once: a process asks the driver."""
+    return cache(lambda provider: npu_for(provider) is not None)
+
+
+def prepare(config: Config, *, all_now: bool = False, has_npu: HasNpu | None = None) -> Config:
     """Download and build the bundles that are missing or outdated.
 
     Args:
         all_now: also those for the NPU that a running gateway builds in the background, and those of models that are
             loaded on demand.
+        has_npu: None: a new `ask_once`.
     Returns the configuration with the paths of the bundles that will be used. Reports each failure on stderr.
     Raises BundleError if every model failed.
     """
@@ -37,10 +46,7 @@ def prepare(config: Config, *, all_now: bool = False) -> Config:
     failures: list[BundleError] = []
     skipped = 0  # models whose first request builds them
 
-    @cache
-    def has_npu(provider: Provider) -> bool:
-        return npu_for(provider) is not None
-
+    has_npu = has_npu or ask_once()
     drafts = {model.draft for model in config.models.values() if isinstance(model, LocalModel)}
     for name, model in config.models.items():
         models[name] = model
@@ -67,7 +73,7 @@ def _require_bundle(model: GenieModel) -> None:
         raise BundleError(f"There is no bundle {path}. `npu-gateway pull` downloads one; `path` names its folder.")
 
 
-def first_ready(config: Config, only: str | None = None) -> tuple[str, LocalModel] | None:
+def first_ready(config: Config, only: str | None, has_npu: HasNpu) -> tuple[str, LocalModel] | None:
     """The first model that is loaded with the gateway, as `prepare` returns it. None: it is not local, or not built.
 
     Args:
@@ -75,15 +81,15 @@ def first_ready(config: Config, only: str | None = None) -> tuple[str, LocalMode
     """
     for name, model in config.models.items():
         if only in (None, name) and isinstance(model, LocalModel) and model.load == "start":
-            path = _ready_path(model, config.models_dir)
+            path = _ready_path(model, config.models_dir, has_npu)
             return (name, replace(model, path=str(path))) if path else None
     return None
 
 
-def _ready_path(model: LocalModel, models_dir: Path) -> Path | None:
+def _ready_path(model: LocalModel, models_dir: Path, has_npu: HasNpu) -> Path | None:
     """The folder of the bundle. None: it is not built, or `prepare` has something to report."""
     try:
-        plan = plan_start(model, models_dir, lambda: npu_for(model.provider) is not None)
+        plan = plan_start(model, models_dir, lambda: has_npu(model.provider))
         is_ready = plan.is_ready and not plan.waits_for_npu
         return variant_here(plan.folder, model.provider) if is_ready else None
     except (BundleError, OSError):
@@ -92,12 +98,10 @@ def _ready_path(model: LocalModel, models_dir: Path) -> Path | None:
 
 def prepare_model(name: str, model: LocalModel, models_dir: Path) -> LocalModel:
     """As `prepare`, for one model. Raises BundleError."""
-    return _prepared(name, model, models_dir, lambda provider: npu_for(provider) is not None)
+    return _prepared(name, model, models_dir, ask_once())
 
 
-def _prepared(
-    name: str, model: LocalModel, models_dir: Path, has_npu: Callable[[Provider], bool], all_now: bool = False
-) -> LocalModel:
+def _prepared(name: str, model: LocalModel, models_dir: Path, has_npu: HasNpu, all_now: bool = False) -> LocalModel:
     """The model with the path of its bundle. If the NPU's bundle cannot be built, `auto` falls back to the CPU."""
     plan = plan_start(model, models_dir, lambda: has_npu(model.provider))
     if plan.waits_for_npu:

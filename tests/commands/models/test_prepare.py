@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.commands.models.prepare import prepare
+from gateway.commands.models import prepare as prepare_module
+from gateway.commands.models.prepare import ask_once, first_ready, prepare
 from gateway.config.tables import Config, GenieModel, LocalModel
 from gateway.errors import BundleError
 from gateway.qnn.device import NpuDevice
@@ -45,6 +46,18 @@ def test_variant_for_this_chip_is_taken_from_package(
     assert prepared.models["m"].path == str(tmp_path / expected)  # "p": the error names both variants
 
 
+def test_driver_is_asked_once_for_the_head_start_and_the_bundles(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(prepare_module, "npu_for", asked.append)  # each time takes a process that opens the driver
+    has_npu = ask_once()
+    config = config_of(tmp_path, m=LocalModel(path=str(tiny), source="source.gguf"))
+    first_ready(config, None, has_npu)
+    prepare(config, has_npu=has_npu)
+    assert asked == ["auto"]
+
+
 def test_one_failure_is_reported_and_the_other_models_are_kept(
     tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,7 +83,7 @@ def test_ready_bundle_loads_neither_the_builder_nor_native_libraries(tiny: Path,
     program = f"""
 import sys
 from pathlib import Path
-from gateway.commands.models.prepare import prepare
+from gateway.commands.models.prepare import ask_once, first_ready, prepare
 from gateway.config.tables import Config, GenieModel, LocalModel
 model = LocalModel(path={str(tiny)!r}, source="unused", provider="cpu")
 prepare(Config(models={{"tiny": model}}, models_dir=Path({str(tmp_path)!r})))
