@@ -28,7 +28,7 @@ HasNpu = Callable[[Provider], bool]
 
 
 def ask_once() -> HasNpu:
-    """Whether a model with a provider will run on an NPU. Each provider is asked once: a process asks the driver."""
+    """Whether a model with a provider will run on an NPU. Finds it out once for each: a process opens the driver."""
     return cache(lambda provider: npu_for(provider) is not None)
 
 

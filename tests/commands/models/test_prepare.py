@@ -46,16 +46,16 @@ def test_variant_for_this_chip_is_taken_from_package(
     assert prepared.models["m"].path == str(tmp_path / expected)  # "p": the error names both variants
 
 
-def test_driver_is_asked_once_for_the_head_start_and_the_bundles(
+def test_driver_is_opened_once_for_the_head_start_and_the_bundles(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(prepare_module, "npu_for", asked.append)  # each time takes a process that opens the driver
+    opened: list[str] = []
+    monkeypatch.setattr(prepare_module, "npu_for", opened.append)  # each time takes a process that opens the driver
     has_npu = ask_once()
     config = config_of(tmp_path, m=LocalModel(path=str(tiny), source="source.gguf"))
     first_ready(config, None, has_npu)
     prepare(config, has_npu=has_npu)
-    assert asked == ["auto"]
+    assert opened == ["auto"]
 
 
 def test_one_failure_is_reported_and_the_other_models_are_kept(
