@@ -26,6 +26,7 @@ from gateway.worker.decoders.onnx import SessionOptions
 from gateway.worker.decoders.packed import pack_once, packed_path
 from gateway.worker.decoders.self_test import self_test
 from gateway.worker.drafting.model import DraftModel
+from gateway.worker.failures import as_gateway_error
 from gateway.worker.frame_batcher import FrameBatcher
 from gateway.worker.frames import (
     Cancel,
@@ -171,8 +172,8 @@ def _load_draft_model(
     emit(Loading("opening the draft model"))
     try:
         return load_draft_model(spec, main, tokenizer, activity, open_warm)
-    except EngineFailed as error:
-        emit(DraftLost(error.message))
+    except (EngineFailed, MemoryError, RuntimeError, ValueError) as error:
+        emit(DraftLost(as_gateway_error(error, "The draft model").message))
         return None
 
 

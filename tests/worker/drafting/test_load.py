@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.activity import Activity
+from gateway.activity import NO_MEMORY, Activity
 from gateway.errors import BundleError, EngineFailed
 from gateway.worker.decoders.cpu import CpuDecoder
 from gateway.worker.drafting.load import check_vocabularies, load_draft_model
@@ -82,17 +82,26 @@ def test_tokenizer_that_cannot_be_compared(tiny: Path, tmp_path: Path) -> None:
         check_vocabularies("big", tiny / "tokenizer.json", "small", tmp_path / "tokenizer.json")
 
 
-def test_draft_model_without_memory_is_left_out(
-    tiny: Path, tiny_decoder: CpuDecoder, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (EngineFailed("No memory."), "No memory."),
+        (MemoryError(), NO_MEMORY),
+        (ValueError("shapes"), "The draft model failed: ValueError. The gateway's log has the reason."),
+    ],
+    ids=["engine", "memory", "other"],
+)
+def test_draft_model_that_does_not_start_is_left_out(
+    tiny: Path, tiny_decoder: CpuDecoder, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise EngineFailed("No memory.")
+        raise error
 
     monkeypatch.setattr("gateway.worker.main.CpuDecoder", fail)
     frames: list[Any] = []
     spec = WorkerSpec(bundle=str(tiny), draft=str(tiny))
     assert _load_draft_model(spec, tiny_decoder, tiny / "tokenizer.json", frames.append, Activity()) is None
-    assert frames[-1] == DraftLost("No memory.")
+    assert frames[-1] == DraftLost(reason)
 
 
 def _never(spec: WorkerSpec) -> Any:
