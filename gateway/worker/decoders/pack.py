@@ -55,7 +55,7 @@ def _write(graph: Path, saved: Path, out: Path, weights: str) -> bool:
     import onnx
 
     model, packed = onnx.load(graph, load_external_data=False), onnx.load(saved, load_external_data=False)
-    named = [tensor for tensor in model.graph.initializer if tensor.external_data]
+    named = [tensor for tensor in model.graph.initializer if "length" in _entries(tensor)]
     if not named:
         return False
     carrier = min(named, key=lambda tensor: int(_entries(tensor)["length"]))

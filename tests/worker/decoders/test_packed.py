@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from msgspec import Raw
 
@@ -217,6 +218,17 @@ def test_short_memory_is_no_damage(graph: Path, packs: list[str], monkeypatch: p
     with pytest.raises(EngineFailed):
         open_packed(graph, SessionOptions())
     assert opened == [packed_path(graph)] and opened[0].is_file()
+
+
+def test_constant_can_have_no_length_in_the_graph(graph: Path) -> None:
+    model = onnx.load(graph, load_external_data=False)
+    for tensor in model.graph.initializer:
+        if tensor.name == "rope.cos":
+            entries = [entry for entry in tensor.external_data if entry.key != "length"]
+            del tensor.external_data[:]
+            tensor.external_data.extend(entries)
+    onnx.save(model, graph)
+    assert pack(PackRequest(str(graph), str(packed_path(graph)))) and hidden(graph) == [".bin", ".onnx"]
 
 
 def test_folder_that_cannot_be_written_is_an_error_of_the_child_only(graph: Path, tmp_path: Path) -> None:
