@@ -79,11 +79,12 @@ def pack_once(graph: Path, progress: Callable[[str], None]) -> None:
         return
     from gateway.child import run_in_child
 
-    progress("packing its weights for this processor, which is done once")
-    for old in graph.parent.glob(f"{PACKED_FILES}*"):
-        _remove(old)
-    with suppress(OSError):  # the folder cannot be written, or the system gives no process
-        nothing.touch()  # before: a load that takes too long for its limit is not the same again
+    with suppress(OSError):  # the folder cannot be written, another load begins now, or the system gives no process
+        nothing.touch(exist_ok=False)  # before: a load that takes too long for its limit is not the same again
+        progress("packing its weights for this processor, which is done once")
+        for old in graph.parent.glob(f"{PACKED_FILES}*"):
+            if old != nothing:
+                _remove(old)
         request = PackRequest(str(graph), str(out))
         try:  # Ctrl-C ends the load, and the child after it
             reply = run_in_child("gateway.worker.decoders.pack", request, "the packed weights", is_apart=True)
@@ -124,9 +125,12 @@ def _is_ruled_out(nothing: Path) -> bool:
     """The weights cannot be packed, or another load tries it, or has tried it a short time ago."""
     try:
         found = nothing.stat()
+        if found.st_size > 0 or abs(time.time() - found.st_mtime) < _RETRY_S:
+            return True
+        nothing.unlink()
     except OSError:
-        return False
-    return found.st_size > 0 or abs(time.time() - found.st_mtime) < _RETRY_S
+        pass
+    return False
 
 
 def _has_space(graph: Path) -> bool:

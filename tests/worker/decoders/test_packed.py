@@ -198,6 +198,18 @@ def test_load_that_ends_while_it_packs_is_not_the_same_again_for_an_hour(
     assert load() == 2 and hidden(graph) == [".none"]
 
 
+def test_of_two_loads_at_the_same_time_one_packs(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin_elsewhere(path: Path) -> bool:
+        packed_path(path).with_suffix(".none").touch()
+        (path.parent / ".packed-its.work").mkdir()
+        return True
+
+    tries, stages = fails(monkeypatch, Raw(b"true")), list[str]()
+    monkeypatch.setattr(packed, "_has_space", begin_elsewhere)  # between the look at the file and the try
+    pack_once(graph, stages.append)
+    assert not tries and not stages and hidden(graph) == [".none", ".work"]
+
+
 def test_full_disk_is_tried_again_when_there_is_space(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tries = fails(monkeypatch, BundleError("No space left on device"))
     spaces = iter([True, False, False, True, True])  # before the first try, after it, and at the next two loads
