@@ -116,7 +116,7 @@ def _require_replaceable(out: Path) -> None:
 def copy_bundle(source: Path, out: Path) -> Path:
     """Copy a bundle to `out` and check the copy. Links to files become files. Raises BundleError."""
     _require_replaceable(out)
-    require_space({out.parent: folder_bytes(source)}, f"The copy of {source.name}")
+    require_space({out.parent: folder_bytes(source, is_of_machine)}, f"The copy of {source.name}")
     with new_folder(out) as folder:
         _copy_files(source, folder)
         damages = check_hashes(folder)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -84,11 +85,15 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def folder_bytes(folder: Path) -> int:
-    """The size of all files in a folder. Another program may remove some meanwhile."""
+def folder_bytes(folder: Path, is_left_out: Callable[[str], bool] = lambda name: False) -> int:
+    """The size of all files in a folder. Another program may remove some meanwhile.
+
+    Args:
+        is_left_out: by the name of a file.
+    """
     total = 0
     for path, _, names in os.walk(folder):
-        for name in names:
+        for name in itertools.filterfalse(is_left_out, names):
             with suppress(OSError):
                 total += Path(path, name).stat().st_size
     return total

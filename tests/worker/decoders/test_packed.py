@@ -17,8 +17,10 @@ from msgspec import Raw
 
 from gateway import child
 from gateway.activity import NO_MEMORY
+from gateway.builder import build
 from gateway.builder.build import copy_bundle
 from gateway.bundles.bundle import load_bundle
+from gateway.bundles.disk import folder_bytes
 from gateway.errors import BundleError, EngineFailed
 from gateway.worker.decoders import pack as pack_module
 from gateway.worker.decoders import packed, row_record
@@ -251,8 +253,14 @@ def test_folder_that_cannot_be_written_is_an_error_of_the_child_only(graph: Path
     assert not hidden(graph)
 
 
-def test_copy_of_a_bundle_has_no_packed_weights(graph: Path, packs: list[str], tmp_path: Path) -> None:
+def test_copy_of_a_bundle_has_no_packed_weights(
+    graph: Path, packs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed: list[int] = []
+    monkeypatch.setattr(build, "require_space", lambda sizes, what: needed.extend(sizes.values()))
+    size = folder_bytes(graph.parent)
     pack_once(graph, lambda stage: None)
     copy = copy_bundle(graph.parent, tmp_path / "copy")
     assert packs and hidden(graph) and not hidden(copy / "model.onnx")
     assert (copy / "model.onnx.data").is_file()
+    assert needed == [size]
