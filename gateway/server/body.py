@@ -74,8 +74,8 @@ def limit_bodies(
 ) -> Callable[[ASGIApp], ASGIApp]:
     """Middleware: a body has at most `longest` bytes, those of all running requests `count` times as many together.
 
-    `check` can refuse a request before its body is read, and `presence` can let it wait. Clients share the bytes, and
-    the connections: requests in progress, with connections that cannot be closed. A body counts until its reply is
+    `presence` can let a request wait, and then `check` can refuse it before its body is read. Clients share the bytes,
+    and the connections: requests in progress, with connections that cannot be closed. A body counts until its reply is
     complete. The request that exceeds a share fails with Unavailable.
     """
     bodies, requests, collector = Shares(lambda: count * longest()), Shares(cache(connection_limit)), _Collector()
@@ -102,9 +102,9 @@ def limit_bodies(
                 return message
 
             try:
-                check(scope)
                 if not presence.is_fresh:
-                    await presence.fresh()
+                    await presence.fresh()  # the keys, too, can have changed
+                check(scope)
                 await app(scope, counted, send)
             except BaseException:
                 note_failure(scope["state"])

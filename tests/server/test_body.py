@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import gzip
 import json
@@ -20,7 +21,8 @@ from msgspec.structs import replace
 
 from gateway.errors import BodyTooLarge
 from gateway.generation import Generation
-from gateway.server.body import _Collector, inflated, parse
+from gateway.lanes.reload.presence import Presence
+from gateway.server.body import _Collector, inflated, limit_bodies, parse
 from gateway.server.shares import COLLECT_BODY
 from tests.support.server import Running, config_of, error_of, scripted, serving, wait_until
 
@@ -235,6 +237,23 @@ def test_garbage_collector_runs_after_a_large_request_that_failed(large: httpx.C
     with collections() as found:
         large.post(PATH, json={"model": "breaks", "stream": stream, **LARGE[PATH]})
         wait_until(lambda: any(found), "the garbage collector did not run")
+
+
+async def test_request_is_checked_when_the_configuration_is_fresh() -> None:
+    presence, steps = Presence(), list[str]()
+    presence.rests()
+
+    async def app(*_: Any) -> None:
+        steps.append("answered")
+
+    limit = limit_bodies(lambda: 1, 1, lambda scope: steps.append("checked"), presence)(app)
+    scope: Any = {"headers": [], "state": {}}
+    request = asyncio.ensure_future(limit(scope, app, app))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    assert not steps
+    presence.looked()
+    await request
+    assert steps == ["checked", "answered"]
 
 
 def test_requests_that_fail_together_share_a_collection() -> None:

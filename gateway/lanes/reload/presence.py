@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-_LOOK_S = 1.0  # a request waits no longer for the look at the files: a network drive can be slow
+#: A request waits no longer for the look at the files: a network drive can be slow. To apply a change takes a second.
+_LOOK_S = 3.0
 
 
 class Presence:

@@ -183,8 +183,25 @@ async def test_without_connections_it_looks_when_someone_comes(monkeypatch: pyte
 
 
 @in_virtual_time
-async def test_a_request_waits_a_second_at_most_for_a_slow_look() -> None:
+async def test_change_without_connections_is_applied_before_the_first_request() -> None:
+    presence = Presence()
+    async with gateway({"server": ServerConfig(watch=True)}, main=model("old")) as made:
+        watcher = Watcher(made.reloader, made.file, in_thread=slowly, presence=presence)
+        task = asyncio.create_task(watcher.run(made.router))
+        await asyncio.sleep(LOOK_S)
+        presence.left()
+        await asyncio.sleep(1000)
+        made.file.write(server=ServerConfig(watch=True, api_keys={"me": "new"}))
+        presence.came()
+        await presence.fresh()
+        assert made.reloader.running.server.api_keys == {"me": "new"}
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@in_virtual_time
+async def test_a_request_waits_three_seconds_at_most_for_a_slow_look() -> None:
     presence = Presence()
     presence.rests()
     await presence.fresh()
-    assert now() == 1
+    assert now() == 3
