@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -148,7 +149,8 @@ class GrammarQueue:
 
     def _work(self) -> None:
         """Try grammars for a short time each."""
-        self._compiler.start()
+        with suppress(BaseException):  # the first grammar does it, or gets the error
+            self._compiler.start()
         while True:
             job = self._next(self._quick, is_slow=False)
             outcome = _attempt(self._compiler.compile_quickly, job.grammar)

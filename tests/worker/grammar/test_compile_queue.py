@@ -38,6 +38,10 @@ def submit(id: int, grammar: Grammar | None, **options: object) -> Submit:
     return Submit(id=id, grammar=grammar, **fields)  # type: ignore[arg-type]
 
 
+class PanicError(BaseException):
+    """What the library raises is no Exception."""
+
+
 @pytest.fixture
 def inbox() -> SimpleQueue[Compiled]:
     return SimpleQueue()
@@ -55,6 +59,23 @@ class TestGrammarQueue:
         assert compiled.frame.id == 2 and queue.finish(compiled)
         assert not queue.defer(submit(3, regex("once")))
         assert queue(regex("once"))() is not queue(regex("once"))()
+
+    @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), PanicError()], ids=["thread", "panic"])
+    def test_start_that_fails_leaves_no_grammar_waiting(
+        self,
+        queue: GrammarQueue,
+        grammars: GrammarCompiler,
+        inbox: SimpleQueue[Compiled],
+        monkeypatch: pytest.MonkeyPatch,
+        error: BaseException,
+    ) -> None:
+        def fail() -> None:
+            raise error
+
+        monkeypatch.setattr(grammars, "start", fail)
+        assert queue.defer(submit(1, regex("begun")))
+        assert queue.finish(inbox.get(timeout=PATIENCE_S))
+        assert queue(regex("begun"))()
 
     def test_error_of_grammar_is_cached(self, queue: GrammarQueue, inbox: SimpleQueue[Compiled]) -> None:
         queue.defer(submit(1, regex("(wrong")))
