@@ -63,8 +63,7 @@ class CpuDecoder:
         options: SessionOptions = DEFAULT_OPTIONS,
         keeps_record: bool = False,
     ) -> None:
-        limit = bundle.config.context_length
-        context_length = min(context_length or limit, limit)
+        context_length = min(context_length or bundle.config.context_length, bundle.config.context_length)
         path = bundle.folder / bundle.config.decoder.filename
         session = (open_packed if keeps_record else open_session)(path, options)
         self._graph = _Graph(session, bundle.config.decoder)
@@ -79,11 +78,12 @@ class CpuDecoder:
             prompt_width=PROMPT_WIDTH,
             device="cpu",
             placement=placement(session),
+            shared_prompt_rows=PROMPT_WIDTH if self._graph.has_logits_to_keep else 0,
         )
         settings = slots > 1, context_length, options.threads or default_threads()
         record = RowRecord(path, settings) if keeps_record else None
         self.row_multiple, batch_invariant = rows_of(record, self._graph.row_multiples, self._check_rows)
-        shared = PROMPT_WIDTH if batch_invariant and self._graph.has_logits_to_keep else 0
+        shared = self._spec.shared_prompt_rows if batch_invariant else 0
         self._spec = replace(self._spec, is_batch_invariant=batch_invariant, shared_prompt_rows=shared)
 
     @property

@@ -2,17 +2,19 @@
 
 The kernels decide, so neither the processor's name nor the bundle's metadata can answer. The check computes a few rows
 in one call and again in other calls, and compares the bits: a row alone, two, three and four rows, from even and odd
-positions, the last row only, and a batch of two slots. It takes 6 calls with 29 rows if the decoder is batch-invariant.
-Else it ends with the first difference, usually in the second call.
+positions, the last row only, and two slots in one call: with one row each, and with four if the decoder shares prompts.
+It takes up to 7 calls with 37 rows if the decoder is batch-invariant. Else it ends with the first difference, usually
+in the second call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
-from gateway.worker.decoders.base import Decoder, KVCache, Logits
+from gateway.worker.decoders.base import Decoder, KVCache, Logits, PromptSharing
 
 _ROWS = 17  # one more than attention groups (builder/graphs/attention.py)
 #: (first row, rows) of each call. Each call starts within the rows that the calls before it left.
@@ -55,10 +57,17 @@ def _gives_same_bits(decoder: Decoder, caches: Sequence[KVCache], ids: Sequence[
 
 
 def _is_same_in_batch(decoder: Decoder, one: KVCache, other: KVCache, ids: Sequence[int], expected: Logits) -> bool:
-    """Two sequences of different lengths step together."""
+    """Two sequences of different lengths in one call."""
     other.copy_from(one, 2)
     one.truncate(4)
-    return _same(decoder.step([one, other], [ids[4], ids[2]]), expected[[4, 2]])
+    if not _same(decoder.step([one, other], [ids[4], ids[2]]), expected[[4, 2]]):
+        return False
+    if not decoder.spec.shared_prompt_rows:
+        return True
+    one.truncate(4)
+    other.truncate(2)
+    shared = cast(PromptSharing, decoder).prefill_together([one, other], [ids[4:8], ids[2:6]])
+    return _same(shared, expected[[7, 5]])
 
 
 def _same(logits: Logits, expected: Logits) -> bool:

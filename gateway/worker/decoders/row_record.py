@@ -23,7 +23,7 @@ from gateway.bundles.hashes import file_states
 from gateway.bundles.json_file import read_record, write_record
 
 #: Increase this number when the check or the calls of the CPU decoder change.
-_CHECK = 1
+_CHECK = 2
 #: The lines of /proc/cpuinfo that do not change while the machine runs.
 _PROCESSOR_LINES = ("vendor_id", "cpu family", "model", "stepping", "flags", "features", "cpu ")
 

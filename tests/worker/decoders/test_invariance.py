@@ -48,10 +48,19 @@ class _Rows(KVCache):
 class _Device:
     """Logits that depend on the position, and in a last bit on the code path. Each call has its rows counted."""
 
-    def __init__(self, path: CodePath, batch_path: Callable[[int], bool] = lambda slots: False) -> None:
+    def __init__(
+        self,
+        path: CodePath,
+        batch_path: Callable[[int], bool] = lambda slots: False,
+        shared_path: Callable[[int], bool] | None = None,
+    ) -> None:
         self._path, self._batch_path = path, batch_path
+        self._shared_path = shared_path
         self.calls: list[int] = []
-        self.spec = DecoderSpec(vocab_size=50, context_length=256, prompt_width=64, device="cpu")
+        shared = 64 if shared_path else 0
+        self.spec = DecoderSpec(
+            vocab_size=50, context_length=256, prompt_width=64, device="cpu", shared_prompt_rows=shared
+        )
 
     def prefill(self, cache: KVCache, ids: Sequence[int]) -> Logits:
         logits: Logits = self.verify(cache, ids)[-1]
@@ -68,6 +77,12 @@ class _Device:
     def step(self, caches: Sequence[KVCache], ids: Sequence[int]) -> Logits:
         self.calls.append(len(ids))
         return np.stack([self._row(cache.length, self._batch_path(len(caches))) for cache in caches])
+
+    def prefill_together(self, caches: Sequence[KVCache], ids: Sequence[Sequence[int]]) -> Logits:
+        assert self._shared_path
+        width = len(ids[0])
+        self.calls.append(len(ids) * width)
+        return np.stack([self._row(cache.length + width - 1, self._shared_path(width)) for cache in caches])
 
     def _row(self, position: int, other_path: bool) -> Logits:
         row = np.full(50, 1 + position, np.float32)
@@ -91,6 +106,13 @@ def test_each_known_cause_is_detected(cause: str) -> None:
 
 def test_other_code_path_for_a_batch_is_detected() -> None:
     assert not check(_Device(lambda *_: False, lambda slots: slots > 1))
+
+
+def test_other_code_path_for_shared_prompts_is_detected() -> None:
+    device = _Device(lambda *_: False, shared_path=lambda width: False)
+    assert check(device)
+    assert (len(device.calls), sum(device.calls)) == (7, 37)
+    assert not check(_Device(lambda *_: False, shared_path=lambda width: width > 1))
 
 
 def test_caches_are_empty_after_check(tiny: Path) -> None:
