@@ -194,8 +194,8 @@ def _model_mistakes(where: str, name: str, model: ModelConfig, config: Config) -
         case BundleModel(dialect=dialect) | ScriptedModel(dialect=dialect) if dialect not in ("", *DIALECT_NAMES):
             known = ", ".join(DIALECT_NAMES)
             yield f"{where} dialect", f"{dialect!r} is not one of {known}{nearest(dialect, DIALECT_NAMES)}"
-    if isinstance(model, LocalModel) and model.draft and not Path(model.draft).is_absolute():
-        yield from _draft_mistakes(f"{where} draft", name, model.draft, config)
+    if isinstance(model, LocalModel) and model.draft:
+        yield from _draft_mistakes(f"{where} draft", name, model, config)
     if isinstance(model, ResidentModel) and model.pinned and model.keep_alive >= 0:
         yield f"{where} keep_alive", "a pinned model stays loaded; remove keep_alive, or pinned"
     if model.breaker and model.breaker.min_calls > model.breaker.window:
@@ -205,12 +205,16 @@ def _model_mistakes(where: str, name: str, model: ModelConfig, config: Config) -
         )
 
 
-def _draft_mistakes(where: str, name: str, draft: str, config: Config) -> Iterator[tuple[str, str]]:
+def _draft_mistakes(where: str, name: str, model: LocalModel, config: Config) -> Iterator[tuple[str, str]]:
     """The name of a model that cannot draft: that of one that can is the folder of its bundle by now."""
-    yield from _not_a_model(where, draft, config)
-    if draft == name:
+    draft = model.draft
+    if draft in (name, model.path):
         yield where, "a model cannot draft for itself; name a smaller one with the same vocabulary"
-    elif draft in config.models and (engine := config.models[draft].engine) != LocalModel.engine:
+        return
+    if Path(draft).is_absolute():
+        return
+    yield from _not_a_model(where, draft, config)
+    if draft in config.models and (engine := config.models[draft].engine) != LocalModel.engine:
         yield where, f"{draft!r} has engine = {engine!r}; only a model with engine = 'local' can draft"
 
 

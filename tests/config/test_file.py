@@ -527,12 +527,13 @@ def test_draft_is_the_folder_of_a_model(folder: Folder) -> None:
         ("smal", "there is no model 'smal'; did you mean 'small'?"),
         ("s", "there is no model 's'; it is an alias, write 'small'"),
         ("big", "a model cannot draft for itself; name a smaller one with the same vocabulary"),
+        ("twin", "a model cannot draft for itself; name a smaller one with the same vocabulary"),
         ("far", "'far' has engine = 'upstream'; only a model with engine = 'local' can draft"),
     ],
 )
 def test_draft_that_cannot_draft(folder: Folder, draft: str, message: str) -> None:
     others = '[models.small]\npath = "s"\naliases = ["s"]\n[models.far]\nengine = "upstream"\nurl = "http://h/v1"\n'
-    text = f'[models.big]\npath = "b"\ndraft = "{draft}"\n{others}'
+    text = f'[models.big]\npath = "b"\ndraft = "{draft}"\n[models.twin]\npath = "b"\n{others}'
     assert folder.mistake(text) == f"[models.big] draft: {message}"
 
 
