@@ -172,7 +172,7 @@ def _load_draft_model(
     emit(Loading("opening the draft model"))
     try:
         return load_draft_model(spec, main, tokenizer, activity, open_warm)
-    except (EngineFailed, MemoryError, RuntimeError, ValueError) as error:
+    except (EngineFailed, MemoryError, OSError, RuntimeError, ValueError) as error:
         emit(DraftLost(as_gateway_error(error, "The draft model").message))
         return None
 

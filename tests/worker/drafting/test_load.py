@@ -87,9 +87,10 @@ def test_tokenizer_that_cannot_be_compared(tiny: Path, tmp_path: Path) -> None:
     [
         (EngineFailed("No memory."), "No memory."),
         (MemoryError(), NO_MEMORY),
+        (OSError(12, "Cannot allocate memory"), "The draft model failed: OSError. The gateway's log has the reason."),
         (ValueError("shapes"), "The draft model failed: ValueError. The gateway's log has the reason."),
     ],
-    ids=["engine", "memory", "other"],
+    ids=["engine", "memory", "map", "shapes"],
 )
 def test_draft_model_that_does_not_start_is_left_out(
     tiny: Path, tiny_decoder: CpuDecoder, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
