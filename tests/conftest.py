@@ -13,12 +13,15 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import CodeType
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -86,7 +89,8 @@ _watch = ExitStack()
 def pytest_configure() -> None:
     """Child processes inherit ignored signals, for example from a shell that runs the tests in the background.
 
-    Gateways write into a data folder of this run, not into that of the user.
+    Gateways write into a data folder of this run, not into that of the user. HTTP clients share their certificates:
+    to load them takes 15 ms of processor time.
     """
     folder = _watch.enter_context(TemporaryDirectory(prefix="npu-gateway-data-", ignore_cleanup_errors=True))
     for variable in ("XDG_DATA_HOME", "LOCALAPPDATA"):
@@ -95,7 +99,22 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # of nohup
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    patch = _watch.enter_context(pytest.MonkeyPatch.context())
+    patch.setattr(ssl, "create_default_context", _with_files_read_once(ssl.create_default_context))
     _watch.enter_context(loop_watch(_note))
+
+
+def _with_files_read_once(make: Callable[..., ssl.SSLContext]) -> Callable[..., ssl.SSLContext]:
+    """`make` for contexts. One of a file of certificates, as httpx makes it, is used again."""
+
+    @cache
+    def of_file(cafile: str) -> ssl.SSLContext:
+        return make(cafile=cafile)
+
+    def create(*purpose: Any, **sources: Any) -> ssl.SSLContext:
+        return make(*purpose, **sources) if purpose or sources.keys() != {"cafile"} else of_file(**sources)
+
+    return create
 
 
 def pytest_unconfigure() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,7 @@ import httpx
 import msgspec
 from litestar import Litestar
 from msgspec.structs import replace
-from openai import DefaultHttpxClient, OpenAI
+from openai import OpenAI
 
 from gateway.app import create_app
 from gateway.config.tables import BreakerConfig, Config, ModelConfig, Script, ScriptedModel, ServerConfig
@@ -23,8 +22,6 @@ from gateway.engines.base import Engine
 from gateway.server.server import Server, bind
 
 PATIENCE_S = 60.0  # a real model may take this long to load on a busy machine
-#: Without certificates: each client that loads them takes 13 ms of processor time, and no test server has TLS.
-NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 class Running:
@@ -41,13 +38,12 @@ class Running:
         self.server.handle_exit(signal.SIGTERM, None)
 
     def openai(self, **options: Any) -> OpenAI:
-        defaults = {"base_url": f"{self.url}/v1", "api_key": "x", "max_retries": 0, "timeout": PATIENCE_S}
-        return OpenAI(**{**defaults, "http_client": DefaultHttpxClient(verify=NO_TLS), **options})
+        return OpenAI(
+            **{"base_url": f"{self.url}/v1", "api_key": "x", "max_retries": 0, "timeout": PATIENCE_S, **options}
+        )
 
     def http(self, **options: Any) -> httpx.Client:
-        return httpx.Client(
-            **{"base_url": self.url, "timeout": PATIENCE_S, "trust_env": False, "verify": NO_TLS, **options}
-        )
+        return httpx.Client(**{"base_url": self.url, "timeout": PATIENCE_S, "trust_env": False, **options})
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
