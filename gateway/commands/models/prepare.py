@@ -126,6 +126,9 @@ def _prepared(name: str, model: LocalModel, models_dir: Path, has_npu: HasNpu, a
 
 def _build(name: str, model: LocalModel, models_dir: Path) -> str:
     """Build the bundle in a child process. Returns its folder."""
+    from gateway.engines.head_start import end_unused
+
+    end_unused()  # the build needs the memory, and the model loads in the usual way after it
     request = build_request(model, models_dir)
     with progress_bars(name) as progress:
         what = f"the bundle of {name}"

@@ -9,12 +9,14 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from gateway.commands.models import prepare as prepare_module
 from gateway.commands.models.prepare import ask_once, first_ready, prepare
 from gateway.config.tables import Config, GenieModel, LocalModel
+from gateway.engines import head_start
 from gateway.errors import BundleError
 from gateway.qnn.device import NpuDevice
 from tests.support.model_package import NPU, X2_ELITE, write_package
@@ -56,6 +58,19 @@ def test_driver_is_opened_once_for_the_head_start_and_the_bundles(
     first_ready(config, None, has_npu)
     prepare(config, has_npu=has_npu)
     assert opened == ["auto"]
+
+
+def test_begun_processes_end_before_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*_: object, **options: object) -> bytes:
+        events.append("build")
+        return b'"folder"'
+
+    events: list[str] = []
+    begun = SimpleNamespace(prompts=SimpleNamespace(end=lambda: events.append("end")))
+    monkeypatch.setattr(head_start, "_prompts", {"other": begun})
+    monkeypatch.setattr(prepare_module, "run_in_child", build)
+    prepare(config_of(tmp_path, m=LocalModel(path="m", source="m.gguf", provider="cpu")))
+    assert events == ["end", "build"]
 
 
 def test_one_failure_is_reported_and_the_other_models_are_kept(
