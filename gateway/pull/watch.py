@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from gateway.bundles.stamp import plan_bundle, plan_start
+from gateway.bundles.stamp import built_folder, plan_bundle, plan_start
 from gateway.config.file import has_keys, load_config
 from gateway.config.find import find_config, search
 from gateway.config.keys import key_warnings
@@ -64,6 +64,11 @@ class ConfigSource:
             raise BundleError(f"There is no bundle {model.path}. `npu-gateway pull` downloads one.")
         if not isinstance(model, LocalModel) or waits_for_demand(model):
             return model
+        if model.draft and not built_folder(Path(model.draft)).is_dir():
+            raise BundleError(
+                f"{Path(model.draft).name}, which drafts for it, has no bundle yet; `npu-gateway models --prepare` "
+                "builds those with a `source`, and `npu-gateway pull` gets others."
+            )
         plan = plan_start(model, models_dir, lambda: self._has_npu(model.provider))
         provider: Provider = "cpu" if plan.waits_for_npu else model.provider
         if not plan.is_ready and plan.for_npu and provider == "auto":  # as at a start whose build for the NPU failed

@@ -144,6 +144,8 @@ def test_bundle_that_is_missing_or_must_be_built_is_refused(file: Path) -> None:
         source.prepared("late", LocalModel(path=str(folder / "late"), source="x.gguf", provider="cpu"), folder)
     with pytest.raises(BundleError, match="npu-gateway pull"):
         source.prepared("late", GenieModel(path=str(folder / "late")), folder)
+    with pytest.raises(BundleError, match="late, which drafts for it, has no bundle yet; `npu-gateway models"):
+        source.prepared("here", LocalModel(path=str(folder), draft=str(folder / "late"), provider="cpu"), folder)
 
 
 def test_first_request_builds_a_missing_bundle_that_is_for_demand(file: Path) -> None:
