@@ -273,7 +273,7 @@ async def test_stalled_reader_does_not_delay_meter(engine: LocalEngine) -> None:
         assert len(text_of([event async for event in events])) > 0
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def real(smollm2: Path) -> AsyncIterator[LocalEngine]:
     engine = make(smollm2, context_length=512)
     await engine.start()
