@@ -35,6 +35,9 @@ ELSEWHERE = {
             "python benchmarks/peers.py --size 1b --weights q4_k_m --longest 0 --write docs/benchmarks.md",
             "python benchmarks/peers.py --size 3b --weights q4_0 --longest 0 --write docs/benchmarks.md",
             "python benchmarks/peers.py --size 135m --longest 0 --write docs/benchmarks.md",
+            "python benchmarks/speculation.py --write docs/benchmarks.md",
+            "python benchmarks/start.py --model models/bench/1b-q4_0 --clone OLDER --gguf models/bench/1b-q4_0.gguf "
+            "--write docs/benchmarks.md",
         ),
         "tests/system/test_benchmarks.py",
     ),
