@@ -6,6 +6,7 @@ processes if it would start them in the same way; else it starts others, and the
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -105,8 +106,22 @@ def _start(name: str, model: LocalModel, models_dir: Path, budget_bytes: float) 
         return
     context = window.context if window and window.note else configured
     spec = spec_of(replace(model, context_length=context), folder)
-    _workers[name] = _Worker(spec, spawn(name, spec, local_worker))
+    with _no_interrupt():
+        _workers[name] = _Worker(spec, spawn(name, spec, local_worker))
     _prompts[name] = _Prompts(folder, model.dialect, model.tokenizer, _open_prompts(model, folder))
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """A worker ignores Ctrl-C, but until it has imported what it needs for that, it would print a traceback.
+
+    It inherits this, except on Windows. Only for the main thread.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _open_prompts(model: LocalModel, folder: Path) -> Prompts:
