@@ -71,5 +71,7 @@ def _host(client: tuple[str, int] | None) -> str:
 
 
 def is_no_refusal(record: logging.LogRecord) -> bool:
-    """False for uvicorn's line about bytes that are not HTTP: RefusalLog writes a better one."""
-    return record.msg != "Invalid HTTP request received."
+    """False for uvicorn's lines about bytes that are not HTTP, and about a reply that its client does not read.
+    RefusalLog and server/sse.py write better ones.
+    """
+    return record.msg not in ("Invalid HTTP request received.", "ASGI callable returned without completing response.")
