@@ -93,12 +93,12 @@ def _host_guard(config: ServerConfig) -> Guard:
 
 
 def _needs_no_dns(host: str) -> bool:
-    """True for an IP address and for a name under `localhost`."""
+    """True for an IP address, for `localhost` and for a name under it."""
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else ""
     try:
         ipaddress.IPv6Address(bare) if bare else ipaddress.IPv4Address(host)
     except ValueError:
-        return host.lower().removesuffix(".").endswith(".localhost")
+        return f".{host.lower().removesuffix('.')}".endswith(".localhost")
     return True
 
 

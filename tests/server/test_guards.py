@@ -134,6 +134,7 @@ def named() -> Iterator[Running]:
 
 SPELLINGS = ["mylaptop", "MyLaptop", "MYLAPTOP:8000", "mylaptop.", "MyLaptop.:80", "npu.lan", "NPU.lan.", "127.0.0.1"]
 SPELLINGS += ["xn--mnchen-3ya.example", "XN--MNCHEN-3YA.example:1", "[fe80::a]", "[FE80:0:0:0:0:0:0:A]:8000"]
+SPELLINGS += ["localhost:8000", "LocalHost."]  # always, without a line in the list
 
 
 @pytest.mark.parametrize("host", SPELLINGS)
