@@ -26,6 +26,10 @@ from gateway.bundles.json_file import read_record, write_record
 _CHECK = 2
 #: The lines of /proc/cpuinfo that do not change while the machine runs.
 _PROCESSOR_LINES = ("vendor_id", "cpu family", "model", "stepping", "flags", "features", "cpu ")
+#: Variables of the environment that can choose kernels.
+_VARIABLES = ("ORT_", "MLAS_")
+#: The gateway sets it for its workers, other programs that open a decoder do not. It chooses no kernel.
+_NO_KERNEL = "ORT_DISABLE_TELEMETRY"
 
 
 class Rows(NamedTuple):
@@ -76,7 +80,7 @@ def conditions(graph: Path) -> list[str]:
     names = sorted(path.name for path in graph.parent.glob(f"{graph.name}*"))
     return [
         f"onnxruntime {ort.__version__}: {ort.get_build_info()}",
-        str(sorted(item for item in os.environ.items() if item[0].startswith(("ORT_", "MLAS_")))),
+        str(sorted(item for item in os.environ.items() if item[0].startswith(_VARIABLES) and item[0] != _NO_KERNEL)),
         processor(),
         str([names, file_states(graph.parent, names)]),
     ]

@@ -58,6 +58,17 @@ def test_second_start_makes_no_check(open_decoder: Open, bundle: Path, checks: l
     assert open_decoder() == first and checks, "a damaged record is no record"
 
 
+def test_telemetry_switch_of_the_gateway_is_no_condition(
+    open_decoder: Open, checks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    open_decoder()
+    checks.clear()
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "1")
+    open_decoder()
+    assert not checks
+
+
 def test_record_without_a_multiple_of_the_graph_is_not_used(
     open_decoder: Open, bundle: Path, checks: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
