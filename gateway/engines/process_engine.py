@@ -65,6 +65,7 @@ class ProcessEngine(ABC, Generic[Run]):
             watchdog_s=model.watchdog_s,
             on_frame=self._receive,
             on_lost=self._fail_all,
+            is_busy=lambda: bool(self._running),
             sick_start=sick_start,
             clock=clock,
         )

@@ -57,6 +57,7 @@ class Supervisor:
     load_timeout_s: limit of one load, in seconds.
     watchdog_s: limit of one device call, in seconds.
     on_frame: gets every message about requests.
+    is_busy: True if the worker has a request.
     on_lost: ends the running requests with the given error when their worker is gone; returns their number.
     sick_start: judges the passes of each worker; None: no worker is judged.
     clock: seconds, monotonic.
@@ -71,14 +72,14 @@ class Supervisor:
         watchdog_s: float,
         on_frame: Callable[[Message], None],
         on_lost: Callable[[GatewayError], int],
+        is_busy: Callable[[], bool] = lambda: False,
         sick_start: SickStart | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name, self._spawn = name, spawn
         self._load_timeout_s, self._watchdog_s = load_timeout_s, watchdog_s
-        self._on_frame, self._on_lost = on_frame, on_lost
-        self._sick_start = sick_start
-        self._clock = clock
+        self._on_frame, self._on_lost, self._is_busy = on_frame, on_lost, is_busy
+        self._sick_start, self._clock = sick_start, clock
         self._process: WorkerProcess | None = None
         self._loaded: asyncio.Future[Ready] | None = None
         self._guard: asyncio.Task[str] | None = None
@@ -268,7 +269,7 @@ class Supervisor:
                 silence = f"its worker did nothing for {_WORK_LIMITS * limit_s:g} s outside a device call"
                 return _Fault(f"{silence}, so it was killed", _STUCK)
             left_s = limit_s - seconds if state == "in_call" else limit_s
-            is_idle = state == "waiting" and not self._stirred.is_set()
+            is_idle = state == "waiting" and not self._stirred.is_set() and not self._is_busy()
             self._stirred.clear()
             if is_idle:  # no look at fixed times: the next frame ends this
                 await _either(process.gone, self._stirred)

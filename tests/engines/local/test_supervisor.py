@@ -44,6 +44,7 @@ class Supervised:
         self.errors: list[str] = []
         self.kinds: list[type[GatewayError]] = []
         self.looks = 0  # at the clock
+        self.is_busy = False
         self.frames: list[FromWorker] = []
         self.pauses: list[float] = []
         self.paused_enough = asyncio.Event()
@@ -54,6 +55,7 @@ class Supervised:
             watchdog_s=watchdog_s,
             on_frame=self._record,
             on_lost=self._lose,
+            is_busy=lambda: self.is_busy,
             clock=self._now,
         )
         self._loading: asyncio.Task[None] | None = None
@@ -211,13 +213,15 @@ async def test_waiting_worker_is_never_ended() -> None:
     """It waits for a request, or for the compiler of a client's grammar: nothing can hang."""
     supervised = Supervised(workers.serves_nothing, watchdog_s=0.5)
     await supervised.supervisor.start()
+    supervised.is_busy = True  # it can begin to work without a frame
     for id in range(1, 4):
         supervised.supervisor.send(submit(id))
         supervised.clock.now += 1000.0
         looked_at = supervised.looks
         async with asyncio.timeout(60):
-            while supervised.looks < looked_at + 2:  # noqa: ASYNC110 (the supervisor looks in real time)
+            while supervised.looks < looked_at + 5:  # noqa: ASYNC110 (the supervisor looks in real time)
                 await asyncio.sleep(0.01)
+    supervised.is_busy = False
     async with asyncio.timeout(60) as limit:
         while _timers() != [limit.when()]:  # after the last frame it looks once more, then no more
             await asyncio.to_thread(time.sleep, 0.01)
