@@ -8,7 +8,7 @@ provider runs all graphs: `open_static_decoder(folder, provider="cpu")`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def write_in_place(folder: Path, shape: Shape, logits: Array) -> Path:
     layout = StaticLayout(parts=shape.split(), contexts=[shape.context], widths={PROMPT: shape.width, STEP: 1}, soc=60)
     config = _config(shape, layout.decoder((PROMPT, STEP), shape.context))
     (folder / "genai_config.json").write_text(json.dumps(config), encoding="utf-8")
-    hidden = [1, "rows", shape.hidden]
+    hidden: list[int | str] = [1, "rows", shape.hidden]
     row = {"row": np.zeros((1, 1, shape.hidden), np.float16), "vocab": logits.astype(np.float16)[None, None]}
     _save(
         folder / "embeddings.onnx",
@@ -187,7 +187,9 @@ def write_rows_returned(folder: Path, shape: Shape, logits: Array) -> Path:
     )
     tensor = Tensor(name=LOGITS, shape=(1, 1, shape.vocab), dtype="uint16", scale=scale, zero_point=zero)
     onnx.save(logits_graph(tensor), folder / "host_logits.onnx")
-    stages = [{"inputs": {"filename": "host_inputs.onnx", "inputs": [MASK_ONES, POSITIONS], "outputs": [MASK]}}]
+    stages: list[dict[str, Any]] = [
+        {"inputs": {"filename": "host_inputs.onnx", "inputs": [MASK_ONES, POSITIONS], "outputs": [MASK]}}
+    ]
     for phase, width in (("prompt", shape.width), ("token", 1)):
         for part in shape.split():
             name = f"{phase}_{part.index + 1}_of_{part.count}"
@@ -278,7 +280,7 @@ def _value(name: str, kind: int, shape: Sequence[int | str]) -> onnx.ValueInfoPr
 
 def _save(
     path: Path,
-    nodes: Iterable[onnx.NodeProto],
+    nodes: Sequence[onnx.NodeProto],
     inputs: Sequence[onnx.ValueInfoProto],
     outputs: Sequence[onnx.ValueInfoProto],
     constants: dict[str, Array],
