@@ -49,6 +49,7 @@ LIBRARY_USERS = {
     "onnx": {"bundles", "worker", "qnn", "builder"},
     "opentelemetry": {"monitoring/traces.py"},
     "litestar": {"app.py", "routes", "server"},
+    "sse_starlette": {"server/sse.py"},  # importing it patches uvicorn's exit handler
     "httpcore": {"engines/upstream"},
     "openai": {"commands/client.py", "commands/chat", "commands/bench", "commands/verify"},
     "tokenizers": {"text", "builder"},

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, cast
 from urllib.parse import quote_plus
 
 import msgspec
@@ -110,7 +110,7 @@ async def answer_all(
         media_type=rendering.media_type,
     )
     stream_response.headers.update(_of_lane(opened) | device_header(router, opened.model))
-    return stream_response
+    return cast(ASGIApp, stream_response)  # starlette and Litestar have different types for the same protocol
 
 
 def _with_headers(generation: Generation, request: HttpRequest) -> Generation:

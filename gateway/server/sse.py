@@ -1,11 +1,13 @@
-"""One streamed answer over HTTP.
+"""One streamed answer over HTTP, with sse-starlette. The only module that imports it.
 
-1. A comment is sent after silence, and only then: a proxy or a client then sees that the connection lives.
-2. Items that are there at the same time are one write: each has its frames, and the client wakes once.
-3. Frames are bytes that we encode. An exception of the source would cut the body, which looks like a lost connection to
-   a client. So it becomes the last frame.
-4. At shutdown the router ends the requests that still run after the grace period, so each stream sends an error as its
-   last frame.
+1. sse-starlette ends all streams when uvicorn gets a signal, with a flag of the process that cannot be reset, and looks
+   for that signal twice a second, from the first stream on. Both are switched off. At shutdown the router ends the
+   requests that still run after the grace period, and each stream sends an error as its last frame.
+2. Pings of sse-starlette follow a fixed clock, and one can come after the last frame. So `_frames` makes the pings, and
+   only after silence.
+3. Items that are there at the same time are one write: each has its frames, and the client wakes once.
+4. Frames are bytes that we encode. An exception in the generator would cut the body, which looks like a lost
+   connection to a client. So it becomes the last frame.
 """
 
 from __future__ import annotations
@@ -13,23 +15,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
+import anyio
 import msgspec
-from litestar.types import Receive, Scope, Send
+from sse_starlette.sse import AppStatus, EventSourceResponse, SendTimeoutError
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway.errors import GatewayError
 from gateway.server.request import note_failure
-from gateway.server.streams.waits import ClientDisconnected, Connected, Patience
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
+AppStatus.enable_automatic_graceful_drain = False
+
 MEDIA_TYPE = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
 PING = b": keepalive\n\n"
-HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # a proxy must not collect frames
+HEADERS = {"Cache-Control": "no-cache"}  # sse-starlette adds X-Accel-Buffering: no
 SEND_TIMEOUT_S = 60.0  # a client that does not read for this time has its request cancelled
 
 _AT_ONCE = 64 * 1024  # bytes of one write, and then one item more
@@ -82,8 +87,12 @@ class Source(Protocol[T_co]):
     async def aclose(self) -> None: ...
 
 
-class EventStream:
-    """An HTTP response with the frames of `source`, sent as they come. An ASGI application.
+class _Silence(Exception):
+    """No item came in time."""
+
+
+class EventStream(EventSourceResponse):
+    """An HTTP response with the frames of `source`, sent as they come.
 
     Args:
         source: read to its end and then closed, also when the client disconnects before the first frame.
@@ -103,57 +112,51 @@ class EventStream:
         media_type: str = MEDIA_TYPE,
     ) -> None:
         self._source, self._encode, self._failed = source, encode, failed
-        is_text = media_type.startswith("text/")
         self._ping_s = ping_s if media_type == MEDIA_TYPE else None
-        self.headers = {**HEADERS, "content-type": f"{media_type}; charset=utf-8" if is_text else media_type}
         self._is_complete = False
         self._is_over = False
+        super().__init__(
+            self._writes(),
+            headers=HEADERS,
+            media_type=media_type,
+            ping=0,
+            send_timeout=SEND_TIMEOUT_S,
+            client_close_handler_callable=self._gone,
+        )
+        del self.headers["connection"]  # the server sets it; wrong for HTTP/1.0
+        self._send_lock = anyio.Lock(fast_acquire=True)  # the last frame and the end of the body are one write
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with Connected(receive):
-                await self._send_all(send)
-        except ClientDisconnected:
-            pass
-        except TimeoutError:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
             _log.info("a client stopped reading its stream for %.0f s; its request was cancelled", SEND_TIMEOUT_S)
         finally:
             await self._source.aclose()
             if not self._is_complete:
                 note_failure(scope["state"])
-            del self._source  # it has the request
+            # anyio's cancellation leaves a cycle that keeps the response; these have the request
+            del self._source, self._encode, self._failed
 
-    async def _send_all(self, send: Send) -> None:
-        headers = [(name.encode(), value.encode("latin-1")) for name, value in self.headers.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        patience = Patience()
-        try:
-            while not self._is_over:
-                frames = await self._frames(patience)
-                if frames or self._is_over:
-                    patience.begin(SEND_TIMEOUT_S)
-                    await send({"type": "http.response.body", "body": frames, "more_body": not self._is_over})
-        except asyncio.CancelledError:
-            if patience.is_over():
-                raise TimeoutError from None
-            raise
-        finally:
-            patience.stop()
+    async def _gone(self, _: Message) -> None:
+        """anyio cancels no task whose wait has just ended, and so no stream with an item in each turn."""
+        self._is_over = True
 
-    async def _frames(self, patience: Patience) -> bytes:
+    async def _listen_for_exit_signal_with_grace(self) -> None:
+        """Without end, because the router ends the requests. sse-starlette's would wake the process for ever."""
+        await asyncio.Event().wait()
+
+    async def _writes(self) -> AsyncGenerator[bytes, None]:
+        while not self._is_over:
+            if frames := await self._frames():
+                yield frames
+
+    async def _frames(self) -> bytes:
         """What is sent next: the frames of all items that are there, a comment, or the last frame of a failure."""
         frames: list[bytes] = []
         try:
-            if (item := self._source.poll()) is None:
-                patience.begin(self._ping_s)
-                item = await self._source.__anext__()
-            else:
-                patience.begin(None)  # a limit would lose the item: the machine can sleep between two callbacks
-                await asyncio.sleep(0)  # a stream that never waits cannot be cancelled
-            self._add(frames, item)
-        except asyncio.CancelledError:
-            if not patience.is_over():
-                raise
+            self._add(frames, await self._next())
+        except _Silence:
             return PING
         except StopAsyncIteration:
             self._is_complete = self._is_over = True
@@ -164,6 +167,20 @@ class EventStream:
             self._fail(frames, GatewayError("The gateway failed while it answered; its log has the reason."))
         return b"".join(frames)
 
+    async def _next(self) -> Any:
+        """The next item. Raises _Silence if there is none in time."""
+        if (item := self._source.poll()) is not None:
+            # A stream that never waits cannot be cancelled. No limit: it would lose the item if the machine sleeps now.
+            await asyncio.sleep(0)
+            return item
+        try:
+            async with asyncio.timeout(self._ping_s) as silence:
+                return await self._source.__anext__()
+        except TimeoutError:
+            if not silence.expired():
+                raise
+            raise _Silence from None
+
     def _add(self, frames: list[bytes], item: Any) -> None:
         size, next_item = 0, item
         while next_item is not None:
@@ -171,7 +188,8 @@ class EventStream:
                 frames.append(each)
                 size += len(each)
             next_item = self._source.poll() if size < _AT_ONCE else None
-        self._is_complete = self._is_over = self._source.is_over
+        if self._source.is_over:
+            self._is_complete = self._is_over = True
 
     def _fail(self, frames: list[bytes], error: GatewayError) -> None:
         frames.append(self._failed(error))

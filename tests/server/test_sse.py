@@ -56,6 +56,52 @@ class Source:
         await self._pieces.aclose()
 
 
+class Ready:
+    """Items that are there."""
+
+    def __init__(self, items: list[bytes]) -> None:
+        self._items = items
+
+    @property
+    def is_over(self) -> bool:
+        return not self._items
+
+    def poll(self) -> bytes | None:
+        return self._items.pop(0) if self._items else None
+
+    async def __anext__(self) -> bytes:
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None: ...
+
+
+class Fed:
+    """An item in each turn of the event loop, before the other tasks of the stream run."""
+
+    is_over = False
+
+    def __init__(self, items: int) -> None:
+        self.left = items
+        self._queue: asyncio.Queue[bytes] = asyncio.Queue()
+        self._feeding: asyncio.Task[None] | None = None
+
+    def poll(self) -> None: ...
+
+    async def __anext__(self) -> bytes:
+        self._feeding = self._feeding or asyncio.create_task(self._feed())
+        return await self._queue.get()
+
+    async def _feed(self) -> None:
+        while self.left:
+            self.left -= 1
+            self._queue.put_nowait(b"1")
+            await asyncio.sleep(0)
+
+    async def aclose(self) -> None:
+        if self._feeding is not None:
+            self._feeding.cancel()
+
+
 def as_is(piece: bytes) -> list[bytes]:
     return [piece]
 
@@ -175,6 +221,44 @@ async def test_source_is_closed_when_client_disconnects_before_first_frame() -> 
     stream = EventStream(source, as_is, failed=lambda error: b"", ping_s=15)
     await stream({"type": "http", "method": "POST", "state": {}}, gone, _swallow)
     assert source.is_closed
+
+
+async def test_disconnect_ends_a_stream_that_gets_an_item_in_each_turn_of_the_event_loop() -> None:
+    async def gone() -> dict[str, str]:
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return {"type": "http.disconnect"}
+
+    source = Fed(1000)
+    stream = EventStream(source, as_is, failed=lambda error: b"", ping_s=15)
+    await stream({"type": "http", "method": "POST", "state": {}}, gone, _swallow)
+    assert source.left > 900
+
+
+@in_virtual_time
+async def test_the_end_follows_the_last_frame_in_its_turn_of_the_event_loop_and_no_task_stays() -> None:
+    sent: list[object] = []
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message.get("body"))
+        asyncio.get_running_loop().call_soon(sent.append, "next turn")
+
+    stream = EventStream(Ready([b"1", b"2"]), as_is, failed=lambda error: b"", ping_s=15)
+    await stream({"type": "http", "method": "POST", "state": {}}, _connected, send)
+    await asyncio.sleep(0)
+    assert sent[-4:] == [b"12", b"", "next turn", "next turn"]
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@in_virtual_time
+async def test_frames_of_items_before_a_failure_are_sent() -> None:
+    def encode(item: bytes) -> list[bytes]:
+        if item == b"2":
+            raise EngineFailed("It cannot be encoded.")
+        return [item]
+
+    stream = EventStream(Ready([b"1", b"2", b"3"]), encode, failed=lambda error: error.message.encode(), ping_s=15)
+    assert await _bodies(stream) == [b"1It cannot be encoded.", b""]
 
 
 @in_virtual_time

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp
@@ -74,7 +74,7 @@ def vectors_response(request: HttpRequest, answer: EmbeddingAnswer, pieces: Iter
         _Source(joined(pieces, numbers)), lambda part: [part], failed=_failed, ping_s=60.0, media_type=JSON
     )
     stream.headers.update(headers)
-    return stream
+    return cast(ASGIApp, stream)  # starlette and Litestar have different types for the same protocol
 
 
 def joined(pieces: Iterator[bytes], numbers: int) -> Iterator[bytes]:

@@ -1,7 +1,7 @@
 """Writes a reply in as few packets as it can: each write costs a system call and wakes the client.
 
-1. The head waits for the first part of the body until the other callbacks of this turn of the event loop have run. The
-   last part and the end of the body are one write.
+1. What is sent in one turn of the event loop is one write: the head with the first part of the body, and the last part
+   with the end. The end of a reply does not wait for the end of the turn.
 2. A part of a chunked body is framed here. uvicorn and h11 write everything else.
 """
 
@@ -24,9 +24,8 @@ class Reply:
 
     def __init__(self, cycle: RequestResponseCycle, call_soon: Callable[[Callable[[], None]], Any]) -> None:
         self._cycle = cycle
-        self._call_soon = call_soon
         self._is_chunked = False
-        self._writer = _Writer(cycle.transport)
+        self._writer = _Writer(cycle.transport, call_soon)
         cycle.transport = self._writer  # type: ignore[assignment]
         self._complete, cycle.on_response = cycle.on_response, self._ended
 
@@ -35,17 +34,9 @@ class Reply:
         if self._is_chunked and message.get("more_body"):
             await self._send_part(message["body"])
             return
-        writer, is_head = self._writer, message["type"] == "http.response.start"
-        writer.is_holding = True
-        try:
-            await self._cycle.send(message)
-        finally:
-            writer.is_holding = False
-        if is_head:
-            self._is_chunked = self._cycle.scope["method"] != "HEAD" and _CHUNKED in writer.held.lower()
-            self._call_soon(writer.flush)
-        else:
-            writer.flush()
+        await self._cycle.send(message)
+        if message["type"] == "http.response.start":
+            self._is_chunked = self._cycle.scope["method"] != "HEAD" and _CHUNKED in self._writer.held.lower()
 
     async def _send_part(self, part: bytes) -> None:
         cycle = self._cycle
@@ -60,18 +51,17 @@ class Reply:
 
 
 class _Writer:
-    """The part of a transport that uvicorn's cycle uses. It can hold what is written."""
+    """The part of a transport that uvicorn's cycle uses. It writes at the end of the turn, or with `flush`."""
 
-    def __init__(self, transport: Any) -> None:
-        self._transport = transport
+    def __init__(self, transport: Any, call_soon: Callable[[Callable[[], None]], Any]) -> None:
+        self._transport, self._call_soon = transport, call_soon
         self.held = b""
-        self.is_holding = False
         self.is_closing = transport.is_closing
 
     def write(self, data: bytes) -> None:
+        if not self.held:
+            self._call_soon(self.flush)
         self.held += data
-        if not self.is_holding:
-            self.flush()
 
     def flush(self) -> None:
         if self.held:

@@ -83,9 +83,11 @@ async def test_a_whole_reply_is_one_write() -> None:
     assert answered.body() == b"hello"
 
 
-async def test_a_stream_writes_once_for_each_part_and_not_for_its_end() -> None:
+async def test_a_stream_writes_once_in_each_turn_and_not_for_its_head_and_end() -> None:
     answered = Answered()
-    await answered.send(START, part(b"one"), part(b""), part(b"x" * 300), part(b"last", more=False))
+    for turn in [START, part(b"one"), part(b"")], [part(b"x" * 300)], [part(b"last"), part(b"", more=False)]:
+        await answered.send(*turn)
+        answered.end_turn()
     assert len(answered.transport.writes) == 3
     assert answered.body() == b"one" + b"x" * 300 + b"last"
     assert answered.cycle.response_complete
@@ -121,6 +123,7 @@ async def test_the_next_request_begins_after_the_last_byte() -> None:
 async def test_a_part_waits_while_the_client_does_not_read_and_is_dropped_when_it_has_gone() -> None:
     answered = Answered()
     await answered.send(START, part(b"one"))
+    answered.end_turn()
     answered.flow.pause_writing()
     sending = asyncio.ensure_future(answered.send(part(b"two")))
     await asyncio.sleep(0)
@@ -128,4 +131,5 @@ async def test_a_part_waits_while_the_client_does_not_read_and_is_dropped_when_i
     answered.cycle.disconnected = True
     answered.flow.resume_writing()
     await sending
+    answered.end_turn()
     assert len(answered.transport.writes) == 1
