@@ -18,6 +18,7 @@ from typing import NamedTuple
 from gateway.activity import Activity
 from gateway.bundles.genie.bundle import GenieBundle
 from gateway.bundles.graph_files import check_graph_files
+from gateway.bundles.hashes import HASHES_FILE
 from gateway.bundles.open import open_bundle
 from gateway.errors import BundleError, EngineFailed
 from gateway.worker.decoders.base import Decoder, KVCache
@@ -211,13 +212,15 @@ def open_decoder(spec: WorkerSpec, progress: Callable[[str], None] = lambda stag
             f"{bundle.folder.name} is one graph of open shapes, and only the CPU runs it. "
             "`npu-gateway build --target qnn` makes a bundle for the NPU."
         )
-    pack_once(graph, progress)
+    is_ours = (bundle.folder / HASHES_FILE).is_file()  # nothing is written into the folders of other programs
+    if is_ours:
+        pack_once(graph, progress)
     return CpuDecoder(
         bundle,
         slots=spec.max_sequences,
         context_length=spec.context_length,
         options=SessionOptions(threads=spec.threads),
-        keeps_record=True,
+        keeps_record=is_ours,
     )
 
 
