@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from gateway.bundles import disk
-from gateway.bundles.bundle import load_bundle
-from gateway.bundles.hashes import CHECKED_FILE, check_hashes
+from gateway.bundles.bundle import is_of_machine, load_bundle
+from gateway.bundles.hashes import check_hashes
 from gateway.bundles.identify import SOURCES
 from gateway.config.file import load_config
 from gateway.errors import BundleError, ConfigError, GatewayError
@@ -105,7 +105,7 @@ def packed(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("packed") / "tiny.zip"
     with zipfile.ZipFile(path, "w") as opened:
         for file in sorted(tiny.iterdir()):
-            if file.is_file() and file.name not in ("hashes.json", CHECKED_FILE):
+            if file.is_file() and file.name != "hashes.json" and not is_of_machine(file.name):
                 opened.write(file, f"tiny-w4a16/{file.name}")
     return path.read_bytes()
 
@@ -325,7 +325,7 @@ class TestHub:
         files = {
             file.name: file.read_bytes()
             for file in tiny.iterdir()
-            if file.is_file() and file.name not in ("hashes.json", ".checked.json")  # others may have checked it
+            if file.is_file() and file.name != "hashes.json" and not is_of_machine(file.name)
         }
         hub.repos["org/Tiny-NPU"] = files | {".gitattributes": b"x", "README.md": b"hi"}
         hub.cards["org/Tiny-NPU"] = {"license": "apache-2.0"}

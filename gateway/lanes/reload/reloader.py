@@ -16,6 +16,8 @@ from collections.abc import Callable, Coroutine, Hashable, Iterable
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+from msgspec.structs import replace
+
 from gateway.config.tables import Config, ModelConfig
 from gateway.errors import BundleError, Conflict, GatewayError
 from gateway.lanes.lane import Lane
@@ -68,6 +70,7 @@ class Reloader:
         in_thread: InThread = asyncio.to_thread,
     ) -> None:
         self.running = source.running  # what the gateway runs, as the file has it
+        self.found: list[str] = []  # models that the watcher's last look has added: a reload after it reports them too
         self._router, self._residency = router, residency
         self._source = source
         self._make_lane = make_lane
@@ -87,6 +90,8 @@ class Reloader:
         except GatewayError as error:
             _log.error("the configuration is not applied, the gateway runs on with the last one: %s", error.message)
             raise
+        found = [name for name in self.found if name in self.running.models and name not in reloaded.added]
+        reloaded, self.found = replace(reloaded, added=found + reloaded.added), []
         _log.info("the configuration was read again; %s", "; ".join(reloaded.lines))
         return reloaded
 

@@ -52,6 +52,7 @@ class Watcher:
             if not self._presence.is_here:
                 self._presence.rests()
                 await self._presence.someone()
+            self._reloader.found.clear()
             try:
                 await self._look()
             except GatewayError as error:
@@ -105,6 +106,7 @@ class Watcher:
         except GatewayError as error:  # the next models are still added
             self._note(f"{name} is not added: {error.message}")
         else:
+            self._reloader.found.append(name)
             _log.info("%s is new in the configuration; it is loaded", name)
 
     def _note_changes(self, reloaded: Reloaded) -> None:

@@ -64,6 +64,18 @@ async def test_without_watch_other_changes_wait_for_the_command(caplog: pytest.L
 
 
 @in_virtual_time
+async def test_reload_reports_the_model_that_a_look_has_just_added() -> None:
+    """`npu-gateway reload` connects, and the gateway looks at its files when someone connects."""
+    async with watched(False, main=model("old")) as made:
+        made.file.models(main=model("new"), late=model("late"))
+        await asyncio.sleep(1.1 * LOOK_S)
+        assert "late" in made.router.lanes
+        lines = ["added: late", "loaded again: main (script)"]
+        assert (await made.reloader.reload()).lines == lines
+        assert (await made.reloader.reload()).lines == ["nothing has changed"]
+
+
+@in_virtual_time
 async def test_with_watch_every_change_applies() -> None:
     async with watched(True, main=model("old"), gone=model("gone")) as made:
         made.file.models(main=model("new"), late=model("late"))
