@@ -42,9 +42,12 @@ async def greet(config: Config, router: Router, port: int) -> None:
 async def silent_servers(config: Config) -> dict[str, str]:
     """The upstream models whose server does not answer, or not for them, with the reason. Takes a few seconds."""
     from gateway.config.tables import UpstreamModel
-    from gateway.engines.upstream.reach import reach
 
     upstream = {name: model for name, model in config.models.items() if isinstance(model, UpstreamModel)}
+    if not upstream:
+        return {}
+    from gateway.engines.upstream.reach import reach  # the engine has imported its HTTP client
+
     problems = await asyncio.gather(*(reach(name, model) for name, model in upstream.items()))
     return {name: problem for name, problem in zip(upstream, problems, strict=True) if problem}
 

@@ -18,7 +18,7 @@ from functools import partial
 from types import FrameType
 from typing import Any, cast
 
-import uvicorn
+import uvicorn.lifespan.on  # uvicorn imports it on the event loop
 from litestar import Litestar
 
 from gateway.config.tables import ServerConfig

@@ -19,29 +19,43 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "ma
 
 #: What takes a tenth of a second or more of each start, and is installed with the gateway.
 HEAVY = ("pydantic", "openai", "gguf", "huggingface_hub")
-#: `npu-gateway serve` with a thread that answers one request, prints the loaded modules and stops the gateway.
+#: `npu-gateway serve` with a thread that sends two requests, prints the loaded modules, and those that were imported
+#: while a loop ran in their thread, and stops the gateway. It uses no library that the gateway may import.
 SERVE_AND_REPORT = """
-import json, signal, sys, threading, time
-import httpx
+import asyncio, json, signal, sys, threading, time, urllib.request
 from gateway.cli import main
 
 config, port, chat = sys.argv[1:]
 url = f"http://127.0.0.1:{port}"
+on_loop = []
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if asyncio._get_running_loop() is not None:
+            on_loop.append(name)
+
+def status(path, **body):
+    data = json.dumps(body).encode() if body else None
+    request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        answer.read()
+        return answer.status
 
 def request_and_report():
     try:
         while True:
             try:
-                if httpx.get(f"{url}/readyz").status_code == 200:
+                if status("/readyz") == 200:
                     break
-            except httpx.TransportError:
+            except OSError:
                 pass
             time.sleep(0.05)
-        answer = httpx.post(f"{url}/v1/chat/completions", json=json.loads(chat), timeout=60)
-        print(json.dumps({"status": answer.status_code, "modules": sorted(sys.modules)}), flush=True)
+        found = [status("/v1/chat/completions", **json.loads(chat), stream=stream) for stream in (False, True)]
+        print(json.dumps({"status": found, "modules": sorted(sys.modules), "on_loop": on_loop}), flush=True)
     finally:
         signal.raise_signal(signal.SIGINT)
 
+sys.meta_path.insert(0, Finder())
 threading.Thread(target=request_and_report, daemon=True).start()
 sys.exit(main(["serve", "--config", config, "--port", port]))
 """
@@ -54,7 +68,7 @@ def config(tiny: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_serve_imports_no_native_module(config: Path) -> None:
+def test_serve_imports_no_native_module_and_nothing_on_its_event_loop(config: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SERVE_AND_REPORT, str(config), str(free_port()), json.dumps(CHAT)],
         cwd=config.parent,
@@ -64,8 +78,9 @@ def test_serve_imports_no_native_module(config: Path) -> None:
         timeout=2 * PATIENCE_S,
     )
     report = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
-    assert report["status"] == 200, done.stderr
+    assert report["status"] == [200, 200], done.stderr
     assert [name for name in report["modules"] if name.split(".")[0] in (*NATIVE, *HEAVY)] == []
+    assert [name for name in report["on_loop"] if name.split(".")[0] not in sys.stdlib_module_names] == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
