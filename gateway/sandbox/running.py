@@ -48,6 +48,10 @@ class SandboxLimit(Exception):
     """A request exceeded a limit, or ended the process. The text completes "it ..."."""
 
 
+class SandboxLate(SandboxLimit):
+    """The wall time passed first: the system gave the process too little processor time, or it waits."""
+
+
 class NotTaken(Exception):
     """The process has ended, and had not begun with the request."""
 
@@ -145,7 +149,7 @@ class SandboxProcess:
         if resident_bytes > limits.resident_bytes:
             raise SandboxLimit(f"took more than {limits.resident_bytes >> 20} MiB")
         if time.monotonic() - self._began_at > limits.wall_s:
-            raise SandboxLimit(f"took more than {limits.wall_s:g} seconds")
+            raise SandboxLate(f"took more than {limits.wall_s:g} seconds")
 
     def _usage(self) -> tuple[float, int]:
         """Processor seconds and resident bytes. On Windows, Popen.pid can be the launcher of a virtual environment."""

@@ -17,7 +17,7 @@ import pytest
 
 from gateway.sandbox.child import BACKGROUND
 from gateway.sandbox.process import Sandbox, SandboxUnavailable
-from gateway.sandbox.running import Limits, SandboxLimit
+from gateway.sandbox.running import Limits, SandboxLate, SandboxLimit
 from tests.support.paths import ROOT
 from tests.support.processes import PATIENCE_S, environment
 
@@ -121,7 +121,7 @@ def test_request_over_the_limit_of_memory_raises_and_the_next_is_answered(make: 
 def test_request_that_waits_ends_at_the_wall_time(make: Callable[..., Sandbox]) -> None:
     sandbox = make(limits=LIMITS._replace(wall_s=2))
     sandbox.start()
-    with pytest.raises(SandboxLimit, match=r"^took more than 2 seconds$"):
+    with pytest.raises(SandboxLate, match=r"^took more than 2 seconds$"):
         sandbox.request(b"sleep")
 
 

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from gateway.activity import Activity
 from gateway.errors import EngineFailed, InvalidRequest
 from gateway.generation import Grammar
+from gateway.sandbox.process import Sandbox
 from gateway.worker import main as worker
 from gateway.worker.decoders.base import Decoder, DecoderSpec, KVCache, Logits
 from gateway.worker.frames import (
@@ -34,6 +35,7 @@ from gateway.worker.frames import (
     decode_to_worker,
     encode,
 )
+from gateway.worker.grammar import compile_queue, compiler
 from gateway.worker.grammar.compiler import LIMITS, GrammarCompiler
 from gateway.worker.grammar.constraint import CompiledGrammar
 
@@ -260,7 +262,7 @@ def takes_1_ms_per_call(connection: Connection, spec: WorkerSpec, activity: Acti
 
 def compiles_for_one_second(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
     """The real worker with one second of processor time for a grammar instead of five."""
-    compiler, limits = worker.GrammarCompiler, LIMITS._replace(cpu_s=1)
+    compiler, limits = worker.GrammarCompiler, LIMITS._replace(cpu_s=1, wall_s=60 * PATIENCE_S)
     worker.GrammarCompiler = lambda *args: compiler(*args, limits=limits)  # type: ignore[misc, assignment]
     worker.worker_main(connection, spec, activity)
 
@@ -280,3 +282,10 @@ def waits_to_compile(connection: Connection, spec: WorkerSpec, activity: Activit
     GrammarCompiler.compile_quickly = compile_quickly  # type: ignore[method-assign]
     GrammarCompiler.compile = compile  # type: ignore[method-assign]
     takes_1_ms_per_call(connection, spec, activity)
+
+
+def compiles_at_usual_priority(connection: Connection, spec: WorkerSpec, activity: Activity) -> None:
+    """Slow grammars get as much processor time as the requests next to them."""
+    compile_queue.lower_thread_priority = lambda: None
+    compiler.Sandbox = lambda *args, **options: Sandbox(*args)  # type: ignore[assignment, misc]
+    worker.worker_main(connection, spec, activity)

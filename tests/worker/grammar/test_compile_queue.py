@@ -23,7 +23,7 @@ from gateway.worker.grammar.compiler import GrammarCompiler
 from gateway.worker.grammar.constraint import CompiledGrammar
 from tests.support.structured import lark, regex, schema_grammar
 from tests.support.tiny import VOCABULARY
-from tests.support.workers import PATIENCE_S, SpawnedWorker
+from tests.support.workers import PATIENCE_S, SpawnedWorker, compiles_at_usual_priority
 
 #: Would take minutes and gigabytes to compile.
 SLOW = schema_grammar({"properties": {"a": {"type": "integer", "multipleOf": 999_983}}})
@@ -389,11 +389,11 @@ class TestOrder:
 
 
 @pytest.fixture
-def start(tiny: Path) -> Iterator[Callable[[], SpawnedWorker]]:
+def start(tiny: Path) -> Iterator[Callable[..., SpawnedWorker]]:
     workers = []
 
-    def start() -> SpawnedWorker:
-        workers.append(SpawnedWorker(WorkerSpec(bundle=str(tiny), threads=1)))
+    def start(**options: Any) -> SpawnedWorker:
+        workers.append(SpawnedWorker(WorkerSpec(bundle=str(tiny), threads=1), **options))
         workers[-1].receive_until(Ready)
         return workers[-1]
 
@@ -402,8 +402,8 @@ def start(tiny: Path) -> Iterator[Callable[[], SpawnedWorker]]:
         worker.close()
 
 
-def test_bomb_delays_no_other_request(start: Callable[[], SpawnedWorker]) -> None:
-    worker = start()
+def test_bomb_delays_no_other_request(start: Callable[..., SpawnedWorker]) -> None:
+    worker = start(entry=compiles_at_usual_priority)  # so a busy machine lets the bomb use its processor time
     worker.send(submit(1, SLOW))
     worker.send(submit(2, None, max_tokens=300))
     frames = worker.receive_until(Ended, Failed)
@@ -414,7 +414,7 @@ def test_bomb_delays_no_other_request(start: Callable[[], SpawnedWorker]) -> Non
     assert "compiling it takes more than 5 seconds" in failed.message
 
 
-def test_bad_deep_and_cancelled_grammars_affect_only_their_requests(start: Callable[[], SpawnedWorker]) -> None:
+def test_bad_deep_and_cancelled_grammars_affect_only_their_requests(start: Callable[..., SpawnedWorker]) -> None:
     worker = start()
     worker.send(submit(1, CRASH))
     worker.send(submit(2, schema_grammar({"items": {"type": "hiccup"}})))
@@ -434,7 +434,7 @@ def test_bad_deep_and_cancelled_grammars_affect_only_their_requests(start: Calla
     assert worker.exit_code() == 0
 
 
-def test_child_ends_with_killed_worker(start: Callable[[], SpawnedWorker]) -> None:
+def test_child_ends_with_killed_worker(start: Callable[..., SpawnedWorker]) -> None:
     worker = start()
     worker.send(submit(1, regex("[a-z]{4}")))
     worker.receive_until(Ended)

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, Unavailable
 from gateway.generation import Grammar
 from gateway.worker.grammar.compiler import LIMITS, GrammarCompiler
 from tests.support.structured import lark, regex, schema_grammar
@@ -21,10 +21,10 @@ Make = Callable[..., GrammarCompiler]
 
 @pytest.fixture
 def make(tokenizer_path: Path) -> Iterator[Make]:
-    made = []
+    made, limits = [], LIMITS._replace(wall_s=60 * PATIENCE_S)  # a busy machine gives a background process little time
 
     def make(**changes: float) -> GrammarCompiler:
-        made.append(GrammarCompiler(tokenizer_path, VOCABULARY, (2, 0), limits=LIMITS._replace(**changes)))
+        made.append(GrammarCompiler(tokenizer_path, VOCABULARY, (2, 0), limits=limits._replace(**changes)))
         return made[-1]
 
     yield make
@@ -62,6 +62,18 @@ def test_bomb_ends_only_the_sandbox(make: Make, grammar: Grammar) -> None:
 def test_sandbox_above_memory_limit_is_ended(make: Make) -> None:
     compiler = make(cpu_s=PATIENCE_S, resident_bytes=100 << 20)
     assert "or 100 MiB" in refusal(compiler, SLOW)
+
+
+def test_machine_that_is_too_busy_is_not_the_grammars_fault(make: Make) -> None:
+    compiler = make(cpu_s=PATIENCE_S)
+    compiler.compile(regex("first"))  # the process is set up
+    usual, compiler._limits = compiler._limits, compiler._limits._replace(wall_s=0.0)
+    with pytest.raises(
+        Unavailable, match=r"^The machine is too busy: the grammar was not read in 0 seconds\. Try again"
+    ):
+        compiler.compile(SLOW)
+    compiler._limits = usual
+    compiler.compile(regex("next"))
 
 
 def test_quick_try_gives_up_and_keeps_working(make: Make) -> None:
