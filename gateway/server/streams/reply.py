@@ -12,6 +12,7 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
+_LARGE = 256 * 1024  # bytes that are a packet of their own in any case
 _CHUNKED = b"\r\ntransfer-encoding: chunked\r\n"
 
 
@@ -59,6 +60,10 @@ class _Writer:
         self.is_closing = transport.is_closing
 
     def write(self, data: bytes) -> None:
+        if len(data) >= _LARGE:  # to join it would copy it on the event loop
+            self.flush()
+            self._transport.write(data)
+            return
         if not self.held:
             self._call_soon(self.flush)
         self.held += data
