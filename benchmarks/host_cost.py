@@ -5,7 +5,7 @@
 The graphs for the NPU have the inputs and outputs of real ones and compute nothing. The worker's own decoder, sampler
 and token loop run, then the pipe and the gateway's work for the stream, all in one process and one thread. The time of
 a graph with much work of the device (the last one, with the logits) is left out, and so is the pause that
-replaces a device's step. Times include about 20 µs of a step for their own measurement.
+replaces a device's step. Times include the measurement itself, about 20 µs of a step.
 """
 
 from __future__ import annotations

@@ -258,7 +258,7 @@ GEMMA3 = """
 {%- if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}
 """
 
-#: Tools in a turn of their own. Calls are not rendered. `thinking` asks for reasoning.
+#: Tools in a separate turn. Calls are not rendered. `thinking` asks for reasoning.
 GRANITE3 = """
 {%- if messages[0].role == 'system' %}{% set system = messages[0].content %}{% set messages = messages[1:] %}
 {%- elif tools %}{% set system = 'Answer with <|tool_call|> and a JSON list of tools.' %}

@@ -12,7 +12,7 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
-_LARGE = 256 * 1024  # bytes that are a packet of their own in any case
+_LARGE = 256 * 1024  # bytes that are not joined with others
 _CHUNKED = b"\r\ntransfer-encoding: chunked\r\n"
 
 

@@ -1,9 +1,9 @@
 """Weights in the order in which the kernels of this processor read them, in a file that is mapped into memory.
 
-ONNX Runtime packs the weights of a session when it opens, into memory of its own: a second copy of the model, which the
+ONNX Runtime packs the weights of a session when it opens, into anonymous memory: a second copy of the model, which the
 system cannot drop. It can also save the packed weights and map them: then they are pages of a file, which all workers
 of a bundle share. A model of a billion weights opens in 1.0 instead of 1.4 s (3.3 s with large pages), with 90 instead
-of 1150 MB of its own memory (docs/log.md).
+of 1150 MB of anonymous memory (docs/log.md).
 
     .packed-HEX.bin    the packed weights
     .packed-HEX.onnx   the bundle's graph. Its constants stay in the bundle's files; one of them names packed weights
