@@ -88,17 +88,19 @@ def limit_bodies(
         async def limit(scope: Scope, receive: Receive, send: Send) -> None:
             holding = Holding(scope, bodies, requests)
             scope["state"]["count_body"] = holding.add
-            received = 0
+            received, is_complete = 0, False
 
             async def counted() -> ReceiveMessage:
-                nonlocal received
-                check_length(max(received, _announced(scope)))
+                nonlocal received, is_complete
+                if not is_complete:  # after it, a reload can have lowered the limit
+                    check_length(max(received, _announced(scope)))
                 holding.begin()
                 message = await receive()
                 if message["type"] == "http.request":
                     received += len(message["body"])
                     check_length(received)
                     holding.add(len(message["body"]))
+                    is_complete = not message["more_body"]
                 return message
 
             try:

@@ -256,6 +256,24 @@ async def test_request_is_checked_when_the_configuration_is_fresh() -> None:
     assert steps == ["checked", "answered"]
 
 
+async def test_disconnect_is_seen_after_a_reload_that_lowers_the_limit() -> None:
+    messages: list[Any] = [{"type": "http.request", "body": b"12", "more_body": False}, {"type": "http.disconnect"}]
+    limits, seen = [2], list[str]()
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((await receive())["type"])
+        limits[0] = 1
+        seen.append((await receive())["type"])
+
+    limit = limit_bodies(lambda: limits[0], 10, lambda scope: None, Presence())(app)
+    scope: Any = {"headers": [(b"content-length", b"2")], "state": {}, "client": ("127.0.0.1", 1)}
+    await limit(scope, receive, app)  # type: ignore[arg-type]
+    assert seen == ["http.request", "http.disconnect"]
+
+
 def test_requests_that_fail_together_share_a_collection() -> None:
     collector, parsed = _Collector(), threading.Event()
     with collections() as found:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from contextlib import suppress
 
 import pytest
@@ -43,3 +45,21 @@ async def test_work_that_ends_leaves_nothing_behind() -> None:
         await asyncio.sleep(1)
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def ended_work() -> weakref.ref[Connected]:
+    connected = Connected(never)
+    async with connected:
+        await asyncio.sleep(1)
+    return weakref.ref(connected)
+
+
+@in_virtual_time
+async def test_request_is_freed_without_the_garbage_collector() -> None:
+    gc.disable()
+    try:
+        connected = await ended_work()
+        await asyncio.sleep(0)
+        assert connected() is None
+    finally:
+        gc.enable()
