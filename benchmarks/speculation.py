@@ -4,12 +4,11 @@
 
 The model has the shape of Llama 3.2 1B and random weights, so it would write nonsense. Its device calls are real, but
 each time its choice is replaced by the next token of a real answer. The draft model is SmolLM2-135M, a real one. Each
-round runs each text in each way, in turn. CPU time is that of this process, so other programs change it little.
+text runs once in each way, in turn. CPU time is that of this process, so other programs change it little.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from random_gguf import random_bundle
 from real_texts import pairs
-from report import parser, publish, spread, table
+from report import parser, publish, table
 from weights import USUAL, bundle_of
 
 from gateway.activity import Activity
@@ -194,26 +193,19 @@ def break_even(passes: PassTimes, small: PassTimes) -> list[list[str]]:
 
 def main() -> None:
     arguments = parser(__doc__ or "").parse_args()
-    rounds, tokens = (1, 16) if arguments.quick else (1, 100)
+    tokens = 16 if arguments.quick else 100
     bench = Bench(USUAL if arguments.quick else "q4_0", USUAL)
     texts = dict([*pairs().items()][:2]) if arguments.quick else pairs()
-    runs: dict[tuple[str, str], list[Run]] = {(kind, way): [] for kind in texts for way in WAYS}
-    for _ in range(rounds):
-        for kind, (request, answer) in texts.items():
-            for way in WAYS:
-                runs[kind, way].append(bench.run(way, request, answer, tokens))
     rows, bars = [], {}
-    for kind in texts:
-        base = runs[kind, "plain"]
+    for kind, (request, answer) in texts.items():
+        base, *others = (bench.run(way, request, answer, tokens) for way in WAYS)
         gains = {}
-        for way in WAYS[1:]:
-            found = runs[kind, way]
-            gains[way] = [a.cpu_s / b.cpu_s for a, b in zip(base, found, strict=True)]
-            elapsed = [a.elapsed_s / b.elapsed_s for a, b in zip(base, found, strict=True)]
-            right = f"{found[-1].right} of {found[-1].drafted}"
-            rows.append([kind, way, f"{spread(gains[way], 2)}x", f"{spread(elapsed, 2)}x", str(found[-1].calls), right])
-        rows[1 - len(WAYS)][0] = f"{kind} ({len(base[0].ids)} tokens)"
-        bars[f"{kind}, gain"] = {way: statistics.median(gains[way]) for way in WAYS[1:]}
+        for way, run in zip(WAYS[1:], others, strict=True):
+            gains[way] = base.cpu_s / run.cpu_s
+            elapsed, right = base.elapsed_s / run.elapsed_s, f"{run.right} of {run.drafted}"
+            rows.append([kind, way, f"{gains[way]:.2f}x", f"{elapsed:.2f}x", str(run.calls), right])
+        rows[1 - len(WAYS)][0] = f"{kind} ({len(base.ids)} tokens)"
+        bars[f"{kind}, gain"] = gains
     passes, small = bench.passes.cpu, bench.small_passes.cpu
     how = (
         f"Real texts replayed, one thread; the answers are the same in every way. A step takes "
