@@ -11,45 +11,18 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from http.client import HTTPConnection
-from pathlib import Path
 
-from processes import free_port, running
-from report import ROOT, parser, publish, spread, table
+from processes import running_gateway
+from report import parser, publish, spread, table
 from weights import USUAL, bundle_of
 
 HEADER = "x-gateway-predicted-ttft-ms"
-CONFIG = """\
-[server]
-port = {port}
-[breaker]
-enabled = false
-[models.smollm2]
-path = {path}
-"""
 LEARNED = (5, 60, 120)  # words of the prompts that are not counted
 COUNTED = (8, 30, 100, 150, 200)
 REPLY_S = 600  # for one response on a busy machine
-
-
-@contextmanager
-def served() -> Iterator[int]:
-    """Start a gateway with SmolLM2. Yields its port."""
-    port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder, "config.toml")
-        path = json.dumps(bundle_of(USUAL).as_posix())
-        config.write_text(CONFIG.format(port=port, path=path), encoding="utf-8")
-        command = [sys.executable, "-m", "gateway", "serve", "--config", str(config)]
-        with running(command, cwd=ROOT, stdout=subprocess.DEVNULL) as server:
-            server.wait_until_ready(port, "/readyz")
-            yield port
 
 
 def first_token(port: int, words: int, start: int) -> tuple[float | None, float]:
@@ -74,7 +47,8 @@ def main() -> None:
     rounds, learned, counted = (1, (5, 20), COUNTED[:1]) if arguments.quick else (5, LEARNED, COUNTED)
     predicted: dict[int, list[float]] = {words: [] for words in counted}
     measured: dict[int, list[float]] = {words: [] for words in counted}
-    with served() as port:
+    model = f"[models.smollm2]\npath = {json.dumps(bundle_of(USUAL).as_posix())}\n"
+    with running_gateway(model) as (_, port):
         starts = iter(range(0, 1_000_000, 1000))  # different words, so that no prompt is cached
         for words in learned:
             first_token(port, words, next(starts))

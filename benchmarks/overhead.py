@@ -11,31 +11,22 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from http.client import HTTPConnection
-from pathlib import Path
 from typing import Any
 
 import psutil
-from processes import free_port, running
-from report import ROOT, parser, publish, spread, table
+from processes import running_gateway
+from report import parser, publish, spread, table
 
 from gateway.config.tables import Script, ScriptedModel
 from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.generation import Event, Generation, Meter, Text
 
 SCRIPT = Script(replies=("word word word word",), repeat=True, context_length=1_000_000)
-CONFIG = """\
-[server]
-port = {port}
-[breaker]
-enabled = false
+MODEL = """\
 [models.scripted]
 engine = "scripted"
 max_sequences = 16
@@ -47,19 +38,6 @@ context_length = 1000000
 STREAMS = 16
 SETTLE_S = 15.0  # after the last client: the last looks at files and memory
 REPLY_S = 600  # for one response on a busy machine
-
-
-@contextmanager
-def served() -> Iterator[tuple[int, psutil.Process]]:
-    """Start a gateway with a scripted model. Yields its port and its process."""
-    port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder, "config.toml")
-        config.write_text(CONFIG.format(port=port), encoding="utf-8")
-        command = [sys.executable, "-m", "gateway", "serve", "--config", str(config)]
-        with running(command, cwd=ROOT, stdout=subprocess.DEVNULL) as server:
-            server.wait_until_ready(port, "/readyz")
-            yield port, psutil.Process(server.process.pid)
 
 
 def body(tokens: int, stream: bool) -> bytes:
@@ -159,7 +137,8 @@ def main() -> None:
     rounds, tokens, requests = (1, 500, 20) if arguments.quick else (7, 5_000, 500)
     measured = ("wall", "cpu", "bare", "request", "request_cpu", "short", "together")
     found: dict[str, list[float]] = {name: [] for name in measured}
-    with served() as (port, server):
+    with running_gateway(MODEL) as (started, port):
+        server = psutil.Process(started.process.pid)
         streamed(port, server, tokens // 10)
         for _ in range(rounds):
             found["bare"].append(asyncio.run(bare(tokens)))

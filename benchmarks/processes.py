@@ -1,19 +1,27 @@
-"""Start a server for a benchmark. If it ends before it is ready, show its own error output."""
+"""Start a server for a benchmark. If it ends before it is ready, show its error output."""
 
 from __future__ import annotations
 
 import shlex
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
+from pathlib import Path
 from typing import IO, Any, NoReturn
 
 READY_S = 300  # to load a model on a busy machine
 SHOWN = 4000  # characters of a server's error output
+SERVER = """\
+[server]
+port = {port}
+[breaker]
+enabled = false
+"""
 
 
 class Running:
@@ -51,6 +59,23 @@ def running(command: list[str], **options: Any) -> Iterator[Running]:
             yield Running(command, process, errors)
         finally:
             process.terminate()
+
+
+@contextmanager
+def running_gateway(models: str) -> Iterator[tuple[Running, int]]:
+    """A gateway that is ready, and its port.
+
+    Args:
+        models: the tables of its models, as in config.toml.
+    """
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, "config.toml")
+        config.write_text(SERVER.format(port=port) + models, encoding="utf-8")
+        command = [sys.executable, "-m", "gateway", "serve", "--config", str(config)]
+        with running(command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL) as server:
+            server.wait_until_ready(port, "/readyz")
+            yield server, port
 
 
 def free_port() -> int:

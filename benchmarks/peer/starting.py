@@ -5,26 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from processes import free_port, running
-from report import ROOT
+from processes import free_port, running, running_gateway
 
 from peer.clients import GenaiPeer, HttpPeer, Peer
 from peer.install import find_genai, find_llama_server, python_of
 
 GATEWAY = "npu-gateway"
-CONFIG = """\
-default_model = "measured"
-[server]
-port = {port}
-[breaker]
-enabled = false
+MODEL = """\
 [models.measured]
 path = {path}
 threads = {threads}
@@ -66,13 +59,8 @@ def contenders(folder: Path, model: Model, threads: int) -> Iterator[tuple[str, 
 
 
 def _start_gateway(bundle: Path, threads: int, stack: ExitStack, limits: Limits) -> HttpPeer:
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    port, config = free_port(), folder / "config.toml"
-    path = json.dumps(str(bundle))
-    config.write_text(CONFIG.format(port=port, path=path, threads=threads, **limits._asdict()), encoding="utf-8")
-    command = [sys.executable, "-m", "gateway", "serve", "--config", str(config)]
-    server = stack.enter_context(running(command, cwd=ROOT, stdout=subprocess.DEVNULL))
-    server.wait_until_ready(port, "/readyz")
+    model = MODEL.format(path=json.dumps(str(bundle)), threads=threads, **limits._asdict())
+    server, port = stack.enter_context(running_gateway(model))
     return HttpPeer(server.process, port)
 
 
