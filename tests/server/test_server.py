@@ -23,7 +23,7 @@ from tests.support.processes import PATIENCE_S, environment
 from tests.support.reloading import File
 from tests.support.routing import model
 from tests.support.server import Running, config_of, wait_until
-from tests.support.virtual_time import VirtualLoop, in_virtual_time
+from tests.support.virtual_time import Inline, VirtualLoop, in_virtual_time
 
 PATH = "/v1/chat/completions"
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
@@ -224,6 +224,7 @@ async def test_without_a_connection_no_timer_wakes_the_gateway() -> None:
     config = config_of({"m": model("hi", memory_mb=10)})
     app = create_app(config, source=File(config), better_bundles=NoBundles())
     loop = cast(VirtualLoop, asyncio.get_running_loop())
+    loop.set_default_executor(Inline())
     with bind(config.server) as listener:
         server = Server(app, config.server)
         serving = asyncio.create_task(server.serve([listener]))

@@ -12,6 +12,7 @@ import asyncio
 import functools
 import selectors
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 _THREAD_S = 60.0  # real seconds, for a thread that the loop waits for at its end
@@ -47,6 +48,18 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def wake_ups(self) -> int:
         """How often a timer has ended a wait."""
         return self._clock.jumps
+
+
+class Inline(ThreadPoolExecutor):
+    """Runs the work at once, because virtual time does not wait for threads."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(function(*args, **options))
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
 
 def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

@@ -11,11 +11,8 @@ import multiprocessing
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
 
 import psutil
 from msgspec.structs import replace
@@ -27,7 +24,7 @@ from gateway.generation import Finished, Generation, TokenIds
 from gateway.lanes.lane import Lane
 from gateway.lanes.router import Router
 from gateway.sampling import Sampling
-from tests.support.virtual_time import VirtualLoop
+from tests.support.virtual_time import Inline, VirtualLoop
 from tests.system.storm.engine import StormEngine
 from tests.system.storm.worker import CALL_FAILURE, DIE, HANG, RAISE
 
@@ -177,24 +174,12 @@ def _open_files() -> int:
     return int(process.num_handles() if hasattr(process, "num_handles") else process.num_fds())
 
 
-class _Inline(ThreadPoolExecutor):
-    """Runs the work at once, because virtual time does not wait for threads."""
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        try:
-            done.set_result(function(*args, **options))
-        except Exception as error:
-            done.set_exception(error)
-        return done
-
-
 def run_storm(bundle: Path, events: int, restarts: int = 0, *, processes: bool, seed: int = 0) -> Storm:
     """Run a Storm to its end; in virtual time if there are no processes."""
 
     async def run() -> Storm:
         if not processes:
-            asyncio.get_running_loop().set_default_executor(_Inline())
+            asyncio.get_running_loop().set_default_executor(Inline())
         storm = Storm(bundle, events, restarts, processes=processes, seed=seed)
         await storm.run()
         return storm
