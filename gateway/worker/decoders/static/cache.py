@@ -199,7 +199,7 @@ class CacheMemory:
 
     def take(self, layout: Layout, owner: StaticCache) -> BufferSet:
         """Tensors of a layout: the owner's own, else others that are free, else new ones."""
-        fitting = [each for each in self._free if each.layout is layout]
+        fitting = [each for each in self._free if _same_shapes(each.layout, layout)]
         found = next((each for each in fitting if each.owner is owner), fitting[0] if fitting else None)
         if found is None:
             found = BufferSet(layout, self._memory)

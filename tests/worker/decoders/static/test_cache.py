@@ -98,6 +98,9 @@ def test_next_prompt_gets_tensors_of_last_one_back() -> None:
     cache.set_layout(steps)
     other.set_layout(prompts)
     assert other.buffers is of_prompts
+    other.set_layout(steps)
+    cache.set_layout(layout(10))  # an equal one, of another chain of graphs
+    assert cache.buffers is of_prompts
 
 
 def test_same_layout_keeps_buffers() -> None:
