@@ -109,8 +109,7 @@ def with_sums_as_inputs(blocks: Blocks) -> Blocks:
     multiplied by the sums of the inputs. It is written as two digits of 4 bits, so its error is a 225th of the largest
     in a block of sums. The number of sums is rounded up to whole blocks.
     """
-    scale = np.where(blocks.scale == 0, np.float32(1), blocks.scale)
-    zeros = np.clip(np.rint(-blocks.minimum / scale), 0, 15)
+    zeros = np.clip(np.rint(-blocks.minimum / _nonzero(blocks.scale)), 0, 15)
     whole = replace(blocks, minimum=-zeros * blocks.scale)
     rest = blocks.minimum - whole.minimum
     rest = np.pad(rest, ((0, 0), (0, -rest.shape[1] % blocks.block_size)))

@@ -161,11 +161,6 @@ class StaticCache:
         self._leave(None)
         self.buffers, self._layout = buffers, layout
 
-    def write(self, name: str, rows: Array, start: int) -> None:
-        """Write rows into one tensor from row `start`. `rows` has the tensor's axis order."""
-        tensor = self._layout[name]
-        self.buffers[name].array[tensor.slice(start, start + rows.shape[tensor.axis])] = rows
-
     def _leave(self, taken: BufferSet | None) -> None:
         if self._set is not None:
             self._memory.give_back(self._set, self.length)

@@ -20,8 +20,9 @@ def layout(rows: int, empty: int = 0) -> dict[str, TensorLayout]:
 
 def fill(cache: StaticCache, rows: int, seed: int) -> None:
     codes = np.random.default_rng(seed).integers(0, 256, (2, 1, 4, rows), np.uint8)
-    cache.write("keys", codes, cache.length)
-    cache.write("values", codes.swapaxes(2, 3), cache.length)
+    added = slice(cache.length, cache.length + rows)
+    cache.buffers["keys"].array[..., added] = codes
+    cache.buffers["values"].array[:, :, added] = codes.swapaxes(2, 3)
     cache.length += rows
 
 
