@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from functools import partial
@@ -130,7 +131,8 @@ def copy_bundle(source: Path, out: Path) -> Path:
 
 def _copy_files(source: Path, folder: Path) -> None:
     """Stops at the first error, unlike `shutil.copytree`. Does not follow links to folders: they can be loops."""
-    for path, _, names in os.walk(source):
+    for path, folders, names in os.walk(source):
+        folders[:] = itertools.filterfalse(is_of_machine, folders)
         target = folder / Path(path).relative_to(source)
         target.mkdir(exist_ok=True)
         for name in names:

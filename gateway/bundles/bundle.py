@@ -21,11 +21,13 @@ from gateway.errors import BundleError
 
 ROWS_FILE = ".rows.json"  # worker/decoders/row_record.py
 PACKED_FILES = ".packed-"  # their names begin so: worker/decoders/packed.py
+#: The names begin so, also those of unfinished files that a killed program has left.
+_OF_MACHINE = (CHECKED_FILE, f".{CHECKED_FILE}.", ROWS_FILE, PACKED_FILES)
 
 
 def is_of_machine(name: str) -> bool:
-    """True for a file that this machine has made of a bundle and only uses there. A copy of the bundle has none."""
-    return name in (CHECKED_FILE, ROWS_FILE) or name.startswith(PACKED_FILES)
+    """True for a file or folder that this machine has made of a bundle and only uses there. A copy has none."""
+    return name.startswith(_OF_MACHINE)
 
 
 class Bundle(Struct, frozen=True, kw_only=True):

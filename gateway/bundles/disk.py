@@ -89,10 +89,11 @@ def folder_bytes(folder: Path, is_left_out: Callable[[str], bool] = lambda name:
     """The size of all files in a folder. Another program may remove some meanwhile.
 
     Args:
-        is_left_out: by the name of a file.
+        is_left_out: by the name of a file, or of a folder with all that is in it.
     """
     total = 0
-    for path, _, names in os.walk(folder):
+    for path, folders, names in os.walk(folder):
+        folders[:] = itertools.filterfalse(is_left_out, folders)
         for name in itertools.filterfalse(is_left_out, names):
             with suppress(OSError):
                 total += Path(path, name).stat().st_size

@@ -19,8 +19,10 @@ from gateway import child
 from gateway.activity import NO_MEMORY
 from gateway.builder import build
 from gateway.builder.build import copy_bundle
-from gateway.bundles.bundle import load_bundle
+from gateway.bundles.bundle import ROWS_FILE, load_bundle
 from gateway.bundles.disk import folder_bytes
+from gateway.bundles.hashes import CHECKED_FILE
+from gateway.bundles.stamp import COPIED_FILE
 from gateway.errors import BundleError, EngineFailed
 from gateway.worker.decoders import pack as pack_module
 from gateway.worker.decoders import packed, row_record
@@ -260,7 +262,12 @@ def test_copy_of_a_bundle_has_no_packed_weights(
     monkeypatch.setattr(build, "require_space", lambda sizes, what: needed.extend(sizes.values()))
     size = folder_bytes(graph.parent)
     pack_once(graph, lambda stage: None)
+    (graph.parent / ".packed-left").mkdir()  # by a killed program, as the next two
+    for unfinished in (Path(".packed-left", "saved.onnx"), f"{ROWS_FILE}.123", f".{CHECKED_FILE}.new"):
+        (graph.parent / unfinished).write_bytes(b"unfinished")
     copy = copy_bundle(graph.parent, tmp_path / "copy")
-    assert packs and hidden(graph) and not hidden(copy / "model.onnx")
+    assert packs and hidden(graph)
+    of_the_copy = [CHECKED_FILE, COPIED_FILE]
+    assert sorted(path.name for path in copy.iterdir() if path.name.startswith(".")) == of_the_copy
     assert (copy / "model.onnx.data").is_file()
     assert needed == [size]
