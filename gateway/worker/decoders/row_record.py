@@ -1,8 +1,9 @@
 """Keeps the result of the check of batch invariance in the bundle, so that the next start does not make it again.
 
 The result depends on the kernels, and these on the library, the processor and the shapes. The record holds only if all
-of them are the same: another processor, another version, another graph or other settings, and the check is made again.
-The file is hidden, so the hashes of the bundle do not include it. A bundle that cannot be written has no record.
+of them are the same: another processor, another version or another graph, and the check is made again. It has a result
+for each of the last settings, because a bundle can be used on its own and as a draft model. The file is hidden, so the
+hashes of the bundle do not include it. A bundle that cannot be written has no record.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from gateway.bundles.json_file import read_record, write_record
 
 #: Increase this number when the check or the calls of the CPU decoder change.
 _CHECK = 2
+_MOST_SETTINGS = 8
 #: The lines of /proc/cpuinfo that do not change while the machine runs.
 _PROCESSOR_LINES = ("vendor_id", "cpu family", "model", "stepping", "flags", "features", "cpu ")
 #: Variables of the environment that can choose kernels.
@@ -41,7 +43,7 @@ class Rows(NamedTuple):
 
 class _Record(Struct, frozen=True):
     conditions: list[str]
-    rows: Rows
+    rows: dict[str, Rows]  # by the settings, the last ones at the end
 
 
 class RowRecord:
@@ -54,15 +56,21 @@ class RowRecord:
 
     def __init__(self, graph: Path, settings: Sequence[object]) -> None:
         self._file = graph.with_name(ROWS_FILE)
-        self._conditions = [f"check {_CHECK} of {__version__}", *conditions(graph), str(list(settings))]
+        self._conditions = [f"check {_CHECK} of {__version__}", *conditions(graph)]
+        self._settings = str(list(settings))
 
     def read(self) -> Rows | None:
         """None: the check has to be made."""
-        record = read_record(self._file, _Record)
-        return record.rows if record is not None and record.conditions == self._conditions else None
+        return self._known().get(self._settings)
 
     def write(self, rows: Rows) -> None:
-        write_record(self._file, _Record(self._conditions, rows))
+        others = [item for item in self._known().items() if item[0] != self._settings]
+        known = dict([*others, (self._settings, rows)][-_MOST_SETTINGS:])
+        write_record(self._file, _Record(self._conditions, known))
+
+    def _known(self) -> dict[str, Rows]:
+        record = read_record(self._file, _Record)
+        return record.rows if record is not None and record.conditions == self._conditions else {}
 
 
 def rows_of(record: RowRecord | None, multiples: Sequence[int], check: Callable[[], Rows]) -> Rows:

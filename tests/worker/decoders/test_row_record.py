@@ -58,6 +58,23 @@ def test_second_start_makes_no_check(open_decoder: Open, bundle: Path, checks: l
     assert open_decoder() == first and checks, "a damaged record is no record"
 
 
+def test_settings_that_alternate_are_checked_once_each(open_decoder: Open, checks: list[int]) -> None:
+    """As for a model that is used on its own, and also drafts for another one."""
+    first = [open_decoder(context_length=length) for length in (64, 63)]
+    checks.clear()
+    assert [open_decoder(context_length=length) for length in (64, 63)] == first and not checks
+
+
+def test_record_keeps_the_last_settings_only(bundle: Path) -> None:
+    def record(number: int) -> RowRecord:
+        return RowRecord(bundle / "model.onnx", [number])
+
+    for number in range(30):
+        record(number).write(Rows(1, True))
+    known = [number for number in range(30) if record(number).read()]
+    assert known == list(range(30 - row_record._MOST_SETTINGS, 30))
+
+
 def test_telemetry_switch_of_the_gateway_is_no_condition(
     open_decoder: Open, checks: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
