@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gateway.commands.pinned import pin
 
     pin()
+    from gateway.commands.doctor.port import bind_error
     from gateway.commands.models.prepare import ask_once, first_ready
     from gateway.engines.head_start import head_start
     from gateway.lanes.memory.needs import budget_bytes
@@ -67,7 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     if sys.stderr is not None and not sys.stderr.isatty():  # progress bars need the terminal itself
         output.never_block()  # before the worker inherits it
     has_npu = ask_once()
-    begun = first_ready(config, arguments.model, has_npu)
+    is_free = bind_error(config.server.host, config.server.port) is None  # else no worker: `_serve` reports it
+    begun = first_ready(config, arguments.model, has_npu) if is_free else None
     with head_start(begun, config.models_dir, budget_bytes(config.memory)):
         from gateway.server.server import hangup_before_start
 

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 
 import httpx
@@ -22,10 +22,13 @@ import pytest
 from gateway.bundles.disk import data_folder
 from gateway.cli import make_parser
 from gateway.commands import serve as serve_command
+from gateway.commands.models import prepare
 from gateway.commands.options import base_url
 from gateway.commands.running.run_file import run_folder, running_gateways
-from gateway.config.tables import LogConfig
-from gateway.errors import ConfigError
+from gateway.config.tables import LocalModel, LogConfig
+from gateway.engines import head_start
+from gateway.errors import ConfigError, GatewayError
+from gateway.monitoring import output
 from gateway.monitoring.usage.store import FILE, UsageStore
 from tests.support.processes import PATIENCE_S, SCRIPTED, gateway, serving, wakeups
 
@@ -111,6 +114,18 @@ def test_serve_with_port_in_use_prints_one_line(folder: Path) -> None:
     holder = f"npu-gateway: Port {port} is held by {psutil.Process().name()} (pid {os.getpid()}). Next step: end that"
     assert done.stderr.startswith(holder) and len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
+
+
+def test_no_worker_starts_for_a_port_in_use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[object] = []
+    monkeypatch.setattr(head_start, "head_start", lambda found, *_: nullcontext(begun.append(found)))
+    monkeypatch.setattr(prepare, "first_ready", lambda *_: ("m", LocalModel()))
+    monkeypatch.setattr(output, "never_block", lambda: None)
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        arguments = ["serve", "--port", str(taken.getsockname()[1]), "--config", str(folder / "config.toml")]
+        with pytest.raises(GatewayError, match="is held by"):
+            serve_command.run(make_parser().parse_args(arguments))
+    assert begun == [None]
 
 
 def test_serve_beyond_loopback_needs_key_or_insecure(folder: Path) -> None:
