@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto
 
 from gateway.builder.graphs.rows import MAX_PADDING_ROWS, RowPlanner
-from gateway.builder.graphs.writer import GraphWriter
-from gateway.worker.decoders.onnx import SessionOptions, open_session
+from tests.support.row_plans import RowPlans
 
 BLOCK = 32
 _OUTPUTS = {
@@ -24,48 +21,19 @@ _OUTPUTS = {
     "query_seqlens": TensorProto.INT32,
     "total_sequence_length": TensorProto.INT32,
 }
-Plan = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> ort.InferenceSession:
+def plan(tmp_path_factory: pytest.TempPathFactory) -> RowPlans:
     path = tmp_path_factory.mktemp("rows") / "rows.onnx"
-    with GraphWriter(path) as graph:
-        graph.input("input_ids", TensorProto.INT64, ["batch", "sequence"])
-        graph.input("attention_mask", TensorProto.INT64, ["batch", "total"])
-        graph.input("past_key_values.0.key", TensorProto.FLOAT, ["batch", 1, "capacity", 1])
-        graph.input("logits_to_keep", TensorProto.INT64, [1])
-        graph.input("row_multiple", TensorProto.INT64, [1])
-        for name, kind in _OUTPUTS.items():
-            graph.output(name, kind, [])
-        RowPlanner(graph, BLOCK).write()
-        graph.save("rows")
-    return open_session(path, SessionOptions(threads=1))
-
-
-@pytest.fixture
-def plan(session: ort.InferenceSession) -> Callable[..., Plan]:
-    """Plan a call of `tokens` new tokens for each sequence, which then has `lengths` rows."""
-
-    def run(tokens: int, lengths: Sequence[int], *, multiple: int, keep: int = 0, capacity: int = 256) -> Plan:
-        batch = len(lengths)
-        feeds = {
-            "input_ids": 100 + np.arange(batch * tokens).reshape(batch, tokens),
-            "attention_mask": (np.arange(200) < np.array(lengths)[:, None]).astype(np.int64),
-            "past_key_values.0.key": np.zeros((batch, 1, capacity, 1), np.float32),
-            "logits_to_keep": np.array([keep]),
-            "row_multiple": np.array([multiple]),
-        }
-        return dict(zip(_OUTPUTS, session.run(list(_OUTPUTS), feeds), strict=True))
-
-    return run
+    return RowPlans(path, _OUTPUTS, lambda graph: RowPlanner(graph, BLOCK).write())
 
 
 @pytest.mark.parametrize("multiple", [1, 2, 4])
 @pytest.mark.parametrize("tokens", [1, 2, 3, 5, 30, 32, 33, 64])
 @pytest.mark.parametrize("before", [(0,), (7,), (0, 3, 10, 90)], ids=str)
 def test_rows_and_sequences_end_at_a_multiple_and_no_row_is_alone(
-    plan: Callable[..., Plan], multiple: int, tokens: int, before: Sequence[int]
+    plan: RowPlans, multiple: int, tokens: int, before: Sequence[int]
 ) -> None:
     lengths = [length + tokens for length in before]
     planned = plan(tokens, lengths, multiple=multiple)
@@ -79,7 +47,7 @@ def test_rows_and_sequences_end_at_a_multiple_and_no_row_is_alone(
 
 
 @pytest.mark.parametrize("multiple", [1, 2, 4])
-def test_tokens_keep_their_order_in_both_layouts(plan: Callable[..., Plan], multiple: int) -> None:
+def test_tokens_keep_their_order_in_both_layouts(plan: RowPlans, multiple: int) -> None:
     planned = plan(3, [5, 9, 3], multiple=multiple)
     assert planned["ids"][:9].tolist() == list(range(100, 109))
     there_and_back = planned["padded"][tuple(planned["tokens_in_padded"].T)]
@@ -87,13 +55,13 @@ def test_tokens_keep_their_order_in_both_layouts(plan: Callable[..., Plan], mult
 
 
 @pytest.mark.parametrize(("keep", "rows"), [(1, [2, 5]), (2, [1, 2, 4, 5]), (0, [0, 1, 2, 3, 4, 5])])
-def test_kept_rows_are_the_last_of_each_sequence(plan: Callable[..., Plan], keep: int, rows: list[int]) -> None:
+def test_kept_rows_are_the_last_of_each_sequence(plan: RowPlans, keep: int, rows: list[int]) -> None:
     planned = plan(3, [5, 9], multiple=4, keep=keep)
     assert planned["kept_count"].tolist() == [len(rows)]
     assert planned["kept_rows"][: len(rows)].tolist() == rows
 
 
-def test_multiple_of_one_pads_only_a_row_alone(plan: Callable[..., Plan]) -> None:
+def test_multiple_of_one_pads_only_a_row_alone(plan: RowPlans) -> None:
     assert plan(1, [5], multiple=1)["query_seqlens"].tolist() == [2]
     assert plan(2, [5], multiple=1)["query_seqlens"].tolist() == [2]
     assert plan(33, [40], multiple=1)["query_seqlens"].tolist() == [34]
@@ -101,12 +69,12 @@ def test_multiple_of_one_pads_only_a_row_alone(plan: Callable[..., Plan]) -> Non
 
 
 @pytest.mark.parametrize("multiple", [1, 4])
-def test_attention_has_no_padding_rows_in_a_full_cache(plan: Callable[..., Plan], multiple: int) -> None:
+def test_attention_has_no_padding_rows_in_a_full_cache(plan: RowPlans, multiple: int) -> None:
     planned = plan(1, [5, 17], multiple=multiple, capacity=17)
     assert planned["query_seqlens"].tolist() == [1, 1]
     assert planned["seqlens_k"].tolist() == [4, 16]
 
 
-def test_total_length_contains_padding_rows_behind_the_mask(plan: Callable[..., Plan]) -> None:
+def test_total_length_contains_padding_rows_behind_the_mask(plan: RowPlans) -> None:
     assert plan(1, [199], multiple=4)["total_sequence_length"].tolist() == [200]
     assert plan(1, [200], multiple=4)["total_sequence_length"].tolist() == [204]
