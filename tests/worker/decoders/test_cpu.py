@@ -49,6 +49,14 @@ def caches(decoder: CpuDecoder, count: int = 4) -> list[SlotCache]:
     return made[:count]
 
 
+def filled(decoder: CpuDecoder) -> list[SlotCache]:
+    """Its first four caches, with 10, 17, 24 and 31 rows."""
+    slots = caches(decoder)
+    for index, slot in enumerate(slots):
+        decoder.prefill(slot, random_ids(10 + 7 * index, index))
+    return slots
+
+
 def test_spec_describes_graph(decoder: CpuDecoder) -> None:
     assert decoder.spec.context_length == 256
     assert decoder.spec.vocab_size in (384, 49152)
@@ -93,9 +101,7 @@ def test_batched_step_gives_same_logits_as_single_step(
     decoder: CpuDecoder, same: Compare, members: tuple[int, ...]
 ) -> None:
     """Sequences of different lengths, adjacent or not, in any order. The other slots do not change."""
-    slots = caches(decoder)
-    for index, slot in enumerate(slots):
-        decoder.prefill(slot, random_ids(10 + 7 * index, index))
+    slots = filled(decoder)
     steps, continuations = [], []
     for index, slot in enumerate(slots):
         before = slot.length
@@ -116,9 +122,7 @@ def test_prompts_in_one_call_give_same_logits_as_alone(
     decoder: CpuDecoder, same: Compare, members: tuple[int, ...]
 ) -> None:
     """Adjacent or not, in any order. The other slots do not change."""
-    slots = caches(decoder)
-    for index, slot in enumerate(slots):
-        decoder.prefill(slot, random_ids(10 + 7 * index, index))
+    slots = filled(decoder)
     prompts = [random_ids(9, 20 + index) for index in members]
     alone = []
     for index, prompt in zip(members, prompts, strict=True):
