@@ -35,7 +35,7 @@ from gateway.qnn.device import NpuDevice, machine_of
 from gateway.qnn.wrapper import wrapper
 from gateway.worker.decoders.static.decoder import StaticDecoder
 from gateway.worker.decoders.static.host_graphs import LOGITS_FLOAT, MASK_ONES, input_graph, logits_graph
-from gateway.worker.decoders.static.open import open_pipelines, select_device
+from gateway.worker.decoders.static.open import open_pipelines, select_device, why_no_npu
 from gateway.worker.decoders.static.rope import rope_table
 from gateway.worker.genie.graph_sizes import warn_of_other_metadata
 
@@ -57,10 +57,7 @@ def open_genie_decoder(
     """
     device = select_device(provider, options or {})
     if device is None:
-        raise ConfigError(
-            f"{bundle.folder.name} is compiled for the NPU, and this machine has none; "
-            "provider = 'qnn' runs it on the emulator, if there is one."
-        )
+        raise ConfigError(f"{bundle.folder.name} is compiled for the NPU, and {why_no_npu(provider)}")
     with genie_pipelines(bundle, device) as found:
         return open_pipelines(
             found.pipelines,

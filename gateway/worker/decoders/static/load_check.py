@@ -26,7 +26,7 @@ from gateway.errors import BundleError
 from gateway.qnn.device import NpuDevice, machine_of
 from gateway.qnn.sessions import NpuSessions
 from gateway.worker.decoders.static.genie_pipelines import genie_pipelines
-from gateway.worker.decoders.static.open import OpenStages, select_device
+from gateway.worker.decoders.static.open import OpenStages, select_device, why_no_npu
 from gateway.worker.frames import Device
 
 
@@ -58,7 +58,7 @@ def _load(request: _Request) -> LoadReport:
     folder = Path(request.folder)
     device = select_device(request.provider, request.options)
     if device is None:
-        raise BundleError(f"{folder.name} is made for an NPU, and this machine has none.")
+        raise BundleError(f"{folder.name} is made for an NPU, and {why_no_npu(request.provider)}")
     require_fit(folder, machine_of(device))
     with _pipelines(folder, device) as (pipelines, binaries):
         stages = {pipeline.file(stage): stage for pipeline in pipelines for stage in pipeline.stages}

@@ -112,8 +112,10 @@ def open_pipelines(
     cast = find_bare_cast(pipelines[-1])
     opened.greedy_only = cast is not None and cast.dequantiser is None
     for file in stages.keys() - opened.sessions.keys():
+        if runs_on_npu(stages[file]) and read_compiled(file):
+            raise BundleError(f"{file.parent.name} is compiled for the NPU, and {why_no_npu(provider)}")
         model = cast.dequantiser if cast and file == cast.file else None
-        opened.sessions[file] = _cpu_session(file, stages[file], threads, model)
+        opened.sessions[file] = open_session(file, SessionOptions(threads=threads), model)
         opened.placed.update(placement(opened.sessions[file]))
     chains = _Chains(pipelines, batches, narrow, context_length)
     if opened.device != "npu":
@@ -125,7 +127,7 @@ def open_pipelines(
 class OpenStages:
     """The sessions of all stages by file, the placement of their nodes, and the device's memory.
 
-    `soc`, `mode_refusal`, `greedy_only`: see DecoderSpec. `npu_heads`: the stages that NPU_HEAD replaces.
+    `soc`, `mode_refusal`, `greedy_only`: see DecoderSpec. `npu_heads`: the graphs that NPU_HEAD replaces.
     """
 
     device: Device
@@ -136,14 +138,14 @@ class OpenStages:
     soc: int | None = None
     mode_refusal: str = ""
     greedy_only: bool = False
-    npu_heads: dict[Path, Stage] = field(default_factory=dict)
+    npu_heads: list[Path] = field(default_factory=list)
 
     def open_on_npu(self, stages: Mapping[Path, Stage], npu: NpuSessions) -> None:
         files = {file: stage.session_options.providers["qnn"] for file, stage in stages.items() if runs_on_npu(stage)}
         self.sessions = npu.open(files)
         for file, stage in stages.items():
             if has_own_head(stage) and self._open_head(file, npu, next(iter(files.values()))):
-                self.npu_heads[file] = stage
+                self.npu_heads.append(file)
         self.placed, self.memory = npu.placement, npu.memory
         self.switch = PerformanceSwitch(list(self.sessions.values()))
 
@@ -211,7 +213,7 @@ def _checked_head(chains: _Chains, opened: OpenStages, threads: int) -> OpenStag
     """The stages with the head on the CPU if the NPU's computes something else."""
     if not opened.npu_heads:
         return opened
-    heads = {file: _cpu_session(file, stage, threads, None) for file, stage in opened.npu_heads.items()}
+    heads = {file: open_session(file, SessionOptions(threads=threads)) for file in opened.npu_heads}
     on_cpu = replace(opened, sessions=opened.sessions | heads)
     if agree(chains.decoder(opened), chains.decoder(on_cpu)):
         return opened
@@ -262,13 +264,11 @@ def select_device(provider: Literal["auto", "cpu", "qnn"], options: Mapping[str,
             return any_npu(int(soc) if (soc := options.get("soc_model", "")).isdecimal() else None)
 
 
-def _cpu_session(file: Path, stage: Stage, threads: int, model: bytes | None) -> ort.InferenceSession:
-    if runs_on_npu(stage) and read_compiled(file):
-        raise BundleError(
-            f"{file.parent.name} is compiled for the NPU, and this machine has none; "
-            f"provider = 'qnn' runs it on the emulator, if there is one."
-        )
-    return open_session(file, SessionOptions(threads=threads), model)
+def why_no_npu(provider: Literal["auto", "cpu", "qnn"]) -> str:
+    """Why `select_device` has found no NPU, and the next step: the end of a sentence."""
+    if provider == "cpu":
+        return "provider = 'cpu' excludes it. Remove that key, or take a bundle for the CPU."
+    return "this machine has none; provider = 'qnn' runs it on the emulator, if there is one."
 
 
 def _windows(

@@ -205,7 +205,7 @@ def test_speculative_bundle_needs_genie(published_binaries: list[Path], tmp_path
 
 
 def test_cpu_is_refused(published_bundle: Path) -> None:
-    with pytest.raises(ConfigError, match="compiled for the NPU, and this machine has none"):
+    with pytest.raises(ConfigError, match="compiled for the NPU, and provider = 'cpu' excludes it"):
         open_genie_decoder(load_genie_bundle(published_bundle), provider="cpu")
 
 

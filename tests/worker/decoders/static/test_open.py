@@ -30,6 +30,11 @@ def test_auto_provider_refuses_npu_bundle_without_npu(npu: NpuDevice, npu_bundle
         open_any_decoder(WorkerSpec(bundle=str(npu_bundle), provider="auto"))
 
 
+def test_cpu_provider_refuses_npu_bundle_on_any_machine(npu_bundle: Path) -> None:
+    with pytest.raises(BundleError, match=r"compiled for the NPU, and provider = 'cpu' excludes it\. Remove that key"):
+        open_any_decoder(WorkerSpec(bundle=str(npu_bundle), provider="cpu"))
+
+
 def test_qnn_provider_refuses_cpu_bundle(tiny: Path) -> None:
     with pytest.raises(BundleError, match="build --target qnn"):
         open_any_decoder(WorkerSpec(bundle=str(tiny), provider="qnn"))
