@@ -38,7 +38,10 @@ IDS = (1, 2, 3, 4, 5)
 
 @pytest.fixture
 def graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """With space on the disk."""
     monkeypatch.setattr(packed, "LEAST_BYTES", 1)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1 << 40)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     return build_tiny(tmp_path) / "model.onnx"
 
 
