@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from gateway.activity import Activity
 from gateway.worker.decoders.base import DecoderSpec
@@ -88,4 +89,5 @@ class Speculation:
     def _lose(self, model: DraftModel, reason: str) -> None:
         self._model = None
         self._emit(DraftLost(reason))
-        model.close()
+        with suppress(Exception):  # its device can be lost
+            model.close()

@@ -67,6 +67,8 @@ class ErringDecoder:
 
     def close(self) -> None:
         self.is_closed = True
+        if self.fails:
+            raise EngineFailed("It cannot be closed.")
 
     def _called(
         self, kind: str, cache: KVCache, ids: Sequence[int], call: Callable[[KVCache, Sequence[int]], Logits]
