@@ -137,7 +137,7 @@ class Prefilled(Struct, frozen=True, tag=True):
     """
 
     id: int
-    device_s: float
+    device_s: float  # of the call; if several requests share it, this one's part by the tokens that it lacked
     prompt_logprobs: list[Scored] = field(default_factory=list)
     shared_s: float = 0.0  # in device calls of all requests since this one came to the token loop
 

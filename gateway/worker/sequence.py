@@ -232,13 +232,13 @@ class GeneratingSequence:
         self._settle(progress, draft, cost)
         return progress
 
-    def score_prompt(self, rows: Logits, start: int) -> list[Scored]:
+    def score_prompt(self, rows: Logits) -> list[Scored]:
         """The log-probabilities of the prompt tokens that follow the rows. Each token is reported once.
 
         Args:
-            rows: float32 (rows, vocab), the logits after the tokens from position `start` on.
+            rows: float32 (rows, vocab), the logits after the last tokens of the cache.
         """
-        prompt, top = self.request.ids, self.request.logprobs or 0
+        prompt, top, start = self.request.ids, self.request.logprobs or 0, self.cache.length - len(rows)
         first = max(self._scored_prompt, start + 1)
         last = min(len(prompt), start + 1 + len(rows))
         self._scored_prompt = max(first, last)

@@ -172,15 +172,15 @@ class TokenLoop:
     def _prefill(self, sequence: GeneratingSequence) -> None:
         """Compute one chunk of the missing tokens. The last chunk gives the next token."""
         cache = sequence.cache
-        start = cache.length
-        chunk = sequence.ids[start : start + chunk_size(sequence, self._decoder.spec.prompt_width)]
+        chunk = sequence.ids[cache.length : cache.length + chunk_size(sequence, self._decoder.spec.prompt_width)]
         compute = self._decoder.verify if sequence.request.prompt_logprobs else self._decoder.prefill
         rows, elapsed = self._timed([sequence], lambda: compute(cache, chunk))
-        self._prefilled(sequence, rows.reshape(-1, rows.shape[-1]), start, elapsed)
+        self._prefilled(sequence, rows.reshape(-1, rows.shape[-1]), elapsed)
 
     def _prefill_together(self, sequences: list[GeneratingSequence]) -> None:
         """Compute all missing tokens of several sequences. Shorter ones compute some rows again, with the same bits."""
-        decoder, rows = cast(PromptSharing, self._decoder), max(sequence.missing for sequence in sequences)
+        decoder, missing = cast(PromptSharing, self._decoder), [sequence.missing for sequence in sequences]
+        rows = max(missing)
         for sequence in sequences:
             sequence.cache.truncate(len(sequence.ids) - rows)
         caches, ids = [s.cache for s in sequences], [s.ids[-rows:] for s in sequences]
@@ -189,18 +189,18 @@ class TokenLoop:
         except Exception as error:
             self._fail(sequences, error)
             return
-        for sequence, row in zip(sequences, logits, strict=True):
+        for sequence, row, own in zip(sequences, logits, missing, strict=True):
             if self._schedule.is_running(sequence):  # another choice of its request can have failed in this loop
-                self._attempt(self._prefilled, sequence, row[None], sequence.cache.length - rows, elapsed)
+                self._attempt(self._prefilled, sequence, row[None], elapsed, own / sum(missing))
 
-    def _prefilled(self, sequence: GeneratingSequence, rows: Logits, start: int, elapsed: float) -> None:
-        """Rows from position `start` on are computed."""
+    def _prefilled(self, sequence: GeneratingSequence, rows: Logits, elapsed: float, share: float = 1.0) -> None:
+        """The last rows of the cache are computed, in a call of which this share was for the sequence."""
         self._activity.check(float(rows.max()))
-        scored = sequence.score_prompt(rows, start) if sequence.request.prompt_logprobs else []
+        scored = sequence.score_prompt(rows) if sequence.request.prompt_logprobs else []
         sequence.slot_use.prefill_s += elapsed
         is_new = sequence.cache.length > sequence.computed  # the request is not to blame for rows that it has lost
         shared_s = self._activity.device_s - self._requests[sequence.request.id].since_s
-        self._emit(Prefilled(sequence.request.id, elapsed if is_new else 0.0, scored, shared_s))
+        self._emit(Prefilled(sequence.request.id, elapsed * share if is_new else 0.0, scored, shared_s))
         if sequence.missing == 0:
             self._advance(sequence, rows[-1:], (), 0.0)
 

@@ -245,6 +245,16 @@ def test_short_prompts_share_a_call(sharing: Bench, missing: tuple[int, ...], ca
     assert _calls_for_prompts(sharing, *missing) == calls
 
 
+def test_shared_call_is_charged_by_the_tokens_of_each_prompt(sharing: Bench) -> None:
+    requests = [sharing.submit(PROMPT[:18] + random_ids(count, count), max_tokens=2) for count in (6, 7, 7)]
+    began = sharing.decoder.now
+    sharing.loop.turn()
+    seconds = sharing.decoder.now - began
+    charged = [frame.device_s for request in requests for frame in sharing.of(request, Prefilled)]
+    assert charged == pytest.approx([seconds * count / 20 for count in (6, 7, 7)])
+    sharing.finish()
+
+
 def test_prompts_without_a_common_prefix_share_a_call_if_they_have_the_same_length(sharing: Bench) -> None:
     for seed in range(3):
         sharing.submit(random_ids(12, seed), owner="other", max_tokens=1)
