@@ -23,6 +23,7 @@ from gateway.sandbox.windows_job import confine
 
 _SCRIPT = Path(__file__).with_name("child.py")
 _READER_S = 1.0  # for the thread of a process that has ended
+BUSY_RETRY_S = 10.0  # after SandboxLate
 _LOOK_S = 0.05  # a request that takes longer is watched
 _HEADER_BYTES = len(TAKEN) + REPLY.size
 _NO_WINDOW = getattr(subprocess, "CREATE_NO_WINDOW", 0)  # only Windows has it

@@ -16,7 +16,14 @@ from typing import NoReturn
 import msgspec
 
 from gateway.engines.local.turns import Turns
-from gateway.errors import BundleError, ContextLengthExceeded, InvalidRequest, ModelNotReady, UnsupportedParameter
+from gateway.errors import (
+    BundleError,
+    ContextLengthExceeded,
+    InvalidRequest,
+    ModelNotReady,
+    Unavailable,
+    UnsupportedParameter,
+)
 from gateway.generation import Chat, Text
 from gateway.prompts.messages import (
     Decode,
@@ -33,7 +40,7 @@ from gateway.prompts.messages import (
     encode_request,
 )
 from gateway.sandbox.process import Sandbox, SandboxUnavailable
-from gateway.sandbox.running import Limits, SandboxLimit
+from gateway.sandbox.running import BUSY_RETRY_S, Limits, SandboxLate, SandboxLimit
 from gateway.text.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)
@@ -95,6 +102,10 @@ class PromptProcess:
         """
         try:
             reply = await self._exchange(request, client)
+        except SandboxLate as error:
+            raise Unavailable(
+                f"The machine is too busy: preparing the text {error}. Try again.", retry_after_s=BUSY_RETRY_S
+            ) from None
         except SandboxLimit as error:
             _log.warning("%s: a prompt was refused: preparing it %s", self._model, error)
             raise InvalidRequest(

@@ -21,7 +21,7 @@ import msgspec
 from gateway.errors import InvalidRequest, Unavailable, UnsupportedParameter
 from gateway.generation import Grammar
 from gateway.sandbox.process import Sandbox, SandboxUnavailable
-from gateway.sandbox.running import Limits, SandboxLate, SandboxLimit
+from gateway.sandbox.running import BUSY_RETRY_S, Limits, SandboxLate, SandboxLimit
 from gateway.worker.grammar.constraint import CompiledGrammar
 from gateway.worker.grammar.forced import ForcedText, byte_tokenizer
 from gateway.worker.grammar.library import error_of, matcher_of
@@ -32,7 +32,6 @@ MAX_CHARACTERS = 256 * 1024  # of a grammar's source
 LIMITS = Limits(cpu_s=5.0, wall_s=60.0, resident_bytes=768 << 20, address_bytes=1536 << 20)
 #: Processor seconds of the first try. Ordinary grammars take 1 to 30 ms.
 QUICK_CPU_S = 0.25
-_BUSY_RETRY_S = 10.0
 
 
 class _Tokenizers(NamedTuple):
@@ -97,7 +96,7 @@ class GrammarCompiler:
             message = (
                 f"The machine is too busy: the grammar was not read in {self._limits.wall_s:g} seconds. Try again."
             )
-            raise Unavailable(message, retry_after_s=_BUSY_RETRY_S) from None
+            raise Unavailable(message, retry_after_s=BUSY_RETRY_S) from None
         except SandboxLimit:
             megabytes = self._limits.resident_bytes >> 20
             reason = f"compiling it takes more than {self._limits.cpu_s:g} seconds or {megabytes} MiB"

@@ -13,10 +13,11 @@ import pytest_asyncio
 
 from gateway.engines.local import prompt_process
 from gateway.engines.local.prompt_process import PromptProcess
-from gateway.errors import BundleError, ContextLengthExceeded, GatewayError, InvalidRequest, ModelNotReady
+from gateway.errors import BundleError, ContextLengthExceeded, GatewayError, InvalidRequest, ModelNotReady, Unavailable
 from gateway.generation import Chat, Message, Text, Tool
 from gateway.prompts.messages import Decode, Decoded, Encode, Encoded, Predict, Request, Setup, Tokenize
 from tests.support.local_engine import until
+from tests.support.processes import PATIENCE_S
 from tests.support.tiny import CHATML, train_tokenizer
 
 #: ChatML, with an attack for each of some words in the first message.
@@ -35,6 +36,7 @@ HOSTILE = (
     "{% endif %}" + CHATML
 )
 LONG = 10**7  # tokens of context: no text is refused for its length
+LONG_TEXT = " x" * 40_000  # more than the process for short requests gets
 Make = Callable[..., PromptProcess]
 
 
@@ -46,7 +48,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest_asyncio.fixture
-async def make(tokenizer: Path) -> AsyncIterator[Make]:
+async def make(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
+    limits = prompt_process.LIMITS._replace(wall_s=60 * PATIENCE_S)  # a busy machine gives a background process little
+    monkeypatch.setattr(prompt_process, "LIMITS", limits)
     made: list[PromptProcess] = []
 
     def make(template: str | None = HOSTILE, path: Path = tokenizer) -> PromptProcess:
@@ -111,6 +115,18 @@ async def test_template_over_a_limit_is_invalid_request_and_the_next_is_answered
         await process.ask(chat(attack), "a", "messages")
     assert refused.value.param == "messages"
     assert len(await ids(process, chat("Hello"))) > 5
+
+
+async def test_machine_that_is_too_busy_is_not_the_texts_fault(make: Make) -> None:
+    process = make()
+    await process.start()
+    await ids(process, chat("Hello" + LONG_TEXT))  # the process for long requests is set up
+    sandbox = process._long.sandbox
+    usual, sandbox._limits = sandbox._limits, sandbox._limits._replace(cpu_s=PATIENCE_S, wall_s=0.0)
+    with pytest.raises(Unavailable, match=r"^The machine is too busy: .* took more than 0 seconds\. Try again"):
+        await process.ask(chat("spin" + LONG_TEXT), "a", "messages")
+    sandbox._limits = usual
+    assert len(await ids(process, chat("Hello" + LONG_TEXT))) > 5
 
 
 async def test_request_over_the_short_limit_is_answered_by_the_second_process(

@@ -34,7 +34,7 @@ TEMPLATE_ATTACKS = ["spin", "compare", "format", "slices"]
 QUICK_LIMIT = """
 from gateway.cli import main
 from gateway.engines.local import prompt_process
-prompt_process.LIMITS = prompt_process.LIMITS._replace(cpu_s=1)
+prompt_process.LIMITS = prompt_process.LIMITS._replace(cpu_s=1, wall_s=3600)
 raise SystemExit(main())
 """
 MAX_GROWTH = 50 << 20  # bytes of the gateway process
