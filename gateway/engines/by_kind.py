@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from gateway.bundles.encoder.bundle import is_encoder_bundle
 from gateway.bundles.kv_cache.window import read_window
+from gateway.bundles.preflight.draft import check_kinds
 from gateway.bundles.stamp import built_folder
 from gateway.config.tables import LocalModel
 from gateway.engines.base import Engine, EngineStatus
@@ -22,7 +23,7 @@ from gateway.engines.encoder.engine import EncoderEngine
 from gateway.engines.forwarding import ForwardingEngine
 from gateway.engines.local.published import PublishedEngine
 from gateway.engines.missing_bundle import MissingBundle
-from gateway.errors import BundleError, ModelTooLarge
+from gateway.errors import ModelTooLarge
 
 _log = logging.getLogger(__name__)
 
@@ -84,19 +85,9 @@ class BundleEngine(ForwardingEngine):
         return window.context if window and note else self._model.context_length
 
     def _check_draft(self) -> None:
-        """Raises BundleError if the key `draft` cannot work with these two bundles."""
-        if not self._model.draft:
-            return
-        draft = built_folder(Path(self._model.draft))
-        if self._is_encoder():
-            raise BundleError(f"{self._name} is an encoder and generates no text: remove `draft` from its table.")
-        if not draft.is_dir():
-            raise BundleError(
-                f"{draft.name}, which drafts for {self._name}, has no bundle: `npu-gateway pull` gets one, and "
-                f"`npu-gateway serve` without a name builds those with a `source`. Or remove `draft`."
-            )
-        if is_encoder_bundle(draft):
-            raise BundleError(f"{draft.name} is an encoder, which cannot draft for {self._name}: change `draft`.")
+        """Raises BundleError if the key `draft` cannot work with these bundles. The worker compares their tokens."""
+        if self._model.draft:
+            check_kinds(self._name, self._models_dir / self._model.path, built_folder(Path(self._model.draft)))
 
     def _is_encoder(self) -> bool:
         return bool(self._model.path) and is_encoder_bundle(self._models_dir / self._model.path)

@@ -10,6 +10,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from gateway.bundles.preflight.draft import check_draft
 from gateway.bundles.stamp import built_folder, plan_bundle, plan_start
 from gateway.config.file import has_keys, load_config
 from gateway.config.find import find_config, search
@@ -75,7 +76,10 @@ class ConfigSource:
             plan, provider = plan_bundle(model, models_dir, lambda: False), "cpu"
         if not plan.is_ready:
             raise BundleError("It has no bundle yet; `npu-gateway models --prepare` builds it.")
-        return replace(model, path=str(variant_here(plan.folder, provider)), provider=provider)
+        folder = variant_here(plan.folder, provider)
+        if model.draft:
+            check_draft(name, folder, model.tokenizer, built_folder(Path(model.draft)))
+        return replace(model, path=str(folder), provider=provider)
 
     def _require_file(self) -> None:
         """Raises ConfigError if the search now finds a later file: all of its models would replace these."""

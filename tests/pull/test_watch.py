@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from gateway.config.file import load_config
 from gateway.config.select import only_model
@@ -16,6 +17,7 @@ from gateway.errors import BundleError, ConfigError
 from gateway.pull.config_edit import add_model, find_user_config
 from gateway.pull.watch import ConfigSource
 from gateway.qnn.device import NpuDevice
+from tests.bundles.preflight.test_draft import shift_all, with_tokenizer
 from tests.support.model_package import NPU, X2_ELITE, write_package
 
 TEXT = '[models.a]\nengine = "scripted"\n[models.b]\nengine = "scripted"\n'
@@ -146,6 +148,16 @@ def test_bundle_that_is_missing_or_must_be_built_is_refused(file: Path) -> None:
         source.prepared("late", GenieModel(path=str(folder / "late")), folder)
     with pytest.raises(BundleError, match="late, which drafts for it, has no bundle yet; `npu-gateway models"):
         source.prepared("here", LocalModel(path=str(folder), draft=str(folder / "late"), provider="cpu"), folder)
+
+
+def test_model_with_other_tokens_that_is_to_draft_is_refused(file: Path, tiny: Path) -> None:
+    """Before the model that answers is replaced."""
+    folder = file.parent / "models"
+    small = with_tokenizer(tiny, folder, shift_all)
+    source, model = source_of(file, models_provider="cpu"), LocalModel(path=str(tiny), provider="cpu")
+    with pytest.raises(BundleError, match="small cannot draft for big: only"):
+        source.prepared("big", replace(model, draft=str(small)), folder)
+    source.prepared("big", replace(model, draft=str(tiny)), folder)
 
 
 def test_first_request_builds_a_missing_bundle_that_is_for_demand(file: Path) -> None:

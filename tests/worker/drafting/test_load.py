@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +10,14 @@ import pytest
 from gateway.activity import NO_MEMORY, Activity
 from gateway.errors import BundleError, EngineFailed
 from gateway.worker.decoders.cpu import CpuDecoder
-from gateway.worker.drafting.load import check_vocabularies, load_draft_model
+from gateway.worker.drafting.load import load_draft_model
 from gateway.worker.frames import DraftLost, Ended, Failed, Loading, Ready, Submit, Tokens, WorkerSpec
 from gateway.worker.main import _load_draft_model
+from tests.bundles.preflight.test_draft import shift_all, with_tokenizer
 from tests.support.token_loop_fixtures import GREEDY, random_ids
 from tests.support.workers import SpawnedWorker
 
 PROMPT = random_ids(20, 1)
-
-
-def with_tokenizer(tiny: Path, folder: Path, change: Any) -> Path:
-    """A copy of the bundle with another tokenizer.json."""
-    copy = Path(shutil.copytree(tiny, folder / "small"))
-    content = json.loads((tiny / "tokenizer.json").read_text(encoding="utf-8"))
-    change(content)
-    (copy / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    return copy
-
-
-def shift_all(content: dict[str, Any]) -> None:
-    vocab = content["model"]["vocab"]
-    content["model"]["vocab"] = {token: (id + 1) % len(vocab) for token, id in vocab.items()}
-
-
-def rename_two(content: dict[str, Any]) -> None:
-    vocab = content["model"]["vocab"]
-    content["model"]["vocab"] = {f"<{id}>" if id in (200, 201) else token: id for token, id in vocab.items()}
-
-
-def as_unigram(content: dict[str, Any]) -> None:
-    vocab = sorted(content["model"]["vocab"].items(), key=lambda item: item[1])
-    content["model"] = {"type": "Unigram", "vocab": [[token, 0.0] for token, _ in vocab]}
 
 
 def test_worker_answers_as_without_a_draft_model(tiny: Path, tiny_decoder: CpuDecoder) -> None:
@@ -63,23 +38,11 @@ def test_worker_answers_as_without_a_draft_model(tiny: Path, tiny_decoder: CpuDe
         worker.close()
 
 
-@pytest.mark.parametrize("change", [rename_two, as_unigram])
-def test_vocabulary_with_the_same_tokens(tiny: Path, tmp_path: Path, change: Any) -> None:
-    small = with_tokenizer(tiny, tmp_path, change)
-    check_vocabularies("big", tiny / "tokenizer.json", "small", small / "tokenizer.json")
-
-
 def test_other_vocabulary_is_refused_with_the_next_step(tiny: Path, tmp_path: Path, tiny_decoder: CpuDecoder) -> None:
     small = with_tokenizer(tiny, tmp_path, shift_all)
     spec = WorkerSpec(bundle=str(tiny), draft=str(small))
     with pytest.raises(BundleError, match=r"small cannot draft for .*: only \d of its 384 tokens .* Set `draft` to a"):
         load_draft_model(spec, tiny_decoder, tiny / "tokenizer.json", Activity(), _never)
-
-
-def test_tokenizer_that_cannot_be_compared(tiny: Path, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(BundleError, match="no vocabulary that can be compared"):
-        check_vocabularies("big", tiny / "tokenizer.json", "small", tmp_path / "tokenizer.json")
 
 
 @pytest.mark.parametrize(
