@@ -75,6 +75,7 @@ class BundleEngine(ForwardingEngine):
             sequences=self._model.max_sequences,
             configured=self._model.context_length,
             budget_bytes=self._budget_bytes,
+            draft=self._model.draft,
         )
         if window and (reason := window.refusal(self._budget_bytes)):
             raise ModelTooLarge(f"{self._name} {reason}.")

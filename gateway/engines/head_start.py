@@ -101,7 +101,13 @@ def _start(name: str, model: LocalModel, models_dir: Path, budget_bytes: float) 
 
     folder = models_dir / model.path
     configured = model.context_length
-    window = read_window(folder, sequences=model.max_sequences, configured=configured, budget_bytes=budget_bytes)
+    window = read_window(
+        folder,
+        sequences=model.max_sequences,
+        configured=configured,
+        budget_bytes=budget_bytes,
+        draft=model.draft,
+    )
     if is_encoder_bundle(folder) or (window and window.refusal(budget_bytes)):
         return
     context = window.context if window and window.note else configured

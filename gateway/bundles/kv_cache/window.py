@@ -5,19 +5,23 @@ the model is loaded. Without `context_length`, the caches of a model get at most
 
     context = SHARE * budget / (max_sequences * bytes of a token)
 
-rounded down to a multiple of 256, at least 4096, and never more than the model has.
+rounded down to a multiple of 256, at least 4096, and never more than the model has. A model that drafts has caches too,
+as long as these or as its context. They count.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gateway.bundles.disk import megabytes
 from gateway.bundles.genai_config import read_genai_config
 from gateway.bundles.kv_cache.element import element_bytes
 from gateway.bundles.model_package import variant_folder
+from gateway.bundles.stamp import built_folder
 from gateway.errors import BundleError
 
 SHARE = 0.5  # of the memory of all models together
@@ -31,6 +35,7 @@ class Window(Struct, frozen=True, kw_only=True):
     token_bytes: of one token in one cache.
     sequences: number of caches.
     is_configured: the configuration sets the context.
+    draft: of the model that drafts.
     """
 
     context: int
@@ -38,11 +43,12 @@ class Window(Struct, frozen=True, kw_only=True):
     token_bytes: int
     sequences: int
     is_configured: bool = False
+    draft: Window | None = None
 
     @property
     def bytes(self) -> int:
         """Of all caches, when all of them are full."""
-        return self.context * self.sequences * self.token_bytes
+        return self.context * self.sequences * self.token_bytes + (self.draft.bytes if self.draft else 0)
 
     @property
     def note(self) -> str:
@@ -58,7 +64,7 @@ class Window(Struct, frozen=True, kw_only=True):
         """Why the configured context can never fit into the memory of all models; "": it can."""
         if not self.is_configured or self.bytes <= budget_bytes:
             return ""
-        fits = int(budget_bytes // (self.sequences * self.token_bytes))
+        fits = int(_fitting(budget_bytes / self.sequences, self.token_bytes, self.draft))
         return (
             f"needs {megabytes(self.bytes)} for the KV caches of {self.sequences} requests at a time with "
             f"context_length = {self.context}, and all models together have {megabytes(int(budget_bytes))}: set "
@@ -66,13 +72,16 @@ class Window(Struct, frozen=True, kw_only=True):
         )
 
 
-def read_window(folder: Path, *, sequences: int, configured: int, budget_bytes: float) -> Window | None:
+def read_window(
+    folder: Path, *, sequences: int, configured: int, budget_bytes: float, draft: str = ""
+) -> Window | None:
     """The context of the bundle in `folder`. None: its caches are not those of the CPU decoder, or it is damaged.
 
     Args:
         sequences: `max_sequences`.
         configured: `context_length`; 0: not configured.
         budget_bytes: for all models together.
+        draft: path of the folder of the bundle that drafts; "": none.
     """
     try:
         folder = variant_folder(folder)
@@ -86,13 +95,29 @@ def read_window(folder: Path, *, sequences: int, configured: int, budget_bytes: 
     token = 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_size * (element or 0)
     if not token:
         return None
-    own = config.context_length
-    fitting = min(own, SHARE * budget_bytes / (sequences * token))
+    own, drafting = config.context_length, _of_draft(draft, sequences)
+    fitting = min(own, _fitting(SHARE * budget_bytes / sequences, token, drafting))
     limit = own if fitting == own else max(_LEAST, int(fitting) // _MULTIPLE * _MULTIPLE)
+    context = min(configured or limit, own)
     return Window(
-        context=min(configured or limit, own),
+        context=context,
         own=own,
         token_bytes=token,
         sequences=sequences,
         is_configured=bool(configured),
+        draft=replace(drafting, context=min(context, drafting.own)) if drafting else None,
     )
+
+
+def _of_draft(draft: str, sequences: int) -> Window | None:
+    if not draft:
+        return None
+    return read_window(built_folder(Path(draft)), sequences=sequences, configured=0, budget_bytes=math.inf)
+
+
+def _fitting(size: float, token_bytes: int, draft: Window | None) -> float:
+    """The most tokens that one cache, and that of the model that drafts, have in `size` bytes."""
+    if draft is None:
+        return size / token_bytes
+    both = size / (token_bytes + draft.token_bytes)
+    return max(both, (size - draft.own * draft.token_bytes) / token_bytes)  # the second one: that cache ends before

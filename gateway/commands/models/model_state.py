@@ -111,8 +111,13 @@ def _examine_bundle(model: LocalModel, path: Path, budget_bytes: float) -> Model
         limit = OPEN_ROWS if has_open_rows(bundle) else bundle.config.context_length
     except BundleError as error:
         return ModelState(state="broken", detail=error.message)
-    sizes = {"sequences": model.max_sequences, "configured": model.context_length}
-    window = read_window(path, **sizes, budget_bytes=budget_bytes)
+    window = read_window(
+        path,
+        sequences=model.max_sequences,
+        configured=model.context_length,
+        budget_bytes=budget_bytes,
+        draft=model.draft,
+    )
     served = window.context if window else min(bundle.config.context_length, model.context_length or limit)
     note = window.note if window else ""
     return ModelState(state="ready", context_length=served, bytes=folder_bytes(path), context_note=note)

@@ -145,7 +145,11 @@ def _of_bundle(model: BundleModel, folder: Path, budget_bytes: float) -> Need:
         return Need()
     config = _config(folder)
     window = read_window(
-        folder, sequences=model.max_sequences, configured=model.context_length, budget_bytes=budget_bytes
+        folder,
+        sequences=model.max_sequences,
+        configured=model.context_length,
+        budget_bytes=budget_bytes,
+        draft=model.draft if isinstance(model, LocalModel) else "",
     )
     own = config.context_length if config else 0
     context = window.context if window else min(model.context_length or own, own)

@@ -25,10 +25,19 @@ def shape(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def window(folder: Path, memory: float, sequences: int = 4, configured: int = 0) -> Window:
-    found = read_window(folder, sequences=sequences, configured=configured, budget_bytes=0.6 * memory)
+def window(folder: Path, memory: float, sequences: int = 4, configured: int = 0, draft: str = "") -> Window:
+    found = read_window(folder, sequences=sequences, configured=configured, budget_bytes=0.6 * memory, draft=draft)
     assert found is not None
     return found
+
+
+def with_context(shape: Path, folder: Path, context: int) -> Path:
+    """A copy of the bundle with this context."""
+    file = Path(shutil.copytree(shape, folder)) / "genai_config.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["model"]["context_length"] = context
+    file.write_text(json.dumps(content), encoding="utf-8")
+    return folder
 
 
 def test_context_is_limited_so_that_all_caches_get_half_of_the_budget(shape: Path) -> None:
@@ -53,6 +62,20 @@ def test_configured_context_stays_and_is_refused_if_it_can_never_fit(shape: Path
     assert f"set context_length to at most {fits}, lower max_sequences, or raise [memory]" in found.refusal(budget)
     assert not window(shape, 16 * GB, configured=fits).refusal(budget)
     assert not window(shape, 1 * GB).refusal(budget)
+
+
+@pytest.mark.parametrize("own", [512, 32_768], ids=["short", "long"])
+def test_caches_of_a_model_that_drafts_count(shape: Path, tmp_path: Path, own: int) -> None:
+    draft = with_context(shape, tmp_path / "draft", own)
+    memory = 122_000.0 * window(shape, GB).token_bytes  # 16 GB for half precision
+    budget = 0.6 * memory
+    found, alone = window(shape, memory, draft=str(draft)), window(shape, memory)
+    assert found.draft is not None and found.draft.context == min(own, found.context)
+    assert found.context < alone.context and 0.9 * budget / 2 < found.bytes <= budget / 2
+    refusal = window(shape, memory, configured=32_768, draft=str(draft)).refusal(budget)
+    fits = int(refusal.split("at most ")[1].split(",")[0])
+    assert window(shape, memory, configured=fits, draft=str(draft)).bytes <= budget
+    assert window(shape, memory, configured=fits + 1, draft=str(draft)).refusal(budget)
 
 
 def test_small_model_keeps_its_context(tiny: Path, shape: Path, tmp_path: Path) -> None:
