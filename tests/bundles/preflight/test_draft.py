@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.bundles.encoder.bundle import ENCODER_FILE
+from gateway.bundles.preflight import draft
 from gateway.bundles.preflight.draft import check_draft, check_vocabularies
 from gateway.errors import BundleError
 
@@ -56,6 +57,19 @@ def test_bundle_with_other_tokens_cannot_draft(tiny: Path, tmp_path: Path, chang
     with pytest.raises(BundleError, match=words):
         check_draft("big", tiny, "", with_tokenizer(tiny, tmp_path, change))
     check_draft("big", tiny, "", tiny)
+
+
+def test_files_are_read_again_only_after_a_change(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway looks every few seconds until a mistake in its configuration is corrected."""
+    read, tokens = list[Path](), draft._tokens
+    monkeypatch.setattr(draft, "_tokens", lambda path: read.append(path) or tokens(path))
+    small = with_tokenizer(tiny, tmp_path, shift_all)
+    for _ in range(3):
+        with pytest.raises(BundleError, match="small cannot draft for big"):
+            check_draft("big", tiny, "", small)
+    assert len(read) == 2
+    shutil.copyfile(tiny / "tokenizer.json", small / "tokenizer.json")
+    check_draft("big", tiny, "", small)
 
 
 def test_encoder_cannot_draft(tiny: Path, tmp_path: Path) -> None:
