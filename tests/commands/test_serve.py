@@ -255,9 +255,9 @@ if os.name == "posix":
 
 
 def wait_until_refused(url: str) -> None:
-    """Wait until the server at `url` accepts no connections."""
+    """Wait until the server at `url` accepts no connections. The system resets those that it has not accepted."""
     deadline = time.monotonic() + 60
-    with suppress(httpx.ConnectError):
+    with suppress(httpx.NetworkError, httpx.RemoteProtocolError):
         while time.monotonic() < deadline:
             httpx.get(f"{url}/models", timeout=60)
             time.sleep(0.05)
