@@ -2,7 +2,7 @@
 
     python -m scripts.config_reference
 
-Each key's name, type, range and default come from its field in gateway/config/tables.py or gateway/sampling.py, its
+Each key's name, type, range and default come from its field in gateway/config/tables/ or gateway/sampling.py, its
 meaning from the comment there: `#:` lines above the field, or a comment after it. What a reload does with it comes from
 gateway/config/effects.py. A new table needs nothing here.
 """
@@ -42,7 +42,7 @@ _LARGE = {2**31 - 1, 1e6, 1e9}  # limits that only keep a timer or a number in i
 
 INTRODUCTION = """# Configuration
 
-<!-- `python -m scripts.config_reference` writes this page from the comments in gateway/config/tables.py. -->
+<!-- `python -m scripts.config_reference` writes this page from the comments in gateway/config/tables/. -->
 
 Every key of `config.toml`. Every key has a default: the shortest configuration is one model.
 

@@ -31,7 +31,7 @@ def test_page_is_what_the_structs_say() -> None:
 
 def test_every_key_has_a_meaning() -> None:
     found = config_reference.undocumented()
-    assert not found, "write `#:` lines above these fields of gateway/config/tables.py, or a comment after them"
+    assert not found, "write `#:` lines above these fields of gateway/config/tables/, or a comment after them"
 
 
 def test_every_table_and_engine_has_a_section() -> None:
