@@ -1,0 +1,73 @@
+"""choose: weighted least load, prefix affinity, spill, ties without bias."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from gateway.engines.upstream.policy import LOAD_BLOCKS, MOST_AFFINE, Candidate, Choice, choose
+
+
+def loads(*values: int) -> list[Candidate]:
+    return [Candidate(value) for value in values]
+
+
+def test_single_target_is_the_only_one() -> None:
+    assert choose(loads(9), [0], 3) == Choice(0, "only")
+
+
+def test_least_loaded_target_wins_without_known_blocks() -> None:
+    assert choose(loads(3, 1, 2), [0, 0, 0], 7) == Choice(1, "least-loaded")
+
+
+def test_equal_blocks_leave_the_choice_to_the_load() -> None:
+    assert choose(loads(3, 1, 2), [5, 5, 5], 7) == Choice(1, "least-loaded")
+
+
+def test_weights_divide_the_load() -> None:
+    """Requests that stay are spread in proportion to the weights."""
+    weights, counts = (1.0, 2.0, 5.0), [0, 0, 0]
+    for tie in range(80):
+        candidates = [Candidate(count, weight) for count, weight in zip(counts, weights, strict=True)]
+        counts[choose(candidates, [0, 0, 0], tie).index] += 1
+    assert counts == [10, 20, 50]
+
+
+def test_conversation_goes_to_the_target_that_has_it() -> None:
+    assert choose(loads(1, 0, 0), [8, 0, 2], 0) == Choice(0, "affinity")
+
+
+@pytest.mark.parametrize("blocks", [1, 4, 10, MOST_AFFINE])
+def test_conversation_spills_when_the_load_outweighs_its_blocks(blocks: int) -> None:
+    allowed = int(blocks / LOAD_BLOCKS)  # requests more than the other target
+    assert choose(loads(allowed, 0), [blocks, 0], 0).index == 0
+    assert choose(loads(allowed + 1, 0), [blocks, 0], 0) == Choice(1, "spill")
+
+
+def test_very_long_prefix_does_not_hold_more_requests() -> None:
+    allowed = int(MOST_AFFINE / LOAD_BLOCKS)
+    assert choose(loads(allowed + 1, 0), [100_000, 0], 0) == Choice(1, "spill")
+
+
+def test_shared_start_does_not_gather_conversations_on_one_target() -> None:
+    """Every conversation begins with the same system prompt, which at first one target has."""
+    matches, counts = [3, 0, 0, 0], [0, 0, 0, 0]
+    for tie in range(40):
+        index = choose(loads(*counts), matches, tie).index
+        counts[index] += 1
+        matches[index] = 3
+    assert counts == [10, 10, 10, 10]
+
+
+def test_ties_are_spread_without_bias() -> None:
+    ties = random.Random(1)
+    counts = Counter(choose(loads(2, 0, 0, 0, 5), [0] * 5, ties.getrandbits(32)).index for _ in range(9000))
+    assert set(counts) == {1, 2, 3}
+    assert all(2800 < count < 3200 for count in counts.values())
+
+
+def test_lists_of_different_length_are_a_mistake_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        choose(loads(0, 0), [0], 0)
