@@ -89,3 +89,4 @@ class EmbeddingAnswer(Struct, frozen=True, kw_only=True):
     load_s: float = 0.0  # until a model that was loaded for it was ready
     cut_texts: int = 0  # texts that were longer than the model reads
     fallback_cause: str = ""  # why the requested model did not answer; "": it did
+    route: str = ""  # the header `x-gateway-route`

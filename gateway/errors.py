@@ -66,6 +66,7 @@ class GatewayError(Exception):
     #: The header `x-should-retry`: whether the official SDK retries by itself. None: no header, the SDK decides.
     should_retry: bool | None = None
     is_logged = False  # the log has it, so the error handler writes no line
+    route = ""  # the header `x-gateway-route`: where a request failed that an engine had begun
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
         self.message = cut(message, _LONGEST_MESSAGE)

@@ -18,7 +18,7 @@ from typing import NoReturn
 from msgspec.structs import replace
 
 from gateway.errors import LONGEST_QUOTE, BreakerOpen, GatewayError, InvalidRequest, ModelNotReady, UpstreamFailed, cut
-from gateway.generation import ChoiceFinished, Event, Finished, Generation, Meter, Started, Timings
+from gateway.generation import ChoiceFinished, Event, Finished, Generation, Meter, Route, Started, Timings
 from gateway.lanes.job import Job
 from gateway.lanes.lane import Lane
 from gateway.monitoring import logs
@@ -94,6 +94,11 @@ class RoutedAnswer(AsyncIterator[Event]):
         return first.code or first.type if first is not None and has_moved else ""
 
     @property
+    def route(self) -> Route:
+        """Of the lane that answers: final with the first content."""
+        return self.meter.route
+
+    @property
     def cut_texts(self) -> int:
         """Texts that were longer than the encoder reads."""
         return 0 if self._job is None or self._job.plan is None else self._job.plan.cut_texts
@@ -159,6 +164,8 @@ class RoutedAnswer(AsyncIterator[Event]):
     def _move_on(self, error: GatewayError) -> None:
         """Return if there is another lane to try, else raise the error that the client gets."""
         self._refusals.append(error)
+        if self._job is not None and self._job.run_at is not None:
+            error.route = self._job.meter.route.text()
         if self._has_content or self._clock() >= self._deadline:
             self._fail(error)
         is_wrong_request = isinstance(error, InvalidRequest) and len(self._refusals) == 1
@@ -202,6 +209,7 @@ class RoutedAnswer(AsyncIterator[Event]):
 
     def _record(self) -> AnswerRecord:
         meter, job, now = self.meter, self._job, self._clock()
+        route = meter.route
         budget = None if job is None else job.budget
         return AnswerRecord(
             at=time.time(),
@@ -226,6 +234,10 @@ class RoutedAnswer(AsyncIterator[Event]):
             is_slow=job is not None and job.permit.outcome == "slow",
             slow_cause="" if job is None else job.slow_cause,
             why=self.fallback_cause,
+            target=route.target,
+            target_reason=route.reason if route.target else "",
+            attempts=route.attempts if route.target else 0,
+            hedged=route.hedged,
             error="" if self._error is None else self._error_text(self._error),
             dropped_messages=self.dropped_messages,
             traceparent=self._generation.traceparent,

@@ -87,5 +87,6 @@ async def embedding_answer(answer: RoutedAnswer) -> EmbeddingAnswer:
         total_s=finished.timings.total_s,
         load_s=finished.timings.load_s,
         fallback_cause=answer.fallback_cause,
+        route=answer.route.text(answer.fallback_cause),
         cut_texts=answer.cut_texts,
     )

@@ -26,7 +26,7 @@ BACKGROUND_SUFFIX = ":background"
 LATEST = ":latest"
 
 
-class Route(Struct, frozen=True):
+class Named(Struct, frozen=True):
     """The model that a name means. `name`: that name as the config spells it."""
 
     model: str
@@ -104,19 +104,19 @@ class Router:
         self.is_closed = True
         await asyncio.gather(*(lane.aclose() for lane in (*self.lanes.values(), *self.replaced)))
 
-    def lookup(self, name: str | None) -> Route:
+    def lookup(self, name: str | None) -> Named:
         """The model of a name, an alias, `NAME:latest` or `NAME:background`, in any case: clients change the case, and
         Ollama's append `:latest`. Raises ModelNotFound with the list of models.
         """
         wanted = name or ""
         if wanted in self._names:
-            return Route(self._names[wanted], wanted)
+            return Named(self._names[wanted], wanted)
         base = wanted.removesuffix(BACKGROUND_SUFFIX)
         known = self._known(base)
         if known is None:
             known = self.config.default_model
         if known is not None:
-            return Route(self._names.get(known, known), known, background=base != wanted)
+            return Named(self._names.get(known, known), known, background=base != wanted)
         what = f"The model {quote(wanted)} does not exist" if wanted else "The request names no model"
         hint = nearest(wanted, self._names) if len(wanted) <= LONGEST_QUOTE else ""
         error = ModelNotFound(

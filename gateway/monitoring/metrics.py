@@ -48,6 +48,10 @@ class Metrics:
         self._breaker_changes = self._counter("breaker_changes", "Changes of the circuit breaker", "state")
         self._endings = self._counter("answers", "By ending: stop, length, tool_calls, cancelled, error", "ending")
         self._slow = self._counter("slow_answers", "Slow answers by cause: prompt, tokens, queue", "cause")
+        self._targets = self._counter("target_requests", "Requests by the server that answered", "target")
+        self._reasons = self._counter("target_choices", "Why that server: only, affinity, failover, ...", "reason")
+        self._attempts = self._counter("target_attempts", "Servers that were tried, by the one that answered", "target")
+        self._hedged = self._counter("hedged_requests", "Requests to two servers, by the one that won", "winner")
         self._responses = self._counter("http_responses", "Replies by route and HTTP status", "status", first="path")
         self._key_requests = self._counter("key_requests", "Requests by API key and HTTP status", "status", first="key")
         self._key_tokens = self._counter("key_tokens", "Tokens by API key and kind", "kind", first="key")
@@ -108,10 +112,19 @@ class Metrics:
             self._of(self._key_tokens, key, kind).inc(count)
         is_answer = record.status in (200, 499)
         self._of(self._endings, record.model, record.ending if is_answer else "error").inc()
+        if record.target:
+            self._routed(record)
         if record.slow_cause:
             self._of(self._slow, record.model, record.slow_cause).inc()
         if record.ttft_ms is not None:
             self._first_token_came(record, record.ttft_ms)
+
+    def _routed(self, record: AnswerRecord) -> None:
+        self._of(self._targets, record.model, record.target).inc()
+        self._of(self._reasons, record.model, record.target_reason).inc()
+        self._of(self._attempts, record.model, record.target).inc(record.attempts)
+        winner = "second" if record.target_reason == "hedge" else "first"
+        self._of(self._hedged, record.model, winner).inc(record.hedged)
 
     def _first_token_came(self, record: AnswerRecord, ttft_ms: float) -> None:
         model = record.model

@@ -44,6 +44,10 @@ class AnswerRecord(Struct, frozen=True, kw_only=True):
     is_slow: bool = False  # the circuit breaker judged it as slow
     slow_cause: str = ""  # prompt, tokens; queue: it came late but the device was not slow; "": it was not slow
     why: str = ""  # if not the requested model answered: the error code of its refusal
+    target: str = ""  # "host:port" of the server that answered, or that failed last; "": a model of this gateway
+    target_reason: str = ""  # why it was chosen, see generation.Route
+    attempts: int = 0  # servers that were tried; 0: a model of this gateway
+    hedged: bool = False  # two servers were tried at the same time
     error: str = ""  # the message of the error that the client gets
     dropped_messages: int = 0  # of the chat, because it did not fit into the context
     traceparent: str = ""  # the header of W3C Trace Context

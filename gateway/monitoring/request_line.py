@@ -68,6 +68,8 @@ class RequestLine:
     def _parts(self) -> Iterator[str]:
         record = self._record
         yield self._models()
+        if record.target:
+            yield _target(record)
         if record.endpoint:
             yield printable(_APIS.get(record.endpoint, record.endpoint))
         if record.key:
@@ -112,6 +114,14 @@ class RequestLine:
         if record.model in ("", record.requested):
             return requested
         return f"{requested} -> {record.model}" + (f" ({record.why})" if record.why else "")
+
+
+def _target(record: AnswerRecord) -> str:
+    """`on 10.0.0.2:8000 (failover, 2 attempts)`; without the reason if there is only one server."""
+    notes = [record.target_reason] if record.target_reason != "only" else []
+    notes += [f"{record.attempts} attempts"] if record.attempts > 1 else []
+    notes += ["hedged"] if record.hedged else []
+    return f"on {printable(record.target)}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def printable(text: str) -> str:

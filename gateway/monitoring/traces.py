@@ -110,6 +110,11 @@ def _attributes(record: AnswerRecord) -> Iterator[tuple[str, Any]]:
     for name in ("queue_ms", "ttft_ms", "predicted_ttft_ms", "per_token_ms", "device_ms"):
         if (value := getattr(record, name)) is not None:
             yield f"npu_gateway.{name}", value
+    if record.target:
+        yield "npu_gateway.target", record.target
+        yield "npu_gateway.target_reason", record.target_reason
+        yield "npu_gateway.attempts", record.attempts
+        yield "npu_gateway.hedged", record.hedged
     if record.slow_cause:
         yield "npu_gateway.slow_cause", record.slow_cause
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from msgspec.structs import replace
 
 from gateway.embedding import Embedded
-from gateway.generation import Event, Finished, Generation, Started, Usage
+from gateway.generation import Event, Finished, Generation, Route, Started, Usage
 from gateway.lanes.answer import RoutedAnswer
 from gateway.lanes.router import Router
 
@@ -53,6 +53,11 @@ class MultiPromptAnswer(AsyncIterator[Event]):
     def fallback_cause(self) -> str:
         """Of the generation that runs."""
         return self._answer.fallback_cause
+
+    @property
+    def route(self) -> Route:
+        """Of the generation that runs."""
+        return self._answer.route
 
     async def open(self) -> None:
         """Return when a device has begun with the first generation. Raises its refusal."""

@@ -28,6 +28,7 @@ from gateway.lanes.router import Router
 from gateway.routes.collect import Collected, collect
 from gateway.routes.many_prompts import MultiPromptAnswer
 from gateway.server.body import in_thread
+from gateway.server.error_body import ROUTE
 from gateway.server.identity import client_of
 from gateway.server.openapi_operation import Parameter, Stream, openapi_opt
 from gateway.server.request import FALLBACK, TRUNCATED, HttpRequest, headers_of, owner_of, router_of, while_connected
@@ -205,13 +206,14 @@ async def _whole(request: HttpRequest, generations: Sequence[Generation], render
 
 
 def _of_lane(opened: Answer) -> dict[str, str]:
-    """The prediction of the lane whose device has begun, the messages that it left out, and why it is a fallback. Its
-    fallback may still answer."""
+    """The prediction of the lane whose device has begun, the messages that it left out, its server, and why it is a
+    fallback. Its fallback may still answer."""
     predicted_s, dropped = opened.predicted_ttft_s, opened.dropped_messages
     headers = {} if predicted_s is None else {PREDICTED_TTFT: f"{1000 * predicted_s:.0f}"}
     return (
         headers
         | fallback_header(opened.model, opened.fallback_cause)
+        | {ROUTE: opened.route.text(opened.fallback_cause)}
         | ({TRUNCATED: f"messages={dropped}"} if dropped else {})
     )
 

@@ -9,6 +9,8 @@ from msgspec import Struct
 
 from gateway.errors import LONGEST_QUOTE, GatewayError, InvalidRequest, cut
 
+ROUTE = "x-gateway-route"  # a header of the reply: the server that answers, and why
+
 _LONGEST_WHAT = LONGEST_QUOTE + 30  # of msgspec's message; it can quote a whole value
 _WHERE = re.compile(r"(?:`key` in )?`\$\.?(?P<path>[^`]*)`")
 _MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]+)`$")
@@ -39,8 +41,8 @@ def error_body(error: GatewayError) -> ErrorBody:
 
 
 def error_headers(error: GatewayError) -> dict[str, str]:
-    """`Retry-After` and `x-should-retry`. The official SDK obeys both."""
-    headers = {}
+    """`Retry-After` and `x-should-retry`, which the official SDK obeys, and `x-gateway-route`."""
+    headers = {ROUTE: error.route} if error.route else {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.should_retry is not None:

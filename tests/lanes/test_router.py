@@ -15,7 +15,7 @@ from gateway.errors import (
     ModelNotFound,
 )
 from gateway.lanes.lane import Lane
-from gateway.lanes.router import Route, Router
+from gateway.lanes.router import Named, Router
 from tests.support.routing import BREAKER, answer_of, model, request, routing
 from tests.support.virtual_time import in_virtual_time, now
 
@@ -28,23 +28,23 @@ NAMES = {
 @pytest.mark.parametrize(
     ("name", "route"),
     [
-        ("main", Route("main", "main")),
-        ("gpt-4o-mini", Route("main", "gpt-4o-mini")),
-        ("qwen2:7b", Route("main", "qwen2:7b")),
-        ("main:background", Route("main", "main", background=True)),
-        ("qwen2:7b:background", Route("main", "qwen2:7b", background=True)),
-        ("other:background", Route("other", "other:background")),  # the alias has priority over the suffix
-        ("MAIN", Route("main", "main")),
-        ("main:latest", Route("main", "main")),
-        ("GPT-4o-Mini:latest", Route("main", "gpt-4o-mini")),
-        ("Qwen2:7B:latest:background", Route("main", "qwen2:7b", background=True)),
-        ("Main:latest:background", Route("main", "main", background=True)),
-        ("tagged:latest", Route("other", "tagged:latest")),
-        ("tagged", Route("other", "tagged")),
+        ("main", Named("main", "main")),
+        ("gpt-4o-mini", Named("main", "gpt-4o-mini")),
+        ("qwen2:7b", Named("main", "qwen2:7b")),
+        ("main:background", Named("main", "main", background=True)),
+        ("qwen2:7b:background", Named("main", "qwen2:7b", background=True)),
+        ("other:background", Named("other", "other:background")),  # the alias has priority over the suffix
+        ("MAIN", Named("main", "main")),
+        ("main:latest", Named("main", "main")),
+        ("GPT-4o-Mini:latest", Named("main", "gpt-4o-mini")),
+        ("Qwen2:7B:latest:background", Named("main", "qwen2:7b", background=True)),
+        ("Main:latest:background", Named("main", "main", background=True)),
+        ("tagged:latest", Named("other", "tagged:latest")),
+        ("tagged", Named("other", "tagged")),
     ],
 )
 @in_virtual_time
-async def test_lookup_of_names_and_aliases(name: str, route: Route) -> None:
+async def test_lookup_of_names_and_aliases(name: str, route: Named) -> None:
     async with routing(NAMES) as router:
         assert router.lookup(name) == route
 
@@ -73,10 +73,10 @@ async def test_missing_name_is_refused(name: str | None) -> None:
 @in_virtual_time
 async def test_default_model_answers_unknown_names() -> None:
     async with routing(NAMES, default_model="other") as router:
-        assert router.lookup(None) == Route("other", "other")
-        assert router.lookup("gpt-5") == Route("other", "other")
-        assert router.lookup("gpt-5:background") == Route("other", "other", background=True)
-        assert router.lookup("main") == Route("main", "main")
+        assert router.lookup(None) == Named("other", "other")
+        assert router.lookup("gpt-5") == Named("other", "other")
+        assert router.lookup("gpt-5:background") == Named("other", "other", background=True)
+        assert router.lookup("main") == Named("main", "main")
         assert await answer_of(router, request("gpt-5")) == ("other", "fine")
 
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.config.tables import BreakerConfig, ScriptedModel, ServerConfig
+from gateway.config.tables import BreakerConfig, ScriptedModel, ServerConfig, UpstreamModel
 from tests.support.paths import ROOT
 from tests.support.processes import PATIENCE_S
 from tests.support.server import config_of, script_of, serving
@@ -37,10 +37,11 @@ def scrape() -> Iterator[str]:
     models = {
         "fast": ScriptedModel(script=script_of(replies=("one two three",), token_s=0.001)),
         "slow": ScriptedModel(script=script_of(replies=("one two",), ttft_s=0.001), breaker=slow, fallback="fast"),
+        "far": UpstreamModel(url="http://127.0.0.1:9/v1"),  # where no server is
     }
     config = config_of(models, ServerConfig(api_keys={"laptop": KEY}), breaker=BreakerConfig())
     with serving(config) as running, running.http(headers={"Authorization": f"Bearer {KEY}"}) as http:
-        for model in ("fast", "fast", "slow", "slow", "unknown"):
+        for model in ("fast", "fast", "slow", "slow", "far", "unknown"):
             message = {"role": "user", "content": "hello"}
             http.post("/v1/chat/completions", json={"model": model, "messages": [message]})
         yield http.get("/metrics").text

@@ -50,6 +50,11 @@ def test_answer_has_models_api_key_times_and_id_in_110_columns() -> None:
         ({"ending": "cancelled", "status": 499, "total_ms": 3210.0}, "m  cancelled after 3.2 s"),
         ({"endpoint": "/v1/new", "ending": "stop"}, "m  /v1/new  stop"),
         ({"requested": "a", "model": "m", "why": "engine_failed", "ending": "stop"}, "a -> m (engine_failed)  stop"),
+        ({"target": "h:1", "target_reason": "only", "attempts": 1, "ending": "stop"}, "m  on h:1  stop"),
+        (
+            {"target": "h:1", "target_reason": "hedge", "attempts": 2, "hedged": True, "ending": "stop"},
+            "m  on h:1 (hedge, 2 attempts, hedged)  stop",
+        ),
         (
             {"ending": "length", "has_default_limit": True},
             "m  length (default limit; send max_tokens)",

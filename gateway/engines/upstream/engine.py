@@ -29,7 +29,7 @@ from gateway.engines.upstream.client import AnswerTooLarge, HttpClient, LargeBod
 from gateway.engines.upstream.events import ChunkTranslator, most_tokens
 from gateway.engines.upstream.sse import EventParser, EventTooLarge
 from gateway.errors import ConfigError, ModelNotReady
-from gateway.generation import Chat, Generation, Meter, Usage
+from gateway.generation import Chat, Generation, Meter, Route, Usage
 
 _ERROR_BYTES = 64 * 1024
 # Of one answer, and more for each token that it may have. Lines: also empty ones and comments.
@@ -56,6 +56,7 @@ class UpstreamEngine:
         except ValueError as error:
             raise ConfigError(f"models.{name}.url: an upstream model needs the server's URL, {error}") from None
         self._name, self._model = name, model
+        self._route = Route(target=url.netloc)
         self._client = HttpClient(url, model.api_key)
         self._state: State = "loading"
         self._hop = f"npu-gateway-{secrets.token_hex(8)}"
@@ -95,6 +96,7 @@ class UpstreamEngine:
         generation = prepared.generation
         path, body = self._request(generation)
         translator = ChunkTranslator(generation, meter)
+        meter.route = self._route
         meter.call_started()
         try:
             with _mapped(self._name):

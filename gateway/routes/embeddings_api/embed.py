@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from gateway.embedding import EmbeddingAnswer, EmbeddingRequest
 from gateway.errors import DeadlineExceeded, GatewayError, InvalidRequest, ModelNotFound, QueueFull
 from gateway.routes.respond import LIMITS, device_header, fallback_header, sent_by, truncation_of
+from gateway.server.error_body import ROUTE
 from gateway.server.openapi_operation import openapi_opt
 from gateway.server.request import TRUNCATED, HttpRequest, router_of, while_connected
 from gateway.server.sse import EventStream
@@ -58,10 +59,10 @@ def truncates(request: HttpRequest, model: str) -> bool:
 
 
 def headers_of(request: HttpRequest, answer: EmbeddingAnswer) -> dict[str, str]:
-    """Where the model runs, the number of texts that were cut, and why a fallback answers."""
+    """Where the model runs, which server answers, the number of texts that were cut, and why a fallback answers."""
     cut = {TRUNCATED: f"texts={answer.cut_texts}"} if answer.cut_texts else {}
     headers = device_header(router_of(request), answer.model) | cut
-    return headers | fallback_header(answer.model, answer.fallback_cause)
+    return headers | {ROUTE: answer.route} | fallback_header(answer.model, answer.fallback_cause)
 
 
 def vectors_response(request: HttpRequest, answer: EmbeddingAnswer, pieces: Iterator[bytes]) -> ASGIApp:

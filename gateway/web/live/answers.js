@@ -81,7 +81,7 @@ function showModels(select, names) {
 /** The columns of the table: name and text of a value. */
 const COLUMNS = [
   ["time", (answer) => clock(answer.at)],
-  ["model", (answer) => answer.model || answer.requested],
+  ["model", (answer) => `${answer.model || answer.requested}${answer.target ? ` (${answer.target})` : ""}`],
   ["ttft", (answer) => duration(answer.ttft_ms)],
   ["limit_ttft", (answer) => duration(answer.limit_ttft_ms)],
   ["per_token", (answer) => duration(answer.per_token_ms)],
