@@ -3,7 +3,8 @@
 1. When a lane refuses or fails, the request moves to the fallback, until the first event with content is out. From
    then on the answer is that lane's. A wrong request is not sent to a fallback.
 2. If no lane answers, the client gets the error of the model in its request. The log has the others.
-3. A first-token limit from the configuration is used only if there is a fallback. One from the client is always used,
+3. A first-token limit from the configuration is used only if there is a fallback. If every fallback fails, the model
+   gets the request again, without that limit: late is better than not at all. A limit from the client is always used,
    and starts again at each lane.
 """
 
@@ -17,7 +18,18 @@ from typing import NoReturn
 
 from msgspec.structs import replace
 
-from gateway.errors import LONGEST_QUOTE, BreakerOpen, GatewayError, InvalidRequest, ModelNotReady, UpstreamFailed, cut
+from gateway.errors import (
+    LONGEST_QUOTE,
+    BreakerOpen,
+    DeadlineExceeded,
+    FirstTokenTooLate,
+    GatewayError,
+    InvalidRequest,
+    ModelNotReady,
+    QueueFull,
+    UpstreamFailed,
+    cut,
+)
 from gateway.generation import ChoiceFinished, Event, Finished, Generation, Meter, Route, Started, Timings
 from gateway.lanes.job import Job
 from gateway.lanes.lane import Lane
@@ -54,7 +66,8 @@ class RoutedAnswer(AsyncIterator[Event]):
         self.model = lanes[0].name  # the model that answers: final with the first event that the iteration gives
         self._generation = generation
         self._lanes = deque(lanes)
-        self._lane = lanes[0]
+        self._lane = self._first = lanes[0]
+        self._overflowed: Lane | None = None  # it refused the request only for the first-token limit of its table
         self._clock = clock
         self._opened_at = clock()
         self._deadline = self._opened_at + timeout_s
@@ -90,7 +103,7 @@ class RoutedAnswer(AsyncIterator[Event]):
     def fallback_cause(self) -> str:
         """Why a fallback answers: the code of the first refusal. "": the first model answers, or none."""
         first = self._refusals[0] if self._refusals else None
-        has_moved = len(self._refusals) > (self._error is not None)
+        has_moved = len(self._refusals) > (self._error is not None) and self._lane is not self._first
         return first.code or first.type if first is not None and has_moved else ""
 
     @property
@@ -169,10 +182,20 @@ class RoutedAnswer(AsyncIterator[Event]):
         if self._has_content or self._clock() >= self._deadline:
             self._fail(error)
         is_wrong_request = isinstance(error, InvalidRequest) and len(self._refusals) == 1
+        if self._lanes and self._is_overflow(error):
+            self._overflowed = self._overflowed or self._lane
+        elif not self._lanes and self._overflowed is not None:
+            self._lanes.append(self._overflowed)
+            self._overflowed = None
         if is_wrong_request or not self._lanes:
             self._fail(self._refusals[0])
         if not isinstance(error, BreakerOpen | ModelNotReady):  # the lane has logged its state
             self._lane.log_refusal(self._error_text(error), self._lanes[0].name)
+
+    def _is_overflow(self, error: GatewayError) -> bool:
+        """True if the lane refused the request, or was too late, for the limit of its table."""
+        has_limit = self._generation.ttft_timeout_s is None and self._lane.config.ttft_timeout_s is not None
+        return has_limit and isinstance(error, QueueFull | FirstTokenTooLate | DeadlineExceeded)
 
     def _error_text(self, error: GatewayError) -> str:
         """The message for the log. That of another server, and that of a wrong request, can repeat the prompt."""

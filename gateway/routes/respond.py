@@ -195,9 +195,8 @@ async def _open(router: Router, generations: Sequence[Generation]) -> Answer:
 async def _whole(request: HttpRequest, generations: Sequence[Generation], rendering: Rendering) -> ASGIApp:
     router = router_of(request)
     async with aclosing(await _open(router, generations)) as opened:
-        headers = _of_lane(opened)
         collected = await collect(opened, sum(generation.n for generation in generations))
-    headers |= device_header(router, opened.model)
+    headers = _of_lane(opened) | device_header(router, opened.model)
 
     def render() -> ASGIApp:
         return json_response(rendering.whole(opened.model, collected), headers=headers)
@@ -206,8 +205,9 @@ async def _whole(request: HttpRequest, generations: Sequence[Generation], render
 
 
 def _of_lane(opened: Answer) -> dict[str, str]:
-    """The prediction of the lane whose device has begun, the messages that it left out, its server, and why it is a
-    fallback. Its fallback may still answer."""
+    """The prediction of the lane that answers, the messages that it left out, its server, and why it is a fallback.
+
+    Of a stream, it is the lane whose device has begun; its fallback may still answer."""
     predicted_s, dropped = opened.predicted_ttft_s, opened.dropped_messages
     headers = {} if predicted_s is None else {PREDICTED_TTFT: f"{1000 * predicted_s:.0f}"}
     return (
