@@ -27,7 +27,7 @@ def _chat() -> tuple[str, str]:
 
 def _code_edit() -> tuple[str, str]:
     code = _read("gateway/worker/memory.py").partition("    import resource\n")[2]
-    code = f"import resource\n{code}" + _read("gateway/common_prefix.py").partition("\n\n\n")[2]
+    code = f"import resource\n{code}" + _read("gateway/bundles/kv_cache/common_prefix.py").partition("\n\n\n")[2]
     edited = re.sub(r"\bpeak\b", "most", code).replace("peak_bytes", "most_bytes").replace("if it does", "if this does")
     request = "Rename `peak` to `most` everywhere. Answer with the whole file."
     return f"```python\n{code}```\n{request}", f"```python\n{edited}```"

@@ -24,8 +24,8 @@ PACKAGE = ROOT / "gateway"
 #: The layers, lowest first; docs/architecture.md has the same list. A file imports only from layers before its own,
 #: from units before its own in the same layer, and from its own unit.
 _LAYERS = (
-    "errors common_prefix activity",
-    "sandbox sampling embedding generation monitoring child",
+    "errors activity",
+    "sandbox sampling embedding generation state monitoring child",
     "text dialects prompts bundles qnn",
     "worker",
     "config",
@@ -51,6 +51,8 @@ LIBRARY_USERS = {
     "litestar": {"app.py", "routes", "server"},
     "sse_starlette": {"server/sse.py"},  # importing it patches uvicorn's exit handler
     "httpcore": {"engines/upstream"},
+    "pg8000": {"state/postgres.py"},
+    "sqlite3": {"state/sqlite.py"},
     "openai": {"commands/client.py", "commands/chat", "commands/bench", "commands/verify"},
     "tokenizers": {"text", "builder"},
     "jinja2": {"text"},

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gateway.config.tables import Config
+    from gateway.state.database import Database
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -54,6 +55,19 @@ def load(
     from gateway.config.file import load_config
 
     return load_config(arguments.config, overrides=overrides, may_be_empty=may_be_empty)
+
+
+def open_state(config: Config) -> Database:
+    """The database of the configuration. Raises GatewayError: its driver is missing."""
+    from gateway.bundles.disk import data_folder
+    from gateway.errors import GatewayError
+    from gateway.state.database import StateError
+    from gateway.state.open import open_database
+
+    try:
+        return open_database(config.state.url, data_folder())
+    except StateError as error:
+        raise GatewayError(f"[state] url: {error}") from None
 
 
 def base_url(host: str, port: int) -> str:

@@ -92,7 +92,7 @@ def _serve(arguments: argparse.Namespace, config: Config, overrides: Mapping[str
     from gateway.lanes.memory.needs import Needs
     from gateway.monitoring import logs, output
     from gateway.monitoring.usage.history import UsageHistory
-    from gateway.monitoring.usage.store import FILE, UsageStore
+    from gateway.monitoring.usage.store import UsageStore
     from gateway.pull.background.npu_bundles import NpuBundles
     from gateway.pull.watch import ConfigSource
     from gateway.server.heap import return_large_blocks
@@ -113,7 +113,8 @@ def _serve(arguments: argparse.Namespace, config: Config, overrides: Mapping[str
     logs.setup(config.log.level, format=config.log.format, file=file_of_log)
     for line in key_warnings(config.server, file if has_keys(file) else None):
         logging.getLogger("gateway").warning("%s", line)
-    usage = UsageHistory(UsageStore(data_folder() / FILE, config.usage.days)) if config.usage.enabled else None
+    database = options.open_state(config)
+    usage = UsageHistory(UsageStore(database, config.usage.days)) if config.usage.enabled else None
     listener = _listen(config.server)
     address, port = config.server.host, listener.getsockname()[1]
     run_file = RunFile(

@@ -23,6 +23,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
         "every 30 seconds."
     )
     parser = subparsers.add_parser("usage", help="requests and tokens of the last days", description=text)
+    options.add_config(parser)
     parser.add_argument("--days", type=int, default=7, help="the last days, with today (default: 7)")
     parser.add_argument("--by", choices=tuple(_NAMES), default="day", help="one row for each (default: day)")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON, as GET /gateway/usage does")
@@ -32,25 +33,23 @@ def add_parser(subparsers: options.Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import msgspec
 
-    from gateway.bundles.disk import data_folder
     from gateway.monitoring.usage.report import MAX_DAYS, first_hour, report_of
-    from gateway.monitoring.usage.store import FILE, UsageError, UsageStore
+    from gateway.monitoring.usage.store import UsageStore
+    from gateway.state.database import StateError
 
     if not 1 <= arguments.days <= MAX_DAYS:
         raise ConfigError(f"--days must be from 1 to {MAX_DAYS}, not {arguments.days}")
-    file, now = data_folder() / FILE, time.time()
+    database, now = options.open_state(options.load(arguments, may_be_empty=True)), time.time()
     try:
-        rows = UsageStore(file, arguments.days).rows(first_hour(arguments.days, now))
-    except UsageError as error:
+        rows = UsageStore(database, arguments.days).rows(first_hour(arguments.days, now))
+    except StateError as error:
         raise GatewayError(f"the usage history cannot be read: {error}") from None
     report = report_of(rows, arguments.days, now)
     if arguments.json:
         print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
     elif not rows:
-        print(
-            f"There are no requests since {report.since} in {file}. A running gateway writes them every 30 s.",
-            file=sys.stderr,
-        )
+        where = f"{database.label}. A running gateway writes them every 30 s."
+        print(f"There are no requests since {report.since} in {where}", file=sys.stderr)
     else:
         _print({"day": report.by_day, "model": report.by_model, "key": report.by_key}[arguments.by], arguments.by)
         if sys.stdout.isatty():

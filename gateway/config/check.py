@@ -27,6 +27,7 @@ from gateway.config.tables import (
     ResidentModel,
     ScriptedModel,
     ServerConfig,
+    StateConfig,
     TracesConfig,
     UpstreamModel,
     UsageConfig,
@@ -34,6 +35,7 @@ from gateway.config.tables import (
 from gateway.config.value import Setting, Table, closest, nearest, quoted
 from gateway.dialects.choose import DIALECT_NAMES
 from gateway.errors import ConfigError, cut, error_class
+from gateway.state.open import check_url
 
 #: The struct of each model's table, by the model's name.
 Kinds = Mapping[str, type[ModelConfig]]
@@ -45,6 +47,7 @@ TABLES: dict[str, type[Struct]] = {
     "log": LogConfig,
     "traces": TracesConfig,
     "usage": UsageConfig,
+    "state": StateConfig,
     "memory": MemoryConfig,
 }
 #: Other names of the providers.
@@ -132,7 +135,7 @@ def mistakes(config: Config) -> Iterator[tuple[str, str]]:
         yield "[models]", "the file has no model; `npu-gateway pull NAME` adds one"
     if config.default_model is not None:
         yield from _not_a_model("default_model", config.default_model, config)
-    yield from _server_mistakes(config.server)
+    yield from _server_mistakes(config.server, config.state)
     if config.traces.endpoint:
         yield from _malformed("[traces] endpoint", [config.traces.endpoint], server_url)
     if config.breaker.min_calls > config.breaker.window:
@@ -154,12 +157,16 @@ def mistakes(config: Config) -> Iterator[tuple[str, str]]:
         yield from _model_mistakes(where, name, model, config)
 
 
-def _server_mistakes(server: ServerConfig) -> Iterator[tuple[str, str]]:
+def _server_mistakes(server: ServerConfig, state: StateConfig) -> Iterator[tuple[str, str]]:
     for problem in key_mistakes(server.api_keys):
         yield "[server] api_keys", problem
     yield from _malformed("[server] allowed_hosts", (host for host in server.allowed_hosts if host != "*"), host_name)
     yield from _malformed("[server] cors_origins", server.cors_origins, web_origin)
-    if not (is_loopback(server.host) or server.api_keys or server.insecure):
+    try:
+        check_url(state.url)
+    except ValueError as error:
+        yield "[state] url", f"{error}, as docs/state.md shows"
+    if not (is_loopback(server.host) or server.api_keys or state.keys or server.insecure):
         problem = f"{server.host!r} lets other machines connect without a key"
         yield "[server] host", f"{problem}; set api_keys, or insecure = true (--insecure) to allow it"
 

@@ -24,6 +24,7 @@ _AT_ONCE: dict[str, str] = {
     "breaker": "enabled latency_ms prompt_token_ms token_ms window min_calls rate open_s probes probe_itself",
     "log": "level",
     "usage": "days",
+    "state": "responses_days",
     "memory": "budget_mb",
     "models": "load keep_alive pinned aliases fallback ttft_timeout_s queue breaker max_tokens truncation",
 }
@@ -32,6 +33,7 @@ _RESTART: dict[str, str] = {
     "log": "format file max_mb files",
     "traces": "endpoint",
     "usage": "enabled",
+    "state": "url keys",
 }
 _NEW_ENGINE = """
     max_sequences watchdog_s path dialect context_length prefix_cache load_timeout_s source activations precision

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from gateway.config.tables import BundleModel, Config, LocalModel, ModelConfig
 from gateway.config.value import quoted
 from gateway.errors import ConfigError
+from gateway.state.open import SQLITE
 
 _LONGEST_PATH, _LONGEST_NAME = 4000, 255
 _ESCAPES = {"\b": r"\b", "\t": r"\t", "\n": r"\n", "\f": r"\f", "\r": r"\r", "\x1b": r"\e"}
@@ -41,7 +42,10 @@ def with_paths(config: Config, base: Path, file: str) -> Config:
     log = config.log
     if log.file not in ("", "auto"):
         log = replace(log, file=str(absolute(base, log.file, f"{file}: [log] file")))
-    return replace(config, models_dir=models_dir, models=models, log=log)
+    state = config.state
+    if state.url.startswith(SQLITE) and (path := state.url.removeprefix(SQLITE)):
+        state = replace(state, url=f"{SQLITE}{absolute(base, path, f'{file}: [state] url')}")
+    return replace(config, models_dir=models_dir, models=models, log=log, state=state)
 
 
 def _with_draft(name: str, model: ModelConfig, models: Mapping[str, ModelConfig]) -> ModelConfig:

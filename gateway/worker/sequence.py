@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
-from gateway.common_prefix import common_prefix
+from gateway.bundles.kv_cache.common_prefix import common_prefix
 from gateway.generation import FinishReason, Grammar
 from gateway.worker.decoders.base import KVCache, Logits
 from gateway.worker.drafting.costs import CallCosts

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gateway.common_prefix import common_prefix
+from gateway.bundles.kv_cache.common_prefix import common_prefix
 from gateway.worker.decoders.base import KVCache
 
 _MIN_SNAPSHOT_ROWS = 16  # one device call computes fewer rows again

@@ -29,7 +29,8 @@ from gateway.config.tables import LocalModel, LogConfig
 from gateway.engines import head_start
 from gateway.errors import ConfigError, GatewayError
 from gateway.monitoring import output
-from gateway.monitoring.usage.store import FILE, UsageStore
+from gateway.monitoring.usage.store import UsageStore
+from gateway.state.sqlite import FILE, SqliteDatabase
 from tests.support.processes import PATIENCE_S, SCRIPTED, gateway, serving, wakeups
 
 INTERRUPT = signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGINT
@@ -61,7 +62,7 @@ def test_serve_prints_url_models_and_request_and_stops_on_signal(folder: Path) -
 
 def answers_in_the_usage_history() -> int:
     """Of all gateways that this process of the tests has started."""
-    return sum(counts["answered"] for counts in UsageStore(data_folder() / FILE, 30).rows(0).values())
+    return sum(counts["answered"] for counts in UsageStore(SqliteDatabase(data_folder() / FILE), 30).rows(0).values())
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not count wakeups")

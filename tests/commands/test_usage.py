@@ -13,7 +13,8 @@ import pytest
 from gateway import cli
 from gateway.bundles.disk import data_folder
 from gateway.monitoring.usage.counts import Cell, bucket
-from gateway.monitoring.usage.store import FILE, UsageStore
+from gateway.monitoring.usage.store import UsageStore
+from gateway.state.sqlite import FILE, SqliteDatabase
 from tests.support.terminal import Terminal
 
 
@@ -31,7 +32,9 @@ def used(file: Path) -> None:
     answers["ending engine_failed"] = 1
     answers[f"ttft {bucket(200)}"] = 1199
     refusals = Counter({"requests": 3, "refused": 3, "ending latency_breaker_open": 3})
-    UsageStore(file, 30).add({Cell(hour, "big", "anna"): answers, Cell(hour - 24 * 3, "small", ""): refusals})
+    UsageStore(SqliteDatabase(file), 30).add(
+        {Cell(hour, "big", "anna"): answers, Cell(hour - 24 * 3, "small", ""): refusals}
+    )
 
 
 def test_no_requests_is_one_line(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from gateway.lanes.reload import watcher
 from gateway.monitoring.usage.history import UsageHistory
 from gateway.monitoring.usage.store import UsageStore
 from gateway.pull.watch import ConfigSource
+from gateway.state.sqlite import SqliteDatabase
 from tests.support.server import Running, config_of, error_of, scripted, serving
 
 TOKEN = {"x-stop-token": "t-1"}
@@ -38,7 +39,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def usage(tmp_path_factory: pytest.TempPathFactory) -> UsageHistory:
-    return UsageHistory(UsageStore(tmp_path_factory.mktemp("usage") / "usage.sqlite", 30))
+    return UsageHistory(UsageStore(SqliteDatabase(tmp_path_factory.mktemp("usage") / "state.sqlite"), 30))
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,7 @@ from gateway.monitoring.refusals import RefusalLog
 from gateway.monitoring.usage.history import UsageHistory
 from gateway.monitoring.usage.report import first_hour, report_of
 from gateway.monitoring.usage.store import UsageStore
+from gateway.state.sqlite import SqliteDatabase
 from tests.support.server import script_of
 from tests.support.virtual_time import VirtualLoop, now
 
@@ -68,7 +69,7 @@ class Week:
         self.errors: Counter[str] = Counter()
         self.kept: dict[int, Kept] = {}
         self.metrics, self.recent, self.ring = Metrics(), RecentAnswers(), LogRing()
-        self.usage = UsageHistory(UsageStore(folder / "usage.sqlite", KEPT_DAYS))
+        self.usage = UsageHistory(UsageStore(SqliteDatabase(folder / "state.sqlite"), KEPT_DAYS))
         self.refusals = RefusalLog(self.metrics, now)
         observers = Observers()
         for observer in (self.usage.add, self.recent.add, self._count):
@@ -155,7 +156,7 @@ class Week:
             blocks=sys.getallocatedblocks(),
             objects=len(gc.get_objects()),
             metrics_lines=self.metrics.render().count(b"\n"),
-            database=sum(file.stat().st_size for file in self.folder.glob("usage.sqlite*")),
+            database=sum(file.stat().st_size for file in self.folder.glob("state.sqlite*")),
             log=sum(file.stat().st_size for file in self.folder.glob("gateway*.log")),
         )
 

@@ -1,1 +1,1 @@
-"""The size of the KV caches of a bundle, known from its files."""
+"""The size of the KV caches of a bundle, known from its files, and what two token lists share in a cache."""

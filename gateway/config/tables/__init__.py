@@ -24,6 +24,7 @@ from gateway.config.tables.models import (
 from gateway.config.tables.monitoring import LogConfig, TracesConfig, UsageConfig
 from gateway.config.tables.script import Fault, Script
 from gateway.config.tables.server import ServerConfig
+from gateway.config.tables.state import StateConfig
 
 __all__ = [
     "MODEL_KINDS",
@@ -43,6 +44,7 @@ __all__ = [
     "Script",
     "ScriptedModel",
     "ServerConfig",
+    "StateConfig",
     "TracesConfig",
     "UpstreamModel",
     "UsageConfig",

@@ -14,6 +14,7 @@ from gateway.config.tables.models import ModelConfig
 from gateway.config.tables.monitoring import LogConfig, TracesConfig, UsageConfig
 from gateway.config.tables.scalars import MaxTokens, Natural, Truncation
 from gateway.config.tables.server import ServerConfig
+from gateway.config.tables.state import StateConfig
 from gateway.sampling import with_default_keys
 
 
@@ -48,6 +49,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     log: LogConfig = LogConfig()
     traces: TracesConfig = TracesConfig()
     usage: UsageConfig = UsageConfig()
+    state: StateConfig = StateConfig()
     memory: MemoryConfig = MemoryConfig()
     models: dict[str, ModelConfig] = field(default_factory=dict)
     #: The model for requests without a model, or with an unknown one. Without this key they get 404 `model_not_found`.

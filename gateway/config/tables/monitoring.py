@@ -27,7 +27,7 @@ class TracesConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class UsageConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The usage history: counts of each hour, model and key name in a file of the data folder, without prompts."""
+    """The usage history: counts of each hour, model and key name in the database of [state], without prompts."""
 
     enabled: bool = True  # false: nothing is kept
     #: The number of days with requests that are kept. Older ones are deleted.

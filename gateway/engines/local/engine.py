@@ -18,9 +18,9 @@ from msgspec.structs import replace
 
 from gateway.bundles.genie.bundle import GenieBundle, load_genie_bundle
 from gateway.bundles.genie.config import bundle_folder
+from gateway.bundles.kv_cache.common_prefix import common_prefix
 from gateway.bundles.open import open_bundle
 from gateway.bundles.origin import Origin, read_origin
-from gateway.common_prefix import common_prefix
 from gateway.config.tables import GenieModel, LocalModel
 from gateway.engines.base import Emit, EngineStatus, Plan, Prepared
 from gateway.engines.context import max_answer_tokens

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 
 from gateway.monitoring.observers import AnswerRecord
 from gateway.monitoring.usage.counts import Cell, Counts, cell_of, counts_of
-from gateway.monitoring.usage.store import UsageError, UsageStore
+from gateway.monitoring.usage.store import UsageStore
+from gateway.state.database import StateError
 
 _FLUSH_S = 30.0
 _LAST_FLUSH_S = 10.0  # a disk that hangs does not hold the end of the gateway for longer
-_MOST_CELLS = 10_000  # that wait while the file cannot be written; the oldest go first
+_MOST_CELLS = 10_000  # that wait while the database cannot be written; the oldest go first
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ class UsageHistory:
     with history.writing():
         ...  # serve
 
-    A file that cannot be written is one warning. The numbers wait in memory, and are written when it can be.
+    A database that cannot be written is one warning. The numbers wait in memory, and are written when it can be.
     """
 
     def __init__(self, store: UsageStore) -> None:
@@ -71,11 +72,11 @@ class UsageHistory:
                 self._is_failing = False
 
     def rows(self, since_hour: int) -> dict[Cell, Counts]:
-        """The numbers from this hour on, with those that are not written yet. Raises UsageError."""
+        """The numbers from this hour on, with those that are not written yet. Raises StateError."""
         self.flush()
         try:
             rows = self.store.rows(since_hour)
-        except UsageError as error:
+        except StateError as error:
             self._warn(error, "cannot be read")
             raise
         with self._guard:
@@ -105,5 +106,5 @@ class UsageHistory:
         if self._is_failing:
             return
         self._is_failing = True
-        text = str(error) if isinstance(error, UsageError) else f"{self.store.path}: {error!r}"
+        text = str(error) if isinstance(error, StateError) else f"{self.store.database.label}: {error!r}"
         _log.warning("the usage history %s: %s. Answers are not affected.", what, text.rstrip("."))

@@ -14,10 +14,10 @@ from msgspec import Meta
 from gateway.errors import InvalidRequest, NotFound, Unavailable, quote
 from gateway.monitoring.usage.history import UsageHistory
 from gateway.monitoring.usage.report import MAX_DAYS, UsageReport, first_hour, report_of
-from gateway.monitoring.usage.store import UsageError
 from gateway.routes.respond import json_response
 from gateway.server.openapi_operation import Parameter, openapi_opt
 from gateway.server.request import HttpRequest
+from gateway.state.database import StateError
 
 _DEFAULT_DAYS = 7
 _DAYS = Parameter("days", "query", Annotated[int, Meta(ge=1, le=MAX_DAYS)], "The last days, with today. 7 by default.")
@@ -40,7 +40,7 @@ async def usage(request: HttpRequest) -> ASGIApp:
         raise NotFound("This gateway keeps no usage history: 'enabled' in '[usage]' of its config is false.")
     try:
         report = await asyncio.to_thread(_report, history, days)
-    except UsageError:
+    except StateError:
         raise Unavailable("The usage history cannot be read now. The gateway's log has the reason.") from None
     return json_response(report, headers={"cache-control": "no-store"})
 

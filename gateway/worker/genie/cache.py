@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.common_prefix import common_prefix
+from gateway.bundles.kv_cache.common_prefix import common_prefix
 
 
 class CacheContent:

@@ -10,14 +10,20 @@ import pytest
 from gateway.monitoring.usage import history as history_module
 from gateway.monitoring.usage.counts import Cell, Counts
 from gateway.monitoring.usage.history import UsageHistory
-from gateway.monitoring.usage.store import UsageError, UsageStore
+from gateway.monitoring.usage.store import UsageStore
+from gateway.state.database import StateError
+from gateway.state.sqlite import SqliteDatabase
 from tests.monitoring.usage.test_counts import record
 
 AT = 500_000 * 3600.0
 
 
+def path_of(kept: UsageHistory) -> Path:
+    return Path(kept.store.database.label)
+
+
 def history(folder: Path) -> UsageHistory:
-    return UsageHistory(UsageStore(folder / "usage.sqlite", 30, busy_s=0.05))
+    return UsageHistory(UsageStore(SqliteDatabase(folder / "state.sqlite", busy_s=0.05), 30))
 
 
 def requests(kept: UsageHistory) -> int:
@@ -29,7 +35,7 @@ def test_thread_writes_what_waits_at_the_end(tmp_path: Path) -> None:
     with kept.writing():
         for _ in range(3):
             kept.add(record(at=AT))
-        assert not kept.store.path.exists()
+        assert not path_of(kept).exists()
     assert sum(counts["requests"] for counts in kept.store.rows(0).values()) == 3
 
 
@@ -68,12 +74,12 @@ def test_file_that_cannot_be_written_is_one_warning_and_loses_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept = history(tmp_path)
-    kept.store.path.mkdir()
+    path_of(kept).mkdir()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             kept.add(record(at=AT))
             kept.flush()
-        kept.store.path.rmdir()
+        path_of(kept).rmdir()
         kept.add(record(at=AT, key="other"))
         kept.flush()
     [line] = caplog.messages
@@ -85,17 +91,17 @@ def test_file_that_cannot_be_written_is_one_warning_and_loses_nothing(
 
 def test_reader_gets_an_error_if_the_file_cannot_be_read(tmp_path: Path) -> None:
     kept = history(tmp_path)
-    kept.store.path.mkdir()
-    with pytest.raises(UsageError):
+    path_of(kept).mkdir()
+    with pytest.raises(StateError):
         kept.rows(0)
 
 
 def test_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history_module, "_MOST_CELLS", 5)
     kept = history(tmp_path)
-    kept.store.path.mkdir()
+    path_of(kept).mkdir()
     for hour in range(20):
         kept.add(record(at=AT + 3600 * hour))
         kept.flush()
-    kept.store.path.rmdir()
+    path_of(kept).rmdir()
     assert sorted(cell.hour for cell in kept.rows(0)) == [500_015, 500_016, 500_017, 500_018, 500_019]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -10,14 +11,19 @@ import pytest
 from gateway.config.tables import ServerConfig
 from gateway.monitoring.usage.history import UsageHistory
 from gateway.monitoring.usage.store import UsageStore
+from gateway.state.sqlite import SqliteDatabase
 from tests.support.server import config_of, error_of, scripted, serving
 
 KEYS = ServerConfig(api_keys={"anna": "sk-anna", "ben": "sk-ben"})
 
 
+def path_of(kept: UsageHistory) -> Path:
+    return Path(kept.store.database.label)
+
+
 @pytest.fixture(scope="module")
 def history(tmp_path_factory: pytest.TempPathFactory) -> UsageHistory:
-    return UsageHistory(UsageStore(tmp_path_factory.mktemp("usage") / "usage.sqlite", 30))
+    return UsageHistory(UsageStore(SqliteDatabase(tmp_path_factory.mktemp("usage") / "state.sqlite"), 30))
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +66,13 @@ def test_wrong_number_of_days_is_refused(http: httpx.Client, days: str) -> None:
 
 
 def test_file_that_cannot_be_read_is_503_and_answers_go_on(http: httpx.Client, history: UsageHistory) -> None:
-    kept = history.store.path.rename(history.store.path.with_name("kept"))
-    history.store.path.mkdir()
+    kept = path_of(history).rename(path_of(history).with_name("kept"))
+    path_of(history).mkdir()
     response = http.get("/gateway/usage", headers=ANNA)
     assert response.status_code == 503 and "cannot be read now" in error_of(response)["message"]
     ask(http, ANNA)
-    history.store.path.rmdir()
-    kept.rename(history.store.path)
+    path_of(history).rmdir()
+    kept.rename(path_of(history))
     assert http.get("/gateway/usage", headers=ANNA).json()["total"]["answered"] >= 1
 
 

@@ -15,6 +15,7 @@ import pytest
 from gateway.config.tables import BreakerConfig, LocalModel, ModelConfig, Script, ScriptedModel, ServerConfig
 from gateway.monitoring.usage.history import UsageHistory
 from gateway.monitoring.usage.store import UsageStore
+from gateway.state.sqlite import SqliteDatabase
 from tests.support.browser import Browser, Seen, browser
 from tests.support.server import Running, config_of, scripted, serving, wait_until
 from tests.support.tiny import build_tiny
@@ -81,7 +82,7 @@ def server(chromium: Browser, endless: Path, tmp_path_factory: pytest.TempPathFa
     logger = logging.getLogger("gateway")
     level = logger.level
     logger.setLevel(logging.INFO)
-    history = UsageHistory(UsageStore(tmp_path_factory.mktemp("usage") / "usage.sqlite", days=30))
+    history = UsageHistory(UsageStore(SqliteDatabase(tmp_path_factory.mktemp("usage") / "state.sqlite"), 30))
     with serving(config_of(models), usage=history) as running:
         yield running
     logger.setLevel(level)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.common_prefix import common_prefix
+from gateway.bundles.kv_cache.common_prefix import common_prefix
 from gateway.worker.drafting.costs import CallCosts
 from gateway.worker.drafting.lookup import PromptLookupDrafter
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.common_prefix import common_prefix
+from gateway.bundles.kv_cache.common_prefix import common_prefix
 from gateway.worker.drafting.prediction import PredictionDrafter, PredictionIndex
 
 TEXT = list(range(100, 160))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.common_prefix import common_prefix
+from gateway.bundles.kv_cache.common_prefix import common_prefix
 
 
 @pytest.mark.parametrize(
