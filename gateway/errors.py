@@ -239,6 +239,7 @@ class UpstreamFailed(GatewayError):
     status = 502
     type = "upstream_error"
     code = "upstream_failed"
+    symptom = "failed"  # in a few words, without a text of that server
 
 
 class UpstreamRefused(UpstreamFailed):

@@ -25,7 +25,7 @@ from msgspec import Struct
 from gateway.config.check import TABLES
 from gateway.config.effects import effect_text
 from gateway.config.settings import ENV_PREFIX
-from gateway.config.tables import MODEL_KINDS, Alias, Config, Fault, ModelBase, Script
+from gateway.config.tables import MODEL_KINDS, Alias, Config, Fault, ModelBase, Script, UpstreamTarget
 from gateway.config.value import upper
 from gateway.sampling import Sampling, configurable
 
@@ -109,7 +109,16 @@ def page() -> str:
 
 def undocumented() -> list[str]:
     """The fields without a comment."""
-    structs: set[type[Struct]] = {Config, *TABLES.values(), ModelBase, *MODEL_KINDS.values(), Alias, Script, Fault}
+    structs: set[type[Struct]] = {
+        Config,
+        *TABLES.values(),
+        ModelBase,
+        *MODEL_KINDS.values(),
+        Alias,
+        UpstreamTarget,
+        Script,
+        Fault,
+    }
     return [f"{struct.__name__}.{name}" for struct in structs for name in _keys(struct) if not _meaning(struct, name)]
 
 
@@ -123,6 +132,7 @@ def _sections() -> Iterator[str]:
         own = [name for name in _keys(kind) if name not in common and name not in configurable()]
         title = f'[models.NAME] with engine = "{engine}"'
         yield from _section(title, kind, ("models", "NAME"), own, _sampling_text(engine))
+    yield from _section("[[models.NAME.targets]]", UpstreamTarget, None)
     yield from _section("aliases = { NAME = { ... } }", Alias, None)
     yield from _section("[models.NAME.script]", Script, None)
     yield from _section("[[models.NAME.script.faults]]", Fault, None)

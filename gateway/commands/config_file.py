@@ -163,8 +163,10 @@ def _described(model: ModelConfig) -> str:
     from gateway.config.tables import GenieModel, LocalModel, UpstreamModel
 
     match model:
-        case UpstreamModel(url=url):
-            what = f"on the server {url}"
+        case UpstreamModel(targets=()):
+            what = f"on the server {model.url}"
+        case UpstreamModel():
+            what = f"on {len(model.targets)} servers"
         case LocalModel(source=source, path=path, provider=provider):
             where = {"auto": "on the NPU if there is one", "qnn": "on the NPU", "cpu": "on the CPU"}[provider]
             what = f"{where}, {path}" + (f", built from {source}" if source else "")

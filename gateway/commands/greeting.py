@@ -29,27 +29,41 @@ _log = logging.getLogger("gateway")
 
 async def greet(config: Config, router: Router, port: int) -> None:
     """Wait until every model was tried, then print."""
-    silent, _ = await asyncio.gather(silent_servers(config), router.tried())
-    for name, problem in silent.items():
-        _log.warning("%s: %s", name, problem)
+    problems, _ = await asyncio.gather(server_problems(config), router.tried())
+    for name, found in problems.items():
+        for problem in filter(None, found):
+            _log.warning("%s: %s", name, problem)
     models = router.models()
     if any(model.status.engine.state == "closed" for model in models):  # stopped while a model was loading
         return
     defaults = {model.name: router.defaults_for(model.name) for model in models}
-    print(greeting(config, models, defaults, port, silent), flush=True)
+    print(greeting(config, models, defaults, port, silent_models(problems)), flush=True)
 
 
-async def silent_servers(config: Config) -> dict[str, str]:
-    """The upstream models whose server does not answer, or not for them, with the reason. Takes a few seconds."""
+async def server_problems(config: Config) -> dict[str, list[str]]:
+    """For each upstream model: what is wrong with each of its servers; "": it answers. Takes a few seconds."""
     from gateway.config.tables import UpstreamModel
+    from gateway.config.upstream import servers_of
 
-    upstream = {name: model for name, model in config.models.items() if isinstance(model, UpstreamModel)}
-    if not upstream:
+    models = [(name, model) for name, model in config.models.items() if isinstance(model, UpstreamModel)]
+    if not models:
         return {}
     from gateway.engines.upstream.reach import reach  # the engine has imported its HTTP client
 
-    problems = await asyncio.gather(*(reach(name, model) for name, model in upstream.items()))
-    return {name: problem for name, problem in zip(upstream, problems, strict=True) if problem}
+    async def found(name: str, model: UpstreamModel) -> list[str]:
+        return await asyncio.gather(*(reach(server) for server in servers_of(name, model)))
+
+    results = await asyncio.gather(*(found(name, model) for name, model in models))
+    return {name: result for (name, _), result in zip(models, results, strict=True)}
+
+
+def silent_models(problems: Mapping[str, list[str]]) -> dict[str, str]:
+    """The upstream models of which no server answers -> the reason."""
+    silent = {name: found for name, found in problems.items() if all(found)}
+    return {
+        name: found[0] if len(found) == 1 else f"none of its {len(found)} servers answers. {found[0]}"
+        for name, found in silent.items()
+    }
 
 
 def greeting(

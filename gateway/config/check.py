@@ -32,6 +32,7 @@ from gateway.config.tables import (
     UpstreamModel,
     UsageConfig,
 )
+from gateway.config.upstream import upstream_mistakes
 from gateway.config.value import Setting, Table, closest, nearest, quoted
 from gateway.dialects.choose import DIALECT_NAMES
 from gateway.errors import ConfigError, cut, error_class
@@ -192,7 +193,7 @@ def _model_mistakes(where: str, name: str, model: ModelConfig, config: Config) -
         case GenieModel(path=""):
             yield where, "needs path (the folder of the bundle)"
         case UpstreamModel():
-            yield from _upstream_mistakes(where, model)
+            yield from upstream_mistakes(where, model)
         case ScriptedModel(script=script):
             for fault in script.faults:
                 if fault.error and error_class(fault.error).__name__ != fault.error:
@@ -237,16 +238,6 @@ def _file_as_path(where: str, path: str, models_dir: Path) -> Iterator[tuple[str
         yield where, f"is the folder of a bundle; write a file of weights as source = '{cut(file, 100)}'"
     elif path.lower().endswith((".onnx", ".bin", "_config.json")):
         yield where, f"is the folder of a bundle, not a file in it: path = '{cut(str(Path(path).parent), 100)}'"
-
-
-def _upstream_mistakes(where: str, model: UpstreamModel) -> Iterator[tuple[str, str]]:
-    try:
-        server_url(model.url)
-    except ValueError as error:
-        yield f"{where} url", f"engine = 'upstream' needs the server's URL, {error}"
-    if model.api_key:
-        for problem in key_mistakes({"api_key": model.api_key}):
-            yield f"{where} api_key", problem
 
 
 def _not_a_model(where: str, name: str, config: Config) -> Iterator[tuple[str, str]]:

@@ -39,6 +39,7 @@ from gateway.config.tables import (
     ModelConfig,
 )
 from gateway.config.toml_file import read_toml
+from gateway.config.upstream import with_server_keys
 from gateway.config.value import Setting, Table, convert, quoted
 from gateway.errors import ConfigError
 from gateway.qnn.options import check_options
@@ -117,7 +118,8 @@ def _load(
 def _complete(config: Config, environ: Mapping[str, str], base: Path, file: str, note: Report) -> Config:
     """The configuration with absolute paths and all API keys."""
     try:
-        return _with_keys(with_paths(config, base, file), environ, base, file)
+        config = with_server_keys(with_paths(config, base, file), environ, base, file)
+        return _with_keys(config, environ, base, file)
     except ConfigError as error:
         note(error)
     return config

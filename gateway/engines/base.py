@@ -17,6 +17,17 @@ State = Literal["loading", "ready", "restarting", "failed", "closed", "unloaded"
 Capability = Literal["chat", "tools", "logprobs", "structured_outputs", "embeddings", "rerank"]
 
 
+class TargetStatus(Struct, frozen=True, kw_only=True):
+    """One of several servers of an upstream model. It has no address, because `/readyz` needs no key."""
+
+    number: int  # in the configuration, from 1
+    #: `trial`: it was down, answers again and gets one request at a time. `busy`: it refused a request for its load.
+    state: Literal["up", "trial", "busy", "down"]
+    detail: str = ""  # why it is not up
+    running: int = 0  # requests
+    weight: float = 1.0
+
+
 class EngineStatus(Struct, frozen=True, kw_only=True):
     """What `/readyz`, `/v1/models/{id}` and `doctor` show of an engine."""
 
@@ -41,6 +52,7 @@ class EngineStatus(Struct, frozen=True, kw_only=True):
     peak_bytes: int = 0
     #: What the model's files recommend for requests that do not choose, by the name of the key in config.toml.
     sampling: dict[str, float] = field(default_factory=dict)
+    targets: tuple[TargetStatus, ...] = ()  # the servers of an upstream model that has several
     capabilities: tuple[Capability, ...] = ("chat", "tools", "logprobs", "structured_outputs")
 
     @property

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from gateway.commands.doctor.finding import Finding
-from gateway.config.tables import Config, UpstreamModel
+from gateway.config.tables import Config, UpstreamModel, UpstreamTarget
+from gateway.config.upstream import missing_key, servers_of
 from gateway.errors import cut
 
 
 def upstream(config: Config) -> Iterator[Finding]:
-    from gateway.commands.greeting import silent_servers
+    from gateway.commands.greeting import server_problems
 
     models = {name: model for name, model in config.models.items() if isinstance(model, UpstreamModel)}
     if models:
-        yield from upstream_findings(models, asyncio.run(silent_servers(config)))
+        yield from upstream_findings(models, asyncio.run(server_problems(config)))
 
 
-def upstream_findings(models: Mapping[str, UpstreamModel], silent: Mapping[str, str]) -> Iterator[Finding]:
+def upstream_findings(models: Mapping[str, UpstreamModel], problems: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
     """Args:
-    silent: the models whose server does not answer, or not for them -> the reason and the next step.
+    problems: of each model, what is wrong with each of its servers, with the next step; "": it answers.
     """
     for name, model in models.items():
-        if problem := silent.get(name):
-            because, _, step = problem.partition(". ")
-            step = step[:1].lower() + step[1:] or "look whether that server is busy"
-            yield Finding("bad", f"model {name}", problem, "upstream", f"{name}: {because}", step)
-        else:
-            yield Finding("ok", f"model {name}", f"{cut(model.url, 100)} answers")
+        found = list(zip(servers_of(name, model), problems[name], strict=True))
+        for number, (server, problem) in enumerate(found, 1):
+            what = f"model {name}" if len(found) == 1 else f"model {name}, server {number}"
+            yield _finding(name, what, server, problem, is_silent=all(problems[name]))
+
+
+def _finding(name: str, what: str, server: UpstreamTarget, problem: str, *, is_silent: bool) -> Finding:
+    """A server that is down is bad if the model has no other one. A key that is not here may be in the gateway."""
+    if not problem:
+        return Finding("ok", what, f"{cut(server.url, 100)} answers")
+    if not is_silent or missing_key(server):
+        return Finding("note", what, problem)
+    because, _, step = problem.partition(". ")
+    step = step[:1].lower() + step[1:] or "look whether that server is busy"
+    return Finding("bad", what, problem, "upstream", f"{name}: {because}", step)

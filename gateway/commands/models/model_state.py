@@ -51,8 +51,10 @@ def bundle_folders(model: ModelConfig | BundleModel) -> list[Path]:
 def examine(model: ModelConfig, budget_bytes: float = math.inf) -> ModelState:
     """Check the files of a model, without a runtime. `budget_bytes`: for all models together."""
     match model:
-        case UpstreamModel(url=url):
-            return ModelState(state="remote", detail=url)
+        case UpstreamModel(targets=()):
+            return ModelState(state="remote", detail=model.url)
+        case UpstreamModel(targets=targets):
+            return ModelState(state="remote", detail=f"{len(targets)} servers")
         case ScriptedModel(simulate=chip):
             return ModelState(state="scripted", detail=chip or "")
         case GenieModel(path=path):

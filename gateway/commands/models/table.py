@@ -36,7 +36,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     config = options.load(arguments)
-    from gateway.commands.greeting import silent_servers
+    from gateway.commands.greeting import server_problems, silent_models
     from gateway.commands.models.model_state import examine
     from gateway.commands.models.prepare import prepare
     from gateway.lanes.memory.needs import budget_bytes
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         config = prepare(config, all_now=True)
     budget = budget_bytes(config.memory)
     states = {name: examine(model, budget) for name, model in config.models.items()}
-    running = _running(arguments, config) | asyncio.run(silent_servers(config))
+    running = _running(arguments, config) | silent_models(asyncio.run(server_problems(config)))
     if arguments.json:
         rows = [_row(name, model, states[name], running.get(name), budget) for name, model in config.models.items()]
         print(json.dumps(rows, indent=2))

@@ -20,6 +20,7 @@ from gateway.config.tables.models import (
     ResidentModel,
     ScriptedModel,
     UpstreamModel,
+    UpstreamTarget,
 )
 from gateway.config.tables.monitoring import LogConfig, TracesConfig, UsageConfig
 from gateway.config.tables.script import Fault, Script
@@ -47,5 +48,6 @@ __all__ = [
     "StateConfig",
     "TracesConfig",
     "UpstreamModel",
+    "UpstreamTarget",
     "UsageConfig",
 ]

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, get_args
 from msgspec import Struct, field
 
 from gateway.config.tables.breaker import BreakerConfig
-from gateway.config.tables.scalars import Count, KeepAlive, MaxTokens, Natural, Seconds, Truncation
+from gateway.config.tables.scalars import Count, KeepAlive, MaxTokens, Natural, Seconds, Truncation, Weight
 from gateway.config.tables.script import Script
 from gateway.sampling import EngineKind, with_model_keys
 
@@ -89,13 +89,31 @@ class GenieModel(BundleModel, frozen=True, forbid_unknown_fields=True, kw_only=T
     poll: bool = False  # Genie waits for the NPU in a busy loop; bundles ask for it, and it makes them slower
 
 
+class UpstreamTarget(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One of several servers that have the same model. A text in the list is the `url` alone.
+
+    Without a key of its own, a server gets the key of the model's table.
+    """
+
+    url: str = ""  # its address: "http://10.0.0.1:8000/v1"
+    upstream_model: str = ""  # the model's name on that server; "": that of the model's table
+    weight: Weight = 1.0  # its share of the requests: one with 2 gets twice as many as one with 1
+    api_key: str = ""  # the key to send there
+    api_key_env: str = ""  # the environment variable that has the key
+    api_key_file: str = ""  # the file that has the key, alone; a relative path begins at the folder of this file
+
+
 @with_model_keys("upstream")
 class UpstreamModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`engine = "upstream"`: a model on another server with OpenAI's API."""
 
     url: str = ""  # its address: "http://127.0.0.1:8081/v1"
+    #: Instead of `url`: several servers, as URLs or as tables. docs/targets.md explains them.
+    targets: tuple[UpstreamTarget | str, ...] = ()
     upstream_model: str = ""  # the model's name on that server; "": its name here
     api_key: str = ""  # the key to send there
+    api_key_env: str = ""  # the environment variable that has the key
+    api_key_file: str = ""  # the file that has the key, alone; a relative path begins at the folder of this file
     context_length: Natural = 0  # of the model there, in tokens; 0: unknown
 
 

@@ -14,6 +14,7 @@ Seconds = Annotated[float, Meta(gt=0, le=1e6)]
 Millis = Annotated[float, Meta(ge=0, le=1e9)]
 Delay = Annotated[float, Meta(ge=0)]  # of a script; `inf` hangs
 Share = Annotated[float, Meta(gt=0, le=1)]
+Weight = Annotated[float, Meta(gt=0, le=1e6)]
 Truncation = Literal["auto", "disabled"]  # "auto": leave out the oldest turns of a chat that is too long
 MaxTokens = Count | Literal["context"]  # "context": up to the end of the context
 KeepAlive = Annotated[float, Meta(ge=-1, le=1e9)]  # seconds; negative: for ever

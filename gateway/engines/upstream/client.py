@@ -38,10 +38,11 @@ class LargeBodyRefused(httpcore.NetworkError):
 
 
 class HttpClient:
-    """Posts to one server. `url` is its base URL, `api_key` may be empty."""
+    """Posts to one server. `url` is its base URL, `api_key` may be empty, a connection is made within `connect_s`."""
 
-    def __init__(self, url: SplitResult, api_key: str) -> None:
+    def __init__(self, url: SplitResult, api_key: str, connect_s: float = _CONNECT_S) -> None:
         self._url = url
+        self._connect_s = connect_s
         self._headers: dict[str | bytes, str | bytes] = {
             "Host": url.netloc,
             "Authorization": f"Bearer {api_key or 'none'}",
@@ -115,7 +116,7 @@ class HttpClient:
             httpcore.URL(scheme=url.scheme, host=url.hostname or "", port=url.port, target=target),
             headers={**self._headers, **extra},
             content=body,
-            extensions={"timeout": {"connect": _CONNECT_S}},
+            extensions={"timeout": {"connect": self._connect_s}},
         )
 
 

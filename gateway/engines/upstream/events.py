@@ -13,8 +13,8 @@ from typing import Any
 from uuid import uuid4
 
 from gateway.engines.upstream.chunks import Call, Choice, Chunk, Delta, Entry, Logprobs, read_logprobs
+from gateway.engines.upstream.refusals import ended
 from gateway.engines.upstream.sse import EventTooLarge
-from gateway.errors import UpstreamFailed
 from gateway.generation import (
     ChoiceFinished,
     Event,
@@ -47,13 +47,13 @@ class MalformedAnswer(ValueError):
 class ChunkTranslator:
     """Args:
     generation: the request.
-    meter: updated with every chunk.
+    meter: updated with every chunk. It can be exchanged.
     """
 
     def __init__(self, generation: Generation, meter: Meter) -> None:
         self._open = set(range(generation.n))
         self._generation = generation
-        self._meter = meter
+        self.meter = meter
         self._started = False
         self._calls: dict[int, list[int]] = {}  # choice -> the server's indices of its tool calls, in order
         self._in_call: set[int] = set()  # choices whose newest event is of a tool call
@@ -76,15 +76,19 @@ class ChunkTranslator:
 
     def finish(self) -> Usage:
         """The token counts, at the end of the chunks. Raises UpstreamFailed when a choice has no end."""
-        if self._open or not self._started:
-            raise UpstreamFailed("The server ended its answer in the middle.")
-        usage, meter = self._count(), self._meter
+        self.check_complete()
+        usage, meter = self._count(), self.meter
         meter.prompt_tokens, meter.cached_tokens = usage.prompt_tokens, usage.cached_tokens
         meter.completion_tokens = usage.completion_tokens
         return usage
 
+    def check_complete(self) -> None:
+        """Raises UpstreamFailed when a choice has no end."""
+        if self._open or not self._started:
+            raise ended()
+
     def _measure(self) -> None:
-        meter = self._meter
+        meter = self.meter
         meter.device_s = meter.device_s_at(meter.clock())
         meter.call_ended()
 
@@ -96,7 +100,7 @@ class ChunkTranslator:
         if content or reasoning or delta.tool_calls:
             if index not in self._open:
                 raise MalformedAnswer("content after the end of a choice, or of one that was not requested")
-            self._meter.count_token()  # a chunk is about one token; the server's own count replaces it at the end
+            self.meter.count_token()  # a chunk is about one token; the server's own count replaces it at the end
         if reasoning:
             self._spend(len(reasoning))
             self._in_call.discard(index)
@@ -151,7 +155,7 @@ class ChunkTranslator:
         return Usage(
             prompt_tokens=prompt,
             cached_tokens=min(prompt, _number(_part(usage, "prompt_tokens_details"), "cached_tokens") or 0),
-            completion_tokens=self._meter.completion_tokens if completion is None else completion,
+            completion_tokens=self.meter.completion_tokens if completion is None else completion,
             reasoning_tokens=_number(details, "reasoning_tokens") or 0,
             accepted_prediction_tokens=_number(details, "accepted_prediction_tokens") or 0,
             rejected_prediction_tokens=_number(details, "rejected_prediction_tokens") or 0,

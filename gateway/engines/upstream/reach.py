@@ -1,4 +1,4 @@
-"""Asks the server of an upstream model, before any request, whether it answers and has the model."""
+"""Asks a server whether it answers, takes the key and has the model: one `GET /models`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import msgspec
 from msgspec import Struct
 
 from gateway.config.hosts import server_url
-from gateway.config.tables import UpstreamModel
+from gateway.config.tables import UpstreamTarget
+from gateway.config.upstream import missing_key
 from gateway.engines.upstream.client import HttpClient, start_of_body
 from gateway.errors import GatewayError, cut
 
 _MOST_BYTES = 1024 * 1024  # of the list of models
 _MOST_NAMES = 5  # of the models in a message
+_FAILURES = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, httpcore.ProxyError, OSError)
 
 
 class _Model(Struct):
@@ -25,54 +27,57 @@ class _Models(Struct):
     data: list[_Model]
 
 
-async def reach(name: str, model: UpstreamModel, limit_s: float = 3.0) -> str:
-    """`GET /models` once. Returns what is wrong, with the next step; "" if the server answers.
-
-    A server without this path counts as one that answers, because some have only the path for chats.
+async def reach(server: UpstreamTarget, limit_s: float = 3.0) -> str:
+    """Ask with a connection of its own. Returns what is wrong, with the next step; "" if the server answers.
 
     Args:
-        name: of the model in the configuration.
+        server: with the model's name there.
         limit_s: seconds for everything.
     """
-    where = cut(model.url, 100)
+    where = cut(server.url, 100)
+    if missing := missing_key(server):
+        return f"{where} got no request: {missing}"
     try:
-        async with asyncio.timeout(limit_s):
-            return await _problem(name, model)
-    except TimeoutError:
-        return f"{where} does not answer within {limit_s:g} s"
-    except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError):
-        return f"{where} does not answer. Start that server, or correct `url`"
+        client = HttpClient(server_url(server.url), server.api_key)
+        await client.open()
     except GatewayError as error:  # a proxy that is not supported
         return error.message
     except ValueError as error:
         return f"{where} is not the URL of a server: write one {error}"
-
-
-async def _problem(name: str, model: UpstreamModel) -> str:
-    client = HttpClient(server_url(model.url), model.api_key)
-    await client.open()
     try:
-        async with client.get("/models") as response:
-            body = await start_of_body(response, _MOST_BYTES)
+        found = await problem(client, server, limit_s)
     finally:
         await client.aclose()
-    return _verdict(name, model, response.status, body)
+    return f"{where} {found}" if found else ""
 
 
-def _verdict(name: str, model: UpstreamModel, status: int, body: bytes) -> str:
-    where = cut(model.url, 100)
+async def problem(client: HttpClient, server: UpstreamTarget, limit_s: float) -> str:
+    """Ask with an open client. Returns what is wrong, with the next step, for the end of a sentence; "": nothing.
+
+    A server without this path counts as one that answers, because some have only the path for chats.
+    """
+    try:
+        async with asyncio.timeout(limit_s), client.get("/models") as response:
+            return _verdict(server, response.status, await start_of_body(response, _MOST_BYTES))
+    except TimeoutError:
+        return f"does not answer within {limit_s:g} s"
+    except _FAILURES:
+        return "does not answer. Start that server, or correct `url`"
+
+
+def _verdict(server: UpstreamTarget, status: int, body: bytes) -> str:
     if status in (401, 403):
-        key = "another `api_key`" if model.api_key else "`api_key`"
-        return f"{where} refuses the key (HTTP {status}). Set {key} in the model's table"
+        key = "another `api_key`" if server.api_key else "`api_key`"
+        return f"refuses the key (HTTP {status}). Set {key} in the model's table"
     if status >= 500:
-        return f"{where} answers with HTTP {status}. Look into the log of that server"
+        return f"answers with HTTP {status}. Look into the log of that server"
     try:
         names = [each.id for each in msgspec.json.decode(body, type=_Models).data] if status == 200 else []
     except (msgspec.DecodeError, UnicodeDecodeError):
         names = []
-    wanted = model.upstream_model or name
+    wanted = server.upstream_model
     if not names or any(each == wanted or each.startswith(f"{wanted}:") for each in names):  # Ollama: "NAME:latest"
         return ""
     shown = ", ".join(cut(each, 100) for each in names[:_MOST_NAMES])
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return f"{where} has no model {wanted!r}; it has {shown}{more}. Set `upstream_model` to one of them"
+    return f"has no model {wanted!r}; it has {shown}{more}. Set `upstream_model` to one of them"

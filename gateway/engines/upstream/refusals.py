@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,10 +18,24 @@ from gateway.errors import (
     UpstreamRefused,
 )
 
+_Failed = TypeVar("_Failed", bound=UpstreamFailed)
+
 _TOO_LONG = ("context_length_exceeded", "exceed_context_size_error", "maximum context length")
 _LONGEST_TEXT = 500  # characters of a message that the server made
 _LONGEST_RETRY_S = 3600.0
 _SHORTEST_SECRET = 8  # characters; a shorter key, such as "none", is no secret
+
+
+class Unreachable(UpstreamFailed):
+    """No usable connection: it says something of the server, whatever the request is."""
+
+
+class CutOff(UpstreamRefused):
+    """The server broke the connection of a large request, and may accept a shorter one."""
+
+
+class TooLarge(InvalidRequest):
+    """The server refuses a request of this size. Another one may accept it."""
 
 
 def refusal(name: str, status: int, detail: dict[str, Any], retry_after: str) -> GatewayError:
@@ -39,21 +53,27 @@ def refusal(name: str, status: int, detail: dict[str, Any], retry_after: str) ->
     match status:
         case 400 | 413 | 422:
             text = " ".join(map(str, (detail.get("code"), detail.get("type"), detail.get("message"))))
-            kind = ContextLengthExceeded if any(words in text for words in _TOO_LONG) else InvalidRequest
+            kind = TooLarge if status == 413 else InvalidRequest
+            kind = ContextLengthExceeded if any(words in text for words in _TOO_LONG) else kind
             return kind(_message(detail, f"The server behind '{name}' refused the request."), param=_param(detail))
         case 401 | 403:
-            return UpstreamRefused(f"The server behind '{name}' does not accept the key that is configured for it.")
+            error = UpstreamRefused(f"The server behind '{name}' does not accept the key that is configured for it.")
+            return _with(error, f"refuses the key (HTTP {status})")
         case 404:
-            return UpstreamRefused(f"The server behind '{name}' does not have that model or endpoint.")
+            error = UpstreamRefused(f"The server behind '{name}' does not have that model or endpoint.")
+            return _with(error, "does not have the model or endpoint (HTTP 404)")
         case 429:
             return QueueFull(f"The server behind '{name}' is busy.", retry_after_s=wait_s or 1.0)
         case 300 | 301 | 302 | 303 | 305 | 306 | 307 | 308:
-            return UpstreamFailed(
-                f"The server behind '{name}' redirects to another URL, which is not followed. "
-                "Set the model's 'url' to the final one."
+            return _with(
+                UpstreamFailed(
+                    f"The server behind '{name}' redirects to another URL, which is not followed. "
+                    "Set the model's 'url' to the final one."
+                ),
+                f"redirects to another URL (HTTP {status})",
             )
         case _:
-            return failure(name, detail | {"code": status}, f"status {status}", wait_s)
+            return _with(failure(name, detail | {"code": status}, f"status {status}", wait_s), f"HTTP {status}")
 
 
 def failure(name: str, detail: dict[str, Any], otherwise: str, wait_s: float | None = None) -> UpstreamFailed:
@@ -64,29 +84,54 @@ def failure(name: str, detail: dict[str, Any], otherwise: str, wait_s: float | N
 
 
 def malformed(name: str) -> UpstreamFailed:
-    return UpstreamFailed(f"The server behind '{name}' answered with something that is not OpenAI's API.")
+    error = UpstreamFailed(f"The server behind '{name}' answered with something that is not OpenAI's API.")
+    return _with(error, "answers with something that is not OpenAI's API")
 
 
 def cut_off(name: str) -> UpstreamRefused:
-    return UpstreamRefused(
+    error = CutOff(
         f"The server behind '{name}' broke the connection without an answer to this large request. Try a shorter one."
     )
+    return _with(error, "breaks the connection of a large request")
 
 
-def loop(name: str) -> UpstreamFailed:
-    return UpstreamFailed(f"The server behind '{name}' sends requests back to this gateway. Correct the model's 'url'.")
+def loop(name: str, kind: type[UpstreamFailed] = UpstreamFailed) -> UpstreamFailed:
+    return kind(f"The server behind '{name}' sends requests back to this gateway. Correct the model's 'url'.")
 
 
 def unreachable(name: str) -> UpstreamFailed:
-    return UpstreamFailed(f"The server behind '{name}' cannot be reached, or broke the connection.")
+    error = Unreachable(f"The server behind '{name}' cannot be reached, or broke the connection.")
+    return _with(error, "cannot be reached, or breaks the connection")
 
 
 def silent(name: str) -> UpstreamFailed:
-    return UpstreamFailed(f"The server behind '{name}' was silent for too long.")
+    return _with(Unreachable(f"The server behind '{name}' was silent for too long."), "is silent")
 
 
 def too_large(name: str) -> UpstreamFailed:
-    return UpstreamFailed(f"The server behind '{name}' sent a longer answer than the gateway accepts.")
+    error = UpstreamFailed(f"The server behind '{name}' sent a longer answer than the gateway accepts.")
+    return _with(error, "sends a longer answer than the gateway accepts")
+
+
+def ended() -> UpstreamFailed:
+    return _with(UpstreamFailed("The server ended its answer in the middle."), "ends an answer in the middle")
+
+
+def symptom(error: GatewayError) -> str:
+    """What the server did, in a few words for the log, without its own text."""
+    match error:
+        case QueueFull():
+            return "is busy (HTTP 429)"
+        case ContextLengthExceeded() | TooLarge():
+            return "refuses a request for its length"
+        case UpstreamFailed():
+            return error.symptom
+    return "refuses a request"
+
+
+def _with(error: _Failed, symptom: str) -> _Failed:
+    error.symptom = symptom
+    return error
 
 
 def error_detail(body: bytes | dict[str, Any] | str, secret: str) -> dict[str, Any]:

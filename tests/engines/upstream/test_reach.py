@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from gateway.config.tables import UpstreamModel
+from gateway.config.tables import UpstreamTarget
 from gateway.engines.upstream.reach import reach
 from tests.support.processes import free_port
 
@@ -38,15 +38,15 @@ async def server(status: str, body: str = "", *, hangs: bool = False) -> AsyncIt
                 await writer.wait_closed()
 
 
-def model(url: str, **keys: str) -> UpstreamModel:
-    return UpstreamModel(url=url, **keys)  # type: ignore[arg-type]
+def model(name: str, url: str, **keys: str) -> UpstreamTarget:
+    return UpstreamTarget(url=url, **{"upstream_model": name, **keys})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["a", "qwen3"])
 def test_server_that_has_the_model_is_right(name: str) -> None:
     async def run() -> None:
         async with server("200 OK", MODELS) as (url, heads):
-            assert await reach(name, model(url, api_key="k-1"), limit_s=60) == ""
+            assert await reach(model(name, url, api_key="k-1"), limit_s=60) == ""
             assert heads[0].startswith(b"GET /v1/models HTTP/1.1") and b"Bearer k-1" in heads[0]
 
     asyncio.run(run())
@@ -67,7 +67,7 @@ def test_server_that_has_the_model_is_right(name: str) -> None:
 def test_answer_is_explained(status: str, body: str, problem: str) -> None:
     async def run() -> None:
         async with server(status, body) as (url, _):
-            assert await reach("x", model(url), limit_s=60) == (f"{url} {problem}" if problem else "")
+            assert await reach(model("x", url), limit_s=60) == (f"{url} {problem}" if problem else "")
 
     asyncio.run(run())
 
@@ -75,7 +75,7 @@ def test_answer_is_explained(status: str, body: str, problem: str) -> None:
 def test_other_name_on_the_server_is_compared() -> None:
     async def run() -> None:
         async with server("200 OK", MODELS) as (url, _):
-            assert await reach("x", model(url, upstream_model="a"), limit_s=60) == ""
+            assert await reach(model("x", url, upstream_model="a"), limit_s=60) == ""
 
     asyncio.run(run())
 
@@ -83,7 +83,7 @@ def test_other_name_on_the_server_is_compared() -> None:
 def test_silent_server_ends_after_the_limit() -> None:
     async def run() -> None:
         async with server("", hangs=True) as (url, _):
-            assert await reach("x", model(url), limit_s=0.1) == f"{url} does not answer within 0.1 s"
+            assert await reach(model("x", url), limit_s=0.1) == f"{url} does not answer within 0.1 s"
 
     asyncio.run(run())
 
@@ -91,8 +91,8 @@ def test_silent_server_ends_after_the_limit() -> None:
 def test_server_that_is_not_there_does_not_answer() -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
     expected = f"{url} does not answer. Start that server, or correct `url`"
-    assert asyncio.run(reach("x", model(url), limit_s=60)) == expected
+    assert asyncio.run(reach(model("x", url), limit_s=60)) == expected
 
 
 def test_wrong_url_is_explained() -> None:
-    assert "is not the URL of a server" in asyncio.run(reach("x", model("localhost:8081")))
+    assert "is not the URL of a server" in asyncio.run(reach(model("x", "localhost:8081")))

@@ -1,0 +1,161 @@
+"""The targets of one model: which one gets the next request, and what is known of each.
+
+A target that fails is down and is probed in the background until it answers. If all of them are down, requests try them
+all the same, because a probe may be late: the lane's breaker decides when the model gets no request at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Collection, Coroutine, Mapping, Sequence
+from typing import Any
+
+from gateway.engines.base import TargetStatus
+from gateway.engines.upstream.policy import Candidate, Choice, choose
+from gateway.engines.upstream.prefixes import PrefixIndex, blocks_of
+from gateway.engines.upstream.refusals import CutOff, TooLarge, Unreachable, symptom
+from gateway.engines.upstream.targets.target import Target
+from gateway.errors import (
+    ContextLengthExceeded,
+    GatewayError,
+    InvalidRequest,
+    QueueFull,
+    UpstreamFailed,
+    UpstreamRefused,
+)
+from gateway.generation import Chat, Text, TokenIds
+from gateway.monitoring.throttle import Throttle
+
+_log = logging.getLogger(__name__)
+
+_BUSY_S = 1.0  # without `Retry-After`
+_LAST = {"trial": 0, "busy": 1, "down": 2}
+
+
+class Pool:
+    """Args:
+    name: of the model, for the log.
+    targets: at least two.
+    """
+
+    def __init__(self, name: str, targets: Sequence[Target]) -> None:
+        self._name, self._targets = name, targets
+        self._prefixes = PrefixIndex(len(targets))
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turns = itertools.count()  # equal targets take turns
+        self._throttle = Throttle()
+
+    def start(self) -> None:
+        """Ask each target whether it answers, in the background."""
+        for target in self._targets:
+            self._spawn(self._check(target))
+
+    async def aclose(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def status(self) -> tuple[TargetStatus, ...]:
+        return tuple(target.status for target in self._targets)
+
+    def choose(self, prompt: Chat | Text | TokenIds, tried: Collection[Target]) -> tuple[Target, Choice] | None:
+        """The target for the next attempt of a request; None if it has tried all of them."""
+        left = [target for target in self._targets if target not in tried]
+        if not left:
+            return None
+        blocks = blocks_of(prompt)
+        usable = [target for target in left if _is_usable(target)] or [min(left, key=_last_resort)]
+        known = self._prefixes.matches(blocks)
+        choice = choose(
+            [Candidate(target.running, target.server.weight) for target in usable],
+            [known[target.number - 1] for target in usable],
+            next(self._turns),
+        )
+        target = usable[choice.index]
+        self._prefixes.note(target.number - 1, blocks)
+        return target, choice
+
+    def failed(self, target: Target, error: GatewayError) -> None:
+        """An attempt failed before its first content. What only this request can have caused is not counted yet."""
+        match error:
+            case QueueFull():
+                target.health.busy(symptom(error), error.retry_after_s or _BUSY_S)
+            case Unreachable():
+                self.blame(target, error)
+
+    def answered(self, target: Target, failures: Mapping[Target, GatewayError]) -> None:
+        """The first content is there. So what other targets did to the same request was their fault."""
+        if target.health.answered():
+            _log.info("%s: %s answers again", self._name, target)
+        for other, error in failures.items():
+            self._log_failover(other, error, target)
+            if isinstance(error, UpstreamFailed) and not isinstance(error, Unreachable | CutOff):
+                self.blame(other, error)
+
+    def blame(self, target: Target, error: GatewayError) -> None:
+        """The target is the cause of this failure."""
+        self._down(target, symptom(error), error.retry_after_s or 0.0)
+
+    def _down(self, target: Target, reason: str, wait_s: float = 0.0) -> None:
+        if not target.health.failed(reason, wait_s):
+            return
+        if (suffix := self._throttle.suffix(f"{target.number} {reason}")) is not None:
+            _log.warning(
+                "%s: %s %s; it gets requests again when it answers a probe%s", self._name, target, reason, suffix
+            )
+        self._spawn(self._recover(target))
+
+    def _log_failover(self, target: Target, error: GatewayError, other: Target) -> None:
+        if (suffix := self._throttle.suffix(f"{target.number} {symptom(error)} {other.number}")) is not None:
+            _log.info("%s: %s %s; %s answers the request%s", self._name, target, symptom(error), other, suffix)
+
+    async def _check(self, target: Target) -> None:
+        if problem := await target.problem():
+            self._down(target, problem)
+
+    async def _recover(self, target: Target) -> None:
+        """Probe a target that is down until it answers, or until a request that tried it all the same succeeds."""
+        health, clock = target.health, asyncio.get_running_loop().time
+        while health.state == "down":
+            await asyncio.sleep(max(0.0, health.until - clock()))
+            if health.state != "down":
+                return
+            if problem := await target.problem():
+                health.probe_failed(problem)
+            else:
+                health.probed()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def moves_on(error: GatewayError) -> bool:
+    """True if another target may answer a request that ended with this error before its first content."""
+    return not isinstance(error, InvalidRequest) or isinstance(error, ContextLengthExceeded | TooLarge)
+
+
+def clients_error(errors: Sequence[GatewayError]) -> GatewayError:
+    """What the client gets if all targets failed: the first of the most useful kind.
+
+    A target that judged the request, or that is full, is alive: then the failures of the others say nothing about the
+    model, and its breaker must not count them.
+    """
+    kinds = (InvalidRequest, QueueFull)
+    found: list[GatewayError] = [error for kind in kinds for error in errors if isinstance(error, kind)]
+    found += [error for error in errors if not isinstance(error, UpstreamRefused)]
+    return [*found, *errors][0]
+
+
+def _is_usable(target: Target) -> bool:
+    """A target on trial gets one request at a time."""
+    state = target.health.state
+    return state == "up" or (state == "trial" and not target.running)
+
+
+def _last_resort(target: Target) -> tuple[int, float]:
+    return _LAST.get(target.health.state, 0), target.health.until

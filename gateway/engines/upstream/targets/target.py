@@ -1,0 +1,69 @@
+"""One server of a model: its HTTP client, its requests in flight and its health."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gateway.config.hosts import server_url
+from gateway.config.tables import UpstreamTarget
+from gateway.engines.base import TargetStatus
+from gateway.engines.upstream import reach
+from gateway.engines.upstream.client import HttpClient
+from gateway.engines.upstream.targets.health import Health
+
+_CONNECT_S = 3.0  # with other targets: a machine that is off answers nothing at all
+_PROBE_S = 5.0
+
+
+class Target:
+    """Args:
+    number: in the configuration, from 1.
+    server: its URL, name of the model and key.
+    is_only: the model has no other target.
+    """
+
+    def __init__(self, number: int, server: UpstreamTarget, *, is_only: bool) -> None:
+        url = server_url(server.url)
+        self.number, self.server = number, server
+        self.address = url.netloc
+        self.client = HttpClient(url, server.api_key, *(() if is_only else (_CONNECT_S,)))
+        self.health = Health(_now)
+        self.running = 0
+
+    def __str__(self) -> str:
+        return f"server {self.number} ({self.address})"
+
+    @property
+    def status(self) -> TargetStatus:
+        return TargetStatus(
+            number=self.number,
+            state=self.health.state,
+            detail=self.health.reason,
+            running=self.running,
+            weight=self.server.weight,
+        )
+
+    async def problem(self) -> str:
+        """Ask for the list of models. Returns what is wrong, in a few words; "" if it answers and has the model."""
+        found = await reach.problem(self.client, self.server, _PROBE_S)
+        return found.partition(". ")[0].partition("; ")[0]
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+
+    def heard(self) -> None:
+        """It has sent a part of an answer."""
+
+    async def aclose(self) -> None:
+        await self.client.aclose()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
