@@ -1,12 +1,12 @@
 """Which target answers a request: the one with the lowest cost. Pure: no clock, no state, no random number.
 
-The cost counts in blocks of a prompt (prefixes.py), because a block that a target does not have costs it one pass:
+    cost = (requests in flight + 1) / weight * (1 + MISS_COST * blocks that the target misses, at most MOST_MISSED)
 
-    cost = LOAD_BLOCKS * (requests in flight + 1) / weight - blocks that the target has, at most MOST_AFFINE
-
-So a conversation goes to the target that has its cache, unless that one has too many more requests than another: the
-request is spilled. Without known blocks this is weighted least load. `benchmarks/scale.py` simulates this function, and
-docs/scale.md derives its constants.
+Misses are counted from the target that has the most blocks of the prompt (prefixes.py). So a conversation goes to the
+target that has its cache, unless that one has more than 2.2 times the load of another: then the request is spilled.
+Without known blocks this is weighted least load. Only ratios of loads and of weights count, so it is the same for
+devices that compute one request at a time and for servers that compute fifty. `benchmarks/scale.py` simulates this
+function, and docs/scale.md derives its constants.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Literal, NamedTuple
 Reason = Literal["only", "least-loaded", "affinity", "spill"]
 
 # docs/scale.md has the reasons for these values.
-LOAD_BLOCKS = 4.0  # blocks that a request in flight is worth on a target of weight 1
-MOST_AFFINE = 32  # known blocks that count: more do not attract a request more
+MISS_COST = 0.3  # a block that must be computed again counts like 0.3 times the load
+MOST_MISSED = 4  # blocks that count: more do not hold a request at a target with a higher load
 
 
 class Candidate(NamedTuple):
@@ -40,7 +40,7 @@ def choose(candidates: Sequence[Candidate], matches: Sequence[int], tie: int) ->
 
     Args:
         candidates: at least one.
-        matches: for each of them, the blocks of this prompt that it has.
+        matches: for each of them, the blocks at the start of this prompt that it has.
         tie: a random number of 32 bits, not negative; it decides between equal costs.
 
     Returns:
@@ -49,8 +49,9 @@ def choose(candidates: Sequence[Candidate], matches: Sequence[int], tie: int) ->
     """
     if len(candidates) == 1:
         return Choice(0, "only")
+    most = max(matches)
     costs = [
-        LOAD_BLOCKS * (load + 1) / weight - min(match, MOST_AFFINE)
+        (load + 1) / weight * (1 + MISS_COST * min(most - match, MOST_MISSED))
         for (load, weight), match in zip(candidates, matches, strict=True)
     ]
     lowest = min(costs)

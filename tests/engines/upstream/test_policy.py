@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from gateway.engines.upstream.policy import LOAD_BLOCKS, MOST_AFFINE, Candidate, Choice, choose
+from gateway.engines.upstream.policy import MISS_COST, MOST_MISSED, Candidate, Choice, choose
 
 
 def loads(*values: int) -> list[Candidate]:
@@ -39,16 +39,18 @@ def test_conversation_goes_to_the_target_that_has_it() -> None:
     assert choose(loads(1, 0, 0), [8, 0, 2], 0) == Choice(0, "affinity")
 
 
-@pytest.mark.parametrize("blocks", [1, 4, 10, MOST_AFFINE])
-def test_conversation_spills_when_the_load_outweighs_its_blocks(blocks: int) -> None:
-    allowed = int(blocks / LOAD_BLOCKS)  # requests more than the other target
-    assert choose(loads(allowed, 0), [blocks, 0], 0).index == 0
-    assert choose(loads(allowed + 1, 0), [blocks, 0], 0) == Choice(1, "spill")
+@pytest.mark.parametrize("blocks", [1, 2, 3, MOST_MISSED, 100_000])
+@pytest.mark.parametrize("other", [0, 1, 9, 99])
+def test_conversation_spills_when_the_load_outweighs_its_blocks(blocks: int, other: int) -> None:
+    allowed = int((other + 1) * (1 + MISS_COST * min(blocks, MOST_MISSED))) - 1
+    assert choose(loads(allowed, other), [blocks, 0], 0) == Choice(0, "affinity")
+    assert choose(loads(allowed + 1, other), [blocks, 0], 0) == Choice(1, "spill")
 
 
-def test_very_long_prefix_does_not_hold_more_requests() -> None:
-    allowed = int(MOST_AFFINE / LOAD_BLOCKS)
-    assert choose(loads(allowed + 1, 0), [100_000, 0], 0) == Choice(1, "spill")
+def test_only_ratios_of_weights_count() -> None:
+    for load in range(20):
+        weak, strong = ([Candidate(load, scale), Candidate(3, 2 * scale)] for scale in (0.5, 16.0))
+        assert choose(weak, [5, 0], 0) == choose(strong, [5, 0], 0)
 
 
 def test_shared_start_does_not_gather_conversations_on_one_target() -> None:
