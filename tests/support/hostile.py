@@ -55,7 +55,8 @@ class Hostile:
 
 async def read_request(reader: asyncio.StreamReader) -> bytes:
     head = await reader.readuntil(b"\r\n\r\n")
-    length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    lengths = (line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    length = next(lengths, b":0")  # a GET has none
     return head + await reader.readexactly(int(length.partition(b":")[2]))
 
 

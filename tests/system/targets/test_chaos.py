@@ -1,0 +1,100 @@
+"""Several servers behind one model, of which one is killed, hangs, fails or sends garbage under load.
+
+Each request has exactly one ending, and none fails before its first content while one server lives. docs/targets.md has
+the figures of a long run: `python -m tests.system.targets`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.config.tables import ScriptedModel, UpstreamModel
+from tests.support.hostile import Hostile, hostile
+from tests.support.server import config_of, script_of, serving
+from tests.system.targets.backends import Backend, backends
+from tests.system.targets.bad_servers import BAD, BAD_LATER, chats_of, misbehave, slow
+from tests.system.targets.traffic import Outcome, Traffic, failed_early, without_ending
+
+REPLY = "one two three"
+SILENT_S = 5.0  # a server that hangs is given up after this
+EACH = 8  # requests to each model
+KILLED_REQUESTS, AT_ONCE = 200, 16
+
+
+def targets_of(*urls: str, **fields: Any) -> UpstreamModel:
+    table = {"targets": urls, "upstream_model": "m", "max_sequences": 1000, "queue": 1000, **fields}
+    return msgspec.convert(table, UpstreamModel)
+
+
+class Runs(msgspec.Struct):
+    outcomes: dict[str, list[Outcome]]  # by the name of the fault
+    servers: dict[str, Hostile]
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[Runs]:
+    """Requests to one model for each fault, all at once. Each has a bad server and a good one, which they share."""
+    faults = {**BAD, **BAD_LATER, "slow": slow}
+    with ExitStack() as stack:
+        good = stack.enter_context(
+            serving(config_of({"m": ScriptedModel(max_sequences=1000, script=script_of(replies=[REPLY]))}))
+        )
+        servers = {name: stack.enter_context(hostile()) for name in faults}
+        models: dict[str, Any] = {}
+        for name, server in servers.items():
+            misbehave(server, faults[name])
+            models[name] = targets_of(f"http://127.0.0.1:{server.port}/v1", f"{good.url}/v1", watchdog_s=SILENT_S)
+        front = stack.enter_context(serving(config_of(models)))
+        names = list(faults)
+        traffic = Traffic(front.url, names)
+        found = asyncio.run(traffic.run(EACH * len(names), EACH * len(names)))
+        yield Runs({name: found[index :: len(names)] for index, name in enumerate(names)}, servers)
+
+
+@pytest.mark.parametrize("fault", [*BAD, "slow"])
+def test_no_request_fails_while_another_server_lives(runs: Runs, fault: str) -> None:
+    outcomes = runs.outcomes[fault]
+    assert not without_ending(outcomes) and not failed_early(outcomes)
+    assert [outcome.text for outcome in outcomes] == [REPLY] * EACH
+    assert chats_of(runs.servers[fault]) > 0
+    if fault != "slow":
+        assert any("reason=failover" in outcome.route for outcome in outcomes)
+
+
+@pytest.mark.parametrize("fault", BAD_LATER)
+def test_answer_that_breaks_has_one_error_and_no_other_text(runs: Runs, fault: str) -> None:
+    outcomes = runs.outcomes[fault]
+    assert not without_ending(outcomes) and not failed_early(outcomes)
+    assert {(outcome.text, outcome.is_complete) for outcome in outcomes} == {("Half ", False), (REPLY, True)}
+
+
+def test_killed_server_costs_only_the_answers_that_had_begun(tmp_path: Path) -> None:
+    with backends(2, tmp_path, reply="w " * 8, token_s=0.001) as (first, second):
+        kill = KillInTheMiddle(first)
+        model = targets_of(first.url, second.url)
+        with serving(config_of({"m": model})) as front:
+            outcomes = asyncio.run(Traffic(front.url, "m", kill).run(KILLED_REQUESTS, AT_ONCE))
+    assert not without_ending(outcomes) and not failed_early(outcomes)
+    broken = [outcome for outcome in outcomes if outcome.error]
+    assert 0 < len(broken) <= AT_ONCE and {outcome.target for outcome in broken} == {first.address}
+    assert sum(outcome.target == second.address for outcome in outcomes) > KILLED_REQUESTS / 2
+
+
+class KillInTheMiddle:
+    """Kills a server with SIGKILL at the first content of an answer of it, once 50 contents have come."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend, self._contents = backend, 0
+
+    def __call__(self, outcome: Outcome) -> None:
+        self._contents += 1
+        is_first = outcome.target == self._backend.address and len(outcome.text.split()) == 1
+        if self._contents > 50 and is_first and self._backend.is_alive:
+            self._backend.kill()
