@@ -228,7 +228,7 @@ def _read_during_a_stream(server: Running, fields: dict[str, Any], *statuses: in
 ENDLESS = {
     "blank_lines": {"grammar": "\n" * 250_000 + "a ::= b"},
     "rule_chain": {"grammar": "\n".join(f"r{i} ::= r{i + 1}" for i in range(9000)) + '\nr9000 ::= "a"\nroot ::= r0'},
-    "schema": {"guided_json": {"type": "integer", "multipleOf": 999_983}},
+    "schema": {"guided_json": {"type": "integer", "multipleOf": 99_999_989}},
 }
 
 
