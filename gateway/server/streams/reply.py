@@ -3,6 +3,7 @@
 1. What is sent in one turn of the event loop is one write: the head with the first part of the body, and the last part
    with the end. The end of a reply does not wait for the end of the turn.
 2. A part of a chunked body is framed here. uvicorn and h11 write everything else.
+3. A large body is written in parts, as fast as the client reads: to copy it at once would hold up the event loop.
 """
 
 from __future__ import annotations
@@ -35,9 +36,20 @@ class Reply:
         if self._is_chunked and message.get("more_body"):
             await self._send_part(message["body"])
             return
+        if not self._is_chunked and len(message.get("body", b"")) > _LARGE:
+            message = await self._send_all_but_last(message)
         await self._cycle.send(message)
         if message["type"] == "http.response.start":
             self._is_chunked = self._cycle.scope["method"] != "HEAD" and _CHUNKED in self._writer.held.lower()
+
+    async def _send_all_but_last(self, message: Any) -> Any:
+        """Send the start of a large body. Returns the message with its last part."""
+        body = memoryview(message["body"])
+        last = (len(body) - 1) // _LARGE * _LARGE
+        for start in range(0, last, _LARGE):
+            part: Any = {"type": message["type"], "body": bytes(body[start : start + _LARGE]), "more_body": True}
+            await self._cycle.send(part)
+        return {**message, "body": bytes(body[last:])}
 
     async def _send_part(self, part: bytes) -> None:
         cycle = self._cycle

@@ -135,11 +135,31 @@ async def test_a_part_waits_while_the_client_does_not_read_and_is_dropped_when_i
     assert len(answered.transport.writes) == 1
 
 
-async def test_large_body_is_not_copied_to_what_is_held() -> None:
-    """To join ten megabytes to the head costs several milliseconds of the event loop."""
+async def test_large_body_is_written_in_parts_as_fast_as_the_client_reads() -> None:
+    """To copy ten megabytes at once holds up the event loop."""
+    body = bytes(range(256)) * 4096 + b"end"
+    start = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]}
+    answered = Answered()
+    await answered.send(start, part(body[:-3]))
+    assert max(map(len, answered.transport.writes)) == len(body) // 4
+    assert answered.transport.writes[0].startswith(b"HTTP/1.1 200") and len(answered.transport.writes[0]) < 200
+    answered.flow.pause_writing()
+    sending = asyncio.ensure_future(answered.send(part(b"end", more=False)))
+    await asyncio.sleep(0)
+    assert not sending.done()
+    answered.flow.resume_writing()
+    await sending
+    assert answered.body() == body
+
+
+async def test_large_last_part_of_a_body_waits_for_a_client_that_does_not_read() -> None:
     body = bytes(1024 * 1024)
     start = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]}
     answered = Answered()
-    await answered.send(start, part(body, more=False))
-    head, sent = answered.transport.writes
-    assert head.startswith(b"HTTP/1.1 200") and sent == body
+    answered.flow.pause_writing()
+    sending = asyncio.ensure_future(answered.send(start, part(body, more=False)))
+    await asyncio.sleep(0)
+    assert sum(map(len, answered.transport.writes)) < 1000
+    answered.flow.resume_writing()
+    await sending
+    assert answered.body() == body
