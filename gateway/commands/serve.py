@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     is_free = bind_error(config.server.host, config.server.port) is None  # else no worker: `_serve` reports it
     begun = first_ready(config, arguments.model, has_npu) if is_free else None
     with head_start(begun, config.models_dir, budget_bytes(config.memory)):
-        from gateway.server.server import hangup_before_start
+        from gateway.server.terminal.hangup import hangup_before_start
 
         with hangup_before_start():
             return _serve(arguments, config, overrides, has_npu)

@@ -6,12 +6,8 @@ import asyncio
 import errno
 import logging
 import math
-import os
 import signal
 import socket
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -31,15 +27,16 @@ from gateway.monitoring.refusals import RefusalLog, is_no_refusal
 from gateway.server.connections import BACKLOG, LimitedProtocol, allow_open_files
 from gateway.server.loop_watch import loop_watch
 from gateway.server.target import with_any_target
+from gateway.server.terminal.hangup import SETTLE_S, Terminal, on_hangup
 
 _log = logging.getLogger(__name__)
 _TICK_S = 1.0  # both timers of `on_tick` count seconds: uvicorn's `Date` header, our check for slow clients
-_NO_ACCEPT = "socket.accept() out of system resource"  # asyncio's message
+# Messages of asyncio.
+_NO_ACCEPT = "socket.accept() out of system resource"
+_NO_TRANSPORT = "Error on transport creation for incoming connection"
 #: Clients use an idle connection again: httpx for up to 5 s, aiohttp 15 s, Go 90 s. A server that closes it earlier may
 #: get a request at that moment, which fails.
 KEEP_ALIVE_S = 120
-#: From SIGHUP to the look at the terminal: Linux can send the signal shortly before it takes the terminal away.
-_SETTLE_S = 0.5
 LAST_FRAME_S = 1.0  # after the grace period, for streams to send their last frame
 
 
@@ -148,6 +145,8 @@ class Server(uvicorn.Server):
         error = context.get("exception")
         if context["message"] == _NO_ACCEPT and isinstance(error, OSError):
             self._refusals.no_connection(error)
+        elif context["message"] == _NO_TRANSPORT and self.should_exit:
+            pass  # it came in the moment in which the listener was closed: asyncio closes it
         else:
             loop.default_exception_handler(context)
 
@@ -195,14 +194,14 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        with super().capture_signals(), _on_hangup(self._hung_up):
+        with super().capture_signals(), on_hangup(self._hung_up):
             yield
 
     def _hung_up(self, sig: int, frame: FrameType | None) -> None:
         if self._reloader is None or self._loop is None:
             self.handle_exit(sig, frame)
         else:
-            self._loop.call_soon_threadsafe(self._loop.call_later, _SETTLE_S, self._reload_or_end)
+            self._loop.call_soon_threadsafe(self._loop.call_later, SETTLE_S, self._reload_or_end)
 
     def _reload_or_end(self) -> None:
         if self._terminal.is_closed:
@@ -224,59 +223,6 @@ class Server(uvicorn.Server):
             call()
         else:
             self._loop.call_soon_threadsafe(call)
-
-
-class Terminal:
-    """The terminal that controlled this process when the object was made."""
-
-    def __init__(self) -> None:
-        self._was_there = _has_terminal()
-
-    @property
-    def is_closed(self) -> bool:
-        """True if there was one and it is gone. A service has none from the start."""
-        return self._was_there and not _has_terminal()
-
-
-def _has_terminal() -> bool:
-    if sys.platform == "win32":
-        return False
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK))
-    except OSError:
-        return False
-    return True
-
-
-@contextmanager
-def _on_hangup(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """`handler` for SIGHUP. Not under `nohup`, which ignores the signal."""
-    is_main = threading.current_thread() is threading.main_thread()
-    if sys.platform == "win32" or not is_main or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-        yield
-        return
-    before = signal.signal(signal.SIGHUP, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-@contextmanager
-def hangup_before_start() -> Iterator[None]:
-    """SIGHUP reloads nothing before the gateway runs: it only writes a line. If the terminal is closed, it ends it."""
-    terminal = Terminal()
-
-    def hung_up(sig: int, frame: FrameType | None) -> None:
-        time.sleep(_SETTLE_S)
-        if terminal.is_closed:
-            signal.signal(sig, signal.SIG_DFL)
-            signal.raise_signal(sig)
-        with suppress(OSError):  # a print in a signal handler can be inside of another
-            os.write(2, b"the gateway is not running yet, so SIGHUP has no effect: send it again when it runs\n")
-
-    with _on_hangup(hung_up):
-        yield
 
 
 def serve(

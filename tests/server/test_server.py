@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import inspect
 import signal
 import socket
 import subprocess
@@ -202,6 +203,18 @@ async def test_second_interrupt_that_comes_just_before_the_wait_for_it_is_seen()
     async with asyncio.timeout(PATIENCE_S):
         await server._no_grace.wait()
     assert not server.force_exit
+
+
+async def test_client_that_comes_while_the_listener_closes_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """In debug mode asyncio reports a connection that has no transport yet when its server is closed."""
+    message = "Error on transport creation for incoming connection"
+    assert message in inspect.getsource(asyncio.selector_events)
+    loop, server = asyncio.get_running_loop(), Server(create_app(config_of({"m": model()})), ServerConfig())
+    for stops in (False, True):
+        server.should_exit = stops
+        caplog.clear()
+        server._loop_failed(loop, {"message": message, "exception": AssertionError()})
+        assert (message in caplog.text) is not stops
 
 
 class NoBundles:
