@@ -60,6 +60,7 @@ LIBRARY_USERS = {
     "tomlkit": {"pull", "commands/launch"},
     "httpx": {"builder/package_index.py", "pull", "commands/running/api.py", "commands/verify/peer.py"},
     "huggingface_hub": {"pull", "builder"},
+    "ray": {"commands/ray"},
 }
 
 #: Start units -> the libraries and units that they must not import, directly or through other modules.
