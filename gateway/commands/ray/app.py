@@ -24,7 +24,7 @@ except ImportError as error:
     ) from error
 
 from gateway.app import create_app
-from gateway.bundles.disk import data_folder
+from gateway.commands import options
 from gateway.commands.models.prepare import prepare
 from gateway.commands.ray.call import Call
 from gateway.commands.ray.ingress import Ingress as IngressApp
@@ -33,7 +33,7 @@ from gateway.config.file import load_config
 from gateway.config.tables import Config
 from gateway.monitoring import logs
 from gateway.monitoring.usage.history import UsageHistory
-from gateway.monitoring.usage.store import FILE, UsageStore
+from gateway.monitoring.usage.store import UsageStore
 
 _INGRESSES = 2  # so that one can be lost
 _SLACK_S = 5.0  # after the grace period of the gateway, for last frames and the end of its processes
@@ -123,7 +123,8 @@ async def _running(file: str) -> AsyncIterator[Any]:
     """The gateway of a configuration. It has no port: Ray has it."""
     config = await asyncio.to_thread(prepare, _load(file))
     logs.setup(config.log.level, format=config.log.format)
-    usage = UsageHistory(UsageStore(data_folder() / FILE, config.usage.days)) if config.usage.enabled else None
+    database = options.open_state(config)
+    usage = UsageHistory(UsageStore(database, config.usage.days)) if config.usage.enabled else None
     app = create_app(config, config_file=file, usage=usage)
     with usage.writing() if usage else nullcontext():
         async with app.lifespan():

@@ -17,7 +17,7 @@ from gateway.engines.upstream.policy import Candidate, choose
 from gateway.engines.upstream.prefixes import BLOCK_CHARACTERS, PrefixIndex, blocks_of
 from gateway.generation import Text
 
-_SLOTS = 64  # replicas that the index tells apart
+_SLOTS = 64  # replicas that the index keeps apart
 
 
 class PrefixRouter(RequestRouter):  # type: ignore[misc]
