@@ -170,6 +170,7 @@ def create_app(
                 "residency": residency,
                 "memory": memory,
                 "stop_token": stop_token,
+                "is_stopping": False,
                 "reloader": reloader,
                 "metrics": metrics,
                 "presence": presence,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.commands import options
 from gateway.errors import ConfigError, GatewayError, quote
 from gateway.monitoring.output import escape
+from gateway.server.signals.first_process import ends_at_sigterm
 
 if TYPE_CHECKING:
     from gateway.commands.models.prepare import HasNpu
@@ -46,6 +47,7 @@ def add_parser(subparsers: options.Subparsers) -> None:
     parser.set_defaults(run=run)
 
 
+@ends_at_sigterm()
 def run(arguments: argparse.Namespace) -> int:
     if arguments.model and arguments.model.lower().endswith(".toml"):
         raise ConfigError(f"{quote(arguments.model)} is a configuration: write `npu-gateway serve --config FILE`.")
@@ -71,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     is_free = bind_error(config.server.host, config.server.port) is None  # else no worker: `_serve` reports it
     begun = first_ready(config, arguments.model, has_npu) if is_free else None
     with head_start(begun, config.models_dir, budget_bytes(config.memory)):
-        from gateway.server.terminal.hangup import hangup_before_start
+        from gateway.server.signals.hangup import hangup_before_start
 
         with hangup_before_start():
             return _serve(arguments, config, overrides, has_npu)

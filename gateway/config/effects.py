@@ -17,8 +17,8 @@ Effect = Literal["at once", "new engine", "restart"]
 _AT_ONCE: dict[str, str] = {
     "": "default_model models_dir",
     "server": """
-        api_keys api_keys_file insecure allowed_hosts cors_origins max_body_bytes ping_s shutdown_grace_s timeout_s
-        log_prompts watch
+        api_keys api_keys_file insecure allowed_hosts cors_origins max_body_bytes ping_s shutdown_grace_s drain_s
+        timeout_s log_prompts watch
     """,
     "defaults": "max_tokens truncation",
     "breaker": "enabled latency_ms prompt_token_ms token_ms window min_calls rate open_s probes probe_itself",

@@ -1,4 +1,4 @@
-"""/healthz: the process is alive. /readyz: a model is ready. /metrics: metrics in the Prometheus format."""
+"""/healthz: the process is alive. /readyz: a model is ready and the gateway does not stop. /metrics: for Prometheus."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def healthz() -> ASGIApp:
 @get("/readyz", opt=OPEN | openapi_opt("Check that a model is ready", reply=Readiness, other_replies={503: Readiness}))
 async def readyz(request: HttpRequest) -> ASGIApp:
     models = router_of(request).status()
-    ready = any(model.is_ready for model in models)
+    ready = any(model.is_ready for model in models) and not request.app.state.is_stopping
     return json_response(Readiness(ready, models), status=200 if ready else 503)
 
 

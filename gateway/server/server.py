@@ -26,8 +26,8 @@ from gateway.monitoring.metrics import Metrics
 from gateway.monitoring.refusals import RefusalLog, is_no_refusal
 from gateway.server.connections import BACKLOG, LimitedProtocol, allow_open_files
 from gateway.server.loop_watch import loop_watch
+from gateway.server.signals.hangup import SETTLE_S, Terminal, on_hangup
 from gateway.server.target import with_any_target
-from gateway.server.terminal.hangup import SETTLE_S, Terminal, on_hangup
 
 _log = logging.getLogger(__name__)
 _TICK_S = 1.0  # both timers of `on_tick` count seconds: uvicorn's `Date` header, our check for slow clients
@@ -38,6 +38,10 @@ _NO_TRANSPORT = "Error on transport creation for incoming connection"
 #: get a request at that moment, which fails.
 KEEP_ALIVE_S = 120
 LAST_FRAME_S = 1.0  # after the grace period, for streams to send their last frame
+#: Turns of the event loop in which the requests that the system has received are accepted and read, before their
+#: connections count as idle and are closed.
+_TURNS = 10
+_CLOSE = (b"connection", b"close")
 
 
 def bind(config: ServerConfig) -> socket.socket:
@@ -81,6 +85,8 @@ class Server(uvicorn.Server):
        router ends each with an error, so that clients see a last frame. Connections that are still open are aborted.
        A second Ctrl-C ends the grace period; a third one is uvicorn's forced exit. SIGHUP does the same if the terminal
        is closed (Terminal), else it applies the changed configuration.
+       With `drain_s`, SIGTERM makes /readyz 503 first; requests are accepted for that time, until another signal.
+       From the first signal on, each reply closes its connection, and its header says so.
     2. uvicorn raises the signal again after its shutdown. This class does not: a requested stop is a success.
     3. uvicorn polls for a signal ten times a second. Here the signal ends a wait. There is no tick without connections.
     4. In asyncio's debug mode, callbacks that block the event loop are logged.
@@ -123,6 +129,8 @@ class Server(uvicorn.Server):
         self._terminal = Terminal()
         self._on_started, self._on_stopping = on_started, on_stopping
         app.state.stop_server = partial(self.handle_exit, signal.SIGINT, None)
+        self._state = app.state
+        self._is_draining = False  # between SIGTERM and the end of accepting
         self._is_hurried = False  # a second Ctrl-C has come
         self._no_grace = asyncio.Event()
         self._stop_requested = asyncio.Event()
@@ -156,6 +164,9 @@ class Server(uvicorn.Server):
             self._on_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._turn_away()
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
         if self._on_stopping is not None:
             self._on_stopping(self._router.requests)
         ending = asyncio.create_task(self._end_requests())
@@ -163,6 +174,21 @@ class Server(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             ending.cancel()
+
+    def _turn_away(self) -> None:
+        """Send the next requests elsewhere: /readyz is 503 for balancers, and each reply closes its connection."""
+        self._state.is_stopping = True
+        if _CLOSE not in self.config.encoded_headers:
+            self.config.encoded_headers.append(_CLOSE)  # uvicorn sends them with the `Date` header
+            self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
+        for connection in self.server_state.connections:
+            if (cycle := cast(LimitedProtocol, connection).cycle) is not None:
+                cycle.default_headers = self.server_state.default_headers
+
+    def _drain(self, seconds: float) -> None:
+        _log.info("SIGTERM: /readyz is 503; requests are accepted for %g s more", seconds)
+        self._turn_away()
+        asyncio.get_running_loop().call_later(seconds, self._stop)
 
     async def _end_requests(self) -> None:
         with suppress(TimeoutError):
@@ -210,9 +236,17 @@ class Server(uvicorn.Server):
             self._reloader.begin()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        drain_s = self._router.config.server.drain_s
+        if sig == signal.SIGTERM and drain_s and self._loop is not None and not (self._is_draining or self.should_exit):
+            self._is_draining = True
+            self._on_loop(partial(self._drain, drain_s))
+            return
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit, self._is_hurried = self._is_hurried, True
             self._on_loop(self._no_grace.set)
+        self._stop()
+
+    def _stop(self) -> None:
         self.should_exit = True
         self._on_loop(self._stop_requested.set)
         self._on_loop(self._presence.came)

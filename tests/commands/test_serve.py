@@ -189,7 +189,7 @@ def test_hangup_before_the_gateway_runs_has_no_effect(
         return 7
 
     monkeypatch.setattr(serve_command, "_serve", build)
-    monkeypatch.setattr("gateway.server.terminal.hangup.SETTLE_S", 0.0)
+    monkeypatch.setattr("gateway.server.signals.hangup.SETTLE_S", 0.0)
     arguments = make_parser().parse_args(["serve", "--config", str(folder / "config.toml")])
     assert arguments.run(arguments) == 7
     assert "SIGHUP has no effect: send it again when it runs" in capfd.readouterr().err

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import inspect
+import math
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import httpx
@@ -17,13 +19,15 @@ import pytest
 
 from gateway.app import create_app
 from gateway.config.tables import ModelConfig, ServerConfig
+from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.errors import ConfigError
 from gateway.server.server import Server, bind, other_loopback
 from tests.support.paths import ROOT
 from tests.support.processes import PATIENCE_S, environment
 from tests.support.reloading import File
 from tests.support.routing import model
-from tests.support.server import Running, config_of, wait_until
+from tests.support.server import Running, config_of, scripted, serving, wait_until
+from tests.support.stepped_device import SteppedDevice
 from tests.support.virtual_time import Inline, VirtualLoop, in_virtual_time
 
 PATH = "/v1/chat/completions"
@@ -94,6 +98,63 @@ def test_signal_stops_an_idle_server() -> None:
             assert process.wait(60) == 0
         finally:
             process.kill()
+
+
+def test_draining_gateway_is_not_ready_and_still_answers() -> None:
+    device = SteppedDevice()
+    config = config_of({"m": scripted("a b c")}, ServerConfig(drain_s=3600))
+    engine = ScriptedEngine("m", scripted("a b c"), clock=device.clock, sleep=device.sleep)
+    with (
+        serving(config, {"m": engine}) as server,
+        server.http() as running,
+        server.http() as kept,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert "connection" not in kept.get("/readyz").headers
+        device.allowed = device.calls + 1
+        begun = pool.submit(running.post, PATH, json=CHAT)
+        wait_until(lambda: device.calls > device.allowed, "the answer did not begin")
+        server.stop()
+        wait_until(lambda: server.app.state.is_stopping, "the signal had no effect")
+        unready = kept.get("/readyz")
+        assert (unready.status_code, unready.json()["ready"], unready.headers["connection"]) == (503, False, "close")
+        assert kept.get("/healthz").status_code == 200
+        device.allowed = math.inf
+        for reply in (kept.post(PATH, json=CHAT), begun.result(PATIENCE_S)):
+            assert (reply.status_code, reply.headers["connection"]) == (200, "close")
+        assert server.server._loop is not None
+        asyncio.run_coroutine_threadsafe(server.server.on_tick(0), server.server._loop).result(PATIENCE_S)
+        assert kept.get("/healthz").headers["connection"] == "close"
+        assert not server.server.should_exit  # the second signal, at the end of `serving`, ends it
+
+
+@in_virtual_time
+async def test_drain_ends_after_its_time() -> None:
+    config = config_of({"m": model()}, ServerConfig(drain_s=20))
+    loop = asyncio.get_running_loop()
+    with bind(config.server) as listener:
+        server = Server(create_app(config), config.server)
+        serving = asyncio.create_task(server.serve([listener]))
+        await asyncio.sleep(60)
+        server.handle_exit(signal.SIGTERM, None)
+        begun = loop.time()
+        await serving
+    assert 20 <= loop.time() - begun < 22
+
+
+async def test_request_that_waits_in_the_socket_at_the_signal_is_answered() -> None:
+    config = config_of({"m": model()})
+    with bind(config.server) as listener:
+        started = asyncio.Event()
+        server = Server(create_app(config), config.server, started.set)
+        serving = asyncio.create_task(server.serve([listener]))
+        await started.wait()
+        with socket.create_connection(listener.getsockname()[:2], PATIENCE_S) as connection:  # the system accepts
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            server.handle_exit(signal.SIGTERM, None)
+            await serving
+            received = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert received.startswith(b"HTTP/1.1 200") and b"connection: close\r\n" in received
 
 
 def test_hangup_during_the_start_does_not_stop_the_server() -> None:

@@ -19,7 +19,7 @@ PAGE = config_reference.page()
 VARIABLES = sorted(set(re.findall(r"`(NPU_GATEWAY_\w+[A-Z])`", PAGE)))
 #: Of these tables, config.toml shows every key that is not in the list.
 RARE = {
-    "server": {"insecure", "max_body_bytes", "ping_s", "shutdown_grace_s", "timeout_s", "log_prompts"},
+    "server": {"insecure", "max_body_bytes", "ping_s", "shutdown_grace_s", "drain_s", "timeout_s", "log_prompts"},
     "breaker": {"enabled", "probes", "probe_itself"},
 }
 

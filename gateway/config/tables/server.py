@@ -31,6 +31,9 @@ class ServerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     max_body_bytes: Count = 8 * 1024 * 1024  # largest body of a request, in bytes; a larger one gets 413
     ping_s: Seconds = 15.0  # a stream without data for this time gets a comment, so that proxies keep it open
     shutdown_grace_s: Annotated[float, Meta(ge=0, le=1e6)] = 10.0  # time for running requests to finish after Ctrl-C
+    #: Time after SIGTERM in which requests are still accepted while /readyz is 503, so that a load balancer has stopped
+    #: sending them at its end. Not for Ctrl-C. It comes before `shutdown_grace_s`.
+    drain_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
     timeout_s: Seconds = 600.0  # time limit of one request, with its time in the queue; then it gets 504
     log_prompts: bool = False  # write the text of every prompt to the log
     #: Apply each change of this file by itself, within seconds. false: only the models of new tables are loaded by

@@ -1,4 +1,4 @@
-"""SIGHUP: the terminal of the gateway was closed, or a person wants a reload."""
+"""SIGHUP: the terminal is closed, or a request to reload the configuration."""
 
 from __future__ import annotations
 

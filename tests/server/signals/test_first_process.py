@@ -1,0 +1,26 @@
+"""SIGTERM for the first process of a container, before its server runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import pytest
+
+from gateway.server.signals.first_process import ends_at_sigterm
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process 1")
+@pytest.mark.parametrize("pid", [1, 7])
+def test_sigterm_ends_process_1_only(monkeypatch: pytest.MonkeyPatch, pid: int) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: pid)
+    before = signal.getsignal(signal.SIGTERM)
+    with ends_at_sigterm():
+        if pid == 1:
+            with pytest.raises(SystemExit) as ended:
+                signal.raise_signal(signal.SIGTERM)
+            assert ended.value.code == 143
+        else:
+            assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGTERM) == before
