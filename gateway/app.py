@@ -18,6 +18,8 @@ from gateway.config.tables import Config, ModelConfig
 from gateway.engines.base import Engine
 from gateway.engines.factory import make_engine
 from gateway.lanes.lane import Lane
+from gateway.lanes.limits.counters import Counters
+from gateway.lanes.limits.limits import Limits
 from gateway.lanes.memory.growth import Growth
 from gateway.lanes.memory.manager import MemoryManager
 from gateway.lanes.memory.needs import Needs, budget_bytes
@@ -110,6 +112,7 @@ def create_app(
     usage: UsageHistory | None = None,
     stop_token: str = "",
     needs: Needs | None = None,
+    counters: Counters | None = None,
 ) -> Litestar:
     """The ASGI application. The start of its lifespan starts to load the models, and does not wait for them.
 
@@ -121,6 +124,7 @@ def create_app(
         usage: gets the record of each request; None: no usage is kept.
         stop_token: a program that sends it from this machine can stop and reload the gateway; "": no request can.
         needs: the memory that models need; None: nothing is known from earlier starts, and nothing is kept.
+        counters: what the API keys have used of their limits; None: this gateway counts alone, from its start.
     """
     metrics = Metrics()
     memory = MemoryManager(budget_bytes(config.memory), needs)
@@ -141,6 +145,8 @@ def create_app(
     if usage is not None:
         observers.add(usage.add)
     observers.add(metrics.answered)
+    limits = Limits(config.limits, counters)
+    observers.add(limits.ended)
     traces = Traces(config.traces.endpoint) if config.traces.endpoint else None
     if traces is not None:
         observers.add(traces.ended)
@@ -150,6 +156,7 @@ def create_app(
 
     def apply(config: Config) -> None:
         guards.apply(config.server)
+        limits.apply(config.limits)
         set_cors(app, config.server)
         app.state.pop("schema", None)
         set_level(config.log.level)
@@ -161,7 +168,7 @@ def create_app(
     presence = Presence()
     upgrades = [Upgrades(better_bundles, make_lane, presence=presence)] if better_bundles else []
     watcher = [Watcher(reloader, source, presence=presence)] if reloader and source else []
-    limits = limit_bodies(lambda: router.config.server.max_body_bytes, _BODIES_IN_MEMORY, guards.check, presence)
+    bodies = limit_bodies(lambda: router.config.server.max_body_bytes, _BODIES_IN_MEMORY, guards.check, presence)
     app = App(
         HANDLERS,
         state=State(
@@ -173,6 +180,7 @@ def create_app(
                 "is_stopping": False,
                 "reloader": reloader,
                 "metrics": metrics,
+                "limits": limits,
                 "presence": presence,
                 "usage": usage,
                 "live": LiveSources(router, observers, config_file),
@@ -186,7 +194,7 @@ def create_app(
             }
         ),
         lifespan=[_lifespan],
-        middleware=[limits],
+        middleware=[bodies],
         cors_config=cors_of(config.server),
         exception_handlers={Exception: handle_error},
         before_send=[add_headers],

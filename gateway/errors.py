@@ -15,6 +15,7 @@ GatewayError                 500 server_error
 ├── BodyTooLarge             413 request_too_large
 ├── UnsupportedEncoding      415 unsupported_content_encoding
 ├── QueueFull                429 rate_limit_exceeded
+├── LimitReached             429 rate_limit_exceeded
 ├── Unavailable              503 service_unavailable
 │   ├── BreakerOpen              latency_breaker_open
 │   ├── FirstTokenTooLate        first_token_too_late
@@ -178,6 +179,15 @@ class QueueFull(GatewayError):
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class LimitReached(GatewayError):
+    """The request is above a limit of its API key. Without `retry_after_s` it always is."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    requested = ""  # the model name in the request
 
 
 class Unavailable(GatewayError):

@@ -25,7 +25,17 @@ from msgspec import Struct
 from gateway.config.check import TABLES
 from gateway.config.effects import effect_text
 from gateway.config.settings import ENV_PREFIX
-from gateway.config.tables import MODEL_KINDS, Alias, Config, Fault, ModelBase, Script, UpstreamTarget
+from gateway.config.tables import (
+    MODEL_KINDS,
+    Alias,
+    Config,
+    Fault,
+    KeyLimits,
+    LimitsConfig,
+    ModelBase,
+    Script,
+    UpstreamTarget,
+)
 from gateway.config.value import upper
 from gateway.sampling import Sampling, configurable
 
@@ -115,6 +125,7 @@ def undocumented() -> list[str]:
         ModelBase,
         *MODEL_KINDS.values(),
         Alias,
+        KeyLimits,
         UpstreamTarget,
         Script,
         Fault,
@@ -126,6 +137,8 @@ def _sections() -> Iterator[str]:
     yield from _section("Top of the file", Config, (), text="These keys come before the first `[table]`.")
     for name, struct in TABLES.items():
         yield from _section(f"[{name}]", struct, (name,))
+        if struct is LimitsConfig:
+            yield from _section("[limits.keys.NAME]", KeyLimits, None)
     yield from _section("[models.NAME]", ModelBase, ("models", "NAME"), text=_MODEL_TEXT)
     common = set(_keys(ModelBase))
     for engine, kind in MODEL_KINDS.items():

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from gateway.config.hosts import host_name, is_loopback, server_url, web_origin
 from gateway.config.keys import key_mistakes
+from gateway.config.limits import limit_mistakes, listed_models
 from gateway.config.tables import (
     MODEL_KINDS,
     BreakerConfig,
@@ -20,6 +21,7 @@ from gateway.config.tables import (
     Config,
     Defaults,
     GenieModel,
+    LimitsConfig,
     LocalModel,
     LogConfig,
     MemoryConfig,
@@ -43,6 +45,7 @@ Kinds = Mapping[str, type[ModelConfig]]
 Engine = Literal[tuple(MODEL_KINDS)]  # type: ignore[valid-type]
 TABLES: dict[str, type[Struct]] = {
     "server": ServerConfig,
+    "limits": LimitsConfig,
     "defaults": Defaults,
     "breaker": BreakerConfig,
     "log": LogConfig,
@@ -75,7 +78,8 @@ def keys_of(table: Table, kinds: Kinds) -> dict[str, Any]:
 
 @cache
 def fields_of(struct: type[Struct]) -> dict[str, Any]:
-    return {item.name: item.type for item in msgspec.structs.fields(struct) if item.name not in (*TABLES, "models")}
+    tables = (*TABLES, "models") if struct is Config else ()
+    return {item.name: item.type for item in msgspec.structs.fields(struct) if item.name not in tables}
 
 
 def unknown_key(setting: Setting, keys: Iterable[str]) -> str:
@@ -137,6 +141,9 @@ def mistakes(config: Config) -> Iterator[tuple[str, str]]:
     if config.default_model is not None:
         yield from _not_a_model("default_model", config.default_model, config)
     yield from _server_mistakes(config.server, config.state)
+    for where, name in listed_models(config.limits):
+        yield from _not_a_model(where, name, config)
+    yield from limit_mistakes(config.limits, config.server.api_keys)
     if config.traces.endpoint:
         yield from _malformed("[traces] endpoint", [config.traces.endpoint], server_url)
     if config.breaker.min_calls > config.breaker.window:

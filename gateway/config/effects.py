@@ -20,6 +20,7 @@ _AT_ONCE: dict[str, str] = {
         api_keys api_keys_file insecure allowed_hosts cors_origins max_body_bytes ping_s shutdown_grace_s drain_s
         timeout_s log_prompts watch
     """,
+    "limits": "requests_per_minute tokens_per_minute concurrent_requests models keys",
     "defaults": "max_tokens truncation",
     "breaker": "enabled latency_ms prompt_token_ms token_ms window min_calls rate open_s probes probe_itself",
     "log": "level",

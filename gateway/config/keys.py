@@ -11,6 +11,7 @@ from gateway.config.tables import ServerConfig
 from gateway.errors import ConfigError
 
 API_KEY_VARIABLE = "NPU_GATEWAY_API_KEY"
+ENVIRONMENT_KEY = "environment"  # the name of the key in it
 _SHORT = 16  # characters; a random text of this length cannot be guessed
 
 
@@ -66,7 +67,7 @@ def _environment_key(environ: Mapping[str, str]) -> Iterator[tuple[str, str, str
     if key == "":
         raise ConfigError(f"environment variable {API_KEY_VARIABLE} is empty; set a key, or unset it")
     if key is not None:
-        yield f"environment variable {API_KEY_VARIABLE}", "environment", key
+        yield f"environment variable {API_KEY_VARIABLE}", ENVIRONMENT_KEY, key
 
 
 def _shown(name: str) -> str:

@@ -55,6 +55,8 @@ def convert(setting: Setting, kind: Any) -> Any:
     value = _from_text(setting, kind) if setting.text else setting.value
     if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return _convert_table(setting, value, kind)
+    if isinstance(value, dict) and (inner := _struct_of_values(kind)):
+        return {name: _convert_value(setting, name, each, inner) for name, each in value.items()}
     try:
         return msgspec.convert(value, kind, strict=not setting.text, dec_hook=_path)
     except msgspec.ValidationError as error:
@@ -67,6 +69,27 @@ def _convert_table(setting: Setting, table: dict[str, Any], kind: type[msgspec.S
     values = {}
     for key, value in table.items():
         inner = setting._replace(key=key, value=value, where=f"{setting.where}.{key}")
+        if key not in kinds:
+            raise ConfigError(f"{inner.where}: unknown key{nearest(key, kinds)}")
+        values[key] = convert(inner, kinds[key])
+    return kind(**values)
+
+
+def _struct_of_values(kind: Any) -> type[msgspec.Struct] | None:
+    """The struct in `dict[str, STRUCT]`."""
+    inner = get_args(kind)[-1] if get_origin(kind) is dict else None
+    return inner if isinstance(inner, type) and issubclass(inner, msgspec.Struct) else None
+
+
+def _convert_value(setting: Setting, name: str, value: Any, kind: type[msgspec.Struct]) -> msgspec.Struct:
+    """One table of a table of tables. A message names it as a header: `[limits.keys.laptop] models`."""
+    start, header = setting.where.rpartition("[")[0], ".".join(map(quoted, (*setting.table, setting.key, name)))
+    if not isinstance(value, dict):
+        raise ConfigError(f"{setting.where}: {name!r} must be a table, written [{header}]")
+    kinds = {item.name: item.type for item in msgspec.structs.fields(kind)}
+    values = {}
+    for key, each in value.items():
+        inner = setting._replace(key=key, value=each, where=f"{start}[{header}] {key}")
         if key not in kinds:
             raise ConfigError(f"{inner.where}: unknown key{nearest(key, kinds)}")
         values[key] = convert(inner, kinds[key])

@@ -109,21 +109,32 @@ class Router:
         Ollama's append `:latest`. Raises ModelNotFound with the list of models.
         """
         wanted = name or ""
+        named = self._named(wanted)
+        if named is None or not self._may_use(named.model):
+            error = self._not_found(wanted)
+            error.requested = wanted
+            raise error
+        return named
+
+    def _named(self, wanted: str) -> Named | None:
         if wanted in self._names:
             return Named(self._names[wanted], wanted)
         base = wanted.removesuffix(BACKGROUND_SUFFIX)
         known = self._known(base)
         if known is None:
             known = self.config.default_model
-        if known is not None:
-            return Named(self._names.get(known, known), known, background=base != wanted)
+        return None if known is None else Named(self._names.get(known, known), known, background=base != wanted)
+
+    def _may_use(self, model: str) -> bool:
+        """Whether the request may use it; see KeyRouter."""
+        return True
+
+    def _not_found(self, wanted: str) -> ModelNotFound:
         what = f"The model {quote(wanted)} does not exist" if wanted else "The request names no model"
         hint = nearest(wanted, self._names) if len(wanted) <= LONGEST_QUOTE else ""
-        error = ModelNotFound(
+        return ModelNotFound(
             f"{what}{f'{hint} There' if hint else '; there'} is {', '.join(self.lanes)}.", param="model"
         )
-        error.requested = wanted
-        raise error
 
     def name_for(self, name: str | None, *needs: Capability) -> str:
         """The model for a request that can name none. `needs`: what it must be able to do, the best first.
@@ -178,7 +189,7 @@ class Router:
 
     def models(self) -> list[ModelInfo]:
         """All models, in the order of the configuration."""
-        return [self.model(name) for name in self.lanes]
+        return [self.model(name) for name in self.lanes if self._may_use(name)]
 
     def model(self, name: str) -> ModelInfo:
         """One model, by name or alias. Raises ModelNotFound."""
@@ -240,7 +251,8 @@ class Router:
 
     def _names_with(self, capability: Capability) -> list[str]:
         """The models that are known to have it."""
-        return [name for name, lane in self.lanes.items() if capability in lane.engine.status.capabilities]
+        able = [name for name, lane in self.lanes.items() if capability in lane.engine.status.capabilities]
+        return [name for name in able if self._may_use(name)]
 
     def _chain(self, name: str) -> list[Lane]:
         """The lanes to try, in order: the model, its fallback, and so on."""
@@ -249,7 +261,7 @@ class Router:
         while step in self.lanes and self.lanes[step] not in chain:  # a fallback that came later can be refused
             chain.append(self.lanes[step])
             step = self.lanes[step].config.fallback
-        return chain
+        return [lane for lane in chain if self._may_use(lane.name)]
 
 
 def _spellings(names: Iterable[str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from gateway.bundles.identify import identify
 from gateway.bundles.origin import origin_file, read_origin
 from gateway.bundles.replace import exclusive, finish_replacement
 from gateway.bundles.stamp import npu_folder, read_stamp, unfinished_folder, unfinished_folders
+from gateway.config.limits import listed_models
 from gateway.config.tables import BundleModel, Config, LocalModel
 from gateway.errors import BundleError, ConfigError, quote
 from gateway.pull.catalog.entry import same_key
@@ -150,6 +151,7 @@ def _check_unused(name: str, config: Config) -> None:
     users = [f"[models.{other}] fallback" for other, model in config.models.items() if model.fallback == name]
     own = getattr(config.models.get(name), "path", "") or None
     users += [f"[models.{other}] draft" for other, model in config.models.items() if getattr(model, "draft", "") == own]
+    users += [where for where, model in listed_models(config.limits) if model == name]
     if config.default_model == name:
         users.append("default_model")
     if users:

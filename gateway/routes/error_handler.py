@@ -16,6 +16,7 @@ from gateway.errors import (
     Forbidden,
     GatewayError,
     InvalidRequest,
+    LimitReached,
     MethodNotAllowed,
     ModelNotFound,
     NotFound,
@@ -64,7 +65,9 @@ def handle_error(request: HttpRequest, exception: Exception) -> Response[bytes]:
     if isinstance(exception, ClientDisconnected):
         return Response(b"", status_code=499)  # nginx's status for a disconnect; it is never sent
     error = as_gateway_error(request, exception)
-    if isinstance(error, ModelNotFound):  # requests of a lane are recorded by the lane; this one has none
+    if isinstance(
+        error, ModelNotFound | LimitReached
+    ):  # requests of a lane are recorded by the lane; this one has none
         _record(request, error)
     elif not error.is_logged:
         request.app.state.refusals.refused(request.method, request.scope["path"], request.scope["client"], error)
@@ -82,8 +85,8 @@ def handle_error(request: HttpRequest, exception: Exception) -> Response[bytes]:
     return Response(body, status_code=error.status, media_type="application/json", headers=headers)
 
 
-def _record(request: HttpRequest, error: ModelNotFound) -> None:
-    """Write the log line and the record of a request for a model that does not exist."""
+def _record(request: HttpRequest, error: ModelNotFound | LimitReached) -> None:
+    """Write the log line and the record of a request for a model that does not exist, or above a limit of its key."""
     record = AnswerRecord(
         at=time.time(),
         id=f"req_{request_number(request.scope)}",

@@ -18,6 +18,7 @@ from gateway.errors import (
     DeadlineExceeded,
     GatewayError,
     InvalidRequest,
+    LimitReached,
     ModelNotFound,
     QueueFull,
     UpstreamFailed,
@@ -31,7 +32,16 @@ from gateway.server.body import in_thread
 from gateway.server.error_body import ROUTE
 from gateway.server.identity import client_of
 from gateway.server.openapi_operation import Parameter, Stream, openapi_opt
-from gateway.server.request import FALLBACK, TRUNCATED, HttpRequest, headers_of, owner_of, router_of, while_connected
+from gateway.server.request import (
+    FALLBACK,
+    TRUNCATED,
+    HttpRequest,
+    headers_of,
+    owner_of,
+    router_of,
+    take_limits,
+    while_connected,
+)
 from gateway.server.sse import EventStream
 
 TIMEOUT, FIRST_TOKEN, PRIORITY = "x-request-timeout-ms", "x-max-ttft-ms", "x-gateway-priority"
@@ -79,7 +89,7 @@ class Rendering(Protocol):
 
 def generation_opt(summary: str, body: Any, reply: Any, stream: Stream) -> dict[str, Any]:
     """The `opt` of a handler that sends a request to a model; see `openapi_opt`."""
-    raises = (ModelNotFound, QueueFull, UpstreamFailed, DeadlineExceeded)
+    raises = (ModelNotFound, QueueFull, LimitReached, UpstreamFailed, DeadlineExceeded)
     return openapi_opt(summary, body=body, reply=reply, stream=stream, raises=raises, parameters=LIMITS)
 
 
@@ -100,6 +110,7 @@ async def answer_all(
     router = router_of(request)
     generations = [_with_headers(generation, request) for generation in generations]
     request.scope["state"]["max_tokens"] = _default_limit(generations[0])
+    await take_limits(request, generations)
     if not stream:
         return await while_connected(request, _whole(request, generations, rendering))
     opened = await while_connected(request, _open(router, generations))

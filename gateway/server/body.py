@@ -27,7 +27,7 @@ from gateway.lanes.reload.presence import Presence
 from gateway.server.connections import connection_limit
 from gateway.server.error_body import validation_error
 from gateway.server.ignored import begin_notes, note_unknown_fields
-from gateway.server.request import HttpRequest, headers_of, note_failure, router_of
+from gateway.server.request import HttpRequest, end_lease, headers_of, note_failure, router_of
 from gateway.server.shares import Holding, Shares
 from gateway.server.streams.waits import ClientDisconnected
 
@@ -113,6 +113,7 @@ def limit_bodies(
                 raise
             finally:
                 holding.end()
+                end_lease(scope)
                 if holding.is_garbage:
                     collector.request(scope["app"].state.parser)
 

@@ -21,6 +21,7 @@ from litestar.types import Scope
 from gateway.config.hosts import host_name, web_origin
 from gateway.config.tables import ServerConfig
 from gateway.errors import LONGEST_QUOTE, Forbidden, Unauthorized, Unavailable, quote
+from gateway.lanes.limits.headers import OPENAI_HEADERS
 from gateway.server.error_body import ROUTE
 from gateway.server.ignored import HEADER as IGNORED
 from gateway.server.request import FALLBACK, MAX_TOKENS, TRUNCATED, headers_of
@@ -33,6 +34,7 @@ OPEN = {"needs_key": False}
 #: The names of the machine for programs in its containers. `.internal` is for private networks, so no attacker has it.
 CONTAINER_HOSTS = ("host.docker.internal", "gateway.docker.internal", "host.containers.internal", "host.lima.internal")
 
+_EXPOSED = ("x-request-id", "retry-after", IGNORED, MAX_TOKENS, TRUNCATED, FALLBACK, ROUTE)
 _PORT = re.compile(r":\d*$")
 
 
@@ -64,7 +66,7 @@ def cors_of(config: ServerConfig) -> CORSConfig | None:
         return None
     return CORSConfig(
         allow_origins=[web_origin(text) for text in config.cors_origins],
-        expose_headers=["x-request-id", "retry-after", IGNORED, MAX_TOKENS, TRUNCATED, FALLBACK, ROUTE],
+        expose_headers=[*_EXPOSED, *OPENAI_HEADERS],
     )
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Coroutine, MutableMapping
+import time
+from collections.abc import Coroutine, MutableMapping, Sequence
 from typing import Any, TypeVar, cast
 
 from litestar import Request
 from litestar.datastructures import State
 from litestar.types import Message, Scope
 
+from gateway.generation import Generation
+from gateway.lanes.limits.headers import anthropic_headers, openai_headers
+from gateway.lanes.limits.key_router import KeyRouter
+from gateway.lanes.limits.limits import Limits
 from gateway.lanes.router import Router
 from gateway.server.ignored import HEADER, header_of
 from gateway.server.streams.waits import Connected
@@ -52,6 +57,7 @@ async def add_headers(message: Message, scope: Scope) -> None:
             "x-request-id": f"req_{request_number(scope)}",
             HEADER: header_of(scope),
             MAX_TOKENS: scope["state"].get("max_tokens", ""),
+            **_limit_headers(scope, message["status"]),
         }
         pairs = [(name.encode(), value.encode()) for name, value in added.items() if value]
         message["headers"] = [*message["headers"], *pairs]
@@ -59,8 +65,44 @@ async def add_headers(message: Message, scope: Scope) -> None:
         scope["app"].state.metrics.http_response(path, message["status"])
 
 
+def _limit_headers(scope: Scope, status: int) -> dict[str, str]:
+    """What is left of the limits of the request's key."""
+    limits: Limits = scope["app"].state.limits
+    handler, state = scope.get("route_handler"), scope["state"]
+    if limits.are_none or handler is None or not handler.opt.get("needs_key", True):
+        return {}
+    key = state.get("owner", None if scope["app"].state.router.config.server.api_keys else "")
+    quota = None if key is None else limits.quota(key)
+    if key is None or quota is None:
+        return {}
+    if "lease" in state and (status >= 400 or limits.is_complete(state["lease"])):
+        end_lease(scope)
+    levels = limits.counters.levels(key, quota)
+    is_anthropic = scope["path"].startswith("/v1/messages")
+    return anthropic_headers(levels, quota, time.time()) if is_anthropic else openai_headers(levels, quota)
+
+
+async def take_limits(request: HttpRequest, generations: Sequence[Generation]) -> None:
+    """Take from the limits of the key what one request needs; `end_lease` gives the rest back. Raises LimitReached."""
+    limits: Limits = request.app.state.limits
+    if limits.quota(owner_of(request)) is None:
+        return
+    engine, _ = router_of(request).speed(generations[0].model)
+    await limits.begin(owner_of(request), generations, engine.context_length)
+    request.scope["state"]["lease"] = generations[0].id
+
+
+def end_lease(scope: Scope) -> None:
+    """Give back what the request did not use of the limits of its key. May be called again."""
+    if "lease" in scope["state"]:
+        scope["app"].state.limits.end(scope["state"].pop("lease"))
+
+
 def router_of(request: HttpRequest) -> Router:
-    return cast(Router, request.app.state.router)
+    """The router, as the API key of the request sees it."""
+    router, limits = cast(Router, request.app.state.router), cast(Limits, request.app.state.limits)
+    models = limits.models(owner_of(request))
+    return router if models is None else KeyRouter(router, models, owner_of(request))
 
 
 def owner_of(request: HttpRequest) -> str:

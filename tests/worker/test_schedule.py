@@ -267,6 +267,26 @@ def test_prefill_is_not_starved_by_a_batch_with_another_client(bench: Bench) -> 
     assert_half_of_device(bench, long, at)
 
 
+def test_flood_of_one_client_at_most_doubles_the_p95_of_the_first_token_of_another(make_bench: MakeBench) -> None:
+    """The flood has eight requests in progress at any time."""
+    bench, p95 = make_bench(prefix_cache=False), {}
+    for flood in (0, 8):
+        running: list[int] = []
+        waited: list[float] = []
+        for seed in range(20):
+            other = bench.submit(random_ids(64 + 8 * seed, seed), max_tokens=1, client="b")
+            at = bench.decoder.now
+            while not bench.of(other, Ended):
+                running = [request for request in running if not bench.of(request, Ended)]
+                while len(running) < flood:
+                    tokens = 60 + 7 * len(bench.frames) % 100
+                    running.append(bench.submit(random_ids(tokens, 99), max_tokens=40, client="a"))
+                bench.loop.turn()
+            waited.append(bench.when(other, Tokens)[0] - at)
+        p95[flood] = sorted(waited)[18]
+    assert p95[0] < p95[8] <= 2 * p95[0]
+
+
 # -- suspension keeps answers ------------------------------------------------------------------------------------------
 
 

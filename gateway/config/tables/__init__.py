@@ -9,6 +9,7 @@ command line, environment (`NPU_GATEWAY_<TABLE>_<KEY>`), file, the defaults here
 
 from gateway.config.tables.breaker import BreakerConfig
 from gateway.config.tables.config import Config, Defaults, MemoryConfig
+from gateway.config.tables.limits import KeyLimits, LimitsConfig
 from gateway.config.tables.models import (
     MODEL_KINDS,
     Alias,
@@ -36,6 +37,8 @@ __all__ = [
     "Defaults",
     "Fault",
     "GenieModel",
+    "KeyLimits",
+    "LimitsConfig",
     "LocalModel",
     "LogConfig",
     "MemoryConfig",

@@ -10,6 +10,7 @@ from msgspec import Struct, field
 from msgspec.structs import asdict
 
 from gateway.config.tables.breaker import BreakerConfig
+from gateway.config.tables.limits import LimitsConfig
 from gateway.config.tables.models import ModelConfig
 from gateway.config.tables.monitoring import LogConfig, TracesConfig, UsageConfig
 from gateway.config.tables.scalars import MaxTokens, Natural, Truncation
@@ -44,6 +45,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole file. `load_config` makes every path absolute."""
 
     server: ServerConfig = ServerConfig()
+    limits: LimitsConfig = LimitsConfig()
     defaults: Defaults = Defaults()
     breaker: BreakerConfig = BreakerConfig()
     log: LogConfig = LogConfig()

@@ -15,11 +15,12 @@ from litestar.types import ASGIApp
 from msgspec.structs import replace
 
 from gateway.embedding import EmbeddingAnswer, EmbeddingRequest
-from gateway.errors import DeadlineExceeded, GatewayError, InvalidRequest, ModelNotFound, QueueFull
+from gateway.errors import DeadlineExceeded, GatewayError, InvalidRequest, LimitReached, ModelNotFound, QueueFull
+from gateway.lanes.embed import generation_of
 from gateway.routes.respond import LIMITS, device_header, fallback_header, sent_by, truncation_of
 from gateway.server.error_body import ROUTE
 from gateway.server.openapi_operation import openapi_opt
-from gateway.server.request import TRUNCATED, HttpRequest, router_of, while_connected
+from gateway.server.request import TRUNCATED, HttpRequest, router_of, take_limits, while_connected
 from gateway.server.sse import EventStream
 
 JSON = "application/json"
@@ -28,7 +29,7 @@ _NUMBERS_AT_ONCE = 20_000  # that are written in one step of the event loop: abo
 
 def embedding_opt(summary: str, body: Any, reply: Any) -> dict[str, Any]:
     """The `opt` of a handler that sends a request to an encoder; see `openapi_opt`."""
-    raises = (ModelNotFound, QueueFull, DeadlineExceeded)
+    raises = (ModelNotFound, QueueFull, LimitReached, DeadlineExceeded)
     return openapi_opt(summary, body=body, reply=reply, raises=raises, parameters=LIMITS)
 
 
@@ -39,6 +40,7 @@ async def embed(request: HttpRequest, *wanted: EmbeddingRequest) -> list[Embeddi
     dimensions than the model has.
     """
     complete = [replace(each, **sent_by(request, each.background)) for each in wanted]
+    await take_limits(request, [generation_of(each) for each in complete])
     return await while_connected(request, _answers(request, complete))
 
 

@@ -17,7 +17,7 @@ from gateway.lanes.status import LaneStatus
 from gateway.routes.respond import json_response
 from gateway.server.body import read_body
 from gateway.server.openapi_operation import openapi_opt
-from gateway.server.request import HttpRequest, while_connected
+from gateway.server.request import HttpRequest, router_of, while_connected
 
 _LOAD = openapi_opt(
     "Load a model and wait until it is ready",
@@ -36,17 +36,21 @@ _UNLOAD = openapi_opt(
 @post("/v1/load/{model_id:path}", status_code=200, opt=_LOAD)
 async def load_model(request: HttpRequest, model_id: FromPath[str]) -> ASGIApp:
     await read_body(request)
-    return json_response(await while_connected(request, _residency(request).load(_name(model_id))))
+    name = _name(request, model_id)
+    return json_response(await while_connected(request, _residency(request).load(name)))
 
 
 @post("/v1/unload/{model_id:path}", status_code=200, opt=_UNLOAD)
 async def unload_model(request: HttpRequest, model_id: FromPath[str]) -> ASGIApp:
-    return json_response(await _residency(request).unload(_name(model_id)))
+    return json_response(await _residency(request).unload(_name(request, model_id)))
 
 
 def _residency(request: HttpRequest) -> Residency:
     return cast(Residency, request.app.state.residency)
 
 
-def _name(model_id: str) -> str:
-    return model_id.removeprefix("/")  # Litestar's `path` includes the leading slash
+def _name(request: HttpRequest, model_id: str) -> str:
+    """The name in the path. Raises ModelNotFound for a model that the key may not use."""
+    name = model_id.removeprefix("/")  # Litestar's `path` includes the leading slash
+    router_of(request).lookup(name)
+    return name
