@@ -38,7 +38,7 @@ _RESTART: dict[str, str] = {
 }
 _NEW_ENGINE = """
     max_sequences watchdog_s path dialect context_length prefix_cache load_timeout_s source activations precision
-    tokenizer provider provider_options threads draft poll url targets upstream_model api_key
+    tokenizer provider provider_options threads draft poll url targets hedge upstream_model api_key
     api_key_env api_key_file simulate script engine
 """
 _TEXTS: dict[Effect, str] = {"at once": "at once", "new engine": "loads the model again", "restart": "restart"}

@@ -79,6 +79,8 @@ def upstream_mistakes(where: str, model: UpstreamModel) -> Iterator[tuple[str, s
     targets = given_targets(model)
     if model.url and targets:
         yield f"{where} targets", "has every server of the model; remove url"
+    if model.hedge and len(targets) < 2:
+        yield f"{where} hedge", "needs at least two targets; add one, or remove hedge"
     if not targets:
         yield from _url_mistake(f"{where} url", model.url)
     seen: set[tuple[str, str]] = set()

@@ -110,6 +110,9 @@ class UpstreamModel(ModelBase, frozen=True, forbid_unknown_fields=True, kw_only=
     url: str = ""  # its address: "http://127.0.0.1:8081/v1"
     #: Instead of `url`: several servers, as URLs or as tables. docs/targets.md explains them.
     targets: tuple[UpstreamTarget | str, ...] = ()
+    #: With several targets: a request whose first token is later than 95 % of those of its target is sent to a second
+    #: one too. The first answer counts. At most one request in ten is sent twice.
+    hedge: bool = False
     upstream_model: str = ""  # the model's name on that server; "": its name here
     api_key: str = ""  # the key to send there
     api_key_env: str = ""  # the environment variable that has the key

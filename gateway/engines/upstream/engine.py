@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Collection, Mapping
 
 from gateway.config.tables import UpstreamModel
 from gateway.config.upstream import missing_key, servers_of
@@ -21,10 +22,11 @@ from gateway.engines.upstream import refusals
 from gateway.engines.upstream.attempt import Attempt, Question
 from gateway.engines.upstream.body import chat_body, completion_body
 from gateway.engines.upstream.events import most_tokens
+from gateway.engines.upstream.hedge import Hedging, Race
 from gateway.engines.upstream.targets.pool import Pool, clients_error, moves_on
 from gateway.engines.upstream.targets.target import Target
 from gateway.errors import ConfigError, GatewayError, ModelNotReady, UpstreamFailed, UpstreamRefused
-from gateway.generation import Chat, Generation, Meter, Route, Usage
+from gateway.generation import Chat, Generation, Meter, Route, RouteReason, Usage
 
 
 class UpstreamEngine:
@@ -42,8 +44,9 @@ class UpstreamEngine:
 
     def __init__(self, name: str, model: UpstreamModel) -> None:
         self._name, self._model = name, model
-        self._targets = _targets(name, model)
-        self._pool = Pool(name, self._targets) if len(self._targets) > 1 else None
+        self.targets = _targets(name, model)
+        self._pool = Pool(name, self.targets) if len(self.targets) > 1 else None
+        self.hedging = Hedging(self.targets) if model.hedge else None
         self._state: State = "loading"
         self._hop = f"npu-gateway-{secrets.token_hex(8)}"
 
@@ -59,7 +62,7 @@ class UpstreamEngine:
 
     async def start(self) -> None:
         """Make the HTTP clients. One server is sent nothing: if it is down, requests and their breaker show it."""
-        await asyncio.gather(*(target.client.open() for target in self._targets))
+        await asyncio.gather(*(target.client.open() for target in self.targets))
         if self._pool:
             self._pool.start()
         self._state = "ready"
@@ -68,7 +71,7 @@ class UpstreamEngine:
         self._state = "closed"
         if self._pool:
             await self._pool.aclose()
-        for target in self._targets:
+        for target in self.targets:
             await target.client.aclose()
 
     async def lost(self) -> str:
@@ -92,8 +95,8 @@ class UpstreamEngine:
         question = self._question(prepared.generation)
         if self._pool:
             return await self._from_pool(self._pool, question, meter, emit)
-        meter.route = Route(target=self._targets[0].address)
-        async with self._attempt(self._targets[0], question, meter) as attempt:
+        meter.route = Route(target=self.targets[0].address)
+        async with self._attempt(self.targets[0], question, meter) as attempt:
             return await attempt.rest(meter, emit)
 
     async def _from_pool(self, pool: Pool, question: Question, meter: Meter, emit: Emit) -> Usage:
@@ -104,18 +107,47 @@ class UpstreamEngine:
             target, choice = chosen
             reason = "failover" if failures else choice.reason
             meter.route = Route(target=target.address, reason=reason, attempts=len(failures) + 1)
-            async with self._attempt(target, question, Meter(clock=meter.clock)) as attempt:
-                try:
-                    await attempt.first()
-                except GatewayError as error:
-                    failures[target] = error
-                    pool.failed(target, error)
-                    if not moves_on(error):
-                        break
-                    continue
-                pool.answered(target, failures)
-                return await self._rest(pool, attempt, meter, emit)
+            async with self._race(pool, target, failures, question, meter) as race:
+                attempt = await race.winner()
+                for failed, error in race.errors.items():
+                    failures[failed.target] = error
+                    pool.failed(failed.target, error)
+                meter.route = _route(race, attempt or race.first, failures, reason)
+                if attempt is not None:
+                    self._judge(pool, race, attempt, failures)
+                    return await self._rest(pool, attempt, meter, emit)
+                if not all(map(moves_on, race.errors.values())):
+                    break
         raise clients_error([*failures.values()])
+
+    def _race(
+        self, pool: Pool, target: Target, tried: Collection[Target], question: Question, meter: Meter
+    ) -> Race[Attempt]:
+        """The attempt at `target`, and with `hedge` one at another target if it is late."""
+
+        def attempt(target: Target) -> Attempt:
+            return self._attempt(target, question, Meter(clock=meter.clock))
+
+        def second() -> Attempt | None:
+            if self.hedging is None or not self.hedging.has_credit():
+                return None
+            other = pool.second(text_prompt(self._name, question.generation), target, tried)
+            if other is None:
+                return None
+            self.hedging.spend()
+            return attempt(other)
+
+        late_s = self.hedging.late_s(target) if self.hedging else None
+        return Race(attempt(target), late_s, second, lambda error: not moves_on(error))
+
+    def _judge(self, pool: Pool, race: Race[Attempt], winner: Attempt, failures: Mapping[Target, GatewayError]) -> None:
+        """Learn from the first content of `winner`."""
+        pool.answered(winner.target, failures)
+        if self.hedging is None or not race.waited_s:
+            return
+        self.hedging.answered(winner.target, race.waited_s[winner])
+        if race.lost is not None and self.hedging.lost(race.lost.target, race.waited_s[race.lost]):
+            pool.blame(race.lost.target, refusals.silent(self._name))
 
     async def _rest(self, pool: Pool, attempt: Attempt, meter: Meter, emit: Emit) -> Usage:
         try:
@@ -136,6 +168,16 @@ class UpstreamEngine:
         else:
             path, fields = "/completions", completion_body(generation, prompt)
         return Question(generation=generation, path=path, fields=fields, hops=(*generation.hops, self._hop))
+
+
+def _route(race: Race[Attempt], last: Attempt, failures: Collection[Target], reason: RouteReason) -> Route:
+    """After a race. `last`: the attempt that answers, or one that failed."""
+    return Route(
+        target=last.target.address,
+        reason=reason if last is race.first else "hedge",
+        attempts=len(failures) + (last.target not in failures) + (race.lost is not None),
+        hedged=race.is_hedged,
+    )
 
 
 def _targets(name: str, model: UpstreamModel) -> list[Target]:

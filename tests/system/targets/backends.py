@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
+import msgspec
 
+from gateway.config.tables import UpstreamModel
 from tests.support.processes import Serving, free_port, serving
 from tests.support.server import wait_until
 
@@ -68,3 +71,9 @@ def backends(count: int, folder: Path, *, reply: str, token_s: float, ttft_s: st
     finally:
         for backend in running:
             backend.close()
+
+
+def targets_of(*urls: str, **fields: Any) -> UpstreamModel:
+    """The table of a model "m" on these servers."""
+    table = {"targets": urls, "upstream_model": "m", "max_sequences": 1000, "queue": 1000, **fields}
+    return msgspec.convert(table, UpstreamModel)

@@ -15,10 +15,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.config.tables import ScriptedModel, UpstreamModel
+from gateway.config.tables import ScriptedModel
 from tests.support.hostile import Hostile, hostile
 from tests.support.server import config_of, script_of, serving
-from tests.system.targets.backends import Backend, backends
+from tests.system.targets.backends import Backend, backends, targets_of
 from tests.system.targets.bad_servers import BAD, BAD_LATER, chats_of, misbehave, slow
 from tests.system.targets.traffic import Outcome, Traffic, failed_early, without_ending
 
@@ -26,11 +26,6 @@ REPLY = "one two three"
 SILENT_S = 5.0  # a server that hangs is given up after this
 EACH = 8  # requests to each model
 KILLED_REQUESTS, AT_ONCE = 200, 16
-
-
-def targets_of(*urls: str, **fields: Any) -> UpstreamModel:
-    table = {"targets": urls, "upstream_model": "m", "max_sequences": 1000, "queue": 1000, **fields}
-    return msgspec.convert(table, UpstreamModel)
 
 
 class Runs(msgspec.Struct):

@@ -66,17 +66,27 @@ class Pool:
         left = [target for target in self._targets if target not in tried]
         if not left:
             return None
-        blocks = blocks_of(prompt)
         usable = [target for target in left if _is_usable(target)] or [min(left, key=_last_resort)]
+        return self._choose(prompt, usable, next(self._turns))
+
+    def _choose(self, prompt: Chat | Text | TokenIds, usable: Sequence[Target], turn: int) -> tuple[Target, Choice]:
+        blocks = blocks_of(prompt)
         known = self._prefixes.matches(blocks)
         choice = choose(
             [Candidate(target.running, target.server.weight) for target in usable],
             [known[target.number - 1] for target in usable],
-            next(self._turns),
+            turn,
         )
         target = usable[choice.index]
         self._prefixes.note(target.number - 1, blocks)
         return target, choice
+
+    def second(self, prompt: Chat | Text | TokenIds, first: Target, tried: Collection[Target]) -> Target | None:
+        """A target for a request that `first` has not begun to answer: one that is up, and that has no more requests
+        for its weight. None: there is none."""
+        others = [target for target in self._targets if target not in (first, *tried) and target.health.state == "up"]
+        free = [target for target in others if target.relative_load <= first.relative_load]
+        return self._choose(prompt, free, turn=0)[0] if free else None
 
     def failed(self, target: Target, error: GatewayError) -> None:
         """An attempt failed before its first content. What only this request can have caused is not counted yet."""

@@ -36,6 +36,11 @@ class Target:
         return f"server {self.number} ({self.address})"
 
     @property
+    def relative_load(self) -> float:
+        """Its requests in flight, for its weight."""
+        return self.running / self.server.weight
+
+    @property
     def status(self) -> TargetStatus:
         return TargetStatus(
             number=self.number,
