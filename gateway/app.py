@@ -49,11 +49,13 @@ from gateway.routes.page import usage as usage_route
 from gateway.routes.page.files import web_files
 from gateway.routes.page.live import LiveSources
 from gateway.routes.responses_api import routes as responses
-from gateway.routes.responses_api.store import ResponseStore
+from gateway.routes.responses_api.responses import Responses
 from gateway.server.body import limit_bodies
 from gateway.server.guards import Guards, cors_of, set_cors
 from gateway.server.ignored import IgnoredLog
 from gateway.server.request import add_headers
+from gateway.state.access import Access
+from gateway.state.database import Database
 
 
 class App(Litestar):
@@ -113,6 +115,7 @@ def create_app(
     stop_token: str = "",
     needs: Needs | None = None,
     counters: Counters | None = None,
+    database: Database | None = None,
 ) -> Litestar:
     """The ASGI application. The start of its lifespan starts to load the models, and does not wait for them.
 
@@ -125,6 +128,7 @@ def create_app(
         stop_token: a program that sends it from this machine can stop and reload the gateway; "": no request can.
         needs: the memory that models need; None: nothing is known from earlier starts, and nothing is kept.
         counters: what the API keys have used of their limits; None: this gateway counts alone, from its start.
+        database: of `[state]`; None: this gateway shares nothing.
     """
     metrics = Metrics()
     memory = MemoryManager(budget_bytes(config.memory), needs)
@@ -153,6 +157,8 @@ def create_app(
     router = Router(config, lanes, observers=observers)
     residency = Residency(router, lambda name, model: asyncio.to_thread(make_lane, name, model))  # it reads files
     guards = Guards(config.server)
+    access = Access(database, "Answers go on.") if database else None
+    stored = Responses(access if config.state.url else None, config.state.responses_days)
 
     def apply(config: Config) -> None:
         guards.apply(config.server)
@@ -163,6 +169,7 @@ def create_app(
         memory.set_budget(budget_bytes(config.memory))
         if usage is not None:
             usage.store.days = config.usage.days
+        stored.shared.days = config.state.responses_days
 
     reloader = Reloader(router, residency, source, lane_of, apply) if source else None
     presence = Presence()
@@ -185,7 +192,8 @@ def create_app(
                 "usage": usage,
                 "live": LiveSources(router, observers, config_file),
                 "traces": traces,
-                "responses": ResponseStore(),
+                "responses": stored,
+                "access": access,
                 "ignored_log": IgnoredLog(),
                 "refusals": RefusalLog(metrics),
                 "parser": ThreadPoolExecutor(1, "parser"),
@@ -233,4 +241,6 @@ async def _lifespan(app: Litestar) -> AsyncGenerator[None, None]:
         await router.aclose()
         if app.state.traces is not None:
             await asyncio.to_thread(app.state.traces.close)
+        if app.state.access is not None:
+            await app.state.access.aclose()
         app.state.parser.shutdown(wait=False, cancel_futures=True)

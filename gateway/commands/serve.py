@@ -134,6 +134,7 @@ def _serve(arguments: argparse.Namespace, config: Config, overrides: Mapping[str
         usage=usage,
         stop_token=run_file.token,
         needs=Needs(data_folder() / MEMORY_FILE),
+        database=database,
     )
     tasks: list[asyncio.Task[None]] = []  # the event loop keeps only a weak reference to a task
 

@@ -19,7 +19,7 @@ def open_database(url: str, folder: Path) -> Database:
     if not url:
         return SqliteDatabase(folder / FILE)
     if url.startswith(SQLITE):
-        return SqliteDatabase(Path(url.removeprefix(SQLITE)))
+        return SqliteDatabase(Path(url.removeprefix(SQLITE)), stays_open=True)
     return PostgresDatabase(postgres_url(url))
 
 

@@ -72,7 +72,7 @@ class PostgresDatabase:
         StateError: the driver is not installed.
     """
 
-    def __init__(self, url: PostgresUrl, *, timeout_s: float = 3.0) -> None:
+    def __init__(self, url: PostgresUrl, *, timeout_s: float = 2.0) -> None:
         try:
             import pg8000.dbapi
         except ImportError:

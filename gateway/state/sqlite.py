@@ -1,7 +1,9 @@
 """The state in one SQLite file, which several gateways of one machine can share.
 
-Each operation opens the file and closes it, so that the file can be removed, restored or opened by another program at
-any time, also on Windows. Writes are in the write-ahead log and on the disk when `write` returns.
+The file of the data folder is opened and closed for each operation, so that it can be removed, restored or opened by
+another program at any time, also on Windows. Writes are in the write-ahead log and on the disk when `write` returns,
+after 24 ms. The file of `[state] url` is written for each request, so it stays open, and a write takes 0.1 ms: a power
+failure can lose the last seconds. A file that was replaced is opened again.
 """
 
 from __future__ import annotations
@@ -9,11 +11,12 @@ from __future__ import annotations
 import logging
 import re
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from gateway.state.database import Execute, Row, StateError
 from gateway.state.schema import FROM_USAGE_FILE, TABLES, VERSION
@@ -36,10 +39,16 @@ class SqliteDatabase:
         path: the file; its folder is made.
         busy_s: how long to wait for another gateway that writes, in seconds.
         max_bytes: of the file.
+        stays_open: for a file that is used for each request; see above.
     """
 
-    def __init__(self, path: Path, *, busy_s: float = 5.0, max_bytes: int = 4 * 2**30) -> None:
+    def __init__(
+        self, path: Path, *, busy_s: float = 5.0, max_bytes: int = 4 * 2**30, stays_open: bool = False
+    ) -> None:
         self.path = path
+        self._stays_open = stays_open
+        self._idle: list[_Open] = []
+        self._guard = threading.Lock()  # of `_idle`
         self._busy_s = busy_s
         self._max_bytes = max_bytes
 
@@ -52,6 +61,9 @@ class SqliteDatabase:
             with _errors(self.path):
                 if not self.path.exists():
                     return []
+                if self._stays_open:
+                    with self._open() as connection:
+                        return connection.execute(sql, values).fetchall()
                 with closing(self._connect_to_read()) as connection:
                     if _value(connection, "user_version") == 0:  # it is being made now
                         return []
@@ -70,13 +82,16 @@ class SqliteDatabase:
             return self._write(work)
 
     def close(self) -> None:
-        pass
+        with self._guard:
+            idle, self._idle = self._idle, []
+        for each in idle:
+            each.connection.close()
 
     def _write(self, work: Callable[[Execute], T]) -> T:
         with _errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.touch(mode=0o600)  # only this user reads it; SQLite's own files get the same rights
-            with closing(self._connect()) as connection:
+            with self._open() as connection:
                 with _transaction(connection):
                     result = work(lambda sql, values: connection.execute(sql, values).fetchall())
                 if _value(connection, "freelist_count") * 4 > _value(connection, "page_count"):
@@ -84,11 +99,35 @@ class SqliteDatabase:
                         connection.executescript("PRAGMA incremental_vacuum")  # `execute` frees one page
                 return result
 
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """A connection of the file that has the name now. It is kept for the next operation, or closed."""
+        used = self._idle_connection() or _Open(self._connect(), _identity(self.path))
+        try:
+            yield used.connection
+        except BaseException:
+            used.connection.close()
+            raise
+        if self._stays_open:
+            with self._guard:
+                self._idle.append(used)
+        else:
+            used.connection.close()
+
+    def _idle_connection(self) -> _Open | None:
+        while True:
+            with self._guard:
+                found = self._idle.pop() if self._idle else None
+            if found is None or found.file == _identity(self.path):
+                return found
+            found.connection.close()
+
     def _connect(self) -> sqlite3.Connection:
         """SQLite does not wait while two gateways change the journal mode of a new file, so this does."""
         end = time.monotonic() + self._busy_s
         while True:
-            connection = sqlite3.connect(self.path, timeout=self._busy_s, isolation_level=None)
+            connection = sqlite3.connect(self.path, timeout=self._busy_s, isolation_level=None, check_same_thread=False)
+            connection.text_factory = _text
             try:
                 self._prepare(connection)
                 return connection
@@ -109,7 +148,7 @@ class SqliteDatabase:
                 raise _Damaged("it is the file of another program")
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only before there is a table
         connection.execute("PRAGMA journal_mode = WAL").fetchone()  # readers and a writer at once
-        connection.execute("PRAGMA synchronous = FULL")  # NORMAL could lose more than the last write at a power loss
+        connection.execute(f"PRAGMA synchronous = {'NORMAL' if self._stays_open else 'FULL'}")
         connection.execute("PRAGMA journal_size_limit = 1048576").fetchone()
         connection.execute(f"PRAGMA max_page_count = {self._max_bytes // _PAGE}").fetchone()
         if version == 0:
@@ -141,10 +180,11 @@ class SqliteDatabase:
     def _connect_to_read(self) -> sqlite3.Connection:
         uri = self.path.absolute().as_uri()
         connection = sqlite3.connect(f"{uri}?mode=ro", timeout=self._busy_s, isolation_level=None, uri=True)
-        connection.text_factory = lambda value: value.decode("utf-8", "replace")
+        connection.text_factory = _text
         return connection
 
     def _put_aside(self, error: Exception) -> Path:
+        self.close()  # Windows renames no file that is open
         aside = self.path.with_name(f"{self.path.stem}.damaged{self.path.suffix}")
         try:
             self.path.replace(aside)
@@ -153,6 +193,11 @@ class SqliteDatabase:
         except OSError as problem:
             raise StateError(f"{self.path} is damaged ({error}) and cannot be renamed: {problem.strerror}") from error
         return aside
+
+
+class _Open(NamedTuple):
+    connection: sqlite3.Connection
+    file: tuple[int, int]
 
 
 class _Damaged(Exception):
@@ -197,6 +242,19 @@ def _is_read(connection: sqlite3.Connection, old: Path, statement: str, *values:
         _log.warning("the usage history %s cannot be read (%s) and stays as it is; a new one begins", old, error)
         return False
     return True
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    """Other numbers for another file with the same name."""
+    try:
+        status = file.stat()
+    except OSError:
+        return 0, 0
+    return status.st_dev, status.st_ino
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "replace")
 
 
 def _value(connection: sqlite3.Connection, pragma: str) -> int:

@@ -12,7 +12,7 @@ from gateway.errors import InvalidRequest, NotFound, PreviousResponseNotFound, q
 from gateway.generation import Message, Role, ToolCall
 from gateway.routes.parse import arguments_text, omitted, required
 from gateway.routes.responses_api.parse_tools import full_name
-from gateway.routes.responses_api.store import ConversationItem, ResponseStore
+from gateway.routes.responses_api.store import ConversationItem, Lookup
 from gateway.routes.responses_api.wire import InputItem, InputPart, InputRole, ResponsesRequest
 from gateway.server.body import check_depth
 from gateway.server.ignored import note_ignored
@@ -25,7 +25,7 @@ MAX_REFERENCED_BYTES = 8 * 2**20  # as in a body; a reference of 50 bytes can na
 _TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 
 
-def located_items(request: ResponsesRequest, store: ResponseStore, owner: str) -> list[LocatedItem]:
+def located_items(request: ResponsesRequest, store: Lookup, owner: str) -> list[LocatedItem]:
     """The whole conversation: the items of the previous response, then those of the request, references resolved.
 
     Raises PreviousResponseNotFound, NotFound for an item that no stored response has, and InvalidRequest for more
@@ -63,7 +63,7 @@ class _ReferenceBudget:
         return item
 
 
-def _previous(id: str | None, store: ResponseStore, owner: str) -> tuple[ConversationItem, ...]:
+def _previous(id: str | None, store: Lookup, owner: str) -> tuple[ConversationItem, ...]:
     if not id:
         return ()
     try:
@@ -74,7 +74,7 @@ def _previous(id: str | None, store: ResponseStore, owner: str) -> tuple[Convers
         ) from None
 
 
-def _referenced(item: InputItem, param: str, store: ResponseStore, owner: str) -> ConversationItem:
+def _referenced(item: InputItem, param: str, store: Lookup, owner: str) -> ConversationItem:
     id = required(item.id, f"{param}.id")
     if (found := store.item(owner, id)) is None:
         raise NotFound(

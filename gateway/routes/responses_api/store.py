@@ -1,4 +1,4 @@
-"""The responses that `previous_response_id`, `item_reference` and GET /v1/responses/{id} refer to. Lost on a restart.
+"""The responses that `previous_response_id`, `item_reference` and GET /v1/responses/{id} refer to, in memory.
 
 Each API key has its own store. A client can neither read another client's responses nor cause their eviction.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import Protocol
 
 import msgspec
 from msgspec import Struct
@@ -39,6 +40,16 @@ class Stored(Struct, frozen=True):
     size_bytes: int
 
 
+class Lookup(Protocol):
+    """What a request reads of the stored responses."""
+
+    def get(self, owner: str, id: str) -> Stored:
+        """Raises NotFound, also for a response of another owner."""
+
+    def item(self, owner: str, id: str) -> ConversationItem | None:
+        """The input or output item with this id of any stored response; the last one stored if several have it."""
+
+
 class ResponseStore:
     """Limited in number and in bytes. Eviction removes the least recently used response first."""
 
@@ -50,11 +61,12 @@ class ResponseStore:
 
     def put(self, owner: str, response: Response, conversation: tuple[ConversationItem, ...]) -> None:
         """`conversation`: the items that the response answers. A response over a limit is not stored."""
-        output = (ConversationItem(as_input(item)) for item in msgspec.to_builtins(_without_logprobs(response.output)))
-        items = (*conversation, *output)
-        size_bytes = len(_json.encode(response)) + sum(map(_measured, items))
+        items = items_with_output(response, conversation)
+        self.add(owner, Stored(response, items, len(_json.encode(response)) + sum(map(measured, items))))
+
+    def add(self, owner: str, stored: Stored) -> None:
         store = self._owners.setdefault(owner, _OwnerStore())
-        store.add(Stored(response, items, size_bytes))
+        store.add(stored)
         while any(used > limit for used, limit in zip(store.used, self._limits, strict=True)):
             store.remove(next(iter(store.responses)))
 
@@ -128,7 +140,13 @@ def _without_logprobs(items: Iterable[OutputItem]) -> list[OutputItem]:
     ]
 
 
-def _measured(item: ConversationItem) -> int:
+def items_with_output(response: Response, conversation: Iterable[ConversationItem]) -> tuple[ConversationItem, ...]:
+    """The whole conversation after `response`."""
+    output = (ConversationItem(as_input(item)) for item in msgspec.to_builtins(_without_logprobs(response.output)))
+    return (*conversation, *output)
+
+
+def measured(item: ConversationItem) -> int:
     item.size_bytes = item.size_bytes or len(_json.encode(item.item))
     return item.size_bytes
 
