@@ -7,7 +7,9 @@ timeout is that of the socket, so a server that hangs, or that no packet reaches
 from __future__ import annotations
 
 import re
+import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -166,16 +168,20 @@ class PostgresDatabase:
 
     def _open(self) -> Any:
         url = self._url
-        is_socket = url.host.startswith("/")
-        options = {
-            "user": url.user,
-            "password": url.password or None,
-            "database": url.database,
-            "timeout": self._timeout_s,
-            "application_name": "npu-gateway",
-            **({"unix_sock": f"{url.host}/.s.PGSQL.{url.port}"} if is_socket else {"host": url.host, "port": url.port}),
-        }
-        return self._driver.connect(**options, ssl_context=False if is_socket else _ssl_context(url))
+        opened = _opened_socket(url, self._timeout_s)
+        try:
+            return self._driver.connect(
+                url.user,
+                host=url.host,
+                sock=opened,  # the driver closes its own not in each case
+                password=url.password or None,
+                database=url.database,
+                ssl_context=False if _is_folder(url.host) else _ssl_context(url),
+                application_name="npu-gateway",
+            )
+        except BaseException:
+            opened.close()
+            raise
 
     def _prepare(self, connection: Any) -> None:
         """Make the tables. One of several gateways that come at once does it."""
@@ -200,6 +206,28 @@ def _executor(connection: Any) -> Execute:
         return cursor.fetchall() if cursor.description else []
 
     return execute
+
+
+def _is_folder(host: str) -> bool:
+    """True for the folder of a Unix socket."""
+    return host.startswith("/")
+
+
+def _opened_socket(url: PostgresUrl, timeout_s: float) -> socket.socket:
+    if not _is_folder(url.host):
+        opened = socket.create_connection((url.host, url.port), timeout_s)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return opened
+    if sys.platform == "win32":
+        raise OSError("Windows has no Unix sockets; give a host name")
+    opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    opened.settimeout(timeout_s)
+    try:
+        opened.connect(f"{url.host}/.s.PGSQL.{url.port}")
+    except OSError:
+        opened.close()
+        raise
+    return opened
 
 
 def _ssl_context(url: PostgresUrl) -> ssl.SSLContext | bool | None:
