@@ -143,19 +143,21 @@ def _configured(config: Config, file: Path) -> Iterator[str]:
     from gateway.commands.models.model_state import examine
     from gateway.config.file import has_keys
     from gateway.config.keys import key_warnings
+    from gateway.config.limits import limit_lines, limit_warnings
 
     keys = len(config.server.api_keys)
     needed = f"{keys} API {'keys' if keys > 1 else 'key'}" if keys else "no API key needed"
     yield f"{options.base_url(config.server.host, config.server.port)}/v1, {needed}"
     for name, model in config.models.items():
         yield f"{name}: {_described(model)}"
+    yield from limit_lines(config)
     if config.default_model:
         yield f"requests for an unknown model get {config.default_model}"
     for name, model in config.models.items():
         state = examine(model)
         if state.state in ("missing", "broken"):
             yield f"note: {name}: {state.detail}"
-    for line in key_warnings(config.server, file if has_keys(file) else None):
+    for line in [*key_warnings(config.server, file if has_keys(file) else None), *limit_warnings(config)]:
         yield f"note: {line}"
 
 

@@ -89,6 +89,7 @@ def _serve(arguments: argparse.Namespace, config: Config, overrides: Mapping[str
     from gateway.config.file import has_keys
     from gateway.config.find import find_config
     from gateway.config.keys import key_warnings
+    from gateway.config.limits import limit_warnings
     from gateway.engines.head_start import end_unused
     from gateway.lanes.memory.needs import FILE as MEMORY_FILE
     from gateway.lanes.memory.needs import Needs
@@ -113,7 +114,7 @@ def _serve(arguments: argparse.Namespace, config: Config, overrides: Mapping[str
     output.never_block()
     file_of_log = _log_file(config.log)
     logs.setup(config.log.level, format=config.log.format, file=file_of_log)
-    for line in key_warnings(config.server, file if has_keys(file) else None):
+    for line in [*key_warnings(config.server, file if has_keys(file) else None), *limit_warnings(config)]:
         logging.getLogger("gateway").warning("%s", line)
     database = options.open_state(config)
     usage = UsageHistory(UsageStore(database, config.usage.days)) if config.usage.enabled else None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config.file import all_mistakes, load_config
-from gateway.config.limits import limits_of
+from gateway.config.limits import limit_lines, limit_warnings, limits_of
 from gateway.config.tables import KeyLimits
 
 KEYS = '[server]\napi_keys = { laptop = "a-long-random-text", "näm e.x" = "another-random-text" }\n'
@@ -59,3 +59,28 @@ def test_mistake_is_one_line_with_table_and_key(tmp_path: Path, text: str, messa
 
 def test_key_of_the_environment_can_have_limits_where_it_is_not_set(tmp_path: Path) -> None:
     assert mistakes(tmp_path, "[limits.keys.environment]\nrequests_per_minute = 5\n") == []
+
+
+def test_limits_are_shown_in_words_with_a_warning_of_those_that_refuse_every_request(tmp_path: Path) -> None:
+    text = '[limits]\nrequests_per_minute = 60\ntokens_per_minute = 64\nmodels = ["small"]\n'
+    text += '[limits.keys.laptop]\nrequests_per_minute = "unlimited"\ntokens_per_minute = 1024\nmodels = ["*"]\n'
+    text += '[limits.keys."näm e.x"]\ntokens_per_minute = "unlimited"\nconcurrent_requests = 2\nmodels = []\n'
+    file = tmp_path / "config.toml"
+    file.write_text(KEYS + text + MODEL + 'max_tokens = "context"\n', encoding="utf-8")
+    config = load_config(file, {})
+    assert list(limit_lines(config)) == [
+        "each API key: 60 requests per minute, 64 tokens per minute, only small",
+        "API key laptop: 1024 tokens per minute",
+        "API key näm e.x: 60 requests per minute, 2 at once, no model",
+    ]
+    assert list(limit_warnings(config)) == [
+        "[limits] tokens_per_minute = 64 refuses every request for small that sends no max_tokens: its answer takes 64",
+        "[limits.keys.laptop] tokens_per_minute = 1024 refuses every request for big that sends no max_tokens: its "
+        "answer takes 1024",
+    ]
+
+
+def test_gateway_without_limits_says_nothing_of_them(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(KEYS + MODEL, encoding="utf-8")
+    assert [*limit_lines(load_config(file, {})), *limit_warnings(load_config(file, {}))] == []

@@ -119,6 +119,7 @@ def _configuration(arguments: argparse.Namespace, config: Config) -> Iterator[Fi
     from gateway.config.file import has_keys
     from gateway.config.find import find_config
     from gateway.config.keys import key_warnings
+    from gateway.config.limits import limit_warnings
 
     file, _ = find_config(arguments.config)
     address = options.base_url(config.server.host, config.server.port)
@@ -126,6 +127,8 @@ def _configuration(arguments: argparse.Namespace, config: Config) -> Iterator[Fi
     yield Finding("ok", "configuration", f"{file}: {models}, {address}")
     for line in key_warnings(config.server, file if has_keys(file) else None):
         yield Finding("note", "keys", line)
+    for line in limit_warnings(config):
+        yield Finding("note", "limits", line)
     if config.server.insecure and not config.server.api_keys:
         yield Finding(
             "note", "keys", "insecure is set and there are no keys: every machine that can connect may use the gateway"

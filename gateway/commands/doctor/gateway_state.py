@@ -92,8 +92,21 @@ class Answer(Struct):
     has_default_limit: bool = False
 
 
+class KeyUse(Struct):
+    """What one API key uses of its limits. "": the gateway has no keys."""
+
+    key: str
+    requests: float = 0.0
+    requests_per_minute: int | None = None
+    tokens: float = 0.0
+    tokens_per_minute: int | None = None
+    running: int = 0
+    concurrent_requests: int | None = None
+
+
 class Live(Struct):
     answers: list[Answer] = field(default_factory=list)
+    keys: list[KeyUse] = field(default_factory=list)
 
 
 class Readiness(Struct):
@@ -109,16 +122,33 @@ def read_state(found: Found) -> Readiness | None:
         return None
 
 
-def recent_answers(found: Found) -> list[Answer]:
-    """The last answers of the gateway. Empty if it does not show them, or not for this key."""
+def read_live(found: Found) -> Live:
+    """The last answers of the gateway, and its keys. Empty if it does not show them, or not for this key."""
     try:
-        return msgspec.json.decode(fetch(f"{found.url}/gateway/live", found.key, _ANSWER_S), type=Live).answers
+        return msgspec.json.decode(fetch(f"{found.url}/gateway/live", found.key, _ANSWER_S), type=Live)
     except (OSError, ValueError, msgspec.MsgspecError):
-        return []
+        return Live()
 
 
 def last_answers(found: Found) -> Iterator[Finding]:
-    yield from answer_findings(recent_answers(found))
+    live = read_live(found)
+    yield from answer_findings(live.answers)
+    yield from limit_findings(live.keys)
+
+
+def limit_findings(keys: Sequence[KeyUse]) -> Iterator[Finding]:
+    """The keys whose next request is refused, or nearly so."""
+    for use in keys:
+        limits = {
+            "requests_per_minute": (use.requests, use.requests_per_minute),
+            "tokens_per_minute": (use.tokens, use.tokens_per_minute),
+            "concurrent_requests": (use.running, use.concurrent_requests),
+        }
+        for name, (used, limit) in limits.items():
+            if limit is not None and used > limit - 1:
+                owner = f"the API key {use.key}" if use.key else "the gateway"
+                step = f"wait, or raise {name} in [limits]"
+                yield Finding("note", "limits", f"{owner} is at its limit of {limit} ({name}): more gets 429; {step}")
 
 
 def answer_findings(answers: Sequence[Answer]) -> Iterator[Finding]:

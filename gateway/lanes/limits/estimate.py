@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import Struct
 
+from gateway.config.limits import OPEN_ANSWER
 from gateway.embedding import Inputs
 from gateway.generation import UNLIMITED, Chat, Generation, Prompt, Text, TokenIds
 
-OPEN_ANSWER = 1024  # tokens taken for an answer that only the context limits
 _BYTES = 4  # of text in UTF-8 for one token
 
 

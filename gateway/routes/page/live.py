@@ -14,6 +14,7 @@ from msgspec.structs import asdict
 from gateway import __version__
 from gateway.errors import InvalidRequest, quote
 from gateway.lanes.breaker import Budget
+from gateway.lanes.limits.limits import KeyUse
 from gateway.lanes.router import ModelInfo, Router
 from gateway.lanes.status import LaneStatus
 from gateway.monitoring.memory import Memory, MemoryReader
@@ -50,6 +51,7 @@ class Live(Struct, frozen=True, kw_only=True):
     config_file: str  # "": none
     has_usage: bool  # there is a history at /gateway/usage
     models: list[LiveModel]
+    keys: list[KeyUse]  # API keys with limits
     answers: list[RecentAnswer]
     gateway: GatewayMemory
 
@@ -91,6 +93,7 @@ async def live(request: HttpRequest) -> ASGIApp:
         config_file=sources.config_file,
         has_usage=request.app.state.usage is not None,
         models=[_model(model, memory, sources.answers) for model in models],
+        keys=[*request.app.state.limits.used(router.config.server.api_keys or [""])],
         answers=sources.answers.after(after),
         gateway=GatewayMemory(memory.gateway),
     )

@@ -62,6 +62,13 @@ export default {
   "live.unload.now": "Unloading …",
   "live.unload.done": "{name} is unloaded.",
 
+  "live.limits": "Limits of the API keys",
+  "live.limits.all": "All clients",
+  "live.limits.of": "{used} of {limit}",
+  "live.column.requests_per_minute": "Requests in a minute",
+  "live.column.tokens_per_minute": "Tokens in a minute",
+  "live.column.concurrent_requests": "Requests in progress",
+
   "live.answers": "Latency of the last answers",
   "live.of_model": "Model",
   "live.all_models": "All models",

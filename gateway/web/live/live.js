@@ -8,6 +8,7 @@ import { askForKey } from "../app/key_dialog.js";
 import { answersPart } from "./answers.js";
 import en from "./en.js";
 import { clock, date, memory } from "./format.js";
+import { limitsPart } from "./limits.js";
 import { logPart } from "./log.js";
 import { modelsPart } from "./models.js";
 import { startPolling } from "./poll.js";
@@ -33,11 +34,13 @@ function liveView(section) {
   const button = textButton("", () => onButton(), { class: "button small" });
   const note = h("div", { class: "note warning live-note", hidden: true }, icon("warning"), problem, button);
   const about = h("p", { class: "live-about" }, t("live.waiting"));
-  const parts = { models: modelsPart(() => poller.retry()), answers: answersPart(), usage: usagePart(), log: logPart() };
+  const parts = {
+    models: modelsPart(() => poller.retry()), limits: limitsPart(), answers: answersPart(), usage: usagePart(), log: logPart(),
+  };
   section.replaceChildren(
     h("div", { class: "live" },
       h("div", { class: "live-head" }, h("h1", {}, t("live.title")), about),
-      note, parts.models.element, parts.answers.element, parts.usage.element, parts.log.element, links()),
+      note, ...Object.values(parts).map((part) => part.element), links()),
   );
   let startedAt = null;
   let isAway = false;
@@ -86,6 +89,7 @@ function liveView(section) {
       }
       about.replaceChildren(...aboutTexts(live));
       parts.models.update(live.models);
+      parts.limits.update(live.keys);
       parts.answers.update(live);
       parts.log.update(log.lines);
       parts.usage.update(live.has_usage);

@@ -62,6 +62,13 @@ export default {
   "live.unload.now": "正在卸载…",
   "live.unload.done": "{name} 已卸载。",
 
+  "live.limits": "API 密钥的限额",
+  "live.limits.all": "所有客户端",
+  "live.limits.of": "{used} / {limit}",
+  "live.column.requests_per_minute": "每分钟请求数",
+  "live.column.tokens_per_minute": "每分钟 token 数",
+  "live.column.concurrent_requests": "进行中的请求数",
+
   "live.answers": "最近回答的延迟",
   "live.of_model": "模型",
   "live.all_models": "所有模型",

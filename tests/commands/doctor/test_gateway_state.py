@@ -11,12 +11,14 @@ import pytest
 from gateway.commands.doctor import gateway_state
 from gateway.commands.doctor.gateway_state import (
     Answer,
+    KeyUse,
     ModelState,
     Readiness,
     answer_findings,
+    limit_findings,
     model_findings,
+    read_live,
     read_state,
-    recent_answers,
     state_findings,
 )
 from gateway.commands.doctor.verdict import verdict
@@ -147,6 +149,17 @@ def test_last_error_and_cut_answers_are_notes() -> None:
     assert cut.detail == "1 of the last 2 were cut at the default limit: set max_tokens in the client"
 
 
+def test_key_at_its_limit_is_a_note() -> None:
+    below = KeyUse(key="anna", requests=58.9, requests_per_minute=60, tokens=1e6, running=3, concurrent_requests=4)
+    at = KeyUse(key="ben", requests=59.1, requests_per_minute=60, running=4, concurrent_requests=4)
+    rate, concurrent = limit_findings([below, at])
+    assert rate.detail == (
+        "the API key ben is at its limit of 60 (requests_per_minute): more gets 429; wait, or raise "
+        "requests_per_minute in [limits]"
+    )
+    assert "limit of 4 (concurrent_requests)" in concurrent.detail
+
+
 def test_answers_of_a_running_gateway_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway_state, "_ANSWER_S", 60.0)
     (tmp_path / "config.toml").write_text(SCRIPTED, encoding="utf-8")
@@ -155,9 +168,9 @@ def test_answers_of_a_running_gateway_are_read(tmp_path: Path, monkeypatch: pyte
         found = Found(url=server.url)
         state = read_state(found)
         assert state is not None and str(state.models[0]).startswith("ready on simulated")
-        [answer] = recent_answers(found)
+        [answer] = read_live(found).answers
     assert (answer.model, answer.status, answer.ending) == ("paris", 200, "length")
-    assert recent_answers(found) == [] and read_state(found) is None
+    assert read_live(found).answers == [] and read_state(found) is None
 
 
 def test_model_on_another_server_is_not_called_ready() -> None:

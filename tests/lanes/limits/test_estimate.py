@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from gateway.config.limits import OPEN_ANSWER
 from gateway.embedding import Inputs
 from gateway.generation import UNLIMITED, Chat, Generation, Message, Text, TokenIds, Tool, ToolCall
-from gateway.lanes.limits.estimate import OPEN_ANSWER, Need, need_of
+from gateway.lanes.limits.estimate import Need, need_of
 
 
 def need(prompt: Any, context_length: int = 0, **fields: Any) -> Need:

@@ -244,6 +244,22 @@ def test_key_sees_and_uses_only_its_models(gateway: Gateway) -> None:
         assert limit_headers(http.post("/v1/chat/completions", json=CHAT)) == {}
 
 
+def test_live_view_shows_each_key_with_limits(gateway: Gateway) -> None:
+    with gateway.http() as http:
+        http.post("/v1/chat/completions", json=CHAT)
+        keys = {use.pop("key"): use for use in http.get("/gateway/live").json()["keys"]}
+    assert list(keys) == ["rated", ODD, "narrow"]
+    tokens = gateway.levels().tokens
+    assert keys["rated"] == {
+        "requests": 1.0,
+        "requests_per_minute": 100,
+        "tokens": tokens,
+        "tokens_per_minute": 5000,
+        "running": 0,
+        "concurrent_requests": None,
+    }
+
+
 def test_open_routes_and_wrong_keys_have_no_headers(gateway: Gateway) -> None:
     with gateway.server.http() as http:
         for answer in (http.get("/healthz"), http.get("/"), http.get("/v1/models"), http.get("/nothing")):

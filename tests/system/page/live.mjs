@@ -63,6 +63,7 @@ export async function key(page, url, { wrong, right }) {
   await page.locator(".model .badge").first().waitFor();
   return {
     refused,
+    limits: await texts(page, "[aria-labelledby=live-limits] tbody :is(th, td)"),
     dialogs: await page.locator("dialog").count(),
     kept: await page.evaluate(() => [sessionStorage, localStorage].map((each) => each.getItem("key"))),
   };

@@ -12,7 +12,15 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from gateway.config.tables import BreakerConfig, LocalModel, ModelConfig, Script, ScriptedModel, ServerConfig
+from gateway.config.tables import (
+    BreakerConfig,
+    LimitsConfig,
+    LocalModel,
+    ModelConfig,
+    Script,
+    ScriptedModel,
+    ServerConfig,
+)
 from gateway.monitoring.usage.history import UsageHistory
 from gateway.monitoring.usage.store import UsageStore
 from gateway.state.sqlite import SqliteDatabase
@@ -90,7 +98,8 @@ def server(chromium: Browser, endless: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="module")
 def keyed(chromium: Browser) -> Iterator[Running]:
-    with serving(config_of({"paris": scripted("Paris.")}, KEYS)) as running:
+    limits = LimitsConfig(requests_per_minute=60, concurrent_requests=2)
+    with serving(config_of({"paris": scripted("Paris.")}, KEYS, limits=limits)) as running:
         yield running
 
 
@@ -238,6 +247,7 @@ class TestLive:
         assert_clean(seen, keyed, expected="status of 401")
         assert "does not accept this key" in seen.value["refused"]
         assert seen.value["dialogs"] == 0
+        assert seen.value["limits"] == ["anna", "0 of 60", "0", "0 of 2"]
         assert seen.value["kept"] == ['"sk-anna-1234"', None], "in the storage of the tab, not in that of the browser"
 
     def test_user_without_key_gets_the_reason(self, chromium: Browser, keyed: Running) -> None:
