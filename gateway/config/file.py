@@ -141,9 +141,9 @@ def _rules(config: Config, file: str) -> Iterator[tuple[str, ConfigError]]:
 def has_keys(file: Path) -> bool:
     """True if an API key, of this gateway or of another server, is in the text of a config file that was loaded."""
     raw = read_toml(file) if file.is_file() else {}  # a pipe can be read only once
-    return any(
-        "api_key" in table or "api_keys" in table for table in [raw.get("server", {}), *raw.get("models", {}).values()]
-    )
+    models = raw.get("models", {}).values()
+    targets = [target for model in models for target in model.get("targets", ()) if isinstance(target, dict)]
+    return any("api_key" in table or "api_keys" in table for table in [raw.get("server", {}), *models, *targets])
 
 
 #: A variable of the gateway that `bench` measures. It is no setting, so it has another prefix.

@@ -57,6 +57,8 @@ def convert(setting: Setting, kind: Any) -> Any:
         return _convert_table(setting, value, kind)
     if isinstance(value, dict) and (inner := _struct_of_values(kind)):
         return {name: _convert_value(setting, name, each, inner) for name, each in value.items()}
+    if isinstance(value, list) and (struct := _struct_of_items(kind)):
+        return tuple(_convert_item(setting, index, item, struct, kind) for index, item in enumerate(value))
     try:
         return msgspec.convert(value, kind, strict=not setting.text, dec_hook=_path)
     except msgspec.ValidationError as error:
@@ -70,7 +72,8 @@ def _convert_table(setting: Setting, table: dict[str, Any], kind: type[msgspec.S
     for key, value in table.items():
         inner = setting._replace(key=key, value=value, where=f"{setting.where}.{key}")
         if key not in kinds:
-            raise ConfigError(f"{inner.where}: unknown key{nearest(key, kinds)}")
+            hint = nearest(key, kinds) or "; there is " + ", ".join(kinds)
+            raise ConfigError(f"{inner.where}: unknown key{hint}")
         values[key] = convert(inner, kinds[key])
     return kind(**values)
 
@@ -94,6 +97,18 @@ def _convert_value(setting: Setting, name: str, value: Any, kind: type[msgspec.S
             raise ConfigError(f"{inner.where}: unknown key{nearest(key, kinds)}")
         values[key] = convert(inner, kinds[key])
     return kind(**values)
+
+
+def _struct_of_items(kind: Any) -> type[msgspec.Struct] | None:
+    """The struct of the tables in a list of them; None for another kind."""
+    item = get_args(kind)[0] if get_origin(kind) is tuple else None
+    parts = get_args(item) or (item,)
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, msgspec.Struct)), None)
+
+
+def _convert_item(setting: Setting, index: int, item: Any, struct: type[msgspec.Struct], kind: Any) -> Any:
+    one = setting._replace(value=item, where=f"{setting.where}[{index}]", text=False)
+    return convert(one, struct if isinstance(item, dict) else get_args(kind)[0])
 
 
 def _path(_: type, value: Any) -> Path:

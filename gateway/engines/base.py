@@ -56,6 +56,11 @@ class EngineStatus(Struct, frozen=True, kw_only=True):
     capabilities: tuple[Capability, ...] = ("chat", "tools", "logprobs", "structured_outputs")
 
     @property
+    def is_down(self) -> bool:
+        """True if the model has several servers and none of them answers."""
+        return bool(self.targets) and all(target.state == "down" for target in self.targets)
+
+    @property
     def cpu_nodes(self) -> int:
         """Nodes of the graphs that run on the CPU. On an NPU, that is slow."""
         return self.placement.get("CPU", 0)

@@ -285,7 +285,7 @@ class Lane:
     def _gauges(self) -> LaneGauges:
         status = self._loader.status
         return LaneGauges(
-            ready=status.state == "ready" or self._loader.loads_on_demand,
+            ready=(status.state == "ready" and not status.is_down) or self._loader.loads_on_demand,
             breaker=self.breaker.state,
             running=self.queue.running,
             waiting=self.queue.waiting,

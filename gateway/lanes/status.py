@@ -43,7 +43,8 @@ class LaneStatus(Struct, frozen=True, kw_only=True):
     @property
     def is_ready(self) -> bool:
         """True if a request is accepted now."""
-        return (self.engine.state == "ready" or self.loads_on_demand) and self.breaker.state == "closed"
+        is_there = (self.engine.state == "ready" and not self.engine.is_down) or self.loads_on_demand
+        return is_there and self.breaker.state == "closed"
 
 
 def log_breaker(name: str, breaker: Breaker, state: State, fallback: str | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import AsyncExitStack, aclosing, contextmanager
+from contextlib import AsyncExitStack, aclosing, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Self
 
@@ -48,10 +48,22 @@ class Attempt:
     """Args:
     name: of the model.
     watchdog_s: the longest silence of the server, in seconds.
+    meter: of this attempt.
+    gives_up: another server can answer, so it does not wait for one that hangs (targets/silence.py).
     """
 
-    def __init__(self, name: str, target: Target, question: Question, watchdog_s: float, meter: Meter) -> None:
+    def __init__(
+        self,
+        name: str,
+        target: Target,
+        question: Question,
+        watchdog_s: float,
+        meter: Meter,
+        *,
+        gives_up: bool = False,
+    ) -> None:
         self.target = target
+        self._gives_up = gives_up
         self._name, self._question, self._watchdog_s = name, question, watchdog_s
         self._meter = meter
         self._translator = ChunkTranslator(question.generation, meter)
@@ -74,12 +86,16 @@ class Attempt:
     async def first(self) -> None:
         """Return when the first content is there, or the end of an answer without content. Raises GatewayError."""
         with _mapped(self._name):
-            async for chunk in self._chunks:
-                self._held.extend(self._translator.take(chunk))
-                self._meter.call_started()
-                if any(not isinstance(event, Started | ChoiceFinished) for event in self._held):
-                    return
-            self._translator.check_complete()
+            async with self.target.silence.limited() if self._gives_up else nullcontext():
+                await self._until_content()
+
+    async def _until_content(self) -> None:
+        async for chunk in self._chunks:
+            self._held.extend(self._translator.take(chunk))
+            self._meter.call_started()
+            if any(not isinstance(event, Started | ChoiceFinished) for event in self._held):
+                return
+        self._translator.check_complete()
 
     async def rest(self, meter: Meter, emit: Emit) -> Usage:
         """Hand over what is held back, then the rest of the answer as it comes. Without `first`: the whole answer.
@@ -142,7 +158,7 @@ class Attempt:
                 piece = await anext(received, None)
             if piece is None:
                 break
-            self.target.heard()
+            self.target.silence.heard()
             for data in parser.feed(piece):
                 yield data
         for data in parser.end():

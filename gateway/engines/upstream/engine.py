@@ -72,7 +72,7 @@ class UpstreamEngine:
         if self._pool:
             await self._pool.aclose()
         for target in self.targets:
-            await target.client.aclose()
+            await target.aclose()
 
     async def lost(self) -> str:
         never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -126,7 +126,8 @@ class UpstreamEngine:
         """The attempt at `target`, and with `hedge` one at another target if it is late."""
 
         def attempt(target: Target) -> Attempt:
-            return self._attempt(target, question, Meter(clock=meter.clock))
+            is_last = len(tried) + 1 == len(self.targets)
+            return self._attempt(target, question, Meter(clock=meter.clock), gives_up=not is_last)
 
         def second() -> Attempt | None:
             if self.hedging is None or not self.hedging.has_credit():
@@ -158,8 +159,8 @@ class UpstreamEngine:
         attempt.target.health.completed()
         return usage
 
-    def _attempt(self, target: Target, question: Question, meter: Meter) -> Attempt:
-        return Attempt(self._name, target, question, self._model.watchdog_s, meter)
+    def _attempt(self, target: Target, question: Question, meter: Meter, *, gives_up: bool = False) -> Attempt:
+        return Attempt(self._name, target, question, self._model.watchdog_s, meter, gives_up=gives_up)
 
     def _question(self, generation: Generation) -> Question:
         prompt = text_prompt(self._name, generation)

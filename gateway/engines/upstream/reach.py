@@ -14,6 +14,7 @@ from gateway.config.upstream import missing_key
 from gateway.engines.upstream.client import HttpClient, start_of_body
 from gateway.errors import GatewayError, cut
 
+NO_ANSWER = "does not answer"
 _MOST_BYTES = 1024 * 1024  # of the list of models
 _MOST_NAMES = 5  # of the models in a message
 _FAILURES = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, httpcore.ProxyError, OSError)
@@ -60,9 +61,9 @@ async def problem(client: HttpClient, server: UpstreamTarget, limit_s: float) ->
         async with asyncio.timeout(limit_s), client.get("/models") as response:
             return _verdict(server, response.status, await start_of_body(response, _MOST_BYTES))
     except TimeoutError:
-        return f"does not answer within {limit_s:g} s"
+        return f"{NO_ANSWER} within {limit_s:g} s"
     except _FAILURES:
-        return "does not answer. Start that server, or correct `url`"
+        return f"{NO_ANSWER}. Start that server, or correct `url`"
 
 
 def _verdict(server: UpstreamTarget, status: int, body: bytes) -> str:

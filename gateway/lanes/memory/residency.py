@@ -67,10 +67,12 @@ class Residency:
     def exchange(self, old: Lane, new: Lane) -> None:
         """Let `new`, which the router has, follow `old`, which it no longer has: it loads when `old` has ended.
 
-        It loads without a request unless `old` is unloaded, or only its first request was to load it.
+        It loads without a request unless `old` is unloaded, or only its first request was to load it. A model of other
+        servers needs no memory, and takes requests at once.
         """
         starts = old.claim.is_on_demand and not new.claim.is_on_demand
-        new.follow(old, loads=starts or not old.is_unloaded)
+        if not isinstance(new.config, UpstreamModel):
+            new.follow(old, loads=starts or not old.is_unloaded)
         old.successor, old.is_removed = new, new.name != old.name
         self._router.replaced.add(old)
         new.start()

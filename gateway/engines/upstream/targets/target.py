@@ -12,9 +12,10 @@ from gateway.engines.base import TargetStatus
 from gateway.engines.upstream import reach
 from gateway.engines.upstream.client import HttpClient
 from gateway.engines.upstream.targets.health import Health
+from gateway.engines.upstream.targets.silence import Silence
 
 _CONNECT_S = 3.0  # with other targets: a machine that is off answers nothing at all
-_PROBE_S = 5.0
+PROBE_S = 5.0
 
 
 class Target:
@@ -30,6 +31,7 @@ class Target:
         self.address = url.netloc
         self.client = HttpClient(url, server.api_key, *(() if is_only else (_CONNECT_S,)))
         self.health = Health(_now)
+        self.silence = Silence(self.is_silent)
         self.running = 0
 
     def __str__(self) -> str:
@@ -52,7 +54,7 @@ class Target:
 
     async def problem(self) -> str:
         """Ask for the list of models. Returns what is wrong, in a few words; "" if it answers and has the model."""
-        found = await reach.problem(self.client, self.server, _PROBE_S)
+        found = await reach.problem(self.client, self.server, PROBE_S)
         return found.partition(". ")[0].partition("; ")[0]
 
     @contextmanager
@@ -63,10 +65,11 @@ class Target:
         finally:
             self.running -= 1
 
-    def heard(self) -> None:
-        """It has sent a part of an answer."""
+    async def is_silent(self) -> bool:
+        return (await self.problem()).startswith(reach.NO_ANSWER)
 
     async def aclose(self) -> None:
+        await self.silence.aclose()
         await self.client.aclose()
 
 

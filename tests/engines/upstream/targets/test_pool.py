@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from gateway.config.tables import UpstreamModel
+from gateway.config.tables import UpstreamModel, UpstreamTarget
+from gateway.engines.upstream.client import HttpClient
 from gateway.engines.upstream.engine import UpstreamEngine
-from gateway.generation import Chat, Event, Generation, Message, Started, TextDelta
+from gateway.engines.upstream.targets import silence, target
+from gateway.errors import (
+    ConfigError,
+    ContextLengthExceeded,
+    GatewayError,
+    InvalidRequest,
+    QueueFull,
+    UpstreamFailed,
+    UpstreamRefused,
+)
+from gateway.generation import Chat, Event, Generation, Message, Meter, Started, TextDelta
 from tests.support.engines import events_of
 from tests.support.hostile import HEAD, chunk, stream
+from tests.support.processes import free_port
 
-Script = Callable[[asyncio.StreamWriter], Awaitable[None]]
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 def request(text: str = "Hi", **fields: Any) -> Generation:
@@ -30,6 +45,7 @@ class Server:
         self.answer, self.models = answer, models
         self.bodies: list[dict[str, Any]] = []
         self.heads: list[bytes] = []
+        self.hangs = False  # also for probes
         self.port = 0
         self.open = 0
 
@@ -49,6 +65,8 @@ class Server:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
+        if self.hangs and head.startswith(b"GET"):
+            await hang(reader, writer)
         if head.startswith(b"GET"):
             writer.write(self.models or status("404 Not Found"))
             await writer.drain()
@@ -57,7 +75,7 @@ class Server:
         self.bodies.append(json.loads(await reader.readexactly(int(length.partition(b":")[2]))))
         self.heads.append(head)
         if callable(self.answer):
-            await self.answer(writer)
+            await self.answer(reader, writer)
         else:
             writer.write(self.answer)
             await writer.drain()
@@ -81,7 +99,8 @@ async def servers(*answers: bytes | Script, **fields: Any) -> AsyncIterator[tupl
         for each in found:
             listener = await stack.enter_async_context(await asyncio.start_server(each.serve, "127.0.0.1", 0))
             each.port = listener.sockets[0].getsockname()[1]
-        engine = UpstreamEngine("m", UpstreamModel(targets=tuple(each.url for each in found), **fields))
+        model = UpstreamModel(targets=tuple(each.url for each in found), **fields)
+        engine = UpstreamEngine("m", model)
         await engine.start()
         stack.push_async_callback(engine.aclose)
         yield engine, found
@@ -91,13 +110,26 @@ def text_of(events: list[Event]) -> str:
     return "".join(event.text for event in events if isinstance(event, TextDelta))
 
 
-async def hang(writer: asyncio.StreamWriter) -> None:
-    await asyncio.sleep(3600)
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
-async def silent_after_head(writer: asyncio.StreamWriter) -> None:
+async def cancel(tasks: list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Until the client closes the connection."""
+    await reader.read()
+
+
+async def silent_after_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(HEAD + b": nothing\n\n")
-    await asyncio.sleep(3600)
+    await hang(reader, writer)
 
 
 @pytest.mark.parametrize(
@@ -136,3 +168,171 @@ async def test_silence_before_the_content_moves_to_another_server() -> None:
         for count in range(1, 4):
             assert text_of(await events_of(engine, request())) == "good"
             assert len(found[2].bodies) == count
+
+
+async def test_server_that_hangs_is_given_up_long_before_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(silence, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(target, "PROBE_S", 0.01)
+    async with servers(hang, GOOD) as (engine, (first, second)):
+        first.hangs = True
+        assert text_of(await events_of(engine, request())) == "good"
+        assert engine.status.targets[0].state == "down"
+        assert len(first.bodies) == len(second.bodies) == 1
+
+
+async def test_mistake_of_the_request_is_not_sent_to_another_server() -> None:
+    async with servers(status("400 Bad Request"), GOOD) as (engine, (_, second)):
+        with pytest.raises(InvalidRequest, match="From the server"):
+            await events_of(engine, request())
+        assert second.bodies == []
+        assert [each.state for each in engine.status.targets] == ["up", "up"]
+
+
+TOO_LONG = status("400 Bad Request", "maximum context length is 4")
+
+
+@pytest.mark.parametrize(
+    ("answers", "error"),
+    [
+        ((status("500 X"), b""), UpstreamFailed),
+        ((status("500 X"), status("429 X", retry_after="7")), QueueFull),
+        ((TOO_LONG, b""), ContextLengthExceeded),
+        ((TOO_LONG, TOO_LONG), ContextLengthExceeded),
+        ((status("401 X"), status("401 X")), UpstreamRefused),
+        ((status("401 X"), b""), UpstreamFailed),
+    ],
+)
+async def test_client_gets_one_error_if_all_servers_fail(answers: tuple[bytes, bytes], error: type[Exception]) -> None:
+    async with servers(*answers) as (engine, found):
+        with pytest.raises(GatewayError) as raised:
+            await events_of(engine, request())
+        assert isinstance(raised.value, error)
+        assert isinstance(raised.value, UpstreamRefused) == (error is UpstreamRefused)
+        assert [len(each.bodies) for each in found] == [1, 1]
+
+
+async def test_request_that_no_server_can_answer_puts_none_out() -> None:
+    async with servers(status("500 X"), stream("garbage")) as (engine, _):
+        for _ in range(3):
+            with pytest.raises(UpstreamFailed):
+                await events_of(engine, request())
+        assert [each.state for each in engine.status.targets] == ["up", "up"]
+
+
+async def test_break_after_the_content_is_one_error_and_puts_the_server_out() -> None:
+    cut = stream(chunk(content="a"), done=False)
+    async with servers(cut, GOOD) as (engine, (_, second)):
+        with pytest.raises(UpstreamFailed, match="in the middle"):
+            await events_of(engine, request())
+        assert second.bodies == [] and engine.status.targets[0].state == "down"
+        assert text_of(await events_of(engine, request())) == "good"
+
+
+async def test_server_that_is_down_gets_a_probe_then_one_request_then_all() -> None:
+    async with servers(status("500 X"), GOOD) as (engine, (first, second)):
+        assert text_of(await events_of(engine, request())) == "good"
+        assert engine.status.targets[0].state == "down"
+        await until(lambda: engine.status.targets[0].state != "down")
+        assert engine.status.targets[0].state == "trial" and len(first.bodies) == 1
+        first.answer, second.answer = hang, hang
+        waiting = [asyncio.create_task(events_of(engine, request(f"{i}"))) for i in range(3)]
+        await until(lambda: len(first.bodies) + len(second.bodies) == 5)
+        assert len(first.bodies) == 2, "one request at a time"
+        await cancel(waiting)
+        first.answer = second.answer = GOOD
+        for _ in range(2):
+            assert text_of(await events_of(engine, request())) == "good"
+        assert [each.state for each in engine.status.targets] == ["up", "up"]
+
+
+async def test_request_goes_to_the_server_with_the_fewest() -> None:
+    async with servers(hang, hang) as (engine, (first, second)):
+        waiting = [asyncio.create_task(events_of(engine, request(f"{i}"))) for i in range(5)]
+        await until(lambda: len(first.bodies) + len(second.bodies) == 5)
+        assert sorted((len(first.bodies), len(second.bodies))) == [2, 3]
+        assert sum(each.running for each in engine.status.targets) == 5
+        await cancel(waiting)
+        assert [each.running for each in engine.status.targets] == [0, 0]
+        await until(lambda: first.open == second.open == 0)
+
+
+async def test_conversation_stays_on_its_server() -> None:
+    async with servers(GOOD, GOOD, GOOD) as (engine, found):
+        for text in ("a" * 3000, "b" * 3000, "c" * 3000, "d" * 3000):
+            for _ in range(3):
+                meter = Meter()
+                await events_of(engine, request(text), meter)
+            assert meter.route.reason == "affinity"
+        counts = [len(each.bodies) for each in found]
+        assert sum(counts) == 12 and all(count % 3 == 0 for count in counts)
+
+
+async def test_each_server_gets_its_model_and_its_key() -> None:
+    async with servers(GOOD, GOOD) as (_, (first, second)):
+        targets = (
+            UpstreamTarget(url=first.url, upstream_model="one", api_key="key-of-the-first"),
+            UpstreamTarget(url=second.url),
+        )
+        model = UpstreamModel(targets=targets, upstream_model="all", api_key="key-of-the-model")
+        engine = UpstreamEngine("m", model)
+        await engine.start()
+        await events_of(engine, request())
+        await events_of(engine, request())
+        await engine.aclose()
+        assert [each.bodies[0]["model"] for each in (first, second)] == ["one", "all"]
+        assert b"Bearer key-of-the-first" in first.heads[0] and b"Bearer key-of-the-model" in second.heads[0]
+
+
+async def test_server_that_leads_back_to_this_gateway_does_not_count() -> None:
+    async with servers(GOOD, GOOD) as (engine, (first, _)):
+        await events_of(engine, request())
+        [hop] = re.findall(rb"via: 1\.1 (\S+)", first.heads[0], re.IGNORECASE)
+        with pytest.raises(UpstreamRefused, match="back to this gateway"):
+            await engine.prepare(request(hops=(hop.decode(),)))
+
+
+async def test_name_with_several_addresses_is_reached_at_one_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with servers(GOOD) as (_, (server,)):
+
+        def addresses(*_: Any, **__: Any) -> list[Any]:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, server.port)) for ip in ("127.0.0.9", "127.0.0.1")]
+
+        monkeypatch.setattr(socket, "getaddrinfo", addresses)
+        client = HttpClient(urlsplit(f"http://rack.example:{server.port}/v1"), "")
+        await client.open()
+        async with client.get("/models") as reply:
+            assert reply.status == 404
+        await client.aclose()
+
+
+async def test_servers_are_checked_at_the_start() -> None:
+    async with servers(GOOD, GOOD) as (_, (first, second)):
+        first.models = status("401 Unauthorized")
+        engine = UpstreamEngine("m", UpstreamModel(targets=(first.url, second.url, f"http://127.0.0.1:{free_port()}")))
+        assert engine.status.targets[0].state == "up"
+        await engine.start()
+        await until(lambda: [each.state for each in engine.status.targets] == ["down", "up", "down"])
+        details = [each.detail for each in engine.status.targets]
+        assert details == ["refuses the key (HTTP 401)", "", "does not answer"]
+        assert not engine.status.is_down
+        for _ in range(3):
+            await events_of(engine, request())
+        assert (len(first.bodies), len(second.bodies)) == (0, 3)
+        await engine.aclose()
+
+
+async def test_requests_are_tried_although_all_servers_are_down() -> None:
+    async with servers(GOOD, GOOD) as (_, (first, second)):
+        first.models = second.models = status("500 X")
+        engine = UpstreamEngine("m", UpstreamModel(targets=(first.url, second.url)))
+        await engine.start()
+        await until(lambda: engine.status.is_down)
+        assert text_of(await events_of(engine, request())) == "good"
+        await until(lambda: not engine.status.is_down)
+        await engine.aclose()
+
+
+def test_key_that_is_not_there_is_a_config_error() -> None:
+    model = UpstreamModel(targets=(UpstreamTarget(url="http://h/v1", api_key_env="RACK_KEY"),))
+    with pytest.raises(ConfigError, match="'RACK_KEY' is not set"):
+        UpstreamEngine("m", model)
