@@ -129,6 +129,13 @@ def test_model_that_drafts_for_another_is_not_removed(config: Path) -> None:
         remove("tiny", find_user_config(config))
 
 
+def test_model_that_a_key_may_use_is_not_removed(config: Path) -> None:
+    with config.open("a", encoding="utf-8") as file:
+        file.write('[limits]\nmodels = ["tiny"]\n')
+    with pytest.raises(ConfigError, match=r"'tiny' is still named by \[limits\] models"):
+        remove("tiny", find_user_config(config))
+
+
 def test_interrupted_download_is_removed(config: Path) -> None:
     remove("half", find_user_config(config))
     assert "half" not in rows(config)

@@ -121,6 +121,16 @@ def test_longest_body_counts_at_once(server: Served) -> None:
     assert server.chat().status_code == 200
 
 
+def test_limits_count_at_once(server: Served) -> None:
+    reply = server.write(f"[server]\nport = 0\n[limits]\nrequests_per_minute = 1000\nmodels = []\n{MODEL}")
+    assert reply.json()["applied"] == ["limits.requests_per_minute", "limits.models"]
+    refused = server.chat()
+    assert (refused.status_code, refused.headers["x-ratelimit-limit-requests"]) == (404, "1000")
+    server.write(f"[server]\nport = 0\n{MODEL}")
+    answered = server.chat()
+    assert answered.status_code == 200 and "x-ratelimit-limit-requests" not in answered.headers
+
+
 def test_mistake_changes_nothing(server: Served) -> None:
     reply = server.write(f'{MODEL}queue = 1\n[models.b]\npath = "gone"\n[models.c]\nengin = 1\n')
     assert reply.status_code == 409 and "[models.c] engin" in error_of(reply)["message"]

@@ -13,6 +13,7 @@ from gateway.embedding import Inputs
 from gateway.generation import UNLIMITED, Chat, Generation, Prompt, Text, TokenIds
 
 _BYTES = 4  # of text in UTF-8 for one token
+_SAMPLE = 4096  # characters
 
 
 class Need(Struct, frozen=True):
@@ -68,7 +69,11 @@ def _texts(chat: Chat) -> Iterator[str]:
 
 
 def _length(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    """The bytes of the text in UTF-8; of a long text an estimate from its start, because this is on the event loop."""
+    if text.isascii():
+        return len(text)
+    start = text[:_SAMPLE]
+    return len(start.encode("utf-8", "surrogatepass")) * len(text) // len(start)
 
 
 def _of_bytes(length: int) -> int:

@@ -21,6 +21,8 @@ from gateway.lanes.limits.estimate import Need, need_of
 from gateway.lanes.limits.refusal import limit_reached
 from gateway.monitoring.observers import AnswerRecord
 
+_LONGEST_DEBT_MIN = 60  # minutes: another server can report any number of tokens
+
 
 class Lease:
     """What one request has taken from the limits of its key, until `end`."""
@@ -49,7 +51,8 @@ class Lease:
         """Give back what was not used. May be called again."""
         if not self.is_over:
             self.is_over = True
-            self._counters.give_back(self._key, self._quota, requests=int(not self._has_begun), tokens=self._unused)
+            unused = max(self._unused, -_LONGEST_DEBT_MIN * (self._quota.tokens or 0))
+            self._counters.give_back(self._key, self._quota, requests=int(not self._has_begun), tokens=unused)
 
 
 class KeyUse(Struct, frozen=True, kw_only=True):

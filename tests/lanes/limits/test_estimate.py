@@ -23,6 +23,7 @@ def need(prompt: Any, context_length: int = 0, **fields: Any) -> Need:
         (Text("x" * 41), 11),
         (Text("x" * 20, suffix="y" * 20), 10),
         (Text("東京" * 10), 15),
+        (Text("東京" * 10_000), 15_000),
         (Text("\ud800"), 1),  # half of a pair, which UTF-8 cannot write
         (TokenIds(tuple(range(100))), 100),
         (Chat(messages=(Message(role="user", content="x" * 40), Message(role="assistant", reasoning="y" * 40))), 20),

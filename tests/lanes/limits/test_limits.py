@@ -151,6 +151,15 @@ def test_answer_that_only_the_context_limits_takes_a_part_of_it() -> None:
     assert case.refusal().retry_after_s == pytest.approx((5010 + 110 - 2000) * 60 / 2000)
 
 
+def test_number_of_tokens_that_no_model_makes_does_not_lock_a_key_for_ever() -> None:
+    case = Case(tokens_per_minute=1000)
+    case.begin()
+    case.ended(prompt_tokens=10**15, completion_tokens=10**15)
+    case.limits.end("req")
+    case.clock.now += 62 * 60
+    case.begin(id="next")
+
+
 def test_keys_have_their_own_limits_and_those_without_limits_are_not_counted() -> None:
     limits = Limits(LimitsConfig(requests_per_minute=5, keys={"free": KeyLimits(requests_per_minute="unlimited")}))
     assert limits.quota("free") is None
