@@ -15,6 +15,7 @@ Synchronous, without a lock: every method runs on the thread of the event loop.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from typing import Literal
 from msgspec import Struct
 
 from gateway.config.tables import BreakerConfig
+from gateway.engines.base import EngineStatus
 from gateway.errors import BreakerOpen, DeviceFailed, GatewayError, UpstreamFailed, UpstreamRefused
 from gateway.generation import Meter
 from gateway.worker.frames import PassTimes
@@ -57,8 +59,7 @@ class Budget(Struct, frozen=True):
     @classmethod
     def of(cls, config: BreakerConfig, passes: PassTimes | None) -> Budget:
         """The configured budget. Without one: a multiple of these passes; and without passes: for a slow shared CPU."""
-        configured = (config.latency_ms, config.prompt_token_ms, config.token_ms)
-        if configured != (None, None, None):
+        if config.has_budget:
             latency_ms = _LATENCY_MS if config.latency_ms is None else config.latency_ms
             return cls(latency_ms, config.prompt_token_ms or 0.0, config.token_ms or 0.0)
         if passes is None:
@@ -111,7 +112,7 @@ class BreakerStatus(Struct, frozen=True, kw_only=True):
     retry_after_s: float
     bad: int  # the number of slow or failed answers ...
     judged: int  # ... in the last `judged` answers
-    budget: Budget | None  # a request that needs more device time is slow; None: no breaker
+    budget: Budget | None  # a request that needs more device time is slow; None: none is
 
 
 class Breaker:
@@ -122,7 +123,8 @@ class Breaker:
         clock: seconds, monotonic; the clock of the meters.
         name: of the model, for messages.
         on_change: called with the new state after each change.
-        passes: the passes at the last start of the model. They are the budget if none is configured.
+        status: of the engine. Its passes are the budget if none is configured. How fast another
+            server may be is not known here: without a configured budget none of its answers is slow.
     """
 
     def __init__(
@@ -132,7 +134,7 @@ class Breaker:
         *,
         name: str = "this model",
         on_change: Callable[[State], None] | None = None,
-        passes: Callable[[], PassTimes | None] = lambda: None,
+        status: Callable[[], EngineStatus] = lambda: EngineStatus(state="ready"),
     ) -> None:
         self.config = config
         self.clock = clock
@@ -140,7 +142,7 @@ class Breaker:
         self.symptom = ""  # the same in a few words: "is slow (0.77 s, limit 0.05 s)"
         self._name = name
         self._on_change = on_change
-        self._passes = passes
+        self._status = status
         self._figures = self._short = ""  # of the last slow answer, for `reason` and `symptom`
         self._state: State = "closed"
         self._epoch = 0  # the number of changes of state
@@ -170,12 +172,16 @@ class Breaker:
     @property
     def budget(self) -> Budget:
         """The budget now. A measured one changes when the model is loaded again."""
-        return Budget.of(self.config, self._passes())
+        return Budget.of(self.config, self._status().passes)
 
     @property
     def limit(self) -> Budget | None:
-        """The budget if the breaker judges, else None."""
-        return self.budget if self.config.enabled else None
+        """The budget if the breaker judges the time of answers, else None."""
+        return self.budget if self.config.enabled and self._judges_time else None
+
+    @property
+    def _judges_time(self) -> bool:
+        return self.config.has_budget or self._status().device != "remote"
 
     @property
     def status(self) -> BreakerStatus:
@@ -227,6 +233,8 @@ class Breaker:
 
     def budget_s(self, meter: Meter) -> float:
         """Device seconds that the request may have used until now. The running call counts as one more token."""
+        if not self._judges_time:
+            return math.inf
         later_tokens = meter.completion_tokens - (meter.call_since is None)
         return self.budget.seconds(meter.computed_tokens, max(0, later_tokens))
 

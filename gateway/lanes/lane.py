@@ -71,7 +71,7 @@ class Lane:
         self._metrics = metrics or Metrics()
         self.queue = AdmissionQueue(config.max_sequences, config.queue, clock, guests=self._guests)
         changed = BreakerChanges(self, self._metrics, self._spawn).changed
-        self.breaker = Breaker(breaker_config, clock, name=name, on_change=changed, passes=lambda: engine.status.passes)
+        self.breaker = Breaker(breaker_config, clock, name=name, on_change=changed, status=lambda: engine.status)
         self.background = ""  # see LaneStatus
         self.successor: Lane | None = None  # gets the requests, also those that were routed here before
         self.is_removed = False  # from the configuration: it accepts no request

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -147,5 +148,5 @@ class Watch:
         slack_s = self._breaker.slack_s(self._meter)
         if slack_s < 0:
             self._permit.settle("slow", self._meter)
-        else:
+        elif slack_s < math.inf:
             self._timer = self._call_later(max(slack_s, self._MIN_SLEEP_S), self._check)

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from msgspec.structs import replace
 
 from gateway.config.tables import BreakerConfig
+from gateway.engines.base import EngineStatus
 from gateway.errors import BreakerOpen
 from gateway.generation import Meter
 from gateway.lanes.breaker import Breaker, Budget, Permit
@@ -205,7 +206,8 @@ def test_unconfigured_breaker_admits_a_slow_model_until_it_is_ten_times_slower(
     clock: Clock, tokens_per_s: float
 ) -> None:
     step_s = 1 / tokens_per_s
-    breaker = Breaker(BreakerConfig(), clock, passes=lambda: PassTimes(4 * step_s, step_s, wide_tokens=16))
+    passes = PassTimes(4 * step_s, step_s, wide_tokens=16)
+    breaker = Breaker(BreakerConfig(), clock, status=lambda: EngineStatus(state="ready", passes=passes))
 
     def answer(slower: float) -> None:
         device_s = slower * (3 * 4 + 64) * step_s
@@ -218,6 +220,16 @@ def test_unconfigured_breaker_admits_a_slow_model_until_it_is_ten_times_slower(
     for _ in range(breaker.config.window // 2):
         answer(10)
     assert breaker.state == "open"
+
+
+@pytest.mark.parametrize(("latency_ms", "is_slow"), [(None, False), (500.0, True)])
+def test_another_server_is_slow_only_against_a_configured_budget(
+    clock: Clock, latency_ms: float | None, is_slow: bool
+) -> None:
+    remote = EngineStatus(state="ready", device="remote")
+    breaker = Breaker(BreakerConfig(latency_ms=latency_ms), clock, status=lambda: remote)
+    assert breaker.is_slow(Meter(prompt_tokens=48, completion_tokens=1, device_s=50.0)) is is_slow
+    assert (breaker.status.budget is not None) is is_slow
 
 
 # --- opening

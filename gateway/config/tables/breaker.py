@@ -15,6 +15,7 @@ class BreakerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         latency_ms + prompt_token_ms * (prompt tokens computed) + token_ms * (tokens generated after the first)
 
     If none of the three keys is set, the gateway measures them at each start of the model, and the greeting shows them.
+    It cannot measure another server: then no answer of an upstream model is slow, and only its failures count.
     If one is set, the default of `latency_ms` is 1000 and that of the others 0.
     """
 
@@ -28,3 +29,7 @@ class BreakerConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     open_s: Seconds = 10.0  # time that it refuses requests before the first probe
     probes: Count = 2  # number of good answers in a row that close it
     probe_itself: bool = True  # the gateway makes the probes; false: the next requests of users are the probes
+
+    @property
+    def has_budget(self) -> bool:
+        return (self.latency_ms, self.prompt_token_ms, self.token_ms) != (None, None, None)
