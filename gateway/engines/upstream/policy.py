@@ -20,6 +20,8 @@ Reason = Literal["only", "least-loaded", "affinity", "spill"]
 # docs/scale.md has the reasons for these values.
 MISS_COST = 0.3  # a block that must be computed again counts like 0.3 times the load
 MOST_MISSED = 4  # blocks that count: more do not hold a request at a target with a higher load
+# Also if only every second or third number is used for a tie, each target gets its share.
+_SPREAD = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio
 
 
 class Candidate(NamedTuple):
@@ -41,7 +43,7 @@ def choose(candidates: Sequence[Candidate], matches: Sequence[int], tie: int) ->
     Args:
         candidates: at least one.
         matches: for each of them, the blocks at the start of this prompt that it has.
-        tie: a random number of 32 bits, not negative; it decides between equal costs.
+        tie: decides between equal costs: a number that differs from request to request. A counter is enough.
 
     Returns:
         The reason is `only` for a single candidate; `least-loaded` if all have the same number of blocks; else
@@ -56,7 +58,7 @@ def choose(candidates: Sequence[Candidate], matches: Sequence[int], tie: int) ->
     ]
     lowest = min(costs)
     tied = [index for index, cost in enumerate(costs) if cost == lowest]
-    index = tied[tie % len(tied)]
+    index = tied[(tie * _SPREAD % 2**64 >> 32) % len(tied)]
     return Choice(index, _reason(matches, index))
 
 

@@ -70,6 +70,13 @@ def test_ties_are_spread_without_bias() -> None:
     assert all(2800 < count < 3200 for count in counts.values())
 
 
+@pytest.mark.parametrize("targets", [2, 3, 4])
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_counter_spreads_ties_also_if_only_every_nth_request_has_one(targets: int, step: int) -> None:
+    counts = Counter(choose(loads(*[0] * targets), [0] * targets, step * i).index for i in range(1200))
+    assert all(abs(counts[target] - 1200 / targets) < 0.1 * 1200 / targets for target in range(targets))
+
+
 def test_lists_of_different_length_are_a_mistake_of_the_caller() -> None:
     with pytest.raises(ValueError, match="zip"):
         choose(loads(0, 0), [0], 0)
