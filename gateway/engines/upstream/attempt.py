@@ -8,8 +8,8 @@ async with Attempt(name, target, question, watchdog_s) as attempt:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import AsyncExitStack, aclosing, contextmanager, nullcontext
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,7 +20,8 @@ from msgspec import Struct
 from gateway.engines.base import Emit
 from gateway.engines.upstream import refusals
 from gateway.engines.upstream.chunks import MALFORMED, Chunk, read_chunk
-from gateway.engines.upstream.client import AnswerTooLarge, LargeBodyRefused, header, pieces, start_of_body
+from gateway.engines.upstream.client import Body, LargeBodyRefused, header, start_of_body
+from gateway.engines.upstream.connection.stream import AnswerTooLarge
 from gateway.engines.upstream.events import ChunkTranslator, most_tokens
 from gateway.engines.upstream.sse import EventParser, EventTooLarge
 from gateway.engines.upstream.targets.target import Target
@@ -70,6 +71,8 @@ class Attempt:
         self._held: list[Event] = []
         self._chunks = self._answer()
         self._stack = AsyncExitStack()
+        self._clock = asyncio.get_running_loop().time
+        self._lines, self._until = -1, 0.0  # that are complete; when the next one is too late
 
     async def __aenter__(self) -> Self:
         self._stack.enter_context(self.target.counted())
@@ -141,28 +144,24 @@ class Attempt:
                 )
                 response = await stack.enter_async_context(post)
                 await self._check(response)
-            received = await stack.enter_async_context(aclosing(pieces(response, _ANSWER_BYTES + _TOKEN_BYTES * most)))
-            async with aclosing(self._data(received, parser)) as answer:
-                async for data in answer:
+            received = Body(response, _ANSWER_BYTES + _TOKEN_BYTES * most)
+            while (found := await self._next(received, parser)) is not None:
+                for data in found:
                     if data.startswith(b"[DONE]"):
                         return
                     yield self._chunk(data)
 
-    async def _data(self, received: AsyncIterator[bytes], parser: EventParser) -> AsyncGenerator[bytes, None]:
-        """The data of each event. A line that does not end in time is silence, however it drips."""
-        clock, lines, until = asyncio.get_running_loop().time, -1, 0.0
-        while True:
-            if parser.lines > lines:
-                lines, until = parser.lines, clock() + self._watchdog_s
-            async with asyncio.timeout_at(until):
-                piece = await anext(received, None)
-            if piece is None:
-                break
-            self.target.silence.heard()
-            for data in parser.feed(piece):
-                yield data
-        for data in parser.end():
-            yield data
+    async def _next(self, received: Body, parser: EventParser) -> Iterator[bytes] | None:
+        """The data of the events that came next; None after the end."""
+        if received.is_over:
+            return None
+        if parser.lines > self._lines:  # a line that does not end in time is silence, however it drips
+            self._lines, self._until = parser.lines, self._clock() + self._watchdog_s
+        piece = await received.next(self._until)
+        if not piece:
+            return parser.end()
+        self.target.silence.heard()
+        return parser.feed(piece)
 
     def _chunk(self, data: bytes) -> Chunk:
         chunk = read_chunk(data)

@@ -10,27 +10,21 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
-from typing import Any, cast
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import certifi
 import httpcore
 
+from gateway.engines.upstream.connection.framing import framing_of
+from gateway.engines.upstream.connection.stream import HEAD_BYTES, Backend, Stream
 from gateway.errors import ModelNotReady
 
-READ_BYTES = 16 * 1024  # read and parsed without a pause of the event loop
-HEAD_BYTES = 128 * 1024  # status line, headers and interim answers; also of an answer that is an error
 _LARGE = 64 * 1024  # bytes of a body
 _CONNECT_S = 10.0
 _LOOKUP_S = 5.0
-_SEPARATE = 64  # chunks of an answer after which other tasks run
-
-
-class AnswerTooLarge(httpcore.ProtocolError):
-    """The server sent more than the gateway accepts."""
 
 
 class LargeBodyRefused(httpcore.NetworkError):
@@ -61,7 +55,7 @@ class HttpClient:
             proxy=await proxy_for(self._url),
             max_connections=None,  # the lane limits the requests
             max_keepalive_connections=0,
-            network_backend=_BoundedBackend(),
+            network_backend=Backend(),
         )
 
     async def aclose(self) -> None:
@@ -126,72 +120,42 @@ def header(response: httpcore.Response, name: str) -> str:
     return b",".join(values).decode("latin-1").strip().lower()
 
 
-async def pieces(response: httpcore.Response, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body as it comes. Raises AnswerTooLarge after `max_bytes`, counted with the framing of HTTP."""
-    response.extensions["network_stream"].left = max_bytes
-    count = 0
-    async with _body_of(response) as body:
-        async for piece in body:
-            yield piece
-            count += 1
-            if count % _SEPARATE == 0:
-                await asyncio.sleep(0)
+class Body:
+    """The body of an answer, read as it comes. `max_bytes`: counted with the framing of HTTP."""
+
+    def __init__(self, response: httpcore.Response, max_bytes: int) -> None:
+        self._stream: Stream = response.extensions["network_stream"]
+        self._stream.left = max_bytes
+        self._framing = framing_of(response)
+        self.is_over = False  # the end was read
+
+    async def next(self, until: float | None = None) -> bytes:
+        """The next part; b"" at the end.
+
+        Args:
+            until: seconds of the event loop; None: without a limit.
+
+        Raises:
+            AnswerTooLarge, httpcore.ReadError, httpcore.RemoteProtocolError, TimeoutError: no more of it.
+        """
+        while not self._framing.is_over:
+            data = await self._stream.next(until)
+            if not data:
+                self._framing.end()
+            elif part := self._framing.feed(data):
+                return part
+        self.is_over = True
+        return b""
 
 
 async def start_of_body(response: httpcore.Response, max_bytes: int) -> bytes:
     """At most the first `max_bytes` of the body; what came until the connection broke."""
     found = bytearray()
-    try:
-        async with _body_of(response) as body:
-            async for piece in body:
-                found += piece
-                if len(found) >= max_bytes:
-                    break
-    except (httpcore.ProtocolError, httpcore.NetworkError, OSError):
-        pass
+    with suppress(httpcore.ProtocolError, httpcore.NetworkError, OSError):
+        body = Body(response, HEAD_BYTES + max_bytes)
+        while len(found) < max_bytes and (part := await body.next()):
+            found += part
     return bytes(found[:max_bytes])
-
-
-def _body_of(response: httpcore.Response) -> aclosing[AsyncGenerator[bytes, None]]:
-    """Closed at once by its reader, and not when the garbage collector finds it."""
-    return aclosing(cast(AsyncGenerator[bytes, None], response.aiter_stream()))
-
-
-class _BoundedStream(httpcore.AsyncNetworkStream):
-    """A connection that reads little at once, and that breaks after `left` bytes more."""
-
-    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
-        self._stream = stream
-        self.left = HEAD_BYTES
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        data = await self._stream.read(min(max_bytes, READ_BYTES), timeout)
-        self.left -= len(data)
-        if self.left < 0:
-            raise AnswerTooLarge("too many bytes")
-        return data
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        await self._stream.write(buffer, timeout)
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109
-    ) -> httpcore.AsyncNetworkStream:
-        return _BoundedStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
-
-
-class _BoundedBackend(httpcore.AnyIOBackend):
-    async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
-        return _BoundedStream(await super().connect_tcp(*args, **kwargs))
 
 
 def _ssl_context() -> ssl.SSLContext:
