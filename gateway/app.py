@@ -20,6 +20,7 @@ from gateway.engines.factory import make_engine
 from gateway.lanes.lane import Lane
 from gateway.lanes.limits.counters import Counters
 from gateway.lanes.limits.limits import Limits
+from gateway.lanes.limits.shared import SharedCounters
 from gateway.lanes.memory.growth import Growth
 from gateway.lanes.memory.manager import MemoryManager
 from gateway.lanes.memory.needs import Needs, budget_bytes
@@ -149,7 +150,9 @@ def create_app(
     if usage is not None:
         observers.add(usage.add)
     observers.add(metrics.answered)
-    limits = Limits(config.limits, counters)
+    access = Access(database, "Answers go on.") if database else None
+    shared = access if config.state.url else None
+    limits = Limits(config.limits, SharedCounters(shared) if shared and counters is None else counters)
     observers.add(limits.ended)
     traces = Traces(config.traces.endpoint) if config.traces.endpoint else None
     if traces is not None:
@@ -157,8 +160,7 @@ def create_app(
     router = Router(config, lanes, observers=observers)
     residency = Residency(router, lambda name, model: asyncio.to_thread(make_lane, name, model))  # it reads files
     guards = Guards(config.server)
-    access = Access(database, "Answers go on.") if database else None
-    stored = Responses(access if config.state.url else None, config.state.responses_days)
+    stored = Responses(shared, config.state.responses_days)
 
     def apply(config: Config) -> None:
         guards.apply(config.server)
@@ -241,6 +243,8 @@ async def _lifespan(app: Litestar) -> AsyncGenerator[None, None]:
         await router.aclose()
         if app.state.traces is not None:
             await asyncio.to_thread(app.state.traces.close)
+        if isinstance(app.state.limits.counters, SharedCounters):
+            await app.state.limits.counters.aclose()
         if app.state.access is not None:
             await app.state.access.aclose()
         app.state.parser.shutdown(wait=False, cancel_futures=True)

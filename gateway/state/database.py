@@ -23,7 +23,13 @@ class StateError(Exception):
 
 
 class Database(Protocol):
-    """Any thread may use it."""
+    """Any thread may use it.
+
+    Args:
+        now: an expression in SQL: seconds since 1970, by the clock of the database.
+    """
+
+    now: str
 
     @property
     def label(self) -> str:

@@ -74,6 +74,8 @@ class PostgresDatabase:
         StateError: the driver is not installed.
     """
 
+    now = "CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"
+
     def __init__(self, url: PostgresUrl, *, timeout_s: float = 2.0) -> None:
         try:
             import pg8000.dbapi

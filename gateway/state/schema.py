@@ -15,6 +15,17 @@ TABLES = (
     # The order in which days were last written: the oldest goes first, whatever a clock that was set wrongly says.
     "CREATE TABLE npu_days (day BIGINT PRIMARY KEY, written BIGINT)",
     "CREATE TABLE npu_keys (name TEXT PRIMARY KEY, hash TEXT UNIQUE, limits TEXT, created BIGINT, revoked BIGINT)",
+    # What keys have used of their limits, and the requests in progress of each gateway.
+    """
+    CREATE TABLE npu_limits (
+        key TEXT PRIMARY KEY, requests DOUBLE PRECISION, tokens DOUBLE PRECISION, at DOUBLE PRECISION
+    )
+    """,
+    """
+    CREATE TABLE npu_running (
+        key TEXT, gateway TEXT, running BIGINT, at DOUBLE PRECISION, PRIMARY KEY (key, gateway)
+    )
+    """,
     # Ids and names of clients are digests here: a client chooses them, of any length and with any character.
     "CREATE TABLE npu_responses (id TEXT PRIMARY KEY, owner TEXT, stored BIGINT, size BIGINT, body BYTEA)",
     "CREATE INDEX npu_responses_by_owner ON npu_responses (owner, stored)",

@@ -42,6 +42,8 @@ class SqliteDatabase:
         stays_open: for a file that is used for each request; see above.
     """
 
+    now = "((julianday('now') - 2440587.5) * 86400.0)"
+
     def __init__(
         self, path: Path, *, busy_s: float = 5.0, max_bytes: int = 4 * 2**30, stays_open: bool = False
     ) -> None:
