@@ -144,7 +144,7 @@ class ChunkTranslator:
     def _logprobs(self, choice: Choice) -> tuple[TokenLogprob, ...]:
         if self._generation.logprobs is None or not bytes(choice.logprobs):
             return ()
-        tokens = tuple(_tokens(read_logprobs(choice.logprobs)))
+        tokens = tuple(_tokens(read_logprobs(choice.logprobs), self._generation.logprobs))
         self._spend(_LOGPROB_CHARACTERS * sum(1 + len(token.top) for token in tokens))
         return tokens
 
@@ -167,9 +167,10 @@ def most_tokens(generation: Generation) -> int:
     return min(generation.n * generation.max_tokens, MAX_TOKENS)
 
 
-def _tokens(found: Logprobs) -> Iterator[TokenLogprob]:
+def _tokens(found: Logprobs, most: int) -> Iterator[TokenLogprob]:
+    """At most `most` alternatives of a token: llama.cpp sends 20 to a request for none."""
     for entry in found.content or ():
-        yield _entry(entry)
+        yield _entry(entry, most)
     if found.content is None:
         tokens, values = found.tokens or (), found.token_logprobs or ()
         tops = found.top_logprobs or [{}] * len(tokens)
@@ -177,8 +178,9 @@ def _tokens(found: Logprobs) -> Iterator[TokenLogprob]:
             yield _token(token, value, tuple(_token(other, logprob) for other, logprob in (top or {}).items()))
 
 
-def _entry(entry: Entry) -> TokenLogprob:
-    top = tuple(_token(other.token, other.logprob, (), other.bytes) for other in entry.top_logprobs or ())
+def _entry(entry: Entry, most: int) -> TokenLogprob:
+    alternatives = (entry.top_logprobs or ())[:most]
+    top = tuple(_token(other.token, other.logprob, (), other.bytes) for other in alternatives)
     return _token(entry.token, entry.logprob, top, entry.bytes)
 
 

@@ -267,6 +267,17 @@ async def test_missing_optional_fields_get_defaults() -> None:
     assert events[-1].usage.completion_tokens == 2
 
 
+@pytest.mark.parametrize("most", [0, 1])
+async def test_alternatives_that_were_not_requested_are_left_out(most: int) -> None:
+    top = [{"token": token, "logprob": -1.0} for token in "abc"]
+    found = {"content": [{"token": "a", "logprob": -1.0, "top_logprobs": top}]}
+    piece = {"index": 0, "delta": {"content": "a"}, "logprobs": found}
+    async with raw(frames({"choices": [piece]}, chunk("stop"))) as (engine, _):
+        events = await events_of(engine, request(logprobs=most))
+    (delta,) = (event for event in events if isinstance(event, TextDelta))
+    assert [entry.token for entry in delta.logprobs[0].top] == ["a"][:most]
+
+
 async def test_completion_chunks_become_text_and_logprobs() -> None:
     stream = frames(
         {
