@@ -1,4 +1,4 @@
-"""Real gateways as processes, each with the scripted model "m": the servers behind another gateway."""
+"""Real gateways as processes: servers behind another gateway, and that other gateway."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from tests.support.server import wait_until
 
 
 class Backend:
-    """A gateway process, started by `start` and ended by `kill`, which may be called in turn."""
+    """A gateway process on a fixed port. It can be killed and started again."""
 
-    def __init__(self, folder: Path, number: int, script: str) -> None:
+    def __init__(self, folder: Path, config: str) -> None:
+        folder.mkdir()
+        (folder / "config.toml").write_text(config, encoding="utf-8")
         self.address = f"127.0.0.1:{free_port()}"
-        self.url = f"http://{self.address}/v1"
-        self._folder = folder / f"backend{number}"
-        self._folder.mkdir()
-        table = f'[models.m]\nengine = "scripted"\nmax_sequences = 1000\n[models.m.script]\n{script}'
-        (self._folder / "config.toml").write_text(table, encoding="utf-8")
+        self.url = f"http://{self.address}"
+        self._folder = folder
         self._stack = ExitStack()
         self._running: Serving | None = None
 
@@ -46,31 +45,39 @@ class Backend:
         assert self._running is not None
         self._running.process.kill()
 
+    def signal(self, number: int) -> None:
+        assert self._running is not None
+        self._running.process.send_signal(number)
+
     def close(self) -> None:
         """Kill it, and wait for its end."""
         self._stack.close()
 
     def _answers(self) -> bool:
         try:
-            return httpx.get(f"http://{self.address}/readyz", trust_env=False).status_code == 200
+            return httpx.get(f"{self.url}/readyz", trust_env=False).status_code == 200
         except httpx.TransportError:
             return False
 
 
 @contextmanager
-def backends(count: int, folder: Path, *, reply: str, token_s: float, ttft_s: str = "0") -> Iterator[list[Backend]]:
-    """`count` processes that answer with `reply`, a word each `token_s`."""
-    script = f'replies = ["{reply.strip()}"]\ntoken_s = {token_s}\nttft_s = {ttft_s}\n'
-    running = [Backend(folder, number, script) for number in range(count)]
+def running(*backends: Backend) -> Iterator[None]:
+    """All of them, started at the same time."""
     try:
-        for backend in running:
+        for backend in backends:
             backend.start()
-        for backend in running:
+        for backend in backends:
             backend.wait()
-        yield running
+        yield
     finally:
-        for backend in running:
+        for backend in backends:
             backend.close()
+
+
+def scripted_table(reply: str, token_s: float, ttft_s: float = 0.0) -> str:
+    """A configuration with a model "m" that answers with `reply`, a word each `token_s`."""
+    script = f'[models.m.script]\nreplies = ["{reply.strip()}"]\ntoken_s = {token_s}\nttft_s = {ttft_s}\n'
+    return f'[models.m]\nengine = "scripted"\nmax_sequences = 1000\n{script}'
 
 
 def targets_of(*urls: str, **fields: Any) -> UpstreamModel:

@@ -18,7 +18,7 @@ import pytest
 from gateway.config.tables import ScriptedModel
 from tests.support.hostile import Hostile, hostile
 from tests.support.server import config_of, script_of, serving
-from tests.system.targets.backends import Backend, backends, targets_of
+from tests.system.targets.backends import Backend, running, scripted_table, targets_of
 from tests.system.targets.bad_servers import BAD, BAD_LATER, chats_of, misbehave, slow
 from tests.system.targets.traffic import Outcome, Traffic, failed_early, without_ending
 
@@ -71,9 +71,10 @@ def test_answer_that_breaks_has_one_error_and_no_other_text(runs: Runs, fault: s
 
 
 def test_killed_server_costs_only_the_answers_that_had_begun(tmp_path: Path) -> None:
-    with backends(2, tmp_path, reply="w " * 8, token_s=0.001) as (first, second):
+    first, second = (Backend(tmp_path / name, scripted_table("w " * 8, token_s=0.001)) for name in ("one", "two"))
+    with running(first, second):
         kill = KillInTheMiddle(first)
-        model = targets_of(first.url, second.url)
+        model = targets_of(f"{first.url}/v1", f"{second.url}/v1")
         with serving(config_of({"m": model})) as front:
             outcomes = asyncio.run(Traffic(front.url, "m", kill).run(KILLED_REQUESTS, AT_ONCE))
     assert not without_ending(outcomes) and not failed_early(outcomes)
