@@ -125,8 +125,8 @@ class UpstreamEngine:
     ) -> Race[Attempt]:
         """The attempt at `target`, and with `hedge` one at another target if it is late."""
 
-        def attempt(target: Target) -> Attempt:
-            is_last = len(tried) + 1 == len(self.targets)
+        def attempt(target: Target, number: int) -> Attempt:
+            is_last = len(tried) + number == len(self.targets)
             return self._attempt(target, question, Meter(clock=meter.clock), gives_up=not is_last)
 
         def second() -> Attempt | None:
@@ -136,10 +136,10 @@ class UpstreamEngine:
             if other is None:
                 return None
             self.hedging.spend()
-            return attempt(other)
+            return attempt(other, 2)
 
         late_s = self.hedging.late_s(target) if self.hedging else None
-        return Race(attempt(target), late_s, second, lambda error: not moves_on(error))
+        return Race(attempt(target, 1), late_s, second, lambda error: not moves_on(error))
 
     def _judge(self, pool: Pool, race: Race[Attempt], winner: Attempt, failures: Mapping[Target, GatewayError]) -> None:
         """Learn from the first content of `winner`."""

@@ -80,7 +80,7 @@ def scripted_table(reply: str, token_s: float, ttft_s: float = 0.0) -> str:
     return f'[models.m]\nengine = "scripted"\nmax_sequences = 1000\n{script}'
 
 
-def targets_of(*urls: str, **fields: Any) -> UpstreamModel:
+def targets_of(*targets: str | dict[str, Any], **fields: Any) -> UpstreamModel:
     """The table of a model "m" on these servers."""
-    table = {"targets": urls, "upstream_model": "m", "max_sequences": 1000, "queue": 1000, **fields}
+    table = {"targets": targets, "upstream_model": "m", "max_sequences": 1000, "queue": 1000, **fields}
     return msgspec.convert(table, UpstreamModel)

@@ -1,4 +1,4 @@
-"""Long runs: gateway processes behind a gateway process, one of them killed or frozen, or a bad server beside one."""
+"""Long runs: gateway processes behind a gateway process, one of them killed or frozen, or next to a bad server."""
 
 from __future__ import annotations
 
