@@ -1,12 +1,13 @@
 """Which target answers a request: the one with the lowest cost. Pure: no clock, no state, no random number.
 
-    cost = (requests in flight + 1) / weight * (1 + MISS_COST * blocks that the target misses, at most MOST_MISSED)
+    cost = (1 + requests in flight / relative weight) * (1 + MISS_COST * missed blocks, at most MOST_MISSED)
 
 Misses are counted from the target that has the most blocks of the prompt (prefixes.py). So a conversation goes to the
-target that has its cache, unless that one has more than 2.2 times the load of another: then the request is spilled.
-Without known blocks this is weighted least load. Only ratios of loads and of weights count, so it is the same for
-devices that compute one request at a time and for servers that compute fifty. `benchmarks/scale.py` simulates this
-function, and docs/scale.md derives its constants.
+target that has its cache, unless its first factor is above 2.6 times that of another one: then the request is spilled.
+Without known blocks this is weighted least load. A weight is relative to the mean of the candidates, so only ratios
+count: the rule is the same for devices that compute one request at a time and for servers that compute fifty.
+Idle targets are equal, whatever their weight. Otherwise all gateways that share targets would fill the largest one
+first. `benchmarks/scale.py` simulates this function, and docs/scale.md derives its constants.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Literal, NamedTuple
 Reason = Literal["only", "least-loaded", "affinity", "spill"]
 
 # docs/scale.md has the reasons for these values.
-MISS_COST = 0.3  # a block that must be computed again counts like 0.3 times the load
-MOST_MISSED = 4  # blocks that count: more do not hold a request at a target with a higher load
+MISS_COST = 0.2  # a block that must be computed again counts like 0.2 times the load
+MOST_MISSED = 8  # blocks that count: more do not hold a request at a target with a higher load
 # Also if only every second or third number is used for a tie, each target gets its share.
 _SPREAD = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio
 
@@ -51,9 +52,9 @@ def choose(candidates: Sequence[Candidate], matches: Sequence[int], tie: int) ->
     """
     if len(candidates) == 1:
         return Choice(0, "only")
-    most = max(matches)
+    most, mean = max(matches), sum(weight for _, weight in candidates) / len(candidates)
     costs = [
-        (load + 1) / weight * (1 + MISS_COST * min(most - match, MOST_MISSED))
+        (1 + load * mean / weight) * (1 + MISS_COST * min(most - match, MOST_MISSED))
         for (load, weight), match in zip(candidates, matches, strict=True)
     ]
     lowest = min(costs)

