@@ -31,8 +31,8 @@ async def greet(config: Config, router: Router, port: int) -> None:
     """Wait until every model was tried, then print."""
     problems, _ = await asyncio.gather(server_problems(config), router.tried())
     for name, found in problems.items():
-        for problem in filter(None, found):
-            _log.warning("%s: %s", name, problem)
+        if len(found) == 1 and found[0]:  # the engine has logged what is wrong with one of several
+            _log.warning("%s: %s", name, found[0])
     models = router.models()
     if any(model.status.engine.state == "closed" for model in models):  # stopped while a model was loading
         return
@@ -135,7 +135,9 @@ def _model_lines(model: ModelInfo, defaults: Defaults, problem: str) -> Iterator
         yield f"  {model.name}  not ready: {problem}"
         return
     context = f"  context {engine.context_length}" if engine.context_length else ""
-    yield f"  {model.name}  {engine.state} on {engine.device}{context}{also}"
+    working = sum(target.state != "down" for target in engine.targets)
+    servers = f"  {working} of {len(engine.targets)} servers answer" if engine.targets else ""
+    yield f"  {model.name}  {engine.state} on {engine.device}{servers}{context}{also}"
     yield from _context_note(engine)
     if budget := model.status.breaker.budget:
         yield f"    an answer is slow above {budget}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
 from gateway.engines.base import TargetStatus
@@ -42,7 +42,7 @@ class Pool:
 
     def __init__(self, name: str, targets: Sequence[Target]) -> None:
         self._name, self._targets = name, targets
-        self._turns = _turns()
+        self._turns = itertools.count()
         self._prefixes = PrefixIndex(len(targets))
         self._tasks: set[asyncio.Task[None]] = set()
         self._throttle = Throttle()
@@ -109,13 +109,13 @@ class Pool:
         """The target is the cause of this failure."""
         self._down(target, symptom(error), error.retry_after_s or 0.0)
 
-    def _down(self, target: Target, reason: str, wait_s: float = 0.0) -> None:
-        if not target.health.failed(reason, wait_s):
+    def _down(self, target: Target, problem: str, wait_s: float = 0.0) -> None:
+        """`problem`: with the next step, if there is one, after the first sentence."""
+        if not target.health.failed(_short(problem), wait_s):
             return
-        if (suffix := self._throttle.suffix(f"{target.number} {reason}")) is not None:
-            _log.warning(
-                "%s: %s %s; it gets requests again when it answers a probe%s", self._name, target, reason, suffix
-            )
+        if (suffix := self._throttle.suffix(f"{target.number} {problem}")) is not None:
+            line = "%s: %s %s. It gets requests again when it answers a probe%s"
+            _log.warning(line, self._name, target, problem, suffix)
         self._spawn(self._recover(target))
 
     def _log_failover(self, target: Target, error: GatewayError, other: Target) -> None:
@@ -134,7 +134,7 @@ class Pool:
             if health.state != "down":
                 return
             if problem := await target.problem():
-                health.probe_failed(problem)
+                health.probe_failed(_short(problem))
             else:
                 health.probed()
 
@@ -161,9 +161,9 @@ def clients_error(errors: Sequence[GatewayError]) -> GatewayError:
     return [*found, *errors][0]
 
 
-def _turns() -> Iterator[int]:
-    """Numbers that decide between equal targets: each gets its share, in no pattern that requests can have too."""
-    return (count * 0x9E3779B1 % 2**32 >> 16 for count in itertools.count())
+def _short(problem: str) -> str:
+    """Without the next step and the names that the server has."""
+    return problem.partition(". ")[0].partition("; ")[0]
 
 
 def _is_usable(target: Target) -> bool:

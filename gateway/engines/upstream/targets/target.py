@@ -53,9 +53,8 @@ class Target:
         )
 
     async def problem(self) -> str:
-        """Ask for the list of models. Returns what is wrong, in a few words; "" if it answers and has the model."""
-        found = await reach.problem(self.client, self.server, PROBE_S)
-        return found.partition(". ")[0].partition("; ")[0]
+        """Ask for the list of models. Returns what is wrong, with the next step; "" if it answers and has the model."""
+        return await reach.problem(self.client, self.server, PROBE_S)
 
     @contextmanager
     def counted(self) -> Iterator[None]:
