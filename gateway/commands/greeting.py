@@ -61,7 +61,7 @@ def silent_models(problems: Mapping[str, list[str]]) -> dict[str, str]:
     """The upstream models of which no server answers -> the reason."""
     silent = {name: found for name, found in problems.items() if all(found)}
     return {
-        name: found[0] if len(found) == 1 else f"none of its {len(found)} servers answers. {found[0]}"
+        name: found[0] if len(found) == 1 else f"none of its {len(found)} servers is usable: {found[0]}"
         for name, found in silent.items()
     }
 

@@ -7,9 +7,10 @@ import threading
 
 import httpx
 
-from gateway.config.tables import BreakerConfig, Script, ScriptedModel
+from gateway.config.tables import BreakerConfig, Script, ScriptedModel, UpstreamModel
 from gateway.engines.scripted.engine import ScriptedEngine
-from tests.support.server import config_of, scripted, serving
+from tests.support.processes import free_port
+from tests.support.server import config_of, scripted, serving, wait_until
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -65,3 +66,17 @@ def test_readyz_is_503_while_the_only_breaker_is_open() -> None:
         assert refused.headers["x-should-retry"] == "false"
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert "m is too slow" in refused.json()["error"]["message"]
+
+
+def test_readyz_is_503_while_no_server_of_a_model_answers_and_shows_no_address() -> None:
+    ports = free_port(), free_port()
+    model = UpstreamModel(targets=tuple(f"http://127.0.0.1:{port}/v1" for port in ports))
+    with serving(config_of({"m": model})) as gateway, gateway.http(verify=False) as http:
+        wait_until(lambda: http.get("/readyz").status_code == 503, "a server that is not there counts as ready")
+        answer = http.get("/readyz")
+        targets = answer.json()["models"][0]["engine"]["targets"]
+        assert [(each["number"], each["state"], each["detail"]) for each in targets] == [
+            (1, "down", "does not answer"),
+            (2, "down", "does not answer"),
+        ]
+        assert not any(str(port) in answer.text for port in ports)

@@ -16,7 +16,7 @@ from typing import Literal
 State = Literal["up", "trial", "busy", "down"]
 
 FIRST_PAUSE_S, MOST_PAUSE_S = 0.5, 30.0
-_MOST_BUSY_S = 60.0  # a server may ask for more
+_MOST_WAIT_S, _MOST_BUSY_S = 60.0, 5.0  # a server may require more; the load of one that is busy changes fast
 
 
 class Health:
@@ -75,7 +75,7 @@ class Health:
 
     def _pause(self, reason: str, wait_s: float) -> None:
         self._pause_s = min(2 * self._pause_s or FIRST_PAUSE_S, MOST_PAUSE_S)
-        self.until = self._clock() + max(self._pause_s, min(wait_s, _MOST_BUSY_S))
+        self.until = self._clock() + max(self._pause_s, min(wait_s, _MOST_WAIT_S))
         self._change("down", reason)
 
     def _change(self, state: State, reason: str = "") -> None:

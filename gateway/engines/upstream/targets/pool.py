@@ -30,6 +30,7 @@ from gateway.monitoring.throttle import Throttle
 
 _log = logging.getLogger(__name__)
 
+_OUT = ("broken", "silent")  # what a probe must not find
 _BUSY_S = 1.0  # without `Retry-After`
 _LAST = {"trial": 0, "busy": 1, "down": 2}
 
@@ -123,8 +124,11 @@ class Pool:
             _log.info("%s: %s %s; %s answers the request%s", self._name, target, symptom(error), other, suffix)
 
     async def _check(self, target: Target) -> None:
-        if problem := await target.problem():
+        problem, level = await target.check()
+        if level in _OUT:
             self._down(target, problem)
+        elif problem:
+            _log.warning("%s: %s %s", self._name, target, problem)
 
     async def _recover(self, target: Target) -> None:
         """Probe a target that is down until it answers, or until a request that tried it all the same succeeds."""
@@ -133,7 +137,8 @@ class Pool:
             await asyncio.sleep(max(0.0, health.until - clock()))
             if health.state != "down":
                 return
-            if problem := await target.problem():
+            problem, level = await target.check()
+            if level in _OUT:
                 health.probe_failed(_short(problem))
             else:
                 health.probed()

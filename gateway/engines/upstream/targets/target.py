@@ -15,7 +15,7 @@ from gateway.engines.upstream.targets.health import Health
 from gateway.engines.upstream.targets.silence import Silence
 
 _CONNECT_S = 3.0  # with other targets: a machine that is off answers nothing at all
-PROBE_S = 5.0
+PROBE_S = 3.0
 
 
 class Target:
@@ -52,9 +52,9 @@ class Target:
             weight=self.server.weight,
         )
 
-    async def problem(self) -> str:
-        """Ask for the list of models. Returns what is wrong, with the next step; "" if it answers and has the model."""
-        return await reach.problem(self.client, self.server, PROBE_S)
+    async def check(self) -> tuple[str, reach.Level]:
+        """Ask for the list of models. Returns what is wrong, with the next step; "": nothing."""
+        return await reach.check(self.client, self.server, PROBE_S)
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -65,7 +65,8 @@ class Target:
             self.running -= 1
 
     async def is_silent(self) -> bool:
-        return (await self.problem()).startswith(reach.NO_ANSWER)
+        _, level = await self.check()
+        return level == "silent"
 
     async def aclose(self) -> None:
         await self.silence.aclose()

@@ -49,13 +49,13 @@ def test_probe_that_fails_doubles_the_pause() -> None:
 def test_busy_target_comes_back_by_itself() -> None:
     clock = Clock()
     health = Health(clock)
-    health.busy("HTTP 429", 7.0)
-    clock.now += 6.5
+    health.busy("HTTP 429", 4.0)
+    clock.now += 3.5
     assert health.state == "busy"
     clock.now += 0.5
     assert (health.state, health.reason) == ("up", "")
     health.busy("HTTP 429", 1e9)
-    assert health.until - clock.now == 60
+    assert health.until - clock.now == 5
     health.failed("gone")
     health.busy("HTTP 429", 1.0)
     assert health.state == "down", "being busy is less than being down"

@@ -305,19 +305,22 @@ async def test_name_with_several_addresses_is_reached_at_one_that_answers(monkey
         await client.aclose()
 
 
-async def test_servers_are_checked_at_the_start() -> None:
+async def test_servers_are_checked_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    """A wrong key, or a name that is not in the list, is a warning: some servers take any name, or list no models."""
     async with servers(GOOD, GOOD) as (_, (first, second)):
         first.models = status("401 Unauthorized")
-        engine = UpstreamEngine("m", UpstreamModel(targets=(first.url, second.url, f"http://127.0.0.1:{free_port()}")))
-        assert engine.status.targets[0].state == "up"
+        urls = (first.url, second.url, f"http://127.0.0.1:{free_port()}")
+        engine = UpstreamEngine("m", UpstreamModel(targets=urls))
+        assert [each.state for each in engine.status.targets] == ["up", "up", "up"]
         await engine.start()
-        await until(lambda: [each.state for each in engine.status.targets] == ["down", "up", "down"])
-        details = [each.detail for each in engine.status.targets]
-        assert details == ["refuses the key (HTTP 401)", "", "does not answer"]
-        assert not engine.status.is_down
-        for _ in range(3):
+        await until(lambda: engine.status.targets[2].state == "down")
+        await until(lambda: "server 1" in caplog.text)
+        assert engine.status.targets[2].detail == "does not answer" and not engine.status.is_down
+        assert "refuses the key (HTTP 401). Set `api_key` in the model's table" in caplog.text
+        assert "does not answer. Start that server, or correct `url`. It gets requests again when" in caplog.text
+        for _ in range(2):
             await events_of(engine, request())
-        assert (len(first.bodies), len(second.bodies)) == (0, 3)
+        assert (len(first.bodies), len(second.bodies)) == (1, 1)
         await engine.aclose()
 
 
