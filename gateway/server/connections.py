@@ -116,7 +116,11 @@ class LimitedProtocol(H11Protocol):
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
         """The application, with a faster `send`."""
-        await self._serve(scope, receive, Reply(self.cycle, self.loop.call_soon).send)
+        scope["state"]["reply"] = reply = Reply(self.cycle, self.loop.call_soon)
+        try:
+            await self._serve(scope, receive, reply.send)
+        finally:
+            del scope["state"]["reply"]  # it refers to the scope
 
     def handle_events(self) -> None:
         super().handle_events()

@@ -25,6 +25,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from gateway.errors import GatewayError
 from gateway.server.request import note_failure
+from gateway.server.streams.reply import Reply
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -127,6 +128,7 @@ class EventStream(EventSourceResponse):
         self._send_lock = anyio.Lock(fast_acquire=True)  # the last frame and the end of the body are one write
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._reply: Reply | None = scope["state"].get("reply")
         try:
             await super().__call__(scope, receive, send)
         except SendTimeoutError:
@@ -136,7 +138,12 @@ class EventStream(EventSourceResponse):
             if not self._is_complete:
                 note_failure(scope["state"])
             # anyio's cancellation leaves a cycle that keeps the response; these have the request
-            del self._source, self._encode, self._failed
+            del self._source, self._encode, self._failed, self._reply
+
+    async def _send_with_timeout(self, send: Send, message: Message) -> None:
+        """Without a timer if the send does not wait, and past what only looks at the head of a response."""
+        if self._reply is None or not self._reply.take_part(message["body"], is_last=self._is_over):
+            await super()._send_with_timeout(send, message)
 
     async def _gone(self, _: Message) -> None:
         """anyio cancels no task whose wait has just ended, and so no stream with an item in each turn."""

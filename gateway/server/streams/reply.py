@@ -1,7 +1,7 @@
 """Writes a reply in as few packets as it can: each write costs a system call and wakes the client.
 
 1. What is sent in one turn of the event loop is one write: the head with the first part of the body, and the last part
-   with the end. The end of a reply does not wait for the end of the turn.
+   with the end. The end of a reply does not wait for the end of the turn, and a part between them not either.
 2. A part of a chunked body is framed here. uvicorn and h11 write everything else.
 3. A large body is written in parts, as fast as the client reads: to copy it at once would hold up the event loop.
 """
@@ -31,6 +31,17 @@ class Reply:
         cycle.transport = self._writer  # type: ignore[assignment]
         self._complete, cycle.on_response = cycle.on_response, self._ended
 
+    def take_part(self, part: bytes, *, is_last: bool) -> bool:
+        """Write a part of a chunked body, if that does not wait for the client to read. False: use `send`.
+
+        The part leaves now, unless there is something to join it with: the head, or the end after the last part.
+        """
+        if not self._is_chunked or self._cycle.flow.write_paused:
+            return False
+        if part and not self._cycle.disconnected:
+            self._writer.write(_framed(part), now=not is_last)
+        return True
+
     async def send(self, message: Any) -> None:
         """Raises what uvicorn's function raises."""
         if self._is_chunked and message.get("more_body"):
@@ -56,7 +67,7 @@ class Reply:
         if cycle.flow.write_paused and not cycle.disconnected:
             await cycle.flow.drain()
         if part and not cycle.disconnected:
-            self._writer.write(b"%x\r\n%b\r\n" % (len(part), part))
+            self._writer.write(_framed(part))
 
     def _ended(self) -> None:
         self._writer.flush()  # the next reply of this connection comes after it
@@ -71,8 +82,8 @@ class _Writer:
         self.held = b""
         self.is_closing = transport.is_closing
 
-    def write(self, data: bytes) -> None:
-        if len(data) >= _LARGE:  # to join it would copy it on the event loop
+    def write(self, data: bytes, *, now: bool = False) -> None:
+        if len(data) >= _LARGE or (now and not self.held):  # to join a large part would copy it on the event loop
             self.flush()
             self._transport.write(data)
             return
@@ -88,3 +99,7 @@ class _Writer:
     def close(self) -> None:
         self.flush()
         self._transport.close()
+
+
+def _framed(part: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(part), part)

@@ -60,6 +60,9 @@ class Answered:
         for message in messages:
             await self._reply.send(message)
 
+    def take_part(self, body: bytes, *, is_last: bool = False) -> bool:
+        return self._reply.take_part(body, is_last=is_last)
+
     def end_turn(self) -> None:
         while self._soon:
             self._soon.pop()()
@@ -163,3 +166,28 @@ async def test_large_last_part_of_a_body_waits_for_a_client_that_does_not_read()
     answered.flow.resume_writing()
     await sending
     assert answered.body() == body
+
+
+async def test_a_part_leaves_at_once_and_the_head_and_the_end_are_joined_with_one() -> None:
+    answered = Answered()
+    await answered.send(START)
+    assert answered.take_part(b"first")
+    assert not answered.transport.writes
+    answered.end_turn()
+    assert len(answered.transport.writes) == 1
+    assert answered.take_part(b"second")
+    assert answered.transport.writes[1:] == [b"6\r\nsecond\r\n"]
+    assert answered.take_part(b"last", is_last=True)
+    await answered.send(part(b"", more=False))
+    assert answered.transport.writes[2:] == [b"4\r\nlast\r\n0\r\n\r\n"]
+    assert answered.body() == b"firstsecondlast"
+
+
+async def test_no_part_is_taken_that_would_wait_or_needs_another_framing() -> None:
+    answered = Answered()
+    await answered.send(START)
+    answered.flow.pause_writing()
+    assert not answered.take_part(b"x")
+    old = Answered(version="1.0")
+    await old.send(START)
+    assert not old.take_part(b"x")
