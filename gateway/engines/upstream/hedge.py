@@ -1,6 +1,7 @@
 """Hedging: a request whose first content is later than usual is sent to a second target too. The first content wins.
 
-1. "Later than usual": after the 95th percentile of the times to first content of that target, from its last requests.
+1. "Later than usual": after the 95th percentile of the times to first content of that target, from its last requests. A
+   target that has not answered enough requests, as one that hangs from the start, has the longest of the others' times.
 2. At most one request in ten gets a second target, so a cluster that is slow as a whole is not doubled in load.
 3. What loses is closed. The time that it had waited counts as its time to first content, because it would have taken
    at least as long. A target that loses three times in a row without an answer in between does not answer.
@@ -62,7 +63,8 @@ class Hedging:
     def late_s(self, target: Hashable) -> float | None:
         """When a request to `target` is late; None: not known. Call it once for each attempt."""
         self._credit = min(MOST_CREDIT, self._credit + SHARE)
-        return self._times[target].late_s
+        own = self._times[target].late_s
+        return max(filter(None, (times.late_s for times in self._times.values())), default=None) if own is None else own
 
     def has_credit(self) -> bool:
         return self._credit > 1 - 1e-9  # ten times 0.1 is less than 1
@@ -182,8 +184,9 @@ class Race(Generic[R]):
         tasks = [task for task, attempt in self._tasks.items() if attempt in attempts]
         for task in tasks:
             task.cancel()
-            del self._tasks[task]
         await asyncio.gather(*tasks, return_exceptions=True)
+        for task in tasks:
+            del self._tasks[task]
         for attempt in attempts:
             del self._open[attempt]
             await attempt.__aexit__(None, None, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -17,23 +18,30 @@ LATE_S = 1.0
 class Runner:
     """An attempt whose first content comes after `seconds`, or that fails then."""
 
-    def __init__(self, seconds: float, error: Exception | None = None) -> None:
-        self.seconds, self.error = seconds, error
+    def __init__(self, seconds: float, error: Exception | None = None, *, leaving_s: float = 0.0) -> None:
+        self.seconds, self.error, self.leaving_s = seconds, error, leaving_s
+        self.is_running = False
         self.is_open = self.was_begun = self.was_cancelled = False
 
     async def __aenter__(self) -> None:
         self.is_open = self.was_begun = True
 
     async def __aexit__(self, *_: Any) -> None:
-        assert self.is_open
+        assert self.is_open and not self.is_running
         self.is_open = False
 
     async def first(self) -> None:
+        self.is_running = True
         try:
             await asyncio.sleep(self.seconds)
         except asyncio.CancelledError:
             self.was_cancelled = True
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(self.leaving_s)
+            await asyncio.sleep(0)
             raise
+        finally:
+            self.is_running = False
         if self.error:
             raise self.error
 
@@ -120,6 +128,15 @@ async def test_request_that_is_cancelled_closes_both() -> None:
 
 
 @in_virtual_time
+async def test_request_that_is_cancelled_while_the_loser_is_closed_waits_for_it() -> None:
+    first, second = Runner(60.0, leaving_s=5.0), Runner(0.5)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(3.0), race_of(first, second) as race:
+            await race.winner()
+    assert not first.is_open and not second.is_open
+
+
+@in_virtual_time
 async def test_exception_of_another_kind_is_not_hidden() -> None:
     first, second = Runner(2.0, ZeroDivisionError()), Runner(60.0)
     with pytest.raises(ZeroDivisionError):
@@ -148,6 +165,15 @@ def test_lost_races_raise_the_percentile_and_several_in_a_row_are_no_answer() ->
     assert times.late_s == 9.0
     times.answered(1.0)
     assert not times.lost(9.0)
+
+
+def test_target_without_enough_times_is_late_after_the_longest_time_of_the_others() -> None:
+    hedging = Hedging(["a", "b", "new"])
+    assert hedging.late_s("new") is None
+    for _ in range(ENOUGH):
+        hedging.answered("a", 1.0)
+        hedging.answered("b", 3.0)
+    assert [hedging.late_s(target) for target in ("a", "b", "new")] == [1.0, 3.0, 3.0]
 
 
 def test_credit_limits_the_share_and_the_number_in_a_row() -> None:
