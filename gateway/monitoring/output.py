@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MAX_WAITING = 2**20  # bytes in a queue
 EXIT_S = 1.0  # at the end of the process, for the text that was not written yet
 _INDENT = "  "
+_END = b"\0"  # of what child processes wrote before the end of this process
 _COLLECT_S = 0.02  # lines that come within this time are one write: waking the thread for each took 0.1 ms
 _RETRY_S = 0.05  # for a descriptor that is set to non-blocking by another process
 
@@ -155,13 +156,15 @@ def _replace(stream: io.TextIOWrapper, descriptor: int) -> io.TextIOWrapper:
         faulthandler.enable(file)  # the pipe's reader is gone when the process crashes
     read_end, write_end = os.pipe()
     os.dup2(write_end, descriptor)
-    os.close(write_end)
     writer = QueuedWriter(file, f"output {descriptor}")
-    pump = threading.Thread(target=_pump, args=(read_end, writer), name=f"child output {descriptor}", daemon=True)
+    ends = threading.Event()
+    pump = threading.Thread(target=_pump, args=(read_end, writer, ends), name=f"child output {descriptor}", daemon=True)
     pump.start()
 
     def finish() -> None:
-        os.dup2(file.fileno(), descriptor)  # also closes the pipe, so that the pump ends after the last child
+        os.dup2(file.fileno(), descriptor)
+        ends.set()
+        os.write(write_end, _END)  # multiprocessing's resource tracker has the pipe until this process is gone
         pump.join(EXIT_S)
         writer.drain(EXIT_S)
 
@@ -170,14 +173,22 @@ def _replace(stream: io.TextIOWrapper, descriptor: int) -> io.TextIOWrapper:
     return io.TextIOWrapper(queued, stream.encoding, stream.errors, write_through=True)
 
 
-def _pump(read_end: int, writer: QueuedWriter) -> None:
-    """Pass on what child processes, and native libraries of this one, write to the pipe."""
+def _pump(read_end: int, writer: QueuedWriter, ends: threading.Event) -> None:
+    """Pass on what child processes, and native libraries of this one, write to the pipe.
+
+    Args:
+        ends: set before _END is written, after which nothing is read.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
     starts_line = True
-    while data := os.read(read_end, 2**16):
+    is_last = False
+    while not is_last and (data := os.read(read_end, 2**16)):
+        if is_last := ends.is_set() and data.endswith(_END):
+            data = data.removesuffix(_END)
         text = decoder.decode(data)
         lines = [escape(line) for line in text.replace("\r\n", "\n").replace("\t", " ").split("\n")]
         shown = ("\n" + _INDENT).join(lines).removesuffix(_INDENT)
-        writer.write(((_INDENT if starts_line else "") + shown).encode())
-        starts_line = text.endswith("\n")
+        if text:
+            writer.write(((_INDENT if starts_line else "") + shown).encode())
+            starts_line = text.endswith("\n")
     os.close(read_end)

@@ -128,6 +128,18 @@ def test_text_of_child_process_is_indented_and_escaped(stream: str) -> None:
     assert lines_of(getattr(done, stream)) == ["  one", r"  12:00:00 ERROR two\x1b[2J\xff"]
 
 
+def test_end_does_not_wait_for_a_child_that_lives_longer() -> None:
+    """As multiprocessing's resource tracker does."""
+    child = "import os; os.write(1, b'last\\n'); os.write(2, b'x'); input()"  # until the parent is gone
+    code = f"""
+from gateway.monitoring import output
+output.EXIT_S = 3600.0
+child = subprocess.Popen([sys.executable, "-c", {child!r}], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+child.stderr.read(1)
+"""
+    assert lines_of(run(code).stdout) == ["  last"]
+
+
 def test_child_process_never_waits_for_a_reader(tmp_path: Path) -> None:
     child = "import os\nfor _ in range(100): os.write(2, b'x' * 65536)"
     code = f"subprocess.run([sys.executable, '-c', {child!r}])\nopen({str(tmp_path / 'done')!r}, 'w').close()"
