@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from litestar import get
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp
@@ -32,8 +34,14 @@ async def healthz() -> ASGIApp:
 @get("/readyz", opt=OPEN | openapi_opt("Check that a model is ready", reply=Readiness, other_replies={503: Readiness}))
 async def readyz(request: HttpRequest) -> ASGIApp:
     models = router_of(request).status()
-    ready = any(model.is_ready for model in models) and not request.app.state.is_stopping
+    ready = can_answer(models) and not request.app.state.is_stopping
     return json_response(Readiness(ready, models), status=200 if ready else 503)
+
+
+def can_answer(models: Sequence[LaneStatus]) -> bool:
+    """True if a model can answer. One that waits for its first request does not count while another one starts."""
+    starts = any(model.engine.state == "loading" and not model.loads_on_demand for model in models)
+    return any(model.is_ready and not (starts and model.loads_on_demand) for model in models)
 
 
 @get("/metrics", opt=openapi_opt("Get the metrics in the Prometheus format", reply=str, media_type="text/plain"))

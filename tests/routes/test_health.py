@@ -80,3 +80,24 @@ def test_readyz_is_503_while_no_server_of_a_model_answers_and_shows_no_address()
             (2, "down", "does not answer"),
         ]
         assert not any(str(port) in answer.text for port in ports)
+
+
+def test_model_for_its_first_request_does_not_make_a_starting_gateway_ready() -> None:
+    loaded = threading.Event()
+
+    async def sleep(seconds: float) -> None:
+        await asyncio.to_thread(loaded.wait)
+
+    models = {"m": scripted("Hi"), "later": ScriptedModel(load="demand")}
+    engines = {"m": ScriptedEngine("m", models["m"], sleep=sleep), "later": ScriptedEngine("later", models["later"])}
+    with serving(config_of(models), engines, loaded=False) as server, server.http() as http:
+        loading = http.get("/readyz")
+        assert [model["loads_on_demand"] for model in loading.json()["models"]] == [False, True]
+        assert loading.status_code == 503
+        loaded.set()
+        wait_until(lambda: http.get("/readyz").status_code == 200, "the gateway did not become ready")
+
+
+def test_gateway_with_models_for_their_first_request_is_ready() -> None:
+    with serving(config_of({"later": ScriptedModel(load="demand")})) as server, server.http() as http:
+        assert http.get("/readyz").status_code == 200
