@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from gateway.commands import options
 from gateway.errors import ConfigError, GatewayError, quote
 from gateway.monitoring.output import escape
-from gateway.server.signals.first_process import ends_at_sigterm
 
 if TYPE_CHECKING:
     from gateway.commands.models.prepare import HasNpu
@@ -47,7 +46,6 @@ def add_parser(subparsers: options.Subparsers) -> None:
     parser.set_defaults(run=run)
 
 
-@ends_at_sigterm()
 def run(arguments: argparse.Namespace) -> int:
     if arguments.model and arguments.model.lower().endswith(".toml"):
         raise ConfigError(f"{quote(arguments.model)} is a configuration: write `npu-gateway serve --config FILE`.")

@@ -5,23 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 
-@contextmanager
-def ends_at_sigterm() -> Iterator[None]:
+def end_at_sigterm() -> None:
     """Let SIGTERM end the program, with exit code 143, if it is process 1, for which Linux ignores a signal without a
     handler. A server that runs has its own handler."""
-    if sys.platform == "win32" or os.getpid() != 1:
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    if sys.platform != "win32" and os.getpid() == 1:
+        signal.signal(signal.SIGTERM, _end)
 
 
 def _end(sig: int, frame: FrameType | None) -> None:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from gateway.server.signals.first_process import ends_at_sigterm
+from gateway.server.signals.first_process import end_at_sigterm
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process 1")
@@ -16,11 +16,13 @@ from gateway.server.signals.first_process import ends_at_sigterm
 def test_sigterm_ends_process_1_only(monkeypatch: pytest.MonkeyPatch, pid: int) -> None:
     monkeypatch.setattr(os, "getpid", lambda: pid)
     before = signal.getsignal(signal.SIGTERM)
-    with ends_at_sigterm():
+    try:
+        end_at_sigterm()
         if pid == 1:
             with pytest.raises(SystemExit) as ended:
                 signal.raise_signal(signal.SIGTERM)
             assert ended.value.code == 143
         else:
             assert signal.getsignal(signal.SIGTERM) == before
-    assert signal.getsignal(signal.SIGTERM) == before
+    finally:
+        signal.signal(signal.SIGTERM, before)
