@@ -1,4 +1,4 @@
-"""Write the three lock files from pyproject.toml: names, versions, hashes, markers.
+"""Write the four lock files from pyproject.toml: names, versions, hashes, markers.
 
     python scripts/lock.py [--upgrade]
 
@@ -12,6 +12,8 @@ import sys
 
 from environment import LOCKS, ROOT
 
+#: Of the image (Dockerfile).
+CONTAINER = "requirements-container.lock"
 HEADER = "# Written by scripts/lock.py from pyproject.toml; do not edit.\n"
 COMPILE = shlex.split(
     "uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header "
@@ -32,3 +34,4 @@ if __name__ == "__main__":
     # Constrained by the test lock, so that all have the same versions.
     compile_lock(LOCKS["emulation"], *emulated, "--constraint", LOCKS["test"], *sys.argv[1:])
     compile_lock(LOCKS["serve"], "--group", "install", "--constraint", LOCKS["test"], *sys.argv[1:])
+    compile_lock(CONTAINER, "--extra", "postgres", "--group", "install", "--constraint", LOCKS["test"], *sys.argv[1:])
