@@ -25,8 +25,9 @@ from gateway.engines.upstream.events import most_tokens
 from gateway.engines.upstream.hedge import Hedging, Race
 from gateway.engines.upstream.targets.pool import Pool, clients_error, moves_on
 from gateway.engines.upstream.targets.target import Target
+from gateway.engines.upstream.trial import hello, try_out
 from gateway.errors import ConfigError, GatewayError, ModelNotReady, UpstreamFailed, UpstreamRefused
-from gateway.generation import Chat, Generation, Meter, Route, RouteReason, Usage
+from gateway.generation import Chat, Generation, Meter, Prompt, Route, RouteReason, Usage
 
 
 class UpstreamEngine:
@@ -45,9 +46,10 @@ class UpstreamEngine:
     def __init__(self, name: str, model: UpstreamModel) -> None:
         self._name, self._model = name, model
         self.targets = _targets(name, model)
-        self._pool = Pool(name, self.targets) if len(self.targets) > 1 else None
+        self._pool = Pool(name, self.targets, self._trial) if len(self.targets) > 1 else None
         self.hedging = Hedging(self.targets) if model.hedge else None
         self._state: State = "loading"
+        self._last_prompt: Prompt = Chat(messages=())
         self._hop = f"npu-gateway-{secrets.token_hex(8)}"
 
     @property
@@ -101,7 +103,7 @@ class UpstreamEngine:
 
     async def _from_pool(self, pool: Pool, question: Question, meter: Meter, emit: Emit) -> Usage:
         """The answer of the first target that gives one."""
-        prompt = text_prompt(self._name, question.generation)
+        prompt = self._last_prompt = text_prompt(self._name, question.generation)
         failures: dict[Target, GatewayError] = {}
         while chosen := pool.choose(prompt, failures):
             target, choice = chosen
@@ -158,6 +160,10 @@ class UpstreamEngine:
             raise
         attempt.target.health.completed()
         return usage
+
+    async def _trial(self, target: Target) -> None:
+        question = self._question(hello(self._name, self._last_prompt))
+        await try_out(self._name, self._attempt(target, question, Meter()), self._model.watchdog_s)
 
     def _attempt(self, target: Target, question: Question, meter: Meter, *, gives_up: bool = False) -> Attempt:
         return Attempt(self._name, target, question, self._model.watchdog_s, meter, gives_up=gives_up)

@@ -12,6 +12,7 @@ from msgspec import Struct
 from gateway.config.hosts import server_url
 from gateway.config.tables import UpstreamTarget
 from gateway.config.upstream import missing_key
+from gateway.engines.upstream.chunks import MALFORMED
 from gateway.engines.upstream.client import HttpClient, start_of_body
 from gateway.errors import GatewayError, cut
 
@@ -77,7 +78,7 @@ def _verdict(server: UpstreamTarget, status: int, body: bytes) -> tuple[str, Lev
         return f"answers with HTTP {status}. Look into the log of that server", level
     try:
         names = [each.id for each in msgspec.json.decode(body, type=_Models).data] if status == 200 else []
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except MALFORMED:
         names = []
     wanted = server.upstream_model
     if not names or any(each == wanted or each.startswith(f"{wanted}:") for each in names):  # Ollama: "NAME:latest"

@@ -62,6 +62,7 @@ def test_server_that_has_the_model_is_right(name: str) -> None:
         ("404 Not Found", "", ""),  # some servers have only the path for chats
         ("200 OK", "<html>", ""),
         ("200 OK", "\xff", ""),
+        ("200 OK", '{"data": [{"id": "a", "x": ' + "[" * 100_000, ""),
     ],
 )
 def test_answer_is_explained(status: str, body: str, problem: str) -> None:

@@ -1,11 +1,11 @@
 """Whether a target gets requests: a small circuit breaker with backoff. No task and no connection of its own.
 
-    up --failed--> down --probed--> trial --answered--> up
-                     ^                 |
-                     +-----failed------+
+    up --failed--> down --listed--> trial --answered--> up
+                     ^                |
+                     +-----failed-----+
 
-A probe asks only for the list of models, so it cannot prove that the target answers chats. The first request after it
-does: in `trial` the target gets one at a time. The pause between two probes doubles until a whole answer has succeeded.
+A list of models does not prove that the target answers. A short request of the gateway does (pool.py), so that no
+request of a user is the test. The pause between two probes doubles until a whole answer has succeeded.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Health:
     def probe_failed(self, reason: str) -> None:
         self._pause(reason, 0.0)
 
-    def probed(self) -> None:
-        """The target answers a probe."""
+    def listed(self) -> None:
+        """The target answers the request for its models."""
         if self._state == "down":
             self._change("trial", self.reason)
 

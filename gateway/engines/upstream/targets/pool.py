@@ -1,6 +1,7 @@
 """The targets of one model: which one gets the next request, and what is known of each.
 
-A target that fails is down and is probed in the background until it answers. If all of them are down, requests try them
+A target that fails is down. In the background it gets requests for its models until it answers one, and then a short
+request of the gateway; if that gets its answer, the target is up. If all targets are down, requests of users try them
 all the same, because a probe may be late: the lane's breaker decides when the model gets no request at all.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
 from gateway.engines.base import TargetStatus
@@ -39,10 +40,12 @@ class Pool:
     """Args:
     name: of the model, for the log.
     targets: at least two.
+    trial: sends a short request to a target and reads the answer. Raises GatewayError.
     """
 
-    def __init__(self, name: str, targets: Sequence[Target]) -> None:
-        self._name, self._targets = name, targets
+    def __init__(self, name: str, targets: Sequence[Target], trial: Callable[[Target], Awaitable[None]]) -> None:
+        self._name, self._targets, self._trial = name, targets, trial
+        self._recovering: dict[Target, asyncio.Task[None]] = {}
         self._turns = itertools.count()
         self._prefixes = PrefixIndex(len(targets))
         self._tasks: set[asyncio.Task[None]] = set()
@@ -64,10 +67,12 @@ class Pool:
 
     def choose(self, prompt: Chat | Text | TokenIds, tried: Collection[Target]) -> tuple[Target, Choice] | None:
         """The target for the next attempt of a request; None if it has tried all of them."""
+        for target in self._targets:
+            target.wanted.set()
         left = [target for target in self._targets if target not in tried]
         if not left:
             return None
-        usable = [target for target in left if _is_usable(target)] or [min(left, key=_last_resort)]
+        usable = [target for target in left if target.health.state == "up"] or [min(left, key=_last_resort)]
         return self._choose(prompt, usable, next(self._turns))
 
     def _choose(self, prompt: Chat | Text | TokenIds, usable: Sequence[Target], turn: int) -> tuple[Target, Choice]:
@@ -99,8 +104,7 @@ class Pool:
 
     def answered(self, target: Target, failures: Mapping[Target, GatewayError]) -> None:
         """The first content is there. So what other targets did to the same request was their fault."""
-        if target.health.answered():
-            _log.info("%s: %s answers again", self._name, target)
+        self._up(target)
         for other, error in failures.items():
             self._log_failover(other, error, target)
             if isinstance(error, UpstreamFailed) and not isinstance(error, Unreachable | CutOff):
@@ -110,14 +114,23 @@ class Pool:
         """The target is the cause of this failure."""
         self._down(target, symptom(error), error.retry_after_s or 0.0)
 
+    def _up(self, target: Target) -> None:
+        if not target.health.answered():
+            return
+        _log.info("%s: %s answers again", self._name, target)
+        task = self._recovering.pop(target, None)
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+
     def _down(self, target: Target, problem: str, wait_s: float = 0.0) -> None:
         """`problem`: with the next step, if there is one, after the first sentence."""
         if not target.health.failed(_short(problem), wait_s):
             return
         if (suffix := self._throttle.suffix(f"{target.number} {problem}")) is not None:
-            line = "%s: %s %s. It gets requests again when it answers a probe%s"
+            line = "%s: %s %s. It gets requests of users again when it answers one of the gateway%s"
             _log.warning(line, self._name, target, problem, suffix)
-        self._spawn(self._recover(target))
+        if target not in self._recovering:
+            self._recovering[target] = self._spawn(self._recover(target))
 
     def _log_failover(self, target: Target, error: GatewayError, other: Target) -> None:
         if (suffix := self._throttle.suffix(f"{target.number} {symptom(error)} {other.number}")) is not None:
@@ -131,22 +144,46 @@ class Pool:
             _log.warning("%s: %s %s", self._name, target, problem)
 
     async def _recover(self, target: Target) -> None:
-        """Probe a target that is down until it answers, or until a request that tried it all the same succeeds."""
-        health, clock = target.health, asyncio.get_running_loop().time
-        while health.state == "down":
-            await asyncio.sleep(max(0.0, health.until - clock()))
-            if health.state != "down":
-                return
-            problem, level = await target.check()
-            if level in _OUT:
-                health.probe_failed(_short(problem))
-            else:
-                health.probed()
+        """Run until the target answers, or until a request of a user that tried it all the same succeeds."""
+        while (state := target.health.state) in ("down", "trial"):
+            await (self._list(target) if state == "down" else self._try(target))
+        self._recovering.pop(target, None)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _list(self, target: Target) -> None:
+        await asyncio.sleep(max(0.0, target.health.until - asyncio.get_running_loop().time()))
+        if target.health.state != "down":
+            return
+        problem, level = await target.check()
+        if level in _OUT:
+            target.health.probe_failed(_short(problem))
+        else:
+            target.health.listed()
+
+    async def _try(self, target: Target) -> None:
+        """Not for a model that no user needs: it may cost money, or look like an attack with wrong keys."""
+        await target.wanted.wait()
+        target.wanted.clear()
+        if target.health.state != "trial":
+            return
+        try:
+            await self._trial(target)
+        except (QueueFull, InvalidRequest):
+            self._up(target)  # it judges requests
+        except GatewayError as error:
+            if target.health.state == "trial":
+                target.health.probe_failed(symptom(error))
+        except Exception:
+            _log.exception("%s: the trial of %s failed", self._name, target)
+            target.health.probe_failed("failed")
+        else:
+            self._up(target)
+            target.health.completed()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def moves_on(error: GatewayError) -> bool:
@@ -169,12 +206,6 @@ def clients_error(errors: Sequence[GatewayError]) -> GatewayError:
 def _short(problem: str) -> str:
     """Without the next step and the names that the server has."""
     return problem.partition(". ")[0].partition("; ")[0]
-
-
-def _is_usable(target: Target) -> bool:
-    """A target on trial gets one request at a time."""
-    state = target.health.state
-    return state == "up" or (state == "trial" and not target.running)
 
 
 def _last_resort(target: Target) -> tuple[int, float]:

@@ -32,6 +32,7 @@ class Target:
         self.client = HttpClient(url, server.api_key, *(() if is_only else (_CONNECT_S,)))
         self.health = Health(_now)
         self.silence = Silence(self.is_silent)
+        self.wanted = asyncio.Event()  # the model got a request after the last trial
         self.running = 0
 
     def __str__(self) -> str:

@@ -17,7 +17,7 @@ def test_failure_probe_and_request_in_turn() -> None:
     health = Health(Clock())
     assert health.failed("HTTP 500") and (health.state, health.reason) == ("down", "HTTP 500")
     assert not health.failed("late"), "of a request that was sent before"
-    health.probed()
+    health.listed()
     assert (health.state, health.reason) == ("trial", "HTTP 500")
     assert health.answered() and (health.state, health.reason) == ("up", "")
     assert not health.answered()
@@ -30,7 +30,7 @@ def test_pause_doubles_until_a_whole_answer() -> None:
     for _ in range(9):
         health.failed("HTTP 500")
         pauses.append(health.until - clock.now)
-        health.probed()
+        health.listed()
         health.answered()  # the first content, and then it breaks
     assert pauses == [0.5, 1, 2, 4, 8, 16, 30, 30, 30] and pauses[-1] == MOST_PAUSE_S
     health.completed()
@@ -68,7 +68,7 @@ def test_server_can_ask_for_a_longer_pause() -> None:
     assert health.until - clock.now == 12
 
 
-def test_probe_does_not_change_a_target_that_is_up() -> None:
+def test_list_of_models_does_not_change_a_target_that_is_up() -> None:
     health = Health(Clock())
-    health.probed()
+    health.listed()
     assert health.state == "up"

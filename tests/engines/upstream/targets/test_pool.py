@@ -16,7 +16,7 @@ import pytest
 from gateway.config.tables import UpstreamModel, UpstreamTarget
 from gateway.engines.upstream.client import HttpClient
 from gateway.engines.upstream.engine import UpstreamEngine
-from gateway.engines.upstream.targets import silence, target
+from gateway.engines.upstream.targets import health, silence, target
 from gateway.errors import (
     ConfigError,
     ContextLengthExceeded,
@@ -26,7 +26,7 @@ from gateway.errors import (
     UpstreamFailed,
     UpstreamRefused,
 )
-from gateway.generation import Chat, Event, Generation, Message, Meter, Started, TextDelta
+from gateway.generation import Chat, Event, Generation, Message, Meter, Started, Text, TextDelta
 from tests.support.engines import events_of
 from tests.support.hostile import HEAD, chunk, stream
 from tests.support.processes import free_port
@@ -228,21 +228,40 @@ async def test_break_after_the_content_is_one_error_and_puts_the_server_out() ->
         assert text_of(await events_of(engine, request())) == "good"
 
 
-async def test_server_that_is_down_gets_a_probe_then_one_request_then_all() -> None:
+async def test_server_that_is_down_gets_no_request_of_a_user_before_it_answers_one_of_the_gateway(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(health, "FIRST_PAUSE_S", 0.01)
     async with servers(status("500 X"), GOOD) as (engine, (first, second)):
         assert text_of(await events_of(engine, request())) == "good"
         assert engine.status.targets[0].state == "down"
-        await until(lambda: engine.status.targets[0].state != "down")
-        assert engine.status.targets[0].state == "trial" and len(first.bodies) == 1
-        first.answer, second.answer = hang, hang
-        waiting = [asyncio.create_task(events_of(engine, request(f"{i}"))) for i in range(3)]
-        await until(lambda: len(first.bodies) + len(second.bodies) == 5)
-        assert len(first.bodies) == 2, "one request at a time"
-        await cancel(waiting)
-        first.answer = second.answer = GOOD
+        await until(lambda: len(first.bodies) == 2)
+        assert (
+            first.bodies[1]["messages"] == [{"role": "user", "content": "Hello"}] and first.bodies[1]["max_tokens"] == 4
+        )
+        await until(lambda: engine.status.targets[0].state == "trial")  # it has its models, and no user needs it now
+        assert len(first.bodies) == 2
+        first.answer = GOOD
+        assert text_of(await events_of(engine, request())) == "good" and len(second.bodies) == 2
+        await until(lambda: engine.status.targets[0].state == "up")
         for _ in range(2):
-            assert text_of(await events_of(engine, request())) == "good"
-        assert [each.state for each in engine.status.targets] == ["up", "up"]
+            await events_of(engine, request())
+        assert len(first.bodies) == 3 + 1
+
+
+async def test_trial_uses_the_endpoint_of_the_last_request_and_a_judgement_is_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(health, "FIRST_PAUSE_S", 0.01)
+    async with servers(status("500 X"), stream({"choices": [{"text": "good", "finish_reason": "stop"}]})) as (
+        engine,
+        found,
+    ):
+        completion = Generation(id="r", model="m", prompt=Text("Hi"))
+        await events_of(engine, completion)
+        found[0].answer = status("400 Bad Request", "max_tokens must be at least 16")
+        await until(lambda: engine.status.targets[0].state == "up")
+        assert found[0].bodies[-1]["prompt"] == "Hello"
 
 
 async def test_request_goes_to_the_server_with_the_fewest() -> None:
@@ -317,7 +336,9 @@ async def test_servers_are_checked_at_the_start(caplog: pytest.LogCaptureFixture
         await until(lambda: "server 1" in caplog.text)
         assert engine.status.targets[2].detail == "does not answer" and not engine.status.is_down
         assert "refuses the key (HTTP 401). Set `api_key` in the model's table" in caplog.text
-        assert "does not answer. Start that server, or correct `url`. It gets requests again when" in caplog.text
+        assert (
+            "does not answer. Start that server, or correct `url`. It gets requests of users again when" in caplog.text
+        )
         for _ in range(2):
             await events_of(engine, request())
         assert (len(first.bodies), len(second.bodies)) == (1, 1)
