@@ -21,7 +21,7 @@ class TargetStatus(Struct, frozen=True, kw_only=True):
     """One of several servers of an upstream model. It has no address, because `/readyz` needs no key."""
 
     number: int  # in the configuration, from 1
-    #: `trial`: it was down, answers again and gets one request at a time. `busy`: it refused a request for its load.
+    #: `trial`: it was down, and now lists its models. `busy`: it refused a request for its load.
     state: Literal["up", "trial", "busy", "down"]
     detail: str = ""  # why it is not up
     running: int = 0  # requests
