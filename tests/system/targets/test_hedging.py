@@ -74,17 +74,18 @@ def test_late_first_token_is_answered_by_the_second_server_and_counted_once() ->
     with hedging(BAD["hangs"], GOOD) as (gateway, one, other):
         found = routes(gateway, 2)
         hedged = f"127.0.0.1:{other.port};reason=hedge;attempts=2;hedged"
-        assert found == [hedged] * 2
+        late = chats_of(one)
+        assert late and found.count(hedged) == late, "how equal servers take turns is not the point here"
         wait_until_closed(one)
         counts = sums(gateway)
         assert counts["gateway_tokens_total completion"] == 2 * 2 and counts["gateway_requests_total ok"] == 2
-        assert counts["gateway_target_attempts_total"] == 4 and counts["gateway_target_requests_total"] == 2
-        assert counts["gateway_hedged_requests_total second"] == 2
+        assert counts["gateway_target_attempts_total"] == 2 + late and counts["gateway_target_requests_total"] == 2
+        assert counts["gateway_hedged_requests_total second"] == late
 
 
 def test_server_that_never_wins_gets_no_more_requests() -> None:
     with hedging(BAD["hangs"], GOOD) as (gateway, one, _):
-        found = routes(gateway, 2 * MOST_LOSSES)
+        found = routes(gateway, 4 * MOST_LOSSES)
         assert sum("reason=hedge" in route for route in found) == MOST_LOSSES == chats_of(one)
 
 
