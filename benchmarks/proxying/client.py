@@ -11,12 +11,17 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 KEY = "sk-benchmark-1f0c3a5e7b9d2468"  # LiteLLM does not start without one
-_STAMP = re.compile(rb'"content": ?"(\d+)"')
+_STAMP = re.compile(rb'"content": ?" ?(\d+)"')
 _END = b"0\r\n\r\n"  # no other chunk ends so
 
 
 class Streamed(NamedTuple):
-    """Of one answer, in milliseconds. `chunks`: from the server's write of each chunk but the first to its arrival."""
+    """Of one answer, in milliseconds.
+
+    Args:
+        first: from the request to the arrival of the first chunk.
+        chunks: from the server's write of each chunk but the first to its arrival.
+    """
 
     first: float
     chunks: list[float]
@@ -27,12 +32,13 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        self.count = 0  # of all chunks so far
         self._tail = b""
         self._done: asyncio.Future[None] | None = None
 
     async def stream(self, content: bytes) -> Streamed:
         """Raises RuntimeError for an answer that is no stream, or that the server cuts."""
-        self._first, self._chunks = 0, list[float]()
+        self._first, self._chunks, self._has_head = 0, list[float](), False
         self._done = asyncio.get_running_loop().create_future()
         began = time.perf_counter_ns()
         self._transport.write(content)
@@ -45,8 +51,11 @@ class Connection(asyncio.Protocol):
         whole, self._tail = data[:cut], data[cut:]
         for stamp in _STAMP.findall(whole):
             self._first = self._first or now
+            self.count += 1
             self._chunks.append((now - int(stamp)) / 1e6)
-        if not self._chunks and not whole.startswith(b"HTTP/1.1 200"):
+        is_refused = not self._has_head and not whole.startswith(b"HTTP/1.1 200")
+        self._has_head = True
+        if is_refused:
             self._fail(whole.decode(errors="replace"))
         elif whole.endswith(_END):
             self._tail = b""
@@ -67,9 +76,14 @@ class Connection(asyncio.Protocol):
             self._done.set_exception(RuntimeError(why))
 
 
-def request(model: str, chunks: int, every_ms: int, key: str = KEY) -> bytes:
-    messages = [{"role": "user", "content": f"EVERY {every_ms}"}]
-    body = json.dumps({"model": model, "messages": messages, "max_tokens": chunks, "stream": True}).encode()
+def request(model: str, chunks: int, every_ms: int) -> bytes:
+    """For the scripted server; see server.py."""
+    return chat(model, f"EVERY {every_ms}", chunks)
+
+
+def chat(model: str, text: str, tokens: int, key: str = KEY) -> bytes:
+    messages = [{"role": "user", "content": text}]
+    body = json.dumps({"model": model, "messages": messages, "max_tokens": tokens, "stream": True}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {key}\r\n"
     return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
@@ -101,3 +115,7 @@ async def one_after_another(port: int, model: str, requests: int) -> list[Stream
     """Answers of one chunk, on one connection."""
     async with connections(port, 1) as (connection,):
         return [await connection.stream(request(model, 1, 0)) for _ in range(requests)]
+
+
+def percentile(values: list[float], part: int) -> float:
+    return sorted(values)[min(len(values) - 1, len(values) * part // 100)]

@@ -14,7 +14,7 @@ import psutil
 from processes import running_gateway
 from report import spread, table
 
-from proxying.client import one_after_another, streams
+from proxying.client import one_after_another, percentile, streams
 from proxying.servers import MODEL, litellm, scripted_server
 
 GATEWAY = """\
@@ -103,12 +103,8 @@ async def _requests(found: Found, server: Server, requests: int) -> None:
 
 
 def _note(found: Found, server: Server, what: str, values: list[float]) -> None:
-    for percentile in PERCENTILES:
-        found[f"{what}, p{percentile}"][server.name].append(_percentile(values, percentile))
-
-
-def _percentile(values: list[float], percentile: int) -> float:
-    return sorted(values)[min(len(values) - 1, len(values) * percentile // 100)]
+    for part in PERCENTILES:
+        found[f"{what}, p{part}"][server.name].append(percentile(values, part))
 
 
 def _cpu_s(server: Server) -> float:
@@ -122,7 +118,12 @@ def _text(sizes: Sizes, found: Found) -> str:
     names = [name for name in (OURS, LITELLM) if all(name in values for values in found.values())]
     rows = [_row(what, values, names) for what, values in found.items()]
     ratio = [f"{LITELLM} / {OURS}"] if LITELLM in names else []
-    return table(["ms", DIRECT, *(f"{name} adds" for name in names), *ratio], rows)
+    loads = " and ".join(
+        f"{load.together} streams of {load.chunks} chunks, one each {load.every_ms} ms" for load in sizes.loads
+    )
+    how = f"Median and range of {sizes.rounds} rounds, the servers in turn: {loads.replace('1 streams', '1 stream')}; "
+    how += f"{sizes.requests} requests of one chunk."
+    return f"{how}\n\n{table(['ms', DIRECT, *(f'{name} adds' for name in names), *ratio], rows)}"
 
 
 def _row(what: str, values: dict[str, list[float]], names: Sequence[str]) -> list[str]:

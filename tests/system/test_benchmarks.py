@@ -47,6 +47,22 @@ def test_overhead_reports_cost_of_a_chunk(page: Path) -> None:
     assert "**a streamed chunk minus the bare engine, CPU time**" in run("overhead", page)
 
 
+def test_proxy_reports_what_each_chunk_waits(page: Path) -> None:
+    section = run("proxy", page, "--only", "latency", section="proxy-latency")
+    assert "| ms | directly | npu-gateway adds |" in section and "| a chunk of 2 streams, p99 | " in section
+
+
+@pytest.mark.slow
+def test_proxy_reports_each_number_of_targets(page: Path) -> None:
+    assert "\n| 4 | " in run("proxy", page, "--only", "targets", section="proxy-targets")
+
+
+@pytest.mark.slow
+def test_proxy_reports_a_flood_with_and_without_limits(page: Path) -> None:
+    section = run("proxy", page, "--only", "flood", section="proxy-flood")
+    assert "\n| unlimited | " in section and "\n| 1 | " in section
+
+
 @pytest.mark.slow
 def test_host_cost_reports_each_part_of_a_step(page: Path, smollm2: Path) -> None:
     section = run("host_cost", page)
