@@ -11,6 +11,7 @@
 4. If the engine's requests take turns on the device (`guests`), a client without a running request does not wait for
    the end of another client's answer: it is admitted above the number of slots. Each kind has its own slots then,
    because background requests give theirs up on the device.
+5. If they do not, a slot stays free for a client that has sent a request in the last minute and has none running.
 
 The expected wait is simulated by the same rules: each running request frees its slot after its `remaining_s`.
 """
@@ -24,6 +25,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Literal
+
+from gateway.lanes.recent_clients import RecentClients
 
 _SMOOTHING = 0.2  # weight of the newest service time in the average
 
@@ -159,6 +162,7 @@ class AdmissionQueue:
         self.guests = guests
         self.mean_service_s: float | None = None  # smoothed time of an engine's work; None: not measured yet
         self._clock = clock
+        self._recent = RecentClients(clock)
         self._running: list[Ticket] = []
         self._counts: Running = {False: Counter(), True: Counter()}
         self._waiting = {False: WaitingTickets(), True: WaitingTickets()}  # by `background`
@@ -210,6 +214,7 @@ class AdmissionQueue:
             remaining_s: seconds that the request will still hold its slot; None: it cannot say.
         """
         ticket, waiting = Ticket(self, client, background, remaining_s), self._waiting[background]
+        self._recent.note(client)
         waiting.append(ticket)
         self._admit()
         evicted = self._evicted_for(background, client) if len(waiting) > self.max_waiting else None
@@ -229,10 +234,10 @@ class AdmissionQueue:
 
     def _has_slot(self, running: Running, client: str, background: bool) -> bool:
         """True if a request may run now. Where requests take turns, only those of its kind count."""
-        same_kind = running[background]
-        guests = self.guests()
+        same_kind, guests = running[background], self.guests()
         count = same_kind.total() if guests else sum(kind.total() for kind in running.values())
-        return count < self._limit(background) + (0 if same_kind[client] else guests)
+        is_kept = not (guests or background) and self._recent.has_absent(same_kind)
+        return count < self._limit(background) + (-is_kept if same_kind[client] else guests)
 
     def _is_admitted_now(self, background: bool, client: str) -> bool:
         """True if a new request does not wait. A background one waits as long as an interactive one does."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -174,6 +176,58 @@ async def test_slots_go_to_the_client_with_the_fewest_running_requests() -> None
         order += [ticket for ticket in before if ticket.admitted_at is not None]
     assert "".join(ticket.client for ticket in order) == "bacbaaa"
     assert [crowd.index(ticket) for ticket in order if ticket.client == "a"] == [2, 3, 4, 5]
+
+
+@in_virtual_time
+async def test_slot_stays_free_for_a_client_that_was_here_in_the_last_minute() -> None:
+    queue = AdmissionQueue(3, 32, now)
+    queue.enqueue(client="b").leave()
+    crowd = [queue.enqueue(client="a") for _ in range(5)]
+    assert admitted(*crowd) == [True, True, False, False, False]
+    other, second = queue.enqueue(client="b"), queue.enqueue(client="b")
+    assert admitted(other, second) == [True, False]
+    crowd[0].leave()  # no client is absent, so all slots are used
+    assert queue.running == 3 and queue.waiting == 3
+    second.leave()
+    other.leave()
+    assert queue.running == 2 and queue.waiting == 2
+    await asyncio.sleep(61)
+    crowd[1].leave()
+    assert queue.running == 3 and queue.waiting == 0
+
+
+@pytest.mark.parametrize("slots", [2, 4])
+@in_virtual_time
+async def test_flood_of_one_client_at_most_doubles_the_p95_of_the_first_token_of_another(slots: int) -> None:
+    """Requests that do not take turns on the device, as those to another server."""
+    p95 = []
+    for flood in (0, 20):
+        queue, waited = AdmissionQueue(slots, 32, now), list[float]()
+
+        async def answer(client: str, queue: AdmissionQueue = queue) -> float:
+            came_at, ticket = now(), queue.enqueue(client=client)
+            assert await ticket.wait()
+            await asyncio.sleep(1.0)  # the first token
+            ttft_s = now() - came_at
+            await asyncio.sleep(9.0 if client == "a" else 3.0)
+            ticket.leave()
+            return ttft_s
+
+        async def repeat(begin_s: float, answer: Callable[[str], Awaitable[float]] = answer) -> None:
+            await asyncio.sleep(begin_s)
+            while True:
+                await answer("a")
+
+        tasks = [asyncio.create_task(repeat(0.37 * number)) for number in range(flood)]
+        await asyncio.sleep(30)
+        for number in range(40):
+            waited.append(await answer("b"))
+            await asyncio.sleep(1 + number * 7 % 11)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        p95.append(sorted(waited)[37])
+    assert p95[0] == pytest.approx(1.0) and p95[1] <= 2 * p95[0]
 
 
 @in_virtual_time

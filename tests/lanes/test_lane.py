@@ -151,7 +151,7 @@ async def test_closed_lane_ends_every_job_with_an_error() -> None:
 async def test_crowd_of_one_client_refuses_no_other_client() -> None:
     engine = Engine(model := config(max_sequences=4, queue=32, replies=["a"], ttft_s=10.0))
     async with running(model, engine=engine) as lane:
-        await answer(lane)  # 10 s of service are measured
+        await answer(lane, request(client="a"))  # 10 s of service are measured
         crowd = [answering(lane, f"a{number}", client="a") for number in range(40)]
         await asyncio.sleep(1.0)
         others = [answering(lane, client, client=client) for client in "bcdef"]

@@ -28,7 +28,8 @@ class ModelBase(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     aliases: tuple[str, ...] | dict[str, Alias] = ()
     fallback: str | None = None  # the model that answers when this one is too slow, full or down
     ttft_timeout_s: Seconds | None = None  # the fallback answers when the first token takes longer
-    max_sequences: Count = 4  # requests that run at once
+    #: Requests that run at once. On another server, from 2 on, one of them is kept free for a second client.
+    max_sequences: Count = 4
     queue: Natural = 32  # requests that may wait in the admission queue
     watchdog_s: Seconds = 60.0  # time limit of one device call; the gateway kills a worker that exceeds it
     breaker: BreakerConfig | None = None  # a table with the keys of [breaker] that differ for this model
