@@ -1,9 +1,10 @@
 """A local Ray cluster with two replicas of the gateway under load, one of which is killed: how does each request end?
 
-    python -m scripts.ray_kill [--requests 200] [--at-once 40] [--kill Gateway]
+    python -m scripts.ray_kill [--requests 200] [--at-once 40] [--kill Gateway] [--front]
 
-Needs the extra `ray`. The model is scripted, the HTTP real. Exit code 1 if a request has no ending, or if one failed
-although nothing of its answer had been sent.
+Needs the extra `ray`. The model is scripted, the HTTP real. `--front`: two applications with one replica each are the
+targets of an upstream model, and the requests go to that gateway. Exit code 1 if a request has no ending, or if one
+failed although nothing of its answer had been sent; of a killed ingress, the connections break.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import asyncio
 import json
 import os
 import socket
+import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -31,6 +34,16 @@ engine = "scripted"
 max_sequences = 64
 queue = 512
 script = {{ replies = ["{" ".join(f"word{number}" for number in range(_WORDS))}"], ttft_s = 0.05, token_s = 0.01 }}
+
+[usage]
+enabled = false
+"""
+_FRONT = """
+[models.{model}]
+engine = "upstream"
+max_sequences = 64
+queue = 512
+targets = [{{ url = "http://127.0.0.1:{port}/a/v1" }}, {{ url = "http://127.0.0.1:{port}/b/v1" }}]
 
 [usage]
 enabled = false
@@ -122,15 +135,40 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def run(requests: int, at_once: int, kill: str) -> Counter[str]:
+@contextmanager
+def front(folder: Path, port: int) -> Iterator[int]:
+    """A gateway before the applications /a and /b on `port`; its own port."""
+    config, own = folder / "front.toml", free_port()
+    config.write_text(_FRONT.format(model=MODEL, port=port), encoding="utf-8")
+    command = [sys.executable, "-m", "gateway", "serve", "--config", str(config), "--port", str(own)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            while not _is_ready(own):
+                time.sleep(0.1)
+            yield own
+        finally:
+            process.terminate()
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def run(requests: int, at_once: int, kill: str, has_front: bool) -> Counter[str]:
     """The number of each ending. `kill`: the deployment of which a replica is killed."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        config = Path(folder) / "config.toml"
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+        config, port = folder / "config.toml", free_port()
         config.write_text(_CONFIG, encoding="utf-8")
-        port = free_port()
-        with cluster(config, port):
-            victim = actors(kill)[0]
-            return Counter(asyncio.run(load(f"http://127.0.0.1:{port}", requests, at_once, victim.kill)))
+        apps, replicas = (("/a", "/b"), 1) if has_front else (("/",), 2)
+        stack.enter_context(cluster(config, port, replicas, apps))
+        victim = actors(kill)[0]
+        if has_front:
+            port = stack.enter_context(front(folder, port))
+        return Counter(asyncio.run(load(f"http://127.0.0.1:{port}", requests, at_once, victim.kill)))
 
 
 def main() -> int:
@@ -138,11 +176,15 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--at-once", type=int, default=40)
     parser.add_argument("--kill", default="Gateway", choices=("Gateway", "Ingress"))
+    parser.add_argument("--front", action="store_true")
     arguments = parser.parse_args()
-    found = run(arguments.requests, arguments.at_once, arguments.kill)
+    found = run(arguments.requests, arguments.at_once, arguments.kill, arguments.front)
     for ending in ENDINGS:
         print(f"{ending:24}{found[ending]:6}")
-    return 1 if found["no ending"] or found["broken before content"] or found["refused"] else 0
+    faults = (
+        found["no ending"] + found["refused"] + (found["broken before content"] if arguments.kill == "Gateway" else 0)
+    )
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

@@ -157,7 +157,9 @@ class UpstreamEngine:
             usage = await attempt.rest(meter, emit)
         except UpstreamFailed as error:
             pool.blame(attempt.target, error)
-            raise
+            if pool.is_down:
+                raise
+            raise refusals.uncounted(error) from error
         attempt.target.health.completed()
         return usage
 

@@ -95,6 +95,11 @@ def cut_off(name: str) -> UpstreamRefused:
     return _with(error, "breaks the connection of a large request")
 
 
+def uncounted(error: UpstreamFailed) -> UpstreamRefused:
+    """The same for the client; the breaker of the model does not count it."""
+    return _with(UpstreamRefused(error.message, retry_after_s=error.retry_after_s), symptom(error))
+
+
 def loop(name: str, kind: type[UpstreamFailed] = UpstreamFailed) -> UpstreamFailed:
     return kind(f"The server behind '{name}' sends requests back to this gateway. Correct the model's 'url'.")
 

@@ -65,6 +65,11 @@ class Pool:
     def status(self) -> tuple[TargetStatus, ...]:
         return tuple(target.status for target in self._targets)
 
+    @property
+    def is_down(self) -> bool:
+        """True if no target is known to work. Until then the failure of one does not count against the model."""
+        return all(target.health.state == "down" for target in self._targets)
+
     def choose(self, prompt: Chat | Text | TokenIds, tried: Collection[Target]) -> tuple[Target, Choice] | None:
         """The target for the next attempt of a request; None if it has tried all of them."""
         for target in self._targets:

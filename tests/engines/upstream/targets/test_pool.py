@@ -219,6 +219,18 @@ async def test_request_that_no_server_can_answer_puts_none_out() -> None:
         assert [each.state for each in engine.status.targets] == ["up", "up"]
 
 
+async def test_break_after_the_content_counts_against_the_model_only_if_no_server_is_left() -> None:
+    cut = stream(chunk(content="a"), done=False)
+    async with servers(cut, cut) as (engine, _):
+        errors = []
+        for _ in range(2):
+            with pytest.raises(UpstreamFailed) as caught:
+                await events_of(engine, request())
+            errors.append(caught.value)
+    assert [isinstance(error, UpstreamRefused) for error in errors] == [True, False]
+    assert errors[0].message == errors[1].message
+
+
 async def test_break_after_the_content_is_one_error_and_puts_the_server_out() -> None:
     cut = stream(chunk(content="a"), done=False)
     async with servers(cut, GOOD) as (engine, (_, second)):
