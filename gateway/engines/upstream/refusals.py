@@ -21,6 +21,7 @@ from gateway.errors import (
 _Failed = TypeVar("_Failed", bound=UpstreamFailed)
 
 _TOO_LONG = ("context_length_exceeded", "exceed_context_size_error", "maximum context length")
+_NEVER = ("Request too large", "a retry never succeeds")  # of a 429: OpenAI's words, and those of this gateway
 _LONGEST_TEXT = 500  # characters of a message that the server made
 _LONGEST_RETRY_S = 3600.0
 _SHORTEST_SECRET = 8  # characters; a shorter key, such as "none", is no secret
@@ -62,6 +63,8 @@ def refusal(name: str, status: int, detail: dict[str, Any], retry_after: str) ->
         case 404:
             error = UpstreamRefused(f"The server behind '{name}' does not have that model or endpoint.")
             return _with(error, "does not have the model or endpoint (HTTP 404)")
+        case 429 if any(words in str(detail.get("message")) for words in _NEVER):
+            return TooLarge(_message(detail, ""), param=_param(detail))
         case 429:
             return QueueFull(f"The server behind '{name}' is busy.", retry_after_s=wait_s or 1.0)
         case 300 | 301 | 302 | 303 | 305 | 306 | 307 | 308:

@@ -42,7 +42,7 @@ class Lease:
     def add(self, record: AnswerRecord) -> None:
         """Count what the next generation has used."""
         need = self._open.popleft() if self._open else Need()
-        if _has_begun(record):
+        if has_begun(record):
             self._has_begun = True
             # another server reports the prompt of an answer only at its end
             self._unused -= (record.prompt_tokens or need.prompt) + record.completion_tokens
@@ -158,6 +158,6 @@ def _quota_of(limits: KeyLimits) -> Quota | None:
     return None if quota == Quota() else quota
 
 
-def _has_begun(record: AnswerRecord) -> bool:
+def has_begun(record: AnswerRecord) -> bool:
     """True if a model has worked for the request."""
     return record.status == 200 or record.device_ms > 0 or record.completion_tokens > 0

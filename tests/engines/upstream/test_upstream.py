@@ -344,6 +344,18 @@ async def test_completion_chunks_become_text_and_logprobs() -> None:
             id="400 in stream",
         ),
         pytest.param(error_response("429 No", "retry-after: 7"), QueueFull, "busy", id="429"),
+        pytest.param(
+            error_response("429 No", message="Request too large for m on tokens per min."),
+            InvalidRequest,
+            "too large for m",
+            id="429 for ever, of OpenAI",
+        ),
+        pytest.param(
+            error_response("429 No", message="It needs 9 tokens, so a retry never succeeds."),
+            InvalidRequest,
+            "a retry never succeeds",
+            id="429 for ever, of a gateway",
+        ),
         pytest.param(error_response("500 No"), UpstreamFailed, "From the server", id="500"),
         pytest.param(
             error_response("503 No", "retry-after: soon"), UpstreamFailed, "From the server", id="503 retry-after text"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from typing import Any
 
 import httpx
@@ -13,8 +14,10 @@ from openai import OpenAI, RateLimitError
 
 from gateway.config.tables import KeyLimits, LimitsConfig, ScriptedModel, ServerConfig
 from gateway.lanes.limits.counters import Levels, MemoryCounters
+from gateway.lanes.limits.limits import has_begun
+from gateway.monitoring.observers import AnswerRecord
 from tests.support.manual_clock import ManualClock
-from tests.support.server import Running, config_of, error_of, script_of, scripted, serving, wait_until
+from tests.support.server import PATIENCE_S, Running, config_of, error_of, script_of, scripted, serving, wait_until
 
 ODD = "näm e\"'\\ 東京"  # the name of a key
 KEYS = {"rated": "sk-rated", ODD: "sk-odd", "narrow": "sk-narrow", "free": "sk-free"}
@@ -215,6 +218,36 @@ def test_concurrent_requests_of_a_key_are_limited_and_freed_by_a_cut(gateway: Ga
             assert http.post("/v1/messages", json=CHAT).status_code == 200
     finally:
         limits.apply(LIMITS)
+
+
+async def test_crowd_that_leaves_at_any_time_has_used_what_the_records_say(gateway: Gateway) -> None:
+    """Requests to all APIs and models; about half of the clients leave after some milliseconds."""
+    state, records = gateway.server.app.state, list[AnswerRecord]()
+    state.router.observers.add(records.append)
+    state.limits.apply(LimitsConfig(requests_per_minute=10**6, tokens_per_minute=10**9))
+    try:
+        async with httpx.AsyncClient(base_url=gateway.server.url, timeout=PATIENCE_S) as http:
+
+            async def send(number: int, path: str, model: str) -> None:
+                body = APIS[path] | {"stream": number % 2 == 0}
+                body |= {} if "embed" in path or "rerank" in path else {"model": model, "max_tokens": 40}
+                headers = {"authorization": f"Bearer {KEYS['rated']}"}
+                with suppress(TimeoutError):
+                    async with asyncio.timeout((0.004, 0.02, 0.06, PATIENCE_S)[number % 4]):
+                        await http.post(path, json=body, headers=headers)
+
+            requests = enumerate((path, model) for path in APIS for model in (*MODELS, "nothing"))
+            await asyncio.gather(*(send(number, path, model) for number, (path, model) in requests))
+        await asyncio.to_thread(gateway.wait_until_given_back)
+        await asyncio.to_thread(wait_until, lambda: not state.limits._leases, "a request has left something")
+        used = [record for record in records if has_begun(record)]
+        assert gateway.levels() == Levels(
+            requests=len({record.id for record in used}),
+            tokens=sum(record.prompt_tokens + record.completion_tokens for record in used),
+        )
+        assert len(used) > 5
+    finally:
+        state.limits.apply(LIMITS)
 
 
 def test_key_sees_and_uses_only_its_models(gateway: Gateway) -> None:
