@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import platform
 import statistics
 import sys
@@ -16,6 +17,7 @@ sys.path.insert(0, str(ROOT))  # import the gateway of this clone
 
 _BAR, _LABEL, _WIDTH = 18, 240, 640  # pixels
 _COLOURS = ("#2b6cb0", "#a0aec0", "#cbd5e0", "#718096")
+_LINES = ("#a0aec0", "#b7791f", "#805ad5", "#2f855a", "#2b6cb0")
 
 
 def parser(text: str) -> argparse.ArgumentParser:
@@ -101,6 +103,44 @@ def line_plot(title: str, points: Sequence[tuple[float, float]], limits: Mapping
     drawn += [_text(0, at_y(0), "0"), _text(left, height - 8, "0 s"), _text(width - 60, height - 8, f"{last:.0f} s")]
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif">'
     return "\n".join([head, f'<rect width="{width}" height="{height}" fill="white"/>', *drawn, "</svg>\n"])
+
+
+def chart(labels: Sequence[str], panels: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Panels with lines above each other, as SVG. Both axes have the same labels; the values have a logarithmic scale.
+
+    Args:
+        labels: of the values of each line, from left to right.
+        panels: title -> series -> values above 0.
+    """
+    width, height, left, right = _WIDTH, 220, 50, 130
+    drawn = []
+    for row, (title, lines) in enumerate(panels.items()):
+        top, bottom = height * row + 24, height * (row + 1) - 26
+        values = [value for line in lines.values() for value in line]
+        lowest, highest = math.floor(math.log10(min(values)) * 2) / 2, math.ceil(math.log10(max(values)) * 2) / 2
+        steps = max(1, round(2 * (highest - lowest)))
+
+        def at(
+            index: int, value: float, top: int = top, bottom: int = bottom, low: float = lowest, n: int = steps
+        ) -> str:
+            x = left + (width - left - right) * index / max(1, len(labels) - 1)
+            return f"{x:.0f},{bottom - (bottom - top) * 2 * (math.log10(value) - low) / n:.1f}"
+
+        drawn.append(_text(left, top - 10, title))
+        for step in range(steps + 1):
+            value = 10 ** (lowest + step / 2)
+            y = float(at(0, value).split(",")[1])
+            drawn.append(f'<line x1="{left}" y1="{y}" x2="{width - right}" y2="{y}" stroke="#e2e8f0"/>')
+            drawn.append(_text(0, y + 4, f"{value:.2g}" if value < 100 else f"{value:.0f}"))
+        for index, label in enumerate(labels):
+            drawn.append(_text(float(at(index, 1.0).split(",")[0]) - 12, bottom + 18, label))
+        for number, (name, line) in enumerate(lines.items()):
+            colour, points = _LINES[number % len(_LINES)], " ".join(at(i, value) for i, value in enumerate(line))
+            drawn.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+            drawn.append(_text(width - right + 10, top + 10 + 16 * number, name, colour))
+    size = f'width="{width}" height="{height * len(panels)}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif"><rect {size} fill="white"/>'
+    return "\n".join([head, *drawn, "</svg>\n"])
 
 
 def _text(x: float, y: float, text: str, colour: str = "#1a202c") -> str:

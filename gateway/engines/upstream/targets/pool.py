@@ -32,7 +32,6 @@ from gateway.monitoring.throttle import Throttle
 _log = logging.getLogger(__name__)
 
 _OUT = ("broken", "silent")  # what a probe must not find
-_OVERLOAD = 2.0  # times the load of another target
 _BUSY_S = 1.0  # without `Retry-After`
 _LAST = {"trial": 0, "busy": 1, "down": 2}
 
@@ -94,10 +93,10 @@ class Pool:
         return target, choice
 
     def second(self, prompt: Chat | Text | TokenIds, first: Target, tried: Collection[Target]) -> Target | None:
-        """A target for a request that `first` has not begun to answer: one that is up and not overloaded, which is at
-        most twice the load of `first` for its weight. None: there is none."""
+        """A target for a request that `first` has not begun to answer: one that is up, and that has no more requests
+        for its weight. None: there is none."""
         others = [target for target in self._targets if target not in (first, *tried) and target.health.state == "up"]
-        free = [target for target in others if target.relative_load <= _OVERLOAD * first.relative_load]
+        free = [target for target in others if target.relative_load <= first.relative_load]
         return self._choose(prompt, free, turn=0)[0] if free else None
 
     def failed(self, target: Target, error: GatewayError) -> None:
