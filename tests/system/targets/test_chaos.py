@@ -17,7 +17,7 @@ import pytest
 
 from gateway.config.tables import ScriptedModel
 from tests.support.hostile import Hostile, hostile
-from tests.support.server import config_of, script_of, serving
+from tests.support.server import Running, config_of, script_of, serving, wait_until
 from tests.system.targets.backends import Backend, running, scripted_table, targets_of
 from tests.system.targets.bad_servers import BAD, BAD_LATER, chats_of, misbehave, slow
 from tests.system.targets.traffic import Outcome, Traffic, failed_early, without_ending
@@ -50,7 +50,14 @@ def runs() -> Iterator[Runs]:
         names = list(faults)
         traffic = Traffic(front.url, names)
         found = asyncio.run(traffic.run(EACH * len(names), EACH * len(names)))
+        wait_until(lambda: not in_flight(front), "a server still counts requests")
         yield Runs({name: found[index :: len(names)] for index, name in enumerate(names)}, servers)
+
+
+def in_flight(front: Running) -> int:
+    """The requests that the targets of all models count."""
+    lanes = front.app.state.router.lanes.values()
+    return sum(target.running for lane in lanes for target in lane.engine.targets)
 
 
 @pytest.mark.parametrize("fault", [*BAD, "slow"])
@@ -77,6 +84,7 @@ def test_killed_server_costs_only_the_answers_that_had_begun(tmp_path: Path) -> 
         model = targets_of(f"{first.url}/v1", f"{second.url}/v1")
         with serving(config_of({"m": model})) as front:
             outcomes = asyncio.run(Traffic(front.url, "m", kill).run(KILLED_REQUESTS, AT_ONCE))
+            wait_until(lambda: not in_flight(front), "a server still counts requests")
     assert not without_ending(outcomes) and not failed_early(outcomes)
     broken = [outcome for outcome in outcomes if outcome.error]
     assert 0 < len(broken) <= AT_ONCE and {outcome.target for outcome in broken} == {first.address}

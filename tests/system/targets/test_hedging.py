@@ -15,7 +15,7 @@ from gateway.engines.upstream.engine import UpstreamEngine
 from gateway.engines.upstream.hedge import ENOUGH, MOST_CREDIT, MOST_LOSSES
 from gateway.engines.upstream.targets.target import Target
 from tests.support.hostile import CHAT, Behave, Hostile, chunk, hostile, post, stream, wait_until_closed
-from tests.support.server import Running, config_of, serving
+from tests.support.server import Running, config_of, serving, wait_until
 from tests.system.targets.backends import targets_of
 from tests.system.targets.bad_servers import BAD, chats_of, misbehave
 
@@ -123,6 +123,18 @@ def test_late_request_is_not_sent_twice_if_the_second_server_is(state: str) -> N
             engine.hedging.spend()
         assert routes(gateway, 1)[0].startswith(f"127.0.0.1:{one.port};")
         assert chats_of(other) == 0
+
+
+def test_client_that_leaves_closes_both_connections() -> None:
+    body = json.dumps({"model": "m", "stream": True, **CHAT})
+    head = f"POST {PATH} HTTP/1.1\r\nhost: x.localhost\r\ncontent-length: {len(body)}\r\n\r\n"
+    with hedging(BAD["hangs"], BAD["hangs"]) as (gateway, one, other):
+        with gateway.connect() as client:
+            client.sendall((head + body).encode())
+            wait_until(lambda: chats_of(one) == chats_of(other) == 1, "the request was not sent to both servers")
+        wait_until_closed(one)
+        wait_until_closed(other)
+        assert [target.running for target in engine_of(gateway).targets] == [0, 1]  # the 1 is of `hedging`
 
 
 def test_request_whose_two_servers_fail_has_one_error() -> None:
