@@ -76,7 +76,9 @@ def refusal(name: str, status: int, detail: dict[str, Any], retry_after: str) ->
                 f"redirects to another URL (HTTP {status})",
             )
         case _:
-            return _with(failure(name, detail | {"code": status}, f"status {status}", wait_s), f"HTTP {status}")
+            return _with(
+                failure(name, detail | {"code": status}, f"status {status}", wait_s), f"answers with HTTP {status}"
+            )
 
 
 def failure(name: str, detail: dict[str, Any], otherwise: str, wait_s: float | None = None) -> UpstreamFailed:
