@@ -76,31 +76,35 @@ class HttpClient:
             LargeBodyRefused: a body of 64 KiB or more, and no answer.
             httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, OSError: no usable answer.
         """
-        assert self._pool is not None
         extra: dict[str | bytes, str | bytes] = {"Via": ", ".join(f"1.1 {hop}" for hop in hops)} if hops else {}
         if truncation:
             extra["x-gateway-truncation"] = "auto"
         request = self._request("POST", path, {**extra, "Content-Length": str(len(body))}, body)
-        try:
-            response = await self._pool.handle_async_request(request)
-        except (httpcore.ReadError, httpcore.WriteError, httpcore.RemoteProtocolError) as error:
-            if len(body) >= _LARGE:
-                raise LargeBodyRefused from error
-            raise
-        try:
+        async with self._connection(request) as connection:
+            try:
+                response = await connection.handle_async_request(request)
+            except (httpcore.ReadError, httpcore.WriteError, httpcore.RemoteProtocolError) as error:
+                if len(body) >= _LARGE:
+                    raise LargeBodyRefused from error
+                raise
             yield response
-        finally:
-            await response.aclose()
 
     @asynccontextmanager
     async def get(self, path: str) -> AsyncIterator[httpcore.Response]:
         """As `post`, without a body."""
+        request = self._request("GET", path, {}, b"")
+        async with self._connection(request) as connection:
+            yield await connection.handle_async_request(request)
+
+    @asynccontextmanager
+    async def _connection(self, request: httpcore.Request) -> AsyncIterator[httpcore.AsyncConnectionInterface]:
+        """Not of the pool: it would keep one for ever that is open when its request is cancelled before the head."""
         assert self._pool is not None
-        response = await self._pool.handle_async_request(self._request("GET", path, {}, b""))
+        connection = self._pool.create_connection(request.url.origin)
         try:
-            yield response
+            yield connection
         finally:
-            await response.aclose()
+            await connection.aclose()
 
     def _request(self, method: str, path: str, extra: dict[str | bytes, str | bytes], body: bytes) -> httpcore.Request:
         url = self._url

@@ -1,4 +1,4 @@
-"""The proxy of an upstream server, and its certificates."""
+"""The connection to an upstream server: its proxy, its certificates, its end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from gateway.config.tables import UpstreamModel
-from gateway.engines.upstream.client import _ssl_context, proxy_for
+from gateway.engines.upstream.client import HttpClient, _ssl_context, proxy_for
+from gateway.engines.upstream.connection.stream import Stream
 from gateway.engines.upstream.engine import UpstreamEngine
 from gateway.errors import ModelNotReady
 from gateway.generation import Chat, Generation, Message
@@ -109,3 +110,33 @@ def test_certificates_of_environment_replace_others(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("SSL_CERT_FILE", str(empty))
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
     assert len(_ssl_context().get_ca_certs()) < usual
+
+
+async def test_request_cancelled_at_any_step_leaves_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[asyncio.BaseTransport] = []
+    connection_made = Stream.connection_made
+
+    def note(stream: Stream, transport: asyncio.BaseTransport) -> None:
+        made.append(transport)
+        connection_made(stream, transport)
+
+    async def hang(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async def post(client: HttpClient) -> None:
+        async with client.post("/chat/completions", b"{}"):
+            pytest.fail("the server does not answer")
+
+    monkeypatch.setattr(Stream, "connection_made", note)
+    async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
+        client = HttpClient(urlsplit(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"), "")
+        await client.open()
+        for steps in range(40):
+            task = asyncio.create_task(post(client))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert all(transport.is_closing() for transport in made), f"open after {steps} steps"
+        assert made
+        await client.aclose()
