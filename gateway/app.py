@@ -21,6 +21,7 @@ from gateway.lanes.lane import Lane
 from gateway.lanes.limits.counters import Counters
 from gateway.lanes.limits.limits import Limits
 from gateway.lanes.limits.shared import SharedCounters
+from gateway.lanes.limits.shared_keys import SharedKeys
 from gateway.lanes.memory.growth import Growth
 from gateway.lanes.memory.manager import MemoryManager
 from gateway.lanes.memory.needs import Needs, budget_bytes
@@ -52,7 +53,7 @@ from gateway.routes.page.live import LiveSources
 from gateway.routes.responses_api import routes as responses
 from gateway.routes.responses_api.responses import Responses
 from gateway.server.body import limit_bodies
-from gateway.server.guards import Guards, cors_of, set_cors
+from gateway.server.guards import Guards, cors_of, fresh_keys, set_cors
 from gateway.server.ignored import IgnoredLog
 from gateway.server.request import add_headers
 from gateway.state.access import Access
@@ -159,7 +160,8 @@ def create_app(
         observers.add(traces.ended)
     router = Router(config, lanes, observers=observers)
     residency = Residency(router, lambda name, model: asyncio.to_thread(make_lane, name, model))  # it reads files
-    guards = Guards(config.server)
+    keys = SharedKeys(access, limits.share) if access and config.state.keys else None
+    guards = Guards(config.server, keys)
     stored = Responses(shared, config.state.responses_days)
 
     def apply(config: Config) -> None:
@@ -190,6 +192,7 @@ def create_app(
                 "reloader": reloader,
                 "metrics": metrics,
                 "limits": limits,
+                "shared_keys": keys,
                 "presence": presence,
                 "usage": usage,
                 "live": LiveSources(router, observers, config_file),
@@ -204,7 +207,7 @@ def create_app(
             }
         ),
         lifespan=[_lifespan],
-        middleware=[bodies],
+        middleware=[*([fresh_keys(keys)] if keys else []), bodies],
         cors_config=cors_of(config.server),
         exception_handlers={Exception: handle_error},
         before_send=[add_headers],

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from gateway import __version__
-from gateway.commands import config_file, serve, usage
+from gateway.commands import config_file, keys, serve, usage
 from gateway.commands.bench import command as bench
 from gateway.commands.chat import command as chat
 from gateway.commands.completion import command as completion
@@ -91,6 +91,7 @@ _GROUPS = {
         config_file,
         service,
         usage,
+        keys,
     ),
     "use": (
         chat,

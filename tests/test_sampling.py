@@ -69,7 +69,7 @@ general = load("[defaults]\\ntypical_p = 0.3\\n" + table)
 message = [{"role": "user", "content": "x"}]
 sampling = Sampling(typical_p=0.5)
 routes = [route for route in create_app(Config()).routes if isinstance(route, HTTPRoute)]
-schemas = document(routes, Config().server)["components"]["schemas"]
+schemas = document(routes, False)["components"]["schemas"]
 generation = Generation(id="r", model="m", prompt=Chat(messages=()), sampling=sampling)
 frame = frames.Submit(id=1, ids=[1], sampling=sampling, max_tokens=1)
 print(json.dumps({

@@ -147,6 +147,8 @@ def _configured(config: Config, file: Path) -> Iterator[str]:
 
     keys = len(config.server.api_keys)
     needed = f"{keys} API {'keys' if keys > 1 else 'key'}" if keys else "no API key needed"
+    if config.state.keys:
+        needed = f"{needed}, and those of the database" if keys else "a key of the database is needed"
     yield f"{options.base_url(config.server.host, config.server.port)}/v1, {needed}"
     for name, model in config.models.items():
         yield f"{name}: {_described(model)}"

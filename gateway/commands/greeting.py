@@ -85,7 +85,7 @@ def greeting(
     ready = [model for model in known if model.status.engine.state == "ready" or model.status.loads_on_demand]
     if name := next((model.name for model in ready if _chats(model)), None):
         lines += ["", f"Open {base}/ in a browser, or try:"]
-        lines += [f"  {line}" for line in request_lines(f"{base}/v1", name, bool(config.server.api_keys))]
+        lines += [f"  {line}" for line in request_lines(f"{base}/v1", name, config.needs_key)]
     elif not ready:
         lines += ["", "No model is ready. `npu-gateway doctor` looks for the reason."]
     return "\n".join(["", *map(escape, lines), ""])
@@ -98,7 +98,7 @@ def _other_machines(config: Config, port: int) -> Iterator[str]:
         return
     if addresses := own_addresses() if config.server.host.strip("[]") in ("0.0.0.0", "::") else []:
         yield f"  for other machines: {', '.join(f'http://{address}:{port}/v1' for address in addresses[:3])}"
-    if not config.server.api_keys:
+    if not config.needs_key:
         yield "  WARNING: there are no API keys, so every machine that can connect may use it ([server] api_keys)"
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from gateway.errors import GatewayError
 
 if TYPE_CHECKING:
     from gateway.config.tables import Config
@@ -58,9 +61,8 @@ def load(
 
 
 def open_state(config: Config) -> Database:
-    """The database of the configuration. Raises GatewayError: its driver is missing."""
+    """The database of the configuration. Close it. Raises GatewayError: its driver is missing."""
     from gateway.bundles.disk import data_folder
-    from gateway.errors import GatewayError
     from gateway.state.database import StateError
     from gateway.state.open import open_database
 
@@ -68,6 +70,18 @@ def open_state(config: Config) -> Database:
         return open_database(config.state.url, data_folder())
     except StateError as error:
         raise GatewayError(f"[state] url: {error}") from None
+
+
+@contextmanager
+def state_of(config: Config) -> Iterator[Database]:
+    """The database of the configuration, closed at the end. Its errors become errors of the command."""
+    from gateway.state.database import StateError
+
+    try:
+        with closing(open_state(config)) as database:
+            yield database
+    except StateError as error:
+        raise GatewayError(f"the database of [state] cannot be used: {error}") from None
 
 
 def base_url(host: str, port: int) -> str:

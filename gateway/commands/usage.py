@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from gateway.commands import options
-from gateway.errors import ConfigError, GatewayError
+from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
     from gateway.monitoring.usage.report import Usage
@@ -35,15 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     from gateway.monitoring.usage.report import MAX_DAYS, first_hour, report_of
     from gateway.monitoring.usage.store import UsageStore
-    from gateway.state.database import StateError
 
     if not 1 <= arguments.days <= MAX_DAYS:
         raise ConfigError(f"--days must be from 1 to {MAX_DAYS}, not {arguments.days}")
-    database, now = options.open_state(options.load(arguments, may_be_empty=True)), time.time()
-    try:
+    now = time.time()
+    with options.state_of(options.load(arguments, may_be_empty=True)) as database:
         rows = UsageStore(database, arguments.days).rows(first_hour(arguments.days, now))
-    except StateError as error:
-        raise GatewayError(f"the usage history cannot be read: {error}") from None
     report = report_of(rows, arguments.days, now)
     if arguments.json:
         print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())

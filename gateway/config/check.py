@@ -143,7 +143,8 @@ def mistakes(config: Config) -> Iterator[tuple[str, str]]:
     yield from _server_mistakes(config.server, config.state)
     for where, name in listed_models(config.limits):
         yield from _not_a_model(where, name, config)
-    yield from limit_mistakes(config.limits, config.server.api_keys)
+    if not config.state.keys:  # the database has other keys, with names that are not known here
+        yield from limit_mistakes(config.limits, config.server.api_keys)
     if config.traces.endpoint:
         yield from _malformed("[traces] endpoint", [config.traces.endpoint], server_url)
     if config.breaker.min_calls > config.breaker.window:

@@ -28,7 +28,6 @@ from litestar.routes import HTTPRoute
 from litestar.types import ASGIApp
 
 from gateway import __version__
-from gateway.config.tables import ServerConfig
 from gateway.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -69,21 +68,21 @@ async def schema(request: HttpRequest) -> ASGIApp:
     state = request.app.state
     if "schema" not in state:
         routes = [route for route in request.app.routes if isinstance(route, HTTPRoute)]
-        state.schema = await asyncio.to_thread(document, routes, router_of(request).config.server)
+        state.schema = await asyncio.to_thread(document, routes, router_of(request).config.needs_key)
     return json_response(state.schema)
 
 
-def document(routes: list[HTTPRoute], config: ServerConfig) -> Json:
+def document(routes: list[HTTPRoute], needs_key: bool) -> Json:
     """The OpenAPI document of the routes whose handlers have an `Operation`."""
     types = list(_types(routes))
     described, schemas = _described(types)
-    writer = _Writer(described, needs_keys=bool(config.api_keys))
+    writer = _Writer(described, needs_keys=needs_key)
     paths = {_path_of(route): writer.path(route) for route in sorted(routes, key=_path_of)}
     return {
         "openapi": "3.2.0",
         "info": {"title": "npu-gateway", "version": __version__},
         "paths": {path: item for path, item in paths.items() if item},
-        "components": {"schemas": schemas, "headers": _HEADERS, "securitySchemes": _SCHEMES if config.api_keys else {}},
+        "components": {"schemas": schemas, "headers": _HEADERS, "securitySchemes": _SCHEMES if needs_key else {}},
     }
 
 

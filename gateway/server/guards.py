@@ -16,12 +16,13 @@ from collections.abc import Callable
 
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
-from litestar.types import Scope
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from gateway.config.hosts import host_name, web_origin
 from gateway.config.tables import ServerConfig
 from gateway.errors import LONGEST_QUOTE, Forbidden, Unauthorized, Unavailable, quote
 from gateway.lanes.limits.headers import OPENAI_HEADERS
+from gateway.lanes.limits.shared_keys import SharedKeys
 from gateway.server.error_body import ROUTE
 from gateway.server.ignored import HEADER as IGNORED
 from gateway.server.request import FALLBACK, MAX_TOKENS, TRUNCATED, headers_of
@@ -39,14 +40,19 @@ _PORT = re.compile(r":\d*$")
 
 
 class Guards:
-    """The guards of the configuration that runs."""
+    """The guards of the configuration that runs.
 
-    def __init__(self, config: ServerConfig) -> None:
+    Args:
+        shared: the keys of the database; None: only those of the configuration count.
+    """
+
+    def __init__(self, config: ServerConfig, shared: SharedKeys | None = None) -> None:
+        self._shared = shared
         self.apply(config)
 
     def apply(self, config: ServerConfig) -> None:
         """Let another configuration decide about the next requests."""
-        self._guards = guards_of(config)
+        self._guards = guards_of(config, self._shared)
 
     def check(self, scope: Scope) -> None:
         """Raise the error of a request that is refused. Its route must be known."""
@@ -54,10 +60,10 @@ class Guards:
             guard(scope)
 
 
-def guards_of(config: ServerConfig) -> list[Guard]:
+def guards_of(config: ServerConfig, shared: SharedKeys | None = None) -> list[Guard]:
     """The guards in the order in which they run."""
     guards = [_check_connection_limit, _host_guard(config), _origin_guard(config)]
-    return [*guards, _key_guard(config.api_keys)] if config.api_keys else guards
+    return [*guards, _key_guard(config.api_keys, shared)] if config.api_keys or shared else guards
 
 
 def cors_of(config: ServerConfig) -> CORSConfig | None:
@@ -135,7 +141,7 @@ def _not_allowed(what: str, value: str, key: str) -> str:
     return f'{message} To allow it, add to config.toml: [server] {key} = ["{value}"]'
 
 
-def _key_guard(api_keys: dict[str, str]) -> Guard:
+def _key_guard(api_keys: dict[str, str], shared: SharedKeys | None) -> Guard:
     def check_key(scope: Scope) -> None:
         if not scope["route_handler"].opt.get("needs_key", True):
             return
@@ -144,11 +150,26 @@ def _key_guard(api_keys: dict[str, str]) -> Guard:
             raise Unauthorized("You did not provide an API key: send it as 'Authorization: Bearer KEY'.")
         # compare all keys, so that the time does not depend on which one matches
         owners = [name for name, key in api_keys.items() if hmac.compare_digest(key.encode(), given)]
-        if not owners:
+        owner = owners[0] if owners else shared and shared.name_of(given)
+        if not owner:
             raise Unauthorized("Incorrect API key provided.")
-        scope["state"]["owner"] = owners[0]
+        scope["state"]["owner"] = owner
 
     return check_key
+
+
+def fresh_keys(shared: SharedKeys) -> Callable[[ASGIApp], ASGIApp]:
+    """Middleware: a request with a key is checked with keys that are not older than seconds."""
+
+    def middleware(app: ASGIApp) -> ASGIApp:
+        async def with_keys(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["route_handler"].opt.get("needs_key", True) and (key := _given_key(scope)):
+                await shared.fresh(key)
+            await app(scope, receive, send)
+
+        return with_keys
+
+    return middleware
 
 
 def _given_key(scope: Scope) -> bytes:

@@ -71,7 +71,7 @@ def _limit_headers(scope: Scope, status: int) -> dict[str, str]:
     handler, state = scope.get("route_handler"), scope["state"]
     if limits.are_none or handler is None or not handler.opt.get("needs_key", True):
         return {}
-    key = state.get("owner", None if scope["app"].state.router.config.server.api_keys else "")
+    key = state.get("owner", None if scope["app"].state.router.config.needs_key else "")
     quota = None if key is None else limits.quota(key)
     if key is None or quota is None:
         return {}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
+from gateway import cli
 from gateway.config.tables import ServerConfig, StateConfig
 from gateway.monitoring.usage.history import UsageHistory
 from gateway.monitoring.usage.store import UsageStore
@@ -26,11 +27,17 @@ PATH = "/v1/responses"
 class Pair(NamedTuple):
     a: httpx.Client
     b: httpx.Client
+    url: str
+
+    @property
+    def both(self) -> tuple[httpx.Client, httpx.Client]:
+        return self.a, self.b
 
 
 def gateway(stack: ExitStack, url: str, folder: Path) -> Running:
     """One with its own connections, as another process has them."""
-    config = config_of({"m": scripted("a b c")}, KEYS, state=StateConfig(url=url))
+    models = {"m": scripted("a b c"), "slow": scripted("a b", token_s=3600.0)}
+    config = config_of(models, KEYS, state=StateConfig(url=url, keys=True))
     database = open_database(url, folder)
     return stack.enter_context(serving(config, database=database, usage=UsageHistory(UsageStore(database, 30))))
 
@@ -49,7 +56,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         url = request.getfixturevalue("postgres").fresh("pair")
     with ExitStack() as stack:
         clients = [stack.enter_context(gateway(stack, url, folder).http(headers=ANNA)) for _ in range(2)]
-        yield Pair(*clients)
+        yield Pair(*clients, url)
 
 
 def create(client: httpx.Client, **fields: Any) -> Any:
@@ -91,7 +98,7 @@ def test_item_is_found_through_the_other_gateway(pair: Pair) -> None:
 def test_deleted_response_is_gone_everywhere(pair: Pair) -> None:
     made = create(pair.a)
     assert pair.b.delete(f"{PATH}/{made['id']}").json()["deleted"]
-    for client in pair:
+    for client in pair.both:
         assert client.get(f"{PATH}/{made['id']}").status_code == 404
         assert client.delete(f"{PATH}/{made['id']}").status_code == 404
         reply = client.post(PATH, json={"model": "m", "input": "x", "previous_response_id": made["id"]})
@@ -111,17 +118,63 @@ def test_response_is_private_to_its_key(pair: Pair) -> None:
 
 def test_response_that_is_not_to_be_stored_is_not(pair: Pair) -> None:
     made = create(pair.a, store=False)
-    assert [client.get(f"{PATH}/{made['id']}").status_code for client in pair] == [404, 404]
+    assert [client.get(f"{PATH}/{made['id']}").status_code for client in pair.both] == [404, 404]
 
 
 def test_usage_is_the_sum(pair: Pair) -> None:
-    for client in pair:
+    for client in pair.both:
         before = client.get("/gateway/usage").json()["total"]["answered"]
     for client in (pair.a, pair.b, pair.b):
         create(client)
-    for client in pair:
+    for client in pair.both:
         client.get("/gateway/usage")  # a gateway writes its numbers before it reads
-    assert [client.get("/gateway/usage").json()["total"]["answered"] - before for client in pair] == [3, 3]
+    assert [client.get("/gateway/usage").json()["total"]["answered"] - before for client in pair.both] == [3, 3]
+
+
+def keys_command(pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    monkeypatch.setenv("NPU_GATEWAY_STATE_URL", pair.url)
+    monkeypatch.setenv("NPU_GATEWAY_STATE_KEYS", "true")
+    assert cli.main(["keys", *words]) == 0
+    return capsys.readouterr().out.strip()
+
+
+def wait_for(client: httpx.Client, key: dict[str, str], status: int) -> None:
+    wait_until(lambda: client.get("/v1/models", headers=key).status_code == status, f"the key does not get {status}")
+
+
+def test_key_of_the_command_counts_everywhere_until_it_is_revoked(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = keys_command(pair, monkeypatch, capsys, "add", "carl", "--models", "m")
+    carl = {"authorization": f"Bearer {key}"}
+    for client in pair.both:
+        wait_for(client, carl, 200)
+        assert [card["id"] for card in client.get("/v1/models", headers=carl).json()["data"]] == ["m"]
+        assert client.get("/v1/models", headers={"authorization": f"Bearer {key}x"}).status_code == 401
+    made = create(pair.a)
+    assert pair.b.get(f"{PATH}/{made['id']}", headers=carl).status_code == 404
+    assert key not in keys_command(pair, monkeypatch, capsys, "list", "--json")
+    keys_command(pair, monkeypatch, capsys, "revoke", "carl")
+    for client in pair.both:
+        wait_for(client, carl, 401)
+
+
+def test_limit_of_a_key_holds_for_both_together(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = keys_command(pair, monkeypatch, capsys, "add", "dora", "--concurrent-requests", "1")
+    dora, request = {"authorization": f"Bearer {key}"}, {"model": "m", "prompt": "x"}
+    for client in pair.both:
+        wait_for(client, dora, 200)
+    slow = {"model": "slow", "prompt": "x", "stream": True}
+    with pair.a.stream("POST", "/v1/completions", json=slow, headers=dora) as running:
+        assert running.status_code == 200
+        assert pair.b.post("/v1/completions", json=request, headers=dora).status_code == 429
+        assert pair.b.post("/v1/completions", json=request).status_code == 200
+    wait_until(
+        lambda: pair.b.post("/v1/completions", json=request, headers=dora).status_code == 200,
+        "the request that ended still counts",
+    )
 
 
 def test_database_that_hangs_delays_an_answer_once(postgres: Postgres, tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def _configuration(arguments: argparse.Namespace, config: Config) -> Iterator[Fi
         yield Finding("note", "keys", line)
     for line in limit_warnings(config):
         yield Finding("note", "limits", line)
-    if config.server.insecure and not config.server.api_keys:
+    if config.server.insecure and not config.needs_key:
         yield Finding(
             "note", "keys", "insecure is set and there are no keys: every machine that can connect may use the gateway"
         )

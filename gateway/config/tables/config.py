@@ -59,6 +59,11 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     #: The folder of the bundles. A relative path begins at the folder of this file.
     models_dir: Path = Path("models")
 
+    @property
+    def needs_key(self) -> bool:
+        """True if a request needs an API key."""
+        return bool(self.server.api_keys) or self.state.keys
+
     def defaults_for(self, model: str, recommended: Mapping[str, float] | None = None, *, alias: str = "") -> Defaults:
         """The values that the model's engine honours: from the alias, the model's table, [defaults] or `recommended`.
 

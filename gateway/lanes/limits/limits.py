@@ -9,9 +9,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from gateway.config.limits import ALL_MODELS, limits_of
 from gateway.config.tables import KeyLimits, LimitsConfig
@@ -77,13 +78,22 @@ class Limits:
     def __init__(self, config: LimitsConfig, counters: Counters | None = None) -> None:
         self.counters = MemoryCounters() if counters is None else counters
         self._leases: dict[str, Lease] = {}  # by the id of the request
+        self._shared: Mapping[str, KeyLimits] = {}
         self.apply(config)
 
     def apply(self, config: LimitsConfig) -> None:
         """Let another configuration count for the next requests. What was used stays."""
         self._config = config
-        self.are_none = config == LimitsConfig()
+        self._merged = replace(config, keys={**self._shared, **config.keys})
+        self.are_none = replace(self._merged, keys={}) == LimitsConfig() and not any(
+            limits != KeyLimits() for limits in self._merged.keys.values()
+        )
         self._known: dict[str, tuple[Quota | None, frozenset[str] | None]] = {}
+
+    def share(self, keys: Mapping[str, KeyLimits]) -> None:
+        """Let the limits of other keys count, those of the database. A table of the configuration replaces one."""
+        self._shared = keys
+        self.apply(self._config)
 
     def quota(self, key: str) -> Quota | None:
         """The limits of the key; None: it has none."""
@@ -144,7 +154,7 @@ class Limits:
 
     def _of(self, key: str) -> tuple[Quota | None, frozenset[str] | None]:
         if key not in self._known:
-            limits = limits_of(self._config, key)
+            limits = limits_of(self._merged, key)
             models = limits.models or ()
             self._known[key] = _quota_of(limits), None if ALL_MODELS in models else frozenset(models)
         return self._known[key]

@@ -15,6 +15,7 @@ from gateway import __version__
 from gateway.errors import InvalidRequest, quote
 from gateway.lanes.breaker import Budget
 from gateway.lanes.limits.limits import KeyUse
+from gateway.lanes.limits.shared_keys import SharedKeys
 from gateway.lanes.router import ModelInfo, Router
 from gateway.lanes.status import LaneStatus
 from gateway.monitoring.memory import Memory, MemoryReader
@@ -22,7 +23,7 @@ from gateway.monitoring.observers import Observers
 from gateway.monitoring.recent import LogLine, LogRing, PrefixCache, RecentAnswer, RecentAnswers
 from gateway.routes.respond import json_response
 from gateway.server.openapi_operation import Parameter, openapi_opt
-from gateway.server.request import HttpRequest
+from gateway.server.request import HttpRequest, router_of
 
 _NUMBER = re.compile(r"[0-9]{1,15}")
 _NO_STORE = {"cache-control": "no-store"}
@@ -93,11 +94,17 @@ async def live(request: HttpRequest) -> ASGIApp:
         config_file=sources.config_file,
         has_usage=request.app.state.usage is not None,
         models=[_model(model, memory, sources.answers) for model in models],
-        keys=[*request.app.state.limits.used(router.config.server.api_keys or [""])],
+        keys=[*request.app.state.limits.used(_keys_of(request) or [""])],
         answers=sources.answers.after(after),
         gateway=GatewayMemory(memory.gateway),
     )
     return json_response(body, headers=_NO_STORE)
+
+
+def _keys_of(request: HttpRequest) -> list[str]:
+    """The names of all keys."""
+    shared: SharedKeys | None = request.app.state.shared_keys
+    return [*router_of(request).config.server.api_keys, *(shared.names() if shared else ())]
 
 
 @get("/gateway/log", opt=_opt("Get the last lines of the log", Log))

@@ -1,0 +1,76 @@
+"""API keys in the database: made, listed and revoked by `npu-gateway keys`, read by every gateway.
+
+Only a hash of a key is stored. A key has 256 random bits, so nothing can be learned from a hash without a salt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from gateway.state.database import Database, Execute
+
+_PREFIX = "npu-"  # programs that search for leaked keys find it
+
+_json = msgspec.json.Encoder()
+
+
+class KeyInfo(Struct, frozen=True, kw_only=True):
+    """One key of the database. Times in seconds since 1970.
+
+    Args:
+        limits: by the names of [limits.keys.NAME].
+        revoked: None: it counts.
+    """
+
+    name: str
+    hash: str
+    limits: dict[str, Any]
+    created: int
+    revoked: int | None
+
+
+def hash_of(key: bytes) -> str:
+    return hashlib.sha256(key).hexdigest()
+
+
+def add_key(database: Database, name: str, limits: Mapping[str, Any]) -> str | None:
+    """The new key, which is stored nowhere. None: the name is in use. Raises StateError."""
+    key = _PREFIX + secrets.token_urlsafe(32)
+
+    def write(execute: Execute) -> bool:
+        execute("DELETE FROM npu_keys WHERE name = ? AND revoked IS NOT NULL", (name,))
+        if execute("SELECT name FROM npu_keys WHERE name = ?", (name,)):
+            return False
+        sql = "INSERT INTO npu_keys (name, hash, limits, created) VALUES (?, ?, ?, ?)"
+        execute(sql, (name, hash_of(key.encode()), _json.encode(limits).decode(), int(time.time())))
+        return True
+
+    return key if database.write(write) else None
+
+
+def revoke_key(database: Database, name: str) -> bool:
+    """False: no key with this name counts. Raises StateError."""
+
+    def write(execute: Execute) -> bool:
+        if not execute("SELECT name FROM npu_keys WHERE name = ? AND revoked IS NULL", (name,)):
+            return False
+        execute("UPDATE npu_keys SET revoked = ? WHERE name = ?", (int(time.time()), name))
+        return True
+
+    return database.write(write)
+
+
+def list_keys(database: Database) -> list[KeyInfo]:
+    """In the order in which they were made, with those that are revoked. Raises StateError."""
+    rows = database.read("SELECT name, hash, limits, created, revoked FROM npu_keys ORDER BY created, name")
+    return [
+        KeyInfo(name=name, hash=hash, limits=msgspec.json.decode(limits), created=created, revoked=revoked)
+        for name, hash, limits, created, revoked in rows
+    ]
