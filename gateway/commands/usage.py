@@ -9,12 +9,12 @@ import time
 from typing import TYPE_CHECKING
 
 from gateway.commands import options
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, quote
 
 if TYPE_CHECKING:
-    from gateway.monitoring.usage.report import Usage
+    from gateway.monitoring.usage.report import Usage, UsageRow
 
-_NAMES = {"day": "no requests", "model": "(unknown model)", "key": "(no key)"}
+_NAMES = {"day": "", "model": "(unknown model)", "key": "(no key)"}
 
 
 def add_parser(subparsers: options.Subparsers) -> None:
@@ -25,36 +25,64 @@ def add_parser(subparsers: options.Subparsers) -> None:
     parser = subparsers.add_parser("usage", help="requests and tokens of the last days", description=text)
     options.add_config(parser)
     parser.add_argument("--days", type=int, default=7, help="the last days, with today (default: 7)")
-    parser.add_argument("--by", choices=tuple(_NAMES), default="day", help="one row for each (default: day)")
+    parser.add_argument(
+        "--by", metavar="day,model,key", default="day", help="one row for each, or for each of several together"
+    )
+    parser.add_argument("--model", metavar="NAME", help="only requests of this model")
+    parser.add_argument("--key", metavar="NAME", help="only requests of the API key with this name")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON, as GET /gateway/usage does")
+    parser.add_argument("--csv", action="store_true", help="print the rows as CSV with a heading")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     import msgspec
 
-    from gateway.monitoring.usage.report import MAX_DAYS, first_hour, report_of
+    from gateway.monitoring.usage.report import MAX_DAYS, Selection, first_hour, report_of
     from gateway.monitoring.usage.store import UsageStore
 
     if not 1 <= arguments.days <= MAX_DAYS:
         raise ConfigError(f"--days must be from 1 to {MAX_DAYS}, not {arguments.days}")
-    now = time.time()
+    now, by = time.time(), _dimensions(arguments.by)
     with options.state_of(options.load(arguments, may_be_empty=True)) as database:
         rows = UsageStore(database, arguments.days).rows(first_hour(arguments.days, now))
-    report = report_of(rows, arguments.days, now)
+    report = report_of(rows, arguments.days, now, Selection(by, arguments.model, arguments.key))
     if arguments.json:
         print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
-    elif not rows:
+    elif arguments.csv:
+        _print_csv(report.rows, by)
+    elif not report.rows:
         where = f"{database.label}. A running gateway writes them every 30 s."
         print(f"There are no requests since {report.since} in {where}", file=sys.stderr)
     else:
-        _print({"day": report.by_day, "model": report.by_model, "key": report.by_key}[arguments.by], arguments.by)
+        _print(report.rows, by)
         if sys.stdout.isatty():
             _print_total(report.total, report.since)
     return 0
 
 
-def _print(rows: list[Usage], by: str) -> None:
+def _dimensions(text: str) -> tuple[str, ...]:
+    from gateway.monitoring.usage.report import DIMENSIONS, dimensions_of
+
+    try:
+        return dimensions_of(text)
+    except ValueError as error:
+        raise ConfigError(f"--by must be of {', '.join(DIMENSIONS)}, with commas, not {quote(str(error))}") from None
+
+
+def _print_csv(rows: list[UsageRow], by: tuple[str, ...]) -> None:
+    """Without the endings, whose names are not the same in each row."""
+    import csv
+
+    from gateway.monitoring.usage.report import DIMENSIONS, UsageRow
+
+    numbers = [name for name in UsageRow.__struct_fields__ if name not in ("name", "endings", *DIMENSIONS)]
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([*by, *numbers])
+    writer.writerows([getattr(row, name) for name in (*by, *numbers)] for row in rows)
+
+
+def _print(rows: list[UsageRow], by: tuple[str, ...]) -> None:
     from gateway.commands.tables import Column, write_table
 
     def number(title: str) -> Column:
@@ -64,7 +92,7 @@ def _print(rows: list[Usage], by: str) -> None:
         return Column(title, right=True, shown="{:,.0f}".format)
 
     columns = [
-        Column(by),
+        *map(Column, by),
         number("requests"),
         number("refused"),
         number("failed"),
@@ -79,9 +107,9 @@ def _print(rows: list[Usage], by: str) -> None:
     write_table([_fields(row, by) for row in rows], columns)
 
 
-def _fields(row: Usage, by: str) -> tuple[object, ...]:
+def _fields(row: UsageRow, by: tuple[str, ...]) -> tuple[object, ...]:
     return (
-        row.name or _NAMES[by],
+        *(getattr(row, name) or _NAMES[name] for name in by),
         row.requests,
         row.refused,
         row.failed,

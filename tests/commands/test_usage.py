@@ -62,6 +62,18 @@ def test_days_limit_the_rows(used: None, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out.startswith("big\t1200")
 
 
+def test_rows_are_joined_and_chosen(used: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["usage", "--by", "model,key", "--key", "anna"]) == 0
+    [row] = capsys.readouterr().out.splitlines()
+    assert row.split("\t")[:3] == ["big", "anna", "1200"]
+    assert cli.main(["usage", "--by", "key,model", "--csv"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.startswith("key,model,requests,answered,") and rows[0].startswith("anna,big,1200,1199,")
+    assert [row.split(",")[0] for row in rows] == ["anna", ""]
+    assert cli.main(["usage", "--by", "model,nothing"]) == 2
+    assert "'nothing'" in capsys.readouterr().err
+
+
 def test_json_has_all_numbers(used: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["usage", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from gateway.monitoring.usage.counts import Cell, Counts, quantile
 
 MAX_DAYS = 3660
+DIMENSIONS = ("day", "model", "key")
 
 
 class Usage(Struct, frozen=True, kw_only=True):
@@ -39,6 +42,14 @@ class Usage(Struct, frozen=True, kw_only=True):
     endings: dict[str, int] = {}
 
 
+class UsageRow(Usage, frozen=True, kw_only=True):
+    """The requests of a day, a model and a key together. None: of all days, models or keys. `name` is empty."""
+
+    day: str | None = None
+    model: str | None = None
+    key: str | None = None
+
+
 class UsageReport(Struct, frozen=True, kw_only=True):
     """The body of /gateway/usage.
 
@@ -48,6 +59,7 @@ class UsageReport(Struct, frozen=True, kw_only=True):
         by_day: the days with requests, the newest first.
         by_model: the most used first. "": requests for a model that does not exist.
         by_key: by the name of the API key, the most used first. "": requests without a key.
+        rows: by all that `by` names together, the newest day first, then the most used; empty without `by`.
     """
 
     days: int
@@ -56,6 +68,31 @@ class UsageReport(Struct, frozen=True, kw_only=True):
     by_day: list[Usage]
     by_model: list[Usage]
     by_key: list[Usage]
+    rows: list[UsageRow] = []
+
+
+class Selection(NamedTuple):
+    """What a report is about.
+
+    Args:
+        by: what `rows` are grouped by, of DIMENSIONS.
+        model, key: only requests of this one; None: of all.
+    """
+
+    by: tuple[str, ...] = ()
+    model: str | None = None
+    key: str | None = None
+
+
+_ALL = Selection()
+
+
+def dimensions_of(text: str) -> tuple[str, ...]:
+    """`day,model` as names of DIMENSIONS, each once. Raises ValueError: the first other name."""
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in DIMENSIONS]:
+        raise ValueError(unknown[0])
+    return tuple(dict.fromkeys(names))
 
 
 def first_hour(days: int, now: float) -> int:
@@ -68,9 +105,9 @@ def first_hour(days: int, now: float) -> int:
     return max(0, int(start // 3600))
 
 
-def report_of(rows: Mapping[Cell, Counts], days: int, now: float) -> UsageReport:
+def report_of(rows: Mapping[Cell, Counts], days: int, now: float, selection: Selection = _ALL) -> UsageReport:
     """The report of rows from `first_hour(days, now)` on. Days after tomorrow are from a clock that was wrong."""
-    rows = {cell: counts for cell, counts in rows.items() if cell.hour <= now // 3600 + 24}
+    rows = {cell: counts for cell, counts in rows.items() if cell.hour <= now // 3600 + 24 and _is_in(cell, selection)}
     return UsageReport(
         days=days,
         since=_day(first_hour(days, now)),
@@ -78,7 +115,28 @@ def report_of(rows: Mapping[Cell, Counts], days: int, now: float) -> UsageReport
         by_day=sorted(_grouped(rows, lambda cell: _day(cell.hour)), key=lambda usage: usage.name, reverse=True),
         by_model=sorted(_grouped(rows, lambda cell: cell.model), key=_busiest_first),
         by_key=sorted(_grouped(rows, lambda cell: cell.key), key=_busiest_first),
+        rows=_joined(rows, selection.by) if selection.by else [],
     )
+
+
+def _is_in(cell: Cell, selection: Selection) -> bool:
+    return selection.model in (None, cell.model) and selection.key in (None, cell.key)
+
+
+def _joined(rows: Mapping[Cell, Counts], by: tuple[str, ...]) -> list[UsageRow]:
+    """One row for each combination that has requests."""
+    days: dict[int, str] = {}  # to format a day takes longer than all else
+    groups: dict[tuple[str, ...], Counts] = {}
+    for cell, counts in rows.items():
+        values = {"model": cell.model, "key": cell.key}
+        if "day" in by:
+            values["day"] = days.get(cell.hour) or days.setdefault(cell.hour, _day(cell.hour))
+        groups.setdefault(tuple(values[name] for name in by), Counter()).update(counts)
+    found = [
+        UsageRow(**asdict(_usage("", counts)) | dict(zip(by, group, strict=True))) for group, counts in groups.items()
+    ]
+    found.sort(key=lambda row: (-row.requests, row.model or "", row.key or ""))
+    return sorted(found, key=lambda row: row.day or "", reverse=True)
 
 
 def _total(rows: Mapping[Cell, Counts]) -> Usage:

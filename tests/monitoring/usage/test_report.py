@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from gateway.monitoring.usage.counts import Cell, bucket
-from gateway.monitoring.usage.report import Usage, first_hour, report_of
+from gateway.monitoring.usage.report import Selection, Usage, first_hour, report_of
 
 NOON = time.mktime((2026, 11, 30, 12, 0, 0, 0, 0, -1))
 HOUR = int(NOON // 3600)
@@ -28,6 +28,29 @@ def test_report_has_totals_and_groups() -> None:
     assert (report.total.requests, report.total.refused, report.total.completion_tokens) == (9, 3, 9)
     assert report.total.endings == {"stop": 2, "latency_breaker_open": 3}
     assert report.total.ttft_p50_ms == pytest.approx(100, rel=0.26) and report.total.per_token_p50_ms is None
+
+
+def test_rows_join_day_model_and_key() -> None:
+    rows = {
+        Cell(HOUR, "a", "anna"): Counter(requests=2),
+        Cell(HOUR - 1, "a", "anna"): Counter(requests=1),
+        Cell(HOUR, "a", "ben"): Counter(requests=4),
+        Cell(HOUR - 24, "b", "anna"): Counter(requests=9),
+    }
+
+    def joined(*by: str, model: str | None = None, key: str | None = None) -> list[tuple[object, ...]]:
+        report = report_of(rows, 7, NOON, Selection(by, model, key))
+        return [(row.day, row.model, row.key, row.requests) for row in report.rows]
+
+    assert joined("key", "day", "model") == [
+        ("2026-11-30", "a", "ben", 4),
+        ("2026-11-30", "a", "anna", 3),
+        ("2026-11-29", "b", "anna", 9),
+    ]
+    assert joined("model", "key") == [(None, "b", "anna", 9), (None, "a", "ben", 4), (None, "a", "anna", 3)]
+    assert joined("day", model="a", key="anna") == [("2026-11-30", None, None, 3)]
+    assert joined() == joined("day", key="unknown") == []
+    assert report_of(rows, 7, NOON, Selection(key="anna")).total.requests == 12
 
 
 def test_report_without_requests_is_empty() -> None:

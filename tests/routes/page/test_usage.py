@@ -53,6 +53,14 @@ def test_every_key_sees_the_usage_of_all_keys(http: httpx.Client) -> None:
         assert report["total"]["completion_tokens"] == 12 and report["total"]["ttft_p50_ms"] > 0
 
 
+def test_rows_are_joined_and_chosen(http: httpx.Client) -> None:
+    report = http.get("/gateway/usage?by=model,key&key=anna&model=m", headers=ANNA).json()
+    assert [(row["model"], row["key"], row["requests"]) for row in report["rows"]] == [("m", "anna", 2)]
+    assert report["total"]["requests"] == 2
+    response = http.get("/gateway/usage?by=model,hour", headers=ANNA)
+    assert response.status_code == 400 and error_of(response)["param"] == "by"
+
+
 def test_usage_needs_a_key(http: httpx.Client) -> None:
     assert http.get("/gateway/usage").status_code == 401
 
