@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 _THREADS = 4
 _LIMIT_S = 5.0  # of one piece of work, with its wait for a thread
-_PAUSE_S = 2.0  # after a failure, before the database is tried again
+_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 30.0  # after a failure, before the database is tried again; doubled each time
 
 _log = logging.getLogger(__name__)
 
@@ -23,8 +23,8 @@ _log = logging.getLogger(__name__)
 class Access:
     """The database that the gateway's requests use.
 
-    A failure is one warning, until the next success. For `_PAUSE_S` after it, all other work fails at once, so that no
-    request waits for a database that is down.
+    A failure is one warning, until the next success. Then all other work fails at once, so that no request waits for a
+    database that is down, except one after each pause.
 
     Args:
         effect: of a failure, for the log.
@@ -36,16 +36,18 @@ class Access:
         self._effect = effect
         self._clock = clock
         self._threads = ThreadPoolExecutor(_THREADS, "state")
-        self._failed_at: float | None = None
-        self._is_failing = False
+        self._failures = 0  # since the last success
+        self._next_try = 0.0  # while there are failures
 
     async def run(self, work: Callable[[Database], T]) -> T:
         """The result of `work`, called in a thread. Raises StateError, after `_LIMIT_S` at the latest.
 
         A caller that is cancelled does not stop the work.
         """
-        if self._failed_at is not None and self._clock() - self._failed_at < _PAUSE_S:
-            raise StateError(f"{self.database.label} failed a moment ago")
+        if self._failures:
+            if self._clock() < self._next_try:
+                raise StateError(f"{self.database.label} failed a moment ago")
+            self._next_try = self._clock() + _LIMIT_S  # of one request; the others do not wait
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_LIMIT_S):
@@ -62,14 +64,13 @@ class Access:
         await asyncio.to_thread(self.database.close)
 
     def _failed(self, error: StateError) -> StateError:
-        self._failed_at = self._clock()
-        if not self._is_failing:
-            self._is_failing = True
+        self._failures += 1
+        self._next_try = self._clock() + min(_PAUSE_S * 2 ** min(self._failures - 1, 10), _LONGEST_PAUSE_S)
+        if self._failures == 1:
             _log.warning("the shared state cannot be used: %s. %s", str(error).rstrip("."), self._effect)
         return error
 
     def _recovered(self) -> None:
-        self._failed_at = None
-        if self._is_failing:
-            self._is_failing = False
+        if self._failures:
+            self._failures = 0
             _log.info("the shared state can be used again")

@@ -26,6 +26,8 @@ _PARAMETERS = ("host", "sslmode", "sslrootcert")
 _MOST_IDLE = 4
 _LOCK = 7_361_092_755  # any number: gateways that make the tables take this lock
 _UNDEFINED_TABLE, _DEADLOCK, _SERIALIZATION = "42P01", "40P01", "40001"
+#: Not `to_regclass`, which remembers in a connection that there was none.
+_HAS_TABLES = "SELECT 1 FROM pg_catalog.pg_class WHERE relname = 'npu_state' AND pg_catalog.pg_table_is_visible(oid)"
 _BEGIN = "BEGIN; SET LOCAL statement_timeout = {0}; SET LOCAL lock_timeout = {0}"
 
 
@@ -189,9 +191,9 @@ class PostgresDatabase:
         """Make the tables. One of several gateways that come at once does it."""
         execute = _executor(connection)
         execute(_BEGIN.format(int(self._timeout_s * 1000)), ())
-        if not execute("SELECT to_regclass('npu_state')", ())[0][0]:
+        if not execute(_HAS_TABLES, ()):
             execute("SELECT pg_advisory_xact_lock(?)", (_LOCK,))
-            if not execute("SELECT to_regclass('npu_state')", ())[0][0]:
+            if not execute(_HAS_TABLES, ()):
                 for table in (*TABLES, "CREATE TABLE npu_state (version BIGINT)"):
                     execute(table, ())
                 execute("INSERT INTO npu_state VALUES (?)", (VERSION,))

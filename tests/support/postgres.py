@@ -29,7 +29,7 @@ class Postgres:
 
     def __init__(self, folder: Path, port: int) -> None:
         self.port = port
-        self._folder = folder
+        self.folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
     def url(self, database: str = "postgres", **parameters: str) -> str:
@@ -60,17 +60,17 @@ class Postgres:
     def start(self) -> None:
         options = {
             "listen_addresses": "127.0.0.1",
-            "unix_socket_directories": str(self._folder),
+            "unix_socket_directories": str(self.folder),
             "port": str(self.port),
             "fsync": "off",
         }
         settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
-        log = (self._folder / "log").open("ab")
+        log = (self.folder / "log").open("ab")
         self._process = subprocess.Popen(
-            [_program("postgres"), "-D", str(self._folder / "data"), *settings],
+            [_program("postgres"), "-D", str(self.folder / "data"), *settings],
             stdout=log,
             stderr=log,
-            cwd=self._folder,
+            cwd=self.folder,
             start_new_session=True,
             **_as_other_user(),
         )
