@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
 import anyio._backends._asyncio  # anyio imports it at its first use, on the event loop: 12 ms
@@ -114,6 +114,8 @@ class EventStream(EventSourceResponse):
     ) -> None:
         self._source, self._encode, self._failed = source, encode, failed
         self._ping_s = ping_s if media_type == MEDIA_TYPE else None
+        #: Awaited before frames are sent: what they say is true then for every gateway.
+        self.before_frames: Callable[[], Awaitable[None]] | None = None
         self._is_complete = False
         self._is_over = False
         super().__init__(
@@ -156,6 +158,8 @@ class EventStream(EventSourceResponse):
     async def _writes(self) -> AsyncGenerator[bytes, None]:
         while not self._is_over:
             if frames := await self._frames():
+                if self.before_frames is not None:
+                    await self.before_frames()
                 yield frames
 
     async def _frames(self) -> bytes:

@@ -117,7 +117,7 @@ def test_user_without_rights_and_wrong_password_are_one_line(server: Postgres, n
         (url._replace(password="pass-word"), "password authentication failed"),
         (url._replace(database="no"), "does not exist"),
         (url._replace(sslmode="require"), "refuses SSL"),
-        (url._replace(host="/nowhere"), "No such file"),
+        (url._replace(host="/nowhere"), "file or directory"),
         (url._replace(host="name.invalid"), "PostgreSQL"),
     ):
         with (

@@ -10,7 +10,7 @@ import msgspec
 from litestar import post, route
 from litestar.enums import HttpMethod
 from litestar.params import FromPath
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import ASGIApp
 from msgspec.structs import replace
 
 from gateway.errors import InvalidRequest, NotFound, Unavailable, UnsupportedParameter
@@ -24,6 +24,7 @@ from gateway.routes.responses_api.wire_response import AnyEvent, Response, Respo
 from gateway.server.body import by_size, read_json
 from gateway.server.openapi_operation import Operation, Parameter, Stream, openapi_opt_by_method
 from gateway.server.request import HttpRequest, owner_of, request_number, router_of
+from gateway.server.sse import EventStream
 
 _decoder = msgspec.json.Decoder(ResponsesRequest)
 _CREATE = generation_opt("Answer a chat (Responses API)", ResponsesRequest, Response, Stream(AnyEvent))
@@ -57,22 +58,17 @@ async def create_response(request: HttpRequest) -> ASGIApp:
             put = responses.put(owner, response, tuple(item for _, item in items))
             stored.append(asyncio.run_coroutine_threadsafe(put, loop))
 
+    async def is_stored() -> None:
+        """The next request can go to another gateway."""
+        while stored:
+            await asyncio.shield(asyncio.wrap_future(stored.pop()))
+
     reply = await answer(request, generation, ResponsesRendering(body, generation, save), stream=bool(body.stream))
-    return _after(stored, reply) if responses.is_shared else reply
-
-
-def _after(stored: list[Future[None]], reply: ASGIApp) -> ASGIApp:
-    """`reply`, whose end waits until the response is stored: the next request can go to another gateway."""
-
-    async def send_after(scope: Scope, receive: Receive, send: Send) -> None:
-        async def waiting(message: Message) -> None:
-            while stored:
-                await asyncio.shield(asyncio.wrap_future(stored.pop()))
-            await send(message)
-
-        await reply(scope, receive, waiting)
-
-    return send_after
+    if isinstance(reply, EventStream):
+        reply.before_frames = is_stored if responses.is_shared else None
+    elif responses.is_shared:
+        await is_stored()
+    return reply
 
 
 # One handler for both methods: Litestar's reply to OPTIONS lists only the methods of a path's first handler.
