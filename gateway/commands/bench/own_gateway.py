@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import secrets
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 LONGEST_S = 900.0  # for loading, and for one request: a first start compiles for minutes
 _POLL_S = 0.05
+_RATES = ("requests_per_minute", "tokens_per_minute", "concurrent_requests")
 
 
 class OwnGateway:
@@ -66,18 +68,22 @@ class OwnGateway:
 def own_gateway(arguments: argparse.Namespace, config: Config, model: str) -> Iterator[OwnGateway]:
     """`npu-gateway serve MODEL` as a process on a free port of loopback; stopped at the end."""
     from gateway.config.file import UNLISTED, environment_with
+    from gateway.config.tables import LimitsConfig
     from gateway.config.value import upper
 
     with closing(socket.create_server(("127.0.0.1", 0))) as probe:
         port: int = probe.getsockname()[1]
-    key = next(iter(config.server.api_keys.values()), "")
+    key, no_limits = next(iter(config.server.api_keys.values()), ""), dict[str, str]()
+    if config.limits != LimitsConfig():  # a key without limits in place of the first one of the configuration
+        key = secrets.token_hex(16)
+        no_limits = {f"LIMITS_{upper(name)}": "unlimited" for name in _RATES} | {"LIMITS_MODELS": "*", "API_KEY": key}
     url = f"http://127.0.0.1:{port}"
     client = openai_client(f"{url}/v1", key, timeout_s=LONGEST_S, retries=0)
     command = [sys.executable, "-m", "gateway", "serve", model, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--config", str(arguments.config)] if arguments.config else []
     command += ["--provider", arguments.provider] if arguments.provider else []
     own = {f"MODELS_{upper(name)}_BREAKER_ENABLED": "false" for name, table in config.models.items() if table.breaker}
-    environment = {**environment_with(BREAKER_ENABLED="false", **own), UNLISTED: "1"}
+    environment = {**environment_with(BREAKER_ENABLED="false", **own, **no_limits), UNLISTED: "1"}
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, env=environment) as process,

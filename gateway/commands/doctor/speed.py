@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from gateway.commands.doctor.finding import Finding
+from gateway.commands.doctor.finding import Finding, Level
 from gateway.commands.doctor.gateway_state import ModelState, request
 from gateway.commands.running.find import Found
 from gateway.config.tables import Config, LocalModel, ModelConfig
@@ -22,6 +22,7 @@ from gateway.qnn.driver_errors import explain
 TOKENS = 16
 _PROMPT = "Write one sentence about the sea."
 _PROMPT_TOKENS = 40  # about, with the chat template: for the limit of a gateway that does not say how many it had
+_LIMITED = (404, 429)  # the key may not use the model, or has reached a limit: no fault of the model
 _SLOW_TOKENS_PER_S = 10.0  # about as fast as a person reads
 _FASTER = "`npu-gateway catalog` lists models for the NPU; on a CPU, a smaller model is faster"
 
@@ -107,7 +108,7 @@ def ask(found: Found, model: str, limit_s: float, tokens: int = TOKENS) -> tuple
     try:
         with request(f"{found.api_url}/chat/completions", found.key, limit_s, body) as answer:
             if answer.status != 200:
-                raise GatewayError(_message(answer.read(1 << 16)))
+                raise _refusal(answer.status, answer.read(1 << 16))
             for line in answer:
                 if not line.startswith(b"data: {"):
                     continue
@@ -125,6 +126,12 @@ def ask(found: Found, model: str, limit_s: float, tokens: int = TOKENS) -> tuple
     return first, last, tokens
 
 
+def _refusal(status: int, body: bytes) -> GatewayError:
+    error = GatewayError(_message(body))
+    error.status = status
+    return error
+
+
 def _message(body: bytes) -> str:
     try:
         return str(json.loads(body)["error"]["message"])
@@ -137,7 +144,8 @@ def of_gateway(found: Found, model: ModelState, config: Config, limit_s: float) 
     try:
         first_s, total_s, tokens = ask(found, model.model, limit_s, _tokens(model.engine.device))
     except GatewayError as error:
-        yield Finding("bad", f"speed of {model.model}", error.message, "", f"{model.model}: {error.message}")
+        level: Level = "note" if error.status in _LIMITED else "bad"
+        yield Finding(level, f"speed of {model.model}", error.message, "", f"{model.model}: {error.message}")
         return
     budget, device = model.breaker.budget, model.engine.device
     limit = None

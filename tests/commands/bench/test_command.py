@@ -23,6 +23,11 @@ FIRST_S = 0.1
 OWN = f"""
 [server]
 api_keys = {{ me = "{KEY}" }}
+[limits]
+requests_per_minute = 1
+models = []
+[limits.keys.me]
+tokens_per_minute = 1
 [breaker]
 latency_ms = 1
 min_calls = 1
@@ -119,7 +124,7 @@ def test_interrupt_prints_what_is_measured(server: Running, tmp_path: Path) -> N
     assert any(line.lstrip().startswith("16 ") for line in lines) and "Traceback" not in terminal.output
 
 
-def test_own_gateway_is_measured_without_its_breaker(folder: Path) -> None:
+def test_own_gateway_is_measured_without_its_breaker_and_its_limits(folder: Path) -> None:
     """The script's pauses bound the times from below; how busy the machine is does not matter."""
     (folder / "config.toml").write_text(OWN, encoding="utf-8")
     sizes = ("--max-tokens", 8, "--prompt-tokens", 64, "--runs", 2)

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from gateway.commands.doctor.finding import Finding
-from gateway.commands.doctor.speed import Speed, ask, chosen, of_engine, speed_findings
+from gateway.commands.doctor.gateway_state import read_state
+from gateway.commands.doctor.speed import Speed, ask, chosen, of_engine, of_gateway, speed_findings
 from gateway.commands.doctor.verdict import verdict
 from gateway.commands.running.find import Found
-from gateway.config.tables import Config, LocalModel, ScriptedModel
+from gateway.config.tables import Config, LimitsConfig, LocalModel, ScriptedModel
 from gateway.errors import GatewayError
 from tests.support.processes import free_port
+from tests.support.server import config_of, scripted, serving
 
 
 def speed(tokens_per_s: float, limit_s: float | None = None, device: str = "cpu") -> Speed:
@@ -82,3 +84,14 @@ def test_model_that_does_not_answer_in_time_is_explained(tiny: Path, monkeypatch
     model = LocalModel(path=str(tiny), provider="cpu")
     [found] = of_engine("m", Config(models={"m": model}, models_dir=tiny.parent), 0.01)
     assert (found.level, found.cause) == ("bad", "load") and "did not load and answer within" in found.detail
+
+
+@pytest.mark.parametrize("limits", [LimitsConfig(models=()), LimitsConfig(tokens_per_minute=1)])
+def test_key_that_may_not_use_a_model_is_no_fault_of_the_model(limits: LimitsConfig) -> None:
+    config = config_of({"m": scripted("word")}, limits=limits)
+    with serving(config) as server:
+        found = Found(url=server.url)
+        state = read_state(found)
+        assert state is not None
+        [finding] = of_gateway(found, state.models[0], config, 60.0)
+    assert finding.level == "note" and "[limits]" in finding.detail
