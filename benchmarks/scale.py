@@ -184,15 +184,23 @@ def gateways() -> Published:
 
 
 def losses() -> Published:
-    """Work without conversations: each has one turn, so only system prompts are shared."""
+    """Work in which affinity has little to gain."""
+    cases = {
+        "one turn, 30 % load": replace(HUNDRED, last_turn=1.0, load=0.3),
+        "one turn, 90 % load": replace(HUNDRED, last_turn=1.0, load=0.9),
+        "10 minutes between turns, 60 % load": replace(HUNDRED, turn_s=600, devices=24, seconds=5000, warm_s=3000),
+        "10 minutes between turns, 90 % load": replace(
+            HUNDRED, turn_s=600, devices=24, seconds=5000, warm_s=3000, load=0.9
+        ),
+    }
     rows: list[list[str]] = []
     bars: dict[str, Any] = {}
-    for share in (0.3, 0.6, 0.9):
-        for name in ("least-loaded", "affine"):
-            each = figures(replace(HUNDRED, load=share, last_turn=1.0, policy=name))
-            rows.append([f"{share:.0%}", name, *cells(each)])
-            bars.setdefault(f"TTFT p99, s: load {share:.0%}", {})[name] = each.p99_s
-    return table(["load", "policy", *HEAD], rows), bars
+    for case, plan in cases.items():
+        for name in ("random", "least-loaded", "affine"):
+            each = figures(replace(plan, policy=name))
+            rows.append([case, name, *cells(each)])
+            bars.setdefault(f"TTFT p99, s: {case}", {})[name] = each.p99_s
+    return table(["work", "policy", *HEAD], rows), bars
 
 
 def cost() -> Published:

@@ -10,7 +10,6 @@ from gateway.engines.scripted.script import CHIPS
 from gateway.engines.upstream.prefixes import BLOCK_TOKENS
 
 CONTEXT = 4096  # tokens
-TURN_S = 20.0  # mean time between an answer and the next message
 
 
 class Conversation:

@@ -17,6 +17,7 @@ class Plan:
     devices: int = 100
     batch: int = 1  # requests that a device computes in the time of one; it has four times as many slots
     last_turn: float = 0.2  # share of the turns that end a conversation
+    turn_s: float = 20.0  # mean time between an answer and the next message
     policy: Policy = "affine"
     load: float = 0.6
     seconds: float = 900.0

@@ -14,12 +14,11 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from fleet.conversations import TURN_S, Conversation, conversation_s
+from fleet.conversations import Conversation, conversation_s
 from fleet.device import Attempt, Device, Request
 from fleet.plan import Figures, Plan, quantile
 from fleet.router import Route, Router
 from gateway.engines.scripted.script import CHIPS
-from gateway.engines.upstream.hedge import OVERLOAD
 
 
 class Fleet:
@@ -103,7 +102,7 @@ class Fleet:
     def ended(self, attempt: Attempt) -> None:
         self._uncount(attempt)
         conversation = attempt.request.conversation
-        self.after(conversation.random.expovariate(1 / TURN_S), self._turn, conversation)
+        self.after(conversation.random.expovariate(1 / self.plan.turn_s), self._turn, conversation)
 
     def is_counted(self, request: Request) -> bool:
         return request.at >= self.plan.warm_s
@@ -142,17 +141,16 @@ class Fleet:
 
     def _hedge_later(self, request: Request) -> None:
         router, target = request.attempts[-1].path[-1]
-        router.hedging.earn()
         if self.plan.hedge and (late_s := router.hedging.late_s(target)) is not None:
             self.after(late_s, self._hedge, request.attempts[-1])
 
     def _hedge(self, first: Attempt) -> None:
-        """As in `Pool.second`: a second device has at most twice the requests of the first one for its weight."""
+        """As in `Pool.second`: a second device has no more requests for its weight than the first one."""
         request, (router, target) = first.request, first.path[-1]
         if request.first_s is not None or first.is_over or not router.hedging.has_credit():
             return
         load = [load / weight for load, weight in router.candidates]
-        busier = {device for i, device in enumerate(router.targets) if i == target or load[i] > OVERLOAD * load[target]}
+        busier = {device for i, device in enumerate(router.targets) if i == target or load[i] > load[target]}
         if found := router.route(request, busier):
             router.hedging.spend()
             self.hedged += self.is_counted(request)

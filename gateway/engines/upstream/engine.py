@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Collection, Mapping
-from functools import partial
 
 from gateway.config.tables import UpstreamModel
 from gateway.config.upstream import missing_key, servers_of
@@ -127,24 +126,21 @@ class UpstreamEngine:
         self, pool: Pool, target: Target, tried: Collection[Target], question: Question, meter: Meter
     ) -> Race[Attempt]:
         """The attempt at `target`, and with `hedge` one at another target if it is late."""
-        hedging = self.hedging
 
         def attempt(target: Target, number: int) -> Attempt:
             is_last = len(tried) + number == len(self.targets)
             return self._attempt(target, question, Meter(clock=meter.clock), gives_up=not is_last)
 
         def second() -> Attempt | None:
-            if hedging is None or not hedging.has_credit():
+            if self.hedging is None or not self.hedging.has_credit():
                 return None
             other = pool.second(text_prompt(self._name, question.generation), target, tried)
             if other is None:
                 return None
-            hedging.spend()
+            self.hedging.spend()
             return attempt(other, 2)
 
-        if hedging is not None:
-            hedging.earn()
-        late_s = None if hedging is None else partial(hedging.late_s, target)
+        late_s = self.hedging.late_s(target) if self.hedging else None
         return Race(attempt(target, 1), late_s, second, lambda error: not moves_on(error))
 
     def _judge(self, pool: Pool, race: Race[Attempt], winner: Attempt, failures: Mapping[Target, GatewayError]) -> None:

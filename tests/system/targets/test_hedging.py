@@ -30,15 +30,15 @@ def hedging(first: bytes | Behave, second: bytes | Behave) -> Iterator[tuple[Run
     with hostile() as one, hostile() as other:
         misbehave(one, first)
         misbehave(other, second)
-        model = targets_of(*(f"http://127.0.0.1:{server.port}/v1" for server in (one, other)), hedge=True)
+        preferred = {"url": f"http://127.0.0.1:{one.port}/v1", "weight": 100.0}
+        model = targets_of(preferred, f"http://127.0.0.1:{other.port}/v1", hedge=True)
         with serving(config_of({"m": model})) as gateway:
             engine = engine_of(gateway)
             assert engine.hedging is not None
-            engine.targets[1].running = 1  # so that the first one is chosen, and the second one is not overloaded
             for _ in range(max(ENOUGH, int(10 * MOST_CREDIT))):
                 for target, seconds in zip(engine.targets, (LATE_S, 1000.0), strict=True):
                     engine.hedging.answered(target, seconds)
-                    engine.hedging.earn()
+                    engine.hedging.late_s(target)
             yield gateway, one, other
 
 
@@ -118,7 +118,7 @@ def test_late_request_is_not_sent_twice_if_the_second_server_is(state: str) -> N
         if state == "down":
             asyncio.run(ended(engine.targets[1]))
         elif state == "loaded":
-            engine.targets[1].running = 3
+            engine.targets[1].running = 2
         while state == "over the limit" and engine.hedging.has_credit():
             engine.hedging.spend()
         assert routes(gateway, 1)[0].startswith(f"127.0.0.1:{one.port};")

@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping,
 from typing import Any
 
 from gateway.engines.base import TargetStatus
-from gateway.engines.upstream.hedge import OVERLOAD
 from gateway.engines.upstream.policy import Candidate, Choice, choose
 from gateway.engines.upstream.prefixes import PrefixIndex, blocks_of
 from gateway.engines.upstream.refusals import CutOff, TooLarge, Unreachable, symptom
@@ -94,10 +93,10 @@ class Pool:
         return target, choice
 
     def second(self, prompt: Chat | Text | TokenIds, first: Target, tried: Collection[Target]) -> Target | None:
-        """A target for a request that `first` has not begun to answer: one that is up and not overloaded, which is at
-        most twice the load of `first` for its weight. None: there is none."""
+        """A target for a request that `first` has not begun to answer: one that is up, and that has no more requests
+        for its weight. None: there is none."""
         others = [target for target in self._targets if target not in (first, *tried) and target.health.state == "up"]
-        free = [target for target in others if target.relative_load <= OVERLOAD * first.relative_load]
+        free = [target for target in others if target.relative_load <= first.relative_load]
         return self._choose(prompt, free, turn=0)[0] if free else None
 
     def failed(self, target: Target, error: GatewayError) -> None:
