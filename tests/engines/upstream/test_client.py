@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -120,8 +121,13 @@ async def test_request_cancelled_at_any_step_leaves_no_connection(monkeypatch: p
         made.append(transport)
         connection_made(stream, transport)
 
-    async def hang(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
-        await reader.read()
+    served: set[asyncio.Task[None] | None] = set()
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.add(asyncio.current_task())
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.close()
 
     async def post(client: HttpClient) -> None:
         async with client.post("/chat/completions", b"{}"):
@@ -140,3 +146,4 @@ async def test_request_cancelled_at_any_step_leaves_no_connection(monkeypatch: p
             assert all(transport.is_closing() for transport in made), f"open after {steps} steps"
         assert made
         await client.aclose()
+        await asyncio.gather(*filter(None, served))  # no socket is left, also without a transport

@@ -6,10 +6,12 @@ httpcore gets the bytes of heads only. It keeps nothing of the body, so the body
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import httpcore
@@ -189,9 +191,19 @@ class Backend(httpcore.AsyncNetworkBackend):
         with _connecting():
             async with asyncio.timeout(timeout):
                 made = await asyncio.get_running_loop().create_connection(
-                    Stream, host, port, happy_eyeballs_delay=_EYEBALLS_S
+                    Stream, host, port, happy_eyeballs_delay=_delay_s(host)
                 )
         return made[1]
+
+
+@cache
+def _delay_s(host: str) -> float | None:
+    """Only for a name: asyncio leaves the socket of a race that is cancelled to the garbage collector."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return _EYEBALLS_S
+    return None
 
 
 @contextmanager
