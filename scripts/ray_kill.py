@@ -50,8 +50,16 @@ enabled = false
 """
 _LIMIT_S = 120.0  # for one request; one that takes longer has no ending
 
-#: How a request ends. The last two are the faults.
-ENDINGS = ("complete", "error frame", "broken after content", "broken before content", "refused", "no ending")
+#: How a request ends. An "error" is an HTTP status, or a frame before the content.
+ENDINGS = (
+    "complete",
+    "error frame after content",
+    "broken after content",
+    "broken before content",
+    "error",
+    "error of a request that is not streamed",
+    "no ending",
+)
 
 
 @contextmanager
@@ -114,7 +122,7 @@ async def _ending(client: httpx.AsyncClient, number: int) -> str:
         async with client.stream("POST", "/v1/chat/completions", json=body) as response:
             if response.status_code != 200:
                 await response.aread()
-                return "refused"
+                return "error" if body["stream"] else "error of a request that is not streamed"
             if not body["stream"]:
                 reply = json.loads(await response.aread())
                 return "complete" if reply["choices"][0]["finish_reason"] == "stop" else "broken before content"
@@ -123,7 +131,7 @@ async def _ending(client: httpx.AsyncClient, number: int) -> str:
                     return "complete"
                 event = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
                 if "error" in event:
-                    return "error frame" if has_content else "refused"
+                    return "error frame after content" if has_content else "error"
                 has_content = has_content or any(choice["delta"].get("content") for choice in event.get("choices", ()))
     except httpx.HTTPError:
         pass
@@ -180,11 +188,17 @@ def main() -> int:
     arguments = parser.parse_args()
     found = run(arguments.requests, arguments.at_once, arguments.kill, arguments.front)
     for ending in ENDINGS:
-        print(f"{ending:24}{found[ending]:6}")
-    faults = (
-        found["no ending"] + found["refused"] + (found["broken before content"] if arguments.kill == "Gateway" else 0)
-    )
-    return 1 if faults else 0
+        print(f"{ending:42}{found[ending]:6}")
+    return 1 if any(found[fault] for fault in _faults(arguments)) else 0
+
+
+def _faults(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The endings that must not be. Ray's proxy does not send a request to another ingress. A gateway in front does not
+    repeat an answer that has begun, although a client that does not stream has got nothing of it."""
+    if arguments.kill == "Ingress" and not arguments.front:
+        return ("no ending",)
+    early = ("no ending", "error", "broken before content")
+    return early if arguments.front else (*early, "error of a request that is not streamed")
 
 
 if __name__ == "__main__":
