@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, nullcontext
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from gateway.commands import options
 from gateway.commands.models.prepare import prepare
 from gateway.commands.ray.call import Call
 from gateway.commands.ray.ingress import Ingress as IngressApp
-from gateway.commands.ray.replica import Messages, Replica
+from gateway.commands.ray.replica import Held, Messages, Replica
 from gateway.config.file import load_config
 from gateway.config.tables import Config
 from gateway.monitoring import logs
@@ -43,8 +43,8 @@ class Gateway:
     """One gateway, with its own models. Its construction ends when each model was tried."""
 
     async def __init__(self, file: str) -> None:  # type: ignore[misc]
-        self._stack = AsyncExitStack()
-        app = await self._stack.enter_async_context(_running(file))
+        self._held = Held(_running(file))
+        app = await self._held.enter()
         self._replica = Replica(app)
         await app.state.router.tried()
 
@@ -54,7 +54,7 @@ class Gateway:
                 yield messages
 
     async def __del__(self) -> None:
-        await self._stack.aclose()
+        await self._held.leave()
 
 
 class Ingress:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Generic, TypeVar
 
 from gateway.commands.ray.call import Call
 from gateway.server.target import with_any_target
+
+T = TypeVar("T")
 
 Messages = list[Any]  # of ASGI, from the application
 Receive = Callable[[], Awaitable[Any]]
@@ -72,3 +75,33 @@ async def _all_of(queue: asyncio.Queue[Any]) -> Messages:
         if found:
             queue.put_nowait(None)
     return found
+
+
+class Held(Generic[T]):
+    """A context that is entered and left in a task of its own: Ray makes and deletes a replica in two others."""
+
+    def __init__(self, context: AbstractAsyncContextManager[T]) -> None:
+        self._context = context
+        self._is_over = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def enter(self) -> T:
+        """The value of the context. Raises what entering it raises."""
+        entered: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._hold(entered))
+        either: list[asyncio.Future[Any]] = [entered, self._task]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not entered.done():
+            self._task.result()
+        return entered.result()
+
+    async def leave(self) -> None:
+        """No effect if it was not entered."""
+        self._is_over.set()
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _hold(self, entered: asyncio.Future[T]) -> None:
+        async with self._context as value:
+            entered.set_result(value)
+            await self._is_over.wait()

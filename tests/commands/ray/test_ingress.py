@@ -15,7 +15,7 @@ from litestar import Litestar
 from gateway.app import create_app
 from gateway.commands.ray.call import Call
 from gateway.commands.ray.ingress import Ingress
-from gateway.commands.ray.replica import Messages, Replica
+from gateway.commands.ray.replica import Held, Messages, Replica
 from gateway.config.tables import ServerConfig
 from gateway.lanes.router import Router
 from tests.support.server import PATIENCE_S, config_of, error_of, scripted
@@ -140,6 +140,28 @@ async def test_disconnect_ends_the_request_of_the_replica() -> None:
         task.cancel()  # as Ray does
         await asyncio.wait_for(ray.replica.ended(), PATIENCE_S)
         assert router.requests == 0
+
+
+async def test_gateway_can_be_left_in_another_task() -> None:
+    app = create_app(config_of({"m": scripted(ANSWER)}))
+    held = Held(app.lifespan())  # it has a cancel scope, which one task must enter and leave
+    await asyncio.create_task(held.enter())
+    router: Router = app.state.router
+    assert not router.is_closed
+    await asyncio.create_task(held.leave())
+    assert router.is_closed
+
+
+async def test_failure_to_start_is_that_of_the_replica() -> None:
+    @asynccontextmanager
+    async def failing() -> AsyncIterator[None]:
+        raise ValueError("no model")
+        yield
+
+    held = Held(failing())
+    with pytest.raises(ValueError, match="no model"):
+        await held.enter()
+    await held.leave()
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])
