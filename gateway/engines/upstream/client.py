@@ -1,7 +1,7 @@
-"""HTTP to a server that is not trusted: one POST on its own connection, within bounds.
+"""HTTP to a server that is not trusted, within bounds.
 
 httpcore, and no library above it: those follow redirects, decompress without a bound, read `netrc` and keep lines of
-any length. A connection is not used twice, so bytes after an answer reach no other request.
+any length. Bytes that come between two requests of one connection close it (connection/resting.py).
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ import certifi
 import httpcore
 
 from gateway.engines.upstream.connection.framing import framing_of
-from gateway.engines.upstream.connection.stream import HEAD_BYTES, Backend, Stream
+from gateway.engines.upstream.connection.resting import Connection, Resting
+from gateway.engines.upstream.connection.stream import HEAD_BYTES, Backend, Gone, Stream
 from gateway.errors import ModelNotReady
 
 _LARGE = 64 * 1024  # bytes of a body
 _CONNECT_S = 10.0
 _LOOKUP_S = 5.0
+
+_Headers = dict[str | bytes, str | bytes]
 
 
 class LargeBodyRefused(httpcore.NetworkError):
@@ -37,16 +40,16 @@ class HttpClient:
     def __init__(self, url: SplitResult, api_key: str, connect_s: float = _CONNECT_S) -> None:
         self._url = url
         self._connect_s = connect_s
-        self._headers: dict[str | bytes, str | bytes] = {
+        self._headers: _Headers = {
             "Host": url.netloc,
             "Authorization": f"Bearer {api_key or 'none'}",
             "Content-Type": "application/json",
             "Accept": "text/event-stream, application/json",
             "Accept-Encoding": "identity",
             "User-Agent": "npu-gateway",
-            "Connection": "close",
         }
         self._pool: httpcore.AsyncConnectionPool | None = None
+        self._resting = Resting()
 
     async def open(self) -> None:
         """Prepare connections; sends nothing. Raises ModelNotReady for a proxy that is not supported."""
@@ -59,6 +62,7 @@ class HttpClient:
         )
 
     async def aclose(self) -> None:
+        await self._resting.aclose()
         if self._pool is not None:
             await self._pool.aclose()
 
@@ -66,7 +70,7 @@ class HttpClient:
     async def post(
         self, path: str, body: bytes, hops: Sequence[str] = (), *, truncation: bool = False
     ) -> AsyncIterator[httpcore.Response]:
-        """Send `body`, give the answer after its head, and close the connection.
+        """Send `body`, and give the answer after its head. An exception in the block closes the connection.
 
         Args:
             hops: the engines that the request passed, for the header `Via`.
@@ -76,37 +80,50 @@ class HttpClient:
             LargeBodyRefused: a body of 64 KiB or more, and no answer.
             httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, OSError: no usable answer.
         """
-        extra: dict[str | bytes, str | bytes] = {"Via": ", ".join(f"1.1 {hop}" for hop in hops)} if hops else {}
+        extra: _Headers = {"Via": ", ".join(f"1.1 {hop}" for hop in hops)} if hops else {}
         if truncation:
             extra["x-gateway-truncation"] = "auto"
         request = self._request("POST", path, {**extra, "Content-Length": str(len(body))}, body)
-        async with self._connection(request) as connection:
-            try:
-                response = await connection.handle_async_request(request)
-            except (httpcore.ReadError, httpcore.WriteError, httpcore.RemoteProtocolError) as error:
-                if len(body) >= _LARGE:
-                    raise LargeBodyRefused from error
-                raise
+        try:
+            connection, response = await self._sent(request)
+        except (httpcore.ReadError, httpcore.WriteError, httpcore.RemoteProtocolError) as error:
+            if len(body) >= _LARGE:
+                raise LargeBodyRefused from error
+            raise
+        try:
             yield response
+        except BaseException:
+            await connection.aclose()
+            raise
+        await self._resting.ended(connection, response)
 
     @asynccontextmanager
     async def get(self, path: str) -> AsyncIterator[httpcore.Response]:
-        """As `post`, without a body."""
-        request = self._request("GET", path, {}, b"")
-        async with self._connection(request) as connection:
-            yield await connection.handle_async_request(request)
-
-    @asynccontextmanager
-    async def _connection(self, request: httpcore.Request) -> AsyncIterator[httpcore.AsyncConnectionInterface]:
-        """Not of the pool: it would keep one for ever that is open when its request is cancelled before the head."""
-        assert self._pool is not None
-        connection = self._pool.create_connection(request.url.origin)
+        """As `post`, without a body, and without another request on its connection."""
+        request = self._request("GET", path, {"Connection": "close"}, b"")
+        connection = self._new(request)
         try:
-            yield connection
+            yield await connection.handle_async_request(request)
         finally:
             await connection.aclose()
 
-    def _request(self, method: str, path: str, extra: dict[str | bytes, str | bytes], body: bytes) -> httpcore.Request:
+    async def _sent(self, request: httpcore.Request) -> tuple[Connection, httpcore.Response]:
+        """The answer after its head. The request is sent again if the server has closed a connection that rested."""
+        while True:
+            connection = await self._resting.take() or self._new(request)
+            try:
+                return connection, await connection.handle_async_request(request)
+            except BaseException as error:
+                await connection.aclose()
+                if not isinstance(error, Gone):
+                    raise
+
+    def _new(self, request: httpcore.Request) -> Connection:
+        """Not of the pool: it would keep one for ever that is open when its request is cancelled before the head."""
+        assert self._pool is not None
+        return self._pool.create_connection(request.url.origin)
+
+    def _request(self, method: str, path: str, extra: _Headers, body: bytes) -> httpcore.Request:
         url = self._url
         target = url.path.rstrip("/") + path + (f"?{url.query}" if url.query else "")
         return httpcore.Request(
@@ -130,7 +147,7 @@ class Body:
     def __init__(self, response: httpcore.Response, max_bytes: int) -> None:
         self._stream: Stream = response.extensions["network_stream"]
         self._stream.left = max_bytes
-        self._framing = framing_of(response)
+        self._framing = response.extensions["framing"] = framing_of(response)
         self.is_over = False  # the end was read
 
     async def next(self, until: float | None = None) -> bytes:

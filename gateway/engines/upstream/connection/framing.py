@@ -18,6 +18,10 @@ _SIZE_LINE, _DATA, _DATA_END, _TRAILERS = range(4)
 class Framing(Protocol):
     is_over: bool
 
+    @property
+    def can_follow(self) -> bool:
+        """True after a body that shows itself where it ends, if nothing came after it."""
+
     def feed(self, data: bytes) -> bytes:
         """The part of the body in `data`, which is what came next. Raises httpcore.RemoteProtocolError."""
 
@@ -34,6 +38,10 @@ class Chunked:
         self._state = _SIZE_LINE
         self._left = 0  # bytes of the chunk that are still to come
         self._held = b""  # the start of the next line
+
+    @property
+    def can_follow(self) -> bool:
+        return self.is_over and not self.rest
 
     def feed(self, data: bytes) -> bytes:
         if self._held:
@@ -85,6 +93,8 @@ class Chunked:
 
 class Sized:
     """A body of `left` bytes, or up to the end of the connection."""
+
+    can_follow = False
 
     def __init__(self, left: int | None) -> None:
         self._left = left

@@ -16,15 +16,23 @@ from typing import Any
 
 import httpcore
 
+from gateway.engines.upstream.connection.framing import Framing
+
 READ_BYTES = 16 * 1024  # read and parsed without a pause of the event loop
 HEAD_BYTES = 128 * 1024  # status line, headers and interim answers; also of an answer that is an error
 _UNREAD_BYTES = 64 * 1024  # from here on, the server has to wait
 _EYEBALLS_S = 0.25  # RFC 8305
+_REST_S = 4.0  # uvicorn, and so vLLM, closes a connection after 5 s without a request
+_OLD_S = 60.0  # then another connection may lead to another server behind the same name
 _BLANK = re.compile(rb"\n\r?\n")
 
 
 class AnswerTooLarge(httpcore.ProtocolError):
     """The server sent more than the gateway accepts."""
+
+
+class Gone(httpcore.ReadError):
+    """A connection that rested before the request has ended without a byte of an answer."""
 
 
 class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
@@ -43,6 +51,10 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._writer: asyncio.Future[None] | None = None  # there while too much is not sent
         self._until = 0.0  # when the reader waits no longer
         self._timer: asyncio.TimerHandle | None = None
+        self._made_at = self._loop.time()
+        self._has_ended = False  # the body of the last answer, for httpcore
+        self._rests = False  # between two requests
+        self._waits_again = False  # for the first byte of an answer that is not the first one
 
     # --- for the transport
 
@@ -50,6 +62,10 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        if self._rests:  # no request is there that could have this answer
+            self._is_over = True
+            self._transport.abort()
+            return
         self._unread += data
         if len(self._unread) > _UNREAD_BYTES and not self._is_paused and self._transport is not None:
             self._is_paused = True
@@ -58,6 +74,8 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
 
     def eof_received(self) -> bool:
         self._is_over = True
+        if self._rests:
+            self._transport.abort()
         _wake(self._reader)
         return not self._is_tls
 
@@ -89,6 +107,31 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         else:
             await self._wait(until)
         return self._take(min(READ_BYTES, len(self._unread)))
+
+    async def ends(self, framing: Framing) -> bool:
+        """Read what is left after the last event. True if that is the end of the body, and nothing after it."""
+        while not framing.is_over:
+            if framing.feed(await self.next(None)) or self._is_over:
+                return False
+        return True
+
+    def rest(self, framing: Framing) -> bool:
+        """Wait for the next request, after an answer whose end was read. False: the connection has to be closed."""
+        is_old = self._loop.time() - self._made_at > _OLD_S
+        if not framing.can_follow or self._unread or self._is_over or self._is_paused or is_old:
+            return False
+        self._rests = self._has_ended = self._waits_again = True
+        self.left = HEAD_BYTES
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(_REST_S, self._transport.abort)
+        return True
+
+    def _wake_up(self) -> None:
+        self._rests = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _take(self, count: int) -> bytes:
         if not count:
@@ -138,8 +181,14 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
     # --- for httpcore
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        """Bytes of a head, and none after its end."""
+        """Bytes of a head, and none after its end. For the body, httpcore sees only that it has ended."""
+        if self._has_ended:
+            self._has_ended = False
+            return b"0\r\n\r\n"
         await self._wait(None if timeout is None else self._loop.time() + timeout)
+        if self._waits_again and not self._unread:
+            raise Gone("the server closed the connection") from self._error
+        self._waits_again = False
         start = bytes(self._unread[: min(max_bytes, READ_BYTES)])
         found = _BLANK.search(self._line + start)
         data = self._take(found.end() - len(self._line) if found else len(start))
@@ -147,6 +196,8 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        if self._rests:
+            self._wake_up()
         if self._is_over and self._transport.is_closing():
             raise httpcore.WriteError("the connection is closed") from self._error
         self._transport.write(buffer)
@@ -181,7 +232,7 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         if info == "is_readable":  # of a connection without a request: it cannot be used
-            return bool(self._unread) or self._is_over
+            return bool(self._unread) or self._is_over or self._transport.is_closing()
         names = {"client_addr": "sockname", "server_addr": "peername"}
         return self._transport.get_extra_info(names.get(info, info))
 
