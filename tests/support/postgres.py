@@ -36,7 +36,7 @@ class Postgres:
         query = "&".join(f"{name}={value}" for name, value in parameters.items())
         return f"postgresql://gateway:s3cret%2Fwith%40signs@127.0.0.1:{self.port}/{database}?{query}".rstrip("?")
 
-    def database(self, name: str = "postgres", timeout_s: float = 10.0) -> PostgresDatabase:
+    def database(self, name: str = "postgres", timeout_s: float = 600.0) -> PostgresDatabase:
         return PostgresDatabase(postgres_url(self.url(name)), timeout_s=timeout_s)
 
     def fresh(self, name: str) -> str:
@@ -106,6 +106,16 @@ class Postgres:
         except Exception:
             return False
         return True
+
+
+@contextmanager
+def patient(limit_s: float = 600.0) -> Iterator[None]:
+    """A gateway waits that long for its database. The default: a busy machine is no fault of the database."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gateway.state.access._LIMIT_S", limit_s)
+        patch.setattr("gateway.lanes.limits.shared_keys._WAIT_S", limit_s)
+        patch.setattr(PostgresDatabase.__init__, "__kwdefaults__", {"timeout_s": limit_s})
+        yield
 
 
 def missing() -> str:

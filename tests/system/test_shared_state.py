@@ -16,7 +16,7 @@ from gateway.config.tables import ServerConfig, StateConfig
 from gateway.monitoring.usage.history import UsageHistory
 from gateway.monitoring.usage.store import UsageStore
 from gateway.state.open import open_database
-from tests.support.postgres import Postgres, postgres_server
+from tests.support.postgres import Postgres, patient, postgres_server
 from tests.support.server import Running, config_of, error_of, scripted, serving, wait_until
 
 KEYS = ServerConfig(api_keys={"anna": "sk-anna", "ben": "sk-ben"})
@@ -54,7 +54,8 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     url = f"sqlite:///{folder / 'shared.sqlite'}"
     if request.param == "postgres":
         url = request.getfixturevalue("postgres").fresh("pair")
-    with ExitStack() as stack:
+    with patient(), pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        patch.setattr("gateway.lanes.limits.shared_keys._AGE_S", 0.2)
         clients = [stack.enter_context(gateway(stack, url, folder).http(headers=ANNA)) for _ in range(2)]
         yield Pair(*clients, url)
 
@@ -179,7 +180,7 @@ def test_limit_of_a_key_holds_for_both_together(
 
 def test_database_that_hangs_delays_an_answer_once(postgres: Postgres, tmp_path: Path) -> None:
     url = postgres.fresh("hangs")
-    with ExitStack() as stack:
+    with patient(1.0), ExitStack() as stack:
         client = stack.enter_context(gateway(stack, url, tmp_path).http(headers=ANNA))
         create(client)
         with postgres.frozen():
@@ -191,7 +192,7 @@ def test_database_that_is_down_stops_no_answer(
     postgres: Postgres, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = postgres.fresh("down")
-    with ExitStack() as stack, caplog.at_level(logging.INFO):
+    with patient(), ExitStack() as stack, caplog.at_level(logging.INFO):
         a, b = (stack.enter_context(gateway(stack, url, tmp_path).http(headers=ANNA)) for _ in range(2))
         of_b = create(b)
         before = create(a)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from gateway.lanes.limits.shared import SharedCounters
 from gateway.state.access import Access
 from gateway.state.sqlite import SqliteDatabase
 from tests.support.manual_clock import ManualClock
+from tests.support.postgres import patient
 
 QUOTA = Quota(requests=60, tokens=600, concurrent=3)
 
@@ -31,6 +32,12 @@ def access(file: Path) -> Access:
 
 def counters(file: Path) -> SharedCounters:
     return SharedCounters(access(file), ManualClock())
+
+
+@pytest.fixture(autouse=True)
+def patience() -> Iterator[None]:
+    with patient():
+        yield
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from gateway.state.access import Access
 from gateway.state.keys import add_key, revoke_key
 from gateway.state.sqlite import SqliteDatabase
 from tests.support.manual_clock import ManualClock
+from tests.support.postgres import patient
 
 
 class Gateway:
@@ -41,6 +42,12 @@ class Gateway:
     def work(self) -> None:
         self.file.rmdir()
         self.file.with_name("kept").rename(self.file)
+
+
+@pytest.fixture(autouse=True)
+def patience() -> Iterator[None]:
+    with patient():
+        yield
 
 
 @pytest.fixture
