@@ -127,9 +127,9 @@ class UpstreamEngine:
     ) -> Race[Attempt]:
         """The attempt at `target`, and with `hedge` one at another target if it is late."""
 
-        def attempt(target: Target, number: int) -> Attempt:
-            is_last = len(tried) + number == len(self.targets)
-            return self._attempt(target, question, Meter(clock=meter.clock), gives_up=not is_last)
+        def attempt(target: Target, *before: Target) -> Attempt:
+            gives_up = pool.has_usable(target, *before, *tried)
+            return self._attempt(target, question, Meter(clock=meter.clock), gives_up=gives_up)
 
         def second() -> Attempt | None:
             if self.hedging is None or not self.hedging.has_credit():
@@ -138,10 +138,10 @@ class UpstreamEngine:
             if other is None:
                 return None
             self.hedging.spend()
-            return attempt(other, 2)
+            return attempt(other, target)
 
         late_s = self.hedging.late_s(target) if self.hedging else None
-        return Race(attempt(target, 1), late_s, second, lambda error: not moves_on(error))
+        return Race(attempt(target), late_s, second, lambda error: not moves_on(error))
 
     def _judge(self, pool: Pool, race: Race[Attempt], winner: Attempt, failures: Mapping[Target, GatewayError]) -> None:
         """Learn from the first content of `winner`."""

@@ -27,6 +27,7 @@ class Health:
     def __init__(self, clock: Callable[[], float]) -> None:
         self.reason = ""  # why it is not up, in a few words without a text of the server
         self.until = 0.0  # when the next probe is due, or when a busy target gets requests again
+        self.is_confirmed = False  # down, and a probe has failed since
         self._clock = clock
         self._state: State = "up"
         self._pause_s = 0.0
@@ -50,6 +51,7 @@ class Health:
 
     def probe_failed(self, reason: str) -> None:
         self._pause(reason, 0.0)
+        self.is_confirmed = True
 
     def listed(self) -> None:
         """The target answers the request for its models."""
@@ -79,4 +81,4 @@ class Health:
         self._change("down", reason)
 
     def _change(self, state: State, reason: str = "") -> None:
-        self._state, self.reason = state, reason
+        self._state, self.reason, self.is_confirmed = state, reason, False

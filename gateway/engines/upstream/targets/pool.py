@@ -2,7 +2,8 @@
 
 A target that fails is down. In the background it gets requests for its models until it answers one, and then a short
 request of the gateway; if that gets its answer, the target is up. If all targets are down, requests of users try them
-all the same, because a probe may be late: the lane's breaker decides when the model gets no request at all.
+all the same, because a probe may be late. Of those whose probe has failed they try only one, because each may cost
+seconds. The lane's breaker decides when the model gets no request at all.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ class Pool:
         """The target for the next attempt of a request; None if it has tried all of them."""
         for target in self._targets:
             target.wanted.set()
-        left = [target for target in self._targets if target not in tried]
+        has_waited = any(target.health.is_confirmed for target in tried)  # for one that does not even answer a probe
+        left = [t for t in self._targets if t not in tried and not (has_waited and t.health.is_confirmed)]
         if not left:
             return None
         usable = [target for target in left if target.health.state == "up"] or [min(left, key=_last_resort)]
@@ -91,6 +93,10 @@ class Pool:
         target = usable[choice.index]
         self._prefixes.note(target.number - 1, blocks)
         return target, choice
+
+    def has_usable(self, *tried: Target) -> bool:
+        """True if another target than these is up."""
+        return any(target.health.state == "up" for target in self._targets if target not in tried)
 
     def second(self, prompt: Chat | Text | TokenIds, first: Target, tried: Collection[Target]) -> Target | None:
         """A target for a request that `first` has not begun to answer: one that is up, and that has no more requests
@@ -213,5 +219,6 @@ def _short(problem: str) -> str:
     return problem.partition(". ")[0].partition("; ")[0]
 
 
-def _last_resort(target: Target) -> tuple[int, float]:
-    return _LAST.get(target.health.state, 0), target.health.until
+def _last_resort(target: Target) -> tuple[int, bool, float]:
+    health = target.health
+    return _LAST.get(health.state, 0), health.is_confirmed, health.until

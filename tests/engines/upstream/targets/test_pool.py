@@ -180,6 +180,22 @@ async def test_server_that_hangs_is_given_up_long_before_its_limit(monkeypatch: 
         assert len(first.bodies) == len(second.bodies) == 1
 
 
+async def test_server_that_computes_without_answering_probes_has_its_time_if_no_other_one_is_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(silence, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(target, "PROBE_S", 0.01)
+
+    async def compute(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.1)
+        writer.write(GOOD)
+
+    async with servers(compute, b"") as (engine, (first, _)):
+        first.hangs = True
+        engine.targets[1].health.failed("is off")
+        assert text_of(await events_of(engine, request())) == "good" and len(first.bodies) == 1
+
+
 async def test_mistake_of_the_request_is_not_sent_to_another_server() -> None:
     async with servers(status("400 Bad Request"), GOOD) as (engine, (_, second)):
         with pytest.raises(InvalidRequest, match="From the server"):
@@ -366,6 +382,23 @@ async def test_requests_are_tried_although_all_servers_are_down() -> None:
         assert text_of(await events_of(engine, request())) == "good"
         await until(lambda: not engine.status.is_down)
         await engine.aclose()
+
+
+async def test_request_waits_for_one_server_only_that_does_not_answer_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines that are off: each costs seconds until its connection is given up, and a fallback waits."""
+    monkeypatch.setattr(health, "FIRST_PAUSE_S", 0.01)
+    async with servers(b"", b"", b"", GOOD) as (engine, found):
+        for each in found:
+            each.models = status("500 X")
+        assert text_of(await events_of(engine, request())) == "good"
+        await until(lambda: all(each.health.is_confirmed for each in engine.targets[:3]))
+        counts = [len(each.bodies) for each in found]
+        found[3].answer = b""
+        meter = Meter()
+        with pytest.raises(UpstreamFailed):
+            await events_of(engine, request(), meter)
+        assert meter.route.attempts == 2, "the one that was up, and one more"
+        assert sum(len(each.bodies) for each in found) == sum(counts) + 2
 
 
 def test_key_that_is_not_there_is_a_config_error() -> None:
