@@ -12,6 +12,7 @@ from litestar.params import FromPath
 from litestar.types import ASGIApp
 
 from gateway.errors import Conflict, ModelNotFound, ModelNotReady
+from gateway.lanes.limits.key_router import KeyRouter
 from gateway.lanes.memory.residency import Residency
 from gateway.lanes.status import LaneStatus
 from gateway.routes.respond import json_response
@@ -52,5 +53,6 @@ def _residency(request: HttpRequest) -> Residency:
 def _name(request: HttpRequest, model_id: str) -> str:
     """The name in the path. Raises ModelNotFound for a model that the key may not use."""
     name = model_id.removeprefix("/")  # Litestar's `path` includes the leading slash
-    router_of(request).lookup(name)
+    if isinstance(router := router_of(request), KeyRouter):
+        router.lookup(name)
     return name
