@@ -9,11 +9,11 @@ from types import FrameType
 
 
 def end_at_sigterm() -> None:
-    """Let SIGTERM end the program, with exit code 143, if it is process 1, for which Linux ignores a signal without a
-    handler. A server that runs has its own handler."""
+    """Let SIGTERM end the program at once, with exit code 143, as it ends every program without a handler but process 1.
+    A server that runs has its own handler."""
     if sys.platform != "win32" and os.getpid() == 1:
         signal.signal(signal.SIGTERM, _end)
 
 
 def _end(sig: int, frame: FrameType | None) -> None:
-    sys.exit(128 + sig)
+    os._exit(128 + sig)  # an exception could be caught
