@@ -9,8 +9,10 @@ from types import FrameType
 
 
 def end_at_sigterm() -> None:
-    """Let SIGTERM end the program at once, with exit code 143, as it ends every program without a handler but process 1.
-    A server that runs has its own handler."""
+    """Let SIGTERM end the program at once, with exit code 143: Linux ignores it for process 1 without a handler.
+
+    A server that runs has its own handler.
+    """
     if sys.platform != "win32" and os.getpid() == 1:
         signal.signal(signal.SIGTERM, _end)
 
