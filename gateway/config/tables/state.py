@@ -15,7 +15,7 @@ class StateConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     #: %40 and %2F. "": state.sqlite in the data folder has the usage and the keys of `npu-gateway keys`; responses and
     #: what counts against limits stay in memory.
     url: str = ""
-    #: A request needs a key: one of [server], or one of `npu-gateway keys add`, which are in the database.
+    #: A request needs a key: one of [server], or one of `npu-gateway keys add NAME`, which are in the database.
     keys: bool = False
     #: Days for which responses of the Responses API are stored, if `url` is set. Before, the oldest ones of a key are
     #: deleted if it has too many.
