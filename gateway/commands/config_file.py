@@ -144,6 +144,8 @@ def _configured(config: Config, file: Path) -> Iterator[str]:
     from gateway.config.file import has_keys
     from gateway.config.keys import key_warnings
     from gateway.config.limits import limit_lines, limit_warnings
+    from gateway.config.tables import UpstreamModel
+    from gateway.config.upstream import missing_key, servers_of
 
     keys = len(config.server.api_keys)
     needed = f"{keys} API {'keys' if keys > 1 else 'key'}" if keys else "no API key needed"
@@ -159,6 +161,9 @@ def _configured(config: Config, file: Path) -> Iterator[str]:
         state = examine(model)
         if state.state in ("missing", "broken"):
             yield f"note: {name}: {state.detail}"
+        if isinstance(model, UpstreamModel):
+            for problem in dict.fromkeys(filter(None, map(missing_key, servers_of(name, model)))):
+                yield f"note: {name}: {problem}"
     for line in [*key_warnings(config.server, file if has_keys(file) else None), *limit_warnings(config)]:
         yield f"note: {line}"
 

@@ -148,7 +148,8 @@ def test_check_prints_what_is_configured(here: Path, capsys: pytest.CaptureFixtu
     file.write_text(
         'default_model = "a"\n[server]\nport = 9000\napi_keys = { me = "short" }\n'
         f'{ONE_MODEL}aliases = ["x", "y"]\nfallback = "far"\nprovider = "npu"\n'
-        '[models.far]\nengine = "upstream"\nurl = "http://127.0.0.1:1/v1"\n',
+        '[models.far]\nengine = "upstream"\nurl = "http://127.0.0.1:1/v1"\n'
+        '[models.rack]\nengine = "upstream"\ntargets = ["http://a/v1", "http://b/v1"]\napi_key_env = "RACK_KEY"\n',
         encoding="utf-8",
     )
     file.chmod(0o600)
@@ -158,8 +159,10 @@ def test_check_prints_what_is_configured(here: Path, capsys: pytest.CaptureFixtu
         "  http://127.0.0.1:9000/v1, 1 API key",
         f"  a: on the NPU, {here / 'models' / 'a'}, also as x, y, fallback far",
         "  far: on the server http://127.0.0.1:1/v1",
+        "  rack: on 2 servers",
         "  requests for an unknown model get a",
         f"  note: a: no folder {here / 'models' / 'a'}, and no source",
+        "  note: rack: api_key_env: the environment variable 'RACK_KEY' is not set; set it for the gateway",
         "  note: the API key 'me' has fewer than 16 characters and can be guessed",
     ]
 

@@ -205,13 +205,13 @@ def moves_on(error: GatewayError) -> bool:
 def clients_error(errors: Sequence[GatewayError]) -> GatewayError:
     """What the client gets if all targets failed: the first of the most useful kind.
 
-    A target that judged the request, or that is full, is alive: then the failures of the others say nothing about the
-    model, and its breaker must not count them.
+    A target that is full, or that judged the request, is alive: then the failures of the others say nothing about the
+    model, and its breaker must not count them. A full one comes first, because it may have the longest context.
     """
-    kinds = (InvalidRequest, QueueFull)
-    found: list[GatewayError] = [error for kind in kinds for error in errors if isinstance(error, kind)]
-    found += [error for error in errors if not isinstance(error, UpstreamRefused)]
-    return [*found, *errors][0]
+    full = sorted((e for e in errors if isinstance(e, QueueFull)), key=lambda error: error.retry_after_s or 0.0)
+    judged = [error for error in errors if isinstance(error, InvalidRequest)]
+    failed = [error for error in errors if not isinstance(error, UpstreamRefused)]
+    return [*full, *judged, *failed, *errors][0]
 
 
 def _short(problem: str) -> str:

@@ -212,6 +212,7 @@ TOO_LONG = status("400 Bad Request", "maximum context length is 4")
     [
         ((status("500 X"), b""), UpstreamFailed),
         ((status("500 X"), status("429 X", retry_after="7")), QueueFull),
+        ((TOO_LONG, status("429 X")), QueueFull),
         ((TOO_LONG, b""), ContextLengthExceeded),
         ((TOO_LONG, TOO_LONG), ContextLengthExceeded),
         ((status("401 X"), status("401 X")), UpstreamRefused),
@@ -225,6 +226,13 @@ async def test_client_gets_one_error_if_all_servers_fail(answers: tuple[bytes, b
         assert isinstance(raised.value, error)
         assert isinstance(raised.value, UpstreamRefused) == (error is UpstreamRefused)
         assert [len(each.bodies) for each in found] == [1, 1]
+
+
+async def test_client_waits_for_the_server_that_is_free_first() -> None:
+    async with servers(status("429 X", retry_after="9"), status("429 X", retry_after="2")) as (engine, _):
+        with pytest.raises(QueueFull) as raised:
+            await events_of(engine, request())
+        assert raised.value.retry_after_s == 2
 
 
 async def test_request_that_no_server_can_answer_puts_none_out() -> None:
@@ -388,7 +396,7 @@ async def test_request_waits_for_one_server_only_that_does_not_answer_probes(mon
     """Machines that are off: each costs seconds until its connection is given up, and a fallback waits."""
     monkeypatch.setattr(health, "FIRST_PAUSE_S", 0.01)
     async with servers(b"", b"", b"", GOOD) as (engine, found):
-        for each in found:
+        for each in found[:3]:
             each.models = status("500 X")
         assert text_of(await events_of(engine, request())) == "good"
         await until(lambda: all(each.health.is_confirmed for each in engine.targets[:3]))
