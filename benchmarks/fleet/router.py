@@ -27,7 +27,7 @@ class Router:
         size: int = INDEX_BLOCKS,
     ) -> None:
         self.targets, self.weights, self.policy = targets, weights, policy
-        self.random = random.Random(seed)
+        self.random, self.salt = random.Random(seed), (seed & 0xFF) << 40
         self.candidates = [Candidate(0, weight) for weight in weights]
         self.index = PrefixIndex(len(targets), size)
         self.down: set[int] = set()
@@ -57,7 +57,7 @@ class Router:
             case "random":
                 return self._drawn(self.random, open_)
             case "sticky":
-                return self._drawn(random.Random(request.conversation.number), open_)
+                return self._drawn(random.Random(request.conversation.number | self.salt), open_)
             case "two choices":
                 open_ = [self._drawn(self.random, open_), self._drawn(self.random, open_)]
         tie, is_all = self.random.getrandbits(32), len(open_) == len(self.targets)
