@@ -139,10 +139,12 @@ def _rules(config: Config, file: str) -> Iterator[tuple[str, ConfigError]]:
 
 
 def has_keys(file: Path) -> bool:
-    """True if an API key, of this gateway or of another server, is in the text of a config file that was loaded."""
+    """True if a config file has an API key, of this gateway or of another server, or the password of a database."""
     raw = read_toml(file) if file.is_file() else {}  # a pipe can be read only once
     models = raw.get("models", {}).values()
     targets = [target for model in models for target in model.get("targets", ()) if isinstance(target, dict)]
+    if "@" in str(raw.get("state", {}).get("url", "")):
+        return True
     return any("api_key" in table or "api_keys" in table for table in [raw.get("server", {}), *models, *targets])
 
 

@@ -153,6 +153,7 @@ def test_key_before_its_name_is_in_no_message(tmp_path: Path) -> None:
     [
         '[server.api_keys]\nanna = "a-long-random-text-1"\n',
         '[models.u]\nengine = "upstream"\nurl = "http://h"\napi_key = "x"\n',
+        '[state]\nurl = "postgresql://u:password@h/d"\n',
     ],
 )
 def test_config_with_keys_that_others_can_read_is_a_warning(tmp_path: Path, text: str) -> None:

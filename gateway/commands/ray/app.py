@@ -125,7 +125,7 @@ async def _running(file: str) -> AsyncIterator[Any]:
     logs.setup(config.log.level, format=config.log.format)
     database = options.open_state(config)
     usage = UsageHistory(UsageStore(database, config.usage.days)) if config.usage.enabled else None
-    app = create_app(config, config_file=file, usage=usage)
+    app = create_app(config, config_file=file, usage=usage, database=database)
     with usage.writing() if usage else nullcontext():
         async with app.lifespan():
             yield app
