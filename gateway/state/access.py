@@ -20,6 +20,14 @@ _PAUSE_S, _LONGEST_PAUSE_S = 2.0, 30.0  # after a failure, before the database i
 _log = logging.getLogger(__name__)
 
 
+class _Health:
+    """Of the reads, or of the writes: a full or read-only database can be read."""
+
+    def __init__(self) -> None:
+        self.failures = 0  # since the last success
+        self.next_try = 0.0  # while there are failures
+
+
 class Access:
     """The database that the gateway's requests use.
 
@@ -36,41 +44,51 @@ class Access:
         self._effect = effect
         self._clock = clock
         self._threads = ThreadPoolExecutor(_THREADS, "state")
-        self._failures = 0  # since the last success
-        self._next_try = 0.0  # while there are failures
+        self._health = {"read": _Health(), "written": _Health()}
 
-    async def run(self, work: Callable[[Database], T]) -> T:
+    async def read(self, work: Callable[[Database], T]) -> T:
         """The result of `work`, called in a thread. Raises StateError, after `_LIMIT_S` at the latest.
 
         A caller that is cancelled does not stop the work.
         """
-        if self._failures:
-            if self._clock() < self._next_try:
-                raise StateError(f"{self.database.label} failed a moment ago")
-            self._next_try = self._clock() + _LIMIT_S  # of one request; the others do not wait
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(_LIMIT_S):
-                result = await loop.run_in_executor(self._threads, work, self.database)
-        except TimeoutError:
-            raise self._failed(StateError(f"{self.database.label} did not answer within {_LIMIT_S:.0f} s")) from None
-        except StateError as error:
-            raise self._failed(error) from None
-        self._recovered()
-        return result
+        return await self._run(work, "read")
+
+    async def write(self, work: Callable[[Database], T]) -> T:
+        """The same for work that writes."""
+        return await self._run(work, "written")
 
     async def aclose(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self.database.close)
 
-    def _failed(self, error: StateError) -> StateError:
-        self._failures += 1
-        self._next_try = self._clock() + min(_PAUSE_S * 2 ** min(self._failures - 1, 10), _LONGEST_PAUSE_S)
-        if self._failures == 1:
-            _log.warning("the shared state cannot be used: %s. %s", str(error).rstrip("."), self._effect)
+    async def _run(self, work: Callable[[Database], T], what: str) -> T:
+        health = self._health[what]
+        if health.failures:
+            if self._clock() < health.next_try:
+                raise StateError(f"{self.database.label} failed a moment ago")
+            health.next_try = self._clock() + _LIMIT_S  # of one request; the others do not wait
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_LIMIT_S):
+                result = await loop.run_in_executor(self._threads, work, self.database)
+        except TimeoutError:
+            error = StateError(f"{self.database.label} did not answer within {_LIMIT_S:.0f} s")
+            raise self._failed(what, error) from None
+        except StateError as error:
+            raise self._failed(what, error) from None
+        self._recovered(what)
+        return result
+
+    def _failed(self, what: str, error: StateError) -> StateError:
+        health = self._health[what]
+        health.failures += 1
+        pause_s = min(_PAUSE_S * 2 ** min(health.failures - 1, 10), _LONGEST_PAUSE_S)
+        health.next_try = self._clock() + pause_s
+        if health.failures == 1:
+            _log.warning("the shared state cannot be %s: %s. %s", what, str(error).rstrip("."), self._effect)
         return error
 
-    def _recovered(self) -> None:
-        if self._failures:
-            self._failures = 0
-            _log.info("the shared state can be used again")
+    def _recovered(self, what: str) -> None:
+        if self._health[what].failures:
+            self._health[what] = _Health()
+            _log.info("the shared state can be %s again", what)

@@ -43,7 +43,7 @@ async def access(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Access]:
 
 
 async def failures(access: Access, work: Broken, number: int) -> int:
-    results = await asyncio.gather(*(access.run(work) for _ in range(number)), return_exceptions=True)
+    results = await asyncio.gather(*(access.read(work) for _ in range(number)), return_exceptions=True)
     return sum(isinstance(result, StateError) for result in results)
 
 
@@ -70,5 +70,18 @@ async def test_work_that_hangs_ends_after_the_limit(access: Access, monkeypatch:
     monkeypatch.setattr(access_module, "_LIMIT_S", 0.01)
     end = threading.Event()
     with pytest.raises(StateError, match="did not answer"):
-        await access.run(lambda database: end.wait(60))
+        await access.read(lambda database: end.wait(60))
     end.set()
+
+
+async def test_read_of_a_full_database_does_not_hide_that_it_is_full(
+    access: Access, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = Broken()
+    with caplog.at_level(logging.INFO):
+        for _ in range(5):
+            with pytest.raises(StateError):
+                await access.write(work)
+            assert await access.read(lambda database: 7) == 7
+            clock.now += 31
+    assert [record.levelname for record in caplog.records] == ["WARNING"]

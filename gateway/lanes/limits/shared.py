@@ -141,7 +141,7 @@ class SharedCounters(Counters):
             _save(execute, now, key, self._gateway, replace(levels, running=running + is_taken))
             return levels, result
 
-        found, result = await self._access.run(
+        found, result = await self._access.write(
             lambda database: database.write(lambda execute: work(execute, database.now))
         )
         known.requests, known.tokens = known.requests - requests, known.tokens - tokens

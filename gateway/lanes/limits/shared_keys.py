@@ -68,7 +68,7 @@ class SharedKeys:
 
     async def _read(self) -> None:
         try:
-            found = [each for each in await self._access.run(list_keys) if each.revoked is None]
+            found = [each for each in await self._access.read(list_keys) if each.revoked is None]
         except StateError:
             self._read_at = self._clock() - _AGE_S + _RETRY_S
             return

@@ -41,7 +41,7 @@ class Responses:
         store = self._memory
         if self._access is not None:
             try:
-                await self._access.run(lambda database: self.shared.put(database, owner, response, conversation))
+                await self._access.write(lambda database: self.shared.put(database, owner, response, conversation))
                 store = self._copies
             except StateError:
                 pass
@@ -62,7 +62,7 @@ class Responses:
         found = False
         if self._access is not None:
             try:
-                found = await self._access.run(lambda database: self.shared.delete(database, owner, id))
+                found = await self._access.write(lambda database: self.shared.delete(database, owner, id))
             except StateError:
                 raise _unavailable() from None
             _forget(self._copies, owner, id)
@@ -73,7 +73,7 @@ class Responses:
         if self._access is None or not (id or items):
             return self._memory
         try:
-            found = await self._access.run(lambda database: self.shared.view(database, owner, id, items))
+            found = await self._access.read(lambda database: self.shared.view(database, owner, id, items))
         except StateError:
             return _Chain([self._memory, self._copies], is_complete=False)
         return _Chain([found, self._memory], is_complete=True)
