@@ -25,6 +25,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from gateway.errors import GatewayError
 from gateway.server.request import note_failure
+from gateway.server.streams.patience import OutOfPatience, Patience
 from gateway.server.streams.reply import Reply
 
 T = TypeVar("T")
@@ -88,10 +89,6 @@ class Source(Protocol[T_co]):
     async def aclose(self) -> None: ...
 
 
-class _Silence(Exception):
-    """No item came in time."""
-
-
 class EventStream(EventSourceResponse):
     """An HTTP response with the frames of `source`, sent as they come.
 
@@ -113,7 +110,7 @@ class EventStream(EventSourceResponse):
         media_type: str = MEDIA_TYPE,
     ) -> None:
         self._source, self._encode, self._failed = source, encode, failed
-        self._ping_s = ping_s if media_type == MEDIA_TYPE else None
+        self._patience = Patience(ping_s if media_type == MEDIA_TYPE else None)
         #: Awaited before frames are sent: what they say is true then for every gateway.
         self.before_frames: Callable[[], Awaitable[None]] | None = None
         self._is_complete = False
@@ -136,6 +133,7 @@ class EventStream(EventSourceResponse):
         except SendTimeoutError:
             _log.info("a client stopped reading its stream for %.0f s; its request was cancelled", SEND_TIMEOUT_S)
         finally:
+            self._patience.end()
             await self._source.aclose()
             if not self._is_complete:
                 note_failure(scope["state"])
@@ -167,7 +165,7 @@ class EventStream(EventSourceResponse):
         frames: list[bytes] = []
         try:
             self._add(frames, await self._next())
-        except _Silence:
+        except OutOfPatience:
             return PING
         except StopAsyncIteration:
             self._is_complete = self._is_over = True
@@ -179,18 +177,12 @@ class EventStream(EventSourceResponse):
         return b"".join(frames)
 
     async def _next(self) -> Any:
-        """The next item. Raises _Silence if there is none in time."""
+        """The next item. Raises OutOfPatience if there is none in time."""
         if (item := self._source.poll()) is not None:
             # A stream that never waits cannot be cancelled. No limit: it would lose the item if the machine sleeps now.
             await asyncio.sleep(0)
             return item
-        try:
-            async with asyncio.timeout(self._ping_s) as silence:
-                return await self._source.__anext__()
-        except TimeoutError:
-            if not silence.expired():
-                raise
-            raise _Silence from None
+        return await self._patience.wait(self._source.__anext__())
 
     def _add(self, frames: list[bytes], item: Any) -> None:
         size, next_item = 0, item
