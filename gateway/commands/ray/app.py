@@ -61,11 +61,11 @@ class Ingress:
     """The HTTP side; see ingress.py."""
 
     def __init__(self, file: str, gateway: DeploymentHandle) -> None:
-        self._server = _load(file).server
+        self._config = _load(file)
         self._gateway = gateway.options(stream=True, method_name="forward")
 
     def __serve_build_asgi_app__(self) -> Any:
-        return IngressApp(self._server, self._forward, (RayActorError,))
+        return IngressApp(self._config, self._forward, (RayActorError,))
 
     async def _forward(self, call: Call) -> AsyncGenerator[Messages, None]:
         answer = self._gateway.remote(call)

@@ -18,8 +18,9 @@ import msgspec
 
 from gateway.commands.ray.call import Call, portable
 from gateway.commands.ray.replica import Messages, Receive
-from gateway.config.tables import ServerConfig
-from gateway.errors import BodyTooLarge, GatewayError, Unavailable
+from gateway.config.hosts import is_loopback
+from gateway.config.tables import Config
+from gateway.errors import BodyTooLarge, Forbidden, GatewayError, Unavailable
 from gateway.routes.error_handler import body_of
 from gateway.server.error_body import error_headers
 from gateway.server.sse import MEDIA_TYPE, frame
@@ -42,13 +43,15 @@ class Ingress:
     """An ASGI application.
 
     Args:
-        server: the limits of bodies.
+        config: the limits of bodies, and whether other machines need a key. Ray's proxy may listen for them although
+            `[server] host` is this machine; without keys they are refused then.
         forward: sends a request to a replica.
         lost: the exceptions of `forward` that say that the replica is no longer there.
     """
 
-    def __init__(self, server: ServerConfig, forward: Forward, lost: tuple[type[BaseException], ...]) -> None:
-        self._longest = server.max_body_bytes
+    def __init__(self, config: Config, forward: Forward, lost: tuple[type[BaseException], ...]) -> None:
+        self._longest = config.server.max_body_bytes
+        self._is_private = not (config.needs_key or config.server.insecure)
         self._forward, self._lost = forward, lost
         self._held = 0  # bytes of the bodies of running requests
 
@@ -66,6 +69,7 @@ class Ingress:
         reply = _Reply(plain["path"], send)
         body = bytearray()
         try:
+            self._check_client(scope["client"])
             await self._read(receive, body)
             await self._pass_on(Call(plain, bytes(body)), reply)
         except _Disconnected:
@@ -74,6 +78,12 @@ class Ingress:
             await reply.fail(error)
         finally:
             self._held -= len(body)
+
+    def _check_client(self, client: tuple[str, int] | None) -> None:
+        if self._is_private and client is not None and not is_loopback(client[0]):
+            raise Forbidden(
+                "This gateway has no API keys, so it answers its own machine only. Set 'server.api_keys' in its config."
+            )
 
     async def _read(self, receive: Receive, body: bytearray) -> None:
         """Read the body. Raises _Disconnected, BodyTooLarge and Unavailable."""

@@ -16,7 +16,7 @@ from gateway.app import create_app
 from gateway.commands.ray.call import Call
 from gateway.commands.ray.ingress import Ingress
 from gateway.commands.ray.replica import Held, Messages, Replica
-from gateway.config.tables import ServerConfig
+from gateway.config.tables import Config, ServerConfig
 from gateway.lanes.router import Router
 from tests.support.server import PATIENCE_S, config_of, error_of, scripted
 
@@ -32,12 +32,12 @@ class Lost(Exception):
 class Cluster:
     """An ingress with one replica. `losses`: after how many items the replica is lost, for one call after the other."""
 
-    def __init__(self, app: Litestar, server: ServerConfig, losses: tuple[int | None, ...] = ()) -> None:
+    def __init__(self, app: Litestar, config: Config, losses: tuple[int | None, ...] = ()) -> None:
         self.app = app
         self.calls: list[Call] = []
         self._losses = list(losses)
         self.replica = Replica(app)
-        self.ingress = Ingress(server, self._forward, (Lost,))
+        self.ingress = Ingress(config, self._forward, (Lost,))
 
     async def _forward(self, call: Call) -> AsyncGenerator[Messages, None]:
         self.calls.append(call)
@@ -61,7 +61,7 @@ async def cluster(*losses: int | None, server: ServerConfig | None = None, **scr
     app = create_app(config)
     async with app.lifespan():
         await app.state.router.tried()
-        yield Cluster(app, config.server, losses)
+        yield Cluster(app, config, losses)
 
 
 async def test_answer_is_that_of_the_gateway() -> None:
@@ -186,6 +186,15 @@ async def test_keys_are_those_of_the_gateway() -> None:
     async with cluster(server=ServerConfig(api_keys={"a": "secret"})) as ray, ray.http() as http:
         assert (await http.get("/v1/models")).status_code == 401
         assert (await http.get("/v1/models", headers={"Authorization": "Bearer secret"})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("server", "status"),
+    [(ServerConfig(), 403), (ServerConfig(insecure=True), 200), (ServerConfig(api_keys={"a": "secret"}), 401)],
+)
+async def test_another_machine_needs_a_key(server: ServerConfig, status: int) -> None:
+    async with cluster(server=server) as ray, ray.http(client=("192.0.2.1", 1)) as http:
+        assert (await http.get("/v1/models")).status_code == status
 
 
 async def test_application_can_have_a_prefix() -> None:
