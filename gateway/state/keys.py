@@ -46,11 +46,11 @@ def add_key(database: Database, name: str, limits: Mapping[str, Any]) -> str | N
 
     def write(execute: Execute) -> bool:
         execute("DELETE FROM npu_keys WHERE name = ? AND revoked IS NOT NULL", (name,))
-        if execute("SELECT name FROM npu_keys WHERE name = ?", (name,)):
-            return False
-        sql = "INSERT INTO npu_keys (name, hash, limits, created) VALUES (?, ?, ?, ?)"
-        execute(sql, (name, hash_of(key.encode()), _json.encode(limits).decode(), int(time.time())))
-        return True
+        sql = """
+        INSERT INTO npu_keys (name, hash, limits, created) VALUES (?, ?, ?, ?)
+        ON CONFLICT (name) DO NOTHING RETURNING name
+        """
+        return bool(execute(sql, (name, hash_of(key.encode()), _json.encode(limits).decode(), int(time.time()))))
 
     return key if database.write(write) else None
 
