@@ -19,6 +19,7 @@ from fleet.device import Attempt, Device, Request
 from fleet.plan import Figures, Plan, quantile
 from fleet.router import Route, Router
 from gateway.engines.scripted.script import CHIPS
+from gateway.engines.upstream.hedge import OVERLOAD
 
 
 class Fleet:
@@ -141,16 +142,17 @@ class Fleet:
 
     def _hedge_later(self, request: Request) -> None:
         router, target = request.attempts[-1].path[-1]
+        router.hedging.earn()
         if self.plan.hedge and (late_s := router.hedging.late_s(target)) is not None:
             self.after(late_s, self._hedge, request.attempts[-1])
 
     def _hedge(self, first: Attempt) -> None:
-        """As in `Pool.second`: a second device has no more requests for its weight than the first one."""
+        """As in `Pool.second`: a second device has at most twice the requests of the first one for its weight."""
         request, (router, target) = first.request, first.path[-1]
         if request.first_s is not None or first.is_over or not router.hedging.has_credit():
             return
         load = [load / weight for load, weight in router.candidates]
-        busier = {device for i, device in enumerate(router.targets) if i == target or load[i] > load[target]}
+        busier = {device for i, device in enumerate(router.targets) if i == target or load[i] > OVERLOAD * load[target]}
         if found := router.route(request, busier):
             router.hedging.spend()
             self.hedged += self.is_counted(request)

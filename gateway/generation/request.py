@@ -117,6 +117,8 @@ class Generation(Struct, frozen=True, kw_only=True):
     ttft_timeout_s: float | None = None
     #: The model is unloaded after this time without a request, in seconds; negative: never. None: as before.
     keep_alive_s: float | None = None
+    #: The client gets the whole answer at once: until then, another server can begin it again.
+    is_whole: bool = False
     #: Other requests run first, at every step.
     background: bool = False
     #: Leave out the oldest messages of a chat that does not fit into the context; False: refuse it.

@@ -108,7 +108,7 @@ async def answer_all(
     of the key, the client, and the limits and the priority from the headers, to the generations.
     """
     router = router_of(request)
-    generations = [_with_headers(generation, request) for generation in generations]
+    generations = [_with_headers(generation, request, is_whole=not stream) for generation in generations]
     request.scope["state"]["max_tokens"] = _default_limit(generations[0])
     await take_limits(request, generations)
     if not stream:
@@ -125,9 +125,10 @@ async def answer_all(
     return cast(ASGIApp, stream_response)  # starlette and Litestar have different types for the same protocol
 
 
-def _with_headers(generation: Generation, request: HttpRequest) -> Generation:
+def _with_headers(generation: Generation, request: HttpRequest, *, is_whole: bool) -> Generation:
     sent = sent_by(request, generation.background)
-    return replace(generation, truncation=truncation_of(request, generation.truncation), **sent)
+    truncation = truncation_of(request, generation.truncation)
+    return replace(generation, truncation=truncation, is_whole=is_whole, **sent)
 
 
 def sent_by(request: HttpRequest, background: bool) -> dict[str, Any]:

@@ -100,6 +100,19 @@ class Attempt:
                 return
         self._translator.check_complete()
 
+    async def hold(self, meter: Meter) -> None:
+        """After `first`: hold back the whole answer too. Raises GatewayError: another server can still answer.
+
+        Args:
+            meter: as in `rest`.
+        """
+        self._hand_over(meter)
+        with _mapped(self._name):
+            async for chunk in self._chunks:
+                self._held.extend(self._translator.take(chunk))
+                meter.call_started()
+            self._translator.check_complete()
+
     async def rest(self, meter: Meter, emit: Emit) -> Usage:
         """Hand over what is held back, then the rest of the answer as it comes. Without `first`: the whole answer.
 
@@ -112,6 +125,7 @@ class Attempt:
         self._hand_over(meter)
         for event in self._held:
             emit(event)
+            await emit.drain()
         self._held.clear()
         try:
             with _mapped(self._name):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Collection, Mapping
+from functools import partial
 
 from gateway.config.tables import UpstreamModel
 from gateway.config.upstream import missing_key, servers_of
@@ -117,6 +118,10 @@ class UpstreamEngine:
                 meter.route = _route(race, attempt or race.first, failures, reason)
                 if attempt is not None:
                     self._judge(pool, race, attempt, failures)
+                    if broken := await self._broken(attempt, question, failures, meter):
+                        failures[attempt.target] = broken
+                        pool.blame(attempt.target, broken)
+                        continue
                     return await self._rest(pool, attempt, meter, emit)
                 if not all(map(moves_on, race.errors.values())):
                     break
@@ -126,21 +131,26 @@ class UpstreamEngine:
         self, pool: Pool, target: Target, tried: Collection[Target], question: Question, meter: Meter
     ) -> Race[Attempt]:
         """The attempt at `target`, and with `hedge` one at another target if it is late."""
+        hedging = self.hedging
 
         def attempt(target: Target, *before: Target) -> Attempt:
             gives_up = pool.has_usable(target, *before, *tried)
             return self._attempt(target, question, Meter(clock=meter.clock), gives_up=gives_up)
 
         def second() -> Attempt | None:
-            if self.hedging is None or not self.hedging.has_credit():
+            if hedging is None or not (target.health.is_out or hedging.has_credit()):
                 return None
             other = pool.second(text_prompt(self._name, question.generation), target, tried)
             if other is None:
                 return None
-            self.hedging.spend()
+            if not target.health.is_out:  # else it is no hedge: the request leaves that target
+                hedging.spend()
             return attempt(other, target)
 
-        late_s = self.hedging.late_s(target) if self.hedging else None
+        if hedging is not None:
+            hedging.earn()
+
+        late_s = None if hedging is None else partial(hedging.late_s, target)
         return Race(attempt(target), late_s, second, lambda error: not moves_on(error))
 
     def _judge(self, pool: Pool, race: Race[Attempt], winner: Attempt, failures: Mapping[Target, GatewayError]) -> None:
@@ -151,6 +161,19 @@ class UpstreamEngine:
         self.hedging.answered(winner.target, race.waited_s[winner])
         if race.lost is not None and self.hedging.lost(race.lost.target, race.waited_s[race.lost]):
             pool.blame(race.lost.target, refusals.silent(self._name))
+
+    async def _broken(
+        self, attempt: Attempt, question: Question, failures: Collection[Target], meter: Meter
+    ) -> UpstreamFailed | None:
+        """The error of an answer that breaks, if the client has nothing of it yet and another target is left."""
+        generation, is_last = question.generation, len(failures) + 1 == len(self.targets)
+        if is_last or not generation.is_whole or generation.ttft_timeout_s is not None:
+            return None
+        try:
+            await attempt.hold(meter)
+        except UpstreamFailed as error:
+            return error
+        return None
 
     async def _rest(self, pool: Pool, attempt: Attempt, meter: Meter, emit: Emit) -> Usage:
         try:

@@ -23,6 +23,8 @@ PERCENTILE = 0.95
 SHARE = 0.1  # of the requests may get a second target
 MOST_CREDIT = 10.0  # requests in a row that may, after many that did not
 MOST_LOSSES = 3
+OVERLOAD = 2.0  # times the requests of the first target for its weight: more, and a target gets no second attempt
+LOOK_S = 1.0  # until a late request looks again for a target, or for a measured time
 
 
 class FirstTimes:
@@ -60,9 +62,12 @@ class Hedging:
         self._times = {target: FirstTimes() for target in targets}
         self._credit = 0.0  # requests that may get a second target
 
-    def late_s(self, target: Hashable) -> float | None:
-        """When a request to `target` is late; None: not known. Call it once for each attempt."""
+    def earn(self) -> None:
+        """Call it once for each attempt."""
         self._credit = min(MOST_CREDIT, self._credit + SHARE)
+
+    def late_s(self, target: Hashable) -> float | None:
+        """After which time a request to `target` is late; None: not known yet."""
         own = self._times[target].late_s
         return max(filter(None, (times.late_s for times in self._times.values())), default=None) if own is None else own
 
@@ -106,15 +111,16 @@ class Race(Generic[R]):
             ...  # read the rest of it
 
     Args:
-        late_s: when the second attempt begins, in seconds. None: there is no second one.
-        another: makes the second attempt; None if no target may get it.
+        late_s: gives the time after which the second attempt begins, in seconds; None if it is not known yet. Without
+            this function there is no second attempt.
+        another: makes the second attempt; None if no target may get it now. Later it is called again.
         is_final: true for an error after which no other target can answer the request.
     """
 
     def __init__(
         self,
         attempt: R,
-        late_s: float | None,
+        late_s: Callable[[], float | None] | None,
         another: Callable[[], R | None],
         is_final: Callable[[GatewayError], bool],
     ) -> None:
@@ -148,13 +154,18 @@ class Race(Generic[R]):
         await self._close(*self._tasks.values())
         return winner
 
-    async def _of_two(self, late_s: float) -> R | None:
+    async def _of_two(self, late_s: Callable[[], float | None]) -> R | None:
         self._start(self.first)
-        done, _ = await asyncio.wait(self._tasks, timeout=late_s)
-        if not done and (second := self._another()) is not None:
-            self.is_hedged = True
-            await self._enter(second)
-            self._start(second)
+        began, pause_s = self._clock(), 0.0
+        while not (await asyncio.wait(self._tasks, timeout=pause_s))[0]:
+            waited_s, limit_s = self._clock() - began, late_s()
+            is_late = limit_s is not None and waited_s >= limit_s
+            if is_late and (second := self._another()) is not None:
+                self.is_hedged = True
+                await self._enter(second)
+                self._start(second)
+                break
+            pause_s = LOOK_S if limit_s is None or is_late else limit_s - waited_s
         while self._tasks:
             done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in [task for task in self._tasks if task in done]:  # the first attempt first

@@ -47,7 +47,7 @@ class Runner:
 
 
 def race_of(first: Runner, second: Runner | None) -> Race[Runner]:
-    return Race(first, LATE_S, lambda: second, lambda error: isinstance(error, InvalidRequest))
+    return Race(first, lambda: LATE_S, lambda: second, lambda error: isinstance(error, InvalidRequest))
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,22 @@ async def test_without_a_second_target_the_first_has_all_the_time() -> None:
     first = Runner(30.0)
     async with race_of(first, None) as race:
         assert await race.winner() is first and not race.is_hedged
+
+
+@in_virtual_time
+async def test_target_for_the_second_attempt_is_looked_for_again() -> None:
+    first, second, free_at = Runner(30.0), Runner(0.5), 5.0
+    race = Race(first, lambda: LATE_S, lambda: second if now() >= free_at else None, lambda _: False)
+    async with race:
+        assert await race.winner() is second and now() == pytest.approx(5.0 + 0.5)
+
+
+@pytest.mark.parametrize(("late_s", "at_s"), [(1.0, 4.0), (6.0, 6.0)])
+@in_virtual_time
+async def test_time_that_is_measured_meanwhile_counts(late_s: float, at_s: float) -> None:
+    first, second = Runner(30.0), Runner(0.5)
+    async with Race(first, lambda: late_s if now() > 3.0 else None, lambda: second, lambda _: False) as race:
+        assert await race.winner() is second and now() == pytest.approx(at_s + 0.5)
 
 
 @pytest.mark.parametrize(("first_s", "second_s", "at_s"), [(2.0, 3.0, 4.0), (8.0, 0.5, 8.0)])
@@ -179,11 +195,11 @@ def test_target_without_enough_times_is_late_after_the_longest_time_of_the_other
 def test_credit_limits_the_share_and_the_number_in_a_row() -> None:
     hedging, hedged = Hedging(["a"]), 0
     for _ in range(1000):
-        hedging.late_s("a")
+        hedging.earn()
         hedged += spends(hedging)
     assert hedged == pytest.approx(1000 * SHARE, abs=1)
     for _ in range(1000):
-        hedging.late_s("a")
+        hedging.earn()
     assert sum(spends(hedging) for _ in range(1000)) == MOST_CREDIT
 
 

@@ -6,13 +6,14 @@ import asyncio
 import json
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.engines.upstream.engine import UpstreamEngine
-from gateway.engines.upstream.hedge import ENOUGH, MOST_CREDIT, MOST_LOSSES
+from gateway.engines.upstream.hedge import ENOUGH, MOST_CREDIT, MOST_LOSSES, SHARE
 from gateway.engines.upstream.targets.target import Target
 from tests.support.hostile import CHAT, Behave, Hostile, chunk, hostile, post, stream, wait_until_closed
 from tests.support.server import Running, config_of, serving, wait_until
@@ -30,15 +31,15 @@ def hedging(first: bytes | Behave, second: bytes | Behave) -> Iterator[tuple[Run
     with hostile() as one, hostile() as other:
         misbehave(one, first)
         misbehave(other, second)
-        preferred = {"url": f"http://127.0.0.1:{one.port}/v1", "weight": 100.0}
-        model = targets_of(preferred, f"http://127.0.0.1:{other.port}/v1", hedge=True)
+        model = targets_of(*(f"http://127.0.0.1:{server.port}/v1" for server in (one, other)), hedge=True)
         with serving(config_of({"m": model})) as gateway:
             engine = engine_of(gateway)
             assert engine.hedging is not None
+            engine.targets[1].running = 1  # so that the first one is chosen, and the second one is not overloaded
             for _ in range(max(ENOUGH, int(10 * MOST_CREDIT))):
                 for target, seconds in zip(engine.targets, (LATE_S, 1000.0), strict=True):
                     engine.hedging.answered(target, seconds)
-                    engine.hedging.late_s(target)
+                    engine.hedging.earn()
             yield gateway, one, other
 
 
@@ -89,6 +90,24 @@ def test_server_that_never_wins_gets_no_more_requests() -> None:
         assert sum("reason=hedge" in route for route in found) == MOST_LOSSES == chats_of(one)
 
 
+def test_requests_that_wait_for_a_server_that_never_wins_leave_it() -> None:
+    count = 2 * MOST_LOSSES
+    with hedging(BAD["hangs"], GOOD) as (gateway, one, other), ThreadPoolExecutor(count) as pool:
+        engine = engine_of(gateway)
+        assert engine.hedging is not None
+        engine.targets[1].running = 100  # so that all go to the first one
+        found = [pool.submit(routes, gateway, 1) for _ in range(count)]
+        wait_until(lambda: chats_of(one) == count, "the requests did not go to the first server")
+        while engine.hedging.has_credit():
+            engine.hedging.spend()
+        for _ in range(int(MOST_LOSSES / SHARE)):
+            engine.hedging.earn()
+        engine.targets[1].running = 0
+        assert [route for each in found for route in each.result()] == [
+            f"127.0.0.1:{other.port};reason=hedge;attempts=2;hedged"
+        ] * count
+
+
 def test_first_server_that_is_late_and_wins_closes_the_other() -> None:
     servers: list[Hostile] = []
 
@@ -118,7 +137,7 @@ def test_late_request_is_not_sent_twice_if_the_second_server_is(state: str) -> N
         if state == "down":
             asyncio.run(ended(engine.targets[1]))
         elif state == "loaded":
-            engine.targets[1].running = 2
+            engine.targets[1].running = 3
         while state == "over the limit" and engine.hedging.has_credit():
             engine.hedging.spend()
         assert routes(gateway, 1)[0].startswith(f"127.0.0.1:{one.port};")
@@ -134,7 +153,7 @@ def test_client_that_leaves_closes_both_connections() -> None:
             wait_until(lambda: chats_of(one) == chats_of(other) == 1, "the request was not sent to both servers")
         wait_until_closed(one)
         wait_until_closed(other)
-        assert [target.running for target in engine_of(gateway).targets] == [0, 0]
+        assert [target.running for target in engine_of(gateway).targets] == [0, 1]  # the 1 is of `hedging`
 
 
 def test_request_whose_two_servers_fail_has_one_error() -> None:

@@ -38,6 +38,11 @@ class Health:
             self._change("up")
         return self._state
 
+    @property
+    def is_out(self) -> bool:
+        """It has failed, and no answer since then."""
+        return self._state in ("down", "trial")
+
     def failed(self, reason: str, wait_s: float = 0.0) -> bool:
         """A request failed, and the target is the cause. True if it was not down already.
 

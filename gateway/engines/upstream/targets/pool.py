@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
 from gateway.engines.base import TargetStatus
+from gateway.engines.upstream.hedge import OVERLOAD
 from gateway.engines.upstream.policy import Candidate, Choice, choose
 from gateway.engines.upstream.prefixes import PrefixIndex, blocks_of
 from gateway.engines.upstream.refusals import CutOff, TooLarge, Unreachable, symptom
@@ -99,10 +101,11 @@ class Pool:
         return any(target.health.state == "up" for target in self._targets if target not in tried)
 
     def second(self, prompt: Chat | Text | TokenIds, first: Target, tried: Collection[Target]) -> Target | None:
-        """A target for a request that `first` has not begun to answer: one that is up, and that has no more requests
-        for its weight. None: there is none."""
+        """A target for a request that `first` has not begun to answer: one that is up and not overloaded, which is at
+        most twice the load of `first` for its weight, unless that one is out. None: there is none."""
+        most = math.inf if first.health.is_out else OVERLOAD * first.relative_load
         others = [target for target in self._targets if target not in (first, *tried) and target.health.state == "up"]
-        free = [target for target in others if target.relative_load <= first.relative_load]
+        free = [target for target in others if target.relative_load <= most]
         return self._choose(prompt, free, turn=0)[0] if free else None
 
     def failed(self, target: Target, error: GatewayError) -> None:
