@@ -24,7 +24,7 @@ from fleet.simulation import Fleet
 from report import chart, parser, publish, spread, table
 
 from gateway.engines.upstream import hedge, policy
-from gateway.engines.upstream.policy import Candidate, choose
+from gateway.engines.upstream.policy import MOST_MISSED, Candidate, choose
 from gateway.engines.upstream.prefixes import INDEX_BLOCKS, PrefixIndex, blocks_of
 from gateway.generation import Chat, Message
 
@@ -94,9 +94,9 @@ def faults() -> Published:
     """100 devices, of which 5 % are slow, 5 % stop for 20 s and 5 % crash, each of these two every two minutes."""
     found = {name: figures(replace(FAULTY, policy=name)) for name in POLICIES}
     rows = [[name, *cells(each), f"{each.lost / (each.requests + each.lost):.2%}"] for name, each in found.items()]
-    return table(["policy", *HEAD, "lost after the first token"], rows), {
-        "TTFT p99 with faults, s": {name: each.p99_s for name, each in found.items()}
-    }
+    lines: dict[str, list[float]] = {name: [each.p50_s, each.p99_s, each.p999_s] for name, each in found.items()}
+    plot = chart(["p50", "p99", "p99.9"], {"TTFT with faults, s": lines})
+    return table(["policy", *HEAD, "lost after the first token"], rows), plot
 
 
 def spill() -> Published:
@@ -119,40 +119,44 @@ def spill() -> Published:
         for cost, most in settings
     ]
     names = [f"{case}: mean, p99" for case in cases]
-    bars = {
-        f"TTFT p99, {case}, s": {f"ratio {1 + c * m:.1f}": found[c, m][case].p99_s for c, m in settings[:6]}
-        for case in cases
+    drawn = [setting for setting in settings if setting[1] == MOST_MISSED]
+    panels = {
+        "mean TTFT, s, by ratio of loads": {case: [found[at][case].mean_s for at in drawn] for case in cases},
+        "TTFT p99, s": {case: [found[at][case].p99_s for at in drawn] for case in cases},
     }
-    return table(["MISS_COST", "MOST_MISSED", "ratio of loads", *names], rows), bars
+    plot = chart([f"{1 + cost * most:.1f}" for cost, most in drawn], panels)
+    return table(["MISS_COST", "MOST_MISSED", "ratio of loads", *names], rows), plot
 
 
 def blocks() -> Published:
     """Tokens in a block."""
     rows: list[list[str]] = []
-    bars: dict[str, Any] = {}
+    points: list[Figures] = []
     for tokens in (32, 128, 512, 1024):
         with changed(conversations, BLOCK_TOKENS=tokens):
             each = figures(HUNDRED)
         rows.append([f"{tokens}", *cells(each)[:4]])
-        bars[f"{tokens} tokens"] = each.hits
-    return table(["tokens in a block", *HEAD[:4]], rows), {"share of cached prompt tokens": bars}
+        points.append(each)
+    return table(["tokens in a block", *HEAD[:4]], rows), _times([row[0] for row in rows], "tokens in a block", points)
 
 
 def index() -> Published:
     """The number of blocks that the index keeps, for each device."""
     rows: list[list[str]] = []
-    bars: dict[str, Any] = {}
+    points: list[Figures] = []
     for size in (0, 16, 64, 128, 256, INDEX_BLOCKS // 100):
         each = figures(replace(HUNDRED, index=100 * size))
         rows.append([f"{size}", *cells(each)[:4]])
-        bars[f"{size} blocks"] = each.hits
-    return table(["blocks for each device", *HEAD[:4]], rows), {"share of cached prompt tokens": bars}
+        points.append(each)
+    return table(["blocks for each device", *HEAD[:4]], rows), _times(
+        [row[0] for row in rows], "blocks for each device", points
+    )
 
 
 def hedging() -> Published:
     """100 devices with the same faults: when a late request gets a second device, and how many may."""
     rows: list[list[str]] = []
-    bars: dict[str, Any] = {}
+    points: list[Figures] = []
     for percentile, share in ((None, 0.0), (0.99, 0.1), (0.95, 0.02), (0.95, 0.1), (0.9, 0.1), (0.9, 0.2), (0.5, 1.0)):
         with changed(hedge, PERCENTILE=percentile, SHARE=share):
             each = figures(replace(FAULTY, hedge=percentile is not None))
@@ -165,22 +169,25 @@ def hedging() -> Published:
             f"{each.used:.1%}",
         ]
         rows.append([name, *values])
-        bars[name] = each.p999_s
+        points.append(each)
     head = ["percentile, share that may", "TTFT p50, s", "p99, s", "p99.9, s", "with a second device", "used"]
-    return table(head, rows), {"TTFT p99.9 with faults, s": bars}
+    lines = {"p99": [each.p99_s for each in points], "p99.9": [each.p999_s for each in points]}
+    return table(head, rows), chart([row[0] for row in rows], {"TTFT with faults, s": lines})
 
 
 def gateways() -> Published:
     """Several gateways with the same 100 devices. None knows the requests of the others."""
     names: tuple[Policy, ...] = ("random", "least-loaded", "affine")
     rows: list[list[str]] = []
-    bars: dict[str, Any] = {}
+    lines: dict[str, list[float]] = {name: [] for name in names}
     for count in (1, 2, 4, 16):
         for name in names:
             each = figures(replace(HUNDRED, gateways=count, policy=name))
             rows.append([f"{count}", name, *cells(each)])
-            bars.setdefault(f"TTFT p99, s: {count} gateways", {})[name] = each.p99_s
-    return table(["gateways", "policy", *HEAD], rows), bars
+            lines[name].append(each.p99_s)
+    return table(["gateways", "policy", *HEAD], rows), chart(
+        ["1", "2", "4", "16"], {"TTFT p99, s, by number of gateways": lines}
+    )
 
 
 def losses() -> Published:
@@ -194,19 +201,21 @@ def losses() -> Published:
         ),
     }
     rows: list[list[str]] = []
-    bars: dict[str, Any] = {}
+    lines: dict[str, list[float]] = {}
     for case, plan in cases.items():
         ways = {
             "random": replace(plan, policy="random"),
             "least-loaded": replace(plan, policy="least-loaded"),
             "affine": plan,
-            "affine, index of 164 blocks a device": replace(plan, index=164 * plan.devices),
+            "affine, small index": replace(plan, index=164 * plan.devices),
         }
         for name, way in ways.items():
             each = figures(way)
             rows.append([case, name, *cells(each)])
-            bars.setdefault(f"p99, s: {case}", {})[name] = each.p99_s
-    return table(["work", "policy", *HEAD], rows), bars
+            lines.setdefault(name, []).append(each.p99_s)
+    return table(["work", "policy", *HEAD], rows), chart(
+        ["1 turn, 30 %", "1 turn, 90 %", "10 min, 60 %", "10 min, 90 %"], {"TTFT p99, s": lines}
+    )
 
 
 def cost() -> Published:
@@ -232,6 +241,11 @@ def cost() -> Published:
         rows.append([f"{size // 1000:,} kB", f"{len(prompt)}", *(spread(each, 1) for each in times)])
         bars[f"{size // 1000:,} kB, µs"] = {"all four": sum(map(statistics.median, times))}
     return table(["chat", "blocks", "blocks_of, µs", "matches, µs", "note, µs", "choose, µs"], rows), bars
+
+
+def _times(labels: Sequence[str], what: str, points: Sequence[Figures]) -> str:
+    lines = {"p50": [each.p50_s for each in points], "p99": [each.p99_s for each in points]}
+    return chart(labels, {f"TTFT, s, by {what}": lines})
 
 
 def microseconds(call: Callable[[], object]) -> list[float]:
