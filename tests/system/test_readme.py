@@ -48,6 +48,7 @@ ELSEWHERE = {
     "python benchmarks/host_cost.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
     "python benchmarks/npu_model.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
     "python benchmarks/memory_budget.py --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
+    "python benchmarks/proxy.py --litellm PROGRAM --write docs/benchmarks.md": "tests/system/test_benchmarks.py",
     "python benchmarks/scale.py --write docs/scale.md": "tests/system/test_scale.py",
 }
 
