@@ -14,6 +14,8 @@ from gateway.engines.upstream.client import Body, HttpClient
 
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 END = b"0\r\n\r\n"
+STREAM = "gateway.engines.upstream.connection.stream"
+LIMIT_S = 60.0
 CLOSE, WAIT = b"(close)", b"(wait)"
 
 
@@ -73,7 +75,7 @@ class Client:
 @asynccontextmanager
 async def connected(*answers: Sequence[bytes]) -> AsyncIterator[tuple[Server, Client]]:
     server = Server(answers)
-    async with asyncio.timeout(60), await asyncio.start_server(server.serve, "127.0.0.1", 0) as listening:
+    async with asyncio.timeout(LIMIT_S), await asyncio.start_server(server.serve, "127.0.0.1", 0) as listening:
         client = Client(listening.sockets[0].getsockname()[1])
         await client.open()
         try:
@@ -108,7 +110,8 @@ async def test_answer_that_does_not_end_by_itself_closes_the_connection(first: b
         assert server.connections == 2
 
 
-async def test_bytes_between_two_requests_are_no_answer() -> None:
+async def test_bytes_between_two_requests_are_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{STREAM}._REST_S", 3600.0)
     async with connected([answer("one"), WAIT, answer("to no request")], [answer("two")]) as (server, client):
         assert await client.post() == "one"
         server.goes_on.set()
@@ -175,7 +178,8 @@ async def test_block_that_fails_closes_the_connection() -> None:
 async def test_connection_does_not_rest_for_long_and_is_not_used_for_long(
     monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    monkeypatch.setattr(f"gateway.engines.upstream.connection.stream.{limit}", 0.0)
+    monkeypatch.setattr(f"{STREAM}._REST_S", 3600.0)
+    monkeypatch.setattr(f"{STREAM}.{limit}", 0.0)
     async with connected([answer("one")], [answer("two")]) as (server, client):
         assert await client.post() == "one"
         await server.closed.wait()
