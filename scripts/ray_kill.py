@@ -33,7 +33,7 @@ _CONFIG = f"""
 engine = "scripted"
 max_sequences = 64
 queue = 512
-script = {{ replies = ["{" ".join(f"word{number}" for number in range(_WORDS))}"], ttft_s = 0.05, token_s = 0.01 }}
+script = {{ replies = ["{" ".join(f"word{number}" for number in range(_WORDS))}"], ttft_s = 0.005, token_s = 0.002 }}
 
 [usage]
 enabled = false
