@@ -3,7 +3,7 @@
     python benchmarks/scale.py [--quick] [--only SECTION] [--write docs/scale.md]
 
 This is a simulation (fleet/), except for the section `scale_cost`, which measures the router's functions. Every
-random number comes from a seed: a second run gives the same figures. All sections take five minutes on one core.
+random number comes from a seed: a second run gives the same figures. All sections take six minutes on one core.
 """
 
 from __future__ import annotations
