@@ -106,7 +106,7 @@ class Pool:
         most = math.inf if first.health.is_out else OVERLOAD * first.relative_load
         others = [target for target in self._targets if target not in (first, *tried) and target.health.state == "up"]
         free = [target for target in others if target.relative_load <= most]
-        return self._choose(prompt, free, turn=0)[0] if free else None
+        return self._choose(prompt, free, next(self._turns))[0] if free else None
 
     def failed(self, target: Target, error: GatewayError) -> None:
         """An attempt failed before its first content. What only this request can have caused is not counted yet."""
