@@ -74,9 +74,10 @@ def running(*backends: Backend) -> Iterator[None]:
             backend.close()
 
 
-def scripted_table(reply: str, token_s: float, ttft_s: float = 0.0) -> str:
-    """A configuration with a model "m" that answers with `reply`, a word each `token_s`."""
-    script = f'[models.m.script]\nreplies = ["{reply.strip()}"]\ntoken_s = {token_s}\nttft_s = {ttft_s}\n'
+def scripted_table(*replies: str, token_s: float, ttft_s: float = 0.0) -> str:
+    """A configuration with a model "m" that answers with these in turn, a word each `token_s`. More can follow it."""
+    texts = ", ".join(f'"{reply.strip()}"' for reply in replies)
+    script = f"[models.m.script]\nreplies = [{texts}]\ntoken_s = {token_s}\nttft_s = {ttft_s}\n"
     return f'[models.m]\nengine = "scripted"\nmax_sequences = 1000\n{script}'
 
 

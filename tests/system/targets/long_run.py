@@ -33,7 +33,7 @@ def front_table(*urls: str, hedge: bool) -> str:
 
 
 def backend(folder: Path) -> Backend:
-    return Backend(folder / f"backend{next(_numbers)}", scripted_table("w " * WORDS, TOKEN_S, FIRST_S))
+    return Backend(folder / f"backend{next(_numbers)}", scripted_table("w " * WORDS, token_s=TOKEN_S, ttft_s=FIRST_S))
 
 
 @contextmanager

@@ -26,6 +26,7 @@ REPLY = "one two three"
 SILENT_S = 5.0  # a server that hangs is given up after this
 EACH = 8  # requests to each model
 KILLED_REQUESTS, AT_ONCE = 200, 16
+HANGS_AT, HANGING = 10, "stuck"  # the answer, and its word, with which a server hangs in the middle and is killed
 
 
 class Runs(msgspec.Struct):
@@ -78,29 +79,23 @@ def test_answer_that_breaks_has_one_error_and_no_other_text(runs: Runs, fault: s
 
 
 def test_killed_server_costs_only_the_answers_that_had_begun(tmp_path: Path) -> None:
-    first, second = (Backend(tmp_path / name, scripted_table("w " * 8, token_s=0.001)) for name in ("one", "two"))
+    hanging = f"[[models.m.script.faults]]\nrequests = [{HANGS_AT}]\nafter = 1\nstall_s = inf\n"
+    replies = [*["w " * 8] * HANGS_AT, f"{HANGING} " * 8]
+    first = Backend(tmp_path / "one", scripted_table(*replies, token_s=0.001) + hanging)
+    second = Backend(tmp_path / "two", scripted_table("w " * 8, token_s=0.001))
+
+    def kill(outcome: Outcome) -> None:
+        if outcome.text.strip() == HANGING:
+            first.kill()
+
     with running(first, second):
-        kill = KillInTheMiddle(first)
         model = targets_of(f"{first.url}/v1", f"{second.url}/v1")
         with serving(config_of({"m": model})) as front:
             outcomes = asyncio.run(Traffic(front.url, "m", kill).run(KILLED_REQUESTS, AT_ONCE))
             wait_until(lambda: not in_flight(front), "a server still counts requests")
+        assert not first.is_alive
     assert not without_ending(outcomes) and not failed_early(outcomes)
     broken = [outcome for outcome in outcomes if outcome.error]
-    assert kill.is_done and len(broken) <= AT_ONCE and {outcome.target for outcome in broken} <= {first.address}
+    assert [outcome.text.strip() for outcome in broken].count(HANGING) == 1
+    assert len(broken) <= AT_ONCE and {outcome.target for outcome in broken} == {first.address}
     assert sum(outcome.target == second.address for outcome in outcomes) > KILLED_REQUESTS / 2
-
-
-class KillInTheMiddle:
-    """Kills a server with SIGKILL at the first content of an answer of it, once 50 contents have come."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend, self._contents = backend, 0
-        self.is_done = False
-
-    def __call__(self, outcome: Outcome) -> None:
-        self._contents += 1
-        is_first = outcome.target == self._backend.address and len(outcome.text.split()) == 1
-        if self._contents > 50 and is_first and self._backend.is_alive:
-            self._backend.kill()
-            self.is_done = True
