@@ -148,9 +148,7 @@ def _key_guard(api_keys: dict[str, str], shared: SharedKeys | None) -> Guard:
         given = _given_key(scope)
         if not given:
             raise Unauthorized("You did not provide an API key: send it as 'Authorization: Bearer KEY'.")
-        # compare all keys, so that the time does not depend on which one matches
-        owners = [name for name, key in api_keys.items() if hmac.compare_digest(key.encode(), given)]
-        owner = owners[0] if owners else shared and shared.name_of(given)
+        owner = _configured_owner(given, api_keys) or (shared and shared.name_of(given))
         if not owner:
             raise Unauthorized("Incorrect API key provided.")
         scope["state"]["owner"] = owner
@@ -158,12 +156,20 @@ def _key_guard(api_keys: dict[str, str], shared: SharedKeys | None) -> Guard:
     return check_key
 
 
+def _configured_owner(given: bytes, api_keys: dict[str, str]) -> str:
+    """The name of the key; "": the configuration does not have it."""
+    # compare all keys, so that the time does not depend on which one matches
+    owners = [name for name, key in api_keys.items() if hmac.compare_digest(key.encode(), given)]
+    return owners[0] if owners else ""
+
+
 def fresh_keys(shared: SharedKeys) -> Callable[[ASGIApp], ASGIApp]:
-    """Middleware: a request with a key is checked with keys that are not older than seconds."""
+    """Middleware: a request with a key of the database is checked with keys that are not older than seconds."""
 
     def middleware(app: ASGIApp) -> ASGIApp:
         async def with_keys(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["route_handler"].opt.get("needs_key", True) and (key := _given_key(scope)):
+            key = _given_key(scope) if scope["route_handler"].opt.get("needs_key", True) else b""
+            if key and not _configured_owner(key, scope["app"].state.router.config.server.api_keys):
                 await shared.fresh(key)
             await app(scope, receive, send)
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai as sdk
 import pytest
 
-from gateway.config.tables import ServerConfig
-from tests.support.server import Running, config_of, error_of, scripted, serving
+from gateway.config.tables import ServerConfig, StateConfig
+from gateway.state.sqlite import SqliteDatabase
+from tests.support.postgres import patient
+from tests.support.server import PATIENCE_S, Running, config_of, error_of, scripted, serving
 
 PATH = "/v1/chat/completions"
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
@@ -58,6 +63,36 @@ def test_missing_or_wrong_key_is_401(with_keys: Running, headers: dict[str, str]
 def test_each_configured_key_is_accepted(with_keys: Running, headers: dict[str, Any]) -> None:
     with with_keys.http() as http:
         assert http.post(PATH, json=CHAT, headers=headers).status_code == 200
+
+
+def test_configured_key_waits_for_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database, reads, may_answer = SqliteDatabase(tmp_path / "state.sqlite"), threading.Semaphore(0), threading.Event()
+
+    def hangs(*_: object) -> list[Any]:
+        reads.release()
+        may_answer.wait(PATIENCE_S)
+        return []
+
+    monkeypatch.setattr(database, "read", hangs)
+    config = config_of(
+        {"m": scripted("Hello.")}, ServerConfig(api_keys={"anna": "sk-anna"}), state=StateConfig(keys=True)
+    )
+    with (
+        patient(),
+        serving(config, database=database) as gateway,
+        gateway.http() as http,
+        gateway.http() as waiting,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        other = pool.submit(waiting.get, "/v1/models", headers={"x-api-key": "other"})
+        try:
+            assert reads.acquire(timeout=PATIENCE_S)
+            assert http.get("/v1/models", headers={"x-api-key": "sk-anna"}).status_code == 200
+            assert not other.done()
+        finally:
+            may_answer.set()
+        assert other.result(PATIENCE_S).status_code == 401
+        assert not reads.acquire(blocking=False)
 
 
 def test_sdk_raises_authentication_error_for_a_wrong_key(with_keys: Running) -> None:
