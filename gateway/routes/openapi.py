@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -34,10 +34,12 @@ from gateway.errors import (
     Forbidden,
     GatewayError,
     InvalidRequest,
+    LimitReached,
     Unauthorized,
     Unavailable,
     UnsupportedEncoding,
 )
+from gateway.lanes.limits.headers import ANTHROPIC_HEADERS, OPENAI_HEADERS, is_anthropic
 from gateway.routes.error_handler import body_of
 from gateway.routes.respond import json_response
 from gateway.routes.wire import Json
@@ -59,6 +61,10 @@ _HEADERS: Json = {
         "description": "Part of the reply's id and of the log line.",
     },
     "Retry-After": {"schema": {"type": "integer", "minimum": 1}, "description": "Seconds."},
+    **{
+        name: {"schema": {"type": "string"}, "description": "Of an API key with this limit."}
+        for name in (*OPENAI_HEADERS, *ANTHROPIC_HEADERS)
+    },
 }
 
 
@@ -189,11 +195,14 @@ class _Writer:
         raised = [*_ANY_ROUTE, *operation.raises, *(_WITH_BODY if operation.body is not None else ())]
         if self._needs_keys and not is_open:
             raised.append(Unauthorized)
-        written = {str(kind.status): _response(kind.status, {"application/json": error}) for kind in raised}
+        limits: tuple[str, ...] = ()
+        if LimitReached in operation.raises:
+            limits = ANTHROPIC_HEADERS if is_anthropic(path) else OPENAI_HEADERS
+        written = {str(kind.status): _response(kind.status, {"application/json": error}, limits) for kind in raised}
         for status, body in operation.other_replies.items():
-            written[str(status)] = _response(status, {"application/json": {"anyOf": [self._of(body), error]}})
+            written[str(status)] = _response(status, {"application/json": {"anyOf": [self._of(body), error]}}, limits)
         if operation.reply is not None:
-            written["200"] = _response(200, {operation.media_type: self._of(operation.reply)})
+            written["200"] = _response(200, {operation.media_type: self._of(operation.reply)}, limits)
         if operation.stream is not None:
             written["200"]["content"] |= self._stream(operation.stream, error)
         return dict(sorted(written.items()))
@@ -207,10 +216,10 @@ class _Writer:
         return next(schema for known, schema in self._described if known == type)
 
 
-def _response(status: int, schemas: Mapping[str, Json]) -> Json:
-    headers = {"x-request-id": {"$ref": "#/components/headers/x-request-id"}}
-    if status in (429, 503):
-        headers["Retry-After"] = {"$ref": "#/components/headers/Retry-After"}
+def _response(status: int, schemas: Mapping[str, Json], limits: Sequence[str]) -> Json:
+    """`limits`: the headers of the limits of API keys."""
+    names = ["x-request-id", *(["Retry-After"] if status in (429, 503) else []), *limits]
+    headers = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
     content = {media_type: {"schema": schema} for media_type, schema in schemas.items()}
     return {"description": HTTPStatus(status).phrase, "headers": headers, "content": content}
 

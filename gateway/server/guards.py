@@ -21,7 +21,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from gateway.config.hosts import host_name, web_origin
 from gateway.config.tables import ServerConfig
 from gateway.errors import LONGEST_QUOTE, Forbidden, Unauthorized, Unavailable, quote
-from gateway.lanes.limits.headers import OPENAI_HEADERS
+from gateway.lanes.limits.headers import ANTHROPIC_HEADERS, OPENAI_HEADERS
 from gateway.lanes.limits.shared_keys import SharedKeys
 from gateway.server.error_body import ROUTE
 from gateway.server.ignored import HEADER as IGNORED
@@ -72,7 +72,7 @@ def cors_of(config: ServerConfig) -> CORSConfig | None:
         return None
     return CORSConfig(
         allow_origins=[web_origin(text) for text in config.cors_origins],
-        expose_headers=[*_EXPOSED, *OPENAI_HEADERS],
+        expose_headers=[*_EXPOSED, *OPENAI_HEADERS, *ANTHROPIC_HEADERS],
     )
 
 

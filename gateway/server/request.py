@@ -13,7 +13,7 @@ from litestar.datastructures import State
 from litestar.types import Message, Scope
 
 from gateway.generation import Generation
-from gateway.lanes.limits.headers import anthropic_headers, openai_headers
+from gateway.lanes.limits.headers import anthropic_headers, is_anthropic, openai_headers
 from gateway.lanes.limits.key_router import KeyRouter
 from gateway.lanes.limits.limits import Limits
 from gateway.lanes.router import Router
@@ -78,8 +78,9 @@ def _limit_headers(scope: Scope, status: int) -> dict[str, str]:
     if "lease" in state and (status >= 400 or limits.is_complete(state["lease"])):
         end_lease(scope)
     levels = limits.counters.levels(key, quota)
-    is_anthropic = scope["path"].startswith("/v1/messages")
-    return anthropic_headers(levels, quota, time.time()) if is_anthropic else openai_headers(levels, quota)
+    if is_anthropic(scope["path"]):
+        return anthropic_headers(levels, quota, time.time())
+    return openai_headers(levels, quota)
 
 
 async def take_limits(request: HttpRequest, generations: Sequence[Generation]) -> None:

@@ -13,7 +13,7 @@ import pytest
 import schemathesis
 
 from gateway.app import HANDLERS
-from gateway.config.tables import LocalModel, ServerConfig
+from gateway.config.tables import LimitsConfig, LocalModel, ServerConfig
 from tests.support.paths import ROOT, TESTS
 from tests.support.server import Running, config_of, scripted, serving
 
@@ -93,6 +93,23 @@ def test_each_api_has_its_own_error_body(document: dict[str, Any], path: str, er
     assert answers.keys() >= {"400", "403", "404", "408", "413", "429", "502", "503", "504"}
     for status in answers.keys() - {"200"}:
         assert answers[status]["content"]["application/json"]["schema"]["$ref"].endswith(error)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/api/chat"])
+@pytest.mark.parametrize("tokens", [1, 1000])
+def test_answers_to_a_key_with_limits_have_the_described_headers(
+    document: dict[str, Any], path: str, tokens: int
+) -> None:
+    limits = LimitsConfig(requests_per_minute=60, tokens_per_minute=tokens)
+    body = {"model": "paris", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9, "stream": False}
+    with serving(config_of({"paris": PARIS}, limits=limits)) as limited, limited.http() as http:
+        answer = http.post(path, json=body)
+    status = str(answer.status_code)
+    assert status == ("429" if tokens == 1 else "200")
+    described = document["paths"][path]["post"]["responses"][status]["headers"]
+    assert {name for name in answer.headers if "ratelimit" in name} == {
+        name for name in described if "ratelimit" in name
+    }
 
 
 def test_streams_are_described_next_to_whole_replies(document: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import openai as sdk
 import pytest
 
 from gateway.config.tables import ServerConfig, StateConfig
+from gateway.lanes.limits.headers import ANTHROPIC_HEADERS, OPENAI_HEADERS
 from gateway.state.sqlite import SqliteDatabase
 from tests.support.postgres import patient
 from tests.support.server import PATIENCE_S, Running, config_of, error_of, scripted, serving
@@ -251,4 +252,5 @@ def test_replies_and_errors_to_a_configured_origin_have_cors_headers(with_keys: 
     assert (answer.status_code, refusal.status_code) == (200, 401)
     for response in (answer, refusal):
         assert response.headers["access-control-allow-origin"] == "https://chat.example"
-        assert "x-request-id" in response.headers["access-control-expose-headers"]
+        exposed = response.headers["access-control-expose-headers"]
+        assert all(name in exposed for name in ("x-request-id", *OPENAI_HEADERS, *ANTHROPIC_HEADERS))

@@ -15,7 +15,17 @@ from gateway.lanes.limits.counters import Levels, Quota
 OPENAI_HEADERS = tuple(
     f"x-ratelimit-{what}-{limit}" for limit in ("requests", "tokens") for what in ("limit", "remaining", "reset")
 )
+ANTHROPIC_HEADERS = tuple(
+    f"anthropic-ratelimit-{limit}-{what}"
+    for limit in ("requests", "tokens")
+    for what in ("limit", "remaining", "reset")
+)
 _LATEST = 253402300799.0  # the end of the year 9999, in seconds since 1970
+
+
+def is_anthropic(path: str) -> bool:
+    """True if the answers at this path have Anthropic's headers."""
+    return path.startswith("/v1/messages")
 
 
 def openai_headers(levels: Levels, quota: Quota) -> dict[str, str]:
