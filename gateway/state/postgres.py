@@ -82,7 +82,7 @@ class PostgresDatabase:
         try:
             import pg8000.dbapi
         except ImportError:
-            raise StateError("the package pg8000 is missing; install it: pip install npu-gateway[postgres]") from None
+            raise StateError("the package pg8000 is missing; install it: pip install 'npu-gateway[postgres]'") from None
         self._driver: Any = pg8000.dbapi
         self._url = url
         self._timeout_s = timeout_s

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from gateway.config.tables import Config
 
 _TEXT = """\
-Check this machine, the configuration, every model, the running gateway and the servers of upstream models, and answer
-once on the device. The first line is the verdict: the first cause that explains the trouble, and the next step. Exit
-code 1 if a line is bad. Into a pipe, one line for each check with these fields between tabs: ok, note or bad; the
-check; details."""
+Check this machine, the configuration, every model, the running gateway, the servers of upstream models and the
+database of [state], and answer once on the device. The first line is the verdict: the first cause that explains the
+trouble, and the next step. Exit code 1 if a line is bad. Into a pipe, one line for each check with these fields between
+tabs: ok, note or bad; the check; details."""
 _SHORT_S, _LOAD_S = 60.0, 180.0  # limits of one check
 
 
@@ -160,6 +160,7 @@ def _with(arguments: argparse.Namespace, config: Config) -> Iterator[Finding]:
         yield from bounded("port", _SHORT_S, lambda: port.port(config.server))
     yield from bounded("memory", _SHORT_S, lambda: resources.resources(config, is_running=is_running))
     yield from bounded("upstream", _SHORT_S, lambda: upstream.upstream(config))
+    yield from bounded("database", _SHORT_S, lambda: resources.database(config))
     budget = budget_bytes(config.memory)
     for name, model in config.models.items():
         yield from bounded(f"model {name}", _LOAD_S, partial(models.files, name, model, budget))

@@ -30,6 +30,7 @@ CAUSES: dict[str, frozenset[Symptom]] = {
     "memory": _SLOW,
     "load": _REFUSED | _OFF_NPU,
     "upstream": _REFUSED,
+    "database": _REFUSED,
     "provider": _OFF_NPU,
     "no bundle for the NPU": _OFF_NPU,
     "partly on the CPU": _SLOW | _OFF_NPU,

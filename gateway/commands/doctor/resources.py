@@ -1,8 +1,9 @@
-"""Memory and free disk space against the bundles, before anything is loaded."""
+"""Memory and free disk space against the bundles, before anything is loaded; and the database of [state]."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -10,11 +11,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from gateway.bundles.disk import data_folder, free_bytes, megabytes
+from gateway.commands import options
 from gateway.commands.doctor.finding import Finding
 from gateway.commands.models.model_state import bundle_folders
 from gateway.config.tables import BundleModel, Config
 from gateway.lanes.memory.needs import FILE, Need, Needs, budget_bytes
 from gateway.qnn.device import may_have_npu
+from gateway.state.database import StateError
+from gateway.state.keys import list_keys
 
 _BUSY_PERCENT = 80
 _LITTLE_DISK = 1_000_000_000
@@ -104,3 +108,30 @@ def resources(config: Config, *, is_running: bool) -> Iterator[Finding]:
     folder = next((each for each in (config.models_dir, *config.models_dir.parents) if each.is_dir()), Path.cwd())
     yield from disk_findings(config.models_dir, free_bytes(folder))
     yield from load_findings(psutil.cpu_percent(0.5))
+
+
+def database(config: Config) -> Iterator[Finding]:
+    """The database of [state]: does it answer, is it of this version, and does it have the keys that requests need?
+
+    Raises GatewayError: the driver is not installed.
+    """
+    with closing(options.open_state(config)) as opened:
+        try:
+            keys = [key for key in list_keys(opened) if key.revoked is None]
+        except StateError as error:
+            yield _without_database(str(error), has_keys=config.state.keys)
+            return
+        shown = f"{opened.label}, keys: {len(keys)}"
+    if config.state.keys and not keys and not config.server.api_keys:
+        because = "[state] keys = true, and there is no API key yet, so each request gets 401"
+        yield Finding("bad", "database", f"{shown}; {because}", "database", because, "`npu-gateway keys add NAME`")
+    else:
+        yield Finding("ok", "database", shown)
+
+
+def _without_database(problem: str, *, has_keys: bool) -> Finding:
+    """A gateway answers without its database, except if it has to read keys."""
+    if not has_keys:
+        return Finding("note", "database", f"{problem}. Answers go on, see docs/state.md")
+    because = f"the database with the API keys cannot be read: {problem}"
+    return Finding("bad", "database", because, "database", because, "correct [state] url, or start that database")

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from gateway.commands import options
 from gateway.commands.doctor import resources
 from gateway.commands.doctor.resources import Memory, disk_findings, load_findings, memory_findings, needs_of
-from gateway.config.tables import Config, LocalModel, MemoryConfig, UpstreamModel
+from gateway.config.tables import Config, LocalModel, MemoryConfig, ServerConfig, StateConfig, UpstreamModel
 from gateway.lanes.memory.needs import Need, Needs
+from gateway.state.keys import add_key, revoke_key
 
 GB = 1_000_000_000
 
@@ -75,3 +77,31 @@ def test_full_disk_is_a_note() -> None:
 def test_busy_processors_are_a_note() -> None:
     [busy], [idle] = load_findings(97), load_findings(10)
     assert (busy.level, busy.cause, idle.level) == ("note", "busy", "ok")
+
+
+def state(folder: Path, *, keys: bool, **server: dict[str, str]) -> Config:
+    url = f"sqlite:///{folder / 'state.sqlite'}"
+    return Config(state=StateConfig(url=url, keys=keys), server=ServerConfig(**server))  # type: ignore[arg-type]
+
+
+def test_database_that_has_the_keys_is_good(tmp_path: Path) -> None:
+    config = state(tmp_path, keys=True)
+    with options.state_of(config) as opened:
+        assert add_key(opened, "anna", {}) and add_key(opened, "ben", {}) and revoke_key(opened, "ben")
+    [found] = resources.database(config)
+    assert (found.level, found.detail) == ("ok", f"{tmp_path / 'state.sqlite'}, keys: 1")
+
+
+def test_database_without_a_key_refuses_all_requests_only_if_there_is_no_other_key(tmp_path: Path) -> None:
+    [found] = resources.database(state(tmp_path, keys=True))
+    assert (found.level, found.cause, found.step) == ("bad", "database", "`npu-gateway keys add NAME`")
+    for config in (state(tmp_path, keys=False), state(tmp_path, keys=True, api_keys={"anna": "sk-anna"})):
+        assert [each.level for each in resources.database(config)] == ["ok"]
+    assert not list(tmp_path.iterdir()), "nothing is written"
+
+
+def test_database_that_cannot_be_read_is_bad_only_if_it_has_the_keys(tmp_path: Path) -> None:
+    (tmp_path / "state.sqlite").write_bytes(b"this is no database. " * 500)
+    found = [finding for keys in (True, False) for finding in resources.database(state(tmp_path, keys=keys))]
+    assert [each.level for each in found] == ["bad", "note"]
+    assert all("is damaged" in each.detail for each in found)
