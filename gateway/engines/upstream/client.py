@@ -108,15 +108,11 @@ class HttpClient:
             await connection.aclose()
 
     async def _sent(self, request: httpcore.Request) -> tuple[Connection, httpcore.Response]:
-        """The answer after its head. The request is sent again if the server has closed a connection that rested."""
-        while True:
-            connection = await self._resting.take() or self._new(request)
-            try:
-                return connection, await connection.handle_async_request(request)
-            except BaseException as error:
-                await connection.aclose()
-                if not isinstance(error, Gone):
-                    raise
+        """The answer after its head. The request is sent again, once, if the server closed a connection that rested."""
+        if (connection := await self._resting.take()) is not None:
+            with suppress(Gone):
+                return await _answered(connection, request)
+        return await _answered(self._new(request), request)
 
     def _new(self, request: httpcore.Request) -> Connection:
         """Not of the pool: it would keep one for ever that is open when its request is cancelled before the head."""
@@ -133,6 +129,14 @@ class HttpClient:
             content=body,
             extensions={"timeout": {"connect": self._connect_s}},
         )
+
+
+async def _answered(connection: Connection, request: httpcore.Request) -> tuple[Connection, httpcore.Response]:
+    try:
+        return connection, await connection.handle_async_request(request)
+    except BaseException:
+        await connection.aclose()
+        raise
 
 
 def header(response: httpcore.Response, name: str) -> str:

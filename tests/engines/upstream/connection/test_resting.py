@@ -131,6 +131,18 @@ async def test_request_is_sent_again_if_the_server_closed_the_connection(later: 
         assert (server.connections, server.requests) == (2, 2 if is_before else 3)
 
 
+async def test_request_is_sent_again_only_once() -> None:
+    """A server that breaks with this request could close all connections that rest, one after the other."""
+    begun = answer("one").removesuffix(END)
+    async with connected([begun, WAIT, END], [begun, WAIT, END], *[[CLOSE]] * 3) as (server, client):
+        await asyncio.gather(*(client.post(until=b"one".__eq__) for _ in range(2)))
+        server.goes_on.set()
+        await client.is_settled()
+        with pytest.raises((httpcore.ReadError, httpcore.RemoteProtocolError)):
+            await client.post()
+        assert (server.connections, server.requests) == (3, 4)
+
+
 async def test_request_is_sent_once_if_an_answer_has_begun_or_the_connection_is_new() -> None:
     async with connected([answer("one")], [HEAD[:20], CLOSE], [CLOSE]) as (server, client):
         assert await client.post() == "one"
