@@ -195,9 +195,11 @@ class Race(Generic[R]):
         tasks = [task for task, attempt in self._tasks.items() if attempt in attempts]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for task in tasks:
-            del self._tasks[task]
-        for attempt in attempts:
-            del self._open[attempt]
-            await attempt.__aexit__(None, None, None)
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:  # also if this is cancelled; the tasks have ended all the same
+            for task in tasks:
+                del self._tasks[task]
+            for attempt in attempts:
+                del self._open[attempt]
+                await attempt.__aexit__(None, None, None)

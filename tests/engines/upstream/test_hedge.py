@@ -153,6 +153,23 @@ async def test_request_that_is_cancelled_while_the_loser_is_closed_waits_for_it(
 
 
 @in_virtual_time
+async def test_request_that_is_cancelled_twice_closes_both() -> None:
+    first, second = Runner(60.0, leaving_s=5.0), Runner(60.0, leaving_s=5.0)
+
+    async def run() -> None:
+        async with race_of(first, second) as race:
+            await race.winner()
+
+    task = asyncio.create_task(run())
+    for _ in range(2):
+        await asyncio.sleep(3.0)
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not first.is_open and not second.is_open
+
+
+@in_virtual_time
 async def test_exception_of_another_kind_is_not_hidden() -> None:
     first, second = Runner(2.0, ZeroDivisionError()), Runner(60.0)
     with pytest.raises(ZeroDivisionError):
