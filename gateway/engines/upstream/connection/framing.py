@@ -12,6 +12,7 @@ import httpcore
 
 _LINE = 16 * 1024  # bytes, of the longest line that has a size, and of all trailers
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?\r\n")
+_TRAILER = re.compile(rb"(?:[!#-'*+.^_`|~0-9A-Za-z-]+:[^\r\n]*)?\r\n")
 _SIZE_LINE, _DATA, _DATA_END, _TRAILERS = range(4)
 
 
@@ -30,18 +31,19 @@ class Framing(Protocol):
 
 
 class Chunked:
-    """A body in chunks. `rest`: what came after its end."""
+    """A body in chunks. `rest`: what came after its end. `is_last`: the connection must not be used again."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_last: bool = False) -> None:
         self.is_over = False
         self.rest = b""
+        self._is_last = is_last
         self._state = _SIZE_LINE
         self._left = 0  # bytes of the chunk that are still to come
         self._held = b""  # the start of the next line
 
     @property
     def can_follow(self) -> bool:
-        return self.is_over and not self.rest
+        return self.is_over and not self.rest and not self._is_last
 
     def feed(self, data: bytes) -> bytes:
         if self._held:
@@ -81,7 +83,7 @@ class Chunked:
             self._state = _SIZE_LINE
         else:
             self._left += len(line)
-            if not line.endswith(b"\r\n") or self._left > _LINE:
+            if _TRAILER.fullmatch(line) is None or self._left > _LINE:
                 raise httpcore.RemoteProtocolError("not a trailer")
             self.is_over = line == b"\r\n"
 
@@ -115,11 +117,14 @@ class Sized:
 
 
 def framing_of(response: httpcore.Response) -> Framing:
-    """By the head, which h11 has checked: it refuses another coding than `chunked`, and two lengths."""
+    """By the head, which h11 has checked: it refuses another coding than `chunked`, and two lengths.
+
+    A coding and a length is what attacks have, and servers that are wrong (RFC 9112, 6.3): nothing follows it.
+    """
     headers = {name.lower(): value for name, value in response.headers}
     if response.status in (204, 304):
         return Sized(0)
     if b"transfer-encoding" in headers:
-        return Chunked()
+        return Chunked(is_last=b"content-length" in headers)
     length = headers.get(b"content-length")
     return Sized(None if length is None else int(length))

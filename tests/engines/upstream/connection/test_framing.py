@@ -30,6 +30,8 @@ BROKEN = [
     b"1" * 20_000,
     b"5;" + b"x" * 20_000,
     b"0\r\n" + b"a: b\r\n" * 4_000 + b"\r\n",
+    b"0\r\nHTTP/1.1 200 OK\r\nb: c\r\n\r\n",
+    b"0\r\n: b\r\n\r\n",
 ]
 
 

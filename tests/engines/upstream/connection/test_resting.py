@@ -98,9 +98,10 @@ async def test_two_requests_use_one_connection() -> None:
         b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\none",
         answer("one") + b"HTTP/1.1 200 OK\r\n",
         answer("one").replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1),
+        answer("one").replace(b"\r\n\r\n", b"\r\ncontent-length: 13\r\n\r\n", 1),
         answer("one").replace(b"HTTP/1.1", b"HTTP/1.0"),
     ],
-    ids=["length", "more", "close", "old"],
+    ids=["length", "more", "close", "both", "old"],
 )
 async def test_answer_that_does_not_end_by_itself_closes_the_connection(first: bytes) -> None:
     async with connected([first, CLOSE] if b"HTTP/1.0" in first else [first], [answer("two")]) as (server, client):
