@@ -89,8 +89,9 @@ def test_silent_server_ends_after_the_limit() -> None:
     asyncio.run(run())
 
 
-def test_server_that_is_not_there_does_not_answer() -> None:
-    url = f"http://127.0.0.1:{free_port()}/v1"
+@pytest.mark.parametrize("host", ["127.0.0.1", "a..b", "a" * 64], ids=["closed", "empty label", "long label"])
+def test_server_that_is_not_there_does_not_answer(host: str) -> None:
+    url = f"http://{host}:{free_port()}/v1"
     expected = f"{url} does not answer. Start that server, or correct `url`"
     assert asyncio.run(reach(model("x", url), limit_s=60)) == expected
 

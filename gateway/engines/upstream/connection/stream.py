@@ -263,7 +263,7 @@ def _connecting() -> Iterator[None]:
         yield
     except TimeoutError as error:
         raise httpcore.ConnectTimeout from error
-    except (OSError, ssl.CertificateError) as error:  # ssl.SSLError is an OSError
+    except (OSError, ssl.CertificateError, UnicodeError) as error:  # ssl.SSLError is an OSError; names as `a..b`
         raise httpcore.ConnectError(str(error)) from error
 
 
