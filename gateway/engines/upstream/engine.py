@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 from gateway.config.tables import UpstreamModel
@@ -24,6 +24,7 @@ from gateway.engines.upstream.attempt import Attempt, Question
 from gateway.engines.upstream.body import chat_body, completion_body
 from gateway.engines.upstream.events import most_tokens
 from gateway.engines.upstream.hedge import Hedging, Race
+from gateway.engines.upstream.prefixes import blocks_of
 from gateway.engines.upstream.targets.pool import Pool, clients_error, moves_on
 from gateway.engines.upstream.targets.target import Target
 from gateway.engines.upstream.trial import hello, try_out
@@ -105,12 +106,13 @@ class UpstreamEngine:
     async def _from_pool(self, pool: Pool, question: Question, meter: Meter, emit: Emit) -> Usage:
         """The answer of the first target that gives one."""
         prompt = self._last_prompt = text_prompt(self._name, question.generation)
+        blocks = blocks_of(prompt, question.generation.owner)
         failures: dict[Target, GatewayError] = {}
-        while chosen := pool.choose(prompt, failures):
+        while chosen := pool.choose(blocks, failures):
             target, choice = chosen
             reason = "failover" if failures else choice.reason
             meter.route = Route(target=target.address, reason=reason, attempts=len(failures) + 1)
-            async with self._race(pool, target, failures, question, meter) as race:
+            async with self._race(pool, blocks, target, failures, question, meter) as race:
                 attempt = await race.winner()
                 for failed, error in race.errors.items():
                     failures[failed.target] = error
@@ -128,7 +130,13 @@ class UpstreamEngine:
         raise clients_error([*failures.values()])
 
     def _race(
-        self, pool: Pool, target: Target, tried: Collection[Target], question: Question, meter: Meter
+        self,
+        pool: Pool,
+        blocks: Sequence[int],
+        target: Target,
+        tried: Collection[Target],
+        question: Question,
+        meter: Meter,
     ) -> Race[Attempt]:
         """The attempt at `target`, and with `hedge` one at another target if it is late."""
         hedging = self.hedging
@@ -140,7 +148,7 @@ class UpstreamEngine:
         def second() -> Attempt | None:
             if hedging is None or not (target.health.is_out or hedging.has_credit()):
                 return None
-            other = pool.second(text_prompt(self._name, question.generation), target, tried)
+            other = pool.second(blocks, target, tried)
             if other is None:
                 return None
             if not target.health.is_out:  # else it is no hedge: the request leaves that target

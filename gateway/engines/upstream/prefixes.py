@@ -60,16 +60,19 @@ class PrefixIndex:
             known.popitem(last=False)
 
 
-def blocks_of(prompt: Chat | Text | TokenIds) -> list[int]:
+def blocks_of(prompt: Chat | Text | TokenIds, owner: str = "") -> list[int]:
     """A hash for each full block of the prompt; each includes all text before it. At most MOST_BLOCKS.
 
     The parameters of tools are left out: the names and the descriptions before them differ too.
+
+    Args:
+        owner: two owners have no block in common. Else `x-gateway-route` would confirm a guess of another one's prompt.
     """
     if isinstance(prompt, TokenIds):
         ids = prompt.ids
-        return _chained(ids[i : i + BLOCK_TOKENS] for i in _starts(len(ids), BLOCK_TOKENS))
+        return _chained(owner, (ids[i : i + BLOCK_TOKENS] for i in _starts(len(ids), BLOCK_TOKENS)))
     text = prompt.text if isinstance(prompt, Text) else _start_of(prompt)
-    return _chained(text[i : i + BLOCK_CHARACTERS] for i in _starts(len(text), BLOCK_CHARACTERS))
+    return _chained(owner, (text[i : i + BLOCK_CHARACTERS] for i in _starts(len(text), BLOCK_CHARACTERS)))
 
 
 def _bits(mask: int) -> Iterator[int]:
@@ -84,8 +87,8 @@ def _starts(length: int, step: int) -> range:
     return range(0, min(length // step, MOST_BLOCKS) * step, step)
 
 
-def _chained(pieces: Iterator[str] | Iterator[tuple[int, ...]]) -> list[int]:
-    blocks, before = [], 0
+def _chained(owner: str, pieces: Iterator[str] | Iterator[tuple[int, ...]]) -> list[int]:
+    blocks, before = [], hash(owner)
     for piece in pieces:
         before = hash((before, piece))
         blocks.append(before)

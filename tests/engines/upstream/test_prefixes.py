@@ -91,6 +91,11 @@ class TestBlocks:
         assert len(blocks_of(TokenIds(ids))) == 3
         assert blocks_of(TokenIds(ids))[:2] == blocks_of(TokenIds(ids[: 2 * BLOCK_TOKENS]))
 
+    @pytest.mark.parametrize("prompt", [chat(LONG), Text(LONG), TokenIds(tuple(range(3 * BLOCK_TOKENS)))])
+    def test_owners_have_no_block_in_common(self, prompt: Chat | Text | TokenIds) -> None:
+        assert not {*blocks_of(prompt, "one")} & {*blocks_of(prompt, "other"), *blocks_of(prompt)}
+        assert blocks_of(prompt, "one") == blocks_of(prompt, "one")
+
     def test_end_of_a_very_long_prompt_is_not_read(self) -> None:
         read: list[int] = []
 

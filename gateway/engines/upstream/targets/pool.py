@@ -18,7 +18,7 @@ from typing import Any
 from gateway.engines.base import TargetStatus
 from gateway.engines.upstream.hedge import OVERLOAD
 from gateway.engines.upstream.policy import Candidate, Choice, choose
-from gateway.engines.upstream.prefixes import PrefixIndex, blocks_of
+from gateway.engines.upstream.prefixes import PrefixIndex
 from gateway.engines.upstream.refusals import CutOff, TooLarge, Unreachable, symptom
 from gateway.engines.upstream.targets.target import Target
 from gateway.errors import (
@@ -29,7 +29,6 @@ from gateway.errors import (
     UpstreamFailed,
     UpstreamRefused,
 )
-from gateway.generation import Chat, Text, TokenIds
 from gateway.monitoring.throttle import Throttle
 
 _log = logging.getLogger(__name__)
@@ -73,8 +72,12 @@ class Pool:
         """True if no target is known to work. Until then the failure of one does not count against the model."""
         return all(target.health.state == "down" for target in self._targets)
 
-    def choose(self, prompt: Chat | Text | TokenIds, tried: Collection[Target]) -> tuple[Target, Choice] | None:
-        """The target for the next attempt of a request; None if it has tried all of them."""
+    def choose(self, blocks: Sequence[int], tried: Collection[Target]) -> tuple[Target, Choice] | None:
+        """The target for the next attempt of a request; None if it has tried all of them.
+
+        Args:
+            blocks: of its prompt (prefixes.py).
+        """
         for target in self._targets:
             target.wanted.set()
         has_waited = any(target.health.is_confirmed for target in tried)  # for one that does not even answer a probe
@@ -82,10 +85,9 @@ class Pool:
         if not left:
             return None
         usable = [target for target in left if target.health.state == "up"] or [min(left, key=_last_resort)]
-        return self._choose(prompt, usable, next(self._turns))
+        return self._choose(blocks, usable, next(self._turns))
 
-    def _choose(self, prompt: Chat | Text | TokenIds, usable: Sequence[Target], turn: int) -> tuple[Target, Choice]:
-        blocks = blocks_of(prompt)
+    def _choose(self, blocks: Sequence[int], usable: Sequence[Target], turn: int) -> tuple[Target, Choice]:
         known = self._prefixes.matches(blocks)
         choice = choose(
             [Candidate(target.running, target.server.weight) for target in usable],
@@ -100,13 +102,13 @@ class Pool:
         """True if another target than these is up."""
         return any(target.health.state == "up" for target in self._targets if target not in tried)
 
-    def second(self, prompt: Chat | Text | TokenIds, first: Target, tried: Collection[Target]) -> Target | None:
+    def second(self, blocks: Sequence[int], first: Target, tried: Collection[Target]) -> Target | None:
         """A target for a request that `first` has not begun to answer: one that is up and not overloaded, which is at
         most twice the load of `first` for its weight, unless that one is out. None: there is none."""
         most = math.inf if first.health.is_out else OVERLOAD * first.relative_load
         others = [target for target in self._targets if target not in (first, *tried) and target.health.state == "up"]
         free = [target for target in others if target.relative_load <= most]
-        return self._choose(prompt, free, next(self._turns))[0] if free else None
+        return self._choose(blocks, free, next(self._turns))[0] if free else None
 
     def failed(self, target: Target, error: GatewayError) -> None:
         """An attempt failed before its first content. What only this request can have caused is not counted yet."""

@@ -322,6 +322,16 @@ async def test_conversation_stays_on_its_server() -> None:
         assert sum(counts) == 12 and all(count % 3 == 0 for count in counts)
 
 
+async def test_route_does_not_show_what_another_owner_has_sent() -> None:
+    async with servers(GOOD, GOOD) as (engine, _):
+        reasons = []
+        for owner in ("one", "other", "other"):
+            meter = Meter()
+            await events_of(engine, request("a" * 3000, owner=owner), meter)
+            reasons.append(meter.route.reason)
+        assert reasons == ["least-loaded", "least-loaded", "affinity"]
+
+
 async def test_each_server_gets_its_model_and_its_key() -> None:
     async with servers(GOOD, GOOD) as (_, (first, second)):
         targets = (
