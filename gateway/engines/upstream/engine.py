@@ -29,7 +29,7 @@ from gateway.engines.upstream.targets.pool import Pool, clients_error, moves_on
 from gateway.engines.upstream.targets.target import Target
 from gateway.engines.upstream.trial import hello, try_out
 from gateway.errors import ConfigError, GatewayError, ModelNotReady, UpstreamFailed, UpstreamRefused
-from gateway.generation import Chat, Generation, Meter, Prompt, Route, RouteReason, Usage
+from gateway.generation import Chat, Generation, Meter, Route, RouteReason, Usage
 
 
 class UpstreamEngine:
@@ -51,7 +51,7 @@ class UpstreamEngine:
         self._pool = Pool(name, self.targets, self._trial) if len(self.targets) > 1 else None
         self.hedging = Hedging(self.targets) if model.hedge else None
         self._state: State = "loading"
-        self._last_prompt: Prompt = Chat(messages=())
+        self._is_chat = True  # the last request
         self._hop = f"npu-gateway-{secrets.token_hex(8)}"
 
     @property
@@ -105,7 +105,8 @@ class UpstreamEngine:
 
     async def _from_pool(self, pool: Pool, question: Question, meter: Meter, emit: Emit) -> Usage:
         """The answer of the first target that gives one."""
-        prompt = self._last_prompt = text_prompt(self._name, question.generation)
+        prompt = text_prompt(self._name, question.generation)
+        self._is_chat = isinstance(prompt, Chat)
         blocks = blocks_of(prompt, question.generation.owner)
         failures: dict[Target, GatewayError] = {}
         while chosen := pool.choose(blocks, failures):
@@ -195,7 +196,7 @@ class UpstreamEngine:
         return usage
 
     async def _trial(self, target: Target) -> None:
-        question = self._question(hello(self._name, self._last_prompt))
+        question = self._question(hello(self._name, is_chat=self._is_chat))
         await try_out(self._name, self._attempt(target, question, Meter()), self._model.watchdog_s)
 
     def _attempt(self, target: Target, question: Question, meter: Meter, *, gives_up: bool = False) -> Attempt:

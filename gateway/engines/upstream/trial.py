@@ -21,12 +21,11 @@ class _Discard:
     async def drain(self) -> None: ...
 
 
-def hello(name: str, prompt: Prompt) -> Generation:
-    """A request of the kind of `prompt`: a server may have only one of the endpoints."""
-    chat = Chat(messages=(Message(role="user", content=_TEXT),))
-    kind: Prompt = chat if isinstance(prompt, Chat) else Text(_TEXT)
+def hello(name: str, *, is_chat: bool) -> Generation:
+    """A chat or a text, as the requests of users are: a server may have only one of the endpoints."""
+    prompt: Prompt = Chat(messages=(Message(role="user", content=_TEXT),)) if is_chat else Text(_TEXT)
     return Generation(
-        id=f"trial-{name}", model=name, prompt=kind, sampling=Sampling(temperature=0.0), max_tokens=_TOKENS
+        id=f"trial-{name}", model=name, prompt=prompt, sampling=Sampling(temperature=0.0), max_tokens=_TOKENS
     )
 
 
