@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from gateway.commands.ray.call import Call
 from gateway.commands.ray.ingress import Ingress
 from gateway.commands.ray.replica import Held, Messages, Replica
 from gateway.config.tables import Config, ServerConfig
+from gateway.engines.scripted.engine import ScriptedEngine
 from gateway.lanes.router import Router
 from tests.support.server import PATIENCE_S, config_of, error_of, scripted
 
@@ -48,6 +49,8 @@ class Cluster:
                     raise Lost("killed")
                 yield messages
                 left = None if left is None else left - 1
+                if left == 0:  # without a wait for the next one
+                    raise Lost("killed")
 
     def http(self, **options: Any) -> httpx.AsyncClient:
         return httpx.AsyncClient(
@@ -56,9 +59,15 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster(*losses: int | None, server: ServerConfig | None = None, **script: Any) -> AsyncIterator[Cluster]:
-    config = config_of({"m": scripted(ANSWER, **script)}, server)
-    app = create_app(config)
+async def cluster(
+    *losses: int | None,
+    server: ServerConfig | None = None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    **script: Any,
+) -> AsyncIterator[Cluster]:
+    model = scripted(ANSWER, **script)
+    config = config_of({"m": model}, server)
+    app = create_app(config, {"m": ScriptedEngine("m", model, sleep=sleep)})
     async with app.lifespan():
         await app.state.router.tried()
         yield Cluster(app, config, losses)
@@ -74,8 +83,14 @@ async def test_answer_is_that_of_the_gateway() -> None:
 
 
 async def test_stream_comes_token_by_token() -> None:
-    async with cluster(token_s=0.001) as ray:
-        parts = await sent(ray.ingress, STREAM)
+    first = asyncio.Event()
+
+    async def sleep(seconds: float) -> None:
+        if seconds:  # not the prefill
+            await first.wait()
+
+    async with cluster(token_s=1.0, sleep=sleep) as ray:
+        parts = await sent(ray.ingress, STREAM, first)
         texts = [content for part in parts for content in contents(part)]
         assert "".join(texts) == ANSWER
         assert len([part for part in parts if contents(part)]) > 1
@@ -109,11 +124,11 @@ async def test_every_replica_lost_is_503() -> None:
 async def test_replica_lost_in_a_stream_is_an_error_of_its_api(
     path: str, body: dict[str, Any], of_error: Callable[[Any], str]
 ) -> None:
-    async with cluster(2, token_s=0.001) as ray, ray.http() as http:
+    async with cluster(1, token_s=3600.0) as ray, ray.http() as http:
         reply = await http.post(path, json=body)
         assert reply.status_code == 200
         last = reply.text.strip().splitlines()[-1].removeprefix("data: ")
-        assert "was lost" in of_error(json.loads(last))
+        assert "was lost" in of_error(json.loads(last)) and "one" in reply.text and "two" not in reply.text
         assert len(ray.calls) == 1
 
 
@@ -210,7 +225,7 @@ async def test_bodies_of_a_conversation_begin_alike() -> None:
 
 
 async def sent(app: Ingress, body: dict[str, Any], first: asyncio.Event | None = None) -> list[bytes]:
-    """The parts of the answer's body, as they are sent. `first`: set with the first one."""
+    """The parts of the answer's body, as they are sent. `first`: set with the first text."""
     parts: list[bytes] = []
     requests = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
 
@@ -220,7 +235,7 @@ async def sent(app: Ingress, body: dict[str, Any], first: asyncio.Event | None =
     async def send(message: Any) -> None:
         if message["type"] == "http.response.body":
             parts.append(message.get("body", b""))
-            if first is not None:
+            if first is not None and contents(parts[-1]):
                 first.set()
 
     path = "/v1/chat/completions"
