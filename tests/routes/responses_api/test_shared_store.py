@@ -67,6 +67,12 @@ def test_response_comes_back_as_it_was(kept: Kept) -> None:
     assert kept.count("npu_responses") == 1 and kept.item("item_1") is None
 
 
+def test_items_are_measured_by_the_thread_that_stores_them(kept: Kept) -> None:
+    conversation = (item("item_1", "x"), item("item_2", "y"))
+    kept.store.put(kept.database, "me", response_with_id("resp_a", "z"), conversation)
+    assert all(each.size_bytes for each in conversation)
+
+
 def test_number_and_bytes_of_a_key_are_limited(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_store, "MAX_RESPONSES", 2)
     for id in ("resp_a", "resp_b", "resp_c"):
@@ -75,6 +81,7 @@ def test_number_and_bytes_of_a_key_are_limited(kept: Kept, monkeypatch: pytest.M
     assert kept.has("resp_a", "resp_b", "resp_c") == [False, True, True] and kept.has("resp_d", owner="you") == [True]
     assert kept.item("item_resp_a") is None and kept.item("item_resp_b") == "of resp_b"
     monkeypatch.setattr(shared_store, "MAX_BYTES", 18_000)
+    monkeypatch.setattr(shared_store, "_OLDEST", 1)
     kept.put("resp_e", text="x" * 8400)
     assert kept.has("resp_b", "resp_c", "resp_e") == [False, False, True]
     monkeypatch.setattr(shared_store, "MAX_RESPONSE_BYTES", 1000)
