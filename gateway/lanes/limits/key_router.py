@@ -25,6 +25,12 @@ class KeyRouter(Router):
     def __getattr__(self, name: str) -> Any:
         return getattr(self._router, name)  # as it is now: a reload can change it while the request runs
 
+    def check(self, name: str) -> None:
+        """Raise ModelNotFound unless the key may use the model with this name. The default model does not take it."""
+        model = self.known(name)
+        if model is None or not self._may_use(model):
+            raise self._not_found(name)
+
     def _may_use(self, model: str) -> bool:
         return model in self._models
 

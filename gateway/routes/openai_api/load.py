@@ -54,5 +54,5 @@ def _name(request: HttpRequest, model_id: str) -> str:
     """The name in the path. Raises ModelNotFound for a model that the key may not use."""
     name = model_id.removeprefix("/")  # Litestar's `path` includes the leading slash
     if isinstance(router := router_of(request), KeyRouter):
-        router.lookup(name)
+        router.check(name)
     return name

@@ -40,6 +40,17 @@ async def test_default_model_answers_only_if_the_key_may_use_it() -> None:
 
 
 @in_virtual_time
+async def test_model_to_load_is_named_and_the_default_model_does_not_take_its_name() -> None:
+    async with routing({"small": model("s"), "big": model("b")}, default_model="small") as router:
+        view = KeyRouter(router, {"small"}, "laptop")
+        view.check("SMALL:latest")
+        for name in ("big", "nothing"):
+            with pytest.raises(ModelNotFound) as caught:
+                view.check(name)
+            assert "may use small (" in caught.value.message
+
+
+@in_virtual_time
 async def test_fallback_that_the_key_may_not_use_is_passed_over() -> None:
     models = {
         "main": model(fallback="second", **BROKEN),
