@@ -56,6 +56,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         url = request.getfixturevalue("postgres").fresh("pair")
     with patient(), pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.setattr("gateway.lanes.limits.shared_keys._AGE_S", 0.2)
+        patch.setattr("gateway.lanes.limits.shared._VALID_S", 3600)  # a gateway that was stopped for long is not gone
         clients = [stack.enter_context(gateway(stack, url, folder).http(headers=ANNA)) for _ in range(2)]
         yield Pair(*clients, url)
 

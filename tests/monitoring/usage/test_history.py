@@ -30,7 +30,9 @@ def requests(kept: UsageHistory) -> int:
     return sum(counts["requests"] for counts in kept.rows(0).values())
 
 
-def test_thread_writes_what_waits_at_the_end(tmp_path: Path) -> None:
+def test_thread_writes_what_waits_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_FLUSH_S", "_LAST_FLUSH_S"):
+        monkeypatch.setattr(history_module, name, 600.0)
     kept = history(tmp_path)
     with kept.writing():
         for _ in range(3):
