@@ -193,12 +193,10 @@ def main() -> int:
 
 
 def _faults(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The endings that must not be. Ray's proxy does not send a request to another ingress. A gateway in front does not
-    repeat an answer that has begun, although a client that does not stream has got nothing of it."""
+    """The endings that must not be. Ray's proxy does not send a request to another ingress."""
     if arguments.kill == "Ingress" and not arguments.front:
         return ("no ending",)
-    early = ("no ending", "error", "broken before content")
-    return early if arguments.front else (*early, "error of a request that is not streamed")
+    return ("no ending", "error", "broken before content", "error of a request that is not streamed")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 A request needs its own deployment in front of the replicas because Ray routes an HTTP request before its body is read,
 and only the body has the prompt. Without Ray, so that a test can do the same.
 
-A replica that is lost before the answer has begun: another one gets the request. Later: the answer ends with an error
+A replica that is lost before the answer has content: another one gets the request. Later: the answer ends with an error
 in the format of its API.
 """
 
@@ -124,13 +124,18 @@ class _Reply:
     def __init__(self, path: str, send: Send) -> None:
         self._path, self._send = path, send
         self.has_begun = False
+        self._head: Any = None  # waits for the first part of the body: until then another replica can answer
         self._media_type = ""
 
     async def send(self, messages: Messages) -> None:
         for message in messages:
             if message["type"] == "http.response.start":
+                self._head = message
+                continue
+            if not self.has_begun:
                 self.has_begun = True
-                self._media_type = dict(message["headers"]).get(b"content-type", b"").decode("latin-1")
+                self._media_type = dict(self._head["headers"]).get(b"content-type", b"").decode("latin-1")
+                await self._send(self._head)
             await self._send(message)
 
     async def fail(self, error: GatewayError) -> None:

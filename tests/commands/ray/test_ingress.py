@@ -105,6 +105,24 @@ async def test_replica_lost_before_the_answer_is_replaced(losses: tuple[int, ...
         assert len(ray.calls) == len(losses) + 1
 
 
+async def test_replica_lost_between_the_head_and_the_content_is_replaced() -> None:
+    async with cluster() as ray, ray.http() as http:
+        alive = ray.ingress._forward
+        heads = [{"type": "http.response.start", "status": 200, "headers": [(b"x-request-id", b"of the lost one")]}]
+
+        async def dies_once(call: Call) -> AsyncGenerator[Messages, None]:
+            if heads:
+                yield [heads.pop()]
+                raise Lost("killed")
+            async for messages in alive(call):
+                yield messages
+
+        ray.ingress._forward = dies_once
+        reply = await http.post("/v1/chat/completions", json=STREAM)
+        assert reply.status_code == 200 and reply.text.endswith("data: [DONE]\n\n")
+        assert reply.headers["x-request-id"].startswith("req_")
+
+
 async def test_every_replica_lost_is_503() -> None:
     async with cluster(0, 0, 0) as ray, ray.http() as http:
         reply = await http.post("/v1/chat/completions", json=CHAT)
@@ -134,10 +152,10 @@ async def test_replica_lost_in_a_stream_is_an_error_of_its_api(
 
 async def test_replica_lost_in_a_body_breaks_the_connection() -> None:
     async with cluster() as ray:
-        head: Messages = [{"type": "http.response.start", "status": 200, "headers": []}]
+        head = {"type": "http.response.start", "status": 200, "headers": []}
 
         async def dies(call: Call) -> AsyncGenerator[Messages, None]:
-            yield head
+            yield [head, {"type": "http.response.body", "body": b"{", "more_body": True}]
             raise Lost("killed")
 
         ray.ingress._forward = dies
