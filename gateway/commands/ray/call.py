@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.engines.upstream.prefixes import BLOCK_CHARACTERS, MOST_BLOCKS
+
 _PLAIN = ("type", "asgi", "http_version", "method", "scheme", "query_string", "headers", "client", "server")
 
 
@@ -22,11 +24,12 @@ class Call:
 
     @property
     def prompt(self) -> str:
-        """The text by which a request router compares requests: the body. Those of a conversation begin alike.
+        """The text by which a request router compares requests: the start of the body, as far as one reads it. Those of
+        a conversation begin alike.
 
         Ray's own `PrefixCacheAffinityRouter` reads a property of this name.
         """
-        return self.body.decode("latin-1")
+        return self.body[: MOST_BLOCKS * BLOCK_CHARACTERS].decode("latin-1")
 
 
 def portable(scope: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from gateway.commands.ray.ingress import Ingress
 from gateway.commands.ray.replica import Held, Messages, Replica
 from gateway.config.tables import Config, ServerConfig
 from gateway.engines.scripted.engine import ScriptedEngine
+from gateway.engines.upstream.prefixes import blocks_of
+from gateway.generation import Text
 from gateway.lanes.router import Router
 from tests.support.server import PATIENCE_S, config_of, error_of, scripted
 
@@ -240,6 +242,12 @@ async def test_bodies_of_a_conversation_begin_alike() -> None:
     async with cluster() as ray, ray.http() as http:
         await http.post("/v1/chat/completions", json=CHAT)
         assert ray.calls[0].prompt.startswith('{"model":"m","messages":[')
+
+
+def test_start_of_a_large_body_has_all_blocks_by_which_a_replica_is_chosen() -> None:
+    body = "".join(map(str, range(100_000)))
+    prompt = Call({}, body.encode()).prompt
+    assert len(prompt) < len(body) / 3 and blocks_of(Text(prompt)) == blocks_of(Text(body))
 
 
 async def sent(app: Ingress, body: dict[str, Any], first: asyncio.Event | None = None) -> list[bytes]:
