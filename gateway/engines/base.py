@@ -98,6 +98,10 @@ class Emit(Protocol):
     def __call__(self, event: Event) -> None:
         """Append an event. Never waits, so a slow reader does not delay the device, the meter or a stop string."""
 
+    def begin(self) -> None:
+        """The first content is there, and the engine holds it back: from now on, the time limit of the first token is
+        kept. Events with content need no call."""
+
     async def drain(self) -> None:
         """Backpressure: wait while the reader is far behind.
 

@@ -83,6 +83,11 @@ class Meter(Struct, kw_only=True):
         if self.first_token_at is None:
             self.first_token_at, self.prompt_s = self.clock(), self.device_s
 
+    def begin_again(self) -> None:
+        """The answer broke, and its client has nothing of it: only that of another server counts."""
+        self.completion_tokens, self.first_token_at = 0, None
+        self.device_s = self.prompt_s = 0.0
+
     def drafted(self, source: str, tokens: int, right: int) -> None:
         """Count a draft that was verified."""
         before, right_before = self.drafts.get(source, (0, 0))

@@ -1,4 +1,5 @@
 """One request to one server. What comes before its first content is held back, so that another server can still answer.
+Of a reply that is not streamed, everything can be held back.
 
 async with Attempt(name, target, question, watchdog_s) as attempt:
     await attempt.first()
@@ -100,13 +101,14 @@ class Attempt:
                 return
         self._translator.check_complete()
 
-    async def hold(self, meter: Meter) -> None:
+    async def hold(self, meter: Meter, emit: Emit) -> None:
         """After `first`: hold back the whole answer too. Raises GatewayError: another server can still answer.
 
         Args:
             meter: as in `rest`.
         """
         self._hand_over(meter)
+        emit.begin()
         with _mapped(self._name):
             async for chunk in self._chunks:
                 self._held.extend(self._translator.take(chunk))

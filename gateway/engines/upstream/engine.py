@@ -3,7 +3,8 @@
 1. The server is not trusted. What it sends is read within bounds (client.py, sse.py) and its types are checked
    (chunks.py). Whatever it does is one error at most.
 2. With one server, nothing is retried here: the lane knows the deadline of the client, and if there is a fallback. With
-   several, a request whose answer has no content yet moves to the next one (targets/pool.py).
+   several, a request moves to the next one (targets/pool.py) as long as its client has no content: of a reply that
+   is not streamed, up to its end.
 3. `device_s` is the time that the gateway waits for the server that answers: the gateway cannot measure that server's
    device. `Started` comes with the first chunk, when the prompt is not counted yet: its count is 0. The usage has it.
 """
@@ -109,6 +110,7 @@ class UpstreamEngine:
         self._is_chat = isinstance(prompt, Chat)
         blocks = blocks_of(prompt, question.generation.owner)
         failures: dict[Target, GatewayError] = {}
+        suspects: dict[Target, GatewayError] = {}  # the failures since the last content of a target
         while chosen := pool.choose(blocks, failures):
             target, choice = chosen
             reason = "failover" if failures else choice.reason
@@ -116,17 +118,18 @@ class UpstreamEngine:
             async with self._race(pool, blocks, target, failures, question, meter) as race:
                 attempt = await race.winner()
                 for failed, error in race.errors.items():
-                    failures[failed.target] = error
+                    failures[failed.target] = suspects[failed.target] = error
                     pool.failed(failed.target, error)
                 meter.route = _route(race, attempt or race.first, failures, reason)
                 if attempt is not None:
-                    self._judge(pool, race, attempt, failures)
-                    if broken := await self._broken(attempt, question, failures, meter):
-                        failures[attempt.target] = broken
-                        pool.blame(attempt.target, broken)
-                        continue
-                    return await self._rest(pool, attempt, meter, emit)
-                if not all(map(moves_on, race.errors.values())):
+                    self._judge(pool, race, attempt, suspects)
+                    suspects.clear()
+                    broken = await _broken(attempt, question, meter, emit)
+                    if broken is None:
+                        return await self._rest(pool, attempt, meter, emit)
+                    failures[attempt.target] = broken
+                    pool.blame(attempt.target, broken)
+                elif not all(map(moves_on, race.errors.values())):
                     break
         raise clients_error([*failures.values()])
 
@@ -171,19 +174,6 @@ class UpstreamEngine:
         if race.lost is not None and self.hedging.lost(race.lost.target, race.waited_s[race.lost]):
             pool.blame(race.lost.target, refusals.silent(self._name))
 
-    async def _broken(
-        self, attempt: Attempt, question: Question, failures: Collection[Target], meter: Meter
-    ) -> UpstreamFailed | None:
-        """The error of an answer that breaks, if the client has nothing of it yet and another target is left."""
-        generation, is_last = question.generation, len(failures) + 1 == len(self.targets)
-        if is_last or not generation.is_whole or generation.ttft_timeout_s is not None:
-            return None
-        try:
-            await attempt.hold(meter)
-        except UpstreamFailed as error:
-            return error
-        return None
-
     async def _rest(self, pool: Pool, attempt: Attempt, meter: Meter, emit: Emit) -> Usage:
         try:
             usage = await attempt.rest(meter, emit)
@@ -209,6 +199,19 @@ class UpstreamEngine:
         else:
             path, fields = "/completions", completion_body(generation, prompt)
         return Question(generation=generation, path=path, fields=fields, hops=(*generation.hops, self._hop))
+
+
+async def _broken(attempt: Attempt, question: Question, meter: Meter, emit: Emit) -> UpstreamFailed | None:
+    """Hold back an answer that is not streamed, up to its end. The error of one that breaks, of which its client has
+    nothing: another target, or the fallback, can begin it again."""
+    if not question.generation.is_whole:
+        return None
+    try:
+        await attempt.hold(meter, emit)
+    except UpstreamFailed as error:
+        meter.begin_again()
+        return error
+    return None
 
 
 def _route(race: Race[Attempt], last: Attempt, failures: Collection[Target], reason: RouteReason) -> Route:

@@ -35,7 +35,7 @@ class EventQueue:
         self._is_cut = False
         self.unread = 0
         self._has_space = asyncio.Event()
-        #: Called once, before the first event that is not Started.
+        #: Called once, before the first event that is not Started, or when the engine holds it back.
         self.on_content: Callable[[], None] = _nothing
         #: Called when the reader is too far behind, and gets an error instead of the events.
         self.on_overflow: Callable[[], object] = _nothing
@@ -43,11 +43,15 @@ class EventQueue:
         self.finished_choices = 0
 
     def __call__(self, event: Event) -> None:
-        if not self.has_content and not isinstance(event, Started):
-            self.has_content = True
-            self.on_content()
+        if not isinstance(event, Started):
+            self.begin()
         self.finished_choices += isinstance(event, ChoiceFinished)
         self._put(event)
+
+    def begin(self) -> None:
+        if not self.has_content:
+            self.has_content = True
+            self.on_content()
 
     async def drain(self) -> None:
         while self.unread >= _MAX_BEHIND:

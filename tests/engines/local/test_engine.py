@@ -224,6 +224,8 @@ class Recorder:
         if isinstance(event, TextDelta):
             self.positions.append(next(self.texts))
 
+    def begin(self) -> None: ...
+
     async def drain(self) -> None: ...
 
     @property

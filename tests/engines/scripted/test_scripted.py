@@ -123,6 +123,8 @@ async def test_meter_follows_device_calls() -> None:
             if isinstance(event, TextDelta):
                 seen.append((meter.completion_tokens, meter.device_s, meter.call_since))
 
+        def begin(self) -> None: ...
+
         async def drain(self) -> None: ...
 
     await engine.run(await engine.prepare(request(max_tokens=3)), meter, Emit())

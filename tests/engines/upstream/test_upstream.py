@@ -400,6 +400,8 @@ async def test_stalled_reader_stops_the_read_and_the_device_time() -> None:
         def __call__(self, event: Event) -> None:
             events.append(event)
 
+        def begin(self) -> None: ...
+
         async def drain(self) -> None:
             draining.set()
             await asyncio.Event().wait()

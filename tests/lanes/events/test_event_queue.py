@@ -64,6 +64,16 @@ async def test_on_content_is_called_once_before_first_content() -> None:
 
 
 @in_virtual_time
+async def test_content_that_the_engine_holds_back_counts_as_the_first() -> None:
+    events, calls = EventQueue(), []
+    events.on_content = lambda: calls.append(events.has_content)
+    events.begin()
+    assert calls == [True] and events.poll() is None
+    events(TextDelta("x"))
+    assert calls == [True] and events.poll() == TextDelta("x")
+
+
+@in_virtual_time
 async def test_error_end_is_raised_after_the_events() -> None:
     events = EventQueue()
     events(TextDelta("x"))

@@ -82,6 +82,6 @@ def scripted_table(*replies: str, token_s: float, ttft_s: float = 0.0) -> str:
 
 
 def targets_of(*targets: str | dict[str, Any], **fields: Any) -> UpstreamModel:
-    """The table of a model "m" on these servers."""
-    table = {"targets": targets, "upstream_model": "m", "max_sequences": 1000, "queue": 1000, **fields}
+    """The table of a model "m" on these servers, with the default breaker."""
+    table = {"targets": targets, "upstream_model": "m", "breaker": {}, "max_sequences": 1000, "queue": 1000, **fields}
     return msgspec.convert(table, UpstreamModel)

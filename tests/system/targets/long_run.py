@@ -27,7 +27,7 @@ _numbers = count()
 def front_table(*urls: str, hedge: bool) -> str:
     targets = ", ".join(f'"{url}/v1"' for url in urls)
     return (
-        f'[breaker]\nenabled = false\n[models.m]\nengine = "upstream"\ntargets = [{targets}]\nupstream_model = "m"\n'
+        f'[models.m]\nengine = "upstream"\ntargets = [{targets}]\nupstream_model = "m"\n'
         f"watchdog_s = {WATCHDOG_S}\nmax_sequences = 1000\nqueue = 1000\nhedge = {str(hedge).lower()}\n"
     )
 

@@ -1,7 +1,7 @@
 """Several servers behind one model, of which one is killed, hangs, fails or sends garbage under load.
 
-Each request has exactly one ending, and none fails before its first content while one server lives. docs/targets.md has
-the figures of a long run: `python -m tests.system.targets`.
+Each request has exactly one ending, and none fails before its first content while one server lives. The breaker of the
+model counts none of it. docs/targets.md has the figures of a long run: `python -m tests.system.targets`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.config.tables import ScriptedModel
+from gateway.config.tables import BreakerConfig, ScriptedModel
+from gateway.lanes.breaker import BreakerStatus
+from gateway.lanes.lane import Lane
 from tests.support.hostile import Hostile, hostile
 from tests.support.server import Running, config_of, script_of, serving, wait_until
 from tests.system.targets.backends import Backend, running, scripted_table, targets_of
@@ -33,6 +35,7 @@ HANGS_AT, HANGING = 10, "stuck"  # the answer, and its word, with which a server
 class Runs(msgspec.Struct):
     outcomes: dict[str, list[Outcome]]  # by the name of the fault
     servers: dict[str, Hostile]
+    breakers: dict[str, BreakerStatus]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,13 @@ def runs() -> Iterator[Runs]:
             found = asyncio.run(Traffic(front.url, names).run(EACH * len(names), EACH * len(names)))
             outcomes |= {name: found[index :: len(names)] for index, name in enumerate(names)}
         wait_until(lambda: not in_flight(front), "a server still counts requests")
-        yield Runs(outcomes, servers)
+        yield Runs(outcomes, servers, {name: breaker_of(front, name) for name in faults})
+
+
+def breaker_of(front: Running, model: str) -> BreakerStatus:
+    lane = front.app.state.router.lanes[model]
+    assert isinstance(lane, Lane) and lane.breaker.config == BreakerConfig()
+    return lane.breaker.status
 
 
 def in_flight(front: Running) -> int:
@@ -85,6 +94,13 @@ def test_answer_that_breaks_has_one_error_and_no_other_text(runs: Runs, fault: s
     assert {(outcome.text, outcome.is_complete) for outcome in outcomes} == {("Half ", False), (REPLY, True)}
 
 
+@pytest.mark.parametrize("fault", [*BAD, *BAD_LATER, "slow"])
+def test_one_bad_server_of_two_does_not_count_against_the_model(runs: Runs, fault: str) -> None:
+    breaker = runs.breakers[fault]
+    complete = sum(outcome.is_complete for outcome in runs.outcomes[fault])
+    assert (breaker.state, breaker.bad, breaker.judged) == ("closed", 0, complete)
+
+
 def test_killed_server_costs_only_the_answers_that_had_begun(tmp_path: Path) -> None:
     hanging = f"[[models.m.script.faults]]\nrequests = [{HANGS_AT}]\nafter = 1\nstall_s = inf\n"
     replies = [*["w " * 8] * HANGS_AT, f"{HANGING} " * 8]
@@ -100,8 +116,10 @@ def test_killed_server_costs_only_the_answers_that_had_begun(tmp_path: Path) -> 
         with serving(config_of({"m": model})) as front:
             outcomes = asyncio.run(Traffic(front.url, "m", kill).run(KILLED_REQUESTS, AT_ONCE))
             wait_until(lambda: not in_flight(front), "a server still counts requests")
+            breaker = breaker_of(front, "m")
         assert not first.is_alive
     assert not without_ending(outcomes) and not failed_early(outcomes)
+    assert (breaker.state, breaker.bad) == ("closed", 0)
     broken = [outcome for outcome in outcomes if outcome.error]
     assert [outcome.text.strip() for outcome in broken].count(HANGING) == 1
     assert len(broken) <= AT_ONCE and {outcome.target for outcome in broken} == {first.address}

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.engines.upstream.engine import UpstreamEngine
 from tests.support.hostile import CHAT, Hostile, chunk, hostile, post, stream, wait_until_closed
-from tests.support.server import Running, config_of, serving
+from tests.support.server import Running, config_of, scripted, serving
 from tests.system.targets.backends import targets_of
 from tests.system.targets.bad_servers import BAD_LATER, chats_of, misbehave
 
@@ -39,7 +39,12 @@ def pair() -> Iterator[Pair]:
         misbehave(bad, BAD_LATER["closes_after_content"])  # before the first probe
         misbehave(good, GOOD)
         urls = [f"http://127.0.0.1:{server.port}/v1" for server in (bad, good)]
-        with serving(config_of({"m": targets_of(*urls)})) as gateway:
+        models = {
+            "m": targets_of(*urls),
+            "with-fallback": targets_of(*urls, fallback="local"),
+            "local": scripted("From the fallback."),
+        }
+        with serving(config_of(models)) as gateway:
             yield Pair(gateway, bad, good)
 
 
@@ -59,16 +64,31 @@ def test_whole_reply_that_breaks_is_answered_by_another_server(pair: Pair, fault
     wait_until_closed(pair.bad)
 
 
-def test_limit_of_the_first_token_lets_the_error_out(pair: Pair) -> None:
-    """With it, the first token counts when it comes, so the rest is not held back."""
-    misbehave(pair.bad, BAD_LATER["closes_after_content"])
-    status, body = post(pair.gateway, "/v1/chat/completions", CHAT, **{"x-max-ttft-ms": "60000"})
-    assert (status, json.loads(body)["error"]["code"], chats_of(pair.good)) == (502, "upstream_failed", 0)
+def test_each_prompt_of_a_list_moves_on_alone(pair: Pair) -> None:
+    with pair.gateway.http(verify=False) as http:
+        body = {"model": "m", "prompt": ["one", "two"], "max_tokens": 9999}
+        found = http.post("/v1/completions", json=body).json()
+        assert [choice["text"].count("word ") for choice in found["choices"]] == [100, 100]
+        assert found["usage"]["completion_tokens"] == 200
+        live = http.get("/gateway/live").json()["answers"]
+    assert sorted(record["attempts"] for record in live) == [1, 2]
+    assert (chats_of(pair.bad), chats_of(pair.good)) == (1, 2)
 
 
-def test_last_server_is_not_held_back(pair: Pair) -> None:
-    for server in (pair.bad, pair.good):
-        misbehave(server, BAD_LATER["closes_after_content"])
-    status, body = post(pair.gateway, "/v1/chat/completions", CHAT)
+@pytest.mark.parametrize("headers", [{}, {"x-max-ttft-ms": "60000"}])
+def test_one_error_or_the_answer_of_the_fallback_if_all_break(pair: Pair, headers: dict[str, str]) -> None:
+    misbehave(pair.good, BAD_LATER["closes_after_content"])
+    status, body = post(pair.gateway, "/v1/chat/completions", CHAT, **headers)
     assert (status, json.loads(body)["error"]["code"]) == (502, "upstream_failed")
     assert (chats_of(pair.bad), chats_of(pair.good)) == (1, 1)
+    with pair.gateway.http(verify=False) as http:
+        answer = http.post("/v1/chat/completions", json={"model": "with-fallback", **CHAT}, headers=headers)
+    assert answer.json()["choices"][0]["message"]["content"] == "From the fallback."
+    assert answer.headers["x-gateway-fallback"] == "local;cause=upstream_failed"
+
+
+def test_deadline_counts_from_the_first_server(pair: Pair) -> None:
+    misbehave(pair.good, BAD_LATER["hangs_after_content"])
+    status, body = post(pair.gateway, "/v1/chat/completions", CHAT, **{"x-request-timeout-ms": "300"})
+    assert (status, json.loads(body)["error"]["code"]) == (504, "deadline_exceeded")
+    wait_until_closed(pair.good)
