@@ -74,9 +74,12 @@ def all_blocks(*languages: str, pages: list[Path] = PAGES) -> list[tuple[Path, B
 
 
 def commands(page: Path) -> list[str]:
-    """Each `npu-gateway COMMAND ...` of a page, in the text and in blocks, without pipes and comments."""
+    """Each `npu-gateway COMMAND ...` of a page, in the text and in blocks, without pipes and comments.
+
+    Not the plain text of a table, whose lines begin with `|`.
+    """
     text = page.read_text(encoding="utf-8")
-    found = re.findall(r"`npu-gateway ([^`]+)`|^(?:\$ |[^`\n]*\| )?npu-gateway ([a-z].*)$", text, re.MULTILINE)
+    found = re.findall(r"`npu-gateway ([^`]+)`|^(?:\$ |[^|`\n]+\| )?npu-gateway ([a-z].*)$", text, re.MULTILINE)
     lines = [re.split(r" [#<>|]|\\\\?\|", inline or line)[0].replace("\n", " ") for inline, line in found]
     return [line for line in dict.fromkeys(lines) if not line.startswith(("COMMAND", "help", "is "))]
 
