@@ -84,9 +84,9 @@ class Meter(Struct, kw_only=True):
             self.first_token_at, self.prompt_s = self.clock(), self.device_s
 
     def begin_again(self) -> None:
-        """The answer broke, and its client has nothing of it: only that of another server counts."""
+        """The answer broke, and its client has nothing of it: only that of another server counts. If there is none, the
+        device time shows that a model has worked for the request."""
         self.completion_tokens, self.first_token_at = 0, None
-        self.device_s = self.prompt_s = 0.0
 
     def drafted(self, source: str, tokens: int, right: int) -> None:
         """Count a draft that was verified."""
