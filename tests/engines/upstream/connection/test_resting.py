@@ -19,6 +19,13 @@ LIMIT_S = 60.0
 CLOSE, WAIT = b"(close)", b"(wait)"
 
 
+@pytest.fixture(autouse=True)
+def no_limit_counts_by_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.engines.upstream.connection.resting._END_S", 3600.0)
+    for limit in ("_REST_S", "_OLD_S"):
+        monkeypatch.setattr(f"{STREAM}.{limit}", 3600.0)
+
+
 def answer(text: str) -> bytes:
     return HEAD + b"%x\r\n%b\r\n" % (len(text), text.encode()) + END
 
@@ -111,8 +118,7 @@ async def test_answer_that_does_not_end_by_itself_closes_the_connection(first: b
         assert server.connections == 2
 
 
-async def test_bytes_between_two_requests_are_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"{STREAM}._REST_S", 3600.0)
+async def test_bytes_between_two_requests_are_no_answer() -> None:
     async with connected([answer("one"), WAIT, answer("to no request")], [answer("two")]) as (server, client):
         assert await client.post() == "one"
         server.goes_on.set()
@@ -191,7 +197,6 @@ async def test_block_that_fails_closes_the_connection() -> None:
 async def test_connection_does_not_rest_for_long_and_is_not_used_for_long(
     monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    monkeypatch.setattr(f"{STREAM}._REST_S", 3600.0)
     monkeypatch.setattr(f"{STREAM}.{limit}", 0.0)
     async with connected([answer("one")], [answer("two")]) as (server, client):
         assert await client.post() == "one"

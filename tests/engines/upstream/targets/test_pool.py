@@ -15,6 +15,7 @@ import pytest
 
 from gateway.config.tables import UpstreamModel, UpstreamTarget
 from gateway.engines.upstream import engine as upstream_engine
+from gateway.engines.upstream import reach
 from gateway.engines.upstream.attempt import Attempt
 from gateway.engines.upstream.client import HttpClient
 from gateway.engines.upstream.engine import UpstreamEngine
@@ -184,8 +185,13 @@ async def test_silence_before_the_content_moves_to_another_server(monkeypatch: p
 
 
 async def test_server_that_hangs_is_given_up_long_before_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = reach.check
+
+    def checked(client: HttpClient, server: UpstreamTarget, _: float) -> Awaitable[tuple[str, reach.Level]]:
+        return check(client, server, 0.01 if server.url == first.url else 60.0)
+
     monkeypatch.setattr(silence, "PATIENCE_S", 0.01)
-    monkeypatch.setattr(target, "PROBE_S", 0.01)
+    monkeypatch.setattr(reach, "check", checked)
     async with servers(hang, GOOD) as (engine, (first, second)):
         first.hangs = True
         assert text_of(await events_of(engine, request())) == "good"
