@@ -33,7 +33,7 @@ TABLES = (
     "CREATE TABLE npu_items (item TEXT, response TEXT, PRIMARY KEY (item, response))",
     "CREATE INDEX npu_items_by_response ON npu_items (response)",
 )
-#: Takes over the usage history of version 0.1, which had its own file; `old` is that file.
+#: Takes over the usage history of an older version, which had its own file; `old` is that file.
 FROM_USAGE_FILE = (
     """
     INSERT INTO npu_usage

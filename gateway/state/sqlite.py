@@ -24,7 +24,7 @@ from gateway.state.schema import FROM_USAGE_FILE, TABLES, VERSION
 T = TypeVar("T")
 
 FILE = "state.sqlite"
-USAGE_FILE = "usage.sqlite"  # of version 0.1, in the same folder
+USAGE_FILE = "usage.sqlite"  # of older versions, in the same folder
 _PAGE = 4096
 _BUSY_PAUSE_S = 0.02
 _CORRUPT = {"SQLITE_CORRUPT", "SQLITE_NOTADB"}

@@ -212,7 +212,7 @@ def test_pipe_with_the_name_of_the_file_is_an_error(tmp_path: Path) -> None:
 
 
 def _old_file(folder: Path) -> Path:
-    """The usage history as version 0.1 wrote it."""
+    """The usage history as an older version wrote it."""
     file = folder / "usage.sqlite"
     with closing(sqlite3.connect(file)) as connection:
         connection.executescript(
