@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.engines.upstream.engine import UpstreamEngine
+from gateway.engines.upstream.targets import health
 from tests.support.hostile import CHAT, Hostile, chunk, hostile, post, stream, wait_until_closed
 from tests.support.server import Running, config_of, scripted, serving
 from tests.system.targets.backends import targets_of
@@ -31,6 +32,13 @@ class Pair:
         assert isinstance(engine, UpstreamEngine)
         self.engine = engine
         engine.targets[1].running = 1
+
+
+@pytest.fixture(autouse=True)
+def without_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is down stays so, however slow the machine is."""
+    monkeypatch.setattr(health, "FIRST_PAUSE_S", 1e6)
+    monkeypatch.setattr(health, "MOST_PAUSE_S", 1e6)
 
 
 @pytest.fixture

