@@ -57,6 +57,8 @@ async def written(counted: SharedCounters) -> None:
     for known in counted._keys.values():
         if known.writing is not None:
             await known.writing
+        async with known.lock:  # a write that has begun
+            pass
 
 
 def running(file: Path, shift_s: float = 0) -> int:
