@@ -250,6 +250,7 @@ class UpstreamFailed(GatewayError):
     type = "upstream_error"
     code = "upstream_failed"
     symptom = "failed"  # in a few words, without a text of that server
+    is_loop = False  # that server is this gateway, or leads back to it
 
 
 class UpstreamRefused(UpstreamFailed):

@@ -65,13 +65,15 @@ def gateway_error(error: APIError) -> GatewayError:
         return UpstreamFailed(f"no server answers at {address}{others(gateways)}")
     body = error.body if isinstance(error.body, dict) else {}
     message = str(body.get("message") or error.message)
-    return UpstreamFailed(f"{message}{_next_try(error, message)}")
+    return UpstreamFailed(f"{message}{_next_step(error, message)}")
 
 
-def _next_try(error: APIError, message: str) -> str:
-    """The end of the message of a refusal that a later request need not get; "" if the message has the seconds."""
-    from openai import APIStatusError
+def _next_step(error: APIError, message: str) -> str:
+    """The end of the message: how to give a key, or when to try again; "" if the message has the seconds."""
+    from openai import APIStatusError, AuthenticationError
 
+    if isinstance(error, AuthenticationError):
+        return f"{'' if message.endswith('.') else '.'} Give the key with --api-key."
     seconds = error.response.headers.get("retry-after", "") if isinstance(error, APIStatusError) else ""
     if not seconds.isdigit() or re.search(r"\d s\b", message):
         return ""

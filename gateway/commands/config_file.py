@@ -175,7 +175,7 @@ def _described(model: ModelConfig) -> str:
         case UpstreamModel(targets=()):
             what = f"on the server {model.url}"
         case UpstreamModel():
-            what = f"on {len(model.targets)} servers"
+            what = f"on {len(model.targets)} server{'s' * (len(model.targets) != 1)}"
         case LocalModel(source=source, path=path, provider=provider):
             where = {"auto": "on the NPU if there is one", "qnn": "on the NPU", "cpu": "on the CPU"}[provider]
             what = f"{where}, {path}" + (f", built from {source}" if source else "")

@@ -92,7 +92,7 @@ def run_revoke(arguments: argparse.Namespace) -> int:
     with options.state_of(options.load(arguments, may_be_empty=True)) as database:
         is_revoked = revoke_key(database, arguments.name)
     if not is_revoked:
-        raise NotFound(f"No key has the name {quote(arguments.name)}. `npu-gateway keys list` shows them.")
+        raise NotFound(f"No key in use has the name {quote(arguments.name)}. `npu-gateway keys list` shows all.")
     print(f"{arguments.name} is revoked. Gateways that run refuse it within seconds.")
     return 0
 

@@ -81,7 +81,7 @@ def server_url(text: str) -> SplitResult:
         port = url.port
     except ValueError:
         raise ValueError("with a host and a port up to 65535") from None
-    if url.scheme not in ("http", "https") or not url.hostname or port == 0:
+    if url.scheme not in ("http", "https") or not url.hostname or port == 0 or url.path.startswith("//"):
         raise ValueError("such as 'http://127.0.0.1:8081/v1'")
     if url.username is not None or url.fragment:
         raise ValueError("without a user name or a '#'; a key belongs in api_key")

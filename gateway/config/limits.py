@@ -21,6 +21,11 @@ def limits_of(config: LimitsConfig, key: str) -> KeyLimits:
     return KeyLimits(**{name: getattr(config, name) if value is None else value for name, value in own.items()})
 
 
+def limits_table(key: str) -> str:
+    """The table of the configuration that changes the limits of the API key. `key`: "" if the gateway has no keys."""
+    return f"[limits.keys.{quoted(key)}]" if key else "[limits]"
+
+
 def listed_models(config: LimitsConfig) -> Iterator[tuple[str, str]]:
     """(table and key, model) of each model in a list."""
     lists = {"[limits] models": config.models}

@@ -181,13 +181,14 @@ class RoutedAnswer(AsyncIterator[Event]):
             error.route = self._job.meter.route.text()
         if self._has_content or self._clock() >= self._deadline:
             self._fail(error)
-        is_wrong_request = isinstance(error, InvalidRequest) and len(self._refusals) == 1
+        is_loop = isinstance(error, UpstreamFailed) and error.is_loop  # its sender has the fallback, and other servers
+        is_for_sender = (isinstance(error, InvalidRequest) or is_loop) and len(self._refusals) == 1
         if self._lanes and self._is_overflow(error):
             self._overflowed = self._overflowed or self._lane
         elif not self._lanes and self._overflowed is not None:
             self._lanes.append(self._overflowed)
             self._overflowed = None
-        if is_wrong_request or not self._lanes:
+        if is_for_sender or not self._lanes:
             self._fail(self._refusals[0])
         if not isinstance(error, BreakerOpen | ModelNotReady):  # the lane has logged its state
             self._lane.log_refusal(self._error_text(error), self._lanes[0].name)

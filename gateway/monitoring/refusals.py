@@ -18,7 +18,9 @@ from gateway.monitoring.request_line import error_text, printable
 from gateway.monitoring.throttle import Throttle
 
 NO_REQUEST = "(no request)"  # in place of a path, for bytes that are not HTTP
-_HINTS: dict[type[GatewayError], str] = {Unauthorized: "; the keys are in [server] api_keys of config.toml"}
+_HINTS: dict[type[GatewayError], str] = {
+    Unauthorized: "; the keys are in [server] api_keys of config.toml, and those of [state] in `npu-gateway keys list`"
+}
 _TLS_HANDSHAKE = b"\x16\x03"
 
 _log = logging.getLogger(__name__)

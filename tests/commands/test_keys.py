@@ -44,7 +44,7 @@ def test_name_is_used_once_until_its_key_is_revoked(capsys: pytest.CaptureFixtur
     assert "already" in run(capsys, "add", "anna", code=2)[1]
     assert "revoked" in run(capsys, "revoke", "anna")[0]
     assert "revoked" in run(capsys, "list")[0]
-    assert "No key has the name" in run(capsys, "revoke", "anna", code=1)[1]
+    assert "No key in use has the name" in run(capsys, "revoke", "anna", code=1)[1]
     second, _ = run(capsys, "add", "anna")
     assert first != second
 

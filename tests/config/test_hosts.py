@@ -108,7 +108,17 @@ def test_server_url_is_accepted(url: str) -> None:
     assert server_url(url).hostname
 
 
-BAD_URLS = ["", "localhost:8081", "ftp://a", "http://", "http:///v1", "http://:80", "http://a:99999", "http://a:x"]
+BAD_URLS = [
+    "",
+    "localhost:8081",
+    "ftp://a",
+    "http://",
+    "http:///v1",
+    "http://:80",
+    "http://a:99999",
+    "http://a:x",
+    "http://http://a",
+]
 BAD_URLS += ["http://a:0", "http://u:p@a/v1", "http://a/#v1", "http://a b", "http://a\n", "http://ä/", "http://[::1"]
 
 

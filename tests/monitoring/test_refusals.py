@@ -47,14 +47,14 @@ def ask(server: Running, method: str, path: str, *, times: int = 2, **options: o
             "/v1/models",
             {"headers": {"Authorization": ""}},
             "401 GET /v1/models from 127.0.0.1: You did not provide an API key: send it as 'Authorization: Bearer "
-            "KEY'; the keys are in [server] api_keys of config.toml",
+            "KEY'; the keys are in [server] api_keys of config.toml, and those of [state] in `npu-gateway keys list`",
         ),
         (
             "GET",
             "/v1/models",
             {"headers": {"Authorization": f"Bearer {SECRET}"}},
             "401 GET /v1/models from 127.0.0.1: Incorrect API key provided; "
-            "the keys are in [server] api_keys of config.toml",
+            "the keys are in [server] api_keys of config.toml, and those of [state] in `npu-gateway keys list`",
         ),
         (
             "GET",

@@ -74,7 +74,7 @@ def own_gateway(arguments: argparse.Namespace, config: Config, model: str) -> It
     with closing(socket.create_server(("127.0.0.1", 0))) as probe:
         port: int = probe.getsockname()[1]
     key, no_limits = next(iter(config.server.api_keys.values()), ""), dict[str, str]()
-    if config.limits != LimitsConfig():  # a key without limits in place of the first one of the configuration
+    if config.state.keys or config.limits != LimitsConfig():  # a key without limits, in place of the configured ones
         key = secrets.token_hex(16)
         no_limits = {f"LIMITS_{upper(name)}": "unlimited" for name in _RATES} | {"LIMITS_MODELS": "*", "API_KEY": key}
     url = f"http://127.0.0.1:{port}"

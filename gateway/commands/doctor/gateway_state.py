@@ -16,6 +16,7 @@ from gateway.commands.doctor.finding import Finding, Level
 from gateway.commands.doctor.models import OTHER, burst
 from gateway.commands.running.find import Found
 from gateway.config.hosts import is_loopback
+from gateway.config.limits import limits_table
 from gateway.qnn.driver_errors import explain
 
 _ANSWER_S = 5.0
@@ -147,7 +148,7 @@ def limit_findings(keys: Sequence[KeyUse]) -> Iterator[Finding]:
         for name, (used, limit) in limits.items():
             if limit is not None and used > limit - 1:
                 owner = f"the API key {use.key}" if use.key else "the gateway"
-                step = f"wait, or raise {name} in [limits]"
+                step = f"wait, or raise {name} in {limits_table(use.key)}"
                 yield Finding("note", "limits", f"{owner} is at its limit of {limit} ({name}): more gets 429; {step}")
 
 

@@ -132,6 +132,6 @@ def database(config: Config) -> Iterator[Finding]:
 def _without_database(problem: str, *, has_keys: bool) -> Finding:
     """A gateway answers without its database, except if it has to read keys."""
     if not has_keys:
-        return Finding("note", "database", f"{problem}. Answers go on, see docs/state.md")
+        return Finding("note", "database", f"{problem.rstrip('.')}. Answers go on, see docs/state.md")
     because = f"the database with the API keys cannot be read: {problem}"
     return Finding("bad", "database", because, "database", because, "correct [state] url, or start that database")

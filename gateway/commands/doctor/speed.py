@@ -22,6 +22,7 @@ from gateway.qnn.driver_errors import explain
 TOKENS = 16
 _PROMPT = "Write one sentence about the sea."
 _PROMPT_TOKENS = 40  # about, with the chat template: for the limit of a gateway that does not say how many it had
+_NO_KEY = "not measured: requests need a key, and this configuration has none; try `npu-gateway chat --api-key KEY`"
 _LIMITED = (404, 429)  # the key may not use the model, or has reached a limit: no fault of the model
 _SLOW_TOKENS_PER_S = 10.0  # about as fast as a person reads
 _FASTER = "`npu-gateway catalog` lists models for the NPU; on a CPU, a smaller model is faster"
@@ -144,6 +145,9 @@ def of_gateway(found: Found, model: ModelState, config: Config, limit_s: float) 
     try:
         first_s, total_s, tokens = ask(found, model.model, limit_s, _tokens(model.engine.device))
     except GatewayError as error:
+        if error.status == 401 and not found.key:
+            yield Finding("note", f"speed of {model.model}", _NO_KEY)
+            return
         level: Level = "note" if error.status in _LIMITED else "bad"
         yield Finding(level, f"speed of {model.model}", error.message, "", f"{model.model}: {error.message}")
         return

@@ -71,8 +71,12 @@ async def check(client: HttpClient, server: UpstreamTarget, limit_s: float) -> t
 
 def _verdict(server: UpstreamTarget, status: int, body: bytes) -> tuple[str, Level]:
     if status in (401, 403):
-        key = "another `api_key`" if server.api_key else "`api_key`"
-        return f"refuses the key (HTTP {status}). Set {key} in the model's table", "doubtful"
+        step = (
+            "another key in the table of this server or of the model"
+            if server.api_key
+            else "`api_key` in the model's table"
+        )
+        return f"refuses the key (HTTP {status}). Set {step}", "doubtful"
     if status >= 500:
         level: Level = "doubtful" if status == 501 else "broken"
         return f"answers with HTTP {status}. Look into the log of that server", level

@@ -106,7 +106,9 @@ def uncounted(error: UpstreamFailed) -> UpstreamRefused:
 
 
 def loop(name: str, kind: type[UpstreamFailed] = UpstreamFailed) -> UpstreamFailed:
-    return kind(f"The server behind '{name}' sends requests back to this gateway. Correct the model's 'url'.")
+    error = kind(f"The server behind '{name}' sends requests back to this gateway. Correct the model's 'url'.")
+    error.is_loop = True
+    return error
 
 
 def unreachable(name: str) -> UpstreamFailed:

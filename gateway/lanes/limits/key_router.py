@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Any
 
+from gateway.config.limits import limits_table
 from gateway.config.value import nearest
 from gateway.errors import LONGEST_QUOTE, ModelNotFound, quote
 from gateway.lanes.router import Router
@@ -40,5 +41,6 @@ class KeyRouter(Router):
         names = [name for name, model in self._names.items() if model in own]
         hint = nearest(wanted, names) if len(wanted) <= LONGEST_QUOTE else ""
         owner = f"the API key {quote(self._key)}" if self._key else "a client of this gateway"
-        may = f"{owner} may use {', '.join(own) or 'no model'} ('models' in [limits] of the gateway's config)"
+        where = f"'models' in {limits_table(self._key)} of the gateway's config"
+        may = f"{owner} may use {', '.join(own) or 'no model'} ({where})"
         return ModelNotFound(f"{what}{hint or ';'} {may if not hint else may[0].upper() + may[1:]}.", param="model")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from gateway.config.limits import limits_table
 from gateway.errors import LimitReached, quote
 from gateway.lanes.limits.counters import Limit, Quota, Refusal
 from gateway.lanes.limits.estimate import Need
 
 _BUSY_S = 1.0  # `Retry-After` if another request of the key must end first
-_WHERE: dict[Limit, str] = {
-    "requests": "'requests_per_minute' in [limits]",
-    "tokens": "'tokens_per_minute' in [limits]",
-    "concurrent": "'concurrent_requests' in [limits]",
+_NAMES: dict[Limit, str] = {
+    "requests": "requests_per_minute",
+    "tokens": "tokens_per_minute",
+    "concurrent": "concurrent_requests",
 }
 
 
@@ -25,7 +26,7 @@ def limit_reached(key: str, quota: Quota, refusal: Refusal, needs: Sequence[Need
 
 
 def _later(key: str, quota: Quota, refusal: Refusal, needs: Sequence[Need]) -> LimitReached:
-    where, wait_s = _WHERE[refusal.limit], refusal.wait_s
+    where, wait_s = f"'{_NAMES[refusal.limit]}' in {limits_table(key)}", refusal.wait_s
     step = f"Try again in {_seconds(wait_s or 0)}, or raise {where} of the gateway's config."
     match refusal.limit:
         case "concurrent":
@@ -45,8 +46,8 @@ def _never(key: str, quota: Quota, needs: Sequence[Need]) -> LimitReached:
     shorter = "a shorter prompt" if not answer else "a smaller token limit or a shorter prompt"
     error = LimitReached(
         f"This request needs {prompt + answer} tokens ({parts}), and {_owner(key, is_start=False)} may use "
-        f"{quota.tokens} per minute, so a retry never succeeds. Send {shorter}, or raise {_WHERE['tokens']} of the "
-        "gateway's config."
+        f"{quota.tokens} per minute, so a retry never succeeds. Send {shorter}, or raise '{_NAMES['tokens']}' in "
+        f"{limits_table(key)} of the gateway's config."
     )
     error.should_retry = False
     return error

@@ -72,7 +72,7 @@ def test_question_on_standard_input_prints_only_the_answer(chat: Callable[..., t
     [
         ([], KEY, r'There is no question\. Write it behind the command: npu-gateway chat "QUESTION"'),
         (["hi", "--model", "pariss"], KEY, r"The gateway has no model 'pariss'; did you mean 'paris'\?"),
-        (["hi"], "wrong", r"Incorrect API key provided\."),
+        (["hi"], "wrong", r"Incorrect API key provided\. Give the key with --api-key\."),
         (["hi", "--model", "broken"], KEY, r"broken could not be loaded: The file is damaged\. Try again in \d+ s\."),
     ],
 )

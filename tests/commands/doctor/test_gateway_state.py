@@ -155,7 +155,7 @@ def test_key_at_its_limit_is_a_note() -> None:
     rate, concurrent = limit_findings([below, at])
     assert rate.detail == (
         "the API key ben is at its limit of 60 (requests_per_minute): more gets 429; wait, or raise "
-        "requests_per_minute in [limits]"
+        "requests_per_minute in [limits.keys.ben]"
     )
     assert "limit of 4 (concurrent_requests)" in concurrent.detail
 

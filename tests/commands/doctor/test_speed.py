@@ -12,7 +12,7 @@ from gateway.commands.doctor.gateway_state import read_state
 from gateway.commands.doctor.speed import Speed, ask, chosen, of_engine, of_gateway, speed_findings
 from gateway.commands.doctor.verdict import verdict
 from gateway.commands.running.find import Found
-from gateway.config.tables import Config, LimitsConfig, LocalModel, ScriptedModel
+from gateway.config.tables import Config, LimitsConfig, LocalModel, ScriptedModel, ServerConfig
 from gateway.errors import GatewayError
 from tests.support.processes import free_port
 from tests.support.server import config_of, scripted, serving
@@ -84,6 +84,16 @@ def test_model_that_does_not_answer_in_time_is_explained(tiny: Path, monkeypatch
     model = LocalModel(path=str(tiny), provider="cpu")
     [found] = of_engine("m", Config(models={"m": model}, models_dir=tiny.parent), 0.01)
     assert (found.level, found.cause) == ("bad", "load") and "did not load and answer within" in found.detail
+
+
+def test_gateway_whose_key_is_not_known_is_not_measured() -> None:
+    config = config_of({"m": scripted("word")}, ServerConfig(api_keys={"laptop": "k" * 32}))
+    with serving(config) as server:
+        found = Found(url=server.url)
+        state = read_state(found)
+        assert state is not None
+        [finding] = of_gateway(found, state.models[0], config, 60.0)
+    assert (finding.level, finding.because) == ("note", "") and "--api-key KEY" in finding.detail
 
 
 @pytest.mark.parametrize("limits", [LimitsConfig(models=()), LimitsConfig(tokens_per_minute=1)])

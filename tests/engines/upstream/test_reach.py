@@ -73,6 +73,15 @@ def test_answer_is_explained(status: str, body: str, problem: str) -> None:
     asyncio.run(run())
 
 
+def test_other_key_can_be_the_one_of_the_server_or_of_the_model() -> None:
+    async def run() -> None:
+        async with server("401 Unauthorized", "") as (url, _):
+            problem = await reach(model("x", url, api_key="k-1"), limit_s=60)
+            assert problem.endswith("Set another key in the table of this server or of the model")
+
+    asyncio.run(run())
+
+
 def test_other_name_on_the_server_is_compared() -> None:
     async def run() -> None:
         async with server("200 OK", MODELS) as (url, _):

@@ -23,7 +23,7 @@ async def test_models_that_the_key_may_not_use_do_not_exist() -> None:
         for name in ("big", "gpt", "GPT:latest", "gpt:background", "nothing", ""):
             with pytest.raises(ModelNotFound) as caught:
                 view.lookup(name)
-            assert "he API key 'laptop' may use small ('models' in [limits] of the gateway's" in caught.value.message
+            assert "he API key 'laptop' may use small ('models' in [limits.keys.laptop] of" in caught.value.message
             assert "big" not in caught.value.message.replace(f"'{name}'", "")
             assert caught.value.requested == name
         assert router.lookup("gpt").model == "big"

@@ -103,19 +103,19 @@ def test_many_prompts_are_one_request_with_the_tokens_of_all() -> None:
             {"requests_per_minute": 1},
             60.0,
             "The API key 'laptop' is at its limit of 1 request per minute. Try again in 60 s, or raise "
-            "'requests_per_minute' in [limits] of the gateway's config.",
+            "'requests_per_minute' in [limits.keys.laptop] of the gateway's config.",
         ),
         (
             {"tokens_per_minute": 150},
             28.0,
             "The API key 'laptop' is at its limit of 150 tokens per minute: this request needs 110. "
-            "Try again in 28 s, or raise 'tokens_per_minute' in [limits] of the gateway's config.",
+            "Try again in 28 s, or raise 'tokens_per_minute' in [limits.keys.laptop] of the gateway's config.",
         ),
         (
             {"concurrent_requests": 1},
             1.0,
             "The API key 'laptop' is at its limit of 1 request in progress. Try again when one has ended, or "
-            "raise 'concurrent_requests' in [limits] of the gateway's config.",
+            "raise 'concurrent_requests' in [limits.keys.laptop] of the gateway's config.",
         ),
     ],
 )

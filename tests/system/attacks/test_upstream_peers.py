@@ -113,6 +113,18 @@ def test_circle_of_two_gateways_with_fallback_ends_and_the_fallback_answers() ->
             assert json.loads(content)["choices"][0]["message"]["content"] == "fallback"
 
 
+def test_target_that_is_this_gateway_does_not_answer_with_the_fallback() -> None:
+    with hostile() as circle, hostile() as good:
+        circle.answer = good.answer = stream(chunk(content="good"), chunk("stop"))  # also at the start
+        targets = tuple(f"http://127.0.0.1:{server.port}/v1" for server in (circle, good))
+        models = {"m": UpstreamModel(targets=targets, fallback="s"), "s": scripted("fallback")}
+        with serving(config_of(models)) as gateway:
+            leads_to(circle, gateway)
+            for _ in range(2):
+                status, content = post(gateway, "/v1/chat/completions", CHAT)
+                assert status == 200 and json.loads(content)["choices"][0]["message"]["content"] == "good"
+
+
 def test_model_that_is_another_model_of_the_same_gateway_answers() -> None:
     """Not a loop: it passes each model once."""
     with hostile() as server:
