@@ -42,6 +42,7 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         self.left = HEAD_BYTES
         self._is_tls = is_tls
         self._transport: Any = None
+        self._tcp: Any = None  # the same, or below TLS, where all that is not sent waits
         self._loop = asyncio.get_running_loop()
         self._unread = bytearray()
         self._line = b""  # the end of what httpcore has of a head
@@ -60,6 +61,7 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
+        self._tcp = self._tcp or transport
 
     def data_received(self, data: bytes) -> None:
         if self._rests:  # no request is there that could have this answer
@@ -71,6 +73,7 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
             self._is_paused = True
             self._transport.pause_reading()
         _wake(self._reader)
+        _wake(self._writer)
 
     def eof_received(self) -> bool:
         self._is_over = True
@@ -118,7 +121,8 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
     def rest(self, framing: Framing) -> bool:
         """Wait for the next request, after an answer whose end was read. False: the connection has to be closed."""
         is_old = self._loop.time() - self._made_at > _OLD_S
-        if not framing.can_follow or self._unread or self._is_over or self._is_paused or is_old:
+        is_unread = any(each.get_write_buffer_size() for each in (self._transport, self._tcp))  # the request
+        if not framing.can_follow or self._unread or self._is_over or self._is_paused or is_old or is_unread:
             return False
         self._rests = self._has_ended = self._waits_again = True
         self.left = HEAD_BYTES
@@ -201,8 +205,8 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         if self._is_over and self._transport.is_closing():
             raise httpcore.WriteError("the connection is closed") from self._error
         self._transport.write(buffer)
-        while self._writer is not None and not self._transport.is_closing():
-            await self._writer
+        while self._writer is not None and not self._writer.done() and not self._transport.is_closing():
+            await self._writer  # not longer than to an answer: the server may not read what it refuses
 
     async def aclose(self) -> None:
         if self._timer is not None:
@@ -217,6 +221,7 @@ class Stream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> httpcore.AsyncNetworkStream:
         stream = Stream(is_tls=True)
+        stream._tcp = self._tcp
         try:
             if self._unread:  # not from the server that TLS will name
                 raise httpcore.ConnectError("bytes before TLS")

@@ -137,6 +137,30 @@ async def test_tls_through_a_proxy(monkeypatch: pytest.MonkeyPatch, early: bytes
                 await posted("https://elsewhere.example")
 
 
+@pytest.mark.parametrize("tls", [False, True])
+async def test_answer_to_a_body_that_the_server_does_not_read(tls: bool) -> None:
+    """No part of the body that is left reaches the server later: the connection is not used again."""
+    requests = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        requests += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(ANSWER)
+        await asyncio.Event().wait()
+
+    async with served(serve, tls=tls) as port:
+        client = HttpClient(urlsplit(f"http{'s' * tls}://localhost:{port}"), "")
+        await client.open()
+        async with asyncio.timeout(60):
+            for _ in range(2):
+                async with client.post("/x", bytes(24_000_000)) as response:  # more than the system takes
+                    body = Body(response, 1000)
+                    assert [await body.next(), await body.next()] == [b"hello", b""]
+        await client.aclose()
+    assert requests == 2
+
+
 async def test_reader_that_stops_stops_the_server() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
