@@ -18,6 +18,13 @@ from gateway.state.database import Database, Execute
 
 _PREFIX = "npu-"  # programs that search for leaked keys find it
 
+# SQLite takes any value in any column, and other programs can write to the file.
+_KEYS = """
+SELECT CAST(name AS TEXT), CAST(hash AS TEXT), CAST(coalesce(limits, '') AS TEXT),
+    CAST(coalesce(created, 0) AS BIGINT) AS made, CAST(revoked AS BIGINT)
+FROM npu_keys WHERE name IS NOT NULL AND hash IS NOT NULL ORDER BY made, name
+"""
+
 _json = msgspec.json.Encoder()
 
 
@@ -69,8 +76,16 @@ def revoke_key(database: Database, name: str) -> bool:
 
 def list_keys(database: Database) -> list[KeyInfo]:
     """In the order in which they were made, with those that are revoked. Raises StateError."""
-    rows = database.read("SELECT name, hash, limits, created, revoked FROM npu_keys ORDER BY created, name")
+    rows = database.read(_KEYS)
     return [
-        KeyInfo(name=name, hash=hash, limits=msgspec.json.decode(limits), created=created, revoked=revoked)
+        KeyInfo(name=name, hash=hash, limits=_limits(limits), created=created, revoked=revoked)
         for name, hash, limits, created, revoked in rows
     ]
+
+
+def _limits(text: str) -> dict[str, Any]:
+    """Of a text that is damaged, a limit that no version has: its key may use nothing, and the others count."""
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        return {"damaged": True}

@@ -8,6 +8,7 @@ killed expire. The clock is that of the database.
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from gateway.state.database import Execute, StateError
 
 _VALID_S = 60  # of the requests in progress of one gateway, after its last write
 _BEAT_S = 20.0  # between its writes while requests run
+_LONGEST_MIN = 24 * 60  # of what a key has used
 
 
 class _Key(Struct, kw_only=True, eq=False):
@@ -150,16 +152,28 @@ class SharedCounters(Counters):
 
 
 def _locked(execute: Execute, now: str, key: str, gateway: str, quota: Quota) -> Levels:
-    """What the key has used; `running`: of the other gateways. They wait for the end of this transaction."""
+    """What the key has used; `running`: of the other gateways. They wait for the end of this transaction.
+
+    SQLite takes any value in any column, and other programs can write to the file.
+    """
+    used, used_tokens, at = (f"CAST(coalesce({each}, 0) AS DOUBLE PRECISION)" for each in ("requests", "tokens", "at"))
     begin = f"""
     INSERT INTO npu_limits (key, requests, tokens, at) VALUES (?, 0, 0, {now})
-    ON CONFLICT (key) DO UPDATE SET key = excluded.key RETURNING requests, tokens, {now} - at
+    ON CONFLICT (key) DO UPDATE SET key = excluded.key RETURNING {used}, {used_tokens}, {now} - {at}
     """
     [[requests, tokens, seconds]] = execute(begin, (key,))
-    execute(f"DELETE FROM npu_running WHERE key = ? AND at < {now} - {_VALID_S}", (key,))
+    requests, tokens = _plausible(requests, quota.requests), _plausible(tokens, quota.tokens)
+    # one from the future: the clock was set back, and a gateway that still runs writes its number again
+    expired = f"(at IS NULL OR at NOT BETWEEN {now} - {_VALID_S} AND {now} + {_VALID_S})"
+    execute(f"DELETE FROM npu_running WHERE key = ? AND {expired}", (key,))
     others = "SELECT CAST(coalesce(sum(running), 0) AS BIGINT) FROM npu_running WHERE key = ? AND gateway <> ?"
     [[running]] = execute(others, (key, gateway))
     return after(Levels(requests=requests, tokens=tokens, running=running), quota, seconds)
+
+
+def _plausible(used: float, limit: int | None) -> float:
+    """At most what a day gives back; 0 for no number."""
+    return min(used, _LONGEST_MIN * limit) if limit is not None and 0 <= used < math.inf else 0.0
 
 
 def _save(execute: Execute, now: str, key: str, gateway: str, levels: Levels) -> None:

@@ -22,6 +22,7 @@ _ROWS = """
 SELECT CAST(hour AS BIGINT), CAST(model AS TEXT), CAST(key AS TEXT), CAST(name AS TEXT), CAST(number AS BIGINT)
 FROM npu_usage WHERE hour >= ?
 """  # SQLite takes any value in any column, and other programs can write to the file
+_DAYS = "SELECT CAST(day AS BIGINT) FROM npu_days WHERE day IS NOT NULL"
 _NOTE_DAY = """
 INSERT INTO npu_days (day, written) VALUES (?, (SELECT coalesce(max(written), 0) + 1 FROM npu_days))
 ON CONFLICT (day) DO UPDATE SET written = excluded.written
@@ -47,7 +48,7 @@ class UsageStore:
         def write(execute: Execute) -> None:
             rows = sorted((*cell, name, number) for cell, counts in cells.items() for name, number in counts.items())
             insert(execute, _ADD, rows)  # sorted: two gateways lock the rows in the same order
-            known = set(column(execute("SELECT day FROM npu_days", ())))
+            known = set(column(execute(_DAYS, ())))
             days = sorted({cell.hour // _DAY for cell in cells})
             for day in days:
                 execute(_NOTE_DAY, (day,))
@@ -65,7 +66,7 @@ class UsageStore:
 
     def _trim(self, execute: Execute) -> None:
         """Remove the days above `days`, and half of the others if there are too many rows."""
-        days = list(column(execute("SELECT day FROM npu_days ORDER BY written DESC", ())))
+        days = list(column(execute(f"{_DAYS} ORDER BY written DESC", ())))
         [[rows]] = execute("SELECT count(*) FROM npu_usage", ())
         kept = min(self.days, len(days) // 2) if rows > self._max_rows else self.days
         for day in islice(days, kept, None):

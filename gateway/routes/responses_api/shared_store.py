@@ -27,6 +27,7 @@ MAX_RESPONSE_BYTES = 32 * 2**20  # of one
 _MAX_READ_BYTES = 64 * 2**20  # for the references of one request
 _OLDEST = 64  # responses that are read at once, to find those above a limit
 _DAY_MS = 86_400_000
+_SIZE = "CAST(coalesce(size, 0) AS BIGINT)"
 _LEVEL = 1  # of zlib: 400 KB of a conversation in 5 ms
 
 _log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class SharedStore:
         if not wanted:
             return []
         sql = f"""
-        SELECT i.item, r.id, r.size FROM npu_items i JOIN npu_responses r ON r.id = i.response
+        SELECT i.item, r.id, {_SIZE} FROM npu_items i JOIN npu_responses r ON r.id = i.response
         WHERE i.item IN ({marks(wanted)}) AND r.stored > ? ORDER BY r.stored
         """
         latest = {item: (id, size) for item, id, size in database.read(sql, [*wanted, self._oldest()])}
@@ -128,7 +129,7 @@ class SharedStore:
         for packed in column(database.read(sql, [*ids, self._oldest()])):
             try:
                 body = _decoder.decode(zlib.decompress(packed))
-            except (zlib.error, msgspec.MsgspecError) as error:
+            except (zlib.error, msgspec.MsgspecError, TypeError) as error:  # SQLite takes any value in any column
                 _log.warning("a stored response cannot be read and counts as deleted: %s", error)
                 continue
             yield Stored(body.response, tuple(map(ConversationItem, body.items)), 0)
@@ -146,11 +147,12 @@ class SharedStore:
         """
         _delete(execute, [*column(execute("SELECT id FROM npu_responses WHERE stored <= ?", (self._oldest(),)))])
         own = "FROM npu_responses WHERE owner = ?"
-        sums = f"SELECT count(*), CAST(coalesce(sum(size), 0) AS BIGINT) {own}"
+        sums = f"SELECT count(*), CAST(coalesce(sum({_SIZE}), 0) AS BIGINT) {own}"
         [[number, used]] = execute(sums, (_digest(owner),))
         while number > MAX_RESPONSES or used > MAX_BYTES:
             excess = []
-            for id, size in execute(f"SELECT id, size {own} ORDER BY stored, id LIMIT {_OLDEST}", (_digest(owner),)):
+            oldest = f"SELECT id, {_SIZE} {own} ORDER BY stored, id LIMIT {_OLDEST}"
+            for id, size in execute(oldest, (_digest(owner),)):
                 if number > MAX_RESPONSES or used > MAX_BYTES:
                     excess.append(id)
                     number, used = number - 1, used - size

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.lanes.limits.counters import Quota, Refusal
+from gateway.lanes.limits.counters import Levels, Quota, Refusal
 from gateway.lanes.limits.shared import SharedCounters
 from gateway.state.access import Access
 from gateway.state.sqlite import SqliteDatabase
@@ -117,6 +117,32 @@ async def test_requests_of_a_killed_gateway_expire(tmp_path: Path, pair: Pair) -
     assert running(tmp_path / "state.sqlite") == 1
     killed._beat.cancel()  # type: ignore[union-attr]
     await killed._access.aclose()
+
+
+async def test_requests_from_the_future_expire(tmp_path: Path, pair: Pair) -> None:
+    """The clock was wrong when a gateway wrote them, and the gateway was killed."""
+    assert [await each.take("k", QUOTA, 0) for each in pair] == [None] * 2
+    with closing(sqlite3.connect(tmp_path / "state.sqlite")) as connection, connection:
+        connection.execute("INSERT INTO npu_running VALUES ('k', 'killed', 3, 1000 + 86400)")
+    assert await pair[0].take("k", QUOTA, 0) is None
+    assert await pair[1].take("k", QUOTA, 0) == Refusal("concurrent", None)  # the two that run still count
+
+
+@pytest.mark.parametrize("value", ["'abc'", "x'ff'", "NULL", "9e999", "-9e999", "1e308"])
+async def test_damaged_values_are_replaced(tmp_path: Path, pair: Pair, value: str) -> None:
+    """SQLite takes any value in any column."""
+    file, quota = tmp_path / "state.sqlite", Quota(requests=60, tokens=600, concurrent=1)
+    assert await pair[0].take("k", quota, 100) is None
+    pair[0].give_back("k", quota)
+    await written(pair[0])
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute(f"UPDATE npu_limits SET requests = {value}, tokens = {value}, at = {value}")
+        connection.execute(f"INSERT INTO npu_running VALUES ('k', 'other', {value}, {value})")
+    refusal = await pair[0].take("k", quota, 100)
+    if refusal is None:
+        assert pair[0].levels("k", quota) == Levels(requests=1, tokens=100, running=1)
+    else:
+        assert value == "1e308" and refusal.wait_s is not None and refusal.wait_s <= 86400
 
 
 async def test_requests_of_a_stopped_gateway_are_not_in_progress(tmp_path: Path, pair: Pair) -> None:

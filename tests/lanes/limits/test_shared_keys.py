@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -120,3 +122,14 @@ async def test_limits_of_a_newer_version_let_no_model_through(gateway: Gateway) 
     anna = gateway.add("anna", images_per_minute=5)
     assert await gateway.name(anna) == "anna"
     assert gateway.limits == [{"anna": KeyLimits(models=())}]
+
+
+@pytest.mark.parametrize("limits", ["'{'", "'[]'", "NULL", "x'ff'", "3"])
+async def test_key_with_damaged_limits_uses_no_model_and_the_others_count(gateway: Gateway, limits: str) -> None:
+    anna, ben, carl = (gateway.add(name) for name in ("anna", "ben", "carl"))
+    with closing(sqlite3.connect(gateway.file)) as connection, connection:
+        connection.execute(f"UPDATE npu_keys SET limits = {limits}, created = 'x' WHERE name = 'anna'")
+        connection.execute("INSERT INTO npu_keys VALUES (NULL, NULL, NULL, NULL, NULL)")
+    revoke_key(gateway.database, "carl")
+    assert [await gateway.name(key) for key in (anna, ben, carl)] == ["anna", "ben", None]
+    assert gateway.limits == [{"anna": KeyLimits(models=()), "ben": KeyLimits()}]

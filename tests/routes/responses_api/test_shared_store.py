@@ -111,11 +111,25 @@ def test_item_of_several_responses_is_found_until_the_last_is_deleted(kept: Kept
     assert kept.item("item_1") is None and kept.count("npu_items") == 0
 
 
-def test_damaged_row_counts_as_deleted(kept: Kept, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("body", ["x'00'", "'text'", "NULL", "1.5"])
+def test_damaged_row_counts_as_deleted(kept: Kept, body: str, caplog: pytest.LogCaptureFixture) -> None:
     kept.put("resp_a")
     kept.put("resp_b")
     with closing(sqlite3.connect(kept.file)) as connection, connection:
         connection.execute(
-            "UPDATE npu_responses SET body = x'00' WHERE stored = (SELECT min(stored) FROM npu_responses)"
+            f"UPDATE npu_responses SET body = {body} WHERE stored = (SELECT min(stored) FROM npu_responses)"
         )
     assert kept.has("resp_a", "resp_b") == [False, True] and "cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("size", ["'text'", "x'ff'", "NULL"])
+def test_damaged_size_stops_no_response_from_being_stored(
+    kept: Kept, size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_store, "MAX_RESPONSES", 1)
+    kept.put("resp_a", "item_1")
+    with closing(sqlite3.connect(kept.file)) as connection, connection:
+        connection.execute(f"UPDATE npu_responses SET size = {size}")
+    assert kept.item("item_1") == "of resp_a"
+    kept.put("resp_b")
+    assert kept.has("resp_a", "resp_b") == [False, True]
