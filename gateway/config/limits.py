@@ -46,7 +46,7 @@ def limit_mistakes(config: LimitsConfig, keys: Mapping[str, str]) -> Iterator[tu
 
 def limit_lines(config: Config) -> Iterator[str]:
     """The limits for a person: one line for all keys, and one for each key with other limits."""
-    owner = "each API key" if config.server.api_keys else "all requests together"
+    owner = "each API key" if config.server.api_keys or config.state.keys else "all requests together"
     if text := _in_words(limits_of(config.limits, "")):
         yield f"{owner}: {text}"
     for key in config.limits.keys:

@@ -80,6 +80,12 @@ def test_limits_are_shown_in_words_with_a_warning_of_those_that_refuse_every_req
     ]
 
 
+def test_limits_are_for_each_key_of_the_database(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("[state]\nkeys = true\n[limits]\nrequests_per_minute = 60\n" + MODEL, encoding="utf-8")
+    assert list(limit_lines(load_config(file, {}))) == ["each API key: 60 requests per minute"]
+
+
 def test_gateway_without_limits_says_nothing_of_them(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(KEYS + MODEL, encoding="utf-8")

@@ -77,7 +77,7 @@ def find_gateway(arguments: argparse.Namespace, config: Config | None = None) ->
     """
     from gateway.config.tables import ServerConfig
 
-    server = config.server if config else _server(arguments) or ServerConfig()
+    server = config.server if config else _server(arguments) or ServerConfig(port=_port_of_file())
     key = getattr(arguments, "api_key", None)
     if url := getattr(arguments, "url", None):
         found = _named(url, server)
@@ -96,6 +96,16 @@ def _server(arguments: argparse.Namespace) -> ServerConfig | None:
         if arguments.config:
             raise
         return None  # a mistake made while the gateway runs must not prevent that it is stopped
+
+
+def _port_of_file() -> int:
+    """The port of the gateway that runs with the file that is read here; without one the default."""
+    from gateway.config.find import find_config
+    from gateway.config.tables import ServerConfig
+
+    file = find_config()[0].resolve()
+    ports = (run.port for run in running_gateways() if run.config_file and Path(run.config_file).resolve() == file)
+    return next(ports, ServerConfig().port)
 
 
 def _named(text: str, server: ServerConfig) -> Found:

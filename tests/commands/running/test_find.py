@@ -73,6 +73,14 @@ def test_choice_between_several_gateways_is_left_to_the_user() -> None:
     )
 
 
+@pytest.mark.parametrize("mistake", ["[server]\nprot = 1\n", "[serve"])
+def test_gateway_whose_file_has_a_mistake_now_is_found_by_the_file(here: Path, mistake: str) -> None:
+    file = here / "config.toml"
+    file.write_text(f"{SCRIPTED}{mistake}", encoding="utf-8")
+    with gateways(8400), gateways(8401, config_file=file):
+        assert find().url == "http://127.0.0.1:8401"
+
+
 def test_port_names_a_running_gateway() -> None:
     with gateways(8400, 8401):
         assert find(port=8401).url == "http://127.0.0.1:8401"
