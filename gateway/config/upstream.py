@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +16,7 @@ from gateway.config.tables import Config, ModelConfig, UpstreamModel, UpstreamTa
 from gateway.config.value import quoted
 from gateway.errors import ConfigError
 
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 _KEY_FIELDS = ("api_key", "api_key_env", "api_key_file")
 _Server = TypeVar("_Server", UpstreamModel, UpstreamTarget)
 
@@ -46,6 +48,8 @@ def missing_key(server: UpstreamTarget) -> str:
     if server.api_key:
         return ""
     if server.api_key_env:
+        if not _VARIABLE.fullmatch(server.api_key_env):  # it can be the key itself
+            return "api_key_env: the environment variable that it names is not set; a key itself belongs in api_key"
         return f"api_key_env: the environment variable {server.api_key_env!r} is not set; set it for the gateway"
     if server.api_key_file:
         return f"api_key_file: {server.api_key_file} cannot be read, or has no text; write the key into it"

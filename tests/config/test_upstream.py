@@ -56,6 +56,12 @@ def test_key_is_read_from_a_file_beside_the_configuration(tmp_path: Path) -> Non
     assert load_config(file, {}).models != before, "a reload sees the new key"
 
 
+def test_key_in_place_of_the_name_of_its_variable_is_not_shown(tmp_path: Path) -> None:
+    key = "sk_key_of_the_rack"
+    [server] = servers(written(tmp_path, f'url = "http://a/v1"\napi_key_env = "{key}"'))
+    assert "belongs in api_key" in missing_key(server) and key not in missing_key(server)
+
+
 @pytest.mark.parametrize("key", ['api_key_env = "RACK"', 'api_key_file = "none"', 'api_key_file = "."'])
 def test_key_that_is_not_there_stops_only_the_engine(tmp_path: Path, key: str) -> None:
     """`npu-gateway ps` may run where the variable of the service is not set."""
