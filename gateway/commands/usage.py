@@ -1,4 +1,4 @@
-"""`npu-gateway usage`: requests and tokens of the last days, from the file that the gateways of this user write."""
+"""`npu-gateway usage`: requests and tokens of the last days, from the database that the gateways of this user write."""
 
 from __future__ import annotations
 
