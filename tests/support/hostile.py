@@ -34,11 +34,17 @@ class Hostile:
     def __init__(self) -> None:
         self.answer: bytes | Behave = b""
         self.requests: list[bytes] = []
-        self.open = 0
         self.port = 0
+        self._tasks: set[asyncio.Task[Any] | None] = set()  # asyncio keeps none whose connection is lost
+
+    @property
+    def open(self) -> int:
+        """The number of connections that are being answered."""
+        return len(self._tasks)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.open += 1
+        task = asyncio.current_task()
+        self._tasks.add(task)
         try:
             self.requests.append(await read_request(reader))
             if callable(self.answer):
@@ -50,7 +56,7 @@ class Hostile:
             pass
         finally:
             writer.close()
-            self.open -= 1
+            self._tasks.discard(task)
 
 
 async def read_request(reader: asyncio.StreamReader) -> bytes:

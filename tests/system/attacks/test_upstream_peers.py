@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -75,11 +76,11 @@ def relay(gateway: Running) -> Behave:
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter, server: Hostile) -> None:
         reader, other = await asyncio.open_connection("127.0.0.1", gateway.port)
-        other.write(server.requests[-1])
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-        other.close()
+        with closing(other):
+            other.write(server.requests[-1].replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n", 1))
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
 
     return answer  # type: ignore[return-value]
 

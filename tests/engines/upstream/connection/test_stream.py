@@ -36,9 +36,11 @@ async def served(serve: Serve, *, tls: bool = False) -> AsyncIterator[int]:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(LOCALHOST)
     connected: list[asyncio.StreamWriter] = []
+    tasks: list[asyncio.Task[None] | None] = []  # asyncio keeps none whose connection is lost
 
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connected.append(writer)
+        tasks.append(asyncio.current_task())
         with suppress(ConnectionError):
             await serve(reader, writer)
 
@@ -46,6 +48,10 @@ async def served(serve: Serve, *, tls: bool = False) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
         for writer in connected:
             writer.transport.abort()
+        for task in tasks:
+            assert task is not None
+            task.cancel()
+        await asyncio.gather(*filter(None, tasks), return_exceptions=True)
 
 
 def answering(answer: bytes) -> Serve:
