@@ -31,7 +31,7 @@ def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return {name: str(tmp_path / "data") for name in ("XDG_DATA_HOME", "LOCALAPPDATA")}
 
 
-@pytest.mark.skipif("sys.platform == 'darwin'")
+@pytest.mark.skipif("sys.platform == 'darwin'", reason="no variable moves the data folder of macOS")
 def test_find_config_prefers_option_then_variable_then_folder_then_user(
     environ: dict[str, str], tmp_path: Path
 ) -> None:

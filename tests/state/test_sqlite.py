@@ -6,44 +6,17 @@ import logging
 import os
 import shutil
 import sqlite3
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
-from gateway.monitoring.usage.counts import Cell, Counts
 from gateway.monitoring.usage.store import UsageStore
 from gateway.state.database import StateError
 from gateway.state.sqlite import SqliteDatabase
 from tests.support.small_disk import small_disk
-
-DAY = 24
-NOW = 500_000
-
-
-def one(hour: int = NOW, model: str = "m", key: str = "k", **numbers: int) -> dict[Cell, Counts]:
-    return {Cell(hour, model, key): Counter(numbers or {"requests": 1})}
-
-
-def store(folder: Path, days: int = 30, **options: int) -> UsageStore:
-    return UsageStore(SqliteDatabase(folder / "state.sqlite", busy_s=0.05), days, **options)
-
-
-def path_of(kept: UsageStore) -> Path:
-    return Path(kept.database.label)
-
-
-def fill(kept: UsageStore, days: int, *, per_day: int = 1) -> None:
-    """Numbers of many days, in order."""
-    for day in range(days):
-        hour = NOW + day * DAY
-        kept.add({Cell(hour, f"model-{index}", "k"): Counter(requests=1) for index in range(per_day)})
-
-
-def total(kept: UsageStore) -> int:
-    return sum(counts["requests"] for counts in kept.rows(0).values())
+from tests.support.usage_store import DAY, NOW, fill, one, path_of, store, total
 
 
 def test_gateways_that_begin_a_file_at_once_lose_nothing(tmp_path: Path) -> None:
@@ -204,7 +177,7 @@ def test_garbage_next_to_the_file_costs_nothing(tmp_path: Path, name: str) -> No
     assert total(kept) == 2
 
 
-@pytest.mark.skipif("sys.platform == 'win32'")
+@pytest.mark.skipif("sys.platform == 'win32'", reason="Windows has no named pipe in a folder")
 def test_pipe_with_the_name_of_the_file_is_an_error(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "state.sqlite")
     with pytest.raises(StateError):

@@ -78,7 +78,7 @@ async def _all_of(queue: asyncio.Queue[Any]) -> Messages:
 
 
 class Held(Generic[T]):
-    """A context that is entered and left in a task of its own: Ray makes and deletes a replica in two others."""
+    """A context that one task enters and leaves. Ray makes and deletes a replica in two different tasks."""
 
     def __init__(self, context: AbstractAsyncContextManager[T]) -> None:
         self._context = context

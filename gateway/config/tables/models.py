@@ -93,7 +93,7 @@ class GenieModel(BundleModel, frozen=True, forbid_unknown_fields=True, kw_only=T
 class UpstreamTarget(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One of several servers that have the same model. A text in the list is the `url` alone.
 
-    Without a key of its own, a server gets the key of the model's table.
+    A server for which no key is set gets the key of the model's table.
     """
 
     url: str = ""  # its address: "http://10.0.0.1:8000/v1"

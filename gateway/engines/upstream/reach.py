@@ -32,7 +32,7 @@ class _Models(Struct):
 
 
 async def reach(server: UpstreamTarget, limit_s: float = 3.0) -> str:
-    """Ask with a connection of its own. Returns what is wrong, with the next step; "" if the server answers.
+    """Ask on a new connection. Returns what is wrong, with the next step; "" if the server answers.
 
     Args:
         server: with the model's name there.

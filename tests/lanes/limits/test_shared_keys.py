@@ -15,6 +15,7 @@ from gateway.lanes.limits.shared_keys import SharedKeys
 from gateway.state.access import Access
 from gateway.state.keys import add_key, revoke_key
 from gateway.state.sqlite import SqliteDatabase
+from tests.support.lost_file import put_back, take_away
 from tests.support.manual_clock import ManualClock
 from tests.support.postgres import patient
 
@@ -38,12 +39,10 @@ class Gateway:
         return self.keys.name_of(key)
 
     def fail(self) -> None:
-        self.file.rename(self.file.with_name("kept"))
-        self.file.mkdir()
+        take_away(self.file)
 
     def work(self) -> None:
-        self.file.rmdir()
-        self.file.with_name("kept").rename(self.file)
+        put_back(self.file)
 
 
 @pytest.fixture(autouse=True)

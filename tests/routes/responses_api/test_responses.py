@@ -14,6 +14,7 @@ from gateway.routes.responses_api.wire import InputItem, ResponsesRequest
 from gateway.state.access import Access
 from gateway.state.sqlite import SqliteDatabase
 from tests.routes.responses_api.test_store import item, response_with_id
+from tests.support.lost_file import put_back, take_away
 from tests.support.manual_clock import ManualClock
 from tests.support.postgres import patient
 
@@ -36,12 +37,10 @@ class Two:
         self.a, self.b = map(Responses, self.accesses)
 
     def fail(self) -> None:
-        self.file.rename(self.file.with_name("kept"))
-        self.file.mkdir()
+        take_away(self.file)
 
     def work(self) -> None:
-        self.file.rmdir()
-        self.file.with_name("kept").rename(self.file)
+        put_back(self.file)
         self.clock.now += 60
 
     async def aclose(self) -> None:

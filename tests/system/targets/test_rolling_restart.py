@@ -22,7 +22,7 @@ PATH = "/v1/chat/completions"
 
 
 class Restarted:
-    """A gateway on a port of its own, in a thread, which `restart` ends with SIGTERM and starts again."""
+    """A gateway in a thread. `restart` ends it with SIGTERM and starts it again on the same port."""
 
     def __init__(self) -> None:
         self.port = 0

@@ -1,4 +1,4 @@
-"""Whether a target gets requests: a small circuit breaker with backoff. No task and no connection of its own.
+"""Whether a target gets requests: a small circuit breaker with backoff. It has no task and no connection.
 
     up --failed--> down --listed--> trial --answered--> up
                      ^                |
