@@ -24,7 +24,7 @@ from gateway.state.database import Database, Execute, column, insert, marks
 MAX_RESPONSES = 4096  # each limit is per API key
 MAX_BYTES = 256 * 2**20  # as JSON; the database has them compressed, in a fifth of that
 MAX_RESPONSE_BYTES = 32 * 2**20  # of one
-_MAX_READ_BYTES = 64 * 2**20  # for the references of one request
+_MAX_READ_BYTES = 64 * 2**20  # of one response, and for the references of one request
 _OLDEST = 64  # responses that are read at once, to find those above a limit
 _DAY_MS = 86_400_000
 _SIZE = "CAST(coalesce(size, 0) AS BIGINT)"
@@ -128,7 +128,7 @@ class SharedStore:
         sql = f"SELECT body FROM npu_responses WHERE id IN ({marks(ids)}) AND stored > ? ORDER BY stored"
         for packed in column(database.read(sql, [*ids, self._oldest()])):
             try:
-                body = _decoder.decode(zlib.decompress(packed))
+                body = _decoder.decode(_unpacked(packed))
             except (zlib.error, msgspec.MsgspecError, TypeError) as error:  # SQLite takes any value in any column
                 _log.warning("a stored response cannot be read and counts as deleted: %s", error)
                 continue
@@ -156,7 +156,18 @@ class SharedStore:
                 if number > MAX_RESPONSES or used > MAX_BYTES:
                     excess.append(id)
                     number, used = number - 1, used - size
+            if not excess:  # another gateway has deleted them since they were counted
+                return
             _delete(execute, excess)
+
+
+def _unpacked(packed: bytes) -> bytes:
+    """Raises zlib.error, and TypeError for no bytes. A few kilobytes can be packed gigabytes."""
+    unpacker = zlib.decompressobj()
+    body = unpacker.decompress(packed, _MAX_READ_BYTES + 1)
+    if not unpacker.eof:
+        raise zlib.error("it is incomplete or too large")
+    return body
 
 
 def _delete(execute: Execute, ids: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import zlib
 from contextlib import closing
 from pathlib import Path
 
@@ -120,6 +121,21 @@ def test_damaged_row_counts_as_deleted(kept: Kept, body: str, caplog: pytest.Log
             f"UPDATE npu_responses SET body = {body} WHERE stored = (SELECT min(stored) FROM npu_responses)"
         )
     assert kept.has("resp_a", "resp_b") == [False, True] and "cannot be read" in caplog.text
+
+
+def test_row_that_becomes_too_large_counts_as_deleted(
+    kept: Kept, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its JSON is right: spaces follow."""
+    monkeypatch.setattr(shared_store, "_MAX_READ_BYTES", 100_000)
+    kept.put("resp_a")
+    kept.put("resp_b")
+    with closing(sqlite3.connect(kept.file)) as connection, connection:
+        first = "stored = (SELECT min(stored) FROM npu_responses)"
+        [[packed]] = connection.execute(f"SELECT body FROM npu_responses WHERE {first}")
+        body = zlib.compress(zlib.decompress(packed).ljust(100_002))
+        connection.execute(f"UPDATE npu_responses SET body = ? WHERE {first}", (body,))
+    assert kept.has("resp_a", "resp_b") == [False, True] and "too large" in caplog.text
 
 
 @pytest.mark.parametrize("size", ["'text'", "x'ff'", "NULL"])
